@@ -1,0 +1,50 @@
+# Everything a newcomer needs: make demo, make test. All of it happens in .venv, from requirements.lock.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PY := .venv/bin/python
+DEMO_SECONDS ?=
+DEMO_PORT ?= 9808
+UV_VERSION := 0.13.8
+
+.PHONY: help demo test lint format bench lock servers clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# uv brings itself: it is in the lock file too, so that the sync keeps it.
+.venv/synced: requirements.lock pyproject.toml
+	@python3 -m venv .venv || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -q && apt-get install -y -q python3-venv && python3 -m venv .venv; } \
+	  || { echo "make: python3 -m venv failed; on Debian: sudo apt-get install python3-venv" >&2; exit 1; }
+	@$(PY) -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	.venv/bin/uv pip sync -q --require-hashes --python $(PY) requirements.lock
+	.venv/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; Ctrl-C (or DEMO_SECONDS=20) ends it
+	@exec .venv/bin/celery-exporter demo --port $(DEMO_PORT) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
+
+test: .venv/synced servers lint  ## everything, on real brokers
+	$(PY) -m pytest
+
+lint: .venv/synced  ## ruff and mypy --strict
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/synced  ## let ruff lay the code out
+	.venv/bin/ruff check --fix-only -q .
+	.venv/bin/ruff format .
+
+bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
+	$(PY) benchmarks/bench.py
+
+servers:  ## redis-server, rabbitmq-server, prometheus and alertmanager, for the tests
+	@tests/install-servers.sh
+
+lock:  ## newest versions that fit, pinned with their hashes
+	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	  --no-annotate --upgrade --extra demo --group dev -o requirements.lock pyproject.toml
+
+clean:  ## forget the virtual environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""I/O with one broker: events in, depths of queues, and what workers answer."""

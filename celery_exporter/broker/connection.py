@@ -1,0 +1,190 @@
+"""Settings → kombu connections. Everything that depends on the URL's scheme before a byte is sent.
+
+kombu builds every connection, so each URL, TLS and transport option that Celery takes works here alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import kombu
+from kombu.exceptions import KombuError
+from kombu.transport import TRANSPORT_ALIASES, get_transport_cls
+
+from celery_exporter.settings import Settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds to wait for a connection to be made, and for an answer on it. The event path has to be back
+#: within 10 s of the broker's return, through several attempts.
+CONNECT_TIMEOUT = 3.0
+ANSWER_TIMEOUT = 5.0
+#: Seconds; half of it is how often RabbitMQ and we send a heartbeat.
+AMQP_HEARTBEAT = 6
+#: TCP keepalive: the kernel notices a peer that is gone after 14 s, even inside a read.
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+
+_REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
+_TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
+_VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
+
+
+class BrokerError(Exception):
+    """The broker is gone, refuses or does not answer; the text is one line without secrets."""
+
+
+class UnusableURLError(Exception):
+    """The URL names a transport that does not exist or is not installed; the text is one line."""
+
+
+def masked(url: str) -> str:
+    """Return the URL without passwords and query, for logs and pages."""
+    return ";".join(map(_masked_part, url.split(";")))
+
+
+def _masked_part(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    place = place.partition("?")[0]
+    return f"{scheme}{separator}{user}{colon and ':***'}{at}{place}"
+
+
+def check(settings: Settings) -> None:
+    """Raise UnusableURLError unless the URL's transport exists and its package is installed."""
+    scheme = _scheme(settings.broker_url)
+    name = scheme.partition("+")[0]
+    if name not in TRANSPORT_ALIASES and not re.search(r"[.:]", scheme):
+        known = ", ".join(sorted(TRANSPORT_ALIASES))
+        raise UnusableURLError(f"--broker-url: unknown scheme {scheme!r}; kombu knows {known}")
+    try:
+        get_transport_cls(name)
+        connect(settings)
+    except (ImportError, AttributeError) as error:
+        raise UnusableURLError(
+            f"--broker-url: the package for {scheme}:// is missing ({error}); pip install 'celery[{name}]'"
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise UnusableURLError(
+            f"--broker-url: {masked(settings.broker_url)} cannot be used: {error}"
+        ) from None
+
+
+def connect(settings: Settings) -> kombu.Connection:
+    """Return a new connection that is not open yet."""
+    scheme = _scheme(settings.broker_url)
+    return kombu.Connection(
+        settings.broker_url,
+        ssl=_tls(scheme, settings.broker_ssl_options) or None,
+        connect_timeout=CONNECT_TIMEOUT,
+        heartbeat=AMQP_HEARTBEAT,
+        transport_options={**_defaults(scheme), **settings.broker_transport_options},
+    )
+
+
+def open_(connection: kombu.Connection) -> None:
+    """Open the connection, at the first of its URLs that answers; each is tried once.
+
+    Raises what kombu raises; see `translated`.
+    """
+    connection.ensure_connection(
+        max_retries=max(len(connection.alt) - 1, 0), interval_start=0, interval_step=0, interval_max=0
+    )
+
+
+@contextmanager
+def translated(connection: kombu.Connection) -> Iterator[None]:
+    """Turn whatever kombu, its driver or the system says of a broken broker into BrokerError."""
+    expected = (*connection.connection_errors, *connection.channel_errors, KombuError, OSError)
+    try:
+        yield
+    except expected as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BrokerError(_without_secrets(text, connection)) from error
+
+
+class Kept(Generic[T]):
+    """Something that needs an open connection: made when it is first used, dropped when a use fails.
+
+    `build` makes it, given the connection. For one thread.
+    """
+
+    def __init__(self, settings: Settings, build: Callable[[kombu.Connection], T]) -> None:
+        self._settings = settings
+        self._build = build
+        self._made: tuple[kombu.Connection, T] | None = None
+
+    @contextmanager
+    def use(self) -> Iterator[T]:
+        """Give it out; raise BrokerError when there is no connection."""
+        try:
+            if self._made is None:
+                self._made = self._make()
+            yield self._made[1]
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up; a broker that is gone makes no difference."""
+        made, self._made = self._made, None
+        if made is not None:
+            hang_up(made[0])
+
+    def _make(self) -> tuple[kombu.Connection, T]:
+        connection = connect(self._settings)
+        with translated(connection):
+            open_(connection)
+            return connection, self._build(connection)
+
+
+def hang_up(connection: kombu.Connection) -> None:
+    """Close a connection that may be broken, without a word to the broker where its protocol allows it."""
+    try:
+        connection.collect()
+    except Exception:
+        log.debug("closing a connection", exc_info=True)
+
+
+def _without_secrets(text: str, connection: kombu.Connection) -> str:
+    return text.replace(connection.password, "***") if connection.password else text
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def _tls(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return TLS options; certificates are verified unless the options say otherwise."""
+    tls = dict(options)
+    if scheme in _TLS:
+        tls.setdefault(_TLS[scheme], "required")
+    for name in ("ssl_cert_reqs", "cert_reqs"):
+        level = str(tls.get(name, "")).lower().removeprefix("cert_")
+        if level in _VERIFY:
+            tls[name] = _VERIFY[level]
+    return tls
+
+
+def _defaults(scheme: str) -> dict[str, Any]:
+    if scheme not in _REDIS:
+        return {}
+    keepalive = {getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)}
+    tcp = (
+        {}
+        if scheme == "redis+socket"
+        else {
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_keepalive": True,
+            "socket_keepalive_options": keepalive,
+        }
+    )
+    return {"socket_timeout": ANSWER_TIMEOUT, "health_check_interval": 3, **tcp}

@@ -1,0 +1,42 @@
+"""What queues hold, one file a broker kind; `depths_on` chooses.
+
+A queue that cannot be read is missing in the answer, never 0, and costs no other queue its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Protocol
+
+import kombu
+from msgspec import Struct
+
+
+class Depth(Struct, frozen=True):
+    """One queue. None: this broker does not tell."""
+
+    length: int
+    consumers: int | None = None
+    oldest_ids: tuple[str, ...] = ()  # uuids of the tasks at the head, one for each priority
+
+
+class Depths(Protocol):
+    """Measures queues over a connection of its own."""
+
+    def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:
+        """Return what these queues hold. `named`: those that a worker or client uses, so they exist."""
+
+    def unacked(self) -> int | None:
+        """Return how many messages workers hold unacknowledged, of all queues."""
+
+
+def depths_on(connection: kombu.Connection) -> Depths:
+    """Return the measure for the kind of broker that an open connection leads to."""
+    driver = connection.transport.driver_type
+    if driver == "redis":
+        from celery_exporter.broker.depths.redis import RedisDepths  # noqa: PLC0415  only where it is used
+
+        return RedisDepths(connection)
+    from celery_exporter.broker.depths.declared import DeclaredDepths  # noqa: PLC0415
+
+    return DeclaredDepths(connection, counts_consumers=driver == "amqp")

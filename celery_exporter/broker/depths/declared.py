@@ -1,0 +1,45 @@
+"""Queues on AMQP and on kombu's other transports: a passive declaration answers with the length."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import kombu
+
+from celery_exporter.broker.connection import translated
+from celery_exporter.broker.depths import Depth
+
+
+class DeclaredDepths:
+    """See `Depths`. AMQP counts consumers; kombu's virtual transports answer 0, which says nothing."""
+
+    def __init__(self, connection: kombu.Connection, *, counts_consumers: bool) -> None:
+        self._connection = connection
+        self._counts_consumers = counts_consumers
+        self._channel: Any = None
+
+    def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:  # noqa: ARG002  it asks
+        """Return what the queues hold; one that does not exist or is exclusive is missing."""
+        found = {}
+        with translated(self._connection):
+            for queue in queues:
+                declared = self._declare(queue)
+                if declared is not None:
+                    consumers = declared.consumer_count if self._counts_consumers else None
+                    found[queue] = Depth(declared.message_count, consumers)
+        return found
+
+    def unacked(self) -> int | None:
+        """Return None: only RabbitMQ's management API knows."""
+        return None
+
+    def _declare(self, queue: str) -> Any:
+        # An error (404 no such queue, 405 exclusive) closes its channel, so the next queue gets a new one.
+        if self._channel is None:
+            self._channel = self._connection.channel()
+        try:
+            return self._channel.queue_declare(queue, passive=True)
+        except self._connection.channel_errors:
+            self._channel = None
+            return None

@@ -1,0 +1,83 @@
+"""Queues on Redis: a list for each priority step, read in one round trip for all queues.
+
+Keys are those of kombu/transport/redis.py: `name`, and `name + sep + step` for the steps above 0; messages
+are pushed on the left and taken from the right, so the last one is the oldest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import kombu
+import msgspec
+import redis
+from msgspec import Struct
+
+from celery_exporter.broker.connection import translated
+from celery_exporter.broker.depths import Depth
+
+
+class _Headers(Struct):
+    id: str
+
+
+class _Message(Struct):
+    """A task message of protocol 2, as far as it is looked at."""
+
+    headers: _Headers
+
+
+_decode = msgspec.json.Decoder(_Message).decode
+
+
+class RedisDepths:
+    """See `Depths`."""
+
+    def __init__(self, connection: kombu.Connection) -> None:
+        self._connection = connection
+        self._channel = connection.default_channel
+        # A client without kombu's key prefixing, which knows some commands only: keys are prefixed here.
+        self._client = redis.Redis(connection_pool=self._channel.pool)
+
+    def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:
+        """Return what the queues hold.
+
+        An empty list is a missing key, so an empty queue that nobody named may as well not exist.
+        """
+        queues = list(queues)
+        steps = len(self._channel.priority_steps)
+        with translated(self._connection), self._client.pipeline(transaction=False) as pipe:
+            for key in (key for queue in queues for key in self._keys(queue)):
+                pipe.llen(key)
+                pipe.lindex(key, -1)
+            answers = pipe.execute(raise_on_error=False)
+        found = {}
+        for index, queue in enumerate(queues):
+            mine = answers[index * steps * 2 : (index + 1) * steps * 2]
+            lengths, heads = mine[::2], mine[1::2]
+            if all(isinstance(length, int) for length in lengths) and (any(lengths) or queue in named):
+                found[queue] = Depth(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
+        return found
+
+    def unacked(self) -> int | None:
+        """Return the size of the hash in which kombu keeps what workers hold."""
+        with translated(self._connection):
+            held = self._client.hlen(self._prefixed(self._channel.unacked_key))
+        return int(held)
+
+    def _keys(self, queue: str) -> list[str]:
+        channel = self._channel
+        return [
+            self._prefixed(f"{queue}{channel.sep}{step}" if step else queue)
+            for step in channel.priority_steps
+        ]
+
+    def _prefixed(self, key: str) -> str:
+        return f"{self._channel.global_keyprefix}{key}"
+
+
+def _task_id(message: object) -> str | None:
+    try:
+        return _decode(message).headers.id  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+        return None

@@ -1,0 +1,130 @@
+"""Events through kombu's consumer: slower than a reader of our own, but for every transport there is."""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from kombu import Consumer, Exchange, Queue
+
+from celery_exporter.broker.connection import BrokerError, connect, hang_up, open_, translated
+from celery_exporter.broker.payload import Payload
+from celery_exporter.settings import Settings
+
+#: Seconds without a sign of life after which a subscription counts as dead. A living one shows some at
+#: least every 3 s: the answer to our ping, or a heartbeat.
+SILENCE = 10.0
+#: Seconds between two signs of life that we ask for, or send.
+TICK = 1.0
+#: Messages returned by one read: some milliseconds of work, so that the lock is not held for longer.
+BATCH = 200
+#: Exchanges that kombu makes fan-out on these transports (celery/events/event.py, get_exchange).
+_FANOUT = frozenset({"redis", "gcpubsub"})
+
+
+class _Full(Exception):  # noqa: N818  not an error: the way out of a drain that would go on while messages come
+    """The batch is complete."""
+
+
+class KombuReader:
+    """Reads events from any transport of kombu's. See `Reader`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.proven = 0.0
+        self._settings = settings
+        self._connection = connect(settings)
+        self._received = -1  # bytes, on AMQP
+        # One name for the life of the process: Redis keeps the binding of a queue that was not closed.
+        durable = settings.event_queue_durable
+        self._queue_name = "celeryev.celery-exporter" if durable else f"celeryev.{uuid.uuid4()}"
+        self._batch: list[Payload] = []
+        self._ticked = 0.0
+        self._prove: Callable[[], bool] = lambda: True
+
+    def open(self) -> None:
+        """Connect and subscribe; raise BrokerError."""
+        self._connection = connect(self._settings)
+        with translated(self._connection):
+            open_(self._connection)
+            driver = self._connection.transport.driver_type
+            channel = self._connection.default_channel
+            consumer = Consumer(
+                channel, [self._queue(driver)], no_ack=True, on_message=self._take, auto_declare=True
+            )
+            consumer.consume()
+        self._prove = {"redis": self._prove_redis, "amqp": self._prove_amqp}.get(driver, lambda: True)
+        self.proven = time.monotonic()
+
+    def read(self, timeout: float) -> list[Payload]:
+        """Return messages; raise BrokerError."""
+        self._batch = []
+        with translated(self._connection):
+            self._tick()
+            try:
+                self._connection.drain_events(timeout=timeout)
+                while True:
+                    self._connection.drain_events(timeout=0)
+            except (socket.timeout, _Full):  # noqa: UP041  another class on Python 3.10
+                pass
+        if self._batch:
+            self.proven = time.monotonic()
+        return self._batch
+
+    def close(self) -> None:
+        """Unsubscribe and hang up; a broker that is gone makes no difference."""
+        hang_up(self._connection)
+
+    def _queue(self, driver: str) -> Queue:
+        exchange = Exchange(self._settings.event_exchange, "fanout" if driver in _FANOUT else "topic")
+        durable = self._settings.event_queue_durable and driver == "amqp"
+        # Exclusive: RabbitMQ 4.3 refuses a queue that is neither durable nor exclusive.
+        return Queue(
+            self._queue_name,
+            exchange,
+            routing_key="#",
+            durable=durable,
+            exclusive=driver == "amqp" and not durable,
+            auto_delete=not durable,
+        )
+
+    def _take(self, message: Any) -> None:
+        body = message.body
+        self._batch.append(
+            Payload(
+                body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body or b""),
+                message.content_type,
+                message.content_encoding,
+            )
+        )
+        if len(self._batch) >= BATCH:
+            raise _Full
+
+    def _tick(self) -> None:
+        """Ask for a sign of life, and give one, under traffic as well as in silence."""
+        now = time.monotonic()
+        if now < self._ticked + TICK:
+            return
+        self._ticked = now
+        if self._prove():
+            self.proven = now
+        if now > self.proven + SILENCE:
+            raise BrokerError(f"no sign of life on the event subscription for {SILENCE:.0f} s")
+
+    def _prove_redis(self) -> bool:
+        """PING on the subscription itself; True when all pings so far were answered."""
+        subscription = self._connection.default_channel.subclient
+        if subscription.connection is None:
+            return False
+        answered: bool = subscription.health_check_response_counter == 0
+        subscription.check_health()
+        return answered
+
+    def _prove_amqp(self) -> bool:
+        """Send a heartbeat when one is due; True when bytes have come since the last look."""
+        connection = self._connection.connection
+        before, self._received = self._received, connection.bytes_recv
+        self._connection.heartbeat_check(rate=2)
+        return bool(before != self._received)

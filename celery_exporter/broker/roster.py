@@ -1,0 +1,98 @@
+"""What workers answer when they are asked (control inspect), by broadcast, for all of them at once.
+
+Through kombu's mailbox, which is what celery.app.control uses too; only JSON answers are read. Answers
+come from the wire, so each is checked; one that is wrong is as good as none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from typing import Any
+
+import kombu
+import msgspec
+from kombu.pidbox import Mailbox
+from msgspec import Struct
+
+from celery_exporter.broker.connection import translated
+from celery_exporter.core.workers import MAX_WORKERS, Profile
+
+#: Seconds to wait for the next answer. A worker that is busy in the solo pool does not answer at all.
+PATIENCE = 1.0
+
+#: Pools whose module is called otherwise than the worker's --pool option.
+_POOLS = {"thread": "threads"}
+
+
+class _Pool(Struct, rename="kebab"):
+    implementation: str | None = None
+    max_concurrency: int | None = None
+
+
+class _Usage(Struct):
+    maxrss: float | None = None
+
+
+class _Stats(Struct):
+    pool: _Pool | None = None
+    prefetch_count: int | None = None
+    rusage: _Usage | None = None
+
+
+class _Queue(Struct):
+    name: str
+
+
+class Roster:
+    """Asks the workers on one connection, which must stay open."""
+
+    def __init__(self, connection: kombu.Connection) -> None:
+        self._connection = connection
+        self._mailbox = Mailbox("celery", type="fanout", accept=["json"])(connection)
+
+    def ask(self, before: dict[str, Profile]) -> dict[str, Profile]:
+        """Return the profile of each worker that answered; what it did not say is kept from `before`."""
+        stats = self._answers("stats", _Stats)
+        queues = self._answers("active_queues", list[_Queue])
+        registered = self._answers("registered", list[str])
+        found = {}
+        for name in stats.keys() | queues.keys() | registered.keys():
+            changes: dict[str, Any] = _from_stats(stats[name]) if name in stats else {}
+            if name in queues:
+                changes["queues"] = tuple(queue.name for queue in queues[name])
+            if name in registered:  # "tasks.add [rate_limit=10/s]"
+                changes["registered"] = tuple(task.partition(" [")[0] for task in registered[name])
+            found[name] = msgspec.structs.replace(before.get(name, Profile()), **changes)
+        return found
+
+    def enable_events(self, workers: Iterable[str]) -> None:
+        """Ask these workers to send task events."""
+        with translated(self._connection):
+            self._mailbox.cast(list(workers), "enable_events", {})
+
+    def _answers(self, command: str, shape: Any) -> dict[str, Any]:
+        with translated(self._connection):
+            replies = self._mailbox.multi_call(command, timeout=PATIENCE, limit=MAX_WORKERS)
+        return dict(_checked(replies, shape))
+
+
+def _checked(replies: Collection[Any], shape: Any) -> Iterable[tuple[str, Any]]:
+    for reply in replies:
+        for name, answer in reply.items() if isinstance(reply, dict) else ():
+            with suppress(msgspec.ValidationError):  # for one, {"error": …}
+                yield str(name), msgspec.convert(answer, shape)
+
+
+def _from_stats(stats: _Stats) -> dict[str, Any]:
+    pool = stats.pool or _Pool()
+    module = (pool.implementation or "").partition(":")[0]  # celery.concurrency.prefork:TaskPool
+    name = module.rpartition(".")[2]
+    resident = stats.rusage and stats.rusage.maxrss
+    return {
+        "pool": _POOLS.get(name, name) or None,
+        "pool_size": pool.max_concurrency,
+        "prefetch_count": stats.prefetch_count or None,  # 0 is no limit
+        # ru_maxrss is in KiB on Linux, where workers run; on macOS it is in bytes (getrusage(2)).
+        "max_resident_bytes": int(resident * 1024) if resident else None,
+    }

@@ -1,0 +1,138 @@
+"""argv → Settings → build → run → stop. The only place that sees everyone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+import click
+
+from celery_exporter import __version__
+from celery_exporter.settings import OPTIONS, BadSettingError, Option, Settings, load
+
+log = logging.getLogger("celery_exporter")
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+_EPILOG = """\b
+Examples:
+  celery-exporter --broker-url redis://127.0.0.1:6379/0
+  celery-exporter --broker-url-file /run/secrets/broker --queues celery,mail --log-format json
+  CELERY_BROKER_URL=amqp://user:secret@rabbit//  celery-exporter
+Each option is also read from CELERY_EXPORTER_<NAME> and CE_<NAME>. Metrics are at /metrics on --port.
+"""
+
+
+def _parameter(option: Option) -> click.Option:
+    names = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
+    if option.switch:
+        return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
+    note = "" if option.default in (None, (), {}) else f" [default: {shown(option.default)}]"
+    return click.Option(names, type=str, multiple=option.many, help=option.help + note)
+
+
+def shown(default: Any) -> str:
+    """Return a default as one would type it."""
+    if isinstance(default, tuple):
+        return ",".join(map(shown, default))
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+class _Group(click.Group):
+    """Options of the exporter itself, and subcommands beside it."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "--broker-url URL [OPTIONS]")
+
+
+@click.pass_context
+def _run(context: click.Context, /, **argv: Any) -> None:
+    """Prometheus exporter for Celery: counts tasks, watches workers, measures queues."""
+    if context.invoked_subcommand is None:
+        settings = load(argv, os.environ)
+        context.exit(serve(settings))
+
+
+_command = _Group(
+    "celery-exporter",
+    callback=_run,
+    params=[_parameter(option) for option in OPTIONS],
+    invoke_without_command=True,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+click.version_option(__version__, message="celery-exporter %(version)s")(_command)
+
+
+@_command.command()
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=9808, show_default=True, help="For the exporter."
+)
+@click.option("--seconds", type=click.FloatRange(min=1), help="End by itself after so many seconds.")
+@click.pass_context
+def demo(context: click.Context, port: int, seconds: float | None) -> None:
+    """Run a broker, workers, a client and the exporter, to look at."""
+    from celery_exporter.demo import run  # noqa: PLC0415  needs an extra that the exporter does not
+
+    context.exit(run(port, seconds))
+
+
+def serve(settings: Settings) -> int:
+    """Run the exporter until SIGTERM or SIGINT; return the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # A handler of our own for each: as PID 1 a process has no default ones.
+        signal.signal(number, lambda *_: stop.set())
+    # What follows takes half a second to import, which --help and a wrong value need not wait for.
+    from celery_exporter.broker.connection import UnusableURLError, check, masked  # noqa: PLC0415
+    from celery_exporter.exposition import Exposition  # noqa: PLC0415
+    from celery_exporter.logs import configure  # noqa: PLC0415
+    from celery_exporter.monitor import Monitor  # noqa: PLC0415
+    from celery_exporter.profiles import native  # noqa: PLC0415
+    from celery_exporter.web.app import build  # noqa: PLC0415
+    from celery_exporter.web.server import CannotListenError, Server, bind  # noqa: PLC0415
+
+    configure(settings.log_level, settings.log_format)
+    try:
+        check(settings)
+        listener = bind(settings.host, settings.port)
+    except (UnusableURLError, CannotListenError) as error:
+        return _fail(str(error), EXIT_FAILED)
+    rows = native.rows(settings.task_labels)
+    exposition = Exposition(rows, settings.metric_prefix, settings.static_labels)
+    monitor = Monitor(settings)
+    app = build(monitor.snapshot, monitor.is_ready, exposition, masked(settings.broker_url))
+    server = Server(app, listener)
+    server.start()
+    monitor.start()
+    log.info("celery-exporter %s serves http://%s:%s/metrics", __version__, *listener.getsockname()[:2])
+    while server.is_alive() and not stop.wait(1.0):
+        pass
+    code = 0 if stop.is_set() else _fail("the HTTP server ended by itself; its error is above", EXIT_FAILED)
+    server.stop()
+    monitor.stop()
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"celery-exporter: {message}", err=True)
+    return code
+
+
+def main() -> None:
+    """Run the command line: wrong values end with one line and exit code 2, not with a usage text."""
+    try:
+        code = _command.main(prog_name="celery-exporter", standalone_mode=False)
+    except click.UsageError as error:
+        code = _fail(f"{error.format_message()} (see celery-exporter --help)", EXIT_USAGE)
+    except BadSettingError as error:
+        code = _fail(str(error), EXIT_USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,410 @@
+"""The state machine of a cluster: events in, facts out.
+
+Law: every event goes through `apply`, in any order, and the sums that come out do not depend on the
+order within the reorder window. A client's `task-sent` (the only event with the queue) and a worker's
+events travel on different connections and overtake each other; so a task is *introduced* by its
+`task-sent`, and events that come earlier are parked until then, or until the window has passed. Then
+they are applied, and from there on the task's events come in order, for one sender's events do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from typing import ClassVar
+
+from msgspec import Struct
+
+from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, exception_class, unregistered_name
+from celery_exporter.core.facts import (
+    OTHER,
+    UNKNOWN,
+    Fact,
+    Key,
+    Known,
+    Moment,
+    Moved,
+    Prefetched,
+    Queued,
+    Raised,
+    Ran,
+    Redelivered,
+    State,
+    WorkerGone,
+)
+from celery_exporter.core.tasks import Task, TaskTable
+from celery_exporter.core.workers import MAX_WORKERS, MISSED_BEATS, Profile, Worker
+
+#: Seconds for which a finished task's late events find it: ten times the longest delay we know of
+#: between a task's end and its last event (a worker's event buffer).
+TOMBSTONE_SECONDS = 60.0
+#: Tombstones kept at a time: at 300 bytes each, 15 MB.
+MAX_TOMBSTONES = 50_000
+#: Between two looks at all rooms and workers.
+SWEEP_SECONDS = 1.0
+#: Events parked for one task; more come from no honest sender, and are not worth waiting for.
+MAX_PARKED = 64
+#: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
+MAX_QUEUES = 1_000
+
+
+class Effect(Struct, frozen=True):
+    """What a task event does: the state it is counted as entering, and where the task is afterwards.
+
+    `lands` is None when the task is finished. `stays` events change nothing about where the task is.
+    """
+
+    counts: State
+    lands: State | None = None
+    stays: bool = False
+
+
+#: The transition table. All unfinished states take each event alike, for each may be the next that
+#: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
+EFFECTS = {
+    "task-sent": Effect(State.PENDING, stays=True),
+    "task-received": Effect(State.RECEIVED, State.RECEIVED),
+    "task-started": Effect(State.STARTED, State.STARTED),
+    "task-succeeded": Effect(State.SUCCESS),
+    "task-failed": Effect(State.FAILURE),
+    "task-retried": Effect(State.RETRY, State.RETRY),
+    "task-revoked": Effect(State.REVOKED),
+    "task-rejected": Effect(State.REJECTED),
+    "task-cancelled": Effect(State.RETRY, State.RETRY),
+}
+
+
+class Limits(Struct, frozen=True):
+    """Times in seconds, counts of things; what bounds the tables."""
+
+    reorder_window: float = 2.0
+    worker_timeout: float = 60.0
+    worker_purge: float | None = 600.0  # None: silent workers are never forgotten
+    task_ttl: float = 86_400.0
+    max_tasks: int = 300_000
+
+
+class Cluster:
+    """What is known of tasks and workers. Not thread-safe: one lock, held by its owner, guards it.
+
+    `labels` are the optional labels in use on task metrics, of "queue_name" and "worker".
+    """
+
+    def __init__(self, limits: Limits, labels: Iterable[str] = ("queue_name",)) -> None:
+        self.limits = limits
+        self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
+        self.workers: dict[str, Worker] = {}
+        self.queues: set[str] = set()  # named by events and workers
+        self.events: Counter[str] = Counter(dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0))
+        self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
+        self.negative_waits = 0
+        self._by_queue = "queue_name" in labels
+        self._by_worker = "worker" in labels
+        self._next_sweep = 0.0
+        self._facts: list[Fact] = []
+
+    # -- the doors: what happened, what workers answered, what time it is ----------------------------
+
+    def apply(self, event: Event, now: Moment) -> list[Fact]:
+        """Take one event in; return what follows from it."""
+        facts = self._facts = []
+        kind = event.type
+        if kind in EFFECTS:
+            self._task_event(event, now)
+        elif kind in WORKER_TYPES:
+            self._worker_event(event, now)
+        else:
+            kind = OTHER
+        self.events[kind] += 1
+        return facts
+
+    def learn(self, profiles: Mapping[str, Profile], now: Moment) -> list[Fact]:
+        """Take in what workers answered, by node name; return the label sets that are known by it."""
+        for name, profile in profiles.items():
+            worker = self._worker(name, now)
+            if worker is not None:
+                worker.profile = profile
+                self._see_queues(profile.queues or ())
+        return [Known(key) for key in self._foreseen_keys()]
+
+    def expire(self, now: Moment) -> list[Fact]:
+        """Let time pass: introduce who waited long enough, forget who was silent too long."""
+        facts = self._facts = []
+        tasks = self.tasks
+        for task in tasks.overdue(tasks.limbo, now.listened - self.limits.reorder_window):
+            self._introduce(task, None, now)
+        if now.listened >= self._next_sweep:
+            self._next_sweep = now.listened + SWEEP_SECONDS
+            self._sweep(now)
+        return facts
+
+    def _sweep(self, now: Moment) -> None:
+        tasks = self.tasks
+        for task in tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS):
+            tasks.forget(task)
+        for room in tasks.rooms():
+            self._evict(tasks.overdue(room, now.listened - self.limits.task_ttl), now)
+        for worker in list(self.workers.values()):
+            self._judge(worker, now)
+
+    # -- tasks ---------------------------------------------------------------------------------------
+
+    def _task_event(self, event: Event, now: Moment) -> None:
+        sent = event.type == "task-sent"
+        if sent:
+            self._see_queues((event.queue,) if event.queue else ())
+        else:
+            self._hear_worker(event, now)
+        uuid = event.uuid or ""
+        task = self.tasks.get(uuid)
+        if task is None:
+            task = self.tasks.new(uuid, now.listened)
+            self._evict(self.tasks.surplus(), now)
+        if task.kind is not None:
+            self._step(task, event, now)
+        elif sent:
+            self._introduce(task, event, now)
+        else:
+            self._park(task, event, now)
+
+    def _park(self, task: Task, event: Event, now: Moment) -> None:
+        if event.exception is not None:
+            event.exception = event.exception[:512]  # the class, or NotRegistered('name'), is in there
+        if task.parked is None:
+            task.parked = []
+        task.parked.append(event)
+        if len(task.parked) >= MAX_PARKED:
+            self._introduce(task, None, now)
+
+    def _introduce(self, task: Task, sent: Event | None, now: Moment) -> None:
+        """Give the task its key, from `task-sent` or from what is known without it; then catch up."""
+        events, task.parked = ([sent] if sent else []) + (task.parked or []), None
+        kind = self.tasks.kind(self._find_key(events))
+        self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
+        for event in events:
+            self._step(task, event, now)
+
+    def _find_key(self, events: list[Event]) -> Key:
+        """Return the key that these events tell, else what is left: the only queue it can be, `unknown`."""
+        name = queue = None
+        for event in events:
+            name = name or event.name or unregistered_name(event.exception)
+            queue = queue or event.queue
+        if name is None:
+            self.fallbacks["task_name"] += 1
+        if queue is None and self._by_queue:
+            self.fallbacks["queue_name"] += 1
+            queue = next(filter(None, (self._only_queue(event.hostname) for event in events)), None)
+        return Key(name or UNKNOWN, (queue or UNKNOWN) if self._by_queue else "")
+
+    def _only_queue(self, hostname: str) -> str | None:
+        """Return the queue a worker consumes, if it is one: what it runs can have come from no other."""
+        worker = self.workers.get(hostname)
+        queues = worker.profile.queues if worker else None
+        return queues[0] if queues and len(queues) == 1 else None
+
+    def _step(self, task: Task, event: Event, now: Moment) -> None:
+        """Book one event of an introduced task, and put the task where the event says it is."""
+        effect = EFFECTS[event.type]
+        self._MEASURE[effect.counts](self, task, event)
+        self._book(Moved(self._key(task, event), effect.counts, min(event.timestamp, now.wall)))
+        if not effect.stays and self._moves(task, event, now):
+            self._land(task, event, effect)
+        task.heard = now.listened
+
+    def _moves(self, task: Task, event: Event, now: Moment) -> bool:
+        """Tell whether an event says where the task is now, or is an old one that came late.
+
+        A received or started task is where its sender is; how it ended, only its holder knows (it may
+        have been delivered again, elsewhere). A finished one opens again when it is received anew: by
+        the same worker, whose events come in order, or when the reorder window has passed since.
+        """
+        if task.state is not None:
+            return event.type in _PLACING or task.worker in ("", event.hostname)
+        same = task.worker == event.hostname
+        anew = now.listened - task.heard > self.limits.reorder_window
+        return event.type == "task-received" and (same or anew)
+
+    def _land(self, task: Task, event: Event, effect: Effect) -> None:
+        state = State.PENDING if event.requeue else effect.lands
+        if state is None:
+            task.worker = self._shared_name(event.hostname)
+            self.tasks.finish(task)
+            return
+        assert task.kind is not None  # noqa: S101  introduced, or it would not be here
+        task.worker = self._shared_name(event.hostname) if event.type in _PLACING else ""
+        self.tasks.move(task, task.kind, state, event.timestamp)
+
+    def _shared_name(self, hostname: str) -> str:
+        """Return the worker's name as one string for all its tasks: a copy each would double their size."""
+        worker = self.workers.get(hostname)
+        return worker.name if worker else hostname
+
+    def _key(self, task: Task, event: Event) -> Key:
+        assert task.kind is not None  # noqa: S101
+        key = task.kind.key
+        if not self._by_worker or event.type == "task-sent":
+            return key
+        worker = event.hostname if event.hostname in self.workers else OTHER
+        return Key(key.task_name, key.queue_name, worker)
+
+    def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
+        for task in tasks:
+            if task.kind is None:
+                self._introduce(task, None, now)
+            self.tasks.evicted += task.state is not None
+            self.tasks.forget(task)
+
+    # -- what is measured at each event, before the task moves -----------------------------------------
+
+    def _at_sent(self, task: Task, event: Event) -> None:
+        assert task.kind is not None  # noqa: S101
+        key = task.kind.key
+        name = event.name or key.task_name
+        queue = event.queue or key.queue_name if self._by_queue else ""
+        if name != key.task_name or queue != key.queue_name:
+            # It came late, or is a retry that goes elsewhere: from now on this is true.
+            self.tasks.rename(task, self.tasks.kind(Key(name, queue)))
+        self._new_attempt(task, event)
+        if task.ready is None and (event.retries or 0) == task.retries:
+            task.ready = max(event.timestamp, _epoch(event.eta))
+            if task.started is not None:
+                self._book(Queued(self._key(task, event), self._clamped(task.started - task.ready)))
+
+    def _at_received(self, task: Task, event: Event) -> None:
+        self._new_attempt(task, event)
+        eta = _epoch(event.eta)
+        if task.received is not None:
+            self._book(Redelivered(self._key(task, event)))
+            task.ready = event.timestamp
+        elif task.ready is None and eta:
+            task.ready = eta
+        task.received, task.started = max(event.timestamp, eta), None
+
+    def _at_started(self, task: Task, event: Event) -> None:
+        key = self._key(task, event)
+        if task.ready is not None:
+            self._book(Queued(key, self._clamped(event.timestamp - task.ready)))
+        if task.received is not None and task.worker == event.hostname:
+            self._book(Prefetched(key, self._clamped(event.timestamp - task.received)))
+        task.started = event.timestamp
+
+    def _at_success(self, task: Task, event: Event) -> None:
+        if event.runtime is not None:
+            self._book(Ran(self._key(task, event), State.SUCCESS, event.runtime))
+
+    def _at_failure(self, task: Task, event: Event) -> None:
+        self._book(Raised(self._key(task, event), exception_class(event.exception) or UNKNOWN))
+        self._ran(task, event, State.FAILURE)
+
+    def _at_retry(self, task: Task, event: Event) -> None:
+        self._ran(task, event, State.RETRY)
+
+    def _at_end(self, task: Task, event: Event) -> None:
+        """Revoked and rejected: nothing ran to its end."""
+
+    def _new_attempt(self, task: Task, event: Event) -> None:
+        attempt = event.retries or 0
+        if attempt > task.retries:
+            task.retries, task.ready, task.received = attempt, None, None
+
+    def _ran(self, task: Task, event: Event, state: State) -> None:
+        """Book a runtime that the event does not carry: by the clock of the worker that started it."""
+        if task.started is not None and task.worker == event.hostname:
+            self._book(Ran(self._key(task, event), state, self._clamped(event.timestamp - task.started)))
+
+    def _clamped(self, seconds: float) -> float:
+        """Return a wait between two clocks: one below 0 is skew, and counted as such."""
+        if seconds < 0:
+            self.negative_waits += 1
+            return 0.0
+        return seconds
+
+    def _book(self, fact: Fact) -> None:
+        self._facts.append(fact)
+
+    _MEASURE: ClassVar[dict[State, Callable[[Cluster, Task, Event], None]]] = {
+        State.PENDING: _at_sent,
+        State.RECEIVED: _at_received,
+        State.STARTED: _at_started,
+        State.SUCCESS: _at_success,
+        State.FAILURE: _at_failure,
+        State.RETRY: _at_retry,
+        State.REVOKED: _at_end,
+        State.REJECTED: _at_end,
+    }
+
+    # -- workers and queues ------------------------------------------------------------------------------
+
+    def _worker_event(self, event: Event, now: Moment) -> None:
+        worker = self._worker(event.hostname, now)
+        if worker is not None:
+            worker.beat(event, now)
+            worker.left = event.type == "worker-offline"
+            worker.up = not worker.left
+
+    def _hear_worker(self, event: Event, now: Moment) -> None:
+        worker = self._worker(event.hostname, now)
+        if worker is None:
+            self.fallbacks["worker"] += self._by_worker
+        else:
+            worker.task_event(event)
+
+    def _worker(self, name: str, now: Moment) -> Worker | None:
+        worker = self.workers.get(name)
+        if worker is None:
+            if len(self.workers) >= MAX_WORKERS:
+                return None
+            worker = self.workers[name] = Worker(name, now.listened)
+        worker.heard = now.listened
+        worker.up = not worker.left
+        return worker
+
+    def _judge(self, worker: Worker, now: Moment) -> None:
+        limits = self.limits
+        silent = now.listened - worker.heard
+        purge = limits.worker_purge
+        patience = max(limits.worker_timeout, MISSED_BEATS * (worker.freq or 0.0))
+        if worker.profile.pool == "solo":  # silent while it runs a task: only a goodbye is proof
+            patience = max(patience, purge or patience)
+        worker.up = not worker.left and silent <= patience
+        if purge is not None and not worker.up and silent > purge:
+            del self.workers[worker.name]
+            self._book(WorkerGone(worker.name))
+
+    def _see_queues(self, names: Iterable[str]) -> None:
+        for name in names:
+            if len(self.queues) < MAX_QUEUES:
+                self.queues.add(name)
+
+    def _foreseen_keys(self) -> set[Key]:
+        """Return the keys of registered tasks, where a task's workers all consume one and the same queue.
+
+        Otherwise which queue it will come from is not known, and is not made up.
+        """
+        queues: dict[str, set[str]] = {}
+        for worker in self.workers.values():
+            for name in worker.profile.registered or ():
+                queues.setdefault(name, set()).update(worker.profile.queues or (UNKNOWN, OTHER))
+        if not self._by_queue:
+            return {Key(name) for name in queues}
+        return {Key(name, *only) for name, only in queues.items() if len(only) == 1}
+
+
+#: Events that tell where the task is now, whoever was thought to have it.
+_PLACING = frozenset({"task-received", "task-started", "task-revoked"})
+
+
+def _epoch(eta: str | None) -> float:
+    """Return an ISO 8601 time as epoch seconds; 0.0 (long ago) for none and for what is no time.
+
+    Celery writes UTC offsets (kombu.utils.json, celery/app/amqp.py); a time without one is UTC.
+    """
+    if not eta:
+        return 0.0
+    try:
+        parsed = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -1,0 +1,181 @@
+"""Facts are added up here, at the finest grain in use. Sums only grow; folding moves them, losing none."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+from msgspec import Struct
+
+from celery_exporter.core.facts import (
+    OTHER,
+    UNKNOWN,
+    Fact,
+    Key,
+    Known,
+    Moved,
+    Prefetched,
+    Queued,
+    Raised,
+    Ran,
+    Redelivered,
+    State,
+    WorkerGone,
+)
+
+#: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
+#: them. The rest is added up as "other".
+MAX_EXCEPTIONS = 50
+
+
+class Histogram(Struct, gc=False):
+    """Counts per bucket (not cumulative; the last one is +Inf) and the sum of what was observed."""
+
+    counts: list[int]
+    total: float = 0.0
+
+    def observe(self, bounds: Sequence[float], value: float) -> None:
+        """Count `value` in the first bucket whose upper bound is not below it."""
+        self.counts[bisect_left(bounds, value)] += 1
+        self.total += value
+
+    def absorb(self, other: Histogram) -> None:
+        """Add another histogram's observations to these."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+    def copy(self) -> Histogram:
+        """Return a copy that later observations do not change."""
+        return Histogram(self.counts.copy(), self.total)
+
+
+class Cell(Struct):
+    """Everything added up under one key."""
+
+    moved: list[int]  # by State
+    last: dict[State, float]  # state → newest epoch second a task entered it
+    raised: dict[str, int]
+    redelivered: int
+    ran: dict[State, Histogram]
+    queued: Histogram | None
+    prefetched: Histogram | None
+
+    @classmethod
+    def empty(cls) -> Cell:
+        """Return a cell in which nothing happened yet."""
+        return cls([0] * len(State), {}, {}, 0, {}, None, None)
+
+    def absorb(self, other: Cell) -> None:
+        """Add another cell's sums to these."""
+        self.moved = [mine + theirs for mine, theirs in zip(self.moved, other.moved, strict=True)]
+        for state, at in other.last.items():
+            self.last[state] = max(at, self.last.get(state, at))
+        for exception, count in other.raised.items():
+            self.raised[exception] = self.raised.get(exception, 0) + count
+        self.redelivered += other.redelivered
+        for state, histogram in other.ran.items():
+            self.ran[state] = _merged(self.ran.get(state), histogram)
+        self.queued = _merged(self.queued, other.queued) if other.queued else self.queued
+        self.prefetched = _merged(self.prefetched, other.prefetched) if other.prefetched else self.prefetched
+
+    def copy(self) -> Cell:
+        """Return a copy that later facts do not change."""
+        return Cell(
+            self.moved.copy(),
+            self.last.copy(),
+            self.raised.copy(),
+            self.redelivered,
+            {state: histogram.copy() for state, histogram in self.ran.items()},
+            self.queued and self.queued.copy(),
+            self.prefetched and self.prefetched.copy(),
+        )
+
+
+def _merged(mine: Histogram | None, theirs: Histogram) -> Histogram:
+    if mine is None:
+        return theirs.copy()
+    mine.absorb(theirs)
+    return mine
+
+
+class Ledger:
+    """Sums of facts by key.
+
+    `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf.
+    """
+
+    def __init__(self, runtime_bounds: Sequence[float], wait_bounds: Sequence[float]) -> None:
+        self.runtime_bounds = tuple(runtime_bounds)
+        self.wait_bounds = tuple(wait_bounds)
+        self._cells: dict[Key, Cell] = {}
+
+    def add(self, facts: Iterable[Fact]) -> None:
+        """Book each fact under its key."""
+        for fact in facts:
+            self._BOOK[type(fact)](self, fact)
+
+    def snapshot(self) -> dict[Key, Cell]:
+        """Return a copy of all sums."""
+        return {key: cell.copy() for key, cell in self._cells.items()}
+
+    def _cell(self, key: Key) -> Cell:
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = Cell.empty()
+        return cell
+
+    def _known(self, fact: Known) -> None:
+        self._cell(fact.key)
+
+    def _moved(self, fact: Moved) -> None:
+        cell = self._cell(fact.key)
+        cell.moved[fact.state] += 1
+        if fact.at > cell.last.get(fact.state, 0.0):
+            cell.last[fact.state] = fact.at
+
+    def _raised(self, fact: Raised) -> None:
+        raised = self._cell(fact.key).raised
+        room = fact.exception in raised or len(raised) < MAX_EXCEPTIONS or fact.exception == UNKNOWN
+        exception = fact.exception if room else OTHER
+        raised[exception] = raised.get(exception, 0) + 1
+
+    def _ran(self, fact: Ran) -> None:
+        ran = self._cell(fact.key).ran
+        if fact.state not in ran:
+            ran[fact.state] = self._histogram(self.runtime_bounds)
+        ran[fact.state].observe(self.runtime_bounds, fact.seconds)
+
+    def _queued(self, fact: Queued) -> None:
+        cell = self._cell(fact.key)
+        if cell.queued is None:
+            cell.queued = self._histogram(self.wait_bounds)
+        cell.queued.observe(self.wait_bounds, fact.seconds)
+
+    def _prefetched(self, fact: Prefetched) -> None:
+        cell = self._cell(fact.key)
+        if cell.prefetched is None:
+            cell.prefetched = self._histogram(self.wait_bounds)
+        cell.prefetched.observe(self.wait_bounds, fact.seconds)
+
+    def _redelivered(self, fact: Redelivered) -> None:
+        self._cell(fact.key).redelivered += 1
+
+    def _gone(self, fact: WorkerGone) -> None:
+        for key in [key for key in self._cells if key.worker == fact.worker]:
+            self._cell(Key(key.task_name, key.queue_name)).absorb(self._cells.pop(key))
+
+    @staticmethod
+    def _histogram(bounds: Sequence[float]) -> Histogram:
+        return Histogram([0] * (len(bounds) + 1))
+
+    _BOOK: ClassVar[dict[type, Callable[[Ledger, Any], None]]] = {
+        Known: _known,
+        Moved: _moved,
+        Raised: _raised,
+        Ran: _ran,
+        Queued: _queued,
+        Prefetched: _prefetched,
+        Redelivered: _redelivered,
+        WorkerGone: _gone,
+    }

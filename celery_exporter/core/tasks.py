@@ -1,0 +1,142 @@
+"""The table of tasks: who is in which state, since when, and under which key.
+
+Law: every task is in exactly one room at a time, and what the gauges show is the length of rooms; so
+they cannot drift. A room is an insertion-ordered dict, so its first entry is its oldest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from msgspec import Struct
+
+from celery_exporter.core.events import Event
+from celery_exporter.core.facts import Key, State
+
+#: The states of a task that is not finished, in which a gauge counts it.
+OPEN_STATES = (State.PENDING, State.RECEIVED, State.STARTED, State.RETRY)
+
+
+class Task(Struct, gc=False):
+    """What is remembered of one task. Times are epoch seconds of the sender's clock.
+
+    No args, result or traceback; strings are shared; 12 slots. It is all that in-flight tasks cost.
+    """
+
+    uuid: str
+    heard: float  # listening time of the newest event, for expiry
+    room: dict[str, Task]
+    kind: Kind | None = None  # None: not introduced yet
+    state: State | None = None  # None: not introduced yet, or finished
+    since: float = 0.0
+    worker: str = ""  # who holds it
+    retries: int = 0  # the newest attempt that was introduced
+    ready: float | None = None  # since when it waits: max(sent, eta)
+    received: float | None = None  # max(received, eta), in this attempt
+    started: float | None = None  # in this attempt
+    parked: list[Event] | None = None  # events that came before the introduction
+
+
+class Kind(Struct, gc=False):
+    """Tasks of one name and queue: their key and, by state, the rooms they are in."""
+
+    key: Key
+    rooms: dict[State, dict[str, Task]]
+
+
+class InState(Struct, frozen=True, gc=False):
+    """How many tasks of one key are in a state now, and since when (epoch seconds) the oldest is."""
+
+    key: Key
+    state: State
+    count: int
+    since: float | None
+
+
+class TaskTable:
+    """Tasks by uuid, bounded by count (`limit` unfinished ones) and by age."""
+
+    def __init__(self, limit: int, tombstone_limit: int) -> None:
+        self.limit = limit
+        self.evicted = 0
+        self.limbo: dict[str, Task] = {}  # waiting to be introduced, in the order they were first heard of
+        self.finished: dict[str, Task] = {}  # tombstones, in the order they finished
+        self._tombstone_limit = tombstone_limit
+        self._tasks: dict[str, Task] = {}
+        self._kinds: dict[Key, Kind] = {}
+
+    def __len__(self) -> int:
+        """Return how many unfinished tasks are remembered."""
+        return len(self._tasks) - len(self.finished)
+
+    def get(self, uuid: str) -> Task | None:
+        """Return the task, or None when it is unheard of or forgotten."""
+        return self._tasks.get(uuid)
+
+    def new(self, uuid: str, heard: float) -> Task:
+        """Remember a new task, waiting in limbo."""
+        task = self._tasks[uuid] = self.limbo[uuid] = Task(uuid, heard, self.limbo)
+        return task
+
+    def kind(self, key: Key) -> Kind:
+        """Return the one `Kind` of this key."""
+        kind = self._kinds.get(key)
+        if kind is None:
+            kind = self._kinds[key] = Kind(key, {state: {} for state in OPEN_STATES})
+        return kind
+
+    def move(self, task: Task, kind: Kind, state: State, since: float) -> None:
+        """Put the task last in the room of its new state."""
+        del task.room[task.uuid]
+        task.kind, task.state, task.since, task.room = kind, state, since, kind.rooms[state]
+        task.room[task.uuid] = task
+
+    def rename(self, task: Task, kind: Kind) -> None:
+        """Give the task another key; it stays in its state."""
+        if task.state is None:
+            task.kind = kind
+        else:
+            self.move(task, kind, task.state, task.since)
+
+    def finish(self, task: Task) -> None:
+        """Turn the task into a tombstone: its late events find it, no gauge counts it."""
+        del task.room[task.uuid]
+        task.state, task.room = None, self.finished
+        self.finished[task.uuid] = task
+        if len(self.finished) > self._tombstone_limit:
+            self.forget(next(iter(self.finished.values())))
+
+    def forget(self, task: Task) -> None:
+        """Remove the task from its room and from the table."""
+        del task.room[task.uuid]
+        del self._tasks[task.uuid]
+
+    def overdue(self, room: dict[str, Task], before: float) -> list[Task]:
+        """Return the tasks at the head of a room that were last heard of before a listening time."""
+        found = []
+        for task in room.values():
+            if task.heard >= before:
+                break
+            found.append(task)
+        return found
+
+    def surplus(self) -> list[Task]:
+        """Return the oldest unfinished tasks when there are too many, a hundredth at once."""
+        if len(self) <= self.limit:
+            return []
+        unfinished = (task for task in self._tasks.values() if task.room is not self.finished)
+        return list(islice(unfinished, len(self) - self.limit + self.limit // 100))
+
+    def rooms(self) -> Iterator[dict[str, Task]]:
+        """Yield each room of unfinished, introduced tasks."""
+        for kind in self._kinds.values():
+            yield from kind.rooms.values()
+
+    def in_states(self) -> list[InState]:
+        """Return the gauges: one for each key and open state."""
+        return [
+            InState(kind.key, state, len(room), next(iter(room.values())).since if room else None)
+            for kind in self._kinds.values()
+            for state, room in kind.rooms.items()
+        ]

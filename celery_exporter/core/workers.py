@@ -1,0 +1,153 @@
+"""Workers: who is alive, whose clock is off, and how many of their events never reached us.
+
+Liveness is judged by how long *we* listened in vain and by the worker's own heartbeat interval, never by
+its clock. A solo pool is silent while it runs a task; only its purge time ends the doubt.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from celery_exporter.core.events import Event
+from celery_exporter.core.facts import Moment
+
+#: Workers remembered at a time. The biggest clusters known have some thousands; beyond the limit new
+#: names are refused (and counted), which keeps the honest ones.
+MAX_WORKERS = 5_000
+#: A heartbeat that is late by less than this many intervals proves nothing.
+MISSED_BEATS = 3
+#: Skew is the least delayed event of the last one to two such spans, in seconds.
+SKEW_SPAN = 60.0
+#: Heartbeats in a row with `processed` grown and no `task-started`, before task events count as off: for a
+#: worker never heard to send any (one may be overtaken by the heartbeat), and for one that did.
+SILENT_BEATS = {None: 2, True: 3, False: 1}
+
+
+class Profile(Struct, frozen=True, gc=False):
+    """What a worker answers when asked (control inspect). None: it did not say."""
+
+    queues: tuple[str, ...] | None = None
+    registered: tuple[str, ...] | None = None
+    pool: str | None = None  # prefork, threads, solo …
+    pool_size: int | None = None  # tasks it can run at once
+    prefetch_count: int | None = None
+    max_resident_bytes: int | None = None
+
+
+class Reckoning(Struct, gc=False):
+    """Compares the growth of a worker's `processed` count with the `task-started` events that came.
+
+    `processed` is raised when the pool accepts a task, right before its `task-started` is buffered
+    (celery/worker/request.py, on_accepted); a heartbeat may overtake that buffer. So the comparison is
+    made one heartbeat later, by the worker's own timestamps: until then all has come that will come.
+    """
+
+    base: int  # processed, at the first heartbeat
+    since: float  # timestamp of the first heartbeat
+    mark: float  # timestamp of the newest heartbeat
+    due: int = 0  # started events owed up to the mark
+    seen: int = 0  # … and seen
+    fresh: int = 0  # seen since the mark
+    silent: int = 0  # heartbeats in a row that owed more and brought nothing
+
+    def started(self, timestamp: float) -> None:
+        """Count one `task-started`."""
+        self.silent = 0
+        if timestamp > self.mark:
+            self.fresh += 1
+        elif timestamp > self.since:
+            self.seen += 1
+
+    def beat(self, processed: int, timestamp: float) -> int:
+        """Close the span up to the last heartbeat; return how many events are missing since `base`."""
+        missing = max(0, self.due - self.seen)
+        if processed - self.base > self.due and not self.fresh:
+            self.silent += 1
+        self.seen += self.fresh
+        self.fresh = 0
+        self.due, self.mark = processed - self.base, timestamp
+        return missing
+
+
+class Worker(Struct, gc=False):
+    """What is known of one worker; `name` is the node name."""
+
+    name: str
+    heard: float  # listening time of its newest event
+    up: bool = True
+    left: bool = False  # it said goodbye
+    heartbeat: float | None = None  # wall time of the newest heartbeat
+    freq: float | None = None
+    pid: int | None = None
+    active: int | None = None
+    processed: int | None = None  # as the worker counts, since its process started
+    processed_total: int = 0  # over restarts
+    restarts: int = 0
+    loadavg: tuple[float, float, float] | None = None
+    software: str = ""
+    version: str = ""
+    system: str = ""
+    profile: Profile = Profile()
+    events: bool | None = None  # does it send task events? None: nothing proves it yet
+    reckoning: Reckoning | None = None
+    missed: int = 0
+    missed_before: int = 0  # in reckonings that are closed
+    skew: float | None = None  # its clock minus ours, least delayed event of this span
+    skew_before: float | None = None  # … of the span before
+    skew_until: float = 0.0  # listening time at which this span ends
+
+    @property
+    def clock_skew(self) -> float | None:
+        """Return the worker's clock minus ours, in seconds: what it says when the delay is least."""
+        return max((skew for skew in (self.skew, self.skew_before) if skew is not None), default=None)
+
+    def task_event(self, event: Event) -> None:
+        """Learn from a task event that it sends them."""
+        if self.events is False:
+            self.reckoning = None  # events sent from now on; what came before is not owed
+        self.events = True
+        if event.type == "task-started" and self.reckoning is not None:
+            self.reckoning.started(event.timestamp)
+
+    def beat(self, event: Event, now: Moment) -> None:
+        """Learn from a worker event."""
+        self.heartbeat = now.wall
+        if event.freq:
+            self.freq = event.freq
+        if event.active is not None:
+            self.active = event.active
+        self.loadavg = event.loadavg or self.loadavg
+        self.software = event.sw_ident or self.software
+        self.version = event.sw_ver or self.version
+        self.system = event.sw_sys or self.system
+        self._measure_skew(event.timestamp - now.wall, now.listened)
+        restarted = None not in (event.pid, self.pid) and event.pid != self.pid
+        if restarted:
+            self.restarts += 1
+            self._close_reckoning()
+        self.pid = event.pid or self.pid
+        if event.processed is not None:
+            self._count(event.processed, event.timestamp, restarted)
+
+    def _measure_skew(self, skew: float, listened: float) -> None:
+        if listened >= self.skew_until:
+            self.skew_before, self.skew, self.skew_until = self.skew, skew, listened + SKEW_SPAN
+        else:
+            self.skew = skew if self.skew is None else max(skew, self.skew)
+
+    def _count(self, processed: int, timestamp: float, restarted: bool) -> None:
+        before = 0 if restarted or self.processed is None else self.processed
+        self.processed_total += max(0, processed - before)
+        self.processed = processed
+        if self.reckoning is None:
+            self.reckoning = Reckoning(processed, timestamp, timestamp)
+            return
+        missing = self.reckoning.beat(processed, timestamp)
+        if self.reckoning.silent >= SILENT_BEATS[self.events]:
+            self.events = False
+            self._close_reckoning()
+        elif self.events:
+            self.missed = max(self.missed, self.missed_before + missing)
+
+    def _close_reckoning(self) -> None:
+        self.missed_before, self.reckoning = self.missed, None

@@ -1,0 +1,167 @@
+"""Snapshot → text. Prometheus text format 0.0.4 and OpenMetrics 1.0, chosen by the Accept header.
+
+Formats: prometheus.io/docs/instrumenting/exposition_formats and the OpenMetrics 1.0 specification. The
+oracle for both is prometheus_client, in the tests. No `_created` lines: Prometheus stores each of them as a
+series of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from msgspec import Struct
+from prometheus_client import ProcessCollector
+from prometheus_client.registry import CollectorRegistry
+
+from celery_exporter.core.ledger import Histogram
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.profiles import Row, Sample
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+#: What --metric-prefix replaces in the names of rows.
+ROW_PREFIX = "celery_"
+
+
+class Exposition:
+    """Rows and their settings, made once; `render` is called for each scrape."""
+
+    def __init__(
+        self, rows: Sequence[Row], prefix: str = ROW_PREFIX, static_labels: Mapping[str, str] | None = None
+    ) -> None:
+        static = static_labels or {}
+        self._families = [_family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
+        self._unlabelled = _template((), static).format()
+        self._process = ProcessCollector(registry=CollectorRegistry())
+        names = {family.name for family in self._families}
+        # OpenMetrics names a counter without its _total, and then celery_tasks_total (a counter) and
+        # celery_tasks (a gauge) would be one family. Where that happens the counter is of type unknown
+        # there, which keeps the name of every sample.
+        self._clashing = {name for name in names if name.removesuffix("_total") in names - {name}}
+
+    def render(self, snapshot: Snapshot, content_type: str = TEXT) -> bytes:
+        """Return all families of the snapshot in `TEXT` or `OPENMETRICS`."""
+        openmetrics = content_type == OPENMETRICS
+        lines: list[str] = []
+        for family in self._families:
+            lines += self._head(family.name, family.row.type, family.row.help, openmetrics)
+            lines += family.lines(snapshot)
+        for metric in self._process.collect():
+            name = metric.name + ("_total" if metric.type == "counter" else "")
+            lines += self._head(name, metric.type, metric.documentation, openmetrics)
+            lines += [f"{sample.name}{self._unlabelled} {number(sample.value)}" for sample in metric.samples]
+        if openmetrics:
+            lines.append("# EOF")
+        return ("\n".join(lines) + "\n").encode()
+
+    def _head(self, name: str, type_: str, help_: str, openmetrics: bool) -> tuple[str, str]:
+        if openmetrics and type_ == "counter":
+            if name in self._clashing:
+                type_ = "unknown"
+            else:
+                name = name.removesuffix("_total")
+        escapes = _ESCAPES if openmetrics else _HELP_ESCAPES
+        return f"# HELP {name} {help_.translate(escapes)}", f"# TYPE {name} {type_}"
+
+
+class _Family(Struct, frozen=True):
+    """A row with its full name and the text round its label values."""
+
+    row: Row
+    name: str
+    braces: str  # `{a="{0}",b="{1}"}`, as a str.format template
+    bucket_braces: str  # … with `le` as the last argument
+
+    def lines(self, snapshot: Snapshot) -> Iterator[str]:
+        samples = self.row.samples(snapshot)
+        if self.row.merge is not None:
+            samples = _merged(self.row.merge, samples)
+        if self.row.bounds is not None:
+            bounds = [number(bound) for bound in (*self.row.bounds(snapshot), math.inf)]
+            for values, histogram in samples:
+                yield from self._histogram(values, histogram, bounds)
+            return
+        for values, value in samples:
+            yield f"{self.name}{self.braces.format(*map(_escape, values))} {number(value)}"
+
+    def _histogram(self, values: Iterable[str], histogram: Histogram, bounds: list[str]) -> Iterator[str]:
+        escaped = [_escape(value) for value in values]
+        counts = list(accumulate(histogram.counts))
+        for bound, count in zip(bounds, counts, strict=True):
+            yield f"{self.name}_bucket{self.bucket_braces.format(*escaped, bound)} {count}.0"
+        braces = self.braces.format(*escaped)
+        yield f"{self.name}_count{braces} {counts[-1]}.0"
+        yield f"{self.name}_sum{braces} {number(histogram.total)}"
+
+
+def _family(row: Row, name: str, static: Mapping[str, str]) -> _Family:
+    return _Family(row, name, _template(row.labels, static), _template((*row.labels, "le"), static))
+
+
+def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
+    """Return the braces of a sample as a str.format template, labels sorted as prometheus_client does."""
+    places = {label: f"{{{index}}}" for index, label in enumerate(labels)}
+    texts = {label: _escape(text).replace("{", "{{").replace("}", "}}") for label, text in static.items()}
+    pairs = ",".join(f'{label}="{text}"' for label, text in sorted((texts | places).items()))
+    return f"{{{{{pairs}}}}}" if pairs else ""
+
+
+def _merged(merge: Callable[[float, float], float], samples: Iterable[Sample]) -> Iterable[Sample]:
+    merged: dict[tuple[str, ...], Any] = {}
+    for values, value in samples:
+        merged[values] = merge(merged[values], value) if values in merged else value
+    return merged.items()
+
+
+def number(value: float) -> str:
+    """Return a number as Go prints it, which is how Prometheus writes bounds (`le="0.1"`, `le="+Inf"`)."""
+    value = float(value)
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    if math.isnan(value):
+        return "NaN"
+    return repr(value)
+
+
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
+
+
+def _escape(text: str) -> str:
+    return text.translate(_ESCAPES)
+
+
+class _Wish(Struct, frozen=True):
+    media: str
+    version: str
+    quality: float
+
+
+def negotiate(accept: str | None) -> str:
+    """Return the content type for an Accept header: OpenMetrics when asked for, the text format otherwise.
+
+    The quality values decide; among equals OpenMetrics, as it says more. What we speak is 1.0.0,
+    and whoever asks for a version of it that is not 0.0.1 or 1.x gets the text format.
+    """
+    best, found = 0.0, TEXT
+    for wish in map(_wish, (accept or "").split(",")):
+        openmetrics = wish.media == "application/openmetrics-text" and wish.version in ("", "0.0.1", "1.0.0")
+        text = wish.media in ("text/plain", "text/*", "*/*")
+        better = wish.quality > best or (wish.quality == best and openmetrics)
+        if (openmetrics or text) and wish.quality > 0 and better:
+            best, found = wish.quality, OPENMETRICS if openmetrics else TEXT
+    return found
+
+
+def _wish(part: str) -> _Wish:
+    media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    given = dict(piece.partition("=")[::2] for piece in parameters)
+    try:
+        quality = float(given.get("q", "1"))
+    except ValueError:
+        quality = 0.0
+    return _Wish(media, given.get("version", "").strip('"'), quality)

@@ -1,0 +1,55 @@
+"""Log lines: one event a line, logfmt or JSON, on stderr, with the time in UTC."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+
+class LineFormatter(logging.Formatter):
+    """Renders a record as one line; a traceback becomes a field of it."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._render = _RENDERERS[form]
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return self._render(fields)
+
+
+def _logfmt(fields: dict[str, str]) -> str:
+    return " ".join(f"{name}={_quoted(text)}" for name, text in fields.items())
+
+
+def _quoted(text: str) -> str:
+    plain = text.isprintable() and text and not any(character in ' "=\\' for character in text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+_RENDERERS: dict[str, Callable[[dict[str, str]], str]] = {
+    "logfmt": _logfmt,
+    "json": lambda fields: json.dumps(fields, ensure_ascii=False),
+}
+
+
+def configure(level: str, form: str) -> None:
+    """Log to stderr from now on. Other libraries only when something is wrong, unless debugging."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(form))
+    ours = logging.getLevelName(level.upper())
+    others = ours if level == "debug" else max(ours, logging.WARNING)
+    logging.basicConfig(level=others, handlers=[handler], force=True)
+    logging.getLogger("celery_exporter").setLevel(ours)

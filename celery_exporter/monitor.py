@@ -1,0 +1,312 @@
+"""The meeting point: one Monitor per broker owns its threads, the one lock, and what they learn.
+
+Threads: `events` reads the subscription, `queues` measures, `roster` asks. Each waits for the broker only
+with a bound, comes back by itself, and ends soon after `stop`. Only memory is touched under the lock; a
+scrape takes a copy under it and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from msgspec import Struct
+
+from celery_exporter import __version__
+from celery_exporter.broker.connection import BrokerError, Kept, masked
+from celery_exporter.broker.depths import Depth, depths_on
+from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
+from celery_exporter.broker.readers.kombu import KombuReader
+from celery_exporter.broker.roster import Roster
+from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.events import REASONS, Event, Malformed
+from celery_exporter.core.facts import Moment
+from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
+from celery_exporter.core.workers import Worker
+from celery_exporter.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Seconds that one read waits for events: how late an expiry, and a stop, can be.
+POLL = 0.25
+#: Longest step of the listening clock, seconds. A process that was frozen for longer did not listen.
+LONGEST_STEP = 1.0
+#: Events applied under one hold of the lock: some 5 ms, which a scrape may have to wait.
+CHUNK = 1_000
+#: Seconds without a sign of life on the subscription after which this exporter calls itself blind.
+FRESH = 12.0
+#: First wait before the broker is tried again, seconds; doubled up to --retry-interval.
+FIRST_RETRY = 0.2
+#: Seconds to wait for the threads at the end; they hold nothing that has to be saved.
+STOP_TIMEOUT = 1.0
+
+
+def back_off(first: float, longest: float, rand: Callable[[], float] = random.random) -> Iterator[float]:
+    """Yield waits in seconds: doubling, capped, and spread so that many clients do not come back at once."""
+    wait = first
+    while True:
+        yield min(wait, longest) * (0.5 + rand() / 2)
+        wait = min(wait * 2, longest)
+
+
+class Collector(Struct):
+    """A background job that runs every interval and reports on itself."""
+
+    name: str
+    job: Callable[[], None]
+    close: Callable[[], None]
+    wanted: Callable[[], bool] = lambda: False  # before its time
+    success: bool | None = None
+    seconds: float | None = None
+    last_success: float | None = None
+
+    def run(self) -> None:
+        """Run the job once; what goes wrong is logged, not raised."""
+        start = time.monotonic()
+        try:
+            self.job()
+        except BrokerError as error:
+            self._failed(str(error))
+        except Exception:
+            self._failed("unexpected error")
+            log.exception("collector %s", self.name)
+        else:
+            self.success, self.last_success = True, time.time()
+        self.seconds = time.monotonic() - start
+
+    def _failed(self, why: str) -> None:
+        if self.success is not False:  # said once, not at every interval
+            log.warning("collector %s failed: %s", self.name, why)
+        self.success = False
+
+
+class Monitor:
+    """Watches one broker. `start`, then `snapshot` and `is_ready` from any thread, then `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._cluster = Cluster(settings.limits, settings.task_labels)
+        self._ledger = Ledger(settings.buckets, settings.queue_wait_buckets)
+        self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
+        self._reader = KombuReader(settings)
+        self._open = False
+        self._opened = 0
+        self._listened = 0.0
+        self._malformed: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        self._event_lag: float | None = None
+        self._last_event: float | None = None
+        self._measure = Kept(settings, depths_on)
+        self._depths: dict[str, Depth] = {}
+        self._unacked: int | None = None
+        self._roster = Kept(settings, Roster)
+        self._asked: set[str] | None = None  # workers known when they were last asked, with success
+        self._collectors = [
+            Collector("queues", self._measure_queues, self._measure.close),
+            Collector("roster", self._ask_workers, self._roster.close, wanted=self._has_strangers),
+        ]
+        jobs = [(self._listen, "events"), *((self._repeat(each), each.name) for each in self._collectors)]
+        self._threads = [threading.Thread(target=job, name=name, daemon=True) for job, name in jobs]
+
+    # -- from outside --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the threads; the broker need not be there."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads; one that waits for a dead broker is left behind, it ends with the process."""
+        self._stopping.set()
+        deadline = time.monotonic() + STOP_TIMEOUT
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def is_ready(self) -> bool:
+        """Tell whether the event subscription is open and showed a sign of life of late."""
+        return self._open and time.monotonic() - self._reader.proven < FRESH
+
+    def snapshot(self) -> Snapshot:
+        """Return a copy of all that is known now. Never waits for the broker."""
+        with self._lock:
+            return self._snapshot()
+
+    # -- events ----------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        waits = back_off(FIRST_RETRY, self._settings.retry_interval)
+        while not self._stopping.is_set():
+            try:
+                self._reader.open()
+                self._opened += 1
+                log.info("listening to events on %s", masked(self._settings.broker_url))
+                waits = back_off(FIRST_RETRY, self._settings.retry_interval)
+                self._read()
+            except BrokerError as error:
+                log.warning("event subscription lost, trying again: %s", error)
+            except Exception:
+                log.exception("event subscription failed, trying again")
+            finally:
+                self._open = False
+                self._reader.close()
+            self._stopping.wait(next(waits))
+
+    def _read(self) -> None:
+        last = time.monotonic()
+        self._open = True
+        while not self._stopping.is_set():
+            payloads = self._reader.read(POLL)
+            now = time.monotonic()
+            self._listened += min(now - last, LONGEST_STEP)
+            last = now
+            self._take(payloads)
+
+    def _take(self, payloads: list[Payload]) -> None:
+        found = [event for payload in payloads for event in events_of(payload, self._accept)]
+        for start in range(0, len(found), CHUNK):
+            with self._lock:
+                self._apply(found[start : start + CHUNK])
+        with self._lock:
+            self._ledger.add(self._cluster.expire(self._moment()))
+
+    def _apply(self, found: list[Event | Malformed]) -> None:
+        moment = self._moment()
+        apply, add = self._cluster.apply, self._ledger.add
+        for event in found:
+            if type(event) is Malformed:
+                self._malformed[event.reason] += 1
+            elif type(event) is Event:
+                add(apply(event, moment))
+        newest = next((event for event in reversed(found) if type(event) is Event and event.hostname), None)
+        if newest is not None:
+            self._last_event, self._event_lag = moment.wall, moment.wall - newest.timestamp
+
+    def _moment(self) -> Moment:
+        return Moment(self._listened, time.time())
+
+    # -- collectors --------------------------------------------------------------------------------------
+
+    def _repeat(self, collector: Collector) -> Callable[[], None]:
+        def loop() -> None:
+            while not self._stopping.is_set():
+                collector.run()
+                self._pause(self._settings.update_interval, collector.wanted)
+            collector.close()
+
+        return loop
+
+    def _pause(self, seconds: float, wanted: Callable[[], bool]) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not wanted():
+            if self._stopping.wait(min(left, POLL)):
+                return
+
+    def _measure_queues(self) -> None:
+        with self._lock:
+            named = set(self._cluster.queues)
+        depths: dict[str, Depth] = {}
+        unacked = None
+        try:
+            with self._measure.use() as measure:
+                unacked = measure.unacked()
+                depths = measure.read(sorted({*self._settings.queues, *named}), named)
+        finally:  # what could not be read is missing, not as it was
+            with self._lock:
+                self._depths, self._unacked = depths, unacked
+
+    def _has_strangers(self) -> bool:
+        """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""
+        with self._lock:
+            return self._asked is not None and not self._cluster.workers.keys() <= self._asked
+
+    def _ask_workers(self) -> None:
+        with self._lock:
+            workers = list(self._cluster.workers.values())
+        silent = [worker.name for worker in workers if worker.up and not worker.events]
+        with self._roster.use() as roster:
+            if self._settings.enable_events and silent:
+                roster.enable_events(silent)
+            profiles = roster.ask({worker.name: worker.profile for worker in workers})
+        with self._lock:
+            self._ledger.add(self._cluster.learn(profiles, self._moment()))
+            self._asked = {worker.name for worker in workers} | profiles.keys()
+        if not profiles and any(worker.up for worker in workers):
+            raise BrokerError("no worker answered")
+
+    # -- the snapshot --------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> Snapshot:
+        cluster = self._cluster
+        return Snapshot(
+            at=time.time(),
+            runtime_bounds=self._ledger.runtime_bounds,
+            wait_bounds=self._ledger.wait_bounds,
+            cells=self._ledger.snapshot(),
+            tasks=cluster.tasks.in_states(),
+            workers=[_worker_view(worker) for worker in cluster.workers.values()],
+            queues=[self._queue_view(name) for name in sorted({*cluster.queues, *self._depths})],
+            collectors=[
+                CollectorView(each.name, each.success, each.seconds, each.last_success)
+                for each in self._collectors
+            ],
+            broker_up=self.is_ready(),
+            unacked=self._unacked,
+            events=dict(cluster.events),
+            malformed=dict(self._malformed),
+            fallbacks=dict(cluster.fallbacks),
+            event_lag=self._event_lag,
+            last_event=self._last_event,
+            reconnects=max(0, self._opened - 1),
+            tasks_tracked=len(cluster.tasks),
+            tasks_evicted=cluster.tasks.evicted,
+            negative_waits=cluster.negative_waits,
+            version=__version__,
+        )
+
+    def _queue_view(self, name: str) -> QueueView:
+        depth = self._depths.get(name)
+        serving = [
+            worker.profile
+            for worker in self._cluster.workers.values()
+            if worker.up and name in (worker.profile.queues or ())
+        ]
+        consumers = depth.consumers if depth else None
+        if consumers is None and self._asked is not None:
+            consumers = len(serving)
+        processes = sum(profile.pool_size or 0 for profile in serving) if self._asked is not None else None
+        sent = [self._sent_at(uuid) for uuid in depth.oldest_ids] if depth else []
+        oldest = min((at for at in sent if at is not None), default=None)
+        return QueueView(name, depth.length if depth else None, consumers, processes, oldest)
+
+    def _sent_at(self, uuid: str) -> float | None:
+        task = self._cluster.tasks.get(uuid)
+        return task.ready if task else None
+
+
+def _worker_view(worker: Worker) -> WorkerView:
+    profile = worker.profile
+    return WorkerView(
+        name=worker.name,
+        up=worker.up,
+        active=worker.active,
+        processed_total=worker.processed_total,
+        restarts=worker.restarts,
+        missed=worker.missed,
+        loadavg=worker.loadavg,
+        heartbeat=worker.heartbeat,
+        clock_skew=worker.clock_skew,
+        events=worker.events,
+        software=worker.software,
+        version=worker.version,
+        system=worker.system,
+        pool=profile.pool,
+        pool_size=profile.pool_size,
+        prefetch_count=profile.prefetch_count,
+        max_resident_bytes=profile.max_resident_bytes,
+    )

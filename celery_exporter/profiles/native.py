@@ -1,0 +1,380 @@
+"""The native profile: names that follow Prometheus' conventions and Celery's words.
+
+States are those of celery.states. A metric name is API: whoever changes one writes into CHANGELOG.md what
+users have to edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import attrgetter
+
+from celery_exporter.core.facts import Key, State
+from celery_exporter.core.ledger import Cell
+from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
+from celery_exporter.profiles import Row, Sample
+
+#: Optional labels of task metrics: `--task-labels` chooses which of them are in use.
+TASK_LABELS = ("queue_name", "worker")
+
+_LASTING = (State.SUCCESS, State.FAILURE)
+
+
+def rows(task_labels: Sequence[str]) -> list[Row]:
+    """Return the table, with these of `TASK_LABELS` on task metrics."""
+    task = ("task_name", *(label for label in TASK_LABELS if label in task_labels))
+    queue = tuple(label for label in task if label != "worker")  # a gauge of tasks knows no worker
+    return [*_task_rows(task, queue), *_WORKER_ROWS, *_QUEUE_ROWS, *_EXPORTER_ROWS]
+
+
+def _task_rows(task: tuple[str, ...], queue: tuple[str, ...]) -> list[Row]:
+    values = _values_of(task)
+    return [
+        Row(
+            "celery_tasks_total",
+            "counter",
+            "Transitions of tasks into a state; PENDING is sent.",
+            ("state", *task),
+            lambda snapshot: (
+                ((state.name, *values(key)), cell.moved[state])
+                for key, cell in snapshot.cells.items()
+                for state in State
+            ),
+        ),
+        Row(
+            "celery_task_failures_total",
+            "counter",
+            "Failed tasks by class of the exception.",
+            (*task, "exception"),
+            lambda snapshot: (
+                ((*values(key), exception), count)
+                for key, cell in snapshot.cells.items()
+                for exception, count in cell.raised.items()
+            ),
+        ),
+        Row(
+            "celery_task_runtime_seconds",
+            "histogram",
+            "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
+            (*task, "state"),
+            lambda snapshot: (
+                ((*values(key), state.name), histogram)
+                for key, cell in snapshot.cells.items()
+                for state, histogram in cell.ran.items()
+            ),
+            bounds=attrgetter("runtime_bounds"),
+        ),
+        Row(
+            "celery_task_queue_wait_seconds",
+            "histogram",
+            "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
+            task,
+            partial(_histograms, values, attrgetter("queued")),
+            bounds=attrgetter("wait_bounds"),
+        ),
+        Row(
+            "celery_task_prefetch_wait_seconds",
+            "histogram",
+            "From received by a worker (or eta) to started by it.",
+            task,
+            partial(_histograms, values, attrgetter("prefetched")),
+            bounds=attrgetter("wait_bounds"),
+        ),
+        Row(
+            "celery_tasks",
+            "gauge",
+            "Tasks that are in a state now.",
+            ("state", *queue),
+            lambda snapshot: (
+                ((group.state.name, *_values_of(queue)(group.key)), group.count) for group in snapshot.tasks
+            ),
+        ),
+        Row(
+            "celery_task_oldest_timestamp_seconds",
+            "gauge",
+            "Since when the oldest task in a state is in it; absent while there is none.",
+            ("state", "task_name"),
+            lambda snapshot: (
+                ((group.state.name, group.key.task_name), group.since)
+                for group in snapshot.tasks
+                if group.since is not None
+            ),
+            merge=min,
+        ),
+        Row(
+            "celery_task_last_timestamp_seconds",
+            "gauge",
+            "When a task last entered SUCCESS or FAILURE; absent until one does.",
+            ("state", "task_name"),
+            lambda snapshot: (
+                ((state.name, key.task_name), cell.last[state])
+                for key, cell in snapshot.cells.items()
+                for state in _LASTING
+                if state in cell.last
+            ),
+            merge=max,
+        ),
+        Row(
+            "celery_task_redeliveries_total",
+            "counter",
+            "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
+            task,
+            lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
+        ),
+    ]
+
+
+def _values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
+    if len(labels) == 1:  # attrgetter of one name gives no tuple
+        return lambda key: (key.task_name,)
+    return attrgetter(*labels)
+
+
+def _histograms(
+    values: Callable[[Key], tuple[str, ...]], which: Callable[[Cell], object], snapshot: Snapshot
+) -> Iterable[Sample]:
+    for key, cell in snapshot.cells.items():
+        histogram = which(cell)
+        if histogram is not None:
+            yield values(key), histogram
+
+
+def _worker(name: str, type_: str, help_: str, field: Callable[[WorkerView], float | None]) -> Row:
+    """Return a row with one sample a worker, where the field is known."""
+    return Row(
+        f"celery_worker_{name}",
+        type_,  # type: ignore[arg-type]
+        help_,
+        ("worker",),
+        lambda snapshot: (
+            ((worker.name,), value) for worker in snapshot.workers if (value := field(worker)) is not None
+        ),
+    )
+
+
+_WORKER_ROWS = [
+    Row(
+        "celery_workers_online",
+        "gauge",
+        "Workers that are up.",
+        (),
+        lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
+    ),
+    Row(
+        "celery_worker_up",
+        "gauge",
+        "1 while the worker is heard, 0 from its goodbye or --worker-timeout on until it is purged.",
+        ("worker", "hostname"),
+        lambda snapshot: (
+            ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
+        ),
+    ),
+    _worker("active_tasks", "gauge", "Tasks the worker executes now, as it says.", attrgetter("active")),
+    _worker("pool_size", "gauge", "Tasks the worker can execute at once.", attrgetter("pool_size")),
+    _worker(
+        "prefetch_count",
+        "gauge",
+        "Messages the worker takes ahead; absent when it has no limit.",
+        attrgetter("prefetch_count"),
+    ),
+    _worker(
+        "processed_tasks_total",
+        "counter",
+        "Tasks accepted by the worker's pool, as it counts them, over restarts that were seen.",
+        attrgetter("processed_total"),
+    ),
+    _worker("restarts_total", "counter", "Restarts of the worker (its pid changed).", attrgetter("restarts")),
+    Row(
+        "celery_worker_load_average",
+        "gauge",
+        "Load average of the worker's host.",
+        ("worker", "window"),
+        lambda snapshot: (
+            ((worker.name, window), load)
+            for worker in snapshot.workers
+            for window, load in zip(("1m", "5m", "15m"), worker.loadavg or (), strict=False)
+        ),
+    ),
+    _worker(
+        "last_heartbeat_timestamp_seconds",
+        "gauge",
+        "When the worker's newest heartbeat was heard, by this exporter's clock.",
+        attrgetter("heartbeat"),
+    ),
+    _worker(
+        "clock_skew_seconds",
+        "gauge",
+        "The worker's clock minus this exporter's, by its least delayed heartbeat.",
+        attrgetter("clock_skew"),
+    ),
+    _worker(
+        "max_resident_memory_bytes",
+        "gauge",
+        "Largest resident set the worker's main process has had.",
+        attrgetter("max_resident_bytes"),
+    ),
+    Row(
+        "celery_worker_info",
+        "gauge",
+        "1, with what the worker says of itself.",
+        ("worker", "software", "version", "system", "pool"),
+        lambda snapshot: (
+            ((worker.name, worker.software, worker.version, worker.system, worker.pool or ""), 1)
+            for worker in snapshot.workers
+        ),
+    ),
+    _worker(
+        "task_events_enabled",
+        "gauge",
+        "1 when the worker sends task events, 0 when it runs tasks without; absent until one is proved.",
+        attrgetter("events"),
+    ),
+]
+
+
+def _queue(name: str, help_: str, field: Callable[[QueueView], float | None]) -> Row:
+    """Return a row with one sample a queue, where the field is known."""
+    return Row(
+        f"celery_queue_{name}",
+        "gauge",
+        help_,
+        ("queue_name",),
+        lambda snapshot: (
+            ((queue.name,), value) for queue in snapshot.queues if (value := field(queue)) is not None
+        ),
+    )
+
+
+_QUEUE_ROWS = [
+    _queue(
+        "length",
+        "Messages waiting in the queue, all priorities; absent when it could not be read.",
+        attrgetter("length"),
+    ),
+    _queue("consumers", "Consumers of the queue.", attrgetter("consumers")),
+    _queue(
+        "worker_processes",
+        "Tasks that the queue's consuming workers can execute at once.",
+        attrgetter("worker_processes"),
+    ),
+    _queue(
+        "oldest_timestamp_seconds",
+        "When the message at the head of the queue was sent; absent where this is not known.",
+        attrgetter("oldest"),
+    ),
+    Row(
+        "celery_broker_up",
+        "gauge",
+        "1 while the event subscription is open and answers.",
+        (),
+        lambda snapshot: [((), snapshot.broker_up)],
+    ),
+    Row(
+        "celery_broker_unacked_messages",
+        "gauge",
+        "Messages that workers hold and have not acknowledged, of all queues (Redis only).",
+        (),
+        lambda snapshot: [] if snapshot.unacked is None else [((), snapshot.unacked)],
+    ),
+]
+
+
+def _counts(name: str, help_: str, label: str, field: Callable[[Snapshot], dict[str, int]]) -> Row:
+    """Return a counter row from a mapping of label value → count."""
+    return Row(
+        f"celery_exporter_{name}_total",
+        "counter",
+        help_,
+        (label,),
+        lambda snapshot: (((value,), count) for value, count in field(snapshot).items()),
+    )
+
+
+def _self(name: str, type_: str, help_: str, field: Callable[[Snapshot], float | None]) -> Row:
+    """Return a row with one sample, without labels, where the field is known."""
+    return Row(
+        f"celery_exporter_{name}",
+        type_,  # type: ignore[arg-type]
+        help_,
+        (),
+        lambda snapshot: [] if (value := field(snapshot)) is None else [((), value)],
+    )
+
+
+def _collector(name: str, help_: str, field: Callable[[CollectorView], float | None]) -> Row:
+    """Return a row with one sample a collector, where the field is known."""
+    return Row(
+        f"celery_exporter_collector_{name}",
+        "gauge",
+        help_,
+        ("collector",),
+        lambda snapshot: (
+            ((collector.name,), value)
+            for collector in snapshot.collectors
+            if (value := field(collector)) is not None
+        ),
+    )
+
+
+_EXPORTER_ROWS = [
+    Row(
+        "celery_exporter_build_info",
+        "gauge",
+        "1, with the exporter's version.",
+        ("version",),
+        lambda snapshot: [((snapshot.version,), 1)],
+    ),
+    _counts(
+        "events", "Events applied, by type; an application's own are other.", "kind", attrgetter("events")
+    ),
+    _counts(
+        "events_malformed", "Events that could not be used, by reason.", "reason", attrgetter("malformed")
+    ),
+    Row(
+        "celery_exporter_events_missed_total",
+        "counter",
+        "Started events that a worker must have sent, by its processed count, and that never came.",
+        ("worker",),
+        lambda snapshot: (((worker.name,), worker.missed) for worker in snapshot.workers),
+    ),
+    _self(
+        "event_lag_seconds",
+        "gauge",
+        "Age of the newest event when it was read, by its sender's clock (so its skew is in it).",
+        attrgetter("event_lag"),
+    ),
+    _self("last_event_timestamp_seconds", "gauge", "When an event was last read.", attrgetter("last_event")),
+    _self(
+        "reconnects_total",
+        "counter",
+        "Times the event subscription was opened again.",
+        attrgetter("reconnects"),
+    ),
+    _self("tasks_tracked", "gauge", "Unfinished tasks in memory.", attrgetter("tasks_tracked")),
+    _self(
+        "tasks_evicted_total",
+        "counter",
+        "Unfinished tasks forgotten for --max-tasks or --task-ttl.",
+        attrgetter("tasks_evicted"),
+    ),
+    _counts(
+        "label_fallbacks",
+        "Tasks booked under a stand-in, since the true value of the label was not known in time.",
+        "label",
+        attrgetter("fallbacks"),
+    ),
+    _self(
+        "negative_waits_total",
+        "counter",
+        "Waits that two clocks made negative; counted as 0 s.",
+        attrgetter("negative_waits"),
+    ),
+    _collector("success", "1 when the collector's last run succeeded.", attrgetter("success")),
+    _collector("duration_seconds", "Duration of the collector's last run.", attrgetter("seconds")),
+    _collector(
+        "last_success_timestamp_seconds",
+        "When the collector last succeeded.",
+        attrgetter("last_success"),
+    ),
+]

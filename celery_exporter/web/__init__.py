@@ -1,0 +1,1 @@
+"""HTTP: everything served from memory."""

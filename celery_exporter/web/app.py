@@ -1,0 +1,79 @@
+"""The pages. Each is made from a snapshot; none of them asks the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import html
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from celery_exporter import __version__
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.exposition import Exposition, negotiate
+
+#: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
+RENDERERS = 2
+
+_LANDING = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>celery-exporter</title></head><body>
+<h1>celery-exporter {version}</h1>
+<p>Prometheus metrics of the Celery cluster on <code>{broker}</code>. The event subscription is {state}.</p>
+<ul>
+<li><a href="metrics">/metrics</a>: the metrics</li>
+<li><a href="-/ready">/-/ready</a>: 200 while events are heard (also <a href="health">/health</a>)</li>
+<li><a href="-/healthy">/-/healthy</a>: 200 while this process lives</li>
+</ul>
+</body></html>
+"""
+
+
+def build(
+    snapshot: Callable[[], Snapshot], is_ready: Callable[[], bool], exposition: Exposition, broker: str
+) -> Starlette:
+    """Return the ASGI application; `broker` is the masked URL."""
+    renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
+
+    def render(content_type: str, *, zipped: bool) -> bytes:
+        text = exposition.render(snapshot(), content_type)
+        return gzip.compress(text, 1) if zipped else text
+
+    async def metrics(request: Request) -> Response:
+        content_type = negotiate(request.headers.get("accept"))
+        zipped = _takes_gzip(request.headers.get("accept-encoding", ""))
+        # In a thread: the loop goes on answering the other requests while text is made.
+        body = await asyncio.get_running_loop().run_in_executor(
+            renderers, partial(render, content_type, zipped=zipped)
+        )
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        return Response(body, headers=headers | ({"Content-Encoding": "gzip"} if zipped else {}))
+
+    async def healthy(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def ready(_: Request) -> Response:
+        if is_ready():
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("not ready: no live event subscription on the broker\n", 503)
+
+    async def landing(_: Request) -> Response:
+        state = "open" if is_ready() else "not open"
+        return HTMLResponse(_LANDING.format(version=__version__, broker=html.escape(broker), state=state))
+
+    pages = {"/": landing, "/metrics": metrics, "/-/healthy": healthy, "/-/ready": ready, "/health": ready}
+    return Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
+
+
+def _takes_gzip(header: str) -> bool:
+    """Tell whether an Accept-Encoding header allows gzip (RFC 9110, section 12.5.3)."""
+    for part in header.lower().split(","):
+        coding, *parameters = (piece.strip() for piece in part.split(";"))
+        if coding in ("gzip", "*"):
+            return not any(parameter.replace(" ", "") in ("q=0", "q=0.0") for parameter in parameters)
+    return False

@@ -1,0 +1,73 @@
+"""The HTTP server: a thread with a start, a stop and a bound on both."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+
+#: Seconds that requests under way have to end in when the server stops.
+GRACE = 1
+#: Connections at a time; more are refused with 503, so that a flood costs no memory.
+MAX_CONNECTIONS = 1_000
+#: Seconds an idle connection is kept: longer than the usual scrape interval.
+KEEP_ALIVE = 75
+
+
+class CannotListenError(Exception):
+    """The address is taken or is not ours; the text is one line."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening-ready socket; raise CannotListenError. Before anything else is started."""
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(address[0], socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address[4])
+    except OSError as error:
+        raise CannotListenError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --host and --port"
+        ) from None
+    return bound
+
+
+class Server:
+    """Serves an ASGI application on a bound socket."""
+
+    def __init__(self, app: Any, bound: socket.socket) -> None:
+        self._bound = bound
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=GRACE,
+                limit_concurrency=MAX_CONNECTIONS,
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="web", daemon=True)
+
+    def start(self) -> None:
+        """Serve from now on."""
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Tell whether it still serves; it ends by itself only for an error, which it logs."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Stop; requests under way get `GRACE` seconds."""
+        self._server.should_exit = True
+        self._thread.join(GRACE + 0.5)
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._bound])

@@ -1,0 +1,43 @@
+"""Events made by hand, and bytes that are none, on the event channel of a real broker."""
+
+import json
+import time
+from typing import Any
+
+import kombu
+
+EVENTS = "celeryev"  # the exchange of Celery's events
+
+
+def publish_event_bytes(
+    url: str, body: bytes, *, content_type: str = "application/json", routing_key: str = "task.multi"
+) -> None:
+    """Put bytes on the event channel as they are, in the envelope of the transport."""
+    with kombu.Connection(url) as connection:
+        exchange = kombu.Exchange(EVENTS, type="topic")
+        connection.Producer(exchange=exchange).publish(
+            body,
+            routing_key=routing_key,
+            content_type=content_type,
+            content_encoding="utf-8",
+            delivery_mode="transient",
+        )
+
+
+def publish_events(url: str, *events: dict[str, Any]) -> None:
+    """Publish well-formed events, in one batch as a worker does."""
+    publish_event_bytes(url, json.dumps(events).encode())
+
+
+def one_task(number: int) -> tuple[dict[str, Any], ...]:
+    """Return the events of a task's life, from sent to succeeded."""
+    now = time.time()
+    common = {"uuid": f"task-{number}", "clock": number, "utcoffset": 0, "pid": 1}
+    name = {"name": "made.up", "queue": "made", "args": "()", "kwargs": "{}", "retries": 0, "eta": None}
+    worker, client = {**common, "hostname": "w@box"}, {**common, "hostname": "client@box"}
+    return (
+        {**client, "type": "task-sent", "timestamp": now, **name},
+        {**worker, "type": "task-received", "timestamp": now + 0.01, **name},
+        {**worker, "type": "task-started", "timestamp": now + 0.02},
+        {**worker, "type": "task-succeeded", "timestamp": now + 0.03, "runtime": 0.01, "result": "None"},
+    )

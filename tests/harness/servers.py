@@ -1,0 +1,230 @@
+"""Brokers and Prometheus, each with its own port and folder, never the machine's own."""
+
+import base64
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import kombu
+import redis
+
+from harness.processes import Process, free_port, need
+
+VHOSTS = 60  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
+PASSWORD = "guest"
+
+
+class RedisServer(Process):
+    """redis-server without persistence: what it held is gone when it stops."""
+
+    name = "redis-server"
+
+    def __init__(self, folder: Path, *, password: str = "") -> None:
+        super().__init__(folder)
+        self.program = need("redis-server")
+        self.port = free_port()
+        self.password = password
+
+    def command(self) -> list[str]:
+        options = {
+            "--port": str(self.port),
+            "--bind": "127.0.0.1",
+            "--dir": str(self.folder),
+            "--save": "",
+            "--appendonly": "no",
+            **({"--requirepass": self.password} if self.password else {}),
+        }
+        return [self.program, *itertools.chain.from_iterable(options.items())]
+
+    def ready(self) -> bool:
+        with contextlib.suppress(redis.ConnectionError):
+            return bool(self.client().ping())
+        return False
+
+    @property
+    def url(self) -> str:
+        secret = f":{urllib.parse.quote(self.password, safe='')}@" if self.password else ""
+        return f"redis://{secret}127.0.0.1:{self.port}/0"
+
+    def client(self) -> "redis.Redis[bytes]":
+        return redis.Redis(port=self.port, password=self.password or None, socket_timeout=5)
+
+    def clean(self) -> str:
+        """Empty it, and return the URL for the next test."""
+        self.client().flushall()
+        return self.url
+
+
+class Epmd(Process):
+    """Erlang's port mapper in the foreground, for one RabbitMQ: Erlang would start one that outlives it."""
+
+    name = "epmd"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.program = need("epmd")
+        self.port = free_port()
+
+    def command(self) -> list[str]:
+        return [self.program, "-port", str(self.port), "-address", "127.0.0.1"]
+
+    def ready(self) -> bool:
+        names = [self.program, "-port", str(self.port), "-names"]
+        return subprocess.run(names, capture_output=True, check=False).returncode == 0
+
+
+class RabbitServer(Process):
+    """rabbitmq-server with its own node, data, cookie and port mapper; no config of the machine's."""
+
+    name = "rabbitmq-server"
+    deadline = 90.0  # Erlang takes its time when two cores are busy
+
+    def __init__(self, folder: Path, *, vhosts: int = 1) -> None:
+        super().__init__(folder)
+        # Debian's /usr/sbin/rabbitmq-server insists on being root or rabbitmq and uses su: not that one.
+        self.program = need("rabbitmq-server")
+        self.port = free_port()
+        self.distribution_port = free_port()
+        self.epmd = Epmd(folder / "epmd")
+        self.vhosts = [f"test{number}" for number in range(vhosts)]
+        self._fresh = iter(self.vhosts)
+        self._write_configuration()
+
+    def _write_configuration(self) -> None:
+        salt = b"salt"
+        secret = base64.b64encode(salt + hashlib.sha256(salt + PASSWORD.encode()).digest()).decode()
+        definitions = {
+            "users": [
+                {
+                    "name": "guest",
+                    "password_hash": secret,
+                    "hashing_algorithm": "rabbit_password_hashing_sha256",
+                    "tags": "administrator",
+                }
+            ],
+            "vhosts": [{"name": vhost} for vhost in self.vhosts],
+            "permissions": [
+                {"user": "guest", "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*"}
+                for vhost in self.vhosts
+            ],
+        }
+        (self.folder / "definitions.json").write_text(json.dumps(definitions))
+        (self.folder / "rabbitmq.conf").write_text(
+            f"load_definitions = {self.folder / 'definitions.json'}\n"
+            "disk_free_limit.absolute = 1MB\n"  # a full desk disk must not block publishers
+            "log.console.level = warning\n"
+        )
+        (self.folder / "enabled_plugins").write_text("[].\n")
+
+    def command(self) -> list[str]:
+        return [self.program]
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(self.folder),  # where Erlang puts its cookie
+            "detached": "1",  # has the start script become the server instead of standing before it
+            "ERL_EPMD_PORT": str(self.epmd.port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(self.distribution_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "logs"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "no-advanced.config"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "no-env.conf"),
+        }
+
+    def start(self) -> "RabbitServer":
+        if not self.epmd.alive():
+            self.epmd.__enter__()
+        return super().start()
+
+    def ready(self) -> bool:
+        """Ready means that a client can log in, not that the port is open."""
+        try:
+            with kombu.Connection(self.url_of(self.vhosts[-1]), connect_timeout=5) as connection:
+                connection.connect()
+        except (OSError, *connection.connection_errors):
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.epmd.kill()
+
+    @property
+    def url(self) -> str:
+        return self.url_of(self.vhosts[0])
+
+    def url_of(self, vhost: str) -> str:
+        return f"amqp://guest:{PASSWORD}@127.0.0.1:{self.port}/{vhost}"
+
+    def clean(self) -> str:
+        """Return the URL of a vhost that nobody has used yet."""
+        vhost = next(self._fresh, None)
+        assert vhost, f"more than {len(self.vhosts)} tests want a vhost: raise VHOSTS"
+        return self.url_of(vhost)
+
+
+class Prometheus(Process):
+    """A real Prometheus that scrapes one target each second."""
+
+    name = "prometheus"
+
+    def __init__(self, folder: Path, target: str, *, job: str = "celery") -> None:
+        super().__init__(folder)
+        self.program = need("prometheus")
+        self.port = free_port()
+        (folder / "prometheus.yml").write_text(
+            json.dumps(  # JSON is YAML
+                {
+                    "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                    "scrape_configs": [{"job_name": job, "static_configs": [{"targets": [target]}]}],
+                }
+            )
+        )
+
+    def command(self) -> list[str]:
+        return [
+            self.program,
+            f"--config.file={self.folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self.folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+        ]
+
+    def ready(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(self._address("/-/ready"), timeout=5):
+            return True
+        return False
+
+    def query(self, promql: str) -> list[dict[str, Any]]:
+        """Return the samples of an instant query: [{"metric": labels, "value": [time, text]}, ...]."""
+        result: list[dict[str, Any]] = self._api("/api/v1/query", query=promql)["result"]
+        return result
+
+    def targets(self) -> list[dict[str, Any]]:
+        active: list[dict[str, Any]] = self._api("/api/v1/targets")["activeTargets"]
+        return active
+
+    def _api(self, path: str, **parameters: str) -> Any:
+        with urllib.request.urlopen(
+            self._address(path) + "?" + urllib.parse.urlencode(parameters), timeout=5
+        ) as answer:
+            return json.load(answer)["data"]
+
+    def _address(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"

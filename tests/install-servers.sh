@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# The servers that the tests start (on ports and in folders of their own): installed when they are
+# missing and we are root on Debian, named otherwise. Debian starts a service when it installs it;
+# the policy file keeps it from doing so, so that a test run leaves no server behind.
+set -euo pipefail
+export PATH="$PATH:/usr/sbin:/sbin:/usr/lib/rabbitmq/bin"
+
+declare -A package=(
+  [redis-server]=redis-server
+  [rabbitmq-server]=rabbitmq-server
+  [prometheus]=prometheus
+  [promtool]=prometheus
+  [prometheus-alertmanager]=prometheus-alertmanager
+)
+missing=()
+for command in "${!package[@]}"; do
+  command -v "$command" >/dev/null || missing+=("${package[$command]}")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  echo "The tests need ${missing[*]}. On Debian: sudo apt-get install ${missing[*]}" >&2
+  exit 1
+fi
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod +x "$policy"
+fi
+apt-get update -q
+DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"

@@ -1,0 +1,157 @@
+"""Any bytes may arrive on the event channel: each bad one is counted, its neighbours are used."""
+
+import json
+import pickle
+import time
+
+import pytest
+from harness.events import one_task, publish_event_bytes, publish_events
+from harness.exporter import Exporter
+from harness.waiting import until_equal
+
+NOW = time.time()
+HEAD = {"timestamp": NOW, "hostname": "w@box", "uuid": "odd", "pid": 1, "clock": 1, "utcoffset": 0}
+BODIES = {
+    "not JSON": b"{",
+    "empty": b"",
+    "not UTF-8": b"\xff\xfe\x00\x80",
+    "a number": b"42",
+    "null": b"null",
+    "no type": json.dumps(HEAD).encode(),
+    "type null": json.dumps({**HEAD, "type": None}).encode(),
+    "no uuid": json.dumps({**HEAD, "type": "task-succeeded", "uuid": None}).encode(),
+    "no hostname": json.dumps({**HEAD, "type": "task-started", "hostname": None}).encode(),
+    "no timestamp": json.dumps({**HEAD, "type": "worker-heartbeat", "timestamp": None}).encode(),
+    "timestamp text": json.dumps({**HEAD, "type": "task-started", "timestamp": "now"}).encode(),
+    "timestamp NaN": json.dumps({**HEAD, "type": "task-started", "timestamp": float("nan")}).encode(),
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "10 MB of text": b'"' + b"x" * 10_000_000 + b'"',
+}
+
+
+def successes(app):
+    return app.total("celery_tasks_total", state="SUCCESS")
+
+
+def malformed(app):
+    return app.total("celery_exporter_events_malformed_total")
+
+
+class Bomb:
+    """A pickle that leaves a mark in the file system when somebody loads it."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return (open, (self.mark, "w"))
+
+
+def test_each_malformed_body_is_counted_and_the_next_event_is_used(running, exporter, broker):
+    """One count for each, under a reason; the process lives, keeps its connection and counts on."""
+    app = running(exporter()).connected()
+    for number, (what, body) in enumerate(BODIES.items(), 1):
+        publish_event_bytes(broker.url, body)
+        until_equal(lambda what=what: (what, malformed(app)), (what, number))
+        publish_events(broker.url, *one_task(number))
+        until_equal(lambda what=what: (what, successes(app)), (what, number))
+    samples = app.samples()
+    reasons = samples.by("celery_exporter_events_malformed_total", "reason")
+    assert all(reason for (reason,), count in reasons.items() if count)
+    assert len([count for count in reasons.values() if count]) > 1
+    assert samples.total("celery_exporter_reconnects_total") == 0
+
+
+def test_the_rest_of_a_batch_is_used(running, exporter, broker):
+    """Three bad items between good ones: three counted, and the good ones make a task's whole life."""
+    app = running(exporter()).connected()
+    sent, received, started, succeeded = one_task(1)
+    odd = {**started, "type": "task-failed", "uuid": None}
+    publish_event_bytes(
+        broker.url, json.dumps([42, sent, odd, received, started, [succeeded], succeeded]).encode()
+    )
+    until_equal(lambda: (malformed(app), successes(app)), (3, 1))
+    labels = {"task_name": "made.up", "queue_name": "made"}
+    for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS"):
+        assert app.value("celery_tasks_total", state=state, **labels) == 1
+
+
+def test_events_with_odd_fields_are_survived(running, exporter, broker):
+    """`runtime: null`, `exception: null`, `freq: null`, a bad eta, a custom type: nobody falls over."""
+    app = running(exporter()).connected()
+    sent, received, started, succeeded = one_task(1)
+    failed = {**started, "type": "task-failed", "exception": None, "traceback": None}
+    odd = [
+        {**sent, "eta": "tomorrow, perhaps"},
+        {**received, "eta": 12, "retries": None},
+        started,
+        {**succeeded, "runtime": None},
+        {**HEAD, "type": "worker-heartbeat", "freq": None, "active": None, "processed": None},
+        {**HEAD, "type": "shop-order-placed", "order": 7},
+        *({**event, "uuid": "b"} for event in (sent, received, started, failed)),
+        *one_task(2),
+    ]
+    publish_event_bytes(broker.url, json.dumps(odd).encode())
+    until_equal(lambda: app.value("celery_worker_up", worker="w@box"), 1)
+    until_equal(lambda: app.total("celery_tasks_total", state="FAILURE", task_name="made.up"), 1)
+    assert app.value("celery_task_failures_total", exception="unknown", task_name="made.up") == 1
+    assert successes(app) >= 1
+
+
+def test_pickle_is_never_loaded(running, exporter, broker, tmp_path):
+    """A pickled body is one malformed event; it isn't loaded, so its bomb does not go off."""
+    app = running(exporter()).connected()
+    mark = tmp_path / "mark"
+    bomb = pickle.dumps(Bomb(mark))
+    for number, content_type in enumerate(("application/x-python-serialize", "application/json"), 1):
+        publish_event_bytes(broker.url, bomb, content_type=content_type)
+        until_equal(lambda: malformed(app), number)
+    publish_events(broker.url, *one_task(1))
+    until_equal(lambda: successes(app), 1)
+    assert not mark.exists()
+
+
+def test_pickle_is_loaded_when_asked_for(running, exporter, broker):
+    """`--accept-content json,pickle` is for clusters that serialise their events so."""
+    app = running(exporter("--accept-content", "json,pickle")).connected()
+    body = pickle.dumps(list(one_task(1)))
+    publish_event_bytes(broker.url, body, content_type="application/x-python-serialize")
+    until_equal(lambda: successes(app), 1)
+    assert malformed(app) == 0
+
+
+ENVELOPES = [
+    b"\xff\xfe",
+    b"not JSON",
+    b"[1]",
+    b"null",
+    b"{}",
+    b'{"body": 3}',
+    b'{"body": "%%%", "properties": {"body_encoding": "base64", "delivery_tag": "x", "delivery_info": {}}}',
+    b'{"body": "e30=", "content-type": "application/json", "properties": null}',
+]
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES, ids=lambda envelope: repr(envelope[:24]))
+def test_redis_envelopes_that_kombu_never_wrote(redis_app, redis_broker_of_app, envelope):
+    """On Redis anyone can publish to the channel without kombu's envelope: counted, and life goes on."""
+    before, done = malformed(redis_app), successes(redis_app)
+    receivers = redis_broker_of_app.client().publish("/0.celeryev/task.multi", envelope)
+    assert receivers >= 1
+    until_equal(lambda: malformed(redis_app), before + 1)
+    publish_events(redis_broker_of_app.url, *one_task(done + 100))
+    until_equal(lambda: successes(redis_app), done + 1)
+    assert redis_app.total("celery_exporter_reconnects_total") == 0
+
+
+@pytest.fixture(scope="module")
+def redis_broker_of_app(redis_server):
+    redis_server.clean()
+    return redis_server
+
+
+@pytest.fixture(scope="module")
+def redis_app(redis_broker_of_app, tmp_path_factory):
+    """Return one exporter for all broken envelopes."""
+    with Exporter(tmp_path_factory.mktemp("exporter"), redis_broker_of_app.url) as app:
+        yield app.connected()

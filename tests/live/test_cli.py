@@ -1,0 +1,243 @@
+"""The command line: what it refuses and how, where options come from, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import psutil
+import pytest
+from harness.exporter import Exporter, run_cli
+from harness.processes import free_port, missing
+from harness.servers import RabbitServer, RedisServer
+from harness.waiting import eventually, until_equal
+
+NOBODY = "redis://127.0.0.1:1/0"  # nobody listens on port 1
+WRONG = [
+    ("--port", "abc"),
+    ("--port", "70000"),
+    ("--port", "-1"),
+    ("--buckets", "x"),
+    ("--buckets", "1,,x"),
+    ("--queue-wait-buckets", "nan"),
+    ("--reorder-window", "-1"),
+    ("--reorder-window", "soon"),
+    ("--update-interval", "0"),
+    ("--update-interval", "often"),
+    ("--worker-timeout", "-5"),
+    ("--purge-offline-worker-metrics", "never"),
+    ("--retry-interval", "x"),
+    ("--max-tasks", "many"),
+    ("--max-tasks", "0"),
+    ("--task-ttl", "x"),
+    ("--task-labels", "nosuch"),
+    ("--profile", "nosuch"),
+    ("--log-level", "loud"),
+    ("--log-format", "xml"),
+    ("--metric-prefix", "9-bad"),
+    ("--static-label", "noequals"),
+    ("--static-label", "9x=1"),
+    ("--static-label", "queue_name=1"),  # one of ours
+    ("--broker-transport-option", "noequals"),
+    ("--broker-ssl-option", "noequals"),
+    ("--accept-content", "nosuch"),
+    ("--broker-url-file", "/no/such/file"),
+]
+
+
+def one_line(result):
+    """Return stderr, which has to be a single line without a traceback."""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stdout == ""
+    return result.stderr.strip()
+
+
+@pytest.mark.parametrize(("option", "value"), WRONG, ids=lambda text: text)
+def test_a_wrong_value_ends_with_code_2_and_one_line(option, value):
+    """The line names the option and what it got, and says what it takes."""
+    url = () if option == "--broker-url-file" else ("--broker-url", NOBODY)
+    result = run_cli(*url, option, value)
+    line = one_line(result)
+    assert result.returncode == 2, line
+    assert option in line
+    assert value in line
+    rest = line.replace(option, "").replace(value, "")
+    assert len(rest.split()) >= 4, f"it doesn't say what {option} takes: {line}"
+
+
+@pytest.mark.parametrize("name", ["CELERY_EXPORTER_PORT", "CE_PORT", "PROMETHEUS_PORT"])
+def test_a_wrong_value_in_the_environment(name):
+    result = run_cli("--broker-url", NOBODY, environment={name: "abc"})
+    line = one_line(result)
+    assert result.returncode == 2
+    assert "--port" in line or name in line
+    assert "abc" in line
+
+
+def test_unknown_options_are_refused():
+    result = run_cli("--broker-url", NOBODY, "--nosuch")
+    assert result.returncode == 2
+    assert "--nosuch" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["nosuch://user:s3cret@127.0.0.1/0", "user:s3cret@host", "://s3cret", "http://s3cret"]
+)
+def test_an_unknown_scheme_ends_with_code_1_and_one_line(url):
+    """And without a word of the password."""
+    result = run_cli("--broker-url", url)
+    line = one_line(result)
+    assert result.returncode == 1, line
+    assert "s3cret" not in line
+
+
+def test_a_missing_transport_package_ends_with_code_1_and_one_line():
+    """kombu knows the scheme, the package that it needs isn't installed: the line says so."""
+    result = run_cli("--broker-url", "confluentkafka://127.0.0.1")
+    assert result.returncode == 1
+    assert "kafka" in one_line(result)
+
+
+def test_port_in_use_ends_with_code_1_and_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = run_cli("--broker-url", NOBODY, "--host", "127.0.0.1", "--port", port)
+    assert result.returncode == 1
+    assert port in one_line(result)
+
+
+def test_version_and_help():
+    version = run_cli("--version")
+    assert version.returncode == 0
+    assert any(character.isdigit() for character in version.stdout)
+    usage = run_cli("--help")
+    assert usage.returncode == 0
+    for option in {option for option, _ in WRONG} | {"--broker-url", "--host", "--queues", "-Q", "--version"}:
+        assert option in usage.stdout
+    for option in ("--enable-events", "--event-exchange", "--event-queue-durable"):
+        assert option in usage.stdout
+
+
+# where options come from
+
+URL_NAMES = ["CELERY_EXPORTER_BROKER_URL", "CE_BROKER_URL", "CELERY_BROKER_URL"]
+
+
+@pytest.mark.parametrize("name", URL_NAMES)
+def test_the_broker_url_comes_from_the_environment(running, tmp_path, redis_broker, name):
+    running(Exporter(tmp_path, None, environment={name: redis_broker.url})).connected()
+
+
+def test_an_option_beats_the_environment(running, tmp_path, redis_broker):
+    wrong = {**dict.fromkeys(URL_NAMES, NOBODY), "PROMETHEUS_PORT": "1", "CELERY_EXPORTER_HOST": "192.0.2.1"}
+    running(Exporter(tmp_path, redis_broker.url, environment=wrong)).connected()
+
+
+def test_our_own_name_beats_those_of_others(running, tmp_path, redis_broker):
+    """CELERY_EXPORTER_…, then CE_…, then what Celery itself reads."""
+    names = {URL_NAMES[0]: redis_broker.url, URL_NAMES[1]: NOBODY, URL_NAMES[2]: NOBODY}
+    running(Exporter(tmp_path, None, environment=names)).connected()
+
+
+def test_the_broker_url_comes_from_a_file(running, tmp_path, redis_broker):
+    """As a mounted secret is: with a newline at its end."""
+    file = tmp_path / "url"
+    file.write_text(redis_broker.url + "\n")
+    running(Exporter(tmp_path / "exporter", None, "--broker-url-file", str(file))).connected()
+
+
+def test_port_and_interval_come_from_the_environment(running, tmp_path, redis_broker):
+    """PROMETHEUS_PORT and METRICS_UPDATE_INTERVAL, as people have them set for other exporters."""
+    port = free_port()
+    names = {"PROMETHEUS_PORT": str(port), "METRICS_UPDATE_INTERVAL": "1"}
+    app = Exporter(tmp_path, redis_broker.url, port=None, update_interval=None, environment=names)
+    app.port = port
+    running(app).connected()
+    stamps = set()
+
+    def updated_thrice():
+        name = "celery_exporter_collector_last_success_timestamp_seconds"
+        stamps.update(app.samples().matching(name).values())
+        collectors = app.samples().label_values("collector", name)
+        return len(stamps) >= 3 * len(collectors) > 0
+
+    eventually(updated_thrice, 8)
+
+
+def test_log_formats(running, tmp_path, redis_broker):
+    """One line is one record: JSON objects, or logfmt."""
+    app = running(Exporter(tmp_path / "json", redis_broker.url, "--log-format", "json")).connected()
+    assert app.stop() == 0
+    records = [json.loads(line) for line in app.text().splitlines()]
+    assert records
+    assert all(isinstance(record, dict) for record in records)
+    app = running(Exporter(tmp_path / "logfmt", redis_broker.url, "--log-format", "logfmt")).connected()
+    assert app.stop() == 0
+    assert all("=" in line for line in app.text().splitlines())
+
+
+# how it ends
+
+QUICK = 2.0
+
+
+def ends_well(app, pid=None, sig=signal.SIGTERM):
+    begin = time.monotonic()
+    os.kill(pid or app.pid, sig)
+    code = app.wait(15)
+    took = time.monotonic() - begin
+    assert (code, took < QUICK) == (0, True), f"code {code} after {took:.1f} s\n{app.tail()}"
+    assert "Traceback" not in app.text()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_it_in_good_order(running, exporter, sig):
+    """Within two seconds, with code 0, while it hears events."""
+    ends_well(running(exporter()).connected(), sig=sig)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("url", [NOBODY, "amqp://127.0.0.1:1//", "redis://192.0.2.1:6379/0"])
+def test_a_signal_ends_it_while_the_broker_is_absent(running, tmp_path, url, sig):
+    """Refused or black-holed, it must not wait for the broker to end."""
+    app = running(Exporter(tmp_path, url, "-Q", "celery"))
+    eventually(lambda: app.value("celery_broker_up") == 0)
+    ends_well(app, sig=sig)
+
+
+@pytest.mark.parametrize("kind", [RedisServer, RabbitServer])
+def test_a_signal_ends_it_while_the_broker_is_frozen(running, tmp_path, kind):
+    """SIGSTOP on the broker: connections are open, nobody answers; before and after that is noticed."""
+    with kind(tmp_path / "server") as server:
+        first, second, late = (
+            Exporter(tmp_path / name, server.url, "-Q", "celery") for name in ("first", "second", "late")
+        )
+        for app in running(first, second):
+            app.connected()
+        server.pause()
+        try:
+            ends_well(first, sig=signal.SIGTERM)
+            running(late)  # it starts with the broker frozen already
+            assert late.value("celery_broker_up") == 0
+            ends_well(late, sig=signal.SIGINT)
+            until_equal(lambda: second.value("celery_broker_up"), 0, 45)
+            ends_well(second, sig=signal.SIGINT)
+        finally:
+            server.resume()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_it_as_pid_1(running, tmp_path, redis_broker, sig):
+    """PID 1 has no default handlers: in a container without an init it has to end all the same."""
+    wrapper = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    try:
+        subprocess.run([*wrapper, "true"], check=True, capture_output=True, timeout=10)
+    except (OSError, subprocess.CalledProcessError):
+        missing("unshare --pid, as root,")
+    app = running(Exporter(tmp_path, redis_broker.url, wrapper=wrapper)).connected()
+    (inner,) = psutil.Process(app.pid).children()
+    ends_well(app, inner.pid, sig)

@@ -1,0 +1,80 @@
+"""Workers: pools, several on one host, going away in good order and dying."""
+
+import celery
+from harness.waiting import eventually, stays, until_equal
+
+NODES = {"fork@box": ("prefork", 2), "thread@box": ("threads", 3), "solo@box": ("solo", 1)}
+
+
+def test_pools_and_workers_of_one_host(running, exporter, worker):
+    """Three pools on one host stand side by side; one leaves, and only that one goes down."""
+    app = running(exporter()).connected()
+    fork, thread, _ = running(
+        worker("fork@box", queues="left,right", pool="prefork", concurrency=2),
+        worker("thread@box", queues="right", pool="threads", concurrency=3),
+        worker("solo@box", queues="right", pool="solo", concurrency=1),
+    )
+    until_equal(
+        lambda: app.samples().by("celery_worker_pool_size", "worker"),
+        {(node,): size for node, (_, size) in NODES.items()},
+        20,
+    )
+    samples = app.samples()
+    assert samples.by("celery_worker_up", "worker", "hostname") == {(node, "box"): 1 for node in NODES}
+    assert samples.value("celery_workers_online") == 3
+    for node, (pool, _) in NODES.items():
+        info = samples.matching("celery_worker_info", worker=node)
+        assert list(info.values()) == [1], node
+        labels = dict(next(iter(info))[1])
+        assert labels["pool"].startswith(pool.removesuffix("s")), labels
+        assert (labels["software"], labels["version"], labels["system"]) == (
+            "py-celery",
+            celery.__version__,
+            "Linux",
+        )
+        assert samples.value("celery_worker_max_resident_memory_bytes", worker=node) > 10e6
+        assert samples.value("celery_worker_prefetch_count", worker=node) >= 1
+        assert abs(samples.value("celery_worker_clock_skew_seconds", worker=node)) < 1
+    assert samples.by("celery_queue_consumers", "queue_name") == {("left",): 1, ("right",): 3}
+    assert samples.by("celery_queue_worker_processes", "queue_name") == {("left",): 2, ("right",): 6}
+
+    assert thread.stop() == 0
+    until_equal(
+        lambda: app.samples().by("celery_worker_up", "worker"),
+        {("fork@box",): 1, ("thread@box",): 0, ("solo@box",): 1},
+    )
+    assert app.value("celery_workers_online") == 2
+    assert fork.alive()
+    stays(lambda: app.value("celery_worker_up", worker="solo@box") == 1, 3)
+
+
+def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(running, exporter, worker, client, ledger):
+    """Killed: `celery_worker_up` 0 by its silence, later no series; what it did stays counted."""
+    app = running(exporter("--worker-timeout", "5", "--purge-offline-worker-metrics", "5")).connected()
+    doomed, _ = running(worker("doomed@box", queues="left"), worker("other@box", queues="right"))
+    eventually(lambda: app.value("celery_workers_online") == 2)
+    client.send_task("tasks.succeed", queue="left")
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS", queue_name="left"), 1)
+
+    doomed.kill()
+    until_equal(lambda: app.value("celery_worker_up", worker="doomed@box"), 0, 30)
+    assert app.value("celery_worker_up", worker="other@box") == 1
+    eventually(lambda: "doomed@box" not in app.samples().label_values("worker"), 30)
+    assert app.value("celery_worker_up", worker="other@box") == 1
+    assert app.total("celery_tasks_total", state="SUCCESS", queue_name="left") == 1
+    assert ledger.total("SUCCESS") == 1
+
+
+def test_a_restarted_worker_is_counted_as_such(running, exporter, worker, client):
+    """The same name with another process: one restart, and its processed count goes on growing."""
+    app = running(exporter()).connected()
+    first = running(worker("w@box", pool="solo"))
+    client.send_task("tasks.succeed", queue="celery")
+    until_equal(lambda: app.value("celery_worker_processed_tasks_total", worker="w@box"), 1, 15)
+    assert app.value("celery_worker_restarts_total", worker="w@box") == 0
+    first.stop()
+    running(worker("w@box", pool="solo"))
+    client.send_task("tasks.succeed", queue="celery")
+    until_equal(lambda: app.value("celery_worker_processed_tasks_total", worker="w@box"), 2, 15)
+    assert app.value("celery_worker_restarts_total", worker="w@box") == 1
+    assert app.value("celery_worker_up", worker="w@box") == 1
