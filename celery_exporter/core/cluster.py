@@ -33,7 +33,7 @@ from celery_exporter.core.facts import (
     State,
     WorkerGone,
 )
-from celery_exporter.core.tasks import Task, TaskTable
+from celery_exporter.core.tasks import Delivery, Task, TaskTable
 from celery_exporter.core.workers import MAX_WORKERS, MISSED_BEATS, Profile, Worker
 
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of
@@ -45,6 +45,8 @@ MAX_TOMBSTONES = 50_000
 SWEEP_SECONDS = 1.0
 #: Events parked for one task; more come from no honest sender, and are not worth waiting for.
 MAX_PARKED = 64
+#: Open deliveries kept for one task: redelivered more often, it has worse problems than a lost runtime.
+MAX_DELIVERIES = 8
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
 
@@ -207,34 +209,28 @@ class Cluster:
     def _step(self, task: Task, event: Event, now: Moment) -> None:
         """Book one event of an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
-        self._MEASURE[effect.counts](self, task, event)
+        newest = self._MEASURE[effect.counts](self, task, event)
         self._book(Moved(self._key(task, event), effect.counts, min(event.timestamp, now.wall)))
-        if not effect.stays and self._moves(task, event, now):
+        if not effect.stays and newest and (task.state is not None or self._opens(task, event, now)):
             self._land(task, event, effect)
         task.heard = now.listened
 
-    def _moves(self, task: Task, event: Event, now: Moment) -> bool:
-        """Tell whether an event says where the task is now, or is an old one that came late.
+    def _opens(self, task: Task, event: Event, now: Moment) -> bool:
+        """Tell whether a finished task was received anew, or an old event of it came late.
 
-        A received or started task is where its sender is; how it ended, only its holder knows (it may
-        have been delivered again, elsewhere). A finished one opens again when it is received anew: by
-        the same worker, whose events come in order, or when the reorder window has passed since.
+        Anew: by the worker that ended it, whose events come in order, or after the reorder window.
         """
-        if task.state is not None:
-            return event.type in _PLACING or task.worker in ("", event.hostname)
-        same = task.worker == event.hostname
         anew = now.listened - task.heard > self.limits.reorder_window
-        return event.type == "task-received" and (same or anew)
+        return event.type == "task-received" and (anew or task.ended_by == event.hostname)
 
     def _land(self, task: Task, event: Event, effect: Effect) -> None:
         state = State.PENDING if event.requeue else effect.lands
         if state is None:
-            task.worker = self._shared_name(event.hostname)
+            task.ended_by = self._shared_name(event.hostname)
             self.tasks.finish(task)
-            return
-        assert task.kind is not None  # noqa: S101  introduced, or it would not be here
-        task.worker = self._shared_name(event.hostname) if event.type in _PLACING else ""
-        self.tasks.move(task, task.kind, state, event.timestamp)
+        else:
+            assert task.kind is not None  # noqa: S101  introduced, or it would not be here
+            self.tasks.move(task, task.kind, state, event.timestamp)
 
     def _shared_name(self, hostname: str) -> str:
         """Return the worker's name as one string for all its tasks: a copy each would double their size."""
@@ -256,63 +252,94 @@ class Cluster:
             self.tasks.evicted += task.state is not None
             self.tasks.forget(task)
 
-    # -- what is measured at each event, before the task moves -----------------------------------------
+    # -- what is measured at each event; each tells whether the event is of the newest delivery ----------
 
-    def _at_sent(self, task: Task, event: Event) -> None:
+    def _at_sent(self, task: Task, event: Event) -> bool:
         assert task.kind is not None  # noqa: S101
         key = task.kind.key
         name = event.name or key.task_name
-        queue = event.queue or key.queue_name if self._by_queue else ""
+        queue = (event.queue or key.queue_name) if self._by_queue else ""
         if name != key.task_name or queue != key.queue_name:
             # It came late, or is a retry that goes elsewhere: from now on this is true.
             self.tasks.rename(task, self.tasks.kind(Key(name, queue)))
-        self._new_attempt(task, event)
-        if task.ready is None and (event.retries or 0) == task.retries:
-            task.ready = max(event.timestamp, _epoch(event.eta))
-            if task.started is not None:
-                self._book(Queued(self._key(task, event), self._clamped(task.started - task.ready)))
+        attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
+        for delivery in task.deliveries or ():
+            if delivery.attempt == attempt and delivery.ready is None:  # it was overtaken
+                delivery.ready = ready
+                if delivery.started is not None:
+                    self._book(Queued(self._key(task, event), self._clamped(delivery.started - ready)))
+        if attempt >= task.attempt:
+            task.attempt, task.ready = attempt, ready
+        return True
 
-    def _at_received(self, task: Task, event: Event) -> None:
-        self._new_attempt(task, event)
-        eta = _epoch(event.eta)
-        if task.received is not None:
+    def _at_received(self, task: Task, event: Event) -> bool:
+        attempt, eta = event.retries or 0, _epoch(event.eta)
+        ready = task.ready if attempt == task.attempt else None
+        if task.received is not None and attempt <= task.received:
             self._book(Redelivered(self._key(task, event)))
-            task.ready = event.timestamp
-        elif task.ready is None and eta:
-            task.ready = eta
-        task.received, task.started = max(event.timestamp, eta), None
+            ready = event.timestamp
+        task.received = attempt
+        received = max(event.timestamp, eta)
+        self._deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
+        return True
 
-    def _at_started(self, task: Task, event: Event) -> None:
+    def _at_started(self, task: Task, event: Event) -> bool:
+        delivery = next((each for each in self._held(task, event) if each.started is None), None)
+        if delivery is None:  # its task-received did not reach us
+            ready = task.ready if task.received is None else None
+            delivery = Delivery(event.hostname, event.pid, task.attempt, ready, None)
+            self._deliver(task, delivery)
         key = self._key(task, event)
-        if task.ready is not None:
-            self._book(Queued(key, self._clamped(event.timestamp - task.ready)))
-        if task.received is not None and task.worker == event.hostname:
-            self._book(Prefetched(key, self._clamped(event.timestamp - task.received)))
-        task.started = event.timestamp
+        if delivery.ready is not None:
+            self._book(Queued(key, self._clamped(event.timestamp - delivery.ready)))
+        if delivery.received is not None:
+            self._book(Prefetched(key, self._clamped(event.timestamp - delivery.received)))
+        delivery.started = event.timestamp
+        return task.deliveries is None or task.deliveries[-1] is delivery
 
-    def _at_success(self, task: Task, event: Event) -> None:
+    def _at_success(self, task: Task, event: Event) -> bool:
         if event.runtime is not None:
             self._book(Ran(self._key(task, event), State.SUCCESS, event.runtime))
+        return self._ended(task, event)
 
-    def _at_failure(self, task: Task, event: Event) -> None:
+    def _at_failure(self, task: Task, event: Event) -> bool:
         self._book(Raised(self._key(task, event), exception_class(event.exception) or UNKNOWN))
-        self._ran(task, event, State.FAILURE)
+        return self._ended(task, event, State.FAILURE)
 
-    def _at_retry(self, task: Task, event: Event) -> None:
-        self._ran(task, event, State.RETRY)
+    def _at_retry(self, task: Task, event: Event) -> bool:
+        return self._ended(task, event, State.RETRY)
 
-    def _at_end(self, task: Task, event: Event) -> None:
-        """Revoked and rejected: nothing ran to its end."""
+    def _ended(self, task: Task, event: Event, ran: State | None = None) -> bool:
+        """Close the delivery that ended.
 
-    def _new_attempt(self, task: Task, event: Event) -> None:
-        attempt = event.retries or 0
-        if attempt > task.retries:
-            task.retries, task.ready, task.received = attempt, None, None
+        `ran`: book its runtime, which the event does not carry, by the clock of the worker that ran it.
+        """
+        held = self._held(task, event)
+        delivery = next((each for each in held if each.started is not None), held[0] if held else None)
+        if delivery is None or task.deliveries is None:
+            return True
+        if ran is not None and delivery.started is not None:
+            seconds = self._clamped(event.timestamp - delivery.started)
+            self._book(Ran(self._key(task, event), ran, seconds))
+        newest = task.deliveries[-1] is delivery
+        task.deliveries.remove(delivery)
+        return newest
 
-    def _ran(self, task: Task, event: Event, state: State) -> None:
-        """Book a runtime that the event does not carry: by the clock of the worker that started it."""
-        if task.started is not None and task.worker == event.hostname:
-            self._book(Ran(self._key(task, event), state, self._clamped(event.timestamp - task.started)))
+    def _held(self, task: Task, event: Event) -> list[Delivery]:
+        """Return the open deliveries to the sender's process, the oldest first."""
+        return [
+            each for each in task.deliveries or () if each.worker == event.hostname and each.pid == event.pid
+        ]
+
+    def _deliver(self, task: Task, delivery: Delivery) -> None:
+        """Add a delivery; those to an earlier process of the same worker died with it."""
+        delivery.worker = self._shared_name(delivery.worker)
+        alive = [
+            each
+            for each in task.deliveries or ()
+            if each.worker != delivery.worker or each.pid == delivery.pid
+        ]
+        task.deliveries = [*alive[1 - MAX_DELIVERIES :], delivery]
 
     def _clamped(self, seconds: float) -> float:
         """Return a wait between two clocks: one below 0 is skew, and counted as such."""
@@ -324,15 +351,15 @@ class Cluster:
     def _book(self, fact: Fact) -> None:
         self._facts.append(fact)
 
-    _MEASURE: ClassVar[dict[State, Callable[[Cluster, Task, Event], None]]] = {
+    _MEASURE: ClassVar[dict[State, Callable[[Cluster, Task, Event], bool]]] = {
         State.PENDING: _at_sent,
         State.RECEIVED: _at_received,
         State.STARTED: _at_started,
         State.SUCCESS: _at_success,
         State.FAILURE: _at_failure,
         State.RETRY: _at_retry,
-        State.REVOKED: _at_end,
-        State.REJECTED: _at_end,
+        State.REVOKED: _ended,
+        State.REJECTED: _ended,
     }
 
     # -- workers and queues ------------------------------------------------------------------------------
@@ -390,10 +417,6 @@ class Cluster:
         if not self._by_queue:
             return {Key(name) for name in queues}
         return {Key(name, *only) for name, only in queues.items() if len(only) == 1}
-
-
-#: Events that tell where the task is now, whoever was thought to have it.
-_PLACING = frozenset({"task-received", "task-started", "task-revoked"})
 
 
 def _epoch(eta: str | None) -> float:

@@ -18,10 +18,26 @@ from celery_exporter.core.facts import Key, State
 OPEN_STATES = (State.PENDING, State.RECEIVED, State.STARTED, State.RETRY)
 
 
+class Delivery(Struct, gc=False):
+    """One handing over of a task to a worker process, from received to ended.
+
+    Events after `task-received` do not say which attempt they belong to, and the next attempt may be
+    received, by the same worker even, before the last one's end is told. So they are matched by worker
+    process, the oldest delivery first, which is how a worker executes them.
+    """
+
+    worker: str
+    pid: int | None
+    attempt: int
+    ready: float | None  # since when it waits to be started: max(sent, eta)
+    received: float | None  # max(received, eta)
+    started: float | None = None
+
+
 class Task(Struct, gc=False):
     """What is remembered of one task. Times are epoch seconds of the sender's clock.
 
-    No args, result or traceback; strings are shared; 12 slots. It is all that in-flight tasks cost.
+    No args, result or traceback; strings are shared. It is all that in-flight tasks cost.
     """
 
     uuid: str
@@ -30,11 +46,11 @@ class Task(Struct, gc=False):
     kind: Kind | None = None  # None: not introduced yet
     state: State | None = None  # None: not introduced yet, or finished
     since: float = 0.0
-    worker: str = ""  # who holds it
-    retries: int = 0  # the newest attempt that was introduced
-    ready: float | None = None  # since when it waits: max(sent, eta)
-    received: float | None = None  # max(received, eta), in this attempt
-    started: float | None = None  # in this attempt
+    attempt: int = 0  # the newest attempt that was sent …
+    ready: float | None = None  # … and since when it waits
+    received: int | None = None  # the newest attempt that was received
+    deliveries: list[Delivery] | None = None  # the open ones, the newest last
+    ended_by: str = ""
     parked: list[Event] | None = None  # events that came before the introduction
 
 
@@ -102,7 +118,7 @@ class TaskTable:
     def finish(self, task: Task) -> None:
         """Turn the task into a tombstone: its late events find it, no gauge counts it."""
         del task.room[task.uuid]
-        task.state, task.room = None, self.finished
+        task.state, task.room, task.deliveries = None, self.finished, None
         self.finished[task.uuid] = task
         if len(self.finished) > self._tombstone_limit:
             self.forget(next(iter(self.finished.values())))
