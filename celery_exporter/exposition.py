@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
+from prometheus_client.utils import floatToGoString as number  # noqa: N813  what it makes
 
 from celery_exporter.core.ledger import Histogram
 from celery_exporter.core.snapshot import Snapshot
@@ -92,9 +93,9 @@ class _Family(Struct, frozen=True):
         escaped = [_escape(value) for value in values]
         counts = list(accumulate(histogram.counts))
         for bound, count in zip(bounds, counts, strict=True):
-            yield f"{self.name}_bucket{self.bucket_braces.format(*escaped, bound)} {count}.0"
+            yield f"{self.name}_bucket{self.bucket_braces.format(*escaped, bound)} {number(count)}"
         braces = self.braces.format(*escaped)
-        yield f"{self.name}_count{braces} {counts[-1]}.0"
+        yield f"{self.name}_count{braces} {number(counts[-1])}"
         yield f"{self.name}_sum{braces} {number(histogram.total)}"
 
 
@@ -115,16 +116,6 @@ def _merged(merge: Callable[[float, float], float], samples: Iterable[Sample]) -
     for values, value in samples:
         merged[values] = merge(merged[values], value) if values in merged else value
     return merged.items()
-
-
-def number(value: float) -> str:
-    """Return a number as Go prints it, which is how Prometheus writes bounds (`le="0.1"`, `le="+Inf"`)."""
-    value = float(value)
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    if math.isnan(value):
-        return "NaN"
-    return repr(value)
 
 
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})

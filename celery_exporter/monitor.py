@@ -286,7 +286,7 @@ class Monitor:
 
     def _sent_at(self, uuid: str) -> float | None:
         task = self._cluster.tasks.get(uuid)
-        return task.ready if task else None
+        return max((task.resent or {}).values(), default=task.ready) if task else None
 
 
 def _worker_view(worker: Worker) -> WorkerView:

@@ -47,6 +47,8 @@ SWEEP_SECONDS = 1.0
 MAX_PARKED = 64
 #: Open deliveries kept for one task: redelivered more often, it has worse problems than a lost runtime.
 MAX_DELIVERIES = 8
+#: Retries of one task whose sending is remembered.
+MAX_ATTEMPTS = 100
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
 
@@ -218,15 +220,16 @@ class Cluster:
     def _opens(self, task: Task, event: Event, now: Moment) -> bool:
         """Tell whether a finished task was received anew, or an old event of it came late.
 
-        Anew: by the worker that ended it, whose events come in order, or after the reorder window.
+        Anew: later by the clock of the worker that ended it, or later than the reorder window by ours.
         """
+        later = task.ended_by == event.hostname and event.timestamp > task.since
         anew = now.listened - task.heard > self.limits.reorder_window
-        return event.type == "task-received" and (anew or task.ended_by == event.hostname)
+        return event.type == "task-received" and (later or anew)
 
     def _land(self, task: Task, event: Event, effect: Effect) -> None:
         state = State.PENDING if event.requeue else effect.lands
         if state is None:
-            task.ended_by = self._shared_name(event.hostname)
+            task.ended_by, task.since = self._shared_name(event.hostname), event.timestamp
             self.tasks.finish(task)
         else:
             assert task.kind is not None  # noqa: S101  introduced, or it would not be here
@@ -268,18 +271,24 @@ class Cluster:
                 delivery.ready = ready
                 if delivery.started is not None:
                     self._book(Queued(self._key(task, event), self._clamped(delivery.started - ready)))
-        if attempt >= task.attempt:
-            task.attempt, task.ready = attempt, ready
+        if attempt == 0:
+            task.ready = ready
+        elif len(task.resent or ()) < MAX_ATTEMPTS:
+            task.resent = {**(task.resent or {}), attempt: ready}
         return True
 
     def _at_received(self, task: Task, event: Event) -> bool:
         attempt, eta = event.retries or 0, _epoch(event.eta)
-        ready = task.ready if attempt == task.attempt else None
+        ready = task.ready_at(attempt)
         if task.received is not None and attempt <= task.received:
             self._book(Redelivered(self._key(task, event)))
             ready = event.timestamp
-        task.received = attempt
-        received = max(event.timestamp, eta)
+        task.received, received = attempt, max(event.timestamp, eta)
+        for delivery in self._held(task, event):
+            if delivery.received is None and delivery.started is not None:  # it was overtaken
+                self._book(Prefetched(self._key(task, event), self._clamped(delivery.started - received)))
+                delivery.received = received
+                return False
         self._deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
         return True
 
@@ -287,7 +296,7 @@ class Cluster:
         delivery = next((each for each in self._held(task, event) if each.started is None), None)
         if delivery is None:  # its task-received did not reach us
             ready = task.ready if task.received is None else None
-            delivery = Delivery(event.hostname, event.pid, task.attempt, ready, None)
+            delivery = Delivery(event.hostname, event.pid, task.received or 0, ready, None)
             self._deliver(task, delivery)
         key = self._key(task, event)
         if delivery.ready is not None:

@@ -46,12 +46,16 @@ class Task(Struct, gc=False):
     kind: Kind | None = None  # None: not introduced yet
     state: State | None = None  # None: not introduced yet, or finished
     since: float = 0.0
-    attempt: int = 0  # the newest attempt that was sent …
-    ready: float | None = None  # … and since when it waits
+    ready: float | None = None  # since when the first attempt waits: max(sent, eta)
+    resent: dict[int, float] | None = None  # … and further ones, by attempt
     received: int | None = None  # the newest attempt that was received
     deliveries: list[Delivery] | None = None  # the open ones, the newest last
     ended_by: str = ""
     parked: list[Event] | None = None  # events that came before the introduction
+
+    def ready_at(self, attempt: int) -> float | None:
+        """Return since when an attempt waits to be started, if its task-sent was seen."""
+        return (self.resent or {}).get(attempt) if attempt else self.ready
 
 
 class Kind(Struct, gc=False):

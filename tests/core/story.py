@@ -1,0 +1,96 @@
+"""Short ways to tell a story to the core: events, moments, and what came out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from celery_exporter.core.cluster import Cluster, Limits
+from celery_exporter.core.events import Event, decode
+from celery_exporter.core.facts import Key, Moment, State
+from celery_exporter.core.ledger import Ledger
+
+T0 = 1_700_000_000.0
+
+
+class Story:
+    """A cluster and a ledger that are told events, through the wire format."""
+
+    def __init__(self, limits: Limits | None = None, labels: tuple[str, ...] = ("queue_name",)) -> None:
+        self.cluster = Cluster(limits or Limits(), labels)
+        self.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
+        self.now = 100.0
+
+    def tell(self, *events: dict) -> None:
+        for found in decode(json.dumps(list(events)).encode()):
+            assert isinstance(found, Event), found
+            self.ledger.add(self.cluster.apply(found, self.moment()))
+
+    def wait(self, seconds: float) -> None:
+        """Listen for so long, a quarter of a second at a time, as the monitor does."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(self.now + 0.25, end)
+            self.ledger.add(self.cluster.expire(self.moment()))
+
+    def moment(self) -> Moment:
+        return Moment(self.now, T0 + self.now)
+
+    def counts(self) -> dict[tuple[str, str, str], int]:
+        """What was counted: (task, queue, state) → transitions, zeros left out."""
+        return {
+            (key.task_name, key.queue_name, state.name): cell.moved[state]
+            for key, cell in self.ledger.snapshot().items()
+            for state in State
+            if cell.moved[state]
+        }
+
+    def by_state(self, task: str = "add") -> Counter[str]:
+        found: Counter[str] = Counter()
+        for (name, _, state), count in self.counts().items():
+            if name == task:
+                found[state] += count
+        return found
+
+    def gauges(self) -> dict[str, int]:
+        """How many tasks are in which state now, zeros left out."""
+        found: Counter[str] = Counter()
+        for group in self.cluster.tasks.in_states():
+            found[group.state.name] += group.count
+        return {state: count for state, count in found.items() if count}
+
+    def cell(self, task: str = "add", queue: str = "q", worker: str = ""):
+        return self.ledger.snapshot()[Key(task, queue, worker)]
+
+
+def task_event(kind: str, uuid: str = "u1", at: float = 0.0, host: str = "w@h", **fields) -> dict:
+    return {"hostname": host, "pid": 1, "uuid": uuid, **fields, "timestamp": T0 + at, "type": f"task-{kind}"}
+
+
+def sent(uuid: str = "u1", at: float = 0.0, name: str = "add", queue: str = "q", **fields) -> dict:
+    return task_event("sent", uuid, at, "client@h", **{"name": name, "queue": queue, "retries": 0, **fields})
+
+
+def received(uuid: str = "u1", at: float = 0.1, name: str = "add", **fields) -> dict:
+    return task_event("received", uuid, at, **{"name": name, "retries": 0, **fields})
+
+
+def started(uuid: str = "u1", at: float = 0.2, **fields) -> dict:
+    return task_event("started", uuid, at, **fields)
+
+
+def succeeded(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
+    return task_event("succeeded", uuid, at, **{"runtime": 0.1, **fields})
+
+
+def failed(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
+    return task_event("failed", uuid, at, **{"exception": "ValueError('x')", **fields})
+
+
+def retried(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
+    return task_event("retried", uuid, at, **{"exception": "ValueError('x')", **fields})
+
+
+def heartbeat(host: str = "w@h", at: float = 0.0, kind: str = "heartbeat", **fields) -> dict:
+    usual = {"pid": 1, "freq": 2.0, "active": 0, "processed": 0, "loadavg": [0.1, 0.2, 0.3]}
+    return {"hostname": host, **usual, **fields, "timestamp": T0 + at, "type": f"worker-{kind}"}

@@ -1,0 +1,434 @@
+"""The laws of the core, by their numbers in the design, and how a task may go."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_exporter.core.cluster import MAX_WORKERS, TOMBSTONE_SECONDS, Limits
+from celery_exporter.core.facts import Key
+from celery_exporter.core.workers import Profile
+
+from .story import (
+    T0,
+    Story,
+    failed,
+    heartbeat,
+    received,
+    retried,
+    sent,
+    started,
+    succeeded,
+    task_event,
+)
+
+LIFE = [sent(), received(), started(), succeeded()]
+LIFE_COUNTS = {("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_law_1_sums_do_not_depend_on_the_order_within_the_window(order):
+    story = Story()
+    for index in order:
+        story.tell(LIFE[index])
+        story.wait(0.25)
+    story.wait(3)
+    assert story.counts() == LIFE_COUNTS
+    assert story.gauges() == {}
+    assert story.cluster.fallbacks.total() == 0
+
+
+def test_law_1_waits_are_measured_although_worker_events_overtake_task_sent():
+    story = Story()
+    story.tell(received(at=1), started(at=2), succeeded(at=3), sent(at=0))
+    cell = story.cell()
+    assert (cell.queued.total, cell.prefetched.total) == (2.0, 1.0)
+
+
+def test_law_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
+    story = Story()
+    story.tell(heartbeat())
+    story.cluster.learn({"w@h": Profile(queues=("mail",))}, story.moment())
+    story.tell(received(), started(), succeeded())
+    assert story.counts() == {}, "booked before the window has passed"
+    story.wait(2.5)
+    assert story.counts() == {("add", "mail", state): 1 for state in ("RECEIVED", "STARTED", "SUCCESS")}
+    assert story.cluster.fallbacks["queue_name"] == 1
+
+
+def test_law_2_with_two_queues_it_is_unknown_never_a_guess():
+    story = Story()
+    story.tell(heartbeat())
+    story.cluster.learn({"w@h": Profile(queues=("mail", "celery"))}, story.moment())
+    story.tell(received())
+    story.wait(2.5)
+    assert story.counts() == {("add", "unknown", "RECEIVED"): 1}
+
+
+def test_law_2_a_task_nobody_introduced_is_unknown_and_counted():
+    story = Story()
+    story.tell(started(), succeeded())
+    story.wait(2.5)
+    assert story.counts() == {("unknown", "unknown", state): 1 for state in ("STARTED", "SUCCESS")}
+    assert story.cluster.fallbacks["task_name"] == 1
+
+
+def test_law_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
+    story = Story()
+    story.tell(received(), started())
+    story.wait(2.5)
+    story.tell(sent(), succeeded())
+    assert story.counts() == {
+        ("add", "unknown", "RECEIVED"): 1,
+        ("add", "unknown", "STARTED"): 1,
+        ("add", "q", "PENDING"): 1,
+        ("add", "q", "SUCCESS"): 1,
+    }
+    assert story.cell().queued.counts == [0, 1, 0, 0]
+
+
+def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
+    story = Story()
+    story.tell(*LIFE)
+    assert len(story.cluster.tasks) == 0
+    story.tell(task_event("received", host="other@h", name="add"))
+    assert story.by_state()["RECEIVED"] == 2
+    assert story.gauges() == {}
+
+
+def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
+    story = Story()
+    story.tell(*LIFE)
+    story.wait(3)
+    story.tell(task_event("received", host="other@h", name="add"))
+    assert story.gauges() == {"RECEIVED": 1}
+    assert story.cell().redelivered == 1
+
+
+def test_law_3_tombstones_are_forgotten():
+    story = Story()
+    story.tell(*LIFE)
+    story.wait(TOMBSTONE_SECONDS + 2)
+    assert story.cluster.tasks.get("u1") is None
+
+
+def test_law_3_the_table_is_bounded_by_count_and_says_what_it_forgot():
+    story = Story(Limits(max_tasks=100))
+    for index in range(250):
+        story.tell(sent(f"u{index}"))
+    assert len(story.cluster.tasks) <= 100
+    assert story.cluster.tasks.evicted == 250 - len(story.cluster.tasks)
+    assert story.gauges()["PENDING"] == len(story.cluster.tasks)
+    assert story.by_state()["PENDING"] == 250
+
+
+def test_law_3_the_table_is_bounded_by_age():
+    story = Story(Limits(task_ttl=10))
+    story.tell(sent("old"))
+    story.wait(8)
+    story.tell(sent("young"))
+    story.wait(5)
+    assert story.gauges() == {"PENDING": 1}
+    assert story.cluster.tasks.evicted == 1
+
+
+def test_law_4_a_worker_is_down_when_we_listened_in_vain():
+    story = Story(Limits(worker_timeout=10, worker_purge=60))
+    story.tell(heartbeat(at=-420))  # its clock is seven minutes behind
+    story.wait(9)
+    assert story.cluster.workers["w@h"].up
+    story.wait(2)
+    assert not story.cluster.workers["w@h"].up
+    story.tell(heartbeat(at=-400))
+    assert story.cluster.workers["w@h"].up
+    assert story.cluster.workers["w@h"].clock_skew == pytest.approx(-420 - story.now, abs=30)
+
+
+def test_law_4_a_worker_with_a_slow_heartbeat_has_three_of_them():
+    story = Story(Limits(worker_timeout=10))
+    story.tell(heartbeat(freq=60))
+    story.wait(170)
+    assert story.cluster.workers["w@h"].up
+    story.wait(15)
+    assert not story.cluster.workers["w@h"].up
+
+
+def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay():
+    story = Story()
+    story.tell(heartbeat("a@h"), heartbeat("b@h"), heartbeat("a@h", kind="offline"))
+    assert {name: worker.up for name, worker in story.cluster.workers.items()} == {"a@h": False, "b@h": True}
+    story.tell(task_event("succeeded", host="a@h"))  # flushed by the one that leaves
+    assert not story.cluster.workers["a@h"].up
+
+
+def test_law_4_a_silent_solo_worker_is_not_dead():
+    story = Story(Limits(worker_timeout=10, worker_purge=600))
+    story.tell(heartbeat())
+    story.cluster.learn({"w@h": Profile(pool="solo")}, story.moment())
+    story.wait(300)
+    assert story.cluster.workers["w@h"].up
+
+
+def test_law_5_what_a_vanished_worker_did_is_kept():
+    story = Story(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
+    story.tell(heartbeat(), *LIFE)
+    before = story.by_state()
+    assert story.cell(worker="w@h").moved[3] == 1
+    story.wait(70)
+    assert "w@h" not in story.cluster.workers
+    assert story.by_state() == before
+    assert story.cell(worker="").moved[3] == 1
+    assert Key("add", "q", "w@h") not in story.ledger.snapshot()
+
+
+def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
+    story = Story()
+    facts = story.cluster.learn(
+        {
+            "a@h": Profile(queues=("mail",), registered=("send", "both")),
+            "b@h": Profile(queues=("celery",), registered=("both",)),
+            "c@h": Profile(registered=("nowhere",)),
+        },
+        story.moment(),
+    )
+    story.ledger.add(facts)
+    assert set(story.ledger.snapshot()) == {Key("send", "mail")}
+    assert story.cell("send", "mail").moved == [0] * 8
+
+
+def test_law_7_waits_count_from_the_eta_and_never_below_zero():
+    story = Story()
+    eta = "2023-11-14T22:13:30+00:00"  # T0 + 10 s
+    story.tell(sent("a", eta=eta), received("a", at=1, eta=eta), started("a", at=12))
+    assert (story.cell().queued.total, story.cell().prefetched.total) == (2.0, 2.0)
+    story.tell(sent("b", at=5, name="skewed"), received("b", at=1), started("b", at=2))
+    assert story.cell("skewed").queued.total == 0.0
+    assert story.cluster.negative_waits == 1
+
+
+@pytest.mark.parametrize("eta", ["2023-11-14T22:13:30", "2023-11-14T22:13:30Z", "2023-11-15T00:13:30+02:00"])
+def test_law_7_an_eta_is_an_instant_whatever_its_zone(eta):
+    story = Story()
+    story.tell(sent(eta=eta), received(at=1), started(at=12))
+    assert story.cell().queued.total == 2.0
+
+
+@pytest.mark.parametrize("eta", ["tomorrow", "", "9999-99-99", "0001-01-01T00:00:00+14:00"])
+def test_law_7_an_eta_that_is_no_time_is_none(eta):
+    story = Story()
+    story.tell(sent(eta=eta), received(at=1), started(at=2))
+    assert story.cell().queued.total == 2.0
+
+
+def test_law_7_a_redelivered_task_waits_from_its_redelivery():
+    story = Story()
+    story.tell(sent(), received(), started(), task_event("received", at=50, host="b@h", name="add"))
+    story.tell(task_event("started", at=53, host="b@h"), task_event("succeeded", at=54, host="b@h"))
+    assert story.cell().redelivered == 1
+    assert story.cell().queued.total == pytest.approx(0.2 + 3)
+    assert story.gauges() == {}
+
+
+def test_law_9_without_the_queue_label_sums_have_no_queue():
+    story = Story(labels=())
+    story.tell(*LIFE)
+    assert set(story.counts()) == {
+        ("add", "", state) for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+    }
+    assert story.cluster.fallbacks["queue_name"] == 0
+
+
+@pytest.mark.parametrize(
+    ("event", "counted", "gauges"),
+    [
+        (failed(), "FAILURE", {}),
+        (retried(), "RETRY", {"RETRY": 1}),
+        (task_event("revoked", terminated=True, signum=15, expired=False), "REVOKED", {}),
+        (task_event("rejected", requeue=False), "REJECTED", {}),
+        (task_event("rejected", requeue=True), "REJECTED", {"PENDING": 1}),
+        (task_event("cancelled"), "RETRY", {"RETRY": 1}),
+    ],
+)
+def test_how_a_started_task_may_go_on(event, counted, gauges):
+    story = Story()
+    story.tell(sent(), received(), started(), event)
+    assert story.by_state()[counted] == 1
+    assert story.gauges() == gauges
+
+
+def test_an_expired_task_is_revoked_without_being_received_and_keeps_its_name():
+    story = Story()
+    story.tell(sent(), task_event("revoked", terminated=False, signum=None, expired=True))
+    assert story.counts() == {("add", "q", "PENDING"): 1, ("add", "q", "REVOKED"): 1}
+    assert story.gauges() == {}
+
+
+def test_an_unregistered_task_keeps_its_name_without_task_sent():
+    story = Story()
+    story.tell(failed(exception="NotRegistered('shop.pay')"))
+    story.wait(2.5)
+    assert story.counts() == {("shop.pay", "unknown", "FAILURE"): 1}
+
+
+def test_runtimes_come_from_the_event_or_from_the_worker_that_started_it():
+    story = Story()
+    story.tell(sent("a"), received("a"), started("a", at=1), succeeded("a", at=9, runtime=0.5))
+    story.tell(sent("b"), received("b"), started("b", at=1), failed("b", at=3))
+    story.tell(sent("c"), received("c"), started("c", at=1), failed("c", at=3, host="other@h"))
+    cell = story.cell()
+    assert {state.name: histogram.total for state, histogram in cell.ran.items()} == {
+        "SUCCESS": 0.5,
+        "FAILURE": 2.0,
+    }
+    assert sum(sum(histogram.counts) for histogram in cell.ran.values()) == 2
+    assert cell.raised == {"ValueError": 2}
+
+
+# As a real worker's events reach us: the pool process sends the retry before the worker tells the end.
+RETRY_LIFE = [
+    sent(at=0),
+    received(at=1),
+    sent(at=3, retries=1),
+    received(at=4, retries=1),
+    started(at=2),
+    retried(at=3),
+    started(at=6),
+    succeeded(at=7),
+]
+
+
+def test_the_next_attempt_may_be_sent_and_received_before_the_last_one_s_end_is_told():
+    story = Story()
+    story.tell(*RETRY_LIFE)
+    assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+    assert story.gauges() == {}
+    cell = story.cell()
+    assert cell.queued.total == 2 + 3
+    assert cell.prefetched.total == 1 + 2
+    assert {state.name: sum(histogram.counts) for state, histogram in cell.ran.items()} == {
+        "RETRY": 1,
+        "SUCCESS": 1,
+    }
+    assert cell.redelivered == 0
+    assert story.cluster.negative_waits == 0
+
+
+def test_a_retry_on_another_worker_overtakes_the_end_of_the_first_attempt():
+    story = Story()
+    story.tell(sent(), received(), started(), sent(at=3, retries=1))
+    story.tell(task_event("received", at=4, host="b@h", name="add", retries=1))
+    story.tell(retried(at=3))
+    assert story.gauges() == {"RECEIVED": 1}
+    story.tell(
+        task_event("started", at=5, host="b@h"), task_event("succeeded", at=6, host="b@h", runtime=1.0)
+    )
+    assert story.gauges() == {}
+    assert story.cell().queued.total == pytest.approx(0.2 + 2)
+
+
+def test_a_worker_that_was_killed_leaves_its_delivery_to_the_next_process_of_its_name():
+    story = Story()
+    story.tell(sent(), received(at=1, pid=1), started(at=2, pid=1))
+    story.tell(received(at=100, pid=2), started(at=101, pid=2), failed(at=103, pid=2))
+    assert story.gauges() == {}
+    assert [histogram.total for histogram in story.cell().ran.values()] == [2.0]
+
+
+def test_a_task_that_runs_twice_is_open_until_its_newest_delivery_ends():
+    story = Story()
+    story.tell(sent(), received(), started(), task_event("received", at=9, host="b@h", name="add"))
+    story.tell(task_event("started", at=9.5, host="b@h"), succeeded(at=10))
+    assert story.gauges() == {"STARTED": 1}
+    story.tell(task_event("succeeded", at=11, host="b@h"))
+    assert story.gauges() == {}
+    assert story.by_state()["SUCCESS"] == 2
+
+
+def test_oldest_and_last_are_moments_of_the_tasks_themselves():
+    story = Story()
+    story.tell(sent("a", at=1), sent("b", at=2), sent("c", at=3), received("a", at=4))
+    (pending,) = [group for group in story.cluster.tasks.in_states() if group.state.name == "PENDING"]
+    assert (pending.count, pending.since) == (2, T0 + 2)
+    story.tell(started("a", at=5), succeeded("a", at=6))
+    assert {state.name: at for state, at in story.cell().last.items()}["SUCCESS"] == T0 + 6
+
+
+def test_a_moment_in_the_future_is_not_believed():
+    story = Story()
+    story.tell(sent(), received(), started(), succeeded(at=1e9))
+    assert max(story.cell().last.values()) == story.moment().wall
+
+
+def test_hosts_of_clients_make_no_series_and_no_workers():
+    story = Story(labels=("queue_name", "worker"))
+    story.tell(sent())
+    assert story.cluster.workers == {}
+    assert {key.worker for key in story.ledger.snapshot()} == {""}
+
+
+def test_a_flood_of_hosts_is_refused_and_honest_workers_stay():
+    story = Story(labels=("queue_name", "worker"))
+    story.tell(heartbeat("honest@h"))
+    for index in range(MAX_WORKERS + 10):
+        story.tell(heartbeat(f"w{index}@h"))
+    assert len(story.cluster.workers) == MAX_WORKERS
+    assert "honest@h" in story.cluster.workers
+    story.tell(sent(), task_event("received", host="new@h", name="add"))
+    assert story.cell(worker="other").moved[1] == 1
+    assert story.cluster.fallbacks["worker"] == 1
+
+
+def test_endless_events_of_one_unknown_task_are_not_kept():
+    story = Story()
+    for _ in range(1000):
+        story.tell(started())
+    assert story.by_state("unknown")["STARTED"] > 900
+
+
+# -- whatever happens ---------------------------------------------------------------------------------
+
+KINDS = ["sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected", "cancelled"]
+anything = st.builds(
+    task_event,
+    st.sampled_from(KINDS),
+    st.sampled_from(["u1", "u2"]),
+    st.floats(-1e3, 1e3),
+    st.sampled_from(["a@h", "b@h"]),
+    name=st.sampled_from(["add", "mul", None]),
+    queue=st.sampled_from(["q", "r", None]),
+    retries=st.integers(0, 3) | st.none(),
+    pid=st.integers(1, 2),
+    requeue=st.booleans() | st.none(),
+)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(anything, st.sampled_from([0.0, 0.5, 3.0, 70.0])), max_size=30))
+def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
+    story = Story(Limits(max_tasks=100))
+    for event, pause in events:
+        story.tell(event)
+        story.wait(pause)
+    story.wait(3)
+    assert sum(story.counts().values()) == len(events)
+    tasks = story.cluster.tasks
+    in_rooms = sum(len(room) for room in tasks.rooms())
+    assert in_rooms == len(tasks)
+    assert in_rooms + len(tasks.finished) <= 2
+
+
+@pytest.mark.parametrize("places", list(itertools.combinations(range(8), 2)))
+def test_law_1_holds_for_any_interleaving_of_two_connections(places):
+    """A client's and a worker's events are each in order; between them there is none."""
+    client = [event for event in RETRY_LIFE if event["type"] == "task-sent"]
+    worker = [event for event in RETRY_LIFE if event["type"] != "task-sent"]
+    story = Story()
+    story.tell(*[(client if place in places else worker).pop(0) for place in range(8)])
+    assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+    assert story.gauges() == {}
+    late = places[1] == 7  # the retry's task-sent came after the task's end: its wait is not known
+    assert sum(story.cell().queued.counts) == (1 if late else 2)
+    assert sum(story.cell().prefetched.counts) == 2

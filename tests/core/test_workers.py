@@ -1,0 +1,84 @@
+"""Missed events: what a worker's `processed` count says against the started events that came."""
+
+from __future__ import annotations
+
+from .story import Story, heartbeat, sent, started
+
+
+def told(*pairs):
+    """Tell heartbeats and started events: (at, processed) or (at,); return the worker."""
+    story = Story()
+    for number, (at, *processed) in enumerate(pairs):
+        story.tell(heartbeat(at=at, processed=processed[0]) if processed else started(f"u{number}", at=at))
+    return story.cluster.workers["w@h"]
+
+
+def test_nothing_is_missed_while_all_events_come():
+    worker = told((0, 5), (1,), (1.5,), (2, 7), (3,), (4, 8), (6, 8))
+    assert (worker.missed, worker.events, worker.processed_total) == (0, True, 8)
+
+
+def test_a_heartbeat_that_overtakes_buffered_events_is_no_loss():
+    assert told((0, 0), (2, 2), (1.9,), (1.95,), (4, 2), (6, 2)).missed == 0
+
+
+def test_what_the_worker_processed_and_we_did_not_hear_of_is_missed():
+    worker = told((0, 0), (1,), (2, 1), (3,), (4, 11), (6, 11))
+    assert worker.missed == 9
+    assert worker.events is True
+
+
+def test_events_from_before_the_first_heartbeat_make_up_for_no_loss():
+    assert told((10, 100), (9,), (9.5,), (11,), (12, 103), (14, 103)).missed == 2
+
+
+def test_a_worker_without_task_events_misses_none_and_says_so():
+    worker = told((0, 0), (2, 5), (4, 9), (6, 12), (8, 20))
+    assert (worker.missed, worker.events) == (0, False)
+
+
+def test_events_that_are_switched_on_count_from_then_on():
+    worker = told((0, 0), (2, 5), (4, 9), (6, 12), (7,), (8, 13), (9,), (10, 14), (12, 14))
+    assert (worker.missed, worker.events) == (0, True)
+
+
+def test_an_idle_worker_proves_nothing():
+    assert told((0, 5), (2, 5), (4, 5)).events is None
+
+
+def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
+    story = Story()
+    story.tell(heartbeat(at=0, processed=10), heartbeat(at=2, processed=12))
+    story.tell(heartbeat(at=9, kind="online", pid=2, processed=0), heartbeat(at=11, pid=2, processed=3))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total) == (1, 15)
+    assert worker.missed == 0
+
+
+def test_a_forced_heartbeat_without_active_leaves_what_was_known():
+    story = Story()
+    story.tell(heartbeat(active=3))
+    story.tell(
+        {"hostname": "w@h", "freq": 5, "timestamp": heartbeat()["timestamp"], "type": "worker-heartbeat"}
+    )
+    assert story.cluster.workers["w@h"].active == 3
+
+
+def test_skew_is_the_least_delayed_event_of_the_last_minutes():
+    story = Story()
+    story.tell(heartbeat(at=story.now + 420 - 5))  # delayed by 5 s
+    story.wait(2)
+    story.tell(heartbeat(at=story.now + 420))
+    assert story.cluster.workers["w@h"].clock_skew == 420
+    story.wait(130)
+    story.tell(heartbeat(at=story.now))  # its clock was set right
+    story.wait(61)
+    story.tell(heartbeat(at=story.now))
+    assert story.cluster.workers["w@h"].clock_skew == 0
+
+
+def test_the_started_event_of_a_sent_task_counts_as_heard():
+    story = Story()
+    story.tell(heartbeat(at=0, processed=0), sent("u"), started("u", at=1), heartbeat(at=2, processed=1))
+    story.tell(heartbeat(at=4, processed=1))
+    assert story.cluster.workers["w@h"].missed == 0

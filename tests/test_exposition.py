@@ -1,0 +1,163 @@
+"""Byte for byte what prometheus_client's encoders give for the same families."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    UnknownMetricFamily,
+)
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from celery_exporter.core.ledger import Histogram
+from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate, number
+from celery_exporter.profiles import Row
+
+AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
+BOUNDS = (0.005, 0.1, 1.0, 30.0)
+
+
+def row(name, type_, samples, labels=("task_name",), **more) -> Row:
+    return Row(name, type_, f'Help "of" a \\ {type_}\nin two lines.', labels, lambda _: samples, **more)
+
+
+def histogram(*values):
+    found = Histogram([0] * (len(BOUNDS) + 1))
+    for value in values:
+        found.observe(BOUNDS, value)
+    return found
+
+
+ROWS = [
+    row("celery_sent_total", "counter", [((text,), index * 1e6) for index, text in enumerate(AWKWARD)]),
+    row(
+        "celery_values",
+        "gauge",
+        [((str(value),), value) for value in (0, 1, True, 0.1, 1e-9, -2.5, 1e21, 2**53)],
+    ),
+    row("celery_odd", "gauge", [(("a",), math.nan), (("b",), math.inf), (("c",), -math.inf)]),
+    row("celery_single", "gauge", [((), 3)], ()),
+    row("celery_empty", "gauge", []),
+    row("celery_two", "gauge", [(("z", "a"), 1)], ("zebra", "ant")),
+    row(
+        "celery_wait_seconds",
+        "histogram",
+        [((text,), histogram(0.001, 0.1, 0.11, 31, 1e6)) for text in AWKWARD],
+        bounds=lambda _: BOUNDS,
+    ),
+]
+
+
+def oracle(rows, *, openmetrics=False, clashing=()):
+    """The same families through prometheus_client."""
+    made = []
+    for each in rows:
+        name = each.name
+        samples = list(each.samples(None))
+        if each.type == "histogram":
+            family = HistogramMetricFamily(name, each.help, labels=each.labels)
+            for values, found in samples:
+                cumulative = [sum(found.counts[: index + 1]) for index in range(len(found.counts))]
+                bounds = [*map(number, BOUNDS), "+Inf"]
+                family.add_metric(values, list(zip(bounds, cumulative, strict=True)), found.total)
+        else:
+            kind = CounterMetricFamily if each.type == "counter" else GaugeMetricFamily
+            kind = UnknownMetricFamily if openmetrics and name in clashing else kind
+            family = kind(name, each.help, labels=each.labels)
+            for values, value in samples:
+                family.add_metric(values, value)
+        made.append(family)
+    registry = SimpleNamespace(collect=lambda: made)
+    return openmetrics_exposition.generate_latest(registry) if openmetrics else generate_latest(registry)
+
+
+def without_process(text: bytes) -> bytes:
+    lines = text.decode().splitlines()
+    kept = [
+        line
+        for line in lines
+        if not line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith("process_")
+    ]
+    return ("\n".join(kept) + "\n").encode()
+
+
+@pytest.mark.parametrize("each", ROWS, ids=lambda each: each.name)
+def test_a_family_reads_as_prometheus_client_writes_it(each):
+    assert without_process(Exposition([each]).render(None)) == oracle([each])
+    assert without_process(Exposition([each]).render(None, OPENMETRICS)) == oracle([each], openmetrics=True)
+
+
+def test_all_families_together_and_in_their_order():
+    assert without_process(Exposition(ROWS).render(None)) == oracle(ROWS)
+
+
+def test_a_counter_beside_a_family_of_its_stem_keeps_its_sample_name_in_openmetrics():
+    rows = [row("celery_tasks_total", "counter", [(("a",), 1)]), row("celery_tasks", "gauge", [(("a",), 2)])]
+    text = Exposition(rows).render(None, OPENMETRICS)
+    assert without_process(text) == oracle(rows, openmetrics=True, clashing={"celery_tasks_total"})
+    families = {family.name: family.type for family in text_string_to_metric_families(text.decode())}
+    assert (families["celery_tasks_total"], families["celery_tasks"]) == ("unknown", "gauge")
+
+
+def test_static_labels_are_on_every_sample_and_sorted_in():
+    rows = [row("celery_a", "gauge", [(("x",), 1)]), ROWS[-1]]
+    text = Exposition(rows, static_labels={"env": 'p"ro{d', "zone": "z"}).render(None).decode()
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    assert 'celery_a{env="p\\"ro{d",task_name="x",zone="z"} 1.0' in samples
+    assert all('env="p\\"ro{d"' in line and 'zone="z"' in line for line in samples)
+
+
+def test_the_prefix_replaces_celery_and_nothing_else():
+    text = Exposition([row("celery_a", "gauge", [(("celery_x",), 1)])], prefix="jobs_").render(None).decode()
+    assert 'jobs_a{task_name="celery_x"} 1.0' in text
+
+
+def test_samples_with_equal_labels_are_merged_where_the_row_says_so():
+    samples = [(("a",), 3.0), (("b",), 1.0), (("a",), 2.0)]
+    text = Exposition([row("celery_a", "gauge", samples, merge=min)]).render(None).decode()
+    assert 'celery_a{task_name="a"} 2.0\ncelery_a{task_name="b"} 1.0\n' in text
+
+
+def test_process_metrics_are_there_and_openmetrics_ends_with_eof():
+    text = Exposition([]).render(None, OPENMETRICS).decode()
+    assert "# TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total " in text
+    assert text.endswith("\n# EOF\n")
+    assert "# TYPE process_cpu_seconds_total counter" in Exposition([]).render(None).decode()
+
+
+PROMETHEUS_2_42 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, TEXT),
+        ("", TEXT),
+        ("*/*", TEXT),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", TEXT),
+        (PROMETHEUS_2_42, OPENMETRICS),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("application/openmetrics-text; version=0.0.1", OPENMETRICS),
+        ('application/openmetrics-text; version="1.0.0"', OPENMETRICS),
+        ("application/openmetrics-text; version=2.0.0", TEXT),
+        ("application/openmetrics-text;q=0.4,text/plain;q=0.5", TEXT),
+        ("application/openmetrics-text;q=0.5,text/plain;q=0.5", OPENMETRICS),
+        ("text/plain;q=0.5,application/openmetrics-text;q=0.5", OPENMETRICS),
+        ("application/openmetrics-text;q=0", TEXT),
+        ("application/openmetrics-text;q=high", TEXT),
+        ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited", TEXT),
+        (";;;,,q=1", TEXT),
+    ],
+)
+def test_the_format_is_the_best_that_was_asked_for(accept, expected):
+    assert negotiate(accept) == expected

@@ -1,0 +1,178 @@
+"""argv, environment and files → Settings, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from celery_exporter.broker.connection import masked
+from celery_exporter.settings import OPTIONS, BadSettingError, load
+
+URL = "redis://:pass@host:6379/0"
+
+
+def settings(environ=None, **argv):
+    return load({"broker_url": URL, **argv}, environ or {})
+
+
+def complaint(environ=None, **argv) -> str:
+    with pytest.raises(BadSettingError) as caught:
+        load({"broker_url": URL, **argv}, environ or {})
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults_are_those_of_the_table():
+    found = settings()
+    assert (found.port, found.task_labels, found.limits.reorder_window) == (9808, ("queue_name",), 2.0)
+    assert 30.0 in found.buckets, "a query of the integration guide asks for this bound"
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "port"),
+    [
+        ({}, {}, 9808),
+        ({}, {"PROMETHEUS_PORT": "1"}, 1),
+        ({}, {"PROMETHEUS_PORT": "1", "CE_PORT": "2"}, 2),
+        ({}, {"CE_PORT": "2", "CELERY_EXPORTER_PORT": "3"}, 3),
+        ({"port": "4"}, {"CELERY_EXPORTER_PORT": "3"}, 4),
+    ],
+)
+def test_an_option_beats_its_variables_and_ours_beat_the_others(argv, environ, port):
+    assert settings(environ, **argv).port == port
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("METRICS_UPDATE_INTERVAL", "30", "update_interval", 30.0),
+        ("CE_QUEUES", "a,b c", "queues", ("a", "b", "c")),
+        ("CE_ENABLE_EVENTS", "true", "enable_events", True),
+        ("CE_ENABLE_EVENTS", "0", "enable_events", False),
+        ("CE_BUCKETS", "1,2,inf", "buckets", (1.0, 2.0)),
+        ("CE_TASK_LABELS", "", "task_labels", ()),
+        ("CE_TASK_LABELS", "queue_name, worker", "task_labels", ("queue_name", "worker")),
+        ("CE_STATIC_LABEL", "env=prod zone=a", "static_labels", {"env": "prod", "zone": "a"}),
+        (
+            "CE_BROKER_TRANSPORT_OPTION",
+            '{"master_name": "my master", "sentinel_kwargs": {"password": "x"}}',
+            "broker_transport_options",
+            {"master_name": "my master", "sentinel_kwargs": {"password": "x"}},
+        ),
+    ],
+)
+def test_values_from_the_environment(variable, value, field, expected):
+    assert getattr(settings({variable: value}), field) == expected
+
+
+def test_repeatable_options_take_json_values_and_text_with_spaces():
+    found = settings(
+        broker_transport_option=(
+            "visibility_timeout=3600",
+            "global_keyprefix=a b",
+            "password=0042",
+            'x={"y": 1}',
+        ),
+        queues=("a,b", "c"),
+    )
+    assert found.broker_transport_options == {
+        "visibility_timeout": 3600,
+        "global_keyprefix": "a b",
+        "password": "0042",
+        "x": {"y": 1},
+    }
+    assert found.queues == ("a", "b", "c")
+
+
+def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
+    assert settings(purge_offline_worker_metrics="0").limits.worker_purge is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("port", "abc"),
+        ("port", "70000"),
+        ("buckets", "2,1"),
+        ("buckets", "1,1"),
+        ("buckets", "x"),
+        ("buckets", ""),
+        ("buckets", "inf"),
+        ("reorder_window", "-1"),
+        ("reorder_window", "nan"),
+        ("update_interval", "0"),
+        ("worker_timeout", "inf"),
+        ("max_tasks", "1.5"),
+        ("task_labels", "hostname"),
+        ("profile", "nobody"),
+        ("log_level", "loud"),
+        ("metric_prefix", "1x"),
+        ("accept_content", "exe"),
+        ("enable_events", "maybe"),
+    ],
+)
+def test_a_wrong_value_names_the_option_what_it_got_and_what_it_takes(option, value):
+    text = complaint(**{option: value})
+    assert f"--{option.replace('_', '-')}" in text
+    assert repr(value) in text
+    takes = next(each.takes for each in OPTIONS if each.key == option)
+    assert text.endswith(f"it takes {takes}")
+
+
+@pytest.mark.parametrize("pairs", [("novalue",), ("=x",)])
+@pytest.mark.parametrize("option", ["static_label", "broker_transport_option", "broker_ssl_option"])
+def test_a_pair_needs_a_name_and_an_equals_sign(option, pairs):
+    assert f"--{option.replace('_', '-')}" in complaint(**{option: pairs})
+
+
+@pytest.mark.parametrize("name", ["1a", "a-b", "__a"])
+def test_a_static_label_has_a_name_prometheus_takes(name):
+    assert "--static-label" in complaint(static_label=(f"{name}=x",))
+
+
+def test_a_wrong_value_from_the_environment_names_the_variable():
+    assert "(from CE_PORT)" in complaint({"CE_PORT": "x"})
+
+
+def test_what_may_hold_a_secret_is_not_repeated():
+    assert "hunter2" not in complaint(broker_url="hunter2")
+    assert "hunter2" not in complaint(broker_transport_option=("hunter2",))
+
+
+def test_the_url_from_a_file(tmp_path):
+    path = tmp_path / "url"
+    path.write_text("amqp://u:p@h//\n")
+    assert load({"broker_url_file": str(path)}, {}).broker_url == "amqp://u:p@h//"
+    path.write_text("hunter2")
+    assert "hunter2" not in complaint(broker_url_file=str(path))
+    assert "No such file" in complaint(broker_url_file=str(tmp_path / "none"))
+
+
+def test_no_url_at_all():
+    with pytest.raises(BadSettingError, match="--broker-url is missing"):
+        load({}, {})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("redis://:s3cret@h:1/0", "redis://:***@h:1/0"),
+        ("amqp://u:p@ss:w/rd@h//", "amqp://u:***@h//"),
+        ("amqp://u:s3cret@a//;amqp://u:s3cret@b//", "amqp://u:***@a//;amqp://u:***@b//"),
+        ("rediss://u:s3cret@h/0?ssl_keyfile=x&password=s3cret", "rediss://u:***@h/0"),
+        ("redis+socket:///run/redis.sock", "redis+socket:///run/redis.sock"),
+        ("sentinel://:0042@h:26379", "sentinel://:***@h:26379"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url, shown):
+    assert masked(url) == shown
+
+
+def test_defaults_are_values_that_the_options_themselves_would_take():
+    for option in OPTIONS:
+        if isinstance(option.default, float | int) and not isinstance(option.default, bool):
+            assert option.parse(str(option.default)) == option.default
+            assert math.isfinite(option.default)
