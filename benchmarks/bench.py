@@ -1,9 +1,10 @@
-"""`make bench`: a tape of events through a real redis-server into the running exporter, as one table.
+"""`make bench`: a tape of events through a real redis-server into the running exporter; prints one table.
 
-CPU is the exporter process' own, by the kernel's account, less what it spends when nothing comes; so what else
-runs on the machine disturbs it little, but through shared caches and clock rates it does. Times are wall
-times, and disturbed fully. Hence several rounds, medians, and the least and the most beside them.
-A run in which the exporter did not count every event is void: exit code 1. A target missed is a result: 0.
+CPU is what the kernel booked on the exporter's process, less what it spends when nothing comes. What else
+runs on the machine disturbs it through caches and clock rates only; wall times it disturbs fully. Hence
+several rounds, their medians, and the least and the most beside them.
+
+A target missed is a result, exit code 0. A run in which the exporter did not count every event is void: 1.
 """
 
 import argparse
@@ -29,62 +30,75 @@ import psutil
 import redis
 from tape import Cluster, Form, Tape, record
 
-#: Forms of the same tape: how many events a client and a worker put into one message.
-FORMS = {"messages of one": Form(1, 1), "messages of ten": Form(10, 10), "sent one, rest ten": Form(1, 10)}
-#: Label sets with at least 63 samples each (8 states, 4 gauges, 3 histograms of 15 buckets …).
+#: Forms of the same tape, with the most us of CPU an event that they may cost. Celery's clients send each
+#: event by itself, and its prefork workers fill messages as far as they are busy.
+FORMS = {
+    "messages of one": (Form(client=1, worker=1), 35),
+    "messages of ten": (Form(client=10, worker=10), 18),
+    "sent one, rest ten": (Form(client=1, worker=10), None),
+}
+#: A tape that leaves 160 label sets, of 64 samples each.
 WIDE = Cluster(tasks=1_280, names=80)
 SAMPLES = 10_000
 SCRAPES = 20
-#: Bytes that may wait in Redis for the exporter: a quarter of the limit at which a server that is not ours
-#: cuts a subscriber off (client-output-buffer-limit pubsub 32mb 8mb 60).
+#: How a scrape is asked for: by curl, and by Prometheus 3.
+HEADERS = {
+    "text": {},
+    "OpenMetrics gzip": {
+        "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+        "application/openmetrics-text;version=0.0.1;q=0.4,"
+        "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+        "Accept-Encoding": "gzip",
+    },
+}
+#: Bytes that may wait in Redis for the exporter, where 8 MB for a minute, or 32 MB, get a subscriber cut off.
 BACKLOG = 2 * 2**20
-#: Seconds in which idle cost is measured, after as many for the start to die away.
+#: Seconds in which the idle cost is measured, after as many in which the start dies away.
 IDLE = 1.5
-#: Seconds without an event more, after which we stop waiting for the rest.
+#: Seconds without progress after which the rest of the events is not waited for.
 STALLED = 10.0
-#: What Prometheus 3 sends with a scrape.
-ACCEPT = (
-    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
-    "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
-    "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
-)
-
-Results = dict[str, list[float]]
 
 
 class Row(NamedTuple):
     """A line of the table; `target` is what the value should not exceed."""
 
     label: str
-    unit: str
+    unit: str = ""
     target: float | None = None
 
 
 ROWS = (
-    Row("CPU an event, messages of one", "us", 35),
-    Row("CPU an event, messages of ten", "us", 18),
-    Row("CPU an event, sent one, rest ten", "us"),
-    Row("kept up with, messages of one", "events/s"),
-    Row("kept up with, messages of ten", "events/s"),
-    Row("kept up with, sent one, rest ten", "events/s"),
-    Row("peak memory, messages of one", "MB"),
-    Row("peak memory, messages of ten", "MB"),
-    Row("peak memory, sent one, rest ten", "MB"),
+    *(Row(f"CPU an event, {form}", "us", target) for form, (_, target) in FORMS.items()),
+    *(Row(f"kept up with, {form}", "events/s") for form in FORMS),
+    *(Row(f"peak memory, {form}", "MB") for form in FORMS),
     Row("idle memory", "MB", 70),
     Row("start to first /metrics", "ms", 1_500),
-    Row("samples in the wide scrape", ""),
-    Row("scrape, text, median of 20", "ms", 60),
-    Row("scrape, text, worst of 20", "ms"),
-    Row("scrape as Prometheus asks (gzip), median", "ms", 60),
-    Row("scrape as Prometheus asks (gzip), worst", "ms"),
+    Row("samples in a wide scrape"),
+    *(Row(f"wide scrape, {how}, median", "ms", 60) for how in HEADERS),
+    *(Row(f"wide scrape, {how}, worst of {SCRAPES}", "ms") for how in HEADERS),
 )
+
+Results = defaultdict[str, list[float]]
 
 
 class VoidError(Exception):
     """The run measured nothing; the text says why."""
 
 
-# -- the two processes ---------------------------------------------------------------------------------------
+# -- the two processes -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path) -> Iterator[int]:
+    """Run a process, and end it; yield its id."""
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            yield process.pid
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
 
 
 def free_port() -> int:
@@ -93,35 +107,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """Run a process; end it, and nothing but it."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
+def port_of(server: redis.Redis) -> int:
+    return server.connection_pool.connection_kwargs["port"]
 
 
 @contextlib.contextmanager
 def redis_server(folder: Path) -> Iterator[redis.Redis]:
-    """Run a redis-server of our own that never cuts a subscriber off."""
-    port = free_port()
-    options = f"--port {port} --bind 127.0.0.1 --dir {folder} --appendonly no".split()
-    limits = ["--save", "", "--client-output-buffer-limit", "pubsub 0 0 0"]
-    with running(["redis-server", *options, *limits], folder / "redis.log"):
-        client = redis.Redis(port=port, socket_timeout=5)
-        for _ in range(500):
+    server = redis.Redis(port=free_port(), socket_timeout=5)
+    options = ["--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    with running(["redis-server", "--port", str(port_of(server)), *options], folder / "redis.log"):
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
             with contextlib.suppress(redis.ConnectionError):
-                client.ping()
+                server.ping()
                 break
             time.sleep(0.01)
-        yield client
-        client.close()
+        yield server
 
 
 class Exporter:
@@ -131,26 +132,28 @@ class Exporter:
         self.process = psutil.Process(pid)
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
 
-    def get(self, path: str = "/metrics", **headers: str) -> tuple[int, bytes]:
+    def get(self, path: str = "/metrics", **headers: str) -> bytes | None:
+        """Return the page, or None when there is none."""
         try:
             self._http.request("GET", path, headers=headers)
             answer = self._http.getresponse()
-            return answer.status, answer.read()
+            body = answer.read()
         except OSError:
             self._http.close()
-            return 0, b""
+            return None
+        return body if answer.status == 200 else None
 
     def wait_for(self, path: str) -> None:
         deadline = time.monotonic() + 15
-        while self.get(path)[0] != 200:
-            if time.monotonic() > deadline or not self.process.is_running():
-                raise VoidError(f"the exporter did not answer {path} with 200")
+        while self.get(path) is None:
+            if time.monotonic() > deadline:
+                raise VoidError(f"{path} was not answered with 200")
             time.sleep(0.005)
 
     def counted(self) -> Counter[str]:
-        text = self.get()[1].decode()
+        text = (self.get() or b"").decode()
         found = re.findall(r'^celery_exporter_events_total\{kind="(.+)"\} (\S+)$', text, re.MULTILINE)
-        return Counter({kind: int(float(count)) for kind, count in found})
+        return Counter({kind: int(float(count)) for kind, count in found if float(count)})
 
     def cpu(self) -> float:
         times = self.process.cpu_times()
@@ -158,36 +161,35 @@ class Exporter:
 
     def peak(self) -> float:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
 @contextlib.contextmanager
-def exporter(server: redis.Redis, folder: Path, results: Results) -> Iterator[Exporter]:
+def exporter(server: redis.Redis, results: Results) -> Iterator[Exporter]:
     """Start the exporter, and book how it came up."""
-    broker, port = server.connection_pool.connection_kwargs["port"], free_port()
-    command = [sys.executable, "-m", "celery_exporter", "--broker-url", f"redis://127.0.0.1:{broker}/0"]
-    log = folder / "exporter.log"
+    port = free_port()
+    options = ["--broker-url", f"redis://127.0.0.1:{port_of(server)}/0", "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "celery_exporter", *options, "--port", str(port)]
+    log = Path(server.config_get("dir")["dir"]) / "exporter.log"
     start = time.monotonic()
-    with running([*command, "--host", "127.0.0.1", "--port", str(port)], log) as process:
+    with running(command, log) as pid:
         try:
-            found = Exporter(process.pid, port)
-            found.wait_for("/metrics")
+            started = Exporter(pid, port)
+            started.wait_for("/metrics")
             results["start to first /metrics"].append((time.monotonic() - start) * 1e3)
-            results["idle memory"].append(found.process.memory_info().rss / 2**20)
-            found.wait_for("/-/ready")
-            yield found
-        except VoidError:
-            print(log.read_text()[-2_000:], file=sys.stderr)
-            raise
+            started.wait_for("/-/ready")
+            results["idle memory"].append(started.process.memory_info().rss / 2**20)
+            yield started
+        except VoidError as error:
+            raise VoidError(f"{error}; the exporter's log ends with\n{log.read_text()[-2_000:]}") from None
 
 
-# -- measuring -----------------------------------------------------------------------------------------------
+# -- what is measured --------------------------------------------------------------------------------------
 
 
-def publish(server: redis.Redis, tape: Tape) -> None:
-    """Write the tape to Redis as fast as the exporter takes it off."""
-    port = server.connection_pool.connection_kwargs["port"]
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as wire:
+def replay(server: redis.Redis, target: Exporter, tape: Tape) -> None:
+    """Publish the tape as fast as the exporter takes it; return when it has counted all of it."""
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as wire:
         for chunk, commands in tape.chunks:
             wire.sendall(chunk)
             answers = b""
@@ -197,121 +199,104 @@ def publish(server: redis.Redis, tape: Tape) -> None:
                 raise VoidError("there was not always exactly one subscriber")
             while max(int(client["omem"]) for client in server.client_list(_type="pubsub")) > BACKLOG:
                 time.sleep(0.002)
-
-
-def wait_counted(target: Exporter, tape: Tape) -> None:
-    """Return when all is counted; the exporter's idle tail is at most one look long."""
-    counted, changed = Counter(), time.monotonic()
-    while counted != tape.kinds:
-        time.sleep(0.02)
-        before, counted = counted, +target.counted()
+    before, deadline = Counter(), time.monotonic() + STALLED
+    while (counted := target.counted()) != tape.kinds:
         if counted != before:
-            changed = time.monotonic()
-        if time.monotonic() > changed + STALLED or counted.total() > tape.events:
+            before, deadline = counted, time.monotonic() + STALLED
+        if time.monotonic() > deadline:
             raise VoidError(f"the exporter counted {dict(counted)}, the tape has {dict(tape.kinds)}")
+        time.sleep(0.05)
 
 
-def measure_replay(server: redis.Redis, folder: Path, results: Results, name: str, tape: Tape) -> None:
-    with exporter(server, folder, results) as target:
+def measure_replay(server: redis.Redis, results: Results, form: str, tape: Tape) -> None:
+    with exporter(server, results) as target:
         time.sleep(IDLE)
         before = target.cpu()
         time.sleep(IDLE)
         idle = (target.cpu() - before) / IDLE
         before, start = target.cpu(), time.monotonic()
-        publish(server, tape)
-        wait_counted(target, tape)
+        replay(server, target, tape)
         seconds, cpu = time.monotonic() - start, target.cpu() - before
-        results[f"CPU an event, {name}"].append((cpu - idle * seconds) / tape.events * 1e6)
-        results[f"kept up with, {name}"].append(tape.events / seconds)
-        results[f"peak memory, {name}"].append(target.peak())
+        events = tape.kinds.total()
+        results[f"CPU an event, {form}"].append((cpu - idle * seconds) / events * 1e6)
+        results[f"kept up with, {form}"].append(events / seconds)
+        results[f"peak memory, {form}"].append(target.peak())
 
 
-def measure_scrapes(server: redis.Redis, folder: Path, results: Results, tape: Tape) -> None:
-    with exporter(server, folder, results) as target:
-        publish(server, tape)
-        wait_counted(target, tape)
-        lines = target.get()[1].splitlines()
+def measure_scrapes(server: redis.Redis, results: Results, tape: Tape) -> None:
+    with exporter(server, results) as target:
+        replay(server, target, tape)
+        lines = (target.get() or b"").splitlines()
         samples = sum(not line.startswith(b"#") for line in lines)
         if samples < SAMPLES:
-            raise VoidError(f"the wide scrape has {samples} samples, not {SAMPLES}: raise WIDE.names")
-        results["samples in the wide scrape"].append(samples)
-        gzip = {"Accept": ACCEPT, "Accept-Encoding": "gzip"}
-        asked: tuple[tuple[str, dict[str, str]], ...] = (
-            ("scrape, text, {} of 20", {}),
-            ("scrape as Prometheus asks (gzip), {}", gzip),
-        )
-        for label, headers in asked:
+            raise VoidError(f"a wide scrape has {samples} samples, not {SAMPLES}: widen WIDE")
+        results["samples in a wide scrape"].append(samples)
+        for how, headers in HEADERS.items():
             times = [time_scrape(target, headers) for _ in range(SCRAPES)]
-            results[label.format("median")].append(statistics.median(times))
-            results[label.format("worst")].append(max(times))
+            results[f"wide scrape, {how}, median"].append(statistics.median(times))
+            results[f"wide scrape, {how}, worst of {SCRAPES}"].append(max(times))
 
 
 def time_scrape(target: Exporter, headers: dict[str, str]) -> float:
     start = time.perf_counter()
-    status, _ = target.get(**headers)
-    if status != 200:
-        raise VoidError(f"a scrape was answered with {status}")
+    if target.get(**headers) is None:
+        raise VoidError("a scrape failed")
     return (time.perf_counter() - start) * 1e3
 
 
-# -- the table -----------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------
 
 
-def describe_machine(server: redis.Redis) -> str:
-    cpus = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+def describe(server: redis.Redis) -> str:
+    models = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     packages = ("celery-event-exporter", "celery", "kombu", "redis", "hiredis", "msgspec", "uvicorn")
+    software = [f"{package} {version(package)}" for package in packages]
+    redis_version = server.info("server")["redis_version"]
     return (
-        f"{cpus[0] if cpus else platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"
-        + ", ".join(f"{package} {version(package)}" for package in packages)
-        + f", redis-server {server.info('server')['redis_version']}"
+        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, redis-server {redis_version}\n{', '.join(software)}"
     )
 
 
-def show(results: Results) -> None:
-    print(f"\n{'':42}{'median':>9}  {'least … most':17} {'':9} target")
-    for row in ROWS:
-        values = results[row.label]
-        median, digits = statistics.median(values), 0 if row.unit in ("", "events/s") else 1
-        spread = f"{min(values):,.{digits}f} … {max(values):,.{digits}f}"
-        verdict = (
-            "" if row.target is None else f"<= {row.target:g}  {'ok' if median <= row.target else 'over'}"
-        )
-        print(f"{row.label:42}{median:>9,.{digits}f}  {spread:17} {row.unit:9} {verdict}".rstrip())
+def show(row: Row, values: list[float]) -> str:
+    median, digits = statistics.median(values), 1 if row.unit in ("us", "ms", "MB") else 0
+    spread = f"{min(values):,.{digits}f} … {max(values):,.{digits}f}"
+    verdict = "" if row.target is None else f"<= {row.target:<6g}{'over' if median > row.target else 'ok'}"
+    return f"{row.label:42}{median:10,.{digits}f} {row.unit:9} {spread:18} {verdict}".rstrip()
 
 
-def run(rounds: int, tasks: int) -> None:
-    load = os.getloadavg()[0]
-    results: Results = defaultdict(list)
-    tapes = {name: record(Cluster(tasks), form) for name, form in FORMS.items()}
-    wide = record(WIDE, Form(1, 1))
-    with tempfile.TemporaryDirectory(prefix="celery-exporter-bench-") as name:
-        folder = Path(name)
-        with redis_server(folder) as server:
-            print(describe_machine(server))
-            events = ", ".join(f"{tape.events:,} as {name}" for name, tape in tapes.items())
-            print(f"events a replay: {events}; {rounds} rounds, interleaved")
-            for _ in range(rounds):
-                for form, tape in tapes.items():
-                    measure_replay(server, folder, results, form, tape)
-                measure_scrapes(server, folder, results, wide)
-    show(results)
-    print(f"load average {load:.1f} before, {os.getloadavg()[0]:.1f} after")
+def run(rounds: int) -> None:
+    load, results = os.getloadavg()[0], defaultdict(list)
+    tapes = {name: record(Cluster(tasks=25_000), form) for name, (form, _) in FORMS.items()}
+    wide = record(WIDE, Form(client=1, worker=1))
+    with (
+        tempfile.TemporaryDirectory(prefix="celery-exporter-bench-") as name,
+        redis_server(Path(name)) as server,
+    ):
+        print(describe(server))
+        for _ in range(rounds):
+            for form, tape in tapes.items():
+                measure_replay(server, results, form, tape)
+            measure_scrapes(server, results, wide)
+    events, after = next(iter(tapes.values())).kinds.total(), os.getloadavg()[0]
+    print(f"{events:,} events a replay, {rounds} rounds; load {load:.1f} before, {after:.1f} after\n")
+    print(f"{'':42}{'median':>10} {'':9} {'least … most':18} target")
+    print("\n".join(show(row, results[row.label]) for row in ROWS))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tasks", type=int, default=25_000, help="four events each")
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    rounds = parser.parse_args().rounds
     if shutil.which("redis-server") is None:
-        print("bench: redis-server is not installed", file=sys.stderr)
+        print("bench: redis-server is not installed (make servers)", file=sys.stderr)
         return 1
     try:
-        run(options.rounds, options.tasks)
+        run(rounds)
     except VoidError as error:
-        print(f"bench: void: {error}", file=sys.stderr)
+        print(f"bench: the run is void: {error}", file=sys.stderr)
         return 1
     return 0
 

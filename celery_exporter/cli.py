@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
-import threading
 from typing import Any
 
 import click
@@ -17,6 +15,11 @@ from celery_exporter.settings import OPTIONS, BadSettingError, Option, Settings,
 log = logging.getLogger("celery_exporter")
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+
+#: The signals that end it.
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+#: Seconds between two looks whether the HTTP server still lives.
+LOOK_EVERY = 1.0
 
 _EPILOG = """\b
 Examples:
@@ -52,7 +55,7 @@ class _Group(click.Group):
 
 
 @click.pass_context
-def _run(context: click.Context, /, **argv: Any) -> None:
+def _main(context: click.Context, /, **argv: Any) -> None:
     """Prometheus exporter for Celery: counts tasks, watches workers, measures queues."""
     if context.invoked_subcommand is None:
         settings = load(argv, os.environ)
@@ -61,7 +64,7 @@ def _run(context: click.Context, /, **argv: Any) -> None:
 
 _command = _Group(
     "celery-exporter",
-    callback=_run,
+    callback=_main,
     params=[_parameter(option) for option in OPTIONS],
     invoke_without_command=True,
     epilog=_EPILOG,
@@ -85,10 +88,9 @@ def demo(context: click.Context, port: int, seconds: float | None) -> None:
 
 def serve(settings: Settings) -> int:
     """Run the exporter until SIGTERM or SIGINT; return the exit code."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # A handler of our own for each: as PID 1 a process has no default ones.
-        signal.signal(number, lambda *_: stop.set())
+    # Blocked, here and in all threads to come, and waited for below: no handler can come in between
+    # anything, and PID 1, which has no default handlers, gets them too.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     # What follows takes half a second to import, which --help and a wrong value need not wait for.
     from celery_exporter.broker.connection import UnusableURLError, check, masked  # noqa: PLC0415
     from celery_exporter.exposition import Exposition  # noqa: PLC0415
@@ -112,12 +114,12 @@ def serve(settings: Settings) -> int:
     server.start()
     monitor.start()
     log.info("celery-exporter %s serves http://%s:%s/metrics", __version__, *listener.getsockname()[:2])
-    while server.is_alive() and not stop.wait(1.0):
-        pass
-    code = 0 if stop.is_set() else _fail("the HTTP server ended by itself; its error is above", EXIT_FAILED)
+    asked = None
+    while asked is None and server.is_alive():
+        asked = signal.sigtimedwait(_ENDING, LOOK_EVERY)
     server.stop()
     monitor.stop()
-    return code
+    return 0 if asked else _fail("the HTTP server ended by itself; its error is above", EXIT_FAILED)
 
 
 def _fail(message: str, code: int) -> int:
@@ -125,14 +127,12 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def main() -> None:
-    """Run the command line: wrong values end with one line and exit code 2, not with a usage text."""
+def run() -> int:
+    """Run the command line; return its exit code. A wrong value gives one line and code 2, no usage text."""
     try:
         code = _command.main(prog_name="celery-exporter", standalone_mode=False)
     except click.UsageError as error:
         code = _fail(f"{error.format_message()} (see celery-exporter --help)", EXIT_USAGE)
     except BadSettingError as error:
         code = _fail(str(error), EXIT_USAGE)
-    except (click.Abort, KeyboardInterrupt):
-        code = 130
-    sys.exit(code)
+    return int(code or 0)

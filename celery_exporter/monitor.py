@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from celery_exporter import __version__
 from celery_exporter.broker.connection import BrokerError, Kept, masked
-from celery_exporter.broker.depths import Depth, depths_on
+from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
 from celery_exporter.broker.readers.kombu import KombuReader
 from celery_exporter.broker.roster import Roster
@@ -26,8 +26,7 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, Event, Malformed
 from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
-from celery_exporter.core.workers import Worker
+from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
 from celery_exporter.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -135,7 +134,25 @@ class Monitor:
     def snapshot(self) -> Snapshot:
         """Return a copy of all that is known now. Never waits for the broker."""
         with self._lock:
-            return self._snapshot()
+            return take(self._cluster, self._ledger, self._surroundings())
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            at=time.time(),
+            version=__version__,
+            broker_up=self.is_ready(),
+            depths=self._depths,
+            unacked=self._unacked,
+            roster_known=self._asked is not None,
+            collectors=[
+                CollectorView(each.name, each.success, each.seconds, each.last_success)
+                for each in self._collectors
+            ],
+            malformed=dict(self._malformed),
+            event_lag=self._event_lag,
+            last_event=self._last_event,
+            reconnects=max(0, self._opened - 1),
+        )
 
     # -- events ----------------------------------------------------------------------------------------
 
@@ -238,75 +255,3 @@ class Monitor:
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError("no worker answered")
-
-    # -- the snapshot --------------------------------------------------------------------------------------
-
-    def _snapshot(self) -> Snapshot:
-        cluster = self._cluster
-        return Snapshot(
-            at=time.time(),
-            runtime_bounds=self._ledger.runtime_bounds,
-            wait_bounds=self._ledger.wait_bounds,
-            cells=self._ledger.snapshot(),
-            tasks=cluster.tasks.in_states(),
-            workers=[_worker_view(worker) for worker in cluster.workers.values()],
-            queues=[self._queue_view(name) for name in sorted({*cluster.queues, *self._depths})],
-            collectors=[
-                CollectorView(each.name, each.success, each.seconds, each.last_success)
-                for each in self._collectors
-            ],
-            broker_up=self.is_ready(),
-            unacked=self._unacked,
-            events=dict(cluster.events),
-            malformed=dict(self._malformed),
-            fallbacks=dict(cluster.fallbacks),
-            event_lag=self._event_lag,
-            last_event=self._last_event,
-            reconnects=max(0, self._opened - 1),
-            tasks_tracked=len(cluster.tasks),
-            tasks_evicted=cluster.tasks.evicted,
-            negative_waits=cluster.negative_waits,
-            version=__version__,
-        )
-
-    def _queue_view(self, name: str) -> QueueView:
-        depth = self._depths.get(name)
-        serving = [
-            worker.profile
-            for worker in self._cluster.workers.values()
-            if worker.up and name in (worker.profile.queues or ())
-        ]
-        consumers = depth.consumers if depth else None
-        if consumers is None and self._asked is not None:
-            consumers = len(serving)
-        processes = sum(profile.pool_size or 0 for profile in serving) if self._asked is not None else None
-        sent = [self._sent_at(uuid) for uuid in depth.oldest_ids] if depth else []
-        oldest = min((at for at in sent if at is not None), default=None)
-        return QueueView(name, depth.length if depth else None, consumers, processes, oldest)
-
-    def _sent_at(self, uuid: str) -> float | None:
-        task = self._cluster.tasks.get(uuid)
-        return max((task.resent or {}).values(), default=task.ready) if task else None
-
-
-def _worker_view(worker: Worker) -> WorkerView:
-    profile = worker.profile
-    return WorkerView(
-        name=worker.name,
-        up=worker.up,
-        active=worker.active,
-        processed_total=worker.processed_total,
-        restarts=worker.restarts,
-        missed=worker.missed,
-        loadavg=worker.loadavg,
-        heartbeat=worker.heartbeat,
-        clock_skew=worker.clock_skew,
-        events=worker.events,
-        software=worker.software,
-        version=worker.version,
-        system=worker.system,
-        pool=profile.pool,
-        pool_size=profile.pool_size,
-        prefetch_count=profile.prefetch_count,
-        max_resident_bytes=profile.max_resident_bytes,
-    )

@@ -52,13 +52,18 @@ class Roster:
         self._mailbox = Mailbox("celery", type="fanout", accept=["json"])(connection)
 
     def ask(self, before: dict[str, Profile]) -> dict[str, Profile]:
-        """Return the profile of each worker that answered; what it did not say is kept from `before`."""
-        stats = self._answers("stats", _Stats)
-        queues = self._answers("active_queues", list[_Queue])
-        registered = self._answers("registered", list[str])
+        """Return the profile of each worker that answered; what it did not say is kept from `before`.
+
+        The first question waits for whoever may answer, the others only for as many as did.
+        """
+        stats = self._answers("stats", _Stats, MAX_WORKERS)
+        if not stats:
+            return {}
+        queues = self._answers("active_queues", list[_Queue], len(stats))
+        registered = self._answers("registered", list[str], len(stats))
         found = {}
-        for name in stats.keys() | queues.keys() | registered.keys():
-            changes: dict[str, Any] = _from_stats(stats[name]) if name in stats else {}
+        for name in stats:
+            changes = _from_stats(stats[name])
             if name in queues:
                 changes["queues"] = tuple(queue.name for queue in queues[name])
             if name in registered:  # "tasks.add [rate_limit=10/s]"
@@ -71,9 +76,9 @@ class Roster:
         with translated(self._connection):
             self._mailbox.cast(list(workers), "enable_events", {})
 
-    def _answers(self, command: str, shape: Any) -> dict[str, Any]:
+    def _answers(self, command: str, shape: Any, limit: int) -> dict[str, Any]:
         with translated(self._connection):
-            replies = self._mailbox.multi_call(command, timeout=PATIENCE, limit=MAX_WORKERS)
+            replies = self._mailbox.multi_call(command, timeout=PATIENCE, limit=limit)
         return dict(_checked(replies, shape))
 
 

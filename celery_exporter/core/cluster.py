@@ -267,7 +267,7 @@ class Cluster:
             self.tasks.rename(task, self.tasks.kind(Key(name, queue)))
         attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
         for delivery in task.deliveries or ():
-            if delivery.attempt == attempt and delivery.ready is None:  # it was overtaken
+            if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
                 delivery.ready = ready
                 if delivery.started is not None:
                     self._book(Queued(self._key(task, event), self._clamped(delivery.started - ready)))
@@ -331,13 +331,17 @@ class Cluster:
             seconds = self._clamped(event.timestamp - delivery.started)
             self._book(Ran(self._key(task, event), ran, seconds))
         newest = task.deliveries[-1] is delivery
-        task.deliveries.remove(delivery)
+        delivery.ended = True
+        if delivery.ready is not None or delivery.started is None:
+            task.deliveries.remove(delivery)
         return newest
 
     def _held(self, task: Task, event: Event) -> list[Delivery]:
         """Return the open deliveries to the sender's process, the oldest first."""
         return [
-            each for each in task.deliveries or () if each.worker == event.hostname and each.pid == event.pid
+            each
+            for each in task.deliveries or ()
+            if each.worker == event.hostname and each.pid == event.pid and not each.ended
         ]
 
     def _deliver(self, task: Task, delivery: Delivery) -> None:
@@ -346,7 +350,7 @@ class Cluster:
         alive = [
             each
             for each in task.deliveries or ()
-            if each.worker != delivery.worker or each.pid == delivery.pid
+            if each.worker != delivery.worker or each.pid == delivery.pid or each.ended
         ]
         task.deliveries = [*alive[1 - MAX_DELIVERIES :], delivery]
 

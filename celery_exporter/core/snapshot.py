@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.facts import Key
-from celery_exporter.core.ledger import Cell
+from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.tasks import InState
+from celery_exporter.core.workers import Worker
 
 
 class WorkerView(Struct, frozen=True):
@@ -55,26 +57,99 @@ class CollectorView(Struct, frozen=True):
     last_success: float | None
 
 
+class Depth(Struct, frozen=True):
+    """What a broker says that a queue holds. None: this kind of broker does not tell."""
+
+    length: int
+    consumers: int | None = None
+    oldest_ids: tuple[str, ...] = ()  # uuids of the tasks at the head, one for each priority
+
+
+class Surroundings(Struct, frozen=True):
+    """What is not of the cluster: the broker, this exporter, the time."""
+
+    at: float
+    version: str
+    broker_up: bool
+    depths: Mapping[str, Depth]
+    unacked: int | None
+    roster_known: bool  # workers were asked, and answered
+    collectors: Sequence[CollectorView]
+    malformed: Mapping[str, int]
+    event_lag: float | None
+    last_event: float | None
+    reconnects: int
+
+
 class Snapshot(Struct, frozen=True):
     """The cluster and this exporter, at one moment."""
 
-    at: float
+    around: Surroundings
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
     cells: Mapping[Key, Cell]
     tasks: Sequence[InState]
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
-    collectors: Sequence[CollectorView]
-    broker_up: bool
-    unacked: int | None
     events: Mapping[str, int]
-    malformed: Mapping[str, int]
     fallbacks: Mapping[str, int]
-    event_lag: float | None
-    last_event: float | None
-    reconnects: int
     tasks_tracked: int
     tasks_evicted: int
     negative_waits: int
-    version: str
+
+
+def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
+    """Return a copy of everything, for which nobody needs the lock any more."""
+    return Snapshot(
+        around=around,
+        runtime_bounds=ledger.runtime_bounds,
+        wait_bounds=ledger.wait_bounds,
+        cells=ledger.snapshot(),
+        tasks=cluster.tasks.in_states(),
+        workers=[_worker_view(worker) for worker in cluster.workers.values()],
+        queues=[_queue_view(name, cluster, around) for name in sorted({*cluster.queues, *around.depths})],
+        events=dict(cluster.events),
+        fallbacks=dict(cluster.fallbacks),
+        tasks_tracked=len(cluster.tasks),
+        tasks_evicted=cluster.tasks.evicted,
+        negative_waits=cluster.negative_waits,
+    )
+
+
+def _queue_view(name: str, cluster: Cluster, around: Surroundings) -> QueueView:
+    depth = around.depths.get(name)
+    up = [worker.profile for worker in cluster.workers.values() if worker.up]
+    # One worker that did not say yet which queues it consumes makes both sums unknown.
+    told = around.roster_known and all(profile.queues is not None for profile in up)
+    serving = [profile for profile in up if name in (profile.queues or ())]
+    consumers = depth.consumers if depth else None
+    if consumers is None and told:
+        consumers = len(serving)
+    sizes = [profile.pool_size for profile in serving]
+    processes = sum(size for size in sizes if size) if told and None not in sizes else None
+    sent = [task.waiting_since for task in map(cluster.tasks.get, depth.oldest_ids) if task] if depth else []
+    oldest = min((at for at in sent if at is not None), default=None)
+    return QueueView(name, depth.length if depth else None, consumers, processes, oldest)
+
+
+def _worker_view(worker: Worker) -> WorkerView:
+    profile = worker.profile
+    return WorkerView(
+        name=worker.name,
+        up=worker.up,
+        active=worker.active,
+        processed_total=worker.processed_total,
+        restarts=worker.restarts,
+        missed=worker.missed,
+        loadavg=worker.loadavg,
+        heartbeat=worker.heartbeat,
+        clock_skew=worker.clock_skew,
+        events=worker.events,
+        software=worker.software,
+        version=worker.version,
+        system=worker.system,
+        pool=profile.pool,
+        pool_size=profile.pool_size,
+        prefetch_count=profile.prefetch_count,
+        max_resident_bytes=profile.max_resident_bytes,
+    )

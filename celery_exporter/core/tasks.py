@@ -32,6 +32,7 @@ class Delivery(Struct, gc=False):
     ready: float | None  # since when it waits to be started: max(sent, eta)
     received: float | None  # max(received, eta)
     started: float | None = None
+    ended: bool = False  # kept after its end only while its task-sent, and so its wait, is outstanding
 
 
 class Task(Struct, gc=False):
@@ -49,9 +50,14 @@ class Task(Struct, gc=False):
     ready: float | None = None  # since when the first attempt waits: max(sent, eta)
     resent: dict[int, float] | None = None  # … and further ones, by attempt
     received: int | None = None  # the newest attempt that was received
-    deliveries: list[Delivery] | None = None  # the open ones, the newest last
+    deliveries: list[Delivery] | None = None  # the newest last
     ended_by: str = ""
     parked: list[Event] | None = None  # events that came before the introduction
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Return since when the newest attempt that was sent waits."""
+        return max((self.resent or {}).values(), default=self.ready)
 
     def ready_at(self, attempt: int) -> float | None:
         """Return since when an attempt waits to be started, if its task-sent was seen."""
@@ -122,7 +128,8 @@ class TaskTable:
     def finish(self, task: Task) -> None:
         """Turn the task into a tombstone: its late events find it, no gauge counts it."""
         del task.room[task.uuid]
-        task.state, task.room, task.deliveries = None, self.finished, None
+        task.state, task.room = None, self.finished
+        task.deliveries = [each for each in task.deliveries or () if each.ended] or None
         self.finished[task.uuid] = task
         if len(self.finished) > self._tombstone_limit:
             self.forget(next(iter(self.finished.values())))

@@ -268,14 +268,14 @@ _QUEUE_ROWS = [
         "gauge",
         "1 while the event subscription is open and answers.",
         (),
-        lambda snapshot: [((), snapshot.broker_up)],
+        lambda snapshot: [((), snapshot.around.broker_up)],
     ),
     Row(
         "celery_broker_unacked_messages",
         "gauge",
         "Messages that workers hold and have not acknowledged, of all queues (Redis only).",
         (),
-        lambda snapshot: [] if snapshot.unacked is None else [((), snapshot.unacked)],
+        lambda snapshot: [] if snapshot.around.unacked is None else [((), snapshot.around.unacked)],
     ),
 ]
 
@@ -311,7 +311,7 @@ def _collector(name: str, help_: str, field: Callable[[CollectorView], float | N
         ("collector",),
         lambda snapshot: (
             ((collector.name,), value)
-            for collector in snapshot.collectors
+            for collector in snapshot.around.collectors
             if (value := field(collector)) is not None
         ),
     )
@@ -323,13 +323,16 @@ _EXPORTER_ROWS = [
         "gauge",
         "1, with the exporter's version.",
         ("version",),
-        lambda snapshot: [((snapshot.version,), 1)],
+        lambda snapshot: [((snapshot.around.version,), 1)],
     ),
     _counts(
         "events", "Events applied, by type; an application's own are other.", "kind", attrgetter("events")
     ),
     _counts(
-        "events_malformed", "Events that could not be used, by reason.", "reason", attrgetter("malformed")
+        "events_malformed",
+        "Events that could not be used, by reason.",
+        "reason",
+        attrgetter("around.malformed"),
     ),
     Row(
         "celery_exporter_events_missed_total",
@@ -342,14 +345,19 @@ _EXPORTER_ROWS = [
         "event_lag_seconds",
         "gauge",
         "Age of the newest event when it was read, by its sender's clock (so its skew is in it).",
-        attrgetter("event_lag"),
+        attrgetter("around.event_lag"),
     ),
-    _self("last_event_timestamp_seconds", "gauge", "When an event was last read.", attrgetter("last_event")),
+    _self(
+        "last_event_timestamp_seconds",
+        "gauge",
+        "When an event was last read.",
+        attrgetter("around.last_event"),
+    ),
     _self(
         "reconnects_total",
         "counter",
         "Times the event subscription was opened again.",
-        attrgetter("reconnects"),
+        attrgetter("around.reconnects"),
     ),
     _self("tasks_tracked", "gauge", "Unfinished tasks in memory.", attrgetter("tasks_tracked")),
     _self(

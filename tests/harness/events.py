@@ -5,8 +5,7 @@ import time
 from typing import Any
 
 import kombu
-
-EVENTS = "celeryev"  # the exchange of Celery's events
+from celery.events.event import get_exchange
 
 
 def publish_event_bytes(
@@ -14,8 +13,7 @@ def publish_event_bytes(
 ) -> None:
     """Put bytes on the event channel as they are, in the envelope of the transport."""
     with kombu.Connection(url) as connection:
-        exchange = kombu.Exchange(EVENTS, type="topic")
-        connection.Producer(exchange=exchange).publish(
+        connection.Producer(exchange=get_exchange(connection)).publish(
             body,
             routing_key=routing_key,
             content_type=content_type,

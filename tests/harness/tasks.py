@@ -49,9 +49,12 @@ class Noting(Task):  # type: ignore[misc]
     def note(self, state: str) -> None:
         note(self.name, self.request.delivery_info["routing_key"], state)
 
-    def raise_noted(self, error: Exception) -> NoReturn:
+    def note_failure(self, error: Exception) -> None:
         self.note("FAILURE")
         self.note(f"exception={type(error).__name__}")
+
+    def raise_noted(self, error: Exception) -> NoReturn:
+        self.note_failure(error)
         raise error
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +110,9 @@ def retry_and_fail(self: Noting) -> None:
 @app.task(bind=True, base=Noting, name="tasks.reject", acks_late=True)
 def reject(self: Noting) -> None:
     self.note("REJECTED")
-    raise Reject("no", requeue=False)
+    error = Reject("no", requeue=False)
+    self.note_failure(error)  # a task that never runs again has failed, says Celery since 5.7 (request.py)
+    raise error
 
 
 @app.task(bind=True, base=Noting, name="tasks.requeue_once", acks_late=True)

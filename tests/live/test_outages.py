@@ -42,12 +42,13 @@ def test_absent_at_start_then_there_then_gone_then_back(running, tmp_path, own_s
 
     def work(node, done):
         with (
-            Worker(tmp_path / node, own_server.url, node, pool="solo"),
+            Worker(tmp_path / node, own_server.url, node, pool="solo") as worker,
             make_client(own_server.url) as client,
         ):
             for _ in range(5):
                 client.send_task("tasks.succeed", queue="celery")
             until_equal(lambda: successes(app), done, 20)
+            worker.stop()  # in good order: what it has not acknowledged would be run again by the next one
 
     with own_server:
         app.connected(PATIENCE)

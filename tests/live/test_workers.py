@@ -50,7 +50,7 @@ def test_pools_and_workers_of_one_host(running, exporter, worker):
 
 def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(running, exporter, worker, client, ledger):
     """Killed: `celery_worker_up` 0 by its silence, later no series; what it did stays counted."""
-    app = running(exporter("--worker-timeout", "5", "--purge-offline-worker-metrics", "5")).connected()
+    app = running(exporter("--worker-timeout", "6", "--purge-offline-worker-metrics", "12")).connected()
     doomed, _ = running(worker("doomed@box", queues="left"), worker("other@box", queues="right"))
     eventually(lambda: app.value("celery_workers_online") == 2)
     client.send_task("tasks.succeed", queue="left")

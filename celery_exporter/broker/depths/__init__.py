@@ -9,15 +9,8 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 import kombu
-from msgspec import Struct
 
-
-class Depth(Struct, frozen=True):
-    """One queue. None: this broker does not tell."""
-
-    length: int
-    consumers: int | None = None
-    oldest_ids: tuple[str, ...] = ()  # uuids of the tasks at the head, one for each priority
+from celery_exporter.core.snapshot import Depth
 
 
 class Depths(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import kombu
 
 from celery_exporter.broker.connection import translated
-from celery_exporter.broker.depths import Depth
+from celery_exporter.core.snapshot import Depth
 
 
 class DeclaredDepths:

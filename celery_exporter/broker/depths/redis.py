@@ -14,7 +14,7 @@ import redis
 from msgspec import Struct
 
 from celery_exporter.broker.connection import translated
-from celery_exporter.broker.depths import Depth
+from celery_exporter.core.snapshot import Depth
 
 
 class _Headers(Struct):

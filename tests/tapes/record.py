@@ -1,0 +1,98 @@
+"""Record tapes: raw event messages of real workers, one line of JSON each.
+
+    .venv/bin/python tests/tapes/record.py
+
+starts each broker and pool in turn, runs the same tasks, and writes `<broker>-<pool>.jsonl` beside this
+file. Run it when Celery changes what it sends; the golden texts then change too, and show what.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from harness.servers import RabbitServer, RedisServer  # noqa: E402
+from harness.waiting import eventually  # noqa: E402
+from harness.workers import Ledger, Worker, client  # noqa: E402
+
+from celery_exporter.broker.readers.kombu import KombuReader  # noqa: E402
+from celery_exporter.settings import load  # noqa: E402
+
+TAPES = [
+    (RedisServer, "redis", "prefork"),
+    (RedisServer, "redis", "solo"),
+    (RabbitServer, "rabbitmq", "threads"),
+]
+ENDS = ("SUCCESS", "FAILURE", "REJECTED")
+#: Task, how often, arguments, options.
+SCRIPT = [
+    ("tasks.succeed", 6, (0.01,), {}),
+    ("tasks.fail_with_value_error", 2, (), {}),
+    ("tasks.fail_with_inner_error", 1, (), {}),
+    ("tasks.retry_once", 3, (), {}),
+    ("tasks.retry_and_fail", 1, (), {}),
+    ("tasks.reject", 1, (), {}),
+    ("tasks.nobody_registered", 1, (), {}),
+    ("tasks.succeed", 2, (), {"countdown": 1}),
+    ("tasks.succeed", 2, (), {"countdown": 1, "expires": 0.5}),
+]
+#: Folders of this machine, in tracebacks.
+FOLDERS = re.compile(r'File \\\\"/(?:[^"\\\\/]+/)*')
+#: Ends that tasks note themselves: all but the unregistered one and the two that expire.
+NOTED = 16
+
+
+def record(url: str, folder: Path, pool: str, tape: Path) -> None:
+    reader = KombuReader(load({"broker_url": url}, {}))
+    reader.open()
+    stop = threading.Event()
+    lines: list[str] = []
+    begin = time.monotonic()
+
+    def listen() -> None:
+        while not stop.is_set():
+            for payload in reader.read(0.1):
+                at = round(time.monotonic() - begin, 3)
+                body = FOLDERS.sub(r'File \\"/app/', payload.body.decode())
+                lines.append(json.dumps({"at": at, "type": payload.content_type, "body": body}))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    ledger = Ledger(folder / f"ledger-{pool}")
+    worker = Worker(folder / f"worker-{pool}", url, f"{pool}@tape", pool=pool, ledger=ledger)
+    with worker, client(url) as app:
+        worker.wait_ready()
+        for name, times, arguments, options in SCRIPT:
+            for _ in range(times):
+                app.send_task(name, arguments, queue="celery", **options)
+        eventually(lambda: ledger.total(*ENDS) == NOTED, 30)
+        seen = eventually(lambda: sum("task-revoked" in line for line in lines) >= 1, 10)
+        assert seen
+        worker.stop()
+    eventually(lambda: any("worker-offline" in line for line in lines), 10)
+    stop.set()
+    listener.join()
+    reader.close()
+    tape.write_text("\n".join(lines) + "\n")
+    print(tape.name, len(lines), "messages")
+
+
+def main() -> None:
+    for kind, broker, pool in TAPES:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            server = stack.enter_context(kind(folder / "server"))
+            record(server.clean(), folder, pool, HERE / f"{broker}-{pool}.jsonl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Tapes of real workers, replayed through the pure core in milliseconds, and held to a golden text.
+
+After a change that is meant: UPDATE_GOLDEN=1 pytest tests/test_tapes.py, and read the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from celery_exporter.core.cluster import Cluster, Limits
+from celery_exporter.core.events import Event, decode
+from celery_exporter.core.facts import Moment, State
+from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
+from celery_exporter.core.workers import Profile
+from celery_exporter.exposition import Exposition
+from celery_exporter.profiles import native
+from celery_exporter.settings import RUNTIME_BUCKETS, WAIT_BUCKETS
+
+HERE = Path(__file__).parent
+TAPES = sorted((HERE / "tapes").glob("*.jsonl"))
+GOLDEN = HERE / "golden"
+UPDATE = "UPDATE_GOLDEN" in os.environ
+
+
+def read(tape: Path) -> Iterator[tuple[float, bytes]]:
+    for line in tape.read_text().splitlines():
+        message = json.loads(line)
+        yield message["at"], message["body"].encode()
+
+
+def replay(messages, labels=("queue_name",)) -> Snapshot:
+    cluster, ledger = Cluster(Limits(), labels), Ledger(RUNTIME_BUCKETS, WAIT_BUCKETS)
+    wall = 0.0
+    for at, body in messages:
+        found = decode(body)
+        assert all(isinstance(event, Event) for event in found), "a real worker's events are well-formed"
+        wall = max(wall, *(event.timestamp for event in found))
+        moment = Moment(at, wall + 0.001)
+        for event in found:
+            ledger.add(cluster.apply(event, moment))
+        ledger.add(cluster.expire(moment))
+    profiles = {
+        name: Profile(
+            queues=("celery",), registered=("tasks.idle",), pool="prefork", pool_size=2, prefetch_count=8
+        )
+        for name in cluster.workers
+    }
+    ledger.add(cluster.learn(profiles, moment))
+    ledger.add(cluster.expire(Moment(at + 5, wall + 5)))
+    return take(cluster, ledger, surroundings(wall + 5))
+
+
+def surroundings(at: float) -> Surroundings:
+    return Surroundings(
+        at=at,
+        version="0.0.0",
+        broker_up=True,
+        depths={"celery": Depth(3, None)},
+        unacked=2,
+        roster_known=True,
+        collectors=[CollectorView("queues", True, 0.5, at)],
+        malformed={"undecodable": 1},
+        event_lag=0.001,
+        last_event=at,
+        reconnects=0,
+    )
+
+
+def render(snapshot: Snapshot, labels=("queue_name",)) -> str:
+    text = Exposition(native.rows(labels)).render(snapshot).decode()
+    return text.partition("# HELP process_")[0]
+
+
+def hold(text: str, golden: Path) -> None:
+    if UPDATE:
+        golden.write_text(text)
+    assert golden.read_text() == text
+
+
+@pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)
+def test_the_native_profile_of_a_tape_is_the_golden_text(tape):
+    hold(render(replay(read(tape))), GOLDEN / f"native-{tape.stem}.txt")
+
+
+def test_the_native_profile_with_the_worker_label_is_the_golden_text():
+    labels = ("queue_name", "worker")
+    (tape,) = [tape for tape in TAPES if tape.stem == "redis-prefork"]
+    hold(render(replay(read(tape), labels), labels), GOLDEN / "native-worker-label.txt")
+
+
+@pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)
+def test_what_was_played_is_what_was_counted(tape):
+    """The script in tapes/record.py, in numbers: no unknown, nothing lost, no wait below zero."""
+    snapshot = replay(read(tape))
+    counted = {
+        (key.task_name.removeprefix("tasks."), state.name): cell.moved[state]
+        for key, cell in snapshot.cells.items()
+        for state in (State.PENDING, State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED)
+        if cell.moved[state]
+    }
+    assert counted == {
+        ("succeed", "PENDING"): 10,
+        ("succeed", "SUCCESS"): 8,
+        ("succeed", "REVOKED"): 2,
+        ("fail_with_value_error", "PENDING"): 2,
+        ("fail_with_value_error", "FAILURE"): 2,
+        ("fail_with_inner_error", "PENDING"): 1,
+        ("fail_with_inner_error", "FAILURE"): 1,
+        ("retry_once", "PENDING"): 6,
+        ("retry_once", "RETRY"): 3,
+        ("retry_once", "SUCCESS"): 3,
+        ("retry_and_fail", "PENDING"): 2,
+        ("retry_and_fail", "RETRY"): 1,
+        ("retry_and_fail", "FAILURE"): 1,
+        ("reject", "PENDING"): 1,
+        ("reject", "REJECTED"): 1,
+        ("reject", "FAILURE"): 1,  # Celery says so too, for a task rejected for good
+        ("nobody_registered", "PENDING"): 1,
+        ("nobody_registered", "FAILURE"): 1,
+    }
+    for key, cell in snapshot.cells.items():
+        waits = sum(cell.queued.counts) if cell.queued else 0
+        assert waits == cell.moved[State.STARTED], key
+        runs = sum(sum(histogram.counts) for histogram in cell.ran.values())
+        ended = cell.moved[State.SUCCESS] + cell.moved[State.FAILURE] + cell.moved[State.RETRY]
+        assert runs == (0 if key.task_name.endswith("nobody_registered") else ended), key
+    assert (snapshot.tasks_tracked, snapshot.negative_waits) == (0, 0)
+    assert set(snapshot.fallbacks.values()) == {0}
+    assert {worker.missed for worker in snapshot.workers} == {0}
+
+
+@pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)
+@pytest.mark.parametrize("seed", range(20))
+def test_law_1_sums_do_not_change_when_the_connections_overtake_each_other(tape, seed):
+    """Each sender's messages stay in order; between senders up to 1.5 s are swapped at random."""
+    delays = random.Random(seed)
+    by_sender: dict[str, list[tuple[float, bytes]]] = {}
+    for at, body in read(tape):
+        found = decode(body)
+        sender = f"{found[0].hostname} {found[0].type == 'task-sent'}"
+        mine = by_sender.setdefault(sender, [])
+        mine.append((max(at + delays.uniform(0, 1.5), mine[-1][0] if mine else 0.0), body))
+    mixed = sorted(
+        (message for messages in by_sender.values() for message in messages), key=lambda pair: pair[0]
+    )
+    assert sums(replay(mixed)) == sums(replay(read(tape)))
+
+
+def sums(snapshot: Snapshot):
+    return {
+        key: (
+            cell.moved,
+            cell.raised,
+            cell.queued and cell.queued.counts,
+            cell.prefetched and cell.prefetched.counts,
+            {state: histogram.counts for state, histogram in cell.ran.items()},
+        )
+        for key, cell in snapshot.cells.items()
+    }
