@@ -303,6 +303,13 @@ OPTIONS = (
         default=300_000,
     ),
     Option(
+        name="max-series",
+        help="Label sets of task metrics kept; further ones are added up under task_name other.",
+        takes="a whole number, 10 or more",
+        parse=_whole(10, 10**7),
+        default=20_000,
+    ),
+    Option(
         name="task-ttl",
         help="How long an unfinished task is remembered after its last event, in seconds.",
         takes="seconds, 1 or more",
@@ -407,6 +414,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         worker_purge=values.pop("purge_offline_worker_metrics"),
         task_ttl=values.pop("task_ttl"),
         max_tasks=values.pop("max_tasks"),
+        max_series=values.pop("max_series"),
     )
     return Settings(
         broker_transport_options=values.pop("broker_transport_option"),

@@ -87,6 +87,7 @@ class Limits(Struct, frozen=True):
     worker_purge: float | None = 600.0  # None: silent workers are never forgotten
     task_ttl: float = 86_400.0
     max_tasks: int = 300_000
+    max_series: int = 20_000
 
 
 class Cluster:
@@ -103,6 +104,8 @@ class Cluster:
         self.events: Counter[str] = Counter(dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0))
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.negative_waits = 0
+        self.folded = 0
+        self.keys: dict[Key, Key] = {}  # all label sets in use, each once
         self._by_queue = "queue_name" in labels
         self._by_worker = "worker" in labels
         self._next_sweep = 0.0
@@ -130,7 +133,7 @@ class Cluster:
             if worker is not None:
                 worker.profile = profile
                 self._see_queues(profile.queues or ())
-        return [Known(key) for key in self._foreseen_keys()]
+        return [Known(self._admitted(key)) for key in self._foreseen_keys()]
 
     def expire(self, now: Moment) -> list[Fact]:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
@@ -200,7 +203,17 @@ class Cluster:
         if queue is None and self._by_queue:
             self.fallbacks["queue_name"] += 1
             queue = next(filter(None, (self._only_queue(event.hostname) for event in events)), None)
-        return Key(name or UNKNOWN, (queue or UNKNOWN) if self._by_queue else "")
+        return self._admitted(Key(name or UNKNOWN, (queue or UNKNOWN) if self._by_queue else ""))
+
+    def _admitted(self, key: Key) -> Key:
+        """Return the one instance of this key, or, when there are too many, the one that sums up the rest."""
+        known = self.keys.get(key)
+        if known is None:
+            if len(self.keys) >= self.limits.max_series:
+                self.folded += 1
+                key = Key(OTHER, OTHER if key.queue_name else "", OTHER if key.worker else "")
+            known = self.keys.setdefault(key, key)
+        return known
 
     def _only_queue(self, hostname: str) -> str | None:
         """Return the queue a worker consumes, if it is one: what it runs can have come from no other."""
@@ -246,7 +259,7 @@ class Cluster:
         if not self._by_worker or event.type == "task-sent":
             return key
         worker = event.hostname if event.hostname in self.workers else OTHER
-        return Key(key.task_name, key.queue_name, worker)
+        return self._admitted(Key(key.task_name, key.queue_name, worker))
 
     def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
         for task in tasks:
@@ -262,9 +275,9 @@ class Cluster:
         key = task.kind.key
         name = event.name or key.task_name
         queue = (event.queue or key.queue_name) if self._by_queue else ""
-        if name != key.task_name or queue != key.queue_name:
+        if key.task_name != OTHER and (name != key.task_name or queue != key.queue_name):
             # It came late, or is a retry that goes elsewhere: from now on this is true.
-            self.tasks.rename(task, self.tasks.kind(Key(name, queue)))
+            self.tasks.rename(task, self.tasks.kind(self._admitted(Key(name, queue))))
         attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
         for delivery in task.deliveries or ():
             if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
@@ -412,6 +425,8 @@ class Cluster:
         if purge is not None and not worker.up and silent > purge:
             del self.workers[worker.name]
             self._book(WorkerGone(worker.name))
+            for key in [key for key in self.keys if key.worker == worker.name]:
+                del self.keys[key]
 
     def _see_queues(self, names: Iterable[str]) -> None:
         for name in names:

@@ -96,6 +96,8 @@ class Snapshot(Struct, frozen=True):
     tasks_tracked: int
     tasks_evicted: int
     negative_waits: int
+    series: int
+    series_folded: int
 
 
 def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
@@ -113,6 +115,8 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         tasks_tracked=len(cluster.tasks),
         tasks_evicted=cluster.tasks.evicted,
         negative_waits=cluster.negative_waits,
+        series=len(cluster.keys),
+        series_folded=cluster.folded,
     )
 
 

@@ -378,6 +378,18 @@ _EXPORTER_ROWS = [
         "Waits that two clocks made negative; counted as 0 s.",
         attrgetter("negative_waits"),
     ),
+    _self(
+        "series",
+        "gauge",
+        "Label sets of task metrics in memory, each of which makes several series.",
+        attrgetter("series"),
+    ),
+    _self(
+        "series_folded_total",
+        "counter",
+        "Times a label set was added up as task_name other, for --max-series.",
+        attrgetter("series_folded"),
+    ),
     _collector("success", "1 when the collector's last run succeeded.", attrgetter("success")),
     _collector("duration_seconds", "Duration of the collector's last run.", attrgetter("seconds")),
     _collector(

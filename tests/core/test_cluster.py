@@ -381,6 +381,19 @@ def test_a_flood_of_hosts_is_refused_and_honest_workers_stay():
     assert story.cluster.fallbacks["worker"] == 1
 
 
+def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():
+    story = Story(Limits(max_series=10))
+    story.tell(sent("honest"))
+    for index in range(50):
+        story.tell(sent(f"u{index}", name=f"task{index}"), received(f"u{index}", name=f"task{index}"))
+    story.tell(received("honest"))
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 1}
+    assert story.by_state("other") == {"PENDING": 41, "RECEIVED": 41}
+    assert len(story.ledger.snapshot()) == 11
+    assert story.cluster.folded == 41
+    assert story.gauges() == {"RECEIVED": 51}
+
+
 def test_endless_events_of_one_unknown_task_are_not_kept():
     story = Story()
     for _ in range(1000):

@@ -176,7 +176,7 @@ def clean_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def run_cli(
-    *arguments: str, environment: dict[str, str] | None = None, deadline: float = 20.0
+    *arguments: str, environment: dict[str, str] | None = None, deadline: float = 10.0
 ) -> "subprocess.CompletedProcess[str]":
     """Run the exporter to its own end; stdout and stderr apart."""
     return subprocess.run(

@@ -119,7 +119,7 @@ class RabbitServer(Process):
         (self.folder / "rabbitmq.conf").write_text(
             f"load_definitions = {self.folder / 'definitions.json'}\n"
             "disk_free_limit.absolute = 1MB\n"  # a full desk disk must not block publishers
-            "log.console.level = warning\n"
+            "log.console.level = error\n"  # killed clients are no news here
         )
         (self.folder / "enabled_plugins").write_text("[].\n")
 

@@ -47,6 +47,9 @@ WRONG = [
 ]
 
 
+MAY_HOLD_SECRETS = {"--broker-transport-option", "--broker-ssl-option"}  # their values aren't repeated
+
+
 def one_line(result):
     """Return stderr, which has to be a single line without a traceback."""
     assert result.stderr.count("\n") == 1, result.stderr
@@ -62,7 +65,7 @@ def test_a_wrong_value_ends_with_code_2_and_one_line(option, value):
     line = one_line(result)
     assert result.returncode == 2, line
     assert option in line
-    assert value in line
+    assert value in line or option in MAY_HOLD_SECRETS
     rest = line.replace(option, "").replace(value, "")
     assert len(rest.split()) >= 4, f"it doesn't say what {option} takes: {line}"
 
@@ -83,13 +86,20 @@ def test_unknown_options_are_refused():
 
 
 @pytest.mark.parametrize(
-    "url", ["nosuch://user:s3cret@127.0.0.1/0", "user:s3cret@host", "://s3cret", "http://s3cret"]
+    ("url", "code"),
+    [
+        ("nosuch://user:s3cret@127.0.0.1/0", 1),
+        ("http://s3cret", 1),
+        ("user:s3cret@host", 2),  # not a URL at all
+        ("://s3cret", 2),
+    ],
 )
-def test_an_unknown_scheme_ends_with_code_1_and_one_line(url):
-    """And without a word of the password."""
+def test_a_broker_url_of_no_use_ends_with_one_line(url, code):
+    """An unknown scheme is code 1. In no case a word of the password."""
     result = run_cli("--broker-url", url)
     line = one_line(result)
-    assert result.returncode == 1, line
+    assert result.returncode == code, line
+    assert "--broker-url" in line
     assert "s3cret" not in line
 
 
