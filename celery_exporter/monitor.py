@@ -37,10 +37,14 @@ POLL = 0.25
 LONGEST_STEP = 1.0
 #: Events applied under one hold of the lock: some 5 ms, which a scrape may have to wait.
 CHUNK = 1_000
+#: The reason under which events are counted that the core could not take, which would be its fault.
+NOT_APPLIED = "not_applied"
 #: Seconds without a sign of life on the subscription after which this exporter calls itself blind.
 FRESH = 12.0
 #: First wait before the broker is tried again, seconds; doubled up to --retry-interval.
 FIRST_RETRY = 0.2
+#: Seconds after which a subscription that ends was a good one, and the waits begin anew.
+SETTLED = 10.0
 #: Seconds to wait for the threads at the end; they hold nothing that has to be saved.
 STOP_TIMEOUT = 1.0
 
@@ -98,7 +102,7 @@ class Monitor:
         self._open = False
         self._opened = 0
         self._listened = 0.0
-        self._malformed: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        self._malformed: Counter[str] = Counter(dict.fromkeys((*REASONS, NOT_APPLIED), 0))
         self._event_lag: float | None = None
         self._last_event: float | None = None
         self._measure = Kept(settings, depths_on)
@@ -158,20 +162,25 @@ class Monitor:
 
     def _listen(self) -> None:
         waits = back_off(FIRST_RETRY, self._settings.retry_interval)
+        said = ""
         while not self._stopping.is_set():
+            start = time.monotonic()
             try:
                 self._reader.open()
                 self._opened += 1
                 log.info("listening to events on %s", masked(self._settings.broker_url))
-                waits = back_off(FIRST_RETRY, self._settings.retry_interval)
+                said = ""
                 self._read()
             except BrokerError as error:
-                log.warning("event subscription lost, trying again: %s", error)
+                if said != (said := str(error)):  # once, not at every attempt
+                    log.warning("no event subscription, trying again: %s", error)
             except Exception:
                 log.exception("event subscription failed, trying again")
             finally:
                 self._open = False
                 self._reader.close()
+            if time.monotonic() - start > SETTLED:
+                waits = back_off(FIRST_RETRY, self._settings.retry_interval)
             self._stopping.wait(next(waits))
 
     def _read(self) -> None:
@@ -199,10 +208,18 @@ class Monitor:
             if type(event) is Malformed:
                 self._malformed[event.reason] += 1
             elif type(event) is Event:
-                add(apply(event, moment))
+                try:
+                    add(apply(event, moment))
+                except Exception:  # noqa: BLE001  a fault of ours; it costs this event, not the subscription
+                    self._not_applied(event)
         newest = next((event for event in reversed(found) if type(event) is Event and event.hostname), None)
         if newest is not None:
             self._last_event, self._event_lag = moment.wall, moment.wall - newest.timestamp
+
+    def _not_applied(self, event: Event) -> None:
+        self._malformed[NOT_APPLIED] += 1
+        if self._malformed[NOT_APPLIED] == 1:  # the first tells all; a flood of them must not fill the disk
+            log.error("cannot apply an event of type %s, please report this", event.type, exc_info=True)
 
     def _moment(self) -> Moment:
         return Moment(self._listened, time.time())

@@ -21,6 +21,8 @@ SILENCE = 10.0
 TICK = 1.0
 #: Messages returned by one read: some milliseconds of work, so that the lock is not held for longer.
 BATCH = 200
+#: Messages that a durable queue holds for an exporter that is away, some gigabytes at most; the oldest go.
+DURABLE_LENGTH = 1_000_000
 #: Exchanges that kombu makes fan-out on these transports (celery/events/event.py, get_exchange).
 _FANOUT = frozenset({"redis", "gcpubsub"})
 
@@ -88,6 +90,7 @@ class KombuReader:
             durable=durable,
             exclusive=driver == "amqp" and not durable,
             auto_delete=not durable,
+            max_length=DURABLE_LENGTH if durable else None,
         )
 
     def _take(self, message: Any) -> None:
