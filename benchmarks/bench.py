@@ -197,7 +197,7 @@ def replay(server: redis.Redis, target: Exporter, tape: Tape) -> None:
                 answers += wire.recv(65_536)
             if answers != b":1\r\n" * commands:
                 raise VoidError("there was not always exactly one subscriber")
-            while max(int(client["omem"]) for client in server.client_list(_type="pubsub")) > BACKLOG:
+            while backlog(server) > BACKLOG:
                 time.sleep(0.002)
     before, deadline = Counter(), time.monotonic() + STALLED
     while (counted := target.counted()) != tape.kinds:
@@ -206,6 +206,11 @@ def replay(server: redis.Redis, target: Exporter, tape: Tape) -> None:
         if time.monotonic() > deadline:
             raise VoidError(f"the exporter counted {dict(counted)}, the tape has {dict(tape.kinds)}")
         time.sleep(0.05)
+
+
+def backlog(server: redis.Redis) -> int:
+    """Return how many bytes wait in Redis for its subscribers."""
+    return sum(int(client["omem"]) for client in server.client_list(_type="pubsub"))
 
 
 def measure_replay(server: redis.Redis, results: Results, form: str, tape: Tape) -> None:

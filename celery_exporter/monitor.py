@@ -211,15 +211,15 @@ class Monitor:
                 try:
                     add(apply(event, moment))
                 except Exception:  # noqa: BLE001  a fault of ours; it costs this event, not the subscription
-                    self._not_applied(event)
+                    self._not_applied()
         newest = next((event for event in reversed(found) if type(event) is Event and event.hostname), None)
         if newest is not None:
             self._last_event, self._event_lag = moment.wall, moment.wall - newest.timestamp
 
-    def _not_applied(self, event: Event) -> None:
+    def _not_applied(self) -> None:
         self._malformed[NOT_APPLIED] += 1
         if self._malformed[NOT_APPLIED] == 1:  # the first tells all; a flood of them must not fill the disk
-            log.error("cannot apply an event of type %s, please report this", event.type, exc_info=True)
+            log.error("cannot apply an event, please report this", exc_info=True)  # noqa: LOG014  called in one
 
     def _moment(self) -> Moment:
         return Moment(self._listened, time.time())

@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from harness.processes import Process, free_port
 from harness.waiting import eventually
 
+QUICK = 2.0  # seconds in which it has to end
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SCRAPER = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}  # how the exporter tells Prometheus from curl
 OURS = ("CELERY_", "CE_", "PROMETHEUS_", "METRICS_")  # what the desk's environment must not bring in
@@ -132,6 +135,15 @@ class Exporter(Process):
             what="/-/ready and celery_broker_up 1",
         )
         return self
+
+    def end_well(self, sig: signal.Signals = signal.SIGTERM, pid: int | None = None) -> None:
+        """Ask it to end, and hold that it does so in time, with code 0 and without a traceback."""
+        begin = time.monotonic()
+        os.kill(pid or self.pid, sig)
+        code = self.wait(15)
+        took = time.monotonic() - begin
+        assert (code, took < QUICK) == (0, True), f"code {code} after {took:.1f} s\n{self.tail()}"
+        assert "Traceback" not in self.text(), self.text()
 
     # HTTP
 

@@ -68,7 +68,7 @@ class Worker(Process):
         self.arguments = [
             *("--hostname", node, "--queues", queues, "--pool", pool, "--concurrency", str(concurrency)),
             *(["--task-events"] if events else []),
-            *("--loglevel", "INFO"),
+            *("--loglevel", "INFO", "--without-mingle"),  # mingle asks other workers, and waits a second
             *arguments,
         ]
         self.extra = {

@@ -1,8 +1,10 @@
 """Workers that send no task events: said so, and switched on when asked to."""
 
+from harness.marks import on_redis
 from harness.waiting import eventually, until_equal
 
 
+@on_redis
 def test_a_worker_without_events_is_pointed_out(running, exporter, worker, client, ledger):
     """Its tasks run, its heartbeats say so, no task event comes: `celery_worker_task_events_enabled` 0."""
     app = running(exporter()).connected()

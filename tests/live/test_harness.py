@@ -24,7 +24,7 @@ def test_a_missing_server_is_skipped_at_a_desk_and_fails_in_ci(monkeypatch, ci):
 
 
 @pytest.mark.parametrize("kind", [RedisServer, RabbitServer])
-def test_a_server_comes_back_on_its_port_and_leaves_nothing(tmp_path, kind):
+def test_a_server_stops_when_asked_to_and_leaves_nothing(tmp_path, kind):
     folder = tmp_path / "server"
 
     def ours():
@@ -32,10 +32,7 @@ def test_a_server_comes_back_on_its_port_and_leaves_nothing(tmp_path, kind):
         return [info["pid"] for info in own if str(info["cwd"]).startswith(str(folder))]
 
     with kind(folder) as server:
-        url = server.url
-        assert server.stop() == 0
-        server.start().wait_ready()
-        assert server.url == url
         assert server.pid in ours()
+        assert server.stop() == 0
     until_equal(ours, [])
     assert not listening(server.port)

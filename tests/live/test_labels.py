@@ -1,5 +1,6 @@
 """A label is right or says `unknown`: what happens when clients or workers don't say all."""
 
+from harness.marks import on_redis
 from harness.waiting import eventually, until_equal
 from harness.workers import client as make_client
 
@@ -43,6 +44,7 @@ def test_without_sent_events_the_only_queue_of_a_worker_is_the_queue(running, ex
     assert samples.label_values("queue_name", "celery_queue_length") == {"left", "right", "more"}
 
 
+@on_redis
 def test_task_labels_choose_what_task_metrics_carry(running, exporter, worker, client):
     """`--task-labels worker` adds the node name and takes the queue away."""
     app = running(exporter("--task-labels", "worker")).connected()
@@ -56,6 +58,7 @@ def test_task_labels_choose_what_task_metrics_carry(running, exporter, worker, c
     )
 
 
+@on_redis
 def test_prefix_and_static_labels_are_on_every_metric_of_ours(running, exporter, worker, client):
     """`--metric-prefix` and `--static-label` name a whole installation."""
     options = ("--metric-prefix", "shop_", "--static-label", "site=north", "--static-label", "tier=a b")
@@ -72,6 +75,7 @@ def test_prefix_and_static_labels_are_on_every_metric_of_ours(running, exporter,
     assert all(labels.get("site") == "north" for labels in ours.values())
 
 
+@on_redis
 def test_task_names_that_workers_registered_start_at_zero(running, exporter, worker):
     """Before the first failure its series is there, at 0, so that `increase()` sees the first one."""
     app = running(exporter()).connected()

@@ -1,5 +1,6 @@
 """The broker absent, gone, frozen, cut: `/metrics` answers from memory, and hearing comes back by itself."""
 
+import signal
 import time
 from itertools import count
 
@@ -71,7 +72,10 @@ def test_absent_at_start_then_there_then_gone_then_back(running, tmp_path, own_s
 
 
 def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_server):
-    """SIGSTOP leaves connections open and silent: scrapes stay fast, `celery_broker_up` falls, then rises."""
+    """SIGSTOP leaves connections open and silent: scrapes stay fast, `celery_broker_up` falls, then rises.
+
+    And an exporter ends in time: right after the freeze, when it started into it, and when it has noticed.
+    """
 
     def scrape_time():
         begin = time.monotonic()
@@ -79,15 +83,25 @@ def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_ser
         return time.monotonic() - begin
 
     with own_server:
-        app = running(Exporter(tmp_path / "exporter", own_server.url, "-Q", "celery")).connected()
+        app, first, second, late = (
+            Exporter(tmp_path / name, own_server.url, "-Q", "celery")
+            for name in ("exporter", "first", "second", "late")
+        )
+        for each in running(app, first, second):
+            each.connected()
         publish_events(own_server.url, *one_task(1))
         until_equal(lambda: successes(app), 1)
         own_server.pause()
         try:
-            stays(lambda: scrape_time() < 1.0, 4)
+            first.end_well(signal.SIGTERM)
+            running(late)
+            stays(lambda: scrape_time() < 1.0, 2)
+            assert late.value("celery_broker_up") == 0
+            late.end_well(signal.SIGINT)
             until_equal(lambda: app.value("celery_broker_up"), 0, PATIENCE)
             until_equal(lambda: statuses(app), DEAF, PATIENCE)
             assert scrape_time() < 1.0
+            second.end_well(signal.SIGTERM)
         finally:
             own_server.resume()
         app.connected(PATIENCE)

@@ -1,9 +1,12 @@
 """What the exporter counts is what the tasks themselves counted, to the last one."""
 
 import random
+import time
 from collections import Counter
 from uuid import uuid4
 
+from harness.events import one_task, publish_events
+from harness.marks import on_redis
 from harness.waiting import eventually, until_equal
 
 QUEUES = ("left", "right")
@@ -105,6 +108,7 @@ def test_2000_tasks_over_two_queues_are_counted_exactly(running, exporter, worke
     )
 
 
+@on_redis
 def test_waits_are_measured_from_sent_and_from_eta(running, exporter, worker, client, ledger):
     """A task with an eta has waited since its eta; each start gives one wait, none below zero."""
     app = running(exporter("--queue-wait-buckets", "0.5,2,10")).connected()
@@ -120,3 +124,28 @@ def test_waits_are_measured_from_sent_and_from_eta(running, exporter, worker, cl
     assert 0 <= samples.value("celery_task_queue_wait_seconds_sum", **labels) < 6
     assert samples.value("celery_task_prefetch_wait_seconds_count", **labels) == 3
     assert late.alive()
+
+
+@on_redis
+def test_a_retry_told_after_its_next_attempt_ended(running, exporter, broker):
+    """The pool process of the first attempt may report later than that of the second: nothing stays open."""
+    app = running(exporter()).connected()
+    sent, received, started, succeeded = one_task(1)
+    retried = {**started, "type": "task-retried", "exception": "OSError('x')", "traceback": ""}
+    attempts = [(sent, received, started), ({**sent, "retries": 1}, {**received, "retries": 1}, started)]
+    events = [*attempts[0], *attempts[1], succeeded, retried]
+    now = time.time()
+    publish_events(
+        broker.url, *({**event, "timestamp": now + number / 100} for number, event in enumerate(events))
+    )
+    labels = {"task_name": "made.up", "queue_name": "made"}
+    until_equal(lambda: app.value("celery_tasks_total", state="RETRY", **labels), 1)
+    by_state = app.samples().by("celery_tasks_total", "state", **labels)
+    assert {state: n for (state,), n in by_state.items() if n} == {
+        "PENDING": 2,
+        "RECEIVED": 2,
+        "STARTED": 2,
+        "SUCCESS": 1,
+        "RETRY": 1,
+    }
+    assert app.total("celery_tasks") == 0

@@ -1,6 +1,7 @@
 """Workers: pools, several on one host, going away in good order and dying."""
 
 import celery
+from harness.marks import on_redis
 from harness.waiting import eventually, stays, until_equal
 
 NODES = {"fork@box": ("prefork", 2), "thread@box": ("threads", 3), "solo@box": ("solo", 1)}
@@ -48,6 +49,7 @@ def test_pools_and_workers_of_one_host(running, exporter, worker):
     stays(lambda: app.value("celery_worker_up", worker="solo@box") == 1, 3)
 
 
+@on_redis
 def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(running, exporter, worker, client, ledger):
     """Killed: `celery_worker_up` 0 by its silence, later no series; what it did stays counted."""
     app = running(exporter("--worker-timeout", "6", "--purge-offline-worker-metrics", "12")).connected()
@@ -65,6 +67,7 @@ def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(running, expo
     assert ledger.total("SUCCESS") == 1
 
 
+@on_redis
 def test_a_restarted_worker_is_counted_as_such(running, exporter, worker, client):
     """The same name with another process: one restart, and its processed count goes on growing."""
     app = running(exporter()).connected()
