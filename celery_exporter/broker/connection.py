@@ -71,9 +71,10 @@ def check(settings: Settings) -> None:
         raise UnusableURLError(
             f"--broker-url: the package for {scheme}:// is missing ({error}); pip install 'celery[{name}]'"
         ) from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError):  # whose text may have a part of the password in it
         raise UnusableURLError(
-            f"--broker-url: {masked(settings.broker_url)} cannot be used: {error}"
+            f"--broker-url: {masked(settings.broker_url)} cannot be read as a URL; "
+            "percent-encode what is special in the user name and the password"
         ) from None
 
 
