@@ -8,6 +8,7 @@ series of its own.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -24,6 +25,11 @@ from celery_exporter.profiles import Row, Sample
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
+#: Prometheus servers told apart at a time; two are usual.
+MAX_SCRAPERS = 16
+#: Seconds after our start in which every Prometheus has come by. One that comes for the first time later is new.
+FIRST_CONTACT = 300.0
+
 #: What --metric-prefix replaces in the names of rows.
 ROW_PREFIX = "celery_"
 
@@ -37,6 +43,8 @@ class Exposition:
         static = static_labels or {}
         self._families = [_family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
         self._unlabelled = _template((), static).format()
+        self._seen: dict[str, set[int]] = {}  # by scraper, the one that came longest ago first
+        self._lock = threading.Lock()  # renderings may run side by side
         self._process = ProcessCollector(registry=CollectorRegistry())
         names = {family.name for family in self._families}
         # OpenMetrics names a counter without its _total, and then celery_tasks_total (a counter) and
@@ -44,13 +52,17 @@ class Exposition:
         # there, which keeps the name of every sample.
         self._clashing = {name for name in names if name.removesuffix("_total") in names - {name}}
 
-    def render(self, snapshot: Snapshot, content_type: str = TEXT) -> bytes:
-        """Return all families of the snapshot in `TEXT` or `OPENMETRICS`."""
+    def render(self, snapshot: Snapshot, content_type: str = TEXT, scraper: str | None = None) -> bytes:
+        """Return all families of the snapshot in `TEXT` or `OPENMETRICS`.
+
+        `scraper` is the address of a Prometheus server; None is somebody who reads numbers, once.
+        """
         openmetrics = content_type == OPENMETRICS
+        seen = self._seen_by(scraper, snapshot) if scraper else None
         lines: list[str] = []
         for family in self._families:
             lines += self._head(family.name, family.row.type, family.row.help, openmetrics)
-            lines += family.lines(snapshot)
+            lines += family.lines(snapshot, seen)
         for metric in self._process.collect():
             name = metric.name + ("_total" if metric.type == "counter" else "")
             lines += self._head(name, metric.type, metric.documentation, openmetrics)
@@ -58,6 +70,23 @@ class Exposition:
         if openmetrics:
             lines.append("# EOF")
         return ("\n".join(lines) + "\n").encode()
+
+    def _seen_by(self, scraper: str, snapshot: Snapshot) -> set[int]:
+        """Return which series a scraper has seen, as hashes; the scraper that came longest ago is forgotten.
+
+        One that comes for the first time, long after our start, takes counts as they are: they are old.
+        """
+        with self._lock:
+            seen = self._seen.pop(scraper, None)
+            if seen is None:
+                seen = set()
+                if snapshot.around.at - snapshot.around.started > FIRST_CONTACT:
+                    for family in self._families:
+                        seen.update(family.series(snapshot))
+            self._seen[scraper] = seen
+            if len(self._seen) > MAX_SCRAPERS:
+                del self._seen[next(iter(self._seen))]
+        return seen
 
     def _head(self, name: str, type_: str, help_: str, openmetrics: bool) -> tuple[str, str]:
         if openmetrics and type_ == "counter":
@@ -77,17 +106,28 @@ class _Family(Struct, frozen=True):
     braces: str  # `{a="{0}",b="{1}"}`, as a str.format template
     bucket_braces: str  # … with `le` as the last argument
 
-    def lines(self, snapshot: Snapshot) -> Iterator[str]:
-        samples = self.row.samples(snapshot)
-        if self.row.merge is not None:
-            samples = _merged(self.row.merge, samples)
-        if self.row.bounds is not None:
-            bounds = [number(bound) for bound in (*self.row.bounds(snapshot), math.inf)]
-            for values, histogram in samples:
-                yield from self._histogram(values, histogram, bounds)
+    def lines(self, snapshot: Snapshot, seen: set[int] | None) -> Iterator[str]:
+        """Yield the family's lines; a counting series that is not in `seen` is shown at 0, and then is."""
+        row = self.row
+        samples = row.samples(snapshot)
+        if row.merge is not None:
+            samples = _merged(row.merge, samples)
+        if seen is not None and row.type != "gauge":
+            samples = _from_zero(self.name, samples, seen)
+        if row.bounds is None:
+            for values, value in samples:
+                yield f"{self.name}{self.braces.format(*map(_escape, values))} {number(value)}"
             return
-        for values, value in samples:
-            yield f"{self.name}{self.braces.format(*map(_escape, values))} {number(value)}"
+        # Short, as Go writes them and as people ask for them: le="30", not le="30.0".
+        bounds = [number(bound).removesuffix(".0") for bound in (*row.bounds(snapshot), math.inf)]
+        for values, histogram in samples:
+            yield from self._histogram(values, histogram, bounds)
+
+    def series(self, snapshot: Snapshot) -> Iterator[int]:
+        """Yield the hashes of the family's counting series."""
+        if self.row.type != "gauge":
+            for values, _ in self.row.samples(snapshot):
+                yield hash((self.name, values))
 
     def _histogram(self, values: Iterable[str], histogram: Histogram, bounds: list[str]) -> Iterator[str]:
         escaped = [_escape(value) for value in values]
@@ -111,6 +151,17 @@ def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
     return f"{{{{{pairs}}}}}" if pairs else ""
 
 
+def _from_zero(name: str, samples: Iterable[Sample], seen: set[int]) -> Iterator[Sample]:
+    """Show each new series at 0 once: `increase()` sees a first count only if there was a 0 before it."""
+    for values, value in samples:
+        series = hash((name, values))
+        if series in seen:
+            yield values, value
+        else:
+            seen.add(series)
+            yield values, Histogram([0] * len(value.counts)) if isinstance(value, Histogram) else 0
+
+
 def _merged(merge: Callable[[float, float], float], samples: Iterable[Sample]) -> Iterable[Sample]:
     merged: dict[tuple[str, ...], Any] = {}
     for values, value in samples:
@@ -128,19 +179,18 @@ def _escape(text: str) -> str:
 
 class _Wish(Struct, frozen=True):
     media: str
-    version: str
     quality: float
 
 
 def negotiate(accept: str | None) -> str:
     """Return the content type for an Accept header: OpenMetrics when asked for, the text format otherwise.
 
-    The quality values decide; among equals OpenMetrics, as it says more. What we speak is 1.0.0,
-    and whoever asks for a version of it that is not 0.0.1 or 1.x gets the text format.
+    The quality values decide; among equals OpenMetrics, as it says more. Its version is clamped to what
+    we speak, 1.0.0, whichever one is asked for.
     """
     best, found = 0.0, TEXT
     for wish in map(_wish, (accept or "").split(",")):
-        openmetrics = wish.media == "application/openmetrics-text" and wish.version in ("", "0.0.1", "1.0.0")
+        openmetrics = wish.media == "application/openmetrics-text"
         text = wish.media in ("text/plain", "text/*", "*/*")
         better = wish.quality > best or (wish.quality == best and openmetrics)
         if (openmetrics or text) and wish.quality > 0 and better:
@@ -155,4 +205,4 @@ def _wish(part: str) -> _Wish:
         quality = float(given.get("q", "1"))
     except ValueError:
         quality = 0.0
-    return _Wish(media, given.get("version", "").strip('"'), quality)
+    return _Wish(media, quality)

@@ -20,7 +20,7 @@ from celery_exporter import __version__
 from celery_exporter.broker.connection import BrokerError, Kept, masked
 from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
-from celery_exporter.broker.readers.kombu import KombuReader
+from celery_exporter.broker.readers import reader_for
 from celery_exporter.broker.roster import Roster
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, Event, Malformed
@@ -98,7 +98,8 @@ class Monitor:
         self._cluster = Cluster(settings.limits, settings.task_labels)
         self._ledger = Ledger(settings.buckets, settings.queue_wait_buckets)
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
-        self._reader = KombuReader(settings)
+        self._reader = reader_for(settings)
+        self._started = time.time()
         self._open = False
         self._opened = 0
         self._listened = 0.0
@@ -143,6 +144,7 @@ class Monitor:
     def _surroundings(self) -> Surroundings:
         return Surroundings(
             at=time.time(),
+            started=self._started,
             version=__version__,
             broker_up=self.is_ready(),
             depths=self._depths,

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.profiles.native import TASK_LABELS
+from celery_exporter.profiles import native
 
 ENV_PREFIXES = ("CELERY_EXPORTER_", "CE_")
 
@@ -166,10 +166,13 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
+_TAKEN = {"le", *(label for row in native.rows(native.TASK_LABELS) for label in row.labels)}
+
+
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:
     pairs = _pairs(texts)
     for name in pairs:
-        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__"):
+        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or name in _TAKEN:
             raise ValueError(name)
     return pairs
 
@@ -347,8 +350,8 @@ OPTIONS = (
     Option(
         name="task-labels",
         help="Labels of task metrics besides task_name and state; empty for none.",
-        takes=f"a comma-separated list of {', '.join(TASK_LABELS)}",
-        parse=_list_of(TASK_LABELS),
+        takes=f"a comma-separated list of {', '.join(native.TASK_LABELS)}",
+        parse=_list_of(native.TASK_LABELS),
         default=("queue_name",),
     ),
     Option(
@@ -361,7 +364,7 @@ OPTIONS = (
     Option(
         name="static-label",
         help="A label with a fixed value on every sample. Repeatable.",
-        takes="name=value, the name of letters, digits and underscores",
+        takes="name=value, the name of letters, digits and underscores and not one that metrics have",
         parse=_labels,
         default={},
         many=True,

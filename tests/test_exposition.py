@@ -17,7 +17,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from celery_exporter.core.ledger import Histogram
-from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate, number
+from celery_exporter.exposition import MAX_SCRAPERS, OPENMETRICS, TEXT, Exposition, negotiate
 from celery_exporter.profiles import Row
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
@@ -65,7 +65,7 @@ def oracle(rows, *, openmetrics=False, clashing=()):
             family = HistogramMetricFamily(name, each.help, labels=each.labels)
             for values, found in samples:
                 cumulative = [sum(found.counts[: index + 1]) for index in range(len(found.counts))]
-                bounds = [*map(number, BOUNDS), "+Inf"]
+                bounds = ["0.005", "0.1", "1", "30", "+Inf"]  # as Go writes them
                 family.add_metric(values, list(zip(bounds, cumulative, strict=True)), found.total)
         else:
             kind = CounterMetricFamily if each.type == "counter" else GaugeMetricFamily
@@ -132,6 +132,48 @@ def test_process_metrics_are_there_and_openmetrics_ends_with_eof():
     assert "# TYPE process_cpu_seconds_total counter" in Exposition([]).render(None).decode()
 
 
+def moment(at):
+    return SimpleNamespace(around=SimpleNamespace(at=at, started=0.0))
+
+
+def test_law_6_a_scraper_sees_each_new_counting_series_at_0_once():
+    samples = [(("a",), 5)]
+    exposition = Exposition(
+        [row("celery_sent_total", "counter", samples), row("celery_now", "gauge", samples)]
+    )
+
+    def shown(scraper, at=10.0):
+        lines = exposition.render(moment(at), TEXT, scraper).decode().splitlines()
+        return [line.partition("} ")[2] for line in lines if line.startswith(("celery_sent", "celery_now"))]
+
+    assert shown(None) == ["5.0", "5.0"], "people see the count at once"
+    assert shown("one") == ["0.0", "5.0"]
+    assert shown("one") == ["5.0", "5.0"]
+    assert shown("two") == ["0.0", "5.0"], "each scraper has its own"
+    samples.append((("b",), 1))
+    assert shown("one") == ["5.0", "0.0", "5.0", "1.0"]
+    assert shown("one") == ["5.0", "1.0", "5.0", "1.0"]
+    assert shown("three", at=10_000.0) == ["5.0", "1.0", "5.0", "1.0"], (
+        "old counts are no news to a new scraper"
+    )
+
+
+def test_law_6_a_histogram_is_0_as_a_whole():
+    samples = [(("a",), histogram(0.5, 3))]
+    exposition = Exposition([row("celery_wait_seconds", "histogram", samples, bounds=lambda _: BOUNDS)])
+    first, second = (without_process(exposition.render(moment(1.0), TEXT, "one")) for _ in range(2))
+    assert [line.rpartition(b" ")[2] for line in first.splitlines()[2:]] == [b"0.0"] * 7
+    assert second == without_process(exposition.render(moment(1.0)))
+
+
+def test_law_6_only_so_many_scrapers_are_remembered():
+    exposition = Exposition([row("celery_sent_total", "counter", [(("a",), 5)])])
+    for number_ in range(MAX_SCRAPERS + 1):
+        exposition.render(moment(1.0), TEXT, f"scraper {number_}")
+    assert b" 0.0\n" in exposition.render(moment(1.0), TEXT, "scraper 0")
+    assert b" 0.0\n" not in without_process(exposition.render(moment(1.0), TEXT, f"scraper {MAX_SCRAPERS}"))
+
+
 PROMETHEUS_2_42 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
@@ -149,7 +191,7 @@ PROMETHEUS_2_42 = (
         ("application/openmetrics-text", OPENMETRICS),
         ("application/openmetrics-text; version=0.0.1", OPENMETRICS),
         ('application/openmetrics-text; version="1.0.0"', OPENMETRICS),
-        ("application/openmetrics-text; version=2.0.0", TEXT),
+        ("application/openmetrics-text; version=2.0.0", OPENMETRICS),
         ("application/openmetrics-text;q=0.4,text/plain;q=0.5", TEXT),
         ("application/openmetrics-text;q=0.5,text/plain;q=0.5", OPENMETRICS),
         ("text/plain;q=0.5,application/openmetrics-text;q=0.5", OPENMETRICS),

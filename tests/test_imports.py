@@ -38,6 +38,7 @@ PURE = {
     "itertools",
     "json",
     "msgspec",
+    "operator",
     "re",
     "typing",
 }

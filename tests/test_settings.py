@@ -127,7 +127,7 @@ def test_a_pair_needs_a_name_and_an_equals_sign(option, pairs):
     assert f"--{option.replace('_', '-')}" in complaint(**{option: pairs})
 
 
-@pytest.mark.parametrize("name", ["1a", "a-b", "__a"])
+@pytest.mark.parametrize("name", ["1a", "a-b", "__a", "queue_name", "worker", "le"])
 def test_a_static_label_has_a_name_prometheus_takes(name):
     assert "--static-label" in complaint(static_label=(f"{name}=x",))
 

@@ -60,6 +60,7 @@ def replay(messages, labels=("queue_name",)) -> Snapshot:
 def surroundings(at: float) -> Surroundings:
     return Surroundings(
         at=at,
+        started=at,
         version="0.0.0",
         broker_up=True,
         depths={"celery": Depth(3, None)},

@@ -67,7 +67,7 @@ def check(settings: Settings) -> None:
         raise UnusableURLError(f"--broker-url: unknown scheme {scheme!r}; kombu knows {known}")
     try:
         connect(settings).transport  # noqa: B018  made without a byte sent; its driver is imported by it
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, NameError) as error:  # how kombu's transports miss their driver
         raise UnusableURLError(
             f"--broker-url: the package for {scheme}:// is missing ({error}); pip install 'celery[{name}]'"
         ) from None
@@ -88,6 +88,11 @@ def connect(settings: Settings) -> kombu.Connection:
         heartbeat=AMQP_HEARTBEAT,
         transport_options={**_defaults(scheme), **settings.broker_transport_options},
     )
+
+
+def is_redis(settings: Settings) -> bool:
+    """Tell whether the broker is Redis, behind sentinels or not."""
+    return _scheme(settings.broker_url) in _REDIS
 
 
 def open_(connection: kombu.Connection) -> None:

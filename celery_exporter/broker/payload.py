@@ -26,6 +26,10 @@ class Payload(Struct, frozen=True, gc=False):
     content_encoding: str | None = None
 
 
+#: Stands for a message whose envelope could not be read: it counts as one undecodable event.
+BROKEN = Payload(b"")
+
+
 def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malformed]:
     """Return the events in a message; `accept` are the content types that may be deserialised.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from operator import attrgetter
 from typing import ClassVar
 
 from msgspec import Struct
@@ -322,32 +323,51 @@ class Cluster:
     def _at_success(self, task: Task, event: Event) -> bool:
         if event.runtime is not None:
             self._book(Ran(self._key(task, event), State.SUCCESS, event.runtime))
-        return self._ended(task, event)
+        return self._ended(task, self._last_held(task, event))
 
     def _at_failure(self, task: Task, event: Event) -> bool:
         self._book(Raised(self._key(task, event), exception_class(event.exception) or UNKNOWN))
-        return self._ended(task, event, State.FAILURE)
+        delivery = self._last_held(task, event)
+        self._ran(task, event, delivery, State.FAILURE)
+        return self._ended(task, delivery)
 
     def _at_retry(self, task: Task, event: Event) -> bool:
-        return self._ended(task, event, State.RETRY)
+        delivery = self._first_held(task, event)
+        self._ran(task, event, delivery, State.RETRY)
+        return self._ended(task, delivery)
 
-    def _ended(self, task: Task, event: Event, ran: State | None = None) -> bool:
-        """Close the delivery that ended.
+    def _at_rejection(self, task: Task, event: Event) -> bool:
+        return self._ended(task, self._first_held(task, event))
 
-        `ran`: book its runtime, which the event does not carry, by the clock of the worker that ran it.
-        """
-        held = self._held(task, event)
-        delivery = next((each for each in held if each.started is not None), held[0] if held else None)
+    def _at_revocation(self, task: Task, event: Event) -> bool:
+        return self._ended(task, self._last_held(task, event))
+
+    def _ran(self, task: Task, event: Event, delivery: Delivery | None, state: State) -> None:
+        """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
+        if delivery is not None and delivery.started is not None:
+            seconds = self._clamped(event.timestamp - delivery.started)
+            self._book(Ran(self._key(task, event), state, seconds))
+
+    def _ended(self, task: Task, delivery: Delivery | None) -> bool:
+        """Close a delivery; tell whether it was the newest (as one that we know nothing of must be)."""
         if delivery is None or task.deliveries is None:
             return True
-        if ran is not None and delivery.started is not None:
-            seconds = self._clamped(event.timestamp - delivery.started)
-            self._book(Ran(self._key(task, event), ran, seconds))
         newest = task.deliveries[-1] is delivery
         delivery.ended = True
         if delivery.ready is not None or delivery.started is None:
             task.deliveries.remove(delivery)
         return newest
+
+    def _first_held(self, task: Task, event: Event) -> Delivery | None:
+        """Return the delivery that an event may end after which the task goes on: the oldest one."""
+        held = self._held(task, event)
+        return next((each for each in held if each.started is not None), held[0] if held else None)
+
+    def _last_held(self, task: Task, event: Event) -> Delivery | None:
+        """Return the delivery that an event may end which ends the task: one of the last attempt."""
+        held = self._held(task, event)
+        started = [each for each in held if each.started is not None] or held
+        return max(started, key=attrgetter("attempt"), default=None)
 
     def _held(self, task: Task, event: Event) -> list[Delivery]:
         """Return the open deliveries to the sender's process, the oldest first."""
@@ -384,8 +404,8 @@ class Cluster:
         State.SUCCESS: _at_success,
         State.FAILURE: _at_failure,
         State.RETRY: _at_retry,
-        State.REVOKED: _ended,
-        State.REJECTED: _ended,
+        State.REVOKED: _at_revocation,
+        State.REJECTED: _at_rejection,
     }
 
     # -- workers and queues ------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class Surroundings(Struct, frozen=True):
     """What is not of the cluster: the broker, this exporter, the time."""
 
     at: float
+    started: float  # when this exporter began
     version: str
     broker_up: bool
     depths: Mapping[str, Depth]

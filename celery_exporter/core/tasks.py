@@ -129,7 +129,6 @@ class TaskTable:
         """Turn the task into a tombstone: its late events find it, no gauge counts it."""
         del task.room[task.uuid]
         task.state, task.room = None, self.finished
-        task.deliveries = [each for each in task.deliveries or () if each.ended] or None
         self.finished[task.uuid] = task
         if len(self.finished) > self._tombstone_limit:
             self.forget(next(iter(self.finished.values())))

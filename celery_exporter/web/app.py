@@ -40,8 +40,8 @@ def build(
     """Return the ASGI application; `broker` is the masked URL."""
     renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
 
-    def render(content_type: str, *, zipped: bool) -> bytes:
-        text = exposition.render(snapshot(), content_type)
+    def render(content_type: str, scraper: str | None, *, zipped: bool) -> bytes:
+        text = exposition.render(snapshot(), content_type, scraper)
         return gzip.compress(text, 1) if zipped else text
 
     async def metrics(request: Request) -> Response:
@@ -49,7 +49,7 @@ def build(
         zipped = _takes_gzip(request.headers.get("accept-encoding", ""))
         # In a thread: the loop goes on answering the other requests while text is made.
         body = await asyncio.get_running_loop().run_in_executor(
-            renderers, partial(render, content_type, zipped=zipped)
+            renderers, partial(render, content_type, _scraper(request), zipped=zipped)
         )
         headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         return Response(body, headers=headers | ({"Content-Encoding": "gzip"} if zipped else {}))
@@ -68,6 +68,12 @@ def build(
 
     pages = {"/": landing, "/metrics": metrics, "/-/healthy": healthy, "/-/ready": ready, "/health": ready}
     return Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
+
+
+def _scraper(request: Request) -> str | None:
+    """Return the address of a Prometheus server, which says how long it will wait; None for people."""
+    scrapes = "x-prometheus-scrape-timeout-seconds" in request.headers
+    return request.client.host if scrapes and request.client else None
 
 
 def _takes_gzip(header: str) -> bool:

