@@ -27,7 +27,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 #: Prometheus servers told apart at a time; two are usual.
 MAX_SCRAPERS = 16
-#: Seconds after our start in which every Prometheus has come by. One that comes for the first time later is new.
+#: Seconds after our start in which every Prometheus has come by; one that comes later is new.
 FIRST_CONTACT = 300.0
 
 #: What --metric-prefix replaces in the names of rows.

@@ -31,9 +31,9 @@ class Proxy:
     """Forwards to `127.0.0.1:port`. What it does to connections is set by its methods, from any thread.
 
     `pass_on` (as at first), `cut` (all connections end), `refuse` (and none is taken), `black_hole` (bytes
-    are swallowed both ways, connections stay open, new ones are taken and get no answer), `orphan` (the server's
-    side ends, the client is not told: a half-open connection), `half_close` (the client is told that no more
-    comes, and may go on sending), `delay` (each byte comes so many seconds later).
+    are swallowed both ways, connections stay open, new ones are taken and get no answer), `orphan` (the
+    server's side ends, the client is not told: a half-open connection), `half_close` (the client is told
+    that no more comes, and may go on sending), `delay` (each byte comes so many seconds later).
     """
 
     def __init__(self, port: int) -> None:
