@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 
 def main() -> None:
-    """Run the command line and exit; Ctrl-C ends it without a traceback, during the imports too."""
-    try:
-        from celery_exporter.cli import run  # noqa: PLC0415
+    """Run the command line and end the process with its exit code.
 
-        sys.exit(run())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    The signals that end the exporter are blocked before anything slow is imported, so that an early one
+    waits until `cli.serve` looks for it; as PID 1 it would be lost otherwise. Commands that want the usual
+    handlers unblock them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    from celery_exporter.cli import run  # noqa: PLC0415
+
+    code = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: the interpreter would wait for a page that is being made for a client that does not read.
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import time
 from typing import Any
 
 import click
@@ -18,6 +20,8 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 
 #: The signals that end it.
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+#: Seconds that everything has to end in: an init system, and a person, wait for two.
+STOP_TIMEOUT = 1.3
 #: Seconds between two looks whether the HTTP server still lives.
 LOOK_EVERY = 1.0
 
@@ -81,6 +85,7 @@ click.version_option(__version__, message="celery-exporter %(version)s")(_comman
 @click.pass_context
 def demo(context: click.Context, port: int, seconds: float | None) -> None:
     """Run a broker, workers, a client and the exporter, to look at."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     from celery_exporter.demo import run  # noqa: PLC0415  needs an extra that the exporter does not
 
     context.exit(run(port, seconds))
@@ -88,9 +93,6 @@ def demo(context: click.Context, port: int, seconds: float | None) -> None:
 
 def serve(settings: Settings) -> int:
     """Run the exporter until SIGTERM or SIGINT; return the exit code."""
-    # Blocked, here and in all threads to come, and waited for below: no handler can come in between
-    # anything, and PID 1, which has no default handlers, gets them too.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     # What follows takes half a second to import, which --help and a wrong value need not wait for.
     from celery_exporter.broker.connection import UnusableURLError, check, masked  # noqa: PLC0415
     from celery_exporter.exposition import Exposition  # noqa: PLC0415
@@ -114,11 +116,15 @@ def serve(settings: Settings) -> int:
     server.start()
     monitor.start()
     log.info("celery-exporter %s serves http://%s:%s/metrics", __version__, *listener.getsockname()[:2])
+    # Blocked (see __main__) and waited for: so no handler can come in between anything.
     asked = None
     while asked is None and server.is_alive():
         asked = signal.sigtimedwait(_ENDING, LOOK_EVERY)
+    deadline = time.monotonic() + STOP_TIMEOUT
     server.stop()
     monitor.stop()
+    server.join(deadline)
+    monitor.join(deadline)
     return 0 if asked else _fail("the HTTP server ended by itself; its error is above", EXIT_FAILED)
 
 
@@ -132,7 +138,9 @@ def run() -> int:
     try:
         code = _command.main(prog_name="celery-exporter", standalone_mode=False)
     except click.UsageError as error:
-        code = _fail(f"{error.format_message()} (see celery-exporter --help)", EXIT_USAGE)
+        # A URL that stands where none belongs has a password in it.
+        message = re.sub(r"\S*://\S*", "***", error.format_message())
+        code = _fail(f"{message} (see celery-exporter --help)", EXIT_USAGE)
     except BadSettingError as error:
         code = _fail(str(error), EXIT_USAGE)
     return int(code or 0)

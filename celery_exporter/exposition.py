@@ -8,7 +8,6 @@ series of its own.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -20,15 +19,11 @@ from prometheus_client.utils import floatToGoString as number  # noqa: N813  wha
 
 from celery_exporter.core.ledger import Histogram
 from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.firsts import Firsts, Visit
 from celery_exporter.profiles import Row, Sample
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-#: Prometheus servers told apart at a time; two are usual.
-MAX_SCRAPERS = 16
-#: Seconds after our start in which every Prometheus has come by; one that comes later is new.
-FIRST_CONTACT = 300.0
 
 #: What --metric-prefix replaces in the names of rows.
 ROW_PREFIX = "celery_"
@@ -43,8 +38,7 @@ class Exposition:
         static = static_labels or {}
         self._families = [_family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
         self._unlabelled = _template((), static).format()
-        self._seen: dict[str, set[int]] = {}  # by scraper, the one that came longest ago first
-        self._lock = threading.Lock()  # renderings may run side by side
+        self._firsts = Firsts()
         self._process = ProcessCollector(registry=CollectorRegistry())
         names = {family.name for family in self._families}
         # OpenMetrics names a counter without its _total, and then celery_tasks_total (a counter) and
@@ -58,35 +52,23 @@ class Exposition:
         `scraper` is the address of a Prometheus server; None is somebody who reads numbers, once.
         """
         openmetrics = content_type == OPENMETRICS
-        seen = self._seen_by(scraper, snapshot) if scraper else None
+        visit = None
+        if scraper is not None:
+            visit = self._firsts.begin(scraper, snapshot.around.at, snapshot.around.started)
         lines: list[str] = []
         for family in self._families:
             lines += self._head(family.name, family.row.type, family.row.help, openmetrics)
-            lines += family.lines(snapshot, seen)
+            lines += family.lines(snapshot, visit)
+        if scraper is not None and visit is not None:
+            self._firsts.end(scraper, visit)
         for metric in self._process.collect():
             name = metric.name + ("_total" if metric.type == "counter" else "")
             lines += self._head(name, metric.type, metric.documentation, openmetrics)
             lines += [f"{sample.name}{self._unlabelled} {number(sample.value)}" for sample in metric.samples]
         if openmetrics:
             lines.append("# EOF")
-        return ("\n".join(lines) + "\n").encode()
-
-    def _seen_by(self, scraper: str, snapshot: Snapshot) -> set[int]:
-        """Return which series a scraper has seen, as hashes; the scraper that came longest ago is forgotten.
-
-        One that comes for the first time, long after our start, takes counts as they are: they are old.
-        """
-        with self._lock:
-            seen = self._seen.pop(scraper, None)
-            if seen is None:
-                seen = set()
-                if snapshot.around.at - snapshot.around.started > FIRST_CONTACT:
-                    for family in self._families:
-                        seen.update(family.series(snapshot))
-            self._seen[scraper] = seen
-            if len(self._seen) > MAX_SCRAPERS:
-                del self._seen[next(iter(self._seen))]
-        return seen
+        # Nothing that cannot be encoded gets this far; if it did, it must not cost the whole page.
+        return ("\n".join(lines) + "\n").encode("utf-8", "replace")
 
     def _head(self, name: str, type_: str, help_: str, openmetrics: bool) -> tuple[str, str]:
         if openmetrics and type_ == "counter":
@@ -106,14 +88,14 @@ class _Family(Struct, frozen=True):
     braces: str  # `{a="{0}",b="{1}"}`, as a str.format template
     bucket_braces: str  # … with `le` as the last argument
 
-    def lines(self, snapshot: Snapshot, seen: set[int] | None) -> Iterator[str]:
-        """Yield the family's lines; a counting series that is not in `seen` is shown at 0, and then is."""
+    def lines(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[str]:
+        """Yield the family's lines; a counting series that is new to a visitor is shown at 0."""
         row = self.row
         samples = row.samples(snapshot)
         if row.merge is not None:
             samples = _merged(row.merge, samples)
-        if seen is not None and row.type != "gauge":
-            samples = _from_zero(self.name, samples, seen)
+        if visit is not None and row.type != "gauge":
+            samples = _from_zero(self.name, samples, visit)
         if row.bounds is None:
             for values, value in samples:
                 yield f"{self.name}{self.braces.format(*map(_escape, values))} {number(value)}"
@@ -122,12 +104,6 @@ class _Family(Struct, frozen=True):
         bounds = [number(bound).removesuffix(".0") for bound in (*row.bounds(snapshot), math.inf)]
         for values, histogram in samples:
             yield from self._histogram(values, histogram, bounds)
-
-    def series(self, snapshot: Snapshot) -> Iterator[int]:
-        """Yield the hashes of the family's counting series."""
-        if self.row.type != "gauge":
-            for values, _ in self.row.samples(snapshot):
-                yield hash((self.name, values))
 
     def _histogram(self, values: Iterable[str], histogram: Histogram, bounds: list[str]) -> Iterator[str]:
         escaped = [_escape(value) for value in values]
@@ -151,15 +127,12 @@ def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
     return f"{{{{{pairs}}}}}" if pairs else ""
 
 
-def _from_zero(name: str, samples: Iterable[Sample], seen: set[int]) -> Iterator[Sample]:
-    """Show each new series at 0 once: `increase()` sees a first count only if there was a 0 before it."""
+def _from_zero(name: str, samples: Iterable[Sample], visit: Visit) -> Iterator[Sample]:
     for values, value in samples:
-        series = hash((name, values))
-        if series in seen:
-            yield values, value
-        else:
-            seen.add(series)
+        if visit.is_new(hash((name, values))):
             yield values, Histogram([0] * len(value.counts)) if isinstance(value, Histogram) else 0
+        else:
+            yield values, value
 
 
 def _merged(merge: Callable[[float, float], float], samples: Iterable[Sample]) -> Iterable[Sample]:

@@ -45,8 +45,8 @@ FRESH = 12.0
 FIRST_RETRY = 0.2
 #: Seconds after which a subscription that ends was a good one, and the waits begin anew.
 SETTLED = 10.0
-#: Seconds to wait for the threads at the end; they hold nothing that has to be saved.
-STOP_TIMEOUT = 1.0
+#: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
+STALE = 30.0
 
 
 def back_off(first: float, longest: float, rand: Callable[[], float] = random.random) -> Iterator[float]:
@@ -75,17 +75,19 @@ class Collector(Struct):
             self.job()
         except BrokerError as error:
             self._failed(str(error))
-        except Exception:
-            self._failed("unexpected error")
-            log.exception("collector %s", self.name)
+        except Exception as error:
+            if self._failed(repr(error)):
+                log.debug("collector %s", self.name, exc_info=True)
         else:
             self.success, self.last_success = True, time.time()
         self.seconds = time.monotonic() - start
 
-    def _failed(self, why: str) -> None:
-        if self.success is not False:  # said once, not at every interval
+    def _failed(self, why: str) -> bool:
+        new = self.success is not False  # said once, not at every interval
+        if new:
             log.warning("collector %s failed: %s", self.name, why)
         self.success = False
+        return new
 
 
 class Monitor:
@@ -109,6 +111,8 @@ class Monitor:
         self._measure = Kept(settings, depths_on)
         self._depths: dict[str, Depth] = {}
         self._unacked: int | None = None
+        self._measured = 0.0  # monotonic time of the newest measurement
+        self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
         self._asked: set[str] | None = None  # workers known when they were last asked, with success
         self._collectors = [
@@ -126,9 +130,11 @@ class Monitor:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads; one that waits for a dead broker is left behind, it ends with the process."""
+        """Begin to end the threads."""
         self._stopping.set()
-        deadline = time.monotonic() + STOP_TIMEOUT
+
+    def join(self, deadline: float) -> None:
+        """Wait for them until a monotonic time; one that waits for a dead broker ends with the process."""
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -147,9 +153,9 @@ class Monitor:
             started=self._started,
             version=__version__,
             broker_up=self.is_ready(),
-            depths=self._depths,
-            unacked=self._unacked,
-            roster_known=self._asked is not None,
+            depths=self._depths if self._is_measured() else {},
+            unacked=self._unacked if self._is_measured() else None,
+            roster_known=self._is_roster_known(),
             collectors=[
                 CollectorView(each.name, each.success, each.seconds, each.last_success)
                 for each in self._collectors
@@ -159,6 +165,15 @@ class Monitor:
             last_event=self._last_event,
             reconnects=max(0, self._opened - 1),
         )
+
+    def _is_measured(self) -> bool:
+        """Tell whether the queues were measured of late; a read that hangs leaves old numbers behind."""
+        return time.monotonic() - self._measured < max(STALE, 2 * self._settings.update_interval)
+
+    def _is_roster_known(self) -> bool:
+        """Tell whether workers answered, or there are none, as far as one can hear."""
+        nobody = not self._cluster.workers and self._listened > self._settings.limits.worker_timeout
+        return self._answered or (nobody and self._asked is not None)
 
     # -- events ----------------------------------------------------------------------------------------
 
@@ -176,8 +191,9 @@ class Monitor:
             except BrokerError as error:
                 if said != (said := str(error)):  # once, not at every attempt
                     log.warning("no event subscription, trying again: %s", error)
-            except Exception:
-                log.exception("event subscription failed, trying again")
+            except Exception as error:
+                if said != (said := repr(error)):
+                    log.exception("event subscription failed, trying again")
             finally:
                 self._open = False
                 self._reader.close()
@@ -254,7 +270,7 @@ class Monitor:
                 depths = measure.read(sorted({*self._settings.queues, *named}), named)
         finally:  # what could not be read is missing, not as it was
             with self._lock:
-                self._depths, self._unacked = depths, unacked
+                self._depths, self._unacked, self._measured = depths, unacked, time.monotonic()
 
     def _has_strangers(self) -> bool:
         """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""
@@ -271,6 +287,7 @@ class Monitor:
             profiles = roster.ask({worker.name: worker.profile for worker in workers})
         with self._lock:
             self._ledger.add(self._cluster.learn(profiles, self._moment()))
+            self._answered = self._answered or bool(profiles)
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError("no worker answered")

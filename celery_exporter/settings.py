@@ -25,6 +25,8 @@ RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 #: Waits go on for longer: a backlog of an hour is still told from one of ten minutes.
 WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
 
+RETRY_INTERVAL = 5.0
+
 PROFILES = ("native",)
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 CONTENT_TYPES = ("json", "msgpack", "yaml", "pickle")
@@ -115,6 +117,10 @@ def _seconds_or_off(text: str) -> float | None:
     return _number(0)(text) or None
 
 
+def _retry_interval(text: str) -> float:
+    return _number(0, 300)(text) or RETRY_INTERVAL  # 0 is how other exporters spell their default
+
+
 def _buckets(text: str) -> tuple[float, ...]:
     bounds = [float(part) for part in text.split(",")]
     if bounds[-1] == math.inf:
@@ -133,10 +139,13 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-def _list_of(choices: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+def _list_of(choices: tuple[str, ...], *, least: int = 1) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         one = _one_of(choices)
-        return tuple(one(part.strip()) for part in text.split(",") if part.strip())
+        found = tuple(one(part.strip()) for part in text.split(",") if part.strip())
+        if len(found) < least:
+            raise ValueError(text)
+        return found
 
     return parse
 
@@ -174,11 +183,18 @@ def _labels(texts: tuple[str, ...]) -> dict[str, str]:
     for name in pairs:
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or name in _TAKEN:
             raise ValueError(name)
+        pairs[name].encode()  # UnicodeEncodeError is a ValueError: what was no UTF-8 on the command line
     return pairs
 
 
 def _prefix(text: str) -> str:
     if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
+        raise ValueError(text)
+    return text
+
+
+def _name(text: str) -> str:
+    if not text.strip():
         raise ValueError(text)
     return text
 
@@ -241,19 +257,20 @@ OPTIONS = (
     Option(
         name="retry-interval",
         help="The longest wait between two attempts to reach the broker; there is no last attempt.",
-        takes="seconds, 0.1 to 300",
-        parse=_number(0.1, 300),
-        default=5.0,
+        takes="seconds, 0 (the default) to 300",
+        parse=_retry_interval,
+        default=RETRY_INTERVAL,
     ),
     Option(
         name="event-exchange",
         help="The exchange of events, where Celery's event_exchange was changed.",
         takes="a name",
+        parse=_name,
         default="celeryev",
     ),
     Option(
         name="event-queue-durable",
-        help="RabbitMQ: a durable queue, so that events wait for an exporter that is away.",
+        help="RabbitMQ: a durable queue; events wait there while the one exporter that has it is away.",
         takes="true or false",
         parse=_switch,
         default=False,
@@ -293,7 +310,7 @@ OPTIONS = (
     ),
     Option(
         name="purge-offline-worker-metrics",
-        help="Silence, in seconds, after which a worker that is down is forgotten; 0: never.",
+        help="Seconds after which a worker that is down is forgotten; 0: never.",
         takes="seconds, 0 or more",
         parse=_seconds_or_off,
         default=600.0,
@@ -351,7 +368,7 @@ OPTIONS = (
         name="task-labels",
         help="Labels of task metrics besides task_name and state; empty for none.",
         takes=f"a comma-separated list of {', '.join(native.TASK_LABELS)}",
-        parse=_list_of(native.TASK_LABELS),
+        parse=_list_of(native.TASK_LABELS, least=0),
         default=("queue_name",),
     ),
     Option(
@@ -407,7 +424,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """
     values = {option.key: _value(option, argv.get(option.key), environ) for option in OPTIONS}
     url_file = values.pop("broker_url_file")
-    if url_file is not None:
+    if url_file is not None and (argv.get("broker_url_file") or not argv.get("broker_url")):
         values["broker_url"] = _url_from(url_file)
     if values["broker_url"] is None:
         raise BadSettingError("--broker-url is missing; give it, --broker-url-file or CELERY_BROKER_URL")
@@ -432,7 +449,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 def _value(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
     source = f"--{option.name}"
     if given is None or given == ():
-        variable = next((name for name in option.variables if name in environ), None)
+        variable = next((name for name in option.variables if _is_set(environ.get(name))), None)
         if variable is None:
             return option.default
         source = f"--{option.name} (from {variable})"
@@ -442,6 +459,11 @@ def _value(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
     except ValueError:
         got = "something else" if option.secret else repr(" ".join(given) if option.many else given)
         raise BadSettingError(f"{source}: got {got}; it takes {option.takes}") from None
+
+
+def _is_set(value: str | None) -> bool:
+    # Kubernetes sets <SERVICE>_PORT=tcp://… for a service, and one may well be called celery-exporter.
+    return value is not None and not value.startswith("tcp://")
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from celery_exporter.core.ledger import Histogram
-from celery_exporter.exposition import MAX_SCRAPERS, OPENMETRICS, TEXT, Exposition, negotiate
+from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate
+from celery_exporter.firsts import MAX_SCRAPERS
 from celery_exporter.profiles import Row
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
@@ -153,9 +154,17 @@ def test_law_6_a_scraper_sees_each_new_counting_series_at_0_once():
     samples.append((("b",), 1))
     assert shown("one") == ["5.0", "0.0", "5.0", "1.0"]
     assert shown("one") == ["5.0", "1.0", "5.0", "1.0"]
+    assert shown("one again, from another address", at=200.0) == ["5.0", "1.0", "5.0", "1.0"], (
+        "no reset for it"
+    )
     assert shown("three", at=10_000.0) == ["5.0", "1.0", "5.0", "1.0"], (
         "old counts are no news to a new scraper"
     )
+
+
+def test_law_6_what_is_old_when_the_first_scraper_comes_is_no_news():
+    exposition = Exposition([row("celery_sent_total", "counter", [(("a",), 5)])])
+    assert b" 5.0\n" in exposition.render(moment(301.0), TEXT, "one")
 
 
 def test_law_6_a_histogram_is_0_as_a_whole():

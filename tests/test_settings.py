@@ -111,6 +111,9 @@ def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
         ("metric_prefix", "1x"),
         ("accept_content", "exe"),
         ("enable_events", "maybe"),
+        ("accept_content", ""),
+        ("profile", ""),
+        ("event_exchange", ""),
     ],
 )
 def test_a_wrong_value_names_the_option_what_it_got_and_what_it_takes(option, value):
@@ -125,6 +128,18 @@ def test_a_wrong_value_names_the_option_what_it_got_and_what_it_takes(option, va
 @pytest.mark.parametrize("option", ["static_label", "broker_transport_option", "broker_ssl_option"])
 def test_a_pair_needs_a_name_and_an_equals_sign(option, pairs):
     assert f"--{option.replace('_', '-')}" in complaint(**{option: pairs})
+
+
+def test_a_static_label_is_text():
+    assert "--static-label" in complaint(static_label=("a=\udcff",))
+
+
+def test_a_port_that_kubernetes_made_up_for_a_service_is_no_setting():
+    assert settings({"CELERY_EXPORTER_PORT": "tcp://10.0.0.7:9808", "CE_PORT": "1"}).port == 1
+
+
+def test_0_is_the_default_retry_interval_as_in_other_exporters():
+    assert settings(retry_interval="0").retry_interval == 5.0
 
 
 @pytest.mark.parametrize("name", ["1a", "a-b", "__a", "queue_name", "worker", "le"])
@@ -145,6 +160,8 @@ def test_the_url_from_a_file(tmp_path):
     path = tmp_path / "url"
     path.write_text("amqp://u:p@h//\n")
     assert load({"broker_url_file": str(path)}, {}).broker_url == "amqp://u:p@h//"
+    found = load({"broker_url": URL}, {"CE_BROKER_URL_FILE": str(path)})
+    assert found.broker_url == URL, "an option beats a variable"
     path.write_text("hunter2")
     assert "hunter2" not in complaint(broker_url_file=str(path))
     assert "No such file" in complaint(broker_url_file=str(tmp_path / "none"))
@@ -164,6 +181,10 @@ def test_no_url_at_all():
         ("amqp://u:s3cret@a//;amqp://u:s3cret@b//", "amqp://u:***@a//;amqp://u:***@b//"),
         ("rediss://u:s3cret@h/0?ssl_keyfile=x&password=s3cret", "rediss://u:***@h/0"),
         ("redis+socket:///run/redis.sock", "redis+socket:///run/redis.sock"),
+        ("redis://:se;cr@et@h:1/0", "redis://:***@h:1/0"),
+        ("redis://:se?cret@h:1/0", "redis://***"),
+        ("redis://h/0?password=a@b", "redis://***"),
+        ("amqp://u:p@h1//;u:s3cret@h2//", "amqp://u:***@h2//"),
         ("sentinel://:0042@h:26379", "sentinel://:***@h:26379"),
     ],
 )

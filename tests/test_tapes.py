@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.processes import need
 
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
@@ -94,6 +96,15 @@ def test_the_native_profile_with_the_worker_label_is_the_golden_text():
     labels = ("queue_name", "worker")
     (tape,) = [tape for tape in TAPES if tape.stem == "redis-prefork"]
     hold(render(replay(read(tape), labels), labels), GOLDEN / "native-worker-label.txt")
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.txt")), ids=lambda path: path.stem)
+def test_promtool_has_nothing_to_say(golden):
+    promtool = need("promtool")
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=golden.read_bytes(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)

@@ -33,6 +33,7 @@ AMQP_HEARTBEAT = 6
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 
 _REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
+_AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 _TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
@@ -46,15 +47,19 @@ class UnusableURLError(Exception):
 
 
 def masked(url: str) -> str:
-    """Return the URL without passwords and query, for logs and pages."""
-    return ";".join(map(_masked_part, url.split(";")))
+    """Return the URL without passwords and query, for logs and pages.
+
+    A password that was not percent-encoded may hold any separator; what is in doubt is left out.
+    """
+    return ";".join(map(_masked_part, re.split(r";(?=[\w+.]+://)", url)))
 
 
 def _masked_part(url: str) -> str:
     scheme, separator, rest = url.partition("://")
-    login, at, place = rest.rpartition("@")
+    if "?" in rest.rpartition("@")[0]:
+        return f"{scheme}{separator}***"
+    login, at, place = rest.partition("?")[0].rpartition("@")
     user, colon, _ = login.partition(":")
-    place = place.partition("?")[0]
     return f"{scheme}{separator}{user}{colon and ':***'}{at}{place}"
 
 
@@ -67,13 +72,18 @@ def check(settings: Settings) -> None:
         raise UnusableURLError(f"--broker-url: unknown scheme {scheme!r}; kombu knows {known}")
     try:
         connect(settings).transport  # noqa: B018  made without a byte sent; its driver is imported by it
-    except (ImportError, AttributeError, NameError) as error:  # how kombu's transports miss their driver
+    except (
+        ImportError,
+        AttributeError,
+        NameError,
+        RuntimeError,
+    ) as error:  # how kombu's transports miss their driver
         raise UnusableURLError(
             f"--broker-url: the package for {scheme}:// is missing ({error}); pip install 'celery[{name}]'"
         ) from None
-    except (ValueError, KeyError):  # whose text may have a part of the password in it
+    except (ValueError, KeyError, TypeError):  # whose text may have a part of the password in it
         raise UnusableURLError(
-            f"--broker-url: {masked(settings.broker_url)} cannot be read as a URL; "
+            f"--broker-url: this {scheme}:// URL cannot be read; "
             "percent-encode what is special in the user name and the password"
         ) from None
 
@@ -180,6 +190,8 @@ def _tls(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(scheme: str) -> dict[str, Any]:
+    if scheme in _AMQP:
+        return {"read_timeout": ANSWER_TIMEOUT, "write_timeout": ANSWER_TIMEOUT}
     if scheme not in _REDIS:
         return {}
     keepalive = {getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)}

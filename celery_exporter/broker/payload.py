@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Collection
+from typing import Any
 
 from kombu import serialization
 from msgspec import Struct
@@ -18,12 +22,34 @@ CONTENT_TYPES = {
 }
 
 
+#: Bytes that a compressed body may inflate to. A batch of the largest real events is a thousandth of it.
+MAX_INFLATED = 32 * 2**20
+
+#: kombu's names of compressions → what makes a decompressor (kombu/compression.py).
+_INFLATERS: dict[str, Callable[[], Any]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "gzip": zlib.decompressobj,
+    "zlib": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "bzip2": bz2.BZ2Decompressor,
+    "bzip": bz2.BZ2Decompressor,
+    "application/x-lzma": lzma.LZMADecompressor,
+    "lzma": lzma.LZMADecompressor,
+    "xz": lzma.LZMADecompressor,
+}
+
+
+class UndecodableError(Exception):
+    """A body that is not what its sender says, or too large."""
+
+
 class Payload(Struct, frozen=True, gc=False):
     """One message as it came: its body, and what its sender says the body is."""
 
     body: bytes
     content_type: str | None = None
     content_encoding: str | None = None
+    compression: str | None = None  # kombu's header of that name
 
 
 #: Stands for a message whose envelope could not be read: it counts as one undecodable event.
@@ -38,10 +64,29 @@ def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malform
     kind = payload.content_type or CONTENT_TYPES["json"]
     if kind not in accept:
         return [Malformed("content_type")]
-    if kind == CONTENT_TYPES["json"]:
-        return decode(payload.body)
     try:
-        loaded = serialization.loads(payload.body, kind, payload.content_encoding or "binary", accept=accept)
+        body = _inflated(payload.body, payload.compression) if payload.compression else payload.body
+    except UndecodableError:
+        return [Malformed("undecodable")]
+    if kind == CONTENT_TYPES["json"]:
+        return decode(body)
+    try:
+        loaded = serialization.loads(body, kind, payload.content_encoding or "binary", accept=accept)
     except Exception:  # noqa: BLE001  a deserialiser of hostile bytes may raise anything; it is counted
         return [Malformed("undecodable")]
     return from_objects(loaded)
+
+
+def _inflated(body: bytes, compression: str) -> bytes:
+    """Return the body decompressed; raise UndecodableError for one larger than `MAX_INFLATED`, too."""
+    make = _INFLATERS.get(compression)
+    if make is None:
+        raise UndecodableError(compression)
+    inflater = make()
+    try:
+        inflated: bytes = inflater.decompress(body, MAX_INFLATED)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+        raise UndecodableError(compression) from error
+    if not inflater.eof:
+        raise UndecodableError(compression)
+    return inflated

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import kombu
 import msgspec
 from kombu.pidbox import Mailbox
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from celery_exporter.broker.connection import translated
 from celery_exporter.core.workers import MAX_WORKERS, Profile
@@ -25,23 +25,33 @@ PATIENCE = 1.0
 _POOLS = {"thread": "threads"}
 
 
+# Answers are as hostile as events: texts become label values, numbers have to stay numbers.
+_Text = Annotated[str, Meta(min_length=1, max_length=255)]
+_Count = Annotated[int, Meta(ge=0, lt=2**53)]
+_Many = Meta(max_length=10_000)
+
+
 class _Pool(Struct, rename="kebab"):
-    implementation: str | None = None
-    max_concurrency: int | None = None
+    implementation: _Text | None = None
+    max_concurrency: _Count | None = None
 
 
 class _Usage(Struct):
-    maxrss: float | None = None
+    maxrss: Annotated[float, Meta(ge=0, lt=2**53)] | None = None
 
 
 class _Stats(Struct):
     pool: _Pool | None = None
-    prefetch_count: int | None = None
+    prefetch_count: _Count | None = None
     rusage: _Usage | None = None
 
 
 class _Queue(Struct):
-    name: str
+    name: _Text
+
+
+_Queues = Annotated[list[_Queue], _Many]
+_Names = Annotated[list[_Text], _Many]
 
 
 class Roster:
@@ -59,8 +69,8 @@ class Roster:
         stats = self._answers("stats", _Stats, MAX_WORKERS)
         if not stats:
             return {}
-        queues = self._answers("active_queues", list[_Queue], len(stats))
-        registered = self._answers("registered", list[str], len(stats))
+        queues = self._answers("active_queues", _Queues, len(stats))
+        registered = self._answers("registered", _Names, len(stats))
         found = {}
         for name in stats:
             changes = _from_stats(stats[name])
@@ -85,8 +95,9 @@ class Roster:
 def _checked(replies: Collection[Any], shape: Any) -> Iterable[tuple[str, Any]]:
     for reply in replies:
         for name, answer in reply.items() if isinstance(reply, dict) else ():
-            with suppress(msgspec.ValidationError):  # for one, {"error": …}
-                yield str(name), msgspec.convert(answer, shape)
+            with suppress(msgspec.ValidationError, UnicodeEncodeError):  # for one, {"error": …}
+                msgspec.json.encode((name, answer))  # refuses lone surrogates, at any depth
+                yield msgspec.convert(name, _Text), msgspec.convert(answer, shape)
 
 
 def _from_stats(stats: _Stats) -> dict[str, Any]:

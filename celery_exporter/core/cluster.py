@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
+from itertools import islice
 from operator import attrgetter
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ from celery_exporter.core.facts import (
     WorkerGone,
 )
 from celery_exporter.core.tasks import Delivery, Task, TaskTable
-from celery_exporter.core.workers import MAX_WORKERS, MISSED_BEATS, Profile, Worker
+from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of
 #: between a task's end and its last event (a worker's event buffer).
@@ -104,6 +105,7 @@ class Cluster:
         self.queues: set[str] = set()  # named by events and workers
         self.events: Counter[str] = Counter(dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0))
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
+        self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
         self.negative_waits = 0
         self.folded = 0
         self.keys: dict[Key, Key] = {}  # all label sets in use, each once
@@ -134,7 +136,10 @@ class Cluster:
             if worker is not None:
                 worker.profile = profile
                 self._see_queues(profile.queues or ())
-        return [Known(self._admitted(key)) for key in self._foreseen_keys()]
+        # Where there is no room, a task that may never come is not worth folding.
+        foreseen = self._foreseen_keys() - self.keys.keys()
+        room = max(0, self.limits.max_series - len(self.keys))
+        return [Known(self._admitted(key)) for key in islice(foreseen, room)]
 
     def expire(self, now: Moment) -> list[Fact]:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
@@ -166,6 +171,9 @@ class Cluster:
             self._hear_worker(event, now)
         uuid = event.uuid or ""
         task = self.tasks.get(uuid)
+        if task is not None and sent and self._is_sent_anew(task, event, now):
+            self.tasks.forget(task)
+            task = None
         if task is None:
             task = self.tasks.new(uuid, now.listened)
             self._evict(self.tasks.surplus(), now)
@@ -175,6 +183,11 @@ class Cluster:
             self._introduce(task, event, now)
         else:
             self._park(task, event, now)
+
+    def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
+        """Tell whether the id of a finished task was used again, for a new one."""
+        past = now.listened - task.heard > self.limits.reorder_window
+        return task.kind is not None and task.state is None and past and event.timestamp > task.since
 
     def _park(self, task: Task, event: Event, now: Moment) -> None:
         if event.exception is not None:
@@ -414,44 +427,44 @@ class Cluster:
         worker = self._worker(event.hostname, now)
         if worker is not None:
             worker.beat(event, now)
-            worker.left = event.type == "worker-offline"
-            worker.up = not worker.left
+            worker.judge(now.listened, self.limits.worker_timeout)
 
     def _hear_worker(self, event: Event, now: Moment) -> None:
         worker = self._worker(event.hostname, now)
-        if worker is None:
-            self.fallbacks["worker"] += self._by_worker
-        else:
+        if worker is not None:
             worker.task_event(event)
+            worker.up = not worker.left
+        elif self._by_worker:
+            self.fallbacks["worker"] += 1
 
     def _worker(self, name: str, now: Moment) -> Worker | None:
         worker = self.workers.get(name)
         if worker is None:
             if len(self.workers) >= MAX_WORKERS:
+                self.refused["worker"] += 1
                 return None
             worker = self.workers[name] = Worker(name, now.listened)
         worker.heard = now.listened
-        worker.up = not worker.left
         return worker
 
     def _judge(self, worker: Worker, now: Moment) -> None:
-        limits = self.limits
-        silent = now.listened - worker.heard
-        purge = limits.worker_purge
-        patience = max(limits.worker_timeout, MISSED_BEATS * (worker.freq or 0.0))
-        if worker.profile.pool == "solo":  # silent while it runs a task: only a goodbye is proof
-            patience = max(patience, purge or patience)
-        worker.up = not worker.left and silent <= patience
-        if purge is not None and not worker.up and silent > purge:
-            del self.workers[worker.name]
-            self._book(WorkerGone(worker.name))
-            for key in [key for key in self.keys if key.worker == worker.name]:
-                del self.keys[key]
+        worker.judge(now.listened, self.limits.worker_timeout)
+        purge = self.limits.worker_purge
+        if purge is None or worker.down_since is None or now.listened - worker.down_since <= purge:
+            return
+        del self.workers[worker.name]
+        self._book(WorkerGone(worker.name))
+        for key in [key for key in self.keys if key.worker == worker.name]:
+            del self.keys[key]
 
     def _see_queues(self, names: Iterable[str]) -> None:
         for name in names:
+            if name in self.queues:
+                continue
             if len(self.queues) < MAX_QUEUES:
                 self.queues.add(name)
+            else:
+                self.refused["queue"] += 1
 
     def _foreseen_keys(self) -> set[Key]:
         """Return the keys of registered tasks, where a task's workers all consume one and the same queue.

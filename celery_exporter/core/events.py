@@ -11,6 +11,7 @@ uses (args, kwargs, result, traceback …) are skipped by the decoder and never 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Annotated, Any
 
@@ -128,9 +129,13 @@ def _judge(item: Any) -> Event | Malformed:
         return Malformed("missing_field")
     try:
         event = msgspec.convert(item, Event)
-        # str.encode refuses lone surrogates, which json.loads lets through; comparing refuses NaN.
-        "".join(filter(None, (event.uuid, event.name, event.queue, event.hostname))).encode()
-        sane = event.timestamp == event.timestamp and event.runtime == event.runtime
+        if event.exception is not None:  # a text for people; what is odd in it must not cost the failure
+            event.exception = event.exception.encode("utf-8", "replace").decode()
+        # str.encode refuses lone surrogates, which json.loads lets through.
+        values = msgspec.structs.astuple(event)
+        "".join(value for value in values if isinstance(value, str)).encode()
+        numbers = (*values, *(event.loadavg or ()))
+        sane = not any(math.isnan(value) for value in numbers if isinstance(value, float))
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
         return Malformed("bad_field")
     return event if sane else Malformed("bad_field")

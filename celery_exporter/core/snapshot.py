@@ -17,7 +17,7 @@ from celery_exporter.core.workers import Worker
 
 
 class WorkerView(Struct, frozen=True):
-    """One worker, as celery_worker_* metrics show it."""
+    """One worker, as celery_worker_* metrics show it. What it does now is not known of one that is down."""
 
     name: str
     up: bool
@@ -94,6 +94,7 @@ class Snapshot(Struct, frozen=True):
     queues: Sequence[QueueView]
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
+    refused: Mapping[str, int]
     tasks_tracked: int
     tasks_evicted: int
     negative_waits: int
@@ -113,6 +114,7 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         queues=[_queue_view(name, cluster, around) for name in sorted({*cluster.queues, *around.depths})],
         events=dict(cluster.events),
         fallbacks=dict(cluster.fallbacks),
+        refused=dict(cluster.refused),
         tasks_tracked=len(cluster.tasks),
         tasks_evicted=cluster.tasks.evicted,
         negative_waits=cluster.negative_waits,
@@ -142,11 +144,11 @@ def _worker_view(worker: Worker) -> WorkerView:
     return WorkerView(
         name=worker.name,
         up=worker.up,
-        active=worker.active,
+        active=worker.active if worker.up else None,
         processed_total=worker.processed_total,
         restarts=worker.restarts,
         missed=worker.missed,
-        loadavg=worker.loadavg,
+        loadavg=worker.loadavg if worker.up else None,
         heartbeat=worker.heartbeat,
         clock_skew=worker.clock_skew,
         events=worker.events,
@@ -154,7 +156,7 @@ def _worker_view(worker: Worker) -> WorkerView:
         version=worker.version,
         system=worker.system,
         pool=profile.pool,
-        pool_size=profile.pool_size,
-        prefetch_count=profile.prefetch_count,
+        pool_size=profile.pool_size if worker.up else None,
+        prefetch_count=profile.prefetch_count if worker.up else None,
         max_resident_bytes=profile.max_resident_bytes,
     )

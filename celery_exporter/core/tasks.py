@@ -18,6 +18,10 @@ from celery_exporter.core.facts import Key, State
 OPEN_STATES = (State.PENDING, State.RECEIVED, State.STARTED, State.RETRY)
 
 
+#: Tasks that are looked through for the oldest one.
+SMALL_ROOM = 500
+
+
 class Delivery(Struct, gc=False):
     """One handing over of a task to a worker process, from received to ended.
 
@@ -162,7 +166,15 @@ class TaskTable:
     def in_states(self) -> list[InState]:
         """Return the gauges: one for each key and open state."""
         return [
-            InState(kind.key, state, len(room), next(iter(room.values())).since if room else None)
+            InState(kind.key, state, len(room), _oldest(room))
             for kind in self._kinds.values()
             for state, room in kind.rooms.items()
         ]
+
+
+def _oldest(room: dict[str, Task]) -> float | None:
+    """Return since when the oldest is there. That is the first, unless one was told of late.
+
+    So the first ones are looked through, as many as take no time.
+    """
+    return min((task.since for task in islice(room.values(), SMALL_ROOM)), default=None)

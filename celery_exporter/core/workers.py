@@ -1,7 +1,7 @@
 """Workers: who is alive, whose clock is off, and how many of their events never reached us.
 
 Liveness is judged by how long *we* listened in vain and by the worker's own heartbeat interval, never by
-its clock. A solo pool is silent while it runs a task; only its purge time ends the doubt.
+its clock.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from celery_exporter.core.facts import Moment
 MAX_WORKERS = 5_000
 #: A heartbeat that is late by less than this many intervals proves nothing.
 MISSED_BEATS = 3
+#: The slowest heartbeat that is believed, in seconds.
+SLOWEST_BEAT = 3_600.0
+#: Seconds that a solo worker may be silent, for it is while it runs a task. One that takes longer looks dead.
+SOLO_PATIENCE = 600.0
 #: Skew is the least delayed event of the last one to two such spans, in seconds.
 SKEW_SPAN = 60.0
 #: Heartbeats in a row with `processed` grown and no `task-started`, before task events count as off: for a
@@ -76,9 +80,11 @@ class Worker(Struct, gc=False):
     heard: float  # listening time of its newest event
     up: bool = True
     left: bool = False  # it said goodbye
+    down_since: float | None = None  # listening time
     heartbeat: float | None = None  # wall time of the newest heartbeat
     freq: float | None = None
     pid: int | None = None
+    old_pid: int | None = None  # of the process before; its last words come after the first ones of the new
     active: int | None = None
     processed: int | None = None  # as the worker counts, since its process started
     processed_total: int = 0  # over restarts
@@ -109,8 +115,22 @@ class Worker(Struct, gc=False):
         if event.type == "task-started" and self.reckoning is not None:
             self.reckoning.started(event.timestamp)
 
+    def judge(self, listened: float, timeout: float) -> None:
+        """Decide whether it is up, after `timeout` seconds of silence at least."""
+        patience = max(timeout, MISSED_BEATS * min(self.freq or 0.0, SLOWEST_BEAT))
+        if self.profile.pool == "solo":
+            patience = max(patience, SOLO_PATIENCE)
+        self.up = not self.left and listened - self.heard <= patience
+        if self.up:
+            self.down_since = None
+        elif self.down_since is None:
+            self.down_since = listened
+
     def beat(self, event: Event, now: Moment) -> None:
-        """Learn from a worker event."""
+        """Learn from a worker event; those of a process that was replaced tell nothing any more."""
+        if event.pid is not None and event.pid == self.old_pid and event.type != "worker-online":
+            return
+        self.left = event.type == "worker-offline"
         self.heartbeat = now.wall
         if event.freq:
             self.freq = event.freq
@@ -121,13 +141,20 @@ class Worker(Struct, gc=False):
         self.version = event.sw_ver or self.version
         self.system = event.sw_sys or self.system
         self._measure_skew(event.timestamp - now.wall, now.listened)
-        restarted = None not in (event.pid, self.pid) and event.pid != self.pid
+        restarted = self._is_another(event)
         if restarted:
             self.restarts += 1
             self._close_reckoning()
-        self.pid = event.pid or self.pid
+        if event.pid is not None and event.pid != self.pid:
+            self.old_pid, self.pid = self.pid, event.pid
         if event.processed is not None:
             self._count(event.processed, event.timestamp, restarted)
+
+    def _is_another(self, event: Event) -> bool:
+        """Tell a new process by its pid, or, in a container where that is always 1, by counting anew."""
+        if None not in (event.pid, self.pid) and event.pid != self.pid:
+            return True
+        return event.processed is not None and event.processed < (self.processed or 0)
 
     def _measure_skew(self, skew: float, listened: float) -> None:
         if listened >= self.skew_until:

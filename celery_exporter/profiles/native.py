@@ -170,10 +170,20 @@ _WORKER_ROWS = [
             ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
         ),
     ),
-    _worker("active_tasks", "gauge", "Tasks the worker executes now, as it says.", attrgetter("active")),
-    _worker("pool_size", "gauge", "Tasks the worker can execute at once.", attrgetter("pool_size")),
     _worker(
-        "prefetch_count",
+        "active_tasks",
+        "gauge",
+        "Tasks the worker executes now, as it says; absent when it is down.",
+        attrgetter("active"),
+    ),
+    _worker(
+        "pool_size",
+        "gauge",
+        "Tasks the worker can execute at once; absent when it is down.",
+        attrgetter("pool_size"),
+    ),
+    _worker(
+        "prefetch_limit",
         "gauge",
         "Messages the worker takes ahead; absent when it has no limit.",
         attrgetter("prefetch_count"),
@@ -337,7 +347,8 @@ _EXPORTER_ROWS = [
     Row(
         "celery_exporter_events_missed_total",
         "counter",
-        "Started events that a worker must have sent, by its processed count, and that never came.",
+        "Started events that a worker must have sent, by its processed count, and that never came "
+        "(those of tasks with send_events off among them).",
         ("worker",),
         lambda snapshot: (((worker.name,), worker.missed) for worker in snapshot.workers),
     ),
@@ -371,6 +382,12 @@ _EXPORTER_ROWS = [
         "Tasks booked under a stand-in, since the true value of the label was not known in time.",
         "label",
         attrgetter("fallbacks"),
+    ),
+    _counts(
+        "refused",
+        "Times a worker or queue was not taken in, since there are too many.",
+        "kind",
+        attrgetter("refused"),
     ),
     _self(
         "negative_waits_total",

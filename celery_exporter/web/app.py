@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import html
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +22,7 @@ from celery_exporter.exposition import Exposition, negotiate
 #: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
 RENDERERS = 2
 
+_NO = re.compile(r"q\s*=\s*0(\.0*)?")
 _LANDING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>celery-exporter</title></head><body>
 <h1>celery-exporter {version}</h1>
@@ -67,7 +69,9 @@ def build(
         return HTMLResponse(_LANDING.format(version=__version__, broker=html.escape(broker), state=state))
 
     pages = {"/": landing, "/metrics": metrics, "/-/healthy": healthy, "/-/ready": ready, "/health": ready}
-    return Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
+    app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
+    app.router.redirect_slashes = False
+    return app
 
 
 def _scraper(request: Request) -> str | None:
@@ -81,5 +85,5 @@ def _takes_gzip(header: str) -> bool:
     for part in header.lower().split(","):
         coding, *parameters = (piece.strip() for piece in part.split(";"))
         if coding in ("gzip", "*"):
-            return not any(parameter.replace(" ", "") in ("q=0", "q=0.0") for parameter in parameters)
+            return not any(_NO.fullmatch(parameter) for parameter in parameters)
     return False

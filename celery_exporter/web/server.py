@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import Any
 
 import uvicorn
@@ -12,6 +13,8 @@ import uvicorn
 GRACE = 1
 #: Connections at a time; more are refused with 503, so that a flood costs no memory.
 MAX_CONNECTIONS = 1_000
+#: Connections that the kernel keeps until they are taken.
+BACKLOG = 128
 #: Seconds an idle connection is kept: longer than the usual scrape interval.
 KEEP_ALIVE = 75
 
@@ -27,9 +30,11 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(address[0], socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address[4])
-    except OSError as error:
+        bound.listen(BACKLOG)  # here already: another process may have bound it as well
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "no such host"
         raise CannotListenError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --host and --port"
+            f"cannot listen on {host} port {port}: {why}; choose another with --host and --port"
         ) from None
     return bound
 
@@ -65,9 +70,12 @@ class Server:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stop; requests under way get `GRACE` seconds."""
+        """Begin to stop; requests under way get `GRACE` seconds."""
         self._server.should_exit = True
-        self._thread.join(GRACE + 0.5)
+
+    def join(self, deadline: float) -> None:
+        """Wait for the end, until a monotonic time."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
         self._server.run(sockets=[self._bound])

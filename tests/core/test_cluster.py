@@ -164,12 +164,54 @@ def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay(
     assert not story.cluster.workers["a@h"].up
 
 
-def test_law_4_a_silent_solo_worker_is_not_dead():
-    story = Story(Limits(worker_timeout=10, worker_purge=600))
+@pytest.mark.parametrize("purge", [60, None])
+def test_law_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purge):
+    story = Story(Limits(worker_timeout=10, worker_purge=purge))
     story.tell(heartbeat())
     story.cluster.learn({"w@h": Profile(pool="solo")}, story.moment())
-    story.wait(300)
+    story.wait(590)
     assert story.cluster.workers["w@h"].up
+    story.wait(20)
+    assert not story.cluster.workers["w@h"].up
+    story.wait(60)
+    assert ("w@h" in story.cluster.workers) is (purge is None)
+
+
+def test_law_4_a_heartbeat_interval_of_years_is_not_believed():
+    story = Story(Limits(worker_timeout=10))
+    story.tell(heartbeat(freq=9e8))
+    story.wait(3 * 3600 + 20)
+    assert not story.cluster.workers["w@h"].up
+
+
+def test_an_id_that_is_used_again_is_a_new_task():
+    story = Story()
+    story.tell(*LIFE)
+    story.wait(5)
+    story.tell(sent(at=10))
+    assert story.gauges() == {"PENDING": 1}
+    story.tell(received(at=11), started(at=12), succeeded(at=13))
+    assert story.gauges() == {}
+    assert story.cell().redelivered == 0
+    assert story.cell().queued.total == pytest.approx(0.2 + 2)
+
+
+def test_the_oldest_is_the_oldest_although_it_was_told_of_late():
+    story = Story()
+    story.tell(received("late", at=11))
+    story.wait(3)
+    story.tell(sent("other", at=52), received("other", at=52), sent("late", at=1))
+    since = {group.key.queue_name: group.since for group in story.cluster.tasks.in_states() if group.count}
+    assert since == {"q": T0 + 11}
+
+
+def test_registered_tasks_are_not_folded_for_want_of_room():
+    story = Story(Limits(max_series=2))
+    profile = Profile(queues=("q",), registered=tuple(f"task{number}" for number in range(5)))
+    for _ in range(3):
+        story.ledger.add(story.cluster.learn({"w@h": profile}, story.moment()))
+    assert len(story.ledger.snapshot()) == 2
+    assert story.cluster.folded == 0
 
 
 def test_law_5_what_a_vanished_worker_did_is_kept():
@@ -177,7 +219,7 @@ def test_law_5_what_a_vanished_worker_did_is_kept():
     story.tell(heartbeat(), *LIFE)
     before = story.by_state()
     assert story.cell(worker="w@h").moved[3] == 1
-    story.wait(70)
+    story.wait(75)
     assert "w@h" not in story.cluster.workers
     assert story.by_state() == before
     assert story.cell(worker="").moved[3] == 1

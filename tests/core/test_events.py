@@ -66,6 +66,9 @@ def test_one_event_and_a_batch_decode_alike():
         ({**succeeded(), "runtime": "long"}, "bad_field"),
         ({**heartbeat(), "hostname": None}, "missing_field"),
         ({**heartbeat(), "loadavg": [1]}, "bad_field"),
+        ({**heartbeat(), "loadavg": [1, 2, float("nan")]}, "bad_field"),
+        ({**heartbeat(), "sw_ident": "\ud800"}, "bad_field"),
+        ({**GOOD, "eta": "\ud800"}, "bad_field"),
     ],
 )
 def test_a_bad_event_costs_itself_and_says_why(bad, reason):
@@ -111,6 +114,13 @@ def test_what_is_no_json_is_one_undecodable(body):
 def test_the_last_of_duplicate_keys_counts_as_in_json_everywhere():
     body = json.dumps(GOOD).encode()[:-1] + b', "uuid": "second"}'
     assert decode(body)[0].uuid == "second"
+
+
+def test_a_lone_surrogate_in_an_exception_does_not_cost_the_failure():
+    event = {**GOOD, "type": "task-failed", "exception": "NotRegistered('\ud800')"}
+    (found,) = decode(json.dumps(event).encode())
+    assert isinstance(found, Event)
+    assert unregistered_name(found.exception) == "?"
 
 
 def test_an_application_s_own_event_needs_nothing_but_a_type():

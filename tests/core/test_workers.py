@@ -55,6 +55,30 @@ def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
     assert worker.missed == 0
 
 
+def test_a_restart_in_a_container_where_the_pid_is_always_1_is_seen_by_its_count():
+    story = Story()
+    for at, processed in ((0, 50), (2, 100), (9, 5), (11, 7)):
+        story.tell(heartbeat(at=at, processed=processed))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total) == (1, 107)
+
+
+def test_the_last_words_of_the_process_before_count_for_nothing():
+    story = Story()
+    story.tell(heartbeat(at=0, processed=1000), heartbeat(at=2, kind="online", pid=2, processed=0))
+    story.tell(heartbeat(at=3, kind="offline", pid=1, processed=1000), heartbeat(at=4, pid=2, processed=3))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total, worker.up) == (1, 1003, True)
+
+
+def test_two_processes_of_one_name_do_not_count_each_other():
+    story = Story()
+    for at in range(10):
+        story.tell(heartbeat(at=at, pid=at % 2, processed=1000 * (1 + at % 2)))
+    assert story.cluster.workers["w@h"].processed_total == 3000
+    assert story.cluster.workers["w@h"].restarts == 1
+
+
 def test_a_forced_heartbeat_without_active_leaves_what_was_known():
     story = Story()
     story.tell(heartbeat(active=3))

@@ -56,6 +56,9 @@ def app(tmp_path_factory):
         for state in ("SUCCESS", "FAILURE"):
             until_equal(lambda state=state: exporter.total("celery_tasks_total", state=state), 3, 15)
         until_equal(lambda: exporter.value("celery_queue_length", queue_name="backlog"), 3)
+        until_equal(
+            lambda: exporter.value("celery_worker_pool_size", worker="worker@test"), 1
+        )  # it was asked
         yield exporter
 
 

@@ -42,20 +42,24 @@ class RedisDepths:
     def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:
         """Return what the queues hold.
 
-        An empty list is a missing key, so an empty queue that nobody named may as well not exist.
+        An empty list is a missing key, so an empty queue exists if somebody named it, or if it is bound to
+        the exchange of its name, which it is from its declaration on.
         """
         queues = list(queues)
-        steps = len(self._channel.priority_steps)
         with translated(self._connection), self._client.pipeline(transaction=False) as pipe:
-            for key in (key for queue in queues for key in self._keys(queue)):
-                pipe.llen(key)
-                pipe.lindex(key, -1)
-            answers = pipe.execute(raise_on_error=False)
+            for queue in queues:
+                pipe.exists(self._prefixed(self._channel.keyprefix_queue % queue))
+                for key in self._keys(queue):
+                    pipe.llen(key)
+                    pipe.lindex(key, -1)
+            answers = iter(pipe.execute(raise_on_error=False))
         found = {}
-        for index, queue in enumerate(queues):
-            mine = answers[index * steps * 2 : (index + 1) * steps * 2]
-            lengths, heads = mine[::2], mine[1::2]
-            if all(isinstance(length, int) for length in lengths) and (any(lengths) or queue in named):
+        for queue in queues:
+            bound = next(answers) == 1
+            pairs = [(next(answers), next(answers)) for _ in self._channel.priority_steps]
+            lengths, heads = zip(*pairs, strict=True)
+            there = any(lengths) or bound or queue in named
+            if there and all(isinstance(length, int) for length in lengths):
                 found[queue] = Depth(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
         return found
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import kombu
-from kombu import Consumer, Exchange, Queue
+from kombu import Exchange, Queue
 
 from celery_exporter.broker.connection import BrokerError, connect, hang_up, open_, translated
 from celery_exporter.broker.payload import BROKEN, Payload
@@ -54,10 +54,10 @@ class KombuReader:
             open_(self._connection)
             driver = self._connection.transport.driver_type
             channel = self._connection.default_channel
-            consumer = Consumer(
-                channel, [self._queue(driver)], no_ack=True, on_message=self._take, auto_declare=True
-            )
-            consumer.consume()
+            queue = self._queue(driver)(channel)
+            queue.declare()
+            # Not through kombu's Consumer, which would inflate a compressed body of any size.
+            queue.consume(self._queue_name, self._take, no_ack=True)
         self._prove = self._prove_amqp if driver == "amqp" else lambda: True
         self.proven = time.monotonic()
 
@@ -81,7 +81,7 @@ class KombuReader:
             self._connection.drain_events(timeout=timeout)
         except (KeyError, TypeError, AttributeError, UnicodeError):
             # kombu's virtual transports trust the envelope round a message to be one of theirs.
-            self._batch.append(BROKEN)
+            self._add(BROKEN)
 
     def close(self) -> None:
         """Unsubscribe and hang up; a broker that is gone makes no difference."""
@@ -102,16 +102,26 @@ class KombuReader:
         )
 
     def _take(self, message: Any) -> None:
+        """Take a message of py-amqp's, or of kombu's where its transport is a virtual one."""
         body = message.body
-        self._batch.append(
+        properties = message.properties
+        headers = properties.get("application_headers") or {}  # on AMQP; the others have inflated it
+        self._add(
             Payload(
                 body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body or b""),
-                message.content_type,
-                message.content_encoding,
+                getattr(message, "content_type", None),
+                getattr(message, "content_encoding", None),
+                headers.get("compression"),
             )
         )
-        if len(self._batch) >= BATCH:
-            raise Full
+
+    def _add(self, payload: Payload) -> None:
+        self._batch.append(payload)
+        if len(self._batch) < BATCH:
+            return
+        if all(each is BROKEN for each in self._batch):  # a transport that fails without taking a message
+            raise BrokerError("nothing but messages that kombu cannot read")
+        raise Full
 
     def _tick(self) -> None:
         """Ask for a sign of life, and give one, under traffic as well as in silence."""

@@ -16,14 +16,22 @@ from msgspec import Struct, field
 from celery_exporter.broker.payload import BROKEN, Payload
 from celery_exporter.broker.readers.kombu import BATCH, Full, KombuReader
 
+#: Seconds without a message after which a ping is sent.
+PING_INTERVAL = 2.0
+
 
 class _Properties(Struct):
     body_encoding: str | None = None
     delivery_tag: str | None = None
 
 
+class _Headers(Struct):
+    compression: str | None = None
+
+
 class _Envelope(Struct, rename="kebab"):
     body: str
+    headers: _Headers = field(default_factory=_Headers)
     content_type: str | None = None
     content_encoding: str | None = None
     properties: _Properties = field(default_factory=_Properties, name="properties")
@@ -41,6 +49,7 @@ class RedisReader(KombuReader):
         self._channel = self._connection.default_channel
         self._channel.handlers["LISTEN"] = self._listen  # what kombu calls when the subscription is readable
         self._prove = self._prove_alive
+        self._alive = True
 
     def _drain(self, timeout: float) -> None:
         # A batch that was full may have left messages in the parser, of which no poll tells.
@@ -52,10 +61,9 @@ class RedisReader(KombuReader):
         subscription = self._channel.subclient
         while True:
             frame = subscription.parse_response()
+            self._alive = True
             if isinstance(frame, (list, tuple)) and frame[0] in (b"pmessage", b"message"):
                 self._take_envelope(frame[-1])
-                if len(self._batch) >= BATCH:
-                    raise Full
             if not self._is_readable():
                 return True
 
@@ -70,10 +78,16 @@ class RedisReader(KombuReader):
             if envelope.properties.body_encoding == "base64":
                 body = base64.b64decode(body, validate=True)
         except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, binascii.Error):
-            self._batch.append(BROKEN)
+            self._add(BROKEN)
             return
         if not self._comes_twice(envelope):
-            self._batch.append(Payload(body, envelope.content_type, envelope.content_encoding))
+            compression = envelope.headers.compression
+            self._add(Payload(body, envelope.content_type, envelope.content_encoding, compression))
+
+    def _add(self, payload: Payload) -> None:
+        self._batch.append(payload)  # broken ones too are taken off the wire, so any number may come
+        if len(self._batch) >= BATCH:
+            raise Full
 
     def _comes_twice(self, envelope: _Envelope) -> bool:
         """Tell whether it was read before: with sentinel_fanout_compat each comes on two topics."""
@@ -84,10 +98,11 @@ class RedisReader(KombuReader):
         return bool(channel._is_duplicate_fanout_message(message, ""))  # noqa: SLF001  kombu's own memory of it
 
     def _prove_alive(self) -> bool:
-        """PING on the subscription itself; True when all pings so far were answered."""
+        """PING on the subscription itself; True when anything came since the last look."""
+        alive, self._alive = self._alive, False
         subscription = self._channel.subclient
-        if subscription.connection is None:
-            return False
-        answered: bool = subscription.health_check_response_counter == 0
-        subscription.check_health()
-        return answered
+        if subscription.connection is not None:
+            # The user's own interval may be long, or 0 for never; how long we may be deaf hangs on this one.
+            subscription.connection.health_check_interval = PING_INTERVAL
+            subscription.check_health()
+        return alive

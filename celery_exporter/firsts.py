@@ -1,0 +1,62 @@
+"""Which counting series each Prometheus server has seen, so that each sees a new one at 0 first.
+
+`increase()` knows a series' first count only if there was a 0 before it. A task's states can start at 0, for
+they are known beforehand; a new exception, or a histogram, cannot.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+#: Prometheus servers told apart at a time, by their address; two are usual.
+MAX_SCRAPERS = 16
+#: Seconds for which a series is news to scrapers that have not seen it: two scrape intervals of a minute. Later
+#: an unknown scraper is taken for an old one under a new address, for which a 0 would be a reset.
+NEWS = 120.0
+#: Seconds after our start within which the first scraper comes. If it comes later, what there is is no news.
+FIRST_CONTACT = 300.0
+
+
+class Visit:
+    """One scrape. Series are given as hashes, which take a tenth of the memory of their texts."""
+
+    def __init__(self, at: float, seen: set[int], born: dict[int, float], *, all_old: bool) -> None:
+        self.shown: set[int] = set()
+        self._at = at
+        self._seen = seen
+        self._born = born
+        self._all_old = all_old
+
+    def is_new(self, series: int) -> bool:
+        """Tell whether this scraper has to be shown a 0; it counts as shown from now on."""
+        self.shown.add(series)
+        if series in self._seen:
+            return False
+        born = self._born.setdefault(series, -math.inf if self._all_old else self._at)
+        return self._at - born < NEWS
+
+
+class Firsts:
+    """Remembers what was shown to whom. Scrapes may run side by side."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[int]] = {}  # by scraper, the one that came longest ago first
+        self._born: dict[int, float] = {}  # series → when it was first shown to anybody
+        self._lock = threading.Lock()
+
+    def begin(self, scraper: str, at: float, started: float) -> Visit:
+        """Begin a scrape, at an epoch second; `started` is when this exporter was."""
+        with self._lock:
+            all_old = not self._seen and at - started > FIRST_CONTACT
+            return Visit(at, self._seen.get(scraper, set()), self._born, all_old=all_old)
+
+    def end(self, scraper: str, visit: Visit) -> None:
+        """Remember what the scrape showed, and forget series that are gone and who came longest ago."""
+        with self._lock:
+            self._seen.pop(scraper, None)
+            self._seen[scraper] = visit.shown
+            if len(self._seen) > MAX_SCRAPERS:
+                del self._seen[next(iter(self._seen))]
+            if len(self._born) > 2 * len(visit.shown) + 1000:
+                self._born = {series: at for series, at in self._born.items() if series in visit.shown}
