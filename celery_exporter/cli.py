@@ -117,9 +117,11 @@ def serve(settings: Settings) -> int:
     monitor.start()
     log.info("celery-exporter %s serves http://%s:%s/metrics", __version__, *listener.getsockname()[:2])
     # Blocked (see __main__) and waited for: so no handler can come in between anything.
-    asked = None
-    while asked is None and server.is_alive():
-        asked = signal.sigtimedwait(_ENDING, LOOK_EVERY)
+    asked = False
+    while not asked and server.is_alive():
+        found = signal.sigtimedwait(_ENDING, LOOK_EVERY)
+        # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
+        asked = found is not None and found.si_signo in _ENDING
     deadline = time.monotonic() + STOP_TIMEOUT
     server.stop()
     monitor.stop()

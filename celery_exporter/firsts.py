@@ -11,8 +11,8 @@ import threading
 
 #: Prometheus servers told apart at a time, by their address; two are usual.
 MAX_SCRAPERS = 16
-#: Seconds for which a series is news to scrapers that have not seen it: two scrape intervals of a minute. Later
-#: an unknown scraper is taken for an old one under a new address, for which a 0 would be a reset.
+#: Seconds for which a series is news to scrapers that have not seen it: two intervals of a minute. Later an
+#: unknown scraper is taken for an old one under a new address, for which a 0 would be a reset.
 NEWS = 120.0
 #: Seconds after our start within which the first scraper comes. If it comes later, what there is is no news.
 FIRST_CONTACT = 300.0

@@ -47,6 +47,8 @@ MAX_TOMBSTONES = 50_000
 SWEEP_SECONDS = 1.0
 #: Events parked for one task; more come from no honest sender, and are not worth waiting for.
 MAX_PARKED = 64
+#: Tasks that wait for their task-sent at a time, some 2 KB each: 10,000 new ones a second, usually.
+MAX_LIMBO = 20_000
 #: Open deliveries kept for one task: redelivered more often, it has worse problems than a lost runtime.
 MAX_DELIVERIES = 8
 #: Retries of one task whose sending is remembered.
@@ -103,7 +105,7 @@ class Cluster:
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
         self.queues: set[str] = set()  # named by events and workers
-        self.events: Counter[str] = Counter(dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0))
+        self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
         self.negative_waits = 0
@@ -192,11 +194,14 @@ class Cluster:
     def _park(self, task: Task, event: Event, now: Moment) -> None:
         if event.exception is not None:
             event.exception = event.exception[:512]  # the class, or NotRegistered('name'), is in there
+        event.uuid, event.hostname = task.uuid, self._shared_name(event.hostname)
         if task.parked is None:
             task.parked = []
         task.parked.append(event)
         if len(task.parked) >= MAX_PARKED:
             self._introduce(task, None, now)
+        elif len(self.tasks.limbo) > MAX_LIMBO:
+            self._introduce(next(iter(self.tasks.limbo.values())), None, now)
 
     def _introduce(self, task: Task, sent: Event | None, now: Moment) -> None:
         """Give the task its key, from `task-sent` or from what is known without it; then catch up."""
@@ -379,6 +384,8 @@ class Cluster:
     def _last_held(self, task: Task, event: Event) -> Delivery | None:
         """Return the delivery that an event may end which ends the task: one of the last attempt."""
         held = self._held(task, event)
+        if len(held) < 2:
+            return held[0] if held else None
         started = [each for each in held if each.started is not None] or held
         return max(started, key=attrgetter("attempt"), default=None)
 
@@ -393,9 +400,12 @@ class Cluster:
     def _deliver(self, task: Task, delivery: Delivery) -> None:
         """Add a delivery; those to an earlier process of the same worker died with it."""
         delivery.worker = self._shared_name(delivery.worker)
+        if not task.deliveries:
+            task.deliveries = [delivery]
+            return
         alive = [
             each
-            for each in task.deliveries or ()
+            for each in task.deliveries
             if each.worker != delivery.worker or each.pid == delivery.pid or each.ended
         ]
         task.deliveries = [*alive[1 - MAX_DELIVERIES :], delivery]

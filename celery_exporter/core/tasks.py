@@ -132,10 +132,11 @@ class TaskTable:
     def finish(self, task: Task) -> None:
         """Turn the task into a tombstone: its late events find it, no gauge counts it."""
         del task.room[task.uuid]
-        task.state, task.room = None, self.finished
+        task.state, task.room, task.deliveries = None, self.finished, task.deliveries or None
         self.finished[task.uuid] = task
-        if len(self.finished) > self._tombstone_limit:
-            self.forget(next(iter(self.finished.values())))
+        if len(self.finished) > self._tombstone_limit:  # a hundredth at once: each scan passes deleted ones
+            for oldest in list(islice(self.finished.values(), 1 + self._tombstone_limit // 100)):
+                self.forget(oldest)
 
     def forget(self, task: Task) -> None:
         """Remove the task from its room and from the table."""

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.core.cluster import MAX_WORKERS, TOMBSTONE_SECONDS, Limits
+from celery_exporter.core.cluster import MAX_LIMBO, MAX_WORKERS, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.facts import Key
+from celery_exporter.core.tasks import TaskTable
 from celery_exporter.core.workers import Profile
 
 from .story import (
@@ -445,6 +446,23 @@ def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():
     assert len(story.ledger.snapshot()) == 11
     assert story.cluster.folded == 41
     assert story.gauges() == {"RECEIVED": 51}
+
+
+def test_only_so_many_tasks_wait_for_their_task_sent():
+    story = Story()
+    for index in range(MAX_LIMBO + 10):
+        story.tell(received(f"u{index}"))
+    assert len(story.cluster.tasks.limbo) == MAX_LIMBO
+    assert story.counts() == {("add", "unknown", "RECEIVED"): 10}
+
+
+def test_only_so_many_tombstones_are_kept():
+    story = Story()
+    story.cluster.tasks = TaskTable(1000, tombstone_limit=100)
+    for index in range(1000):
+        story.tell(sent(f"u{index}"), received(f"u{index}"), started(f"u{index}"), succeeded(f"u{index}"))
+    assert 90 < len(story.cluster.tasks.finished) <= 100
+    assert len(story.cluster.tasks) == 0
 
 
 def test_endless_events_of_one_unknown_task_are_not_kept():

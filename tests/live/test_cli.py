@@ -5,12 +5,13 @@ import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 from harness.exporter import Exporter, run_cli
 from harness.processes import free_port, missing
-from harness.waiting import eventually
+from harness.waiting import eventually, stays
 
 NOBODY = "redis://127.0.0.1:1/0"  # nobody listens on port 1
 WRONG = [
@@ -214,12 +215,39 @@ def test_a_signal_ends_it_in_good_order(running, exporter, sig):
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("url", [NOBODY, "amqp://127.0.0.1:1//", "redis://192.0.2.1:6379/0"])
+@pytest.mark.parametrize("url", [NOBODY, "amqp://127.0.0.1:1//", "redis://{silent}/0", "amqp://{silent}//"])
 def test_a_signal_ends_it_while_the_broker_is_absent(running, tmp_path, url, sig):
-    """Refused or black-holed, it must not wait for the broker to end."""
-    app = running(Exporter(tmp_path, url, "-Q", "celery"))
-    eventually(lambda: app.value("celery_broker_up") == 0)
-    app.end_well(sig)
+    """Refused, or never answered, it must not wait for the broker to end."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        app = running(
+            Exporter(tmp_path, url.format(silent=f"127.0.0.1:{silent.getsockname()[1]}"), "-Q", "celery")
+        )
+        eventually(lambda: app.value("celery_broker_up") == 0)
+        app.end_well(sig)
+
+
+def test_an_early_signal_is_not_lost(tmp_path):
+    """It may come while the program is still importing: it waits, and ends it in good order."""
+    app = Exporter(tmp_path, NOBODY).start()
+
+    def waits_for_signals():
+        status = Path(f"/proc/{app.pid}/status").read_text()
+        (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
+        return int(blocked, 16) >> (signal.SIGTERM - 1) & 1
+
+    eventually(waits_for_signals, every=0.001)
+    app.end_well(signal.SIGTERM)
+
+
+def test_it_goes_on_after_it_was_frozen(running, exporter):
+    """SIGSTOP and SIGCONT, as `docker pause` and debuggers send them."""
+    app = running(exporter()).connected()
+    app.pause()
+    stays(lambda: psutil.Process(app.pid).status() == psutil.STATUS_STOPPED, 2.5)
+    app.resume()
+    stays(app.alive, 2.5)
+    app.connected()
+    app.end_well(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

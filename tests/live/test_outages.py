@@ -101,6 +101,7 @@ def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_ser
             until_equal(lambda: app.value("celery_broker_up"), 0, PATIENCE)
             until_equal(lambda: statuses(app), DEAF, PATIENCE)
             assert scrape_time() < 1.0
+            until_equal(lambda: app.value("celery_queue_length"), None, PATIENCE)  # absent, not as it was
             second.end_well(signal.SIGTERM)
         finally:
             own_server.resume()

@@ -34,7 +34,7 @@ def test_pools_and_workers_of_one_host(running, exporter, worker):
             "Linux",
         )
         assert samples.value("celery_worker_max_resident_memory_bytes", worker=node) > 10e6
-        assert samples.value("celery_worker_prefetch_count", worker=node) >= 1
+        assert samples.value("celery_worker_prefetch_limit", worker=node) >= 1
         assert abs(samples.value("celery_worker_clock_skew_seconds", worker=node)) < 1
     assert samples.by("celery_queue_consumers", "queue_name") == {("left",): 1, ("right",): 3}
     assert samples.by("celery_queue_worker_processes", "queue_name") == {("left",): 2, ("right",): 6}
