@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import time
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
+from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError
 from celery_exporter.broker.payload import BROKEN, Payload
 from celery_exporter.broker.readers.kombu import BATCH, Full, KombuReader
+from celery_exporter.settings import Settings
 
 #: Seconds without a message after which a ping is sent.
 PING_INTERVAL = 2.0
+#: Seconds of one look for the answer to a subscription.
+POLL = 0.1
 
 
 class _Properties(Struct):
@@ -43,13 +48,33 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 class RedisReader(KombuReader):
     """Reads events from Redis. See `Reader`."""
 
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._alive = False  # did anything come since the last look
+        self._subscribed = False
+        self._early: list[Payload] = []  # what came right after the subscription, for the first read
+
     def open(self) -> None:
         """Connect and subscribe; raise BrokerError."""
         super().open()
         self._channel = self._connection.default_channel
         self._channel.handlers["LISTEN"] = self._listen  # what kombu calls when the subscription is readable
         self._prove = self._prove_alive
-        self._alive = True
+        self._await_subscription()
+
+    def _await_subscription(self) -> None:
+        """Wait until Redis has confirmed: kombu subscribes at the first read only; until then we are deaf."""
+        self._subscribed, self._early = False, []
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while not self._subscribed:
+            if time.monotonic() > deadline:
+                raise BrokerError(f"no answer to PSUBSCRIBE for {ANSWER_TIMEOUT:.0f} s")
+            self._early += super().read(POLL)
+
+    def read(self, timeout: float) -> list[Payload]:
+        """Return messages; raise BrokerError."""
+        early, self._early = self._early, []
+        return early or super().read(timeout)
 
     def _drain(self, timeout: float) -> None:
         # A batch that was full may have left messages in the parser, of which no poll tells.
@@ -62,8 +87,11 @@ class RedisReader(KombuReader):
         while True:
             frame = subscription.parse_response()
             self._alive = True
-            if isinstance(frame, (list, tuple)) and frame[0] in (b"pmessage", b"message"):
+            kind = frame[0] if isinstance(frame, (list, tuple)) else None
+            if kind == b"pmessage":
                 self._take_envelope(frame[-1])
+            elif kind == b"psubscribe":
+                self._subscribed = True
             if not self._is_readable():
                 return True
 
