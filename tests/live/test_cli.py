@@ -243,8 +243,11 @@ def test_it_goes_on_after_it_was_frozen(running, exporter):
     """SIGSTOP and SIGCONT, as `docker pause` and debuggers send them."""
     app = running(exporter()).connected()
     app.pause()
-    stays(lambda: psutil.Process(app.pid).status() == psutil.STATUS_STOPPED, 2.5)
-    app.resume()
+    try:
+        eventually(lambda: psutil.Process(app.pid).status() == psutil.STATUS_STOPPED)
+        stays(lambda: psutil.Process(app.pid).status() == psutil.STATUS_STOPPED, 2.5)
+    finally:
+        app.resume()
     stays(app.alive, 2.5)
     app.connected()
     app.end_well(signal.SIGTERM)
