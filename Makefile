@@ -6,7 +6,7 @@ DEMO_SECONDS ?=
 DEMO_PORT ?= 9808
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format golden bench lock servers clean
+.PHONY: help demo test lint format faults golden bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ lint: .venv/synced  ## ruff and mypy --strict
 format: .venv/synced  ## let ruff lay the code out
 	.venv/bin/ruff check --fix-only -q .
 	.venv/bin/ruff format .
+
+faults: .venv/synced servers  ## every fault on every broker, the long ones too
+	$(PY) -m pytest tests/faults -m ""
 
 golden: .venv/synced  ## write golden texts and the README's tables anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py

@@ -1,0 +1,1 @@
+"""What networks and brokers do to an exporter, and what it may make of it."""
