@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
+import tracemalloc
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.core.cluster import MAX_LIMBO, MAX_WORKERS, TOMBSTONE_SECONDS, Limits
+from celery_exporter.core.events import decode
 from celery_exporter.core.facts import Key
 from celery_exporter.core.tasks import TaskTable
 from celery_exporter.core.workers import Profile
@@ -454,6 +458,22 @@ def test_only_so_many_tasks_wait_for_their_task_sent():
         story.tell(received(f"u{index}"))
     assert len(story.cluster.tasks.limbo) == MAX_LIMBO
     assert story.counts() == {("add", "unknown", "RECEIVED"): 10}
+
+
+def test_a_waiting_task_costs_less_than_400_bytes():
+    story = Story()
+    bodies = [json.dumps(sent(str(uuid4()), at=index)).encode() for index in range(50_000)]
+    story.tell(sent("first"))
+    tracemalloc.start()
+    try:
+        for body in bodies:
+            for event in decode(body):
+                story.ledger.add(story.cluster.apply(event, story.moment()))
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert story.gauges() == {"PENDING": 50_001}
+    assert used / len(bodies) < 400, "what the help of --max-tasks says"
 
 
 def test_only_so_many_tombstones_are_kept():
