@@ -85,3 +85,10 @@ def test_a_bomb_is_not_inflated(compression):
 
 def test_an_unknown_compression_is_undecodable():
     assert events_of(Payload(BODY, JSON, "utf-8", "rot13"), {JSON}) == [Malformed("undecodable")]
+
+
+@pytest.mark.parametrize("odd", [["json"], {"a": 1}, 5, b"x"])
+def test_what_a_sender_says_of_its_body_may_be_anything(odd):
+    assert events_of(Payload(BODY, odd), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Payload(BODY, JSON, odd), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Payload(BODY, JSON, "utf-8", odd), {JSON}) == [Malformed("undecodable")]

@@ -61,6 +61,9 @@ def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malform
 
     Nothing but an accepted type is ever deserialised: unpickling runs code that the sender chose.
     """
+    said = (payload.content_type, payload.content_encoding, payload.compression)
+    if not all(each is None or isinstance(each, str) for each in said):  # headers hold what senders like
+        return [Malformed("undecodable")]
     kind = payload.content_type or CONTENT_TYPES["json"]
     if kind not in accept:
         return [Malformed("content_type")]
