@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The servers that the tests start (on ports and in folders of their own): installed when they are
+# The servers that the tests start (on ports and in folders of their own), and two tools: installed when they are
 # missing and we are root on Debian, named otherwise. Debian starts a service when it installs it;
 # the policy file keeps it from doing so, so that a test run leaves no server behind.
 set -euo pipefail
@@ -11,11 +11,14 @@ declare -A package=(
   [prometheus]=prometheus
   [promtool]=prometheus
   [prometheus-alertmanager]=prometheus-alertmanager
+  [faketime]=faketime
 )
 missing=()
 for command in "${!package[@]}"; do
   command -v "$command" >/dev/null || missing+=("${package[$command]}")
 done
+# Not a command but a library to preload: a resolver whose names a test can take away.
+compgen -G '/usr/lib/*/libnss_wrapper.so' >/dev/null || missing+=(libnss-wrapper)
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
