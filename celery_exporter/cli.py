@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from celery_exporter import __version__
-from celery_exporter.settings import OPTIONS, BadSettingError, Option, Settings, load
+from celery_exporter.options import OPTIONS, Option
+from celery_exporter.settings import BadSettingError, Settings, load
 
 log = logging.getLogger("celery_exporter")
 
@@ -35,7 +36,8 @@ Each option is also read from CELERY_EXPORTER_<NAME> and CE_<NAME>. Metrics are 
 
 
 def _parameter(option: Option) -> click.Option:
-    names = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
+    # With its key: of a name with dots click would make none.
+    names = [option.key, f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
     if option.switch:
         return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
     note = "" if option.default in (None, (), {}) else f" [default: {shown(option.default)}]"

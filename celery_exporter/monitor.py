@@ -26,6 +26,7 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, Event, Malformed
 from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.names import shown_as
 from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
 from celery_exporter.settings import Settings
 
@@ -97,7 +98,8 @@ class Monitor:
         self._settings = settings
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._cluster = Cluster(settings.limits, settings.task_labels)
+        show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
+        self._cluster = Cluster(settings.limits, settings.task_labels, show)
         self._ledger = Ledger(settings.buckets, settings.queue_wait_buckets)
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
         self._reader = reader_for(settings)

@@ -25,6 +25,8 @@ FLOORS = [
     ["monitor"],
     ["broker"],
     ["settings"],
+    ["options"],
+    ["parsing"],
     ["profiles"],
     ["core"],
     [""],  # the package itself: its version
@@ -36,6 +38,7 @@ PURE = {
     "collections",
     "datetime",
     "enum",
+    "functools",
     "itertools",
     "json",
     "math",

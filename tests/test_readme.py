@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from celery_exporter.cli import shown
+from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import native
-from celery_exporter.settings import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -73,4 +73,4 @@ def test_every_metric_and_option_that_the_readme_speaks_of_exists():
     }
     assert {name for name in spoken if name not in known and not name.endswith("_")} == set()
     flags = {f"--{option.name}" for option in OPTIONS} | {"--help", "--version", "--strict"}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= flags
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= flags

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from celery_exporter.broker.connection import masked
-from celery_exporter.settings import OPTIONS, BadSettingError, load
+from celery_exporter.options import OPTIONS
+from celery_exporter.settings import BadSettingError, load
 
 URL = "redis://:pass@host:6379/0"
 
@@ -88,6 +89,7 @@ def test_repeatable_options_take_json_values_and_text_with_spaces():
 
 def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
     assert settings(purge_offline_worker_metrics="0").limits.worker_purge is None
+    assert settings(series_ttl="0").limits.series_ttl is None
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,9 @@ def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
         ("accept_content", ""),
         ("profile", ""),
         ("event_exchange", ""),
+        ("series_ttl", "5"),
+        ("task_include", "("),
+        ("task_exclude", "*"),
     ],
 )
 def test_a_wrong_value_names_the_option_what_it_got_and_what_it_takes(option, value):
@@ -128,6 +133,16 @@ def test_a_wrong_value_names_the_option_what_it_got_and_what_it_takes(option, va
 @pytest.mark.parametrize("option", ["static_label", "broker_transport_option", "broker_ssl_option"])
 def test_a_pair_needs_a_name_and_an_equals_sign(option, pairs):
     assert f"--{option.replace('_', '-')}" in complaint(**{option: pairs})
+
+
+@pytest.mark.parametrize("rule", ["job", "=job", "job=", "(=job", r"job-.*=\1", r"job-.*=\g<number>"])
+def test_a_name_rule_is_a_pattern_and_a_replacement_that_fits_it(rule):
+    assert f"got {rule!r}; it takes regex=replacement" in complaint(task_name_rule=(rule,))
+
+
+def test_the_last_equals_sign_of_a_name_rule_separates():
+    ((pattern, replacement),) = settings(task_name_rule=(r"(?=job)\w+=work",)).task_name_rules
+    assert (pattern.pattern, replacement) == (r"(?=job)\w+", "work")
 
 
 def test_a_static_label_is_text():

@@ -22,8 +22,8 @@ from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
 from celery_exporter.core.workers import Profile
 from celery_exporter.exposition import Exposition
+from celery_exporter.options import RUNTIME_BUCKETS, WAIT_BUCKETS
 from celery_exporter.profiles import native
-from celery_exporter.settings import RUNTIME_BUCKETS, WAIT_BUCKETS
 
 HERE = Path(__file__).parent
 TAPES = sorted((HERE / "tapes").glob("*.jsonl"))

@@ -46,6 +46,10 @@ class Key(Struct, frozen=True, gc=False, cache_hash=True):
     worker: str = ""
 
 
+#: Under which tasks are booked that the user does not want to see. It is in no snapshot.
+HIDDEN = Key("")
+
+
 class Known(Struct, frozen=True, gc=False):
     """This label set exists: its sums start at 0."""
 
@@ -68,7 +72,7 @@ class Raised(Struct, frozen=True, gc=False):
 
 
 class Ran(Struct, frozen=True, gc=False):
-    """An execution took this many seconds and ended in SUCCESS, FAILURE or RETRY."""
+    """An execution took this many seconds and ended in SUCCESS, FAILURE or RETRY; below 0 by skew."""
 
     key: Key
     state: State
@@ -76,14 +80,14 @@ class Ran(Struct, frozen=True, gc=False):
 
 
 class Queued(Struct, frozen=True, gc=False):
-    """From sent (or eta) to started, in seconds."""
+    """From sent (or eta) to started, in seconds; below 0 by the skew of two clocks."""
 
     key: Key
     seconds: float
 
 
 class Prefetched(Struct, frozen=True, gc=False):
-    """From received by a worker (or eta) to started by it, in seconds."""
+    """From received by a worker (or eta) to started by it, in seconds; below 0 by skew."""
 
     key: Key
     seconds: float
@@ -95,10 +99,11 @@ class Redelivered(Struct, frozen=True, gc=False):
     key: Key
 
 
-class WorkerGone(Struct, frozen=True, gc=False):
-    """A worker is forgotten: what it did moves to worker=''."""
+class Folded(Struct, frozen=True, gc=False):
+    """A label set is given up: what was counted under `key` moves to `into`."""
 
-    worker: str
+    key: Key
+    into: Key
 
 
-Fact = Known | Moved | Raised | Ran | Queued | Prefetched | Redelivered | WorkerGone
+Fact = Known | Moved | Raised | Ran | Queued | Prefetched | Redelivered | Folded

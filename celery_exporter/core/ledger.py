@@ -12,6 +12,7 @@ from celery_exporter.core.facts import (
     OTHER,
     UNKNOWN,
     Fact,
+    Folded,
     Key,
     Known,
     Moved,
@@ -21,7 +22,6 @@ from celery_exporter.core.facts import (
     Ran,
     Redelivered,
     State,
-    WorkerGone,
 )
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
@@ -66,13 +66,19 @@ class Cell(Struct):
         """Return a cell in which nothing happened yet."""
         return cls([0] * len(State), {}, {}, 0, {}, None, None)
 
+    def count(self, exception: str, times: int) -> None:
+        """Count failures with an exception; one that there is no room for is `other`."""
+        if exception not in self.raised and len(self.raised) >= MAX_EXCEPTIONS and exception != UNKNOWN:
+            exception = OTHER
+        self.raised[exception] = self.raised.get(exception, 0) + times
+
     def absorb(self, other: Cell) -> None:
         """Add another cell's sums to these."""
         self.moved = [mine + theirs for mine, theirs in zip(self.moved, other.moved, strict=True)]
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
         for exception, count in other.raised.items():
-            self.raised[exception] = self.raised.get(exception, 0) + count
+            self.count(exception, count)
         self.redelivered += other.redelivered
         for state, histogram in other.ran.items():
             self.ran[state] = _merged(self.ran.get(state), histogram)
@@ -108,6 +114,7 @@ class Ledger:
     def __init__(self, runtime_bounds: Sequence[float], wait_bounds: Sequence[float]) -> None:
         self.runtime_bounds = tuple(runtime_bounds)
         self.wait_bounds = tuple(wait_bounds)
+        self.negative_waits = 0  # that were counted as 0 s
         self._cells: dict[Key, Cell] = {}
 
     def add(self, facts: Iterable[Fact]) -> None:
@@ -135,35 +142,40 @@ class Ledger:
             cell.last[fact.state] = fact.at
 
     def _raised(self, fact: Raised) -> None:
-        raised = self._cell(fact.key).raised
-        room = fact.exception in raised or len(raised) < MAX_EXCEPTIONS or fact.exception == UNKNOWN
-        exception = fact.exception if room else OTHER
-        raised[exception] = raised.get(exception, 0) + 1
+        self._cell(fact.key).count(fact.exception, 1)
 
     def _ran(self, fact: Ran) -> None:
         ran = self._cell(fact.key).ran
         if fact.state not in ran:
             ran[fact.state] = self._histogram(self.runtime_bounds)
-        ran[fact.state].observe(self.runtime_bounds, fact.seconds)
+        ran[fact.state].observe(self.runtime_bounds, self._clamped(fact.seconds))
 
     def _queued(self, fact: Queued) -> None:
         cell = self._cell(fact.key)
         if cell.queued is None:
             cell.queued = self._histogram(self.wait_bounds)
-        cell.queued.observe(self.wait_bounds, fact.seconds)
+        cell.queued.observe(self.wait_bounds, self._clamped(fact.seconds))
 
     def _prefetched(self, fact: Prefetched) -> None:
         cell = self._cell(fact.key)
         if cell.prefetched is None:
             cell.prefetched = self._histogram(self.wait_bounds)
-        cell.prefetched.observe(self.wait_bounds, fact.seconds)
+        cell.prefetched.observe(self.wait_bounds, self._clamped(fact.seconds))
 
     def _redelivered(self, fact: Redelivered) -> None:
         self._cell(fact.key).redelivered += 1
 
-    def _gone(self, fact: WorkerGone) -> None:
-        for key in [key for key in self._cells if key.worker == fact.worker]:
-            self._cell(Key(key.task_name, key.queue_name)).absorb(self._cells.pop(key))
+    def _folded(self, fact: Folded) -> None:
+        cell = self._cells.pop(fact.key, None)
+        if cell is not None:
+            self._cell(fact.into).absorb(cell)
+
+    def _clamped(self, seconds: float) -> float:
+        """Return a time between two clocks: one below 0 is their skew, and counted as such."""
+        if seconds < 0:
+            self.negative_waits += 1
+            return 0.0
+        return seconds
 
     @staticmethod
     def _histogram(bounds: Sequence[float]) -> Histogram:
@@ -177,5 +189,5 @@ class Ledger:
         Queued: _queued,
         Prefetched: _prefetched,
         Redelivered: _redelivered,
-        WorkerGone: _gone,
+        Folded: _folded,
     }

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.facts import Key
+from celery_exporter.core.facts import HIDDEN, Key
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.tasks import InState
 from celery_exporter.core.workers import Worker
@@ -108,8 +108,8 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         around=around,
         runtime_bounds=ledger.runtime_bounds,
         wait_bounds=ledger.wait_bounds,
-        cells=ledger.snapshot(),
-        tasks=cluster.tasks.in_states(),
+        cells={key: cell for key, cell in ledger.snapshot().items() if key != HIDDEN},
+        tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=[_queue_view(name, cluster, around) for name in sorted({*cluster.queues, *around.depths})],
         events=dict(cluster.events),
@@ -117,9 +117,9 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         refused=dict(cluster.refused),
         tasks_tracked=len(cluster.tasks),
         tasks_evicted=cluster.tasks.evicted,
-        negative_waits=cluster.negative_waits,
+        negative_waits=ledger.negative_waits,
         series=len(cluster.keys),
-        series_folded=cluster.folded,
+        series_folded=cluster.keys.folded,
     )
 
 

@@ -6,7 +6,7 @@ they cannot drift. A room is an insertion-ordered dict, so its first entry is it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from msgspec import Struct
@@ -73,6 +73,7 @@ class Kind(Struct, gc=False):
 
     key: Key
     rooms: dict[State, dict[str, Task]]
+    heard: float = 0.0  # listening time of the newest event of any of them
 
 
 class InState(Struct, frozen=True, gc=False):
@@ -163,6 +164,15 @@ class TaskTable:
         """Yield each room of unfinished, introduced tasks."""
         for kind in self._kinds.values():
             yield from kind.rooms.values()
+
+    def idle(self, before: float) -> list[Kind]:
+        """Return the kinds that were last heard of before a listening time and have no unfinished task."""
+        return [kind for kind in self._kinds.values() if kind.heard < before and not any(kind.rooms.values())]
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Forget kinds that have no task any more, no tombstone either."""
+        for key in keys:
+            del self._kinds[key]
 
     def in_states(self) -> list[InState]:
         """Return the gauges: one for each key and open state."""

@@ -9,6 +9,8 @@ from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
 from celery_exporter.core.facts import Key, Moment, State
 from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.names import ShownAs
+from celery_exporter.core.snapshot import Snapshot, Surroundings, take
 
 T0 = 1_700_000_000.0
 
@@ -16,8 +18,13 @@ T0 = 1_700_000_000.0
 class Story:
     """A cluster and a ledger that are told events, through the wire format."""
 
-    def __init__(self, limits: Limits | None = None, labels: tuple[str, ...] = ("queue_name",)) -> None:
-        self.cluster = Cluster(limits or Limits(), labels)
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        labels: tuple[str, ...] = ("queue_name",),
+        show: ShownAs = str,
+    ) -> None:
+        self.cluster = Cluster(limits or Limits(), labels, show)
         self.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.now = 100.0
 
@@ -35,6 +42,23 @@ class Story:
 
     def moment(self) -> Moment:
         return Moment(self.now, T0 + self.now)
+
+    def shown(self) -> Snapshot:
+        around = Surroundings(
+            at=T0 + self.now,
+            started=T0,
+            version="0",
+            broker_up=True,
+            depths={},
+            unacked=None,
+            roster_known=True,
+            collectors=[],
+            malformed={},
+            event_lag=None,
+            last_event=None,
+            reconnects=0,
+        )
+        return take(self.cluster, self.ledger, around)
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """What was counted: (task, queue, state) → transitions, zeros left out."""

@@ -216,7 +216,7 @@ def test_registered_tasks_are_not_folded_for_want_of_room():
     for _ in range(3):
         story.ledger.add(story.cluster.learn({"w@h": profile}, story.moment()))
     assert len(story.ledger.snapshot()) == 2
-    assert story.cluster.folded == 0
+    assert story.cluster.keys.folded == 0
 
 
 def test_law_5_what_a_vanished_worker_did_is_kept():
@@ -253,7 +253,7 @@ def test_law_7_waits_count_from_the_eta_and_never_below_zero():
     assert (story.cell().queued.total, story.cell().prefetched.total) == (2.0, 2.0)
     story.tell(sent("b", at=5, name="skewed"), received("b", at=1), started("b", at=2))
     assert story.cell("skewed").queued.total == 0.0
-    assert story.cluster.negative_waits == 1
+    assert story.ledger.negative_waits == 1
 
 
 @pytest.mark.parametrize("eta", ["2023-11-14T22:13:30", "2023-11-14T22:13:30Z", "2023-11-15T00:13:30+02:00"])
@@ -360,7 +360,7 @@ def test_the_next_attempt_may_be_sent_and_received_before_the_last_one_s_end_is_
         "SUCCESS": 1,
     }
     assert cell.redelivered == 0
-    assert story.cluster.negative_waits == 0
+    assert story.ledger.negative_waits == 0
 
 
 def test_a_retry_may_be_told_after_the_next_attempt_ended():
@@ -448,7 +448,7 @@ def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():
     assert story.by_state() == {"PENDING": 1, "RECEIVED": 1}
     assert story.by_state("other") == {"PENDING": 41, "RECEIVED": 41}
     assert len(story.ledger.snapshot()) == 11
-    assert story.cluster.folded == 41
+    assert story.cluster.keys.folded == 41
     assert story.gauges() == {"RECEIVED": 51}
 
 

@@ -1,0 +1,78 @@
+"""The label sets in use: each is one object, and there are no more of them than somebody chose.
+
+Law: a label set that there is no room for is added up under task_name `other`, and what was counted under
+one that is given up moves there; so a sum over all tasks never falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Folded, Key
+from celery_exporter.core.names import ShownAs
+
+
+class Keys:
+    """`labels` are the optional labels in use on task metrics, of "queue_name" and "worker"."""
+
+    def __init__(self, limit: int, labels: Iterable[str] = ("queue_name",), show: ShownAs = str) -> None:
+        self.by_queue = "queue_name" in labels
+        self.by_worker = "worker" in labels
+        self.folded = 0  # times a label set was added up as other
+        self.show = show
+        self._limit = limit
+        self._known: dict[Key, Key] = {}
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._known)
+
+    def key(self, name: str | None, queue: str | None) -> Key:
+        """Return the key of tasks of this name, as the application calls them, and queue; None is unknown."""
+        shown = self.show(name) if name else UNKNOWN
+        return Key(shown, (queue or UNKNOWN) if self.by_queue else "") if shown else HIDDEN
+
+    def of_task(self, name: str | None, queue: str | None) -> Key:
+        """Return the same, admitted."""
+        return self.admit(self.key(name, queue))
+
+    def at_worker(self, key: Key, worker: str) -> Key:
+        """Return the key for what this worker did to tasks of that key."""
+        if not self.by_worker or key is HIDDEN:
+            return key
+        return self.admit(Key(key.task_name, key.queue_name, worker))
+
+    def admit(self, key: Key) -> Key:
+        """Return the one instance of this key, or, when there are too many, the one that sums up the rest."""
+        known = HIDDEN if key == HIDDEN else self._known.get(key)
+        if known is None:
+            if len(self._known) >= self._limit:
+                self.folded += 1
+                key = rest(key)
+            known = self._known.setdefault(key, key)
+        return known
+
+    def foresee(self, keys: set[Key]) -> list[Key]:
+        """Admit keys of tasks that may come, as far as there is room: they are not worth folding."""
+        new = islice(keys - self._known.keys() - {HIDDEN}, max(0, self._limit - len(self._known)))
+        return [self.admit(key) for key in new]
+
+    def give_up(self, moves: Mapping[Key, Key]) -> list[Folded]:
+        """Forget keys, each in favour of another one, to which its sums move."""
+        for key in moves:
+            del self._known[key]
+        return [Folded(key, self.admit(into)) for key, into in moves.items()]
+
+    def of_worker(self, worker: str) -> list[Key]:
+        """Return the keys of what this worker did."""
+        return [key for key in self._known if key.worker == worker]
+
+    def of_tasks(self, keys: set[Key]) -> list[Key]:
+        """Return these keys of tasks, and those of what each worker did to such tasks."""
+        return [key for key in self._known if Key(key.task_name, key.queue_name) in keys]
+
+
+def rest(key: Key) -> Key:
+    """Return the key under which what this key stands for is added up with others."""
+    return Key(OTHER, OTHER if key.queue_name else "", OTHER if key.worker else "")

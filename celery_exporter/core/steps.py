@@ -1,0 +1,195 @@
+"""What each task event does: which state it is counted as, where the task is afterwards, what is measured.
+
+One row a type. The measuring matches events to deliveries, which `Delivery` explains; each of its functions
+books what it can and tells whether the event is of the task's newest delivery. If it is not, the task is
+further on already, and stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from operator import attrgetter
+
+from msgspec import Struct
+
+from celery_exporter.core.events import Event, exception_class
+from celery_exporter.core.facts import UNKNOWN, Fact, Key, Prefetched, Queued, Raised, Ran, Redelivered, State
+from celery_exporter.core.tasks import Delivery, Task
+
+#: Open deliveries kept for one task: redelivered more often, it has worse problems than a lost runtime.
+MAX_DELIVERIES = 8
+#: Retries of one task whose sending is remembered.
+MAX_ATTEMPTS = 100
+
+#: Worker name → the key under which what it did to the task is booked.
+KeyAt = Callable[[str], Key]
+Measure = Callable[[Task, Event, KeyAt, list[Fact]], bool]
+
+
+def _at_sent(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+    attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
+    for delivery in task.deliveries or ():
+        if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
+            delivery.ready = ready
+            if delivery.started is not None:
+                facts.append(Queued(key_at(delivery.worker), delivery.started - ready))
+    if attempt == 0:
+        task.ready = ready
+    elif len(task.resent or ()) < MAX_ATTEMPTS:
+        task.resent = {**(task.resent or {}), attempt: ready}
+    return True
+
+
+def _at_received(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+    attempt, eta = event.retries or 0, _epoch(event.eta)
+    ready = task.ready_at(attempt)
+    if task.received is not None and attempt <= task.received:
+        facts.append(Redelivered(key_at(event.hostname)))
+        ready = event.timestamp
+    task.received, received = attempt, max(event.timestamp, eta)
+    for delivery in _held(task, event):
+        if delivery.received is None and delivery.started is not None:  # it was overtaken
+            facts.append(Prefetched(key_at(event.hostname), delivery.started - received))
+            delivery.received = received
+            return False
+    _deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
+    return True
+
+
+def _at_started(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+    delivery = next((each for each in _held(task, event) if each.started is None), None)
+    if delivery is None:  # its task-received did not reach us
+        ready = task.ready if task.received is None else None
+        delivery = Delivery(event.hostname, event.pid, task.received or 0, ready, None)
+        _deliver(task, delivery)
+    if delivery.ready is not None:
+        facts.append(Queued(key_at(event.hostname), event.timestamp - delivery.ready))
+    if delivery.received is not None:
+        facts.append(Prefetched(key_at(event.hostname), event.timestamp - delivery.received))
+    delivery.started = event.timestamp
+    return task.deliveries is None or task.deliveries[-1] is delivery
+
+
+def _at_success(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+    if event.runtime is not None:
+        facts.append(Ran(key_at(event.hostname), State.SUCCESS, event.runtime))
+    return _ended(task, _last_held(task, event))
+
+
+def _at_failure(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+    facts.append(Raised(key_at(event.hostname), exception_class(event.exception) or UNKNOWN))
+    return _ended(task, _measured(_last_held(task, event), event, State.FAILURE, key_at, facts))
+
+
+def _at_retry(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+    return _ended(task, _measured(_first_held(task, event), event, State.RETRY, key_at, facts))
+
+
+def _at_rejection(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:  # noqa: ARG001  it has no runtime
+    return _ended(task, _first_held(task, event))
+
+
+def _at_revocation(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:  # noqa: ARG001  nor has it
+    return _ended(task, _last_held(task, event))
+
+
+class Effect(Struct, frozen=True):
+    """What a task event does: the state it is counted as entering, and where the task is afterwards.
+
+    `lands` is None when the task is finished. `stays` events change nothing about where the task is.
+    """
+
+    counts: State
+    measure: Measure
+    lands: State | None = None
+    stays: bool = False
+
+
+#: The transition table. All unfinished states take each event alike, for each may be the next that
+#: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
+EFFECTS = {
+    "task-sent": Effect(State.PENDING, _at_sent, stays=True),
+    "task-received": Effect(State.RECEIVED, _at_received, State.RECEIVED),
+    "task-started": Effect(State.STARTED, _at_started, State.STARTED),
+    "task-succeeded": Effect(State.SUCCESS, _at_success),
+    "task-failed": Effect(State.FAILURE, _at_failure),
+    "task-retried": Effect(State.RETRY, _at_retry, State.RETRY),
+    "task-revoked": Effect(State.REVOKED, _at_revocation),
+    "task-rejected": Effect(State.REJECTED, _at_rejection),
+    "task-cancelled": Effect(State.RETRY, _at_retry, State.RETRY),
+}
+
+
+# -- deliveries ----------------------------------------------------------------------------------------
+
+
+def _measured(
+    delivery: Delivery | None, event: Event, state: State, key_at: KeyAt, facts: list[Fact]
+) -> Delivery | None:
+    """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
+    if delivery is not None and delivery.started is not None:
+        facts.append(Ran(key_at(event.hostname), state, event.timestamp - delivery.started))
+    return delivery
+
+
+def _ended(task: Task, delivery: Delivery | None) -> bool:
+    """Close a delivery; tell whether it was the newest (as one that we know nothing of must be)."""
+    if delivery is None or task.deliveries is None:
+        return True
+    newest = task.deliveries[-1] is delivery
+    delivery.ended = True
+    if delivery.ready is not None or delivery.started is None:
+        task.deliveries.remove(delivery)
+    return newest
+
+
+def _first_held(task: Task, event: Event) -> Delivery | None:
+    """Return the delivery that an event may end after which the task goes on: the oldest one."""
+    held = _held(task, event)
+    return next((each for each in held if each.started is not None), held[0] if held else None)
+
+
+def _last_held(task: Task, event: Event) -> Delivery | None:
+    """Return the delivery that an event may end which ends the task: one of the last attempt."""
+    held = _held(task, event)
+    if len(held) < 2:
+        return held[0] if held else None
+    started = [each for each in held if each.started is not None] or held
+    return max(started, key=attrgetter("attempt"), default=None)
+
+
+def _held(task: Task, event: Event) -> list[Delivery]:
+    """Return the open deliveries to the sender's process, the oldest first."""
+    return [
+        each
+        for each in task.deliveries or ()
+        if each.worker == event.hostname and each.pid == event.pid and not each.ended
+    ]
+
+
+def _deliver(task: Task, delivery: Delivery) -> None:
+    """Add a delivery; those to an earlier process of the same worker died with it."""
+    if not task.deliveries:
+        task.deliveries = [delivery]
+        return
+    alive = [
+        each
+        for each in task.deliveries
+        if each.worker != delivery.worker or each.pid == delivery.pid or each.ended
+    ]
+    task.deliveries = [*alive[1 - MAX_DELIVERIES :], delivery]
+
+
+def _epoch(eta: str | None) -> float:
+    """Return an ISO 8601 time as epoch seconds; 0.0 (long ago) for none and for what is no time.
+
+    Celery writes UTC offsets (kombu.utils.json, celery/app/amqp.py); a time without one is UTC.
+    """
+    if not eta:
+        return 0.0
+    try:
+        parsed = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -1,0 +1,143 @@
+"""Which tasks are shown, and under which names."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from celery_exporter.core.cluster import Limits
+from celery_exporter.core.facts import HIDDEN, Key, State
+from celery_exporter.core.names import shown_as
+from celery_exporter.core.workers import Profile
+
+from .story import Story, failed, heartbeat, received, sent, started, succeeded, task_event
+
+
+def rule(regex: str, replacement: str) -> tuple[re.Pattern[str], str]:
+    return re.compile(regex), replacement
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "rules", "name", "shown"),
+    [
+        (None, None, [], "add", "add"),
+        ("shop.*", None, [], "shop.pay", "shop.pay"),
+        ("shop", None, [], "shop.pay", ""),  # the whole name has to match
+        (None, "shop.*", [], "shop.pay", ""),
+        ("shop.*", ".*pay", [], "shop.pay", ""),
+        ("shop.*", ".*pay", [], "shop.ship", "shop.ship"),
+        (None, None, [rule("job-[0-9]+", "job")], "job-17", "job"),
+        (None, None, [rule("job-[0-9]+", "job")], "job-17-b", "job-17-b"),
+        (None, None, [rule(r"(\w+)\.[0-9a-f]{4}", r"\1.N")], "report.00ff", "report.N"),
+        (None, None, [rule("a.*", "first"), rule("ab.*", "second")], "abc", "first"),
+        (None, None, [rule("job(-.*)?", r"\1")], "job", "job"),  # nothing is left: as it was
+        ("job-.*", None, [rule("job-.*", "job")], "job-1", "job"),  # chosen by the name that the app gave
+    ],
+)
+def test_a_name_is_shown_as_the_rules_say(include, exclude, rules, name, shown):
+    compiled = [pattern and re.compile(pattern) for pattern in (include, exclude)]
+    assert shown_as(*compiled, rules)(name) == shown
+
+
+def test_names_made_at_run_time_are_one_series():
+    story = Story(show=shown_as(None, None, [rule("job-[0-9]+", "job")]))
+    for number in range(5):
+        uuid, name = f"u{number}", f"job-{number}"
+        story.tell(sent(uuid, name=name), received(uuid, name=name), started(uuid), succeeded(uuid))
+    assert story.counts() == {
+        ("job", "q", state): 5 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+    }
+    assert set(story.ledger.snapshot()) == {Key("job", "q")}
+
+
+def test_a_task_that_is_not_shown_is_followed_but_in_no_sum_and_no_gauge():
+    story = Story(show=shown_as(None, re.compile("noise"), []), labels=("queue_name", "worker"))
+    story.tell(sent(name="noise"), received(name="noise"), started())
+    story.tell(failed("u2", exception="NotRegistered('noise')"), received("u3", name="noise"))
+    story.wait(3)
+    assert story.shown().cells == {}
+    assert story.shown().tasks == []
+    assert story.cluster.fallbacks.total() == 0
+    assert len(story.cluster.tasks) == 2
+    story.tell(succeeded())
+    assert set(story.ledger.snapshot()) == {HIDDEN}
+    assert len(story.cluster.tasks) == 1
+
+
+def test_a_task_without_a_name_is_shown_as_unknown_whatever_is_included():
+    story = Story(show=shown_as(re.compile("shop.*"), None, []))
+    story.tell(succeeded())
+    story.wait(3)
+    assert story.counts() == {("unknown", "unknown", "SUCCESS"): 1}
+
+
+def test_registered_tasks_are_foreseen_by_the_name_they_are_shown_as():
+    story = Story(show=shown_as(None, re.compile("noise"), [rule("job-.*", "job")]))
+    profile = Profile(queues=("q",), registered=("job-a", "job-b", "noise"))
+    story.ledger.add(story.cluster.learn({"w@h": profile}, story.moment()))
+    assert set(story.ledger.snapshot()) == {Key("job", "q")}
+
+
+# -- --series-ttl --------------------------------------------------------------------------------------
+
+
+def life(uuid: str, at: float = 0.0, **names: str) -> list[dict]:
+    return [
+        sent(uuid, at, **names),
+        received(uuid, at + 1),
+        started(uuid, at + 2),
+        failed(uuid, at + 3),
+    ]
+
+
+def test_law_5_an_idle_series_is_added_up_as_other_and_no_sum_falls():
+    story = Story(Limits(series_ttl=200), labels=("queue_name", "worker"))
+    story.tell(*life("u1", name="once"), *life("u2", name="often"))
+    story.wait(150)
+    story.tell(*life("u3", 150, name="often"))
+    story.wait(100)
+    assert {key.task_name for key in story.ledger.snapshot()} == {"often", "other"}
+    assert story.by_state("other") == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
+    assert story.by_state("often") == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "FAILURE": 2}
+    other = story.cell("other", "other", "other")
+    assert other.raised == {"ValueError": 1}
+    assert other.ran[State.FAILURE].total == 1.0
+    assert story.cell("other", "other", "").queued is None
+    assert len(story.cluster.keys) == len(story.ledger.snapshot())
+
+
+def test_a_series_with_an_open_task_is_not_idle():
+    story = Story(Limits(series_ttl=200))
+    story.tell(sent(), received(), started())
+    story.wait(1000)
+    assert set(story.ledger.snapshot()) == {Key("add", "q")}
+
+
+def test_a_series_of_a_registered_task_is_not_given_up():
+    story = Story(Limits(series_ttl=200))
+    profile = Profile(queues=("q",), registered=("add",))
+    story.ledger.add(story.cluster.learn({"w@h": profile}, story.moment()))
+    story.tell(*life("u1"), *life("u2", name="mul"), heartbeat())
+    story.wait(300)
+    assert {key.task_name for key in story.ledger.snapshot()} == {"add", "other"}
+
+
+def test_a_series_that_was_given_up_begins_anew():
+    story = Story(Limits(series_ttl=200))
+    story.tell(*life("u1"))
+    story.wait(300)
+    story.tell(*life("u1", at=300))
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
+    assert story.gauges() == {}
+    story.wait(300)
+    assert story.by_state("other")["FAILURE"] == 2
+    assert story.by_state() == {}
+
+
+def test_waits_of_tasks_that_overtook_their_task_sent_are_their_worker_s():
+    story = Story(labels=("queue_name", "worker"))
+    story.tell(received(at=1), started(at=2))
+    story.wait(3)
+    story.tell(sent(at=0), task_event("succeeded", at=3, runtime=1.0))
+    assert story.cell(worker="w@h").queued.total == 2.0
