@@ -98,6 +98,7 @@ def serve(settings: Settings) -> int:
     # What follows takes half a second to import, which --help and a wrong value need not wait for.
     from celery_exporter.broker.connection import UnusableURLError, check, masked  # noqa: PLC0415
     from celery_exporter.exposition import Exposition  # noqa: PLC0415
+    from celery_exporter.firsts import Firsts  # noqa: PLC0415
     from celery_exporter.logs import configure  # noqa: PLC0415
     from celery_exporter.monitor import Monitor  # noqa: PLC0415
     from celery_exporter.profiles import native  # noqa: PLC0415
@@ -111,8 +112,9 @@ def serve(settings: Settings) -> int:
     except (UnusableURLError, CannotListenError) as error:
         return _fail(str(error), EXIT_FAILED)
     rows = native.rows(settings.task_labels)
-    exposition = Exposition(rows, settings.metric_prefix, settings.static_labels)
-    monitor = Monitor(settings)
+    firsts = Firsts()
+    exposition = Exposition(rows, settings.metric_prefix, settings.static_labels, firsts)
+    monitor = Monitor(settings, firsts)
     app = build(monitor.snapshot, monitor.is_ready, exposition, masked(settings.broker_url))
     server = Server(app, listener)
     server.start()

@@ -19,7 +19,7 @@ from prometheus_client.utils import floatToGoString as number  # noqa: N813  wha
 
 from celery_exporter.core.ledger import Histogram
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.firsts import Firsts, Visit
+from celery_exporter.firsts import Firsts, Visit, series_id
 from celery_exporter.profiles import Row, Sample
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,12 +33,16 @@ class Exposition:
     """Rows and their settings, made once; `render` is called for each scrape."""
 
     def __init__(
-        self, rows: Sequence[Row], prefix: str = ROW_PREFIX, static_labels: Mapping[str, str] | None = None
+        self,
+        rows: Sequence[Row],
+        prefix: str = ROW_PREFIX,
+        static_labels: Mapping[str, str] | None = None,
+        firsts: Firsts | None = None,
     ) -> None:
         static = static_labels or {}
         self._families = [_family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
         self._unlabelled = _template((), static).format()
-        self._firsts = Firsts()
+        self._firsts = firsts or Firsts()
         self._process = ProcessCollector(registry=CollectorRegistry())
         names = {family.name for family in self._families}
         # OpenMetrics names a counter without its _total, and then celery_tasks_total (a counter) and
@@ -129,7 +133,7 @@ def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
 
 def _from_zero(name: str, samples: Iterable[Sample], visit: Visit) -> Iterator[Sample]:
     for values, value in samples:
-        if visit.is_new(hash((name, values))):
+        if visit.is_new(series_id(name, values)):
             yield values, Histogram([0] * len(value.counts)) if isinstance(value, Histogram) else 0
         else:
             yield values, value

@@ -13,7 +13,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from celery_exporter import __version__
@@ -22,13 +24,18 @@ from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
 from celery_exporter.broker.readers import reader_for
 from celery_exporter.broker.roster import Roster
+from celery_exporter.collector import Collector
+from celery_exporter.core import memory
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, Event, Malformed
 from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.names import shown_as
-from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
+from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
+from celery_exporter.firsts import Firsts, FirstsMemory
 from celery_exporter.settings import Settings
+from celery_exporter.statefile import StateFile
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +53,10 @@ FRESH = 12.0
 FIRST_RETRY = 0.2
 #: Seconds after which a subscription that ends was a good one, and the waits begin anew.
 SETTLED = 10.0
+#: Seconds between two savings of the state, at most; a scrape that showed something is followed by one too.
+SAVE_EVERY = 30.0
+#: … unless the last one took long: this many times as long is waited, so that it takes 5 % of a core at most.
+SAVE_SHARE = 20
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 
@@ -58,44 +69,25 @@ def back_off(first: float, longest: float, rand: Callable[[], float] = random.ra
         wait = min(wait * 2, longest)
 
 
-class Collector(Struct):
-    """A background job that runs every interval and reports on itself."""
+class State(Struct):
+    """What --state-file holds."""
 
-    name: str
-    job: Callable[[], None]
-    close: Callable[[], None]
-    wanted: Callable[[], bool] = lambda: False  # before its time
-    success: bool | None = None
-    seconds: float | None = None
-    last_success: float | None = None
-
-    def run(self) -> None:
-        """Run the job once; what goes wrong is logged, not raised."""
-        start = time.monotonic()
-        try:
-            self.job()
-        except BrokerError as error:
-            self._failed(str(error))
-        except Exception as error:
-            if self._failed(repr(error)):
-                log.debug("collector %s", self.name, exc_info=True)
-        else:
-            self.success, self.last_success = True, time.time()
-        self.seconds = time.monotonic() - start
-
-    def _failed(self, why: str) -> bool:
-        new = self.success is not False  # said once, not at every interval
-        if new:
-            log.warning("collector %s failed: %s", self.name, why)
-        self.success = False
-        return new
+    cluster: ClusterMemory
+    tasks: list[list[TaskMemory]]
+    malformed: dict[str, int]
+    reconnects: int
+    firsts: FirstsMemory
 
 
 class Monitor:
-    """Watches one broker. `start`, then `snapshot` and `is_ready` from any thread, then `stop`."""
+    """Watches one broker. `start`, then `snapshot` and `is_ready` from any thread, then `stop`.
 
-    def __init__(self, settings: Settings) -> None:
+    `firsts` is what scrapers were shown, which outlasts a restart with the rest.
+    """
+
+    def __init__(self, settings: Settings, firsts: Firsts) -> None:
         self._settings = settings
+        self._firsts = firsts
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
@@ -117,10 +109,18 @@ class Monitor:
         self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
         self._asked: set[str] | None = None  # workers known when they were last asked, with success
+        every = settings.update_interval
         self._collectors = [
-            Collector("queues", self._measure_queues, self._measure.close),
-            Collector("roster", self._ask_workers, self._roster.close, wanted=self._has_strangers),
+            Collector("queues", every, self._measure_queues, self._measure.close),
+            Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
         ]
+        self._file: StateFile[State] | None = None
+        if settings.state_file is not None:
+            self._file = StateFile(settings.state_file, State)
+            self._saved_visits, self._save_again = 0, 0.0
+            keeper = Collector("state", SAVE_EVERY, self._save, self._save_last, wanted=self._was_shown)
+            self._collectors.append(keeper)
+            self._restore(self._file)
         jobs = [(self._listen, "events"), *((self._repeat(each), each.name) for each in self._collectors)]
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for job, name in jobs]
 
@@ -158,14 +158,12 @@ class Monitor:
             depths=self._depths if self._is_measured() else {},
             unacked=self._unacked if self._is_measured() else None,
             roster_known=self._is_roster_known(),
-            collectors=[
-                CollectorView(each.name, each.success, each.seconds, each.last_success)
-                for each in self._collectors
-            ],
+            collectors=[each.view() for each in self._collectors],
             malformed=dict(self._malformed),
             event_lag=self._event_lag,
             last_event=self._last_event,
             reconnects=max(0, self._opened - 1),
+            state_errors=dict(self._file.errors) if self._file else {},
         )
 
     def _is_measured(self) -> bool:
@@ -250,7 +248,7 @@ class Monitor:
         def loop() -> None:
             while not self._stopping.is_set():
                 collector.run()
-                self._pause(self._settings.update_interval, collector.wanted)
+                self._pause(collector.every, collector.wanted)
             collector.close()
 
         return loop
@@ -260,6 +258,50 @@ class Monitor:
         while (left := end - time.monotonic()) > 0 and not wanted():
             if self._stopping.wait(min(left, POLL)):
                 return
+
+    # -- the state file ----------------------------------------------------------------------------------
+
+    def _restore(self, file: StateFile[State]) -> None:
+        state = file.load()
+        if state is None:
+            return
+        tasks = [task for part in state.tasks for task in part]
+        memory.restore(state.cluster, tasks, self._cluster, self._ledger, self._moment())
+        self._malformed.update(state.malformed)
+        self._opened = state.reconnects
+        self._firsts.restore(state.firsts)
+        age = time.time() - state.cluster.at.wall
+        log.info(
+            "restored %d label sets and %d tasks, saved %.0f s ago", len(self._cluster.keys), len(tasks), age
+        )
+
+    def _was_shown(self) -> bool:
+        """Tell whether a scraper saw sums that are not in the file: after a crash they would have fallen."""
+        return self._firsts.visits != self._saved_visits and time.monotonic() > self._save_again
+
+    def _save(self) -> None:
+        assert self._file is not None  # noqa: S101
+        begin = time.monotonic()
+        # What was shown before the sums: a series must not count as shown whose sum is not in the file.
+        self._saved_visits, firsts = self._firsts.visits, self._firsts.memory()
+        with self._lock:
+            cluster = _encoded(memory.of_cluster(self._cluster, self._ledger, self._moment()))
+            uuids = self._cluster.tasks.uuids()
+            malformed, reconnects = dict(self._malformed), max(0, self._opened)
+        parts = []
+        for start in range(0, len(uuids), CHUNK):
+            with self._lock:
+                parts.append(_encoded(memory.of_tasks(self._cluster, uuids[start : start + CHUNK])))
+        self._file.save(State(cluster, parts, malformed, reconnects, firsts))
+        now = time.monotonic()
+        self._save_again = now + SAVE_SHARE * (now - begin)
+
+    def _save_last(self) -> None:
+        """Save what is final: when no more events are applied."""
+        self._threads[0].join(POLL + 1)
+        self._collectors[-1].run()
+
+    # -- queues and workers ------------------------------------------------------------------------------
 
     def _measure_queues(self) -> None:
         with self._lock:
@@ -293,3 +335,8 @@ class Monitor:
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError("no worker answered")
+
+
+def _encoded(value: Any) -> Any:
+    """Return it as it will be in the file: a copy that the threads do not change."""
+    return msgspec.Raw(msgspec.msgpack.encode(value))

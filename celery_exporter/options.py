@@ -237,6 +237,12 @@ OPTIONS = (
         default=2.0,
     ),
     Option(
+        name="state-file",
+        help="A file with which sums and unfinished tasks outlast a restart; for one exporter.",
+        takes="a path in a folder that can be written",
+        parse=Path,
+    ),
+    Option(
         name="host",
         help="The address to listen on.",
         takes="an address of this machine",

@@ -36,6 +36,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     update_interval: float
     queues: tuple[str, ...]
     limits: Limits
+    state_file: Path | None
     host: str
     port: int
     web_config_file: Path | None

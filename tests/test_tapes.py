@@ -73,6 +73,7 @@ def surroundings(at: float) -> Surroundings:
         event_lag=0.001,
         last_event=at,
         reconnects=0,
+        state_errors={},
     )
 
 

@@ -64,6 +64,11 @@ class Keys:
             del self._known[key]
         return [Folded(key, self.admit(into)) for key, into in moves.items()]
 
+    def restore(self, key: Key) -> Key:
+        """Return a key of an earlier process, with the labels that are in use now, admitted."""
+        queue = (key.queue_name or UNKNOWN) if self.by_queue and key != HIDDEN else ""
+        return self.admit(Key(key.task_name, queue, key.worker if self.by_worker else ""))
+
     def of_worker(self, worker: str) -> list[Key]:
         """Return the keys of what this worker did."""
         return [key for key in self._known if key.worker == worker]

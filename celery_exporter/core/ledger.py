@@ -126,6 +126,10 @@ class Ledger:
         """Return a copy of all sums."""
         return {key: cell.copy() for key, cell in self._cells.items()}
 
+    def restore(self, key: Key, cell: Cell) -> None:
+        """Add the sums of an earlier process under a key."""
+        self._cell(key).absorb(cell)
+
     def _cell(self, key: Key) -> Cell:
         cell = self._cells.get(key)
         if cell is None:

@@ -80,6 +80,7 @@ class Surroundings(Struct, frozen=True):
     event_lag: float | None
     last_event: float | None
     reconnects: int
+    state_errors: Mapping[str, int]  # by operation; empty without a state file
 
 
 class Snapshot(Struct, frozen=True):

@@ -101,6 +101,10 @@ class TaskTable:
         """Return how many unfinished tasks are remembered."""
         return len(self._tasks) - len(self.finished)
 
+    def uuids(self) -> list[str]:
+        """Return the ids of all tasks, tombstones too."""
+        return list(self._tasks)
+
     def get(self, uuid: str) -> Task | None:
         """Return the task, or None when it is unheard of or forgotten."""
         return self._tasks.get(uuid)

@@ -389,6 +389,12 @@ _EXPORTER_ROWS = [
         "kind",
         attrgetter("refused"),
     ),
+    _counts(
+        "state_file_errors",
+        "Times --state-file could not be read or written.",
+        "operation",
+        attrgetter("around.state_errors"),
+    ),
     _self(
         "negative_waits_total",
         "counter",
@@ -404,7 +410,7 @@ _EXPORTER_ROWS = [
     _self(
         "series_folded_total",
         "counter",
-        "Times a label set was added up as task_name other, for --max-series.",
+        "Times a label set was added up as task_name other, for --max-series or --series-ttl.",
         attrgetter("series_folded"),
     ),
     _collector("success", "1 when the collector's last run succeeded.", attrgetter("success")),

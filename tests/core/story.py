@@ -26,7 +26,9 @@ class Story:
     ) -> None:
         self.cluster = Cluster(limits or Limits(), labels, show)
         self.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
+        self.labels = labels
         self.now = 100.0
+        self.epoch = T0  # when the listening clock began
 
     def tell(self, *events: dict) -> None:
         for found in decode(json.dumps(list(events)).encode()):
@@ -41,11 +43,11 @@ class Story:
             self.ledger.add(self.cluster.expire(self.moment()))
 
     def moment(self) -> Moment:
-        return Moment(self.now, T0 + self.now)
+        return Moment(self.now, self.epoch + self.now)
 
     def shown(self) -> Snapshot:
         around = Surroundings(
-            at=T0 + self.now,
+            at=self.epoch + self.now,
             started=T0,
             version="0",
             broker_up=True,
@@ -57,6 +59,7 @@ class Story:
             event_lag=None,
             last_event=None,
             reconnects=0,
+            state_errors={},
         )
         return take(self.cluster, self.ledger, around)
 

@@ -36,8 +36,9 @@ class Proxy:
     that no more comes, and may go on sending), `delay` (each byte comes so many seconds later).
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, source: str = "127.0.0.1") -> None:
         self._target = port
+        self._source = source  # the address that its target sees
         self._links: list[Link] = []
         self._swallowing = False
         self._delay = 0.0
@@ -145,11 +146,14 @@ class Proxy:
     def _accept(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
         try:
-            server = None if self._swallowing else socket.create_connection(("127.0.0.1", self._target), 2)
+            server = None if self._swallowing else self._connect()
         except OSError:
             client.close()
         else:
             self._links.append(Link(client, server))
+
+    def _connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self._target), 2, source_address=(self._source, 0))
 
     def _read(self, link: Link, mine: socket.socket, other: socket.socket | None) -> None:
         try:

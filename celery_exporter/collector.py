@@ -1,0 +1,53 @@
+"""Background jobs that run again and again, and how they fare."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from celery_exporter.broker.connection import BrokerError
+from celery_exporter.core.snapshot import CollectorView
+from celery_exporter.statefile import StateFileError
+
+log = logging.getLogger(__name__)
+
+
+class Collector(Struct):
+    """A background job that runs every so many seconds and reports on itself."""
+
+    name: str
+    every: float
+    job: Callable[[], None]
+    close: Callable[[], None]
+    wanted: Callable[[], bool] = lambda: False  # before its time
+    success: bool | None = None
+    seconds: float | None = None
+    last_success: float | None = None
+
+    def run(self) -> None:
+        """Run the job once; what goes wrong is logged, not raised."""
+        start = time.monotonic()
+        try:
+            self.job()
+        except (BrokerError, StateFileError) as error:
+            self._failed(str(error))
+        except Exception as error:
+            if self._failed(repr(error)):
+                log.debug("collector %s", self.name, exc_info=True)
+        else:
+            self.success, self.last_success = True, time.time()
+        self.seconds = time.monotonic() - start
+
+    def view(self) -> CollectorView:
+        """Return how it fares."""
+        return CollectorView(self.name, self.success, self.seconds, self.last_success)
+
+    def _failed(self, why: str) -> bool:
+        new = self.success is not False  # said once, not at every interval
+        if new:
+            log.warning("collector %s failed: %s", self.name, why)
+        self.success = False
+        return new

@@ -1,0 +1,148 @@
+"""What has to outlast a restart, as plain values: taken from cluster and ledger, put back into a new one.
+
+Moments of the listening clock mean nothing to the next process, so they are stored beside the clock's own
+reading, and shifted when they are put back. The time between is not silence: nobody listened. Only unfinished
+tasks grow older meanwhile, for --task-ttl is about them, not about us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.events import Event
+from celery_exporter.core.facts import Key, Moment, State
+from celery_exporter.core.ledger import Cell, Ledger
+from celery_exporter.core.tasks import Delivery, Task
+from celery_exporter.core.workers import Worker
+
+
+class TaskMemory(Struct, array_like=True, gc=False):
+    """A task; `state` is None for one that is finished, `key` for one that was not introduced yet."""
+
+    uuid: str
+    heard: float
+    key: Key | None
+    state: State | None
+    since: float
+    ready: float | None
+    resent: dict[int, float] | None
+    received: int | None
+    deliveries: list[Delivery] | None
+    ended_by: str
+    parked: list[Event] | None
+
+
+class ClusterMemory(Struct):
+    """Everything but the tasks, of which there may be so many that they are taken a part at a time."""
+
+    at: Moment
+    runtime_bounds: Sequence[float]
+    wait_bounds: Sequence[float]
+    cells: list[tuple[Key, Cell]]
+    negative_waits: int
+    workers: list[Worker]
+    queues: list[str]
+    events: Mapping[str, int]
+    fallbacks: Mapping[str, int]
+    refused: Mapping[str, int]
+    folded: int
+    evicted: int
+
+
+def of_cluster(cluster: Cluster, ledger: Ledger, now: Moment) -> ClusterMemory:
+    """Return what is to be remembered; it shares with the cluster, so encode it before that goes on."""
+    return ClusterMemory(
+        at=now,
+        runtime_bounds=ledger.runtime_bounds,
+        wait_bounds=ledger.wait_bounds,
+        cells=list(ledger.snapshot().items()),
+        negative_waits=ledger.negative_waits,
+        workers=list(cluster.workers.values()),
+        queues=sorted(cluster.queues),
+        events=cluster.events,
+        fallbacks=cluster.fallbacks,
+        refused=cluster.refused,
+        folded=cluster.keys.folded,
+        evicted=cluster.tasks.evicted,
+    )
+
+
+def of_tasks(cluster: Cluster, uuids: Iterable[str]) -> list[TaskMemory]:
+    """Return what is to be remembered of these tasks, as far as they are still there; shared, as above."""
+    found = map(cluster.tasks.get, uuids)
+    return [_of_task(task) for task in found if task is not None]
+
+
+def _of_task(task: Task) -> TaskMemory:
+    return TaskMemory(
+        task.uuid,
+        task.heard,
+        None if task.kind is None else task.kind.key,
+        task.state,
+        task.since,
+        task.ready,
+        task.resent,
+        task.received,
+        task.deliveries,
+        task.ended_by,
+        task.parked,
+    )
+
+
+def restore(
+    memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster, ledger: Ledger, now: Moment
+) -> None:
+    """Put everything back into a cluster and a ledger that are new.
+
+    Labels, bounds and limits are today's: sums under a label that is not in use any more are added up without
+    it, and histograms over other bounds begin anew, for nobody can tell where their observations belong.
+    """
+    shift = now.listened - memory.at.listened
+    for key, cell in memory.cells:
+        ledger.restore(cluster.keys.restore(key), _fitting(cell, memory, ledger))
+    ledger.negative_waits = memory.negative_waits
+    for worker in memory.workers:
+        worker.heard += shift
+        worker.down_since = None if worker.down_since is None else worker.down_since + shift
+        worker.skew_until = now.listened
+        cluster.workers[worker.name] = worker
+    cluster.queues.update(memory.queues)
+    cluster.events.update({kind: count for kind, count in memory.events.items() if kind in cluster.events})
+    cluster.fallbacks.update(memory.fallbacks)
+    cluster.refused.update(memory.refused)
+    cluster.keys.folded, cluster.tasks.evicted = memory.folded, memory.evicted
+    away = max(0.0, now.wall - memory.at.wall)
+    # A room is in the order in which its tasks were last heard of, and expiry relies on it.
+    for task in sorted(tasks, key=lambda task: task.heard):
+        _restore_task(task, cluster, shift, away, now)
+
+
+def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Moment) -> None:
+    heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
+    if heard < now.listened - cluster.limits.task_ttl:
+        return
+    task = cluster.tasks.new(memory.uuid, heard)
+    task.parked = memory.parked
+    if memory.key is None:
+        return
+    kind = cluster.tasks.kind(cluster.keys.restore(memory.key))
+    kind.heard = max(kind.heard, heard)
+    cluster.tasks.move(task, kind, memory.state or State.PENDING, memory.since)
+    task.ready, task.resent, task.received = memory.ready, memory.resent, memory.received
+    task.ended_by, task.deliveries = memory.ended_by, memory.deliveries
+    for delivery in task.deliveries or ():
+        worker = cluster.workers.get(delivery.worker)
+        delivery.worker = worker.name if worker else delivery.worker  # one string for all its tasks
+    if memory.state is None:
+        cluster.tasks.finish(task)
+
+
+def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:
+    if tuple(memory.runtime_bounds) != ledger.runtime_bounds:
+        cell.ran = {}
+    if tuple(memory.wait_bounds) != ledger.wait_bounds:
+        cell.queued = cell.prefetched = None
+    return cell

@@ -1,0 +1,201 @@
+"""A restart changes nothing: what is put back goes on as if it had never been taken out."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_exporter.core import memory
+from celery_exporter.core.cluster import Limits
+from celery_exporter.core.facts import HIDDEN, Key
+from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.memory import ClusterMemory, TaskMemory
+from celery_exporter.core.workers import Profile
+
+from .story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded, task_event
+from .test_cluster import LIFE, anything
+
+
+def restarted(old: Story, away: float = 0.0, clock: float = 0.0, **changed) -> Story:
+    """Return a story that goes on from what the old one left, through the bytes of a state file."""
+    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    whole = msgspec.msgpack.decode(msgspec.msgpack.encode(said), type=ClusterMemory)
+    uuids = old.cluster.tasks.uuids()
+    tasks = msgspec.msgpack.encode(memory.of_tasks(old.cluster, uuids))
+    new = Story(**{"limits": old.cluster.limits, "labels": old.labels, **changed})
+    new.now, new.epoch = clock, old.epoch + old.now + away - clock
+    memory.restore(
+        whole, msgspec.msgpack.decode(tasks, type=list[TaskMemory]), new.cluster, new.ledger, new.moment()
+    )
+    return new
+
+
+def seen(story: Story) -> tuple:
+    workers = {
+        name: (worker.up, worker.pid, worker.processed_total, worker.restarts, worker.missed, worker.events)
+        for name, worker in story.cluster.workers.items()
+    }
+    cells = {key: msgspec.to_builtins(cell) for key, cell in story.ledger.snapshot().items()}
+    return cells, story.gauges(), workers, story.cluster.fallbacks, len(story.cluster.tasks)
+
+
+tales = st.lists(
+    st.tuples(
+        anything
+        | st.builds(heartbeat, st.sampled_from(["a@h", "b@h"]), st.floats(0, 9), processed=st.integers(0, 9)),
+        st.sampled_from([0.0, 0.5, 3.0, 70.0]),
+    ),
+    max_size=16,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(tales, tales)
+def test_whatever_happened_a_restart_in_between_changes_no_sum(before, after):
+    whole = Story(labels=("queue_name", "worker"))
+    for event, pause in before:
+        whole.tell(event)
+        whole.wait(pause)
+    broken = restarted(whole, clock=whole.now)
+    for event, pause in after:
+        for story in (whole, broken):
+            story.tell(event)
+            story.wait(pause)
+    for story in (whole, broken):
+        story.wait(3)
+    assert seen(broken) == seen(whole)
+
+
+def test_an_unfinished_task_keeps_its_name_its_queue_and_its_times():
+    story = restarted(told(sent(), received(at=1), started(at=2)), away=60)
+    assert story.gauges() == {"STARTED": 1}
+    story.tell(failed(at=5))
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
+    assert story.cell().queued.total == 2.0
+    assert [histogram.total for histogram in story.cell().ran.values()] == [3.0]
+
+
+def told(*events: dict, **options) -> Story:
+    story = Story(**options)
+    story.tell(*events)
+    return story
+
+
+def test_an_unfinished_task_that_is_older_than_its_time_is_dropped():
+    limits = Limits(task_ttl=100)
+    old = told(sent("u1"), limits=limits)
+    old.wait(60)
+    old.tell(sent("u2"))
+    story = restarted(old, away=60)
+    assert story.gauges() == {"PENDING": 1}
+    story.tell(received("u2"))
+    assert story.gauges() == {"RECEIVED": 1}
+
+
+def test_the_time_away_makes_no_worker_silent():
+    old = told(heartbeat(), limits=Limits(worker_timeout=60))
+    old.wait(50)
+    story = restarted(old, away=1_000_000)
+    story.wait(9)
+    assert story.cluster.workers["w@h"].up
+    story.wait(3)
+    assert not story.cluster.workers["w@h"].up
+
+
+def test_what_was_started_while_we_were_away_is_missed():
+    old = told(heartbeat(at=0, processed=5), started(at=1), heartbeat(at=2, processed=6))
+    story = restarted(old, away=60)
+    story.tell(heartbeat(at=62, processed=26), heartbeat(at=64, processed=26))
+    assert story.cluster.workers["w@h"].missed == 20
+    assert story.cluster.workers["w@h"].processed_total == 26
+
+
+def test_events_that_waited_for_their_task_sent_wait_on():
+    story = restarted(told(received(), started()), away=10)
+    story.tell(sent(), succeeded())
+    assert story.counts() == {
+        ("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+    }
+
+
+def test_a_late_event_of_a_finished_task_finds_its_tombstone():
+    story = restarted(told(*LIFE), away=5)
+    story.tell(retried(at=0.25))
+    assert story.by_state()["RETRY"] == 1
+    assert story.gauges() == {}
+    assert story.cluster.fallbacks.total() == 0
+
+
+def test_the_oldest_stays_the_oldest_and_expiry_goes_by_age():
+    old = Story(Limits(task_ttl=100))
+    for number in range(5):
+        old.tell(sent(f"u{number}", at=number))
+        old.wait(10)
+    old.tell(task_event("revoked", "u4"))
+    story = restarted(old)
+    (pending,) = [group for group in story.cluster.tasks.in_states() if group.state.name == "PENDING"]
+    assert (pending.count, pending.since) == (4, T0)
+    story.wait(75)
+    assert story.gauges() == {"PENDING": 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "key"),
+    [
+        (("queue_name", "worker"), Key("add", "q", "w@h")),
+        (("queue_name",), Key("add", "q")),
+        ((), Key("add")),
+        (("worker",), Key("add", "", "w@h")),
+    ],
+)
+def test_labels_that_are_not_in_use_any_more_are_summed_away(labels, key):
+    story = restarted(told(*LIFE, labels=("queue_name", "worker")), labels=labels)
+    assert story.ledger.snapshot()[key].moved[3] == 1
+    assert sum(cell.moved[0] for cell in story.ledger.snapshot().values()) == 1
+
+
+def test_a_label_that_is_new_has_no_value_for_the_sums_of_before():
+    story = restarted(told(*LIFE, labels=()), labels=("queue_name",))
+    assert set(story.ledger.snapshot()) == {Key("add", "unknown")}
+
+
+def test_hidden_tasks_stay_hidden():
+    old = told(sent(name="noise"), show=lambda _: "")
+    story = restarted(old)
+    assert set(story.ledger.snapshot()) == {HIDDEN}
+    assert story.shown().cells == {}
+
+
+def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
+    old = told(*LIFE)
+    story = Story()
+    story.ledger = Ledger((1.0,), (0.1, 1.0, 10.0))
+    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    memory.restore(said, [], story.cluster, story.ledger, story.moment())
+    cell = story.cell()
+    assert cell.moved[3] == 1
+    assert cell.ran == {}
+    assert sum(cell.queued.counts) == 1
+
+
+def test_counters_of_our_own_go_on():
+    old = told(received(at=9), sent(at=10), started("u2"), limits=Limits(max_series=1))
+    old.wait(3)
+    old.cluster.tasks.evicted, old.ledger.negative_waits = 7, 3
+    story = restarted(old)
+    assert story.cluster.events == old.cluster.events
+    assert story.cluster.fallbacks == old.cluster.fallbacks
+    assert story.cluster.queues == {"q"}
+    assert (story.cluster.tasks.evicted, story.ledger.negative_waits) == (7, 3)
+    assert story.cluster.keys.folded >= old.cluster.keys.folded > 0
+
+
+def test_what_workers_answered_is_known_at_once():
+    old = told(heartbeat())
+    old.cluster.learn({"w@h": Profile(queues=("mail",), pool="solo")}, old.moment())
+    story = restarted(old)
+    story.tell(received())
+    story.wait(3)
+    assert story.counts() == {("add", "mail", "RECEIVED"): 1}

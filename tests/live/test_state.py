@@ -1,0 +1,157 @@
+"""A restart with --state-file: sums go on, tasks keep their names, and Prometheus sees no reset."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from harness.events import one_task, publish_events
+from harness.exporter import SCRAPER, Exporter
+from harness.marks import on_redis
+from harness.proxy import Proxy
+from harness.servers import Prometheus
+from harness.waiting import eventually, until_equal
+
+COUNTING = ("_total", "_count", "_bucket", "_sum")
+OWN = ("process_", "celery_exporter_collector", "celery_exporter_reconnects", "celery_exporter_state")
+
+
+def counters(samples):
+    """Return the sums over tasks and workers."""
+    return {
+        series: value
+        for series, value in samples.items()
+        if series[0].endswith(COUNTING) and not series[0].startswith(OWN)
+    }
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "kept" / "state"
+
+
+@pytest.fixture
+def kept(exporter, state):
+    """Make exporters that share a state file; it takes another's port to be its successor for Prometheus."""
+    state.parent.mkdir()
+
+    def make(port: int = 0) -> Exporter:
+        return exporter("--state-file", str(state), "--task-labels", "queue_name,worker", port=port)
+
+    return make
+
+
+def test_sums_and_unfinished_tasks_outlast_a_restart(running, kept, broker):
+    """Each counter is what it was, a task goes on under its name, and its wait is measured."""
+    app = running(kept()).connected()
+    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *one_task(2)[:2])
+    until_equal(lambda: app.total("celery_tasks_total", state="RECEIVED"), 2)
+    before = counters(app.samples())
+    app.end_well()
+
+    app = running(kept()).connected()
+    assert counters(app.samples()) == before
+    assert app.value("celery_tasks", state="RECEIVED", task_name="made.up", queue_name="made") == 1
+    publish_events(broker.url, *one_task(2)[2:])
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 2)
+    assert app.samples().label_values("task_name", "celery_tasks_total") == {"made.up"}
+    assert app.total("celery_task_queue_wait_seconds_count") == 2
+    assert app.total("celery_exporter_label_fallbacks_total") == 0
+    assert app.total("celery_exporter_state_file_errors_total") == 0
+    assert app.value("celery_exporter_collector_success", collector="state") == 1
+
+
+def saved(app: Exporter) -> float:
+    return app.value("celery_exporter_collector_last_success_timestamp_seconds", collector="state") or 0
+
+
+@on_redis
+def test_no_counter_that_prometheus_saw_falls_when_the_process_is_killed(running, kept, broker):
+    """A scrape is followed by a save, so what was shown is in the file soon after."""
+    app = running(kept()).connected()
+    publish_events(broker.url, *one_task(1))
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
+    seen = counters(app.samples(SCRAPER))
+    when = saved(app)
+    eventually(lambda: saved(app) > when)
+    os.kill(app.pid, signal.SIGKILL)
+    app.wait()
+
+    app = running(kept()).connected()
+    after = app.samples()
+    assert [series for series, was in seen.items() if after.get(series, 0) < was] == []
+    assert app.total("celery_tasks_total", state="SUCCESS") == 1
+
+
+@on_redis
+@pytest.mark.parametrize("content", [b"", b"nothing of ours\n", b"celery-exporter state 1 00\ndamaged"])
+def test_a_file_that_is_no_state_is_said_shown_and_kept(running, kept, state, content):
+    """The exporter starts fresh, and what was there is moved aside."""
+    app = kept()
+    state.write_bytes(content)
+    running(app).connected()
+    assert app.value("celery_exporter_state_file_errors_total", operation="read") == 1
+    assert [line for line in app.text().splitlines() if "level=error" in line and str(state) in line]
+    app.end_well()
+    assert state.with_name("state.unread-1").read_bytes() == content
+    assert state.read_bytes().startswith(b"celery-exporter state")
+
+
+@on_redis
+def test_a_file_that_cannot_be_written_is_said_and_shown(running, kept, state):
+    """It runs all the same."""
+    app = kept()
+    state.parent.rmdir()
+    running(app).connected()
+    eventually(lambda: app.value("celery_exporter_state_file_errors_total", operation="write"))
+    assert app.value("celery_exporter_collector_success", collector="state") == 0
+    assert f"cannot write {state}" in app.text()
+
+
+class Walls:
+    """Two Prometheus servers on two hosts, as the exporter sees it."""
+
+    def __init__(self, first: Prometheus, second: Prometheus) -> None:
+        self.servers = (first, second)
+
+    def show(self, promql: str) -> None:
+        """Wait until both of them have a sample for a query."""
+        for server in self.servers:
+            eventually(lambda: server.query(promql), 15, what=promql)  # noqa: B023  called here
+
+
+def count_of(exception: str) -> str:
+    return f'celery_task_failures_total{{exception="{exception}"}}'
+
+
+@on_redis
+@pytest.mark.parametrize("keeps", [True, False])
+def test_law_6_first_failures_are_seen_by_two_prometheus_servers_across_a_restart(
+    running, kept, exporter, broker, tmp_path, keeps
+):
+    """Each sees 0 before it sees 1, so increase() is 1; what was kept is not shown at 0 again."""
+    make = kept if keeps else lambda port=0: exporter(port=port)
+    app = running(make()).connected()
+
+    def fails(number: int, exception: str) -> None:
+        *life, end = one_task(number)
+        publish_events(broker.url, *life, {**end, "type": "task-failed", "exception": f"{exception}('x')"})
+        walls.show(f"{count_of(exception)} == 1")
+        walls.show(f"changes({count_of(exception)}[1m]) == 1")
+        walls.show(f"resets({count_of(exception)}[1m]) == 0")
+
+    with Proxy(app.port, source="127.0.0.2") as other_host:
+        first = Prometheus(tmp_path / "first", f"127.0.0.1:{app.port}")
+        second = Prometheus(tmp_path / "second", f"127.0.0.1:{other_host.port}")
+        walls = Walls(*running(first, second))
+        walls.show("up == 1")
+        fails(1, "FirstError")
+        walls.show(f"increase({count_of('FirstError')}[1m]) > 0.9")
+        app.end_well()
+        app = running(make(app.port)).connected()
+        fails(2, "SecondError")
+        walls.show(f"increase({count_of('SecondError')}[1m]) > 0.9")
+        if keeps:
+            walls.show(f"changes({count_of('FirstError')}[1m]) == 1")
+            walls.show(f"{count_of('FirstError')} == 1")
