@@ -92,7 +92,8 @@ class Monitor:
         self._stopping = threading.Event()
         show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
         self._cluster = Cluster(settings.limits, settings.task_labels, show)
-        self._ledger = Ledger(settings.buckets, settings.queue_wait_buckets)
+        most = settings.limits.max_series
+        self._ledger = Ledger(settings.buckets, settings.queue_wait_buckets, most)
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
         self._reader = reader_for(settings)
         self._started = time.time()

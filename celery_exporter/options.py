@@ -191,9 +191,9 @@ OPTIONS = (
     ),
     Option(
         name="max-series",
-        help="Label sets of task metrics kept; further ones are added up under task_name other.",
-        takes="a whole number, 10 or more",
-        parse=parsing.whole(10, 10**7),
+        help="Label sets in each family of task metrics; further ones are added up under task_name other.",
+        takes="a whole number, 100 or more",
+        parse=parsing.whole(100, 10**7),
         default=20_000,
     ),
     Option(

@@ -46,7 +46,7 @@ class Limits(Struct, frozen=True):
     worker_purge: float | None = 600.0  # None: silent workers are never forgotten
     task_ttl: float = 86_400.0
     max_tasks: int = 300_000
-    max_series: int = 20_000
+    max_series: int = 20_000  # in a family; celery_tasks_total has one for each key and state
     series_ttl: float | None = None  # None: idle label sets stay
 
 
@@ -62,7 +62,7 @@ class Cluster:
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
         self.queues: set[str] = set()  # named by events and workers
-        self.keys = Keys(limits.max_series, labels, show)
+        self.keys = Keys(limits.max_series // len(State), labels, show)
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})

@@ -66,19 +66,11 @@ class Cell(Struct):
         """Return a cell in which nothing happened yet."""
         return cls([0] * len(State), {}, {}, 0, {}, None, None)
 
-    def count(self, exception: str, times: int) -> None:
-        """Count failures with an exception; one that there is no room for is `other`."""
-        if exception not in self.raised and len(self.raised) >= MAX_EXCEPTIONS and exception != UNKNOWN:
-            exception = OTHER
-        self.raised[exception] = self.raised.get(exception, 0) + times
-
     def absorb(self, other: Cell) -> None:
-        """Add another cell's sums to these."""
+        """Add another cell's sums to these, but for its failures."""
         self.moved = [mine + theirs for mine, theirs in zip(self.moved, other.moved, strict=True)]
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
-        for exception, count in other.raised.items():
-            self.count(exception, count)
         self.redelivered += other.redelivered
         for state, histogram in other.ran.items():
             self.ran[state] = _merged(self.ran.get(state), histogram)
@@ -108,13 +100,19 @@ def _merged(mine: Histogram | None, theirs: Histogram) -> Histogram:
 class Ledger:
     """Sums of facts by key.
 
-    `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf.
+    `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
+    are the one label whose values are not in the key; there are `max_failures` series of them at most.
     """
 
-    def __init__(self, runtime_bounds: Sequence[float], wait_bounds: Sequence[float]) -> None:
+    def __init__(
+        self, runtime_bounds: Sequence[float], wait_bounds: Sequence[float], max_failures: int = 20_000
+    ) -> None:
         self.runtime_bounds = tuple(runtime_bounds)
         self.wait_bounds = tuple(wait_bounds)
         self.negative_waits = 0  # that were counted as 0 s
+        self.folded = 0  # failures whose exception was counted as other
+        self._failures = 0  # series of them
+        self._max_failures = max_failures
         self._cells: dict[Key, Cell] = {}
 
     def add(self, facts: Iterable[Fact]) -> None:
@@ -128,7 +126,7 @@ class Ledger:
 
     def restore(self, key: Key, cell: Cell) -> None:
         """Add the sums of an earlier process under a key."""
-        self._cell(key).absorb(cell)
+        self._absorb(key, cell)
 
     def _cell(self, key: Key) -> Cell:
         cell = self._cells.get(key)
@@ -146,7 +144,18 @@ class Ledger:
             cell.last[fact.state] = fact.at
 
     def _raised(self, fact: Raised) -> None:
-        self._cell(fact.key).count(fact.exception, 1)
+        self._count(self._cell(fact.key), fact.exception, 1)
+
+    def _count(self, cell: Cell, exception: str, times: int) -> None:
+        """Count failures with an exception; one that there is no room for is `other`."""
+        raised = cell.raised
+        if exception not in raised:
+            full = len(raised) >= MAX_EXCEPTIONS or self._failures >= self._max_failures
+            if full and exception not in (UNKNOWN, OTHER):
+                self.folded += times
+                exception = OTHER
+            self._failures += exception not in raised
+        raised[exception] = raised.get(exception, 0) + times
 
     def _ran(self, fact: Ran) -> None:
         ran = self._cell(fact.key).ran
@@ -172,7 +181,14 @@ class Ledger:
     def _folded(self, fact: Folded) -> None:
         cell = self._cells.pop(fact.key, None)
         if cell is not None:
-            self._cell(fact.into).absorb(cell)
+            self._failures -= len(cell.raised)
+            self._absorb(fact.into, cell)
+
+    def _absorb(self, key: Key, other: Cell) -> None:
+        cell = self._cell(key)
+        cell.absorb(other)
+        for exception, times in other.raised.items():
+            self._count(cell, exception, times)
 
     def _clamped(self, seconds: float) -> float:
         """Return a time between two clocks: one below 0 is their skew, and counted as such."""

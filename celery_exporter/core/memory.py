@@ -43,6 +43,7 @@ class ClusterMemory(Struct):
     wait_bounds: Sequence[float]
     cells: list[tuple[Key, Cell]]
     negative_waits: int
+    exceptions_folded: int
     workers: list[Worker]
     queues: list[str]
     events: Mapping[str, int]
@@ -60,6 +61,7 @@ def of_cluster(cluster: Cluster, ledger: Ledger, now: Moment) -> ClusterMemory:
         wait_bounds=ledger.wait_bounds,
         cells=list(ledger.snapshot().items()),
         negative_waits=ledger.negative_waits,
+        exceptions_folded=ledger.folded,
         workers=list(cluster.workers.values()),
         queues=sorted(cluster.queues),
         events=cluster.events,
@@ -103,7 +105,7 @@ def restore(
     shift = now.listened - memory.at.listened
     for key, cell in memory.cells:
         ledger.restore(cluster.keys.restore(key), _fitting(cell, memory, ledger))
-    ledger.negative_waits = memory.negative_waits
+    ledger.negative_waits, ledger.folded = memory.negative_waits, memory.exceptions_folded
     for worker in memory.workers:
         worker.heard += shift
         worker.down_since = None if worker.down_since is None else worker.down_since + shift

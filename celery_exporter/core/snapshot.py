@@ -120,7 +120,7 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         tasks_evicted=cluster.tasks.evicted,
         negative_waits=ledger.negative_waits,
         series=len(cluster.keys),
-        series_folded=cluster.keys.folded,
+        series_folded=cluster.keys.folded + ledger.folded,
     )
 
 

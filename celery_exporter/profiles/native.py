@@ -410,7 +410,7 @@ _EXPORTER_ROWS = [
     _self(
         "series_folded_total",
         "counter",
-        "Times a label set was added up as task_name other, for --max-series or --series-ttl.",
+        "Times a task name, or an exception, was counted as other, for --max-series or --series-ttl.",
         attrgetter("series_folded"),
     ),
     _collector("success", "1 when the collector's last run succeeded.", attrgetter("success")),

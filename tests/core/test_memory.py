@@ -181,7 +181,7 @@ def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
 
 
 def test_counters_of_our_own_go_on():
-    old = told(received(at=9), sent(at=10), started("u2"), limits=Limits(max_series=1))
+    old = told(received(at=9), sent(at=10), started("u2"), limits=Limits(max_series=8))
     old.wait(3)
     old.cluster.tasks.evicted, old.ledger.negative_waits = 7, 3
     story = restarted(old)

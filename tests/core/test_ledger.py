@@ -1,0 +1,104 @@
+"""Sums only grow, folding moves them, and there are no more series than somebody chose."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_exporter.core.facts import Folded, Key, Moved, Prefetched, Queued, Raised, Ran, Redelivered, State
+from celery_exporter.core.ledger import MAX_EXCEPTIONS, Ledger
+
+A, B = Key("a", "q"), Key("b", "q")
+
+
+def ledger(*facts, most: int = 1000) -> Ledger:
+    made = Ledger((1.0, 2.0), (10.0,), most)
+    made.add(facts)
+    return made
+
+
+def raised(key: Key, count: int, first: int = 0) -> list[Raised]:
+    return [Raised(key, f"Error{number}") for number in range(first, first + count)]
+
+
+def test_an_observation_is_in_the_first_bucket_that_is_not_below_it():
+    found = ledger(*(Ran(A, State.SUCCESS, seconds) for seconds in (0.0, 1.0, 1.5, 2.0, 2.1)))
+    histogram = found.snapshot()[A].ran[State.SUCCESS]
+    assert (histogram.counts, histogram.total) == ([2, 2, 1], pytest.approx(6.6))
+
+
+def test_waits_have_bounds_of_their_own():
+    cell = ledger(Queued(A, 9.0), Queued(A, 11.0), Prefetched(A, 10.0)).snapshot()[A]
+    assert (cell.queued.counts, cell.prefetched.counts) == ([1, 1], [1, 0])
+
+
+def test_a_time_below_0_is_0_and_counted():
+    found = ledger(Ran(A, State.RETRY, -1.0), Queued(A, -0.1), Prefetched(A, -5.0), Queued(A, 0.0))
+    cell = found.snapshot()[A]
+    assert (cell.ran[State.RETRY].total, cell.queued.total, cell.prefetched.total) == (0.0, 0.0, 0.0)
+    assert found.negative_waits == 3
+
+
+def test_the_newest_moment_of_a_state_is_kept():
+    cell = ledger(Moved(A, State.SUCCESS, 5.0), Moved(A, State.SUCCESS, 3.0)).snapshot()[A]
+    assert (cell.moved[State.SUCCESS], cell.last) == (2, {State.SUCCESS: 5.0})
+
+
+def test_a_task_has_so_many_exceptions_and_the_rest_is_other():
+    found = ledger(*raised(A, MAX_EXCEPTIONS + 7), *raised(A, 1), Raised(A, "unknown"), *raised(B, 1))
+    cell = found.snapshot()[A]
+    assert len(cell.raised) == MAX_EXCEPTIONS + 2
+    assert (cell.raised["other"], cell.raised["Error0"], cell.raised["unknown"]) == (7, 2, 1)
+    assert found.snapshot()[B].raised == {"Error0": 1}
+    assert found.folded == 7
+
+
+def test_all_tasks_together_have_so_many_exceptions():
+    found = ledger(*raised(A, 3), *raised(B, 3), most=4)
+    assert found.snapshot()[A].raised == {"Error0": 1, "Error1": 1, "Error2": 1}
+    assert found.snapshot()[B].raised == {"Error0": 1, "other": 2}
+    assert found.folded == 2
+
+
+def test_folding_moves_every_sum_and_gives_room_back():
+    everything = [
+        Moved(A, State.FAILURE, 5.0),
+        Ran(A, State.FAILURE, 1.5),
+        Queued(A, 3.0),
+        Prefetched(A, 4.0),
+        Redelivered(A),
+        *raised(A, 2),
+    ]
+    found = ledger(*everything, *raised(B, 1), Moved(B, State.FAILURE, 6.0), most=3)
+    before = found.snapshot()[A]
+    found.add([Folded(A, B)])
+    cell = found.snapshot()[B]
+    assert A not in found.snapshot()
+    assert cell.moved[State.FAILURE] == 2
+    assert cell.last == {State.FAILURE: 6.0}
+    assert (cell.ran, cell.queued, cell.prefetched) == (before.ran, before.queued, before.prefetched)
+    assert cell.redelivered == 1
+    assert cell.raised == {"Error0": 2, "Error1": 1}
+    found.add(raised(B, 1, first=5))  # two were left
+    assert cell.raised | {"Error5": 1} == found.snapshot()[B].raised
+    assert found.folded == 0
+
+
+def test_folding_adds_histograms_up():
+    found = ledger(Queued(A, 3.0), Queued(B, 20.0), Ran(A, State.SUCCESS, 1.0), Ran(B, State.SUCCESS, 2.0))
+    found.add([Folded(A, B)])
+    cell = found.snapshot()[B]
+    assert (cell.queued.counts, cell.queued.total) == ([1, 1], 23.0)
+    assert (cell.ran[State.SUCCESS].counts, cell.ran[State.SUCCESS].total) == ([1, 1, 0], 3.0)
+
+
+def test_folding_what_nobody_counted_is_nothing():
+    found = ledger(Folded(A, B))
+    assert found.snapshot() == {}
+
+
+def test_a_snapshot_does_not_change_with_what_comes_later():
+    facts = [Moved(A, State.SUCCESS, 1.0), Ran(A, State.SUCCESS, 1.0), Queued(A, 1.0), *raised(A, 1)]
+    found = ledger(*facts, Prefetched(A, 1.0))
+    before = found.snapshot()
+    found.add([*facts, Prefetched(A, 1.0), Redelivered(A)])
+    assert before == ledger(*facts, Prefetched(A, 1.0)).snapshot()
