@@ -192,9 +192,11 @@ class Cluster:
             self._rename(task, event)
         kind = task.kind
         assert kind is not None  # noqa: S101  introduced, or it would not be here
-        newest = effect.measure(task, event, partial(self._key_at, kind.key), self._facts)
-        key = kind.key if sent else self._key_at(kind.key, event.hostname)
-        self._facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
+        delivery = effect.find(task, event)
+        key = delivery.key if delivery is not None and delivery.key is not None else kind.key
+        newest = effect.measure(task, event, delivery, partial(self._key_at, key), self._facts)
+        done = key if sent else self._key_at(key, event.hostname)
+        self._facts.append(Moved(done, effect.counts, min(event.timestamp, now.wall)))
         if not effect.stays and newest and (task.state is not None or self._opens(task, event, now)):
             self._land(task, event, effect)
         task.heard = kind.heard = now.listened
@@ -206,8 +208,12 @@ class Cluster:
         if key.task_name == OTHER or sent.name is None:
             return
         true = self.keys.of_task(sent.name, sent.queue or key.queue_name)
-        if true != key:
-            self.tasks.rename(task, self.tasks.kind(true))
+        if true == key:
+            return
+        for delivery in task.deliveries or ():
+            if delivery.attempt < (sent.retries or 0) and delivery.key is None:
+                delivery.key = key
+        self.tasks.rename(task, self.tasks.kind(true))
 
     def _key_at(self, key: Key, worker: str) -> Key:
         """Return the key for what a worker did; one that there was no room for is `other`."""

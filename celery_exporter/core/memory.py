@@ -138,6 +138,7 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     for delivery in task.deliveries or ():
         worker = cluster.workers.get(delivery.worker)
         delivery.worker = worker.name if worker else delivery.worker  # one string for all its tasks
+        delivery.key = None if delivery.key is None else cluster.keys.restore(delivery.key)
     if memory.state is None:
         cluster.tasks.finish(task)
 

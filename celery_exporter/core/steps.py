@@ -22,12 +22,14 @@ MAX_DELIVERIES = 8
 #: Retries of one task whose sending is remembered.
 MAX_ATTEMPTS = 100
 
-#: Worker name → the key under which what it did to the task is booked.
+#: The delivery that an event speaks of, if it is known.
+Find = Callable[[Task, Event], Delivery | None]
+#: Worker name → the key under which what it did is booked.
 KeyAt = Callable[[str], Key]
-Measure = Callable[[Task, Event, KeyAt, list[Fact]], bool]
+Measure = Callable[[Task, Event, Delivery | None, KeyAt, list[Fact]], bool]
 
 
-def _at_sent(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+def _at_sent(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts: list[Fact]) -> bool:
     attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
     for delivery in task.deliveries or ():
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
@@ -41,7 +43,7 @@ def _at_sent(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool
     return True
 
 
-def _at_received(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+def _at_received(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts: list[Fact]) -> bool:
     attempt, eta = event.retries or 0, _epoch(event.eta)
     ready = task.ready_at(attempt)
     if task.received is not None and attempt <= task.received:
@@ -57,8 +59,9 @@ def _at_received(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> 
     return True
 
 
-def _at_started(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
-    delivery = next((each for each in _held(task, event) if each.started is None), None)
+def _at_started(
+    task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]
+) -> bool:
     if delivery is None:  # its task-received did not reach us
         ready = task.ready if task.received is None else None
         delivery = Delivery(event.hostname, event.pid, task.received or 0, ready, None)
@@ -71,66 +74,47 @@ def _at_started(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> b
     return task.deliveries is None or task.deliveries[-1] is delivery
 
 
-def _at_success(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+def _at_success(
+    task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]
+) -> bool:
     if event.runtime is not None:
         facts.append(Ran(key_at(event.hostname), State.SUCCESS, event.runtime))
-    return _ended(task, _last_held(task, event))
+    return _ended(task, delivery)
 
 
-def _at_failure(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
+def _at_failure(
+    task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]
+) -> bool:
     facts.append(Raised(key_at(event.hostname), exception_class(event.exception) or UNKNOWN))
-    return _ended(task, _measured(_last_held(task, event), event, State.FAILURE, key_at, facts))
+    _time(delivery, event, State.FAILURE, key_at, facts)
+    return _ended(task, delivery)
 
 
-def _at_retry(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:
-    return _ended(task, _measured(_first_held(task, event), event, State.RETRY, key_at, facts))
+def _at_retry(task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]) -> bool:
+    _time(delivery, event, State.RETRY, key_at, facts)
+    return _ended(task, delivery)
 
 
-def _at_rejection(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:  # noqa: ARG001  it has no runtime
-    return _ended(task, _first_held(task, event))
-
-
-def _at_revocation(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> bool:  # noqa: ARG001  nor has it
-    return _ended(task, _last_held(task, event))
-
-
-class Effect(Struct, frozen=True):
-    """What a task event does: the state it is counted as entering, and where the task is afterwards.
-
-    `lands` is None when the task is finished. `stays` events change nothing about where the task is.
-    """
-
-    counts: State
-    measure: Measure
-    lands: State | None = None
-    stays: bool = False
-
-
-#: The transition table. All unfinished states take each event alike, for each may be the next that
-#: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
-EFFECTS = {
-    "task-sent": Effect(State.PENDING, _at_sent, stays=True),
-    "task-received": Effect(State.RECEIVED, _at_received, State.RECEIVED),
-    "task-started": Effect(State.STARTED, _at_started, State.STARTED),
-    "task-succeeded": Effect(State.SUCCESS, _at_success),
-    "task-failed": Effect(State.FAILURE, _at_failure),
-    "task-retried": Effect(State.RETRY, _at_retry, State.RETRY),
-    "task-revoked": Effect(State.REVOKED, _at_revocation),
-    "task-rejected": Effect(State.REJECTED, _at_rejection),
-    "task-cancelled": Effect(State.RETRY, _at_retry, State.RETRY),
-}
+def _at_end(task: Task, _: Event, delivery: Delivery | None, __: KeyAt, ___: list[Fact]) -> bool:
+    return _ended(task, delivery)
 
 
 # -- deliveries ----------------------------------------------------------------------------------------
 
 
-def _measured(
-    delivery: Delivery | None, event: Event, state: State, key_at: KeyAt, facts: list[Fact]
-) -> Delivery | None:
+def _none(_: Task, __: Event) -> None:
+    """Find none: the event is not about a delivery, or makes one."""
+
+
+def _next_held(task: Task, event: Event) -> Delivery | None:
+    """Return the delivery that a worker starts: the oldest one that it has not started."""
+    return next((each for each in _held(task, event) if each.started is None), None)
+
+
+def _time(delivery: Delivery | None, event: Event, state: State, key_at: KeyAt, facts: list[Fact]) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
         facts.append(Ran(key_at(event.hostname), state, event.timestamp - delivery.started))
-    return delivery
 
 
 def _ended(task: Task, delivery: Delivery | None) -> bool:
@@ -193,3 +177,34 @@ def _epoch(eta: str | None) -> float:
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError):
         return 0.0
+
+
+# -- the table ---------------------------------------------------------------------------------------------
+
+
+class Effect(Struct, frozen=True):
+    """What a task event does: the state it is counted as entering, and where the task is afterwards.
+
+    `lands` is None when the task is finished. `stays` events change nothing about where the task is.
+    """
+
+    counts: State
+    find: Find
+    measure: Measure
+    lands: State | None = None
+    stays: bool = False
+
+
+#: The transition table. All unfinished states take each event alike, for each may be the next that
+#: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
+EFFECTS = {
+    "task-sent": Effect(State.PENDING, _none, _at_sent, stays=True),
+    "task-received": Effect(State.RECEIVED, _none, _at_received, State.RECEIVED),
+    "task-started": Effect(State.STARTED, _next_held, _at_started, State.STARTED),
+    "task-succeeded": Effect(State.SUCCESS, _last_held, _at_success),
+    "task-failed": Effect(State.FAILURE, _last_held, _at_failure),
+    "task-retried": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
+    "task-revoked": Effect(State.REVOKED, _last_held, _at_end),
+    "task-rejected": Effect(State.REJECTED, _first_held, _at_end),
+    "task-cancelled": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
+}

@@ -36,6 +36,7 @@ class Delivery(Struct, gc=False):
     ready: float | None  # since when it waits to be started: max(sent, eta)
     received: float | None  # max(received, eta)
     started: float | None = None
+    key: Key | None = None  # where it differs from the task's by now: the next attempt went elsewhere
     ended: bool = False  # kept after its end only while its task-sent, and so its wait, is outstanding
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from celery_exporter.core.cluster import MAX_LIMBO, MAX_WORKERS, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.events import decode
-from celery_exporter.core.facts import Key
+from celery_exporter.core.facts import Key, State
 from celery_exporter.core.tasks import TaskTable
 from celery_exporter.core.workers import Profile
 
@@ -385,6 +385,29 @@ def test_a_retry_on_another_worker_overtakes_the_end_of_the_first_attempt():
     )
     assert story.gauges() == {}
     assert story.cell().queued.total == pytest.approx(0.2 + 2)
+
+
+def test_law_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next_one_goes_elsewhere():
+    story = Story()
+    story.tell(sent(), received(), started(), sent(at=0.25, retries=1, queue="right"), retried(at=0.3))
+    story.tell(received(at=0.4, retries=1), started(at=0.5), failed(at=0.7))
+    assert story.counts() == {
+        **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
+        **{("add", "right", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "FAILURE")},
+    }
+    assert story.cell().ran[State.RETRY].total == pytest.approx(0.1)
+    assert story.cell(queue="right").ran[State.FAILURE].total == pytest.approx(0.2)
+    assert story.cell(queue="right").queued.total == pytest.approx(0.25)
+
+
+def test_law_2_a_start_that_is_told_after_the_next_attempt_was_sent_elsewhere_is_booked_where_it_was():
+    story = Story()
+    story.tell(sent(), received(), sent(at=0.25, retries=1, queue="right"), started(), retried(at=0.3))
+    assert story.counts() == {
+        **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
+        ("add", "right", "PENDING"): 1,
+    }
+    assert story.cell().queued.total == pytest.approx(0.2)
 
 
 def test_a_worker_that_was_killed_leaves_its_delivery_to_the_next_process_of_its_name():
