@@ -213,12 +213,20 @@ class Monitor:
             self._take(payloads)
 
     def _take(self, payloads: list[Payload]) -> None:
-        found = [event for payload in payloads for event in events_of(payload, self._accept)]
+        found: list[Event | Malformed] = []
+        for payload in payloads:  # not all of them at once: one may hold events for 100 MB
+            found += events_of(payload, self._accept)
+            if len(found) >= CHUNK:
+                self._apply_all(found)
+                found = []
+        self._apply_all(found)
+        with self._lock:
+            self._ledger.add(self._cluster.expire(self._moment()))
+
+    def _apply_all(self, found: list[Event | Malformed]) -> None:
         for start in range(0, len(found), CHUNK):
             with self._lock:
                 self._apply(found[start : start + CHUNK])
-        with self._lock:
-            self._ledger.add(self._cluster.expire(self._moment()))
 
     def _apply(self, found: list[Event | Malformed]) -> None:
         moment = self._moment()

@@ -185,8 +185,8 @@ OPTIONS = (
     Option(
         name="max-tasks",
         help="Unfinished tasks kept in memory, at 400 bytes each; beyond it the oldest go.",
-        takes="a whole number, 100 or more",
-        parse=parsing.whole(100, 10**9),
+        takes="a whole number, 1000 or more",
+        parse=parsing.whole(1000, 10**9),
         default=300_000,
     ),
     Option(

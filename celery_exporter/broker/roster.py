@@ -21,6 +21,9 @@ from celery_exporter.core.workers import MAX_WORKERS, Profile
 #: Seconds to wait for the next answer. A worker that is busy in the solo pool does not answer at all.
 PATIENCE = 1.0
 
+#: Different names of tasks that workers may know; those beyond start at their first event, not at 0.
+MAX_REGISTERED = 50_000
+
 #: Pools whose module is called otherwise than the worker's --pool option.
 _POOLS = {"thread": "threads"}
 
@@ -72,12 +75,18 @@ class Roster:
         queues = self._answers("active_queues", _Queues, len(stats))
         registered = self._answers("registered", _Names, len(stats))
         found = {}
+        shared: dict[str, str] = {}  # most workers know the same tasks
         for name in stats:
             changes = _from_stats(stats[name])
             if name in queues:
                 changes["queues"] = tuple(queue.name for queue in queues[name])
             if name in registered:  # "tasks.add [rate_limit=10/s]"
-                changes["registered"] = tuple(task.partition(" [")[0] for task in registered[name])
+                tasks = (task.partition(" [")[0] for task in registered[name])
+                changes["registered"] = tuple(
+                    shared.setdefault(task, task)
+                    for task in tasks
+                    if task in shared or len(shared) < MAX_REGISTERED
+                )
             found[name] = msgspec.structs.replace(before.get(name, Profile()), **changes)
         return found
 

@@ -4,7 +4,8 @@ Law: every event goes through `apply`, in any order, and the sums that come out 
 order within the reorder window. A client's `task-sent` (the only event with the queue) and a worker's
 events travel on different connections and overtake each other; so a task is *introduced* by its
 `task-sent`, and events that come earlier are parked until then, or until the window has passed. Then
-they are applied, and from there on the task's events come in order, for one sender's events do.
+they are applied, and from there on the task's events come in order, for one sender's events do. So is
+each retry, for it may go to another queue.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from functools import partial
 
 from msgspec import Struct
 
-from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name
+from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name, unwrap
 from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Fact, Key, Known, Moment, Moved, State
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.names import ShownAs
-from celery_exporter.core.steps import EFFECTS, Effect
+from celery_exporter.core.steps import EFFECTS, MAX_ATTEMPTS, Effect
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
@@ -97,8 +98,9 @@ class Cluster:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
         facts = self._facts = []
         tasks = self.tasks
-        for task in tasks.overdue(tasks.limbo, now.listened - self.limits.reorder_window):
-            self._introduce(task, None, now)
+        for waiting in (tasks.limbo, tasks.held):
+            for task in tasks.overdue(waiting, now.listened - self.limits.reorder_window):
+                self._release(task, now)
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
@@ -110,8 +112,7 @@ class Cluster:
             tasks.forget(task)
         for room in tasks.rooms():
             self._evict(tasks.overdue(room, now.listened - self.limits.task_ttl), now)
-        for worker in list(self.workers.values()):
-            self._judge(worker, now)
+        self._judge_workers(now)
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
@@ -123,6 +124,8 @@ class Cluster:
             self._see_queues((event.queue,) if event.queue else ())
         else:
             self._hear_worker(event, now)
+        if event.exception is not None:
+            unwrap(event)
         uuid = event.uuid or ""
         task = self.tasks.get(uuid)
         if task is not None and sent and self._is_sent_anew(task, event, now):
@@ -131,12 +134,16 @@ class Cluster:
         if task is None:
             task = self.tasks.new(uuid, now.listened)
             self._evict(self.tasks.surplus(), now)
-        if task.kind is not None:
-            self._step(task, event, now)
-        elif sent:
+        if sent and task.kind is None:
             self._introduce(task, event, now)
-        else:
+        elif sent:
+            self._step(task, event, now)
+            if task.parked and not _is_early(task, task.parked[0]):
+                self._release(task, now)
+        elif task.kind is None or task.parked or _is_early(task, event):
             self._park(task, event, now)
+        else:
+            self._step(task, event, now)
 
     def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
@@ -149,11 +156,22 @@ class Cluster:
         event.uuid = task.uuid
         if task.parked is None:
             task.parked = []
+            if task.kind is not None:
+                self.tasks.hold(task, now.listened)
         task.parked.append(event)
         if len(task.parked) >= MAX_PARKED:
+            self._release(task, now)
+        for waiting in (self.tasks.limbo, self.tasks.held):
+            if len(waiting) > MAX_LIMBO:
+                self._release(next(iter(waiting.values())), now)
+
+    def _release(self, task: Task, now: Moment) -> None:
+        """Wait no longer: apply what was parked."""
+        if task.kind is None:
             self._introduce(task, None, now)
-        elif len(self.tasks.limbo) > MAX_LIMBO:
-            self._introduce(next(iter(self.tasks.limbo.values())), None, now)
+            return
+        for event in self.tasks.release(task):
+            self._step(task, event, now)
 
     def _introduce(self, task: Task, sent: Event | None, now: Moment) -> None:
         """Give the task its key, from `task-sent` or from what is known without it; then catch up."""
@@ -239,8 +257,8 @@ class Cluster:
 
     def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
         for task in tasks:
-            if task.kind is None:
-                self._introduce(task, None, now)
+            if task.parked:
+                self._release(task, now)
             self.tasks.evicted += task.state is not None
             self.tasks.forget(task)
 
@@ -280,14 +298,20 @@ class Cluster:
         worker.heard = now.listened
         return worker
 
-    def _judge(self, worker: Worker, now: Moment) -> None:
-        worker.judge(now.listened, self.limits.worker_timeout)
+    def _judge_workers(self, now: Moment) -> None:
+        """Decide who is up, and forget who was down for so long that nobody waits for him."""
         purge = self.limits.worker_purge
-        if purge is None or worker.down_since is None or now.listened - worker.down_since <= purge:
-            return
-        del self.workers[worker.name]
-        did = self.keys.of_worker(worker.name)
-        self._facts += self.keys.give_up({key: Key(key.task_name, key.queue_name) for key in did})
+        gone = set()
+        for worker in self.workers.values():
+            worker.judge(now.listened, self.limits.worker_timeout)
+            since = worker.down_since
+            if purge is not None and since is not None and now.listened - since > purge:
+                gone.add(worker.name)
+        for name in gone:
+            del self.workers[name]
+        if gone:
+            did = self.keys.of_workers(gone)
+            self._facts += self.keys.give_up({key: Key(key.task_name, key.queue_name) for key in did})
 
     def _see_queues(self, names: Iterable[str]) -> None:
         for name in names:
@@ -316,3 +340,14 @@ class Cluster:
             for name, queues in self._registered().items()
             if len(queues) == 1 or not self.keys.by_queue
         }
+
+
+def _is_early(task: Task, event: Event) -> bool:
+    """Tell whether a retry was received whose `task-sent` has not come, though the task's own one has."""
+    attempt = event.retries or 0
+    return (
+        event.type == "task-received"
+        and 0 < attempt <= MAX_ATTEMPTS
+        and task.ready is not None
+        and task.ready_at(attempt) is None
+    )

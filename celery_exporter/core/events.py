@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -61,6 +62,7 @@ class Event(Struct, gc=False):
     # how a task ended
     runtime: Annotated[float, Meta(ge=0, lt=1e11)] | None = None
     exception: str | None = None
+    traceback: str | None = None  # read where the exception is a wrapper, and dropped
     requeue: bool | None = None
     # worker events
     pid: int | None = None
@@ -129,8 +131,8 @@ def _judge(item: Any) -> Event | Malformed:
         return Malformed("missing_field")
     try:
         event = msgspec.convert(item, Event)
-        if event.exception is not None:  # a text for people; what is odd in it must not cost the failure
-            event.exception = event.exception.encode("utf-8", "replace").decode()
+        # Texts for people: what is odd in them must not cost the failure.
+        event.exception, event.traceback = _without_surrogates(event.exception, event.traceback)
         # str.encode refuses lone surrogates, which json.loads lets through.
         values = msgspec.structs.astuple(event)
         "".join(value for value in values if isinstance(value, str)).encode()
@@ -144,6 +146,9 @@ def _judge(item: Any) -> Event | Malformed:
 # repr() of an exception: `ValueError('x')`, `pkg.mod.Err(...)`, `Outer.Inner(...)`, `<AioRpcError of …>`.
 # A repr that is a sentence (pydantic's "1 validation error for …") has no class name in it.
 _class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*([^\W\d]\w*)")
+_WRAPPER = "ExceptionWithTraceback()"
+_HEAD = "Traceback (most recent call last):\n"
+_raised = re.compile(re.escape(_HEAD) + r"(?:[ \t].*\n)+([\w.]+)(?=:|\s|\Z)")
 _not_registered = re.compile(r"NotRegistered\(\s*(['\"])(.{1,255}?)\1")
 
 
@@ -151,6 +156,25 @@ def exception_class(text: str | None) -> str | None:
     """Return the class name in an exception's repr, without its module, or None."""
     match = _class_name.match(text, 0, 255) if text else None
     return match[1] if match else None
+
+
+def unwrap(event: Event) -> None:
+    """Take the exception from the traceback where the event has billiard's wrapper; drop the traceback.
+
+    Celery 5.7 writes `ExceptionWithTraceback()` for what its main process raises about a task (a lost pool
+    process, a time limit; celery/worker/request.py, on_failure and on_timeout). A traceback of several
+    exceptions is not read, for which of them it was does not show.
+    """
+    if event.exception == _WRAPPER:
+        text = event.traceback or ""
+        match = _raised.match(text) if text.count(_HEAD) == 1 else None
+        event.exception = f"{match[1]}()" if match else None
+    event.traceback = None
+
+
+def _without_surrogates(*texts: str | None) -> Iterator[str | None]:
+    for text in texts:
+        yield text and text.encode("utf-8", "replace").decode()
 
 
 def unregistered_name(text: str | None) -> str | None:

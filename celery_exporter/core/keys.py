@@ -69,9 +69,9 @@ class Keys:
         queue = (key.queue_name or UNKNOWN) if self.by_queue and key != HIDDEN else ""
         return self.admit(Key(key.task_name, queue, key.worker if self.by_worker else ""))
 
-    def of_worker(self, worker: str) -> list[Key]:
-        """Return the keys of what this worker did."""
-        return [key for key in self._known if key.worker == worker]
+    def of_workers(self, workers: set[str]) -> list[Key]:
+        """Return the keys of what these workers did."""
+        return [key for key in self._known if key.worker in workers]
 
     def of_tasks(self, keys: set[Key]) -> list[Key]:
         """Return these keys of tasks, and those of what each worker did to such tasks."""

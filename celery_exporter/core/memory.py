@@ -141,6 +141,8 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
         delivery.key = None if delivery.key is None else cluster.keys.restore(delivery.key)
     if memory.state is None:
         cluster.tasks.finish(task)
+    if memory.parked:
+        cluster.tasks.hold(task, memory.heard + shift)
 
 
 def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:

@@ -112,7 +112,7 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         cells={key: cell for key, cell in ledger.snapshot().items() if key != HIDDEN},
         tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
-        queues=[_queue_view(name, cluster, around) for name in sorted({*cluster.queues, *around.depths})],
+        queues=_queue_views(cluster, around),
         events=dict(cluster.events),
         fallbacks=dict(cluster.fallbacks),
         refused=dict(cluster.refused),
@@ -124,17 +124,27 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
     )
 
 
-def _queue_view(name: str, cluster: Cluster, around: Surroundings) -> QueueView:
-    depth = around.depths.get(name)
+def _queue_views(cluster: Cluster, around: Surroundings) -> list[QueueView]:
     up = [worker.profile for worker in cluster.workers.values() if worker.up]
-    # One worker that did not say yet which queues it consumes makes both sums unknown.
+    # One worker that did not say yet which queues it consumes makes sums over workers unknown.
     told = around.roster_known and all(profile.queues is not None for profile in up)
-    serving = [profile for profile in up if name in (profile.queues or ())]
+    serving: dict[str, list[int | None]] = {}  # pool sizes, by queue
+    for profile in up if told else ():
+        for name in profile.queues or ():
+            serving.setdefault(name, []).append(profile.pool_size)
+    names = sorted({*cluster.queues, *around.depths})
+    return [_queue_view(name, cluster, around, serving.get(name, []) if told else None) for name in names]
+
+
+def _queue_view(
+    name: str, cluster: Cluster, around: Surroundings, sizes: list[int | None] | None
+) -> QueueView:
+    depth = around.depths.get(name)
     consumers = depth.consumers if depth else None
-    if consumers is None and told:
-        consumers = len(serving)
-    sizes = [profile.pool_size for profile in serving]
-    processes = sum(size for size in sizes if size) if told and None not in sizes else None
+    if consumers is None and sizes is not None:
+        consumers = len(sizes)
+    known = sizes is not None and None not in sizes
+    processes = sum(size for size in sizes or () if size) if known else None
     sent = [task.waiting_since for task in map(cluster.tasks.get, depth.oldest_ids) if task] if depth else []
     oldest = min((at for at in sent if at is not None), default=None)
     return QueueView(name, depth.length if depth else None, consumers, processes, oldest)

@@ -19,7 +19,7 @@ from celery_exporter.core.tasks import Delivery, Task
 
 #: Open deliveries kept for one task: redelivered more often, it has worse problems than a lost runtime.
 MAX_DELIVERIES = 8
-#: Retries of one task whose sending is remembered.
+#: The last retry of a task whose sending is remembered.
 MAX_ATTEMPTS = 100
 
 #: The delivery that an event speaks of, if it is known.
@@ -38,7 +38,7 @@ def _at_sent(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts:
                 facts.append(Queued(key_at(delivery.worker), delivery.started - ready))
     if attempt == 0:
         task.ready = ready
-    elif len(task.resent or ()) < MAX_ATTEMPTS:
+    elif attempt <= MAX_ATTEMPTS:
         task.resent = {**(task.resent or {}), attempt: ready}
     return True
 

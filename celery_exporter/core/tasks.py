@@ -57,7 +57,7 @@ class Task(Struct, gc=False):
     received: int | None = None  # the newest attempt that was received
     deliveries: list[Delivery] | None = None  # the newest last
     ended_by: str = ""
-    parked: list[Event] | None = None  # events that came before the introduction
+    parked: list[Event] | None = None  # events that came before the introduction, of the task or a retry
 
     @property
     def waiting_since(self) -> float | None:
@@ -93,6 +93,7 @@ class TaskTable:
         self.limit = limit
         self.evicted = 0
         self.limbo: dict[str, Task] = {}  # waiting to be introduced, in the order they were first heard of
+        self.held: dict[str, Task] = {}  # whose next attempt waits to be introduced; they are in a room, too
         self.finished: dict[str, Task] = {}  # tombstones, in the order they finished
         self._tombstone_limit = tombstone_limit
         self._tasks: dict[str, Task] = {}
@@ -144,10 +145,22 @@ class TaskTable:
             for oldest in list(islice(self.finished.values(), 1 + self._tombstone_limit // 100)):
                 self.forget(oldest)
 
+    def hold(self, task: Task, heard: float) -> None:
+        """Let the task's events wait from now on."""
+        task.heard = heard
+        self.held[task.uuid] = task
+
+    def release(self, task: Task) -> list[Event]:
+        """Return the events that waited."""
+        del self.held[task.uuid]
+        events, task.parked = task.parked, None
+        return events or []
+
     def forget(self, task: Task) -> None:
         """Remove the task from its room and from the table."""
         del task.room[task.uuid]
         del self._tasks[task.uuid]
+        self.held.pop(task.uuid, None)
 
     def overdue(self, room: dict[str, Task], before: float) -> list[Task]:
         """Return the tasks at the head of a room that were last heard of before a listening time."""
@@ -159,11 +172,15 @@ class TaskTable:
         return found
 
     def surplus(self) -> list[Task]:
-        """Return the oldest unfinished tasks when there are too many, a hundredth at once."""
+        """Return the oldest unfinished tasks when there are too many, a hundredth at once, or a hundred.
+
+        Each look passes the tombstones among them.
+        """
         if len(self) <= self.limit:
             return []
+        more = max(self.limit // 100, min(self.limit // 10, 100))
         unfinished = (task for task in self._tasks.values() if task.room is not self.finished)
-        return list(islice(unfinished, len(self) - self.limit + self.limit // 100))
+        return list(islice(unfinished, len(self) - self.limit + more))
 
     def rooms(self) -> Iterator[dict[str, Task]]:
         """Yield each room of unfinished, introduced tasks."""

@@ -334,6 +334,49 @@ def test_runtimes_come_from_the_event_or_from_the_worker_that_started_it():
     assert cell.raised == {"ValueError": 2}
 
 
+HEAD = "Traceback (most recent call last):\n"
+LOST = HEAD + '  File "x.py", line 1, in f\n    f()\n    ^^^\nbilliard.exceptions.WorkerLostError: exited\n'
+
+
+@pytest.mark.parametrize(
+    ("traceback", "raised"),
+    [
+        (LOST, "WorkerLostError"),
+        (HEAD + "  File\nbilliard.exceptions.TimeLimitExceeded", "TimeLimitExceeded"),
+        (HEAD + "  File\nValueError: two\nKeyError: lines", "ValueError"),
+        (
+            LOST + "\nDuring handling of the above exception, another exception occurred:\n\n" + LOST,
+            "unknown",
+        ),
+        (HEAD + "  File\n", "unknown"),
+        (HEAD + "ValueError: x", "unknown"),
+        ("", "unknown"),
+        (None, "unknown"),
+        ("billiard.exceptions.WorkerLostError", "unknown"),
+    ],
+)
+@pytest.mark.parametrize("wait", [0, 3])
+def test_what_celery_wraps_is_taken_from_the_traceback(traceback, raised, wait):
+    story = Story()
+    event = failed(exception="ExceptionWithTraceback()", name="add", queue="q", traceback=traceback)
+    story.tell(*([] if wait else [sent()]), event)
+    story.wait(wait)
+    assert story.cell().raised == {raised: 1}
+
+
+def test_the_traceback_of_another_exception_is_not_read():
+    story = Story()
+    story.tell(sent(), failed(exception="KeyError('x')", traceback=LOST))
+    assert story.cell().raised == {"KeyError": 1}
+
+
+def test_no_traceback_is_kept():
+    story = Story()
+    lost = failed("u2", exception="ExceptionWithTraceback()", traceback=LOST)
+    story.tell(failed(traceback="x" * 100_000), lost)
+    assert [task.parked[0].traceback for task in story.cluster.tasks.limbo.values()] == [None, None]
+
+
 # As a real worker's events reach us: the pool process sends the retry before the worker tells the end.
 RETRY_LIFE = [
     sent(at=0),
@@ -408,6 +451,61 @@ def test_law_2_a_start_that_is_told_after_the_next_attempt_was_sent_elsewhere_is
         ("add", "right", "PENDING"): 1,
     }
     assert story.cell().queued.total == pytest.approx(0.2)
+
+
+RIGHT = [
+    sent(),
+    received(),
+    started(),
+    sent(at=0.9, retries=1, queue="right"),
+    retried(at=1.0),
+    task_event("received", at=1.0, host="r@h", name="add", retries=1),
+    task_event("started", at=1.1, host="r@h"),
+    task_event("succeeded", at=1.2, host="r@h", runtime=0.1),
+]
+
+
+@pytest.mark.parametrize("place", range(3, 9))
+def test_law_1_a_retry_that_goes_elsewhere_may_be_overtaken_too(place):
+    story = Story()
+    events = [event for index, event in enumerate(RIGHT) if index != 3]
+    events.insert(place, RIGHT[3])
+    for event in events:
+        story.tell(event)
+        story.wait(0.2)
+    assert story.counts() == {
+        **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
+        **{("add", "right", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")},
+    }
+    assert story.cell(queue="right").queued.total == pytest.approx(0.2)
+    assert story.gauges() == {}
+
+
+def test_law_2_a_retry_nobody_sent_is_of_the_queue_of_the_task():
+    story = Story()
+    story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=1.1))
+    assert story.gauges() == {"RETRY": 1}, "booked before the window has passed"
+    story.wait(2.5)
+    assert story.gauges() == {"STARTED": 1}
+    story.tell(succeeded(at=2))
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_only_so_many_retries_wait_for_their_task_sent():
+    story = Story()
+    for index in range(MAX_LIMBO + 10):
+        story.tell(sent(f"u{index}"), received(f"u{index}", retries=1))
+    assert len(story.cluster.tasks.held) == MAX_LIMBO
+    assert story.by_state()["RECEIVED"] == 10
+
+
+def test_a_task_whose_retry_waits_may_be_forgotten():
+    story = Story(Limits(max_tasks=100))
+    for index in range(300):
+        story.tell(sent(f"u{index}"), received(f"u{index}", retries=1))
+    story.wait(3)
+    assert story.by_state() == {"PENDING": 300, "RECEIVED": 300}
+    assert story.cluster.tasks.held == {}
 
 
 def test_a_worker_that_was_killed_leaves_its_delivery_to_the_next_process_of_its_name():
