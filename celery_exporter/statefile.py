@@ -55,7 +55,7 @@ class StateFile(Generic[T]):
     def save(self, state: T) -> None:
         """Write it; raise StateFileError."""
         try:
-            self._write(msgspec.msgpack.encode(state))
+            self._write(_encoded(state))
         except StateFileError:
             self.errors["write"] += 1
             raise
@@ -118,6 +118,13 @@ class StateFile(Generic[T]):
             beside.replace(self._path)
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def _encoded(state: object) -> bytes:
+    try:
+        return msgspec.msgpack.encode(state)
+    except (msgspec.MsgspecError, OverflowError, TypeError) as error:
+        raise StateFileError(f"this state cannot be written, please report it: {error}") from None
 
 
 def _checksum(body: bytes) -> bytes:

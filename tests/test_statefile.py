@@ -121,6 +121,13 @@ def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path):
     assert file.errors == {"read": 0, "write": 1}
 
 
+def test_what_cannot_be_encoded_is_an_error_of_one_line(path):
+    file = StateFile(path, Held)
+    with pytest.raises(StateFileError, match="cannot be written, please report it"):
+        file.save(Held(2**70))
+    assert file.errors == {"read": 0, "write": 1}
+
+
 def test_a_save_that_breaks_off_leaves_the_file_of_before(path):
     file = StateFile(path, Held)
     file.save(Held(1))

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
-from celery_exporter.core.facts import Key, Moment, State
+from celery_exporter.core.facts import OTHER, Key, Moment, State
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.tasks import Delivery, Task
 from celery_exporter.core.workers import Worker
@@ -103,7 +103,8 @@ def restore(
     it, and histograms over other bounds begin anew, for nobody can tell where their observations belong.
     """
     shift = now.listened - memory.at.listened
-    for key, cell in memory.cells:
+    # The rest last, so that it takes no room from a label set that had some.
+    for key, cell in sorted(memory.cells, key=lambda pair: pair[0].task_name == OTHER):
         ledger.restore(cluster.keys.restore(key), _fitting(cell, memory, ledger))
     ledger.negative_waits, ledger.folded = memory.negative_waits, memory.exceptions_folded
     for worker in memory.workers:

@@ -22,6 +22,8 @@ SLOWEST_BEAT = 3_600.0
 SOLO_PATIENCE = 600.0
 #: Skew is the least delayed event of the last one to two such spans, in seconds.
 SKEW_SPAN = 60.0
+#: Tasks that a worker may say it processed, over all restarts: what a float, so a sample, holds exactly.
+MOST_PROCESSED = 2**53
 #: Heartbeats in a row with `processed` grown and no `task-started`, before task events count as off: for a
 #: worker never heard to send any (one may be overtaken by the heartbeat), and for one that did.
 SILENT_BEATS = {None: 2, True: 3, False: 1}
@@ -164,7 +166,7 @@ class Worker(Struct, gc=False):
 
     def _count(self, processed: int, timestamp: float, restarted: bool) -> None:
         before = 0 if restarted or self.processed is None else self.processed
-        self.processed_total += max(0, processed - before)
+        self.processed_total = min(self.processed_total + max(0, processed - before), MOST_PROCESSED)
         self.processed = processed
         if self.reckoning is None:
             self.reckoning = Reckoning(processed, timestamp, timestamp)
@@ -174,7 +176,7 @@ class Worker(Struct, gc=False):
             self.events = False
             self._close_reckoning()
         elif self.events:
-            self.missed = max(self.missed, self.missed_before + missing)
+            self.missed = min(max(self.missed, self.missed_before + missing), MOST_PROCESSED)
 
     def _close_reckoning(self) -> None:
         self.missed_before, self.reckoning = self.missed, None

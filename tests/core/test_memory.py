@@ -161,6 +161,16 @@ def test_a_label_that_is_new_has_no_value_for_the_sums_of_before():
     assert set(story.ledger.snapshot()) == {Key("add", "unknown")}
 
 
+def test_a_full_table_of_label_sets_is_full_of_the_same_ones():
+    old = Story(Limits(max_series=24))
+    for number in range(5):
+        old.tell(sent(f"u{number}", name=f"task{number}"))
+    story = restarted(old)
+    story.tell(sent("u9", name="task9"))
+    assert set(story.ledger.snapshot()) == set(old.ledger.snapshot())
+    assert story.counts()["other", "other", "PENDING"] == 3
+
+
 def test_hidden_tasks_stay_hidden():
     old = told(sent(name="noise"), show=lambda _: "")
     story = restarted(old)

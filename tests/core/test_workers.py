@@ -55,6 +55,12 @@ def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
     assert worker.missed == 0
 
 
+def test_a_worker_that_lies_about_its_tasks_counts_no_more_than_a_sample_holds():
+    story = Story()
+    story.tell(*(heartbeat(at=at, processed=0 if at % 2 else 2**39) for at in range(40_000)))
+    assert story.cluster.workers["w@h"].processed_total == 2**53
+
+
 def test_a_restart_in_a_container_where_the_pid_is_always_1_is_seen_by_its_count():
     story = Story()
     for at, processed in ((0, 50), (2, 100), (9, 5), (11, 7)):
