@@ -4,9 +4,10 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DEMO_SECONDS ?=
 DEMO_PORT ?= 9808
+FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format faults golden bench lock servers clean
+.PHONY: help demo test lint format truth faults fuzz mutants golden bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,8 +37,17 @@ format: .venv/synced  ## let ruff lay the code out
 	.venv/bin/ruff check --fix-only -q .
 	.venv/bin/ruff format .
 
-faults: .venv/synced servers  ## every fault on every broker, the long ones too
+truth: .venv/synced servers  ## each scenario in full against what the tasks wrote down themselves, as a table
+	TRUTH_SIZE=full $(PY) -m pytest tests/truth -m ""
+
+faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table
 	$(PY) -m pytest tests/faults -m ""
+
+fuzz: .venv/synced  ## hostile input for some minutes (FUZZ_SECONDS=600), as a table
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz -m ""
+
+mutants: .venv/synced  ## break the core in a thousand places, and see whether a test notices
+	tests/mutants.sh
 
 golden: .venv/synced  ## write golden texts and the README's tables anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from core.story import Story, received, sent, started, succeeded
 from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -15,11 +16,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from celery_exporter.core.ledger import Histogram
+from celery_exporter.core.ledger import Histogram, Ledger
 from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate
 from celery_exporter.firsts import MAX_SCRAPERS
-from celery_exporter.profiles import Row
+from celery_exporter.profiles import Row, native
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
 BOUNDS = (0.005, 0.1, 1.0, 30.0)
@@ -212,3 +214,24 @@ PROMETHEUS_2_42 = (
 )
 def test_the_format_is_the_best_that_was_asked_for(accept, expected):
     assert negotiate(accept) == expected
+
+
+def test_law_8_buckets_are_those_the_ledger_counts_in():
+    """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
+    story = Story()
+    story.ledger = Ledger((0.5, 30.0), (1.0, 7.5, 60.0))
+    for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
+        uuid = f"u{number}"
+        story.tell(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))
+    samples = {
+        (sample.name.removeprefix("celery_task_"), sample.labels["le"]): sample.value
+        for family in parse_text(Exposition(native.rows(("queue_name",))).render(story.shown()).decode())
+        for sample in family.samples
+        if sample.name.endswith("_bucket")
+    }
+    waits = {"1": 2, "7.5": 2, "60": 4, "+Inf": 4}
+    assert samples == {
+        **{("runtime_seconds_bucket", le): count for le, count in {"0.5": 2, "30": 3, "+Inf": 4}.items()},
+        **{("queue_wait_seconds_bucket", le): count for le, count in waits.items()},
+        **{("prefetch_wait_seconds_bucket", le): count for le, count in waits.items()},
+    }
