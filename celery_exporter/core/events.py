@@ -146,6 +146,7 @@ def _judge(item: Any) -> Event | Malformed:
 # repr() of an exception: `ValueError('x')`, `pkg.mod.Err(...)`, `Outer.Inner(...)`, `<AioRpcError of …>`.
 # A repr that is a sentence (pydantic's "1 validation error for …") has no class name in it.
 _class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*([^\W\d]\w*)")
+_REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
 _WRAPPER = "ExceptionWithTraceback()"
 _HEAD = "Traceback (most recent call last):\n"
 _raised = re.compile(re.escape(_HEAD) + r"(?:[ \t].*\n)+([\w.]+)(?=:|\s|\Z)")
@@ -154,6 +155,8 @@ _not_registered = re.compile(r"NotRegistered\(\s*(['\"])(.{1,255}?)\1")
 
 def exception_class(text: str | None) -> str | None:
     """Return the class name in an exception's repr, without its module, or None."""
+    if text and text.startswith(_REJECT):
+        return "Reject"
     match = _class_name.match(text, 0, 255) if text else None
     return match[1] if match else None
 

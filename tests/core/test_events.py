@@ -179,6 +179,7 @@ def test_any_bytes_are_survived(body):
         ("<AioRpcError of RPC that terminated with:\n\tstatus = 14>", "AioRpcError"),
         ("1 validation error for Model\nfield required", None),
         ("something (went) wrong", None),
+        ("reject requeue=False: no", "Reject"),
         ("'quoted'", None),
         ("", None),
         (None, None),
