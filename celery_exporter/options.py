@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -94,7 +93,7 @@ OPTIONS = (
         name="broker-url-file",
         help="A file that holds the broker URL, to keep its password out of the process list.",
         takes="the path of a readable file",
-        parse=Path,
+        parse=parsing.path,
     ),
     Option(
         name="broker-transport-option",
@@ -240,7 +239,7 @@ OPTIONS = (
         name="state-file",
         help="A file with which sums and unfinished tasks outlast a restart; for one exporter.",
         takes="a path in a folder that can be written",
-        parse=Path,
+        parse=parsing.path,
     ),
     Option(
         name="host",
@@ -260,7 +259,7 @@ OPTIONS = (
         name="web.config.file",
         help="A file with TLS, users and headers for the listener, as Prometheus' exporters take it.",
         takes="the path of a readable file",
-        parse=Path,
+        parse=parsing.path,
     ),
     Option(
         name="profile",

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -112,6 +113,13 @@ def name(text: str) -> str:
     if not text.strip():
         raise ValueError(text)
     return text
+
+
+def path(text: str) -> Path:
+    """Take a path, which a URL is not."""
+    if "://" in text:
+        raise ValueError(text)
+    return Path(text)
 
 
 def url(text: str) -> str:

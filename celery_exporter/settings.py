@@ -95,7 +95,9 @@ def _value(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
     try:
         return option.parse(given)
     except ValueError:
-        got = "something else" if option.secret else repr(" ".join(given) if option.many else given)
+        # A URL that stands where none belongs has a password in it.
+        secret = option.secret or "://" in str(given)
+        got = "something else" if secret else repr(" ".join(given) if option.many else given)
         raise BadSettingError(f"{source}: got {got}; it takes {option.takes}") from None
 
 

@@ -347,7 +347,8 @@ def _is_early(task: Task, event: Event) -> bool:
     attempt = event.retries or 0
     return (
         event.type == "task-received"
-        and 0 < attempt <= MAX_ATTEMPTS
+        and attempt <= MAX_ATTEMPTS
+        and task.state is not None
         and task.ready is not None
         and task.ready_at(attempt) is None
     )

@@ -69,6 +69,10 @@ class Keys:
         queue = (key.queue_name or UNKNOWN) if self.by_queue and key != HIDDEN else ""
         return self.admit(Key(key.task_name, queue, key.worker if self.by_worker else ""))
 
+    def without_worker(self, key: Key) -> Key:
+        """Return the key of the tasks to which somebody did something."""
+        return self.admit(Key(key.task_name, key.queue_name)) if key.worker else key
+
     def of_workers(self, workers: set[str]) -> list[Key]:
         """Return the keys of what these workers did."""
         return [key for key in self._known if key.worker in workers]

@@ -105,7 +105,10 @@ def restore(
     shift = now.listened - memory.at.listened
     # The rest last, so that it takes no room from a label set that had some.
     for key, cell in sorted(memory.cells, key=lambda pair: pair[0].task_name == OTHER):
-        ledger.restore(cluster.keys.restore(key), _fitting(cell, memory, ledger))
+        restored = cluster.keys.restore(key)
+        ledger.restore(restored, _fitting(cell, memory, ledger))
+        kind = cluster.tasks.kind(cluster.keys.without_worker(restored))
+        kind.heard = now.listened  # whether it is idle is seen from now on
     ledger.negative_waits, ledger.folded = memory.negative_waits, memory.exceptions_folded
     for worker in memory.workers:
         worker.heard += shift

@@ -71,7 +71,7 @@ def _at_started(
     if delivery.received is not None:
         facts.append(Prefetched(key_at(event.hostname), event.timestamp - delivery.received))
     delivery.started = event.timestamp
-    return task.deliveries is None or task.deliveries[-1] is delivery
+    return delivery is (task.deliveries or [delivery])[-1]
 
 
 def _at_success(
@@ -140,7 +140,7 @@ def _last_held(task: Task, event: Event) -> Delivery | None:
     if len(held) < 2:
         return held[0] if held else None
     started = [each for each in held if each.started is not None] or held
-    return max(started, key=attrgetter("attempt"), default=None)
+    return max(started, key=attrgetter("attempt"))
 
 
 def _held(task: Task, event: Event) -> list[Delivery]:

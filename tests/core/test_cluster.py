@@ -499,6 +499,15 @@ def test_only_so_many_retries_wait_for_their_task_sent():
     assert story.by_state()["RECEIVED"] == 10
 
 
+def test_a_retry_of_a_task_that_is_finished_waits_for_nobody():
+    story = Story()
+    story.tell(*LIFE, received(at=1, retries=1))
+    assert story.by_state()["RECEIVED"] == 2
+    story.wait(3)
+    story.tell(sent(at=10))
+    assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 1, "SUCCESS": 1}
+
+
 def test_a_task_whose_retry_waits_may_be_forgotten():
     story = Story(Limits(max_tasks=100))
     for index in range(300):

@@ -171,6 +171,17 @@ def test_a_full_table_of_label_sets_is_full_of_the_same_ones():
     assert story.counts()["other", "other", "PENDING"] == 3
 
 
+@pytest.mark.parametrize("labels", [("queue_name",), ("queue_name", "worker")])
+def test_an_idle_series_whose_tasks_are_forgotten_is_given_up_after_a_restart_too(labels):
+    old = told(*LIFE, limits=Limits(series_ttl=200), labels=labels)
+    old.wait(150)
+    story = restarted(old)
+    story.wait(190)
+    assert story.by_state()["SUCCESS"] == 1
+    story.wait(20)
+    assert story.by_state("other")["SUCCESS"] == 1
+
+
 def test_hidden_tasks_stay_hidden():
     old = told(sent(name="noise"), show=lambda _: "")
     story = restarted(old)
