@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -29,8 +30,16 @@ CONNECT_TIMEOUT = 3.0
 ANSWER_TIMEOUT = 5.0
 #: Seconds; half of it is how often RabbitMQ and we send a heartbeat.
 AMQP_HEARTBEAT = 6
+#: The same where a connection is used now and then, and nobody sends any. RabbitMQ ends it after two of them.
+KEPT_HEARTBEAT = 60
 #: TCP keepalive: the kernel notices a peer that is gone after 14 s, even inside a read.
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
+#: Milliseconds in which the network has to take what was sent. py-amqp's 1,000 are a hiccup of it.
+AMQP_UNTAKEN = {"TCP_USER_TIMEOUT": 10_000}
+#: Seconds of one look whether a connection was ended, which has no bytes to be read.
+LOOK = 0.001
+#: Seconds for the farewell of a TLS connection, which may have nobody at its other end.
+FAREWELL = 0.2
 
 _REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
 _AMQP = frozenset({"amqp", "amqps", "pyamqp"})
@@ -88,14 +97,14 @@ def check(settings: Settings) -> None:
         ) from None
 
 
-def connect(settings: Settings) -> kombu.Connection:
-    """Return a new connection that is not open yet."""
+def connect(settings: Settings, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connection:
+    """Return a new connection that is not open yet; `heartbeat` in seconds, of AMQP."""
     scheme = _scheme(settings.broker_url)
     return kombu.Connection(
         settings.broker_url,
         ssl=_tls(scheme, settings.broker_ssl_options) or None,
         connect_timeout=CONNECT_TIMEOUT,
-        heartbeat=AMQP_HEARTBEAT,
+        heartbeat=heartbeat,
         transport_options={**_defaults(scheme), **settings.broker_transport_options},
     )
 
@@ -103,6 +112,11 @@ def connect(settings: Settings) -> kombu.Connection:
 def is_redis(settings: Settings) -> bool:
     """Tell whether the broker is Redis, behind sentinels or not."""
     return _scheme(settings.broker_url) in _REDIS
+
+
+def is_amqp(settings: Settings) -> bool:
+    """Tell whether the broker speaks AMQP, through py-amqp."""
+    return _scheme(settings.broker_url) in _AMQP
 
 
 def open_(connection: kombu.Connection) -> None:
@@ -113,12 +127,18 @@ def open_(connection: kombu.Connection) -> None:
     connection.ensure_connection(
         max_retries=max(len(connection.alt) - 1, 0), interval_start=0, interval_step=0, interval_max=0
     )
+    if connection.transport.driver_type == "amqp":
+        # py-amqp leaves its waiting to SO_RCVTIMEO, which it takes for no error in the middle of a frame:
+        # it would wait for the rest for ever.
+        transport = connection.connection.transport
+        transport.sock.settimeout(transport.read_timeout or ANSWER_TIMEOUT)
 
 
 @contextmanager
 def translated(connection: kombu.Connection) -> Iterator[None]:
     """Turn whatever kombu, its driver or the system says of a broken broker into BrokerError."""
-    expected = (*connection.connection_errors, *connection.channel_errors, KombuError, OSError)
+    # UnicodeError: of a host name that cannot be one, or of a broker's words that were cut to size.
+    expected = (*connection.connection_errors, *connection.channel_errors, KombuError, OSError, UnicodeError)
     try:
         yield
     except expected as error:
@@ -136,10 +156,13 @@ class Kept(Generic[T]):
         self._settings = settings
         self._build = build
         self._made: tuple[kombu.Connection, T] | None = None
+        self._used = 0.0  # by the monotonic clock
 
     @contextmanager
     def use(self) -> Iterator[T]:
         """Give it out; raise BrokerError when there is no connection."""
+        if self._made is not None and not _is_usable(self._made[0], time.monotonic() - self._used):
+            self.close()
         try:
             if self._made is None:
                 self._made = self._make()
@@ -147,6 +170,7 @@ class Kept(Generic[T]):
         except BaseException:
             self.close()
             raise
+        self._used = time.monotonic()
 
     def close(self) -> None:
         """Hang up; a broker that is gone makes no difference."""
@@ -155,15 +179,36 @@ class Kept(Generic[T]):
             hang_up(made[0])
 
     def _make(self) -> tuple[kombu.Connection, T]:
-        connection = connect(self._settings)
-        with translated(connection):
-            open_(connection)
-            return connection, self._build(connection)
+        connection = connect(self._settings, KEPT_HEARTBEAT)
+        try:
+            with translated(connection):
+                open_(connection)
+                return connection, self._build(connection)
+        except BaseException:
+            hang_up(connection)
+            raise
+
+
+def _is_usable(connection: kombu.Connection, idle: float) -> bool:
+    """Tell whether a connection that was not used for so many seconds has not been ended meanwhile."""
+    if connection.transport.driver_type != "amqp":
+        return True  # redis-py looks for itself
+    if not connection.connected or 0 < connection.get_heartbeat_interval() < idle:
+        return False
+    try:
+        connection.drain_events(timeout=LOOK)
+    except TimeoutError:
+        return True
+    except Exception:  # noqa: BLE001  whatever it is, a new one will not have it
+        return False
+    return True
 
 
 def hang_up(connection: kombu.Connection) -> None:
     """Close a connection that may be broken, without a word to the broker where its protocol allows it."""
     try:
+        if connection.transport.driver_type == "amqp" and connection.connected:
+            connection.connection.transport.sock.settimeout(FAREWELL)
         connection.collect()
     except Exception:
         log.debug("closing a connection", exc_info=True)
@@ -191,17 +236,25 @@ def _tls(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _defaults(scheme: str) -> dict[str, Any]:
     if scheme in _AMQP:
-        return {"read_timeout": ANSWER_TIMEOUT, "write_timeout": ANSWER_TIMEOUT}
+        return {
+            "read_timeout": ANSWER_TIMEOUT,
+            "write_timeout": ANSWER_TIMEOUT,
+            "socket_settings": _options({**KEEPALIVE, **AMQP_UNTAKEN}),
+        }
     if scheme not in _REDIS:
         return {}
-    keepalive = {getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)}
     tcp = (
         {}
         if scheme == "redis+socket"
         else {
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "socket_keepalive": True,
-            "socket_keepalive_options": keepalive,
+            "socket_keepalive_options": _options(KEEPALIVE),
         }
     )
     return {"socket_timeout": ANSWER_TIMEOUT, "health_check_interval": 3, **tcp}
+
+
+def _options(values: Mapping[str, int]) -> dict[int, int]:
+    """Return TCP options by the numbers that this system has for them."""
+    return {getattr(socket, name): value for name, value in values.items() if hasattr(socket, name)}

@@ -1,13 +1,19 @@
-"""A message off the event exchange → events: which serialiser, and whether we trust it."""
+"""A message off the event exchange → events: which serialiser, whether we trust it, how much we read."""
 
 from __future__ import annotations
 
 import bz2
+import importlib
 import lzma
+import math
 import zlib
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import msgspec
+import yaml
 from kombu import serialization
 from msgspec import Struct
 
@@ -21,22 +27,17 @@ CONTENT_TYPES = {
     "pickle": "application/x-python-serialize",
 }
 
-
-#: Bytes that a compressed body may inflate to. A batch of the largest real events is a thousandth of it.
-MAX_INFLATED = 32 * 2**20
-
-#: kombu's names of compressions → what makes a decompressor (kombu/compression.py).
-_INFLATERS: dict[str, Callable[[], Any]] = {
-    "application/x-gzip": zlib.decompressobj,
-    "gzip": zlib.decompressobj,
-    "zlib": zlib.decompressobj,
-    "application/x-bz2": bz2.BZ2Decompressor,
-    "bzip2": bz2.BZ2Decompressor,
-    "bzip": bz2.BZ2Decompressor,
-    "application/x-lzma": lzma.LZMADecompressor,
-    "lzma": lzma.LZMADecompressor,
-    "xz": lzma.LZMADecompressor,
-}
+#: Bytes that a body may have, and that a compressed one may inflate to: Redis cuts a subscriber off that is
+#: behind by more. A batch of the largest real events is a hundredth of it.
+MAX_BODY = 32 * 2**20
+#: Memory in bytes that a decompressor may want for itself; the strongest usual settings want 65 MiB.
+MAX_WINDOW = 80 * 2**20
+#: Bytes of a body whose serialiser makes an object of each thing in it, at up to 64 bytes for one.
+MAX_LOADED = 2**20
+#: The same for YAML, of which PyYAML reads 300 kB a second. (Its fast reader, in C, can be made to crash.)
+MAX_YAML = 2**18
+#: Brackets within brackets, and characters of a whole number, in YAML.
+MAX_YAML_DEPTH, MAX_YAML_NUMBER = 8, 20
 
 
 class UndecodableError(Exception):
@@ -68,28 +69,114 @@ def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malform
     if kind not in accept:
         return [Malformed("content_type")]
     try:
-        body = _inflated(payload.body, payload.compression) if payload.compression else payload.body
+        body = _sized(_inflated(payload.body, payload.compression), MAX_BODY)
+        if kind == CONTENT_TYPES["json"]:
+            return decode(body)
+        return from_objects(_loaded(body, kind))
     except UndecodableError:
         return [Malformed("undecodable")]
-    if kind == CONTENT_TYPES["json"]:
-        return decode(body)
+
+
+def _sized(body: bytes, limit: int) -> bytes:
+    if len(body) > limit:
+        raise UndecodableError(f"{len(body)} bytes")
+    return body
+
+
+# -- serialisers other than JSON -----------------------------------------------------------------------
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Refuses what no event needs and a few lines of which take for ever: aliases, depth, long numbers."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node; raise for an alias, for ten lines of them make a billion things."""
+        if self.check_event(yaml.AliasEvent):
+            raise UndecodableError("alias")
+        return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Take a bracket; PyYAML looks at all that are open at each thing in them."""
+        if self.flow_level >= MAX_YAML_DEPTH:
+            raise UndecodableError("deep")
+        super().fetch_flow_collection_start(token)
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        """Return a whole number; 1:59:59:… can have any length, and long ones can be made to collide."""
+        return super().construct_yaml_int(node) if len(node.value) <= MAX_YAML_NUMBER else math.inf
+
+
+_YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_int)
+
+#: By content type: the longest body, and what makes objects of it.
+_LOADERS: dict[str, tuple[int, Callable[[bytes], Any]]] = {
+    CONTENT_TYPES["msgpack"]: (MAX_LOADED, msgspec.msgpack.decode),
+    CONTENT_TYPES["yaml"]: (MAX_YAML, partial(yaml.load, Loader=_YamlLoader)),
+    CONTENT_TYPES["pickle"]: (MAX_LOADED, serialization.unpickle),
+}
+
+
+def _loaded(body: bytes, kind: str) -> Any:
+    limit, load = _LOADERS[kind]
     try:
-        loaded = serialization.loads(body, kind, payload.content_encoding or "binary", accept=accept)
-    except Exception:  # noqa: BLE001  a deserialiser of hostile bytes may raise anything; it is counted
-        return [Malformed("undecodable")]
-    return from_objects(loaded)
+        return load(_sized(body, limit))
+    except Exception as error:  # a deserialiser of hostile bytes may raise anything
+        raise UndecodableError(kind) from error
 
 
-def _inflated(body: bytes, compression: str) -> bytes:
-    """Return the body decompressed; raise UndecodableError for one larger than `MAX_INFLATED`, too."""
-    make = _INFLATERS.get(compression)
-    if make is None:
-        raise UndecodableError(compression)
+# -- compressions --------------------------------------------------------------------------------------
+
+
+def _stream(make: Callable[[], Any], body: bytes) -> bytes:
+    """Inflate with a decompressor of the shape that those of Python have: one whole stream."""
     inflater = make()
-    try:
-        inflated: bytes = inflater.decompress(body, MAX_INFLATED)
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
-        raise UndecodableError(compression) from error
-    if not inflater.eof:
-        raise UndecodableError(compression)
+    inflated: bytes = inflater.decompress(body, MAX_BODY)
+    if not inflater.eof or inflater.unused_data:
+        raise UndecodableError("too large, cut off, or followed by something")
     return inflated
+
+
+def _brotli(module: Any, body: bytes) -> bytes:
+    inflater = module.Decompressor()
+    inflated: bytes = inflater.process(body, output_buffer_limit=MAX_BODY)
+    if not inflater.is_finished():
+        raise UndecodableError("too large, or cut off")
+    return inflated
+
+
+def _zstd(module: Any, body: bytes) -> bytes:
+    options = {module.DecompressionParameter.window_log_max: MAX_WINDOW.bit_length() - 1}
+    return _stream(partial(module.ZstdDecompressor, options=options), body)
+
+
+#: kombu's names of compressions → what inflates them, to `MAX_BODY` at most (kombu/compression.py).
+_INFLATE: dict[str, Callable[[bytes], bytes]] = {
+    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), partial(_stream, zlib.decompressobj)),
+    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), partial(_stream, bz2.BZ2Decompressor)),
+    **dict.fromkeys(
+        ("application/x-lzma", "lzma", "xz"),
+        partial(_stream, partial(lzma.LZMADecompressor, memlimit=MAX_WINDOW)),
+    ),
+}
+# Where these are installed kombu has them, and so have we.
+for _module, _function, _names in (
+    ("brotlicffi", _brotli, ("application/x-brotli", "brotli")),
+    ("brotli", _brotli, ("application/x-brotli", "brotli")),
+    ("backports.zstd", _zstd, ("application/zstd", "zstd", "zstandard")),
+    ("compression.zstd", _zstd, ("application/zstd", "zstd", "zstandard")),
+):
+    with suppress(ImportError):
+        _INFLATE |= dict.fromkeys(_names, partial(_function, importlib.import_module(_module)))
+
+
+def _inflated(body: bytes, compression: str | None) -> bytes:
+    """Return the body decompressed; raise UndecodableError for one larger than `MAX_BODY`, too."""
+    if not compression:
+        return body
+    inflate = _INFLATE.get(compression)
+    if inflate is None:
+        raise UndecodableError(compression)
+    try:
+        return inflate(body)
+    except Exception as error:  # a decompressor of hostile bytes may raise anything
+        raise UndecodableError(compression) from error

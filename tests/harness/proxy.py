@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 CHUNK = 65_536
 TICK = 0.05
+#: What only the connection of an event subscription says, on each broker; the others have this way, too.
+SUBSCRIPTION = b"celeryev"
 
 
 @dataclass
 class Link:
-    """One client's connection and the one made for it."""
+    """One client's connection and the one made for it; either may be closed already."""
 
-    client: socket.socket
+    client: socket.socket | None
     server: socket.socket | None
     waiting: list[tuple[float, socket.socket, bytes]] = field(default_factory=list)  # due, to, bytes
+    said: bytes = b""  # by the client, at first
+    left: int | None = None  # bytes that the client may still get
 
 
 class Proxy:
@@ -32,8 +36,12 @@ class Proxy:
 
     `pass_on` (as at first), `cut` (all connections end), `refuse` (and none is taken), `black_hole` (bytes
     are swallowed both ways, connections stay open, new ones are taken and get no answer), `orphan` (the
-    server's side ends, the client is not told: a half-open connection), `half_close` (the client is told
-    that no more comes, and may go on sending), `delay` (each byte comes so many seconds later).
+    server's side ends, the client is not told: a half-open connection), `strand` (the other way round),
+    `half_close` (the client is told that no more comes, and may go on sending), `stall` (the client gets so
+    many bytes more), `delay` (each byte comes so many seconds later).
+
+    `orphan`, `strand` and `stall` leave new connections alone; with `only`, those too whose client has never
+    said this.
     """
 
     def __init__(self, port: int, *, source: str = "127.0.0.1") -> None:
@@ -65,9 +73,11 @@ class Proxy:
     def pass_on(self) -> None:
         """Forward, from now on; connections that swallowed bytes are ended, for their streams have holes."""
         with self._lock:
-            if self._swallowing:
+            if self._swallowing or any(link.left is not None for link in self._links):
                 self._end_all()
             self._swallowing, self._delay = False, 0.0
+            for link in self._links:  # nothing that comes from now on overtakes it
+                link.waiting = [(0.0, to, data) for _, to, data in link.waiting]
             if self._listener is None:
                 self._listen()
 
@@ -86,17 +96,29 @@ class Proxy:
         with self._lock:
             self._swallowing = True
 
-    def orphan(self) -> None:
+    def orphan(self, only: bytes = b"") -> None:
         with self._lock:
-            for link in self._links:
+            for link in self._which(only):
                 if link.server is not None:
                     link.server.close()
                     link.server = None
 
+    def strand(self, only: bytes = b"") -> None:
+        with self._lock:
+            for link in self._which(only):
+                if link.client is not None:
+                    link.client.close()
+                    link.client = None
+
+    def stall(self, after: int, only: bytes = b"") -> None:
+        with self._lock:
+            for link in self._which(only):
+                link.left = after
+
     def half_close(self) -> None:
         with self._lock:
             for link in self._links:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, AttributeError):
                     link.client.shutdown(socket.SHUT_WR)
 
     def delay(self, seconds: float) -> None:
@@ -107,6 +129,11 @@ class Proxy:
     def connections(self) -> int:
         with self._lock:
             return len(self._links)
+
+    def _which(self, only: bytes) -> list[Link]:
+        found = [link for link in self._links if only in link.said]
+        assert found, f"no connection has said {only!r}"
+        return found
 
     # the loop
 
@@ -163,6 +190,10 @@ class Proxy:
         if not data:
             self._end(link)
         elif other is not None and not self._swallowing:
+            if mine is link.client and len(link.said) < CHUNK:
+                link.said += data
+            elif mine is link.server and link.left is not None:
+                data, link.left = data[: link.left], max(0, link.left - len(data))
             link.waiting.append((time.monotonic() + self._delay, other, data))
 
     def _deliver(self) -> None:

@@ -17,7 +17,7 @@ import redis
 
 from harness.processes import Process, free_port, need
 
-VHOSTS = 60  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
+VHOSTS = 90  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
 PASSWORD = "guest"
 
 
@@ -86,7 +86,7 @@ class RabbitServer(Process):
     name = "rabbitmq-server"
     deadline = 90.0  # Erlang takes its time when two cores are busy
 
-    def __init__(self, folder: Path, *, vhosts: int = 1) -> None:
+    def __init__(self, folder: Path, *, vhosts: int = 1, advanced: str = "[].") -> None:
         super().__init__(folder)
         # Debian's /usr/sbin/rabbitmq-server insists on being root or rabbitmq and uses su: not that one.
         self.program = need("rabbitmq-server")
@@ -95,9 +95,9 @@ class RabbitServer(Process):
         self.epmd = Epmd(folder / "epmd")
         self.vhosts = [f"test{number}" for number in range(vhosts)]
         self._fresh = iter(self.vhosts)
-        self._write_configuration()
+        self._write_configuration(advanced)
 
-    def _write_configuration(self) -> None:
+    def _write_configuration(self, advanced: str) -> None:
         salt = b"salt"
         secret = base64.b64encode(salt + hashlib.sha256(salt + PASSWORD.encode()).digest()).decode()
         definitions = {
@@ -121,6 +121,7 @@ class RabbitServer(Process):
             "disk_free_limit.absolute = 1MB\n"  # a full desk disk must not block publishers
             "log.console.level = error\n"  # killed clients are no news here
         )
+        (self.folder / "advanced.config").write_text(advanced + "\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
 
     def command(self) -> list[str]:
@@ -144,7 +145,7 @@ class RabbitServer(Process):
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "no-advanced.config"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
             "RABBITMQ_CONF_ENV_FILE": str(self.folder / "no-env.conf"),
         }
 
@@ -169,6 +170,19 @@ class RabbitServer(Process):
     @property
     def url(self) -> str:
         return self.url_of(self.vhosts[0])
+
+    def control(self, *arguments: str) -> str:
+        """Run rabbitmqctl on it, which takes seconds; return what it printed."""
+        done = subprocess.run(
+            [need("rabbitmqctl"), "--quiet", *arguments],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def url_of(self, vhost: str) -> str:
         return f"amqp://guest:{PASSWORD}@127.0.0.1:{self.port}/{vhost}"

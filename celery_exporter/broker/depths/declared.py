@@ -6,9 +6,13 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import kombu
+from amqp import spec
 
 from celery_exporter.broker.connection import translated
 from celery_exporter.core.snapshot import Depth
+
+#: Bytes that a name has at most on AMQP.
+LONGEST_NAME = 255
 
 
 class DeclaredDepths:
@@ -35,11 +39,18 @@ class DeclaredDepths:
         return None
 
     def _declare(self, queue: str) -> Any:
-        # An error (404 no such queue, 405 exclusive) closes its channel, so the next queue gets a new one.
+        if len(queue.encode()) > LONGEST_NAME:
+            return None  # a sender of events said it; there is none
+        # An error (404 no such queue, 405 exclusive) closes its channel; py-amqp has opened it again by then.
         if self._channel is None:
             self._channel = self._connection.channel()
         try:
             return self._channel.queue_declare(queue, passive=True)
         except self._connection.channel_errors:
-            self._channel = None
+            return None
+        except UnicodeDecodeError:
+            # RabbitMQ cuts its words to size, be it in the middle of a letter, and py-amqp stumbles over it.
+            channel, self._channel = self._channel, None
+            channel.send_method(spec.Channel.CloseOk)
+            channel.collect()
             return None

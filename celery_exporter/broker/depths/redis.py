@@ -7,6 +7,7 @@ are pushed on the left and taken from the right, so the last one is the oldest.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 
 import kombu
 import msgspec
@@ -64,10 +65,10 @@ class RedisDepths:
         return found
 
     def unacked(self) -> int | None:
-        """Return the size of the hash in which kombu keeps what workers hold."""
-        with translated(self._connection):
-            held = self._client.hlen(self._prefixed(self._channel.unacked_key))
-        return int(held)
+        """Return the size of the hash in which kombu keeps what workers hold; None if it may not be seen."""
+        with translated(self._connection), suppress(redis.ResponseError):
+            return int(self._client.hlen(self._prefixed(self._channel.unacked_key)))
+        return None
 
     def _keys(self, queue: str) -> list[str]:
         channel = self._channel

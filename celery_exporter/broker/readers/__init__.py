@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from celery_exporter.broker.connection import is_redis
+from celery_exporter.broker.connection import is_amqp, is_redis
 from celery_exporter.broker.payload import Payload
 from celery_exporter.broker.readers.kombu import KombuReader
 from celery_exporter.settings import Settings
@@ -38,4 +38,8 @@ def reader_for(settings: Settings) -> Reader:
         from celery_exporter.broker.readers.redis import RedisReader  # noqa: PLC0415  only where it is used
 
         return RedisReader(settings)
+    if is_amqp(settings):
+        from celery_exporter.broker.readers.amqp import AmqpReader  # noqa: PLC0415  only where it is used
+
+        return AmqpReader(settings)
     return KombuReader(settings)

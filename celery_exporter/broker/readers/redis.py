@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError
 from celery_exporter.broker.payload import BROKEN, Payload
-from celery_exporter.broker.readers.kombu import BATCH, Full, KombuReader
+from celery_exporter.broker.readers.kombu import Full, KombuReader
 from celery_exporter.settings import Settings
 
 #: Seconds without a message after which a ping is sent.
@@ -80,13 +80,14 @@ class RedisReader(KombuReader):
         # A batch that was full may have left messages in the parser, of which no poll tells.
         if self._is_readable():
             self._listen()
-        super()._drain(timeout)
+        self._connection.drain_events(timeout=timeout)
 
     def _listen(self) -> bool:
         subscription = self._channel.subclient
         while True:
-            frame = subscription.parse_response()
-            self._alive = True
+            # With a limit: what is readable may be the beginning of a message whose rest never comes.
+            frame = subscription.parse_response(block=False, timeout=ANSWER_TIMEOUT)
+            self._alive = True  # the answer to a ping is None
             kind = frame[0] if isinstance(frame, (list, tuple)) else None
             if kind == b"pmessage":
                 self._take_envelope(frame[-1])
@@ -113,8 +114,8 @@ class RedisReader(KombuReader):
             self._add(Payload(body, envelope.content_type, envelope.content_encoding, compression))
 
     def _add(self, payload: Payload) -> None:
-        self._batch.append(payload)  # broken ones too are taken off the wire, so any number may come
-        if len(self._batch) >= BATCH:
+        self._keep(payload)  # broken ones too are taken off the wire, so any number may come
+        if self._is_full():
             raise Full
 
     def _comes_twice(self, envelope: _Envelope) -> bool:

@@ -1,0 +1,91 @@
+"""Fixtures of the faults, and the table that is printed at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.proxy import Proxy
+from harness.servers import RabbitServer, RedisServer
+
+from faults.law import Law, Watched, hold, table
+
+Start = Callable[..., Any]
+Hold = Callable[..., AbstractContextManager[Law]]
+
+_laws = pytest.StashKey[list[Law]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_laws] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    laws = config.stash.get(_laws, [])
+    if laws:
+        terminalreporter.section("faults")
+        for line in table(laws):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def watched(request: pytest.FixtureRequest) -> Hold:
+    """`with watched(app) as law:` holds the law over a fault, which gets a line in the table.
+
+    `deaf`: the fault is there already, so nothing is heard, and nothing known of threads and connections.
+    """
+    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    callspec = getattr(request.node, "callspec", None)
+    choices = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
+    more = [value for value in choices if value not in {"redis", "rabbitmq"}]
+
+    def watch(app: Watched, *, deaf: bool = False) -> AbstractContextManager[Law]:
+        kind = "redis" if app.broker_url.startswith("redis") else "rabbitmq"
+        law = Law(app, f"{name}: {' '.join(more)}" if more else name, kind)
+        request.config.stash[_laws].append(law)
+        return hold(law, deaf=deaf)
+
+    return watch
+
+
+@pytest.fixture
+def proxy(broker: Any) -> Iterator[Proxy]:
+    """A way to the test's broker."""
+    with Proxy(broker.server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind(running: Start, broker: Any, proxy: Proxy, tmp_path: Path) -> Callable[..., Watched]:
+    """`behind(*arguments)` starts an exporter behind the proxy; the tests publish beside it."""
+
+    def start(*arguments: str) -> Watched:
+        url = broker.url.replace(f":{broker.server.port}", f":{proxy.port}")
+        app = Watched(tmp_path / "exporter", broker.url, *arguments, url=url)
+        running(app).connected()
+        return app
+
+    return start
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A broker that runs, and that a test may stop, freeze and start again."""
+    kind = {"redis": RedisServer, "rabbitmq": RabbitServer}[request.param]
+    with kind(tmp_path_factory.mktemp("own")) as server:
+        yield server
+
+
+@pytest.fixture
+def served(running: Start, own: Any, tmp_path: Path) -> Callable[..., Watched]:
+    """`served(*arguments)` starts an exporter on that broker."""
+
+    def start(*arguments: str, **options: Any) -> Watched:
+        app = Watched(tmp_path / "exporter", own.url, *arguments, **options)
+        running(app).connected()
+        return app
+
+    return start
