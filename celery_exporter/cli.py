@@ -103,23 +103,29 @@ def serve(settings: Settings) -> int:
     from celery_exporter.monitor import Monitor  # noqa: PLC0415
     from celery_exporter.profiles import native  # noqa: PLC0415
     from celery_exporter.web.app import build  # noqa: PLC0415
+    from celery_exporter.web.config import BadWebConfigError  # noqa: PLC0415
+    from celery_exporter.web.guard import guarded  # noqa: PLC0415
+    from celery_exporter.web.protection import ProtectionFile, unprotected  # noqa: PLC0415
     from celery_exporter.web.server import CannotListenError, Server, bind  # noqa: PLC0415
 
     configure(settings.log_level, settings.log_format)
     try:
         check(settings)
+        path = settings.web_config_file
+        protection = unprotected if path is None else ProtectionFile(path).current
         listener = bind(settings.host, settings.port)
-    except (UnusableURLError, CannotListenError) as error:
+    except (UnusableURLError, BadWebConfigError, CannotListenError) as error:
         return _fail(str(error), EXIT_FAILED)
     rows = native.rows(settings.task_labels)
     firsts = Firsts()
     exposition = Exposition(rows, settings.metric_prefix, settings.static_labels, firsts)
     monitor = Monitor(settings, firsts)
     app = build(monitor.snapshot, monitor.is_ready, exposition, masked(settings.broker_url))
-    server = Server(app, listener)
+    scheme = "http" if protection().context is None else "https"
+    server = Server(guarded(app, protection), listener, protection)
     server.start()
     monitor.start()
-    log.info("celery-exporter %s serves http://%s:%s/metrics", __version__, *listener.getsockname()[:2])
+    log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
     # Blocked (see __main__) and waited for: so no handler can come in between anything.
     asked = False
     while not asked and server.is_alive():

@@ -8,7 +8,6 @@ import html
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -21,6 +20,9 @@ from celery_exporter.exposition import Exposition, negotiate
 
 #: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
 RENDERERS = 2
+
+#: Content type, address of the scraper (None for people), gzipped.
+_Wanted = tuple[str, str | None, bool]
 
 _NO = re.compile(r"q\s*=\s*0(\.0*)?")
 _LANDING = """<!doctype html>
@@ -41,18 +43,27 @@ def build(
 ) -> Starlette:
     """Return the ASGI application; `broker` is the masked URL."""
     renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
+    free = asyncio.Semaphore(RENDERERS)
+    queued: dict[_Wanted, asyncio.Task[bytes]] = {}
 
-    def render(content_type: str, scraper: str | None, *, zipped: bool) -> bytes:
+    def render(content_type: str, scraper: str | None, zipped: bool) -> bytes:
         text = exposition.render(snapshot(), content_type, scraper)
         return gzip.compress(text, 1) if zipped else text
+
+    async def make(wanted: _Wanted) -> bytes:
+        async with free:
+            del queued[wanted]  # who asks from now on gets a newer one
+            # In a thread: the loop goes on answering the other requests while text is made.
+            return await asyncio.get_running_loop().run_in_executor(renderers, render, *wanted)
 
     async def metrics(request: Request) -> Response:
         content_type = negotiate(request.headers.get("accept"))
         zipped = _takes_gzip(request.headers.get("accept-encoding", ""))
-        # In a thread: the loop goes on answering the other requests while text is made.
-        body = await asyncio.get_running_loop().run_in_executor(
-            renderers, partial(render, content_type, _scraper(request), zipped=zipped)
-        )
+        wanted = content_type, _scraper(request), zipped
+        # Whoever wants the same while it waits to be made shares it: a crowd waits no longer than two do.
+        if wanted not in queued:
+            queued[wanted] = asyncio.create_task(make(wanted))
+        body = await asyncio.shield(queued[wanted])
         headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         return Response(body, headers=headers | ({"Content-Encoding": "gzip"} if zipped else {}))
 

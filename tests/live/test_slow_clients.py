@@ -1,0 +1,205 @@
+"""Clients that keep the listener waiting cannot hold up a scrape, nor stay for ever, nor cost much."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import time
+from functools import partial
+
+import psutil
+import pytest
+from harness import slow
+from harness.exporter import Exporter
+from harness.guarded import Guarded, ask, nobody
+from harness.slow import Deaf, Dribbling, HalfClosed, HandshakeStuck, Silent, crowd
+from harness.waiting import eventually
+
+from celery_exporter.web import connections, server
+
+#: Makes each answer some 400 kB: more than a client that does not read, and the kernel, take.
+LARGE = ("--static-label", "padding=" + "x" * 10_000)
+OF_EACH = 200
+MEMORY = 300e6  # bytes
+
+
+@pytest.fixture
+def plain(tmp_path, running) -> Exporter:
+    return running(Exporter(tmp_path / "exporter", nobody(), *LARGE))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Return an exporter for all tests that do not measure it."""
+    with Exporter(tmp_path_factory.mktemp("exporter"), nobody()) as exporter:
+        yield exporter
+        exporter.end_well()
+
+
+@pytest.fixture
+def guarded(tmp_path, running) -> Guarded:
+    return running(Guarded(tmp_path / "exporter", *LARGE, tls_server_config={}))
+
+
+@pytest.fixture(params=["plain", "tls"])
+def scene(request):
+    """Return an exporter and the kinds of slow clients that it can have."""
+    if request.param == "plain":
+        exporter = request.getfixturevalue("plain")
+        return exporter, [partial(kind, exporter.port) for kind in (Silent, HalfClosed, Dribbling, Deaf)]
+    exporter = request.getfixturevalue("guarded")
+    client = exporter.context()
+    return exporter, [
+        *(partial(kind, exporter.port) for kind in (Silent, HandshakeStuck)),
+        *(partial(kind, exporter.port, client) for kind in (Silent, Dribbling, Deaf)),
+    ]
+
+
+def connect(exporter: Exporter) -> http.client.HTTPConnection:
+    if isinstance(exporter, Guarded):
+        return exporter.connect()
+    return http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=5)
+
+
+def scrape_times(exporter: Exporter, count: int = 40) -> list[float]:
+    """Return the seconds that scrapes take, sorted; on new connections and on one that is kept."""
+    kept = connect(exporter)
+    times = []
+    for number in range(count):
+        begin = time.perf_counter()
+        answer = ask(kept, "/metrics", {}) if number % 2 else exporter.get("/metrics")
+        times.append(time.perf_counter() - begin)
+        assert answer.status == 200
+    kept.close()
+    return sorted(times)
+
+
+def sockets(exporter: Exporter) -> int:
+    """Return how many connections it holds."""
+    return sum(
+        each.laddr.port == exporter.port and each.status != psutil.CONN_LISTEN
+        for each in psutil.Process(exporter.pid).net_connections("tcp")
+    )
+
+
+def test_200_of_each_kind_hold_up_no_scrape_and_no_end(scene):
+    exporter, kinds = scene
+    with crowd(OF_EACH, *kinds) as slow_ones:
+        eventually(lambda: slow_ones.served(Deaf))  # they are in; the last of each round has its answer
+        times = scrape_times(exporter)
+        assert times[len(times) // 2] < 0.1, times
+        assert times[-1] < 0.5, times
+        assert slow_ones.connected(Silent, HandshakeStuck, Dribbling) > OF_EACH, "there was a crowd"
+        assert psutil.Process(exporter.pid).memory_info().rss < MEMORY
+        exporter.end_well()
+
+
+def test_who_does_not_say_what_he_wants_is_turned_out(scene):
+    _, kinds = scene
+    with crowd(20, *(kind for kind in kinds if kind.func is not Deaf)) as slow_ones:
+        eventually(lambda: slow_ones.connected(Silent, HalfClosed, HandshakeStuck, Dribbling) == 0, 20)
+        stayed = [one.gone - one.since for one in (*slow_ones.of(Dribbling), *slow_ones.of(Silent))]
+        assert min(stayed) > connections.HEAD - slow.PACE
+        assert max(stayed) < connections.HEAD + slow.PACE + 2
+
+
+@pytest.mark.long
+def test_who_does_not_read_is_turned_out(scene):
+    exporter, kinds = scene
+    with crowd(20, *(kind for kind in kinds if kind.func is Deaf)):
+        eventually(lambda: sockets(exporter) == 20, 10)
+        begin = time.monotonic()
+        eventually(lambda: sockets(exporter) == 0, connections.READ + 10)
+        assert time.monotonic() - begin > connections.READ - 5
+
+
+def test_answers_that_nobody_reads_are_bounded(scene):
+    """500 times 400 kB would be 200 MB; those that have not read for longest go before that."""
+    exporter, kinds = scene
+    deaf = next(kind for kind in kinds if kind.func is Deaf)
+    before = psutil.Process(exporter.pid).memory_info().rss
+    with crowd(500, deaf):
+        scrape_times(exporter, 4)
+        eventually(lambda: 0 < sockets(exporter) < 200, 10)
+        assert psutil.Process(exporter.pid).memory_info().rss - before < 6 * connections.UNREAD
+
+
+def test_a_crowd_that_does_nothing_shuts_nobody_out(plain):
+    """More than are taken at a time: those that wait for longest make room, and Prometheus does not wait."""
+    kept = connect(plain)
+    assert ask(kept, "/metrics", {}).status == 200
+    with crowd(server.MAX_CONNECTIONS + 200, partial(Silent, plain.port)) as slow_ones:
+        eventually(lambda: sockets(plain) > server.MAX_CONNECTIONS - 100)
+        times = scrape_times(plain)
+        assert times[-1] < 0.5, times
+        assert sockets(plain) <= server.MAX_CONNECTIONS
+        eventually(lambda: slow_ones.connected(Silent) <= server.MAX_CONNECTIONS)
+        plain.end_well()
+
+
+def test_answers_under_way_at_the_end_leave_no_traceback(scene):
+    exporter, kinds = scene
+    with crowd(OF_EACH, next(kind for kind in kinds if kind.func is Deaf)):
+        exporter.end_well()
+
+
+def test_a_crowd_leaves_descriptors_for_the_broker(tmp_path, running, redis_broker):
+    exporter = Exporter(
+        tmp_path / "exporter", redis_broker.url, wrapper=("sh", "-c", 'ulimit -n 128; exec "$@"', "sh")
+    )
+    running(exporter)
+    with crowd(300, partial(Silent, exporter.port)):
+        exporter.connected()
+        assert psutil.Process(exporter.pid).num_fds() < 128
+        redis_broker.server.client().client_kill_filter(_type="pubsub")
+        eventually(lambda: exporter.value("celery_exporter_reconnects_total") == 1)
+        exporter.connected()
+        assert "Too many open files" not in exporter.text()
+
+
+@pytest.mark.parametrize(
+    "after",
+    [b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 50, b"\x00\xff\r\n\r\n", b"zzz\r\n"],
+    ids=["more", "rubbish", "no chunk"],
+)
+@pytest.mark.parametrize(
+    "body", [b"", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 9\r\n"], ids=["", "chunked", "length"]
+)
+def test_bytes_behind_a_good_request_leave_no_traceback(shared, body, after):
+    """What is behind a request may be another one or rubbish; it comes before its answer, or after it."""
+    for pause in (False, True):
+        with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as stranger:
+            stranger.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n%s\r\n" % body)
+            if pause:
+                assert stranger.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            stranger.sendall(after)
+            stranger.shutdown(socket.SHUT_WR)
+            while stranger.recv(65_536):
+                pass
+    assert shared.get("/-/healthy").status == 200
+    assert "Traceback" not in shared.text()
+
+
+def test_rubbish_instead_of_a_handshake_leaves_no_traceback(guarded):
+    for rubbish in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00" + b"\xff" * 600,
+        b"\x00" * 70_000,
+        b"",
+    ):
+        with socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as stranger:
+            try:
+                stranger.sendall(rubbish)
+                stranger.shutdown(socket.SHUT_WR)
+                while stranger.recv(65_536):
+                    pass
+            except OSError:
+                pass
+    with (
+        socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as raw,
+        pytest.raises(ssl.SSLError),
+    ):
+        ssl.create_default_context().wrap_socket(raw, server_hostname="localhost")
+    assert guarded.get("/-/healthy").status == 200
+    assert "Traceback" not in guarded.text()

@@ -1,0 +1,460 @@
+"""`--web.config.file` in the running exporter: TLS, client certificates, passwords, headers, changes to them.
+
+None of it needs a broker; the one that these exporters are given is not there.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import bcrypt
+import pytest
+import trustme
+from harness.exporter import Answer, run_cli
+from harness.guarded import Guarded, ask, nobody
+from harness.servers import Prometheus
+from harness.waiting import eventually, until_equal
+
+PATHS = ("/", "/metrics", "/-/ready", "/health", "/nosuch", "/-/healthy/", "/-/")
+PASSWORD = "p@ss/w0rd:secret"
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+LOGIN = {"Authorization": "Basic " + base64.b64encode(f"prometheus:{PASSWORD}".encode()).decode()}
+VERIFY = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "clients.pem"}
+STAYS = "; the old configuration stays in force"
+HEADERS = {
+    "X-Frame-Options": "deny",
+    "X-Content-Type-Options": "nosniff",
+    "Strict-Transport-Security": "max-age=9",
+}
+
+
+@pytest.fixture
+def guarded(tmp_path, running):
+    """`guarded(section={...}, ...)` runs an exporter with these sections in its file."""
+    return lambda **sections: running(Guarded(tmp_path / "exporter", **sections))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Return two exporters that run for all tests here: `shared["plain"]`, `shared["tls"]`.
+
+    A test gives them the rest of their configuration while they run.
+    """
+    with ExitStack() as stack:
+        sections = {"plain": {}, "tls": {"tls_server_config": {}}}
+        exporters = {
+            name: Guarded(tmp_path_factory.mktemp(name), **each).start() for name, each in sections.items()
+        }
+        for exporter in exporters.values():
+            stack.callback(exporter.kill)
+            stack.callback(exporter.end_well)
+            exporter.wait_ready()
+        yield exporters
+
+
+@pytest.fixture
+def tls(shared):
+    """`tls(...)` is the shared exporter with TLS, with this `tls_server_config`."""
+
+    def configure(**section):
+        shared["tls"].configure(tls_server_config=section)
+        return shared["tls"]
+
+    return configure
+
+
+# -- passwords -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_password(shared):
+    shared["plain"].configure(basic_auth_users={"prometheus": HASH})
+    return shared["plain"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_everything_but_healthy_wants_the_password(with_password, method):
+    for path in PATHS:
+        refused = with_password.get(path, method=method)
+        assert refused.status == 401, path
+        assert refused.headers["www-authenticate"].startswith("Basic")
+        let_in = with_password.get(path, LOGIN, method=method)
+        assert let_in.status != 401, path
+    assert with_password.get("/-/healthy").status == 200
+    assert with_password.get("/-/%68ealthy").status == 200, "it is the same page"
+    assert with_password.get("/metrics", LOGIN).status == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Basic",
+        "Basic !!!",
+        "Basic " + base64.b64encode(b"prometheus").decode(),
+        "Basic " + base64.b64encode(b"prometheus:").decode(),
+        "Basic " + base64.b64encode(b"prometheus:wrong").decode(),
+        "Basic " + base64.b64encode(f"nobody:{PASSWORD}".encode()).decode(),
+        "Basic " + base64.b64encode(f"prometheus:{HASH}".encode()).decode(),
+        "Basic " + base64.b64encode(b"\xff\x00:\xff").decode(),
+        "Bearer " + LOGIN["Authorization"][6:],
+        "Basic " + "A" * 10_000,
+    ],
+)
+def test_what_is_not_the_password_is_401(with_password, header):
+    assert with_password.get("/metrics", {"Authorization": header}).status == 401
+
+
+def test_the_scheme_may_be_in_any_case(with_password):
+    assert (
+        with_password.get("/metrics", {"Authorization": "basic" + LOGIN["Authorization"][5:]}).status == 200
+    )
+
+
+def test_users_change_without_a_restart_even_on_an_open_connection(with_password):
+    connection = with_password.connect()
+    assert ask(connection, "/metrics", LOGIN).status == 200
+    with_password.configure(basic_auth_users={"other": HASH})
+    assert ask(connection, "/metrics", LOGIN).status == 401
+    with_password.configure(basic_auth_users={"prometheus": HASH})
+    assert ask(connection, "/metrics", LOGIN).status == 200
+    with_password.configure()
+    assert ask(connection, "/metrics", {}).status == 200
+    connection.close()
+
+
+def test_a_file_that_breaks_lets_nobody_in_and_is_told_once(with_password):
+    assert with_password.get("/metrics").status == 401
+    told = with_password.text().count(STAYS)
+    for text in ("", "basic_auth_users: {prometheus: hunter2}", "not: known"):
+        with_password.file.write_text(text)
+        assert [with_password.get("/metrics").status for _ in range(3)] == [401] * 3
+        assert with_password.get("/metrics", LOGIN).status == 200
+    assert with_password.text().count(STAYS) - told == 3
+    assert "hunter2" not in with_password.text()
+
+
+def test_a_flood_of_guesses_does_not_hold_up_a_scrape(guarded):
+    """100 clients guess at a hash that takes a second to compare; whoever is known scrapes as ever."""
+    slow = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(13)).decode()
+    exporter = guarded(basic_auth_users={"prometheus": slow})
+    assert exporter.get("/metrics", LOGIN, timeout=20).status == 200
+    over = threading.Event()
+    statuses: list[int] = []
+
+    def guess(number: int) -> None:
+        while not over.is_set():
+            wrong = base64.b64encode(f"prometheus:{number}".encode()).decode()
+            statuses.append(exporter.get("/metrics", {"Authorization": f"Basic {wrong}"}, timeout=30).status)
+            over.wait(0.2)
+
+    crowd = [threading.Thread(target=guess, args=(number,)) for number in range(100)]
+    for one in crowd:
+        one.start()
+    try:
+        eventually(lambda: statuses.count(429) > 100, 20)
+        times = []
+        for _ in range(20):
+            begin = time.perf_counter()
+            assert exporter.get("/metrics", LOGIN).status == 200
+            times.append(time.perf_counter() - begin)
+    finally:
+        over.set()
+        for one in crowd:
+            one.join()
+    assert sorted(times)[10] < 0.1
+    assert max(times) < 0.5
+    assert set(statuses) <= {401, 429}
+
+
+# -- headers ---------------------------------------------------------------------------------------------
+
+
+def test_headers_are_on_every_answer(shared):
+    exporter = shared["plain"]
+    exporter.configure(http_server_config={"headers": HEADERS}, basic_auth_users={"prometheus": HASH})
+
+    def missing(answer: Answer) -> set[str]:
+        return {name for name, value in HEADERS.items() if answer.headers.get(name.lower()) != value}
+
+    for path in (*PATHS, "/-/healthy"):
+        assert not missing(exporter.get(path)), path
+        assert not missing(exporter.get(path, LOGIN)), path
+    assert not missing(exporter.get("/metrics", LOGIN, method="POST"))
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=5) as stranger:
+        stranger.sendall(b"GET\r\n\r\n")
+        answer = stranger.makefile().read()
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert all(f"{name}: {value}" in answer for name, value in HEADERS.items()), answer
+
+
+def test_headers_change_without_a_restart(shared):
+    exporter = shared["plain"]
+    exporter.configure(http_server_config={"headers": {"X-Frame-Options": "deny"}})
+    assert exporter.get("/").headers["x-frame-options"] == "deny"
+    exporter.configure(http_server_config={"headers": {"X-Frame-Options": "sameorigin"}})
+    assert exporter.get("/").headers["x-frame-options"] == "sameorigin"
+
+
+# -- TLS ------------------------------------------------------------------------------------------------
+
+
+def test_a_tls_listener_speaks_http_to_those_who_speak_tls_only(tls):
+    exporter = tls()
+    assert exporter.get("/metrics").status == 200
+    assert f"serves https://127.0.0.1:{exporter.port}/metrics" in exporter.text()
+    with pytest.raises((OSError, http.client.HTTPException)):
+        ask(http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=5), "/metrics", {})
+    with pytest.raises(ssl.SSLCertVerificationError):
+        ask(exporter.connect(client=ssl.create_default_context()), "/metrics", {})
+    assert exporter.get("/metrics").status == 200
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+@pytest.mark.parametrize(
+    ("section", "spoken", "refused"),
+    [
+        ({}, ("TLSv1_2", "TLSv1_3"), ("TLSv1_1",)),
+        ({"min_version": "TLS13"}, ("TLSv1_3",), ("TLSv1_2",)),
+        ({"max_version": "TLS12"}, ("TLSv1_2",), ("TLSv1_3",)),
+        ({"min_version": "TLS10"}, ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"), ()),
+    ],
+)
+def test_tls_versions_are_those_of_the_file(tls, section, spoken, refused):
+    exporter = tls(**section)
+
+    def shake_hands(version: str) -> str | None:
+        client = exporter.context()
+        client.set_ciphers("DEFAULT:@SECLEVEL=0")  # or the client itself would not speak the old ones
+        client.minimum_version = client.maximum_version = ssl.TLSVersion[version]
+        with (
+            socket.create_connection(("127.0.0.1", exporter.port), timeout=5) as raw,
+            client.wrap_socket(raw, server_hostname="localhost") as wrapped,
+        ):
+            return wrapped.version()
+
+    for version in spoken:
+        assert shake_hands(version) == version.replace("_", ".")
+    for version in refused:
+        with pytest.raises(OSError):  # noqa: PT011  alerts and resets
+            shake_hands(version)
+
+
+def test_a_new_certificate_is_shown_without_a_restart(tls):
+    exporter = tls()
+
+    def serial() -> str:
+        with (
+            socket.create_connection(("127.0.0.1", exporter.port), timeout=5) as raw,
+            exporter.context().wrap_socket(raw, server_hostname="localhost") as wrapped,
+        ):
+            return wrapped.getpeercert()["serialNumber"]
+
+    before = serial()
+    assert serial() == before
+    kept = exporter.connect()
+    assert ask(kept, "/metrics", {}).headers.get("connection") != "close"
+    exporter.issue()
+    assert serial() != before
+    answer = ask(kept, "/metrics", {})
+    assert (answer.status, answer.headers["connection"]) == (200, "close"), "it shall not live for ever"
+
+
+def test_tls_is_switched_off_by_a_restart_only(guarded):
+    exporter = guarded(tls_server_config={})
+    exporter.configure(basic_auth_users={"prometheus": HASH})
+    assert exporter.get("/metrics").status == 401
+    assert "TLS is switched on and off by a restart only" in exporter.text()
+
+
+# -- client certificates -----------------------------------------------------------------------------------
+
+
+def status(exporter: Guarded, client: ssl.SSLContext, path: str = "/metrics") -> int | None:
+    """Return the status, None where the handshake fails."""
+    connection = exporter.connect(client=client)
+    try:
+        return ask(connection, path, {}).status
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("policy", "without", "known", "stranger"),
+    [
+        ("RequireAndVerifyClientCert", 403, 200, None),
+        ("RequireAnyClientCert", 403, 200, None),
+        ("VerifyClientCertIfGiven", 200, 200, None),
+    ],
+)
+def test_client_certificates_by_policy(tls, policy, without, known, stranger):
+    exporter = tls(client_auth_type=policy, client_ca_file="clients.pem")
+    assert status(exporter, exporter.context()) == without
+    assert status(exporter, exporter.context("prometheus.example")) == known
+    assert status(exporter, exporter.context("prometheus.example", authority=trustme.CA())) == stranger
+    assert status(exporter, exporter.context(), "/-/healthy") == 200, "a liveness probe has none"
+    for path in PATHS:
+        assert (status(exporter, exporter.context(), path) == 403) == (without == 403), path
+
+
+def test_a_certificate_that_is_asked_for_and_not_looked_at_is_no_hindrance(tls):
+    exporter = tls(client_auth_type="RequestClientCert")
+    assert status(exporter, exporter.context()) == 200
+    assert status(exporter, exporter.context("anybody", authority=trustme.CA())) == 200
+
+
+@pytest.mark.parametrize(
+    ("names", "let_in"),
+    [
+        (["prometheus.example"], True),
+        (["other.example", "prometheus.example"], True),
+        (["10.0.0.7"], True),
+        (["::1"], True),
+        (["ops@prometheus.example"], True),
+        (["example", "*.example", "PROMETHEUS.example"], False),
+        ([], False),
+    ],
+)
+def test_the_names_in_a_certificate_have_to_be_allowed(tls, names, let_in):
+    exporter = tls(**VERIFY, client_allowed_sans=names)
+    client = exporter.context("prometheus.example", "10.0.0.7", "::1", "ops@prometheus.example")
+    assert status(exporter, client) == (200 if let_in else 403)
+    assert status(exporter, client, "/-/healthy") == 200
+
+
+def test_another_ca_of_clients_counts_without_a_restart(tls):
+    exporter = tls(**VERIFY)
+    known = exporter.context("prometheus.example")
+    assert status(exporter, known) == 200
+    exporter.client_authority = trustme.CA()
+    exporter.client_authority.cert_pem.write_to_path(exporter.file.parent / "clients.pem")
+    assert status(exporter, known) is None
+    assert status(exporter, exporter.context("prometheus.example")) == 200
+
+
+def test_a_certificate_is_no_password(guarded):
+    exporter = guarded(
+        tls_server_config=VERIFY,
+        basic_auth_users={"prometheus": HASH},
+    )
+    assert status(exporter, exporter.context("prometheus.example")) == 401
+    exporter.login = LOGIN
+    assert exporter.get("/metrics").status == 403
+    exporter.client = exporter.context("prometheus.example")
+    assert exporter.get("/metrics").status == 200
+
+
+# -- Prometheus, and the start -----------------------------------------------------------------------------
+
+
+class SecretivePrometheus(Prometheus):
+    """Scrapes with TLS, a client certificate and a password."""
+
+    def __init__(self, folder: Path, exporter: Guarded, password: str = PASSWORD) -> None:
+        super().__init__(folder, f"127.0.0.1:{exporter.port}")
+        exporter.authority.cert_pem.write_to_path(folder / "ca.pem")
+        issued = exporter.client_authority.issue_cert("prometheus.example")
+        issued.private_key_and_cert_chain_pem.write_to_path(folder / "client.pem")
+        path = folder / "prometheus.yml"
+        configuration = json.loads(path.read_text())
+        configuration["scrape_configs"][0] |= {
+            "scheme": "https",
+            "basic_auth": {"username": "prometheus", "password": password},
+            "tls_config": {"ca_file": "ca.pem", "cert_file": "client.pem", "key_file": "client.pem"},
+        }
+        path.write_text(json.dumps(configuration))
+
+    def health(self) -> list[str]:
+        return [target["health"] for target in self.targets()]
+
+
+def test_a_real_prometheus_scrapes_through_all_of_it_and_through_a_rotation(tmp_path, guarded, running):
+    exporter = guarded(
+        tls_server_config={**VERIFY, "client_allowed_sans": ["prometheus.example"], "min_version": "TLS13"},
+        basic_auth_users={"prometheus": HASH},
+        http_server_config={"headers": HEADERS},
+    )
+    welcome = SecretivePrometheus(tmp_path / "welcome", exporter)
+    stranger = SecretivePrometheus(tmp_path / "stranger", exporter, "wrong")
+    running(welcome, stranger)
+    until_equal(welcome.health, ["up"], 20)
+    until_equal(stranger.health, ["down"], 20)
+    assert "401" in stranger.targets()[0]["lastError"]
+    exporter.issue()
+    eventually(lambda: len(welcome.query("count_over_time(up[1m]) > 5")) == 1, 20)
+    assert welcome.query("min_over_time(up[1m])")[0]["value"][1] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "cannot read"),
+        (
+            "tls_server_config: {min_version: TLS14}",
+            "min_version: got 'TLS14'; it takes TLS10, TLS11, TLS12, TLS13",
+        ),
+        ("basic_auth_users: {alice: hunter2}", "no bcrypt hash for 'alice'"),
+        ("tls_server_config: {cert_file: a.pem, key_file: b.pem}", "a.pem: No such file"),
+    ],
+)
+def test_a_bad_file_ends_the_start_with_one_line(tmp_path, text, says):
+    path = tmp_path / "web.yml"
+    if text is not None:
+        path.write_text(text)
+    ended = run_cli("--broker-url", nobody(), "--port", "0", "--web.config.file", str(path))
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("celery-exporter: --web.config.file: ")
+    assert str(path) in line
+    assert says in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("variable", ["CE_WEB_CONFIG_FILE", "CELERY_EXPORTER_WEB_CONFIG_FILE"])
+def test_the_file_may_be_named_by_a_variable(variable):
+    ended = run_cli("--broker-url", nobody(), environment={variable: "none.yml"})
+    assert (ended.returncode, "--web.config.file: cannot read none.yml" in ended.stderr) == (1, True)
+
+
+def test_hashes_and_keys_are_shown_nowhere(guarded):
+    exporter = guarded(tls_server_config={}, basic_auth_users={"prometheus": HASH})
+    exporter.login = LOGIN
+    pages = [exporter.get(path).text for path in (*PATHS, "/-/healthy")]
+    exporter.login = {}
+    pages += [exporter.get(path).text for path in PATHS]
+    exporter.file.write_text(f"basic_auth_users: {{prometheus: {HASH}, prometheus: {HASH}}}")
+    exporter.get("/metrics")
+    assert "stands twice" in exporter.text()
+    key = (exporter.file.parent / "server.key").read_text().splitlines()[1]
+    process = Path("/proc", str(exporter.pid))
+    told = [*pages, exporter.text(), (process / "cmdline").read_text(), (process / "environ").read_text()]
+    for secret in (HASH[7:], PASSWORD, LOGIN["Authorization"][6:], key):
+        assert not [text for text in told if secret in text], secret
+
+
+def test_the_file_may_be_a_pipe_which_is_read_once(tmp_path):
+    """`--web.config.file <(sops -d web.yml)`: no copy of it lies on the disk."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    exporter = Guarded(tmp_path / "exporter")
+    exporter.arguments[exporter.arguments.index("--web.config.file") + 1] = str(pipe)
+    exporter.start()
+    pipe.write_text(f"basic_auth_users: {{prometheus: {HASH}}}")
+    exporter.wait_ready()
+    try:
+        assert [exporter.get("/metrics", LOGIN).status for _ in range(3)] == [200] * 3
+        assert exporter.get("/metrics").status == 401
+    finally:
+        exporter.end_well()
