@@ -1,7 +1,8 @@
 """Payload bytes → events.
 
 Law: whatever bytes arrive, `decode` returns, and each bad event becomes exactly one `Malformed`; its
-neighbours in the batch are used. This file knows what is on the wire and nothing of what it means.
+neighbours in the batch are used. What it takes, in time and memory, is bounded by the length of the body.
+This file knows what is on the wire and nothing of what it means.
 
 The fields are those of celery/events/dispatcher.py, celery/worker/request.py (task events),
 celery/app/amqp.py (task-sent) and celery/worker/heartbeat.py (worker events). Fields that nobody here
@@ -18,6 +19,8 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
+
+from celery_exporter.core.batch import MAX_ITEMS, items
 
 #: Task events, in the order of a task's life. Celery names no others.
 TASK_TYPES = (
@@ -42,6 +45,9 @@ _Text = Annotated[str, Meta(min_length=1, max_length=255)]
 # Later than 1970, earlier than the year 5000: what is outside is not a time but an attack or an accident.
 _Epoch = Annotated[float, Meta(gt=0, lt=1e11)]
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
+# More tasks than a worker process gets through in its life; they are added up over its restarts.
+_Tasks = Annotated[int, Meta(ge=0, lt=2**40)]
+_Load = Annotated[float, Meta(ge=0, lt=1e11)]
 
 
 class Event(Struct, gc=False):
@@ -58,57 +64,85 @@ class Event(Struct, gc=False):
     name: _Text | None = None
     queue: _Text | None = None
     retries: _Count | None = None
-    eta: str | None = None
+    eta: Annotated[str, Meta(max_length=255)] | None = None
     # how a task ended
     runtime: Annotated[float, Meta(ge=0, lt=1e11)] | None = None
     exception: str | None = None
     traceback: str | None = None  # read where the exception is a wrapper, and dropped
     requeue: bool | None = None
     # worker events
-    pid: int | None = None
+    pid: _Count | None = None
     freq: Annotated[float, Meta(ge=0, lt=1e9)] | None = None
     active: _Count | None = None
-    processed: _Count | None = None
-    loadavg: tuple[float, float, float] | None = None
+    processed: _Tasks | None = None
+    loadavg: tuple[_Load, _Load, _Load] | None = None
     sw_ident: _Text | None = None
     sw_ver: _Text | None = None
     sw_sys: _Text | None = None
 
 
-class Malformed(Struct, frozen=True):
+class Malformed(Struct, frozen=True, gc=False):
     """Something that is no event; `reason` is one of `REASONS`."""
 
     reason: str
 
 
+_UNDECODABLE, _CONTENT_TYPE, _NOT_AN_OBJECT, _MISSING_FIELD, _BAD_FIELD = map(Malformed, REASONS)
+
+#: Bytes of an item that may become objects, to be judged: they take up to 35 times as much memory.
+MAX_LOOSE = 2**20
+#: Digits of a whole number that is parsed; longer ones are outside of every range, and take long.
+MAX_DIGITS = 400
+#: A body this short does not hold too many events: the shortest is '{"type":""}'.
+_FEW = 11 * MAX_ITEMS
+
 _NAMED = frozenset(TASK_TYPES)
 _KNOWN = frozenset(TASK_TYPES + WORKER_TYPES)
 _fast = msgspec.json.Decoder(Event | list[Event]).decode
+_fast_one = msgspec.json.Decoder(Event).decode
 _required = ("timestamp", "hostname")
 
 
 def decode(body: bytes) -> list[Event | Malformed]:
     """Decode one JSON message body: an event, or a list of events (`task.multi`)."""
+    if len(body) > _FEW and body.count(b"{") > MAX_ITEMS:
+        return _decode_one_by_one(body)
     try:
         found = _fast(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _decode_leniently(body)
+        return _decode_one_by_one(body)
     events = found if type(found) is list else [found]
     for event in events:
         if event.uuid is None and event.type in _NAMED:
-            return _decode_leniently(body)
+            return _decode_one_by_one(body)
     return events
 
 
-def _decode_leniently(body: bytes) -> list[Event | Malformed]:
-    """One bad event must not cost its neighbours: parse loosely, then judge each by itself.
+def _decode_one_by_one(body: bytes) -> list[Event | Malformed]:
+    """One bad event must not cost its neighbours: tell them apart, then judge each by itself."""
+    return [_UNDECODABLE if item is None else _decode_item(item) for item in items(body)]
 
-    The standard parser also takes what senders' `json.dumps` writes though JSON has no such thing: NaN.
-    """
+
+def _decode_item(item: bytes) -> Event | Malformed:
     try:
-        return from_objects(json.loads(body))
+        event = _fast_one(item)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _decode_loosely(item)
+    return _MISSING_FIELD if event.uuid is None and event.type in _NAMED else event
+
+
+def _decode_loosely(item: bytes) -> Event | Malformed:
+    """The standard parser also takes what senders' `json.dumps` writes though JSON has no such thing: NaN."""
+    if len(item) > MAX_LOOSE:
+        return _UNDECODABLE
+    try:
+        return _judge(json.loads(item, parse_int=_whole))
     except (ValueError, RecursionError):
-        return [Malformed("undecodable")]
+        return _UNDECODABLE
+
+
+def _whole(digits: str) -> float:
+    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
 
 
 def from_objects(loaded: Any) -> list[Event | Malformed]:
@@ -118,17 +152,17 @@ def from_objects(loaded: Any) -> list[Event | Malformed]:
 
 def _judge(item: Any) -> Event | Malformed:
     if not isinstance(item, dict):
-        return Malformed("not_an_object")
+        return _NOT_AN_OBJECT
     kind = item.get("type")
     if kind is None:
-        return Malformed("missing_field")
+        return _MISSING_FIELD
     if not isinstance(kind, str):
-        return Malformed("bad_field")
+        return _BAD_FIELD
     if kind not in _KNOWN:
         return Event(type=kind, timestamp=0.0, hostname="")
     required = (*_required, "uuid") if kind in _NAMED else _required
     if any(item.get(field) is None for field in required):
-        return Malformed("missing_field")
+        return _MISSING_FIELD
     try:
         event = msgspec.convert(item, Event)
         # Texts for people: what is odd in them must not cost the failure.
@@ -139,8 +173,8 @@ def _judge(item: Any) -> Event | Malformed:
         numbers = (*values, *(event.loadavg or ()))
         sane = not any(math.isnan(value) for value in numbers if isinstance(value, float))
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
-        return Malformed("bad_field")
-    return event if sane else Malformed("bad_field")
+        return _BAD_FIELD
+    return event if sane else _BAD_FIELD
 
 
 # repr() of an exception: `ValueError('x')`, `pkg.mod.Err(...)`, `Outer.Inner(...)`, `<AioRpcError of …>`.
@@ -149,7 +183,10 @@ _class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*(
 _REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
 _WRAPPER = "ExceptionWithTraceback()"
 _HEAD = "Traceback (most recent call last):\n"
-_raised = re.compile(re.escape(_HEAD) + r"(?:[ \t].*\n)+([\w.]+)(?=:|\s|\Z)")
+#: Characters; a thousand frames, which is how deep Python goes, have some 100,000.
+MAX_TRACEBACK = 2**18
+_past_frames = re.compile(r"\n(?![ \t])")
+_raised = re.compile(r"([\w.]{1,255})(?=:|\s|\Z)")
 _not_registered = re.compile(r"NotRegistered\(\s*(['\"])(.{1,255}?)\1")
 
 
@@ -169,10 +206,20 @@ def unwrap(event: Event) -> None:
     exceptions is not read, for which of them it was does not show.
     """
     if event.exception == _WRAPPER:
-        text = event.traceback or ""
-        match = _raised.match(text) if text.count(_HEAD) == 1 else None
-        event.exception = f"{match[1]}()" if match else None
+        name = _raised_in(event.traceback or "")
+        event.exception = f"{name}()" if name else None
     event.traceback = None
+
+
+def _raised_in(traceback: str) -> str | None:
+    """Return what stands right under the frames; they are indented, and there may be any number of lines."""
+    if len(traceback) > MAX_TRACEBACK or traceback.count(_HEAD) != 1:
+        return None
+    if not traceback.startswith((f"{_HEAD} ", f"{_HEAD}\t")):
+        return None
+    end = _past_frames.search(traceback, len(_HEAD))
+    match = _raised.match(traceback, end.end()) if end else None
+    return match[1] if match else None
 
 
 def _without_surrogates(*texts: str | None) -> Iterator[str | None]:
@@ -182,5 +229,5 @@ def _without_surrogates(*texts: str | None) -> Iterator[str | None]:
 
 def unregistered_name(text: str | None) -> str | None:
     """Return the task name in `NotRegistered('name')`: such a task fails without `task-received`."""
-    match = _not_registered.match(text) if text else None
+    match = _not_registered.match(text, 0, 512) if text else None
     return match[2] if match else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import msgspec
+
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
 from celery_exporter.core.facts import Key, Moment, State
@@ -45,8 +47,9 @@ class Story:
     def moment(self) -> Moment:
         return Moment(self.now, self.epoch + self.now)
 
-    def shown(self) -> Snapshot:
-        around = Surroundings(
+    def shown(self, **around) -> Snapshot:
+        """Return what is shown now, where these things around the cluster are as given."""
+        usual = Surroundings(
             at=self.epoch + self.now,
             started=T0,
             version="0",
@@ -61,7 +64,7 @@ class Story:
             reconnects=0,
             state_errors={},
         )
-        return take(self.cluster, self.ledger, around)
+        return take(self.cluster, self.ledger, msgspec.structs.replace(usual, **around))
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """What was counted: (task, queue, state) → transitions, zeros left out."""
@@ -116,6 +119,10 @@ def failed(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
 
 def retried(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
     return task_event("retried", uuid, at, **{"exception": "ValueError('x')", **fields})
+
+
+def rejected(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
+    return task_event("rejected", uuid, at, **{"requeue": False, **fields})
 
 
 def heartbeat(host: str = "w@h", at: float = 0.0, kind: str = "heartbeat", **fields) -> dict:

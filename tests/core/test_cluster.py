@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.core.cluster import MAX_LIMBO, MAX_WORKERS, TOMBSTONE_SECONDS, Limits
+from celery_exporter.core import cluster
+from celery_exporter.core.cluster import MAX_PARKED, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.events import decode
 from celery_exporter.core.facts import Key, State
 from celery_exporter.core.tasks import TaskTable
@@ -75,10 +76,10 @@ def test_law_2_with_two_queues_it_is_unknown_never_a_guess():
 
 def test_law_2_a_task_nobody_introduced_is_unknown_and_counted():
     story = Story()
-    story.tell(started(), succeeded())
+    story.tell(started("u1"), succeeded("u1"), started("u2"), succeeded("u2"))
     story.wait(2.5)
-    assert story.counts() == {("unknown", "unknown", state): 1 for state in ("STARTED", "SUCCESS")}
-    assert story.cluster.fallbacks["task_name"] == 1
+    assert story.counts() == {("unknown", "unknown", state): 2 for state in ("STARTED", "SUCCESS")}
+    assert story.cluster.fallbacks == {"task_name": 2, "queue_name": 2, "worker": 0}
 
 
 def test_law_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
@@ -102,6 +103,24 @@ def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
     story.tell(task_event("received", host="other@h", name="add"))
     assert story.by_state()["RECEIVED"] == 2
     assert story.gauges() == {}
+
+
+def test_law_3_a_task_sent_that_comes_after_its_task_finished_opens_nothing_and_names_it():
+    story = Story()
+    story.tell(received(), started())
+    story.wait(2.5)
+    story.tell(succeeded(), sent(at=7))  # the client's clock is ahead
+    assert story.gauges() == {}
+    story.tell(task_event("rejected", host="other@h", requeue=False))
+    assert story.counts()["add", "q", "REJECTED"] == 1
+
+
+def test_law_3_a_finished_task_that_its_worker_receives_anew_is_open_at_once():
+    story = Story()
+    story.tell(*LIFE, received(at=0.25))
+    assert story.gauges() == {}
+    story.tell(received(at=0.4))
+    assert story.gauges() == {"RECEIVED": 1}
 
 
 def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
@@ -185,7 +204,10 @@ def test_law_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purg
 def test_law_4_a_heartbeat_interval_of_years_is_not_believed():
     story = Story(Limits(worker_timeout=10))
     story.tell(heartbeat(freq=9e8))
-    story.wait(3 * 3600 + 20)
+    story.now += 3 * 3600 - 2
+    story.wait(1)
+    assert story.cluster.workers["w@h"].up
+    story.wait(20)
     assert not story.cluster.workers["w@h"].up
 
 
@@ -491,11 +513,12 @@ def test_law_2_a_retry_nobody_sent_is_of_the_queue_of_the_task():
     assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
 
 
-def test_only_so_many_retries_wait_for_their_task_sent():
+def test_only_so_many_retries_wait_for_their_task_sent(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_LIMBO", 100)
     story = Story()
-    for index in range(MAX_LIMBO + 10):
+    for index in range(110):
         story.tell(sent(f"u{index}"), received(f"u{index}", retries=1))
-    assert len(story.cluster.tasks.held) == MAX_LIMBO
+    assert list(story.cluster.tasks.held) == [f"u{index}" for index in range(10, 110)]
     assert story.by_state()["RECEIVED"] == 10
 
 
@@ -508,8 +531,9 @@ def test_a_retry_of_a_task_that_is_finished_waits_for_nobody():
     assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 1, "SUCCESS": 1}
 
 
-def test_a_task_whose_retry_waits_may_be_forgotten():
-    story = Story(Limits(max_tasks=100))
+@pytest.mark.parametrize("limits", [Limits(max_tasks=100), Limits(task_ttl=1)], ids=["count", "age"])
+def test_a_task_whose_retry_waits_may_be_forgotten(limits):
+    story = Story(limits)
     for index in range(300):
         story.tell(sent(f"u{index}"), received(f"u{index}", retries=1))
     story.wait(3)
@@ -557,16 +581,38 @@ def test_hosts_of_clients_make_no_series_and_no_workers():
     assert {key.worker for key in story.ledger.snapshot()} == {""}
 
 
-def test_a_flood_of_hosts_is_refused_and_honest_workers_stay():
+def test_a_flood_of_hosts_is_refused_and_honest_workers_stay(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_WORKERS", 100)
     story = Story(labels=("queue_name", "worker"))
     story.tell(heartbeat("honest@h"))
-    for index in range(MAX_WORKERS + 10):
+    for index in range(110):
         story.tell(heartbeat(f"w{index}@h"))
-    assert len(story.cluster.workers) == MAX_WORKERS
+    assert len(story.cluster.workers) == 100
+    assert story.cluster.refused["worker"] == 11
     assert "honest@h" in story.cluster.workers
     story.tell(sent(), task_event("received", host="new@h", name="add"))
     assert story.cell(worker="other").moved[1] == 1
     assert story.cluster.fallbacks["worker"] == 1
+    story.tell(received("u2", name="mul", host="new@h"))  # which queues it consumes is not known
+    story.wait(3)
+    assert story.cell("mul", "unknown", "other").moved[1] == 1
+    assert story.cluster.fallbacks["worker"] == 2
+
+
+def test_a_flood_of_queues_is_refused_and_honest_queues_stay(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_QUEUES", 10)
+    story = Story()
+    story.tell(sent(queue="honest"), sent("u2", queue=None))
+    story.tell(*(sent(f"a{number}", queue=f"q{number}") for number in range(12)))
+    assert story.cluster.queues == {"honest", *(f"q{number}" for number in range(9))}
+    assert story.cluster.refused["queue"] == 3
+
+
+def test_queues_that_workers_consume_are_known_next_to_those_of_events():
+    story = Story()
+    story.tell(sent(queue="mail"))
+    story.cluster.learn({"a@h": Profile(queues=("mail", "celery")), "b@h": Profile()}, story.moment())
+    assert story.cluster.queues == {"mail", "celery"}
 
 
 def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():
@@ -582,11 +628,24 @@ def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():
     assert story.gauges() == {"RECEIVED": 51}
 
 
-def test_only_so_many_tasks_wait_for_their_task_sent():
+@pytest.mark.parametrize("labels", [(), ("queue_name",), ("worker",), ("queue_name", "worker")], ids=str)
+def test_other_has_values_for_the_labels_in_use_and_for_no_others(labels):
+    story = Story(Limits(max_series=8), labels)
+    story.tell(sent("u1"), sent("u2", name="mul"), received("u2", name="mul"))
+    queue = "other" if "queue_name" in labels else ""
+    worker = "other" if "worker" in labels else ""
+    assert {key for key in story.ledger.snapshot() if key.task_name == "other"} == {
+        Key("other", queue, ""),
+        Key("other", queue, worker),
+    }
+
+
+def test_only_so_many_tasks_wait_for_their_task_sent(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_LIMBO", 100)
     story = Story()
-    for index in range(MAX_LIMBO + 10):
+    for index in range(110):
         story.tell(received(f"u{index}"))
-    assert len(story.cluster.tasks.limbo) == MAX_LIMBO
+    assert list(story.cluster.tasks.limbo) == [f"u{index}" for index in range(10, 110)]
     assert story.counts() == {("add", "unknown", "RECEIVED"): 10}
 
 
@@ -611,7 +670,10 @@ def test_a_waiting_task_costs_less_than_400_bytes(tasks):
 def test_only_so_many_tombstones_are_kept():
     story = Story()
     story.cluster.tasks = TaskTable(1000, tombstone_limit=100)
-    for index in range(1000):
+    for index in range(100):
+        story.tell(task_event("revoked", f"a{index}"), sent(f"a{index}"))
+    assert len(story.cluster.tasks.finished) == 100
+    for index in range(250):
         story.tell(sent(f"u{index}"), received(f"u{index}"), started(f"u{index}"), succeeded(f"u{index}"))
     assert 90 < len(story.cluster.tasks.finished) <= 100
     assert len(story.cluster.tasks) == 0
@@ -619,9 +681,22 @@ def test_only_so_many_tombstones_are_kept():
 
 def test_endless_events_of_one_unknown_task_are_not_kept():
     story = Story()
-    for _ in range(1000):
+    for _ in range(MAX_PARKED - 1):
         story.tell(started())
-    assert story.by_state("unknown")["STARTED"] > 900
+    assert story.counts() == {}
+    for _ in range(1000 - MAX_PARKED + 1):
+        story.tell(started())
+    assert story.by_state("unknown")["STARTED"] == 1000
+
+
+def test_events_of_an_application_of_its_own_are_counted_as_other_and_do_nothing_else():
+    story = Story()
+    story.tell({"type": "order-shipped"}, {"type": "task-sent-by-mail"}, sent())
+    assert {kind: count for kind, count in story.cluster.events.items() if count} == {
+        "other": 2,
+        "task-sent": 1,
+    }
+    assert story.cluster.workers == {}
 
 
 # -- whatever happens ---------------------------------------------------------------------------------

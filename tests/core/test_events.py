@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from celery_exporter.core.events import (
     exception_class,
     from_objects,
     unregistered_name,
+    unwrap,
 )
 
 from .story import heartbeat, received, sent, succeeded
@@ -69,6 +71,11 @@ def test_one_event_and_a_batch_decode_alike():
         ({**heartbeat(), "loadavg": [1, 2, float("nan")]}, "bad_field"),
         ({**heartbeat(), "sw_ident": "\ud800"}, "bad_field"),
         ({**GOOD, "eta": "\ud800"}, "bad_field"),
+        ({**GOOD, "eta": "Z" * 256}, "bad_field"),
+        ({**GOOD, "pid": 10**30}, "bad_field"),
+        ({**heartbeat(), "loadavg": [1, 2, float("inf")]}, "bad_field"),
+        ({**heartbeat(), "loadavg": [1, 2, 1e308]}, "bad_field"),
+        ({**heartbeat(), "processed": 2**40}, "bad_field"),
     ],
 )
 def test_a_bad_event_costs_itself_and_says_why(bad, reason):
@@ -111,9 +118,41 @@ def test_what_is_no_json_is_one_undecodable(body):
     assert reasons(body) == ["undecodable"]
 
 
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        (b"[" * 10_000 + b"]" * 10_000, "undecodable"),
+        (b'{"type":"task-sent","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}", "undecodable"),
+        (b'{"type":"task-sent","retries":' + b"9" * 10_000 + b"}", "missing_field"),
+        (json.dumps({**GOOD, "retries": 88}).replace("88", "9" * 10_000).encode(), "bad_field"),
+        (json.dumps({**GOOD, "timestamp": 88}).replace("88", "9" * 10_000).encode(), "bad_field"),
+        (b'{"type":"task-sent","uuid":"\xff"}', "undecodable"),
+        (b'{"type":"task-sent"', "undecodable"),
+        (b'{"type":task-sent}', "undecodable"),
+        (b"{[}]", "undecodable"),
+        (b"nul", "undecodable"),
+        (b"", "undecodable"),
+        (b'{"type":NaN,"x":"' + b"x" * 2**20 + b'"}', "undecodable"),
+    ],
+    ids=lambda value: repr(value[:30]),
+)
+def test_what_cannot_be_parsed_costs_itself_only(item, reason):
+    good = json.dumps(GOOD).encode()
+    if item.count(b"{") == item.count(b"}"):
+        assert reasons(b"[" + good + b"," + item + b"," + good + b"]") == ["task-sent", reason, "task-sent"]
+    assert reasons(b"[" + good + b"," + item) == ["task-sent", "undecodable"], "and nothing after it is found"
+
+
+def test_a_number_of_any_length_where_nobody_looks_costs_nothing():
+    event = json.dumps({**GOOD, "clock": 88}).replace("88", "9" * 10_000)
+    assert reasons(f"[{event}, 5]".encode()) == ["task-sent", "not_an_object"]
+
+
 def test_the_last_of_duplicate_keys_counts_as_in_json_everywhere():
     body = json.dumps(GOOD).encode()[:-1] + b', "uuid": "second"}'
     assert decode(body)[0].uuid == "second"
+    assert decode(b'{"uuid": 5, "timestamp": null, ' + body[1:])[0].uuid == "second"
+    assert reasons(body[:-1] + b', "uuid": null}') == ["missing_field"]
 
 
 def test_a_lone_surrogate_in_an_exception_does_not_cost_the_failure():
@@ -188,6 +227,35 @@ def test_any_bytes_are_survived(body):
 )
 def test_the_class_name_where_there_is_one(text, name):
     assert exception_class(text) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NotRegistered(" + " " * 10**7,
+        "a." * 10**7,
+        "<" + "a" * 10**7,
+        "A" * 10**7 + "(",
+        "NotRegistered('" + "'" * 10**7,
+    ],
+    ids=lambda text: text[:18],
+)
+def test_what_an_exception_says_is_looked_at_no_further_than_its_start(text):
+    begin = time.thread_time()
+    exception_class(text)
+    unregistered_name(text)
+    assert time.thread_time() - begin < 0.05
+
+
+@pytest.mark.parametrize("line", [" ", " x", "\t", "", "a"], ids=repr)
+def test_a_traceback_of_ten_megabytes_takes_no_time(line):
+    head = "Traceback (most recent call last):\n x\n"
+    text = head + f"{line}\n" * (10**7 // (len(line) + 1))
+    event = Event("task-failed", 1.5, "h", exception="ExceptionWithTraceback()", traceback=text)
+    begin = time.thread_time()
+    unwrap(event)
+    assert time.thread_time() - begin < 0.05
+    assert (event.exception, event.traceback) == (None, None)
 
 
 def test_an_unregistered_task_s_name_is_in_its_exception():

@@ -68,7 +68,7 @@ def test_folding_moves_every_sum_and_gives_room_back():
         Redelivered(A),
         *raised(A, 2),
     ]
-    found = ledger(*everything, *raised(B, 1), Moved(B, State.FAILURE, 6.0), most=3)
+    found = ledger(*everything, *raised(B, 1), Moved(B, State.FAILURE, 6.0), Redelivered(B), most=3)
     before = found.snapshot()[A]
     found.add([Folded(A, B)])
     cell = found.snapshot()[B]
@@ -76,7 +76,7 @@ def test_folding_moves_every_sum_and_gives_room_back():
     assert cell.moved[State.FAILURE] == 2
     assert cell.last == {State.FAILURE: 6.0}
     assert (cell.ran, cell.queued, cell.prefetched) == (before.ran, before.queued, before.prefetched)
-    assert cell.redelivered == 1
+    assert cell.redelivered == 2
     assert cell.raised == {"Error0": 2, "Error1": 1}
     found.add(raised(B, 1, first=5))  # two were left
     assert cell.raised | {"Error5": 1} == found.snapshot()[B].raised
@@ -84,9 +84,11 @@ def test_folding_moves_every_sum_and_gives_room_back():
 
 
 def test_folding_adds_histograms_up():
-    found = ledger(Queued(A, 3.0), Queued(B, 20.0), Ran(A, State.SUCCESS, 1.0), Ran(B, State.SUCCESS, 2.0))
+    waits = [Queued(A, 3.0), Queued(B, 20.0), Prefetched(A, 4.0), Prefetched(B, 30.0)]
+    found = ledger(*waits, Ran(A, State.SUCCESS, 1.0), Ran(B, State.SUCCESS, 2.0))
     found.add([Folded(A, B)])
     cell = found.snapshot()[B]
+    assert (cell.prefetched.counts, cell.prefetched.total) == ([1, 1], 34.0)
     assert (cell.queued.counts, cell.queued.total) == ([1, 1], 23.0)
     assert (cell.ran[State.SUCCESS].counts, cell.ran[State.SUCCESS].total) == ([1, 1, 0], 3.0)
 

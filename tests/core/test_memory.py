@@ -15,7 +15,7 @@ from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.workers import Profile
 
 from .story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded, task_event
-from .test_cluster import LIFE, anything
+from .test_cluster import LIFE, RETRY_LIFE, RIGHT, anything
 
 
 def restarted(old: Story, away: float = 0.0, clock: float = 0.0, **changed) -> Story:
@@ -83,6 +83,60 @@ def told(*events: dict, **options) -> Story:
     return story
 
 
+LIVES = {
+    "a retry that comes back to the same queue": RETRY_LIFE,
+    "a retry that goes elsewhere": RIGHT,
+    "redelivered": [sent(), received(at=1), received(at=2), started(at=3), started(at=4), failed(at=5)],
+}
+
+
+@pytest.mark.parametrize("clock", [0.0, 500.0])
+@pytest.mark.parametrize(
+    ("life", "cut"), [(life, cut) for life, events in LIVES.items() for cut in range(1, len(events))]
+)
+def test_law_5_a_restart_anywhere_in_a_life_changes_nothing(life, cut, clock):
+    told_before, told_after = LIVES[life][:cut], LIVES[life][cut:]
+    whole = told(*told_before, labels=("queue_name", "worker"))
+    broken = restarted(whole, clock=clock)
+    for story in (whole, broken):
+        for event in told_after:
+            story.tell(event)
+            story.wait(0.25)
+    assert seen(broken) == seen(whole)
+
+
+@pytest.mark.parametrize("clock", [0.0, 500.0])
+def test_a_retry_that_waited_for_its_task_sent_waits_for_the_rest_of_the_window(clock):
+    old = told(sent(), received(), started(), retried(), received(at=1, retries=1))
+    old.wait(1)
+    story = restarted(old, clock=clock)
+    story.wait(0.75)
+    assert story.gauges() == {"RETRY": 1}
+    story.wait(0.75)
+    assert story.gauges() == {"RECEIVED": 1}
+
+
+def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
+    old = told(heartbeat("a@h"), *(sent(f"u{number}") for number in range(2)))
+    old.tell(*(received(f"u{number}", host="a@h") for number in range(2)), received("u1", host="b@h"))
+    del old.cluster.workers["b@h"]
+    story = restarted(old)
+    name = story.cluster.workers["a@h"].name
+    deliveries = [each for uuid in ("u0", "u1") for each in story.cluster.tasks.get(uuid).deliveries]
+    assert [each.worker for each in deliveries] == ["a@h", "a@h", "b@h"]
+    assert all(each.worker is name for each in deliveries[:2])
+
+
+def test_an_idle_series_is_given_up_after_a_restart_too():
+    old = told(*LIFE, limits=Limits(series_ttl=200))
+    old.wait(50)
+    story = restarted(old)
+    story.wait(145)
+    assert story.by_state()["SUCCESS"] == 1
+    story.wait(60)
+    assert story.by_state("other")["SUCCESS"] == 1
+
+
 def test_an_unfinished_task_that_is_older_than_its_time_is_dropped():
     limits = Limits(task_ttl=100)
     old = told(sent("u1"), limits=limits)
@@ -104,6 +158,26 @@ def test_the_time_away_makes_no_worker_silent():
     assert not story.cluster.workers["w@h"].up
 
 
+def test_a_worker_that_was_down_is_forgotten_when_it_would_have_been():
+    old = told(heartbeat(), limits=Limits(worker_timeout=10, worker_purge=60))
+    old.wait(50)
+    story = restarted(old, away=1_000)
+    story.wait(15)
+    assert not story.cluster.workers["w@h"].up
+    story.wait(10)
+    assert story.cluster.workers == {}
+
+
+def test_a_clock_that_was_set_back_makes_no_task_younger_or_older():
+    old = told(sent(), limits=Limits(task_ttl=10))
+    old.wait(9)
+    story = restarted(old, away=-100)
+    story.wait(0.75)
+    assert story.gauges() == {"PENDING": 1}
+    story.wait(2)
+    assert story.gauges() == {}
+
+
 def test_what_was_started_while_we_were_away_is_missed():
     old = told(heartbeat(at=0, processed=5), started(at=1), heartbeat(at=2, processed=6))
     story = restarted(old, away=60)
@@ -114,6 +188,7 @@ def test_what_was_started_while_we_were_away_is_missed():
 
 def test_events_that_waited_for_their_task_sent_wait_on():
     story = restarted(told(received(), started()), away=10)
+    story.wait(1.75)
     story.tell(sent(), succeeded())
     assert story.counts() == {
         ("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
@@ -205,7 +280,9 @@ def test_counters_of_our_own_go_on():
     old = told(received(at=9), sent(at=10), started("u2"), limits=Limits(max_series=8))
     old.wait(3)
     old.cluster.tasks.evicted, old.ledger.negative_waits = 7, 3
+    old.cluster.refused.update(worker=2, queue=1)
     story = restarted(old)
+    assert story.cluster.refused == {"worker": 2, "queue": 1}
     assert story.cluster.events == old.cluster.events
     assert story.cluster.fallbacks == old.cluster.fallbacks
     assert story.cluster.queues == {"q"}

@@ -63,6 +63,7 @@ def test_a_task_that_is_not_shown_is_followed_but_in_no_sum_and_no_gauge():
     story.tell(succeeded())
     assert set(story.ledger.snapshot()) == {HIDDEN}
     assert len(story.cluster.tasks) == 1
+    assert len(story.cluster.keys) == 0, "it takes no room from what is shown"
 
 
 def test_a_task_without_a_name_is_shown_as_unknown_whatever_is_included():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .story import Story, heartbeat, sent, started
 
 
@@ -16,10 +18,12 @@ def told(*pairs):
 def test_nothing_is_missed_while_all_events_come():
     worker = told((0, 5), (1,), (1.5,), (2, 7), (3,), (4, 8), (6, 8))
     assert (worker.missed, worker.events, worker.processed_total) == (0, True, 8)
+    assert worker.restarts == 0
 
 
 def test_a_heartbeat_that_overtakes_buffered_events_is_no_loss():
     assert told((0, 0), (2, 2), (1.9,), (1.95,), (4, 2), (6, 2)).missed == 0
+    assert told((0, 0), (2, 2), (1.9,), (4, 2), (6, 2)).missed == 1
 
 
 def test_what_the_worker_processed_and_we_did_not_hear_of_is_missed():
@@ -42,8 +46,23 @@ def test_events_that_are_switched_on_count_from_then_on():
     assert (worker.missed, worker.events) == (0, True)
 
 
-def test_an_idle_worker_proves_nothing():
-    assert told((0, 5), (2, 5), (4, 5)).events is None
+@pytest.mark.parametrize(
+    ("beats", "events"),
+    [
+        ([(0, 5), (2, 5), (4, 5)], None),  # an idle worker proves nothing
+        ([(0, 0), (2, 5)], None),  # the heartbeat may have overtaken the event
+        ([(0, 0), (2, 5), (4, 9)], False),
+        ([(0, 0), (1,), (2, 1), (4, 5), (6, 9)], True),  # they may have been lost
+        ([(0, 0), (1,), (2, 1), (4, 5), (6, 9), (8, 12)], False),
+        ([(0, 0), (1,), (2, 1), (4, 5), (6, 9), (7,), (8, 12), (10, 13), (12, 14)], True),  # anew
+    ],
+)
+def test_a_worker_that_works_and_sends_no_task_events_for_some_heartbeats_has_them_off(beats, events):
+    assert told(*beats).events is events
+
+
+def test_a_worker_that_was_just_heard_of_has_not_restarted():
+    assert told((0, 0), (2, 0)).restarts == 0
 
 
 def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
@@ -57,7 +76,9 @@ def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
 
 def test_a_worker_that_lies_about_its_tasks_counts_no_more_than_a_sample_holds():
     story = Story()
-    story.tell(*(heartbeat(at=at, processed=0 if at % 2 else 2**39) for at in range(40_000)))
+    story.tell(heartbeat(at=0))
+    story.cluster.workers["w@h"].processed_total = 2**53 - 2**39  # after so many restarts
+    story.tell(*(heartbeat(at=at, processed=0 if at % 2 else 2**39) for at in range(1, 5)))
     assert story.cluster.workers["w@h"].processed_total == 2**53
 
 
@@ -75,6 +96,15 @@ def test_the_last_words_of_the_process_before_count_for_nothing():
     story.tell(heartbeat(at=3, kind="offline", pid=1, processed=1000), heartbeat(at=4, pid=2, processed=3))
     worker = story.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total, worker.up) == (1, 1003, True)
+
+
+def test_a_process_whose_pid_was_used_before_is_another_one_when_it_says_so():
+    story = Story()
+    story.tell(heartbeat(at=0, processed=9), heartbeat(at=2, kind="online", pid=2, processed=0))
+    story.tell(heartbeat(at=4, pid=2, processed=5), heartbeat(at=6, kind="online", pid=1, processed=0))
+    story.tell(heartbeat(at=8, pid=1, processed=2))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total) == (2, 16)
 
 
 def test_two_processes_of_one_name_do_not_count_each_other():
@@ -99,6 +129,10 @@ def test_skew_is_the_least_delayed_event_of_the_last_minutes():
     story.tell(heartbeat(at=story.now + 420 - 5))  # delayed by 5 s
     story.wait(2)
     story.tell(heartbeat(at=story.now + 420))
+    assert story.cluster.workers["w@h"].clock_skew == 420
+    for delay in (3, 5, 4):
+        story.wait(2)
+        story.tell(heartbeat(at=story.now + 420 - delay))
     assert story.cluster.workers["w@h"].clock_skew == 420
     story.wait(130)
     story.tell(heartbeat(at=story.now))  # its clock was set right

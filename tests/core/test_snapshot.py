@@ -1,0 +1,177 @@
+"""What is shown: what is known, and nothing in the place of what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_exporter.core.cluster import Limits
+from celery_exporter.core.snapshot import Depth, QueueView, WorkerView
+from celery_exporter.core.workers import Profile
+
+from .story import T0, Story, heartbeat, received, sent, started
+
+SAID = {"sw_ident": "py-celery", "sw_ver": "5.5.3", "sw_sys": "Linux", "loadavg": [0.5, 1.5, 2.5]}
+ANSWERED = Profile(
+    queues=("q",),
+    registered=("add",),
+    pool="prefork",
+    pool_size=4,
+    prefetch_count=16,
+    max_resident_bytes=2**20,
+)
+
+
+def test_a_worker_is_shown_as_it_said_and_answered():
+    story = Story()
+    story.tell(heartbeat(at=100, processed=3, **SAID), heartbeat(at=101, pid=2, processed=0, **SAID))
+    story.tell(started(at=102), heartbeat(at=103, pid=2, processed=3, active=1, **SAID))
+    story.tell(heartbeat(at=104, pid=2, processed=3, active=1, **SAID))
+    story.cluster.learn({"w@h": ANSWERED}, story.moment())
+    assert story.shown().workers == [
+        WorkerView(
+            name="w@h",
+            up=True,
+            active=1,
+            processed_total=6,
+            restarts=1,
+            missed=2,
+            loadavg=(0.5, 1.5, 2.5),
+            heartbeat=T0 + 100,
+            clock_skew=4.0,
+            events=True,
+            software="py-celery",
+            version="5.5.3",
+            system="Linux",
+            pool="prefork",
+            pool_size=4,
+            prefetch_count=16,
+            max_resident_bytes=2**20,
+        )
+    ]
+
+
+def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
+    story = Story()
+    story.tell(heartbeat(active=2, processed=7))
+    story.cluster.learn({"w@h": ANSWERED}, story.moment())
+    story.tell(heartbeat(kind="offline", active=2, processed=7))
+    (worker,) = story.shown().workers
+    assert not worker.up
+    assert (worker.active, worker.loadavg, worker.pool_size, worker.prefetch_count) == (None,) * 4
+    assert (worker.processed_total, worker.pool, worker.max_resident_bytes) == (7, "prefork", 2**20)
+
+
+def test_a_worker_that_said_nothing_of_itself_is_shown_with_nothing_in_its_place():
+    story = Story()
+    story.tell(started())
+    (worker,) = story.shown().workers
+    assert (worker.name, worker.up, worker.events) == ("w@h", True, True)
+    assert (worker.active, worker.loadavg, worker.heartbeat, worker.clock_skew) == (None,) * 4
+    assert (worker.software, worker.version, worker.system) == ("", "", "")
+
+
+# -- queues ----------------------------------------------------------------------------------------------
+
+
+def queues(profiles: dict[str, Profile], *events: dict, **around) -> list[QueueView]:
+    """Tell events, let these workers answer, and return the queues that are shown."""
+    story = Story()
+    story.tell(*events)
+    story.cluster.learn(profiles, story.moment())
+    return story.shown(**around).queues
+
+
+def test_a_queue_is_served_by_the_workers_that_consume_it():
+    profiles = {
+        "a@h": Profile(queues=("mail", "both"), pool_size=4),
+        "b@h": Profile(queues=("both",), pool_size=2),
+    }
+    assert queues(profiles, sent(queue="lonely")) == [
+        QueueView("both", None, 2, 6, None),
+        QueueView("lonely", None, 0, 0, None),
+        QueueView("mail", None, 1, 4, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("profiles", "around", "shown"),
+    [
+        ({"a@h": Profile(queues=("q",), pool_size=4)}, {"roster_known": False}, (None, None)),
+        ({"a@h": Profile(queues=("q",), pool_size=4), "b@h": Profile()}, {}, (None, None)),
+        ({"a@h": Profile(queues=("q",), pool_size=4), "b@h": Profile(queues=("q",))}, {}, (2, None)),
+        ({"a@h": Profile(queues=("q",), pool_size=0)}, {}, (1, 0)),
+    ],
+    ids=["nobody-answered", "one-did-not-say-its-queues", "one-did-not-say-its-size", "an-empty-pool"],
+)
+def test_consumers_and_processes_are_known_when_all_workers_said_so(profiles, around, shown):
+    (queue,) = queues(profiles, sent(), **around)
+    assert (queue.consumers, queue.worker_processes) == shown
+
+
+def test_a_worker_that_left_serves_no_queue():
+    profiles = {"a@h": Profile(queues=("q",), pool_size=4)}
+    (queue,) = queues(profiles, heartbeat("a@h", kind="offline"))
+    assert (queue.name, queue.consumers, queue.worker_processes) == ("q", 0, 0)
+
+
+def test_a_worker_that_left_without_an_answer_makes_nothing_unknown():
+    profiles = {"a@h": Profile(queues=("q",), pool_size=4)}
+    (queue,) = queues(profiles, heartbeat("gone@h", kind="offline"))
+    assert (queue.consumers, queue.worker_processes) == (1, 4)
+
+
+@pytest.mark.parametrize(("told", "consumers"), [(None, 1), (0, 0), (3, 3)])
+def test_what_the_broker_says_of_a_queue_comes_first(told, consumers):
+    profiles = {"a@h": Profile(queues=("q",), pool_size=4)}
+    assert queues(profiles, depths={"q": Depth(7, told), "other": Depth(1, 5)}) == [
+        QueueView("other", 1, 5, 0, None),
+        QueueView("q", 7, consumers, 4, None),
+    ]
+
+
+def test_the_oldest_of_a_queue_waits_since_the_earliest_of_the_tasks_at_its_heads():
+    depth = Depth(3, None, ("u1", "u2", "unheard of", "not sent"))
+    events = [sent("u1", at=5), sent("u2", at=3), received("not sent")]
+    (queue,) = queues({}, *events, depths={"q": depth})
+    assert queue.oldest == T0 + 3
+
+
+def test_a_retry_at_the_head_of_a_queue_waits_since_it_was_sent_anew():
+    events = [sent(at=1), received(at=2), sent(at=9, retries=1), sent(at=30, retries=2)]
+    (queue,) = queues({}, *events, depths={"q": Depth(1, None, ("u1",))})
+    assert queue.oldest == T0 + 30
+
+
+# -- the rest --------------------------------------------------------------------------------------------
+
+
+def test_what_was_bounded_forgotten_and_folded_is_shown_in_numbers():
+    story = Story(Limits(max_tasks=10, max_series=16))
+    for number in range(12):
+        story.tell(sent(f"u{number}", name=f"task{number}"))
+    story.tell(started("u11", at=-5))
+    story.ledger.folded = 100
+    shown = story.shown()
+    assert (shown.runtime_bounds, shown.wait_bounds) == ((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
+    assert (shown.tasks_tracked, shown.tasks_evicted) == (10, 2)
+    assert (shown.series, shown.series_folded) == (3, 110)
+    assert shown.negative_waits == 1
+
+
+def test_a_snapshot_stays_as_it_was_taken():
+    story = Story()
+    story.tell(sent(), received())
+    shown = story.shown()
+    before = (dict(shown.events), dict(shown.fallbacks), dict(shown.refused))
+    story.cluster.refused["worker"] += 1
+    story.tell(sent("u2"), started("u3"))
+    story.wait(3)
+    assert (shown.events, shown.fallbacks, shown.refused) == before
+    assert (shown.events["task-sent"], story.shown().events["task-sent"]) == (1, 2)
+    assert (shown.refused["worker"], story.shown().refused["worker"]) == (0, 1)
+    assert (shown.fallbacks["task_name"], story.shown().fallbacks["task_name"]) == (0, 1)
+
+
+def test_a_snapshot_carries_what_is_not_of_the_cluster():
+    shown = Story().shown(version="1.2.3", unacked=5)
+    assert (shown.around.version, shown.around.unacked, shown.around.at) == ("1.2.3", 5, T0 + 100)

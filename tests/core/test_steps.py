@@ -1,0 +1,195 @@
+"""Which delivery an event speaks of: what is measured of it, and where the task is afterwards."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from celery_exporter.core.steps import MAX_ATTEMPTS, MAX_DELIVERIES
+
+from .story import Story, failed, received, rejected, retried, sent, started, succeeded, task_event
+
+
+def told(*events: dict, **options) -> Story:
+    story = Story(**options)
+    story.tell(*events)
+    return story
+
+
+def runtimes(story: Story, **key: str) -> dict[str, float]:
+    return {state.name: histogram.total for state, histogram in story.cell(**key).ran.items()}
+
+
+# -- whose it is -----------------------------------------------------------------------------------------
+
+
+def test_what_a_worker_did_is_booked_under_it():
+    story = told(
+        *(sent("a"), received("a", at=1), started("a", at=2), succeeded("a", at=5, runtime=3.0)),
+        *(sent("b"), received("b", at=1), started("b", at=2), failed("b", at=6)),
+        *(sent("c"), received("c", at=1), received("c", at=2), task_event("revoked", "c")),
+        *(sent("d"), started("d", at=4), received("d", at=3), retried("d", at=9)),
+        labels=("queue_name", "worker"),
+    )
+    assert {key.worker for key in story.ledger.snapshot()} == {"", "w@h"}
+    mine, client = story.cell(worker="w@h"), story.cell()
+    assert runtimes(story, worker="w@h") == {"SUCCESS": 3.0, "FAILURE": 4.0, "RETRY": 5.0}
+    assert (mine.queued.total, mine.prefetched.total) == (2 + 2 + 4, 1 + 1 + 1)
+    assert (mine.raised, mine.redelivered) == ({"ValueError": 1}, 1)
+    assert (client.ran, client.queued, client.prefetched) == ({}, None, None)
+    assert (client.raised, client.redelivered) == ({}, 0)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [succeeded, failed, retried, rejected, lambda at: task_event("revoked", at=at)],
+    ids=["succeeded", "failed", "retried", "rejected", "revoked"],
+)
+def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
+    story = told(sent(), received(), started(), received(at=9, host="b@h", pid=7))
+    story.tell(started(at=9.5, host="b@h", pid=7), end(at=10))
+    assert story.gauges() == {"STARTED": 1}
+    story.tell(failed(at=12, host="b@h", pid=7))
+    assert story.gauges() == {}
+    assert runtimes(story)["FAILURE"] == pytest.approx(2.5 + (9.8 if end is failed else 0))
+
+
+def test_the_late_start_of_an_older_delivery_leaves_the_task_where_it_is():
+    story = told(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
+    assert story.gauges() == {"RECEIVED": 1}
+
+
+# -- redelivered -----------------------------------------------------------------------------------------
+
+
+def test_a_task_is_redelivered_as_often_as_it_is():
+    story = told(sent(), *(received(at=at) for at in range(1, 6)))
+    assert story.cell().redelivered == 4
+
+
+def test_a_task_that_is_redelivered_to_the_process_that_runs_it_waits_and_runs_twice():
+    story = told(sent(), received(at=1), started(at=2), received(at=50))
+    assert story.gauges() == {"RECEIVED": 1}
+    story.tell(started(at=53))
+    assert story.gauges() == {"STARTED": 1}
+    cell = story.cell()
+    assert (cell.redelivered, cell.queued.total, cell.prefetched.total) == (1, 2 + 3, 1 + 3)
+
+
+def test_a_task_that_is_put_back_before_it_was_started_waits_from_its_redelivery():
+    story = told(sent(), received(at=1), rejected(at=2, requeue=True))
+    assert story.gauges() == {"PENDING": 1}
+    story.tell(received(at=10), started(at=11), failed(at=13))
+    assert (story.cell().queued.total, story.cell().prefetched.total) == (1, 1)
+    assert runtimes(story) == {"FAILURE": 2.0}
+    assert story.gauges() == {}
+
+
+def test_only_so_many_open_deliveries_of_a_task_are_told_apart():
+    hosts = [f"w{number}@h" for number in range(MAX_DELIVERIES + 1)]
+    story = told(sent())
+    for pid, host in enumerate(hosts, 2):
+        story.tell(received(at=pid, host=host, pid=pid), started(at=pid, host=host, pid=pid))
+    for pid, host in enumerate(hosts, 2):
+        story.tell(failed(at=pid + 1, host=host, pid=pid))
+    assert runtimes(story) == {"FAILURE": MAX_DELIVERIES}
+    assert story.by_state()["FAILURE"] == MAX_DELIVERIES + 1
+
+
+# -- overtaken, or lost ----------------------------------------------------------------------------------
+
+
+def test_a_start_that_overtakes_its_task_received_is_not_undone_by_it():
+    story = told(sent(), started(at=4), received(at=1))
+    assert story.gauges() == {"STARTED": 1}
+    assert (story.cell().queued.total, story.cell().prefetched.total) == (4, 3)
+    story.tell(received(at=50))
+    assert story.gauges() == {"RECEIVED": 1}
+    assert (story.cell().redelivered, story.cell().prefetched.total) == (1, 3)
+
+
+def test_a_task_whose_task_received_was_lost_is_timed_all_the_same():
+    story = told(sent(), started(at=2), failed(at=5))
+    assert (story.cell().queued.total, story.cell().prefetched) == (2, None)
+    assert runtimes(story) == {"FAILURE": 3.0}
+
+
+def test_a_wait_is_booked_when_task_sent_comes_after_the_window():
+    story = told(started(at=2))
+    story.wait(2.5)
+    story.tell(sent())
+    assert story.cell().queued.total == 2
+
+
+def test_an_attempt_whose_task_received_was_lost_has_no_wait():
+    story = told(sent(), received(at=1), started(at=2), retried(at=3), started(at=9))
+    assert story.cell().queued.total == 2
+    assert story.cell().prefetched.total == 1
+    story.tell(failed(at=13))
+    assert runtimes(story) == {"RETRY": 1.0, "FAILURE": 4.0}
+
+
+def test_the_sending_of_a_retry_says_nothing_of_how_long_the_first_attempt_waited():
+    story = told(received(at=1), started(at=2))
+    story.wait(2.5)
+    story.tell(sent(at=3, retries=1))
+    assert story.cell().queued is None
+
+
+def test_each_attempt_is_timed_by_itself_when_no_task_sent_comes():
+    story = told(received(at=1), started(at=2), retried(at=3))
+    story.wait(2.5)
+    story.tell(received(at=4, retries=1), started(at=5), retried(at=7))
+    assert runtimes(story, queue="unknown") == {"RETRY": 1.0 + 2.0}
+
+
+# -- retries ---------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_may_fail_although_it_sent_the_next_one():
+    story = told(sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1))
+    story.tell(failed(at=5))
+    assert runtimes(story) == {"FAILURE": 3.0}
+    assert story.gauges() == {"RECEIVED": 1}
+
+
+def test_a_revoked_task_of_which_nothing_was_started_is_over():
+    story = told(sent(), received(at=1), sent(at=3, retries=1), received(at=4, retries=1))
+    story.tell(task_event("revoked", at=5))
+    assert story.gauges() == {}
+
+
+def test_an_attempt_that_ended_takes_no_memory():
+    story = told(sent())
+    for attempt in range(10):
+        story.tell(received(retries=attempt), started(), sent(retries=attempt + 1), retried())
+    assert story.cluster.tasks.get("u1").deliveries == []
+
+
+def test_the_sending_of_so_many_retries_is_remembered_and_further_ones_are_not_waited_for():
+    story = told(sent(), sent(at=5, retries=MAX_ATTEMPTS))
+    story.tell(received(at=6, retries=MAX_ATTEMPTS), started(at=8))
+    assert story.cell().queued.total == 3
+    never_sent = told(sent(), received(retries=MAX_ATTEMPTS))
+    assert never_sent.gauges() == {"PENDING": 1}, "it waits for its task-sent"
+    beyond = told(sent(), received(retries=MAX_ATTEMPTS + 1))
+    assert beyond.gauges() == {"RECEIVED": 1}
+
+
+# -- times -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_tokyo(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
+def test_law_7_an_eta_without_a_zone_is_utc_wherever_we_are():
+    story = told(sent(eta="2023-11-14T22:13:30"), received(at=1), started(at=12))
+    assert story.cell().queued.total == 2.0

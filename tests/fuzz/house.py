@@ -1,0 +1,52 @@
+"""The way of a body through the house, and what is on the page then."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+from core.story import Story
+from harness.exporter import Samples, parse_openmetrics, parse_text
+
+from celery_exporter.core.events import REASONS, Event, Malformed, decode
+from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition
+from celery_exporter.profiles import native
+
+_PARSE = {TEXT: parse_text, OPENMETRICS: parse_openmetrics}
+
+
+class House(Story):
+    """A story that takes bodies, bad ones too."""
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.malformed: Counter[str] = Counter()
+        self.exposition = Exposition(native.rows(self.labels))
+
+    def feed(self, body: bytes) -> list[Event | Malformed]:
+        return self.take(decode(body))
+
+    def take(self, found: list[Event | Malformed]) -> list[Event | Malformed]:
+        for each in found:
+            if isinstance(each, Malformed):
+                assert each.reason in REASONS
+                self.malformed[each.reason] += 1
+            else:
+                self.ledger.add(self.cluster.apply(each, self.moment()))
+        self.keeps_little()
+        return found
+
+    def keeps_little(self) -> None:
+        """No event that waits for its task-sent keeps a text that has no bound."""
+        for task in self.cluster.tasks.limbo.values():
+            for event in task.parked or ():
+                texts = [value for value in msgspec.structs.astuple(event) if isinstance(value, str)]
+                assert max(map(len, texts)) <= 512, event
+
+    def pages(self) -> list[Samples]:
+        """What Prometheus reads, in either format; `Samples` holds that each series stands there once."""
+        shown = self.shown()
+        return [
+            Samples.of(parse(self.exposition.render(shown, content_type).decode()))
+            for content_type, parse in _PARSE.items()
+        ]

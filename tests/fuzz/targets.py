@@ -1,0 +1,221 @@
+"""What takes bytes off the wire. Each target is a function of them that raises when something is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+from core.story import sent
+from kombu.utils import json as kombu_json
+
+from celery_exporter.broker import roster
+from celery_exporter.broker.depths import redis as redis_depths
+from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
+from celery_exporter.broker.readers import amqp, redis
+from celery_exporter.core.batch import MAX_ITEMS, items
+from celery_exporter.core.events import Event, Malformed, decode
+from celery_exporter.core.workers import Profile
+from celery_exporter.settings import load
+
+from .house import House
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus"
+TAPES = HERE.parent / "tapes"
+
+GOOD = json.dumps(sent("good", name="good", queue="good")).encode()
+(GOOD_EVENT,) = decode(GOOD)
+
+Target = Callable[[bytes], None]
+
+
+def body(data: bytes) -> None:
+    """A JSON body."""
+    found = decode(data)
+    assert isinstance(found, list)
+    assert len(found) <= MAX_ITEMS + 1
+    told = sum(isinstance(each, Event) for each in found)
+    house = House(labels=("queue_name", "worker"))
+    house.take(found)
+    house.wait(house.cluster.limits.reorder_window + 0.5)
+    house.shown()
+    assert sum(house.cluster.events.values()) == told
+    assert house.malformed.total() == len(found) - told
+
+
+def between(data: bytes) -> None:
+    """An item of a batch, between two good events."""
+    found = decode(b"[" + GOOD + b"," + data + b"," + GOOD + b"]")
+    assert found[0] == GOOD_EVENT
+    try:
+        json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return
+    assert len(found) == 3
+    assert found[2] == GOOD_EVENT
+
+
+def split(data: bytes) -> None:
+    """The same, as texts: what is told apart is what was there."""
+    found = list(items(b"[" + data + b"]"))
+    assert None not in found[:-1]
+    try:
+        values = json.loads(b"[" + data + b"]")
+    except (ValueError, RecursionError):
+        return
+    assert [json.loads(item) for item in found] == values or b"NaN" in data
+
+
+def page(data: bytes) -> None:
+    """A JSON body, up to the page."""
+    house = House(labels=("queue_name", "worker"))
+    house.feed(data)
+    house.wait(house.cluster.limits.reorder_window + 0.5)
+    for samples in house.pages():
+        assert samples.total("celery_exporter_events_total") == sum(house.cluster.events.values())
+
+
+# -- messages --------------------------------------------------------------------------------------------
+
+KINDS = [CONTENT_TYPES["json"], CONTENT_TYPES["yaml"], CONTENT_TYPES["msgpack"], CONTENT_TYPES["pickle"], "x"]
+ACCEPT = set(KINDS[:3])
+
+
+#: kombu's compressions, and where they are to be had.
+_COMPRESSIONS = {
+    "gzip": ["zlib"],
+    "bzip2": ["bz2"],
+    "xz": ["lzma"],
+    "brotli": ["brotli"],
+    "zstd": ["compression.zstd", "backports.zstd"],
+}
+
+
+def _available() -> dict[str, Callable[[bytes], bytes]]:
+    found = {}
+    for name, modules in _COMPRESSIONS.items():
+        for module in modules:
+            with suppress(ImportError):
+                found[name] = importlib.import_module(module).compress
+    return found
+
+
+COMPRESS = _available()
+#: What is done to a body, and whether it can be read then.
+TREATMENTS: list[tuple[str | None, Callable[[bytes], bytes], bool | None]] = [(None, bytes, True)]
+for _name, _compress in COMPRESS.items():
+    TREATMENTS += [
+        (_name, bytes, None),
+        (_name, _compress, True),
+        (_name, lambda data, compress=_compress: compress(data)[:-1], False),
+        (_name, lambda data, compress=_compress: compress(data) + b"\0", False),
+        (_name, lambda data, compress=_compress: compress(data) * 2, False),
+    ]
+
+
+def message(data: bytes) -> None:
+    """A message: what its sender says of it (two bytes), and its body."""
+    if len(data) < 2:
+        return
+    kind = KINDS[data[0] % len(KINDS)]
+    compression, treat, readable = TREATMENTS[data[1] % len(TREATMENTS)]
+    found = events_of(Payload(treat(data[2:]), kind, "utf-8", compression), ACCEPT)
+    house = House()
+    house.take(found)
+    house.wait(house.cluster.limits.reorder_window + 0.5)
+    if kind not in ACCEPT:
+        assert found == [Malformed("content_type")]
+    elif readable is False:
+        assert found == [Malformed("undecodable")]
+    elif readable and compression:
+        assert found == events_of(Payload(data[2:], kind), ACCEPT)
+
+
+def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
+    """Return the bytes for which `message` takes this body, compressed as it should be."""
+    which = next(
+        index for index, (name, _, readable) in enumerate(TREATMENTS) if name == compression and readable
+    )
+    return bytes((KINDS.index(kind), which)) + data
+
+
+@cache
+def _redis_reader() -> Any:
+    reader = redis.RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
+    reader._channel = SimpleNamespace()  # of kombu; asked whether messages come twice
+    return reader
+
+
+def envelope(data: bytes) -> None:
+    """What is published on Redis."""
+    reader = _redis_reader()
+    reader._batch = []
+    reader._take_envelope(data)
+    (payload,) = reader._batch
+    House().take(events_of(payload, ACCEPT))
+
+
+def properties(data: bytes) -> None:
+    """What stands round a message on AMQP."""
+    House().take(events_of(amqp._payload(data, GOOD), ACCEPT))
+
+
+# -- answers -----------------------------------------------------------------------------------------------
+
+
+def answer(data: bytes) -> None:
+    """What a worker answers when it is asked: statistics, queues, tasks."""
+    try:
+        replies = kombu_json.loads(data.decode())
+    except Exception:  # noqa: BLE001  kombu reads it before we do
+        return
+    replies = replies if isinstance(replies, list) else [replies]
+    stats = dict(roster._checked(replies, roster._Stats))
+    queues = dict(roster._checked(replies, roster._Queues))
+    registered = dict(roster._checked(replies, roster._Names))
+    profiles = {name: Profile(**roster._from_stats(found)) for name, found in stats.items()}
+    profiles |= {name: Profile(queues=tuple(queue.name for queue in found)) for name, found in queues.items()}
+    profiles |= {name: Profile(registered=tuple(found)) for name, found in registered.items()}
+    house = House()
+    house.ledger.add(house.cluster.learn(profiles, house.moment()))
+    msgspec.msgpack.encode(list(house.cluster.workers.values()))  # as the state file does
+    shown = house.shown()
+    house.exposition.render(shown).decode()
+    assert {worker.name for worker in shown.workers} == profiles.keys()
+
+
+def head(data: bytes) -> None:
+    """The oldest message in a queue on Redis."""
+    found = redis_depths._task_id(data)
+    assert found is None or found.encode() is not None
+
+
+TARGETS: dict[str, Target] = {
+    target.__name__: target
+    for target in (body, between, split, page, message, envelope, properties, answer, head)
+}
+
+
+# -- seeds ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def seeds(name: str) -> list[bytes]:
+    """Return what is known to lead somewhere: real bodies, and files of what once did harm."""
+    files = [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
+    lines = [line for tape in sorted(TAPES.glob("*.jsonl")) for line in tape.read_text().splitlines()]
+    bodies = [json.loads(line)["body"].encode() for line in lines][::7]
+    if name in ("body", "between", "split", "page"):
+        bodied = [path.read_bytes() for path in sorted((CORPUS / "body").glob("*"))]
+        return [*dict.fromkeys([*files, *bodied, *bodies])]
+    if name == "message":
+        json_type = CONTENT_TYPES["json"]
+        return files + [message_of(json_type, how, text) for text in bodies[:3] for how in (None, *COMPRESS)]
+    return files
