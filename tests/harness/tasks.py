@@ -1,20 +1,27 @@
-"""The Celery app of the tests. Each task writes down itself what it did, in a file of lines
-`task|queue|state`: that count owes nothing to events, and is what the exporter is held against.
+"""The Celery app of the tests. Each task writes down itself what it did, in a ledger that owes nothing to
+events, and is what the exporter is held against.
 
 Workers read their settings from the environment (see `workers.Worker`).
 """
 
+import functools
 import json
 import os
+import signal
 import time
-from typing import Any, NoReturn
+from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 
-LEDGER_FILE = "TEST_LEDGER_FILE"
+from harness.late import LateDispatcher
+from harness.ledger import Entry, RedisLedger, keep, ledger_at, note_failure
+from harness.waiting import eventually
+
+LEDGER = "TEST_LEDGER"
 BROKER_URL = "TEST_BROKER_URL"
 CONFIGURATION = "TEST_CELERY_CONFIGURATION"
+PATIENCE = 60.0  # seconds for which a task waits at a gate
 
 
 def make_app(broker_url: str, **configuration: Any) -> Celery:
@@ -33,30 +40,42 @@ def make_app(broker_url: str, **configuration: Any) -> Celery:
 app = make_app(os.environ.get(BROKER_URL, "memory://"), **json.loads(os.environ.get(CONFIGURATION, "{}")))
 app.set_current()  # in the worker; a pool process looks for it
 
-
-def note(task: str, queue: str, state: str) -> None:
-    """Append one line; O_APPEND makes that whole, whoever else writes."""
-    path = os.environ.get(LEDGER_FILE)
-    if path:
-        ledger = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(ledger, f"{task}|{queue}|{state}\n".encode())
-        os.close(ledger)
+ledger = ledger_at(os.environ[LEDGER]) if LEDGER in os.environ else None
+if ledger:
+    keep(ledger)
 
 
 class Noting(Task):  # type: ignore[misc]
-    """Notes what the body of a task comes to."""
+    """Notes that its body began, and what it came to; a retry is noted by its signal (see `ledger`)."""
 
     def note(self, state: str) -> None:
-        note(self.name, self.request.delivery_info["routing_key"], state)
+        if ledger:
+            ledger.note(Entry(self.name, self.queue_name, state, self.request.hostname))
 
-    def raise_noted(self, error: Exception) -> NoReturn:
-        self.note("FAILURE")
-        self.note(f"exception={type(error).__name__}")
-        raise error
+    def note_failure(self, exception: str) -> None:
+        if ledger:
+            note_failure(ledger, self.name, self.queue_name, self.request.hostname, exception)
+
+    @property
+    def queue_name(self) -> str:
+        return str(self.request.delivery_info["routing_key"])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.note("STARTED")
-        return super().__call__(*args, **kwargs)
+        try:
+            result = super().__call__(*args, **kwargs)
+        except Retry:
+            raise
+        except Reject as rejection:
+            self.note("REJECTED")
+            if not rejection.requeue:  # it never runs again: since 5.7 Celery says that it failed as well
+                self.note_failure(type(rejection).__name__)
+            raise
+        except Exception as error:
+            self.note_failure(type(error).__name__)
+            raise
+        self.note("SUCCESS")
+        return result
 
 
 class Outer:
@@ -67,56 +86,97 @@ class Outer:
 
 
 @app.task(bind=True, base=Noting, name="tasks.succeed")
-def succeed(self: Noting, seconds: float = 0) -> None:
+def succeed(self: Noting, seconds: float = 0) -> None:  # noqa: ARG001
     time.sleep(seconds)
-    self.note("SUCCESS")
 
 
 @app.task(bind=True, base=Noting, name="tasks.fail_with_value_error")
-def fail_with_value_error(self: Noting, text: str = "x") -> None:
-    self.raise_noted(ValueError(text))
+def fail_with_value_error(self: Noting, text: str = "x") -> None:  # noqa: ARG001
+    raise ValueError(text)
 
 
 @app.task(bind=True, base=Noting, name="tasks.fail_with_key_error")
-def fail_with_key_error(self: Noting) -> None:
-    self.raise_noted(KeyError("a key, (with) 'quotes'"))
+def fail_with_key_error(self: Noting) -> None:  # noqa: ARG001
+    raise KeyError("a key, (with) 'quotes'")
 
 
 @app.task(bind=True, base=Noting, name="tasks.fail_with_inner_error")
-def fail_with_inner_error(self: Noting) -> None:
-    self.raise_noted(Outer.InnerError("x", 1))
+def fail_with_inner_error(self: Noting) -> None:  # noqa: ARG001
+    raise Outer.InnerError("x", 1)
 
 
 @app.task(bind=True, base=Noting, name="tasks.retry_once")
 def retry_once(self: Noting, countdown: float = 0) -> None:
     if self.request.retries == 0:
-        self.note("RETRY")
         raise self.retry(countdown=countdown, exc=OSError("first time"))
-    self.note("SUCCESS")
+
+
+@app.task(bind=True, base=Noting, name="tasks.retry_elsewhere")
+def retry_elsewhere(self: Noting, queue: str) -> None:
+    """Go to another queue for the second attempt."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0, queue=queue, exc=OSError("not here"))
+
+
+@app.task(bind=True, base=Noting, name="tasks.retry_told_late")
+def retry_told_late(self: Noting) -> None:
+    """Have the second attempt overtake the word that it was sent."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0, exc=OSError("first time"), event_dispatcher=late_dispatcher())
+
+
+@functools.cache
+def late_dispatcher() -> LateDispatcher:
+    """Return the one of this process, which has to live until all is said."""
+    return LateDispatcher(app, 0.5, 1.5).__enter__()
 
 
 @app.task(bind=True, base=Noting, name="tasks.retry_and_fail", max_retries=1)
 def retry_and_fail(self: Noting) -> None:
-    error = TimeoutError("always")
-    if self.request.retries == 0:
-        self.note("RETRY")
-        raise self.retry(countdown=0, exc=error)
-    self.raise_noted(error)
+    raise self.retry(countdown=0, exc=TimeoutError("always"))
+
+
+@app.task(
+    bind=True,
+    base=Noting,
+    name="tasks.back_off",
+    autoretry_for=(OSError,),
+    retry_backoff=1,
+    retry_jitter=False,
+    max_retries=3,
+)
+def back_off(self: Noting) -> None:
+    """Succeed at the third attempt, 1 s and 2 s after the ones before."""
+    if self.request.retries < 2:
+        raise ConnectionError("not yet")
 
 
 @app.task(bind=True, base=Noting, name="tasks.reject", acks_late=True)
-def reject(self: Noting) -> None:
-    self.note("REJECTED")
-    # It never runs again, so Celery (since 5.7, request.py) says of it that it failed as well. The repr of
-    # Reject, all that the event has, is a sentence without the name of the class.
-    self.note("FAILURE")
-    self.note("exception=unknown")
+def reject(self: Noting) -> None:  # noqa: ARG001
     raise Reject("no", requeue=False)
 
 
 @app.task(bind=True, base=Noting, name="tasks.requeue_once", acks_late=True)
 def requeue_once(self: Noting) -> None:
     if not self.request.delivery_info["redelivered"]:
-        self.note("REJECTED")
         raise Reject("later", requeue=True)
-    self.note("SUCCESS")
+
+
+@app.task(bind=True, base=Noting, name="tasks.hold")
+def hold(self: Noting, gate: str) -> None:  # noqa: ARG001
+    """Wait until the test opens the gate."""
+    assert isinstance(ledger, RedisLedger)
+    books = ledger
+    eventually(lambda: books.is_open(gate), PATIENCE, every=0.05, what=f"gate {gate}")
+
+
+@app.task(bind=True, base=Noting, name="tasks.hold_late", acks_late=True)
+def hold_late(self: Noting, gate: str) -> None:  # noqa: ARG001
+    """Wait likewise, and acknowledge after that only."""
+    hold.run(gate)
+
+
+@app.task(bind=True, base=Noting, name="tasks.die")
+def die(self: Noting) -> None:  # noqa: ARG001
+    """Take the pool's process away."""
+    os.kill(os.getpid(), signal.SIGKILL)

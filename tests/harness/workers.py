@@ -1,44 +1,19 @@
-"""Real Celery workers as processes, clients that send them tasks, and the tasks' own ledger."""
+"""Real Celery workers as processes, and clients that send them tasks."""
 
 import json
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
 from harness import tasks
+from harness.ledger import FileLedger
+from harness.ledger import Ledger as AnyLedger
 from harness.processes import TESTS, Process
 
-
-class Ledger:
-    """What the tasks say that they did: lines `task|queue|state` in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def counts(self) -> Counter[tuple[str, str, str]]:
-        """Return how many lines there are for each (task, queue, state)."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return Counter(tuple(line.split("|")) for line in lines)  # type: ignore[misc]
-
-    def of(self, *states: str) -> dict[tuple[str, str, str], int]:
-        """Return the counts of these states only."""
-        return {key: count for key, count in self.counts().items() if key[2] in states}
-
-    def total(self, *states: str) -> int:
-        return sum(self.of(*states).values())
-
-    def exceptions(self) -> dict[tuple[str, str, str], int]:
-        """Return how many failures there are for each (task, queue, exception)."""
-        mark = "exception="
-        return {
-            (task, queue, state.removeprefix(mark)): count
-            for (task, queue, state), count in self.counts().items()
-            if state.startswith(mark)
-        }
+Ledger = FileLedger  # the one for tests that have no Redis for it
 
 
 class Worker(Process):
@@ -57,7 +32,7 @@ class Worker(Process):
         pool: str = "prefork",
         concurrency: int = 2,
         events: bool = True,
-        ledger: Ledger | None = None,
+        ledger: AnyLedger | None = None,
         environment: dict[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         **configuration: Any,
@@ -72,7 +47,7 @@ class Worker(Process):
             *arguments,
         ]
         self.extra = {
-            **({tasks.LEDGER_FILE: str(ledger.path)} if ledger else {}),
+            **({tasks.LEDGER: ledger.place} if ledger else {}),
             tasks.CONFIGURATION: json.dumps(configuration),
             **(environment or {}),
         }

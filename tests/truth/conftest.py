@@ -1,0 +1,51 @@
+"""A scene for each scenario, and the table of all of them at the end of the run."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.servers import RedisServer
+
+from .scene import FULL, Scene
+from .table import text
+
+
+@pytest.fixture(scope="session")
+def ledger_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that is no broker."""
+    with RedisServer(tmp_path_factory.mktemp("ledger")) as server:
+        yield server
+
+
+@pytest.fixture
+def scene(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    broker: Any,
+    ledger_server: RedisServer,
+    running: Callable[..., Any],
+) -> Iterator[Scene]:
+    with Scene(title(request.node), tmp_path, broker, ledger_server.clean(), running) as scene:
+        yield scene
+
+
+def title(item: pytest.Item) -> str:
+    """Return what the table calls a scenario: the id of its row, or else the name of its function."""
+    parameters = getattr(item, "callspec", None)
+    row = parameters.params.get("scenario") if parameters else None
+    return row.name if row else item.originalname.removeprefix("test_").replace("_", " ")  # type: ignore[attr-defined]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    lines = text()
+    if len(lines) > 1:
+        terminalreporter.section("truth")
+        terminalreporter.write_line("\n".join(lines))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In full some take minutes, which is no reason to think that they hang."""
+    for item in items:
+        if FULL and item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(1_200))

@@ -1,0 +1,46 @@
+"""What scenarios send."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple
+
+from .scene import Scene, size
+
+
+class Job(NamedTuple):
+    """A task that is sent so many times, ten times as often in the full form."""
+
+    task: str
+    times: int
+    arguments: tuple[Any, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+PLAIN = (
+    Job("tasks.succeed", 70),
+    Job("tasks.fail_with_value_error", 8),
+    Job("tasks.fail_with_key_error", 4),
+    Job("tasks.fail_with_inner_error", 4),
+    Job("tasks.reject", 2),
+    Job("tasks.requeue_once", 2),
+    Job("tasks.nobody_registered", 2),
+    Job("tasks.retry_once", 6),
+    Job("tasks.retry_and_fail", 2),
+)
+BACK_OFF = (Job("tasks.back_off", 2),)
+LATER = (
+    Job("tasks.succeed", 4, (), (("countdown", 1),)),
+    Job("tasks.retry_once", 2, (1,)),
+)
+KILLED = (Job("tasks.die", 1),)
+
+
+def send_shuffled(
+    scene: Scene, jobs: tuple[Job, ...], queues: tuple[str, ...] = ("celery",), **options: Any
+) -> None:
+    """Send all jobs to each queue, in an order that is the same each time."""
+    sent = [(job, queue) for queue in queues for job in jobs for _ in range(job.times * size(1, 10))]
+    random.Random(2).shuffle(sent)
+    for job, queue in sent:
+        scene.send(job.task, *job.arguments, queue=queue, **dict(job.options), **options)

@@ -1,0 +1,50 @@
+"""What the waits are, beside how many; and an order of events that no worker can be made to keep to."""
+
+import time
+
+from harness.events import one_task, publish_events
+from harness.marks import on_redis
+from harness.waiting import until_equal
+
+
+@on_redis
+def test_waits_are_measured_from_sent_and_from_eta(running, exporter, worker, client, ledger):
+    """A task with an eta has waited since its eta; each start gives one wait, none below zero."""
+    app = running(exporter("--queue-wait-buckets", "0.5,2.5,10")).connected()
+    for _ in range(3):
+        client.send_task("tasks.succeed", queue="celery", countdown=4)
+    late = running(worker())
+    until_equal(lambda: ledger.total("SUCCESS"), 3, 20)
+    labels = {"task_name": "tasks.succeed", "queue_name": "celery"}
+    until_equal(lambda: app.value("celery_task_queue_wait_seconds_count", **labels), 3)
+    samples = app.samples()
+    # the worker looks at its timer about once a second; without the eta it would have been 4 s and more
+    assert samples.value("celery_task_queue_wait_seconds_bucket", le="2.5", **labels) == 3
+    assert samples.value("celery_task_queue_wait_seconds_sum", **labels) >= 0
+    assert samples.value("celery_task_prefetch_wait_seconds_count", **labels) == 3
+    assert late.alive()
+
+
+@on_redis
+def test_a_retry_told_after_its_next_attempt_ended(running, exporter, broker):
+    """The pool process of the first attempt may report later than that of the second: nothing stays open."""
+    app = running(exporter()).connected()
+    sent, received, started, succeeded = one_task(1)
+    retried = {**started, "type": "task-retried", "exception": "OSError('x')", "traceback": ""}
+    attempts = [(sent, received, started), ({**sent, "retries": 1}, {**received, "retries": 1}, started)]
+    events = [*attempts[0], *attempts[1], succeeded, retried]
+    now = time.time()
+    publish_events(
+        broker.url, *({**event, "timestamp": now + number / 100} for number, event in enumerate(events))
+    )
+    labels = {"task_name": "made.up", "queue_name": "made"}
+    until_equal(lambda: app.value("celery_tasks_total", state="RETRY", **labels), 1)
+    by_state = app.samples().by("celery_tasks_total", "state", **labels)
+    assert {state: n for (state,), n in by_state.items() if n} == {
+        "PENDING": 2,
+        "RECEIVED": 2,
+        "STARTED": 2,
+        "SUCCESS": 1,
+        "RETRY": 1,
+    }
+    assert app.total("celery_tasks") == 0

@@ -1,0 +1,132 @@
+"""Workers that are stopped, killed, replaced, or live in another time."""
+
+from __future__ import annotations
+
+import time
+from uuid import uuid4
+
+from harness.clocks import off_by
+from harness.exporter import Samples
+from harness.marks import on_redis
+from harness.waiting import until_equal
+
+from .jobs import LATER, PLAIN, send_shuffled
+from .scene import Scene, size
+
+#: Redis hands out again what was not acknowledged for so many seconds; looked at this often.
+VISIBILITY = {"visibility_timeout": 2, "unacked_restore_interval": 0.5, "unacked_restore_throttle": 1}
+OFF = 420  # seconds, 7 minutes
+
+
+def test_revoked_while_running(scene: Scene) -> None:
+    """Two run and are terminated; those behind them are revoked without having started."""
+    scene.start(scene.exporter, scene.make_worker(concurrency=2))
+    for _ in range(size(1, 10)):
+        before = scene.total("STARTED")
+        ids = [str(uuid4()) for _ in range(6)]
+        for task_id in ids:
+            scene.send("tasks.hold", "never", task_id=task_id)
+        scene.await_total(before + 2, "STARTED")
+        scene.client.control.revoke(ids, terminate=True)
+        scene.await_ends()
+    send_shuffled(scene, PLAIN)
+    scene.await_ends()
+    scene.holds()
+    assert scene.total("REVOKED") == size(6, 60)
+
+
+def test_redelivered_from_a_worker_that_was_killed(scene: Scene) -> None:
+    """With acks_late each is received again by the other worker, those that ran run again."""
+    killed = scene.make_worker("a@test")
+    scene.start(scene.exporter, killed)
+    scene.send("tasks.hold_late", "gate", times=6)
+    scene.await_total(6, "RECEIVED")
+    scene.await_total(2, "STARTED")
+    scene.await_counted()
+    killed.kill()
+    scene.ledger.open_gate("gate")
+    options = VISIBILITY if scene.broker.kind == "redis" else {}
+    scene.start(scene.make_worker("b@test", broker_transport_options=options))
+    send_shuffled(scene, PLAIN)
+    scene.await_ends()
+    scene.holds()
+    assert scene.ledger.of("redelivered")["tasks.hold_late", "celery", "redelivered"] == 6
+
+
+@on_redis
+def test_delivered_twice_at_a_time(scene: Scene) -> None:
+    """What takes longer than the visibility timeout is handed out again: it runs twice, and ends twice."""
+    workers = (scene.make_worker(node, broker_transport_options=VISIBILITY) for node in ("a@test", "b@test"))
+    scene.start(scene.exporter, *workers)
+    scene.send("tasks.hold_late", "gate", times=2)
+    scene.await_total(2, "redelivered")
+    scene.await_total(4, "STARTED")
+    scene.ledger.open_gate("gate")
+    scene.await_total(scene.total("STARTED"), "SUCCESS")
+    scene.holds()
+
+
+def test_two_workers_on_one_host_one_stopped(scene: Scene) -> None:
+    """What the stopped one did stays under its name; it is down, and the other is not."""
+    stopped = scene.make_worker("b@host")
+    scene.start(scene.exporter, scene.make_worker("a@host"), stopped)
+    send_shuffled(scene, PLAIN)
+    scene.await_ends()
+    stopped.stop()
+    until_equal(
+        lambda: scene.exporter.samples().by("celery_worker_up", "worker", "hostname"),
+        {("a@host", "host"): 1, ("b@host", "host"): 0},
+    )
+    send_shuffled(scene, PLAIN)
+    scene.await_ends()
+    samples = scene.holds()
+    assert samples.total("celery_tasks_total", worker="b@host", state="STARTED") > 0
+    assert samples.total("celery_worker_processed_tasks_total") == scene.total("STARTED")
+
+
+def test_killed_and_restarted(scene: Scene) -> None:
+    """What ran in it stays started for ever, as it was acknowledged; all else is counted to the end."""
+    killed = scene.make_worker()
+    scene.start(scene.exporter, killed)
+    send_shuffled(scene, PLAIN)
+    scene.await_ends()
+    scene.send("tasks.hold", "never", times=2)
+    scene.await_total(scene.total("STARTED") + 2, "STARTED")
+    scene.await_counted()
+    killed.kill()
+    scene.start(scene.make_worker())
+    send_shuffled(scene, PLAIN)
+    scene.await_ends(lost=2)
+    samples = scene.holds(STARTED=2)
+    assert samples.by("celery_worker_restarts_total", "worker") == {("worker@test",): 1}
+
+
+def test_clocks_seven_minutes_off_in_other_time_zones(scene: Scene) -> None:
+    """Counts are exact; a wait that one clock can measure is right, one that is negative says so."""
+    fast, slow = off_by(OFF, "Asia/Kolkata"), off_by(-OFF, "America/New_York")
+    scene.start(
+        scene.exporter,
+        scene.make_worker("fast@test", queues="fast", environment=fast),
+        scene.make_worker("slow@test", queues="slow", environment=slow, pool="solo"),
+    )
+    send_shuffled(scene, PLAIN, ("fast", "slow"))
+    send_shuffled(scene, LATER, ("fast",))  # to a slow clock a second is far away
+    scene.send("tasks.succeed", times=2, queue="fast", expires=60)
+    scene.await_ends()
+    samples = scene.holds()
+    assert scene.total("REVOKED") == 2, "to the fast clock they had expired"
+    skews = samples.by("celery_worker_clock_skew_seconds", "worker")
+    assert abs(skews["fast@test",] - OFF) < 5
+    assert abs(skews["slow@test",] + OFF) < 5
+    for worker in ("fast@test", "slow@test"):
+        assert is_within_a_minute(samples, "celery_task_prefetch_wait_seconds", worker)
+    assert is_within_a_minute(samples, "celery_task_queue_wait_seconds", "slow@test"), "7 minutes less is 0"
+    assert samples.value("celery_exporter_negative_waits_total") > 0
+    newest = samples.by("celery_task_last_timestamp_seconds", "state", "task_name")
+    assert max(newest.values()) <= time.time()
+
+
+def is_within_a_minute(samples: Samples, histogram: str, worker: str) -> bool:
+    """Tell whether each value is in a bucket up to 60 s; 7 minutes would be the clock's."""
+    values = samples.total(f"{histogram}_count", worker=worker)
+    return 0 < values == samples.total(f"{histogram}_bucket", worker=worker, le="60")
