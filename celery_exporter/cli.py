@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from celery_exporter import __version__
+from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.options import OPTIONS, Option
 from celery_exporter.settings import BadSettingError, Settings, load
 
@@ -112,7 +113,7 @@ def serve(settings: Settings) -> int:
     try:
         check(settings)
         path = settings.web_config_file
-        protection = unprotected if path is None else ProtectionFile(path).current
+        file = None if path is None else ProtectionFile(path)
         listener = bind(settings.host, settings.port)
     except (UnusableURLError, BadWebConfigError, CannotListenError) as error:
         return _fail(str(error), EXIT_FAILED)
@@ -120,7 +121,12 @@ def serve(settings: Settings) -> int:
     firsts = Firsts()
     exposition = Exposition(rows, settings.metric_prefix, settings.static_labels, firsts)
     monitor = Monitor(settings, firsts)
-    app = build(monitor.snapshot, monitor.is_ready, exposition, masked(settings.broker_url))
+    protection = unprotected if file is None else file.current
+
+    def snapshot() -> Snapshot:
+        return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
+
+    app = build(snapshot, monitor.is_ready, exposition, masked(settings.broker_url))
     scheme = "http" if protection().context is None else "https"
     server = Server(guarded(app, protection), listener, protection)
     server.start()

@@ -145,12 +145,12 @@ class Monitor:
         """Tell whether the event subscription is open and showed a sign of life of late."""
         return self._open and time.monotonic() - self._reader.proven < FRESH
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, web_config_up_to_date: bool | None) -> Snapshot:
         """Return a copy of all that is known now. Never waits for the broker."""
         with self._lock:
-            return take(self._cluster, self._ledger, self._surroundings())
+            return take(self._cluster, self._ledger, self._surroundings(web_config_up_to_date))
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self, web_config_up_to_date: bool | None) -> Surroundings:
         return Surroundings(
             at=time.time(),
             started=self._started,
@@ -165,6 +165,7 @@ class Monitor:
             last_event=self._last_event,
             reconnects=max(0, self._opened - 1),
             state_errors=dict(self._file.errors) if self._file else {},
+            web_config_up_to_date=web_config_up_to_date,
         )
 
     def _is_measured(self) -> bool:

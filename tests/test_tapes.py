@@ -74,6 +74,7 @@ def surroundings(at: float) -> Surroundings:
         last_event=at,
         reconnects=0,
         state_errors={},
+        web_config_up_to_date=None,
     )
 
 

@@ -81,6 +81,7 @@ class Surroundings(Struct, frozen=True):
     last_event: float | None
     reconnects: int
     state_errors: Mapping[str, int]  # by operation; empty without a state file
+    web_config_up_to_date: bool | None  # None without a file
 
 
 class Snapshot(Struct, frozen=True):

@@ -396,6 +396,12 @@ _EXPORTER_ROWS = [
         attrgetter("around.state_errors"),
     ),
     _self(
+        "web_config_up_to_date",
+        "gauge",
+        "1 while what --web.config.file says is in force, 0 while it cannot be used and an older one is.",
+        attrgetter("around.web_config_up_to_date"),
+    ),
+    _self(
         "negative_waits_total",
         "counter",
         "Waits that two clocks made negative; counted as 0 s.",

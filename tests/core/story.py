@@ -63,6 +63,7 @@ class Story:
             last_event=None,
             reconnects=0,
             state_errors={},
+            web_config_up_to_date=None,
         )
         return take(self.cluster, self.ledger, msgspec.structs.replace(usual, **around))
 

@@ -138,7 +138,9 @@ def test_a_file_that_breaks_lets_nobody_in_and_is_told_once(with_password):
     for text in ("", "basic_auth_users: {prometheus: hunter2}", "not: known"):
         with_password.file.write_text(text)
         assert [with_password.get("/metrics").status for _ in range(3)] == [401] * 3
-        assert with_password.get("/metrics", LOGIN).status == 200
+        page = with_password.get("/metrics", LOGIN)
+        assert page.status == 200
+        assert "celery_exporter_web_config_up_to_date 0.0" in page.text
     assert with_password.text().count(STAYS) - told == 3
     assert "hunter2" not in with_password.text()
 
