@@ -60,7 +60,7 @@ def masked(url: str) -> str:
 
     A password that was not percent-encoded may hold any separator; what is in doubt is left out.
     """
-    return ";".join(map(_masked_part, re.split(r";(?=[\w+.]+://)", url)))
+    return ";".join(map(_masked_part, _parts(url)))
 
 
 def _masked_part(url: str) -> str:
@@ -91,10 +91,27 @@ def check(settings: Settings) -> None:
             f"--broker-url: the package for {scheme}:// is missing ({error}); pip install 'celery[{name}]'"
         ) from None
     except (ValueError, KeyError, TypeError):  # whose text may have a part of the password in it
-        raise UnusableURLError(
-            f"--broker-url: this {scheme}:// URL cannot be read; "
-            "percent-encode what is special in the user name and the password"
-        ) from None
+        raise _unreadable(scheme) from None
+    if any(map(_has_login_in_path, _parts(settings.broker_url))):
+        raise _unreadable(scheme)
+
+
+def _unreadable(scheme: str) -> UnusableURLError:
+    return UnusableURLError(
+        f"--broker-url: this {scheme}:// URL cannot be read; "
+        "percent-encode what is special in the user name and the password"
+    )
+
+
+def _has_login_in_path(url: str) -> bool:
+    """Tell whether a password has a slash in it, and kombu would take what follows for Redis' database."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    return scheme in _REDIS - {"redis+socket"} and "@" in rest.partition("/")[2]
+
+
+def _parts(url: str) -> list[str]:
+    """Return the URLs that are failed over to, one after the other."""
+    return re.split(r";(?=[\w+.]+://)", url)
 
 
 def connect(settings: Settings, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connection:

@@ -124,7 +124,7 @@ class Cluster:
             self._see_queues((event.queue,) if event.queue else ())
         else:
             self._hear_worker(event, now)
-        if event.exception is not None:
+        if event.exception is not None or event.traceback is not None:
             unwrap(event)
         uuid = event.uuid or ""
         task = self.tasks.get(uuid)
