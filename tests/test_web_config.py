@@ -47,7 +47,7 @@ GOOD = {
     "no client certificate": f"tls_server_config: {{{TLS}, client_auth_type: NoClientCert}}",
     "ciphers": f"tls_server_config: {{{TLS}, cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256]}}",
     "ciphers of TLS 1.3": f"tls_server_config: {{{TLS}, cipher_suites: [TLS_AES_128_GCM_SHA256]}}",
-    "a curve": f"tls_server_config: {{{TLS}, curve_preferences: [X25519]}}",
+    "a curve": f"tls_server_config: {{{TLS}, curve_preferences: [CurveP384]}}",
     "whose order": f"tls_server_config: {{{TLS}, prefer_server_cipher_suites: no}}",
     "HTTP/2": "http_server_config: {http2: true}",
     "no HTTP/2": "http_server_config: {http2: off}",

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import kombu
 from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES
+from kombu.utils.url import parse_url
 
 from celery_exporter.settings import Settings
 
@@ -81,6 +82,10 @@ def check(settings: Settings) -> None:
         raise UnusableURLError(f"--broker-url: unknown scheme {scheme!r}; kombu knows {known}")
     try:
         connect(settings).transport  # noqa: B018  made without a byte sent; its driver is imported by it
+        for part in _parts(
+            settings.broker_url
+        ):  # kombu reads the first now, and the others when it needs them
+            parse_url(part)
     except (
         ImportError,
         AttributeError,
@@ -99,14 +104,17 @@ def check(settings: Settings) -> None:
 def _unreadable(scheme: str) -> UnusableURLError:
     return UnusableURLError(
         f"--broker-url: this {scheme}:// URL cannot be read; "
-        "percent-encode what is special in the user name and the password"
+        "percent-encode what is special in the user name, the password and the virtual host"
     )
 
 
 def _has_login_in_path(url: str) -> bool:
-    """Tell whether a password has a slash in it, and kombu would take what follows for Redis' database."""
+    """Tell whether a password has a slash in it, and kombu would take what follows for the database or vhost.
+
+    A part of the password would be the host then, which logs and pages show.
+    """
     scheme, _, rest = url.partition("?")[0].partition("://")
-    return scheme in _REDIS - {"redis+socket"} and "@" in rest.partition("/")[2]
+    return scheme in (_REDIS | _AMQP) - {"redis+socket"} and "@" in rest.partition("/")[2]
 
 
 def _parts(url: str) -> list[str]:

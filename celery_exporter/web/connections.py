@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 
@@ -38,6 +39,18 @@ TLS_BUFFER = 16_384
 # Python 3.11 and later read each TLS connection through a buffer of 256 KiB of its own; a request is a few
 # hundred bytes. (Older ones have no such attribute, and no such buffer.)
 SSLProtocol.max_size = TLS_BUFFER  # type: ignore[attr-defined]
+
+
+def _layers(transport: asyncio.Transport) -> list[asyncio.Transport]:
+    """Return all transports that hold a part of what is not sent yet.
+
+    asyncio's TLS passes on what it is given, and neither counts it from then on nor pauses for it. Before
+    Python 3.11 it held nothing itself, and asked the one below, which in the end is not there any more.
+    """
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    if below is None:
+        return [transport]
+    return [transport, below] if sys.version_info >= (3, 11) else [below]
 
 
 class Crowd:
@@ -147,9 +160,7 @@ class Connection(H11Protocol):
         """Begin to wait for a request."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(HIGH_WATER)
-        # asyncio's TLS passes what it is given on, and neither counts it from then on nor pauses for it.
-        below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-        self._transports = [transport] if below is None else [transport, below]
+        self._transports = _layers(transport)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             self.app_state["certificate"] = tls.getpeercert()

@@ -31,7 +31,8 @@ def context(tls: TLS, read: Callable[[str, str], bytes]) -> ssl.SSLContext:
     else:
         made.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     for curve in tls.curve_preferences:  # one at most
-        made.set_ecdh_curve(_CURVES[curve])
+        with _explained("curve_preferences"):  # before Python 3.11, X25519 is none
+            made.set_ecdh_curve(_CURVES[curve])
     cert = read("cert_file", tls.cert_file) if tls.cert_file else tls.cert.encode()
     key = read("key_file", tls.key_file) if tls.key_file else tls.key.encode()
     with _explained("cert and key"), _as_file(key + b"\n" + cert) as path:
@@ -50,11 +51,12 @@ def _set_versions_and_ciphers(made: ssl.SSLContext, tls: TLS) -> None:
             "tls_server_config.cipher_suites: none of them is for a version up to max_version"
         )
     made.minimum_version, made.maximum_version = _VERSIONS[least], _VERSIONS[tls.max_version]
-    if older:
-        made.set_ciphers(":".join(older))
-    if least in ("TLS10", "TLS11"):
-        # Their hashes (MD5 with SHA-1) are below the level that OpenSSL 3 sets itself.
-        made.set_ciphers(":".join([*(older or ["DEFAULT"]), "@SECLEVEL=0"]))
+    with _explained("cipher_suites"):
+        if least in ("TLS10", "TLS11"):
+            # Their hashes (MD5 with SHA-1) are below the level that OpenSSL 3 sets itself.
+            made.set_ciphers(":".join([*(older or ["DEFAULT"]), "@SECLEVEL=0"]))
+        elif older:
+            made.set_ciphers(":".join(older))
 
 
 def _openssl_name(name: str) -> str:

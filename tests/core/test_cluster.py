@@ -180,6 +180,15 @@ def test_law_4_a_worker_with_a_slow_heartbeat_has_three_of_them():
     assert not story.cluster.workers["w@h"].up
 
 
+def test_law_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout():
+    story = Story(Limits(worker_timeout=2))
+    story.tell(started())
+    story.wait(2)
+    assert story.cluster.workers["w@h"].up
+    story.wait(1)
+    assert not story.cluster.workers["w@h"].up
+
+
 def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay():
     story = Story()
     story.tell(heartbeat("a@h"), heartbeat("b@h"), heartbeat("a@h", kind="offline"))
@@ -371,6 +380,7 @@ LOST = HEAD + '  File "x.py", line 1, in f\n    f()\n    ^^^\nbilliard.exception
             "unknown",
         ),
         (HEAD + "  File\n", "unknown"),
+        (HEAD + "  File", "unknown"),
         (HEAD + "ValueError: x", "unknown"),
         ("", "unknown"),
         (None, "unknown"),
@@ -684,9 +694,8 @@ def test_endless_events_of_one_unknown_task_are_not_kept():
     for _ in range(MAX_PARKED - 1):
         story.tell(started())
     assert story.counts() == {}
-    for _ in range(1000 - MAX_PARKED + 1):
-        story.tell(started())
-    assert story.by_state("unknown")["STARTED"] == 1000
+    story.tell(started())
+    assert story.by_state("unknown")["STARTED"] == MAX_PARKED
 
 
 def test_events_of_an_application_of_its_own_are_counted_as_other_and_do_nothing_else():
@@ -716,7 +725,7 @@ anything = st.builds(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(anything, st.sampled_from([0.0, 0.5, 3.0, 70.0])), max_size=30))
 def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
     story = Story(Limits(max_tasks=100))

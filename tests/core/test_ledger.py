@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_exporter.core.facts import Folded, Key, Moved, Prefetched, Queued, Raised, Ran, Redelivered, State
-from celery_exporter.core.ledger import MAX_EXCEPTIONS, Ledger
+from celery_exporter.core.ledger import MAX_EXCEPTIONS, Cell, Histogram, Ledger
 
 A, B = Key("a", "q"), Key("b", "q")
 
@@ -91,6 +91,16 @@ def test_folding_adds_histograms_up():
     assert (cell.prefetched.counts, cell.prefetched.total) == ([1, 1], 34.0)
     assert (cell.queued.counts, cell.queued.total) == ([1, 1], 23.0)
     assert (cell.ran[State.SUCCESS].counts, cell.ran[State.SUCCESS].total) == ([1, 1, 0], 3.0)
+
+
+def test_sums_that_do_not_match_are_refused_and_not_cut_to_fit():
+    """A state file may hold them."""
+    with pytest.raises(ValueError, match="shorter"):
+        Histogram([1, 2, 3]).absorb(Histogram([1, 2]))
+    cell = Cell.empty()
+    cell.moved.pop()
+    with pytest.raises(ValueError, match="shorter"):
+        Cell.empty().absorb(cell)
 
 
 def test_folding_what_nobody_counted_is_nothing():

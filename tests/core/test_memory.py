@@ -137,6 +137,16 @@ def test_an_idle_series_is_given_up_after_a_restart_too():
     assert story.by_state("other")["SUCCESS"] == 1
 
 
+@pytest.mark.parametrize("labels", [("queue_name",), ("queue_name", "worker")])
+@pytest.mark.parametrize("events", [LIFE, LIFE[1:]], ids=["sent", "not-sent"])
+def test_law_5_the_gauges_after_a_restart_are_those_of_before(labels, events):
+    old = told(*events, labels=labels)
+    old.wait(3)
+    story = restarted(old)
+    assert {group.key for group in story.shown().tasks} == {group.key for group in old.shown().tasks}
+    assert story.shown().series == old.shown().series
+
+
 def test_an_unfinished_task_that_is_older_than_its_time_is_dropped():
     limits = Limits(task_ttl=100)
     old = told(sent("u1"), limits=limits)
@@ -247,8 +257,9 @@ def test_a_full_table_of_label_sets_is_full_of_the_same_ones():
 
 
 @pytest.mark.parametrize("labels", [("queue_name",), ("queue_name", "worker")])
-def test_an_idle_series_whose_tasks_are_forgotten_is_given_up_after_a_restart_too(labels):
-    old = told(*LIFE, limits=Limits(series_ttl=200), labels=labels)
+@pytest.mark.parametrize("events", [LIFE, LIFE[1:]], ids=["sent", "not-sent"])
+def test_an_idle_series_whose_tasks_are_forgotten_is_given_up_after_a_restart_too(labels, events):
+    old = told(*events, limits=Limits(series_ttl=200), labels=labels)
     old.wait(150)
     story = restarted(old)
     story.wait(190)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import kombu
 import pytest
 from harness.proxy import Proxy
 from harness.servers import RabbitServer, RedisServer
@@ -39,8 +40,8 @@ def watched(request: pytest.FixtureRequest) -> Hold:
     """
     name = request.node.originalname.removeprefix("test_").replace("_", " ")
     callspec = getattr(request.node, "callspec", None)
-    choices = [value for value in callspec.params.values() if isinstance(value, str)] if callspec else []
-    more = [value for value in choices if value not in {"redis", "rabbitmq"}]
+    choices = callspec.id.split("-") if callspec else []
+    more = [choice for choice in choices if choice not in {"redis", "rabbitmq", ""}]
 
     def watch(app: Watched, *, deaf: bool = False) -> AbstractContextManager[Law]:
         kind = "redis" if app.broker_url.startswith("redis") else "rabbitmq"
@@ -81,7 +82,9 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def served(running: Start, own: Any, tmp_path: Path) -> Callable[..., Watched]:
-    """`served(*arguments)` starts an exporter on that broker."""
+    """`served(*arguments)` starts an exporter on that broker, which has a queue."""
+    with kombu.Connection(own.url) as connection:
+        kombu.Queue("celery")(connection.default_channel).declare()
 
     def start(*arguments: str, **options: Any) -> Watched:
         app = Watched(tmp_path / "exporter", own.url, *arguments, **options)

@@ -44,13 +44,16 @@ class Watched(Exporter):
     def reconnects(self) -> float:
         return self.total("celery_exporter_reconnects_total")
 
+    def successes(self) -> float:
+        return self.total("celery_tasks_total", state="SUCCESS")
+
     def counted(self, more: float) -> None:
         """Hold that it hears: what is published is counted, if need be at the second try."""
-        before = self.total("celery_tasks_total", state="SUCCESS")
+        before = self.successes()
 
         def heard() -> bool:
             publish_events(self.broker_url, *one_task(next(numbers)))
-            return self.total("celery_tasks_total", state="SUCCESS") >= before + more
+            return self.successes() >= before + more
 
         eventually(heard, GREEN, every=0.5)
 
@@ -113,11 +116,13 @@ class Law:
         """Do this, and hold that it is said in time."""
         self.red = _seconds(fault, lambda: not self.app.is_ready(), RED, "red")
         assert self.app.value("celery_broker_up") == 0
+        assert self.app.get("/health").status == 503
 
     def turns_green(self, end: Callable[[], object]) -> None:
         """Undo it, and hold that it hears again in time."""
         self.green = _seconds(end, self.app.is_ready, GREEN, "green")
         assert self.app.value("celery_broker_up") == 1
+        assert self.app.get("/health").status == 200
 
     def comes_back(self, fault: Callable[[], object]) -> None:
         """Do this, which ends a subscription but not the next one: it may be back before anybody looks."""
@@ -127,6 +132,16 @@ class Law:
             return self.app.reconnects() > before and self.app.is_ready()
 
         self.green = _seconds(fault, is_back, RED, "a new subscription")
+
+    def hears_again(self, fault: Callable[[], object]) -> None:
+        """Do this, by which no connection ends, and hold that what is published is counted again in time."""
+        before = self.app.successes()
+
+        def heard() -> bool:
+            publish_events(self.app.broker_url, *one_task(next(numbers)))
+            return self.app.successes() > before
+
+        self.green = _seconds(fault, heard, RED, "counted")
 
 
 def _seconds(act: Callable[[], object], probe: Callable[[], bool], deadline: float, what: str) -> float:

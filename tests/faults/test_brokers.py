@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -24,17 +25,34 @@ def test_restarted(own, served, watched):
 
 
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(60.0, marks=in_full)], ids=["", "a minute"])
-def test_frozen(own, served, watched, seconds):
+def test_frozen(own, served, running, watched, seconds, tmp_path):
     """SIGSTOP: connections stay open, new ones are taken by the kernel, and nobody answers."""
     app = served()
+    other = running(Watched(tmp_path / "other", own.url)).connected()
+    until_equal(lambda: app.value("celery_queue_length", queue_name="celery"), 0)
     with watched(app) as law:
         try:
             begin = time.monotonic()
             law.turns_red(own.pause)
+            other.end_well()  # which waits for an answer to its attempt to connect
             stays(lambda: not app.is_ready(), max(2.0, begin + seconds - time.monotonic()))
             assert app.value("celery_exporter_collector_success", collector="queues") == 0
+            assert not seconds or app.value("celery_queue_length", queue_name="celery") is None
         finally:
             law.turns_green(own.resume)
+
+
+def test_ends_in_time_beside_a_frozen_broker(own, served, running, tmp_path):
+    """Before it has noticed, and when it has started into it."""
+    app = served()
+    own.pause()
+    try:
+        app.end_well(signal.SIGTERM)
+        late = running(Watched(tmp_path / "late", own.url))
+        stays(lambda: not late.is_ready(), 1)
+        late.end_well(signal.SIGINT)
+    finally:
+        own.resume()
 
 
 @pytest.mark.parametrize(

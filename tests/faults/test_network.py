@@ -25,7 +25,7 @@ on_redis_in_full = pytest.param("redis", marks=pytest.mark.long)
 on_rabbitmq_in_full = pytest.param("rabbitmq", marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("broker", [on_redis, on_rabbitmq_in_full], indirect=True)
+@pytest.mark.parametrize("broker", [on_redis_in_full, on_rabbitmq], indirect=True)
 def test_black_hole(behind, proxy, watched):
     """Bytes are swallowed both ways, and connections stay open."""
     with watched(behind()) as law:
@@ -50,6 +50,7 @@ def test_half_open(behind, proxy, watched):
         law.comes_back(proxy.orphan)
 
 
+@pytest.mark.parametrize("broker", [on_redis, on_rabbitmq_in_full], indirect=True)
 def test_only_the_subscription_half_open(behind, proxy, watched):
     """Nothing comes on it, and nothing is the matter on the others."""
     app = behind()

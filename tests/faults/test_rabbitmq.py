@@ -62,9 +62,9 @@ def test_channel_closed(running, impatient, watched, tmp_path):
             proxy.pass_on()
 
         with watched(app) as law:
-            before = app.total("celery_tasks_total", state="SUCCESS")
+            before = app.successes()
             law.comes_back(dawdle)
-            until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), before + 100)
+            until_equal(app.successes, before + 100)
         assert "delivery acknowledgement on channel" in app.text()
 
 
@@ -82,16 +82,8 @@ def test_connections_closed(app, rabbit_broker, watched):
 def test_exchange_deleted(app, rabbit_broker, watched):
     """With its bindings; workers make it anew, nothing on the way here is broken, and nothing comes."""
     exporter = app()
-    with watched(exporter), kombu.Connection(rabbit_broker.url) as connection:
-        connection.default_channel.exchange_delete("celeryev")
-        publish_events(rabbit_broker.url, *one_task(next(numbers)))
-        before = exporter.total("celery_tasks_total", state="SUCCESS")
-
-        def heard():
-            publish_events(rabbit_broker.url, *one_task(next(numbers)))
-            return exporter.total("celery_tasks_total", state="SUCCESS") > before
-
-        eventually(heard, 15, every=0.5)
+    with watched(exporter) as law, kombu.Connection(rabbit_broker.url) as connection:
+        law.hears_again(lambda: connection.default_channel.exchange_delete("celeryev"))
 
 
 def test_queues_refused(app, rabbit_broker, watched):
@@ -138,7 +130,7 @@ def test_heartbeats_under_steady_traffic(app, rabbit_broker, watched, seconds):
         assert connections(exporter) == ports
 
 
-@pytest.mark.parametrize("heartbeat", ["0", "60"])
+@pytest.mark.parametrize("heartbeat", ["0", pytest.param("60", marks=pytest.mark.long)])
 def test_silence_with_another_heartbeat(app, watched, heartbeat):
     """Without traffic, and with rare heartbeats or none, life is shown by RabbitMQ's answers."""
     exporter = app("--broker-transport-option", f"heartbeat={heartbeat}")
@@ -208,14 +200,14 @@ def test_properties_that_cannot_be_read(app, rabbit_broker, watched, durable):
 
 
 def test_body_of_any_size(app, rabbit_broker, watched):
-    """Ten of 100 MB, one after the other: counted, thrown away as they come, and nobody is kept waiting."""
+    """Three of 100 MB, one after the other: counted, thrown away as they come, and no scrape waits for it."""
     exporter = app()
     with watched(exporter), kombu.Connection(rabbit_broker.url) as connection:
         before = exporter.value("process_resident_memory_bytes")
         producer = connection.Producer(exchange=kombu.Exchange("celeryev", "topic"))
-        for _ in range(10):
+        for _ in range(3):
             producer.publish(b"x" * 100_000_000, routing_key="task.multi", content_type="application/json")
-        until_equal(lambda: exporter.total("celery_exporter_events_malformed_total"), 10, 60)
+        until_equal(lambda: exporter.total("celery_exporter_events_malformed_total"), 3, 60)
         assert exporter.value("process_resident_memory_bytes") - before < 20_000_000
         assert exporter.reconnects() == 0
 

@@ -2,11 +2,21 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from . import budget, memory
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One test gets a part of the time only, and some more for making a failing input small."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(240 + budget.SECONDS))
 
 
 @pytest.hookimpl(wrapper=True)

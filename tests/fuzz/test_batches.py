@@ -99,7 +99,7 @@ def test_each_awkward_character_is_shown_as_it_was_sent():
 
 
 @pytest.mark.parametrize("labels", LABELS, ids=str)
-@budget.tries(150)
+@budget.tries(100)
 @given(batch=batches())
 @example(batch=Batch(b"", [], 1))
 @example(batch=Batch(b"[]", [], 0))

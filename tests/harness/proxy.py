@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from harness.processes import free_port
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -53,8 +55,9 @@ class Proxy:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
+        self._place: socket.socket | None = None  # keeps the port while nobody listens on it
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
-        self.port = 0
+        self.port = free_port()
         self._listen()
 
     def __enter__(self) -> Self:
@@ -67,6 +70,8 @@ class Proxy:
         self._stopping.set()
         self._thread.join(5)
         self.refuse()
+        if self._place is not None:
+            self._place.close()
 
     # faults
 
@@ -89,8 +94,8 @@ class Proxy:
         with self._lock:
             self._end_all()
             if self._listener is not None:
-                self._listener.close()
-                self._listener = None
+                self._listener.shutdown(socket.SHUT_RDWR)  # it listens no more, and keeps its port
+                self._listener, self._place = None, self._listener
 
     def black_hole(self) -> None:
         with self._lock:
@@ -138,12 +143,12 @@ class Proxy:
     # the loop
 
     def _listen(self) -> None:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
-        listener.listen()
-        self.port = listener.getsockname()[1]
-        self._listener = listener
+        if self._place is None:
+            self._place = socket.socket()
+            self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._place.bind(("127.0.0.1", self.port))
+        self._listener, self._place = self._place, None
+        self._listener.listen()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -4,10 +4,18 @@ import json
 import pickle
 import time
 
+import kombu
+import msgspec
+import psutil
 import pytest
+import yaml
+from celery.events.event import get_exchange
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.exporter import Exporter
 from harness.waiting import until_equal
+from kombu import compression as compression_module
+
+from celery_exporter.broker.payload import MAX_BODY
 
 NOW = time.time()
 HEAD = {"timestamp": NOW, "hostname": "w@box", "uuid": "odd", "pid": 1, "clock": 1, "utcoffset": 0}
@@ -24,7 +32,12 @@ BODIES = {
     "no timestamp": json.dumps({**HEAD, "type": "worker-heartbeat", "timestamp": None}).encode(),
     "timestamp text": json.dumps({**HEAD, "type": "task-started", "timestamp": "now"}).encode(),
     "timestamp NaN": json.dumps({**HEAD, "type": "task-started", "timestamp": float("nan")}).encode(),
+    "timestamp 1e308": json.dumps({**HEAD, "type": "task-started", "timestamp": 1e308}).encode(),
+    "name of 10 kB": json.dumps({**HEAD, "type": "task-sent", "name": "n" * 10_000}).encode(),
+    "lone surrogate": json.dumps({**HEAD, "type": "task-started", "uuid": "\ud800"}).encode(),
+    "number of 10,000 digits": b'{"type": "task-started", "pid": ' + b"9" * 10_000 + b"}",
     "deep": b"[" * 100_000 + b"]" * 100_000,
+    "deep inside": b'{"type": "task-started", "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
     "10 MB of text": b'"' + b"x" * 10_000_000 + b'"',
 }
 
@@ -63,17 +76,34 @@ def test_each_malformed_body_is_counted_and_the_next_event_is_used(running, expo
 
 
 def test_the_rest_of_a_batch_is_used(running, exporter, broker):
-    """Three bad items between good ones: three counted, and the good ones make a task's whole life."""
+    """Bad items between good ones: each is counted, and the good ones make a task's whole life."""
     app = running(exporter()).connected()
-    sent, received, started, succeeded = one_task(1)
-    odd = {**started, "type": "task-failed", "uuid": None}
-    publish_event_bytes(
-        broker.url, json.dumps([42, sent, odd, received, started, [succeeded], succeeded]).encode()
-    )
-    until_equal(lambda: (malformed(app), successes(app)), (3, 1))
+    sent, received, started, succeeded = (json.dumps(event).encode() for event in one_task(1))
+    bad = [
+        b"42",
+        json.dumps({**HEAD, "type": "task-failed", "uuid": None}).encode(),
+        b"[" + succeeded + b"]",
+        b"[" * 10_000 + b"]" * 10_000,
+        b'{"type": task-failed}',
+        b'{"type": "task-failed", "uuid": "\xff"}',
+    ]
+    publish_event_bytes(broker.url, b"[" + b",".join([sent, *bad, received, started, succeeded, b'{"ty']))
+    until_equal(lambda: (malformed(app), successes(app)), (len(bad) + 1, 1))
     labels = {"task_name": "made.up", "queue_name": "made"}
     for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS"):
         assert app.value("celery_tasks_total", state=state, **labels) == 1
+
+
+def test_a_batch_of_a_hundred_thousand_events_is_used(running, exporter, broker):
+    """While it is read pages are served, and what it takes in memory is given back, or bounded at least."""
+    app = running(exporter()).connected()
+    event = json.dumps({**HEAD, "type": "task-sent", "name": "made.up", "queue": "made"})
+    publish_event_bytes(broker.url, f"[{','.join([event] * 100_000)}]".encode())
+    counted = {"state": "PENDING", "task_name": "made.up", "queue_name": "made"}
+    until_equal(lambda: app.value("celery_tasks_total", **counted), 100_000, 30)
+    assert malformed(app) == 0
+    assert app.total("celery_exporter_reconnects_total") == 0
+    assert psutil.Process(app.pid).memory_info().rss < 300 * 2**20
 
 
 def test_events_with_odd_fields_are_survived(running, exporter, broker):
@@ -118,6 +148,47 @@ def test_pickle_is_loaded_when_asked_for(running, exporter, broker):
     publish_event_bytes(broker.url, body, content_type="application/x-python-serialize")
     until_equal(lambda: successes(app), 1)
     assert malformed(app) == 0
+
+
+def test_compressed_bodies_are_read_and_bombs_are_not(running, exporter, broker):
+    """By each compression of kombu's, over one connection that outlives them."""
+    app = running(exporter()).connected()
+    for number, compression in enumerate(compression_module.encoders(), 1):
+        publish_compressed(broker.url, json.dumps(one_task(number)).encode(), compression)
+        until_equal(lambda: successes(app), number)
+        publish_compressed(broker.url, b" " * (MAX_BODY + 1), compression)
+        until_equal(lambda: malformed(app), number)
+    assert app.total("celery_exporter_reconnects_total") == 0
+
+
+def publish_compressed(url, body, compression):
+    with kombu.Connection(url) as connection:
+        connection.Producer(exchange=get_exchange(connection)).publish(
+            body,
+            routing_key="task.multi",
+            content_type="application/json",
+            content_encoding="utf-8",
+            compression=compression,
+        )
+
+
+LAUGHS = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 121))
+OTHERS = {
+    "application/x-yaml": (yaml.safe_dump, [LAUGHS, b"!!python/none x", b"[" * 10_000]),
+    "application/x-msgpack": (msgspec.msgpack.encode, [b"\xdd\xff\xff\xff\xff", b"\x91" * 10_000, b"\xc1"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_serialisers_are_read_when_asked_for(running, exporter, broker, kind):
+    app = running(exporter("--accept-content", "json,yaml,msgpack")).connected()
+    dump, bad = OTHERS[kind]
+    for number, body in enumerate(bad, 1):
+        publish_event_bytes(broker.url, body, content_type=kind)
+        until_equal(lambda: malformed(app), number)
+    body = dump(list(one_task(1)))
+    publish_event_bytes(broker.url, body if isinstance(body, bytes) else body.encode(), content_type=kind)
+    until_equal(lambda: successes(app), 1)
 
 
 ENVELOPES = [

@@ -48,4 +48,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In full some take minutes, which is no reason to think that they hang."""
     for item in items:
         if FULL and item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.timeout(1_200))
+            item.add_marker(pytest.mark.timeout(1_800))

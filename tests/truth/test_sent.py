@@ -73,7 +73,8 @@ def test_a_backlog_before_the_first_starts(scene: Scene) -> None:
     scene.send("tasks.succeed", times=size(3_000, 50_000))
     waiting = {"state": "PENDING", "task_name": "tasks.succeed", "queue_name": "celery"}
     until_equal(lambda: scene.exporter.value("celery_tasks", **waiting), scene.sent)
-    scene.start(scene.make_worker("a@test"), scene.make_worker("b@test"))
+    workers = (scene.make_worker(node, pool="threads", concurrency=4) for node in ("a@test", "b@test"))
+    scene.start(*workers)
     scene.await_ends()
     samples = scene.holds()
     assert samples.value("celery_exporter_tasks_evicted_total") == 0
