@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from harness import processes, workers
 from harness.exporter import Exporter
 from harness.processes import Process
 from harness.servers import VHOSTS, RabbitServer, RedisServer
 from harness.workers import Ledger, Worker
+
+# Two cores are shared; what may not take long has tests of its own.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -82,10 +82,8 @@ def check(settings: Settings) -> None:
         raise UnusableURLError(f"--broker-url: unknown scheme {scheme!r}; kombu knows {known}")
     try:
         connect(settings).transport  # noqa: B018  made without a byte sent; its driver is imported by it
-        for part in _parts(
-            settings.broker_url
-        ):  # kombu reads the first now, and the others when it needs them
-            parse_url(part)
+        for other in _parts(settings.broker_url)[1:]:  # which kombu reads when it fails over to it
+            parse_url(other)
     except (
         ImportError,
         AttributeError,

@@ -130,7 +130,7 @@ def _queue_views(cluster: Cluster, around: Surroundings) -> list[QueueView]:
     # One worker that did not say yet which queues it consumes makes sums over workers unknown.
     told = around.roster_known and all(profile.queues is not None for profile in up)
     serving: dict[str, list[int | None]] = {}  # pool sizes, by queue
-    for profile in up if told else ():
+    for profile in up:
         for name in profile.queues or ():
             serving.setdefault(name, []).append(profile.pool_size)
     names = sorted({*cluster.queues, *around.depths})

@@ -725,7 +725,7 @@ anything = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(anything, st.sampled_from([0.0, 0.5, 3.0, 70.0])), max_size=30))
 def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
     story = Story(Limits(max_tasks=100))

@@ -51,7 +51,7 @@ tales = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tales, tales)
 def test_law_5_whatever_happened_a_restart_in_between_changes_no_sum(before, after):
     whole = Story(labels=("queue_name", "worker"))

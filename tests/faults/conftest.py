@@ -84,7 +84,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def served(running: Start, own: Any, tmp_path: Path) -> Callable[..., Watched]:
     """`served(*arguments)` starts an exporter on that broker, which has a queue."""
     with kombu.Connection(own.url) as connection:
-        kombu.Queue("celery")(connection.default_channel).declare()
+        kombu.Queue("celery", kombu.Exchange("celery"), "celery")(connection.default_channel).declare()
 
     def start(*arguments: str, **options: Any) -> Watched:
         app = Watched(tmp_path / "exporter", own.url, *arguments, **options)

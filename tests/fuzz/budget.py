@@ -23,7 +23,6 @@ def tries(usually: int, **more: object) -> settings:
     """Return settings for so many examples in the usual time, and more in more."""
     return settings(
         max_examples=max(1, round(usually * SECONDS / USUAL)),
-        deadline=None,  # two cores are shared; what takes long has tests of its own
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         **more,
     )
