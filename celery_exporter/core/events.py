@@ -167,7 +167,7 @@ def _judge(item: Any) -> Event | Malformed:
         event = msgspec.convert(item, Event)
         # Texts for people: what is odd in them must not cost the failure.
         event.exception, event.traceback = _without_surrogates(event.exception, event.traceback)
-        # str.encode refuses lone surrogates, which json.loads lets through. NaN is within no bounds of a field.
+        # str.encode refuses lone surrogates, which json.loads lets through. NaN is within no bounds.
         "".join(value for value in msgspec.structs.astuple(event) if isinstance(value, str)).encode()
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
         return _BAD_FIELD
