@@ -25,8 +25,8 @@ help:  ## this list
 demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; Ctrl-C (or DEMO_SECONDS=20) ends it
 	@exec .venv/bin/celery-exporter demo --port $(DEMO_PORT) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
-test: .venv/synced servers lint  ## everything, on real brokers
-	$(PY) -m pytest
+test: .venv/synced servers lint  ## everything, on real brokers, half of it at a time
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: .venv/synced  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -43,8 +43,9 @@ truth: .venv/synced servers  ## each scenario in full against what the tasks wro
 faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table
 	$(PY) -m pytest tests/faults -m ""
 
-fuzz: .venv/synced  ## hostile input for some minutes (FUZZ_SECONDS=600), as a table
+fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as tables
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz -m ""
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) tests/fuzz/run_atheris.py
 
 mutants: .venv/synced  ## break the core in a thousand places, and see whether a test notices
 	tests/mutants.sh

@@ -14,6 +14,8 @@ from harness.processes import Process
 from harness.servers import VHOSTS, RabbitServer, RedisServer
 from harness.workers import Ledger, Worker
 
+pytest_plugins = ["harness.tables"]
+
 # Two cores are shared; what may not take long has tests of its own.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")

@@ -158,6 +158,13 @@ def test_an_unfinished_task_that_is_older_than_its_time_is_dropped():
     assert story.gauges() == {"RECEIVED": 1}
 
 
+def test_law_5_what_waits_for_its_task_sent_counts_after_a_long_time_away():
+    old = told(sent(), received(), started(), retried(), received(retries=1), limits=Limits(task_ttl=100))
+    story = restarted(old, away=1_000)
+    story.wait(3)
+    assert story.by_state()["RECEIVED"] == 2
+
+
 def test_the_time_away_makes_no_worker_silent():
     old = told(heartbeat(), limits=Limits(worker_timeout=60))
     old.wait(50)

@@ -1,4 +1,4 @@
-"""Fixtures of the faults, and the table that is printed at their end."""
+"""Fixtures of the faults, each of which is a row of a table."""
 
 from __future__ import annotations
 
@@ -11,33 +11,21 @@ import kombu
 import pytest
 from harness.proxy import Proxy
 from harness.servers import RabbitServer, RedisServer
+from harness.tables import add_row
 
-from faults.law import Law, Watched, hold, table
+from faults.law import Law, Watched, hold
 
 Start = Callable[..., Any]
 Hold = Callable[..., AbstractContextManager[Law]]
 
-_laws = pytest.StashKey[list[Law]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_laws] = []
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    laws = config.stash.get(_laws, [])
-    if laws:
-        terminalreporter.section("faults")
-        for line in table(laws):
-            terminalreporter.write_line(line)
-
 
 @pytest.fixture
-def watched(request: pytest.FixtureRequest) -> Hold:
+def watched(request: pytest.FixtureRequest) -> Iterator[Hold]:
     """`with watched(app) as law:` holds the law over a fault, which gets a line in the table.
 
     `deaf`: the fault is there already, so nothing is heard, and nothing known of threads and connections.
     """
+    laws: list[Law] = []
     name = request.node.originalname.removeprefix("test_").replace("_", " ")
     callspec = getattr(request.node, "callspec", None)
     choices = callspec.id.split("-") if callspec else []
@@ -46,10 +34,12 @@ def watched(request: pytest.FixtureRequest) -> Hold:
     def watch(app: Watched, *, deaf: bool = False) -> AbstractContextManager[Law]:
         kind = "redis" if app.broker_url.startswith("redis") else "rabbitmq"
         law = Law(app, f"{name}: {' '.join(more)}" if more else name, kind)
-        request.config.stash[_laws].append(law)
+        laws.append(law)
         return hold(law, deaf=deaf)
 
-    return watch
+    yield watch
+    for law in laws:
+        add_row(request.node, "faults", law.cells())
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ return to their number before it.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import threading
 import time
@@ -143,6 +144,18 @@ class Law:
 
         self.green = _seconds(fault, heard, RED, "counted")
 
+    def cells(self) -> dict[str, str]:
+        """Return a row of the table."""
+        times = [1_000 * seconds for seconds in self.times] or [math.nan]
+        return {
+            "fault": self.fault,
+            "broker": self.broker,
+            "red after": _shown(self.red),
+            "green after": _shown(self.green),
+            "/metrics median": f"{statistics.median(times):.0f} ms",
+            "worst": f"{max(times):.0f} ms",
+        }
+
 
 def _seconds(act: Callable[[], object], probe: Callable[[], bool], deadline: float, what: str) -> float:
     """Return how long after an act something was so."""
@@ -179,19 +192,6 @@ def hold(law: Law, *, deaf: bool) -> Iterator[Law]:
         return True
 
     eventually(is_back, 15, what=f"threads and connections back to {before}")
-
-
-def table(laws: list[Law]) -> list[str]:
-    """Return lines: fault, broker, seconds to red and to green, milliseconds of /metrics."""
-    width = max(len(law.fault) for law in laws)
-    lines = [f"{'fault':{width}}  {'broker':8}  red after  green after  /metrics median  worst"]
-    for law in laws:
-        times = [1_000 * seconds for seconds in law.times] or [float("nan")]
-        lines.append(
-            f"{law.fault:{width}}  {law.broker:8}  {_shown(law.red):>9}  {_shown(law.green):>11}"
-            f"  {statistics.median(times):12.0f} ms  {max(times):2.0f} ms"
-        )
-    return lines
 
 
 def _shown(seconds: float | None) -> str:

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+from harness import tables
 from hypothesis import HealthCheck, settings
 
 #: About how long the tests of this folder take.
@@ -10,8 +12,6 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", USUAL))
 
 #: Inputs of the test that runs.
 inputs = 0
-#: Target, inputs, seconds, bytes by which the resident set grew, failures: conftest.py shows them.
-rows: list[tuple[str, int, float, int, int]] = []
 
 
 def count(number: int = 1) -> None:
@@ -26,3 +26,15 @@ def tries(usually: int, **more: object) -> settings:
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         **more,
     )
+
+
+def add_row(item: pytest.Item, tried: int, seconds: float, growth: int, *, failed: bool) -> None:
+    """Add a row to the table below the run; `growth` of the resident set, in bytes."""
+    row = {
+        "target": item.name,
+        "inputs": f"{tried:,}",
+        "seconds": f"{seconds:.1f}",
+        "peak RSS": f"{growth / 2**20:+.0f} MB",
+        "failures": int(failed),
+    }
+    tables.add_row(item, "fuzz", row)

@@ -1,6 +1,5 @@
-"""Below the tests, a table of what was tried, when it is what one waited for."""
+"""What each test tried is a row of a table."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Any:
-    budget.inputs, failures = 0, 1
+    budget.inputs, failed = 0, True
     begin, watch = time.monotonic(), memory.Watch()
     try:
         result = yield
-        failures = 0
+        failed = False
         return result
     finally:
         if budget.inputs:
             seconds = time.monotonic() - begin
-            budget.rows.append((item.name, budget.inputs, seconds, watch.growth(), failures))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if budget.rows and "FUZZ_SECONDS" in os.environ:
-        terminalreporter.section("fuzzed")
-        width = max(len(name) for name, *_ in budget.rows)
-        terminalreporter.write_line(
-            f"{'target':{width}}  {'inputs':>10}  {'seconds':>8}  {'peak RSS':>9}  failures"
-        )
-        for name, inputs, seconds, growth, failures in budget.rows:
-            terminalreporter.write_line(
-                f"{name:{width}}  {inputs:>10,}  {seconds:>8.1f}  {growth / 2**20:>+6.0f} MB  {failures:>8}"
-            )
+            budget.add_row(item, budget.inputs, seconds, watch.growth(), failed=failed)

@@ -22,7 +22,7 @@ SLOWEST = 15.0
 
 
 @pytest.mark.parametrize("name", CASES if budget.SECONDS > budget.USUAL else FEW)
-def test_one_message_takes_bounded_memory_and_time(name):
+def test_one_message_takes_bounded_memory_and_time(name, request):
     done = subprocess.run(
         [sys.executable, "-m", "fuzz.worst", name], cwd=TESTS, capture_output=True, text=True, check=True
     )
@@ -34,5 +34,5 @@ def test_one_message_takes_bounded_memory_and_time(name):
         "growth": took["growth"] < BOUND,
         "seconds": took["seconds"] < SLOWEST,
     }
-    budget.rows.append((name, 1, took["seconds"], took["growth"], int(not all(well.values()))))
+    budget.add_row(request.node, 1, took["seconds"], took["growth"], failed=not all(well.values()))
     assert well == dict.fromkeys(well, True), took

@@ -1,4 +1,4 @@
-"""A scene for each scenario, and the table of all of them at the end of the run."""
+"""A scene for each scenario, which is a row of a table."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from harness.servers import RedisServer
+from harness.tables import add_row
 
 from .scene import FULL, Scene
-from .table import text
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +26,11 @@ def scene(
     ledger_server: RedisServer,
     running: Callable[..., Any],
 ) -> Iterator[Scene]:
-    with Scene(title(request.node), tmp_path, broker, ledger_server.clean(), running) as scene:
+    with Scene(tmp_path, broker, ledger_server.clean(), running) as scene:
         yield scene
+        for result in scene.results:
+            head = {"scenario": title(request.node), "broker": broker.kind}
+            add_row(request.node, "truth", {**head, **result.cells()})
 
 
 def title(item: pytest.Item) -> str:
@@ -35,13 +38,6 @@ def title(item: pytest.Item) -> str:
     parameters = getattr(item, "callspec", None)
     row = parameters.params.get("scenario") if parameters else None
     return row.name if row else item.originalname.removeprefix("test_").replace("_", " ")  # type: ignore[attr-defined]
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    lines = text()
-    if len(lines) > 1:
-        terminalreporter.section("truth")
-        terminalreporter.write_line("\n".join(lines))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

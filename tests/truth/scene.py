@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import workers
 from harness.exporter import Exporter, Samples
@@ -17,7 +17,6 @@ from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 
 from .sums import TASKS, UNKNOWN, differences, excesses, shown, written
-from .table import Row, rows
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,6 +37,19 @@ def size(short: int, full: int) -> int:
     return full if FULL else short
 
 
+class Result(NamedTuple):
+    """What a scenario came to."""
+
+    tasks: int  # sent by clients
+    differences: int  # sums that are not what the ledger says
+    unknowns: int  # transitions booked under a name or queue that is "unknown"
+    missed_really: int  # tasks that started, minus started events that were counted
+    missed_reported: int
+
+    def cells(self) -> dict[str, int]:
+        return {name.replace("_", " "): value for name, value in self._asdict().items()}
+
+
 class Scene:
     """Starts things, sends tasks, and holds the exporter to what the ledger says in the end.
 
@@ -46,15 +58,13 @@ class Scene:
     `sums.written`).
     """
 
-    def __init__(
-        self, title: str, folder: Path, broker: Any, ledger_url: str, running: Callable[..., Any]
-    ) -> None:
-        self.title = title
+    def __init__(self, folder: Path, broker: Any, ledger_url: str, running: Callable[..., Any]) -> None:
         self.broker = broker
         self.ledger = RedisLedger(ledger_url)
         self.seen: Callable[[Counter[Entry]], Counter[Entry]] = lambda entries: entries
         self.is_introduced: Callable[[str], bool] = lambda _: True
         self.sent = 0  # tasks, by the client
+        self.results: list[Result] = []
         self._folder = folder
         self._running = running
         self._workers: list[Worker] = []
@@ -172,8 +182,8 @@ class Scene:
             self.await_counted()
         finally:
             samples = self.exporter.samples()
-            row = self._add_row(samples, len(self.differences(samples)))
-        assert (row.missed_really, row.missed_reported) == (0, 0)
+            result = self._add_result(samples, len(self.differences(samples)))
+        assert (result.missed_really, result.missed_reported) == (0, 0)
         assert samples.total("celery_exporter_events_malformed_total") == 0
         left = {state: count for (state,), count in samples.by("celery_tasks", "state").items() if count}
         assert left == open_tasks
@@ -187,7 +197,7 @@ class Scene:
         finally:
             samples = self.exporter.samples()
             too_many = excesses(shown(samples), written(entries))
-            self._add_row(samples, len(too_many))
+            self._add_result(samples, len(too_many))
         assert too_many == {}
         return samples
 
@@ -204,10 +214,10 @@ class Scene:
         assert abs(reported - really) <= TOLERANCE * really, f"missed {really}, reported {reported}"
         return True
 
-    def _add_row(self, samples: Samples, wrong: int) -> Row:
+    def _add_result(self, samples: Samples, wrong: int) -> Result:
         unknown = [samples.total(TASKS[0], task_name=UNKNOWN), samples.total(TASKS[0], queue_name=UNKNOWN)]
         both = samples.total(TASKS[0], task_name=UNKNOWN, queue_name=UNKNOWN)
         unknowns = int(sum(unknown) - both)
-        row = Row(self.title, self.broker.kind, self.sent, wrong, unknowns, *self.missed(samples))
-        rows.append(row)
-        return row
+        result = Result(self.sent, wrong, unknowns, *self.missed(samples))
+        self.results.append(result)
+        return result
