@@ -128,7 +128,7 @@ def restore(
 
 def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Moment) -> None:
     heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
-    if heard < now.listened - cluster.limits.task_ttl and not memory.parked:  # parked is what still has to count
+    if heard < now.listened - cluster.limits.task_ttl and not memory.parked:  # that has to count yet
         return
     task = cluster.tasks.new(memory.uuid, heard)
     task.parked = memory.parked

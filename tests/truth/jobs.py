@@ -9,7 +9,7 @@ from .scene import Scene, size
 
 
 class Job(NamedTuple):
-    """A task that is sent so many times, ten times as often in the full form."""
+    """A task that is sent so many times, and usually ten times as often in the full form."""
 
     task: str
     times: int
@@ -37,10 +37,15 @@ KILLED = (Job("tasks.die", 1),)
 
 
 def send_shuffled(
-    scene: Scene, jobs: tuple[Job, ...], queues: tuple[str, ...] = ("celery",), **options: Any
+    scene: Scene,
+    jobs: tuple[Job, ...],
+    queues: tuple[str, ...] = ("celery",),
+    *,
+    full: int = 10,
+    **options: Any,
 ) -> None:
-    """Send all jobs to each queue, in an order that is the same each time."""
-    sent = [(job, queue) for queue in queues for job in jobs for _ in range(job.times * size(1, 10))]
+    """Send all jobs to each queue, so many times in the full form, in an order that is the same each time."""
+    sent = [(job, queue) for queue in queues for job in jobs for _ in range(job.times * size(1, full))]
     random.Random(2).shuffle(sent)
     for job, queue in sent:
         scene.send(job.task, *job.arguments, queue=queue, **dict(job.options), **options)
