@@ -129,7 +129,7 @@ class Cluster:
         uuid = event.uuid or ""
         task = self.tasks.get(uuid)
         if task is not None and sent and self._is_sent_anew(task, event, now):
-            self.tasks.forget(task)
+            self._evict([task], now)
             task = None
         if task is None:
             task = self.tasks.new(uuid, now.listened)
@@ -138,8 +138,7 @@ class Cluster:
             self._introduce(task, event, now)
         elif sent:
             self._step(task, event, now)
-            if task.parked and not _is_early(task, task.parked[0]):
-                self._release(task, now)
+            self._catch_up(task, now)
         elif task.kind is None or task.parked or _is_early(task, event):
             self._park(task, event, now)
         else:
@@ -169,16 +168,25 @@ class Cluster:
         """Wait no longer: apply what was parked."""
         if task.kind is None:
             self._introduce(task, None, now)
-            return
-        for event in self.tasks.release(task):
-            self._step(task, event, now)
+        self._catch_up(task, now, wait=False)
 
     def _introduce(self, task: Task, sent: Event | None, now: Moment) -> None:
-        """Give the task its key, from `task-sent` or from what is known without it; then catch up."""
-        events, task.parked = ([sent] if sent else []) + (task.parked or []), None
+        """Give the task its key, from `task-sent` or from what is known without it."""
+        events = ([sent] if sent else []) + (task.parked or [])
         kind = self.tasks.kind(self._find_key(events))
         self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
-        for event in events:
+        if sent:
+            self._step(task, sent, now)
+            self._catch_up(task, now)
+
+    def _catch_up(self, task: Task, now: Moment, *, wait: bool = True) -> None:
+        """Apply what was parked, up to what has to wait for another task-sent, if that may still come."""
+        events = self.tasks.release(task)
+        for index, event in enumerate(events):
+            if wait and _is_early(task, event):
+                task.parked = events[index:]
+                self.tasks.hold(task, now.listened)
+                return
             self._step(task, event, now)
 
     def _find_key(self, events: list[Event]) -> Key:
@@ -211,27 +219,34 @@ class Cluster:
         kind = task.kind
         assert kind is not None  # noqa: S101  introduced, or it would not be here
         delivery = effect.find(task, event)
-        key = delivery.key if delivery is not None and delivery.key is not None else kind.key
+        key = task.key_of(event.retries if delivery is None else delivery.attempt)
         newest = effect.measure(task, event, delivery, partial(self._key_at, key), self._facts)
         done = key if sent else self._key_at(key, event.hostname)
         self._facts.append(Moved(done, effect.counts, min(event.timestamp, now.wall)))
         if not effect.stays and newest and (task.state is not None or self._opens(task, event, now)):
-            self._land(task, event, effect)
+            self._land(task, event, effect, now)
         task.heard = kind.heard = now.listened
 
     def _rename(self, task: Task, sent: Event) -> None:
-        """Take name and queue from a `task-sent`: it came late, or is a retry that goes elsewhere."""
+        """Take name and queue from a `task-sent`: it came late, or is a retry that goes elsewhere.
+
+        The task is where its newest attempt is; what is said of the others is still booked where they were.
+        """
         assert task.kind is not None  # noqa: S101
-        key = task.kind.key
+        key, attempt = task.kind.key, sent.retries or 0
         if key.task_name == OTHER or sent.name is None:
             return
         true = self.keys.of_task(sent.name, sent.queue or key.queue_name)
-        if true == key:
+        if true == key and task.keys is None:
             return
-        for delivery in task.deliveries or ():
-            if delivery.attempt < (sent.retries or 0) and delivery.key is None:
-                delivery.key = key
-        self.tasks.rename(task, self.tasks.kind(true))
+        known = task.sent_attempts()
+        others = {*known, *(each.attempt for each in task.deliveries or () if each.attempt < attempt)} - {
+            attempt
+        }
+        if others and attempt <= MAX_ATTEMPTS:
+            task.keys = {**dict.fromkeys(others, key), **(task.keys or {}), attempt: true}
+        if attempt >= max(known, default=0):
+            self.tasks.rename(task, self.tasks.kind(true))
 
     def _key_at(self, key: Key, worker: str) -> Key:
         """Return the key for what a worker did; one that there was no room for is `other`."""
@@ -246,19 +261,21 @@ class Cluster:
         anew = now.listened - task.heard > self.limits.reorder_window
         return event.type == "task-received" and (later or anew)
 
-    def _land(self, task: Task, event: Event, effect: Effect) -> None:
+    def _land(self, task: Task, event: Event, effect: Effect, now: Moment) -> None:
         state = State.PENDING if event.requeue else effect.lands
         if state is None:
             task.ended_by, task.since = event.hostname, event.timestamp
-            self.tasks.finish(task)
+            self._evict(self.tasks.finish(task), now)
         else:
             assert task.kind is not None  # noqa: S101
             self.tasks.move(task, task.kind, state, event.timestamp)
 
     def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
         for task in tasks:
-            if task.parked:
+            if task.parked:  # by which others may be evicted, of the same ones
                 self._release(task, now)
+            if self.tasks.get(task.uuid) is not task:
+                continue
             self.tasks.evicted += task.state is not None
             self.tasks.forget(task)
 
@@ -343,12 +360,12 @@ class Cluster:
 
 
 def _is_early(task: Task, event: Event) -> bool:
-    """Tell whether a retry was received whose `task-sent` has not come, though the task's own one has."""
+    """Tell whether an attempt was received whose `task-sent` has not come, though that of another one has."""
     attempt = event.retries or 0
     return (
         event.type == "task-received"
         and attempt <= MAX_ATTEMPTS
-        and task.state is not None
-        and task.ready is not None
-        and task.ready_at(attempt) is None
+        and task.kind is not None
+        and attempt not in (known := task.sent_attempts())
+        and len(known) > 0
     )

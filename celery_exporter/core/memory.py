@@ -29,7 +29,9 @@ class TaskMemory(Struct, array_like=True, gc=False):
     since: float
     ready: float | None
     resent: dict[int, float] | None
+    keys: dict[int, Key] | None
     received: int | None
+    skipped: set[int] | None
     deliveries: list[Delivery] | None
     ended_by: str
     parked: list[Event] | None
@@ -87,7 +89,9 @@ def _of_task(task: Task) -> TaskMemory:
         task.since,
         task.ready,
         task.resent,
+        task.keys,
         task.received,
+        task.skipped,
         task.deliveries,
         task.ended_by,
         task.parked,
@@ -137,12 +141,14 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     kind = cluster.tasks.kind(cluster.keys.restore(memory.key))
     kind.heard = max(kind.heard, heard)
     cluster.tasks.move(task, kind, memory.state or State.PENDING, memory.since)
-    task.ready, task.resent, task.received = memory.ready, memory.resent, memory.received
+    task.ready, task.resent = memory.ready, memory.resent
+    task.received, task.skipped = memory.received, memory.skipped
+    if memory.keys is not None:
+        task.keys = {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
     task.ended_by, task.deliveries = memory.ended_by, memory.deliveries
     for delivery in task.deliveries or ():
         worker = cluster.workers.get(delivery.worker)
         delivery.worker = worker.name if worker else delivery.worker  # one string for all its tasks
-        delivery.key = None if delivery.key is None else cluster.keys.restore(delivery.key)
     if memory.state is None:
         cluster.tasks.finish(task)
     if memory.parked:

@@ -45,18 +45,38 @@ def _at_sent(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts:
 
 def _at_received(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts: list[Fact]) -> bool:
     attempt, eta = event.retries or 0, _epoch(event.eta)
-    ready = task.ready_at(attempt)
-    if task.received is not None and attempt <= task.received:
+    ready, received = task.ready_at(attempt), max(event.timestamp, eta)
+    late = attempt in (task.skipped or ())
+    if _is_again(task, attempt):
         facts.append(Redelivered(key_at(event.hostname)))
         ready = event.timestamp
-    task.received, received = attempt, max(event.timestamp, eta)
     for delivery in _held(task, event):
         if delivery.received is None and delivery.started is not None:  # it was overtaken
             facts.append(Prefetched(key_at(event.hostname), delivery.started - received))
             delivery.received = received
             return False
-    _deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
-    return True
+    newest = _deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
+    return newest and not late
+
+
+def _is_again(task: Task, attempt: int) -> bool:
+    """Tell whether an attempt was received before; from now on it was.
+
+    An older attempt than was received already may have been another worker's, whose events are late.
+    """
+    skipped = task.skipped or set()
+    if attempt in skipped:
+        task.skipped = skipped - {attempt} or None
+        return False
+    if task.received is not None and attempt <= task.received:
+        return True
+    oldest = attempt - MAX_DELIVERIES
+    first = 0 if task.received is None else task.received + 1
+    more = range(max(first, oldest), attempt)
+    if skipped or more:
+        task.skipped = {each for each in (*skipped, *more) if each >= oldest} or None
+    task.received = attempt
+    return False
 
 
 def _at_started(
@@ -152,17 +172,18 @@ def _held(task: Task, event: Event) -> list[Delivery]:
     ]
 
 
-def _deliver(task: Task, delivery: Delivery) -> None:
-    """Add a delivery; those to an earlier process of the same worker died with it."""
+def _deliver(task: Task, delivery: Delivery) -> bool:
+    """Add a delivery and tell whether it is the newest; those to an earlier process of its worker died."""
     if not task.deliveries:
         task.deliveries = [delivery]
-        return
+        return True
     alive = [
         each
         for each in task.deliveries
         if each.worker != delivery.worker or each.pid == delivery.pid or each.ended
     ]
-    task.deliveries = [*alive[1 - MAX_DELIVERIES :], delivery]
+    task.deliveries = sorted([*alive[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
+    return task.deliveries[-1] is delivery
 
 
 def _epoch(eta: str | None) -> float:

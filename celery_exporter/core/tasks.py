@@ -36,7 +36,6 @@ class Delivery(Struct, gc=False):
     ready: float | None  # since when it waits to be started: max(sent, eta)
     received: float | None  # max(received, eta)
     started: float | None = None
-    key: Key | None = None  # where it differs from the task's by now: the next attempt went elsewhere
     ended: bool = False  # kept after its end only while its task-sent, and so its wait, is outstanding
 
 
@@ -54,8 +53,12 @@ class Task(Struct, gc=False):
     since: float = 0.0
     ready: float | None = None  # since when the first attempt waits: max(sent, eta)
     resent: dict[int, float] | None = None  # … and further ones, by attempt
+    keys: dict[int, Key] | None = (
+        None  # of its attempts, once one was sent to another queue than those before
+    )
     received: int | None = None  # the newest attempt that was received
-    deliveries: list[Delivery] | None = None  # the newest last
+    skipped: set[int] | None = None  # attempts before it of which that was not said, or not yet
+    deliveries: list[Delivery] | None = None  # the newest attempt's last
     ended_by: str = ""
     parked: list[Event] | None = None  # events that came before the introduction, of the task or a retry
 
@@ -67,6 +70,17 @@ class Task(Struct, gc=False):
     def ready_at(self, attempt: int) -> float | None:
         """Return since when an attempt waits to be started, if its task-sent was seen."""
         return (self.resent or {}).get(attempt) if attempt else self.ready
+
+    def sent_attempts(self) -> list[int]:
+        """Return the attempts whose `task-sent` was seen."""
+        return [*([] if self.ready is None else [0]), *(self.resent or ())]
+
+    def key_of(self, attempt: int | None) -> Key:
+        """Return the key of an attempt; of one that nobody sent, that of the task."""
+        assert self.kind is not None  # noqa: S101  nobody asks for that of a task that was not introduced
+        return (
+            self.kind.key if self.keys is None or attempt is None else self.keys.get(attempt, self.kind.key)
+        )
 
 
 class Kind(Struct, gc=False):
@@ -136,14 +150,18 @@ class TaskTable:
         else:
             self.move(task, kind, task.state, task.since)
 
-    def finish(self, task: Task) -> None:
-        """Turn the task into a tombstone: its late events find it, no gauge counts it."""
+    def finish(self, task: Task) -> list[Task]:
+        """Turn the task into a tombstone: its late events find it, no gauge counts it.
+
+        Return the oldest tombstones when there are too many.
+        """
         del task.room[task.uuid]
         task.state, task.room, task.deliveries = None, self.finished, task.deliveries or None
         self.finished[task.uuid] = task
-        if len(self.finished) > self._tombstone_limit:  # a hundredth at once: each scan passes deleted ones
-            for oldest in list(islice(self.finished.values(), 1 + self._tombstone_limit // 100)):
-                self.forget(oldest)
+        if len(self.finished) <= self._tombstone_limit:
+            return []
+        # A hundredth at once: each look passes deleted ones.
+        return list(islice(self.finished.values(), 1 + self._tombstone_limit // 100))
 
     def hold(self, task: Task, heard: float) -> None:
         """Let the task's events wait from now on."""
@@ -152,7 +170,7 @@ class TaskTable:
 
     def release(self, task: Task) -> list[Event]:
         """Return the events that waited."""
-        del self.held[task.uuid]
+        self.held.pop(task.uuid, None)
         events, task.parked = task.parked, None
         return events or []
 

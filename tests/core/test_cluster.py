@@ -532,13 +532,29 @@ def test_only_so_many_retries_wait_for_their_task_sent(monkeypatch):
     assert story.by_state()["RECEIVED"] == 10
 
 
-def test_a_retry_of_a_task_that_is_finished_waits_for_nobody():
+def test_a_retry_of_a_finished_task_that_waits_is_counted_where_the_id_is_used_again():
     story = Story()
-    story.tell(*LIFE, received(at=1, retries=1))
-    assert story.by_state()["RECEIVED"] == 2
-    story.wait(3)
+    story.tell(*LIFE)
+    story.wait(2.5)
+    story.tell(received(at=1, retries=1))
+    story.now += 2.5
     story.tell(sent(at=10))
     assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 1, "SUCCESS": 1}
+    assert story.gauges() == {"PENDING": 1}
+
+
+def test_a_retry_of_a_finished_task_that_waits_is_counted_where_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_TOMBSTONES", 10)
+    story = Story()
+    for index in range(50):
+        name = f"u{index}"
+        story.tell(
+            sent(name), received(name), started(name), succeeded(name), received(name, at=1, retries=1)
+        )
+    assert len(story.cluster.tasks.finished) <= 10
+    story.wait(2.5)
+    assert story.by_state() == {"PENDING": 50, "RECEIVED": 100, "STARTED": 50, "SUCCESS": 50}
+    assert story.cluster.tasks.held == {}
 
 
 @pytest.mark.parametrize("limits", [Limits(max_tasks=100), Limits(task_ttl=1)], ids=["count", "age"])
@@ -738,6 +754,59 @@ def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
     in_rooms = sum(len(room) for room in tasks.rooms())
     assert in_rooms == len(tasks)
     assert in_rooms + len(tasks.finished) <= 2
+
+
+@pytest.mark.parametrize("queue", ["q", "elsewhere"])
+def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_workers(queue):
+    """The retry is sent by a pool process, and runs at another worker; each has a connection of its own."""
+    connections = [
+        [sent(at=0)],
+        [sent(at=3, retries=1, queue=queue)],
+        [received(at=1, host="a@h"), started(at=2, host="a@h"), retried(at=4, host="a@h")],
+        [
+            received(at=5, retries=1, host="b@h"),
+            started(at=9, host="b@h"),
+            succeeded(at=10, host="b@h", runtime=1),
+        ],
+    ]
+
+    def what_is_shown(order):
+        waiting = [list(events) for events in connections]
+        story = Story(labels=("queue_name", "worker"))
+        story.tell(*(waiting[connection].pop(0) for connection in order))
+        story.wait(2.5)
+        assert story.gauges() == {}
+        return story.ledger.snapshot()
+
+    sums = what_is_shown([0, 2, 2, 1, 2, 3, 3, 3])
+    first, second = sums[Key("add", "q", "a@h")], sums[Key("add", queue, "b@h")]
+    assert (first.queued.total, first.prefetched.total, first.ran[State.RETRY].total) == (2, 1, 2)
+    assert (second.queued.total, second.prefetched.total, second.ran[State.SUCCESS].total) == (6, 4, 1)
+    assert (first.redelivered, second.redelivered) == (0, 0)
+    for order in set(itertools.permutations([0, 1, 2, 2, 2, 3, 3, 3])):
+        assert what_is_shown(order) == sums, order
+
+
+def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_received_in_between():
+    story = Story()
+    story.tell(sent(), sent(at=1, retries=1), received(at=2, retries=1, host="b@h"))
+    story.tell(received(at=1, host="a@h"))
+    assert story.cell().redelivered == 0
+    story.tell(received(at=3, host="c@h"))
+    assert story.cell().redelivered == 1
+    story.tell(received(at=4, retries=1, host="a@h"))
+    assert story.cell().redelivered == 2
+
+
+def test_an_exporter_that_started_late_takes_no_attempt_for_a_redelivery():
+    story = Story()
+    story.tell(received(at=2, retries=40))
+    story.wait(2.5)
+    for attempt in (38, 32, 41, 39):
+        story.tell(received(at=3, retries=attempt))
+    assert story.cell(queue="unknown").redelivered == 0
+    story.tell(received(at=3, retries=31))
+    assert story.cell(queue="unknown").redelivered == 1, "too old to be remembered"
 
 
 @pytest.mark.parametrize("places", list(itertools.combinations(range(8), 2)))
