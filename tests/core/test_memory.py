@@ -86,6 +86,16 @@ def told(*events: dict, **options) -> Story:
 LIVES = {
     "a retry that comes back to the same queue": RETRY_LIFE,
     "a retry that goes elsewhere": RIGHT,
+    "a retry that another worker is heard of with first": [
+        *(sent(), sent(at=1, retries=1, queue="right"), received(at=2, retries=1, host="b@h")),
+        *(
+            started(at=3, host="b@h"),
+            received(at=1),
+            started(at=1.5),
+            retried(at=2),
+            succeeded(at=4, host="b@h"),
+        ),
+    ],
     "redelivered": [sent(), received(at=1), received(at=2), started(at=3), started(at=4), failed(at=5)],
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from celery_exporter.core.steps import MAX_ATTEMPTS, MAX_DELIVERIES
 
-from .story import Story, failed, received, rejected, retried, sent, started, succeeded, task_event
+from .story import T0, Story, failed, received, rejected, retried, sent, started, succeeded, task_event
 
 
 def told(*events: dict, **options) -> Story:
@@ -58,6 +58,83 @@ def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
 def test_the_late_start_of_an_older_delivery_leaves_the_task_where_it_is():
     story = told(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
     assert story.gauges() == {"RECEIVED": 1}
+
+
+# -- attempts --------------------------------------------------------------------------------------------
+
+B = {"host": "b@h"}
+
+
+def test_a_retry_that_stays_costs_nothing_but_its_time():
+    story = told(sent(), received(), started(), sent(at=1, retries=1), retried(), received(at=2, retries=1))
+    task = story.cluster.tasks.get("u1")
+    assert (task.keys, task.skipped, task.resent) == (None, None, {1: T0 + 1})
+
+
+def test_each_attempt_keeps_its_queue_however_often_the_task_moves():
+    queues = ["q", "right", "right", "q"]
+    story = told(*(sent(at=at, retries=at, queue=queue) for at, queue in enumerate(queues)))
+    for attempt in range(4):
+        story.tell(received(at=9, retries=attempt, host=f"{attempt}@h"))
+    assert story.counts() == {
+        ("add", queue, state): 2 for queue in ("q", "right") for state in ("PENDING", "RECEIVED")
+    }
+    story.tell(received(at=10, retries=4))
+    story.wait(2.5)
+    assert story.counts()["add", "q", "RECEIVED"] == 3, (
+        "an attempt that nobody sent is of the task's newest queue"
+    )
+
+
+def test_the_last_attempt_that_is_remembered_is_booked_like_the_others():
+    story = told(sent(), sent(at=1, retries=MAX_ATTEMPTS, queue="right"))
+    story.tell(
+        sent(at=2, retries=MAX_ATTEMPTS + 1, queue="further"), received(at=3, retries=MAX_ATTEMPTS, **B)
+    )
+    assert story.counts()["add", "right", "RECEIVED"] == 1
+
+
+def test_what_is_told_late_of_an_earlier_attempt_opens_no_finished_task():
+    story = told(sent(), sent(at=1, retries=1), received(at=2, retries=1, **B), started(at=3, **B))
+    story.tell(succeeded(at=4, **B))
+    story.wait(2.5)
+    story.tell(received(at=0.5))
+    assert story.gauges() == {}
+
+
+def test_a_task_is_where_its_newest_attempt_is_also_when_an_earlier_one_is_delivered_again():
+    story = told(
+        sent(), sent(at=1, retries=1), received(), received(at=2, retries=1, **B), started(at=3, **B)
+    )
+    story.tell(received(at=4, host="c@h"))
+    assert story.gauges() == {"STARTED": 1}
+    assert story.cell().redelivered == 1
+
+
+def test_attempts_that_were_not_heard_of_are_no_redeliveries_and_those_that_were_are():
+    story = told(*(sent(at=at, retries=at) for at in range(4)), received(), received(retries=3, **B))
+    for attempt in (1, 2):
+        story.tell(received(retries=attempt))
+    assert story.cell().redelivered == 0
+    for attempt in range(4):
+        story.tell(received(at=9, retries=attempt))
+    assert story.cell().redelivered == 4
+
+
+def test_an_attempt_of_any_number_costs_as_much_as_another():
+    story = told(sent(), received(), received(retries=2**31 - 1))
+    story.wait(2.5)
+    assert len(story.cluster.tasks.get("u1").skipped) == MAX_DELIVERIES
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_the_wait_of_a_retry_is_known_although_its_task_sent_comes_after_the_window(at):
+    life = [received(at=10, retries=1), started(at=12), succeeded(at=15)]
+    story = told(sent(), *life[:at])
+    story.wait(2.5)
+    assert story.cell().queued is None
+    story.tell(sent(at=9, retries=1), *life[at:])
+    assert story.cell().queued.total == 3
 
 
 # -- redelivered -----------------------------------------------------------------------------------------
