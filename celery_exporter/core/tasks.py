@@ -175,10 +175,9 @@ class TaskTable:
         return events or []
 
     def forget(self, task: Task) -> None:
-        """Remove the task from its room and from the table."""
+        """Remove the task, of which nothing waits any more, from its room and from the table."""
         del task.room[task.uuid]
         del self._tasks[task.uuid]
-        self.held.pop(task.uuid, None)
 
     def overdue(self, room: dict[str, Task], before: float) -> list[Task]:
         """Return the tasks at the head of a room that were last heard of before a listening time."""
