@@ -17,10 +17,11 @@ from prometheus_client import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString as number  # noqa: N813  what it makes
 
+from celery_exporter.core.facts import Key
 from celery_exporter.core.ledger import Histogram
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.firsts import Firsts, Visit, series_id
-from celery_exporter.profiles import Row, Sample
+from celery_exporter.profiles import KEY_LABELS, Row, Sample
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -98,8 +99,8 @@ class _Family(Struct, frozen=True):
         samples = row.samples(snapshot)
         if row.merge is not None:
             samples = _merged(row.merge, samples)
-        if visit is not None and row.type != "gauge":
-            samples = _from_zero(self.name, samples, visit)
+        if visit is not None and row.type != "gauge" and not row.began_before:
+            samples = _from_zero(self.name, samples, visit, lambda values: _inherits(row, values, snapshot))
         if row.bounds is None:
             for values, value in samples:
                 yield f"{self.name}{self.braces.format(*map(_escape, values))} {number(value)}"
@@ -131,9 +132,19 @@ def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
     return f"{{{{{pairs}}}}}" if pairs else ""
 
 
-def _from_zero(name: str, samples: Iterable[Sample], visit: Visit) -> Iterator[Sample]:
+def _inherits(row: Row, values: Sequence[str], snapshot: Snapshot) -> bool:
+    """Tell whether what a sample says was counted, in part, under other labels before."""
+    labels = dict(zip(row.labels, values, strict=True))
+    cell = snapshot.cells.get(Key(*(labels.get(label, "") for label in KEY_LABELS)))
+    return cell is not None and cell.inherited
+
+
+def _from_zero(
+    name: str, samples: Iterable[Sample], visit: Visit, inherits: Callable[[Sequence[str]], bool]
+) -> Iterator[Sample]:
     for values, value in samples:
-        if visit.is_new(series_id(name, values)):
+        series = series_id(name, values)
+        if not visit.show(series) and visit.is_news(series, inherited=inherits(values)):
             yield values, Histogram([0] * len(value.counts)) if isinstance(value, Histogram) else 0
         else:
             yield values, value

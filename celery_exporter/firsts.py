@@ -45,12 +45,17 @@ class Visit:
         self._born = born
         self._all_old = all_old
 
-    def is_new(self, series: int) -> bool:
-        """Tell whether this scraper has to be shown a 0; it counts as shown from now on."""
+    def show(self, series: int) -> bool:
+        """Count it as shown from now on; tell whether it was before, to this scraper."""
         self.shown.add(series)
-        if series in self._seen:
-            return False
-        born = self._born.setdefault(series, -math.inf if self._all_old else self._at)
+        return series in self._seen
+
+    def is_news(self, series: int, *, inherited: bool) -> bool:
+        """Tell whether a series that this scraper has not seen begins now, so that it has to be shown a 0.
+
+        One that inherited what was counted under another one does not.
+        """
+        born = self._born.setdefault(series, -math.inf if self._all_old or inherited else self._at)
         return self._at - born < NEWS
 
 
@@ -61,6 +66,7 @@ class Firsts:
         self._seen: dict[str, set[int]] = {}  # by scraper, the one that came longest ago first
         self._born: dict[int, float] = {}  # series → when it was first shown to anybody
         self._lock = threading.Lock()
+        self._renamed = False  # series have other names than those in `_seen`
         self.visits = 0  # of scrapers, that were shown something
 
     def memory(self) -> FirstsMemory:
@@ -68,21 +74,22 @@ class Firsts:
         with self._lock:
             return FirstsMemory(dict(self._seen), dict(self._born))
 
-    def restore(self, memory: FirstsMemory) -> None:
-        """Go on where an earlier process ended: what was shown then is no news now."""
+    def restore(self, memory: FirstsMemory, *, renamed: bool) -> None:
+        """Go on where an earlier process ended: what was shown then is no news now, whatever it is called."""
         with self._lock:
-            self._seen, self._born = memory.seen, memory.born
+            self._seen, self._born, self._renamed = memory.seen, memory.born, renamed
 
     def begin(self, scraper: str, at: float, started: float) -> Visit:
         """Begin a scrape, at an epoch second; `started` is when this exporter was."""
         with self._lock:
-            all_old = not self._seen and at - started > FIRST_CONTACT
+            all_old = self._renamed or (not self._seen and at - started > FIRST_CONTACT)
             return Visit(at, self._seen.get(scraper, set()), self._born, all_old=all_old)
 
     def end(self, scraper: str, visit: Visit) -> None:
         """Remember what the scrape showed, and forget series that are gone and who came longest ago."""
         with self._lock:
             self.visits += 1
+            self._renamed = False
             self._seen.pop(scraper, None)
             self._seen[scraper] = visit.shown
             if len(self._seen) > MAX_SCRAPERS:

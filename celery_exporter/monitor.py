@@ -57,6 +57,8 @@ SETTLED = 10.0
 SAVE_EVERY = 30.0
 #: … unless the last one took long: this many times as long is waited, so that it takes 5 % of a core at most.
 SAVE_SHARE = 20
+#: Seconds that the last saving may take after everything else has ended: Docker kills after 10.
+LAST_SAVE = 7.0
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 
@@ -72,6 +74,7 @@ def back_off(first: float, longest: float, rand: Callable[[], float] = random.ra
 class State(Struct):
     """What --state-file holds."""
 
+    naming: str
     cluster: ClusterMemory
     tasks: list[list[TaskMemory]]
     malformed: dict[str, int]
@@ -90,10 +93,7 @@ class Monitor:
         self._firsts = firsts
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
-        self._cluster = Cluster(settings.limits, settings.task_labels, show)
-        most = settings.limits.max_series
-        self._ledger = Ledger(settings.buckets, settings.queue_wait_buckets, most)
+        self._cluster, self._ledger = _empty(settings)
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
         self._reader = reader_for(settings)
         self._started = time.time()
@@ -137,9 +137,15 @@ class Monitor:
         self._stopping.set()
 
     def join(self, deadline: float) -> None:
-        """Wait for them until a monotonic time; one that waits for a dead broker ends with the process."""
+        """Wait for them until a monotonic time; one that waits for a dead broker ends with the process.
+
+        The last saving of the state is waited for longer: what was counted since the one before hangs on it.
+        """
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            last = deadline + LAST_SAVE if thread.name == "state" else deadline
+            thread.join(max(0.0, last - time.monotonic()))
+            if thread.name == "state" and thread.is_alive():
+                log.error("the state was not saved in time: what was counted since the last saving is lost")
 
     def is_ready(self) -> bool:
         """Tell whether the event subscription is open and showed a sign of life of late."""
@@ -276,10 +282,18 @@ class Monitor:
         if state is None:
             return
         tasks = [task for part in state.tasks for task in part]
-        memory.restore(state.cluster, tasks, self._cluster, self._ledger, self._moment())
+        renamed = state.naming != _naming(self._settings)
+        cluster, ledger = _empty(self._settings)
+        try:
+            cluster.keys.renamed = renamed
+            memory.restore(state.cluster, tasks, cluster, ledger, self._moment())
+        except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
+            file.refuse(f"it holds a state that cannot be used ({error!r})")
+            return
+        self._cluster, self._ledger = cluster, ledger
         self._malformed.update(state.malformed)
         self._opened = state.reconnects
-        self._firsts.restore(state.firsts)
+        self._firsts.restore(state.firsts, renamed=renamed)
         age = time.time() - state.cluster.at.wall
         log.info(
             "restored %d label sets and %d tasks, saved %.0f s ago", len(self._cluster.keys), len(tasks), age
@@ -302,7 +316,7 @@ class Monitor:
         for start in range(0, len(uuids), CHUNK):
             with self._lock:
                 parts.append(_encoded(memory.of_tasks(self._cluster, uuids[start : start + CHUNK])))
-        self._file.save(State(cluster, parts, malformed, reconnects, firsts))
+        self._file.save(State(_naming(self._settings), cluster, parts, malformed, reconnects, firsts))
         now = time.monotonic()
         self._save_again = now + SAVE_SHARE * (now - begin)
 
@@ -345,6 +359,21 @@ class Monitor:
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError("no worker answered")
+
+
+def _empty(settings: Settings) -> tuple[Cluster, Ledger]:
+    show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
+    cluster = Cluster(settings.limits, settings.task_labels, show)
+    return cluster, Ledger(settings.buckets, settings.queue_wait_buckets, settings.limits.max_series)
+
+
+def _naming(settings: Settings) -> str:
+    """Return the settings by which series are called what they are called."""
+    patterns = (settings.task_include, settings.task_exclude, *(rule for rule, _ in settings.task_name_rules))
+    texts = [pattern and pattern.pattern for pattern in patterns]
+    replacements = [text for _, text in settings.task_name_rules]
+    labels = [settings.metric_prefix, dict(settings.static_labels), settings.task_labels]
+    return repr([texts, replacements, labels])
 
 
 def _encoded(value: Any) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from celery_exporter.core.names import Pattern
+
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
     """Take a number of this range; not an infinite one."""
@@ -137,26 +139,33 @@ def switch(text: str) -> bool:
     return one_of(_TRUE + _FALSE)(text) in _TRUE
 
 
-def pattern(text: str) -> re.Pattern[str]:
-    """Take a regular expression."""
+def pattern(text: str) -> Pattern:
+    """Take a regular expression, of RE2 as in Prometheus: no name from the wire takes it long to match."""
+    import re2  # type: ignore[import-untyped]  # noqa: PLC0415  only who has such a setting needs it
+
+    options = re2.Options()
+    options.log_errors = False
     try:
-        return re.compile(text)
-    except re.error:
+        found: Pattern = re2.compile(text, options)
+    except re2.error:
         raise ValueError(text) from None
+    return found
 
 
-def name_rules(texts: tuple[str, ...]) -> tuple[tuple[re.Pattern[str], str], ...]:
+def name_rules(texts: tuple[str, ...]) -> tuple[tuple[Pattern, str], ...]:
     """Take regex=replacement rules; the last equals sign separates, for a regex may have some."""
     return tuple(map(_name_rule, texts))
 
 
-def _name_rule(text: str) -> tuple[re.Pattern[str], str]:
+def _name_rule(text: str) -> tuple[Pattern, str]:
     regex, equals, replacement = text.rpartition("=")
     if not (regex and equals and replacement):
         raise ValueError(text)
     found = pattern(regex)
+    names = {index: name for name, index in found.groupindex.items()}
+    groups = (f"(?P<{names[index]}>)" if index in names else "()" for index in range(1, found.groups + 1))
     try:
-        found.sub(replacement, "")  # reads the replacement, which may name a group that is not there
+        re.sub("".join(groups), replacement, "")  # which may name a group that is not there
     except (re.error, IndexError):
         raise ValueError(text) from None
     return found, replacement

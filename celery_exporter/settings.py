@@ -6,7 +6,6 @@ Only `load` makes `Settings`, so whoever holds one need not check again.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from msgspec import Struct
 
 from celery_exporter import parsing
 from celery_exporter.core.cluster import Limits
+from celery_exporter.core.names import Pattern
 from celery_exporter.options import OPTIONS, Option
 
 
@@ -42,9 +42,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     web_config_file: Path | None
     profiles: tuple[str, ...]
     task_labels: tuple[str, ...]
-    task_include: re.Pattern[str] | None
-    task_exclude: re.Pattern[str] | None
-    task_name_rules: tuple[tuple[re.Pattern[str], str], ...]
+    task_include: Pattern | None
+    task_exclude: Pattern | None
+    task_name_rules: tuple[tuple[Pattern, str], ...]
     metric_prefix: str
     static_labels: Mapping[str, str]
     buckets: tuple[float, ...]

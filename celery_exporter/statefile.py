@@ -28,6 +28,7 @@ VERSION = 1
 MAX_SIZE = 2**30
 
 _TITLE = b"celery-exporter state"
+_LONGEST_TITLE = 200
 
 
 class StateFileError(Exception):
@@ -48,9 +49,13 @@ class StateFile(Generic[T]):
         try:
             return self._read()
         except StateFileError as error:
-            self.errors["read"] += 1
-            log.error("state file %s: %s; sums begin at 0. %s", self._path, error, self._put_aside())  # noqa: TRY400
+            self.refuse(str(error))
             return None
+
+    def refuse(self, why: str) -> None:
+        """Say and count that what it holds is not used, and put it aside."""
+        self.errors["read"] += 1
+        log.error("state file %s: %s; sums begin at 0. %s", self._path, why, self._put_aside())
 
     def save(self, state: T) -> None:
         """Write it; raise StateFileError."""
@@ -68,15 +73,16 @@ class StateFile(Generic[T]):
                 raise StateFileError(self._taken)
             if status.st_size > MAX_SIZE:
                 raise StateFileError(f"it has {status.st_size} bytes, more than any state")
-            content = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                head = file.readline(_LONGEST_TITLE)
+                body = file.read() if head.startswith(_TITLE) else b""  # which may be anybody's gigabyte
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StateFileError(f"cannot be read: {error.strerror}") from None
-        return self._decoded(content)
+        return self._decoded(head.rstrip(b"\n"), body)
 
-    def _decoded(self, content: bytes) -> T:
-        head, _, body = content.partition(b"\n")
+    def _decoded(self, head: bytes, body: bytes) -> T:
         if head.rsplit(b" ", 2)[0] != _TITLE:
             raise StateFileError("it is no state file of celery-exporter")
         _, version, checksum = head.rsplit(b" ", 2)
@@ -109,7 +115,8 @@ class StateFile(Generic[T]):
             raise StateFileError(f"cannot write {self._path}: {self._taken}")
         beside = self._path.with_name(self._path.name + ".new")
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            _clear(beside)
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(b"%s %d %s\n" % (_TITLE, VERSION, _checksum(body)))
                 file.write(body)
@@ -118,6 +125,20 @@ class StateFile(Generic[T]):
             beside.replace(self._path)
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def _clear(beside: Path) -> None:
+    """Remove what a process left that ended while it wrote; anything else stays, and is an error."""
+    try:
+        status = beside.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise StateFileError(f"cannot write {beside}: something is there that is no file")
+    with beside.open("rb") as file:
+        if not _TITLE.startswith(file.read(len(_TITLE))):
+            raise StateFileError(f"cannot write {beside}: there is a file that is not ours")
+    beside.unlink()
 
 
 def _encoded(state: object) -> bytes:

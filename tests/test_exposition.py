@@ -136,7 +136,7 @@ def test_process_metrics_are_there_and_openmetrics_ends_with_eof():
 
 
 def moment(at):
-    return SimpleNamespace(around=SimpleNamespace(at=at, started=0.0))
+    return SimpleNamespace(around=SimpleNamespace(at=at, started=0.0), cells={})
 
 
 def test_law_6_a_scraper_sees_each_new_counting_series_at_0_once():

@@ -141,8 +141,21 @@ def test_a_name_rule_is_a_pattern_and_a_replacement_that_fits_it(rule):
 
 
 def test_the_last_equals_sign_of_a_name_rule_separates():
-    ((pattern, replacement),) = settings(task_name_rule=(r"(?=job)\w+=work",)).task_name_rules
-    assert (pattern.pattern, replacement) == (r"(?=job)\w+", "work")
+    ((pattern, replacement),) = settings(task_name_rule=(r"job=\w+=work",)).task_name_rules
+    assert (pattern.pattern, replacement) == (r"job=\w+", "work")
+
+
+def test_patterns_are_matched_in_time_whatever_the_name_is():
+    """Python's own `re` takes as long as anybody likes for this one, and holds up every thread."""
+    found = settings(task_include=r"([a-z_]+\.?)+[0-9]+").task_include
+    assert found.fullmatch("a" * 10_000 + "!") is None
+    assert found.fullmatch("shop.pay1")
+
+
+@pytest.mark.parametrize("rule", [r"(?P<app>\w+)-\d+=\g<app>", r"(\w+)-(\d+)(x)?=\1\3"])
+def test_a_replacement_names_groups_as_in_python(rule):
+    ((pattern, replacement),) = settings(task_name_rule=(rule,)).task_name_rules
+    assert pattern.fullmatch("job-17").expand(replacement) == "job"
 
 
 def test_a_static_label_is_text():

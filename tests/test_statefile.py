@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from msgspec import Struct
 
-from celery_exporter.statefile import VERSION, StateFile, StateFileError
+from celery_exporter.statefile import MAX_SIZE, VERSION, StateFile, StateFileError
 
 
 class Held(Struct):
@@ -78,6 +80,45 @@ def test_a_file_that_cannot_be_read_is_said_counted_and_moved_aside(path, conten
     file.save(Held(1))
     assert StateFile(path, Held).load() == Held(1)
     assert Path(f"{path}.unread-1").read_bytes() == content
+
+
+def test_what_nobody_can_use_is_said_counted_and_moved_aside(path, caplog):
+    StateFile(path, Held).save(Held(7))
+    file = StateFile(path, Held)
+    file.load()
+    file.refuse("it is of no use")
+    assert f"it is of no use; sums begin at 0. It was moved to {path}.unread-1." in caplog.text
+    assert file.errors == {"read": 1, "write": 0}
+    assert not path.exists()
+
+
+def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
+    with path.open("wb") as file:
+        file.truncate(MAX_SIZE)
+    tracemalloc.start()
+    try:
+        assert StateFile(path, Held).load() is None
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_a_process_left_that_was_killed_while_it_wrote_is_replaced(path):
+    beside = path.with_name("state.new")
+    for left in (b"", GOOD[:10], GOOD[:-1]):
+        beside.write_bytes(left)
+        StateFile(path, Held).save(Held(1))
+        assert not beside.exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda beside: beside.write_bytes(b"precious")])
+def test_what_somebody_else_put_where_the_new_one_is_written_stays(path, make):
+    beside = path.with_name("state.new")
+    make(beside)
+    with pytest.raises(StateFileError, match=r"cannot write .*/state.new: "):
+        StateFile(path, Held).save(Held(1))
+    assert beside.exists()
+    assert not path.exists()
 
 
 def test_what_was_moved_aside_before_stays_there(path):

@@ -107,12 +107,14 @@ def _unreadable(scheme: str) -> UnusableURLError:
 
 
 def _has_login_in_path(url: str) -> bool:
-    """Tell whether a password has a slash in it, and kombu would take what follows for the database or vhost.
+    """Tell whether a password has one of `/?#` in it, and kombu would take what follows for something else.
 
     A part of the password would be the host then, which logs and pages show.
     """
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    return scheme in (_REDIS | _AMQP) - {"redis+socket"} and "@" in rest.partition("/")[2]
+    scheme, _, rest = url.partition("://")
+    place, _, more = re.sub(r"[/?#]", "\n", rest, count=1).partition("\n")
+    strays = more if "@" not in place else more.partition("?")[0]
+    return scheme in (_REDIS | _AMQP) - {"redis+socket"} and "@" in strays
 
 
 def _parts(url: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import yaml
-from kombu import serialization
+from kombu import compression, serialization
 from msgspec import Struct
 
 from celery_exporter.core.events import Event, Malformed, decode, from_objects
@@ -169,14 +169,25 @@ for _module, _function, _names in (
         _INFLATE |= dict.fromkeys(_names, partial(_function, importlib.import_module(_module)))
 
 
-def _inflated(body: bytes, compression: str | None) -> bytes:
+def bound_kombu() -> None:
+    """Have kombu inflate within `MAX_BODY`, too, where it reads a message for us, in all of this process."""
+    for name in compression.encoders():
+        encoder, _ = compression.get_encoder(name)
+        compression.register(encoder, _INFLATE.get(name, _refused), name)
+
+
+def _refused(_: bytes) -> bytes:
+    raise UndecodableError("a compression that we cannot bound")
+
+
+def _inflated(body: bytes, name: str | None) -> bytes:
     """Return the body decompressed; raise UndecodableError for one larger than `MAX_BODY`, too."""
-    if not compression:
+    if not name:
         return body
-    inflate = _INFLATE.get(compression)
+    inflate = _INFLATE.get(name)
     if inflate is None:
-        raise UndecodableError(compression)
+        raise UndecodableError(name)
     try:
         return inflate(body)
     except Exception as error:  # a decompressor of hostile bytes may raise anything
-        raise UndecodableError(compression) from error
+        raise UndecodableError(name) from error

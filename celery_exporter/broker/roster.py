@@ -16,6 +16,7 @@ from kombu.pidbox import Mailbox
 from msgspec import Meta, Struct
 
 from celery_exporter.broker.connection import translated
+from celery_exporter.broker.payload import bound_kombu
 from celery_exporter.core.workers import MAX_WORKERS, Profile
 
 #: Seconds to wait for the next answer. A worker that is busy in the solo pool does not answer at all.
@@ -61,6 +62,7 @@ class Roster:
     """Asks the workers on one connection, which must stay open."""
 
     def __init__(self, connection: kombu.Connection) -> None:
+        bound_kombu()  # which reads the answers
         self._connection = connection
         self._mailbox = Mailbox("celery", type="fanout", accept=["json"])(connection)
 

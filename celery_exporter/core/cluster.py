@@ -215,7 +215,9 @@ class Cluster:
         effect = EFFECTS[event.type]
         sent = effect.counts is State.PENDING
         if sent:
-            self._rename(task, event)
+            self._place(task, event, event.queue)
+        elif effect.counts is State.RECEIVED and task.ready_at(event.retries or 0) is None:
+            self._place(task, event, self._only_queue(event.hostname))
         kind = task.kind
         assert kind is not None  # noqa: S101  introduced, or it would not be here
         delivery = effect.find(task, event)
@@ -223,29 +225,29 @@ class Cluster:
         newest = effect.measure(task, event, delivery, partial(self._key_at, key), self._facts)
         done = key if sent else self._key_at(key, event.hostname)
         self._facts.append(Moved(done, effect.counts, min(event.timestamp, now.wall)))
-        if not effect.stays and newest and (task.state is not None or self._opens(task, event, now)):
+        open_ = task.state is not None
+        if not effect.stays and newest and (open_ or self._opens(task, event, now)):
             self._land(task, event, effect, now)
+        elif not effect.stays and open_ and effect.lands is None and not event.requeue:
+            task.ended_by = event.hostname  # it is over when those it was delivered to since are done, too
         task.heard = kind.heard = now.listened
 
-    def _rename(self, task: Task, sent: Event) -> None:
-        """Take name and queue from a `task-sent`: it came late, or is a retry that goes elsewhere.
+    def _place(self, task: Task, event: Event, queue: str | None) -> None:
+        """Take name and queue of an attempt from the event that tells of it: it may have gone elsewhere.
 
         The task is where its newest attempt is; what is said of the others is still booked where they were.
         """
         assert task.kind is not None  # noqa: S101
-        key, attempt = task.kind.key, sent.retries or 0
-        if key.task_name == OTHER or sent.name is None:
+        key, attempt = task.kind.key, event.retries or 0
+        if key.task_name == OTHER or event.name is None:
             return
-        true = self.keys.of_task(sent.name, sent.queue or key.queue_name)
+        true = self.keys.of_task(event.name, queue or key.queue_name)
         if true == key and task.keys is None:
             return
-        known = task.sent_attempts()
-        others = {*known, *(each.attempt for each in task.deliveries or () if each.attempt < attempt)} - {
-            attempt
-        }
+        others = {*task.sent_attempts(), *(each.attempt for each in task.deliveries or ())} - {attempt}
         if others and attempt <= MAX_ATTEMPTS:
             task.keys = {**dict.fromkeys(others, key), **(task.keys or {}), attempt: true}
-        if attempt >= max(known, default=0):
+        if attempt > max(others, default=-1):
             self.tasks.rename(task, self.tasks.kind(true))
 
     def _key_at(self, key: Key, worker: str) -> Key:
@@ -263,7 +265,9 @@ class Cluster:
 
     def _land(self, task: Task, event: Event, effect: Effect, now: Moment) -> None:
         state = State.PENDING if event.requeue else effect.lands
-        if state is None:
+        if state is State.RECEIVED:
+            task.ended_by = ""
+        if state is None or (task.ended_by and state is not State.STARTED):
             task.ended_by, task.since = event.hostname, event.timestamp
             self._evict(self.tasks.finish(task), now)
         else:

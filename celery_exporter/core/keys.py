@@ -21,6 +21,9 @@ class Keys:
         self.by_worker = "worker" in labels
         self.folded = 0  # times a label set was added up as other
         self.show = show
+        self.renamed = (
+            False  # what is restored was shown by other rules: today's apply to what they made of it
+        )
         self._limit = limit
         self._known: dict[Key, Key] = {}
 
@@ -66,6 +69,9 @@ class Keys:
 
     def restore(self, key: Key) -> Key:
         """Return a key of an earlier process, with the labels that are in use now, admitted."""
+        if self.renamed and key.task_name not in {OTHER, UNKNOWN, HIDDEN.task_name}:
+            name = self.show(key.task_name)
+            key = Key(name, key.queue_name, key.worker) if name else HIDDEN
         queue = (key.queue_name or UNKNOWN) if self.by_queue and key != HIDDEN else ""
         return self.admit(Key(key.task_name, queue, key.worker if self.by_worker else ""))
 

@@ -60,6 +60,7 @@ class Cell(Struct):
     ran: dict[State, Histogram]
     queued: Histogram | None
     prefetched: Histogram | None
+    inherited: bool = False  # some of it was counted under another key before
 
     @classmethod
     def empty(cls) -> Cell:
@@ -72,6 +73,7 @@ class Cell(Struct):
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
         self.redelivered += other.redelivered
+        self.inherited = self.inherited or other.inherited
         for state, histogram in other.ran.items():
             self.ran[state] = _merged(self.ran.get(state), histogram)
         self.queued = _merged(self.queued, other.queued) if other.queued else self.queued
@@ -87,6 +89,7 @@ class Cell(Struct):
             {state: histogram.copy() for state, histogram in self.ran.items()},
             self.queued and self.queued.copy(),
             self.prefetched and self.prefetched.copy(),
+            self.inherited,
         )
 
 
@@ -182,6 +185,7 @@ class Ledger:
         cell = self._cells.pop(fact.key, None)
         if cell is not None:
             self._failures -= len(cell.raised)
+            cell.inherited = True
             self._absorb(fact.into, cell)
 
     def _absorb(self, key: Key, other: Cell) -> None:

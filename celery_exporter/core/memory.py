@@ -101,7 +101,7 @@ def _of_task(task: Task) -> TaskMemory:
 def restore(
     memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster, ledger: Ledger, now: Moment
 ) -> None:
-    """Put everything back into a cluster and a ledger that are new.
+    """Put everything back into a cluster and a ledger that are new; raise ValueError where it does not fit.
 
     Labels, bounds and limits are today's: sums under a label that is not in use any more are added up without
     it, and histograms over other bounds begin anew, for nobody can tell where their observations belong.
@@ -160,4 +160,8 @@ def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:
         cell.ran = {}
     if tuple(memory.wait_bounds) != ledger.wait_bounds:
         cell.queued = cell.prefetched = None
+    lengths = {len(each.counts) for each in cell.ran.values()} - {len(ledger.runtime_bounds) + 1}
+    waits = (each for each in (cell.queued, cell.prefetched) if each is not None)
+    if lengths | ({len(each.counts) for each in waits} - {len(ledger.wait_bounds) + 1}):
+        raise ValueError("a histogram does not have the buckets that it should")
     return cell

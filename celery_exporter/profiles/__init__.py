@@ -14,12 +14,17 @@ from celery_exporter.core.snapshot import Snapshot
 Sample = tuple[tuple[str, ...], Any]
 
 
+#: The labels of rows about tasks, in the order of `Key`.
+KEY_LABELS = ("task_name", "queue_name", "worker")
+
+
 class Row(Struct, frozen=True):
     """One metric family: what it is called and how a snapshot tells its samples.
 
     Names begin with `celery_`, which `--metric-prefix` replaces. A counter's name ends in `_total`.
     `merge` joins the values of samples with equal labels, where the snapshot is finer than the row.
-    `bounds` tells a histogram's upper bucket bounds, without +Inf.
+    `bounds` tells a histogram's upper bucket bounds, without +Inf. A counter that somebody else counts
+    `began_before` we heard of it: a 0 before its first value would make all of that an increase.
     """
 
     name: str
@@ -29,3 +34,4 @@ class Row(Struct, frozen=True):
     samples: Callable[[Snapshot], Iterable[Sample]]
     merge: Callable[[float, float], float] | None = None
     bounds: Callable[[Snapshot], Iterable[float]] | None = None
+    began_before: bool = False

@@ -140,7 +140,14 @@ def _histograms(
             yield values(key), histogram
 
 
-def _worker(name: str, type_: str, help_: str, field: Callable[[WorkerView], float | None]) -> Row:
+def _worker(
+    name: str,
+    type_: str,
+    help_: str,
+    field: Callable[[WorkerView], float | None],
+    *,
+    began_before: bool = False,
+) -> Row:
     """Return a row with one sample a worker, where the field is known."""
     return Row(
         f"celery_worker_{name}",
@@ -150,6 +157,7 @@ def _worker(name: str, type_: str, help_: str, field: Callable[[WorkerView], flo
         lambda snapshot: (
             ((worker.name,), value) for worker in snapshot.workers if (value := field(worker)) is not None
         ),
+        began_before=began_before,
     )
 
 
@@ -193,6 +201,7 @@ _WORKER_ROWS = [
         "counter",
         "Tasks accepted by the worker's pool, as it counts them, over restarts that were seen.",
         attrgetter("processed_total"),
+        began_before=True,
     ),
     _worker("restarts_total", "counter", "Restarts of the worker (its pid changed).", attrgetter("restarts")),
     Row(

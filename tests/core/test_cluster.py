@@ -24,6 +24,7 @@ from .story import (
     failed,
     heartbeat,
     received,
+    rejected,
     retried,
     sent,
     started,
@@ -785,6 +786,55 @@ def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_wor
     assert (first.redelivered, second.redelivered) == (0, 0)
     for order in set(itertools.permutations([0, 1, 2, 2, 2, 3, 3, 3])):
         assert what_is_shown(order) == sums, order
+
+
+def test_a_task_waits_for_its_next_attempt_in_whatever_order_its_sending_is_told():
+    last = [sent(at=1, retries=1, queue="right"), retried()]
+    for events in (last, last[::-1]):
+        story = Story()
+        story.tell(sent(), received(), started(), *events)
+        assert story.gauges() == {"RETRY": 1}
+
+
+A, B = {"host": "a@h"}, {"host": "b@h"}
+PUT_BACK = [received(**A), started(**A), rejected(requeue=True, **A)]
+TAKEN = [received(at=1, **B), started(at=2, **B), succeeded(at=3, **B)]
+
+
+@pytest.mark.parametrize("places", list(itertools.combinations(range(6), 3)))
+def test_law_1_a_task_that_was_put_back_and_done_by_another_worker_is_over(places):
+    waiting = {True: [*PUT_BACK], False: [*TAKEN]}
+    story = Story()
+    story.tell(sent(), *(waiting[place in places].pop(0) for place in range(6)))
+    assert story.gauges() == {}
+    assert story.cell().redelivered == 1
+
+
+def test_a_task_that_ends_twice_is_over_when_it_is_received_again_only_after_its_end():
+    story = Story()
+    story.tell(sent(), received(**A), started(**A), received(at=1, **B), succeeded(at=2, **A))
+    story.tell(started(at=2, **B))
+    assert story.gauges() == {"STARTED": 1}
+    story.tell(received(at=3, host="c@h"), rejected(at=4, host="c@h", requeue=True))
+    assert story.gauges() == {"PENDING": 1}, "another delivery, which is not over"
+
+
+@pytest.mark.parametrize("order", [(0, 0, 0, 1, 1, 1), (1, 1, 1, 0, 0, 0), (0, 1, 0, 1, 0, 1)])
+def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker(order):
+    workers = [
+        [received(**A), started(**A), retried(**A)],
+        [received(at=1, retries=1, **B), started(at=2, **B), succeeded(at=3, **B)],
+    ]
+    story = Story()
+    story.tell(heartbeat("a@h"), heartbeat("b@h"))
+    profiles = {"a@h": Profile(queues=("q",)), "b@h": Profile(queues=("right",))}
+    story.ledger.add(story.cluster.learn(profiles, story.moment()))
+    story.tell(*(workers[worker].pop(0) for worker in order))
+    story.wait(2.5)
+    assert story.counts() == {
+        **{("add", "q", state): 1 for state in ("RECEIVED", "STARTED", "RETRY")},
+        **{("add", "right", state): 1 for state in ("RECEIVED", "STARTED", "SUCCESS")},
+    }
 
 
 def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_received_in_between():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from itertools import islice
 
 import kombu
 import msgspec
@@ -28,6 +29,9 @@ class _Message(Struct):
     headers: _Headers
 
 
+#: Queues asked about in one go: whole messages come back, of which any number of MB would be one too many.
+AT_ONCE = 20
+
 _decode = msgspec.json.Decoder(_Message).decode
 
 
@@ -46,7 +50,12 @@ class RedisDepths:
         An empty list is a missing key, so an empty queue exists if somebody named it, or if it is bound to
         the exchange of its name, which it is from its declaration on.
         """
-        queues = list(queues)
+        names, found = iter(queues), {}
+        while some := list(islice(names, AT_ONCE)):
+            found.update(self._read(some, named))
+        return found
+
+    def _read(self, queues: list[str], named: Collection[str]) -> dict[str, Depth]:
         with translated(self._connection), self._client.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.exists(self._prefixed(self._channel.keyprefix_queue % queue))
