@@ -6,7 +6,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from core.story import Story, received, sent, started, succeeded
+from core.story import Story, failed, heartbeat, received, sent, started, succeeded
 from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -18,6 +18,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from celery_exporter.core.cluster import Limits
 from celery_exporter.core.ledger import Histogram, Ledger
 from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate
 from celery_exporter.firsts import MAX_SCRAPERS
@@ -162,6 +163,36 @@ def test_law_6_a_scraper_sees_each_new_counting_series_at_0_once():
     assert shown("three", at=10_000.0) == ["5.0", "1.0", "5.0", "1.0"], (
         "old counts are no news to a new scraper"
     )
+
+
+def test_law_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
+    rows = [row("celery_done_total", "counter", [(("a",), 1_000_000)], began_before=True)]
+    assert b" 1e+06\n" in Exposition(rows).render(moment(1.0), TEXT, "one")
+    assert native_row("celery_worker_processed_tasks_total").began_before
+
+
+def native_row(name):
+    return next(row for row in native.rows(("queue_name",)) if row.name == name)
+
+
+def test_law_6_what_is_folded_into_a_new_series_is_no_news():
+    """A worker's sums move to one without a worker when it is forgotten; nothing happened then."""
+    labels = ("queue_name", "worker")
+    story = Story(Limits(worker_purge=60), labels=labels)
+    story.tell(heartbeat(), received(), started(), failed())
+    story.wait(3)
+    exposition = Exposition(
+        [row for row in native.rows(labels) if row.name.startswith("celery_task_failures")]
+    )
+
+    def shown():
+        lines = without_process(exposition.render(story.shown(), TEXT, "one")).decode().splitlines()
+        return {line.partition("worker=")[2] for line in lines if not line.startswith("#")}
+
+    assert shown() == {'"w@h"} 0.0'}
+    assert shown() == {'"w@h"} 1.0'}
+    story.wait(130)
+    assert shown() == {'""} 1.0'}
 
 
 def test_law_6_what_is_old_when_the_first_scraper_comes_is_no_news():

@@ -1,8 +1,11 @@
 """Any bytes may arrive on the event channel: each bad one is counted, its neighbours are used."""
 
+import base64
 import json
 import pickle
 import time
+import zlib
+from pathlib import Path
 
 import kombu
 import msgspec
@@ -12,6 +15,7 @@ import yaml
 from celery.events.event import get_exchange
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.exporter import Exporter
+from harness.marks import on_redis
 from harness.waiting import until_equal
 from kombu import compression as compression_module
 
@@ -170,6 +174,45 @@ def publish_compressed(url, body, compression):
             content_encoding="utf-8",
             compression=compression,
         )
+
+
+@on_redis
+def test_an_answer_of_a_worker_that_inflates_to_anything_is_not_read(running, exporter, broker):
+    """Whoever may publish can see the roster's question, and answer it."""
+    app = running(exporter()).connected()
+    deflater = zlib.compressobj()
+    bomb = b"".join([deflater.compress(b" " * 2**20) for _ in range(500)]) + deflater.flush()
+    questions = broker.server.client().pubsub()
+    questions.psubscribe("*pidbox*")
+    with kombu.Connection(broker.url) as connection:
+        answered = 0
+        while answered < 2:
+            said = questions.get_message(timeout=10)
+            assert said, "nobody was asked anything"
+            question = (
+                json.loads(base64.b64decode(json.loads(said["data"])["body"]))
+                if said["type"] == "pmessage"
+                else {}
+            )
+            if "reply_to" in question:
+                connection.Producer().publish(
+                    bomb,
+                    **question["reply_to"],
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                    headers={"compression": "gzip", "ticket": question["ticket"]},
+                )
+                answered += 1
+    publish_events(broker.url, *one_task(1))
+    until_equal(lambda: successes(app), 1)
+    assert most_memory(app) < 300 * 2**20
+
+
+def most_memory(app):
+    (line,) = [
+        line for line in Path(f"/proc/{app.pid}/status").read_text().splitlines() if line.startswith("VmHWM")
+    ]
+    return int(line.split()[1]) * 1024
 
 
 LAUGHS = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 121))

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import time
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 from harness.events import one_task, publish_events
 from harness.exporter import SCRAPER, Exporter
@@ -11,6 +14,8 @@ from harness.marks import on_redis
 from harness.proxy import Proxy
 from harness.servers import Prometheus
 from harness.waiting import eventually, until_equal
+
+from celery_exporter.statefile import StateFile
 
 COUNTING = ("_total", "_count", "_bucket", "_sum")
 OWN = ("process_", "celery_exporter_collector", "celery_exporter_reconnects", "celery_exporter_state")
@@ -99,6 +104,56 @@ def test_a_file_that_is_no_state_is_said_shown_and_kept(running, kept, state, co
 
 
 @on_redis
+@pytest.mark.parametrize("part", ["moved", "queued"])
+def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, state, broker, part):
+    """Whole, and of the right types, but with sums that do not fit together."""
+    app = running(kept()).connected()
+    publish_events(broker.url, *one_task(1))
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
+    app.end_well()
+    content = msgspec.msgpack.decode(state.read_bytes().partition(b"\n")[2], strict=False)
+    for _, cell in content["cluster"]["cells"]:
+        if part == "moved":
+            cell["moved"].pop()
+        elif cell["queued"]:
+            cell["queued"]["counts"].pop()
+    StateFile(state, dict).save(content)
+    app = running(kept()).connected()
+    assert app.value("celery_exporter_state_file_errors_total", operation="read") == 1
+    assert "cannot be used" in app.text()
+    assert state.with_name("state.unread-1").exists()
+    publish_events(broker.url, *one_task(2))
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
+
+
+@on_redis
+@pytest.mark.parametrize(
+    ("setting", "task_names"),
+    [
+        (("--task-name-rule", "made.*=named"), {"named"}),
+        (("--task-exclude", "made.*"), set()),
+        (("--task-labels", ""), {"made.up"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_settings_of_names_apply_to_what_is_restored_and_a_new_name_is_no_news(
+    running, exporter, state, broker, setting, task_names
+):
+    """What was counted under another name, and shown, is not shown at 0 again: that would be an increase."""
+    state.parent.mkdir()
+    app = running(exporter("--state-file", str(state))).connected()
+    publish_events(broker.url, *one_task(1))
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
+    for _ in range(2):
+        app.samples(SCRAPER)
+    app.end_well()
+    app = running(exporter("--state-file", str(state), *setting)).connected()
+    samples = app.samples(SCRAPER)
+    assert samples.label_values("task_name", "celery_tasks_total") == task_names
+    assert samples.total("celery_tasks_total", state="SUCCESS") == len(task_names)
+
+
+@on_redis
 def test_a_file_that_cannot_be_written_is_said_and_shown(running, kept, state):
     """It runs all the same."""
     app = kept()
@@ -155,3 +210,25 @@ def test_law_6_first_failures_are_seen_by_two_prometheus_servers_across_a_restar
         if keeps:
             walls.show(f"changes({count_of('FirstError')}[1m]) == 1")
             walls.show(f"{count_of('FirstError')} == 1")
+
+
+@on_redis
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_million_unfinished_tasks_outlast_a_restart(running, exporter, state, broker):
+    """What was counted since the last saving is in the file when the process has ended."""
+    count, step = 1_000_000, 1_000
+    state.parent.mkdir()
+    make = partial(exporter, "--state-file", str(state), "--max-tasks", str(count))
+    app = running(make()).connected()
+    head = {"type": "task-sent", "hostname": "client@box", "name": "made.up", "queue": "made"}
+    head = {**head, "timestamp": time.time()}
+    for first in range(0, count, step):
+        publish_events(broker.url, *({**head, "uuid": f"task-{first + each}"} for each in range(step)))
+    until_equal(lambda: app.total("celery_tasks", state="PENDING"), count, 60)
+    os.kill(app.pid, signal.SIGTERM)
+    assert app.wait(15) == 0
+    assert "not saved" not in app.text()
+    app = running(make()).connected(60)
+    assert app.total("celery_tasks", state="PENDING") == count
+    assert app.total("celery_tasks_total", state="PENDING") == count
