@@ -38,10 +38,11 @@ class FirstsMemory(Struct):
 class Visit:
     """One scrape. Series are given by their `series_id`."""
 
-    def __init__(self, at: float, seen: set[int], born: dict[int, float], *, all_old: bool) -> None:
+    def __init__(self, at: float, seen: set[int] | None, born: dict[int, float], *, all_old: bool) -> None:
         self.shown: set[int] = set()
         self._at = at
-        self._seen = seen
+        self._is_known = seen is not None
+        self._seen = seen or set()
         self._born = born
         self._all_old = all_old
 
@@ -51,12 +52,13 @@ class Visit:
         return series in self._seen
 
     def is_news(self, series: int, *, inherited: bool) -> bool:
-        """Tell whether a series that this scraper has not seen begins now, so that it has to be shown a 0.
+        """Tell whether a series that was not shown to this scraper last time has to be shown at 0.
 
-        One that inherited what was counted under another one does not.
+        Not one that inherited what was counted under another one; to an unknown scraper only a young one.
         """
-        born = self._born.setdefault(series, -math.inf if self._all_old or inherited else self._at)
-        return self._at - born < NEWS
+        old = self._all_old or inherited
+        born = self._born.setdefault(series, -math.inf if old else self._at)
+        return not old if self._is_known else self._at - born < NEWS
 
 
 class Firsts:
@@ -83,7 +85,7 @@ class Firsts:
         """Begin a scrape, at an epoch second; `started` is when this exporter was."""
         with self._lock:
             all_old = self._renamed or (not self._seen and at - started > FIRST_CONTACT)
-            return Visit(at, self._seen.get(scraper, set()), self._born, all_old=all_old)
+            return Visit(at, self._seen.get(scraper), self._born, all_old=all_old)
 
     def end(self, scraper: str, visit: Visit) -> None:
         """Remember what the scrape showed, and forget series that are gone and who came longest ago."""

@@ -53,3 +53,5 @@ def configure(level: str, form: str) -> None:
     others = ours if level == "debug" else max(ours, logging.WARNING)
     logging.basicConfig(level=others, handlers=[handler], force=True)
     logging.getLogger("celery_exporter").setLevel(ours)
+    if level != "debug":  # it warns of each request that is no HTTP, of which strangers may send any number
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

@@ -79,6 +79,7 @@ class State(Struct):
     tasks: list[list[TaskMemory]]
     malformed: dict[str, int]
     reconnects: int
+    file_errors: dict[str, int]
     firsts: FirstsMemory
 
 
@@ -293,6 +294,7 @@ class Monitor:
         self._cluster, self._ledger = cluster, ledger
         self._malformed.update(state.malformed)
         self._opened = state.reconnects
+        file.errors.update(state.file_errors)
         self._firsts.restore(state.firsts, renamed=renamed)
         age = time.time() - state.cluster.at.wall
         log.info(
@@ -316,7 +318,8 @@ class Monitor:
         for start in range(0, len(uuids), CHUNK):
             with self._lock:
                 parts.append(_encoded(memory.of_tasks(self._cluster, uuids[start : start + CHUNK])))
-        self._file.save(State(_naming(self._settings), cluster, parts, malformed, reconnects, firsts))
+        errors = self._file.errors
+        self._file.save(State(_naming(self._settings), cluster, parts, malformed, reconnects, errors, firsts))
         now = time.monotonic()
         self._save_again = now + SAVE_SHARE * (now - begin)
 

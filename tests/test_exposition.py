@@ -195,6 +195,33 @@ def test_law_6_what_is_folded_into_a_new_series_is_no_news():
     assert shown() == {'""} 1.0'}
 
 
+def test_law_6_a_known_scraper_sees_a_new_series_at_0_however_seldom_it_comes():
+    samples = [(("a",), 5)]
+    exposition = Exposition([row("celery_sent_total", "counter", samples)])
+
+    def shown(scraper, at):
+        lines = exposition.render(moment(at), TEXT, scraper).decode().splitlines()
+        return [line.partition("} ")[2] for line in lines if line.startswith("celery_sent")]
+
+    for at in (1.0, 2.0):
+        shown("often", at), shown("seldom", at)
+    samples.append((("b",), 1))
+    assert shown("often", 10.0) == ["5.0", "0.0"]
+    assert shown("seldom", 600.0) == ["5.0", "0.0"]
+    assert shown("seldom", 900.0) == ["5.0", "1.0"]
+
+
+def test_law_6_a_series_that_was_given_up_begins_at_0_again():
+    samples = [(("a",), 5), (("b",), 1)]
+    exposition = Exposition([row("celery_sent_total", "counter", samples)])
+    for at in (1.0, 2.0):
+        exposition.render(moment(at), TEXT, "one")
+    back = samples.pop()
+    exposition.render(moment(10.0), TEXT, "one")
+    samples.append(back)
+    assert b'"b"} 0.0\n' in exposition.render(moment(10_000.0), TEXT, "one")
+
+
 def test_law_6_what_is_old_when_the_first_scraper_comes_is_no_news():
     exposition = Exposition([row("celery_sent_total", "counter", [(("a",), 5)])])
     assert b" 5.0\n" in exposition.render(moment(301.0), TEXT, "one")

@@ -127,11 +127,19 @@ BAD = {
     "a text": ("hunter2", "the file: Expected keys and values"),
     "text for a section": ("tls_server_config: hunter2", "tls_server_config: Expected keys and values"),
     "no YAML": (f"basic_auth_users:\n\t- {HASH}", "not YAML at line 2"),
+    "a zero byte in a path": (
+        'tls_server_config: {cert_file: "a\\0b", key_file: server.key}',
+        "a character in it that cannot be used",
+    ),
     "no alias": ("basic_auth_users: {alice: *hunter2}", "not YAML at line 1"),
 }
 #: Not valid here, though promtool takes it; config.py says why.
 STRICTER = {
     "nothing at all": ("", "empty"),
+    "half a character": (
+        f'basic_auth_users: {{"\\ud800": {HASH}}}',
+        "a character in it that cannot be used",
+    ),
     "a CA that is none": (
         f"tls_server_config: {{{VERIFY.replace('ca.pem', 'notes.txt')}}}",
         "client_ca_file cannot be used",

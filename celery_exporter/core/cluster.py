@@ -225,12 +225,15 @@ class Cluster:
         newest = effect.measure(task, event, delivery, partial(self._key_at, key), self._facts)
         done = key if sent else self._key_at(key, event.hostname)
         self._facts.append(Moved(done, effect.counts, min(event.timestamp, now.wall)))
+        kind.heard = now.listened
         open_ = task.state is not None
         if not effect.stays and newest and (open_ or self._opens(task, event, now)):
+            task.heard = now.listened
             self._land(task, event, effect, now)
-        elif not effect.stays and open_ and effect.lands is None and not event.requeue:
+            return
+        self.tasks.hear(task, now.listened)
+        if not effect.stays and open_ and effect.lands is None and not event.requeue:
             task.ended_by = event.hostname  # it is over when those it was delivered to since are done, too
-        task.heard = kind.heard = now.listened
 
     def _place(self, task: Task, event: Event, queue: str | None) -> None:
         """Take name and queue of an attempt from the event that tells of it: it may have gone elsewhere.

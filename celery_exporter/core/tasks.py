@@ -163,9 +163,14 @@ class TaskTable:
         # A hundredth at once: each look passes deleted ones.
         return list(islice(self.finished.values(), 1 + self._tombstone_limit // 100))
 
+    def hear(self, task: Task, heard: float) -> None:
+        """Note that it was heard of. A room is in the order in which its tasks were: expiry relies on it."""
+        task.heard = heard
+        task.room[task.uuid] = task.room.pop(task.uuid)
+
     def hold(self, task: Task, heard: float) -> None:
         """Let the task's events wait from now on."""
-        task.heard = heard
+        self.hear(task, heard)
         self.held[task.uuid] = task
 
     def release(self, task: Task) -> list[Event]:

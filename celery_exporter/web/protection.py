@@ -78,21 +78,24 @@ class ProtectionFile:
         try:
             config = parse(self._content(self._path))
             section = config.tls_server_config
-            context = tls.context(section, self._referenced) if section.enabled else None
+            sans = section.client_allowed_sans
+            return Protection(
+                context=tls.context(section, self._referenced) if section.enabled else None,
+                requires_certificate=section.enabled and section.requires_certificate,
+                allowed_sans=None if sans is None else frozenset(sans),
+                users={name.encode(): hashed.encode() for name, hashed in config.basic_auth_users.items()},
+                headers=tuple((name.encode(), value.encode()) for name, value in headers(config).items()),
+            )
         except OSError as error:
             raise BadWebConfigError(
                 f"--web.config.file: cannot read {self._path}: {error.strerror}"
             ) from None
         except BadWebConfigError as error:
             raise BadWebConfigError(f"--web.config.file: {self._path}: {error}") from None
-        sans = section.client_allowed_sans
-        return Protection(
-            context=context,
-            requires_certificate=section.enabled and section.requires_certificate,
-            allowed_sans=None if sans is None else frozenset(sans),
-            users={name.encode(): hashed.encode() for name, hashed in config.basic_auth_users.items()},
-            headers=tuple((name.encode(), value.encode()) for name, value in headers(config).items()),
-        )
+        except ValueError:  # a zero byte in a path, half of a character in a name
+            raise BadWebConfigError(
+                f"--web.config.file: {self._path}: there is a character in it that cannot be used"
+            ) from None
 
     def _referenced(self, key: str, name: str) -> bytes:
         path = self._path.parent / name

@@ -788,6 +788,27 @@ def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_wor
         assert what_is_shown(order) == sums, order
 
 
+def test_law_3_a_task_that_is_heard_of_without_moving_keeps_no_other_one():
+    story = Story(Limits(task_ttl=300))
+    story.tell(*(sent(f"u{number}") for number in range(5)))
+    for _ in range(3):
+        story.wait(150)
+        story.tell(sent("u0"))
+    assert len(story.cluster.tasks) == 1
+    assert story.cluster.tasks.evicted == 4
+
+
+def test_law_3_a_finished_task_that_is_heard_of_again_keeps_no_other_one():
+    story = Story()
+    for number in range(5):
+        name = f"u{number}"
+        story.tell(sent(name), received(name), started(name), succeeded(name))
+    for _ in range(3):
+        story.wait(TOMBSTONE_SECONDS - 20)
+        story.tell(started("u0"))
+    assert list(story.cluster.tasks.finished) == ["u0"]
+
+
 def test_a_task_waits_for_its_next_attempt_in_whatever_order_its_sending_is_told():
     last = [sent(at=1, retries=1, queue="right"), retried()]
     for events in (last, last[::-1]):
