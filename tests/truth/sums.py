@@ -20,7 +20,8 @@ FAILURES = ("celery_task_failures_total", *PLACE, "exception")
 RUNS = ("celery_task_runtime_seconds_count", *PLACE, "state")
 QUEUED = ("celery_task_queue_wait_seconds_count", *PLACE)
 PREFETCHED = ("celery_task_prefetch_wait_seconds_count", *PLACE)
-REDELIVERIES = ("celery_task_redeliveries_total", *PLACE)
+#: Not by worker: of two workers that receive a task at a time, who is the second one depends on who is asked.
+REDELIVERIES = ("celery_task_redeliveries_total", "task_name", "queue_name")
 COMPARED = (TASKS, FAILURES, RUNS, QUEUED, PREFETCHED, REDELIVERIES)
 
 
@@ -58,7 +59,7 @@ def _consequences(entry: Entry, introduced: bool) -> Iterator[tuple[tuple[str, .
     if state == ("STARTED" if introduced else REDELIVERED):  # what is redelivered waits from then on
         yield (QUEUED[0], *place), 1
     if state == REDELIVERED:
-        yield (REDELIVERIES[0], *place), 1
+        yield (REDELIVERIES[0], task, queue), 1
     if state.startswith(EXCEPTION):
         yield (FAILURES[0], *place, state.removeprefix(EXCEPTION)), 1
     if state == EXCEPTION + "NotRegistered":  # it failed without having run

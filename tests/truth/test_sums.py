@@ -29,7 +29,7 @@ def test_each_start_is_a_wait_and_each_end_a_run():
         place(RUNS, "RETRY"): 1,
         place(QUEUED): 3,
         place(PREFETCHED): 3,
-        place(REDELIVERIES): 1,
+        (REDELIVERIES[0], "add", "q"): 1,
     }
 
 

@@ -53,6 +53,16 @@ def test_redelivered_from_a_worker_that_was_killed(scene: Scene) -> None:
     assert scene.ledger.of("redelivered")["tasks.hold_late", "celery", "redelivered"] == 6
 
 
+def test_put_back_and_taken_by_another_worker(scene: Scene) -> None:
+    """In milliseconds, so that the news of the second worker may overtake those of the first."""
+    pools = (("a@test", "prefork"), ("b@test", "threads"))
+    scene.start(scene.exporter, *(scene.make_worker(node, pool=pool) for node, pool in pools))
+    scene.send("tasks.requeue_once", times=size(100, 1_000))
+    scene.await_ends()
+    scene.holds()
+    assert scene.total("REJECTED") == scene.total("redelivered") == scene.sent
+
+
 @on_redis
 def test_delivered_twice_at_a_time(scene: Scene) -> None:
     """What takes longer than the visibility timeout is handed out again: it runs twice, and ends twice."""
