@@ -11,6 +11,7 @@ from harness.events import one_task, publish_events
 from harness.exporter import SCRAPER
 from harness.marks import on_redis
 from harness.waiting import eventually, until_equal
+from prometheus_client.utils import floatToGoString
 
 #: Bytes of the process, which is at 61 MB when it has nothing to do.
 MOST = 300 * 2**20
@@ -62,7 +63,7 @@ def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks)
     most = 0
     for first in range(0, tasks, STEP):
         flood(redis, first, STEP)
-        line = f'celery_exporter_events_total{{kind="task-failed"}} {first + STEP}.0\n'
+        line = f'celery_exporter_events_total{{kind="task-failed"}} {floatToGoString(first + STEP)}\n'
         eventually(lambda: line in app.get(headers=SCRAPER, timeout=30).text, 120, what=line)  # noqa: B023
         most = max(most, process.memory_info().rss)
     publish_events(broker.url, *one_task(2))
