@@ -40,6 +40,10 @@ class Profile(Struct, frozen=True, gc=False):
     max_resident_bytes: int | None = None
 
 
+#: Seconds before a heartbeat's timestamp in which its worker, whose threads take turns, may have counted.
+UNSURE = 0.1
+
+
 class Reckoning(Struct, gc=False):
     """Compares the growth of a worker's `processed` count with the `task-started` events that came.
 
@@ -54,6 +58,7 @@ class Reckoning(Struct, gc=False):
     due: int = 0  # started events owed up to the mark
     seen: int = 0  # … and seen
     fresh: int = 0  # seen since the mark
+    unsure: int = 0  # seen that the first heartbeat may have counted or not
     silent: int = 0  # heartbeats in a row that owed more and brought nothing
 
     def started(self, timestamp: float) -> None:
@@ -63,16 +68,18 @@ class Reckoning(Struct, gc=False):
             self.fresh += 1
         elif timestamp > self.since:
             self.seen += 1
+        elif timestamp > self.since - UNSURE:
+            self.unsure += 1
 
     def beat(self, processed: int, timestamp: float) -> int:
         """Close the span up to the last heartbeat; return how many events are missing since `base`."""
-        missing = max(0, self.due - self.seen)
+        missing = self.due - self.seen
         if processed - self.base > self.due and not self.fresh:
             self.silent += 1
         self.seen += self.fresh
         self.fresh = 0
         self.due, self.mark = processed - self.base, timestamp
-        return missing
+        return missing if missing > self.unsure else 0
 
 
 class Worker(Struct, gc=False):
@@ -98,6 +105,7 @@ class Worker(Struct, gc=False):
     profile: Profile = Profile()
     events: bool | None = None  # does it send task events? None: nothing proves it yet
     reckoning: Reckoning | None = None
+    last_start: float = 0.0  # by its clock, of a task
     missed: int = 0
     missed_before: int = 0  # in reckonings that are closed
     skew: float | None = None  # its clock minus ours, least delayed event of this span
@@ -114,8 +122,10 @@ class Worker(Struct, gc=False):
         if self.events is False:
             self.reckoning = None  # events sent from now on; what came before is not owed
         self.events = True
-        if event.type == "task-started" and self.reckoning is not None:
-            self.reckoning.started(event.timestamp)
+        if event.type == "task-started":
+            self.last_start = event.timestamp
+            if self.reckoning is not None:
+                self.reckoning.started(event.timestamp)
 
     def judge(self, listened: float, timeout: float) -> None:
         """Decide whether it is up, after `timeout` seconds of silence at least."""
@@ -169,7 +179,8 @@ class Worker(Struct, gc=False):
         self.processed_total = min(self.processed_total + max(0, processed - before), MOST_PROCESSED)
         self.processed = processed
         if self.reckoning is None:
-            self.reckoning = Reckoning(processed, timestamp, timestamp)
+            unsure = int(self.last_start > timestamp - UNSURE)
+            self.reckoning = Reckoning(processed, timestamp, timestamp, unsure=unsure)
             return
         missing = self.reckoning.beat(processed, timestamp)
         if self.reckoning.silent >= SILENT_BEATS[self.events]:

@@ -413,7 +413,7 @@ _EXPORTER_ROWS = [
     _self(
         "negative_waits_total",
         "counter",
-        "Waits that two clocks made negative; counted as 0 s.",
+        "Waits below 0, counted as 0 s: two clocks differ, or task-sent was written after the start.",
         attrgetter("negative_waits"),
     ),
     _self(

@@ -26,6 +26,14 @@ def test_a_heartbeat_that_overtakes_buffered_events_is_no_loss():
     assert told((0, 0), (2, 2), (1.9,), (4, 2), (6, 2)).missed == 1
 
 
+@pytest.mark.parametrize("start_first", [True, False])
+def test_a_start_between_the_count_and_the_time_of_the_first_heartbeat_is_not_missed(start_first):
+    """A thread of the pool may have had its turn there: in no `processed` yet, and with an earlier time."""
+    first = [(1.99,), (2, 10)] if start_first else [(2, 10), (1.99,)]
+    assert told(*first, (4, 11), (6, 11)).missed == 0
+    assert told(*first, (4, 13), (6, 13)).missed == 3, "more than it can explain"
+
+
 def test_what_the_worker_processed_and_we_did_not_hear_of_is_missed():
     worker = told((0, 0), (1,), (2, 1), (3,), (4, 11), (6, 11))
     assert worker.missed == 9

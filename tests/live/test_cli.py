@@ -1,6 +1,7 @@
 """The command line: what it refuses and how, where options come from, and how it ends."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -236,7 +237,9 @@ def test_an_early_signal_is_not_lost(tmp_path):
         return int(blocked, 16) >> (signal.SIGTERM - 1) & 1
 
     eventually(waits_for_signals, every=0.001)
-    app.end_well(signal.SIGTERM)
+    os.kill(app.pid, signal.SIGTERM)
+    assert app.wait(app.deadline) == 0, "which takes as long as starting does"
+    assert "Traceback" not in app.text()
 
 
 def test_it_goes_on_after_it_was_frozen(running, exporter):
