@@ -21,9 +21,8 @@ class Keys:
         self.by_worker = "worker" in labels
         self.folded = 0  # times a label set was added up as other
         self.show = show
-        self.renamed = (
-            False  # what is restored was shown by other rules: today's apply to what they made of it
-        )
+        # Whether what is restored was shown by other rules: today's apply to what they made of it.
+        self.renamed = False
         self._limit = limit
         self._known: dict[Key, Key] = {}
 

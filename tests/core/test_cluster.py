@@ -66,6 +66,15 @@ def test_law_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
     assert story.cluster.fallbacks["queue_name"] == 1
 
 
+def test_law_2_the_only_queue_is_known_of_a_task_too_that_nobody_was_heard_to_receive():
+    story = Story()
+    story.tell(heartbeat())
+    story.cluster.learn({"w@h": Profile(queues=("mail",))}, story.moment())
+    story.tell(started())
+    story.wait(2.5)
+    assert story.counts() == {("unknown", "mail", "STARTED"): 1}
+
+
 def test_law_2_with_two_queues_it_is_unknown_never_a_guess():
     story = Story()
     story.tell(heartbeat())
@@ -854,6 +863,19 @@ def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker
     story.wait(2.5)
     assert story.counts() == {
         **{("add", "q", state): 1 for state in ("RECEIVED", "STARTED", "RETRY")},
+        **{("add", "right", state): 1 for state in ("RECEIVED", "STARTED", "SUCCESS")},
+    }
+
+
+def test_law_2_a_retry_that_nobody_was_heard_to_send_is_of_the_only_queue_of_its_worker():
+    story = Story()
+    story.tell(heartbeat("b@h"))
+    story.ledger.add(story.cluster.learn({"b@h": Profile(queues=("right",))}, story.moment()))
+    story.tell(sent(), received(**A), started(**A), retried(**A))
+    story.tell(received(at=1, retries=1, **B), started(at=2, **B), succeeded(at=3, **B))
+    story.wait(2.5)
+    assert story.counts() == {
+        **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
         **{("add", "right", state): 1 for state in ("RECEIVED", "STARTED", "SUCCESS")},
     }
 

@@ -7,7 +7,7 @@ import pytest
 from celery_exporter.core.facts import Folded, Key, Moved, Prefetched, Queued, Raised, Ran, Redelivered, State
 from celery_exporter.core.ledger import MAX_EXCEPTIONS, Cell, Histogram, Ledger
 
-A, B = Key("a", "q"), Key("b", "q")
+A, B, C = Key("a", "q"), Key("b", "q"), Key("c", "q")
 
 
 def ledger(*facts, most: int = 1000) -> Ledger:
@@ -101,6 +101,17 @@ def test_sums_that_do_not_match_are_refused_and_not_cut_to_fit():
     cell.moved.pop()
     with pytest.raises(ValueError, match="shorter"):
         Cell.empty().absorb(cell)
+
+
+@pytest.mark.parametrize("counts", [[Moved(B, State.FAILURE, 6.0)], []], ids=["counted", "new"])
+def test_sums_that_moved_here_are_marked_and_stay_so(counts):
+    found = ledger(Moved(A, State.FAILURE, 5.0), *counts)
+    assert not any(cell.inherited for cell in found.snapshot().values())
+    found.add([Folded(A, B)])
+    assert found.snapshot()[B].inherited is True
+    assert found.snapshot()[B].copy().inherited is True
+    found.add([Moved(A, State.FAILURE, 7.0), Moved(C, State.FAILURE, 7.0), Folded(B, A)])
+    assert {key: cell.inherited for key, cell in found.snapshot().items()} == {A: True, C: False}
 
 
 def test_folding_what_nobody_counted_is_nothing():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.facts import HIDDEN, Key
+from celery_exporter.core.facts import HIDDEN, Key, Moved, State
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
+from celery_exporter.core.names import shown_as
 from celery_exporter.core.workers import Profile
 
 from .story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded, task_event
@@ -263,6 +266,36 @@ def test_a_label_that_is_new_has_no_value_for_the_sums_of_before():
     assert set(story.ledger.snapshot()) == {Key("add", "unknown")}
 
 
+NAMES = ["job-1", "job-2", "shop", "mail"]
+
+
+@pytest.mark.parametrize(
+    ("renamed", "shown"),
+    [
+        (False, {"job-1": 1, "job-2": 1, "shop": 1, "mail": 1, "unknown": 1, "other": 1}),
+        (True, {"job": 2, "": 1, "mail": 1, "unknown": 1, "other": 1}),
+    ],
+)
+def test_rules_for_names_apply_to_the_sums_of_before_when_they_are_new(renamed, shown):
+    old = told(*(started(name, at=1) for name in (*NAMES, "nameless")), labels=("queue_name", "worker"))
+    old.tell(*(sent(name, name=name) for name in NAMES))
+    old.wait(3)
+    old.ledger.add([Moved(Key("other", "other", "other"), State.STARTED, T0)])
+    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    rules = shown_as(None, re.compile("shop|unknown|other"), [(re.compile("job-.*"), "job")])
+    story = Story(labels=("queue_name", "worker"), show=rules)
+    if renamed:
+        story.cluster.keys.renamed = True
+    memory.restore(said, [], story.cluster, story.ledger, story.moment())
+    cells = story.ledger.snapshot()
+    began = {
+        key.task_name: cell.moved[State.STARTED] for key, cell in cells.items() if key.worker or key == HIDDEN
+    }
+    assert began == shown
+    assert (HIDDEN in cells) is renamed
+    assert {key.queue_name for key in cells if key.task_name in NAMES} <= {"q"}
+
+
 def test_a_full_table_of_label_sets_is_full_of_the_same_ones():
     old = Story(Limits(max_series=24))
     for number in range(5):
@@ -302,6 +335,17 @@ def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
     assert cell.moved[3] == 1
     assert cell.ran == {}
     assert sum(cell.queued.counts) == 1
+
+
+@pytest.mark.parametrize("wrong", ["ran", "queued", "prefetched"])
+def test_a_histogram_without_the_buckets_it_should_have_is_refused(wrong):
+    old = told(*LIFE)
+    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    cell = dict(said.cells)[Key("add", "q")]
+    (cell.ran[State.SUCCESS] if wrong == "ran" else getattr(cell, wrong)).counts.pop()
+    story = Story()
+    with pytest.raises(ValueError, match="buckets"):
+        memory.restore(said, [], story.cluster, story.ledger, story.moment())
 
 
 def test_counters_of_our_own_go_on():

@@ -34,6 +34,12 @@ def test_a_start_between_the_count_and_the_time_of_the_first_heartbeat_is_not_mi
     assert told(*first, (4, 13), (6, 13)).missed == 3, "more than it can explain"
 
 
+def test_each_start_that_may_have_been_counted_explains_one():
+    first = [(2, 10), (1.95,), (1.99,)]
+    assert told(*first, (4, 12), (6, 12)).missed == 0
+    assert told(*first, (4, 13), (6, 13)).missed == 3
+
+
 def test_what_the_worker_processed_and_we_did_not_hear_of_is_missed():
     worker = told((0, 0), (1,), (2, 1), (3,), (4, 11), (6, 11))
     assert worker.missed == 9
