@@ -40,8 +40,9 @@ class Profile(Struct, frozen=True, gc=False):
     max_resident_bytes: int | None = None
 
 
-#: Seconds before a heartbeat's timestamp in which its worker, whose threads take turns, may have counted.
-UNSURE = 0.1
+#: Seconds by which a start may be stamped after its worker has counted it, or before. Threads take turns, and
+#: acknowledge the message in between, which takes as long as the broker does.
+UNSURE = 1.0
 
 
 class Reckoning(Struct, gc=False):
@@ -49,7 +50,8 @@ class Reckoning(Struct, gc=False):
 
     `processed` is raised when the pool accepts a task, right before its `task-started` is buffered
     (celery/worker/request.py, on_accepted); a heartbeat may overtake that buffer. So the comparison is
-    made one heartbeat later, by the worker's own timestamps: until then all has come that will come.
+    made one heartbeat later, by the worker's own timestamps: until then all has come that will come. What is
+    missing is told when it is more than the starts can explain that came right after the mark.
     """
 
     base: int  # processed, at the first heartbeat
@@ -59,6 +61,8 @@ class Reckoning(Struct, gc=False):
     seen: int = 0  # … and seen
     fresh: int = 0  # seen since the mark
     unsure: int = 0  # seen that the first heartbeat may have counted or not
+    late: int = 0  # seen that the mark may have counted or not
+    told: int = 0  # missing, for sure
     silent: int = 0  # heartbeats in a row that owed more and brought nothing
 
     def started(self, timestamp: float) -> None:
@@ -66,6 +70,7 @@ class Reckoning(Struct, gc=False):
         self.silent = 0
         if timestamp > self.mark:
             self.fresh += 1
+            self.late += timestamp <= self.mark + UNSURE
         elif timestamp > self.since:
             self.seen += 1
         elif timestamp > self.since - UNSURE:
@@ -74,12 +79,14 @@ class Reckoning(Struct, gc=False):
     def beat(self, processed: int, timestamp: float) -> int:
         """Close the span up to the last heartbeat; return how many events are missing since `base`."""
         missing = self.due - self.seen
+        if missing > max(self.told, self.unsure) + self.late:
+            self.told = missing
         if processed - self.base > self.due and not self.fresh:
             self.silent += 1
         self.seen += self.fresh
-        self.fresh = 0
+        self.fresh = self.late = 0
         self.due, self.mark = processed - self.base, timestamp
-        return missing if missing > self.unsure else 0
+        return self.told
 
 
 class Worker(Struct, gc=False):
@@ -187,7 +194,7 @@ class Worker(Struct, gc=False):
             self.events = False
             self._close_reckoning()
         elif self.events:
-            self.missed = min(max(self.missed, self.missed_before + missing), MOST_PROCESSED)
+            self.missed = min(self.missed_before + missing, MOST_PROCESSED)
 
     def _close_reckoning(self) -> None:
         self.missed_before, self.reckoning = self.missed, None

@@ -40,6 +40,24 @@ def test_each_start_that_may_have_been_counted_explains_one():
     assert told(*first, (4, 13), (6, 13)).missed == 3
 
 
+def test_a_start_that_was_counted_before_a_heartbeat_and_stamped_after_it_is_not_missed():
+    """A thread of the pool counts, acknowledges the message, and only then says that it started."""
+    started_late = [(0, 0), (1,), (2, 2), (2.6,), (4, 2), (6, 2)]
+    assert told(*started_late).missed == 0
+    assert told(*started_late, (7,), (8, 9), (10, 9)).missed == 6
+
+
+def test_what_is_missed_while_starts_come_all_the_time_is_told_late_and_in_full():
+    """One in nine is lost, and five of each beat come so soon after it that it may have counted them."""
+    busy = [
+        moment
+        for beat in range(10)
+        for moment in ((2 * beat, 9 * beat), *((2 * beat + n / 5,) for n in range(1, 9)))
+    ]
+    assert told(*busy).missed == 6
+    assert told(*busy, (20, 90), (22, 90)).missed == 10
+
+
 def test_what_the_worker_processed_and_we_did_not_hear_of_is_missed():
     worker = told((0, 0), (1,), (2, 1), (3,), (4, 11), (6, 11))
     assert worker.missed == 9

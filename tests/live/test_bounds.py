@@ -67,7 +67,8 @@ def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks)
         eventually(lambda: line in app.get(headers=SCRAPER, timeout=30).text, 120, what=line)  # noqa: B023
         most = max(most, process.memory_info().rss)
     publish_events(broker.url, *one_task(2))
-    until_equal(lambda: app.total("celery_tasks_total", task_name="made.up", state="SUCCESS"), 2)
+    # The page is long by now, and takes a client seconds to take apart.
+    until_equal(lambda: app.total("celery_tasks_total", task_name="made.up", state="SUCCESS"), 2, 60)
     samples = app.samples()
     assert samples.total("celery_tasks_total", state="FAILURE") == tasks
     assert samples.total("celery_tasks_total", task_name="made.up", worker="w@box", state="SUCCESS") == 2
