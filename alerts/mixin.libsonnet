@@ -181,7 +181,7 @@
       'tasks',
       'job:celery_tasks_orphaned:max > %(orphans)s',
       'Celery tasks of {{ $labels.job }} have lost their worker',
-      '{{ $value | humanize }} tasks were started, have not ended, and no worker says that it executes them.',
+      'Tasks that were started, have not ended, and that no worker says it executes: {{ printf "%%.0f" $value }}.',
     ),
 
     record('job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s', |||
@@ -254,7 +254,7 @@
       'overview',
       'max by (%(cluster)s, queue_name) (celery_queue_length) > %(queueDepth)s',
       'Celery queue {{ $labels.queue_name }} is long',
-      '{{ $value | humanize }} messages wait in it.',
+      '{{ printf "%%.0f" $value }} messages wait in it.',
       ['queue_name'],
     ),
 
@@ -270,7 +270,7 @@
         and max by (%(cluster)s, queue_name) (celery_queue_consumers) == 0
       |||,
       'Nobody consumes Celery queue {{ $labels.queue_name }}, which grows',
-      '{{ $value | humanize }} messages wait in it, more than there were 10 minutes ago, and no worker takes any.',
+      '{{ printf "%%.0f" $value }} messages wait in it, more than there were 10 minutes ago, and no worker takes any.',
       ['queue_name'],
     ),
 
@@ -319,7 +319,7 @@
         unless max by (%(cluster)s) (celery_broker_up) == 0
       |||,
       'No Celery worker is online in {{ $labels.job }}',
-      'Tasks are not executed.',
+      'No task has been executed for 2 minutes at least.',
     ),
 
     // One that says goodbye (a roll-out, scaling down) is heard after it was last seen up; one that dies is seen up
@@ -428,7 +428,7 @@
       'exporter',
       'max by (%(cluster)s) (increase(celery_exporter_series_folded_total[%(foldedWindow)s])) > 0',
       'The Celery exporter of {{ $labels.job }} has no room for more series',
-      '{{ $value | humanize }} times in the last %(foldedWindow)s a task or an exception was counted as other.',
+      '{{ printf "%%.0f" $value }} times in the last %(foldedWindow)s a task or an exception was counted as other.',
     ),
   ],
 }
