@@ -1,4 +1,4 @@
-"""The rules, without a server: they are those of the mixin, promtool takes them, they speak of what exists."""
+"""The rules, without a server: they are the mixin's, promtool takes them, they speak of what exists."""
 
 import json
 import re
