@@ -232,6 +232,13 @@ def test_every_alert_says_how_bad_it_is_what_it_is_and_where_to_look(name):
     assert {"job"} <= variables <= DASHBOARDS[uid], uid
 
 
+def test_the_dashboards_that_alerts_link_to_take_these_variables():
+    for file in (ROOT / "dashboards").glob("provisioning/celery-*.json"):
+        board = json.loads(file.read_text())
+        taken = {variable["name"] for variable in board["templating"]["list"]}
+        assert DASHBOARDS[board["uid"]] <= taken
+
+
 def test_an_alert_that_fires_leaves_no_placeholder_empty():
     for group in yaml.safe_load(CASES.read_text())["tests"]:
         for test in group["alert_rule_test"]:
