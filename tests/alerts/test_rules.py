@@ -92,6 +92,7 @@ OTHER_VALUES = {
     "clusterLabels": ["cluster", "job", "instance"],
     "periodicTasks": {"reports.nightly": 93_600},
     "exporterSelector": 'job="c"',
+    "taskSelector": 'worker!="",task_name!="other"',
     "longTasks": r"reports\..+",
     "broadcastTasks": "reload|clear",
 }
