@@ -18,7 +18,7 @@ from harness.webhook import Webhook
 from harness.workers import Worker
 from harness.workers import client as make_client
 
-from alerts.rulebook import ALERTS, RULES, seconds
+from .rulebook import ALERTS, RULES, seconds
 
 JOB = "celery"
 SILENT = "quiet"

@@ -6,13 +6,15 @@ import subprocess
 
 import pytest
 import yaml
+from celery.worker.control import Panel
 from harness.processes import ROOT, TESTS, need
 
-from alerts import rulebook
-from alerts.rulebook import ALERTS, CASES, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS
 from celery_exporter.core.facts import State
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import native
+
+from . import rulebook
+from .rulebook import ALERTS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS
 
 CONTRACT = {
     alert["name"]: alert
@@ -176,7 +178,7 @@ def test_no_case_is_of_an_alert_that_is_gone():
 # -- names and labels ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("promql", [*RECORDS.values(), *(rule["expr"] for rule in ALERTS.values())])
+@pytest.mark.parametrize("promql", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_every_metric_label_and_state_exists(promql):
     known = {**LABELS, **{record: rulebook.grouped_by(expr) for record, expr in RECORDS.items()}}
     there = set(TARGET)
@@ -191,7 +193,7 @@ def test_every_metric_label_and_state_exists(promql):
     assert rulebook.grouped_by(promql) <= there
 
 
-@pytest.mark.parametrize("promql", [*RECORDS.values(), *(rule["expr"] for rule in ALERTS.values())])
+@pytest.mark.parametrize("promql", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_a_counter_is_read_through_its_growth_only(promql):
     """Counters fall when the exporter begins anew; `0 *` and `unless` ask only whether one is there."""
     bare = re.sub(r"(?:rate|increase)\([^()]*\)|0 \* \w+|unless on \([^)]*\) \w+_total", "", promql)
@@ -292,6 +294,12 @@ def test_the_runbooks_speak_of_metrics_options_alerts_and_settings_that_exist():
     ours = {f"--{option.name}" for option in OPTIONS}
     theirs = {"--app", "--destination", "--since", "--previous", "--dump", "--without-heartbeat", "--pid"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= ours | theirs
+
+
+def test_the_runbooks_ask_workers_what_they_can_answer():
+    asked = set(re.findall(r"celery --app \$APP (?:inspect|control) (\w+)", RUNBOOKS.read_text()))
+    assert asked
+    assert asked <= set(Panel.data)
 
 
 # -- what the exporter and the rules have to agree on --------------------------------------------------
