@@ -7,7 +7,7 @@ DEMO_PORT ?= 9808
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format truth faults fuzz mutants golden bench lock servers clean
+.PHONY: help demo test lint format truth faults fuzz mutants golden alerts bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,10 +54,13 @@ golden: .venv/synced  ## write golden texts and the README's tables anew, after 
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py
 	git diff --stat
 
+alerts:  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
+	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
+
 bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
 	$(PY) benchmarks/bench.py
 
-servers:  ## redis-server, rabbitmq-server, prometheus and alertmanager, for the tests
+servers:  ## redis-server, rabbitmq-server, prometheus, alertmanager and jsonnet, for the tests
 	@tests/install-servers.sh
 
 lock:  ## newest versions that fit, pinned with their hashes
