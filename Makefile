@@ -7,7 +7,7 @@ DEMO_PORT ?= 9808
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format truth faults fuzz mutants golden bench lock servers clean
+.PHONY: help demo test lint format truth faults fuzz mutants golden dashboards bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,10 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 golden: .venv/synced  ## write golden texts and the README's tables anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py
 	git diff --stat
+
+dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, after a change that is meant
+	$(PY) -m dashboards
+	git diff --stat dashboards
 
 bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
 	$(PY) benchmarks/bench.py
