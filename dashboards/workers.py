@@ -75,7 +75,7 @@ BOARD = Board(
             table(
                 "Workers",
                 "What each worker says of itself. Active, pool and memory are empty for one that is down; "
-                "prefetch is empty where it has no limit.",
+                "prefetch is empty where it has no limit. Restarts are those of the time shown.",
                 Column("Worker", "worker"),
                 [
                     Column(
@@ -88,7 +88,7 @@ BOARD = Board(
                     Column("Active", each("celery_worker_active_tasks")),
                     Column("Pool size", each("celery_worker_pool_size")),
                     Column("Prefetch", each("celery_worker_prefetch_limit")),
-                    Column("Restarts", each("celery_worker_restarts_total")),
+                    Column("Restarts", each("increase(celery_worker_restarts_total[$__range])")),
                     Column("Clock skew", each("celery_worker_clock_skew_seconds"), SECONDS),
                     Column(
                         "Heard", q.since("celery_worker_last_heartbeat_timestamp_seconds", "worker"), SECONDS
