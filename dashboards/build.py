@@ -169,7 +169,6 @@ def _variable(name: str) -> sdk.QueryVariable:
         .label(title)
         .datasource(SOURCE)
         .query({"qryType": 1, "query": query, "refId": name})
-        .definition(query)
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
@@ -196,9 +195,19 @@ def _panel_link(title: str, uid: str) -> model.DashboardLink:
 
 
 def _json(built: model.Dashboard) -> Json:
-    """Return plain JSON, without what the SDK puts in to no effect."""
+    """Return plain JSON, without defaults of the SDK that Grafana's types do not know or that do harm."""
     dashboard: Json = json.loads(JSONEncoder().encode(built))
-    for links in (dashboard["links"], *(panel.get("links", []) for panel in dashboard["panels"])):
-        for link in links:
-            del link["placement"]  # it would move them into a menu
+    panels = dashboard["panels"]
+    _drop(dashboard["templating"]["list"], "auto", "auto_min", "auto_count")
+    _drop(
+        [panel.get("options", {}) for panel in panels if panel["type"] == "table"], "footer", "showTypeIcons"
+    )
+    # The SDK's placement would move links into a menu.
+    _drop([link for shown in (dashboard, *panels) for link in shown.get("links", ())], "placement")
     return dashboard
+
+
+def _drop(objects: list[Json], *names: str) -> None:
+    for one in objects:
+        for name in names:
+            one.pop(name, None)

@@ -1,7 +1,7 @@
 """No panel is empty: each query, as Grafana would send it, has data from a real run of the demo.
 
-Once with everything chosen, once with one job, queue, task and worker. What legends and columns name has to be
-there too.
+Once with everything chosen, once with one job, queue, task and worker. What legends and columns name has to
+be there too.
 """
 
 import math
