@@ -20,6 +20,7 @@ CHOICES = {
     },
     "one": {"job": JOB, "queue": "emails", "task": "mail.send", "worker": "emails@demo"},
 }
+FALLBACK = r" or (?=0 \* |max by )"
 LONG = 45.0  # seconds for what happens now and then, on two busy cores
 
 
@@ -46,6 +47,16 @@ def test_a_panel_has_data(prometheus, panel, target, choice):
         columns = organised(panel)
         labels = set().union(*found)
         assert labels <= columns, f"columns without a name: {labels - columns}"
+
+
+STANDING_IN = sorted({target["expr"] for _, _, target in targets() if re.search(FALLBACK, target["expr"])})
+
+
+@pytest.mark.parametrize("query", STANDING_IN)
+def test_what_has_a_fallback_has_data_without_it(prometheus, query):
+    """It stands in where 0 is the truth; it must not hide that the rest never says anything."""
+    first = filled_in(re.split(FALLBACK, query)[0], "all")
+    eventually(lambda: numbers(prometheus, first), LONG, every=0.5, what=first)
 
 
 @pytest.mark.parametrize(
