@@ -8,10 +8,10 @@ import math
 import re
 
 import pytest
+from harness.demo import JOB, watched_demo
 from harness.waiting import eventually
 
 from dashboards.committed import BOARDS, label, panels, targets, variables
-from dashboards.conftest import JOB
 
 WINDOWS = {"__rate_interval": "15s", "__range": "1m"}  # Prometheus scrapes each second here
 CHOICES = {
@@ -22,6 +22,12 @@ CHOICES = {
 }
 FALLBACK = r" or (?=0 \* |max by )"
 LONG = 45.0  # seconds for what happens now and then, on two busy cores
+
+
+@pytest.fixture(scope="module")
+def prometheus(redis_server, tmp_path_factory):
+    with watched_demo(tmp_path_factory.mktemp("demo"), redis_server.clean()) as server:
+        yield server
 
 
 def filled_in(query: str, choice: str) -> str:

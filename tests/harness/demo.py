@@ -1,22 +1,23 @@
-"""The demo's workers and client on a broker of the tests, an exporter with all it can show, Prometheus."""
+"""The demo on a broker of the tests, watched by an exporter that has all to show, and by Prometheus."""
+
+from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import pytest
 from harness.exporter import Exporter, clean_environment
 from harness.processes import Process
-from harness.servers import Prometheus, RedisServer
+from harness.servers import Prometheus
 from harness.waiting import eventually
 
 JOB = "celery"
 QUEUES = ("emails", "reports")
 
 
-class Demo(Process):
+class Part(Process):
     """A module of the demo, which reads the broker's URL from its environment."""
 
     deadline = 40.0
@@ -38,33 +39,31 @@ class Demo(Process):
         return self.sign in self.text()
 
 
-def worker(folder: Path, url: str, queue: str) -> Demo:
-    """Start it as `celery-exporter demo` does."""
+def worker(folder: Path, url: str, queue: str) -> Part:
+    """Return one as `celery-exporter demo` starts it."""
     command = (
         f"celery -A celery_exporter.demo.tasks worker -n {queue}@demo -Q {queue} -c 2 -E --loglevel INFO"
     )
     quiet = "--without-gossip --without-mingle"
-    return Demo(folder, url, *command.split(), *quiet.split(), sign=f"{queue}@demo ready.")
+    return Part(folder, url, *command.split(), *quiet.split(), sign=f"{queue}@demo ready.")
 
 
-@pytest.fixture(scope="module")
-def prometheus(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Return a Prometheus that scrapes the exporter while the demo's client sends its tasks."""
-    url = redis_server.clean()
-    folder = tmp_path_factory.mktemp("demo")
+@contextmanager
+def watched_demo(folder: Path, url: str) -> Iterator[Prometheus]:
+    """Yield a Prometheus that scrapes the exporter while the demo's client sends its tasks."""
     web = folder / "web.yml"
     web.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
     with ExitStack() as stack:
         files = ("--web.config.file", str(web), "--state-file", str(folder / "state"))
         exporter = Exporter(folder / "exporter", url, *files)
         stack.enter_context(exporter).connected()
-        server = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
-        started: list[Process] = [server, *(worker(folder / queue, url, queue) for queue in QUEUES)]
+        prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
+        started: list[Process] = [prometheus, *(worker(folder / queue, url, queue) for queue in QUEUES)]
         for process in started:
             stack.callback(process.kill)
             process.start()
         for process in started:
             process.wait_ready()
-        stack.enter_context(Demo(folder / "client", url, "celery_exporter.demo.client"))
-        eventually(lambda: server.query("celery_workers_online == 2"), 30)
-        yield server
+        stack.enter_context(Part(folder / "client", url, "celery_exporter.demo.client"))
+        eventually(lambda: prometheus.query("celery_workers_online == 2"), 30)
+        yield prometheus
