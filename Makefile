@@ -7,7 +7,7 @@ DEMO_PORT ?= 9808
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format truth faults fuzz mutants golden dashboards bench lock servers clean
+.PHONY: help demo test lint format truth faults fuzz mutants golden dashboards screenshots bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,11 @@ dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, afte
 	$(PY) -m dashboards
 	git diff --stat dashboards
 
+screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from six minutes of the demo
+	@for program in node npm chromium; do \
+	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
+	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
+
 bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
 	$(PY) benchmarks/bench.py
 
@@ -69,4 +74,4 @@ lock:  ## newest versions that fit, pinned with their hashes
 	  --no-annotate --upgrade --extra demo --group dev -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules

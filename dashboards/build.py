@@ -174,7 +174,7 @@ def _variable(name: str) -> sdk.QueryVariable:
         .multi(True)
         .include_all(True)
         .all_value(ALL.get(name, ".*"))
-        .current(model.VariableOption(selected=True, text="All", value="$__all"))
+        .current(model.VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
 
 

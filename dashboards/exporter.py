@@ -63,7 +63,7 @@ BOARD = Board(
                 "sum(celery_exporter_series)",
             ),
             stat(
-                "Unacknowledged messages",
+                "Unacknowledged",
                 PLAIN,
                 "Messages that workers hold and have not acknowledged, of all queues. Only Redis tells.",
                 "sum(celery_broker_unacked_messages)",
@@ -72,7 +72,7 @@ BOARD = Board(
             stat(
                 "Collectors",
                 PLAIN,
-                "Whether the last run of each collector (queues, roster) succeeded.",
+                "Whether the last run of each collector (queues, roster, state file) succeeded.",
                 "min(celery_exporter_collector_success)",
                 meanings={0: ("one fails", "red"), 1: ("fine", "green")},
                 none="none ran",
@@ -153,7 +153,7 @@ BOARD = Board(
         "Collectors and files": [
             table(
                 "Collectors",
-                "What asks brokers and workers in the background, and how its last run went.",
+                "What runs in the background, asking brokers and workers and writing files, and how it went.",
                 Column("Collector", "collector"),
                 [
                     Column("Fine", "min by (collector) (celery_exporter_collector_success)", meanings=YES),

@@ -191,8 +191,10 @@ def table(  # noqa: PLR0913
         else:
             names[column.source] = column.name
         panel = panel.override_by_name(column.name, _of_column(column))
+    of_key = [_property("custom.minWidth", 160)]  # names are longer than numbers
     if link:
-        panel = panel.override_by_name(key.name, [_property("links", [_data_link(key, link)])])
+        of_key.append(_property("links", [_data_link(key, link)]))
+    panel = panel.override_by_name(key.name, of_key)
     shown = [source for source in names if source != "Time"]
     order = {names[source]: source for source in shown}
     options = {
@@ -205,6 +207,7 @@ def table(  # noqa: PLR0913
     }
     return (
         panel.show_header(True)
+        .min_width(60)
         .cell_height(common.TableCellHeight.SM)
         .with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
         .with_transformation(model.DataTransformerConfig(id_val="organize", options=options))

@@ -44,8 +44,8 @@ def test_what_is_committed_is_what_the_code_makes(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for variant in VARIANTS:
-        made = {path.name: path.read_text() for path in (tmp_path / variant).iterdir()}
-        committed = {path.name: path.read_text() for path in (FOLDER / variant).iterdir()}
+        made = {path.name: path.read_text() for path in (tmp_path / variant).glob("*.json")}
+        committed = {path.name: path.read_text() for path in (FOLDER / variant).glob("*.json")}
         assert made == committed
 
 
