@@ -7,7 +7,7 @@ DEMO_PORT ?= 9808
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format truth faults fuzz mutants golden alerts bench lock servers clean
+.PHONY: help demo test lint format truth faults fuzz mutants golden dashboards screenshots alerts bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,15 @@ golden: .venv/synced  ## write golden texts and the README's tables anew, after 
 alerts:  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
 	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
 
+dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, after a change that is meant
+	$(PY) -m dashboards
+	git diff --stat dashboards
+
+screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from six minutes of the demo
+	@for program in node npm chromium; do \
+	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
+	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
+
 bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
 	$(PY) benchmarks/bench.py
 
@@ -68,4 +77,4 @@ lock:  ## newest versions that fit, pinned with their hashes
 	  --no-annotate --upgrade --extra demo --group dev -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules

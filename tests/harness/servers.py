@@ -236,9 +236,16 @@ class Prometheus(Process):
             return True
         return False
 
-    def query(self, promql: str) -> list[dict[str, Any]]:
+    def query(self, promql: str, at: float | None = None) -> list[dict[str, Any]]:
         """Return the samples of an instant query: [{"metric": labels, "value": [time, text]}, ...]."""
-        result: list[dict[str, Any]] = self._api("/api/v1/query", query=promql)["result"]
+        moment = {} if at is None else {"time": f"{at:.3f}"}
+        result: list[dict[str, Any]] = self._api("/api/v1/query", query=promql, **moment)["result"]
+        return result
+
+    def query_range(self, promql: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        """Return the series of a range query: [{"metric": labels, "values": [[time, text], ...]}, ...]."""
+        window = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        result: list[dict[str, Any]] = self._api("/api/v1/query_range", query=promql, **window)["result"]
         return result
 
     def rules(self) -> list[dict[str, Any]]:
