@@ -41,7 +41,7 @@ def python_for_all() -> Path:
         missing("the right to become another user, which root has,")
     for python in (Path(sys.base_prefix, "bin", "python3"), Path("/usr/bin/python3")):
         trial = [
-            *"setpriv --reuid=65532 --regid=65532 --clear-groups".split(),
+            *["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups"],
             python,
             "-c",
             "import ensurepip",
