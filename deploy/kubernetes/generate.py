@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make what Kubernetes needs from `alerts/` and `dashboards/`: a PrometheusRule, and ConfigMaps for Grafana.
 
-kustomize reads no files outside of its own folder, so what makes the ConfigMaps stands beside the dashboards, and
-the rules are copied. Commit both; a test holds that they are current.
+kustomize reads no files outside of its own folder, so what makes the ConfigMaps stands beside the dashboards,
+and the rules are copied. Commit both; a test holds that they are current.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ metadata:
     app.kubernetes.io/name: celery-exporter
 spec:
 """
-#: One each, for an object that kubectl applies may be of 256 KiB at most. Grafana's sidecar finds them by their label,
-#: and would keep the old one beside the new one if the name had a hash in it.
+#: One each, for an object that kubectl applies may be of 256 KiB at most. Grafana's sidecar finds them by their
+#: label, and would keep the old one beside the new one if the name had a hash in it.
 DASHBOARDS = """\
 # Made by deploy/kubernetes/generate.py from the files here: make golden. deploy/kubernetes takes it in.
 apiVersion: kustomize.config.k8s.io/v1beta1

@@ -1,4 +1,4 @@
-"""The manifests: built by kustomize, held against the schemas of Kubernetes, of its operators, and our settings."""
+"""The manifests: built by kustomize, held against the schemas of Kubernetes and operators, and our settings."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_verify_would_say_it(installed):
     )
     said = analyze("verify", "--man=no", "--recursive-errors=no", installed).stderr
     assert "ProtectHum" in said
-    assert "ProtectHome" in said
+    assert "protect home" in said
 
 
 def test_its_exposure_is_low():
