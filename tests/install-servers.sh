@@ -12,7 +12,6 @@ declare -A package=(
   [promtool]=prometheus
   [prometheus-alertmanager]=prometheus-alertmanager
   [faketime]=faketime
-  [kubectl]=kubernetes-client
   [node]=nodejs
   [npm]=npm
   [systemd-analyze]=systemd

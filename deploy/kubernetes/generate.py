@@ -22,8 +22,8 @@ metadata:
     app.kubernetes.io/name: celery-exporter
 spec:
 """
-#: One each, for an object that kubectl applies may be of 256 KiB at most. Grafana's sidecar finds them by their
-#: label, and would keep the old one beside the new one if the name had a hash in it.
+#: One each, for an object that kubectl applies may be of 256 KiB at most. Grafana's sidecar finds them by
+#: their label, and would keep the old one beside the new one if the name had a hash in it.
 DASHBOARDS = """\
 # Made by deploy/kubernetes/generate.py from the files here: make golden. deploy/kubernetes takes it in.
 apiVersion: kustomize.config.k8s.io/v1beta1

@@ -15,7 +15,7 @@ import pytest
 from harness.dockerfile import Build, context, installed, steps
 from harness.exporter import Exporter
 from harness.guarded import nobody
-from harness.processes import ROOT, free_port, missing
+from harness.processes import ROOT, free_port, missing, need
 
 import celery_exporter
 
@@ -75,10 +75,7 @@ def container(build, tmp_path):
 
 
 def test_hadolint_has_nothing_to_say():
-    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    done = subprocess.run(
-        [hadolint or missing("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([need("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("", 0)
 
 
