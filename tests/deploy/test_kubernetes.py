@@ -173,7 +173,7 @@ def test_the_schemas_see_what_is_wrong(complaints):
     del scaled["spec"]["triggers"]
     assert complaints([monitor, scaled]) == [
         "PodMonitor celery-exporter: unknown: spec.podMetricsEndpoints.0.pott",
-        "ScaledObject celery-worker-emails: data/spec must have required property 'triggers'",
+        "ScaledObject celery-worker-emails: data/spec must have required property triggers",
     ]
 
 
