@@ -52,6 +52,7 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 
 golden: .venv/synced  ## write golden texts and the README's tables anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py
+	$(PY) deploy/kubernetes/generate.py
 	git diff --stat
 
 alerts:  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)

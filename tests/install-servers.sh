@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The servers that the tests start (on ports and in folders of their own), and some tools: installed when they are
+# The servers that the tests start (on ports and in folders of their own), and tools: installed when they are
 # missing and we are root on Debian, named otherwise. Debian starts a service when it installs it;
 # the policy file keeps it from doing so, so that a test run leaves no server behind.
 set -euo pipefail
@@ -13,6 +13,9 @@ declare -A package=(
   [prometheus-alertmanager]=prometheus-alertmanager
   [faketime]=faketime
   [jsonnet]=jsonnet
+  [node]=nodejs
+  [npm]=npm
+  [systemd-analyze]=systemd
 )
 missing=()
 for command in "${!package[@]}"; do
