@@ -1,4 +1,4 @@
-# The exporter alone, as a user that owns nothing. It writes nothing either, so --read-only is fine.
+# The last stage is the exporter alone, as a user that owns nothing. It writes nothing either, so --read-only is fine.
 #
 #   docker build -t celery-exporter --build-arg REVISION="$(git rev-parse HEAD)" .
 #   docker run --read-only --cap-drop ALL -p 9808:9808 -e CELERY_BROKER_URL=redis://redis:6379/0 celery-exporter
@@ -24,6 +24,14 @@ COPY celery_exporter celery_exporter
 RUN uv build --wheel --require-hashes --build-constraints requirements.lock --out-dir wheels . \
     && uv pip install --python /opt/celery-exporter --compile-bytecode --no-deps wheels/*.whl \
     && mkdir state
+
+# For docker-compose.yml: the demo's workers and client, with what it takes to keep results in Postgres.
+FROM build AS demo
+RUN uv pip install --python /opt/celery-exporter --compile-bytecode --only-binary :all: \
+        --require-hashes --constraints requirements.lock --group results
+ENV PATH=/opt/celery-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+USER 65532:65532
+CMD ["celery", "--app", "celery_exporter.demo.tasks", "worker", "--task-events", "--queues", "emails,reports"]
 
 FROM python:${PYTHON}-slim-bookworm
 ARG PYTHON
