@@ -31,7 +31,6 @@ RUN uv pip install --python /opt/celery-exporter --compile-bytecode --only-binar
         --require-hashes --constraints requirements.lock --group results
 ENV PATH=/opt/celery-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
-CMD ["celery", "--app", "celery_exporter.demo.tasks", "worker", "--task-events", "--queues", "emails,reports"]
 
 FROM python:${PYTHON}-slim-bookworm
 ARG PYTHON

@@ -4,10 +4,11 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DEMO_SECONDS ?=
 DEMO_PORT ?= 9808
+STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format truth faults fuzz mutants golden dashboards screenshots alerts bench lock servers clean
+.PHONY: help demo stack test lint format truth faults fuzz mutants golden dashboards screenshots alerts bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +25,9 @@ help:  ## this list
 
 demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; Ctrl-C (or DEMO_SECONDS=20) ends it
 	@exec .venv/bin/celery-exporter demo --port $(DEMO_PORT) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
+
+stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or STACK_SECONDS=60) ends it
+	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
 test: .venv/synced servers lint  ## everything, on real brokers, half of it at a time
 	$(PY) -m pytest -n 2 --dist loadfile
@@ -70,7 +74,7 @@ screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from si
 bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
 	$(PY) benchmarks/bench.py
 
-servers:  ## redis-server, rabbitmq-server, prometheus, alertmanager and jsonnet, for the tests
+servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh
 
 lock:  ## newest versions that fit, pinned with their hashes

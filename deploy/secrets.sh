@@ -15,10 +15,9 @@ cd "$folder"
 umask 022
 
 put() { # NAME: what comes in, unless there is something already
-  if [ ! -e "$1" ]; then
-    cat >"$1.new"
-    mv "$1.new" "$1"
-  fi
+  cat >"$1.new"
+  [ -e "$1" ] || mv "$1.new" "$1"
+  rm -f "$1.new"
 }
 random() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; } # fits into a URL as it is
 

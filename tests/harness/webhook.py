@@ -12,16 +12,21 @@ if TYPE_CHECKING:
 
 
 class Webhook:
-    """`with Webhook() as pager`: its `url` takes alerts, `alerts` is what came, in the order it came."""
+    """`with Webhook() as pager`: its `url` takes alerts, `alerts` is what came, in the order it came.
+
+    `bodies` is all of it: what is sent to Slack or PagerDuty has a form of its own, without `alerts`.
+    """
 
     def __init__(self) -> None:
         self.alerts: list[dict[str, Any]] = []
-        alerts = self.alerts
+        self.bodies: list[dict[str, Any]] = []
+        alerts, bodies = self.alerts, self.bodies
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                alerts.extend(json.loads(body)["alerts"])
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                bodies.append(body)
+                alerts.extend(body.get("alerts", []))
                 self.send_response(200)
                 self.end_headers()
 
