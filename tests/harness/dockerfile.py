@@ -133,7 +133,7 @@ class Build:
             self.root.mkdir()
 
     def _python(self, stage: str) -> Path:
-        """Make the base image's Python, with a pip and nothing else; a stage that is not made of another begins with it."""
+        """Make the base image's Python, with a pip and nothing else, for a stage that begins with that."""
         base = self.folder / f"python-{stage}"
         subprocess.run([self.python, "-m", "venv", base], check=True)
         return base / "bin"
