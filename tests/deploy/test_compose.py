@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -51,7 +52,9 @@ def environment(service) -> dict[str, str]:
 
 
 def run(*command, **more):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE")}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE", "CELERY"))
+    }
     return subprocess.run(
         command, cwd=ROOT, env=inherited | more, capture_output=True, text=True, timeout=60, check=False
     )
@@ -63,11 +66,10 @@ def test_it_is_of_the_compose_specification():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("targets", ["celery", "celery-rabbitmq"])
 @pytest.mark.parametrize("profile", ["", *PROFILES])
-def test_docker_compose_takes_it(profile, targets):
+def test_docker_compose_takes_it(profile):
     chosen = ["--profile", profile] if profile else []
-    done = run(need("docker-compose"), *chosen, "config", CELERY_TARGETS=targets)
+    done = run(need("docker-compose"), *chosen, "config")
     assert (done.stderr, done.returncode) == ("", 0)
     assert yaml.safe_load(done.stdout)["services"].keys() == SERVICES.keys()
 
@@ -221,3 +223,33 @@ def test_a_worker_is_asked_by_the_name_that_it_has():
             node = re.search(r"-n (\S+)", service["command"])
             assert node
             assert service["healthcheck"]["test"][-1] == node[1]
+
+
+SHOW = """
+from celery_exporter.demo.tasks import app, ledger
+print(app.conf.broker_url, app.conf.result_backend, app.conf.task_ignore_result)
+print(ledger()._redis.connection_pool.connection_kwargs["host"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("worker", "redis://:pw@redis/0 None True redis"),
+        ("worker-rabbitmq", "amqp://pw@rabbitmq// None True redis"),
+        ("worker-postgres", "redis://:pw@redis/0 db+postgresql+psycopg://pw@postgres/celery False redis"),
+    ],
+)
+def test_the_demo_reads_its_urls_from_the_files(name, shown, tmp_path):
+    urls = {
+        "redis_url": "redis://:pw@redis/0",
+        "rabbitmq_url": "amqp://pw@rabbitmq//",
+        "postgres_url": "db+postgresql+psycopg://pw@postgres/celery",
+    }
+    for secret, url in urls.items():
+        (tmp_path / secret).write_text(url + "\n")
+    files = {
+        variable: path.replace("/run/secrets", str(tmp_path))
+        for variable, path in SERVICES[name]["environment"].items()
+    }
+    assert run(sys.executable, "-c", SHOW, **files).stdout.split() == shown.split()
