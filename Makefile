@@ -4,10 +4,11 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 DEMO_SECONDS ?=
 DEMO_PORT ?= 9808
+STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo test lint format truth faults fuzz mutants golden bench lock servers clean
+.PHONY: help demo stack test lint format truth faults fuzz mutants golden dashboards screenshots alerts bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +25,9 @@ help:  ## this list
 
 demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; Ctrl-C (or DEMO_SECONDS=20) ends it
 	@exec .venv/bin/celery-exporter demo --port $(DEMO_PORT) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
+
+stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or STACK_SECONDS=60) ends it
+	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
 test: .venv/synced servers lint  ## everything, on real brokers, half of it at a time
 	$(PY) -m pytest -n 2 --dist loadfile
@@ -52,17 +56,30 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 
 golden: .venv/synced  ## write golden texts and the README's tables anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py
+	$(PY) deploy/kubernetes/generate.py
 	git diff --stat
+
+alerts:  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
+	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
+
+dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, after a change that is meant
+	$(PY) -m dashboards
+	git diff --stat dashboards
+
+screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from six minutes of the demo
+	@for program in node npm chromium; do \
+	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
+	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
 
 bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
 	$(PY) benchmarks/bench.py
 
-servers:  ## redis-server, rabbitmq-server, prometheus and alertmanager, for the tests
+servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh
 
 lock:  ## newest versions that fit, pinned with their hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	  --no-annotate --upgrade --extra demo --group dev -o requirements.lock pyproject.toml
+	  --no-annotate --upgrade --extra demo --group dev --group results -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules

@@ -14,7 +14,8 @@ import click
 from celery_exporter import __version__
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.options import OPTIONS, Option
-from celery_exporter.settings import BadSettingError, Settings, load
+from celery_exporter.sdnotify import STOPPING, Notifier
+from celery_exporter.settings import BadSettingError, Listener, Settings, load, load_listener
 
 log = logging.getLogger("celery_exporter")
 
@@ -94,6 +95,36 @@ def demo(context: click.Context, port: int, seconds: float | None) -> None:
     context.exit(run(port, seconds))
 
 
+@click.pass_context
+def _healthcheck(context: click.Context, /, **argv: Any) -> None:
+    """Ask the exporter here if it is well: exit code 0, or 1.
+
+    For container engines. It takes these options as the exporter does, from the same environment; the broker
+    is not asked.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    from celery_exporter.web.healthcheck import ask  # noqa: PLC0415  the exporter does not need it
+
+    before = context.parent.params if context.parent else {}
+    try:
+        well, line = ask(load_listener({key: argv[key] or before.get(key) for key in argv}, os.environ))
+    except BadSettingError as error:  # container engines know 0 and 1
+        well, line = False, str(error)
+    if well:
+        click.echo(line)
+    context.exit(0 if well else _fail(line, EXIT_FAILED))
+
+
+_command.add_command(
+    click.Command(
+        "healthcheck",
+        callback=_healthcheck,
+        params=[_parameter(option) for option in OPTIONS if option.key in Listener.__struct_fields__],
+        help=_healthcheck.__doc__,
+    )
+)
+
+
 def serve(settings: Settings) -> int:
     """Run the exporter until SIGTERM or SIGINT; return the exit code."""
     # What follows takes half a second to import, which --help and a wrong value need not wait for.
@@ -128,7 +159,8 @@ def serve(settings: Settings) -> int:
 
     app = build(snapshot, monitor.is_ready, exposition, masked(settings.broker_url))
     scheme = "http" if protection().context is None else "https"
-    server = Server(guarded(app, protection), listener, protection)
+    notifier = Notifier(os.environ)
+    server = Server(guarded(app, protection), listener, protection, notifier)
     server.start()
     monitor.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
@@ -138,6 +170,7 @@ def serve(settings: Settings) -> int:
         found = signal.sigtimedwait(_ENDING, LOOK_EVERY)
         # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
         asked = found is not None and found.si_signo in _ENDING
+    notifier.send(STOPPING)
     deadline = time.monotonic() + STOP_TIMEOUT
     server.stop()
     monitor.stop()

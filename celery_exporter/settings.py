@@ -1,6 +1,6 @@
 """argv, environment and files → `Settings`, checked once by the rows of `OPTIONS`.
 
-Only `load` makes `Settings`, so whoever holds one need not check again.
+Only `load` makes `Settings` (and `load_listener` a `Listener`), so whoever holds one need not check again.
 """
 
 from __future__ import annotations
@@ -51,6 +51,25 @@ class Settings(Struct, frozen=True, kw_only=True):
     queue_wait_buckets: tuple[float, ...]
     log_level: str
     log_format: str
+
+
+class Listener(Struct, frozen=True, kw_only=True):
+    """Where the exporter listens: what those need to know who ask it something."""
+
+    host: str
+    port: int
+    web_config_file: Path | None
+
+
+def load_listener(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Listener:
+    """Return only where the exporter listens, by the same rules as `load`."""
+    return Listener(
+        **{
+            option.key: _value(option, argv.get(option.key), environ)
+            for option in OPTIONS
+            if option.key in Listener.__struct_fields__
+        }
+    )
 
 
 def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:

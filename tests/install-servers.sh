@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The servers that the tests start (on ports and in folders of their own), and two tools: installed when they are
+# The servers that the tests start (on ports and in folders of their own), and tools: installed when they are
 # missing and we are root on Debian, named otherwise. Debian starts a service when it installs it;
 # the policy file keeps it from doing so, so that a test run leaves no server behind.
 set -euo pipefail
@@ -11,7 +11,15 @@ declare -A package=(
   [prometheus]=prometheus
   [promtool]=prometheus
   [prometheus-alertmanager]=prometheus-alertmanager
+  [amtool]=prometheus-alertmanager
+  [prometheus-node-exporter]=prometheus-node-exporter
+  [prometheus-redis-exporter]=prometheus-redis-exporter
+  [docker-compose]=docker-compose
   [faketime]=faketime
+  [jsonnet]=jsonnet
+  [node]=nodejs
+  [npm]=npm
+  [systemd-analyze]=systemd
 )
 missing=()
 for command in "${!package[@]}"; do

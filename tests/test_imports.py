@@ -20,7 +20,7 @@ FLOORS = [
     ["cli"],
     ["demo"],
     ["web"],
-    ["exposition", "logs"],
+    ["exposition", "logs", "sdnotify"],
     ["monitor"],
     ["collector"],
     ["firsts", "statefile"],

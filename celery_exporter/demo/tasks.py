@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from celery import Celery, signals
@@ -17,10 +18,15 @@ from celery_exporter.demo.ledger import Ledger
 
 Decorator: TypeAlias = Callable[[Callable[..., None]], Any]
 
-app = Celery("demo")  # the broker is in CELERY_BROKER_URL, which Celery reads by itself
+# Celery reads the first two by itself, though not from files, which docker-compose.yml has for passwords.
+for setting in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "DEMO_LEDGER_URL"):
+    if file := os.environ.get(f"{setting}_FILE"):
+        os.environ[setting] = Path(file).read_text().strip()
+
+app = Celery("demo")
 app.conf.update(
     task_send_sent_event=True,  # the only event that names the queue
-    task_ignore_result=True,
+    task_ignore_result="CELERY_RESULT_BACKEND" not in os.environ,
     worker_prefetch_multiplier=2,  # leaves the backlog in the queue, where it can be seen
     broker_connection_retry_on_startup=True,
 )
@@ -73,7 +79,7 @@ def log_audit(_self: Any) -> None:
 @cache
 def ledger() -> Ledger:
     """Opened at the first use; redis-py opens new connections in a process that was forked."""
-    return Ledger(os.environ["CELERY_BROKER_URL"])
+    return Ledger(os.environ.get("DEMO_LEDGER_URL") or os.environ["CELERY_BROKER_URL"])
 
 
 def book(outcome: str, sender: Any, request: Any = None, **_: Any) -> None:

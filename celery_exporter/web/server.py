@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from celery_exporter.sdnotify import READY, WATCHDOG, Notifier
 from celery_exporter.web.connections import IDLE, Connection, Crowd
 from celery_exporter.web.protection import Protection, unprotected
 
@@ -59,10 +60,17 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server:
-    """Serves an ASGI application on a bound socket, with the TLS and the headers that `current` returns."""
+    """Serves an ASGI application on a bound socket, with the TLS and the headers that `current` returns.
+
+    `notifier` is told when it does, and hears from its event loop for as long as that turns.
+    """
 
     def __init__(
-        self, app: Any, bound: socket.socket, current: Callable[[], Protection] = unprotected
+        self,
+        app: Any,
+        bound: socket.socket,
+        current: Callable[[], Protection] = unprotected,
+        notifier: Notifier | None = None,
     ) -> None:
         self._bound = bound
         config = uvicorn.Config(
@@ -76,7 +84,7 @@ class Server:
             server_header=False,
             timeout_keep_alive=int(IDLE),
         )
-        self._server = _Server(config, current)
+        self._server = _Server(config, current, notifier or Notifier({}))
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
 
     def start(self) -> None:
@@ -102,8 +110,9 @@ class Server:
 class _Server(uvicorn.Server):
     """uvicorn's, but for how connections come and go: each is in the crowd from its first moment on."""
 
-    def __init__(self, config: uvicorn.Config, current: Callable[[], Protection]) -> None:
+    def __init__(self, config: uvicorn.Config, current: Callable[[], Protection], notifier: Notifier) -> None:
         super().__init__(config)
+        self._notifier = notifier
         self._current = current
         most = _most_connections()
         self._crowd = Crowd(most)
@@ -116,6 +125,8 @@ class _Server(uvicorn.Server):
             listener.setblocking(False)
             self._listen(listener)
         self.started = True
+        self._notifier.send(READY)
+        self._live()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more, and wait until the answers under way are read."""
@@ -146,6 +157,12 @@ class _Server(uvicorn.Server):
             self._short = False
             taken.setblocking(False)
             Connection(self.config, self.server_state, self._crowd, self._current).open(taken)
+
+    def _live(self) -> None:
+        # From the loop, not from a timer's thread: what is to be noticed is a loop that is stuck.
+        if self._notifier.every is not None and not self.should_exit:
+            self._notifier.send(WATCHDOG)
+            asyncio.get_running_loop().call_later(self._notifier.every, self._live)
 
     def _listen(self, listener: socket.socket) -> None:
         if not self.should_exit:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,7 +41,8 @@ def missing(what: str) -> NoReturn:
 
 def need(command: str) -> str:
     """Return the full path of a program that the test can't do without."""
-    path = os.pathsep.join((*MORE_PATH, os.environ.get("PATH", "")))
+    ours = str(Path(sys.executable).parent)  # what the lock file installed, whether it is activated or not
+    path = os.pathsep.join((ours, *MORE_PATH, os.environ.get("PATH", "")))
     return shutil.which(command, path=path) or missing(command)
 
 

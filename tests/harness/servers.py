@@ -1,4 +1,4 @@
-"""Brokers and Prometheus, each with its own port and folder, never the machine's own."""
+"""Brokers, Prometheus and Alertmanager, each with its own port and folder, never the machine's own."""
 
 import base64
 import contextlib
@@ -195,19 +195,30 @@ class RabbitServer(Process):
 
 
 class Prometheus(Process):
-    """A real Prometheus that scrapes one target each second."""
+    """A real Prometheus that scrapes one target each second, and tells an Alertmanager of alerts."""
 
     name = "prometheus"
 
-    def __init__(self, folder: Path, target: str, *, job: str = "celery") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        target: str,
+        *,
+        job: str = "celery",
+        rules: Path | None = None,
+        alertmanager: str | None = None,
+    ) -> None:
         super().__init__(folder)
         self.program = need("prometheus")
         self.port = free_port()
+        managers = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
         (folder / "prometheus.yml").write_text(
             json.dumps(  # JSON is YAML
                 {
                     "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
                     "scrape_configs": [{"job_name": job, "static_configs": [{"targets": [target]}]}],
+                    "rule_files": [str(rules)] if rules else [],
+                    "alerting": {"alertmanagers": managers},
                 }
             )
         )
@@ -225,10 +236,22 @@ class Prometheus(Process):
             return True
         return False
 
-    def query(self, promql: str) -> list[dict[str, Any]]:
+    def query(self, promql: str, at: float | None = None) -> list[dict[str, Any]]:
         """Return the samples of an instant query: [{"metric": labels, "value": [time, text]}, ...]."""
-        result: list[dict[str, Any]] = self._api("/api/v1/query", query=promql)["result"]
+        moment = {} if at is None else {"time": f"{at:.3f}"}
+        result: list[dict[str, Any]] = self._api("/api/v1/query", query=promql, **moment)["result"]
         return result
+
+    def query_range(self, promql: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        """Return the series of a range query: [{"metric": labels, "values": [[time, text], ...]}, ...]."""
+        window = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        result: list[dict[str, Any]] = self._api("/api/v1/query_range", query=promql, **window)["result"]
+        return result
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Return all rules, each with its health and last error."""
+        groups = self._api("/api/v1/rules")["groups"]
+        return [rule for group in groups for rule in group["rules"]]
 
     def targets(self) -> list[dict[str, Any]]:
         active: list[dict[str, Any]] = self._api("/api/v1/targets")["activeTargets"]
@@ -242,3 +265,38 @@ class Prometheus(Process):
 
     def _address(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
+
+
+class Alertmanager(Process):
+    """A real Alertmanager that passes each alert on to a webhook, at once, and says when it is over."""
+
+    name = "alertmanager"
+
+    def __init__(self, folder: Path, webhook: str) -> None:
+        super().__init__(folder)
+        self.program = need("prometheus-alertmanager")
+        self.port = free_port()
+        route = {"group_by": ["..."], "group_wait": "0s", "group_interval": "1s", "receiver": "webhook"}
+        receiver = {"name": "webhook", "webhook_configs": [{"url": webhook, "send_resolved": True}]}
+        (folder / "alertmanager.yml").write_text(json.dumps({"route": route, "receivers": [receiver]}))
+
+    def command(self) -> list[str]:
+        return [
+            self.program,
+            f"--config.file={self.folder / 'alertmanager.yml'}",
+            f"--storage.path={self.folder / 'data'}",
+            f"--web.listen-address={self.address}",
+            "--cluster.listen-address=",  # one alone
+        ]
+
+    def ready(self) -> bool:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://{self.address}/-/ready", timeout=5),
+        ):
+            return True
+        return False
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"

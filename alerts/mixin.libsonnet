@@ -1,0 +1,441 @@
+// Alert and recording rules for Celery, on the metrics of the native profile: the one source of celery.rules.yml.
+//
+//   local celery = (import 'mixin.libsonnet') + { _config+:: { queueDepth: 5000 } };
+//
+// Records stand in the group of the alerts that use them, so no alert sees the value of an evaluation before.
+// An exporter that is asked twice (two replicas on one broker) gives two of each series: gauges are taken by max or
+// min, ratios are the same, and what is the difference of two sums is made within an instance first.
+{
+  _config+:: {
+    // Labels that tell one Celery cluster (one broker) from another. Those that a series lacks do no harm. Add what
+    // your scrape configuration adds, such as 'cluster', or 'instance' where one job scrapes exporters of several brokers.
+    clusterLabels: ['job', 'namespace'],
+    // Targets whose absence is an alert; whatever else these alerts look at is found by its name.
+    exporterSelector: 'job=~".*celery.*"',
+
+    grafanaUrl: 'http://localhost:3000',
+    // Relative to the repository; the address of your copy makes links of them.
+    runbookUrl: 'docs/runbooks.md',
+
+    // Matchers of task counters. What moves into worker="" or task_name="other" when a worker or an idle task is given up
+    // looks like growth. It is in a window for less time than any `for`, so alerts stay silent, but rates have peaks:
+    // with --task-labels worker set 'worker!=""', with --series-ttl 'task_name!="other"'.
+    taskSelector: '',
+    // Regular expressions of task names: which run for long by intention, and which several workers each receive.
+    longTasks: '',
+    broadcastTasks: '',
+    // Task name → seconds within which it has to succeed again, for what Beat starts: { 'reports.nightly': 26 * 3600 }.
+    periodicTasks: {},
+
+    window: '5m',  // of rates
+    failureRatio: 0.10,  // of the tasks that ended in SUCCESS or FAILURE
+    retryRatio: 0.05,  // of the tasks that were started
+    redeliveryRatio: 0.10,  // of the tasks that were received
+    queueDepth: 1000,
+    meanRuntimeSeconds: 60,
+    queueWaitSeconds: 300,
+    oldestWaitingSeconds: 900,
+    stuckSeconds: 3600,
+    orphans: 0,
+    silenceSeconds: 120,  // without any event, heartbeats too
+    missedWindow: '15m',
+    missedRatio: 0.01,  // of the tasks that workers say they processed
+    foldedWindow: '1h',
+
+    // The exporter shows a dead worker for --purge-offline-worker-metrics: `for` has to be shorter, the window longer.
+    workerDownFor: '2m',
+    workerDownWindow: '15m',
+    clockSkewSeconds: 2,  // between the exporter and Prometheus
+  },
+
+  local config = $._config,
+  local words = { [name]: text(config[name]) for name in std.objectFields(config) } + {
+    cluster: std.join(', ', config.clusterLabels),
+    exporter: std.join(', ', std.filter(function(label) label != 'instance', config.clusterLabels) + ['instance']),
+    tasks: selector(counted),
+    receivedTasks: selector(['state="RECEIVED"'] + counted),
+    shortTasks: selector(butNot(config.longTasks)),
+    startedShortTasks: selector(['state="STARTED"'] + butNot(config.longTasks)),
+    noBroadcasts: selector(butNot(config.broadcastTasks)),
+  },
+  // %g of 0 is an error in jsonnet 0.18, and %s of 0.1 is 0.10000000000000001.
+  local text(value) = if !std.isNumber(value) then value else if value == std.floor(value) then '%d' % value else '%g' % value,
+  local counted = if config.taskSelector == '' then [] else [config.taskSelector],
+  local butNot(tasks) = if tasks == '' then [] else ['task_name!~' + std.escapeStringJson(tasks)],
+  local selector(matchers) = if matchers == [] then '' else '{%s}' % std.join(',', matchers),
+
+  local record(name, expr, labels={}) = {
+    record: name % words,
+    expr: expr % words,
+    [if labels != {} then 'labels']: labels,
+  },
+
+  // Dashboards by uid, and the variables by which they show what an alert is about.
+  local variables = { job: 'job', queue_name: 'queue', task_name: 'task', worker: 'worker' },
+  local link(dashboard, about) = '%s/d/celery-%s?%s' % [
+    config.grafanaUrl,
+    dashboard,
+    std.join('&', ['var-%s={{ $labels.%s | urlquery }}' % [variables[label], label] for label in ['job'] + about]),
+  ],
+
+  // `about` are the labels that an alert has besides those of the cluster.
+  local alert(name, severity, pending, dashboard, expr, summary, description, about=[]) = {
+    alert: name,
+    expr: expr % words,
+    'for': pending,
+    labels: { severity: severity },
+    annotations: {
+      summary: summary,
+      description: description % words,
+      runbook_url: '%s#%s' % [config.runbookUrl, std.asciiLower(name)],
+      dashboard_url: link(dashboard, about),
+    },
+  },
+
+  prometheusAlerts+:: {
+    groups+: [
+      { name: 'celery-tasks', rules: tasks },
+      { name: 'celery-periodic', rules: periodic },
+      { name: 'celery-queues', rules: queues },
+      { name: 'celery-workers', rules: workers },
+      { name: 'celery-exporter', rules: exporter },
+    ],
+  },
+
+  local tasks = [
+    record('job_state:celery_tasks:rate%(window)s', |||
+      sum by (%(cluster)s, state) (rate(celery_tasks_total%(tasks)s[%(window)s]))
+    |||),
+
+    // REVOKED tasks never ran, and Celery says FAILURE as well for those that are REJECTED for good.
+    record('job:celery_task_failures_per_finished:ratio_rate%(window)s', |||
+      sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state="FAILURE"})
+      /
+      (sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state=~"SUCCESS|FAILURE"}) > 0)
+    |||),
+    // A failure is in the window for less time than `for`, so no single one fires, however few tasks there are.
+    alert(
+      'CeleryHighFailureRate',
+      'critical',
+      '5m',
+      'tasks',
+      'job:celery_task_failures_per_finished:ratio_rate%(window)s > %(failureRatio)s',
+      'Celery tasks fail in {{ $labels.job }}',
+      '{{ $value | humanizePercentage }} of the tasks that finished in the last %(window)s failed.',
+    ),
+
+    record('job:celery_task_retries_per_started:ratio_rate%(window)s', |||
+      sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state="RETRY"})
+      /
+      (sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state="STARTED"}) > 0)
+    |||),
+    alert(
+      'CeleryHighRetryRate',
+      'warning',
+      '5m',
+      'tasks',
+      'job:celery_task_retries_per_started:ratio_rate%(window)s > %(retryRatio)s',
+      'Celery tasks are retried in {{ $labels.job }}',
+      '{{ $value | humanizePercentage }} of the tasks that were started in the last %(window)s ended in a retry.',
+    ),
+
+    record('job_task_name:celery_task_runtime_seconds:mean%(window)s', |||
+      sum by (%(cluster)s, task_name) (rate(celery_task_runtime_seconds_sum%(tasks)s[%(window)s]))
+      /
+      (sum by (%(cluster)s, task_name) (rate(celery_task_runtime_seconds_count%(tasks)s[%(window)s])) > 0)
+    |||),
+    alert(
+      'CelerySlowTaskProcessing',
+      'warning',
+      '10m',
+      'tasks',
+      'job_task_name:celery_task_runtime_seconds:mean%(window)s%(shortTasks)s > %(meanRuntimeSeconds)s',
+      'Celery task {{ $labels.task_name }} is slow',
+      'It took {{ $value | humanizeDuration }} on average over the last %(window)s.',
+      ['task_name'],
+    ),
+
+    alert(
+      'CeleryTaskStuck',
+      'warning',
+      '5m',
+      'tasks',
+      |||
+        time() - min by (%(cluster)s, task_name) (
+          celery_task_oldest_timestamp_seconds%(startedShortTasks)s
+        ) > %(stuckSeconds)s
+      |||,
+      'Celery task {{ $labels.task_name }} does not end',
+      'One was started {{ $value | humanizeDuration }} ago, and nobody has said since that it ended.',
+      ['task_name'],
+    ),
+
+    // Workers that are down have no active tasks: then the series is absent, and what they had started is left over.
+    record('job:celery_tasks_orphaned:max', |||
+      max by (%(cluster)s) (
+        sum by (%(exporter)s) (celery_tasks{state="STARTED"})
+        - (
+          sum by (%(exporter)s) (celery_worker_active_tasks)
+          or
+          0 * sum by (%(exporter)s) (celery_tasks{state="STARTED"})
+        )
+      )
+    |||),
+    alert(
+      'CeleryTasksOrphaned',
+      'warning',
+      '15m',
+      'tasks',
+      'job:celery_tasks_orphaned:max > %(orphans)s',
+      'Celery tasks of {{ $labels.job }} have lost their worker',
+      'Tasks that were started, have not ended, and that no worker says it executes: {{ printf "%%.0f" $value }}.',
+    ),
+
+    record('job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s', |||
+      sum by (%(cluster)s, task_name) (rate(celery_task_redeliveries_total%(tasks)s[%(window)s]))
+      /
+      (sum by (%(cluster)s, task_name) (rate(celery_tasks_total%(receivedTasks)s[%(window)s])) > 0)
+    |||),
+    alert(
+      'CeleryRedeliveryStorm',
+      'warning',
+      '10m',
+      'tasks',
+      'job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s%(noBroadcasts)s > %(redeliveryRatio)s',
+      'Celery task {{ $labels.task_name }} is delivered again and again',
+      '{{ $value | humanizePercentage }} of those received in the last %(window)s had been received before.',
+      ['task_name'],
+    ),
+  ],
+
+  // A template: it looks at the tasks for which there is such a record, made from `periodicTasks` or in a file of yours:
+  //   - record: task_name:celery_task_success_interval_seconds:max
+  //     labels: {task_name: reports.nightly}
+  //     expr: vector(93600)
+  local periodic = [
+    record(
+      'task_name:celery_task_success_interval_seconds:max',
+      'vector(%d)' % config.periodicTasks[name],
+      { task_name: name },
+    )
+    for name in std.objectFields(config.periodicTasks)
+  ] + [
+    // In turn: its last success; the start of an exporter that knows the task and saw none; nobody knows the task.
+    alert(
+      'CeleryPeriodicTaskAbsent',
+      'warning',
+      '5m',
+      'tasks',
+      |||
+        time() - (
+          max by (%(cluster)s, task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"})
+          or
+          max by (%(cluster)s, task_name) (
+            0 * celery_tasks_total{state="SUCCESS"}
+            + on (%(exporter)s) group_left ()
+            max by (%(exporter)s) (process_start_time_seconds and on (%(exporter)s) celery_exporter_build_info)
+          )
+        )
+        > on (task_name) group_left ()
+        max by (task_name) (task_name:celery_task_success_interval_seconds:max)
+        or on (task_name)
+        (
+          max by (task_name) (task_name:celery_task_success_interval_seconds:max)
+          unless on (task_name) celery_tasks_total
+          and on () max(celery_broker_up) == 1
+        )
+      |||,
+      'Celery task {{ $labels.task_name }} has not succeeded in time',
+      'It is due at least once in {{ with printf "task_name:celery_task_success_interval_seconds:max{task_name=%%q}" ' +
+      '$labels.task_name | query }}{{ . | first | value | humanizeDuration }}{{ end }}. ' +
+      '{{ if $labels.job }}It did not succeed for {{ $value | humanizeDuration }}.{{ else }}Nobody has spoken of it.{{ end }}',
+      ['task_name'],
+    ),
+  ],
+
+  local queues = [
+    alert(
+      'CeleryHighQueueDepth',
+      'warning',
+      '10m',
+      'overview',
+      'max by (%(cluster)s, queue_name) (celery_queue_length) > %(queueDepth)s',
+      'Celery queue {{ $labels.queue_name }} is long',
+      '{{ printf "%%.0f" $value }} messages wait in it.',
+      ['queue_name'],
+    ),
+
+    // Growing, for some queues are kept full on purpose.
+    alert(
+      'CeleryQueueWithoutConsumers',
+      'critical',
+      '5m',
+      'overview',
+      |||
+        max by (%(cluster)s, queue_name) (celery_queue_length) > 0
+        and max by (%(cluster)s, queue_name) (delta(celery_queue_length[10m])) > 0
+        and max by (%(cluster)s, queue_name) (celery_queue_consumers) == 0
+      |||,
+      'Nobody consumes Celery queue {{ $labels.queue_name }}, which grows',
+      '{{ printf "%%.0f" $value }} messages wait in it, more than there were 10 minutes ago, and no worker takes any.',
+      ['queue_name'],
+    ),
+
+    record('job_queue_name:celery_task_queue_wait_seconds:p95_rate%(window)s', |||
+      histogram_quantile(0.95,
+        sum by (%(cluster)s, queue_name, le) (rate(celery_task_queue_wait_seconds_bucket%(tasks)s[%(window)s]))
+      ) >= 0
+    |||),
+    alert(
+      'CeleryQueueWaitHigh',
+      'warning',
+      '10m',
+      'overview',
+      'job_queue_name:celery_task_queue_wait_seconds:p95_rate%(window)s > %(queueWaitSeconds)s',
+      'Tasks in Celery queue {{ $labels.queue_name }} wait for long',
+      'One in twenty of those that were started in the last %(window)s had waited for ' +
+      '{{ $value | humanizeDuration }} or longer.',
+      ['queue_name'],
+    ),
+
+    // One with an eta counts from its eta, so it may be younger than nothing.
+    record('job_queue_name:celery_queue_oldest_age_seconds:max', |||
+      time() - min by (%(cluster)s, queue_name) (celery_queue_oldest_timestamp_seconds)
+    |||),
+    alert(
+      'CeleryOldestMessageWaiting',
+      'warning',
+      '5m',
+      'overview',
+      'job_queue_name:celery_queue_oldest_age_seconds:max > %(oldestWaitingSeconds)s',
+      'A message in Celery queue {{ $labels.queue_name }} waits for long',
+      'The message at its head has waited for {{ $value | humanizeDuration }}.',
+      ['queue_name'],
+    ),
+  ],
+
+  local workers = [
+    // Of a broker that cannot be heard nobody knows: that is CeleryExporterBlind.
+    alert(
+      'CeleryNoWorkersOnline',
+      'critical',
+      '2m',
+      'workers',
+      |||
+        max by (%(cluster)s) (celery_workers_online) == 0
+        unless max by (%(cluster)s) (celery_broker_up) == 0
+      |||,
+      'No Celery worker is online in {{ $labels.job }}',
+      'No task has been executed for 2 minutes at least.',
+    ),
+
+    // One that says goodbye (a roll-out, scaling down) is heard after it was last seen up; one that dies is seen up
+    // until it has been silent for --worker-timeout.
+    alert(
+      'CeleryWorkerDown',
+      'warning',
+      config.workerDownFor,
+      'workers',
+      |||
+        max by (%(cluster)s, worker, hostname) (celery_worker_up) == 0
+        unless on (%(cluster)s, worker)
+          max by (%(cluster)s, worker) (celery_worker_last_heartbeat_timestamp_seconds) + %(clockSkewSeconds)s
+          >
+          max by (%(cluster)s, worker) (
+            max_over_time((timestamp(celery_worker_up) and celery_worker_up == 1)[%(workerDownWindow)s:15s])
+          )
+      |||,
+      'Celery worker {{ $labels.worker }} is down',
+      'It fell silent without a goodbye. What it was executing may be lost, or wait to be delivered again.',
+      ['worker'],
+    ),
+
+    record('job_worker:celery_worker_active_tasks_per_pool_size:ratio', |||
+      max by (%(cluster)s, worker) (celery_worker_active_tasks)
+      /
+      (max by (%(cluster)s, worker) (celery_worker_pool_size) > 0)
+    |||),
+    alert(
+      'CeleryWorkerPoolFull',
+      'info',
+      '15m',
+      'workers',
+      'job_worker:celery_worker_active_tasks_per_pool_size:ratio >= 1',
+      'The pool of Celery worker {{ $labels.worker }} is full',
+      'Its active tasks are {{ $value | humanizePercentage }} of what its pool can execute at once.',
+      ['worker'],
+    ),
+
+    alert(
+      'CeleryTaskEventsDisabled',
+      'warning',
+      '10m',
+      'workers',
+      'max by (%(cluster)s, worker) (celery_worker_task_events_enabled) == 0',
+      'Celery worker {{ $labels.worker }} sends no task events',
+      'It executes tasks, and none of them is counted.',
+      ['worker'],
+    ),
+  ],
+
+  local exporter = [
+    alert(
+      'CeleryExporterDown',
+      'critical',
+      '2m',
+      'exporter',
+      |||
+        up{%(exporterSelector)s} == 0
+        or
+        absent(up{%(exporterSelector)s})
+      |||,
+      'A Celery exporter cannot be scraped',
+      'Target {{ with $labels.instance }}{{ . }}{{ else }}unknown: there is none{{ end }}. No other alert on Celery can fire.',
+    ),
+
+    // Heartbeats come every few seconds from every worker: no event for long is no subscription, or the wrong one.
+    alert(
+      'CeleryExporterBlind',
+      'critical',
+      '2m',
+      'exporter',
+      |||
+        max by (%(exporter)s) (celery_broker_up) == 0
+        or
+        (
+          max by (%(exporter)s) (celery_workers_online) > 0
+          unless
+          time() - max by (%(exporter)s) (celery_exporter_last_event_timestamp_seconds) < %(silenceSeconds)s
+        )
+      |||,
+      'The Celery exporter {{ $labels.instance }} hears nothing',
+      'Its event subscription is not open, or no event came for %(silenceSeconds)s s though workers are up. ' +
+      'What it counts stands still.',
+    ),
+
+    record('job:celery_exporter_events_missed_per_processed:ratio_rate%(missedWindow)s', |||
+      sum by (%(cluster)s) (rate(celery_exporter_events_missed_total[%(missedWindow)s]))
+      /
+      (sum by (%(cluster)s) (rate(celery_worker_processed_tasks_total[%(missedWindow)s])) > 0)
+    |||),
+    alert(
+      'CeleryEventsMissed',
+      'warning',
+      '5m',
+      'exporter',
+      'job:celery_exporter_events_missed_per_processed:ratio_rate%(missedWindow)s > %(missedRatio)s',
+      'The Celery exporter of {{ $labels.job }} misses events',
+      '{{ $value | humanizePercentage }} of the tasks that workers processed in the last %(missedWindow)s are not counted.',
+    ),
+
+    alert(
+      'CelerySeriesFolded',
+      'warning',
+      '5m',
+      'exporter',
+      'max by (%(cluster)s) (increase(celery_exporter_series_folded_total[%(foldedWindow)s])) > 0',
+      'The Celery exporter of {{ $labels.job }} has no room for more series',
+      '{{ printf "%%.0f" $value }} times in the last %(foldedWindow)s a task or an exception was counted as other.',
+    ),
+  ],
+}

@@ -1,0 +1,179 @@
+// Draws one dashboard with Grafana's components, from what Prometheus answered (window.PAGE, see draw.py).
+// By require: the ES modules of these packages import CommonJS ones in a way that esbuild reads differently.
+const {
+  FieldType,
+  ThemeContext,
+  applyFieldOverrides,
+  createDataFrame,
+  createTheme,
+  dateTime,
+  standardTransformers,
+  standardTransformersRegistry,
+  transformDataFrame,
+} = require("@grafana/data");
+const { BigValue, GlobalStyles, PanelChrome, Table, TimeSeries } = require("@grafana/ui");
+const { useEffect, useState } = require("react");
+const { createRoot } = require("react-dom/client");
+
+const { board, answers, from, to, width } = window.PAGE;
+const CELL = 38; // Grafana's grid: 30 px and a gap of 8
+const GAP = 8;
+const TOP = 44;
+const theme = createTheme({ colors: { mode: "dark" } });
+const range = { from: dateTime(from), to: dateTime(to), raw: { from: dateTime(from), to: dateTime(to) } };
+
+const { mergeTransformer, organizeFieldsTransformer } = standardTransformers;
+standardTransformersRegistry.setInit(() =>
+  [mergeTransformer, organizeFieldsTransformer].map((transformation) => ({ ...transformation, transformation })),
+);
+
+// Grafana's core applies defaults and overrides through a registry that its packages do not have.
+function configOf(panel, name) {
+  const { defaults, overrides } = panel.fieldConfig;
+  const color = { mode: panel.type === "timeseries" ? "palette-classic" : "thresholds" };
+  const config = { color, ...defaults, custom: { ...defaults.custom } };
+  for (const { matcher, properties } of overrides.filter(({ matcher }) => matcher.options === name)) {
+    for (const { id, value } of properties.filter(({ id }) => id !== "links")) {
+      if (id.startsWith("custom.")) config.custom[id.slice(7)] = value;
+      else config[id] = value;
+    }
+  }
+  return config;
+}
+
+const displayed = (frames) =>
+  applyFieldOverrides({
+    data: frames,
+    fieldConfig: { defaults: {}, overrides: [] },
+    replaceVariables: (text) => text,
+    theme,
+    timeZone: "utc",
+  });
+
+function legendOf(target, labels) {
+  return target.legendFormat.replace(/\{\{(\w+)\}\}/g, (_, name) => labels[name] ?? "");
+}
+
+function Lines({ panel, width, height }) {
+  const frames = panel.targets.flatMap((target) =>
+    answers[panel.id][target.refId].map(({ metric, values }) => {
+      const name = legendOf(target, metric);
+      return createDataFrame({
+        refId: target.refId,
+        fields: [
+          { name: "Time", type: FieldType.time, values: values.map(([time]) => time * 1000), config: {} },
+          {
+            name: "Value",
+            type: FieldType.number,
+            values: values.map(([, value]) => (value === "NaN" ? null : Number(value))),
+            config: { ...configOf(panel, name), displayNameFromDS: name },
+          },
+        ],
+      });
+    }),
+  );
+  return (
+    <TimeSeries
+      frames={displayed(frames)}
+      width={width}
+      height={height}
+      timeRange={range}
+      timeZone="utc"
+      legend={panel.options.legend}
+    />
+  );
+}
+
+function Stat({ panel, width, height }) {
+  const [sample] = answers[panel.id].A;
+  const config = configOf(panel, "");
+  const [frame] = displayed([
+    createDataFrame({
+      fields: [{ name: "Value", type: FieldType.number, values: sample ? [Number(sample.value[1])] : [], config }],
+    }),
+  ]);
+  const field = frame.fields[0];
+  const value = sample ? field.display(field.values[0]) : { text: config.noValue, numeric: NaN };
+  return (
+    <BigValue
+      value={{ ...value, title: "" }}
+      width={width}
+      height={height}
+      theme={theme}
+      colorMode={panel.options.colorMode}
+      graphMode={panel.options.graphMode}
+      textMode="value"
+    />
+  );
+}
+
+function Rows({ panel, width, height }) {
+  const [frame, setFrame] = useState(null);
+  useEffect(() => {
+    const frames = panel.targets.map((target) => {
+      const samples = answers[panel.id][target.refId];
+      const labels = [...new Set(samples.flatMap(({ metric }) => Object.keys(metric)))];
+      return createDataFrame({
+        refId: target.refId,
+        fields: [
+          { name: "Time", type: FieldType.time, values: samples.map(({ value }) => value[0] * 1000), config: {} },
+          ...labels.map((name) => ({
+            name,
+            type: FieldType.string,
+            values: samples.map(({ metric }) => metric[name]),
+            config: {},
+          })),
+          {
+            name: `Value #${target.refId}`,
+            type: FieldType.number,
+            values: samples.map(({ value }) => Number(value[1])),
+            config: {},
+          },
+        ],
+      });
+    });
+    const drawn = transformDataFrame(panel.transformations, frames).subscribe(([merged]) => {
+      const fields = merged.fields.map((field) => {
+        const name = field.config.displayName ?? field.name;
+        return { ...field, name, config: { ...configOf(panel, name), displayName: name } };
+      });
+      setFrame(displayed([{ ...merged, fields }])[0]);
+    });
+    return () => drawn.unsubscribe();
+  }, [panel]);
+  return frame && <Table data={frame} width={width} height={height} cellHeight={panel.options.cellHeight} />;
+}
+
+const Elsewhere = () => (
+  <p style={{ padding: 16, color: theme.colors.text.secondary }}>
+    A heatmap, which only Grafana itself draws: it is not among its published components.
+  </p>
+);
+
+const KINDS = { timeseries: Lines, stat: Stat, table: Rows, heatmap: Elsewhere };
+
+function Placed({ panel }) {
+  const { x, y, w, h } = panel.gridPos;
+  const place = { position: "absolute", left: (x * width) / 24 + GAP, top: TOP + y * CELL };
+  if (panel.type === "row") {
+    return <h4 style={{ ...place, margin: 0, paddingTop: 8 }}>{panel.title}</h4>;
+  }
+  const Kind = KINDS[panel.type];
+  return (
+    <div style={place}>
+      <PanelChrome title={panel.title} width={(w * width) / 24 - GAP} height={h * CELL - GAP}>
+        {(width, height) => <Kind panel={panel} width={width} height={height} />}
+      </PanelChrome>
+    </div>
+  );
+}
+
+createRoot(document.getElementById("page")).render(
+  <ThemeContext.Provider value={theme}>
+    <GlobalStyles />
+    <h2 style={{ position: "absolute", left: GAP, top: GAP, margin: 0 }}>{board.title}</h2>
+    {board.panels.map((panel) => (
+      <Placed key={panel.id} panel={panel} />
+    ))}
+  </ThemeContext.Provider>,
+);

@@ -1,0 +1,53 @@
+"""The shipped rules as Python sees them, and as much of PromQL as it takes to know what they speak of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from harness.processes import ROOT
+
+FOLDER = ROOT / "alerts"
+MIXIN = FOLDER / "mixin.libsonnet"
+RULES = FOLDER / "celery.rules.yml"
+CASES = FOLDER / "celery.rules.test.yml"
+RUNBOOKS = ROOT / "docs" / "runbooks.md"
+
+WORDS = {"and", "or", "unless", "bool", "offset"}
+LISTS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
+SELECTOR = re.compile(r"(?<![\w:.])([a-zA-Z_:][\w:]*)\s*(?:\{([^}]*)\})?(?!\s*\(|[\w:])")
+MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
+
+Matcher = tuple[str, str, str]  # label, operator, value
+
+_rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+ALERTS: dict[str, Any] = {rule["alert"]: rule for rule in _rules if "alert" in rule}
+RECORDS: dict[str, str] = {rule["record"]: rule["expr"] for rule in _rules if "record" in rule}
+EXPRESSIONS = {**RECORDS, **{name: rule["expr"] for name, rule in ALERTS.items()}}
+
+
+def selectors(promql: str) -> Iterator[tuple[str, list[Matcher]]]:
+    """Yield the metrics that an expression selects, with their matchers."""
+    bare = re.sub(r"\[[^\]]*\]|#.*", "", LISTS.sub("", promql))
+    for name, matchers in SELECTOR.findall(bare):
+        if name not in WORDS:
+            yield name, MATCHER.findall(matchers)
+
+
+def grouped_by(promql: str) -> set[str]:
+    """Return the labels that an expression groups by or matches on."""
+    return {label for names in LISTS.findall(promql) for label in re.findall(r"\w+", names)}
+
+
+def read(promql: str) -> set[str]:
+    """Return the metrics that an expression rests on, by way of records, too."""
+    names = {name for name, _ in selectors(promql)}
+    return {found for name in names for found in (read(RECORDS[name]) if name in RECORDS else {name})}
+
+
+def seconds(duration: str) -> float:
+    """Return a duration such as 1h30m in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    return sum(int(count) * units[unit] for count, unit in re.findall(r"(\d+)([smhd])", duration))

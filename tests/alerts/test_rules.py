@@ -1,0 +1,314 @@
+"""The rules, without a server: they are the mixin's, promtool takes them, they speak of what exists."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+from celery.worker.control import Panel
+from harness.processes import ROOT, TESTS, need
+
+from celery_exporter.core.facts import State
+from celery_exporter.options import OPTIONS
+from celery_exporter.profiles import native
+
+from . import rulebook
+from .rulebook import ALERTS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS
+
+CONTRACT = {
+    alert["name"]: alert
+    for entry in yaml.safe_load((TESTS / "contracts" / "queries.yaml").read_text())
+    if entry["profile"] == "native"
+    for alert in entry["alerts"]
+}
+#: Given by whoever scrapes, not by the exporter.
+TARGET = {"job", "namespace", "instance"}
+#: Metrics of other making, and the labels of those that the exporter makes.
+LABELS: dict[str, set[str]] = {
+    "up": set(),
+    "process_start_time_seconds": set(),
+    "task_name:celery_task_success_interval_seconds:max": {"task_name"},  # what a user records
+}
+for row in native.rows(("queue_name",)):
+    if row.type == "histogram":
+        LABELS |= {f"{row.name}_bucket": {*row.labels, "le"}}
+        LABELS |= {f"{row.name}_{part}": {*row.labels} for part in ("sum", "count")}
+    else:
+        LABELS[row.name] = {*row.labels}
+DASHBOARDS = {
+    "celery-overview": {"job", "queue"},
+    "celery-tasks": {"job", "task"},
+    "celery-workers": {"job", "worker"},
+    "celery-exporter": {"job"},
+}
+
+
+def jsonnet(program, *options):
+    done = subprocess.run(
+        [need("jsonnet"), "--jpath", str(FOLDER), *options, program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def promtool(*arguments):
+    """Run promtool, and return what it said when it did not agree."""
+    done = subprocess.run(
+        [need("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def mixed(*configs):
+    """Return the rules that the mixin gives with each of these additions to its configuration."""
+    program = f"""
+      [((import "mixin.libsonnet") + {{ _config+:: config }}).prometheusAlerts
+       for config in {json.dumps(configs)}]
+    """
+    return json.loads(jsonnet(program, "-e"))
+
+
+def configuration():
+    return json.loads(jsonnet('(import "mixin.libsonnet")._config', "-e"))
+
+
+# -- the mixin -----------------------------------------------------------------------------------------
+
+
+def test_the_rules_are_those_of_the_mixin():
+    """After a change that is meant: make alerts."""
+    assert RULES.read_text() == jsonnet(str(FOLDER / "rules.jsonnet"), "--string")
+
+
+@pytest.mark.parametrize("file", [MIXIN, FOLDER / "rules.jsonnet"], ids=lambda file: file.name)
+def test_jsonnet_is_laid_out_as_its_own_tool_does(file):
+    done = subprocess.run([need("jsonnetfmt"), "--test", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"jsonnetfmt -i {file.name}\n{done.stderr}"
+
+
+OTHER_VALUES = {
+    "clusterLabels": ["cluster", "job", "instance"],
+    "periodicTasks": {"reports.nightly": 93_600},
+    "exporterSelector": 'job="c"',
+    "taskSelector": 'worker!="",task_name!="other"',
+    "longTasks": r"reports\..+",
+    "broadcastTasks": "reload|clear",
+}
+
+
+def test_every_setting_changes_rules_that_promtool_takes(tmp_path):
+    """Numbers grow, other values are those above, and durations get a second more."""
+    config = configuration()
+    assert set(OTHER_VALUES) <= set(config)
+    other = {
+        name: old + 17 if isinstance(old, int | float) else OTHER_VALUES.get(name, f"{old}1s")
+        for name, old in config.items()
+    }
+    shipped, *changed = mixed({}, *({name: value} for name, value in other.items()))
+    for name, rules in zip(other, changed, strict=True):
+        assert rules != shipped, f"{name} is used nowhere"
+        file = tmp_path / f"{name}.yml"
+        file.write_text(json.dumps(rules))
+        assert promtool("check", "rules", file) == "", name
+
+
+def test_a_threshold_of_nothing_is_a_number():
+    zeros = {name: 0 for name, value in configuration().items() if isinstance(value, int | float)}
+    assert "celery_queue_length) > 0" in json.dumps(mixed(zeros))
+
+
+# -- promtool ------------------------------------------------------------------------------------------
+
+
+def test_promtool_takes_the_rules():
+    assert promtool("check", "rules", "--lint=all", "--lint-fatal", RULES) == ""
+
+
+def test_promtool_sees_each_alert_fire_and_stay_silent():
+    assert promtool("test", "rules", CASES) == ""
+
+
+def cases(alert):
+    """Return the groups of celery.rules.test.yml that are about an alert, by their kind."""
+    kinds: dict[str, list[dict]] = {"fires": [], "silent": [], "missing": []}
+    for group in yaml.safe_load(CASES.read_text())["tests"]:
+        name, kind = re.match(r"(\w+) (\w+): ", group["name"]).groups()
+        if name == alert:
+            assert {test["alertname"] for test in group["alert_rule_test"]} == {alert}
+            kinds[kind].append(group)
+    return kinds
+
+
+def inputs(group):
+    """Return the metrics that a group is given, and whether one of them has a gap or ends."""
+    series = group["input_series"]
+    gaps = any(re.search(r"stale|_", str(each["values"])) for each in series)
+    return {re.match(r"[\w:]+", each["series"]).group() for each in series}, gaps
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_every_alert_is_tried_firing_silent_and_without_data(alert):
+    read = rulebook.read(ALERTS[alert]["expr"])
+    found = cases(alert)
+    for group in found["fires"]:
+        given, _ = inputs(group)
+        assert given >= read, group["name"]
+        first = min(group["alert_rule_test"], key=lambda test: rulebook.seconds(test["eval_time"]))
+        assert first["exp_alerts"] == [], f"{group['name']}: not before `for` has passed"
+        assert any(test["exp_alerts"] for test in group["alert_rule_test"]), group["name"]
+    for group in found["silent"]:
+        given, _ = inputs(group)
+        assert given >= read, group["name"]
+        assert not any(test["exp_alerts"] for test in group["alert_rule_test"]), group["name"]
+    for group in found["missing"]:
+        given, gaps = inputs(group)
+        assert gaps or not given >= read, f"{group['name']}: nothing is missing"
+    assert all(found.values()), {kind: len(groups) for kind, groups in found.items()}
+
+
+def test_no_case_is_of_an_alert_that_is_gone():
+    names = {group["name"].split()[0] for group in yaml.safe_load(CASES.read_text())["tests"]}
+    assert names == set(ALERTS)
+
+
+# -- names and labels ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("promql", EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_every_metric_label_and_state_exists(promql):
+    known = {**LABELS, **{record: rulebook.grouped_by(expr) for record, expr in RECORDS.items()}}
+    there = set(TARGET)
+    for metric, matchers in rulebook.selectors(promql):
+        assert metric in known
+        there |= known[metric]
+        for label, operator, value in matchers:
+            assert label in known[metric] | TARGET, metric
+            if label == "state":
+                assert operator in {"=", "=~"}
+                assert set(value.split("|")) <= {state.name for state in State}
+    assert rulebook.grouped_by(promql) <= there
+
+
+@pytest.mark.parametrize("promql", EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_a_counter_is_read_through_its_growth_only(promql):
+    """Counters fall when the exporter begins anew; `0 *` and `unless` ask only whether one is there."""
+    bare = re.sub(r"(?:rate|increase)\([^()]*\)|0 \* \w+|unless on \([^)]*\) \w+_total", "", promql)
+    ends = ("_total", "_bucket", "_sum", "_count")
+    assert [name for name, _ in rulebook.selectors(bare) if name.endswith(ends)] == []
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_record_is_called_level_metric_operations(record):
+    level, metric, operations = record.split(":")
+    grouped = rulebook.grouped_by(RECORDS[record]) - {"namespace", "instance", "le"}
+    assert sorted(level.split("_")) == sorted("_".join(grouped).split("_"))
+    assert re.fullmatch(r"celery_[a-z_]+", metric)
+    assert not metric.endswith("_total")
+    assert re.fullmatch(r"(?:ratio_|p95_)?rate\d+m|mean\d+m|ratio|max", operations)
+
+
+def test_the_alerts_of_the_contract_are_there_under_their_names():
+    for name, promised in CONTRACT.items():
+        alert = ALERTS[name]
+        assert alert["labels"]["severity"] == promised["severity"], name
+        assert alert["for"] == re.findall(r"for (\d+) minutes", promised["means"])[-1] + "m", name
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_says_how_bad_it_is_what_it_is_and_where_to_look(name):
+    alert = ALERTS[name]
+    assert alert["labels"].keys() == {"severity"}
+    assert alert["labels"]["severity"] in {"critical", "warning", "info"}
+    assert rulebook.seconds(alert["for"]) >= 120
+    notes = alert["annotations"]
+    assert notes.keys() == {"summary", "description", "runbook_url", "dashboard_url"}
+    assert all(notes.values())
+    base, _, anchor = notes["runbook_url"].partition("#")
+    assert base.endswith(str(RUNBOOKS.relative_to(ROOT)))
+    assert anchor in anchors(), f"{RUNBOOKS.name} has no heading {name}"
+    uid, query = re.fullmatch(r"https?://[^/]+/d/([\w-]+)\?(.*)", notes["dashboard_url"]).groups()
+    variables = set(re.findall(r"(?:^|&)var-(\w+)=\{\{", query))
+    assert {"job"} <= variables <= DASHBOARDS[uid], uid
+
+
+def test_the_dashboards_that_alerts_link_to_take_these_variables():
+    for file in (ROOT / "dashboards").glob("provisioning/celery-*.json"):
+        board = json.loads(file.read_text())
+        taken = {variable["name"] for variable in board["templating"]["list"]}
+        assert DASHBOARDS[board["uid"]] <= taken
+
+
+def test_an_alert_that_fires_leaves_no_placeholder_empty():
+    for group in yaml.safe_load(CASES.read_text())["tests"]:
+        for test in group["alert_rule_test"]:
+            for alert in test["exp_alerts"]:
+                text = json.dumps(alert["exp_annotations"])
+                assert "no value" not in text
+                if "job" in alert["exp_labels"]:
+                    assert not re.search(r'=(?:&|")', text.replace('\\"', "")), text
+
+
+def test_runbooks_have_the_address_of_the_project_once_it_has_one():
+    project = (ROOT / "pyproject.toml").read_text()
+    address = re.search(r'^repository = "([^"]+)"', project, re.IGNORECASE | re.MULTILINE)
+    assert configuration()["runbookUrl"].startswith(address.group(1) if address else "docs/")
+
+
+# -- runbooks ------------------------------------------------------------------------------------------
+
+
+def anchors():
+    """Return the anchors of the runbooks' headings, as GitHub and others make them."""
+    return {heading.lower() for heading in re.findall(r"^### (\w+)$", RUNBOOKS.read_text(), re.MULTILINE)}
+
+
+def chapters():
+    parts = re.split(r"^#{2,3} (.+)$", RUNBOOKS.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_a_runbook_has_three_commands_and_usual_causes(name):
+    chapter = chapters()[name]
+    (commands,) = re.findall(r"```console\n(.*?)```", chapter, re.DOTALL)
+    assert [line[:2] for line in commands.splitlines()] == ["$ "] * 3
+    assert "sual causes" in chapter
+
+
+def test_there_is_no_runbook_without_an_alert():
+    assert anchors() == {name.lower() for name in ALERTS}
+
+
+def test_the_runbooks_speak_of_metrics_options_alerts_and_settings_that_exist():
+    text = RUNBOOKS.read_text()
+    ours = r"(?<![\w:-])celery_(?:tasks?|workers?|queue|broker|exporter)_[a-z_]*[a-z](?![\w(])"
+    spoken = set(re.findall(ours, text))
+    assert [name for name in spoken if not any(metric.startswith(name) for metric in LABELS)] == []
+    assert set(re.findall(r"\b\w+:celery\w+:\w+", text)) <= {*RECORDS, *LABELS}
+    assert set(re.findall(r"\bCelery[A-Z]\w+", text)) == set(ALERTS)
+    assert set(re.findall(r"`([a-z]+[A-Z]\w+)`", text)) <= set(configuration())
+    ours = {f"--{option.name}" for option in OPTIONS}
+    theirs = {"--app", "--destination", "--since", "--previous", "--dump", "--without-heartbeat", "--pid"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= ours | theirs
+
+
+def test_the_runbooks_ask_workers_what_they_can_answer():
+    asked = set(re.findall(r"celery --app \$APP (?:inspect|control) (\w+)", RUNBOOKS.read_text()))
+    assert asked
+    assert asked <= set(Panel.data)
+
+
+# -- what the exporter and the rules have to agree on --------------------------------------------------
+
+
+def test_a_dead_worker_is_shown_for_longer_than_its_alert_waits():
+    """A minute is between two scrapes, and between two evaluations, unless Prometheus is told otherwise."""
+    (purge,) = (option.default for option in OPTIONS if option.name == "purge-offline-worker-metrics")
+    rule = ALERTS["CeleryWorkerDown"]
+    assert rulebook.seconds(rule["for"]) + 60 + 60 < purge
+    (window,) = re.findall(r"\[(\w+):\w+\]", rule["expr"])
+    assert rulebook.seconds(window) > purge + 60, "what it was when it was last up is forgotten too early"

@@ -1,0 +1,235 @@
+"""The rules of Grafana's dashboard-linter, which is a program in Go, and some of our own.
+
+Two of its rules are left out, template-instance-rule and target-instance-rule: one exporter watches one
+broker, so a job is enough to tell them apart.
+"""
+
+import itertools
+import re
+from collections import Counter
+
+import pytest
+
+from dashboards.committed import BOARDS, IMPORTS, ROWS, UIDS, label, panels, targets, variables
+
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+UNITS = {"short", "ops", "s", "percentunit", "bytes", "dateTimeFromNow"}  # what Grafana has a format for
+MATCHERS = {"queue": "queue_name", "task": "task_name", "worker": "worker"}
+NAME = r"\b(?:celery|process)_\w+"
+COUNTERS = {row.name for row in ROWS.values() if row.type == "counter"} | {"process_cpu_seconds_total"}
+HISTOGRAMS = {row.name for row in ROWS.values() if row.type == "histogram"}
+
+boards = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+every_panel = pytest.mark.parametrize(
+    "panel", [pytest.param(panel, id=label(uid, panel)) for uid, panel in panels()]
+)
+every_target = pytest.mark.parametrize(
+    ("uid", "expr"),
+    [pytest.param(uid, target["expr"], id=label(uid, p, target)) for uid, p, target in targets()],
+)
+
+
+# -- template-…-rule -----------------------------------------------------------------------------------------
+
+
+@boards
+def test_template_datasource_rule(board):
+    (one,) = [variable for variable in variables(board).values() if variable["type"] == "datasource"]
+    assert (one["name"], one["label"], one["query"]) == ("datasource", "Data source", "prometheus")
+
+
+@boards
+def test_template_job_rule(board):
+    job = variables(board)["job"]
+    assert (job["type"], job["label"], job["multi"], job["allValue"]) == ("query", "Job", True, ".+")
+    assert job["datasource"] == SOURCE
+
+
+@boards
+def test_template_label_promql_rule(board):
+    for name, variable in variables(board).items():
+        if variable["type"] == "query":
+            query = variable["query"]["query"]
+            found = re.fullmatch(r"label_values\((celery_\w+)(\{job=~\"\$job\"\})?, (\w+)\)", query)
+            assert found, query
+            assert found[3] in ({"job"} if name == "job" else ROWS[found[1]].labels)
+
+
+@boards
+def test_template_on_time_change_reload_rule(board):
+    for variable in variables(board).values():
+        assert variable["type"] == "datasource" or variable["refresh"] == 2, variable["name"]
+
+
+@boards
+def test_a_variable_is_there_since_a_query_uses_it(board):
+    used = set(
+        re.findall(r"\$(\w+)", " ".join(t["expr"] for p in board["panels"] for t in p.get("targets", [])))
+    )
+    builtin = {"__rate_interval", "__range"}
+    assert used - builtin == variables(board).keys() - {"datasource"}
+
+
+def test_the_variables_are_those_of_the_labels():
+    assert set(variables(BOARDS["celery-overview"])) == {"datasource", "job", "queue", "task", "worker"}
+
+
+@boards
+def test_uneditable_dashboard_rule(board):
+    assert board["editable"] is False
+
+
+# -- panel-…-rule --------------------------------------------------------------------------------------------
+
+
+@every_panel
+def test_panel_datasource_rule(panel):
+    assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [SOURCE] * (
+        1 + len(panel["targets"])
+    )
+
+
+@every_panel
+def test_panel_title_description_rule(panel):
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+
+
+@every_panel
+def test_panel_units_rule(panel):
+    assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+    for override in panel["fieldConfig"]["overrides"]:
+        for one in override["properties"]:
+            assert one["id"] != "unit" or one["value"] in UNITS | {"string"}
+
+
+@every_panel
+def test_panel_no_targets_rule(panel):
+    assert panel["targets"]
+    assert all(target["expr"] for target in panel["targets"])
+
+
+@every_panel
+def test_a_panel_links_to_other_dashboards(panel):
+    links = [re.match(r"/d/([\w-]+)\?", link["url"]) for link in panel["links"]]
+    assert links
+    assert {link[1] for link in links if link} <= set(UIDS)
+
+
+@every_panel
+def test_each_line_has_a_legend(panel):
+    if panel["type"] == "timeseries":
+        legends = [target.get("legendFormat") for target in panel["targets"]]
+        assert all(legends)
+        assert len(set(legends)) == len(legends)
+
+
+# -- target-…-rule (that Prometheus takes the expression is seen in test_data) -------------------------------
+
+
+@every_target
+def test_target_rate_interval_rule(uid, expr):  # noqa: ARG001
+    ranges = re.findall(r"(\w+)\([^()]*?\[([^\]]+)\]", re.sub(r"\{[^}]*\}", "", expr))
+    assert expr.count("[") == len(ranges)
+    for function, window in ranges:
+        assert window == "$__rate_interval" or (function, window) == ("increase", "$__range")
+
+
+@every_target
+def test_target_job_rule(uid, expr):  # noqa: ARG001
+    assert len(re.findall(NAME, without_matchers(expr))) == expr.count('{job=~"$job"')
+
+
+@every_target
+def test_target_required_matchers_rule(uid, expr):
+    """A variable of the dashboard narrows every metric that has its label."""
+    for name, matchers in re.findall(rf"({NAME})\{{([^}}]*)\}}", expr):
+        row = ROWS.get(re.sub("_(bucket|sum|count)$", "", name)) or ROWS.get(name)
+        for variable in variables(BOARDS[uid]).keys() & MATCHERS.keys():
+            has = row is not None and MATCHERS[variable] in row.labels
+            assert (f'{MATCHERS[variable]}=~"${variable}"' in matchers) == has
+
+
+@every_target
+def test_target_counter_agg_rule(uid, expr):  # noqa: ARG001
+    """A counter is shown by its growth, a gauge never is."""
+    bare = without_matchers(expr)
+    growing = set(re.findall(rf"(?:rate|increase)\(({NAME})\[", bare))
+    for name in re.findall(NAME, bare):
+        counts = name in COUNTERS or re.sub("_(bucket|sum|count)$", "", name) in HISTOGRAMS
+        assert (name in growing) == counts, name
+
+
+def without_matchers(expr: str) -> str:
+    return re.sub(r"\{[^}]*\}", "", expr)
+
+
+# -- the page ------------------------------------------------------------------------------------------------
+
+
+@boards
+def test_ids_are_unique(board):
+    numbers = Counter(panel["id"] for panel in board["panels"])
+    assert max(numbers.values()) == 1
+    for panel in board["panels"]:
+        refs = [target["refId"] for target in panel.get("targets", [])]
+        assert len(set(refs)) == len(refs)
+
+
+@boards
+def test_titles_are_unique_in_a_row(board):
+    titles = itertools.groupby(board["panels"], key=lambda panel: panel["gridPos"]["y"])
+    for _, row in titles:
+        assert max(Counter(panel["title"] for panel in row).values()) == 1
+
+
+@boards
+def test_panels_fill_the_page_without_overlap(board):
+    cells = Counter(
+        (x, y)
+        for panel in board["panels"]
+        for place in [panel["gridPos"]]
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    )
+    height = max(y for _, y in cells) + 1
+    assert set(cells.values()) == {1}
+    assert len(cells) == 24 * height
+
+
+@boards
+def test_the_bar_leads_to_the_others(board):
+    (bar,) = board["links"]
+    assert bar["type"] == "dashboards"
+    assert bar["tags"] == board["tags"] == ["celery"]
+    assert bar["includeVars"]
+    assert bar["keepTime"]
+
+
+# -- the variant to import by hand ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_an_import_asks_for_the_data_source_and_differs_in_nothing_else(uid):
+    board, imported = BOARDS[uid], dict(IMPORTS[uid])
+    (asked,) = imported.pop("__inputs")
+    assert (asked["name"], asked["type"], asked["pluginId"]) == ("DS_PROMETHEUS", "datasource", "prometheus")
+    required = {(one["type"], one["id"]) for one in imported.pop("__requires")}
+    kinds = {("panel", panel["type"]) for panel in board["panels"] if panel["type"] != "row"}
+    assert required == {("grafana", "grafana"), ("datasource", "prometheus"), *kinds}
+    assert imported.pop("__elements") == {}
+    assert imported.pop("id") is None
+    assert imported["editable"] is True
+
+    sourced = [variable for variable in board["templating"]["list"] if variable["type"] != "datasource"]
+    want = {**board, "editable": True, "templating": {"list": sourced}}
+    assert imported == replaced(want)
+    assert "${datasource}" not in str(imported)
+
+
+def replaced(node):
+    if isinstance(node, dict):
+        return {key: replaced(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [replaced(value) for value in node]
+    return node.replace("${datasource}", "${DS_PROMETHEUS}") if isinstance(node, str) else node

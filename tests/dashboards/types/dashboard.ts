@@ -1,0 +1,46 @@
+// What a dashboard's JSON has to be, by Grafana's types: the page, and panel by panel the options of its plugin.
+import type { DataQuery, Dashboard, FieldConfigSource, Panel, RowPanel } from "@grafana/schema";
+import type * as heatmap from "@grafana/schema/dist/esm/raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen";
+import type * as stat from "@grafana/schema/dist/esm/raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen";
+import type * as table from "@grafana/schema/dist/esm/raw/composable/table/panelcfg/x/TablePanelCfg_types.gen";
+import type * as timeseries from "@grafana/schema/dist/esm/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen";
+
+// JSON has the values of enums, not their names.
+export type Json<T> = unknown extends T
+  ? T
+  : T extends string
+    ? `${T}`
+    : T extends object
+      ? { [K in keyof T]: Json<T[K]> }
+      : T;
+
+// Prometheus' own query type is in a package of its own; this is what its data source documents.
+interface Query extends DataQuery {
+  expr: string;
+  format?: "time_series" | "table" | "heatmap";
+  instant?: boolean;
+  interval?: string;
+  legendFormat?: string;
+  range?: boolean;
+}
+
+// FieldConfig lets any custom option pass: here only those that the plugin knows.
+interface Fields<TCustom> extends Omit<FieldConfigSource, "defaults"> {
+  defaults: Omit<FieldConfigSource["defaults"], "custom"> & { custom?: TCustom };
+}
+
+type Of<TType extends string, TOptions, TCustom> = Omit<Panel, "type" | "options" | "fieldConfig" | "targets"> & {
+  type: TType;
+  options: TOptions;
+  fieldConfig: Fields<TCustom>;
+  targets: Query[];
+};
+
+type AnyPanel =
+  | Of<"stat", stat.Options, never>
+  | Of<"timeseries", timeseries.Options, timeseries.FieldConfig>
+  | Of<"heatmap", heatmap.Options, heatmap.FieldConfig>
+  | Of<"table", table.Options, Partial<table.FieldConfig>>
+  | RowPanel;
+
+export type Provisioned = Json<Omit<Dashboard, "panels"> & { panels: AnyPanel[] }>;

@@ -1,0 +1,255 @@
+"""docker-compose.yml: what its tools say of it, and the rules of the house for each service."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from harness import compose
+from harness.dockerfile import context, steps
+from harness.processes import ROOT, need
+
+import celery_exporter
+from celery_exporter.options import OPTIONS
+
+STACK = compose.load()
+SERVICES = STACK["services"]
+CORE = {"redis", "exporter", "worker", "client"}
+PROFILES = {
+    "rabbitmq": {"rabbitmq", "exporter-rabbitmq", "worker-rabbitmq", "client-rabbitmq"},
+    "monitoring": {
+        *("prometheus", "alertmanager", "grafana", "loki", "promtail"),
+        *("node-exporter", "redis-exporter", "postgres", "postgres-exporter", "worker-postgres"),
+    },
+    "with-flower": {"flower"},
+}
+PORTS = {9808, 9809, 9090, 9093, 3000, 3100, 9121, 9187, 5555}
+#: They send, and nobody can ask them anything.
+NO_HEALTH_CHECK = {"client", "client-rabbitmq"}
+#: Folders of the host that are not ours, and who may look into them.
+HOST = {
+    "promtail": {"/var/lib/docker/containers"},
+    "node-exporter": {"/proc", "/sys"},
+}
+each = pytest.mark.parametrize("name", SERVICES)
+
+
+def texts(value) -> list[str]:
+    """Return all strings in it."""
+    if isinstance(value, dict):
+        return [text for item in value.items() for part in item for text in texts(part)]
+    if isinstance(value, list):
+        return [text for part in value for text in texts(part)]
+    return [str(value)]
+
+
+def environment(service) -> dict[str, str]:
+    return service.get("environment", {})
+
+
+def run(*command, **more):
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE", "CELERY"))
+    }
+    return subprocess.run(
+        command, cwd=ROOT, env=inherited | more, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_it_is_of_the_compose_specification():
+    schema = "--builtin-schema=vendor.compose-spec"
+    done = run(need("check-jsonschema"), schema, "docker-compose.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", ["", *PROFILES])
+def test_docker_compose_takes_it(profile):
+    chosen = ["--profile", profile] if profile else []
+    done = run(need("docker-compose"), *chosen, "config")
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert yaml.safe_load(done.stdout)["services"].keys() == SERVICES.keys()
+
+
+def test_profiles():
+    found: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        for profile in service.get("profiles", [""]):
+            found.setdefault(profile, set()).add(name)
+    assert found == {"": CORE, **PROFILES}
+
+
+@each
+def test_its_image_has_a_version(name):
+    image = SERVICES[name]["image"]
+    parts = 2 if name == "postgres" else 3  # so they count there
+    assert re.fullmatch(rf"[\w./-]+:v?\d+(\.\d+){{{parts - 1}}}(-alpine)?", image), image
+    if "build" in SERVICES[name]:
+        assert image.endswith(f":{celery_exporter.__version__}")
+
+
+def test_grafana_is_one_that_the_dashboards_are_for():
+    assert int(SERVICES["grafana"]["image"].rpartition(":")[2].partition(".")[0]) >= 12
+
+
+@each
+def test_its_limits(name):
+    service = SERVICES[name]
+    assert 0 < service["cpus"] <= 1
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert 0 < service["pids_limit"] <= 512
+    assert service["logging"]["options"].keys() >= {"max-size", "max-file"}
+
+
+@each
+def test_it_may_do_little(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service.keys() & {"privileged", "cap_add", "devices", "network_mode", "ipc", "env_file"}
+    assert (service.get("user") == "root") == (name == "promtail"), "the logs are root's"
+    assert ("pid" in service) == (name == "node-exporter"), "the host's processes are its business"
+
+
+@each
+def test_it_says_whether_it_is_healthy(name):
+    check = SERVICES[name].get("healthcheck")
+    assert (check is None) == (name in NO_HEALTH_CHECK)
+    if check:
+        assert check["test"][0] in {"CMD", "CMD-SHELL"}
+        assert check.keys() == {"test", "interval", "timeout", "retries", "start_period"}
+
+
+@each
+def test_it_waits_until_others_are_healthy(name):
+    service = SERVICES[name]
+    for other, how in service.get("depends_on", {}).items():
+        assert how == {"condition": "service_healthy"}
+        assert "healthcheck" in SERVICES[other]
+        assert other in CORE or SERVICES[other]["profiles"] == service["profiles"], "else it may not be there"
+
+
+@each
+def test_its_ports_are_for_this_machine_alone(name):
+    for port in SERVICES[name].get("ports", []):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
+        assert compose.load(BIND="10.0.0.1")["services"][name]["ports"][0].startswith("10.0.0.1:")
+
+
+def test_ports():
+    assert {
+        int(port.split(":")[1]) for service in SERVICES.values() for port in service.get("ports", [])
+    } == (PORTS)
+
+
+@each
+def test_its_volumes(name):
+    for source, target, mode in compose.volumes(SERVICES[name]):
+        assert target.startswith("/")
+        if source.startswith("./"):
+            assert (ROOT / source).exists(), source
+            assert mode == "ro"
+        elif source.startswith("/"):
+            assert source in HOST.get(name, set())
+            assert mode == "ro"
+        else:
+            assert source in STACK["volumes"]
+        assert "docker.sock" not in source
+
+
+def test_every_volume_and_secret_is_used():
+    mounted = {source for service in SERVICES.values() for source, _, _ in compose.volumes(service)}
+    assert set(STACK["volumes"]) <= mounted
+    assert set(STACK["secrets"]) == {
+        name for service in SERVICES.values() for name in compose.secrets(service)
+    }
+
+
+@each
+def test_it_has_no_password_but_from_a_file(name):
+    service = SERVICES[name]
+    for key, value in environment(service).items():
+        if re.search("PASS|SECRET|TOKEN|AUTH|KEY|BROKER|BACKEND", key):
+            assert key.endswith("_FILE")
+            assert value.startswith("/run/secrets/")
+    for text in texts(service):
+        assert not re.search(r"://[^/\s]*:[^/\s]*@", text), "a URL with a password in it"
+        assert not re.search(
+            r"(?i)(pass(word)?|token|auth)=(?!\"?(/run/secrets/|\$\$\(cat /run/secrets/))", text
+        )
+    wanted = set(re.findall(r"/run/secrets/([\w.]+)", " ".join(texts(service))))
+    given = {secret for secret, path in compose.secrets(service).items() if path.startswith("/run/secrets/")}
+    assert wanted == given
+
+
+def test_secrets_stay_out_of_the_repository_and_of_images(tmp_path):
+    assert {"deploy/secrets/", ".env"} <= set((ROOT / ".gitignore").read_text().split())
+    for secret in STACK["secrets"].values():
+        assert secret["file"].startswith("deploy/secrets/")
+    assert not (context(ROOT, tmp_path / "context") / "deploy").exists()
+
+
+def test_every_variable_has_its_default_in_the_example():
+    used = dict(compose.VARIABLE.findall(compose.FILE.read_text()))
+    example = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert example.pop("COMPOSE_PROFILES") in PROFILES
+    assert (ROOT / f"deploy/prometheus/targets/{example.pop('CELERY_TARGETS')}.yml").exists()
+    assert used.pop("CELERY_TARGETS") == "celery"
+    assert example == used
+
+
+def test_what_is_built_is_there_to_be_built():
+    stages = {step.text.partition(" AS ")[2] for step in steps(ROOT / "Dockerfile") if step.name == "FROM"}
+    builds = [service["build"] for service in SERVICES.values() if "build" in service]
+    assert {build["target"] for build in builds if isinstance(build, dict)} == stages - {"build", ""}
+    assert [build for build in builds if not isinstance(build, dict)] == [".", "."], (
+        "the last stage: exporters"
+    )
+
+
+def test_exporters_are_started_with_options_that_exist():
+    flags = {f"--{option.name}" for option in OPTIONS}
+    for name in ("exporter", "exporter-rabbitmq"):
+        assert {word.partition("=")[0] for word in SERVICES[name]["command"]} <= flags
+
+
+def test_a_worker_is_asked_by_the_name_that_it_has():
+    for name, service in SERVICES.items():
+        if name.startswith("worker"):
+            node = re.search(r"-n (\S+)", service["command"])
+            assert node
+            assert service["healthcheck"]["test"][-1] == node[1]
+
+
+SHOW = """
+from celery_exporter.demo.tasks import app, ledger
+print(app.conf.broker_url, app.conf.result_backend, app.conf.task_ignore_result)
+print(ledger()._redis.connection_pool.connection_kwargs["host"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("worker", "redis://:pw@redis/0 None True redis"),
+        ("worker-rabbitmq", "amqp://pw@rabbitmq// None True redis"),
+        ("worker-postgres", "redis://:pw@redis/0 db+postgresql+psycopg://pw@postgres/celery False redis"),
+    ],
+)
+def test_the_demo_reads_its_urls_from_the_files(name, shown, tmp_path):
+    urls = {
+        "redis_url": "redis://:pw@redis/0",
+        "rabbitmq_url": "amqp://pw@rabbitmq//",
+        "postgres_url": "db+postgresql+psycopg://pw@postgres/celery",
+    }
+    for secret, url in urls.items():
+        (tmp_path / secret).write_text(url + "\n")
+    files = {
+        variable: path.replace("/run/secrets", str(tmp_path))
+        for variable, path in SERVICES[name]["environment"].items()
+    }
+    assert run(sys.executable, "-c", SHOW, **files).stdout.split() == shown.split()
