@@ -425,7 +425,7 @@ _EXPORTER_ROWS = [
     _self(
         "series_folded_total",
         "counter",
-        "Times a task name, or an exception, was counted as other, for --max-series or --series-ttl.",
+        "Times a task name, or an exception, was counted as other, since --max-series were taken.",
         attrgetter("series_folded"),
     ),
     _collector("success", "1 when the collector's last run succeeded.", attrgetter("success")),
