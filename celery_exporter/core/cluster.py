@@ -20,7 +20,7 @@ from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregis
 from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Fact, Key, Known, Moment, Moved, State
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.names import ShownAs
-from celery_exporter.core.steps import EFFECTS, MAX_ATTEMPTS, Effect
+from celery_exporter.core.steps import EFFECTS, MAX_ATTEMPTS, Effect, at_sent
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
@@ -37,6 +37,9 @@ MAX_PARKED = 64
 MAX_LIMBO = 20_000
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
+
+# An enum's members are looked up each time they are named.
+PENDING, RECEIVED, STARTED = State.PENDING, State.RECEIVED, State.STARTED
 
 
 class Limits(Struct, frozen=True):
@@ -76,8 +79,10 @@ class Cluster:
         """Take one event in; return what follows from it."""
         facts = self._facts = []
         kind = event.type
-        if kind in EFFECTS:
-            self._task_event(event, now)
+        if kind == "task-sent":
+            self._sent(event, now)
+        elif kind in EFFECTS:
+            self._happened(event, now)
         elif kind in WORKER_TYPES:
             self._worker_event(event, now)
         else:
@@ -118,31 +123,38 @@ class Cluster:
 
     # -- tasks ---------------------------------------------------------------------------------------
 
-    def _task_event(self, event: Event, now: Moment) -> None:
-        sent = event.type == "task-sent"
-        if sent:
-            self._see_queues((event.queue,) if event.queue else ())
-        else:
-            self._hear_worker(event, now)
-        if event.exception is not None or event.traceback is not None:
-            unwrap(event)
-        uuid = event.uuid or ""
-        task = self.tasks.get(uuid)
-        if task is not None and sent and self._is_sent_anew(task, event, now):
+    def _sent(self, event: Event, now: Moment) -> None:
+        if event.queue is not None and event.queue not in self.queues:
+            self._see_queues((event.queue,))
+        task = self.tasks.get(event.uuid or "")
+        if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
         if task is None:
-            task = self.tasks.new(uuid, now.listened)
-            self._evict(self.tasks.surplus(), now)
-        if sent and task.kind is None:
-            self._introduce(task, event, now)
-        elif sent:
-            self._step(task, event, now)
+            task = self._new(event, now)
+        if task.kind is None:
+            self._introduce(task, event)
+        else:
+            self._place(task, event, event.queue)
+        self._book_sent(task, event, now)
+        if task.parked:
             self._catch_up(task, now)
-        elif task.kind is None or task.parked or _is_early(task, event):
+
+    def _happened(self, event: Event, now: Moment) -> None:
+        self._hear_worker(event, now)
+        if event.exception is not None or event.traceback is not None:
+            unwrap(event)
+        task = self.tasks.get(event.uuid or "") or self._new(event, now)
+        if task.kind is None or task.parked or _is_early(task, event):
             self._park(task, event, now)
         else:
             self._step(task, event, now)
+
+    def _new(self, event: Event, now: Moment) -> Task:
+        task = self.tasks.new(event.uuid or "", now.listened)
+        if self.tasks.is_full():
+            self._evict(self.tasks.surplus(), now)
+        return task
 
     def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
@@ -167,17 +179,14 @@ class Cluster:
     def _release(self, task: Task, now: Moment) -> None:
         """Wait no longer: apply what was parked."""
         if task.kind is None:
-            self._introduce(task, None, now)
+            self._introduce(task, None)
         self._catch_up(task, now, wait=False)
 
-    def _introduce(self, task: Task, sent: Event | None, now: Moment) -> None:
+    def _introduce(self, task: Task, sent: Event | None) -> None:
         """Give the task its key, from `task-sent` or from what is known without it."""
         events = ([sent] if sent else []) + (task.parked or [])
         kind = self.tasks.kind(self._find_key(events))
         self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
-        if sent:
-            self._step(task, sent, now)
-            self._catch_up(task, now)
 
     def _catch_up(self, task: Task, now: Moment, *, wait: bool = True) -> None:
         """Apply what was parked, up to what has to wait for another task-sent, if that may still come."""
@@ -195,6 +204,8 @@ class Cluster:
         for event in events:
             name = name or event.name or unregistered_name(event.exception)
             queue = queue or event.queue
+        if name is not None and queue is not None:  # nearly all
+            return self.keys.of_task(name, queue)
         if name is None:
             self.fallbacks["task_name"] += 1
         elif not self.keys.show(name):
@@ -210,30 +221,42 @@ class Cluster:
         queues = worker.profile.queues if worker else None
         return queues[0] if queues and len(queues) == 1 else None
 
+    def _book_sent(self, task: Task, event: Event, now: Moment) -> None:
+        """Book the sending of a task, or of a retry of it; where the task is does not change by it."""
+        key = task.key_of(event.retries)
+        at_sent(task, event, partial(self._key_at, key), self._facts)
+        self._facts.append(Moved(key, PENDING, min(event.timestamp, now.wall)))
+        kind = task.kind
+        assert kind is not None  # noqa: S101  introduced, or it would not be here
+        kind.heard = now.listened
+        self._hear(task, now)
+
     def _step(self, task: Task, event: Event, now: Moment) -> None:
-        """Book one event of an introduced task, and put the task where the event says it is."""
+        """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
-        sent = effect.counts is State.PENDING
-        if sent:
-            self._place(task, event, event.queue)
-        elif effect.counts is State.RECEIVED and task.ready_at(event.retries or 0) is None:
+        if effect.counts is RECEIVED and task.ready_at(event.retries or 0) is None:
             self._place(task, event, self._only_queue(event.hostname))
         kind = task.kind
         assert kind is not None  # noqa: S101  introduced, or it would not be here
-        delivery = effect.find(task, event)
-        key = task.key_of(event.retries if delivery is None else delivery.attempt)
-        newest = effect.measure(task, event, delivery, partial(self._key_at, key), self._facts)
-        done = key if sent else self._key_at(key, event.hostname)
-        self._facts.append(Moved(done, effect.counts, min(event.timestamp, now.wall)))
         kind.heard = now.listened
+        delivery = effect.find(task, event)
+        key = self._key_at(
+            task.key_of(event.retries if delivery is None else delivery.attempt), event.hostname
+        )
+        newest = effect.measure(task, event, delivery, key, self._facts)
+        self._facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
         open_ = task.state is not None
-        if not effect.stays and newest and (open_ or self._opens(task, event, now)):
+        if newest and (open_ or self._opens(task, event, now)):
             task.heard = now.listened
             self._land(task, event, effect, now)
             return
-        self.tasks.hear(task, now.listened)
-        if not effect.stays and open_ and effect.lands is None and not event.requeue:
+        self._hear(task, now)
+        if open_ and effect.lands is None and not event.requeue:
             task.ended_by = event.hostname  # it is over when those it was delivered to since are done, too
+
+    def _hear(self, task: Task, now: Moment) -> None:
+        if task.heard != now.listened:
+            self.tasks.hear(task, now.listened)
 
     def _place(self, task: Task, event: Event, queue: str | None) -> None:
         """Take name and queue of an attempt from the event that tells of it: it may have gone elsewhere.
@@ -255,6 +278,8 @@ class Cluster:
 
     def _key_at(self, key: Key, worker: str) -> Key:
         """Return the key for what a worker did; one that there was no room for is `other`."""
+        if not self.keys.by_worker:
+            return key
         return self.keys.at_worker(key, worker if worker in self.workers else OTHER)
 
     def _opens(self, task: Task, event: Event, now: Moment) -> bool:
@@ -262,15 +287,16 @@ class Cluster:
 
         Anew: later by the clock of the worker that ended it, or later than the reorder window by ours.
         """
+        if event.type != "task-received":
+            return False
         later = task.ended_by == event.hostname and event.timestamp > task.since
-        anew = now.listened - task.heard > self.limits.reorder_window
-        return event.type == "task-received" and (later or anew)
+        return later or now.listened - task.heard > self.limits.reorder_window
 
     def _land(self, task: Task, event: Event, effect: Effect, now: Moment) -> None:
-        state = State.PENDING if event.requeue else effect.lands
-        if state is State.RECEIVED:
+        state = PENDING if event.requeue else effect.lands
+        if state is RECEIVED:
             task.ended_by = ""
-        if state is None or (task.ended_by and state is not State.STARTED):
+        if state is None or (task.ended_by and state is not STARTED):
             task.ended_by, task.since = event.hostname, event.timestamp
             self._evict(self.tasks.finish(task), now)
         else:
@@ -307,7 +333,8 @@ class Cluster:
         worker = self._worker(event.hostname, now)
         if worker is not None:
             event.hostname = worker.name  # one string for all its tasks: a copy each would double their size
-            worker.task_event(event)
+            if not worker.events or event.type == "task-started":
+                worker.task_event(event)
             worker.up = not worker.left
         elif self.keys.by_worker:
             self.fallbacks["worker"] += 1
@@ -369,10 +396,6 @@ class Cluster:
 def _is_early(task: Task, event: Event) -> bool:
     """Tell whether an attempt was received whose `task-sent` has not come, though that of another one has."""
     attempt = event.retries or 0
-    return (
-        event.type == "task-received"
-        and attempt <= MAX_ATTEMPTS
-        and task.kind is not None
-        and attempt not in (known := task.sent_attempts())
-        and len(known) > 0
-    )
+    if event.type != "task-received" or task.ready_at(attempt) is not None:
+        return False
+    return task.kind is not None and attempt <= MAX_ATTEMPTS and len(task.sent_attempts()) > 0

@@ -25,6 +25,9 @@ class Keys:
         self.renamed = False
         self._limit = limit
         self._known: dict[Key, Key] = {}
+        self._found: dict[
+            tuple[str | None, str | None], Key
+        ] = {}  # what most tasks are called, and their keys
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -37,7 +40,13 @@ class Keys:
 
     def of_task(self, name: str | None, queue: str | None) -> Key:
         """Return the same, admitted."""
-        return self.admit(self.key(name, queue))
+        found = self._found.get((name, queue))
+        if found is None:
+            key = self.key(name, queue)
+            found = self.admit(key)
+            if found == key and len(self._found) < self._limit:  # what is folded is counted each time
+                self._found[name, queue] = found
+        return found
 
     def at_worker(self, key: Key, worker: str) -> Key:
         """Return the key for what this worker did to tasks of that key."""
@@ -62,6 +71,7 @@ class Keys:
 
     def give_up(self, moves: Mapping[Key, Key]) -> list[Folded]:
         """Forget keys, each in favour of another one, to which its sums move."""
+        self._found.clear()
         for key in moves:
             del self._known[key]
         return [Folded(key, self.admit(into)) for key, into in moves.items()]

@@ -26,10 +26,12 @@ MAX_ATTEMPTS = 100
 Find = Callable[[Task, Event], Delivery | None]
 #: Worker name → the key under which what it did is booked.
 KeyAt = Callable[[str], Key]
-Measure = Callable[[Task, Event, Delivery | None, KeyAt, list[Fact]], bool]
+#: What to book under the key of what the event's worker did; tells whether it is of the newest delivery.
+Measure = Callable[[Task, Event, Delivery | None, Key, list[Fact]], bool]
 
 
-def _at_sent(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts: list[Fact]) -> bool:
+def at_sent(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> None:
+    """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
     attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
     for delivery in task.deliveries or ():
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
@@ -40,19 +42,18 @@ def _at_sent(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts:
         task.ready = ready
     elif attempt <= MAX_ATTEMPTS:
         task.resent = {**(task.resent or {}), attempt: ready}
-    return True
 
 
-def _at_received(task: Task, event: Event, _: Delivery | None, key_at: KeyAt, facts: list[Fact]) -> bool:
+def _at_received(task: Task, event: Event, _: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     attempt, eta = event.retries or 0, _epoch(event.eta)
     ready, received = task.ready_at(attempt), max(event.timestamp, eta)
-    late = attempt in (task.skipped or ())
+    late = task.skipped is not None and attempt in task.skipped
     if _is_again(task, attempt):
-        facts.append(Redelivered(key_at(event.hostname)))
+        facts.append(Redelivered(key))
         ready = event.timestamp
     for delivery in _held(task, event):
         if delivery.received is None and delivery.started is not None:  # it was overtaken
-            facts.append(Prefetched(key_at(event.hostname), delivery.started - received))
+            facts.append(Prefetched(key, delivery.started - received))
             delivery.received = received
             return False
     newest = _deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
@@ -64,6 +65,9 @@ def _is_again(task: Task, attempt: int) -> bool:
 
     An older attempt than was received already may have been another worker's, whose events are late.
     """
+    if attempt == 0 and task.received is None:  # nearly all
+        task.received = 0
+        return False
     skipped = task.skipped or set()
     if attempt in skipped:
         task.skipped = skipped - {attempt} or None
@@ -79,43 +83,37 @@ def _is_again(task: Task, attempt: int) -> bool:
     return False
 
 
-def _at_started(
-    task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]
-) -> bool:
+def _at_started(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     if delivery is None:  # its task-received did not reach us
         ready = task.ready if task.received is None else None
         delivery = Delivery(event.hostname, event.pid, task.received or 0, ready, None)
         _deliver(task, delivery)
     if delivery.ready is not None:
-        facts.append(Queued(key_at(event.hostname), event.timestamp - delivery.ready))
+        facts.append(Queued(key, event.timestamp - delivery.ready))
     if delivery.received is not None:
-        facts.append(Prefetched(key_at(event.hostname), event.timestamp - delivery.received))
+        facts.append(Prefetched(key, event.timestamp - delivery.received))
     delivery.started = event.timestamp
     return delivery is (task.deliveries or [delivery])[-1]
 
 
-def _at_success(
-    task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]
-) -> bool:
+def _at_success(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     if event.runtime is not None:
-        facts.append(Ran(key_at(event.hostname), State.SUCCESS, event.runtime))
+        facts.append(Ran(key, State.SUCCESS, event.runtime))
     return _ended(task, delivery)
 
 
-def _at_failure(
-    task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]
-) -> bool:
-    facts.append(Raised(key_at(event.hostname), exception_class(event.exception) or UNKNOWN))
-    _time(delivery, event, State.FAILURE, key_at, facts)
+def _at_failure(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+    facts.append(Raised(key, exception_class(event.exception) or UNKNOWN))
+    _time(delivery, event, State.FAILURE, key, facts)
     return _ended(task, delivery)
 
 
-def _at_retry(task: Task, event: Event, delivery: Delivery | None, key_at: KeyAt, facts: list[Fact]) -> bool:
-    _time(delivery, event, State.RETRY, key_at, facts)
+def _at_retry(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+    _time(delivery, event, State.RETRY, key, facts)
     return _ended(task, delivery)
 
 
-def _at_end(task: Task, _: Event, delivery: Delivery | None, __: KeyAt, ___: list[Fact]) -> bool:
+def _at_end(task: Task, _: Event, delivery: Delivery | None, __: Key, ___: list[Fact]) -> bool:
     return _ended(task, delivery)
 
 
@@ -128,13 +126,16 @@ def _none(_: Task, __: Event) -> None:
 
 def _next_held(task: Task, event: Event) -> Delivery | None:
     """Return the delivery that a worker starts: the oldest one that it has not started."""
-    return next((each for each in _held(task, event) if each.started is None), None)
+    for each in _held(task, event):
+        if each.started is None:
+            return each
+    return None
 
 
-def _time(delivery: Delivery | None, event: Event, state: State, key_at: KeyAt, facts: list[Fact]) -> None:
+def _time(delivery: Delivery | None, event: Event, state: State, key: Key, facts: list[Fact]) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
-        facts.append(Ran(key_at(event.hostname), state, event.timestamp - delivery.started))
+        facts.append(Ran(key, state, event.timestamp - delivery.started))
 
 
 def _ended(task: Task, delivery: Delivery | None) -> bool:
@@ -165,11 +166,11 @@ def _last_held(task: Task, event: Event) -> Delivery | None:
 
 def _held(task: Task, event: Event) -> list[Delivery]:
     """Return the open deliveries to the sender's process, the oldest first."""
-    return [
-        each
-        for each in task.deliveries or ()
-        if each.worker == event.hostname and each.pid == event.pid and not each.ended
-    ]
+    deliveries = task.deliveries
+    if deliveries is None:
+        return []
+    worker, pid = event.hostname, event.pid
+    return [each for each in deliveries if each.worker == worker and each.pid == pid and not each.ended]
 
 
 def _deliver(task: Task, delivery: Delivery) -> bool:
@@ -204,22 +205,20 @@ def _epoch(eta: str | None) -> float:
 
 
 class Effect(Struct, frozen=True):
-    """What a task event does: the state it is counted as entering, and where the task is afterwards.
+    """What a worker's event does: the state it is counted as entering, and where the task is afterwards.
 
-    `lands` is None when the task is finished. `stays` events change nothing about where the task is.
+    `lands` is None when the task is finished.
     """
 
     counts: State
     find: Find
     measure: Measure
     lands: State | None = None
-    stays: bool = False
 
 
 #: The transition table. All unfinished states take each event alike, for each may be the next that
 #: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
 EFFECTS = {
-    "task-sent": Effect(State.PENDING, _none, _at_sent, stays=True),
     "task-received": Effect(State.RECEIVED, _none, _at_received, State.RECEIVED),
     "task-started": Effect(State.STARTED, _next_held, _at_started, State.STARTED),
     "task-succeeded": Effect(State.SUCCESS, _last_held, _at_success),

@@ -193,13 +193,15 @@ class TaskTable:
             found.append(task)
         return found
 
+    def is_full(self) -> bool:
+        """Tell whether there are more unfinished tasks than there may be."""
+        return len(self._tasks) - len(self.finished) > self.limit
+
     def surplus(self) -> list[Task]:
-        """Return the oldest unfinished tasks when there are too many, a hundredth at once, or a hundred.
+        """Return the oldest unfinished tasks beyond the limit, and a hundredth more, or a hundred.
 
         Each look passes the tombstones among them.
         """
-        if len(self) <= self.limit:
-            return []
         more = max(self.limit // 100, min(self.limit // 10, 100))
         unfinished = (task for task in self._tasks.values() if task.room is not self.finished)
         return list(islice(unfinished, len(self) - self.limit + more))

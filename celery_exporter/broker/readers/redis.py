@@ -1,5 +1,6 @@
 """Events off a Redis subscription. kombu connects and subscribes, so each of its options holds; what comes is
-read here, without an object of kombu's for each message, and without its trust in the envelope.
+read here, in large reads, without an object of kombu's or redis-py's for each message, and without kombu's
+trust in the envelope.
 
 The envelope is that of kombu/transport/virtual/base.py (prepare_message): JSON, with the body in base64.
 """
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ssl
 import time
 from typing import Any
 
+import hiredis
 import msgspec
 from msgspec import Struct, field
 
-from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError
+from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, translated
 from celery_exporter.broker.payload import BROKEN, Payload
 from celery_exporter.broker.readers.kombu import Full, KombuReader
 from celery_exporter.settings import Settings
@@ -23,6 +26,8 @@ from celery_exporter.settings import Settings
 PING_INTERVAL = 2.0
 #: Seconds of one look for the answer to a subscription.
 POLL = 0.1
+#: Bytes of one read: some hundred messages.
+CHUNK = 2**18
 
 
 class _Properties(Struct):
@@ -50,7 +55,10 @@ class RedisReader(KombuReader):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
+        self._parser = hiredis.Reader()
+        self._buffer = bytearray(CHUNK)
         self._alive = False  # did anything come since the last look
+        self._pinged = 0.0
         self._subscribed = False
         self._early: list[Payload] = []  # what came right after the subscription, for the first read
 
@@ -58,12 +66,18 @@ class RedisReader(KombuReader):
         """Connect and subscribe; raise BrokerError."""
         super().open()
         self._channel = self._connection.default_channel
-        self._channel.handlers["LISTEN"] = self._listen  # what kombu calls when the subscription is readable
         self._prove = self._prove_alive
+        with translated(self._connection):
+            self._connection.transport.cycle.on_poll_start()  # with which kombu subscribes, at its first read
+            self._redis = self._channel.subclient.connection
+            # redis-py has read the answers to its own questions, and the rest is ours: a parser of our own has
+            # each message of a large read without an object of redis-py's for it.
+            self._socket = self._redis._sock  # noqa: SLF001
+        self._parser = hiredis.Reader()
         self._await_subscription()
 
     def _await_subscription(self) -> None:
-        """Wait until Redis has confirmed: kombu subscribes at the first read only; until then we are deaf."""
+        """Wait until Redis has confirmed: until then we are deaf."""
         self._subscribed, self._early = False, []
         deadline = time.monotonic() + ANSWER_TIMEOUT
         while not self._subscribed:
@@ -77,28 +91,41 @@ class RedisReader(KombuReader):
         return early or super().read(timeout)
 
     def _drain(self, timeout: float) -> None:
-        # A batch that was full may have left messages in the parser, of which no poll tells.
-        if self._is_readable():
-            self._listen()
-        self._connection.drain_events(timeout=timeout)
+        """Take what has come; raise TimeoutError when nothing does."""
+        if self._take_parsed():  # a batch that was full leaves messages in the parser
+            return
+        self._socket.settimeout(timeout)
+        try:
+            count = self._socket.recv_into(self._buffer)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            raise TimeoutError from None
+        finally:
+            self._socket.settimeout(ANSWER_TIMEOUT)  # for what is sent
+        if count == 0:
+            raise BrokerError("Redis closed the event subscription")
+        self._alive = True
+        self._parser.feed(self._buffer, 0, count)
+        self._take_parsed()
 
-    def _listen(self) -> bool:
-        subscription = self._channel.subclient
-        while True:
-            # With a limit: what is readable may be the beginning of a message whose rest never comes.
-            frame = subscription.parse_response(block=False, timeout=ANSWER_TIMEOUT)
-            self._alive = True  # the answer to a ping is None
-            kind = frame[0] if isinstance(frame, (list, tuple)) else None
+    def _take_parsed(self) -> bool:
+        """Take each whole answer in the parser, one batch at most; tell whether there was any."""
+        taken = False
+        while (frame := self._next()) is not False:
+            taken = True
+            kind = frame[0] if isinstance(frame, list) else None
             if kind == b"pmessage":
                 self._take_envelope(frame[-1])
             elif kind == b"psubscribe":
                 self._subscribed = True
-            if not self._is_readable():
-                return True
+            elif isinstance(frame, hiredis.ReplyError):
+                raise BrokerError(f"Redis says {frame}")
+        return taken
 
-    def _is_readable(self) -> bool:
-        connection = self._channel.subclient.connection
-        return connection is not None and bool(connection.can_read(timeout=0))
+    def _next(self) -> Any:
+        try:
+            return self._parser.gets()
+        except hiredis.HiredisError as error:
+            raise BrokerError(f"Redis sent what is no Redis protocol: {error}") from None
 
     def _take_envelope(self, data: Any) -> None:
         try:
@@ -129,9 +156,8 @@ class RedisReader(KombuReader):
     def _prove_alive(self) -> bool:
         """PING on the subscription itself; True when anything came since the last look."""
         alive, self._alive = self._alive, False
-        subscription = self._channel.subclient
-        if subscription.connection is not None:
-            # The user's own interval may be long, or 0 for never; how long we may be deaf hangs on this one.
-            subscription.connection.health_check_interval = PING_INTERVAL
-            subscription.check_health()
+        now = time.monotonic()
+        if not alive and now > self._pinged + PING_INTERVAL:
+            self._pinged = now
+            self._redis.send_command("PING", check_health=False)
         return alive
