@@ -27,6 +27,8 @@ CONTENT_TYPES = {
     "pickle": "application/x-python-serialize",
 }
 
+JSON = CONTENT_TYPES["json"]
+
 #: Bytes that a body may have, and that a compressed one may inflate to: Redis cuts a subscriber off that is
 #: behind by more. A batch of the largest real events is a hundredth of it.
 MAX_BODY = 32 * 2**20
@@ -62,15 +64,16 @@ def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malform
 
     Nothing but an accepted type is ever deserialised: unpickling runs code that the sender chose.
     """
-    said = (payload.content_type, payload.content_encoding, payload.compression)
-    if not all(each is None or isinstance(each, str) for each in said):  # headers hold what senders like
-        return [Malformed("undecodable")]
-    kind = payload.content_type or CONTENT_TYPES["json"]
+    kind, encoding, compressed = payload.content_type, payload.content_encoding, payload.compression
+    for said in (kind, encoding, compressed):
+        if said is not None and not isinstance(said, str):  # headers hold what senders like
+            return [Malformed("undecodable")]
+    kind = kind or JSON
     if kind not in accept:
         return [Malformed("content_type")]
     try:
-        body = _sized(_inflated(payload.body, payload.compression), MAX_BODY)
-        if kind == CONTENT_TYPES["json"]:
+        body = _sized(_inflated(payload.body, compressed) if compressed else payload.body, MAX_BODY)
+        if kind == JSON:
             return decode(body)
         return from_objects(_loaded(body, kind))
     except UndecodableError:
@@ -180,10 +183,8 @@ def _refused(_: bytes) -> bytes:
     raise UndecodableError("a compression that we cannot bound")
 
 
-def _inflated(body: bytes, name: str | None) -> bytes:
+def _inflated(body: bytes, name: str) -> bytes:
     """Return the body decompressed; raise UndecodableError for one larger than `MAX_BODY`, too."""
-    if not name:
-        return body
     inflate = _INFLATE.get(name)
     if inflate is None:
         raise UndecodableError(name)

@@ -70,7 +70,7 @@ class RedisReader(KombuReader):
         with translated(self._connection):
             self._connection.transport.cycle.on_poll_start()  # with which kombu subscribes, at its first read
             self._redis = self._channel.subclient.connection
-            # redis-py has read the answers to its own questions, and the rest is ours: a parser of our own has
+            # redis-py has read the answers to its own questions, and the rest is ours: our own parser has
             # each message of a large read without an object of redis-py's for it.
             self._socket = self._redis._sock  # noqa: SLF001
         self._parser = hiredis.Reader()
