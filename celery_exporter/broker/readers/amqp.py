@@ -1,5 +1,6 @@
-"""Events off an AMQP queue. kombu connects, declares and consumes, so each of its options holds; messages are
-taken from the frames here, as py-amqp ends the connection over one whose properties it cannot read.
+"""Events off an AMQP queue. kombu connects, declares and consumes, so each of its options holds; from then on
+the socket is read here, in large reads, and messages are taken from the frames. What else comes is py-amqp's.
+(It reads frame by frame, and ends the connection over a message whose properties it cannot read.)
 
 With --event-queue-durable the queue outlives us, and a message leaves it when it has been used: what one read
 returned is acknowledged by the next, or by `close`. What was used when a connection was lost, and perhaps not
@@ -10,6 +11,7 @@ nobody knows what it has used: what its last read returned comes to the next one
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 import uuid
 from collections import Counter, deque
@@ -21,8 +23,9 @@ from amqp import spec
 from amqp.serialization import loads
 from kombu import Exchange, Queue
 
-from celery_exporter.broker.connection import translated
+from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, translated
 from celery_exporter.broker.payload import BROKEN, MAX_BODY, Payload
+from celery_exporter.broker.readers.frames import Frame, Frames
 from celery_exporter.broker.readers.kombu import Full, KombuReader
 from celery_exporter.settings import Settings
 
@@ -36,8 +39,8 @@ PREFETCH = 2_000
 FAREWELL = 0.5
 #: Seconds without a message after which the binding is made anew: it is what silence may come from.
 RENEW = 10.0
-#: Seconds that a read for no time lasts: with none at all py-amqp spins until the rest of a frame has come.
-SHORTEST = 0.001
+#: Bytes of one read: some hundred messages.
+CHUNK = 2**18
 #: Times PREFETCH that messages are remembered which may come again.
 MEMORY = 5
 #: Seconds after which RabbitMQ has noticed the end of a connection of ours that it was not told of.
@@ -47,8 +50,6 @@ _METHOD, _HEADER, _BODY = 1, 2, 3
 _ANSWERS = frozenset({spec.Queue.DeclareOk, spec.Queue.BindOk})
 #: The properties that matter, which are the first ones: flag, and type as amqp.serialization has it.
 _PROPERTIES = ((1 << 15, "s"), (1 << 14, "s"), (1 << 13, "F"))  # content type, content encoding, headers
-
-Frame = tuple[int, int, bytes]
 
 
 class AmqpReader(KombuReader):
@@ -83,6 +84,10 @@ class AmqpReader(KombuReader):
         if self._durable:
             self._channel.basic_qos(0, PREFETCH, a_global=False)
         queue.consume("", None, no_ack=not self._durable)
+        # Nobody waits for an answer any more, so nobody else reads.
+        transport = self._amqp.transport
+        self._socket = transport.sock
+        self._frames = Frames(self._amqp.frame_max, transport._read_buffer)  # noqa: SLF001  empty, mostly
 
     def _remember(self) -> None:
         """What was used comes again, unless RabbitMQ has had our acknowledgement."""
@@ -119,10 +124,28 @@ class AmqpReader(KombuReader):
         return batch
 
     def _drain(self, timeout: float) -> None:
-        transport = self._amqp.transport
-        with transport.having_timeout(max(timeout, SHORTEST)):
-            frame = transport.read_frame()
-        self._on_frame(frame)
+        """Take what has come; raise TimeoutError when nothing does."""
+        if self._take_frames():  # a batch that was full leaves some
+            return
+        self._socket.settimeout(timeout)
+        try:
+            data = self._socket.recv(CHUNK)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            raise TimeoutError from None
+        finally:
+            self._socket.settimeout(ANSWER_TIMEOUT)  # for what is sent
+        if not data:
+            raise BrokerError("RabbitMQ closed the connection")
+        self._frames.feed(data)
+        self._take_frames()
+
+    def _take_frames(self) -> bool:
+        """Take each whole frame, one batch of messages at most; tell whether there was any."""
+        taken = False
+        while (frame := self._frames.next()) is not None:
+            taken = True
+            self._on_frame(frame)
+        return taken
 
     def close(self) -> None:
         """Acknowledge what was used, and hang up; a broker that is gone makes no difference."""
@@ -138,7 +161,7 @@ class AmqpReader(KombuReader):
         """Take what belongs to a message; the rest is py-amqp's, which calls this while it waits, too."""
         kind, channel, data = frame
         method = unpack_from(">HH", data) if kind == _METHOD else spec.Basic.Deliver
-        if channel == 0 or method != spec.Basic.Deliver:
+        if method != spec.Basic.Deliver or channel != self._channel.channel_id:
             if self._asked is not None and method in _ANSWERS:
                 self._on_answer()
                 if method == spec.Queue.DeclareOk:

@@ -104,7 +104,7 @@ class RedisReader(KombuReader):
         if count == 0:
             raise BrokerError("Redis closed the event subscription")
         self._alive = True
-        self._parser.feed(self._buffer, 0, count)
+        self._parser.feed(self._buffer, 0, count)  # type: ignore[arg-type]  it takes any buffer
         self._take_parsed()
 
     def _take_parsed(self) -> bool:
