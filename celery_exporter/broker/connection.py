@@ -33,6 +33,8 @@ ANSWER_TIMEOUT = 5.0
 AMQP_HEARTBEAT = 6
 #: The same where a connection is used now and then, and nobody sends any. RabbitMQ ends it after two of them.
 KEPT_HEARTBEAT = 60
+#: Bytes of one read: some hundred messages.
+CHUNK = 2**18
 #: TCP keepalive: the kernel notices a peer that is gone after 14 s, even inside a read.
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 #: Milliseconds in which the network has to take what was sent. py-amqp's 1,000 are a hiccup of it.
@@ -157,6 +159,20 @@ def open_(connection: kombu.Connection) -> None:
         # it would wait for the rest for ever.
         transport = connection.connection.transport
         transport.sock.settimeout(transport.read_timeout or ANSWER_TIMEOUT)
+
+
+def receive(sock: socket.socket, timeout: float) -> bytes:
+    """Return what has come on a socket, or comes in so many seconds; raise TimeoutError when nothing does."""
+    sock.settimeout(timeout)
+    try:
+        data = sock.recv(CHUNK)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        raise TimeoutError from None
+    finally:
+        sock.settimeout(ANSWER_TIMEOUT)  # for what is sent
+    if not data:
+        raise BrokerError("the broker closed the connection")
+    return data
 
 
 @contextmanager

@@ -11,14 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hiredis
 import msgspec
 from core.story import sent
 from kombu.utils import json as kombu_json
 
 from celery_exporter.broker import roster
+from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.depths import redis as redis_depths
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
 from celery_exporter.broker.readers import amqp, redis
+from celery_exporter.broker.readers.frames import Frames
+from celery_exporter.broker.readers.kombu import Full
 from celery_exporter.core.batch import MAX_ITEMS, items
 from celery_exporter.core.events import Event, Malformed, decode
 from celery_exporter.core.workers import Profile
@@ -167,6 +171,52 @@ def properties(data: bytes) -> None:
     House().take(events_of(amqp._payload(data, GOOD), ACCEPT))
 
 
+def pushed(data: bytes) -> None:
+    """What Redis sends on a subscription."""
+    reader = _redis_reader()
+    reader._parser = hiredis.Reader()
+    reader._parser.feed(data)
+    reader._batch, reader._bytes = [], 0
+    with suppress(BrokerError, Full):
+        reader._take_parsed()
+
+
+def frames(data: bytes) -> None:
+    """Frames off AMQP: the same ones, and the same end, whatever pieces the bytes come in."""
+    whole = _framed([data])
+    assert _framed([data[:1], data[1:]]) == whole
+    assert _framed([data[at : at + 1] for at in range(len(data))]) == whole
+
+
+def _framed(pieces: list[bytes]) -> list[Any]:
+    reader, found = Frames(1_000), []
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            while (frame := reader.next()) is not None:
+                found.append(frame)
+    except BrokerError as error:
+        found.append(str(error))
+    return found
+
+
+def deliveries(data: bytes) -> None:
+    """Messages in frames off AMQP: each is a payload, and the rest the library's or the end of the connection."""
+    taken: list[Any] = []
+    reader: Any = amqp.AmqpReader(load({"broker_url": "amqp://127.0.0.1:1//"}, {}))
+    reader._amqp = SimpleNamespace(bytes_recv=0)
+    reader._channel = SimpleNamespace(channel_id=1)
+    reader._library = taken.append
+    reader._asked, reader._frames = None, Frames(131_072, data)
+    reader._head, reader._properties, reader._body = (0, False), b"", [b""]
+    reader._missing, reader._is_kept = 0, True
+    with suppress(BrokerError, Full):
+        reader._take_frames()
+    assert all(channel != 1 or kind == 1 for kind, channel, _ in taken), "content of our channel is ours"
+    for payload in reader._batch:
+        House().take(events_of(payload, ACCEPT))
+
+
 # -- answers -----------------------------------------------------------------------------------------------
 
 
@@ -199,7 +249,10 @@ def head(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     target.__name__: target
-    for target in (body, between, split, page, message, envelope, properties, answer, head)
+    for target in (
+        *(body, between, split, page, message, envelope, properties),
+        *(pushed, frames, deliveries, answer, head),
+    )
 }
 
 

@@ -11,11 +11,11 @@ nobody knows what it has used: what its last read returned comes to the next one
 from __future__ import annotations
 
 import logging
-import ssl
 import time
 import uuid
 from collections import Counter, deque
 from contextlib import suppress
+from struct import error as StructError  # noqa: N812
 from struct import unpack_from
 from typing import Any
 
@@ -23,7 +23,7 @@ from amqp import spec
 from amqp.serialization import loads
 from kombu import Exchange, Queue
 
-from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, translated
+from celery_exporter.broker.connection import BrokerError, receive, translated
 from celery_exporter.broker.payload import BROKEN, MAX_BODY, Payload
 from celery_exporter.broker.readers.frames import Frame, Frames
 from celery_exporter.broker.readers.kombu import Full, KombuReader
@@ -39,8 +39,6 @@ PREFETCH = 2_000
 FAREWELL = 0.5
 #: Seconds without a message after which the binding is made anew: it is what silence may come from.
 RENEW = 10.0
-#: Bytes of one read: some hundred messages.
-CHUNK = 2**18
 #: Times PREFETCH that messages are remembered which may come again.
 MEMORY = 5
 #: Seconds after which RabbitMQ has noticed the end of a connection of ours that it was not told of.
@@ -127,16 +125,7 @@ class AmqpReader(KombuReader):
         """Take what has come; raise TimeoutError when nothing does."""
         if self._take_frames():  # a batch that was full leaves some
             return
-        self._socket.settimeout(timeout)
-        try:
-            data = self._socket.recv(CHUNK)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            raise TimeoutError from None
-        finally:
-            self._socket.settimeout(ANSWER_TIMEOUT)  # for what is sent
-        if not data:
-            raise BrokerError("RabbitMQ closed the connection")
-        self._frames.feed(data)
+        self._frames.feed(receive(self._socket, timeout))
         self._take_frames()
 
     def _take_frames(self) -> bool:
@@ -144,7 +133,10 @@ class AmqpReader(KombuReader):
         taken = False
         while (frame := self._frames.next()) is not None:
             taken = True
-            self._on_frame(frame)
+            try:
+                self._on_frame(frame)
+            except (StructError, IndexError) as error:
+                raise BrokerError(f"RabbitMQ sent a frame that cannot be read: {error}") from None
         return taken
 
     def close(self) -> None:

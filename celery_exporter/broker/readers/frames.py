@@ -31,7 +31,7 @@ class Frames:
     def next(self) -> Frame | None:
         """Return the next frame, if it is whole; raise BrokerError for what is none."""
         data, start = self._data, self._position + _HEAD
-        if len(data) <= start:
+        if len(data) < start:
             return None
         kind, channel, size = _head(data, self._position)
         end = start + size

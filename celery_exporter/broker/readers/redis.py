@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ssl
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ import hiredis
 import msgspec
 from msgspec import Struct, field
 
-from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, translated
+from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, receive, translated
 from celery_exporter.broker.payload import BROKEN, Payload
 from celery_exporter.broker.readers.kombu import Full, KombuReader
 from celery_exporter.settings import Settings
@@ -26,8 +25,6 @@ from celery_exporter.settings import Settings
 PING_INTERVAL = 2.0
 #: Seconds of one look for the answer to a subscription.
 POLL = 0.1
-#: Bytes of one read: some hundred messages.
-CHUNK = 2**18
 
 
 class _Properties(Struct):
@@ -56,7 +53,6 @@ class RedisReader(KombuReader):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._parser = hiredis.Reader()
-        self._buffer = bytearray(CHUNK)
         self._alive = False  # did anything come since the last look
         self._pinged = 0.0
         self._subscribed = False
@@ -94,17 +90,8 @@ class RedisReader(KombuReader):
         """Take what has come; raise TimeoutError when nothing does."""
         if self._take_parsed():  # a batch that was full leaves messages in the parser
             return
-        self._socket.settimeout(timeout)
-        try:
-            count = self._socket.recv_into(self._buffer)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            raise TimeoutError from None
-        finally:
-            self._socket.settimeout(ANSWER_TIMEOUT)  # for what is sent
-        if count == 0:
-            raise BrokerError("Redis closed the event subscription")
+        self._parser.feed(receive(self._socket, timeout))
         self._alive = True
-        self._parser.feed(self._buffer, 0, count)  # type: ignore[arg-type]  it takes any buffer
         self._take_parsed()
 
     def _take_parsed(self) -> bool:
@@ -112,7 +99,7 @@ class RedisReader(KombuReader):
         taken = False
         while (frame := self._next()) is not False:
             taken = True
-            kind = frame[0] if isinstance(frame, list) else None
+            kind = frame[0] if isinstance(frame, list) and frame else None
             if kind == b"pmessage":
                 self._take_envelope(frame[-1])
             elif kind == b"psubscribe":

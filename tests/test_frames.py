@@ -1,0 +1,99 @@
+"""Frames off AMQP, and the messages in them, whatever pieces they come in and whatever comes in between."""
+
+from __future__ import annotations
+
+import struct
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from celery_exporter.broker.connection import BrokerError
+from celery_exporter.broker.payload import Payload
+from celery_exporter.broker.readers.amqp import AmqpReader
+from celery_exporter.broker.readers.frames import Frames
+from celery_exporter.settings import load
+
+BODY = b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}'
+PAYLOAD = Payload(BODY, "application/json", "utf-8")
+LIMIT = 4_096
+
+
+def frame(kind: int, channel: int, payload: bytes) -> bytes:
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def short(text: bytes) -> bytes:
+    return bytes([len(text)]) + text
+
+
+DELIVER = frame(
+    1,
+    1,
+    struct.pack(">HH", 60, 60)
+    + short(b"consumer")
+    + struct.pack(">QB", 7, 0)
+    + short(b"celeryev")
+    + short(b"task.sent"),
+)
+HEADER = frame(
+    2, 1, struct.pack(">HHQH", 60, 0, len(BODY), 0xC000) + short(b"application/json") + short(b"utf-8")
+)
+HEARTBEAT = frame(8, 0, b"")
+ELSEWHERE = [frame(2, 2, b"x" * 20), frame(3, 2, b"another channel's")]
+
+
+def reader(*pieces: bytes) -> AmqpReader:
+    """Return one that has taken these bytes, as if it had read them one after the other."""
+    made = AmqpReader(load({"broker_url": "amqp://127.0.0.1:1//"}, {}))
+    made.others = []
+    made._amqp, made._channel = SimpleNamespace(bytes_recv=0), SimpleNamespace(channel_id=1)
+    made._library, made._asked, made._frames = made.others.append, None, Frames(LIMIT)
+    made._head, made._properties, made._body, made._missing, made._is_kept = (0, False), b"", [b""], 0, True
+    for piece in pieces:
+        made._frames.feed(piece)
+        made._take_frames()
+    return made
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 100, 10_000])
+def test_messages_are_whole_whatever_pieces_they_come_in(size):
+    stream = (DELIVER + HEADER + frame(3, 1, BODY) + HEARTBEAT) * 3
+    taken = reader(*(stream[at : at + size] for at in range(0, len(stream), size)))
+    assert taken._batch == [PAYLOAD] * 3
+    assert taken.others == [(8, 0, b"")] * 3
+
+
+def test_a_message_may_be_split_at_every_byte():
+    stream = DELIVER + HEADER + frame(3, 1, BODY)
+    for at in range(len(stream) + 1):
+        assert reader(stream[:at], stream[at:])._batch == [PAYLOAD], at
+
+
+def test_what_comes_in_between_is_not_the_message_s():
+    bodies = [frame(3, 1, BODY[start:end]) for start, end in pairwise((0, 5, 6, len(BODY)))]
+    mixed = [DELIVER, HEARTBEAT, HEADER, *ELSEWHERE, bodies[0], *ELSEWHERE, bodies[1], HEARTBEAT, bodies[2]]
+    taken = reader(b"".join(mixed))
+    assert taken._batch == [PAYLOAD]
+    assert [channel for _, channel, _ in taken.others] == [0, 2, 2, 2, 2, 0]
+
+
+def test_a_method_of_the_channel_is_the_library_s():
+    close = struct.pack(">HHH", 20, 40, 404) + short(b"gone") + struct.pack(">HH", 0, 0)
+    assert reader(frame(1, 1, close)).others == [(1, 1, close)]
+
+
+@pytest.mark.parametrize(
+    ("stream", "complaint"),
+    [
+        (struct.pack(">BHI", 3, 1, LIMIT + 1), "a frame of 4097 bytes, where 4096 were agreed"),
+        (struct.pack(">BHI", 3, 1, 2**32 - 1), "a frame of 4294967295 bytes"),
+        (frame(3, 1, b"abc")[:-1] + b"\0", "does not end where it should"),
+        (frame(1, 1, b"\0\x3c\0"), "cannot be read"),
+        (frame(1, 1, b"\0\x3c\0\x3c"), "cannot be read"),
+        (DELIVER + frame(2, 1, b"\0"), "cannot be read"),
+    ],
+)
+def test_what_is_no_frame_ends_the_connection(stream, complaint):
+    with pytest.raises(BrokerError, match=complaint):
+        reader(stream)
