@@ -201,7 +201,7 @@ def _framed(pieces: list[bytes]) -> list[Any]:
 
 
 def deliveries(data: bytes) -> None:
-    """Messages in frames off AMQP: each is a payload, and the rest the library's or the end of the connection."""
+    """Frames with messages in them, off AMQP: the rest is the library's, or ends the connection."""
     taken: list[Any] = []
     reader: Any = amqp.AmqpReader(load({"broker_url": "amqp://127.0.0.1:1//"}, {}))
     reader._amqp = SimpleNamespace(bytes_recv=0)
