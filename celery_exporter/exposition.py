@@ -26,6 +26,11 @@ from celery_exporter.profiles import KEY_LABELS, Row, Sample
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
+#: Whole numbers below it are written as they are; larger ones with an exponent, as Go does.
+SHORT = 1_000_000
+#: Series whose text is kept though they were not in the newest scrape.
+SPARE = 1_000
+
 #: What --metric-prefix replaces in the names of rows.
 ROW_PREFIX = "celery_"
 
@@ -41,7 +46,7 @@ class Exposition:
         firsts: Firsts | None = None,
     ) -> None:
         static = static_labels or {}
-        self._families = [_family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
+        self._families = [_Family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
         self._unlabelled = _template((), static).format()
         self._firsts = firsts or Firsts()
         self._process = ProcessCollector(registry=CollectorRegistry())
@@ -85,43 +90,81 @@ class Exposition:
         return f"# HELP {name} {help_.translate(escapes)}", f"# TYPE {name} {type_}"
 
 
-class _Family(Struct, frozen=True):
-    """A row with its full name and the text round its label values."""
+class _Series(Struct, frozen=True):
+    """What of a series is the same in each scrape."""
 
-    row: Row
-    name: str
-    braces: str  # `{a="{0}",b="{1}"}`, as a str.format template
-    bucket_braces: str  # … with `le` as the last argument
+    id: int
+    text: str  # `name{labels} `, or, of a histogram, all its lines with a %d or %s for each value
+
+
+class _Family:
+    """A row with its full name, and the text of its series, made once for each."""
+
+    def __init__(self, row: Row, name: str, static: Mapping[str, str]) -> None:
+        self.row = row
+        self.name = name
+        self._braces = _template(row.labels, static)
+        self._bucket_braces = _template((*row.labels, "le"), static)
+        self._series: dict[tuple[str, ...], _Series] = {}
+        self._bounds: tuple[float, ...] = ()
 
     def lines(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[str]:
         """Yield the family's lines; a counting series that is new to a visitor is shown at 0."""
-        row = self.row
+        row, known = self.row, self._series
         samples = row.samples(snapshot)
         if row.merge is not None:
             samples = _merged(row.merge, samples)
-        if visit is not None and row.type != "gauge" and not row.began_before:
-            samples = _from_zero(self.name, samples, visit, lambda values: _inherits(row, values, snapshot))
-        if row.bounds is None:
-            for values, value in samples:
-                yield f"{self.name}{self.braces.format(*map(_escape, values))} {number(value)}"
-            return
-        # Short, as Go writes them and as people ask for them: le="30", not le="30.0".
-        bounds = [number(bound).removesuffix(".0") for bound in (*row.bounds(snapshot), math.inf)]
-        for values, histogram in samples:
-            yield from self._histogram(values, histogram, bounds)
+        if row.type == "gauge" or row.began_before:
+            visit = None
+        if row.bounds is not None:
+            self._bounds = tuple(row.bounds(snapshot))
+        line: Callable[[str, Any], str] = self._line if row.bounds is None else self._histogram
+        count = 0
+        for count, (values, value) in enumerate(samples, 1):  # noqa: B007
+            series = known.get(values) or self._learn(values)
+            if (
+                visit is not None
+                and not visit.show(series.id)
+                and visit.is_news(series.id, inherited=_inherits(row, values, snapshot))
+            ):
+                yield line(series.text, _nothing(value))
+            else:
+                yield line(series.text, value)
+        if len(known) > 2 * count + SPARE:  # most of them are gone
+            known.clear()
 
-    def _histogram(self, values: Iterable[str], histogram: Histogram, bounds: list[str]) -> Iterator[str]:
-        escaped = [_escape(value) for value in values]
+    @staticmethod
+    def _line(text: str, value: float) -> str:
+        return f"{text}{value}.0" if type(value) is int and -SHORT < value < SHORT else text + number(value)
+
+    @staticmethod
+    def _histogram(text: str, histogram: Histogram) -> str:
         counts = list(accumulate(histogram.counts))
-        for bound, count in zip(bounds, counts, strict=True):
-            yield f"{self.name}_bucket{self.bucket_braces.format(*escaped, bound)} {number(count)}"
-        braces = self.braces.format(*escaped)
-        yield f"{self.name}_count{braces} {number(counts[-1])}"
-        yield f"{self.name}_sum{braces} {number(histogram.total)}"
+        total = number(histogram.total)
+        if counts[-1] < SHORT:
+            return text % (*counts, counts[-1], total)
+        return text.replace("%d.0\n", "%s\n") % (*map(number, counts), number(counts[-1]), total)
+
+    def _learn(self, values: tuple[str, ...]) -> _Series:
+        escaped = [_escape(value) for value in values]
+        text = f"{self.name}{self._braces.format(*escaped)} "
+        if self.row.bounds is not None:
+            text = self._buckets(escaped)
+        series = self._series[values] = _Series(series_id(self.name, values), text)
+        return series
+
+    def _buckets(self, escaped: list[str]) -> str:
+        # Short, as Go writes them and as people ask for them: le="30", not le="30.0".
+        bounds = [number(bound).removesuffix(".0") for bound in (*self._bounds, math.inf)]
+        buckets = (f"{self.name}_bucket{self._bucket_braces.format(*escaped, bound)}" for bound in bounds)
+        braces = self._braces.format(*escaped)
+        counted = [each.replace("%", "%%") for each in (*buckets, f"{self.name}_count{braces}")]
+        total = f"{self.name}_sum{braces}".replace("%", "%%")
+        return "".join(f"{each} %d.0\n" for each in counted) + f"{total} %s"
 
 
-def _family(row: Row, name: str, static: Mapping[str, str]) -> _Family:
-    return _Family(row, name, _template(row.labels, static), _template((*row.labels, "le"), static))
+def _nothing(value: float | Histogram) -> float | Histogram:
+    return Histogram([0] * len(value.counts)) if isinstance(value, Histogram) else 0
 
 
 def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
@@ -137,17 +180,6 @@ def _inherits(row: Row, values: Sequence[str], snapshot: Snapshot) -> bool:
     labels = dict(zip(row.labels, values, strict=True))
     cell = snapshot.cells.get(Key(*(labels.get(label, "") for label in KEY_LABELS)))
     return cell is not None and cell.inherited
-
-
-def _from_zero(
-    name: str, samples: Iterable[Sample], visit: Visit, inherits: Callable[[Sequence[str]], bool]
-) -> Iterator[Sample]:
-    for values, value in samples:
-        series = series_id(name, values)
-        if not visit.show(series) and visit.is_news(series, inherited=inherits(values)):
-            yield values, Histogram([0] * len(value.counts)) if isinstance(value, Histogram) else 0
-        else:
-            yield values, value
 
 
 def _merged(merge: Callable[[float, float], float], samples: Iterable[Sample]) -> Iterable[Sample]:

@@ -18,6 +18,7 @@ from celery_exporter.profiles import Row, Sample
 #: Optional labels of task metrics: `--task-labels` chooses which of them are in use.
 TASK_LABELS = ("queue_name", "worker")
 
+_STATES = tuple(state.name for state in State)
 _LASTING = (State.SUCCESS, State.FAILURE)
 
 
@@ -37,9 +38,10 @@ def _task_rows(task: tuple[str, ...], queue: tuple[str, ...]) -> list[Row]:
             "Transitions of tasks into a state; PENDING is sent.",
             ("state", *task),
             lambda snapshot: (
-                ((state.name, *values(key)), cell.moved[state])
+                ((state, *of_key), count)
                 for key, cell in snapshot.cells.items()
-                for state in State
+                for of_key in [values(key)]
+                for state, count in zip(_STATES, cell.moved, strict=True)
             ),
         ),
         Row(
