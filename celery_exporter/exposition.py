@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 from msgspec import Struct
@@ -28,6 +28,8 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 #: Whole numbers below it are written as they are; larger ones with an exponent, as Go does.
 SHORT = 1_000_000
+#: Lines, or histograms, that are put together in one go: other threads wait meanwhile.
+AT_ONCE = 2_000
 #: Series whose text is kept though they were not in the newest scrape.
 SPARE = 1_000
 
@@ -65,20 +67,22 @@ class Exposition:
         visit = None
         if scraper is not None:
             visit = self._firsts.begin(scraper, snapshot.around.at, snapshot.around.started)
-        lines: list[str] = []
+        page: list[bytes] = []
         for family in self._families:
-            lines += self._head(family.name, family.row.type, family.row.help, openmetrics)
-            lines += family.lines(snapshot, visit)
+            page.append(_text(self._head(family.name, family.row.type, family.row.help, openmetrics)))
+            lines = family.lines(snapshot, visit)
+            while some := list(islice(lines, AT_ONCE)):
+                page.append(_text(some))
         if scraper is not None and visit is not None:
             self._firsts.end(scraper, visit)
         for metric in self._process.collect():
             name = metric.name + ("_total" if metric.type == "counter" else "")
-            lines += self._head(name, metric.type, metric.documentation, openmetrics)
-            lines += [f"{sample.name}{self._unlabelled} {number(sample.value)}" for sample in metric.samples]
+            page.append(_text(self._head(name, metric.type, metric.documentation, openmetrics)))
+            samples = metric.samples
+            page.append(_text(f"{each.name}{self._unlabelled} {number(each.value)}" for each in samples))
         if openmetrics:
-            lines.append("# EOF")
-        # Nothing that cannot be encoded gets this far; if it did, it must not cost the whole page.
-        return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+            page.append(b"# EOF\n")
+        return b"".join(page)
 
     def _head(self, name: str, type_: str, help_: str, openmetrics: bool) -> tuple[str, str]:
         if openmetrics and type_ == "counter":
@@ -88,6 +92,11 @@ class Exposition:
                 name = name.removesuffix("_total")
         escapes = _ESCAPES if openmetrics else _HELP_ESCAPES
         return f"# HELP {name} {help_.translate(escapes)}", f"# TYPE {name} {type_}"
+
+
+def _text(lines: Iterable[str]) -> bytes:
+    # Nothing that cannot be encoded gets this far; if it did, it must not cost the whole page.
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
 
 class _Series(Struct, frozen=True):

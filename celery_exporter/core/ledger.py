@@ -117,6 +117,7 @@ class Ledger:
         self._failures = 0  # series of them
         self._max_failures = max_failures
         self._cells: dict[Key, Cell] = {}
+        self._own: set[Key] = set()  # whose sums are in no snapshot
 
     def add(self, facts: Iterable[Fact]) -> None:
         """Book each fact under its key."""
@@ -124,17 +125,24 @@ class Ledger:
             self._BOOK[type(fact)](self, fact)
 
     def snapshot(self) -> dict[Key, Cell]:
-        """Return a copy of all sums."""
-        return {key: cell.copy() for key, cell in self._cells.items()}
+        """Return all sums as they are now. They stay so: what is booked next is booked in copies.
+
+        So it takes as long as a dict of them does, and each scrape costs one copy of what changed since.
+        """
+        self._own.clear()
+        return self._cells.copy()
 
     def restore(self, key: Key, cell: Cell) -> None:
         """Add the sums of an earlier process under a key."""
         self._absorb(key, cell)
 
     def _cell(self, key: Key) -> Cell:
+        """Return the sums of a key, to be changed."""
         cell = self._cells.get(key)
-        if cell is None:
-            cell = self._cells[key] = Cell.empty()
+        if key not in self._own:
+            cell = self._cells[key] = Cell.empty() if cell is None else cell.copy()
+            self._own.add(key)
+        assert cell is not None  # noqa: S101  who is our own is there
         return cell
 
     def _known(self, fact: Known) -> None:
@@ -182,8 +190,10 @@ class Ledger:
         self._cell(fact.key).redelivered += 1
 
     def _folded(self, fact: Folded) -> None:
-        cell = self._cells.pop(fact.key, None)
-        if cell is not None:
+        if fact.key in self._cells:
+            cell = self._cell(fact.key)
+            del self._cells[fact.key]
+            self._own.remove(fact.key)
             self._failures -= len(cell.raised)
             cell.inherited = True
             self._absorb(fact.into, cell)

@@ -110,7 +110,7 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         around=around,
         runtime_bounds=ledger.runtime_bounds,
         wait_bounds=ledger.wait_bounds,
-        cells={key: cell for key, cell in ledger.snapshot().items() if key != HIDDEN},
+        cells=_shown(ledger.snapshot()),
         tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around),
@@ -123,6 +123,11 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
         series=len(cluster.keys),
         series_folded=cluster.keys.folded + ledger.folded,
     )
+
+
+def _shown(cells: dict[Key, Cell]) -> dict[Key, Cell]:
+    cells.pop(HIDDEN, None)
+    return cells
 
 
 def _queue_views(cluster: Cluster, around: Surroundings) -> list[QueueView]:

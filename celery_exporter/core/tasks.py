@@ -223,15 +223,15 @@ class TaskTable:
     def in_states(self) -> list[InState]:
         """Return the gauges: one for each key and open state."""
         return [
-            InState(kind.key, state, len(room), _oldest(room))
+            InState(kind.key, state, len(room), _oldest(room) if room else None)
             for kind in self._kinds.values()
             for state, room in kind.rooms.items()
         ]
 
 
-def _oldest(room: dict[str, Task]) -> float | None:
+def _oldest(room: dict[str, Task]) -> float:
     """Return since when the oldest is there. That is the first, unless one was told of late.
 
     So the first ones are looked through, as many as take no time.
     """
-    return min((task.since for task in islice(room.values(), SMALL_ROOM)), default=None)
+    return min(task.since for task in islice(room.values(), SMALL_ROOM))
