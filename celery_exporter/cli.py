@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -125,6 +126,14 @@ _command.add_command(
 )
 
 
+def _give_back() -> None:
+    """Give the memory back that only starting took, 10 MB of it, where the C library has a way to (glibc)."""
+    with suppress(ImportError, OSError, AttributeError, MemoryError):
+        import ctypes  # noqa: PLC0415  a sandbox may have none
+
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def serve(settings: Settings) -> int:
     """Run the exporter until SIGTERM or SIGINT; return the exit code."""
     # What follows takes half a second to import, which --help and a wrong value need not wait for.
@@ -164,6 +173,7 @@ def serve(settings: Settings) -> int:
     server.start()
     monitor.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
+    _give_back()
     # Blocked (see __main__) and waited for: so no handler can come in between anything.
     asked = False
     while not asked and server.is_alive():
