@@ -11,6 +11,7 @@ import subprocess
 import bcrypt
 import psutil
 import pytest
+from harness.bounds import MOST_MEMORY
 from harness.exporter import SCRAPER, Exporter
 from harness.processes import ROOT, need
 from harness.waiting import eventually
@@ -24,12 +25,6 @@ UNIT = ROOT / "deploy/systemd/celery-exporter.service"
 README = (ROOT / "README.md").read_text()
 #: Tenths, which is what --threshold takes: 1.5.
 EXPOSURE = 15
-#: Bytes: after a flood of names, with as many unfinished tasks as it keeps, while it writes them down.
-MOST_MEMORY = int(re.search(r"process below\s+(\d+) MB", README)[1]) * 2**20 + int(
-    1.6
-    * next(option.default for option in OPTIONS if option.name == "max-tasks")
-    * int(re.search(r"kept in memory, at (\d+) bytes each", README)[1])
-)
 
 
 def directives() -> dict[str, list[str]]:
