@@ -175,29 +175,44 @@ def test_no_case_is_of_an_alert_that_is_gone():
     assert names == set(ALERTS)
 
 
-def elsewhere(group, label):
+def elsewhere(group, label, prefix):
     """Return the input of a group as that of other clusters; what a user records for all of them stays."""
     for each in group["input_series"]:
         name, labels = re.fullmatch(r"([\w:]+)\{(.*)\}", each["series"]).groups()
         if not name.startswith("task_name:"):
             found = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            found[label] = "well" + found.get(label, "")
+            found[label] = prefix + found.get(label, "")
             labels = ",".join(f'{key}="{value}"' for key, value in found.items())
         yield {"series": f"{name}{{{labels}}}", "values": each["values"]}
 
 
+def beside(ill, well, label):
+    """Return a group of two: the clusters of one have another job, or both have namespaces."""
+    tests = ill["alert_rule_test"]
+    series = [*ill["input_series"], *elsewhere(well, label, "well")]
+    if label == "namespace":
+        series = [*elsewhere(ill, label, "ill"), *elsewhere(well, label, "well")]
+        tests = [
+            {**test, "exp_alerts": [within(alert, label) for alert in test["exp_alerts"]]} for test in tests
+        ]
+    return {
+        "name": f"{ill['name']} / {well['name']}",
+        "interval": ill["interval"],
+        "input_series": list({each["series"]: each for each in series}.values()),
+        "alert_rule_test": tests,
+    }
+
+
+def within(alert, label):
+    labels = alert["exp_labels"]
+    return {**alert, "exp_labels": {**labels, label: "ill" + labels.get(label, "")}}
+
+
 @pytest.mark.parametrize("label", ["job", "namespace"])
 def test_a_cluster_that_is_well_hides_none_that_is_not(tmp_path, label):
-    """Each case in which an alert fires, with each in which it does not beside it, in another job or namespace."""
+    """Each case in which an alert fires, with each beside it in which it does not."""
     pairs = [
-        {
-            "name": f"{ill['name']} / {well['name']}",
-            "interval": ill["interval"],
-            "input_series": list(
-                {each["series"]: each for each in (*ill["input_series"], *elsewhere(well, label))}.values()
-            ),
-            "alert_rule_test": ill["alert_rule_test"],
-        }
+        beside(ill, well, label)
         for found in map(cases, ALERTS)
         for ill, well in itertools.product(found["fires"], found["silent"])
         if ill["interval"] == well["interval"]
@@ -244,7 +259,7 @@ def test_a_record_is_called_level_metric_operations(record):
     assert re.fullmatch(r"(?:ratio_|p95_)?rate\d+m|mean\d+m|ratio|sum|min|max", operations)
 
 
-#: What the contract's words say of a number, and which setting has it; the minutes after the last "for" are `for`.
+#: What the contract's words say of a number, and which setting has it; the minutes after "for" are `for`.
 NUMBERS = {
     "CeleryHighFailureRate": {"over {failureRatio} %": 0.01, "over {window} minutes": "m"},
     "CeleryHighRetryRate": {"above {retryRatio} %": 0.01},
@@ -348,7 +363,16 @@ def test_the_runbooks_speak_of_metrics_options_alerts_and_settings_that_exist():
     assert set(re.findall(r"\bCelery[A-Z]\w+", text)) == set(ALERTS)
     assert set(re.findall(r"`([a-z]+[A-Z]\w+)`", text)) <= set(configuration())
     ours = {f"--{option.name}" for option in OPTIONS}
-    theirs = {"--app", "--destination", "--since", "--previous", "--dump", "--without-heartbeat", "--pid"}
+    theirs = {
+        "--app",
+        "--destination",
+        "--since",
+        "--previous",
+        "--dump",
+        "--without-heartbeat",
+        "--pid",
+        "--cacert",
+    }
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= ours | theirs
 
 
