@@ -1,7 +1,8 @@
 # The last stage is the exporter alone, as a user that owns nothing. It writes nothing either, so --read-only is fine.
 #
 #   docker build -t celery-exporter --build-arg REVISION="$(git rev-parse HEAD)" .
-#   docker run --read-only --cap-drop ALL -p 9808:9808 -e CELERY_BROKER_URL=redis://redis:6379/0 celery-exporter
+#   docker run --network celery --read-only --cap-drop ALL -p 9808:9808 -e CELERY_BROKER_URL=redis://redis:6379/0 \
+#     celery-exporter
 #
 # tests/deploy/test_image.py follows these steps without an engine.
 

@@ -8,23 +8,23 @@
 {
   _config+:: {
     // Labels that tell one Celery cluster (one broker) from another. Those that a series lacks do no harm. Add what
-    // your scrape configuration adds, such as 'cluster', or 'instance' where one job scrapes exporters of several brokers.
+    // your scrape configuration adds, such as 'cluster'. Where one job scrapes exporters of several brokers: 'instance',
+    // but then a pod that replaces another is a cluster of its own, and a job for each broker serves better.
     clusterLabels: ['job', 'namespace'],
-    // Targets whose absence is an alert; whatever else these alerts look at is found by its name.
-    exporterSelector: 'job=~".*celery.*"',
-
     grafanaUrl: 'http://localhost:3000',
     // Relative to the repository; the address of your copy makes links of them.
     runbookUrl: 'docs/runbooks.md',
 
     // Matchers of task counters. What moves into worker="" or task_name="other" when a worker or an idle task is given up
-    // looks like growth. It is in a window for less time than any `for`, so alerts stay silent, but rates have peaks:
-    // with --task-labels worker set 'worker!=""', with --series-ttl 'task_name!="other"'.
+    // looks like growth. One of them is in a window for less time than `for`; workers that are given up one after the
+    // other, as a rolling restart does, are in it for longer, and what failed long ago fires CeleryHighFailureRate. So
+    // with --task-labels worker it has to be 'worker!=""', with --series-ttl 'task_name!="other"'.
     taskSelector: '',
     // Regular expressions of task names: which run for long by intention, and which several workers each receive.
     longTasks: '',
     broadcastTasks: '',
     // Task name → seconds within which it has to succeed again, for what Beat starts: { 'reports.nightly': 26 * 3600 }.
+    // It is asked of each cluster that knows the task; for one job only, record it in a file of yours (see `periodic`).
     periodicTasks: {},
 
     window: '5m',  // of rates
@@ -36,7 +36,10 @@
     queueWaitSeconds: 300,
     oldestWaitingSeconds: 900,
     stuckSeconds: 3600,
-    orphans: 0,
+    // What the clusters' orphans have to be above, on average over a window. Events and heartbeats do not come at one
+    // moment, so the difference goes up and down from scrape to scrape, around the number of those that really are.
+    orphans: 0.5,
+    orphansWindow: '15m',
     silenceSeconds: 120,  // without any event, heartbeats too
     missedWindow: '15m',
     missedRatio: 0.01,  // of the tasks that workers say they processed
@@ -46,6 +49,11 @@
     workerDownFor: '2m',
     workerDownWindow: '15m',
     clockSkewSeconds: 2,  // between the exporter and Prometheus
+
+    // An exporter that does not answer is known by what it said before; one that is no target any more is missed for as
+    // long as it is not clear that this is meant.
+    exporterKnown: '7d',
+    exporterMissed: '1h',
   },
 
   local config = $._config,
@@ -57,6 +65,7 @@
     shortTasks: selector(butNot(config.longTasks)),
     startedShortTasks: selector(['state="STARTED"'] + butNot(config.longTasks)),
     noBroadcasts: selector(butNot(config.broadcastTasks)),
+    interval: 'task_name:celery_task_success_interval_seconds:max',
   },
   // %g of 0 is an error in jsonnet 0.18, and %s of 0.1 is 0.10000000000000001.
   local text(value) = if !std.isNumber(value) then value else if value == std.floor(value) then '%d' % value else '%g' % value,
@@ -71,12 +80,15 @@
   },
 
   // Dashboards by uid, and the variables by which they show what an alert is about.
-  local variables = { job: 'job', queue_name: 'queue', task_name: 'task', worker: 'worker' },
-  local link(dashboard, about) = '%s/d/celery-%s?%s' % [
-    config.grafanaUrl,
-    dashboard,
-    std.join('&', ['var-%s={{ $labels.%s | urlquery }}' % [variables[label], label] for label in ['job'] + about]),
-  ],
+  local variables = { queue_name: 'queue', task_name: 'task', worker: 'worker' },
+  // Some alerts are about no job that is known; what else they are about, they always name.
+  local link(dashboard, about) =
+    local job = 'var-job={{ . | urlquery }}';
+    local named = ['var-%s={{ $labels.%s | urlquery }}' % [variables[label], label] for label in about];
+    '%s/d/celery-%s' % [config.grafanaUrl, dashboard]
+    + if about == []
+    then '{{ with $labels.job }}?%s{{ end }}' % job
+    else '?{{ with $labels.job }}%s&{{ end }}' % job + std.join('&', named),
 
   // `about` are the labels that an alert has besides those of the cluster.
   local alert(name, severity, pending, dashboard, expr, summary, description, about=[]) = {
@@ -171,24 +183,27 @@
     ),
 
     // Workers that are down have no active tasks: then the series is absent, and what they had started is left over.
-    record('job:celery_tasks_orphaned:max', |||
-      max by (%(cluster)s) (
-        sum by (%(exporter)s) (celery_tasks{state="STARTED"})
-        - (
-          sum by (%(exporter)s) (celery_worker_active_tasks)
-          or
-          0 * sum by (%(exporter)s) (celery_tasks{state="STARTED"})
-        )
+    // One that is up and has none either sends no heartbeats, so nobody knows what is an orphan.
+    record('job_instance:celery_tasks_orphaned:sum', |||
+      sum by (%(exporter)s) (celery_tasks{state="STARTED"})
+      - (
+        sum by (%(exporter)s) (celery_worker_active_tasks)
+        or
+        0 * sum by (%(exporter)s) (celery_tasks{state="STARTED"})
       )
+      unless on (%(exporter)s)
+        (celery_worker_up == 1 unless on (%(exporter)s, worker) celery_worker_active_tasks)
     |||),
+    // The mean first: the greater of what two exporters say at a moment would be above the mean of either.
     alert(
       'CeleryTasksOrphaned',
       'warning',
       '15m',
       'tasks',
-      'job:celery_tasks_orphaned:max > %(orphans)s',
+      'max by (%(cluster)s) (avg_over_time(job_instance:celery_tasks_orphaned:sum[%(orphansWindow)s])) > %(orphans)s',
       'Celery tasks of {{ $labels.job }} have lost their worker',
-      'Tasks that were started, have not ended, and that no worker says it executes: {{ printf "%%.0f" $value }}.',
+      'Tasks that were started, have not ended, and that no worker says it executes: {{ printf "%%.0f" $value }}, ' +
+      'on average over %(orphansWindow)s.',
     ),
 
     record('job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s', |||
@@ -210,45 +225,61 @@
 
   // A template: it looks at the tasks for which there is such a record, made from `periodicTasks` or in a file of yours:
   //   - record: task_name:celery_task_success_interval_seconds:max
-  //     labels: {task_name: reports.nightly}
+  //     labels: {task_name: reports.nightly}  # and job: NAME, where not every cluster that knows the task has it run
   //     expr: vector(93600)
   local periodic = [
     record(
-      'task_name:celery_task_success_interval_seconds:max',
+      '%(interval)s',
       'vector(%d)' % config.periodicTasks[name],
       { task_name: name },
     )
     for name in std.objectFields(config.periodicTasks)
   ] + [
-    // In turn: its last success; the start of an exporter that knows the task and saw none; nobody knows the task.
+    // Its last success, or the start of an exporter that knows the task and saw none.
+    record('job_task_name:celery_task_since_success_seconds:min', |||
+      time() - (
+        max by (%(cluster)s, task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"})
+        or
+        max by (%(cluster)s, task_name) (
+          0 * celery_tasks_total{state="SUCCESS"}
+          + on (%(exporter)s) group_left ()
+          max by (%(exporter)s) (process_start_time_seconds and on (%(exporter)s) celery_exporter_build_info)
+        )
+      )
+    |||),
+    // In turn: what is due in this job; what is due in each that knows it; and, with a value of 0, what nobody knows.
     alert(
       'CeleryPeriodicTaskAbsent',
       'warning',
       '5m',
       'tasks',
       |||
-        time() - (
-          max by (%(cluster)s, task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"})
-          or
-          max by (%(cluster)s, task_name) (
-            0 * celery_tasks_total{state="SUCCESS"}
-            + on (%(exporter)s) group_left ()
-            max by (%(exporter)s) (process_start_time_seconds and on (%(exporter)s) celery_exporter_build_info)
-          )
+        job_task_name:celery_task_since_success_seconds:min
+        > on (job, task_name) group_left ()
+        max by (job, task_name) (%(interval)s{job!=""})
+        or
+        (
+          job_task_name:celery_task_since_success_seconds:min
+          unless on (job, task_name)
+          %(interval)s{job!=""}
         )
         > on (task_name) group_left ()
-        max by (task_name) (task_name:celery_task_success_interval_seconds:max)
-        or on (task_name)
-        (
-          max by (task_name) (task_name:celery_task_success_interval_seconds:max)
+        max by (task_name) (%(interval)s{job=""})
+        or
+        0 * (
+          max by (job, task_name) (%(interval)s{job!=""})
+          unless on (job, task_name) celery_tasks_total
+          or
+          max by (task_name) (%(interval)s{job=""})
           unless on (task_name) celery_tasks_total
-          and on () max(celery_broker_up) == 1
         )
+        and on () max(celery_broker_up) == 1
       |||,
       'Celery task {{ $labels.task_name }} has not succeeded in time',
-      'It is due at least once in {{ with printf "task_name:celery_task_success_interval_seconds:max{task_name=%%q}" ' +
-      '$labels.task_name | query }}{{ . | first | value | humanizeDuration }}{{ end }}. ' +
-      '{{ if $labels.job }}It did not succeed for {{ $value | humanizeDuration }}.{{ else }}Nobody has spoken of it.{{ end }}',
+      'It is due at least once in {{ with printf `max(%(interval)s{task_name=%%q,job=%%q}) or ' +
+      'max(%(interval)s{task_name=%%q,job=""})` $labels.task_name $labels.job $labels.task_name | query }}' +
+      '{{ . | first | value | humanizeDuration }}{{ end }}. ' +
+      '{{ if $value }}It did not succeed for {{ $value | humanizeDuration }}.{{ else }}Nobody has spoken of it.{{ end }}',
       ['task_name'],
     ),
   ],
@@ -330,7 +361,7 @@
     ),
 
     // One that says goodbye (a roll-out, scaling down) is heard after it was last seen up; one that dies is seen up
-    // until it has been silent for --worker-timeout.
+    // until it has been silent for --worker-timeout. Of one that was not up in the window nobody can tell.
     alert(
       'CeleryWorkerDown',
       'warning',
@@ -338,6 +369,8 @@
       'workers',
       |||
         max by (%(cluster)s, worker, hostname) (celery_worker_up) == 0
+        and on (%(cluster)s, worker)
+          max by (%(cluster)s, worker) (max_over_time(celery_worker_up[%(workerDownWindow)s])) == 1
         unless on (%(cluster)s, worker)
           max by (%(cluster)s, worker) (celery_worker_last_heartbeat_timestamp_seconds) + %(clockSkewSeconds)s
           >
@@ -371,7 +404,11 @@
       'warning',
       '10m',
       'workers',
-      'max by (%(cluster)s, worker) (celery_worker_task_events_enabled) == 0',
+      |||
+        max by (%(cluster)s, worker) (celery_worker_task_events_enabled) == 0
+        and on (%(cluster)s, worker)
+          max by (%(cluster)s, worker) (celery_worker_up) == 1
+      |||,
       'Celery worker {{ $labels.worker }} sends no task events',
       'It executes tasks, and none of them is counted.',
       ['worker'],
@@ -379,18 +416,36 @@
   ],
 
   local exporter = [
+    // In turn: a target that was an exporter does not answer; a cluster's targets are gone, and nobody has taken their
+    // place; there is no exporter at all, nor a target that was one.
     alert(
       'CeleryExporterDown',
       'critical',
       '2m',
       'exporter',
       |||
-        up{%(exporterSelector)s} == 0
+        (
+          up == 0
+          and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterKnown)s])
+        )
         or
-        absent(up{%(exporterSelector)s})
+        (
+          group by (%(cluster)s) (last_over_time(celery_exporter_build_info[%(exporterMissed)s]))
+          unless on (%(cluster)s) celery_exporter_build_info
+          unless on (%(cluster)s)
+            (up and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterMissed)s]))
+        )
+        or
+        (
+          absent(last_over_time(celery_exporter_build_info[%(exporterMissed)s]))
+          unless on ()
+            (up == 0 and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterKnown)s]))
+        )
       |||,
       'A Celery exporter cannot be scraped',
-      'Target {{ with $labels.instance }}{{ . }}{{ else }}unknown: there is none{{ end }}. No other alert on Celery can fire.',
+      '{{ if $labels.instance }}Target {{ $labels.instance }} does not answer. ' +
+      '{{ else if $labels.job }}No target of {{ $labels.job }} is left. {{ else }}There is no target. {{ end }}' +
+      'No other alert on what it watches can fire.',
     ),
 
     // Heartbeats come every few seconds from every worker: no event for long is no subscription, or the wrong one.

@@ -33,9 +33,9 @@ BOARD = Board(
             stat(
                 "Tasks a second",
                 RATE,
-                "Tasks that succeeded or failed, 5-minute average.",
+                "Tasks that succeeded or failed.",
                 q.FINISHED,
-                over="5m",
+                over=300,
             ),
             stat(
                 "Active tasks",
@@ -47,9 +47,9 @@ BOARD = Board(
             stat(
                 "Success rate",
                 SHARE,
-                "Share of successes among tasks that finished, 5-minute average. Retries have not finished.",
+                "Share of successes among tasks that finished. Retries have not finished.",
                 q.SUCCESS_SHARE,
-                over="5m",
+                over=300,
                 none="none finished",
                 good=0.9,
             ),

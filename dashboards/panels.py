@@ -47,6 +47,12 @@ COLORS = {
     "REJECTED": "dark-red",
 }
 
+#: How a stat has an average of some minutes, whatever range the dashboard shows. $__rate_interval is four
+#: times the least step of a query, unless that step and the range divided by the points are more.
+LEAST_STEPS = 4
+POINTS = 10_000
+DAYS = 24  # in which a point is one of 3.5 minutes, which Grafana makes two; longer ones it makes five
+
 STAT_HEIGHT = 4
 HEIGHT = 8
 
@@ -58,24 +64,27 @@ def stat(  # noqa: PLR0913  a row of a table: most have three
     expr: str,
     *,
     width: int = 3,
-    over: str = "",
+    over: int = 0,
     none: str = "no data",
     meanings: Meanings | None = None,
     bad: tuple[float, float] | None = None,
     good: float | None = None,
 ) -> Panel:
-    """One number, as of now: averaged `over` that time, `none` where there is none.
+    """One number, as of now: averaged `over` so many seconds, `none` where there is none.
 
     `bad`: yellow and red from these on; `good`: green from there on, red below.
     """
     query = prometheus.Dataquery().expr(expr).instant()
+    if over:
+        query = query.interval(f"{over // LEAST_STEPS}s")
+        description += f" {over // 60}-minute average, or a longer one where more than {DAYS} days are shown."
     panel = (
         stat_.Panel()
         .title(title)
         .description(description)
         .unit(unit)
         .no_value(none)
-        .with_target(query.interval(over) if over else query)
+        .with_target(query)
         .reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(common.BigValueGraphMode.NONE)
         .color_mode(common.BigValueColorMode.VALUE)
@@ -84,6 +93,8 @@ def stat(  # noqa: PLR0913  a row of a table: most have three
         .span(width)
         .height(STAT_HEIGHT)
     )
+    if over:
+        panel = panel.max_data_points(POINTS)
     return panel.max(1).min(0) if unit == SHARE else panel
 
 

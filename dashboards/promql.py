@@ -70,7 +70,15 @@ OLDEST_MESSAGE = (
     f" or {most('celery_queue_length == 0', 'queue_name')}"
 )
 OLDEST_RUNNING = or_none(since_first('celery_task_oldest_timestamp_seconds{state="STARTED"}'))
-HEARING = "min(celery_broker_up or celery_worker_task_events_enabled)"
+# As the alert CeleryExporterBlind has it (silenceSeconds in alerts/mixin.libsonnet), and workers without -E.
+# The silence first: it stands in the place of a subscription that is open.
+SILENCE = 120
+HEARING = (
+    "min(0 * (celery_workers_online > 0"
+    f" unless time() - celery_exporter_last_event_timestamp_seconds < {SILENCE})"
+    " or celery_broker_up or celery_worker_task_events_enabled)"
+)
 HEARING_MEANS = (
-    "Hears, or is blind: its event subscription is closed, or a worker runs tasks without sending events."
+    f"Hears, or is blind: its event subscription is closed, no event came for {SILENCE} s though workers "
+    "are up, or a worker runs tasks without sending events."
 )

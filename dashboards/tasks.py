@@ -32,9 +32,9 @@ BOARD = Board(
             stat(
                 "Success rate",
                 SHARE,
-                "Share of successes among executions that finished, 5-minute average.",
+                "Share of successes among executions that finished.",
                 q.SUCCESS_SHARE,
-                over="5m",
+                over=300,
                 none="none finished",
                 good=0.9,
                 width=4,

@@ -64,10 +64,10 @@ BOARD = Board(
             stat(
                 "Events missed",
                 RATE,
-                "Tasks that workers started and that no event told of, a second, 5-minute average.",
+                "Tasks that workers started and that no event told of, a second.",
                 q.rate("celery_exporter_events_missed_total"),
                 width=4,
-                over="5m",
+                over=300,
                 bad=(0.01, 1),
             ),
         ],

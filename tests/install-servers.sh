@@ -20,6 +20,7 @@ declare -A package=(
   [node]=nodejs
   [npm]=npm
   [systemd-analyze]=systemd
+  [strace]=strace
 )
 missing=()
 for command in "${!package[@]}"; do

@@ -73,5 +73,5 @@ def test_every_metric_and_option_that_the_readme_speaks_of_exists():
     }
     assert {name for name in spoken if name not in known and not name.endswith("_")} == set()
     flags = {f"--{option.name}" for option in OPTIONS} | {"--help", "--version", "--strict"}
-    flags |= {"--from-file", "--now", "--read-only"}  # of kubectl, systemctl, docker
+    flags |= {"--from-file", "--now", "--read-only", "--network"}  # of kubectl, systemctl, docker
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= flags

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 import statistics
 import subprocess
@@ -407,6 +408,14 @@ def test_a_password_is_right_for_its_user_only(user, password, right):
 def test_a_password_longer_than_bcrypt_looks_at_is_cut_as_by_other_tools():
     users = {b"alice": bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4))}
     assert guesses((users, b"alice", b"x" * 80, "")) == [True]
+
+
+def test_a_sandbox_that_forbids_to_step_back_costs_no_login(monkeypatch):
+    def forbidden(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    assert guesses((USERS, b"alice", b"right", "")) == [True]
 
 
 def test_a_good_password_is_remembered_until_its_hash_changes(monkeypatch):

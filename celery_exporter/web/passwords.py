@@ -9,6 +9,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import bcrypt
 
@@ -90,4 +91,5 @@ def _nobody(users: Mapping[bytes, bytes]) -> bytes:
 
 def _step_back() -> None:
     """Leave the processor to events and scrapes where it is scarce (Linux: in this thread alone)."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    with suppress(OSError):  # a sandbox may forbid it, and a login must not fail for that
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -20,6 +20,8 @@ from harness.demo import watched_demo
 from harness.processes import ROOT, need
 from harness.servers import Prometheus, RedisServer
 
+from dashboards.panels import LEAST_STEPS
+
 HERE = Path(__file__).parent
 BOARDS = ROOT / "dashboards" / "provisioning"
 PICTURES = ROOT / "docs" / "img"
@@ -84,8 +86,9 @@ def page(path: Path, prometheus: Prometheus, seconds: int) -> Json:
 def ask(prometheus: Prometheus, target: Json, start: float, end: float) -> list[Json]:
     """Ask one query, over the time shown or as of its end."""
     step = (end - start) / POINTS
-    windows = {"__rate_interval": target.get("interval") or f"{max(15, 4 * step):.0f}s"}
-    values = {**ALL, **windows, "__range": f"{end - start:.0f}s"}
+    least = float(target.get("interval", "0s").removesuffix("s"))
+    window = max(15, LEAST_STEPS * (least or step))  # as Grafana does
+    values = {**ALL, "__rate_interval": f"{window:.0f}s", "__range": f"{end - start:.0f}s"}
     query = re.sub(r"\$(\w+)", lambda found: values[found[1]], target["expr"])
     return (
         prometheus.query(query, end) if target["instant"] else prometheus.query_range(query, start, end, step)

@@ -135,6 +135,20 @@ def test_target_rate_interval_rule(uid, expr):  # noqa: ARG001
         assert window == "$__rate_interval" or (function, window) == ("increase", "$__range")
 
 
+@every_panel
+def test_an_average_is_over_the_time_that_it_says(panel):
+    """By Grafana's $__rate_interval: four times the least step, or that and the range's part."""
+    (target, *_) = panel["targets"]
+    if panel["type"] != "stat" or "$__rate_interval" not in target["expr"]:
+        assert "average" not in panel["description"]
+        return
+    said = re.search(r"(\d+)-minute average, or a longer one .* (\d+) days", panel["description"])
+    step = int(re.fullmatch(r"(\d+)s", target["interval"])[1])
+    seconds, longest = int(said[1]) * 60, int(said[2]) * 86_400
+    assert longest >= 7 * 86_400
+    assert max(4 * step, step + longest / panel["maxDataPoints"]) == seconds
+
+
 @every_target
 def test_target_job_rule(uid, expr):  # noqa: ARG001
     assert len(re.findall(NAME, without_matchers(expr))) == expr.count('{job=~"$job"')

@@ -12,14 +12,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness.bounds import MOST_MEMORY
 from harness.processes import ROOT, missing, need
 
 import celery_exporter
+from celery_exporter.cli import STOP_TIMEOUT
+from celery_exporter.monitor import LAST_SAVE
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import native
 from celery_exporter.settings import load
+from celery_exporter.web.guard import OPEN_PATHS
+from celery_exporter.web.healthcheck import PATIENCE
 
 KUBERNETES = ROOT / "deploy/kubernetes"
+SECOND = ROOT / "deploy/kubernetes-second-broker"
+README = (ROOT / "README.md").read_text()
 SCHEMAS = Path(__file__).parent / "schemas"
 RULES, DASHBOARDS = Path("alerts/celery.rules.yml"), Path("dashboards/provisioning")
 CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject"}
@@ -47,7 +54,8 @@ def generate(root: Path) -> None:
 def tree(tmp_path_factory):
     """Return a copy of what kustomize reads, with what is generated in it."""
     root = tmp_path_factory.mktemp("kustomize")
-    shutil.copytree(KUBERNETES, root / "deploy/kubernetes")
+    for folder in (KUBERNETES, SECOND):
+        shutil.copytree(folder, root / folder.relative_to(ROOT))
     for path in (RULES, DASHBOARDS):
         (root / path).parent.mkdir(exist_ok=True)
         if not (ROOT / path).exists():
@@ -61,9 +69,19 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(tree):
     """Return the objects that `kubectl apply -k` would send."""
-    command = [need("kubectl"), "kustomize", tree / "deploy/kubernetes"]
+    return build(tree / "deploy/kubernetes")
+
+
+@pytest.fixture(scope="module")
+def second(tree):
+    """Return those of the overlay for a second broker."""
+    return build(tree / SECOND.relative_to(ROOT))
+
+
+def build(folder):
+    command = [need("kubectl"), "kustomize", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.stderr, done.returncode) == ("", 0)
     return list(yaml.safe_load_all(done.stdout))
 
 
@@ -239,7 +257,7 @@ def test_the_readme_makes_the_secret_that_the_pod_mounts(deployment):
     (secret,) = [
         each["secret"] for each in deployment["spec"]["template"]["spec"]["volumes"] if "secret" in each
     ]
-    made = re.search(r"create secret generic (\S+) --from-file=(\S+)", (ROOT / "README.md").read_text())
+    made = re.search(r"create secret generic (\S+) --from-file=(\S+)", README)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert made
     assert made[1] == secret["secretName"]
@@ -255,22 +273,125 @@ def test_probes_ask_what_the_exporter_answers(deployment):
     }
 
 
-def test_each_selector_finds_what_it_selects(built, deployment):
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    ports = {port["name"] for port in deployment["spec"]["template"]["spec"]["containers"][0]["ports"]}
-    service, monitor = the(built, "Service"), the(built, "ServiceMonitor")
+def test_probes_are_patient_with_the_process_and_not_with_its_subscription(deployment):
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    live, ready = container["livenessProbe"], container["readinessProbe"]
+    assert live["timeoutSeconds"] >= PATIENCE
+    assert live["failureThreshold"] >= 3
+    assert live["failureThreshold"] * live["periodSeconds"] <= 60
+    assert ready["timeoutSeconds"] >= PATIENCE
+    assert ready["failureThreshold"] * ready["periodSeconds"] <= 15
+
+
+def test_behind_a_password_the_probe_of_the_process_still_asks_what_is_open(deployment):
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {container["livenessProbe"]["httpGet"]["path"]} == OPEN_PATHS
+
+
+def test_it_has_time_to_end(deployment):
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_TIMEOUT + LAST_SAVE
+
+
+def test_its_memory_is_bounded_above_what_it_takes(deployment):
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    limit = re.fullmatch(r"(\d+)Mi", container["resources"]["limits"]["memory"])
+    assert int(limit[1]) * 2**20 >= MOST_MEMORY
+
+
+def test_other_services_set_nothing_in_its_environment(deployment, built):
+    """Kubernetes would set a variable like CELERY_EXPORTER_PORT, which is an option's, to tcp://….
+
+    The exporter does not take that for a port, as it does not take what another Service is called for.
+    """
+    variable = the(built, "Service")["metadata"]["name"].upper().replace("-", "_") + "_PORT"
+    assert variable in {name for option in OPTIONS for name in option.variables}
+    assert load({}, {variable: "tcp://10.96.0.1:9808", "CELERY_BROKER_URL": "redis://redis/0"}).port == 9808
+    assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
+def test_it_is_scraped_where_its_metrics_are_even_when_it_is_not_ready(built):
     (pods,) = loaded("podmonitor.yaml")
+    assert the(built, "Service")["spec"]["publishNotReadyAddresses"] is True
+    assert [each["path"] for each in the(built, "ServiceMonitor")["spec"]["endpoints"]] == ["/metrics"]
+    assert [each["path"] for each in pods["spec"]["podMetricsEndpoints"]] == ["/metrics"]
+
+
+def test_each_selector_finds_what_it_selects(built, deployment):
+    fits_together(built, deployment)
+    (pods,) = loaded("podmonitor.yaml")
+    template = deployment["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    assert pods["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert {each["port"] for each in pods["spec"]["podMetricsEndpoints"]} <= ports_of(deployment)
+    assert pods["spec"]["jobLabel"] in labels
+
+
+def ports_of(deployment):
+    return {port["name"] for port in deployment["spec"]["template"]["spec"]["containers"][0]["ports"]}
+
+
+def fits_together(built, deployment):
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    service, monitor = the(built, "Service"), the(built, "ServiceMonitor")
     assert deployment["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert service["spec"]["selector"].items() <= labels.items()
-    assert pods["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    assert {each["port"] for each in pods["spec"]["podMetricsEndpoints"]} <= ports
+    assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports_of(deployment)
     assert {each["port"] for each in monitor["spec"]["endpoints"]} <= {
         p["name"] for p in service["spec"]["ports"]
     }
     assert monitor["spec"]["jobLabel"] in service["metadata"]["labels"]
-    assert pods["spec"]["jobLabel"] in labels
+
+
+# -- beside others --------------------------------------------------------------------------------------
+
+
+def test_a_second_broker_has_an_exporter_of_its_own(built, second, deployment):
+    """Nothing of either selects anything of the other, and alerts and dashboards are there once."""
+    assert {one["kind"] for one in second} == {"Deployment", "Service", "ServiceMonitor"}
+    other = the(second, "Deployment")
+    fits_together(second, other)
+    for ours, theirs in ((built, other), (second, deployment)):
+        labels = theirs["spec"]["template"]["metadata"]["labels"]
+        assert not the(ours, "Deployment")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert not the(ours, "Service")["spec"]["selector"].items() <= labels.items()
+        found = the(ours, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+        assert not found <= the(second if ours is built else built, "Service")["metadata"]["labels"].items()
+    jobs = [
+        the(one, "Service")["metadata"]["labels"][the(one, "ServiceMonitor")["spec"]["jobLabel"]]
+        for one in (built, second)
+    ]
+    assert len(set(jobs)) == 2
+    assert all("celery" in job for job in jobs), "by which alerts and dashboards find them"
+    names = [{(each["kind"], each["metadata"]["name"]) for each in one} for one in (built, second)]
+    assert names[0].isdisjoint(names[1])
+
+
+def test_a_second_broker_has_a_secret_of_its_own(deployment, second):
+    secrets = [
+        volume["secret"]["secretName"]
+        for one in (deployment, the(second, "Deployment"))
+        for volume in one["spec"]["template"]["spec"]["volumes"]
+        if "secret" in volume
+    ]
+    assert len(set(secrets)) == 2
+    assert (
+        f"create secret generic {secrets[1]} --from-file=broker-url"
+        in (SECOND / "kustomization.yaml").read_text()
+    )
+
+
+def test_the_label_of_a_release_as_the_readme_adds_it(tree, built):
+    """To what the operator selects, and to no selector: that of a Deployment cannot be changed."""
+    (snippet,) = re.findall(r"```yaml\n(resources:\n  - deploy/kubernetes\n.*?)```", README, re.DOTALL)
+    (tree / "kustomization.yaml").write_text(snippet)
+    labelled = build(tree)
+    added = yaml.safe_load(snippet)["labels"][0]["pairs"]
+    assert len(labelled) == len(built)
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        assert the(labelled, kind)["metadata"]["labels"].items() > added.items()
+    for kind in ("Deployment", "Service", "ServiceMonitor"):
+        assert the(labelled, kind)["spec"] == the(built, kind)["spec"]
 
 
 # -- scaling --------------------------------------------------------------------------------------------
@@ -279,6 +400,15 @@ def test_each_selector_finds_what_it_selects(built, deployment):
 def queries():
     (scaled,) = loaded("examples/keda.yaml")
     return [trigger["metadata"]["query"].strip() for trigger in scaled["spec"]["triggers"]]
+
+
+def test_a_share_is_not_divided_by_pods_and_a_backlog_is():
+    (scaled,) = loaded("examples/keda.yaml")
+    kinds = {
+        bool(re.search("pool_size", trigger["metadata"]["query"])): trigger["metricType"]
+        for trigger in scaled["spec"]["triggers"]
+    }
+    assert kinds == {True: "Value", False: "AverageValue"}
 
 
 def test_it_scales_on_metrics_that_exist():
