@@ -44,7 +44,24 @@ ROWS = [
     row(
         "celery_values",
         "gauge",
-        [((str(value),), value) for value in (0, 1, True, 0.1, 1e-9, -2.5, 1e21, 2**53)],
+        [
+            ((str(value),), value)
+            for value in (
+                0,
+                1,
+                True,
+                0.1,
+                1e-9,
+                -2.5,
+                1e21,
+                2**53,
+                999_999,
+                10**6,
+                -999_999,
+                -(10**6),
+                10**30,
+            )
+        ],
     ),
     row("celery_odd", "gauge", [(("a",), math.nan), (("b",), math.inf), (("c",), -math.inf)]),
     row("celery_single", "gauge", [((), 3)], ()),
@@ -54,6 +71,15 @@ ROWS = [
         "celery_wait_seconds",
         "histogram",
         [((text,), histogram(0.001, 0.1, 0.11, 31, 1e6)) for text in AWKWARD],
+        bounds=lambda _: BOUNDS,
+    ),
+    row(
+        "celery_busy_seconds",
+        "histogram",
+        [
+            ((text,), Histogram([0, 999_999, most, 0, 0], 1e9))
+            for text, most in (("%d.0", 0), ("more", 1), ("much", 2**53))
+        ],
         bounds=lambda _: BOUNDS,
     ),
 ]
