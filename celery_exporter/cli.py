@@ -166,7 +166,8 @@ def serve(settings: Settings) -> int:
     def snapshot() -> Snapshot:
         return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
 
-    app = build(snapshot, monitor.is_ready, exposition, masked(settings.broker_url))
+    native_ = settings.native_histograms
+    app = build(snapshot, monitor.is_ready, exposition, masked(settings.broker_url), native=native_)
     scheme = "http" if protection().context is None else "https"
     notifier = Notifier(os.environ)
     server = Server(guarded(app, protection), listener, protection, notifier)

@@ -1,4 +1,4 @@
-"""Snapshot → text. Prometheus text format 0.0.4 and OpenMetrics 1.0, chosen by the Accept header.
+"""Snapshot → page. Prometheus text format 0.0.4, OpenMetrics 1.0, or protobuf, chosen by the Accept header.
 
 Formats: prometheus.io/docs/instrumenting/exposition_formats and the OpenMetrics 1.0 specification. The
 oracle for both is prometheus_client, in the tests. No `_created` lines: Prometheus stores each of them as a
@@ -13,15 +13,17 @@ from itertools import accumulate, islice
 from typing import Any
 
 from msgspec import Struct
-from prometheus_client import ProcessCollector
+from prometheus_client import Metric, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString as number  # noqa: N813  what it makes
 
+from celery_exporter import protobuf
 from celery_exporter.core.facts import Key
-from celery_exporter.core.ledger import Histogram
+from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.firsts import Firsts, Visit, series_id
 from celery_exporter.profiles import KEY_LABELS, Row, Sample
+from celery_exporter.protobuf import PROTOBUF
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -47,7 +49,7 @@ class Exposition:
         static_labels: Mapping[str, str] | None = None,
         firsts: Firsts | None = None,
     ) -> None:
-        static = static_labels or {}
+        static = self._static = static_labels or {}
         self._families = [_Family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
         self._unlabelled = _template((), static).format()
         self._firsts = firsts or Firsts()
@@ -59,30 +61,43 @@ class Exposition:
         self._clashing = {name for name in names if name.removesuffix("_total") in names - {name}}
 
     def render(self, snapshot: Snapshot, content_type: str = TEXT, scraper: str | None = None) -> bytes:
-        """Return all families of the snapshot in `TEXT` or `OPENMETRICS`.
+        """Return all families of the snapshot in `TEXT`, `OPENMETRICS` or `PROTOBUF`.
 
         `scraper` is the address of a Prometheus server; None is somebody who reads numbers, once.
         """
-        openmetrics = content_type == OPENMETRICS
         visit = None
         if scraper is not None:
             visit = self._firsts.begin(scraper, snapshot.around.at, snapshot.around.started)
-        page: list[bytes] = []
-        for family in self._families:
-            page.append(_text(self._head(family.name, family.row.type, family.row.help, openmetrics)))
-            lines = family.lines(snapshot, visit)
-            while some := list(islice(lines, AT_ONCE)):
-                page.append(_text(some))
+        parts = self._messages if content_type == PROTOBUF else self._texts
+        page = b"".join(parts(snapshot, visit, content_type == OPENMETRICS))
         if scraper is not None and visit is not None:
             self._firsts.end(scraper, visit)
-        for metric in self._process.collect():
-            name = metric.name + ("_total" if metric.type == "counter" else "")
-            page.append(_text(self._head(name, metric.type, metric.documentation, openmetrics)))
-            samples = metric.samples
-            page.append(_text(f"{each.name}{self._unlabelled} {number(each.value)}" for each in samples))
+        return page
+
+    def _texts(self, snapshot: Snapshot, visit: Visit | None, openmetrics: bool) -> Iterator[bytes]:
+        for family in self._families:
+            yield _text(self._head(family.name, family.row.type, family.row.help, openmetrics))
+            lines = family.lines(snapshot, visit, exemplars=openmetrics)
+            while some := list(islice(lines, AT_ONCE)):
+                yield _text(some)
+        for name, metric in self._of_process():
+            yield _text(self._head(name, metric.type, metric.documentation, openmetrics))
+            yield _text(f"{each.name}{self._unlabelled} {number(each.value)}" for each in metric.samples)
         if openmetrics:
-            page.append(b"# EOF\n")
-        return b"".join(page)
+            yield b"# EOF\n"
+
+    def _messages(self, snapshot: Snapshot, visit: Visit | None, _: bool) -> Iterator[bytes]:
+        for family in self._families:
+            row = family.row
+            yield protobuf.family(family.name, row.type, row.help, family.metrics(snapshot, visit))
+        labelled = protobuf.labels(self._static)
+        for name, metric in self._of_process():
+            values = (protobuf.metric(metric.type, labelled, each.value) for each in metric.samples)
+            yield protobuf.family(name, metric.type, metric.documentation, values)
+
+    def _of_process(self) -> Iterator[tuple[str, Metric]]:
+        for metric in self._process.collect():
+            yield metric.name + ("_total" if metric.type == "counter" else ""), metric
 
     def _head(self, name: str, type_: str, help_: str, openmetrics: bool) -> tuple[str, str]:
         if openmetrics and type_ == "counter":
@@ -112,13 +127,34 @@ class _Family:
     def __init__(self, row: Row, name: str, static: Mapping[str, str]) -> None:
         self.row = row
         self.name = name
+        self._static = static
         self._braces = _template(row.labels, static)
         self._bucket_braces = _template((*row.labels, "le"), static)
         self._series: dict[tuple[str, ...], _Series] = {}
         self._bounds: tuple[float, ...] = ()
 
-    def lines(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[str]:
-        """Yield the family's lines; a counting series that is new to a visitor is shown at 0."""
+    def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[str]:
+        """Yield the family's lines, those of one histogram together."""
+        line: Callable[[str, Any], str] = self._line
+        if self.row.bounds is not None:
+            line = self._with_exemplars if exemplars else self._histogram
+        for _, series, value in self._shown(snapshot, visit):
+            yield line(series.text, value)
+
+    def metrics(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[bytes]:
+        """Yield the family's metrics in protobuf."""
+        row = self.row
+        for values, _, value in self._shown(snapshot, visit):
+            labelled = protobuf.labels({**self._static, **dict(zip(row.labels, values, strict=True))})
+            if row.bounds is None:
+                yield protobuf.metric(row.type, labelled, value)
+            else:
+                yield protobuf.histogram(labelled, self._bounds, value)
+
+    def _shown(
+        self, snapshot: Snapshot, visit: Visit | None
+    ) -> Iterator[tuple[tuple[str, ...], _Series, Any]]:
+        """Yield label values, series and value; a counting series that is new to a visitor is shown at 0."""
         row, known = self.row, self._series
         samples = row.samples(snapshot)
         if row.merge is not None:
@@ -127,7 +163,6 @@ class _Family:
             visit = None
         if row.bounds is not None:
             self._bounds = tuple(row.bounds(snapshot))
-        line: Callable[[str, Any], str] = self._line if row.bounds is None else self._histogram
         count = 0
         for count, (values, value) in enumerate(samples, 1):  # noqa: B007
             series = known.get(values) or self._learn(values)
@@ -136,9 +171,9 @@ class _Family:
                 and not visit.show(series.id)
                 and visit.is_news(series.id, inherited=_inherits(row, values, snapshot))
             ):
-                yield line(series.text, _nothing(value))
+                yield values, series, _nothing(value)
             else:
-                yield line(series.text, value)
+                yield values, series, value
         if len(known) > 2 * count + SPARE:  # most of them are gone
             known.clear()
 
@@ -153,6 +188,15 @@ class _Family:
         if counts[-1] < SHORT:
             return text % (*counts, counts[-1], total)
         return text.replace("%d.0\n", "%s\n") % (*map(number, counts), number(counts[-1]), total)
+
+    @classmethod
+    def _with_exemplars(cls, text: str, histogram: Histogram) -> str:
+        if not histogram.exemplars:
+            return cls._histogram(text, histogram)
+        lines = cls._histogram(text, histogram).split("\n")
+        for bucket, exemplar in histogram.exemplars.items():
+            lines[bucket] += f' # {{{EXEMPLAR_LABEL}="{_escape(exemplar.uuid)}"}} {number(exemplar.seconds)}'
+        return "\n".join(lines)
 
     def _learn(self, values: tuple[str, ...]) -> _Series:
         escaped = [_escape(value) for value in values]
@@ -173,7 +217,7 @@ class _Family:
 
 
 def _nothing(value: float | Histogram) -> float | Histogram:
-    return Histogram([0] * len(value.counts)) if isinstance(value, Histogram) else 0
+    return value.empty() if isinstance(value, Histogram) else 0
 
 
 def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
@@ -206,25 +250,32 @@ def _escape(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+_PROTOBUF = "application/vnd.google.protobuf"
+_DELIMITED = ("io.prometheus.client.metricfamily", "delimited")
+_CONTENT_TYPES = {
+    **dict.fromkeys(("text/plain", "text/*", "*/*"), TEXT),
+    "application/openmetrics-text": OPENMETRICS,
+    _PROTOBUF: PROTOBUF,
+}
+
+
 class _Wish(Struct, frozen=True):
-    media: str
+    content_type: str  # empty for one that we do not speak
     quality: float
 
 
-def negotiate(accept: str | None) -> str:
-    """Return the content type for an Accept header: OpenMetrics when asked for, the text format otherwise.
+def negotiate(accept: str | None, *, native: bool = False) -> str:
+    """Return the content type for an Accept header: the best of those that are asked for, or else text.
 
-    The quality values decide; among equals OpenMetrics, as it says more. Its version is clamped to what
-    we speak, 1.0.0, whichever one is asked for.
+    The quality values decide; among equals protobuf, where there are `native` histograms, then OpenMetrics:
+    they say more. OpenMetrics' version is clamped to what we speak, 1.0.0, whichever one is asked for.
     """
-    best, found = 0.0, TEXT
-    for wish in map(_wish, (accept or "").split(",")):
-        openmetrics = wish.media == "application/openmetrics-text"
-        text = wish.media in ("text/plain", "text/*", "*/*")
-        better = wish.quality > best or (wish.quality == best and openmetrics)
-        if (openmetrics or text) and wish.quality > 0 and better:
-            best, found = wish.quality, OPENMETRICS if openmetrics else TEXT
-    return found
+    wishes = [_wish(part) for part in (accept or "").split(",")]
+    offered = [wish for wish in wishes if wish.quality > 0 and (wish.content_type != PROTOBUF or native)]
+    order = (TEXT, OPENMETRICS, PROTOBUF)
+    known = [wish for wish in offered if wish.content_type in order]
+    best = max(known, key=lambda wish: (wish.quality, order.index(wish.content_type)), default=None)
+    return best.content_type if best else TEXT
 
 
 def _wish(part: str) -> _Wish:
@@ -234,4 +285,6 @@ def _wish(part: str) -> _Wish:
         quality = float(given.get("q", "1"))
     except ValueError:
         quality = 0.0
-    return _Wish(media, quality)
+    if media == _PROTOBUF and (given.get("proto"), given.get("encoding")) != _DELIMITED:
+        media = ""
+    return _Wish(_CONTENT_TYPES.get(media, ""), quality)

@@ -367,7 +367,16 @@ class Monitor:
 def _empty(settings: Settings) -> tuple[Cluster, Ledger]:
     show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
     cluster = Cluster(settings.limits, settings.task_labels, show)
-    return cluster, Ledger(settings.buckets, settings.queue_wait_buckets, settings.limits.max_series)
+    classic = not settings.no_classic_histograms
+    ledger = Ledger(
+        settings.buckets if classic else (),  # +Inf is left
+        settings.queue_wait_buckets if classic else (),
+        settings.limits.max_series,
+        native=settings.native_histograms,
+        exemplars=settings.exemplars,
+        share=settings.histogram_sample_rate,
+    )
+    return cluster, ledger
 
 
 def _naming(settings: Settings) -> str:

@@ -51,6 +51,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     buckets: tuple[float, ...]
     queue_wait_buckets: tuple[float, ...]
     log_level: str
+    native_histograms: bool
+    no_classic_histograms: bool
+    exemplars: bool
+    histogram_sample_rate: float | None
     log_format: str
 
 

@@ -19,7 +19,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.ledger import Histogram, Ledger
+from celery_exporter.core.histograms import Histogram
+from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate
 from celery_exporter.firsts import MAX_SCRAPERS
 from celery_exporter.profiles import Row, native

@@ -21,6 +21,7 @@ FLOORS = [
     ["demo"],
     ["web"],
     ["exposition", "logs", "sdnotify"],
+    ["protobuf"],
     ["monitor"],
     ["collector"],
     ["firsts", "statefile"],
@@ -47,6 +48,7 @@ PURE = {
     "operator",
     "re",
     "typing",
+    "zlib",
 }
 
 MODULES = sorted(ROOT.rglob("*.py"))

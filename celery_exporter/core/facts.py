@@ -77,6 +77,7 @@ class Ran(Struct, frozen=True, gc=False):
     key: Key
     state: State
     seconds: float
+    uuid: str | None = None
 
 
 class Queued(Struct, frozen=True, gc=False):
@@ -84,6 +85,7 @@ class Queued(Struct, frozen=True, gc=False):
 
     key: Key
     seconds: float
+    uuid: str | None = None
 
 
 class Prefetched(Struct, frozen=True, gc=False):
@@ -91,6 +93,7 @@ class Prefetched(Struct, frozen=True, gc=False):
 
     key: Key
     seconds: float
+    uuid: str | None = None
 
 
 class Redelivered(Struct, frozen=True, gc=False):

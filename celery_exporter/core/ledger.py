@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -23,31 +23,11 @@ from celery_exporter.core.facts import (
     Redelivered,
     State,
 )
+from celery_exporter.core.histograms import Histogram
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
 #: them. The rest is added up as "other".
 MAX_EXCEPTIONS = 50
-
-
-class Histogram(Struct, gc=False):
-    """Counts per bucket (not cumulative; the last one is +Inf) and the sum of what was observed."""
-
-    counts: list[int]
-    total: float = 0.0
-
-    def observe(self, bounds: Sequence[float], value: float) -> None:
-        """Count `value` in the first bucket whose upper bound is not below it."""
-        self.counts[bisect_left(bounds, value)] += 1
-        self.total += value
-
-    def absorb(self, other: Histogram) -> None:
-        """Add another histogram's observations to these."""
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        self.total += other.total
-
-    def copy(self) -> Histogram:
-        """Return a copy that later observations do not change."""
-        return Histogram(self.counts.copy(), self.total)
 
 
 class Cell(Struct):
@@ -105,13 +85,25 @@ class Ledger:
 
     `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
     are the one label whose values are not in the key; there are `max_failures` series of them at most.
+    `native` and `exemplars` say whether histograms have those; `share` is that of the tasks, chosen by uuid,
+    that histograms observe, None for all.
     """
 
-    def __init__(
-        self, runtime_bounds: Sequence[float], wait_bounds: Sequence[float], max_failures: int = 20_000
+    def __init__(  # noqa: PLR0913  what is measured, and how
+        self,
+        runtime_bounds: Sequence[float],
+        wait_bounds: Sequence[float],
+        max_failures: int = 20_000,
+        *,
+        native: bool = False,
+        exemplars: bool = False,
+        share: float | None = None,
     ) -> None:
         self.runtime_bounds = tuple(runtime_bounds)
         self.wait_bounds = tuple(wait_bounds)
+        self.native = native
+        self.exemplars = exemplars
+        self._share = share
         self.negative_waits = 0  # that were counted as 0 s
         self.folded = 0  # failures whose exception was counted as other
         self._failures = 0  # series of them
@@ -172,19 +164,25 @@ class Ledger:
         ran = self._cell(fact.key).ran
         if fact.state not in ran:
             ran[fact.state] = self._histogram(self.runtime_bounds)
-        ran[fact.state].observe(self.runtime_bounds, self._clamped(fact.seconds))
+        self._observe(ran[fact.state], self.runtime_bounds, fact)
 
     def _queued(self, fact: Queued) -> None:
         cell = self._cell(fact.key)
         if cell.queued is None:
             cell.queued = self._histogram(self.wait_bounds)
-        cell.queued.observe(self.wait_bounds, self._clamped(fact.seconds))
+        self._observe(cell.queued, self.wait_bounds, fact)
 
     def _prefetched(self, fact: Prefetched) -> None:
         cell = self._cell(fact.key)
         if cell.prefetched is None:
             cell.prefetched = self._histogram(self.wait_bounds)
-        cell.prefetched.observe(self.wait_bounds, self._clamped(fact.seconds))
+        self._observe(cell.prefetched, self.wait_bounds, fact)
+
+    def _observe(
+        self, histogram: Histogram, bounds: Sequence[float], fact: Ran | Queued | Prefetched
+    ) -> None:
+        if self._share is None or is_chosen(fact.uuid or "", self._share):
+            histogram.observe(bounds, self._clamped(fact.seconds), fact.uuid)
 
     def _redelivered(self, fact: Redelivered) -> None:
         self._cell(fact.key).redelivered += 1
@@ -211,9 +209,9 @@ class Ledger:
             return 0.0
         return seconds
 
-    @staticmethod
-    def _histogram(bounds: Sequence[float]) -> Histogram:
-        return Histogram([0] * (len(bounds) + 1))
+    def _histogram(self, bounds: Sequence[float]) -> Histogram:
+        counts, native, exemplars = [0] * (len(bounds) + 1), self.native, self.exemplars
+        return Histogram(counts, 0.0, {} if native else None, {} if exemplars else None)
 
     _BOOK: ClassVar[dict[type, Callable[[Ledger, Any], None]]] = {
         Known: _known,
@@ -225,3 +223,8 @@ class Ledger:
         Redelivered: _redelivered,
         Folded: _folded,
     }
+
+
+def is_chosen(uuid: str, share: float) -> bool:
+    """Tell whether a task is of the share that histograms observe: all of its observations, or none."""
+    return zlib.crc32(uuid.encode()) < share * 2**32

@@ -14,6 +14,7 @@ from msgspec import Struct
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
 from celery_exporter.core.facts import OTHER, Key, Moment, State
+from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.tasks import Delivery, Task
 from celery_exporter.core.workers import Worker
@@ -43,6 +44,7 @@ class ClusterMemory(Struct):
     at: Moment
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
+    native: bool
     cells: list[tuple[Key, Cell]]
     negative_waits: int
     exceptions_folded: int
@@ -61,6 +63,7 @@ def of_cluster(cluster: Cluster, ledger: Ledger, now: Moment) -> ClusterMemory:
         at=now,
         runtime_bounds=ledger.runtime_bounds,
         wait_bounds=ledger.wait_bounds,
+        native=ledger.native,
         cells=list(ledger.snapshot().items()),
         negative_waits=ledger.negative_waits,
         exceptions_folded=ledger.folded,
@@ -156,12 +159,20 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
 
 
 def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:
-    if tuple(memory.runtime_bounds) != ledger.runtime_bounds:
+    if tuple(memory.runtime_bounds) != ledger.runtime_bounds or memory.native != ledger.native:
         cell.ran = {}
-    if tuple(memory.wait_bounds) != ledger.wait_bounds:
+    if tuple(memory.wait_bounds) != ledger.wait_bounds or memory.native != ledger.native:
         cell.queued = cell.prefetched = None
+    for histogram in _histograms(cell):
+        histogram.exemplars = {} if ledger.exemplars else None
+    if any((each.native is not None) != ledger.native for each in _histograms(cell)):
+        raise ValueError("a histogram is not native as the others are")
     lengths = {len(each.counts) for each in cell.ran.values()} - {len(ledger.runtime_bounds) + 1}
     waits = (each for each in (cell.queued, cell.prefetched) if each is not None)
     if lengths | ({len(each.counts) for each in waits} - {len(ledger.wait_bounds) + 1}):
         raise ValueError("a histogram does not have the buckets that it should")
     return cell
+
+
+def _histograms(cell: Cell) -> list[Histogram]:
+    return [each for each in (*cell.ran.values(), cell.queued, cell.prefetched) if each is not None]

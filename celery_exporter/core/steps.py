@@ -37,7 +37,7 @@ def at_sent(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> None:
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
             delivery.ready = ready
             if delivery.started is not None:
-                facts.append(Queued(key_at(delivery.worker), delivery.started - ready))
+                facts.append(Queued(key_at(delivery.worker), delivery.started - ready, event.uuid))
     if attempt == 0:
         task.ready = ready
     elif attempt <= MAX_ATTEMPTS:
@@ -53,7 +53,7 @@ def _at_received(task: Task, event: Event, _: Delivery | None, key: Key, facts: 
         ready = event.timestamp
     for delivery in _held(task, event):
         if delivery.received is None and delivery.started is not None:  # it was overtaken
-            facts.append(Prefetched(key, delivery.started - received))
+            facts.append(Prefetched(key, delivery.started - received, event.uuid))
             delivery.received = received
             return False
     newest = _deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
@@ -89,16 +89,16 @@ def _at_started(task: Task, event: Event, delivery: Delivery | None, key: Key, f
         delivery = Delivery(event.hostname, event.pid, task.received or 0, ready, None)
         _deliver(task, delivery)
     if delivery.ready is not None:
-        facts.append(Queued(key, event.timestamp - delivery.ready))
+        facts.append(Queued(key, event.timestamp - delivery.ready, event.uuid))
     if delivery.received is not None:
-        facts.append(Prefetched(key, event.timestamp - delivery.received))
+        facts.append(Prefetched(key, event.timestamp - delivery.received, event.uuid))
     delivery.started = event.timestamp
     return delivery is (task.deliveries or [delivery])[-1]
 
 
 def _at_success(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     if event.runtime is not None:
-        facts.append(Ran(key, State.SUCCESS, event.runtime))
+        facts.append(Ran(key, State.SUCCESS, event.runtime, event.uuid))
     return _ended(task, delivery)
 
 
@@ -135,7 +135,7 @@ def _next_held(task: Task, event: Event) -> Delivery | None:
 def _time(delivery: Delivery | None, event: Event, state: State, key: Key, facts: list[Fact]) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
-        facts.append(Ran(key, state, event.timestamp - delivery.started))
+        facts.append(Ran(key, state, event.timestamp - delivery.started, event.uuid))
 
 
 def _ended(task: Task, delivery: Delivery | None) -> bool:

@@ -39,9 +39,14 @@ _LANDING = """<!doctype html>
 
 
 def build(
-    snapshot: Callable[[], Snapshot], is_ready: Callable[[], bool], exposition: Exposition, broker: str
+    snapshot: Callable[[], Snapshot],
+    is_ready: Callable[[], bool],
+    exposition: Exposition,
+    broker: str,
+    *,
+    native: bool = False,
 ) -> Starlette:
-    """Return the ASGI application; `broker` is the masked URL."""
+    """Return the ASGI application; `broker` is the masked URL, `native` whether there are such histograms."""
     renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
     free = asyncio.Semaphore(RENDERERS)
     queued: dict[_Wanted, asyncio.Task[bytes]] = {}
@@ -57,7 +62,7 @@ def build(
             return await asyncio.get_running_loop().run_in_executor(renderers, render, *wanted)
 
     async def metrics(request: Request) -> Response:
-        content_type = negotiate(request.headers.get("accept"))
+        content_type = negotiate(request.headers.get("accept"), native=native)
         zipped = _takes_gzip(request.headers.get("accept-encoding", ""))
         wanted = content_type, _scraper(request), zipped
         # Whoever wants the same while it waits to be made shares it: a crowd waits no longer than two do.

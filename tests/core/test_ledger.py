@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from celery_exporter.core.facts import Folded, Key, Moved, Prefetched, Queued, Raised, Ran, Redelivered, State
-from celery_exporter.core.ledger import MAX_EXCEPTIONS, Cell, Histogram, Ledger
+from celery_exporter.core.histograms import Histogram
+from celery_exporter.core.ledger import MAX_EXCEPTIONS, Cell, Ledger
 
 A, B, C = Key("a", "q"), Key("b", "q"), Key("c", "q")
 

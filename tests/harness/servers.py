@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -207,9 +208,11 @@ class Prometheus(Process):
         job: str = "celery",
         rules: Path | None = None,
         alertmanager: str | None = None,
+        features: str = "",
     ) -> None:
         super().__init__(folder)
         self.program = need("prometheus")
+        self.features = features
         self.port = free_port()
         managers = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
         (folder / "prometheus.yml").write_text(
@@ -229,6 +232,7 @@ class Prometheus(Process):
             f"--config.file={self.folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={self.folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
+            *([f"--enable-feature={self.features}"] if self.features else []),
         ]
 
     def ready(self) -> bool:
@@ -247,6 +251,12 @@ class Prometheus(Process):
         window = {"start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         result: list[dict[str, Any]] = self._api("/api/v1/query_range", query=promql, **window)["result"]
         return result
+
+    def exemplars(self, promql: str) -> list[dict[str, Any]]:
+        """Return the exemplars of the series of a query over the last hour."""
+        window = {"start": f"{time.time() - 3600:.3f}", "end": f"{time.time() + 60:.3f}"}
+        found: Any = self._api("/api/v1/query_exemplars", query=promql, **window)
+        return [each for series in found for each in series["exemplars"]]
 
     def rules(self) -> list[dict[str, Any]]:
         """Return all rules, each with its health and last error."""

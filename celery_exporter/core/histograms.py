@@ -1,0 +1,83 @@
+"""Observations by size: in the buckets that somebody chose, and, if asked for, in those of native histograms.
+
+The bounds of a native histogram's buckets are powers of 2^(1/8), schema 3 of Prometheus
+(prometheus.io/docs/specs/native_histograms): each is 9 % wider than the one below.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+SCHEMA = 3
+_A_DOUBLING = 1 << SCHEMA
+#: Buckets from a microsecond to half a year; what is below or above is counted in the first or the last. So
+#: there are 352 of them at most, and the first is the one around zero.
+ZERO, LAST = -20 * _A_DOUBLING, 24 * _A_DOUBLING
+ZERO_THRESHOLD = 2.0**-20
+#: The label of exemplars. With its value it has 128 characters at most (OpenMetrics 1.0).
+EXEMPLAR_LABEL = "task_id"
+LONGEST = 128 - len(EXEMPLAR_LABEL)
+
+
+class Exemplar(Struct, frozen=True, gc=False):
+    """One task, by its uuid, of those in a bucket."""
+
+    uuid: str
+    seconds: float
+
+
+class Histogram(Struct, gc=False):
+    """Counts per bucket (not cumulative; the last one is +Inf) and the sum of what was observed.
+
+    `native` counts by index, from `ZERO` on; `exemplars` has the newest of each bucket. None: not wanted.
+    """
+
+    counts: list[int]
+    total: float = 0.0
+    native: dict[int, int] | None = None
+    exemplars: dict[int, Exemplar] | None = None
+
+    def observe(self, bounds: Sequence[float], value: float, uuid: str | None = None) -> None:
+        """Count `value` in the first bucket whose upper bound is not below it."""
+        bucket = bisect_left(bounds, value)
+        self.counts[bucket] += 1
+        self.total += value
+        if self.native is not None:
+            index = native_index(value)
+            self.native[index] = self.native.get(index, 0) + 1
+        if self.exemplars is not None and uuid is not None and len(uuid) <= LONGEST:
+            self.exemplars[bucket] = Exemplar(uuid, value)
+
+    def absorb(self, other: Histogram) -> None:
+        """Add another histogram's observations to these; both count natively, or neither does."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+        if self.native is not None and other.native is not None:
+            for index, count in other.native.items():
+                self.native[index] = self.native.get(index, 0) + count
+        if self.exemplars is not None and other.exemplars is not None:
+            self.exemplars |= other.exemplars
+
+    def copy(self) -> Histogram:
+        """Return a copy that later observations do not change."""
+        return Histogram(
+            self.counts.copy(),
+            self.total,
+            None if self.native is None else self.native.copy(),
+            None if self.exemplars is None else self.exemplars.copy(),
+        )
+
+    def empty(self) -> Histogram:
+        """Return one with the same buckets in which nothing was observed."""
+        return Histogram([0] * len(self.counts), 0.0, None if self.native is None else {})
+
+
+def native_index(value: float) -> int:
+    """Return the index of the native bucket for a value: the lowest whose upper bound is not below it."""
+    if value <= ZERO_THRESHOLD:
+        return ZERO
+    return min(math.ceil(math.log2(value) * _A_DOUBLING), LAST)

@@ -1,0 +1,115 @@
+"""Samples → Prometheus' protobuf format, the only one with native histograms.
+
+Messages and fields are those of io/prometheus/client/metrics.proto (github.com/prometheus/client_model).
+Each family has its length before it (delimited). Bytes are put together here: a dozen fields need no library.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+
+from celery_exporter.core.histograms import EXEMPLAR_LABEL, SCHEMA, ZERO, ZERO_THRESHOLD, Exemplar, Histogram
+
+PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+
+#: Type of a family → its number, and the field of a metric that has its value.
+_TYPES = {"counter": (0, 3), "gauge": (1, 2), "histogram": (4, 7)}
+_VARINT, _DOUBLE, _BYTES = 0, 1, 2  # wire types
+
+
+def family(name: str, type_: str, help_: str, metrics: Iterable[bytes]) -> bytes:
+    """Return a family with these metrics, its length before it; nothing for one without any."""
+    number, _ = _TYPES[type_]
+    parts = [_text(4, metric) for metric in metrics]
+    head = _text(1, name.encode()) + _text(2, help_.encode()) + _number(3, number)
+    body = head + b"".join(parts)
+    return _varint(len(body)) + body if parts else b""
+
+
+def labels(pairs: Mapping[str, str]) -> bytes:
+    """Return the labels of a metric, in the order of their names."""
+    return b"".join(
+        _text(1, _text(1, name.encode()) + _text(2, value.encode("utf-8", "replace")))
+        for name, value in sorted(pairs.items())
+    )
+
+
+def metric(type_: str, labelled: bytes, value: float) -> bytes:
+    """Return a metric with a number."""
+    _, field = _TYPES[type_]
+    return labelled + _text(field, _double(1, value))
+
+
+def histogram(labelled: bytes, bounds: tuple[float, ...], value: Histogram) -> bytes:
+    """Return a metric with a histogram: its buckets, and the native ones where it has some."""
+    parts = [_number(1, sum(value.counts)), _double(2, value.total)]
+    count = 0
+    for place, bound in enumerate(bounds):  # without +Inf, which is the count
+        count += value.counts[place]
+        exemplar = (value.exemplars or {}).get(place)
+        parts.append(
+            _text(3, _number(1, count) + _double(2, bound) + (_exemplar(exemplar) if exemplar else b""))
+        )
+    if value.native is not None:
+        parts.append(_native(value.native))
+    return labelled + _text(7, b"".join(parts))
+
+
+def _exemplar(exemplar: Exemplar) -> bytes:
+    return _text(3, labels({EXEMPLAR_LABEL: exemplar.uuid}) + _double(2, exemplar.seconds))
+
+
+def _native(counts: Mapping[int, int]) -> bytes:
+    """Return the fields of a native histogram: runs of buckets, and by how much their counts differ."""
+    spans: list[list[int]] = []  # gap to the one before, length
+    deltas, before, last = [], 0, 0
+    for index, count in sorted(counts.items()):
+        if index == ZERO:
+            continue
+        if not spans or index != last + 1:
+            spans.append([index - last - (1 if spans else 0), 0])
+        spans[-1][1] += 1
+        deltas.append(count - before)
+        before, last = count, index
+    if not spans and not counts:
+        spans.append([0, 0])  # without any span it would be taken for a classic one
+    return b"".join(
+        (
+            _number(5, _zigzag(SCHEMA)),
+            _double(6, ZERO_THRESHOLD),
+            _number(7, counts.get(ZERO, 0)),
+            *(_text(12, _number(1, _zigzag(gap)) + _number(2, length)) for gap, length in spans),
+            _text(13, b"".join(_varint(_zigzag(delta)) for delta in deltas)) if deltas else b"",
+        )
+    )
+
+
+# -- the wire format: protobuf.dev/programming-guides/encoding ---------------------------------------------
+
+
+def _text(field: int, data: bytes) -> bytes:
+    return _varint(field << 3 | _BYTES) + _varint(len(data)) + data
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3 | _VARINT) + _varint(value)
+
+
+def _double(field: int, value: float) -> bytes:
+    return _varint(field << 3 | _DOUBLE) + struct.pack("<d", value)
+
+
+def _zigzag(value: int) -> int:
+    return value << 1 if value >= 0 else (-value << 1) - 1
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)

@@ -1,0 +1,110 @@
+"""Buckets, native ones, exemplars, and the share of tasks that is observed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_exporter.core import memory
+from celery_exporter.core.facts import Folded, Key, Prefetched, Queued, Ran, State
+from celery_exporter.core.histograms import LAST, LONGEST, SCHEMA, ZERO, Exemplar, Histogram, native_index
+from celery_exporter.core.ledger import Ledger, is_chosen
+
+from .story import Story
+
+A, B = Key("a", "q"), Key("b", "q")
+BOUNDS = (1.0, 2.0)
+
+
+def bound(index: int) -> float:
+    return 2.0 ** (index / 2**SCHEMA)
+
+
+@given(st.floats(bound(ZERO + 1), bound(LAST)))
+def test_a_native_bucket_has_what_is_between_its_bounds(value):
+    index = native_index(value)
+    assert bound(index - 1) * (1 - 1e-12) < value <= bound(index) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(("value", "index"), [(0.0, ZERO), (1e-9, ZERO), (1.0, 0), (2.0, 8), (1e11, LAST)])
+def test_native_buckets_end_somewhere(value, index):
+    assert native_index(value) == index
+
+
+def test_everything_is_observed_in_the_buckets_and_natively():
+    found = Histogram([0, 0, 0], native={}, exemplars={})
+    for value, uuid in ((0.5, "u1"), (0.5, "u2"), (2.0, "u3"), (3.0, None), (9.0, "x" * (LONGEST + 1))):
+        found.observe(BOUNDS, value, uuid)
+    assert (found.counts, found.total) == ([2, 1, 2], 15.0)
+    assert found.native == {-8: 2, 8: 1, native_index(3.0): 1, native_index(9.0): 1}
+    assert found.exemplars == {0: Exemplar("u2", 0.5), 1: Exemplar("u3", 2.0)}
+
+
+def test_a_copy_goes_its_own_way_though_nothing_was_observed_yet():
+    found = Histogram([0, 0, 0], native={}, exemplars={})
+    copy = found.copy()
+    found.observe(BOUNDS, 0.5, "u1")
+    assert copy == Histogram([0, 0, 0], native={}, exemplars={})
+    assert found.copy() == found
+    assert found.empty() == Histogram([0, 0, 0], native={})
+    assert Histogram([1]).empty() == Histogram([0])
+
+
+def ledger(**options) -> Ledger:
+    made = Ledger(BOUNDS, BOUNDS, **options)
+    made.add([Ran(A, State.SUCCESS, 0.5, "u1"), Queued(A, 3.0, "u1"), Prefetched(A, 1.5, "u1")])
+    return made
+
+
+def test_folding_adds_native_buckets_up_and_keeps_exemplars():
+    found = ledger(native=True, exemplars=True)
+    found.add([Queued(B, 3.0, "u2"), Queued(B, 0.5, "u3"), Folded(A, B)])
+    queued = found.snapshot()[B].queued
+    assert queued.native == {native_index(3.0): 2, -8: 1}
+    assert queued.exemplars == {2: Exemplar("u1", 3.0), 0: Exemplar("u3", 0.5)}
+
+
+def test_what_nobody_asked_for_is_not_kept():
+    cell = ledger().snapshot()[A]
+    assert (cell.queued.native, cell.queued.exemplars) == (None, None)
+
+
+@given(st.lists(st.text(max_size=40), min_size=1), st.floats(0.01, 1))
+def test_of_a_task_all_is_observed_or_nothing(uuids, share):
+    found = Ledger(BOUNDS, BOUNDS, share=share)
+    for uuid in uuids:
+        found.add([Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
+    cell, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
+    assert [sum(each.counts) for each in (cell.ran[State.SUCCESS], cell.queued, cell.prefetched)] == [
+        chosen
+    ] * 3
+
+
+def test_the_share_is_the_share_and_1_is_all():
+    uuids = [f"task-{number}" for number in range(10_000)]
+    assert sum(is_chosen(uuid, 0.1) for uuid in uuids) == pytest.approx(1_000, rel=0.1)
+    assert all(is_chosen(uuid, 1) for uuid in uuids)
+
+
+@pytest.mark.parametrize(("before", "after"), [(False, False), (False, True), (True, False), (True, True)])
+def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(before, after):
+    old, new = Story(), Story()
+    old.ledger, new.ledger = ledger(native=before), Ledger(BOUNDS, BOUNDS, native=after, exemplars=True)
+    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    memory.restore(said, [], new.cluster, new.ledger, new.moment())
+    cell = new.ledger.snapshot()[A]
+    kept = before == after
+    assert (State.SUCCESS in cell.ran, cell.queued is not None, cell.prefetched is not None) == (kept,) * 3
+    if kept:
+        assert cell.queued.native == ({native_index(3.0): 1} if after else None)
+        assert cell.queued.exemplars == {}
+
+
+def test_a_state_whose_histograms_do_not_agree_is_refused():
+    old, new = Story(), Story()
+    old.ledger, new.ledger = ledger(native=True), Ledger(BOUNDS, BOUNDS, native=True)
+    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    dict(said.cells)[A].queued.native = None
+    with pytest.raises(ValueError, match="not native"):
+        memory.restore(said, [], new.cluster, new.ledger, new.moment())
