@@ -24,6 +24,7 @@ from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate
 from celery_exporter.firsts import MAX_SCRAPERS
 from celery_exporter.profiles import Row, native
+from celery_exporter.protobuf import PROTOBUF
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
 BOUNDS = (0.005, 0.1, 1.0, 30.0)
@@ -262,6 +263,23 @@ def test_law_6_a_histogram_is_0_as_a_whole():
     assert second == without_process(exposition.render(moment(1.0)))
 
 
+def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
+    found = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
+    for value, uuid in ((0.001, 'quo"te'), (2.5, "new\nline"), (1e9, "%d")):
+        found.observe(BOUNDS, value, uuid)
+    wait = row("celery_wait_seconds", "histogram", [(("%d",), found)], bounds=lambda _: BOUNDS)
+    (family, *_) = text_string_to_metric_families(
+        Exposition([wait]).render(moment(1.0), OPENMETRICS).decode()
+    )
+    named = {
+        (sample.labels["le"], sample.exemplar.labels["task_id"], sample.exemplar.value)
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert named == {("0.005", 'quo"te', 0.001), ("30", "new\nline", 2.5), ("+Inf", "%d", 1e9)}
+    assert b" # {" not in Exposition([wait]).render(moment(1.0), TEXT)
+
+
 def test_law_6_only_so_many_scrapers_are_remembered():
     exposition = Exposition([row("celery_sent_total", "counter", [(("a",), 5)])])
     for number_ in range(MAX_SCRAPERS + 1):
@@ -274,6 +292,26 @@ PROMETHEUS_2_42 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
+
+
+ASKS_FOR_PROTOBUF = (
+    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,"
+    "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (ASKS_FOR_PROTOBUF, PROTOBUF),
+        (ASKS_FOR_PROTOBUF.replace("delimited", "text"), OPENMETRICS),
+        (ASKS_FOR_PROTOBUF.replace("delimited", "delimited;q=0.1"), OPENMETRICS),
+        (PROMETHEUS_2_42, OPENMETRICS),
+        (None, TEXT),
+    ],
+)
+def test_protobuf_is_for_who_asks_for_it_where_there_are_native_histograms(accept, expected):
+    assert negotiate(accept, native=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -293,7 +331,7 @@ PROMETHEUS_2_42 = (
         ("text/plain;q=0.5,application/openmetrics-text;q=0.5", OPENMETRICS),
         ("application/openmetrics-text;q=0", TEXT),
         ("application/openmetrics-text;q=high", TEXT),
-        ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited", TEXT),
+        (ASKS_FOR_PROTOBUF, OPENMETRICS),
         (";;;,,q=1", TEXT),
     ],
 )
