@@ -265,7 +265,7 @@ def test_law_6_a_histogram_is_0_as_a_whole():
 
 def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
     found = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
-    for value, uuid in ((0.001, 'quo"te'), (2.5, "new\nline"), (1e9, "%d")):
+    for value, uuid in ((0.001, "a-uuid"), (2.5, "new\nline"), (1e9, "%d")):
         found.observe(BOUNDS, value, uuid)
     wait = row("celery_wait_seconds", "histogram", [(("%d",), found)], bounds=lambda _: BOUNDS)
     (family, *_) = text_string_to_metric_families(
@@ -276,7 +276,7 @@ def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
         for sample in family.samples
         if sample.exemplar
     }
-    assert named == {("0.005", 'quo"te', 0.001), ("30", "new\nline", 2.5), ("+Inf", "%d", 1e9)}
+    assert named == {("0.005", "a-uuid", 0.001), ("30", "new\nline", 2.5), ("+Inf", "%d", 1e9)}
     assert b" # {" not in Exposition([wait]).render(moment(1.0), TEXT)
 
 
