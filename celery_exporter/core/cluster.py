@@ -145,7 +145,7 @@ class Cluster:
         if event.exception is not None or event.traceback is not None:
             unwrap(event)
         task = self.tasks.get(event.uuid or "") or self._new(event, now)
-        if task.kind is None or task.parked or _is_early(task, event):
+        if task.kind is None or task.parked or (event.type == "task-received" and _is_early(task, event)):
             self._park(task, event, now)
         else:
             self._step(task, event, now)
@@ -192,7 +192,7 @@ class Cluster:
         """Apply what was parked, up to what has to wait for another task-sent, if that may still come."""
         events = self.tasks.release(task)
         for index, event in enumerate(events):
-            if wait and _is_early(task, event):
+            if wait and event.type == "task-received" and _is_early(task, event):
                 task.parked = events[index:]
                 self.tasks.hold(task, now.listened)
                 return
@@ -240,11 +240,14 @@ class Cluster:
         assert kind is not None  # noqa: S101  introduced, or it would not be here
         kind.heard = now.listened
         delivery = effect.find(task, event)
-        key = self._key_at(
-            task.key_of(event.retries if delivery is None else delivery.attempt), event.hostname
-        )
+        key = kind.key
+        if task.keys is not None:
+            key = task.key_of(event.retries if delivery is None else delivery.attempt)
+        if self.keys.by_worker:
+            key = self._key_at(key, event.hostname)
         newest = effect.measure(task, event, delivery, key, self._facts)
-        self._facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
+        at = event.timestamp
+        self._facts.append(Moved(key, effect.counts, min(now.wall, at)))
         open_ = task.state is not None
         if newest and (open_ or self._opens(task, event, now)):
             task.heard = now.listened
@@ -330,8 +333,9 @@ class Cluster:
             worker.judge(now.listened, self.limits.worker_timeout)
 
     def _hear_worker(self, event: Event, now: Moment) -> None:
-        worker = self._worker(event.hostname, now)
+        worker = self.workers.get(event.hostname) or self._worker(event.hostname, now)
         if worker is not None:
+            worker.heard = now.listened
             event.hostname = worker.name  # one string for all its tasks: a copy each would double their size
             if not worker.events or event.type == "task-started":
                 worker.task_event(event)
@@ -396,6 +400,6 @@ class Cluster:
 def _is_early(task: Task, event: Event) -> bool:
     """Tell whether an attempt was received whose `task-sent` has not come, though that of another one has."""
     attempt = event.retries or 0
-    if event.type != "task-received" or task.ready_at(attempt) is not None:
+    if task.ready_at(attempt) is not None:
         return False
     return task.kind is not None and attempt <= MAX_ATTEMPTS and len(task.sent_attempts()) > 0

@@ -109,12 +109,13 @@ class Ledger:
         self._failures = 0  # series of them
         self._max_failures = max_failures
         self._cells: dict[Key, Cell] = {}
-        self._own: set[Key] = set()  # whose sums are in no snapshot
+        self._own: dict[Key, Cell] = {}  # those of them that are in no snapshot
 
     def add(self, facts: Iterable[Fact]) -> None:
         """Book each fact under its key."""
+        book = self._BOOK
         for fact in facts:
-            self._BOOK[type(fact)](self, fact)
+            book[type(fact)](self, fact)
 
     def snapshot(self) -> dict[Key, Cell]:
         """Return all sums as they are now. They stay so: what is booked next is booked in copies.
@@ -130,11 +131,10 @@ class Ledger:
 
     def _cell(self, key: Key) -> Cell:
         """Return the sums of a key, to be changed."""
-        cell = self._cells.get(key)
-        if key not in self._own:
-            cell = self._cells[key] = Cell.empty() if cell is None else cell.copy()
-            self._own.add(key)
-        assert cell is not None  # noqa: S101  who is our own is there
+        cell = self._own.get(key)
+        if cell is None:
+            shared = self._cells.get(key)
+            cell = self._own[key] = self._cells[key] = Cell.empty() if shared is None else shared.copy()
         return cell
 
     def _known(self, fact: Known) -> None:
@@ -191,7 +191,7 @@ class Ledger:
         if fact.key in self._cells:
             cell = self._cell(fact.key)
             del self._cells[fact.key]
-            self._own.remove(fact.key)
+            del self._own[fact.key]
             self._failures -= len(cell.raised)
             cell.inherited = True
             self._absorb(fact.into, cell)

@@ -111,6 +111,8 @@ class TaskTable:
         self.finished: dict[str, Task] = {}  # tombstones, in the order they finished
         self._tombstone_limit = tombstone_limit
         self._tasks: dict[str, Task] = {}
+        #: Returns the task with a uuid, or None when it is unheard of or forgotten.
+        self.get = self._tasks.get
         self._kinds: dict[Key, Kind] = {}
 
     def __len__(self) -> int:
@@ -120,10 +122,6 @@ class TaskTable:
     def uuids(self) -> list[str]:
         """Return the ids of all tasks, tombstones too."""
         return list(self._tasks)
-
-    def get(self, uuid: str) -> Task | None:
-        """Return the task, or None when it is unheard of or forgotten."""
-        return self._tasks.get(uuid)
 
     def new(self, uuid: str, heard: float) -> Task:
         """Remember a new task, waiting in limbo."""
