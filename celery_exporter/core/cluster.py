@@ -246,8 +246,7 @@ class Cluster:
         if self.keys.by_worker:
             key = self._key_at(key, event.hostname)
         newest = effect.measure(task, event, delivery, key, self._facts)
-        at = event.timestamp
-        self._facts.append(Moved(key, effect.counts, min(now.wall, at)))
+        self._facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
         open_ = task.state is not None
         if newest and (open_ or self._opens(task, event, now)):
             task.heard = now.listened
