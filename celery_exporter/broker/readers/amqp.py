@@ -87,6 +87,9 @@ class AmqpReader(KombuReader):
         self._socket = transport.sock
         self._frames = Frames(self._amqp.frame_max, transport._read_buffer)  # noqa: SLF001  empty, mostly
 
+    def _settle(self) -> list[Payload]:
+        return []  # RabbitMQ has confirmed
+
     def _remember(self) -> None:
         """What was used comes again, unless RabbitMQ has had our acknowledgement."""
         self._again = +self._again if self._again.total() < MEMORY * PREFETCH else Counter()

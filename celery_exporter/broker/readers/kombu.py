@@ -19,6 +19,8 @@ from celery_exporter.settings import Settings
 SILENCE = 10.0
 #: Seconds between two signs of life that we ask for, or send.
 TICK = 1.0
+#: Seconds in which kombu's virtual transports have subscribed, usually.
+SETTLE = 0.1
 #: Messages returned by one read: some milliseconds of work, so that the lock is not held for longer.
 BATCH = 200
 #: Bytes after which it returns fewer. A batch of the largest real events is a hundredth of it.
@@ -42,6 +44,7 @@ class KombuReader:
         self._queue_name = f"celeryev.{uuid.uuid4()}"
         self._batch: list[Payload] = []
         self._bytes = 0
+        self._early: list[Payload] = []  # what came right after the subscription, for the first read
         self._ticked = 0.0
         self._failure: BrokerError | None = None  # raised by the read after the one that met it
         self._prove: Callable[[], bool] = lambda: True
@@ -54,6 +57,11 @@ class KombuReader:
             open_(self._connection)
             self._subscribe()
         self.proven = time.monotonic()
+        self._early = self._settle()
+
+    def _settle(self) -> list[Payload]:
+        """Read once, with which virtual transports subscribe; return what has come, for the first read."""
+        return self._read(SETTLE)
 
     def _subscribe(self) -> None:
         kind = "fanout" if self._connection.transport.driver_type in _FANOUT else "topic"
@@ -66,6 +74,10 @@ class KombuReader:
 
     def read(self, timeout: float) -> list[Payload]:
         """Return messages; raise BrokerError."""
+        early, self._early = self._early, []
+        return early or self._read(timeout)
+
+    def _read(self, timeout: float) -> list[Payload]:
         if self._failure is not None:
             raise self._failure
         self._batch, self._bytes = [], 0

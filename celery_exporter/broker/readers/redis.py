@@ -16,7 +16,7 @@ import hiredis
 import msgspec
 from msgspec import Struct, field
 
-from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, receive, translated
+from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, receive
 from celery_exporter.broker.payload import BROKEN, Payload
 from celery_exporter.broker.readers.kombu import Full, KombuReader
 from celery_exporter.settings import Settings
@@ -56,35 +56,27 @@ class RedisReader(KombuReader):
         self._alive = False  # did anything come since the last look
         self._pinged = 0.0
         self._subscribed = False
-        self._early: list[Payload] = []  # what came right after the subscription, for the first read
 
-    def open(self) -> None:
-        """Connect and subscribe; raise BrokerError."""
-        super().open()
+    def _subscribe(self) -> None:
+        super()._subscribe()
+        self._connection.transport.cycle.on_poll_start()  # with which kombu subscribes, at its first read
         self._channel = self._connection.default_channel
-        self._prove = self._prove_alive
-        with translated(self._connection):
-            self._connection.transport.cycle.on_poll_start()  # with which kombu subscribes, at its first read
-            self._redis = self._channel.subclient.connection
-            # redis-py has read the answers to its own questions, and the rest is ours: our own parser has
-            # each message of a large read without an object of redis-py's for it.
-            self._socket = self._redis._sock  # noqa: SLF001
+        self._redis = self._channel.subclient.connection
+        # redis-py has read the answers to its own questions, and the rest is ours: our own parser has
+        # each message of a large read without an object of redis-py's for it.
+        self._socket = self._redis._sock  # noqa: SLF001
         self._parser = hiredis.Reader()
-        self._await_subscription()
+        self._prove = self._prove_alive
 
-    def _await_subscription(self) -> None:
+    def _settle(self) -> list[Payload]:
         """Wait until Redis has confirmed: until then we are deaf."""
-        self._subscribed, self._early = False, []
+        self._subscribed, early = False, []
         deadline = time.monotonic() + ANSWER_TIMEOUT
         while not self._subscribed:
             if time.monotonic() > deadline:
                 raise BrokerError(f"no answer to PSUBSCRIBE for {ANSWER_TIMEOUT:.0f} s")
-            self._early += super().read(POLL)
-
-    def read(self, timeout: float) -> list[Payload]:
-        """Return messages; raise BrokerError."""
-        early, self._early = self._early, []
-        return early or super().read(timeout)
+            early += self._read(POLL)
+        return early
 
     def _drain(self, timeout: float) -> None:
         """Take what has come; raise TimeoutError when nothing does."""

@@ -1,0 +1,160 @@
+"""What each reader promises (see `Reader`), on each broker that it reads."""
+
+from __future__ import annotations
+
+import json
+import time
+from urllib.parse import urlsplit
+
+import kombu
+import pytest
+from celery.events.event import get_exchange
+from harness.events import one_task, publish_event_bytes, publish_events
+from harness.proxy import Proxy
+from harness.waiting import eventually
+
+from celery_exporter.broker.connection import BrokerError
+from celery_exporter.broker.payload import BROKEN, CONTENT_TYPES, events_of
+from celery_exporter.broker.readers import Reader, reader_for
+from celery_exporter.broker.readers.amqp import AmqpReader
+from celery_exporter.broker.readers.kombu import BATCH, KombuReader
+from celery_exporter.broker.readers.redis import RedisReader
+from celery_exporter.core.events import Event
+from celery_exporter.settings import load
+
+#: Messages that a broker has ready before the first of them is read: several batches.
+MANY = 3 * BATCH + 7
+
+
+@pytest.fixture
+def way(broker):
+    """Return a proxy before the broker."""
+    with Proxy(urlsplit(broker.url).port) as proxy:
+        yield proxy
+
+
+#: Brokers, and the ways of reading each.
+ALL = [(broker, way) for broker in ("redis", "rabbitmq") for way in ("auto", "kombu")]
+each = pytest.mark.parametrize(("broker", "reader"), ALL, indirect=True)
+#: On Redis kombu leaves what does not fit into a batch until more comes, and waits for the rest of a message for
+#: ever: for which Redis has a reader of its own.
+but_kombu_on_redis = pytest.mark.parametrize(
+    ("broker", "reader"), [pair for pair in ALL if pair != ("redis", "kombu")], indirect=True
+)
+
+
+@pytest.fixture
+def reader(request, broker, way):
+    """Return a reader of the broker, open, whose way can be cut."""
+    url = broker.url.replace(str(urlsplit(broker.url).port), str(way.port))
+    made = reader_for(load({"broker_url": url, "reader": request.param}, {}))
+    fastest = {"redis": RedisReader, "rabbitmq": AmqpReader}[broker.kind]
+    assert type(made) is (KombuReader if request.param == "kombu" else fastest)
+    made.open()
+    yield made
+    made.close()
+
+
+def read_until(reader: Reader, count: int) -> list[Event]:
+    """Return the events of so many messages, as they come."""
+    found: list[Event] = []
+    end = time.monotonic() + 20
+    while len(found) < count and time.monotonic() < end:
+        batch = reader.read(0.1)
+        assert len(batch) <= BATCH
+        for payload in batch:
+            assert payload is not BROKEN
+            found += events_of(payload, {CONTENT_TYPES["json"]})
+    return found
+
+
+def uuids(events: list[Event]) -> list[str | None]:
+    return [event.uuid for event in events]
+
+
+@each
+def test_each_message_comes_once_and_in_its_order(reader, broker):
+    for number in range(30):
+        publish_events(broker.url, one_task(number)[0])
+    assert uuids(read_until(reader, 30)) == [f"task-{number}" for number in range(30)]
+    assert reader.read(0.3) == []
+
+
+@but_kombu_on_redis
+def test_what_is_more_than_a_batch_comes_with_the_next_ones(reader, broker):
+    publish_many(broker.url, MANY)
+    assert uuids(read_until(reader, MANY)) == [f"task-{number}" for number in range(MANY)]
+
+
+@each
+def test_a_large_message_is_whole(reader, broker):
+    event = {**one_task(1)[0], "args": "x" * 3_000_000}
+    publish_events(broker.url, event, one_task(2)[0])
+    assert uuids(read_until(reader, 2)) == ["task-1", "task-2"]
+
+
+@each
+def test_it_waits_no_longer_than_it_was_told(reader):
+    reader.read(0.1)
+    start = time.monotonic()
+    assert reader.read(0.5) == []
+    assert 0.3 < time.monotonic() - start < 2
+
+
+@each
+def test_a_living_subscription_proves_it_though_nobody_says_anything(reader):
+    opened = reader.proven
+
+    def proved() -> bool:
+        reader.read(0.1)
+        return reader.proven > opened + 1
+
+    eventually(proved, 10)
+
+
+@each
+def test_the_end_of_the_connection_is_an_error_and_another_can_be_opened(reader, broker, way):
+    publish_events(broker.url, one_task(1)[0])
+    read_until(reader, 1)
+    way.cut()
+
+    def ended() -> bool:
+        try:
+            reader.read(0.1)
+        except BrokerError:
+            return True
+        return False
+
+    eventually(ended, 10)
+    reader.close()
+    reader.close()
+    way.pass_on()
+    reader.open()
+    publish_events(broker.url, one_task(2)[0])
+    assert uuids(read_until(reader, 1)) == ["task-2"]
+
+
+@but_kombu_on_redis
+def test_half_a_message_of_the_connection_before_is_forgotten(reader, broker, way):
+    way.stall(100)
+    publish_event_bytes(broker.url, b"[" + b" " * 5_000 + b"]")
+    reader.read(0.3)
+    reader.close()
+    way.pass_on()
+    reader.open()
+    publish_events(broker.url, one_task(2)[0])
+    assert uuids(read_until(reader, 1)) == ["task-2"]
+
+
+def publish_many(url: str, count: int) -> None:
+    """Publish a message for each of so many events, over one connection."""
+    with kombu.Connection(url) as connection:
+        producer = connection.Producer(exchange=get_exchange(connection))
+        for number in range(count):
+            body = json.dumps(one_task(number)[0]).encode()
+            how = {
+                "content_type": "application/json",
+                "content_encoding": "utf-8",
+                "delivery_mode": "transient",
+            }
+            producer.publish(body, routing_key="task.sent", **how)
