@@ -136,7 +136,7 @@ OPTIONS = (
     ),
     Option(
         name="reader",
-        help="How events are read: auto is the best way for the broker, kombu is slower, and the same for all.",
+        help="How events are read: auto is the best way for the broker, kombu the slower one that all have.",
         takes="auto or kombu",
         parse=parsing.one_of(("auto", "kombu")),
         default="auto",

@@ -36,8 +36,8 @@ def way(broker):
 #: Brokers, and the ways of reading each.
 ALL = [(broker, way) for broker in ("redis", "rabbitmq") for way in ("auto", "kombu")]
 each = pytest.mark.parametrize(("broker", "reader"), ALL, indirect=True)
-#: On Redis kombu leaves what does not fit into a batch until more comes, and waits for the rest of a message for
-#: ever: for which Redis has a reader of its own.
+#: On Redis kombu leaves what does not fit into a batch until more comes, and waits for ever for the rest of a
+#: message: for which Redis has a reader of its own.
 but_kombu_on_redis = pytest.mark.parametrize(
     ("broker", "reader"), [pair for pair in ALL if pair != ("redis", "kombu")], indirect=True
 )
