@@ -135,6 +135,13 @@ OPTIONS = (
         default="celeryev",
     ),
     Option(
+        name="reader",
+        help="How events are read: auto is the fastest way for the broker, kombu is for every broker alike.",
+        takes="auto or kombu",
+        parse=parsing.one_of(("auto", "kombu")),
+        default="auto",
+    ),
+    Option(
         name="event-queue-durable",
         help="RabbitMQ: a durable queue; events wait there while the one exporter that has it is away.",
         takes="true or false",

@@ -31,6 +31,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     accept_content: tuple[str, ...]
     retry_interval: float
     event_exchange: str
+    reader: str
     event_queue_durable: bool
     enable_events: bool
     update_interval: float
@@ -83,6 +84,8 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         values["broker_url"] = _url_from(url_file)
     if values["broker_url"] is None:
         raise BadSettingError("--broker-url is missing; give it, --broker-url-file or CELERY_BROKER_URL")
+    if values["event_queue_durable"] and values["reader"] == "kombu":
+        raise BadSettingError("--reader: got 'kombu'; --event-queue-durable takes auto, which acknowledges")
     limits = Limits(
         reorder_window=values.pop("reorder_window"),
         worker_timeout=values.pop("worker_timeout"),

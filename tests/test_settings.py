@@ -195,6 +195,10 @@ def test_the_url_from_a_file(tmp_path):
     assert "No such file" in complaint(broker_url_file=str(tmp_path / "none"))
 
 
+def test_a_durable_queue_is_not_for_a_reader_that_acknowledges_nothing():
+    assert complaint(event_queue_durable=True, reader="kombu").startswith("--reader: got 'kombu'")
+
+
 def test_no_url_at_all():
     with pytest.raises(BadSettingError, match="--broker-url is missing"):
         load({}, {})

@@ -34,6 +34,8 @@ class Reader(Protocol):
 
 def reader_for(settings: Settings) -> Reader:
     """Return the reader for the broker that the settings name; it is not open yet."""
+    if settings.reader == "kombu":
+        return KombuReader(settings)
     if is_redis(settings):
         from celery_exporter.broker.readers.redis import RedisReader  # noqa: PLC0415  only where it is used
 
