@@ -71,8 +71,8 @@ screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from si
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
 
-bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
-	$(PY) benchmarks/bench.py
+bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: a table and a chart
+	PYTHONPATH=tests $(PY) -m benchmarks
 
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh

@@ -1,309 +1,315 @@
-"""`make bench`: a tape of events through a real redis-server into the running exporter; prints one table.
+"""`make bench`: the exporter beside a floor below it and its peers, on real brokers, as one table and a chart.
 
-CPU is what the kernel booked on the exporter's process, less what it spends when nothing comes. What else
-runs on the machine disturbs it through caches and clock rates only; wall times it disturbs fully. Hence
-several rounds, their medians, and the least and the most beside them.
+CPU is what the kernel booked on a process, less what it spends when nothing comes. What else runs on the
+machine disturbs it through caches and clock rates only; wall times it disturbs fully. Hence several rounds in
+which all take their turns, medians, and the least and the most beside them. Ratios within one run count.
 
-A target missed is a result, exit code 0. A run in which the exporter did not count every event is void: 1.
+A target missed is a result, exit code 0. A run in which the exporter or the floor did not count every event
+is void and repeated; where that does not help, there is no figure, and the exit code is 1.
 """
 
+from __future__ import annotations
+
 import argparse
-import contextlib
-import http.client
+import datetime
+import json
 import os
 import platform
 import re
-import shutil
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
-import psutil
-import redis
-from tape import Cluster, Form, Tape, record
+from harness.processes import ROOT
+from harness.servers import RabbitServer, RedisServer
 
-#: Forms of the same tape, with the most us of CPU an event that they may cost. Celery's clients send each
-#: event by itself, and its prefork workers fill messages as far as they are busy.
-FORMS = {
-    "messages of one": (Form(client=1, worker=1), 35),
-    "messages of ten": (Form(client=10, worker=10), 18),
-    "sent one, rest ten": (Form(client=1, worker=10), None),
+from benchmarks import chart, peer
+from benchmarks.brokers import Broker, Rabbit, Redis, VoidError
+from benchmarks.contenders import ALL, Contender, Floor, Ours, OursOverKombu, Peer, Receiver
+from benchmarks.measure import Rate, Replayed, measure_replay, sustained
+from benchmarks.table import Line, Row, Target, draw, median, ratio
+from benchmarks.tape import Cluster, Form, Tape, record
+
+#: Celery's clients send each event by itself; its prefork workers fill messages as far as they are busy.
+FORMS = {"messages of one": Form(1, 1), "messages of ten": Form(10, 10)}
+TENS = "messages of ten"
+#: What is changed, one at a time, of a cluster of 10 workers and 10 task names.
+VARIANTS = {"1 worker": {"workers": 1}, "100 workers": {"workers": 100}, "1,000 task names": {"names": 1_000}}
+#: Who counts less than everything is void; of the other two it is said.
+EXACT = (Floor, Ours, OursOverKombu)
+#: Times that a void run is made again.
+AGAIN = 3
+#: Tasks of the tape that is played over and over: more than the exporter remembers, so all are new to it.
+LONG = 60_000
+#: Where the search for the highest rate begins: this share of what CPU an event leaves room for.
+FIRST = 0.7
+#: Samples of the pages that are timed, and times that each is, in processes that take turns.
+PAGES, PAGE_ROUNDS = (1_000, 100_000), 3
+CHART = ROOT / "docs" / "img" / "bench.svg"
+
+#: (broker, form) → how much of the floor's and of the peer's CPU an event may cost.
+OF_FLOOR = {("Redis", form): Target("<= 2 x floor", 2) for form in FORMS}
+OF_PEER = {
+    **{("Redis", form): Target("<= 1/15 of peer", 1 / 15) for form in FORMS},
+    ("RabbitMQ", TENS): Target("<= 1/12 of peer", 1 / 12),
 }
-#: A tape that leaves 160 label sets, of 64 samples each.
-WIDE = Cluster(tasks=1_280, names=80)
-SAMPLES = 10_000
-SCRAPES = 20
-#: How a scrape is asked for: by curl, and by Prometheus 3.
-HEADERS = {
-    "text": {},
-    "OpenMetrics gzip": {
-        "Accept": "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
-        "application/openmetrics-text;version=0.0.1;q=0.4,"
-        "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
-        "Accept-Encoding": "gzip",
-    },
-}
-#: Bytes that may wait in Redis for the exporter, where 8 MB for a minute, or 32 MB, get a subscriber cut off.
-BACKLOG = 2 * 2**20
-#: Seconds in which the idle cost is measured, after as many in which the start dies away.
-IDLE = 1.5
-#: Seconds without progress after which the rest of the events is not waited for.
-STALLED = 10.0
+SUSTAINED = Target(">= 12 x peer", 12, at_least=True)
+SCRAPE = Target("8 x faster than prometheus_client", 8, at_least=True)
+STALL, IDLE, START = Target("<= 50 ms", 50), Target("<= 55 MB", 55), Target("<= 1,000 ms", 1_000)
+TASK = Target("<= 400 bytes", 400)
 
 
-class Row(NamedTuple):
-    """A line of the table; `target` is what the value should not exceed."""
-
-    label: str
-    unit: str = ""
-    target: float | None = None
-
-
-ROWS = (
-    *(Row(f"CPU an event, {form}", "us", target) for form, (_, target) in FORMS.items()),
-    *(Row(f"kept up with, {form}", "events/s") for form in FORMS),
-    *(Row(f"peak memory, {form}", "MB") for form in FORMS),
-    Row("idle memory", "MB", 70),
-    Row("start to first /metrics", "ms", 1_500),
-    Row("samples in a wide scrape"),
-    *(Row(f"wide scrape, {how}, median", "ms", 60) for how in HEADERS),
-    *(Row(f"wide scrape, {how}, worst of {SCRAPES}", "ms") for how in HEADERS),
-)
-
-Results = defaultdict[str, list[float]]
+class Options(argparse.Namespace):
+    rounds: int
+    tasks: int
+    hold: float
+    samples: int
+    in_flight: int
+    chart: Path
 
 
-class VoidError(Exception):
-    """The run measured nothing; the text says why."""
+class Bench:
+    """What was measured so far."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.replays: defaultdict[tuple[str, str, type[Contender]], list[Replayed]] = defaultdict(list)
+        self.rates: dict[tuple[str, type[Contender]], Rate] = {}
+        self.void: list[str] = []
+        self.failed = False
+        python = peer.installed()
+        if python is not None:
+            Peer.python = python
+        self.contenders = [each for each in ALL if each is not Peer or python is not None]
+
+    # -- measuring ---------------------------------------------------------------------------------------
+
+    def run(self, brokers: list[Broker], folder: Path) -> None:
+        forms = {(broker.wire, name): self.tape(broker, form) for broker in brokers for name, form in FORMS.items()}
+        variants = {
+            (broker.wire, name): self.tape(broker, FORMS[TENS], **change)
+            for broker in brokers
+            for name, change in VARIANTS.items()
+        }
+        for number in range(self.options.rounds):
+            tell(f"round {number + 1} of {self.options.rounds}")
+            for broker in brokers:
+                for name in FORMS:
+                    for contender in self.contenders:
+                        self.replay(contender, broker, folder, forms[broker.wire, name], name)
+                for name in VARIANTS:
+                    self.replay(Ours, broker, folder, variants[broker.wire, name], name)
+                    if broker.wire == "redis" and Peer in self.contenders:
+                        self.replay(Peer, broker, folder, variants[broker.wire, name], name)
+        forms.clear()
+        variants.clear()
+        for broker in brokers:
+            self.hold(broker, folder)
+
+    def tape(self, broker: Broker, form: Form, **change: int) -> Tape:
+        return record(Cluster(tasks=self.options.tasks, **change), form, broker.wire)
+
+    def replay(
+        self, contender: type[Contender], broker: Broker, folder: Path, tape: Tape, name: str
+    ) -> None:
+        for _ in range(AGAIN):
+            try:
+                found = measure_replay(contender, broker, folder, tape)
+            except VoidError as error:
+                self.void.append(f"{broker.name}, {name}: {error}")
+                continue
+            if contender not in EXACT or found.share == 1:
+                self.replays[broker.name, name, contender].append(found)
+                return
+            self.void.append(f"{broker.name}, {name}: {contender.name} counted {found.share:.3%} of the events")
+        self.failed = True
+
+    def hold(self, broker: Broker, folder: Path) -> None:
+        tell(f"{broker.name}: events a second")
+        tape = record(Cluster(tasks=LONG), FORMS[TENS], broker.wire)
+        for contender in (Ours, Peer):
+            cost = self.cpu(broker.name, TENS, contender)
+            if cost is None:
+                continue
+            try:
+                guess = FIRST * 1e6 / cost
+                self.rates[broker.name, contender] = sustained(
+                    contender, broker, folder, tape, guess, self.options.hold
+                )
+            except VoidError as error:
+                self.void.append(f"{broker.name}, events a second: {error}")
+                self.failed = True
+
+    # -- telling -----------------------------------------------------------------------------------------
+
+    def cpu(self, broker: str, name: str, contender: type[Contender]) -> float | None:
+        return median([each.cpu for each in self.replays[broker, name, contender]])
+
+    def cpu_row(self, broker: str, name: str, contender: type[Contender], label: str) -> Row:
+        replays = self.replays[broker, name, contender]
+        floor, peers = self.cpu(broker, name, Floor), self.cpu(broker, name, Peer)
+        found = self.cpu(broker, name, contender)
+        targets = []
+        if contender is Ours:
+            for table, other in ((OF_FLOOR, floor), (OF_PEER, peers)):
+                if (broker, name) in table:
+                    targets.append((table[broker, name], ratio(found, other)))
+        share = median([each.share for each in replays])
+        return Row(
+            label,
+            "us",
+            [each.cpu for each in replays],
+            None if contender is Floor else floor,
+            None if contender is Peer else peers,
+            targets,
+            f"counted {share:.2%}" if share not in (None, 1) else "",
+        )
+
+    def cpu_lines(self, brokers: list[Broker]) -> list[Line]:
+        lines: list[Line] = []
+        for broker in brokers:
+            for name in FORMS:
+                lines.append(f"CPU an event, {broker.name}, {name}")
+                lines += [self.cpu_row(broker.name, name, each, f"  {each.name}") for each in ALL]
+        for broker in brokers:
+            lines.append(f"CPU an event, {broker.name}, {TENS}, but for")
+            for name in VARIANTS:
+                lines.append(self.cpu_row(broker.name, name, Ours, f"  {name}: {Ours.name}"))
+                if self.replays[broker.name, name, Peer]:
+                    lines.append(self.cpu_row(broker.name, name, Peer, f"  {name}: {Peer.name}"))
+        return lines
+
+    def rate_lines(self, brokers: list[Broker]) -> list[Line]:
+        lines: list[Line] = [f"events a second for {self.options.hold:g} s without falling behind, {TENS}"]
+        for broker in brokers:
+            ours, peers = (self.rates.get((broker.name, each)) for each in (Ours, Peer))
+            other = peers.rate if peers else None
+            for contender, rate in ((Ours, ours), (Peer, peers)):
+                values = [rate.rate] if rate else []
+                remark = "more could not be published" if rate and rate.is_limit else ""
+                mine = contender is Ours
+                target = [(SUSTAINED, ratio(rate.rate if rate else None, other))] if mine else []
+                label = f"  {broker.name}: {contender.name}"
+                lines.append(Row(label, "events/s", values, None, other if mine else None, target, remark, 0))
+        return lines
+
+    def start_lines(self, brokers: list[Broker]) -> list[Line]:
+        lines: list[Line] = ["start, and memory when nothing has happened yet"]
+        for broker in brokers:
+            runs = [each for name in FORMS for each in self.replays[broker.name, name, Ours]]
+            peers = median([each.memory for name in FORMS for each in self.replays[broker.name, name, Peer]])
+            start = [each.start for each in runs if each.start is not None]
+            idle = [each.memory for each in runs]
+            lines += [
+                Row(f"  {broker.name}: start to first /metrics", "ms", start, None, None, [(START, median(start))]),
+                Row(f"  {broker.name}: idle memory", "MB", idle, None, peers, [(IDLE, median(idle))]),
+            ]
+        return lines
+
+    def draw_chart(self, brokers: list[Broker], source: str) -> None:
+        kinds: dict[type[Contender], str] = {Ours: "ours", Floor: "floor"}
+        groups = {}
+        for broker in brokers:
+            for name in FORMS:
+                found = [(each, self.cpu(broker.name, name, each)) for each in ALL]
+                groups[f"{broker.name}, {name}"] = [
+                    chart.Bar(each.name, cost, kinds.get(each, "bar")) for each, cost in found if cost
+                ]
+        self.options.chart.write_text(chart.draw(groups, source))
 
 
-# -- the two processes -------------------------------------------------------------------------------------
+def inside(*arguments: str) -> dict[str, float]:
+    """Measure something in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.inside", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=dict(os.environ))
+    return json.loads(done.stdout)
 
 
-@contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[int]:
-    """Run a process, and end it; yield its id."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            yield process.pid
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            process.kill()
+def inside_lines(options: Options) -> list[Line]:
+    tell("scrapes, stalls, memory")
+    lines: list[Line] = []
+    for samples in (*PAGES, options.samples):
+        rounds = 1 if samples > max(PAGES) else PAGE_ROUNDS
+        found = [inside("scrape", str(samples)) for _ in range(rounds)]
+        theirs, later = ([each[what] for each in found] for what in ("theirs", "later"))
+        times = ratio(median(theirs), median(later))
+        target = [(SCRAPE, times)] if samples == 100_000 else []
+        size = f"{found[0]['samples']:,} samples, {found[0]['bytes'] / 1e6:.1f} MB"
+        lines += [
+            f"scrape of {size}",
+            Row("  this exporter", "ms", later, None, None, target, "" if target else f"{times:.1f} x faster"),
+            Row("  this exporter, the first time", "ms", [each["first"] for each in found]),
+            Row(f"  prometheus_client {version('prometheus-client')}, encoding", "ms", theirs),
+        ]
+    stall = inside("stall", str(options.samples))
+    task = inside("memory", str(options.in_flight))
+    return [
+        *lines,
+        f"events while {stall['samples']:,} samples are scraped",
+        Row("  a message is late at worst, without scrapes", "ms", [stall["still"]]),
+        Row("  a message is late at worst, during them", "ms", [stall["stall"]], None, None, [(STALL, stall["stall"])]),
+        f"memory with {task['tasks']:,} tasks in flight",
+        Row("  each", "bytes", [task["bytes"]], None, None, [(TASK, task["bytes"])], "", 0),
+    ]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def port_of(server: redis.Redis) -> int:
-    return server.connection_pool.connection_kwargs["port"]
-
-
-@contextlib.contextmanager
-def redis_server(folder: Path) -> Iterator[redis.Redis]:
-    server = redis.Redis(port=free_port(), socket_timeout=5)
-    options = ["--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-    with running(["redis-server", "--port", str(port_of(server)), *options], folder / "redis.log"):
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with contextlib.suppress(redis.ConnectionError):
-                server.ping()
-                break
-            time.sleep(0.01)
-        yield server
-
-
-class Exporter:
-    """The exporter as a user runs it, seen from outside."""
-
-    def __init__(self, pid: int, port: int) -> None:
-        self.process = psutil.Process(pid)
-        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-
-    def get(self, path: str = "/metrics", **headers: str) -> bytes | None:
-        """Return the page, or None when there is none."""
-        try:
-            self._http.request("GET", path, headers=headers)
-            answer = self._http.getresponse()
-            body = answer.read()
-        except OSError:
-            self._http.close()
-            return None
-        return body if answer.status == 200 else None
-
-    def wait_for(self, path: str) -> None:
-        deadline = time.monotonic() + 15
-        while self.get(path) is None:
-            if time.monotonic() > deadline:
-                raise VoidError(f"{path} was not answered with 200")
-            time.sleep(0.005)
-
-    def counted(self) -> Counter[str]:
-        text = (self.get() or b"").decode()
-        found = re.findall(r'^celery_exporter_events_total\{kind="(.+)"\} (\S+)$', text, re.MULTILINE)
-        return Counter({kind: int(float(count)) for kind, count in found if float(count)})
-
-    def cpu(self) -> float:
-        times = self.process.cpu_times()
-        return times.user + times.system
-
-    def peak(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
-
-
-@contextlib.contextmanager
-def exporter(server: redis.Redis, results: Results) -> Iterator[Exporter]:
-    """Start the exporter, and book how it came up."""
-    port = free_port()
-    options = ["--broker-url", f"redis://127.0.0.1:{port_of(server)}/0", "--host", "127.0.0.1"]
-    command = [sys.executable, "-m", "celery_exporter", *options, "--port", str(port)]
-    log = Path(server.config_get("dir")["dir"]) / "exporter.log"
-    start = time.monotonic()
-    with running(command, log) as pid:
-        try:
-            started = Exporter(pid, port)
-            started.wait_for("/metrics")
-            results["start to first /metrics"].append((time.monotonic() - start) * 1e3)
-            started.wait_for("/-/ready")
-            results["idle memory"].append(started.process.memory_info().rss / 2**20)
-            yield started
-        except VoidError as error:
-            raise VoidError(f"{error}; the exporter's log ends with\n{log.read_text()[-2_000:]}") from None
-
-
-# -- what is measured --------------------------------------------------------------------------------------
-
-
-def replay(server: redis.Redis, target: Exporter, tape: Tape) -> None:
-    """Publish the tape as fast as the exporter takes it; return when it has counted all of it."""
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=5) as wire:
-        for chunk, commands in tape.chunks:
-            wire.sendall(chunk)
-            answers = b""
-            while answers.count(b"\n") < commands:
-                answers += wire.recv(65_536)
-            if answers != b":1\r\n" * commands:
-                raise VoidError("there was not always exactly one subscriber")
-            while backlog(server) > BACKLOG:
-                time.sleep(0.002)
-    before, deadline = Counter(), time.monotonic() + STALLED
-    while (counted := target.counted()) != tape.kinds:
-        if counted != before:
-            before, deadline = counted, time.monotonic() + STALLED
-        if time.monotonic() > deadline:
-            raise VoidError(f"the exporter counted {dict(counted)}, the tape has {dict(tape.kinds)}")
-        time.sleep(0.05)
-
-
-def backlog(server: redis.Redis) -> int:
-    """Return how many bytes wait in Redis for its subscribers."""
-    return sum(int(client["omem"]) for client in server.client_list(_type="pubsub"))
-
-
-def measure_replay(server: redis.Redis, results: Results, form: str, tape: Tape) -> None:
-    with exporter(server, results) as target:
-        time.sleep(IDLE)
-        before = target.cpu()
-        time.sleep(IDLE)
-        idle = (target.cpu() - before) / IDLE
-        before, start = target.cpu(), time.monotonic()
-        replay(server, target, tape)
-        seconds, cpu = time.monotonic() - start, target.cpu() - before
-        events = tape.kinds.total()
-        results[f"CPU an event, {form}"].append((cpu - idle * seconds) / events * 1e6)
-        results[f"kept up with, {form}"].append(events / seconds)
-        results[f"peak memory, {form}"].append(target.peak())
-
-
-def measure_scrapes(server: redis.Redis, results: Results, tape: Tape) -> None:
-    with exporter(server, results) as target:
-        replay(server, target, tape)
-        lines = (target.get() or b"").splitlines()
-        samples = sum(not line.startswith(b"#") for line in lines)
-        if samples < SAMPLES:
-            raise VoidError(f"a wide scrape has {samples} samples, not {SAMPLES}: widen WIDE")
-        results["samples in a wide scrape"].append(samples)
-        for how, headers in HEADERS.items():
-            times = [time_scrape(target, headers) for _ in range(SCRAPES)]
-            results[f"wide scrape, {how}, median"].append(statistics.median(times))
-            results[f"wide scrape, {how}, worst of {SCRAPES}"].append(max(times))
-
-
-def time_scrape(target: Exporter, headers: dict[str, str]) -> float:
-    start = time.perf_counter()
-    if target.get(**headers) is None:
-        raise VoidError("a scrape failed")
-    return (time.perf_counter() - start) * 1e3
-
-
-# -- the table ---------------------------------------------------------------------------------------------
-
-
-def describe(server: redis.Redis) -> str:
+def describe(brokers: list[Broker]) -> str:
     models = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     packages = ("celery-event-exporter", "celery", "kombu", "redis", "hiredis", "msgspec", "uvicorn")
-    software = [f"{package} {version(package)}" for package in packages]
-    redis_version = server.info("server")["redis_version"]
     return (
-        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, redis-server {redis_version}\n{', '.join(software)}"
+        f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}, {models[0] if models else platform.machine()}, "
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"{', '.join(broker.version for broker in brokers)}\n"
+        f"{', '.join(f'{package} {version(package)}' for package in packages)}\n"
+        f"peer: {', '.join(peer.PINNED)}".replace("==", " ")
     )
 
 
-def show(row: Row, values: list[float]) -> str:
-    median, digits = statistics.median(values), 1 if row.unit in ("us", "ms", "MB") else 0
-    spread = f"{min(values):,.{digits}f} … {max(values):,.{digits}f}"
-    verdict = "" if row.target is None else f"<= {row.target:<6g}{'over' if median > row.target else 'ok'}"
-    return f"{row.label:42}{median:10,.{digits}f} {row.unit:9} {spread:18} {verdict}".rstrip()
+def tell(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def run(rounds: int) -> None:
-    load, results = os.getloadavg()[0], defaultdict(list)
-    tapes = {name: record(Cluster(tasks=25_000), form) for name, (form, _) in FORMS.items()}
-    wide = record(WIDE, Form(client=1, worker=1))
-    with (
-        tempfile.TemporaryDirectory(prefix="celery-exporter-bench-") as name,
-        redis_server(Path(name)) as server,
-    ):
-        print(describe(server))
-        for _ in range(rounds):
-            for form, tape in tapes.items():
-                measure_replay(server, results, form, tape)
-            measure_scrapes(server, results, wide)
-    events, after = next(iter(tapes.values())).kinds.total(), os.getloadavg()[0]
-    print(f"{events:,} events a replay, {rounds} rounds; load {load:.1f} before, {after:.1f} after\n")
-    print(f"{'':42}{'median':>10} {'':9} {'least … most':18} target")
-    print("\n".join(show(row, results[row.label]) for row in ROWS))
+def parse() -> Options:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rounds", type=int, default=5, help="default: 5")
+    add("--tasks", type=int, default=15_000, help="on a tape, at four events each; default: 15000")
+    add("--hold", type=float, default=10.0, help="seconds for which a rate is held; default: 10")
+    add("--samples", type=int, default=1_000_000, help="of the largest scrape; default: 1000000")
+    add("--in-flight", type=int, default=1_000_000, help="tasks at a time; default: 1000000")
+    add("--chart", type=Path, default=CHART, help="default: docs/img/bench.svg")
+    return parser.parse_args(namespace=Options())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse()
+    load = os.getloadavg()[0]
+    bench = Bench(options)
+    with (
+        tempfile.TemporaryDirectory(prefix="celery-exporter-bench-") as name,
+        RedisServer(Path(name) / "redis") as redis_server,
+        RabbitServer(Path(name) / "rabbit") as rabbit_server,
+    ):
+        brokers: list[Broker] = [Redis(redis_server), Rabbit(rabbit_server)]
+        about = describe(brokers)
+        bench.run(brokers, Path(name))
+    rest = inside_lines(options)
+    lines = [*bench.cpu_lines(brokers), *bench.rate_lines(brokers), *rest, *bench.start_lines(brokers)]
+    print(about)
+    print(
+        f"{4 * options.tasks:,} events a replay, 10 workers, 10 task names, {options.rounds} rounds; "
+        f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after\n"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    rounds = parser.parse_args().rounds
-    if shutil.which("redis-server") is None:
-        print("bench: redis-server is not installed (make servers)", file=sys.stderr)
-        return 1
-    try:
-        run(rounds)
-    except VoidError as error:
-        print(f"bench: the run is void: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(draw(lines))
+    for each in bench.void:
+        print(f"void: {each}")
+    bench.draw_chart(brokers, about.splitlines()[0])
+    return 1 if bench.failed else 0
 
 
 if __name__ == "__main__":

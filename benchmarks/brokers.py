@@ -52,17 +52,21 @@ def replay(broker: Broker, tape: Tape) -> None:
     broker.settle()
 
 
-def due(tape: Tape, rate: float, seconds: float) -> Iterator[list[bytes]]:
-    """Yield what is due of the tape, over and over, at so many events a second; nothing is left out."""
+def due(tape: Tape, rate: float, seconds: float) -> Iterator[tuple[list[bytes], int]]:
+    """Yield what is due of the tape, over and over, at so many events a second, with how many they are.
+
+    Whoever cannot send so fast gets all that is due, later.
+    """
     position = sent = 0
     start = time.monotonic()
     while (now := time.monotonic() - start) < seconds:
-        batch = []
+        batch: list[bytes] = []
+        before = sent
         while sent < rate * now and len(batch) < CHUNK:
             batch.append(tape.messages[position])
             sent += tape.sizes[position]
             position = (position + 1) % len(tape.messages)
-        yield batch
+        yield batch, sent - before
         if len(batch) < CHUNK:
             time.sleep(0.002)
 

@@ -51,6 +51,10 @@ class Contender(Process):
         family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
         return sum(_cpu(process.pid) for process in family)
 
+    def memory(self) -> float:
+        """Return the MB it has in memory."""
+        return psutil.Process(self.pid).memory_info().rss / 2**20
+
     def measure_idle(self, seconds: float) -> None:
         time.sleep(seconds)  # in which the start dies away
         before, start = self.cpu(), time.monotonic()
@@ -162,7 +166,9 @@ class Peer(Page):
 
     def command(self) -> list[str]:
         where = ["--broker-url", self.broker.url, "--host", "127.0.0.1", "--port", str(self.port)]
-        return [str(self.python), "-c", START, *where]
+        # The workers on the tape are long gone, and with them would go what it counted.
+        keep = ["--worker-timeout", "0", "--purge-offline-worker-metrics", "0"]
+        return [str(self.python), "-c", START, *where, *keep]
 
     def environment(self) -> dict[str, str]:
         return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

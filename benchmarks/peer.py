@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 from harness.processes import ROOT, need
 
 FOLDER = ROOT / ".venv-peer"
-#: The newest there is on the index; Celery and kombu are those that we have, and kombu's Redis wants packaging.
-PINNED = (
-    "prometheus-exporter-celery==0.11.2",
-    *(f"{each}=={version(each)}" for each in ("celery", "kombu", "packaging")),
-)
+#: The newest there is on the index, with the newest Celery whose Redis transport takes the redis-py that it does.
+PINNED = ("prometheus-exporter-celery==0.11.2", "celery[redis]==5.6.3", "kombu==5.6.2", "redis==5.3.1")
 #: The package has no script. Its image runs a file that does this.
 START = "from src.cli import cli; cli(auto_envvar_prefix='CE')"
 
