@@ -9,7 +9,7 @@ from typing import Protocol
 
 import amqp
 import redis
-from harness.servers import PASSWORD, RabbitServer, RedisServer
+from kombu.utils.url import url_to_parts
 
 from benchmarks.tape import EXCHANGE, Tape
 
@@ -43,10 +43,10 @@ class Broker(Protocol):
         """Return when the broker has taken all that was sent."""
 
 
-def replay(broker: Broker, tape: Tape) -> None:
-    """Publish the tape as fast as broker and subscriber take it."""
-    for start in range(0, len(tape.messages), CHUNK):
-        broker.send(tape.messages[start : start + CHUNK])
+def replay(broker: Broker, messages: list[bytes]) -> None:
+    """Publish messages as fast as broker and subscriber take them."""
+    for start in range(0, len(messages), CHUNK):
+        broker.send(messages[start : start + CHUNK])
         while broker.backlog() > BACKLOG:
             time.sleep(0.002)
     broker.settle()
@@ -76,11 +76,12 @@ class Redis:
 
     name, wire = "Redis", "redis"
 
-    def __init__(self, server: RedisServer) -> None:
-        self._client = server.client()
-        self.url = server.url
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._client = redis.Redis.from_url(url, socket_timeout=5)
         self.version = f"redis-server {self._client.info('server')['redis_version']}"
-        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        _, host, port, *_ = url_to_parts(url)
+        self._socket = socket.create_connection((host, port), timeout=5)
 
     def is_heard(self) -> bool:
         return bool(self._client.pubsub_numpat())
@@ -105,10 +106,11 @@ class Rabbit:
 
     name, wire = "RabbitMQ", "amqp"
 
-    def __init__(self, server: RabbitServer) -> None:
-        self.url = server.url
+    def __init__(self, url: str) -> None:
+        self.url = url
+        _, host, port, user, password, vhost, _ = url_to_parts(url)
         self._connection = amqp.Connection(
-            f"127.0.0.1:{server.port}", "guest", PASSWORD, virtual_host=server.vhosts[0], confirm_publish=True
+            f"{host}:{port}", user, password, virtual_host=vhost, confirm_publish=True
         )
         self._connection.connect()
         self.version = f"rabbitmq-server {self._connection.server_properties['version']}"

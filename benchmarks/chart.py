@@ -1,4 +1,4 @@
-"""The chart: CPU an event by contender, for each broker and form, as an SVG that suits light and dark pages."""
+"""The chart: CPU an event by contender, broker and form, as an SVG that suits light and dark pages."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def draw(groups: Mapping[str, Sequence[Bar]], source: str) -> str:
     ]
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-            f'height="{height}" role="img" aria-label="CPU time an event costs, by exporter, broker and form">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+            "<title>CPU time an event costs, by exporter, broker and form</title>",
             f"<style>{_STYLE}</style>",
             f'<rect width="{WIDTH}" height="{height}" class="page"/>',
             *head,

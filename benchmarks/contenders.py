@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import psutil
 from harness.processes import ROOT, Process, free_port
@@ -18,6 +18,9 @@ from harness.waiting import eventually
 
 from benchmarks.brokers import Broker, VoidError
 from benchmarks.peer import START
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Seconds without work after which a process has done all there is; one look; CPU seconds that are no work.
 QUIET, LOOK, REST = 0.4, 0.05, 0.004
@@ -56,7 +59,6 @@ class Contender(Process):
         return psutil.Process(self.pid).memory_info().rss / 2**20
 
     def measure_idle(self, seconds: float) -> None:
-        time.sleep(seconds)  # in which the start dies away
         before, start = self.cpu(), time.monotonic()
         time.sleep(seconds)
         self.idle = (self.cpu() - before) / (time.monotonic() - start)
@@ -140,10 +142,13 @@ class Ours(Page):
         where = ["--broker-url", self.broker.url, "--host", "127.0.0.1", "--port", str(self.port)]
         return [sys.executable, "-m", "celery_exporter", *where, *self.options]
 
-    def wait_ready(self) -> Ours:
-        start = psutil.Process(self.pid).create_time()
+    def start(self) -> Self:
+        self.came_up = -time.monotonic()
+        return super().start()
+
+    def wait_ready(self) -> Self:
         eventually(lambda: self.get("/metrics"), self.deadline, every=0.005, what="first /metrics")
-        self.came_up = time.time() - start
+        self.came_up += time.monotonic()
         return super().wait_ready()
 
     def ready(self) -> bool:

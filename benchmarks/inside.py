@@ -1,7 +1,7 @@
 """What is measured inside of a process: scrapes, the stall that they are to events, memory.
 
-`python -m benchmarks.inside scrape 100000` prints one line of JSON. Each is a process of its own, so that what
-one leaves in memory does not slow the next.
+`python -m benchmarks.inside scrape 100000` prints one line of JSON. Each is a process of its own, so that
+what one leaves in memory does not slow the next.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.processes import ROOT, need
 
 FOLDER = ROOT / ".venv-peer"
-#: The newest there is on the index, with the newest Celery whose Redis transport takes the redis-py that it does.
+#: The newest there is on the index, with the newest Celery that works with the redis-py which it takes.
 PINNED = ("prometheus-exporter-celery==0.11.2", "celery[redis]==5.6.3", "kombu==5.6.2", "redis==5.3.1")
 #: The package has no script. Its image runs a file that does this.
 START = "from src.cli import cli; cli(auto_envvar_prefix='CE')"
