@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -99,6 +99,7 @@ class Rate(NamedTuple):
 class Held(NamedTuple):
     """A rate that was tried: what was published, the cores in use, and whether the contender kept up."""
 
+    events: int
     rate: float
     cores: float
     kept_up: bool
@@ -111,22 +112,37 @@ def sustained(
     with started(contender, broker, folder) as process:
         time.sleep(SETTLE)
         process.measure_idle(IDLE)
-        best, high, rate = None, None, guess
-        for _ in range(STEPS):
-            held = hold_rate(process, tape, rate, hold)
-            if held.kept_up and held.rate < PUBLISHED * rate:
-                return Rate(held.rate, held.cores, is_limit=True)
-            best, high = (held, high) if held.kept_up else (best, rate)
-            if best and high:
-                break
-            rate = rate * STEP if held.kept_up else rate / STEP
-        if best is None:
-            raise VoidError(f"{process.name} does not keep up with {rate:,.0f} events a second")
-        for _ in range(HALVINGS if high else 0):
-            middle = (best.rate * high) ** 0.5
-            held = hold_rate(process, tape, middle, hold)
-            best, high = (held, high) if held.kept_up else (best, middle)
-        return Rate(best.rate, best.cores)
+        tried: list[Held] = []
+
+        def attempt(rate: float) -> Held:
+            tried.append(hold_rate(process, tape, rate, hold))
+            return tried[-1]
+
+        rate = search(attempt, guess)
+        events = sum(held.events for held in tried)
+        if isinstance(process, Ours) and (counted := process.counted()) != events:
+            raise VoidError(f"{process.name} counted {counted:,} of {events:,} events")
+        return rate
+
+
+def search(attempt: Callable[[float], Held], guess: float) -> Rate:
+    """Step up or down from a guess until the highest rate is between two, then halve what is between."""
+    best, high, rate = None, None, guess
+    for _ in range(STEPS):
+        held = attempt(rate)
+        if held.kept_up and held.rate < PUBLISHED * rate:
+            return Rate(held.rate, held.cores, is_limit=True)
+        best, high = (held, high) if held.kept_up else (best, rate)
+        if best and high:
+            break
+        rate = rate * STEP if held.kept_up else rate / STEP
+    if best is None:
+        raise VoidError(f"{rate:,.0f} events a second are too many")
+    for _ in range(HALVINGS if high else 0):
+        middle = (best.rate * high) ** 0.5
+        held = attempt(middle)
+        best, high = (held, high) if held.kept_up else (best, middle)
+    return Rate(best.rate, best.cores)
 
 
 def hold_rate(process: Contender, tape: Tape, rate: float, hold: float) -> Held:
@@ -138,7 +154,7 @@ def hold_rate(process: Contender, tape: Tape, rate: float, hold: float) -> Held:
             broker.send(batch)
             sent += events
         if (now := time.monotonic()) > look:
-            look = now + 0.2
+            look = now + 0.05
             if broker.backlog() > BEHIND:
                 kept_up = False
                 break
@@ -146,4 +162,4 @@ def hold_rate(process: Contender, tape: Tape, rate: float, hold: float) -> Held:
     cores = (process.cpu() - cpu) / (end - start)
     broker.settle()
     late = process.rest() - end
-    return Held(sent / (end - start), cores, kept_up and late < LATE)
+    return Held(sent, sent / (end - start), cores, kept_up and late < LATE)

@@ -11,8 +11,10 @@ from harness.processes import need
 from harness.waiting import eventually
 
 from benchmarks import chart
+from benchmarks.__main__ import inside
 from benchmarks.brokers import Rabbit, Redis, due, replay
 from benchmarks.contenders import Floor
+from benchmarks.measure import Held, search
 from benchmarks.table import Row, Target, draw, draw_row
 from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
 from celery_exporter.broker.readers.frames import Frames
@@ -78,7 +80,30 @@ def test_each_task_on_a_tape_is_sent_received_started_and_ended_in_that_order():
 def test_a_rate_is_that_many_events_over_and_over_the_tape():
     tape = record(Cluster(tasks=10), Form(1, 1), "redis")
     sent = sum(events for _, events in due(tape, 2_000, 0.3))
-    assert sum(tape.sizes) < 500 < sent <= 600 + 1
+    assert sum(tape.sizes) < sent <= 600 + 1
+
+
+@pytest.mark.parametrize("capacity", [1_000, 9_000, 100_000])
+def test_the_highest_rate_is_found_from_any_guess(capacity):
+    def attempt(rate: float) -> Held:
+        return Held(0, rate, 1.0, rate <= capacity)
+
+    assert 0.9 * capacity < search(attempt, guess=10_000).rate <= capacity
+
+
+def test_a_rate_that_cannot_be_published_ends_the_search():
+    assert search(lambda rate: Held(0, min(rate, 15_000), 1.0, True), 10_000) == (15_000, 1.0, True)
+
+
+def test_a_scrape_is_compared_over_the_same_samples():
+    found = inside("scrape", "1000")
+    assert found["samples"] == pytest.approx(1_000, rel=0.5)
+    assert 50 < found["bytes"] / found["samples"] < 500
+    assert min(found["later"], found["theirs"]) > 0
+
+
+def test_a_task_in_flight_takes_memory():
+    assert 100 < inside("memory", "20000")["bytes"] < 1_000
 
 
 def test_the_floor_counts_each_event(broker, tmp_path):
