@@ -36,13 +36,14 @@ _numbers = itertools.count()
 
 @contextmanager
 def started(contender: type[Contender], broker: Broker, folder: Path) -> Iterator[Contender]:
-    """Start it on a broker to which nobody listens any more."""
+    """Start it on a broker to which nobody listens any more; what goes wrong makes the run void."""
     eventually(lambda: not broker.is_heard(), every=0.02, what="the subscriber before gone")
-    with contender(folder / f"{contender.letter}-{next(_numbers)}", broker) as process:
-        try:
+    process = contender(folder / f"{contender.letter}-{next(_numbers)}", broker)
+    try:
+        with process:
             yield process
-        except VoidError as error:
-            raise VoidError(f"{error}; the log of {contender.name} ends with\n{process.tail()}") from None
+    except (VoidError, RuntimeError, AssertionError, OSError) as error:
+        raise VoidError(f"{error}; the log of {contender.name} ends with\n{process.tail(20)}") from error
 
 
 class Replayed(NamedTuple):
