@@ -71,8 +71,8 @@ screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from si
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
 
-bench: .venv/synced servers  ## CPU per event, events a second, memory, scrape time
-	$(PY) benchmarks/bench.py
+bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: a table and a chart
+	PYTHONPATH=tests $(PY) -m benchmarks
 
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh
@@ -82,4 +82,4 @@ lock:  ## newest versions that fit, pinned with their hashes
 	  --no-annotate --upgrade --extra demo --group dev --group results -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules
+	rm -rf .venv .venv-peer .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules

@@ -1,18 +1,24 @@
-"""A tape: what clients and workers of a busy cluster publish on Redis; made up, and the same each time.
+"""A tape: what clients and workers of a busy cluster publish; made up, and the same each time.
 
-Fields, their order and the envelope are those seen of Celery 5.7 and kombu 5.7: events are made in
-celery/events/dispatcher.py, envelope and channel in kombu/transport/virtual/base.py and redis.py.
+Fields, their order and the envelopes are those seen of Celery 5.7 and kombu 5.7: events are made in
+celery/events/dispatcher.py, the envelope and the channel of Redis in kombu/transport/virtual/base.py and
+redis.py, the properties of AMQP in kombu/transport/pyamqp.py. A message is on the tape as the bytes that a
+client writes to the broker's socket.
 """
+
+from __future__ import annotations
 
 import base64
 import json
 import random
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from struct import pack
 from typing import Any, NamedTuple
 
 import hiredis
+from amqp.basic_message import Message
 
 Event = dict[str, Any]
 
@@ -22,8 +28,8 @@ START = 1_750_000_000.0
 RATE = 1_000
 #: Seconds between two heartbeats of a worker.
 FREQ = 2.0
-#: Commands written to Redis in one go; 0.3 MB of single events, 1 MB of tens.
-CHUNK = 200
+#: The exchange of Celery's events.
+EXCHANGE = "celeryev"
 
 
 class Cluster(NamedTuple):
@@ -32,7 +38,7 @@ class Cluster(NamedTuple):
     tasks: int
     names: int = 10
     queues: int = 2
-    workers: int = 4
+    workers: int = 10
 
 
 class Form(NamedTuple):
@@ -43,19 +49,21 @@ class Form(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """Redis commands in chunks, as bytes with the number of commands in them; events of each type."""
+    """Messages as bytes for the broker's socket, how many events are in each, and how many of each type."""
 
-    chunks: list[tuple[bytes, int]]
+    messages: list[bytes]
+    sizes: list[int]
     kinds: Counter[str]
 
 
-def record(cluster: Cluster, form: Form) -> Tape:
-    """Return the tape of a cluster whose clients and workers publish in this form."""
+def record(cluster: Cluster, form: Form, wire: str) -> Tape:
+    """Return the tape of a cluster whose clients and workers publish in this form, on "redis" or "amqp"."""
     events = make_events(cluster)
-    commands = [_publish(*message) for message in _messages(events, form)]
-    batches = [commands[start : start + CHUNK] for start in range(0, len(commands), CHUNK)]
+    messages = list(pack_messages(events, form))
     return Tape(
-        [(b"".join(batch), len(batch)) for batch in batches], Counter(event["type"] for event in events)
+        [WIRES[wire](*message) for message in messages],
+        [len(body) if isinstance(body, list) else 1 for _, body in messages],
+        Counter(event["type"] for event in events),
     )
 
 
@@ -119,7 +127,7 @@ def _event(kind: str, sender: str, at: float, **fields: Any) -> Event:
 # -- messages ----------------------------------------------------------------------------------------------
 
 
-def _messages(events: list[Event], form: Form) -> Iterator[tuple[str, Event | list[Event]]]:
+def pack_messages(events: list[Event], form: Form) -> Iterator[tuple[str, Event | list[Event]]]:
     """Yield messages with their routing keys: each sender fills one, then sends it."""
     buffers: defaultdict[str, list[Event]] = defaultdict(list)
     for event in events:
@@ -135,21 +143,50 @@ def _messages(events: list[Event], form: Form) -> Iterator[tuple[str, Event | li
         yield "task.multi", buffer
 
 
-def _publish(routing_key: str, body: Event | list[Event]) -> bytes:
+def _on_redis(routing_key: str, body: Event | list[Event]) -> bytes:
     """Return the Redis command that publishes a message."""
     text = json.dumps(body).encode()
-    sender = (body[0] if isinstance(body, list) else body)["hostname"]
     envelope = {
         "body": base64.b64encode(text).decode(),
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": {"hostname": sender},
+        "headers": {"hostname": _sender(body)},
         "properties": {
             "delivery_mode": 1,
-            "delivery_info": {"exchange": "celeryev", "routing_key": routing_key},
+            "delivery_info": {"exchange": EXCHANGE, "routing_key": routing_key},
             "priority": 0,
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid5(uuid.NAMESPACE_OID, text.decode())),
         },
     }
-    return hiredis.pack_command(("PUBLISH", f"/0.celeryev/{routing_key}", json.dumps(envelope)))
+    return hiredis.pack_command(("PUBLISH", f"/0.{EXCHANGE}/{routing_key}", json.dumps(envelope)))
+
+
+def _on_amqp(routing_key: str, body: Event | list[Event]) -> bytes:
+    """Return the three frames of a message on channel 1: basic.publish (60, 40), its header, its body."""
+    text = json.dumps(body).encode()
+    message = Message(
+        text,
+        content_type="application/json",
+        content_encoding="utf-8",
+        application_headers={"hostname": _sender(body)},
+        delivery_mode=1,
+        priority=0,
+    )
+    names = b"".join(pack("B", len(name)) + name.encode() for name in (EXCHANGE, routing_key))
+    return (
+        _frame(1, pack(">HHH", 60, 40, 0) + names + b"\0")
+        + _frame(2, pack(">HHQ", 60, 0, len(text)) + message._serialize_properties())  # noqa: SLF001
+        + _frame(3, text)
+    )
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    return pack(">BHI", kind, 1, len(payload)) + payload + b"\xce"
+
+
+def _sender(body: Event | list[Event]) -> str:
+    return (body[0] if isinstance(body, list) else body)["hostname"]
+
+
+WIRES: dict[str, Callable[[str, Event | list[Event]], bytes]] = {"redis": _on_redis, "amqp": _on_amqp}

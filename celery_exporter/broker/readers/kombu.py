@@ -103,10 +103,19 @@ class KombuReader:
 
     def _drain(self, timeout: float) -> None:
         try:
+            if self._is_left_over():
+                self._connection.default_channel.handlers["LISTEN"]()
+                return
             self._connection.drain_events(timeout=timeout)
         except (KeyError, TypeError, AttributeError, UnicodeError):
             # kombu's virtual transports trust the envelope round a message to be one of theirs.
             self._add(BROKEN)
+
+    def _is_left_over(self) -> bool:
+        """Tell whether redis-py has read more than fitted into the last batch: of that no poll tells."""
+        subscription = self._connection.default_channel.__dict__.get("subclient")
+        connection = subscription and subscription.connection
+        return bool(connection and connection.can_read(timeout=0))
 
     def close(self) -> None:
         """Unsubscribe and hang up; a broker that is gone makes no difference."""

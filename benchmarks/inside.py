@@ -1,0 +1,171 @@
+"""What is measured inside of a process: scrapes, the stall that they are to events, memory.
+
+`python -m benchmarks.inside scrape 100000` prints one line of JSON. Each is a process of its own, so that
+what one leaves in memory does not slow the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import psutil
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.tape import Cluster, Form, make_events, pack_messages
+from celery_exporter.broker.payload import JSON, Payload
+from celery_exporter.exposition import Exposition
+from celery_exporter.firsts import Firsts
+from celery_exporter.monitor import Monitor
+from celery_exporter.profiles import native
+from celery_exporter.settings import load
+
+#: Samples of a label set whose tasks succeed; the exporter has some hundred of its own.
+SAMPLES = 64
+#: Who asks: a Prometheus server, for which new series are told from known ones.
+SCRAPER = "127.0.0.1"
+#: Scrapes after the first.
+SCRAPES = 5
+#: Seconds between two messages while the stall is measured.
+EVERY = 0.001
+#: Tasks that are told of in one go.
+BATCH = 100
+
+
+class Exporter:
+    """The exporter without its threads: what they would do is done by hand."""
+
+    def __init__(self) -> None:
+        settings = load(
+            {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
+        )
+        firsts = Firsts()
+        self._monitor = Monitor(settings, firsts)
+        self._exposition = Exposition(native.rows(settings.task_labels), firsts=firsts)
+
+    def hear(self, messages: Iterable[bytes]) -> None:
+        """Do what the events thread does with what one read returned."""
+        self._monitor._take([Payload(body, JSON) for body in messages])  # noqa: SLF001
+
+    def scrape(self) -> bytes:
+        """Do what a scrape does, but for HTTP."""
+        snapshot = self._monitor.snapshot(web_config_up_to_date=None)
+        return self._exposition.render(snapshot, scraper=SCRAPER)
+
+    @classmethod
+    def with_samples(cls, samples: int) -> Exporter:
+        """Return one whose pages have about so many samples, of tasks that succeeded."""
+        exporter = cls()
+        sets = max(1, samples // SAMPLES)
+        for message in bodies(Cluster(tasks=2 * sets, names=sets, queues=1)):
+            exporter.hear([message])
+        return exporter
+
+
+def bodies(cluster: Cluster) -> list[bytes]:
+    """Return a tape without its envelopes."""
+    return [json.dumps(body).encode() for _, body in pack_messages(make_events(cluster), Form(10, 10))]
+
+
+def timed(function: Any) -> tuple[float, Any]:
+    """Return the milliseconds that it took, and what it returned."""
+    start = time.perf_counter()
+    result = function()
+    return (time.perf_counter() - start) * 1e3, result
+
+
+def scrape(samples: int) -> dict[str, float]:
+    """Compare our scrape with prometheus_client's encoder over the same families, which are ready for it."""
+    exporter = Exporter.with_samples(samples)
+    first, text = timed(exporter.scrape)
+    timed(exporter.scrape)  # news are shown at 0 first, so this one is the first that is like all others
+    later, text = zip(*(timed(exporter.scrape) for _ in range(SCRAPES)), strict=True)
+    page = text[-1]
+    families = Families(page.decode())
+    gc.freeze()  # its samples are a million objects, which an encoder by itself would not have to look at
+    theirs, encoded = zip(*(timed(lambda: generate_latest(families)) for _ in range(2)), strict=True)
+    if count(encoded[-1]) != count(page):
+        raise SystemExit("the two pages do not have the same number of samples")
+    return {
+        "samples": count(page),
+        "bytes": len(page),
+        "first": first,
+        "later": statistics.median(later),
+        "theirs": min(theirs),
+    }
+
+
+class Families:
+    """A registry that has what a page has."""
+
+    def __init__(self, page: str) -> None:
+        self._families = list(text_string_to_metric_families(page))
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def count(page: bytes) -> int:
+    return sum(not line.startswith(b"#") for line in page.splitlines())
+
+
+def stall(samples: int) -> dict[str, float]:
+    """Return by how much the handling of a message is late at worst, without scrapes and during them."""
+    exporter = Exporter.with_samples(samples)
+    exporter.scrape()
+    worst, ended = 0.0, threading.Event()
+    messages = bodies(Cluster(tasks=20_000))
+
+    def listen() -> None:
+        nonlocal worst
+        position = 0
+        while not ended.is_set():
+            start = time.perf_counter()
+            time.sleep(EVERY)
+            exporter.hear([messages[position % len(messages)]])
+            worst = max(worst, time.perf_counter() - start - EVERY)
+            position += 1
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    time.sleep(1)
+    worst = 0.0
+    time.sleep(2)
+    still, worst = worst, 0.0
+    pages = [exporter.scrape() for _ in range(2)]
+    ended.set()
+    thread.join()
+    return {"samples": count(pages[-1]), "still": still * 1e3, "stall": worst * 1e3}
+
+
+def memory(tasks: int) -> dict[str, float]:
+    """Return the bytes that a task costs which was sent and is not finished, as the system sees it."""
+    exporter = Exporter()
+    process = psutil.Process()
+    exporter.hear([sent(number) for number in range(1_000)])
+    gc.collect()
+    before = process.memory_info().rss
+    for start in range(1_000, tasks + 1_000, BATCH):
+        exporter.hear([sent(number) for number in range(start, start + BATCH)])
+    return {"tasks": tasks, "bytes": (process.memory_info().rss - before) / tasks}
+
+
+def sent(number: int) -> bytes:
+    """Return a `task-sent`."""
+    task = str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128, version=4))
+    event = {"type": "task-sent", "uuid": task, "name": f"shop.tasks.handle_{number % 10:02}"}
+    told = {"hostname": "gen1@web-1.example.org", "timestamp": 1.75e9 + number / 1e3, "queue": "queue-1"}
+    return json.dumps(event | told).encode()
+
+
+if __name__ == "__main__":
+    print(json.dumps({"scrape": scrape, "stall": stall, "memory": memory}[sys.argv[1]](int(sys.argv[2]))))

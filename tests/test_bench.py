@@ -1,0 +1,144 @@
+"""The benchmark measures what it says: its tape, its floor, and how its table judges."""
+
+import base64
+import json
+import xml.etree.ElementTree as ET
+from collections import Counter
+
+import hiredis
+import pytest
+from harness.processes import need
+from harness.waiting import eventually
+
+from benchmarks import chart
+from benchmarks.__main__ import inside
+from benchmarks.brokers import Rabbit, Redis, due, replay
+from benchmarks.contenders import Floor
+from benchmarks.measure import Held, search
+from benchmarks.table import Row, Target, draw, draw_row
+from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
+from celery_exporter.broker.readers.frames import Frames
+
+SMALL = Cluster(tasks=50, names=5, workers=3)
+
+
+def bodies_on_redis(tape: Tape) -> list[list[dict]]:
+    parser = hiredis.Reader()
+    for message in tape.messages:
+        parser.feed(message)
+    commands = [parser.gets() for _ in tape.messages]
+    assert {command[0] for command in commands} == {b"PUBLISH"}
+    return [loaded(base64.b64decode(json.loads(command[2])["body"])) for command in commands]
+
+
+def bodies_on_amqp(tape: Tape) -> list[list[dict]]:
+    frames = Frames(2**17, b"".join(tape.messages))
+    kinds, _, payloads = zip(*iter(frames.next, None), strict=True)
+    assert kinds == (1, 2, 3) * len(tape.messages)
+    return [loaded(payload) for payload in payloads[2::3]]
+
+
+def loaded(body: bytes) -> list[dict]:
+    found = json.loads(body)
+    return found if isinstance(found, list) else [found]
+
+
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize(("wire", "read"), [("redis", bodies_on_redis), ("amqp", bodies_on_amqp)])
+def test_a_tape_has_the_events_of_its_cluster_in_messages_of_its_form(wire, read, size):
+    tape = record(SMALL, Form(size, size), wire)
+    assert tape == record(SMALL, Form(size, size), wire), "the same each time"
+    batches = read(tape)
+    events = [event for batch in batches for event in batch]
+    kinds = ["task-sent", "task-received", "task-started", "task-succeeded"]
+    assert tape.kinds == Counter(dict.fromkeys(kinds, 50) | {"worker-online": 3})
+    assert Counter(event["type"] for event in events) == tape.kinds
+    assert [len(batch) for batch in batches] == tape.sizes
+    assert max(tape.sizes) == size
+    assert {event["name"] for event in events if "name" in event} == {
+        f"shop.tasks.handle_0{n}" for n in range(5)
+    }
+    assert len({event["uuid"] for event in events if "uuid" in event}) == 50
+
+    def in_order(events: list[dict]) -> list[str]:
+        return sorted(json.dumps(event, sort_keys=True) for event in events)
+
+    assert in_order(events) == in_order(make_events(SMALL))
+
+
+def test_each_task_on_a_tape_is_sent_received_started_and_ended_in_that_order():
+    lives: dict[str, list[str]] = {}
+    for event in make_events(SMALL):
+        assert START <= event["timestamp"] < START + 1
+        lives.setdefault(event.get("uuid", ""), []).append(event["type"])
+    del lives[""]
+    assert set(map(tuple, lives.values())) == {
+        ("task-sent", "task-received", "task-started", "task-succeeded")
+    }
+
+
+def test_a_rate_is_that_many_events_over_and_over_the_tape():
+    tape = record(Cluster(tasks=10), Form(1, 1), "redis")
+    sent = sum(events for _, events in due(tape, 2_000, 0.3))
+    assert sum(tape.sizes) < sent <= 600 + 1
+
+
+@pytest.mark.parametrize("capacity", [1_000, 9_000, 100_000])
+def test_the_highest_rate_is_found_from_any_guess(capacity):
+    def attempt(rate: float) -> Held:
+        return Held(0, rate, 1.0, rate <= capacity)
+
+    assert 0.9 * capacity < search(attempt, guess=10_000).rate <= capacity
+
+
+def test_a_rate_that_cannot_be_published_ends_the_search():
+    assert search(lambda rate: Held(0, min(rate, 15_000), 1.0, True), 10_000) == (15_000, 1.0, True)
+
+
+def test_a_scrape_is_compared_over_the_same_samples():
+    found = inside("scrape", "1000")
+    assert found["samples"] == pytest.approx(1_000, rel=0.5)
+    assert 50 < found["bytes"] / found["samples"] < 500
+    assert min(found["later"], found["theirs"]) > 0
+
+
+def test_a_task_in_flight_takes_memory():
+    assert 100 < inside("memory", "20000")["bytes"] < 1_000
+
+
+def test_the_floor_counts_each_event(broker, tmp_path):
+    need("redis-server")
+    ours = (Redis if broker.kind == "redis" else Rabbit)(broker.url)
+    tape = record(Cluster(tasks=500), Form(1, 10), ours.wire)
+    with Floor(tmp_path / "floor", ours) as floor:
+        eventually(ours.is_heard)
+        probes = 0 if broker.kind == "redis" else 1  # RabbitMQ is asked with a message
+        replay(ours, tape.messages)
+        floor.rest()
+        assert floor.cpu() > 0
+        assert floor.counted() - probes == floor.expected(tape.kinds) == 2_000 + 10
+
+
+def test_a_missed_target_is_called_missed():
+    at_most, at_least = Target("<= 2 x floor", 2), Target(">= 12 x peer", 12, at_least=True)
+    assert at_most.judge(2.0) == "<= 2 x floor ok"
+    assert at_most.judge(2.01) == "<= 2 x floor missed"
+    assert at_least.judge(12.0) == ">= 12 x peer ok"
+    assert at_least.judge(11.9) == ">= 12 x peer missed"
+    assert at_least.judge(None) == ">= 12 x peer not measured"
+
+
+def test_a_row_shows_the_median_its_spread_and_how_it_compares():
+    row = Row("here", "us", [4.0, 3.0, 9.0], floor=2.0, peer=60.0, targets=[(Target("<= 3", 3), 4.0)])
+    assert " ".join(draw_row(row).split()) == "here 4.0 us 3.0 … 9.0 2.0 x 1/15.0 <= 3 missed"
+    lines = draw(["headline", row, Row("nothing", "ms", [])]).splitlines()
+    assert lines[1] == "headline"
+    assert lines[3].split() == ["nothing", "-", "ms"]
+
+
+def test_the_chart_has_a_bar_for_each_figure():
+    bars = [chart.Bar("a <floor>", 2.0, "floor"), chart.Bar("ours", 4.0, "ours")]
+    picture = ET.fromstring(chart.draw({"Redis": bars, "RabbitMQ": bars}, "some machine"))
+    drawn = [each.attrib for each in picture.iter("{http://www.w3.org/2000/svg}rect")]
+    assert [each["class"] for each in drawn] == ["page", "floor", "ours", "floor", "ours"]
+    assert float(drawn[2]["width"]) == 2 * float(drawn[1]["width"])
