@@ -240,13 +240,13 @@ class Monitor:
         moment = self._moment()
         apply, add = self._cluster.apply, self._ledger.add
         for event in found:
-            if type(event) is Malformed:
-                self._malformed[event.reason] += 1
-            elif type(event) is Event:
+            if type(event) is Event:
                 try:
                     add(apply(event, moment))
                 except Exception:  # noqa: BLE001  a fault of ours; it costs this event, not the subscription
                     self._not_applied()
+            elif type(event) is Malformed:
+                self._malformed[event.reason] += 1
         newest = next((event for event in reversed(found) if type(event) is Event and event.hostname), None)
         if newest is not None:
             self._last_event, self._event_lag = moment.wall, moment.wall - newest.timestamp

@@ -153,14 +153,14 @@ def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
 @cache
 def _redis_reader() -> Any:
     reader = redis.RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
-    reader._channel = SimpleNamespace()  # of kombu; asked whether messages come twice
+    reader._is_doubled = False
     return reader
 
 
 def envelope(data: bytes) -> None:
     """What is published on Redis."""
     reader = _redis_reader()
-    reader._batch = []
+    reader._batch, reader._bytes = [], 0
     reader._take_envelope(data)
     (payload,) = reader._batch
     House().take(events_of(payload, ACCEPT))

@@ -7,8 +7,6 @@ The envelope is that of kombu/transport/virtual/base.py (prepare_message): JSON,
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from typing import Any
 
@@ -18,7 +16,7 @@ from msgspec import Struct, field
 
 from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, receive
 from celery_exporter.broker.payload import BROKEN, Payload
-from celery_exporter.broker.readers.kombu import Full, KombuReader
+from celery_exporter.broker.readers.kombu import BATCH, BATCH_BYTES, Full, KombuReader
 from celery_exporter.settings import Settings
 
 #: Seconds without a message after which a ping is sent.
@@ -36,15 +34,23 @@ class _Headers(Struct):
     compression: str | None = None
 
 
-class _Envelope(Struct, rename="kebab"):
-    body: str
+class _Around(Struct, rename="kebab", kw_only=True):
     headers: _Headers = field(default_factory=_Headers)
     content_type: str | None = None
     content_encoding: str | None = None
     properties: _Properties = field(default_factory=_Properties, name="properties")
 
 
+class _Envelope(_Around, rename="kebab"):
+    body: str
+
+
+class _InBase64(_Around, rename="kebab"):
+    body: bytes  # which msgspec reads from base64
+
+
 _decode = msgspec.json.Decoder(_Envelope).decode
+_decode_base64 = msgspec.json.Decoder(_InBase64).decode
 
 
 class RedisReader(KombuReader):
@@ -67,6 +73,7 @@ class RedisReader(KombuReader):
         self._socket = self._redis._sock  # noqa: SLF001
         self._parser = hiredis.Reader()
         self._prove = self._prove_alive
+        self._is_doubled = bool(getattr(self._channel, "_fanout_compat_active", False))
 
     def _settle(self) -> list[Payload]:
         """Wait until Redis has confirmed: until then we are deaf."""
@@ -88,49 +95,41 @@ class RedisReader(KombuReader):
 
     def _take_parsed(self) -> bool:
         """Take each whole answer in the parser, one batch at most; tell whether there was any."""
-        taken = False
-        while (frame := self._next()) is not False:
-            taken = True
-            kind = frame[0] if isinstance(frame, list) and frame else None
-            if kind == b"pmessage":
-                self._take_envelope(frame[-1])
-            elif kind == b"psubscribe":
-                self._subscribed = True
-            elif isinstance(frame, hiredis.ReplyError):
-                raise BrokerError(f"Redis says {frame}")
-        return taken
-
-    def _next(self) -> Any:
+        get, taken = self._parser.gets, False
         try:
-            return self._parser.gets()
+            while (frame := get()) is not False:
+                taken = True
+                kind = frame[0] if isinstance(frame, list) and frame else None
+                if kind == b"pmessage":
+                    self._take_envelope(frame[-1])
+                elif kind == b"psubscribe":
+                    self._subscribed = True
+                elif isinstance(frame, hiredis.ReplyError):
+                    raise BrokerError(f"Redis says {frame}")
         except hiredis.HiredisError as error:
             raise BrokerError(f"Redis sent what is no Redis protocol: {error}") from None
+        return taken
 
     def _take_envelope(self, data: Any) -> None:
         try:
-            envelope = _decode(data)
-            body = envelope.body.encode()
-            if envelope.properties.body_encoding == "base64":
-                body = base64.b64decode(body, validate=True)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError, binascii.Error):
-            self._add(BROKEN)
-            return
-        if not self._comes_twice(envelope):
-            compression = envelope.headers.compression
-            self._add(Payload(body, envelope.content_type, envelope.content_encoding, compression))
-
-    def _add(self, payload: Payload) -> None:
-        self._keep(payload)  # broken ones too are taken off the wire, so any number may come
-        if self._is_full():
+            envelope, body = _opened(data)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError):
+            payload = BROKEN  # taken off the wire, so any number may come
+        else:
+            if self._is_doubled and self._comes_twice(envelope):
+                return
+            said = envelope.content_type, envelope.content_encoding, envelope.headers.compression
+            payload = Payload(body, *said)
+        self._batch.append(payload)
+        self._bytes += len(payload.body)
+        if len(self._batch) >= BATCH or self._bytes >= BATCH_BYTES:
             raise Full
 
-    def _comes_twice(self, envelope: _Envelope) -> bool:
+    def _comes_twice(self, envelope: _Around) -> bool:
         """Tell whether it was read before: with sentinel_fanout_compat each comes on two topics."""
-        channel = self._channel
-        if not getattr(channel, "_fanout_compat_active", False):
-            return False
         message = {"properties": {"delivery_tag": envelope.properties.delivery_tag}}
-        return bool(channel._is_duplicate_fanout_message(message, ""))  # noqa: SLF001  kombu's own memory of it
+        duplicate = self._channel._is_duplicate_fanout_message(message, "")  # noqa: SLF001  kombu's own memory of it
+        return bool(duplicate)
 
     def _prove_alive(self) -> bool:
         """PING on the subscription itself; True when anything came since the last look."""
@@ -140,3 +139,17 @@ class RedisReader(KombuReader):
             self._pinged = now
             self._redis.send_command("PING", check_health=False)
         return alive
+
+
+def _opened(data: Any) -> tuple[_Around, bytes]:
+    """Return an envelope and the body in it, which kombu puts there in base64."""
+    try:
+        envelope = _decode_base64(data)
+        if envelope.properties.body_encoding == "base64":
+            return envelope, envelope.body
+    except msgspec.ValidationError:  # no base64
+        pass
+    plain = _decode(data)
+    if plain.properties.body_encoding == "base64":
+        raise msgspec.ValidationError("the body is not in base64")
+    return plain, plain.body.encode()
