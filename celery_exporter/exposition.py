@@ -111,13 +111,14 @@ class Exposition:
 
 def _text(lines: Iterable[str]) -> bytes:
     # Nothing that cannot be encoded gets this far; if it did, it must not cost the whole page.
-    return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
 
 
 class _Series(Struct, frozen=True):
     """What of a series is the same in each scrape."""
 
     id: int
+    values: tuple[str, ...]  # of its labels
     text: str  # `name{labels} `, or, of a histogram, all its lines with a %d or %s for each value
 
 
@@ -135,26 +136,29 @@ class _Family:
 
     def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[str]:
         """Yield the family's lines, those of one histogram together."""
-        line: Callable[[str, Any], str] = self._line
         if self.row.bounds is not None:
             line = self._with_exemplars if exemplars else self._histogram
-        for _, series, value in self._shown(snapshot, visit):
-            yield line(series.text, value)
+            for series, value in self._shown(snapshot, visit):
+                yield line(series.text, value)
+            return
+        for series, value in self._shown(snapshot, visit):
+            if type(value) is int and -SHORT < value < SHORT:
+                yield f"{series.text}{value}.0"
+            else:
+                yield series.text + number(value)
 
     def metrics(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[bytes]:
         """Yield the family's metrics in protobuf."""
         row = self.row
-        for values, _, value in self._shown(snapshot, visit):
-            labelled = protobuf.labels({**self._static, **dict(zip(row.labels, values, strict=True))})
+        for series, value in self._shown(snapshot, visit):
+            labelled = protobuf.labels({**self._static, **dict(zip(row.labels, series.values, strict=True))})
             if row.bounds is None:
                 yield protobuf.metric(row.type, labelled, value)
             else:
                 yield protobuf.histogram(labelled, self._bounds, value)
 
-    def _shown(
-        self, snapshot: Snapshot, visit: Visit | None
-    ) -> Iterator[tuple[tuple[str, ...], _Series, Any]]:
-        """Yield label values, series and value; a counting series that is new to a visitor is shown at 0."""
+    def _shown(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[tuple[_Series, Any]]:
+        """Yield each series with its value; a counting series that is new to a visitor is shown at 0."""
         row, known = self.row, self._series
         samples = row.samples(snapshot)
         if row.merge is not None:
@@ -171,15 +175,11 @@ class _Family:
                 and not visit.show(series.id)
                 and visit.is_news(series.id, inherited=_inherits(row, values, snapshot))
             ):
-                yield values, series, _nothing(value)
+                yield series, _nothing(value)
             else:
-                yield values, series, value
+                yield series, value
         if len(known) > 2 * count + SPARE:  # most of them are gone
             known.clear()
-
-    @staticmethod
-    def _line(text: str, value: float) -> str:
-        return f"{text}{value}.0" if type(value) is int and -SHORT < value < SHORT else text + number(value)
 
     @staticmethod
     def _histogram(text: str, histogram: Histogram) -> str:
@@ -203,7 +203,7 @@ class _Family:
         text = f"{self.name}{self._braces.format(*escaped)} "
         if self.row.bounds is not None:
             text = self._buckets(escaped)
-        series = self._series[values] = _Series(series_id(self.name, values), text)
+        series = self._series[values] = _Series(series_id(self.name, values), values, text)
         return series
 
     def _buckets(self, escaped: list[str]) -> str:
