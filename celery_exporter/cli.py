@@ -127,7 +127,10 @@ _command.add_command(
 
 
 def _give_back() -> None:
-    """Give the memory back that only starting took, 10 MB of it, where the C library has a way to (glibc)."""
+    """Give the memory back that only starting took, where the C library has a way to (glibc).
+
+    It is 10 MB where Python had to compile what it imported, as in an image that is not written to.
+    """
     with suppress(ImportError, OSError, AttributeError, MemoryError):
         import ctypes  # noqa: PLC0415  a sandbox may have none
 

@@ -89,11 +89,11 @@ class Exposition:
     def _messages(self, snapshot: Snapshot, visit: Visit | None, _: bool) -> Iterator[bytes]:
         for family in self._families:
             row = family.row
-            yield protobuf.family(family.name, row.type, row.help, family.metrics(snapshot, visit))
+            yield from protobuf.family(family.name, row.type, row.help, family.metrics(snapshot, visit))
         labelled = protobuf.labels(self._static)
         for name, metric in self._of_process():
             values = (protobuf.metric(metric.type, labelled, each.value) for each in metric.samples)
-            yield protobuf.family(name, metric.type, metric.documentation, values)
+            yield from protobuf.family(name, metric.type, metric.documentation, values)
 
     def _of_process(self) -> Iterator[tuple[str, Metric]]:
         for metric in self._process.collect():

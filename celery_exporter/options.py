@@ -321,7 +321,7 @@ OPTIONS = (
     ),
     Option(
         name="no-classic-histograms",
-        help="Leave the buckets of histograms out: one series for each instead of fifteen.",
+        help="Leave the buckets of histograms out; a native one is one series then, instead of fifteen.",
         takes="true or false",
         parse=parsing.switch,
         default=False,

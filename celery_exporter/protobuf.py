@@ -7,7 +7,7 @@ Each family has its length before it (delimited). Bytes are put together here: a
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from celery_exporter.core.histograms import EXEMPLAR_LABEL, SCHEMA, ZERO, ZERO_THRESHOLD, Exemplar, Histogram
 
@@ -18,13 +18,14 @@ _TYPES = {"counter": (0, 3), "gauge": (1, 2), "histogram": (4, 7)}
 _VARINT, _DOUBLE, _BYTES = 0, 1, 2  # wire types
 
 
-def family(name: str, type_: str, help_: str, metrics: Iterable[bytes]) -> bytes:
-    """Return a family with these metrics, its length before it; nothing for one without any."""
+def family(name: str, type_: str, help_: str, metrics: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield a family with these metrics, its length before it; nothing for one without any."""
     number, _ = _TYPES[type_]
     parts = [_text(4, metric) for metric in metrics]
-    head = _text(1, name.encode()) + _text(2, help_.encode()) + _number(3, number)
-    body = head + b"".join(parts)
-    return _varint(len(body)) + body if parts else b""
+    if parts:
+        head = _text(1, name.encode()) + _text(2, help_.encode()) + _number(3, number)
+        yield _varint(len(head) + sum(map(len, parts))) + head
+        yield from parts
 
 
 def labels(pairs: Mapping[str, str]) -> bytes:
@@ -72,8 +73,6 @@ def _native(counts: Mapping[int, int]) -> bytes:
         spans[-1][1] += 1
         deltas.append(count - before)
         before, last = count, index
-    if not spans and not counts:
-        spans.append([0, 0])  # without any span it would be taken for a classic one
     return b"".join(
         (
             _number(5, _zigzag(SCHEMA)),

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.ledger import Ledger
-from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition, negotiate
+from celery_exporter.exposition import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
 from celery_exporter.firsts import MAX_SCRAPERS
 from celery_exporter.profiles import Row, native
 from celery_exporter.protobuf import PROTOBUF
@@ -263,6 +263,24 @@ def test_law_6_a_histogram_is_0_as_a_whole():
     assert second == without_process(exposition.render(moment(1.0)))
 
 
+def test_the_text_of_series_that_are_gone_is_forgotten():
+    samples = [((str(number),), 1) for number in range(5 * SPARE)]
+    exposition = Exposition([row("celery_sent_total", "counter", samples)])
+    exposition.render(moment(1.0))
+    (family,) = exposition._families
+    assert len(family._series) == 5 * SPARE
+    del samples[1:]
+    exposition.render(moment(1.0))
+    assert len(family._series) <= 2 + SPARE
+
+
+def test_a_page_is_made_in_parts_between_which_other_threads_come():
+    samples = [((str(number),), 1) for number in range(3 * AT_ONCE)]
+    exposition = Exposition([row("celery_sent_total", "counter", samples)])
+    parts = list(exposition._texts(moment(1.0), None, False))
+    assert max(part.count(b"\n") for part in parts) == AT_ONCE <= 5_000
+
+
 def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
     found = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
     for value, uuid in ((0.001, "a-uuid"), (2.5, "new\nline"), (1e9, "%d")):
@@ -306,6 +324,7 @@ ASKS_FOR_PROTOBUF = (
         (ASKS_FOR_PROTOBUF, PROTOBUF),
         (ASKS_FOR_PROTOBUF.replace("delimited", "text"), OPENMETRICS),
         (ASKS_FOR_PROTOBUF.replace("delimited", "delimited;q=0.1"), OPENMETRICS),
+        (ASKS_FOR_PROTOBUF.replace("delimited", "delimited;q=0.8"), PROTOBUF),
         (PROMETHEUS_2_42, OPENMETRICS),
         (None, TEXT),
     ],

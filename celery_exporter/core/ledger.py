@@ -181,8 +181,9 @@ class Ledger:
     def _observe(
         self, histogram: Histogram, bounds: Sequence[float], fact: Ran | Queued | Prefetched
     ) -> None:
+        seconds = self._clamped(fact.seconds)
         if self._share is None or is_chosen(fact.uuid or "", self._share):
-            histogram.observe(bounds, self._clamped(fact.seconds), fact.uuid)
+            histogram.observe(bounds, seconds, fact.uuid)
 
     def _redelivered(self, fact: Redelivered) -> None:
         self._cell(fact.key).redelivered += 1

@@ -44,7 +44,6 @@ class ClusterMemory(Struct):
     at: Moment
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
-    native: bool
     cells: list[tuple[Key, Cell]]
     negative_waits: int
     exceptions_folded: int
@@ -55,6 +54,7 @@ class ClusterMemory(Struct):
     refused: Mapping[str, int]
     folded: int
     evicted: int
+    native: bool = False  # do histograms count natively, too
 
 
 def of_cluster(cluster: Cluster, ledger: Ledger, now: Moment) -> ClusterMemory:
@@ -159,12 +159,15 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
 
 
 def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:
-    if tuple(memory.runtime_bounds) != ledger.runtime_bounds or memory.native != ledger.native:
+    new = ledger.native and not memory.native  # nobody knows how large what was observed was
+    if new or tuple(memory.runtime_bounds) != ledger.runtime_bounds:
         cell.ran = {}
-    if tuple(memory.wait_bounds) != ledger.wait_bounds or memory.native != ledger.native:
+    if new or tuple(memory.wait_bounds) != ledger.wait_bounds:
         cell.queued = cell.prefetched = None
     for histogram in _histograms(cell):
         histogram.exemplars = {} if ledger.exemplars else None
+        if memory.native and not ledger.native:
+            histogram.native = None
     if any((each.native is not None) != ledger.native for each in _histograms(cell)):
         raise ValueError("a histogram is not native as the others are")
     lengths = {len(each.counts) for each in cell.ran.values()} - {len(ledger.runtime_bounds) + 1}

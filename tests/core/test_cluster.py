@@ -914,3 +914,13 @@ def test_law_1_holds_for_any_interleaving_of_two_connections(places):
 
     assert sum(story.cell().queued.counts) == 2
     assert sum(story.cell().prefetched.counts) == 2
+
+
+def test_law_4_a_worker_that_is_heard_to_work_is_up_though_it_sends_no_heartbeat():
+    story = Story(Limits(worker_timeout=60))
+    for number in range(30):
+        story.tell(received(f"u{number}"), started(f"u{number}"), succeeded(f"u{number}"))
+        story.wait(5)
+    assert story.cluster.workers["w@h"].up
+    story.wait(70)
+    assert not story.cluster.workers["w@h"].up

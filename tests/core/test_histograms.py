@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.core import memory
 from celery_exporter.core.facts import Folded, Key, Prefetched, Queued, Ran, State
-from celery_exporter.core.histograms import LAST, LONGEST, SCHEMA, ZERO, Exemplar, Histogram, native_index
+from celery_exporter.core.histograms import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
 from celery_exporter.core.ledger import Ledger, is_chosen
 
 from .story import Story
@@ -34,11 +35,17 @@ def test_native_buckets_end_somewhere(value, index):
 
 def test_everything_is_observed_in_the_buckets_and_natively():
     found = Histogram([0, 0, 0], native={}, exemplars={})
-    for value, uuid in ((0.5, "u1"), (0.5, "u2"), (2.0, "u3"), (3.0, None), (9.0, "x" * (LONGEST + 1))):
+    for value, uuid in ((0.5, "u1"), (0.5, "u2"), (2.0, "u3"), (3.0, None), (9.0, "x" * 122)):
         found.observe(BOUNDS, value, uuid)
     assert (found.counts, found.total) == ([2, 1, 2], 15.0)
     assert found.native == {-8: 2, 8: 1, native_index(3.0): 1, native_index(9.0): 1}
     assert found.exemplars == {0: Exemplar("u2", 0.5), 1: Exemplar("u3", 2.0)}
+
+
+def test_an_exemplar_has_128_characters_with_its_label_at_most():
+    found = Histogram([0], exemplars={})
+    found.observe((), 1.0, "x" * (128 - len("task_id")))
+    assert len(found.exemplars) == 1
 
 
 def test_a_copy_goes_its_own_way_though_nothing_was_observed_yet():
@@ -81,6 +88,12 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
     ] * 3
 
 
+def test_law_7_waits_below_0_are_counted_of_all_tasks():
+    found = Ledger(BOUNDS, BOUNDS, share=0.01)
+    found.add([Queued(A, -1.0, f"task-{number}") for number in range(200)])
+    assert found.negative_waits == 200
+
+
 def test_the_share_is_the_share_and_1_is_all():
     uuids = [f"task-{number}" for number in range(10_000)]
     assert sum(is_chosen(uuid, 0.1) for uuid in uuids) == pytest.approx(1_000, rel=0.1)
@@ -94,11 +107,20 @@ def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(b
     said = memory.of_cluster(old.cluster, old.ledger, old.moment())
     memory.restore(said, [], new.cluster, new.ledger, new.moment())
     cell = new.ledger.snapshot()[A]
-    kept = before == after
+    kept = before or not after
     assert (State.SUCCESS in cell.ran, cell.queued is not None, cell.prefetched is not None) == (kept,) * 3
     if kept:
         assert cell.queued.native == ({native_index(3.0): 1} if after else None)
         assert cell.queued.exemplars == {}
+
+
+def test_law_5_a_state_of_before_native_histograms_goes_on():
+    old, new = Story(), Story()
+    old.ledger, new.ledger = ledger(), Ledger(BOUNDS, BOUNDS)
+    said = msgspec.to_builtins(memory.of_cluster(old.cluster, old.ledger, old.moment()))
+    del said["native"]
+    memory.restore(msgspec.convert(said, memory.ClusterMemory), [], new.cluster, new.ledger, new.moment())
+    assert sum(new.ledger.snapshot()[A].queued.counts) == 1
 
 
 def test_a_state_whose_histograms_do_not_agree_is_refused():

@@ -142,3 +142,12 @@ def test_waits_of_tasks_that_overtook_their_task_sent_are_their_worker_s():
     story.wait(3)
     story.tell(sent(at=0), task_event("succeeded", at=3, runtime=1.0))
     assert story.cell(worker="w@h").queued.total == 2.0
+
+
+def test_each_task_that_finds_no_room_is_counted_as_folded_and_names_are_not_hoarded():
+    story = Story(Limits(max_series=2 * len(State)))
+    for number in range(100):
+        story.tell(sent(f"u{number}", name=f"task{number % 50}"))
+    keys = story.cluster.keys
+    assert keys.folded >= 2 * (50 - 2)
+    assert len(keys._found) <= 2
