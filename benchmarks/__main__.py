@@ -254,9 +254,12 @@ def inside_lines(options: Options) -> list[Line]:
             Row("  this exporter, the first time", "ms", [each["first"] for each in found]),
             Row(f"  prometheus_client {version('prometheus-client')}, encoding", "ms", theirs),
         ]
+    spent = inside("stages", str(options.tasks))
     stall = inside("stall", str(options.samples))
     task = inside("memory", str(options.in_flight))
     return [
+        "where it goes, an event, Redis, messages of ten (without the system's share)",
+        *(Row(f"  {stage}", "us", [cost], digits=2) for stage, cost in spent.items()),
         *lines,
         f"events while {stall['samples']:,} samples are scraped",
         Row("  a message is late at worst, without scrapes", "ms", [stall["still"]]),

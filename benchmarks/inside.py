@@ -1,4 +1,4 @@
-"""What is measured inside of a process: scrapes, the stall that they are to events, memory.
+"""What is measured inside of a process: scrapes, the stall that they are to events, memory, stages.
 
 `python -m benchmarks.inside scrape 100000` prints one line of JSON. Each is a process of its own, so that
 what one leaves in memory does not slow the next.
@@ -16,16 +16,25 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import hiredis
 import psutil
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.tape import Cluster, Form, make_events, pack_messages
-from celery_exporter.broker.payload import JSON, Payload
+from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
+from celery_exporter.broker.connection import CHUNK
+from celery_exporter.broker.payload import JSON, Payload, events_of
+from celery_exporter.broker.readers.kombu import Full
+from celery_exporter.broker.readers.redis import RedisReader
+from celery_exporter.core.cluster import Cluster as Cluster_
+from celery_exporter.core.cluster import Limits
+from celery_exporter.core.facts import Moment
+from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import Exposition
 from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor
+from celery_exporter.options import RUNTIME_BUCKETS, WAIT_BUCKETS
 from celery_exporter.profiles import native
 from celery_exporter.settings import load
 
@@ -167,5 +176,57 @@ def sent(number: int) -> bytes:
     return json.dumps(event | told).encode()
 
 
+def stages(tasks: int) -> dict[str, float]:
+    """Return what each stage costs an event of messages of ten off Redis, in us; the best of some rounds."""
+    tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
+    stream = b"".join(map(pushed, tape.messages))
+    rounds = [stages_once(stream) for _ in range(SCRAPES)]
+    best = min(rounds, key=lambda each: sum(each.values()))
+    return {name: seconds / tape.kinds.total() * 1e6 for name, seconds in best.items()}
+
+
+def stages_once(stream: bytes) -> dict[str, float]:
+    reader = RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
+    reader._is_doubled = False  # noqa: SLF001  as `open` finds
+    cluster, ledger, now = Cluster_(Limits()), Ledger(RUNTIME_BUCKETS, WAIT_BUCKETS), Moment(10.0, START)
+    spent = dict.fromkeys(("reading", "decoding", "Cluster.apply", "Ledger.add"), 0.0)
+
+    def spend(stage: str, function: Any) -> Any:
+        start = time.process_time()
+        found = function()
+        spent[stage] += time.process_time() - start
+        return found
+
+    for start in range(0, len(stream), CHUNK):
+        spend("reading", lambda: reader._parser.feed(stream[start : start + CHUNK]))  # noqa: B023, SLF001
+        full = True
+        while full:
+            full = spend("reading", lambda: take(reader))
+            batch = reader._batch  # noqa: SLF001
+            events = spend("decoding", lambda: [one for each in batch for one in events_of(each, {JSON})])  # noqa: B023
+            facts = spend("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
+            spend("Ledger.add", lambda: [ledger.add(each) for each in facts])  # noqa: B023
+    return spent
+
+
+def take(reader: RedisReader) -> bool:
+    """Take a batch; tell whether it is full."""
+    reader._batch, reader._bytes = [], 0  # noqa: SLF001
+    try:
+        reader._take_parsed()  # noqa: SLF001
+    except Full:
+        return True
+    return False
+
+
+def pushed(published: bytes) -> bytes:
+    """Return the message that a subscriber gets for a PUBLISH command."""
+    parser = hiredis.Reader()
+    parser.feed(published)
+    _, channel, data = parser.gets()
+    return hiredis.pack_command((b"pmessage", b"/0.celeryev/*", channel, data))
+
+
 if __name__ == "__main__":
-    print(json.dumps({"scrape": scrape, "stall": stall, "memory": memory}[sys.argv[1]](int(sys.argv[2]))))
+    measured = {"scrape": scrape, "stall": stall, "memory": memory, "stages": stages}[sys.argv[1]]
+    print(json.dumps(measured(int(sys.argv[2]))))
