@@ -114,7 +114,7 @@ def _text(lines: Iterable[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
 
 
-class _Series(Struct, frozen=True):
+class _Series(Struct, frozen=True, gc=False):
     """What of a series is the same in each scrape."""
 
     id: int

@@ -30,7 +30,7 @@ from celery_exporter.core.histograms import Histogram
 MAX_EXCEPTIONS = 50
 
 
-class Cell(Struct):
+class Cell(Struct, gc=False):
     """Everything added up under one key."""
 
     moved: list[int]  # by State
