@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -169,8 +170,8 @@ def serve(settings: Settings) -> int:
     def snapshot() -> Snapshot:
         return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
 
-    native_ = settings.native_histograms
-    app = build(snapshot, monitor.is_ready, exposition, masked(settings.broker_url), native=native_)
+    broker = masked(settings.broker_url)
+    app = build(snapshot, monitor.is_ready, exposition, broker, native=settings.native_histograms)
     scheme = "http" if protection().context is None else "https"
     notifier = Notifier(os.environ)
     server = Server(guarded(app, protection), listener, protection, notifier)
@@ -178,12 +179,7 @@ def serve(settings: Settings) -> int:
     monitor.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
     _give_back()
-    # Blocked (see __main__) and waited for: so no handler can come in between anything.
-    asked = False
-    while not asked and server.is_alive():
-        found = signal.sigtimedwait(_ENDING, LOOK_EVERY)
-        # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
-        asked = found is not None and found.si_signo in _ENDING
+    asked = _wait(server.is_alive)
     notifier.send(STOPPING)
     deadline = time.monotonic() + STOP_TIMEOUT
     server.stop()
@@ -191,6 +187,17 @@ def serve(settings: Settings) -> int:
     server.join(deadline)
     monitor.join(deadline)
     return 0 if asked else _fail("the HTTP server ended by itself; its error is above", EXIT_FAILED)
+
+
+def _wait(is_alive: Callable[[], bool]) -> bool:
+    """Wait for a signal to end, while the server lives; tell whether it came."""
+    asked = False
+    while not asked and is_alive():
+        # Blocked (see __main__) and waited for: so no handler can come in between anything.
+        found = signal.sigtimedwait(_ENDING, LOOK_EVERY)
+        # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
+        asked = found is not None and found.si_signo in _ENDING
+    return asked
 
 
 def _fail(message: str, code: int) -> int:
