@@ -12,7 +12,7 @@ from celery_exporter.core.facts import Folded, Key, Prefetched, Queued, Ran, Sta
 from celery_exporter.core.histograms import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
 from celery_exporter.core.ledger import Ledger, is_chosen
 
-from .story import Story
+from .story import Story, failed, received, retried, sent, started, succeeded
 
 A, B = Key("a", "q"), Key("b", "q")
 BOUNDS = (1.0, 2.0)
@@ -70,6 +70,38 @@ def test_folding_adds_native_buckets_up_and_keeps_exemplars():
     queued = found.snapshot()[B].queued
     assert queued.native == {native_index(3.0): 2, -8: 1}
     assert queued.exemplars == {2: Exemplar("u1", 3.0), 0: Exemplar("u3", 0.5)}
+
+
+SENT, RECEIVED, STARTED = sent(), received(), started()
+
+
+@pytest.mark.parametrize("end", [succeeded(), failed(), retried()], ids=["success", "failure", "retry"])
+@pytest.mark.parametrize(
+    "order",
+    [(SENT, RECEIVED, STARTED), (RECEIVED, STARTED, SENT), (SENT, STARTED, RECEIVED)],
+    ids=["in order", "task-sent is late", "task-received is late"],
+)
+def test_whatever_is_observed_is_of_a_task_that_is_known(order, end):
+    """By its uuid: of that hangs whether it is of the share, and who is the exemplar."""
+    story = Story()
+    story.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True)
+    story.tell(*order, end)
+    story.wait(3)
+    cell = story.cell()
+    for observed in (*cell.ran.values(), cell.queued, cell.prefetched):
+        assert [exemplar.uuid for exemplar in observed.exemplars.values()] == ["u1"]
+    assert len(cell.ran) == 1
+
+
+def test_late_news_of_a_retry_is_of_its_task_too():
+    story = Story()
+    story.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True)
+    story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=2))
+    story.wait(3)
+    story.tell(sent(at=0.5, retries=1))
+    queued = story.cell().queued
+    assert {exemplar.uuid for exemplar in queued.exemplars.values()} == {"u1"}
+    assert sum(queued.counts) == len(queued.exemplars) == 2
 
 
 def test_what_nobody_asked_for_is_not_kept():
