@@ -924,3 +924,11 @@ def test_law_4_a_worker_that_is_heard_to_work_is_up_though_it_sends_no_heartbeat
     assert story.cluster.workers["w@h"].up
     story.wait(70)
     assert not story.cluster.workers["w@h"].up
+
+
+def test_finished_tasks_take_no_room_from_unfinished_ones():
+    story = Story(Limits(max_tasks=5))
+    for index in range(20):
+        story.tell(sent(f"u{index}"), received(f"u{index}"), started(f"u{index}"), succeeded(f"u{index}"))
+    story.tell(*(sent(f"v{index}") for index in range(5)))
+    assert (story.gauges(), story.cluster.tasks.evicted) == ({"PENDING": 5}, 0)

@@ -66,9 +66,9 @@ def ledger(**options) -> Ledger:
 
 def test_folding_adds_native_buckets_up_and_keeps_exemplars():
     found = ledger(native=True, exemplars=True)
-    found.add([Queued(B, 3.0, "u2"), Queued(B, 0.5, "u3"), Folded(A, B)])
+    found.add([Queued(A, 7.0), Queued(B, 3.0, "u2"), Queued(B, 0.5, "u3"), Folded(A, B)])
     queued = found.snapshot()[B].queued
-    assert queued.native == {native_index(3.0): 2, -8: 1}
+    assert queued.native == {native_index(3.0): 2, -8: 1, native_index(7.0): 1}
     assert queued.exemplars == {2: Exemplar("u1", 3.0), 0: Exemplar("u3", 0.5)}
 
 
