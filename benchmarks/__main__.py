@@ -271,8 +271,11 @@ def inside_lines(options: Options) -> list[Line]:
             None,
             [(STALL, stall["stall"])],
         ),
-        f"memory with {task['tasks']:,} tasks in flight",
-        Row("  each", "bytes", [task["bytes"]], None, None, [(TASK, task["bytes"])], "", 0),
+        f"memory with {task.pop('tasks'):,.0f} tasks in flight",
+        *(
+            Row(f"  each, {state}", "bytes", [took], None, None, [(TASK, took)], "", 0)
+            for state, took in task.items()
+        ),
     ]
 
 

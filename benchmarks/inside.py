@@ -23,12 +23,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
+from celery_exporter import malloc
 from celery_exporter.broker.connection import CHUNK
 from celery_exporter.broker.payload import JSON, Payload, events_of
 from celery_exporter.broker.readers.kombu import Full
 from celery_exporter.broker.readers.redis import RedisReader
+from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
-from celery_exporter.core.cluster import Limits
 from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import Exposition
@@ -44,10 +45,10 @@ SAMPLES = 64
 SCRAPER = "127.0.0.1"
 #: Scrapes after the first.
 SCRAPES = 5
-#: Seconds between two messages while the stall is measured.
+#: Seconds between two reads.
 EVERY = 0.001
-#: Tasks that are told of in one go.
-BATCH = 100
+#: What is told of a task before it ends.
+OPEN = ("sent", "received", "started")
 
 
 class Exporter:
@@ -63,6 +64,7 @@ class Exporter:
 
     def hear(self, messages: Iterable[bytes]) -> None:
         """Do what the events thread does with what one read returned."""
+        self._monitor._listened += EVERY  # noqa: SLF001
         self._monitor._take([Payload(body, JSON) for body in messages])  # noqa: SLF001
 
     def scrape(self) -> bytes:
@@ -157,23 +159,31 @@ def stall(samples: int) -> dict[str, float]:
 
 
 def memory(tasks: int) -> dict[str, float]:
-    """Return the bytes that a task costs which was sent and is not finished, as the system sees it."""
-    exporter = Exporter()
-    process = psutil.Process()
-    exporter.hear([sent(number) for number in range(1_000)])
+    """Return the bytes that a task costs which is in each open state, as the system sees it.
+
+    The same ones are told of again for each state, one event at a time, so that none shares its time.
+    """
+    malloc.return_large()  # as the exporter does
+    exporter, process, found = Exporter(), psutil.Process(), {"tasks": float(tasks)}
+    for kind in OPEN:
+        exporter.hear([open_task(kind, number) for number in range(1_000)])
     gc.collect()
     before = process.memory_info().rss
-    for start in range(1_000, tasks + 1_000, BATCH):
-        exporter.hear([sent(number) for number in range(start, start + BATCH)])
-    return {"tasks": tasks, "bytes": (process.memory_info().rss - before) / tasks}
+    for kind in OPEN:
+        for number in range(1_000, tasks + 1_000):
+            exporter.hear([open_task(kind, number)])
+        for _ in range(int(2 * SWEEP_SECONDS / EVERY)):
+            exporter.hear([])
+        found[kind] = (process.memory_info().rss - before) / tasks
+    return found
 
 
-def sent(number: int) -> bytes:
-    """Return a `task-sent`."""
+def open_task(kind: str, number: int) -> bytes:
+    """Return an event of a task that is not finished by it."""
     task = str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128, version=4))
-    event = {"type": "task-sent", "uuid": task, "name": f"shop.tasks.handle_{number % 10:02}"}
-    told = {"hostname": "gen1@web-1.example.org", "timestamp": 1.75e9 + number / 1e3, "queue": "queue-1"}
-    return json.dumps(event | told).encode()
+    event = {"type": f"task-{kind}", "uuid": task, "name": f"shop.tasks.handle_{number % 10:02}"}
+    told = {"timestamp": START + number / 1e3 + OPEN.index(kind), "queue": "queue-1"}
+    return json.dumps(event | told | {"hostname": "w@web-1.example.org", "pid": 4711}).encode()
 
 
 def stages(tasks: int) -> dict[str, float]:

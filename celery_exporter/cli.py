@@ -8,12 +8,11 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import click
 
-from celery_exporter import __version__
+from celery_exporter import __version__, malloc
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.options import OPTIONS, Option
 from celery_exporter.sdnotify import STOPPING, Notifier
@@ -127,17 +126,6 @@ _command.add_command(
 )
 
 
-def _give_back() -> None:
-    """Give the memory back that only starting took, where the C library has a way to (glibc).
-
-    It is 10 MB where Python had to compile what it imported, as in an image that is not written to.
-    """
-    with suppress(ImportError, OSError, AttributeError, MemoryError):
-        import ctypes  # noqa: PLC0415  a sandbox may have none
-
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def serve(settings: Settings) -> int:
     """Run the exporter until SIGTERM or SIGINT; return the exit code."""
     # What follows takes half a second to import, which --help and a wrong value need not wait for.
@@ -175,10 +163,11 @@ def serve(settings: Settings) -> int:
     scheme = "http" if protection().context is None else "https"
     notifier = Notifier(os.environ)
     server = Server(guarded(app, protection), listener, protection, notifier)
+    malloc.return_large()
     server.start()
     monitor.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
-    _give_back()
+    malloc.trim()
     asked = _wait(server.is_alive)
     notifier.send(STOPPING)
     deadline = time.monotonic() + STOP_TIMEOUT

@@ -20,8 +20,8 @@ from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregis
 from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Fact, Key, Known, Moment, Moved, State
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.names import ShownAs
-from celery_exporter.core.steps import EFFECTS, MAX_ATTEMPTS, Effect, at_sent
-from celery_exporter.core.tasks import Task, TaskTable
+from celery_exporter.core.steps import EFFECTS, at_sent
+from celery_exporter.core.tasks import Room, Task, TaskTable
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of
@@ -39,7 +39,7 @@ MAX_LIMBO = 20_000
 MAX_QUEUES = 1_000
 
 # An enum's members are looked up each time they are named.
-PENDING, RECEIVED, STARTED = State.PENDING, State.RECEIVED, State.STARTED
+PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
 
 
 class Limits(Struct, frozen=True):
@@ -103,7 +103,7 @@ class Cluster:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
         facts = self._facts = []
         tasks = self.tasks
-        for waiting in (tasks.limbo, tasks.held):
+        for waiting in (tasks.limbo.tasks, tasks.held):
             for task in tasks.overdue(waiting, now.listened - self.limits.reorder_window):
                 self._release(task, now)
         if now.listened >= self._next_sweep:
@@ -113,10 +113,11 @@ class Cluster:
 
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
-        for task in tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS):
-            tasks.forget(task)
+        self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
         for room in tasks.rooms():
-            self._evict(tasks.overdue(room, now.listened - self.limits.task_ttl), now)
+            self._evict(tasks.overdue(room.tasks, now.listened - self.limits.task_ttl), now)
+            if not room.tasks:
+                room.tasks.clear()  # gives back what it took when it was full
         self._judge_workers(now)
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
@@ -131,27 +132,30 @@ class Cluster:
             self._evict([task], now)
             task = None
         if task is None:
-            task = self._new(event, now)
-        if task.kind is None:
+            kind = self.tasks.kind(self._find_key([event]))
+            task = self._new(event, kind.rooms[PENDING], now)
+        elif task.room is self.tasks.limbo:
             self._introduce(task, event)
         else:
             self._place(task, event, event.queue)
         self._book_sent(task, event, now)
-        if task.parked:
+        if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
 
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
         if event.exception is not None or event.traceback is not None:
             unwrap(event)
-        task = self.tasks.get(event.uuid or "") or self._new(event, now)
-        if task.kind is None or task.parked or (event.type == "task-received" and _is_early(task, event)):
+        limbo = self.tasks.limbo
+        task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
+        waits = task.room is limbo or task.uuid in self.tasks.held
+        if waits or (event.type == "task-received" and _is_early(task, event.retries or 0)):
             self._park(task, event, now)
         else:
             self._step(task, event, now)
 
-    def _new(self, event: Event, now: Moment) -> Task:
-        task = self.tasks.new(event.uuid or "", now.listened)
+    def _new(self, event: Event, room: Room, now: Moment) -> Task:
+        task = self.tasks.new(event.uuid or "", now.listened, room, event.timestamp)
         if self.tasks.is_full():
             self._evict(self.tasks.surplus(), now)
         return task
@@ -159,32 +163,28 @@ class Cluster:
     def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
         past = now.listened - task.heard > self.limits.reorder_window
-        return task.kind is not None and task.state is None and past and event.timestamp > task.since
+        return task.room.tasks is self.tasks.finished and past and event.timestamp > task.since
 
     def _park(self, task: Task, event: Event, now: Moment) -> None:
         if event.exception is not None:
             event.exception = event.exception[:512]  # the class, or NotRegistered('name'), is in there
         event.uuid = task.uuid
-        if task.parked is None:
-            task.parked = []
-            if task.kind is not None:
-                self.tasks.hold(task, now.listened)
-        task.parked.append(event)
-        if len(task.parked) >= MAX_PARKED:
+        self.tasks.park(task, [event], now.listened)
+        if len(self.tasks.parked[task.uuid]) >= MAX_PARKED:
             self._release(task, now)
-        for waiting in (self.tasks.limbo, self.tasks.held):
+        for waiting in (self.tasks.limbo.tasks, self.tasks.held):
             if len(waiting) > MAX_LIMBO:
                 self._release(next(iter(waiting.values())), now)
 
     def _release(self, task: Task, now: Moment) -> None:
         """Wait no longer: apply what was parked."""
-        if task.kind is None:
+        if task.room is self.tasks.limbo:
             self._introduce(task, None)
         self._catch_up(task, now, wait=False)
 
     def _introduce(self, task: Task, sent: Event | None) -> None:
         """Give the task its key, from `task-sent` or from what is known without it."""
-        events = ([sent] if sent else []) + (task.parked or [])
+        events = ([sent] if sent else []) + self.tasks.parked.get(task.uuid, [])
         kind = self.tasks.kind(self._find_key(events))
         self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
 
@@ -192,9 +192,8 @@ class Cluster:
         """Apply what was parked, up to what has to wait for another task-sent, if that may still come."""
         events = self.tasks.release(task)
         for index, event in enumerate(events):
-            if wait and event.type == "task-received" and _is_early(task, event):
-                task.parked = events[index:]
-                self.tasks.hold(task, now.listened)
+            if wait and event.type == "task-received" and _is_early(task, event.retries or 0):
+                self.tasks.park(task, events[index:], now.listened)
                 return
             self._step(task, event, now)
 
@@ -226,35 +225,36 @@ class Cluster:
         key = task.key_of(event.retries)
         at_sent(task, event, partial(self._key_at, key), self._facts)
         self._facts.append(Moved(key, PENDING, min(event.timestamp, now.wall)))
-        kind = task.kind
-        assert kind is not None  # noqa: S101  introduced, or it would not be here
-        kind.heard = now.listened
+        task.room.kind.heard = now.listened
         self._hear(task, now)
 
     def _step(self, task: Task, event: Event, now: Moment) -> None:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
-        if effect.counts is RECEIVED and task.ready_at(event.retries or 0) is None:
+        if effect.counts is RECEIVED and not task.is_sent(event.retries or 0):
             self._place(task, event, self._only_queue(event.hostname))
-        kind = task.kind
-        assert kind is not None  # noqa: S101  introduced, or it would not be here
+        kind = task.room.kind
         kind.heard = now.listened
-        delivery = effect.find(task, event)
-        key = kind.key
-        if task.keys is not None:
-            key = task.key_of(event.retries if delivery is None else delivery.attempt)
-        if self.keys.by_worker:
-            key = self._key_at(key, event.hostname)
-        newest = effect.measure(task, event, delivery, key, self._facts)
+        key = self._key_at(kind.key, event.hostname)
+        newest = task.story is None and effect.usually(task, event, key, self._facts)
+        if not newest:
+            story = task.unfold()
+            delivery = effect.find(story, event)
+            attempt = event.retries if delivery is None else delivery.attempt
+            key = self._key_at(task.key_of(attempt), event.hostname)
+            newest = effect.measure(story, event, delivery, key, self._facts)
         self._facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
-        open_ = task.state is not None
+        lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
+        open_ = task.room.state is not None
         if newest and (open_ or self._opens(task, event, now)):
             task.heard = now.listened
-            self._land(task, event, effect, now)
-            return
-        self._hear(task, now)
-        if open_ and effect.lands is None and not event.requeue:
-            task.ended_by = event.hostname  # it is over when those it was delivered to since are done, too
+            self._land(task, event, lands, now)
+        else:
+            self._hear(task, now)
+            if open_ and lands is None:
+                task.unfold().ended_by = event.hostname  # over when those it was delivered to since are, too
+        if task.story is not None:
+            task.fold()
 
     def _hear(self, task: Task, now: Moment) -> None:
         if task.heard != now.listened:
@@ -265,18 +265,20 @@ class Cluster:
 
         The task is where its newest attempt is; what is said of the others is still booked where they were.
         """
-        assert task.kind is not None  # noqa: S101
-        key, attempt = task.kind.key, event.retries or 0
+        room, attempt = task.room, event.retries or 0
+        key = room.kind.key
         if key.task_name == OTHER or event.name is None:
             return
         true = self.keys.of_task(event.name, queue or key.queue_name)
-        if true == key and task.keys is None:
+        story = task.tell()
+        if true == key and story.keys is None:
             return
-        others = {*task.sent_attempts(), *(each.attempt for each in task.deliveries or ())} - {attempt}
-        if others and attempt <= MAX_ATTEMPTS:
-            task.keys = {**dict.fromkeys(others, key), **(task.keys or {}), attempt: true}
+        others = {*story.sent, *(each.attempt for each in story.deliveries)} - {attempt}
+        if others:
+            keys = story.keys or {}
+            task.unfold().keys = {other: keys.get(other, key) for other in others} | {attempt: true}
         if attempt > max(others, default=-1):
-            self.tasks.rename(task, self.tasks.kind(true))
+            self.tasks.move(task, self.tasks.kind(true), room.state, task.since)
 
     def _key_at(self, key: Key, worker: str) -> Key:
         """Return the key for what a worker did; one that there was no room for is `other`."""
@@ -291,27 +293,28 @@ class Cluster:
         """
         if event.type != "task-received":
             return False
-        later = task.ended_by == event.hostname and event.timestamp > task.since
+        later = task.tell().ended_by == event.hostname and event.timestamp > task.since
         return later or now.listened - task.heard > self.limits.reorder_window
 
-    def _land(self, task: Task, event: Event, effect: Effect, now: Moment) -> None:
-        state = PENDING if event.requeue else effect.lands
-        if state is RECEIVED:
-            task.ended_by = ""
-        if state is None or (task.ended_by and state is not STARTED):
-            task.ended_by, task.since = event.hostname, event.timestamp
-            self._evict(self.tasks.finish(task), now)
+    def _land(self, task: Task, event: Event, state: State | None, now: Moment) -> None:
+        story = task.story
+        if story is not None:
+            if state is RECEIVED:
+                story.ended_by = ""
+            if state is None or (story.ended_by and state is not STARTED):
+                state, story.ended_by = None, event.hostname
+        if state is None:
+            self._evict(self.tasks.finish(task, event.timestamp), now)
         else:
-            assert task.kind is not None  # noqa: S101
-            self.tasks.move(task, task.kind, state, event.timestamp)
+            self.tasks.move(task, task.room.kind, state, event.timestamp)
 
     def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
         for task in tasks:
-            if task.parked:  # by which others may be evicted, of the same ones
+            if task.uuid in self.tasks.parked:  # by which others may be evicted, of the same ones
                 self._release(task, now)
             if self.tasks.get(task.uuid) is not task:
                 continue
-            self.tasks.evicted += task.state is not None
+            self.tasks.evicted += task.room.state is not None
             self.tasks.forget(task)
 
     def _give_up_idle(self, before: float) -> None:
@@ -335,7 +338,11 @@ class Cluster:
         worker = self.workers.get(event.hostname) or self._worker(event.hostname, now)
         if worker is not None:
             worker.heard = now.listened
-            event.hostname = worker.name  # one string for all its tasks: a copy each would double their size
+            event.hostname = worker.name  # one object for all its tasks, where each would have its own
+            if event.pid == worker.task_pid:
+                event.pid = worker.task_pid
+            else:
+                worker.task_pid = event.pid
             if not worker.events or event.type == "task-started":
                 worker.task_event(event)
             worker.up = not worker.left
@@ -396,9 +403,6 @@ class Cluster:
         }
 
 
-def _is_early(task: Task, event: Event) -> bool:
+def _is_early(task: Task, attempt: int) -> bool:
     """Tell whether an attempt was received whose `task-sent` has not come, though that of another one has."""
-    attempt = event.retries or 0
-    if task.ready_at(attempt) is not None:
-        return False
-    return task.kind is not None and attempt <= MAX_ATTEMPTS and len(task.sent_attempts()) > 0
+    return task.is_sent() and not task.is_sent(attempt)

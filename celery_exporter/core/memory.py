@@ -16,7 +16,7 @@ from celery_exporter.core.events import Event
 from celery_exporter.core.facts import OTHER, Key, Moment, State
 from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.ledger import Cell, Ledger
-from celery_exporter.core.tasks import Delivery, Task
+from celery_exporter.core.tasks import Delivery, Story, Task, TaskTable
 from celery_exporter.core.workers import Worker
 
 
@@ -80,24 +80,25 @@ def of_cluster(cluster: Cluster, ledger: Ledger, now: Moment) -> ClusterMemory:
 def of_tasks(cluster: Cluster, uuids: Iterable[str]) -> list[TaskMemory]:
     """Return what is to be remembered of these tasks, as far as they are still there; shared, as above."""
     found = map(cluster.tasks.get, uuids)
-    return [_of_task(task) for task in found if task is not None]
+    return [_of_task(task, cluster.tasks) for task in found if task is not None]
 
 
-def _of_task(task: Task) -> TaskMemory:
+def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
+    story = task.tell()
     return TaskMemory(
         task.uuid,
         task.heard,
-        None if task.kind is None else task.kind.key,
-        task.state,
+        None if task.room is tasks.limbo else task.room.kind.key,
+        task.room.state,
         task.since,
-        task.ready,
-        task.resent,
-        task.keys,
-        task.received,
-        task.skipped,
-        task.deliveries,
-        task.ended_by,
-        task.parked,
+        story.sent.get(0),
+        {attempt: ready for attempt, ready in story.sent.items() if attempt},
+        story.keys,
+        story.received,
+        story.skipped,
+        story.deliveries,
+        story.ended_by,
+        tasks.parked.get(task.uuid),
     )
 
 
@@ -137,25 +138,25 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
     if heard < now.listened - cluster.limits.task_ttl and not memory.parked:  # that has to count yet
         return
-    task = cluster.tasks.new(memory.uuid, heard)
-    task.parked = memory.parked
-    if memory.key is None:
-        return
-    kind = cluster.tasks.kind(cluster.keys.restore(memory.key))
-    kind.heard = max(kind.heard, heard)
-    cluster.tasks.move(task, kind, memory.state or State.PENDING, memory.since)
-    task.ready, task.resent = memory.ready, memory.resent
-    task.received, task.skipped = memory.received, memory.skipped
-    if memory.keys is not None:
-        task.keys = {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
-    task.ended_by, task.deliveries = memory.ended_by, memory.deliveries
-    for delivery in task.deliveries or ():
+    room = cluster.tasks.limbo
+    if memory.key is not None:
+        room = cluster.tasks.kind(cluster.keys.restore(memory.key)).rooms[memory.state]
+    room.kind.heard = max(room.kind.heard, heard)
+    task = cluster.tasks.new(memory.uuid, heard, room, memory.since)
+    _restore_story(task, memory, cluster)
+    if memory.parked:
+        cluster.tasks.park(task, memory.parked, memory.heard + shift)
+
+
+def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
+    deliveries = memory.deliveries or []
+    for delivery in deliveries:
         worker = cluster.workers.get(delivery.worker)
         delivery.worker = worker.name if worker else delivery.worker  # one string for all its tasks
-    if memory.state is None:
-        cluster.tasks.finish(task)
-    if memory.parked:
-        cluster.tasks.hold(task, memory.heard + shift)
+    keys = memory.keys and {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
+    sent = ({} if memory.ready is None else {0: memory.ready}) | (memory.resent or {})
+    task.story = Story(sent, memory.received, memory.skipped or set(), deliveries, memory.ended_by, keys)
+    task.fold()
 
 
 def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:

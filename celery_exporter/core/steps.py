@@ -15,118 +15,177 @@ from msgspec import Struct
 
 from celery_exporter.core.events import Event, exception_class
 from celery_exporter.core.facts import UNKNOWN, Fact, Key, Prefetched, Queued, Raised, Ran, Redelivered, State
-from celery_exporter.core.tasks import Delivery, Task
+from celery_exporter.core.tasks import Delivery, Story, Task
 
-#: Open deliveries kept for one task: redelivered more often, it has worse problems than a lost runtime.
+#: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
 MAX_DELIVERIES = 8
-#: The last retry of a task whose sending is remembered.
-MAX_ATTEMPTS = 100
-
 #: The delivery that an event speaks of, if it is known.
-Find = Callable[[Task, Event], Delivery | None]
+Find = Callable[[Story, Event], Delivery | None]
 #: Worker name → the key under which what it did is booked.
 KeyAt = Callable[[str], Key]
 #: What to book under the key of what the event's worker did; tells whether it is of the newest delivery.
-Measure = Callable[[Task, Event, Delivery | None, Key, list[Fact]], bool]
+Measure = Callable[[Story, Event, Delivery | None, Key, list[Fact]], bool]
+#: The same of a task without a story; tells whether there still is none to tell. If not, it has done nothing.
+Usually = Callable[[Task, Event, Key, list[Fact]], bool]
 
 
 def at_sent(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> None:
     """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
     attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
-    for delivery in task.deliveries or ():
+    if task.story is None and task.worker is None and attempt == task.attempt:  # nearly all
+        task.sent, task.ready = True, ready
+        return
+    story = task.unfold()
+    for delivery in story.deliveries:
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
             delivery.ready = ready
             if delivery.started is not None:
                 facts.append(Queued(key_at(delivery.worker), delivery.started - ready, event.uuid))
-    if attempt == 0:
-        task.ready = ready
-    elif attempt <= MAX_ATTEMPTS:
-        task.resent = {**(task.resent or {}), attempt: ready}
+    story.sent[attempt] = ready
+    if len(story.sent) > MAX_DELIVERIES:
+        del story.sent[min(story.sent)]
+    task.fold()
 
 
-def _at_received(task: Task, event: Event, _: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+# -- usually: an attempt is received, started and ended by one worker process ----------------------------
+
+
+def _usually_received(task: Task, event: Event, _: Key, __: list[Fact]) -> bool:
+    if task.worker is not None or (event.retries or 0) != task.attempt:
+        return False
+    eta = _epoch(event.eta)
+    at = max(event.timestamp, eta)
+    if not task.sent:
+        task.ready = eta or None
+    task.worker, task.pid = event.hostname, event.pid
+    task.at = task.ready if task.ready == at else at  # one object for both, if it is the eta
+    return True
+
+
+def _usually_started(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
+    at, started = task.at, event.timestamp
+    if task.room.state is not State.RECEIVED or at is None or _is_elsewhere(task, event):
+        return False
+    if task.ready is not None:
+        facts.append(Queued(key, started - task.ready, event.uuid))
+    facts.append(Prefetched(key, started - at, event.uuid))
+    task.at = started
+    return True
+
+
+def _usually_succeeded(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
+    if task.room.state is not State.STARTED or _is_elsewhere(task, event):
+        return False
+    if event.runtime is not None:
+        facts.append(Ran(key, State.SUCCESS, event.runtime, event.uuid))
+    _end(task)
+    return True
+
+
+def _usually_failed(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
+    if task.room.state is not State.STARTED or task.at is None or _is_elsewhere(task, event):
+        return False
+    facts.append(Raised(key, exception_class(event.exception) or UNKNOWN))
+    facts.append(Ran(key, State.FAILURE, event.timestamp - task.at, event.uuid))
+    _end(task)
+    return True
+
+
+def _never(_: Task, __: Event, ___: Key, ____: list[Fact]) -> bool:
+    return False
+
+
+def _is_elsewhere(task: Task, event: Event) -> bool:
+    return task.worker != event.hostname or task.pid != event.pid
+
+
+def _end(task: Task) -> None:
+    if task.ready is not None:  # otherwise its wait is outstanding
+        task.at = None
+
+
+# -- otherwise -------------------------------------------------------------------------------------------
+
+
+def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     attempt, eta = event.retries or 0, _epoch(event.eta)
-    ready, received = task.ready_at(attempt), max(event.timestamp, eta)
-    late = task.skipped is not None and attempt in task.skipped
-    if _is_again(task, attempt):
+    received = max(event.timestamp, eta)
+    ready = story.sent.get(attempt)
+    late = attempt in story.skipped
+    if _is_again(story, attempt):
         facts.append(Redelivered(key))
         ready = event.timestamp
-    for delivery in _held(task, event):
+    for delivery in _held(story, event):
         if delivery.received is None and delivery.started is not None:  # it was overtaken
             facts.append(Prefetched(key, delivery.started - received, event.uuid))
             delivery.received = received
             return False
-    newest = _deliver(task, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
+    newest = _deliver(story, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
     return newest and not late
 
 
-def _is_again(task: Task, attempt: int) -> bool:
+def _is_again(story: Story, attempt: int) -> bool:
     """Tell whether an attempt was received before; from now on it was.
 
     An older attempt than was received already may have been another worker's, whose events are late.
     """
-    if attempt == 0 and task.received is None:  # nearly all
-        task.received = 0
+    if attempt in story.skipped:
+        story.skipped.remove(attempt)
         return False
-    skipped = task.skipped or set()
-    if attempt in skipped:
-        task.skipped = skipped - {attempt} or None
-        return False
-    if task.received is not None and attempt <= task.received:
+    if story.received is not None and attempt <= story.received:
         return True
+    first = 0 if story.received is None else story.received + 1
     oldest = attempt - MAX_DELIVERIES
-    first = 0 if task.received is None else task.received + 1
-    more = range(max(first, oldest), attempt)
-    if skipped or more:
-        task.skipped = {each for each in (*skipped, *more) if each >= oldest} or None
-    task.received = attempt
+    story.skipped.update(range(max(first, oldest), attempt))
+    story.skipped = {each for each in story.skipped if each >= oldest}
+    story.received = attempt
     return False
 
 
-def _at_started(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+def _at_started(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     if delivery is None:  # its task-received did not reach us
-        ready = task.ready if task.received is None else None
-        delivery = Delivery(event.hostname, event.pid, task.received or 0, ready, None)
-        _deliver(task, delivery)
+        ready = story.sent.get(0) if story.received is None else None
+        delivery = Delivery(event.hostname, event.pid, story.received or 0, ready, None)
+        _deliver(story, delivery)
     if delivery.ready is not None:
         facts.append(Queued(key, event.timestamp - delivery.ready, event.uuid))
     if delivery.received is not None:
         facts.append(Prefetched(key, event.timestamp - delivery.received, event.uuid))
     delivery.started = event.timestamp
-    return delivery is (task.deliveries or [delivery])[-1]
+    return delivery is story.deliveries[-1]
 
 
-def _at_success(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+def _at_success(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     if event.runtime is not None:
         facts.append(Ran(key, State.SUCCESS, event.runtime, event.uuid))
-    return _ended(task, delivery)
+    return _ended(story, delivery)
 
 
-def _at_failure(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     facts.append(Raised(key, exception_class(event.exception) or UNKNOWN))
     _time(delivery, event, State.FAILURE, key, facts)
-    return _ended(task, delivery)
+    return _ended(story, delivery)
 
 
-def _at_retry(task: Task, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     _time(delivery, event, State.RETRY, key, facts)
-    return _ended(task, delivery)
+    return _ended(story, delivery)
 
 
-def _at_end(task: Task, _: Event, delivery: Delivery | None, __: Key, ___: list[Fact]) -> bool:
-    return _ended(task, delivery)
+def _at_end(story: Story, _: Event, delivery: Delivery | None, __: Key, ___: list[Fact]) -> bool:
+    return _ended(story, delivery)
 
 
 # -- deliveries ----------------------------------------------------------------------------------------
 
 
-def _none(_: Task, __: Event) -> None:
+def _none(_: Story, __: Event) -> None:
     """Find none: the event is not about a delivery, or makes one."""
 
 
-def _next_held(task: Task, event: Event) -> Delivery | None:
+def _next_held(story: Story, event: Event) -> Delivery | None:
     """Return the delivery that a worker starts: the oldest one that it has not started."""
-    for each in _held(task, event):
+    for each in _held(story, event):
         if each.started is None:
             return each
     return None
@@ -138,53 +197,47 @@ def _time(delivery: Delivery | None, event: Event, state: State, key: Key, facts
         facts.append(Ran(key, state, event.timestamp - delivery.started, event.uuid))
 
 
-def _ended(task: Task, delivery: Delivery | None) -> bool:
+def _ended(story: Story, delivery: Delivery | None) -> bool:
     """Close a delivery; tell whether it was the newest (as one that we know nothing of must be)."""
-    if delivery is None or task.deliveries is None:
+    if delivery is None:
         return True
-    newest = task.deliveries[-1] is delivery
+    newest = story.deliveries[-1] is delivery
     delivery.ended = True
     if delivery.ready is not None or delivery.started is None:
-        task.deliveries.remove(delivery)
+        story.deliveries.remove(delivery)
     return newest
 
 
-def _first_held(task: Task, event: Event) -> Delivery | None:
+def _first_held(story: Story, event: Event) -> Delivery | None:
     """Return the delivery that an event may end after which the task goes on: the oldest one."""
-    held = _held(task, event)
+    held = _held(story, event)
     return next((each for each in held if each.started is not None), held[0] if held else None)
 
 
-def _last_held(task: Task, event: Event) -> Delivery | None:
+def _last_held(story: Story, event: Event) -> Delivery | None:
     """Return the delivery that an event may end which ends the task: one of the last attempt."""
-    held = _held(task, event)
+    held = _held(story, event)
     if len(held) < 2:
         return held[0] if held else None
     started = [each for each in held if each.started is not None] or held
     return max(started, key=attrgetter("attempt"))
 
 
-def _held(task: Task, event: Event) -> list[Delivery]:
+def _held(story: Story, event: Event) -> list[Delivery]:
     """Return the open deliveries to the sender's process, the oldest first."""
-    deliveries = task.deliveries
-    if deliveries is None:
-        return []
     worker, pid = event.hostname, event.pid
-    return [each for each in deliveries if each.worker == worker and each.pid == pid and not each.ended]
+    return [each for each in story.deliveries if each.worker == worker and each.pid == pid and not each.ended]
 
 
-def _deliver(task: Task, delivery: Delivery) -> bool:
+def _deliver(story: Story, delivery: Delivery) -> bool:
     """Add a delivery and tell whether it is the newest; those to an earlier process of its worker died."""
-    if not task.deliveries:
-        task.deliveries = [delivery]
-        return True
     alive = [
         each
-        for each in task.deliveries
+        for each in story.deliveries
         if each.worker != delivery.worker or each.pid == delivery.pid or each.ended
     ]
-    task.deliveries = sorted([*alive[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
-    return task.deliveries[-1] is delivery
+    story.deliveries = sorted([*alive[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
+    return story.deliveries[-1] is delivery
 
 
 def _epoch(eta: str | None) -> float:
@@ -201,7 +254,7 @@ def _epoch(eta: str | None) -> float:
         return 0.0
 
 
-# -- the table ---------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------------
 
 
 class Effect(Struct, frozen=True):
@@ -211,6 +264,7 @@ class Effect(Struct, frozen=True):
     """
 
     counts: State
+    usually: Usually
     find: Find
     measure: Measure
     lands: State | None = None
@@ -219,12 +273,12 @@ class Effect(Struct, frozen=True):
 #: The transition table. All unfinished states take each event alike, for each may be the next that
 #: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
 EFFECTS = {
-    "task-received": Effect(State.RECEIVED, _none, _at_received, State.RECEIVED),
-    "task-started": Effect(State.STARTED, _next_held, _at_started, State.STARTED),
-    "task-succeeded": Effect(State.SUCCESS, _last_held, _at_success),
-    "task-failed": Effect(State.FAILURE, _last_held, _at_failure),
-    "task-retried": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
-    "task-revoked": Effect(State.REVOKED, _last_held, _at_end),
-    "task-rejected": Effect(State.REJECTED, _first_held, _at_end),
-    "task-cancelled": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
+    "task-received": Effect(State.RECEIVED, _usually_received, _none, _at_received, State.RECEIVED),
+    "task-started": Effect(State.STARTED, _usually_started, _next_held, _at_started, State.STARTED),
+    "task-succeeded": Effect(State.SUCCESS, _usually_succeeded, _last_held, _at_success),
+    "task-failed": Effect(State.FAILURE, _usually_failed, _last_held, _at_failure),
+    "task-retried": Effect(State.RETRY, _never, _first_held, _at_retry, State.RETRY),
+    "task-revoked": Effect(State.REVOKED, _never, _last_held, _at_end),
+    "task-rejected": Effect(State.REJECTED, _never, _first_held, _at_end),
+    "task-cancelled": Effect(State.RETRY, _never, _first_held, _at_retry, State.RETRY),
 }

@@ -1,7 +1,8 @@
 """The table of tasks: who is in which state, since when, and under which key.
 
-Law: every task is in exactly one room at a time, and what the gauges show is the length of rooms; so
-they cannot drift. A room is an insertion-ordered dict, so its first entry is its oldest.
+Law: every task is in exactly one room at a time, which says what its name, queue and state are, and what
+the gauges show is how many are in a room; so they cannot drift. A room's tasks are an insertion-ordered
+dict, so its first entry is its oldest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from itertools import islice
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.facts import Key, State
+from celery_exporter.core.facts import HIDDEN, Key, State
 
 #: The states of a task that is not finished, in which a gauge counts it.
 OPEN_STATES = (State.PENDING, State.RECEIVED, State.STARTED, State.RETRY)
@@ -39,55 +40,112 @@ class Delivery(Struct, gc=False):
     ended: bool = False  # kept after its end only while its task-sent, and so its wait, is outstanding
 
 
+class Story(Struct, gc=False):
+    """What a task went through, whatever that is: sent often, delivered twice at a time, told in part."""
+
+    sent: dict[int, float]  # since when each attempt waits whose task-sent was seen: max(sent, eta)
+    received: int | None  # the newest attempt that was received
+    skipped: set[int]  # attempts before it of which that was not said, or not yet
+    deliveries: list[Delivery]  # the newest attempt's last
+    ended_by: str  # the worker that ended it, or one of its deliveries while others go on
+    keys: dict[int, Key] | None = None  # of its attempts, once one was sent to another queue than the others
+
+
 class Task(Struct, gc=False):
     """What is remembered of one task. Times are epoch seconds of the sender's clock.
 
-    No args, result or traceback; strings are shared. It is all that in-flight tasks cost.
+    Usually all that is open of a task is that its newest attempt waits, or that a worker has it. The task's
+    own fields hold that; while there is more to know, its `story` does. No args, result or traceback;
+    strings are shared. It is all that a task in flight costs, and there may be a million of them.
     """
 
     uuid: str
     heard: float  # listening time of the newest event, for expiry
-    room: dict[str, Task]
-    kind: Kind | None = None  # None: not introduced yet
-    state: State | None = None  # None: not introduced yet, or finished
-    since: float = 0.0
-    ready: float | None = None  # since when the first attempt waits: max(sent, eta)
-    resent: dict[int, float] | None = None  # … and further ones, by attempt
-    keys: dict[int, Key] | None = (
-        None  # of its attempts, once one was sent to another queue than those before
-    )
-    received: int | None = None  # the newest attempt that was received
-    skipped: set[int] | None = None  # attempts before it of which that was not said, or not yet
-    deliveries: list[Delivery] | None = None  # the newest attempt's last
-    ended_by: str = ""
-    parked: list[Event] | None = None  # events that came before the introduction, of the task or a retry
+    room: Room
+    since: float = 0.0  # when it came into its room
+    story: Story | None = None  # if there is one, nobody looks at what follows
+    attempt: int = 0  # those before it are over
+    sent: bool = False  # was its task-sent seen?
+    ready: float | None = None  # since when it waits: max(sent, eta), of those that are known
+    worker: str | None = None  # that received it, and ended it if the task is finished
+    pid: int | None = None
+    at: float | None = None  # when it was received (not before its eta), and then when it was started
+
+    def tell(self) -> Story:
+        """Return its story; without one, what that would be."""
+        if self.story is not None:
+            return self.story
+        attempt = self.attempt
+        sent = {attempt: self.ready} if self.sent and self.ready is not None else {}
+        if self.worker is None:
+            return Story(sent, attempt - 1 if attempt else None, set(), [], "")
+        ended = self.room.state is None
+        deliveries = []
+        if self.at is not None:
+            started = None if self.room.state is State.RECEIVED else self.at
+            deliveries = [Delivery(self.worker, self.pid, attempt, self.ready, self.at, started, ended)]
+        return Story(sent, attempt, set(), deliveries, self.worker if ended else "")
+
+    def unfold(self) -> Story:
+        """Return its story, which is what counts from now on."""
+        self.story = self.tell()
+        return self.story
+
+    def fold(self) -> None:
+        """Do without the story, if it is over but for what the task's own fields hold."""
+        story = self.story
+        if story is None or self.room.state is None or story.skipped or story.keys or story.ended_by:
+            return
+        attempts = (-1 if story.received is None else story.received), max(story.sent, default=None)
+        if not story.deliveries:
+            self._fold_waiting(story, *attempts)
+        elif len(story.deliveries) == 1:
+            self._fold_delivered(story, story.deliveries[0], *attempts)
+
+    def _fold_waiting(self, story: Story, received: int, sent: int | None) -> None:
+        if sent in (None, received + 1):
+            self.story, self.attempt, self.sent = None, received + 1, sent is not None
+            self.ready = story.sent.get(received + 1)
+            self.worker = self.pid = self.at = None
+
+    def _fold_delivered(self, story: Story, one: Delivery, received: int, sent: int | None) -> None:
+        as_sent = sent is None or (sent == received and one.ready == story.sent[sent])
+        place = State.RECEIVED if one.started is None else State.STARTED
+        if as_sent and one.attempt == received and one.received is not None and self.room.state is place:
+            self.story, self.attempt, self.sent = None, received, sent is not None
+            self.ready, self.worker, self.pid = one.ready, one.worker, one.pid
+            self.at = one.received if one.started is None else one.started
 
     @property
     def waiting_since(self) -> float | None:
         """Return since when the newest attempt that was sent waits."""
-        return max((self.resent or {}).values(), default=self.ready)
+        return max(self.tell().sent.values(), default=None)
 
-    def ready_at(self, attempt: int) -> float | None:
-        """Return since when an attempt waits to be started, if its task-sent was seen."""
-        return (self.resent or {}).get(attempt) if attempt else self.ready
-
-    def sent_attempts(self) -> list[int]:
-        """Return the attempts whose `task-sent` was seen."""
-        return [*([] if self.ready is None else [0]), *(self.resent or ())]
+    def is_sent(self, attempt: int | None = None) -> bool:
+        """Tell whether the `task-sent` of this attempt was seen, or of any one."""
+        if self.story is None:
+            return self.sent and attempt in (None, self.attempt)
+        return bool(self.story.sent) if attempt is None else attempt in self.story.sent
 
     def key_of(self, attempt: int | None) -> Key:
         """Return the key of an attempt; of one that nobody sent, that of the task."""
-        assert self.kind is not None  # noqa: S101  nobody asks for that of a task that was not introduced
-        return (
-            self.kind.key if self.keys is None or attempt is None else self.keys.get(attempt, self.kind.key)
-        )
+        key, keys = self.room.kind.key, self.story.keys if self.story else None
+        return key if keys is None or attempt is None else keys.get(attempt, key)
+
+
+class Room(Struct, gc=False):
+    """Tasks of one kind and state, in the order in which they were last heard of: expiry relies on it."""
+
+    kind: Kind
+    state: State | None  # None: in limbo, or finished
+    tasks: dict[str, Task]
 
 
 class Kind(Struct, gc=False):
-    """Tasks of one name and queue: their key and, by state, the rooms they are in."""
+    """Tasks of one name and queue: their key, and the rooms they are in."""
 
     key: Key
-    rooms: dict[State, dict[str, Task]]
+    rooms: dict[State | None, Room]
     heard: float = 0.0  # listening time of the newest event of any of them
 
 
@@ -106,9 +164,11 @@ class TaskTable:
     def __init__(self, limit: int, tombstone_limit: int) -> None:
         self.limit = limit
         self.evicted = 0
-        self.limbo: dict[str, Task] = {}  # waiting to be introduced, in the order they were first heard of
+        #: Waiting to be introduced: of no kind yet.
+        self.limbo = Room(Kind(HIDDEN, {}), None, {})
         self.held: dict[str, Task] = {}  # whose next attempt waits to be introduced; they are in a room, too
-        self.finished: dict[str, Task] = {}  # tombstones, in the order they finished
+        self.parked: dict[str, list[Event]] = {}  # what those in limbo, and those held, wait with
+        self.finished: dict[str, Task] = {}  # tombstones of every kind, in the order they finished
         self._tombstone_limit = tombstone_limit
         self._tasks: dict[str, Task] = {}
         #: Returns the task with a uuid, or None when it is unheard of or forgotten.
@@ -123,69 +183,66 @@ class TaskTable:
         """Return the ids of all tasks, tombstones too."""
         return list(self._tasks)
 
-    def new(self, uuid: str, heard: float) -> Task:
-        """Remember a new task, waiting in limbo."""
-        task = self._tasks[uuid] = self.limbo[uuid] = Task(uuid, heard, self.limbo)
+    def new(self, uuid: str, heard: float, room: Room, since: float = 0.0) -> Task:
+        """Remember a new task."""
+        task = self._tasks[uuid] = room.tasks[uuid] = Task(uuid, heard, room, since)
         return task
 
     def kind(self, key: Key) -> Kind:
         """Return the one `Kind` of this key."""
         kind = self._kinds.get(key)
         if kind is None:
-            kind = self._kinds[key] = Kind(key, {state: {} for state in OPEN_STATES})
+            kind = self._kinds[key] = Kind(key, {})
+            kind.rooms = {state: Room(kind, state, {}) for state in OPEN_STATES}
+            kind.rooms[None] = Room(kind, None, self.finished)
         return kind
 
-    def move(self, task: Task, kind: Kind, state: State, since: float) -> None:
-        """Put the task last in the room of its new state."""
-        del task.room[task.uuid]
-        task.kind, task.state, task.since, task.room = kind, state, since, kind.rooms[state]
-        task.room[task.uuid] = task
+    def move(self, task: Task, kind: Kind, state: State | None, since: float) -> None:
+        """Put the task last in another room."""
+        uuid = task.uuid
+        del task.room.tasks[uuid]
+        room = task.room = kind.rooms[state]
+        room.tasks[uuid] = task
+        task.since = since
 
-    def rename(self, task: Task, kind: Kind) -> None:
-        """Give the task another key; it stays in its state."""
-        if task.state is None:
-            task.kind = kind
-        else:
-            self.move(task, kind, task.state, task.since)
-
-    def finish(self, task: Task) -> list[Task]:
+    def finish(self, task: Task, since: float) -> list[Task]:
         """Turn the task into a tombstone: its late events find it, no gauge counts it.
 
         Return the oldest tombstones when there are too many.
         """
-        del task.room[task.uuid]
-        task.state, task.room, task.deliveries = None, self.finished, task.deliveries or None
-        self.finished[task.uuid] = task
+        self.move(task, task.room.kind, None, since)
         if len(self.finished) <= self._tombstone_limit:
             return []
         # A hundredth at once: each look passes deleted ones.
         return list(islice(self.finished.values(), 1 + self._tombstone_limit // 100))
 
     def hear(self, task: Task, heard: float) -> None:
-        """Note that it was heard of. A room is in the order in which its tasks were: expiry relies on it."""
+        """Note that it was heard of."""
         task.heard = heard
-        task.room[task.uuid] = task.room.pop(task.uuid)
+        task.room.tasks[task.uuid] = task.room.tasks.pop(task.uuid)
 
-    def hold(self, task: Task, heard: float) -> None:
-        """Let the task's events wait from now on."""
-        self.hear(task, heard)
-        self.held[task.uuid] = task
+    def park(self, task: Task, events: list[Event], heard: float) -> None:
+        """Let events wait, behind those of the task that do already."""
+        waiting = self.parked.setdefault(task.uuid, [])
+        if not waiting and task.room is not self.limbo:
+            self.hear(task, heard)
+            self.held[task.uuid] = task
+        waiting += events
 
     def release(self, task: Task) -> list[Event]:
         """Return the events that waited."""
         self.held.pop(task.uuid, None)
-        events, task.parked = task.parked, None
-        return events or []
+        return self.parked.pop(task.uuid, [])
 
     def forget(self, task: Task) -> None:
         """Remove the task, of which nothing waits any more, from its room and from the table."""
-        del task.room[task.uuid]
+        del task.room.tasks[task.uuid]
         del self._tasks[task.uuid]
 
-    def overdue(self, room: dict[str, Task], before: float) -> list[Task]:
-        """Return the tasks at the head of a room that were last heard of before a listening time."""
+    def overdue(self, tasks: dict[str, Task], before: float) -> list[Task]:
+        """Return those at the head of a room's tasks that were last heard of before a listening time."""
         found = []
-        for task in room.values():
+        for task in tasks.values():
             if task.heard >= before:
                 break
             found.append(task)
@@ -201,17 +258,19 @@ class TaskTable:
         Each look passes the tombstones among them.
         """
         more = max(self.limit // 100, min(self.limit // 10, 100))
-        unfinished = (task for task in self._tasks.values() if task.room is not self.finished)
+        unfinished = (task for task in self._tasks.values() if task.room.tasks is not self.finished)
         return list(islice(unfinished, len(self) - self.limit + more))
 
-    def rooms(self) -> Iterator[dict[str, Task]]:
+    def rooms(self) -> Iterator[Room]:
         """Yield each room of unfinished, introduced tasks."""
         for kind in self._kinds.values():
-            yield from kind.rooms.values()
+            for state in OPEN_STATES:
+                yield kind.rooms[state]
 
     def idle(self, before: float) -> list[Kind]:
         """Return the kinds that were last heard of before a listening time and have no unfinished task."""
-        return [kind for kind in self._kinds.values() if kind.heard < before and not any(kind.rooms.values())]
+        idle = (kind for kind in self._kinds.values() if kind.heard < before)
+        return [kind for kind in idle if not any(kind.rooms[state].tasks for state in OPEN_STATES)]
 
     def drop(self, keys: Iterable[Key]) -> None:
         """Forget kinds that have no task any more, no tombstone either."""
@@ -221,15 +280,16 @@ class TaskTable:
     def in_states(self) -> list[InState]:
         """Return the gauges: one for each key and open state."""
         return [
-            InState(kind.key, state, len(room), _oldest(room) if room else None)
+            InState(kind.key, state, len(tasks), _oldest(tasks) if tasks else None)
             for kind in self._kinds.values()
-            for state, room in kind.rooms.items()
+            for state in OPEN_STATES
+            for tasks in [kind.rooms[state].tasks]
         ]
 
 
-def _oldest(room: dict[str, Task]) -> float:
+def _oldest(tasks: dict[str, Task]) -> float:
     """Return since when the oldest is there. That is the first, unless one was told of late.
 
     So the first ones are looked through, as many as take no time.
     """
-    return min(task.since for task in islice(room.values(), SMALL_ROOM))
+    return min(task.since for task in islice(tasks.values(), SMALL_ROOM))

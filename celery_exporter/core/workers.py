@@ -118,6 +118,7 @@ class Worker(Struct, gc=False):
     skew: float | None = None  # its clock minus ours, least delayed event of this span
     skew_before: float | None = None  # … of the span before
     skew_until: float = 0.0  # listening time at which this span ends
+    task_pid: int | None = None  # of its newest task event
 
     @property
     def clock_skew(self) -> float | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import tracemalloc
+from collections import Counter
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -416,7 +419,8 @@ def test_no_traceback_is_kept():
     story = Story()
     lost = failed("u2", exception="ExceptionWithTraceback()", traceback=LOST)
     story.tell(failed(traceback="x" * 100_000), lost)
-    assert [task.parked[0].traceback for task in story.cluster.tasks.limbo.values()] == [None, None]
+    parked = story.cluster.tasks.parked.values()
+    assert [event.traceback for events in parked for event in events] == [None, None]
 
 
 # As a real worker's events reach us: the pool process sends the retry before the worker tells the end.
@@ -681,26 +685,58 @@ def test_only_so_many_tasks_wait_for_their_task_sent(monkeypatch):
     story = Story()
     for index in range(110):
         story.tell(received(f"u{index}"))
-    assert list(story.cluster.tasks.limbo) == [f"u{index}" for index in range(10, 110)]
+    assert list(story.cluster.tasks.limbo.tasks) == [f"u{index}" for index in range(10, 110)]
     assert story.counts() == {("add", "unknown", "RECEIVED"): 10}
 
 
-@pytest.mark.parametrize("tasks", [50_000, pytest.param(1_000_000, marks=pytest.mark.long)])
-@pytest.mark.timeout(900)
-def test_a_waiting_task_costs_less_than_400_bytes(tasks):
-    story = Story(Limits(max_tasks=2_000_000))
-    bodies = [json.dumps(sent(str(uuid4()), at=index)).encode() for index in range(tasks)]
+LATER = "2038-01-19T03:14:07+00:00"
+RETRIED = [sent, received, started, partial(sent, retries=1), retried]
+OPEN_LIVES = {
+    "waits": ("PENDING", [sent]),
+    "was received": ("RECEIVED", [sent, received]),
+    "waits for its eta": ("RECEIVED", [partial(sent, eta=LATER), partial(received, eta=LATER)]),
+    "nobody told of its sending": ("RECEIVED", [partial(received, eta=LATER)]),
+    "runs": ("STARTED", [sent, received, started]),
+    "will be retried": ("RETRY", RETRIED),
+    "was received for its first retry": ("RECEIVED", [*RETRIED, partial(received, retries=1)]),
+    "runs, for the first retry": ("STARTED", [*RETRIED, partial(received, retries=1), started]),
+}
+
+
+@pytest.mark.parametrize("tasks", [3_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("life", OPEN_LIVES)
+@pytest.mark.timeout(1800)
+def test_a_task_in_flight_costs_less_than_400_bytes(life, tasks):
+    state, events = OPEN_LIVES[life]
+    story = Story(Limits(max_tasks=2_000_000, reorder_window=0.1))
+    bodies = (
+        json.dumps([event(uuid) | {"pid": 4711} for event in events]).encode()
+        for uuid in (str(uuid4()) for _ in range(tasks))
+    )
     story.tell(sent("first"))
     tracemalloc.start()
     try:
         for body in bodies:
+            story.wait(0.001)  # so that no two share the object that says when they were heard of
             for event in decode(body):
                 story.ledger.add(story.cluster.apply(event, story.moment()))
+        del body, event
+        story.wait(1)
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert story.gauges() == {"PENDING": tasks + 1}
-    assert used / len(bodies) < 400, "what the help of --max-tasks says"
+    assert story.gauges() == Counter({state: tasks}) + Counter({"PENDING": 1})
+    print(f"{used / tasks:.0f} bytes each")
+    assert used / tasks < 400, "what the help of --max-tasks says"
+
+
+def test_a_room_that_is_left_takes_no_memory():
+    story = Story()
+    for index in range(1_000):
+        story.tell(sent(f"u{index}"), received(f"u{index}"))
+    story.wait(2)
+    rooms = story.cluster.tasks.rooms()
+    assert {sys.getsizeof(room.tasks) for room in rooms if not room.tasks} == {sys.getsizeof({})}
 
 
 def test_only_so_many_tombstones_are_kept():
@@ -761,7 +797,7 @@ def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
     story.wait(3)
     assert sum(story.counts().values()) == len(events)
     tasks = story.cluster.tasks
-    in_rooms = sum(len(room) for room in tasks.rooms())
+    in_rooms = sum(len(room.tasks) for room in tasks.rooms())
     assert in_rooms == len(tasks)
     assert in_rooms + len(tasks.finished) <= 2
 

@@ -135,7 +135,7 @@ def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
     del old.cluster.workers["b@h"]
     story = restarted(old)
     name = story.cluster.workers["a@h"].name
-    deliveries = [each for uuid in ("u0", "u1") for each in story.cluster.tasks.get(uuid).deliveries]
+    deliveries = [each for uuid in ("u0", "u1") for each in story.cluster.tasks.get(uuid).tell().deliveries]
     assert [each.worker for each in deliveries] == ["a@h", "a@h", "b@h"]
     assert all(each.worker is name for each in deliveries[:2])
 

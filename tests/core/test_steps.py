@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from celery_exporter.core.steps import MAX_ATTEMPTS, MAX_DELIVERIES
+from celery_exporter.core.steps import MAX_DELIVERIES
 
 from .story import T0, Story, failed, received, rejected, retried, sent, started, succeeded, task_event
 
@@ -68,7 +68,8 @@ B = {"host": "b@h"}
 def test_a_retry_that_stays_costs_nothing_but_its_time():
     story = told(sent(), received(), started(), sent(at=1, retries=1), retried(), received(at=2, retries=1))
     task = story.cluster.tasks.get("u1")
-    assert (task.keys, task.skipped, task.resent) == (None, None, {1: T0 + 1})
+    assert task.story is None
+    assert task.tell().sent == {1: T0 + 1}
 
 
 def test_each_attempt_keeps_its_queue_however_often_the_task_moves():
@@ -84,14 +85,6 @@ def test_each_attempt_keeps_its_queue_however_often_the_task_moves():
     assert story.counts()["add", "q", "RECEIVED"] == 3, (
         "an attempt that nobody sent is of the task's newest queue"
     )
-
-
-def test_the_last_attempt_that_is_remembered_is_booked_like_the_others():
-    story = told(sent(), sent(at=1, retries=MAX_ATTEMPTS, queue="right"))
-    story.tell(
-        sent(at=2, retries=MAX_ATTEMPTS + 1, queue="further"), received(at=3, retries=MAX_ATTEMPTS, **B)
-    )
-    assert story.counts()["add", "right", "RECEIVED"] == 1
 
 
 def test_what_is_told_late_of_an_earlier_attempt_opens_no_finished_task():
@@ -124,7 +117,7 @@ def test_attempts_that_were_not_heard_of_are_no_redeliveries_and_those_that_were
 def test_an_attempt_of_any_number_costs_as_much_as_another():
     story = told(sent(), received(), received(retries=2**31 - 1))
     story.wait(2.5)
-    assert len(story.cluster.tasks.get("u1").skipped) == MAX_DELIVERIES
+    assert len(story.cluster.tasks.get("u1").tell().skipped) == MAX_DELIVERIES
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -241,17 +234,18 @@ def test_an_attempt_that_ended_takes_no_memory():
     story = told(sent())
     for attempt in range(10):
         story.tell(received(retries=attempt), started(), sent(retries=attempt + 1), retried())
-    assert story.cluster.tasks.get("u1").deliveries == []
+    assert story.cluster.tasks.get("u1").tell().deliveries == []
 
 
-def test_the_sending_of_so_many_retries_is_remembered_and_further_ones_are_not_waited_for():
-    story = told(sent(), sent(at=5, retries=MAX_ATTEMPTS))
-    story.tell(received(at=6, retries=MAX_ATTEMPTS), started(at=8))
-    assert story.cell().queued.total == 3
-    never_sent = told(sent(), received(retries=MAX_ATTEMPTS))
-    assert never_sent.gauges() == {"PENDING": 1}, "it waits for its task-sent"
-    beyond = told(sent(), received(retries=MAX_ATTEMPTS + 1))
-    assert beyond.gauges() == {"RECEIVED": 1}
+@pytest.mark.parametrize("queue", ["q", "elsewhere"])
+def test_only_so_many_sendings_of_a_task_are_remembered_the_newest_ones(queue):
+    attempts = range(1, 101)
+    story = told(sent(), *(sent(at=5, retries=attempt, queue=queue) for attempt in attempts))
+    remembered = story.cluster.tasks.get("u1").tell()
+    assert sorted(remembered.sent) == list(attempts)[-MAX_DELIVERIES:]
+    assert len(remembered.keys or ()) in (0, MAX_DELIVERIES + 1)
+    story.tell(received(at=6, retries=100), started(at=8))
+    assert story.cell(queue=queue).queued.total == 3
 
 
 # -- times -----------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ class House(Story):
 
     def keeps_little(self) -> None:
         """No event that waits for its task-sent keeps a text that has no bound."""
-        for task in self.cluster.tasks.limbo.values():
-            for event in task.parked or ():
+        for events in self.cluster.tasks.parked.values():
+            for event in events:
                 texts = [value for value in msgspec.structs.astuple(event) if isinstance(value, str)]
                 assert max(map(len, texts)) <= 512, event
 

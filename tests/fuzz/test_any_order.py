@@ -28,8 +28,8 @@ from .house import House
 
 LOW = {
     cluster_module: {"MAX_TOMBSTONES": 4, "MAX_PARKED": 5, "MAX_LIMBO": 3, "MAX_QUEUES": 3, "MAX_WORKERS": 3},
+    steps_module: {"MAX_DELIVERIES": 3},
     ledger_module: {"MAX_EXCEPTIONS": 2},
-    steps_module: {"MAX_DELIVERIES": 3, "MAX_ATTEMPTS": 2},
 }
 SERIES = 4
 KINDS = [kind.removeprefix("task-") for kind in EFFECTS]
@@ -166,12 +166,13 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def every_task_is_in_exactly_one_room(self) -> None:
         tasks = self.story.cluster.tasks
-        rooms = [tasks.limbo, tasks.finished, *tasks.rooms()]
+        rooms = [tasks.limbo.tasks, tasks.finished, *(room.tasks for room in tasks.rooms())]
         uuids = [uuid for room in rooms for uuid in room]
         assert sorted(uuids) == sorted(set(uuids)) == sorted(tasks.uuids())
-        assert all(tasks.get(uuid).room is room for room in rooms for uuid in room)
+        assert all(tasks.get(uuid).room.tasks is room for room in rooms for uuid in room)
+        assert set(tasks.parked) == {*tasks.limbo.tasks, *tasks.held}
         gauges = sum(group.count for group in tasks.in_states())
-        assert gauges + len(tasks.limbo) == len(tasks)
+        assert gauges + len(tasks.limbo.tasks) == len(tasks)
 
     @invariant()
     def tables_are_within_their_limits(self) -> None:
@@ -180,7 +181,7 @@ class AnyOrder(RuleBasedStateMachine):
         remembered = self.limits.max_tasks + low["MAX_TOMBSTONES"]
         assert len(cluster.tasks) <= remembered
         assert len(cluster.tasks.uuids()) <= remembered + 1
-        assert len(cluster.tasks.limbo) <= low["MAX_LIMBO"]
+        assert len(cluster.tasks.limbo.tasks) <= low["MAX_LIMBO"]
         assert len(cluster.tasks.finished) <= low["MAX_TOMBSTONES"]
         assert len(cluster.workers) <= low["MAX_WORKERS"]
         assert len(cluster.queues) <= low["MAX_QUEUES"]
