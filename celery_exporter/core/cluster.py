@@ -20,7 +20,7 @@ from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregis
 from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Fact, Key, Known, Moment, Moved, State
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.names import ShownAs
-from celery_exporter.core.steps import EFFECTS, at_sent
+from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
 from celery_exporter.core.tasks import Room, Task, TaskTable
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
@@ -222,8 +222,10 @@ class Cluster:
 
     def _book_sent(self, task: Task, event: Event, now: Moment) -> None:
         """Book the sending of a task, or of a retry of it; where the task is does not change by it."""
-        key = task.key_of(event.retries)
-        at_sent(task, event, partial(self._key_at, key), self._facts)
+        key = task.key_of(event.retries) if task.story else task.room.kind.key
+        if task.story or not usually_sent(task, event):
+            at_sent(task.unfold(), event, partial(self._key_at, key), self._facts)
+            task.fold()
         self._facts.append(Moved(key, PENDING, min(event.timestamp, now.wall)))
         task.room.kind.heard = now.listened
         self._hear(task, now)
@@ -235,15 +237,17 @@ class Cluster:
             self._place(task, event, self._only_queue(event.hostname))
         kind = task.room.kind
         kind.heard = now.listened
-        key = self._key_at(kind.key, event.hostname)
-        newest = task.story is None and effect.usually(task, event, key, self._facts)
+        key, facts = kind.key, self._facts
+        if self.keys.by_worker:
+            key = self._key_at(key, event.hostname)
+        newest = task.story is None and effect.usually(task, event, key, facts)
         if not newest:
             story = task.unfold()
             delivery = effect.find(story, event)
             attempt = event.retries if delivery is None else delivery.attempt
             key = self._key_at(task.key_of(attempt), event.hostname)
-            newest = effect.measure(story, event, delivery, key, self._facts)
-        self._facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
+            newest = effect.measure(story, event, delivery, key, facts)
+        facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         open_ = task.room.state is not None
         if newest and (open_ or self._opens(task, event, now)):
@@ -304,7 +308,9 @@ class Cluster:
             if state is None or (story.ended_by and state is not STARTED):
                 state, story.ended_by = None, event.hostname
         if state is None:
-            self._evict(self.tasks.finish(task, event.timestamp), now)
+            surplus = self.tasks.finish(task, event.timestamp)
+            if surplus:
+                self._evict(surplus, now)
         else:
             self.tasks.move(task, task.room.kind, state, event.timestamp)
 
@@ -405,4 +411,4 @@ class Cluster:
 
 def _is_early(task: Task, attempt: int) -> bool:
     """Tell whether an attempt was received whose `task-sent` has not come, though that of another one has."""
-    return task.is_sent() and not task.is_sent(attempt)
+    return not task.is_sent(attempt) and task.is_sent()

@@ -19,6 +19,9 @@ from celery_exporter.core.tasks import Delivery, Story, Task
 
 #: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
 MAX_DELIVERIES = 8
+# An enum's members are looked up each time they are named.
+RECEIVED, STARTED, SUCCESS, FAILURE = State.RECEIVED, State.STARTED, State.SUCCESS, State.FAILURE
+
 #: The delivery that an event speaks of, if it is known.
 Find = Callable[[Story, Event], Delivery | None]
 #: Worker name → the key under which what it did is booked.
@@ -29,34 +32,23 @@ Measure = Callable[[Story, Event, Delivery | None, Key, list[Fact]], bool]
 Usually = Callable[[Task, Event, Key, list[Fact]], bool]
 
 
-def at_sent(task: Task, event: Event, key_at: KeyAt, facts: list[Fact]) -> None:
-    """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
-    attempt, ready = event.retries or 0, max(event.timestamp, _epoch(event.eta))
-    if task.story is None and task.worker is None and attempt == task.attempt:  # nearly all
-        task.sent, task.ready = True, ready
-        return
-    story = task.unfold()
-    for delivery in story.deliveries:
-        if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
-            delivery.ready = ready
-            if delivery.started is not None:
-                facts.append(Queued(key_at(delivery.worker), delivery.started - ready, event.uuid))
-    story.sent[attempt] = ready
-    if len(story.sent) > MAX_DELIVERIES:
-        del story.sent[min(story.sent)]
-    task.fold()
-
-
 # -- usually: an attempt is received, started and ended by one worker process ----------------------------
+
+
+def usually_sent(task: Task, event: Event) -> bool:
+    """Note since when the newest attempt of a task without a story waits; tell whether that is all."""
+    if task.worker is not None or (event.retries or 0) != task.attempt:
+        return False
+    task.sent, task.ready = True, _from(event)
+    return True
 
 
 def _usually_received(task: Task, event: Event, _: Key, __: list[Fact]) -> bool:
     if task.worker is not None or (event.retries or 0) != task.attempt:
         return False
-    eta = _epoch(event.eta)
-    at = max(event.timestamp, eta)
+    at = _from(event)
     if not task.sent:
-        task.ready = eta or None
+        task.ready = _epoch(event.eta) or None
     task.worker, task.pid = event.hostname, event.pid
     task.at = task.ready if task.ready == at else at  # one object for both, if it is the eta
     return True
@@ -64,7 +56,7 @@ def _usually_received(task: Task, event: Event, _: Key, __: list[Fact]) -> bool:
 
 def _usually_started(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
     at, started = task.at, event.timestamp
-    if task.room.state is not State.RECEIVED or at is None or _is_elsewhere(task, event):
+    if task.room.state is not RECEIVED or at is None or _is_elsewhere(task, event):
         return False
     if task.ready is not None:
         facts.append(Queued(key, started - task.ready, event.uuid))
@@ -74,19 +66,19 @@ def _usually_started(task: Task, event: Event, key: Key, facts: list[Fact]) -> b
 
 
 def _usually_succeeded(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
-    if task.room.state is not State.STARTED or _is_elsewhere(task, event):
+    if task.room.state is not STARTED or _is_elsewhere(task, event):
         return False
     if event.runtime is not None:
-        facts.append(Ran(key, State.SUCCESS, event.runtime, event.uuid))
+        facts.append(Ran(key, SUCCESS, event.runtime, event.uuid))
     _end(task)
     return True
 
 
 def _usually_failed(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
-    if task.room.state is not State.STARTED or task.at is None or _is_elsewhere(task, event):
+    if task.room.state is not STARTED or task.at is None or _is_elsewhere(task, event):
         return False
     facts.append(Raised(key, exception_class(event.exception) or UNKNOWN))
-    facts.append(Ran(key, State.FAILURE, event.timestamp - task.at, event.uuid))
+    facts.append(Ran(key, FAILURE, event.timestamp - task.at, event.uuid))
     _end(task)
     return True
 
@@ -107,9 +99,22 @@ def _end(task: Task) -> None:
 # -- otherwise -------------------------------------------------------------------------------------------
 
 
+def at_sent(story: Story, event: Event, key_at: KeyAt, facts: list[Fact]) -> None:
+    """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
+    attempt, ready = event.retries or 0, _from(event)
+    for delivery in story.deliveries:
+        if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
+            delivery.ready = ready
+            if delivery.started is not None:
+                facts.append(Queued(key_at(delivery.worker), delivery.started - ready, event.uuid))
+    story.sent[attempt] = ready
+    if len(story.sent) > MAX_DELIVERIES:
+        del story.sent[min(story.sent)]
+
+
 def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     attempt, eta = event.retries or 0, _epoch(event.eta)
-    received = max(event.timestamp, eta)
+    received = _from(event)
     ready = story.sent.get(attempt)
     late = attempt in story.skipped
     if _is_again(story, attempt):
@@ -238,6 +243,11 @@ def _deliver(story: Story, delivery: Delivery) -> bool:
     ]
     story.deliveries = sorted([*alive[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
     return story.deliveries[-1] is delivery
+
+
+def _from(event: Event) -> float:
+    """Return since when a task waits that was sent or received: not before its eta."""
+    return event.timestamp if event.eta is None else max(event.timestamp, _epoch(event.eta))
 
 
 def _epoch(eta: str | None) -> float:

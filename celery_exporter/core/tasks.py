@@ -124,7 +124,7 @@ class Task(Struct, gc=False):
     def is_sent(self, attempt: int | None = None) -> bool:
         """Tell whether the `task-sent` of this attempt was seen, or of any one."""
         if self.story is None:
-            return self.sent and attempt in (None, self.attempt)
+            return self.sent and (attempt == self.attempt or attempt is None)
         return bool(self.story.sent) if attempt is None else attempt in self.story.sent
 
     def key_of(self, attempt: int | None) -> Key:
