@@ -27,7 +27,7 @@ from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of
 #: between a task's end and its last event (a worker's event buffer).
 TOMBSTONE_SECONDS = 60.0
-#: Tombstones kept at a time: at 300 bytes each, 15 MB.
+#: Tombstones kept at a time: at 300 bytes each, usually, 15 MB.
 MAX_TOMBSTONES = 50_000
 #: Between two looks at all rooms and workers.
 SWEEP_SECONDS = 1.0
@@ -114,7 +114,7 @@ class Cluster:
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
-        for room in tasks.rooms():
+        for room in list(tasks.rooms()):  # by what is released here others may come into being
             self._evict(tasks.overdue(room.tasks, now.listened - self.limits.task_ttl), now)
             if not room.tasks:
                 room.tasks.clear()  # gives back what it took when it was full
@@ -411,4 +411,4 @@ class Cluster:
 
 def _is_early(task: Task, attempt: int) -> bool:
     """Tell whether an attempt was received whose `task-sent` has not come, though that of another one has."""
-    return not task.is_sent(attempt) and task.is_sent()
+    return not task.is_sent(attempt) and task.is_any_sent()

@@ -138,6 +138,8 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
     if heard < now.listened - cluster.limits.task_ttl and not memory.parked:  # that has to count yet
         return
+    if cluster.tasks.get(memory.uuid) is not None or (memory.key is None and not memory.parked):
+        return  # of no use, and harmful; nobody of ours writes such a thing
     room = cluster.tasks.limbo
     if memory.key is not None:
         room = cluster.tasks.kind(cluster.keys.restore(memory.key)).rooms[memory.state]
@@ -152,10 +154,12 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
     deliveries = memory.deliveries or []
     for delivery in deliveries:
         worker = cluster.workers.get(delivery.worker)
-        delivery.worker = worker.name if worker else delivery.worker  # one string for all its tasks
+        if worker is not None:
+            delivery.worker = worker.name  # one object for all its tasks
+            delivery.pid = worker.task_pid if delivery.pid == worker.task_pid else delivery.pid
     keys = memory.keys and {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
     sent = ({} if memory.ready is None else {0: memory.ready}) | (memory.resent or {})
-    task.story = Story(sent, memory.received, memory.skipped or set(), deliveries, memory.ended_by, keys)
+    task.story = Story(sent, memory.received, deliveries, memory.ended_by, memory.skipped or None, keys)
     task.fold()
 
 

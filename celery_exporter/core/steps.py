@@ -39,7 +39,7 @@ def usually_sent(task: Task, event: Event) -> bool:
     """Note since when the newest attempt of a task without a story waits; tell whether that is all."""
     if task.worker is not None or (event.retries or 0) != task.attempt:
         return False
-    task.sent, task.ready = True, _from(event)
+    task.sent, task.ready = task.attempt, _from(event)
     return True
 
 
@@ -47,7 +47,7 @@ def _usually_received(task: Task, event: Event, _: Key, __: list[Fact]) -> bool:
     if task.worker is not None or (event.retries or 0) != task.attempt:
         return False
     at = _from(event)
-    if not task.sent:
+    if task.sent != task.attempt:
         task.ready = _epoch(event.eta) or None
     task.worker, task.pid = event.hostname, event.pid
     task.at = task.ready if task.ready == at else at  # one object for both, if it is the eta
@@ -109,14 +109,14 @@ def at_sent(story: Story, event: Event, key_at: KeyAt, facts: list[Fact]) -> Non
                 facts.append(Queued(key_at(delivery.worker), delivery.started - ready, event.uuid))
     story.sent[attempt] = ready
     if len(story.sent) > MAX_DELIVERIES:
-        del story.sent[min(story.sent)]
+        del story.sent[min(each for each in story.sent if each != attempt)]
 
 
 def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     attempt, eta = event.retries or 0, _epoch(event.eta)
     received = _from(event)
     ready = story.sent.get(attempt)
-    late = attempt in story.skipped
+    late = attempt in (story.skipped or ())
     if _is_again(story, attempt):
         facts.append(Redelivered(key))
         ready = event.timestamp
@@ -134,15 +134,17 @@ def _is_again(story: Story, attempt: int) -> bool:
 
     An older attempt than was received already may have been another worker's, whose events are late.
     """
-    if attempt in story.skipped:
-        story.skipped.remove(attempt)
+    skipped = story.skipped or set()
+    if attempt in skipped:
+        story.skipped = skipped - {attempt}
         return False
     if story.received is not None and attempt <= story.received:
         return True
     first = 0 if story.received is None else story.received + 1
     oldest = attempt - MAX_DELIVERIES
-    story.skipped.update(range(max(first, oldest), attempt))
-    story.skipped = {each for each in story.skipped if each >= oldest}
+    more = range(max(first, oldest), attempt)
+    if skipped or more:
+        story.skipped = {each for each in (*skipped, *more) if each >= oldest}
     story.received = attempt
     return False
 
@@ -174,7 +176,10 @@ def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key,
 
 def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
     _time(delivery, event, State.RETRY, key, facts)
-    return _ended(story, delivery)
+    newest = _ended(story, delivery)
+    # Where nobody tells of sendings each retry would be remembered for it. A late one comes before the end.
+    story.deliveries = [each for each in story.deliveries if each is not delivery]
+    return newest
 
 
 def _at_end(story: Story, _: Event, delivery: Delivery | None, __: Key, ___: list[Fact]) -> bool:

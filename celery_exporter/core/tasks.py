@@ -45,9 +45,9 @@ class Story(Struct, gc=False):
 
     sent: dict[int, float]  # since when each attempt waits whose task-sent was seen: max(sent, eta)
     received: int | None  # the newest attempt that was received
-    skipped: set[int]  # attempts before it of which that was not said, or not yet
     deliveries: list[Delivery]  # the newest attempt's last
-    ended_by: str  # the worker that ended it, or one of its deliveries while others go on
+    ended_by: str = ""  # the worker that ended it, or one of its deliveries while others go on
+    skipped: set[int] | None = None  # attempts before `received` of which that was not said, or not yet
     keys: dict[int, Key] | None = None  # of its attempts, once one was sent to another queue than the others
 
 
@@ -65,9 +65,9 @@ class Task(Struct, gc=False):
     since: float = 0.0  # when it came into its room
     story: Story | None = None  # if there is one, nobody looks at what follows
     attempt: int = 0  # those before it are over
-    sent: bool = False  # was its task-sent seen?
+    sent: int | None = None  # the newest attempt whose task-sent was seen
     ready: float | None = None  # since when it waits: max(sent, eta), of those that are known
-    worker: str | None = None  # that received it, and ended it if the task is finished
+    worker: str | None = None  # that received the attempt, and ended it if the task is finished
     pid: int | None = None
     at: float | None = None  # when it was received (not before its eta), and then when it was started
 
@@ -76,15 +76,16 @@ class Task(Struct, gc=False):
         if self.story is not None:
             return self.story
         attempt = self.attempt
-        sent = {attempt: self.ready} if self.sent and self.ready is not None else {}
+        # Since when attempts waited that are over is of no use to anybody.
+        sent = {} if self.sent is None else {self.sent: self.ready or 0.0}
         if self.worker is None:
-            return Story(sent, attempt - 1 if attempt else None, set(), [], "")
-        ended = self.room.state is None
-        deliveries = []
+            return Story(sent, attempt - 1 if attempt else None, [])
+        ended, deliveries = self.room.state is None, []
         if self.at is not None:
+            # When one was received that was started is only known not to be unknown.
             started = None if self.room.state is State.RECEIVED else self.at
             deliveries = [Delivery(self.worker, self.pid, attempt, self.ready, self.at, started, ended)]
-        return Story(sent, attempt, set(), deliveries, self.worker if ended else "")
+        return Story(sent, attempt, deliveries, self.worker if ended else "")
 
     def unfold(self) -> Story:
         """Return its story, which is what counts from now on."""
@@ -94,38 +95,47 @@ class Task(Struct, gc=False):
     def fold(self) -> None:
         """Do without the story, if it is over but for what the task's own fields hold."""
         story = self.story
-        if story is None or self.room.state is None or story.skipped or story.keys or story.ended_by:
+        if story is None or self.room.state is None or story.skipped or story.ended_by:
             return
-        attempts = (-1 if story.received is None else story.received), max(story.sent, default=None)
+        received = -1 if story.received is None else story.received
+        sent = max(story.sent, default=None)
         if not story.deliveries:
-            self._fold_waiting(story, *attempts)
-        elif len(story.deliveries) == 1:
-            self._fold_delivered(story, story.deliveries[0], *attempts)
-
-    def _fold_waiting(self, story: Story, received: int, sent: int | None) -> None:
-        if sent in (None, received + 1):
-            self.story, self.attempt, self.sent = None, received + 1, sent is not None
-            self.ready = story.sent.get(received + 1)
-            self.worker = self.pid = self.at = None
-
-    def _fold_delivered(self, story: Story, one: Delivery, received: int, sent: int | None) -> None:
-        as_sent = sent is None or (sent == received and one.ready == story.sent[sent])
-        place = State.RECEIVED if one.started is None else State.STARTED
-        if as_sent and one.attempt == received and one.received is not None and self.room.state is place:
-            self.story, self.attempt, self.sent = None, received, sent is not None
+            attempt = received + 1
+        elif len(story.deliveries) == 1 and self._is_usual(story, story.deliveries[0]):
+            attempt = received
+        else:
+            return
+        elsewhere = story.keys is not None and story.keys.get(attempt) != self.room.kind.key
+        if elsewhere or (sent is not None and sent > attempt):
+            return
+        self.story, self.attempt, self.sent = None, attempt, sent
+        self.ready = None if sent is None else story.sent[sent]
+        self.worker = self.pid = self.at = None
+        for one in story.deliveries:
             self.ready, self.worker, self.pid = one.ready, one.worker, one.pid
-            self.at = one.received if one.started is None else one.started
+            at = one.received if one.started is None else one.started
+            # A restart made two objects of one float.
+            self.at = next((each for each in (self.since, self.ready) if each == at), at)
+
+    def _is_usual(self, story: Story, one: Delivery) -> bool:
+        newest = one.attempt == story.received and not one.ended
+        known = one.received is not None and (one.ready is not None or one.attempt not in story.sent)
+        return newest and known and self.room.state is (State.STARTED if one.started else State.RECEIVED)
 
     @property
     def waiting_since(self) -> float | None:
         """Return since when the newest attempt that was sent waits."""
         return max(self.tell().sent.values(), default=None)
 
-    def is_sent(self, attempt: int | None = None) -> bool:
-        """Tell whether the `task-sent` of this attempt was seen, or of any one."""
+    def is_sent(self, attempt: int) -> bool:
+        """Tell whether the `task-sent` of this attempt was seen, or is of no use any more."""
         if self.story is None:
-            return self.sent and (attempt == self.attempt or attempt is None)
-        return bool(self.story.sent) if attempt is None else attempt in self.story.sent
+            return attempt == self.sent or attempt < self.attempt
+        return attempt in self.story.sent
+
+    def is_any_sent(self) -> bool:
+        """Tell whether a `task-sent` was seen of it."""
+        return self.sent is not None if self.story is None else bool(self.story.sent)
 
     def key_of(self, attempt: int | None) -> Key:
         """Return the key of an attempt; of one that nobody sent, that of the task."""
@@ -218,7 +228,7 @@ class TaskTable:
 
     def hear(self, task: Task, heard: float) -> None:
         """Note that it was heard of."""
-        task.heard = heard
+        task.heard = task.room.kind.heard = heard
         task.room.tasks[task.uuid] = task.room.tasks.pop(task.uuid)
 
     def park(self, task: Task, events: list[Event], heard: float) -> None:
@@ -275,7 +285,7 @@ class TaskTable:
     def drop(self, keys: Iterable[Key]) -> None:
         """Forget kinds that have no task any more, no tombstone either."""
         for key in keys:
-            del self._kinds[key]
+            self._kinds.pop(key).rooms.clear()  # they know of each other, and nobody collects such circles
 
     def in_states(self) -> list[InState]:
         """Return the gauges: one for each key and open state."""

@@ -698,6 +698,22 @@ OPEN_LIVES = {
     "nobody told of its sending": ("RECEIVED", [partial(received, eta=LATER)]),
     "runs": ("STARTED", [sent, received, started]),
     "will be retried": ("RETRY", RETRIED),
+    "will be retried, which nobody told but the worker": ("RETRY", [received, started, retried]),
+    "will be retried, by one who does not tell": ("RETRY", [sent, received, started, retried]),
+    "will be retried, from another queue": (
+        "RETRY",
+        [sent, received, started, partial(sent, retries=1, queue="elsewhere"), retried],
+    ),
+    "was given back": ("PENDING", [sent, received, partial(rejected, requeue=True)]),
+    "was given back, and received again": (
+        "RECEIVED",
+        [sent, received, partial(rejected, requeue=True), partial(received, at=2)],
+    ),
+    "was received by the worker's next process": ("RECEIVED", [sent, received, partial(received, pid=2)]),
+    "runs again, in the worker's next process": (
+        "STARTED",
+        [sent, received, started, partial(received, pid=2), partial(started, pid=2)],
+    ),
     "was received for its first retry": ("RECEIVED", [*RETRIED, partial(received, retries=1)]),
     "runs, for the first retry": ("STARTED", [*RETRIED, partial(received, retries=1), started]),
 }
@@ -709,10 +725,9 @@ OPEN_LIVES = {
 def test_a_task_in_flight_costs_less_than_400_bytes(life, tasks):
     state, events = OPEN_LIVES[life]
     story = Story(Limits(max_tasks=2_000_000, reorder_window=0.1))
-    bodies = (
-        json.dumps([event(uuid) | {"pid": 4711} for event in events]).encode()
-        for uuid in (str(uuid4()) for _ in range(tasks))
-    )
+    uuids = (str(uuid4()) for _ in range(tasks))
+    lives = ([event(uuid) for event in events] for uuid in uuids)
+    bodies = (json.dumps([each | {"pid": 4711 + each["pid"]} for each in life]).encode() for life in lives)
     story.tell(sent("first"))
     tracemalloc.start()
     try:

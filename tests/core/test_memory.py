@@ -118,6 +118,17 @@ def test_law_5_a_restart_anywhere_in_a_life_changes_nothing(life, cut, clock):
     assert seen(broken) == seen(whole)
 
 
+def test_what_a_state_file_says_twice_is_taken_once_and_what_waits_with_nothing_is_not_taken(monkeypatch):
+    old = told(sent(), received())
+    (task,) = memory.of_tasks(old.cluster, ["u1"])
+    elsewhere = msgspec.structs.replace(task, key=Key("mul", "q"), state=State.PENDING)
+    nothing = msgspec.structs.replace(task, uuid="u2", key=None, state=None, parked=None)
+    monkeypatch.setattr(memory, "of_tasks", lambda *_: [task, elsewhere, nothing])
+    story = restarted(old)
+    assert story.gauges() == {"RECEIVED": 1}
+    assert story.cluster.tasks.uuids() == ["u1"]
+
+
 @pytest.mark.parametrize("clock", [0.0, 500.0])
 def test_a_retry_that_waited_for_its_task_sent_waits_for_the_rest_of_the_window(clock):
     old = told(sent(), received(), started(), retried(), received(at=1, retries=1))

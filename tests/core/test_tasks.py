@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 
+from celery_exporter.core.cluster import Limits
 from celery_exporter.core.facts import State
 from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.steps import MAX_DELIVERIES
 from celery_exporter.core.tasks import Task, TaskTable
 
-from .story import Story, received, retried, sent, started, succeeded
+from .story import Story, received, retried, sent, started, succeeded, task_event
 from .test_cluster import OPEN_LIVES
 from .test_memory import restarted, seen, tales
 
@@ -19,17 +23,15 @@ B = {"host": "b@h"}
 class Teller(TaskTable):
     """A table in which each task has a story from the beginning, and for ever."""
 
-    def new(self, *arguments) -> Task:
-        task = super().new(*arguments)
-        task.unfold().skipped = Unforgettable(task.unfold().skipped)
+    def new(self, uuid, heard, room, since=0.0) -> Task:
+        task = self._tasks[uuid] = room.tasks[uuid] = Unforgettable(uuid, heard, room, since)
+        task.unfold()
         return task
 
 
-class Unforgettable(set):
-    """Attempts that are never all over."""
-
-    def __bool__(self) -> bool:
-        return True
+class Unforgettable(Task):
+    def fold(self) -> None:
+        pass
 
 
 def told(events, **options) -> Story:
@@ -126,3 +128,41 @@ def test_tasks_of_one_worker_process_share_what_says_so():
     one, other = map(story.cluster.tasks.get, ("u1", "u2"))
     assert one.worker is other.worker
     assert one.pid is other.pid
+
+
+def test_an_attempt_that_is_over_and_comes_again_keeps_nobody_waiting():
+    story = told([sent(), received(), started(), sent(at=1, retries=1), retried(at=2)])
+    story.wait(3)
+    story.tell(received(at=3, **B), received(at=4, retries=1), started(at=5), succeeded(at=6))
+    assert story.by_state()["SUCCESS"] == 1
+
+
+def test_a_sending_that_is_told_last_is_remembered_however_many_others_are():
+    events = [sent(at=attempt, retries=attempt) for attempt in range(1, MAX_DELIVERIES + 1)]
+    story = told([*events, sent(), received(at=1), started(at=2)])
+    assert story.cell().queued.total == 2
+
+
+def test_label_sets_that_are_given_up_leave_nothing():
+    story = Story(Limits(series_ttl=120))
+
+    def left_by(names: int) -> int:
+        tracemalloc.start()
+        for number in range(names):
+            story.tell(sent("u", name=f"made at run time {number}"), task_event("revoked", "u"))
+            story.wait(0.01)
+        story.wait(400)
+        assert len(story.cluster.keys) <= 2
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return size
+
+    left_by(10)
+    assert left_by(500) < 500 * 300, "its tables are as large as they were, and empty"
+
+
+def test_a_task_that_waits_for_longer_than_it_is_remembered_is_forgotten_and_no_harm_done():
+    story = told([sent("u1"), sent("u2", name="mul")], limits=Limits(task_ttl=1.0, reorder_window=60.0))
+    story.tell(received("u1", name="new", retries=1), received("u2", name="newer", retries=1))
+    story.wait(3)
+    assert story.gauges() == {}

@@ -106,7 +106,7 @@ class RedisReader(KombuReader):
                     self._subscribed = True
                 elif isinstance(frame, hiredis.ReplyError):
                     raise BrokerError(f"Redis says {frame}")
-        except hiredis.HiredisError as error:
+        except (hiredis.HiredisError, TypeError) as error:  # TypeError: a map with a list for a key
             raise BrokerError(f"Redis sent what is no Redis protocol: {error}") from None
         return taken
 
