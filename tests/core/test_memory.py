@@ -151,6 +151,15 @@ def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
     assert all(each.worker is name for each in deliveries[:2])
 
 
+def test_tasks_of_a_worker_that_was_restarted_are_those_of_its_processes_after_a_restart_of_ours_too():
+    events = [
+        event(uuid, pid=pid) for uuid, pid in (("u1", 4711), ("u2", 4712)) for event in (sent, received)
+    ]
+    story = restarted(told(*events))
+    assert [story.cluster.tasks.get(uuid).pid for uuid in ("u1", "u2")] == [4711, 4712]
+    assert story.cluster.tasks.get("u2").pid is story.cluster.workers["w@h"].task_pid
+
+
 def test_an_idle_series_is_given_up_after_a_restart_too():
     old = told(*LIFE, limits=Limits(series_ttl=200))
     old.wait(50)
