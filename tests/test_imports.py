@@ -20,7 +20,7 @@ FLOORS = [
     ["cli"],
     ["demo"],
     ["web"],
-    ["exposition", "logs", "sdnotify"],
+    ["exposition", "logs", "malloc", "sdnotify"],
     ["protobuf"],
     ["monitor"],
     ["collector"],
