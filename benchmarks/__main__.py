@@ -60,6 +60,7 @@ SUSTAINED = Target(">= 12 x peer", 12, at_least=True)
 SCRAPE = Target("8 x faster than prometheus_client", 8, at_least=True)
 STALL, IDLE, START = Target("<= 50 ms", 50), Target("<= 55 MB", 55), Target("<= 1,000 ms", 1_000)
 TASK = Target("<= 400 bytes", 400)
+PROFILES = Target("<= 1.1 x one profile", 1.1)
 
 
 class Options(argparse.Namespace):
@@ -255,11 +256,18 @@ def inside_lines(options: Options) -> list[Line]:
             Row(f"  prometheus_client {version('prometheus-client')}, encoding", "ms", theirs),
         ]
     spent = inside("stages", str(options.tasks))
+    profiles = inside("profiles", str(options.tasks))
+    one, *_ = profiles.values()
     stall = inside("stall", str(options.samples))
     task = inside("memory", str(options.in_flight))
     return [
         "where it goes, an event, Redis, messages of ten (without the system's share)",
         *(Row(f"  {stage}", "us", [cost], digits=2) for stage, cost in spent.items()),
+        "an event from its bytes to sums, by the profiles that are on",
+        *(
+            Row(f"  {names}", "us", [cost], None, None, [(PROFILES, ratio(cost, one))], "", 2)
+            for names, cost in profiles.items()
+        ),
         *lines,
         f"events while {stall['samples']:,} samples are scraped",
         Row("  a message is late at worst, without scrapes", "ms", [stall["still"]]),

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import statistics
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import hiredis
@@ -30,13 +32,15 @@ from celery_exporter.broker.readers.kombu import Full
 from celery_exporter.broker.readers.redis import RedisReader
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
+from celery_exporter.core.events import Event, decode
 from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import Exposition
 from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor
-from celery_exporter.options import RUNTIME_BUCKETS, WAIT_BUCKETS
-from celery_exporter.profiles import native
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, Selection, select
+from celery_exporter.profiles.native import RUNTIME_BUCKETS, WAIT_BUCKETS
 from celery_exporter.settings import load
 
 #: Samples of a label set whose tasks succeed; the exporter has some hundred of its own.
@@ -60,7 +64,7 @@ class Exporter:
         )
         firsts = Firsts()
         self._monitor = Monitor(settings, firsts)
-        self._exposition = Exposition(native.rows(settings.task_labels), firsts=firsts)
+        self._exposition = Exposition(settings.selection.rows, firsts=firsts)
 
     def hear(self, messages: Iterable[bytes]) -> None:
         """Do what the events thread does with what one read returned."""
@@ -219,6 +223,38 @@ def stages_once(stream: bytes) -> dict[str, float]:
     return spent
 
 
+def profiles(tasks: int) -> dict[str, float]:
+    """Return what an event costs the core with one profile and with all that can be on with it, in us.
+
+    They take turns; the best of each is returned.
+    """
+    names: tuple[str, ...] = ()
+    for name in PROFILES:
+        with suppress(ProfilesClashError):
+            names = select((*names, name), Shape()).names
+    stream = bodies(Cluster(tasks=tasks))
+    events = sum(len(decode(body)) for body in stream)
+    best: dict[str, float] = {}
+    for _ in range(SCRAPES):
+        for chosen in (names[:1], names):
+            spent = core_seconds(select(chosen, Shape()), stream)
+            label = ", ".join(chosen)
+            best[label] = min(best.get(label, math.inf), spent / events * 1e6)
+    return best
+
+
+def core_seconds(selection: Selection, stream: list[bytes]) -> float:
+    """Return the CPU seconds that it takes from these messages to sums."""
+    cluster = Cluster_(Limits(), selection.labels, clients=selection.clients)
+    ledger, now = Ledger(selection.runtime_bounds, selection.wait_bounds), Moment(10.0, START)
+    start = time.process_time()
+    for body in stream:
+        for event in decode(body):
+            if isinstance(event, Event):
+                ledger.add(cluster.apply(event, now))
+    return time.process_time() - start
+
+
 def take(reader: RedisReader) -> bool:
     """Take a batch; tell whether it is full."""
     reader._batch, reader._bytes = [], 0  # noqa: SLF001
@@ -238,5 +274,5 @@ def pushed(published: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    measured = {"scrape": scrape, "stall": stall, "memory": memory, "stages": stages}[sys.argv[1]]
+    measured = {each.__name__: each for each in (scrape, stall, memory, stages, profiles)}[sys.argv[1]]
     print(json.dumps(measured(int(sys.argv[2]))))

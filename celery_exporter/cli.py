@@ -15,6 +15,7 @@ import click
 from celery_exporter import __version__, malloc
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.options import OPTIONS, Option
+from celery_exporter.profiles.catalogue import PROFILES, overview, table
 from celery_exporter.sdnotify import STOPPING, Notifier
 from celery_exporter.settings import BadSettingError, Listener, Settings, load, load_listener
 
@@ -96,6 +97,14 @@ def demo(context: click.Context, port: int, seconds: float | None) -> None:
     context.exit(run(port, seconds))
 
 
+@_command.command()
+@click.argument("name", required=False, type=click.Choice(tuple(PROFILES)))
+def profiles(name: str | None) -> None:
+    """List the profiles for --profile and their metrics, or the metrics of one."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    click.echo("\n\n".join(map(overview, PROFILES.values())) if name is None else table(PROFILES[name]))
+
+
 @click.pass_context
 def _healthcheck(context: click.Context, /, **argv: Any) -> None:
     """Ask the exporter here if it is well: exit code 0, or 1.
@@ -134,7 +143,6 @@ def serve(settings: Settings) -> int:
     from celery_exporter.firsts import Firsts  # noqa: PLC0415
     from celery_exporter.logs import configure  # noqa: PLC0415
     from celery_exporter.monitor import Monitor  # noqa: PLC0415
-    from celery_exporter.profiles import native  # noqa: PLC0415
     from celery_exporter.web.app import build  # noqa: PLC0415
     from celery_exporter.web.config import BadWebConfigError  # noqa: PLC0415
     from celery_exporter.web.guard import guarded  # noqa: PLC0415
@@ -149,9 +157,8 @@ def serve(settings: Settings) -> int:
         listener = bind(settings.host, settings.port)
     except (UnusableURLError, BadWebConfigError, CannotListenError) as error:
         return _fail(str(error), EXIT_FAILED)
-    rows = native.rows(settings.task_labels)
     firsts = Firsts()
-    exposition = Exposition(rows, settings.metric_prefix, settings.static_labels, firsts)
+    exposition = Exposition(settings.selection.rows, settings.metric_prefix, settings.static_labels, firsts)
     monitor = Monitor(settings, firsts)
     protection = unprotected if file is None else file.current
 

@@ -8,6 +8,7 @@ series of its own.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Any
@@ -18,11 +19,11 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString as number  # noqa: N813  what it makes
 
 from celery_exporter import protobuf
-from celery_exporter.core.facts import Key
+from celery_exporter.core.facts import OTHER, Key
 from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.firsts import Firsts, Visit, series_id
-from celery_exporter.profiles import KEY_LABELS, Row, Sample
+from celery_exporter.profiles import KEY_LABELS, TASK_NAMES, Row, Sample
 from celery_exporter.protobuf import PROTOBUF
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -50,7 +51,7 @@ class Exposition:
         firsts: Firsts | None = None,
     ) -> None:
         static = self._static = static_labels or {}
-        self._families = [_Family(row, prefix + row.name.removeprefix(ROW_PREFIX), static) for row in rows]
+        self._families = [_Family(row, _renamed(row.name, prefix), static) for row in rows]
         self._unlabelled = _template((), static).format()
         self._firsts = firsts or Firsts()
         self._process = ProcessCollector(registry=CollectorRegistry())
@@ -114,6 +115,10 @@ def _text(lines: Iterable[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
 
 
+def _renamed(name: str, prefix: str) -> str:
+    return prefix + name.removeprefix(ROW_PREFIX) if name.startswith(ROW_PREFIX) else name
+
+
 class _Series(Struct, frozen=True, gc=False):
     """What of a series is the same in each scrape."""
 
@@ -166,7 +171,7 @@ class _Family:
         if row.type == "gauge" or row.began_before:
             visit = None
         if row.bounds is not None:
-            self._bounds = tuple(row.bounds(snapshot))
+            samples = self._thinned(samples, tuple(row.bounds(snapshot)))
         count = 0
         for count, (values, value) in enumerate(samples, 1):  # noqa: B007
             series = known.get(values) or self._learn(values)
@@ -180,6 +185,15 @@ class _Family:
                 yield series, value
         if len(known) > 2 * count + SPARE:  # most of them are gone
             known.clear()
+
+    def _thinned(self, samples: Iterable[Sample], bounds: tuple[float, ...]) -> Iterable[Sample]:
+        """Return histograms with no bounds but those of the row."""
+        thin = self.row.thin
+        self._bounds = bounds if thin is None else tuple(bound for bound in bounds if bound in thin)
+        if self._bounds == bounds:
+            return samples
+        places = [bisect_left(self._bounds, bound) for bound in (*bounds, math.inf)]
+        return ((values, histogram.thinned(places)) for values, histogram in samples)
 
     @staticmethod
     def _histogram(text: str, histogram: Histogram) -> str:
@@ -231,6 +245,8 @@ def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
 def _inherits(row: Row, values: Sequence[str], snapshot: Snapshot) -> bool:
     """Tell whether what a sample says was counted, in part, under other labels before."""
     labels = dict(zip(row.labels, values, strict=True))
+    if any(labels.get(name) == OTHER for name in TASK_NAMES):
+        return True
     cell = snapshot.cells.get(Key(*(labels.get(label, "") for label in KEY_LABELS)))
     return cell is not None and cell.inherited
 

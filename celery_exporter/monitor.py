@@ -155,7 +155,8 @@ class Monitor:
     def snapshot(self, *, web_config_up_to_date: bool | None) -> Snapshot:
         """Return a copy of all that is known now. Never waits for the broker."""
         with self._lock:
-            return take(self._cluster, self._ledger, self._surroundings(web_config_up_to_date))
+            around = self._surroundings(web_config_up_to_date)
+            return take(self._cluster, self._ledger, around, prefetched=self._settings.selection.prefetched)
 
     def _surroundings(self, web_config_up_to_date: bool | None) -> Surroundings:
         return Surroundings(
@@ -366,11 +367,11 @@ class Monitor:
 
 def _empty(settings: Settings) -> tuple[Cluster, Ledger]:
     show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
-    cluster = Cluster(settings.limits, settings.task_labels, show)
-    classic = not settings.no_classic_histograms
+    selection, classic = settings.selection, not settings.no_classic_histograms
+    cluster = Cluster(settings.limits, selection.labels, show, clients=selection.clients)
     ledger = Ledger(
-        settings.buckets if classic else (),  # +Inf is left
-        settings.queue_wait_buckets if classic else (),
+        selection.runtime_bounds if classic else (),  # +Inf is left
+        selection.wait_bounds if classic else (),
         settings.limits.max_series,
         native=settings.native_histograms,
         exemplars=settings.exemplars,
@@ -384,7 +385,8 @@ def _naming(settings: Settings) -> str:
     patterns = (settings.task_include, settings.task_exclude, *(rule for rule, _ in settings.task_name_rules))
     texts = [pattern and pattern.pattern for pattern in patterns]
     replacements = [text for _, text in settings.task_name_rules]
-    labels = [settings.metric_prefix, dict(settings.static_labels), settings.task_labels]
+    selection = settings.selection
+    labels = [settings.metric_prefix, dict(settings.static_labels), selection.names, selection.labels]
     return repr([texts, replacements, labels])
 
 

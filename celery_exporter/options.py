@@ -13,20 +13,16 @@ from msgspec import Struct
 
 from celery_exporter import parsing
 from celery_exporter.core.cluster import TOMBSTONE_SECONDS
-from celery_exporter.profiles import native
+from celery_exporter.core.facts import UNKNOWN
+from celery_exporter.profiles import TASK_LABELS, Shape, native
+from celery_exporter.profiles.catalogue import PROFILES
 
 ENV_PREFIXES = ("CELERY_EXPORTER_", "CE_")
-
-#: Upper bucket bounds, seconds: prometheus_client's defaults thinned out, and minutes added, for tasks.
-RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-#: Waits go on for longer: a backlog of an hour is still told from one of ten minutes.
-WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
 
 RETRY_INTERVAL = 5.0
 #: Seconds; by then the last late events of a finished task have found its tombstone.
 LEAST_SERIES_TTL = 2 * TOMBSTONE_SECONDS
 
-PROFILES = ("native",)
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 CONTENT_TYPES = ("json", "msgpack", "yaml", "pickle")
 
@@ -68,7 +64,9 @@ def _series_ttl(text: str) -> float | None:
     return None if seconds is None else parsing.number(LEAST_SERIES_TTL)(text)
 
 
-_TAKEN = {"le", *(label for row in native.rows(native.TASK_LABELS) for label in row.labels)}
+_SHAPE = Shape(task_labels=TASK_LABELS)
+_ROWS = [*native.EXPORTER_ROWS, *(row for profile in PROFILES.values() for row in profile.rows(_SHAPE))]
+_TAKEN = {"le", *(label for row in _ROWS for label in row.labels)}
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:
@@ -270,17 +268,45 @@ OPTIONS = (
     ),
     Option(
         name="profile",
-        help="The metric names to serve.",
+        help="The metric names to serve, of those that `celery-exporter profiles` lists.",
         takes=f"a comma-separated list of {', '.join(PROFILES)}",
-        parse=parsing.list_of(PROFILES),
+        parse=parsing.list_of(tuple(PROFILES)),
         default=("native",),
     ),
     Option(
         name="task-labels",
         help="Labels of task metrics besides task_name and state; empty for none.",
-        takes=f"a comma-separated list of {', '.join(native.TASK_LABELS)}",
-        parse=parsing.list_of(native.TASK_LABELS, least=0),
+        takes=f"a comma-separated list of {', '.join(TASK_LABELS)}",
+        parse=parsing.list_of(TASK_LABELS, least=0),
         default=("queue_name",),
+    ),
+    Option(
+        name="default-queue-name",
+        help="Profile danihodovic: what a queue is called that nobody told.",
+        takes="a name",
+        default=UNKNOWN,
+    ),
+    Option(
+        name="generic-hostname-task-sent-metric",
+        help="Profile danihodovic: call hosts of clients `generic`, for fewer series.",
+        takes="true or false",
+        parse=parsing.switch,
+        default=False,
+        switch=True,
+    ),
+    Option(
+        name="generic-hostname-worker-task-metric",
+        help="Profile danihodovic: call hosts of workers `generic` on task metrics, for fewer series.",
+        takes="true or false",
+        parse=parsing.switch,
+        default=False,
+        switch=True,
+    ),
+    Option(
+        name="namespace",
+        help="Profile ovalmoney: the value of the label `namespace`.",
+        takes="a name",
+        default="celery",
     ),
     Option(
         name="metric-prefix",
@@ -299,17 +325,17 @@ OPTIONS = (
     ),
     Option(
         name="buckets",
-        help="Upper bucket bounds of task run times, in seconds.",
+        help="Upper bucket bounds of task run times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
         parse=parsing.buckets,
-        default=RUNTIME_BUCKETS,
+        default=native.RUNTIME_BUCKETS,
     ),
     Option(
         name="queue-wait-buckets",
-        help="Upper bucket bounds of waiting times, in seconds.",
+        help="Upper bucket bounds of waiting times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
         parse=parsing.buckets,
-        default=WAIT_BUCKETS,
+        default=native.WAIT_BUCKETS,
     ),
     Option(
         name="native-histograms",

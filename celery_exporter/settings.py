@@ -16,6 +16,8 @@ from celery_exporter import parsing
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.names import Pattern
 from celery_exporter.options import OPTIONS, Option
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import ProfilesClashError, Selection, select
 
 
 class BadSettingError(Exception):
@@ -41,15 +43,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     host: str
     port: int
     web_config_file: Path | None
-    profiles: tuple[str, ...]
-    task_labels: tuple[str, ...]
+    selection: Selection
     task_include: Pattern | None
     task_exclude: Pattern | None
     task_name_rules: tuple[tuple[Pattern, str], ...]
     metric_prefix: str
     static_labels: Mapping[str, str]
-    buckets: tuple[float, ...]
-    queue_wait_buckets: tuple[float, ...]
     log_level: str
     native_histograms: bool
     no_classic_histograms: bool
@@ -103,11 +102,33 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         broker_transport_options=values.pop("broker_transport_option"),
         broker_ssl_options=values.pop("broker_ssl_option"),
         static_labels=values.pop("static_label"),
-        profiles=values.pop("profile"),
+        selection=_selection(values),
         task_name_rules=values.pop("task_name_rule"),
         limits=limits,
         **values,
     )
+
+
+def _selection(values: dict[str, Any]) -> Selection:
+    """Take out of the values what shapes metrics, and return what it makes."""
+    own = {option.key: option.default for option in OPTIONS}
+    buckets, waits = (
+        None if values[key] is own[key] else values[key] for key in ("buckets", "queue_wait_buckets")
+    )
+    del values["buckets"], values["queue_wait_buckets"]
+    shape = Shape(
+        task_labels=values.pop("task_labels"),
+        buckets=buckets,
+        wait_buckets=waits,
+        default_queue_name=values.pop("default_queue_name"),
+        namespace=values.pop("namespace"),
+        generic_sent=values.pop("generic_hostname_task_sent_metric"),
+        generic_worker=values.pop("generic_hostname_worker_task_metric"),
+    )
+    try:
+        return select(values.pop("profile"), shape)
+    except ProfilesClashError as error:
+        raise BadSettingError(str(error)) from None
 
 
 def _value(option: Option, given: Any, environ: Mapping[str, str]) -> Any:

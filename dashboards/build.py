@@ -15,7 +15,8 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.common import DataSourceRef
 from grafana_foundation_sdk.models.prometheus import Dataquery
 
-from celery_exporter.profiles import native
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import select
 from dashboards.panels import Panel
 
 Json = dict[str, Any]
@@ -35,7 +36,7 @@ ALL = {"job": ".+"}
 
 #: Metric → its labels; every series has a job besides.
 LABELS: dict[str, tuple[str, ...]] = {
-    **{row.name: row.labels for row in native.rows(("queue_name",))},
+    **{row.name: row.labels for row in select(("native",), Shape()).rows},
     **dict.fromkeys(("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"), ()),
 }
 METRIC = re.compile(r"\b((?:celery|process)_\w+)(?:\{([^}]*)\})?")

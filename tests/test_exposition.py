@@ -23,7 +23,8 @@ from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
 from celery_exporter.firsts import MAX_SCRAPERS
-from celery_exporter.profiles import Row, native
+from celery_exporter.profiles import Row, Shape
+from celery_exporter.profiles.catalogue import select
 from celery_exporter.protobuf import PROTOBUF
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
@@ -200,7 +201,7 @@ def test_law_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
 
 
 def native_row(name):
-    return next(row for row in native.rows(("queue_name",)) if row.name == name)
+    return next(row for row in select(("native",), Shape()).rows if row.name == name)
 
 
 def test_law_6_what_is_folded_into_a_new_series_is_no_news():
@@ -210,7 +211,11 @@ def test_law_6_what_is_folded_into_a_new_series_is_no_news():
     story.tell(heartbeat(), received(), started(), failed())
     story.wait(3)
     exposition = Exposition(
-        [row for row in native.rows(labels) if row.name.startswith("celery_task_failures")]
+        [
+            row
+            for row in select(("native",), Shape(task_labels=labels)).rows
+            if row.name.startswith("celery_task_failures")
+        ]
     )
 
     def shown():
@@ -365,9 +370,10 @@ def test_law_8_buckets_are_those_the_ledger_counts_in():
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
         story.tell(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))
+    rows = select(("native",), Shape(buckets=(0.5, 30.0), wait_buckets=(1.0, 7.5, 60.0))).rows
     samples = {
         (sample.name.removeprefix("celery_task_"), sample.labels["le"]): sample.value
-        for family in parse_text(Exposition(native.rows(("queue_name",))).render(story.shown()).decode())
+        for family in parse_text(Exposition(rows).render(story.shown()).decode())
         for sample in family.samples
         if sample.name.endswith("_bucket")
     }

@@ -13,7 +13,8 @@ import pytest
 
 from celery_exporter.cli import shown
 from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import native
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import select
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -33,7 +34,7 @@ def metrics() -> str:
     lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     lines += [
         f"| `{row.name}` | {row.type} | {', '.join(row.labels)} | {row.help} |"
-        for row in native.rows(("queue_name",))
+        for row in select(("native",), Shape()).rows
     ]
     return "\n".join(lines)
 
@@ -66,7 +67,7 @@ def test_every_file_that_the_readme_links_to_exists():
 
 def test_every_metric_and_option_that_the_readme_speaks_of_exists():
     text = README.read_text()
-    names = {row.name for row in native.rows(("queue_name",))}
+    names = {row.name for row in select(("native",), Shape()).rows}
     known = names | {name + suffix for name in names for suffix in ("_bucket", "_sum", "_count")}
     spoken = set(re.findall(r"\bcelery_(?:tasks?|workers?|queue|broker|exporter)_?[a-z_]*\b", text)) - {
         "celery_exporter"

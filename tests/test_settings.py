@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 import pytest
 
@@ -27,8 +28,8 @@ def complaint(environ=None, **argv) -> str:
 
 def test_defaults_are_those_of_the_table():
     found = settings()
-    assert (found.port, found.task_labels, found.limits.reorder_window) == (9808, ("queue_name",), 2.0)
-    assert 30.0 in found.buckets, "a query of the integration guide asks for this bound"
+    assert (found.port, found.selection.labels, found.limits.reorder_window) == (9808, ("queue_name",), 2.0)
+    assert 30.0 in found.selection.runtime_bounds, "a query of the integration guide asks for this bound"
 
 
 @pytest.mark.parametrize(
@@ -52,9 +53,9 @@ def test_an_option_beats_its_variables_and_ours_beat_the_others(argv, environ, p
         ("CE_QUEUES", "a,b c", "queues", ("a", "b", "c")),
         ("CE_ENABLE_EVENTS", "true", "enable_events", True),
         ("CE_ENABLE_EVENTS", "0", "enable_events", False),
-        ("CE_BUCKETS", "1,2,inf", "buckets", (1.0, 2.0)),
-        ("CE_TASK_LABELS", "", "task_labels", ()),
-        ("CE_TASK_LABELS", "queue_name, worker", "task_labels", ("queue_name", "worker")),
+        ("CE_BUCKETS", "1,2,inf", "selection.runtime_bounds", (1.0, 2.0)),
+        ("CE_TASK_LABELS", "", "selection.labels", ()),
+        ("CE_TASK_LABELS", "queue_name, worker", "selection.labels", ("queue_name", "worker")),
         ("CE_STATIC_LABEL", "env=prod zone=a", "static_labels", {"env": "prod", "zone": "a"}),
         (
             "CE_BROKER_TRANSPORT_OPTION",
@@ -65,7 +66,7 @@ def test_an_option_beats_its_variables_and_ours_beat_the_others(argv, environ, p
     ],
 )
 def test_values_from_the_environment(variable, value, field, expected):
-    assert getattr(settings({variable: value}), field) == expected
+    assert attrgetter(field)(settings({variable: value})) == expected
 
 
 def test_repeatable_options_take_json_values_and_text_with_spaces():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +23,16 @@ from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
 from celery_exporter.core.workers import Profile
 from celery_exporter.exposition import Exposition
-from celery_exporter.options import RUNTIME_BUCKETS, WAIT_BUCKETS
-from celery_exporter.profiles import native
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import PROFILES, Selection, select
 
 HERE = Path(__file__).parent
 TAPES = sorted((HERE / "tapes").glob("*.jsonl"))
 GOLDEN = HERE / "golden"
+#: What promtool ends with where it can read a page, and does not like a name on it.
+LINT = 3
 UPDATE = "UPDATE_GOLDEN" in os.environ
+(TAPE,) = [tape for tape in TAPES if tape.stem == "redis-prefork"]
 
 
 def read(tape: Path) -> Iterator[tuple[float, bytes]]:
@@ -37,8 +41,10 @@ def read(tape: Path) -> Iterator[tuple[float, bytes]]:
         yield message["at"], message["body"].encode()
 
 
-def replay(messages, labels=("queue_name",)) -> Snapshot:
-    cluster, ledger = Cluster(Limits(), labels), Ledger(RUNTIME_BUCKETS, WAIT_BUCKETS)
+def replay(messages, selection: Selection | None = None) -> Snapshot:
+    selection = selection or select(("native",), Shape())
+    cluster = Cluster(Limits(), selection.labels, clients=selection.clients)
+    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
     wall = 0.0
     for at, body in messages:
         found = decode(body)
@@ -56,7 +62,7 @@ def replay(messages, labels=("queue_name",)) -> Snapshot:
     }
     ledger.add(cluster.learn(profiles, moment))
     ledger.add(cluster.expire(Moment(at + 5, wall + 5)))
-    return take(cluster, ledger, surroundings(wall + 5))
+    return take(cluster, ledger, surroundings(wall + 5), prefetched=selection.prefetched)
 
 
 def surroundings(at: float) -> Surroundings:
@@ -78,8 +84,8 @@ def surroundings(at: float) -> Surroundings:
     )
 
 
-def render(snapshot: Snapshot, labels=("queue_name",)) -> str:
-    text = Exposition(native.rows(labels)).render(snapshot).decode()
+def render(tape: Path, selection: Selection) -> str:
+    text = Exposition(selection.rows).render(replay(read(tape), selection)).decode()
     return text.partition("# HELP process_")[0]
 
 
@@ -91,22 +97,44 @@ def hold(text: str, golden: Path) -> None:
 
 @pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)
 def test_the_native_profile_of_a_tape_is_the_golden_text(tape):
-    hold(render(replay(read(tape))), GOLDEN / f"native-{tape.stem}.txt")
+    hold(render(tape, select(("native",), Shape())), GOLDEN / f"native-{tape.stem}.txt")
 
 
 def test_the_native_profile_with_the_worker_label_is_the_golden_text():
-    labels = ("queue_name", "worker")
-    (tape,) = [tape for tape in TAPES if tape.stem == "redis-prefork"]
-    hold(render(replay(read(tape), labels), labels), GOLDEN / "native-worker-label.txt")
+    selection = select(("native",), Shape(task_labels=("queue_name", "worker")))
+    hold(render(TAPE, selection), GOLDEN / "native-worker-label.txt")
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "native"])
+def test_each_profile_of_a_tape_is_the_golden_text(profile):
+    text = render(TAPE, select((profile,), Shape()))
+    hold(text.partition("# HELP celery_exporter_")[0], GOLDEN / f"{profile}.txt")
+
+
+@pytest.mark.parametrize("others", [("triton",), ("triss", "triton", "flower"), ("flower",)], ids="+".join)
+def test_the_native_profile_is_the_same_beside_others(others):
+    """Though sums are kept by more labels, and histograms with more buckets, for the others."""
+    alone = render(TAPE, select(("native",), Shape())).splitlines()
+    beside = render(TAPE, select(("native", *others), Shape())).splitlines()
+    of_native = {row.name for row in select(("native",), Shape()).rows} - {"celery_exporter_series"}
+    shown = [line for line in beside if _family(line) in of_native]
+    assert shown == [line for line in alone if _family(line) in of_native]
+
+
+def _family(line: str) -> str:
+    name = line.split(" ")[2] if line.startswith("# ") else re.split("[{ ]", line, maxsplit=1)[0]
+    return re.sub("_(bucket|count|sum)$", "", name)
 
 
 @pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.txt")), ids=lambda path: path.stem)
 def test_promtool_has_nothing_to_say(golden):
     promtool = need("promtool")
-    done = subprocess.run(
-        [promtool, "check", "metrics"], input=golden.read_bytes(), capture_output=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    command = [promtool, "check", "metrics"]
+    done = subprocess.run(command, input=golden.read_bytes(), capture_output=True, check=False)
+    if golden.stem.startswith("native"):
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    else:  # other people's names are not all what it likes
+        assert done.returncode in (0, LINT), done.stderr
 
 
 @pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)

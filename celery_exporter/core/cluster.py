@@ -17,7 +17,7 @@ from functools import partial
 from msgspec import Struct
 
 from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name, unwrap
-from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Fact, Key, Known, Moment, Moved, State
+from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Fact, Key, Known, Moment, Moved, SentBy, State
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.names import ShownAs
 from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
@@ -38,6 +38,7 @@ MAX_LIMBO = 20_000
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
 
+NOWHERE: Mapping[Key, Key] = {}
 # An enum's members are looked up each time they are named.
 PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
 
@@ -58,10 +59,17 @@ class Cluster:
     """What is known of tasks and workers. Not thread-safe: one lock, held by its owner, guards it.
 
     `labels` are the optional labels in use on task metrics, of "queue_name" and "worker"; `show` says what
-    a task is called on them.
+    a task is called on them, `clients` whether it is told which host sent a task.
     """
 
-    def __init__(self, limits: Limits, labels: Iterable[str] = ("queue_name",), show: ShownAs = str) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        labels: Iterable[str] = ("queue_name",),
+        show: ShownAs = str,
+        *,
+        clients: bool = False,
+    ) -> None:
         self.limits = limits
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
@@ -70,6 +78,8 @@ class Cluster:
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
+        self._at = self.keys.at
+        self._clients = clients
         self._next_sweep = 0.0
         self._facts: list[Fact] = []
 
@@ -226,7 +236,10 @@ class Cluster:
         if task.story or not usually_sent(task, event):
             at_sent(task.unfold(), event, partial(self._key_at, key), self._facts)
             task.fold()
-        self._facts.append(Moved(key, PENDING, min(event.timestamp, now.wall)))
+        at = min(event.timestamp, now.wall)
+        self._facts.append(
+            SentBy(key, at, host(event.hostname)) if self._clients else Moved(key, PENDING, at)
+        )
         task.room.kind.heard = now.listened
         self._hear(task, now)
 
@@ -239,7 +252,7 @@ class Cluster:
         kind.heard = now.listened
         key, facts = kind.key, self._facts
         if self.keys.by_worker:
-            key = self._key_at(key, event.hostname)
+            key = self._at.get(event.hostname, NOWHERE).get(key) or self._key_at(key, event.hostname)
         newest = task.story is None and effect.usually(task, event, key, facts)
         if not newest:
             story = task.unfold()
@@ -407,6 +420,11 @@ class Cluster:
             for name, queues in self._registered().items()
             if len(queues) == 1 or not self.keys.by_queue
         }
+
+
+def host(node: str) -> str:
+    """Return the host's part of a node name."""
+    return node.partition("@")[2] or node
 
 
 def _is_early(task: Task, attempt: int) -> bool:

@@ -64,6 +64,14 @@ class Moved(Struct, frozen=True, gc=False):
     at: float
 
 
+class SentBy(Struct, frozen=True, gc=False):
+    """A task was sent by a client on this host, and so became PENDING."""
+
+    key: Key
+    at: float
+    client: str
+
+
 class Raised(Struct, frozen=True, gc=False):
     """A task failed with an exception of this class."""
 
@@ -109,4 +117,4 @@ class Folded(Struct, frozen=True, gc=False):
     into: Key
 
 
-Fact = Known | Moved | Raised | Ran | Queued | Prefetched | Redelivered | Folded
+Fact = Known | Moved | SentBy | Raised | Ran | Queued | Prefetched | Redelivered | Folded

@@ -71,6 +71,14 @@ class Histogram(Struct, gc=False):
             None if self.exemplars is None else self.exemplars.copy(),
         )
 
+    def thinned(self, places: Sequence[int]) -> Histogram:
+        """Return one with fewer buckets: `places` says for each of these which one it goes to."""
+        counts = [0] * (places[-1] + 1)
+        for place, count in zip(places, self.counts, strict=True):
+            counts[place] += count
+        exemplars = self.exemplars and {places[at]: one for at, one in self.exemplars.items()}
+        return Histogram(counts, self.total, self.native, exemplars)
+
     def empty(self) -> Histogram:
         """Return one with the same buckets in which nothing was observed."""
         return Histogram([0] * len(self.counts), 0.0, None if self.native is None else {})

@@ -25,6 +25,8 @@ class Keys:
         self.renamed = False
         self._limit = limit
         self._known: dict[Key, Key] = {}
+        #: By worker and key, the key for what it did to such tasks, where there is room for one.
+        self.at: dict[str, dict[Key, Key]] = {}
         self._found: dict[
             tuple[str | None, str | None], Key
         ] = {}  # what most tasks are called, and their keys
@@ -52,7 +54,11 @@ class Keys:
         """Return the key for what this worker did to tasks of that key."""
         if not self.by_worker or key is HIDDEN:
             return key
-        return self.admit(Key(key.task_name, key.queue_name, worker))
+        there = Key(key.task_name, key.queue_name, worker)
+        found = self.admit(there)
+        if found == there:  # what is folded is counted each time
+            self.at.setdefault(worker, {})[key] = found
+        return found
 
     def admit(self, key: Key) -> Key:
         """Return the one instance of this key, or, when there are too many, the one that sums up the rest."""
@@ -72,6 +78,7 @@ class Keys:
     def give_up(self, moves: Mapping[Key, Key]) -> list[Folded]:
         """Forget keys, each in favour of another one, to which its sums move."""
         self._found.clear()
+        self.at.clear()
         for key in moves:
             del self._known[key]
         return [Folded(key, self.admit(into)) for key, into in moves.items()]

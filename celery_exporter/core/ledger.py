@@ -21,13 +21,19 @@ from celery_exporter.core.facts import (
     Raised,
     Ran,
     Redelivered,
+    SentBy,
     State,
 )
 from celery_exporter.core.histograms import Histogram
 
+# An enum's members are looked up each time they are named.
+PENDING = State.PENDING
+
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
 #: them. The rest is added up as "other".
 MAX_EXCEPTIONS = 50
+#: Distinct hosts of clients kept per task and queue.
+MAX_CLIENTS = 100
 
 
 class Cell(Struct, gc=False):
@@ -40,6 +46,7 @@ class Cell(Struct, gc=False):
     ran: dict[State, Histogram]
     queued: Histogram | None
     prefetched: Histogram | None
+    clients: dict[str, int] = {}  # host → tasks that it sent, where somebody wants to know
     inherited: bool = False  # some of it was counted under another key before
 
     @classmethod
@@ -53,11 +60,19 @@ class Cell(Struct, gc=False):
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
         self.redelivered += other.redelivered
+        for client, count in other.clients.items():
+            self.sent_by(client, count)
         self.inherited = self.inherited or other.inherited
         for state, histogram in other.ran.items():
             self.ran[state] = _merged(self.ran.get(state), histogram)
         self.queued = _merged(self.queued, other.queued) if other.queued else self.queued
         self.prefetched = _merged(self.prefetched, other.prefetched) if other.prefetched else self.prefetched
+
+    def sent_by(self, client: str, count: int = 1) -> None:
+        """Count tasks that a host sent; one that there is no room for is `other`."""
+        if client not in self.clients and len(self.clients) >= MAX_CLIENTS:
+            client = OTHER
+        self.clients[client] = self.clients.get(client, 0) + count
 
     def copy(self) -> Cell:
         """Return a copy that later facts do not change."""
@@ -69,6 +84,7 @@ class Cell(Struct, gc=False):
             {state: histogram.copy() for state, histogram in self.ran.items()},
             self.queued and self.queued.copy(),
             self.prefetched and self.prefetched.copy(),
+            self.clients.copy(),
             self.inherited,
         )
 
@@ -146,6 +162,16 @@ class Ledger:
         if fact.at > cell.last.get(fact.state, 0.0):
             cell.last[fact.state] = fact.at
 
+    def _sent_by(self, fact: SentBy) -> None:
+        cell, client = self._cell(fact.key), fact.client
+        cell.moved[PENDING] += 1
+        if client in cell.clients:
+            cell.clients[client] += 1
+        else:
+            cell.sent_by(client)
+        if fact.at > cell.last.get(PENDING, 0.0):
+            cell.last[PENDING] = fact.at
+
     def _raised(self, fact: Raised) -> None:
         self._count(self._cell(fact.key), fact.exception, 1)
 
@@ -217,6 +243,7 @@ class Ledger:
     _BOOK: ClassVar[dict[type, Callable[[Ledger, Any], None]]] = {
         Known: _known,
         Moved: _moved,
+        SentBy: _sent_by,
         Raised: _raised,
         Ran: _ran,
         Queued: _queued,

@@ -46,6 +46,7 @@ class QueueView(Struct, frozen=True):
     consumers: int | None
     worker_processes: int | None
     oldest: float | None
+    workers: int | None
 
 
 class CollectorView(Struct, frozen=True):
@@ -92,6 +93,7 @@ class Snapshot(Struct, frozen=True):
     wait_bounds: Sequence[float]
     cells: Mapping[Key, Cell]
     tasks: Sequence[InState]
+    prefetched: Mapping[tuple[Key, str], int]  # received and not started, by worker; empty if nobody asked
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
     events: Mapping[str, int]
@@ -104,14 +106,18 @@ class Snapshot(Struct, frozen=True):
     series_folded: int
 
 
-def take(cluster: Cluster, ledger: Ledger, around: Surroundings) -> Snapshot:
-    """Return a copy of everything, for which nobody needs the lock any more."""
+def take(cluster: Cluster, ledger: Ledger, around: Surroundings, *, prefetched: bool = False) -> Snapshot:
+    """Return a copy of everything, for which nobody needs the lock any more.
+
+    What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
+    """
     return Snapshot(
         around=around,
         runtime_bounds=ledger.runtime_bounds,
         wait_bounds=ledger.wait_bounds,
         cells=_shown(ledger.snapshot()),
         tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
+        prefetched=cluster.tasks.prefetched() if prefetched else {},
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around),
         events=dict(cluster.events),
@@ -153,7 +159,8 @@ def _queue_view(
     processes = sum(size for size in sizes or () if size) if known else None
     sent = [task.waiting_since for task in map(cluster.tasks.get, depth.oldest_ids) if task] if depth else []
     oldest = min((at for at in sent if at is not None), default=None)
-    return QueueView(name, depth.length if depth else None, consumers, processes, oldest)
+    workers = None if sizes is None else len(sizes)
+    return QueueView(name, depth.length if depth else None, consumers, processes, oldest, workers)
 
 
 def _worker_view(worker: Worker) -> WorkerView:

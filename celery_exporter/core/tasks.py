@@ -7,6 +7,7 @@ dict, so its first entry is its oldest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -136,6 +137,12 @@ class Task(Struct, gc=False):
     def is_any_sent(self) -> bool:
         """Tell whether a `task-sent` was seen of it."""
         return self.sent is not None if self.story is None else bool(self.story.sent)
+
+    def held_by(self) -> str:
+        """Return the worker that has its newest delivery, empty if none has."""
+        if self.story is None:
+            return self.worker or ""
+        return self.story.deliveries[-1].worker if self.story.deliveries else ""
 
     def key_of(self, attempt: int | None) -> Key:
         """Return the key of an attempt; of one that nobody sent, that of the task."""
@@ -295,6 +302,15 @@ class TaskTable:
             for state in OPEN_STATES
             for tasks in [kind.rooms[state].tasks]
         ]
+
+    def prefetched(self) -> dict[tuple[Key, str], int]:
+        """Return how many tasks each worker has received and not started, by key and worker."""
+        found: Counter[tuple[Key, str]] = Counter()
+        for kind in self._kinds.values():
+            if kind.key != HIDDEN:
+                workers = (task.held_by() for task in kind.rooms[State.RECEIVED].tasks.values())
+                found.update((kind.key, worker) for worker in workers)
+        return found
 
 
 def _oldest(tasks: dict[str, Task]) -> float:

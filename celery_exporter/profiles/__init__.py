@@ -7,24 +7,38 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from celery_exporter.core.facts import UNKNOWN
+from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.snapshot import Snapshot
 
 #: One sample: its label values, in the order of the row's labels, and its value: a number, or a `Histogram`
 #: where the row has bounds.
 Sample = tuple[tuple[str, ...], Any]
+#: Joins the values of two samples into one.
+Merge = Callable[[Any, Any], Any]
 
 
 #: The labels of rows about tasks, in the order of `Key`.
 KEY_LABELS = ("task_name", "queue_name", "worker")
+#: What profiles call the first of them.
+TASK_NAMES = frozenset({"task_name", "name", "task", "task_type"})
+#: Those that are optional, of the facts and so of what is in memory.
+TASK_LABELS = ("queue_name", "worker")
+
+#: Upper bucket bounds in seconds: what prometheus_client has by itself, and so most exporters.
+COMMON_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 
 class Row(Struct, frozen=True):
     """One metric family: what it is called and how a snapshot tells its samples.
 
-    Names begin with `celery_`, which `--metric-prefix` replaces. A counter's name ends in `_total`.
+    `--metric-prefix` replaces the `celery_` that a name begins with. A counter's name ends in `_total`.
     `merge` joins the values of samples with equal labels, where the snapshot is finer than the row.
-    `bounds` tells a histogram's upper bucket bounds, without +Inf. A counter that somebody else counts
-    `began_before` we heard of it: a 0 before its first value would make all of that an increase.
+    `bounds` tells the upper bucket bounds that a histogram was counted with, without +Inf; `thin` are those
+    of them that are shown, None for all. A counter that somebody else counts `began_before` we heard of it: a
+    0 before its first value would make all of that an increase. `remark` says where a value differs on
+    purpose from that of the exporter which the name is from; `query` makes it out of native metrics, in
+    PromQL.
     """
 
     name: str
@@ -32,6 +46,53 @@ class Row(Struct, frozen=True):
     help: str
     labels: tuple[str, ...]
     samples: Callable[[Snapshot], Iterable[Sample]]
-    merge: Callable[[float, float], float] | None = None
+    merge: Merge | None = None
     bounds: Callable[[Snapshot], Iterable[float]] | None = None
+    thin: tuple[float, ...] | None = None
     began_before: bool = False
+    remark: str = ""
+    query: str = ""
+
+
+class Shape(Struct, frozen=True, kw_only=True):
+    """What somebody chose of how rows look. Upper bucket bounds in seconds; None for the profile's own."""
+
+    task_labels: tuple[str, ...] = ("queue_name",)
+    finer: bool = False  # another profile needs more labels, so several sums may be one sample
+    buckets: tuple[float, ...] | None = None
+    wait_buckets: tuple[float, ...] | None = None
+    default_queue_name: str = UNKNOWN
+    namespace: str = "celery"
+    generic_sent: bool = False
+    generic_worker: bool = False
+
+
+class Profile(Struct, frozen=True, kw_only=True):
+    """A family of metric names, where it is known from, and what of the facts it needs."""
+
+    name: str
+    about: str
+    rows: Callable[[Shape], list[Row]]
+    labels: Callable[[Shape], tuple[str, ...]]  # of `TASK_LABELS`
+    buckets: tuple[float, ...] = COMMON_BUCKETS
+    wait_buckets: tuple[float, ...] = COMMON_BUCKETS
+    clients: bool = False  # which host sent a task
+    prefetched: bool = False  # what each worker has received and not started
+
+
+def add(mine: Any, theirs: Any) -> Any:
+    """Add up two values of samples: numbers, or histograms of the same bounds."""
+    if isinstance(mine, Histogram):
+        both = mine.copy()
+        both.absorb(theirs)
+        return both
+    return mine + theirs
+
+
+def means(samples: Iterable[Sample]) -> Iterable[Sample]:
+    """Return the mean of what histograms observed, by labels."""
+    sums: dict[tuple[str, ...], tuple[float, int]] = {}
+    for labels, histogram in samples:
+        total, count = sums.get(labels, (0.0, 0))
+        sums[labels] = total + histogram.total, count + sum(histogram.counts)
+    return ((labels, total / count) for labels, (total, count) in sums.items() if count)

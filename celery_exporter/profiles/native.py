@@ -6,31 +6,77 @@ users have to edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from operator import attrgetter
 
 from celery_exporter.core.facts import Key, State
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
-from celery_exporter.profiles import Row, Sample
-
-#: Optional labels of task metrics: `--task-labels` chooses which of them are in use.
-TASK_LABELS = ("queue_name", "worker")
+from celery_exporter.profiles import TASK_LABELS, Profile, Row, Sample, Shape, add
 
 _STATES = tuple(state.name for state in State)
 _LASTING = (State.SUCCESS, State.FAILURE)
 
 
-def rows(task_labels: Sequence[str]) -> list[Row]:
-    """Return the table, with these of `TASK_LABELS` on task metrics."""
-    task = ("task_name", *(label for label in TASK_LABELS if label in task_labels))
+#: prometheus_client's bounds thinned out, and minutes added, for tasks.
+RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+#: Waits go on for longer: a backlog of an hour is still told from one of ten minutes.
+WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
+
+
+def rows(shape: Shape) -> list[Row]:
+    """Return the table, without what the exporter tells of itself."""
+    task = ("task_name", *(label for label in TASK_LABELS if label in shape.task_labels))
     queue = tuple(label for label in task if label != "worker")  # a gauge of tasks knows no worker
-    return [*_task_rows(task, queue), *_WORKER_ROWS, *_QUEUE_ROWS, *_EXPORTER_ROWS]
+    return [*_task_rows(task, queue, shape), *_WORKER_ROWS, *QUEUE_ROWS]
 
 
-def _task_rows(task: tuple[str, ...], queue: tuple[str, ...]) -> list[Row]:
-    values = _values_of(task)
+def runtime_and_waits(shape: Shape) -> list[Row]:
+    """Return the histograms."""
+    task = ("task_name", *(label for label in TASK_LABELS if label in shape.task_labels))
+    values = values_of(task)
+    merge, wait = add if shape.finer else None, shape.wait_buckets or WAIT_BUCKETS
+    return [
+        Row(
+            "celery_task_runtime_seconds",
+            "histogram",
+            "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
+            (*task, "state"),
+            lambda snapshot: (
+                ((*values(key), state.name), histogram)
+                for key, cell in snapshot.cells.items()
+                for state, histogram in cell.ran.items()
+            ),
+            merge=merge,
+            bounds=attrgetter("runtime_bounds"),
+            thin=shape.buckets or RUNTIME_BUCKETS,
+        ),
+        Row(
+            "celery_task_queue_wait_seconds",
+            "histogram",
+            "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
+            task,
+            partial(_histograms, values, attrgetter("queued")),
+            merge=merge,
+            bounds=attrgetter("wait_bounds"),
+            thin=wait,
+        ),
+        Row(
+            "celery_task_prefetch_wait_seconds",
+            "histogram",
+            "From received by a worker (or eta) to started by it.",
+            task,
+            partial(_histograms, values, attrgetter("prefetched")),
+            merge=merge,
+            bounds=attrgetter("wait_bounds"),
+            thin=wait,
+        ),
+    ]
+
+
+def _task_rows(task: tuple[str, ...], queue: tuple[str, ...], shape: Shape) -> list[Row]:
+    values, merge = values_of(task), add if shape.finer else None
     return [
         Row(
             "celery_tasks_total",
@@ -43,6 +89,7 @@ def _task_rows(task: tuple[str, ...], queue: tuple[str, ...]) -> list[Row]:
                 for of_key in [values(key)]
                 for state, count in zip(_STATES, cell.moved, strict=True)
             ),
+            merge=merge,
         ),
         Row(
             "celery_task_failures_total",
@@ -54,43 +101,18 @@ def _task_rows(task: tuple[str, ...], queue: tuple[str, ...]) -> list[Row]:
                 for key, cell in snapshot.cells.items()
                 for exception, count in cell.raised.items()
             ),
+            merge=merge,
         ),
-        Row(
-            "celery_task_runtime_seconds",
-            "histogram",
-            "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
-            (*task, "state"),
-            lambda snapshot: (
-                ((*values(key), state.name), histogram)
-                for key, cell in snapshot.cells.items()
-                for state, histogram in cell.ran.items()
-            ),
-            bounds=attrgetter("runtime_bounds"),
-        ),
-        Row(
-            "celery_task_queue_wait_seconds",
-            "histogram",
-            "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
-            task,
-            partial(_histograms, values, attrgetter("queued")),
-            bounds=attrgetter("wait_bounds"),
-        ),
-        Row(
-            "celery_task_prefetch_wait_seconds",
-            "histogram",
-            "From received by a worker (or eta) to started by it.",
-            task,
-            partial(_histograms, values, attrgetter("prefetched")),
-            bounds=attrgetter("wait_bounds"),
-        ),
+        *runtime_and_waits(shape),
         Row(
             "celery_tasks",
             "gauge",
             "Tasks that are in a state now.",
             ("state", *queue),
             lambda snapshot: (
-                ((group.state.name, *_values_of(queue)(group.key)), group.count) for group in snapshot.tasks
+                ((group.state.name, *values_of(queue)(group.key)), group.count) for group in snapshot.tasks
             ),
+            merge=merge,
         ),
         Row(
             "celery_task_oldest_timestamp_seconds",
@@ -123,11 +145,13 @@ def _task_rows(task: tuple[str, ...], queue: tuple[str, ...]) -> list[Row]:
             "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
             task,
             lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
+            merge=merge,
         ),
     ]
 
 
-def _values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
+def values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
+    """Return what gives the values of these labels, of which task_name is the first."""
     if len(labels) == 1:  # attrgetter of one name gives no tuple
         return lambda key: (key.task_name,)
     return attrgetter(*labels)
@@ -267,7 +291,7 @@ def _queue(name: str, help_: str, field: Callable[[QueueView], float | None]) ->
     )
 
 
-_QUEUE_ROWS = [
+QUEUE_ROWS = [
     _queue(
         "length",
         "Messages waiting in the queue, all priorities; absent when it could not be read.",
@@ -338,7 +362,8 @@ def _collector(name: str, help_: str, field: Callable[[CollectorView], float | N
     )
 
 
-_EXPORTER_ROWS = [
+#: What the exporter tells of itself, whichever profiles are on.
+EXPORTER_ROWS = [
     Row(
         "celery_exporter_build_info",
         "gauge",
@@ -438,3 +463,13 @@ _EXPORTER_ROWS = [
         attrgetter("last_success"),
     ),
 ]
+
+
+PROFILE = Profile(
+    name="native",
+    about="Prometheus' conventions and Celery's words; what dashboards and alerts here are made for",
+    rows=rows,
+    labels=attrgetter("task_labels"),
+    buckets=RUNTIME_BUCKETS,
+    wait_buckets=WAIT_BUCKETS,
+)

@@ -12,7 +12,8 @@ from harness.processes import ROOT, TESTS, need
 
 from celery_exporter.core.facts import State
 from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import native
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import select
 
 from . import rulebook
 from .rulebook import ALERTS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS
@@ -31,7 +32,7 @@ LABELS: dict[str, set[str]] = {
     "process_start_time_seconds": set(),
     "task_name:celery_task_success_interval_seconds:max": {"task_name"},  # what a user records
 }
-for row in native.rows(("queue_name",)):
+for row in select(("native",), Shape()).rows:
     if row.type == "histogram":
         LABELS |= {f"{row.name}_bucket": {*row.labels, "le"}}
         LABELS |= {f"{row.name}_{part}": {*row.labels} for part in ("sum", "count")}

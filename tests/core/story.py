@@ -25,8 +25,10 @@ class Story:
         limits: Limits | None = None,
         labels: tuple[str, ...] = ("queue_name",),
         show: ShownAs = str,
+        *,
+        clients: bool = False,
     ) -> None:
-        self.cluster = Cluster(limits or Limits(), labels, show)
+        self.cluster = Cluster(limits or Limits(), labels, show, clients=clients)
         self.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.labels = labels
         self.now = 100.0
@@ -47,7 +49,7 @@ class Story:
     def moment(self) -> Moment:
         return Moment(self.now, self.epoch + self.now)
 
-    def shown(self, **around) -> Snapshot:
+    def shown(self, *, prefetched: bool = False, **around) -> Snapshot:
         """Return what is shown now, where these things around the cluster are as given."""
         usual = Surroundings(
             at=self.epoch + self.now,
@@ -65,7 +67,8 @@ class Story:
             state_errors={},
             web_config_up_to_date=None,
         )
-        return take(self.cluster, self.ledger, msgspec.structs.replace(usual, **around))
+        around = msgspec.structs.replace(usual, **around)
+        return take(self.cluster, self.ledger, around, prefetched=prefetched)
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """What was counted: (task, queue, state) → transitions, zeros left out."""

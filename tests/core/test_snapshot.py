@@ -87,9 +87,9 @@ def test_a_queue_is_served_by_the_workers_that_consume_it():
         "b@h": Profile(queues=("both",), pool_size=2),
     }
     assert queues(profiles, sent(queue="lonely")) == [
-        QueueView("both", None, 2, 6, None),
-        QueueView("lonely", None, 0, 0, None),
-        QueueView("mail", None, 1, 4, None),
+        QueueView("both", None, 2, 6, None, 2),
+        QueueView("lonely", None, 0, 0, None, 0),
+        QueueView("mail", None, 1, 4, None, 1),
     ]
 
 
@@ -124,8 +124,8 @@ def test_a_worker_that_left_without_an_answer_makes_nothing_unknown():
 def test_what_the_broker_says_of_a_queue_comes_first(told, consumers):
     profiles = {"a@h": Profile(queues=("q",), pool_size=4)}
     assert queues(profiles, depths={"q": Depth(7, told), "other": Depth(1, 5)}) == [
-        QueueView("other", 1, 5, 0, None),
-        QueueView("q", 7, consumers, 4, None),
+        QueueView("other", 1, 5, 0, None, 0),
+        QueueView("q", 7, consumers, 4, None, 1),
     ]
 
 

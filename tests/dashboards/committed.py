@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.processes import ROOT
 
-from celery_exporter.profiles import native
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import select
 
 FOLDER = ROOT / "dashboards"
 UIDS = (
@@ -27,7 +28,7 @@ def load(variant: str) -> dict[str, Json]:
 
 BOARDS = load("provisioning")
 IMPORTS = load("import")
-ROWS = {row.name: row for row in native.rows(("queue_name",))}
+ROWS = {row.name: row for row in select(("native",), Shape()).rows}
 
 
 def panels() -> Iterator[tuple[str, Json]]:

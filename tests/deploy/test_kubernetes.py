@@ -19,7 +19,8 @@ import celery_exporter
 from celery_exporter.cli import STOP_TIMEOUT
 from celery_exporter.monitor import LAST_SAVE
 from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import native
+from celery_exporter.profiles import TASK_LABELS, Shape
+from celery_exporter.profiles.catalogue import select
 from celery_exporter.settings import load
 from celery_exporter.web.guard import OPEN_PATHS
 from celery_exporter.web.healthcheck import PATIENCE
@@ -412,7 +413,7 @@ def test_a_share_is_not_divided_by_pods_and_a_backlog_is():
 
 
 def test_it_scales_on_metrics_that_exist():
-    names = {row.name for row in native.rows(native.TASK_LABELS)}
+    names = {row.name for row in select(("native",), Shape(task_labels=TASK_LABELS)).rows}
     spoken = set(re.findall(r"\bcelery_\w+", " ".join(queries())))
     assert spoken
     assert spoken <= names

@@ -10,7 +10,8 @@ from harness.exporter import Samples, parse_openmetrics, parse_text
 
 from celery_exporter.core.events import REASONS, Event, Malformed, decode
 from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition
-from celery_exporter.profiles import native
+from celery_exporter.profiles import Shape
+from celery_exporter.profiles.catalogue import select
 
 _PARSE = {TEXT: parse_text, OPENMETRICS: parse_openmetrics}
 
@@ -21,7 +22,7 @@ class House(Story):
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         self.malformed: Counter[str] = Counter()
-        self.exposition = Exposition(native.rows(self.labels))
+        self.exposition = Exposition(select(("native",), Shape(task_labels=self.labels)).rows)
 
     def feed(self, body: bytes) -> list[Event | Malformed]:
         return self.take(decode(body))

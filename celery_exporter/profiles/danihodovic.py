@@ -1,0 +1,190 @@
+"""The names of danihodovic/celery-exporter 0.12 (its README, section Metrics), the most used one.
+
+It names a worker by its host. What happened at a worker goes when it is purged, there and here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from operator import attrgetter
+
+from celery_exporter.core.cluster import host
+from celery_exporter.core.facts import UNKNOWN, Key, State
+from celery_exporter.core.ledger import Cell
+from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
+from celery_exporter.profiles import COMMON_BUCKETS, Merge, Profile, Row, Sample, Shape, add, native
+
+#: What hosts are called of which nobody wants to know.
+GENERIC = "generic"
+
+_COUNTERS = {
+    State.RECEIVED: ("received", "Sent when the worker receives a task."),
+    State.STARTED: ("started", "Sent just before the worker executes the task."),
+    State.SUCCESS: ("succeeded", "Sent if the task executed successfully."),
+    State.REJECTED: ("rejected", "The task was rejected by the worker."),
+    State.REVOKED: ("revoked", "Sent if the task has been revoked."),
+    State.RETRY: ("retried", "Sent if the task failed, but will be retried in the future."),
+}
+_TASK = ("name", "hostname", "queue_name")
+_QUEUES = "where nobody told the queue the original says celery, as --default-queue-name celery does here"
+_HOSTS = "of several workers on a host the original shows the one that was heard last; this is "
+
+
+def rows(shape: Shape) -> list[Row]:
+    """Return the table."""
+    labels = partial(_labels, shape)
+    return [
+        _counter("sent", "Sent when a task message is published.", _TASK, partial(_sent, shape)),
+        *(
+            _counter(name, help_, _TASK, partial(_moved, labels, state), _query(state))
+            for state, (name, help_) in _COUNTERS.items()
+        ),
+        _counter(
+            "failed",
+            "Sent if the execution of the task failed.",
+            ("name", "hostname", "exception", "queue_name"),
+            partial(_failed, labels),
+        ),
+        _histogram("runtime", "Run time of tasks that succeeded.", labels, _runtime, shape.buckets),
+        _histogram(
+            "queue_wait_time",
+            "From sent (or eta) to started.",
+            labels,
+            attrgetter("queued"),
+            shape.wait_buckets,
+            waits=True,
+        ),
+        _of_host("up", "Whether a worker is heard.", attrgetter("up"), max, "1 if any of them is up"),
+        _of_host("tasks_active", "Tasks the workers execute now.", _active, add, "their sum"),
+        *(row for row in native.QUEUE_ROWS if row.name == "celery_queue_length"),
+        _of_queue("consumer", "Consumers of the queue.", attrgetter("consumers"), "celery_queue_consumers"),
+        _of_queue("worker", "Workers that consume the queue.", attrgetter("workers")),
+        _of_queue(
+            "process",
+            "Processes of the workers that consume the queue.",
+            attrgetter("worker_processes"),
+            "celery_queue_worker_processes",
+        ),
+    ]
+
+
+def _counter(
+    name: str,
+    help_: str,
+    labels: tuple[str, ...],
+    samples: Callable[[Snapshot], Iterable[Sample]],
+    query: str = "",
+) -> Row:
+    name = f"celery_task_{name}_total"
+    return Row(name, "counter", help_, labels, samples, merge=add, remark=_QUEUES, query=query)
+
+
+def _query(state: State) -> str:
+    counted = f'celery_tasks_total{{state="{state.name}",worker!=""}}'
+    named = f'label_replace({counted}, "name", "$1", "task_name", "(.*)")'
+    hosts = f'label_replace({named}, "hostname", "$1", "worker", ".*@(.*)")'
+    return f"sum by (name, hostname, queue_name) ({hosts})"
+
+
+def _labels(shape: Shape, key: Key) -> tuple[str, str, str]:
+    hostname = GENERIC if shape.generic_worker else host(key.worker)
+    return key.task_name, hostname, _queue(shape, key)
+
+
+def _queue(shape: Shape, key: Key) -> str:
+    return shape.default_queue_name if key.queue_name == UNKNOWN else key.queue_name
+
+
+def _moved(labels: Callable[[Key], tuple[str, ...]], state: State, snapshot: Snapshot) -> Iterable[Sample]:
+    return ((labels(key), cell.moved[state]) for key, cell in _at_workers(snapshot))
+
+
+def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
+    for key, cell in snapshot.cells.items():
+        if key.worker:  # as the original, which shows that its tasks may be sent by the same host
+            yield _labels(shape, key), 0
+        elif shape.generic_sent:
+            yield (key.task_name, GENERIC, _queue(shape, key)), cell.moved[State.PENDING]
+        for client, count in cell.clients.items():
+            yield (key.task_name, client, _queue(shape, key)), count
+
+
+def _failed(labels: Callable[[Key], tuple[str, str, str]], snapshot: Snapshot) -> Iterable[Sample]:
+    for key, cell in _at_workers(snapshot):
+        name, hostname, queue = labels(key)
+        yield (name, hostname, "", queue), 0
+        for exception, count in cell.raised.items():
+            yield (name, hostname, exception, queue), count
+
+
+def _at_workers(snapshot: Snapshot) -> Iterable[tuple[Key, Cell]]:
+    return ((key, cell) for key, cell in snapshot.cells.items() if key.worker)
+
+
+def _runtime(cell: Cell) -> object:
+    return cell.ran.get(State.SUCCESS)
+
+
+def _histogram(  # noqa: PLR0913  what differs between the two
+    name: str,
+    help_: str,
+    labels: Callable[[Key], tuple[str, ...]],
+    which: Callable[[Cell], object],
+    bounds: tuple[float, ...] | None,
+    *,
+    waits: bool = False,
+) -> Row:
+    return Row(
+        f"celery_task_{name}",
+        "histogram",
+        help_,
+        _TASK,
+        lambda snapshot: (
+            (labels(key), histogram)
+            for key, cell in _at_workers(snapshot)
+            if (histogram := which(cell)) is not None
+        ),
+        merge=add,
+        bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
+        thin=bounds or COMMON_BUCKETS,
+        remark=_QUEUES,
+    )
+
+
+def _of_host(name: str, help_: str, field: Callable[[WorkerView], float], merge: Merge, how: str) -> Row:
+    return Row(
+        f"celery_worker_{name}",
+        "gauge",
+        help_,
+        ("hostname",),
+        lambda snapshot: (((host(worker.name),), field(worker)) for worker in snapshot.workers),
+        merge=merge,
+        remark=_HOSTS + how,
+    )
+
+
+def _active(worker: WorkerView) -> int:
+    return worker.active or 0
+
+
+def _of_queue(name: str, help_: str, field: Callable[[QueueView], float | None], query: str = "") -> Row:
+    return Row(
+        f"celery_active_{name}_count",
+        "gauge",
+        help_,
+        ("queue_name",),
+        lambda snapshot: (
+            ((queue.name,), value) for queue in snapshot.queues if (value := field(queue)) is not None
+        ),
+        query=query,
+    )
+
+
+PROFILE = Profile(
+    name="danihodovic",
+    about="danihodovic/celery-exporter 0.12",
+    rows=rows,
+    labels=lambda _: ("queue_name", "worker"),
+    clients=True,
+)

@@ -1,0 +1,83 @@
+"""The names of OvalMoney/celery-exporter 1.5 (its README)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+
+from celery_exporter.core.facts import Key, State
+from celery_exporter.core.ledger import Cell
+from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Shape, add
+
+_TASK = ("name", "queue", "namespace")
+
+
+def rows(shape: Shape) -> list[Row]:
+    """Return the table."""
+    merge = add if shape.finer else None
+    namespace = shape.namespace
+    return [
+        Row(
+            "celery_tasks_total",
+            "counter",
+            "Transitions of tasks into a state.",
+            ("state", *_TASK),
+            lambda snapshot: (
+                ((state.name, key.task_name, key.queue_name, namespace), cell.moved[state])
+                for key, cell in snapshot.cells.items()
+                for state in State
+            ),
+            merge=merge,
+        ),
+        _histogram(
+            shape, "runtime", "Run time of tasks that succeeded.", lambda cell: cell.ran.get(State.SUCCESS)
+        ),
+        _histogram(
+            shape,
+            "latency",
+            "From received by a worker (or eta) to started by it.",
+            attrgetter("prefetched"),
+            waits=True,
+        ),
+        Row(
+            "celery_workers",
+            "gauge",
+            "Workers that are up.",
+            ("namespace",),
+            lambda snapshot: [((namespace,), sum(worker.up for worker in snapshot.workers))],
+            query=f'label_replace(celery_workers_online, "namespace", "{namespace}", "", "")',
+        ),
+    ]
+
+
+def _histogram(
+    shape: Shape, name: str, help_: str, which: Callable[[Cell], object], *, waits: bool = False
+) -> Row:
+    values = partial(_values, shape.namespace)
+    return Row(
+        f"celery_tasks_{name}_seconds",
+        "histogram",
+        help_,
+        _TASK,
+        lambda snapshot: (
+            (values(key), histogram)
+            for key, cell in snapshot.cells.items()
+            if (histogram := which(cell)) is not None
+        ),
+        merge=add if shape.finer else None,
+        bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
+        thin=(shape.wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
+    )
+
+
+def _values(namespace: str, key: Key) -> tuple[str, ...]:
+    return key.task_name, key.queue_name, namespace
+
+
+PROFILE = Profile(
+    name="ovalmoney",
+    about="OvalMoney/celery-exporter 1.5",
+    rows=rows,
+    labels=lambda _: ("queue_name",),
+)

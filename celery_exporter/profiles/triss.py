@@ -1,0 +1,50 @@
+"""The names of an exporter that polls Flower's API: gauges of what Flower has in memory."""
+
+from __future__ import annotations
+
+from celery_exporter.profiles import Profile, Row, Shape, add, means, triton, zerok
+
+_OVER = 'celery_tasks_total{state=~"SUCCESS|FAILURE|REVOKED|REJECTED"}'
+_RUNTIME = "sum by (task_name, state) (celery_task_runtime_seconds_{})"
+
+
+def rows(shape: Shape) -> list[Row]:
+    """Return the table."""
+    return [
+        *(row for row in triton.rows(shape) if row.name == "celery_workers"),
+        Row(
+            "celery_task_types_by_state",
+            "gauge",
+            "Tasks in a state: now, of those that are not over; since the start, of the others.",
+            ("task_type", "state"),
+            lambda snapshot: (((name, state), count) for (state, name), count in zerok.by_name(snapshot)),
+            merge=add,
+            remark="the original counts what Flower has in memory, 10,000 tasks at most, so its numbers fall",
+            query=_renamed(f"sum by (task_name, state) (celery_tasks or {_OVER})"),
+        ),
+        Row(
+            "celery_task_duration_seconds_by_state",
+            "gauge",
+            "Mean run time since the start, of executions that ended in a state.",
+            ("task_type", "state"),
+            lambda snapshot: means(
+                ((key.task_name, state.name), histogram)
+                for key, cell in snapshot.cells.items()
+                for state, histogram in cell.ran.items()
+            ),
+            remark="the original shows the run time of some task that Flower has in memory; this is the mean",
+            query=_renamed(f"{_RUNTIME.format('sum')} / {_RUNTIME.format('count')}"),
+        ),
+    ]
+
+
+def _renamed(query: str) -> str:
+    return f'label_replace({query}, "task_type", "$1", "task_name", "(.*)")'
+
+
+PROFILE = Profile(
+    name="triss",
+    about="an exporter that polls Flower's API",
+    rows=rows,
+    labels=lambda _: (),
+)

@@ -1,0 +1,84 @@
+"""The names of zerok/celery-prometheus-exporter 1.7 (its README), which is not kept up any more."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from celery_exporter.core.facts import State
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.core.tasks import OPEN_STATES
+from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, native, triton
+
+_TOTALS = tuple(state for state in State if state not in OPEN_STATES)
+_MEMORY = "the original counts what it has in memory, 10,000 tasks at most, so its numbers fall"
+
+
+def rows(shape: Shape) -> list[Row]:
+    """Return the table."""
+    return [
+        Row(
+            "celery_tasks",
+            "gauge",
+            "Tasks in a state: now, of those that are not over; since the start, of the others.",
+            ("state",),
+            lambda snapshot: (((state,), count) for (state, _), count in by_name(snapshot)),
+            merge=add,
+            remark=_MEMORY,
+        ),
+        Row(
+            "celery_tasks_by_name",
+            "gauge",
+            "The same by task.",
+            ("state", "name"),
+            by_name,
+            merge=add,
+            remark=_MEMORY,
+        ),
+        Row(
+            "celery_tasks_runtime_seconds",
+            "histogram",
+            "Run time of tasks that succeeded.",
+            ("name",),
+            lambda snapshot: (
+                ((key.task_name,), cell.ran[State.SUCCESS])
+                for key, cell in snapshot.cells.items()
+                if State.SUCCESS in cell.ran
+            ),
+            merge=add,
+            bounds=attrgetter("runtime_bounds"),
+            thin=shape.buckets or COMMON_BUCKETS,
+        ),
+        Row(
+            "celery_task_latency",
+            "histogram",
+            "From received by a worker (or eta) to started by it, in seconds.",
+            (),
+            lambda snapshot: (
+                ((), cell.prefetched) for cell in snapshot.cells.values() if cell.prefetched is not None
+            ),
+            merge=add,
+            bounds=attrgetter("wait_bounds"),
+            thin=shape.wait_buckets or COMMON_BUCKETS,
+        ),
+        *(row for row in triton.rows(shape) if row.name == "celery_workers"),
+        *(row for row in native.QUEUE_ROWS if row.name == "celery_queue_length"),
+    ]
+
+
+def by_name(snapshot: Snapshot) -> list[Sample]:
+    """Return how many tasks are in each open state, and how many came into each of the others."""
+    now: list[Sample] = [((group.state.name, group.key.task_name), group.count) for group in snapshot.tasks]
+    over: list[Sample] = [
+        ((state.name, key.task_name), cell.moved[state])
+        for key, cell in snapshot.cells.items()
+        for state in _TOTALS
+    ]
+    return now + over
+
+
+PROFILE = Profile(
+    name="zerok",
+    about="zerok/celery-prometheus-exporter 1.7",
+    rows=rows,
+    labels=lambda _: (),
+)

@@ -1,0 +1,154 @@
+"""Profiles: what can be on together, and what they share."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+from core.story import Story, received, rejected, sent, started, succeeded
+
+from celery_exporter.core.ledger import Ledger
+from celery_exporter.exposition import Exposition
+from celery_exporter.profiles import COMMON_BUCKETS, TASK_LABELS, Shape
+from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, Selection, select
+from celery_exporter.settings import BadSettingError, load
+
+URL = "redis://127.0.0.1:1/0"
+LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
+
+
+def told(selection: Selection, *events: dict) -> Story:
+    story = Story(labels=selection.labels, clients=selection.clients)
+    story.ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
+    story.tell(*events)
+    return story
+
+
+def label(series: str, name: str) -> str:
+    return series.partition(f'{name}="')[2].partition('"')[0]
+
+
+def page(selection: Selection, *events: dict) -> dict[str, str]:
+    story = told(selection, *events)
+    text = Exposition(selection.rows).render(story.shown(prefetched=selection.prefetched)).decode()
+    return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+
+
+PAIRS = list(itertools.combinations(PROFILES, 2))
+APART = {name: {row.name: row for row in select((name,), Shape()).rows} for name in PROFILES}
+
+
+def differing(pair: tuple[str, str]) -> set[str]:
+    """Return the names that both claim for something else."""
+    forms = [
+        {row.name: (row.type, set(row.labels), row.thin) for row in APART[name].values()} for name in pair
+    ]
+    return {name for name in forms[0].keys() & forms[1].keys() if forms[0][name] != forms[1][name]}
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if differing(pair)], ids="+".join)
+def test_two_profiles_that_differ_in_a_name_are_not_on_together(pair):
+    with pytest.raises(ProfilesClashError) as caught:
+        select(pair, Shape())
+    assert all(profile in str(caught.value) for profile in pair)
+    assert any(f" {name}," in str(caught.value) for name in differing(pair))
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not differing(pair)], ids="+".join)
+def test_two_other_profiles_are_both_there_and_nothing_is_twice(pair):
+    names = [row.name for row in select(pair, Shape()).rows]
+    assert sorted(names) == sorted({*APART[pair[0]], *APART[pair[1]]})
+
+
+def test_a_clash_is_an_error_at_start_that_says_what_to_leave_out():
+    with pytest.raises(BadSettingError) as caught:
+        load({"broker_url": URL, "profile": "native,danihodovic"}, {})
+    assert str(caught.value) == (
+        "--profile: native and danihodovic both have celery_worker_up, and not the same one: "
+        "a gauge with worker, hostname and a gauge with hostname; leave out one of them"
+    )
+
+
+def test_bounds_that_differ_are_a_clash_too():
+    with pytest.raises(BadSettingError, match=r"buckets 0\.005, 0\.01"):
+        load({"broker_url": URL, "profile": "zerok,ovalmoney"}, {})
+
+
+def test_sums_are_kept_by_no_more_labels_than_somebody_shows():
+    assert select(("native",), Shape()).labels == ("queue_name",)
+    assert select(("zerok",), Shape(task_labels=TASK_LABELS)).labels == ()
+    assert select(("zerok", "flower"), Shape()).labels == ("worker",)
+    assert select(("native", "flower"), Shape()).labels == TASK_LABELS
+
+
+def test_who_sent_what_is_counted_where_somebody_shows_it():
+    assert [name for name in PROFILES if select((name,), Shape()).clients] == ["danihodovic", "flower"]
+    assert not select(("danihodovic",), Shape(generic_sent=True)).clients
+
+
+def test_each_profile_has_its_own_buckets_of_what_was_counted_once():
+    both = page(select(("native", "flower"), Shape()), *LIFE)
+    native = {name: value for name, value in both.items() if "celery_task_runtime_seconds_bucket" in name}
+    flower = {name: value for name, value in both.items() if "flower_task_runtime_seconds_bucket" in name}
+    assert [value for name, value in native.items() if 'le="5"' in name or 'le="10"' in name] == [
+        "0.0",
+        "1.0",
+    ]
+    assert len(flower) == len(COMMON_BUCKETS) + 1
+    assert [value for name, value in flower.items() if 'le="5"' in name or 'le="7.5"' in name] == [
+        "0.0",
+        "1.0",
+    ]
+    assert not any('le="7.5"' in name for name in native)
+
+
+def test_buckets_that_somebody_chose_are_those_of_all():
+    chosen = load({"broker_url": URL, "profile": "native,flower", "buckets": "1,2"}, {}).selection
+    assert chosen.runtime_bounds == (1.0, 2.0)
+    assert {row.thin for row in chosen.rows if row.name.endswith("runtime_seconds")} == {(1.0, 2.0)}
+
+
+def test_a_name_of_another_family_keeps_its_beginning():
+    rows = select(("flower",), Shape()).rows
+    text = Exposition(rows, prefix="my_").render(Story().shown()).decode()
+    assert "# TYPE flower_worker_online gauge" in text
+    assert "# TYPE my_exporter_build_info gauge" in text
+
+
+def test_what_a_worker_has_received_and_not_started_is_of_the_one_that_has_it():
+    selection = select(("flower",), Shape())
+    events = [
+        *(event(uuid, host="a@h") for uuid in ("u1", "u2") for event in (received,)),
+        received("u3", host="a@h"),
+        received("u3", host="b@h", at=1),
+        started("u1", host="a@h"),
+        *(sent(uuid) for uuid in ("u1", "u2", "u3", "u4", "u5")),
+        received("u4", host="b@h"),
+        rejected("u4", host="b@h", requeue=True),
+        succeeded("u1", host="a@h"),
+    ]
+    shown = page(selection, *events)
+    assert {name: value for name, value in shown.items() if "prefetched" in name} == {
+        'flower_worker_prefetched_tasks{task="add",worker="a@h"}': "1.0",
+        'flower_worker_prefetched_tasks{task="add",worker="b@h"}': "1.0",
+    }
+
+
+def test_a_mean_is_of_what_was_observed():
+    shown = page(
+        select(("triss",), Shape()), *LIFE, *(event | {"uuid": "u2", "runtime": 1.0} for event in LIFE)
+    )
+    duration = 'celery_task_duration_seconds_by_state{state="SUCCESS",task_type="add"}'
+    assert float(shown[duration]) == 4.0
+
+
+@pytest.mark.parametrize("profile", ["", *PROFILES])
+def test_the_command_lists_profiles_and_the_metrics_of_one(profile):
+    command = [sys.executable, "-m", "celery_exporter", "profiles", *profile.split()]
+    said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    for name in [profile] if profile else PROFILES:
+        rows = PROFILES[name].rows(Shape())
+        assert all(row.name in said for row in rows)
+        assert not profile or all(row.remark in said for row in rows)
