@@ -6,6 +6,7 @@ Each family has its length before it (delimited). Bytes are put together here: a
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -46,9 +47,11 @@ def histogram(labelled: bytes, bounds: tuple[float, ...], value: Histogram) -> b
     """Return a metric with a histogram: its buckets, and the native ones where it has some."""
     parts = [_number(1, sum(value.counts)), _double(2, value.total)]
     count = 0
-    for place, bound in enumerate(bounds):  # without +Inf, which is the count
+    for place, bound in enumerate((*bounds, math.inf)):
         count += value.counts[place]
         exemplar = (value.exemplars or {}).get(place)
+        if exemplar is None and bound == math.inf:
+            break  # it is the count, and said already
         parts.append(
             _text(3, _number(1, count) + _double(2, bound) + (_exemplar(exemplar) if exemplar else b""))
         )
