@@ -172,17 +172,17 @@ class _Family:
             visit = None
         if row.bounds is not None:
             samples = self._thinned(samples, tuple(row.bounds(snapshot)))
+        shown, seen = (visit.shown, visit.seen) if visit is not None else (set(), set())
         count = 0
         for count, (values, value) in enumerate(samples, 1):  # noqa: B007
             series = known.get(values) or self._learn(values)
-            if (
-                visit is not None
-                and not visit.show(series.id)
-                and visit.is_news(series.id, inherited=_inherits(row, values, snapshot))
-            ):
-                yield series, _nothing(value)
-            else:
-                yield series, value
+            if visit is not None:
+                id_ = series.id
+                shown.add(id_)
+                if id_ not in seen and visit.is_news(id_, inherited=_inherits(row, values, snapshot)):
+                    yield series, _nothing(value)
+                    continue
+            yield series, value
         if len(known) > 2 * count + SPARE:  # most of them are gone
             known.clear()
 

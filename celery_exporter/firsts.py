@@ -36,20 +36,15 @@ class FirstsMemory(Struct):
 
 
 class Visit:
-    """One scrape. Series are given by their `series_id`."""
+    """One scrape: the series that it has `shown`, and that its scraper had `seen`, by their `series_id`."""
 
     def __init__(self, at: float, seen: set[int] | None, born: dict[int, float], *, all_old: bool) -> None:
         self.shown: set[int] = set()
         self._at = at
         self._is_known = seen is not None
-        self._seen = seen or set()
+        self.seen = seen or set()
         self._born = born
         self._all_old = all_old
-
-    def show(self, series: int) -> bool:
-        """Count it as shown from now on; tell whether it was before, to this scraper."""
-        self.shown.add(series)
-        return series in self._seen
 
     def is_news(self, series: int, *, inherited: bool) -> bool:
         """Tell whether a series that was not shown to this scraper last time has to be shown at 0.
