@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.exporter import Exporter, clean_environment
-from harness.processes import Process
+from harness.processes import Process, side_by_side
 from harness.servers import Prometheus
 from harness.waiting import eventually
 
@@ -49,21 +49,23 @@ def worker(folder: Path, url: str, queue: str) -> Part:
 
 
 @contextmanager
+def at_work(folder: Path, url: str) -> Iterator[None]:
+    """Run the demo's workers, and its client, who sends tasks all the time."""
+    workers = (worker(folder / queue, url, queue) for queue in QUEUES)
+    with side_by_side(*workers), Part(folder / "client", url, "celery_exporter.demo.client"):
+        yield
+
+
+@contextmanager
 def watched_demo(folder: Path, url: str) -> Iterator[Prometheus]:
     """Yield a Prometheus that scrapes the exporter while the demo's client sends its tasks."""
     web = folder / "web.yml"
     web.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
-    with ExitStack() as stack:
-        files = ("--web.config.file", str(web), "--state-file", str(folder / "state"))
-        exporter = Exporter(folder / "exporter", url, *files)
-        stack.enter_context(exporter).connected()
-        prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
-        started: list[Process] = [prometheus, *(worker(folder / queue, url, queue) for queue in QUEUES)]
-        for process in started:
-            stack.callback(process.kill)
-            process.start()
-        for process in started:
-            process.wait_ready()
-        stack.enter_context(Part(folder / "client", url, "celery_exporter.demo.client"))
-        eventually(lambda: prometheus.query("celery_workers_online == 2"), 30)
-        yield prometheus
+    files = ("--web.config.file", str(web), "--state-file", str(folder / "state"))
+    exporter = Exporter(folder / "exporter", url, *files)
+    prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
+    with side_by_side(exporter, prometheus):
+        exporter.connected()
+        with at_work(folder, url):
+            eventually(lambda: prometheus.query("celery_workers_online == 2"), 30)
+            yield prometheus

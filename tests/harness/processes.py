@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,13 +26,18 @@ TESTS = ROOT / "tests"
 MORE_PATH = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/sbin")  # where Debian keeps what users don't run
 
 running: list[Process] = []  # conftest shows their logs under a failed test
+_given: set[int] = set()  # ports, whose processes may not listen yet
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of 127.0.0.1 on which nobody listens, and which nobody here was given before."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def missing(what: str) -> NoReturn:
@@ -168,6 +174,18 @@ class Process:
 
     def tail(self, lines: int = 60) -> str:
         return "\n".join(self.text().splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def side_by_side(*processes: Process) -> Iterator[None]:
+    """Start them at the same time, go on when all are ready, and end them."""
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.callback(process.kill)
+            process.start()
+        for process in processes:
+            process.wait_ready()
+        yield
 
 
 def _family(pid: int) -> list[psutil.Process]:
