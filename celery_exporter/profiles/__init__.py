@@ -38,7 +38,7 @@ class Row(Struct, frozen=True):
     of them that are shown, None for all. A counter that somebody else counts `began_before` we heard of it: a
     0 before its first value would make all of that an increase. `remark` says where a value differs on
     purpose from that of the exporter which the name is from; `query` makes it out of native metrics, in
-    PromQL.
+    PromQL, of a histogram its buckets (its sum and count are made likewise).
     """
 
     name: str
@@ -87,6 +87,17 @@ def add(mine: Any, theirs: Any) -> Any:
         both.absorb(theirs)
         return both
     return mine + theirs
+
+
+def summed(vector: str, *without: str, how: str = "sum", **names: str) -> str:
+    """Return PromQL that calls labels by new names (new=old), and adds up what differs in others of them.
+
+    Labels that are not named here stay: whatever Prometheus adds to tell exporters apart, and `le`.
+    """
+    for new, old in names.items():
+        pattern = "(?:[^@]*@)?(.+)" if new == "hostname" else "(.*)"  # as core.cluster.host
+        vector = f'label_replace({vector}, "{new}", "$1", "{old}", "{pattern}")'
+    return f"{how} without ({', '.join([*without, *names.values()])}) ({vector})"
 
 
 def means(samples: Iterable[Sample]) -> Iterable[Sample]:

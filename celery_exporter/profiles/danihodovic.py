@@ -13,7 +13,17 @@ from celery_exporter.core.cluster import host
 from celery_exporter.core.facts import UNKNOWN, Key, State
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
-from celery_exporter.profiles import COMMON_BUCKETS, Merge, Profile, Row, Sample, Shape, add, native
+from celery_exporter.profiles import (
+    COMMON_BUCKETS,
+    Merge,
+    Profile,
+    Row,
+    Sample,
+    Shape,
+    add,
+    native,
+    summed,
+)
 
 #: What hosts are called of which nobody wants to know.
 GENERIC = "generic"
@@ -29,15 +39,30 @@ _COUNTERS = {
 _TASK = ("name", "hostname", "queue_name")
 _QUEUES = "where nobody told the queue the original says celery, as --default-queue-name celery does here"
 _HOSTS = "of several workers on a host the original shows the one that was heard last; this is "
+_SENT = summed('celery_tasks_total{state="PENDING"}', "state", "worker", name="task_name")
+_FAILED = 'celery_task_failures_total{worker!=""} or 0 * celery_tasks_total{state="FAILURE",worker!=""}'
+_ACTIVE = 'celery_worker_active_tasks or ignoring (hostname) 0 * celery_worker_up{worker!=""}'
 
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table."""
     labels = partial(_labels, shape)
     return [
-        _counter("sent", "Sent when a task message is published.", _TASK, partial(_sent, shape)),
+        _counter(
+            "sent",
+            "Sent when a task message is published.",
+            _TASK,
+            partial(_sent, shape),
+            f'label_replace({_SENT}, "hostname", "{GENERIC}", "", "")',
+        ),
         *(
-            _counter(name, help_, _TASK, partial(_moved, labels, state), _query(state))
+            _counter(
+                name,
+                help_,
+                _TASK,
+                partial(_moved, labels, state),
+                _at_hosts(f'celery_tasks_total{{state="{state.name}",worker!=""}}', "state"),
+            )
             for state, (name, help_) in _COUNTERS.items()
         ),
         _counter(
@@ -45,8 +70,16 @@ def rows(shape: Shape) -> list[Row]:
             "Sent if the execution of the task failed.",
             ("name", "hostname", "exception", "queue_name"),
             partial(_failed, labels),
+            _at_hosts(_FAILED, "state"),
         ),
-        _histogram("runtime", "Run time of tasks that succeeded.", labels, _runtime, shape.buckets),
+        _histogram(
+            "runtime",
+            "Run time of tasks that succeeded.",
+            labels,
+            _runtime,
+            shape.buckets,
+            query=_at_hosts('celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}', "state"),
+        ),
         _histogram(
             "queue_wait_time",
             "From sent (or eta) to started.",
@@ -54,9 +87,24 @@ def rows(shape: Shape) -> list[Row]:
             attrgetter("queued"),
             shape.wait_buckets,
             waits=True,
+            query=_at_hosts('celery_task_queue_wait_seconds_bucket{worker!=""}'),
         ),
-        _of_host("up", "Whether a worker is heard.", attrgetter("up"), max, "1 if any of them is up"),
-        _of_host("tasks_active", "Tasks the workers execute now.", _active, add, "their sum"),
+        _of_host(
+            "up",
+            "Whether a worker is heard.",
+            attrgetter("up"),
+            max,
+            how="1 if any of them is up",
+            query=summed('celery_worker_up{worker!=""}', how="max", hostname="worker"),
+        ),
+        _of_host(
+            "tasks_active",
+            "Tasks the workers execute now.",
+            _active,
+            add,
+            how="their sum",
+            query=summed(_ACTIVE, hostname="worker"),
+        ),
         *(row for row in native.QUEUE_ROWS if row.name == "celery_queue_length"),
         _of_queue("consumer", "Consumers of the queue.", attrgetter("consumers"), "celery_queue_consumers"),
         _of_queue("worker", "Workers that consume the queue.", attrgetter("workers")),
@@ -80,11 +128,8 @@ def _counter(
     return Row(name, "counter", help_, labels, samples, merge=add, remark=_QUEUES, query=query)
 
 
-def _query(state: State) -> str:
-    counted = f'celery_tasks_total{{state="{state.name}",worker!=""}}'
-    named = f'label_replace({counted}, "name", "$1", "task_name", "(.*)")'
-    hosts = f'label_replace({named}, "hostname", "$1", "worker", ".*@(.*)")'
-    return f"sum by (name, hostname, queue_name) ({hosts})"
+def _at_hosts(counted: str, *without: str) -> str:
+    return summed(counted, *without, name="task_name", hostname="worker")
 
 
 def _labels(shape: Shape, key: Key) -> tuple[str, str, str]:
@@ -134,6 +179,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
     bounds: tuple[float, ...] | None,
     *,
     waits: bool = False,
+    query: str,
 ) -> Row:
     return Row(
         f"celery_task_{name}",
@@ -149,10 +195,13 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
         thin=bounds or COMMON_BUCKETS,
         remark=_QUEUES,
+        query=query,
     )
 
 
-def _of_host(name: str, help_: str, field: Callable[[WorkerView], float], merge: Merge, how: str) -> Row:
+def _of_host(  # noqa: PLR0913  what differs between the two
+    name: str, help_: str, field: Callable[[WorkerView], float], merge: Merge, *, how: str, query: str
+) -> Row:
     return Row(
         f"celery_worker_{name}",
         "gauge",
@@ -161,6 +210,7 @@ def _of_host(name: str, help_: str, field: Callable[[WorkerView], float], merge:
         lambda snapshot: (((host(worker.name),), field(worker)) for worker in snapshot.workers),
         merge=merge,
         remark=_HOSTS + how,
+        query=query,
     )
 
 

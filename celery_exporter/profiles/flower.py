@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from celery_exporter.core.facts import State
 from celery_exporter.core.snapshot import Snapshot, WorkerView
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, means
+from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, means, summed
 
 _TYPES = {
     State.RECEIVED: "task-received",
@@ -18,6 +18,8 @@ _TYPES = {
     State.REVOKED: "task-revoked",
     State.REJECTED: "task-rejected",
 }
+_MOVED = 'celery_tasks_total{state!="PENDING",worker!=""} or celery_tasks_total{state="PENDING",worker=""}'
+_WAITS = summed('celery_task_prefetch_wait_seconds_{}{{worker!=""}}', "queue_name", task="task_name")
 
 
 def rows(shape: Shape) -> list[Row]:
@@ -30,7 +32,8 @@ def rows(shape: Shape) -> list[Row]:
             ("worker", "type", "task"),
             _events,
             merge=add,
-            remark="the original counts workers' events, too, and task-sent by the client's process",
+            remark="the original shows task-sent by the client's process, such as gen123@host",
+            query=_counted(),
         ),
         Row(
             "flower_task_runtime_seconds",
@@ -45,6 +48,12 @@ def rows(shape: Shape) -> list[Row]:
             merge=add,
             bounds=attrgetter("runtime_bounds"),
             thin=shape.buckets or COMMON_BUCKETS,
+            query=summed(
+                'celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}',
+                "state",
+                "queue_name",
+                task="task_name",
+            ),
         ),
         Row(
             "flower_task_prefetch_time_seconds",
@@ -57,6 +66,7 @@ def rows(shape: Shape) -> list[Row]:
                 if key.worker and cell.prefetched is not None
             ),
             remark="the original shows that of one task while it runs, and 0 otherwise; this is the mean",
+            query=f"{_WAITS.format('sum')} / {_WAITS.format('count')}",
         ),
         Row(
             "flower_worker_prefetched_tasks",
@@ -69,9 +79,27 @@ def rows(shape: Shape) -> list[Row]:
             merge=add,
             remark="the original's drifts with each event that it misses",
         ),
-        _of_worker("online", "1 while the worker is heard.", attrgetter("up")),
-        _of_worker("number_of_currently_executing_tasks", "Tasks the worker runs.", attrgetter("active")),
+        _of_worker(
+            "online",
+            "1 while the worker is heard.",
+            attrgetter("up"),
+            'max without (hostname) (celery_worker_up{worker!=""})',
+        ),
+        _of_worker(
+            "number_of_currently_executing_tasks",
+            "Tasks the worker runs.",
+            attrgetter("active"),
+            "celery_worker_active_tasks",
+        ),
     ]
+
+
+def _counted() -> str:
+    types = {State.PENDING: "task-sent", **_TYPES}
+    query = _MOVED
+    for state, type_ in types.items():
+        query = f'label_replace({query}, "type", "{type_}", "state", "{state.name}")'
+    return summed(query, "state", "queue_name", task="task_name")
 
 
 def _events(snapshot: Snapshot) -> Iterable[Sample]:
@@ -83,7 +111,7 @@ def _events(snapshot: Snapshot) -> Iterable[Sample]:
                 yield (key.worker, type_, key.task_name), cell.moved[state]
 
 
-def _of_worker(name: str, help_: str, field: Callable[[WorkerView], float | None]) -> Row:
+def _of_worker(name: str, help_: str, field: Callable[[WorkerView], float | None], query: str) -> Row:
     return Row(
         f"flower_worker_{name}",
         "gauge",
@@ -92,6 +120,7 @@ def _of_worker(name: str, help_: str, field: Callable[[WorkerView], float | None
         lambda snapshot: (
             ((worker.name,), value) for worker in snapshot.workers if (value := field(worker)) is not None
         ),
+        query=query,
     )
 
 

@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from celery_exporter.core.facts import Key, State
 from celery_exporter.core.ledger import Cell
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Shape, add
+from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Shape, add, summed
 
 _TASK = ("name", "queue", "namespace")
 
@@ -29,15 +29,21 @@ def rows(shape: Shape) -> list[Row]:
                 for state in State
             ),
             merge=merge,
+            query=_query(shape, 'celery_tasks_total{task_name!=""}'),
         ),
         _histogram(
-            shape, "runtime", "Run time of tasks that succeeded.", lambda cell: cell.ran.get(State.SUCCESS)
+            shape,
+            "runtime",
+            "Run time of tasks that succeeded.",
+            lambda cell: cell.ran.get(State.SUCCESS),
+            _query(shape, 'celery_task_runtime_seconds_bucket{state="SUCCESS"}', "state"),
         ),
         _histogram(
             shape,
             "latency",
             "From received by a worker (or eta) to started by it.",
             attrgetter("prefetched"),
+            _query(shape, "celery_task_prefetch_wait_seconds_bucket"),
             waits=True,
         ),
         Row(
@@ -46,13 +52,21 @@ def rows(shape: Shape) -> list[Row]:
             "Workers that are up.",
             ("namespace",),
             lambda snapshot: [((namespace,), sum(worker.up for worker in snapshot.workers))],
-            query=f'label_replace(celery_workers_online, "namespace", "{namespace}", "", "")',
+            query=_spaced(shape, "celery_workers_online"),
         ),
     ]
 
 
-def _histogram(
-    shape: Shape, name: str, help_: str, which: Callable[[Cell], object], *, waits: bool = False
+def _query(shape: Shape, counted: str, *without: str) -> str:
+    return _spaced(shape, summed(counted, *without, "worker", name="task_name", queue="queue_name"))
+
+
+def _spaced(shape: Shape, query: str) -> str:
+    return f'label_replace({query}, "namespace", "{shape.namespace}", "", "")'
+
+
+def _histogram(  # noqa: PLR0913  what differs between the two
+    shape: Shape, name: str, help_: str, which: Callable[[Cell], object], query: str, *, waits: bool = False
 ) -> Row:
     values = partial(_values, shape.namespace)
     return Row(
@@ -68,6 +82,7 @@ def _histogram(
         merge=add if shape.finer else None,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
         thin=(shape.wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
+        query=query,
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from celery_exporter.profiles import Profile, Row, Shape, add, means, triton, zerok
+from celery_exporter.profiles import Profile, Row, Shape, add, means, summed, triton, zerok
 
-_OVER = 'celery_tasks_total{state=~"SUCCESS|FAILURE|REVOKED|REJECTED"}'
-_RUNTIME = "sum by (task_name, state) (celery_task_runtime_seconds_{})"
+_RUNTIME = summed("celery_task_runtime_seconds_{}", "queue_name", "worker", task_type="task_name")
 
 
 def rows(shape: Shape) -> list[Row]:
@@ -20,7 +19,7 @@ def rows(shape: Shape) -> list[Row]:
             lambda snapshot: (((name, state), count) for (state, name), count in zerok.by_name(snapshot)),
             merge=add,
             remark="the original counts what Flower has in memory, 10,000 tasks at most, so its numbers fall",
-            query=_renamed(f"sum by (task_name, state) (celery_tasks or {_OVER})"),
+            query=summed(zerok.COUNTED, "queue_name", "worker", task_type="task_name"),
         ),
         Row(
             "celery_task_duration_seconds_by_state",
@@ -33,13 +32,9 @@ def rows(shape: Shape) -> list[Row]:
                 for state, histogram in cell.ran.items()
             ),
             remark="the original shows the run time of some task that Flower has in memory; this is the mean",
-            query=_renamed(f"{_RUNTIME.format('sum')} / {_RUNTIME.format('count')}"),
+            query=f"{_RUNTIME.format('sum')} / {_RUNTIME.format('count')}",
         ),
     ]
-
-
-def _renamed(query: str) -> str:
-    return f'label_replace({query}, "task_type", "$1", "task_name", "(.*)")'
 
 
 PROFILE = Profile(

@@ -7,9 +7,14 @@ from operator import attrgetter
 from celery_exporter.core.facts import State
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.tasks import OPEN_STATES
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, native, triton
+from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, native, summed, triton
 
 _TOTALS = tuple(state for state in State if state not in OPEN_STATES)
+#: PromQL for what `by_name` returns; what a rule has recorded as celery_tasks has no task_name.
+COUNTED = (
+    'celery_tasks{task_name!=""} or '
+    f'celery_tasks_total{{task_name!="",state=~"{"|".join(state.name for state in _TOTALS)}"}}'
+)
 _MEMORY = "the original counts what it has in memory, 10,000 tasks at most, so its numbers fall"
 
 
@@ -24,6 +29,7 @@ def rows(shape: Shape) -> list[Row]:
             lambda snapshot: (((state,), count) for (state, _), count in by_name(snapshot)),
             merge=add,
             remark=_MEMORY,
+            query=summed(COUNTED, "task_name", "queue_name", "worker"),
         ),
         Row(
             "celery_tasks_by_name",
@@ -33,6 +39,7 @@ def rows(shape: Shape) -> list[Row]:
             by_name,
             merge=add,
             remark=_MEMORY,
+            query=summed(COUNTED, "queue_name", "worker", name="task_name"),
         ),
         Row(
             "celery_tasks_runtime_seconds",
@@ -47,6 +54,13 @@ def rows(shape: Shape) -> list[Row]:
             merge=add,
             bounds=attrgetter("runtime_bounds"),
             thin=shape.buckets or COMMON_BUCKETS,
+            query=summed(
+                'celery_task_runtime_seconds_bucket{state="SUCCESS"}',
+                "state",
+                "queue_name",
+                "worker",
+                name="task_name",
+            ),
         ),
         Row(
             "celery_task_latency",
@@ -59,6 +73,7 @@ def rows(shape: Shape) -> list[Row]:
             merge=add,
             bounds=attrgetter("wait_bounds"),
             thin=shape.wait_buckets or COMMON_BUCKETS,
+            query=summed("celery_task_prefetch_wait_seconds_bucket", "task_name", "queue_name", "worker"),
         ),
         *(row for row in triton.rows(shape) if row.name == "celery_workers"),
         *(row for row in native.QUEUE_ROWS if row.name == "celery_queue_length"),
