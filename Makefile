@@ -54,9 +54,10 @@ fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as
 mutants: .venv/synced  ## break the core in a thousand places, and see whether a test notices
 	tests/mutants.sh
 
-golden: .venv/synced  ## write golden texts and the README's tables anew, after a change that is meant
+golden: .venv/synced  ## write golden texts, the README's tables and docs/migrating.md anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py
 	$(PY) deploy/kubernetes/generate.py
+	$(PY) docs/migrating.py
 	git diff --stat
 
 alerts:  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
