@@ -86,6 +86,7 @@ def test_sums_are_kept_by_no_more_labels_than_somebody_shows():
 def test_who_sent_what_is_counted_where_somebody_shows_it():
     assert [name for name in PROFILES if select((name,), Shape()).clients] == ["danihodovic", "flower"]
     assert not select(("danihodovic",), Shape(generic_sent=True)).clients
+    assert select(("danihodovic", "flower"), Shape(generic_sent=True)).clients
 
 
 def test_each_profile_has_its_own_buckets_of_what_was_counted_once():

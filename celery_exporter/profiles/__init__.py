@@ -76,7 +76,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     labels: Callable[[Shape], tuple[str, ...]]  # of `TASK_LABELS`
     buckets: tuple[float, ...] = COMMON_BUCKETS
     wait_buckets: tuple[float, ...] = COMMON_BUCKETS
-    clients: bool = False  # which host sent a task
+    clients: Callable[[Shape], bool] = lambda _: False  # which host sent a task
     prefetched: bool = False  # what each worker has received and not started
 
 

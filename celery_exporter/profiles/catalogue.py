@@ -61,7 +61,7 @@ def select(names: Sequence[str], shape: Shape) -> Selection:
         tuple(label for label in TASK_LABELS if label in needed),
         _union(shape.buckets or profile.buckets for profile in chosen),
         _union(shape.wait_buckets or profile.wait_buckets for profile in chosen),
-        any(profile.clients for profile in chosen) and not shape.generic_sent,
+        any(profile.clients(shape) for profile in chosen),
         any(profile.prefetched for profile in chosen),
     )
 

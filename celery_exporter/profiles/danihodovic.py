@@ -151,8 +151,9 @@ def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
             yield _labels(shape, key), 0
         elif shape.generic_sent:
             yield (key.task_name, GENERIC, _queue(shape, key)), cell.moved[State.PENDING]
-        for client, count in cell.clients.items():
-            yield (key.task_name, client, _queue(shape, key)), count
+        else:
+            for client, count in cell.clients.items():
+                yield (key.task_name, client, _queue(shape, key)), count
 
 
 def _failed(labels: Callable[[Key], tuple[str, str, str]], snapshot: Snapshot) -> Iterable[Sample]:
@@ -236,5 +237,5 @@ PROFILE = Profile(
     about="danihodovic/celery-exporter 0.12",
     rows=rows,
     labels=lambda _: ("queue_name", "worker"),
-    clients=True,
+    clients=lambda shape: not shape.generic_sent,
 )

@@ -129,6 +129,6 @@ PROFILE = Profile(
     about="mher/flower's Prometheus integration",
     rows=rows,
     labels=lambda _: ("worker",),
-    clients=True,
+    clients=lambda _: True,
     prefetched=True,
 )
