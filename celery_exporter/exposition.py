@@ -221,8 +221,9 @@ class _Family:
         return series
 
     def _buckets(self, escaped: list[str]) -> str:
-        # Short, as Go writes them and as people ask for them: le="30", not le="30.0".
-        bounds = [number(bound).removesuffix(".0") for bound in (*self._bounds, math.inf)]
+        bounds = [number(bound) for bound in (*self._bounds, math.inf)]
+        if not self.row.decimal:  # short, as Go writes them and as people ask for them: le="30", not le="30.0"
+            bounds = [bound.removesuffix(".0") for bound in bounds]
         buckets = (f"{self.name}_bucket{self._bucket_braces.format(*escaped, bound)}" for bound in bounds)
         braces = self._braces.format(*escaped)
         counted = [each.replace("%", "%%") for each in (*buckets, f"{self.name}_count{braces}")]

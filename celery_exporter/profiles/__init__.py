@@ -35,7 +35,8 @@ class Row(Struct, frozen=True):
     `--metric-prefix` replaces the `celery_` that a name begins with. A counter's name ends in `_total`.
     `merge` joins the values of samples with equal labels, where the snapshot is finer than the row.
     `bounds` tells the upper bucket bounds that a histogram was counted with, without +Inf; `thin` are those
-    of them that are shown, None for all. A counter that somebody else counts `began_before` we heard of it: a
+    of them that are shown, None for all; `decimal` ones are written as Python does, le="1.0", where ours are
+    short, le="1". A counter that somebody else counts `began_before` we heard of it: a
     0 before its first value would make all of that an increase. `remark` says where a value differs on
     purpose from that of the exporter which the name is from; `query` makes it out of native metrics, in
     PromQL, of a histogram its buckets (its sum and count are made likewise).
@@ -49,6 +50,7 @@ class Row(Struct, frozen=True):
     merge: Merge | None = None
     bounds: Callable[[Snapshot], Iterable[float]] | None = None
     thin: tuple[float, ...] | None = None
+    decimal: bool = False
     began_before: bool = False
     remark: str = ""
     query: str = ""

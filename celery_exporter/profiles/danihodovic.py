@@ -27,6 +27,8 @@ from celery_exporter.profiles import (
 
 #: What hosts are called of which nobody wants to know.
 GENERIC = "generic"
+#: What exceptions are called of which nobody knows the class.
+UNKNOWN_EXCEPTION = "UnknownException"
 
 _COUNTERS = {
     State.RECEIVED: ("received", "Sent when the worker receives a task."),
@@ -38,6 +40,10 @@ _COUNTERS = {
 }
 _TASK = ("name", "hostname", "queue_name")
 _QUEUES = "where nobody told the queue the original says celery, as --default-queue-name celery does here"
+_EXCEPTIONS = (
+    _QUEUES + "; the original says UnknownException, too, for a class that is written with its module and for "
+    "Reject, and ExceptionWithTraceback for what a pool's process died of: here it is the class"
+)
 _HOSTS = "of several workers on a host the original shows the one that was heard last; this is "
 _SENT = summed('celery_tasks_total{state="PENDING"}', "state", "worker", name="task_name")
 _FAILED = 'celery_task_failures_total{worker!=""} or 0 * celery_tasks_total{state="FAILURE",worker!=""}'
@@ -71,6 +77,7 @@ def rows(shape: Shape) -> list[Row]:
             ("name", "hostname", "exception", "queue_name"),
             partial(_failed, labels),
             _at_hosts(_FAILED, "state"),
+            remark=_EXCEPTIONS,
         ),
         _histogram(
             "runtime",
@@ -117,15 +124,16 @@ def rows(shape: Shape) -> list[Row]:
     ]
 
 
-def _counter(
+def _counter(  # noqa: PLR0913  what differs between them
     name: str,
     help_: str,
     labels: tuple[str, ...],
     samples: Callable[[Snapshot], Iterable[Sample]],
     query: str = "",
+    remark: str = _QUEUES,
 ) -> Row:
     name = f"celery_task_{name}_total"
-    return Row(name, "counter", help_, labels, samples, merge=add, remark=_QUEUES, query=query)
+    return Row(name, "counter", help_, labels, samples, merge=add, remark=remark, query=query)
 
 
 def _at_hosts(counted: str, *without: str) -> str:
@@ -161,7 +169,7 @@ def _failed(labels: Callable[[Key], tuple[str, str, str]], snapshot: Snapshot) -
         name, hostname, queue = labels(key)
         yield (name, hostname, "", queue), 0
         for exception, count in cell.raised.items():
-            yield (name, hostname, exception, queue), count
+            yield (name, hostname, UNKNOWN_EXCEPTION if exception == UNKNOWN else exception, queue), count
 
 
 def _at_workers(snapshot: Snapshot) -> Iterable[tuple[Key, Cell]]:
@@ -195,6 +203,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         merge=add,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
         thin=bounds or COMMON_BUCKETS,
+        decimal=True,
         remark=_QUEUES,
         query=query,
     )
