@@ -222,7 +222,7 @@ class _Family:
 
     def _buckets(self, escaped: list[str]) -> str:
         bounds = [number(bound) for bound in (*self._bounds, math.inf)]
-        if not self.row.decimal:  # short, as Go writes them and as people ask for them: le="30", not le="30.0"
+        if not self.row.decimal:  # as Go writes them and as people ask for them: le="30", not le="30.0"
             bounds = [bound.removesuffix(".0") for bound in bounds]
         buckets = (f"{self.name}_bucket{self._bucket_braces.format(*escaped, bound)}" for bound in bounds)
         braces = self._braces.format(*escaped)

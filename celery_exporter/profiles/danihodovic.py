@@ -41,8 +41,8 @@ _COUNTERS = {
 _TASK = ("name", "hostname", "queue_name")
 _QUEUES = "where nobody told the queue the original says celery, as --default-queue-name celery does here"
 _EXCEPTIONS = (
-    _QUEUES + "; the original says UnknownException, too, for a class that is written with its module and for "
-    "Reject, and ExceptionWithTraceback for what a pool's process died of: here it is the class"
+    f"{_QUEUES}; a class that is written with its module, and Reject, are UnknownException to the original, "
+    "and what a pool's process died of is ExceptionWithTraceback; here each is the class"
 )
 _HOSTS = "of several workers on a host the original shows the one that was heard last; this is "
 _SENT = summed('celery_tasks_total{state="PENDING"}', "state", "worker", name="task_name")
@@ -130,6 +130,7 @@ def _counter(  # noqa: PLR0913  what differs between them
     labels: tuple[str, ...],
     samples: Callable[[Snapshot], Iterable[Sample]],
     query: str = "",
+    *,
     remark: str = _QUEUES,
 ) -> Row:
     name = f"celery_task_{name}_total"
