@@ -8,6 +8,7 @@ scrape takes a copy under it and nothing else.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -59,6 +60,8 @@ SAVE_EVERY = 30.0
 SAVE_SHARE = 20
 #: Seconds that the last saving may take after everything else has ended: Docker kills after 10.
 LAST_SAVE = 7.0
+#: Seconds of silence after which there are no workers, where --worker-timeout is off.
+SILENT = 60.0
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 
@@ -182,7 +185,9 @@ class Monitor:
 
     def _is_roster_known(self) -> bool:
         """Tell whether workers answered, or there are none, as far as one can hear."""
-        nobody = not self._cluster.workers and self._listened > self._settings.limits.worker_timeout
+        timeout = self._settings.limits.worker_timeout
+        silent = self._listened > (timeout if math.isfinite(timeout) else SILENT)
+        nobody = silent and not self._cluster.workers
         return self._answered or (nobody and self._asked is not None)
 
     # -- events ----------------------------------------------------------------------------------------

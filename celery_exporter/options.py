@@ -5,6 +5,7 @@ The command line and the options table of the README are printed from it; `setti
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from msgspec import Struct
 from celery_exporter import parsing
 from celery_exporter.core.cluster import TOMBSTONE_SECONDS
 from celery_exporter.core.facts import UNKNOWN
-from celery_exporter.profiles import TASK_LABELS, Shape, native
+from celery_exporter.profiles import TASK_LABELS, native
 from celery_exporter.profiles.catalogue import PROFILES
 
 ENV_PREFIXES = ("CELERY_EXPORTER_", "CE_")
@@ -25,6 +26,14 @@ LEAST_SERIES_TTL = 2 * TOMBSTONE_SECONDS
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 CONTENT_TYPES = ("json", "msgpack", "yaml", "pickle")
+#: Levels that other exporters have besides, and what shows the same of ours.
+_LEVELS = {"trace": "debug", "success": "warning"}
+_MEDIA_TYPES = {
+    "application/json": "json",
+    "application/x-msgpack": "msgpack",
+    "application/x-yaml": "yaml",
+    "application/x-python-serialize": "pickle",
+}
 
 
 class Option(Struct, frozen=True, kw_only=True):
@@ -42,6 +51,7 @@ class Option(Struct, frozen=True, kw_only=True):
     many: bool = False
     switch: bool = False
     secret: bool = False
+    blank: bool = False  # a variable that is empty is a value, and not one that is not set
     env: tuple[str, ...] = ()  # read besides the ones with our prefixes
 
     @property
@@ -56,7 +66,20 @@ class Option(Struct, frozen=True, kw_only=True):
 
 
 def _retry_interval(text: str) -> float:
-    return parsing.number(0, 300)(text) or RETRY_INTERVAL  # 0 is how other exporters spell their default
+    return parsing.number(0, 86_400)(text) or RETRY_INTERVAL  # 0 is how other exporters spell their default
+
+
+def _worker_timeout(text: str) -> float:
+    return parsing.number(1, 1e9)(text) if parsing.number(0)(text) else math.inf
+
+
+def _content(text: str) -> tuple[str, ...]:
+    parts = (part.strip().lower() for part in text.split(","))
+    return parsing.list_of(CONTENT_TYPES)(",".join(_MEDIA_TYPES.get(part, part) for part in parts))
+
+
+def _log_level(text: str) -> str:
+    return parsing.one_of(LOG_LEVELS)(_LEVELS.get(text.lower(), text))
 
 
 def _series_ttl(text: str) -> float | None:
@@ -64,15 +87,10 @@ def _series_ttl(text: str) -> float | None:
     return None if seconds is None else parsing.number(LEAST_SERIES_TTL)(text)
 
 
-_SHAPE = Shape(task_labels=TASK_LABELS)
-_ROWS = [*native.EXPORTER_ROWS, *(row for profile in PROFILES.values() for row in profile.rows(_SHAPE))]
-_TAKEN = {"le", *(label for row in _ROWS for label in row.labels)}
-
-
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:
     pairs = parsing.pairs(texts)
     for name in pairs:
-        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__") or name in _TAKEN:
+        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__"):
             raise ValueError(name)
         pairs[name].encode()  # UnicodeEncodeError is a ValueError: what was no UTF-8 on the command line
     return pairs
@@ -115,13 +133,13 @@ OPTIONS = (
         name="accept-content",
         help="Serialisers of events to accept. Pickle can run code that the sender chose.",
         takes=f"a comma-separated list of {', '.join(CONTENT_TYPES)}",
-        parse=parsing.list_of(CONTENT_TYPES),
+        parse=_content,
         default=("json",),
     ),
     Option(
         name="retry-interval",
         help="The longest wait between two attempts to reach the broker; there is no last attempt.",
-        takes="seconds, 0 (the default) to 300",
+        takes="seconds, 0 (the default) to 86400",
         parse=_retry_interval,
         default=RETRY_INTERVAL,
     ),
@@ -174,9 +192,9 @@ OPTIONS = (
     ),
     Option(
         name="worker-timeout",
-        help="Silence, in seconds, after which a worker counts as down (three heartbeats at least).",
-        takes="seconds, 1 or more",
-        parse=parsing.number(1, 1e9),
+        help="Seconds of silence after which a worker is down (three heartbeats at least); 0: never.",
+        takes="seconds, 1 or more; 0 is off",
+        parse=_worker_timeout,
         default=60.0,
     ),
     Option(
@@ -265,6 +283,7 @@ OPTIONS = (
         help="A file with TLS, users and headers for the listener, as Prometheus' exporters take it.",
         takes="the path of a readable file",
         parse=parsing.path,
+        blank=True,  # nobody is let in because a variable is empty
     ),
     Option(
         name="profile",
@@ -278,6 +297,7 @@ OPTIONS = (
         help="Labels of task metrics besides task_name and state; empty for none.",
         takes=f"a comma-separated list of {', '.join(TASK_LABELS)}",
         parse=parsing.list_of(TASK_LABELS, least=0),
+        blank=True,
         default=("queue_name",),
     ),
     Option(
@@ -371,7 +391,7 @@ OPTIONS = (
         name="log-level",
         help="What to log.",
         takes=f"one of {', '.join(LOG_LEVELS)}",
-        parse=parsing.one_of(LOG_LEVELS),
+        parse=_log_level,
         default="info",
     ),
     Option(

@@ -104,8 +104,8 @@ def _json_or_text(text: str) -> Any:
 
 
 def prefix(text: str) -> str:
-    """Take the beginning of a metric name."""
-    if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
+    """Take the beginning of a metric name, which may be none."""
+    if not re.fullmatch(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?", text):
         raise ValueError(text)
     return text
 
@@ -131,12 +131,12 @@ def url(text: str) -> str:
     return text
 
 
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+_TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off", "")
 
 
 def switch(text: str) -> bool:
     """Take a word for on or off."""
-    return one_of(_TRUE + _FALSE)(text) in _TRUE
+    return one_of(_TRUE + _FALSE)(text.strip()) in _TRUE
 
 
 def pattern(text: str) -> Pattern:

@@ -18,6 +18,7 @@ from celery_exporter.core.names import Pattern
 from celery_exporter.options import OPTIONS, Option
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import ProfilesClashError, Selection, select
+from celery_exporter.profiles.native import EXPORTER_ROWS
 
 
 class BadSettingError(Exception):
@@ -98,11 +99,12 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         max_series=values.pop("max_series"),
         series_ttl=values.pop("series_ttl"),
     )
+    selection = _selection(values)
     return Settings(
         broker_transport_options=values.pop("broker_transport_option"),
         broker_ssl_options=values.pop("broker_ssl_option"),
-        static_labels=values.pop("static_label"),
-        selection=_selection(values),
+        static_labels=_static_labels(values.pop("static_label"), selection),
+        selection=selection,
         task_name_rules=values.pop("task_name_rule"),
         limits=limits,
         **values,
@@ -131,10 +133,23 @@ def _selection(values: dict[str, Any]) -> Selection:
         raise BadSettingError(str(error)) from None
 
 
+def _static_labels(labels: Mapping[str, str], selection: Selection) -> Mapping[str, str]:
+    """Return the labels, none of which may be one that a profile's metric has already.
+
+    Metrics of the exporter itself keep theirs: who comes from another one does not know what they have.
+    """
+    rows = (row for row in selection.rows if row not in EXPORTER_ROWS)
+    taken = {"le", *(label for row in rows for label in row.labels)}
+    for name in labels:
+        if name in taken:
+            raise BadSettingError(f"--static-label: got {name!r}, which is a label of metrics; rename it")
+    return labels
+
+
 def _value(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
     source = f"--{option.name}"
     if given is None or given == ():
-        variable = next((name for name in option.variables if _is_set(environ.get(name))), None)
+        variable = next((name for name in option.variables if _is_set(option, environ.get(name))), None)
         if variable is None:
             return option.default
         source = f"--{option.name} (from {variable})"
@@ -148,9 +163,11 @@ def _value(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
         raise BadSettingError(f"{source}: got {got}; it takes {option.takes}") from None
 
 
-def _is_set(value: str | None) -> bool:
+def _is_set(option: Option, value: str | None) -> bool:
+    if not value:  # as compose files leave them
+        return value is not None and option.blank
     # Kubernetes sets <SERVICE>_PORT=tcp://… for a service, and one may well be called celery-exporter.
-    return value is not None and not value.startswith("tcp://")
+    return not value.startswith("tcp://")
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -5,15 +5,20 @@ The numbers are those that contracts/record_danihodovic.py recorded of the origi
 
 from __future__ import annotations
 
+import math
 import re
+from operator import attrgetter
 
 import pytest
 from contracts.record_danihodovic import CASES, HERE, STREAM, bodies, samples
 from test_tapes import replay
 
+from celery_exporter.cli import _command
 from celery_exporter.exposition import Exposition
+from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import select
+from celery_exporter.settings import BadSettingError, Settings, load
 
 #: What the original does not take from events, or not yet, and what is our own.
 OURS = re.compile(r"celery_(queue_length|active_|task_queue_wait_time|exporter_)|process_")
@@ -35,3 +40,169 @@ def test_a_stream_is_shown_as_by_the_original_sample_by_sample(case):
     page = samples(Exposition(selection.rows).render(snapshot).decode()).splitlines()
     shown = [line for line in page if not OURS.match(line) and REGISTERED not in line]
     assert shown == (HERE / f"{case}.txt").read_text().splitlines()
+
+
+# -- options: those of src/cli.py of 0.11.2 --------------------------------------------------------------
+
+URL = "redis://redis.service.consul/1"
+RECOMMENDED = {"CE_PROFILE": "danihodovic"}  # the one thing that is added
+BUCKETS = "0.005,0.01,0.025,0.05,0.075,0.1,0.25,0.5,0.75,1.0,2.5,5.0,7.5,10.0,inf"
+
+#: Option, type of its value there, and which texts are taken as which of our settings.
+ORIGINAL = [
+    ("broker-url", str, "broker_url", {URL: URL, "amqp://u:p@rabbit:5672/v": "amqp://u:p@rabbit:5672/v"}),
+    (
+        "broker-transport-option",
+        list,
+        "broker_transport_options",
+        {
+            "visibility_timeout=7200": {"visibility_timeout": 7200},
+            "global_keyprefix=danihodovic": {"global_keyprefix": "danihodovic"},
+            'sentinel_kwargs={"password":"x=y"}': {"sentinel_kwargs": {"password": "x=y"}},
+            "master_name=": {"master_name": ""},
+        },
+    ),
+    (
+        "broker-ssl-option",
+        list,
+        "broker_ssl_options",
+        {
+            "certfile=/var/ssl/amqp-server-cert.pem": {"certfile": "/var/ssl/amqp-server-cert.pem"},
+            "ssl_cert_reqs=CERT_NONE": {"ssl_cert_reqs": "CERT_NONE"},
+            "ssl_version=5": {"ssl_version": 5},
+        },
+    ),
+    (
+        "accept-content",
+        str,
+        "accept_content",
+        {
+            "json,pickle": ("json", "pickle"),
+            "application/json,application/x-python-serialize": ("json", "pickle"),
+        },
+    ),
+    ("retry-interval", int, "retry_interval", {"0": 5.0, "5": 5.0, "600": 600.0}),  # we never give up
+    ("host", str, "host", {"0.0.0.0": "0.0.0.0", "::": "::"}),
+    ("port", int, "port", {"9808": 9808, "80": 80}),
+    (
+        "buckets",
+        str,
+        "selection.runtime_bounds",
+        {"1,2.5, 10": (1.0, 2.5, 10.0), BUCKETS: tuple(map(float, BUCKETS.split(",")[:-1]))},
+    ),
+    (
+        "log-level",
+        str,
+        "log_level",
+        {
+            **{level.upper(): level for level in ("debug", "info", "warning", "error", "critical")},
+            "TRACE": "debug",
+            "SUCCESS": "warning",
+        },
+    ),
+    ("worker-timeout", int, "limits.worker_timeout", {"0": math.inf, "300": 300.0}),
+    ("purge-offline-worker-metrics", int, "limits.worker_purge", {"0": None, "600": 600.0}),
+    ("generic-hostname-task-sent-metric", bool, "selection.clients", {"true": False}),
+    ("queues", str, "queues", {"celery,mail": ("celery", "mail")}),
+    ("metric-prefix", str, "metric_prefix", {"celery_": "celery_", "my_": "my_", "a:": "a:"}),
+    (
+        "static-label",
+        list,
+        "static_labels",
+        {"env=prod": {"env": "prod"}, "namespace=jobs": {"namespace": "jobs"}, "worker=": {"worker": ""}},
+    ),
+    # Of 0.12; what they do is below.
+    ("generic-hostname-worker-task-metric", bool, "selection.names", {"true": ("danihodovic",)}),
+    ("default-queue-name", str, "selection.names", {"celery": ("danihodovic",)}),
+]
+VALUES = [
+    pytest.param(option, kind, text, field, expected, id=f"{option}={text}")
+    for option, kind, field, values in ORIGINAL
+    for text, expected in values.items()
+]
+
+
+def begun(*argv: str, **environ: str) -> Settings:
+    """Return the settings of a command line, read by the parser that is in use."""
+    params = _command.make_context("celery-exporter", list(argv)).params
+    return load(params, {**RECOMMENDED, **environ})
+
+
+def variable(option: str) -> str:
+    return f"CE_{option.replace('-', '_').upper()}"
+
+
+def test_the_command_of_its_readme_starts_ours():
+    assert begun(f"--broker-url={URL}").broker_url == URL
+
+
+@pytest.mark.parametrize(("option", "kind", "text", "field", "expected"), VALUES)
+def test_an_option_of_the_original_is_taken(option, kind, text, field, expected):
+    given = [f"--{option}"] if kind is bool else [f"--{option}", text]
+    assert attrgetter(field)(begun("--broker-url", URL, *given)) == expected
+
+
+@pytest.mark.parametrize(("option", "kind", "text", "field", "expected"), VALUES)
+def test_a_variable_of_the_original_is_taken(option, kind, text, field, expected):  # noqa: ARG001
+    environ = {"CE_BROKER_URL": URL, variable(option): text}
+    assert attrgetter(field)(begun(**environ)) == expected
+
+
+@pytest.mark.parametrize("text", ["1", "true", "True", "t", "yes", "Y", "on", " on "])
+def test_a_flag_is_on_by_a_variable_as_there(text):
+    found = begun(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
+    assert found.selection.clients is False
+
+
+@pytest.mark.parametrize("text", ["0", "false", "f", "no", "N", "off", ""])
+def test_a_flag_is_off_by_a_variable_as_there(text):
+    found = begun(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
+    assert found.selection.clients is True
+
+
+def test_lists_are_repeated_options_and_variables_with_spaces():
+    given = ["--static-label", "a=1", "--static-label", "b=2", "-Q", "celery,mail"]
+    for found in (
+        begun("--broker-url", URL, *given),
+        begun(CE_BROKER_URL=URL, CE_STATIC_LABEL="a=1 b=2", CE_QUEUES="celery,mail"),
+    ):
+        assert (found.static_labels, found.queues) == ({"a": "1", "b": "2"}, ("celery", "mail"))
+
+
+@pytest.mark.parametrize("option", [option for option, *_ in ORIGINAL if option != "broker-url"])
+def test_an_empty_variable_is_none_as_there(option):
+    for field in Settings.__struct_fields__:
+        if field != "selection":  # whose functions are made anew
+            found = getattr(begun(**{"CE_BROKER_URL": URL, variable(option): ""}), field)
+            assert found == getattr(begun(CE_BROKER_URL=URL), field)
+
+
+def test_an_empty_variable_opens_no_door_and_takes_labels_off():
+    assert begun(CE_BROKER_URL=URL, CE_WEB_CONFIG_FILE="").web_config_file is not None
+    native = begun("--profile", "native", CE_BROKER_URL=URL, CE_TASK_LABELS="")
+    assert native.selection.labels == ()
+
+
+def test_metrics_may_have_no_prefix():
+    found = begun("--broker-url", URL, "--metric-prefix", "")
+    page = Exposition(found.selection.rows, found.metric_prefix).render(replay(bodies(STREAM, sendings=True)))
+    assert b"\nworker_up{" in page
+
+
+def test_a_static_label_is_refused_where_a_metric_that_is_shown_has_it():
+    for name in ("hostname", "queue_name", "exception", "le"):
+        with pytest.raises(BadSettingError, match=f"--static-label: got '{name}'"):
+            begun("--broker-url", URL, "--static-label", f"{name}=x")
+
+
+def test_a_metric_of_the_exporter_itself_keeps_its_own_label():
+    found = begun("--broker-url", URL, "--static-label", "version=mine")
+    page = Exposition(found.selection.rows, static_labels=found.static_labels).render(
+        replay(bodies(STREAM, sendings=True))
+    )
+    assert b'celery_worker_up{hostname="box-1",version="mine"} 1.0' in page
+    assert b"celery_exporter_build_info{python_version=" in page or b'version="0.0.0"' in page
+
+
+def test_options_keep_their_names():
+    assert {option for option, *_ in ORIGINAL} <= {option.name for option in OPTIONS}

@@ -47,7 +47,7 @@ class Limits(Struct, frozen=True):
     """Times in seconds, counts of things; what bounds the tables."""
 
     reorder_window: float = 2.0
-    worker_timeout: float = 60.0
+    worker_timeout: float = 60.0  # infinite: nobody is down before saying so
     worker_purge: float | None = 600.0  # None: silent workers are never forgotten
     task_ttl: float = 86_400.0
     max_tasks: int = 300_000
