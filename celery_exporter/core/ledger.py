@@ -55,24 +55,16 @@ class Cell(Struct, gc=False):
         return cls([0] * len(State), {}, {}, 0, {}, None, None)
 
     def absorb(self, other: Cell) -> None:
-        """Add another cell's sums to these, but for its failures."""
+        """Add another cell's sums to these, but for those by exception and client."""
         self.moved = [mine + theirs for mine, theirs in zip(self.moved, other.moved, strict=True)]
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
         self.redelivered += other.redelivered
-        for client, count in other.clients.items():
-            self.sent_by(client, count)
         self.inherited = self.inherited or other.inherited
         for state, histogram in other.ran.items():
             self.ran[state] = _merged(self.ran.get(state), histogram)
         self.queued = _merged(self.queued, other.queued) if other.queued else self.queued
         self.prefetched = _merged(self.prefetched, other.prefetched) if other.prefetched else self.prefetched
-
-    def sent_by(self, client: str, count: int = 1) -> None:
-        """Count tasks that a host sent; one that there is no room for is `other`."""
-        if client not in self.clients and len(self.clients) >= MAX_CLIENTS:
-            client = OTHER
-        self.clients[client] = self.clients.get(client, 0) + count
 
     def copy(self) -> Cell:
         """Return a copy that later facts do not change."""
@@ -96,11 +88,30 @@ def _merged(mine: Histogram | None, theirs: Histogram) -> Histogram:
     return mine
 
 
+class _Room(Struct, gc=False):
+    """How many series there may be of a label whose values are not in the key, and how many there are."""
+
+    of_key: int
+    limit: int
+    used: int = 0
+
+    def count(self, sums: dict[str, int], value: str, times: int) -> int:
+        """Add to a key's sum for a value; return how much of it went to `other`, for want of room."""
+        folded = 0
+        if value not in sums:
+            full = len(sums) >= self.of_key or self.used >= self.limit
+            if full and value not in (UNKNOWN, OTHER):
+                value, folded = OTHER, times
+            self.used += value not in sums
+        sums[value] = sums.get(value, 0) + times
+        return folded
+
+
 class Ledger:
     """Sums of facts by key.
 
     `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
-    are the one label whose values are not in the key; there are `max_failures` series of them at most.
+    and clients are the labels whose values are not in the key; of each there are `max_more` series at most.
     `native` and `exemplars` say whether histograms have those; `share` is that of the tasks, chosen by uuid,
     that histograms observe, None for all.
     """
@@ -109,7 +120,7 @@ class Ledger:
         self,
         runtime_bounds: Sequence[float],
         wait_bounds: Sequence[float],
-        max_failures: int = 20_000,
+        max_more: int = 20_000,
         *,
         native: bool = False,
         exemplars: bool = False,
@@ -121,9 +132,9 @@ class Ledger:
         self.exemplars = exemplars
         self._share = share
         self.negative_waits = 0  # that were counted as 0 s
-        self.folded = 0  # failures whose exception was counted as other
-        self._failures = 0  # series of them
-        self._max_failures = max_failures
+        self.folded = 0  # failures and sendings whose exception or client was counted as other
+        self._exceptions = _Room(MAX_EXCEPTIONS, max_more)
+        self._clients = _Room(MAX_CLIENTS, max_more)
         self._cells: dict[Key, Cell] = {}
         self._own: dict[Key, Cell] = {}  # those of them that are in no snapshot
 
@@ -168,23 +179,12 @@ class Ledger:
         if client in cell.clients:
             cell.clients[client] += 1
         else:
-            cell.sent_by(client)
+            self.folded += self._clients.count(cell.clients, client, 1)
         if fact.at > cell.last.get(PENDING, 0.0):
             cell.last[PENDING] = fact.at
 
     def _raised(self, fact: Raised) -> None:
-        self._count(self._cell(fact.key), fact.exception, 1)
-
-    def _count(self, cell: Cell, exception: str, times: int) -> None:
-        """Count failures with an exception; one that there is no room for is `other`."""
-        raised = cell.raised
-        if exception not in raised:
-            full = len(raised) >= MAX_EXCEPTIONS or self._failures >= self._max_failures
-            if full and exception not in (UNKNOWN, OTHER):
-                self.folded += times
-                exception = OTHER
-            self._failures += exception not in raised
-        raised[exception] = raised.get(exception, 0) + times
+        self.folded += self._exceptions.count(self._cell(fact.key).raised, fact.exception, 1)
 
     def _ran(self, fact: Ran) -> None:
         ran = self._cell(fact.key).ran
@@ -219,7 +219,8 @@ class Ledger:
             cell = self._cell(fact.key)
             del self._cells[fact.key]
             del self._own[fact.key]
-            self._failures -= len(cell.raised)
+            self._exceptions.used -= len(cell.raised)
+            self._clients.used -= len(cell.clients)
             cell.inherited = True
             self._absorb(fact.into, cell)
 
@@ -227,7 +228,9 @@ class Ledger:
         cell = self._cell(key)
         cell.absorb(other)
         for exception, times in other.raised.items():
-            self._count(cell, exception, times)
+            self.folded += self._exceptions.count(cell.raised, exception, times)
+        for client, times in other.clients.items():
+            self.folded += self._clients.count(cell.clients, client, times)
 
     def _clamped(self, seconds: float) -> float:
         """Return a time between two clocks: one below 0 is their skew, and counted as such."""

@@ -31,6 +31,7 @@ class Story:
         self.cluster = Cluster(limits or Limits(), labels, show, clients=clients)
         self.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.labels = labels
+        self.clients = clients
         self.now = 100.0
         self.epoch = T0  # when the listening clock began
 

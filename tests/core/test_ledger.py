@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.facts import Folded, Key, Moved, Prefetched, Queued, Raised, Ran, Redelivered, State
+from celery_exporter.core.facts import (
+    Folded,
+    Key,
+    Moved,
+    Prefetched,
+    Queued,
+    Raised,
+    Ran,
+    Redelivered,
+    SentBy,
+    State,
+)
 from celery_exporter.core.histograms import Histogram
-from celery_exporter.core.ledger import MAX_EXCEPTIONS, Cell, Ledger
+from celery_exporter.core.ledger import MAX_CLIENTS, MAX_EXCEPTIONS, Cell, Ledger
 
 A, B, C = Key("a", "q"), Key("b", "q"), Key("c", "q")
 
@@ -58,6 +69,41 @@ def test_all_tasks_together_have_so_many_exceptions():
     assert found.snapshot()[A].raised == {"Error0": 1, "Error1": 1, "Error2": 1}
     assert found.snapshot()[B].raised == {"Error0": 1, "other": 2}
     assert found.folded == 2
+
+
+def sent_by(key: Key, count: int, first: int = 0) -> list[SentBy]:
+    return [SentBy(key, f"host-{number}") for number in range(first, first + count)]
+
+
+def test_a_task_has_so_many_clients_and_the_rest_is_other():
+    found = ledger(*sent_by(A, MAX_CLIENTS + 7), *sent_by(A, 1), *sent_by(B, 1))
+    clients = found.snapshot()[A].clients
+    assert len(clients) == MAX_CLIENTS + 1
+    assert (clients["other"], clients["host-0"]) == (7, 2)
+    assert found.snapshot()[B].clients == {"host-0": 1}
+    assert found.folded == 7
+
+
+def test_all_tasks_together_have_so_many_clients_which_take_no_room_from_exceptions():
+    found = ledger(*sent_by(A, 3), *sent_by(B, 3), *raised(A, 4), most=4)
+    assert found.snapshot()[A].clients == {"host-0": 1, "host-1": 1, "host-2": 1}
+    assert found.snapshot()[B].clients == {"host-0": 1, "other": 2}
+    assert "other" not in found.snapshot()[A].raised
+
+
+def test_folding_adds_clients_up_and_gives_room_back():
+    found = ledger(*sent_by(A, 2), *sent_by(B, 2, first=1), most=4)
+    found.add([Folded(A, B)])
+    assert found.snapshot()[B].clients == {"host-0": 1, "host-1": 2, "host-2": 1}
+    found.add(sent_by(C, 2))  # for one of which there is room
+    assert found.snapshot()[C].clients == {"host-0": 1, "other": 1}
+
+
+def test_folding_moves_no_more_clients_than_there_is_room_for():
+    found = ledger(*sent_by(A, MAX_CLIENTS), *sent_by(B, MAX_CLIENTS, first=10))
+    found.add([Folded(A, B)])
+    clients = found.snapshot()[B].clients
+    assert (len(clients), clients["other"], clients["host-10"]) == (MAX_CLIENTS + 1, 10, 2)
 
 
 def test_folding_moves_every_sum_and_gives_room_back():
@@ -122,6 +168,7 @@ def test_folding_what_nobody_counted_is_nothing():
 
 def test_a_snapshot_does_not_change_with_what_comes_later():
     facts = [Moved(A, State.SUCCESS, 1.0), Ran(A, State.SUCCESS, 1.0), Queued(A, 1.0), *raised(A, 1)]
+    facts += sent_by(A, 1)
     found = ledger(*facts, Prefetched(A, 1.0))
     before = found.snapshot()
     found.add([*facts, Prefetched(A, 1.0), Redelivered(A)])

@@ -27,7 +27,8 @@ def restarted(old: Story, away: float = 0.0, clock: float = 0.0, **changed) -> S
     whole = msgspec.msgpack.decode(msgspec.msgpack.encode(said), type=ClusterMemory)
     uuids = old.cluster.tasks.uuids()
     tasks = msgspec.msgpack.encode(memory.of_tasks(old.cluster, uuids))
-    new = Story(**{"limits": old.cluster.limits, "labels": old.labels, **changed})
+    usual = {"limits": old.cluster.limits, "labels": old.labels, "clients": old.clients}
+    new = Story(**{**usual, **changed})
     new.now, new.epoch = clock, old.epoch + old.now + away - clock
     memory.restore(
         whole, msgspec.msgpack.decode(tasks, type=list[TaskMemory]), new.cluster, new.ledger, new.moment()
@@ -78,6 +79,20 @@ def test_an_unfinished_task_keeps_its_name_its_queue_and_its_times():
     assert story.by_state() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
     assert story.cell().queued.total == 2.0
     assert [histogram.total for histogram in story.cell().ran.values()] == [3.0]
+
+
+def test_which_clients_sent_is_known_after_a_restart_and_goes_on():
+    old = told(sent(), sent("u2", hostname="gen2@web"), clients=True)
+    story = restarted(old)
+    assert story.cell().clients == {"h": 1, "web": 1}
+    story.tell(sent("u3", hostname="gen3@web"))
+    assert story.cell().clients == {"h": 1, "web": 2}
+
+
+def test_clients_add_up_when_a_label_that_told_tasks_apart_is_not_in_use_any_more():
+    old = told(sent(), sent("u2", queue="r"), sent("u3", queue="r", hostname="c@web"), clients=True)
+    story = restarted(old, labels=())
+    assert story.cell(queue="").clients == {"h": 2, "web": 1}
 
 
 def told(*events: dict, **options) -> Story:
