@@ -39,10 +39,13 @@ _COUNTERS = {
     State.RETRY: ("retried", "Sent if the task failed, but will be retried in the future."),
 }
 _TASK = ("name", "hostname", "queue_name")
-_QUEUES = "where nobody told the queue the original says celery, as --default-queue-name celery does here"
+_QUEUES = (
+    "where nobody told the queue the original says celery, as --default-queue-name celery does here; where "
+    "events of a task overtake each other it takes host or queue from another one than the one it counts"
+)
 _EXCEPTIONS = (
-    f"{_QUEUES}; a class that is written with its module, and Reject, are UnknownException to the original, "
-    "and what a pool's process died of is ExceptionWithTraceback; here each is the class"
+    f"{_QUEUES}; a class that is written with its module, Reject, and one in a traceback alone are "
+    "UnknownException or ExceptionWithTraceback to it, and here what they are"
 )
 _HOSTS = "of several workers on a host the original shows the one that was heard last; this is "
 _SENT = summed('celery_tasks_total{state="PENDING"}', "state", "worker", name="task_name")
@@ -168,7 +171,8 @@ def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
 def _failed(labels: Callable[[Key], tuple[str, str, str]], snapshot: Snapshot) -> Iterable[Sample]:
     for key, cell in _at_workers(snapshot):
         name, hostname, queue = labels(key)
-        yield (name, hostname, "", queue), 0
+        if sum(cell.moved) > cell.moved[State.FAILURE]:  # as the original, whose other events show it
+            yield (name, hostname, "", queue), 0
         for exception, count in cell.raised.items():
             yield (name, hostname, UNKNOWN_EXCEPTION if exception == UNKNOWN else exception, queue), count
 

@@ -3,11 +3,13 @@
     make bench                                               # installs it, see benchmarks/peer.py
     .venv-peer/bin/python tests/contracts/record_danihodovic.py
 
-writes the stream beside this file, feeds it to the original and writes what that exposes: the sorted samples,
-`_created` lines aside. With an interpreter that does not have it only the stream is written.
+writes two streams beside this file, one made up and one of a real worker, feeds them to the original and
+writes what that exposes: the sorted samples, `_created` lines aside. An interpreter that does not have the
+original writes the streams alone.
 
-Two kinds of failures are not in the stream, for the original does not know their exceptions: of a class with
-its module (`module.Class(...)`), and `Reject`. It calls both UnknownException.
+Left out is what the profile's remarks say the original gets wrong: exceptions that are written with their
+module (`module.Class(...)`), which it calls UnknownException, as it does `Reject`, which a real
+worker told; and that worker's retries, which were received anew before the worker said that it retries.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import importlib.util
 import json
 import time
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-STREAM = HERE / "danihodovic.jsonl"
+MADE_UP, RECORDED = HERE / "danihodovic.jsonl", HERE / "danihodovic-recorded.jsonl"
+TAPE = HERE.parent / "tapes" / "redis-prefork.jsonl"
 T0 = 1_750_000_000.0
 
 Events = list[dict[str, Any]]
@@ -30,12 +34,13 @@ WEB, ON_BOX_1 = "gen11@web-1", "gen12@box-1"
 #: Seconds that are sums of powers of two, so that their sum is the same in any order; some are on a bound.
 RUNTIMES = (0.00390625, 0.0078125, 0.03125, 0.0625, 0.25, 0.5, 1.0, 2.25, 7.5, 12.0)
 
-#: Golden file → what the original is given besides the stream's events, and whether it hears of sendings.
-CASES: dict[str, tuple[dict[str, Any], bool]] = {
-    "danihodovic": ({}, True),
-    "danihodovic-generic-sent": ({"generic_hostname_task_sent_metric": True}, True),
-    "danihodovic-buckets": ({"buckets": [0.25, 1.0, 30.0]}, True),
-    "danihodovic-unsent": ({}, False),
+#: Golden file → the stream, what the original is told besides, and whether it hears of sendings.
+CASES: dict[str, tuple[Path, dict[str, Any], bool]] = {
+    "danihodovic": (MADE_UP, {}, True),
+    "danihodovic-recorded": (RECORDED, {}, True),
+    "danihodovic-generic-sent": (MADE_UP, {"generic_hostname_task_sent_metric": True}, True),
+    "danihodovic-buckets": (MADE_UP, {"buckets": [0.25, 1.0, 30.0]}, True),
+    "danihodovic-unsent": (MADE_UP, {}, False),
 }
 
 
@@ -101,7 +106,7 @@ def lives() -> Iterator[Events]:
     yield of_worker("offline", TWO, processed=17)
 
 
-def stream() -> Iterator[dict[str, Any]]:
+def made_up() -> Iterator[dict[str, Any]]:
     """Return the events with ids and times, as they are on the wire."""
     clock = 0
     for number, life in enumerate(lives()):
@@ -112,16 +117,27 @@ def stream() -> Iterator[dict[str, Any]]:
             yield {**event, **task, **usual}
 
 
-def write_stream() -> None:
+def recorded() -> Events:
+    """Return the events of the tape, in the order in which they happened, without tasks that were retried."""
+    loaded = (json.loads(json.loads(line)["body"]) for line in TAPE.read_text().splitlines())
+    events = [event for body in loaded for event in (body if isinstance(body, list) else [body])]
+    retried = {event["uuid"] for event in events if event["type"] == "task-retried"}
+    return sorted(
+        (event for event in events if event.get("uuid") not in retried), key=itemgetter("timestamp")
+    )
+
+
+def write(path: Path, events: Iterable[dict[str, Any]]) -> None:
     lines = (
         json.dumps({"at": clock / 64, "type": "application/json", "body": json.dumps(event)})
-        for clock, event in enumerate(stream())
+        for clock, event in enumerate(events)
     )
-    STREAM.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
 
 
-def bodies(path: Path, *, sendings: bool) -> Iterator[tuple[float, bytes]]:
-    """Return what was recorded, as listening time and message body."""
+def messages(case: str) -> Iterator[tuple[float, bytes]]:
+    """Return a case's stream, as listening times and message bodies."""
+    path, _, sendings = CASES[case]
     for line in path.read_text().splitlines():
         message = json.loads(line)
         if sendings or '"task-sent"' not in message["body"]:
@@ -154,12 +170,13 @@ def of_the_original(events: Iterable[dict[str, Any]], options: dict[str, Any]) -
 
 
 def main() -> None:
-    write_stream()
+    write(MADE_UP, made_up())
+    write(RECORDED, recorded())
     if importlib.util.find_spec("src") is None:
-        print("the original is not installed here, so only the stream was written")
+        print("the original is not installed here, so only the streams were written")
         return
-    for name, (options, sendings) in CASES.items():
-        events = (json.loads(body) for _, body in bodies(STREAM, sendings=sendings))
+    for name, (_, options, _) in CASES.items():
+        events = (json.loads(body) for _, body in messages(name))
         (HERE / f"{name}.txt").write_text(of_the_original(events, options))
 
 
