@@ -140,9 +140,10 @@ def _static_labels(labels: Mapping[str, str], selection: Selection) -> Mapping[s
     """
     rows = (row for row in selection.rows if row not in EXPORTER_ROWS)
     taken = {"le", *(label for row in rows for label in row.labels)}
-    for name in labels:
+    for name, value in labels.items():
         if name in taken:
-            raise BadSettingError(f"--static-label: got {name!r}, which is a label of metrics; rename it")
+            got = f"{name}={value}"
+            raise BadSettingError(f"--static-label: got {got!r}; it takes a name that metrics do not have")
     return labels
 
 

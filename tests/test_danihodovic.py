@@ -322,7 +322,7 @@ def test_metrics_may_have_no_prefix():
 
 def test_a_static_label_is_refused_where_a_metric_that_is_shown_has_it():
     for name in ("hostname", "queue_name", "exception", "le"):
-        with pytest.raises(BadSettingError, match=f"--static-label: got '{name}'"):
+        with pytest.raises(BadSettingError, match=f"--static-label: got '{name}=x'"):
             begun("--broker-url", URL, "--static-label", f"{name}=x")
 
 
