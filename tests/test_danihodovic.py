@@ -16,6 +16,8 @@ from test_tapes import replay
 
 from celery_exporter.cli import _command
 from celery_exporter.exposition import Exposition
+from celery_exporter.firsts import Firsts
+from celery_exporter.monitor import Monitor
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import select
@@ -312,6 +314,15 @@ def test_an_empty_variable_opens_no_door_and_takes_labels_off():
     assert begun(CE_BROKER_URL=URL, CE_WEB_CONFIG_FILE="").web_config_file is not None
     native = begun("--profile", "native", CE_BROKER_URL=URL, CE_TASK_LABELS="")
     assert native.selection.labels == ()
+
+
+@pytest.mark.parametrize("timeout", ["0", "60"])
+def test_that_there_is_no_worker_is_known_after_a_while_without_a_timeout_as_with_one(timeout):
+    monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout), Firsts())
+    monitor._asked = set()
+    for listened, known in ((59.0, False), (61.0, True)):
+        monitor._listened = listened
+        assert monitor._is_roster_known() is known
 
 
 def test_metrics_may_have_no_prefix():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 import tracemalloc
 from collections import Counter
@@ -200,6 +201,17 @@ def test_law_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout():
     assert story.cluster.workers["w@h"].up
     story.wait(1)
     assert not story.cluster.workers["w@h"].up
+
+
+def test_law_4_without_a_timeout_silence_proves_nothing_and_a_goodbye_all():
+    story = Story(Limits(worker_timeout=math.inf, worker_purge=60))
+    story.tell(heartbeat())
+    story.now += 1e6
+    story.wait(1)
+    assert story.cluster.workers["w@h"].up
+    story.tell(heartbeat(kind="offline"))
+    story.wait(62)
+    assert story.cluster.workers == {}
 
 
 def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay():
