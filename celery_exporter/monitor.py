@@ -392,7 +392,9 @@ def _naming(settings: Settings) -> str:
     replacements = [text for _, text in settings.task_name_rules]
     selection = settings.selection
     labels = [settings.metric_prefix, dict(settings.static_labels), selection.names, selection.labels]
-    return repr([texts, replacements, labels])
+    shape = selection.shape
+    values = [shape.default_queue_name, shape.namespace, shape.generic_sent, shape.generic_worker]
+    return repr([texts, replacements, labels, values])
 
 
 def _encoded(value: Any) -> Any:

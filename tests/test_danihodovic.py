@@ -17,7 +17,7 @@ from test_tapes import replay
 from celery_exporter.cli import _command
 from celery_exporter.exposition import Exposition
 from celery_exporter.firsts import Firsts
-from celery_exporter.monitor import Monitor
+from celery_exporter.monitor import Monitor, _naming
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import select
@@ -105,6 +105,29 @@ def test_generic_clients_are_added_up_and_workers_keep_their_hosts():
 
 def test_no_client_is_remembered_where_all_are_called_the_same():
     assert not select(("danihodovic",), Shape(generic_sent=True)).clients
+
+
+def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_twice():
+    story = Story(labels=("queue_name", "worker"), clients=True)  # as a state file brings it
+    story.tell(*LIVES)
+    rows = select(("danihodovic",), Shape(generic_sent=True)).rows
+    text = Exposition(rows).render(story.shown()).decode()
+    assert 'celery_task_sent_total{hostname="generic",name="add",queue_name="q"} 2.0' in text
+    assert "web-1" not in text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--default-queue-name", "celery"],
+        ["--namespace", "jobs"],
+        ["--generic-hostname-task-sent-metric"],
+        ["--generic-hostname-worker-task-metric"],
+    ],
+    ids=lambda given: given[0],
+)
+def test_series_that_a_flag_renames_are_no_news_after_a_restart(given):
+    assert _naming(begun("--broker-url", URL, *given)) != _naming(begun("--broker-url", URL))
 
 
 def test_generic_workers_are_added_up_on_task_metrics_alone():

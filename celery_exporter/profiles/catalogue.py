@@ -39,6 +39,7 @@ class Selection(Struct, frozen=True):
     """
 
     names: tuple[str, ...]
+    shape: Shape
     rows: tuple[Row, ...]
     labels: tuple[str, ...]
     runtime_bounds: tuple[float, ...]
@@ -57,6 +58,7 @@ def select(names: Sequence[str], shape: Shape) -> Selection:
     ]
     return Selection(
         tuple(names),
+        shape,
         tuple(_joined(tables)),
         tuple(label for label in TASK_LABELS if label in needed),
         _union(shape.buckets or profile.buckets for profile in chosen),
