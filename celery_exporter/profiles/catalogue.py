@@ -84,7 +84,7 @@ def _joined(tables: Iterable[tuple[Profile, list[Row]]]) -> Iterable[Row]:
 
 
 def _form(row: Row) -> tuple[object, ...]:
-    return row.type, set(row.labels), row.thin
+    return row.type, set(row.labels), row.thin, row.decimal
 
 
 def _described(row: Row) -> str:

@@ -49,7 +49,7 @@ _EXCEPTIONS = (
 )
 _HOSTS = "of several workers on a host the original shows the one that was heard last; this is "
 _SENT = summed('celery_tasks_total{state="PENDING"}', "state", "worker", name="task_name")
-_FAILED = 'celery_task_failures_total{worker!=""} or 0 * celery_tasks_total{state="FAILURE",worker!=""}'
+_FAILED = 'celery_task_failures_total{worker!=""}'
 _ACTIVE = 'celery_worker_active_tasks or ignoring (hostname) 0 * celery_worker_up{worker!=""}'
 
 

@@ -48,6 +48,7 @@ def rows(shape: Shape) -> list[Row]:
             merge=add,
             bounds=attrgetter("runtime_bounds"),
             thin=shape.buckets or COMMON_BUCKETS,
+            decimal=True,
             query=summed(
                 'celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}',
                 "state",

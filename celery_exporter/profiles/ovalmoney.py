@@ -82,6 +82,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         merge=add if shape.finer else None,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
         thin=(shape.wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
+        decimal=True,
         query=query,
     )
 

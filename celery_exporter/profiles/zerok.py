@@ -54,6 +54,7 @@ def rows(shape: Shape) -> list[Row]:
             merge=add,
             bounds=attrgetter("runtime_bounds"),
             thin=shape.buckets or COMMON_BUCKETS,
+            decimal=True,
             query=summed(
                 'celery_task_runtime_seconds_bucket{state="SUCCESS"}',
                 "state",
@@ -73,6 +74,7 @@ def rows(shape: Shape) -> list[Row]:
             merge=add,
             bounds=attrgetter("wait_bounds"),
             thin=shape.wait_buckets or COMMON_BUCKETS,
+            decimal=True,
             query=summed("celery_task_prefetch_wait_seconds_bucket", "task_name", "queue_name", "worker"),
         ),
         *(row for row in triton.rows(shape) if row.name == "celery_workers"),

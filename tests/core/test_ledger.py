@@ -72,7 +72,7 @@ def test_all_tasks_together_have_so_many_exceptions():
 
 
 def sent_by(key: Key, count: int, first: int = 0) -> list[SentBy]:
-    return [SentBy(key, f"host-{number}") for number in range(first, first + count)]
+    return [SentBy(key, 1.0, f"host-{number}") for number in range(first, first + count)]
 
 
 def test_a_task_has_so_many_clients_and_the_rest_is_other():
