@@ -23,7 +23,7 @@ from celery_exporter.core.facts import OTHER, Key
 from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.firsts import Firsts, Visit, series_id
-from celery_exporter.profiles import KEY_LABELS, TASK_NAMES, Row, Sample
+from celery_exporter.profiles import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
 from celery_exporter.protobuf import PROTOBUF
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,9 +36,6 @@ AT_ONCE = 2_000
 #: Series whose text is kept though they were not in the newest scrape.
 SPARE = 1_000
 
-#: What --metric-prefix replaces in the names of rows.
-ROW_PREFIX = "celery_"
-
 
 class Exposition:
     """Rows and their settings, made once; `render` is called for each scrape."""
@@ -46,12 +43,12 @@ class Exposition:
     def __init__(
         self,
         rows: Sequence[Row],
-        prefix: str = ROW_PREFIX,
+        prefix: str = PREFIX,
         static_labels: Mapping[str, str] | None = None,
         firsts: Firsts | None = None,
     ) -> None:
         static = self._static = static_labels or {}
-        self._families = [_Family(row, _renamed(row.name, prefix), static) for row in rows]
+        self._families = [_Family(row, row.called(prefix), static) for row in rows]
         self._unlabelled = _template((), static).format()
         self._firsts = firsts or Firsts()
         self._process = ProcessCollector(registry=CollectorRegistry())
@@ -113,10 +110,6 @@ class Exposition:
 def _text(lines: Iterable[str]) -> bytes:
     # Nothing that cannot be encoded gets this far; if it did, it must not cost the whole page.
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
-
-
-def _renamed(name: str, prefix: str) -> str:
-    return prefix + name.removeprefix(ROW_PREFIX) if name.startswith(ROW_PREFIX) else name
 
 
 class _Series(Struct, frozen=True, gc=False):
@@ -249,13 +242,23 @@ def _inherits(row: Row, values: Sequence[str], snapshot: Snapshot) -> bool:
     if any(labels.get(name) == OTHER for name in TASK_NAMES):
         return True
     cell = snapshot.cells.get(Key(*(labels.get(label, "") for label in KEY_LABELS)))
-    return cell is not None and cell.inherited
+    # A row that adds label sets up has the same sum before and after one goes over to another.
+    return row.merge is None and cell is not None and cell.inherited
 
 
-def _merged(merge: Callable[[float, float], float], samples: Iterable[Sample]) -> Iterable[Sample]:
+def _merged(merge: Callable[[Any, Any], Any], samples: Iterable[Sample]) -> Iterable[Sample]:
     merged: dict[tuple[str, ...], Any] = {}
+    own: set[tuple[str, ...]] = set()  # histograms that nobody else has
     for values, value in samples:
-        merged[values] = merge(merged[values], value) if values in merged else value
+        if values not in merged:
+            merged[values] = value
+        elif not isinstance(value, Histogram):
+            merged[values] = merge(merged[values], value)
+        else:
+            if values not in own:
+                merged[values] = merged[values].copy()
+                own.add(values)
+            merged[values].absorb(value)
     return merged.items()
 
 

@@ -63,7 +63,8 @@ class Firsts:
         self._seen: dict[str, set[int]] = {}  # by scraper, the one that came longest ago first
         self._born: dict[int, float] = {}  # series → when it was first shown to anybody
         self._lock = threading.Lock()
-        self._renamed = False  # series have other names than those in `_seen`
+        #: Scrapers to which series were shown under other names, and None: all of them.
+        self._renamed: set[str | None] = set()
         self.visits = 0  # of scrapers, that were shown something
 
     def memory(self) -> FirstsMemory:
@@ -74,19 +75,21 @@ class Firsts:
     def restore(self, memory: FirstsMemory, *, renamed: bool) -> None:
         """Go on where an earlier process ended: what was shown then is no news now, whatever it is called."""
         with self._lock:
-            self._seen, self._born, self._renamed = memory.seen, memory.born, renamed
+            self._seen, self._born = memory.seen, memory.born
+            self._renamed = {None, *memory.seen} if renamed else set()
 
     def begin(self, scraper: str, at: float, started: float) -> Visit:
         """Begin a scrape, at an epoch second; `started` is when this exporter was."""
         with self._lock:
-            all_old = self._renamed or (not self._seen and at - started > FIRST_CONTACT)
+            renamed = scraper in self._renamed or None in self._renamed
+            all_old = renamed or (not self._seen and at - started > FIRST_CONTACT)
             return Visit(at, self._seen.get(scraper), self._born, all_old=all_old)
 
     def end(self, scraper: str, visit: Visit) -> None:
         """Remember what the scrape showed, and forget series that are gone and who came longest ago."""
         with self._lock:
             self.visits += 1
-            self._renamed = False
+            self._renamed -= {None, scraper}
             self._seen.pop(scraper, None)
             self._seen[scraper] = visit.shown
             if len(self._seen) > MAX_SCRAPERS:

@@ -7,6 +7,7 @@ scrape takes a copy under it and nothing else.
 
 from __future__ import annotations
 
+import ast
 import logging
 import math
 import random
@@ -289,10 +290,10 @@ class Monitor:
         if state is None:
             return
         tasks = [task for part in state.tasks for task in part]
-        renamed = state.naming != _naming(self._settings)
+        naming = _naming(self._settings)
         cluster, ledger = _empty(self._settings)
         try:
-            cluster.keys.renamed = renamed
+            cluster.keys.renamed = _rules_of(state.naming) != _rules_of(naming)
             memory.restore(state.cluster, tasks, cluster, ledger, self._moment())
         except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
             file.refuse(f"it holds a state that cannot be used ({error!r})")
@@ -301,7 +302,7 @@ class Monitor:
         self._malformed.update(state.malformed)
         self._opened = state.reconnects
         file.errors.update(state.file_errors)
-        self._firsts.restore(state.firsts, renamed=renamed)
+        self._firsts.restore(state.firsts, renamed=state.naming != naming)
         age = time.time() - state.cluster.at.wall
         log.info(
             "restored %d label sets and %d tasks, saved %.0f s ago", len(self._cluster.keys), len(tasks), age
@@ -373,7 +374,9 @@ class Monitor:
 def _empty(settings: Settings) -> tuple[Cluster, Ledger]:
     show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
     selection, classic = settings.selection, not settings.no_classic_histograms
-    cluster = Cluster(settings.limits, selection.labels, show, clients=selection.clients)
+    cluster = Cluster(
+        settings.limits, selection.labels, show, clients=selection.clients, hosts=selection.hosts
+    )
     ledger = Ledger(
         selection.runtime_bounds if classic else (),  # +Inf is left
         selection.wait_bounds if classic else (),
@@ -391,10 +394,19 @@ def _naming(settings: Settings) -> str:
     texts = [pattern and pattern.pattern for pattern in patterns]
     replacements = [text for _, text in settings.task_name_rules]
     selection = settings.selection
-    labels = [settings.metric_prefix, dict(settings.static_labels), selection.names, selection.labels]
+    names = sorted(set(selection.names))
+    labels = [settings.metric_prefix, dict(settings.static_labels), names, selection.labels]
     shape = selection.shape
     values = [shape.default_queue_name, shape.namespace, shape.generic_sent, shape.generic_worker]
     return repr([texts, replacements, labels, values])
+
+
+def _rules_of(naming: str) -> Any:
+    """Return the part of it that says what tasks are called: what is in the file is called by it already."""
+    try:
+        return ast.literal_eval(naming)[:2]
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def _encoded(value: Any) -> Any:

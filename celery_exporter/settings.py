@@ -128,7 +128,7 @@ def _selection(values: dict[str, Any]) -> Selection:
         generic_worker=values.pop("generic_hostname_worker_task_metric"),
     )
     try:
-        return select(values.pop("profile"), shape)
+        return select(values.pop("profile"), shape, values["metric_prefix"])
     except ProfilesClashError as error:
         raise BadSettingError(str(error)) from None
 

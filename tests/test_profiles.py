@@ -7,20 +7,26 @@ import subprocess
 import sys
 
 import pytest
-from core.story import Story, received, rejected, sent, started, succeeded
+from core.story import Story, failed, heartbeat, received, rejected, sent, started, succeeded
+from core.test_memory import restarted
 
+from celery_exporter.core import cluster
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import Exposition
+from celery_exporter.firsts import Firsts, FirstsMemory
+from celery_exporter.monitor import _naming as naming
+from celery_exporter.monitor import _rules_of as rules_of
 from celery_exporter.profiles import COMMON_BUCKETS, TASK_LABELS, Shape
 from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, Selection, select
 from celery_exporter.settings import BadSettingError, load
 
 URL = "redis://127.0.0.1:1/0"
+NATIVE, BOTH = ("native",), ("native", "flower")
 LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
 
 
 def told(selection: Selection, *events: dict) -> Story:
-    story = Story(labels=selection.labels, clients=selection.clients)
+    story = Story(labels=selection.labels, clients=selection.clients, hosts=selection.hosts)
     story.ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
     story.tell(*events)
     return story
@@ -66,8 +72,8 @@ def test_a_clash_is_an_error_at_start_that_says_what_to_leave_out():
     with pytest.raises(BadSettingError) as caught:
         load({"broker_url": URL, "profile": "native,danihodovic"}, {})
     assert str(caught.value) == (
-        "--profile: native and danihodovic both have celery_worker_up, and not the same one: "
-        "a gauge with worker, hostname and a gauge with hostname; leave out one of them"
+        "--profile: native and danihodovic both have celery_worker_up, not the same one: "
+        "a gauge with worker, hostname and a gauge with hostname; drop one of the two from --profile"
     )
 
 
@@ -149,3 +155,100 @@ def test_the_command_lists_profiles_and_the_metrics_of_one(profile):
         rows = PROFILES[name].rows(Shape())
         assert all(row.name in said for row in rows)
         assert not profile or all(row.remark in said for row in rows)
+
+
+def test_a_prefix_may_make_two_names_one():
+    with pytest.raises(BadSettingError, match="both have flower_task_runtime_seconds"):
+        load({"broker_url": URL, "profile": "native,flower", "metric_prefix": "flower_"}, {})
+
+
+def test_a_profile_that_is_named_twice_is_on_once():
+    assert load({"broker_url": URL, "profile": "flower,flower"}, {}).selection.names == ("flower",)
+
+
+def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> Story:
+    """Return a story in which one of two workers is forgotten after a while."""
+    events = [event(uuid, host=one) for uuid in ("u1", "u2") for event in (received, started, succeeded)]
+    story = told(selection, *events, *(event("u3", host=other) for event in (received, started, succeeded)))
+    for _ in range(14):
+        story.wait(50)
+        story.tell(heartbeat(other))
+    assert list(story.cluster.workers) == [other]
+    return story
+
+
+@pytest.mark.parametrize("shape", [Shape(), Shape(generic_worker=True)], ids=["hosts", "generic"])
+def test_what_a_host_did_does_not_fall_when_one_of_its_workers_is_forgotten(shape):
+    selection = select(("danihodovic",), shape)
+    story = two_workers(selection)
+    text = Exposition(selection.rows).render(story.shown()).decode()
+    hostname = "generic" if shape.generic_worker else "h"
+    series = f'{{hostname="{hostname}",name="add",queue_name="unknown"}}'
+    assert f"celery_task_succeeded_total{series} 3.0" in text
+    assert f"celery_task_runtime_count{series} 3.0" in text
+    story.wait(700)  # until the other one is forgotten, too
+    text = Exposition(selection.rows).render(story.shown()).decode()
+    assert ("celery_task_succeeded_total{" in text) == shape.generic_worker
+    assert {key.worker for key in story.ledger.snapshot()} == {""}
+
+
+def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_others():
+    """What is new of its task is shown at 0 first, as without the others."""
+    selection = select(("native", "flower"), Shape())
+    story = two_workers(selection)
+    exposition = Exposition(selection.rows)
+    series = 'celery_task_failures_total{exception="ValueError",queue_name="unknown",task_name="add"}'
+    exposition.render(story.shown(), scraper="p")
+    story.tell(*(event("u9", host="b@h") for event in (received, started, failed)))
+    story.wait(3)
+    for value in ("0.0", "1.0"):
+        assert f"{series} {value}" in exposition.render(story.shown(), scraper="p").decode()
+
+
+def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
+    selection = select(("flower",), Shape())
+    story = told(selection, received("u1", host="a@h"), received("u2", host="b@h"))
+    story.wait(3)
+    del story.cluster.workers["a@h"]
+    assert [worker for _, worker in story.shown(prefetched=True).prefetched] == ["b@h"]
+    monkeypatch.setattr(cluster, "MAX_PREFETCHED", 1)
+    assert story.shown(prefetched=True).prefetched == {}
+
+
+@pytest.mark.parametrize(("before", "after", "known"), [(BOTH, NATIVE, True), (NATIVE, BOTH, False)])
+def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, after, known):
+    new = select(after, Shape())
+    ledger = Ledger(new.runtime_bounds, new.wait_bounds)
+    story = restarted(told(select(before, Shape()), *LIFE), labels=new.labels, ledger=ledger)
+    text = Exposition(new.rows).render(story.shown()).decode()
+    series = 'celery_task_runtime_seconds_bucket{le="10",queue_name="q",state="SUCCESS",task_name="add"}'
+    assert (f"{series} 1.0" in text) == known
+
+
+@pytest.mark.parametrize(
+    ("changed", "renamed"),
+    [
+        ({}, False),
+        ({"profile": "triton,native"}, False),
+        ({"metric_prefix": "my_"}, False),
+        ({"task_name_rule": ["a=b"]}, True),
+        ({"task_include": "a.*"}, True),
+    ],
+    ids=str,
+)
+def test_names_in_a_state_file_are_made_anew_if_the_rules_for_names_changed_and_only_then(changed, renamed):
+    """By a rule that is applied twice a name would not be the same."""
+    before, after = (naming(load({"broker_url": URL, **options}, {})) for options in ({}, changed))
+    assert (rules_of(before) != rules_of(after)) == renamed
+    assert rules_of("not a state of ours [") is None
+
+
+def test_each_scraper_was_shown_what_an_earlier_process_showed_under_other_names():
+    firsts = Firsts()
+    firsts.restore(FirstsMemory({"p1": {1}, "p2": {1}}, {1: 5.0}), renamed=True)
+    for scraper in ("p1", "p2"):
+        visit = firsts.begin(scraper, 1000.0, 990.0)
+        assert not visit.is_news(2, inherited=False), scraper
+        visit.shown.add(2)
+        firsts.end(scraper, visit)
+    assert firsts.begin("p2", 1010.0, 990.0).is_news(3, inherited=False)

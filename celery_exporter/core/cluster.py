@@ -35,6 +35,8 @@ SWEEP_SECONDS = 1.0
 MAX_PARKED = 64
 #: Tasks that wait for their task-sent at a time, some 2 KB each: 10,000 new ones a second, usually.
 MAX_LIMBO = 20_000
+#: Tasks that are looked at, while events wait, for who has received and not started them: 6 ms.
+MAX_PREFETCHED = 50_000
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
 
@@ -59,7 +61,8 @@ class Cluster:
     """What is known of tasks and workers. Not thread-safe: one lock, held by its owner, guards it.
 
     `labels` are the optional labels in use on task metrics, of "queue_name" and "worker"; `show` says what
-    a task is called on them, `clients` whether it is told which host sent a task.
+    a task is called on them, `clients` whether it is told which host sent a task, and `hosts` whether sums
+    over the workers of a host are shown.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Cluster:
         show: ShownAs = str,
         *,
         clients: bool = False,
+        hosts: bool = False,
     ) -> None:
         self.limits = limits
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
@@ -80,6 +84,7 @@ class Cluster:
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
         self._at = self.keys.at
         self._clients = clients
+        self._hosts = hosts
         self._next_sweep = 0.0
         self._facts: list[Fact] = []
 
@@ -131,6 +136,11 @@ class Cluster:
         self._judge_workers(now)
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
+
+    def prefetched(self) -> dict[tuple[Key, str], int]:
+        """Return how many tasks each worker has received and not started; nothing if these are too many."""
+        found = self.tasks.prefetched(MAX_PREFETCHED)
+        return {at: count for at, count in found.items() if at[1] in self.workers}
 
     # -- tasks ---------------------------------------------------------------------------------------
 
@@ -390,8 +400,20 @@ class Cluster:
         for name in gone:
             del self.workers[name]
         if gone:
-            did = self.keys.of_workers(gone)
-            self._facts += self.keys.give_up({key: Key(key.task_name, key.queue_name) for key in did})
+            self._facts += self.keys.give_up(self._left_by(gone))
+
+    def _left_by(self, gone: set[str]) -> dict[Key, Key]:
+        """Return the keys of what these workers did, and where it is added up from now on.
+
+        Where hosts are shown it stays with the host (as "@host") until its last worker is gone: a sum over
+        the workers of a host must not fall.
+        """
+        hosts = {host(name) for name in self.workers} if self._hosts else set()
+        former = {f"@{host(name)}" for name in gone if host(name) not in hosts}
+        return {
+            key: Key(key.task_name, key.queue_name, f"@{at}" if (at := host(key.worker)) in hosts else "")
+            for key in self.keys.of_workers(gone | former)
+        }
 
     def _see_queues(self, names: Iterable[str]) -> None:
         for name in names:

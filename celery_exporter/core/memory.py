@@ -7,6 +7,8 @@ tasks grow older meanwhile, for --task-ttl is about them, not about us.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -164,22 +166,30 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
 
 
 def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:
+    """Return the cell with today's histograms; raise ValueError if they are not as the file says of all."""
+    if any((each.native is not None) != memory.native for each in _histograms(cell)):
+        raise ValueError("a histogram is not native as the others are")
+    waits = [each for each in (cell.queued, cell.prefetched) if each is not None]
+    for found, bounds in ((cell.ran.values(), memory.runtime_bounds), (waits, memory.wait_bounds)):
+        if any(len(each.counts) != len(bounds) + 1 for each in found):
+            raise ValueError("a histogram does not have the buckets that it should")
     new = ledger.native and not memory.native  # nobody knows how large what was observed was
-    if new or tuple(memory.runtime_bounds) != ledger.runtime_bounds:
-        cell.ran = {}
-    if new or tuple(memory.wait_bounds) != ledger.wait_bounds:
-        cell.queued = cell.prefetched = None
+    ran = None if new else _places(memory.runtime_bounds, ledger.runtime_bounds)
+    waited = None if new else _places(memory.wait_bounds, ledger.wait_bounds)
+    cell.ran = {} if ran is None else {state: each.thinned(ran) for state, each in cell.ran.items()}
+    cell.queued = cell.queued.thinned(waited) if cell.queued and waited else None
+    cell.prefetched = cell.prefetched.thinned(waited) if cell.prefetched and waited else None
     for histogram in _histograms(cell):
         histogram.exemplars = {} if ledger.exemplars else None
-        if memory.native and not ledger.native:
-            histogram.native = None
-    if any((each.native is not None) != ledger.native for each in _histograms(cell)):
-        raise ValueError("a histogram is not native as the others are")
-    lengths = {len(each.counts) for each in cell.ran.values()} - {len(ledger.runtime_bounds) + 1}
-    waits = (each for each in (cell.queued, cell.prefetched) if each is not None)
-    if lengths | ({len(each.counts) for each in waits} - {len(ledger.wait_bounds) + 1}):
-        raise ValueError("a histogram does not have the buckets that it should")
+        histogram.native = histogram.native if ledger.native else None
     return cell
+
+
+def _places(before: Sequence[float], now: Sequence[float]) -> list[int] | None:
+    """Return to which of today's buckets those before go; None if today's are finer, or others."""
+    if not set(now) <= set(before):
+        return None
+    return [bisect_left(now, bound) for bound in (*before, math.inf)]
 
 
 def _histograms(cell: Cell) -> list[Histogram]:

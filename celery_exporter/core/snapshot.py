@@ -117,7 +117,7 @@ def take(cluster: Cluster, ledger: Ledger, around: Surroundings, *, prefetched: 
         wait_bounds=ledger.wait_bounds,
         cells=_shown(ledger.snapshot()),
         tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
-        prefetched=cluster.tasks.prefetched() if prefetched else {},
+        prefetched=cluster.prefetched() if prefetched else {},
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around),
         events=dict(cluster.events),

@@ -303,13 +303,14 @@ class TaskTable:
             for tasks in [kind.rooms[state].tasks]
         ]
 
-    def prefetched(self) -> dict[tuple[Key, str], int]:
-        """Return how many tasks each worker has received and not started, by key and worker."""
+    def prefetched(self, most: int) -> dict[tuple[Key, str], int]:
+        """Return how many tasks each worker has received and not started, by key; none if they are more."""
+        rooms = [kind.rooms[State.RECEIVED] for kind in self._kinds.values() if kind.key != HIDDEN]
+        if sum(len(room.tasks) for room in rooms) > most:
+            return {}
         found: Counter[tuple[Key, str]] = Counter()
-        for kind in self._kinds.values():
-            if kind.key != HIDDEN:
-                workers = (task.held_by() for task in kind.rooms[State.RECEIVED].tasks.values())
-                found.update((kind.key, worker) for worker in workers)
+        for room in rooms:
+            found.update((room.kind.key, task.held_by()) for task in room.tasks.values())
         return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from celery_exporter.core.facts import UNKNOWN
-from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.snapshot import Snapshot
 
 #: One sample: its label values, in the order of the row's labels, and its value: a number, or a `Histogram`
@@ -18,6 +18,8 @@ Sample = tuple[tuple[str, ...], Any]
 Merge = Callable[[Any, Any], Any]
 
 
+#: What --metric-prefix replaces.
+PREFIX = "celery_"
 #: The labels of rows about tasks, in the order of `Key`.
 KEY_LABELS = ("task_name", "queue_name", "worker")
 #: What profiles call the first of them.
@@ -55,6 +57,10 @@ class Row(Struct, frozen=True):
     remark: str = ""
     query: str = ""
 
+    def called(self, prefix: str) -> str:
+        """Return the name with another beginning than `PREFIX`; a name that has another one keeps it."""
+        return prefix + self.name.removeprefix(PREFIX) if self.name.startswith(PREFIX) else self.name
+
 
 class Shape(Struct, frozen=True, kw_only=True):
     """What somebody chose of how rows look. Upper bucket bounds in seconds; None for the profile's own."""
@@ -79,16 +85,21 @@ class Profile(Struct, frozen=True, kw_only=True):
     buckets: tuple[float, ...] = COMMON_BUCKETS
     wait_buckets: tuple[float, ...] = COMMON_BUCKETS
     clients: Callable[[Shape], bool] = lambda _: False  # which host sent a task
+    hosts: bool = False  # sums over the workers of a host
     prefetched: bool = False  # what each worker has received and not started
 
 
-def add(mine: Any, theirs: Any) -> Any:
-    """Add up two values of samples: numbers, or histograms of the same bounds."""
-    if isinstance(mine, Histogram):
-        both = mine.copy()
-        both.absorb(theirs)
-        return both
-    return mine + theirs
+#: Samples of a row are added up, histograms too.
+add: Merge = operator.add
+
+
+def means(samples: Iterable[Sample]) -> Iterable[Sample]:
+    """Return the mean of what histograms observed, by labels."""
+    sums: dict[tuple[str, ...], tuple[float, int]] = {}
+    for labels, histogram in samples:
+        total, count = sums.get(labels, (0.0, 0))
+        sums[labels] = total + histogram.total, count + sum(histogram.counts)
+    return ((labels, total / count) for labels, (total, count) in sums.items() if count)
 
 
 def summed(vector: str, *without: str, how: str = "sum", **names: str) -> str:
@@ -100,12 +111,3 @@ def summed(vector: str, *without: str, how: str = "sum", **names: str) -> str:
         pattern = "(?:[^@]*@)?(.+)" if new == "hostname" else "(.*)"  # as core.cluster.host
         vector = f'label_replace({vector}, "{new}", "$1", "{old}", "{pattern}")'
     return f"{how} without ({', '.join([*without, *names.values()])}) ({vector})"
-
-
-def means(samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Return the mean of what histograms observed, by labels."""
-    sums: dict[tuple[str, ...], tuple[float, int]] = {}
-    for labels, histogram in samples:
-        total, count = sums.get(labels, (0.0, 0))
-        sums[labels] = total + histogram.total, count + sum(histogram.counts)
-    return ((labels, total / count) for labels, (total, count) in sums.items() if count)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct, structs
 
 from celery_exporter.profiles import (
+    PREFIX,
     TASK_LABELS,
     Profile,
     Row,
@@ -45,41 +46,44 @@ class Selection(Struct, frozen=True):
     runtime_bounds: tuple[float, ...]
     wait_bounds: tuple[float, ...]
     clients: bool
+    hosts: bool
     prefetched: bool
 
 
-def select(names: Sequence[str], shape: Shape) -> Selection:
+def select(names: Sequence[str], shape: Shape, prefix: str = PREFIX) -> Selection:
     """Return what these profiles need and show; raise ProfilesClashError if they cannot be on together."""
-    chosen = [PROFILES[name] for name in names]
+    chosen = [PROFILES[name] for name in dict.fromkeys(names)]
     needed = {label for profile in chosen for label in profile.labels(shape)}
     tables = [
         (profile, profile.rows(structs.replace(shape, finer=needed != set(profile.labels(shape)))))
         for profile in chosen
     ]
     return Selection(
-        tuple(names),
+        tuple(profile.name for profile in chosen),
         shape,
-        tuple(_joined(tables)),
+        tuple(_joined(tables, prefix)),
         tuple(label for label in TASK_LABELS if label in needed),
         _union(shape.buckets or profile.buckets for profile in chosen),
         _union(shape.wait_buckets or profile.wait_buckets for profile in chosen),
         any(profile.clients(shape) for profile in chosen),
+        any(profile.hosts for profile in chosen),
         any(profile.prefetched for profile in chosen),
     )
 
 
-def _joined(tables: Iterable[tuple[Profile, list[Row]]]) -> Iterable[Row]:
+def _joined(tables: Iterable[tuple[Profile, list[Row]]], prefix: str) -> Iterable[Row]:
     """Return the rows of all, each name once, and the exporter's own, which nobody can do without."""
     claimed: dict[str, tuple[Row, Profile]] = {}
     for profile, rows in tables:
         for row in rows:
-            before, by = claimed.setdefault(row.name, (row, profile))
+            name = row.called(prefix)
+            before, by = claimed.setdefault(name, (row, profile))
             if _form(before) != _form(row):
                 raise ProfilesClashError(
-                    f"--profile: {by.name} and {profile.name} both have {row.name}, and not the same one: "
-                    f"{_described(before)} and {_described(row)}; leave out one of them"
+                    f"--profile: {by.name} and {profile.name} both have {name}, not the same one: "
+                    f"{_described(before)} and {_described(row)}; drop one of the two from --profile"
                 )
-    own = {row.name: row for row in native.EXPORTER_ROWS}
+    own = {row.called(prefix): row for row in native.EXPORTER_ROWS}
     return ({name: row for name, (row, _) in claimed.items()} | own).values()
 
 

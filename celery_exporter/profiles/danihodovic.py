@@ -55,7 +55,6 @@ _ACTIVE = 'celery_worker_active_tasks or ignoring (hostname) 0 * celery_worker_u
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table."""
-    labels = partial(_labels, shape)
     return [
         _counter(
             "sent",
@@ -69,7 +68,7 @@ def rows(shape: Shape) -> list[Row]:
                 name,
                 help_,
                 _TASK,
-                partial(_moved, labels, state),
+                partial(_moved, shape, state),
                 _at_hosts(f'celery_tasks_total{{state="{state.name}",worker!=""}}', "state"),
             )
             for state, (name, help_) in _COUNTERS.items()
@@ -78,14 +77,14 @@ def rows(shape: Shape) -> list[Row]:
             "failed",
             "Sent if the execution of the task failed.",
             ("name", "hostname", "exception", "queue_name"),
-            partial(_failed, labels),
+            partial(_failed, shape),
             _at_hosts(_FAILED, "state"),
             remark=_EXCEPTIONS,
         ),
         _histogram(
             "runtime",
             "Run time of tasks that succeeded.",
-            labels,
+            shape,
             _runtime,
             shape.buckets,
             query=_at_hosts('celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}', "state"),
@@ -93,7 +92,7 @@ def rows(shape: Shape) -> list[Row]:
         _histogram(
             "queue_wait_time",
             "From sent (or eta) to started.",
-            labels,
+            shape,
             attrgetter("queued"),
             shape.wait_buckets,
             waits=True,
@@ -153,8 +152,8 @@ def _queue(shape: Shape, key: Key) -> str:
     return shape.default_queue_name if key.queue_name == UNKNOWN else key.queue_name
 
 
-def _moved(labels: Callable[[Key], tuple[str, ...]], state: State, snapshot: Snapshot) -> Iterable[Sample]:
-    return ((labels(key), cell.moved[state]) for key, cell in _at_workers(snapshot))
+def _moved(shape: Shape, state: State, snapshot: Snapshot) -> Iterable[Sample]:
+    return ((_labels(shape, key), cell.moved[state]) for key, cell in _at_workers(shape, snapshot))
 
 
 def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
@@ -168,17 +167,18 @@ def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
                 yield (key.task_name, client, _queue(shape, key)), count
 
 
-def _failed(labels: Callable[[Key], tuple[str, str, str]], snapshot: Snapshot) -> Iterable[Sample]:
-    for key, cell in _at_workers(snapshot):
-        name, hostname, queue = labels(key)
+def _failed(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
+    for key, cell in _at_workers(shape, snapshot):
+        name, hostname, queue = _labels(shape, key)
         if sum(cell.moved) > cell.moved[State.FAILURE]:  # as the original, whose other events show it
             yield (name, hostname, "", queue), 0
         for exception, count in cell.raised.items():
             yield (name, hostname, UNKNOWN_EXCEPTION if exception == UNKNOWN else exception, queue), count
 
 
-def _at_workers(snapshot: Snapshot) -> Iterable[tuple[Key, Cell]]:
-    return ((key, cell) for key, cell in snapshot.cells.items() if key.worker)
+def _at_workers(shape: Shape, snapshot: Snapshot) -> Iterable[tuple[Key, Cell]]:
+    """Return what workers did; where all have one name, that of workers that are gone is there, too."""
+    return ((key, cell) for key, cell in snapshot.cells.items() if key.worker or shape.generic_worker)
 
 
 def _runtime(cell: Cell) -> object:
@@ -188,7 +188,7 @@ def _runtime(cell: Cell) -> object:
 def _histogram(  # noqa: PLR0913  what differs between the two
     name: str,
     help_: str,
-    labels: Callable[[Key], tuple[str, ...]],
+    shape: Shape,
     which: Callable[[Cell], object],
     bounds: tuple[float, ...] | None,
     *,
@@ -201,8 +201,8 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         help_,
         _TASK,
         lambda snapshot: (
-            (labels(key), histogram)
-            for key, cell in _at_workers(snapshot)
+            (_labels(shape, key), histogram)
+            for key, cell in _at_workers(shape, snapshot)
             if (histogram := which(cell)) is not None
         ),
         merge=add,
@@ -252,4 +252,5 @@ PROFILE = Profile(
     rows=rows,
     labels=lambda _: ("queue_name", "worker"),
     clients=lambda shape: not shape.generic_sent,
+    hosts=True,
 )

@@ -78,7 +78,7 @@ def rows(shape: Shape) -> list[Row]:
                 ((worker, key.task_name), count) for (key, worker), count in snapshot.prefetched.items()
             ),
             merge=add,
-            remark="the original's drifts with each event that it misses",
+            remark="the original's drifts with each event that it misses; this is absent above 50,000",
         ),
         _of_worker(
             "online",

@@ -27,9 +27,11 @@ class Story:
         show: ShownAs = str,
         *,
         clients: bool = False,
+        hosts: bool = False,
+        ledger: Ledger | None = None,
     ) -> None:
-        self.cluster = Cluster(limits or Limits(), labels, show, clients=clients)
-        self.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
+        self.cluster = Cluster(limits or Limits(), labels, show, clients=clients, hosts=hosts)
+        self.ledger = ledger or Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.labels = labels
         self.clients = clients
         self.now = 100.0

@@ -363,7 +363,7 @@ def test_hidden_tasks_stay_hidden():
 def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
     old = told(*LIFE)
     story = Story()
-    story.ledger = Ledger((1.0,), (0.1, 1.0, 10.0))
+    story.ledger = Ledger((2.0,), (0.1, 1.0, 10.0))
     said = memory.of_cluster(old.cluster, old.ledger, old.moment())
     memory.restore(said, [], story.cluster, story.ledger, story.moment())
     cell = story.cell()
