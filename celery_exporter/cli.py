@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,6 +29,18 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 #: Seconds that everything has to end in: an init system, and a person, wait for two.
 STOP_TIMEOUT = 1.3
+#: Options of subcommands that talk to the broker.
+_OF_BROKER = frozenset(
+    {
+        "broker_url",
+        "broker_url_file",
+        "broker_transport_option",
+        "broker_ssl_option",
+        "accept_content",
+        "event_exchange",
+        "reader",
+    }
+)
 #: Seconds between two looks whether the HTTP server still lives.
 LOOK_EVERY = 1.0
 
@@ -95,6 +109,85 @@ def demo(context: click.Context, port: int, seconds: float | None) -> None:
     from celery_exporter.demo import run  # noqa: PLC0415  needs an extra that the exporter does not
 
     context.exit(run(port, seconds))
+
+
+def _broker_command(name: str, function: Callable[..., int], *parameters: click.Parameter) -> None:
+    """Add a subcommand that talks to the broker: it takes its options as the exporter does."""
+
+    @click.pass_context
+    def run_it(context: click.Context, /, **argv: Any) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        before = context.parent.params if context.parent else {}
+        given = {key: argv.pop(key) or before.get(key) for key in list(argv) if key in _OF_BROKER}
+        context.exit(function(load(given, os.environ), **argv))
+
+    options = [_parameter(option) for option in OPTIONS if option.key in _OF_BROKER]
+    _command.add_command(
+        click.Command(name, callback=run_it, params=[*parameters, *options], help=function.__doc__)
+    )
+
+
+def _ended(seconds: float | None) -> Callable[[], bool]:
+    """Return what tells whether a signal to end has come, or so many seconds have passed."""
+    asked: list[int] = []
+    for each in _ENDING:
+        signal.signal(each, lambda number, _: asked.append(number))
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    return lambda: bool(asked) or time.monotonic() > end
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool) -> int:
+    """Record the events of a broker into FILE: compressed, with times, for a bug report or a test.
+
+    FILE must not exist. With --scrub names of tasks, queues and hosts are replaced, and of all else that
+    senders write nothing is kept that this exporter does not read.
+    """
+    from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
+    from celery_exporter.recording import record  # noqa: PLC0415  the exporter does not need it
+
+    try:
+        record(settings, Path(file), scrub=scrub, ended=_ended(seconds), say=_say)
+    except (BrokerError, OSError) as error:
+        return _fail(str(error), EXIT_FAILED)
+    return 0
+
+
+def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -> int:
+    """Publish the events of FILE to a broker, as fast as they came; exit code 2 if it is damaged.
+
+    Whoever listens there gets them, other exporters too: use a broker that is for this.
+    """
+    from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
+    from celery_exporter.recording import replay  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.tape import NotATapeError  # noqa: PLC0415
+
+    pace = None if fast else speed or 1.0
+    try:
+        whole = replay(settings, Path(file), speed=pace, ended=_ended(None), say=_say)
+    except (BrokerError, NotATapeError) as error:
+        return _fail(str(error), EXIT_FAILED)
+    return 0 if whole else EXIT_USAGE
+
+
+_FILE = click.Argument(["file"], type=click.Path(dir_okay=False))
+_broker_command(
+    "record",
+    _record,
+    _FILE,
+    click.Option(["--seconds"], type=click.FloatRange(min=0.1), help="End by itself after so many."),
+    click.Option(["--scrub"], is_flag=True, help="Replace names; leave out what is not read here."),
+)
+_broker_command(
+    "replay",
+    _replay,
+    _FILE,
+    click.Option(["--speed"], type=click.FloatRange(0, min_open=True), help="So many times as fast."),
+    click.Option(["--fast"], is_flag=True, help="As fast as it goes."),
+)
 
 
 @_command.command()

@@ -45,6 +45,8 @@ LOOK = 0.001
 FAREWELL = 0.2
 
 _REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
+#: Exchanges that kombu makes fan-out on these transports (celery/events/event.py, get_exchange).
+_FANOUT = frozenset({"redis", "gcpubsub"})
 _AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 _TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
@@ -159,6 +161,12 @@ def open_(connection: kombu.Connection) -> None:
         # it would wait for the rest for ever.
         transport = connection.connection.transport
         transport.sock.settimeout(transport.read_timeout or ANSWER_TIMEOUT)
+
+
+def event_exchange(settings: Settings, connection: kombu.Connection) -> kombu.Exchange:
+    """Return the exchange that events are published to."""
+    kind = "fanout" if connection.transport.driver_type in _FANOUT else "topic"
+    return kombu.Exchange(settings.event_exchange, kind)
 
 
 def receive(sock: socket.socket, timeout: float) -> bytes:

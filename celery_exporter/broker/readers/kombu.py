@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import kombu
-from kombu import Exchange, Queue
+from kombu import Queue
 
-from celery_exporter.broker.connection import BrokerError, connect, hang_up, open_, translated
+from celery_exporter.broker.connection import BrokerError, connect, event_exchange, hang_up, open_, translated
 from celery_exporter.broker.payload import BROKEN, Payload
 from celery_exporter.settings import Settings
 
@@ -25,8 +25,6 @@ SETTLE = 0.1
 BATCH = 200
 #: Bytes after which it returns fewer. A batch of the largest real events is a hundredth of it.
 BATCH_BYTES = 16 * 2**20
-#: Exchanges that kombu makes fan-out on these transports (celery/events/event.py, get_exchange).
-_FANOUT = frozenset({"redis", "gcpubsub"})
 
 
 class Full(Exception):  # noqa: N818  not an error: the way out of a drain that would go on while messages come
@@ -64,8 +62,7 @@ class KombuReader:
         return self._read(SETTLE)
 
     def _subscribe(self) -> None:
-        kind = "fanout" if self._connection.transport.driver_type in _FANOUT else "topic"
-        exchange = Exchange(self._settings.event_exchange, kind)
+        exchange = event_exchange(self._settings, self._connection)
         queue = Queue(self._queue_name, exchange, routing_key="#", durable=False, auto_delete=True)
         bound = queue(self._connection.default_channel)
         bound.declare()

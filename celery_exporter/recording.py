@@ -1,0 +1,107 @@
+"""The commands `record` and `replay`: the event stream of a broker into a file, and a file onto a broker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from kombu import Producer
+
+from celery_exporter.broker.connection import connect, event_exchange, hang_up, masked, open_, translated
+from celery_exporter.broker.payload import CONTENT_TYPES, JSON, Payload
+from celery_exporter.broker.readers import reader_for
+from celery_exporter.core.events import decode
+from celery_exporter.settings import Settings
+from celery_exporter.tape import Reader, Record, Scrubber, Writer, paced
+
+#: Seconds to wait for messages, and between two lines of progress.
+POLL, PROGRESS = 0.25, 1.0
+#: How a batch of events is addressed (celery/events/dispatcher.py).
+BATCH_KEY = "task.multi"
+
+
+def record(
+    settings: Settings, path: Path, *, scrub: bool, ended: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    """Write what comes into a new file until `ended`; raise BrokerError, or OSError for the file."""
+    scrubber = Scrubber({CONTENT_TYPES[name] for name in settings.accept_content}) if scrub else None
+    reader = reader_for(settings)
+    left_out = 0
+    with closing(Writer(path)) as tape:
+        reader.open()
+        say(f"recording from {masked(settings.broker_url)} into {path}; Ctrl-C ends it")
+        start = said = time.monotonic()
+        try:
+            while not ended():
+                for payload in reader.read(POLL):
+                    shown = payload if scrubber is None else scrubber.scrub(payload)
+                    if shown is None:
+                        left_out += 1
+                    else:
+                        tape.write(Record(time.monotonic() - start, shown))
+                if time.monotonic() > said + PROGRESS:
+                    said = time.monotonic()
+                    say(f"{tape.messages:,} messages in {said - start:.0f} s")
+        finally:
+            reader.close()
+            also = f"; {left_out:,} that could not be read were left out" if left_out else ""
+            say(f"{path}: {tape.messages:,} messages{also}")
+
+
+def replay(
+    settings: Settings,
+    path: Path,
+    *,
+    speed: float | None,
+    ended: Callable[[], bool],
+    say: Callable[[str], None],
+) -> bool:
+    """Publish a file's messages, at `speed` times their own or at once; tell whether the file was whole.
+
+    Raises NotATapeError or BrokerError.
+    """
+    tape = Reader(path)
+    messages = paced(iter(tape), speed)
+    first = next(messages, None)  # so that a file that is none costs no connection
+    connection = connect(settings)
+    with translated(connection):
+        open_(connection)
+        producer = Producer(connection.default_channel, event_exchange(settings, connection))
+        say(f"replaying {path} to {masked(settings.broker_url)}")
+        start = said = time.monotonic()
+        while first is not None and not ended():
+            due, each = first
+            while (wait := start + due - time.monotonic()) > 0 and not ended():
+                time.sleep(min(wait, POLL))
+            _publish(producer, each.payload)
+            if time.monotonic() > said + PROGRESS:
+                said = time.monotonic()
+                say(f"{tape.messages:,} messages, {each.at:.0f} s of the recording")
+            first = next(messages, None)
+    hang_up(connection)
+    say(f"{tape.messages:,} messages replayed")
+    if tape.broken is not None:
+        say(f"what could be read was used: {tape.broken}")
+    return tape.broken is None
+
+
+def _publish(producer: Producer, payload: Payload) -> None:
+    producer.publish(
+        payload.body,
+        routing_key=_key(payload),
+        content_type=payload.content_type or JSON,
+        content_encoding=payload.content_encoding or "utf-8",
+        headers={"compression": payload.compression} if payload.compression else None,
+        retry=False,
+        delivery_mode=1,
+    )
+
+
+def _key(payload: Payload) -> str:
+    """Return how such a message is addressed; the recording does not have it, and it is in the message."""
+    if payload.content_type not in (JSON, None) or payload.compression or payload.body[:1] != b"{":
+        return BATCH_KEY
+    kind = getattr(decode(payload.body)[0], "type", BATCH_KEY)
+    return kind.replace("-", ".") or BATCH_KEY

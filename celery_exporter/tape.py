@@ -1,0 +1,166 @@
+"""A recorded event stream in a file: raw messages with their times, for bug reports, tests and benchmarks.
+
+The file is gzip of a line that names the format, and records, each of its length (4 bytes, big-endian) and a
+msgpack array: seconds since the recording began, content type, content encoding, compression, body. It is
+flushed once a second, so what was recorded before a crash can be read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import struct
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import structs
+
+from celery_exporter.broker.payload import JSON, MAX_BODY, Payload, events_of
+from celery_exporter.core.events import Event, exception_class
+
+FORMAT = b"celery-exporter events 1\n"
+#: Seconds between two flushes.
+FLUSH = 1.0
+_LENGTH = struct.Struct(">I")
+
+
+class NotATapeError(Exception):
+    """The file is none of ours, or cannot be read at all; the text is one line for people."""
+
+
+class Record(NamedTuple):
+    """A message, and when it came: seconds since the recording began."""
+
+    at: float
+    payload: Payload
+
+
+class _Line(msgspec.Struct, array_like=True):
+    at: float
+    content_type: str | None
+    content_encoding: str | None
+    compression: str | None
+    body: bytes
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+class Writer:
+    """Writes a new file; an OSError says what is wrong with its path."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = gzip.open(path, "xb", compresslevel=6)  # noqa: SIM115  closed by __exit__
+        self._file.write(FORMAT)
+        self._flushed = 0.0
+        self.messages = 0
+
+    def write(self, record: Record) -> None:
+        """Add a message; its envelope may hold what senders like, and only text is kept of it."""
+        said = record.payload
+        line = _Line(
+            record.at,
+            _text(said.content_type),
+            _text(said.content_encoding),
+            _text(said.compression),
+            said.body,
+        )
+        data = msgspec.msgpack.encode(line)
+        self._file.write(_LENGTH.pack(len(data)) + data)
+        self.messages += 1
+        if time.monotonic() - self._flushed > FLUSH:
+            self._flushed = time.monotonic()
+            self._file.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+
+class Reader:
+    """Reads a file. Where it is damaged it ends, and `broken` says where and why."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.broken: str | None = None
+        self.messages = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the messages that can be read; raise NotATapeError for a file that is none of ours."""
+        try:
+            with gzip.open(self._path) as file:
+                yield from self._records(file)
+        except (EOFError, OSError, zlib.error) as error:
+            if not self.messages and self.broken is None:
+                raise NotATapeError(f"{self._path}: cannot be read: {error}") from None
+            self._break(str(error))
+
+    def _records(self, file: gzip.GzipFile) -> Iterator[Record]:
+        if file.read(len(FORMAT)) != FORMAT:
+            raise NotATapeError(f"{self._path}: is not a recording of celery-exporter")
+        while head := file.read(_LENGTH.size):
+            if len(head) < _LENGTH.size:
+                return self._break("it ends within a record")
+            (size,) = _LENGTH.unpack(head)
+            if size > MAX_BODY + 1_000:
+                return self._break(f"a record of {size} bytes")
+            data = file.read(size)
+            if len(data) < size:
+                return self._break("it ends within a record")
+            try:
+                line = msgspec.msgpack.decode(data, type=_Line)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                return self._break(str(error))
+            self.messages += 1
+            said = line.content_type, line.content_encoding, line.compression
+            yield Record(line.at, Payload(line.body, *said))
+        return None
+
+    def _break(self, why: str) -> None:
+        self.broken = f"{self._path} is damaged after message {self.messages:,}: {why}"
+
+
+class Scrubber:
+    """Makes messages that can be shown to anybody: names are replaced, each by the same one, and ids stay.
+
+    What nobody here reads (args, kwargs, results, tracebacks) is left out; of an exception its class stays.
+    """
+
+    def __init__(self, accept: Collection[str]) -> None:
+        self._accept = accept
+        self._names: defaultdict[str, dict[str, str]] = defaultdict(dict)
+
+    def scrub(self, payload: Payload) -> Payload | None:
+        """Return the message without what is nobody's business; None if nothing of it can be read."""
+        events = [self._event(one) for one in events_of(payload, self._accept) if isinstance(one, Event)]
+        return Payload(msgspec.json.encode(events), JSON, "utf-8") if events else None
+
+    def _event(self, event: Event) -> dict[str, object]:
+        shown = {name: value for name, value in structs.asdict(event).items() if value is not None}
+        shown.pop("traceback", None)
+        for field, kind in (("name", "task"), ("queue", "queue")):
+            if field in shown:
+                shown[field] = self._name(kind, shown[field])
+        process, at, host = event.hostname.partition("@")
+        shown["hostname"] = self._name("node", process) + (at and at + self._name("host", host))
+        if "exception" in shown:
+            shown["exception"] = f"{exception_class(event.exception) or 'Exception'}()"
+        return shown
+
+    def _name(self, kind: str, name: str) -> str:
+        names = self._names[kind]
+        return names.setdefault(name, f"{kind}-{len(names) + 1}")
+
+
+def paced(records: Iterator[Record], speed: float | None) -> Iterator[tuple[float, Record]]:
+    """Yield each record with the seconds after which it is due, at `speed` times its own; None is at once."""
+    first, rest = next(records, None), records
+    if first is not None:
+        for record in itertools.chain([first], rest):
+            yield (0.0 if speed is None else (record.at - first.at) / speed), record

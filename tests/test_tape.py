@@ -1,0 +1,159 @@
+"""Recordings: what is read is what was written, as far as the file goes; what is scrubbed says nothing."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from celery_exporter.broker.payload import JSON, Payload
+from celery_exporter.core.events import MAX_LOOSE
+from celery_exporter.tape import FORMAT, NotATapeError, Reader, Record, Scrubber, Writer, paced
+
+RECORDS = [
+    Record(0.5, Payload(b'{"type":"task-sent"}', JSON, "utf-8")),
+    Record(
+        1.25, Payload(bytes(range(256)), "application/x-python-serialize", "binary", "application/x-gzip")
+    ),
+    Record(60.0, Payload(b"", None, None)),
+]
+
+
+@pytest.fixture
+def tape(tmp_path):
+    path = tmp_path / "events"
+    writer = Writer(path)
+    for record in RECORDS:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+def test_what_is_read_is_what_was_written(tape):
+    reader = Reader(tape)
+    assert list(reader) == RECORDS
+    assert (reader.broken, reader.messages) == (None, 3)
+
+
+def test_a_file_that_is_there_is_not_written_over(tape):
+    with pytest.raises(FileExistsError):
+        Writer(tape)
+
+
+def test_what_a_sender_calls_its_content_is_kept_if_it_is_text(tmp_path):
+    writer = Writer(tmp_path / "odd")
+    writer.write(Record(0.0, Payload(b"x", {"a": 1}, 7, None)))
+    writer.close()
+    assert list(Reader(tmp_path / "odd")) == [Record(0.0, Payload(b"x"))]
+
+
+def read(path: Path) -> tuple[list[Record], str | None]:
+    """Return what can be read, and why no more."""
+    reader = Reader(path)
+    try:
+        return list(reader), reader.broken
+    except NotATapeError as error:
+        return [], str(error)
+
+
+def test_a_file_may_end_at_every_byte(tape, tmp_path):
+    """What came before is read, and the reader says where it broke."""
+    whole, cut = tape.read_bytes(), tmp_path / "cut"
+    for size in range(len(whole)):
+        cut.write_bytes(whole[:size])
+        found, why = read(cut)
+        assert found == RECORDS[: len(found)]
+        assert str(cut) in why
+        assert not found or f"after message {len(found)}: " in why
+
+
+def test_a_file_may_be_wrong_at_every_byte(tape, tmp_path):
+    whole, wrong = tape.read_bytes(), tmp_path / "wrong"
+    for at in range(len(whole)):
+        wrong.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        found, why = read(wrong)
+        assert why or found == RECORDS, at
+
+
+@pytest.mark.parametrize(
+    ("inside", "why"),
+    [
+        (b"\xff\xff\xff\xff", "a record of 4294967295 bytes"),
+        (b"\0\0", "it ends within a record"),
+        (b"\0\0\0\x04abc", "it ends within a record"),
+        (b"\0\0\0\x01\xc1", "invalid"),
+        (b"\0\0\0\x01\x90", "Expected `array` of"),
+    ],
+)
+def test_a_record_that_cannot_be_is_where_it_ends(tmp_path, inside, why):
+    path = tmp_path / "odd"
+    path.write_bytes(gzip.compress(FORMAT + inside))
+    reader = Reader(path)
+    assert list(reader) == []
+    assert why.lower() in reader.broken.lower()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"what", gzip.compress(b"another thing\n"), gzip.compress(FORMAT)[:9]]
+)
+def test_what_is_no_recording_is_said_to_be_none(tmp_path, content):
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    with pytest.raises(NotATapeError, match="other"):
+        list(Reader(path))
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(NotATapeError, match="nowhere"):
+        list(Reader(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("speed", "due"), [(1.0, [0.0, 0.75, 59.5]), (2.0, [0.0, 0.375, 29.75]), (None, [0.0] * 3)]
+)
+def test_messages_come_at_their_times_or_faster(speed, due):
+    assert [at for at, _ in paced(iter(RECORDS), speed)] == due
+    assert list(paced(iter([]), speed)) == []
+
+
+def test_what_is_scrubbed_says_nothing_of_the_application():
+    event = {
+        "type": "task-failed",
+        "uuid": "d9a1",
+        "timestamp": 1.75e9,
+        "hostname": "payments@db-7.secret.example",
+        "name": "shop.charge",
+        "queue": "gold-customers",
+        "args": "['4111 1111 1111 1111']",
+        "kwargs": "{'who': 'alice'}",
+        "result": "alice owes",
+        "exception": "CardError('alice declined')",
+        "traceback": "File secret.py",
+        "retries": 1,
+    }
+    scrubber = Scrubber({JSON})
+    bodies = [
+        scrubber.scrub(Payload(json.dumps(each).encode(), JSON)).body for each in (event, [event, event])
+    ]
+    first, second, third = itertools.chain.from_iterable(map(json.loads, bodies))
+    assert first == second == third
+    assert first == {
+        "type": "task-failed",
+        "uuid": "d9a1",
+        "timestamp": 1.75e9,
+        "hostname": "node-1@host-1",
+        "name": "task-1",
+        "queue": "queue-1",
+        "exception": "CardError()",
+        "retries": 1,
+    }
+
+
+def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():
+    scrubber = Scrubber({JSON})
+    assert scrubber.scrub(Payload(b"secret", JSON)) is None
+    assert scrubber.scrub(Payload(b"secret" * MAX_LOOSE, JSON)) is None
+    assert scrubber.scrub(Payload(b"secret", "application/x-python-serialize")) is None
