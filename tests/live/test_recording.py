@@ -35,7 +35,7 @@ class Recorder(Process):
 
 @pytest.fixture
 def recorded(running, exporter, worker, client, broker, tmp_path):
-    """`recorded(...)` returns an exporter that heard what was recorded, and the file; nobody says more."""
+    """`recorded(...)` returns what an exporter counted of it, and the file; nobody says more after that."""
 
     def make(*arguments):
         recorder = Recorder(tmp_path / "record", broker.url, *arguments)
@@ -49,7 +49,7 @@ def recorded(running, exporter, worker, client, broker, tmp_path):
         busy.stop()
         eventually(lambda: heard.value("celery_worker_up", worker="worker@test") == 0)
         assert recorder.stop() == 0, recorder.tail()
-        return heard, recorder.file
+        return counted(heard), recorder.file
 
     return make
 
@@ -63,7 +63,7 @@ def test_what_is_replayed_counts_as_it_did(recorded, running, exporter, broker):
     again = running(exporter()).connected()
     done = run_cli("replay", str(file), "--fast", "--broker-url", broker.url, deadline=30)
     assert done.returncode == 0, done.stderr
-    until_equal(lambda: counted(again), counted(heard))
+    until_equal(lambda: counted(again), heard)
     assert again.total("celery_exporter_events_malformed_total") == 0
 
 
@@ -71,12 +71,13 @@ def test_what_is_replayed_counts_as_it_did(recorded, running, exporter, broker):
 def test_a_scrubbed_recording_counts_the_same_under_other_names(recorded, running, exporter, broker):
     heard, file = recorded("--scrub")
     text = gzip.decompress(file.read_bytes())
-    assert not [word for word in (b"tasks.", b"celery@", b"worker@test", b"ValueError(") if word in text]
+    assert not [word for word in (b"tasks.", b"worker@test", b'"celery"') if word in text]
+    assert text.count(b"ValueError(") == text.count(b"ValueError()") > 0
     again = running(exporter()).connected()
     assert (
         run_cli("replay", str(file), "--speed", "50", "--broker-url", broker.url, deadline=30).returncode == 0
     )
-    until_equal(lambda: sorted(counted(again).values()), sorted(counted(heard).values()))
+    until_equal(lambda: sorted(counted(again).values()), sorted(heard.values()))
 
 
 @on_redis
