@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_exporter.cli import shown
+from celery_exporter.cli import _command, shown
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import select
@@ -74,5 +74,6 @@ def test_every_metric_and_option_that_the_readme_speaks_of_exists():
     }
     assert {name for name in spoken if name not in known and not name.endswith("_")} == set()
     flags = {f"--{option.name}" for option in OPTIONS} | {"--help", "--version", "--strict"}
+    flags |= {flag for command in _command.commands.values() for one in command.params for flag in one.opts}
     flags |= {"--from-file", "--now", "--read-only", "--network"}  # of kubectl, systemctl, docker
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= flags
