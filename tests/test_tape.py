@@ -87,6 +87,7 @@ def test_a_file_may_be_wrong_at_every_byte(tape, tmp_path):
         (b"\0\0\0\x01\xc1", "invalid"),
         (b"\0\0\0\x01\x90", "Expected `array` of"),
     ],
+    ids=["too long", "no length", "too short", "no msgpack", "too few"],
 )
 def test_a_record_that_cannot_be_is_where_it_ends(tmp_path, inside, why):
     path = tmp_path / "odd"
@@ -96,9 +97,15 @@ def test_a_record_that_cannot_be_is_where_it_ends(tmp_path, inside, why):
     assert why.lower() in reader.broken.lower()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"what", gzip.compress(b"another thing\n"), gzip.compress(FORMAT)[:9]]
-)
+NONE = {
+    "empty": b"",
+    "text": b"what",
+    "another thing": gzip.compress(b"another thing\n"),
+    "cut off": gzip.compress(FORMAT)[:9],
+}
+
+
+@pytest.mark.parametrize("content", NONE.values(), ids=NONE)
 def test_what_is_no_recording_is_said_to_be_none(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
