@@ -263,7 +263,7 @@ def inside_lines(options: Options) -> list[Line]:
     return [
         "where it goes, an event, Redis, messages of ten (without the system's share)",
         *(Row(f"  {stage}", "us", [cost], digits=2) for stage, cost in spent.items()),
-        "an event from its bytes to sums, by the profiles that are on",
+        "the same in all, by the profiles that are on",
         *(
             Row(f"  {names}", "us", [cost], None, None, [(PROFILES, ratio(cost, one))], "", 2)
             for names, cost in profiles.items()

@@ -32,7 +32,6 @@ from celery_exporter.broker.readers.kombu import Full
 from celery_exporter.broker.readers.redis import RedisReader
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
-from celery_exporter.core.events import Event, decode
 from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import Exposition
@@ -40,15 +39,14 @@ from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, Selection, select
-from celery_exporter.profiles.native import RUNTIME_BUCKETS, WAIT_BUCKETS
 from celery_exporter.settings import load
 
 #: Samples of a label set whose tasks succeed; the exporter has some hundred of its own.
 SAMPLES = 64
 #: Who asks: a Prometheus server, for which new series are told from known ones.
 SCRAPER = "127.0.0.1"
-#: Scrapes after the first.
-SCRAPES = 5
+#: Scrapes after the first, and turns that profiles take.
+SCRAPES, TURNS = 5, 10
 #: Seconds between two reads.
 EVERY = 0.001
 #: What is told of a task before it ends.
@@ -194,15 +192,17 @@ def stages(tasks: int) -> dict[str, float]:
     """Return what each stage costs an event of messages of ten off Redis, in us; the best of some rounds."""
     tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
     stream = b"".join(map(pushed, tape.messages))
-    rounds = [stages_once(stream) for _ in range(SCRAPES)]
+    native = select(("native",), Shape())
+    rounds = [stages_once(stream, native) for _ in range(SCRAPES)]
     best = min(rounds, key=lambda each: sum(each.values()))
     return {name: seconds / tape.kinds.total() * 1e6 for name, seconds in best.items()}
 
 
-def stages_once(stream: bytes) -> dict[str, float]:
+def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
     reader = RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
     reader._is_doubled = False  # noqa: SLF001  as `open` finds
-    cluster, ledger, now = Cluster_(Limits()), Ledger(RUNTIME_BUCKETS, WAIT_BUCKETS), Moment(10.0, START)
+    cluster = Cluster_(Limits(), selection.labels, clients=selection.clients)
+    ledger, now = Ledger(selection.runtime_bounds, selection.wait_bounds), Moment(10.0, START)
     spent = dict.fromkeys(("reading", "decoding", "Cluster.apply", "Ledger.add"), 0.0)
 
     def spend(stage: str, function: Any) -> Any:
@@ -224,35 +224,23 @@ def stages_once(stream: bytes) -> dict[str, float]:
 
 
 def profiles(tasks: int) -> dict[str, float]:
-    """Return what an event costs the core with one profile and with all that can be on with it, in us.
+    """Return what an event costs with one profile and with all that can be on with it, as `stages` counts.
 
-    They take turns; the best of each is returned.
+    They take turns; the best of each is returned, in us.
     """
     names: tuple[str, ...] = ()
     for name in PROFILES:
         with suppress(ProfilesClashError):
             names = select((*names, name), Shape()).names
-    stream = bodies(Cluster(tasks=tasks))
-    events = sum(len(decode(body)) for body in stream)
+    tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
+    stream = b"".join(map(pushed, tape.messages))
     best: dict[str, float] = {}
-    for _ in range(SCRAPES):
+    for _ in range(TURNS):
         for chosen in (names[:1], names):
-            spent = core_seconds(select(chosen, Shape()), stream)
+            spent = sum(stages_once(stream, select(chosen, Shape())).values())
             label = ", ".join(chosen)
-            best[label] = min(best.get(label, math.inf), spent / events * 1e6)
+            best[label] = min(best.get(label, math.inf), spent / tape.kinds.total() * 1e6)
     return best
-
-
-def core_seconds(selection: Selection, stream: list[bytes]) -> float:
-    """Return the CPU seconds that it takes from these messages to sums."""
-    cluster = Cluster_(Limits(), selection.labels, clients=selection.clients)
-    ledger, now = Ledger(selection.runtime_bounds, selection.wait_bounds), Moment(10.0, START)
-    start = time.process_time()
-    for body in stream:
-        for event in decode(body):
-            if isinstance(event, Event):
-                ledger.add(cluster.apply(event, now))
-    return time.process_time() - start
 
 
 def take(reader: RedisReader) -> bool:

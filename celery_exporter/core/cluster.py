@@ -40,7 +40,6 @@ MAX_PREFETCHED = 50_000
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
 
-NOWHERE: Mapping[Key, Key] = {}
 # An enum's members are looked up each time they are named.
 PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
 
@@ -262,7 +261,10 @@ class Cluster:
         kind.heard = now.listened
         key, facts = kind.key, self._facts
         if self.keys.by_worker:
-            key = self._at.get(event.hostname, NOWHERE).get(key) or self._key_at(key, event.hostname)
+            try:
+                key = self._at[event.hostname][key]
+            except KeyError:
+                key = self._key_at(key, event.hostname)
         newest = task.story is None and effect.usually(task, event, key, facts)
         if not newest:
             story = task.unfold()
