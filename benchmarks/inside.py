@@ -57,6 +57,7 @@ class Exporter:
     """The exporter without its threads: what they would do is done by hand."""
 
     def __init__(self) -> None:
+        malloc.return_large()  # as cli.py does
         settings = load(
             {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
         )
@@ -165,7 +166,6 @@ def memory(tasks: int) -> dict[str, float]:
 
     The same ones are told of again for each state, one event at a time, so that none shares its time.
     """
-    malloc.return_large()  # as the exporter does
     exporter, process, found = Exporter(), psutil.Process(), {"tasks": float(tasks)}
     for kind in OPEN:
         exporter.hear([open_task(kind, number) for number in range(1_000)])

@@ -15,6 +15,7 @@ from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
 from celery_exporter.profiles import TASK_LABELS, Profile, Row, Sample, Shape, add
 
+# By State: what an enum's member is called takes long to ask for each sample.
 _STATES = tuple(state.name for state in State)
 _LASTING = (State.SUCCESS, State.FAILURE)
 
@@ -44,7 +45,7 @@ def runtime_and_waits(shape: Shape) -> list[Row]:
             "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
             (*task, "state"),
             lambda snapshot: (
-                ((*values(key), state.name), histogram)
+                ((*values(key), _STATES[state]), histogram)
                 for key, cell in snapshot.cells.items()
                 for state, histogram in cell.ran.items()
             ),
@@ -76,7 +77,7 @@ def runtime_and_waits(shape: Shape) -> list[Row]:
 
 
 def _task_rows(task: tuple[str, ...], queue: tuple[str, ...], shape: Shape) -> list[Row]:
-    values, merge = values_of(task), add if shape.finer else None
+    values, queue_values, merge = values_of(task), values_of(queue), add if shape.finer else None
     return [
         Row(
             "celery_tasks_total",
@@ -110,7 +111,7 @@ def _task_rows(task: tuple[str, ...], queue: tuple[str, ...], shape: Shape) -> l
             "Tasks that are in a state now.",
             ("state", *queue),
             lambda snapshot: (
-                ((group.state.name, *values_of(queue)(group.key)), group.count) for group in snapshot.tasks
+                ((_STATES[group.state], *queue_values(group.key)), group.count) for group in snapshot.tasks
             ),
             merge=merge,
         ),
@@ -120,7 +121,7 @@ def _task_rows(task: tuple[str, ...], queue: tuple[str, ...], shape: Shape) -> l
             "Since when the oldest task in a state is in it; absent while there is none.",
             ("state", "task_name"),
             lambda snapshot: (
-                ((group.state.name, group.key.task_name), group.since)
+                ((_STATES[group.state], group.key.task_name), group.since)
                 for group in snapshot.tasks
                 if group.since is not None
             ),
@@ -132,7 +133,7 @@ def _task_rows(task: tuple[str, ...], queue: tuple[str, ...], shape: Shape) -> l
             "When a task last entered SUCCESS or FAILURE; absent until one does.",
             ("state", "task_name"),
             lambda snapshot: (
-                ((state.name, key.task_name), cell.last[state])
+                ((_STATES[state], key.task_name), cell.last[state])
                 for key, cell in snapshot.cells.items()
                 for state in _LASTING
                 if state in cell.last
