@@ -136,12 +136,10 @@ class _Family:
         self._series: dict[tuple[str, ...], _Series] = {}
         self._bounds: tuple[float, ...] = ()
 
-    def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[str]:
+    def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[bytes]:
         """Yield the family's lines, those of one histogram together."""
-        if self.row.bounds is None:
-            line = _number_line
-        else:
-            line = _with_exemplars if exemplars else _histogram_lines
+        of_histogram = _with_exemplars if exemplars else _histogram_lines
+        line = _number_line if self.row.bounds is None else of_histogram
         for series, value in self._shown(snapshot, visit):
             yield line(series.lines, value)
 
@@ -218,15 +216,20 @@ def _percents(text: str) -> bytes:
 def _number_line(line: bytes, value: float) -> bytes:
     if type(value) is int and -SHORT < value < SHORT:
         return line % value
-    return line.replace(_COUNT, b" %b\n") % number(value).encode()
+    return line.replace(_COUNT, b" %b\n") % _number(value)
+
+
+def _number(value: float) -> bytes:
+    text: str = number(value)
+    return text.encode()
 
 
 def _histogram_lines(lines: bytes, histogram: Histogram) -> bytes:
     counts = list(accumulate(histogram.counts))
-    total = number(histogram.total).encode()
+    total = _number(histogram.total)
     if counts[-1] < SHORT:
         return lines % (*counts, counts[-1], total)
-    counted = (number(count).encode() for count in (*counts, counts[-1]))
+    counted = map(_number, (*counts, counts[-1]))
     return lines.replace(_COUNT, b" %b\n") % (*counted, total)
 
 
