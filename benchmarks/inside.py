@@ -201,9 +201,9 @@ def stages(tasks: int) -> dict[str, float]:
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
     reader = RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
     reader._is_doubled = False  # noqa: SLF001  as `open` finds
-    cluster = Cluster_(Limits(), selection.labels, clients=selection.clients)
     ledger, now = Ledger(selection.runtime_bounds, selection.wait_bounds), Moment(10.0, START)
-    spent = dict.fromkeys(("reading", "decoding", "Cluster.apply", "Ledger.add"), 0.0)
+    cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)
+    spent = dict.fromkeys(("reading", "decoding", "Cluster.apply"), 0.0)
 
     def spend(stage: str, function: Any) -> Any:
         start = time.process_time()
@@ -218,8 +218,7 @@ def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
             full = spend("reading", lambda: take(reader))
             batch = reader._batch  # noqa: SLF001
             events = spend("decoding", lambda: [one for each in batch for one in events_of(each, {JSON})])  # noqa: B023
-            facts = spend("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
-            spend("Ledger.add", lambda: [ledger.add(each) for each in facts])  # noqa: B023
+            spend("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
     return spent
 
 

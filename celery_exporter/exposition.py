@@ -8,7 +8,6 @@ series of its own.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Any
@@ -20,7 +19,7 @@ from prometheus_client.utils import floatToGoString as number  # noqa: N813  wha
 
 from celery_exporter import protobuf
 from celery_exporter.core.facts import OTHER, Key
-from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram
+from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram, places
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.firsts import Firsts, Visit, series_id
 from celery_exporter.profiles import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
@@ -183,8 +182,8 @@ class _Family:
         self._bounds = bounds if thin is None else tuple(bound for bound in bounds if bound in thin)
         if self._bounds == bounds:
             return samples
-        places = [bisect_left(self._bounds, bound) for bound in (*bounds, math.inf)]
-        return ((values, histogram.thinned(places)) for values, histogram in samples)
+        into = places(bounds, self._bounds)
+        return ((values, histogram.thinned(into)) for values, histogram in samples)
 
     def _learn(self, values: tuple[str, ...]) -> _Series:
         escaped = [_escape(value) for value in values]
