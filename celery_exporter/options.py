@@ -304,6 +304,7 @@ OPTIONS = (
         name="default-queue-name",
         help="Profile danihodovic: what a queue is called that nobody told.",
         takes="a name",
+        parse=parsing.name,
         default=UNKNOWN,
     ),
     Option(
@@ -326,6 +327,7 @@ OPTIONS = (
         name="namespace",
         help="Profile ovalmoney: the value of the label `namespace`.",
         takes="a name",
+        parse=parsing.name,
         default="celery",
     ),
     Option(
