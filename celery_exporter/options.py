@@ -47,6 +47,7 @@ class Option(Struct, frozen=True, kw_only=True):
     takes: str
     parse: Callable[[Any], Any] = str
     default: Any = None
+    usual: Any = None  # what people are told is the default, where it is None and the profile decides
     short: str | None = None
     many: bool = False
     switch: bool = False
@@ -350,14 +351,14 @@ OPTIONS = (
         help="Upper bucket bounds of task run times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
         parse=parsing.buckets,
-        default=native.RUNTIME_BUCKETS,
+        usual=native.RUNTIME_BUCKETS,
     ),
     Option(
         name="queue-wait-buckets",
         help="Upper bucket bounds of waiting times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
         parse=parsing.buckets,
-        default=native.WAIT_BUCKETS,
+        usual=native.WAIT_BUCKETS,
     ),
     Option(
         name="native-histograms",

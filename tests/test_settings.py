@@ -9,6 +9,7 @@ import pytest
 
 from celery_exporter.broker.connection import masked
 from celery_exporter.options import OPTIONS
+from celery_exporter.profiles import COMMON_BUCKETS
 from celery_exporter.settings import BadSettingError, load
 
 URL = "redis://:pass@host:6379/0"
@@ -30,6 +31,15 @@ def test_defaults_are_those_of_the_table():
     found = settings()
     assert (found.port, found.selection.labels, found.limits.reorder_window) == (9808, ("queue_name",), 2.0)
     assert 30.0 in found.selection.runtime_bounds, "a query of the integration guide asks for this bound"
+
+
+def test_buckets_that_nobody_chose_are_those_of_the_profile_and_chosen_ones_are_not():
+    for option, field in (("buckets", "runtime_bounds"), ("queue_wait_buckets", "wait_bounds")):
+        (usual,) = (each.usual for each in OPTIONS if each.key == option)
+        assert getattr(settings().selection, field) == usual
+        assert getattr(settings(profile="zerok").selection, field) == COMMON_BUCKETS
+        chosen = {option: ",".join(map(str, usual))}
+        assert getattr(settings(profile="zerok", **chosen).selection, field) == usual
 
 
 @pytest.mark.parametrize(
