@@ -78,6 +78,8 @@ def replay(
                 said = time.monotonic()
                 say(f"{tape.messages:,} messages, {each.at:.0f} s of the recording")
             first = next(messages, None)
+        # RabbitMQ answers when it has taken all that was published; of a line that is cut it drops the rest.
+        producer.channel.close()
     say(f"{tape.messages:,} messages replayed")
     if tape.broken is not None:
         say(f"what could be read was used: {tape.broken}")
