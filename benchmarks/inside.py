@@ -26,10 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
 from celery_exporter import malloc
-from celery_exporter.broker.connection import CHUNK
 from celery_exporter.broker.payload import JSON, Payload, events_of
 from celery_exporter.broker.readers.kombu import Full
-from celery_exporter.broker.readers.redis import RedisReader
+from celery_exporter.broker.readers.redis import FEED, RedisReader
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
 from celery_exporter.core.facts import Moment
@@ -211,8 +210,8 @@ def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
         spent[stage] += time.process_time() - start
         return found
 
-    for start in range(0, len(stream), CHUNK):
-        spend("reading", lambda: reader._parser.feed(stream[start : start + CHUNK]))  # noqa: B023, SLF001
+    for start in range(0, len(stream), FEED):
+        spend("reading", lambda: reader._parser.feed(stream[start : start + FEED]))  # noqa: B023, SLF001
         full = True
         while full:
             full = spend("reading", lambda: take(reader))
