@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter import __version__
+from celery_exporter.advice import Watch, advise
 from celery_exporter.broker.connection import BrokerError, Kept, masked
 from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
@@ -29,7 +30,7 @@ from celery_exporter.broker.roster import Roster
 from celery_exporter.collector import Collector
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.events import REASONS, Event, Malformed
+from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
@@ -108,6 +109,7 @@ class Monitor:
         self._malformed: Counter[str] = Counter(dict.fromkeys((*REASONS, NOT_APPLIED), 0))
         self._event_lag: float | None = None
         self._last_event: float | None = None
+        self._last_refused: float | None = None
         self._measure = Kept(settings, depths_on)
         self._depths: dict[str, Depth] = {}
         self._unacked: int | None = None
@@ -115,10 +117,12 @@ class Monitor:
         self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
         self._asked: set[str] | None = None  # workers known when they were last asked, with success
+        self._watch = Watch()
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
             Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
+            Collector("advice", every, self._say_what_is_wrong, lambda: None),
         ]
         self._file: StateFile[State] | None = None
         if settings.state_file is not None:
@@ -178,6 +182,8 @@ class Monitor:
             reconnects=max(0, self._opened - 1),
             state_errors=dict(self._file.errors) if self._file else {},
             web_config_up_to_date=web_config_up_to_date,
+            listened=self._listened,
+            last_refused=self._last_refused,
         )
 
     def _is_measured(self) -> bool:
@@ -254,6 +260,8 @@ class Monitor:
                     self._not_applied()
             elif type(event) is Malformed:
                 self._malformed[event.reason] += 1
+                if event.reason == REFUSED:
+                    self._last_refused = moment.wall
         newest = next((event for event in reversed(found) if type(event) is Event and event.hostname), None)
         if newest is not None:
             self._last_event, self._event_lag = moment.wall, moment.wall - newest.timestamp
@@ -369,6 +377,13 @@ class Monitor:
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError("no worker answered")
+
+    def _say_what_is_wrong(self) -> None:
+        for finding in self._watch.news(advise(self.snapshot(web_config_up_to_date=None)), time.monotonic()):
+            if finding.level == "ok":
+                log.info("over: %s", finding.found)
+            else:
+                log.warning("%s: %s", finding.found, finding.mend)
 
 
 def _empty(settings: Settings) -> Cluster:

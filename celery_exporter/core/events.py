@@ -38,6 +38,8 @@ WORKER_TYPES = ("worker-online", "worker-heartbeat", "worker-offline")
 
 #: Why an event is not used; the label values of celery_exporter_events_malformed_total.
 REASONS = ("undecodable", "content_type", "not_an_object", "missing_field", "bad_field")
+#: The one of a serialiser that is not accepted.
+REFUSED = REASONS[1]
 
 # Names, queues, hosts and uuids become label values and dict keys, so their length bounds our memory.
 # 255 is what RabbitMQ allows for a queue name and celery's database backend for a task's name and id.

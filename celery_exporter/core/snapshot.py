@@ -83,6 +83,8 @@ class Surroundings(Struct, frozen=True):
     reconnects: int
     state_errors: Mapping[str, int]  # by operation; empty without a state file
     web_config_up_to_date: bool | None  # None without a file
+    listened: float = 0.0  # seconds for which the event subscription was open: what is not known may yet come
+    last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
 
 
 class Snapshot(Struct, frozen=True):

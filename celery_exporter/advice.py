@@ -1,0 +1,356 @@
+"""A snapshot → what is wrong with the cluster as seen from here, and what mends it.
+
+One table of checks, for the status page, the log of a running exporter and `doctor` alike. Pure: data and
+time come in. Law: what is not known is no finding. A check is silent until what it waits for had time to
+come, and all but the first are while nothing is heard.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from celery_exporter.core.snapshot import Snapshot, WorkerView
+
+Level = Literal["ok", "warn", "fail"]
+
+#: Seconds of listening after which a worker that lives was heard: three heartbeats.
+PATIENCE = 6.0
+#: Seconds by which a worker's clock may differ. Waiting times between two hosts are wrong by as much.
+MOST_SKEW = 5.0
+#: Seconds after which an event that was refused is history. Heartbeats come every 2 s.
+RECENT = 60.0
+#: Names in one line.
+MOST_NAMES = 5
+#: Workers of one name that went down, so that restarts seem to make new names.
+CHURN = 3
+#: Seconds that a finding has to stand before it is said: workers that restart are gone for less.
+HOLD = 20.0
+#: What the log says anyhow, with the error itself.
+SAID_ELSEWHERE = frozenset({"subscription", "queue-lengths"})
+
+ENABLE_EVENTS = "celery -A yourapp control enable_events"
+
+
+class Finding(Struct, frozen=True):
+    """What one check found, in one line, and the command or setting that mends it ("" where all is well)."""
+
+    check: str
+    level: Level
+    found: str
+    mend: str = ""
+
+
+def advise(snapshot: Snapshot) -> list[Finding]:
+    """Return what each check found that can be decided by now, in the order of the table."""
+    if not snapshot.around.broker_up:
+        return _all((_subscription,), snapshot)
+    return _all(CHECKS, snapshot)
+
+
+class Watch:
+    """Turns findings, look after look, into what is new: worse than it was for a while, or well again."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._told: dict[str, Level] = {}
+
+    def news(self, findings: Iterable[Finding], now: float) -> list[Finding]:
+        """Return what is to be said; `now` in seconds of any clock that does not jump.
+
+        A finding is said once, when it has stood for `HOLD` seconds, and so is its end. A check that is
+        silent has not come to its end.
+        """
+        since, new = self._since, []
+        self._since = {}
+        for finding in findings:
+            check, level = finding.check, finding.level
+            if level == "ok":
+                if self._told.pop(check, None):
+                    new.append(finding)
+                continue
+            self._since[check] = since.get(check, now)
+            held = now - self._since[check] >= HOLD
+            if held and check not in SAID_ELSEWHERE and self._told.get(check) not in (level, "fail"):
+                self._told[check] = level
+                new.append(finding)
+        return new
+
+
+def _all(checks: Iterable[Callable[[Snapshot], Finding | None]], snapshot: Snapshot) -> list[Finding]:
+    return [finding for check in checks if (finding := check(snapshot))]
+
+
+# -- the checks ------------------------------------------------------------------------------------------
+
+
+def _subscription(snapshot: Snapshot) -> Finding | None:
+    around = snapshot.around
+    if around.broker_up:
+        return Finding("subscription", "ok", "the event subscription is open")
+    if around.at - around.started < PATIENCE:
+        return None
+    return Finding(
+        "subscription",
+        "fail",
+        "the event subscription on the broker is not open",
+        "celery-exporter doctor, with the same options, says how far it comes",
+    )
+
+
+def _workers(snapshot: Snapshot) -> Finding | None:
+    up, down = _up(snapshot), [worker for worker in snapshot.workers if not worker.up]
+    if up:
+        also = f", {len(down)} went down" if down else ""
+        return Finding("workers", "ok", f"{_count(len(up), 'worker')} heard: {_names(up)}{also}")
+    if down:
+        found = f"all workers are down: {_names(down)}"
+        return Finding("workers", "warn", found, "start them: celery -A yourapp worker -E")
+    if not _listened(snapshot):
+        return None
+    return Finding(
+        "workers",
+        "fail",
+        f"no worker was heard in {snapshot.around.listened:.0f} s",
+        "start one: celery -A yourapp worker -E; if some run, give this the broker_url (host, virtual host "
+        "or database), broker_transport_options and event_exchange that they have",
+    )
+
+
+def _heartbeats(snapshot: Snapshot) -> Finding | None:
+    up = _up(snapshot)
+    if not up or not _listened(snapshot):
+        return None
+    silent = [worker for worker in up if worker.heartbeat is None]
+    if not silent:
+        return Finding("heartbeats", "ok", f"heartbeats come from {_count(len(up), 'worker')}")
+    return Finding(
+        "heartbeats",
+        "warn" if len(silent) < len(up) else "fail",
+        f"no heartbeat from {_names(silent)}",
+        "start workers without --without-heartbeat, and give this their event_exchange (--event-exchange)",
+    )
+
+
+def _answers(snapshot: Snapshot) -> Finding | None:
+    up = _up(snapshot)
+    if not up or _success(snapshot, "roster") is None or not _listened(snapshot):
+        return None
+    mute = [worker for worker in up if worker.pool is None]
+    if not mute:
+        return Finding("answers", "ok", f"{_count(len(up), 'worker')} answered")
+    return Finding(
+        "answers",
+        "warn",
+        f"no answer from {_names(mute)}, so its pool and queues are not known",
+        "worker_enable_remote_control = True in the workers' configuration; one that is busy in the solo "
+        "pool answers later",
+    )
+
+
+def _task_events(snapshot: Snapshot) -> Finding | None:
+    up = _up(snapshot)
+    silent = [worker for worker in up if worker.events is False]
+    sending = [worker for worker in up if worker.events]
+    if silent:
+        return Finding(
+            "task-events",
+            "fail",
+            f"no task events from {_workers_named(silent)}",
+            f"start workers with -E, or now: {ENABLE_EVENTS}",
+        )
+    if sending:
+        return Finding("task-events", "ok", f"task events come from {_names(sending)}")
+    if not up or not _listened(snapshot):
+        return None
+    return Finding(
+        "task-events", "ok", "no task has run yet, so whether workers send task events is not known"
+    )
+
+
+def _task_sent(snapshot: Snapshot) -> Finding | None:
+    sent, received = snapshot.events["task-sent"], snapshot.events["task-received"]
+    if sent:
+        return Finding("sent-events", "ok", "clients say what they send")
+    if not received or not _listened(snapshot):
+        return None
+    return Finding(
+        "sent-events",
+        "warn",
+        f"{_count(received, 'task')} received, of which no client said that it sent them: "
+        "their waiting times, and queues where a worker has several, are not known",
+        "task_send_sent_event = True in the configuration of whoever sends tasks",
+    )
+
+
+def _clocks(snapshot: Snapshot) -> Finding | None:
+    known = [(worker, worker.clock_skew) for worker in _up(snapshot) if worker.clock_skew is not None]
+    if not known or not _listened(snapshot):
+        return None
+    off = {worker.name: skew for worker, skew in known if abs(skew) > MOST_SKEW}
+    if not off:
+        most = max((abs(skew) for _, skew in known), default=0.0)
+        return Finding("clock-skew", "ok", f"clocks of workers are off by {most:.1f} s at most")
+    whose = "this host, from which all differ" if len(off) == len(known) > 1 else "their host"
+    return Finding(
+        "clock-skew",
+        "warn",
+        "clocks differ from the one here: "
+        + _some([f"{_shown(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
+        f"set the clock of {whose}: timedatectl set-ntp true",
+    )
+
+
+def _queue_lengths(snapshot: Snapshot) -> Finding | None:
+    success = _success(snapshot, "queues")
+    if success is None:
+        return None
+    if success:
+        return Finding("queue-lengths", "ok", f"{_count(len(snapshot.around.depths), 'queue')} measured")
+    return Finding(
+        "queue-lengths", "warn", "queues could not be measured", "the log says what the broker said"
+    )
+
+
+def _consumers(snapshot: Snapshot) -> Finding | None:
+    known = {queue.name: queue for queue in snapshot.queues if queue.consumers is not None}
+    if not known or not _listened(snapshot):
+        return None
+    idle = sorted(name for name, queue in known.items() if not queue.consumers and not queue.length)
+    if not idle:
+        return Finding("queues-without-consumers", "ok", "no empty queue lacks a consumer")
+    return Finding(
+        "queues-without-consumers",
+        "warn",
+        f"nobody consumes {_some(list(map(_shown, idle)))} (empty by now)",
+        f"if somebody should: {_consume(idle)}",
+    )
+
+
+def _backlogs(snapshot: Snapshot) -> Finding | None:
+    known = {queue.name: queue for queue in snapshot.queues if queue.consumers is not None}
+    if not known or not _listened(snapshot):
+        return None
+    waiting = {name: queue.length for name, queue in known.items() if not queue.consumers and queue.length}
+    if not waiting:
+        return Finding("waiting-for-nobody", "ok", "no message waits in a queue that nobody consumes")
+    longest = sorted(waiting, key=lambda name: (-(waiting[name] or 0), name))
+    return Finding(
+        "waiting-for-nobody",
+        "fail",
+        "messages wait in queues that nobody consumes: "
+        + _some([f"{_shown(name)} ({waiting[name]:,})" for name in longest]),
+        _consume(longest),
+    )
+
+
+def _worker_names(snapshot: Snapshot) -> Finding | None:
+    """Look for one worker under two names, which alerts and dashboards take for two."""
+    if not snapshot.workers:
+        return None
+    alike: dict[tuple[str, str], list[WorkerView]] = {}
+    for worker in snapshot.workers:
+        node, _, host = worker.name.partition("@")
+        alike.setdefault((node, _without_domain(host)), []).append(worker)
+    for group in alike.values():
+        if len(group) > 1:
+            return Finding(
+                "worker-names",
+                "warn",
+                f"names that differ only by how the host is written: {_names(group)}",
+                "if it is one worker, let it always have one name: celery -A yourapp worker -E -n NAME@HOST",
+            )
+    for node in sorted({node for node, _ in alike}):
+        group = [worker for (name, _), workers in alike.items() if name == node for worker in workers]
+        down = sum(not worker.up for worker in group)
+        if down >= max(CHURN, len(group) - down):
+            return Finding(
+                "worker-names",
+                "warn",
+                f"{len(group)} names that differ only by host, of which {down} are down: {_names(group)}",
+                "host names that outlast a restart (docker run --hostname, a StatefulSet), or here "
+                "--purge-offline-worker-metrics 60",
+            )
+    return Finding("worker-names", "ok", f"{_count(len(snapshot.workers), 'name')}, each of one worker")
+
+
+def _serializer(snapshot: Snapshot) -> Finding | None:
+    around = snapshot.around
+    if around.last_refused is not None and around.at - around.last_refused < RECENT:
+        return Finding(
+            "serializer",
+            "fail",
+            "events come in a serialiser that is not accepted here",
+            "event_serializer = 'json' in the workers' configuration, or here --accept-content "
+            "json,msgpack,yaml (pickle only where all who can publish may run code)",
+        )
+    if around.last_event is None:
+        return None
+    return Finding("serializer", "ok", "events come in a serialiser that is accepted")
+
+
+#: In this order they are shown.
+CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
+    _subscription,
+    _workers,
+    _heartbeats,
+    _answers,
+    _serializer,
+    _task_events,
+    _task_sent,
+    _clocks,
+    _worker_names,
+    _queue_lengths,
+    _consumers,
+    _backlogs,
+)
+
+
+# -- what they have in common ----------------------------------------------------------------------------
+
+
+def _listened(snapshot: Snapshot) -> bool:
+    return snapshot.around.listened >= PATIENCE
+
+
+def _up(snapshot: Snapshot) -> list[WorkerView]:
+    return [worker for worker in snapshot.workers if worker.up]
+
+
+def _success(snapshot: Snapshot, collector: str) -> bool | None:
+    return next((each.success for each in snapshot.around.collectors if each.name == collector), None)
+
+
+def _without_domain(host: str) -> str:
+    host = host.lower()
+    return host if re.fullmatch(r"[\d.]+", host) else host.partition(".")[0]
+
+
+def _consume(queues: list[str]) -> str:
+    return f"celery -A yourapp worker -E -Q {shlex.quote(','.join(map(_shown, queues[:MOST_NAMES])))}"
+
+
+def _workers_named(workers: list[WorkerView]) -> str:
+    return f"{'worker' if len(workers) == 1 else 'workers'} {_names(workers)}"
+
+
+def _names(workers: list[WorkerView]) -> str:
+    return _some(sorted(_shown(worker.name) for worker in workers))
+
+
+def _some(texts: list[str]) -> str:
+    more = len(texts) - MOST_NAMES
+    return ", ".join(texts[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _shown(name: str) -> str:
+    """Return a name from the wire without what would move a terminal's cursor, or end a line of a log."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

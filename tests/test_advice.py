@@ -1,0 +1,235 @@
+"""What a snapshot says is wrong, and what mends it; and which of it is news."""
+
+from __future__ import annotations
+
+import pytest
+from core.story import T0, Story, heartbeat, received, sent, started
+
+from celery_exporter.advice import CHURN, HOLD, PATIENCE, RECENT, Finding, Watch, advise
+from celery_exporter.core.snapshot import CollectorView, Depth
+from celery_exporter.core.workers import Profile
+
+ANSWERED = Profile(queues=("q",), registered=(), pool="prefork", pool_size=4)
+WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("roster", True, 0.1, T0)]
+TASK = (sent(), received(), started())
+
+
+def beats(host: str = "w@h", processed: tuple[int, ...] = (0,), **fields) -> list[dict]:
+    return [heartbeat(host, 100 + 2 * n, processed=count, **fields) for n, count in enumerate(processed)]
+
+
+def findings(*events: dict, profiles: dict[str, Profile] | None = None, **around) -> dict[str, Finding]:
+    """Tell events, let workers answer, and return what is found after a while, by check."""
+    story = Story()
+    story.tell(*events)
+    if profiles is None:
+        profiles = dict.fromkeys(story.cluster.workers, ANSWERED)
+    story.cluster.learn(profiles, story.moment())
+    told = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, **around}
+    return {finding.check: finding for finding in advise(story.shown(**told))}
+
+
+def levels(found: dict[str, Finding]) -> set[str]:
+    return {finding.level for finding in found.values()}
+
+
+def test_a_cluster_that_is_well_has_nothing_to_mend():
+    found = findings(*beats(), *TASK, depths={"q": Depth(3)})
+    assert levels(found) == {"ok"}
+    assert {finding.mend for finding in found.values()} == {""}
+    assert list(found) == [
+        "subscription",
+        "workers",
+        "heartbeats",
+        "answers",
+        "serializer",
+        "task-events",
+        "sent-events",
+        "clock-skew",
+        "worker-names",
+        "queue-lengths",
+        "queues-without-consumers",
+        "waiting-for-nobody",
+    ]
+
+
+@pytest.mark.parametrize("listened", [0.0, PATIENCE - 0.1])
+def test_nothing_is_wrong_that_had_no_time_to_be_known(listened):
+    """At the start: no worker, no heartbeat, no answer, no task-sent, no consumer was seen by then."""
+    collectors = [CollectorView("queues", None, None, None), CollectorView("roster", None, None, None)]
+    quiet = {"listened": listened, "collectors": collectors, "last_event": None}
+    assert levels(findings(**quiet)) == {"ok"}
+    assert levels(findings(received(), profiles={}, depths={"q": Depth(3, 0)}, **quiet)) == {"ok"}
+
+
+def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
+    story = Story()
+    story.tell(*beats("quiet@h", (0, 5, 9, 12)))
+    down = {"broker_up": False, "collectors": WELL, "listened": 100.0}
+    assert advise(story.shown(started=T0 + story.now, at=T0 + story.now, **down)) == []
+    (only,) = advise(story.shown(**down))
+    assert (only.check, only.level) == ("subscription", "fail")
+
+
+def test_no_worker_at_all_and_none_any_more():
+    assert findings()["workers"].level == "fail"
+    assert "event_exchange" in findings()["workers"].mend
+    gone = findings(heartbeat("w@h", kind="offline"))["workers"]
+    assert (gone.level, gone.found) == ("warn", "all workers are down: w@h")
+    some = findings(heartbeat("w@h", kind="offline"), *beats("x@h"))["workers"]
+    assert (some.level, some.found) == ("ok", "1 worker heard: x@h, 1 went down")
+
+
+def test_a_worker_that_answers_without_a_heartbeat():
+    found = findings(profiles={"w@h": ANSWERED})["heartbeats"]
+    assert (found.level, found.found) == ("fail", "no heartbeat from w@h")
+    assert findings(*beats(), profiles={"w@h": ANSWERED, "x@h": ANSWERED})["heartbeats"].level == "warn"
+
+
+def test_a_worker_that_does_not_answer():
+    found = findings(*beats("w@h"), *beats("x@h"), profiles={"x@h": ANSWERED})["answers"]
+    assert (found.level, found.found.partition(",")[0]) == ("warn", "no answer from w@h")
+    assert "worker_enable_remote_control = True" in found.mend
+
+
+def test_workers_that_run_tasks_without_a_word():
+    """Their `processed` grows; each is named, and so is the command."""
+    found = findings(*beats("a@h", (0, 5, 9, 12)), *beats("b@h", (0, 5, 9, 12)), *beats("c@h"), *TASK)
+    assert found["task-events"] == Finding(
+        "task-events",
+        "fail",
+        "no task events from workers a@h, b@h",
+        "start workers with -E, or now: celery -A yourapp control enable_events",
+    )
+
+
+def test_whether_idle_workers_send_task_events_is_not_known():
+    found = findings(*beats("a@h"))["task-events"]
+    assert found.level == "ok"
+    assert "not known" in found.found
+
+
+def test_tasks_of_which_no_client_said_that_it_sent_them():
+    found = findings(*beats(), received())["sent-events"]
+    assert (found.level, "task_send_sent_event = True" in found.mend) == ("warn", True)
+    assert "sent-events" not in findings(*beats())
+
+
+@pytest.mark.parametrize(("offset", "level"), [(0, "ok"), (-4, "ok"), (60, "warn"), (-3600, "warn")])
+def test_a_clock_that_is_wrong(offset, level):
+    found = findings(*beats(), heartbeat("x@h", 100 + offset))["clock-skew"]
+    assert found.level == level
+    if level == "warn":
+        assert f"x@h by {offset:+d} s" in found.found
+        assert found.mend == "set the clock of their host: timedatectl set-ntp true"
+
+
+def test_the_clock_that_is_wrong_may_be_the_one_here():
+    assert "this host" in findings(heartbeat("w@h", 400), heartbeat("x@i", 400))["clock-skew"].mend
+
+
+def test_queues_that_nobody_consumes():
+    depths = {
+        "empty": Depth(0),
+        "q": Depth(5),
+        "some": Depth(7),
+        "most; ls": Depth(1200),
+        "said": Depth(4, 1),
+    }
+    found = findings(*beats(), depths=depths)
+    assert found["queues-without-consumers"] == Finding(
+        "queues-without-consumers",
+        "warn",
+        "nobody consumes empty (empty by now)",
+        "if somebody should: celery -A yourapp worker -E -Q empty",
+    )
+    assert found["waiting-for-nobody"] == Finding(
+        "waiting-for-nobody",
+        "fail",
+        "messages wait in queues that nobody consumes: most; ls (1,200), some (7)",
+        "celery -A yourapp worker -E -Q 'most; ls,some'",
+    )
+
+
+def test_queues_whose_consumers_are_not_known_are_no_finding():
+    found = findings(*beats(), profiles={}, depths={"q": Depth(5)}, roster_known=False)
+    assert not {"queues-without-consumers", "waiting-for-nobody"} & found.keys()
+
+
+@pytest.mark.parametrize(
+    ("names", "level"),
+    [
+        (["w@box", "w@box.example.org"], "warn"),
+        (["w@Box", "w@box"], "warn"),
+        (["w@box", "x@box.example.org"], "ok"),
+        (["w@box", "w@bix"], "ok"),
+        (["w@10.0.0.1", "w@10.0.0.2"], "ok"),
+    ],
+)
+def test_one_worker_under_two_names(names, level):
+    """The name is what a worker is known by: two spellings of one host make two of it."""
+    assert findings(*(beat for name in names for beat in beats(name)))["worker-names"].level == level
+
+
+def test_names_that_each_restart_makes_anew():
+    gone = [heartbeat(f"w@{number:012x}", kind="offline") for number in range(CHURN)]
+    found = findings(*gone, *beats("w@abc"))["worker-names"]
+    assert (found.level, "--purge-offline-worker-metrics" in found.mend) == ("warn", True)
+    assert findings(*gone[1:], *beats("w@abc"))["worker-names"].level == "ok"
+
+
+def test_events_in_a_serialiser_that_is_not_accepted():
+    story = Story()
+    now = T0 + story.now
+    refused = findings(last_refused=now - 1, last_event=None)["serializer"]
+    assert (refused.level, "--accept-content" in refused.mend) == ("fail", True)
+    assert findings(last_refused=now - RECENT)["serializer"].level == "ok"
+
+
+def test_queues_that_cannot_be_measured():
+    assert findings(collectors=[CollectorView("queues", False, 0.1, None)])["queue-lengths"].level == "warn"
+
+
+def test_long_lists_are_cut_and_odd_names_are_one_line():
+    names = [f"w{number}\n\x1b[2J@h" for number in range(8)]
+    found = findings(*(beat for name in names for beat in beats(name)))
+    assert found["workers"].found.startswith("8 workers heard: w0??[2J@h, ")
+    assert found["workers"].found.endswith(" and 3 more")
+    assert all(finding.found.isprintable() and finding.mend.isprintable() for finding in found.values())
+
+
+# -- news ------------------------------------------------------------------------------------------------
+
+OK, WARN, FAIL = (Finding("clock-skew", level, level) for level in ("ok", "warn", "fail"))
+
+
+def told(*looks: tuple[float, list[Finding]]) -> list[str]:
+    """Return the levels that were news, look after look."""
+    watch = Watch()
+    return [finding.level for now, found in looks for finding in watch.news(found, now)]
+
+
+def test_a_finding_is_news_once_when_it_has_stood_and_when_it_is_over():
+    assert told((0, [WARN]), (HOLD - 1, [WARN])) == []
+    assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, [WARN]), (HOLD + 2, [OK]), (99, [OK])) == [
+        "warn",
+        "ok",
+    ]
+
+
+def test_what_comes_and_goes_is_no_news():
+    assert told((0, [WARN]), (HOLD - 1, [OK]), (HOLD, [WARN]), (HOLD + 1, [])) == []
+
+
+def test_what_became_worse_is_news_and_what_became_less_bad_is_not():
+    assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, [FAIL])) == ["warn", "fail"]
+    assert told((0, [FAIL]), (HOLD, [FAIL]), (HOLD + 1, [WARN]), (99, [OK])) == ["fail", "ok"]
+
+
+def test_silence_is_not_the_end_of_a_finding():
+    """While the broker is away no check but one says anything."""
+    assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, []), (60, [WARN]), (99, [WARN])) == ["warn"]
+
+
+def test_what_the_log_says_anyhow_is_not_said_twice():
+    assert told((0, [Finding("subscription", "fail", "")]), (99, [Finding("subscription", "fail", "")])) == []
