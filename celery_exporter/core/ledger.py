@@ -6,11 +6,12 @@ Sums only grow; folding moves them, losing none.
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Sequence
 
 from msgspec import Struct
 
-from celery_exporter.core.facts import OTHER, UNKNOWN, Key, State
+from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Key, State
 from celery_exporter.core.histograms import Histogram
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
@@ -18,6 +19,8 @@ from celery_exporter.core.histograms import Histogram
 MAX_EXCEPTIONS = 50
 #: Distinct hosts of clients kept per task and queue.
 MAX_CLIENTS = 100
+#: Failures that are remembered one by one, for people to look into.
+MAX_FAILURES = 50
 
 
 class Cell(Struct, gc=False):
@@ -91,6 +94,16 @@ class _Quota(Struct, gc=False):
         return folded
 
 
+class Failure(Struct, frozen=True, gc=False):
+    """One failure, of some class of exception, at an epoch second of the worker's clock."""
+
+    at: float
+    key: Key
+    worker: str
+    exception: str
+    uuid: str
+
+
 class Ledger:
     """Sums by key, and a door for each thing that is concluded from events.
 
@@ -117,6 +130,7 @@ class Ledger:
         self._share = share
         self.negative_waits = 0  # that were counted as 0 s
         self.folded = 0  # failures and sendings whose exception or client was counted as other
+        self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # the newest last
         self._exceptions = _Quota(MAX_EXCEPTIONS, max_more)
         self._clients = _Quota(MAX_CLIENTS, max_more)
         self._cells: dict[Key, Cell] = {}
@@ -155,9 +169,12 @@ class Ledger:
         else:
             self.folded += self._clients.count(clients, client, 1)
 
-    def raised(self, key: Key, exception: str) -> None:
-        """Count a failure with an exception of this class."""
-        self.folded += self._exceptions.count(self._cell(key).raised, exception, 1)
+    def failed(self, failure: Failure) -> None:
+        """Count a failure by its class of exception, and remember it for a while."""
+        raised = self._cell(failure.key).raised
+        self.folded += self._exceptions.count(raised, failure.exception, 1)
+        if failure.key is not HIDDEN:
+            self.failures.append(failure)
 
     def ran(self, key: Key, state: State, seconds: float, uuid: str | None = None) -> None:
         """Observe how long an execution took that ended in SUCCESS, FAILURE or RETRY."""

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from celery_exporter.core.events import Event, exception_class
 from celery_exporter.core.facts import UNKNOWN, Key, State
-from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.ledger import Failure, Ledger
 from celery_exporter.core.tasks import Delivery, Story, Task
 
 #: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
@@ -78,7 +78,7 @@ def _usually_succeeded(task: Task, event: Event, key: Key, ledger: Ledger) -> bo
 def _usually_failed(task: Task, event: Event, key: Key, ledger: Ledger) -> bool:
     if task.room.state is not STARTED or task.at is None or _is_elsewhere(task, event):
         return False
-    ledger.raised(key, exception_class(event.exception) or UNKNOWN)
+    ledger.failed(_failure(key, event))
     ledger.ran(key, FAILURE, event.timestamp - task.at, event.uuid)
     _end(task)
     return True
@@ -170,7 +170,7 @@ def _at_success(story: Story, event: Event, delivery: Delivery | None, key: Key,
 
 
 def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
-    ledger.raised(key, exception_class(event.exception) or UNKNOWN)
+    ledger.failed(_failure(key, event))
     _time(delivery, event, State.FAILURE, key, ledger)
     return _ended(story, delivery)
 
@@ -200,6 +200,11 @@ def _next_held(story: Story, event: Event) -> Delivery | None:
         if each.started is None:
             return each
     return None
+
+
+def _failure(key: Key, event: Event) -> Failure:
+    exception = exception_class(event.exception) or UNKNOWN
+    return Failure(event.timestamp, key, event.hostname, exception, event.uuid or "")
 
 
 def _time(delivery: Delivery | None, event: Event, state: State, key: Key, ledger: Ledger) -> None:

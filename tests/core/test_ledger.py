@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.facts import Key, State
+from celery_exporter.core.facts import HIDDEN, Key, State
 from celery_exporter.core.histograms import Histogram
-from celery_exporter.core.ledger import MAX_CLIENTS, MAX_EXCEPTIONS, Cell, Ledger
+from celery_exporter.core.ledger import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Cell, Ledger
 
 from .booking import (
     Booking,
@@ -71,6 +71,12 @@ def test_all_tasks_together_have_so_many_exceptions():
     assert found.snapshot()[A].raised == {"Error0": 1, "Error1": 1, "Error2": 1}
     assert found.snapshot()[B].raised == {"Error0": 1, "other": 2}
     assert found.folded == 2
+
+
+def test_the_newest_failures_are_remembered_but_for_those_of_hidden_tasks():
+    many = [Raised(A, "Error", f"u{number}") for number in range(MAX_FAILURES + 5)]
+    found = ledger(*many, Raised(HIDDEN, "Error", "hidden"))
+    assert [failure.uuid for failure in found.failures] == [f"u{n}" for n in range(5, MAX_FAILURES + 5)]
 
 
 def sent_by(key: Key, count: int, first: int = 0) -> list[Booking]:
