@@ -39,6 +39,7 @@ from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
 from celery_exporter.firsts import Firsts, FirstsMemory
 from celery_exporter.settings import Settings
 from celery_exporter.statefile import StateFile
+from celery_exporter.status import STEP, History, Status
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +118,12 @@ class Monitor:
         self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
         self._asked: set[str] | None = None  # workers known when they were last asked, with success
-        self._watch = Watch()
+        self._watch, self._history = Watch(), History()
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
             Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
-            Collector("advice", every, self._say_what_is_wrong, lambda: None),
+            Collector("watch", min(every, STEP), self._look_around, lambda: None),
         ]
         self._file: StateFile[State] | None = None
         if settings.state_file is not None:
@@ -165,6 +166,11 @@ class Monitor:
         with self._lock:
             around = self._surroundings(web_config_up_to_date)
             return take(self._cluster, around, prefetched=self._settings.selection.prefetched)
+
+    def status(self) -> Status:
+        """Return what goes on now, for people. Never waits for the broker."""
+        snapshot = self.snapshot(web_config_up_to_date=None)
+        return self._history.status(snapshot, time.monotonic(), masked(self._settings.broker_url))
 
     def _surroundings(self, web_config_up_to_date: bool | None) -> Surroundings:
         return Surroundings(
@@ -378,8 +384,10 @@ class Monitor:
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError("no worker answered")
 
-    def _say_what_is_wrong(self) -> None:
-        for finding in self._watch.news(advise(self.snapshot(web_config_up_to_date=None)), time.monotonic()):
+    def _look_around(self) -> None:
+        snapshot, now = self.snapshot(web_config_up_to_date=None), time.monotonic()
+        self._history.look(snapshot, now)
+        for finding in self._watch.news(advise(snapshot), now):
             if finding.level == "ok":
                 log.info("over: %s", finding.found)
             else:
