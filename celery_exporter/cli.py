@@ -264,7 +264,8 @@ def serve(settings: Settings) -> int:
         return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
 
     broker = masked(settings.broker_url)
-    app = build(snapshot, monitor.is_ready, exposition, broker, native=settings.native_histograms)
+    native, status = settings.native_histograms, None if settings.no_status_page else monitor.status
+    app = build(snapshot, monitor.is_ready, exposition, broker, native=native, status=status)
     scheme = "http" if protection().context is None else "https"
     notifier = Notifier(os.environ)
     server = Server(guarded(app, protection), listener, protection, notifier)

@@ -287,6 +287,14 @@ OPTIONS = (
         blank=True,  # nobody is let in because a variable is empty
     ),
     Option(
+        name="no-status-page",
+        help="Serve no status page at / and no /api/v1/status.",
+        takes="true or false",
+        parse=parsing.switch,
+        default=False,
+        switch=True,
+    ),
+    Option(
         name="profile",
         help="The metric names to serve, of those that `celery-exporter profiles` lists.",
         takes=f"a comma-separated list of {', '.join(PROFILES)}",

@@ -53,6 +53,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     log_level: str
     native_histograms: bool
     no_classic_histograms: bool
+    no_status_page: bool
     exemplars: bool
     histogram_sample_rate: float | None
     log_format: str

@@ -30,6 +30,7 @@ FLOORS = [
     ["settings"],
     ["options"],
     ["parsing"],
+    ["tables"],
     ["status"],
     ["profiles", "advice"],
     ["core"],

@@ -17,6 +17,9 @@ from starlette.routing import Route
 from celery_exporter import __version__
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.exposition import Exposition, negotiate
+from celery_exporter.status import Status
+from celery_exporter.web.status import Page
+from celery_exporter.web.status import pages as status_pages
 
 #: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
 RENDERERS = 2
@@ -38,15 +41,19 @@ _LANDING = """<!doctype html>
 """
 
 
-def build(
+def build(  # noqa: PLR0913  what it shows, and what of it
     snapshot: Callable[[], Snapshot],
     is_ready: Callable[[], bool],
     exposition: Exposition,
     broker: str,
     *,
     native: bool = False,
+    status: Callable[[], Status] | None = None,
 ) -> Starlette:
-    """Return the ASGI application; `broker` is the masked URL, `native` whether there are such histograms."""
+    """Return the ASGI application; `broker` is the masked URL, `native` whether there are such histograms.
+
+    With `status` there is a status page at /, without it one that says little.
+    """
     renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
     free = asyncio.Semaphore(RENDERERS)
     queued: dict[_Wanted, asyncio.Task[bytes]] = {}
@@ -84,7 +91,15 @@ def build(
         state = "open" if is_ready() else "not open"
         return HTMLResponse(_LANDING.format(version=__version__, broker=html.escape(broker), state=state))
 
-    pages = {"/": landing, "/metrics": metrics, "/-/healthy": healthy, "/-/ready": ready, "/health": ready}
+    pages: dict[str, Page] = {
+        "/": landing,
+        "/metrics": metrics,
+        "/-/healthy": healthy,
+        "/-/ready": ready,
+        "/health": ready,
+    }
+    if status is not None:
+        pages |= status_pages(status)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
     app.router.redirect_slashes = False
     return app

@@ -1,0 +1,219 @@
+"""The status page as HTML. It says all there is without a script; with one, it says it anew by itself.
+
+Nothing on it comes from elsewhere, and nothing that came from the wire gets into it unescaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+from urllib.parse import urlencode
+
+from celery_exporter.status import LENGTHS, Status
+from celery_exporter.tables import (
+    MOST_ROWS,
+    TABLES,
+    UNKNOWN,
+    Column,
+    Table,
+    fixed,
+    get,
+    ordered,
+    seconds,
+    text,
+)
+
+#: Allows what the page is made of, and nothing else: no inline script or style, nobody else's frame.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+#: The table that can be sorted and filtered.
+SORTED = "tasks"
+#: By what it is sorted when nobody says.
+SORT = "name"
+#: Size of the drawing of a queue's length, in its own units.
+WIDTH, HEIGHT = 120, 24
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} · celery-exporter</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="static/status.css?{version}">
+<script src="static/status.js?{version}" defer></script>
+<noscript><meta http-equiv="refresh" content="10"></noscript>
+</head>
+<body>
+<header>
+<h1>celery-exporter <small id="exporter">{version}</small></h1>
+<nav aria-label="Other pages"><a href="metrics">metrics</a> <a href="api/v1/status">JSON</a>
+<a href="-/ready">ready</a></nav>
+</header>
+<main>
+<p id="fresh">As of <time id="at">{at}</time> UTC.<span id="why" role="status"></span></p>
+<dl id="broker">{broker}</dl>
+<section aria-labelledby="findings-title">
+<h2 id="findings-title">What to look at</h2>
+<ul id="findings">{findings}</ul>
+</section>
+{tables}
+</main>
+</body>
+</html>
+"""
+_TABLE = """<section aria-labelledby="{name}-title">
+<h2 id="{name}-title">{title} <small id="{name}-count">{count}</small></h2>
+{form}<div class="wide" role="region" aria-labelledby="{name}-title" tabindex="0">
+<table id="{name}" data-most="{most}" data-empty="{empty}"{sort}>
+<thead><tr>{heads}</tr></thead>
+<tbody>{rows}</tbody>
+</table>
+</div>
+<p class="more" id="{name}-more">{more}</p>
+</section>
+"""
+_FORM = """<form method="get" id="filter" role="search">
+<label>Tasks whose name contains
+<input type="search" name="filter" value="{filter}" autocomplete="off"></label>
+<input type="hidden" name="sort" value="{sort}"><button>show</button>
+</form>
+"""
+
+
+def html(status: Status, *, sort: str = SORT, contains: str = "") -> str:
+    """Return the page; `sort` is a field of the tasks, "-" before it for the largest first."""
+    if sort.removeprefix("-") not in {column.field for table in TABLES for column in table.columns}:
+        sort = SORT
+    return _PAGE.format(
+        title="up" if status.broker.up else "broker down",
+        version=escape(status.exporter_version),
+        at=text(_AT, status, status.at),
+        broker=_broker(status),
+        findings=_findings(status),
+        tables="".join(_table(table, status, sort, contains) for table in TABLES),
+    )
+
+
+#: What is said of the event path: the term, and what to say of a status.
+BROKER = (
+    ("Broker", lambda status: status.broker.url),
+    ("Event subscription", lambda status: "open" if status.broker.up else "not open"),
+    ("Events a second", lambda status: _number(status.broker.events_per_second, 1)),
+    ("Newest event was late by", lambda status: _seconds(status.broker.event_lag)),
+    ("Reconnects", lambda status: f"{status.broker.reconnects:,}"),
+    ("Held by workers", lambda status: _number(status.broker.unacked, 0)),
+    ("Up for", lambda status: seconds(status.at - status.started)),
+)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return UNKNOWN if value is None else fixed(value, digits)
+
+
+def _seconds(value: float | None) -> str:
+    return UNKNOWN if value is None else seconds(max(0.0, value))
+
+
+_AT = Column("", "at", "clock")
+
+
+def _broker(status: Status) -> str:
+    state = "good" if status.broker.up else "bad"
+    return "".join(
+        f'<div class="{state if term == "Event subscription" else ""}">'
+        f"<dt>{term}</dt><dd>{escape(say(status))}</dd></div>"
+        for term, say in BROKER
+    )
+
+
+def _findings(status: Status) -> str:
+    wrong = [finding for finding in status.findings if finding.level != "ok"]
+    if not wrong:
+        return '<li class="ok">Nothing: what can be seen from here is well.</li>'
+    return "".join(
+        f'<li class="{finding.level}"><b>{finding.level}</b> {escape(finding.found)}'
+        f"<br><code>{escape(finding.mend)}</code></li>"
+        for finding in wrong
+    )
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def _table(table: Table, status: Status, sort: str, contains: str) -> str:
+    rows: Sequence[Any] = getattr(status, table.name)
+    total, form, by = len(rows), "", ""
+    if table.name == SORTED:
+        rows = ordered([row for row in rows if contains.lower() in row.name.lower()], sort)
+        form = _FORM.format(filter=escape(contains), sort=escape(sort))
+        by = f' data-sort="{escape(sort)}"'
+    heads = (_head(column, sort, contains, sorts=table.name == SORTED) for column in table.columns)
+    shown = "".join(_row(table, row, status.at) for row in rows[:MOST_ROWS])
+    empty = f'<tr><td colspan="{len(table.columns)}">{escape(table.empty)}</td></tr>'
+    more = len(rows) - MOST_ROWS
+    return _TABLE.format(
+        name=table.name,
+        title=table.title,
+        count=f"{total:,}",
+        form=form,
+        most=MOST_ROWS,
+        empty=escape(table.empty),
+        sort=by,
+        heads="".join(heads),
+        rows=shown or empty,
+        more=f"and {more:,} more: name a part of what you look for" if more > 0 else "",
+    )
+
+
+def _head(column: Column, sort: str, contains: str, *, sorts: bool) -> str:
+    meaning = f' title="{escape(column.meaning)}"' if column.meaning else ""
+    data = f'data-field="{column.field}" data-kind="{column.kind}" data-of="{column.of}"'
+    if not sorts:
+        return f'<th scope="col" {data}{meaning}>{column.title}</th>'
+    by = {column.field: "ascending", f"-{column.field}": "descending"}.get(sort, "none")
+    # Names from the first on, numbers from the largest on; then the other way round.
+    first, other = (column.field, f"-{column.field}")[:: 1 if column.kind == "text" else -1]
+    query = urlencode({"sort": other if sort == first else first, "filter": contains})
+    link = f'<a href="?{escape(query)}#tasks-title">{column.title}</a>'
+    return f'<th scope="col" aria-sort="{by}" {data}{meaning}>{link}</th>'
+
+
+def _row(table: Table, row: Any, now: float) -> str:
+    return f"<tr>{''.join(_cell(column, row, now) for column in table.columns)}</tr>"
+
+
+def _cell(column: Column, row: Any, now: float) -> str:
+    said = escape(text(column, row, now))
+    if column.kind == "part":
+        return f'<td class="part">{_meter(column, row)}{said}</td>'
+    if column.kind == "line":
+        return f'<td class="line">{_line(get(row, column.field), now)}</td>'
+    return f'<td class="{column.kind} {said if column.kind in {"up", "yes"} else ""}">{said}</td>'
+
+
+def _meter(column: Column, row: Any) -> str:
+    part, whole = get(row, column.field), get(row, column.of)
+    if part is None or not whole:
+        return ""
+    return f'<meter min="0" max="{whole}" value="{part}" aria-label="{column.title}"></meter> '
+
+
+def _line(points: Sequence[tuple[float, int | None]], now: float) -> str:
+    known = [(at, length) for at, length in points if length is not None]
+    if not known:
+        return UNKNOWN
+    most = max(length for _, length in known)
+    scale = (HEIGHT - 2) / max(most, 1)
+    places = (
+        f"{fixed((1 - (now - at) / LENGTHS) * WIDTH, 1)},{fixed(HEIGHT - 1 - length * scale, 1)}"
+        for at, length in known
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
+        f'aria-label="between {min(length for _, length in known):,} and {most:,}">'
+        f'<polyline points="{" ".join(places)}"/></svg><small>max {most:,}</small>'
+    )
