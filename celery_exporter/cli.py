@@ -216,9 +216,9 @@ def _say(line: str) -> None:
 def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool) -> int:
     """Record the events of a broker into FILE.
 
-    For a bug report, a test or a benchmark: compressed, with times. FILE must not exist. With --scrub names of
-    tasks, queues and hosts are replaced, and of all else that senders write nothing is kept that this exporter
-    does not read.
+    For a bug report, a test or a benchmark: compressed, with times. FILE must not exist. With --scrub names
+    of tasks, queues and hosts are replaced, and of all else that senders write nothing is kept that this
+    exporter does not read.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording import record  # noqa: PLC0415  the exporter does not need it
@@ -233,8 +233,8 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
 def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -> int:
     """Publish the events of FILE to a broker.
 
-    As fast as they came, or faster; exit code 2 if the file is damaged. Whoever listens there gets them, other
-    exporters too: use a broker that is for this.
+    As fast as they came, or faster; exit code 2 if the file is damaged. Whoever listens there gets them,
+    other exporters too: use a broker that is for this.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording import replay  # noqa: PLC0415  the exporter does not need it

@@ -122,7 +122,7 @@ def completed(*words: str) -> list[str]:
         (["record", "--reader", "k"], ["kombu"]),
         (["profiles", "zer"], ["zerok"]),
     ],
-    ids=lambda each: " ".join(each),
+    ids=" ".join,
 )
 def test_words_are_completed(words, found):
     assert completed(*words) == [f"plain,{each}" for each in found]
