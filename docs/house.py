@@ -7,9 +7,11 @@ left out. Order within a floor is what makes arrows short.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -17,15 +19,15 @@ from xml.sax.saxutils import escape
 import celery_exporter
 
 PACKAGE = Path(celery_exporter.__file__).parent
-#: In pixels: the page, a room, how far floors are apart, what a passing arrow takes, and gaps.
-WIDTH, ROOM_WIDTH, ROOM_HEIGHT, FLOOR, PASSING, GAP = 1080, 138, 72, 106, 14, 12
-#: Times that floors are put in order, and lines that fit into a room.
-SWEEPS, LINES = 12, 3
+#: In pixels: a room, how far floors are apart, what a passing arrow takes, and gaps.
+ROOM_WIDTH, ROOM_HEIGHT, FLOOR, PASSING, GAP = 160, 84, 118, 14, 12
+#: Rooms on a floor, lines that fit into a room, and times that floors are put in order.
+MOST, LINES, SWEEPS = 5, 3, 12
 
 _STYLE = """
-  text { font: 600 14px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
+  text { font: 600 17px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
   text { text-anchor: middle; }
-  .about { font-size: 10px; font-weight: 400; fill: #59636e; }
+  .about { font-size: 12.5px; font-weight: 400; fill: #59636e; }
   .page { fill: #ffffff; } .room { fill: #f3f5f7; stroke: #9aa4af; } .pure { fill: #dff3e7; stroke: #1f7a4d; }
   path { fill: none; stroke: #9aa4af; stroke-width: 1.4; } marker path { fill: #9aa4af; stroke: none; }
   @media (prefers-color-scheme: dark) {
@@ -85,7 +87,7 @@ def purpose(name: str) -> str:
 
 
 def floors(of: Graph) -> list[list[str]]:
-    """Return the rooms by the longest way down from an entrance."""
+    """Return the rooms by the longest way down from an entrance; with too many, leaves go down."""
     height: dict[str, int] = {}
 
     def depth(name: str) -> int:
@@ -96,6 +98,11 @@ def floors(of: Graph) -> list[list[str]]:
     found: list[list[str]] = [[] for _ in range(1 + max(map(depth, of)))]
     for name in of:
         found[depth(name)].append(name)
+    for names, below in pairwise(found):
+        movable = [name for name in names if not of[name]]
+        while len(names) > MOST and movable:
+            names.remove(movable[-1])
+            below.append(movable.pop())
     return found
 
 
@@ -137,20 +144,21 @@ def placed(levels: Sequence[Sequence[str]], arrows: Sequence[Way]) -> dict[str, 
     joined: dict[str, list[str]] = {}
     for way in arrows:
         first = level[way.stops[0]]
-        for index, (one, two) in enumerate(zip(way.stops, way.stops[1:], strict=False)):
+        for index, (one, two) in enumerate(pairwise(way.stops)):
             joined.setdefault(one, []).append(two)
             joined.setdefault(two, []).append(one)
             if two not in level:
                 order[first + index + 1].append(two)
     at: dict[str, float] = {}
     for names in order:
-        at |= _spread(names, dict.fromkeys(names, WIDTH / 2))
+        at |= _spread(names, dict.fromkeys(names, 0.0))
     for _ in range(SWEEPS):
         for names in [*order, *reversed(order)]:
             wanted = {name: _mean([at[other] for other in joined.get(name, [])], at[name]) for name in names}
             names.sort(key=wanted.__getitem__)
             at |= _spread(names, wanted)
-    return at
+    edge = min(at[name] - _width(name) / 2 for name in at)
+    return {name: GAP + place - edge for name, place in at.items()}
 
 
 def _mean(values: Sequence[float], otherwise: float) -> float:
@@ -162,22 +170,17 @@ def _width(name: str) -> float:
 
 
 def _spread(names: Sequence[str], wanted: Mapping[str, float]) -> dict[str, float]:
-    """Return places near to the wanted ones, in that order, that do not overlap and are on the page."""
+    """Return places near to the wanted ones, in that order, that do not overlap."""
     places = [wanted[name] for name in names]
-    right, left = _pushed(names, places), _pushed_back(names, places)
-    middle = [(one + other) / 2 for one, other in zip(left, right, strict=True)]
-    return dict(zip(names, _pushed_back(names, _pushed(names, middle)), strict=True))
-
-
-def _pushed_back(names: Sequence[str], wanted: Sequence[float]) -> list[float]:
-    """Do as `_pushed` in a mirror."""
-    return [WIDTH - at for at in _pushed(names[::-1], [WIDTH - at for at in wanted[::-1]])][::-1]
+    right = _pushed(names, places)
+    left = _pushed(names[::-1], [-place for place in places[::-1]])[::-1]
+    return {name: (one - other) / 2 for name, one, other in zip(names, right, left, strict=True)}
 
 
 def _pushed(names: Sequence[str], wanted: Sequence[float]) -> list[float]:
     """Return places at the wanted ones or to the right, each as far from the last as it has to be."""
     found: list[float] = []
-    edge = float(GAP)
+    edge = -math.inf
     for name, place in zip(names, wanted, strict=True):
         found.append(max(place, edge + _width(name) / 2))
         edge = found[-1] + _width(name) / 2 + GAP
@@ -196,16 +199,17 @@ def picture() -> str:
     y = {name: GAP + index * FLOOR for index, names in enumerate(levels) for name in names}
     for way in arrows:
         y |= {stop: y[way.stops[0]] + index * FLOOR for index, stop in enumerate(way.stops)}
+    width = math.ceil(GAP + max(x[name] + _width(name) / 2 for name in x))
     height = 2 * GAP + (len(levels) - 1) * FLOOR + ROOM_HEIGHT
     parts = [f'<path d="{_line(way, x, y)}" marker-end="url(#tip)"/>' for way in arrows]
     parts += [_room(name, x[name], y[name]) for names in levels for name in names]
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
             "<title>The rooms of celery_exporter, and which import from which</title>",
             f"<style>{_STYLE}</style>",
             f"<defs>{_TIP}</defs>",
-            f'<rect width="{WIDTH}" height="{height}" class="page"/>',
+            f'<rect width="{width}" height="{height}" class="page"/>',
             *parts,
             "</svg>\n",
         ]
@@ -233,9 +237,9 @@ def _room(name: str, x: float, y: float) -> str:
     return "\n".join(
         [
             f'<rect x="{x - ROOM_WIDTH / 2:.0f}" y="{y}" {size} rx="6" class="{kind}"/>',
-            f'<text x="{x:.0f}" y="{y + 20}">{escape(name)}</text>',
+            f'<text x="{x:.0f}" y="{y + 24}">{escape(name)}</text>',
             *(
-                f'<text x="{x:.0f}" y="{y + 36 + 13 * index}" class="about">{escape(line)}</text>'
+                f'<text x="{x:.0f}" y="{y + 43 + 15 * index}" class="about">{escape(line)}</text>'
                 for index, line in enumerate(lines)
             ),
         ]
@@ -245,7 +249,7 @@ def _room(name: str, x: float, y: float) -> str:
 def _inscription(name: str) -> list[str]:
     """Return as much of what a room is for as fits into it and ends well."""
     words = re.split(r"[.:;](?: |$)", purpose(name).replace("`", ""))[0]
-    while len(lines := textwrap.wrap(words, 23)) > LINES and "," in words:
+    while len(lines := textwrap.wrap(words, 22)) > LINES and "," in words:
         words = words.rpartition(",")[0]
     return lines[:LINES]
 
@@ -255,7 +259,7 @@ def table() -> str:
     of = graph()
     lines = ["| room | what it is | imports from |", "|---|---|---|"]
     for name in (name for names in floors(of) for name in names):
-        path = f"{name}/" if (PACKAGE / name).is_dir() else f"{name}.py"
+        path = f"{name}/" if (PACKAGE / name).is_dir() else name
         below = ", ".join(f"`{other}`" for other in sorted(of[name])) or "nothing"
         lines.append(f"| `{path}` | {purpose(name)} | {below} |")
     return "\n".join(lines)

@@ -38,7 +38,7 @@ def _described(row: Row) -> str:
     labels = ", ".join(f"`{label}`" for label in row.labels)
     kind = row.type.capitalize() + (f", labels {labels}." if labels else ", no labels.")
     absent = f"**Absent:** {row.absent}" if row.absent else "Never absent."
-    return f"### `{row.name}`\n\n{row.help}\n\n{kind} {absent}\n\n```promql\n{row.example}\n```"
+    return f"### {row.name}\n\n{row.help}\n\n{kind} {absent}\n\n```promql\n{row.example}\n```"
 
 
 def others() -> str:

@@ -24,17 +24,20 @@ def long() -> str:
 
 
 def _table(options: Iterable[Option]) -> str:
-    lines = ["| option | takes | default | what it does |", "|---|---|---|---|"]
-    lines += [f"| {_names(each)} | {_takes(each)} | {_default(each)} | {_help(each)} |" for each in options]
-    return "\n".join(lines)
+    lines = ["| option | what it does |", "|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {_names(each)} | {_help(each)}<br>{_values(each)} |" for each in options)]
+    )
+
+
+def _values(option: Option) -> str:
+    if option.switch:
+        return "Takes no value; a variable takes `true` or `false`."
+    return f"Takes {_cell(option.takes)}." + (f" Default: {_default(option)}." if _default(option) else "")
 
 
 def _names(option: Option) -> str:
     return f"`--{option.name}`" + (f", `-{option.short}`" if option.short else "")
-
-
-def _takes(option: Option) -> str:
-    return "nothing; `true` or `false` from the environment" if option.switch else _cell(option.takes)
 
 
 def _default(option: Option) -> str:
