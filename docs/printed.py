@@ -12,6 +12,7 @@ from docs.marks import filled
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
+BENCHMARKS = DOCS / "benchmarks.md"
 PICTURE = DOCS / "img/house.svg"
 
 #: Files that docs/deploying.md shows, as what.
@@ -29,7 +30,11 @@ _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)([^)]+)\)")
 def parts() -> Mapping[Path, Mapping[str, str]]:
     """Return what stands between which marks of which page."""
     return {
-        README: {"options": options.short(), "metrics": metrics.short(), "costs": costs.short()},
+        README: {
+            "options": options.short(),
+            "metrics": metrics.short(),
+            "costs": costs.short(BENCHMARKS.read_text()),
+        },
         DOCS / "configuration.md": {"options": options.long(), "more of options": chapter("Options")},
         DOCS / "metrics.md": {
             "more of metrics": chapter("Metrics"),
