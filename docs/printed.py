@@ -64,7 +64,7 @@ def chapter(title: str) -> str:
     text = re.sub(
         r"<!-- ([a-z]+) -->\n.*?<!-- end of \1 -->\n", "", rest.partition("\n## ")[0], flags=re.DOTALL
     )
-    return relinked(text).strip()
+    return relinked(re.sub("^###", "##", text, flags=re.MULTILINE)).strip()
 
 
 def marked(name: str) -> str:
@@ -80,7 +80,7 @@ def relinked(text: str) -> str:
         words, target = found.groups()
         if target.startswith("docs/") and not target.endswith("/"):
             return f"[{words.removeprefix('docs/')}]({target.removeprefix('docs/')})"
-        return f"`{target}`" if target.endswith(words) else f"{words} (`{target}`)"
+        return f"`{target}`" if words in target else f"{words} (`{target}`)"
 
     return _LINK.sub(link, text).replace("](docs/img/", "](img/")
 

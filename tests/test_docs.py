@@ -51,9 +51,9 @@ def test_marks_that_are_lost_are_told_of():
 
 
 def test_links_of_the_readme_lead_to_the_same_from_the_pages():
-    text = "[a](docs/runbooks.md) [docs/b](docs/b.md#c) [C](LICENSE) [LICENSE](LICENSE) ![d](docs/img/d.png) [e](https://e)"
+    text = "[a](docs/runbooks.md) [docs/b](docs/b.md#c) [Own](LICENSE) [LICENSE](LICENSE) ![d](docs/img/d.png) [e](https://e)"
     assert printed.relinked(text) == (
-        "[a](runbooks.md) [b](b.md#c) C (`LICENSE`) `LICENSE` ![d](img/d.png) [e](https://e)"
+        "[a](runbooks.md) [b](b.md#c) Own (`LICENSE`) `LICENSE` ![d](img/d.png) [e](https://e)"
     )
 
 
@@ -291,6 +291,12 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
 def test_every_block_has_a_language_and_every_language_a_check():
     assert [block[:3] for block in BLOCKS if block.language not in CHECKS] == []
     assert {block.language for block in BLOCKS} == set(CHECKS)
+
+
+def test_what_is_in_a_list_is_indented_as_markdown_wants_it():
+    """By four: with three GitHub sees a list, and the site's Markdown its end."""
+    for page in PAGES:
+        assert not re.search(r"^(?: {4})* {1,3}```", page.read_text(), re.MULTILINE), page.name
 
 
 @pytest.mark.parametrize(
