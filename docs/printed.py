@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs import costs, house, metrics, migrating, options
+from docs import advice, costs, house, metrics, migrating, options
 from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,10 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
             "profiles": metrics.others(),
         },
         DOCS / "deploying.md": {"running it": chapter("Running it"), **{name: file(name) for name in SHOWN}},
-        DOCS / "troubleshooting.md": {"symptoms": chapter("No metrics?")},
+        DOCS / "troubleshooting.md": {
+            "symptoms": chapter("No metrics?"),
+            "advice": advice.chapter(advice.sources()),
+        },
         DOCS / "design.md": {"rooms": house.table(), "laws": marked("laws")},
     }
 

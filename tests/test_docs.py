@@ -28,7 +28,7 @@ from celery_exporter.cli import _command
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import take
-from docs import house, metrics, printed
+from docs import advice, house, metrics, printed
 from docs.marks import filled
 
 DOCS = ROOT / "docs"
@@ -51,10 +51,32 @@ def test_marks_that_are_lost_are_told_of():
 
 
 def test_links_of_the_readme_lead_to_the_same_from_the_pages():
-    text = "[a](docs/runbooks.md) [docs/b](docs/b.md#c) [Own](LICENSE) [LICENSE](LICENSE) ![d](docs/img/d.png) [e](https://e)"
-    assert printed.relinked(text) == (
-        "[a](runbooks.md) [b](b.md#c) Own (`LICENSE`) `LICENSE` ![d](img/d.png) [e](https://e)"
-    )
+    text = "[a](docs/b.md) [docs/b](docs/b.md#c) [Own](LICENSE) [LICENSE](LICENSE) ![d](docs/img/d.png)"
+    assert printed.relinked(text) == "[a](b.md) [b](b.md#c) Own (`LICENSE`) `LICENSE` ![d](img/d.png)"
+    assert printed.relinked("[e](https://e) [f](#g)") == "[e](https://e) [f](#g)"
+
+
+ADVICE = """
+COMMAND = "celery worker -E"
+def check(workers):
+    if workers:
+        return Finding("workers", "ok", "all is well")
+    mend = f"start one: {COMMAND}"
+    found = f"no worker in {seconds} s"
+    many = Finding("events", "warn" if some else "fail", found, mend)
+    mend = "another"
+    return Finding("events", "fail", text(), mend)
+"""
+
+
+def test_what_the_doctor_says_is_read_off_its_source(tmp_path):
+    (tmp_path / "advice.py").write_text(ADVICE)
+    assert advice.chapter(advice.sources(tmp_path)).splitlines()[2:] == [
+        "| check | what is wrong | what mends it |",
+        "|---|---|---|",
+        "| events | no worker in … s | start one: celery worker -E |",
+    ]
+    assert advice.chapter(advice.sources(tmp_path / "nowhere")) == ""
 
 
 def test_the_house_is_drawn_from_the_top_down():
