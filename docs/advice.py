@@ -53,9 +53,8 @@ def texts(tree: ast.Module) -> Iterator[Text]:
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         for call in ast.walk(function):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding":
-                before = (
-                    node for node in ast.walk(function) if getattr(node, "lineno", call.lineno) < call.lineno
-                )
+                said = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+                before = [node for node in said if node.lineno < call.lineno]
                 names = {**everywhere, **_assigned(sorted(before, key=lambda node: node.lineno))}
                 check, level, *rest = [*call.args, *(each.value for each in call.keywords)]
                 levels = {each.value for each in ast.walk(level) if isinstance(each, ast.Constant)}

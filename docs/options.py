@@ -12,9 +12,10 @@ from celery_exporter.options import OPTIONS, Option
 def short() -> str:
     """Return one table of all."""
     lines = ["| option | default | what it does |", "|---|---|---|"]
-    return "\n".join(
-        [*lines, *(f"| {_names(each)} | {_default(each)} | {_help(each)} |" for each in OPTIONS)]
-    )
+    for group, options in groupby(OPTIONS, lambda option: option.group):
+        lines.append(f"| **{group}** | | |")
+        lines += [f"| {_names(each)} | {_default(each)} | {_help(each)} |" for each in options]
+    return "\n".join(lines)
 
 
 def long() -> str:

@@ -35,7 +35,10 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
             "metrics": metrics.short(),
             "costs": costs.short(BENCHMARKS.read_text()),
         },
-        DOCS / "configuration.md": {"options": options.long(), "more of options": chapter("Options")},
+        DOCS / "configuration.md": {
+            "options": options.long(),
+            "more of options": chapter("Options", after="options"),
+        },
         DOCS / "metrics.md": {
             "more of metrics": chapter("Metrics"),
             "metrics": metrics.long(),
@@ -59,14 +62,14 @@ def made() -> Mapping[Path, str]:
 # -- from elsewhere ------------------------------------------------------------------------------------
 
 
-def chapter(title: str) -> str:
-    """Return a chapter of the README, without what is printed there."""
+def chapter(title: str, after: str = "") -> str:
+    """Return a chapter of the README, without what is printed there; of one, what comes after those marks."""
     _, found, rest = README.read_text().partition(f"\n## {title}\n")
     if not found:
         raise ValueError(f"the README has no chapter {title}")
-    text = re.sub(
-        r"<!-- ([a-z]+) -->\n.*?<!-- end of \1 -->\n", "", rest.partition("\n## ")[0], flags=re.DOTALL
-    )
+    text = rest.partition("\n## ")[0]
+    text = text.partition(f"<!-- end of {after} -->")[2] if after else text
+    text = re.sub(r"<!-- ([a-z]+) -->\n.*?<!-- end of \1 -->\n", "", text, flags=re.DOTALL)
     return relinked(re.sub("^###", "##", text, flags=re.MULTILINE)).strip()
 
 
