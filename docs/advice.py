@@ -63,7 +63,7 @@ def texts(tree: ast.Module) -> Iterator[Text]:
                     yield Text(str(check.value), found, mend)
 
 
-def _assigned(nodes: Iterable[ast.AST]) -> dict[str, ast.expr]:
+def _assigned(nodes: Iterable[ast.stmt]) -> dict[str, ast.expr]:
     """Return what names stand for, by the last of these that says it."""
     return {
         target.id: node.value
