@@ -52,6 +52,7 @@ class Option(Struct, frozen=True, kw_only=True):
     metavar: str = "NAME"  # what stands for its value in --help; a PATH is completed as one
     parse: Callable[[Any], Any] = str
     default: Any = None
+    usual: Any = None  # what people are told is the default, where it is None and the profile decides
     short: str | None = None
     many: bool = False
     switch: bool = False
@@ -367,6 +368,7 @@ OPTIONS = (
         group="Metrics and labels",
         help="Profile danihodovic: what a queue is called that nobody told.",
         takes="a name",
+        parse=parsing.name,
         default=UNKNOWN,
     ),
     Option(
@@ -392,6 +394,7 @@ OPTIONS = (
         group="Metrics and labels",
         help="Profile ovalmoney: the value of the label `namespace`.",
         takes="a name",
+        parse=parsing.name,
         default="celery",
     ),
     Option(
@@ -420,7 +423,7 @@ OPTIONS = (
         takes="rising numbers, separated by commas",
         metavar="NUMBERS",
         parse=parsing.buckets,
-        default=native.RUNTIME_BUCKETS,
+        usual=native.RUNTIME_BUCKETS,
     ),
     Option(
         name="queue-wait-buckets",
@@ -429,7 +432,7 @@ OPTIONS = (
         takes="rising numbers, separated by commas",
         metavar="NUMBERS",
         parse=parsing.buckets,
-        default=native.WAIT_BUCKETS,
+        usual=native.WAIT_BUCKETS,
     ),
     Option(
         name="native-histograms",

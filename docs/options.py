@@ -42,7 +42,7 @@ def _names(option: Option) -> str:
 
 
 def _default(option: Option) -> str:
-    return f"`{shown(option.default)}`" if option.default not in (None, (), {}) else ""
+    return f"`{shown(option)}`" if shown(option) else ""
 
 
 def _help(option: Option) -> str:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.facts import HIDDEN, Key
-from celery_exporter.core.ledger import Cell, Ledger
+from celery_exporter.core.ledger import Cell
 from celery_exporter.core.tasks import InState
 from celery_exporter.core.workers import Worker
 
@@ -106,11 +106,12 @@ class Snapshot(Struct, frozen=True):
     series_folded: int
 
 
-def take(cluster: Cluster, ledger: Ledger, around: Surroundings, *, prefetched: bool = False) -> Snapshot:
+def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) -> Snapshot:
     """Return a copy of everything, for which nobody needs the lock any more.
 
     What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
     """
+    ledger = cluster.ledger
     return Snapshot(
         around=around,
         runtime_bounds=ledger.runtime_bounds,

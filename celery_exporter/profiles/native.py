@@ -6,16 +6,16 @@ users have to edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from operator import attrgetter
 
 from celery_exporter.core.facts import Key, State
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
-from celery_exporter.profiles import TASK_LABELS, Profile, Row, Sample, Shape, add
+from celery_exporter.profiles import TASK_LABELS, Profile, Row, Shape, add, of_each
 
-_STATES = tuple(state.name for state in State)
+#: By State: what an enum's member is called takes long to ask for each sample.
+STATES = tuple(state.name for state in State)
 _LASTING = (State.SUCCESS, State.FAILURE)
 
 
@@ -27,152 +27,43 @@ WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 60
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table, without what the exporter tells of itself."""
-    task = ("task_name", *(label for label in TASK_LABELS if label in shape.task_labels))
-    queue = tuple(label for label in task if label != "worker")  # a gauge of tasks knows no worker
-    return [*_task_rows(task, queue, shape), *_WORKER_ROWS, *QUEUE_ROWS]
+    return [*_task_rows(shape), *_WORKER_ROWS, *_QUEUE_ROWS]
 
 
-def runtime_and_waits(shape: Shape) -> list[Row]:
-    """Return the histograms."""
-    task = ("task_name", *(label for label in TASK_LABELS if label in shape.task_labels))
-    values = values_of(task)
-    merge, wait = add if shape.finer else None, shape.wait_buckets or WAIT_BUCKETS
+def _task_rows(shape: Shape) -> list[Row]:
     return [
-        Row(
-            "celery_task_runtime_seconds",
-            "histogram",
-            "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
-            (*task, "state"),
-            lambda snapshot: (
-                ((*values(key), state.name), histogram)
-                for key, cell in snapshot.cells.items()
-                for state, histogram in cell.ran.items()
-            ),
-            merge=merge,
-            bounds=attrgetter("runtime_bounds"),
-            thin=shape.buckets or RUNTIME_BUCKETS,
-            absent="No execution of the task has ended in that state yet.",
-            example="histogram_quantile(0.95, sum by (task_name, le) "
-            "(rate(celery_task_runtime_seconds_bucket[5m])))",
-        ),
-        Row(
-            "celery_task_queue_wait_seconds",
-            "histogram",
+        _transitions(shape),
+        _failures(shape),
+        runtime(shape),
+        _wait(
+            shape,
+            "queue",
             "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
-            task,
-            partial(_histograms, values, attrgetter("queued")),
-            merge=merge,
-            bounds=attrgetter("wait_bounds"),
-            thin=wait,
+            attrgetter("queued"),
             absent="No such task was started yet, or nobody publishes task-sent "
             "(task_send_sent_event is off in the clients).",
             example="histogram_quantile(0.95, sum by (queue_name, le) "
             "(rate(celery_task_queue_wait_seconds_bucket[5m])))",
         ),
-        Row(
-            "celery_task_prefetch_wait_seconds",
-            "histogram",
+        _wait(
+            shape,
+            "prefetch",
             "From received by a worker (or eta) to started by it.",
-            task,
-            partial(_histograms, values, attrgetter("prefetched")),
-            merge=merge,
-            bounds=attrgetter("wait_bounds"),
-            thin=wait,
+            attrgetter("prefetched"),
             absent="No such task was started yet.",
             example="sum by (task_name) (rate(celery_task_prefetch_wait_seconds_sum[5m])) / "
             "sum by (task_name) (rate(celery_task_prefetch_wait_seconds_count[5m]))",
         ),
+        _now(shape),
+        _OLDEST,
+        _LAST,
+        _redeliveries(shape),
     ]
 
 
-def _task_rows(task: tuple[str, ...], queue: tuple[str, ...], shape: Shape) -> list[Row]:
-    values, merge = values_of(task), add if shape.finer else None
-    return [
-        Row(
-            "celery_tasks_total",
-            "counter",
-            "Transitions of tasks into a state; PENDING is sent.",
-            ("state", *task),
-            lambda snapshot: (
-                ((state, *of_key), count)
-                for key, cell in snapshot.cells.items()
-                for of_key in [values(key)]
-                for state, count in zip(_STATES, cell.moved, strict=True)
-            ),
-            merge=merge,
-            absent="No event has named the task and no worker that answers has registered "
-            "it; from then on each state is there, at 0 to begin with.",
-            example="sum by (task_name, state) (rate(celery_tasks_total[5m]))",
-        ),
-        Row(
-            "celery_task_failures_total",
-            "counter",
-            "Failed tasks by class of the exception.",
-            (*task, "exception"),
-            lambda snapshot: (
-                ((*values(key), exception), count)
-                for key, cell in snapshot.cells.items()
-                for exception, count in cell.raised.items()
-            ),
-            merge=merge,
-            absent="The task has not failed with that exception yet.",
-            example="topk(10, sum by (task_name, exception) (increase(celery_task_failures_total[1h])))",
-        ),
-        *runtime_and_waits(shape),
-        Row(
-            "celery_tasks",
-            "gauge",
-            "Tasks that are in a state now.",
-            ("state", *queue),
-            lambda snapshot: (
-                ((group.state.name, *values_of(queue)(group.key)), group.count) for group in snapshot.tasks
-            ),
-            merge=merge,
-            absent="The task is not known yet.",
-            example='sum by (task_name) (celery_tasks{state="STARTED"})',
-        ),
-        Row(
-            "celery_task_oldest_timestamp_seconds",
-            "gauge",
-            "Since when the oldest task in a state is in it; absent while there is none.",
-            ("state", "task_name"),
-            lambda snapshot: (
-                ((group.state.name, group.key.task_name), group.since)
-                for group in snapshot.tasks
-                if group.since is not None
-            ),
-            merge=min,
-            absent="No task of that name is in that state.",
-            example='time() - celery_task_oldest_timestamp_seconds{state="STARTED"} > 3600',
-        ),
-        Row(
-            "celery_task_last_timestamp_seconds",
-            "gauge",
-            "When a task last entered SUCCESS or FAILURE; absent until one does.",
-            ("state", "task_name"),
-            lambda snapshot: (
-                ((state.name, key.task_name), cell.last[state])
-                for key, cell in snapshot.cells.items()
-                for state in _LASTING
-                if state in cell.last
-            ),
-            merge=max,
-            absent="The task has not entered that state since the exporter began, or since "
-            "its state file did.",
-            example="time() - max by (task_name) "
-            '(celery_task_last_timestamp_seconds{state="SUCCESS"}) > 86400',
-        ),
-        Row(
-            "celery_task_redeliveries_total",
-            "counter",
-            "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
-            task,
-            lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
-            merge=merge,
-            absent="The task is not known yet.",
-            example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
-        ),
-    ]
+def task_labels(shape: Shape) -> tuple[str, ...]:
+    """Return the labels of rows about tasks, of which task_name is the first."""
+    return "task_name", *(label for label in TASK_LABELS if label in shape.task_labels)
 
 
 def values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
@@ -182,13 +73,159 @@ def values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
     return attrgetter(*labels)
 
 
-def _histograms(
-    values: Callable[[Key], tuple[str, ...]], which: Callable[[Cell], object], snapshot: Snapshot
-) -> Iterable[Sample]:
-    for key, cell in snapshot.cells.items():
-        histogram = which(cell)
-        if histogram is not None:
-            yield values(key), histogram
+def _transitions(shape: Shape) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_tasks_total",
+        "counter",
+        "Transitions of tasks into a state; PENDING is sent.",
+        ("state", *task),
+        lambda snapshot: (
+            ((state, *of_key), count)
+            for key, cell in snapshot.cells.items()
+            for of_key in [values(key)]
+            for state, count in zip(STATES, cell.moved, strict=True)
+        ),
+        merge=add if shape.finer else None,
+        absent="No event has named the task and no worker that answers has registered "
+        "it; from then on each state is there, at 0 to begin with.",
+        example="sum by (task_name, state) (rate(celery_tasks_total[5m]))",
+    )
+
+
+def _failures(shape: Shape) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_task_failures_total",
+        "counter",
+        "Failed tasks by class of the exception.",
+        (*task, "exception"),
+        lambda snapshot: (
+            ((*values(key), exception), count)
+            for key, cell in snapshot.cells.items()
+            for exception, count in cell.raised.items()
+        ),
+        merge=add if shape.finer else None,
+        absent="The task has not failed with that exception yet.",
+        example="topk(10, sum by (task_name, exception) (increase(celery_task_failures_total[1h])))",
+    )
+
+
+def runtime(shape: Shape) -> Row:
+    """Return the histogram of run times."""
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_task_runtime_seconds",
+        "histogram",
+        "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
+        (*task, "state"),
+        lambda snapshot: (
+            ((*values(key), STATES[state]), histogram)
+            for key, cell in snapshot.cells.items()
+            for state, histogram in cell.ran.items()
+        ),
+        merge=add if shape.finer else None,
+        bounds=attrgetter("runtime_bounds"),
+        thin=shape.buckets or RUNTIME_BUCKETS,
+        absent="No execution of the task has ended in that state yet.",
+        example="histogram_quantile(0.95, sum by (task_name, le) "
+        "(rate(celery_task_runtime_seconds_bucket[5m])))",
+    )
+
+
+def _wait(  # noqa: PLR0913  a row has so many cells
+    shape: Shape,
+    name: str,
+    help_: str,
+    which: Callable[[Cell], object],
+    *,
+    absent: str = "",
+    example: str = "",
+) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        f"celery_task_{name}_wait_seconds",
+        "histogram",
+        help_,
+        task,
+        lambda snapshot: (
+            (values(key), histogram)
+            for key, cell in snapshot.cells.items()
+            if (histogram := which(cell)) is not None
+        ),
+        merge=add if shape.finer else None,
+        bounds=attrgetter("wait_bounds"),
+        thin=shape.wait_buckets or WAIT_BUCKETS,
+        absent=absent,
+        example=example,
+    )
+
+
+def _now(shape: Shape) -> Row:
+    labels = tuple(label for label in task_labels(shape) if label != "worker")  # which a gauge does not know
+    values = values_of(labels)
+    return Row(
+        "celery_tasks",
+        "gauge",
+        "Tasks that are in a state now.",
+        ("state", *labels),
+        lambda snapshot: (
+            ((STATES[group.state], *values(group.key)), group.count) for group in snapshot.tasks
+        ),
+        merge=add if shape.finer else None,
+        absent="The task is not known yet.",
+        example='sum by (task_name) (celery_tasks{state="STARTED"})',
+    )
+
+
+_OLDEST = Row(
+    "celery_task_oldest_timestamp_seconds",
+    "gauge",
+    "Since when the oldest task in a state is in it; absent while there is none.",
+    ("state", "task_name"),
+    lambda snapshot: (
+        ((STATES[group.state], group.key.task_name), group.since)
+        for group in snapshot.tasks
+        if group.since is not None
+    ),
+    merge=min,
+    absent="No task of that name is in that state.",
+    example='time() - celery_task_oldest_timestamp_seconds{state="STARTED"} > 3600',
+)
+_LAST = Row(
+    "celery_task_last_timestamp_seconds",
+    "gauge",
+    "When a task last entered SUCCESS or FAILURE; absent until one does.",
+    ("state", "task_name"),
+    lambda snapshot: (
+        ((STATES[state], key.task_name), cell.last[state])
+        for key, cell in snapshot.cells.items()
+        for state in _LASTING
+        if state in cell.last
+    ),
+    merge=max,
+    absent="The task has not entered that state since the exporter began, or since its state file did.",
+    example='time() - max by (task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"}) > 86400',
+)
+
+
+def _redeliveries(shape: Shape) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_task_redeliveries_total",
+        "counter",
+        "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
+        task,
+        lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
+        merge=add if shape.finer else None,
+        absent="The task is not known yet.",
+        example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
+    )
 
 
 def _worker(  # noqa: PLR0913  a row has so many cells
@@ -207,15 +244,24 @@ def _worker(  # noqa: PLR0913  a row has so many cells
         type_,  # type: ignore[arg-type]
         help_,
         ("worker",),
-        lambda snapshot: (
-            ((worker.name,), value) for worker in snapshot.workers if (value := field(worker)) is not None
-        ),
+        of_each("workers", field),
         began_before=began_before,
         absent=absent,
         example=example,
     )
 
 
+WORKER_UP = Row(
+    "celery_worker_up",
+    "gauge",
+    "1 while the worker is heard, 0 from its goodbye or --worker-timeout on until it is purged.",
+    ("worker", "hostname"),
+    lambda snapshot: (
+        ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
+    ),
+    absent="The worker was never heard, or was down for longer than --purge-offline-worker-metrics.",
+    example="celery_worker_up == 0",
+)
 _WORKER_ROWS = [
     Row(
         "celery_workers_online",
@@ -225,17 +271,7 @@ _WORKER_ROWS = [
         lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
         example="celery_workers_online == 0",
     ),
-    Row(
-        "celery_worker_up",
-        "gauge",
-        "1 while the worker is heard, 0 from its goodbye or --worker-timeout on until it is purged.",
-        ("worker", "hostname"),
-        lambda snapshot: (
-            ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
-        ),
-        absent="The worker was never heard, or was down for longer than --purge-offline-worker-metrics.",
-        example="celery_worker_up == 0",
-    ),
+    WORKER_UP,
     _worker(
         "active_tasks",
         "gauge",
@@ -346,22 +382,21 @@ def _queue(
         "gauge",
         help_,
         ("queue_name",),
-        lambda snapshot: (
-            ((queue.name,), value) for queue in snapshot.queues if (value := field(queue)) is not None
-        ),
+        of_each("queues", field),
         absent=absent,
         example=example,
     )
 
 
-QUEUE_ROWS = [
-    _queue(
-        "length",
-        "Messages waiting in the queue, all priorities; absent when it could not be read.",
-        attrgetter("length"),
-        absent="The queue does not exist, is exclusive, or could not be read; the log says which.",
-        example="celery_queue_length > 1000",
-    ),
+QUEUE_LENGTH = _queue(
+    "length",
+    "Messages waiting in the queue, all priorities; absent when it could not be read.",
+    attrgetter("length"),
+    absent="The queue does not exist, is exclusive, or could not be read; the log says which.",
+    example="celery_queue_length > 1000",
+)
+_QUEUE_ROWS = [
+    QUEUE_LENGTH,
     _queue(
         "consumers",
         "Consumers of the queue.",
@@ -460,11 +495,7 @@ def _collector(
         "gauge",
         help_,
         ("collector",),
-        lambda snapshot: (
-            ((collector.name,), value)
-            for collector in snapshot.around.collectors
-            if (value := field(collector)) is not None
-        ),
+        of_each("around.collectors", field),
         absent=absent,
         example=example,
     )
