@@ -8,7 +8,7 @@ STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test lint format truth faults fuzz mutants golden dashboards screenshots alerts bench lock servers clean
+.PHONY: help demo stack test lint format truth faults fuzz mutants golden docs dashboards screenshots alerts bench lock servers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,11 +54,14 @@ fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as
 mutants: .venv/synced  ## break the core in a thousand places, and see whether a test notices
 	tests/mutants.sh
 
-golden: .venv/synced  ## write golden texts, the README's tables and docs/migrating.md anew, after a change that is meant
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_readme.py
+golden: .venv/synced  ## write golden texts, and what is printed in README and docs/, anew, after a change that is meant
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py
 	$(PY) deploy/kubernetes/generate.py
-	$(PY) docs/migrating.py
+	$(PY) -m docs
 	git diff --stat
+
+docs: .venv/synced  ## build the pages into site/; a link that leads nowhere is an error
+	.venv/bin/zensical build --clean --strict
 
 alerts:  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
 	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
@@ -72,15 +75,15 @@ screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from si
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
 
-bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: a table and a chart
-	PYTHONPATH=tests $(PY) -m benchmarks
+bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/benchmarks.md and its chart
+	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m docs
 
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh
 
 lock:  ## newest versions that fit, pinned with their hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	  --no-annotate --upgrade --extra demo --group dev --group results -o requirements.lock pyproject.toml
+	  --no-annotate --upgrade --extra demo --group dev --group docs --group results -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
-	rm -rf .venv .venv-peer .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules
+	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules

@@ -1,4 +1,4 @@
-"""`make bench`: the exporter beside a floor and its peers, on real brokers, as one table and a chart.
+"""`make bench`: the exporter beside a floor and its peers, on real brokers: docs/benchmarks.md and its chart.
 
 CPU is what the kernel booked on a process, less what it spends when nothing comes. What else runs on the
 machine disturbs it through caches and clock rates only; wall times it disturbs fully. Hence several rounds in
@@ -32,6 +32,7 @@ from benchmarks.contenders import ALL, Contender, Floor, Ours, OursOverKombu, Pe
 from benchmarks.measure import Rate, Replayed, measure_replay, sustained
 from benchmarks.table import Line, Row, Target, draw, median, ratio
 from benchmarks.tape import Cluster, Form, Tape, record
+from docs.marks import filled
 
 #: Celery's clients send each event by itself; its prefork workers fill messages as far as they are busy.
 FORMS = {"messages of one": Form(1, 1), "messages of ten": Form(10, 10)}
@@ -48,6 +49,7 @@ LONG = 60_000
 FIRST = 0.7
 #: Samples of the pages that are timed, and times that each is, in processes that take turns.
 PAGES, PAGE_ROUNDS = (1_000, 100_000), 3
+PAGE = ROOT / "docs" / "benchmarks.md"
 CHART = ROOT / "docs" / "img" / "bench.svg"
 
 #: (broker, form) → how much of the floor's and of the peer's CPU an event may cost.
@@ -69,6 +71,7 @@ class Options(argparse.Namespace):
     hold: float
     samples: int
     in_flight: int
+    page: Path
     chart: Path
 
 
@@ -313,8 +316,16 @@ def parse() -> Options:
     add("--hold", type=float, default=10.0, help="seconds for which a rate is held; default: 10")
     add("--samples", type=int, default=1_000_000, help="of the largest scrape; default: 1000000")
     add("--in-flight", type=int, default=1_000_000, help="tasks at a time; default: 1000000")
+    add("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
     add("--chart", type=Path, default=CHART, help="default: docs/img/bench.svg")
     return parser.parse_args(namespace=Options())
+
+
+def write(page: Path, report: str) -> None:
+    """Put a report into a page, between its marks."""
+    day = report.partition(",")[0]
+    said = f"What it printed on {day} (machines are noisy; compare numbers of one run):"
+    page.write_text(filled(page.read_text(), {"bench": f"{said}\n\n```text\n{report}\n```"}))
 
 
 def main() -> int:
@@ -331,14 +342,12 @@ def main() -> int:
         bench.run(brokers, Path(name))
     rest = inside_lines(options)
     lines = [*bench.cpu_lines(brokers), *bench.rate_lines(brokers), *rest, *bench.start_lines(brokers)]
-    print(about)
-    print(
-        f"{4 * options.tasks:,} events a replay, 10 workers, 10 task names, {options.rounds} rounds; "
-        f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after\n"
-    )
-    print(draw(lines))
-    for each in bench.void:
-        print(f"void: {each}")
+    size = f"{4 * options.tasks:,} events a replay, 10 workers, 10 task names, {options.rounds} rounds"
+    loads = f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after"
+    void = [f"void: {each}" for each in bench.void]
+    report = "\n".join([about, f"{size}; {loads}\n", draw(lines), *void])
+    print(report)
+    write(options.page, report)
     bench.draw_chart(brokers, about.splitlines()[0])
     return 1 if bench.failed else 0
 

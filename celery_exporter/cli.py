@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from celery_exporter import __version__, malloc
 from celery_exporter.core.snapshot import Snapshot
@@ -41,15 +42,21 @@ _OF_BROKER = frozenset(
         "reader",
     }
 )
+#: Where what an option does begins in --help; longer names have a line of their own.
+_HELP_COLUMN = 26
 #: Seconds between two looks whether the HTTP server still lives.
 LOOK_EVERY = 1.0
 
 _EPILOG = """\b
 Examples:
   celery-exporter --broker-url redis://127.0.0.1:6379/0
-  celery-exporter --broker-url-file /run/secrets/broker --queues celery,mail --log-format json
-  CELERY_BROKER_URL=amqp://user:secret@rabbit//  celery-exporter
-Each option is also read from CELERY_EXPORTER_<NAME> and CE_<NAME>. Metrics are at /metrics on --port.
+  celery-exporter --broker-url-file /run/secrets/broker --enable-events
+  CELERY_BROKER_URL=amqp://user:secret@rabbit// celery-exporter
+  celery-exporter --profile native,triton --task-labels queue_name,worker
+  eval "$(_CELERY_EXPORTER_COMPLETE=bash_source celery-exporter)"
+
+Each option is also read from CELERY_EXPORTER_<NAME> and CE_<NAME>; an option beats a variable. Metrics are
+at /metrics on --port. Exit code 2 is a wrong value, 1 a port in use or a broker URL of no use.
 """
 
 
@@ -58,8 +65,37 @@ def _parameter(option: Option) -> click.Option:
     names = [option.key, f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
     if option.switch:
         return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
-    note = f" [default: {shown(option)}]" if shown(option) else ""
-    return click.Option(names, type=str, multiple=option.many, help=option.help + note)
+    note = f" [default: {shown(option).replace(',', ', ')}]" if shown(option) else ""
+    return click.Option(
+        names,
+        type=str,
+        metavar=option.metavar,
+        multiple=option.many,
+        help=option.help + note,
+        shell_complete=_completion(option),
+    )
+
+
+def _completion(option: Option) -> Callable[..., list[CompletionItem]]:
+    """Return what a shell completes a value to: a file, or words, of which some options take several.
+
+    Only that: what a value may be, and how a wrong one is told of, is `settings.load`'s business.
+    """
+
+    def complete(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+        if option.metavar == "PATH":
+            return [CompletionItem(typed, type="file")]
+        before, comma, last = typed.rpartition(",")
+        if comma and not isinstance(option.default, tuple):
+            return []
+        taken = before.split(",")
+        return [
+            CompletionItem(before + comma + word)
+            for word in option.choices
+            if word.startswith(last) and word not in taken
+        ]
+
+    return complete
 
 
 def shown(option: Option) -> str:
@@ -81,6 +117,22 @@ class _Group(click.Group):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "--broker-url URL [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "COMMAND --help", prefix="       ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write options under the headings of their groups, and then the commands."""
+        groups = {option.key: option.group for option in OPTIONS}
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            line = parameter.get_help_record(ctx)
+            if line is not None:
+                names, does = line
+                section = sections.setdefault(groups.get(parameter.name or "", "Other"), [])
+                section.append((names.ljust(_HELP_COLUMN), does))
+        for heading, lines in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(lines, col_max=_HELP_COLUMN)
+        self.format_commands(ctx, formatter)
 
 
 @click.pass_context
@@ -95,11 +147,31 @@ _command = _Group(
     "celery-exporter",
     callback=_main,
     params=[_parameter(option) for option in OPTIONS],
+    help=_main.__doc__,
     invoke_without_command=True,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-click.version_option(__version__, message="celery-exporter %(version)s")(_command)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from celery_exporter.about import about  # noqa: PLC0415  nobody else needs it
+
+        click.echo(about(__version__))
+        context.exit()
+
+
+_command.params.append(
+    click.Option(
+        ["--version"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_print_version,
+        help="Show the version, and those of what it runs on, and exit.",
+    )
+)
 
 
 @_command.command()
@@ -146,10 +218,11 @@ def _say(line: str) -> None:
 
 
 def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool) -> int:
-    """Record the events of a broker into FILE: compressed, with times, for a bug report or a test.
+    """Record the events of a broker into FILE.
 
-    FILE must not exist. With --scrub names of tasks, queues and hosts are replaced, and of all else that
-    senders write nothing is kept that this exporter does not read.
+    For a bug report, a test or a benchmark: compressed, with times. FILE must not exist. With --scrub names
+    of tasks, queues and hosts are replaced, and of all else that senders write nothing is kept that this
+    exporter does not read.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording import record  # noqa: PLC0415  the exporter does not need it
@@ -162,9 +235,10 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
 
 
 def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -> int:
-    """Publish the events of FILE to a broker, as fast as they came; exit code 2 if it is damaged.
+    """Publish the events of FILE to a broker.
 
-    Whoever listens there gets them, other exporters too: use a broker that is for this.
+    As fast as they came, or faster; exit code 2 if the file is damaged. Whoever listens there gets them,
+    other exporters too: use a broker that is for this.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording import replay  # noqa: PLC0415  the exporter does not need it
@@ -198,7 +272,7 @@ _broker_command(
 @_command.command()
 @click.argument("name", required=False, type=click.Choice(tuple(PROFILES)))
 def profiles(name: str | None) -> None:
-    """List the profiles for --profile and their metrics, or the metrics of one."""
+    """List the profiles for --profile with their metrics. Of one: all that it has."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     click.echo("\n\n".join(map(overview, PROFILES.values())) if name is None else table(PROFILES[name]))
 

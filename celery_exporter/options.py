@@ -1,6 +1,7 @@
-"""What can be set, in one table: names, help, how a text becomes a value, defaults.
+"""What can be set, in one table: names, groups, help, how a text becomes a value, defaults.
 
-The command line and the options table of the README are printed from it; `settings.load` reads it.
+The command line, its help and completion, the table of the README and docs/configuration.md are printed from
+it; `settings.load` reads it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ RETRY_INTERVAL = 5.0
 LEAST_SERIES_TTL = 2 * TOMBSTONE_SECONDS
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+LOG_FORMATS = ("logfmt", "json")
+READERS = ("auto", "kombu")
 CONTENT_TYPES = ("json", "msgpack", "yaml", "pickle")
 #: Levels that other exporters have besides, and what shows the same of ours.
 _LEVELS = {"trace": "debug", "success": "warning"}
@@ -43,8 +46,10 @@ class Option(Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    group: str
     help: str
     takes: str
+    metavar: str = "NAME"  # what stands for its value in --help; a PATH is completed as one
     parse: Callable[[Any], Any] = str
     default: Any = None
     usual: Any = None  # what people are told is the default, where it is None and the profile decides
@@ -53,6 +58,7 @@ class Option(Struct, frozen=True, kw_only=True):
     switch: bool = False
     secret: bool = False
     blank: bool = False  # a variable that is empty is a value, and not one that is not set
+    choices: tuple[str, ...] = ()  # what a shell may complete it to
     env: tuple[str, ...] = ()  # read besides the ones with our prefixes
 
     @property
@@ -100,22 +106,28 @@ def _labels(texts: tuple[str, ...]) -> dict[str, str]:
 OPTIONS = (
     Option(
         name="broker-url",
+        group="Broker",
         help="The broker that Celery uses; several, separated by `;`, are failed over to.",
         takes="a URL such as redis://host:6379/0 or amqp://user:password@host/vhost",
+        metavar="URL",
         parse=parsing.url,
         secret=True,
         env=("CELERY_BROKER_URL",),
     ),
     Option(
         name="broker-url-file",
+        group="Broker",
         help="A file that holds the broker URL, to keep its password out of the process list.",
         takes="the path of a readable file",
+        metavar="PATH",
         parse=parsing.path,
     ),
     Option(
         name="broker-transport-option",
+        group="Broker",
         help="A kombu transport option, as Celery's broker_transport_options. Repeatable.",
         takes="name=value, the value JSON or plain text",
+        metavar="NAME=VALUE",
         parse=parsing.json_pairs,
         default={},
         many=True,
@@ -123,8 +135,10 @@ OPTIONS = (
     ),
     Option(
         name="broker-ssl-option",
+        group="Broker",
         help="A TLS option, as Celery's broker_use_ssl. Repeatable.",
         takes="name=value, such as ssl_ca_certs=/etc/ssl/ca.pem or cert_reqs=none",
+        metavar="NAME=VALUE",
         parse=parsing.json_pairs,
         default={},
         many=True,
@@ -132,20 +146,26 @@ OPTIONS = (
     ),
     Option(
         name="accept-content",
+        group="Broker",
         help="Serialisers of events to accept. Pickle can run code that the sender chose.",
         takes=f"a comma-separated list of {', '.join(CONTENT_TYPES)}",
+        metavar="NAMES",
         parse=_content,
         default=("json",),
+        choices=CONTENT_TYPES,
     ),
     Option(
         name="retry-interval",
+        group="Broker",
         help="The longest wait between two attempts to reach the broker; there is no last attempt.",
         takes="seconds, 0 (the default) to 86400",
+        metavar="SECONDS",
         parse=_retry_interval,
         default=RETRY_INTERVAL,
     ),
     Option(
         name="event-exchange",
+        group="Events",
         help="The exchange of events, where Celery's event_exchange was changed.",
         takes="a name",
         parse=parsing.name,
@@ -153,13 +173,16 @@ OPTIONS = (
     ),
     Option(
         name="reader",
+        group="Events",
         help="How events are read: auto is the best way for the broker, kombu the slower one that all have.",
         takes="auto or kombu",
-        parse=parsing.one_of(("auto", "kombu")),
+        parse=parsing.one_of(READERS),
         default="auto",
+        choices=READERS,
     ),
     Option(
         name="event-queue-durable",
+        group="Events",
         help="RabbitMQ: a durable queue; events wait there while the one exporter that has it is away.",
         takes="true or false",
         parse=parsing.switch,
@@ -168,6 +191,7 @@ OPTIONS = (
     ),
     Option(
         name="enable-events",
+        group="Events",
         help="Switch task events on, every update interval, in workers that send none.",
         takes="true or false",
         parse=parsing.switch,
@@ -176,113 +200,145 @@ OPTIONS = (
     ),
     Option(
         name="update-interval",
+        group="Queues and workers",
         help="How often queues are measured and workers asked, in seconds.",
         takes="seconds, 0.5 or more",
+        metavar="SECONDS",
         parse=parsing.number(0.5, 86_400),
         default=15.0,
         env=("METRICS_UPDATE_INTERVAL",),
     ),
     Option(
         name="queues",
+        group="Queues and workers",
         short="Q",
         help="Queues to measure besides those that workers and events name. Comma-separated, repeatable.",
         takes="queue names",
+        metavar="NAMES",
         parse=parsing.names,
         default=(),
         many=True,
     ),
     Option(
         name="worker-timeout",
+        group="Queues and workers",
         help="Seconds of silence after which a worker is down (three heartbeats at least); 0: never.",
         takes="seconds, 1 or more; 0 is off",
+        metavar="SECONDS",
         parse=_worker_timeout,
         default=60.0,
     ),
     Option(
         name="purge-offline-worker-metrics",
+        group="Queues and workers",
         help="Seconds after which a worker that is down is forgotten; 0: never.",
         takes="seconds, 0 or more",
+        metavar="SECONDS",
         parse=parsing.seconds_or_off,
         default=600.0,
     ),
     Option(
         name="max-tasks",
+        group="Tasks",
         help="Unfinished tasks kept in memory, at 400 bytes each; beyond it the oldest go.",
         takes="a whole number, 1000 or more",
+        metavar="NUMBER",
         parse=parsing.whole(1000, 10**9),
         default=300_000,
     ),
     Option(
         name="max-series",
+        group="Tasks",
         help="Label sets in each family of task metrics; further ones are added up under task_name other.",
         takes="a whole number, 100 or more",
+        metavar="NUMBER",
         parse=parsing.whole(100, 10**7),
         default=20_000,
     ),
     Option(
         name="series-ttl",
+        group="Tasks",
         help="Seconds after which label sets of tasks that are not heard of any more are added up as other.",
         takes="seconds, 120 or more; 0 (the default) is off",
+        metavar="SECONDS",
         parse=_series_ttl,
     ),
     Option(
         name="task-include",
+        group="Tasks",
         help="Show only tasks whose whole name matches this regular expression.",
         takes="a regular expression",
+        metavar="REGEX",
         parse=parsing.pattern,
     ),
     Option(
         name="task-exclude",
+        group="Tasks",
         help="Do not show tasks whose whole name matches this regular expression.",
         takes="a regular expression",
+        metavar="REGEX",
         parse=parsing.pattern,
     ),
     Option(
         name="task-name-rule",
+        group="Tasks",
         help="Show tasks whose whole name matches under another one, for names made at run time. Repeatable.",
         takes="regex=replacement, such as 'job-[0-9]+=job' or '(\\w+)\\.[0-9a-f]{8}=\\1'",
+        metavar="REGEX=NAME",
         parse=parsing.name_rules,
         default=(),
         many=True,
     ),
     Option(
         name="task-ttl",
+        group="Tasks",
         help="How long an unfinished task is remembered after its last event, in seconds.",
         takes="seconds, 1 or more",
+        metavar="SECONDS",
         parse=parsing.number(1, 1e9),
         default=86_400.0,
     ),
     Option(
         name="reorder-window",
+        group="Tasks",
         help="How long a task's events wait for its task-sent, which alone names the queue, in seconds.",
         takes="seconds, 0 to 60",
+        metavar="SECONDS",
         parse=parsing.number(0, 60),
         default=2.0,
     ),
     Option(
         name="state-file",
+        group="State",
         help="A file with which sums and unfinished tasks outlast a restart; for one exporter.",
         takes="a path in a folder that can be written",
+        metavar="PATH",
         parse=parsing.path,
     ),
     Option(
         name="host",
+        group="HTTP",
         help="The address to listen on.",
         takes="an address of this machine",
+        metavar="ADDRESS",
         default="0.0.0.0",  # noqa: S104  a scraper is on another host; as every exporter
     ),
     Option(
         name="port",
+        group="HTTP",
         help="The port to listen on.",
         takes="a port, 0 (any free one) to 65535",
+        metavar="NUMBER",
         parse=parsing.whole(0, 65_535),
         default=9808,
         env=("PROMETHEUS_PORT",),
     ),
     Option(
         name="web.config.file",
+        group="HTTP",
         help="A file with TLS, users and headers for the listener, as Prometheus' exporters take it.",
         takes="the path of a readable file",
+        metavar="PATH",
         parse=parsing.path,
         blank=True,  # nobody is let in because a variable is empty
     ),
@@ -296,21 +352,28 @@ OPTIONS = (
     ),
     Option(
         name="profile",
+        group="Metrics and labels",
         help="The metric names to serve, of those that `celery-exporter profiles` lists.",
         takes=f"a comma-separated list of {', '.join(PROFILES)}",
+        metavar="NAMES",
         parse=parsing.list_of(tuple(PROFILES)),
         default=("native",),
+        choices=tuple(PROFILES),
     ),
     Option(
         name="task-labels",
+        group="Metrics and labels",
         help="Labels of task metrics besides task_name and state; empty for none.",
         takes=f"a comma-separated list of {', '.join(TASK_LABELS)}",
+        metavar="NAMES",
         parse=parsing.list_of(TASK_LABELS, least=0),
         blank=True,
         default=("queue_name",),
+        choices=TASK_LABELS,
     ),
     Option(
         name="default-queue-name",
+        group="Metrics and labels",
         help="Profile danihodovic: what a queue is called that nobody told.",
         takes="a name",
         parse=parsing.name,
@@ -318,6 +381,7 @@ OPTIONS = (
     ),
     Option(
         name="generic-hostname-task-sent-metric",
+        group="Metrics and labels",
         help="Profile danihodovic: call hosts of clients `generic`, for fewer series.",
         takes="true or false",
         parse=parsing.switch,
@@ -326,6 +390,7 @@ OPTIONS = (
     ),
     Option(
         name="generic-hostname-worker-task-metric",
+        group="Metrics and labels",
         help="Profile danihodovic: call hosts of workers `generic` on task metrics, for fewer series.",
         takes="true or false",
         parse=parsing.switch,
@@ -334,6 +399,7 @@ OPTIONS = (
     ),
     Option(
         name="namespace",
+        group="Metrics and labels",
         help="Profile ovalmoney: the value of the label `namespace`.",
         takes="a name",
         parse=parsing.name,
@@ -341,35 +407,44 @@ OPTIONS = (
     ),
     Option(
         name="metric-prefix",
+        group="Metrics and labels",
         help="What metric names begin with.",
         takes="letters, digits, underscores and colons",
+        metavar="PREFIX",
         parse=parsing.prefix,
         default="celery_",
     ),
     Option(
         name="static-label",
+        group="Metrics and labels",
         help="A label with a fixed value on every sample. Repeatable.",
         takes="name=value, the name of letters, digits and underscores and not one that metrics have",
+        metavar="NAME=VALUE",
         parse=_labels,
         default={},
         many=True,
     ),
     Option(
         name="buckets",
+        group="Histograms",
         help="Upper bucket bounds of task run times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
+        metavar="NUMBERS",
         parse=parsing.buckets,
         usual=native.RUNTIME_BUCKETS,
     ),
     Option(
         name="queue-wait-buckets",
+        group="Histograms",
         help="Upper bucket bounds of waiting times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
+        metavar="NUMBERS",
         parse=parsing.buckets,
         usual=native.WAIT_BUCKETS,
     ),
     Option(
         name="native-histograms",
+        group="Histograms",
         help="Native histograms beside the buckets, for a Prometheus that asks for its protobuf format.",
         takes="true or false",
         parse=parsing.switch,
@@ -378,6 +453,7 @@ OPTIONS = (
     ),
     Option(
         name="no-classic-histograms",
+        group="Histograms",
         help="Leave the buckets of histograms out; a native one is one series then, instead of fifteen.",
         takes="true or false",
         parse=parsing.switch,
@@ -386,6 +462,7 @@ OPTIONS = (
     ),
     Option(
         name="exemplars",
+        group="Histograms",
         help="The uuid of a recent task beside each bucket, in OpenMetrics.",
         takes="true or false",
         parse=parsing.switch,
@@ -394,22 +471,30 @@ OPTIONS = (
     ),
     Option(
         name="histogram-sample-rate",
+        group="Histograms",
         help="The share of tasks, chosen by uuid, that histograms observe; counters count all.",
         takes="a number above 0, 1 at most",
+        metavar="NUMBER",
         parse=parsing.number(1e-6, 1),
     ),
     Option(
         name="log-level",
-        help="What to log.",
+        group="Log",
+        help="What to log: debug, info, warning, error or critical.",
         takes=f"one of {', '.join(LOG_LEVELS)}",
+        metavar="LEVEL",
         parse=_log_level,
         default="info",
+        choices=LOG_LEVELS,
     ),
     Option(
         name="log-format",
+        group="Log",
         help="How to log: logfmt or json, a line each.",
         takes="logfmt or json",
-        parse=parsing.one_of(("logfmt", "json")),
+        metavar="FORMAT",
+        parse=parsing.one_of(LOG_FORMATS),
         default="logfmt",
+        choices=LOG_FORMATS,
     ),
 )

@@ -1,8 +1,4 @@
-#!/usr/bin/env python3
-"""Make docs/migrating.md, between its marks, and the recording rules in docs/rules/ from the profiles.
-
-Commit both; tests/test_migrating.py holds that they are current.
-"""
+"""Make docs/migrating.md, between its marks, and the recording rules in docs/rules/ from the profiles."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from pathlib import Path
 
 from celery_exporter.profiles import Profile, Row, Shape, native
 from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, select
+from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/migrating.md"
@@ -133,27 +130,10 @@ def _ruled(row: Row) -> str:
 
 def page(text: str) -> str:
     """Return the page with what is between the marks of each profile made anew."""
-    for profile in OTHERS:
-        begin, end = f"<!-- {profile.name} -->\n", f"\n<!-- end of {profile.name} -->"
-        before, _, rest = text.partition(begin)
-        _, mark, after = rest.partition(end)
-        if not mark:
-            raise ValueError(f"the page has lost the marks of {profile.name}")
-        text = before + begin + chapter(profile) + end + after
-    return text
+    return filled(text, {profile.name: chapter(profile) for profile in OTHERS})
 
 
 def made() -> dict[Path, str]:
     """Return what has to be in which file."""
     files = {ROOT / f"docs/rules/{profile.name}.yml": rule_file(profile) for profile in OTHERS}
     return {**files, PAGE: page(PAGE.read_text())}
-
-
-def main() -> None:
-    """Write them."""
-    for path, text in made().items():
-        path.write_text(text)
-
-
-if __name__ == "__main__":
-    main()

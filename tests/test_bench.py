@@ -11,7 +11,7 @@ from harness.processes import need
 from harness.waiting import eventually
 
 from benchmarks import chart
-from benchmarks.__main__ import inside
+from benchmarks.__main__ import PAGE, inside, write
 from benchmarks.brokers import Rabbit, Redis, due, replay
 from benchmarks.contenders import Floor
 from benchmarks.inside import OPEN
@@ -19,6 +19,7 @@ from benchmarks.measure import Held, search
 from benchmarks.table import Row, Target, draw, draw_row
 from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
 from celery_exporter.broker.readers.frames import Frames
+from docs import costs
 
 SMALL = Cluster(tasks=50, names=5, workers=3)
 
@@ -144,3 +145,14 @@ def test_the_chart_has_a_bar_for_each_figure():
     drawn = [each.attrib for each in picture.iter("{http://www.w3.org/2000/svg}rect")]
     assert [each["class"] for each in drawn] == ["page", "floor", "ours", "floor", "ours"]
     assert float(drawn[2]["width"]) == 2 * float(drawn[1]["width"])
+
+
+def test_a_report_goes_into_the_page_and_the_summary_is_made_of_it(tmp_path):
+    page = tmp_path / "benchmarks.md"
+    page.write_text(PAGE.read_text())
+    report = PAGE.read_text().partition("```text\n")[2].partition("\n```")[0]
+    write(page, report)
+    assert page.read_text() == PAGE.read_text()
+    assert costs.short(page.read_text()).count("\n") == 7
+    write(page, f"2027-01-01, another machine\n\n{draw([])}")
+    assert "What it printed on 2027-01-01 (" in page.read_text()

@@ -25,7 +25,7 @@ FLOORS = [
     ["protobuf"],
     ["monitor"],
     ["collector"],
-    ["firsts", "statefile", "tape"],
+    ["about", "firsts", "statefile", "tape"],
     ["broker"],
     ["settings"],
     ["options"],

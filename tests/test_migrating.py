@@ -5,7 +5,6 @@ After a change that is meant: make golden.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -23,10 +22,7 @@ from celery_exporter.exposition import Exposition
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import Row, Shape
 from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, select
-
-_spec = importlib.util.spec_from_file_location("migrating", ROOT / "docs/migrating.py")
-migrating = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(migrating)
+from docs import migrating
 
 OTHERS = [name for name in PROFILES if name != "native"]
 #: Which worker consumes which queue, how many tasks it says that it runs, how many messages it ends early.

@@ -41,7 +41,8 @@ class Row(Struct, frozen=True):
     short, le="1". A counter that somebody else counts `began_before` we heard of it: a 0 before its first
     value would make all of that an increase. `remark` says where a value differs on purpose from that of the
     exporter which the name is from; `query` makes it out of native metrics, in PromQL, of a histogram its
-    buckets (its sum and count are made likewise).
+    buckets (its sum and count are made likewise). `absent` says when there is no sample, where that can be,
+    and `example` is a question that it answers, in PromQL.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Row(Struct, frozen=True):
     began_before: bool = False
     remark: str = ""
     query: str = ""
+    absent: str = ""
+    example: str = ""
 
     def called(self, prefix: str) -> str:
         """Return the name with another beginning than `PREFIX`; a name that has another one keeps it."""

@@ -40,12 +40,19 @@ def _task_rows(shape: Shape) -> list[Row]:
             "queue",
             "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
             attrgetter("queued"),
+            absent="No such task was started yet, or nobody publishes task-sent "
+            "(task_send_sent_event is off in the clients).",
+            example="histogram_quantile(0.95, sum by (queue_name, le) "
+            "(rate(celery_task_queue_wait_seconds_bucket[5m])))",
         ),
         _wait(
             shape,
             "prefetch",
             "From received by a worker (or eta) to started by it.",
             attrgetter("prefetched"),
+            absent="No such task was started yet.",
+            example="sum by (task_name) (rate(celery_task_prefetch_wait_seconds_sum[5m])) / "
+            "sum by (task_name) (rate(celery_task_prefetch_wait_seconds_count[5m]))",
         ),
         _now(shape),
         _OLDEST,
@@ -81,6 +88,9 @@ def _transitions(shape: Shape) -> Row:
             for state, count in zip(STATES, cell.moved, strict=True)
         ),
         merge=add if shape.finer else None,
+        absent="No event has named the task and no worker that answers has registered "
+        "it; from then on each state is there, at 0 to begin with.",
+        example="sum by (task_name, state) (rate(celery_tasks_total[5m]))",
     )
 
 
@@ -98,6 +108,8 @@ def _failures(shape: Shape) -> Row:
             for exception, count in cell.raised.items()
         ),
         merge=add if shape.finer else None,
+        absent="The task has not failed with that exception yet.",
+        example="topk(10, sum by (task_name, exception) (increase(celery_task_failures_total[1h])))",
     )
 
 
@@ -118,10 +130,21 @@ def runtime(shape: Shape) -> Row:
         merge=add if shape.finer else None,
         bounds=attrgetter("runtime_bounds"),
         thin=shape.buckets or RUNTIME_BUCKETS,
+        absent="No execution of the task has ended in that state yet.",
+        example="histogram_quantile(0.95, sum by (task_name, le) "
+        "(rate(celery_task_runtime_seconds_bucket[5m])))",
     )
 
 
-def _wait(shape: Shape, name: str, help_: str, which: Callable[[Cell], object]) -> Row:
+def _wait(  # noqa: PLR0913  a row has so many cells
+    shape: Shape,
+    name: str,
+    help_: str,
+    which: Callable[[Cell], object],
+    *,
+    absent: str = "",
+    example: str = "",
+) -> Row:
     task = task_labels(shape)
     values = values_of(task)
     return Row(
@@ -137,6 +160,8 @@ def _wait(shape: Shape, name: str, help_: str, which: Callable[[Cell], object]) 
         merge=add if shape.finer else None,
         bounds=attrgetter("wait_bounds"),
         thin=shape.wait_buckets or WAIT_BUCKETS,
+        absent=absent,
+        example=example,
     )
 
 
@@ -152,6 +177,8 @@ def _now(shape: Shape) -> Row:
             ((STATES[group.state], *values(group.key)), group.count) for group in snapshot.tasks
         ),
         merge=add if shape.finer else None,
+        absent="The task is not known yet.",
+        example='sum by (task_name) (celery_tasks{state="STARTED"})',
     )
 
 
@@ -166,6 +193,8 @@ _OLDEST = Row(
         if group.since is not None
     ),
     merge=min,
+    absent="No task of that name is in that state.",
+    example='time() - celery_task_oldest_timestamp_seconds{state="STARTED"} > 3600',
 )
 _LAST = Row(
     "celery_task_last_timestamp_seconds",
@@ -179,6 +208,8 @@ _LAST = Row(
         if state in cell.last
     ),
     merge=max,
+    absent="The task has not entered that state since the exporter began, or since its state file did.",
+    example='time() - max by (task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"}) > 86400',
 )
 
 
@@ -192,16 +223,20 @@ def _redeliveries(shape: Shape) -> Row:
         task,
         lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
         merge=add if shape.finer else None,
+        absent="The task is not known yet.",
+        example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
     )
 
 
-def _worker(
+def _worker(  # noqa: PLR0913  a row has so many cells
     name: str,
     type_: str,
     help_: str,
     field: Callable[[WorkerView], float | None],
     *,
     began_before: bool = False,
+    absent: str = "",
+    example: str = "",
 ) -> Row:
     """Return a row with one sample a worker, where the field is known."""
     return Row(
@@ -211,6 +246,8 @@ def _worker(
         ("worker",),
         of_each("workers", field),
         began_before=began_before,
+        absent=absent,
+        example=example,
     )
 
 
@@ -222,6 +259,8 @@ WORKER_UP = Row(
     lambda snapshot: (
         ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
     ),
+    absent="The worker was never heard, or was down for longer than --purge-offline-worker-metrics.",
+    example="celery_worker_up == 0",
 )
 _WORKER_ROWS = [
     Row(
@@ -230,6 +269,7 @@ _WORKER_ROWS = [
         "Workers that are up.",
         (),
         lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
+        example="celery_workers_online == 0",
     ),
     WORKER_UP,
     _worker(
@@ -237,18 +277,24 @@ _WORKER_ROWS = [
         "gauge",
         "Tasks the worker executes now, as it says; absent when it is down.",
         attrgetter("active"),
+        absent="The worker is down, or its heartbeats do not tell.",
+        example="sum(celery_worker_active_tasks) / sum(celery_worker_pool_size)",
     ),
     _worker(
         "pool_size",
         "gauge",
         "Tasks the worker can execute at once; absent when it is down.",
         attrgetter("pool_size"),
+        absent="The worker is down, or has not answered when asked (a busy solo worker does not).",
+        example="sum(celery_worker_pool_size)",
     ),
     _worker(
         "prefetch_limit",
         "gauge",
         "Messages the worker takes ahead; absent when it has no limit.",
         attrgetter("prefetch_count"),
+        absent="The worker is down, has not answered when asked, or has no limit.",
+        example="celery_worker_prefetch_limit > 100",
     ),
     _worker(
         "processed_tasks_total",
@@ -256,8 +302,17 @@ _WORKER_ROWS = [
         "Tasks accepted by the worker's pool, as it counts them, over restarts that were seen.",
         attrgetter("processed_total"),
         began_before=True,
+        absent="The worker was never heard, or is forgotten.",
+        example="sum by (worker) (rate(celery_worker_processed_tasks_total[5m]))",
     ),
-    _worker("restarts_total", "counter", "Restarts of the worker (its pid changed).", attrgetter("restarts")),
+    _worker(
+        "restarts_total",
+        "counter",
+        "Restarts of the worker (its pid changed).",
+        attrgetter("restarts"),
+        absent="The worker was never heard, or is forgotten.",
+        example="increase(celery_worker_restarts_total[1h]) > 3",
+    ),
     Row(
         "celery_worker_load_average",
         "gauge",
@@ -268,24 +323,32 @@ _WORKER_ROWS = [
             for worker in snapshot.workers
             for window, load in zip(("1m", "5m", "15m"), worker.loadavg or (), strict=False)
         ),
+        absent="The worker is down, or its heartbeats do not tell.",
+        example='celery_worker_load_average{window="5m"}',
     ),
     _worker(
         "last_heartbeat_timestamp_seconds",
         "gauge",
         "When the worker's newest heartbeat was heard, by this exporter's clock.",
         attrgetter("heartbeat"),
+        absent="No heartbeat of the worker has come (--without-heartbeat).",
+        example="time() - celery_worker_last_heartbeat_timestamp_seconds",
     ),
     _worker(
         "clock_skew_seconds",
         "gauge",
         "The worker's clock minus this exporter's, by its least delayed heartbeat.",
         attrgetter("clock_skew"),
+        absent="No heartbeat of the worker has come.",
+        example="abs(celery_worker_clock_skew_seconds) > 5",
     ),
     _worker(
         "max_resident_memory_bytes",
         "gauge",
         "Largest resident set the worker's main process has had.",
         attrgetter("max_resident_bytes"),
+        absent="The worker has not answered when asked, or its platform does not tell.",
+        example="topk(5, celery_worker_max_resident_memory_bytes)",
     ),
     Row(
         "celery_worker_info",
@@ -296,38 +359,65 @@ _WORKER_ROWS = [
             ((worker.name, worker.software, worker.version, worker.system, worker.pool or ""), 1)
             for worker in snapshot.workers
         ),
+        absent="The worker was never heard, or is forgotten.",
+        example="count by (software, version) (celery_worker_info)",
     ),
     _worker(
         "task_events_enabled",
         "gauge",
         "1 when the worker sends task events, 0 when it runs tasks without; absent until one is proved.",
         attrgetter("events"),
+        absent="Nothing proves it yet: no task event, and no task that ran without one.",
+        example="celery_worker_task_events_enabled == 0",
     ),
 ]
 
 
-def _queue(name: str, help_: str, field: Callable[[QueueView], float | None]) -> Row:
+def _queue(
+    name: str, help_: str, field: Callable[[QueueView], float | None], *, absent: str = "", example: str = ""
+) -> Row:
     """Return a row with one sample a queue, where the field is known."""
-    return Row(f"celery_queue_{name}", "gauge", help_, ("queue_name",), of_each("queues", field))
+    return Row(
+        f"celery_queue_{name}",
+        "gauge",
+        help_,
+        ("queue_name",),
+        of_each("queues", field),
+        absent=absent,
+        example=example,
+    )
 
 
 QUEUE_LENGTH = _queue(
     "length",
     "Messages waiting in the queue, all priorities; absent when it could not be read.",
     attrgetter("length"),
+    absent="The queue does not exist, is exclusive, or could not be read; the log says which.",
+    example="celery_queue_length > 1000",
 )
 _QUEUE_ROWS = [
     QUEUE_LENGTH,
-    _queue("consumers", "Consumers of the queue.", attrgetter("consumers")),
+    _queue(
+        "consumers",
+        "Consumers of the queue.",
+        attrgetter("consumers"),
+        absent="Where the broker does not count them (Redis), not all workers have said what they consume.",
+        example="celery_queue_length > 0 and celery_queue_consumers == 0",
+    ),
     _queue(
         "worker_processes",
         "Tasks that the queue's consuming workers can execute at once.",
         attrgetter("worker_processes"),
+        absent="Not all workers have said what they consume and how large their pools are.",
+        example="celery_queue_length / (celery_queue_worker_processes > 0)",
     ),
     _queue(
         "oldest_timestamp_seconds",
         "When the message at the head of the queue was sent; absent where this is not known.",
         attrgetter("oldest"),
+        absent="The queue is empty, the broker is not Redis, or nobody published "
+        "task-sent for the message at its head.",
+        example="time() - celery_queue_oldest_timestamp_seconds > 900",
     ),
     Row(
         "celery_broker_up",
@@ -335,6 +425,7 @@ _QUEUE_ROWS = [
         "1 while the event subscription is open and answers.",
         (),
         lambda snapshot: [((), snapshot.around.broker_up)],
+        example="celery_broker_up == 0",
     ),
     Row(
         "celery_broker_unacked_messages",
@@ -342,11 +433,21 @@ _QUEUE_ROWS = [
         "Messages that workers hold and have not acknowledged, of all queues (Redis only).",
         (),
         lambda snapshot: [] if snapshot.around.unacked is None else [((), snapshot.around.unacked)],
+        absent="The broker is not Redis, or the hash may not be read.",
+        example="celery_broker_unacked_messages",
     ),
 ]
 
 
-def _counts(name: str, help_: str, label: str, field: Callable[[Snapshot], dict[str, int]]) -> Row:
+def _counts(  # noqa: PLR0913  a row has so many cells
+    name: str,
+    help_: str,
+    label: str,
+    field: Callable[[Snapshot], dict[str, int]],
+    *,
+    absent: str = "",
+    example: str = "",
+) -> Row:
     """Return a counter row from a mapping of label value → count."""
     return Row(
         f"celery_exporter_{name}_total",
@@ -354,10 +455,20 @@ def _counts(name: str, help_: str, label: str, field: Callable[[Snapshot], dict[
         help_,
         (label,),
         lambda snapshot: (((value,), count) for value, count in field(snapshot).items()),
+        absent=absent,
+        example=example,
     )
 
 
-def _self(name: str, type_: str, help_: str, field: Callable[[Snapshot], float | None]) -> Row:
+def _self(  # noqa: PLR0913  a row has so many cells
+    name: str,
+    type_: str,
+    help_: str,
+    field: Callable[[Snapshot], float | None],
+    *,
+    absent: str = "",
+    example: str = "",
+) -> Row:
     """Return a row with one sample, without labels, where the field is known."""
     return Row(
         f"celery_exporter_{name}",
@@ -365,10 +476,19 @@ def _self(name: str, type_: str, help_: str, field: Callable[[Snapshot], float |
         help_,
         (),
         lambda snapshot: [] if (value := field(snapshot)) is None else [((), value)],
+        absent=absent,
+        example=example,
     )
 
 
-def _collector(name: str, help_: str, field: Callable[[CollectorView], float | None]) -> Row:
+def _collector(
+    name: str,
+    help_: str,
+    field: Callable[[CollectorView], float | None],
+    *,
+    absent: str = "",
+    example: str = "",
+) -> Row:
     """Return a row with one sample a collector, where the field is known."""
     return Row(
         f"celery_exporter_collector_{name}",
@@ -376,6 +496,8 @@ def _collector(name: str, help_: str, field: Callable[[CollectorView], float | N
         help_,
         ("collector",),
         of_each("around.collectors", field),
+        absent=absent,
+        example=example,
     )
 
 
@@ -387,15 +509,21 @@ EXPORTER_ROWS = [
         "1, with the exporter's version.",
         ("version",),
         lambda snapshot: [((snapshot.around.version,), 1)],
+        example="count by (version) (celery_exporter_build_info)",
     ),
     _counts(
-        "events", "Events applied, by type; an application's own are other.", "kind", attrgetter("events")
+        "events",
+        "Events applied, by type; an application's own are other.",
+        "kind",
+        attrgetter("events"),
+        example="sum by (kind) (rate(celery_exporter_events_total[5m]))",
     ),
     _counts(
         "events_malformed",
         "Events that could not be used, by reason.",
         "reason",
         attrgetter("around.malformed"),
+        example="sum by (reason) (increase(celery_exporter_events_malformed_total[1h])) > 0",
     ),
     Row(
         "celery_exporter_events_missed_total",
@@ -404,80 +532,117 @@ EXPORTER_ROWS = [
         "(those of tasks with send_events off among them).",
         ("worker",),
         lambda snapshot: (((worker.name,), worker.missed) for worker in snapshot.workers),
+        absent="The worker was never heard, or is forgotten.",
+        example="sum by (worker) (increase(celery_exporter_events_missed_total[1h])) > 0",
     ),
     _self(
         "event_lag_seconds",
         "gauge",
         "Age of the newest event when it was read, by its sender's clock (so its skew is in it).",
         attrgetter("around.event_lag"),
+        absent="No event has come yet.",
+        example="celery_exporter_event_lag_seconds > 10",
     ),
     _self(
         "last_event_timestamp_seconds",
         "gauge",
         "When an event was last read.",
         attrgetter("around.last_event"),
+        absent="No event has come yet.",
+        example="time() - celery_exporter_last_event_timestamp_seconds > 60",
     ),
     _self(
         "reconnects_total",
         "counter",
         "Times the event subscription was opened again.",
         attrgetter("around.reconnects"),
+        example="increase(celery_exporter_reconnects_total[1h]) > 3",
     ),
-    _self("tasks_tracked", "gauge", "Unfinished tasks in memory.", attrgetter("tasks_tracked")),
+    _self(
+        "tasks_tracked",
+        "gauge",
+        "Unfinished tasks in memory.",
+        attrgetter("tasks_tracked"),
+        example="celery_exporter_tasks_tracked",
+    ),
     _self(
         "tasks_evicted_total",
         "counter",
         "Unfinished tasks forgotten for --max-tasks or --task-ttl.",
         attrgetter("tasks_evicted"),
+        example="increase(celery_exporter_tasks_evicted_total[1h]) > 0",
     ),
     _counts(
         "label_fallbacks",
         "Tasks booked under a stand-in, since the true value of the label was not known in time.",
         "label",
         attrgetter("fallbacks"),
+        example="sum by (label) (rate(celery_exporter_label_fallbacks_total[5m]))",
     ),
     _counts(
         "refused",
         "Times a worker or queue was not taken in, since there are too many.",
         "kind",
         attrgetter("refused"),
+        example="increase(celery_exporter_refused_total[1h]) > 0",
     ),
     _counts(
         "state_file_errors",
         "Times --state-file could not be read or written.",
         "operation",
         attrgetter("around.state_errors"),
+        absent="There is no --state-file.",
+        example="increase(celery_exporter_state_file_errors_total[1h]) > 0",
     ),
     _self(
         "web_config_up_to_date",
         "gauge",
         "1 while what --web.config.file says is in force, 0 while it cannot be used and an older one is.",
         attrgetter("around.web_config_up_to_date"),
+        absent="There is no --web.config.file.",
+        example="celery_exporter_web_config_up_to_date == 0",
     ),
     _self(
         "negative_waits_total",
         "counter",
         "Waits below 0, counted as 0 s: two clocks differ, or task-sent was written after the start.",
         attrgetter("negative_waits"),
+        example="rate(celery_exporter_negative_waits_total[5m]) > 0",
     ),
     _self(
         "series",
         "gauge",
         "Label sets of task metrics in memory, each of which makes several series.",
         attrgetter("series"),
+        example="celery_exporter_series",
     ),
     _self(
         "series_folded_total",
         "counter",
         "Times a task name, or an exception, was counted as other, since --max-series were taken.",
         attrgetter("series_folded"),
+        example="increase(celery_exporter_series_folded_total[1h]) > 0",
     ),
-    _collector("success", "1 when the collector's last run succeeded.", attrgetter("success")),
-    _collector("duration_seconds", "Duration of the collector's last run.", attrgetter("seconds")),
+    _collector(
+        "success",
+        "1 when the collector's last run succeeded.",
+        attrgetter("success"),
+        absent="The collector has not run yet.",
+        example="celery_exporter_collector_success == 0",
+    ),
+    _collector(
+        "duration_seconds",
+        "Duration of the collector's last run.",
+        attrgetter("seconds"),
+        absent="The collector has not run yet.",
+        example="celery_exporter_collector_duration_seconds > 5",
+    ),
     _collector(
         "last_success_timestamp_seconds",
         "When the collector last succeeded.",
         attrgetter("last_success"),
+        absent="The collector has not succeeded yet.",
+        example="time() - celery_exporter_collector_last_success_timestamp_seconds > 120",
     ),
 ]
 

@@ -1,0 +1,52 @@
+"""The metrics: a table for the README, and a heading each for docs/metrics.md."""
+
+from __future__ import annotations
+
+from celery_exporter.profiles import Row, Shape
+from celery_exporter.profiles.catalogue import PROFILES, select
+
+#: Chapters, by how names begin.
+CHAPTERS = {
+    "Tasks": ("celery_task",),
+    "Workers": ("celery_worker",),
+    "Queues and the broker": ("celery_queue_", "celery_broker_"),
+    "The exporter itself": ("celery_exporter_",),
+}
+
+
+def rows() -> tuple[Row, ...]:
+    """Return those of the native profile, as they are by default."""
+    return tuple(select(("native",), Shape()).rows)
+
+
+def short() -> str:
+    """Return one table of all."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{row.name}` | {row.type} | {', '.join(row.labels)} | {row.help} |" for row in rows()]
+    return "\n".join(lines)
+
+
+def long() -> str:
+    """Return the chapters, with when a metric is absent and a query that it answers."""
+    return "\n\n".join(
+        "\n\n".join([f"## {title}", *(_described(row) for row in rows() if row.name.startswith(begin))])
+        for title, begin in CHAPTERS.items()
+    )
+
+
+def _described(row: Row) -> str:
+    labels = ", ".join(f"`{label}`" for label in row.labels)
+    kind = row.type.capitalize() + (f", labels {labels}." if labels else ", no labels.")
+    absent = f"**Absent:** {row.absent}" if row.absent else "Never absent."
+    return f"### {row.name}\n\n{row.help}\n\n{kind} {absent}\n\n```promql\n{row.example}\n```"
+
+
+def others() -> str:
+    """Return a table of the other profiles."""
+    lines = ["| profile | metrics | known from |", "|---|---|---|"]
+    for name, profile in PROFILES.items():
+        if name != "native":
+            lines.append(
+                f"| [{name}](migrating.md#{name}) | {len(profile.rows(Shape()))} | {profile.about} |"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""The options: a table for the README, and chapters, one a group, for docs/configuration.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from celery_exporter.cli import shown
+from celery_exporter.options import OPTIONS, Option
+
+
+def short() -> str:
+    """Return one table of all."""
+    lines = ["| option | default | what it does |", "|---|---|---|"]
+    for group, options in groupby(OPTIONS, lambda option: option.group):
+        lines.append(f"| **{group}** | | |")
+        lines += [f"| {_names(each)} | {_default(each)} | {_help(each)} |" for each in options]
+    return "\n".join(lines)
+
+
+def long() -> str:
+    """Return a chapter for each group, with what the options take and the variables they are read from."""
+    groups = groupby(OPTIONS, lambda option: option.group)
+    return "\n\n".join(f"## {group}\n\n{_table(options)}" for group, options in groups)
+
+
+def _table(options: Iterable[Option]) -> str:
+    lines = ["| option | what it does |", "|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {_names(each)} | {_help(each)}<br>{_values(each)} |" for each in options)]
+    )
+
+
+def _values(option: Option) -> str:
+    if option.switch:
+        return "Takes no value; a variable takes `true` or `false`."
+    return f"Takes {_cell(option.takes)}." + (f" Default: {_default(option)}." if _default(option) else "")
+
+
+def _names(option: Option) -> str:
+    return f"`--{option.name}`" + (f", `-{option.short}`" if option.short else "")
+
+
+def _default(option: Option) -> str:
+    return f"`{shown(option)}`" if shown(option) else ""
+
+
+def _help(option: Option) -> str:
+    return option.help + "".join(f" Also read from `{variable}`." for variable in option.env)
+
+
+def _cell(text: str) -> str:
+    """Return a text as it has to be in a table: with no end of a cell, and no HTML."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

@@ -1,0 +1,353 @@
+"""The pages: what is printed is current, the site builds strictly and fetches nothing, examples are right.
+
+Each block of a page has a language, and each language a check (`CHECKS`). After a change that is meant:
+make golden.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from celery.app.defaults import NAMESPACES, flatten
+from harness.processes import ROOT, need
+from test_imports import FLOORS, floor
+from test_tapes import surroundings
+
+from celery_exporter.cli import _command
+from celery_exporter.core.cluster import Cluster, Limits
+from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.snapshot import take
+from docs import advice, house, metrics, printed
+from docs.marks import filled
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+# -- what is printed -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", printed.made(), ids=lambda path: path.name)
+def test_what_is_committed_is_what_the_code_says(path):
+    assert path.read_text() == printed.made()[path]
+
+
+def test_marks_that_are_lost_are_told_of():
+    assert filled("<!-- a -->\nold\n<!-- end of a -->", {"a": "new"}) == "<!-- a -->\nnew\n<!-- end of a -->"
+    assert filled("<!-- a -->\n<!-- end of a -->\n", {"a": ""}) == "<!-- a -->\n\n<!-- end of a -->\n"
+    with pytest.raises(ValueError, match="marks of b"):
+        filled("<!-- b -->\nold", {"b": "new"})
+
+
+def test_links_of_the_readme_lead_to_the_same_from_the_pages():
+    text = "[a](docs/b.md) [docs/b](docs/b.md#c) [Own](LICENSE) [LICENSE](LICENSE) ![d](docs/img/d.png)"
+    assert printed.relinked(text) == "[a](b.md) [b](b.md#c) Own (`LICENSE`) `LICENSE` ![d](img/d.png)"
+    assert printed.relinked("[e](https://e) [f](#g)") == "[e](https://e) [f](#g)"
+
+
+ADVICE = """
+COMMAND = "celery worker -E"
+def check(workers):
+    if workers:
+        return Finding("workers", "ok", "all is well")
+    mend = f"start one: {COMMAND}"
+    found = f"no worker in {seconds} s"
+    many = Finding("events", "warn" if some else "fail", found, mend)
+    mend = "another"
+    return Finding("events", "fail", text(), mend)
+"""
+
+
+def test_what_the_doctor_says_is_read_off_its_source(tmp_path):
+    (tmp_path / "advice.py").write_text(ADVICE)
+    assert advice.chapter(advice.sources(tmp_path)).splitlines()[2:] == [
+        "| check | what is wrong | what mends it |",
+        "|---|---|---|",
+        "| events | no worker in … s | start one: celery worker -E |",
+    ]
+    assert advice.chapter(advice.sources(tmp_path / "nowhere")) == ""
+
+
+def test_the_house_is_drawn_from_the_top_down():
+    levels = house.floors(house.graph())
+    rooms = [name for names in levels for name in names]
+    assert sorted(rooms) == sorted({name for names in FLOORS for name in names} - {""})
+    assert (rooms[0], rooms[-1]) == ("__main__", "core")
+    at = {name: index for index, names in enumerate(levels) for name in names}
+    for name, others in house.graph().items():
+        assert all(at[name] < at[other] and floor(name) < floor(other) for other in others)
+
+
+def test_no_arrow_is_drawn_for_what_others_explain_and_none_is_lost():
+    graph, drawn = house.graph(), house.direct(house.graph())
+
+    def reached(name: str) -> set[str]:
+        return set().union(drawn[name], *map(reached, drawn[name]))
+
+    assert all(reached(name) >= graph[name] for name in graph)
+    for others in drawn.values():
+        assert not others & set().union(*map(reached, others))
+
+
+def test_rooms_do_not_overlap():
+    boxes = re.findall(r'<rect x="(\d+)" y="(\d+)"', house.picture())
+    assert len(boxes) == len(house.graph())
+    for x, y in boxes:
+        near = [abs(int(x) - int(other)) for other, at in boxes if at == y and other != x]
+        assert min(near, default=house.ROOM_WIDTH) >= house.ROOM_WIDTH
+
+
+# -- metrics -------------------------------------------------------------------------------------------
+
+
+def test_each_metric_says_when_it_is_absent_if_it_can_be():
+    """An exporter that has just begun, and knows nothing, is what shows it."""
+    nothing = surroundings(0.0)
+    nothing = type(nothing)(
+        **{field: getattr(nothing, field) for field in nothing.__struct_fields__}
+        | {"depths": {}, "unacked": None, "collectors": [], "event_lag": None, "last_event": None}
+    )
+    snapshot = take(Cluster(Limits(), Ledger((), ())), nothing)
+    missing = {row.name for row in metrics.rows() if not list(row.samples(snapshot))}
+    assert {row.name for row in metrics.rows() if row.absent} == missing
+
+
+def test_each_metric_has_an_example_that_asks_for_it():
+    for row in metrics.rows():
+        assert re.search(rf"\b{row.name}(_bucket|_sum|_count)?\b", row.example), row.name
+
+
+# -- the site ------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a built page links to, and what a browser fetches with it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name in {"href", "src", "data", "poster", "srcset", "action"} and value:
+                (self.links if tag == "a" else self.fetched).append(value)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(DOCS, folder / "docs")
+    shutil.copy(ROOT / "zensical.toml", folder)
+    done = subprocess.run(
+        [need("zensical"), "build", "--strict", "--clean"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "site"
+
+
+def test_each_page_is_built_and_in_the_navigation(site):
+    nav = re.findall(r'" = "(.+)" }', (ROOT / "zensical.toml").read_text())
+    assert sorted(nav) == [page.name for page in PAGES]
+    assert {path.stem for path in site.glob("*.html")} == {page.stem for page in PAGES} | {"404"}
+
+
+def test_programs_are_not_in_the_site(site):
+    assert not [path for path in site.rglob("*") if path.suffix in {".py", ".pyc"}]
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    fetched = {what for path in site.rglob("*.html") for what in Page(path).fetched}
+    assert fetched
+    assert {what for what in fetched if urlsplit(what).netloc} == set()
+    styles = "".join(path.read_text() for kind in ("css", "html") for path in site.rglob(f"*.{kind}"))
+    assert re.findall(r"url\(\s*['\"]?(?:https?:)?//[^)]*|@import[^;]*//[^;]*", styles) == []
+
+
+def test_every_file_that_a_page_shows_or_links_to_is_there(site):
+    for path in site.glob("*.html"):
+        page = Page(path)
+        for target in (*page.links, *page.fetched):
+            address = urlsplit(target)
+            if not address.scheme and not address.netloc and address.path and path.name != "404.html":
+                assert (path.parent / address.path).resolve().exists(), f"{path.name}: {target}"
+
+
+# -- examples ------------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """A block of a page between its fences."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    lines = iter(enumerate(page.read_text().splitlines(), 1))
+    for number, line in lines:
+        fence = re.fullmatch(r"( *)```(.*)", line)
+        if fence:
+            inside = []
+            for _, text in lines:
+                if text.strip() == "```":
+                    break
+                inside.append(text.removeprefix(fence[1]))
+            language = fence[2].partition(" ")[0]
+            yield Block(page.name, number, language, "\n".join(inside) + "\n")
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def check_console(text: str, _folder: Path) -> None:
+    """A dollar, and a command that is right as far as it is ours; lines without one are what it prints."""
+    commands = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
+    assert commands, "a block of output is text"
+    check_sh("\n".join(commands), _folder)
+
+
+def check_sh(text: str, _folder: Path) -> None:
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    for command in text.splitlines():
+        words = list(shlex.shlex(command, punctuation_chars=True, posix=True))
+        for index, word in enumerate(words):
+            if word.rpartition("/")[2] == "celery-exporter" and is_command(words[:index]):
+                check_options(until_operator(words[index + 1 :]))
+            elif word == "make":
+                assert re.search(rf"^{words[index + 1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            elif word.startswith(("deploy/", "alerts/", "dashboards/")):
+                made = "deploy/secrets/" in word
+                assert made or (ROOT / word).exists(), word
+
+
+def is_command(before: list[str]) -> bool:
+    """Tell whether a command begins after these words."""
+    return not before or before[-1] in {"|", "||", "&&", ";", "(", "sudo", "exec"} or "=" in before[-1]
+
+
+def until_operator(words: list[str]) -> list[str]:
+    ends = (index for index, word in enumerate(words) if set(word) <= set("|&;<>()"))
+    return words[: next(ends, len(words))]
+
+
+def check_options(words: list[str]) -> None:
+    named = [word for word in words if word in _command.commands]
+    commands = [_command, *(_command.commands[name] for name in named)]
+    ours = {flag for each in commands for parameter in each.params for flag in parameter.opts}
+    flags = {word.partition("=")[0] for word in words if word.startswith("-")}
+    assert flags <= ours | {"--help", "-h"}, flags - ours
+
+
+def check_promql(text: str, folder: Path) -> None:
+    check_rules([{"record": "example", "expr": text}], folder)
+
+
+def check_rules(rules: list[object], folder: Path) -> None:
+    path = folder / "rules.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "example", "rules": rules}]}))
+    promtool("check", "rules", str(path))
+
+
+def promtool(*arguments: str) -> None:
+    done = subprocess.run([need("promtool"), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def check_yaml(text: str, folder: Path) -> None:
+    """Prometheus' own are for promtool; what Kubernetes reads is held by tests/deploy, where it is."""
+    for found in yaml.safe_load_all(text):
+        if isinstance(found, list):
+            check_rules(found, folder)
+        elif "scrape_configs" in found:
+            path = folder / "prometheus.yml"
+            path.write_text(text)
+            promtool("check", "config", "--syntax-only", str(path))
+        else:
+            assert "apiVersion" in found or "resources" in found, found.keys()
+
+
+def check_python(text: str, _folder: Path) -> None:
+    known = {name for name, _ in flatten(NAMESPACES)}
+    tree = ast.parse(text)
+    targets = [node.targets[0] for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    settings = {each.attr for each in targets if isinstance(each, ast.Attribute)}
+    assert settings <= known
+
+
+def check_ini(text: str, _folder: Path) -> None:
+    assert {"[Unit]", "[Service]", "[Install]"} <= set(text.splitlines())
+
+
+CHECKS: dict[str, Callable[[str, Path], None]] = {
+    "console": check_console,
+    "sh": check_sh,
+    "promql": check_promql,
+    "yaml": check_yaml,
+    "python": check_python,
+    "ini": check_ini,
+    "text": lambda _text, _folder: None,  # what something printed
+}
+
+
+def test_every_block_has_a_language_and_every_language_a_check():
+    assert [block[:3] for block in BLOCKS if block.language not in CHECKS] == []
+    assert {block.language for block in BLOCKS} == set(CHECKS)
+
+
+def test_what_is_in_a_list_is_indented_as_markdown_wants_it():
+    """By four: with three GitHub sees a list, and the site's Markdown its end."""
+    for page in PAGES:
+        assert not re.search(r"^(?: {4})* {1,3}```", page.read_text(), re.MULTILINE), page.name
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for block in BLOCKS if block.language != "promql"],
+    ids=lambda each: f"{each.page}:{each.line}",
+)
+def test_an_example_is_right(block, tmp_path):
+    CHECKS[block.language](block.text, tmp_path)
+
+
+def test_promql_examples_are_right(tmp_path):
+    """All of them in one go, for promtool takes a while to start."""
+    queries = [block.text for block in BLOCKS if block.language == "promql"]
+    assert len(queries) > len(metrics.rows())
+    check_rules(
+        [{"record": f"example_{index}", "expr": text} for index, text in enumerate(queries)], tmp_path
+    )
+
+
+def test_a_wrong_example_is_found(tmp_path):
+    for language, text in [
+        ("console", "$ celery-exporter --broker-uri redis://\n"),
+        ("console", "$ make nosuch\n"),
+        ("console", "$ sudo cp deploy/nosuch /etc\n"),
+        ("sh", "eval $(celery-exporter record --nosuch)\n"),
+        ("promql", "sum by (rate(celery_tasks_total[5m])\n"),
+        ("yaml", "scrape_configs: [{job: celery}]\n"),
+        ("python", "app.conf.task_send_send_event = True\n"),
+    ]:
+        with pytest.raises((AssertionError, subprocess.CalledProcessError)):
+            CHECKS[language](text, tmp_path)

@@ -1,0 +1,154 @@
+"""`--help` in groups, `--version`, and what a shell completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from harness.exporter import run_cli
+
+from celery_exporter import __version__
+from celery_exporter.about import about, commit
+from celery_exporter.options import OPTIONS
+
+GROUPS = list(dict.fromkeys(option.group for option in OPTIONS))
+
+
+@pytest.fixture(scope="module", params=[80, 100])
+def page(request) -> list[str]:
+    done = run_cli("--help", environment={"COLUMNS": str(request.param)})
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= request.param
+    return lines
+
+
+def test_options_of_a_group_stand_together():
+    assert [group for group, _ in groupby(option.group for option in OPTIONS)] == GROUPS
+
+
+def test_help_has_each_option_under_the_heading_of_its_group(page):
+    headings = [line.removesuffix(":") for line in page if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [*GROUPS, "Other", "Commands"]
+    found = {}
+    for line in page:
+        if not line.startswith(" "):
+            heading = line.removesuffix(":")
+        words = line.replace(",", "").split()
+        found |= {word: heading for word in words[:2] if line.startswith("  -") and word.startswith("--")}
+    assert {name: found[name] for name in found if name not in ("--help", "--version")} == {
+        f"--{option.name}": option.group for option in OPTIONS
+    }
+
+
+def test_help_ends_with_examples_whose_options_exist(page):
+    examples = page[page.index("  Examples:") :]
+    named = {word.rstrip(".,") for line in examples for word in line.split() if word.startswith("--")}
+    assert "--broker-url" in named
+    assert named <= {f"--{option.name}" for option in OPTIONS}
+
+
+def test_no_command_is_cut_short_in_the_list(page):
+    commands = page[page.index("Commands:") : page.index("  Examples:")]
+    assert not [line for line in commands if line.endswith("...")]
+
+
+# -- version -------------------------------------------------------------------------------------------
+
+
+def test_version_is_a_line_for_scripts_and_one_for_people():
+    done = run_cli("--version")
+    first, second = done.stdout.splitlines()
+    assert (done.returncode, first) == (0, f"celery-exporter {__version__}")
+    for what in ("Python 3.", "celery ", "kombu ", "redis ", "prometheus_client "):
+        assert what in second
+    assert done.stdout == about(__version__) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (None, None),
+        ({"url": "file:///src", "dir_info": {"editable": True}}, None),
+        ({"url": "https://host/repo", "vcs_info": {"vcs": "git", "commit_id": "5f1ee7"}}, "5f1ee7"),
+    ],
+)
+def test_the_commit_is_told_where_the_installer_knew_it(written, found):
+    class Installed:
+        def read_text(self, _name: str) -> str | None:
+            return None if written is None else json.dumps(written)
+
+    assert commit(Installed()) == found
+
+
+# -- completion ----------------------------------------------------------------------------------------
+
+
+def completed(*words: str) -> list[str]:
+    """Return what a shell is told after these words, the last of which is being typed."""
+    done = run_cli(
+        environment={
+            "_CELERY_EXPORTER_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(["celery-exporter", *words]),
+            "COMP_CWORD": str(len(words)),
+        }
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (
+            ["--brok"],
+            ["--broker-url", "--broker-url-file", "--broker-transport-option", "--broker-ssl-option"],
+        ),
+        (["--log-level", "d"], ["debug"]),
+        (["--log-format", ""], ["logfmt", "json"]),
+        (["--reader", ""], ["auto", "kombu"]),
+        (["--profile", "tri"], ["triton", "triss"]),
+        (["--profile", "native,tri"], ["native,triton", "native,triss"]),
+        (["--profile", "triton,tri"], ["triton,triss"]),
+        (["--log-level", "debug,"], []),
+        (["--task-labels", "queue_name,"], ["queue_name,worker"]),
+        (["--host", ""], []),
+        (["rec"], ["record"]),
+        (["record", "--scr"], ["--scrub"]),
+        (["record", "--reader", "k"], ["kombu"]),
+        (["profiles", "zer"], ["zerok"]),
+    ],
+    ids=" ".join,
+)
+def test_words_are_completed(words, found):
+    assert completed(*words) == [f"plain,{each}" for each in found]
+
+
+@pytest.mark.parametrize("option", [option.name for option in OPTIONS if option.metavar == "PATH"])
+def test_paths_are_completed_as_such(option):
+    assert completed(f"--{option}", "/et") == ["file,/et"]
+
+
+def test_bash_takes_the_completion_as_the_docs_say():
+    script = """
+    eval "$(_CELERY_EXPORTER_COMPLETE=bash_source celery-exporter)"
+    COMP_WORDS=(celery-exporter --broker-url-); COMP_CWORD=1
+    _celery_exporter_completion celery-exporter
+    printf '%s\\n' "${COMPREPLY[@]}"
+    complete -p celery-exporter
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    word, registered = done.stdout.splitlines()
+    assert word == "--broker-url-file"
+    assert "_celery_exporter_completion celery-exporter" in registered
