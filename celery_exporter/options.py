@@ -344,6 +344,7 @@ OPTIONS = (
     ),
     Option(
         name="no-status-page",
+        group="HTTP",
         help="Serve no status page at / and no /api/v1/status.",
         takes="true or false",
         parse=parsing.switch,

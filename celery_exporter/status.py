@@ -54,7 +54,7 @@ class WorkerStatus(Struct, frozen=True):
 
 
 class QueueStatus(Struct, frozen=True):
-    """One queue. `lengths` are its length at some moments of the last `LENGTHS` seconds, the oldest first."""
+    """One queue. `lengths` are its length at moments of the last `LENGTHS` seconds, up to now."""
 
     name: str
     length: int | None
@@ -166,7 +166,7 @@ class History:
             ),
             findings=advise(snapshot),
             workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],
-            queues=[_queue(queue, self._lengths) for queue in snapshot.queues],
+            queues=[_queue(queue, around.at, self._lengths) for queue in snapshot.queues],
             tasks=_tasks(snapshot, first, window),
             failures=[
                 FailureStatus(each.at, each.key.task_name, each.worker, each.exception, each.uuid)
@@ -190,8 +190,11 @@ def _worker(worker: WorkerView) -> WorkerStatus:
     )
 
 
-def _queue(queue: QueueView, lengths: Iterable[tuple[float, float, Mapping[str, int | None]]]) -> QueueStatus:
+def _queue(
+    queue: QueueView, now: float, lengths: Iterable[tuple[float, float, Mapping[str, int | None]]]
+) -> QueueStatus:
     told = [(at, found[queue.name]) for _, at, found in lengths if queue.name in found]
+    told.append((now, queue.length))
     return QueueStatus(queue.name, queue.length, queue.oldest, queue.consumers, queue.worker_processes, told)
 
 

@@ -85,9 +85,8 @@ def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
     (queue,) = status(story, history, depths={"q": Depth(7)}).queues
     assert queue.length == 7
     newest = int(2 * LENGTHS / STEP) - 1
-    assert [length for _, length in queue.lengths] == list(
-        range(newest - int(LENGTHS / STEP) + 1, newest + 1)
-    )
+    remembered = range(newest - int(LENGTHS / STEP) + 1, newest + 1)
+    assert [length for _, length in queue.lengths] == [*remembered, 7]
 
 
 def test_a_queue_whose_length_is_not_known_has_none():
@@ -95,7 +94,7 @@ def test_a_queue_whose_length_is_not_known_has_none():
     story.tell(sent())
     history.look(story.shown(), story.now)
     (queue,) = status(story, history).queues
-    assert (queue.length, [length for _, length in queue.lengths]) == (None, [None])
+    assert (queue.length, [length for _, length in queue.lengths]) == (None, [None, None])
 
 
 def test_workers_are_told_by_name():

@@ -12,7 +12,6 @@ from urllib.parse import urlencode
 
 from celery_exporter.status import LENGTHS, Status
 from celery_exporter.tables import (
-    MOST_ROWS,
     TABLES,
     UNKNOWN,
     Column,
@@ -152,20 +151,20 @@ def _table(table: Table, status: Status, sort: str, contains: str) -> str:
         form = _FORM.format(filter=escape(contains), sort=escape(sort))
         by = f' data-sort="{escape(sort)}"'
     heads = (_head(column, sort, contains, sorts=table.name == SORTED) for column in table.columns)
-    shown = "".join(_row(table, row, status.at) for row in rows[:MOST_ROWS])
+    shown = "".join(_row(table, row, status.at) for row in rows[: table.most])
     empty = f'<tr><td colspan="{len(table.columns)}">{escape(table.empty)}</td></tr>'
-    more = len(rows) - MOST_ROWS
+    more = len(rows) - table.most
     return _TABLE.format(
         name=table.name,
         title=table.title,
         count=f"{total:,}",
         form=form,
-        most=MOST_ROWS,
+        most=table.most,
         empty=escape(table.empty),
         sort=by,
         heads="".join(heads),
         rows=shown or empty,
-        more=f"and {more:,} more: name a part of what you look for" if more > 0 else "",
+        more=f"and {more:,} more" if more > 0 else "",
     )
 
 
