@@ -106,9 +106,9 @@ def _workers(snapshot: Snapshot) -> Finding | None:
     up, down = _up(snapshot), [worker for worker in snapshot.workers if not worker.up]
     if up:
         also = f", {len(down)} went down" if down else ""
-        return Finding("workers", "ok", f"{_count(len(up), 'worker')} heard: {_names(up)}{also}")
+        return Finding("workers", "ok", f"{_count(len(up), 'worker')} heard: {names(up)}{also}")
     if down:
-        found = f"all workers are down: {_names(down)}"
+        found = f"all workers are down: {names(down)}"
         return Finding("workers", "warn", found, "start them: celery -A yourapp worker -E")
     if not _listened(snapshot):
         return None
@@ -131,7 +131,7 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "heartbeats",
         "warn" if len(silent) < len(up) else "fail",
-        f"no heartbeat from {_names(silent)}",
+        f"no heartbeat from {names(silent)}",
         "start workers without --without-heartbeat, and give this their event_exchange (--event-exchange)",
     )
 
@@ -146,7 +146,7 @@ def _answers(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "answers",
         "warn",
-        f"no answer from {_names(mute)}, so its pool and queues are not known",
+        f"no answer from {names(mute)}, so its pool and queues are not known",
         "worker_enable_remote_control = True in the workers' configuration; one that is busy in the solo "
         "pool answers later",
     )
@@ -164,7 +164,7 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
             f"start workers with -E, or now: {ENABLE_EVENTS}",
         )
     if sending:
-        return Finding("task-events", "ok", f"task events come from {_names(sending)}")
+        return Finding("task-events", "ok", f"task events come from {names(sending)}")
     if not up or not _listened(snapshot):
         return None
     return Finding(
@@ -261,7 +261,7 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
             return Finding(
                 "worker-names",
                 "warn",
-                f"names that differ only by how the host is written: {_names(group)}",
+                f"names that differ only by how the host is written: {names(group)}",
                 "if it is one worker, let it always have one name: celery -A yourapp worker -E -n NAME@HOST",
             )
     for node in sorted({node for node, _ in alike}):
@@ -271,7 +271,7 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
             return Finding(
                 "worker-names",
                 "warn",
-                f"{len(group)} names that differ only by host, of which {down} are down: {_names(group)}",
+                f"{len(group)} names that differ only by host, of which {down} are down: {names(group)}",
                 "host names that outlast a restart (docker run --hostname, a StatefulSet), or here "
                 "--purge-offline-worker-metrics 60",
             )
@@ -335,11 +335,12 @@ def _consume(queues: list[str]) -> str:
 
 
 def _workers_named(workers: list[WorkerView]) -> str:
-    return f"{'worker' if len(workers) == 1 else 'workers'} {_names(workers)}"
+    return f"{'worker' if len(workers) == 1 else 'workers'} {names(workers)}"
 
 
-def _names(workers: list[WorkerView]) -> str:
-    return _some(sorted(_shown(worker.name) for worker in workers))
+def names(some: Iterable[WorkerView | str]) -> str:
+    """Return names of workers, or others that came from the wire, in one line that can be printed."""
+    return _some(sorted(_shown(each if isinstance(each, str) else each.name) for each in some))
 
 
 def _some(texts: list[str]) -> str:
