@@ -36,6 +36,8 @@ from celery_exporter.settings import Settings
 #: Seconds for a name to resolve: the system's resolver tries its servers for longer.
 RESOLVE_TIMEOUT = 5.0
 
+#: What kombu needs of Redis, and a little more.
+_ENOUGH = "+@all -@dangerous"
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 #: What is tried when a connection is opened, in this order: what comes before the one that fails went well.
 _AFTER_THE_PORT = ("answer", "tls", "login", "database")
@@ -52,6 +54,7 @@ class Place(Struct, frozen=True):
     tls: bool
     amqp: bool
     network: bool  # not a socket in the file system, nor a service that has no single address
+    sentinel: bool
 
     @property
     def address(self) -> str:
@@ -73,6 +76,7 @@ def place_of(settings: Settings) -> Place:
         tls=has_tls(settings),
         amqp=amqp,
         network=(amqp or is_redis(settings)) and scheme != "redis+socket",
+        sentinel=scheme == "sentinel",
     )
 
 
@@ -228,6 +232,13 @@ _ROWS = (
     ),
     _Row("ACCESS_REFUSED", "login", _password),
     _Row(
+        "NOPERM|no permissions",
+        "login",
+        lambda place: (
+            f"{redis_cli(place)} ACL SETUSER {_quoted(place.user or 'default')} '~*' '&*' {_ENOUGH}"
+        ),
+    ),
+    _Row(
         "Protocol error|closed by|closed connection|unpack|invalid method",
         "answer",
         lambda place: f"correct scheme and port in --broker-url: {place.address} is no such broker",
@@ -266,10 +277,10 @@ def _well(place: Place, until: str | None = None) -> list[Finding]:
 
 
 def _refused(place: Place, text: str) -> list[Finding]:
-    mismatch = _tls_mismatch(place)
+    row = next(row for row in _ROWS if re.search(row.says, text))
+    mismatch = _tls_mismatch(place) if row.rung in ("answer", "tls") else None
     if mismatch is not None:
         return [mismatch]
-    row = next(row for row in _ROWS if re.search(row.says, text))
     return [*_well(place, row.rung), Finding(_named(row.rung, place), "fail", text, row.mend(place))]
 
 
@@ -355,6 +366,8 @@ def redis_cli(place: Place) -> str:
     """Return how redis-cli is called for this Redis; it asks for the password by itself."""
     if not place.network:
         return f"redis-cli -s {_quoted(place.host)}"
+    if place.sentinel:
+        return "redis-cli -h MASTER"
     login = f" --user {_quoted(place.user)}" if place.user else ""
     login += " --askpass" if place.secret else ""
     return f"redis-cli -h {_quoted(place.host)} -p {place.port}{' --tls' if place.tls else ''}{login}"
