@@ -53,7 +53,8 @@ class Place(Struct, frozen=True):
     vhost: str  # of Redis: the database
     tls: bool
     amqp: bool
-    network: bool  # not a socket in the file system, nor a service that has no single address
+    server: bool  # not a folder, nor a service that has no single address
+    network: bool  # … nor a socket in the file system
     sentinel: bool
 
     @property
@@ -75,6 +76,7 @@ def place_of(settings: Settings) -> Place:
         vhost=str(connection.virtual_host or ("/" if amqp else "0")).removeprefix("/" if not amqp else ""),
         tls=has_tls(settings),
         amqp=amqp,
+        server=amqp or is_redis(settings),
         network=(amqp or is_redis(settings)) and scheme != "redis+socket",
         sentinel=scheme == "sentinel",
     )
@@ -103,8 +105,8 @@ def climb(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
 
 def _rungs(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
     place = place_of(settings)
-    for rung in (_resolve, _reach) if place.network else ():
-        say(f"{place.address}: {rung.__name__.strip('_')}")
+    for rung, doing in ((_resolve, "looking for"), (_reach, "connecting to")) if place.network else ():
+        say(f"{doing} {place.address}")
         finding = rung(place)
         yield finding
         if finding.level == "fail":
@@ -196,6 +198,14 @@ def _authority(place: Place) -> str:
 
 _ROWS = (
     _Row(
+        "master_name|No master found",
+        "answer",
+        lambda place: (
+            "--broker-transport-option master_name=NAME, with a name that this lists: "
+            f"redis-cli -h {_quoted(place.host)} -p {place.port} SENTINEL MASTERS"
+        ),
+    ),
+    _Row(
         "Hostname mismatch|IP address mismatch",
         "tls",
         lambda place: f"in --broker-url, the name that the certificate is for, instead of {place.host}",
@@ -270,9 +280,12 @@ def _well(place: Place, until: str | None = None) -> list[Finding]:
         "answer": "the broker answers",
         "tls": "the broker's certificate is taken" if place.tls else "no TLS is asked for",
         "login": f"logged in as {place.user or ('guest' if place.amqp else 'the default user')}",
-        "database": f"{'virtual host' if place.amqp else 'database'} {place.vhost} is there",
+        "database": f"{'virtual host' if place.amqp else 'database'} {place.vhost} is there".replace(
+            "  ", " "
+        ),
     }
-    rungs = _AFTER_THE_PORT if until is None else _AFTER_THE_PORT[: _AFTER_THE_PORT.index(until)]
+    rungs: tuple[str, ...] = _AFTER_THE_PORT if place.server else _AFTER_THE_PORT[:1]
+    rungs = rungs if until is None else rungs[: _AFTER_THE_PORT.index(until)]
     return [Finding(_named(rung, place), "ok", texts[rung]) for rung in rungs]
 
 

@@ -115,4 +115,4 @@ def _is_known(snapshot: Snapshot) -> bool:
 def _progress(snapshot: Snapshot, left: float) -> str:
     up = sum(worker.up for worker in snapshot.workers)
     events = sum(snapshot.events.values())
-    return f"listening for {left:.0f} s more: {events:,} events, {up} workers"
+    return f"listening for {left:.0f} s more: events {events:,}, workers {up}"

@@ -50,7 +50,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
     return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
 
 
-def _first_event(heard: Heard, settings: Settings) -> Finding:
+def _first_event(heard: Heard, settings: Settings) -> Finding | None:
     if heard.first_event is not None:
         return Finding("first-event", "ok", f"the first event came after {heard.first_event:.1f} s")
     listened = heard.snapshot.around.listened
@@ -64,12 +64,7 @@ def _first_event(heard: Heard, settings: Settings) -> Finding:
     if heard.configurations:
         found = f"no event in {listened:.0f} s, though {len(heard.configurations)} workers answered"
         return Finding("first-event", "fail", found, "start workers with -E and without --without-heartbeat")
-    return Finding(
-        "first-event",
-        "fail",
-        f"no event in {listened:.0f} s, and no worker answered",
-        "start a worker on this broker, virtual host and database: celery -A yourapp worker -E",
-    )
+    return None  # there is no worker, which is told as such
 
 
 def _versions(snapshot: Snapshot) -> Finding | None:

@@ -385,14 +385,13 @@ def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, foun
 
 
 def test_progress_is_shown_while_it_listens_and_not_on_stdout(sick):
-    assert re.search(r"listening for \d+ s more: \d+ events, \d workers", sick.said)
+    assert re.search(r"listening for \d+ s more: events \d+, workers \d", sick.said)
     assert "listening" not in sick.text
 
 
 def test_nobody_at_all(redis_broker):
     result = doctor(redis_broker.url)
     assert result.code == 2
-    assert result.found["first-event"].level == "fail"
     assert result.found["workers"].found.startswith("no worker was heard in ")
     assert "worker -E" in result.found["workers"].mend
 
