@@ -200,7 +200,7 @@ def _clocks(snapshot: Snapshot) -> Finding | None:
         "clock-skew",
         "warn",
         "clocks differ from the one here: "
-        + _some([f"{_shown(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
+        + _some([f"{printable(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
         f"set the clock of {whose}: timedatectl set-ntp true",
     )
 
@@ -226,7 +226,7 @@ def _consumers(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "queues-without-consumers",
         "warn",
-        f"nobody consumes {_some(list(map(_shown, idle)))} (empty by now)",
+        f"nobody consumes {_some(list(map(printable, idle)))} (empty by now)",
         f"if somebody should: {_consume(idle)}",
     )
 
@@ -243,7 +243,7 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
         "waiting-for-nobody",
         "fail",
         "messages wait in queues that nobody consumes: "
-        + _some([f"{_shown(name)} ({waiting[name]:,})" for name in longest]),
+        + _some([f"{printable(name)} ({waiting[name]:,})" for name in longest]),
         _consume(longest),
     )
 
@@ -331,7 +331,7 @@ def _without_domain(host: str) -> str:
 
 
 def _consume(queues: list[str]) -> str:
-    return f"celery -A yourapp worker -E -Q {shlex.quote(','.join(map(_shown, queues[:MOST_NAMES])))}"
+    return f"celery -A yourapp worker -E -Q {shlex.quote(','.join(map(printable, queues[:MOST_NAMES])))}"
 
 
 def _workers_named(workers: list[WorkerView]) -> str:
@@ -340,7 +340,7 @@ def _workers_named(workers: list[WorkerView]) -> str:
 
 def names(some: Iterable[WorkerView | str]) -> str:
     """Return names of workers, or others that came from the wire, in one line that can be printed."""
-    return _some(sorted(_shown(each if isinstance(each, str) else each.name) for each in some))
+    return _some(sorted(printable(each if isinstance(each, str) else each.name) for each in some))
 
 
 def _some(texts: list[str]) -> str:
@@ -348,8 +348,8 @@ def _some(texts: list[str]) -> str:
     return ", ".join(texts[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _shown(name: str) -> str:
-    """Return a name from the wire without what would move a terminal's cursor, or end a line of a log."""
+def printable(name: str) -> str:
+    """Return a text from the wire without what would move a terminal's cursor, or end a line of a log."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 

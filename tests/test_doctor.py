@@ -72,6 +72,12 @@ def test_the_first_event_and_what_may_keep_it_away():
     assert judged(**silent)["workers"].level == "fail"
 
 
+def test_what_was_cut_short_is_not_well():
+    found = judged(heartbeat(), cut=True)["listening"]
+    assert (found.level, found.found.startswith(f"ended after {PATIENCE:.0f} s")) == ("warn", True)
+    assert "listening" not in judged(heartbeat())
+
+
 def test_pickle_is_not_recommended_without_a_word():
     found = judged(content_types={"application/x-python-serialize": 1, "text/odd\n": 1})["serializer"]
     assert (found.level, "text/odd?" in found.found) == ("fail", True)

@@ -34,6 +34,7 @@ class Heard(Struct, frozen=True):
     content_types: dict[str, int]
     first_event: float | None  # seconds after the subscription
     configurations: list[tuple[str, Configuration]]  # each answer, by node name; one name may come twice
+    cut: bool = False  # somebody ended it
 
 
 class Tap:
@@ -81,8 +82,9 @@ def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: 
         while True:
             snapshot = monitor.snapshot(web_config_up_to_date=None)
             now = time.monotonic()
-            if now > end or ended() or _is_known(snapshot):
-                return Heard(snapshot, dict(tap.content_types), tap.first, configurations)
+            cut = ended()
+            if cut or now > end or _is_known(snapshot):
+                return Heard(snapshot, dict(tap.content_types), tap.first, configurations, cut)
             if now > said + PROGRESS:
                 said = now
                 say(_progress(snapshot, end - now))

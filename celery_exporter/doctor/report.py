@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from celery_exporter.advice import Finding
+from celery_exporter.advice import Finding, printable
 from celery_exporter.doctor import Report
 
 #: How a level is written, in which colour (where there is a terminal).
@@ -17,8 +17,8 @@ _LEVEL, _CHECK = 6, 26
 def printed(finding: Finding) -> str:
     """Return a line, and one under it that says what mends it."""
     word, colour = _LEVELS[finding.level]
-    line = f"{click.style(f'{word:{_LEVEL}}', fg=colour)}{finding.check:{_CHECK}}{finding.found}"
-    return f"{line}\n{'':{_LEVEL + _CHECK}}-> {finding.mend}" if finding.mend else line
+    line = f"{click.style(f'{word:{_LEVEL}}', fg=colour)}{finding.check:{_CHECK}}{printable(finding.found)}"
+    return f"{line}\n{'':{_LEVEL + _CHECK}}-> {printable(finding.mend)}" if finding.mend else line
 
 
 def as_json(report: Report) -> str:

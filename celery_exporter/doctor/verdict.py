@@ -13,6 +13,7 @@ from celery_exporter.settings import Settings
 
 #: In this order they are told.
 _ORDER = (
+    "listening",
     "subscription",
     "first-event",
     "serializer",
@@ -39,6 +40,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
     if "subscription" in found and found["subscription"].level == "fail":
         return list(found.values())
     own = (
+        _cut(heard),
         _first_event(heard, settings),
         _versions(heard.snapshot),
         _twins(heard.configurations),
@@ -48,6 +50,13 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
     )
     found.update({finding.check: finding for finding in own if finding is not None})
     return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
+
+
+def _cut(heard: Heard) -> Finding | None:
+    if not heard.cut:
+        return None
+    found = f"ended after {heard.snapshot.around.listened:.0f} s of listening: what is not told is not known"
+    return Finding("listening", "warn", found, "let it listen to its end")
 
 
 def _first_event(heard: Heard, settings: Settings) -> Finding | None:

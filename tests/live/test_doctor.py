@@ -189,6 +189,19 @@ def test_logins_on_rabbitmq(rabbit_server):
     )
 
 
+def test_a_user_of_rabbitmq_who_may_not_declare_a_queue(rabbit_server):
+    """And the command that is printed lets him."""
+    url = rabbit_server.clean()
+    vhost = url.rpartition("/")[2]
+    rabbit_server.control("set_permissions", "-p", vhost, "guest", "^$", ".*", ".*")
+    check, found, mend = last(rungs(url))
+    assert (check, "ACCESS_REFUSED" in found) == ("subscription", True)
+    program, *words = shlex.split(mend)
+    assert program == "rabbitmqctl"
+    rabbit_server.control(*words)
+    assert {finding.level for finding in rungs(url).values()} == {"ok"}
+
+
 def test_of_several_urls_one_that_leads_to_a_broker_is_enough(redis_server):
     dead = f"redis://127.0.0.1:{free_port()}/0"
     found = list(climb(settings_of(f"{dead};{redis_server.url}"), lambda _: None))
@@ -237,10 +250,8 @@ def test_a_redis_that_may_not_be_asked(running, tmp_path):
     server.client().execute_command(*EVE, "&*", "-config", "-info", "-scan")
     found = by_check(redis.look(settings_of(f"redis://eve:pw@127.0.0.1:{server.port}/0"))[0])
     assert {each.level for each in found.values()} == {"ok"}
-    for check in ("eviction", "output-buffer"):
-        assert (
-            f"redis-cli -h 127.0.0.1 -p {server.port} --user eve --askpass CONFIG GET" in found[check].found
-        )
+    for check, how in (("eviction", "CONFIG GET"), ("output-buffer", "CONFIG GET"), ("leftovers", "--scan")):
+        assert f"redis-cli -h 127.0.0.1 -p {server.port} --user eve --askpass {how}" in found[check].found
 
 
 def test_what_was_left_on_redis_by_those_who_asked_workers(running, tmp_path):
