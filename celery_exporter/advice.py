@@ -181,8 +181,8 @@ def _task_sent(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "sent-events",
         "warn",
-        f"{_count(received, 'task')} received, of which no client said that it sent them: "
-        "their waiting times, and queues where a worker has several, are not known",
+        f"{_count(received, 'task')} received, and since this listens no client said that it sent one: "
+        "waiting times, and queues where a worker has several, are not known",
         "task_send_sent_event = True in the configuration of whoever sends tasks",
     )
 
@@ -264,8 +264,10 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
                 f"names that differ only by how the host is written: {names(group)}",
                 "if it is one worker, let it always have one name: celery -A yourapp worker -E -n NAME@HOST",
             )
-    for node in sorted({node for node, _ in alike}):
-        group = [worker for (name, _), workers in alike.items() if name == node for worker in workers]
+    by_node: dict[str, list[WorkerView]] = {}
+    for (node, _), group in alike.items():
+        by_node.setdefault(node, []).extend(group)
+    for _, group in sorted(by_node.items()):
         down = sum(not worker.up for worker in group)
         if down >= max(CHURN, len(group) - down):
             return Finding(

@@ -381,7 +381,9 @@ class Monitor:
             raise BrokerError("no worker answered")
 
     def _say_what_is_wrong(self) -> None:
-        for finding in self._watch.news(advise(self.snapshot(web_config_up_to_date=None)), time.monotonic()):
+        with self._lock:
+            snapshot = take(self._cluster, self._ledger, self._surroundings(None), sums=False)
+        for finding in self._watch.news(advise(snapshot), time.monotonic()):
             if finding.level == "ok":
                 advice_log.info("over: %s", finding.found)
             else:

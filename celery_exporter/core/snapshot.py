@@ -108,17 +108,25 @@ class Snapshot(Struct, frozen=True):
     series_folded: int
 
 
-def take(cluster: Cluster, ledger: Ledger, around: Surroundings, *, prefetched: bool = False) -> Snapshot:
+def take(
+    cluster: Cluster,
+    ledger: Ledger,
+    around: Surroundings,
+    *,
+    prefetched: bool = False,
+    sums: bool = True,
+) -> Snapshot:
     """Return a copy of everything, for which nobody needs the lock any more.
 
-    What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
+    What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it;
+    `sums` over tasks, of which there are most, are left out for who does not look at them.
     """
     return Snapshot(
         around=around,
         runtime_bounds=ledger.runtime_bounds,
         wait_bounds=ledger.wait_bounds,
-        cells=_shown(ledger.snapshot()),
-        tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
+        cells=_shown(ledger.snapshot()) if sums else {},
+        tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN] if sums else [],
         prefetched=cluster.prefetched() if prefetched else {},
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around),

@@ -48,10 +48,10 @@ def look(settings: Settings, management: str | None) -> tuple[list[Finding], set
     `management` is the URL of the management API, where it is not on the broker's host, port 15672.
     """
     connection = connect(settings)
-    place = place_of(settings)
     try:
         with translated(connection):
             open_(connection)
+            place = place_of(settings, connection)
         said = connection.connection.server_properties
         queues = _managed_queues(connection, place, management)
         durable = depths_on(connection).read([_DURABLE], ())

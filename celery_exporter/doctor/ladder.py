@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import kombu
 import msgspec
 from msgspec import Struct
 
@@ -63,9 +64,9 @@ class Place(Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def place_of(settings: Settings) -> Place:
-    """Return where the first URL leads."""
-    connection = connect(settings)
+def place_of(settings: Settings, connection: kombu.Connection | None = None) -> Place:
+    """Return where an open connection leads, or else the first URL."""
+    connection = connection or connect(settings)
     scheme = settings.broker_url.partition("://")[0]
     amqp = is_amqp(settings)
     return Place(

@@ -32,10 +32,10 @@ _BINDINGS, _REPLIES = "_kombu.binding.", "reply.celery.pidbox"
 def look(settings: Settings) -> tuple[list[Finding], set[str]]:
     """Return what was found, and the task queues that are bound; raise BrokerError."""
     connection = connect(settings)
-    place = place_of(settings)
     try:
         with translated(connection):
             open_(connection)
+            place = place_of(settings, connection)
             found = _Redis(connection, place)
             return list(found.findings()), found.queues()
     finally:

@@ -235,7 +235,11 @@ def test_settings_of_redis_that_lose_tasks_or_events(running, tmp_path):
     assert (found["eviction"].level, found["output-buffer"].level) == ("warn", "warn")
     assert "1,048,576 bytes" in found["output-buffer"].found
     client.config_set("maxmemory", "1gb")
-    assert by_check(redis.look(settings)[0])["eviction"].level == "fail"
+    # Behind a URL that is dead, too, the command is for the one that lives.
+    dead = settings_of(f"redis://127.0.0.1:{free_port()}/0;{server.url}")
+    found["eviction"] = by_check(redis.look(dead)[0])["eviction"]
+    assert found["eviction"].level == "fail"
+    assert found["eviction"].mend.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} CONFIG SET")
     for check in ("eviction", "output-buffer"):
         words = shlex.split(found[check].mend.partition(", and")[0])
         client.execute_command(*words[words.index("CONFIG") :])
@@ -311,6 +315,10 @@ def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
     assert found["leftovers"].level == "ok"
     found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1")[0])
     assert (found["leftovers"].level, "rabbitmqctl list_queues" in found["leftovers"].found) == ("ok", True)
+    with kombu.Connection(server.url) as connection:  # of an exporter with --event-queue-durable that is away
+        kombu.Queue("celeryev.celery-exporter")(connection.default_channel).queue_declare()
+    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1")[0])["leftovers"]
+    assert (found.level, found.mend.endswith("test0 celeryev.celery-exporter")) == ("warn", True)
 
 
 @pytest.mark.parametrize(
