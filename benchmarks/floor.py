@@ -22,8 +22,8 @@ from msgspec import Struct
 
 from celery_exporter.core.events import Event
 
-#: Bytes of one read, the exporter's own.
-CHUNK = 2**18
+#: Bytes of one read, and of what the parser gets at a time: the exporter's own.
+CHUNK, FEED = 2**18, 2**14
 
 _decode = msgspec.json.Decoder(Event | list[Event]).decode
 
@@ -42,12 +42,13 @@ def on_redis(host: str, port: int) -> Iterator[bytes]:
     wire.sendall(hiredis.pack_command(("PSUBSCRIBE", "/0.celeryev/*")))
     parser = hiredis.Reader()
     while data := wire.recv(CHUNK):
-        parser.feed(data)
-        while (answer := parser.gets()) is not False:
-            if answer[0] == b"pmessage":
-                yield base64.b64decode(_open(answer[3]).body)
-            else:
-                print("ready", flush=True)
+        for start in range(0, len(data), FEED):
+            parser.feed(data[start : start + FEED])
+            while (answer := parser.gets()) is not False:
+                if answer[0] == b"pmessage":
+                    yield base64.b64decode(_open(answer[3]).body)
+                else:
+                    print("ready", flush=True)
 
 
 def on_amqp(host: str, port: int, user: str, password: str, vhost: str) -> Iterator[bytes]:

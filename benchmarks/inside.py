@@ -26,10 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
 from celery_exporter import malloc
-from celery_exporter.broker.connection import CHUNK
 from celery_exporter.broker.payload import JSON, Payload, events_of
 from celery_exporter.broker.readers.kombu import Full
-from celery_exporter.broker.readers.redis import RedisReader
+from celery_exporter.broker.readers.redis import FEED, RedisReader
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
 from celery_exporter.core.facts import Moment
@@ -57,6 +56,7 @@ class Exporter:
     """The exporter without its threads: what they would do is done by hand."""
 
     def __init__(self) -> None:
+        malloc.return_large()  # as cli.py does
         settings = load(
             {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
         )
@@ -165,7 +165,6 @@ def memory(tasks: int) -> dict[str, float]:
 
     The same ones are told of again for each state, one event at a time, so that none shares its time.
     """
-    malloc.return_large()  # as the exporter does
     exporter, process, found = Exporter(), psutil.Process(), {"tasks": float(tasks)}
     for kind in OPEN:
         exporter.hear([open_task(kind, number) for number in range(1_000)])
@@ -201,9 +200,9 @@ def stages(tasks: int) -> dict[str, float]:
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
     reader = RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
     reader._is_doubled = False  # noqa: SLF001  as `open` finds
-    cluster = Cluster_(Limits(), selection.labels, clients=selection.clients)
     ledger, now = Ledger(selection.runtime_bounds, selection.wait_bounds), Moment(10.0, START)
-    spent = dict.fromkeys(("reading", "decoding", "Cluster.apply", "Ledger.add"), 0.0)
+    cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)
+    spent = dict.fromkeys(("reading", "decoding", "Cluster.apply"), 0.0)
 
     def spend(stage: str, function: Any) -> Any:
         start = time.process_time()
@@ -211,15 +210,14 @@ def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
         spent[stage] += time.process_time() - start
         return found
 
-    for start in range(0, len(stream), CHUNK):
-        spend("reading", lambda: reader._parser.feed(stream[start : start + CHUNK]))  # noqa: B023, SLF001
+    for start in range(0, len(stream), FEED):
+        spend("reading", lambda: reader._parser.feed(stream[start : start + FEED]))  # noqa: B023, SLF001
         full = True
         while full:
             full = spend("reading", lambda: take(reader))
             batch = reader._batch  # noqa: SLF001
             events = spend("decoding", lambda: [one for each in batch for one in events_of(each, {JSON})])  # noqa: B023
-            facts = spend("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
-            spend("Ledger.add", lambda: [ledger.add(each) for each in facts])  # noqa: B023
+            spend("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
     return spent
 
 

@@ -58,14 +58,19 @@ def _parameter(option: Option) -> click.Option:
     names = [option.key, f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
     if option.switch:
         return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
-    note = "" if option.default in (None, (), {}) else f" [default: {shown(option.default)}]"
+    note = f" [default: {shown(option)}]" if shown(option) else ""
     return click.Option(names, type=str, multiple=option.many, help=option.help + note)
 
 
-def shown(default: Any) -> str:
-    """Return a default as one would type it."""
+def shown(option: Option) -> str:
+    """Return an option's default as one would type it; empty where it has none."""
+    default = option.usual if option.default is None else option.default
+    return "" if default in (None, (), {}) else _typed(default)
+
+
+def _typed(default: Any) -> str:
     if isinstance(default, tuple):
-        return ",".join(map(shown, default))
+        return ",".join(map(_typed, default))
     if isinstance(default, bool):
         return str(default).lower()
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -8,7 +8,6 @@ series of its own.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import Any
@@ -20,7 +19,7 @@ from prometheus_client.utils import floatToGoString as number  # noqa: N813  wha
 
 from celery_exporter import protobuf
 from celery_exporter.core.facts import OTHER, Key
-from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram
+from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram, places
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.firsts import Firsts, Visit, series_id
 from celery_exporter.profiles import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
@@ -32,7 +31,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 #: Whole numbers below it are written as they are; larger ones with an exponent, as Go does.
 SHORT = 1_000_000
 #: Lines, or histograms, that are put together in one go: other threads wait meanwhile.
-AT_ONCE = 2_000
+AT_ONCE = 500
 #: Series whose text is kept though they were not in the newest scrape.
 SPARE = 1_000
 
@@ -76,8 +75,8 @@ class Exposition:
         for family in self._families:
             yield _text(self._head(family.name, family.row.type, family.row.help, openmetrics))
             lines = family.lines(snapshot, visit, exemplars=openmetrics)
-            while some := list(islice(lines, AT_ONCE)):
-                yield _text(some)
+            while some := b"".join(islice(lines, AT_ONCE)):
+                yield some
         for name, metric in self._of_process():
             yield _text(self._head(name, metric.type, metric.documentation, openmetrics))
             yield _text(f"{each.name}{self._unlabelled} {number(each.value)}" for each in metric.samples)
@@ -108,8 +107,12 @@ class Exposition:
 
 
 def _text(lines: Iterable[str]) -> bytes:
+    return _encoded("".join(f"{line}\n" for line in lines))
+
+
+def _encoded(text: str) -> bytes:
     # Nothing that cannot be encoded gets this far; if it did, it must not cost the whole page.
-    return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+    return text.encode("utf-8", "replace")
 
 
 class _Series(Struct, frozen=True, gc=False):
@@ -117,7 +120,7 @@ class _Series(Struct, frozen=True, gc=False):
 
     id: int
     values: tuple[str, ...]  # of its labels
-    text: str  # `name{labels} `, or, of a histogram, all its lines with a %d or %s for each value
+    lines: bytes  # `name{labels} `, of a histogram all of them, with %d.0 for each count, %b for the sum
 
 
 class _Family:
@@ -132,18 +135,12 @@ class _Family:
         self._series: dict[tuple[str, ...], _Series] = {}
         self._bounds: tuple[float, ...] = ()
 
-    def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[str]:
+    def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[bytes]:
         """Yield the family's lines, those of one histogram together."""
-        if self.row.bounds is not None:
-            line = self._with_exemplars if exemplars else self._histogram
-            for series, value in self._shown(snapshot, visit):
-                yield line(series.text, value)
-            return
+        of_histogram = _with_exemplars if exemplars else _histogram_lines
+        line = _number_line if self.row.bounds is None else of_histogram
         for series, value in self._shown(snapshot, visit):
-            if type(value) is int and -SHORT < value < SHORT:
-                yield f"{series.text}{value}.0"
-            else:
-                yield series.text + number(value)
+            yield line(series.lines, value)
 
     def metrics(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[bytes]:
         """Yield the family's metrics in protobuf."""
@@ -185,43 +182,65 @@ class _Family:
         self._bounds = bounds if thin is None else tuple(bound for bound in bounds if bound in thin)
         if self._bounds == bounds:
             return samples
-        places = [bisect_left(self._bounds, bound) for bound in (*bounds, math.inf)]
-        return ((values, histogram.thinned(places)) for values, histogram in samples)
-
-    @staticmethod
-    def _histogram(text: str, histogram: Histogram) -> str:
-        counts = list(accumulate(histogram.counts))
-        total = number(histogram.total)
-        if counts[-1] < SHORT:
-            return text % (*counts, counts[-1], total)
-        return text.replace("%d.0\n", "%s\n") % (*map(number, counts), number(counts[-1]), total)
-
-    @classmethod
-    def _with_exemplars(cls, text: str, histogram: Histogram) -> str:
-        if not histogram.exemplars:
-            return cls._histogram(text, histogram)
-        lines = cls._histogram(text, histogram).split("\n")
-        for bucket, exemplar in histogram.exemplars.items():
-            lines[bucket] += f' # {{{EXEMPLAR_LABEL}="{_escape(exemplar.uuid)}"}} {number(exemplar.seconds)}'
-        return "\n".join(lines)
+        into = places(bounds, self._bounds)
+        return ((values, histogram.thinned(into)) for values, histogram in samples)
 
     def _learn(self, values: tuple[str, ...]) -> _Series:
         escaped = [_escape(value) for value in values]
-        text = f"{self.name}{self._braces.format(*escaped)} "
-        if self.row.bounds is not None:
-            text = self._buckets(escaped)
-        series = self._series[values] = _Series(series_id(self.name, values), values, text)
+        braces = self._braces.format(*escaped)
+        if self.row.bounds is None:
+            lines = _percents(f"{self.name}{braces}") + _COUNT
+        else:
+            counted = [*self._buckets(escaped), f"{self.name}_count{braces}"]
+            lines = b"".join(_percents(each) + _COUNT for each in counted)
+            lines += _percents(f"{self.name}_sum{braces}") + b" %b\n"
+        series = self._series[values] = _Series(series_id(self.name, values), values, lines)
         return series
 
-    def _buckets(self, escaped: list[str]) -> str:
+    def _buckets(self, escaped: list[str]) -> Iterable[str]:
         bounds = [number(bound) for bound in (*self._bounds, math.inf)]
         if not self.row.decimal:  # as Go writes them and as people ask for them: le="30", not le="30.0"
             bounds = [bound.removesuffix(".0") for bound in bounds]
-        buckets = (f"{self.name}_bucket{self._bucket_braces.format(*escaped, bound)}" for bound in bounds)
-        braces = self._braces.format(*escaped)
-        counted = [each.replace("%", "%%") for each in (*buckets, f"{self.name}_count{braces}")]
-        total = f"{self.name}_sum{braces}".replace("%", "%%")
-        return "".join(f"{each} %d.0\n" for each in counted) + f"{total} %s"
+        return (f"{self.name}_bucket{self._bucket_braces.format(*escaped, bound)}" for bound in bounds)
+
+
+#: Where a whole number goes. No label can hold it, for their line ends are escaped.
+_COUNT = b" %d.0\n"
+
+
+def _percents(text: str) -> bytes:
+    return _encoded(text.replace("%", "%%"))
+
+
+def _number_line(line: bytes, value: float) -> bytes:
+    if type(value) is int and -SHORT < value < SHORT:
+        return line % value
+    return line.replace(_COUNT, b" %b\n") % _number(value)
+
+
+def _number(value: float) -> bytes:
+    text: str = number(value)
+    return text.encode()
+
+
+def _histogram_lines(lines: bytes, histogram: Histogram) -> bytes:
+    counts = list(accumulate(histogram.counts))
+    total = _number(histogram.total)
+    if counts[-1] < SHORT:
+        return lines % (*counts, counts[-1], total)
+    counted = map(_number, (*counts, counts[-1]))
+    return lines.replace(_COUNT, b" %b\n") % (*counted, total)
+
+
+def _with_exemplars(lines: bytes, histogram: Histogram) -> bytes:
+    found = _histogram_lines(lines, histogram)
+    if not histogram.exemplars:
+        return found
+    each = found.split(b"\n")
+    for bucket, one in histogram.exemplars.items():
+        text = f' # {{{EXEMPLAR_LABEL}="{_escape(one.uuid)}"}} {number(one.seconds)}'
+        each[bucket] += _encoded(text)
+    return b"\n".join(each)
 
 
 def _nothing(value: float | Histogram) -> float | Histogram:

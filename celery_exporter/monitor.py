@@ -39,6 +39,7 @@ from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
 from celery_exporter.firsts import Firsts, FirstsMemory
 from celery_exporter.settings import Settings
 from celery_exporter.statefile import StateFile
+from celery_exporter.status import STEP, History, Status
 
 log = logging.getLogger(__name__)
 advice_log = logging.getLogger("celery_exporter.advice")
@@ -101,7 +102,7 @@ class Monitor:
         self._firsts = firsts
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._cluster, self._ledger = _empty(settings)
+        self._cluster = _empty(settings)
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
         self._reader = reader or reader_for(settings)
         self._started = time.time()
@@ -119,12 +120,12 @@ class Monitor:
         self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
         self._asked: set[str] | None = None  # workers known when they were last asked, with success
-        self._watch = Watch()
+        self._watch, self._history = Watch(), History()
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
             Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
-            Collector("advice", every, self._say_what_is_wrong, lambda: None),
+            Collector("watch", min(every, STEP), self._look_around, lambda: None),
         ]
         self._file: StateFile[State] | None = None
         if settings.state_file is not None:
@@ -166,7 +167,12 @@ class Monitor:
         """Return a copy of all that is known now. Never waits for the broker."""
         with self._lock:
             around = self._surroundings(web_config_up_to_date)
-            return take(self._cluster, self._ledger, around, prefetched=self._settings.selection.prefetched)
+            return take(self._cluster, around, prefetched=self._settings.selection.prefetched)
+
+    def status(self) -> Status:
+        """Return what goes on now, for people. Never waits for the broker."""
+        snapshot = self.snapshot(web_config_up_to_date=None)
+        return self._history.status(snapshot, time.monotonic(), masked(self._settings.broker_url))
 
     def _surroundings(self, web_config_up_to_date: bool | None) -> Surroundings:
         return Surroundings(
@@ -244,7 +250,7 @@ class Monitor:
                 found = []
         self._apply_all(found)
         with self._lock:
-            self._ledger.add(self._cluster.expire(self._moment()))
+            self._cluster.expire(self._moment())
 
     def _apply_all(self, found: list[Event | Malformed]) -> None:
         for start in range(0, len(found), CHUNK):
@@ -253,11 +259,11 @@ class Monitor:
 
     def _apply(self, found: list[Event | Malformed]) -> None:
         moment = self._moment()
-        apply, add = self._cluster.apply, self._ledger.add
+        apply = self._cluster.apply
         for event in found:
             if type(event) is Event:
                 try:
-                    add(apply(event, moment))
+                    apply(event, moment)
                 except Exception:  # noqa: BLE001  a fault of ours; it costs this event, not the subscription
                     self._not_applied()
             elif type(event) is Malformed:
@@ -301,14 +307,14 @@ class Monitor:
             return
         tasks = [task for part in state.tasks for task in part]
         naming = _naming(self._settings)
-        cluster, ledger = _empty(self._settings)
+        cluster = _empty(self._settings)
         try:
             cluster.keys.renamed = _rules_of(state.naming) != _rules_of(naming)
-            memory.restore(state.cluster, tasks, cluster, ledger, self._moment())
+            memory.restore(state.cluster, tasks, cluster, self._moment())
         except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
             file.refuse(f"it holds a state that cannot be used ({error!r})")
             return
-        self._cluster, self._ledger = cluster, ledger
+        self._cluster = cluster
         self._malformed.update(state.malformed)
         self._opened = state.reconnects
         file.errors.update(state.file_errors)
@@ -328,7 +334,7 @@ class Monitor:
         # What was shown before the sums: a series must not count as shown whose sum is not in the file.
         self._saved_visits, firsts = self._firsts.visits, self._firsts.memory()
         with self._lock:
-            cluster = _encoded(memory.of_cluster(self._cluster, self._ledger, self._moment()))
+            cluster = _encoded(memory.of_cluster(self._cluster, self._moment()))
             uuids = self._cluster.tasks.uuids()
             malformed, reconnects = dict(self._malformed), max(0, self._opened)
         parts = []
@@ -374,28 +380,25 @@ class Monitor:
                 roster.enable_events(silent)
             profiles = roster.ask({worker.name: worker.profile for worker in workers})
         with self._lock:
-            self._ledger.add(self._cluster.learn(profiles, self._moment()))
+            self._cluster.learn(profiles, self._moment())
             self._answered = self._answered or bool(profiles)
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError("no worker answered")
 
-    def _say_what_is_wrong(self) -> None:
-        with self._lock:
-            snapshot = take(self._cluster, self._ledger, self._surroundings(None), sums=False)
-        for finding in self._watch.news(advise(snapshot), time.monotonic()):
+    def _look_around(self) -> None:
+        snapshot, now = self.snapshot(web_config_up_to_date=None), time.monotonic()
+        self._history.look(snapshot, now)
+        for finding in self._watch.news(advise(snapshot), now):
             if finding.level == "ok":
                 advice_log.info("over: %s", finding.found)
             else:
                 advice_log.warning("%s: %s", finding.found, finding.mend)
 
 
-def _empty(settings: Settings) -> tuple[Cluster, Ledger]:
+def _empty(settings: Settings) -> Cluster:
     show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
     selection, classic = settings.selection, not settings.no_classic_histograms
-    cluster = Cluster(
-        settings.limits, selection.labels, show, clients=selection.clients, hosts=selection.hosts
-    )
     ledger = Ledger(
         selection.runtime_bounds if classic else (),  # +Inf is left
         selection.wait_bounds if classic else (),
@@ -404,7 +407,8 @@ def _empty(settings: Settings) -> tuple[Cluster, Ledger]:
         exemplars=settings.exemplars,
         share=settings.histogram_sample_rate,
     )
-    return cluster, ledger
+    labels, clients, hosts = selection.labels, selection.clients, selection.hosts
+    return Cluster(settings.limits, ledger, labels, show, clients=clients, hosts=hosts)
 
 
 def _naming(settings: Settings) -> str:

@@ -47,6 +47,7 @@ class Option(Struct, frozen=True, kw_only=True):
     takes: str
     parse: Callable[[Any], Any] = str
     default: Any = None
+    usual: Any = None  # what people are told is the default, where it is None and the profile decides
     short: str | None = None
     many: bool = False
     switch: bool = False
@@ -304,6 +305,7 @@ OPTIONS = (
         name="default-queue-name",
         help="Profile danihodovic: what a queue is called that nobody told.",
         takes="a name",
+        parse=parsing.name,
         default=UNKNOWN,
     ),
     Option(
@@ -326,6 +328,7 @@ OPTIONS = (
         name="namespace",
         help="Profile ovalmoney: the value of the label `namespace`.",
         takes="a name",
+        parse=parsing.name,
         default="celery",
     ),
     Option(
@@ -348,14 +351,14 @@ OPTIONS = (
         help="Upper bucket bounds of task run times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
         parse=parsing.buckets,
-        default=native.RUNTIME_BUCKETS,
+        usual=native.RUNTIME_BUCKETS,
     ),
     Option(
         name="queue-wait-buckets",
         help="Upper bucket bounds of waiting times, in seconds; other profiles have their own defaults.",
         takes="rising numbers, separated by commas",
         parse=parsing.buckets,
-        default=native.WAIT_BUCKETS,
+        usual=native.WAIT_BUCKETS,
     ),
     Option(
         name="native-histograms",

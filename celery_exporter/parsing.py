@@ -114,6 +114,7 @@ def name(text: str) -> str:
     """Take any text but an empty one."""
     if not text.strip():
         raise ValueError(text)
+    text.encode()  # UnicodeEncodeError is a ValueError: what was no UTF-8 on the command line
     return text
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from kombu import Producer
+from kombu import Connection, Producer
 
 from celery_exporter.broker.connection import connect, event_exchange, hang_up, masked, open_, translated
 from celery_exporter.broker.payload import CONTENT_TYPES, JSON, Payload
@@ -65,9 +65,7 @@ def replay(
     tape = Reader(path)
     messages = paced(iter(tape), speed)
     first = next(messages, None)  # so that a file that is none costs no connection
-    connection = connect(settings)
-    with translated(connection):
-        open_(connection)
+    with _connected(settings) as connection:
         producer = Producer(connection.default_channel, event_exchange(settings, connection))
         say(f"replaying {path} to {masked(settings.broker_url)}")
         start = said = time.monotonic()
@@ -80,11 +78,24 @@ def replay(
                 said = time.monotonic()
                 say(f"{tape.messages:,} messages, {each.at:.0f} s of the recording")
             first = next(messages, None)
-    hang_up(connection)
+        # RabbitMQ answers when it has taken all that was published; of a line that is cut it drops the rest.
+        producer.channel.close()
     say(f"{tape.messages:,} messages replayed")
     if tape.broken is not None:
         say(f"what could be read was used: {tape.broken}")
     return tape.broken is None
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[Connection]:
+    """Give out an open connection, and hang up after that; raise BrokerError when the broker is gone."""
+    connection = connect(settings)
+    try:
+        with translated(connection):
+            open_(connection)
+            yield connection
+    finally:
+        hang_up(connection)
 
 
 def _publish(producer: Producer, payload: Payload) -> None:

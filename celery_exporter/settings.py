@@ -113,15 +113,10 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 
 def _selection(values: dict[str, Any]) -> Selection:
     """Take out of the values what shapes metrics, and return what it makes."""
-    own = {option.key: option.default for option in OPTIONS}
-    buckets, waits = (
-        None if values[key] is own[key] else values[key] for key in ("buckets", "queue_wait_buckets")
-    )
-    del values["buckets"], values["queue_wait_buckets"]
     shape = Shape(
         task_labels=values.pop("task_labels"),
-        buckets=buckets,
-        wait_buckets=waits,
+        buckets=values.pop("buckets"),
+        wait_buckets=values.pop("queue_wait_buckets"),
         default_queue_name=values.pop("default_queue_name"),
         namespace=values.pop("namespace"),
         generic_sent=values.pop("generic_hostname_task_sent_metric"),

@@ -365,8 +365,7 @@ def test_the_format_is_the_best_that_was_asked_for(accept, expected):
 
 def test_law_8_buckets_are_those_the_ledger_counts_in():
     """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
-    story = Story()
-    story.ledger = Ledger((0.5, 30.0), (1.0, 7.5, 60.0))
+    story = Story(ledger=Ledger((0.5, 30.0), (1.0, 7.5, 60.0)))
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
         story.tell(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))

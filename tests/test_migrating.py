@@ -6,10 +6,12 @@ After a change that is meant: make golden.
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -46,6 +48,22 @@ def promtool(*arguments) -> str:
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
+def untrue(folder: Path, series: dict[str, str], cases: list[dict], *rules: Path) -> str:
+    """Return what promtool finds of series, with a value a minute, that is not as the cases say."""
+    given = [{"series": name, "values": values} for name, values in series.items()]
+    file = folder / "test.yml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "rule_files": list(map(str, rules)),
+                "evaluation_interval": "1m",
+                "tests": [{"interval": "1m", "input_series": given, "promql_expr_test": cases}],
+            }
+        )
+    )
+    return promtool("test", "rules", file)
+
+
 @pytest.mark.parametrize("path", migrating.made(), ids=lambda path: path.name)
 def test_what_is_committed_is_what_the_profiles_say(path):
     assert path.read_text() == migrating.made()[path]
@@ -59,6 +77,17 @@ def test_there_are_no_other_rules():
 def test_promtool_takes_the_rules(profile):
     rules = ROOT / f"docs/rules/{profile}.yml"
     assert promtool("check", "rules", "--lint=all", "--lint-fatal", rules) == ""
+
+
+@pytest.mark.parametrize("namespace", ["shop-eu", 'a "b"', "c:\\new", "$1", "${name}", "one\ntwo"])
+def test_a_rule_names_the_namespace_whatever_is_in_it(namespace, tmp_path):
+    """PromQL has two escapes for it: that of a string, and that of what label_replace replaces by."""
+    rows = PROFILES["ovalmoney"].rows(Shape(namespace=namespace))
+    query = next(row.query for row in rows if row.name == "celery_workers")
+    labels = f"{{namespace={json.dumps(namespace)}}}"
+    found = [{"labels": labels, "value": 1}]
+    cases = [{"expr": f"sum by (namespace) ({query})", "eval_time": "1m", "exp_samples": found}]
+    assert untrue(tmp_path, {"celery_workers_online": "1 1"}, cases) == ""
 
 
 def test_what_native_metrics_cannot_answer():
@@ -180,21 +209,8 @@ def test_the_rules_make_the_numbers_of_the_profile(profile, tmp_path):
             shared = native[sources[0]] & old[record] if sources else {"+Inf"}
             assert len(shared) > len(old.get(record, ())) / 2
             cases.append(case(row, record, wanted, shared))
-    series = [
-        {"series": name + shown(labels), "values": f"{value + 1!r} {value!r}"}
-        for name, labels, value in given
-    ]
-    file = tmp_path / "test.yml"
-    file.write_text(
-        yaml.safe_dump(
-            {
-                "rule_files": [str(ROOT / f"docs/rules/{profile}.yml")],
-                "evaluation_interval": "1m",
-                "tests": [{"interval": "1m", "input_series": series, "promql_expr_test": cases}],
-            }
-        )
-    )
-    assert promtool("test", "rules", file) == ""
+    series = {name + shown(labels): f"{value + 1!r} {value!r}" for name, labels, value in given}
+    assert untrue(tmp_path, series, cases, ROOT / f"docs/rules/{profile}.yml") == ""
 
 
 # -- the page ------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
 
 
 def told(selection: Selection, *events: dict) -> Story:
-    story = Story(labels=selection.labels, clients=selection.clients, hosts=selection.hosts)
-    story.ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
+    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
+    story = Story(labels=selection.labels, clients=selection.clients, hosts=selection.hosts, ledger=ledger)
     story.tell(*events)
     return story
 

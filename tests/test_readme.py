@@ -25,7 +25,7 @@ def options() -> str:
     for option in OPTIONS:
         names = f"`--{option.name}`" + (f", `-{option.short}`" if option.short else "")
         also = "".join(f" Also read from `{variable}`." for variable in option.env)
-        default = f"`{shown(option.default)}`" if option.default not in (None, (), {}) else ""
+        default = f"`{shown(option)}`" if shown(option) else ""
         lines.append(f"| {names} | {default} | {option.help}{also} |")
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import pytest
 
 from celery_exporter.broker.connection import masked
 from celery_exporter.options import OPTIONS
+from celery_exporter.profiles import COMMON_BUCKETS
 from celery_exporter.settings import BadSettingError, load
 
 URL = "redis://:pass@host:6379/0"
@@ -30,6 +31,15 @@ def test_defaults_are_those_of_the_table():
     found = settings()
     assert (found.port, found.selection.labels, found.limits.reorder_window) == (9808, ("queue_name",), 2.0)
     assert 30.0 in found.selection.runtime_bounds, "a query of the integration guide asks for this bound"
+
+
+def test_buckets_that_nobody_chose_are_those_of_the_profile_and_chosen_ones_are_not():
+    for option, field in (("buckets", "runtime_bounds"), ("queue_wait_buckets", "wait_bounds")):
+        (usual,) = (each.usual for each in OPTIONS if each.key == option)
+        assert getattr(settings().selection, field) == usual
+        assert getattr(settings(profile="zerok").selection, field) == COMMON_BUCKETS
+        chosen = {option: ",".join(map(str, usual))}
+        assert getattr(settings(profile="zerok", **chosen).selection, field) == usual
 
 
 @pytest.mark.parametrize(
@@ -117,6 +127,11 @@ def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
         ("accept_content", ""),
         ("profile", ""),
         ("event_exchange", ""),
+        ("namespace", ""),
+        ("namespace", " "),
+        ("default_queue_name", ""),
+        ("default_queue_name", "\udcff"),
+        ("namespace", "\udcff"),
         ("series_ttl", "5"),
         ("task_include", "("),
         ("task_exclude", "*"),
@@ -157,6 +172,17 @@ def test_patterns_are_matched_in_time_whatever_the_name_is():
 def test_a_replacement_names_groups_as_in_python(rule):
     ((pattern, replacement),) = settings(task_name_rule=(rule,)).task_name_rules
     assert pattern.fullmatch("job-17").expand(replacement) == "job"
+
+
+@pytest.mark.parametrize("value", ["shop-eu.1", "Läden", 'a "b"'])
+def test_what_ends_as_the_value_of_a_label_may_be_any_text(value):
+    shape = settings(namespace=value, default_queue_name=value).selection.shape
+    assert (shape.namespace, shape.default_queue_name) == (value, value)
+
+
+@pytest.mark.parametrize("variable", ["CELERY_EXPORTER_NAMESPACE", "CE_DEFAULT_QUEUE_NAME"])
+def test_a_variable_that_is_empty_is_the_default_as_in_the_originals(variable):
+    assert settings({variable: ""}).selection.shape == settings().selection.shape
 
 
 def test_a_static_label_is_text():

@@ -43,8 +43,8 @@ def read(tape: Path) -> Iterator[tuple[float, bytes]]:
 
 def replay(messages, selection: Selection | None = None) -> Snapshot:
     selection = selection or select(("native",), Shape())
-    cluster = Cluster(Limits(), selection.labels, clients=selection.clients)
     ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
+    cluster = Cluster(Limits(), ledger, selection.labels, clients=selection.clients)
     wall = 0.0
     for at, body in messages:
         found = decode(body)
@@ -52,17 +52,17 @@ def replay(messages, selection: Selection | None = None) -> Snapshot:
         wall = max(wall, *(event.timestamp for event in found))
         moment = Moment(at, wall + 0.001)
         for event in found:
-            ledger.add(cluster.apply(event, moment))
-        ledger.add(cluster.expire(moment))
+            cluster.apply(event, moment)
+        cluster.expire(moment)
     profiles = {
         name: Profile(
             queues=("celery",), registered=("tasks.idle",), pool="prefork", pool_size=2, prefetch_count=8
         )
         for name in cluster.workers
     }
-    ledger.add(cluster.learn(profiles, moment))
-    ledger.add(cluster.expire(Moment(at + 5, wall + 5)))
-    return take(cluster, ledger, surroundings(wall + 5), prefetched=selection.prefetched)
+    cluster.learn(profiles, moment)
+    cluster.expire(Moment(at + 5, wall + 5))
+    return take(cluster, surroundings(wall + 5), prefetched=selection.prefetched)
 
 
 def surroundings(at: float) -> Surroundings:

@@ -1,4 +1,4 @@
-"""The state machine of a cluster: events in, facts out.
+"""The state machine of a cluster: events in, what follows from them into the ledger.
 
 Law: every event goes through `apply`, in any order, and the sums that come out do not depend on the
 order within the reorder window. A client's `task-sent` (the only event with the queue) and a worker's
@@ -11,14 +11,15 @@ each retry, for it may go to another queue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from msgspec import Struct
 
 from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name, unwrap
-from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Fact, Key, Known, Moment, Moved, SentBy, State
+from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.keys import Keys, rest
+from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
 from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
 from celery_exporter.core.tasks import Room, Task, TaskTable
@@ -59,14 +60,15 @@ class Limits(Struct, frozen=True):
 class Cluster:
     """What is known of tasks and workers. Not thread-safe: one lock, held by its owner, guards it.
 
-    `labels` are the optional labels in use on task metrics, of "queue_name" and "worker"; `show` says what
-    a task is called on them, `clients` whether it is told which host sent a task, and `hosts` whether sums
-    over the workers of a host are shown.
+    What follows from events is booked in the `ledger`. `labels` are the optional labels in use on task
+    metrics, of "queue_name" and "worker"; `show` says what a task is called on them, `clients` whether it is
+    told which host sent a task, and `hosts` whether sums over the workers of a host are shown.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
         self,
         limits: Limits,
+        ledger: Ledger,
         labels: Iterable[str] = ("queue_name",),
         show: ShownAs = str,
         *,
@@ -74,6 +76,7 @@ class Cluster:
         hosts: bool = False,
     ) -> None:
         self.limits = limits
+        self.ledger = ledger
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
         self.queues: set[str] = set()  # named by events and workers
@@ -81,41 +84,39 @@ class Cluster:
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
-        self._at = self.keys.at
-        self._clients = clients
+        self.clients = clients
         self._hosts = hosts
         self._next_sweep = 0.0
-        self._facts: list[Fact] = []
+        self._doors: dict[str, Callable[[Event, Moment], None]] = {
+            "task-sent": self._sent,
+            **dict.fromkeys(EFFECTS, self._happened),
+            **dict.fromkeys(WORKER_TYPES, self._worker_event),
+        }
 
     # -- the doors: what happened, what workers answered, what time it is ----------------------------
 
-    def apply(self, event: Event, now: Moment) -> list[Fact]:
-        """Take one event in; return what follows from it."""
-        facts = self._facts = []
+    def apply(self, event: Event, now: Moment) -> None:
+        """Take one event in."""
         kind = event.type
-        if kind == "task-sent":
-            self._sent(event, now)
-        elif kind in EFFECTS:
-            self._happened(event, now)
-        elif kind in WORKER_TYPES:
-            self._worker_event(event, now)
-        else:
+        door = self._doors.get(kind)
+        if door is None:
             kind = OTHER
+        else:
+            door(event, now)
         self.events[kind] += 1
-        return facts
 
-    def learn(self, profiles: Mapping[str, Profile], now: Moment) -> list[Fact]:
-        """Take in what workers answered, by node name; return the label sets that are known by it."""
+    def learn(self, profiles: Mapping[str, Profile], now: Moment) -> None:
+        """Take in what workers answered, by node name, and the label sets that are known by it."""
         for name, profile in profiles.items():
             worker = self._worker(name, now)
             if worker is not None:
                 worker.profile = profile
                 self._see_queues(profile.queues or ())
-        return [Known(key) for key in self.keys.foresee(self._foreseen_keys())]
+        for key in self.keys.foresee(self._foreseen_keys()):
+            self.ledger.known(key)
 
-    def expire(self, now: Moment) -> list[Fact]:
+    def expire(self, now: Moment) -> None:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
-        facts = self._facts = []
         tasks = self.tasks
         for waiting in (tasks.limbo.tasks, tasks.held):
             for task in tasks.overdue(waiting, now.listened - self.limits.reorder_window):
@@ -123,7 +124,6 @@ class Cluster:
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
-        return facts
 
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
@@ -167,7 +167,8 @@ class Cluster:
             unwrap(event)
         limbo = self.tasks.limbo
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
-        waits = task.room is limbo or task.uuid in self.tasks.held
+        held = self.tasks.held
+        waits = task.room is limbo or (held and task.uuid in held)
         if waits or (event.type == "task-received" and _is_early(task, event.retries or 0)):
             self._park(task, event, now)
         else:
@@ -243,12 +244,11 @@ class Cluster:
         """Book the sending of a task, or of a retry of it; where the task is does not change by it."""
         key = task.key_of(event.retries) if task.story else task.room.kind.key
         if task.story or not usually_sent(task, event):
-            at_sent(task.unfold(), event, partial(self._key_at, key), self._facts)
+            at_sent(task.unfold(), event, partial(self._key_at, key), self.ledger)
             task.fold()
-        at = min(event.timestamp, now.wall)
-        self._facts.append(
-            SentBy(key, at, host(event.hostname)) if self._clients else Moved(key, PENDING, at)
-        )
+        self.ledger.moved(key, PENDING, min(event.timestamp, now.wall))
+        if self.clients:
+            self.ledger.sent_by(key, host(event.hostname))
         task.room.kind.heard = now.listened
         self._hear(task, now)
 
@@ -259,20 +259,17 @@ class Cluster:
             self._place(task, event, self._only_queue(event.hostname))
         kind = task.room.kind
         kind.heard = now.listened
-        key, facts = kind.key, self._facts
+        key, ledger = kind.key, self.ledger
         if self.keys.by_worker:
-            try:
-                key = self._at[event.hostname][key]
-            except KeyError:
-                key = self._key_at(key, event.hostname)
-        newest = task.story is None and effect.usually(task, event, key, facts)
+            key = self._key_at(key, event.hostname)
+        newest = task.story is None and effect.usually(task, event, key, ledger)
         if not newest:
             story = task.unfold()
             delivery = effect.find(story, event)
             attempt = event.retries if delivery is None else delivery.attempt
             key = self._key_at(task.key_of(attempt), event.hostname)
-            newest = effect.measure(story, event, delivery, key, facts)
-        facts.append(Moved(key, effect.counts, min(event.timestamp, now.wall)))
+            newest = effect.measure(story, event, delivery, key, ledger)
+        ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         open_ = task.room.state is not None
         if newest and (open_ or self._opens(task, event, now)):
@@ -354,7 +351,7 @@ class Cluster:
         stays = {OTHER, UNKNOWN, HIDDEN.task_name, *registered}
         idle = {kind.key for kind in self.tasks.idle(before) if kind.key.task_name not in stays}
         if idle:
-            self._facts += self.keys.give_up({key: rest(key) for key in self.keys.of_tasks(idle)})
+            self._give_up({key: rest(key) for key in self.keys.of_tasks(idle)})
             self.tasks.drop(idle)
 
     # -- workers and queues ------------------------------------------------------------------------------
@@ -402,7 +399,11 @@ class Cluster:
         for name in gone:
             del self.workers[name]
         if gone:
-            self._facts += self.keys.give_up(self._left_by(gone))
+            self._give_up(self._left_by(gone))
+
+    def _give_up(self, moves: Mapping[Key, Key]) -> None:
+        for key, into in self.keys.give_up(moves):
+            self.ledger.fold(key, into)
 
     def _left_by(self, gone: set[str]) -> dict[Key, Key]:
         """Return the keys of what these workers did, and where it is added up from now on.

@@ -1,4 +1,4 @@
-"""What we conclude from events, and under which label values it is booked. Plain values, no behaviour."""
+"""The words of what is booked: states, label values, moments. Plain values, no behaviour."""
 
 from __future__ import annotations
 
@@ -48,73 +48,3 @@ class Key(Struct, frozen=True, gc=False, cache_hash=True):
 
 #: Under which tasks are booked that the user does not want to see. It is in no snapshot.
 HIDDEN = Key("")
-
-
-class Known(Struct, frozen=True, gc=False):
-    """This label set exists: its sums start at 0."""
-
-    key: Key
-
-
-class Moved(Struct, frozen=True, gc=False):
-    """A task entered a state at `at` (epoch seconds, the sender's clock)."""
-
-    key: Key
-    state: State
-    at: float
-
-
-class SentBy(Struct, frozen=True, gc=False):
-    """A task was sent by a client on this host, and so became PENDING."""
-
-    key: Key
-    at: float
-    client: str
-
-
-class Raised(Struct, frozen=True, gc=False):
-    """A task failed with an exception of this class."""
-
-    key: Key
-    exception: str
-
-
-class Ran(Struct, frozen=True, gc=False):
-    """An execution took this many seconds and ended in SUCCESS, FAILURE or RETRY; below 0 by skew."""
-
-    key: Key
-    state: State
-    seconds: float
-    uuid: str | None = None
-
-
-class Queued(Struct, frozen=True, gc=False):
-    """From sent (or eta) to started, in seconds; below 0 by the skew of two clocks."""
-
-    key: Key
-    seconds: float
-    uuid: str | None = None
-
-
-class Prefetched(Struct, frozen=True, gc=False):
-    """From received by a worker (or eta) to started by it, in seconds; below 0 by skew."""
-
-    key: Key
-    seconds: float
-    uuid: str | None = None
-
-
-class Redelivered(Struct, frozen=True, gc=False):
-    """A worker received a task that had been received before, in the same attempt."""
-
-    key: Key
-
-
-class Folded(Struct, frozen=True, gc=False):
-    """A label set is given up: what was counted under `key` moves to `into`."""
-
-    key: Key
-    into: Key
-
-
-Fact = Known | Moved | SentBy | Raised | Ran | Queued | Prefetched | Redelivered | Folded

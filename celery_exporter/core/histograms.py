@@ -84,6 +84,11 @@ class Histogram(Struct, gc=False):
         return Histogram([0] * len(self.counts), 0.0, None if self.native is None else {})
 
 
+def places(before: Sequence[float], now: Sequence[float]) -> list[int]:
+    """Return to which of today's buckets each of those before goes; all of today's bounds are among these."""
+    return [bisect_left(now, bound) for bound in (*before, math.inf)]
+
+
 def native_index(value: float) -> int:
     """Return the index of the native bucket for a value: the lowest whose upper bound is not below it."""
     if value <= ZERO_THRESHOLD:

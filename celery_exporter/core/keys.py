@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
-from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Folded, Key
+from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Key
 from celery_exporter.core.names import ShownAs
 
 
@@ -25,11 +25,9 @@ class Keys:
         self.renamed = False
         self._limit = limit
         self._known: dict[Key, Key] = {}
-        #: By worker and key, the key for what it did to such tasks, where there is room for one.
-        self.at: dict[str, dict[Key, Key]] = {}
-        self._found: dict[
-            tuple[str | None, str | None], Key
-        ] = {}  # what most tasks are called, and their keys
+        # What most tasks are called, and their keys; by worker, the keys of what it did to them.
+        self._found: dict[tuple[str | None, str | None], Key] = {}
+        self._at: dict[str, dict[Key, Key]] = {}
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -52,12 +50,15 @@ class Keys:
 
     def at_worker(self, key: Key, worker: str) -> Key:
         """Return the key for what this worker did to tasks of that key."""
+        known = self._at.get(worker)
+        if known is not None and key in known:
+            return known[key]
         if not self.by_worker or key is HIDDEN:
             return key
         there = Key(key.task_name, key.queue_name, worker)
         found = self.admit(there)
         if found == there:  # what is folded is counted each time
-            self.at.setdefault(worker, {})[key] = found
+            self._at.setdefault(worker, {})[key] = found
         return found
 
     def admit(self, key: Key) -> Key:
@@ -75,13 +76,13 @@ class Keys:
         new = islice(keys - self._known.keys() - {HIDDEN}, max(0, self._limit - len(self._known)))
         return [self.admit(key) for key in new]
 
-    def give_up(self, moves: Mapping[Key, Key]) -> list[Folded]:
-        """Forget keys, each in favour of another one, to which its sums move."""
+    def give_up(self, moves: Mapping[Key, Key]) -> list[tuple[Key, Key]]:
+        """Forget keys; return each with the admitted one to which its sums move."""
         self._found.clear()
-        self.at.clear()
+        self._at.clear()
         for key in moves:
             del self._known[key]
-        return [Folded(key, self.admit(into)) for key, into in moves.items()]
+        return [(key, self.admit(into)) for key, into in moves.items()]
 
     def restore(self, key: Key) -> Key:
         """Return a key of an earlier process, with the labels that are in use now, admitted."""

@@ -1,39 +1,26 @@
-"""Facts are added up here, at the finest grain in use. Sums only grow; folding moves them, losing none."""
+"""What is concluded from events is added up here, at the finest grain in use.
+
+Sums only grow; folding moves them, losing none.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from collections import deque
+from collections.abc import Sequence
 
 from msgspec import Struct
 
-from celery_exporter.core.facts import (
-    OTHER,
-    UNKNOWN,
-    Fact,
-    Folded,
-    Key,
-    Known,
-    Moved,
-    Prefetched,
-    Queued,
-    Raised,
-    Ran,
-    Redelivered,
-    SentBy,
-    State,
-)
+from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Key, State
 from celery_exporter.core.histograms import Histogram
-
-# An enum's members are looked up each time they are named.
-PENDING = State.PENDING
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
 #: them. The rest is added up as "other".
 MAX_EXCEPTIONS = 50
 #: Distinct hosts of clients kept per task and queue.
 MAX_CLIENTS = 100
+#: Failures that are remembered one by one, for people to look into.
+MAX_FAILURES = 50
 
 
 class Cell(Struct, gc=False):
@@ -88,7 +75,7 @@ def _merged(mine: Histogram | None, theirs: Histogram) -> Histogram:
     return mine
 
 
-class _Room(Struct, gc=False):
+class _Quota(Struct, gc=False):
     """How many series there may be of a label whose values are not in the key, and how many there are."""
 
     of_key: int
@@ -107,8 +94,18 @@ class _Room(Struct, gc=False):
         return folded
 
 
+class Failure(Struct, frozen=True, gc=False):
+    """One failure, of some class of exception, at an epoch second of the worker's clock."""
+
+    at: float
+    key: Key
+    worker: str
+    exception: str
+    uuid: str
+
+
 class Ledger:
-    """Sums of facts by key.
+    """Sums by key, and a door for each thing that is concluded from events.
 
     `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
     and clients are the labels whose values are not in the key; of each there are `max_more` series at most.
@@ -133,16 +130,11 @@ class Ledger:
         self._share = share
         self.negative_waits = 0  # that were counted as 0 s
         self.folded = 0  # failures and sendings whose exception or client was counted as other
-        self._exceptions = _Room(MAX_EXCEPTIONS, max_more)
-        self._clients = _Room(MAX_CLIENTS, max_more)
+        self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # the newest last
+        self._exceptions = _Quota(MAX_EXCEPTIONS, max_more)
+        self._clients = _Quota(MAX_CLIENTS, max_more)
         self._cells: dict[Key, Cell] = {}
         self._own: dict[Key, Cell] = {}  # those of them that are in no snapshot
-
-    def add(self, facts: Iterable[Fact]) -> None:
-        """Book each fact under its key."""
-        book = self._BOOK
-        for fact in facts:
-            book[type(fact)](self, fact)
 
     def snapshot(self) -> dict[Key, Cell]:
         """Return all sums as they are now. They stay so: what is booked next is booked in copies.
@@ -156,6 +148,73 @@ class Ledger:
         """Add the sums of an earlier process under a key."""
         self._absorb(key, cell)
 
+    # -- what is booked. Of a time the seconds, below 0 by the skew of two clocks, and the task's uuid ------
+
+    def known(self, key: Key) -> None:
+        """Note that a label set exists: its sums start at 0."""
+        self._cell(key)
+
+    def moved(self, key: Key, state: State, at: float) -> None:
+        """Count a task that entered a state, at an epoch second of the sender's clock."""
+        cell = self._own.get(key) or self._cell(key)
+        cell.moved[state] += 1
+        if at > cell.last.get(state, 0.0):
+            cell.last[state] = at
+
+    def sent_by(self, key: Key, client: str) -> None:
+        """Count a task that a client on this host sent."""
+        clients = self._cell(key).clients
+        if client in clients:
+            clients[client] += 1
+        else:
+            self.folded += self._clients.count(clients, client, 1)
+
+    def failed(self, failure: Failure) -> None:
+        """Count a failure by its class of exception, and remember it for a while."""
+        raised = self._cell(failure.key).raised
+        self.folded += self._exceptions.count(raised, failure.exception, 1)
+        if failure.key is not HIDDEN:
+            self.failures.append(failure)
+
+    def ran(self, key: Key, state: State, seconds: float, uuid: str | None = None) -> None:
+        """Observe how long an execution took that ended in SUCCESS, FAILURE or RETRY."""
+        cell = self._own.get(key) or self._cell(key)
+        histogram = cell.ran.get(state)
+        if histogram is None:
+            histogram = cell.ran[state] = self._histogram(self.runtime_bounds)
+        self._observe(histogram, self.runtime_bounds, seconds, uuid)
+
+    def queued(self, key: Key, seconds: float, uuid: str | None = None) -> None:
+        """Observe the time from sent (or eta) to started."""
+        cell = self._own.get(key) or self._cell(key)
+        if cell.queued is None:
+            cell.queued = self._histogram(self.wait_bounds)
+        self._observe(cell.queued, self.wait_bounds, seconds, uuid)
+
+    def prefetched(self, key: Key, seconds: float, uuid: str | None = None) -> None:
+        """Observe the time from received by a worker (or eta) to started by it."""
+        cell = self._own.get(key) or self._cell(key)
+        if cell.prefetched is None:
+            cell.prefetched = self._histogram(self.wait_bounds)
+        self._observe(cell.prefetched, self.wait_bounds, seconds, uuid)
+
+    def redelivered(self, key: Key) -> None:
+        """Count a task that was received again, in the same attempt."""
+        self._cell(key).redelivered += 1
+
+    def fold(self, key: Key, into: Key) -> None:
+        """Give a label set up: what was counted under it moves to another."""
+        if key in self._cells:
+            cell = self._cell(key)
+            del self._cells[key]
+            del self._own[key]
+            self._exceptions.used -= len(cell.raised)
+            self._clients.used -= len(cell.clients)
+            cell.inherited = True
+            self._absorb(into, cell)
+
+    # -- how -------------------------------------------------------------------------------------------
+
     def _cell(self, key: Key) -> Cell:
         """Return the sums of a key, to be changed."""
         cell = self._own.get(key)
@@ -164,65 +223,14 @@ class Ledger:
             cell = self._own[key] = self._cells[key] = Cell.empty() if shared is None else shared.copy()
         return cell
 
-    def _known(self, fact: Known) -> None:
-        self._cell(fact.key)
-
-    def _moved(self, fact: Moved) -> None:
-        cell = self._cell(fact.key)
-        cell.moved[fact.state] += 1
-        if fact.at > cell.last.get(fact.state, 0.0):
-            cell.last[fact.state] = fact.at
-
-    def _sent_by(self, fact: SentBy) -> None:
-        cell, client = self._cell(fact.key), fact.client
-        cell.moved[PENDING] += 1
-        if client in cell.clients:
-            cell.clients[client] += 1
-        else:
-            self.folded += self._clients.count(cell.clients, client, 1)
-        if fact.at > cell.last.get(PENDING, 0.0):
-            cell.last[PENDING] = fact.at
-
-    def _raised(self, fact: Raised) -> None:
-        self.folded += self._exceptions.count(self._cell(fact.key).raised, fact.exception, 1)
-
-    def _ran(self, fact: Ran) -> None:
-        ran = self._cell(fact.key).ran
-        if fact.state not in ran:
-            ran[fact.state] = self._histogram(self.runtime_bounds)
-        self._observe(ran[fact.state], self.runtime_bounds, fact)
-
-    def _queued(self, fact: Queued) -> None:
-        cell = self._cell(fact.key)
-        if cell.queued is None:
-            cell.queued = self._histogram(self.wait_bounds)
-        self._observe(cell.queued, self.wait_bounds, fact)
-
-    def _prefetched(self, fact: Prefetched) -> None:
-        cell = self._cell(fact.key)
-        if cell.prefetched is None:
-            cell.prefetched = self._histogram(self.wait_bounds)
-        self._observe(cell.prefetched, self.wait_bounds, fact)
-
     def _observe(
-        self, histogram: Histogram, bounds: Sequence[float], fact: Ran | Queued | Prefetched
+        self, histogram: Histogram, bounds: Sequence[float], seconds: float, uuid: str | None
     ) -> None:
-        seconds = self._clamped(fact.seconds)
-        if self._share is None or is_chosen(fact.uuid or "", self._share):
-            histogram.observe(bounds, seconds, fact.uuid)
-
-    def _redelivered(self, fact: Redelivered) -> None:
-        self._cell(fact.key).redelivered += 1
-
-    def _folded(self, fact: Folded) -> None:
-        if fact.key in self._cells:
-            cell = self._cell(fact.key)
-            del self._cells[fact.key]
-            del self._own[fact.key]
-            self._exceptions.used -= len(cell.raised)
-            self._clients.used -= len(cell.clients)
-            cell.inherited = True
-            self._absorb(fact.into, cell)
+        if seconds < 0:
+            self.negative_waits += 1
+            seconds = 0.0
+        if self._share is None or is_chosen(uuid or "", self._share):
+            histogram.observe(bounds, seconds, uuid)
 
     def _absorb(self, key: Key, other: Cell) -> None:
         cell = self._cell(key)
@@ -232,28 +240,9 @@ class Ledger:
         for client, times in other.clients.items():
             self.folded += self._clients.count(cell.clients, client, times)
 
-    def _clamped(self, seconds: float) -> float:
-        """Return a time between two clocks: one below 0 is their skew, and counted as such."""
-        if seconds < 0:
-            self.negative_waits += 1
-            return 0.0
-        return seconds
-
     def _histogram(self, bounds: Sequence[float]) -> Histogram:
         counts, native, exemplars = [0] * (len(bounds) + 1), self.native, self.exemplars
         return Histogram(counts, 0.0, {} if native else None, {} if exemplars else None)
-
-    _BOOK: ClassVar[dict[type, Callable[[Ledger, Any], None]]] = {
-        Known: _known,
-        Moved: _moved,
-        SentBy: _sent_by,
-        Raised: _raised,
-        Ran: _ran,
-        Queued: _queued,
-        Prefetched: _prefetched,
-        Redelivered: _redelivered,
-        Folded: _folded,
-    }
 
 
 def is_chosen(uuid: str, share: float) -> bool:

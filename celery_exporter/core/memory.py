@@ -7,8 +7,6 @@ tasks grow older meanwhile, for --task-ttl is about them, not about us.
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -16,7 +14,7 @@ from msgspec import Struct
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
 from celery_exporter.core.facts import OTHER, Key, Moment, State
-from celery_exporter.core.histograms import Histogram
+from celery_exporter.core.histograms import Histogram, places
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.tasks import Delivery, Story, Task, TaskTable
 from celery_exporter.core.workers import Worker
@@ -59,8 +57,9 @@ class ClusterMemory(Struct):
     native: bool = False  # do histograms count natively, too
 
 
-def of_cluster(cluster: Cluster, ledger: Ledger, now: Moment) -> ClusterMemory:
+def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
     """Return what is to be remembered; it shares with the cluster, so encode it before that goes on."""
+    ledger = cluster.ledger
     return ClusterMemory(
         at=now,
         runtime_bounds=ledger.runtime_bounds,
@@ -104,18 +103,17 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
     )
 
 
-def restore(
-    memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster, ledger: Ledger, now: Moment
-) -> None:
-    """Put everything back into a cluster and a ledger that are new; raise ValueError where it does not fit.
+def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster, now: Moment) -> None:
+    """Put everything back into a cluster that is new; raise ValueError where it does not fit.
 
     Labels, bounds and limits are today's: sums under a label that is not in use any more are added up without
     it, and histograms over other bounds begin anew, for nobody can tell where their observations belong.
     """
-    shift = now.listened - memory.at.listened
+    ledger, shift = cluster.ledger, now.listened - memory.at.listened
     # The rest last, so that it takes no room from a label set that had some.
     for key, cell in sorted(memory.cells, key=lambda pair: pair[0].task_name == OTHER):
         restored = cluster.keys.restore(key)
+        cell.clients = cell.clients if cluster.clients else {}
         ledger.restore(restored, _fitting(cell, memory, ledger))
         kind = cluster.tasks.kind(cluster.keys.without_worker(restored))
         kind.heard = now.listened  # whether it is idle is seen from now on
@@ -189,7 +187,7 @@ def _places(before: Sequence[float], now: Sequence[float]) -> list[int] | None:
     """Return to which of today's buckets those before go; None if today's are finer, or others."""
     if not set(now) <= set(before):
         return None
-    return [bisect_left(now, bound) for bound in (*before, math.inf)]
+    return places(before, now)
 
 
 def _histograms(cell: Cell) -> list[Histogram]:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.facts import HIDDEN, Key
-from celery_exporter.core.ledger import Cell, Ledger
+from celery_exporter.core.ledger import Cell, Failure
 from celery_exporter.core.tasks import InState
 from celery_exporter.core.workers import Worker
 
@@ -96,6 +96,7 @@ class Snapshot(Struct, frozen=True):
     cells: Mapping[Key, Cell]
     tasks: Sequence[InState]
     prefetched: Mapping[tuple[Key, str], int]  # received and not started, by worker; empty if nobody asked
+    failures: Sequence[Failure]  # some of the newest, the newest first
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
     events: Mapping[str, int]
@@ -108,26 +109,20 @@ class Snapshot(Struct, frozen=True):
     series_folded: int
 
 
-def take(
-    cluster: Cluster,
-    ledger: Ledger,
-    around: Surroundings,
-    *,
-    prefetched: bool = False,
-    sums: bool = True,
-) -> Snapshot:
+def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) -> Snapshot:
     """Return a copy of everything, for which nobody needs the lock any more.
 
-    What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it;
-    `sums` over tasks, of which there are most, are left out for who does not look at them.
+    What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
     """
+    ledger = cluster.ledger
     return Snapshot(
         around=around,
         runtime_bounds=ledger.runtime_bounds,
         wait_bounds=ledger.wait_bounds,
-        cells=_shown(ledger.snapshot()) if sums else {},
-        tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN] if sums else [],
+        cells=_shown(ledger.snapshot()),
+        tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
         prefetched=cluster.prefetched() if prefetched else {},
+        failures=list(reversed(ledger.failures)),
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around),
         events=dict(cluster.events),

@@ -14,7 +14,8 @@ from operator import attrgetter
 from msgspec import Struct
 
 from celery_exporter.core.events import Event, exception_class
-from celery_exporter.core.facts import UNKNOWN, Fact, Key, Prefetched, Queued, Raised, Ran, Redelivered, State
+from celery_exporter.core.facts import UNKNOWN, Key, State
+from celery_exporter.core.ledger import Failure, Ledger
 from celery_exporter.core.tasks import Delivery, Story, Task
 
 #: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
@@ -27,9 +28,9 @@ Find = Callable[[Story, Event], Delivery | None]
 #: Worker name → the key under which what it did is booked.
 KeyAt = Callable[[str], Key]
 #: What to book under the key of what the event's worker did; tells whether it is of the newest delivery.
-Measure = Callable[[Story, Event, Delivery | None, Key, list[Fact]], bool]
+Measure = Callable[[Story, Event, Delivery | None, Key, Ledger], bool]
 #: The same of a task without a story; tells whether there still is none to tell. If not, it has done nothing.
-Usually = Callable[[Task, Event, Key, list[Fact]], bool]
+Usually = Callable[[Task, Event, Key, Ledger], bool]
 
 
 # -- usually: an attempt is received, started and ended by one worker process ----------------------------
@@ -43,7 +44,7 @@ def usually_sent(task: Task, event: Event) -> bool:
     return True
 
 
-def _usually_received(task: Task, event: Event, _: Key, __: list[Fact]) -> bool:
+def _usually_received(task: Task, event: Event, _: Key, __: Ledger) -> bool:
     if task.worker is not None or (event.retries or 0) != task.attempt:
         return False
     at = _from(event)
@@ -54,36 +55,36 @@ def _usually_received(task: Task, event: Event, _: Key, __: list[Fact]) -> bool:
     return True
 
 
-def _usually_started(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
+def _usually_started(task: Task, event: Event, key: Key, ledger: Ledger) -> bool:
     at, started = task.at, event.timestamp
     if task.room.state is not RECEIVED or at is None or _is_elsewhere(task, event):
         return False
     if task.ready is not None:
-        facts.append(Queued(key, started - task.ready, event.uuid))
-    facts.append(Prefetched(key, started - at, event.uuid))
+        ledger.queued(key, started - task.ready, event.uuid)
+    ledger.prefetched(key, started - at, event.uuid)
     task.at = started
     return True
 
 
-def _usually_succeeded(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
+def _usually_succeeded(task: Task, event: Event, key: Key, ledger: Ledger) -> bool:
     if task.room.state is not STARTED or _is_elsewhere(task, event):
         return False
     if event.runtime is not None:
-        facts.append(Ran(key, SUCCESS, event.runtime, event.uuid))
+        ledger.ran(key, SUCCESS, event.runtime, event.uuid)
     _end(task)
     return True
 
 
-def _usually_failed(task: Task, event: Event, key: Key, facts: list[Fact]) -> bool:
+def _usually_failed(task: Task, event: Event, key: Key, ledger: Ledger) -> bool:
     if task.room.state is not STARTED or task.at is None or _is_elsewhere(task, event):
         return False
-    facts.append(Raised(key, exception_class(event.exception) or UNKNOWN))
-    facts.append(Ran(key, FAILURE, event.timestamp - task.at, event.uuid))
+    ledger.failed(_failure(key, event))
+    ledger.ran(key, FAILURE, event.timestamp - task.at, event.uuid)
     _end(task)
     return True
 
 
-def _never(_: Task, __: Event, ___: Key, ____: list[Fact]) -> bool:
+def _never(_: Task, __: Event, ___: Key, ____: Ledger) -> bool:
     return False
 
 
@@ -99,30 +100,30 @@ def _end(task: Task) -> None:
 # -- otherwise -------------------------------------------------------------------------------------------
 
 
-def at_sent(story: Story, event: Event, key_at: KeyAt, facts: list[Fact]) -> None:
+def at_sent(story: Story, event: Event, key_at: KeyAt, ledger: Ledger) -> None:
     """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
     attempt, ready = event.retries or 0, _from(event)
     for delivery in story.deliveries:
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
             delivery.ready = ready
             if delivery.started is not None:
-                facts.append(Queued(key_at(delivery.worker), delivery.started - ready, event.uuid))
+                ledger.queued(key_at(delivery.worker), delivery.started - ready, event.uuid)
     story.sent[attempt] = ready
     if len(story.sent) > MAX_DELIVERIES:
         del story.sent[min(each for each in story.sent if each != attempt)]
 
 
-def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledger: Ledger) -> bool:
     attempt, eta = event.retries or 0, _epoch(event.eta)
     received = _from(event)
     ready = story.sent.get(attempt)
     late = attempt in (story.skipped or ())
     if _is_again(story, attempt):
-        facts.append(Redelivered(key))
+        ledger.redelivered(key)
         ready = event.timestamp
     for delivery in _held(story, event):
         if delivery.received is None and delivery.started is not None:  # it was overtaken
-            facts.append(Prefetched(key, delivery.started - received, event.uuid))
+            ledger.prefetched(key, delivery.started - received, event.uuid)
             delivery.received = received
             return False
     newest = _deliver(story, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
@@ -149,40 +150,40 @@ def _is_again(story: Story, attempt: int) -> bool:
     return False
 
 
-def _at_started(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+def _at_started(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
     if delivery is None:  # its task-received did not reach us
         ready = story.sent.get(0) if story.received is None else None
         delivery = Delivery(event.hostname, event.pid, story.received or 0, ready, None)
         _deliver(story, delivery)
     if delivery.ready is not None:
-        facts.append(Queued(key, event.timestamp - delivery.ready, event.uuid))
+        ledger.queued(key, event.timestamp - delivery.ready, event.uuid)
     if delivery.received is not None:
-        facts.append(Prefetched(key, event.timestamp - delivery.received, event.uuid))
+        ledger.prefetched(key, event.timestamp - delivery.received, event.uuid)
     delivery.started = event.timestamp
     return delivery is story.deliveries[-1]
 
 
-def _at_success(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
+def _at_success(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
     if event.runtime is not None:
-        facts.append(Ran(key, State.SUCCESS, event.runtime, event.uuid))
+        ledger.ran(key, State.SUCCESS, event.runtime, event.uuid)
     return _ended(story, delivery)
 
 
-def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
-    facts.append(Raised(key, exception_class(event.exception) or UNKNOWN))
-    _time(delivery, event, State.FAILURE, key, facts)
+def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
+    ledger.failed(_failure(key, event))
+    _time(delivery, event, State.FAILURE, key, ledger)
     return _ended(story, delivery)
 
 
-def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, facts: list[Fact]) -> bool:
-    _time(delivery, event, State.RETRY, key, facts)
+def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
+    _time(delivery, event, State.RETRY, key, ledger)
     newest = _ended(story, delivery)
     # Where nobody tells of sendings each retry would be remembered for it. A late one comes before the end.
     story.deliveries = [each for each in story.deliveries if each is not delivery]
     return newest
 
 
-def _at_end(story: Story, _: Event, delivery: Delivery | None, __: Key, ___: list[Fact]) -> bool:
+def _at_end(story: Story, _: Event, delivery: Delivery | None, __: Key, ___: Ledger) -> bool:
     return _ended(story, delivery)
 
 
@@ -201,10 +202,15 @@ def _next_held(story: Story, event: Event) -> Delivery | None:
     return None
 
 
-def _time(delivery: Delivery | None, event: Event, state: State, key: Key, facts: list[Fact]) -> None:
+def _failure(key: Key, event: Event) -> Failure:
+    exception = exception_class(event.exception) or UNKNOWN
+    return Failure(event.timestamp, key, event.hostname, exception, event.uuid or "")
+
+
+def _time(delivery: Delivery | None, event: Event, state: State, key: Key, ledger: Ledger) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
-        facts.append(Ran(key, state, event.timestamp - delivery.started, event.uuid))
+        ledger.ran(key, state, event.timestamp - delivery.started, event.uuid)
 
 
 def _ended(story: Story, delivery: Delivery | None) -> bool:

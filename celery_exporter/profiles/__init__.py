@@ -38,10 +38,10 @@ class Row(Struct, frozen=True):
     `merge` joins the values of samples with equal labels, where the snapshot is finer than the row.
     `bounds` tells the upper bucket bounds that a histogram was counted with, without +Inf; `thin` are those
     of them that are shown, None for all; `decimal` ones are written as Python does, le="1.0", where ours are
-    short, le="1". A counter that somebody else counts `began_before` we heard of it: a
-    0 before its first value would make all of that an increase. `remark` says where a value differs on
-    purpose from that of the exporter which the name is from; `query` makes it out of native metrics, in
-    PromQL, of a histogram its buckets (its sum and count are made likewise).
+    short, le="1". A counter that somebody else counts `began_before` we heard of it: a 0 before its first
+    value would make all of that an increase. `remark` says where a value differs on purpose from that of the
+    exporter which the name is from; `query` makes it out of native metrics, in PromQL, of a histogram its
+    buckets (its sum and count are made likewise).
     """
 
     name: str
@@ -91,6 +91,14 @@ class Profile(Struct, frozen=True, kw_only=True):
 
 #: Samples of a row are added up, histograms too.
 add: Merge = operator.add
+
+
+def of_each(things: str, field: Callable[[Any], float | None]) -> Callable[[Snapshot], Iterable[Sample]]:
+    """Return samples for a row: of each of a snapshot's `things`, by its name, a field where it is known."""
+    found = operator.attrgetter(things)
+    return lambda snapshot: (
+        ((each.name,), value) for each in found(snapshot) if (value := field(each)) is not None
+    )
 
 
 def means(samples: Iterable[Sample]) -> Iterable[Sample]:

@@ -22,6 +22,7 @@ from celery_exporter.profiles import (
     Shape,
     add,
     native,
+    of_each,
     summed,
 )
 
@@ -55,6 +56,10 @@ _ACTIVE = 'celery_worker_active_tasks or ignoring (hostname) 0 * celery_worker_u
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table."""
+    return [*_counters(shape), *_histograms(shape), *_HOST_ROWS, native.QUEUE_LENGTH, *_QUEUE_ROWS]
+
+
+def _counters(shape: Shape) -> list[Row]:
     return [
         _counter(
             "sent",
@@ -81,6 +86,11 @@ def rows(shape: Shape) -> list[Row]:
             _at_hosts(_FAILED, "state"),
             remark=_EXCEPTIONS,
         ),
+    ]
+
+
+def _histograms(shape: Shape) -> list[Row]:
+    return [
         _histogram(
             "runtime",
             "Run time of tasks that succeeded.",
@@ -97,31 +107,6 @@ def rows(shape: Shape) -> list[Row]:
             shape.wait_buckets,
             waits=True,
             query=_at_hosts('celery_task_queue_wait_seconds_bucket{worker!=""}'),
-        ),
-        _of_host(
-            "up",
-            "Whether a worker is heard.",
-            attrgetter("up"),
-            max,
-            how="1 if any of them is up",
-            query=summed('celery_worker_up{worker!=""}', how="max", hostname="worker"),
-        ),
-        _of_host(
-            "tasks_active",
-            "Tasks the workers execute now.",
-            _active,
-            add,
-            how="their sum",
-            query=summed(_ACTIVE, hostname="worker"),
-        ),
-        *(row for row in native.QUEUE_ROWS if row.name == "celery_queue_length"),
-        _of_queue("consumer", "Consumers of the queue.", attrgetter("consumers"), "celery_queue_consumers"),
-        _of_queue("worker", "Workers that consume the queue.", attrgetter("workers")),
-        _of_queue(
-            "process",
-            "Processes of the workers that consume the queue.",
-            attrgetter("worker_processes"),
-            "celery_queue_worker_processes",
         ),
     ]
 
@@ -233,17 +218,41 @@ def _active(worker: WorkerView) -> int:
     return worker.active or 0
 
 
+_HOST_ROWS = [
+    _of_host(
+        "up",
+        "Whether a worker is heard.",
+        attrgetter("up"),
+        max,
+        how="1 if any of them is up",
+        query=summed('celery_worker_up{worker!=""}', how="max", hostname="worker"),
+    ),
+    _of_host(
+        "tasks_active",
+        "Tasks the workers execute now.",
+        _active,
+        add,
+        how="their sum",
+        query=summed(_ACTIVE, hostname="worker"),
+    ),
+]
+
+
 def _of_queue(name: str, help_: str, field: Callable[[QueueView], float | None], query: str = "") -> Row:
-    return Row(
-        f"celery_active_{name}_count",
-        "gauge",
-        help_,
-        ("queue_name",),
-        lambda snapshot: (
-            ((queue.name,), value) for queue in snapshot.queues if (value := field(queue)) is not None
-        ),
-        query=query,
-    )
+    name = f"celery_active_{name}_count"
+    return Row(name, "gauge", help_, ("queue_name",), of_each("queues", field), query=query)
+
+
+_QUEUE_ROWS = [
+    _of_queue("consumer", "Consumers of the queue.", attrgetter("consumers"), "celery_queue_consumers"),
+    _of_queue("worker", "Workers that consume the queue.", attrgetter("workers")),
+    _of_queue(
+        "process",
+        "Processes of the workers that consume the queue.",
+        attrgetter("worker_processes"),
+        "celery_queue_worker_processes",
+    ),
+]
 
 
 PROFILE = Profile(

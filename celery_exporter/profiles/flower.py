@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from operator import attrgetter
 
 from celery_exporter.core.facts import State
-from celery_exporter.core.snapshot import Snapshot, WorkerView
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, means, summed
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, means, of_each, summed
 
 _TYPES = {
     State.RECEIVED: "task-received",
@@ -24,75 +24,7 @@ _WAITS = summed('celery_task_prefetch_wait_seconds_{}{{worker!=""}}', "queue_nam
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table."""
-    return [
-        Row(
-            "flower_events_total",
-            "counter",
-            "Task events by worker, of task-sent by the client's host.",
-            ("worker", "type", "task"),
-            _events,
-            merge=add,
-            remark="the original shows task-sent by the client's process, such as gen123@host",
-            query=_counted(),
-        ),
-        Row(
-            "flower_task_runtime_seconds",
-            "histogram",
-            "Run time of tasks that succeeded.",
-            ("worker", "task"),
-            lambda snapshot: (
-                ((key.worker, key.task_name), cell.ran[State.SUCCESS])
-                for key, cell in snapshot.cells.items()
-                if key.worker and State.SUCCESS in cell.ran
-            ),
-            merge=add,
-            bounds=attrgetter("runtime_bounds"),
-            thin=shape.buckets or COMMON_BUCKETS,
-            decimal=True,
-            query=summed(
-                'celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}',
-                "state",
-                "queue_name",
-                task="task_name",
-            ),
-        ),
-        Row(
-            "flower_task_prefetch_time_seconds",
-            "gauge",
-            "Mean time since the start from received by a worker (or eta) to started by it.",
-            ("worker", "task"),
-            lambda snapshot: means(
-                ((key.worker, key.task_name), cell.prefetched)
-                for key, cell in snapshot.cells.items()
-                if key.worker and cell.prefetched is not None
-            ),
-            remark="the original shows that of one task while it runs, and 0 otherwise; this is the mean",
-            query=f"{_WAITS.format('sum')} / {_WAITS.format('count')}",
-        ),
-        Row(
-            "flower_worker_prefetched_tasks",
-            "gauge",
-            "Tasks that a worker has received and not started.",
-            ("worker", "task"),
-            lambda snapshot: (
-                ((worker, key.task_name), count) for (key, worker), count in snapshot.prefetched.items()
-            ),
-            merge=add,
-            remark="the original's drifts with each event that it misses; this is absent above 50,000",
-        ),
-        _of_worker(
-            "online",
-            "1 while the worker is heard.",
-            attrgetter("up"),
-            'max without (hostname) (celery_worker_up{worker!=""})',
-        ),
-        _of_worker(
-            "number_of_currently_executing_tasks",
-            "Tasks the worker runs.",
-            attrgetter("active"),
-            "celery_worker_active_tasks",
-        ),
-    ]
+    return [_EVENTS, _runtime(shape), *_PREFETCH_ROWS, *_WORKER_ROWS]
 
 
 def _counted() -> str:
@@ -112,17 +44,82 @@ def _events(snapshot: Snapshot) -> Iterable[Sample]:
                 yield (key.worker, type_, key.task_name), cell.moved[state]
 
 
-def _of_worker(name: str, help_: str, field: Callable[[WorkerView], float | None], query: str) -> Row:
+_EVENTS = Row(
+    "flower_events_total",
+    "counter",
+    "Task events by worker, of task-sent by the client's host.",
+    ("worker", "type", "task"),
+    _events,
+    merge=add,
+    remark="the original shows task-sent by the client's process, such as gen123@host",
+    query=_counted(),
+)
+
+
+def _runtime(shape: Shape) -> Row:
+    succeeded = 'celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}'
     return Row(
-        f"flower_worker_{name}",
-        "gauge",
-        help_,
-        ("worker",),
+        "flower_task_runtime_seconds",
+        "histogram",
+        "Run time of tasks that succeeded.",
+        ("worker", "task"),
         lambda snapshot: (
-            ((worker.name,), value) for worker in snapshot.workers if (value := field(worker)) is not None
+            ((key.worker, key.task_name), cell.ran[State.SUCCESS])
+            for key, cell in snapshot.cells.items()
+            if key.worker and State.SUCCESS in cell.ran
         ),
-        query=query,
+        merge=add,
+        bounds=attrgetter("runtime_bounds"),
+        thin=shape.buckets or COMMON_BUCKETS,
+        decimal=True,
+        query=summed(succeeded, "state", "queue_name", task="task_name"),
     )
+
+
+_PREFETCH_ROWS = [
+    Row(
+        "flower_task_prefetch_time_seconds",
+        "gauge",
+        "Mean time since the start from received by a worker (or eta) to started by it.",
+        ("worker", "task"),
+        lambda snapshot: means(
+            ((key.worker, key.task_name), cell.prefetched)
+            for key, cell in snapshot.cells.items()
+            if key.worker and cell.prefetched is not None
+        ),
+        remark="the original shows that of one task while it runs, and 0 otherwise; this is the mean",
+        query=f"{_WAITS.format('sum')} / {_WAITS.format('count')}",
+    ),
+    Row(
+        "flower_worker_prefetched_tasks",
+        "gauge",
+        "Tasks that a worker has received and not started.",
+        ("worker", "task"),
+        lambda snapshot: (
+            ((worker, key.task_name), count) for (key, worker), count in snapshot.prefetched.items()
+        ),
+        merge=add,
+        remark="the original's drifts with each event that it misses; this is absent above 50,000",
+    ),
+]
+_WORKER_ROWS = [
+    Row(
+        "flower_worker_online",
+        "gauge",
+        "1 while the worker is heard.",
+        ("worker",),
+        of_each("workers", attrgetter("up")),
+        query='max without (hostname) (celery_worker_up{worker!=""})',
+    ),
+    Row(
+        "flower_worker_number_of_currently_executing_tasks",
+        "gauge",
+        "Tasks the worker runs.",
+        ("worker",),
+        of_each("workers", attrgetter("active")),
+        query="celery_worker_active_tasks",
+    ),
+]
 
 
 PROFILE = Profile(

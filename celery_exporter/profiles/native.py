@@ -6,16 +6,16 @@ users have to edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from operator import attrgetter
 
 from celery_exporter.core.facts import Key, State
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
-from celery_exporter.profiles import TASK_LABELS, Profile, Row, Sample, Shape, add
+from celery_exporter.profiles import TASK_LABELS, Profile, Row, Shape, add, of_each
 
-_STATES = tuple(state.name for state in State)
+#: By State: what an enum's member is called takes long to ask for each sample.
+STATES = tuple(state.name for state in State)
 _LASTING = (State.SUCCESS, State.FAILURE)
 
 
@@ -27,127 +27,36 @@ WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 60
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table, without what the exporter tells of itself."""
-    task = ("task_name", *(label for label in TASK_LABELS if label in shape.task_labels))
-    queue = tuple(label for label in task if label != "worker")  # a gauge of tasks knows no worker
-    return [*_task_rows(task, queue, shape), *_WORKER_ROWS, *QUEUE_ROWS]
+    return [*_task_rows(shape), *_WORKER_ROWS, *_QUEUE_ROWS]
 
 
-def runtime_and_waits(shape: Shape) -> list[Row]:
-    """Return the histograms."""
-    task = ("task_name", *(label for label in TASK_LABELS if label in shape.task_labels))
-    values = values_of(task)
-    merge, wait = add if shape.finer else None, shape.wait_buckets or WAIT_BUCKETS
+def _task_rows(shape: Shape) -> list[Row]:
     return [
-        Row(
-            "celery_task_runtime_seconds",
-            "histogram",
-            "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
-            (*task, "state"),
-            lambda snapshot: (
-                ((*values(key), state.name), histogram)
-                for key, cell in snapshot.cells.items()
-                for state, histogram in cell.ran.items()
-            ),
-            merge=merge,
-            bounds=attrgetter("runtime_bounds"),
-            thin=shape.buckets or RUNTIME_BUCKETS,
-        ),
-        Row(
-            "celery_task_queue_wait_seconds",
-            "histogram",
+        _transitions(shape),
+        _failures(shape),
+        runtime(shape),
+        _wait(
+            shape,
+            "queue",
             "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
-            task,
-            partial(_histograms, values, attrgetter("queued")),
-            merge=merge,
-            bounds=attrgetter("wait_bounds"),
-            thin=wait,
+            attrgetter("queued"),
         ),
-        Row(
-            "celery_task_prefetch_wait_seconds",
-            "histogram",
+        _wait(
+            shape,
+            "prefetch",
             "From received by a worker (or eta) to started by it.",
-            task,
-            partial(_histograms, values, attrgetter("prefetched")),
-            merge=merge,
-            bounds=attrgetter("wait_bounds"),
-            thin=wait,
+            attrgetter("prefetched"),
         ),
+        _now(shape),
+        _OLDEST,
+        _LAST,
+        _redeliveries(shape),
     ]
 
 
-def _task_rows(task: tuple[str, ...], queue: tuple[str, ...], shape: Shape) -> list[Row]:
-    values, merge = values_of(task), add if shape.finer else None
-    return [
-        Row(
-            "celery_tasks_total",
-            "counter",
-            "Transitions of tasks into a state; PENDING is sent.",
-            ("state", *task),
-            lambda snapshot: (
-                ((state, *of_key), count)
-                for key, cell in snapshot.cells.items()
-                for of_key in [values(key)]
-                for state, count in zip(_STATES, cell.moved, strict=True)
-            ),
-            merge=merge,
-        ),
-        Row(
-            "celery_task_failures_total",
-            "counter",
-            "Failed tasks by class of the exception.",
-            (*task, "exception"),
-            lambda snapshot: (
-                ((*values(key), exception), count)
-                for key, cell in snapshot.cells.items()
-                for exception, count in cell.raised.items()
-            ),
-            merge=merge,
-        ),
-        *runtime_and_waits(shape),
-        Row(
-            "celery_tasks",
-            "gauge",
-            "Tasks that are in a state now.",
-            ("state", *queue),
-            lambda snapshot: (
-                ((group.state.name, *values_of(queue)(group.key)), group.count) for group in snapshot.tasks
-            ),
-            merge=merge,
-        ),
-        Row(
-            "celery_task_oldest_timestamp_seconds",
-            "gauge",
-            "Since when the oldest task in a state is in it; absent while there is none.",
-            ("state", "task_name"),
-            lambda snapshot: (
-                ((group.state.name, group.key.task_name), group.since)
-                for group in snapshot.tasks
-                if group.since is not None
-            ),
-            merge=min,
-        ),
-        Row(
-            "celery_task_last_timestamp_seconds",
-            "gauge",
-            "When a task last entered SUCCESS or FAILURE; absent until one does.",
-            ("state", "task_name"),
-            lambda snapshot: (
-                ((state.name, key.task_name), cell.last[state])
-                for key, cell in snapshot.cells.items()
-                for state in _LASTING
-                if state in cell.last
-            ),
-            merge=max,
-        ),
-        Row(
-            "celery_task_redeliveries_total",
-            "counter",
-            "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
-            task,
-            lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
-            merge=merge,
-        ),
-    ]
+def task_labels(shape: Shape) -> tuple[str, ...]:
+    """Return the labels of rows about tasks, of which task_name is the first."""
+    return "task_name", *(label for label in TASK_LABELS if label in shape.task_labels)
 
 
 def values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
@@ -157,13 +66,133 @@ def values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
     return attrgetter(*labels)
 
 
-def _histograms(
-    values: Callable[[Key], tuple[str, ...]], which: Callable[[Cell], object], snapshot: Snapshot
-) -> Iterable[Sample]:
-    for key, cell in snapshot.cells.items():
-        histogram = which(cell)
-        if histogram is not None:
-            yield values(key), histogram
+def _transitions(shape: Shape) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_tasks_total",
+        "counter",
+        "Transitions of tasks into a state; PENDING is sent.",
+        ("state", *task),
+        lambda snapshot: (
+            ((state, *of_key), count)
+            for key, cell in snapshot.cells.items()
+            for of_key in [values(key)]
+            for state, count in zip(STATES, cell.moved, strict=True)
+        ),
+        merge=add if shape.finer else None,
+    )
+
+
+def _failures(shape: Shape) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_task_failures_total",
+        "counter",
+        "Failed tasks by class of the exception.",
+        (*task, "exception"),
+        lambda snapshot: (
+            ((*values(key), exception), count)
+            for key, cell in snapshot.cells.items()
+            for exception, count in cell.raised.items()
+        ),
+        merge=add if shape.finer else None,
+    )
+
+
+def runtime(shape: Shape) -> Row:
+    """Return the histogram of run times."""
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_task_runtime_seconds",
+        "histogram",
+        "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
+        (*task, "state"),
+        lambda snapshot: (
+            ((*values(key), STATES[state]), histogram)
+            for key, cell in snapshot.cells.items()
+            for state, histogram in cell.ran.items()
+        ),
+        merge=add if shape.finer else None,
+        bounds=attrgetter("runtime_bounds"),
+        thin=shape.buckets or RUNTIME_BUCKETS,
+    )
+
+
+def _wait(shape: Shape, name: str, help_: str, which: Callable[[Cell], object]) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        f"celery_task_{name}_wait_seconds",
+        "histogram",
+        help_,
+        task,
+        lambda snapshot: (
+            (values(key), histogram)
+            for key, cell in snapshot.cells.items()
+            if (histogram := which(cell)) is not None
+        ),
+        merge=add if shape.finer else None,
+        bounds=attrgetter("wait_bounds"),
+        thin=shape.wait_buckets or WAIT_BUCKETS,
+    )
+
+
+def _now(shape: Shape) -> Row:
+    labels = tuple(label for label in task_labels(shape) if label != "worker")  # which a gauge does not know
+    values = values_of(labels)
+    return Row(
+        "celery_tasks",
+        "gauge",
+        "Tasks that are in a state now.",
+        ("state", *labels),
+        lambda snapshot: (
+            ((STATES[group.state], *values(group.key)), group.count) for group in snapshot.tasks
+        ),
+        merge=add if shape.finer else None,
+    )
+
+
+_OLDEST = Row(
+    "celery_task_oldest_timestamp_seconds",
+    "gauge",
+    "Since when the oldest task in a state is in it; absent while there is none.",
+    ("state", "task_name"),
+    lambda snapshot: (
+        ((STATES[group.state], group.key.task_name), group.since)
+        for group in snapshot.tasks
+        if group.since is not None
+    ),
+    merge=min,
+)
+_LAST = Row(
+    "celery_task_last_timestamp_seconds",
+    "gauge",
+    "When a task last entered SUCCESS or FAILURE; absent until one does.",
+    ("state", "task_name"),
+    lambda snapshot: (
+        ((STATES[state], key.task_name), cell.last[state])
+        for key, cell in snapshot.cells.items()
+        for state in _LASTING
+        if state in cell.last
+    ),
+    merge=max,
+)
+
+
+def _redeliveries(shape: Shape) -> Row:
+    task = task_labels(shape)
+    values = values_of(task)
+    return Row(
+        "celery_task_redeliveries_total",
+        "counter",
+        "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
+        task,
+        lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
+        merge=add if shape.finer else None,
+    )
 
 
 def _worker(
@@ -180,13 +209,20 @@ def _worker(
         type_,  # type: ignore[arg-type]
         help_,
         ("worker",),
-        lambda snapshot: (
-            ((worker.name,), value) for worker in snapshot.workers if (value := field(worker)) is not None
-        ),
+        of_each("workers", field),
         began_before=began_before,
     )
 
 
+WORKER_UP = Row(
+    "celery_worker_up",
+    "gauge",
+    "1 while the worker is heard, 0 from its goodbye or --worker-timeout on until it is purged.",
+    ("worker", "hostname"),
+    lambda snapshot: (
+        ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
+    ),
+)
 _WORKER_ROWS = [
     Row(
         "celery_workers_online",
@@ -195,15 +231,7 @@ _WORKER_ROWS = [
         (),
         lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
     ),
-    Row(
-        "celery_worker_up",
-        "gauge",
-        "1 while the worker is heard, 0 from its goodbye or --worker-timeout on until it is purged.",
-        ("worker", "hostname"),
-        lambda snapshot: (
-            ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
-        ),
-    ),
+    WORKER_UP,
     _worker(
         "active_tasks",
         "gauge",
@@ -280,23 +308,16 @@ _WORKER_ROWS = [
 
 def _queue(name: str, help_: str, field: Callable[[QueueView], float | None]) -> Row:
     """Return a row with one sample a queue, where the field is known."""
-    return Row(
-        f"celery_queue_{name}",
-        "gauge",
-        help_,
-        ("queue_name",),
-        lambda snapshot: (
-            ((queue.name,), value) for queue in snapshot.queues if (value := field(queue)) is not None
-        ),
-    )
+    return Row(f"celery_queue_{name}", "gauge", help_, ("queue_name",), of_each("queues", field))
 
 
-QUEUE_ROWS = [
-    _queue(
-        "length",
-        "Messages waiting in the queue, all priorities; absent when it could not be read.",
-        attrgetter("length"),
-    ),
+QUEUE_LENGTH = _queue(
+    "length",
+    "Messages waiting in the queue, all priorities; absent when it could not be read.",
+    attrgetter("length"),
+)
+_QUEUE_ROWS = [
+    QUEUE_LENGTH,
     _queue("consumers", "Consumers of the queue.", attrgetter("consumers")),
     _queue(
         "worker_processes",
@@ -354,11 +375,7 @@ def _collector(name: str, help_: str, field: Callable[[CollectorView], float | N
         "gauge",
         help_,
         ("collector",),
-        lambda snapshot: (
-            ((collector.name,), value)
-            for collector in snapshot.around.collectors
-            if (value := field(collector)) is not None
-        ),
+        of_each("around.collectors", field),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
@@ -62,7 +63,8 @@ def _query(shape: Shape, counted: str, *without: str) -> str:
 
 
 def _spaced(shape: Shape, query: str) -> str:
-    return f'label_replace({query}, "namespace", "{shape.namespace}", "", "")'
+    namespace = json.dumps(shape.namespace.replace("$", "$$"), ensure_ascii=False)
+    return f'label_replace({query}, "namespace", {namespace}, "", "")'
 
 
 def _histogram(  # noqa: PLR0913  what differs between the two

@@ -7,10 +7,10 @@ from celery_exporter.profiles import Profile, Row, Shape, add, means, summed, tr
 _RUNTIME = summed("celery_task_runtime_seconds_{}", "queue_name", "worker", task_type="task_name")
 
 
-def rows(shape: Shape) -> list[Row]:
+def rows(_: Shape) -> list[Row]:
     """Return the table."""
     return [
-        *(row for row in triton.rows(shape) if row.name == "celery_workers"),
+        triton.WORKERS,
         Row(
             "celery_task_types_by_state",
             "gauge",
@@ -18,7 +18,7 @@ def rows(shape: Shape) -> list[Row]:
             ("task_type", "state"),
             lambda snapshot: (((name, state), count) for (state, name), count in zerok.by_name(snapshot)),
             merge=add,
-            remark="the original counts what Flower has in memory, 10,000 tasks at most, so its numbers fall",
+            remark=zerok.FORGETS.format("Flower"),
             query=summed(zerok.COUNTED, "queue_name", "worker", task_type="task_name"),
         ),
         Row(

@@ -8,48 +8,50 @@ from __future__ import annotations
 from operator import attrgetter
 
 from celery_exporter.core.facts import State
-from celery_exporter.profiles import TASK_LABELS, Profile, Row, Shape, add, native
+from celery_exporter.profiles import Profile, Row, Shape, add, native
 
 _COUNTERS = {
     State.RECEIVED: ("received", "Tasks that workers received."),
     State.SUCCESS: ("succeeded", "Tasks that succeeded."),
     State.FAILURE: ("failed", "Tasks that failed."),
 }
-_SHARED = ("celery_queue_length", "celery_worker_up")
 
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table."""
-    task = ("task_name", *(label for label in TASK_LABELS if label in shape.task_labels))
     return [
-        *(_counter(shape, task, state) for state in _COUNTERS),
-        Row(
-            "celery_task_active",
-            "gauge",
-            "Tasks that workers run now.",
-            ("task_name",),
-            lambda snapshot: (
-                ((group.key.task_name,), group.count)
-                for group in snapshot.tasks
-                if group.state is State.STARTED
-            ),
-            merge=add,
-            query='sum without (state, queue_name) (celery_tasks{state="STARTED"})',
-        ),
-        Row(
-            "celery_workers",
-            "gauge",
-            "Workers that are up.",
-            (),
-            lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
-            query="celery_workers_online",
-        ),
-        *(row for row in native.runtime_and_waits(shape) if row.name == "celery_task_runtime_seconds"),
-        *(row for row in native.rows(shape) if row.name in _SHARED),
+        *(_counter(shape, state) for state in _COUNTERS),
+        _ACTIVE,
+        WORKERS,
+        native.runtime(shape),
+        native.WORKER_UP,
+        native.QUEUE_LENGTH,
     ]
 
 
-def _counter(shape: Shape, task: tuple[str, ...], state: State) -> Row:
+_ACTIVE = Row(
+    "celery_task_active",
+    "gauge",
+    "Tasks that workers run now.",
+    ("task_name",),
+    lambda snapshot: (
+        ((group.key.task_name,), group.count) for group in snapshot.tasks if group.state is State.STARTED
+    ),
+    merge=add,
+    query='sum without (state, queue_name) (celery_tasks{state="STARTED"})',
+)
+WORKERS = Row(
+    "celery_workers",
+    "gauge",
+    "Workers that are up.",
+    (),
+    lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
+    query="celery_workers_online",
+)
+
+
+def _counter(shape: Shape, state: State) -> Row:
+    task = native.task_labels(shape)
     values = native.values_of(task)
     name, help_ = _COUNTERS[state]
     return Row(

@@ -15,71 +15,13 @@ COUNTED = (
     'celery_tasks{task_name!=""} or '
     f'celery_tasks_total{{task_name!="",state=~"{"|".join(state.name for state in _TOTALS)}"}}'
 )
-_MEMORY = "the original counts what it has in memory, 10,000 tasks at most, so its numbers fall"
+#: A remark; who forgets, the original or another, fills it in.
+FORGETS = "the original counts what {} has in memory, 10,000 tasks at most, so its numbers fall"
 
 
 def rows(shape: Shape) -> list[Row]:
     """Return the table."""
-    return [
-        Row(
-            "celery_tasks",
-            "gauge",
-            "Tasks in a state: now, of those that are not over; since the start, of the others.",
-            ("state",),
-            lambda snapshot: (((state,), count) for (state, _), count in by_name(snapshot)),
-            merge=add,
-            remark=_MEMORY,
-            query=summed(COUNTED, "task_name", "queue_name", "worker"),
-        ),
-        Row(
-            "celery_tasks_by_name",
-            "gauge",
-            "The same by task.",
-            ("state", "name"),
-            by_name,
-            merge=add,
-            remark=_MEMORY,
-            query=summed(COUNTED, "queue_name", "worker", name="task_name"),
-        ),
-        Row(
-            "celery_tasks_runtime_seconds",
-            "histogram",
-            "Run time of tasks that succeeded.",
-            ("name",),
-            lambda snapshot: (
-                ((key.task_name,), cell.ran[State.SUCCESS])
-                for key, cell in snapshot.cells.items()
-                if State.SUCCESS in cell.ran
-            ),
-            merge=add,
-            bounds=attrgetter("runtime_bounds"),
-            thin=shape.buckets or COMMON_BUCKETS,
-            decimal=True,
-            query=summed(
-                'celery_task_runtime_seconds_bucket{state="SUCCESS"}',
-                "state",
-                "queue_name",
-                "worker",
-                name="task_name",
-            ),
-        ),
-        Row(
-            "celery_task_latency",
-            "histogram",
-            "From received by a worker (or eta) to started by it, in seconds.",
-            (),
-            lambda snapshot: (
-                ((), cell.prefetched) for cell in snapshot.cells.values() if cell.prefetched is not None
-            ),
-            merge=add,
-            bounds=attrgetter("wait_bounds"),
-            thin=shape.wait_buckets or COMMON_BUCKETS,
-            decimal=True,
-            query=summed("celery_task_prefetch_wait_seconds_bucket", "task_name", "queue_name", "worker"),
-        ),
-        *(row for row in triton.rows(shape) if row.name == "celery_workers"),
-        *(row for row in native.QUEUE_ROWS if row.name == "celery_queue_length"),
-    ]
+    return [*_COUNTS, _runtime(shape), _latency(shape), triton.WORKERS, native.QUEUE_LENGTH]
 
 
 def by_name(snapshot: Snapshot) -> list[Sample]:
@@ -91,6 +33,67 @@ def by_name(snapshot: Snapshot) -> list[Sample]:
         for state in _TOTALS
     ]
     return now + over
+
+
+_COUNTS = [
+    Row(
+        "celery_tasks",
+        "gauge",
+        "Tasks in a state: now, of those that are not over; since the start, of the others.",
+        ("state",),
+        lambda snapshot: (((state,), count) for (state, _), count in by_name(snapshot)),
+        merge=add,
+        remark=FORGETS.format("it"),
+        query=summed(COUNTED, "task_name", "queue_name", "worker"),
+    ),
+    Row(
+        "celery_tasks_by_name",
+        "gauge",
+        "The same by task.",
+        ("state", "name"),
+        by_name,
+        merge=add,
+        remark=FORGETS.format("it"),
+        query=summed(COUNTED, "queue_name", "worker", name="task_name"),
+    ),
+]
+
+
+def _runtime(shape: Shape) -> Row:
+    succeeded = 'celery_task_runtime_seconds_bucket{state="SUCCESS"}'
+    return Row(
+        "celery_tasks_runtime_seconds",
+        "histogram",
+        "Run time of tasks that succeeded.",
+        ("name",),
+        lambda snapshot: (
+            ((key.task_name,), cell.ran[State.SUCCESS])
+            for key, cell in snapshot.cells.items()
+            if State.SUCCESS in cell.ran
+        ),
+        merge=add,
+        bounds=attrgetter("runtime_bounds"),
+        thin=shape.buckets or COMMON_BUCKETS,
+        decimal=True,
+        query=summed(succeeded, "state", "queue_name", "worker", name="task_name"),
+    )
+
+
+def _latency(shape: Shape) -> Row:
+    return Row(
+        "celery_task_latency",
+        "histogram",
+        "From received by a worker (or eta) to started by it, in seconds.",
+        (),
+        lambda snapshot: (
+            ((), cell.prefetched) for cell in snapshot.cells.values() if cell.prefetched is not None
+        ),
+        merge=add,
+        bounds=attrgetter("wait_bounds"),
+        thin=shape.wait_buckets or COMMON_BUCKETS,
+        decimal=True,
+        query=summed("celery_task_prefetch_wait_seconds_bucket", "task_name", "queue_name", "worker"),
+    )
 
 
 PROFILE = Profile(

@@ -30,8 +30,8 @@ class Story:
         hosts: bool = False,
         ledger: Ledger | None = None,
     ) -> None:
-        self.cluster = Cluster(limits or Limits(), labels, show, clients=clients, hosts=hosts)
         self.ledger = ledger or Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
+        self.cluster = Cluster(limits or Limits(), self.ledger, labels, show, clients=clients, hosts=hosts)
         self.labels = labels
         self.clients = clients
         self.now = 100.0
@@ -40,14 +40,14 @@ class Story:
     def tell(self, *events: dict) -> None:
         for found in decode(json.dumps(list(events)).encode()):
             assert isinstance(found, Event), found
-            self.ledger.add(self.cluster.apply(found, self.moment()))
+            self.cluster.apply(found, self.moment())
 
     def wait(self, seconds: float) -> None:
         """Listen for so long, a quarter of a second at a time, as the monitor does."""
         end = self.now + seconds
         while self.now < end:
             self.now = min(self.now + 0.25, end)
-            self.ledger.add(self.cluster.expire(self.moment()))
+            self.cluster.expire(self.moment())
 
     def moment(self) -> Moment:
         return Moment(self.now, self.epoch + self.now)
@@ -71,7 +71,7 @@ class Story:
             web_config_up_to_date=None,
         )
         around = msgspec.structs.replace(usual, **around)
-        return take(self.cluster, self.ledger, around, prefetched=prefetched)
+        return take(self.cluster, around, prefetched=prefetched)
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """What was counted: (task, queue, state) → transitions, zeros left out."""

@@ -270,7 +270,7 @@ def test_registered_tasks_are_not_folded_for_want_of_room():
     story = Story(Limits(max_series=16))
     profile = Profile(queues=("q",), registered=tuple(f"task{number}" for number in range(5)))
     for _ in range(3):
-        story.ledger.add(story.cluster.learn({"w@h": profile}, story.moment()))
+        story.cluster.learn({"w@h": profile}, story.moment())
     assert len(story.ledger.snapshot()) == 2
     assert story.cluster.keys.folded == 0
 
@@ -289,7 +289,7 @@ def test_law_5_what_a_vanished_worker_did_is_kept():
 
 def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
     story = Story()
-    facts = story.cluster.learn(
+    story.cluster.learn(
         {
             "a@h": Profile(queues=("mail",), registered=("send", "both")),
             "b@h": Profile(queues=("celery",), registered=("both",)),
@@ -297,7 +297,6 @@ def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
         },
         story.moment(),
     )
-    story.ledger.add(facts)
     assert set(story.ledger.snapshot()) == {Key("send", "mail")}
     assert story.cell("send", "mail").moved == [0] * 8
 
@@ -746,7 +745,7 @@ def test_a_task_in_flight_costs_less_than_400_bytes(life, tasks):
         for body in bodies:
             story.wait(0.001)  # so that no two share the object that says when they were heard of
             for event in decode(body):
-                story.ledger.add(story.cluster.apply(event, story.moment()))
+                story.cluster.apply(event, story.moment())
         del body, event
         story.wait(1)
         used, _ = tracemalloc.get_traced_memory()
@@ -921,7 +920,7 @@ def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker
     story = Story()
     story.tell(heartbeat("a@h"), heartbeat("b@h"))
     profiles = {"a@h": Profile(queues=("q",)), "b@h": Profile(queues=("right",))}
-    story.ledger.add(story.cluster.learn(profiles, story.moment()))
+    story.cluster.learn(profiles, story.moment())
     story.tell(*(workers[worker].pop(0) for worker in order))
     story.wait(2.5)
     assert story.counts() == {
@@ -933,7 +932,7 @@ def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker
 def test_law_2_a_retry_that_nobody_was_heard_to_send_is_of_the_only_queue_of_its_worker():
     story = Story()
     story.tell(heartbeat("b@h"))
-    story.ledger.add(story.cluster.learn({"b@h": Profile(queues=("right",))}, story.moment()))
+    story.cluster.learn({"b@h": Profile(queues=("right",))}, story.moment())
     story.tell(sent(), received(**A), started(**A), retried(**A))
     story.tell(received(at=1, retries=1, **B), started(at=2, **B), succeeded(at=3, **B))
     story.wait(2.5)

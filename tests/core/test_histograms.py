@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.core import memory
-from celery_exporter.core.facts import Folded, Key, Prefetched, Queued, Ran, State
+from celery_exporter.core.facts import Key, State
 from celery_exporter.core.histograms import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
 from celery_exporter.core.ledger import Ledger, is_chosen
 
+from .booking import Folded, Prefetched, Queued, Ran, book
 from .story import Story, failed, received, retried, sent, started, succeeded
 
 A, B = Key("a", "q"), Key("b", "q")
@@ -60,13 +61,13 @@ def test_a_copy_goes_its_own_way_though_nothing_was_observed_yet():
 
 def ledger(**options) -> Ledger:
     made = Ledger(BOUNDS, BOUNDS, **options)
-    made.add([Ran(A, State.SUCCESS, 0.5, "u1"), Queued(A, 3.0, "u1"), Prefetched(A, 1.5, "u1")])
+    book(made, [Ran(A, State.SUCCESS, 0.5, "u1"), Queued(A, 3.0, "u1"), Prefetched(A, 1.5, "u1")])
     return made
 
 
 def test_folding_adds_native_buckets_up_and_keeps_exemplars():
     found = ledger(native=True, exemplars=True)
-    found.add([Queued(A, 7.0), Queued(B, 3.0, "u2"), Queued(B, 0.5, "u3"), Folded(A, B)])
+    book(found, [Queued(A, 7.0), Queued(B, 3.0, "u2"), Queued(B, 0.5, "u3"), Folded(A, B)])
     queued = found.snapshot()[B].queued
     assert queued.native == {native_index(3.0): 2, -8: 1, native_index(7.0): 1}
     assert queued.exemplars == {2: Exemplar("u1", 3.0), 0: Exemplar("u3", 0.5)}
@@ -83,8 +84,7 @@ SENT, RECEIVED, STARTED = sent(), received(), started()
 )
 def test_whatever_is_observed_is_of_a_task_that_is_known(order, end):
     """By its uuid: of that hangs whether it is of the share, and who is the exemplar."""
-    story = Story()
-    story.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True)
+    story = Story(ledger=Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
     story.tell(*order, end)
     story.wait(3)
     cell = story.cell()
@@ -94,8 +94,7 @@ def test_whatever_is_observed_is_of_a_task_that_is_known(order, end):
 
 
 def test_late_news_of_a_retry_is_of_its_task_too():
-    story = Story()
-    story.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True)
+    story = Story(ledger=Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
     story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=2))
     story.wait(3)
     story.tell(sent(at=0.5, retries=1))
@@ -113,7 +112,7 @@ def test_what_nobody_asked_for_is_not_kept():
 def test_of_a_task_all_is_observed_or_nothing(uuids, share):
     found = Ledger(BOUNDS, BOUNDS, share=share)
     for uuid in uuids:
-        found.add([Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
+        book(found, [Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
     cell, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
     assert [sum(each.counts) for each in (cell.ran[State.SUCCESS], cell.queued, cell.prefetched)] == [
         chosen
@@ -122,7 +121,7 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
 
 def test_law_7_waits_below_0_are_counted_of_all_tasks():
     found = Ledger(BOUNDS, BOUNDS, share=0.01)
-    found.add([Queued(A, -1.0, f"task-{number}") for number in range(200)])
+    book(found, [Queued(A, -1.0, f"task-{number}") for number in range(200)])
     assert found.negative_waits == 200
 
 
@@ -134,10 +133,10 @@ def test_the_share_is_the_share_and_1_is_all():
 
 @pytest.mark.parametrize(("before", "after"), [(False, False), (False, True), (True, False), (True, True)])
 def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(before, after):
-    old, new = Story(), Story()
-    old.ledger, new.ledger = ledger(native=before), Ledger(BOUNDS, BOUNDS, native=after, exemplars=True)
-    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
-    memory.restore(said, [], new.cluster, new.ledger, new.moment())
+    old = Story(ledger=ledger(native=before))
+    new = Story(ledger=Ledger(BOUNDS, BOUNDS, native=after, exemplars=True))
+    said = memory.of_cluster(old.cluster, old.moment())
+    memory.restore(said, [], new.cluster, new.moment())
     cell = new.ledger.snapshot()[A]
     kept = before or not after
     assert (State.SUCCESS in cell.ran, cell.queued is not None, cell.prefetched is not None) == (kept,) * 3
@@ -147,18 +146,16 @@ def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(b
 
 
 def test_law_5_a_state_of_before_native_histograms_goes_on():
-    old, new = Story(), Story()
-    old.ledger, new.ledger = ledger(), Ledger(BOUNDS, BOUNDS)
-    said = msgspec.to_builtins(memory.of_cluster(old.cluster, old.ledger, old.moment()))
+    old, new = Story(ledger=ledger()), Story(ledger=Ledger(BOUNDS, BOUNDS))
+    said = msgspec.to_builtins(memory.of_cluster(old.cluster, old.moment()))
     del said["native"]
-    memory.restore(msgspec.convert(said, memory.ClusterMemory), [], new.cluster, new.ledger, new.moment())
+    memory.restore(msgspec.convert(said, memory.ClusterMemory), [], new.cluster, new.moment())
     assert sum(new.ledger.snapshot()[A].queued.counts) == 1
 
 
 def test_a_state_whose_histograms_do_not_agree_is_refused():
-    old, new = Story(), Story()
-    old.ledger, new.ledger = ledger(native=True), Ledger(BOUNDS, BOUNDS, native=True)
-    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    old, new = Story(ledger=ledger(native=True)), Story(ledger=Ledger(BOUNDS, BOUNDS, native=True))
+    said = memory.of_cluster(old.cluster, old.moment())
     dict(said.cells)[A].queued.native = None
     with pytest.raises(ValueError, match="not native"):
-        memory.restore(said, [], new.cluster, new.ledger, new.moment())
+        memory.restore(said, [], new.cluster, new.moment())

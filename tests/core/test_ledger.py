@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.facts import (
+from celery_exporter.core.facts import HIDDEN, Key, State
+from celery_exporter.core.histograms import Histogram
+from celery_exporter.core.ledger import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Cell, Ledger
+
+from .booking import (
+    Booking,
     Folded,
-    Key,
     Moved,
     Prefetched,
     Queued,
@@ -14,21 +18,19 @@ from celery_exporter.core.facts import (
     Ran,
     Redelivered,
     SentBy,
-    State,
+    book,
 )
-from celery_exporter.core.histograms import Histogram
-from celery_exporter.core.ledger import MAX_CLIENTS, MAX_EXCEPTIONS, Cell, Ledger
 
 A, B, C = Key("a", "q"), Key("b", "q"), Key("c", "q")
 
 
-def ledger(*facts, most: int = 1000) -> Ledger:
+def ledger(*facts: Booking, most: int = 1000) -> Ledger:
     made = Ledger((1.0, 2.0), (10.0,), most)
-    made.add(facts)
+    book(made, facts)
     return made
 
 
-def raised(key: Key, count: int, first: int = 0) -> list[Raised]:
+def raised(key: Key, count: int, first: int = 0) -> list[Booking]:
     return [Raised(key, f"Error{number}") for number in range(first, first + count)]
 
 
@@ -71,8 +73,14 @@ def test_all_tasks_together_have_so_many_exceptions():
     assert found.folded == 2
 
 
-def sent_by(key: Key, count: int, first: int = 0) -> list[SentBy]:
-    return [SentBy(key, 1.0, f"host-{number}") for number in range(first, first + count)]
+def test_the_newest_failures_are_remembered_but_for_those_of_hidden_tasks():
+    many = [Raised(A, "Error", f"u{number}") for number in range(MAX_FAILURES + 5)]
+    found = ledger(*many, Raised(HIDDEN, "Error", "hidden"))
+    assert [failure.uuid for failure in found.failures] == [f"u{n}" for n in range(5, MAX_FAILURES + 5)]
+
+
+def sent_by(key: Key, count: int, first: int = 0) -> list[Booking]:
+    return [SentBy(key, f"host-{number}") for number in range(first, first + count)]
 
 
 def test_a_task_has_so_many_clients_and_the_rest_is_other():
@@ -93,15 +101,15 @@ def test_all_tasks_together_have_so_many_clients_which_take_no_room_from_excepti
 
 def test_folding_adds_clients_up_and_gives_room_back():
     found = ledger(*sent_by(A, 2), *sent_by(B, 2, first=1), most=4)
-    found.add([Folded(A, B)])
+    book(found, [Folded(A, B)])
     assert found.snapshot()[B].clients == {"host-0": 1, "host-1": 2, "host-2": 1}
-    found.add(sent_by(C, 2))  # for one of which there is room
+    book(found, sent_by(C, 2))  # for one of which there is room
     assert found.snapshot()[C].clients == {"host-0": 1, "other": 1}
 
 
 def test_folding_moves_no_more_clients_than_there_is_room_for():
     found = ledger(*sent_by(A, MAX_CLIENTS), *sent_by(B, MAX_CLIENTS, first=10))
-    found.add([Folded(A, B)])
+    book(found, [Folded(A, B)])
     clients = found.snapshot()[B].clients
     assert (len(clients), clients["other"], clients["host-10"]) == (MAX_CLIENTS + 1, 10, 2)
 
@@ -117,7 +125,7 @@ def test_folding_moves_every_sum_and_gives_room_back():
     ]
     found = ledger(*everything, *raised(B, 1), Moved(B, State.FAILURE, 6.0), Redelivered(B), most=3)
     before = found.snapshot()[A]
-    found.add([Folded(A, B)])
+    book(found, [Folded(A, B)])
     cell = found.snapshot()[B]
     assert A not in found.snapshot()
     assert cell.moved[State.FAILURE] == 2
@@ -125,7 +133,7 @@ def test_folding_moves_every_sum_and_gives_room_back():
     assert (cell.ran, cell.queued, cell.prefetched) == (before.ran, before.queued, before.prefetched)
     assert cell.redelivered == 2
     assert cell.raised == {"Error0": 2, "Error1": 1}
-    found.add(raised(B, 1, first=5))  # two were left
+    book(found, raised(B, 1, first=5))  # two were left
     assert cell.raised | {"Error5": 1} == found.snapshot()[B].raised
     assert found.folded == 0
 
@@ -133,7 +141,7 @@ def test_folding_moves_every_sum_and_gives_room_back():
 def test_folding_adds_histograms_up():
     waits = [Queued(A, 3.0), Queued(B, 20.0), Prefetched(A, 4.0), Prefetched(B, 30.0)]
     found = ledger(*waits, Ran(A, State.SUCCESS, 1.0), Ran(B, State.SUCCESS, 2.0))
-    found.add([Folded(A, B)])
+    book(found, [Folded(A, B)])
     cell = found.snapshot()[B]
     assert (cell.prefetched.counts, cell.prefetched.total) == ([1, 1], 34.0)
     assert (cell.queued.counts, cell.queued.total) == ([1, 1], 23.0)
@@ -154,10 +162,10 @@ def test_sums_that_do_not_match_are_refused_and_not_cut_to_fit():
 def test_sums_that_moved_here_are_marked_and_stay_so(counts):
     found = ledger(Moved(A, State.FAILURE, 5.0), *counts)
     assert not any(cell.inherited for cell in found.snapshot().values())
-    found.add([Folded(A, B)])
+    book(found, [Folded(A, B)])
     assert found.snapshot()[B].inherited is True
     assert found.snapshot()[B].copy().inherited is True
-    found.add([Moved(A, State.FAILURE, 7.0), Moved(C, State.FAILURE, 7.0), Folded(B, A)])
+    book(found, [Moved(A, State.FAILURE, 7.0), Moved(C, State.FAILURE, 7.0), Folded(B, A)])
     assert {key: cell.inherited for key, cell in found.snapshot().items()} == {A: True, C: False}
 
 
@@ -171,5 +179,5 @@ def test_a_snapshot_does_not_change_with_what_comes_later():
     facts += sent_by(A, 1)
     found = ledger(*facts, Prefetched(A, 1.0))
     before = found.snapshot()
-    found.add([*facts, Prefetched(A, 1.0), Redelivered(A)])
+    book(found, [*facts, Prefetched(A, 1.0), Redelivered(A)])
     assert before == ledger(*facts, Prefetched(A, 1.0)).snapshot()

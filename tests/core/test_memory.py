@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.facts import HIDDEN, Key, Moved, State
+from celery_exporter.core.facts import HIDDEN, Key, State
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.names import shown_as
@@ -23,16 +23,14 @@ from .test_cluster import LIFE, RETRY_LIFE, RIGHT, anything
 
 def restarted(old: Story, away: float = 0.0, clock: float = 0.0, **changed) -> Story:
     """Return a story that goes on from what the old one left, through the bytes of a state file."""
-    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    said = memory.of_cluster(old.cluster, old.moment())
     whole = msgspec.msgpack.decode(msgspec.msgpack.encode(said), type=ClusterMemory)
     uuids = old.cluster.tasks.uuids()
     tasks = msgspec.msgpack.encode(memory.of_tasks(old.cluster, uuids))
     usual = {"limits": old.cluster.limits, "labels": old.labels, "clients": old.clients}
     new = Story(**{**usual, **changed})
     new.now, new.epoch = clock, old.epoch + old.now + away - clock
-    memory.restore(
-        whole, msgspec.msgpack.decode(tasks, type=list[TaskMemory]), new.cluster, new.ledger, new.moment()
-    )
+    memory.restore(whole, msgspec.msgpack.decode(tasks, type=list[TaskMemory]), new.cluster, new.moment())
     return new
 
 
@@ -87,6 +85,12 @@ def test_which_clients_sent_is_known_after_a_restart_and_goes_on():
     assert story.cell().clients == {"h": 1, "web": 1}
     story.tell(sent("u3", hostname="gen3@web"))
     assert story.cell().clients == {"h": 1, "web": 2}
+
+
+def test_clients_that_nobody_shows_any_more_are_forgotten():
+    story = restarted(told(sent(), clients=True), clients=False)
+    assert story.cell().clients == {}
+    assert story.cell().moved[State.PENDING] == 1
 
 
 def test_clients_add_up_when_a_label_that_told_tasks_apart_is_not_in_use_any_more():
@@ -315,13 +319,13 @@ def test_rules_for_names_apply_to_the_sums_of_before_when_they_are_new(renamed, 
     old = told(*(started(name, at=1) for name in (*NAMES, "nameless")), labels=("queue_name", "worker"))
     old.tell(*(sent(name, name=name) for name in NAMES))
     old.wait(3)
-    old.ledger.add([Moved(Key("other", "other", "other"), State.STARTED, T0)])
-    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    old.ledger.moved(Key("other", "other", "other"), State.STARTED, T0)
+    said = memory.of_cluster(old.cluster, old.moment())
     rules = shown_as(None, re.compile("shop|unknown|other"), [(re.compile("job-.*"), "job")])
     story = Story(labels=("queue_name", "worker"), show=rules)
     if renamed:
         story.cluster.keys.renamed = True
-    memory.restore(said, [], story.cluster, story.ledger, story.moment())
+    memory.restore(said, [], story.cluster, story.moment())
     cells = story.ledger.snapshot()
     began = {
         key.task_name: cell.moved[State.STARTED] for key, cell in cells.items() if key.worker or key == HIDDEN
@@ -362,10 +366,9 @@ def test_hidden_tasks_stay_hidden():
 
 def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
     old = told(*LIFE)
-    story = Story()
-    story.ledger = Ledger((2.0,), (0.1, 1.0, 10.0))
-    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
-    memory.restore(said, [], story.cluster, story.ledger, story.moment())
+    story = Story(ledger=Ledger((2.0,), (0.1, 1.0, 10.0)))
+    said = memory.of_cluster(old.cluster, old.moment())
+    memory.restore(said, [], story.cluster, story.moment())
     cell = story.cell()
     assert cell.moved[3] == 1
     assert cell.ran == {}
@@ -375,12 +378,12 @@ def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
 @pytest.mark.parametrize("wrong", ["ran", "queued", "prefetched"])
 def test_a_histogram_without_the_buckets_it_should_have_is_refused(wrong):
     old = told(*LIFE)
-    said = memory.of_cluster(old.cluster, old.ledger, old.moment())
+    said = memory.of_cluster(old.cluster, old.moment())
     cell = dict(said.cells)[Key("add", "q")]
     (cell.ran[State.SUCCESS] if wrong == "ran" else getattr(cell, wrong)).counts.pop()
     story = Story()
     with pytest.raises(ValueError, match="buckets"):
-        memory.restore(said, [], story.cluster, story.ledger, story.moment())
+        memory.restore(said, [], story.cluster, story.moment())
 
 
 def test_counters_of_our_own_go_on():

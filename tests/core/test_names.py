@@ -76,7 +76,7 @@ def test_a_task_without_a_name_is_shown_as_unknown_whatever_is_included():
 def test_registered_tasks_are_foreseen_by_the_name_they_are_shown_as():
     story = Story(show=shown_as(None, re.compile("noise"), [rule("job-.*", "job")]))
     profile = Profile(queues=("q",), registered=("job-a", "job-b", "noise"))
-    story.ledger.add(story.cluster.learn({"w@h": profile}, story.moment()))
+    story.cluster.learn({"w@h": profile}, story.moment())
     assert set(story.ledger.snapshot()) == {Key("job", "q")}
 
 
@@ -118,7 +118,7 @@ def test_a_series_with_an_open_task_is_not_idle():
 def test_a_series_of_a_registered_task_is_not_given_up():
     story = Story(Limits(series_ttl=200))
     profile = Profile(queues=("q",), registered=("add",))
-    story.ledger.add(story.cluster.learn({"w@h": profile}, story.moment()))
+    story.cluster.learn({"w@h": profile}, story.moment())
     story.tell(*life("u1"), *life("u2", name="mul"), heartbeat())
     story.wait(300)
     assert {key.task_name for key in story.ledger.snapshot()} == {"add", "other"}

@@ -35,8 +35,7 @@ class Unforgettable(Task):
 
 
 def told(events, **options) -> Story:
-    story = Story(**options)
-    story.ledger = Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True)
+    story = Story(ledger=Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True), **options)
     story.tell(*events)
     return story
 

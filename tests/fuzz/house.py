@@ -33,7 +33,7 @@ class House(Story):
                 assert each.reason in REASONS
                 self.malformed[each.reason] += 1
             else:
-                self.ledger.add(self.cluster.apply(each, self.moment()))
+                self.cluster.apply(each, self.moment())
         self.keeps_little()
         return found
 

@@ -234,7 +234,7 @@ def answer(data: bytes) -> None:
     profiles |= {name: Profile(queues=tuple(queue.name for queue in found)) for name, found in queues.items()}
     profiles |= {name: Profile(registered=tuple(found)) for name, found in registered.items()}
     house = House()
-    house.ledger.add(house.cluster.learn(profiles, house.moment()))
+    house.cluster.learn(profiles, house.moment())
     msgspec.msgpack.encode(list(house.cluster.workers.values()))  # as the state file does
     shown = house.shown()
     house.exposition.render(shown).decode()

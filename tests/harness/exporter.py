@@ -106,6 +106,7 @@ class Exporter(Process):
         super().__init__(folder)
         self.port = port or free_port()
         self.extra = environment or {}
+        self.login: dict[str, str] = {}  # headers of each request
         self.wrapper = wrapper
         self.arguments = [
             *(["--broker-url", url] if url is not None else []),
@@ -155,14 +156,14 @@ class Exporter(Process):
         method: str = "GET",
         timeout: float = 5.0,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = self.connect(timeout)
         try:
-            connection.request(method, path, headers=headers or {})
-            answer = connection.getresponse()
-            names = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, names, answer.read())
+            return ask(connection, path, {**self.login, **(headers or {})}, method)
         finally:
             connection.close()
+
+    def connect(self, timeout: float = 5.0) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def samples(self, headers: dict[str, str] | None = None) -> Samples:
         """Scrape it as curl does (send `SCRAPER` to be taken for Prometheus)."""
@@ -179,6 +180,14 @@ class Exporter(Process):
 
     def total(self, name: str, **labels: str) -> float:
         return self.samples().total(name, **labels)
+
+
+def ask(
+    connection: http.client.HTTPConnection, path: str, headers: dict[str, str], method: str = "GET"
+) -> Answer:
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
 
 
 def clean_environment(extra: dict[str, str] | None = None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trustme
 
-from harness.exporter import Answer, Exporter
+from harness.exporter import Exporter
 from harness.processes import free_port
 
 
@@ -25,7 +25,6 @@ class Guarded(Exporter):
         self.authority = trustme.CA()
         self.client_authority = trustme.CA()
         self.client: ssl.SSLContext | None = None
-        self.login: dict[str, str] = {}
         super().__init__(
             folder, nobody(), "--web.config.file", str(self.file), "--log-level", "debug", *arguments
         )
@@ -53,32 +52,10 @@ class Guarded(Exporter):
             (authority or self.client_authority).issue_cert(*identities).configure_cert(found)
         return found
 
-    def get(
-        self,
-        path: str = "/metrics",
-        headers: dict[str, str] | None = None,
-        *,
-        method: str = "GET",
-        timeout: float = 5.0,
-    ) -> Answer:
-        connection = self.connect(timeout)
-        try:
-            return ask(connection, path, {**self.login, **(headers or {})}, method)
-        finally:
-            connection.close()
-
     def connect(
         self, timeout: float = 5.0, client: ssl.SSLContext | None = None
     ) -> http.client.HTTPConnection:
         client = client or self.client
         if client is None:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+            return super().connect(timeout)
         return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=client)
-
-
-def ask(
-    connection: http.client.HTTPConnection, path: str, headers: dict[str, str], method: str = "GET"
-) -> Answer:
-    connection.request(method, path, headers=headers)
-    answer = connection.getresponse()
-    return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())

@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 from harness.exporter import clean_environment, run_cli
 from harness.marks import on_redis
 from harness.processes import Process
 from harness.waiting import eventually, until_equal
 
+from celery_exporter.recording import replay
+from celery_exporter.settings import load
 from celery_exporter.tape import Reader
 
 TASKS = 20
@@ -115,6 +118,32 @@ def test_without_a_broker_it_says_so(tmp_path, command):
     assert "127.0.0.1:1" in done.stderr
     assert "secret" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class NobodyReadsError(Exception):
+    """Standard error is gone, and what is said has nowhere to go."""
+
+
+def test_a_replay_that_fails_hangs_up(redis_broker, tmp_path):
+    file = tmp_path / "events"
+    file.write_bytes(gzip.compress(b"celery-exporter events 1\n"))
+
+    with redis.Redis.from_url(redis_broker.url) as server:
+
+        def clients():
+            return {client["id"] for client in server.client_list()}
+
+        def say(_):
+            made.update(clients() - before)
+            raise NobodyReadsError
+
+        before, made = clients(), set()
+        # While the error is held, its traceback keeps the connection from being collected.
+        with pytest.raises(NobodyReadsError) as held:
+            replay(load({"broker_url": redis_broker.url}, {}), file, speed=None, ended=bool, say=say)
+        assert made
+        until_equal(lambda: clients() & made, set())
+        del held
 
 
 def test_it_ends_by_itself_after_so_many_seconds(broker, tmp_path):

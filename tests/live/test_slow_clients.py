@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import ssl
 import time
@@ -11,8 +10,8 @@ from functools import partial
 import psutil
 import pytest
 from harness import slow
-from harness.exporter import Exporter
-from harness.guarded import Guarded, ask, nobody
+from harness.exporter import Exporter, ask
+from harness.guarded import Guarded, nobody
 from harness.slow import Deaf, Dribbling, HalfClosed, HandshakeStuck, Silent, crowd
 from harness.waiting import eventually
 
@@ -56,15 +55,9 @@ def scene(request):
     ]
 
 
-def connect(exporter: Exporter) -> http.client.HTTPConnection:
-    if isinstance(exporter, Guarded):
-        return exporter.connect()
-    return http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=5)
-
-
 def scrape_times(exporter: Exporter, count: int = 40) -> list[float]:
     """Return the seconds that scrapes take, sorted; on new connections and on one that is kept."""
-    kept = connect(exporter)
+    kept = exporter.connect()
     times = []
     for number in range(count):
         begin = time.perf_counter()
@@ -127,7 +120,7 @@ def test_answers_that_nobody_reads_are_bounded(scene):
 
 def test_a_crowd_that_does_nothing_shuts_nobody_out(plain):
     """More than are taken at a time: those that wait for longest make room, and Prometheus does not wait."""
-    kept = connect(plain)
+    kept = plain.connect()
     assert ask(kept, "/metrics", {}).status == 200
     with crowd(server.MAX_CONNECTIONS + 200, partial(Silent, plain.port)) as slow_ones:
         eventually(lambda: sockets(plain) > server.MAX_CONNECTIONS - 100)

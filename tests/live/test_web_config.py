@@ -19,8 +19,8 @@ from pathlib import Path
 import bcrypt
 import pytest
 import trustme
-from harness.exporter import Answer, run_cli
-from harness.guarded import Guarded, ask, nobody
+from harness.exporter import Answer, ask, run_cli
+from harness.guarded import Guarded, nobody
 from harness.servers import Prometheus
 from harness.waiting import eventually, until_equal
 

@@ -23,6 +23,9 @@ from celery_exporter.settings import Settings
 PING_INTERVAL = 2.0
 #: Seconds of one look for the answer to a subscription.
 POLL = 0.1
+#: Bytes that the parser gets at a time, of a large read: after each kilobyte it moves all that is left to the
+#: front of its buffer (redisReaderGetReply in hiredis/read.c).
+FEED = 2**14
 
 
 class _Properties(Struct):
@@ -58,7 +61,7 @@ class RedisReader(KombuReader):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._parser = hiredis.Reader()
+        self._parser, self._left = hiredis.Reader(), memoryview(b"")  # what was read, and is not parsed yet
         self._alive = False  # did anything come since the last look
         self._pinged = 0.0
         self._subscribed = False
@@ -71,7 +74,7 @@ class RedisReader(KombuReader):
         # redis-py has read the answers to its own questions, and the rest is ours: our own parser has
         # each message of a large read without an object of redis-py's for it.
         self._socket = self._redis._sock  # noqa: SLF001
-        self._parser = hiredis.Reader()
+        self._parser, self._left = hiredis.Reader(), memoryview(b"")
         self._prove = self._prove_alive
         self._is_doubled = bool(getattr(self._channel, "_fanout_compat_active", False))
 
@@ -89,8 +92,11 @@ class RedisReader(KombuReader):
         """Take what has come; raise TimeoutError when nothing does."""
         if self._take_parsed():  # a batch that was full leaves messages in the parser
             return
-        self._parser.feed(receive(self._socket, timeout))
-        self._alive = True
+        if not self._left:
+            self._left = memoryview(receive(self._socket, timeout))
+            self._alive = True
+        self._parser.feed(bytes(self._left[:FEED]))
+        self._left = self._left[FEED:]
         self._take_parsed()
 
     def _take_parsed(self) -> bool:

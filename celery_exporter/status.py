@@ -1,0 +1,290 @@
+"""What is going on, for people and for scripts: a snapshot, and what some that were taken before add to it.
+
+`Status` is the answer of /api/v1/status. Within a version fields are added, and none is renamed, removed or
+given another meaning. Times are epoch seconds of this exporter's clock, durations are seconds, rates are per
+second; null is what is not known. Pure: time comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from celery_exporter.advice import Finding, advise
+from celery_exporter.core.facts import State
+from celery_exporter.core.ledger import Cell
+from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
+
+VERSION = 1
+#: Seconds over which rates and quantiles are taken, and for which lengths of queues are remembered.
+WINDOW, LENGTHS = 300.0, 900.0
+#: Seconds between two moments that are remembered.
+STEP = 15.0
+
+_STATES = tuple(state.name for state in State)
+_ENDED = (State.SUCCESS, State.FAILURE)
+
+
+class BrokerStatus(Struct, frozen=True):
+    """The event path: is the subscription open, how late are events, what do workers hold (Redis only)."""
+
+    url: str  # without secrets
+    up: bool
+    reconnects: int
+    last_event: float | None
+    event_lag: float | None
+    events_per_second: float | None
+    unacked: int | None
+
+
+class WorkerStatus(Struct, frozen=True):
+    """One worker; what it does now is not known of one that is down."""
+
+    name: str
+    up: bool
+    active: int | None
+    pool_size: int | None
+    processed: int
+    load: float | None  # of its host, over a minute
+    clock_skew: float | None
+    task_events: bool | None
+    heartbeat: float | None
+    version: str
+
+
+class QueueStatus(Struct, frozen=True):
+    """One queue. `lengths` are its length at some moments of the last `LENGTHS` seconds, the oldest first."""
+
+    name: str
+    length: int | None
+    oldest: float | None
+    consumers: int | None
+    processes: int | None  # that its workers have in their pools
+    lengths: Sequence[tuple[float, int | None]]
+
+
+class TaskStatus(Struct, frozen=True):
+    """One task name: what happened in the last `window` seconds, and what is open now."""
+
+    name: str
+    rates: Mapping[str, float]  # by state of celery.states that tasks entered
+    failure_share: float | None  # of those that ended in SUCCESS or FAILURE
+    runtime_p50: float | None
+    runtime_p95: float | None
+    wait_p50: float | None  # from sent (or eta) to started
+    wait_p95: float | None
+    open: Mapping[str, int]  # by state
+    oldest: float | None  # since when the one is in its state that is longest in it
+
+
+class FailureStatus(Struct, frozen=True):
+    """One failure of late; `at` is by the worker's clock."""
+
+    at: float
+    task: str
+    worker: str
+    exception: str
+    uuid: str
+
+
+class Status(Struct, frozen=True):
+    """All of it. Rates and quantiles are over `window` seconds: `WINDOW`, or less after a start."""
+
+    version: int
+    exporter_version: str
+    at: float
+    started: float
+    window: float
+    broker: BrokerStatus
+    findings: Sequence[Finding]
+    workers: Sequence[WorkerStatus]
+    queues: Sequence[QueueStatus]
+    tasks: Sequence[TaskStatus]
+    failures: Sequence[FailureStatus]  # the newest first
+
+
+class _Sums(Struct, frozen=True):
+    """What a task name counted: states, and run times and waits by bucket (not cumulative)."""
+
+    moved: tuple[int, ...]
+    ran: tuple[int, ...]
+    queued: tuple[int, ...]
+
+
+class _Point(Struct, frozen=True):
+    """One remembered moment."""
+
+    now: float
+    events: int
+    tasks: Mapping[str, _Sums]
+
+
+class History:
+    """Remembers some moments, and tells by them how fast things go. `now` is in seconds that do not jump.
+
+    Looked at by several threads: what is remembered is replaced, never changed.
+    """
+
+    def __init__(self) -> None:
+        self._points: tuple[_Point, ...] = ()
+        self._lengths: tuple[tuple[float, float, Mapping[str, int | None]], ...] = ()
+
+    def look(self, snapshot: Snapshot, now: float) -> None:
+        """Remember this moment, unless the last one is hardly over."""
+        if self._lengths and now - self._lengths[-1][0] < STEP:
+            return
+        before = self._points[-1].tasks if self._points else {}
+        tasks = {name: _shared(before.get(name), sums) for name, sums in _sums(snapshot).items()}
+        point = _Point(now, sum(snapshot.events.values()), tasks)
+        lengths = {queue.name: queue.length for queue in snapshot.queues}
+        self._points = (*(each for each in self._points if now - each.now < WINDOW), point)
+        self._lengths = (
+            *(each for each in self._lengths if now - each[0] < LENGTHS),
+            (now, snapshot.around.at, lengths),
+        )
+
+    def status(self, snapshot: Snapshot, now: float, broker_url: str) -> Status:
+        """Return what goes on, as of a snapshot that was taken now."""
+        around = snapshot.around
+        first = self._points[0] if self._points else _Point(now, 0, {})
+        window = now - first.now
+        return Status(
+            version=VERSION,
+            exporter_version=around.version,
+            at=around.at,
+            started=around.started,
+            window=window,
+            broker=BrokerStatus(
+                broker_url,
+                around.broker_up,
+                around.reconnects,
+                around.last_event,
+                around.event_lag,
+                (sum(snapshot.events.values()) - first.events) / window if window else None,
+                around.unacked,
+            ),
+            findings=advise(snapshot),
+            workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],
+            queues=[_queue(queue, self._lengths) for queue in snapshot.queues],
+            tasks=_tasks(snapshot, first, window),
+            failures=[
+                FailureStatus(each.at, each.key.task_name, each.worker, each.exception, each.uuid)
+                for each in snapshot.failures
+            ],
+        )
+
+
+def _worker(worker: WorkerView) -> WorkerStatus:
+    return WorkerStatus(
+        worker.name,
+        worker.up,
+        worker.active,
+        worker.pool_size,
+        worker.processed_total,
+        worker.loadavg[0] if worker.loadavg else None,
+        worker.clock_skew,
+        worker.events,
+        worker.heartbeat,
+        worker.version,
+    )
+
+
+def _queue(queue: QueueView, lengths: Iterable[tuple[float, float, Mapping[str, int | None]]]) -> QueueStatus:
+    told = [(at, found[queue.name]) for _, at, found in lengths if queue.name in found]
+    return QueueStatus(queue.name, queue.length, queue.oldest, queue.consumers, queue.worker_processes, told)
+
+
+# -- tasks ---------------------------------------------------------------------------------------------
+
+
+class _Open(Struct):
+    """The unfinished tasks of a name."""
+
+    states: dict[str, int]
+    oldest: float | None = None
+
+
+def _tasks(snapshot: Snapshot, first: _Point, window: float) -> list[TaskStatus]:
+    open_: dict[str, _Open] = {}
+    for group in snapshot.tasks:
+        if group.count:
+            one = open_.setdefault(group.key.task_name, _Open({}))
+            one.states[group.state.name] = one.states.get(group.state.name, 0) + group.count
+            one.oldest = min(filter(None, (group.since, one.oldest)), default=None)
+    sums = _sums(snapshot)
+    return [
+        _task(
+            name, snapshot, _grown(sums.get(name), first.tasks.get(name)), window, open_.get(name, _Open({}))
+        )
+        for name in sorted(sums.keys() | open_.keys())
+    ]
+
+
+def _task(name: str, snapshot: Snapshot, grown: _Sums, window: float, open_: _Open) -> TaskStatus:
+    ended = sum(grown.moved[state] for state in _ENDED)
+    return TaskStatus(
+        name,
+        dict(zip(_STATES, (count / window for count in grown.moved), strict=True)) if window else {},
+        grown.moved[State.FAILURE] / ended if ended else None,
+        quantile(0.5, snapshot.runtime_bounds, grown.ran),
+        quantile(0.95, snapshot.runtime_bounds, grown.ran),
+        quantile(0.5, snapshot.wait_bounds, grown.queued),
+        quantile(0.95, snapshot.wait_bounds, grown.queued),
+        open_.states,
+        open_.oldest,
+    )
+
+
+def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Return the value below which a share of the observations is; None if there are none, or no bounds.
+
+    As PromQL's histogram_quantile: within a bucket in proportion, and what is in the last, which has no
+    upper bound, is at the highest bound.
+    """
+    rank, below, lower = share * sum(counts), 0, 0.0
+    if not rank or not bounds:
+        return None
+    for upper, count in zip(bounds, counts, strict=False):  # the last has none
+        if below + count >= rank:
+            return lower + (upper - lower) * (rank - below) / count
+        below, lower = below + count, upper
+    return bounds[-1]
+
+
+def _sums(snapshot: Snapshot) -> dict[str, _Sums]:
+    cells: dict[str, list[Cell]] = {}
+    for key, cell in snapshot.cells.items():
+        cells.setdefault(key.task_name, []).append(cell)
+    return {name: _added(some) for name, some in cells.items()}
+
+
+def _added(cells: Sequence[Cell]) -> _Sums:
+    return _Sums(
+        _columns(cell.moved for cell in cells),
+        _columns(histogram.counts for cell in cells for histogram in cell.ran.values()),
+        _columns(cell.queued.counts for cell in cells if cell.queued is not None),
+    )
+
+
+def _columns(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*rows, strict=True)))
+
+
+def _shared(before: _Sums | None, now: _Sums) -> _Sums:
+    return before if before is not None and before == now else now
+
+
+def _grown(now: _Sums | None, first: _Sums | None) -> _Sums:
+    """Return what was counted between two moments. After folding that may be less than nothing: nothing."""
+    now, first = now or _NOTHING, first or _NOTHING
+    return _Sums(_minus(now.moved, first.moved), _minus(now.ran, first.ran), _minus(now.queued, first.queued))
+
+
+def _minus(now: Sequence[int], first: Sequence[int]) -> tuple[int, ...]:
+    if not first:
+        return tuple(now)
+    return tuple(max(0, late - early) for late, early in zip(now, first, strict=True))
+
+
+_NOTHING = _Sums((0,) * len(State), (), ())

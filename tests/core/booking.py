@@ -1,0 +1,31 @@
+"""What a ledger can be told, as values: one for each of its doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from operator import methodcaller
+
+from celery_exporter.core.facts import Key
+from celery_exporter.core.ledger import Failure, Ledger
+
+Booking = Callable[[Ledger], None]
+
+Moved = partial(methodcaller, "moved")
+SentBy = partial(methodcaller, "sent_by")
+
+
+def Raised(key: Key, exception: str, uuid: str = "u1") -> Booking:  # noqa: N802  as the others
+    return methodcaller("failed", Failure(1.0, key, "w@h", exception, uuid))
+
+
+Ran = partial(methodcaller, "ran")
+Queued = partial(methodcaller, "queued")
+Prefetched = partial(methodcaller, "prefetched")
+Redelivered = partial(methodcaller, "redelivered")
+Folded = partial(methodcaller, "fold")
+
+
+def book(ledger: Ledger, bookings: Iterable[Booking]) -> None:
+    for each in bookings:
+        each(ledger)

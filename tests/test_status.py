@@ -1,0 +1,142 @@
+"""What the page and the API say: of a snapshot, and of what was a while ago."""
+
+from __future__ import annotations
+
+import bisect
+
+import msgspec
+import pytest
+from core.story import Story, failed, heartbeat, received, sent, started, succeeded
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_exporter.core.snapshot import Depth
+from celery_exporter.status import LENGTHS, STEP, WINDOW, History, Status, quantile
+
+
+def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:
+    uuid = f"u{number}"
+    ended = end(uuid, at=at + 1 + runtime, runtime=runtime, **more)
+    return [sent(uuid, at=at), received(uuid, at=at), started(uuid, at=at + 1), ended]
+
+
+def status(story: Story, history: History, **around) -> Status:
+    found = history.status(story.shown(**around), story.now, "redis://broker/0")
+    return msgspec.json.decode(msgspec.json.encode(found), type=Status)  # as scripts get it
+
+
+def test_rates_and_quantiles_are_of_the_last_minutes():
+    story, history = Story(), History()
+    history.look(story.shown(), story.now)
+    for number in range(30):
+        story.tell(*life(number, number))
+    story.now += 60
+    (task,) = status(story, history).tasks
+    assert task.rates["SUCCESS"] == task.rates["PENDING"] == pytest.approx(0.5)
+    assert task.failure_share == 0
+    assert task.runtime_p50 == pytest.approx(0.1 + 0.9 / 2)
+    assert task.wait_p95 == pytest.approx(0.1 + 0.9 * 0.95)
+
+
+def test_what_is_longer_ago_is_in_no_rate():
+    story, history = Story(), History()
+    story.tell(*life(1, 0, end=failed))
+    for _ in range(int(2 * WINDOW / STEP)):
+        history.look(story.shown(), story.now)
+        story.now += STEP
+    found = status(story, history)
+    (task,) = found.tasks
+    assert WINDOW <= found.window <= WINDOW + STEP
+    assert set(task.rates.values()) == {0}
+    assert (task.failure_share, task.runtime_p50, task.wait_p50) == (None, None, None)
+
+
+def test_before_the_first_look_no_rate_is_known():
+    story = Story()
+    story.tell(*life(1, 0))
+    (task,) = status(story, History()).tasks
+    assert task.rates == {}
+    assert status(story, History()).broker.events_per_second is None
+
+
+def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
+    story, history = Story(), History()
+    story.tell(sent("a", at=5), sent("b", at=3), received("b", at=4), sent("c", at=6, queue="other"))
+    (task,) = status(story, history).tasks
+    assert task.open == {"PENDING": 2, "RECEIVED": 1}
+    assert task.oldest == pytest.approx(sent("b", at=4)["timestamp"])
+
+
+def test_of_failures_class_and_place_are_told_and_no_more():
+    story = Story()
+    story.tell(*life(1, 0, end=failed), *life(2, 10, end=failed, exception="KeyError('secret')"))
+    newest, oldest = status(story, History()).failures
+    assert (newest.uuid, newest.task, newest.worker, newest.exception) == ("u2", "add", "w@h", "KeyError")
+    assert newest.at > oldest.at
+    assert b"secret" not in msgspec.json.encode(status(story, History()))
+
+
+def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
+    story, history = Story(), History()
+    for number in range(int(2 * LENGTHS / STEP)):
+        history.look(story.shown(depths={"q": Depth(number)}), story.now)
+        history.look(story.shown(depths={"q": Depth(-1)}), story.now + STEP / 2)  # too soon
+        story.now += STEP
+    (queue,) = status(story, history, depths={"q": Depth(7)}).queues
+    assert queue.length == 7
+    newest = int(2 * LENGTHS / STEP) - 1
+    assert [length for _, length in queue.lengths] == list(
+        range(newest - int(LENGTHS / STEP) + 1, newest + 1)
+    )
+
+
+def test_a_queue_whose_length_is_not_known_has_none():
+    story, history = Story(), History()
+    story.tell(sent())
+    history.look(story.shown(), story.now)
+    (queue,) = status(story, history).queues
+    assert (queue.length, [length for _, length in queue.lengths]) == (None, [None])
+
+
+def test_workers_are_told_by_name():
+    story = Story()
+    story.tell(
+        heartbeat(hostname="b@h", active=3, processed=7, loadavg=[1.5, 1, 1]), heartbeat(hostname="a@h")
+    )
+    a, b = status(story, History()).workers
+    assert (a.name, b.name) == ("a@h", "b@h")
+    assert (b.up, b.active, b.load) == (True, 3, 1.5)
+
+
+# -- quantiles -------------------------------------------------------------------------------------------
+
+BOUNDS = (0.1, 1.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "counts", "expected"),
+    [
+        (0.5, (0, 0, 0, 0), None),
+        (0.5, (4, 0, 0, 0), 0.05),
+        (0.5, (1, 1, 1, 1), 1.0),
+        (0.95, (0, 0, 0, 5), 10.0),
+        (0.5, (0, 2, 0, 0), 0.55),
+    ],
+)
+def test_a_quantile_is_that_of_promql(share, counts, expected):
+    assert quantile(share, BOUNDS, counts) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_without_buckets_there_is_no_quantile():
+    assert quantile(0.5, (), (3,)) is None
+
+
+@given(st.lists(st.floats(0.001, 9), min_size=1), st.floats(0.01, 1))
+def test_a_quantile_is_in_the_bucket_of_the_true_one(values, share):
+    counts = [0] * (len(BOUNDS) + 1)
+    for value in values:
+        counts[bisect.bisect_left(BOUNDS, value)] += 1
+    found = quantile(share, BOUNDS, counts)
+    true = sorted(values)[max(0, -int(-share * len(values) // 1) - 1)]
+    assert bisect.bisect_left(BOUNDS, found) <= bisect.bisect_left(BOUNDS, true)
+    assert found <= 10
