@@ -106,9 +106,9 @@ def _workers(snapshot: Snapshot) -> Finding | None:
     up, down = _up(snapshot), [worker for worker in snapshot.workers if not worker.up]
     if up:
         also = f", {len(down)} went down" if down else ""
-        return Finding("workers", "ok", f"{_count(len(up), 'worker')} heard: {_names(up)}{also}")
+        return Finding("workers", "ok", f"{_count(len(up), 'worker')} heard: {names(up)}{also}")
     if down:
-        found = f"all workers are down: {_names(down)}"
+        found = f"all workers are down: {names(down)}"
         return Finding("workers", "warn", found, "start them: celery -A yourapp worker -E")
     if not _listened(snapshot):
         return None
@@ -131,7 +131,7 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "heartbeats",
         "warn" if len(silent) < len(up) else "fail",
-        f"no heartbeat from {_names(silent)}",
+        f"no heartbeat from {names(silent)}",
         "start workers without --without-heartbeat, and give this their event_exchange (--event-exchange)",
     )
 
@@ -146,7 +146,7 @@ def _answers(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "answers",
         "warn",
-        f"no answer from {_names(mute)}, so its pool and queues are not known",
+        f"no answer from {names(mute)}, so its pool and queues are not known",
         "worker_enable_remote_control = True in the workers' configuration; one that is busy in the solo "
         "pool answers later",
     )
@@ -164,7 +164,7 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
             f"start workers with -E, or now: {ENABLE_EVENTS}",
         )
     if sending:
-        return Finding("task-events", "ok", f"task events come from {_names(sending)}")
+        return Finding("task-events", "ok", f"task events come from {names(sending)}")
     if not up or not _listened(snapshot):
         return None
     return Finding(
@@ -181,8 +181,8 @@ def _task_sent(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "sent-events",
         "warn",
-        f"{_count(received, 'task')} received, of which no client said that it sent them: "
-        "their waiting times, and queues where a worker has several, are not known",
+        f"{_count(received, 'task')} received, and since this listens no client said that it sent one: "
+        "waiting times, and queues where a worker has several, are not known",
         "task_send_sent_event = True in the configuration of whoever sends tasks",
     )
 
@@ -200,7 +200,7 @@ def _clocks(snapshot: Snapshot) -> Finding | None:
         "clock-skew",
         "warn",
         "clocks differ from the one here: "
-        + _some([f"{_shown(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
+        + _some([f"{printable(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
         f"set the clock of {whose}: timedatectl set-ntp true",
     )
 
@@ -226,7 +226,7 @@ def _consumers(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "queues-without-consumers",
         "warn",
-        f"nobody consumes {_some(list(map(_shown, idle)))} (empty by now)",
+        f"nobody consumes {_some(list(map(printable, idle)))} (empty by now)",
         f"if somebody should: {_consume(idle)}",
     )
 
@@ -243,7 +243,7 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
         "waiting-for-nobody",
         "fail",
         "messages wait in queues that nobody consumes: "
-        + _some([f"{_shown(name)} ({waiting[name]:,})" for name in longest]),
+        + _some([f"{printable(name)} ({waiting[name]:,})" for name in longest]),
         _consume(longest),
     )
 
@@ -261,17 +261,19 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
             return Finding(
                 "worker-names",
                 "warn",
-                f"names that differ only by how the host is written: {_names(group)}",
+                f"names that differ only by how the host is written: {names(group)}",
                 "if it is one worker, let it always have one name: celery -A yourapp worker -E -n NAME@HOST",
             )
-    for node in sorted({node for node, _ in alike}):
-        group = [worker for (name, _), workers in alike.items() if name == node for worker in workers]
+    by_node: dict[str, list[WorkerView]] = {}
+    for (node, _), group in alike.items():
+        by_node.setdefault(node, []).extend(group)
+    for _, group in sorted(by_node.items()):
         down = sum(not worker.up for worker in group)
         if down >= max(CHURN, len(group) - down):
             return Finding(
                 "worker-names",
                 "warn",
-                f"{len(group)} names that differ only by host, of which {down} are down: {_names(group)}",
+                f"{len(group)} names that differ only by host, of which {down} are down: {names(group)}",
                 "host names that outlast a restart (docker run --hostname, a StatefulSet), or here "
                 "--purge-offline-worker-metrics 60",
             )
@@ -331,15 +333,16 @@ def _without_domain(host: str) -> str:
 
 
 def _consume(queues: list[str]) -> str:
-    return f"celery -A yourapp worker -E -Q {shlex.quote(','.join(map(_shown, queues[:MOST_NAMES])))}"
+    return f"celery -A yourapp worker -E -Q {shlex.quote(','.join(map(printable, queues[:MOST_NAMES])))}"
 
 
 def _workers_named(workers: list[WorkerView]) -> str:
-    return f"{'worker' if len(workers) == 1 else 'workers'} {_names(workers)}"
+    return f"{'worker' if len(workers) == 1 else 'workers'} {names(workers)}"
 
 
-def _names(workers: list[WorkerView]) -> str:
-    return _some(sorted(_shown(worker.name) for worker in workers))
+def names(some: Iterable[WorkerView | str]) -> str:
+    """Return names of workers, or others that came from the wire, in one line that can be printed."""
+    return _some(sorted(printable(each if isinstance(each, str) else each.name) for each in some))
 
 
 def _some(texts: list[str]) -> str:
@@ -347,8 +350,8 @@ def _some(texts: list[str]) -> str:
     return ", ".join(texts[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _shown(name: str) -> str:
-    """Return a name from the wire without what would move a terminal's cursor, or end a line of a log."""
+def printable(name: str) -> str:
+    """Return a text from the wire without what would move a terminal's cursor, or end a line of a log."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 

@@ -188,17 +188,22 @@ def demo(context: click.Context, port: int, seconds: float | None) -> None:
     context.exit(run(port, seconds))
 
 
-def _broker_command(name: str, function: Callable[..., int], *parameters: click.Parameter) -> None:
-    """Add a subcommand that talks to the broker: it takes its options as the exporter does."""
+def _broker_command(
+    name: str,
+    function: Callable[..., int],
+    *parameters: click.Parameter,
+    keys: frozenset[str] = _OF_BROKER,
+) -> None:
+    """Add a subcommand that talks to the broker: it takes these options as the exporter does."""
 
     @click.pass_context
     def run_it(context: click.Context, /, **argv: Any) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         before = context.parent.params if context.parent else {}
-        given = {key: argv.pop(key) or before.get(key) for key in list(argv) if key in _OF_BROKER}
+        given = {key: argv.pop(key) or before.get(key) for key in list(argv) if key in keys}
         context.exit(function(load(given, os.environ), **argv))
 
-    options = [_parameter(option) for option in OPTIONS if option.key in _OF_BROKER]
+    options = [_parameter(option) for option in OPTIONS if option.key in keys]
     _command.add_command(
         click.Command(name, callback=run_it, params=[*parameters, *options], help=function.__doc__)
     )
@@ -252,6 +257,25 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     return 0 if whole else EXIT_USAGE
 
 
+def _doctor(
+    settings: Settings, seconds: float, prometheus: str | None, management: str | None, *, json: bool
+) -> int:
+    """Find out why there is nothing to see: a line for each thing looked at, and what mends it.
+
+    From the URL to the broker, its settings, the workers, their events and queues, to Prometheus. Exit code
+    0: all is well; 1: warnings; 2: something fails.
+    """
+    from celery_exporter.doctor import Examination, examine  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415
+
+    what = Examination(seconds=seconds, prometheus=prometheus, management=management)
+    tell = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
+    report = examine(settings, what, tell=tell, say=_say, ended=_ended(None))
+    if json:
+        click.echo(as_json(report))
+    return report.exit_code
+
+
 _FILE = click.Argument(["file"], type=click.Path(dir_okay=False))
 _broker_command(
     "record",
@@ -266,6 +290,21 @@ _broker_command(
     _FILE,
     click.Option(["--speed"], type=click.FloatRange(0, min_open=True), help="So many times as fast."),
     click.Option(["--fast"], is_flag=True, help="As fast as it goes."),
+)
+_broker_command(
+    "doctor",
+    _doctor,
+    click.Option(
+        ["--seconds"],
+        type=click.FloatRange(min=8),
+        default=20,
+        show_default=True,
+        help="Listen for so many, fewer if all is known by then.",
+    ),
+    click.Option(["--json"], is_flag=True, help="One JSON document; what is going on is on stderr."),
+    click.Option(["--prometheus"], metavar="URL", help="A Prometheus that should scrape the exporter."),
+    click.Option(["--management"], metavar="URL", help="RabbitMQ's management API, if not on port 15672."),
+    keys=_OF_BROKER | {"queues", "metric_prefix"},
 )
 
 

@@ -25,7 +25,7 @@ from celery_exporter.advice import Watch, advise
 from celery_exporter.broker.connection import BrokerError, Kept, masked
 from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
-from celery_exporter.broker.readers import reader_for
+from celery_exporter.broker.readers import Reader, reader_for
 from celery_exporter.broker.roster import Roster
 from celery_exporter.collector import Collector
 from celery_exporter.core import memory
@@ -42,6 +42,7 @@ from celery_exporter.statefile import StateFile
 from celery_exporter.status import STEP, History, Status
 
 log = logging.getLogger(__name__)
+advice_log = logging.getLogger("celery_exporter.advice")
 
 #: Seconds that one read waits for events: how late an expiry, and a stop, can be.
 POLL = 0.25
@@ -92,17 +93,18 @@ class State(Struct):
 class Monitor:
     """Watches one broker. `start`, then `snapshot` and `is_ready` from any thread, then `stop`.
 
-    `firsts` is what scrapers were shown, which outlasts a restart with the rest.
+    `firsts` is what scrapers were shown, which outlasts a restart with the rest; `reader` is how events are
+    read, unless the settings are to say it.
     """
 
-    def __init__(self, settings: Settings, firsts: Firsts) -> None:
+    def __init__(self, settings: Settings, firsts: Firsts, reader: Reader | None = None) -> None:
         self._settings = settings
         self._firsts = firsts
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._cluster = _empty(settings)
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
-        self._reader = reader_for(settings)
+        self._reader = reader or reader_for(settings)
         self._started = time.time()
         self._open = False
         self._opened = 0
@@ -389,9 +391,9 @@ class Monitor:
         self._history.look(snapshot, now)
         for finding in self._watch.news(advise(snapshot), now):
             if finding.level == "ok":
-                log.info("over: %s", finding.found)
+                advice_log.info("over: %s", finding.found)
             else:
-                log.warning("%s: %s", finding.found, finding.mend)
+                advice_log.warning("%s: %s", finding.found, finding.mend)
 
 
 def _empty(settings: Settings) -> Cluster:

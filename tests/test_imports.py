@@ -20,7 +20,7 @@ FLOORS = [
     ["cli"],
     ["demo"],
     ["web"],
-    ["recording"],
+    ["doctor", "recording"],
     ["exposition", "logs", "malloc", "sdnotify"],
     ["protobuf"],
     ["monitor"],

@@ -65,7 +65,7 @@ def masked(url: str) -> str:
 
     A password that was not percent-encoded may hold any separator; what is in doubt is left out.
     """
-    return ";".join(map(_masked_part, _parts(url)))
+    return ";".join(map(_masked_part, parts(url)))
 
 
 def _masked_part(url: str) -> str:
@@ -86,7 +86,7 @@ def check(settings: Settings) -> None:
         raise UnusableURLError(f"--broker-url: unknown scheme {scheme!r}; kombu knows {known}")
     try:
         connect(settings).transport  # noqa: B018  made without a byte sent; its driver is imported by it
-        for other in _parts(settings.broker_url)[1:]:  # which kombu reads when it fails over to it
+        for other in parts(settings.broker_url)[1:]:  # which kombu reads when it fails over to it
             parse_url(other)
     except (
         ImportError,
@@ -99,7 +99,7 @@ def check(settings: Settings) -> None:
         ) from None
     except (ValueError, KeyError, TypeError):  # whose text may have a part of the password in it
         raise _unreadable(scheme) from None
-    if any(map(_has_login_in_path, _parts(settings.broker_url))):
+    if any(map(_has_login_in_path, parts(settings.broker_url))):
         raise _unreadable(scheme)
 
 
@@ -121,7 +121,7 @@ def _has_login_in_path(url: str) -> bool:
     return scheme in (_REDIS | _AMQP) - {"redis+socket"} and "@" in strays
 
 
-def _parts(url: str) -> list[str]:
+def parts(url: str) -> list[str]:
     """Return the URLs that are failed over to, one after the other."""
     return re.split(r";(?=[\w+.]+://)", url)
 
@@ -141,6 +141,11 @@ def connect(settings: Settings, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connec
 def is_redis(settings: Settings) -> bool:
     """Tell whether the broker is Redis, behind sentinels or not."""
     return _scheme(settings.broker_url) in _REDIS
+
+
+def has_tls(settings: Settings) -> bool:
+    """Tell whether TLS is asked for, by the URL or by options."""
+    return bool(_tls(_scheme(settings.broker_url), settings.broker_ssl_options))
 
 
 def is_amqp(settings: Settings) -> bool:

@@ -54,6 +54,14 @@ class _Queue(Struct):
     name: _Text
 
 
+class Configuration(Struct, frozen=True):
+    """What of a worker's configuration matters here. None: not set, or its default."""
+
+    worker_send_task_events: bool | None = None
+    task_send_sent_event: bool | None = None
+    event_exchange: _Text | None = None
+
+
 _Queues = Annotated[list[_Queue], _Many]
 _Names = Annotated[list[_Text], _Many]
 
@@ -96,6 +104,12 @@ class Roster:
         """Ask these workers to send task events."""
         with translated(self._connection):
             self._mailbox.cast(list(workers), "enable_events", {})
+
+    def configurations(self) -> list[tuple[str, Configuration]]:
+        """Return each answer, by node name: workers that share a name answer each."""
+        with translated(self._connection):
+            replies = self._mailbox.multi_call("conf", timeout=PATIENCE, limit=MAX_WORKERS)
+        return list(_checked(replies, Configuration))
 
     def _answers(self, command: str, shape: Any, limit: int) -> dict[str, Any]:
         with translated(self._connection):

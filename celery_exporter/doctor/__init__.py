@@ -1,0 +1,133 @@
+"""The command `doctor`: from the URL to the numbers, what is wrong on the way and what mends it.
+
+In the order in which things hang on each other: the ladder to a subscription, what the broker is set to, then
+a while of listening with the exporter's own monitor, whose snapshot is judged by `advice`, as those of the
+status page and the log are. What fails on the ladder ends the way; the rest is not guessed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+from msgspec import Struct
+
+from celery_exporter.advice import Finding
+from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis, masked
+from celery_exporter.doctor import prometheus
+from celery_exporter.doctor.ladder import climb
+from celery_exporter.doctor.listening import Heard, hear
+from celery_exporter.doctor.verdict import judge
+from celery_exporter.settings import Settings
+
+#: Exit codes, by the worst level.
+EXIT_CODES = {"ok": 0, "warn": 1, "fail": 2}
+
+
+class Examination(Struct, frozen=True, kw_only=True):
+    """What to look at besides the broker, and for how long."""
+
+    seconds: float
+    prometheus: str | None = None
+    management: str | None = None
+
+
+class Report(Struct, frozen=True):
+    """What `--json` prints. `version` is that of this shape."""
+
+    version: int
+    broker: str
+    seconds: float
+    exit_code: int
+    findings: list[Finding]
+
+
+def examine(
+    settings: Settings,
+    what: Examination,
+    *,
+    tell: Callable[[Finding], None],
+    say: Callable[[str], None],
+    ended: Callable[[], bool],
+) -> Report:
+    """Look at everything; `tell` each finding as it is made, `say` what is going on. Raises no BrokerError.
+
+    It takes some 15 s for each URL that does not answer, and `what.seconds` beyond.
+    """
+    start = time.monotonic()
+    findings: list[Finding] = []
+
+    def found(some: Iterable[Finding]) -> bool:
+        """Pass them on; tell whether the way goes on."""
+        new = []
+        for finding in some:
+            new.append(finding)
+            tell(finding)
+        findings.extend(new)
+        return all(finding.level != "fail" for finding in new)
+
+    _quiet(say)
+    if found(climb(settings, say)):
+        made, queues = _of_broker(settings, what)
+        found(made)
+        heard = hear(_for_listening(settings, queues), what.seconds, say, ended)
+        found(judge(heard, settings))
+        found(_of_prometheus(settings, what, heard))
+    worst = max((EXIT_CODES[finding.level] for finding in findings), default=0)
+    return Report(1, masked(settings.broker_url), round(time.monotonic() - start, 1), worst, findings)
+
+
+def _of_broker(settings: Settings, what: Examination) -> tuple[list[Finding], set[str]]:
+    """Return what the broker is set to, and the task queues that it knows."""
+    try:
+        if is_redis(settings):
+            from celery_exporter.doctor.redis import look  # noqa: PLC0415  only where it is used
+
+            return look(settings)
+        if is_amqp(settings):
+            from celery_exporter.doctor.amqp import look as look_at_amqp  # noqa: PLC0415
+
+            return look_at_amqp(settings, what.management)
+    except BrokerError as error:
+        mend = "run this again; if it stays, the broker's log says more"
+        return [Finding("broker-version", "warn", f"the broker could not be asked: {error}", mend)], set()
+    return [], set()
+
+
+def _of_prometheus(settings: Settings, what: Examination, heard: Heard) -> list[Finding]:
+    if what.prometheus is None:
+        return []
+    up = {worker.name for worker in heard.snapshot.workers if worker.up}
+    return prometheus.look(what.prometheus, settings.metric_prefix, up)
+
+
+def _for_listening(settings: Settings, queues: set[str]) -> Settings:
+    """Return settings of an exporter that only looks: it switches nothing on, keeps nothing, and is quick."""
+    return msgspec.structs.replace(
+        settings,
+        queues=tuple(sorted({*settings.queues, *queues})),
+        update_interval=2.0,
+        enable_events=False,
+        event_queue_durable=False,  # whose events are another's
+        state_file=None,
+    )
+
+
+class _Said(logging.Handler):
+    """Says what the monitor logs as what is going on."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())
+
+
+def _quiet(say: Callable[[str], None]) -> None:
+    log = logging.getLogger("celery_exporter")
+    log.handlers = [_Said(say)]
+    log.propagate = False
+    logging.getLogger("celery_exporter.advice").disabled = True  # it is told in full

@@ -1,0 +1,149 @@
+"""Which RabbitMQ it is, what it denies, and what was left on it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import urllib.request
+import uuid
+from typing import Any
+from urllib.parse import quote
+
+import kombu
+from kombu import Queue
+
+from celery_exporter.advice import Finding
+from celery_exporter.broker.connection import (
+    CONNECT_TIMEOUT,
+    BrokerError,
+    connect,
+    hang_up,
+    open_,
+    translated,
+)
+from celery_exporter.broker.depths import depths_on
+from celery_exporter.doctor.ladder import Place, place_of
+from celery_exporter.doctor.leftovers import is_passing, is_task_queue
+from celery_exporter.settings import Settings
+
+#: From this version on, transient queues that are not exclusive are denied unless permitted
+#: (https://github.com/rabbitmq/rabbitmq-server/releases/tag/v4.3.0), and deprecated since 4.0.
+DENIED, DEPRECATED = (4, 3), (4, 0)
+#: Declares exclusive ones (celery/app/defaults.py; https://github.com/celery/celery/pull/10290,
+#: https://github.com/celery/kombu/pull/2531). 5.6 can be told to.
+EXCLUSIVE_SINCE = "5.7"
+#: Bytes of an answer of the management API: some 100,000 queues.
+MOST_BYTES = 16 * 2**20
+MOST_NAMES = 5
+
+#: What --event-queue-durable declares.
+_DURABLE = "celeryev.celery-exporter"
+
+
+def look(settings: Settings, management: str | None) -> tuple[list[Finding], set[str]]:
+    """Return what was found, and the task queues that are known; raise BrokerError.
+
+    `management` is the URL of the management API, where it is not on the broker's host, port 15672.
+    """
+    connection = connect(settings)
+    try:
+        with translated(connection):
+            open_(connection)
+            place = place_of(settings, connection)
+        said = connection.connection.server_properties
+        queues = _managed_queues(connection, place, management)
+        durable = depths_on(connection).read([_DURABLE], ())
+    finally:
+        hang_up(connection)
+    product, version = said.get("product", "AMQP broker"), str(said.get("version", ""))
+    findings = [
+        Finding("broker-version", "ok", f"{product} {version}"),
+        judge_transient(version, permitted=_permits_transient(settings)),
+    ]
+    if queues is None and durable and not durable[_DURABLE].consumers:
+        queues = {_DURABLE: 0}
+    findings.append(_leftovers(queues, place))
+    return findings, {name for name in queues or () if is_task_queue(name)}
+
+
+def judge_transient(version: str, *, permitted: bool | None) -> Finding:
+    """Judge whether workers can have their event and control queues, which Celery made transient and shared.
+
+    `permitted` is whether such a queue could be declared; None: nobody could try.
+    """
+    digits = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    mend = (
+        f"Celery {EXCLUSIVE_SINCE} or later everywhere; or, with 5.6, control_queue_exclusive = True and "
+        "event_queue_exclusive = True; or in rabbitmq.conf: "
+        "deprecated_features.permit.transient_nonexcl_queues = true"
+    )
+    if permitted is False or (permitted is None and digits >= DENIED):
+        found = (
+            f"RabbitMQ {version} denies the transient queues that Celery before {EXCLUSIVE_SINCE} declares"
+        )
+        return Finding("transient-queues", "warn", found, mend)
+    if digits >= DEPRECATED:
+        found = (
+            f"RabbitMQ {version} permits the transient queues that Celery before {EXCLUSIVE_SINCE} declares"
+        )
+        return Finding("transient-queues", "ok", f"{found}; 4.3 does not, unless told to")
+    return Finding(
+        "transient-queues", "ok", "queues of events and of control are permitted as Celery declares them"
+    )
+
+
+def _permits_transient(settings: Settings) -> bool | None:
+    """Try it with a queue that is gone at once; on a connection of its own, which a refusal ends."""
+    connection = connect(settings)
+    try:
+        with translated(connection):
+            open_(connection)
+            channel = connection.default_channel
+            name = f"celeryev.doctor-{uuid.uuid4()}"
+            queue = Queue(name, durable=False, exclusive=False, auto_delete=True, expires=10)(channel)
+            queue.queue_declare()
+            queue.delete()
+    except BrokerError as error:
+        return False if "transient_nonexcl_queues" in str(error) or "541" in str(error) else None
+    finally:
+        hang_up(connection)
+    return True
+
+
+def _leftovers(queues: dict[str, int] | None, place: Place) -> Finding:
+    if queues is None:
+        look = f"rabbitmqctl list_queues -p {shlex.quote(place.vhost)} name consumers messages"
+        found = f"not known, since the management API does not answer (see --management): {look}"
+        return Finding("leftovers", "ok", found)
+    left = sorted(name for name, consumers in queues.items() if not consumers and is_passing(name))
+    if not left:
+        return Finding("leftovers", "ok", "no queue was left by somebody who listened or asked")
+    names = ", ".join(left[:MOST_NAMES]) + (
+        f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
+    )
+    delete = f"rabbitmqctl delete_queue -p {shlex.quote(place.vhost)} {shlex.quote(left[0])}"
+    mend = f"{delete}, and so each" if len(left) > 1 else delete
+    return Finding(
+        "leftovers", "warn", f"nobody reads what was made for one who listened or asked: {names}", mend
+    )
+
+
+def _managed_queues(
+    connection: kombu.Connection, place: Place, management: str | None
+) -> dict[str, int] | None:
+    """Return the consumers of each queue of the virtual host; None where no management API tells."""
+    secure = place.tls and management is None
+    base = management or f"http{'s' if secure else ''}://{place.host}:{15671 if secure else 15672}"
+    login = f"{connection.userid or 'guest'}:{connection.password or 'guest'}"
+    request = urllib.request.Request(  # noqa: S310  the scheme is ours, or the user's
+        f"{base.rstrip('/')}/api/queues/{quote(place.vhost, safe='')}?columns=name,consumers",
+        headers={"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT) as answer:  # noqa: S310
+            found: Any = json.loads(answer.read(MOST_BYTES))
+        return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in found}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

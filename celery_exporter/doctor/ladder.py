@@ -1,0 +1,391 @@
+"""The rungs between a URL and an event subscription, each of which hangs on the one before."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import kombu
+import msgspec
+from msgspec import Struct
+
+from celery_exporter.advice import Finding
+from celery_exporter.broker.connection import (
+    CONNECT_TIMEOUT,
+    BrokerError,
+    UnusableURLError,
+    check,
+    connect,
+    hang_up,
+    has_tls,
+    is_amqp,
+    is_redis,
+    masked,
+    open_,
+    parts,
+    translated,
+)
+from celery_exporter.broker.readers import reader_for
+from celery_exporter.settings import Settings
+
+#: Seconds for a name to resolve: the system's resolver tries its servers for longer.
+RESOLVE_TIMEOUT = 5.0
+
+#: What kombu needs of Redis, and a little more.
+_ENOUGH = "+@all -@dangerous"
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+#: What is tried when a connection is opened, in this order: what comes before the one that fails went well.
+_AFTER_THE_PORT = ("answer", "tls", "login", "database")
+
+
+class Place(Struct, frozen=True):
+    """Where a URL leads, without its password."""
+
+    host: str
+    port: int
+    user: str | None
+    secret: bool  # there is a password
+    vhost: str  # of Redis: the database
+    tls: bool
+    amqp: bool
+    server: bool  # not a folder, nor a service that has no single address
+    network: bool  # … nor a socket in the file system
+    sentinel: bool
+
+    @property
+    def address(self) -> str:
+        """Return host and port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def place_of(settings: Settings, connection: kombu.Connection | None = None) -> Place:
+    """Return where an open connection leads, or else the first URL."""
+    connection = connection or connect(settings)
+    scheme = settings.broker_url.partition("://")[0]
+    amqp = is_amqp(settings)
+    return Place(
+        host=connection.hostname or "localhost",
+        port=connection.port or connection.transport.default_port or 0,
+        user=connection.userid,
+        secret=bool(connection.password),
+        vhost=str(connection.virtual_host or ("/" if amqp else "0")).removeprefix("/" if not amqp else ""),
+        tls=has_tls(settings),
+        amqp=amqp,
+        server=amqp or is_redis(settings),
+        network=(amqp or is_redis(settings)) and scheme != "redis+socket",
+        sentinel=scheme == "sentinel",
+    )
+
+
+def climb(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
+    """Yield what is found on the way up; nothing is a failure if one of several URLs leads to the top."""
+    try:
+        check(settings)
+    except UnusableURLError as error:
+        found, _, mend = str(error).partition("; ")
+        yield Finding("url", "fail", found.removeprefix("--broker-url: "), f"--broker-url: {mend}")
+        return
+    yield Finding("url", "ok", masked(settings.broker_url))
+    urls = parts(settings.broker_url)
+    if len(urls) == 1:
+        yield from _rungs(settings, say)
+        return
+    ways = [list(_rungs(msgspec.structs.replace(settings, broker_url=url), say)) for url in urls]
+    leads = any(all(finding.level != "fail" for finding in way) for way in ways)
+    for way in ways:
+        for finding in way:
+            spared = leads and finding.level == "fail"
+            yield msgspec.structs.replace(finding, level="warn") if spared else finding
+
+
+def _rungs(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
+    place = place_of(settings)
+    for rung, doing in ((_resolve, "looking for"), (_reach, "connecting to")) if place.network else ():
+        say(f"{doing} {place.address}")
+        finding = rung(place)
+        yield finding
+        if finding.level == "fail":
+            return
+    say("logging in")
+    yield from (login := _log_in(settings, place))
+    if all(finding.level != "fail" for finding in login):
+        say("subscribing")
+        yield from _subscribe(settings, place)
+
+
+def _resolve(place: Place) -> Finding:
+    """In a thread: nothing bounds the system's resolver."""
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(sorted({info[4][0] for info in socket.getaddrinfo(place.host, place.port)}))
+        except (OSError, UnicodeError) as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(RESOLVE_TIMEOUT)
+    mend = (
+        f"correct the host in --broker-url; what the system knows of it: getent hosts {_quoted(place.host)}"
+    )
+    if not answer:
+        return Finding("host", "fail", f"no answer in {RESOLVE_TIMEOUT:.0f} s what {place.host} is", mend)
+    if isinstance(answer[0], Exception):
+        why = getattr(answer[0], "strerror", None) or "it cannot be a host's name"
+        return Finding("host", "fail", f"{place.host} does not resolve: {why}", mend)
+    return Finding("host", "ok", f"{place.host} resolves to {', '.join(answer[0][:3])}")
+
+
+def _reach(place: Place) -> Finding:
+    try:
+        socket.create_connection((place.host, place.port), CONNECT_TIMEOUT).close()
+    except TimeoutError:
+        mend = f"a firewall, or a wrong host; try it with: nc -vz {_quoted(place.host)} {place.port}"
+        return Finding("port", "fail", f"no answer from {place.address} in {CONNECT_TIMEOUT:.0f} s", mend)
+    except OSError as error:
+        mend = "start the broker, or correct host and port in --broker-url"
+        if place.host in _LOCAL:
+            mend += " (in a container, 127.0.0.1 is the container itself)"
+        return Finding("port", "fail", f"{place.address}: {error.strerror}", mend)
+    return Finding("port", "ok", f"{place.address} takes connections")
+
+
+# -- what opening a connection says ---------------------------------------------------------------------
+
+
+class _Row(Struct, frozen=True):
+    """What a broker says, on which rung that is, and what mends it."""
+
+    says: str
+    rung: str
+    mend: Callable[[Place], str]
+
+
+def _permit(place: Place) -> str:
+    user = _quoted(place.user or "guest")
+    return f"rabbitmqctl set_permissions -p {_quoted(place.vhost)} {user} '.*' '.*' '.*'"
+
+
+def _password(place: Place) -> str:
+    if not place.amqp:
+        return (
+            f"--broker-url {_scheme(place)}://USER:PASSWORD@{place.address}/{place.vhost} with those that "
+            "redis.conf has (requirepass, or its users); percent-encode what is special in them"
+        )
+    if place.user in (None, "guest") and place.host not in _LOCAL:
+        return (  # https://www.rabbitmq.com/docs/access-control, "loopback_users"
+            "guest may log in from localhost only: rabbitmqctl add_user celery PASSWORD && rabbitmqctl "
+            f"set_permissions -p {_quoted(place.vhost)} celery '.*' '.*' '.*'"
+        )
+    user = _quoted(place.user or "guest")
+    return f"correct user and password in --broker-url, or: rabbitmqctl change_password {user} PASSWORD"
+
+
+def _scheme(place: Place) -> str:
+    return "rediss" if place.tls else "redis"
+
+
+def _authority(place: Place) -> str:
+    option = "ca_certs" if place.amqp else "ssl_ca_certs"
+    return f"--broker-ssl-option {option}=/path/of/ca.pem, of the authority that signed it"
+
+
+_ROWS = (
+    _Row(
+        "master_name|No master found",
+        "answer",
+        lambda place: (
+            "--broker-transport-option master_name=NAME, with a name that this lists: "
+            f"redis-cli -h {_quoted(place.host)} -p {place.port} SENTINEL MASTERS"
+        ),
+    ),
+    _Row(
+        "Hostname mismatch|IP address mismatch",
+        "tls",
+        lambda place: f"in --broker-url, the name that the certificate is for, instead of {place.host}",
+    ),
+    _Row("certificate verify failed", "tls", _authority),
+    _Row(
+        "certificate required|handshake failure|bad certificate",
+        "tls",
+        lambda place: (
+            "--broker-ssl-option certfile=… --broker-ssl-option keyfile=…"
+            if place.amqp
+            else "--broker-ssl-option ssl_certfile=… --broker-ssl-option ssl_keyfile=…"
+        ),
+    ),
+    _Row(r"SSL|TLS", "tls", _authority),
+    _Row(
+        "Authentication required|username-password|NOAUTH|WRONGPASS|AUTH|Login was refused",
+        "login",
+        _password,
+    ),
+    _Row(
+        "vhost .* not found",
+        "database",
+        lambda place: f"rabbitmqctl add_vhost {_quoted(place.vhost)} && {_permit(place)}",
+    ),
+    _Row("access to vhost|NOT_ALLOWED", "database", _permit),
+    _Row(
+        "DB index is out of range|Database is int|SELECT is not allowed",
+        "database",
+        lambda place: (
+            f"--broker-url {_scheme(place)}://…@{place.address}/0, or the number that the workers use, below "
+            "`databases` in redis.conf (16 unless set)"
+        ),
+    ),
+    _Row("ACCESS_REFUSED", "login", _password),
+    _Row(
+        "NOPERM|no permissions",
+        "login",
+        lambda place: (
+            f"{redis_cli(place)} ACL SETUSER {_quoted(place.user or 'default')} '~*' '&*' {_ENOUGH}"
+        ),
+    ),
+    _Row(
+        "Protocol error|closed by|closed connection|unpack|invalid method",
+        "answer",
+        lambda place: f"correct scheme and port in --broker-url: {place.address} is no such broker",
+    ),
+    _Row(
+        "",
+        "answer",
+        lambda place: (
+            f"look at the broker: what listens on {place.address} takes connections, and does not answer"
+        ),
+    ),
+)
+
+
+def _log_in(settings: Settings, place: Place) -> list[Finding]:
+    connection = connect(settings)
+    try:
+        with translated(connection):
+            open_(connection)
+    except (BrokerError, ValueError) as error:  # ValueError: a Redis database that is no number
+        return _refused(place, str(error))
+    finally:
+        hang_up(connection)
+    return _well(place)
+
+
+def _well(place: Place, until: str | None = None) -> list[Finding]:
+    texts = {
+        "answer": "the broker answers",
+        "tls": "the broker's certificate is taken" if place.tls else "no TLS is asked for",
+        "login": f"logged in as {place.user or ('guest' if place.amqp else 'the default user')}",
+        "database": f"{'virtual host' if place.amqp else 'database'} {place.vhost} is there".replace(
+            "  ", " "
+        ),
+    }
+    rungs: tuple[str, ...] = _AFTER_THE_PORT if place.server else _AFTER_THE_PORT[:1]
+    rungs = rungs if until is None else rungs[: _AFTER_THE_PORT.index(until)]
+    return [Finding(_named(rung, place), "ok", texts[rung]) for rung in rungs]
+
+
+def _refused(place: Place, text: str) -> list[Finding]:
+    row = next(row for row in _ROWS if re.search(row.says, text))
+    mismatch = _tls_mismatch(place) if row.rung in ("answer", "tls") else None
+    if mismatch is not None:
+        return [mismatch]
+    return [*_well(place, row.rung), Finding(_named(row.rung, place), "fail", text, row.mend(place))]
+
+
+def _named(rung: str, place: Place) -> str:
+    return "virtual-host" if rung == "database" and place.amqp else rung
+
+
+def _tls_mismatch(place: Place) -> Finding | None:
+    """Tell when one side speaks TLS and the other does not, of which neither says anything useful."""
+    if not place.network:
+        return None
+    schemes = ("amqp", "amqps") if place.amqp else ("redis", "rediss")
+    if not place.tls and _speaks_tls(place):
+        return Finding(
+            "tls",
+            "fail",
+            f"{place.address} speaks TLS, and the URL does not",
+            f"--broker-url {schemes[1]}://…",
+        )
+    if place.tls and _speaks_plainly(place):
+        return Finding(
+            "tls",
+            "fail",
+            f"the URL asks for TLS, which {place.address} does not speak",
+            f"--broker-url {schemes[0]}://…, or the port on which the broker has TLS",
+        )
+    return None
+
+
+def _speaks_tls(place: Place) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said to it
+    with suppress(OSError), socket.create_connection((place.host, place.port), CONNECT_TIMEOUT) as sock:
+        try:
+            context.wrap_socket(sock, server_hostname=place.host).close()
+        except ssl.SSLError as error:  # it may want a certificate of ours
+            return "ALERT" in (error.reason or "")
+        return True
+    return False
+
+
+def _speaks_plainly(place: Place) -> bool:
+    """Ask a word that a broker answers to in its protocol (AMQP: any word), not in a TLS alert."""
+    with suppress(OSError), socket.create_connection((place.host, place.port), CONNECT_TIMEOUT) as sock:
+        sock.sendall(b"PING\r\n" + b" " * 2)
+        return sock.recv(8)[:1] in (b"+", b"-", b"A")
+    return False
+
+
+# -- the subscription -------------------------------------------------------------------------------------
+
+
+def _subscribe(settings: Settings, place: Place) -> list[Finding]:
+    """Try it; that it is open is told later, after a while of listening."""
+    reader = reader_for(settings)
+    try:
+        reader.open()
+    except BrokerError as error:
+        text = str(error)
+        return [Finding("subscription", "fail", text, _allow(settings, place, text))]
+    finally:
+        reader.close()
+    return []
+
+
+def _allow(settings: Settings, place: Place, text: str) -> str:
+    if "NOPERM" in text:
+        # For PSUBSCRIBE the ACL has to hold the pattern itself (https://redis.io/docs/latest/operate/oss_and_stack/
+        # management/security/acl/, "Pub/Sub channels"). The second channel is that of questions to workers.
+        user = _quoted(place.user or "default")
+        channels = f"'&/{place.vhost}.{settings.event_exchange}/*' '&/{place.vhost}.celery.pidbox'"
+        return f"{redis_cli(place)} ACL SETUSER {user} +psubscribe +publish {channels}"
+    if "ACCESS_REFUSED" in text:
+        return _permit(place)
+    if "PRECONDITION_FAILED" in text:
+        return (
+            "--event-exchange with the event_exchange of the workers: there is another exchange of this name"
+        )
+    return "the broker's log says more"
+
+
+def redis_cli(place: Place) -> str:
+    """Return how redis-cli is called for this Redis; it asks for the password by itself."""
+    if not place.network:
+        return f"redis-cli -s {_quoted(place.host)}"
+    if place.sentinel:
+        return "redis-cli -h MASTER"
+    login = f" --user {_quoted(place.user)}" if place.user else ""
+    login += " --askpass" if place.secret else ""
+    return f"redis-cli -h {_quoted(place.host)} -p {place.port}{' --tls' if place.tls else ''}{login}"
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(text)

@@ -1,0 +1,120 @@
+"""A while of listening with the exporter's own monitor, and a question to the workers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from celery_exporter.advice import CHECKS, PATIENCE, advise
+from celery_exporter.broker.connection import BrokerError, Kept
+from celery_exporter.broker.payload import JSON, Payload
+from celery_exporter.broker.readers import Reader, reader_for
+from celery_exporter.broker.roster import Configuration, Roster
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.firsts import Firsts
+from celery_exporter.monitor import Monitor
+from celery_exporter.settings import Settings
+
+#: Seconds between two looks, and between two lines of progress.
+LOOK, PROGRESS = 0.1, 2.0
+#: Seconds for the monitor's threads to end.
+FAREWELL = 1.3
+#: Different content types that are remembered; they are as long as a sender likes.
+MOST_TYPES = 10
+
+
+class Heard(Struct, frozen=True):
+    """What was learnt: by listening for so many seconds, and by asking."""
+
+    snapshot: Snapshot
+    content_types: dict[str, int]
+    first_event: float | None  # seconds after the subscription
+    configurations: list[tuple[str, Configuration]]  # each answer, by node name; one name may come twice
+    cut: bool = False  # somebody ended it
+
+
+class Tap:
+    """A reader that notes what kind of messages pass, and when the first one did. See `Reader`."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.proven = 0.0
+        self._opened: float | None = None
+        self.first: float | None = None
+        self.content_types: Counter[str] = Counter()
+
+    def open(self) -> None:
+        """Subscribe."""
+        self._reader.open()
+        self.proven = self._reader.proven
+        self._opened = self._opened or time.monotonic()
+
+    def read(self, timeout: float) -> list[Payload]:
+        """Return messages."""
+        payloads = self._reader.read(timeout)
+        self.proven = self._reader.proven
+        if payloads and self.first is None and self._opened is not None:
+            self.first = time.monotonic() - self._opened
+        for payload in payloads:
+            kind: Any = payload.content_type or JSON
+            if isinstance(kind, str) and (kind in self.content_types or len(self.content_types) < MOST_TYPES):
+                self.content_types[kind[:100]] += 1
+        return payloads
+
+    def close(self) -> None:
+        """Unsubscribe and hang up."""
+        self._reader.close()
+
+
+def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]) -> Heard:
+    """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
+    tap = Tap(reader_for(settings))
+    monitor = Monitor(settings, Firsts(), tap)
+    end = time.monotonic() + seconds
+    monitor.start()
+    try:
+        configurations = _ask(settings, say)
+        said = 0.0
+        while True:
+            snapshot = monitor.snapshot(web_config_up_to_date=None)
+            now = time.monotonic()
+            cut = ended()
+            if cut or now > end or _is_known(snapshot):
+                return Heard(snapshot, dict(tap.content_types), tap.first, configurations, cut)
+            if now > said + PROGRESS:
+                said = now
+                say(_progress(snapshot, end - now))
+            time.sleep(LOOK)
+    finally:
+        monitor.stop()
+        monitor.join(time.monotonic() + FAREWELL)
+
+
+def _ask(settings: Settings, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:
+    roster = Kept(settings, Roster)
+    try:
+        with roster.use() as asked:
+            return asked.configurations()
+    except BrokerError as error:
+        say(f"workers could not be asked: {error}")
+        return []
+    finally:
+        roster.close()
+
+
+def _is_known(snapshot: Snapshot) -> bool:
+    """Tell whether more would bring nothing new: each check is decided, and each worker was heard to work."""
+    up = [worker for worker in snapshot.workers if worker.up]
+    if snapshot.around.listened < PATIENCE or not up or any(worker.events is None for worker in up):
+        return False
+    return len(advise(snapshot)) == len(CHECKS)
+
+
+def _progress(snapshot: Snapshot, left: float) -> str:
+    up = sum(worker.up for worker in snapshot.workers)
+    events = sum(snapshot.events.values())
+    return f"listening for {left:.0f} s more: events {events:,}, workers {up}"

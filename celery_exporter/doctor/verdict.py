@@ -1,0 +1,158 @@
+"""What was heard and answered → findings: those of `advise`, and what only one who asks can tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from celery_exporter.advice import ENABLE_EVENTS, PATIENCE, Finding, advise, names
+from celery_exporter.broker.payload import CONTENT_TYPES
+from celery_exporter.broker.roster import Configuration
+from celery_exporter.core.snapshot import Snapshot, WorkerView
+from celery_exporter.doctor.listening import Heard
+from celery_exporter.settings import Settings
+
+#: In this order they are told.
+_ORDER = (
+    "listening",
+    "subscription",
+    "first-event",
+    "serializer",
+    "workers",
+    "worker-versions",
+    "worker-names",
+    "same-names",
+    "heartbeats",
+    "answers",
+    "clock-skew",
+    "task-events",
+    "sent-events",
+    "queue-lengths",
+    "queues-without-consumers",
+    "waiting-for-nobody",
+)
+
+_NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
+
+
+def judge(heard: Heard, settings: Settings) -> list[Finding]:
+    """Return the findings of a while of listening; `settings` are those of the listener."""
+    found = {finding.check: finding for finding in advise(heard.snapshot)}
+    if "subscription" in found and found["subscription"].level == "fail":
+        return list(found.values())
+    own = (
+        _cut(heard),
+        _first_event(heard, settings),
+        _versions(heard.snapshot),
+        _twins(heard.configurations),
+        _serializer(heard, settings, found.get("serializer")),
+        _task_events(heard, found.get("task-events")),
+        _task_sent(heard, found.get("sent-events")),
+    )
+    found.update({finding.check: finding for finding in own if finding is not None})
+    return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
+
+
+def _cut(heard: Heard) -> Finding | None:
+    if not heard.cut:
+        return None
+    found = f"ended after {heard.snapshot.around.listened:.0f} s of listening: what is not told is not known"
+    return Finding("listening", "warn", found, "let it listen to its end")
+
+
+def _first_event(heard: Heard, settings: Settings) -> Finding | None:
+    if heard.first_event is not None:
+        return Finding("first-event", "ok", f"the first event came after {heard.first_event:.1f} s")
+    listened = heard.snapshot.around.listened
+    if listened < PATIENCE:
+        return Finding("first-event", "warn", f"no event in {listened:.0f} s", "listen longer: --seconds 30")
+    exchanges = {said.event_exchange for _, said in heard.configurations if said.event_exchange}
+    other = sorted(exchanges - {settings.event_exchange})
+    if other:
+        found = f"no event in {listened:.0f} s: workers publish theirs to the exchange {other[0]}"
+        return Finding("first-event", "fail", found, f"--event-exchange {other[0]}")
+    if heard.configurations:
+        found = f"no event in {listened:.0f} s, though {len(heard.configurations)} workers answered"
+        return Finding("first-event", "fail", found, "start workers with -E and without --without-heartbeat")
+    return None  # there is no worker, which is told as such
+
+
+def _versions(snapshot: Snapshot) -> Finding | None:
+    known = [worker for worker in snapshot.workers if worker.up and worker.version]
+    if not known:
+        return None
+    versions: dict[str, list[WorkerView]] = {}
+    for worker in known:
+        versions.setdefault(f"{worker.software} {worker.version}", []).append(worker)
+    text = "; ".join(f"{version}: {names(workers)}" for version, workers in sorted(versions.items()))
+    if len({worker.version.rpartition(".")[0] for worker in known}) == 1:
+        return Finding("worker-versions", "ok", text)
+    newest = max((worker.version for worker in known), key=_digits)
+    return Finding("worker-versions", "warn", text, f"the same everywhere: pip install 'celery=={newest}'")
+
+
+def _digits(version: str) -> list[int]:
+    return [int(part) if part.isdecimal() else -1 for part in version.split(".")]
+
+
+def _twins(configurations: list[tuple[str, Configuration]]) -> Finding | None:
+    """Look for one name that several workers answer to, whose numbers are mixed up."""
+    if not configurations:
+        return None
+    twice = sorted(name for name, count in Counter(name for name, _ in configurations).items() if count > 1)
+    if not twice:
+        return Finding("same-names", "ok", "no two workers answer to one name")
+    return Finding(
+        "same-names",
+        "fail",
+        f"several workers are called {names(twice)}, and are taken for one",
+        "a name for each: celery -A yourapp worker -E -n NAME@%h",
+    )
+
+
+def _serializer(heard: Heard, settings: Settings, advised: Finding | None) -> Finding | None:
+    if not heard.content_types:
+        return advised
+    seen = sorted(heard.content_types)
+    refused = [kind for kind in seen if _NAMES.get(kind) not in settings.accept_content]
+    if not refused:
+        return Finding("serializer", "ok", f"events come as {', '.join(seen)}")
+    known = [_NAMES[kind] for kind in refused if kind in _NAMES]
+    mend = "event_serializer = 'json' in the workers' configuration"
+    if known:
+        mend += f", or here --accept-content {','.join([*settings.accept_content, *known])}"
+        mend += " (pickle runs what a sender wants)" if "pickle" in known else ""
+    return Finding("serializer", "fail", f"events come as {names(refused)}, which is not accepted here", mend)
+
+
+def _task_events(heard: Heard, advised: Finding | None) -> Finding | None:
+    """Say more of workers that ran no task, which their own configuration may tell."""
+    up = [worker for worker in heard.snapshot.workers if worker.up]
+    if advised is None or advised.level != "ok" or all(worker.events for worker in up):
+        return advised
+    told = {name for name, said in heard.configurations if said.worker_send_task_events}
+    idle = [worker for worker in up if not worker.events and worker.name not in told]
+    if not idle:
+        return Finding(
+            "task-events", "ok", f"task events come from, or are on by configuration in, {names(up)}"
+        )
+    return Finding(
+        "task-events",
+        "warn",
+        f"no task ran on {names(idle)}, so whether it sends task events is not known; "
+        "worker_send_task_events is not set, and -E cannot be seen from here",
+        f"to be sure: {ENABLE_EVENTS}",
+    )
+
+
+def _task_sent(heard: Heard, advised: Finding | None) -> Finding | None:
+    if advised is not None or not heard.configurations:
+        return advised
+    if all(said.task_send_sent_event for _, said in heard.configurations):
+        return Finding("sent-events", "ok", "task_send_sent_event is on in the configuration of the workers")
+    return Finding(
+        "sent-events",
+        "warn",
+        "no task was sent meanwhile, so whether clients say what they send is not known; "
+        "task_send_sent_event is not set in the workers' configuration",
+        "task_send_sent_event = True in the configuration of whoever sends tasks",
+    )

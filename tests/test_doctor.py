@@ -1,0 +1,134 @@
+"""What `doctor` makes of what it heard and was answered; the rest needs brokers, see live/test_doctor.py."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+from core.story import Story, heartbeat, received
+
+from celery_exporter.advice import PATIENCE, Finding
+from celery_exporter.broker.roster import Configuration
+from celery_exporter.cli import _command
+from celery_exporter.doctor import Report
+from celery_exporter.doctor.leftovers import is_passing, is_task_queue
+from celery_exporter.doctor.listening import Heard
+from celery_exporter.doctor.redis import judge_buffer, judge_eviction, pubsub_limits
+from celery_exporter.doctor.report import as_json, printed
+from celery_exporter.doctor.verdict import judge
+from celery_exporter.settings import load
+
+SETTINGS = load({"broker_url": "redis://127.0.0.1:6379/0"}, {})
+UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"
+
+
+def judged(*events: dict, said: dict[str, Configuration] | None = None, **heard) -> dict[str, Finding]:
+    """Return what is said of these events, and of what workers said of their configuration, by check."""
+    story = Story()
+    story.tell(*events)
+    told = {"content_types": {"application/json": 3}, "first_event": 0.5, **heard}
+    found = Heard(story.shown(listened=PATIENCE), configurations=list((said or {}).items()), **told)
+    return {finding.check: finding for finding in judge(found, SETTINGS)}
+
+
+def test_workers_of_different_versions():
+    story = [
+        heartbeat(f"{name}@h", sw_ident="py-celery", sw_ver=ver)
+        for name, ver in (("a", "5.10.1"), ("b", "5.9.2"))
+    ]
+    found = judged(*story)["worker-versions"]
+    assert found.found == "py-celery 5.10.1: a@h; py-celery 5.9.2: b@h"
+    assert (found.level, found.mend.endswith("'celery==5.10.1'")) == ("warn", True)
+    assert judged(story[0])["worker-versions"].level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("said", "level"), [({}, "warn"), ({"worker_send_task_events": True}, "ok"), (None, "warn")]
+)
+def test_an_idle_worker_may_tell_by_its_configuration_that_it_sends_task_events(said, level):
+    answers = None if said is None else {"w@h": Configuration(**said)}
+    found = judged(heartbeat(), said=answers)["task-events"]
+    assert found.level == level
+    if level == "warn":
+        assert found.mend == "to be sure: celery -A yourapp control enable_events"
+
+
+def test_whether_clients_say_what_they_send_may_be_told_by_the_configuration_of_workers():
+    off, on = Configuration(), Configuration(task_send_sent_event=True)
+    assert judged(heartbeat(), said={"w@h": off})["sent-events"].level == "warn"
+    assert judged(heartbeat(), said={"w@h": on})["sent-events"].level == "ok"
+    assert judged(heartbeat(), received(), said={"w@h": on})["sent-events"].level == "warn"
+    assert "sent-events" not in judged(heartbeat())
+
+
+def test_the_first_event_and_what_may_keep_it_away():
+    silent = {"first_event": None, "content_types": {}}
+    assert judged(heartbeat())["first-event"].found == "the first event came after 0.5 s"
+    elsewhere = {"w@h": Configuration(event_exchange="mine")}
+    assert judged(said=elsewhere, **silent)["first-event"].mend == "--event-exchange mine"
+    assert "--without-heartbeat" in judged(said={"w@h": Configuration()}, **silent)["first-event"].mend
+    assert "first-event" not in judged(**silent)
+    assert judged(**silent)["workers"].level == "fail"
+
+
+def test_what_was_cut_short_is_not_well():
+    found = judged(heartbeat(), cut=True)["listening"]
+    assert (found.level, found.found.startswith(f"ended after {PATIENCE:.0f} s")) == ("warn", True)
+    assert "listening" not in judged(heartbeat())
+
+
+def test_pickle_is_not_recommended_without_a_word():
+    found = judged(content_types={"application/x-python-serialize": 1, "text/odd\n": 1})["serializer"]
+    assert (found.level, "text/odd?" in found.found) == ("fail", True)
+    assert "--accept-content json,pickle (pickle runs what a sender wants)" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "passing"),
+    [
+        ("celery", True, False),
+        ("mail.high", True, False),
+        (f"celeryev.{UUID}", False, True),
+        ("celeryev.celery-exporter", False, True),
+        ("w@box.celery.pidbox", False, False),
+        (f"{UUID}.reply.celery.pidbox", False, True),
+        (UUID, False, True),
+        ("amq.gen-JzTY20BRgKO-HjmUJj0wLg", False, False),
+    ],
+)
+def test_queues_are_told_apart_by_their_names(name, tasks, passing):
+    assert (is_task_queue(name), is_passing(name)) == (tasks, passing)
+
+
+def test_limits_of_redis():
+    assert pubsub_limits("normal 0 0 0 slave 268435456 67108864 60 pubsub 33554432 8388608 60") == (
+        2**25,
+        2**23,
+        60,
+    )
+    assert judge_buffer(2**25, 2**23, 60) is None
+    assert judge_buffer(0, 0, 0) is None
+    assert judge_buffer(2**20, 0, 0) == "1,048,576 bytes behind"
+    assert judge_buffer(0, 2**20, 60) == "after 60 s of being 1,048,576 bytes behind"
+    assert judge_buffer(0, 2**24, 5) == "after 5 s of being 16,777,216 bytes behind"
+    assert [
+        judge_eviction(*policy)[0] for policy in (("allkeys-lru", 0), ("volatile-ttl", 1), ("allkeys-lfu", 1))
+    ] == [
+        "warn",
+        "warn",
+        "fail",
+    ]
+
+
+def test_how_findings_are_written():
+    mended = Finding("clock-skew", "fail", "found", "mend")
+    plain = re.sub(r"\x1b\[\d+m", "", printed(mended))
+    assert plain.splitlines() == ["FAIL  clock-skew                found", " " * 32 + "-> mend"]
+    report = Report(1, "redis://h", 1.5, 2, [mended])
+    assert msgspec.json.decode(as_json(report), type=Report) == report
+
+
+def test_the_help_says_what_exit_codes_mean():
+    text = _command.commands["doctor"].help or ""
+    assert "Exit code 0" in " ".join(text.split())
