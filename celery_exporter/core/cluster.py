@@ -257,18 +257,19 @@ class Cluster:
         effect = EFFECTS[event.type]
         if effect.counts is RECEIVED and not task.is_sent(event.retries or 0):
             self._place(task, event, self._only_queue(event.hostname))
-        kind = task.room.kind
-        kind.heard = now.listened
-        key = kind.key
-        if self.keys.by_worker:
-            key = self._key_at(key, event.hostname)
-        if task.story is None and effect.usually(task, event, key, self.ledger):
-            self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
-            task.heard = now.listened
-            self._put(task, event, effect.lands, now)
-        else:
+        task.room.kind.heard = now.listened
+        usual = effect.usual
+        if usual is None or task.story is not None or not usual[0](task, event):
             self._step_of(task.unfold(), task, event, now)
             task.fold()
+            return
+        key = task.room.kind.key
+        if self.keys.by_worker:
+            key = self._key_at(key, event.hostname)
+        usual[1](task, event, key, self.ledger)
+        self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
+        task.heard = now.listened
+        self._put(task, event, effect.lands, now)
 
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
         """Do the same where there is more to know of the task than where its newest attempt is."""
