@@ -83,7 +83,7 @@ servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests s
 
 lock:  ## newest versions that fit, pinned with their hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	  --no-annotate --upgrade --extra demo --group dev --group docs --group results -o requirements.lock pyproject.toml
+	  --no-annotate --upgrade --extra demo --extra top --group dev --group docs --group results -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
 	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules

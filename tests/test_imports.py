@@ -18,7 +18,7 @@ PACKAGE = "celery_exporter"
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["demo"],
+    ["demo", "top"],
     ["web"],
     ["doctor", "recording"],
     ["exposition", "logs", "malloc", "sdnotify"],
