@@ -55,7 +55,7 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 	tests/mutants.sh
 
 golden: .venv/synced  ## write golden texts, and what is printed in README and docs/, anew, after a change that is meant
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_top.py
 	$(PY) deploy/kubernetes/generate.py
 	$(PY) -m docs
 	git diff --stat

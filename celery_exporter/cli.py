@@ -310,10 +310,10 @@ _broker_command(
 
 @click.pass_context
 def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
-    """Show workers, queues, tasks and failures in this terminal, as the status page does; q quits.
+    """Show the status page in this terminal; q quits.
 
-    From the exporter that runs here, or the one at --url; with --broker-url from a broker, without one. Where
-    there is no terminal it is written once.
+    Workers, queues, tasks, recent failures, and what to look at: from the exporter that runs here, or the one
+    at --url; with --broker-url from a broker, without any. Where there is no terminal it is written once.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     from celery_exporter.broker.connection import UnusableURLError  # noqa: PLC0415

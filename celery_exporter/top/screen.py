@@ -192,8 +192,11 @@ def _table(table: Table, status: Status, view: View, cells: int) -> _Section:
 def _titled(section: _Section, above: int, rows: int, *, selected: bool) -> Line:
     """Return the line over a section; which of its rows are shown is told where it is not all of them."""
     many = f"{section.total:,}"
-    if section.name != "findings" and rows and (above or rows < section.total):
-        many = f"{above + 1}-{above + rows} of {many}"
+    lines = section.name == "findings"  # of which several are one
+    there = len(section.rows) if lines else section.total
+    if 0 < rows < there:
+        part = f"{above + 1}-{above + rows} of"
+        many = f"{many}, lines {part} {there}" if lines else f"{part} {many}"
     title = f"{section.title} {many}"
     style = "selected" if selected else "title"
     return [(title, style), (section.heads[width(title) :], "head")]

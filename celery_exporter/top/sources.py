@@ -30,7 +30,7 @@ PATIENCE, MOST_BYTES = 5.0, 64 * 2**20
 #: Seconds between two measurements of a broker that somebody looks at.
 UPDATE_INTERVAL = 5.0
 #: Seconds in which a broker has to be there for one look, and that its workers are listened to.
-CONNECT, LISTEN = 10.0, HEARD
+CONNECT, LISTEN = 5.0, HEARD
 #: Seconds for the monitor's threads to end.
 FAREWELL = 1.3
 
