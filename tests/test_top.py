@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import socket
+import ssl
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import trustme
 from harness.exporter import run_cli
 from harness.processes import ROOT, TESTS, free_port
 from hypothesis import given
@@ -442,7 +444,7 @@ def test_no_name_gets_at_the_terminal(name):
 
 
 @contextmanager
-def answering(status: int, body: bytes, seen: list | None = None):
+def answering(status: int, body: bytes, seen: list | None = None, tls: ssl.SSLContext | None = None):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if seen is not None:
@@ -455,6 +457,8 @@ def answering(status: int, body: bytes, seen: list | None = None):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield f"127.0.0.1:{server.server_address[1]}"
@@ -525,6 +529,21 @@ def test_nobody_there_another_scheme_and_no_such_name():
         exporter(f"https://{place}").look()
     with pytest.raises(NoStatusError, match="this name has no address"):
         exporter("http://no.such.name.invalid:9808").look()
+
+
+def test_a_certificate_has_to_be_trusted(monkeypatch, tmp_path):
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(tls)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with answering(200, BODY, tls=tls) as place:
+        source = exporter(f"https://{place.replace('127.0.0.1', 'localhost')}")
+        with pytest.raises(NoStatusError, match=r"its certificate is not trusted .*SSL_CERT_FILE"):
+            source.look()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert source.look().at == AT
+        with pytest.raises(NoStatusError, match="give --url the name it is for"):
+            exporter(f"https://{place}").look()
 
 
 def test_who_does_not_answer_is_not_waited_for_long(monkeypatch):

@@ -30,7 +30,8 @@ def show(source: Source, once: Callable[[Source], Source] = lambda source: sourc
 
 def is_terminal() -> bool:
     """Tell whether there is one to be drawn on, and to take keys from."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    streams = (sys.stdin, sys.stdout, sys.stderr)  # textual draws on the last one
+    return all(stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
 
 
 def _live(source: Source) -> int:

@@ -24,6 +24,8 @@ from celery_exporter.top.sources import NoStatusError, Source
 
 #: Seconds between two looks: as the status page, and what the exporter makes anew.
 EVERY = 2.0
+#: The signals that end it.
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 #: The terminal's own colours, which suit its background.
 STYLES = {
     "": Style(),
@@ -105,8 +107,9 @@ class Top(App[int]):
     def on_mount(self) -> None:
         """Begin to look. By a thread that nobody waits for: an answer may take its time."""
         self.canvas.focus()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ENDING:
             asyncio.get_running_loop().add_signal_handler(number, self.exit, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         threading.Thread(target=self._watch, name="top", daemon=True).start()
 
     def on_unmount(self) -> None:
@@ -138,5 +141,7 @@ def looked(look: Callable[[], Status]) -> Told:
 def run(source: Source) -> int:
     """Show it until q; return the exit code."""
     app = Top(source)
+    # Until it listens to them: one that came earlier would leave the terminal as it is drawn on.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     app.run(mouse=False)  # so that the terminal can mark and copy
     return app.return_code or 0

@@ -111,7 +111,10 @@ _FAULTS: tuple[tuple[type[Exception], str], ...] = (
         ConnectionRefusedError,
         "nobody listens there; start celery-exporter, correct --url, or try --broker-url",
     ),
-    (ssl.SSLCertVerificationError, "its certificate is not trusted ({}); SSL_CERT_FILE names one that is"),
+    (
+        ssl.SSLCertVerificationError,
+        "its certificate is not trusted ({}); give --url the name it is for, SSL_CERT_FILE who signed it",
+    ),
     (ssl.SSLError, "no TLS there ({}); if it has none, --url begins with http://"),
     (socket.gaierror, "this name has no address ({}); correct --url"),
     (http.client.HTTPException, "no HTTP there ({}); if it has TLS, --url begins with https://"),

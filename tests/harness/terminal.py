@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -35,6 +36,9 @@ class Terminal(Process):
         super().__init__(folder)
         self.arguments, self.extra = arguments, environment or {}
         self.master, self.slave = pty.openpty()
+        self._closing = os.pipe()
+        self._ends: tuple[int, ...] = (self.slave, self.master, *self._closing)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self.resize(*size)
         self.before = termios.tcgetattr(self.slave)
         self.raw = b""
@@ -59,11 +63,11 @@ class Terminal(Process):
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  no threads before it
         )
         running.append(self)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader.start()
         return self
 
     def _read(self) -> None:
-        while True:
+        while self._closing[0] not in select.select([self.master, self._closing[0]], [], [])[0]:
             try:
                 found = os.read(self.master, 65_536)
             except OSError:  # nobody has it open any more
@@ -73,8 +77,17 @@ class Terminal(Process):
 
     def kill(self) -> None:
         super().kill()
-        for end in (self.slave, self.master):
-            os.close(end)
+        self.close()
+
+    def close(self) -> None:
+        """Take it away, as who closes the window does."""
+        if self._ends:
+            os.write(self._closing[1], b"x")
+            if self._reader.is_alive():
+                self._reader.join()
+            for end in self._ends:
+                os.close(end)
+        self._ends = ()
 
     # what a person does and sees
 

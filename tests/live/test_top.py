@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import workers
@@ -79,6 +80,12 @@ def test_a_signal_leaves_the_terminal_as_it_was(terminal, number):
     eventually(shown.is_restored)
 
 
+def test_it_ends_with_its_terminal(terminal):
+    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("nobody listens there")
+    shown.close()
+    shown.wait(5)
+
+
 def test_no_colours_where_nobody_wants_them(terminal, app):
     """By default the terminal's own ones."""
     coloured = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
@@ -99,15 +106,16 @@ def test_without_the_extra_a_line_says_what_to_install(terminal, tmp_path):
     assert shown.written().count("\n") == 1
 
 
-def test_a_script_gets_it_once_from_a_broker(cluster):
-    done = run_cli("top", "--broker-url", cluster, deadline=20)
+def test_a_script_gets_it_once_from_a_broker_or_a_line_that_there_is_none(cluster):
+    """Both at a time, for each listens for a while."""
+    nobody = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
+    with ThreadPoolExecutor(2) as pool:
+        done, failed = pool.map(
+            lambda url: run_cli("top", "--broker-url", url, deadline=30), [cluster, nobody]
+        )
     assert (done.returncode, done.stderr) == (0, "")
     assert NODE in done.stdout
     assert "\x1b" not in done.stdout
-
-
-def test_a_script_is_told_that_there_is_no_broker():
-    done = run_cli("top", "--broker-url", f"redis://:s3cret@127.0.0.1:{free_port()}/0", deadline=20)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.count("\n") == 1
-    assert "s3cret" not in done.stderr
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.count("\n") == 1
+    assert "s3cret" not in failed.stderr
