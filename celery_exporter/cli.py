@@ -260,10 +260,11 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
 def _doctor(
     settings: Settings, seconds: float, prometheus: str | None, management: str | None, *, json: bool
 ) -> int:
-    """Find out why there is nothing to see: a line for each thing looked at, and what mends it.
+    """Find out why there is nothing to see.
 
-    From the URL to the broker, its settings, the workers, their events and queues, to Prometheus. Exit code
-    0: all is well; 1: warnings; 2: something fails.
+    A line for each thing looked at, and what mends it: from the URL to the broker, its settings, the
+    workers, their events and queues, to Prometheus. Exit code 0: all is well; 1: warnings; 2: something
+    fails.
     """
     from celery_exporter.doctor import Examination, examine  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415
