@@ -44,7 +44,7 @@ UPDATE = "UPDATE_GOLDEN" in os.environ
 GOLDEN = TESTS / "golden"
 PICTURE = ROOT / "docs/img/top.svg"
 VIEW = View()
-AT = 1_795_300_000.0  # 2026-11-21 23:06:40 UTC
+AT = 1_795_300_000.0  # 2026-11-21 22:26:40 UTC
 SIZES = [(80, 24), (140, 40)]
 
 
@@ -105,7 +105,7 @@ STATUS = Status(
         ),
     ],
     workers=[
-        worker("emails@web-1", active=8),
+        worker("emails@web-1", active=5),
         worker("gone@web-3", up=False),
         worker("idle@web-2", active=0),
     ],
