@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -78,6 +79,14 @@ def test_a_signal_leaves_the_terminal_as_it_was(terminal, number):
     shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("nobody listens there")
     assert shown.stop(number) == 0
     eventually(shown.is_restored)
+
+
+def test_q_does_not_wait_for_an_answer(terminal):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shown = terminal("--url", f"http://127.0.0.1:{silent.getsockname()[1]}").shows("q quit")
+        shown.press("q")
+        assert shown.wait(2) == 0  # and an answer is waited for for five
+        eventually(shown.is_restored)
 
 
 def test_it_ends_with_its_terminal(terminal):
