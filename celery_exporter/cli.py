@@ -309,6 +309,48 @@ _broker_command(
 )
 
 
+@click.pass_context
+def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
+    """Show the status page in this terminal; q quits.
+
+    Workers, queues, tasks, recent failures, and what to look at: from the exporter that runs here, or the one
+    at --url; with --broker-url from a broker, without any. Where there is no terminal it is written once.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    from celery_exporter.broker.connection import UnusableURLError  # noqa: PLC0415
+    from celery_exporter.top import show  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.top.sources import broker, exporter, here, patient  # noqa: PLC0415
+
+    before = context.parent.params if context.parent else {}
+    given = {key: argv[key] or before.get(key) for key in argv}
+    if not (given["broker_url"] or given["broker_url_file"]):
+        url = url or os.environ.get("CELERY_EXPORTER_URL") or here(load_listener(before, os.environ))
+        context.exit(show(exporter(url)))
+    if url:
+        raise BadSettingError("--url: got one, and a --broker-url too; it takes a running exporter, alone")
+    try:
+        with broker(load(given, os.environ)) as source:
+            code = show(source, patient)
+    except UnusableURLError as error:
+        code = _fail(str(error), EXIT_FAILED)
+    context.exit(code)
+
+
+_command.add_command(
+    click.Command(
+        "top",
+        callback=_top,
+        params=[
+            click.Option(
+                ["--url"], metavar="URL", help="A running exporter. [default: http://127.0.0.1:9808]"
+            ),
+            *(_parameter(option) for option in OPTIONS if option.key in _OF_BROKER | {"queues"}),
+        ],
+        help=_top.__doc__,
+    )
+)
+
+
 @_command.command()
 @click.argument("name", required=False, type=click.Choice(tuple(PROFILES)))
 def profiles(name: str | None) -> None:
