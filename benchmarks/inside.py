@@ -31,8 +31,8 @@ from celery_exporter.broker.readers.kombu import Full
 from celery_exporter.broker.readers.redis import FEED, RedisReader
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
-from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.words import Moment
 from celery_exporter.exposition import Exposition
 from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor

@@ -18,9 +18,9 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString as number  # noqa: N813  what it makes
 
 from celery_exporter import protobuf
-from celery_exporter.core.facts import OTHER, Key
 from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram, places
 from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.core.words import OTHER, Key
 from celery_exporter.firsts import Firsts, Visit, series_id
 from celery_exporter.profiles import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
 from celery_exporter.protobuf import PROTOBUF

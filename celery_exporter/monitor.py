@@ -1,8 +1,8 @@
 """The meeting point: one Monitor per broker owns its threads, the one lock, and what they learn.
 
-Threads: `events` reads the subscription, `queues` measures, `roster` asks. Each waits for the broker only
-with a bound, comes back by itself, and ends soon after `stop`. Only memory is touched under the lock; a
-scrape takes a copy under it and nothing else.
+Threads: `events` reads the subscription, `queues` measures, `roster` asks, `watch` looks at what came of it,
+`state` saves it if there is a file. Each waits for the broker only with a bound, comes back by itself, and
+ends soon after `stop`. Only memory is touched under the lock; a scrape takes a copy under it, nothing else.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from celery_exporter.collector import Collector
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
-from celery_exporter.core.facts import Moment
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.names import shown_as
 from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
+from celery_exporter.core.words import Moment
 from celery_exporter.firsts import Firsts, FirstsMemory
 from celery_exporter.settings import Settings
 from celery_exporter.statefile import StateFile

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from celery_exporter import parsing
 from celery_exporter.core.cluster import TOMBSTONE_SECONDS
-from celery_exporter.core.facts import UNKNOWN
+from celery_exporter.core.words import UNKNOWN
 from celery_exporter.profiles import TASK_LABELS, native
 from celery_exporter.profiles.catalogue import PROFILES
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from celery_exporter.advice import Finding, advise
-from celery_exporter.core.facts import State
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
+from celery_exporter.core.words import State
 
 VERSION = 1
 #: Seconds over which rates and quantiles are taken, and for which lengths of queues are remembered.

@@ -18,9 +18,9 @@ from harness.processes import need
 
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
-from celery_exporter.core.facts import Moment, State
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
+from celery_exporter.core.words import Moment, State
 from celery_exporter.core.workers import Profile
 from celery_exporter.exposition import Exposition
 from celery_exporter.profiles import Shape

@@ -41,7 +41,7 @@ from celery_exporter.top.screen import _FIELDS, SECTIONS, News, Screen, View, pr
 from celery_exporter.top.sources import NoStatusError, Source, exporter
 
 UPDATE = "UPDATE_GOLDEN" in os.environ
-GOLDEN = TESTS / "golden"
+GOLDEN = TESTS / "golden/top"
 PICTURE = ROOT / "docs/img/top.svg"
 VIEW = View()
 AT = 1_795_300_000.0  # 2026-11-21 22:26:40 UTC
@@ -180,7 +180,7 @@ def test_the_screen_is_the_golden_one(size):
     shown, _ = asyncio.run(screen_of(app_of(), size=size))
     assert len(shown) == size[1]
     assert max(map(width, shown)) <= size[0]
-    held(GOLDEN / f"top-{size[0]}x{size[1]}.txt", "\n".join(shown) + "\n")
+    held(GOLDEN / f"{size[0]}x{size[1]}.txt", "\n".join(shown) + "\n")
 
 
 def test_the_picture_in_the_docs_is_of_this_screen():
@@ -365,7 +365,7 @@ def test_it_is_drawn_anew_for_another_size():
             await pilot.pause()
             return [strip.text.rstrip() for strip in app.screen._compositor.render_strips()]
 
-    assert "\n".join(asyncio.run(resized())) + "\n" == (GOLDEN / "top-140x40.txt").read_text()
+    assert "\n".join(asyncio.run(resized())) + "\n" == (GOLDEN / "140x40.txt").read_text()
 
 
 def test_the_last_numbers_stay_when_there_is_no_news():
@@ -576,7 +576,7 @@ def test_a_url_of_no_use_is_refused_without_telling_it(url):
 
 def test_where_there_is_no_terminal_it_is_written_once():
     with answering(200, BODY) as place:
-        done = run_cli("top", "--url", f"http://{place}")
+        done = run_cli("top", "--url", f"http://{place}", environment={"COLUMNS": ""})
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == texts(screen(News("", STATUS), View(), 160))
 

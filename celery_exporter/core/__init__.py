@@ -1,1 +1,1 @@
-"""The pure core: bytes and times in, facts and sums out. No clock, thread, socket or log in here."""
+"""The pure core: bytes and times in, sums out. No clock, thread, socket or log in here."""

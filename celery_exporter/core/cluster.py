@@ -17,12 +17,12 @@ from functools import partial
 from msgspec import Struct
 
 from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name, unwrap
-from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
 from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
 from celery_exporter.core.tasks import Room, Story, Task, TaskTable
+from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of

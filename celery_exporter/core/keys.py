@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
-from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Key
 from celery_exporter.core.names import ShownAs
+from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key
 
 
 class Keys:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from celery_exporter.core.facts import HIDDEN, OTHER, UNKNOWN, Key, State
 from celery_exporter.core.histograms import Histogram
+from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, State
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
 #: them. The rest is added up as "other".
@@ -54,7 +54,7 @@ class Cell(Struct, gc=False):
         self.prefetched = _merged(self.prefetched, other.prefetched) if other.prefetched else self.prefetched
 
     def copy(self) -> Cell:
-        """Return a copy that later facts do not change."""
+        """Return a copy that what is booked later does not change."""
         return Cell(
             self.moved.copy(),
             self.last.copy(),

@@ -13,10 +13,10 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
-from celery_exporter.core.facts import OTHER, Key, Moment, State
 from celery_exporter.core.histograms import Histogram, places
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.tasks import Delivery, Story, Task, TaskTable
+from celery_exporter.core.words import OTHER, Key, Moment, State
 from celery_exporter.core.workers import Worker
 
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.facts import HIDDEN, Key
 from celery_exporter.core.ledger import Cell, Failure
 from celery_exporter.core.tasks import InState
+from celery_exporter.core.words import HIDDEN, Key
 from celery_exporter.core.workers import Worker
 
 

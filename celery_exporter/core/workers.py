@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.facts import Moment
+from celery_exporter.core.words import Moment
 
 #: Workers remembered at a time. The biggest clusters known have some thousands; beyond the limit new
 #: names are refused (and counted), which keeps the honest ones.

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from celery_exporter.core.facts import UNKNOWN
 from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.core.words import UNKNOWN
 
 #: One sample: its label values, in the order of the row's labels, and its value: a number, or a `Histogram`
 #: where the row has bounds.
@@ -24,7 +24,7 @@ PREFIX = "celery_"
 KEY_LABELS = ("task_name", "queue_name", "worker")
 #: What profiles call the first of them.
 TASK_NAMES = frozenset({"task_name", "name", "task", "task_type"})
-#: Those that are optional, of the facts and so of what is in memory.
+#: Those that are optional, of the sums and so of what is in memory.
 TASK_LABELS = ("queue_name", "worker")
 
 #: Upper bucket bounds in seconds: what prometheus_client has by itself, and so most exporters.
@@ -79,7 +79,7 @@ class Shape(Struct, frozen=True, kw_only=True):
 
 
 class Profile(Struct, frozen=True, kw_only=True):
-    """A family of metric names, where it is known from, and what of the facts it needs."""
+    """A family of metric names, where it is known from, and what it needs to be known."""
 
     name: str
     about: str

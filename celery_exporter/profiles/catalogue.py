@@ -33,7 +33,7 @@ class ProfilesClashError(Exception):
 
 
 class Selection(Struct, frozen=True):
-    """What the profiles that are switched on show, and what of the facts they need for it.
+    """What the profiles that are switched on show, and what they need to be known for it.
 
     `labels` are the optional labels that sums are kept under, of `TASK_LABELS`; bounds are all upper bucket
     bounds, in seconds, that one of them shows.

@@ -10,9 +10,9 @@ from functools import partial
 from operator import attrgetter
 
 from celery_exporter.core.cluster import host
-from celery_exporter.core.facts import UNKNOWN, Key, State
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
+from celery_exporter.core.words import UNKNOWN, Key, State
 from celery_exporter.profiles import (
     COMMON_BUCKETS,
     Merge,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import attrgetter
 
-from celery_exporter.core.facts import State
 from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.core.words import State
 from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, means, of_each, summed
 
 _TYPES = {

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import attrgetter
 
-from celery_exporter.core.facts import Key, State
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
+from celery_exporter.core.words import Key, State
 from celery_exporter.profiles import TASK_LABELS, Profile, Row, Shape, add, of_each
 
 #: By State: what an enum's member is called takes long to ask for each sample.

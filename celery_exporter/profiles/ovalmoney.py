@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
-from celery_exporter.core.facts import Key, State
 from celery_exporter.core.ledger import Cell
+from celery_exporter.core.words import Key, State
 from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Shape, add, summed
 
 _TASK = ("name", "queue", "namespace")

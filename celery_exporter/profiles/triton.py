@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from celery_exporter.core.facts import State
+from celery_exporter.core.words import State
 from celery_exporter.profiles import Profile, Row, Shape, add, native
 
 _COUNTERS = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from celery_exporter.core.facts import State
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.tasks import OPEN_STATES
+from celery_exporter.core.words import State
 from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, native, summed, triton
 
 _TOTALS = tuple(state for state in State if state not in OPEN_STATES)

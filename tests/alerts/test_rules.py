@@ -10,7 +10,7 @@ import yaml
 from celery.worker.control import Panel
 from harness.processes import ROOT, TESTS, need
 
-from celery_exporter.core.facts import State
+from celery_exporter.core.words import State
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import select

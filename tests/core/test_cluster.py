@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from celery_exporter.core import cluster
 from celery_exporter.core.cluster import MAX_PARKED, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.events import decode
-from celery_exporter.core.facts import Key, State
 from celery_exporter.core.tasks import TaskTable
+from celery_exporter.core.words import Key, State
 from celery_exporter.core.workers import Profile
 
 from .story import (

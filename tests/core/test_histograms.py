@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.core import memory
-from celery_exporter.core.facts import Key, State
 from celery_exporter.core.histograms import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
 from celery_exporter.core.ledger import Ledger, is_chosen
+from celery_exporter.core.words import Key, State
 
 from .booking import Folded, Prefetched, Queued, Ran, book
 from .story import Story, failed, received, retried, sent, started, succeeded

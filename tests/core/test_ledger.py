@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.facts import HIDDEN, Key, State
 from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.ledger import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Cell, Ledger
+from celery_exporter.core.words import HIDDEN, Key, State
 
 from .booking import (
     Booking,
@@ -24,9 +24,9 @@ from .booking import (
 A, B, C = Key("a", "q"), Key("b", "q"), Key("c", "q")
 
 
-def ledger(*facts: Booking, most: int = 1000) -> Ledger:
+def ledger(*bookings: Booking, most: int = 1000) -> Ledger:
     made = Ledger((1.0, 2.0), (10.0,), most)
-    book(made, facts)
+    book(made, bookings)
     return made
 
 
@@ -175,9 +175,9 @@ def test_folding_what_nobody_counted_is_nothing():
 
 
 def test_a_snapshot_does_not_change_with_what_comes_later():
-    facts = [Moved(A, State.SUCCESS, 1.0), Ran(A, State.SUCCESS, 1.0), Queued(A, 1.0), *raised(A, 1)]
-    facts += sent_by(A, 1)
-    found = ledger(*facts, Prefetched(A, 1.0))
+    bookings = [Moved(A, State.SUCCESS, 1.0), Ran(A, State.SUCCESS, 1.0), Queued(A, 1.0), *raised(A, 1)]
+    bookings += sent_by(A, 1)
+    found = ledger(*bookings, Prefetched(A, 1.0))
     before = found.snapshot()
-    book(found, [*facts, Prefetched(A, 1.0), Redelivered(A)])
-    assert before == ledger(*facts, Prefetched(A, 1.0)).snapshot()
+    book(found, [*bookings, Prefetched(A, 1.0), Redelivered(A)])
+    assert before == ledger(*bookings, Prefetched(A, 1.0)).snapshot()

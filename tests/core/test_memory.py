@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.facts import HIDDEN, Key, State
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.names import shown_as
+from celery_exporter.core.words import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
 
 from .story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded, task_event

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.facts import HIDDEN, Key, State
 from celery_exporter.core.names import shown_as
+from celery_exporter.core.words import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
 
 from .story import Story, failed, heartbeat, received, sent, started, succeeded, task_event

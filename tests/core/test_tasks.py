@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.facts import State
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.steps import MAX_DELIVERIES
 from celery_exporter.core.tasks import Task, TaskTable
+from celery_exporter.core.words import State
 
 from .story import Story, received, retried, sent, started, succeeded, task_event
 from .test_cluster import OPEN_LIVES

@@ -19,8 +19,8 @@ from celery_exporter.core import cluster as cluster_module
 from celery_exporter.core import ledger as ledger_module
 from celery_exporter.core import steps as steps_module
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.facts import State
 from celery_exporter.core.steps import EFFECTS
+from celery_exporter.core.words import State
 from celery_exporter.core.workers import Profile
 
 from . import budget

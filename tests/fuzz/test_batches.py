@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import example, given
 
-from celery_exporter.core.facts import State
+from celery_exporter.core.words import State
 
 from . import budget
 from .batches import AWKWARD, BAD, IGNORED, NEEDED, NO_EVENT, NO_JSON, Batch, Told, batches
