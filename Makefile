@@ -86,4 +86,4 @@ lock:  ## newest versions that fit, pinned with their hashes
 	  --no-annotate --upgrade --extra demo --group dev --group docs --group results -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
-	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules
+	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,dashboards/pictures}/node_modules
