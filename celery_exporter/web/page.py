@@ -41,7 +41,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title} · celery-exporter</title>
-<link rel="icon" href="data:,">
+<link rel="icon" href="static/icon.svg?{version}">
 <link rel="stylesheet" href="static/status.css?{version}">
 <script src="static/status.js?{version}" defer></script>
 <noscript><meta http-equiv="refresh" content="10"></noscript>

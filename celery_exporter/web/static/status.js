@@ -16,7 +16,7 @@ function fixed(value, digits) {
   return (Math.floor(value * scale + 0.5) / scale).toLocaleString("en-US", style);
 }
 
-const UNITS = [[1, 0.001, "ms"], [60, 1, "s"], [3600, 60, "min"], [86400, 3600, "h"]];
+const UNITS = [[0.9995, 0.001, "ms"], [59.95, 1, "s"], [3597, 60, "min"], [86220, 3600, "h"]];
 
 function seconds(value) {
   for (const [below, unit, name] of UNITS)
@@ -106,9 +106,12 @@ const search = document.querySelector("input[name=filter]");
 let newest = null; // the status that is shown
 let timer = null; // of the next look
 
+const moments = new Set([...sorted.querySelectorAll("[data-kind=ago]")].map((head) => head.dataset.field));
+
 function rank(row, field) {
   const value = get(row, field);
-  return value !== null && typeof value === "object" ? total(value) : value;
+  if (value === null) return null;
+  return typeof value === "object" ? total(value) : moments.has(field) ? -value : value;
 }
 
 function ordered(rows) {
