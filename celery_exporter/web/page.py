@@ -102,7 +102,7 @@ BROKER = (
     ("Broker", lambda status: status.broker.url),
     ("Event subscription", lambda status: "open" if status.broker.up else "not open"),
     ("Events a second", lambda status: _number(status.broker.events_per_second, 1)),
-    ("Newest event was late by", lambda status: _seconds(status.broker.event_lag)),
+    ("Events late by", lambda status: _seconds(status.broker.event_lag)),
     ("Reconnects", lambda status: f"{status.broker.reconnects:,}"),
     ("Held by workers", lambda status: _number(status.broker.unacked, 0)),
     ("Up for", lambda status: seconds(status.at - status.started)),

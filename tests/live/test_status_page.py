@@ -318,6 +318,33 @@ def test_a_phone_scrolls_tables_and_not_the_page(visit, scripted):
         assert min(wide) > PHONE["width"]
 
 
+def test_what_is_bad_does_not_look_good(visit):
+    with shown(statuses.ordinary()) as source:
+        page = visit(source.url)
+        cells = page.page.locator("#workers td.up")
+        up, down, _ = cells.evaluate_all("all => all.map(each => getComputedStyle(each).color)")
+        assert page.column("workers", "State") == ["up", "down", "up"]
+        assert up != down
+
+
+def test_long_names_do_not_push_the_other_columns_away(visit):
+    with shown(statuses.status(failures=[statuses.failure("x" * 250, exception="y" * 250)])) as source:
+        page = visit(source.url)
+        assert page.page.locator("#failures td").last.bounding_box()["x"] < WIDE["width"]
+
+
+def test_a_phone_keeps_names_in_sight_and_has_no_text_cut_off(visit):
+    with shown(statuses.ordinary()) as source:
+        page = visit(source.url, viewport=PHONE)
+        page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft = 300")
+        box = page.page.locator("#tasks td").first.bounding_box()
+        assert 0 <= box["x"] < PHONE["width"]
+        source.status = statuses.status()
+        until_equal(lambda: page.column("queues", "Queue"), [TABLES[1].empty])
+        said = page.page.locator("#queues td").bounding_box()
+        assert said["height"] > 1.5 * page.page.locator("#workers td").bounding_box()["height"], "two lines"
+
+
 def test_no_table_needs_scrolling_on_a_desk(visit):
     with shown(statuses.ordinary()) as source:
         page = visit(source.url)

@@ -147,7 +147,7 @@ const BROKER = { // term → what to say; as in web/page.py
   "Broker": (status) => status.broker.url,
   "Event subscription": (status) => (status.broker.up ? "open" : "not open"),
   "Events a second": (status) => known(status.broker.events_per_second, (value) => fixed(value, 1)),
-  "Newest event was late by": (status) => known(status.broker.event_lag, (value) => seconds(Math.max(0, value))),
+  "Events late by": (status) => known(status.broker.event_lag, (value) => seconds(Math.max(0, value))),
   "Reconnects": (status) => grouped(status.broker.reconnects),
   "Held by workers": (status) => known(status.broker.unacked, (value) => fixed(value, 0)),
   "Up for": (status) => seconds(status.at - status.started),
