@@ -191,19 +191,25 @@ async function update() {
   if (!document.hidden) timer = setTimeout(update, EVERY);
 }
 
+function chosen() {
+  if (newest) show(newest);
+  const query = new URLSearchParams({ sort: sorted.dataset.sort, filter: search.value });
+  history.replaceState(null, "", `?${query}`); // the last thing: browsers refuse it to who types too fast
+}
+
 function sortBy(event, { head, field, kind }) {
   event.preventDefault();
   const [first, other] = kind === "text" ? [field, `-${field}`] : [`-${field}`, field];
   sorted.dataset.sort = sorted.dataset.sort === first ? other : first;
   for (const each of sorted.querySelectorAll("th")) each.setAttribute("aria-sort", "none");
   head.setAttribute("aria-sort", sorted.dataset.sort === field ? "ascending" : "descending");
-  if (newest) show(newest);
+  chosen();
 }
 
 document.body.classList.add("scripted");
 for (const column of tables.find(({ table }) => table === sorted).columns)
   column.head.querySelector("a").addEventListener("click", (event) => sortBy(event, column));
-search.addEventListener("input", () => newest && show(newest));
+search.addEventListener("input", chosen);
 byId("filter").addEventListener("submit", (event) => event.preventDefault());
 document.addEventListener("visibilitychange", () => document.hidden || update());
 update();
