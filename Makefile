@@ -70,10 +70,11 @@ dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, afte
 	$(PY) -m dashboards
 	git diff --stat dashboards
 
-screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from six minutes of the demo
+screenshots: .venv/synced servers  ## draw the dashboards and the status page into docs/img, from minutes of the demo
 	@for program in node npm chromium; do \
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
+	PYTHONPATH=tests $(PY) -m dashboards.pictures.status
 
 bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/benchmarks.md and its chart
 	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m docs
