@@ -313,16 +313,30 @@ def test_the_script_says_what_the_server_says(visit, made):
         assert theirs == ours
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "made",
     [statuses.ordinary(), statuses.status(), statuses.status(broker=statuses.broker(up=False))],
     ids=["findings", "empty", "broker down"],
 )
-def test_axe_finds_nothing_serious(visit, made, scheme):
+def test_axe_finds_nothing_serious(visit, made):
+    """In light and dark, on a desk and on a phone."""
     with shown(made) as source:
-        assert visit(source.url, color_scheme=scheme).axe() == []
-        assert visit(source.url, color_scheme=scheme, viewport=PHONE).axe() == []
+        page = visit(source.url)
+        for scheme, window in itertools.product(("light", "dark"), (WIDE, PHONE)):
+            page.page.emulate_media(color_scheme=scheme)
+            page.page.set_viewport_size(window)
+            assert page.axe() == []
+
+
+def test_axe_would_find_what_cannot_be_read_or_told(visit):
+    with shown(statuses.ordinary()) as source:
+        page = visit(source.url)
+        page.page.evaluate("document.querySelector('label').replaceWith(document.createElement('input'))")
+        page.page.evaluate("document.querySelector('h1').style.color = '#eee'")
+        assert {found.partition(":")[0] for found in page.axe()} == {
+            "critical label",
+            "serious color-contrast",
+        }
 
 
 @pytest.mark.parametrize("scripted", [True, False], ids=["script", "no script"])
