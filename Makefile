@@ -55,7 +55,7 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 	tests/mutants.sh
 
 golden: .venv/synced  ## write golden texts, and what is printed in README and docs/, anew, after a change that is meant
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_top.py
 	$(PY) deploy/kubernetes/generate.py
 	$(PY) -m docs
 	git diff --stat
@@ -84,7 +84,7 @@ servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests s
 
 lock:  ## newest versions that fit, pinned with their hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	  --no-annotate --upgrade --extra demo --group dev --group docs --group results -o requirements.lock pyproject.toml
+	  --no-annotate --upgrade --extra demo --extra top --group dev --group docs --group results -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
 	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,dashboards/pictures}/node_modules

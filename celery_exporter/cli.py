@@ -260,10 +260,11 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
 def _doctor(
     settings: Settings, seconds: float, prometheus: str | None, management: str | None, *, json: bool
 ) -> int:
-    """Find out why there is nothing to see: a line for each thing looked at, and what mends it.
+    """Find out why there is nothing to see.
 
-    From the URL to the broker, its settings, the workers, their events and queues, to Prometheus. Exit code
-    0: all is well; 1: warnings; 2: something fails.
+    A line for each thing looked at, and what mends it: from the URL to the broker, its settings, the
+    workers, their events and queues, to Prometheus. Exit code 0: all is well; 1: warnings; 2: something
+    fails.
     """
     from celery_exporter.doctor import Examination, examine  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415
@@ -305,6 +306,48 @@ _broker_command(
     click.Option(["--prometheus"], metavar="URL", help="A Prometheus that should scrape the exporter."),
     click.Option(["--management"], metavar="URL", help="RabbitMQ's management API, if not on port 15672."),
     keys=_OF_BROKER | {"queues", "metric_prefix"},
+)
+
+
+@click.pass_context
+def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
+    """Show the status page in this terminal; q quits.
+
+    Workers, queues, tasks, recent failures, and what to look at: from the exporter that runs here, or the one
+    at --url; with --broker-url from a broker, without any. Where there is no terminal it is written once.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    from celery_exporter.broker.connection import UnusableURLError  # noqa: PLC0415
+    from celery_exporter.top import show  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.top.sources import broker, exporter, here, patient  # noqa: PLC0415
+
+    before = context.parent.params if context.parent else {}
+    given = {key: argv[key] or before.get(key) for key in argv}
+    if not (given["broker_url"] or given["broker_url_file"]):
+        url = url or os.environ.get("CELERY_EXPORTER_URL") or here(load_listener(before, os.environ))
+        context.exit(show(exporter(url)))
+    if url:
+        raise BadSettingError("--url: got one, and a --broker-url too; it takes a running exporter, alone")
+    try:
+        with broker(load(given, os.environ)) as source:
+            code = show(source, patient)
+    except UnusableURLError as error:
+        code = _fail(str(error), EXIT_FAILED)
+    context.exit(code)
+
+
+_command.add_command(
+    click.Command(
+        "top",
+        callback=_top,
+        params=[
+            click.Option(
+                ["--url"], metavar="URL", help="A running exporter. [default: http://127.0.0.1:9808]"
+            ),
+            *(_parameter(option) for option in OPTIONS if option.key in _OF_BROKER | {"queues"}),
+        ],
+        help=_top.__doc__,
+    )
 )
 
 

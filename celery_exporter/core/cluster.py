@@ -22,7 +22,7 @@ from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
 from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
-from celery_exporter.core.tasks import Room, Task, TaskTable
+from celery_exporter.core.tasks import Room, Story, Task, TaskTable
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of
@@ -257,30 +257,38 @@ class Cluster:
         effect = EFFECTS[event.type]
         if effect.counts is RECEIVED and not task.is_sent(event.retries or 0):
             self._place(task, event, self._only_queue(event.hostname))
-        kind = task.room.kind
-        kind.heard = now.listened
-        key, ledger = kind.key, self.ledger
+        task.room.kind.heard = now.listened
+        usual = effect.usual
+        if usual is None or task.story is not None or not usual[0](task, event):
+            self._step_of(task.unfold(), task, event, now)
+            task.fold()
+            return
+        key = task.room.kind.key
         if self.keys.by_worker:
             key = self._key_at(key, event.hostname)
-        newest = task.story is None and effect.usually(task, event, key, ledger)
-        if not newest:
-            story = task.unfold()
-            delivery = effect.find(story, event)
-            attempt = event.retries if delivery is None else delivery.attempt
-            key = self._key_at(task.key_of(attempt), event.hostname)
-            newest = effect.measure(story, event, delivery, key, ledger)
-        ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
+        usual[1](task, event, key, self.ledger)
+        self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
+        task.heard = now.listened
+        self._put(task, event, effect.lands, now)
+
+    def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
+        """Do the same where there is more to know of the task than where its newest attempt is."""
+        effect = EFFECTS[event.type]
+        delivery = effect.find(story, event)
+        key = self._key_at(
+            task.key_of(event.retries if delivery is None else delivery.attempt), event.hostname
+        )
+        newest = effect.measure(story, event, delivery, key, self.ledger)
+        self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         open_ = task.room.state is not None
         if newest and (open_ or self._opens(task, event, now)):
             task.heard = now.listened
-            self._land(task, event, lands, now)
-        else:
-            self._hear(task, now)
-            if open_ and lands is None:
-                task.unfold().ended_by = event.hostname  # over when those it was delivered to since are, too
-        if task.story is not None:
-            task.fold()
+            self._put(task, event, _landing(story, event, lands), now)
+            return
+        self._hear(task, now)
+        if open_ and lands is None:
+            story.ended_by = event.hostname  # over when those it was delivered to since are, too
 
     def _hear(self, task: Task, now: Moment) -> None:
         if task.heard != now.listened:
@@ -322,19 +330,14 @@ class Cluster:
         later = task.tell().ended_by == event.hostname and event.timestamp > task.since
         return later or now.listened - task.heard > self.limits.reorder_window
 
-    def _land(self, task: Task, event: Event, state: State | None, now: Moment) -> None:
-        story = task.story
-        if story is not None:
-            if state is RECEIVED:
-                story.ended_by = ""
-            if state is None or (story.ended_by and state is not STARTED):
-                state, story.ended_by = None, event.hostname
-        if state is None:
-            surplus = self.tasks.finish(task, event.timestamp)
-            if surplus:
-                self._evict(surplus, now)
-        else:
+    def _put(self, task: Task, event: Event, state: State | None, now: Moment) -> None:
+        """Put the task where the event says it is; None if it is finished."""
+        if state is not None:
             self.tasks.move(task, task.room.kind, state, event.timestamp)
+            return
+        surplus = self.tasks.finish(task, event.timestamp)
+        if surplus:
+            self._evict(surplus, now)
 
     def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
         for task in tasks:
@@ -450,6 +453,16 @@ class Cluster:
 def host(node: str) -> str:
     """Return the host's part of a node name."""
     return node.partition("@")[2] or node
+
+
+def _landing(story: Story, event: Event, state: State | None) -> State | None:
+    """Return where an event of the newest delivery puts a task, one of whose deliveries may be over."""
+    if state is RECEIVED:
+        story.ended_by = ""
+    if state is None or (story.ended_by and state is not STARTED):
+        story.ended_by = event.hostname
+        return None
+    return state
 
 
 def _is_early(task: Task, attempt: int) -> bool:

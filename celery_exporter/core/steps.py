@@ -29,8 +29,10 @@ Find = Callable[[Story, Event], Delivery | None]
 KeyAt = Callable[[str], Key]
 #: What to book under the key of what the event's worker did; tells whether it is of the newest delivery.
 Measure = Callable[[Story, Event, Delivery | None, Key, Ledger], bool]
-#: The same of a task without a story; tells whether there still is none to tell. If not, it has done nothing.
-Usually = Callable[[Task, Event, Key, Ledger], bool]
+#: Whether an event is the usual one for a task without a story, which has none after it either.
+IsUsual = Callable[[Task, Event], bool]
+#: What to book, and to remember, if it is.
+Usually = Callable[[Task, Event, Key, Ledger], None]
 
 
 # -- usually: an attempt is received, started and ended by one worker process ----------------------------
@@ -44,52 +46,48 @@ def usually_sent(task: Task, event: Event) -> bool:
     return True
 
 
-def _usually_received(task: Task, event: Event, _: Key, __: Ledger) -> bool:
-    if task.worker is not None or (event.retries or 0) != task.attempt:
-        return False
+def _is_received(task: Task, event: Event) -> bool:
+    return task.worker is None and (event.retries or 0) == task.attempt
+
+
+def _usually_received(task: Task, event: Event, _: Key, __: Ledger) -> None:
     at = _from(event)
     if task.sent != task.attempt:
         task.ready = _epoch(event.eta) or None
     task.worker, task.pid = event.hostname, event.pid
     task.at = task.ready if task.ready == at else at  # one object for both, if it is the eta
-    return True
 
 
-def _usually_started(task: Task, event: Event, key: Key, ledger: Ledger) -> bool:
-    at, started = task.at, event.timestamp
-    if task.room.state is not RECEIVED or at is None or _is_elsewhere(task, event):
-        return False
+def _is_started(task: Task, event: Event) -> bool:
+    here = task.worker == event.hostname and task.pid == event.pid
+    return here and task.room.state is RECEIVED and task.at is not None
+
+
+def _usually_started(task: Task, event: Event, key: Key, ledger: Ledger) -> None:
+    started = event.timestamp
     if task.ready is not None:
         ledger.queued(key, started - task.ready, event.uuid)
-    ledger.prefetched(key, started - at, event.uuid)
+    if task.at is not None:
+        ledger.prefetched(key, started - task.at, event.uuid)
     task.at = started
-    return True
 
 
-def _usually_succeeded(task: Task, event: Event, key: Key, ledger: Ledger) -> bool:
-    if task.room.state is not STARTED or _is_elsewhere(task, event):
-        return False
+def _is_ended(task: Task, event: Event) -> bool:
+    here = task.worker == event.hostname and task.pid == event.pid
+    return here and task.room.state is STARTED and task.at is not None
+
+
+def _usually_succeeded(task: Task, event: Event, key: Key, ledger: Ledger) -> None:
     if event.runtime is not None:
         ledger.ran(key, SUCCESS, event.runtime, event.uuid)
     _end(task)
-    return True
 
 
-def _usually_failed(task: Task, event: Event, key: Key, ledger: Ledger) -> bool:
-    if task.room.state is not STARTED or task.at is None or _is_elsewhere(task, event):
-        return False
+def _usually_failed(task: Task, event: Event, key: Key, ledger: Ledger) -> None:
     ledger.failed(_failure(key, event))
-    ledger.ran(key, FAILURE, event.timestamp - task.at, event.uuid)
+    if task.at is not None:
+        ledger.ran(key, FAILURE, event.timestamp - task.at, event.uuid)
     _end(task)
-    return True
-
-
-def _never(_: Task, __: Event, ___: Key, ____: Ledger) -> bool:
-    return False
-
-
-def _is_elsewhere(task: Task, event: Event) -> bool:
-    return task.worker != event.hostname or task.pid != event.pid
 
 
 def _end(task: Task) -> None:
@@ -285,21 +283,25 @@ class Effect(Struct, frozen=True):
     """
 
     counts: State
-    usually: Usually
     find: Find
     measure: Measure
     lands: State | None = None
+    usual: tuple[IsUsual, Usually] | None = None  # None: a task always has a story then
 
 
 #: The transition table. All unfinished states take each event alike, for each may be the next that
 #: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
 EFFECTS = {
-    "task-received": Effect(State.RECEIVED, _usually_received, _none, _at_received, State.RECEIVED),
-    "task-started": Effect(State.STARTED, _usually_started, _next_held, _at_started, State.STARTED),
-    "task-succeeded": Effect(State.SUCCESS, _usually_succeeded, _last_held, _at_success),
-    "task-failed": Effect(State.FAILURE, _usually_failed, _last_held, _at_failure),
-    "task-retried": Effect(State.RETRY, _never, _first_held, _at_retry, State.RETRY),
-    "task-revoked": Effect(State.REVOKED, _never, _last_held, _at_end),
-    "task-rejected": Effect(State.REJECTED, _never, _first_held, _at_end),
-    "task-cancelled": Effect(State.RETRY, _never, _first_held, _at_retry, State.RETRY),
+    "task-received": Effect(
+        State.RECEIVED, _none, _at_received, State.RECEIVED, (_is_received, _usually_received)
+    ),
+    "task-started": Effect(
+        State.STARTED, _next_held, _at_started, State.STARTED, (_is_started, _usually_started)
+    ),
+    "task-succeeded": Effect(State.SUCCESS, _last_held, _at_success, usual=(_is_ended, _usually_succeeded)),
+    "task-failed": Effect(State.FAILURE, _last_held, _at_failure, usual=(_is_ended, _usually_failed)),
+    "task-retried": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
+    "task-revoked": Effect(State.REVOKED, _last_held, _at_end),
+    "task-rejected": Effect(State.REJECTED, _first_held, _at_end),
+    "task-cancelled": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
 }

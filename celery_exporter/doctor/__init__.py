@@ -104,14 +104,9 @@ def _of_prometheus(settings: Settings, what: Examination, heard: Heard) -> list[
 
 
 def _for_listening(settings: Settings, queues: set[str]) -> Settings:
-    """Return settings of an exporter that only looks: it switches nothing on, keeps nothing, and is quick."""
+    """Return settings of an exporter that only looks, and is quick."""
     return msgspec.structs.replace(
-        settings,
-        queues=tuple(sorted({*settings.queues, *queues})),
-        update_interval=2.0,
-        enable_events=False,
-        event_queue_durable=False,  # whose events are another's
-        state_file=None,
+        settings.to_look(), queues=tuple(sorted({*settings.queues, *queues})), update_interval=2.0
     )
 
 

@@ -20,7 +20,7 @@ def ask(listener: Listener) -> tuple[bool, str]:
     """Return whether the exporter that listens there is well, and a line that says why."""
     if listener.port == 0:
         return False, "--port: got 0, any free one, which only its exporter knows; it takes the port to ask"
-    host = _reachable(listener.host)
+    host = reachable(listener.host)
     complaints = []
     for scheme in _schemes(listener.web_config_file):
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.port}{PATH}"
@@ -76,7 +76,7 @@ def _trusting() -> ssl.SSLContext:
     return context
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """Return the address at which one that listens on `host` is found from the same machine."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host)

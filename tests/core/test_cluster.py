@@ -287,6 +287,15 @@ def test_law_5_what_a_vanished_worker_did_is_kept():
     assert Key("add", "q", "w@h") not in story.ledger.snapshot()
 
 
+def test_law_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
+    story = Story(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
+    story.tell(*LIFE)
+    story.wait(100)
+    story.tell(sent("u2"), received("u2"), started("u2"), succeeded("u2"))
+    assert {key.worker: cell.moved[3] for key, cell in story.ledger.snapshot().items()} == {"": 1, "w@h": 1}
+    assert len(story.cluster.keys) == 2
+
+
 def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
     story = Story()
     story.cluster.learn(

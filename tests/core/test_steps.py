@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from celery_exporter.core.cluster import Limits
+from celery_exporter.core.facts import State
 from celery_exporter.core.steps import MAX_DELIVERIES
 
 from .story import T0, Story, failed, received, rejected, retried, sent, started, succeeded, task_event
@@ -58,6 +60,31 @@ def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
 def test_the_late_start_of_an_older_delivery_leaves_the_task_where_it_is():
     story = told(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
     assert story.gauges() == {"RECEIVED": 1}
+
+
+def test_with_the_worker_label_what_is_booked_is_admitted_once_and_nothing_else_is():
+    story = told(
+        *(sent(queue="a"), received(), started(), sent(queue="b", retries=1, at=0.25), retried()),
+        labels=("queue_name", "worker"),
+    )
+    assert len(story.cluster.keys) == len(story.ledger.snapshot())
+
+
+@pytest.mark.parametrize(
+    "event", [received(), started(pid=9), retried(), task_event("revoked")], ids=lambda event: event["type"]
+)
+def test_what_is_folded_is_counted_once_for_each_event(event):
+    story = told(sent(), limits=Limits(max_series=len(State)), labels=("queue_name", "worker"))
+    story.tell(event)
+    assert story.cluster.keys.folded == 1
+
+
+def test_an_unusual_event_puts_off_the_end_of_a_task_too():
+    story = told(sent(), received(), received(at=9, host="b@h", pid=7), limits=Limits(task_ttl=30))
+    story.wait(20)
+    story.tell(started(at=20, host="b@h", pid=7))
+    story.wait(20)
+    assert story.gauges() == {"STARTED": 1}
 
 
 # -- attempts --------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -469,7 +471,7 @@ def test_a_prometheus_that_scrapes_us_or_not(running, tmp_path, redis_broker):
 
 
 def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
-    """Workers without -E: doctor and log say what to do; after that both are content, and numbers come."""
+    """Workers without -E: doctor, log and page say what to do; then all are content, and numbers come."""
     url = redis_broker.url
     exporter = Exporter(tmp_path / "exporter", url)
     server = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{exporter.port}")
@@ -483,10 +485,13 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
         said = "no task events from worker w@box: start workers with -E, or now: "
         eventually(lambda: said in exporter.text(), 45, what="the log says what to do")
         assert exporter.total("celery_tasks_total", state="SUCCESS") == 0
+        page = html.unescape(exporter.get("/").body.decode())
+        assert "no task events from worker w@box" in page
+        assert f"<code>{result.found['task-events'].mend}</code>" in page
 
         command = re.search(r"celery -A yourapp [\w ]+", result.found["task-events"].mend)[0]
         subprocess.run(
-            shlex.split(command.replace("yourapp", "harness.tasks")),
+            [sys.executable, "-m", *shlex.split(command.replace("yourapp", "harness.tasks"))],
             env={**os.environ, "PYTHONPATH": str(TESTS), BROKER_URL: url},
             check=True,
             timeout=30,

@@ -145,6 +145,21 @@ def test_half_a_message_of_the_connection_before_is_forgotten(reader, broker, wa
     assert uuids(read_until(reader, 1)) == ["task-2"]
 
 
+def test_what_was_read_of_the_connection_before_and_not_returned_is_forgotten(redis_broker):
+    """A read that has more than a batch leaves some for the next one, which may be on another connection."""
+    reader = reader_for(load({"broker_url": redis_broker.url}, {}))
+    reader.open()
+    try:
+        publish_many(redis_broker.url, 3 * BATCH)
+        assert len(reader.read(5)) == BATCH
+        reader.close()
+        reader.open()
+        publish_events(redis_broker.url, one_task(9_999)[0])
+        assert uuids(read_until(reader, 1)) == ["task-9999"]
+    finally:
+        reader.close()
+
+
 def publish_many(url: str, count: int) -> None:
     """Publish a message for each of so many events, over one connection."""
     with kombu.Connection(url) as connection:

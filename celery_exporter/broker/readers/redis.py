@@ -61,7 +61,7 @@ class RedisReader(KombuReader):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._parser, self._left = hiredis.Reader(), memoryview(b"")  # what was read, and is not parsed yet
+        self._parser, self._read_bytes, self._fed = hiredis.Reader(), b"", 0  # how much of them it has got
         self._alive = False  # did anything come since the last look
         self._pinged = 0.0
         self._subscribed = False
@@ -74,7 +74,7 @@ class RedisReader(KombuReader):
         # redis-py has read the answers to its own questions, and the rest is ours: our own parser has
         # each message of a large read without an object of redis-py's for it.
         self._socket = self._redis._sock  # noqa: SLF001
-        self._parser, self._left = hiredis.Reader(), memoryview(b"")
+        self._parser, self._read_bytes, self._fed = hiredis.Reader(), b"", 0
         self._prove = self._prove_alive
         self._is_doubled = bool(getattr(self._channel, "_fanout_compat_active", False))
 
@@ -92,11 +92,12 @@ class RedisReader(KombuReader):
         """Take what has come; raise TimeoutError when nothing does."""
         if self._take_parsed():  # a batch that was full leaves messages in the parser
             return
-        if not self._left:
-            self._left = memoryview(receive(self._socket, timeout))
+        if self._fed >= len(self._read_bytes):
+            self._read_bytes, self._fed = b"", 0  # which need not be kept while nothing comes
+            self._read_bytes = receive(self._socket, timeout)
             self._alive = True
-        self._parser.feed(bytes(self._left[:FEED]))
-        self._left = self._left[FEED:]
+        self._parser.feed(self._read_bytes, self._fed, min(FEED, len(self._read_bytes) - self._fed))
+        self._fed += FEED
         self._take_parsed()
 
     def _take_parsed(self) -> bool:

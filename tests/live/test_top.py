@@ -1,0 +1,130 @@
+"""`celery-exporter top` in a real terminal: from a real exporter, and straight from a real broker."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from harness import workers
+from harness.exporter import Exporter, run_cli
+from harness.processes import free_port
+from harness.terminal import Terminal
+from harness.waiting import eventually
+from harness.workers import Worker
+
+NODE = "seen@top"
+HOSTILE = "\x1b]0;pwned\x07[red]evil\x1b[2J"
+
+
+@pytest.fixture(scope="module")
+def cluster(redis_server, tmp_path_factory):
+    """Return the URL of a broker with one worker."""
+    url = redis_server.clean()
+    with Worker(tmp_path_factory.mktemp("worker"), url, NODE, concurrency=1):
+        yield url
+
+
+@pytest.fixture
+def app(running, tmp_path, cluster) -> Exporter:
+    return running(Exporter(tmp_path / "exporter", cluster)).connected()
+
+
+@pytest.fixture
+def terminal(running, tmp_path):
+    def make(*arguments: str, **options) -> Terminal:
+        return running(Terminal(tmp_path / "terminal", "top", *arguments, **options))
+
+    return make
+
+
+def ends_well(shown: Terminal) -> None:
+    assert shown.wait(5) == 0
+    eventually(shown.is_restored)
+
+
+def test_of_a_running_exporter(app, terminal):
+    """With its port in the environment, as where it runs."""
+    shown = terminal(environment={"CELERY_EXPORTER_PORT": str(app.port)}).shows(NODE)
+    shown.resize(150, 40)
+    shown.shows("Task events")
+    app.stop()
+    shown.shows("no news since")
+    shown.shows("nobody listens there")
+    shown.press("q")
+    ends_well(shown)
+
+
+def test_straight_from_a_broker(terminal, cluster):
+    """Without an exporter; and no name of a task gets at the terminal."""
+    shown = terminal("--broker-url", cluster).shows(NODE)
+    with workers.client(cluster) as client:
+
+        def sent() -> bool:
+            client.send_task(HOSTILE, queue="elsewhere")
+            return "[red]evil" in shown.written()
+
+        eventually(sent, 20, every=1.0)
+    assert b"pwned\x07" not in shown.raw
+    assert b"\x1b]0;pwned" not in shown.raw
+    shown.press("\x03")
+    ends_well(shown)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda each: each.name)
+def test_a_signal_leaves_the_terminal_as_it_was(terminal, number):
+    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("nobody listens there")
+    assert shown.stop(number) == 0
+    eventually(shown.is_restored)
+
+
+def test_q_does_not_wait_for_an_answer(terminal):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shown = terminal("--url", f"http://127.0.0.1:{silent.getsockname()[1]}").shows("q quit")
+        shown.press("q")
+        assert shown.wait(2) == 0  # and an answer is waited for for five
+        eventually(shown.is_restored)
+
+
+def test_it_ends_with_its_terminal(terminal):
+    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("nobody listens there")
+    shown.close()
+    shown.wait(5)
+
+
+def test_no_colours_where_nobody_wants_them(terminal, app):
+    """By default the terminal's own ones."""
+    coloured = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
+    url = f"http://127.0.0.1:{app.port}"
+    for environment, expected in (({}, True), ({"NO_COLOR": "1"}, False)):
+        shown = terminal("--url", url, environment=environment).shows(NODE)
+        assert bool(coloured.search(shown.raw)) is expected
+        shown.press("q")
+        ends_well(shown)
+
+
+def test_without_the_extra_a_line_says_what_to_install(terminal, tmp_path):
+    missing = "raise ModuleNotFoundError(\"No module named 'textual'\", name='textual')"
+    (tmp_path / "textual.py").write_text(missing)
+    shown = terminal(environment={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert shown.wait(10) == 1
+    shown.shows("pip install 'celery-event-exporter[top]'")
+    assert shown.written().count("\n") == 1
+
+
+def test_a_script_gets_it_once_from_a_broker_or_a_line_that_there_is_none(cluster):
+    """Both at a time, for each listens for a while."""
+    nobody = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
+    with ThreadPoolExecutor(2) as pool:
+        done, failed = pool.map(
+            lambda url: run_cli("top", "--broker-url", url, deadline=30), [cluster, nobody]
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert NODE in done.stdout
+    assert "\x1b" not in done.stdout
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.count("\n") == 1
+    assert "s3cret" not in failed.stderr
