@@ -70,10 +70,11 @@ dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, afte
 	$(PY) -m dashboards
 	git diff --stat dashboards
 
-screenshots: .venv/synced servers  ## draw the dashboards into docs/img, from six minutes of the demo
+screenshots: .venv/synced servers  ## draw the dashboards and the status page into docs/img, from minutes of the demo
 	@for program in node npm chromium; do \
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
+	PYTHONPATH=tests $(PY) -m dashboards.pictures.status
 
 bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/benchmarks.md and its chart
 	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m docs
@@ -86,4 +87,4 @@ lock:  ## newest versions that fit, pinned with their hashes
 	  --no-annotate --upgrade --extra demo --extra top --group dev --group docs --group results -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and caches
-	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/dashboards/types,dashboards/pictures}/node_modules
+	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,dashboards/pictures}/node_modules

@@ -37,12 +37,12 @@ ENABLE_EVENTS = "celery -A yourapp control enable_events"
 
 
 class Finding(Struct, frozen=True):
-    """What one check found, in one line, and the command or setting that mends it ("" where all is well)."""
+    """What one check found, in one line, and the command or setting that mends it."""
 
-    check: str
+    check: str  # its name
     level: Level
-    found: str
-    mend: str = ""
+    found: str  # for people: its words may change
+    mend: str = ""  # empty where all is well
 
 
 def advise(snapshot: Snapshot) -> list[Finding]:

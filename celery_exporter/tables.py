@@ -138,7 +138,10 @@ def text(column: Column, row: Any, now: float) -> str:
 
 
 def ordered(rows: Sequence[Any], sort: str) -> list[Any]:
-    """Return rows by a field, from the largest on where its name has a "-" before it; unknown ones last."""
+    """Return rows by a field, from the largest on where its name has a "-" before it; unknown ones last.
+
+    Of a moment the largest is the one that is longest ago, for how long ago it is, is what is shown.
+    """
     field = sort.removeprefix("-")
     known = [row for row in rows if _rank(row, field) is not None]
     unknown = [row for row in rows if _rank(row, field) is None]
@@ -147,7 +150,12 @@ def ordered(rows: Sequence[Any], sort: str) -> list[Any]:
 
 def _rank(row: Any, field: str) -> Any:
     value = get(row, field)
-    return sum(value.values()) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return sum(value.values())
+    return -value if field in _MOMENTS and value is not None else value
+
+
+_MOMENTS = {column.field for table in TABLES for column in table.columns if column.kind == "ago"}
 
 
 # -- how values are written ----------------------------------------------------------------------------
@@ -167,8 +175,9 @@ def seconds(value: float, _: float = 0.0) -> str:
     return f"{fixed(value / 86_400, 1)} d"
 
 
-#: Durations below so many seconds are written in a unit of so many seconds.
-_UNITS = ((1.0, 0.001, "ms"), (60.0, 1.0, "s"), (3_600.0, 60.0, "min"), (86_400.0, 3_600.0, "h"))
+#: Durations below so many seconds are written in a unit of so many seconds. From there on they would be
+#: rounded up to a whole one of the next.
+_UNITS = ((0.9995, 0.001, "ms"), (59.95, 1.0, "s"), (3_597.0, 60.0, "min"), (86_220.0, 3_600.0, "h"))
 
 
 def _ago(value: float) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs import advice, costs, house, metrics, migrating, options
+from docs import advice, api, costs, house, metrics, migrating, options
 from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +44,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
             "metrics": metrics.long(),
             "profiles": metrics.others(),
         },
+        DOCS / "api.md": {"api": api.fields()},
         DOCS / "deploying.md": {"running it": chapter("Running it"), **{name: file(name) for name in SHOWN}},
         DOCS / "troubleshooting.md": {
             "symptoms": chapter("No metrics?"),

@@ -19,6 +19,9 @@ declare -A package=(
   [jsonnet]=jsonnet
   [node]=nodejs
   [npm]=npm
+  [chromium]=chromium
+  [curl]=curl
+  [jq]=jq
   [systemd-analyze]=systemd
   [strace]=strace
 )

@@ -7,6 +7,7 @@ make golden.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 import yaml
 from celery.app.defaults import NAMESPACES, flatten
 from harness.processes import ROOT, need
+from harness.statuses import shown
 from test_imports import FLOORS, floor
 from test_tapes import surroundings
 
@@ -28,11 +31,13 @@ from celery_exporter.cli import _command
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import take
+from celery_exporter.status import Status
 from docs import advice, house, metrics, printed
 from docs.marks import filled
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+API = "/api/v1/status"
 
 
 # -- what is printed -----------------------------------------------------------------------------------
@@ -299,6 +304,12 @@ def check_ini(text: str, _folder: Path) -> None:
     assert {"[Unit]", "[Service]", "[Install]"} <= set(text.splitlines())
 
 
+def check_json(text: str, _folder: Path) -> None:
+    """What the API answers: with each field that there is, and none that there is not."""
+    found = msgspec.json.decode(text, type=Status, strict=True)
+    assert json.loads(msgspec.json.encode(found)) == json.loads(text)
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
     "console": check_console,
     "sh": check_sh,
@@ -306,6 +317,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "yaml": check_yaml,
     "python": check_python,
     "ini": check_ini,
+    "json": check_json,
     "text": lambda _text, _folder: None,  # what something printed
 }
 
@@ -339,6 +351,22 @@ def test_promql_examples_are_right(tmp_path):
     )
 
 
+def test_what_the_pages_ask_the_api_is_answered_so():
+    """Each command that asks it is run, on an exporter that shows the example."""
+    own = [block for block in BLOCKS if block.page == "api.md"]
+    (example,) = (block.text for block in own if block.language == "json")
+    (console,) = (block.text for block in own if block.language == "console")
+    assert console.count(API) > 1
+    need("curl")
+    need("jq")
+    with shown(msgspec.json.decode(example, type=Status)) as served:
+        for part in console.removeprefix("$ ").split("\n$ "):
+            command, _, printed_ = part.partition("\n")
+            here = command.replace("http://127.0.0.1:9808/", served.url)
+            done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True)
+            assert done.stdout.strip() == printed_.strip()
+
+
 def test_a_wrong_example_is_found(tmp_path):
     for language, text in [
         ("console", "$ celery-exporter --broker-uri redis://\n"),
@@ -348,6 +376,7 @@ def test_a_wrong_example_is_found(tmp_path):
         ("promql", "sum by (rate(celery_tasks_total[5m])\n"),
         ("yaml", "scrape_configs: [{job: celery}]\n"),
         ("python", "app.conf.task_send_send_event = True\n"),
+        ("json", '{"version": 1}'),
     ]:
-        with pytest.raises((AssertionError, subprocess.CalledProcessError)):
+        with pytest.raises((AssertionError, subprocess.CalledProcessError, msgspec.ValidationError)):
             CHECKS[language](text, tmp_path)

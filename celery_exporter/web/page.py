@@ -41,7 +41,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title} · celery-exporter</title>
-<link rel="icon" href="data:,">
+<link rel="icon" href="static/icon.svg?{version}">
 <link rel="stylesheet" href="static/status.css?{version}">
 <script src="static/status.js?{version}" defer></script>
 <noscript><meta http-equiv="refresh" content="10"></noscript>
@@ -102,7 +102,7 @@ BROKER = (
     ("Broker", lambda status: status.broker.url),
     ("Event subscription", lambda status: "open" if status.broker.up else "not open"),
     ("Events a second", lambda status: _number(status.broker.events_per_second, 1)),
-    ("Newest event was late by", lambda status: _seconds(status.broker.event_lag)),
+    ("Events late by", lambda status: _seconds(status.broker.event_lag)),
     ("Reconnects", lambda status: f"{status.broker.reconnects:,}"),
     ("Held by workers", lambda status: _number(status.broker.unacked, 0)),
     ("Up for", lambda status: seconds(status.at - status.started)),

@@ -25,7 +25,11 @@ _T = TypeVar("_T")
 Page = Callable[[Request], Awaitable[Response]]
 
 _SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
-_STATIC = {"status.css": "text/css", "status.js": "text/javascript"}
+_STATIC = {
+    "status.css": "text/css; charset=utf-8",
+    "status.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
 
 
 def pages(status: Callable[[], Status]) -> dict[str, Page]:
@@ -49,7 +53,7 @@ def pages(status: Callable[[], Status]) -> dict[str, Page]:
 def _static(name: str) -> Page:
     body = (resources.files("celery_exporter.web") / "static" / name).read_bytes()
     # Its address has the version in it.
-    headers = {**_SAFE, "Cache-Control": "max-age=86400", "Content-Type": f"{_STATIC[name]}; charset=utf-8"}
+    headers = {**_SAFE, "Cache-Control": "max-age=86400", "Content-Type": _STATIC[name]}
 
     async def static(_: Request) -> Response:
         return Response(body, headers=headers)

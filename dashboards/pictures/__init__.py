@@ -1,1 +1,1 @@
-"""Pictures of the dashboards: `draw` asks Prometheus and starts a browser, `page.jsx` is what that shows."""
+"""Pictures for docs/img: `draw` makes those of the dashboards (`page.jsx`), `status` of the status page."""

@@ -16,7 +16,7 @@ function fixed(value, digits) {
   return (Math.floor(value * scale + 0.5) / scale).toLocaleString("en-US", style);
 }
 
-const UNITS = [[1, 0.001, "ms"], [60, 1, "s"], [3600, 60, "min"], [86400, 3600, "h"]];
+const UNITS = [[0.9995, 0.001, "ms"], [59.95, 1, "s"], [3597, 60, "min"], [86220, 3600, "h"]];
 
 function seconds(value) {
   for (const [below, unit, name] of UNITS)
@@ -106,9 +106,12 @@ const search = document.querySelector("input[name=filter]");
 let newest = null; // the status that is shown
 let timer = null; // of the next look
 
+const moments = new Set([...sorted.querySelectorAll("[data-kind=ago]")].map((head) => head.dataset.field));
+
 function rank(row, field) {
   const value = get(row, field);
-  return value !== null && typeof value === "object" ? total(value) : value;
+  if (value === null) return null;
+  return typeof value === "object" ? total(value) : moments.has(field) ? -value : value;
 }
 
 function ordered(rows) {
@@ -144,7 +147,7 @@ const BROKER = { // term → what to say; as in web/page.py
   "Broker": (status) => status.broker.url,
   "Event subscription": (status) => (status.broker.up ? "open" : "not open"),
   "Events a second": (status) => known(status.broker.events_per_second, (value) => fixed(value, 1)),
-  "Newest event was late by": (status) => known(status.broker.event_lag, (value) => seconds(Math.max(0, value))),
+  "Events late by": (status) => known(status.broker.event_lag, (value) => seconds(Math.max(0, value))),
   "Reconnects": (status) => grouped(status.broker.reconnects),
   "Held by workers": (status) => known(status.broker.unacked, (value) => fixed(value, 0)),
   "Up for": (status) => seconds(status.at - status.started),
@@ -188,19 +191,25 @@ async function update() {
   if (!document.hidden) timer = setTimeout(update, EVERY);
 }
 
+function chosen() {
+  if (newest) show(newest);
+  const query = new URLSearchParams({ sort: sorted.dataset.sort, filter: search.value });
+  history.replaceState(null, "", `?${query}`); // the last thing: browsers refuse it to who types too fast
+}
+
 function sortBy(event, { head, field, kind }) {
   event.preventDefault();
   const [first, other] = kind === "text" ? [field, `-${field}`] : [`-${field}`, field];
   sorted.dataset.sort = sorted.dataset.sort === first ? other : first;
   for (const each of sorted.querySelectorAll("th")) each.setAttribute("aria-sort", "none");
   head.setAttribute("aria-sort", sorted.dataset.sort === field ? "ascending" : "descending");
-  if (newest) show(newest);
+  chosen();
 }
 
 document.body.classList.add("scripted");
 for (const column of tables.find(({ table }) => table === sorted).columns)
   column.head.querySelector("a").addEventListener("click", (event) => sortBy(event, column));
-search.addEventListener("input", () => newest && show(newest));
+search.addEventListener("input", chosen);
 byId("filter").addEventListener("submit", (event) => event.preventDefault());
 document.addEventListener("visibilitychange", () => document.hidden || update());
 update();

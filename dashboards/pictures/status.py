@@ -1,0 +1,59 @@
+"""`make screenshots`, the status page: two pictures of it, after it watched the demo for a while.
+
+Somebody sends to a queue that nobody consumes, so that there is a finding to see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from harness import workers
+from harness.browser import Visitor, chromium
+from harness.demo import at_work
+from harness.exporter import Exporter
+from harness.servers import RedisServer
+
+from dashboards.pictures.draw import PICTURES
+
+#: File name → width and height of the window, in pixels, and how many of them the picture has for each.
+WINDOWS = {"status": (1280, 800, 1), "status-phone": (390, 844, 2)}
+FORGOTTEN = ("thumbnails", "thumbnail.make", 3)
+
+
+def main() -> None:
+    """Run the demo, look at it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=240, help="how long the demo runs first")
+    seconds: int = parser.parse_args().seconds
+    with tempfile.TemporaryDirectory(prefix="pictures-") as name:
+        folder = Path(name)
+        with (
+            RedisServer(folder / "redis") as redis,
+            Exporter(folder / "exporter", redis.url) as exporter,
+            at_work(folder, exporter.connected() and redis.url),
+        ):
+            queue, task, count = FORGOTTEN
+            with workers.client(redis.url) as client:
+                for _ in range(count):
+                    client.send_task(task, queue=queue)
+            time.sleep(seconds)
+            draw(f"http://127.0.0.1:{exporter.port}/?sort=-rates.SUCCESS")
+
+
+def draw(url: str) -> None:
+    """Keep what a browser shows, from the top of the page to its end."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with chromium() as browser:
+        for name, (width, height, scale) in WINDOWS.items():
+            window = {"width": width, "height": height}
+            visitor = Visitor(browser, url, viewport=window, device_scale_factor=scale)
+            visitor.page.wait_for_load_state("networkidle")
+            visitor.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+            visitor.close()
+
+
+if __name__ == "__main__":
+    main()

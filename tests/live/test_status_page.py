@@ -1,0 +1,467 @@
+"""The status page in a browser, of real workers, and of statuses made by hand where those can't be had."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import itertools
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import bcrypt
+import psutil
+import pytest
+from harness import statuses
+from harness.browser import Visitor, chromium
+from harness.events import publish_events
+from harness.exporter import Exporter, ask
+from harness.guarded import Guarded, nobody
+from harness.servers import RedisServer
+from harness.statuses import HOSTILE, shown
+from harness.tables import add_row
+from harness.waiting import eventually, until_equal
+from harness.workers import Worker
+from harness.workers import client as make_client
+
+from celery_exporter import __version__
+from celery_exporter.tables import TABLES
+from celery_exporter.web.page import POLICY
+
+API = "/api/v1/status"
+SECRET = "hunter2-in-arguments"
+PASSWORD = "open sesame"
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+LOGIN = {"Authorization": "Basic " + base64.b64encode(f"prometheus:{PASSWORD}".encode()).decode()}
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+#: Pages that are open at a time, how often each asks, and for how long they are watched, in seconds.
+CROWD, EVERY, WATCHED = 10, 2.0, 6.0
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser) -> Iterator[Callable[..., Visitor]]:
+    """`visit(url, **options of the context)` opens a page; none may have anything to complain of."""
+    with ExitStack() as stack:
+        visitors: list[tuple[Visitor, str]] = []
+
+        def open_page(url: str, **options: Any) -> Visitor:
+            visitor = Visitor(browser, url, **{"viewport": WIDE, **options})
+            stack.callback(visitor.close)
+            visitors.append((visitor, url))
+            return visitor
+
+        yield open_page
+        for visitor, url in visitors:
+            assert visitor.complaints() == []
+            places = {urlsplit(asked).netloc for asked in visitor.asked if not asked.startswith("data:")}
+            assert places == {urlsplit(url).netloc}, "it asks nobody else"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Return a broker, an exporter, two workers and a client, for all tests here."""
+    with ExitStack() as stack:
+        server = stack.enter_context(RedisServer(tmp_path_factory.mktemp("redis")))
+        exporter = Exporter(
+            tmp_path_factory.mktemp("exporter"), server.url, *("-Q", "idle"), *("--worker-timeout", "6")
+        )
+        stack.enter_context(exporter).connected()
+        stack.callback(exporter.end_well)
+        one = Worker(tmp_path_factory.mktemp("one"), server.url, "one@test", queues="celery")
+        two = Worker(tmp_path_factory.mktemp("two"), server.url, "two@test", queues="second", pool="solo")
+        for each in (one, two):
+            stack.callback(each.kill)
+            each.start()
+        for each in (one, two):
+            each.wait_ready()
+        client = stack.enter_context(make_client(server.url))
+        url = f"http://127.0.0.1:{exporter.port}/"
+        yield SimpleNamespace(server=server, exporter=exporter, client=client, url=url)
+
+
+def status(cluster) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(cluster.exporter.get(API).text)
+    return found
+
+
+# -- what happens there ------------------------------------------------------------------------------------
+
+
+def test_rows_appear_by_themselves_and_numbers_change(cluster, visit):
+    page = visit(cluster.url)
+    page.page.evaluate("window.kept = 'not loaded anew'")
+    until_equal(lambda: page.row("workers", "one@test").get("State"), "up", 20)
+    until_equal(lambda: page.row("workers", "one@test").get("Busy"), "0 / 2", 20)
+    until_equal(lambda: page.row("workers", "two@test").get("State"), "up", 20)
+    until_equal(lambda: page.row("queues", "second").get("Consumers"), "1", 20)
+    assert page.row("tasks", "app.unheard_of") == {}
+    for _ in range(3):
+        cluster.client.send_task("app.unheard_of", queue="idle")
+    until_equal(lambda: page.row("queues", "idle").get("Length"), "3", 20)
+    until_equal(lambda: page.row("tasks", "app.unheard_of").get("Open"), "3", 20)
+    cluster.client.send_task("tasks.succeed", queue="second")
+    until_equal(lambda: page.row("workers", "two@test").get("Processed"), "1", 20)
+    eventually(lambda: page.row("tasks", "tasks.succeed").get("Succeeded", "") > "0.00", 20)
+    page.page.locator("#findings li.fail", has_text="messages wait in queues").wait_for()
+    assert page.page.evaluate("window.kept") == "not loaded anew"
+
+
+def test_the_row_of_a_worker_that_dies_turns_to_down(cluster, visit, tmp_path, running):
+    worker = running(Worker(tmp_path, cluster.server.url, "mortal@test", queues="mortal", concurrency=1))
+    page = visit(cluster.url)
+    until_equal(lambda: page.row("workers", "mortal@test").get("State"), "up", 20)
+    worker.kill()
+    until_equal(lambda: page.row("workers", "mortal@test").get("State"), "down", 20)
+    assert page.page.locator("#workers td.down").all_text_contents() == ["down"]
+
+
+def test_a_failure_is_told_without_arguments_text_and_traceback(cluster, visit):
+    page, plain = visit(cluster.url), visit(cluster.url, java_script_enabled=False)
+    sent = cluster.client.send_task("tasks.fail_with_value_error", args=[SECRET], queue="celery")
+    until_equal(lambda: page.row("failures", sent.id).get("Exception"), "ValueError", 20)
+    row = page.row("failures", sent.id)
+    assert (row["Task"], row["Worker"]) == ("tasks.fail_with_value_error", "one@test")
+    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d", row["Time (UTC)"])
+    plain.page.reload()
+    assert plain.row("failures", sent.id) == row
+    for text in (page.page.content(), plain.page.content(), cluster.exporter.get(API).text):
+        assert SECRET not in text
+        assert "Traceback" not in text
+        assert "raise" not in text
+
+
+def test_hostile_names_are_text(cluster, visit):
+    """Of tasks as clients name them, workers and exceptions as events do; with a script and without."""
+    for name in HOSTILE:
+        cluster.client.send_task(name, args=[SECRET], queue="idle")
+    now = {"utcoffset": 0, "pid": 1, "clock": 1, "timestamp": time.time(), "uuid": HOSTILE[0]}
+    mark = {**now, "hostname": HOSTILE[1], "type": "task-failed", "exception": f"{HOSTILE[0]}('x')"}
+    received = {**mark, "type": "task-received", "name": HOSTILE[0], "args": SECRET, "kwargs": "{}"}
+    publish_events(cluster.server.url, received, mark)
+    page = visit(cluster.url, viewport=PHONE)
+    for name in HOSTILE:
+        eventually(lambda name=name: page.row("tasks", name), 20, what=name)
+    eventually(lambda: page.row("failures", HOSTILE[0]), 20)
+    plain = visit(cluster.url, java_script_enabled=False, viewport=PHONE)
+    for one in (page, plain):
+        assert set(HOSTILE) <= set(one.column("tasks", "Task"))
+        assert HOSTILE[1] in one.column("failures", "Worker")
+        assert one.page.locator("main script, main img").count() == 0
+        assert one.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        assert SECRET not in one.page.content()
+
+
+def test_the_page_works_without_a_script(cluster, visit):
+    page = visit(cluster.url, java_script_enabled=False)
+    eventually(lambda: page.page.reload() and page.row("workers", "two@test").get("Busy") == "0 / 1", 20)
+    assert page.page.locator("table").count() == len(TABLES)
+    assert page.column("queues", "Queue") == sorted(page.column("queues", "Queue"))
+    assert page.page.locator("button").is_visible()
+    assert page.page.locator("meta[http-equiv=refresh]").get_attribute("content") == "10"
+    page.page.get_by_role("searchbox").fill("SUCC")
+    page.page.get_by_role("button").click()
+    assert page.column("tasks", "Task") == ["tasks.succeed"]
+    page.page.get_by_role("link", name="Sent").click()
+    assert page.column("tasks", "Task") == ["tasks.succeed"], "a filter stays when the order changes"
+    assert page.page.locator("th[aria-sort=descending]").inner_text() == "Sent"
+
+
+# -- what people do there ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tasks():
+    """Serve a page with three tasks; `sort` is by what."""
+    made = [statuses.task("b", 2.0), statuses.task("c"), statuses.task("a", 1.0)]
+    with shown(statuses.status(tasks=made)) as source:
+        yield source
+
+
+@pytest.mark.parametrize("scripted", [True, False], ids=["script", "links"])
+def test_tasks_are_sorted_by_a_click(tasks, visit, scripted):
+    page = visit(tasks.url, java_script_enabled=scripted)
+    for title, order, direction in [
+        ("Task", ["c", "b", "a"], "descending"),
+        ("Task", ["a", "b", "c"], "ascending"),
+        ("Run p50", ["b", "a", "c"], "descending"),
+        ("Run p50", ["a", "b", "c"], "ascending"),
+        ("Oldest", ["b", "a", "c"], "descending"),
+        ("Open", ["b", "a", "c"], "descending"),
+    ]:
+        page.page.get_by_role("columnheader", name=title).get_by_role("link").click()
+        until_equal(lambda: page.column("tasks", "Task"), order)
+        found = page.page.locator("#tasks th:not([aria-sort=none])")
+        assert found.get_attribute("aria-sort") == direction
+        assert found.inner_text().startswith(title)
+    documents = [asked for asked in page.asked if "sort=" in asked]  # which the server was asked for
+    assert bool(documents) is not scripted
+
+
+def test_tasks_are_filtered_as_one_types_and_stay_so(tasks, visit):
+    page = visit(f"{tasks.url}?filter=a&sort=-name")
+    assert page.column("tasks", "Task") == ["a"]
+    page.page.get_by_role("searchbox").fill("B")
+    until_equal(lambda: page.column("tasks", "Task"), ["b"])
+    asked = len(tasks.asked)
+    eventually(lambda: len(tasks.asked) > asked + 1, 20, what="two more answers")
+    assert page.column("tasks", "Task") == ["b"]
+    page.page.get_by_role("searchbox").press("Enter")
+    page.page.get_by_role("searchbox").fill("nosuch")
+    until_equal(lambda: page.column("tasks", "Task"), ["No task was heard of yet."])
+    page.page.get_by_role("searchbox").fill("")
+    until_equal(lambda: page.column("tasks", "Task"), ["c", "b", "a"])
+
+
+def test_order_and_filter_stay_in_the_address(tasks, visit):
+    """So that they outlast loading it anew, and can be sent to somebody."""
+    page = visit(tasks.url)
+    page.page.get_by_role("searchbox").fill("&")
+    page.page.get_by_role("searchbox").fill("")
+    page.page.get_by_role("columnheader", name="Run p50").get_by_role("link").click()
+    until_equal(lambda: page.column("tasks", "Task"), ["b", "a", "c"])
+    assert page.page.url.endswith("/?sort=-runtime_p50&filter=")
+    page.page.get_by_role("searchbox").fill("B")
+    page.page.reload()
+    assert page.column("tasks", "Task") == ["b"]
+    assert page.page.get_by_role("searchbox").input_value() == "B"
+    page.page.get_by_role("searchbox").fill("")
+    until_equal(lambda: page.column("tasks", "Task"), ["b", "a", "c"])
+
+
+def test_what_a_person_holds_stays_while_numbers_change(tasks, visit):
+    """The focus, and where one has scrolled to."""
+    page = visit(tasks.url, viewport=PHONE)
+    page.page.get_by_role("columnheader", name="Run p50").get_by_role("link").focus()
+    page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft = 77")
+    asked = len(tasks.asked)
+    tasks.status = statuses.status(tasks=[*tasks.status.tasks, statuses.task("d", 1.0)])
+    eventually(lambda: len(tasks.asked) > asked + 1, 20)
+    eventually(lambda: page.row("tasks", "d"))
+    assert page.page.evaluate("document.activeElement.textContent") == "Run p50"
+    assert page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft") == 77
+
+
+# -- when there is no news ---------------------------------------------------------------------------------
+
+
+def test_no_news_is_said_and_goes_away_by_itself(tmp_path, visit, running):
+    """Of an exporter that hangs, one that has ended, and one that is back."""
+    exporter = running(Exporter(tmp_path, nobody()))
+    page = visit(f"http://127.0.0.1:{exporter.port}/")
+    page.page.evaluate("window.kept = 'not loaded anew'")
+    fresh = page.page.locator("#fresh")
+    loaded = fresh.inner_text()
+    eventually(lambda: fresh.inner_text() != loaded, 10)
+    assert "No news" not in fresh.inner_text()
+    exporter.pause()
+    eventually(lambda: "No news since" in fresh.inner_text(), 20)
+    assert fresh.get_attribute("class") == "stale"
+    exporter.resume()
+    eventually(lambda: "No news" not in fresh.inner_text(), 20)
+    exporter.end_well()
+    eventually(lambda: "No news since" in fresh.inner_text(), 20)
+    at = page.page.locator("#at").inner_text()
+    exporter.start().wait_ready()
+    eventually(lambda: "No news" not in fresh.inner_text(), 20)
+    assert page.page.locator("#at").inner_text() > at
+    assert fresh.get_attribute("class") == ""
+    assert page.page.evaluate("window.kept") == "not loaded anew"
+
+
+# -- how it looks ------------------------------------------------------------------------------------------
+
+
+PARTS = ("#at", "#exporter", "#broker", "#findings", "#workers", "#queues", "#tasks", "#failures")
+
+
+def outlines(visitor: Visitor) -> list[str]:
+    """Return the parts as they stand in the page, attributes and all, and the counts beside them."""
+    parts = [visitor.page.locator(part).evaluate("each => each.outerHTML") for part in PARTS]
+    texts = visitor.page.locator("h2, .more").all_text_contents()
+    return [visitor.page.title(), *texts, *itertools.chain.from_iterable(map(str.splitlines, parts))]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        statuses.everything(),
+        statuses.ordinary(),
+        statuses.status(broker=statuses.broker(up=False)),
+    ],
+    ids=["everything", "ordinary", "broker down"],
+)
+def test_the_script_says_what_the_server_says(visit, made):
+    """To the letter, of each kind of value. A page that was of another status is made one of this."""
+    with shown(statuses.status(tasks=[statuses.task("before")])) as source:
+        page = visit(source.url)
+        source.status = made
+        until_equal(lambda: page.row("tasks", "before"), {})
+        plain = visit(source.url, java_script_enabled=False)
+        theirs, ours = ("\n".join(outlines(one)).split("<td") for one in (page, plain))
+        assert theirs == ours
+
+
+@pytest.mark.parametrize(
+    "made",
+    [statuses.ordinary(), statuses.status(), statuses.status(broker=statuses.broker(up=False))],
+    ids=["findings", "empty", "broker down"],
+)
+def test_axe_finds_nothing_serious(visit, made):
+    """In light and dark, on a desk and on a phone."""
+    with shown(made) as source:
+        page = visit(source.url)
+        for scheme, window in itertools.product(("light", "dark"), (WIDE, PHONE)):
+            page.page.emulate_media(color_scheme=scheme)
+            page.page.set_viewport_size(window)
+            assert page.axe() == []
+
+
+def test_axe_would_find_what_cannot_be_read_or_told(visit):
+    with shown(statuses.ordinary()) as source:
+        page = visit(source.url)
+        page.page.evaluate("document.querySelector('label').replaceWith(document.createElement('input'))")
+        page.page.evaluate("document.querySelector('h1').style.color = '#eee'")
+        assert {found.partition(":")[0] for found in page.axe()} == {
+            "critical label",
+            "serious color-contrast",
+        }
+
+
+@pytest.mark.parametrize("scripted", [True, False], ids=["script", "no script"])
+def test_a_phone_scrolls_tables_and_not_the_page(visit, scripted):
+    with shown(statuses.everything()) as source:
+        page = visit(source.url, viewport=PHONE, java_script_enabled=scripted)
+        assert page.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        wide = page.page.locator(".wide").evaluate_all("all => all.map(each => each.scrollWidth)")
+        assert min(wide) > PHONE["width"]
+
+
+def test_what_is_bad_does_not_look_good(visit):
+    with shown(statuses.ordinary()) as source:
+        page = visit(source.url)
+        cells = page.page.locator("#workers td.up")
+        up, down, _ = cells.evaluate_all("all => all.map(each => getComputedStyle(each).color)")
+        assert page.column("workers", "State") == ["up", "down", "up"]
+        assert up != down
+
+
+def test_long_names_do_not_push_the_other_columns_away(visit):
+    with shown(statuses.status(failures=[statuses.failure("x" * 250, exception="y" * 250)])) as source:
+        page = visit(source.url)
+        assert page.page.locator("#failures td").last.bounding_box()["x"] < WIDE["width"]
+
+
+def test_a_phone_keeps_names_in_sight_and_has_no_text_cut_off(visit):
+    with shown(statuses.ordinary()) as source:
+        page = visit(source.url, viewport=PHONE)
+        page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft = 300")
+        box = page.page.locator("#tasks td").first.bounding_box()
+        assert 0 <= box["x"] < PHONE["width"]
+        source.status = statuses.status()
+        until_equal(lambda: page.column("queues", "Queue"), [TABLES[1].empty])
+        said = page.page.locator("#queues td").bounding_box()
+        assert said["height"] > 1.5 * page.page.locator("#workers td").bounding_box()["height"], "two lines"
+
+
+def test_no_table_needs_scrolling_on_a_desk(visit):
+    with shown(statuses.ordinary()) as source:
+        page = visit(source.url)
+        spare = "all => all.map(each => each.scrollWidth - each.clientWidth)"
+        assert page.page.locator(".wide").evaluate_all(spare) == [0] * len(TABLES)
+
+
+# -- who gets it -------------------------------------------------------------------------------------------
+
+
+def test_what_is_sent_with_it_keeps_scripts_of_others_out(cluster):
+    page = cluster.exporter.get("/")
+    assert page.headers["content-security-policy"] == POLICY
+    assert "unsafe-inline" not in POLICY
+    for path in ("/", API, "/static/status.js", "/static/status.css", "/static/icon.svg"):
+        answer = cluster.exporter.get(path)
+        assert (answer.status, answer.headers["x-content-type-options"]) == (200, "nosniff")
+        assert cluster.exporter.get(path, method="POST").status == 405
+    assert cluster.exporter.get("/static/nosuch").status == 404
+    assert cluster.exporter.get("/static/../page.py").status == 404
+
+
+def test_the_api_says_what_the_documented_answer_has(cluster):
+    found = status(cluster)
+    assert found["version"] == 1
+    assert found["exporter_version"] == __version__
+    assert {one["name"] for one in found["workers"]} >= {"one@test", "two@test"}
+    assert cluster.exporter.get(API).headers["content-type"] == "application/json"
+
+
+def test_it_can_be_switched_off(tmp_path, running):
+    exporter = running(Exporter(tmp_path, nobody(), "--no-status-page"))
+    assert exporter.get(API).status == exporter.get("/static/status.js").status == 404
+    landing = exporter.get("/")
+    assert (landing.status, "<table" in landing.text, "/metrics" in landing.text) == (200, False, True)
+
+
+def test_it_wants_the_password_as_the_rest_does(tmp_path, visit, running):
+    exporter = running(Guarded(tmp_path, basic_auth_users={"prometheus": HASH}))
+    for path in ("/", API, "/static/status.js", "/static/status.css", "/static/icon.svg"):
+        assert exporter.get(path).status == 401
+        assert exporter.get(path, LOGIN).status == 200
+    credentials = {"username": "prometheus", "password": PASSWORD}
+    page = visit(f"http://127.0.0.1:{exporter.port}/", http_credentials=credentials)
+    at = page.page.locator("#at").inner_text()
+    eventually(lambda: page.page.locator("#at").inner_text() > at, 10, what="an update behind the login")
+
+
+# -- what it costs -----------------------------------------------------------------------------------------
+
+
+def test_ten_open_pages_cost_less_than_two_percent(cluster, request):
+    """Beyond what the exporter does anyhow: with a hundred rows of tasks in two queues, and two workers."""
+    for name, queue in itertools.product(range(50), ("idle", "other")):
+        cluster.client.send_task(f"app.module.task_number_{name}", queue=queue)
+    eventually(lambda: len(status(cluster)["tasks"]) >= 50, 20)
+    idle = cpu_share(cluster.exporter)
+    over = threading.Event()
+    crowd = [threading.Thread(target=look, args=(cluster.exporter, over, at / CROWD)) for at in range(CROWD)]
+    for one in crowd:
+        one.start()
+    try:
+        busy = cpu_share(cluster.exporter)
+    finally:
+        over.set()
+        for one in crowd:
+            one.join()
+    cost = busy - idle
+    row = {"pages": CROWD, "task names": 50, "CPU idle": f"{idle:.2%}", "CPU": f"{busy:.2%}"}
+    add_row(request.node, "Open status pages", {**row, "cost": f"{cost:.2%}"})
+    assert cost < 0.02
+
+
+def cpu_share(exporter: Exporter) -> float:
+    """Return the part of a core that the exporter takes, over a while."""
+    process = psutil.Process(exporter.pid)
+    begin, before = time.monotonic(), process.cpu_times()
+    threading.Event().wait(WATCHED)  # it is a while that is measured
+    after, took = process.cpu_times(), time.monotonic() - begin
+    return (after.user + after.system - before.user - before.system) / took
+
+
+def look(exporter: Exporter, over: threading.Event, phase: float) -> None:
+    """Ask as an open page does, on one connection."""
+    over.wait(phase * EVERY)
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=5)
+    while not over.is_set():
+        assert ask(connection, API, {}).status == 200
+        over.wait(EVERY)
+    connection.close()
