@@ -64,11 +64,12 @@ def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malform
 
     Nothing but an accepted type is ever deserialised: unpickling runs code that the sender chose.
     """
-    kind, encoding, compressed = payload.content_type, payload.content_encoding, payload.compression
-    for said in (kind, encoding, compressed):
-        if said is not None and not isinstance(said, str):  # headers hold what senders like
-            return [Malformed("undecodable")]
-    kind = kind or JSON
+    kind, encoding, compressed = payload.content_type or JSON, payload.content_encoding, payload.compression
+    # Headers hold what senders like.
+    if not isinstance(kind, str) or not (encoding is None or isinstance(encoding, str)):
+        return [Malformed("undecodable")]
+    if not (compressed is None or isinstance(compressed, str)):
+        return [Malformed("undecodable")]
     if kind not in accept:
         return [Malformed("content_type")]
     try:

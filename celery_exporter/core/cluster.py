@@ -267,7 +267,8 @@ class Cluster:
         if self.keys.by_worker:
             key = self._key_at(key, event.hostname)
         usual[1](task, event, key, self.ledger)
-        self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
+        at = event.timestamp
+        self.ledger.moved(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.heard = now.listened
         self._put(task, event, effect.lands, now)
 
