@@ -45,6 +45,17 @@ class Table(Struct, frozen=True):
 
 _RATE = "A second, over the last 5 minutes."
 
+#: What is said of the event path and of this exporter: fields of a `Status` itself. The first two stand out.
+BROKER = (
+    Column("Broker", "broker.url", "text"),
+    Column("Event subscription", "broker.up", "open", "Without it nothing is heard."),
+    Column("Events/s", "broker.events_per_second", "decimal", "Over the last 5 minutes."),
+    Column("Late by", "broker.event_lag", "seconds", "The newest event, by its sender's clock."),
+    Column("Reconnects", "broker.reconnects", "count", "Times the subscription was opened again."),
+    Column("Held by workers", "broker.unacked", "count", "Messages that are not acknowledged yet (Redis)."),
+    Column("Up for", "started", "ago", "This exporter."),
+)
+
 TABLES = (
     Table(
         "workers",
@@ -167,7 +178,7 @@ def fixed(value: float, digits: int) -> str:
     return f"{math.floor(value * scale + 0.5) / scale:,.{digits}f}"
 
 
-def seconds(value: float, _: float = 0.0) -> str:
+def seconds(value: float) -> str:
     """Return a duration in the unit that people would use."""
     for below, unit, name in _UNITS:
         if value < below:
@@ -197,11 +208,12 @@ def _skew(value: float, _: float) -> str:
 KINDS: dict[str, Callable[[Any, float], str]] = {
     "text": lambda value, _: value or UNKNOWN,
     "up": lambda value, _: "up" if value else "down",
+    "open": lambda value, _: "open" if value else "not open",
     "yes": lambda value, _: "yes" if value else "no",
     "count": lambda value, _: f"{value:,}",
     "decimal": lambda value, _: fixed(value, 2),
     "share": lambda value, _: f"{fixed(100 * value, 1)} %",
-    "seconds": seconds,
+    "seconds": lambda value, _: seconds(max(0.0, value)),
     "ago": lambda value, now: _ago(max(0.0, now - value)),
     "skew": _skew,
     "clock": _clock,

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from celery_exporter.status import Status
-from celery_exporter.tables import TABLES, UNKNOWN, Column, Table, fixed, ordered, seconds, text
+from celery_exporter.tables import BROKER, TABLES, Column, Table, ordered, text
 from celery_exporter.top.drawing import GAP, LEAST_TEXT, Line, clean, clipped, drawn, fit, width
 
 #: The sections from the top down, by what they are called in a `Status`.
@@ -104,19 +104,6 @@ def share(wanted: Sequence[int], room: float) -> list[int]:
 
 # -- the head and the foot -----------------------------------------------------------------------------
 
-#: What is said of the event path, short.
-_FACTS: Sequence[Callable[[Status], str]] = (
-    lambda status: f"{_known(status.broker.events_per_second, lambda value: fixed(value, 1))} events/s",
-    lambda status: f"late by {_known(status.broker.event_lag, lambda value: seconds(max(0.0, value)))}",
-    lambda status: f"{status.broker.reconnects:,} reconnects",
-    lambda status: f"held by workers {_known(status.broker.unacked, lambda value: fixed(value, 0))}",
-    lambda status: f"up for {seconds(max(0.0, status.at - status.started))}",
-)
-
-
-def _known(value: float | None, write: Callable[[float], str]) -> str:
-    return UNKNOWN if value is None else write(value)
-
 
 def _head(news: News, cells: int) -> list[Line]:
     problem = [[(line, "bad")] for line in _wrapped(news.problem, cells)[:MOST_PROBLEM]]
@@ -132,11 +119,11 @@ def _head(news: News, cells: int) -> list[Line]:
     left = cells - sum(map(width, (name, state, at))) - 3 * GAP
     url = fit(clean(status.broker.url), max(0, left))
     gap = (" " * GAP, "")
-    facts = (" " * GAP).join(say(status) for say in _FACTS)
+    facts = [f"{column.title.lower()} {text(column, status, status.at)}" for column in BROKER[2:]]
     since = [[("no news since: ", "bad"), *problem[0]], *problem[1:]] if problem else []
     return [
         [(name, "title"), gap, (url, ""), gap, (state, up), gap, (at, "bad" if problem else "")],
-        [(facts, "")],
+        [((" " * GAP).join(facts), "")],
         *since,
     ]
 

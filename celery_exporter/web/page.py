@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 from celery_exporter.status import LENGTHS, Status
 from celery_exporter.tables import (
+    BROKER,
     TABLES,
     UNKNOWN,
     Column,
@@ -19,7 +20,6 @@ from celery_exporter.tables import (
     fixed,
     get,
     ordered,
-    seconds,
     text,
 )
 
@@ -54,7 +54,7 @@ _PAGE = """<!doctype html>
 </header>
 <main>
 <p id="fresh">As of <time id="at">{at}</time> UTC.<span id="why" role="status"></span></p>
-<dl id="broker">{broker}</dl>
+<dl id="broker" class="{state}">{broker}</dl>
 <section aria-labelledby="findings-title">
 <h2 id="findings-title">What to look at</h2>
 <ul id="findings">{findings}</ul>
@@ -91,42 +91,27 @@ def html(status: Status, *, sort: str = SORT, contains: str = "") -> str:
         title="up" if status.broker.up else "broker down",
         version=escape(status.exporter_version),
         at=text(_AT, status, status.at),
+        state="good" if status.broker.up else "bad",
         broker=_broker(status),
         findings=_findings(status),
         tables="".join(_table(table, status, sort, contains) for table in TABLES),
     )
 
 
-#: What is said of the event path: the term, and what to say of a status.
-BROKER = (
-    ("Broker", lambda status: status.broker.url),
-    ("Event subscription", lambda status: "open" if status.broker.up else "not open"),
-    ("Events a second", lambda status: _number(status.broker.events_per_second, 1)),
-    ("Events late by", lambda status: _seconds(status.broker.event_lag)),
-    ("Reconnects", lambda status: f"{status.broker.reconnects:,}"),
-    ("Held by workers", lambda status: _number(status.broker.unacked, 0)),
-    ("Up for", lambda status: seconds(status.at - status.started)),
-)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return UNKNOWN if value is None else fixed(value, digits)
-
-
-def _seconds(value: float | None) -> str:
-    return UNKNOWN if value is None else seconds(max(0.0, value))
-
-
 _AT = Column("", "at", "clock")
 
 
 def _broker(status: Status) -> str:
-    state = "good" if status.broker.up else "bad"
     return "".join(
-        f'<div class="{state if term == "Event subscription" else ""}">'
-        f"<dt>{term}</dt><dd>{escape(say(status))}</dd></div>"
-        for term, say in BROKER
+        f"<div{_meaning(column)}><dt>{column.title}</dt>"
+        f'<dd data-field="{column.field}" data-kind="{column.kind}">{said}</dd></div>'
+        for column in BROKER
+        for said in [escape(text(column, status, status.at))]
     )
+
+
+def _meaning(column: Column) -> str:
+    return f' title="{escape(column.meaning)}"' if column.meaning else ""
 
 
 def _findings(status: Status) -> str:
@@ -169,7 +154,7 @@ def _table(table: Table, status: Status, sort: str, contains: str) -> str:
 
 
 def _head(column: Column, sort: str, contains: str, *, sorts: bool) -> str:
-    meaning = f' title="{escape(column.meaning)}"' if column.meaning else ""
+    meaning = _meaning(column)
     data = f'data-field="{column.field}" data-kind="{column.kind}" data-of="{column.of}"'
     if not sorts:
         return f'<th scope="col" {data}{meaning}>{column.title}</th>'

@@ -164,7 +164,9 @@ def test_hostile_names_are_text(cluster, visit):
 
 
 def test_the_page_works_without_a_script(cluster, visit):
+    cluster.client.send_task("tasks.succeed", queue="second")
     page = visit(cluster.url, java_script_enabled=False)
+    eventually(lambda: page.page.reload() and page.row("tasks", "tasks.succeed"), 20)
     eventually(lambda: page.page.reload() and page.row("workers", "two@test").get("Busy") == "0 / 1", 20)
     assert page.page.locator("table").count() == len(TABLES)
     assert page.column("queues", "Queue") == sorted(page.column("queues", "Queue"))

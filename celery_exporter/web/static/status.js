@@ -37,11 +37,12 @@ const total = (counts) => Object.values(counts).reduce((sum, count) => sum + cou
 const KINDS = {
   text: (value) => value || UNKNOWN,
   up: (value) => (value ? "up" : "down"),
+  open: (value) => (value ? "open" : "not open"),
   yes: (value) => (value ? "yes" : "no"),
   count: grouped,
   decimal: (value) => fixed(value, 2),
   share: (value) => `${fixed(100 * value, 1)} %`,
-  seconds: seconds,
+  seconds: (value) => seconds(Math.max(0, value)),
   ago: (value, now) => ago(Math.max(0, now - value)),
   skew: skew,
   clock: clock,
@@ -63,9 +64,14 @@ function cell({ field, kind, of }, title, row, now) {
   const value = get(row, field);
   if (kind === "line") return make("td", { class: "line" }, ...line(value, now));
   if (kind === "part") return make("td", { class: "part" }, ...part(value, get(row, of), title));
-  const said = value === null ? UNKNOWN : KINDS[kind](value, now);
-  const more = kind === "up" || kind === "yes" ? said : "";
-  return make("td", { class: `${kind} ${more}` }, said);
+  const shown = said({ field, kind }, row, now);
+  const more = kind === "up" || kind === "yes" ? shown : "";
+  return make("td", { class: `${kind} ${more}` }, shown);
+}
+
+function said({ field, kind }, row, now) {
+  const value = get(row, field);
+  return value === null ? UNKNOWN : KINDS[kind](value, now);
 }
 
 function part(value, whole, title) {
@@ -142,17 +148,6 @@ function fill({ table, columns }, status) {
 
 // -- all of it ------------------------------------------------------------------------------------------
 
-const known = (value, write) => (value === null ? UNKNOWN : write(value));
-const BROKER = { // term → what to say; as in web/page.py
-  "Broker": (status) => status.broker.url,
-  "Event subscription": (status) => (status.broker.up ? "open" : "not open"),
-  "Events a second": (status) => known(status.broker.events_per_second, (value) => fixed(value, 1)),
-  "Events late by": (status) => known(status.broker.event_lag, (value) => seconds(Math.max(0, value))),
-  "Reconnects": (status) => grouped(status.broker.reconnects),
-  "Held by workers": (status) => known(status.broker.unacked, (value) => fixed(value, 0)),
-  "Up for": (status) => seconds(status.at - status.started),
-};
-
 function finding({ level, found, mend }) {
   return make("li", { class: level }, make("b", {}, level), ` ${found}`, make("br"), make("code", {}, mend));
 }
@@ -162,11 +157,8 @@ function show(status) {
   document.title = `${status.broker.up ? "up" : "broker down"} · celery-exporter`;
   byId("at").textContent = clock(status.at);
   byId("exporter").textContent = status.exporter_version;
-  for (const entry of byId("broker").children) {
-    const term = entry.firstElementChild.textContent;
-    entry.lastElementChild.textContent = BROKER[term](status);
-    if (term === "Event subscription") entry.className = status.broker.up ? "good" : "bad";
-  }
+  byId("broker").className = status.broker.up ? "good" : "bad";
+  for (const entry of byId("broker").querySelectorAll("dd")) entry.textContent = said(entry.dataset, status, status.at);
   const wrong = status.findings.filter(({ level }) => level !== "ok").map(finding);
   const well = make("li", { class: "ok" }, "Nothing: what can be seen from here is well.");
   byId("findings").replaceChildren(...(wrong.length ? wrong : [well]));
