@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 from click.shell_completion import CompletionItem
@@ -112,6 +113,16 @@ def _typed(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
+class _Number(click.FloatRange):
+    """A number in a range; click takes "nan" for one, and everything comes after it."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        found: float = super().convert(value, parameter, context)
+        if math.isnan(found):
+            self.fail(f"{value!r} is no number.", parameter, context)
+        return found
+
+
 class _Group(click.Group):
     """Options of the exporter itself, and subcommands beside it."""
 
@@ -178,7 +189,7 @@ _command.params.append(
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=9808, show_default=True, help="For the exporter."
 )
-@click.option("--seconds", type=click.FloatRange(min=1), help="End by itself after so many seconds.")
+@click.option("--seconds", type=_Number(min=1), help="End by itself after so many seconds.")
 @click.pass_context
 def demo(context: click.Context, port: int, seconds: float | None) -> None:
     """Run a broker, workers, a client and the exporter, to look at."""
@@ -229,12 +240,12 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
     of tasks, queues and hosts are replaced, and of all else that senders write nothing is kept that this
     exporter does not read.
     """
-    from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
+    from celery_exporter.broker.connection import BrokerError, UnusableURLError  # noqa: PLC0415
     from celery_exporter.recording import record  # noqa: PLC0415  the exporter does not need it
 
     try:
         record(settings, Path(file), scrub=scrub, ended=_ended(seconds), say=_say)
-    except (BrokerError, OSError) as error:
+    except (BrokerError, UnusableURLError, OSError) as error:
         return _fail(str(error), EXIT_FAILED)
     return 0
 
@@ -245,14 +256,14 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     As fast as they came, or faster; exit code 2 if the file is damaged. Whoever listens there gets them,
     other exporters too: use a broker that is for this.
     """
-    from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
+    from celery_exporter.broker.connection import BrokerError, UnusableURLError  # noqa: PLC0415
     from celery_exporter.recording import replay  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.tape import NotATapeError  # noqa: PLC0415
 
     pace = None if fast else speed or 1.0
     try:
         whole = replay(settings, Path(file), speed=pace, ended=_ended(None), say=_say)
-    except (BrokerError, NotATapeError) as error:
+    except (BrokerError, UnusableURLError, NotATapeError) as error:
         return _fail(str(error), EXIT_FAILED)
     return 0 if whole else EXIT_USAGE
 
@@ -277,19 +288,33 @@ def _doctor(
     return report.exit_code
 
 
+def _http_url(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return a URL that can be asked; what else it is, is not printed, for there may be a password in it."""
+    try:
+        parts = urlsplit(value or "http://nobody")
+        well = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        well = False
+    if not well or "@" in (value or "") or "?" in (value or ""):
+        raise BadSettingError(
+            f"--{parameter.name}: takes a URL such as http://127.0.0.1:9090, without a login"
+        )
+    return value
+
+
 _FILE = click.Argument(["file"], type=click.Path(dir_okay=False))
 _broker_command(
     "record",
     _record,
     _FILE,
-    click.Option(["--seconds"], type=click.FloatRange(min=0.1), help="End by itself after so many."),
+    click.Option(["--seconds"], type=_Number(min=0.1), help="End by itself after so many."),
     click.Option(["--scrub"], is_flag=True, help="Replace names; leave out what is not read here."),
 )
 _broker_command(
     "replay",
     _replay,
     _FILE,
-    click.Option(["--speed"], type=click.FloatRange(0, min_open=True), help="So many times as fast."),
+    click.Option(["--speed"], type=_Number(0, min_open=True), help="So many times as fast."),
     click.Option(["--fast"], is_flag=True, help="As fast as it goes."),
 )
 _broker_command(
@@ -297,14 +322,24 @@ _broker_command(
     _doctor,
     click.Option(
         ["--seconds"],
-        type=click.FloatRange(min=8),
+        type=_Number(min=8),
         default=20,
         show_default=True,
         help="Listen for so many, fewer if all is known by then.",
     ),
     click.Option(["--json"], is_flag=True, help="One JSON document; what is going on is on stderr."),
-    click.Option(["--prometheus"], metavar="URL", help="A Prometheus that should scrape the exporter."),
-    click.Option(["--management"], metavar="URL", help="RabbitMQ's management API, if not on port 15672."),
+    click.Option(
+        ["--prometheus"],
+        metavar="URL",
+        callback=_http_url,
+        help="A Prometheus that should scrape the exporter.",
+    ),
+    click.Option(
+        ["--management"],
+        metavar="URL",
+        callback=_http_url,
+        help="RabbitMQ's management API, if not on port 15672.",
+    ),
     keys=_OF_BROKER | {"queues", "metric_prefix"},
 )
 

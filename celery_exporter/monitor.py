@@ -389,7 +389,8 @@ class Monitor:
     def _look_around(self) -> None:
         with self._lock:
             snapshot, now = take(self._cluster, self._surroundings(None)), time.monotonic()
-        self._history.look(snapshot, now)
+        if not self._settings.no_status_page:
+            self._history.look(snapshot, now)
         for finding in self._watch.news(advise(snapshot), now):
             if finding.level == "ok":
                 advice_log.info("over: %s", finding.found)

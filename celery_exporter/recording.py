@@ -9,7 +9,15 @@ from pathlib import Path
 
 from kombu import Connection, Producer
 
-from celery_exporter.broker.connection import connect, event_exchange, hang_up, masked, open_, translated
+from celery_exporter.broker.connection import (
+    check,
+    connect,
+    event_exchange,
+    hang_up,
+    masked,
+    open_,
+    translated,
+)
 from celery_exporter.broker.payload import CONTENT_TYPES, JSON, Payload
 from celery_exporter.broker.readers import reader_for
 from celery_exporter.core.events import decode
@@ -25,12 +33,16 @@ BATCH_KEY = "task.multi"
 def record(
     settings: Settings, path: Path, *, scrub: bool, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
-    """Write what comes into a new file until `ended`; raise BrokerError, or OSError for the file."""
+    """Write what comes into a new file until `ended`.
+
+    Raises BrokerError, UnusableURLError, or OSError for the file.
+    """
+    check(settings)
     scrubber = Scrubber({CONTENT_TYPES[name] for name in settings.accept_content}) if scrub else None
     reader = reader_for(settings)
     left_out = 0
-    with closing(Writer(path)) as tape:
-        reader.open()
+    reader.open()  # before there is a file, which a broker that is away would leave behind
+    with closing(reader), closing(Writer(path)) as tape:
         say(f"recording from {masked(settings.broker_url)} into {path}; Ctrl-C ends it")
         start = said = time.monotonic()
         try:
@@ -45,7 +57,6 @@ def record(
                     said = time.monotonic()
                     say(f"{tape.messages:,} messages in {said - start:.0f} s")
         finally:
-            reader.close()
             also = f"; {left_out:,} that could not be read were left out" if left_out else ""
             say(f"{path}: {tape.messages:,} messages{also}")
 
@@ -60,8 +71,9 @@ def replay(
 ) -> bool:
     """Publish a file's messages, at `speed` times their own or at once; tell whether the file was whole.
 
-    Raises NotATapeError or BrokerError.
+    Raises NotATapeError, BrokerError, or UnusableURLError.
     """
+    check(settings)
     tape = Reader(path)
     messages = paced(iter(tape), speed)
     first = next(messages, None)  # so that a file that is none costs no connection
@@ -73,6 +85,8 @@ def replay(
             due, each = first
             while (wait := start + due - time.monotonic()) > 0 and not ended():
                 time.sleep(min(wait, POLL))
+            if ended():
+                break
             _publish(producer, each.payload)
             if time.monotonic() > said + PROGRESS:
                 said = time.monotonic()

@@ -14,13 +14,14 @@ from msgspec import Struct
 from celery_exporter.advice import Finding, advise
 from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
-from celery_exporter.core.words import State
+from celery_exporter.core.words import OTHER, State
 
 VERSION = 1
 #: Seconds over which rates and quantiles are taken, and for which lengths of queues are remembered.
 WINDOW, LENGTHS = 300.0, 900.0
-#: Seconds between two moments that are remembered.
-STEP = 15.0
+#: Seconds between two moments of which lengths are remembered, and between two of which sums are: of these
+#: a busy cluster has megabytes.
+STEP, SUMS_STEP = 15.0, 60.0
 
 _STATES = tuple(state.name for state in State)
 _ENDED = (State.SUCCESS, State.FAILURE)
@@ -134,15 +135,17 @@ class History:
         """Remember this moment, unless the last one is hardly over."""
         if self._lengths and now - self._lengths[-1][0] < STEP:
             return
-        before = self._points[-1].tasks if self._points else {}
-        tasks = {name: _shared(before.get(name), sums) for name, sums in _sums(snapshot).items()}
-        point = _Point(now, sum(snapshot.events.values()), tasks)
         lengths = {queue.name: queue.length for queue in snapshot.queues}
-        self._points = (*(each for each in self._points if now - each.now < WINDOW), point)
         self._lengths = (
             *(each for each in self._lengths if now - each[0] < LENGTHS),
             (now, snapshot.around.at, lengths),
         )
+        points = self._points
+        if not points or now - points[-1].now >= SUMS_STEP:
+            points = (*points, _Point(now, sum(snapshot.events.values()), _sums(snapshot)))
+        while len(points) > 1 and now - points[1].now >= WINDOW:
+            points = points[1:]
+        self._points = points
 
     def status(self, snapshot: Snapshot, now: float, broker_url: str) -> Status:
         """Return what goes on, as of a snapshot that was taken now."""
@@ -215,11 +218,12 @@ def _tasks(snapshot: Snapshot, first: _Point, window: float) -> list[TaskStatus]
             one = open_.setdefault(group.key.task_name, _Open({}))
             one.states[group.state.name] = one.states.get(group.state.name, 0) + group.count
             one.oldest = min(filter(None, (group.since, one.oldest)), default=None)
-    sums = _sums(snapshot)
+    sums, before = _sums(snapshot), dict(first.tasks)
+    # What was counted of names that are gone is in that of the others now, and is no news there.
+    gone = [before.pop(name) for name in before.keys() - sums.keys()]
+    before[OTHER] = _plus(before.get(OTHER, _NOTHING), *gone)
     return [
-        _task(
-            name, snapshot, _grown(sums.get(name), first.tasks.get(name)), window, open_.get(name, _Open({}))
-        )
+        _task(name, snapshot, _grown(sums.get(name), before.get(name)), window, open_.get(name, _Open({})))
         for name in sorted(sums.keys() | open_.keys())
     ]
 
@@ -274,14 +278,18 @@ def _columns(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(map(sum, zip(*rows, strict=True)))
 
 
-def _shared(before: _Sums | None, now: _Sums) -> _Sums:
-    return before if before is not None and before == now else now
-
-
 def _grown(now: _Sums | None, first: _Sums | None) -> _Sums:
     """Return what was counted between two moments. After folding that may be less than nothing: nothing."""
     now, first = now or _NOTHING, first or _NOTHING
     return _Sums(_minus(now.moved, first.moved), _minus(now.ran, first.ran), _minus(now.queued, first.queued))
+
+
+def _plus(*all_: _Sums) -> _Sums:
+    return _Sums(
+        _columns(each.moved for each in all_),
+        _columns(each.ran for each in all_ if each.ran),
+        _columns(each.queued for each in all_ if each.queued),
+    )
 
 
 def _minus(now: Sequence[int], first: Sequence[int]) -> tuple[int, ...]:

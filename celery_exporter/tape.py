@@ -21,7 +21,7 @@ import msgspec
 from msgspec import structs
 
 from celery_exporter.broker.payload import JSON, MAX_BODY, Payload, events_of
-from celery_exporter.core.events import Event, exception_class
+from celery_exporter.core.events import Event, exception_class, unregistered_name, unwrap
 
 FORMAT = b"celery-exporter events 1\n"
 #: Seconds between two flushes.
@@ -142,6 +142,7 @@ class Scrubber:
         return Payload(msgspec.json.encode(events), JSON, "utf-8") if events else None
 
     def _event(self, event: Event) -> dict[str, object]:
+        unwrap(event)  # the class of a wrapped exception is in the traceback
         shown = {name: value for name, value in structs.asdict(event).items() if value is not None}
         shown.pop("traceback", None)
         for field, kind in (("name", "task"), ("queue", "queue")):
@@ -150,7 +151,9 @@ class Scrubber:
         process, at, host = event.hostname.partition("@")
         shown["hostname"] = self._name("node", process) + (at and at + self._name("host", host))
         if "exception" in shown:
-            shown["exception"] = f"{exception_class(event.exception) or 'Exception'}()"
+            unknown = unregistered_name(event.exception)
+            what = repr(self._name("task", unknown)) if unknown else ""
+            shown["exception"] = f"{exception_class(event.exception) or 'Exception'}({what})"
         return shown
 
     def _name(self, kind: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import msgspec
 import pytest
@@ -39,8 +40,18 @@ def test_workers_of_different_versions():
     ]
     found = judged(*story)["worker-versions"]
     assert found.found == "py-celery 5.10.1: a@h; py-celery 5.9.2: b@h"
-    assert (found.level, found.mend.endswith("'celery==5.10.1'")) == ("warn", True)
+    assert (found.level, found.mend.endswith(" celery==5.10.1")) == ("warn", True)
     assert judged(story[0])["worker-versions"].level == "ok"
+
+
+def test_what_workers_say_cannot_be_a_command_of_its_own():
+    hostile = "99.1'; touch /tmp/it; '"
+    story = [heartbeat(f"{ver[0]}@h", sw_ident="py-celery", sw_ver=ver) for ver in (hostile, "5.9.2")]
+    mend = judged(*story)["worker-versions"].mend
+    assert f"celery=={hostile}" in shlex.split(mend)
+    exchange = "x; touch /tmp/it"
+    said = judged(heartbeat(), first_event=None, said={"w@h": Configuration(event_exchange=exchange)})
+    assert shlex.split(said["first-event"].mend)[-1] == exchange
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from core.story import Story, failed, heartbeat, received, sent, started, succee
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_exporter.core.cluster import Limits
 from celery_exporter.core.snapshot import Depth
-from celery_exporter.status import LENGTHS, STEP, WINDOW, History, Status, quantile
+from celery_exporter.status import LENGTHS, STEP, SUMS_STEP, WINDOW, History, Status, quantile
 
 
 def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:
@@ -46,7 +47,7 @@ def test_what_is_longer_ago_is_in_no_rate():
         story.now += STEP
     found = status(story, history)
     (task,) = found.tasks
-    assert WINDOW <= found.window <= WINDOW + STEP
+    assert WINDOW <= found.window <= WINDOW + SUMS_STEP + STEP
     assert set(task.rates.values()) == {0}
     assert (task.failure_share, task.runtime_p50, task.wait_p50) == (None, None, None)
 
@@ -57,6 +58,26 @@ def test_before_the_first_look_no_rate_is_known():
     (task,) = status(story, History()).tasks
     assert task.rates == {}
     assert status(story, History()).broker.events_per_second is None
+
+
+def test_what_is_added_up_elsewhere_is_no_news_there():
+    story, history = Story(Limits(series_ttl=10)), History()
+    for number in range(30):
+        story.tell(*life(number, number))
+    history.look(story.shown(), story.now)
+    story.wait(60)
+    assert {key.task_name for key in story.ledger.snapshot()} == {"other"}
+    (task,) = status(story, history).tasks
+    assert (task.name, set(task.rates.values()), task.runtime_p50) == ("other", {0}, None)
+
+
+def test_of_a_busy_cluster_little_is_remembered():
+    story, history = Story(), History()
+    for step in range(int(2 * WINDOW / STEP)):
+        story.tell(*life(step, step))
+        history.look(story.shown(), story.now)
+        story.now += STEP
+    assert len(history._points) <= WINDOW / SUMS_STEP + 2
 
 
 def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():

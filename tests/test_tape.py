@@ -159,6 +159,29 @@ def test_what_is_scrubbed_says_nothing_of_the_application():
     }
 
 
+TRACEBACK = """Traceback (most recent call last):
+  File "secret.py", line 1, in secret
+    raise WorkerLostError("secret")
+billiard.exceptions.WorkerLostError: secret
+"""
+
+
+@pytest.mark.parametrize(
+    ("exception", "traceback", "shown"),
+    [
+        ("ExceptionWithTraceback()", TRACEBACK, "WorkerLostError()"),
+        ("NotRegistered('shop.secret')", None, "NotRegistered('task-1')"),
+        ("KeyError('secret')", None, "KeyError()"),
+    ],
+)
+def test_of_an_exception_its_class_stays(exception, traceback, shown):
+    event = {"type": "task-failed", "uuid": "u1", "timestamp": 1.0, "hostname": "w@h", "exception": exception}
+    body = json.dumps(event | ({"traceback": traceback} if traceback else {})).encode()
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(body, JSON)).body)
+    assert scrubbed["exception"] == shown
+    assert "secret" not in json.dumps(scrubbed)
+
+
 def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():
     scrubber = Scrubber({JSON})
     assert scrubber.scrub(Payload(b"secret", JSON)) is None

@@ -8,6 +8,7 @@ import re
 import shlex
 import urllib.request
 import uuid
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote
 
@@ -145,5 +146,5 @@ def _managed_queues(
         with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT) as answer:  # noqa: S310
             found: Any = json.loads(answer.read(MOST_BYTES))
         return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in found}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

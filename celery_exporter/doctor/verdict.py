@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 
 from celery_exporter.advice import ENABLE_EVENTS, PATIENCE, Finding, advise, names
@@ -69,7 +70,7 @@ def _first_event(heard: Heard, settings: Settings) -> Finding | None:
     other = sorted(exchanges - {settings.event_exchange})
     if other:
         found = f"no event in {listened:.0f} s: workers publish theirs to the exchange {other[0]}"
-        return Finding("first-event", "fail", found, f"--event-exchange {other[0]}")
+        return Finding("first-event", "fail", found, f"--event-exchange {shlex.quote(other[0])}")
     if heard.configurations:
         found = f"no event in {listened:.0f} s, though {len(heard.configurations)} workers answered"
         return Finding("first-event", "fail", found, "start workers with -E and without --without-heartbeat")
@@ -87,7 +88,12 @@ def _versions(snapshot: Snapshot) -> Finding | None:
     if len({worker.version.rpartition(".")[0] for worker in known}) == 1:
         return Finding("worker-versions", "ok", text)
     newest = max((worker.version for worker in known), key=_digits)
-    return Finding("worker-versions", "warn", text, f"the same everywhere: pip install 'celery=={newest}'")
+    return Finding(
+        "worker-versions",
+        "warn",
+        text,
+        f"the same everywhere: pip install {shlex.quote(f'celery=={newest}')}",
+    )
 
 
 def _digits(version: str) -> list[int]:

@@ -71,8 +71,9 @@ class _Newest:
         self._at = 0.0
 
     async def get(self) -> tuple[Status, bytes]:
-        if self._made is None or time.monotonic() - self._at > LASTS:
-            self._at = time.monotonic()
+        now = time.monotonic()
+        if self._made is None or (self._made.done() and now - self._at > LASTS):
+            self._at = now
             self._made = asyncio.create_task(self.work(self._encoded))
         return await asyncio.shield(self._made)
 

@@ -95,6 +95,23 @@ def test_a_wrong_value_in_the_environment(name):
     assert "abc" in line
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("doctor", "--seconds", "nan"),
+        ("record", "f", "--seconds", "nan"),
+        ("doctor", "--prometheus", "http://[::1"),
+        ("doctor", "--prometheus", "user:s3cret@h:9090"),
+        ("doctor", "--management", "http://user:s3cret@h:15672"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_value_of_a_command_ends_with_code_2_and_one_line(arguments):
+    result = run_cli(*arguments, "--broker-url", NOBODY)
+    assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
+    assert "s3cret" not in result.stderr
+
+
 def test_unknown_options_are_refused():
     result = run_cli("--broker-url", NOBODY, "--nosuch")
     assert result.returncode == 2

@@ -124,6 +124,21 @@ class NobodyReadsError(Exception):
     """Standard error is gone, and what is said has nowhere to go."""
 
 
+def test_a_broker_that_is_away_leaves_no_empty_file(tmp_path):
+    done = run_cli("record", str(tmp_path / "events"), "--broker-url", "redis://127.0.0.1:1/0", deadline=20)
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
+
+
+@pytest.mark.parametrize("command", ["record", "replay"])
+@pytest.mark.parametrize("url", ["redis://:S3c/ret@127.0.0.1:6379/0", "foo://x"])
+def test_a_url_of_no_use_is_one_line_without_its_password(command, url, tmp_path):
+    done = run_cli(command, str(tmp_path / "events"), "--broker-url", url)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("celery-exporter: ")
+    assert done.stderr.count("\n") == 1
+    assert "S3c" not in done.stderr
+
+
 def test_a_replay_that_fails_hangs_up(redis_broker, tmp_path):
     file = tmp_path / "events"
     file.write_bytes(gzip.compress(b"celery-exporter events 1\n"))
