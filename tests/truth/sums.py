@@ -79,9 +79,14 @@ def differences(got: Sums, want: Sums) -> dict[tuple[str, ...], tuple[int, int]]
 def excesses(got: Sums, want: Sums) -> dict[tuple[str, ...], tuple[int, int]]:
     """Return where more was counted than happened in any queue: {(task, worker, state): (shown, written)}.
 
-    Of a task whose task-sent was lost the queue is `unknown`; its transitions were still there, or were not.
+    Of a task whose task-sent was lost the queue is `unknown`, and if its task-received was lost, too, so is
+    the name: it is one of those that miss such a transition. Its transitions were still there, or were not.
     """
     mine, true = _by_task(got), _by_task(want)
+    named = [key for key in true if key[0] != UNKNOWN]
+    for unknown in [key for key in mine if key[0] == UNKNOWN]:
+        alike = (key for key in named if key[1:] == unknown[1:])
+        true[unknown] += sum(max(0, true[key] - mine[key]) for key in alike)
     return {key: (count, true[key]) for key, count in sorted(mine.items()) if count > true[key]}
 
 

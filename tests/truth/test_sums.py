@@ -61,6 +61,15 @@ def test_an_excess_is_what_did_not_happen_in_any_queue():
     assert excesses({started: 2, moved: 2}, want) == {("add", WORKER, "STARTED"): (4, 3)}
 
 
+def test_a_task_without_a_name_is_one_of_those_that_are_missing():
+    want = written(entries(STARTED=3))
+    started, nameless = place(TASKS, "STARTED"), (TASKS[0], "unknown", "unknown", WORKER, "STARTED")
+    assert excesses({started: 2, nameless: 1}, want) == {}
+    assert excesses({started: 2, nameless: 2}, want) == {("unknown", WORKER, "STARTED"): (2, 1)}
+    other = (*nameless[:4], "SUCCESS")
+    assert excesses({started: 2, other: 1}, want) == {("unknown", WORKER, "SUCCESS"): (1, 0)}
+
+
 def test_a_ledger_in_a_file_counts_alike(tmp_path):
     ledger = FileLedger(tmp_path / "ledger")
     assert ledger.entries() == {}
