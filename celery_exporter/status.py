@@ -96,7 +96,7 @@ class Status(Struct, frozen=True):
     exporter_version: str  # as --version has it
     at: float  # when this was made; it is given to all who ask in the next 2 s
     started: float  # when this exporter was
-    window: float  # 300, or less after a start
+    window: float  # 300 to 375, or less after a start
     broker: BrokerStatus  # the event path
     findings: Sequence[Finding]  # also of what is well
     workers: Sequence[WorkerStatus]  # by name, as the next two are
@@ -121,6 +121,10 @@ class _Point(Struct, frozen=True):
     tasks: Mapping[str, _Sums]
 
 
+def _point(snapshot: Snapshot, now: float) -> _Point:
+    return _Point(now, sum(snapshot.events.values()), _sums(snapshot))
+
+
 class History:
     """Remembers some moments, and tells by them how fast things go. `now` is in seconds that do not jump.
 
@@ -142,7 +146,7 @@ class History:
         )
         points = self._points
         if not points or now - points[-1].now >= SUMS_STEP:
-            points = (*points, _Point(now, sum(snapshot.events.values()), _sums(snapshot)))
+            points = (*points, _point(snapshot, now))
         while len(points) > 1 and now - points[1].now >= WINDOW:
             points = points[1:]
         self._points = points
@@ -150,7 +154,7 @@ class History:
     def status(self, snapshot: Snapshot, now: float, broker_url: str) -> Status:
         """Return what goes on, as of a snapshot that was taken now."""
         around = snapshot.around
-        first = self._points[0] if self._points else _Point(now, 0, {})
+        first = self._points[0] if self._points else _point(snapshot, now)
         window = now - first.now
         return Status(
             version=VERSION,

@@ -56,7 +56,7 @@ def test_before_the_first_look_no_rate_is_known():
     story = Story()
     story.tell(*life(1, 0))
     (task,) = status(story, History()).tasks
-    assert task.rates == {}
+    assert (task.rates, task.runtime_p50, task.failure_share) == ({}, None, None), "it may be of long ago"
     assert status(story, History()).broker.events_per_second is None
 
 
