@@ -22,7 +22,10 @@ RUN uv venv /opt/celery-exporter \
     && uv pip install --python /opt/celery-exporter --compile-bytecode --only-binary :all: \
         --require-hashes --constraints requirements.lock -r pyproject.toml
 COPY celery_exporter celery_exporter
-RUN uv build --wheel --require-hashes --build-constraints requirements.lock --out-dir wheels . \
+COPY hatch_build.py ./
+ARG REVISION=unknown
+RUN echo "${REVISION}" > REVISION \
+    && uv build --wheel --require-hashes --build-constraints requirements.lock --out-dir wheels . \
     && uv pip install --python /opt/celery-exporter --compile-bytecode --no-deps wheels/*.whl \
     && mkdir state
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from contextlib import suppress
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
 
-_OURS = "celery-event-exporter"
 #: Whose version explains most of what a bug report tells.
 _BELOW = ("celery", "kombu", "redis", "prometheus_client")
 
 
 def about(own: str) -> str:
-    """Return two lines: the version, which scripts read, and what it runs on."""
-    parts = [f"Python {platform.python_version()}"]
+    """Return two lines: the version, which scripts read, and what it is made of and runs on."""
+    made = revision()
+    parts = [*([f"commit {made}"] if made else []), f"Python {platform.python_version()}"]
     for name in _BELOW:
         with suppress(PackageNotFoundError):
             parts.append(f"{name} {version(name)}")
-    with suppress(PackageNotFoundError):
-        parts += [f"commit {found}" for found in [commit(distribution(_OURS))] if found]
+    parts.append(platform.platform(terse=True))
     return f"celery-exporter {own}\n{', '.join(parts)}"
 
 
-def commit(installed: Distribution) -> str | None:
-    """Return the commit that was installed; only who installs from a git URL is told (PEP 610)."""
-    found = json.loads(installed.read_text("direct_url.json") or "{}")
-    return found.get("vcs_info", {}).get("commit_id") or None
+def revision() -> str | None:
+    """Return the commit that this was built from, which hatch_build.py wrote down; None if nobody knew it."""
+    file = resources.files(__package__) / "REVISION"
+    return file.read_text().strip() if file.is_file() else None

@@ -21,6 +21,7 @@ declare -A package=(
   [npm]=npm
   [chromium]=chromium
   [curl]=curl
+  [git]=git
   [jq]=jq
   [systemd-analyze]=systemd
   [strace]=strace

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from harness.exporter import run_cli
 
 from celery_exporter import __version__
-from celery_exporter.about import about, commit
+from celery_exporter.about import about
 from celery_exporter.options import OPTIONS
 
 GROUPS = list(dict.fromkeys(option.group for option in OPTIONS))
@@ -68,22 +67,6 @@ def test_version_is_a_line_for_scripts_and_one_for_people():
     for what in ("Python 3.", "celery ", "kombu ", "redis ", "prometheus_client "):
         assert what in second
     assert done.stdout == about(__version__) + "\n"
-
-
-@pytest.mark.parametrize(
-    ("written", "found"),
-    [
-        (None, None),
-        ({"url": "file:///src", "dir_info": {"editable": True}}, None),
-        ({"url": "https://host/repo", "vcs_info": {"vcs": "git", "commit_id": "5f1ee7"}}, "5f1ee7"),
-    ],
-)
-def test_the_commit_is_told_where_the_installer_knew_it(written, found):
-    class Installed:
-        def read_text(self, _name: str) -> str | None:
-            return None if written is None else json.dumps(written)
-
-    assert commit(Installed()) == found
 
 
 # -- completion ----------------------------------------------------------------------------------------

@@ -152,6 +152,14 @@ def test_the_engine_sees_whether_it_is_healthy(build, container, running):
     assert check().returncode == 1
 
 
+def test_its_version_has_the_commit_that_the_build_was_given(build):
+    environment = build.environment(build.image)
+    program = shutil.which(build.image.entrypoint[0], path=environment["PATH"])
+    done = subprocess.run([program, "--version"], env=environment, capture_output=True, text=True, check=True)
+    (label,) = [text for name, text in build.image.labels.items() if name.endswith(".revision")]
+    assert f"\ncommit {label}, Python " in done.stdout
+
+
 def test_labels(build):
     labels = {name.rpartition(".")[2]: text for name, text in build.image.labels.items()}
     assert labels["version"] == celery_exporter.__version__
