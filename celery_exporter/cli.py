@@ -354,13 +354,13 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     from celery_exporter.broker.connection import UnusableURLError  # noqa: PLC0415
     from celery_exporter.top import show  # noqa: PLC0415  the exporter does not need it
-    from celery_exporter.top.sources import broker, exporter, here, patient  # noqa: PLC0415
+    from celery_exporter.top.sources import awaited, broker, exporter, here, patient  # noqa: PLC0415
 
     before = context.parent.params if context.parent else {}
     given = {key: argv[key] or before.get(key) for key in argv}
     if not (given["broker_url"] or given["broker_url_file"]):
         url = url or os.environ.get("CELERY_EXPORTER_URL") or here(load_listener(before, os.environ))
-        context.exit(show(exporter(url)))
+        context.exit(show(exporter(url), awaited))
     if url:
         raise BadSettingError("--url: got one, and a --broker-url too; it takes a running exporter, alone")
     try:

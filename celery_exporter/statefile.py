@@ -26,6 +26,8 @@ T = TypeVar("T")
 VERSION = 1
 #: Bytes; a state of a million tasks is a third of it.
 MAX_SIZE = 2**30
+#: Bytes whose reading takes long enough to say so.
+MUCH = 20 * 2**20
 
 _TITLE = b"celery-exporter state"
 _LONGEST_TITLE = 200
@@ -73,6 +75,8 @@ class StateFile(Generic[T]):
                 raise StateFileError(self._taken)
             if status.st_size > MAX_SIZE:
                 raise StateFileError(f"it has {status.st_size} bytes, more than any state")
+            if status.st_size > MUCH:
+                log.info("reading %d MB from %s", status.st_size // 2**20, self._path)
             with self._path.open("rb") as file:
                 head = file.readline(_LONGEST_TITLE)
                 body = file.read() if head.startswith(_TITLE) else b""  # which may be anybody's gigabyte

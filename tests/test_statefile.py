@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from celery_exporter.statefile import MAX_SIZE, VERSION, StateFile, StateFileError
+from celery_exporter.statefile import MAX_SIZE, MUCH, VERSION, StateFile, StateFileError
 
 
 class Held(Struct):
@@ -38,6 +38,17 @@ def test_what_was_saved_is_loaded(path):
 def test_the_first_line_says_what_it_is(path):
     StateFile(path, Held).save(Held(7))
     assert path.read_bytes().startswith(b"celery-exporter state 1 ")
+
+
+def test_what_takes_a_while_to_read_is_said(path, caplog):
+    caplog.set_level(logging.INFO)
+    file = StateFile(path, bytes)
+    file.save(b"")
+    assert file.load() == b""
+    assert caplog.messages == []
+    file.save(bytes(MUCH))
+    assert file.load() == bytes(MUCH)
+    assert caplog.messages == [f"reading 20 MB from {path}"]
 
 
 def test_no_file_is_no_error(path):

@@ -20,12 +20,12 @@ from celery_exporter.top.sources import NoStatusError, Source
 PLAIN_WIDTH = 160
 
 
-def show(source: Source, once: Callable[[Source], Source] = lambda source: source) -> int:
+def show(source: Source, once: Callable[[Source, Callable[[str], None]], Source]) -> int:
     """Show it until somebody ends it; where there is no terminal, write it once. Return the exit code.
 
-    `once` makes of the source one that is good for a single look.
+    `once` makes of the source one that is good for a single look, and says what takes a while.
     """
-    return _live(source) if is_terminal() else _written(once(source))
+    return _live(source) if is_terminal() else _written(once(source, _say))
 
 
 def is_terminal() -> bool:
@@ -58,5 +58,9 @@ def _written(source: Source) -> int:
 
 
 def _failed(message: str) -> int:
-    click.echo(f"top: {message}", err=True)
+    _say(message)
     return 1
+
+
+def _say(message: str) -> None:
+    click.echo(f"top: {message}", err=True)

@@ -7,6 +7,7 @@ import http.client
 import logging
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -27,6 +28,8 @@ from celery_exporter.web.healthcheck import reachable
 PATH = "/api/v1/status"
 #: Seconds to connect in, and in which more of an answer has to come; bytes of one: some 50,000 tasks' names.
 PATIENCE, MOST_BYTES = 5.0, 64 * 2**20
+#: Seconds after which it is said what is waited for.
+SLOW = 1.0
 #: Seconds between two measurements of a broker that somebody looks at.
 UPDATE_INTERVAL = 5.0
 #: Seconds in which a broker has to be there for one look, and that its workers are listened to.
@@ -74,6 +77,20 @@ def exporter(url: str) -> Source:
     path = parts.path.rstrip("/").removesuffix(PATH) + PATH
     name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
     return Source(name, lambda: _decoded(name, _body(parts, port, path, name)))
+
+
+def awaited(source: Source, say: Callable[[str], None]) -> Source:
+    """Return a source that says what is waited for when an answer takes its time."""
+
+    def look() -> Status:
+        slow = threading.Timer(SLOW, say, [f"waiting for {source.name}"])
+        slow.start()
+        try:
+            return source.look()
+        finally:
+            slow.cancel()
+
+    return Source(source.name, look)
 
 
 def here(listener: Listener) -> str:
@@ -168,10 +185,11 @@ def broker(settings: Settings) -> Iterator[Source]:
         monitor.join(time.monotonic() + FAREWELL)
 
 
-def patient(source: Source) -> Source:
-    """Return a broker's source that looks when its workers have had the time to be heard."""
+def patient(source: Source, say: Callable[[str], None]) -> Source:
+    """Return a broker's source that looks when its workers have had the time to be heard, and says so."""
 
     def look() -> Status:
+        say(f"listening to {source.name} for {LISTEN:g} s, in which its workers are heard")
         end = time.monotonic() + CONNECT
         heard_at = None
         while heard_at is None or time.monotonic() < heard_at + LISTEN:

@@ -1,6 +1,7 @@
 """A restart with --state-file: sums go on, tasks keep their names, and Prometheus sees no reset."""
 
 import os
+import re
 import signal
 import time
 from functools import partial
@@ -228,6 +229,7 @@ def test_a_million_unfinished_tasks_outlast_a_restart(running, exporter, state, 
     until_equal(lambda: app.total("celery_tasks", state="PENDING"), count, 60)
     end(app)
     app = running(make()).connected(60)
+    assert re.search(r"reading \d+ MB from", app.text())
     assert app.total("celery_tasks", state="PENDING") == count
     assert app.total("celery_tasks_total", state="PENDING") == count
     end(app)

@@ -122,9 +122,20 @@ def test_a_script_gets_it_once_from_a_broker_or_a_line_that_there_is_none(cluste
         done, failed = pool.map(
             lambda url: run_cli("top", "--broker-url", url, deadline=30), [cluster, nobody]
         )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr == f"top: listening to {cluster} for 6 s, in which its workers are heard\n"
     assert NODE in done.stdout
     assert "\x1b" not in done.stdout
     assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr.count("\n") == 1
+    assert "listening to redis://:***@127.0.0.1" in failed.stderr
+    assert failed.stderr.count("\n") == 2
     assert "s3cret" not in failed.stderr
+
+
+def test_a_script_that_has_to_wait_is_told_what_for():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = run_cli("top", "--url", url, deadline=30)
+    waits, why = done.stderr.splitlines()
+    assert waits == f"top: waiting for {url}/api/v1/status"
+    assert why.startswith(f"top: {url}/api/v1/status: no answer in 5 s")
