@@ -31,9 +31,14 @@ CHURN = 3
 #: Seconds that a finding has to stand before it is said: workers that restart are gone for less.
 HOLD = 20.0
 #: What the log says anyhow, with the error itself.
-SAID_ELSEWHERE = frozenset({"subscription", "queue-lengths"})
+SAID_ELSEWHERE = frozenset({"subscription"})
+
+#: Characters of what a broker said.
+LONGEST_ERROR = 200
 
 ENABLE_EVENTS = "celery -A yourapp control enable_events"
+#: Where what mends it hangs on the broker, which is not known here.
+ASK_DOCTOR = "celery-exporter doctor, with the same options, says what mends it"
 
 
 class Finding(Struct, frozen=True):
@@ -98,7 +103,7 @@ def _subscription(snapshot: Snapshot) -> Finding | None:
         "subscription",
         "fail",
         "the event subscription on the broker is not open",
-        "celery-exporter doctor, with the same options, says how far it comes",
+        ASK_DOCTOR,
     )
 
 
@@ -206,14 +211,19 @@ def _clocks(snapshot: Snapshot) -> Finding | None:
 
 
 def _queue_lengths(snapshot: Snapshot) -> Finding | None:
-    success = _success(snapshot, "queues")
-    if success is None:
+    measured = next((each for each in snapshot.around.collectors if each.name == "queues"), None)
+    if measured is None or measured.success is None:
         return None
-    if success:
-        return Finding("queue-lengths", "ok", f"{_count(len(snapshot.around.depths), 'queue')} measured")
-    return Finding(
-        "queue-lengths", "warn", "queues could not be measured", "the log says what the broker said"
-    )
+    if not measured.success:
+        found = f"queues could not be measured: {printable(measured.error)[:LONGEST_ERROR]}"
+        return Finding("queue-lengths", "warn", found, ASK_DOCTOR)
+    unmeasured = snapshot.around.unmeasured
+    # Of a queue that no worker consumes nobody knows whether it is there.
+    denied = [queue.name for queue in snapshot.queues if queue.workers and queue.name in unmeasured]
+    if denied:
+        found = f"workers consume {names(denied)}, of which the broker does not tell the length"
+        return Finding("queue-lengths", "warn", found, ASK_DOCTOR)
+    return Finding("queue-lengths", "ok", f"{_count(len(snapshot.around.depths), 'queue')} measured")
 
 
 def _consumers(snapshot: Snapshot) -> Finding | None:

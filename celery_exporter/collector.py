@@ -26,6 +26,7 @@ class Collector(Struct):
     success: bool | None = None
     seconds: float | None = None
     last_success: float | None = None
+    error: str = ""
 
     def run(self) -> None:
         """Run the job once; what goes wrong is logged, not raised."""
@@ -33,21 +34,22 @@ class Collector(Struct):
         try:
             self.job()
         except (BrokerError, StateFileError) as error:
-            self._failed(str(error))
+            self._failed(str(error), str(error))
         except Exception as error:
-            if self._failed(repr(error)):
+            if self._failed(repr(error), type(error).__name__):
                 log.debug("collector %s", self.name, exc_info=True)
         else:
-            self.success, self.last_success = True, time.time()
+            self.success, self.last_success, self.error = True, time.time(), ""
         self.seconds = time.monotonic() - start
 
     def view(self) -> CollectorView:
         """Return how it fares."""
-        return CollectorView(self.name, self.success, self.seconds, self.last_success)
+        return CollectorView(self.name, self.success, self.seconds, self.last_success, self.error)
 
-    def _failed(self, why: str) -> bool:
+    def _failed(self, why: str, short: str) -> bool:
+        """Log it if it is new, and tell whether it is; `short` is what pages may show of it."""
         new = self.success is not False  # said once, not at every interval
         if new:
             log.warning("collector %s failed: %s", self.name, why)
-        self.success = False
+        self.success, self.error = False, short
         return new

@@ -115,6 +115,7 @@ class Monitor:
         self._last_refused: float | None = None
         self._measure = Kept(settings, depths_on)
         self._depths: dict[str, Depth] = {}
+        self._unmeasured: set[str] = set()
         self._unacked: int | None = None
         self._measured = 0.0  # monotonic time of the newest measurement
         self._answered = False  # did any worker ever answer
@@ -181,6 +182,7 @@ class Monitor:
             version=__version__,
             broker_up=self.is_ready(),
             depths=self._depths if self._is_measured() else {},
+            unmeasured=self._unmeasured if self._is_measured() else (),
             unacked=self._unacked if self._is_measured() else None,
             roster_known=self._is_roster_known(),
             collectors=[each.view() for each in self._collectors],
@@ -356,15 +358,17 @@ class Monitor:
     def _measure_queues(self) -> None:
         with self._lock:
             named = set(self._cluster.queues)
+        asked = {*self._settings.queues, *named}
         depths: dict[str, Depth] = {}
         unacked = None
         try:
             with self._measure.use() as measure:
                 unacked = measure.unacked()
-                depths = measure.read(sorted({*self._settings.queues, *named}), named)
+                depths = measure.read(sorted(asked), named)
         finally:  # what could not be read is missing, not as it was
             with self._lock:
                 self._depths, self._unacked, self._measured = depths, unacked, time.monotonic()
+                self._unmeasured = asked - depths.keys()
 
     def _has_strangers(self) -> bool:
         """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""

@@ -187,7 +187,17 @@ def test_events_in_a_serialiser_that_is_not_accepted():
 
 
 def test_queues_that_cannot_be_measured():
-    assert findings(collectors=[CollectorView("queues", False, 0.1, None)])["queue-lengths"].level == "warn"
+    failed = [CollectorView("queues", False, 0.1, None, "max number of clients\nreached")]
+    found = findings(collectors=failed)["queue-lengths"]
+    assert found.level == "warn"
+    assert found.found == "queues could not be measured: max number of clients?reached"
+
+
+def test_queues_that_workers_consume_and_the_broker_does_not_tell_of():
+    """Of one that only a client named nobody knows whether it is there."""
+    found = findings(*beats(), unmeasured={"q"})["queue-lengths"]
+    assert (found.level, "workers consume q, of which" in found.found) == ("warn", True)
+    assert findings(*beats(), sent(queue="z"), unmeasured={"z"})["queue-lengths"].level == "ok"
 
 
 def test_long_lists_are_cut_and_odd_names_are_one_line():

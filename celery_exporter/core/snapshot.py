@@ -5,7 +5,7 @@ Whoever renders (a profile, a page, a sink) sees this and nothing else. None mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -56,6 +56,7 @@ class CollectorView(Struct, frozen=True):
     success: bool | None
     seconds: float | None
     last_success: float | None
+    error: str = ""  # why it failed the last time; empty if it did not
 
 
 class Depth(Struct, frozen=True):
@@ -85,6 +86,7 @@ class Surroundings(Struct, frozen=True):
     web_config_up_to_date: bool | None  # None without a file
     listened: float = 0.0  # seconds for which the event subscription was open: what is not known may yet come
     last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
+    unmeasured: Collection[str] = ()  # queues of which the broker, when it was last asked, did not tell
 
 
 class Snapshot(Struct, frozen=True):

@@ -17,7 +17,7 @@ from msgspec import Struct
 from celery_exporter.advice import Finding
 from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis, masked
 from celery_exporter.doctor import prometheus
-from celery_exporter.doctor.ladder import climb
+from celery_exporter.doctor.ladder import climb, place_of, to_ask
 from celery_exporter.doctor.listening import Heard, hear
 from celery_exporter.doctor.verdict import judge
 from celery_exporter.settings import Settings
@@ -91,8 +91,8 @@ def _of_broker(settings: Settings, what: Examination) -> tuple[list[Finding], se
 
             return look_at_amqp(settings, what.management)
     except BrokerError as error:
-        mend = "run this again; if it stays, the broker's log says more"
-        return [Finding("broker-version", "warn", f"the broker could not be asked: {error}", mend)], set()
+        found = f"the broker could not be asked: {error}"
+        return [Finding("broker-version", "warn", found, to_ask(place_of(settings)))], set()
     return [], set()
 
 

@@ -258,7 +258,8 @@ _ROWS = (
         "",
         "answer",
         lambda place: (
-            f"look at the broker: what listens on {place.address} takes connections, and does not answer"
+            f"restart what listens on {place.address}, which takes connections and does not answer; "
+            "or correct host and port in --broker-url"
         ),
     ),
 )
@@ -373,7 +374,34 @@ def _allow(settings: Settings, place: Place, text: str) -> str:
         return (
             "--event-exchange with the event_exchange of the workers: there is another exchange of this name"
         )
-    return "the broker's log says more"
+    return to_ask(place)
+
+
+def to_measure(settings: Settings, text: str) -> str:
+    """Return what brings the lengths of queues; `text` is what the broker said of them, if anything."""
+    place = place_of(settings)
+    if (text and "NOPERM" not in text) or not place.server:
+        return to_ask(place)
+    if place.amqp:  # which tells everybody of all queues but those
+        return (
+            "exclusive=False where the queue is declared; or, if it is gone, start its workers anew: "
+            f"rabbitmqctl list_queues -p {_quoted(place.vhost)} name exclusive consumers"
+        )
+    # What `depths` asks, and Celery's clients may do all of (kombu/transport/redis.py).
+    user = _quoted(place.user or "default")
+    return f"{redis_cli(place)} ACL SETUSER {user} '~*' +exists +llen +lindex +hlen"
+
+
+def to_ask(place: Place) -> str:
+    """Return the command by which a broker tells itself what is the matter with it."""
+    if place.amqp:
+        return "rabbitmq-diagnostics log_tail, on the broker's host"
+    if place.server:
+        return (
+            f"{redis_cli(place)} INFO, where connected_clients have to be below maxclients, and used_memory "
+            "below maxmemory"
+        )
+    return "--broker-url and --broker-transport-option that are the workers' broker_url and its options"
 
 
 def redis_cli(place: Place) -> str:

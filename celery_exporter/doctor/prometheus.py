@@ -56,7 +56,7 @@ def _agrees(
             "prometheus-agrees", "ok", f"{best} has the same {len(up)} workers up as are heard here"
         )
     if best in map(_target, deaf):
-        mend = f"read the log of the exporter at {best}, or give doctor its options"
+        mend = f"celery-exporter doctor, with the options that the exporter at {best} has"
         return Finding("prometheus-agrees", "fail", f"the exporter at {best} hears nothing itself", mend)
     missing, extra = sorted(up - held), sorted(held - up)
     differs = [f"{what} {names(some)}" for what, some in (("without", missing), ("with", extra)) if some]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 
+import msgspec
+
 from celery_exporter.advice import ENABLE_EVENTS, PATIENCE, Finding, advise, names
 from celery_exporter.broker.payload import CONTENT_TYPES
 from celery_exporter.broker.roster import Configuration
 from celery_exporter.core.snapshot import Snapshot, WorkerView
+from celery_exporter.doctor.ladder import to_measure
 from celery_exporter.doctor.listening import Heard
 from celery_exporter.settings import Settings
 
@@ -48,6 +51,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         _serializer(heard, settings, found.get("serializer")),
         _task_events(heard, found.get("task-events")),
         _task_sent(heard, found.get("sent-events")),
+        _lengths(heard, settings, found.get("queue-lengths")),
     )
     found.update({finding.check: finding for finding in own if finding is not None})
     return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
@@ -148,6 +152,13 @@ def _task_events(heard: Heard, advised: Finding | None) -> Finding | None:
         "worker_send_task_events is not set, and -E cannot be seen from here",
         f"to be sure: {ENABLE_EVENTS}",
     )
+
+
+def _lengths(heard: Heard, settings: Settings, advised: Finding | None) -> Finding | None:
+    if advised is None or advised.level == "ok":
+        return advised
+    said = next((each.error for each in heard.snapshot.around.collectors if each.name == "queues"), "")
+    return msgspec.structs.replace(advised, mend=to_measure(settings, said))
 
 
 def _task_sent(heard: Heard, advised: Finding | None) -> Finding | None:
