@@ -14,7 +14,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from celery_exporter.core.snapshot import Snapshot, WorkerView
+from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -35,6 +35,9 @@ SAID_ELSEWHERE = frozenset({"subscription"})
 
 #: Characters of what a broker said.
 LONGEST_ERROR = 200
+
+#: What the question to workers fails with that nobody answers.
+NOBODY_ANSWERED = "no worker answered"
 
 ENABLE_EVENTS = "celery -A yourapp control enable_events"
 #: Where what mends it hangs on the broker, which is not known here.
@@ -142,12 +145,14 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
 
 
 def _answers(snapshot: Snapshot) -> Finding | None:
-    up = _up(snapshot)
-    if not up or _success(snapshot, "roster") is None or not _listened(snapshot):
+    up, asked = _up(snapshot), _collector(snapshot, "roster")
+    if not up or asked is None or asked.success is None or not _listened(snapshot):
         return None
     mute = [worker for worker in up if worker.pool is None]
     if not mute:
         return Finding("answers", "ok", f"{_count(len(up), 'worker')} answered")
+    if asked.error not in ("", NOBODY_ANSWERED):
+        return Finding("answers", "warn", f"workers could not be asked: {_short(asked.error)}", ASK_DOCTOR)
     return Finding(
         "answers",
         "warn",
@@ -211,17 +216,14 @@ def _clocks(snapshot: Snapshot) -> Finding | None:
 
 
 def _queue_lengths(snapshot: Snapshot) -> Finding | None:
-    measured = next((each for each in snapshot.around.collectors if each.name == "queues"), None)
+    measured = _collector(snapshot, "queues")
     if measured is None or measured.success is None:
         return None
     if not measured.success:
-        found = f"queues could not be measured: {printable(measured.error)[:LONGEST_ERROR]}"
+        found = f"queues could not be measured: {_short(measured.error)}"
         return Finding("queue-lengths", "warn", found, ASK_DOCTOR)
-    unmeasured = snapshot.around.unmeasured
-    # Of a queue that no worker consumes nobody knows whether it is there.
-    denied = [queue.name for queue in snapshot.queues if queue.workers and queue.name in unmeasured]
-    if denied:
-        found = f"workers consume {names(denied)}, of which the broker does not tell the length"
+    if snapshot.around.unmeasured:
+        found = f"workers consume {names(snapshot.around.unmeasured)}, whose length the broker does not tell"
         return Finding("queue-lengths", "warn", found, ASK_DOCTOR)
     return Finding("queue-lengths", "ok", f"{_count(len(snapshot.around.depths), 'queue')} measured")
 
@@ -333,8 +335,12 @@ def _up(snapshot: Snapshot) -> list[WorkerView]:
     return [worker for worker in snapshot.workers if worker.up]
 
 
-def _success(snapshot: Snapshot, collector: str) -> bool | None:
-    return next((each.success for each in snapshot.around.collectors if each.name == collector), None)
+def _collector(snapshot: Snapshot, name: str) -> CollectorView | None:
+    return next((each for each in snapshot.around.collectors if each.name == name), None)
+
+
+def _short(error: str) -> str:
+    return printable(error)[:LONGEST_ERROR]
 
 
 def _without_domain(host: str) -> str:

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter import __version__
-from celery_exporter.advice import Watch, advise
+from celery_exporter.advice import NOBODY_ANSWERED, Watch, advise
 from celery_exporter.broker.connection import BrokerError, Kept, masked
 from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
@@ -357,18 +357,18 @@ class Monitor:
 
     def _measure_queues(self) -> None:
         with self._lock:
-            named = set(self._cluster.queues)
-        asked = {*self._settings.queues, *named}
+            named, workers = set(self._cluster.queues), self._cluster.workers.values()
+            consumed = {queue for each in workers if each.up for queue in each.profile.queues or ()}
         depths: dict[str, Depth] = {}
         unacked = None
         try:
             with self._measure.use() as measure:
                 unacked = measure.unacked()
-                depths = measure.read(sorted(asked), named)
+                depths = measure.read(sorted({*self._settings.queues, *named}), named)
         finally:  # what could not be read is missing, not as it was
             with self._lock:
                 self._depths, self._unacked, self._measured = depths, unacked, time.monotonic()
-                self._unmeasured = asked - depths.keys()
+                self._unmeasured = consumed - depths.keys()
 
     def _has_strangers(self) -> bool:
         """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""
@@ -388,7 +388,7 @@ class Monitor:
             self._answered = self._answered or bool(profiles)
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
-            raise BrokerError("no worker answered")
+            raise BrokerError(NOBODY_ANSWERED)
 
     def _look_around(self) -> None:
         with self._lock:

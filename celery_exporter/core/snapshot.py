@@ -86,7 +86,7 @@ class Surroundings(Struct, frozen=True):
     web_config_up_to_date: bool | None  # None without a file
     listened: float = 0.0  # seconds for which the event subscription was open: what is not known may yet come
     last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
-    unmeasured: Collection[str] = ()  # queues of which the broker, when it was last asked, did not tell
+    unmeasured: Collection[str] = ()  # queues that workers consume, and of which the broker did not tell
 
 
 class Snapshot(Struct, frozen=True):

@@ -39,6 +39,8 @@ RESOLVE_TIMEOUT = 5.0
 
 #: What kombu needs of Redis, and a little more.
 _ENOUGH = "+@all -@dangerous"
+#: What Redis says, and what redis-py makes of it, where an ACL denies something.
+_DENIED = "NOPERM|no permissions"
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 #: What is tried when a connection is opened, in this order: what comes before the one that fails went well.
 _AFTER_THE_PORT = ("answer", "tls", "login", "database")
@@ -243,7 +245,7 @@ _ROWS = (
     ),
     _Row("ACCESS_REFUSED", "login", _password),
     _Row(
-        "NOPERM|no permissions",
+        _DENIED,
         "login",
         lambda place: (
             f"{redis_cli(place)} ACL SETUSER {_quoted(place.user or 'default')} '~*' '&*' {_ENOUGH}"
@@ -362,12 +364,13 @@ def _subscribe(settings: Settings, place: Place) -> list[Finding]:
 
 
 def _allow(settings: Settings, place: Place, text: str) -> str:
-    if "NOPERM" in text:
+    if re.search(_DENIED, text):
         # For PSUBSCRIBE the ACL has to hold the pattern itself (https://redis.io/docs/latest/operate/oss_and_stack/
         # management/security/acl/, "Pub/Sub channels"). The second channel is that of questions to workers.
         user = _quoted(place.user or "default")
         channels = f"'&/{place.vhost}.{settings.event_exchange}/*' '&/{place.vhost}.celery.pidbox'"
-        return f"{redis_cli(place)} ACL SETUSER {user} +psubscribe +publish {channels}"
+        also = "".join(f" +{command}" for command in re.findall(r"run the '(\w+)'", text))
+        return f"{redis_cli(place)} ACL SETUSER {user} +psubscribe +publish{also} {channels}"
     if "ACCESS_REFUSED" in text:
         return _permit(place)
     if "PRECONDITION_FAILED" in text:
@@ -377,10 +380,17 @@ def _allow(settings: Settings, place: Place, text: str) -> str:
     return to_ask(place)
 
 
+def to_ask_workers(settings: Settings, text: str) -> str:
+    """Return what lets workers be asked; `text` is what the broker said of the question."""
+    place = place_of(settings)
+    row = next(row for row in _ROWS if re.search(row.says, text))
+    return row.mend(place) if row.says and place.server else to_ask(place)
+
+
 def to_measure(settings: Settings, text: str) -> str:
     """Return what brings the lengths of queues; `text` is what the broker said of them, if anything."""
     place = place_of(settings)
-    if (text and "NOPERM" not in text) or not place.server:
+    if (text and not re.search(_DENIED, text)) or not place.server:
         return to_ask(place)
     if place.amqp:  # which tells everybody of all queues but those
         return (

@@ -7,11 +7,11 @@ from collections import Counter
 
 import msgspec
 
-from celery_exporter.advice import ENABLE_EVENTS, PATIENCE, Finding, advise, names
+from celery_exporter.advice import ASK_DOCTOR, ENABLE_EVENTS, PATIENCE, Finding, advise, names
 from celery_exporter.broker.payload import CONTENT_TYPES
 from celery_exporter.broker.roster import Configuration
 from celery_exporter.core.snapshot import Snapshot, WorkerView
-from celery_exporter.doctor.ladder import to_measure
+from celery_exporter.doctor.ladder import to_ask_workers, to_measure
 from celery_exporter.doctor.listening import Heard
 from celery_exporter.settings import Settings
 
@@ -35,6 +35,9 @@ _ORDER = (
     "waiting-for-nobody",
 )
 
+#: Check → who asked the broker, and what mends it.
+_MENDS = {"answers": ("roster", to_ask_workers), "queue-lengths": ("queues", to_measure)}
+
 _NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
 
 
@@ -51,7 +54,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         _serializer(heard, settings, found.get("serializer")),
         _task_events(heard, found.get("task-events")),
         _task_sent(heard, found.get("sent-events")),
-        _lengths(heard, settings, found.get("queue-lengths")),
+        *_of_this_broker(heard, settings, found),
     )
     found.update({finding.check: finding for finding in own if finding is not None})
     return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
@@ -76,7 +79,8 @@ def _first_event(heard: Heard, settings: Settings) -> Finding | None:
         found = f"no event in {listened:.0f} s: workers publish theirs to the exchange {other[0]}"
         return Finding("first-event", "fail", found, f"--event-exchange {shlex.quote(other[0])}")
     if heard.configurations:
-        found = f"no event in {listened:.0f} s, though {len(heard.configurations)} workers answered"
+        answered = names(sorted({name for name, _ in heard.configurations}))
+        found = f"no event in {listened:.0f} s, though workers answered: {answered}"
         return Finding("first-event", "fail", found, "start workers with -E and without --without-heartbeat")
     return None  # there is no worker, which is told as such
 
@@ -154,11 +158,14 @@ def _task_events(heard: Heard, advised: Finding | None) -> Finding | None:
     )
 
 
-def _lengths(heard: Heard, settings: Settings, advised: Finding | None) -> Finding | None:
-    if advised is None or advised.level == "ok":
-        return advised
-    said = next((each.error for each in heard.snapshot.around.collectors if each.name == "queues"), "")
-    return msgspec.structs.replace(advised, mend=to_measure(settings, said))
+def _of_this_broker(heard: Heard, settings: Settings, found: dict[str, Finding]) -> list[Finding]:
+    """Return what the broker was asked in vain, with what mends it there."""
+    said = {each.name: each.error for each in heard.snapshot.around.collectors}
+    return [
+        msgspec.structs.replace(found[check], mend=mend(settings, said[collector]))
+        for check, (collector, mend) in _MENDS.items()
+        if check in found and found[check].mend == ASK_DOCTOR
+    ]
 
 
 def _task_sent(heard: Heard, advised: Finding | None) -> Finding | None:

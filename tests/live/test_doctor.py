@@ -7,13 +7,15 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import kombu
@@ -28,6 +30,7 @@ from harness.waiting import eventually
 from harness.workers import Worker
 from harness.workers import client as make_client
 
+from celery_exporter.advice import CHURN
 from celery_exporter.doctor import amqp, prometheus, redis
 from celery_exporter.doctor.ladder import climb
 from celery_exporter.settings import load
@@ -170,6 +173,12 @@ def test_a_user_who_may_not_subscribe(running, tmp_path):
     assert (check, "psubscribe" in found) == ("subscription", True)
     program, *words = shlex.split(mend)
     assert program == "redis-cli"
+    server.client().execute_command(*words[words.index("ACL") :])
+    assert {finding.level for finding in rungs(url).values()} == {"ok"}
+    server.client().execute_command(*EVE, "-llen")  # which kombu needs to make a queue of its own
+    check, found, mend = last(rungs(url))
+    assert (check, "'llen'" in found) == ("subscription", True)
+    words = shlex.split(mend)
     server.client().execute_command(*words[words.index("ACL") :])
     assert {finding.level for finding in rungs(url).values()} == {"ok"}
     server.client().execute_command(*EVE, "-@all")
@@ -410,6 +419,99 @@ def test_progress_is_shown_while_it_listens_and_not_on_stdout(sick):
     assert "listening" not in sick.text
 
 
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Return what two users find who may not see all keys, and what they find after doing what is printed.
+
+    On a cluster where one worker does not answer, one is older, and one has another name after each restart;
+    of the last two there are the events alone.
+    """
+    folder = tmp_path_factory.mktemp("odd")
+    may = {"eve": ("~*.pidbox*", "~unacked*"), "bob": ("~celery",)}
+    with RedisServer(folder / "redis") as server:
+        for user, keys in may.items():
+            rules = ("on", ">pw", "+@all", "&*", "~_kombu.*", "~celeryev.*", *keys)
+            server.client().execute_command("ACL", "SETUSER", user, *rules)
+        alone = {"pool": "solo", "worker_enable_remote_control": False}
+        mute = Worker(folder / "mute", server.url, "mute@box", **alone)
+        answering = Worker(folder / "answering", server.url, "new@box", pool="solo")
+
+        def beat():
+            now = {"timestamp": time.time(), "freq": 2.0, "active": 0, "processed": 0}
+            said = {**now, "sw_ident": "py-celery", "sw_ver": "5.3.6"}
+            gone = [f"w@{number:012x}" for number in range(CHURN)]
+            publish_events(
+                server.url,
+                *({"type": "worker-offline", "hostname": name, **said} for name in gone),
+                *({"type": "worker-heartbeat", "hostname": name, **said} for name in ("w@abc", "old@box")),
+            )
+
+        def look(user: str, check: str):
+            """Look, do what is printed, and look again."""
+            url = f"redis://{user}:pw@127.0.0.1:{server.port}/0"
+            before = doctor(url)
+            words = shlex.split(before.found[check].mend)
+            server.client().execute_command(*words[words.index("ACL") :])
+            return before, doctor(url)
+
+        with side_by_side(mute, answering), every(1.0, beat), ThreadPoolExecutor(2) as pool:
+            eve = pool.submit(look, "eve", "queue-lengths")
+            bob = pool.submit(look, "bob", "answers")
+            yield SimpleNamespace(eve=eve.result(), bob=bob.result())
+
+
+@pytest.mark.parametrize(
+    ("check", "found", "mend"),
+    [
+        ("worker-versions", "py-celery 5.3.6: old@box, w@abc; py-celery ", "pip install celery==5."),
+        ("answers", "no answer from mute@box, old@box, w@abc", "worker_enable_remote_control = True"),
+        ("worker-names", "4 names that differ only by host, of which 3 are down", "docker run --hostname"),
+        ("queue-lengths", "workers consume celery, whose length the broker", "eve '~*' +exists +llen"),
+    ],
+)
+def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, mend):
+    finding = odd.eve[0].found[check]
+    assert finding.level == "warn"
+    assert found in finding.found
+    assert mend in finding.mend
+
+
+def test_who_may_not_ask_workers_is_told_so(odd):
+    """And not that they do not answer."""
+    before, after = (each.found["answers"].found for each in odd.bob)
+    assert before.startswith("workers could not be asked: ")
+    assert "no permissions" in before
+    assert after.startswith("no answer from mute@box")
+
+
+def test_what_is_printed_for_lengths_brings_them(odd):
+    assert odd.eve[1].found["queue-lengths"].level == "ok"
+
+
+def test_workers_that_answer_and_publish_nothing(running, tmp_path, redis_broker):
+    quiet = ("--without-heartbeat", "--without-gossip")
+    url = redis_broker.url
+    worker = running(Worker(tmp_path / "a", url, "w@box", pool="solo", events=False, arguments=quiet))
+    found = doctor(url).found["first-event"]
+    assert (found.level, found.found.endswith("though workers answered: w@box")) == ("fail", True)
+    assert found.mend == "start workers with -E and without --without-heartbeat"
+    worker.stop()
+    running(Worker(tmp_path / "b", url, "w@box", pool="solo"))
+    assert doctor(url).found["first-event"].level == "ok"
+
+
+def test_what_was_ended_early_says_so(redis_broker):
+    """And still says what it knows by then."""
+    command = [sys.executable, "-m", "celery_exporter", "doctor", "--broker-url", redis_broker.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stderr if line.startswith("listening for"))
+        process.send_signal(signal.SIGINT)
+        said, more = process.communicate(timeout=20)
+    assert "Traceback" not in more
+    assert process.returncode == 1
+    assert re.search(r"^warn  listening +ended after \d s of listening", said, re.MULTILINE)
+
+
 def test_nobody_at_all(redis_broker):
     result = doctor(redis_broker.url)
     assert result.code == 2
@@ -435,36 +537,92 @@ def test_workers_that_publish_elsewhere_and_share_a_name(running, tmp_path, redi
 # -- Prometheus ----------------------------------------------------------------------------------------------
 
 
-def test_a_prometheus_that_scrapes_us_or_not(running, tmp_path, redis_broker):
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Return what doctor finds by Prometheus servers that do well, and by others that do not."""
+    folder = tmp_path_factory.mktemp("watched")
+    with ExitStack() as stack:
+        redis_server, gone = (stack.enter_context(RedisServer(folder / name)) for name in ("redis", "gone"))
+        well, deaf = (
+            stack.enter_context(Exporter(folder / server.folder.name, server.url)).connected()
+            for server in (redis_server, gone)
+        )
+        gone.stop()
+        url = redis_server.url
+        targets = {
+            "well": f"127.0.0.1:{well.port}",
+            "deaf": f"127.0.0.1:{deaf.port}",
+            "down": f"127.0.0.1:{free_port()}",
+        }
+        servers = {
+            name: stack.enter_context(Prometheus(folder / f"of-{name}", target))
+            for name, target in targets.items()
+        }
+        others = f"127.0.0.1:{servers['well'].port}"
+        servers["others"] = stack.enter_context(Prometheus(folder / "of-others", others, job="itself"))
+
+        def beat():
+            about = {"hostname": "w@box", "freq": 2.0, "active": 0, "processed": 0}
+            publish_events(url, {"type": "worker-heartbeat", "timestamp": time.time(), **about})
+
+        with every(0.5, beat):
+            eventually(lambda: servers["well"].query("celery_worker_up == 1"), 20)
+            eventually(lambda: servers["deaf"].query("celery_broker_up == 0"), 30)
+            eventually(lambda: servers["down"].targets()[0]["health"] == "down", 20)
+            eventually(lambda: servers["others"].query("up == 1"), 20)
+            asked = {name: f"http://127.0.0.1:{server.port}" for name, server in servers.items()}
+            asked |= {
+                "nobody": f"http://127.0.0.1:{free_port()}",
+                "exporter": f"http://127.0.0.1:{well.port}",
+            }
+            with ThreadPoolExecutor(3) as pool:
+                found = pool.map(lambda each: doctor(url, "--prometheus", each), asked.values())
+                yield SimpleNamespace(targets=targets, **dict(zip(asked, found, strict=True)))
+
+
+def test_a_prometheus_that_scrapes_us_and_agrees(watched):
+    found = watched.well.found
+    assert (found["prometheus"].level, found["prometheus-agrees"].level) == ("ok", "ok")
+    assert watched.targets["well"] in found["prometheus"].found
+
+
+def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
+    found = watched.deaf.found["prometheus-agrees"]
+    assert (found.level, "hears nothing itself" in found.found) == ("fail", True)
+    assert (
+        f"celery-exporter doctor, with the options that the exporter at {watched.targets['deaf']}"
+        in found.mend
+    )
+
+
+@pytest.mark.parametrize(
+    ("which", "found", "mend"),
+    [
+        ("down", "it cannot scrape http://127.0.0.1", "curl http://127.0.0.1"),
+        ("others", "scrapes no celery-exporter", "scrape_configs"),
+        ("nobody", "does not answer as Prometheus does", "/-/ready"),
+        ("exporter", "does not answer as Prometheus does", "correct --prometheus"),
+    ],
+)
+def test_a_prometheus_that_does_not_scrape_us(watched, which, found, mend):
+    finding = getattr(watched, which).found["prometheus"]
+    assert finding.level == "fail"
+    assert found in finding.found
+    assert mend in finding.mend
+
+
+def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path, redis_broker):
+    """For one, those of another broker."""
     exporter = Exporter(tmp_path / "exporter", redis_broker.url)
-    well = Prometheus(tmp_path / "well", f"127.0.0.1:{exporter.port}")
-    down = Prometheus(tmp_path / "down", f"127.0.0.1:{free_port()}")
-    running(exporter, well, down)
+    server = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{exporter.port}")
+    running(exporter, server)
     exporter.connected()
-
-    def look(server, *up: str) -> dict:
-        return by_check(prometheus.look(f"http://127.0.0.1:{server.port}", "celery_", set(up)))
-
     beat = {"type": "worker-heartbeat", "hostname": "w@box", "timestamp": time.time(), "freq": 2.0}
     publish_events(redis_broker.url, {**beat, "active": 0, "processed": 0, "pid": 1})
-    eventually(lambda: well.query("celery_worker_up == 1"), 15)
-    found = look(well, "w@box")
-    assert [each.level for each in found.values()] == ["ok", "ok"]
-    assert f"127.0.0.1:{exporter.port}" in found["prometheus"].found
-    other = look(well, "x@box")["prometheus-agrees"]
-    assert (other.level, other.found.endswith("without x@box, and with w@box")) == ("warn", True)
-
-    eventually(lambda: down.targets()[0]["health"] == "down", 15)
-    found = look(down)["prometheus"]
-    assert (found.level, "it cannot scrape http://127.0.0.1" in found.found) == ("fail", True)
-    nobody = SimpleNamespace(port=free_port())
-    assert "does not answer" in look(nobody)["prometheus"].found
-    # One that answers, and is no Prometheus; and one that scrapes others.
-    assert look(exporter)["prometheus"].level == "fail"
-    itself = running(Prometheus(tmp_path / "itself", f"127.0.0.1:{well.port}", job="itself"))
-    eventually(lambda: itself.query("up == 1"), 15)
-    found = look(itself)["prometheus"]
-    assert (found.level, "scrape_configs" in found.mend) == ("fail", True)
+    eventually(lambda: server.query("celery_worker_up == 1"), 15)
+    found = by_check(prometheus.look(f"http://127.0.0.1:{server.port}", "celery_", {"x@box"}))
+    differs = found["prometheus-agrees"]
+    assert (differs.level, differs.found.endswith("without x@box, and with w@box")) == ("warn", True)
 
 
 # -- from nothing to numbers ---------------------------------------------------------------------------------
