@@ -7,7 +7,10 @@ second; null is what is not known. Pure: time comes in.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from operator import sub
 
 from msgspec import Struct
 
@@ -25,6 +28,7 @@ STEP, SUMS_STEP = 15.0, 60.0
 
 _STATES = tuple(state.name for state in State)
 _ENDED = (State.SUCCESS, State.FAILURE)
+_SHARES = (0.5, 0.95)
 
 
 class BrokerStatus(Struct, frozen=True):
@@ -94,7 +98,7 @@ class Status(Struct, frozen=True):
 
     version: int  # of what is described here
     exporter_version: str  # as --version has it
-    at: float  # when this was made; it is given to all who ask in the next 2 s
+    at: float  # when this was made; it is given to all who ask for 2 s, longer where it is large
     started: float  # when this exporter was
     window: float  # 300 to 375, or less after a start
     broker: BrokerStatus  # the event path
@@ -133,6 +137,7 @@ class History:
 
     def __init__(self) -> None:
         self._points: tuple[_Point, ...] = ()
+        self._lately: Mapping[str, _Lately] = {}
         self._lengths: tuple[tuple[float, float, Mapping[str, int | None]], ...] = ()
 
     def look(self, snapshot: Snapshot, now: float) -> None:
@@ -156,6 +161,7 @@ class History:
         around = snapshot.around
         first = self._points[0] if self._points else _point(snapshot, now)
         window = now - first.now
+        self._lately = _all_lately(snapshot, first, self._lately)
         return Status(
             version=VERSION,
             exporter_version=around.version,
@@ -174,7 +180,7 @@ class History:
             findings=advise(snapshot),
             workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],
             queues=[_queue(queue, around.at, self._lengths) for queue in snapshot.queues],
-            tasks=_tasks(snapshot, first, window),
+            tasks=_tasks(snapshot, self._lately, window),
             failures=[
                 FailureStatus(each.at, each.key.task_name, each.worker, each.exception, each.uuid)
                 for each in snapshot.failures
@@ -215,36 +221,67 @@ class _Open(Struct):
     oldest: float | None = None
 
 
-def _tasks(snapshot: Snapshot, first: _Point, window: float) -> list[TaskStatus]:
+class _Lately(Struct, frozen=True):
+    """What a name counted since a moment, and what follows from it; kept, for most names do not move."""
+
+    cells: Sequence[Cell]
+    since: _Sums | None
+    moved: Sequence[int]
+    failure_share: float | None
+    runtimes: Sequence[float | None]  # p50 and p95
+    waits: Sequence[float | None]
+
+
+def _tasks(snapshot: Snapshot, lately: Mapping[str, _Lately], window: float) -> list[TaskStatus]:
     open_: dict[str, _Open] = {}
     for group in snapshot.tasks:
         if group.count:
             one = open_.setdefault(group.key.task_name, _Open({}))
             one.states[group.state.name] = one.states.get(group.state.name, 0) + group.count
             one.oldest = min(filter(None, (group.since, one.oldest)), default=None)
-    sums, before = _sums(snapshot), dict(first.tasks)
-    # What was counted of names that are gone is in that of the others now, and is no news there.
-    gone = [before.pop(name) for name in before.keys() - sums.keys()]
-    before[OTHER] = _plus(before.get(OTHER, _NOTHING), *gone)
     return [
-        _task(name, snapshot, _grown(sums.get(name), before.get(name)), window, open_.get(name, _Open({})))
-        for name in sorted(sums.keys() | open_.keys())
+        _task(name, lately.get(name, _NEVER), window, open_.get(name, _Open({})))
+        for name in sorted(lately.keys() | open_.keys())
     ]
 
 
-def _task(name: str, snapshot: Snapshot, grown: _Sums, window: float, open_: _Open) -> TaskStatus:
-    ended = sum(grown.moved[state] for state in _ENDED)
+def _task(name: str, lately: _Lately, window: float, open_: _Open) -> TaskStatus:
+    rates = dict(zip(_STATES, [count / window for count in lately.moved], strict=True)) if window else {}
+    (runtime_p50, runtime_p95), (wait_p50, wait_p95) = lately.runtimes, lately.waits
     return TaskStatus(
         name,
-        dict(zip(_STATES, (count / window for count in grown.moved), strict=True)) if window else {},
-        grown.moved[State.FAILURE] / ended if ended else None,
-        quantile(0.5, snapshot.runtime_bounds, grown.ran),
-        quantile(0.95, snapshot.runtime_bounds, grown.ran),
-        quantile(0.5, snapshot.wait_bounds, grown.queued),
-        quantile(0.95, snapshot.wait_bounds, grown.queued),
+        rates,
+        lately.failure_share,
+        runtime_p50,
+        runtime_p95,
+        wait_p50,
+        wait_p95,
         open_.states,
         open_.oldest,
     )
+
+
+def _all_lately(snapshot: Snapshot, first: _Point, known: Mapping[str, _Lately]) -> dict[str, _Lately]:
+    """Return what each name counted since a moment; `known` is what was returned the last time."""
+    cells, before = _cells(snapshot), dict(first.tasks)
+    # What was counted of names that are gone is in that of the others now, and is no news there.
+    gone = [before.pop(name) for name in before.keys() - cells.keys()]
+    before[OTHER] = _plus(before.get(OTHER, _NOTHING), *gone)
+    found = {}
+    for name, some in cells.items():
+        old, since = known.get(name), before.get(name)
+        same = old is not None and old.since == since and old.cells == some
+        found[name] = old if old is not None and same else _lately(some, since, snapshot)
+    return found
+
+
+def _lately(cells: Sequence[Cell], since: _Sums | None, snapshot: Snapshot) -> _Lately:
+    grown = _grown(_added(cells), since)
+    ended = sum(grown.moved[state] for state in _ENDED)
+    failed = grown.moved[State.FAILURE] / ended if ended else None
+    runtimes = [quantile(share, snapshot.runtime_bounds, grown.ran) for share in _SHARES]
+    waits = [quantile(share, snapshot.wait_bounds, grown.queued) for share in _SHARES]
+    return _Lately(cells, since, grown.moved, failed, runtimes, waits)
 
 
 def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
@@ -253,21 +290,26 @@ def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> fl
     As PromQL's histogram_quantile: within a bucket in proportion, and what is in the last, which has no
     upper bound, is at the highest bound.
     """
-    rank, below, lower = share * sum(counts), 0, 0.0
-    if not rank or not bounds:
+    upto = list(accumulate(counts))
+    if not bounds or not upto or not upto[-1]:
         return None
-    for upper, count in zip(bounds, counts, strict=False):  # the last has none
-        if below + count >= rank:
-            return lower + (upper - lower) * (rank - below) / count
-        below, lower = below + count, upper
-    return bounds[-1]
+    rank = share * upto[-1]
+    bucket = bisect_left(upto, rank)
+    if bucket == len(bounds):
+        return bounds[-1]
+    lower, below = (bounds[bucket - 1], upto[bucket - 1]) if bucket else (0.0, 0)
+    return lower + (bounds[bucket] - lower) * (rank - below) / counts[bucket]
 
 
 def _sums(snapshot: Snapshot) -> dict[str, _Sums]:
+    return {name: _added(some) for name, some in _cells(snapshot).items()}
+
+
+def _cells(snapshot: Snapshot) -> dict[str, list[Cell]]:
     cells: dict[str, list[Cell]] = {}
     for key, cell in snapshot.cells.items():
         cells.setdefault(key.task_name, []).append(cell)
-    return {name: _added(some) for name, some in cells.items()}
+    return cells
 
 
 def _added(cells: Sequence[Cell]) -> _Sums:
@@ -279,12 +321,13 @@ def _added(cells: Sequence[Cell]) -> _Sums:
 
 
 def _columns(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    return tuple(map(sum, zip(*rows, strict=True)))
+    first, *more = rows if (rows := list(rows)) else ((),)
+    return tuple(map(sum, zip(first, *more, strict=True))) if more else tuple(first)
 
 
-def _grown(now: _Sums | None, first: _Sums | None) -> _Sums:
+def _grown(now: _Sums, first: _Sums | None) -> _Sums:
     """Return what was counted between two moments. After folding that may be less than nothing: nothing."""
-    now, first = now or _NOTHING, first or _NOTHING
+    first = first or _NOTHING
     return _Sums(_minus(now.moved, first.moved), _minus(now.ran, first.ran), _minus(now.queued, first.queued))
 
 
@@ -297,9 +340,9 @@ def _plus(*all_: _Sums) -> _Sums:
 
 
 def _minus(now: Sequence[int], first: Sequence[int]) -> tuple[int, ...]:
-    if not first:
-        return tuple(now)
-    return tuple(max(0, late - early) for late, early in zip(now, first, strict=True))
+    grown = tuple(map(sub, now, first)) if first else tuple(now)
+    return tuple(max(0, each) for each in grown) if min(grown, default=0) < 0 else grown
 
 
 _NOTHING = _Sums((0,) * len(State), (), ())
+_NEVER = _Lately((), None, _NOTHING.moved, None, (None, None), (None, None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 
 import msgspec
 import pytest
@@ -37,6 +38,21 @@ def test_rates_and_quantiles_are_of_the_last_minutes():
     assert task.failure_share == 0
     assert task.runtime_p50 == pytest.approx(0.1 + 0.9 / 2)
     assert task.wait_p95 == pytest.approx(0.1 + 0.9 * 0.95)
+
+
+def test_what_is_kept_of_names_that_do_not_move_is_what_would_be_told_anew():
+    """Some of them move at each look, and the moment since which they did changes too."""
+    story, history = Story(), History()
+    for look in range(60):
+        history.look(story.shown(), story.now)
+        for name in range(look % 4):
+            at, uuid = story.now, f"{look}-{name}"
+            story.tell(*(dict(event, name=f"t{name}") for event in life(uuid, at, runtime=look % 7)))
+        story.now += 20
+        found, forgetful = status(story, history), copy.copy(history)
+        forgetful._lately = {}
+        assert status(story, forgetful) == found
+    assert len({task.rates["SUCCESS"] for task in found.tasks}) > 1
 
 
 def test_what_is_longer_ago_is_in_no_rate():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from html.parser import HTMLParser
 
 import msgspec
@@ -10,9 +12,11 @@ import pytest
 from harness import statuses
 from harness.statuses import HOSTILE, NOW, failure, queue, status, task, worker
 
+from celery_exporter.core.words import State
 from celery_exporter.status import Status
 from celery_exporter.tables import TABLES, UNKNOWN, fixed, ordered, seconds
 from celery_exporter.web import page
+from celery_exporter.web.status import LASTS, _Newest
 
 VOID = {"meta", "link", "br", "input"}
 
@@ -108,6 +112,34 @@ def test_what_was_asked_for_is_text(asked):
     (box,) = (found for tag, found in parsed.elements if tag == "input" and found["name"] == "filter")
     assert box["value"] == asked
     assert [tag for tag, _ in parsed.elements if tag in {"script", "img", "b"}] == ["script"]
+
+
+def test_each_state_has_a_column_of_its_rate():
+    (tasks,) = (table for table in TABLES if table.name == "tasks")
+    assert [each.field for each in tasks.columns if each.field.startswith("rates.")] == [
+        f"rates.{state.name}" for state in State
+    ]
+
+
+def test_a_status_that_costs_much_is_given_out_for_longer():
+    """So however large a cluster is, pages that are open cost 1 % of a core for what is made anew."""
+    made = []
+
+    def costly() -> Status:
+        made.append(end := time.thread_time() + 0.03)
+        while time.thread_time() < end:
+            pass
+        return status()
+
+    async def ask() -> None:
+        newest = _Newest(costly)
+        begin = time.monotonic()
+        while time.monotonic() < begin + LASTS + 0.3:
+            await newest.get()
+            await asyncio.sleep(0.1)
+
+    asyncio.run(ask())
+    assert len(made) == 1
 
 
 def test_no_script_and_no_style_is_in_the_page():
@@ -221,7 +253,7 @@ def test_numbers_have_halves_rounded_up(value, digits, text):
 def test_what_is_not_known_is_a_dash():
     parsed = Parsed(page.html(status(workers=[worker()], tasks=[task()])))
     assert parsed.column("workers", "Busy") == parsed.column("workers", "Load") == [UNKNOWN]
-    assert parsed.tables["tasks"][1][1:-2] == [UNKNOWN] * 10
+    assert parsed.tables["tasks"][1][1:-2] == [UNKNOWN] * 13
 
 
 def test_clocks_that_are_ahead_make_no_age_negative():

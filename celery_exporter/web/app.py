@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import html
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +17,8 @@ from celery_exporter import __version__
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.exposition import Exposition, negotiate
 from celery_exporter.status import Status
-from celery_exporter.web.status import Page
+from celery_exporter.web.encodings import takes_gzip
+from celery_exporter.web.status import SAFE, Page
 from celery_exporter.web.status import pages as status_pages
 
 #: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
@@ -27,7 +27,7 @@ RENDERERS = 2
 #: Content type, address of the scraper (None for people), gzipped.
 _Wanted = tuple[str, str | None, bool]
 
-_NO = re.compile(r"q\s*=\s*0(\.0*)?")
+_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _LANDING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>celery-exporter</title></head><body>
 <h1>celery-exporter {version}</h1>
@@ -70,7 +70,7 @@ def build(  # noqa: PLR0913  what it shows, and what of it
 
     async def metrics(request: Request) -> Response:
         content_type = negotiate(request.headers.get("accept"), native=native)
-        zipped = _takes_gzip(request.headers.get("accept-encoding", ""))
+        zipped = takes_gzip(request.headers.get("accept-encoding", ""))
         wanted = content_type, _scraper(request), zipped
         # Whoever wants the same while it waits to be made shares it: a crowd waits no longer than two do.
         if wanted not in queued:
@@ -89,7 +89,8 @@ def build(  # noqa: PLR0913  what it shows, and what of it
 
     async def landing(_: Request) -> Response:
         state = "open" if is_ready() else "not open"
-        return HTMLResponse(_LANDING.format(version=__version__, broker=html.escape(broker), state=state))
+        text = _LANDING.format(version=__version__, broker=html.escape(broker), state=state)
+        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": _POLICY})
 
     pages: dict[str, Page] = {
         "/": landing,
@@ -109,12 +110,3 @@ def _scraper(request: Request) -> str | None:
     """Return the address of a Prometheus server, which says how long it will wait; None for people."""
     scrapes = "x-prometheus-scrape-timeout-seconds" in request.headers
     return request.client.host if scrapes and request.client else None
-
-
-def _takes_gzip(header: str) -> bool:
-    """Tell whether an Accept-Encoding header allows gzip (RFC 9110, section 12.5.3)."""
-    for part in header.lower().split(","):
-        coding, *parameters = (piece.strip() for piece in part.split(";"))
-        if coding in ("gzip", "*"):
-            return not any(_NO.fullmatch(parameter) for parameter in parameters)
-    return False

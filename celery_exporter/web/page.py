@@ -5,8 +5,10 @@ Nothing on it comes from elsewhere, and nothing that came from the wire gets int
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from html import escape
+from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 
@@ -28,6 +30,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+#: What the page is made of besides itself; their address changes with what is in them.
+STATIC = {
+    name: (resources.files(__package__) / "static" / name).read_bytes()
+    for name in ("status.css", "status.js", "icon.svg")
+}
+_DIGEST = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]
 #: The table that can be sorted and filtered.
 SORTED = "tasks"
 #: By what it is sorted when nobody says.
@@ -41,9 +49,9 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title} · celery-exporter</title>
-<link rel="icon" href="static/icon.svg?{version}">
-<link rel="stylesheet" href="static/status.css?{version}">
-<script src="static/status.js?{version}" defer></script>
+<link rel="icon" href="static/icon.svg?{digest}">
+<link rel="stylesheet" href="static/status.css?{digest}">
+<script src="static/status.js?{digest}" defer></script>
 <noscript><meta http-equiv="refresh" content="10"></noscript>
 </head>
 <body>
@@ -90,6 +98,7 @@ def html(status: Status, *, sort: str = SORT, contains: str = "") -> str:
     return _PAGE.format(
         title="up" if status.broker.up else "broker down",
         version=escape(status.exporter_version),
+        digest=_DIGEST,
         at=text(_AT, status, status.at),
         state="good" if status.broker.up else "bad",
         broker=_broker(status),

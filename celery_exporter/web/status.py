@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -15,21 +15,20 @@ from starlette.responses import HTMLResponse, Response
 
 from celery_exporter.status import Status
 from celery_exporter.web import page
+from celery_exporter.web.encodings import takes_gzip
 
 #: Seconds for which a status is given to all who ask. Pages ask every two: ten of them cost as much as one.
 LASTS = 1.9
+#: … or this many times the CPU seconds that it took: so it takes 1 % of a core, of however large a cluster.
+SHARE = 100
 #: Longest part of a name that tasks are looked for by.
 LONGEST = 255
 
 _T = TypeVar("_T")
 Page = Callable[[Request], Awaitable[Response]]
 
-_SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
-_STATIC = {
-    "status.css": "text/css; charset=utf-8",
-    "status.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
+SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+_KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
 
 def pages(status: Callable[[], Status]) -> dict[str, Page]:
@@ -39,21 +38,25 @@ def pages(status: Callable[[], Status]) -> dict[str, Page]:
     async def html(request: Request) -> Response:
         asked = request.query_params
         sort, contains = asked.get("sort", page.SORT), asked.get("filter", "")[:LONGEST]
-        found = (await newest.get())[0]
+        found = (await newest.get()).status
         text = await newest.work(lambda: page.html(found, sort=sort, contains=contains))
-        return HTMLResponse(text, headers={**_SAFE, "Content-Security-Policy": page.POLICY})
+        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": page.POLICY})
 
-    async def api(_: Request) -> Response:
-        body = (await newest.get())[1]
-        return Response(body, media_type="application/json", headers=_SAFE)
+    async def api(request: Request) -> Response:
+        made = await newest.get()
+        headers = {**SAFE, "Vary": "Accept-Encoding"}
+        if takes_gzip(request.headers.get("accept-encoding", "")):
+            headers["Content-Encoding"] = "gzip"
+        body = made.zipped if "Content-Encoding" in headers else made.json
+        return Response(body, media_type="application/json", headers=headers)
 
-    return {"/": html, "/api/v1/status": api, **{f"/static/{name}": _static(name) for name in _STATIC}}
+    static = {f"/static/{name}": _static(name, body) for name, body in page.STATIC.items()}
+    return {"/": html, "/api/v1/status": api, **static}
 
 
-def _static(name: str) -> Page:
-    body = (resources.files("celery_exporter.web") / "static" / name).read_bytes()
-    # Its address has the version in it.
-    headers = {**_SAFE, "Cache-Control": "max-age=86400", "Content-Type": _STATIC[name]}
+def _static(name: str, body: bytes) -> Page:
+    # Its address has what is in it in it.
+    headers = {**SAFE, "Cache-Control": "max-age=86400", "Content-Type": _KINDS[name.rpartition(".")[2]]}
 
     async def static(_: Request) -> Response:
         return Response(body, headers=headers)
@@ -61,25 +64,36 @@ def _static(name: str) -> Page:
     return static
 
 
+class _Made(NamedTuple):
+    """A status, and what is sent of it: zipped to all but a few scripts."""
+
+    status: Status
+    json: bytes
+    zipped: bytes
+
+
 class _Newest:
-    """The newest status and its JSON, made by one thread for all who ask."""
+    """The newest status, made by one thread for all who ask."""
 
     def __init__(self, make: Callable[[], Status]) -> None:
         self._make = make
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="status")
-        self._made: asyncio.Task[tuple[Status, bytes]] | None = None
-        self._at = 0.0
+        self._made: asyncio.Task[_Made] | None = None
+        self._until = 0.0
 
-    async def get(self) -> tuple[Status, bytes]:
-        now = time.monotonic()
-        if self._made is None or (self._made.done() and now - self._at > LASTS):
-            self._at = now
-            self._made = asyncio.create_task(self.work(self._encoded))
+    async def get(self) -> _Made:
+        if self._made is None or (self._made.done() and time.monotonic() > self._until):
+            self._until = time.monotonic() + LASTS
+            self._made = asyncio.create_task(self.work(self._anew))
         return await asyncio.shield(self._made)
 
     async def work(self, function: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
-    def _encoded(self) -> tuple[Status, bytes]:
+    def _anew(self) -> _Made:
+        begin = time.thread_time()
         status = self._make()
-        return status, msgspec.json.encode(status)
+        body = msgspec.json.encode(status)
+        made = _Made(status, body, gzip.compress(body, 1))
+        self._until = max(self._until, time.monotonic() + SHARE * (time.thread_time() - begin))
+        return made
