@@ -101,10 +101,13 @@ TABLES = (
         (
             Column("Task", "name", "text"),
             Column("Sent", "rates.PENDING", "decimal", _RATE),
+            Column("Received", "rates.RECEIVED", "decimal", _RATE),
             Column("Started", "rates.STARTED", "decimal", _RATE),
             Column("Succeeded", "rates.SUCCESS", "decimal", _RATE),
             Column("Failed", "rates.FAILURE", "decimal", _RATE),
             Column("Retried", "rates.RETRY", "decimal", _RATE),
+            Column("Revoked", "rates.REVOKED", "decimal", _RATE),
+            Column("Rejected", "rates.REJECTED", "decimal", _RATE),
             Column("Failures", "failure_share", "share", "Of what ended in SUCCESS or FAILURE."),
             Column("Run p50", "runtime_p50", "seconds", "Half of the executions took less."),
             Column("Run p95", "runtime_p95", "seconds", "Nearly all (95 %) took less."),

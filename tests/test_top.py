@@ -35,6 +35,7 @@ from celery_exporter.status import (
     WorkerStatus,
 )
 from celery_exporter.tables import TABLES
+from celery_exporter.top import PLAIN_WIDTH
 from celery_exporter.top.app import Top
 from celery_exporter.top.drawing import LINE, bar, clean, cut, fit, spark, width
 from celery_exporter.top.screen import _FIELDS, SECTIONS, News, Screen, View, pressed, screen, share
@@ -53,10 +54,13 @@ def task(
 ) -> TaskStatus:
     rates = {
         "PENDING": rate,
+        "RECEIVED": rate,
         "STARTED": rate,
         "SUCCESS": rate - failed,
         "FAILURE": failed,
         "RETRY": failed / 2,
+        "REVOKED": 0.0,
+        "REJECTED": 0.0,
     }
     return TaskStatus(
         name,
@@ -245,10 +249,12 @@ def test_an_empty_cluster():
 
 
 def test_without_a_height_all_is_there():
-    lines = texts(screen(NEWS, View(), 160))
+    text = "\n".join(texts(screen(NEWS, View(), PLAIN_WIDTH)))
     for each in (*STATUS.tasks, *STATUS.workers, *STATUS.queues):
-        assert each.name[:40] in "\n".join(lines)
-    assert "quit" not in "\n".join(lines)
+        assert each.name[:40] in text
+    for table in TABLES:
+        assert not [column.title for column in table.columns[1:] if column.title not in text]
+    assert "quit" not in text
 
 
 # -- cells ---------------------------------------------------------------------------------------------
@@ -578,7 +584,7 @@ def test_where_there_is_no_terminal_it_is_written_once():
     with answering(200, BODY) as place:
         done = run_cli("top", "--url", f"http://{place}", environment={"COLUMNS": ""})
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == texts(screen(News("", STATUS), View(), 160))
+    assert done.stdout.splitlines() == texts(screen(News("", STATUS), View(), PLAIN_WIDTH))
 
 
 def test_what_a_script_gets_where_nobody_listens():

@@ -17,7 +17,7 @@ from celery_exporter.top.screen import News, View, screen
 from celery_exporter.top.sources import NoStatusError, Source
 
 #: Cells of a line where nobody says: room for all columns.
-PLAIN_WIDTH = 160
+PLAIN_WIDTH = 200
 
 
 def show(source: Source, once: Callable[[Source, Callable[[str], None]], Source]) -> int:

@@ -36,6 +36,9 @@ _LEAVES: Mapping[str, Sequence[str]] = {
     "workers": ("version", "clock_skew", "task_events", "load", "processed", "heartbeat"),
     "queues": ("processes", "oldest", "lengths", "consumers"),
     "tasks": (
+        "rates.REJECTED",
+        "rates.REVOKED",
+        "rates.RECEIVED",
         "rates.RETRY",
         "runtime_p50",
         "wait_p50",
