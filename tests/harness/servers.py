@@ -200,13 +200,13 @@ class RabbitServer(Process):
 class RabbitServer4(RabbitServer):
     """RabbitMQ 4.3 or later, of Debian's testing suite (tests/install-rabbitmq-4.sh).
 
-    It has that suite's /usr in the place of the machine's, in a mount namespace of its own, which ends with it;
-    and it ends with us, even if we are killed.
+    It has that suite's /usr in the place of the machine's, in a mount namespace of its own, which ends with
+    it; and it ends with us, even if we are killed.
     """
 
     usr = ROOT / ".cache" / "rabbitmq-4" / "usr"
-    #: Without a word of it RabbitMQ from 4.3 on denies such queues, but for Debian's, which a patch has permit
-    #: them (do-not-deprecate-transient_nonexcl_queues.patch): this has it do as everybody else's.
+    #: The default from 4.3 on, but for Debian's, which permits such queues by a patch of its own
+    #: (do-not-deprecate-transient_nonexcl_queues.patch): this has it do as everybody else's.
     default = "deprecated_features.permit.transient_nonexcl_queues = false"
 
     def __init__(self, folder: Path, *more: str, vhosts: int = 1) -> None:
