@@ -17,7 +17,7 @@ keys=/usr/share/keyrings/debian-archive-keyring.gpg
 command -v apt-get >/dev/null && [ -e $keys ] || cannot "this is not Debian (or debian-archive-keyring is missing)"
 [ -L /lib ] || cannot "/usr is not merged here"
 unshare --mount true 2>/dev/null || cannot "unshare --mount is denied; it needs root"
-mirror=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' | sed -n "s/^$codename //p" | head -n 1)
+mirror=$(apt-get update --print-uris | sed -n "s#^'\(.*\)/dists/$codename/InRelease'.*#\1#p" | head -n 1)
 [ -n "$mirror" ] || cannot "apt knows no mirror of Debian $codename"
 
 # Made beside its place, and moved there when it is whole.
