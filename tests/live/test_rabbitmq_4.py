@@ -105,6 +105,19 @@ def test_workers_are_seen_and_asked(request, running, tmp_path, broker, configur
     assert "level=warning" not in app.text(), app.text()
 
 
+def test_a_name_too_long_for_a_refusal_costs_no_other_queue_its_length(running, tmp_path, strict):
+    """RabbitMQ ends the connection over the question, which anybody can bring about with an event."""
+    url, name = strict.clean(), "é" * 120
+    connection = kombu.Connection(url)
+    with connection, pytest.raises(connection.connection_errors, match="INTERNAL_ERROR"):
+        connection.default_channel.queue_declare(name, passive=True)
+    with workers.client(url) as client:
+        client.send_task("tasks.succeed", queue="backlog")
+    app = running(Exporter(tmp_path / "exporter", url, "-Q", f"{name},nowhere,backlog"))
+    until_equal(lambda: app.samples().by("celery_queue_length", "queue_name"), {("backlog",): 1})
+    assert app.value("celery_exporter_collector_success", collector="queues") == 1
+
+
 def test_workers_of_before_are_denied(tmp_path, strict):
     """As the doctor says: they do not come up."""
     worker = Worker(tmp_path / "worker", strict.clean(), "w@box", pool="solo", **SHARED)
