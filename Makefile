@@ -81,6 +81,7 @@ bench: .venv/synced servers  ## CPU an event beside a floor and the peers, event
 
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh
+	@tests/install-rabbitmq-4.sh
 
 lock:  ## newest versions that fit, pinned with their hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \

@@ -66,13 +66,22 @@ _Queues = Annotated[list[_Queue], _Many]
 _Names = Annotated[list[_Text], _Many]
 
 
+class _Mailbox(Mailbox):  # type: ignore[misc]
+    """kombu's, whose queue for the answers is shared before 5.7, which RabbitMQ 4.3 refuses."""
+
+    def get_reply_queue(self) -> kombu.Queue:
+        queue = super().get_reply_queue()
+        queue.exclusive = True
+        return queue
+
+
 class Roster:
     """Asks the workers on one connection, which must stay open."""
 
     def __init__(self, connection: kombu.Connection) -> None:
         bound_kombu()  # which reads the answers
         self._connection = connection
-        self._mailbox = Mailbox("celery", type="fanout", accept=["json"])(connection)
+        self._mailbox = _Mailbox("celery", type="fanout", accept=["json"])(connection)
 
     def ask(self, before: dict[str, Profile]) -> dict[str, Profile]:
         """Return the profile of each worker that answered; what it did not say is kept from `before`.

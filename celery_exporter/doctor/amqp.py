@@ -89,7 +89,9 @@ def judge_transient(version: str, *, permitted: bool | None) -> Finding:
         found = (
             f"RabbitMQ {version} permits the transient queues that Celery before {EXCLUSIVE_SINCE} declares"
         )
-        return Finding("transient-queues", "ok", f"{found}; 4.3 does not, unless told to")
+        return Finding(
+            "transient-queues", "ok", f"{found}; 4.3 does not, unless it is told to or is Debian's"
+        )
     return Finding(
         "transient-queues", "ok", "queues of events and of control are permitted as Celery declares them"
     )

@@ -16,7 +16,7 @@ from typing import Any
 import kombu
 import redis
 
-from harness.processes import Process, free_port, need
+from harness.processes import ROOT, Process, free_port, missing, need
 
 VHOSTS = 90  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
 PASSWORD = "guest"
@@ -67,6 +67,7 @@ class Epmd(Process):
     """Erlang's port mapper in the foreground, for one RabbitMQ: Erlang would start one that outlives it."""
 
     name = "epmd"
+    wrapper: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -74,7 +75,7 @@ class Epmd(Process):
         self.port = free_port()
 
     def command(self) -> list[str]:
-        return [self.program, "-port", str(self.port), "-address", "127.0.0.1"]
+        return [*self.wrapper, self.program, "-port", str(self.port), "-address", "127.0.0.1"]
 
     def ready(self) -> bool:
         names = [self.program, "-port", str(self.port), "-names"]
@@ -86,6 +87,7 @@ class RabbitServer(Process):
 
     name = "rabbitmq-server"
     deadline = 90.0  # Erlang takes its time when two cores are busy
+    wrapper: tuple[str, ...] = ()  # what starts it, and rabbitmqctl
 
     def __init__(self, folder: Path, *, vhosts: int = 1, advanced: str = "[].") -> None:
         super().__init__(folder)
@@ -126,7 +128,7 @@ class RabbitServer(Process):
         (self.folder / "enabled_plugins").write_text("[].\n")
 
     def command(self) -> list[str]:
-        return [self.program]
+        return [*self.wrapper, self.program]
 
     def environment(self) -> dict[str, str]:
         return {
@@ -175,7 +177,7 @@ class RabbitServer(Process):
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl on it, which takes seconds; return what it printed."""
         done = subprocess.run(
-            [need("rabbitmqctl"), "--quiet", *arguments],
+            [*self.wrapper, need("rabbitmqctl"), "--quiet", *arguments],
             env=self.environment(),
             capture_output=True,
             text=True,
@@ -193,6 +195,31 @@ class RabbitServer(Process):
         vhost = next(self._fresh, None)
         assert vhost, f"more than {len(self.vhosts)} tests want a vhost: raise VHOSTS"
         return self.url_of(vhost)
+
+
+class RabbitServer4(RabbitServer):
+    """RabbitMQ 4.3 or later, of Debian's testing suite (tests/install-rabbitmq-4.sh).
+
+    It has that suite's /usr in the place of the machine's, in a mount namespace of its own, which ends with
+    it; and it ends with us, even if we are killed.
+    """
+
+    usr = ROOT / ".cache" / "rabbitmq-4" / "usr"
+    #: The default from 4.3 on, but for Debian's, which permits such queues by a patch of its own
+    #: (do-not-deprecate-transient_nonexcl_queues.patch): this has it do as everybody else's.
+    default = "deprecated_features.permit.transient_nonexcl_queues = false"
+
+    def __init__(self, folder: Path, *more: str, vhosts: int = 1) -> None:
+        """`more` are lines of rabbitmq.conf."""
+        if not self.usr.exists():
+            missing("RabbitMQ 4 (tests/install-rabbitmq-4.sh)")
+        super().__init__(folder, vhosts=vhosts)
+        like_us = ("setpriv", "--pdeathsig", "KILL")
+        in_its_place = ("sh", "-c", 'mount --bind "$0" /usr && exec "$@"', str(self.usr))
+        self.wrapper = (*like_us, "unshare", "--mount", *in_its_place)
+        self.epmd.wrapper = like_us
+        with (self.folder / "rabbitmq.conf").open("a") as configuration:
+            configuration.writelines(f"{line}\n" for line in (self.default, *more))
 
 
 class Prometheus(Process):

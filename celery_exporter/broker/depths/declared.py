@@ -11,8 +11,8 @@ from amqp import spec
 from celery_exporter.broker.connection import translated
 from celery_exporter.core.snapshot import Depth
 
-#: Bytes that a name has at most on AMQP.
-LONGEST_NAME = 255
+#: Bytes that a name has at most on AMQP, and what RabbitMQ says of it.
+LONGEST = 255
 
 
 class DeclaredDepths:
@@ -39,7 +39,7 @@ class DeclaredDepths:
         return None
 
     def _declare(self, queue: str) -> Any:
-        if len(queue.encode()) > LONGEST_NAME:
+        if not self._is_askable(queue):
             return None  # a sender of events said it; there is none
         # An error (404 no such queue, 405 exclusive) closes its channel; py-amqp has opened it again by then.
         if self._channel is None:
@@ -54,3 +54,11 @@ class DeclaredDepths:
             channel.send_method(spec.Channel.CloseOk)
             channel.collect()
             return None
+
+    def _is_askable(self, queue: str) -> bool:
+        """Tell whether no more than a channel is at stake.
+
+        RabbitMQ 4.3 cuts its words to letters, not bytes: it ends the connection over those that do not fit.
+        """
+        refusal = f"NOT_FOUND - no queue '{queue}' in vhost '{self._connection.virtual_host}'"
+        return len((queue if refusal.isascii() else refusal).encode()) <= LONGEST

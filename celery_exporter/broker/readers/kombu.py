@@ -63,7 +63,14 @@ class KombuReader:
 
     def _subscribe(self) -> None:
         exchange = event_exchange(self._settings, self._connection)
-        queue = Queue(self._queue_name, exchange, routing_key="#", durable=False, auto_delete=True)
+        exclusive = self._connection.transport.driver_type == "amqp"
+        if exclusive:
+            # RabbitMQ 4.3 refuses a queue that is neither durable nor exclusive. A new name each time: the
+            # queue of a connection that RabbitMQ does not know to be dead is locked.
+            self._queue_name = f"celeryev.{uuid.uuid4()}"
+        queue = Queue(
+            self._queue_name, exchange, routing_key="#", durable=False, exclusive=exclusive, auto_delete=True
+        )
         bound = queue(self._connection.default_channel)
         bound.declare()
         # Not through kombu's Consumer, which would inflate a compressed body of any size.

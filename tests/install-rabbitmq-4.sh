@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# A RabbitMQ of 4.3 or later, which Debian 12 does not have: the /usr of Debian's testing suite, no more of it
+# than RabbitMQ needs, in .cache/rabbitmq-4/usr. The tests put it in the place of /usr, for RabbitMQ alone
+# (RabbitServer4 in tests/harness/servers.py). The machine's own packages and apt's lists stay as they are.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+home=.cache/rabbitmq-4 suite=forky
+[ -e $home/usr ] && exit 0
+
+cannot() {  # what does not fail in CI is skipped at a desk, with these words
+  echo "No RabbitMQ 4 for the tests: $1" >&2
+  [ -z "${CI:-}" ]
+  exit
+}
+codename=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}")
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
+command -v apt-get >/dev/null && [ -e $keys ] || cannot "this is not Debian (or debian-archive-keyring is missing)"
+[ -L /lib ] || cannot "/usr is not merged here"
+unshare --mount true 2>/dev/null || cannot "unshare --mount is denied; it needs root"
+mirror=$(apt-get update --print-uris | sed -n "s#^'\(.*\)/dists/$codename/InRelease'.*#\1#p" | head -n 1)
+[ -n "$mirror" ] || cannot "apt knows no mirror of Debian $codename"
+
+# Made beside its place, and moved there when it is whole.
+rm -rf $home
+mkdir -p $home
+work=$(mktemp -d "$PWD/$home/making.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work"/{lists,archives}/partial
+touch "$work/status"  # nothing is installed there yet
+echo "deb [signed-by=$keys] $mirror $suite main" >"$work/sources.list"
+cat >"$work/apt.conf" <<EOF
+Dir::State::lists "$work/lists";
+Dir::State::status "$work/status";
+Dir::State::extended_states "$work/extended_states";
+Dir::Cache "$work";
+Dir::Etc::sourcelist "$work/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+EOF
+export APT_CONFIG=$work/apt.conf
+apt-get update -qq
+apt-get install -qq --download-only rabbitmq-server base-files coreutils dash grep sed >/dev/null
+for package in "$work"/archives/*.deb; do
+  dpkg-deb --extract "$package" "$work/root"
+done
+rm -rf "$work"/root/usr/share/{doc,info,locale,man}
+mv "$work/root/usr" $home/usr

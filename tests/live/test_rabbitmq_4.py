@@ -1,0 +1,145 @@
+"""RabbitMQ from 4.3 on, which denies transient queues that are shared, as Celery before 5.7 declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import kombu
+import pytest
+from harness import workers
+from harness.events import one_task, publish_events
+from harness.exporter import Exporter
+from harness.servers import RabbitServer4
+from harness.waiting import eventually, until_equal
+from harness.workers import Worker
+from kombu.pidbox import Mailbox
+
+from celery_exporter.broker.connection import connect
+from celery_exporter.broker.roster import Roster
+from celery_exporter.doctor import amqp
+
+from .test_doctor import by_check, doctor, rungs, settings_of
+
+#: What the doctor has people put into rabbitmq.conf.
+PERMIT = amqp.judge_transient("4.3.0", permitted=False).mend.rpartition("in rabbitmq.conf: ")[2]
+#: What Celery before 5.7 does.
+SHARED = {"control_queue_exclusive": False, "event_queue_exclusive": False}
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
+    with RabbitServer4(tmp_path_factory.mktemp("strict"), vhosts=10) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lenient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
+    with RabbitServer4(tmp_path_factory.mktemp("lenient"), PERMIT, vhosts=10) as server:
+        yield server
+
+
+def declare_shared(url: str) -> None:
+    with kombu.Connection(url) as connection:
+        kombu.Queue("shared", durable=False)(connection.default_channel).queue_declare()
+
+
+def test_it_is_one_that_denies_them(strict, lenient):
+    """Without the exporter: what the tests below stand on."""
+    with pytest.raises(Exception, match=r"\(541\) INTERNAL_ERROR - Feature `transient_nonexcl_queues`"):
+        declare_shared(strict.clean())
+    declare_shared(lenient.clean())
+
+
+def test_the_doctor_says_how_to_permit_them_and_that_permits_them(running, tmp_path, strict, lenient):
+    assert PERMIT == "deprecated_features.permit.transient_nonexcl_queues = true"
+    url = strict.clean()
+    running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
+    found = doctor(url).found
+    version = found["broker-version"].found.removeprefix("RabbitMQ ")
+    assert tuple(map(int, version.split(".")[:2])) >= (4, 3)
+    denied = found["transient-queues"]
+    assert denied.level == "warn"
+    assert denied.found.startswith(f"RabbitMQ {version} denies the transient queues")
+    assert denied.mend.endswith(f"in rabbitmq.conf: {PERMIT}")
+    assert (found["workers"].found, found["answers"].level) == ("1 worker heard: w@box", "ok")
+
+    permitted = by_check(amqp.look(settings_of(lenient.clean()), None)[0])["transient-queues"]
+    assert permitted.level == "ok"
+    assert permitted.found.startswith(f"RabbitMQ {version} permits the transient queues")
+
+
+def test_the_doctor_can_subscribe(strict):
+    assert {finding.level for finding in rungs(strict.clean()).values()} == {"ok"}
+
+
+@pytest.mark.parametrize("reader", ["auto", "kombu"])
+def test_events_are_counted(running, tmp_path, strict, reader):
+    url = strict.clean()
+    app = running(Exporter(tmp_path / "exporter", url, "--reader", reader)).connected()
+    publish_events(url, *one_task(1))
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
+    assert app.get("/-/ready").status == 200
+    assert "level=warning" not in app.text(), app.text()
+
+
+@pytest.mark.parametrize(("broker", "configuration"), [("strict", {}), ("lenient", SHARED)])
+def test_workers_are_seen_and_asked(request, running, tmp_path, broker, configuration):
+    """Those of today on a RabbitMQ as it comes, and those of before on one that was told to permit them."""
+    url = request.getfixturevalue(broker).clean()
+    app = running(Exporter(tmp_path / "exporter", url)).connected()
+    running(Worker(tmp_path / "worker", url, "w@box", pool="solo", **configuration))
+    with workers.client(url, **configuration) as client:
+        client.send_task("tasks.succeed", queue="celery")
+        client.send_task("tasks.succeed", queue="backlog")
+    until_equal(lambda: app.value("celery_worker_up", worker="w@box"), 1)
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS", queue_name="celery"), 1)
+    # Its answers:
+    until_equal(lambda: app.value("celery_worker_pool_size", worker="w@box"), 1, 20)
+    until_equal(lambda: app.value("celery_queue_consumers", queue_name="celery"), 1)
+    # Its queue, and one that nobody consumes:
+    until_equal(lambda: app.value("celery_queue_length", queue_name="celery"), 0)
+    until_equal(lambda: app.value("celery_queue_length", queue_name="backlog"), 1)
+    samples = app.samples().matching("celery_exporter_collector_success")
+    assert set(samples.values()) == {1}, samples
+    assert app.get("/-/ready").status == 200
+    assert "level=warning" not in app.text(), app.text()
+
+
+def test_a_name_too_long_for_a_refusal_costs_no_other_queue_its_length(running, tmp_path, strict):
+    """RabbitMQ ends the connection over the question, which anybody can bring about with an event."""
+    url, name = strict.clean(), "é" * 120
+    connection = kombu.Connection(url)
+    with connection, pytest.raises(connection.connection_errors, match="INTERNAL_ERROR"):
+        connection.default_channel.queue_declare(name, passive=True)
+    with workers.client(url) as client:
+        client.send_task("tasks.succeed", queue="backlog")
+    app = running(Exporter(tmp_path / "exporter", url, "-Q", f"{name},nowhere,backlog"))
+    until_equal(lambda: app.samples().by("celery_queue_length", "queue_name"), {("backlog",): 1})
+    assert app.value("celery_exporter_collector_success", collector="queues") == 1
+
+
+def test_workers_of_before_are_denied(tmp_path, strict):
+    """As the doctor says: they do not come up."""
+    worker = Worker(tmp_path / "worker", strict.clean(), "w@box", pool="solo", **SHARED)
+    try:
+        worker.start()
+        eventually(lambda: "transient_nonexcl_queues" in worker.text(), 40, what="the refusal in its log")
+        assert not worker.ready()
+    finally:
+        worker.kill()
+
+
+def test_workers_are_asked_whatever_kombu_declares(monkeypatch, running, tmp_path, strict):
+    """Before 5.7 it has the queue of the answers shared; the exporter takes kombu from 5.4 on."""
+    real = Mailbox.get_reply_queue
+
+    def shared(mailbox):
+        queue = real(mailbox)
+        queue.exclusive = False
+        return queue
+
+    monkeypatch.setattr(Mailbox, "get_reply_queue", shared)
+    url = strict.clean()
+    running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
+    with connect(settings_of(url)) as connection:
+        assert set(Roster(connection).ask({})) == {"w@box"}
