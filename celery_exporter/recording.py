@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from kombu import Connection, Producer
 
 from celery_exporter.broker.connection import (
+    BrokerError,
     check,
     connect,
     event_exchange,
@@ -19,8 +20,10 @@ from celery_exporter.broker.connection import (
     translated,
 )
 from celery_exporter.broker.payload import CONTENT_TYPES, JSON, Payload
+from celery_exporter.broker.readers import Reader as EventReader
 from celery_exporter.broker.readers import reader_for
 from celery_exporter.core.events import decode
+from celery_exporter.monitor import FIRST_RETRY, back_off
 from celery_exporter.settings import Settings
 from celery_exporter.tape import Reader, Record, Scrubber, Writer, paced
 
@@ -46,8 +49,8 @@ def record(
         say(f"recording from {masked(settings.broker_url)} into {path}; Ctrl-C ends it")
         start = said = time.monotonic()
         try:
-            while not ended():
-                for payload in reader.read(POLL):
+            for payloads in _heard(reader, settings, ended, say):
+                for payload in payloads:
                     shown = payload if scrubber is None else scrubber.scrub(payload)
                     if shown is None:
                         left_out += 1
@@ -59,6 +62,35 @@ def record(
         finally:
             also = f"; {left_out:,} that could not be read were left out" if left_out else ""
             say(f"{path}: {tape.messages:,} messages{also}")
+
+
+def _heard(
+    reader: EventReader, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
+) -> Iterator[list[Payload]]:
+    """Yield what comes until `ended`, whatever becomes of the broker meanwhile."""
+    while not ended():
+        try:
+            while not ended():
+                yield reader.read(POLL)
+        except BrokerError as error:  # noqa: PERF203  not a thousand times a second
+            say(f"nothing is recorded now, trying again: {error}")
+            _come_back(reader, settings, ended, say)
+
+
+def _come_back(
+    reader: EventReader, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
+) -> None:
+    for wait in back_off(FIRST_RETRY, settings.retry_interval):
+        reader.close()
+        end = time.monotonic() + wait
+        while time.monotonic() < end and not ended():
+            time.sleep(min(wait, POLL))
+        if ended():
+            return
+        with suppress(BrokerError):
+            reader.open()
+            say("recording again; what was published meanwhile is missing")
+            return
 
 
 def replay(

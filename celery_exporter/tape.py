@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import struct
 import time
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+from uuid import UUID, uuid4, uuid5
 
 import msgspec
-from msgspec import structs
+from msgspec import Meta, structs
 
 from celery_exporter.broker.payload import JSON, MAX_BODY, Payload, events_of
-from celery_exporter.core.events import Event, exception_class, unregistered_name, unwrap
+from celery_exporter.core.events import (
+    TASK_TYPES,
+    WORKER_TYPES,
+    Event,
+    exception_class,
+    unregistered_name,
+    unwrap,
+)
 
 FORMAT = b"celery-exporter events 1\n"
 #: Seconds between two flushes.
 FLUSH = 1.0
+_OF_CELERY = frozenset(TASK_TYPES + WORKER_TYPES)
 _LENGTH = struct.Struct(">I")
 
 
@@ -41,7 +51,7 @@ class Record(NamedTuple):
 
 
 class _Line(msgspec.Struct, array_like=True):
-    at: float
+    at: Annotated[float, Meta(ge=0, lt=1e11)]
     content_type: str | None
     content_encoding: str | None
     compression: str | None
@@ -53,10 +63,11 @@ def _text(value: object) -> str | None:
 
 
 class Writer:
-    """Writes a new file; an OSError says what is wrong with its path."""
+    """Writes a new file, its owner's alone, for tasks' arguments are in it; an OSError is of its path."""
 
     def __init__(self, path: Path) -> None:
-        self._file = gzip.open(path, "xb", compresslevel=6)  # noqa: SIM115  closed by __exit__
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        self._file = gzip.open(path, "wb", compresslevel=6)  # noqa: SIM115  see close
         self._file.write(FORMAT)
         self._flushed = 0.0
         self.messages = 0
@@ -127,14 +138,16 @@ class Reader:
 
 
 class Scrubber:
-    """Makes messages that can be shown to anybody: names are replaced, each by the same one, and ids stay.
+    """Makes messages that can be shown to anybody: names are replaced, each by the same one.
 
-    What nobody here reads (args, kwargs, results, tracebacks) is left out; of an exception its class stays.
+    So are ids and types of events that an application chose. What nobody here reads (args, kwargs, results,
+    tracebacks) is left out; of an exception its class stays.
     """
 
     def __init__(self, accept: Collection[str]) -> None:
         self._accept = accept
         self._names: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        self._salt = uuid4()  # nobody can find out an id by trying
 
     def scrub(self, payload: Payload) -> Payload | None:
         """Return the message without what is nobody's business; None if nothing of it can be read."""
@@ -145,6 +158,10 @@ class Scrubber:
         unwrap(event)  # the class of a wrapped exception is in the traceback
         shown = {name: value for name, value in structs.asdict(event).items() if value is not None}
         shown.pop("traceback", None)
+        if event.type not in _OF_CELERY:
+            shown["type"] = self._name("type", event.type)
+        if event.uuid is not None and not _says_nothing(event.uuid):
+            shown["uuid"] = str(uuid5(self._salt, event.uuid))
         for field, kind in (("name", "task"), ("queue", "queue")):
             if field in shown:
                 shown[field] = self._name(kind, shown[field])
@@ -159,6 +176,14 @@ class Scrubber:
     def _name(self, kind: str, name: str) -> str:
         names = self._names[kind]
         return names.setdefault(name, f"{kind}-{len(names) + 1}")
+
+
+def _says_nothing(id_: str) -> bool:
+    """Tell whether an id is one as Celery makes them."""
+    try:
+        return str(UUID(id_)) == id_
+    except ValueError:
+        return False
 
 
 def paced(records: Iterator[Record], speed: float | None) -> Iterator[tuple[float, Record]]:

@@ -41,6 +41,7 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 APT::Update::Error-Mode "any";
 Acquire::Languages "none";
+Acquire::Retries "3";
 EOF
 export APT_CONFIG=$work/apt.conf
 apt-get update -qq

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from celery_exporter.broker.payload import JSON, Payload
@@ -20,6 +22,9 @@ RECORDS = [
     ),
     Record(60.0, Payload(b"", None, None)),
 ]
+
+
+ID = "6f0c9a52-9a4c-4d7b-8f43-0d5ab1a6a1c7"
 
 
 @pytest.fixture
@@ -36,6 +41,10 @@ def test_what_is_read_is_what_was_written(tape):
     reader = Reader(tape)
     assert list(reader) == RECORDS
     assert (reader.broken, reader.messages) == (None, 3)
+
+
+def test_it_is_its_owners_alone(tape):
+    assert tape.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_that_is_there_is_not_written_over(tape):
@@ -78,6 +87,11 @@ def test_a_file_may_be_wrong_at_every_byte(tape, tmp_path):
         assert why or found == RECORDS, at
 
 
+def framed(record: list) -> bytes:
+    data = msgspec.msgpack.encode(record)
+    return len(data).to_bytes(4, "big") + data
+
+
 @pytest.mark.parametrize(
     ("inside", "why"),
     [
@@ -86,8 +100,10 @@ def test_a_file_may_be_wrong_at_every_byte(tape, tmp_path):
         (b"\0\0\0\x04abc", "it ends within a record"),
         (b"\0\0\0\x01\xc1", "invalid"),
         (b"\0\0\0\x01\x90", "Expected `array` of"),
+        (framed([math.inf, None, None, None, b""]), "Expected `float` <"),
+        (framed([math.nan, None, None, None, b""]), "Expected `float` >="),
     ],
-    ids=["too long", "no length", "too short", "no msgpack", "too few"],
+    ids=["too long", "no length", "too short", "no msgpack", "too few", "never", "no time"],
 )
 def test_a_record_that_cannot_be_is_where_it_ends(tmp_path, inside, why):
     path = tmp_path / "odd"
@@ -129,7 +145,7 @@ def test_messages_come_at_their_times_or_faster(speed, due):
 def test_what_is_scrubbed_says_nothing_of_the_application():
     event = {
         "type": "task-failed",
-        "uuid": "d9a1",
+        "uuid": ID,
         "timestamp": 1.75e9,
         "hostname": "payments@db-7.secret.example",
         "name": "shop.charge",
@@ -149,7 +165,7 @@ def test_what_is_scrubbed_says_nothing_of_the_application():
     assert first == second == third
     assert first == {
         "type": "task-failed",
-        "uuid": "d9a1",
+        "uuid": ID,
         "timestamp": 1.75e9,
         "hostname": "node-1@host-1",
         "name": "task-1",
@@ -180,6 +196,23 @@ def test_of_an_exception_its_class_stays(exception, traceback, shown):
     (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(body, JSON)).body)
     assert scrubbed["exception"] == shown
     assert "secret" not in json.dumps(scrubbed)
+
+
+def test_ids_and_types_that_an_application_chose_are_replaced_each_by_the_same_one():
+    head = {"timestamp": 1.75e9, "hostname": "w@h"}
+    events = [
+        {**head, "type": "task-started", "uuid": "invoice-alice"},
+        {**head, "type": "invoice-paid"},
+        {**head, "type": "task-succeeded", "uuid": "invoice-alice", "runtime": 1.0},
+        {**head, "type": "task-started", "uuid": "invoice-bob"},
+    ]
+    payload = Payload(json.dumps(events).encode(), JSON)
+    first, other = (json.loads(Scrubber({JSON}).scrub(payload).body) for _ in range(2))
+    started, own, ended, another = first
+    assert "invoice" not in json.dumps(first)
+    assert own["type"] == "type-1"
+    assert started["uuid"] == ended["uuid"] != another["uuid"]
+    assert started["uuid"] != other[0]["uuid"], "another recording has others"
 
 
 def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():

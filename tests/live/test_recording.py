@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from harness.events import one_task, publish_events
 from harness.exporter import clean_environment, run_cli
 from harness.marks import on_redis
 from harness.processes import Process
+from harness.servers import RedisServer
 from harness.waiting import eventually, until_equal
 
 from celery_exporter.recording import replay
@@ -95,6 +97,21 @@ def test_what_can_be_read_of_a_damaged_recording_is_replayed(recorded, running, 
     reader = Reader(file)
     assert len(list(reader)) == reader.messages > 0
     eventually(lambda: sum(counted(again).values()) > 0)
+
+
+def test_a_broker_that_was_away_does_not_end_a_recording(running, tmp_path):
+    server = running(RedisServer(tmp_path / "redis"))
+    recorder = running(Recorder(tmp_path / "record", server.url))
+    publish_events(server.url, *one_task(1))
+    eventually(lambda: "1 messages" in recorder.text(), 20)
+    server.stop()
+    eventually(lambda: "nothing is recorded now, trying again: " in recorder.text(), 20)
+    running(server)
+    eventually(lambda: "recording again; " in recorder.text(), 60)
+    publish_events(server.url, *one_task(2))
+    eventually(lambda: "2 messages" in recorder.text(), 20)
+    assert recorder.stop() == 0
+    assert len(list(Reader(recorder.file))) == 2
 
 
 @on_redis
