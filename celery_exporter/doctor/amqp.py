@@ -43,6 +43,16 @@ MOST_NAMES = 5
 _DURABLE = "celeryev.celery-exporter"
 
 
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere, who would be given the login."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_Here)
+
+
 def look(settings: Settings, management: str | None) -> tuple[list[Finding], set[str]]:
     """Return what was found, and the task queues that are known; raise BrokerError.
 
@@ -145,7 +155,7 @@ def _managed_queues(
         headers={"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT) as answer:  # noqa: S310
+        with _opener.open(request, timeout=CONNECT_TIMEOUT) as answer:
             found: Any = json.loads(answer.read(MOST_BYTES))
         return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in found}
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError):

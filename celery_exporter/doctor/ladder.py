@@ -72,7 +72,7 @@ def place_of(settings: Settings, connection: kombu.Connection | None = None) -> 
     scheme = settings.broker_url.partition("://")[0]
     amqp = is_amqp(settings)
     return Place(
-        host=connection.hostname or "localhost",
+        host=(connection.hostname or "localhost").removeprefix("socket://"),  # of a socket: its path
         port=connection.port or connection.transport.default_port or 0,
         user=connection.userid,
         secret=bool(connection.password),
@@ -255,6 +255,14 @@ _ROWS = (
         "Protocol error|closed by|closed connection|unpack|invalid method",
         "answer",
         lambda place: f"correct scheme and port in --broker-url: {place.address} is no such broker",
+    ),
+    _Row(
+        r"Error (2|13|111) connecting to /",
+        "answer",
+        lambda place: (
+            f"unixsocket {place.host} and unixsocketperm 770 in redis.conf, and this user in the group of "
+            "Redis; or the path that redis.conf has in --broker-url"
+        ),
     ),
     _Row(
         "",

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import kombu
@@ -29,6 +30,7 @@ from harness.tasks import BROKER_URL
 from harness.waiting import eventually
 from harness.workers import Worker
 from harness.workers import client as make_client
+from redis import Redis
 
 from celery_exporter.advice import CHURN
 from celery_exporter.doctor import amqp, prometheus, redis
@@ -106,6 +108,20 @@ def certificates(tmp_path):
 def test_a_url_of_nothing():
     check, found, mend = last(rungs("rediz://127.0.0.1:6379/0"))
     assert (check, "'rediz'" in found, "redis" in mend) == ("url", True, True)
+
+
+def test_a_socket_that_is_not_there_and_one_that_is(running, tmp_path):
+    path = tmp_path / "redis.sock"
+    check, _, mend = last(rungs(f"redis+socket://{path}"))
+    assert (check, mend.startswith(f"unixsocket {path} ")) == ("answer", True)
+    options = ("--unixsocket", str(path), "--port", "0")
+    running(OddRedis(tmp_path / "redis", *options, there=path.exists))
+    url = f"redis+socket://{path}"
+    assert {finding.level for finding in rungs(url).values()} == {"ok"}
+    client = Redis(unix_socket_path=str(path))
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    found = by_check(redis.look(settings_of(url))[0])["eviction"]
+    assert found.mend.startswith(f"redis-cli -s {path} CONFIG SET")
 
 
 def test_a_host_that_does_not_exist():
@@ -330,6 +346,29 @@ def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
         kombu.Queue("celeryev.celery-exporter")(connection.default_channel).queue_declare()
     found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1")[0])["leftovers"]
     assert (found.level, found.mend.endswith("test0 celeryev.celery-exporter")) == ("warn", True)
+
+
+def test_the_login_is_given_to_the_management_api_and_to_nobody_that_it_points_to(rabbit_server):
+    asked: list[tuple[str, str | None]] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        found = by_check(amqp.look(settings_of(rabbit_server.clean()), url)[0])["leftovers"]
+        server.shutdown()
+    assert [path.partition("?")[0].rpartition("/")[0] for path, _ in asked] == ["/api/queues"]
+    assert asked[0][1]
+    assert "management API does not answer" in found.found
 
 
 @pytest.mark.parametrize(
