@@ -11,7 +11,7 @@ def main() -> None:
     """Run the command line and end the process with its exit code.
 
     The signals that end the exporter are blocked before anything slow is imported, so that an early one
-    waits until `cli.serve` looks for it; as PID 1 it would be lost otherwise. Commands that want the usual
+    waits until `serve` looks for it; as PID 1 it would be lost otherwise. Commands that want the usual
     handlers unblock them.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

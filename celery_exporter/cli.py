@@ -1,8 +1,10 @@
-"""argv → Settings → build → run → stop. The only place that sees everyone."""
+"""argv → Settings → what was asked for. Each command imports what it needs when it runs.
+
+--help, completion and a wrong value need not wait for the rest.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -14,23 +16,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
-from click.shell_completion import CompletionItem
 
-from celery_exporter import __version__, malloc
-from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.options import OPTIONS, Option
+from celery_exporter import __version__
+from celery_exporter.arguments import Group, Number, Sections, parameter
+from celery_exporter.options import OPTIONS
 from celery_exporter.profiles.catalogue import PROFILES, overview, table
-from celery_exporter.sdnotify import STOPPING, Notifier
 from celery_exporter.settings import BadSettingError, Listener, Settings, load, load_listener
-
-log = logging.getLogger("celery_exporter")
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
-#: The signals that end it.
+#: The signals that end it (see __main__).
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
-#: Seconds that everything has to end in: an init system, and a person, wait for two.
-STOP_TIMEOUT = 1.3
 #: Options of subcommands that talk to the broker.
 _OF_BROKER = frozenset(
     {
@@ -43,10 +39,6 @@ _OF_BROKER = frozenset(
         "reader",
     }
 )
-#: Where what an option does begins in --help; longer names have a line of their own.
-_HELP_COLUMN = 26
-#: Seconds between two looks whether the HTTP server still lives.
-LOOK_EVERY = 1.0
 
 _EPILOG = """\b
 Examples:
@@ -61,108 +53,77 @@ at /metrics on --port. Exit code 2 is a wrong value, 1 a port in use or a broker
 """
 
 
-def _parameter(option: Option) -> click.Option:
-    # With its key: of a name with dots click would make none.
-    names = [option.key, f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
-    if option.switch:
-        return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
-    note = f" [default: {shown(option).replace(',', ', ')}]" if shown(option) else ""
-    return click.Option(
-        names,
-        type=str,
-        metavar=option.metavar,
-        multiple=option.many,
-        help=option.help + note,
-        shell_complete=_completion(option),
-    )
-
-
-def _completion(option: Option) -> Callable[..., list[CompletionItem]]:
-    """Return what a shell completes a value to: a file, or words, of which some options take several.
-
-    Only that: what a value may be, and how a wrong one is told of, is `settings.load`'s business.
-    """
-
-    def complete(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-        if option.metavar == "PATH":
-            return [CompletionItem(typed, type="file")]
-        before, comma, last = typed.rpartition(",")
-        if comma and not isinstance(option.default, tuple):
-            return []
-        taken = before.split(",")
-        return [
-            CompletionItem(before + comma + word)
-            for word in option.choices
-            if word.startswith(last) and word not in taken
-        ]
-
-    return complete
-
-
-def shown(option: Option) -> str:
-    """Return an option's default as one would type it; empty where it has none."""
-    default = option.usual if option.default is None else option.default
-    return "" if default in (None, (), {}) else _typed(default)
-
-
-def _typed(default: Any) -> str:
-    if isinstance(default, tuple):
-        return ",".join(map(_typed, default))
-    if isinstance(default, bool):
-        return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-class _Number(click.FloatRange):
-    """A number in a range; click takes "nan" for one, and everything comes after it."""
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        found: float = super().convert(value, parameter, context)
-        if math.isnan(found):
-            self.fail(f"{value!r} is no number.", parameter, context)
-        return found
-
-
-class _Group(click.Group):
-    """Options of the exporter itself, and subcommands beside it."""
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "--broker-url URL [OPTIONS]")
-        formatter.write_usage(ctx.command_path, "COMMAND --help", prefix="       ")
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write options under the headings of their groups, and then the commands."""
-        groups = {option.key: option.group for option in OPTIONS}
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            line = parameter.get_help_record(ctx)
-            if line is not None:
-                names, does = line
-                section = sections.setdefault(groups.get(parameter.name or "", "Other"), [])
-                section.append((names.ljust(_HELP_COLUMN), does))
-        for heading, lines in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(lines, col_max=_HELP_COLUMN)
-        self.format_commands(ctx, formatter)
-
-
 @click.pass_context
 def _main(context: click.Context, /, **argv: Any) -> None:
     """Prometheus exporter for Celery: counts tasks, watches workers, measures queues."""
     if context.invoked_subcommand is None:
-        settings = load(argv, os.environ)
-        context.exit(serve(settings))
+        context.exit(_serve(load(argv, os.environ)))
 
 
-_command = _Group(
+def _serve(settings: Settings) -> int:
+    from celery_exporter.serve import CannotServeError, serve  # noqa: PLC0415  half a second of imports
+
+    try:
+        serve(settings)
+    except CannotServeError as error:
+        return _fail(str(error), EXIT_FAILED)
+    return 0
+
+
+_command = Group(
     "celery-exporter",
     callback=_main,
-    params=[_parameter(option) for option in OPTIONS],
+    params=[parameter(option) for option in OPTIONS],
     help=_main.__doc__,
     invoke_without_command=True,
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+#: At the end of a command's --help.
+_EXAMPLES = {
+    "doctor": """\b
+Looked at, in this order:
+  the way there  url, host, port, answer, tls, login,
+                 database or virtual-host, subscription
+  the broker     broker-version, eviction, output-buffer, transient-queues,
+                 leftovers
+  events         listening, first-event, serializer, heartbeats, task-events,
+                 sent-events
+  workers        workers, worker-versions, worker-names, same-names, answers,
+                 clock-skew
+  queues         queue-lengths, queues-without-consumers, waiting-for-nobody
+  Prometheus     prometheus, prometheus-agrees
+
+\b
+Examples:
+  celery-exporter doctor --broker-url redis://127.0.0.1:6379/0
+  celery-exporter doctor --broker-url-file /run/secrets/broker --seconds 60
+  celery-exporter doctor --broker-url amqp://me:secret@rabbit// --json | jq .
+  CELERY_BROKER_URL=redis://redis/0 celery-exporter doctor \\
+    --prometheus http://prometheus:9090
+""",
+    "record": """\b
+Examples:
+  celery-exporter record events.gz --broker-url redis://127.0.0.1:6379/0
+  celery-exporter record bug.gz --scrub --seconds 60 --broker-url redis://a/0
+""",
+    "replay": """\b
+Examples:
+  celery-exporter replay events.gz --broker-url redis://127.0.0.1:6379/1
+  celery-exporter replay events.gz --speed 10 --broker-url redis://127.0.0.1/1
+  celery-exporter replay events.gz --fast --broker-url amqp://127.0.0.1/test
+""",
+    "top": """\b
+Examples:
+  celery-exporter top
+  celery-exporter top --url https://exporter.example.org:9808
+  CELERY_EXPORTER_URL=http://user:password@exporter:9808 celery-exporter top
+  celery-exporter top --broker-url redis://127.0.0.1:6379/0
+  celery-exporter top | grep down
+""",
+}
 
 
 def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
@@ -189,7 +150,7 @@ _command.params.append(
 @click.option(
     "--port", type=click.IntRange(0, 65_535), default=9808, show_default=True, help="For the exporter."
 )
-@click.option("--seconds", type=_Number(min=1), help="End by itself after so many seconds.")
+@click.option("--seconds", type=Number(min=1), help="End by itself after so many seconds.")
 @click.pass_context
 def demo(context: click.Context, port: int, seconds: float | None) -> None:
     """Run a broker, workers, a client and the exporter, to look at."""
@@ -214,9 +175,15 @@ def _broker_command(
         given = {key: argv.pop(key) or before.get(key) for key in list(argv) if key in keys}
         context.exit(function(load(given, os.environ), **argv))
 
-    options = [_parameter(option) for option in OPTIONS if option.key in keys]
+    options = [parameter(option) for option in OPTIONS if option.key in keys]
     _command.add_command(
-        click.Command(name, callback=run_it, params=[*parameters, *options], help=function.__doc__)
+        Sections(
+            name,
+            callback=run_it,
+            params=[*parameters, *options],
+            help=function.__doc__,
+            epilog=_EXAMPLES[name],
+        )
     )
 
 
@@ -273,9 +240,8 @@ def _doctor(
 ) -> int:
     """Find out why there is nothing to see.
 
-    A line for each thing looked at, and what mends it: from the URL to the broker, its settings, the
-    workers, their events and queues, to Prometheus. Exit code 0: all is well; 1: warnings; 2: something
-    fails.
+    A line for each thing looked at, and the command or setting that mends it. Exit code 0: all is well; 1:
+    warnings; 2: something fails.
     """
     from celery_exporter.doctor import Examination, examine  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415
@@ -307,14 +273,14 @@ _broker_command(
     "record",
     _record,
     _FILE,
-    click.Option(["--seconds"], type=_Number(min=0.1), help="End by itself after so many."),
+    click.Option(["--seconds"], type=Number(min=0.1), help="End by itself after so many."),
     click.Option(["--scrub"], is_flag=True, help="Replace names; leave out what is not read here."),
 )
 _broker_command(
     "replay",
     _replay,
     _FILE,
-    click.Option(["--speed"], type=_Number(0, min_open=True), help="So many times as fast."),
+    click.Option(["--speed"], type=Number(0, min_open=True), help="So many times as fast."),
     click.Option(["--fast"], is_flag=True, help="As fast as it goes."),
 )
 _broker_command(
@@ -322,7 +288,7 @@ _broker_command(
     _doctor,
     click.Option(
         ["--seconds"],
-        type=_Number(min=8),
+        type=Number(min=8),
         default=20,
         show_default=True,
         help="Listen for so many, fewer if all is known by then.",
@@ -372,14 +338,15 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
 
 
 _command.add_command(
-    click.Command(
+    Sections(
         "top",
         callback=_top,
+        epilog=_EXAMPLES["top"],
         params=[
             click.Option(
                 ["--url"], metavar="URL", help="A running exporter. [default: http://127.0.0.1:9808]"
             ),
-            *(_parameter(option) for option in OPTIONS if option.key in _OF_BROKER | {"queues"}),
+            *(parameter(option) for option in OPTIONS if option.key in _OF_BROKER | {"queues"}),
         ],
         help=_top.__doc__,
     )
@@ -415,75 +382,13 @@ def _healthcheck(context: click.Context, /, **argv: Any) -> None:
 
 
 _command.add_command(
-    click.Command(
+    Sections(
         "healthcheck",
         callback=_healthcheck,
-        params=[_parameter(option) for option in OPTIONS if option.key in Listener.__struct_fields__],
+        params=[parameter(option) for option in OPTIONS if option.key in Listener.__struct_fields__],
         help=_healthcheck.__doc__,
     )
 )
-
-
-def serve(settings: Settings) -> int:
-    """Run the exporter until SIGTERM or SIGINT; return the exit code."""
-    # What follows takes half a second to import, which --help and a wrong value need not wait for.
-    from celery_exporter.broker.connection import UnusableURLError, check, masked  # noqa: PLC0415
-    from celery_exporter.exposition import Exposition  # noqa: PLC0415
-    from celery_exporter.firsts import Firsts  # noqa: PLC0415
-    from celery_exporter.logs import configure  # noqa: PLC0415
-    from celery_exporter.monitor import Monitor  # noqa: PLC0415
-    from celery_exporter.web.app import build  # noqa: PLC0415
-    from celery_exporter.web.config import BadWebConfigError  # noqa: PLC0415
-    from celery_exporter.web.guard import guarded  # noqa: PLC0415
-    from celery_exporter.web.protection import ProtectionFile, unprotected  # noqa: PLC0415
-    from celery_exporter.web.server import CannotListenError, Server, bind  # noqa: PLC0415
-
-    configure(settings.log_level, settings.log_format)
-    try:
-        check(settings)
-        path = settings.web_config_file
-        file = None if path is None else ProtectionFile(path)
-        listener = bind(settings.host, settings.port)
-    except (UnusableURLError, BadWebConfigError, CannotListenError) as error:
-        return _fail(str(error), EXIT_FAILED)
-    firsts = Firsts()
-    exposition = Exposition(settings.selection.rows, settings.metric_prefix, settings.static_labels, firsts)
-    monitor = Monitor(settings, firsts)
-    protection = unprotected if file is None else file.current
-
-    def snapshot() -> Snapshot:
-        return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
-
-    broker = masked(settings.broker_url)
-    native, status = settings.native_histograms, None if settings.no_status_page else monitor.status
-    app = build(snapshot, monitor.is_ready, exposition, broker, native=native, status=status)
-    scheme = "http" if protection().context is None else "https"
-    notifier = Notifier(os.environ)
-    server = Server(guarded(app, protection), listener, protection, notifier)
-    malloc.return_large()
-    server.start()
-    monitor.start()
-    log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
-    malloc.trim()
-    asked = _wait(server.is_alive)
-    notifier.send(STOPPING)
-    deadline = time.monotonic() + STOP_TIMEOUT
-    server.stop()
-    monitor.stop()
-    server.join(deadline)
-    monitor.join(deadline)
-    return 0 if asked else _fail("the HTTP server ended by itself; its error is above", EXIT_FAILED)
-
-
-def _wait(is_alive: Callable[[], bool]) -> bool:
-    """Wait for a signal to end, while the server lives; tell whether it came."""
-    asked = False
-    while not asked and is_alive():
-        # Blocked (see __main__) and waited for: so no handler can come in between anything.
-        found = signal.sigtimedwait(_ENDING, LOOK_EVERY)
-        # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
-        asked = found is not None and found.si_signo in _ENDING
-    return asked
 
 
 def _fail(message: str, code: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
-from celery_exporter.cli import shown
+from celery_exporter.arguments import shown
 from celery_exporter.options import OPTIONS, Option
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from itertools import groupby
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness.exporter import run_cli
 
+import celery_exporter
 from celery_exporter import __version__
 from celery_exporter.about import about
 from celery_exporter.options import OPTIONS
@@ -50,6 +52,37 @@ def test_help_ends_with_examples_whose_options_exist(page):
     named = {word.rstrip(".,") for line in examples for word in line.split() if word.startswith("--")}
     assert "--broker-url" in named
     assert named <= {f"--{option.name}" for option in OPTIONS}
+
+
+def shown(command: str) -> list[str]:
+    done = run_cli(command, "--help", environment={"COLUMNS": "80"})
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+@pytest.mark.parametrize("command", ["doctor", "record", "replay", "top"])
+def test_help_of_a_command_has_the_same_groups_and_ends_with_examples_of_its_options(command):
+    lines = shown(command)
+    options, examples = lines[: lines.index("  Examples:")], lines[lines.index("  Examples:") + 1 :]
+    headings = [line.removesuffix(":") for line in options if line.endswith(":") and line[0] != " "]
+    assert headings == ["Options", *(group for group in GROUPS if group in headings)]
+    assert "Broker" in headings
+    assert all(f"celery-exporter {command}" in line or line.lstrip().startswith("--") for line in examples)
+    given = {word for line in examples for word in line.split() if word.startswith("--")}
+    assert given <= {word.rstrip(",") for line in options for word in line.split()[:2]}
+
+
+def test_help_of_the_doctor_names_each_check():
+    package = Path(celery_exporter.__file__).parent
+    sources = [package / "advice.py", *(package / "doctor").glob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    checks = set(re.findall(r'Finding\(\s*"([a-z-]+)"', text)) | {"answer", "tls", "login", "database"}
+    lines = shown("doctor")
+    listed = "\n".join(lines[lines.index("  Looked at, in this order:") : lines.index("  Examples:")])
+    assert checks >= {"url", "host", "port", "prometheus-agrees", "worker-versions"}
+    assert checks | {"virtual-host"} <= set(re.split(r"[\s,]+", listed))
 
 
 def test_no_command_is_cut_short_in_the_list(page):

@@ -18,7 +18,7 @@ PACKAGE = "celery_exporter"
 FLOORS = [
     ["__main__"],
     ["cli"],
-    ["demo", "top"],
+    ["demo", "serve", "top"],
     ["web"],
     ["doctor", "recording"],
     ["exposition", "logs", "malloc", "sdnotify"],
@@ -28,6 +28,7 @@ FLOORS = [
     ["about", "firsts", "statefile", "tape"],
     ["broker"],
     ["settings"],
+    ["arguments"],
     ["options"],
     ["parsing"],
     ["tables"],

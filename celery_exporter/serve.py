@@ -1,0 +1,96 @@
+"""The exporter's life: Settings → build → run → stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+
+from celery_exporter import __version__, malloc
+from celery_exporter.broker.connection import UnusableURLError, check, masked
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.exposition import Exposition
+from celery_exporter.firsts import Firsts
+from celery_exporter.logs import configure
+from celery_exporter.monitor import Monitor
+from celery_exporter.sdnotify import STOPPING, Notifier
+from celery_exporter.settings import Settings
+from celery_exporter.web.app import build
+from celery_exporter.web.config import BadWebConfigError
+from celery_exporter.web.guard import guarded
+from celery_exporter.web.protection import ProtectionFile, unprotected
+from celery_exporter.web.server import CannotListenError, Server, bind
+
+log = logging.getLogger("celery_exporter")
+
+#: The signals that end it.
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+#: Seconds that everything has to end in: an init system, and a person, wait for two.
+STOP_TIMEOUT = 1.3
+#: Seconds between two looks whether the HTTP server still lives.
+LOOK_EVERY = 1.0
+
+
+class CannotServeError(Exception):
+    """It cannot start, or did not go on; the text is one line."""
+
+
+def serve(settings: Settings) -> None:
+    """Run the exporter until SIGTERM or SIGINT, which have to be blocked; raise CannotServeError."""
+    configure(settings.log_level, settings.log_format)
+    try:
+        check(settings)
+        file = None if settings.web_config_file is None else ProtectionFile(settings.web_config_file)
+        listener = bind(settings.host, settings.port)
+    except (UnusableURLError, BadWebConfigError, CannotListenError) as error:
+        raise CannotServeError(str(error)) from None
+    firsts, notifier = Firsts(), Notifier(os.environ)
+    monitor = Monitor(settings, firsts)
+    protection = unprotected if file is None else file.current
+    app = guarded(_app(settings, monitor, firsts, file), protection)
+    server = Server(app, listener, protection, notifier)
+    malloc.return_large()
+    server.start()
+    monitor.start()
+    scheme = "http" if protection().context is None else "https"
+    log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
+    malloc.trim()
+    asked = _wait(server.is_alive)
+    notifier.send(STOPPING)
+    deadline = time.monotonic() + STOP_TIMEOUT
+    server.stop()
+    monitor.stop()
+    server.join(deadline)
+    monitor.join(deadline)
+    if not asked:
+        raise CannotServeError("the HTTP server ended by itself; its error is above")
+
+
+def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionFile | None) -> Starlette:
+    def snapshot() -> Snapshot:
+        return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
+
+    selection, labels = settings.selection, settings.static_labels
+    return build(
+        snapshot,
+        monitor.is_ready,
+        Exposition(selection.rows, settings.metric_prefix, labels, firsts),
+        masked(settings.broker_url),
+        native=settings.native_histograms,
+        status=None if settings.no_status_page else monitor.status,
+    )
+
+
+def _wait(is_alive: Callable[[], bool]) -> bool:
+    """Wait for a signal to end, while the server lives; tell whether it came."""
+    asked = False
+    while not asked and is_alive():
+        # Blocked (see __main__) and waited for: so no handler can come in between anything.
+        found = signal.sigtimedwait(ENDING, LOOK_EVERY)
+        # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
+        asked = found is not None and found.si_signo in ENDING
+    return asked
