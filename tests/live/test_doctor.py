@@ -33,7 +33,7 @@ from harness.workers import client as make_client
 from redis import Redis
 
 from celery_exporter.advice import CHURN
-from celery_exporter.doctor import amqp, prometheus, redis
+from celery_exporter.doctor import Examination, _of_broker, amqp, prometheus, redis
 from celery_exporter.doctor.ladder import climb
 from celery_exporter.settings import load
 
@@ -273,6 +273,14 @@ def test_settings_of_redis_that_lose_tasks_or_events(running, tmp_path):
     assert {each.level for each in redis.look(settings)[0]} == {"ok"}
     client.config_set("maxmemory-policy", "volatile-lru")
     assert by_check(redis.look(settings)[0])["eviction"].level == "warn"
+
+
+def test_a_broker_that_went_away_before_it_was_asked(running, tmp_path):
+    server = running(RedisServer(tmp_path / "redis"))
+    server.stop()
+    (found,), queues = _of_broker(settings_of(server.url), Examination(seconds=8))
+    assert (found.check, found.level, queues) == ("broker-version", "warn", set())
+    assert found.mend.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
 
 
 def test_a_redis_that_may_not_be_asked(running, tmp_path):

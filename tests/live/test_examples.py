@@ -1,0 +1,175 @@
+"""The commands on the pages are run, on a real cluster; docs/getting-started.md has a test of its own.
+
+Those of programs that are not ours to start here are named in `ELSEWHERE`, with where they are held.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from harness.exporter import Exporter, clean_environment
+from harness.processes import TESTS, free_port, need
+from harness.servers import Prometheus, RedisServer
+from harness.tasks import BROKER_URL
+from harness.waiting import eventually, until_equal
+from harness.workers import Worker
+from harness.workers import client as make_client
+from test_docs import BLOCKS
+
+#: Programs that are run here, but for those of our own.
+RUN = ("celery", "curl", "promtool", "redis-cli")
+#: Program → why it is not run here.
+ELSEWHERE = {
+    "dmesg": "of the machine",
+    "docker": "no engine; tests/deploy/test_image.py, test_compose.py",
+    "export": "sets what the others have here anyhow",
+    "journalctl": "of the machine",
+    "kubectl": "no cluster; tests/deploy/test_kubernetes.py",
+    "make": "tests/live/test_harness.py, tests/test_bench.py",
+    "py-spy": "of who wants it",
+    "systemctl": "of the machine; tests/deploy/test_systemd.py",
+}
+PAGES = ("configuration.md", "index.md", "migrating.md", "runbooks.md", "troubleshooting.md")
+#: What runs until it is ended, is: after so many seconds.
+ENOUGH = 4
+#: How they end that say by it what they found.
+CODES = {"celery-exporter doctor": {0, 1}, "celery-exporter --broker-url": {2}}
+
+
+def commands(page: str) -> list[str]:
+    """Return a page's commands in their order, each once."""
+    lines = [
+        line.removeprefix("$ ").partition("    #")[0].strip()
+        for block in BLOCKS
+        if (block.page, block.language) == (page, "console")
+        for line in block.text.splitlines()
+        if line.startswith("$ ")
+    ]
+    return list(dict.fromkeys(lines))
+
+
+def program(command: str) -> str:
+    return shlex.split(command, comments=True)[0]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """Return where things are: a broker, a worker that ran tasks of each kind, an exporter, a Prometheus."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        broker = stack.enter_context(RedisServer(folder / "redis"))
+        exporter = stack.enter_context(Exporter(folder / "exporter", broker.url)).connected()
+        stack.callback(exporter.end_well)
+        worker = stack.enter_context(Worker(folder / "worker", broker.url, "w@box"))
+        server = stack.enter_context(Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}"))
+        with make_client(broker.url) as client:
+            for name in ("tasks.succeed", "tasks.fail_with_value_error", "tasks.retry_once"):
+                client.send_task(name, queue="celery")
+        until_equal(lambda: exporter.total("celery_tasks_total", state="SUCCESS"), 2, 30)
+        eventually(lambda: server.query("celery_tasks_total"), 20)
+        assert worker.alive()
+        yield SimpleNamespace(broker=broker, exporter=exporter, prometheus=server)
+
+
+def here(command: str, cluster: SimpleNamespace) -> str:
+    """Return a command with what it has in capitals, and addresses, as they are here."""
+    ours = f"http://127.0.0.1:{cluster.exporter.port}"
+    words = {
+        "TASK_NAME": "tasks.succeed",
+        "QUEUE_NAME": "celery",
+        "WORKER": "w@box",
+        "https://exporter.example:9808": ours,
+        "http://127.0.0.1:9808": ours,
+        "redis://127.0.0.1:6379/0": cluster.broker.url,
+        "redis://127.0.0.1:6380/0": cluster.broker.url,
+        "--seconds 60": "--seconds 1",
+    }
+    return re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], command)
+
+
+def run(command: str, cluster: SimpleNamespace, folder: Path) -> str | None:
+    """Run it; return what was wrong, or None. Its code is that of the first program of a pipe."""
+    environment = clean_environment(
+        {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(TESTS),
+            BROKER_URL: cluster.broker.url,
+            "CELERY_BROKER_URL": cluster.broker.url,
+            "CELERY_EXPORTER_PORT": str(cluster.exporter.port if is_of_another(command) else free_port()),
+            "APP": "harness.tasks",
+            "BROKER": cluster.broker.url,
+            "EXPORTER": f"http://127.0.0.1:{cluster.exporter.port}",
+            "PROMETHEUS": f"http://127.0.0.1:{cluster.prometheus.port}",
+        }
+    )
+    text = here(command, cluster)
+    bounded = f"timeout --preserve-status --signal INT {ENOUGH} {text}" if is_endless(command) else text
+    done = subprocess.run(
+        ["bash", "-c", f"{bounded}; exit ${{PIPESTATUS[0]}}"],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    codes = next((codes for begin, codes in CODES.items() if command.startswith(begin)), {0})
+    well = done.returncode in codes and "Traceback" not in done.stderr and (done.stdout or done.stderr)
+    quiet = " | grep " in command  # what is looked for may not be there
+    if well or (quiet and done.returncode in codes and not done.stderr):
+        return None
+    return f"{text}: {done.returncode}\n{done.stdout[-500:]}{done.stderr[-500:]}"
+
+
+def is_of_another(command: str) -> bool:
+    """Tell whether it asks an exporter that runs, or is none."""
+    return program(command) != "celery-exporter" or " top" in command
+
+
+def is_endless(command: str) -> bool:
+    """Tell whether it runs until somebody ends it."""
+    words = command.split()
+    serves = words[0] == "celery-exporter" and (len(words) == 1 or words[1] == "--profile")
+    return serves or command.endswith("events --dump")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_do_what_they_are_for(page, cluster, tmp_path):
+    for name in RUN:
+        need(name)
+    mine = [each for each in commands(page) if program(each) in (*RUN, "celery-exporter")]
+    assert mine
+    # In order where one makes what the next one reads; celery takes its time to start.
+    with ThreadPoolExecutor(1 if any("events.gz" in each for each in mine) else 2) as pool:
+        wrong = list(filter(None, pool.map(lambda each: run(each, cluster, tmp_path), mine)))
+    assert wrong == []
+
+
+def test_a_wrong_command_is_found(cluster, tmp_path):
+    for wrong in (
+        "curl -sf $EXPORTER/nosuch",
+        "curl -s http://127.0.0.1:1/metrics | grep celery",
+        "celery --app $APP inspect nosuch",
+        "promtool query instant $PROMETHEUS 'rate(celery_tasks_total)'",
+        "celery-exporter record",
+    ):
+        assert run(wrong, cluster, tmp_path), wrong
+
+
+def test_every_command_is_run_somewhere():
+    pages = {block.page for block in BLOCKS if block.language == "console"}
+    elsewhere = {"api.md", "benchmarks.md", "deploying.md", "getting-started.md"}  # tests of their own
+    assert pages == {*PAGES, *elsewhere}
+    programs = {program(each) for page in PAGES for each in commands(page)}
+    assert programs <= {*RUN, "celery-exporter", *ELSEWHERE}
