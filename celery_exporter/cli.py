@@ -227,6 +227,8 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     from celery_exporter.recording import replay  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.tape import NotATapeError  # noqa: PLC0415
 
+    if fast and speed is not None:
+        raise BadSettingError("--speed: got one, and --fast too; one of the two says how fast it goes")
     pace = None if fast else speed or 1.0
     try:
         whole = replay(settings, Path(file), speed=pace, ended=_ended(None), say=_say)

@@ -25,7 +25,7 @@ from celery_exporter.broker.readers import reader_for
 from celery_exporter.core.events import decode
 from celery_exporter.monitor import FIRST_RETRY, back_off
 from celery_exporter.settings import Settings
-from celery_exporter.tape import Reader, Record, Scrubber, Writer, paced
+from celery_exporter.tape import Reader, Record, Scrubber, Writer, paced, short
 
 #: Seconds to wait for messages, and between two lines of progress.
 POLL, PROGRESS = 0.25, 1.0
@@ -42,7 +42,7 @@ def record(
     """
     check(settings)
     scrubber = Scrubber({CONTENT_TYPES[name] for name in settings.accept_content}) if scrub else None
-    reader = reader_for(settings)
+    reader = reader_for(settings.to_look())  # a queue that outlasts the exporter is the exporter's
     left_out = 0
     reader.open()  # before there is a file, which a broker that is away would leave behind
     with closing(reader), closing(Writer(path)) as tape:
@@ -56,10 +56,12 @@ def record(
                         left_out += 1
                     else:
                         tape.write(Record(time.monotonic() - start, shown))
+                tape.keep()
                 if time.monotonic() > said + PROGRESS:
                     said = time.monotonic()
                     say(f"{tape.messages:,} messages in {said - start:.0f} s")
         finally:
+            left_out += tape.too_large
             also = f"; {left_out:,} that could not be read were left out" if left_out else ""
             say(f"{path}: {tape.messages:,} messages{also}")
 
@@ -113,20 +115,22 @@ def replay(
         producer = Producer(connection.default_channel, event_exchange(settings, connection))
         say(f"replaying {path} to {masked(settings.broker_url)}")
         start = said = time.monotonic()
+        published = 0
         while first is not None and not ended():
             due, each = first
             while (wait := start + due - time.monotonic()) > 0 and not ended():
-                time.sleep(min(wait, POLL))
+                _idle(connection, min(wait, POLL))
             if ended():
                 break
             _publish(producer, each.payload)
+            published += 1
             if time.monotonic() > said + PROGRESS:
                 said = time.monotonic()
-                say(f"{tape.messages:,} messages, {each.at:.0f} s of the recording")
+                say(f"{published:,} messages, {each.at:.0f} s of the recording")
             first = next(messages, None)
         # RabbitMQ answers when it has taken all that was published; of a line that is cut it drops the rest.
         producer.channel.close()
-    say(f"{tape.messages:,} messages replayed")
+    say(f"{published:,} messages replayed")
     if tape.broken is not None:
         say(f"what could be read was used: {tape.broken}")
     return tape.broken is None
@@ -144,12 +148,22 @@ def _connected(settings: Settings) -> Iterator[Connection]:
         hang_up(connection)
 
 
+def _idle(connection: Connection, seconds: float) -> None:
+    """Wait, on AMQP with signs of life: its broker ends a connection of which it hears nothing."""
+    if connection.transport.driver_type != "amqp":
+        time.sleep(seconds)
+        return
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=seconds)
+    connection.heartbeat_check()
+
+
 def _publish(producer: Producer, payload: Payload) -> None:
     producer.publish(
         payload.body,
         routing_key=_key(payload),
-        content_type=payload.content_type or JSON,
-        content_encoding=payload.content_encoding or "utf-8",
+        content_type=short(payload.content_type) or JSON,
+        content_encoding=short(payload.content_encoding) or "utf-8",
         headers={"compression": payload.compression} if payload.compression else None,
         retry=False,
         delivery_mode=1,
@@ -161,4 +175,4 @@ def _key(payload: Payload) -> str:
     if payload.content_type not in (JSON, None) or payload.compression or payload.body[:1] != b"{":
         return BATCH_KEY
     kind = getattr(decode(payload.body)[0], "type", BATCH_KEY)
-    return kind.replace("-", ".") or BATCH_KEY
+    return short(kind.replace("-", ".")) or BATCH_KEY

@@ -2,7 +2,7 @@
 
 The file is gzip of a line that names the format, and records, each of its length (4 bytes, big-endian) and a
 msgpack array: seconds since the recording began, content type, content encoding, compression, body. It is
-flushed once a second, so what was recorded before a crash can be read.
+flushed once a second, so what was recorded a second before a crash can be read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple
 from uuid import UUID, uuid4, uuid5
@@ -35,6 +37,8 @@ from celery_exporter.core.events import (
 FORMAT = b"celery-exporter events 1\n"
 #: Seconds between two flushes.
 FLUSH = 1.0
+#: Bytes of a text beside a message, on AMQP.
+LONGEST = 255
 _OF_CELERY = frozenset(TASK_TYPES + WORKER_TYPES)
 _LENGTH = struct.Struct(">I")
 
@@ -58,40 +62,63 @@ class _Line(msgspec.Struct, array_like=True):
     body: bytes
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def short(value: object) -> str | None:
+    """Return what stands beside a message, if it is a text that can: senders write what they like."""
+    fits = isinstance(value, str) and value.isprintable() and len(value.encode()) <= LONGEST
+    return value if isinstance(value, str) and fits else None
 
 
 class Writer:
-    """Writes a new file, its owner's alone, for tasks' arguments are in it; an OSError is of its path."""
+    """Writes a new file, its owner's alone, for tasks' arguments are in it; an OSError tells its path."""
 
     def __init__(self, path: Path) -> None:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        self._file = gzip.open(path, "wb", compresslevel=6)  # noqa: SIM115  see close
+        self._path = path
+        under = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        # Its name is nobody's business: gzip would write it into the file.
+        self._file = gzip.GzipFile(filename="", fileobj=under, mode="wb", compresslevel=6)
+        self._under = under
         self._file.write(FORMAT)
-        self._flushed = 0.0
+        self._file.flush()
+        self._flushed = time.monotonic()
         self.messages = 0
+        self.too_large = 0
 
     def write(self, record: Record) -> None:
-        """Add a message; its envelope may hold what senders like, and only text is kept of it."""
+        """Add a message, or count it as `too_large`: no exporter reads it either."""
         said = record.payload
+        if len(said.body) > MAX_BODY:
+            self.too_large += 1
+            return
         line = _Line(
             record.at,
-            _text(said.content_type),
-            _text(said.content_encoding),
-            _text(said.compression),
+            short(said.content_type),
+            short(said.content_encoding),
+            short(said.compression),
             said.body,
         )
         data = msgspec.msgpack.encode(line)
-        self._file.write(_LENGTH.pack(len(data)) + data)
+        with self._of_its_path():
+            self._file.write(_LENGTH.pack(len(data)) + data)
         self.messages += 1
+
+    def keep(self) -> None:
+        """Have what was written outlast this process, if it is a second since that was last done."""
         if time.monotonic() - self._flushed > FLUSH:
             self._flushed = time.monotonic()
-            self._file.flush()
+            with self._of_its_path():
+                self._file.flush()
 
     def close(self) -> None:
         """End the file."""
-        self._file.close()
+        with self._of_its_path(), self._under:
+            self._file.close()
+
+    @contextmanager
+    def _of_its_path(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
 class Reader:
@@ -101,6 +128,7 @@ class Reader:
         self._path = path
         self.broken: str | None = None
         self.messages = 0
+        self._is_one = False
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the messages that can be read; raise NotATapeError for a file that is none of ours."""
@@ -108,13 +136,14 @@ class Reader:
             with gzip.open(self._path) as file:
                 yield from self._records(file)
         except (EOFError, OSError, zlib.error) as error:
-            if not self.messages and self.broken is None:
+            if not self._is_one:
                 raise NotATapeError(f"{self._path}: cannot be read: {error}") from None
             self._break(str(error))
 
     def _records(self, file: gzip.GzipFile) -> Iterator[Record]:
         if file.read(len(FORMAT)) != FORMAT:
             raise NotATapeError(f"{self._path}: is not a recording of celery-exporter")
+        self._is_one = True
         while head := file.read(_LENGTH.size):
             if len(head) < _LENGTH.size:
                 return self._break("it ends within a record")
@@ -140,8 +169,8 @@ class Reader:
 class Scrubber:
     """Makes messages that can be shown to anybody: names are replaced, each by the same one.
 
-    So are ids and types of events that an application chose. What nobody here reads (args, kwargs, results,
-    tracebacks) is left out; of an exception its class stays.
+    So are types of events that an application chose, and ids but those that Celery makes up (uuid4). What
+    nobody here reads (args, kwargs, results, tracebacks) is left out; of an exception its class stays.
     """
 
     def __init__(self, accept: Collection[str]) -> None:
@@ -160,6 +189,11 @@ class Scrubber:
         shown.pop("traceback", None)
         if event.type not in _OF_CELERY:
             shown["type"] = self._name("type", event.type)
+        if event.type not in WORKER_TYPES:  # in others they are anything
+            for field in ("sw_ident", "sw_ver", "sw_sys"):
+                shown.pop(field, None)
+        if not _is_time(event.eta):
+            shown.pop("eta", None)
         if event.uuid is not None and not _says_nothing(event.uuid):
             shown["uuid"] = str(uuid5(self._salt, event.uuid))
         for field, kind in (("name", "task"), ("queue", "queue")):
@@ -179,9 +213,16 @@ class Scrubber:
 
 
 def _says_nothing(id_: str) -> bool:
-    """Tell whether an id is one as Celery makes them."""
+    """Tell whether an id is by chance, as Celery's are; others have a time, a host or a name in them."""
     try:
-        return str(UUID(id_)) == id_
+        return UUID(id_).version == 4 and str(UUID(id_)) == id_
+    except ValueError:
+        return False
+
+
+def _is_time(eta: str | None) -> bool:
+    try:
+        return eta is not None and bool(datetime.fromisoformat(eta))
     except ValueError:
         return False
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from celery_exporter.broker.payload import JSON, Payload
+from celery_exporter.broker.payload import JSON, MAX_BODY, Payload
 from celery_exporter.core.events import MAX_LOOSE
 from celery_exporter.tape import FORMAT, NotATapeError, Reader, Record, Scrubber, Writer, paced
 
@@ -55,8 +55,24 @@ def test_a_file_that_is_there_is_not_written_over(tape):
 def test_what_a_sender_calls_its_content_is_kept_if_it_is_text(tmp_path):
     writer = Writer(tmp_path / "odd")
     writer.write(Record(0.0, Payload(b"x", {"a": 1}, 7, None)))
+    writer.write(Record(0.0, Payload(b"x", "\ud800", "x" * 256, "a\nb")))
     writer.close()
-    assert list(Reader(tmp_path / "odd")) == [Record(0.0, Payload(b"x"))]
+    assert list(Reader(tmp_path / "odd")) == [Record(0.0, Payload(b"x"))] * 2
+
+
+def test_what_no_exporter_would_read_is_not_in_the_file(tmp_path):
+    """It would be the end of it for who reads it."""
+    writer = Writer(tmp_path / "large")
+    for body in (b"a", bytes(MAX_BODY + 1), bytes(MAX_BODY), b"b"):
+        writer.write(Record(0.0, Payload(body)))
+    writer.close()
+    assert (writer.messages, writer.too_large) == (3, 1)
+    assert [len(each.payload.body) for each in Reader(tmp_path / "large")] == [1, MAX_BODY, 1]
+
+
+def test_the_first_name_of_a_file_is_not_in_it(tmp_path):
+    Writer(tmp_path / "acme-production.gz").close()
+    assert b"acme" not in (tmp_path / "acme-production.gz").read_bytes()
 
 
 def read(path: Path) -> tuple[list[Record], str | None]:
@@ -200,9 +216,16 @@ def test_of_an_exception_its_class_stays(exception, traceback, shown):
 
 def test_ids_and_types_that_an_application_chose_are_replaced_each_by_the_same_one():
     head = {"timestamp": 1.75e9, "hostname": "w@h"}
+    paid = {
+        "type": "invoice-paid",
+        "eta": "invoice",
+        "sw_sys": "invoice",
+        "sw_ident": "invoice",
+        "sw_ver": "invoice",
+    }
     events = [
         {**head, "type": "task-started", "uuid": "invoice-alice"},
-        {**head, "type": "invoice-paid"},
+        {**head, **paid},
         {**head, "type": "task-succeeded", "uuid": "invoice-alice", "runtime": 1.0},
         {**head, "type": "task-started", "uuid": "invoice-bob"},
     ]
@@ -210,9 +233,42 @@ def test_ids_and_types_that_an_application_chose_are_replaced_each_by_the_same_o
     first, other = (json.loads(Scrubber({JSON}).scrub(payload).body) for _ in range(2))
     started, own, ended, another = first
     assert "invoice" not in json.dumps(first)
-    assert own["type"] == "type-1"
+    assert own == {"type": "type-1", "timestamp": 1.75e9, "hostname": "node-1@host-1"}
     assert started["uuid"] == ended["uuid"] != another["uuid"]
     assert started["uuid"] != other[0]["uuid"], "another recording has others"
+
+
+@pytest.mark.parametrize(
+    ("id_", "stays"),
+    [
+        (ID, True),
+        ("4afe3c5e-c6b1-11f0-8de9-0242ac120002", False),  # uuid1: when, and on which machine
+        ("e6a3b385-477f-5a5b-9b7b-1f3c0bbd1c3a", False),  # uuid5: of a name
+        ("00000000-0000-0000-0000-411111111111", False),
+        (ID.upper(), False),
+    ],
+)
+def test_an_id_that_may_say_something_is_replaced(id_, stays):
+    event = {"type": "task-started", "timestamp": 1.75e9, "hostname": "w@h", "uuid": id_}
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(event).encode(), JSON)).body)
+    assert (scrubbed["uuid"] == id_) is stays
+
+
+@pytest.mark.parametrize(
+    ("eta", "stays"),
+    [("2026-11-22T10:00:00+00:00", True), ("2026-11-22T10:00:00.123456", True), ("alice", False)],
+)
+def test_an_eta_stays_that_is_a_time(eta, stays):
+    head = {"type": "task-received", "timestamp": 1.75e9, "hostname": "w@h", "uuid": ID, "eta": eta}
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(head).encode(), JSON)).body)
+    assert scrubbed.get("eta") == (eta if stays else None)
+
+
+def test_what_a_worker_runs_on_stays():
+    about = {"sw_ident": "py-celery", "sw_ver": "5.6.0", "sw_sys": "Linux"}
+    beat = {"type": "worker-heartbeat", "timestamp": 1.75e9, "hostname": "w@h", **about}
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(beat).encode(), JSON)).body)
+    assert scrubbed.items() >= about.items()
 
 
 def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():

@@ -1,21 +1,27 @@
 """`record` and `replay`: the events of real workers go into a file, and come out of it as they were."""
 
 import gzip
+import json
+import signal
 import sys
+import time
 from pathlib import Path
 
+import amqp
+import kombu
 import pytest
 import redis
-from harness.events import one_task, publish_events
+from harness.events import one_task, publish_event_bytes, publish_events
 from harness.exporter import clean_environment, run_cli
-from harness.marks import on_redis
+from harness.marks import on_rabbitmq, on_redis
 from harness.processes import Process
 from harness.servers import RedisServer
 from harness.waiting import eventually, until_equal
 
+from celery_exporter.broker.payload import Payload
 from celery_exporter.recording import replay
 from celery_exporter.settings import load
-from celery_exporter.tape import Reader
+from celery_exporter.tape import Reader, Record, Writer
 
 TASKS = 20
 
@@ -26,13 +32,14 @@ class Recorder(Process):
     def __init__(self, folder: Path, url: str, *arguments: str) -> None:
         super().__init__(folder)
         self.file = folder / "events"
+        self.extra: dict[str, str] = {}
         self.arguments = [str(self.file), "--broker-url", url, *arguments]
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "celery_exporter", "record", *self.arguments]
 
     def environment(self) -> dict[str, str]:
-        return clean_environment()
+        return clean_environment(self.extra)
 
     def ready(self) -> bool:
         return "recording from" in self.text()
@@ -112,6 +119,93 @@ def test_a_broker_that_was_away_does_not_end_a_recording(running, tmp_path):
     eventually(lambda: "2 messages" in recorder.text(), 20)
     assert recorder.stop() == 0
     assert len(list(Reader(recorder.file))) == 2
+
+
+def test_it_ends_when_it_is_asked_to_while_the_broker_is_away(running, tmp_path):
+    server = running(RedisServer(tmp_path / "redis"))
+    recorder = running(Recorder(tmp_path / "record", server.url, "--seconds", "600"))
+    server.stop()
+    eventually(lambda: "nothing is recorded now" in recorder.text(), 20)
+    begin = time.monotonic()
+    assert recorder.stop(signal.SIGINT) == 0
+    assert time.monotonic() - begin < 6
+
+
+@on_redis
+def test_what_was_recorded_can_be_read_before_its_end(running, broker, tmp_path):
+    """Also what came last, with nothing after it: a crash would lose no more than a second."""
+    recorder = running(Recorder(tmp_path / "record", broker.url))
+    for number in range(300):
+        publish_events(broker.url, *one_task(number))
+    eventually(lambda: len(list(Reader(recorder.file))) == 300, 20)
+    recorder.kill()
+
+
+@on_rabbitmq
+def test_a_recording_takes_nothing_from_the_exporter(running, exporter, broker, tmp_path):
+    """In its own environment, where it has a durable queue, of which somebody else would take what comes."""
+    durable = {"CELERY_EXPORTER_EVENT_QUEUE_DURABLE": "true"}
+    app = running(exporter("--event-queue-durable")).connected()
+    recorder = Recorder(tmp_path / "record", broker.url)
+    recorder.extra = durable
+    running(recorder)
+    for number in range(10):
+        publish_events(broker.url, *one_task(number))
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 10)
+    eventually(lambda: len(list(Reader(recorder.file))) == 10, 20)
+
+
+@on_rabbitmq
+def test_one_odd_message_is_not_the_end(running, exporter, broker, tmp_path):
+    """Neither of recording it, nor of replaying it."""
+    recorder = running(Recorder(tmp_path / "record", broker.url))
+    with kombu.Connection(broker.url) as connection:
+        channel = connection.default_channel
+        for content_type in ("\ud800", "x" * 255):
+            channel.basic_publish(amqp.Message(b"{}", content_type=content_type), "celeryev", "x")
+    own = {"type": "é" * 200, "hostname": "w@h", "timestamp": time.time()}
+    publish_event_bytes(broker.url, json.dumps(own).encode())
+    publish_events(broker.url, *one_task(1))
+    eventually(lambda: len(list(Reader(recorder.file))) == 4, 20)
+    assert recorder.stop() == 0
+    app = running(exporter()).connected()
+    done = run_cli("replay", str(recorder.file), "--fast", "--broker-url", broker.url, deadline=30)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "4 messages replayed")
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
+
+
+def written(path: Path, *times: float) -> Path:
+    """Return a recording of tasks that came at these seconds."""
+    tape = Writer(path)
+    for number, at in enumerate(times):
+        tape.write(Record(at, Payload(json.dumps(one_task(number)).encode())))
+    tape.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "least", "most"), [((), 4, 30), (("--speed", "4"), 1, 3.5), (("--fast",), 0, 2.5)]
+)
+def test_messages_come_at_their_times_or_faster(broker, tmp_path, options, least, most):
+    file = written(tmp_path / "events", 7.0, 8.0, 11.0)
+    begin = time.monotonic()
+    done = run_cli("replay", str(file), *options, "--broker-url", broker.url, deadline=40)
+    assert (done.returncode, "3 messages replayed" in done.stderr) == (0, True)
+    assert least <= time.monotonic() - begin < most + 1  # Python starts meanwhile
+
+
+@on_rabbitmq
+def test_a_while_without_a_message_is_not_the_end_of_a_replay(broker, tmp_path):
+    """RabbitMQ ends a connection of which it hears nothing for some 20 s."""
+    file = written(tmp_path / "events", 0.0, 30.0)
+    done = run_cli("replay", str(file), "--broker-url", broker.url, deadline=60)
+    assert (done.returncode, "2 messages replayed" in done.stderr) == (0, True)
+
+
+def test_two_words_on_how_fast_are_one_too_many(tmp_path):
+    file = written(tmp_path / "events", 0.0)
+    done = run_cli("replay", str(file), "--fast", "--speed", "2", "--broker-url", "memory://")
+    assert (done.returncode, "--speed" in done.stderr, "--fast" in done.stderr) == (2, True, True)
 
 
 @on_redis
