@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Literal
 
 from msgspec import Struct
@@ -20,6 +20,8 @@ Level = Literal["ok", "warn", "fail"]
 
 #: Seconds of listening after which a worker that lives was heard: three heartbeats.
 PATIENCE = 6.0
+#: Seconds after which one was heard that has a --heartbeat-interval, as far as people take one.
+LONGEST_INTERVAL = 60.0
 #: Seconds by which a worker's clock may differ. Waiting times between two hosts are wrong by as much.
 MOST_SKEW = 5.0
 #: Seconds after which an event that was refused is history. Heartbeats come every 2 s.
@@ -138,9 +140,10 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
         return Finding("heartbeats", "ok", f"heartbeats come from {_count(len(up), 'worker')}")
     return Finding(
         "heartbeats",
-        "warn" if len(silent) < len(up) else "fail",
+        "fail" if len(silent) == len(up) and snapshot.around.listened > LONGEST_INTERVAL else "warn",
         f"no heartbeat from {names(silent)}",
-        "start workers without --without-heartbeat, and give this their event_exchange (--event-exchange)",
+        "start workers with -E and without --without-heartbeat, and give this their event_exchange "
+        f"(--event-exchange); with a --heartbeat-interval of theirs, wait for {LONGEST_INTERVAL:.0f} s",
     )
 
 
@@ -148,11 +151,12 @@ def _answers(snapshot: Snapshot) -> Finding | None:
     up, asked = _up(snapshot), _collector(snapshot, "roster")
     if not up or asked is None or asked.success is None or not _listened(snapshot):
         return None
-    mute = [worker for worker in up if worker.pool is None]
-    if not mute:
-        return Finding("answers", "ok", f"{_count(len(up), 'worker')} answered")
     if asked.error not in ("", NOBODY_ANSWERED):
         return Finding("answers", "warn", f"workers could not be asked: {_short(asked.error)}", ASK_DOCTOR)
+    # Before Celery 5.3 they do not tell the kind of their pool.
+    mute = [worker for worker in up if worker.pool is None and worker.pool_size is None]
+    if not mute:
+        return Finding("answers", "ok", f"{_count(len(up), 'worker')} answered")
     return Finding(
         "answers",
         "warn",
@@ -205,7 +209,8 @@ def _clocks(snapshot: Snapshot) -> Finding | None:
     if not off:
         most = max((abs(skew) for _, skew in known), default=0.0)
         return Finding("clock-skew", "ok", f"clocks of workers are off by {most:.1f} s at most")
-    whose = "this host, from which all differ" if len(off) == len(known) > 1 else "their host"
+    alike = len(off) == len(known) > 1 and len({skew > 0 for skew in off.values()}) == 1
+    whose = "this host, from which all differ" if alike else "their host"
     return Finding(
         "clock-skew",
         "warn",
@@ -232,7 +237,7 @@ def _consumers(snapshot: Snapshot) -> Finding | None:
     known = {queue.name: queue for queue in snapshot.queues if queue.consumers is not None}
     if not known or not _listened(snapshot):
         return None
-    idle = sorted(name for name, queue in known.items() if not queue.consumers and not queue.length)
+    idle = sorted(name for name, queue in known.items() if not queue.consumers and queue.length == 0)
     if not idle:
         return Finding("queues-without-consumers", "ok", "no empty queue lacks a consumer")
     return Finding(
@@ -247,13 +252,20 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
     known = {queue.name: queue for queue in snapshot.queues if queue.consumers is not None}
     if not known or not _listened(snapshot):
         return None
-    waiting = {name: queue.length for name, queue in known.items() if not queue.consumers and queue.length}
+    alone = [queue for queue in known.values() if not queue.consumers]
+    waiting = {queue.name: queue.length for queue in alone if queue.length}
     if not waiting:
-        return Finding("waiting-for-nobody", "ok", "no message waits in a queue that nobody consumes")
+        dark = [queue.name for queue in alone if queue.length is None]
+        but = f", but how many wait in {names(dark)} is not known" if dark else ""
+        found = f"no message waits for nobody in {_count(len(known), 'queue')} that {_is_or_are(known)} known"
+        return Finding("waiting-for-nobody", "ok", found + but)
     longest = sorted(waiting, key=lambda name: (-(waiting[name] or 0), name))
+    # Redis knows no consumers: they are the workers that answered, which a busy solo pool cannot.
+    depths = snapshot.around.depths
+    told = any(name in depths and depths[name].consumers is not None for name in longest)
     return Finding(
         "waiting-for-nobody",
-        "fail",
+        "fail" if told else "warn",
         "messages wait in queues that nobody consumes: "
         + _some([f"{printable(name)} ({waiting[name]:,})" for name in longest]),
         _consume(longest),
@@ -264,21 +276,18 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
     """Look for one worker under two names, which alerts and dashboards take for two."""
     if not snapshot.workers:
         return None
-    alike: dict[tuple[str, str], list[WorkerView]] = {}
+    by_node: dict[str, list[WorkerView]] = {}
     for worker in snapshot.workers:
-        node, _, host = worker.name.partition("@")
-        alike.setdefault((node, _without_domain(host)), []).append(worker)
-    for group in alike.values():
-        if len(group) > 1:
+        by_node.setdefault(worker.name.partition("@")[0], []).append(worker)
+    for group in by_node.values():
+        twins = _twins(group)
+        if twins:
             return Finding(
                 "worker-names",
                 "warn",
-                f"names that differ only by how the host is written: {names(group)}",
+                f"names that differ only by how the host is written: {names(twins)}",
                 "if it is one worker, let it always have one name: celery -A yourapp worker -E -n NAME@HOST",
             )
-    by_node: dict[str, list[WorkerView]] = {}
-    for (node, _), group in alike.items():
-        by_node.setdefault(node, []).extend(group)
     for _, group in sorted(by_node.items()):
         down = sum(not worker.up for worker in group)
         if down >= max(CHURN, len(group) - down):
@@ -343,9 +352,23 @@ def _short(error: str) -> str:
     return printable(error)[:LONGEST_ERROR]
 
 
-def _without_domain(host: str) -> str:
-    host = host.lower()
-    return host if re.fullmatch(r"[\d.]+", host) else host.partition(".")[0]
+def _twins(workers: Iterable[WorkerView]) -> list[WorkerView]:
+    """Return those of one node name whose host is that of another, written with its domain or in capitals."""
+    hosts: dict[str, list[WorkerView]] = {}
+    for worker in workers:
+        hosts.setdefault(worker.name.partition("@")[2].lower(), []).append(worker)
+    found = [each for alike in hosts.values() if len(alike) > 1 for each in alike]
+    for host, alike in hosts.items():
+        end = host.find(".")
+        while end > 0 and not _is_address(host):
+            if host[:end] in hosts:
+                found += [*hosts[host[:end]], *alike]
+            end = host.find(".", end + 1)
+    return list({each.name: each for each in found}.values())
+
+
+def _is_address(host: str) -> bool:
+    return bool(re.fullmatch(r"[\d.]+", host))
 
 
 def _consume(queues: list[str]) -> str:
@@ -369,6 +392,10 @@ def _some(texts: list[str]) -> str:
 def printable(name: str) -> str:
     """Return a text from the wire without what would move a terminal's cursor, or end a line of a log."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _is_or_are(some: Sized) -> str:
+    return "is" if len(some) == 1 else "are"
 
 
 def _count(number: int, what: str) -> str:

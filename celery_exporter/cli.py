@@ -24,6 +24,8 @@ from celery_exporter.profiles.catalogue import PROFILES, overview, table
 from celery_exporter.settings import BadSettingError, Listener, Settings, load, load_listener
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
+#: As a shell has it of who is ended by Ctrl-C.
+EXIT_INTERRUPTED = 130
 
 #: The signals that end it (see __main__).
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -250,7 +252,14 @@ def _doctor(
 
     what = Examination(seconds=seconds, prometheus=prometheus, management=management)
     tell = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
-    report = examine(settings, what, tell=tell, say=_say, ended=_ended(None))
+    ended: list[Callable[[], bool]] = []
+
+    def asked() -> bool:
+        """Only while it listens does it go on to what is known by then; before, it just ends."""
+        ended[:] = ended or [_ended(None)]
+        return ended[0]()
+
+    report = examine(settings, what, tell=tell, say=_say, ended=asked)
     if json:
         click.echo(as_json(report))
     return report.exit_code
@@ -402,6 +411,8 @@ def run() -> int:
     """Run the command line; return its exit code. A wrong value gives one line and code 2, no usage text."""
     try:
         code = _command.main(prog_name="celery-exporter", standalone_mode=False)
+    except click.Abort:
+        code = EXIT_INTERRUPTED
     except click.UsageError as error:
         # A URL that stands where none belongs has a password in it.
         message = re.sub(r"\S*://\S*", "***", error.format_message())

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from core.story import T0, Story, heartbeat, received, sent, started
 
-from celery_exporter.advice import CHURN, HOLD, NOBODY_ANSWERED, PATIENCE, RECENT, Finding, Watch, advise
+from celery_exporter.advice import (
+    CHURN,
+    HOLD,
+    LONGEST_INTERVAL,
+    NOBODY_ANSWERED,
+    PATIENCE,
+    RECENT,
+    Finding,
+    Watch,
+    advise,
+)
 from celery_exporter.core.snapshot import CollectorView, Depth
 from celery_exporter.core.workers import Profile
 
@@ -82,7 +92,10 @@ def test_no_worker_at_all_and_none_any_more():
 
 def test_a_worker_that_answers_without_a_heartbeat():
     found = findings(profiles={"w@h": ANSWERED})["heartbeats"]
-    assert (found.level, found.found) == ("fail", "no heartbeat from w@h")
+    assert (found.level, found.found) == ("warn", "no heartbeat from w@h")
+    assert "-E and without --without-heartbeat" in found.mend
+    long = findings(profiles={"w@h": ANSWERED}, listened=LONGEST_INTERVAL + 1)["heartbeats"]
+    assert long.level == "fail", "no interval is as long"
     assert findings(*beats(), profiles={"w@h": ANSWERED, "x@h": ANSWERED})["heartbeats"].level == "warn"
 
 
@@ -92,8 +105,16 @@ def test_a_worker_that_does_not_answer():
     assert "worker_enable_remote_control = True" in found.mend
 
 
+def test_a_worker_of_before_celery_5_3_answers_without_the_kind_of_its_pool():
+    old = Profile(queues=("q",), registered=(), pool_size=2)
+    assert findings(*beats(), profiles={"w@h": old})["answers"].level == "ok"
+
+
 def test_workers_that_could_not_be_asked():
     """Nothing is said of them then."""
+    full = [WELL[0], CollectorView("roster", False, 0.1, None, "used memory > 'maxmemory'")]
+    found = findings(*beats(), collectors=full)["answers"]
+    assert (found.level, "maxmemory" in found.found) == ("warn", True), "though each answered before"
     failed = [WELL[0], CollectorView("roster", False, 0.1, None, "NOPERM")]
     found = findings(*beats(), profiles={}, collectors=failed)["answers"]
     assert (found.level, found.found) == ("warn", "workers could not be asked: NOPERM")
@@ -133,6 +154,10 @@ def test_a_clock_that_is_wrong(offset, level):
         assert found.mend == "set the clock of their host: timedatectl set-ntp true"
 
 
+def test_clocks_that_are_wrong_in_two_directions_are_not_that_of_here():
+    assert "their host" in findings(heartbeat("w@h", 400), heartbeat("w@i", -200))["clock-skew"].mend
+
+
 def test_the_clock_that_is_wrong_may_be_the_one_here():
     assert "this host" in findings(heartbeat("w@h", 400), heartbeat("x@i", 400))["clock-skew"].mend
 
@@ -145,6 +170,8 @@ def test_queues_that_nobody_consumes():
         "most; ls": Depth(1200),
         "said": Depth(4, 1),
     }
+    told = findings(*beats(), depths={**depths, "some": Depth(7, 0)})["waiting-for-nobody"]
+    assert told.level == "fail", "the broker itself says that it has no consumer"
     found = findings(*beats(), depths=depths)
     assert found["queues-without-consumers"] == Finding(
         "queues-without-consumers",
@@ -154,9 +181,19 @@ def test_queues_that_nobody_consumes():
     )
     assert found["waiting-for-nobody"] == Finding(
         "waiting-for-nobody",
-        "fail",
+        "warn",  # a worker that is busy in the solo pool may not have answered
         "messages wait in queues that nobody consumes: most; ls (1,200), some (7)",
         "celery -A yourapp worker -E -Q 'most; ls,some'",
+    )
+
+
+def test_a_queue_whose_length_is_not_known_is_not_called_empty():
+    found = findings(*beats(), sent(queue="dark"), depths={"q": Depth(0)})
+    assert found["queues-without-consumers"].level == "ok"
+    said = found["waiting-for-nobody"]
+    assert (said.level, said.found) == (
+        "ok",
+        "no message waits for nobody in 2 queues that are known, but how many wait in dark is not known",
     )
 
 
@@ -173,6 +210,8 @@ def test_queues_whose_consumers_are_not_known_are_no_finding():
         (["w@box", "x@box.example.org"], "ok"),
         (["w@box", "w@bix"], "ok"),
         (["w@10.0.0.1", "w@10.0.0.2"], "ok"),
+        (["w@web1.us.example.org", "w@web1.eu.example.org"], "ok"),
+        (["w@web1.us", "w@web1.us.example.org"], "warn"),
     ],
 )
 def test_one_worker_under_two_names(names, level):

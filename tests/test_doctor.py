@@ -55,14 +55,14 @@ def test_what_workers_say_cannot_be_a_command_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("said", "level"), [({}, "warn"), ({"worker_send_task_events": True}, "ok"), (None, "warn")]
+    ("said", "known"), [({}, False), ({"worker_send_task_events": True}, True), (None, False)]
 )
-def test_an_idle_worker_may_tell_by_its_configuration_that_it_sends_task_events(said, level):
+def test_an_idle_worker_may_tell_by_its_configuration_that_it_sends_task_events(said, known):
+    """Otherwise it is not known, which is no fault of a cluster that has nothing to do."""
     answers = None if said is None else {"w@h": Configuration(**said)}
     found = judged(heartbeat(), said=answers)["task-events"]
-    assert found.level == level
-    if level == "warn":
-        assert found.mend == "to be sure: celery -A yourapp control enable_events"
+    assert found.level == "ok"
+    assert ("to be sure: celery -A yourapp control enable_events" in found.found) is not known
 
 
 def test_whether_clients_say_what_they_send_may_be_told_by_the_configuration_of_workers():
@@ -78,7 +78,8 @@ def test_the_first_event_and_what_may_keep_it_away():
     assert judged(heartbeat())["first-event"].found == "the first event came after 0.5 s"
     elsewhere = {"w@h": Configuration(event_exchange="mine")}
     assert judged(said=elsewhere, **silent)["first-event"].mend == "--event-exchange mine"
-    assert "--without-heartbeat" in judged(said={"w@h": Configuration()}, **silent)["first-event"].mend
+    mute = judged(said={"w@h": Configuration()}, **silent)["first-event"]
+    assert (mute.level, "--without-heartbeat" in mute.mend, "--seconds" in mute.mend) == ("warn", True, True)
     assert "first-event" not in judged(**silent)
     assert judged(**silent)["workers"].level == "fail"
 
@@ -87,6 +88,14 @@ def test_what_was_cut_short_is_not_well():
     found = judged(heartbeat(), cut=True)["listening"]
     assert (found.level, found.found.startswith(f"ended after {PATIENCE:.0f} s")) == ("warn", True)
     assert "listening" not in judged(heartbeat())
+
+
+def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
+    story = Story()
+    found = Heard(story.shown(broker_up=False, listened=1.0), {}, None, [])
+    (only,) = judge(found, SETTINGS)
+    assert (only.check, only.level) == ("subscription", "fail")
+    assert only.mend.startswith("redis-cli -h 127.0.0.1 -p 6379 INFO")
 
 
 def test_pickle_is_not_recommended_without_a_word():

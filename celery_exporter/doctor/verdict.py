@@ -7,11 +7,20 @@ from collections import Counter
 
 import msgspec
 
-from celery_exporter.advice import ASK_DOCTOR, ENABLE_EVENTS, PATIENCE, Finding, advise, names
+from celery_exporter.advice import (
+    ASK_DOCTOR,
+    ENABLE_EVENTS,
+    LONGEST_INTERVAL,
+    PATIENCE,
+    Finding,
+    Level,
+    advise,
+    names,
+)
 from celery_exporter.broker.payload import CONTENT_TYPES
 from celery_exporter.broker.roster import Configuration
 from celery_exporter.core.snapshot import Snapshot, WorkerView
-from celery_exporter.doctor.ladder import to_ask_workers, to_measure
+from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_measure
 from celery_exporter.doctor.listening import Heard
 from celery_exporter.settings import Settings
 
@@ -45,7 +54,8 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
     """Return the findings of a while of listening; `settings` are those of the listener."""
     found = {finding.check: finding for finding in advise(heard.snapshot)}
     if "subscription" in found and found["subscription"].level == "fail":
-        return list(found.values())
+        mend = to_ask(place_of(settings))
+        return [msgspec.structs.replace(finding, mend=mend) for finding in found.values()]
     own = (
         _cut(heard),
         _first_event(heard, settings),
@@ -81,7 +91,11 @@ def _first_event(heard: Heard, settings: Settings) -> Finding | None:
     if heard.configurations:
         answered = names(sorted({name for name, _ in heard.configurations}))
         found = f"no event in {listened:.0f} s, though workers answered: {answered}"
-        return Finding("first-event", "fail", found, "start workers with -E and without --without-heartbeat")
+        level: Level = "fail" if listened > LONGEST_INTERVAL else "warn"
+        mend = "start workers with -E and without --without-heartbeat; if they have a --heartbeat-interval, "
+        return Finding(
+            "first-event", level, found, f"{mend}listen longer: --seconds {LONGEST_INTERVAL + 5:.0f}"
+        )
     return None  # there is no worker, which is told as such
 
 
@@ -151,10 +165,9 @@ def _task_events(heard: Heard, advised: Finding | None) -> Finding | None:
         )
     return Finding(
         "task-events",
-        "warn",
-        f"no task ran on {names(idle)}, so whether it sends task events is not known; "
-        "worker_send_task_events is not set, and -E cannot be seen from here",
-        f"to be sure: {ENABLE_EVENTS}",
+        "ok",
+        f"no task ran on {names(idle)}, so whether it sends task events is not known; to be sure: "
+        f"{ENABLE_EVENTS}",
     )
 
 
