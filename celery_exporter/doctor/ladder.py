@@ -13,6 +13,7 @@ from typing import Any
 
 import kombu
 import msgspec
+from kombu.utils.url import url_to_parts
 from msgspec import Struct
 
 from celery_exporter.advice import Finding
@@ -37,10 +38,16 @@ from celery_exporter.settings import Settings
 #: Seconds for a name to resolve: the system's resolver tries its servers for longer.
 RESOLVE_TIMEOUT = 5.0
 
-#: What kombu needs of Redis, and a little more.
-_ENOUGH = "+@all -@dangerous"
-#: What Redis says, and what redis-py makes of it, where an ACL denies something.
-_DENIED = "NOPERM|no permissions"
+#: Commands that kombu has for Redis when it listens and when it asks workers, and the keys of that: bindings,
+#: its own queue of events, those of answers, and what it keeps of messages (kombu/transport/redis.py).
+_COMMANDS = (
+    "ping llen del exists sadd srem smembers multi exec psubscribe punsubscribe publish brpop "
+    "get set time zadd zrem zrange zrangebyscore zrevrangebyscore hget hset hdel eval evalsha script"
+)
+_KEYS = ("_kombu.binding*", "celeryev.*", "*.reply.celery.pidbox*", "unacked*")
+#: What Redis says, and what redis-py makes of it, where an ACL denies something; in a script, too.
+_DENIED = "NOPERM|[Nn]o permissions|ACL failure|The user executing the script"
+_READ_ONLY = "read only replica"
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 #: What is tried when a connection is opened, in this order: what comes before the one that fails went well.
 _AFTER_THE_PORT = ("answer", "tls", "login", "database")
@@ -71,16 +78,22 @@ def place_of(settings: Settings, connection: kombu.Connection | None = None) -> 
     connection = connection or connect(settings)
     scheme = settings.broker_url.partition("://")[0]
     amqp = is_amqp(settings)
+    user, password, vhost = connection.userid, connection.password, connection.virtual_host
+    socket_path = ""
+    if (connection.hostname or "").startswith("socket://"):  # which has all of the URL in it
+        _, _, _, user, password, path, query = url_to_parts(connection.hostname)
+        password, vhost = password or query.get("password"), query.get("virtual_host", vhost)
+        socket_path = f"/{path or ''}"
     return Place(
-        host=(connection.hostname or "localhost").removeprefix("socket://"),  # of a socket: its path
+        host=socket_path or connection.hostname or "localhost",
         port=connection.port or connection.transport.default_port or 0,
-        user=connection.userid,
-        secret=bool(connection.password),
-        vhost=str(connection.virtual_host or ("/" if amqp else "0")).removeprefix("/" if not amqp else ""),
+        user=user,
+        secret=bool(password),
+        vhost=(vhost or "/") if amqp else str(vhost or "").removeprefix("/") or "0",
         tls=has_tls(settings),
         amqp=amqp,
         server=amqp or is_redis(settings),
-        network=(amqp or is_redis(settings)) and scheme != "redis+socket",
+        network=(amqp or is_redis(settings)) and not socket_path,
         sentinel=scheme == "sentinel",
     )
 
@@ -178,7 +191,7 @@ def _permit(place: Place) -> str:
 def _password(place: Place) -> str:
     if not place.amqp:
         return (
-            f"--broker-url {_scheme(place)}://USER:PASSWORD@{place.address}/{place.vhost} with those that "
+            f"--broker-url {_url(place, 'USER:PASSWORD')} with those that "
             "redis.conf has (requirepass, or its users); percent-encode what is special in them"
         )
     if place.user in (None, "guest") and place.host not in _LOCAL:
@@ -190,8 +203,12 @@ def _password(place: Place) -> str:
     return f"correct user and password in --broker-url, or: rabbitmqctl change_password {user} PASSWORD"
 
 
-def _scheme(place: Place) -> str:
-    return "rediss" if place.tls else "redis"
+def _url(place: Place, login: str, database: str | None = None) -> str:
+    """Return a URL of this Redis."""
+    database = place.vhost if database is None else database
+    if not place.network:
+        return f"redis+socket://{login}@{place.host}{'' if database == '0' else f'?virtual_host={database}'}"
+    return f"{'rediss' if place.tls else 'redis'}://{login}@{place.address}/{database}"
 
 
 def _authority(place: Place) -> str:
@@ -224,6 +241,7 @@ _ROWS = (
         ),
     ),
     _Row(r"SSL|TLS", "tls", _authority),
+    _Row("access to (exchange|queue|topic) ", "login", _permit),
     _Row(
         "Authentication required|username-password|NOAUTH|WRONGPASS|AUTH|Login was refused",
         "login",
@@ -239,16 +257,17 @@ _ROWS = (
         "DB index is out of range|Database is int|SELECT is not allowed",
         "database",
         lambda place: (
-            f"--broker-url {_scheme(place)}://…@{place.address}/0, or the number that the workers use, below "
+            f"--broker-url {_url(place, '…', '0')}, or the number that the workers use, below "
             "`databases` in redis.conf (16 unless set)"
         ),
     ),
     _Row("ACCESS_REFUSED", "login", _password),
     _Row(
-        _DENIED,
-        "login",
+        _READ_ONLY,
+        "database",
         lambda place: (
-            f"{redis_cli(place)} ACL SETUSER {_quoted(place.user or 'default')} '~*' '&*' {_ENOUGH}"
+            "--broker-url with the address of the master, which the replica has as master_host: "
+            f"{redis_cli(place)} INFO replication"
         ),
     ),
     _Row(
@@ -281,7 +300,7 @@ def _log_in(settings: Settings, place: Place) -> list[Finding]:
         with translated(connection):
             open_(connection)
     except (BrokerError, ValueError) as error:  # ValueError: a Redis database that is no number
-        return _refused(place, str(error))
+        return _refused(settings, place, str(error))
     finally:
         hang_up(connection)
     return _well(place)
@@ -292,21 +311,25 @@ def _well(place: Place, until: str | None = None) -> list[Finding]:
         "answer": "the broker answers",
         "tls": "the broker's certificate is taken" if place.tls else "no TLS is asked for",
         "login": f"logged in as {place.user or ('guest' if place.amqp else 'the default user')}",
-        "database": f"{'virtual host' if place.amqp else 'database'} {place.vhost} is there".replace(
-            "  ", " "
-        ),
+        "database": f"{'virtual host' if place.amqp else 'database'} {place.vhost} is there",
     }
     rungs: tuple[str, ...] = _AFTER_THE_PORT if place.server else _AFTER_THE_PORT[:1]
     rungs = rungs if until is None else rungs[: _AFTER_THE_PORT.index(until)]
     return [Finding(_named(rung, place), "ok", texts[rung]) for rung in rungs]
 
 
-def _refused(place: Place, text: str) -> list[Finding]:
-    row = next(row for row in _ROWS if re.search(row.says, text))
+def _refused(settings: Settings, place: Place, text: str) -> list[Finding]:
+    row = _row(settings, text)
     mismatch = _tls_mismatch(place) if row.rung in ("answer", "tls") else None
     if mismatch is not None:
         return [mismatch]
     return [*_well(place, row.rung), Finding(_named(row.rung, place), "fail", text, row.mend(place))]
+
+
+def _row(settings: Settings, text: str) -> _Row:
+    if re.search(_DENIED, text):
+        return _Row(_DENIED, "login", lambda place: _grant(settings, place, text))
+    return next(row for row in _ROWS if re.search(row.says, text))
 
 
 def _named(rung: str, place: Place) -> str:
@@ -372,15 +395,8 @@ def _subscribe(settings: Settings, place: Place) -> list[Finding]:
 
 
 def _allow(settings: Settings, place: Place, text: str) -> str:
-    if re.search(_DENIED, text):
-        # For PSUBSCRIBE the ACL has to hold the pattern itself (https://redis.io/docs/latest/operate/oss_and_stack/
-        # management/security/acl/, "Pub/Sub channels"). The second channel is that of questions to workers.
-        user = _quoted(place.user or "default")
-        channels = f"'&/{place.vhost}.{settings.event_exchange}/*' '&/{place.vhost}.celery.pidbox'"
-        also = "".join(f" +{command}" for command in re.findall(r"run the '(\w+)'", text))
-        return f"{redis_cli(place)} ACL SETUSER {user} +psubscribe +publish{also} {channels}"
-    if "ACCESS_REFUSED" in text:
-        return _permit(place)
+    if re.search(f"{_DENIED}|{_READ_ONLY}|ACCESS_REFUSED", text):
+        return _row(settings, text).mend(place)
     if "PRECONDITION_FAILED" in text:
         return (
             "--event-exchange with the event_exchange of the workers: there is another exchange of this name"
@@ -388,10 +404,34 @@ def _allow(settings: Settings, place: Place, text: str) -> str:
     return to_ask(place)
 
 
+def _grant(settings: Settings, place: Place, text: str) -> str:
+    """Return what adds the kind of right that was denied, and takes none.
+
+    Nothing of another kind: Redis refuses a pattern for those who have all keys, or all channels.
+    """
+    prefix = settings.broker_transport_options.get("global_keyprefix") or ""
+    if "channel" in text:
+        # For PSUBSCRIBE the ACL has to hold the pattern itself (https://redis.io/docs/latest/operate/oss_and_stack/
+        # management/security/acl/, "Pub/Sub channels"). The second channel is that of questions to workers.
+        exchanges = (f"{settings.event_exchange}/*", "celery.pidbox")
+        return _set_user(place, *(f"&{prefix}/{place.vhost}.{exchange}" for exchange in exchanges))
+    if re.search(r"\bkeys?\b", text):
+        return _set_user(place, *(f"~{prefix}{key}" for key in _KEYS))
+    denied = re.findall(r"run the '([\w|-]+)'", text)
+    return _set_user(place, *(f"+{command}" for command in dict.fromkeys((*denied, *_COMMANDS.split()))))
+
+
+def _set_user(place: Place, *rights: str) -> str:
+    """Return the command for somebody else: who is denied something may not give it to himself."""
+    administrator = msgspec.structs.replace(place, user=None, secret=False)
+    words = " ".join(map(_quoted, (place.user or "default", *rights)))
+    return f"as an administrator: {redis_cli(administrator)} ACL SETUSER {words}"
+
+
 def to_ask_workers(settings: Settings, text: str) -> str:
     """Return what lets workers be asked; `text` is what the broker said of the question."""
     place = place_of(settings)
-    row = next(row for row in _ROWS if re.search(row.says, text))
+    row = _row(settings, text)
     return row.mend(place) if row.says and place.server else to_ask(place)
 
 
@@ -400,14 +440,14 @@ def to_measure(settings: Settings, text: str) -> str:
     place = place_of(settings)
     if (text and not re.search(_DENIED, text)) or not place.server:
         return to_ask(place)
-    if place.amqp:  # which tells everybody of all queues but those
+    if place.amqp:  # which tells everybody of all queues but those; from 4.3 on, not everybody
         return (
             "exclusive=False where the queue is declared; or, if it is gone, start its workers anew: "
-            f"rabbitmqctl list_queues -p {_quoted(place.vhost)} name exclusive consumers"
+            f"rabbitmqctl list_queues -p {_quoted(place.vhost)} name exclusive consumers; "
+            f"or, from RabbitMQ 4.3 on, if this user may do nothing with the queue: {_permit(place)}"
         )
     # What `depths` asks, and Celery's clients may do all of (kombu/transport/redis.py).
-    user = _quoted(place.user or "default")
-    return f"{redis_cli(place)} ACL SETUSER {user} '~*' +exists +llen +lindex +hlen"
+    return _set_user(place, "~*", "+exists", "+llen", "+lindex", "+hlen")
 
 
 def to_ask(place: Place) -> str:
@@ -424,12 +464,12 @@ def to_ask(place: Place) -> str:
 
 def redis_cli(place: Place) -> str:
     """Return how redis-cli is called for this Redis; it asks for the password by itself."""
-    if not place.network:
-        return f"redis-cli -s {_quoted(place.host)}"
-    if place.sentinel:
-        return "redis-cli -h MASTER"
     login = f" --user {_quoted(place.user)}" if place.user else ""
     login += " --askpass" if place.secret else ""
+    if not place.network:
+        return f"redis-cli -s {_quoted(place.host)}{login}"
+    if place.sentinel:
+        return "redis-cli -h MASTER"
     return f"redis-cli -h {_quoted(place.host)} -p {place.port}{' --tls' if place.tls else ''}{login}"
 
 

@@ -33,8 +33,10 @@ from harness.workers import client as make_client
 from redis import Redis
 
 from celery_exporter.advice import CHURN
+from celery_exporter.broker.connection import BrokerError, Kept
+from celery_exporter.broker.roster import Roster
 from celery_exporter.doctor import Examination, _of_broker, amqp, prometheus, redis
-from celery_exporter.doctor.ladder import climb
+from celery_exporter.doctor.ladder import climb, to_ask_workers
 from celery_exporter.settings import load
 
 from .test_urls import Certificates, OddRedis
@@ -180,28 +182,138 @@ def test_tls_on_one_side_only_and_an_authority_that_is_not_known(
     assert {finding.level for finding in well.values()} == {"ok"}
 
 
-def test_a_user_who_may_not_subscribe(running, tmp_path):
-    """And the command that is printed lets him."""
+def as_administrator(mend: str) -> None:
+    """Run the line that is printed, as people paste it: as the default user, who may all."""
+    line = mend.removeprefix("as an administrator: ")
+    assert line.startswith("redis-cli "), mend
+    done = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=10, check=True)
+    assert done.stdout == "OK\n", done.stdout + line
+
+
+def acl(client: Redis, user: str) -> str:
+    return next(
+        line for line in map(bytes.decode, client.execute_command("ACL", "LIST")) if f" {user} " in line
+    )
+
+
+@pytest.mark.parametrize(
+    ("rights", "check", "denied"),
+    [
+        (("allchannels", "-psubscribe"), "subscription", ["psubscribe"]),
+        (("&nothing",), "subscription", ["channels"]),
+        (("&nothing", "-psubscribe"), "subscription", ["psubscribe", "channels"]),
+        (("allchannels", "-llen"), "subscription", ["llen"]),  # kombu makes a queue of its own
+        (("allchannels", "resetkeys"), "subscription", ["keys"]),
+        (("allchannels", "resetkeys", "~mine"), "subscription", ["keys"]),
+        (("allchannels", "-@all"), "login", ["run the"]),
+        (("&nothing", "resetkeys", "-@all"), "login", ["run the", "keys", "channels"]),
+    ],
+)
+def test_a_user_who_may_not_subscribe(running, tmp_path, rights, check, denied):
+    """And the commands that are printed let him, one for each kind of what is denied; nothing is taken."""
     server = running(RedisServer(tmp_path / "redis"))
-    server.client().execute_command(*EVE, "&nothing", "-psubscribe")
+    client = server.client()
+    client.execute_command(*EVE, *rights)
+    admin = acl(client, "default")
     url = f"redis://eve:pw@127.0.0.1:{server.port}/0"
-    check, found, mend = last(rungs(url))
-    assert (check, "psubscribe" in found) == ("subscription", True)
-    program, *words = shlex.split(mend)
-    assert program == "redis-cli"
-    server.client().execute_command(*words[words.index("ACL") :])
+    for number, word in enumerate(denied):
+        failed, found, mend = last(rungs(url))
+        assert (failed, word in found) == (check if number == 0 else "subscription", True), found
+        assert " -@" not in mend
+        as_administrator(mend)
     assert {finding.level for finding in rungs(url).values()} == {"ok"}
-    server.client().execute_command(*EVE, "-llen")  # which kombu needs to make a queue of its own
-    check, found, mend = last(rungs(url))
-    assert (check, "'llen'" in found) == ("subscription", True)
-    words = shlex.split(mend)
-    server.client().execute_command(*words[words.index("ACL") :])
+    assert acl(client, "default") == admin
+
+
+def test_the_default_user_keeps_what_he_has(running, tmp_path):
+    server = running(RedisServer(tmp_path / "redis"))
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "default", "-psubscribe")
+    url = server.url
+    as_administrator(last(rungs(url))[2])
+    assert client.acl_setuser("somebody", enabled=True)
     assert {finding.level for finding in rungs(url).values()} == {"ok"}
-    server.client().execute_command(*EVE, "-@all")
-    check, _, mend = last(rungs(url))
-    words = shlex.split(mend)
-    server.client().execute_command(*words[words.index("ACL") :])
-    assert (check, {finding.level for finding in rungs(url).values()}) == ("login", {"ok"})
+
+
+@pytest.mark.parametrize("prefix", ["", "{shop}"])
+@pytest.mark.parametrize(
+    "rights",
+    [
+        ("resetkeys", "~_kombu.binding*", "~{shop}_kombu.binding*", "~*celeryev.*"),
+        ("-sadd",),
+        ("-evalsha", "-brpop", "-time"),
+        ("resetchannels", "&*/0.celeryev/*"),
+    ],
+)
+def test_a_user_who_may_not_ask_workers(running, tmp_path, rights, prefix):
+    """He may when he has what is printed, in a few steps."""
+    server = running(RedisServer(tmp_path / "redis"))
+    options = {"global_keyprefix": prefix} if prefix else {}
+    running(Worker(tmp_path / "worker", server.url, "w@box", pool="solo", broker_transport_options=options))
+    server.client().execute_command(*EVE, "&*", *rights)
+    settings = load(
+        {
+            "broker_url": f"redis://eve:pw@127.0.0.1:{server.port}/0",
+            "broker_transport_option": [f"{name}={value}" for name, value in options.items()],
+        },
+        {},
+    )
+
+    with pytest.raises(BrokerError) as refused:
+        ask(settings)
+    as_administrator(to_ask_workers(settings, str(refused.value)))
+    assert ask(settings) == {"w@box"}
+
+
+def test_a_replica_of_redis(running, tmp_path):
+    master, replica = running(RedisServer(tmp_path / "master")), running(RedisServer(tmp_path / "replica"))
+    replica.client().replicaof("127.0.0.1", master.port)
+    check, found, mend = last(rungs(replica.url))
+    assert (check, "read only replica" in found) == ("subscription", True)
+    line = mend[mend.index("redis-cli") :]
+    done = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=10, check=True)
+    assert f"master_port:{master.port}" in done.stdout
+    assert mend.startswith("--broker-url ")
+    assert "master_host" in mend
+
+
+@pytest.mark.parametrize(
+    ("login", "query"),
+    [
+        (":s3cret@", ""),
+        (":s3cret@", "?virtual_host=3"),
+        (":s3cret@", "?virtual_host=99"),
+        ("", "?password=s3cret"),
+        (":s3cretx@", ""),
+    ],
+)
+def test_the_password_of_a_socket_is_not_printed(running, tmp_path, login, query):
+    path = tmp_path / "redis.sock"
+    server = OddRedis(
+        tmp_path / "redis", "--unixsocket", str(path), "--requirepass", "s3cret", there=path.exists
+    )
+    url = f"redis+socket://{login}{path}{query}"
+    before = rungs(url)
+    running(server)
+    found = rungs(url)
+    assert "s3cret" not in repr((before, found))
+    assert last(before)[2].startswith(f"unixsocket {path} ")
+    if login == ":s3cret@" and "99" not in query:
+        assert last_level(found) == "ok"
+        assert "password" not in found["database"].found
+        assert found["database"].found == f"database {3 if query else 0} is there"
+        client = Redis(unix_socket_path=str(path), password="s3cret")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        eviction = by_check(redis.look(settings_of(url))[0])["eviction"]
+        assert eviction.mend.startswith(f"redis-cli -s {path} --askpass CONFIG SET")
+    else:
+        check, _, mend = last(found)
+        assert check == ("database" if "99" in query else "login")
+        assert re.match(f"--broker-url redis\\+socket://(USER:PASSWORD|…)@{path}[ ,]", mend)
+
+
+def last_level(found: dict) -> str:
+    return list(found.values())[-1].level
 
 
 def test_logins_on_rabbitmq(rabbit_server):
@@ -227,6 +339,30 @@ def test_a_user_of_rabbitmq_who_may_not_declare_a_queue(rabbit_server):
     assert program == "rabbitmqctl"
     rabbit_server.control(*words)
     assert {finding.level for finding in rungs(url).values()} == {"ok"}
+
+
+def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
+    """And the command that is printed lets him: his password is right."""
+    url = rabbit_server.clean()
+    vhost = url.rpartition("/")[2]
+    rabbit_server.control("set_permissions", "-p", vhost, "guest", "celeryev.*", "celeryev.*", ".*")
+    settings = settings_of(url)
+    with pytest.raises(BrokerError, match=r"\(403\) ACCESS_REFUSED") as refused:
+        ask(settings)
+    mend = to_ask_workers(settings, str(refused.value))
+    assert mend == f"rabbitmqctl set_permissions -p {vhost} guest '.*' '.*' '.*'"
+    rabbit_server.control(*shlex.split(mend)[1:])
+    ask(settings)
+
+
+def ask(settings) -> set[str]:
+    """Ask the workers as the exporter does; return the names of those that answered."""
+    roster = Kept(settings, Roster)
+    try:
+        with roster.use() as asked:
+            return set(asked.ask({}))
+    finally:
+        roster.close()
 
 
 def test_of_several_urls_one_that_leads_to_a_broker_is_enough(redis_server):
