@@ -8,7 +8,7 @@ STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test lint format truth faults fuzz mutants golden docs dashboards screenshots alerts bench lock servers clean
+.PHONY: help demo stack test lint format truth faults fuzz mutants golden docs dashboards screenshots alerts bench lock servers rabbitmq clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,7 @@ demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; C
 stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or STACK_SECONDS=60) ends it
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
-test: .venv/synced servers lint  ## everything, on real brokers, half of it at a time
+test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, half of it at a time
 	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: .venv/synced  ## ruff and mypy --strict
@@ -81,6 +81,8 @@ bench: .venv/synced servers  ## CPU an event beside a floor and the peers, event
 
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh
+
+rabbitmq: servers  ## the RabbitMQ 4 of tests/live/test_rabbitmq_4.py, 150 MB
 	@tests/install-rabbitmq-4.sh
 
 lock:  ## newest versions that fit, pinned with their hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -39,9 +40,22 @@ def _written(root: Path) -> str | None:
 def _asked(root: Path) -> str | None:
     if not (root / ".git").exists():  # a repository around it is another one
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603  git
+        revision = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        # What is not in git is not dirty to it, and goes into the package all the same.
+        new = _git(root, "status", "--porcelain", "--untracked-files", "--", "celery_exporter")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{revision}-dirty" if new and not revision.endswith("-dirty") else revision
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Ask the repository that is here, whatever the environment of a hook says."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")
+    }
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, env=ours, capture_output=True, text=True, check=True)  # noqa: S603  git
     return done.stdout.strip()

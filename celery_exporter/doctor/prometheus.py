@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import urllib.request
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from celery_exporter.advice import Finding, names
+from celery_exporter.core.cluster import host
+from celery_exporter.doctor.web import fetch
 
 #: Seconds for an answer, and bytes of one: some 5,000 workers.
 TIMEOUT, MOST_BYTES = 5.0, 16 * 2**20
@@ -31,33 +33,50 @@ def look(url: str, prefix: str, up: set[str]) -> list[Finding]:
         if not builds:
             return [_not_scraped(url)]
         workers = _query(url, f"{prefix}worker_up == 1")
+        shown = _query(url, f"{prefix}worker_up")
+        known = _query(url, f"{prefix}exporter_events_missed_total")
         deaf = _query(url, f"{prefix}broker_up == 0")
     except _NoAnswerError as error:
         place = _shown(url)
         mend = f"correct --prometheus; it answers here: curl {place}/-/ready"
         return [Finding("prometheus", "fail", f"{place} does not answer as Prometheus does: {error}", mend)]
     scraped = Finding("prometheus", "ok", f"it scrapes {names([_target(each) for each in builds])}")
-    return [scraped, _agrees(builds, workers, deaf, up)]
+    held = {target: _held(_of(target, workers), up) for target in {*map(_target, [*builds, *workers])}}
+    for target in held.keys() - set(map(_target, shown)):  # a profile without it, or nobody is heard there
+        held[target] = up & {each.get("worker", "") for each in _of(target, known)}
+    untold = set(map(_target, known)) - set(map(_target, shown))
+    return [scraped, _agrees(held, untold, set(map(_target, deaf)), up)]
 
 
-def _agrees(
-    builds: list[dict[str, str]], workers: list[dict[str, str]], deaf: list[dict[str, str]], up: set[str]
-) -> Finding:
-    """Compare with the target that has most in common: others may be of other brokers."""
-    by_target: dict[str, set[str]] = {_target(each): set() for each in builds}
-    for each in workers:
-        by_target.setdefault(_target(each), set()).add(each.get("worker", ""))
-    best = max(
-        sorted(by_target), key=lambda target: (len(by_target[target] & up), target not in map(_target, deaf))
-    )
-    held = by_target[best]
-    if held == up:
+def _of(target: str, series: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    return [each for each in series if _target(each) == target]
+
+
+def _held(series: Iterable[dict[str, str]], up: set[str]) -> set[str]:
+    """Return the workers that are up there; of a profile that has hosts, those of `up` by these."""
+    workers = {each["worker"] for each in series if "worker" in each}
+    hosts = {each.get("hostname", "") for each in series if "worker" not in each}
+    ours = {name for name in up if host(name) in hosts}
+    return workers | ours | (hosts - {host(name) for name in ours})
+
+
+def _agrees(held_by: dict[str, set[str]], untold: set[str], deaf: set[str], up: set[str]) -> Finding:
+    """Compare with the target that has most in common: others may be of other brokers.
+
+    Targets that are `untold` know workers, and do not show which of them are up.
+    """
+    best = max(sorted(held_by), key=lambda target: (len(held_by[target] & up), target not in deaf))
+    held = held_by[best]
+    if held == up and best not in untold:
         return Finding(
             "prometheus-agrees", "ok", f"{best} has the same {len(up)} workers up as are heard here"
         )
-    if best in map(_target, deaf):
+    if best in deaf:
         mend = f"celery-exporter doctor, with the options that the exporter at {best} has"
         return Finding("prometheus-agrees", "fail", f"the exporter at {best} hears nothing itself", mend)
+    if held == up:
+        found = f"{best} runs a profile without worker_up, so workers cannot be compared"
+        return Finding("prometheus-agrees", "ok", found)
     missing, extra = sorted(up - held), sorted(held - up)
     differs = [f"{what} {names(some)}" for what, some in (("without", missing), ("with", extra)) if some]
     return Finding(
@@ -100,8 +119,7 @@ def _query(url: str, promql: str) -> list[dict[str, str]]:
 
 def _get(url: str, path: str) -> Any:
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}{path}", timeout=TIMEOUT) as answer:  # noqa: S310  --prometheus
-            return json.loads(answer.read(MOST_BYTES))["data"]
+        return json.loads(fetch(f"{url.rstrip('/')}{path}", timeout=TIMEOUT, most=MOST_BYTES))["data"]
     except OSError as error:
         raise _NoAnswerError(str(getattr(error, "reason", None) or error)) from None
     except Exception:  # noqa: BLE001  whatever answers there: no HTTP, no JSON, no Prometheus

@@ -27,11 +27,16 @@ def sources(tmp_path) -> Path:
     return folder
 
 
+def surroundings() -> dict[str, str]:
+    """Return the environment without what leads git to another repository, as that of a hook does."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | NOBODY
+
+
 def git(folder: Path, *arguments: str) -> str:
     person = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
     done = subprocess.run(
         [need("git"), "-C", folder, *person, *arguments],
-        env={**os.environ, **NOBODY},
+        env=surroundings(),
         capture_output=True,
         text=True,
         check=True,
@@ -88,6 +93,32 @@ def test_a_source_package_knows_it_too(sources, tmp_path):
         file.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert f"\ncommit {commit}, " in said_version(build(unpacked, "wheel"))
+
+
+def test_a_wheel_with_a_module_that_nobody_committed_says_so(sources):
+    commit = committed(sources)
+    (sources / "celery_exporter" / "extra.py").touch()
+    assert f"\ncommit {commit}-dirty, " in said_version(build(sources, "wheel"))
+
+
+def test_what_is_beside_the_package_does_not_count(sources):
+    commit = committed(sources)
+    (sources / "notes.txt").touch()
+    assert f"\ncommit {commit}, " in said_version(build(sources, "wheel"))
+
+
+def test_a_repository_that_the_environment_names_is_left_alone(sources, tmp_path, monkeypatch):
+    """As in a hook, or in git rebase --exec."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").touch()
+    theirs = committed(other)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    commit = committed(sources)
+    assert f"\ncommit {commit}, " in said_version(build(sources, "wheel"))
+    monkeypatch.undo()
+    assert git(other, "rev-parse", "HEAD") == theirs != commit
 
 
 def test_where_nobody_knows_it_nothing_is_said_and_no_repository_around_it_is_asked(sources, tmp_path):

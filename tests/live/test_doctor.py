@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -836,6 +836,67 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
     found = by_check(prometheus.look(f"http://127.0.0.1:{server.port}", "celery_", {"x@box"}))
     differs = found["prometheus-agrees"]
     assert (differs.level, differs.found.endswith("without x@box, and with w@box")) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("profile", "agrees", "differs"),
+    [
+        ("danihodovic", "has the same 2 workers up", "without x@else, and with box"),
+        ("flower", "runs a profile without worker_up, so workers cannot be compared", "without x@else"),
+    ],
+)
+def test_a_prometheus_of_an_exporter_with_another_profile(
+    running, tmp_path, redis_broker, profile, agrees, differs
+):
+    exporter = Exporter(tmp_path / "exporter", redis_broker.url, "--profile", profile)
+    server = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{exporter.port}")
+    running(exporter, server)
+    eventually(lambda: exporter.get("/-/ready").status == 200, 20)
+    eventually(lambda: server.query("celery_exporter_build_info"), 15)
+    url = f"http://127.0.0.1:{server.port}"
+
+    def compared(*up: str):
+        return by_check(prometheus.look(url, "celery_", set(up)))["prometheus-agrees"]
+
+    assert (compared().level, compared("w@box").level) == ("ok", "warn")  # nobody is heard there
+    for name in ("w@box", "v@box"):
+        beat = {"type": "worker-heartbeat", "hostname": name, "timestamp": time.time(), "freq": 2.0}
+        publish_events(redis_broker.url, {**beat, "active": 0, "processed": 0, "pid": 1})
+    eventually(lambda: len(server.query("celery_exporter_events_missed_total")) == 2, 15)
+    both = compared("w@box", "v@box")
+    assert (both.level, agrees in both.found) == ("ok", True)
+    other = compared("x@else")
+    assert (other.level, other.found.endswith(differs)) == ("warn", True)
+
+
+def test_a_prometheus_that_sends_its_answer_byte_by_byte(monkeypatch):
+    over = threading.Event()
+
+    class Drips(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while not over.wait(0.1):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(prometheus, "TIMEOUT", 0.5)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Drips)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    late = threading.Timer(10, over.set)
+    late.start()
+    try:
+        (finding,) = prometheus.look(f"http://127.0.0.1:{server.server_port}", "celery_", set())
+        assert not over.is_set()
+        assert (finding.level, "no whole answer in" in finding.found) == ("fail", True)
+    finally:
+        late.cancel()
+        over.set()
+        server.shutdown()
+        server.server_close()
 
 
 # -- from nothing to numbers ---------------------------------------------------------------------------------
