@@ -234,10 +234,9 @@ def _queue_lengths(snapshot: Snapshot) -> Finding | None:
 
 
 def _consumers(snapshot: Snapshot) -> Finding | None:
-    known = {queue.name: queue for queue in snapshot.queues if queue.consumers is not None}
-    if not known or not _listened(snapshot):
+    if all(queue.consumers is None for queue in snapshot.queues) or not _listened(snapshot):
         return None
-    idle = sorted(name for name, queue in known.items() if not queue.consumers and queue.length == 0)
+    idle = idle_queues(snapshot)
     if not idle:
         return Finding("queues-without-consumers", "ok", "no empty queue lacks a consumer")
     return Finding(
@@ -331,6 +330,11 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _consumers,
     _backlogs,
 )
+
+
+def idle_queues(snapshot: Snapshot) -> list[str]:
+    """Return the names of the queues that are empty, and that nobody consumes."""
+    return sorted(queue.name for queue in snapshot.queues if queue.consumers == 0 == queue.length)
 
 
 # -- what they have in common ----------------------------------------------------------------------------

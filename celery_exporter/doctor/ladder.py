@@ -7,7 +7,7 @@ import shlex
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -460,6 +460,21 @@ def to_ask(place: Place) -> str:
             "below maxmemory"
         )
     return "--broker-url and --broker-transport-option that are the workers' broker_url and its options"
+
+
+def to_forget(settings: Settings, queues: Iterable[str]) -> str:
+    """Return the command by which queues are no more that are empty, and that nobody should consume."""
+    place = place_of(settings)
+    if place.amqp:
+        vhost = _quoted(place.vhost)
+        return " && ".join(f"rabbitmqctl delete_queue -p {vhost} {_quoted(name)}" for name in queues)
+    if not place.server:
+        return "delete them where they are kept"
+    # kombu knows a queue on Redis by the binding to its exchange (kombu/transport/redis.py).
+    prefix = str(settings.broker_transport_options.get("global_keyprefix", ""))
+    kinds = ("_kombu.binding", "_kombu.binding_permanent")
+    keys = [f"{prefix}{kind}.{name}" for name in queues for kind in kinds]
+    return f"{redis_cli(place)} DEL {' '.join(map(_quoted, keys))}"
 
 
 def redis_cli(place: Place) -> str:

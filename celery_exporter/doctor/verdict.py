@@ -11,16 +11,18 @@ from celery_exporter.advice import (
     ASK_DOCTOR,
     ENABLE_EVENTS,
     LONGEST_INTERVAL,
+    MOST_NAMES,
     PATIENCE,
     Finding,
     Level,
     advise,
+    idle_queues,
     names,
 )
 from celery_exporter.broker.payload import CONTENT_TYPES
 from celery_exporter.broker.roster import Configuration
 from celery_exporter.core.snapshot import Snapshot, WorkerView
-from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_measure
+from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_forget, to_measure
 from celery_exporter.doctor.listening import Heard
 from celery_exporter.settings import Settings
 
@@ -65,6 +67,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         _task_events(heard, found.get("task-events")),
         _task_sent(heard, found.get("sent-events")),
         *_of_this_broker(heard, settings, found),
+        _idle_queues(heard.snapshot, settings, found.get("queues-without-consumers")),
     )
     found.update({finding.check: finding for finding in own if finding is not None})
     return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
@@ -179,6 +182,13 @@ def _of_this_broker(heard: Heard, settings: Settings, found: dict[str, Finding])
         for check, (collector, mend) in _MENDS.items()
         if check in found and found[check].mend == ASK_DOCTOR
     ]
+
+
+def _idle_queues(snapshot: Snapshot, settings: Settings, advised: Finding | None) -> Finding | None:
+    if advised is None or advised.level == "ok":
+        return advised
+    forget = to_forget(settings, idle_queues(snapshot)[:MOST_NAMES])
+    return msgspec.structs.replace(advised, mend=f"{advised.mend}; if nobody should: {forget}")
 
 
 def _task_sent(heard: Heard, advised: Finding | None) -> Finding | None:

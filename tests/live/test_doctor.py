@@ -36,7 +36,7 @@ from celery_exporter.advice import CHURN
 from celery_exporter.broker.connection import BrokerError, Kept
 from celery_exporter.broker.roster import Roster
 from celery_exporter.doctor import Examination, _of_broker, amqp, prometheus, redis
-from celery_exporter.doctor.ladder import climb, to_ask_workers
+from celery_exporter.doctor.ladder import climb, to_ask_workers, to_forget
 from celery_exporter.settings import load
 
 from .test_urls import Certificates, OddRedis
@@ -595,6 +595,21 @@ def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, foun
     assert finding.level == level
     assert found in finding.found
     assert mend in finding.mend
+
+
+def test_a_queue_that_nobody_should_consume_can_be_forgotten(sick, running, tmp_path):
+    """By the command that is printed; on RabbitMQ too."""
+    forget = sick.found["queues-without-consumers"].mend.partition("; if nobody should: ")[2]
+    server = running(RedisServer(tmp_path / "redis"))
+    with kombu.Connection(server.url) as connection:
+        kombu.Queue("idle", kombu.Exchange("idle"), "idle")(connection.default_channel).declare()
+    settings = settings_of(server.url)
+    assert redis.look(settings)[1] == {"idle"}
+    assert to_forget(settings, ["idle"]).partition(" DEL ")[2] == forget.partition(" DEL ")[2]
+    subprocess.run(shlex.split(to_forget(settings, ["idle"])), check=True, capture_output=True)
+    assert redis.look(settings)[1] == set()
+    amqp_ = settings_of("amqp://guest:guest@127.0.0.1/a b")
+    assert to_forget(amqp_, ["x"]) == "rabbitmqctl delete_queue -p 'a b' x"
 
 
 def test_progress_is_shown_while_it_listens_and_not_on_stdout(sick):
