@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from celery_exporter.advice import Finding
 from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis, masked
-from celery_exporter.doctor import prometheus
+from celery_exporter.doctor import amqp, prometheus
+from celery_exporter.doctor.amqp import TRANSIENT, with_workers
 from celery_exporter.doctor.ladder import climb, place_of, to_ask
 from celery_exporter.doctor.listening import Heard, hear
 from celery_exporter.doctor.verdict import judge
@@ -70,26 +71,28 @@ def examine(
 
     _quiet(say)
     if found(climb(settings, say)):
-        made, queues = _of_broker(settings, what)
-        found(made)
+        made, queues = _of_broker(settings, what, say)
+        found(finding for finding in made if finding.check != TRANSIENT)
         heard = hear(_for_listening(settings, queues), what.seconds, say, ended)
+        found(with_workers(each, heard.snapshot.workers) for each in made if each.check == TRANSIENT)
         found(judge(heard, settings))
         found(_of_prometheus(settings, what, heard))
     worst = max((EXIT_CODES[finding.level] for finding in findings), default=0)
     return Report(1, masked(settings.broker_url), round(time.monotonic() - start, 1), worst, findings)
 
 
-def _of_broker(settings: Settings, what: Examination) -> tuple[list[Finding], set[str]]:
+def _of_broker(
+    settings: Settings, what: Examination, say: Callable[[str], None]
+) -> tuple[list[Finding], set[str]]:
     """Return what the broker is set to, and the task queues that it knows."""
+    say("asking the broker")
     try:
         if is_redis(settings):
             from celery_exporter.doctor.redis import look  # noqa: PLC0415  only where it is used
 
             return look(settings)
         if is_amqp(settings):
-            from celery_exporter.doctor.amqp import look as look_at_amqp  # noqa: PLC0415
-
-            return look_at_amqp(settings, what.management)
+            return amqp.look(settings, what.management, say)
     except BrokerError as error:
         found = f"the broker could not be asked: {error}"
         return [Finding("broker-version", "warn", found, to_ask(place_of(settings)))], set()

@@ -6,8 +6,8 @@ import base64
 import json
 import re
 import shlex
-import urllib.request
 import uuid
+from collections.abc import Callable, Iterable
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote
@@ -25,8 +25,10 @@ from celery_exporter.broker.connection import (
     translated,
 )
 from celery_exporter.broker.depths import depths_on
+from celery_exporter.core.snapshot import WorkerView
 from celery_exporter.doctor.ladder import Place, place_of
 from celery_exporter.doctor.leftovers import is_passing, is_task_queue
+from celery_exporter.doctor.web import fetch
 from celery_exporter.settings import Settings
 
 #: From this version on, transient queues that are not exclusive are denied unless permitted
@@ -39,21 +41,16 @@ EXCLUSIVE_SINCE = "5.7"
 MOST_BYTES = 16 * 2**20
 MOST_NAMES = 5
 
+#: The check that hangs on who is heard, too: see `with_workers`.
+TRANSIENT = "transient-queues"
+
 #: What --event-queue-durable declares.
 _DURABLE = "celeryev.celery-exporter"
 
 
-class _Here(urllib.request.HTTPRedirectHandler):
-    """Follows nobody elsewhere, who would be given the login."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
-_opener = urllib.request.build_opener(_Here)
-
-
-def look(settings: Settings, management: str | None) -> tuple[list[Finding], set[str]]:
+def look(
+    settings: Settings, management: str | None, say: Callable[[str], None]
+) -> tuple[list[Finding], set[str]]:
     """Return what was found, and the task queues that are known; raise BrokerError.
 
     `management` is the URL of the management API, where it is not on the broker's host, port 15672.
@@ -64,6 +61,7 @@ def look(settings: Settings, management: str | None) -> tuple[list[Finding], set
             open_(connection)
             place = place_of(settings, connection)
         said = connection.connection.server_properties
+        say("asking the management API")
         queues = _managed_queues(connection, place, management)
         durable = depths_on(connection).read([_DURABLE], ())
     finally:
@@ -84,7 +82,7 @@ def judge_transient(version: str, *, permitted: bool | None) -> Finding:
 
     `permitted` is whether such a queue could be declared; None: nobody could try.
     """
-    digits = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    digits = _digits(version)
     mend = (
         f"Celery {EXCLUSIVE_SINCE} or later everywhere; or, with 5.6, control_queue_exclusive = True and "
         "event_queue_exclusive = True; or in rabbitmq.conf: "
@@ -107,6 +105,23 @@ def judge_transient(version: str, *, permitted: bool | None) -> Finding:
     )
 
 
+def with_workers(finding: Finding, workers: Iterable[WorkerView]) -> Finding:
+    """Return the finding on transient queues in the light of who was heard: whom it is for may be gone."""
+    up = [worker for worker in workers if worker.up]
+    if finding.level == "ok" or not up or not all(map(_is_exclusive, up)):
+        return finding
+    found = f"{finding.found}; the workers heard are of {EXCLUSIVE_SINCE} or later, and declare none"
+    return Finding("transient-queues", "ok", found)
+
+
+def _is_exclusive(worker: WorkerView) -> bool:
+    return worker.software == "py-celery" and _digits(worker.version) >= _digits(EXCLUSIVE_SINCE)
+
+
+def _digits(version: str | None) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version or "")[:2]))
+
+
 def _permits_transient(settings: Settings) -> bool | None:
     """Try it with a queue that is gone at once; on a connection of its own, which a refusal ends."""
     connection = connect(settings)
@@ -119,7 +134,7 @@ def _permits_transient(settings: Settings) -> bool | None:
             queue.queue_declare()
             queue.delete()
     except BrokerError as error:
-        return False if "transient_nonexcl_queues" in str(error) or "541" in str(error) else None
+        return False if "transient_nonexcl_queues" in str(error) or "(541)" in str(error) else None
     finally:
         hang_up(connection)
     return True
@@ -150,13 +165,10 @@ def _managed_queues(
     secure = place.tls and management is None
     base = management or f"http{'s' if secure else ''}://{place.host}:{15671 if secure else 15672}"
     login = f"{connection.userid or 'guest'}:{connection.password or 'guest'}"
-    request = urllib.request.Request(  # noqa: S310  the scheme is ours, or the user's
-        f"{base.rstrip('/')}/api/queues/{quote(place.vhost, safe='')}?columns=name,consumers",
-        headers={"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
-    )
+    url = f"{base.rstrip('/')}/api/queues/{quote(place.vhost, safe='')}?columns=name,consumers"
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     try:
-        with _opener.open(request, timeout=CONNECT_TIMEOUT) as answer:
-            found: Any = json.loads(answer.read(MOST_BYTES))
+        found: Any = json.loads(fetch(url, timeout=CONNECT_TIMEOUT, most=MOST_BYTES, headers=headers))
         return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in found}
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,7 +34,7 @@ from harness.workers import client as make_client
 from redis import Redis
 
 from celery_exporter.advice import CHURN
-from celery_exporter.broker.connection import BrokerError, Kept
+from celery_exporter.broker.connection import CONNECT_TIMEOUT, BrokerError, Kept
 from celery_exporter.broker.roster import Roster
 from celery_exporter.doctor import Examination, _of_broker, amqp, prometheus, redis
 from celery_exporter.doctor.ladder import climb, to_ask_workers, to_forget
@@ -414,7 +415,7 @@ def test_settings_of_redis_that_lose_tasks_or_events(running, tmp_path):
 def test_a_broker_that_went_away_before_it_was_asked(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     server.stop()
-    (found,), queues = _of_broker(settings_of(server.url), Examination(seconds=8))
+    (found,), queues = _of_broker(settings_of(server.url), Examination(seconds=8), print)
     assert (found.check, found.level, queues) == ("broker-version", "warn", set())
     assert found.mend.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
 
@@ -482,13 +483,13 @@ def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
 
     with kombu.Connection(server.url) as connection:
         kombu.Queue(left)(connection.default_channel).delete()
-    found = by_check(amqp.look(settings_of(server.url), management)[0])
+    found = by_check(amqp.look(settings_of(server.url), management, print)[0])
     assert found["leftovers"].level == "ok"
-    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1")[0])
+    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1", print)[0])
     assert (found["leftovers"].level, "rabbitmqctl list_queues" in found["leftovers"].found) == ("ok", True)
     with kombu.Connection(server.url) as connection:  # of an exporter with --event-queue-durable that is away
         kombu.Queue("celeryev.celery-exporter")(connection.default_channel).queue_declare()
-    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1")[0])["leftovers"]
+    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1", print)[0])["leftovers"]
     assert (found.level, found.mend.endswith("test0 celeryev.celery-exporter")) == ("warn", True)
 
 
@@ -508,11 +509,70 @@ def test_the_login_is_given_to_the_management_api_and_to_nobody_that_it_points_t
     with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        found = by_check(amqp.look(settings_of(rabbit_server.clean()), url)[0])["leftovers"]
+        found = by_check(amqp.look(settings_of(rabbit_server.clean()), url, print)[0])["leftovers"]
         server.shutdown()
     assert [path.partition("?")[0].rpartition("/")[0] for path, _ in asked] == ["/api/queues"]
     assert asked[0][1]
     assert "management API does not answer" in found.found
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_management_api_that_never_ends_is_not_waited_for(rabbit_server, sent):
+    """A byte now and then is within the time of each read; and it is said what is being waited for."""
+    said: list[str] = []
+    url = rabbit_server.clean()
+    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
+
+        def drip():
+            with suppress(OSError):
+                client, _ = server.accept()
+                stack.enter_context(client)
+                client.sendall(sent)
+                stack.enter_context(every(0.5, lambda: sent and client.sendall(b" ")))
+
+        threading.Thread(target=drip, daemon=True).start()
+        begin = time.monotonic()
+        management = f"http://127.0.0.1:{server.getsockname()[1]}"
+        found = by_check(
+            _of_broker(settings_of(url), Examination(seconds=8, management=management), said.append)[0]
+        )
+        assert time.monotonic() - begin < CONNECT_TIMEOUT + 2
+    assert "management API does not answer" in found["leftovers"].found
+    assert said == ["asking the broker", "asking the management API"]
+
+
+def test_a_number_within_a_name_is_no_code(monkeypatch, rabbit_server):
+    """A refusal has the name of the queue in it, which is made of anybody's digits."""
+    url = rabbit_server.clean()
+    vhost = url.rpartition("/")[2]
+    name = uuid.UUID("54154154-1541-4541-8541-541541541541")
+    monkeypatch.setattr(amqp.uuid, "uuid4", lambda: name)
+    rabbit_server.control("set_permissions", "-p", vhost, "guest", "^$", ".*", ".*")
+    assert amqp._permits_transient(settings_of(url)) is None
+    rabbit_server.control("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
+    assert amqp._permits_transient(settings_of(url)) is True
+
+
+@pytest.mark.parametrize(
+    ("workers", "level"),
+    [
+        ((), "warn"),
+        ((("py-celery", "5.7.0"),), "ok"),
+        ((("py-celery", "5.10.0rc1"), ("py-celery", "6.0")), "ok"),
+        ((("py-celery", "5.7.0"), ("py-celery", "5.6.9")), "warn"),
+        ((("py-celery", "5.7.0"), (None, None)), "warn"),
+        ((("gocelery", "9.0"),), "warn"),
+    ],
+)
+def test_transient_queues_by_the_versions_of_workers(workers, level):
+    """Of those that are up."""
+    views = [SimpleNamespace(software=name, version=version, up=True) for name, version in workers]
+    down = SimpleNamespace(software="py-celery", version="5.4.0", up=False)
+    denied = amqp.judge_transient("4.3.0", permitted=False)
+    found = amqp.with_workers(denied, [*views, down])
+    assert (found.level, bool(found.mend)) == (level, level == "warn")
+    permitted = amqp.judge_transient("4.2.1", permitted=True)
+    assert amqp.with_workers(permitted, views) is permitted
 
 
 @pytest.mark.parametrize(

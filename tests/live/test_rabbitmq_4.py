@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Iterator
 
 import kombu
@@ -15,10 +17,12 @@ from harness.workers import Worker
 from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.connection import connect
+from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.roster import Roster
 from celery_exporter.doctor import amqp
+from celery_exporter.doctor.ladder import to_measure
 
-from .test_doctor import by_check, doctor, rungs, settings_of
+from .test_doctor import by_check, doctor, every, rungs, settings_of
 
 #: What the doctor has people put into rabbitmq.conf.
 PERMIT = amqp.judge_transient("4.3.0", permitted=False).mend.rpartition("in rabbitmq.conf: ")[2]
@@ -50,22 +54,59 @@ def test_it_is_one_that_denies_them(strict, lenient):
     declare_shared(lenient.clean())
 
 
-def test_the_doctor_says_how_to_permit_them_and_that_permits_them(running, tmp_path, strict, lenient):
+def heartbeat_of_before() -> dict[str, object]:
+    """Return that of a worker of Celery 5.4, which cannot come up here."""
+    about = {"sw_ident": "py-celery", "sw_ver": "5.4.0", "sw_sys": "Linux", "freq": 2.0, "clock": 1, "pid": 1}
+    numbers = {"active": 0, "processed": 0, "loadavg": [0, 0, 0], "utcoffset": 0}
+    return {"type": "worker-heartbeat", "hostname": "old@box", "timestamp": time.time(), **about, **numbers}
+
+
+def test_the_doctor_says_how_to_permit_them_and_that_permits_them(strict, lenient):
     assert PERMIT == "deprecated_features.permit.transient_nonexcl_queues = true"
     url = strict.clean()
-    running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
-    found = doctor(url).found
+    with every(1, lambda: publish_events(url, heartbeat_of_before())):
+        found = doctor(url).found
     version = found["broker-version"].found.removeprefix("RabbitMQ ")
     assert tuple(map(int, version.split(".")[:2])) >= (4, 3)
     denied = found["transient-queues"]
     assert denied.level == "warn"
     assert denied.found.startswith(f"RabbitMQ {version} denies the transient queues")
     assert denied.mend.endswith(f"in rabbitmq.conf: {PERMIT}")
-    assert (found["workers"].found, found["answers"].level) == ("1 worker heard: w@box", "ok")
+    assert found["workers"].found == "1 worker heard: old@box"
 
-    permitted = by_check(amqp.look(settings_of(lenient.clean()), None)[0])["transient-queues"]
+    permitted = by_check(amqp.look(settings_of(lenient.clean()), None, print)[0])["transient-queues"]
     assert permitted.level == "ok"
     assert permitted.found.startswith(f"RabbitMQ {version} permits the transient queues")
+
+
+def test_the_doctor_is_content_with_workers_that_declare_none(running, tmp_path, strict):
+    url = strict.clean()
+    running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
+    found = doctor(url).found
+    assert (found["workers"].found, found["answers"].level) == ("1 worker heard: w@box", "ok")
+    denied = found["transient-queues"]
+    assert denied.level == "ok"
+    assert denied.found.endswith("; the workers heard are of 5.7 or later, and declare none")
+
+
+def test_a_user_who_may_not_ask_for_queue_lengths(strict):
+    """RabbitMQ before 4.3 told everybody; and the command that is printed lets him."""
+    url = strict.clean()
+    vhost = url.rpartition("/")[2]
+    with kombu.Connection(url) as connection:
+        kombu.Queue("jobs")(connection.default_channel).queue_declare()
+    strict.control("set_permissions", "-p", vhost, "guest", "^celeryev", "^celeryev", "^celeryev")
+
+    def measured() -> set[str]:
+        with kombu.Connection(url) as connection:
+            return set(depths_on(connection).read(["jobs"], ()))
+
+    assert measured() == set()
+    mend = to_measure(settings_of(url), "")
+    assert mend.startswith("exclusive=False ")
+    command = mend[mend.index("rabbitmqctl set_permissions") :]
+    strict.control(*shlex.split(command)[1:])
+    assert measured() == {"jobs"}
 
 
 def test_the_doctor_can_subscribe(strict):
