@@ -76,7 +76,10 @@ def examine(
         heard = hear(_for_listening(settings, queues), what.seconds, say, ended)
         found(with_workers(each, heard.snapshot.workers) for each in made if each.check == TRANSIENT)
         found(judge(heard, settings))
-        found(_of_prometheus(settings, what, heard))
+        if what.prometheus is not None:
+            say("asking Prometheus")
+            up = {worker.name for worker in heard.snapshot.workers if worker.up}
+            found(prometheus.look(what.prometheus, settings.metric_prefix, up))
     worst = max((EXIT_CODES[finding.level] for finding in findings), default=0)
     return Report(1, masked(settings.broker_url), round(time.monotonic() - start, 1), worst, findings)
 
@@ -97,13 +100,6 @@ def _of_broker(
         found = f"the broker could not be asked: {error}"
         return [Finding("broker-version", "warn", found, to_ask(place_of(settings)))], set()
     return [], set()
-
-
-def _of_prometheus(settings: Settings, what: Examination, heard: Heard) -> list[Finding]:
-    if what.prometheus is None:
-        return []
-    up = {worker.name for worker in heard.snapshot.workers if worker.up}
-    return prometheus.look(what.prometheus, settings.metric_prefix, up)
 
 
 def _for_listening(settings: Settings, queues: set[str]) -> Settings:
