@@ -19,7 +19,7 @@ from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis, ma
 from celery_exporter.doctor import amqp, prometheus
 from celery_exporter.doctor.amqp import TRANSIENT, with_workers
 from celery_exporter.doctor.ladder import climb, place_of, to_ask
-from celery_exporter.doctor.listening import Heard, hear
+from celery_exporter.doctor.listening import hear
 from celery_exporter.doctor.verdict import judge
 from celery_exporter.settings import Settings
 
