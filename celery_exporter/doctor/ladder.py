@@ -410,12 +410,12 @@ def _grant(settings: Settings, place: Place, text: str) -> str:
     Nothing of another kind: Redis refuses a pattern for those who have all keys, or all channels.
     """
     prefix = settings.broker_transport_options.get("global_keyprefix") or ""
-    if "channel" in text:
+    if re.search(r"(access|publish to) [\w ]*channel", text):
         # For PSUBSCRIBE the ACL has to hold the pattern itself (https://redis.io/docs/latest/operate/oss_and_stack/
         # management/security/acl/, "Pub/Sub channels"). The second channel is that of questions to workers.
         exchanges = (f"{settings.event_exchange}/*", "celery.pidbox")
         return _set_user(place, *(f"&{prefix}/{place.vhost}.{exchange}" for exchange in exchanges))
-    if re.search(r"\bkeys?\b", text):
+    if re.search(r"access [\w ]*key", text):
         return _set_user(place, *(f"~{prefix}{key}" for key in _KEYS))
     denied = re.findall(r"run the '([\w|-]+)'", text)
     return _set_user(place, *(f"+{command}" for command in dict.fromkeys((*denied, *_COMMANDS.split()))))
