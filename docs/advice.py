@@ -1,6 +1,7 @@
 """What the status page, the log and `doctor` say is wrong, and what mends it: a table, read off their source.
 
-Nothing is run for it: what depends on the case is an ellipsis here.
+What depends on the case is an ellipsis here. Nothing is run for it but what mends what a broker said, for
+brokers that are somewhere at HOST.
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec import structs
+
+from celery_exporter.doctor.ladder import _ROWS, Place, _Row, place_of
+from celery_exporter.settings import load
 from docs.house import PACKAGE
 
 WRONG = {"warn", "fail"}
 _CASE = "…"
+_OR = ", or: "
+#: Where it is said that a URL cannot be used, and where the rungs are whose names are in a table.
+_URLS, _LADDER = PACKAGE / "broker" / "connection.py", "ladder.py"
 
 
 class Text(NamedTuple):
@@ -34,7 +42,19 @@ def sources(package: Path = PACKAGE) -> list[Path]:
 
 def chapter(paths: Iterable[Path]) -> str:
     """Return a table of all, in the order of the source; nothing where nothing is said."""
-    rows = dict.fromkeys(text for path in paths for text in texts(ast.parse(path.read_text())))
+    trees = {path: ast.parse(path.read_text()) for path in paths}
+    functions = {
+        node.name: node
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+    constants = {name: node for tree in trees.values() for name, node in _assigned(tree.body).items()}
+    rows: dict[Text, None] = {}
+    for path, tree in trees.items():
+        if path.name == _LADDER:
+            rows |= dict.fromkeys([*urls(), *rungs()])
+        rows |= dict.fromkeys(text for text in texts(tree, constants, functions) if text.check != "url")
     lines = [f"| {text.check} | {_cell(text.found)} | {_cell(text.mend)} |" for text in rows]
     if not lines:
         return ""
@@ -47,20 +67,89 @@ def chapter(paths: Iterable[Path]) -> str:
     return "\n".join([*head, *lines])
 
 
-def texts(tree: ast.Module) -> Iterator[Text]:
-    """Yield what is in `Finding(check, level, found, mend)`, of the levels that are not well."""
-    everywhere = _assigned(tree.body)
+def texts(
+    tree: ast.Module, constants: Mapping[str, ast.expr], functions: Mapping[str, ast.FunctionDef]
+) -> Iterator[Text]:
+    """Yield what is in `Finding(check, level, found, mend)`, of levels that are not well, or not known."""
+    everywhere = {**constants, **_assigned(tree.body)}
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        for call in ast.walk(function):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Finding":
-                said = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
-                before = [node for node in said if node.lineno < call.lineno]
-                names = {**everywhere, **_assigned(sorted(before, key=lambda node: node.lineno))}
-                check, level, *rest = [*call.args, *(each.value for each in call.keywords)]
-                levels = {each.value for each in ast.walk(level) if isinstance(each, ast.Constant)}
-                found, mend = (_said(each, names) for each in (*rest, ast.Constant(""))[:2])
-                if levels & WRONG and isinstance(check, ast.Constant) and found != _CASE:
-                    yield Text(str(check.value), found, mend)
+        for call in _calls(function, "Finding"):
+            names = {**everywhere, **_before(call, function)}
+            check, level, *rest = [*call.args, *(each.value for each in call.keywords)]
+            levels = {each.value for each in ast.walk(level) if isinstance(each, ast.Constant)}
+            found, mend = (*rest, ast.Constant(""), ast.Constant(""))[:2]
+            if (levels & WRONG or not levels) and (name := _said(check, names)) != _CASE:
+                mends = dict.fromkeys(_returned(mend, names, functions))
+                yield Text(name, _said(found, names), _OR.join(mends))
+
+
+def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    ours = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == name]
+    return sorted(ours, key=lambda call: call.lineno)
+
+
+def _before(node: ast.expr | ast.stmt, function: ast.FunctionDef) -> dict[str, ast.expr]:
+    """Return what names stand for where this is, in a function."""
+    said = [each for each in ast.walk(function) if isinstance(each, ast.Assign)]
+    return _assigned(
+        sorted((each for each in said if each.lineno < node.lineno), key=lambda each: each.lineno)
+    )
+
+
+def _returned(
+    node: ast.expr, names: Mapping[str, ast.expr], functions: Mapping[str, ast.FunctionDef]
+) -> Iterator[str]:
+    """Yield a text, or the texts of which one is chosen: those that a function returns."""
+    if isinstance(node, ast.IfExp):
+        yield from _returned(node.body, names, functions)
+        yield from _returned(node.orelse, names, functions)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+        function = functions[node.func.id]
+        constants = {name: other for name, other in names.items() if name.isupper()}
+        ends = [each for each in ast.walk(function) if isinstance(each, ast.Return)]
+        for end in sorted(ends, key=lambda end: end.lineno):
+            if end.value is not None:
+                yield from _returned(end.value, {**constants, **_before(end, function)}, functions)
+    else:
+        yield _said(node, names)
+
+
+def urls() -> Iterator[Text]:
+    """Yield what is said of a URL that cannot be used."""
+    for call in _calls(ast.parse(_URLS.read_text()), "UnusableURLError"):
+        found, _, mend = _said(call.args[0], {}).removeprefix("--broker-url: ").partition("; ")
+        yield Text("url", found, f"--broker-url: {mend}")
+
+
+#: By whose URL what mends a refusal is told.
+_PLACES = {
+    "RabbitMQ": "amqp://USER:PASSWORD@HOST/VHOST",
+    "RabbitMQ as guest": "amqp://guest:guest@HOST/VHOST",
+    "Redis": "redis://USER:PASSWORD@HOST/0",
+}
+#: By what one sees that it is for the other broker.
+_OTHER = {"RabbitMQ": "redis", "RabbitMQ as guest": "redis", "Redis": "rabbitmq"}
+
+
+def rungs(rows: Iterable[_Row] = _ROWS) -> Iterator[Text]:
+    """Yield what brokers say when a connection is opened."""
+    places = {name: _place(url) for name, url in _PLACES.items()}
+    socket = structs.replace(places["Redis"], host="/PATH", network=False)
+    for row in rows:
+        at = {"Redis": socket} if "/" in row.says else places
+        mends = {name: re.sub(r"\b(5672|6379)\b", "PORT", row.mend(place)) for name, place in at.items()}
+        mends = {name: mend for name, mend in mends.items() if _OTHER[name] not in mend} or mends
+        check = "virtual-host" if row.rung == "database" and "Redis" not in mends else row.rung
+        if mends.get("RabbitMQ as guest", "").replace("guest", "USER") == mends.get("RabbitMQ"):
+            mends.pop("RabbitMQ as guest", None)
+        told = [f"{name}: {mend}" for name, mend in mends.items()]
+        found = re.sub(r"\(.*?\)|\.\*", _CASE, row.says).replace("|", " or ") or "anything else"
+        yield Text(check, found, "; ".join(told if len({*mends.values()}) > 1 else [*mends.values()][:1]))
+
+
+def _place(url: str) -> Place:
+    return structs.replace(place_of(load({"broker_url": url}, {})), host="HOST")
 
 
 def _assigned(nodes: Iterable[ast.stmt]) -> dict[str, ast.expr]:

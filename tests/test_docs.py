@@ -31,6 +31,7 @@ from celery_exporter.cli import _command
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import take
+from celery_exporter.doctor import ladder
 from celery_exporter.status import Status
 from docs import advice, house, metrics, printed
 from docs.marks import filled
@@ -70,7 +71,12 @@ def check(workers):
     found = f"no worker in {seconds} s"
     many = Finding("events", "warn" if some else "fail", found, mend)
     mend = "another"
+    if many:
+        return Finding("events", judged(many), f"{many} are too many", by(many))
     return Finding("events", "fail", text(), mend)
+def by(many):
+    return "this" if many else f"that of {many}"
+    return f"{COMMAND} | tee"
 """
 
 
@@ -80,8 +86,43 @@ def test_what_the_doctor_says_is_read_off_its_source(tmp_path):
         "| check | what is wrong | what mends it |",
         "|---|---|---|",
         "| events | no worker in … s | start one: celery worker -E |",
+        "| events | … are too many | this, or: that of …, or: celery worker -E \\| tee |",
+        "| events | it says what | another |",
     ]
     assert advice.chapter(advice.sources(tmp_path / "nowhere")) == ""
+
+
+def test_each_check_that_may_go_wrong_is_in_the_table():
+    table = advice.chapter(advice.sources())
+    shown = set(re.findall(r"^\| ([a-z-]+) \|", table, re.MULTILINE))
+    nodes = [node for path in advice.sources() for node in ast.walk(ast.parse(path.read_text()))]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    found = [call.args for call in calls if ast.unparse(call.func) == "Finding"]
+    known = {ast.unparse(one.targets[0]): one.value for one in nodes if isinstance(one, ast.Assign)}
+    may = {known.get(ast.unparse(check), check) for check, level, *_ in found if ast.unparse(level) != "'ok'"}
+    of_rungs = [check for check in may if not isinstance(check, ast.Constant)]
+    assert len(of_rungs) == 1  # of the ladder's rows
+    rungs = {row.rung for row in ladder._ROWS} | {"virtual-host"}
+    assert {check.value for check in may - {*of_rungs}} | rungs == shown - {"check"}
+
+
+def test_what_brokers_say_is_in_the_table():
+    lines = advice.chapter(advice.sources()).splitlines()
+    for check, found, mend in [
+        ("url", "unknown scheme", "kombu knows"),
+        ("url", "cannot be read", "percent-encode"),
+        ("login", "NOAUTH or WRONGPASS", "rabbitmqctl change_password USER PASSWORD"),
+        ("login", "NOAUTH or WRONGPASS", "guest may log in from localhost only"),
+        ("virtual-host", "vhost … not found", "rabbitmqctl add_vhost VHOST"),
+        ("database", "DB index is out of range", "databases"),
+        ("tls", "certificate verify failed", "RabbitMQ: --broker-ssl-option ca_certs="),
+        ("answer", "connecting to /", "unixsocket /PATH"),
+        ("subscription", "it says what", "+psubscribe"),
+        ("eviction", "maxmemory-policy is", "noeviction"),
+    ]:
+        assert any(line.startswith(f"| {check} |") and found in line and mend in line for line in lines), (
+            check
+        )
 
 
 def test_the_house_is_drawn_from_the_top_down():

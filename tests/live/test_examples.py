@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +26,8 @@ from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
 from test_docs import BLOCKS
+
+from docs import metrics
 
 #: Programs that are run here, but for those of our own.
 RUN = ("celery", "curl", "promtool", "redis-cli")
@@ -101,7 +104,7 @@ def run(command: str, cluster: SimpleNamespace, folder: Path) -> str | None:
     """Run it; return what was wrong, or None. Its code is that of the first program of a pipe."""
     environment = clean_environment(
         {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{strict_curl(folder)}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(TESTS),
             BROKER_URL: cluster.broker.url,
             "CELERY_BROKER_URL": cluster.broker.url,
@@ -132,6 +135,40 @@ def run(command: str, cluster: SimpleNamespace, folder: Path) -> str | None:
     return f"{text}: {done.returncode}\n{done.stdout[-500:]}{done.stderr[-500:]}"
 
 
+def strict_curl(folder: Path) -> Path:
+    """Return a folder with a curl that ends with an error where the server answers with one."""
+    path = folder / "strict" / "curl"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        made = path.with_name(f"curl.{threading.get_ident()}")
+        made.write_text(f'#!/bin/sh\nexec {need("curl")} --fail-with-body "$@"\n')
+        made.chmod(0o755)
+        made.rename(path)
+    return path.parent
+
+
+def looked_for(command: str) -> Iterator[str]:
+    """Yield each beginning of a metric's name that it greps for; with a brace where a name is whole."""
+    asked, found, rest = command.partition("/metrics | grep ")
+    if not found or not asked.startswith("curl "):
+        return
+    patterns = [next(word for word in shlex.split(rest) if not word.startswith("-")).replace("\\{", "{")]
+    while patterns:
+        pattern = patterns.pop()
+        group = re.search(r"\(([^()]*)\)", pattern)
+        if group:
+            begin, end = pattern[: group.start()], pattern[group.end() :]
+            patterns += [begin + each + end for each in group[1].split("|")]
+        else:
+            yield re.match(r"\^?(\w*\{?)", pattern)[1]
+
+
+def unknown(command: str, names: set[str]) -> list[str]:
+    """Return what it looks for among metrics and no metric is called."""
+    lines = [name + "{" for name in names]
+    return [begin for begin in looked_for(command) if not any(line.startswith(begin) for line in lines)]
+
+
 def is_of_another(command: str) -> bool:
     """Tell whether it asks an exporter that runs, or is none."""
     return program(command) != "celery-exporter" or " top" in command
@@ -158,13 +195,27 @@ def test_the_commands_of_a_page_do_what_they_are_for(page, cluster, tmp_path):
 
 def test_a_wrong_command_is_found(cluster, tmp_path):
     for wrong in (
-        "curl -sf $EXPORTER/nosuch",
+        "curl -s $EXPORTER/metricz | grep ^celery_tasks_total",
+        "curl -si $EXPORTER/-/raedy",
+        "curl -s $EXPORTER/api/v9/status",
         "curl -s http://127.0.0.1:1/metrics | grep celery",
         "celery --app $APP inspect nosuch",
         "promtool query instant $PROMETHEUS 'rate(celery_tasks_total)'",
         "celery-exporter record",
     ):
         assert run(wrong, cluster, tmp_path), wrong
+
+
+def test_the_metrics_that_the_pages_grep_for_exist(cluster):
+    names = {row.name for row in metrics.rows()} | {name for name, _ in cluster.exporter.samples()}
+    pages = [line[2:] for block in BLOCKS for line in block.text.splitlines() if line.startswith("$ ")]
+    asked = [command for command in pages if [*looked_for(command)]]
+    assert len(asked) > 10
+    assert {command: wrong for command in asked if (wrong := unknown(command, names))} == {}
+    for pattern in ("^celery_broker_upp", "-E '^celery_(broker_upp|tasks)'", "'^celery_task{.*STARTED'"):
+        assert unknown(f"curl -s $EXPORTER/metrics | grep {pattern}", names), pattern
+    alternatives = "curl -s $EXPORTER/metrics | grep -E '^celery_(broker_up|exporter_(series|nosuch))'"
+    assert unknown(alternatives, names) == ["celery_exporter_nosuch"]
 
 
 def test_every_command_is_run_somewhere():
