@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from celery_exporter.doctor.ladder import _ROWS, Place, _Row, place_of
+from celery_exporter.doctor.ladder import _ROWS, Place, _grant, _Row, place_of
 from celery_exporter.settings import load
 from docs.house import PACKAGE
 
@@ -53,7 +53,7 @@ def chapter(paths: Iterable[Path]) -> str:
     rows: dict[Text, None] = {}
     for path, tree in trees.items():
         if path.name == _LADDER:
-            rows |= dict.fromkeys([*urls(), *rungs()])
+            rows |= dict.fromkeys([*urls(), *rungs(), *denials()])
         rows |= dict.fromkeys(text for text in texts(tree, constants, functions) if text.check != "url")
     lines = [f"| {text.check} | {_cell(text.found)} | {_cell(text.mend)} |" for text in rows]
     if not lines:
@@ -146,6 +146,14 @@ def rungs(rows: Iterable[_Row] = _ROWS) -> Iterator[Text]:
         told = [f"{name}: {mend}" for name, mend in mends.items()]
         found = re.sub(r"\(.*?\)|\.\*", _CASE, row.says).replace("|", " or ") or "anything else"
         yield Text(check, found, "; ".join(told if len({*mends.values()}) > 1 else [*mends.values()][:1]))
+
+
+def denials() -> Iterator[Text]:
+    """Yield what an ACL of Redis denies, where it is found out."""
+    settings, place = load({"broker_url": _PLACES["Redis"]}, {}), _place(_PLACES["Redis"])
+    for denied in ("run the 'psubscribe' command", "access one of the channels", "access one of the keys"):
+        mend = re.sub(r"\b6379\b", "PORT", _grant(settings, place, denied))
+        yield Text("subscription", f"this user has no permissions to {denied}", mend)
 
 
 def _place(url: str) -> Place:

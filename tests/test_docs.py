@@ -117,7 +117,8 @@ def test_what_brokers_say_is_in_the_table():
         ("database", "DB index is out of range", "databases"),
         ("tls", "certificate verify failed", "RabbitMQ: --broker-ssl-option ca_certs="),
         ("answer", "connecting to /", "unixsocket /PATH"),
-        ("subscription", "it says what", "+psubscribe"),
+        ("subscription", "run the 'psubscribe' command", "+psubscribe"),
+        ("subscription", "access one of the channels", "'&/0.celeryev/*'"),
         ("eviction", "maxmemory-policy is", "noeviction"),
     ]:
         assert any(line.startswith(f"| {check} |") and found in line and mend in line for line in lines), (
