@@ -118,7 +118,7 @@ def test_what_brokers_say_is_in_the_table():
         ("tls", "certificate verify failed", "RabbitMQ: --broker-ssl-option ca_certs="),
         ("answer", "connecting to /", "unixsocket /PATH"),
         ("subscription", "run the 'psubscribe' command", "+psubscribe"),
-        ("subscription", "access one of the channels", "'&/0.celeryev/*'"),
+        ("subscription", "access one of the channels", "ACL SETUSER USER '&/0.celeryev/"),
         ("eviction", "maxmemory-policy is", "noeviction"),
     ]:
         assert any(line.startswith(f"| {check} |") and found in line and mend in line for line in lines), (
