@@ -21,7 +21,7 @@ Level = Literal["ok", "warn", "fail"]
 #: Seconds of listening after which a worker that lives was heard: three heartbeats.
 PATIENCE = 6.0
 #: Seconds after which one was heard that has a --heartbeat-interval, as far as people take one.
-LONGEST_INTERVAL = 60.0
+LONGEST_INTERVAL = 60
 #: Seconds by which a worker's clock may differ. Waiting times between two hosts are wrong by as much.
 MOST_SKEW = 5.0
 #: Seconds after which an event that was refused is history. Heartbeats come every 2 s.
@@ -143,7 +143,7 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
         "fail" if len(silent) == len(up) and snapshot.around.listened > LONGEST_INTERVAL else "warn",
         f"no heartbeat from {names(silent)}",
         "start workers with -E and without --without-heartbeat, and give this their event_exchange "
-        f"(--event-exchange); with a --heartbeat-interval of theirs, wait for {LONGEST_INTERVAL:.0f} s",
+        f"(--event-exchange); with a --heartbeat-interval of theirs, wait for {LONGEST_INTERVAL} s",
     )
 
 

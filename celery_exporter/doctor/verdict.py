@@ -95,10 +95,11 @@ def _first_event(heard: Heard, settings: Settings) -> Finding | None:
         answered = names(sorted({name for name, _ in heard.configurations}))
         found = f"no event in {listened:.0f} s, though workers answered: {answered}"
         level: Level = "fail" if listened > LONGEST_INTERVAL else "warn"
-        mend = "start workers with -E and without --without-heartbeat; if they have a --heartbeat-interval, "
-        return Finding(
-            "first-event", level, found, f"{mend}listen longer: --seconds {LONGEST_INTERVAL + 5:.0f}"
+        mend = (
+            "start workers with -E and without --without-heartbeat; if they have a --heartbeat-interval, "
+            f"listen longer: --seconds {LONGEST_INTERVAL + 5}"
         )
+        return Finding("first-event", level, found, mend)
     return None  # there is no worker, which is told as such
 
 
