@@ -115,7 +115,7 @@ def test_rows_appear_by_themselves_and_numbers_change(cluster, visit):
     cluster.client.send_task("tasks.succeed", queue="second")
     until_equal(lambda: page.row("workers", "two@test").get("Processed"), "1", 20)
     eventually(lambda: page.row("tasks", "tasks.succeed").get("Succeeded", "") > "0.00", 20)
-    page.page.locator("#findings li.fail", has_text="messages wait in queues").wait_for()
+    page.page.locator("#findings li.warn", has_text="messages wait in queues").wait_for()
     assert page.page.evaluate("window.kept") == "not loaded anew"
 
 
