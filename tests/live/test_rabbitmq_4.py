@@ -32,13 +32,13 @@ SHARED = {"control_queue_exclusive": False, "event_queue_exclusive": False}
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
-    with RabbitServer4(tmp_path_factory.mktemp("strict"), vhosts=10) as server:
+    with RabbitServer4(tmp_path_factory.mktemp("strict"), vhosts=20) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def lenient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
-    with RabbitServer4(tmp_path_factory.mktemp("lenient"), PERMIT, vhosts=10) as server:
+    with RabbitServer4(tmp_path_factory.mktemp("lenient"), PERMIT, vhosts=20) as server:
         yield server
 
 
