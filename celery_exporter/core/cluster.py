@@ -13,15 +13,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from operator import attrgetter
 
 from msgspec import Struct
 
 from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name, unwrap
+from celery_exporter.core.identity import (
+    add_predecessor,
+    add_successor,
+    find_received,
+    find_sent,
+    find_shadowed,
+    generation_of,
+    generations,
+    is_alike,
+)
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
-from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
-from celery_exporter.core.tasks import Room, Story, Task, TaskTable
+from celery_exporter.core.steps import EFFECTS, Effect, at_sent, usually_sent
+from celery_exporter.core.tasks import MAX_ATTEMPTS, Kind, Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
@@ -38,6 +49,13 @@ MAX_PARKED = 64
 MAX_LIMBO = 20_000
 #: Tasks that are looked at, while events wait, for who has received and not started them: 6 ms.
 MAX_PREFETCHED = 50_000
+#: Events that end an execution.
+REPEATABLE = tuple(kind for kind in EFFECTS if kind not in {"task-received", "task-started"})
+#: Seconds within which a second `task-retried` is the same one; the next attempt takes longer than that, or
+#: its start was heard.
+REPEAT_SECONDS = 1.0
+#: Seconds by which a message may be received before its sender has written `task-sent`, on one clock.
+SENT_DELAY = 0.05
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
 
@@ -84,6 +102,8 @@ class Cluster:
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
+        #: Events that told once more what was counted already, by type.
+        self.repeated: Counter[str] = Counter(dict.fromkeys(REPEATABLE, 0))
         self.clients = clients
         self._hosts = hosts
         self._next_sweep = 0.0
@@ -118,9 +138,9 @@ class Cluster:
     def expire(self, now: Moment) -> None:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
         tasks = self.tasks
-        for waiting in (tasks.limbo.tasks, tasks.held):
-            for task in tasks.overdue(waiting, now.listened - self.limits.reorder_window):
-                self._release(task, now)
+        before = now.listened - self.limits.reorder_window
+        for task in (*tasks.overdue(tasks.limbo.tasks, before), *tasks.held_before(before)):
+            self._release(task, now)
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
@@ -150,16 +170,31 @@ class Cluster:
         if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
+        if task is not None and task.room is self.tasks.limbo and self._has_predecessor(task, event):
+            self._park(task, event, now)
+            return
         if task is None:
             kind = self.tasks.kind(self._find_key([event]))
             task = self._new(event, kind.rooms[PENDING], now)
         elif task.room is self.tasks.limbo:
             self._introduce(task, event)
         else:
-            self._place(task, event, event.queue)
+            self._sent_anew(task, event, now)
+            if task.uuid in self.tasks.parked:
+                self._catch_up(task, now)
+            return
         self._book_sent(task, event, now)
         if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
+
+    def _sent_anew(self, task: Task, event: Event, now: Moment) -> None:
+        """Take a sending of a task in that is introduced: a late one, of a retry, or of other work."""
+        self._number_sent(task, event)
+        self._place(task, event, event.queue)
+        self._book_sent(task, event, now)
+        if task.room.state is None and (event.retries or 0) >= MAX_ATTEMPTS:
+            task.unfold().ended_by = ""
+            self._put(task, self.tasks.kind(task.key_of(event.retries)), event, PENDING, now)
 
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
@@ -168,11 +203,15 @@ class Cluster:
         limbo = self.tasks.limbo
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
         held = self.tasks.held
-        waits = task.room is limbo or (held and task.uuid in held)
-        if waits or (event.type == "task-received" and _is_early(task, event.retries or 0)):
+        waits = task.room is limbo or (
+            held and task.uuid in held and not self._is_of_open_delivery(task, event)
+        )
+        if waits or (event.type == "task-received" and self._is_early(task, event)):
             self._park(task, event, now)
-        else:
-            self._step(task, event, now)
+            return
+        self._step(task, event, now)
+        if held and task.uuid in held:
+            self._catch_up(task, now)
 
     def _new(self, event: Event, room: Room, now: Moment) -> Task:
         task = self.tasks.new(event.uuid or "", now.listened, room, event.timestamp)
@@ -182,8 +221,11 @@ class Cluster:
 
     def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
-        past = now.listened - task.heard > self.limits.reorder_window
-        return task.room.tasks is self.tasks.finished and past and event.timestamp > task.since
+        if task.room.tasks is not self.tasks.finished:
+            return False
+        hold = self.tasks.held.get(task.uuid)  # a receipt that may be of what is sent now
+        newest = task.heard if hold is None else hold.since
+        return now.listened - newest > self.limits.reorder_window and event.timestamp > task.since
 
     def _park(self, task: Task, event: Event, now: Moment) -> None:
         if event.exception is not None:
@@ -192,30 +234,62 @@ class Cluster:
         self.tasks.park(task, [event], now.listened)
         if len(self.tasks.parked[task.uuid]) >= MAX_PARKED:
             self._release(task, now)
-        for waiting in (self.tasks.limbo.tasks, self.tasks.held):
-            if len(waiting) > MAX_LIMBO:
-                self._release(next(iter(waiting.values())), now)
+        limbo, held = self.tasks.limbo.tasks, self.tasks.held
+        if len(limbo) > MAX_LIMBO:
+            self._release(next(iter(limbo.values())), now)
+        if len(held) > MAX_LIMBO and (oldest := self.tasks.get(next(iter(held)))):
+            self._release(oldest, now)
 
     def _release(self, task: Task, now: Moment) -> None:
         """Wait no longer: apply what was parked."""
         if task.room is self.tasks.limbo:
-            self._introduce(task, None)
+            sent = self._take_oldest_sent(task)
+            self._introduce(task, sent)
+            if sent is not None:
+                self._book_sent(task, sent, now)
         self._catch_up(task, now, wait=False)
+
+    def _take_oldest_sent(self, task: Task) -> Event | None:
+        """Take the `task-sent` out of what waited if it is the oldest event of it."""
+        waiting = self.tasks.parked.get(task.uuid, [])
+        oldest = min(waiting, key=attrgetter("timestamp"), default=None)
+        if oldest is None or oldest.type != "task-sent":
+            return None
+        waiting.remove(oldest)
+        return oldest
 
     def _introduce(self, task: Task, sent: Event | None) -> None:
         """Give the task its key, from `task-sent` or from what is known without it."""
-        events = ([sent] if sent else []) + self.tasks.parked.get(task.uuid, [])
+        events = [each for each in self.tasks.parked.get(task.uuid, []) if each.type != "task-sent"]
+        events = [sent, *events] if sent else [each for each in events if each.hostname == events[0].hostname]
         kind = self.tasks.kind(self._find_key(events))
         self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
 
     def _catch_up(self, task: Task, now: Moment, *, wait: bool = True) -> None:
-        """Apply what was parked, up to what has to wait for another task-sent, if that may still come."""
-        events = self.tasks.release(task)
+        """Apply what was parked, up to what has to wait for another task-sent, if that may still come.
+
+        Events that waited are judged by when they came: a late one reopens no finished task, and one that
+        came before the end of another delivery does.
+        """
+        hold, events = self.tasks.release(task)
+        came = now if hold is None else Moment(hold.since, now.wall)
+        ended_by = task.ended_by() if hold and hold.was_open and task.room.state is None else ""
+        for event in events:
+            if event.type == "task-sent":
+                self._sent_anew(task, event, came)
+        events = [event for event in events if event.type != "task-sent"]
+        if task.story and task.story.generations and not wait:
+            events.sort(key=attrgetter("timestamp"))  # each sender's stay in their order
         for index, event in enumerate(events):
-            if wait and event.type == "task-received" and _is_early(task, event.retries or 0):
-                self.tasks.park(task, events[index:], now.listened)
+            if event.type == "task-received" and self._is_early(task, event) and wait:
+                self.tasks.park(task, events[index:], came.listened, hold)
                 return
-            self._step(task, event, now)
+            reopens = ended_by and event.type == "task-received" and not self._is_outdated(task, event)
+            if reopens and task.room.state is None:
+                self.tasks.move(task, task.room.kind, PENDING, task.since)
+            self._step(task, event, came)
+            if reopens:
+                task.unfold().ended_by, ended_by = ended_by, ""
 
     def _find_key(self, events: list[Event]) -> Key:
         """Return the key that these events tell, else what is left: the only queue it can be, `unknown`."""
@@ -260,6 +334,9 @@ class Cluster:
         task.room.kind.heard = now.listened
         usual = effect.usual
         if usual is None or task.story is not None or not usual[0](task, event):
+            if _is_repeated(task, event, effect):
+                self.repeated[event.type] += 1
+                return
             self._step_of(task.unfold(), task, event, now)
             task.fold()
             return
@@ -270,26 +347,37 @@ class Cluster:
         at = event.timestamp
         self.ledger.moved(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.heard = now.listened
-        self._put(task, event, effect.lands, now)
+        self._put(task, task.room.kind, event, effect.lands, now)
 
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
         """Do the same where there is more to know of the task than where its newest attempt is."""
         effect = EFFECTS[event.type]
         delivery = effect.find(story, event)
-        key = self._key_at(
-            task.key_of(event.retries if delivery is None else delivery.attempt), event.hostname
-        )
+        attempt = event.retries if delivery is None else delivery.attempt
+        kind_key = task.key_of(attempt)
+        key = self._key_at(kind_key, event.hostname)
         newest = effect.measure(story, event, delivery, key, self.ledger)
         self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         open_ = task.room.state is not None
         if newest and (open_ or self._opens(task, event, now)):
             task.heard = now.listened
-            self._put(task, event, _landing(story, event, lands), now)
+            landing = _landing(story, event, lands)
+            kind = self.tasks.kind(kind_key) if story.generations else task.room.kind
+            self._put(task, kind, event, landing, now)
+            if landing is None and attempt is not None:
+                self._go_on(story, task, attempt)
             return
         self._hear(task, now)
-        if open_ and lands is None:
+        if open_ and lands is None and not story.is_succeeded(attempt or 0):
             story.ended_by = event.hostname  # over when those it was delivered to since are, too
+
+    def _go_on(self, story: Story, task: Task, attempt: int) -> None:
+        """Let a task wait whose attempt is over, and whose id was sent for other work meanwhile."""
+        successor = story.next_sent(attempt)
+        if successor is not None and generation_of(successor) > generation_of(attempt):
+            story.ended_by = ""
+            self.tasks.move(task, self.tasks.kind(task.key_of(successor)), PENDING, story.sent[successor])
 
     def _hear(self, task: Task, now: Moment) -> None:
         if task.heard != now.listened:
@@ -304,16 +392,30 @@ class Cluster:
         key = room.kind.key
         if key.task_name == OTHER or event.name is None:
             return
-        true = self.keys.of_task(event.name, queue or key.queue_name)
         story = task.tell()
+        true = self.keys.of_task(event.name, queue or self._inherited_queue(story, key, attempt))
         if true == key and story.keys is None:
             return
         others = {*story.sent, *(each.attempt for each in story.deliveries)} - {attempt}
         if others:
             keys = story.keys or {}
             task.unfold().keys = {other: keys.get(other, key) for other in others} | {attempt: true}
-        if attempt > max(others, default=-1):
-            self.tasks.move(task, self.tasks.kind(true), room.state, task.since)
+        if attempt > max(others, default=-1) and not story.is_held_before(generation_of(attempt)):
+            self.tasks.move(task, self.tasks.kind(true), room.place, task.since)
+
+    def _inherited_queue(self, story: Story, key: Key, attempt: int) -> str | None:
+        """Return the queue of an attempt that nobody was heard to send: that of the one before.
+
+        A successor does other work, so it may come from anywhere.
+        """
+        if not generation_of(attempt):
+            return key.queue_name
+        alike = (each for each in story.keys or () if generation_of(each) == generation_of(attempt))
+        nearest = max(alike, default=None)
+        if nearest is not None:
+            return (story.keys or {})[nearest].queue_name
+        self.fallbacks["queue_name"] += self.keys.by_queue
+        return None
 
     def _key_at(self, key: Key, worker: str) -> Key:
         """Return the key for what a worker did; one that there was no room for is `other`."""
@@ -331,12 +433,12 @@ class Cluster:
         later = task.tell().ended_by == event.hostname and event.timestamp > task.since
         return later or now.listened - task.heard > self.limits.reorder_window
 
-    def _put(self, task: Task, event: Event, state: State | None, now: Moment) -> None:
+    def _put(self, task: Task, kind: Kind, event: Event, state: State | None, now: Moment) -> None:
         """Put the task where the event says it is; None if it is finished."""
         if state is not None:
-            self.tasks.move(task, task.room.kind, state, event.timestamp)
+            self.tasks.move(task, kind, state, event.timestamp)
             return
-        surplus = self.tasks.finish(task, event.timestamp)
+        surplus = self.tasks.finish(task, kind, EFFECTS[event.type].counts, event.timestamp)
         if surplus:
             self._evict(surplus, now)
 
@@ -357,6 +459,88 @@ class Cluster:
         if idle:
             self._give_up({key: rest(key) for key in self.keys.of_tasks(idle)})
             self.tasks.drop(idle)
+
+    # -- which execution: see core/identity.py -------------------------------------------------------------
+
+    def _has_predecessor(self, task: Task, sent: Event) -> bool:
+        """Tell whether what waits longest for its `task-sent` is of other work under the id than this one."""
+        receipts = (event for event in self.tasks.parked[task.uuid] if event.type == "task-received")
+        first = next(receipts, None)
+        if first is None or is_alike(self._shown(first.name), self._shown(sent.name)):
+            return False
+        shadow = self._is_shadow(first)
+        return shadow is False or (shadow is None and first.timestamp < sent.timestamp - SENT_DELAY)
+
+    def _number_sent(self, task: Task, event: Event) -> None:
+        """Number the attempt that was sent; one that was sent before begins a successor of the task."""
+        retries, name = (event.retries or 0) % MAX_ATTEMPTS, task.room.kind.key.task_name
+        if task.story is None and retries != task.sent and event.name == name:
+            return
+        story = task.tell()
+        known, shown = generations(story, name), self._shown(event.name)
+        attempt = find_sent(known, story, shown, retries)
+        if attempt == known[-1].base > 0 and self._is_older(story, event) and not story.is_received(attempt):
+            story.generations, attempt = known[:-1], None  # a receipt that waits was taken for a successor's
+        event.retries = self._other_work(task, event) + retries if attempt is None else attempt
+
+    def _is_early(self, task: Task, event: Event) -> bool:
+        """Number the attempt that was received; tell whether a `task-sent` may still come that explains it.
+
+        That is so if one of the task was seen, but not of this attempt, or if the attempt was received
+        already: then it is delivered again, or its id was used for other work.
+        """
+        retries = event.retries or 0
+        name = task.room.kind.key.task_name
+        if task.story is None and event.name == name and (task.worker is None or retries > task.attempt):
+            return task.sent is not None and retries != task.sent and retries >= task.attempt
+        story, retries = task.tell(), retries % MAX_ATTEMPTS  # one that waited has its number already
+        known, shown, shadow = generations(story, name), self._shown(event.name), self._is_shadow(event)
+        attempts = find_received(known, story, shown, retries)
+        unsure = len(attempts) > 1  # a receipt of the other one may be on its way
+        attempt = next(iter(attempts), None)
+        if attempt is None and shadow is not False:
+            attempt = find_shadowed(known, story, retries)
+            unsure = shadow is None and attempt is not None
+        event.retries = self._other_work(task, event) + retries if attempt is None else attempt
+        is_again = task.tell().is_received(event.retries) and task.room.state is not PENDING  # given back
+        return task.is_any_sent() and (unsure or is_again or not task.is_sent(event.retries))
+
+    def _other_work(self, task: Task, event: Event) -> int:
+        """Begin a generation of a task for other work under its id; return the base of its attempts."""
+        story, shown = task.unfold(), self._shown(event.name)
+        known = generations(story, task.room.kind.key.task_name)
+        # A worker's clock may be off, so what it says is held against a client's only if there is no doubt.
+        is_told = event.type == "task-sent" or task.room.state is PENDING
+        is_older = len(known) == 1 and is_told and self._is_older(story, event)
+        return (add_predecessor if is_older else add_successor)(story, known, shown)
+
+    def _is_outdated(self, task: Task, event: Event) -> bool:
+        """Tell whether what was received is work that the task's id was used for before its newest one."""
+        return generation_of(event.retries or 0) < generation_of(task.tell().received or 0)
+
+    def _is_older(self, story: Story, event: Event) -> bool:
+        """Tell whether an event is older than all sendings of its task that are known."""
+        return event.timestamp < min(story.sent.values(), default=0.0)
+
+    def _is_of_open_delivery(self, task: Task, event: Event) -> bool:
+        """Tell whether an event is of what a worker had before it received what waits for its `task-sent`."""
+        if event.type == "task-received":
+            return False
+        worker, pid = event.hostname, event.pid
+        if event.type == "task-started":
+            return task.has_open_delivery(worker, pid, started=False)
+        waiting = self.tasks.parked[task.uuid]
+        is_started = any(each.type == "task-started" and each.hostname == worker for each in waiting)
+        return not is_started and task.has_open_delivery(worker, pid, started=True)
+
+    def _shown(self, name: str | None) -> str:
+        return self.keys.show(name) if name else UNKNOWN
+
+    def _is_shadow(self, event: Event) -> bool | None:
+        """Tell whether a task was received under a name that its worker does not have; None: not known."""
+        worker = self.workers.get(event.hostname)
+        registered = worker.profile.registered if worker else None
+        return None if registered is None else event.name not in registered
 
     # -- workers and queues ------------------------------------------------------------------------------
 
@@ -466,6 +650,16 @@ def _landing(story: Story, event: Event, state: State | None) -> State | None:
     return state
 
 
-def _is_early(task: Task, attempt: int) -> bool:
-    """Tell whether an attempt was received whose `task-sent` has not come, though that of another one has."""
-    return not task.is_sent(attempt) and task.is_any_sent()
+def _is_repeated(task: Task, event: Event, effect: Effect) -> bool:
+    """Tell whether a worker says once more how an execution ended, of which no delivery is open any more.
+
+    Celery 5.7 says `task-failed` twice of one hard time limit (celery/worker/request.py: on_timeout, and
+    on_failure when the process is gone), others repeat other ends.
+    """
+    room = task.room
+    if room.place is not effect.counts or event.type not in REPEATABLE:
+        return False
+    if room.state is None:
+        return task.ended_by() == event.hostname and not task.has_open_delivery(event.hostname, event.pid)
+    soon = 0 <= event.timestamp - task.since < REPEAT_SECONDS
+    return soon and not task.has_open_delivery(event.hostname, event.pid)

@@ -47,6 +47,8 @@ _Text = Annotated[str, Meta(min_length=1, max_length=255)]
 # Later than 1970, earlier than the year 5000: what is outside is not a time but an attack or an accident.
 _Epoch = Annotated[float, Meta(gt=0, lt=1e11)]
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
+# Attempts are numbered in blocks of this size; see core/identity.py.
+_Retries = Annotated[int, Meta(ge=0, lt=2**31)]
 # More tasks than a worker process gets through in its life; they are added up over its restarts.
 _Tasks = Annotated[int, Meta(ge=0, lt=2**40)]
 _Load = Annotated[float, Meta(ge=0, lt=1e11)]
@@ -65,8 +67,9 @@ class Event(Struct, gc=False):
     # task-sent, task-received
     name: _Text | None = None
     queue: _Text | None = None
-    retries: _Count | None = None
+    retries: _Retries | None = None
     eta: Annotated[str, Meta(max_length=255)] | None = None
+    expires: Annotated[str, Meta(max_length=255)] | None = None
     # how a task ended
     runtime: Annotated[float, Meta(ge=0, lt=1e11)] | None = None
     exception: str | None = None

@@ -15,13 +15,13 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
 from celery_exporter.core.histograms import Histogram, places
 from celery_exporter.core.ledger import Cell, Ledger
-from celery_exporter.core.tasks import Delivery, Story, Task, TaskTable
+from celery_exporter.core.tasks import Delivery, Generation, Story, Task, TaskTable
 from celery_exporter.core.words import OTHER, Key, Moment, State
 from celery_exporter.core.workers import Worker
 
 
 class TaskMemory(Struct, array_like=True, gc=False):
-    """A task; `state` is None for one that is finished, `key` for one that was not introduced yet."""
+    """A task; `state` is how it ended for one that is finished, `key` None for one not introduced yet."""
 
     uuid: str
     heard: float
@@ -36,6 +36,8 @@ class TaskMemory(Struct, array_like=True, gc=False):
     deliveries: list[Delivery] | None
     ended_by: str
     parked: list[Event] | None
+    generations: list[Generation] | None = None
+    expires: float | None = None
 
 
 class ClusterMemory(Struct):
@@ -55,6 +57,7 @@ class ClusterMemory(Struct):
     folded: int
     evicted: int
     native: bool = False  # do histograms count natively, too
+    repeated: Mapping[str, int] = {}
 
 
 def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
@@ -75,6 +78,7 @@ def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
         refused=cluster.refused,
         folded=cluster.keys.folded,
         evicted=cluster.tasks.evicted,
+        repeated=cluster.repeated,
     )
 
 
@@ -90,7 +94,7 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
         task.uuid,
         task.heard,
         None if task.room is tasks.limbo else task.room.kind.key,
-        task.room.state,
+        task.room.place,
         task.since,
         story.sent.get(0),
         {attempt: ready for attempt, ready in story.sent.items() if attempt},
@@ -100,6 +104,8 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
         story.deliveries,
         story.ended_by,
         tasks.parked.get(task.uuid),
+        story.generations,
+        tasks.expires.get(task.uuid),
     )
 
 
@@ -127,6 +133,7 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
     cluster.events.update({kind: count for kind, count in memory.events.items() if kind in cluster.events})
     cluster.fallbacks.update(memory.fallbacks)
     cluster.refused.update(memory.refused)
+    cluster.repeated.update(memory.repeated)
     cluster.keys.folded, cluster.tasks.evicted = memory.folded, memory.evicted
     away = max(0.0, now.wall - memory.at.wall)
     # A room is in the order in which its tasks were last heard of, and expiry relies on it.
@@ -159,7 +166,8 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
             delivery.pid = worker.task_pid if delivery.pid == worker.task_pid else delivery.pid
     keys = memory.keys and {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
     sent = ({} if memory.ready is None else {0: memory.ready}) | (memory.resent or {})
-    task.story = Story(sent, memory.received, deliveries, memory.ended_by, memory.skipped or None, keys)
+    skipped, generations = memory.skipped or None, memory.generations or None
+    task.story = Story(sent, memory.received, deliveries, memory.ended_by, skipped, keys, generations)
     task.fold()
 
 

@@ -104,6 +104,7 @@ class Snapshot(Struct, frozen=True):
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
     refused: Mapping[str, int]
+    repeated: Mapping[str, int]  # events by type that told once more what was counted already
     tasks_tracked: int
     tasks_evicted: int
     negative_waits: int
@@ -130,6 +131,7 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
         events=dict(cluster.events),
         fallbacks=dict(cluster.fallbacks),
         refused=dict(cluster.refused),
+        repeated=dict(cluster.repeated),
         tasks_tracked=len(cluster.tasks),
         tasks_evicted=cluster.tasks.evicted,
         negative_waits=ledger.negative_waits,

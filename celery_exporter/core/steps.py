@@ -14,12 +14,15 @@ from operator import attrgetter
 from msgspec import Struct
 
 from celery_exporter.core.events import Event, exception_class
+from celery_exporter.core.identity import generation_of
 from celery_exporter.core.ledger import Failure, Ledger
-from celery_exporter.core.tasks import Delivery, Story, Task
+from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Story, Task
 from celery_exporter.core.words import UNKNOWN, Key, State
 
 #: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
 MAX_DELIVERIES = 8
+#: Seconds between the end of a task's body and the event that tells of it, on a worker that keeps up.
+MAX_DELAY = 0.5
 # An enum's members are looked up each time they are named.
 RECEIVED, STARTED, SUCCESS, FAILURE = State.RECEIVED, State.STARTED, State.SUCCESS, State.FAILURE
 
@@ -118,9 +121,10 @@ def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledge
     late = attempt in (story.skipped or ())
     if _is_again(story, attempt):
         ledger.redelivered(key)
-        ready = event.timestamp
+        ready = received  # not before its eta, which a redelivered message still carries
     for delivery in _held(story, event):
-        if delivery.received is None and delivery.started is not None:  # it was overtaken
+        is_this = delivery.attempt == attempt or delivery.attempt not in story.sent
+        if is_this and delivery.received is None and delivery.started is not None:  # it was overtaken
             ledger.prefetched(key, delivery.started - received, event.uuid)
             delivery.received = received
             return False
@@ -133,26 +137,35 @@ def _is_again(story: Story, attempt: int) -> bool:
 
     An older attempt than was received already may have been another worker's, whose events are late.
     """
-    skipped = story.skipped or set()
-    if attempt in skipped:
-        story.skipped = skipped - {attempt}
-        return False
-    if story.received is not None and attempt <= story.received:
+    if story.is_received(attempt):
         return True
-    first = 0 if story.received is None else story.received + 1
-    oldest = attempt - MAX_DELIVERIES
-    more = range(max(first, oldest), attempt)
-    if skipped or more:
-        story.skipped = {each for each in (*skipped, *more) if each >= oldest}
-    story.received = attempt
+    if story.received is not None and attempt <= story.received:
+        story.skipped = (story.skipped or set()) - {attempt}
+    else:
+        _pass_by(story, attempt)
     return False
 
 
+def _pass_by(story: Story, attempt: int) -> None:
+    """Note that an attempt is the newest one received; receipts of older ones may come late."""
+    base = attempt - attempt % MAX_ATTEMPTS  # between two generations there are no attempts
+    newest = base - 1 if story.received is None else story.received
+    between = range(max(newest + 1, base, attempt - MAX_DELIVERIES), attempt)
+    sent = (each for each in story.sent if each < attempt and (story.received is None or each > newest))
+    skipped = sorted({*(story.skipped or ()), *between, *sent})
+    story.skipped = set(skipped[-MAX_DELIVERIES:]) if skipped else story.skipped
+    story.received = attempt
+
+
+def _close_attempt(story: Story, attempt: int) -> None:
+    """Note that an attempt is over whose receipt was lost, or comes late: that is no redelivery then."""
+    if story.received is None or attempt > story.received:
+        _pass_by(story, attempt)
+        story.skipped = {*(story.skipped or ()), attempt}
+
+
 def _at_started(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
-    if delivery is None:  # its task-received did not reach us
-        ready = story.sent.get(0) if story.received is None else None
-        delivery = Delivery(event.hostname, event.pid, story.received or 0, ready, None)
-        _deliver(story, delivery)
+    assert delivery is not None  # noqa: S101  `_find_started` makes one
     if delivery.ready is not None:
         ledger.queued(key, event.timestamp - delivery.ready, event.uuid)
     if delivery.received is not None:
@@ -176,6 +189,8 @@ def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key,
 def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
     _time(delivery, event, State.RETRY, key, ledger)
     newest = _ended(story, delivery)
+    if delivery is not None and not story.is_received(delivery.attempt):
+        _close_attempt(story, delivery.attempt)
     # Where nobody tells of sendings each retry would be remembered for it. A late one comes before the end.
     story.deliveries = [each for each in story.deliveries if each is not delivery]
     return newest
@@ -192,12 +207,27 @@ def _none(_: Story, __: Event) -> None:
     """Find none: the event is not about a delivery, or makes one."""
 
 
-def _next_held(story: Story, event: Event) -> Delivery | None:
-    """Return the delivery that a worker starts: the oldest one that it has not started."""
+def _find_started(story: Story, event: Event) -> Delivery:
+    """Return the delivery that a worker starts: the oldest one that it has not started.
+
+    If its receipt did not reach us it is of the oldest attempt that was sent after the newest that was
+    received; else of one that nobody was heard to send.
+    """
     for each in _held(story, event):
         if each.started is None:
             return each
-    return None
+    taken = {each.attempt for each in story.deliveries}
+    newer = (each for each in story.sent if story.received is None or each > story.received)
+    attempt = min((each for each in newer if each not in taken), default=None)
+    if attempt is None:
+        over = story.received is not None and not any(not each.ended for each in story.deliveries)
+        attempt = (story.received or 0) + over
+        ready = None
+    else:
+        ready = story.sent[attempt]
+    delivery = Delivery(event.hostname, event.pid, attempt, ready, None)
+    _deliver(story, delivery)
+    return delivery
 
 
 def _failure(key: Key, event: Event) -> Failure:
@@ -223,18 +253,33 @@ def _ended(story: Story, delivery: Delivery | None) -> bool:
 
 
 def _first_held(story: Story, event: Event) -> Delivery | None:
-    """Return the delivery that an event may end after which the task goes on: the oldest one."""
-    held = _held(story, event)
-    return next((each for each in held if each.started is not None), held[0] if held else None)
+    """Return the delivery that an event may end after which the task goes on.
+
+    That is the oldest one of the newest generation: what it succeeded may have ended without an event.
+    """
+    held = _started_or_held(story, event)
+    return max(reversed(held), key=lambda each: (generation_of(each.attempt), -each.attempt), default=None)
 
 
 def _last_held(story: Story, event: Event) -> Delivery | None:
-    """Return the delivery that an event may end which ends the task: one of the last attempt."""
+    """Return the delivery that an event may end which ends the task.
+
+    That is the one that was started when the event says, where it tells the run time; else one of the last
+    attempt, and of equal ones the newest.
+    """
+    held = _started_or_held(story, event)
+    if len(held) > 1 and event.runtime is not None:
+        started = event.timestamp - event.runtime
+        exact = [each for each in held if each.started and abs(each.started - started) < MAX_DELAY]
+        if len(exact) == 1:
+            return exact[0]
+    return max(reversed(held), key=attrgetter("attempt"), default=None)
+
+
+def _started_or_held(story: Story, event: Event) -> list[Delivery]:
+    """Return the open deliveries to the sender's process that it started, or all if it started none."""
     held = _held(story, event)
-    if len(held) < 2:
-        return held[0] if held else None
-    started = [each for each in held if each.started is not None] or held
-    return max(started, key=attrgetter("attempt"))
+    return [each for each in held if each.started is not None] or held
 
 
 def _held(story: Story, event: Event) -> list[Delivery]:
@@ -296,7 +341,7 @@ EFFECTS = {
         State.RECEIVED, _none, _at_received, State.RECEIVED, (_is_received, _usually_received)
     ),
     "task-started": Effect(
-        State.STARTED, _next_held, _at_started, State.STARTED, (_is_started, _usually_started)
+        State.STARTED, _find_started, _at_started, State.STARTED, (_is_started, _usually_started)
     ),
     "task-succeeded": Effect(State.SUCCESS, _last_held, _at_success, usual=(_is_ended, _usually_succeeded)),
     "task-failed": Effect(State.FAILURE, _last_held, _at_failure, usual=(_is_ended, _usually_failed)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 
 from msgspec import Struct
 
@@ -18,8 +18,12 @@ from celery_exporter.core.words import HIDDEN, Key, State
 
 #: The states of a task that is not finished, in which a gauge counts it.
 OPEN_STATES = (State.PENDING, State.RECEIVED, State.STARTED, State.RETRY)
+#: How a task may finish; None where it was taken out without an event.
+FINAL_STATES = (State.SUCCESS, State.FAILURE, State.REVOKED, State.REJECTED, None)
 
 
+#: Attempts of one generation: `retries` is less, which the event schema enforces.
+MAX_ATTEMPTS = 2**31
 #: Tasks that are looked through for the oldest one.
 SMALL_ROOM = 500
 
@@ -41,6 +45,13 @@ class Delivery(Struct, gc=False):
     ended: bool = False  # kept after its end only while its task-sent, and so its wait, is outstanding
 
 
+class Generation(Struct, frozen=True, gc=False):
+    """The attempts of one sending of a task's id: they are numbered from `base`. See core/identity.py."""
+
+    base: int
+    name: str  # what the task is shown as
+
+
 class Story(Struct, gc=False):
     """What a task went through, whatever that is: sent often, delivered twice at a time, told in part."""
 
@@ -50,6 +61,25 @@ class Story(Struct, gc=False):
     ended_by: str = ""  # the worker that ended it, or one of its deliveries while others go on
     skipped: set[int] | None = None  # attempts before `received` of which that was not said, or not yet
     keys: dict[int, Key] | None = None  # of its attempts, once one was sent to another queue than the others
+    generations: list[Generation] | None = None  # oldest first, once its id was sent for other work; else one
+
+    def is_received(self, attempt: int) -> bool:
+        """Tell whether an attempt was received, or is over without that."""
+        return self.received is not None and attempt <= self.received and attempt not in (self.skipped or ())
+
+    def is_succeeded(self, attempt: int) -> bool:
+        """Tell whether the newest delivery is of other work than this attempt was."""
+        newest = self.deliveries[-1].attempt if self.deliveries else attempt
+        return newest // MAX_ATTEMPTS > attempt // MAX_ATTEMPTS
+
+    def is_held_before(self, generation: int) -> bool:
+        """Tell whether a worker has an attempt of an earlier generation."""
+        return any(not each.ended and each.attempt // MAX_ATTEMPTS < generation for each in self.deliveries)
+
+    def next_sent(self, attempt: int) -> int | None:
+        """Return the oldest later attempt that was sent and not received yet."""
+        waiting = (each for each in self.sent if each > attempt and not self.is_received(each))
+        return min(waiting, default=None)
 
 
 class Task(Struct, gc=False):
@@ -96,7 +126,7 @@ class Task(Struct, gc=False):
     def fold(self) -> None:
         """Do without the story, if it is over but for what the task's own fields hold."""
         story = self.story
-        if story is None or self.room.state is None or story.skipped or story.ended_by:
+        if story is None or self.room.state is None or story.skipped or story.ended_by or story.generations:
             return
         received = -1 if story.received is None else story.received
         sent = max(story.sent, default=None)
@@ -138,6 +168,18 @@ class Task(Struct, gc=False):
         """Tell whether a `task-sent` was seen of it."""
         return self.sent is not None if self.story is None else bool(self.story.sent)
 
+    def ended_by(self) -> str:
+        """Return the worker that ended it, or one of its deliveries; empty if none has."""
+        return self.tell().ended_by
+
+    def has_open_delivery(self, worker: str, pid: int | None, *, started: bool | None = None) -> bool:
+        """Tell whether this worker process has a delivery that is not over, which it started, or did not."""
+        return any(
+            each.worker == worker and each.pid == pid and started in {None, each.started is not None}
+            for each in self.tell().deliveries
+            if not each.ended
+        )
+
     def held_by(self) -> str:
         """Return the worker that has its newest delivery, empty if none has."""
         if self.story is None:
@@ -156,14 +198,27 @@ class Room(Struct, gc=False):
     kind: Kind
     state: State | None  # None: in limbo, or finished
     tasks: dict[str, Task]
+    final: State | None = None  # of finished ones: by which event, if by any
+
+    @property
+    def place(self) -> State | None:
+        """Return where it stands among the rooms of its kind."""
+        return self.final if self.state is None else self.state
 
 
 class Kind(Struct, gc=False):
     """Tasks of one name and queue: their key, and the rooms they are in."""
 
     key: Key
-    rooms: dict[State | None, Room]
+    rooms: dict[State | None, Room]  # by OPEN_STATES and FINAL_STATES
     heard: float = 0.0  # listening time of the newest event of any of them
+
+
+class Hold(Struct, frozen=True, gc=False):
+    """A delivery that waits for its `task-sent`, while its task stays in its room."""
+
+    since: float  # listening time
+    was_open: bool  # when it came
 
 
 class InState(Struct, frozen=True, gc=False):
@@ -183,8 +238,9 @@ class TaskTable:
         self.evicted = 0
         #: Waiting to be introduced: of no kind yet.
         self.limbo = Room(Kind(HIDDEN, {}), None, {})
-        self.held: dict[str, Task] = {}  # whose next attempt waits to be introduced; they are in a room, too
+        self.held: dict[str, Hold] = {}  # of tasks in a room whose next delivery waits to be introduced
         self.parked: dict[str, list[Event]] = {}  # what those in limbo, and those held, wait with
+        self.expires: dict[str, float] = {}  # epoch seconds, of those open tasks that have such a time
         self.finished: dict[str, Task] = {}  # tombstones of every kind, in the order they finished
         self._tombstone_limit = tombstone_limit
         self._tasks: dict[str, Task] = {}
@@ -211,7 +267,7 @@ class TaskTable:
         if kind is None:
             kind = self._kinds[key] = Kind(key, {})
             kind.rooms = {state: Room(kind, state, {}) for state in OPEN_STATES}
-            kind.rooms[None] = Room(kind, None, self.finished)
+            kind.rooms |= {state: Room(kind, None, self.finished, state) for state in FINAL_STATES}
         return kind
 
     def move(self, task: Task, kind: Kind, state: State | None, since: float) -> None:
@@ -222,12 +278,13 @@ class TaskTable:
         room.tasks[uuid] = task
         task.since = since
 
-    def finish(self, task: Task, since: float) -> list[Task]:
+    def finish(self, task: Task, kind: Kind, final: State | None, since: float) -> list[Task]:
         """Turn the task into a tombstone: its late events find it, no gauge counts it.
 
         Return the oldest tombstones when there are too many.
         """
-        self.move(task, task.room.kind, None, since)
+        self.move(task, kind, final if final in FINAL_STATES else None, since)
+        self.expires.pop(task.uuid, None)
         if len(self.finished) <= self._tombstone_limit:
             return []
         # A hundredth at once: each look passes deleted ones.
@@ -238,23 +295,22 @@ class TaskTable:
         task.heard = task.room.kind.heard = heard
         task.room.tasks[task.uuid] = task.room.tasks.pop(task.uuid)
 
-    def park(self, task: Task, events: list[Event], heard: float) -> None:
-        """Let events wait, behind those of the task that do already."""
+    def park(self, task: Task, events: list[Event], heard: float, hold: Hold | None = None) -> None:
+        """Let events wait, behind those of the task that do already; `hold` if they did before."""
         waiting = self.parked.setdefault(task.uuid, [])
         if not waiting and task.room is not self.limbo:
-            self.hear(task, heard)
-            self.held[task.uuid] = task
+            self.held[task.uuid] = hold or Hold(heard, task.room.state is not None)
         waiting += events
 
-    def release(self, task: Task) -> list[Event]:
-        """Return the events that waited."""
-        self.held.pop(task.uuid, None)
-        return self.parked.pop(task.uuid, [])
+    def release(self, task: Task) -> tuple[Hold | None, list[Event]]:
+        """Return the events that waited, and what is known of that if they waited for another delivery."""
+        return self.held.pop(task.uuid, None), self.parked.pop(task.uuid, [])
 
     def forget(self, task: Task) -> None:
         """Remove the task, of which nothing waits any more, from its room and from the table."""
         del task.room.tasks[task.uuid]
         del self._tasks[task.uuid]
+        self.expires.pop(task.uuid, None)
 
     def overdue(self, tasks: dict[str, Task], before: float) -> list[Task]:
         """Return those at the head of a room's tasks that were last heard of before a listening time."""
@@ -264,6 +320,11 @@ class TaskTable:
                 break
             found.append(task)
         return found
+
+    def held_before(self, before: float) -> list[Task]:
+        """Return the tasks whose next attempt waits since before a listening time."""
+        early = takewhile(lambda each: each[1].since < before, self.held.items())
+        return [self._tasks[uuid] for uuid, _ in early]
 
     def is_full(self) -> bool:
         """Tell whether there are more unfinished tasks than there may be."""

@@ -525,6 +525,13 @@ EXPORTER_ROWS = [
         attrgetter("around.malformed"),
         example="sum by (reason) (increase(celery_exporter_events_malformed_total[1h])) > 0",
     ),
+    _counts(
+        "events_repeated",
+        "Events by which a worker reported the end of one execution again; they are counted once.",
+        "kind",
+        attrgetter("repeated"),
+        example="sum by (kind) (increase(celery_exporter_events_repeated_total[1h])) > 0",
+    ),
     Row(
         "celery_exporter_events_missed_total",
         "counter",

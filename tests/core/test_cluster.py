@@ -115,6 +115,7 @@ def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
     story.tell(*LIFE)
     assert len(story.cluster.tasks) == 0
     story.tell(task_event("received", host="other@h", name="add"))
+    story.wait(2.5)
     assert story.by_state()["RECEIVED"] == 2
     assert story.gauges() == {}
 
@@ -129,11 +130,13 @@ def test_law_3_a_task_sent_that_comes_after_its_task_finished_opens_nothing_and_
     assert story.counts()["add", "q", "REJECTED"] == 1
 
 
-def test_law_3_a_finished_task_that_its_worker_receives_anew_is_open_at_once():
+def test_law_3_a_finished_task_that_its_worker_receives_anew_is_open_after_the_window():
     story = Story()
     story.tell(*LIFE, received(at=0.25))
+    story.wait(2.5)
     assert story.gauges() == {}
     story.tell(received(at=0.4))
+    story.wait(2.5)
     assert story.gauges() == {"RECEIVED": 1}
 
 
@@ -142,6 +145,7 @@ def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
     story.tell(*LIFE)
     story.wait(3)
     story.tell(task_event("received", host="other@h", name="add"))
+    story.wait(2.5)
     assert story.gauges() == {"RECEIVED": 1}
     assert story.cell().redelivered == 1
 
@@ -315,7 +319,7 @@ def test_law_7_waits_count_from_the_eta_and_never_below_zero():
     eta = "2023-11-14T22:13:30+00:00"  # T0 + 10 s
     story.tell(sent("a", eta=eta), received("a", at=1, eta=eta), started("a", at=12))
     assert (story.cell().queued.total, story.cell().prefetched.total) == (2.0, 2.0)
-    story.tell(sent("b", at=5, name="skewed"), received("b", at=1), started("b", at=2))
+    story.tell(sent("b", at=5, name="skewed"), received("b", at=1, name="skewed"), started("b", at=2))
     assert story.cell("skewed").queued.total == 0.0
     assert story.ledger.negative_waits == 1
 
@@ -338,6 +342,7 @@ def test_law_7_a_redelivered_task_waits_from_its_redelivery():
     story = Story()
     story.tell(sent(), received(), started(), task_event("received", at=50, host="b@h", name="add"))
     story.tell(task_event("started", at=53, host="b@h"), task_event("succeeded", at=54, host="b@h"))
+    story.wait(2.5)
     assert story.cell().redelivered == 1
     assert story.cell().queued.total == pytest.approx(0.2 + 3)
     assert story.gauges() == {}
@@ -605,6 +610,7 @@ def test_a_worker_that_was_killed_leaves_its_delivery_to_the_next_process_of_its
     story = Story()
     story.tell(sent(), received(at=1, pid=1), started(at=2, pid=1))
     story.tell(received(at=100, pid=2), started(at=101, pid=2), failed(at=103, pid=2))
+    story.wait(2.5)
     assert story.gauges() == {}
     assert [histogram.total for histogram in story.cell().ran.values()] == [2.0]
 
@@ -613,6 +619,7 @@ def test_a_task_that_runs_twice_is_open_until_its_newest_delivery_ends():
     story = Story()
     story.tell(sent(), received(), started(), task_event("received", at=9, host="b@h", name="add"))
     story.tell(task_event("started", at=9.5, host="b@h"), succeeded(at=10))
+    story.wait(2.5)
     assert story.gauges() == {"STARTED": 1}
     story.tell(task_event("succeeded", at=11, host="b@h"))
     assert story.gauges() == {}
@@ -830,7 +837,7 @@ def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
         story.tell(event)
         story.wait(pause)
     story.wait(3)
-    assert sum(story.counts().values()) == len(events)
+    assert sum(story.counts().values()) + story.cluster.repeated.total() == len(events)
     tasks = story.cluster.tasks
     in_rooms = sum(len(room.tasks) for room in tasks.rooms())
     assert in_rooms == len(tasks)
@@ -907,6 +914,7 @@ def test_law_1_a_task_that_was_put_back_and_done_by_another_worker_is_over(place
     waiting = {True: [*PUT_BACK], False: [*TAKEN]}
     story = Story()
     story.tell(sent(), *(waiting[place in places].pop(0) for place in range(6)))
+    story.wait(2.5)
     assert story.gauges() == {}
     assert story.cell().redelivered == 1
 
@@ -915,8 +923,10 @@ def test_a_task_that_ends_twice_is_over_when_it_is_received_again_only_after_its
     story = Story()
     story.tell(sent(), received(**A), started(**A), received(at=1, **B), succeeded(at=2, **A))
     story.tell(started(at=2, **B))
+    story.wait(2.5)
     assert story.gauges() == {"STARTED": 1}
     story.tell(received(at=3, host="c@h"), rejected(at=4, host="c@h", requeue=True))
+    story.wait(2.5)
     assert story.gauges() == {"PENDING": 1}, "another delivery, which is not over"
 
 
@@ -957,8 +967,10 @@ def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_rec
     story.tell(received(at=1, host="a@h"))
     assert story.cell().redelivered == 0
     story.tell(received(at=3, host="c@h"))
+    story.wait(2.5)
     assert story.cell().redelivered == 1
     story.tell(received(at=4, retries=1, host="a@h"))
+    story.wait(2.5)
     assert story.cell().redelivered == 2
 
 

@@ -162,6 +162,7 @@ def test_a_retry_that_waited_for_its_task_sent_waits_for_the_rest_of_the_window(
 def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
     old = told(heartbeat("a@h"), *(sent(f"u{number}") for number in range(2)))
     old.tell(*(received(f"u{number}", host="a@h") for number in range(2)), received("u1", host="b@h"))
+    old.wait(2.5)
     del old.cluster.workers["b@h"]
     story = restarted(old)
     name = story.cluster.workers["a@h"].name

@@ -36,6 +36,7 @@ def test_tasks_that_are_received_and_not_started_are_counted_by_worker():
 def test_a_task_that_two_workers_have_is_with_the_newest():
     story = Story()
     story.tell(sent(), received(), received(at=9, host="b@h", pid=7), received(at=19, host="c@h", pid=8))
+    story.wait(2.5)
     assert story.cluster.tasks.get("u1").story is not None
     assert story.shown(prefetched=True).prefetched == {(A, "c@h"): 1}
 

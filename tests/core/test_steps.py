@@ -34,6 +34,7 @@ def test_what_a_worker_did_is_booked_under_it():
         *(sent("d"), started("d", at=4), received("d", at=3), retried("d", at=9)),
         labels=("queue_name", "worker"),
     )
+    story.wait(2.5)
     assert {key.worker for key in story.ledger.snapshot()} == {"", "w@h"}
     mine, client = story.cell(worker="w@h"), story.cell()
     assert runtimes(story, worker="w@h") == {"SUCCESS": 3.0, "FAILURE": 4.0, "RETRY": 5.0}
@@ -51,6 +52,7 @@ def test_what_a_worker_did_is_booked_under_it():
 def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
     story = told(sent(), received(), started(), received(at=9, host="b@h", pid=7))
     story.tell(started(at=9.5, host="b@h", pid=7), end(at=10))
+    story.wait(2.5)
     assert story.gauges() == {"STARTED": 1}
     story.tell(failed(at=12, host="b@h", pid=7))
     assert story.gauges() == {}
@@ -59,6 +61,7 @@ def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
 
 def test_the_late_start_of_an_older_delivery_leaves_the_task_where_it_is():
     story = told(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
+    story.wait(2.5)
     assert story.gauges() == {"RECEIVED": 1}
 
 
@@ -127,6 +130,7 @@ def test_a_task_is_where_its_newest_attempt_is_also_when_an_earlier_one_is_deliv
         sent(), sent(at=1, retries=1), received(), received(at=2, retries=1, **B), started(at=3, **B)
     )
     story.tell(received(at=4, host="c@h"))
+    story.wait(2.5)
     assert story.gauges() == {"STARTED": 1}
     assert story.cell().redelivered == 1
 
@@ -138,6 +142,7 @@ def test_attempts_that_were_not_heard_of_are_no_redeliveries_and_those_that_were
     assert story.cell().redelivered == 0
     for attempt in range(4):
         story.tell(received(at=9, retries=attempt))
+    story.wait(2.5)
     assert story.cell().redelivered == 4
 
 
@@ -162,11 +167,13 @@ def test_the_wait_of_a_retry_is_known_although_its_task_sent_comes_after_the_win
 
 def test_a_task_is_redelivered_as_often_as_it_is():
     story = told(sent(), *(received(at=at) for at in range(1, 6)))
+    story.wait(2.5)
     assert story.cell().redelivered == 4
 
 
 def test_a_task_that_is_redelivered_to_the_process_that_runs_it_waits_and_runs_twice():
     story = told(sent(), received(at=1), started(at=2), received(at=50))
+    story.wait(2.5)
     assert story.gauges() == {"RECEIVED": 1}
     story.tell(started(at=53))
     assert story.gauges() == {"STARTED": 1}
@@ -188,6 +195,7 @@ def test_only_so_many_open_deliveries_of_a_task_are_told_apart():
     story = told(sent())
     for pid, host in enumerate(hosts, 2):
         story.tell(received(at=pid, host=host, pid=pid), started(at=pid, host=host, pid=pid))
+    story.wait(2.5)
     for pid, host in enumerate(hosts, 2):
         story.tell(failed(at=pid + 1, host=host, pid=pid))
     assert runtimes(story) == {"FAILURE": MAX_DELIVERIES}
@@ -202,6 +210,7 @@ def test_a_start_that_overtakes_its_task_received_is_not_undone_by_it():
     assert story.gauges() == {"STARTED": 1}
     assert (story.cell().queued.total, story.cell().prefetched.total) == (4, 3)
     story.tell(received(at=50))
+    story.wait(2.5)
     assert story.gauges() == {"RECEIVED": 1}
     assert (story.cell().redelivered, story.cell().prefetched.total) == (1, 3)
 

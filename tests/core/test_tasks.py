@@ -117,6 +117,7 @@ def test_a_task_of_a_worker_whose_clock_is_behind_is_where_it_is_however_late_it
 
 def test_what_is_observed_of_a_task_that_was_delivered_twice_is_of_it():
     story = told([sent(), received(), received(at=1, **B), started(at=2, **B), succeeded(at=3, **B)])
+    story.wait(2.5)
     cell = story.cell()
     for observed in (*cell.ran.values(), cell.queued, cell.prefetched):
         assert [exemplar.uuid for exemplar in observed.exemplars.values()] == ["u1"]

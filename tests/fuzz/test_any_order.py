@@ -149,7 +149,7 @@ class AnyOrder(RuleBasedStateMachine):
         total: Counter[object] = Counter(
             evicted=cluster.tasks.evicted, folded=cluster.keys.folded, negative=ledger.negative_waits
         )
-        for counted in (cluster.events, cluster.fallbacks, cluster.refused):
+        for counted in (cluster.events, cluster.fallbacks, cluster.refused, cluster.repeated):
             total.update(counted)
         finest: Counter[object] = Counter()
         for key, cell in ledger.snapshot().items():
@@ -207,6 +207,8 @@ class AnyOrder(RuleBasedStateMachine):
         counted: Counter[State] = Counter()
         for cell in self.story.ledger.snapshot().values():
             counted.update({state: cell.moved[state] for state in State})
+        for kind, times in self.story.cluster.repeated.items():
+            counted[EFFECTS[kind].counts] += times
         assert +counted == +self.told
         self.no_sum_falls()
         self.every_task_is_in_exactly_one_room()

@@ -1,0 +1,308 @@
+"""One uuid, several executions: `Task.replace`, ids that are used again, ends that are reported twice."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from celery_exporter.core.workers import Profile
+
+from .story import (
+    Story,
+    failed,
+    heartbeat,
+    received,
+    rejected,
+    retried,
+    sent,
+    started,
+    succeeded,
+    task_event,
+)
+from .test_memory import restarted
+
+A, B = {"host": "a@h", "pid": 7}, {"host": "b@h", "pid": 8}
+
+
+def interleavings(*senders: list[dict], most: int = 200) -> list[list[dict]]:
+    """Return orders in which events may come that keep each sender's own order."""
+    turns = [number for number, events in enumerate(senders) for _ in events]
+    chosen = random.Random(1)
+    orders = {tuple(chosen.sample(turns, len(turns))) for _ in range(10 * most)}
+    found = []
+    for order in sorted(orders)[:most]:
+        left = [iter(events) for events in senders]
+        found.append([next(left[number]) for number in order])
+    return found
+
+
+def replaced(first: str = "fetch", then: str = "process", *, sends: bool = True) -> tuple[list[dict], ...]:
+    """Return what client, pool process and two workers say of a task that replaces itself."""
+    return (
+        [sent(at=0, name=first)],
+        [sent(at=2, name=then, queue="other")] if sends else [],
+        [received(at=1, name=first, **A), started(at=1.5, **A)],
+        [received(at=3, name=then, **B), started(at=4, **B), succeeded(at=6, runtime=2.0, **B)],
+    )
+
+
+def by_name(story: Story) -> dict[tuple[str, str], int]:
+    found: Counter[tuple[str, str]] = Counter()
+    for (name, _, state), count in story.counts().items():
+        found[name, state] += count
+    return dict(found)
+
+
+RUN = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("order", interleavings(*replaced()))
+def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
+    story = Story()
+    if registered:
+        names = ("fetch", "process")
+        profiles = {"a@h": Profile(registered=names), "b@h": Profile(registered=names)}
+        story.cluster.learn(profiles, story.moment())
+    for event in order:
+        story.tell(event)
+        story.wait(0.2)
+    story.wait(5)
+    assert story.counts() == {
+        **{("fetch", "q", state): 1 for state in RUN[:3]},
+        **{("process", "other", state): 1 for state in RUN},
+    }
+    assert story.gauges() == {}
+    assert sum(cell.redelivered for cell in story.ledger.snapshot().values()) == 0
+    assert story.cell("fetch").queued.total == pytest.approx(1.5)
+    assert story.cell("process", "other").queued.total == pytest.approx(2)
+
+
+def told_apart() -> list[list[dict]]:
+    """Return orders in which a successor of the same name is told from its predecessor.
+
+    Where its receipt comes before its sending and before the receipt of that one, nothing tells them apart.
+    """
+    first, *others = replaced(then="fetch")
+    orders = []
+    for order in interleavings(*others):
+        senders = [(event["type"], event["hostname"]) for event in order]
+        earlier = min(senders.index(("task-sent", "client@h")), senders.index(("task-received", "a@h")))
+        if senders.index(("task-received", "b@h")) > earlier:
+            orders.append([*first, *order])
+    return orders
+
+
+@pytest.mark.parametrize("order", told_apart())
+def test_a_task_that_is_replaced_by_one_of_its_name_is_two_executions_in_any_order(order):
+    story = Story()
+    for event in order:
+        story.tell(event)
+        story.wait(0.1)
+    story.wait(5)
+    assert by_name(story) == {("fetch", state): 1 + (state != "SUCCESS") for state in RUN}
+    assert story.gauges() == {}
+    assert sum(cell.redelivered for cell in story.ledger.snapshot().values()) == 0
+
+
+@pytest.mark.parametrize("order", interleavings(*replaced(sends=False)))
+def test_a_replaced_task_is_two_executions_when_only_clients_publish_task_sent(order):
+    story = Story()
+    names = ("fetch", "process")
+    profiles = {"a@h": Profile(registered=names), "b@h": Profile(queues=("other",), registered=names)}
+    story.cluster.learn(profiles, story.moment())
+    for event in order:
+        story.tell(event)
+        story.wait(0.2)
+    story.wait(5)
+    assert by_name(story) == {
+        **{("fetch", state): 1 for state in RUN[:3]},
+        **{("process", state): 1 for state in RUN[1:]},
+    }
+    assert ("process", "other", "SUCCESS") in story.counts()
+    assert story.gauges() == {}
+
+
+def test_the_successor_of_a_task_waits_in_its_own_queue_and_from_its_own_eta():
+    story = Story()
+    story.tell(sent(name="fetch"), received(name="fetch"), started())
+    story.tell(sent(at=1, name="process", queue="other", eta="2023-11-14T22:13:50+00:00"))  # T0 + 30 s
+    story.tell(received(at=2, name="process", eta="2023-11-14T22:13:50+00:00", **B), started(at=31, **B))
+    assert story.cell("process", "other").queued.total == pytest.approx(1)
+    assert story.cell("process", "other").prefetched.total == pytest.approx(1)
+    assert story.gauges() == {"STARTED": 1}
+
+
+def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_run_times():
+    story = Story()
+    story.tell(sent(name="parent"), received(name="parent"), started(at=1))
+    story.tell(sent(at=2, name="child"), received(at=3, name="child"), started(at=4))
+    story.tell(succeeded(at=5, runtime=1.0), succeeded(at=9, runtime=8.0))
+    assert by_name(story)["child", "SUCCESS"] == by_name(story)["parent", "SUCCESS"] == 1
+    runtimes = {name: next(iter(story.cell(name).ran.values())).total for name in ("parent", "child")}
+    assert runtimes == {"parent": 8.0, "child": 1.0}
+    assert story.gauges() == {}
+
+
+def test_a_task_whose_id_waits_again_when_it_ends_is_pending_and_then_done():
+    story = Story()
+    story.tell(sent(), received(), started(), sent(at=1, queue="other"), succeeded(at=2, runtime=1.8))
+    assert [(group.key.queue_name, group.state.name) for group in groups(story)] == [("other", "PENDING")]
+    story.tell(received(at=3), started(at=4), succeeded(at=5))
+    assert by_name(story) == {("add", state): 2 for state in RUN}
+    assert story.gauges() == {}
+
+
+@pytest.mark.parametrize("pause", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_fixed_id_that_is_sent_again_and_again_is_a_new_task_each_time(pause, late):
+    story = Story()
+    for number in range(5):
+        at = 10.0 * number
+        first, second = sent(at=at), received(at=at + 1, **A)
+        story.tell(*((second, first) if late else (first, second)))
+        story.wait(0.1)
+        story.tell(started(at=at + 2, **A), succeeded(at=at + 3, runtime=1.0, **A))
+        story.wait(pause)
+    story.wait(5)
+    assert story.counts() == {("add", "q", state): 5 for state in RUN}
+    assert story.gauges() == {}
+    assert story.cell().redelivered == 0
+    assert story.cell().queued.total == pytest.approx(10)
+
+
+def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_the_order_of_their_sending():
+    story = Story()
+    story.tell(sent(), sent(at=5), received(at=6, **A), started(at=7, **A), received(at=8, **B))
+    story.wait(2.5)
+    story.tell(succeeded(at=9, runtime=2.0, **A))
+    assert story.gauges() == {"RECEIVED": 1}
+    story.tell(started(at=10, **B), succeeded(at=11, **B))
+    assert story.gauges() == {}
+    assert story.cell().redelivered == 0
+    assert story.cell().queued.total == pytest.approx(7 + 5)
+
+
+def groups(story: Story) -> list:
+    return [group for group in story.cluster.tasks.in_states() if group.count]
+
+
+# -- ends that are reported twice ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "end", [succeeded, failed, rejected, lambda at, **more: task_event("revoked", at=at, **more)]
+)
+def test_an_end_that_is_reported_twice_is_counted_once(end):
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), end(at=5, **A), end(at=5.03, **A))
+    assert sum(story.by_state().values()) == 4
+    assert story.cluster.repeated.total() == 1
+    assert story.gauges() == {}
+
+
+def test_an_end_that_is_reported_twice_is_counted_once_where_two_workers_had_the_task():
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), received(at=9, **B), started(at=10, **B))
+    story.wait(2.5)
+    story.tell(failed(at=11, **A), failed(at=12, **B), failed(at=12.03, **B))
+    assert story.by_state()["FAILURE"] == 2
+    assert story.cell().raised == {"ValueError": 2}
+    assert story.gauges() == {}
+
+
+def test_a_retry_that_is_reported_twice_is_counted_once_and_a_second_one_is_not():
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), retried(at=2, **A), retried(at=2.03, **A))
+    assert (story.by_state()["RETRY"], story.cluster.repeated["task-retried"]) == (1, 1)
+    story.tell(
+        sent(at=2, retries=1), received(at=2.1, retries=1, **A), started(at=2.2, **A), retried(at=2.3, **A)
+    )
+    assert (story.by_state()["RETRY"], story.cluster.repeated["task-retried"]) == (2, 1)
+
+
+def test_another_worker_that_ends_a_finished_task_is_counted():
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), failed(at=2, **A), failed(at=2.1, **B))
+    assert story.by_state()["FAILURE"] == 2
+
+
+# -- attempts --------------------------------------------------------------------------------------------
+
+
+def test_a_retry_by_a_worker_that_publishes_no_task_sent_does_not_stay_started():
+    """The next attempt is received before the end of the last one is told: a process was free."""
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), received(at=2, retries=1, **A), retried(at=2, **A))
+    assert story.gauges() == {"RETRY": 1}
+    story.tell(started(at=3, **A), succeeded(at=4, runtime=1.0, **A))
+    assert story.gauges() == {"RETRY": 1}
+    story.wait(2.5)
+    assert story.gauges() == {}
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_a_retry_whose_task_received_was_lost_waits_from_its_own_sending():
+    story = Story()
+    story.tell(sent(), started(at=1), sent(at=60, retries=1), retried(at=60), started(at=62), failed(at=63))
+    assert story.cell().queued.total == pytest.approx(1 + 2)
+    assert story.gauges() == {}
+
+
+def test_a_retry_whose_task_received_was_lost_has_no_wait_where_nobody_told_of_its_sending():
+    story = Story()
+    story.tell(sent(), started(at=1), retried(at=60), started(at=62), failed(at=63))
+    assert story.cell().queued.total == pytest.approx(1)
+
+
+@pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
+def test_a_redelivered_task_with_an_eta_waits_from_its_eta(by):
+    eta = "2023-11-14T22:14:20+00:00"  # T0 + 60 s
+    story = Story()
+    story.tell(
+        sent(eta=eta), received(at=1, eta=eta, **A), received(at=10, eta=eta, **by), started(at=61, **by)
+    )
+    story.wait(2.5)
+    assert story.cell().redelivered == 1
+    assert story.cell().queued.total == pytest.approx(1)
+
+
+# -- shadows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("registered", [("add",), None])
+@pytest.mark.parametrize("sent_after", range(4))
+def test_a_task_that_is_received_under_its_shadow_is_one_execution_under_its_own_name(sent_after, registered):
+    life = [received(at=0.01, name="shadow"), started(at=0.02), succeeded(at=0.03)]
+    life.insert(sent_after, sent(at=0))
+    story = Story()
+    story.tell(heartbeat())
+    story.cluster.learn({"w@h": Profile(registered=registered)}, story.moment())
+    for event in life:
+        story.tell(event)
+    story.wait(5)
+    assert story.counts() == {("add", "q", state): 1 for state in RUN}
+    assert story.gauges() == {}
+
+
+# -- restarts of the exporter ------------------------------------------------------------------------------
+
+
+def test_generations_outlast_a_restart_of_the_exporter():
+    story = Story()
+    story.tell(sent(name="fetch"), received(name="fetch"), started(at=1), sent(at=2, name="process"))
+    story = restarted(story)
+    story.tell(received(at=3, name="process"), started(at=4), succeeded(at=5, runtime=1.0))
+    assert by_name(story)["process", "SUCCESS"] == 1
+    assert story.gauges() == {}
+    assert story.cell("process").redelivered == 0
+
+
+def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), failed(at=5, **A))
+    story = restarted(story)
+    story.tell(failed(at=5.03, **A))
+    assert story.by_state()["FAILURE"] == 1
