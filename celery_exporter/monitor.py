@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from celery_exporter import __version__
 from celery_exporter.advice import NOBODY_ANSWERED, Watch, advise
-from celery_exporter.broker.connection import BrokerError, Kept, masked
+from celery_exporter.broker.connection import BrokerError, Kept, is_amqp, masked
 from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
 from celery_exporter.broker.readers import Reader, reader_for
@@ -34,6 +34,7 @@ from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.names import shown_as
+from celery_exporter.core.reconcile import Measurement, Reconciler
 from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
 from celery_exporter.core.words import Moment
 from celery_exporter.firsts import Firsts, FirstsMemory
@@ -66,6 +67,8 @@ SAVE_SHARE = 20
 LAST_SAVE = 7.0
 #: Seconds of silence after which there are no workers, where --worker-timeout is off.
 SILENT = 60.0
+#: Seconds between two comparisons of the tasks in memory with what the broker and workers report.
+RECONCILE_SECONDS = 0.5
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 
@@ -103,6 +106,7 @@ class Monitor:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._cluster = _empty(settings)
+        self._reconciler = self._new_reconciler()
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
         self._reader = reader or reader_for(settings)
         self._started = time.time()
@@ -126,6 +130,7 @@ class Monitor:
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
             Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
+            Collector("reconcile", RECONCILE_SECONDS, self._reconcile, lambda: None),
             Collector("watch", min(every, STEP), self._look_around, lambda: None),
         ]
         self._file: StateFile[State] | None = None
@@ -137,6 +142,9 @@ class Monitor:
             self._restore(self._file)
         jobs = [(self._listen, "events"), *((self._repeat(each), each.name) for each in self._collectors)]
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for job, name in jobs]
+
+    def _new_reconciler(self) -> Reconciler:
+        return Reconciler(self._cluster, drops_expired=is_amqp(self._settings))
 
     # -- from outside --------------------------------------------------------------------------------
 
@@ -317,6 +325,7 @@ class Monitor:
             file.refuse(f"it holds a state that cannot be used ({error!r})")
             return
         self._cluster = cluster
+        self._reconciler = self._new_reconciler()
         self._malformed.update(state.malformed)
         self._opened = state.reconnects
         file.errors.update(state.file_errors)
@@ -359,6 +368,7 @@ class Monitor:
         with self._lock:
             named, workers = set(self._cluster.queues), self._cluster.workers.values()
             consumed = {queue for each in workers if each.up for queue in each.profile.queues or ()}
+            at = self._listened
         depths: dict[str, Depth] = {}
         unacked = None
         try:
@@ -366,9 +376,11 @@ class Monitor:
                 unacked = measure.unacked()
                 depths = measure.read(sorted({*self._settings.queues, *named}), named)
         finally:  # what could not be read is missing, not as it was
+            lengths = {name: depth.length for name, depth in depths.items()}
             with self._lock:
                 self._depths, self._unacked, self._measured = depths, unacked, time.monotonic()
                 self._unmeasured = consumed - depths.keys()
+                self._reconciler.add_measurement(Measurement(at, lengths, unacked))
 
     def _has_strangers(self) -> bool:
         """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""
@@ -389,6 +401,30 @@ class Monitor:
             self._asked = {worker.name for worker in workers} | profiles.keys()
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError(NOBODY_ANSWERED)
+        self._ask_for_tasks()
+
+    def _ask_for_tasks(self) -> None:
+        """Ask for their tasks those workers that by their events have more than their heartbeats say."""
+        with self._lock:
+            suspects, asked = self._reconciler.suspects(self._moment()), self._listened
+        if not suspects:
+            return
+        with self._roster.use() as roster:
+            held = roster.held_tasks(suspects)
+        self._run(self._reconciler.compare(held, asked, self._moment()))
+
+    def _reconcile(self) -> None:
+        before = self._cluster.reconciled.copy()
+        self._run(self._reconciler.reconcile(self._moment()))
+        for reason, count in (self._cluster.reconciled - before).items():
+            log.info("reconciled %d tasks without an event: %s", count, reason)
+
+    def _run(self, steps: Iterator[None]) -> None:
+        """Run these, each under a lock of its own, so that nobody waits long."""
+        more = True
+        while more:
+            with self._lock:
+                more = next(steps, 0) is None
 
     def _look_around(self) -> None:
         with self._lock:

@@ -54,6 +54,22 @@ class _Queue(Struct):
     name: _Text
 
 
+class _Task(Struct):
+    id: _Text
+
+    @property
+    def uuid(self) -> str:
+        return self.id
+
+
+class _Scheduled(Struct):
+    request: _Task
+
+    @property
+    def uuid(self) -> str:
+        return self.request.id
+
+
 class Configuration(Struct, frozen=True):
     """What of a worker's configuration matters here. None: not set, or its default."""
 
@@ -64,6 +80,14 @@ class Configuration(Struct, frozen=True):
 
 _Queues = Annotated[list[_Queue], _Many]
 _Names = Annotated[list[_Text], _Many]
+#: The commands that together list what a worker has: it runs, it will run, and it will run at an eta.
+_HELD = (
+    ("active", Annotated[list[_Task], _Many]),
+    ("reserved", Annotated[list[_Task], _Many]),
+    ("scheduled", Annotated[list[_Scheduled], _Many]),
+)
+#: What `registered` adds to the name of a task with send_events = False, asked for that attribute.
+_SILENT = " [send_events=False]"
 
 
 class _Mailbox(Mailbox):  # type: ignore[misc]
@@ -92,14 +116,16 @@ class Roster:
         if not stats:
             return {}
         queues = self._answers("active_queues", _Queues, len(stats))
-        registered = self._answers("registered", _Names, len(stats))
+        registered = self._answers("registered", _Names, len(stats), {"taskinfoitems": ["send_events"]})
         found = {}
         shared: dict[str, str] = {}  # most workers know the same tasks
         for name in stats:
             changes = _from_stats(stats[name])
             if name in queues:
                 changes["queues"] = tuple(queue.name for queue in queues[name])
-            if name in registered:  # "tasks.add [rate_limit=10/s]"
+            if name in registered:  # "tasks.add [send_events=True]"
+                silent = (task for task in registered[name] if task.endswith(_SILENT))
+                changes["silent_tasks"] = tuple(task.removesuffix(_SILENT) for task in silent)
                 tasks = (task.partition(" [")[0] for task in registered[name])
                 changes["registered"] = tuple(
                     shared.setdefault(task, task)
@@ -120,9 +146,25 @@ class Roster:
             replies = self._mailbox.multi_call("conf", timeout=PATIENCE, limit=MAX_WORKERS)
         return list(_checked(replies, Configuration))
 
-    def _answers(self, command: str, shape: Any, limit: int) -> dict[str, Any]:
+    def held_tasks(self, workers: Collection[str]) -> dict[str, set[str]]:
+        """Return the uuids of all tasks that each of these workers has, of those that answered in full."""
+        held: dict[str, set[str]] = {}
+        answers = [self._answers_of(workers, command, shape) for command, shape in _HELD]
+        for name in workers:
+            if all(name in each for each in answers):
+                held[name] = {task.uuid for each in answers for task in each[name]}
+        return held
+
+    def _answers_of(self, workers: Collection[str], command: str, shape: Any) -> dict[str, Any]:
         with translated(self._connection):
-            replies = self._mailbox.multi_call(command, timeout=PATIENCE, limit=limit)
+            replies = self._mailbox.call(list(workers), command, timeout=PATIENCE)
+        return dict(_checked(replies or (), shape))
+
+    def _answers(
+        self, command: str, shape: Any, limit: int, arguments: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        with translated(self._connection):
+            replies = self._mailbox.multi_call(command, arguments, timeout=PATIENCE, limit=limit)
         return dict(_checked(replies, shape))
 
 

@@ -31,7 +31,7 @@ from celery_exporter.core.identity import (
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
-from celery_exporter.core.steps import EFFECTS, Effect, at_sent, usually_sent
+from celery_exporter.core.steps import EFFECTS, Effect, at_sent, epoch, usually_sent
 from celery_exporter.core.tasks import MAX_ATTEMPTS, Kind, Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
@@ -105,6 +105,8 @@ class Cluster:
         #: Events that told once more what was counted already, by type.
         self.repeated: Counter[str] = Counter(dict.fromkeys(REPEATABLE, 0))
         self.clients = clients
+        #: Tasks that were taken out or put back without an event, by reason; see core/reconcile.py.
+        self.reconciled: Counter[str] = Counter()
         self._hosts = hosts
         self._next_sweep = 0.0
         self._doors: dict[str, Callable[[Event, Moment], None]] = {
@@ -149,12 +151,39 @@ class Cluster:
         tasks = self.tasks
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
         for room in list(tasks.rooms()):  # by what is released here others may come into being
-            self._evict(tasks.overdue(room.tasks, now.listened - self.limits.task_ttl), now)
+            for task in tasks.overdue(room.tasks, now.listened - self.limits.task_ttl):
+                if self.outlives(task, now.wall):
+                    tasks.hear(task, now.listened)
+                else:
+                    self._evict([task], now)
             if not room.tasks:
                 room.tasks.clear()  # gives back what it took when it was full
         self._judge_workers(now)
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
+
+    def outlives(self, task: Task, wall: float) -> bool:
+        """Tell whether a task stays beyond --task-ttl: it is not due yet, or a live worker runs it.
+
+        How many tasks there may be bounds those, too.
+        """
+        if task.is_due_after(wall):
+            return True
+        worker = self.workers.get(task.held_by()) if task.room.state is STARTED else None
+        return worker is not None and worker.up and worker.idle_since is None
+
+    def take_out(self, task: Task, reason: str, now: Moment) -> None:
+        """Finish a task without an event; a receipt or a start that follows all the same reopens it."""
+        self.reconciled[reason] += 1
+        task.heard = now.listened
+        self._evict(self.tasks.finish(task, task.room.kind, None, now.wall), now)
+
+    def put_back(self, task: Task, now: Moment) -> None:
+        """Let a task wait again that its worker had received: the broker delivers it to another one."""
+        story, worker = task.unfold(), task.held_by()
+        story.deliveries = [each for each in story.deliveries if each.worker != worker]
+        self.tasks.move(task, task.room.kind, PENDING, now.wall)
+        task.fold()
 
     def prefetched(self) -> dict[tuple[Key, str], int]:
         """Return how many tasks each worker has received and not started; nothing if these are too many."""
@@ -183,13 +212,20 @@ class Cluster:
             if task.uuid in self.tasks.parked:
                 self._catch_up(task, now)
             return
+        self._note_expiry(task, event)
         self._book_sent(task, event, now)
         if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
 
+    def _note_expiry(self, task: Task, event: Event) -> None:
+        """Remember when the message of a task expires, if it does."""
+        if event.expires is not None and (at := epoch(event.expires)):
+            self.tasks.expires[task.uuid] = at
+
     def _sent_anew(self, task: Task, event: Event, now: Moment) -> None:
         """Take a sending of a task in that is introduced: a late one, of a retry, or of other work."""
         self._number_sent(task, event)
+        self._note_expiry(task, event)
         self._place(task, event, event.queue)
         self._book_sent(task, event, now)
         if task.room.state is None and (event.retries or 0) >= MAX_ATTEMPTS:
@@ -428,6 +464,8 @@ class Cluster:
 
         Anew: later by the clock of the worker that ended it, or later than the reorder window by ours.
         """
+        if task.room.place is None:  # it was taken out
+            return event.type in {"task-received", "task-started"}
         if event.type != "task-received":
             return False
         later = task.tell().ended_by == event.hostname and event.timestamp > task.since

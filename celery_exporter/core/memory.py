@@ -58,6 +58,7 @@ class ClusterMemory(Struct):
     evicted: int
     native: bool = False  # do histograms count natively, too
     repeated: Mapping[str, int] = {}
+    reconciled: Mapping[str, int] = {}
 
 
 def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
@@ -79,6 +80,7 @@ def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
         folded=cluster.keys.folded,
         evicted=cluster.tasks.evicted,
         repeated=cluster.repeated,
+        reconciled=cluster.reconciled,
     )
 
 
@@ -134,6 +136,7 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
     cluster.fallbacks.update(memory.fallbacks)
     cluster.refused.update(memory.refused)
     cluster.repeated.update(memory.repeated)
+    cluster.reconciled.update(memory.reconciled)
     cluster.keys.folded, cluster.tasks.evicted = memory.folded, memory.evicted
     away = max(0.0, now.wall - memory.at.wall)
     # A room is in the order in which its tasks were last heard of, and expiry relies on it.
@@ -143,8 +146,6 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
 
 def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Moment) -> None:
     heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
-    if heard < now.listened - cluster.limits.task_ttl and not memory.parked:  # that has to count yet
-        return
     if cluster.tasks.get(memory.uuid) is not None or (memory.key is None and not memory.parked):
         return  # of no use, and harmful; nobody of ours writes such a thing
     room = cluster.tasks.limbo
@@ -153,6 +154,11 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     room.kind.heard = max(room.kind.heard, heard)
     task = cluster.tasks.new(memory.uuid, heard, room, memory.since)
     _restore_story(task, memory, cluster)
+    if memory.expires is not None:
+        cluster.tasks.expires[task.uuid] = memory.expires
+    is_old = heard < now.listened - cluster.limits.task_ttl and not memory.parked  # that has to count yet
+    if is_old and not (room.state is not None and cluster.outlives(task, now.wall)):
+        cluster.tasks.forget(task)
     if memory.parked:
         cluster.tasks.park(task, memory.parked, memory.heard + shift)
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.ledger import Cell, Failure
+from celery_exporter.core.reconcile import REASONS
 from celery_exporter.core.tasks import InState
 from celery_exporter.core.words import HIDDEN, Key
 from celery_exporter.core.workers import Worker
@@ -104,6 +105,7 @@ class Snapshot(Struct, frozen=True):
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
     refused: Mapping[str, int]
+    reconciled: Mapping[str, int]  # tasks by the reason for which they were taken out without an event
     repeated: Mapping[str, int]  # events by type that told once more what was counted already
     tasks_tracked: int
     tasks_evicted: int
@@ -131,6 +133,7 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
         events=dict(cluster.events),
         fallbacks=dict(cluster.fallbacks),
         refused=dict(cluster.refused),
+        reconciled={reason: cluster.reconciled[reason] for reason in REASONS},
         repeated=dict(cluster.repeated),
         tasks_tracked=len(cluster.tasks),
         tasks_evicted=cluster.tasks.evicted,

@@ -56,7 +56,7 @@ def _is_received(task: Task, event: Event) -> bool:
 def _usually_received(task: Task, event: Event, _: Key, __: Ledger) -> None:
     at = _from(event)
     if task.sent != task.attempt:
-        task.ready = _epoch(event.eta) or None
+        task.ready = epoch(event.eta) or None
     task.worker, task.pid = event.hostname, event.pid
     task.at = task.ready if task.ready == at else at  # one object for both, if it is the eta
 
@@ -115,7 +115,7 @@ def at_sent(story: Story, event: Event, key_at: KeyAt, ledger: Ledger) -> None:
 
 
 def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledger: Ledger) -> bool:
-    attempt, eta = event.retries or 0, _epoch(event.eta)
+    attempt, eta = event.retries or 0, epoch(event.eta)
     received = _from(event)
     ready = story.sent.get(attempt)
     late = attempt in (story.skipped or ())
@@ -301,10 +301,10 @@ def _deliver(story: Story, delivery: Delivery) -> bool:
 
 def _from(event: Event) -> float:
     """Return since when a task waits that was sent or received: not before its eta."""
-    return event.timestamp if event.eta is None else max(event.timestamp, _epoch(event.eta))
+    return event.timestamp if event.eta is None else max(event.timestamp, epoch(event.eta))
 
 
-def _epoch(eta: str | None) -> float:
+def epoch(eta: str | None) -> float:
     """Return an ISO 8601 time as epoch seconds; 0.0 (long ago) for none and for what is no time.
 
     Celery writes UTC offsets (kombu.utils.json, celery/app/amqp.py); a time without one is UTC.

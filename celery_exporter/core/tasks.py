@@ -158,6 +158,17 @@ class Task(Struct, gc=False):
         """Return since when the newest attempt that was sent waits."""
         return max(self.tell().sent.values(), default=None)
 
+    def is_next_sent(self) -> bool:
+        """Tell whether the sending is known of the attempt that comes after those that were received."""
+        story = self.tell()
+        return any(story.received is None or attempt > story.received for attempt in story.sent)
+
+    def is_due_after(self, at: float) -> bool:
+        """Tell whether it is known not to be due before this epoch second."""
+        story = self.tell()
+        ready = (each.ready or each.received or 0.0 for each in story.deliveries if not each.ended)
+        return max((*story.sent.values(), *ready), default=0.0) > at
+
     def is_sent(self, attempt: int) -> bool:
         """Tell whether the `task-sent` of this attempt was seen, or is of no use any more."""
         if self.story is None:

@@ -34,6 +34,7 @@ class Profile(Struct, frozen=True, gc=False):
 
     queues: tuple[str, ...] | None = None
     registered: tuple[str, ...] | None = None
+    silent_tasks: tuple[str, ...] | None = None  # those of them with send_events = False
     pool: str | None = None  # prefork, threads, solo …
     pool_size: int | None = None  # tasks it can run at once
     prefetch_count: int | None = None
@@ -119,6 +120,8 @@ class Worker(Struct, gc=False):
     skew_before: float | None = None  # … of the span before
     skew_until: float = 0.0  # listening time at which this span ends
     task_pid: int | None = None  # of its newest task event
+    idle_since: float | None = None  # listening time since which it reports that it runs no task
+    has_returned: bool = False  # was what it had received put back after its goodbye
 
     @property
     def clock_skew(self) -> float | None:
@@ -131,6 +134,7 @@ class Worker(Struct, gc=False):
             self.reckoning = None  # events sent from now on; what came before is not owed
         self.events = True
         if event.type == "task-started":
+            self.idle_since = None
             self.last_start = event.timestamp
             if self.reckoning is not None:
                 self.reckoning.started(event.timestamp)
@@ -151,11 +155,13 @@ class Worker(Struct, gc=False):
         if event.pid is not None and event.pid == self.old_pid and event.type != "worker-online":
             return
         self.left = event.type == "worker-offline"
+        self.has_returned = self.has_returned and self.left
         self.heartbeat = now.wall
         if event.freq:
             self.freq = event.freq
         if event.active is not None:
             self.active = event.active
+            self.idle_since = None if event.active else self.idle_since or now.listened
         self.loadavg = event.loadavg or self.loadavg
         self.software = event.sw_ident or self.software
         self.version = event.sw_ver or self.version
@@ -191,6 +197,8 @@ class Worker(Struct, gc=False):
             self.reckoning = Reckoning(processed, timestamp, timestamp, unsure=unsure)
             return
         missing = self.reckoning.beat(processed, timestamp)
+        if self.profile.silent_tasks:  # that it ran something without an event proves nothing
+            return
         if self.reckoning.silent >= SILENT_BEATS[self.events]:
             self.events = False
             self._close_reckoning()

@@ -580,6 +580,14 @@ EXPORTER_ROWS = [
         example="increase(celery_exporter_tasks_evicted_total[1h]) > 0",
     ),
     _counts(
+        "tasks_reconciled",
+        "Tasks taken out of celery_tasks without an event, by reason: message_gone (purged, or run without "
+        "events), expired, not_running (its worker does not have it); returned ones wait again.",
+        "reason",
+        attrgetter("reconciled"),
+        example="sum by (reason) (increase(celery_exporter_tasks_reconciled_total[1h])) > 0",
+    ),
+    _counts(
         "label_fallbacks",
         "Tasks booked under a stand-in, since the true value of the label was not known in time.",
         "label",

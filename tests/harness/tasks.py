@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry
 
 from harness.late import LateDispatcher
 from harness.ledger import Entry, RedisLedger, keep, ledger_at, note_failure
@@ -64,7 +64,7 @@ class Noting(Task):  # type: ignore[misc]
         self.note("STARTED")
         try:
             result = super().__call__(*args, **kwargs)
-        except Retry:
+        except (Retry, Ignore):
             raise
         except Reject as rejection:
             self.note("REJECTED")
@@ -174,6 +174,23 @@ def hold(self: Noting, gate: str) -> None:  # noqa: ARG001
 def hold_late(self: Noting, gate: str) -> None:  # noqa: ARG001
     """Wait likewise, and acknowledge after that only."""
     hold.run(gate)
+
+
+@app.task(bind=True, base=Noting, name="tasks.ignore")
+def ignore(self: Noting) -> None:  # noqa: ARG001
+    """End without an event."""
+    raise Ignore
+
+
+@app.task(bind=True, base=Noting, name="tasks.unreported", send_events=False)
+def unreported(self: Noting) -> None:
+    """Run without any event of the worker."""
+
+
+@app.task(bind=True, base=Noting, name="tasks.replace")
+def replace(self: Noting, name: str, queue: str) -> None:
+    """Have other work done under the same id, in another queue; it ends as that does."""
+    raise self.replace(app.tasks[name].si().set(queue=queue))
 
 
 @app.task(bind=True, base=Noting, name="tasks.die")

@@ -1,0 +1,258 @@
+"""Takes tasks out of the table that no event will: their message is gone, or no worker runs them.
+
+A purged queue, a task that expires in RabbitMQ or has `send_events = False`, `task.Ignore`, a lost event:
+nobody reports any of these. Queue lengths, heartbeats and the answers of workers show them.
+
+Invariant: a task is only taken out on an observation that is younger than its newest event by more than an
+event needs to arrive. It leaves a tombstone, and a receipt or a start reopens it; no sum changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import islice
+
+from msgspec import Struct
+
+from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.tasks import Room, Task
+from celery_exporter.core.words import OTHER, UNKNOWN, Moment, State
+from celery_exporter.core.workers import Worker
+
+#: Why a task was taken out, or put back; the label values of celery_exporter_tasks_reconciled_total.
+MESSAGE_GONE, EXPIRED, NOT_RUNNING, RETURNED = "message_gone", "expired", "not_running", "returned"
+REASONS = (MESSAGE_GONE, EXPIRED, NOT_RUNNING, RETURNED)
+
+#: Seconds that an event may need to arrive: a worker sends them once in each turn of its loop.
+ARRIVAL_SECONDS = 0.5
+#: Seconds between an observation and what follows from it, for events that were on their way.
+GRACE_SECONDS = 1.0
+#: Seconds that a task waits in a worker, which is idle, before the worker is asked whether it has it.
+SUSPICIOUS_SECONDS = 30.0
+#: Seconds beyond its time after which a message counts as expired: its sender's clock may be ahead of ours.
+EXPIRY_GRACE_SECONDS = 5.0
+#: Heartbeats without an active task after which a worker runs none; one of them may have been overtaken.
+IDLE_HEARTBEATS = 3
+#: Measurements that are kept: they come every half second at most.
+MAX_MEASUREMENTS = 8
+#: The usual interval of heartbeats in seconds, of a worker that does not tell its own.
+HEARTBEAT_SECONDS = 2.0
+#: Workers that are asked at a time; the others have their turn in later rounds.
+MAX_ASKED = 10
+#: Tasks that are looked at between two chances for others to take the lock: half a millisecond.
+CHUNK = 1_000
+
+#: Queue labels that stand for any queue.
+_ANY_QUEUE = frozenset({"", UNKNOWN, OTHER})
+
+
+class Measurement(Struct, frozen=True):
+    """Queue lengths at a listening time, and how many messages workers hold in all (None: unknown)."""
+
+    at: float
+    lengths: Mapping[str, int]
+    unacked: int | None
+
+
+class Reconciler:
+    """Compares the tasks of a cluster with what the broker and the workers report.
+
+    `drops_expired`: the broker deletes messages whose time has passed (RabbitMQ does, Redis does not).
+    """
+
+    def __init__(self, cluster: Cluster, *, drops_expired: bool) -> None:
+        self._cluster = cluster
+        self._drops_expired = drops_expired
+        #: Newest last; of those that are `GRACE_SECONDS` old, the last two are used.
+        self._measurements: deque[Measurement] = deque(maxlen=MAX_MEASUREMENTS)
+
+    def add_measurement(self, measurement: Measurement) -> None:
+        """Take in what the queues hold; a queue that is not in it is not known."""
+        self._measurements.append(measurement)
+
+    def reconcile(self, now: Moment) -> Iterator[None]:
+        """Take out what is gone; pauses after each `CHUNK` tasks, when others may change the cluster."""
+        yield from self._return_received(now)
+        yield from self._take_out_messages(now)
+        yield from self._take_out_idle(now)
+        if self._drops_expired:
+            yield from self._take_out_expired(now)
+
+    # -- messages that are gone ------------------------------------------------------------------------
+
+    def _take_out_messages(self, now: Moment) -> Iterator[None]:
+        for room in list(self._cluster.tasks.rooms()):
+            if room.state is State.STARTED or not room.tasks:
+                continue
+            seen = self._seen_empty(room.kind.key.queue_name, now)
+            if seen is None:
+                continue
+            oldest = _heard_before(room, seen - ARRIVAL_SECONDS)
+            yield from self._each(
+                oldest, room, lambda task: self._is_message_gone(task, now), MESSAGE_GONE, now
+            )
+
+    def _seen_empty(self, queue: str, now: Moment) -> float | None:
+        """Return the listening time at which this queue held no message and no worker had one of it.
+
+        One measurement is enough where the broker counts what workers hold. Elsewhere two have to agree, and
+        each live worker of the queue has to have sent a heartbeat since the first of them: one that is busy
+        in the solo pool may have a message that it has not read.
+        """
+        newest, before = self._settled(now)
+        if newest is None or not _is_empty(newest, queue):
+            return None
+        if newest.unacked == 0:
+            return newest.at
+        if before is None or not _is_empty(before, queue):
+            return None
+        workers = self._cluster.workers.values()
+        consumers = (each for each in workers if each.up and _consumes(each, queue))
+        return before.at if all(_has_beaten(each, before.at, now) for each in consumers) else None
+
+    def _settled(self, now: Moment) -> tuple[Measurement | None, Measurement | None]:
+        """Return the newest measurement after which events had time to arrive, and the one before it."""
+        old = [each for each in self._measurements if now.listened - each.at >= GRACE_SECONDS]
+        before, newest = [None, None, *old][-2:]
+        return newest, before
+
+    def _is_message_gone(self, task: Task, now: Moment) -> bool:
+        """Tell whether a task whose queue is empty would have been received if there were a message of it."""
+        state, (newest, _) = task.room.state, self._settled(now)
+        if state is State.RECEIVED:
+            worker = self._cluster.workers.get(task.held_by())
+            if worker is not None and worker.up:
+                return False
+        elif state is State.RETRY and not task.is_next_sent() and (newest is None or newest.unacked != 0):
+            return False  # it may wait for its countdown where nobody counts it
+        return not task.is_due_after(now.wall - GRACE_SECONDS)
+
+    # -- workers -----------------------------------------------------------------------------------------
+
+    def _return_received(self, now: Moment) -> Iterator[None]:
+        """Put back what workers had received that said goodbye: the broker delivers it to others."""
+        left = {each.name for each in self._cluster.workers.values() if each.left and not each.has_returned}
+        if not left:
+            return
+        for room in list(self._cluster.tasks.rooms()):
+            if room.state is not State.RECEIVED:
+                continue
+            for chunk in _chunks(list(room.tasks.values())):
+                for task in chunk:
+                    if task.room is room and task.held_by() in left:
+                        self._cluster.put_back(task, now)
+                        self._cluster.reconciled[RETURNED] += 1
+                yield
+        for name in left:
+            worker = self._cluster.workers.get(name)
+            if worker is not None:
+                worker.has_returned = worker.left
+
+    def _take_out_idle(self, now: Moment) -> Iterator[None]:
+        """Take out what is started on workers that report no active task."""
+        idle = {each.name for each in self._cluster.workers.values() if _is_idle(each, now)}
+        if not idle:
+            return
+        for room in list(self._cluster.tasks.rooms()):
+            if room.state is State.STARTED:
+                tasks = list(room.tasks.values())
+                yield from self._each(tasks, room, lambda task: task.held_by() in idle, NOT_RUNNING, now)
+
+    def suspects(self, now: Moment) -> list[str]:
+        """Return workers that have more tasks by their events than their heartbeats can explain."""
+        workers = self._cluster.workers
+        started: Counter[str] = Counter()
+        waiting: set[str] = set()
+        for room in self._cluster.tasks.rooms():
+            if room.state not in {State.STARTED, State.RECEIVED}:
+                continue
+            for task in islice(_heard_before(room, now.listened - SUSPICIOUS_SECONDS), CHUNK):
+                if room.state is State.STARTED:
+                    started[task.held_by()] += 1
+                elif not task.is_due_after(now.wall - SUSPICIOUS_SECONDS):
+                    waiting.add(task.held_by())
+        found = {name for name, count in started.items() if count > (_active(workers.get(name)) or count)}
+        found |= {name for name in waiting if (worker := workers.get(name)) and _is_idle(worker, now)}
+        return sorted(found)[:MAX_ASKED]
+
+    def compare(self, held: Mapping[str, Collection[str]], asked: float, now: Moment) -> Iterator[None]:
+        """Take out what workers do not have, which were asked at a listening time.
+
+        `held`: by worker, the uuids of all tasks that it has received and not finished.
+        """
+
+        def is_gone(task: Task) -> bool:
+            uuids = held.get(task.held_by())
+            return uuids is not None and task.uuid not in uuids
+
+        for room in list(self._cluster.tasks.rooms()):
+            if room.state in {State.STARTED, State.RECEIVED}:
+                oldest = _heard_before(room, asked - ARRIVAL_SECONDS)
+                yield from self._each(oldest, room, is_gone, NOT_RUNNING, now)
+
+    # -- expired ------------------------------------------------------------------------------------------
+
+    def _take_out_expired(self, now: Moment) -> Iterator[None]:
+        """Take out what waits in a queue and expired there; of many, some in each round."""
+        tasks, expires = self._cluster.tasks, self._cluster.tasks.expires
+        for uuid in list(islice(expires, CHUNK)):
+            at, task = expires.pop(uuid), tasks.get(uuid)
+            if task is None:
+                continue
+            if at < now.wall - EXPIRY_GRACE_SECONDS and task.room.state in {State.PENDING, State.RETRY}:
+                self._cluster.take_out(task, EXPIRED, now)
+            else:
+                expires[uuid] = at  # its next turn comes after all others
+        yield
+
+    def _each(
+        self, tasks: Iterable[Task], room: Room, is_gone: Callable[[Task], bool], reason: str, now: Moment
+    ) -> Iterator[None]:
+        for chunk in _chunks(list(tasks)):
+            for task in chunk:
+                if task.room is room and task.uuid not in self._cluster.tasks.held and is_gone(task):
+                    self._cluster.take_out(task, reason, now)
+            yield
+
+
+def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
+    for start in range(0, len(tasks), CHUNK):
+        yield tasks[start : start + CHUNK]
+
+
+def _heard_before(room: Room, before: float) -> Iterator[Task]:
+    """Yield the tasks of a room whose newest event came before a listening time: the first ones."""
+    for task in room.tasks.values():
+        if task.heard >= before:
+            return
+        yield task
+
+
+def _is_empty(measurement: Measurement, queue: str) -> bool:
+    """Tell whether a queue holds nothing; of an unknown one, whether no queue does."""
+    lengths = measurement.lengths
+    if queue in lengths and queue not in _ANY_QUEUE:
+        return lengths[queue] == 0
+    return queue in _ANY_QUEUE and bool(lengths) and not any(lengths.values())
+
+
+def _consumes(worker: Worker, queue: str) -> bool:
+    queues = worker.profile.queues
+    return queues is None or queue in queues or queue in _ANY_QUEUE
+
+
+def _has_beaten(worker: Worker, since: float, now: Moment) -> bool:
+    """Tell whether a worker sent a heartbeat after a listening time, if it ever sends any."""
+    return worker.heartbeat is None or now.listened - (now.wall - worker.heartbeat) > since
+
+
+def _is_idle(worker: Worker, now: Moment) -> bool:
+    """Tell whether a worker reports for several heartbeats that it runs no task."""
+    if worker.idle_since is None or not worker.up:
+        return False
+    return now.listened - worker.idle_since > IDLE_HEARTBEATS * (worker.freq or HEARTBEAT_SECONDS)
+
+
+def _active(worker: Worker | None) -> int | None:
+    return worker.active if worker is not None and worker.up else None

@@ -1,0 +1,323 @@
+"""Gauges come down without an event: what the broker and the workers report is held against the table."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_exporter.core.cluster import Limits
+from celery_exporter.core.reconcile import CHUNK, REASONS, Measurement, Reconciler
+from celery_exporter.core.workers import Profile
+
+from .story import Story, heartbeat, received, retried, sent, started, succeeded
+from .test_memory import restarted
+
+SOON, LATER = "2023-11-14T22:13:40+00:00", "2023-11-14T22:30:00+00:00"  # T0 + 20 s, T0 + 1,000 s
+
+
+class Watched(Story):
+    """A story whose queues are measured; it begins at T0 on the clock of its events."""
+
+    def __init__(self, *arguments, drops_expired: bool = False, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.epoch -= self.now
+        self.reconciler = Reconciler(self.cluster, drops_expired=drops_expired)
+
+    def measure(self, unacked: int | None = 0, **lengths: int) -> None:
+        """Measure the queues, let events that are on their way come, and compare."""
+        self.reconciler.add_measurement(Measurement(self.now, lengths, unacked))
+        self.wait(1.5)
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        for _ in self.reconciler.reconcile(self.moment()):
+            pass
+
+    def beat(self, seconds: float, host: str = "w@h", **fields) -> None:
+        """Let a worker send heartbeats for so long."""
+        end = self.now + seconds
+        while self.now < end:
+            self.wait(2)
+            self.tell(heartbeat(host, at=self.now - 100, **fields))
+
+    def reasons(self) -> dict[str, int]:
+        return {reason: count for reason, count in self.shown().reconciled.items() if count}
+
+
+# -- messages that are gone --------------------------------------------------------------------------------
+
+
+def test_a_task_waits_no_more_whose_queue_is_empty_and_that_no_worker_has():
+    story = Watched()
+    story.tell(sent("a"), sent("b", queue="other"))
+    story.wait(1)
+    story.measure(q=0, other=1)
+    assert story.gauges() == {"PENDING": 1}
+    assert story.reasons() == {"message_gone": 1}
+    assert story.by_state() == {"PENDING": 2}
+
+
+@pytest.mark.parametrize("lengths", [{"q": 1}, {}, {"other": 0}], ids=["not empty", "unknown", "another's"])
+def test_a_task_waits_whose_queue_is_not_known_to_be_empty(lengths):
+    story = Watched()
+    story.tell(sent())
+    story.wait(1)
+    for _ in range(3):
+        story.measure(**lengths)
+    assert story.gauges() == {"PENDING": 1}
+
+
+def test_a_task_that_was_sent_after_the_measurement_waits():
+    story = Watched()
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, 0))
+    story.tell(sent())
+    story.wait(5)
+    story.reconcile()
+    assert story.gauges() == {"PENDING": 1}
+
+
+def test_an_event_that_was_on_its_way_is_waited_for():
+    story = Watched()
+    story.tell(sent())
+    story.wait(1)
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, 0))
+    story.reconcile()
+    assert story.gauges() == {"PENDING": 1}
+    story.wait(0.5)
+    story.tell(received(), started())
+    story.wait(1)
+    story.reconcile()
+    assert story.gauges() == {"STARTED": 1}
+
+
+def test_a_task_that_is_not_due_yet_waits_somewhere():
+    story = Watched()
+    story.tell(sent(eta=SOON))
+    story.wait(10)
+    story.measure(q=0)
+    assert story.gauges() == {"PENDING": 1}
+    story.wait(20)
+    story.measure(q=0)
+    assert story.gauges() == {}
+
+
+def test_where_held_messages_are_not_counted_two_measurements_and_a_heartbeat_of_each_consumer_are_needed():
+    story = Watched()
+    story.tell(heartbeat(), heartbeat("busy@h"), sent())
+    story.cluster.learn({"w@h": Profile(queues=("other",)), "busy@h": Profile(queues=("q",))}, story.moment())
+    story.wait(1)
+    story.measure(None, q=0)
+    story.measure(None, q=0)
+    assert story.gauges() == {"PENDING": 1}, (
+        "the solo pool runs a task, and its process has read nothing since"
+    )
+    story.tell(heartbeat("busy@h", at=5))
+    story.reconcile()
+    assert story.gauges() == {}
+
+
+def test_one_measurement_in_two_that_is_not_empty_proves_that_there_are_messages():
+    story = Watched()
+    story.tell(sent())
+    story.wait(1)
+    for length in (0, 1, 0, 1):
+        story.measure(None, q=length)
+    assert story.gauges() == {"PENDING": 1}
+
+
+def test_without_the_queue_label_all_queues_have_to_be_empty():
+    story = Watched(labels=())
+    story.tell(sent())
+    story.wait(1)
+    story.measure(q=0, other=1)
+    assert story.gauges() == {"PENDING": 1}
+    story.measure(q=0, other=0)
+    assert story.gauges() == {}
+
+
+def test_a_retry_whose_countdown_nobody_told_waits_where_held_messages_are_not_counted():
+    story = Watched()
+    story.tell(sent(), received(), started(), retried())
+    story.wait(10)
+    for _ in range(3):
+        story.measure(None, q=0)
+    assert story.gauges() == {"RETRY": 1}
+    story.measure(0, q=0)
+    assert story.gauges() == {}
+
+
+def test_what_is_taken_out_and_goes_on_all_the_same_is_open_again_and_keeps_its_queue():
+    story = Watched()
+    story.tell(sent())
+    story.wait(1)
+    story.measure(q=0)
+    story.tell(received(at=3))
+    assert story.gauges() == {"RECEIVED": 1}
+    story.tell(started(at=4), succeeded(at=5))
+    assert story.gauges() == {}
+    assert story.counts() == {
+        ("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+    }
+
+
+def test_any_number_is_taken_out_with_pauses_for_others():
+    story = Watched()
+    story.tell(*(sent(f"u{number}") for number in range(3 * CHUNK)))
+    story.wait(1)
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, 0))
+    story.wait(1.5)
+    pauses = sum(1 for _ in story.reconciler.reconcile(story.moment()))
+    assert pauses >= 3
+    assert story.reasons() == {"message_gone": 3 * CHUNK}
+
+
+# -- workers -----------------------------------------------------------------------------------------------
+
+
+def test_a_task_does_not_run_on_a_worker_that_reports_none():
+    """`task.Ignore`, the end of a task that was lost."""
+    story = Watched()
+    story.tell(heartbeat(), sent(), received(), started(at=1))
+    story.beat(4, active=0)
+    story.reconcile()
+    assert story.gauges() == {"STARTED": 1}, "a heartbeat may have been overtaken"
+    story.beat(8, active=0)
+    story.reconcile()
+    assert story.gauges() == {}
+    assert story.reasons() == {"not_running": 1}
+
+
+def test_a_task_runs_on_a_worker_that_reports_one_now_and_then():
+    story = Watched()
+    story.tell(heartbeat(), sent(), received(), started(at=1))
+    for _ in range(5):
+        story.beat(4, active=0)
+        story.beat(2, active=1)
+        story.reconcile()
+    assert story.gauges() == {"STARTED": 1}
+
+
+def test_what_a_worker_had_received_waits_again_after_its_goodbye():
+    story = Watched()
+    story.tell(heartbeat(), sent("a"), received("a"), sent("b"), received("b"), started("b"))
+    story.tell(sent("c"), received("c", host="other@h"), heartbeat(kind="offline"))
+    story.reconcile()
+    assert story.gauges() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1}
+    assert story.reasons() == {"returned": 1}
+    story.tell(received("a", at=9, host="other@h"), started("a", at=10, host="other@h"))
+    assert story.cell().redelivered == 1
+    assert story.cell().queued.total == pytest.approx(0.2 + 1)
+
+
+def test_a_worker_that_came_back_keeps_what_it_received_since():
+    story = Watched()
+    story.tell(heartbeat(), heartbeat(kind="offline"), heartbeat(kind="online"), sent(), received())
+    story.reconcile()
+    assert story.gauges() == {"RECEIVED": 1}
+
+
+def test_what_a_dead_worker_had_received_is_gone_with_its_message():
+    story = Watched(Limits(worker_timeout=10))
+    story.tell(heartbeat(), sent(), received())
+    story.wait(20)
+    story.measure(q=0, unacked=1)
+    assert story.gauges() == {"RECEIVED": 1}
+    story.measure(q=0)
+    assert story.gauges() == {}
+
+
+def test_a_worker_is_asked_that_has_more_than_its_heartbeats_say_and_what_it_has_not_is_taken_out():
+    story = Watched()
+    story.tell(heartbeat(), *(event(uuid) for uuid in "abc" for event in (sent, received, started)))
+    story.tell(sent("new"), received("new"))
+    story.beat(40, active=1)
+    assert story.reconciler.suspects(story.moment()) == ["w@h"]
+    asked = story.now
+    story.tell(sent("d"), received("d"))
+    for _ in story.reconciler.compare({"w@h": {"a", "new"}}, asked, story.moment()):
+        pass
+    assert story.gauges() == {"STARTED": 1, "RECEIVED": 2}
+    assert story.reconciler.suspects(story.moment()) == []
+
+
+def test_a_worker_is_asked_that_is_idle_and_has_received_what_is_due():
+    story = Watched()
+    story.tell(heartbeat(), sent("a"), received("a"), sent("b", eta=LATER), received("b", eta=LATER))
+    story.beat(20, active=0)
+    assert story.reconciler.suspects(story.moment()) == []
+    story.beat(20, active=0)
+    assert story.reconciler.suspects(story.moment()) == ["w@h"]
+    story.beat(10, active=1)
+    assert story.reconciler.suspects(story.moment()) == []
+
+
+# -- expired -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("drops_expired", [True, False])
+def test_a_task_that_expired_in_its_queue_waits_no_more_where_the_broker_drops_it(drops_expired):
+    story = Watched(drops_expired=drops_expired)
+    story.tell(
+        sent("a", expires=SOON), sent("b", expires=LATER), sent("c"), sent("d", expires=SOON), received("d")
+    )
+    story.wait(60)
+    story.measure(None, q=3)
+    assert story.gauges() == {"PENDING": 2 if drops_expired else 3, "RECEIVED": 1}
+    assert story.reasons() == ({"expired": 1} if drops_expired else {})
+
+
+def test_what_is_known_of_expiry_is_bounded_by_the_tasks_that_are_open():
+    story = Watched()
+    story.tell(*(event(expires=LATER) for event in (sent, received)), started(), succeeded())
+    assert story.cluster.tasks.expires == {}
+
+
+# -- --task-ttl --------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_a_live_worker_runs_outlives_its_ttl():
+    story = Watched(Limits(task_ttl=20))
+    story.tell(heartbeat(), sent(), received(), started())
+    story.beat(60, active=1)
+    assert story.gauges() == {"STARTED": 1}
+    story.tell(heartbeat(kind="offline"))
+    story.wait(40)
+    assert story.gauges() == {}
+
+
+@pytest.mark.parametrize("life", [[sent], [sent, received]], ids=["sent", "received"])
+def test_a_task_that_is_not_due_outlives_its_ttl_and_a_restart(life):
+    story = Watched(Limits(task_ttl=20))
+    story.tell(*(event(eta=LATER) for event in life))
+    story.wait(100)
+    story = restarted(story, away=500)
+    assert sum(story.gauges().values()) == 1
+    story.wait(900)
+    assert story.gauges() == {}
+
+
+def test_tasks_that_are_never_due_are_bounded_by_count():
+    story = Watched(Limits(max_tasks=100))
+    story.tell(*(sent(f"u{number}", eta="9999-12-31T23:59:59+00:00") for number in range(300)))
+    assert story.gauges()["PENDING"] <= 100
+
+
+# -- what is known of it -----------------------------------------------------------------------------------
+
+
+def test_each_reason_is_shown_from_the_start_and_outlasts_a_restart():
+    story = Watched()
+    assert dict(story.shown().reconciled) == dict.fromkeys(REASONS, 0)
+    story.tell(sent())
+    story.wait(1)
+    story.measure(q=0)
+    assert restarted(story).shown().reconciled["message_gone"] == 1
+
+
+def test_a_worker_with_tasks_that_send_no_events_is_not_taken_for_one_that_sends_none():
+    story = Watched()
+    story.cluster.learn({"w@h": Profile(silent_tasks=("ping",))}, story.moment())
+    story.tell(heartbeat(), sent(), received(), started(), succeeded())
+    for processed in range(1, 10):
+        story.beat(2, processed=processed)
+    assert story.cluster.workers["w@h"].events is True
+    assert story.cluster.workers["w@h"].missed == 0
