@@ -212,25 +212,28 @@ class Cluster:
             if task.uuid in self.tasks.parked:
                 self._catch_up(task, now)
             return
-        self._note_expiry(task, event)
+        if event.expires is not None:
+            self._note_expiry(task, event.expires)
         self._book_sent(task, event, now)
         if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
 
-    def _note_expiry(self, task: Task, event: Event) -> None:
-        """Remember when the message of a task expires, if it does."""
-        if event.expires is not None and (at := epoch(event.expires)):
+    def _note_expiry(self, task: Task, expires: str) -> None:
+        """Remember when the message of a task expires."""
+        at = epoch(expires)
+        if at:
             self.tasks.expires[task.uuid] = at
 
     def _sent_anew(self, task: Task, event: Event, now: Moment) -> None:
         """Take a sending of a task in that is introduced: a late one, of a retry, or of other work."""
         self._number_sent(task, event)
-        self._note_expiry(task, event)
+        if event.expires is not None:
+            self._note_expiry(task, event.expires)
         self._place(task, event, event.queue)
         self._book_sent(task, event, now)
         if task.room.state is None and (event.retries or 0) >= MAX_ATTEMPTS:
             task.unfold().ended_by = ""
-            self._put(task, self.tasks.kind(task.key_of(event.retries)), event, PENDING, now)
+            self.tasks.move(task, self.tasks.kind(task.key_of(event.retries)), PENDING, event.timestamp)
 
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
@@ -383,7 +386,10 @@ class Cluster:
         at = event.timestamp
         self.ledger.moved(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.heard = now.listened
-        self._put(task, task.room.kind, event, effect.lands, now)
+        if effect.lands is None:
+            self._finish(task, task.room.kind, event, effect, now)
+        else:
+            self.tasks.move(task, task.room.kind, effect.lands, at)
 
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
         """Do the same where there is more to know of the task than where its newest attempt is."""
@@ -400,7 +406,10 @@ class Cluster:
             task.heard = now.listened
             landing = _landing(story, event, lands)
             kind = self.tasks.kind(kind_key) if story.generations else task.room.kind
-            self._put(task, kind, event, landing, now)
+            if landing is None:
+                self._finish(task, kind, event, effect, now)
+            else:
+                self.tasks.move(task, kind, landing, event.timestamp)
             if landing is None and attempt is not None:
                 self._go_on(story, task, attempt)
             return
@@ -471,12 +480,8 @@ class Cluster:
         later = task.tell().ended_by == event.hostname and event.timestamp > task.since
         return later or now.listened - task.heard > self.limits.reorder_window
 
-    def _put(self, task: Task, kind: Kind, event: Event, state: State | None, now: Moment) -> None:
-        """Put the task where the event says it is; None if it is finished."""
-        if state is not None:
-            self.tasks.move(task, kind, state, event.timestamp)
-            return
-        surplus = self.tasks.finish(task, kind, EFFECTS[event.type].counts, event.timestamp)
+    def _finish(self, task: Task, kind: Kind, event: Event, effect: Effect, now: Moment) -> None:
+        surplus = self.tasks.finish(task, kind, effect.counts, event.timestamp)
         if surplus:
             self._evict(surplus, now)
 

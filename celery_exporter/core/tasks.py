@@ -295,7 +295,8 @@ class TaskTable:
         Return the oldest tombstones when there are too many.
         """
         self.move(task, kind, final if final in FINAL_STATES else None, since)
-        self.expires.pop(task.uuid, None)
+        if self.expires:
+            self.expires.pop(task.uuid, None)
         if len(self.finished) <= self._tombstone_limit:
             return []
         # A hundredth at once: each look passes deleted ones.
@@ -321,7 +322,8 @@ class TaskTable:
         """Remove the task, of which nothing waits any more, from its room and from the table."""
         del task.room.tasks[task.uuid]
         del self._tasks[task.uuid]
-        self.expires.pop(task.uuid, None)
+        if self.expires:
+            self.expires.pop(task.uuid, None)
 
     def overdue(self, tasks: dict[str, Task], before: float) -> list[Task]:
         """Return those at the head of a room's tasks that were last heard of before a listening time."""
