@@ -1,14 +1,19 @@
 """Which tests a difference comes from: the events of each task id, replayed alone through the core.
 
 A task id is all that the core needs to follow a task, so an id whose events alone give the wrong sums or
-leave a gauge up is an example of what goes wrong, small enough to read.
+leave a gauge up is an example of what goes wrong, small enough to read. After a change of the core, a
+run can be judged again in seconds:
+
+    PYTHONPATH=tests .venv/bin/python -m celery_integration.blame .cache/celery-integration/runs/TIME/redis
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.exporter import Samples
@@ -65,8 +70,10 @@ def examples(
     good: set[object] = set()
     found = []
     for task_id, sums in written.by_id.items():
+        if not any(name in names for name, _ in sums):
+            continue
         form = _form(sums, by_id[task_id])
-        if form in good or not any(name in names for name, _ in sums):
+        if form in good:
             continue
         example = _example(written.test_of(task_id), task_id, sums, by_id[task_id], gaps_by_id[task_id])
         if example.differences or example.in_flight:
@@ -80,6 +87,14 @@ def _form(sums: Sums, events: Iterable[Event]) -> object:
     """Return what is alike of tasks to which the same happened, whenever that was."""
     fields = ("type", "name", "retries", "pid", "requeue")
     return frozenset(sums.items()), tuple(tuple(event.get(field) for field in fields) for event in events)
+
+
+def report(found: Iterable[Example]) -> str:
+    """Return a text for people: of examples that are alike the first one, and how many there are."""
+    alike: dict[object, list[Example]] = defaultdict(list)
+    for example in found:
+        alike[example.test, _form(Counter(example.in_flight), example.events)].append(example)
+    return "\n\n".join(f"{len(group)} x {group[0].text()}" for group in alike.values())
 
 
 def blamed(found: Iterable[Example]) -> dict[str, set[str]]:
@@ -112,3 +127,17 @@ def _told(event: Event) -> str:
     return " ".join(
         [event["type"], *(f"{name}={event[name]}" for name in fields if event.get(name) is not None)]
     )
+
+
+def main(folder: Path) -> int:
+    """Judge a run again, by its folder; print the examples."""
+    written = comparison.read_written((folder / "tests/ledger.jsonl").read_text().splitlines())
+    events = comparison.read_events(folder / "recorder/events.jsonl")
+    names = {name for name, _ in written.sums()}
+    found = examples(written, events, comparison.unpublished(written, events), names)
+    print(report(found) or "no task is shown wrongly by its own events")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.exporter import Samples
@@ -92,6 +93,11 @@ def _received_unsent(name: str, sums: Sums) -> int:
     return sums[name, "RECEIVED"] - sums[name, "PENDING"]
 
 
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """Return the events in a file; its last line may still be being written."""
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+
+
 def transitions(events: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
     """Return how often each task id entered each state, by the events on the wire."""
     by_id: dict[str, Counter[str]] = defaultdict(Counter)
@@ -103,7 +109,7 @@ def transitions(events: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
 
 
 class Unpublished(NamedTuple):
-    """State changes of a task that were not published as often as they were written."""
+    """State changes of a task that were published less often than they were written."""
 
     test: str
     task_id: str
@@ -118,22 +124,20 @@ class Unpublished(NamedTuple):
 
 
 def unpublished(written: Written, events: Iterable[Mapping[str, Any]]) -> list[Unpublished]:
-    """Return where the wire does not have what a task wrote, so that no exporter can show it."""
+    """Return where the wire lacks what a task wrote, so that no exporter can show it.
+
+    An event more than was written changes nothing: what happened once has to be shown once.
+    """
+    on_wire = transitions(events)
     rows = []
-    on_wire_by_id = transitions(events)
     for task_id, sums in written.by_id.items():
-        by_state: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for (name, state), count in sums.items():
-            by_state[state].append((name, count))
-        on_wire = on_wire_by_id.get(task_id, Counter())
         for state in STATES:
-            names = by_state.get(state, [])
-            count = sum(count for _, count in names)
-            if count != on_wire[state]:
-                name = names[-1][0] if names else next(iter(sums))[0]
-                rows.append(
-                    Unpublished(written.test_of(task_id), task_id, name, state, count, on_wire[state])
-                )
+            names = [name for name, own in sums if own == state and sums[name, own]]
+            count = sum(sums[name, state] for name in names)
+            published = on_wire[task_id][state]
+            if count > published:
+                test = written.test_of(task_id)
+                rows.append(Unpublished(test, task_id, names[-1], state, count, published))
     return rows
 
 

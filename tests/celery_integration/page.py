@@ -10,6 +10,7 @@ from celery_integration.run import Outcome
 
 #: The rows of the summary: what it is called, and how it is read from the outcome of a broker.
 SUMMARY: tuple[tuple[str, Callable[[Outcome], int]], ...] = (
+    ("duration in seconds", lambda outcome: round(outcome.seconds)),
     ("tests passed", lambda outcome: outcome.tests["passed"]),
     ("tests failed", lambda outcome: outcome.tests["failed"]),
     ("tests skipped by Celery", lambda outcome: outcome.tests["skipped"]),

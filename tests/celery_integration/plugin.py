@@ -79,8 +79,8 @@ def _failed(sender: Any, task_id: str, **_: Any) -> None:
 
 
 @signals.task_revoked.connect(weak=False)
-def _revoked(request: Any, **_: Any) -> None:
-    _write_state("REVOKED", request.name, request.id)
+def _revoked(sender: Any, request: Any, **_: Any) -> None:
+    _write_state("REVOKED", sender.name, request.id)
 
 
 @signals.task_unknown.connect(weak=False)

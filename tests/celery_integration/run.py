@@ -91,10 +91,8 @@ class Recorder(Process):
         return "ready" in self.text()
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events so far; the last line may still be being written."""
-        return [
-            json.loads(line) for line in self.file.read_text().splitlines(keepends=True) if line[-1] == "\n"
-        ]
+        """Return the events so far."""
+        return comparison.read_events(self.file)
 
 
 class CeleryTests(Process):
@@ -112,6 +110,7 @@ class CeleryTests(Process):
             "TEST_BACKEND": backend.url,
             "REDIS_HOST": "127.0.0.1",  # what the tests' own Redis keys are written to
             "REDIS_PORT": str(backend.port),
+            "WORKER_LOGLEVEL": "INFO",  # some tests read the worker's log
             "INTEGRATION_LEDGER": str(self.ledger),
             "INTEGRATION_STOP": str(self.stop_file),
             "PYTHONPATH": os.pathsep.join((str(job.package), str(source.HERE))),
@@ -217,7 +216,7 @@ def _compare(
     wrong, left = comparison.differences(sums, gaps, comparison.shown(samples)), comparison.in_flight(samples)
     names = {row.task for row in wrong} | {name for name, _ in left}
     examples = blame.examples(written, events, gaps, names)
-    (tests.folder / "examples.txt").write_text("\n\n".join(example.text() for example in examples))
+    (tests.folder / "examples.txt").write_text(blame.report(examples))
     return Outcome(
         broker=broker,
         seconds=time.monotonic() - begin,
