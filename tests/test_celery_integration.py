@@ -164,6 +164,22 @@ def test_a_task_that_is_shown_wrongly_alone_is_an_example_that_names_its_test():
     assert blame.examples(comparison.read_written(lines), events, [], {"another"}) == []
 
 
+def test_a_recorded_run_is_judged_again(tmp_path, capsys):
+    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)]
+    lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
+    for name, text in (("tests/ledger", lines), ("recorder/events", list(map(json.dumps, events)))):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in text))
+    assert blame.main(tmp_path) == 0
+    with (tmp_path / "tests/ledger.jsonl").open("a") as ledger:
+        ledger.write(f"{task('RETRY', 'made.up', 'task-1')}\n")  # which was not published
+    assert blame.main(tmp_path) == 0
+    with (tmp_path / "recorder/events.jsonl").open("a") as file:
+        file.write(json.dumps({**events[1], "type": "task-received"}) + '\n{"type":')  # received unsent
+    assert blame.main(tmp_path) == 1
+    assert "made.up RECEIVED: published 1, shown 2" in capsys.readouterr().out
+
+
 # -- what the page says --------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """`make celery-integration`: run it on both brokers, write the tables into docs/accuracy.md.
 
 Exits with 1 if the exporter disagrees with what the tasks wrote. Tests of Celery's that fail are listed.
-With ids of tests (`PYTHONPATH=tests .venv/bin/python -m celery_integration t/integration/test_tasks.py`)
-it runs these only, and leaves the page as it is.
+With ids of tests or options of pytest (`PYTHONPATH=tests .venv/bin/python -m celery_integration
+t/integration/test_tasks.py -k retry`) it runs these only, and leaves the page as it is.
 """
 
 from __future__ import annotations

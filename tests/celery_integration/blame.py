@@ -129,15 +129,20 @@ def _told(event: Event) -> str:
     )
 
 
-def main(folder: Path) -> int:
-    """Judge a run again, by its folder; print the examples."""
-    written = comparison.read_written((folder / "tests/ledger.jsonl").read_text().splitlines())
-    events = comparison.read_events(folder / "recorder/events.jsonl")
-    names = {name for name, _ in written.sums()}
-    found = examples(written, events, comparison.unpublished(written, events), names)
+def main(*folders: Path) -> int:
+    """Judge runs again, by their folders; print the examples."""
+    found = [example for folder in folders for example in judged_again(folder)]
     print(report(found) or "no task is shown wrongly by its own events")
     return 1 if found else 0
 
 
+def judged_again(folder: Path) -> list[Example]:
+    """Return the examples in the files of a run."""
+    written = comparison.read_written((folder / "tests/ledger.jsonl").read_text().splitlines())
+    events = comparison.read_events(folder / "recorder/events.jsonl")
+    names = {name for name, _ in written.sums()}
+    return examples(written, events, comparison.unpublished(written, events), names)
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(*map(Path, sys.argv[1:])))

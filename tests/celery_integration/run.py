@@ -26,6 +26,8 @@ BROKERS = ("Redis", "RabbitMQ")
 FILES = ("t/integration/test_canvas.py", "t/integration/test_tasks.py")
 #: Tests that cannot run here, and why; Celery's own skips are not among them.
 DESELECTED: dict[str, str] = {}
+#: How often a failed test is repeated: Celery's five times are minutes each on a busy machine.
+RERUNS = 1
 #: The file by which Celery's conftest takes settings from outside; both are what users switch on for events.
 SETTINGS_FILE = "integration-tests-config.json"
 SETTINGS = {"worker_send_task_events": True, "task_send_sent_event": True}
@@ -42,7 +44,7 @@ GAUGES_DEADLINE = 120.0
 
 @dataclass(frozen=True)
 class Job:
-    """Tests by their ids, the package they are in, and the interpreter they run with."""
+    """Tests by their ids, or options of pytest, with the package and the interpreter to run them."""
 
     package: Path
     python: Path
@@ -121,7 +123,7 @@ class CeleryTests(Process):
         plugins = ("-p", "celery.contrib.pytest", "-p", "plugin", "-p", "no:cacheprovider")
         where = ("--rootdir", str(package), "-c", str(package / "pyproject.toml"))
         deselected = [f"--deselect={name}" for name in DESELECTED]
-        tests = [str(package / name) for name in self.job.tests]
+        tests = [str(package / name) if name.startswith("t/") else name for name in self.job.tests]
         return [
             str(self.job.python),
             "-m",
