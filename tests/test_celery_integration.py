@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from celery_integration import blame, comparison, page, source
 from celery_integration.comparison import REDELIVERED, Difference, Unpublished
-from celery_integration.run import Outcome
+from celery_integration.run import Outcome, compare
 from harness.events import one_task
 from harness.exporter import Samples
 from harness.processes import TESTS
@@ -209,6 +209,20 @@ def test_the_page_of_runs_that_agree():
     assert "| Redis | test_simple_chain | add | SUCCESS | 1 |" in lines
     assert "differ from" not in text
     assert "failed," not in text
+
+
+def test_the_outcome_of_a_run():
+    states = ("PENDING", "RECEIVED", "STARTED", "RETRY")  # that it was retried was not published
+    lines = [task(state, "made.up", "task-1", test=TEST) for state in states]
+    written = comparison.read_written([*lines, result("passed"), result("failed", "other")])
+    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)[:3]]
+    seen = samples(SHOWN.replace('"add"', '"made.up"'))
+    made, examples = compare("Redis", 60.0, written, events, seen)
+    assert (made.tests, made.failed) == (Counter(passed=1, failed=1), ["other"])
+    assert [gap.state for gap in made.unpublished] == ["RETRY"]
+    assert made.in_flight == {("made.up", "STARTED"): 1}
+    assert made.blamed == {"made.up": {TEST}}
+    assert examples.startswith(f"1 x {TEST}  task-1\n  made.up STARTED: 1 in flight\n")
 
 
 def test_the_page_of_a_run_that_does_not():

@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import platform
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
 
 from harness.processes import ROOT
@@ -29,8 +30,8 @@ def main(*tests: str) -> int:
     folder = source.CACHE / "runs" / f"{_now():%Y-%m-%dT%H-%M-%S}"
     what = f"Celery {source.version()} on {' and '.join(BROKERS)}"
     print(f"celery-integration: {what}; logs in {folder.relative_to(ROOT)}", flush=True)
-    with ThreadPoolExecutor(len(BROKERS)) as pool:
-        outcomes = list(pool.map(lambda broker: run(broker, folder / broker.lower(), job), BROKERS))
+    with ProcessPoolExecutor(len(BROKERS)) as pool:  # processes, as Ctrl-C has to end what each has started
+        outcomes = list(pool.map(partial(run, folder=folder, job=job), BROKERS))
     text = page.markdown(heading(), outcomes, DESELECTED)
     print(text)
     if not tests:

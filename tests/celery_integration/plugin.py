@@ -20,7 +20,7 @@ from celery import signals
 LEDGER, STOP = os.environ["INTEGRATION_LEDGER"], os.environ["INTEGRATION_STOP"]
 NODE = "integration@localhost"
 #: Seconds for which the worker outlives the last test at most.
-STOP_DEADLINE_SECONDS = 300.0
+STOP_DEADLINE_SECONDS = 1_800.0
 
 _main_pid = os.getpid()
 _test = ""

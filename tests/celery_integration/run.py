@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from harness.exporter import Exporter
+from harness.exporter import Exporter, Samples
 from harness.processes import TESTS, Process
 from harness.servers import RabbitServer, RedisServer
 from harness.waiting import eventually
@@ -37,6 +37,7 @@ FINISHED = '"kind": "finished"'
 TESTS_DEADLINE = 3_600.0
 #: Seconds for tasks that outlive their tests; one is retried with Celery's default delay of three minutes.
 QUIET_DEADLINE = 600.0
+CONNECTED_DEADLINE = 120.0
 #: Seconds for what the exporter received to be counted, and for its gauges to come down without an event.
 COUNTED_DEADLINE = 60.0
 GAUGES_DEADLINE = 120.0
@@ -147,7 +148,8 @@ class CeleryTests(Process):
         """Wait until the last test has run; the worker goes on until `let_stop`."""
 
         def is_over() -> bool:
-            assert self.alive(), f"pytest ended with {self.exit_code()} before its last test:\n{self.tail()}"
+            if not self.alive():  # no AssertionError: that would mean "not yet"
+                raise RuntimeError(f"pytest ended with {self.exit_code()} before the end:\n{self.tail()}")
             return self.ledger.exists() and FINISHED in self.ledger.read_text()
 
         eventually(is_over, TESTS_DEADLINE, every=1.0, what="the last test")
@@ -166,22 +168,25 @@ def prepare(tests: Sequence[str] = FILES) -> Job:
 
 
 def run(broker: str, folder: Path, job: Job) -> Outcome:
-    """Run the tests on a broker and compare."""
+    """Run the tests on a broker and compare; logs go into a folder of its own under this one."""
+    folder /= broker.lower()
     with ExitStack() as stack:
         start: Any = stack.enter_context
         backend = start(RedisServer(folder / "backend"))
         servers = {"Redis": RedisServer, "RabbitMQ": RabbitServer}
         server = start(servers[broker](folder / "broker"))
-        exporter = start(Exporter(folder / "exporter", server.url)).connected()
+        exporter = start(Exporter(folder / "exporter", server.url)).connected(CONNECTED_DEADLINE)
         recorder = start(Recorder(folder / "recorder", server.url))
         begin = time.monotonic()
         tests = start(CeleryTests(folder / "tests", job, server.url, backend))
         tests.await_last_test()
         _await_quiet(server.url)
-        outcome = _compare(broker, begin, exporter, recorder, tests)
-        code = tests.let_stop()
+        samples = _last_scrape(exporter, recorder, tests.written())
+        events = recorder.events()
+        code = tests.let_stop()  # only then pytest tells what came of the last test
         assert code in {0, 1}, f"pytest ended with {code}:\n{tests.tail()}"
-        exporter.end_well()
+        outcome, examples = compare(broker, time.monotonic() - begin, tests.written(), events, samples)
+        (tests.folder / "examples.txt").write_text(examples)
         return outcome
 
 
@@ -200,11 +205,8 @@ def _await_quiet(url: str) -> None:
     eventually(is_quiet, QUIET_DEADLINE, every=1.0, what="all tasks ended")
 
 
-def _compare(
-    broker: str, begin: float, exporter: Exporter, recorder: Recorder, tests: CeleryTests
-) -> Outcome:
-    """Hold the three against each other, once the exporter had time to come to its last word."""
-    written = tests.written()
+def _last_scrape(exporter: Exporter, recorder: Recorder, written: Written) -> Samples:
+    """Return what the exporter shows when it had time to come to its last word."""
     sums = written.sums()
 
     def differing() -> list[Difference]:
@@ -213,26 +215,33 @@ def _compare(
 
     _until_empty(differing, COUNTED_DEADLINE)
     _until_empty(lambda: comparison.in_flight(exporter.samples()), GAUGES_DEADLINE)
-    samples, events = exporter.samples(), recorder.events()
+    return exporter.samples()
+
+
+def compare(
+    broker: str, seconds: float, written: Written, events: list[dict[str, Any]], samples: Samples
+) -> tuple[Outcome, str]:
+    """Return the outcome, and the examples of what is wrong as a text."""
+    sums, shown, left = written.sums(), comparison.shown(samples), comparison.in_flight(samples)
     gaps = comparison.unpublished(written, events)
-    wrong, left = comparison.differences(sums, gaps, comparison.shown(samples)), comparison.in_flight(samples)
+    wrong = comparison.differences(sums, gaps, shown)
     names = {row.task for row in wrong} | {name for name, _ in left}
     examples = blame.examples(written, events, gaps, names)
-    (tests.folder / "examples.txt").write_text(blame.report(examples))
-    return Outcome(
+    outcome = Outcome(
         broker=broker,
-        seconds=time.monotonic() - begin,
+        seconds=seconds,
         tests=Counter(written.outcomes.values()),
         failed=sorted(test for test, outcome in written.outcomes.items() if outcome == "failed"),
         reruns=written.reruns,
         written=sums,
         published=comparison.published(sums, gaps),
-        shown=comparison.shown(samples),
+        shown=shown,
         differences=wrong,
         unpublished=gaps,
         in_flight=left,
         blamed=blame.blamed(examples),
     )
+    return outcome, blame.report(examples)
 
 
 def _until_empty(get: Callable[[], object], deadline: float) -> None:
