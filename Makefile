@@ -8,10 +8,10 @@ STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test lint format truth faults fuzz mutants golden docs dashboards screenshots alerts bench lock servers rabbitmq clean
+.PHONY: help demo stack test lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts bench lock servers rabbitmq clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # uv brings itself: it is in the lock file too, so that the sync keeps it.
 .venv/synced: requirements.lock pyproject.toml
@@ -46,6 +46,9 @@ truth: .venv/synced servers  ## each scenario in full against what the tasks wro
 
 faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table
 	$(PY) -m pytest tests/faults -m ""
+
+celery-integration: .venv/synced servers  ## Celery's own integration tests, and sums equal to what their tasks wrote: docs/accuracy.md
+	PYTHONPATH=tests $(PY) -m celery_integration
 
 fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as tables
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz -m ""

@@ -1,0 +1,57 @@
+"""`make celery-integration`: run it on both brokers, write the tables into docs/accuracy.md.
+
+Exits with 1 if the exporter disagrees with what the tasks wrote. Tests of Celery's that fail are listed.
+With ids of tests or options of pytest (`PYTHONPATH=tests .venv/bin/python -m celery_integration
+t/integration/test_tasks.py -k retry`) it runs these only, and leaves the page as it is.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import platform
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.metadata import version
+
+from harness.processes import ROOT
+
+from celery_integration import page, source
+from celery_integration.run import BROKERS, DESELECTED, FILES, Outcome, prepare, run
+from docs.marks import filled
+
+PAGE = ROOT / "docs" / "accuracy.md"
+#: More failures than this mean that the tests did not run as they should, so the sums say little.
+MAX_FAILED = 15
+
+
+def main(*tests: str) -> int:
+    job = prepare(tests or FILES)
+    folder = source.CACHE / "runs" / f"{_now():%Y-%m-%dT%H-%M-%S}"
+    what = f"Celery {source.version()} on {' and '.join(BROKERS)}"
+    print(f"celery-integration: {what}; logs in {folder.relative_to(ROOT)}", flush=True)
+    with ProcessPoolExecutor(len(BROKERS)) as pool:  # processes, as Ctrl-C has to end what each has started
+        outcomes = list(pool.map(partial(run, folder=folder, job=job), BROKERS))
+    text = page.markdown(heading(), outcomes, DESELECTED)
+    print(text)
+    if not tests:
+        PAGE.write_text(filled(PAGE.read_text(), {"celery integration": text}))
+    return 0 if all(map(_is_good, outcomes)) else 1
+
+
+def heading() -> str:
+    packages = " and ".join(f"{name} {version(name)}" for name in ("kombu", "redis"))
+    python = f"Python {platform.python_version()}"
+    return f"Celery {source.version()}, on {_now():%Y-%m-%d}, with {python}, {packages}:"
+
+
+def _is_good(outcome: Outcome) -> bool:
+    return outcome.agrees and outcome.tests["failed"] <= MAX_FAILED
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""What the tasks wrote, what was on the wire, and what the exporter shows: pure functions over the three."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.exporter import Samples
+
+#: States in the order of a task's life. Celery publishes no event for IGNORED, the end of a replaced task.
+STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED")
+#: Not a state: a message that the broker delivered again.
+REDELIVERED = "redelivered"
+EVENTS = {
+    "task-sent": "PENDING",
+    "task-received": "RECEIVED",
+    "task-started": "STARTED",
+    "task-succeeded": "SUCCESS",
+    "task-failed": "FAILURE",
+    "task-retried": "RETRY",
+    "task-revoked": "REVOKED",
+    "task-rejected": "REJECTED",
+}
+
+Sums = Counter[tuple[str, str]]  # by task name, and state or REDELIVERED
+
+
+@dataclass
+class Written:
+    """What Celery's test process and its pool wrote down."""
+
+    by_id: dict[str, Sums] = field(default_factory=lambda: defaultdict(Counter))
+    outcomes: dict[str, str] = field(default_factory=dict)  # test → passed, failed or skipped
+    reruns: int = 0
+    finished: bool = False
+    _tests: dict[str, str] = field(default_factory=dict)
+    _roots: dict[str, str] = field(default_factory=dict)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take in one line."""
+        {"task": self._add_task, "result": self._add_result, "finished": self._finish}[line["kind"]](line)
+
+    def sums(self) -> Sums:
+        total: Sums = Counter()
+        for sums in self.by_id.values():
+            total.update(sums)
+        return +total
+
+    def test_of(self, task_id: str) -> str:
+        """Return the test that sent a task, or the first one of the tree that it belongs to."""
+        return self._tests.get(task_id) or self._tests.get(self._roots.get(task_id, ""), "")
+
+    def _add_task(self, line: Mapping[str, Any]) -> None:
+        task_id, name, state = line["id"], line["name"], line["state"]
+        if state in STATES:
+            self.by_id[task_id][name, state] += 1
+        if line.get("redelivered"):
+            self.by_id[task_id][name, REDELIVERED] += 1
+        if line.get("root_id"):
+            self._roots.setdefault(task_id, line["root_id"])
+        if line.get("test"):
+            self._tests.setdefault(task_id, line["test"])
+
+    def _add_result(self, line: Mapping[str, Any]) -> None:
+        test, outcome = line["test"], line["outcome"]
+        if outcome == "rerun":
+            self.reruns += 1
+            self.outcomes.pop(test, None)
+        elif self.outcomes.get(test) != "failed":
+            self.outcomes[test] = outcome
+
+    def _finish(self, _: Mapping[str, Any]) -> None:
+        self.finished = True
+
+
+def read_written(lines: Iterable[str]) -> Written:
+    """Return what these lines say."""
+    written = Written()
+    for line in lines:
+        written.add(json.loads(line))
+    for sums in written.by_id.values():
+        for name in {name for name, _ in sums}:
+            sums[name, REDELIVERED] = max(sums[name, REDELIVERED], _received_unsent(name, sums))
+    return written
+
+
+def _received_unsent(name: str, sums: Sums) -> int:
+    """Return how often a task was received beyond its sendings: a duplicate that no broker has flagged."""
+    return sums[name, "RECEIVED"] - sums[name, "PENDING"]
+
+
+def read_events(file: Path) -> list[dict[str, Any]]:
+    """Return the events in a file; its last line may still be being written."""
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+
+
+def transitions(events: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
+    """Return how often each task id entered each state, by the events on the wire."""
+    by_id: dict[str, Counter[str]] = defaultdict(Counter)
+    for event in events:
+        state = EVENTS.get(event["type"])
+        if state:
+            by_id[event["uuid"]][state] += 1
+    return by_id
+
+
+class Unpublished(NamedTuple):
+    """State changes of a task that were published less often than they were written."""
+
+    test: str
+    task_id: str
+    task: str
+    state: str
+    written: int
+    on_wire: int
+
+    @property
+    def missing(self) -> int:
+        return self.written - self.on_wire
+
+
+def unpublished(written: Written, events: Iterable[Mapping[str, Any]]) -> list[Unpublished]:
+    """Return where the wire lacks what a task wrote, so that no exporter can show it.
+
+    An event more than was written changes nothing: what happened once has to be shown once.
+    """
+    on_wire = transitions(events)
+    rows = []
+    for task_id, sums in written.by_id.items():
+        for state in STATES:
+            names = [name for name, own in sums if own == state and sums[name, own]]
+            count = sum(sums[name, state] for name in names)
+            published = on_wire[task_id][state]
+            if count > published:
+                test = written.test_of(task_id)
+                rows.append(Unpublished(test, task_id, names[-1], state, count, published))
+    return rows
+
+
+def shown(samples: Samples) -> Sums:
+    """Return what a scrape shows, without zeros."""
+    sums: Sums = Counter()
+    for (name, state), count in samples.by("celery_tasks_total", "task_name", "state").items():
+        sums[name, state] += int(count)
+    for (name,), count in samples.by("celery_task_redeliveries_total", "task_name").items():
+        sums[name, REDELIVERED] += int(count)
+    return +sums
+
+
+def in_flight(samples: Samples) -> dict[tuple[str, str], int]:
+    """Return the tasks that a scrape says have not ended: {(task name, state): count}."""
+    gauges = samples.by("celery_tasks", "task_name", "state")
+    return {(name, state): int(count) for (name, state), count in sorted(gauges.items()) if count}
+
+
+class Difference(NamedTuple):
+    """A sum that is not what the tasks wrote, as far as the wire has it."""
+
+    task: str
+    state: str
+    written: int
+    published: int
+    shown: int
+
+
+def published(sums: Sums, gaps: Iterable[Unpublished]) -> Sums:
+    """Return what the tasks wrote, as far as the wire has it."""
+    rest = Counter(sums)
+    for gap in gaps:
+        rest[gap.task, gap.state] -= gap.missing
+    return rest
+
+
+def differences(sums: Sums, gaps: Iterable[Unpublished], seen: Sums) -> list[Difference]:
+    """Return each sum, by name and state, in which the exporter and what was published differ."""
+    rest = published(sums, gaps)
+    keys = sorted(rest.keys() | seen.keys())
+    return [Difference(*key, sums[key], rest[key], seen[key]) for key in keys if rest[key] != seen[key]]
