@@ -20,6 +20,7 @@ from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregis
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
+from celery_exporter.core.queues import QueueTable
 from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
 from celery_exporter.core.tasks import Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
@@ -38,8 +39,6 @@ MAX_PARKED = 64
 MAX_LIMBO = 20_000
 #: Tasks that are looked at, while events wait, for who has received and not started them: 6 ms.
 MAX_PREFETCHED = 50_000
-#: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
-MAX_QUEUES = 1_000
 
 # An enum's members are looked up each time they are named.
 PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
@@ -61,8 +60,9 @@ class Cluster:
     """What is known of tasks and workers. Not thread-safe: one lock, held by its owner, guards it.
 
     What follows from events is booked in the `ledger`. `labels` are the optional labels in use on task
-    metrics, of "queue_name" and "worker"; `show` says what a task is called on them, `clients` whether it is
-    told which host sent a task, and `hosts` whether sums over the workers of a host are shown.
+    metrics, of "queue_name" and "worker"; `show` says what a task is called on them and `show_queue` what a
+    queue is, `clients` whether it is told which host sent a task, and `hosts` whether sums over the workers
+    of a host are shown.
     """
 
     def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
@@ -72,6 +72,7 @@ class Cluster:
         labels: Iterable[str] = ("queue_name",),
         show: ShownAs = str,
         *,
+        show_queue: ShownAs = str,
         clients: bool = False,
         hosts: bool = False,
     ) -> None:
@@ -79,8 +80,8 @@ class Cluster:
         self.ledger = ledger
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
-        self.queues: set[str] = set()  # named by events and workers
-        self.keys = Keys(limits.max_series // len(State), labels, show)
+        self.queues = QueueTable()
+        self.keys = Keys(limits.max_series // len(State), labels, show, show_queue)
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
@@ -111,7 +112,7 @@ class Cluster:
             worker = self._worker(name, now)
             if worker is not None:
                 worker.profile = profile
-                self._see_queues(profile.queues or ())
+        self._take_consumed(now)
         for key in self.keys.foresee(self._foreseen_keys()):
             self.ledger.known(key)
 
@@ -133,6 +134,9 @@ class Cluster:
             if not room.tasks:
                 room.tasks.clear()  # gives back what it took when it was full
         self._judge_workers(now)
+        if self.queues.is_expiry_due(now.listened):
+            self._take_consumed(now)
+            self.queues.expire(now.listened)
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
@@ -144,8 +148,8 @@ class Cluster:
     # -- tasks ---------------------------------------------------------------------------------------
 
     def _sent(self, event: Event, now: Moment) -> None:
-        if event.queue is not None and event.queue not in self.queues:
-            self._see_queues((event.queue,))
+        if event.queue is not None and event.queue not in self.queues.recent:
+            self._use_queue(event.queue, now)
         task = self.tasks.get(event.uuid or "")
         if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
@@ -304,7 +308,7 @@ class Cluster:
         key = room.kind.key
         if key.task_name == OTHER or event.name is None:
             return
-        true = self.keys.of_task(event.name, queue or key.queue_name)
+        true = self.keys.of_task(event.name, queue) if queue else self.keys.of_name(event.name, key)
         story = task.tell()
         if true == key and story.keys is None:
             return
@@ -422,14 +426,19 @@ class Cluster:
             for key in self.keys.of_workers(gone | former)
         }
 
-    def _see_queues(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name in self.queues:
-                continue
-            if len(self.queues) < MAX_QUEUES:
-                self.queues.add(name)
-            else:
-                self.refused["queue"] += 1
+    def _use_queue(self, name: str, now: Moment) -> None:
+        if self.keys.show_queue(name):  # an excluded one is not measured
+            self.refused["queue"] += self.queues.use(name, now.listened)
+
+    def _take_consumed(self, now: Moment) -> None:
+        consumed = {
+            name: name in worker.profile.auto_delete
+            for worker in self.workers.values()
+            if worker.up
+            for name in worker.profile.queues or ()
+            if self.keys.show_queue(name)
+        }
+        self.refused["queue"] += self.queues.consume(consumed, now.listened)
 
     def _registered(self) -> dict[str, set[str]]:
         """Return the tasks that workers know, and the queues they may come from."""
