@@ -112,6 +112,8 @@ class Cluster:
             worker = self._worker(name, now)
             if worker is not None:
                 worker.profile = profile
+                for queue in () if worker.up else profile.queues or ():
+                    self._use_queue(queue, now)
         self._take_consumed(now)
         for key in self.keys.foresee(self._foreseen_keys()):
             self.ledger.known(key)
