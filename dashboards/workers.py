@@ -75,8 +75,7 @@ BOARD = Board(
             table(
                 "Workers",
                 "What each worker says of itself. Active, pool and memory are empty for one that is down, "
-                "pool limit without --autoscale, prefetch where it has no limit. Restarts are those of the time "
-                "shown.",
+                "pool limit without --autoscale, prefetch without a limit. Restarts: in the time shown.",
                 Column("Worker", "worker"),
                 [
                     Column(
