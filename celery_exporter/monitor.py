@@ -320,11 +320,10 @@ class Monitor:
         naming = _naming(self._settings)
         cluster = _empty(self._settings)
         try:
-            (tasks_then, queues_then), (tasks_now, queues_now) = map(_rules_of, (state.naming, naming))
-            cluster.keys.renamed, cluster.keys.queues_renamed = (
-                tasks_then != tasks_now,
-                queues_then != queues_now,
-            )
+            tasks_then, queues_then = _rules_of(state.naming) or (None, None)
+            tasks_now, queues_now = _rules_of(naming) or (None, None)
+            cluster.keys.renamed = tasks_then != tasks_now
+            cluster.keys.queues_renamed = queues_then != queues_now
             memory.restore(state.cluster, tasks, cluster, self._moment())
         except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
             file.refuse(f"it holds a state that cannot be used ({error!r})")
@@ -460,13 +459,13 @@ def _texts(
     return [None if pattern is None else pattern.pattern for pattern in patterns], [text for _, text in rules]
 
 
-def _rules_of(naming: str) -> tuple[Any, Any]:
+def _rules_of(naming: str) -> tuple[Any, Any] | None:
     """Return the parts that say what tasks and what queues are called, as they are in the file already."""
     try:
         parts = ast.literal_eval(naming)
         return parts[:2], parts[4:]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None, None
+        return None
 
 
 def _encoded(value: Any) -> Any:

@@ -34,9 +34,9 @@ class WorkerView(Struct, frozen=True):
     system: str
     pool: str | None
     pool_size: int | None
-    pool_max: int | None
     prefetch_count: int | None
     max_resident_bytes: int | None
+    pool_max: int | None = None
 
 
 class QueueView(Struct, frozen=True):

@@ -291,7 +291,7 @@ _WORKER_ROWS = [
     _worker(
         "pool_max",
         "gauge",
-        "Tasks the worker can execute at once when --autoscale has grown its pool to the limit.",
+        "Tasks the worker can execute at once when its autoscaler has grown the pool to the limit.",
         attrgetter("pool_max"),
         absent="The worker has no --autoscale (its limit is celery_worker_pool_size), is down, or has not "
         "answered when asked.",
