@@ -383,10 +383,11 @@
       ['worker'],
     ),
 
+    // A pool that grows by itself (--autoscale) is full at its limit, any other one at the size that it has now.
     record('job_worker:celery_worker_active_tasks_per_pool_size:ratio', |||
       max by (%(cluster)s, worker) (celery_worker_active_tasks)
       /
-      (max by (%(cluster)s, worker) (celery_worker_pool_size) > 0)
+      (max by (%(cluster)s, worker) (celery_worker_pool_max or celery_worker_pool_size) > 0)
     |||),
     alert(
       'CeleryWorkerPoolFull',

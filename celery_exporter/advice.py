@@ -14,6 +14,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
 
 Level = Literal["ok", "warn", "fail"]
@@ -233,6 +234,24 @@ def _queue_lengths(snapshot: Snapshot) -> Finding | None:
     return Finding("queue-lengths", "ok", f"{_count(len(snapshot.around.depths), 'queue')} measured")
 
 
+def _queue_names(snapshot: Snapshot) -> Finding | None:
+    if snapshot.queue_table_full:
+        return too_many_queues(snapshot.queue_names)
+    return Finding("queue-names", "ok", f"{_count(snapshot.queue_names, 'queue name')} known, none left out")
+
+
+def too_many_queues(number: int) -> Finding:
+    """Return the finding that there are more queues than are measured."""
+    return Finding(
+        "queue-names",
+        "warn",
+        f"{number:,} queue names are known, and {MAX_QUEUES:,} are measured at a time: a new one takes the "
+        "place of the one that was used longest ago",
+        "--queue-exclude REGEX for queues that need no length, such as those made at run time; -Q NAMES for "
+        "those that always need one",
+    )
+
+
 def _consumers(snapshot: Snapshot) -> Finding | None:
     if all(queue.consumers is None for queue in snapshot.queues) or not _listened(snapshot):
         return None
@@ -327,6 +346,7 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _clocks,
     _worker_names,
     _queue_lengths,
+    _queue_names,
     _consumers,
     _backlogs,
 )

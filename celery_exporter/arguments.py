@@ -56,7 +56,7 @@ def _completion(option: Option) -> Callable[..., list[CompletionItem]]:
 
 def shown(option: Option) -> str:
     """Return an option's default as one would type it; empty where it has none."""
-    default = option.usual if option.default is None else option.default
+    default = option.default if option.usual is None else option.usual
     return "" if default in (None, (), {}) else _typed(default)
 
 

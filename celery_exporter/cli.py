@@ -95,7 +95,8 @@ Looked at, in this order:
                  sent-events
   workers        workers, worker-versions, worker-names, same-names, answers,
                  clock-skew
-  queues         queue-lengths, queues-without-consumers, waiting-for-nobody
+  queues         queue-lengths, queue-names, queues-without-consumers,
+                 waiting-for-nobody
   Prometheus     prometheus, prometheus-agrees
 
 \b

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -33,8 +33,9 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
-from celery_exporter.core.names import shown_as
-from celery_exporter.core.reconcile import Measurement, Reconciler
+from celery_exporter.core.names import Pattern, shown_as
+from celery_exporter.core.queues import Absence, PollSchedule
+from celery_exporter.core.reconcile import Reconciler, measurement_of
 from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
 from celery_exporter.core.words import Moment
 from celery_exporter.firsts import Firsts, FirstsMemory
@@ -71,6 +72,8 @@ SILENT = 60.0
 RECONCILE_SECONDS = 0.5
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
+#: … or this many update intervals: a queue may be asked about in every other one only.
+STALE_INTERVALS = 3
 
 
 def back_off(first: float, longest: float, rand: Callable[[], float] = random.random) -> Iterator[float]:
@@ -118,10 +121,10 @@ class Monitor:
         self._last_event: float | None = None
         self._last_refused: float | None = None
         self._measure = Kept(settings, depths_on)
-        self._depths: dict[str, Depth] = {}
-        self._unmeasured: set[str] = set()
+        self._polls: PollSchedule[Depth] = PollSchedule()
         self._unacked: int | None = None
         self._measured = 0.0  # monotonic time of the newest measurement
+        self._stale_seconds = max(STALE, STALE_INTERVALS * settings.update_interval)
         self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
         self._asked: set[str] | None = None  # workers known when they were last asked, with success
@@ -189,8 +192,9 @@ class Monitor:
             started=self._started,
             version=__version__,
             broker_up=self.is_ready(),
-            depths=self._depths if self._is_measured() else {},
-            unmeasured=self._unmeasured if self._is_measured() else (),
+            depths=self._polls.values(time.monotonic(), self._stale_seconds),
+            unmeasured=self._unmeasured() if self._is_measured() else (),
+            missing=self._polls.absent(Absence.MISSING),
             unacked=self._unacked if self._is_measured() else None,
             roster_known=self._is_roster_known(),
             collectors=[each.view() for each in self._collectors],
@@ -206,7 +210,12 @@ class Monitor:
 
     def _is_measured(self) -> bool:
         """Tell whether the queues were measured of late; a read that hangs leaves old numbers behind."""
-        return time.monotonic() - self._measured < max(STALE, 2 * self._settings.update_interval)
+        return time.monotonic() - self._measured < self._stale_seconds
+
+    def _unmeasured(self) -> set[str]:
+        """Return the queues that workers consume, and of which the broker does not tell the length."""
+        absent = self._polls.absent(Absence.MISSING) | self._polls.absent(Absence.UNREADABLE)
+        return absent & self._cluster.queues.consumed
 
     def _is_roster_known(self) -> bool:
         """Tell whether workers answered, or there are none, as far as one can hear."""
@@ -319,7 +328,10 @@ class Monitor:
         naming = _naming(self._settings)
         cluster = _empty(self._settings)
         try:
-            cluster.keys.renamed = _rules_of(state.naming) != _rules_of(naming)
+            tasks_then, queues_then = _rules_of(state.naming) or (None, None)
+            tasks_now, queues_now = _rules_of(naming) or (None, None)
+            cluster.keys.renamed = tasks_then != tasks_now
+            cluster.keys.queues_renamed = queues_then != queues_now
             memory.restore(state.cluster, tasks, cluster, self._moment())
         except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
             file.refuse(f"it holds a state that cannot be used ({error!r})")
@@ -365,22 +377,31 @@ class Monitor:
     # -- queues and workers ------------------------------------------------------------------------------
 
     def _measure_queues(self) -> None:
-        with self._lock:
-            named, workers = set(self._cluster.queues), self._cluster.workers.values()
-            consumed = {queue for each in workers if each.up for queue in each.profile.queues or ()}
-            at = self._listened
-        depths: dict[str, Depth] = {}
-        unacked = None
         try:
             with self._measure.use() as measure:
                 unacked = measure.unacked()
-                depths = measure.read(sorted({*self._settings.queues, *named}), named)
-        finally:  # what could not be read is missing, not as it was
-            lengths = {name: depth.length for name, depth in depths.items()}
-            with self._lock:
-                self._depths, self._unacked, self._measured = depths, unacked, time.monotonic()
-                self._unmeasured = consumed - depths.keys()
-                self._reconciler.add_measurement(Measurement(at, lengths, unacked))
+                with self._lock:
+                    queues, at = self._cluster.queues, self._listened
+                    asked, requested, consumed = queues.names(), queues.requested, queues.consumed
+                    self._polls.keep(set(asked))
+                    if measure.costly:
+                        asked = self._polls.pick(asked, requested | consumed, time.monotonic())
+                answers = measure.read(asked, requested=requested, consumed=consumed)
+        except Exception:
+            with self._lock:  # what could not be read is missing, not as it was
+                self._unacked, self._measured = None, time.monotonic()
+                self._polls.forget_values()
+            raise
+        with self._lock:
+            self._unacked, self._measured = unacked, time.monotonic()
+            self._polls.record(answers, self._measured, self._settings.update_interval)
+            self._cluster.queues.declare(answers)
+            lengths = {
+                name: 0 if depth is Absence.MISSING else depth.length
+                for name, depth in answers.items()
+                if depth is not Absence.UNREADABLE
+            }
+            self._reconciler.add_measurement(measurement_of(self._cluster, lengths, unacked, at))
 
     def _has_strangers(self) -> bool:
         """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""
@@ -440,6 +461,7 @@ class Monitor:
 
 def _empty(settings: Settings) -> Cluster:
     show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
+    show_queue = shown_as(settings.queue_include, settings.queue_exclude, settings.queue_name_rules)
     selection, classic = settings.selection, not settings.no_classic_histograms
     ledger = Ledger(
         selection.runtime_bounds if classic else (),  # +Inf is left
@@ -450,26 +472,37 @@ def _empty(settings: Settings) -> Cluster:
         share=settings.histogram_sample_rate,
     )
     labels, clients, hosts = selection.labels, selection.clients, selection.hosts
-    return Cluster(settings.limits, ledger, labels, show, clients=clients, hosts=hosts)
+    cluster = Cluster(
+        settings.limits, ledger, labels, show, show_queue=show_queue, clients=clients, hosts=hosts
+    )
+    cluster.queues.request(name for name in settings.queues if show_queue(name))
+    return cluster
 
 
 def _naming(settings: Settings) -> str:
     """Return the settings by which series are called what they are called."""
-    patterns = (settings.task_include, settings.task_exclude, *(rule for rule, _ in settings.task_name_rules))
-    texts = [pattern and pattern.pattern for pattern in patterns]
-    replacements = [text for _, text in settings.task_name_rules]
+    tasks = _texts(settings.task_include, settings.task_exclude, settings.task_name_rules)
+    queues = _texts(settings.queue_include, settings.queue_exclude, settings.queue_name_rules)
     selection = settings.selection
     names = sorted(set(selection.names))
     labels = [settings.metric_prefix, dict(settings.static_labels), names, selection.labels]
     shape = selection.shape
     values = [shape.default_queue_name, shape.namespace, shape.generic_sent, shape.generic_worker]
-    return repr([texts, replacements, labels, values])
+    return repr([*tasks, labels, values, *queues])
 
 
-def _rules_of(naming: str) -> Any:
-    """Return the part of it that says what tasks are called: what is in the file is called by it already."""
+def _texts(
+    include: Pattern | None, exclude: Pattern | None, rules: Sequence[tuple[Pattern, str]]
+) -> tuple[list[str | None], list[str]]:
+    patterns = (include, exclude, *(pattern for pattern, _ in rules))
+    return [None if pattern is None else pattern.pattern for pattern in patterns], [text for _, text in rules]
+
+
+def _rules_of(naming: str) -> tuple[Any, Any] | None:
+    """Return the parts that say what tasks and what queues are called, as they are in the file already."""
     try:
-        return ast.literal_eval(naming)[:2]
+        parts = ast.literal_eval(naming)
+        return parts[:2], parts[4:]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from celery_exporter import parsing
 from celery_exporter.core.cluster import TOMBSTONE_SECONDS
+from celery_exporter.core.names import QUEUE_NAME_RULES
 from celery_exporter.core.words import UNKNOWN
 from celery_exporter.profiles import TASK_LABELS, native
 from celery_exporter.profiles.catalogue import PROFILES
@@ -52,7 +53,7 @@ class Option(Struct, frozen=True, kw_only=True):
     metavar: str = "NAME"  # what stands for its value in --help; a PATH is completed as one
     parse: Callable[[Any], Any] = str
     default: Any = None
-    usual: Any = None  # what people are told is the default, where it is None and the profile decides
+    usual: Any = None  # what people are told is the default, where that is another one
     short: str | None = None
     many: bool = False
     switch: bool = False
@@ -218,6 +219,35 @@ OPTIONS = (
         parse=parsing.names,
         default=(),
         many=True,
+    ),
+    Option(
+        name="queue-include",
+        group="Queues and workers",
+        help="Show only queues whose whole name matches this regular expression.",
+        takes="a regular expression",
+        metavar="REGEX",
+        parse=parsing.pattern,
+    ),
+    Option(
+        name="queue-exclude",
+        group="Queues and workers",
+        help="Do not measure queues whose whole name matches; their tasks count under queue_name other.",
+        takes="a regular expression",
+        metavar="REGEX",
+        parse=parsing.pattern,
+    ),
+    Option(
+        name="queue-name-rule",
+        group="Queues and workers",
+        help="Show queues whose whole name matches under another one, added up. Repeatable. Rules for "
+        "uuids and the like follow, unless an empty one is given.",
+        takes="regex=replacement, such as 'customer-[0-9]+=customer-*', or nothing, for no rules but yours",
+        metavar="REGEX=NAME",
+        parse=parsing.queue_name_rules,
+        default=QUEUE_NAME_RULES,
+        usual="",
+        many=True,
+        blank=True,
     ),
     Option(
         name="worker-timeout",

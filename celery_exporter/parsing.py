@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from celery_exporter.core.names import Pattern
+from celery_exporter.core.names import QUEUE_NAME_RULES, Pattern
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -156,6 +156,13 @@ def pattern(text: str) -> Pattern:
 def name_rules(texts: tuple[str, ...]) -> tuple[tuple[Pattern, str], ...]:
     """Take regex=replacement rules; the last equals sign separates, for a regex may have some."""
     return tuple(map(_name_rule, texts))
+
+
+def queue_name_rules(texts: tuple[str, ...]) -> tuple[tuple[Pattern, str], ...]:
+    """Take the same; the shipped rules follow, unless one of the texts is empty."""
+    given = tuple(text for text in texts if text.strip())
+    shipped = QUEUE_NAME_RULES if given and len(given) == len(texts) else ()
+    return name_rules(given) + shipped
 
 
 def _name_rule(text: str) -> tuple[Pattern, str]:

@@ -40,6 +40,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     enable_events: bool
     update_interval: float
     queues: tuple[str, ...]
+    queue_include: Pattern | None
+    queue_exclude: Pattern | None
+    queue_name_rules: tuple[tuple[Pattern, str], ...]
     limits: Limits
     state_file: Path | None
     host: str
@@ -117,6 +120,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         static_labels=_static_labels(values.pop("static_label"), selection),
         selection=selection,
         task_name_rules=values.pop("task_name_rule"),
+        queue_name_rules=values.pop("queue_name_rule"),
         limits=limits,
         **values,
     )

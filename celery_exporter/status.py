@@ -49,13 +49,14 @@ class WorkerStatus(Struct, frozen=True):
     name: str
     up: bool  # it did not say goodbye, and was heard within --worker-timeout
     active: int | None  # tasks that it executes now
-    pool_size: int | None  # tasks that it can execute at once
+    pool_size: int | None  # tasks that it can execute at once, as its pool is now
     processed: int  # tasks that its pool accepted, over restarts that were seen
     load: float | None  # of its host, over a minute
     clock_skew: float | None  # its clock minus this exporter's
     task_events: bool | None  # whether it sends them (-E)
     heartbeat: float | None  # when it was last heard
     version: str  # of its Celery; empty where it did not say
+    pool_max: int | None = None  # tasks that it can execute at once when --autoscale has grown its pool
 
 
 class QueueStatus(Struct, frozen=True):
@@ -200,6 +201,7 @@ def _worker(worker: WorkerView) -> WorkerStatus:
         worker.events,
         worker.heartbeat,
         worker.version,
+        worker.pool_max,
     )
 
 

@@ -68,7 +68,7 @@ TABLES = (
                 "Busy",
                 "active",
                 "part",
-                "Tasks it executes now, of those it can execute at once.",
+                "Tasks it executes now, of those it can execute at once, as its pool is now.",
                 "pool_size",
             ),
             Column(

@@ -59,10 +59,12 @@ def or_none(age: str) -> str:
 
 FINISHED = rate('celery_tasks_total{state=~"SUCCESS|FAILURE"}')
 SUCCESS_SHARE = share(rate('celery_tasks_total{state="SUCCESS"}'), FINISHED)
+# What a worker can execute at once when it has grown its pool as far as it may (--autoscale).
+POOL_LIMIT = "(celery_worker_pool_max or celery_worker_pool_size)"
 # Of those workers only that say both.
 SATURATION = share(
-    "sum(celery_worker_active_tasks and celery_worker_pool_size)",
-    "sum(celery_worker_pool_size and celery_worker_active_tasks)",
+    f"sum(celery_worker_active_tasks and {POOL_LIMIT})",
+    f"sum({POOL_LIMIT} and celery_worker_active_tasks)",
 )
 OLDEST_WAITING = or_none(since_first('celery_task_oldest_timestamp_seconds{state=~"PENDING|RECEIVED"}'))
 OLDEST_MESSAGE = (

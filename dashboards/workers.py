@@ -49,14 +49,14 @@ BOARD = Board(
             stat(
                 "Tasks at once",
                 PLAIN,
-                "What the pools of all workers can execute at once.",
+                "What the pools of all workers can execute at once now; with --autoscale they may grow.",
                 "sum(celery_worker_pool_size)",
                 width=4,
             ),
             stat(
                 "Saturation",
                 SHARE,
-                "Active tasks as a share of what the pools can execute at once.",
+                "Active tasks as a share of what the pools can execute at once; --autoscale: at their limit.",
                 q.SATURATION,
                 width=4,
                 bad=(0.8, 0.95),
@@ -74,8 +74,8 @@ BOARD = Board(
         "Workers": [
             table(
                 "Workers",
-                "What each worker says of itself. Active, pool and memory are empty for one that is down; "
-                "prefetch is empty where it has no limit. Restarts are those of the time shown.",
+                "What each worker says of itself. Active, pool and memory are empty for one that is down, "
+                "pool limit without --autoscale, prefetch without a limit. Restarts: in the time shown.",
                 Column("Worker", "worker"),
                 [
                     Column(
@@ -87,6 +87,7 @@ BOARD = Board(
                     ),
                     Column("Active", each("celery_worker_active_tasks")),
                     Column("Pool size", each("celery_worker_pool_size")),
+                    Column("Pool limit", each("celery_worker_pool_max")),
                     Column("Prefetch", each("celery_worker_prefetch_limit")),
                     Column("Restarts", each("increase(celery_worker_restarts_total[$__range])")),
                     Column("Clock skew", each("celery_worker_clock_skew_seconds"), SECONDS),
@@ -108,17 +109,18 @@ BOARD = Board(
             lines(
                 "Active tasks and pool size",
                 PLAIN,
-                "Tasks that each worker executes, and what it can execute at once.",
+                "Tasks that each worker executes, and what it can execute at once: now, and as a limit.",
                 {
                     "{{worker}} active": each("celery_worker_active_tasks"),
                     "{{worker}} pool": each("celery_worker_pool_size"),
+                    "{{worker}} limit": each("celery_worker_pool_max"),
                 },
             ),
             lines(
                 "Saturation",
                 SHARE,
-                "Active tasks as a share of the worker's pool.",
-                {"{{worker}}": q.share(each("celery_worker_active_tasks"), each("celery_worker_pool_size"))},
+                "Active tasks as a share of the worker's pool, with --autoscale at its limit.",
+                {"{{worker}}": q.share(each("celery_worker_active_tasks"), each(q.POOL_LIMIT))},
             ),
             lines(
                 "Processed tasks",

@@ -16,6 +16,7 @@ from celery_exporter.advice import (
     Watch,
     advise,
 )
+from celery_exporter.core import queues
 from celery_exporter.core.snapshot import CollectorView, Depth
 from celery_exporter.core.workers import Profile
 
@@ -58,6 +59,7 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
         "clock-skew",
         "worker-names",
         "queue-lengths",
+        "queue-names",
         "queues-without-consumers",
         "waiting-for-nobody",
     ]
@@ -244,6 +246,23 @@ def test_queues_that_cannot_be_measured():
 def test_queues_that_workers_consume_and_the_broker_does_not_tell_of():
     found = findings(*beats(), unmeasured={"q"})["queue-lengths"]
     assert (found.level, "workers consume q, whose" in found.found) == ("warn", True)
+
+
+def test_more_queues_than_are_measured(monkeypatch):
+    monkeypatch.setattr(queues, "MAX_QUEUES", 3)
+    events = [sent(f"u{number}", queue=f"q{number}") for number in range(3)]
+    assert findings(*beats(), *events[:1])["queue-names"].level == "ok"
+    found = findings(*beats(), *events)["queue-names"]
+    assert (found.level, "3 queue names" in found.found) == ("warn", True)
+    assert all(option in found.mend for option in ("--queue-exclude", "-Q"))
+
+
+def test_queues_that_need_no_consumer_are_not_told_of():
+    passing = {"bcast.1": Depth(5, 0), "w@h.dq2": Depth(0, 0), "auto": Depth(1, 0)}
+    profiles = {"w@h": Profile(queues=("q", "auto"), auto_delete=("auto",), pool="prefork", pool_size=4)}
+    found = findings(*beats(), profiles=profiles, depths={"q": Depth(0, 1), **passing})
+    checks = ("queues-without-consumers", "waiting-for-nobody")
+    assert {found[check].level for check in checks} == {"ok"}
 
 
 def test_long_lists_are_cut_and_odd_names_are_one_line():

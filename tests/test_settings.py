@@ -8,6 +8,7 @@ from operator import attrgetter
 import pytest
 
 from celery_exporter.broker.connection import masked
+from celery_exporter.core.names import QUEUE_NAME_RULES
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import COMMON_BUCKETS
 from celery_exporter.settings import BadSettingError, load
@@ -256,3 +257,25 @@ def test_defaults_are_values_that_the_options_themselves_would_take():
         if isinstance(option.default, float | int) and not isinstance(option.default, bool):
             assert option.parse(str(option.default)) == option.default
             assert math.isfinite(option.default)
+
+
+# -- rules for queues ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "argv", "own", "shipped"),
+    [
+        ({}, {}, [], True),
+        ({}, {"queue_name_rule": ("a=b",)}, ["b"], True),
+        ({}, {"queue_name_rule": ("",)}, [], False),
+        ({}, {"queue_name_rule": ("a=b", "", "c=d")}, ["b", "d"], False),
+        ({"CE_QUEUE_NAME_RULE": ""}, {}, [], False),
+        ({"CE_QUEUE_NAME_RULE": "a=b c=d"}, {}, ["b", "d"], True),
+    ],
+)
+def test_rules_for_queues_come_before_the_shipped_ones_which_an_empty_one_turns_off(
+    environ, argv, own, shipped
+):
+    rules = settings(environ, **argv).queue_name_rules
+    assert [replacement for _, replacement in rules[: len(own)]] == own
+    assert rules[len(own) :] == (QUEUE_NAME_RULES if shipped else ())

@@ -38,6 +38,13 @@ _Many = Meta(max_length=10_000)
 class _Pool(Struct, rename="kebab"):
     implementation: _Text | None = None
     max_concurrency: _Count | None = None
+    processes: Annotated[list[int], _Many] | None = None  # prefork and solo: their pids
+
+
+class _Autoscaler(Struct):
+    """Of celery/worker/autoscale.py; an application's own (worker_autoscaler) may answer what it likes."""
+
+    max: _Count | None = None
 
 
 class _Usage(Struct):
@@ -48,10 +55,12 @@ class _Stats(Struct):
     pool: _Pool | None = None
     prefetch_count: _Count | None = None
     rusage: _Usage | None = None
+    autoscaler: Any = None
 
 
 class _Queue(Struct):
     name: _Text
+    auto_delete: bool | None = None
 
 
 class _Task(Struct):
@@ -123,6 +132,7 @@ class Roster:
             changes = _from_stats(stats[name])
             if name in queues:
                 changes["queues"] = tuple(queue.name for queue in queues[name])
+                changes["auto_delete"] = tuple(queue.name for queue in queues[name] if queue.auto_delete)
             if name in registered:  # "tasks.add [send_events=True]"
                 silent = (task for task in registered[name] if task.endswith(_SILENT))
                 changes["silent_tasks"] = tuple(task.removesuffix(_SILENT) for task in silent)
@@ -183,8 +193,27 @@ def _from_stats(stats: _Stats) -> dict[str, Any]:
     resident = stats.rusage and stats.rusage.maxrss
     return {
         "pool": _POOLS.get(name, name) or None,
-        "pool_size": pool.max_concurrency,
+        "pool_size": _pool_size(pool),
+        "pool_max": _pool_max(stats.autoscaler),
         "prefetch_count": stats.prefetch_count or None,  # 0 is no limit
         # ru_maxrss is in KiB on Linux, where workers run; on macOS it is in bytes (getrusage(2)).
         "max_resident_bytes": int(resident * 1024) if resident else None,
     }
+
+
+def _pool_size(pool: _Pool) -> int | None:
+    """Return how many tasks a pool can execute at once now.
+
+    A prefork pool answers max-concurrency as it was at its start, whatever pool_grow or --autoscale did
+    since, and the processes that there are. Of gevent and eventlet pools max-concurrency is what it is now.
+    Threads pools, which answer how many threads they have needed so far, do not grow.
+    """
+    return pool.max_concurrency if pool.processes is None else len(pool.processes)
+
+
+def _pool_max(autoscaler: Any) -> int | None:
+    """Return to how many processes --autoscale may take a pool."""
+    try:
+        return msgspec.convert(autoscaler, _Autoscaler).max
+    except msgspec.ValidationError:
+        return None

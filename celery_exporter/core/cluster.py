@@ -31,6 +31,7 @@ from celery_exporter.core.identity import (
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
+from celery_exporter.core.queues import QueueTable
 from celery_exporter.core.steps import EFFECTS, Effect, at_sent, epoch, usually_sent
 from celery_exporter.core.tasks import MAX_ATTEMPTS, Kind, Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
@@ -56,8 +57,6 @@ REPEATABLE = tuple(kind for kind in EFFECTS if kind not in {"task-received", "ta
 REPEAT_SECONDS = 1.0
 #: Seconds by which a message may be received before its sender has written `task-sent`, on one clock.
 SENT_DELAY = 0.05
-#: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
-MAX_QUEUES = 1_000
 
 # An enum's members are looked up each time they are named.
 PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
@@ -79,8 +78,9 @@ class Cluster:
     """What is known of tasks and workers. Not thread-safe: one lock, held by its owner, guards it.
 
     What follows from events is booked in the `ledger`. `labels` are the optional labels in use on task
-    metrics, of "queue_name" and "worker"; `show` says what a task is called on them, `clients` whether it is
-    told which host sent a task, and `hosts` whether sums over the workers of a host are shown.
+    metrics, of "queue_name" and "worker"; `show` says what a task is called on them and `show_queue` what a
+    queue is, `clients` whether it is told which host sent a task, and `hosts` whether sums over the workers
+    of a host are shown.
     """
 
     def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
@@ -90,6 +90,7 @@ class Cluster:
         labels: Iterable[str] = ("queue_name",),
         show: ShownAs = str,
         *,
+        show_queue: ShownAs = str,
         clients: bool = False,
         hosts: bool = False,
     ) -> None:
@@ -97,8 +98,8 @@ class Cluster:
         self.ledger = ledger
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
-        self.queues: set[str] = set()  # named by events and workers
-        self.keys = Keys(limits.max_series // len(State), labels, show)
+        self.queues = QueueTable()
+        self.keys = Keys(limits.max_series // len(State), labels, show, show_queue)
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
@@ -133,7 +134,9 @@ class Cluster:
             worker = self._worker(name, now)
             if worker is not None:
                 worker.profile = profile
-                self._see_queues(profile.queues or ())
+                for queue in () if worker.up else profile.queues or ():
+                    self._use_queue(queue, now)
+        self._take_consumed(now)
         for key in self.keys.foresee(self._foreseen_keys()):
             self.ledger.known(key)
 
@@ -159,6 +162,9 @@ class Cluster:
             if not room.tasks:
                 room.tasks.clear()  # gives back what it took when it was full
         self._judge_workers(now)
+        if self.queues.is_expiry_due(now.listened):
+            self._take_consumed(now)
+            self.queues.expire(now.listened)
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
@@ -193,8 +199,8 @@ class Cluster:
     # -- tasks ---------------------------------------------------------------------------------------
 
     def _sent(self, event: Event, now: Moment) -> None:
-        if event.queue is not None and event.queue not in self.queues:
-            self._see_queues((event.queue,))
+        if event.queue is not None and event.queue not in self.queues.recent:
+            self._use_queue(event.queue, now)
         task = self.tasks.get(event.uuid or "")
         if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
@@ -438,7 +444,8 @@ class Cluster:
         if key.task_name == OTHER or event.name is None:
             return
         story = task.tell()
-        true = self.keys.of_task(event.name, queue or self._inherited_queue(story, key, attempt))
+        near = None if queue else self._key_before(story, key, attempt)
+        true = self.keys.of_name(event.name, near) if near else self.keys.of_task(event.name, queue)
         if true == key and story.keys is None:
             return
         others = {*story.sent, *(each.attempt for each in story.deliveries)} - {attempt}
@@ -448,17 +455,17 @@ class Cluster:
         if attempt > max(others, default=-1) and not story.is_held_before(generation_of(attempt)):
             self.tasks.move(task, self.tasks.kind(true), room.place, task.since)
 
-    def _inherited_queue(self, story: Story, key: Key, attempt: int) -> str | None:
-        """Return the queue of an attempt that nobody was heard to send: that of the one before.
+    def _key_before(self, story: Story, key: Key, attempt: int) -> Key | None:
+        """Return the key of the attempt before one that nobody was heard to send: it is in the same queue.
 
         A successor does other work, so it may come from anywhere.
         """
         if not generation_of(attempt):
-            return key.queue_name
+            return key
         alike = (each for each in story.keys or () if generation_of(each) == generation_of(attempt))
         nearest = max(alike, default=None)
         if nearest is not None:
-            return (story.keys or {})[nearest].queue_name
+            return (story.keys or {})[nearest]
         self.fallbacks["queue_name"] += self.keys.by_queue
         return None
 
@@ -649,14 +656,19 @@ class Cluster:
             for key in self.keys.of_workers(gone | former)
         }
 
-    def _see_queues(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name in self.queues:
-                continue
-            if len(self.queues) < MAX_QUEUES:
-                self.queues.add(name)
-            else:
-                self.refused["queue"] += 1
+    def _use_queue(self, name: str, now: Moment) -> None:
+        if self.keys.show_queue(name):  # an excluded one is not measured
+            self.refused["queue"] += self.queues.use(name, now.listened)
+
+    def _take_consumed(self, now: Moment) -> None:
+        consumed = {
+            name: name in worker.profile.auto_delete
+            for worker in self.workers.values()
+            if worker.up
+            for name in worker.profile.queues or ()
+            if self.keys.show_queue(name)
+        }
+        self.refused["queue"] += self.queues.consume(consumed, now.listened)
 
     def _registered(self) -> dict[str, set[str]]:
         """Return the tasks that workers know, and the queues they may come from."""

@@ -14,15 +14,27 @@ from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key
 
 
 class Keys:
-    """`labels` are the optional labels in use on task metrics, of "queue_name" and "worker"."""
+    """`labels` are the optional labels in use on task metrics, of "queue_name" and "worker".
 
-    def __init__(self, limit: int, labels: Iterable[str] = ("queue_name",), show: ShownAs = str) -> None:
+    `show` says what a task is called, `show_queue` what a queue is. Tasks of a queue that is not shown are
+    still counted, under queue_name `other`: an excluded queue must not lower a sum over a task's queues.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        labels: Iterable[str] = ("queue_name",),
+        show: ShownAs = str,
+        show_queue: ShownAs = str,
+    ) -> None:
         self.by_queue = "queue_name" in labels
         self.by_worker = "worker" in labels
         self.folded = 0  # times a label set was added up as other
         self.show = show
+        self.show_queue = show_queue
         # Whether what is restored was shown by other rules: today's apply to what they made of it.
         self.renamed = False
+        self.queues_renamed = False
         self._limit = limit
         self._known: dict[Key, Key] = {}
         # What most tasks are called, and their keys; by worker, the keys of what it did to them.
@@ -36,7 +48,11 @@ class Keys:
     def key(self, name: str | None, queue: str | None) -> Key:
         """Return the key of tasks of this name, as the application calls them, and queue; None is unknown."""
         shown = self.show(name) if name else UNKNOWN
-        return Key(shown, (queue or UNKNOWN) if self.by_queue else "") if shown else HIDDEN
+        return Key(shown, self.queue_label(queue) if self.by_queue else "") if shown else HIDDEN
+
+    def queue_label(self, queue: str | None) -> str:
+        """Return the label value of a queue, as the application calls it; None is unknown."""
+        return (self.show_queue(queue) or OTHER) if queue else UNKNOWN
 
     def of_task(self, name: str | None, queue: str | None) -> Key:
         """Return the same, admitted."""
@@ -47,6 +63,11 @@ class Keys:
             if found == key and len(self._found) < self._limit:  # what is folded is counted each time
                 self._found[name, queue] = found
         return found
+
+    def of_name(self, name: str, key: Key) -> Key:
+        """Return the key of tasks of this name in the queue of another key, admitted."""
+        shown = self.show(name)
+        return self.admit(Key(shown, key.queue_name) if shown else HIDDEN)
 
     def at_worker(self, key: Key, worker: str) -> Key:
         """Return the key for what this worker did to tasks of that key."""
@@ -90,6 +111,8 @@ class Keys:
             name = self.show(key.task_name)
             key = Key(name, key.queue_name, key.worker) if name else HIDDEN
         queue = (key.queue_name or UNKNOWN) if self.by_queue and key != HIDDEN else ""
+        if self.queues_renamed and queue not in {"", OTHER, UNKNOWN}:
+            queue = self.queue_label(queue)
         return self.admit(Key(key.task_name, queue, key.worker if self.by_worker else ""))
 
     def without_worker(self, key: Key) -> Key:

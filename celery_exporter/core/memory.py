@@ -15,6 +15,7 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
 from celery_exporter.core.histograms import Histogram, places
 from celery_exporter.core.ledger import Cell, Ledger
+from celery_exporter.core.queues import Queue
 from celery_exporter.core.tasks import Delivery, Generation, Story, Task, TaskTable
 from celery_exporter.core.words import OTHER, Key, Moment, State
 from celery_exporter.core.workers import Worker
@@ -50,7 +51,7 @@ class ClusterMemory(Struct):
     negative_waits: int
     exceptions_folded: int
     workers: list[Worker]
-    queues: list[str]
+    queues: list[Queue | str]  # files of earlier builds hold bare names
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
     refused: Mapping[str, int]
@@ -73,7 +74,7 @@ def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
         negative_waits=ledger.negative_waits,
         exceptions_folded=ledger.folded,
         workers=list(cluster.workers.values()),
-        queues=sorted(cluster.queues),
+        queues=list(cluster.queues.records()),
         events=cluster.events,
         fallbacks=cluster.fallbacks,
         refused=cluster.refused,
@@ -131,7 +132,12 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
         worker.down_since = None if worker.down_since is None else worker.down_since + shift
         worker.skew_until = now.listened
         cluster.workers[worker.name] = worker
-    cluster.queues.update(memory.queues)
+    shown = (
+        each
+        for each in memory.queues
+        if cluster.keys.show_queue(each if isinstance(each, str) else each.name)
+    )
+    cluster.queues.restore(shown, shift, now.listened)
     cluster.events.update({kind: count for kind, count in memory.events.items() if kind in cluster.events})
     cluster.fallbacks.update(memory.fallbacks)
     cluster.refused.update(memory.refused)

@@ -1,7 +1,8 @@
-"""What tasks are called on metrics: the user's rules over the names that applications gave them."""
+"""What tasks and queues are called on metrics: rules over the names that applications gave them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -36,8 +37,25 @@ class Pattern(Protocol):
         """Return what matched, if all of the text does."""
 
 
-#: A task name → what it is shown as; "" for a task that is not shown.
+#: A name of a task or queue → what it is shown as; "" for one that is not shown.
 ShownAs = Callable[[str], str]
+
+_UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-f]{32}"
+#: Queues whose names are made at run time. An asterisk takes the place of what differs, for hardly a queue
+#: has one in its own name. In turn: the direct queue of each worker (worker_direct), its mailbox
+#: (kombu.pidbox), the levels of native delayed delivery, uuids (kombu.common.Broadcast names its queues
+#: bcast.<uuid>), and numbers of eight digits or more (dates, timestamps, builds).
+#: Patterns of `re`, of which none backtracks far: the default does without google-re2 and its memory.
+QUEUE_NAME_RULES: tuple[tuple[Pattern, str], ...] = tuple(
+    (re.compile(regex, re.DOTALL), replacement)
+    for regex, replacement in (
+        (r".+\.dq2", "*.dq2"),
+        (r".+\.celery\.pidbox", "*.celery.pidbox"),
+        ("celery_delayed_[0-9]+", "celery_delayed_*"),
+        (f"(.*?)(?:{_UUID}).*", r"\1*"),
+        ("(.*?)[0-9]{8}.*", r"\1*"),
+    )
+)
 
 
 def shown_as(

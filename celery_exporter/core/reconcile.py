@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from msgspec import Struct
@@ -48,11 +49,23 @@ _ANY_QUEUE = frozenset({"", UNKNOWN, OTHER})
 
 
 class Measurement(Struct, frozen=True):
-    """Queue lengths at a listening time, and how many messages workers hold in all (None: unknown)."""
+    """Queue lengths at a listening time, and how many messages workers hold in all (None: unknown).
+
+    `lengths` are those that were read, by the label that task metrics have for the queue; `known` are all
+    labels there are.
+    """
 
     at: float
     lengths: Mapping[str, int]
+    known: Collection[str]
     unacked: int | None
+
+
+class Empty(Struct, frozen=True):
+    """A measurement that found a queue empty; `for_sure` if no worker held a message either."""
+
+    at: float
+    for_sure: bool
 
 
 class Reconciler:
@@ -64,12 +77,20 @@ class Reconciler:
     def __init__(self, cluster: Cluster, *, drops_expired: bool) -> None:
         self._cluster = cluster
         self._drops_expired = drops_expired
-        #: Newest last; of those that are `GRACE_SECONDS` old, the last two are used.
-        self._measurements: deque[Measurement] = deque(maxlen=MAX_MEASUREMENTS)
+        #: By queue, the measurements in a row that found it empty, the newest last.
+        self._empty: dict[str, deque[Empty]] = {}
 
     def add_measurement(self, measurement: Measurement) -> None:
-        """Take in what the queues hold; a queue that is not in it is not known."""
-        self._measurements.append(measurement)
+        """Take in what the queues hold."""
+        seen = Empty(measurement.at, measurement.unacked == 0)
+        before, self._empty = self._empty, {}
+        for queue in measurement.known:
+            length = measurement.lengths.get(queue)
+            runs = self._empty[queue] = before.get(queue) or deque(maxlen=MAX_MEASUREMENTS)
+            if length:
+                runs.clear()
+            elif length is not None:
+                runs.append(seen)
 
     def reconcile(self, now: Moment) -> Iterator[None]:
         """Take out what is gone; pauses after each `CHUNK` tasks, when others may change the cluster."""
@@ -86,45 +107,44 @@ class Reconciler:
             if room.state is State.STARTED or not room.tasks:
                 continue
             seen = self._seen_empty(room.kind.key.queue_name, now)
-            if seen is None:
-                continue
-            oldest = _heard_before(room, seen - ARRIVAL_SECONDS)
-            yield from self._each(
-                oldest, room, lambda task: self._is_message_gone(task, now), MESSAGE_GONE, now
-            )
+            if seen is not None:
+                oldest = _heard_before(room, seen.at - ARRIVAL_SECONDS)
+                is_gone = partial(self._is_message_gone, seen, now)
+                yield from self._each(oldest, room, is_gone, MESSAGE_GONE, now)
 
-    def _seen_empty(self, queue: str, now: Moment) -> float | None:
-        """Return the listening time at which this queue held no message and no worker had one of it.
+    def _seen_empty(self, queue: str, now: Moment) -> Empty | None:
+        """Return the measurement that proves that this queue held no message and no worker had one of it.
 
-        One measurement is enough where the broker counts what workers hold. Elsewhere two have to agree, and
-        each live worker of the queue has to have sent a heartbeat since the first of them: one that is busy
-        in the solo pool may have a message that it has not read.
+        One is enough where the broker counts what workers hold. Elsewhere two have to agree, and each live
+        worker of the queue has to have sent a heartbeat since the first of them: one that is busy in the solo
+        pool may have a message that it has not read.
         """
-        newest, before = self._settled(now)
-        if newest is None or not _is_empty(newest, queue):
+        settled = [each for each in self._runs(queue) if now.listened - each.at >= GRACE_SECONDS]
+        if settled and settled[-1].for_sure:
+            return settled[-1]
+        if len(settled) < 2:
             return None
-        if newest.unacked == 0:
-            return newest.at
-        if before is None or not _is_empty(before, queue):
-            return None
+        before = settled[-2]
         workers = self._cluster.workers.values()
         consumers = (each for each in workers if each.up and _consumes(each, queue))
-        return before.at if all(_has_beaten(each, before.at, now) for each in consumers) else None
+        return before if all(_has_beaten(each, before.at, now) for each in consumers) else None
 
-    def _settled(self, now: Moment) -> tuple[Measurement | None, Measurement | None]:
-        """Return the newest measurement after which events had time to arrive, and the one before it."""
-        old = [each for each in self._measurements if now.listened - each.at >= GRACE_SECONDS]
-        before, newest = [None, None, *old][-2:]
-        return newest, before
+    def _runs(self, queue: str) -> list[Empty]:
+        """Return the measurements in a row that found a queue empty; of an unknown one, all queues."""
+        if queue not in _ANY_QUEUE:
+            return list(self._empty.get(queue, ()))
+        latest = [list(runs)[-2:] for runs in self._empty.values()]
+        both = zip(*latest, strict=False)  # none if there is a queue that was not empty
+        return [Empty(min(each.at for each in one), all(each.for_sure for each in one)) for one in both]
 
-    def _is_message_gone(self, task: Task, now: Moment) -> bool:
+    def _is_message_gone(self, seen: Empty, now: Moment, task: Task) -> bool:
         """Tell whether a task whose queue is empty would have been received if there were a message of it."""
-        state, (newest, _) = task.room.state, self._settled(now)
+        state = task.room.state
         if state is State.RECEIVED:
             worker = self._cluster.workers.get(task.held_by())
             if worker is not None and worker.up:
                 return False
-        elif state is State.RETRY and not task.is_next_sent() and (newest is None or newest.unacked != 0):
+        elif state is State.RETRY and not task.is_next_sent() and not seen.for_sure:
             return False  # it may wait for its countdown where nobody counts it
         return not task.is_due_after(now.wall - GRACE_SECONDS)
 
@@ -216,6 +236,22 @@ class Reconciler:
             yield
 
 
+def measurement_of(
+    cluster: Cluster, lengths: Mapping[str, int], unacked: int | None, at: float
+) -> Measurement:
+    """Return what was read of the queues at a listening time, by label.
+
+    Where several queues have one label, its length is known when all of them were read.
+    """
+    by_label: dict[str, int | None] = {}
+    for name in {*cluster.queues.names(), *lengths}:
+        label = cluster.keys.queue_label(name)
+        length, so_far = lengths.get(name), by_label.get(label, 0)
+        by_label[label] = None if length is None or so_far is None else so_far + length
+    known = {label: length for label, length in by_label.items() if length is not None}
+    return Measurement(at, known, by_label.keys(), unacked)
+
+
 def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
     for start in range(0, len(tasks), CHUNK):
         yield tasks[start : start + CHUNK]
@@ -227,14 +263,6 @@ def _heard_before(room: Room, before: float) -> Iterator[Task]:
         if task.heard >= before:
             return
         yield task
-
-
-def _is_empty(measurement: Measurement, queue: str) -> bool:
-    """Tell whether a queue holds nothing; of an unknown one, whether no queue does."""
-    lengths = measurement.lengths
-    if queue in lengths and queue not in _ANY_QUEUE:
-        return lengths[queue] == 0
-    return queue in _ANY_QUEUE and bool(lengths) and not any(lengths.values())
 
 
 def _consumes(worker: Worker, queue: str) -> bool:

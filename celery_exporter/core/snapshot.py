@@ -5,7 +5,7 @@ Whoever renders (a profile, a page, a sink) sees this and nothing else. None mea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -37,10 +37,14 @@ class WorkerView(Struct, frozen=True):
     pool_size: int | None
     prefetch_count: int | None
     max_resident_bytes: int | None
+    pool_max: int | None = None
 
 
 class QueueView(Struct, frozen=True):
-    """One queue, as the broker and the workers told it."""
+    """One queue, as the broker and the workers told it; or several that have one name by --queue-name-rule.
+
+    `consumers` is None of one that needs none (`QueueTable.needs_consumer`) and has none.
+    """
 
     name: str
     length: int | None
@@ -88,6 +92,7 @@ class Surroundings(Struct, frozen=True):
     listened: float = 0.0  # seconds for which the event subscription was open: what is not known may yet come
     last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
     unmeasured: Collection[str] = ()  # queues that workers consume, and of which the broker did not tell
+    missing: Collection[str] = ()  # queues that the broker says it does not have
 
 
 class Snapshot(Struct, frozen=True):
@@ -102,6 +107,8 @@ class Snapshot(Struct, frozen=True):
     failures: Sequence[Failure]  # some of the newest, the newest first
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
+    queue_names: int  # known, before they are called something else
+    queue_table_full: bool
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
     refused: Mapping[str, int]
@@ -130,6 +137,8 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
         failures=list(reversed(ledger.failures)),
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around),
+        queue_names=len(cluster.queues),
+        queue_table_full=cluster.queues.is_full,
         events=dict(cluster.events),
         fallbacks=dict(cluster.fallbacks),
         refused=dict(cluster.refused),
@@ -149,30 +158,69 @@ def _shown(cells: dict[Key, Cell]) -> dict[Key, Cell]:
 
 
 def _queue_views(cluster: Cluster, around: Surroundings) -> list[QueueView]:
-    up = [worker.profile for worker in cluster.workers.values() if worker.up]
+    up = [worker for worker in cluster.workers.values() if worker.up]
     # One worker that did not say yet which queues it consumes makes sums over workers unknown.
-    told = around.roster_known and all(profile.queues is not None for profile in up)
-    serving: dict[str, list[int | None]] = {}  # pool sizes, by queue
-    for profile in up:
-        for name in profile.queues or ():
-            serving.setdefault(name, []).append(profile.pool_size)
-    names = sorted({*cluster.queues, *around.depths})
-    return [_queue_view(name, cluster, around, serving.get(name, []) if told else None) for name in names]
+    told = around.roster_known and all(worker.profile.queues is not None for worker in up)
+    serving: dict[str, list[Worker]] = {}
+    for worker in up:
+        for name in worker.profile.queues or ():
+            serving.setdefault(name, []).append(worker)
+    labels: dict[str, list[str]] = {}  # the names of the queues that are shown as one
+    for name in {*cluster.queues.names(), *around.depths}:
+        label = cluster.keys.show_queue(name)
+        if label and (name in around.depths or name not in around.missing):
+            labels.setdefault(label, []).append(name)
+    return [
+        _queue_view(label, names, cluster, around, serving if told else None)
+        for label, names in sorted(labels.items())
+    ]
 
 
 def _queue_view(
-    name: str, cluster: Cluster, around: Surroundings, sizes: list[int | None] | None
+    label: str,
+    names: list[str],
+    cluster: Cluster,
+    around: Surroundings,
+    serving: Mapping[str, Sequence[Worker]] | None,
 ) -> QueueView:
+    depths = [around.depths[name] for name in names if name in around.depths]
+    heads = (cluster.tasks.get(uuid) for depth in depths for uuid in depth.oldest_ids)
+    sent = (task.waiting_since for task in heads if task)
+    consumers = [_consumers(name, cluster, around, serving) for name in names]
+    workers = None
+    if serving is not None:  # a worker that consumes several of these queues is one worker
+        workers = {worker.name: worker for name in names for worker in serving.get(name, ())}
+    return QueueView(
+        label,
+        _sum_of_known(depth.length for depth in depths),
+        _sum_of_known(consumers),
+        _processes(workers.values()) if workers is not None else None,
+        min((at for at in sent if at is not None), default=None),
+        None if workers is None else len(workers),
+    )
+
+
+def _consumers(
+    name: str, cluster: Cluster, around: Surroundings, serving: Mapping[str, Sequence[Worker]] | None
+) -> int | None:
+    """Return how many consumers a queue has, by the broker or else by the workers."""
     depth = around.depths.get(name)
     consumers = depth.consumers if depth else None
-    if consumers is None and sizes is not None:
-        consumers = len(sizes)
-    known = sizes is not None and None not in sizes
-    processes = sum(size for size in sizes or () if size) if known else None
-    sent = [task.waiting_since for task in map(cluster.tasks.get, depth.oldest_ids) if task] if depth else []
-    oldest = min((at for at in sent if at is not None), default=None)
-    workers = None if sizes is None else len(sizes)
-    return QueueView(name, depth.length if depth else None, consumers, processes, oldest, workers)
+    if consumers is None and serving is not None:
+        consumers = len(serving.get(name, ()))
+    if not consumers and not cluster.queues.needs_consumer(name):
+        return None
+    return consumers
+
+
+def _processes(workers: Iterable[Worker]) -> int | None:
+    sizes = [worker.profile.pool_size for worker in workers]
+    return None if None in sizes else sum(size for size in sizes if size)
+
+
+def _sum_of_known(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _worker_view(worker: Worker) -> WorkerView:
@@ -193,6 +241,7 @@ def _worker_view(worker: Worker) -> WorkerView:
         system=worker.system,
         pool=profile.pool,
         pool_size=profile.pool_size if worker.up else None,
+        pool_max=profile.pool_max if worker.up else None,
         prefetch_count=profile.prefetch_count if worker.up else None,
         max_resident_bytes=profile.max_resident_bytes,
     )

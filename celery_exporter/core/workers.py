@@ -36,9 +36,11 @@ class Profile(Struct, frozen=True, gc=False):
     registered: tuple[str, ...] | None = None
     silent_tasks: tuple[str, ...] | None = None  # those of them with send_events = False
     pool: str | None = None  # prefork, threads, solo …
-    pool_size: int | None = None  # tasks it can run at once
+    pool_size: int | None = None  # tasks it can run at once, as it is now
+    pool_max: int | None = None  # to which it may grow by itself; None: it does not
     prefetch_count: int | None = None
     max_resident_bytes: int | None = None
+    auto_delete: tuple[str, ...] = ()  # of its queues, those that the broker deletes without a consumer
 
 
 #: Seconds by which a start may be stamped after its worker has counted it, or before. Threads take turns, and

@@ -25,7 +25,7 @@ from celery_exporter.broker.connection import (
     translated,
 )
 from celery_exporter.broker.depths import depths_on
-from celery_exporter.core.snapshot import WorkerView
+from celery_exporter.core.snapshot import Depth, WorkerView
 from celery_exporter.doctor.ladder import Place, place_of
 from celery_exporter.doctor.leftovers import is_passing, is_task_queue
 from celery_exporter.doctor.web import fetch
@@ -63,7 +63,7 @@ def look(
         said = connection.connection.server_properties
         say("asking the management API")
         queues = _managed_queues(connection, place, management)
-        durable = depths_on(connection).read([_DURABLE], ())
+        durable = depths_on(connection).read([_DURABLE], requested=(), consumed=())[_DURABLE]
     finally:
         hang_up(connection)
     product, version = said.get("product", "AMQP broker"), str(said.get("version", ""))
@@ -71,7 +71,7 @@ def look(
         Finding("broker-version", "ok", f"{product} {version}"),
         judge_transient(version, permitted=_permits_transient(settings)),
     ]
-    if queues is None and durable and not durable[_DURABLE].consumers:
+    if queues is None and isinstance(durable, Depth) and not durable.consumers:
         queues = {_DURABLE: 0}
     findings.append(_leftovers(queues, place))
     return findings, {name for name in queues or () if is_task_queue(name)}

@@ -18,9 +18,11 @@ from celery_exporter.advice import (
     advise,
     idle_queues,
     names,
+    too_many_queues,
 )
 from celery_exporter.broker.payload import CONTENT_TYPES
 from celery_exporter.broker.roster import Configuration
+from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
 from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_forget, to_measure
 from celery_exporter.doctor.listening import Heard
@@ -42,6 +44,7 @@ _ORDER = (
     "task-events",
     "sent-events",
     "queue-lengths",
+    "queue-names",
     "queues-without-consumers",
     "waiting-for-nobody",
 )
@@ -67,6 +70,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         _task_events(heard, found.get("task-events")),
         _task_sent(heard, found.get("sent-events")),
         *_of_this_broker(heard, settings, found),
+        _queue_names(heard.snapshot, settings),
         _idle_queues(heard.snapshot, settings, found.get("queues-without-consumers")),
     )
     found.update({finding.check: finding for finding in own if finding is not None})
@@ -183,6 +187,12 @@ def _of_this_broker(heard: Heard, settings: Settings, found: dict[str, Finding])
         for check, (collector, mend) in _MENDS.items()
         if check in found and found[check].mend == ASK_DOCTOR
     ]
+
+
+def _queue_names(snapshot: Snapshot, settings: Settings) -> Finding | None:
+    """Look for more queues than are measured; those that the broker has are all requested here."""
+    others = snapshot.queue_names - len(set(settings.queues))
+    return too_many_queues(snapshot.queue_names) if others >= MAX_QUEUES else None
 
 
 def _idle_queues(snapshot: Snapshot, settings: Settings, advised: Finding | None) -> Finding | None:

@@ -248,7 +248,7 @@ _QUEUE_ROWS = [
     _of_queue("worker", "Workers that consume the queue.", attrgetter("workers")),
     _of_queue(
         "process",
-        "Processes of the workers that consume the queue.",
+        "Processes of the workers that consume the queue, as their pools are now.",
         attrgetter("worker_processes"),
         "celery_queue_worker_processes",
     ),

@@ -278,15 +278,24 @@ _WORKER_ROWS = [
         "Tasks the worker executes now, as it says; absent when it is down.",
         attrgetter("active"),
         absent="The worker is down, or its heartbeats do not tell.",
-        example="sum(celery_worker_active_tasks) / sum(celery_worker_pool_size)",
+        example="sum(celery_worker_active_tasks) / sum(celery_worker_pool_max or celery_worker_pool_size)",
     ),
     _worker(
         "pool_size",
         "gauge",
-        "Tasks the worker can execute at once; absent when it is down.",
+        "Tasks the worker can execute at once, as its pool is now; absent when it is down.",
         attrgetter("pool_size"),
         absent="The worker is down, or has not answered when asked (a busy solo worker does not).",
         example="sum(celery_worker_pool_size)",
+    ),
+    _worker(
+        "pool_max",
+        "gauge",
+        "Tasks the worker can execute at once when its autoscaler has grown the pool to the limit.",
+        attrgetter("pool_max"),
+        absent="The worker has no --autoscale (its limit is celery_worker_pool_size), is down, or has not "
+        "answered when asked.",
+        example="celery_worker_pool_max or celery_worker_pool_size",
     ),
     _worker(
         "prefetch_limit",
@@ -392,7 +401,8 @@ QUEUE_LENGTH = _queue(
     "length",
     "Messages waiting in the queue, all priorities; absent when it could not be read.",
     attrgetter("length"),
-    absent="The queue does not exist, is exclusive, or could not be read; the log says which.",
+    absent="The queue does not exist (one of --queues is 0 then), is exclusive, or could not be read; the "
+    "log says which.",
     example="celery_queue_length > 1000",
 )
 _QUEUE_ROWS = [
@@ -401,12 +411,13 @@ _QUEUE_ROWS = [
         "consumers",
         "Consumers of the queue.",
         attrgetter("consumers"),
-        absent="Where the broker does not count them (Redis), not all workers have said what they consume.",
+        absent="Where the broker does not count them (Redis), not all workers have said what they consume; "
+        "or the queue has none and needs none (auto-delete, broadcast, reply, delayed delivery).",
         example="celery_queue_length > 0 and celery_queue_consumers == 0",
     ),
     _queue(
         "worker_processes",
-        "Tasks that the queue's consuming workers can execute at once.",
+        "Tasks that the queue's consuming workers can execute at once, as their pools are now.",
         attrgetter("worker_processes"),
         absent="Not all workers have said what they consume and how large their pools are.",
         example="celery_queue_length / (celery_queue_worker_processes > 0)",
@@ -596,7 +607,7 @@ EXPORTER_ROWS = [
     ),
     _counts(
         "refused",
-        "Times a worker or queue was not taken in, since there are too many.",
+        "Times a worker was not taken in, or a queue at the cost of another one, since there are too many.",
         "kind",
         attrgetter("refused"),
         example="increase(celery_exporter_refused_total[1h]) > 0",

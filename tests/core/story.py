@@ -26,12 +26,15 @@ class Story:
         labels: tuple[str, ...] = ("queue_name",),
         show: ShownAs = str,
         *,
+        show_queue: ShownAs = str,
         clients: bool = False,
         hosts: bool = False,
         ledger: Ledger | None = None,
     ) -> None:
         self.ledger = ledger or Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
-        self.cluster = Cluster(limits or Limits(), self.ledger, labels, show, clients=clients, hosts=hosts)
+        self.cluster = Cluster(
+            limits or Limits(), self.ledger, labels, show, show_queue=show_queue, clients=clients, hosts=hosts
+        )
         self.labels = labels
         self.clients = clients
         self.now = 100.0

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.core import cluster
+from celery_exporter.core import cluster, queues
 from celery_exporter.core.cluster import MAX_PARKED, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.events import decode
 from celery_exporter.core.tasks import TaskTable
@@ -666,20 +666,39 @@ def test_a_flood_of_hosts_is_refused_and_honest_workers_stay(monkeypatch):
     assert story.cluster.fallbacks["worker"] == 2
 
 
-def test_a_flood_of_queues_is_refused_and_honest_queues_stay(monkeypatch):
-    monkeypatch.setattr(cluster, "MAX_QUEUES", 10)
+def test_a_flood_of_queues_takes_no_place_of_honest_ones(monkeypatch):
+    monkeypatch.setattr(queues, "MAX_QUEUES", 10)
     story = Story()
-    story.tell(sent(queue="honest"), sent("u2", queue=None))
+    story.cluster.learn({"w@h": Profile(queues=("consumed",))}, story.moment())
+    story.tell(sent(queue="declared"), sent("u2", queue=None))
+    story.cluster.queues.declare({"declared": object()})
     story.tell(*(sent(f"a{number}", queue=f"q{number}") for number in range(12)))
-    assert story.cluster.queues == {"honest", *(f"q{number}" for number in range(9))}
-    assert story.cluster.refused["queue"] == 3
+    newest = {f"q{number}" for number in range(4, 12)}
+    assert set(story.cluster.queues.names()) == {"consumed", "declared", *newest}
+    assert story.cluster.refused["queue"] == 4
 
 
 def test_queues_that_workers_consume_are_known_next_to_those_of_events():
     story = Story()
     story.tell(sent(queue="mail"))
     story.cluster.learn({"a@h": Profile(queues=("mail", "celery")), "b@h": Profile()}, story.moment())
-    assert story.cluster.queues == {"mail", "celery"}
+    assert set(story.cluster.queues.names()) == {"mail", "celery"}
+
+
+def test_queues_expire_that_are_not_used_any_more():
+    story = Story()
+    story.tell(heartbeat("w@h"), sent(queue="once"))
+    story.cluster.learn({"w@h": Profile(queues=("consumed",))}, story.moment())
+    for _ in range(2):
+        story.now += queues.QUEUE_TTL_SECONDS / 2 + 60
+        story.tell(sent("u2", queue="busy"), heartbeat("w@h"))
+        story.cluster.expire(story.moment())
+    assert set(story.cluster.queues.names()) == {"busy", "consumed"}
+    story.tell(heartbeat("w@h", kind="offline"))
+    story.now += queues.QUEUE_TTL_SECONDS + 60
+    story.cluster.expire(story.moment())
+    story.cluster.expire(story.moment())
+    assert story.cluster.queues.names() == []
 
 
 def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():

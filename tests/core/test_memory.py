@@ -396,7 +396,7 @@ def test_counters_of_our_own_go_on():
     assert story.cluster.refused == {"worker": 2, "queue": 1}
     assert story.cluster.events == old.cluster.events
     assert story.cluster.fallbacks == old.cluster.fallbacks
-    assert story.cluster.queues == {"q"}
+    assert story.cluster.queues.names() == ["q"]
     assert (story.cluster.tasks.evicted, story.ledger.negative_waits) == (7, 3)
     assert story.cluster.keys.folded >= old.cluster.keys.folded > 0
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from celery_exporter.core import memory
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.names import shown_as
 from celery_exporter.core.words import HIDDEN, Key, State
@@ -151,3 +152,68 @@ def test_each_task_that_finds_no_room_is_counted_as_folded_and_names_are_not_hoa
     keys = story.cluster.keys
     assert keys.folded >= 2 * (50 - 2)
     assert len(keys._found) <= 2
+
+
+# -- queues ----------------------------------------------------------------------------------------------
+
+
+def customers(**more) -> Story:
+    return Story(
+        show_queue=shown_as(None, re.compile("secret"), [rule("customer-[0-9]+", "customer-*")]), **more
+    )
+
+
+def in_queue(uuid: str, queue: str) -> list[dict]:
+    return [sent(uuid, queue=queue), received(uuid), started(uuid), succeeded(uuid)]
+
+
+def test_queues_made_at_run_time_are_one_label():
+    story = customers()
+    for number in range(5):
+        story.tell(*in_queue(f"u{number}", f"customer-{number}"))
+    assert {queue for _, queue, _ in story.counts()} == {"customer-*"}
+    assert story.counts()["add", "customer-*", "SUCCESS"] == 5
+
+
+def test_tasks_of_an_excluded_queue_are_counted_as_other_and_the_queue_is_not_measured():
+    story = customers()
+    story.tell(*in_queue("u1", "secret"), *in_queue("u2", "q"))
+    assert story.counts()["add", "other", "SUCCESS"] == 1
+    assert story.by_state()["SUCCESS"] == 2
+    assert story.cluster.queues.names() == ["q"]
+    assert [queue.name for queue in story.shown().queues] == ["q"]
+
+
+def test_a_rule_is_applied_once_also_where_an_attempt_takes_its_queue_from_the_one_before():
+    rules = [rule("a", "b"), rule("b", "c")]
+    story = Story(show_queue=shown_as(re.compile("a|b"), None, rules))
+    story.tell(sent(queue="a"), received(), task_event("retried", at=1, exception="E()"))
+    story.tell(received(at=2, retries=1, name="add"), received("u2", at=2))
+    story.wait(3)
+    assert {queue for _, queue, _ in story.counts()} == {"b", "unknown"}
+
+
+def test_what_is_restored_is_called_by_the_queue_rules_of_today():
+    old = Story()
+    for number in range(2):
+        old.tell(*in_queue(f"u{number}", f"customer-{number}"), *in_queue(f"s{number}", "secret"))
+    old.tell(received("u9"))
+    old.wait(3)
+    story = customers()
+    story.cluster.keys.queues_renamed = True
+    memory.restore(
+        memory.of_cluster(old.cluster, old.moment()),
+        memory.of_tasks(old.cluster, old.cluster.tasks.uuids()),
+        story.cluster,
+        story.moment(),
+    )
+    assert story.counts()["add", "customer-*", "SUCCESS"] == 2
+    assert story.counts()["add", "other", "SUCCESS"] == 2
+    assert story.counts()["add", "unknown", "RECEIVED"] == 1
+    assert set(story.cluster.queues.names()) == {"customer-0", "customer-1"}
+
+
+def test_registered_tasks_are_foreseen_under_the_name_of_their_queue():
+    story = customers()
+    story.cluster.learn({"w@h": Profile(queues=("customer-1",), registered=("add",))}, story.moment())
+    assert Key("add", "customer-*") in story.ledger.snapshot()

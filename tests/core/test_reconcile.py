@@ -14,6 +14,9 @@ from .test_memory import restarted
 SOON, LATER = "2023-11-14T22:13:40+00:00", "2023-11-14T22:30:00+00:00"  # T0 + 20 s, T0 + 1,000 s
 
 
+KNOWN = ("q",)
+
+
 class Watched(Story):
     """A story whose queues are measured; it begins at T0 on the clock of its events."""
 
@@ -24,7 +27,7 @@ class Watched(Story):
 
     def measure(self, unacked: int | None = 0, **lengths: int) -> None:
         """Measure the queues, let events that are on their way come, and compare."""
-        self.reconciler.add_measurement(Measurement(self.now, lengths, unacked))
+        self.reconciler.add_measurement(Measurement(self.now, lengths, {*lengths, *KNOWN}, unacked))
         self.wait(1.5)
         self.reconcile()
 
@@ -68,7 +71,7 @@ def test_a_task_waits_whose_queue_is_not_known_to_be_empty(lengths):
 
 def test_a_task_that_was_sent_after_the_measurement_waits():
     story = Watched()
-    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, 0))
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, {"q"}, 0))
     story.tell(sent())
     story.wait(5)
     story.reconcile()
@@ -79,7 +82,7 @@ def test_an_event_that_was_on_its_way_is_waited_for():
     story = Watched()
     story.tell(sent())
     story.wait(1)
-    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, 0))
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, {"q"}, 0))
     story.reconcile()
     assert story.gauges() == {"PENDING": 1}
     story.wait(0.5)
@@ -163,7 +166,7 @@ def test_any_number_is_taken_out_with_pauses_for_others():
     story = Watched()
     story.tell(*(sent(f"u{number}") for number in range(3 * CHUNK)))
     story.wait(1)
-    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, 0))
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, {"q"}, 0))
     story.wait(1.5)
     pauses = sum(1 for _ in story.reconciler.reconcile(story.moment()))
     assert pauses >= 3

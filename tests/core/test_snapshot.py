@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from celery_exporter.core.cluster import Limits
+from celery_exporter.core.names import shown_as
 from celery_exporter.core.snapshot import Depth, QueueView, WorkerView
 from celery_exporter.core.workers import Profile
 
@@ -16,6 +19,7 @@ ANSWERED = Profile(
     registered=("add",),
     pool="prefork",
     pool_size=4,
+    pool_max=8,
     prefetch_count=16,
     max_resident_bytes=2**20,
 )
@@ -44,6 +48,7 @@ def test_a_worker_is_shown_as_it_said_and_answered():
             system="Linux",
             pool="prefork",
             pool_size=4,
+            pool_max=8,
             prefetch_count=16,
             max_resident_bytes=2**20,
         )
@@ -57,7 +62,9 @@ def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
     story.tell(heartbeat(kind="offline", active=2, processed=7))
     (worker,) = story.shown().workers
     assert not worker.up
-    assert (worker.active, worker.loadavg, worker.pool_size, worker.prefetch_count) == (None,) * 4
+    assert (worker.active, worker.loadavg, worker.pool_size, worker.pool_max, worker.prefetch_count) == (
+        None,
+    ) * 5
     assert (worker.processed_total, worker.pool, worker.max_resident_bytes) == (7, "prefork", 2**20)
 
 
@@ -140,6 +147,45 @@ def test_a_retry_at_the_head_of_a_queue_waits_since_it_was_sent_anew():
     events = [sent(at=1), received(at=2), sent(at=9, retries=1), sent(at=30, retries=2)]
     (queue,) = queues({}, *events, depths={"q": Depth(1, None, ("u1",))})
     assert queue.oldest == T0 + 30
+
+
+def folded(profiles: dict[str, Profile], *events: dict, **around) -> list[QueueView]:
+    """Return the queues of customers, which have one name."""
+    rules = [(re.compile("customer-[0-9]+"), "customer-*")]
+    story = Story(show_queue=shown_as(None, None, rules))
+    story.tell(*events)
+    story.cluster.learn(profiles, story.moment())
+    return story.shown(**around).queues
+
+
+def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker():
+    profiles = {
+        "a@h": Profile(queues=("customer-1", "customer-2"), pool_size=4),
+        "b@h": Profile(queues=("customer-2", "q"), pool_size=2),
+    }
+    depths = {"customer-1": Depth(3, None, ("u1",)), "customer-2": Depth(4, None, ("u2",)), "q": Depth(1)}
+    events = [sent("u1", at=5, queue="customer-1"), sent("u2", at=3, queue="customer-2")]
+    assert folded(profiles, *events, sent("u3", queue="customer-3"), depths=depths) == [
+        QueueView("customer-*", 7, 3, 6, T0 + 3, 2),
+        QueueView("q", 1, 1, 2, None, 1),
+    ]
+    told = {"customer-1": Depth(3, 5), "customer-2": Depth(4, 0)}
+    assert folded({}, depths=told) == [QueueView("customer-*", 7, 5, 0, None, 0)]
+
+
+def test_a_queue_that_the_broker_does_not_have_is_not_shown():
+    shown = queues({}, sent(queue="dead"), sent("u2", queue="dark"), missing={"dead"})
+    assert [queue.name for queue in shown] == ["dark"]
+
+
+def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
+    profiles = {"a@h": Profile(queues=("mine", "bcast.1"), auto_delete=("mine",), pool_size=4)}
+    story = Story()
+    story.cluster.learn(profiles, story.moment())
+    assert [queue.consumers for queue in story.shown().queues] == [1, 1]
+    story.tell(heartbeat("a@h", kind="offline"))
+    shown = story.shown(depths={"bcast.1": Depth(9, 0), "q": Depth(9, 0), "mine": Depth(9, 0)}).queues
+    assert {queue.name: queue.consumers for queue in shown} == {"bcast.1": None, "q": 0, "mine": None}
 
 
 # -- the rest --------------------------------------------------------------------------------------------

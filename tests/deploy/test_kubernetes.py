@@ -432,9 +432,18 @@ def test_it_scales_on_metrics_that_exist():
             0.75,
             None,
         ),
+        (
+            [
+                *('active_tasks{worker="emails@a"} 4', 'active_tasks{worker="emails@b"} 2'),
+                *('pool_size{worker="emails@a"} 4', 'pool_max{worker="emails@a"} 8'),
+                'pool_size{worker="emails@b"} 4',
+            ],
+            0.5,
+            None,
+        ),
         (['length{queue_name="emails"} 250', 'length{queue_name="reports"} 9'], None, 250),
     ],
-    ids=["one worker", "two, and another's", "no worker, a backlog"],
+    ids=["one worker", "two, and another's", "one scales by itself", "no worker, a backlog"],
 )
 def test_saturation_is_a_share_and_absent_without_workers(tmp_path, series, saturation, backlog):
     """As a real Prometheus' own engine works it out. What is absent KEDA takes for 0."""

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from celery_exporter.core import cluster as cluster_module
 from celery_exporter.core import ledger as ledger_module
+from celery_exporter.core import queues as queues_module
 from celery_exporter.core import steps as steps_module
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.steps import EFFECTS
@@ -27,7 +28,8 @@ from . import budget
 from .house import House
 
 LOW = {
-    cluster_module: {"MAX_TOMBSTONES": 4, "MAX_PARKED": 5, "MAX_LIMBO": 3, "MAX_QUEUES": 3, "MAX_WORKERS": 3},
+    cluster_module: {"MAX_TOMBSTONES": 4, "MAX_PARKED": 5, "MAX_LIMBO": 3, "MAX_WORKERS": 3},
+    queues_module: {"MAX_QUEUES": 3},
     steps_module: {"MAX_DELIVERIES": 3},
     ledger_module: {"MAX_EXCEPTIONS": 2},
 }
@@ -184,7 +186,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(cluster.tasks.limbo.tasks) <= low["MAX_LIMBO"]
         assert len(cluster.tasks.finished) <= low["MAX_TOMBSTONES"]
         assert len(cluster.workers) <= low["MAX_WORKERS"]
-        assert len(cluster.queues) <= low["MAX_QUEUES"]
+        assert len(cluster.queues) <= LOW[queues_module]["MAX_QUEUES"]
         others = 2  # with and without a worker
         assert len(cluster.keys) <= SERIES + others
         assert len(self.story.ledger.snapshot()) <= SERIES + others

@@ -49,6 +49,27 @@ def test_pools_and_workers_of_one_host(running, exporter, worker):
     stays(lambda: app.value("celery_worker_up", worker="solo@box") == 1, 3)
 
 
+def test_a_pool_has_the_size_that_it_has_now(running, exporter, worker, client):
+    """--autoscale and pool_grow: the processes that there are, and the limit where there is one."""
+    app = running(exporter()).connected()
+    options = {"pool": "prefork", "concurrency": 2}
+    running(
+        worker("auto@box", queues="auto", arguments=("--autoscale=4,1",), **options),
+        worker("grown@box", queues="grown", **options),
+    )
+    sizes = lambda: app.samples().by("celery_worker_pool_size", "worker")  # noqa: E731
+    until_equal(sizes, {("auto@box",): 1, ("grown@box",): 2}, 60)
+    assert app.samples().by("celery_worker_pool_max", "worker") == {("auto@box",): 4}
+    client.control.pool_grow(3, destination=["grown@box"])
+    for _ in range(4):
+        client.send_task("tasks.succeed", (60,), queue="auto")
+    until_equal(sizes, {("auto@box",): 4, ("grown@box",): 5}, 60)
+    processes = app.samples().by("celery_queue_worker_processes", "queue_name")
+    assert processes == {("auto",): 4, ("grown",): 5}
+    client.control.autoscale(6, 1, destination=["auto@box"])
+    until_equal(lambda: app.value("celery_worker_pool_max", worker="auto@box"), 6, 60)
+
+
 @on_redis
 def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(running, exporter, worker, client, ledger):
     """Killed: `celery_worker_up` 0 by its silence, later no series; what it did stays counted."""

@@ -1,23 +1,33 @@
 """What queues hold, one file a broker kind; `depths_on` chooses.
 
-A queue that cannot be read is missing in the answer, never 0, and costs no other queue its number.
+A queue that cannot be read is an `Absence` in the answer, never 0, and costs no other queue its number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import kombu
 
+from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import Depth
 
 
 class Depths(Protocol):
     """Measures queues over a connection of its own."""
 
-    def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:
-        """Return what these queues hold. `named`: those that a worker or client uses, so they exist."""
+    #: Whether each question costs a round trip, and each one about a queue that is not there an error.
+    costly: bool
+
+    def read(
+        self, queues: Iterable[str], *, requested: Collection[str], consumed: Collection[str]
+    ) -> Mapping[str, Depth | Absence]:
+        """Return what these queues hold, or why that is not known; of those that were not reached, nothing.
+
+        A `requested` queue that the broker does not have is empty: whoever scales from zero waits for it.
+        A queue that a worker has `consumed` exists, also where the broker does not know empty ones.
+        """
 
     def unacked(self) -> int | None:
         """Return how many messages workers hold unacknowledged, of all queues."""

@@ -2,58 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import kombu
 from amqp import spec
 
 from celery_exporter.broker.connection import translated
+from celery_exporter.core.queues import MAX_PROBES, Absence
 from celery_exporter.core.snapshot import Depth
 
+#: What AMQP answers about a queue that is not there, and kombu's virtual transports, as a text.
+NOT_FOUND = "404"
 #: Bytes that a name has at most on AMQP, and what RabbitMQ says of it.
 LONGEST = 255
 
 
 class DeclaredDepths:
-    """See `Depths`. AMQP counts consumers; kombu's virtual transports answer 0, which says nothing."""
+    """See `Depths`. AMQP counts consumers; kombu's virtual transports answer 0, which says nothing.
+
+    RabbitMQ logs each error, so a round ends after as many of them.
+    """
+
+    costly = True
 
     def __init__(self, connection: kombu.Connection, *, counts_consumers: bool) -> None:
         self._connection = connection
         self._counts_consumers = counts_consumers
         self._channel: Any = None
 
-    def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:  # noqa: ARG002  it asks
-        """Return what the queues hold; one that does not exist or is exclusive is missing."""
-        found = {}
+    def read(
+        self,
+        queues: Iterable[str],
+        *,
+        requested: Collection[str],
+        consumed: Collection[str],  # noqa: ARG002  the broker knows it
+    ) -> Mapping[str, Depth | Absence]:
+        """Return what the queues hold; an exclusive one is unreadable."""
+        answers: dict[str, Depth | Absence] = {}
+        errors = 0
         with translated(self._connection):
             for queue in queues:
-                declared = self._declare(queue)
-                if declared is not None:
-                    consumers = declared.consumer_count if self._counts_consumers else None
-                    found[queue] = Depth(declared.message_count, consumers)
-        return found
+                if errors >= MAX_PROBES:
+                    break
+                answer = self._declare(queue)
+                errors += isinstance(answer, Absence) and queue not in requested
+                if answer is Absence.MISSING and queue in requested:
+                    answer = Depth(0, 0 if self._counts_consumers else None)
+                answers[queue] = answer
+        return answers
 
     def unacked(self) -> int | None:
         """Return None: only RabbitMQ's management API knows."""
         return None
 
-    def _declare(self, queue: str) -> Any:
+    def _declare(self, queue: str) -> Depth | Absence:
         if not self._is_askable(queue):
-            return None  # a sender of events said it; there is none
+            return Absence.UNREADABLE  # a sender of events said it; there is none
         # An error (404 no such queue, 405 exclusive) closes its channel; py-amqp has opened it again by then.
         if self._channel is None:
             self._channel = self._connection.channel()
         try:
-            return self._channel.queue_declare(queue, passive=True)
-        except self._connection.channel_errors:
-            return None
+            declared = self._channel.queue_declare(queue, passive=True)
+        except self._connection.channel_errors as error:
+            not_found = str(getattr(error, "reply_code", None)) == NOT_FOUND
+            return Absence.MISSING if not_found else Absence.UNREADABLE
         except UnicodeDecodeError:
             # RabbitMQ cuts its words to size, be it in the middle of a letter, and py-amqp stumbles over it.
             channel, self._channel = self._channel, None
             channel.send_method(spec.Channel.CloseOk)
             channel.collect()
-            return None
+            return Absence.UNREADABLE
+        return Depth(declared.message_count, declared.consumer_count if self._counts_consumers else None)
 
     def _is_askable(self, queue: str) -> bool:
         """Tell whether no more than a channel is at stake.

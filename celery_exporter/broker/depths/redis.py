@@ -6,7 +6,7 @@ are pushed on the left and taken from the right, so the last one is the oldest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 
@@ -16,6 +16,7 @@ import redis
 from msgspec import Struct
 
 from celery_exporter.broker.connection import translated
+from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import Depth
 
 
@@ -44,34 +45,42 @@ class RedisDepths:
         # A client without kombu's key prefixing, which knows some commands only: keys are prefixed here.
         self._client = redis.Redis(connection_pool=self._channel.pool)
 
-    def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:
+    costly = False
+
+    def read(
+        self, queues: Iterable[str], *, requested: Collection[str], consumed: Collection[str]
+    ) -> Mapping[str, Depth | Absence]:
         """Return what the queues hold.
 
-        An empty list is a missing key, so an empty queue exists if somebody named it, or if it is bound to
+        An empty list is a missing key, so an empty queue exists if a worker consumes it, or if it is bound to
         the exchange of its name, which it is from its declaration on.
         """
-        names, found = iter(queues), {}
+        names, answers = iter(queues), {}
+        expected = {*requested, *consumed}
         while some := list(islice(names, AT_ONCE)):
-            found.update(self._read(some, named))
-        return found
+            answers.update(self._read(some, expected))
+        return answers
 
-    def _read(self, queues: list[str], named: Collection[str]) -> dict[str, Depth]:
+    def _read(self, queues: list[str], expected: Collection[str]) -> dict[str, Depth | Absence]:
         with translated(self._connection), self._client.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.exists(self._prefixed(self._channel.keyprefix_queue % queue))
                 for key in self._keys(queue):
                     pipe.llen(key)
                     pipe.lindex(key, -1)
-            answers = iter(pipe.execute(raise_on_error=False))
-        found = {}
+            replies = iter(pipe.execute(raise_on_error=False))
+        answers: dict[str, Depth | Absence] = {}
         for queue in queues:
-            bound = next(answers) == 1
-            pairs = [(next(answers), next(answers)) for _ in self._channel.priority_steps]
+            bound = next(replies) == 1
+            pairs = [(next(replies), next(replies)) for _ in self._channel.priority_steps]
             lengths, heads = zip(*pairs, strict=True)
-            there = any(lengths) or bound or queue in named
-            if there and all(isinstance(length, int) for length in lengths):
-                found[queue] = Depth(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
-        return found
+            if not all(isinstance(length, int) for length in lengths):
+                answers[queue] = Absence.UNREADABLE
+            elif any(lengths) or bound or queue in expected:
+                answers[queue] = Depth(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
+            else:
+                answers[queue] = Absence.MISSING
+        return answers
 
     def unacked(self) -> int | None:
         """Return the size of the hash in which kombu keeps what workers hold; None if it may not be seen."""

@@ -1,0 +1,237 @@
+"""Which queue names are kept and for how long, and which are asked about in which round."""
+
+from __future__ import annotations
+
+import uuid
+from itertools import pairwise
+
+import pytest
+
+from celery_exporter.core import queues
+from celery_exporter.core.names import QUEUE_NAME_RULES, shown_as
+from celery_exporter.core.queues import (
+    MAX_BACK_OFF_SECONDS,
+    QUEUE_TTL_SECONDS,
+    Absence,
+    PollSchedule,
+    Queue,
+    QueueTable,
+)
+
+MISSING, UNREADABLE = Absence.MISSING, Absence.UNREADABLE
+LATER = QUEUE_TTL_SECONDS + 1
+
+
+def table(limit: int = 3, **used: float) -> QueueTable:
+    made = QueueTable(limit)
+    for name, at in used.items():
+        assert made.use(name, at) == 0
+    return made
+
+
+# -- names -----------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_nothing_keeps_expires_by_its_last_use():
+    names = table(old=0, new=LATER)
+    names.expire(LATER)
+    assert names.names() == ["new"]
+    assert names.recent == set()
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda names: names.request(["q"]),
+        lambda names: names.consume({"q": False}, 0),
+        lambda names: names.declare({"q": object()}),
+    ],
+    ids=["requested", "consumed", "declared"],
+)
+def test_a_name_that_something_keeps_does_not_expire(keep):
+    names = table(q=0)
+    keep(names)
+    names.expire(LATER)
+    assert names.names() == ["q"]
+
+
+def test_what_keeps_a_name_may_end():
+    names = table(declared=0)
+    names.declare({"declared": object()})
+    names.consume({"consumed": False}, 5)
+    names.declare({"declared": UNREADABLE})
+    names.expire(LATER)
+    assert names.names() == ["declared", "consumed"], "an error proves nothing"
+    names.declare({"declared": MISSING})
+    names.consume({}, LATER)
+    names.expire(LATER + 5)
+    assert names.names() == []
+
+
+def test_in_a_full_table_the_stalest_name_gives_way():
+    names = table(a=1, b=2, c=3)
+    names.use("a", 4)
+    assert names.is_full
+    assert names.use("d", 5) == 1
+    assert names.names() == ["c", "a", "d"]
+    assert names.recent == {"a", "c", "d"}
+
+
+def test_a_name_that_is_declared_gives_way_after_those_that_are_not():
+    names = table(declared=1, junk=2, rubbish=3)
+    names.declare({"declared": object(), "junk": MISSING})
+    names.use("d", 4)
+    names.use("e", 5)
+    assert names.names() == ["declared", "d", "e"]
+    names.declare({name: object() for name in names.names()})
+    assert names.use("f", 6) == 1
+    assert names.names() == ["d", "e", "f"], "new names are never refused for ever"
+
+
+def test_consumed_and_requested_names_give_way_to_nobody():
+    names = table(2)
+    names.request(["asked"])
+    names.consume({"a": False, "b": False}, 1)
+    assert names.use("c", 2) == 1
+    assert names.names() == ["asked", "a", "b"], "requested names take nobody's place"
+    names.consume({"b": False}, 3)
+    assert names.use("c", 4) == 1
+    assert names.names() == ["asked", "b", "c"]
+
+
+def test_a_queue_that_needs_no_consumer_is_known_by_its_name_or_by_its_worker():
+    names = QueueTable()
+    names.consume({"mine": True, "jobs": False}, 0)
+    names.consume({}, 1)
+    passing = [
+        "mine",
+        "bcast.1",
+        "celeryev",
+        "celeryev.1",
+        "w@h.celery.pidbox",
+        "w@h.dq2",
+        "celery_delayed_27",
+    ]
+    assert [name for name in [*passing, "jobs", "bcast", "dq2"] if names.needs_consumer(name)] == [
+        "jobs",
+        "bcast",
+        "dq2",
+    ]
+
+
+def test_ages_outlast_a_restart_and_bare_names_of_old_files_begin_anew():
+    old = table(a=10, b=600)
+    old.declare({"b": object()})
+    new = QueueTable(5)
+    new.request(["b"])
+    new.restore([*old.records(), "c"], shift=-600, at=5)
+    assert [(queue.name, queue.used) for queue in sorted(new.records(), key=lambda each: each.used)] == [
+        ("a", -590),
+        ("b", 0),
+        ("c", 5),
+    ]
+    new.expire(20)
+    assert set(new.names()) == {"b", "c"}
+
+
+def test_a_file_with_more_names_than_there_is_room_for_leaves_the_newest():
+    names = QueueTable(2)
+    names.restore([Queue("a", 3), Queue("b", 1), Queue("c", 2)], shift=0, at=9)
+    assert names.names() == ["c", "a"]
+
+
+# -- turns -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(queues, "MAX_POLLS", 4)
+    monkeypatch.setattr(queues, "MAX_PROBES", 2)
+
+
+def answered(schedule: PollSchedule[int], asked: list[str], now: float, missing: str = "") -> list[str]:
+    schedule.record({name: MISSING if name in missing else 1 for name in asked}, now, 15)
+    return asked
+
+
+@pytest.mark.usefixtures("few")
+def test_queues_take_turns_and_none_becomes_stale():
+    schedule: PollSchedule[int] = PollSchedule()
+    names = [f"q{number}" for number in range(9)]
+    for step in range(12):
+        asked = answered(schedule, schedule.pick(names, (), 15 * step), 15 * step)
+        assert len(asked) <= 5 + 2
+        if step > 1:
+            assert schedule.values(15 * step, 45) == dict.fromkeys(names, 1)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_queue_that_is_missing_is_asked_about_less_and_less_often():
+    schedule: PollSchedule[int] = PollSchedule()
+    times = [at for at in range(0, 3600, 15) if answered(schedule, schedule.pick(["q"], (), at), at, "q")]
+    gaps = [after - before for before, after in pairwise(times)]
+    assert gaps[:4] == [30, 60, 120, 240]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == MAX_BACK_OFF_SECONDS
+    assert schedule.absent(MISSING) == {"q"}
+
+
+@pytest.mark.usefixtures("few")
+def test_the_missing_are_a_bounded_number_in_a_round_and_keep_no_queue_from_its_turn():
+    schedule: PollSchedule[int] = PollSchedule()
+    good, dead = ["a", "b", "c"], ["U", "V", "W", "X", "Y", "Z"]
+    answered(schedule, [*good, *dead], 0, "UVWXYZ")
+    asked = schedule.pick([*good, *dead], (), 10_000)
+    assert asked[:3] == good
+    assert len(asked) == max(queues.MAX_POLLS, 5) + queues.MAX_PROBES
+
+
+@pytest.mark.usefixtures("few")
+def test_a_consumed_queue_comes_first_and_of_new_names_the_newest():
+    schedule: PollSchedule[int] = PollSchedule()
+    names = ["a", "b", "c", "d", "e", "f", "g", "h", "jobs", "i"]
+    assert schedule.pick(names, {"jobs"}, 0)[:3] == ["jobs", "i", "h"]
+
+
+def test_a_queue_that_is_consumed_anew_is_asked_about_at_once():
+    schedule: PollSchedule[int] = PollSchedule()
+    for at in (0, 100, 200, 300):
+        answered(schedule, ["q"], at, "q")
+    assert schedule.pick(["q"], (), 301) == []
+    assert schedule.pick(["q"], {"q"}, 302) == ["q"]
+
+
+def test_a_value_is_kept_while_it_is_fresh_and_not_beyond():
+    schedule: PollSchedule[int] = PollSchedule()
+    schedule.record({"q": 0, "denied": UNREADABLE}, 100, 15)
+    assert schedule.values(129, 30) == {"q": 0}
+    assert schedule.values(130, 30) == {}
+    assert schedule.absent(UNREADABLE) == {"denied"}
+    schedule.forget_values()
+    assert schedule.values(101, 30) == {}
+    assert schedule.pick([], (), 102) == []
+    assert schedule.absent(UNREADABLE) == set(), "names that are gone are forgotten"
+
+
+# -- the shipped rules -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (f"bcast.{uuid.UUID(int=7)}", "bcast.*"),
+        (f"customer-{uuid.UUID(int=7)}.high-{uuid.UUID(int=8)}", "customer-*"),
+        (uuid.UUID(int=7).hex, "*"),
+        (f"{uuid.UUID(int=7)}.reply.celery.pidbox", "*.celery.pidbox"),
+        ("w1@host.celery.pidbox", "*.celery.pidbox"),
+        ("w1@host.dq2", "*.dq2"),
+        ("celery_delayed_27", "celery_delayed_*"),
+        ("reports-20261128T1200", "reports-*"),
+        *(
+            (name, name)
+            for name in ("celery", "priority.high", "shard-17", "q1234567", "bcast", "*.dq2", "bcast.*")
+        ),
+    ],
+)
+def test_names_made_at_run_time_are_one_name_by_default(name, shown):
+    assert shown_as(None, None, QUEUE_NAME_RULES)(name) == shown
