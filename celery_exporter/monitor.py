@@ -120,7 +120,7 @@ class Monitor:
         self._measured = 0.0  # monotonic time of the newest measurement
         self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
-        self._asked: set[str] | None = None  # workers known when they were last asked, with success
+        self._asked: float | None = None  # monotonic time at which all workers were last asked, with success
         self._watch, self._history = Watch(), History()
         every = settings.update_interval
         self._collectors = [
@@ -371,24 +371,39 @@ class Monitor:
                 self._unmeasured = consumed - depths.keys()
 
     def _has_strangers(self) -> bool:
-        """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""
+        """Tell whether there are workers that were never asked, or restarted since: the queue of their tasks
+        may depend on it.
+        """
         with self._lock:
-            return self._asked is not None and not self._cluster.workers.keys() <= self._asked
+            return self._asked is not None and bool(self._cluster.unasked)
 
     def _ask_workers(self) -> None:
+        """Ask all workers, or in between only those that were not asked yet."""
+        begin = time.monotonic()
         with self._lock:
             workers = list(self._cluster.workers.values())
+            asked = {worker.name: worker.starts for worker in workers}
+            before = {worker.name: worker.known_profile for worker in workers}
+            unasked = set(self._cluster.unasked)
+        only = unasked if self._is_between_rounds(begin) and unasked else None
         silent = [worker.name for worker in workers if worker.up and not worker.events]
         with self._roster.use() as roster:
             if self._settings.enable_events and silent:
                 roster.enable_events(silent)
-            profiles = roster.ask({worker.name: worker.profile for worker in workers})
+            profiles = roster.ask(before, only)
         with self._lock:
-            self._cluster.learn(profiles, self._moment())
+            if only is not None:
+                asked = {name: starts for name, starts in asked.items() if name in only}
+            self._cluster.learn(profiles, self._moment(), asked)
             self._answered = self._answered or bool(profiles)
-            self._asked = {worker.name for worker in workers} | profiles.keys()
+        if only is not None:
+            return
+        self._asked = begin
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError(NOBODY_ANSWERED)
+
+    def _is_between_rounds(self, now: float) -> bool:
+        return self._asked is not None and now - self._asked < self._settings.update_interval
 
     def _look_around(self) -> None:
         with self._lock:

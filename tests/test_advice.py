@@ -57,6 +57,7 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
         "sent-events",
         "clock-skew",
         "worker-names",
+        "same-names",
         "queue-lengths",
         "queues-without-consumers",
         "waiting-for-nobody",

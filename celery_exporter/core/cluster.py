@@ -11,7 +11,7 @@ each retry, for it may go to another queue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from msgspec import Struct
@@ -20,6 +20,7 @@ from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregis
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
+from celery_exporter.core.routing import Binding, Routes
 from celery_exporter.core.steps import EFFECTS, at_sent, usually_sent
 from celery_exporter.core.tasks import Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
@@ -38,6 +39,8 @@ MAX_PARKED = 64
 MAX_LIMBO = 20_000
 #: Tasks that are looked at, while events wait, for who has received and not started them: 6 ms.
 MAX_PREFETCHED = 50_000
+#: Seconds for which tasks whose queue is not known wait until a worker that restarted has answered.
+ANSWER_SECONDS = 10.0
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
 
@@ -80,6 +83,10 @@ class Cluster:
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
         self.queues: set[str] = set()  # named by events and workers
+        self.routes = Routes()
+        self.unasked: set[str] = set()  # workers of which no process, or not the present one, was asked
+        self._unanswered: dict[str, float] = {}  # workers that restarted, and the listening time of that
+        self._registered_names: frozenset[str] = frozenset()
         self.keys = Keys(limits.max_series // len(State), labels, show)
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
@@ -105,14 +112,33 @@ class Cluster:
             door(event, now)
         self.events[kind] += 1
 
-    def learn(self, profiles: Mapping[str, Profile], now: Moment) -> None:
-        """Take in what workers answered, by node name, and the label sets that are known by it."""
+    def learn(
+        self, profiles: Mapping[str, Profile], now: Moment, asked: Mapping[str, int] | None = None
+    ) -> None:
+        """Take in what workers answered, by node name, and the label sets that are known by it.
+
+        `asked` has the workers that were asked, with `Worker.starts` as of then: whoever restarted since has
+        not answered yet.
+        """
+        asked = asked or {}
         for name, profile in profiles.items():
             worker = self._worker(name, now)
             if worker is not None:
                 worker.profile = profile
                 self._see_queues(profile.queues or ())
-        for key in self.keys.foresee(self._foreseen_keys()):
+                if asked.get(name, worker.starts) == worker.starts:
+                    worker.is_profile_current = profile.queues is not None
+                    self._unanswered.pop(name, None)
+                    self.unasked.discard(name)
+        self.unasked -= {
+            name
+            for name, starts in asked.items()
+            if name in self.workers and self.workers[name].starts == starts
+        }
+        self.routes.learn(self._bindings())
+        registered = self._registered()
+        self._registered_names = frozenset(registered)
+        for key in self.keys.foresee(self._foreseen_keys(registered)):
             self.ledger.known(key)
 
     def expire(self, now: Moment) -> None:
@@ -120,7 +146,10 @@ class Cluster:
         tasks = self.tasks
         for waiting in (tasks.limbo.tasks, tasks.held):
             for task in tasks.overdue(waiting, now.listened - self.limits.reorder_window):
-                self._release(task, now)
+                if self._unanswered and self._awaits_answer(task, now):
+                    tasks.wait_longer(task, now.listened)
+                else:
+                    self._release(task, now)
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
@@ -133,6 +162,8 @@ class Cluster:
             if not room.tasks:
                 room.tasks.clear()  # gives back what it took when it was full
         self._judge_workers(now)
+        late = now.listened - ANSWER_SECONDS
+        self._unanswered = {name: since for name, since in self._unanswered.items() if since > late}
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
@@ -144,22 +175,38 @@ class Cluster:
     # -- tasks ---------------------------------------------------------------------------------------
 
     def _sent(self, event: Event, now: Moment) -> None:
-        if event.queue is not None and event.queue not in self.queues:
+        # By default a message goes to the default exchange, with the queue's name as its routing key.
+        copied = (event.exchange or event.routing_key != event.queue) and self._route(event)
+        if event.queue is not None and event.queue not in self.queues and not copied:
             self._see_queues((event.queue,))
         task = self.tasks.get(event.uuid or "")
         if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
         if task is None:
+            if event.queue is None and self.keys.by_queue:  # its worker may consume only one
+                self._park(self._new(event, self.tasks.limbo, now), event, now)
+                return
             kind = self.tasks.kind(self._find_key([event]))
             task = self._new(event, kind.rooms[PENDING], now)
         elif task.room is self.tasks.limbo:
+            if event.queue is None and self.keys.by_queue and not self._is_answered(task):
+                self._park(task, event, now)
+                return
             self._introduce(task, event)
         else:
             self._place(task, event, event.queue)
+        if copied:
+            task.unfold().copied = True
         self._book_sent(task, event, now)
         if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
+
+    def _route(self, event: Event) -> bool:
+        """Name the queue that the message went to; tell whether it went to several, as copies."""
+        route = self.routes.find(event.queue, event.exchange, event.routing_key)
+        event.queue = route.queue
+        return route.copied
 
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
@@ -169,8 +216,13 @@ class Cluster:
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
         held = self.tasks.held
         waits = task.room is limbo or (held and task.uuid in held)
-        if waits or (event.type == "task-received" and _is_early(task, event.retries or 0)):
+        if waits or (
+            event.type == "task-received"
+            and (_is_early(task, event.retries or 0) or self._is_homeless(task, event))
+        ):
             self._park(task, event, now)
+            if event.type == "task-received" and task.room is limbo:
+                self._settle(task, event, now)
         else:
             self._step(task, event, now)
 
@@ -212,6 +264,9 @@ class Cluster:
         """Apply what was parked, up to what has to wait for another task-sent, if that may still come."""
         events = self.tasks.release(task)
         for index, event in enumerate(events):
+            if event.type == "task-sent":
+                self._book_sent(task, event, now)
+                continue
             if wait and event.type == "task-received" and _is_early(task, event.retries or 0):
                 self.tasks.park(task, events[index:], now.listened)
                 return
@@ -237,8 +292,34 @@ class Cluster:
     def _only_queue(self, hostname: str) -> str | None:
         """Return the queue a worker consumes, if it is one: what it runs can have come from no other."""
         worker = self.workers.get(hostname)
-        queues = worker.profile.queues if worker else None
-        return queues[0] if queues and len(queues) == 1 else None
+        if worker is None or not worker.is_profile_current:
+            return None
+        if worker.shared and worker.profile.answers == 1:  # what the other process consumes is not known
+            return None
+        queues = worker.profile.queues
+        return self.routes.label(queues[0]) if queues and len(queues) == 1 else None
+
+    def _settle(self, task: Task, event: Event, now: Moment) -> None:
+        """Introduce a task that was sent to no queue that is known, once its worker's queues are."""
+        worker = self.workers.get(event.hostname)
+        parked = self.tasks.parked.get(task.uuid)
+        if parked and parked[0].type == "task-sent" and worker is not None and worker.is_profile_current:
+            self._release(task, now)
+
+    def _is_answered(self, task: Task) -> bool:
+        """Tell whether the queues of a worker that received the task are known."""
+        names = (event.hostname for event in self.tasks.parked.get(task.uuid, ()))
+        return any(name in self.workers and self.workers[name].is_profile_current for name in names)
+
+    def _is_homeless(self, task: Task, event: Event) -> bool:
+        """Tell whether the queue of an introduced task will be known when its worker has answered."""
+        unknown = task.room.kind.key.queue_name == UNKNOWN
+        return unknown and event.hostname in self._unanswered and task.room.state is not None
+
+    def _awaits_answer(self, task: Task, now: Moment) -> bool:
+        """Tell whether what waits of a task came from a worker that restarted and has yet to answer."""
+        since = (self._unanswered.get(event.hostname) for event in self.tasks.parked.get(task.uuid, ()))
+        return any(each is not None and now.listened - each < ANSWER_SECONDS for each in since)
 
     def _book_sent(self, task: Task, event: Event, now: Moment) -> None:
         """Book the sending of a task, or of a retry of it; where the task is does not change by it."""
@@ -255,8 +336,14 @@ class Cluster:
     def _step(self, task: Task, event: Event, now: Moment) -> None:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
-        if effect.counts is RECEIVED and not task.is_sent(event.retries or 0):
-            self._place(task, event, self._only_queue(event.hostname))
+        if effect.counts is RECEIVED:
+            key = task.room.kind.key
+            if (
+                event.name != key.task_name
+                or key.queue_name == UNKNOWN
+                or not task.is_sent(event.retries or 0)
+            ):
+                self._at_receipt(task, event, key)
         task.room.kind.heard = now.listened
         usual = effect.usual
         if usual is None or task.story is not None or not usual[0](task, event):
@@ -271,6 +358,24 @@ class Cluster:
         self.ledger.moved(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.heard = now.listened
         self._put(task, event, effect.lands, now)
+
+    def _at_receipt(self, task: Task, event: Event, key: Key) -> None:
+        """Take from a receipt what was not known when the task was sent."""
+        if not task.is_sent(event.retries or 0):
+            self._place(task, event, self._only_queue(event.hostname))
+            return
+        if event.name is not None and self.keys.shown(event.name) != key.task_name:
+            self._compare_names(event.name, key)
+        queue = self._only_queue(event.hostname) if key.queue_name == UNKNOWN else None
+        if queue is not None and key.task_name != OTHER:
+            self._assign(task, event, self.keys.admit(Key(key.task_name, queue)))
+
+    def _compare_names(self, name: str, key: Key) -> None:
+        """Learn which task a shadow name stands for: the one that was sent. No worker knows a shadow name."""
+        if key.task_name in (OTHER, UNKNOWN):
+            return
+        if self._registered_names and name not in self._registered_names and not name.startswith("celery."):
+            self.keys.learn_shadow(name, key.task_name)
 
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
         """Do the same where there is more to know of the task than where its newest attempt is."""
@@ -300,12 +405,14 @@ class Cluster:
 
         The task is where its newest attempt is; what is said of the others is still booked where they were.
         """
+        key = task.room.kind.key
+        if key.task_name != OTHER and event.name is not None:
+            self._assign(task, event, self.keys.of_task(event.name, queue or key.queue_name))
+
+    def _assign(self, task: Task, event: Event, true: Key) -> None:
+        """Give the attempt that the event tells of its true key."""
         room, attempt = task.room, event.retries or 0
-        key = room.kind.key
-        if key.task_name == OTHER or event.name is None:
-            return
-        true = self.keys.of_task(event.name, queue or key.queue_name)
-        story = task.tell()
+        key, story = room.kind.key, task.tell()
         if true == key and story.keys is None:
             return
         others = {*story.sent, *(each.attempt for each in story.deliveries)} - {attempt}
@@ -363,7 +470,8 @@ class Cluster:
     def _worker_event(self, event: Event, now: Moment) -> None:
         worker = self._worker(event.hostname, now)
         if worker is not None:
-            worker.beat(event, now)
+            if worker.beat(event, now):
+                self._restarted(worker, now)
             worker.judge(now.listened, self.limits.worker_timeout)
 
     def _hear_worker(self, event: Event, now: Moment) -> None:
@@ -374,6 +482,8 @@ class Cluster:
             if event.pid == worker.task_pid:
                 event.pid = worker.task_pid
             else:
+                if worker.task_pid is not None and not worker.has_process(event.pid):
+                    self._restarted(worker, now)
                 worker.task_pid = event.pid
             if not worker.events or event.type == "task-started":
                 worker.task_event(event)
@@ -388,8 +498,24 @@ class Cluster:
                 self.refused["worker"] += 1
                 return None
             worker = self.workers[name] = Worker(name, now.listened)
+            self.unasked.add(name)
         worker.heard = now.listened
         return worker
+
+    def restore_worker(self, worker: Worker, now: Moment) -> None:
+        """Put back a worker that an earlier process knew. Whether it has restarted since is not known."""
+        self.workers[worker.name] = worker
+        self._restarted(worker, now)
+
+    def _restarted(self, worker: Worker, now: Moment) -> None:
+        """Note that another process answered what is known of a worker's queues."""
+        if worker.shared:  # its processes are no restarts of one another
+            return
+        worker.starts += 1
+        worker.is_profile_current = False
+        self.unasked.add(worker.name)
+        if worker.profile.queues is not None:  # one that never answered may never do
+            self._unanswered[worker.name] = now.listened
 
     def _judge_workers(self, now: Moment) -> None:
         """Decide who is up, and forget who was down for so long that nobody waits for him."""
@@ -402,6 +528,8 @@ class Cluster:
                 gone.add(worker.name)
         for name in gone:
             del self.workers[name]
+            self._unanswered.pop(name, None)
+            self.unasked.discard(name)
         if gone:
             self._give_up(self._left_by(gone))
 
@@ -439,14 +567,20 @@ class Cluster:
                 queues.setdefault(name, set()).update(worker.profile.queues or (UNKNOWN, OTHER))
         return queues
 
-    def _foreseen_keys(self) -> set[Key]:
+    def _bindings(self) -> Iterator[Binding]:
+        """Yield what workers reported; those that consume the same queues share one object for it."""
+        reported = {id(worker.profile.bindings): worker.profile.bindings for worker in self.workers.values()}
+        for bindings in reported.values():
+            yield from bindings
+
+    def _foreseen_keys(self, registered: Mapping[str, set[str]]) -> set[Key]:
         """Return the keys of registered tasks, where a task's workers all consume one and the same queue.
 
         Otherwise which queue it will come from is not known, and is not made up.
         """
         return {
             self.keys.key(name, next(iter(queues)))
-            for name, queues in self._registered().items()
+            for name, queues in registered.items()
             if len(queues) == 1 or not self.keys.by_queue
         }
 

@@ -36,6 +36,7 @@ class TaskMemory(Struct, array_like=True, gc=False):
     deliveries: list[Delivery] | None
     ended_by: str
     parked: list[Event] | None
+    copied: bool = False
 
 
 class ClusterMemory(Struct):
@@ -55,6 +56,7 @@ class ClusterMemory(Struct):
     folded: int
     evicted: int
     native: bool = False  # do histograms count natively, too
+    shadows: Mapping[str, str] = {}
 
 
 def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
@@ -75,6 +77,7 @@ def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
         refused=cluster.refused,
         folded=cluster.keys.folded,
         evicted=cluster.tasks.evicted,
+        shadows=cluster.keys.shadows,
     )
 
 
@@ -100,6 +103,7 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
         story.deliveries,
         story.ended_by,
         tasks.parked.get(task.uuid),
+        story.copied,
     )
 
 
@@ -117,12 +121,16 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
         ledger.restore(restored, _fitting(cell, memory, ledger))
         kind = cluster.tasks.kind(cluster.keys.without_worker(restored))
         kind.heard = now.listened  # whether it is idle is seen from now on
+    if not cluster.keys.renamed:
+        cluster.keys.shadows.update(memory.shadows)
     ledger.negative_waits, ledger.folded = memory.negative_waits, memory.exceptions_folded
     for worker in memory.workers:
         worker.heard += shift
         worker.down_since = None if worker.down_since is None else worker.down_since + shift
         worker.skew_until = now.listened
-        cluster.workers[worker.name] = worker
+        worker.processes.restore(worker.pid, worker.processed, now)
+        cluster.restore_worker(worker, now)
+    cluster.learn({}, now)  # what these answered before
     cluster.queues.update(memory.queues)
     cluster.events.update({kind: count for kind, count in memory.events.items() if kind in cluster.events})
     cluster.fallbacks.update(memory.fallbacks)
@@ -160,6 +168,7 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
     keys = memory.keys and {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
     sent = ({} if memory.ready is None else {0: memory.ready}) | (memory.resent or {})
     task.story = Story(sent, memory.received, deliveries, memory.ended_by, memory.skipped or None, keys)
+    task.story.copied = memory.copied
     task.fold()
 
 

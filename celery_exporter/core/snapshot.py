@@ -36,6 +36,7 @@ class WorkerView(Struct, frozen=True):
     pool_size: int | None
     prefetch_count: int | None
     max_resident_bytes: int | None
+    shared: bool = False  # several processes use this name
 
 
 class QueueView(Struct, frozen=True):
@@ -190,4 +191,5 @@ def _worker_view(worker: Worker) -> WorkerView:
         pool_size=profile.pool_size if worker.up else None,
         prefetch_count=profile.prefetch_count if worker.up else None,
         max_resident_bytes=profile.max_resident_bytes,
+        shared=worker.is_shared,
     )

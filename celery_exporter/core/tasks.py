@@ -50,6 +50,7 @@ class Story(Struct, gc=False):
     ended_by: str = ""  # the worker that ended it, or one of its deliveries while others go on
     skipped: set[int] | None = None  # attempts before `received` of which that was not said, or not yet
     keys: dict[int, Key] | None = None  # of its attempts, once one was sent to another queue than the others
+    copied: bool = False  # sent to several queues: each worker that receives it received a copy of its own
 
 
 class Task(Struct, gc=False):
@@ -96,7 +97,7 @@ class Task(Struct, gc=False):
     def fold(self) -> None:
         """Do without the story, if it is over but for what the task's own fields hold."""
         story = self.story
-        if story is None or self.room.state is None or story.skipped or story.ended_by:
+        if story is None or self.room.state is None or story.skipped or story.ended_by or story.copied:
             return
         received = -1 if story.received is None else story.received
         sent = max(story.sent, default=None)
@@ -245,6 +246,12 @@ class TaskTable:
             self.hear(task, heard)
             self.held[task.uuid] = task
         waiting += events
+
+    def wait_longer(self, task: Task, heard: float) -> None:
+        """Let a task that is in limbo, or held, wait as if it had been heard of only now."""
+        self.hear(task, heard)
+        if task.uuid in self.held:
+            self.held[task.uuid] = self.held.pop(task.uuid)
 
     def release(self, task: Task) -> list[Event]:
         """Return the events that waited."""
