@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -66,6 +67,8 @@ SAVE_SHARE = 20
 LAST_SAVE = 7.0
 #: Seconds of silence after which there are no workers, where --worker-timeout is off.
 SILENT = 60.0
+#: Workers that are asked by name at a time: each worker receives the list of them.
+MAX_ASKED = 200
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 
@@ -371,34 +374,33 @@ class Monitor:
                 self._unmeasured = consumed - depths.keys()
 
     def _has_strangers(self) -> bool:
-        """Tell whether there are workers that were never asked, or restarted since: the queue of their tasks
-        may depend on it.
+        """Tell whether workers started of late and have not answered: the queue of their tasks may depend on
+        it.
         """
         with self._lock:
             return self._asked is not None and bool(self._cluster.unasked)
 
     def _ask_workers(self) -> None:
-        """Ask all workers, or in between only those that were not asked yet."""
+        """Ask all workers, or in between only those that started and have not answered yet."""
         begin = time.monotonic()
         with self._lock:
             workers = list(self._cluster.workers.values())
             asked = {worker.name: worker.starts for worker in workers}
             before = {worker.name: worker.known_profile for worker in workers}
-            unasked = set(self._cluster.unasked)
-        only = unasked if self._is_between_rounds(begin) and unasked else None
+            unasked = list(islice(self._cluster.unasked, MAX_ASKED))
+        only = unasked if unasked and self._is_between_rounds(begin) else None
         silent = [worker.name for worker in workers if worker.up and not worker.events]
         with self._roster.use() as roster:
             if self._settings.enable_events and silent:
                 roster.enable_events(silent)
             profiles = roster.ask(before, only)
         with self._lock:
-            if only is not None:
-                asked = {name: starts for name, starts in asked.items() if name in only}
             self._cluster.learn(profiles, self._moment(), asked)
             self._answered = self._answered or bool(profiles)
-        if only is not None:
+        if only is None:
+            self._asked = begin
+        elif self._answered:  # whoever did not answer may be starting
             return
-        self._asked = begin
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError(NOBODY_ANSWERED)
 

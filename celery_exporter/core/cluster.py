@@ -39,7 +39,8 @@ MAX_PARKED = 64
 MAX_LIMBO = 20_000
 #: Tasks that are looked at, while events wait, for who has received and not started them: 6 ms.
 MAX_PREFETCHED = 50_000
-#: Seconds for which tasks whose queue is not known wait until a worker that restarted has answered.
+#: Seconds for which a worker that started is asked again at once, and, if it restarted, tasks whose queue is
+#: not known wait for its answer. Its first event comes before it takes questions.
 ANSWER_SECONDS = 10.0
 #: Queues whose names are learnt from events and workers; each costs a call to the broker per interval.
 MAX_QUEUES = 1_000
@@ -84,8 +85,10 @@ class Cluster:
         self.workers: dict[str, Worker] = {}
         self.queues: set[str] = set()  # named by events and workers
         self.routes = Routes()
-        self.unasked: set[str] = set()  # workers of which no process, or not the present one, was asked
-        self._unanswered: dict[str, float] = {}  # workers that restarted, and the listening time of that
+        # Workers that started of late and are to be asked, and those of them for whose answer tasks wait; by
+        # the listening time of their first event.
+        self.unasked: dict[str, float] = {}
+        self._unanswered: dict[str, float] = {}
         self._registered_names: frozenset[str] = frozenset()
         self.keys = Keys(limits.max_series // len(State), labels, show)
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
@@ -117,8 +120,8 @@ class Cluster:
     ) -> None:
         """Take in what workers answered, by node name, and the label sets that are known by it.
 
-        `asked` has the workers that were asked, with `Worker.starts` as of then: whoever restarted since has
-        not answered yet.
+        `asked` has the workers that were known when they were asked, with `Worker.starts` as of then: whoever
+        restarted since has not answered yet.
         """
         asked = asked or {}
         for name, profile in profiles.items():
@@ -129,12 +132,7 @@ class Cluster:
                 if asked.get(name, worker.starts) == worker.starts:
                     worker.is_profile_current = profile.queues is not None
                     self._unanswered.pop(name, None)
-                    self.unasked.discard(name)
-        self.unasked -= {
-            name
-            for name, starts in asked.items()
-            if name in self.workers and self.workers[name].starts == starts
-        }
+                    self.unasked.pop(name, None)
         self.routes.learn(self._bindings())
         registered = self._registered()
         self._registered_names = frozenset(registered)
@@ -163,7 +161,9 @@ class Cluster:
                 room.tasks.clear()  # gives back what it took when it was full
         self._judge_workers(now)
         late = now.listened - ANSWER_SECONDS
-        self._unanswered = {name: since for name, since in self._unanswered.items() if since > late}
+        for waiting in (self.unasked, self._unanswered):
+            for name in [name for name, since in waiting.items() if since <= late]:
+                del waiting[name]
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
@@ -498,7 +498,7 @@ class Cluster:
                 self.refused["worker"] += 1
                 return None
             worker = self.workers[name] = Worker(name, now.listened)
-            self.unasked.add(name)
+            self.unasked[name] = now.listened
         worker.heard = now.listened
         return worker
 
@@ -513,7 +513,7 @@ class Cluster:
             return
         worker.starts += 1
         worker.is_profile_current = False
-        self.unasked.add(worker.name)
+        self.unasked[worker.name] = now.listened
         if worker.profile.queues is not None:  # one that never answered may never do
             self._unanswered[worker.name] = now.listened
 
@@ -529,7 +529,7 @@ class Cluster:
         for name in gone:
             del self.workers[name]
             self._unanswered.pop(name, None)
-            self.unasked.discard(name)
+            self.unasked.pop(name, None)
         if gone:
             self._give_up(self._left_by(gone))
 
