@@ -218,7 +218,7 @@ class Cluster:
         waits = task.room is limbo or (held and task.uuid in held)
         if waits or (
             event.type == "task-received"
-            and (_is_early(task, event.retries or 0) or self._is_homeless(task, event))
+            and (_is_early(task, event.retries or 0) or (self._unanswered and self._is_homeless(task, event)))
         ):
             self._park(task, event, now)
             if event.type == "task-received" and task.room is limbo:
