@@ -319,6 +319,25 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
     return Finding("worker-names", "ok", f"{_count(len(snapshot.workers), 'name')}, each of one worker")
 
 
+def _same_names(snapshot: Snapshot) -> Finding | None:
+    """Look for one name that several workers use, whose values are mixed up."""
+    up = _up(snapshot)
+    return same_names([worker.name for worker in up if worker.shared]) if up else None
+
+
+def same_names(shared: Iterable[str]) -> Finding:
+    """Return the finding about these node names, each of which several workers use."""
+    shared = sorted(shared)
+    if not shared:
+        return Finding("same-names", "ok", "no two workers use one node name")
+    return Finding(
+        "same-names",
+        "fail",
+        f"several workers use the node name {names(shared)}, so their values are mixed up",
+        "a node name for each: celery -A yourapp worker -E -n NAME@%h, and a hostname for each container",
+    )
+
+
 def _serializer(snapshot: Snapshot) -> Finding | None:
     around = snapshot.around
     if around.last_refused is not None and around.at - around.last_refused < RECENT:
@@ -345,6 +364,7 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _task_sent,
     _clocks,
     _worker_names,
+    _same_names,
     _queue_lengths,
     _queue_names,
     _consumers,

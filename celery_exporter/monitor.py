@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -70,6 +71,8 @@ LAST_SAVE = 7.0
 SILENT = 60.0
 #: Seconds between two comparisons of the tasks in memory with what the broker and workers report.
 RECONCILE_SECONDS = 0.5
+#: Workers that are asked by name at a time: each worker receives the list of them.
+MAX_ASKED = 200
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 #: … or this many update intervals: a queue may be asked about in every other one only.
@@ -127,7 +130,7 @@ class Monitor:
         self._stale_seconds = max(STALE, STALE_INTERVALS * settings.update_interval)
         self._answered = False  # did any worker ever answer
         self._roster = Kept(settings, Roster)
-        self._asked: set[str] | None = None  # workers known when they were last asked, with success
+        self._asked: float | None = None  # monotonic time at which all workers were last asked, with success
         self._watch, self._history = Watch(), History()
         every = settings.update_interval
         self._collectors = [
@@ -404,22 +407,33 @@ class Monitor:
             self._reconciler.add_measurement(measurement_of(self._cluster, lengths, unacked, at))
 
     def _has_strangers(self) -> bool:
-        """Tell whether there are workers that were never asked: the queue of their tasks may hang on it."""
+        """Tell whether workers started of late and have not answered: the queue of their tasks may depend on
+        it.
+        """
         with self._lock:
-            return self._asked is not None and not self._cluster.workers.keys() <= self._asked
+            return self._asked is not None and bool(self._cluster.unasked)
 
     def _ask_workers(self) -> None:
+        """Ask all workers, or in between only those that started and have not answered yet."""
+        begin = time.monotonic()
         with self._lock:
             workers = list(self._cluster.workers.values())
+            asked = {worker.name: worker.starts for worker in workers}
+            before = {worker.name: worker.known_profile for worker in workers}
+            unasked = list(islice(self._cluster.unasked, MAX_ASKED))
+        only = unasked if unasked and self._is_between_rounds(begin) else None
         silent = [worker.name for worker in workers if worker.up and not worker.events]
         with self._roster.use() as roster:
             if self._settings.enable_events and silent:
                 roster.enable_events(silent)
-            profiles = roster.ask({worker.name: worker.profile for worker in workers})
+            profiles = roster.ask(before, only)
         with self._lock:
-            self._cluster.learn(profiles, self._moment())
+            self._cluster.learn(profiles, self._moment(), asked)
             self._answered = self._answered or bool(profiles)
-            self._asked = {worker.name for worker in workers} | profiles.keys()
+        if only is None:
+            self._asked = begin
+        elif self._answered:  # whoever did not answer may be starting
+            return
         if not profiles and any(worker.up for worker in workers):
             raise BrokerError(NOBODY_ANSWERED)
         self._ask_for_tasks()
@@ -446,6 +460,9 @@ class Monitor:
         while more:
             with self._lock:
                 more = next(steps, 0) is None
+
+    def _is_between_rounds(self, now: float) -> bool:
+        return self._asked is not None and now - self._asked < self._settings.update_interval
 
     def _look_around(self) -> None:
         with self._lock:

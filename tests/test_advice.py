@@ -58,6 +58,7 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
         "sent-events",
         "clock-skew",
         "worker-names",
+        "same-names",
         "queue-lengths",
         "queue-names",
         "queues-without-consumers",

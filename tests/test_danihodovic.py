@@ -342,7 +342,7 @@ def test_an_empty_variable_opens_no_door_and_takes_labels_off():
 @pytest.mark.parametrize("timeout", ["0", "60"])
 def test_that_there_is_no_worker_is_known_after_a_while_without_a_timeout_as_with_one(timeout):
     monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout), Firsts())
-    monitor._asked = set()
+    monitor._asked = 0.0
     for listened, known in ((59.0, False), (61.0, True)):
         monitor._listened = listened
         assert monitor._is_roster_known() is known

@@ -6,8 +6,10 @@ come from the wire, so each is checked; one that is wrong is as good as none.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Annotated, Any
 
 import kombu
@@ -17,6 +19,7 @@ from msgspec import Meta, Struct
 
 from celery_exporter.broker.connection import translated
 from celery_exporter.broker.payload import bound_kombu
+from celery_exporter.core.routing import MAX_BINDINGS, Binding
 from celery_exporter.core.workers import MAX_WORKERS, Profile
 
 #: Seconds to wait for the next answer. A worker that is busy in the solo pool does not answer at all.
@@ -32,6 +35,7 @@ _POOLS = {"thread": "threads"}
 # Answers are as hostile as events: texts become label values, numbers have to stay numbers.
 _Text = Annotated[str, Meta(min_length=1, max_length=255)]
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
+_Name = Annotated[str, Meta(max_length=255)]  # of an exchange, or a routing key: may be empty
 _Many = Meta(max_length=10_000)
 
 
@@ -58,9 +62,23 @@ class _Stats(Struct):
     autoscaler: Any = None
 
 
+class _Exchange(Struct):
+    name: _Name | None = None
+    type: _Name | None = None
+
+
+class _Binding(Struct):
+    exchange: _Exchange | None = None
+    routing_key: _Name | None = None
+
+
 class _Queue(Struct):
     name: _Text
     auto_delete: bool | None = None
+    alias: _Name | None = None
+    exchange: _Exchange | None = None
+    routing_key: _Name | None = None
+    bindings: Annotated[list[_Binding], _Many] | None = None
 
 
 class _Task(Struct):
@@ -95,6 +113,8 @@ _HELD = (
     ("reserved", Annotated[list[_Task], _Many]),
     ("scheduled", Annotated[list[_Scheduled], _Many]),
 )
+#: What `registered` is asked to tell of each task.
+_WITH_SEND_EVENTS = {"taskinfoitems": ["send_events"]}
 #: What `registered` adds to the name of a task with send_events = False, asked for that attribute.
 _SILENT = " [send_events=False]"
 
@@ -116,23 +136,29 @@ class Roster:
         self._connection = connection
         self._mailbox = _Mailbox("celery", type="fanout", accept=["json"])(connection)
 
-    def ask(self, before: dict[str, Profile]) -> dict[str, Profile]:
+    def ask(self, before: dict[str, Profile], only: Collection[str] | None = None) -> dict[str, Profile]:
         """Return the profile of each worker that answered; what it did not say is kept from `before`.
 
-        The first question waits for whoever may answer, the others only for as many as did.
+        The first question waits for whoever may answer, or for all of `only` if those are given; the others
+        wait only for as many answers. Processes that share a name answer each.
         """
-        stats = self._answers("stats", _Stats, MAX_WORKERS)
+        stats = self._answers("stats", _Stats, MAX_WORKERS, only)
         if not stats:
             return {}
-        queues = self._answers("active_queues", _Queues, len(stats))
-        registered = self._answers("registered", _Names, len(stats), {"taskinfoitems": ["send_events"]})
+        answers = Counter(name for name, _ in stats)
+        only = None if only is None else list(answers)
+        queues = _by_name(self._answers("active_queues", _Queues, len(stats), only))
+        registered = dict(self._answers("registered", _Names, len(stats), only, _WITH_SEND_EVENTS))
         found = {}
         shared: dict[str, str] = {}  # most workers know the same tasks
-        for name in stats:
-            changes = _from_stats(stats[name])
+        same: dict[tuple[Binding, ...], tuple[Binding, ...]] = {}  # and consume the same queues
+        for name, answer in dict(stats).items():
+            changes = _from_stats(answer) | {"answers": answers[name]}
             if name in queues:
-                changes["queues"] = tuple(queue.name for queue in queues[name])
+                changes["queues"] = tuple(dict.fromkeys(queue.name for queue in queues[name]))
                 changes["auto_delete"] = tuple(queue.name for queue in queues[name] if queue.auto_delete)
+                bindings = tuple(islice(_bindings(queues[name]), MAX_BINDINGS))
+                changes["bindings"] = same.setdefault(bindings, bindings)
             if name in registered:  # "tasks.add [send_events=True]"
                 silent = (task for task in registered[name] if task.endswith(_SILENT))
                 changes["silent_tasks"] = tuple(task.removesuffix(_SILENT) for task in silent)
@@ -159,23 +185,44 @@ class Roster:
     def held_tasks(self, workers: Collection[str]) -> dict[str, set[str]]:
         """Return the uuids of all tasks that each of these workers has, of those that answered in full."""
         held: dict[str, set[str]] = {}
-        answers = [self._answers_of(workers, command, shape) for command, shape in _HELD]
+        answers = [dict(self._answers(command, shape, len(workers), workers)) for command, shape in _HELD]
         for name in workers:
             if all(name in each for each in answers):
                 held[name] = {task.uuid for each in answers for task in each[name]}
         return held
 
-    def _answers_of(self, workers: Collection[str], command: str, shape: Any) -> dict[str, Any]:
-        with translated(self._connection):
-            replies = self._mailbox.call(list(workers), command, timeout=PATIENCE)
-        return dict(_checked(replies or (), shape))
-
     def _answers(
-        self, command: str, shape: Any, limit: int, arguments: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+        self,
+        command: str,
+        shape: Any,
+        limit: int,
+        only: Collection[str] | None,
+        arguments: dict[str, Any] | None = None,
+    ) -> list[tuple[str, Any]]:
         with translated(self._connection):
-            replies = self._mailbox.multi_call(command, arguments, timeout=PATIENCE, limit=limit)
-        return dict(_checked(replies, shape))
+            if only is None:
+                replies = self._mailbox.multi_call(command, arguments, timeout=PATIENCE, limit=limit)
+            else:
+                replies = self._mailbox.call(list(only), command, arguments, timeout=PATIENCE)
+        return list(_checked(replies or (), shape))
+
+
+def _by_name(answers: Iterable[tuple[str, list[_Queue]]]) -> dict[str, list[_Queue]]:
+    found: dict[str, list[_Queue]] = {}
+    for name, queues in answers:
+        found.setdefault(name, []).extend(queues)
+    return found
+
+
+def _bindings(queues: Iterable[_Queue]) -> Iterator[Binding]:
+    """Yield the ways into these queues; by the default exchange there is always one, which is left out."""
+    for queue in queues:
+        own = _Binding(queue.exchange, queue.routing_key)
+        for each in (own, *(queue.bindings or ())):
+            exchange = each.exchange or _Exchange()
+            if exchange.name:
+                kind, key = exchange.type or "direct", each.routing_key or ""
+                yield Binding(queue.name, exchange.name, kind, key, queue.alias or None)
 
 
 def _checked(replies: Collection[Any], shape: Any) -> Iterable[tuple[str, Any]]:

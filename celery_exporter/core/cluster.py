@@ -11,7 +11,7 @@ each retry, for it may go to another queue.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from operator import attrgetter
 
@@ -32,6 +32,7 @@ from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
 from celery_exporter.core.queues import QueueTable
+from celery_exporter.core.routing import Binding, Routes
 from celery_exporter.core.steps import EFFECTS, Effect, at_sent, epoch, usually_sent
 from celery_exporter.core.tasks import MAX_ATTEMPTS, Kind, Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
@@ -57,6 +58,9 @@ REPEATABLE = tuple(kind for kind in EFFECTS if kind not in {"task-received", "ta
 REPEAT_SECONDS = 1.0
 #: Seconds by which a message may be received before its sender has written `task-sent`, on one clock.
 SENT_DELAY = 0.05
+#: Seconds for which a worker that started is asked again at once, and, if it restarted, tasks whose queue is
+#: not known wait for its answer. Its first event comes before it takes questions.
+ANSWER_SECONDS = 10.0
 
 # An enum's members are looked up each time they are named.
 PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
@@ -100,6 +104,12 @@ class Cluster:
         self.workers: dict[str, Worker] = {}
         self.queues = QueueTable()
         self.keys = Keys(limits.max_series // len(State), labels, show, show_queue)
+        self.routes = Routes()
+        # Workers that started of late and are to be asked, and those of them for whose answer tasks wait; by
+        # the listening time of their first event.
+        self.unasked: dict[str, float] = {}
+        self._unanswered: dict[str, float] = {}
+        self._registered_names: frozenset[str] = frozenset()
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
@@ -128,16 +138,30 @@ class Cluster:
             door(event, now)
         self.events[kind] += 1
 
-    def learn(self, profiles: Mapping[str, Profile], now: Moment) -> None:
-        """Take in what workers answered, by node name, and the label sets that are known by it."""
+    def learn(
+        self, profiles: Mapping[str, Profile], now: Moment, asked: Mapping[str, int] | None = None
+    ) -> None:
+        """Take in what workers answered, by node name, and the label sets that are known by it.
+
+        `asked` has the workers that were known when they were asked, with `Worker.starts` as of then: whoever
+        restarted since has not answered yet.
+        """
+        asked = asked or {}
         for name, profile in profiles.items():
             worker = self._worker(name, now)
             if worker is not None:
                 worker.profile = profile
                 for queue in () if worker.up else profile.queues or ():
                     self._use_queue(queue, now)
+                if asked.get(name, worker.starts) == worker.starts:
+                    worker.is_profile_current = profile.queues is not None
+                    self._unanswered.pop(name, None)
+                    self.unasked.pop(name, None)
         self._take_consumed(now)
-        for key in self.keys.foresee(self._foreseen_keys()):
+        self.routes.learn(self._bindings())
+        registered = self._registered()
+        self._registered_names = frozenset(registered)
+        for key in self.keys.foresee(self._foreseen_keys(registered)):
             self.ledger.known(key)
 
     def expire(self, now: Moment) -> None:
@@ -145,7 +169,10 @@ class Cluster:
         tasks = self.tasks
         before = now.listened - self.limits.reorder_window
         for task in (*tasks.overdue(tasks.limbo.tasks, before), *tasks.held_before(before)):
-            self._release(task, now)
+            if self._unanswered and self._awaits_answer(task, now):
+                tasks.wait_longer(task, now.listened)
+            else:
+                self._release(task, now)
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
@@ -165,6 +192,10 @@ class Cluster:
         if self.queues.is_expiry_due(now.listened):
             self._take_consumed(now)
             self.queues.expire(now.listened)
+        late = now.listened - ANSWER_SECONDS
+        for waiting in (self.unasked, self._unanswered):
+            for name in [name for name, since in waiting.items() if since <= late]:
+                del waiting[name]
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
@@ -199,30 +230,38 @@ class Cluster:
     # -- tasks ---------------------------------------------------------------------------------------
 
     def _sent(self, event: Event, now: Moment) -> None:
-        if event.queue is not None and event.queue not in self.queues.recent:
+        # By default a message goes to the default exchange, with the queue's name as its routing key.
+        copied = (event.exchange or event.routing_key != event.queue) and self._route(event)
+        if event.queue is not None and event.queue not in self.queues.recent and not copied:
             self._use_queue(event.queue, now)
         task = self.tasks.get(event.uuid or "")
         if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
-        if task is not None and task.room is self.tasks.limbo and self._has_predecessor(task, event):
-            self._park(task, event, now)
+        limbo = self.tasks.limbo
+        if (task is None or task.room is limbo) and self._waits_for_receipt(task, event):
+            self._park(task or self._new(event, limbo, now), event, now)
             return
         if task is None:
             kind = self.tasks.kind(self._find_key([event]))
             task = self._new(event, kind.rooms[PENDING], now)
-        elif task.room is self.tasks.limbo:
+        elif task.room is limbo:
             self._introduce(task, event)
         else:
-            self._sent_anew(task, event, now)
-            if task.uuid in self.tasks.parked:
-                self._catch_up(task, now)
-            return
-        if event.expires is not None:
-            self._note_expiry(task, event.expires)
+            self._number_sent(task, event)
+            self._place(task, event, event.queue)
+        if copied:
+            task.unfold().copied = True
         self._book_sent(task, event, now)
         if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
+
+    def _waits_for_receipt(self, task: Task | None, event: Event) -> bool:
+        """Tell whether only the worker that receives a task will tell its queue, or whose sending this is."""
+        is_lost = event.queue is None and self.keys.by_queue  # its worker may consume only one
+        if task is None:
+            return is_lost
+        return (is_lost and not self._is_answered(task)) or self._has_predecessor(task, event)
 
     def _note_expiry(self, task: Task, expires: str) -> None:
         """Remember when the message of a task expires."""
@@ -233,13 +272,14 @@ class Cluster:
     def _sent_anew(self, task: Task, event: Event, now: Moment) -> None:
         """Take a sending of a task in that is introduced: a late one, of a retry, or of other work."""
         self._number_sent(task, event)
-        if event.expires is not None:
-            self._note_expiry(task, event.expires)
         self._place(task, event, event.queue)
         self._book_sent(task, event, now)
-        if task.room.state is None and (event.retries or 0) >= MAX_ATTEMPTS:
-            task.unfold().ended_by = ""
-            self.tasks.move(task, self.tasks.kind(task.key_of(event.retries)), PENDING, event.timestamp)
+
+    def _route(self, event: Event) -> bool:
+        """Name the queue that the message went to; tell whether it went to several, as copies."""
+        route = self.routes.find(event.queue, event.exchange, event.routing_key)
+        event.queue = route.queue
+        return route.copied
 
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
@@ -251,8 +291,13 @@ class Cluster:
         waits = task.room is limbo or (
             held and task.uuid in held and not self._is_of_open_delivery(task, event)
         )
-        if waits or (event.type == "task-received" and self._is_early(task, event)):
+        if waits or (
+            event.type == "task-received"
+            and (self._is_early(task, event) or (self._unanswered and self._is_homeless(task, event)))
+        ):
             self._park(task, event, now)
+            if event.type == "task-received" and task.room is limbo:
+                self._settle(task, event, now)
             return
         self._step(task, event, now)
         if held and task.uuid in held:
@@ -346,7 +391,7 @@ class Cluster:
             return self.keys.of_task(name, queue)
         if name is None:
             self.fallbacks["task_name"] += 1
-        elif not self.keys.show(name):
+        elif not self.keys.shown(name):
             return HIDDEN
         if queue is None and self.keys.by_queue:
             self.fallbacks["queue_name"] += 1
@@ -356,8 +401,34 @@ class Cluster:
     def _only_queue(self, hostname: str) -> str | None:
         """Return the queue a worker consumes, if it is one: what it runs can have come from no other."""
         worker = self.workers.get(hostname)
-        queues = worker.profile.queues if worker else None
-        return queues[0] if queues and len(queues) == 1 else None
+        if worker is None or not worker.is_profile_current:
+            return None
+        if worker.shared and worker.profile.answers == 1:  # what the other process consumes is not known
+            return None
+        queues = worker.profile.queues
+        return self.routes.label(queues[0]) if queues and len(queues) == 1 else None
+
+    def _settle(self, task: Task, event: Event, now: Moment) -> None:
+        """Introduce a task that was sent to no queue that is known, once its worker's queues are."""
+        worker = self.workers.get(event.hostname)
+        parked = self.tasks.parked.get(task.uuid)
+        if parked and parked[0].type == "task-sent" and worker is not None and worker.is_profile_current:
+            self._release(task, now)
+
+    def _is_answered(self, task: Task) -> bool:
+        """Tell whether the queues of a worker that received the task are known."""
+        names = (event.hostname for event in self.tasks.parked.get(task.uuid, ()))
+        return any(name in self.workers and self.workers[name].is_profile_current for name in names)
+
+    def _is_homeless(self, task: Task, event: Event) -> bool:
+        """Tell whether the queue of an introduced task will be known when its worker has answered."""
+        unknown = task.room.kind.key.queue_name == UNKNOWN
+        return unknown and event.hostname in self._unanswered and task.room.state is not None
+
+    def _awaits_answer(self, task: Task, now: Moment) -> bool:
+        """Tell whether what waits of a task came from a worker that restarted and has yet to answer."""
+        since = (self._unanswered.get(event.hostname) for event in self.tasks.parked.get(task.uuid, ()))
+        return any(each is not None and now.listened - each < ANSWER_SECONDS for each in since)
 
     def _book_sent(self, task: Task, event: Event, now: Moment) -> None:
         """Book the sending of a task, or of a retry of it; where the task is does not change by it."""
@@ -368,14 +439,27 @@ class Cluster:
         self.ledger.moved(key, PENDING, min(event.timestamp, now.wall))
         if self.clients:
             self.ledger.sent_by(key, host(event.hostname))
+        if event.expires is not None:
+            self._note_expiry(task, event.expires)
+        if (
+            task.room.state is None and (event.retries or 0) >= MAX_ATTEMPTS
+        ):  # a finished task's id was used again
+            task.unfold().ended_by = ""
+            self.tasks.move(task, self.tasks.kind(task.key_of(event.retries)), PENDING, event.timestamp)
         task.room.kind.heard = now.listened
         self._hear(task, now)
 
     def _step(self, task: Task, event: Event, now: Moment) -> None:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
-        if effect.counts is RECEIVED and not task.is_sent(event.retries or 0):
-            self._place(task, event, self._only_queue(event.hostname))
+        if effect.counts is RECEIVED:
+            key = task.room.kind.key
+            if (
+                event.name != key.task_name
+                or key.queue_name == UNKNOWN
+                or not task.is_sent(event.retries or 0)
+            ):
+                self._at_receipt(task, event, key)
         task.room.kind.heard = now.listened
         usual = effect.usual
         if usual is None or task.story is not None or not usual[0](task, event):
@@ -396,6 +480,25 @@ class Cluster:
             self._finish(task, task.room.kind, event, effect, now)
         else:
             self.tasks.move(task, task.room.kind, effect.lands, at)
+
+    def _at_receipt(self, task: Task, event: Event, key: Key) -> None:
+        """Take from a receipt what was not known when the task was sent."""
+        if not task.is_sent(event.retries or 0):
+            self._place(task, event, self._only_queue(event.hostname))
+            return
+        key = task.key_of(event.retries)
+        if event.name is not None and self.keys.shown(event.name) != key.task_name:
+            self._compare_names(event.name, key)
+        queue = self._only_queue(event.hostname) if key.queue_name == UNKNOWN else None
+        if queue is not None and key.task_name != OTHER:
+            self._assign(task, event, self.keys.admit(Key(key.task_name, queue)))
+
+    def _compare_names(self, name: str, key: Key) -> None:
+        """Learn which task a shadow name stands for: the one that was sent. No worker knows a shadow name."""
+        if key.task_name in (OTHER, UNKNOWN):
+            return
+        if self._registered_names and name not in self._registered_names and not name.startswith("celery."):
+            self.keys.learn_shadow(name, key.task_name)
 
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
         """Do the same where there is more to know of the task than where its newest attempt is."""
@@ -439,13 +542,17 @@ class Cluster:
 
         The task is where its newest attempt is; what is said of the others is still booked where they were.
         """
-        room, attempt = task.room, event.retries or 0
-        key = room.kind.key
+        key = task.room.kind.key
         if key.task_name == OTHER or event.name is None:
             return
-        story = task.tell()
-        near = None if queue else self._key_before(story, key, attempt)
+        near = None if queue else self._key_before(task.tell(), key, event.retries or 0)
         true = self.keys.of_name(event.name, near) if near else self.keys.of_task(event.name, queue)
+        self._assign(task, event, true)
+
+    def _assign(self, task: Task, event: Event, true: Key) -> None:
+        """Give the attempt that the event tells of its true key."""
+        room, attempt = task.room, event.retries or 0
+        key, story = room.kind.key, task.tell()
         if true == key and story.keys is None:
             return
         others = {*story.sent, *(each.attempt for each in story.deliveries)} - {attempt}
@@ -503,7 +610,7 @@ class Cluster:
 
     def _give_up_idle(self, before: float) -> None:
         """Add up, as other, what was counted of tasks of which none is open and none was heard of since."""
-        registered = {self.keys.show(name) for name in self._registered()}
+        registered = {self.keys.shown(name) for name in self._registered()}
         stays = {OTHER, UNKNOWN, HIDDEN.task_name, *registered}
         idle = {kind.key for kind in self.tasks.idle(before) if kind.key.task_name not in stays}
         if idle:
@@ -552,7 +659,9 @@ class Cluster:
             attempt = find_shadowed(known, story, retries)
             unsure = shadow is None and attempt is not None
         event.retries = self._other_work(task, event) + retries if attempt is None else attempt
-        is_again = task.tell().is_received(event.retries) and task.room.state is not PENDING  # given back
+        # One that was given back, or sent to several workers, is expected to be received again.
+        is_expected = task.room.state is PENDING or story.copied
+        is_again = task.tell().is_received(event.retries) and not is_expected
         return task.is_any_sent() and (unsure or is_again or not task.is_sent(event.retries))
 
     def _other_work(self, task: Task, event: Event) -> int:
@@ -584,7 +693,7 @@ class Cluster:
         return not is_started and task.has_open_delivery(worker, pid, started=True)
 
     def _shown(self, name: str | None) -> str:
-        return self.keys.show(name) if name else UNKNOWN
+        return self.keys.shown(name) if name else UNKNOWN
 
     def _is_shadow(self, event: Event) -> bool | None:
         """Tell whether a task was received under a name that its worker does not have; None: not known."""
@@ -597,7 +706,8 @@ class Cluster:
     def _worker_event(self, event: Event, now: Moment) -> None:
         worker = self._worker(event.hostname, now)
         if worker is not None:
-            worker.beat(event, now)
+            if worker.beat(event, now):
+                self._restarted(worker, now)
             worker.judge(now.listened, self.limits.worker_timeout)
 
     def _hear_worker(self, event: Event, now: Moment) -> None:
@@ -608,6 +718,8 @@ class Cluster:
             if event.pid == worker.task_pid:
                 event.pid = worker.task_pid
             else:
+                if worker.task_pid is not None and not worker.has_process(event.pid):
+                    self._restarted(worker, now)
                 worker.task_pid = event.pid
             if not worker.events or event.type == "task-started":
                 worker.task_event(event)
@@ -622,8 +734,24 @@ class Cluster:
                 self.refused["worker"] += 1
                 return None
             worker = self.workers[name] = Worker(name, now.listened)
+            self.unasked[name] = now.listened
         worker.heard = now.listened
         return worker
+
+    def restore_worker(self, worker: Worker, now: Moment) -> None:
+        """Put back a worker that an earlier process knew. Whether it has restarted since is not known."""
+        self.workers[worker.name] = worker
+        self._restarted(worker, now)
+
+    def _restarted(self, worker: Worker, now: Moment) -> None:
+        """Note that another process answered what is known of a worker's queues."""
+        if worker.shared:  # its processes are no restarts of one another
+            return
+        worker.starts += 1
+        worker.is_profile_current = False
+        self.unasked[worker.name] = now.listened
+        if worker.profile.queues is not None:  # one that never answered may never do
+            self._unanswered[worker.name] = now.listened
 
     def _judge_workers(self, now: Moment) -> None:
         """Decide who is up, and forget who was down for so long that nobody waits for him."""
@@ -636,6 +764,8 @@ class Cluster:
                 gone.add(worker.name)
         for name in gone:
             del self.workers[name]
+            self._unanswered.pop(name, None)
+            self.unasked.pop(name, None)
         if gone:
             self._give_up(self._left_by(gone))
 
@@ -678,14 +808,20 @@ class Cluster:
                 queues.setdefault(name, set()).update(worker.profile.queues or (UNKNOWN, OTHER))
         return queues
 
-    def _foreseen_keys(self) -> set[Key]:
+    def _bindings(self) -> Iterator[Binding]:
+        """Yield what workers reported; those that consume the same queues share one object for it."""
+        reported = {id(worker.profile.bindings): worker.profile.bindings for worker in self.workers.values()}
+        for bindings in reported.values():
+            yield from bindings
+
+    def _foreseen_keys(self, registered: Mapping[str, set[str]]) -> set[Key]:
         """Return the keys of registered tasks, where a task's workers all consume one and the same queue.
 
         Otherwise which queue it will come from is not known, and is not made up.
         """
         return {
             self.keys.key(name, next(iter(queues)))
-            for name, queues in self._registered().items()
+            for name, queues in registered.items()
             if len(queues) == 1 or not self.keys.by_queue
         }
 

@@ -44,6 +44,8 @@ REFUSED = REASONS[1]
 # Names, queues, hosts and uuids become label values and dict keys, so their length bounds our memory.
 # 255 is what RabbitMQ allows for a queue name and celery's database backend for a task's name and id.
 _Text = Annotated[str, Meta(min_length=1, max_length=255)]
+# Exchanges and routing keys, of as many characters; both may be empty.
+_Name = Annotated[str, Meta(max_length=255)]
 # Later than 1970, earlier than the year 5000: what is outside is not a time but an attack or an accident.
 _Epoch = Annotated[float, Meta(gt=0, lt=1e11)]
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -67,6 +69,8 @@ class Event(Struct, gc=False):
     # task-sent, task-received
     name: _Text | None = None
     queue: _Text | None = None
+    exchange: _Name | None = None
+    routing_key: _Name | None = None
     retries: _Retries | None = None
     eta: Annotated[str, Meta(max_length=255)] | None = None
     expires: Annotated[str, Meta(max_length=255)] | None = None

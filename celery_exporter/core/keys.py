@@ -12,6 +12,9 @@ from itertools import islice
 from celery_exporter.core.names import ShownAs
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key
 
+#: Shadow names whose tasks are known. An application may make one up for each call.
+MAX_SHADOWS = 1_000
+
 
 class Keys:
     """`labels` are the optional labels in use on task metrics, of "queue_name" and "worker".
@@ -35,6 +38,7 @@ class Keys:
         # Whether what is restored was shown by other rules: today's apply to what they made of it.
         self.renamed = False
         self.queues_renamed = False
+        self.shadows: dict[str, str] = {}  # what workers call a task (its shadow name) → what it is shown as
         self._limit = limit
         self._known: dict[Key, Key] = {}
         # What most tasks are called, and their keys; by worker, the keys of what it did to them.
@@ -47,12 +51,23 @@ class Keys:
 
     def key(self, name: str | None, queue: str | None) -> Key:
         """Return the key of tasks of this name, as the application calls them, and queue; None is unknown."""
-        shown = self.show(name) if name else UNKNOWN
+        shown = self.shown(name) if name else UNKNOWN
         return Key(shown, self.queue_label(queue) if self.by_queue else "") if shown else HIDDEN
 
     def queue_label(self, queue: str | None) -> str:
         """Return the label value of a queue, as the application calls it; None is unknown."""
         return (self.show_queue(queue) or OTHER) if queue else UNKNOWN
+
+    def shown(self, name: str) -> str:
+        """Return what tasks of this name, or with this shadow name, are shown as."""
+        shown = self.shadows.get(name)
+        return self.show(name) if shown is None else shown
+
+    def learn_shadow(self, shadow: str, shown: str) -> None:
+        """Show tasks that workers call `shadow` under the name of the task that it stands for."""
+        if len(self.shadows) < MAX_SHADOWS:
+            self.shadows[shadow] = shown
+            self._found.clear()
 
     def of_task(self, name: str | None, queue: str | None) -> Key:
         """Return the same, admitted."""
@@ -66,7 +81,7 @@ class Keys:
 
     def of_name(self, name: str, key: Key) -> Key:
         """Return the key of tasks of this name in the queue of another key, admitted."""
-        shown = self.show(name)
+        shown = self.shown(name)
         return self.admit(Key(shown, key.queue_name) if shown else HIDDEN)
 
     def at_worker(self, key: Key, worker: str) -> Key:

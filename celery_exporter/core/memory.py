@@ -39,6 +39,7 @@ class TaskMemory(Struct, array_like=True, gc=False):
     parked: list[Event] | None
     generations: list[Generation] | None = None
     expires: float | None = None
+    copied: bool = False
 
 
 class ClusterMemory(Struct):
@@ -60,6 +61,7 @@ class ClusterMemory(Struct):
     native: bool = False  # do histograms count natively, too
     repeated: Mapping[str, int] = {}
     reconciled: Mapping[str, int] = {}
+    shadows: Mapping[str, str] = {}
 
 
 def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
@@ -82,6 +84,7 @@ def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
         evicted=cluster.tasks.evicted,
         repeated=cluster.repeated,
         reconciled=cluster.reconciled,
+        shadows=cluster.keys.shadows,
     )
 
 
@@ -109,6 +112,7 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
         tasks.parked.get(task.uuid),
         story.generations,
         tasks.expires.get(task.uuid),
+        story.copied,
     )
 
 
@@ -126,18 +130,22 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
         ledger.restore(restored, _fitting(cell, memory, ledger))
         kind = cluster.tasks.kind(cluster.keys.without_worker(restored))
         kind.heard = now.listened  # whether it is idle is seen from now on
+    if not cluster.keys.renamed:
+        cluster.keys.shadows.update(memory.shadows)
     ledger.negative_waits, ledger.folded = memory.negative_waits, memory.exceptions_folded
     for worker in memory.workers:
         worker.heard += shift
         worker.down_since = None if worker.down_since is None else worker.down_since + shift
         worker.skew_until = now.listened
-        cluster.workers[worker.name] = worker
+        worker.processes.restore(worker.pid, worker.processed, now)
+        cluster.restore_worker(worker, now)
     shown = (
         each
         for each in memory.queues
         if cluster.keys.show_queue(each if isinstance(each, str) else each.name)
     )
     cluster.queues.restore(shown, shift, now.listened)
+    cluster.learn({}, now)  # what these answered before
     cluster.events.update({kind: count for kind, count in memory.events.items() if kind in cluster.events})
     cluster.fallbacks.update(memory.fallbacks)
     cluster.refused.update(memory.refused)
@@ -180,6 +188,7 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
     sent = ({} if memory.ready is None else {0: memory.ready}) | (memory.resent or {})
     skipped, generations = memory.skipped or None, memory.generations or None
     task.story = Story(sent, memory.received, deliveries, memory.ended_by, skipped, keys, generations)
+    task.story.copied = memory.copied
     task.fold()
 
 

@@ -38,6 +38,7 @@ class WorkerView(Struct, frozen=True):
     prefetch_count: int | None
     max_resident_bytes: int | None
     pool_max: int | None = None
+    shared: bool = False  # several processes use this name
 
 
 class QueueView(Struct, frozen=True):
@@ -244,4 +245,5 @@ def _worker_view(worker: Worker) -> WorkerView:
         pool_max=profile.pool_max if worker.up else None,
         prefetch_count=profile.prefetch_count if worker.up else None,
         max_resident_bytes=profile.max_resident_bytes,
+        shared=worker.is_shared,
     )

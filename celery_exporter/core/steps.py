@@ -119,7 +119,7 @@ def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledge
     received = _from(event)
     ready = story.sent.get(attempt)
     late = attempt in (story.skipped or ())
-    if _is_again(story, attempt):
+    if _is_again(story, attempt) and not _is_copy(story, event):
         ledger.redelivered(key)
         ready = received  # not before its eta, which a redelivered message still carries
     for delivery in _held(story, event):
@@ -162,6 +162,11 @@ def _close_attempt(story: Story, attempt: int) -> None:
     if story.received is None or attempt > story.received:
         _pass_by(story, attempt)
         story.skipped = {*(story.skipped or ()), attempt}
+
+
+def _is_copy(story: Story, event: Event) -> bool:
+    """Tell whether the worker received its own copy of a task that was sent to several queues."""
+    return story.copied and all(delivery.worker != event.hostname for delivery in story.deliveries)
 
 
 def _at_started(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:

@@ -62,6 +62,7 @@ class Story(Struct, gc=False):
     skipped: set[int] | None = None  # attempts before `received` of which that was not said, or not yet
     keys: dict[int, Key] | None = None  # of its attempts, once one was sent to another queue than the others
     generations: list[Generation] | None = None  # oldest first, once its id was sent for other work; else one
+    copied: bool = False  # sent to several queues: each worker that receives it received a copy of its own
 
     def is_received(self, attempt: int) -> bool:
         """Tell whether an attempt was received, or is over without that."""
@@ -126,7 +127,9 @@ class Task(Struct, gc=False):
     def fold(self) -> None:
         """Do without the story, if it is over but for what the task's own fields hold."""
         story = self.story
-        if story is None or self.room.state is None or story.skipped or story.ended_by or story.generations:
+        if story is None or self.room.state is None or story.skipped or story.ended_by:
+            return
+        if story.generations or story.copied:
             return
         received = -1 if story.received is None else story.received
         sent = max(story.sent, default=None)
@@ -313,6 +316,14 @@ class TaskTable:
         if not waiting and task.room is not self.limbo:
             self.held[task.uuid] = hold or Hold(heard, task.room.state is not None)
         waiting += events
+
+    def wait_longer(self, task: Task, heard: float) -> None:
+        """Let a task that is in limbo, or held, wait as if its events had come only now."""
+        hold = self.held.pop(task.uuid, None)
+        if hold is None:
+            self.hear(task, heard)
+        else:
+            self.held[task.uuid] = Hold(heard, hold.was_open)
 
     def release(self, task: Task) -> tuple[Hold | None, list[Event]]:
         """Return the events that waited, and what is known of that if they waited for another delivery."""

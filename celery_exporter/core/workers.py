@@ -6,9 +6,12 @@ its clock.
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
+from celery_exporter.core.processes import Process, Processes
+from celery_exporter.core.routing import Binding
 from celery_exporter.core.words import Moment
 
 #: Workers remembered at a time. The biggest clusters known have some thousands; beyond the limit new
@@ -16,6 +19,10 @@ from celery_exporter.core.words import Moment
 MAX_WORKERS = 5_000
 #: A heartbeat that is late by less than this many intervals proves nothing.
 MISSED_BEATS = 3
+#: Seconds of silence, at least, after which one of several processes of a name counts as gone.
+PROCESS_SILENCE_SECONDS = 10.0
+#: Seconds between two heartbeats, where a worker does not say.
+USUAL_PERIOD_SECONDS = 2.0
 #: The slowest heartbeat that is believed, in seconds.
 SLOWEST_BEAT = 3_600.0
 #: Seconds that a solo worker may be silent, for it is while it runs a task. One that takes longer looks dead.
@@ -41,6 +48,8 @@ class Profile(Struct, frozen=True, gc=False):
     prefetch_count: int | None = None
     max_resident_bytes: int | None = None
     auto_delete: tuple[str, ...] = ()  # of its queues, those that the broker deletes without a consumer
+    bindings: tuple[Binding, ...] = ()
+    answers: int = 1  # processes that answered under this name
 
 
 #: Seconds by which a start may be stamped after its worker has counted it, or before. Threads take turns, and
@@ -103,7 +112,6 @@ class Worker(Struct, gc=False):
     heartbeat: float | None = None  # wall time of the newest heartbeat
     freq: float | None = None
     pid: int | None = None
-    old_pid: int | None = None  # of the process before; its last words come after the first ones of the new
     active: int | None = None
     processed: int | None = None  # as the worker counts, since its process started
     processed_total: int = 0  # over restarts
@@ -124,11 +132,27 @@ class Worker(Struct, gc=False):
     task_pid: int | None = None  # of its newest task event
     idle_since: float | None = None  # listening time since which it reports that it runs no task
     has_returned: bool = False  # was what it had received put back after its goodbye
+    processes: Processes = msgspec.field(default_factory=Processes)
+    shared: bool = False  # several processes use the name, as their heartbeats show
+    starts: int = 0  # processes seen under this name, beyond the first
+    is_profile_current: bool = False  # `profile` was answered by the process that runs now
 
     @property
     def clock_skew(self) -> float | None:
         """Return the worker's clock minus ours, in seconds: what it says when the delay is least."""
         return max((skew for skew in (self.skew, self.skew_before) if skew is not None), default=None)
+
+    @property
+    def is_shared(self) -> bool:
+        """Tell whether several processes use this name, by their heartbeats or their answers."""
+        return self.shared or self.profile.answers > 1
+
+    @property
+    def known_profile(self) -> Profile:
+        """Return the profile without what only the process before is known to have said of its queues."""
+        if self.is_profile_current:
+            return self.profile
+        return msgspec.structs.replace(self.profile, queues=None, bindings=())
 
     def task_event(self, event: Event) -> None:
         """Learn from a task event that it sends them."""
@@ -146,43 +170,86 @@ class Worker(Struct, gc=False):
         patience = max(timeout, MISSED_BEATS * min(self.freq or 0.0, SLOWEST_BEAT))
         if self.profile.pool == "solo":
             patience = max(patience, SOLO_PATIENCE)
+        self.shared = self.processes.is_shared(listened, self._silence_seconds())
         self.up = not self.left and listened - self.heard <= patience
         if self.up:
             self.down_since = None
         elif self.down_since is None:
             self.down_since = listened
 
-    def beat(self, event: Event, now: Moment) -> None:
-        """Learn from a worker event; those of a process that was replaced tell nothing any more."""
-        if event.pid is not None and event.pid == self.old_pid and event.type != "worker-online":
-            return
-        self.left = event.type == "worker-offline"
+    def beat(self, event: Event, now: Moment) -> bool:
+        """Learn from a worker event; tell whether it is the first one of another process."""
+        silence = self._silence_seconds()
+        process = self.processes.find(event, self.freq or USUAL_PERIOD_SECONDS, silence)
+        newest = self.processes.known[-1] if self.processes.known else None
+        if event.type == "worker-offline" and process is not newest and process is not None:
+            process.left = True  # the last event of a process that was replaced
+            return False
+        self._describe(event, now)
+        if process is None or process is not newest:
+            self._close_reckoning()
+        is_new = newest is not None and process is None
+        process = self._count_process(event, now, process, newest)
+        process.left = event.type == "worker-offline"
+        self.shared = self.processes.is_shared(now.listened, silence)
+        alive = self.processes.alive(now.listened, silence)
+        self.left = process.left and not alive
         self.has_returned = self.has_returned and self.left
+        self.pid = process.pid if event.pid is None else event.pid
+        self.active = sum(each.active or 0 for each in alive) if len(alive) > 1 else process.active
+        if event.active is not None:
+            self.idle_since = None if self.active else self.idle_since or now.listened
+        if event.processed is not None:
+            self.processed = event.processed
+            if self.shared:
+                self._close_reckoning()
+            else:
+                self._reckon(event.processed, event.timestamp)
+        return is_new
+
+    def has_process(self, pid: int | None) -> bool:
+        """Tell whether a process with this pid is known."""
+        return any(process.pid == pid for process in self.processes.known)
+
+    def _silence_seconds(self) -> float:
+        """Return for how long one process may be silent while others of its name are heard."""
+        if self.profile.pool == "solo":
+            return SOLO_PATIENCE
+        return max(PROCESS_SILENCE_SECONDS, MISSED_BEATS * min(self.freq or 0.0, SLOWEST_BEAT))
+
+    def _describe(self, event: Event, now: Moment) -> None:
         self.heartbeat = now.wall
         if event.freq:
             self.freq = event.freq
-        if event.active is not None:
-            self.active = event.active
-            self.idle_since = None if event.active else self.idle_since or now.listened
         self.loadavg = event.loadavg or self.loadavg
         self.software = event.sw_ident or self.software
         self.version = event.sw_ver or self.version
         self.system = event.sw_sys or self.system
         self._measure_skew(event.timestamp - now.wall, now.listened)
-        restarted = self._is_another(event)
-        if restarted:
-            self.restarts += 1
-            self._close_reckoning()
-        if event.pid is not None and event.pid != self.pid:
-            self.old_pid, self.pid = self.pid, event.pid
-        if event.processed is not None:
-            self._count(event.processed, event.timestamp, restarted)
 
-    def _is_another(self, event: Event) -> bool:
-        """Tell a new process by its pid, or, in a container where that is always 1, by counting anew."""
-        if None not in (event.pid, self.pid) and event.pid != self.pid:
-            return True
-        return event.processed is not None and event.processed < (self.processed or 0)
+    def _count_process(
+        self, event: Event, now: Moment, process: Process | None, newest: Process | None
+    ) -> Process:
+        """Count what the event adds: tasks, and a restart once it is clear that there was one.
+
+        That is when the new process is heard again and no other one was meanwhile, or when the others left.
+        """
+        processes = self.processes
+        if process is None:
+            process, tasks = processes.add(event, now)
+            restarted = newest is not None and (processes.is_open or newest.left)
+            processes.is_open = newest is not None and not newest.left
+        else:
+            restarted = processes.is_open and process is newest and event.type != "worker-offline"
+            if process is not newest:
+                processes.is_open = False
+                processes.alternations += event.type == "worker-heartbeat"
+            tasks = processes.update(process, event, now)
+            if restarted:
+                processes.replace_others()
+        self.restarts += restarted
+        self.processed_total = min(self.processed_total + tasks, MOST_PROCESSED)
+        return process
 
     def _measure_skew(self, skew: float, listened: float) -> None:
         if listened >= self.skew_until:
@@ -190,10 +257,7 @@ class Worker(Struct, gc=False):
         else:
             self.skew = skew if self.skew is None else max(skew, self.skew)
 
-    def _count(self, processed: int, timestamp: float, restarted: bool) -> None:
-        before = 0 if restarted or self.processed is None else self.processed
-        self.processed_total = min(self.processed_total + max(0, processed - before), MOST_PROCESSED)
-        self.processed = processed
+    def _reckon(self, processed: int, timestamp: float) -> None:
         if self.reckoning is None:
             unsure = int(self.last_start > timestamp - UNSURE)
             self.reckoning = Reckoning(processed, timestamp, timestamp, unsure=unsure)

@@ -18,6 +18,7 @@ from celery_exporter.advice import (
     advise,
     idle_queues,
     names,
+    same_names,
     too_many_queues,
 )
 from celery_exporter.broker.payload import CONTENT_TYPES
@@ -65,7 +66,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         _cut(heard),
         _first_event(heard, settings),
         _versions(heard.snapshot),
-        _twins(heard.configurations),
+        _shared_names(heard.configurations, found.get("same-names")),
         _serializer(heard, settings, found.get("serializer")),
         _task_events(heard, found.get("task-events")),
         _task_sent(heard, found.get("sent-events")),
@@ -130,19 +131,10 @@ def _digits(version: str) -> list[int]:
     return [int(part) if part.isdecimal() else -1 for part in version.split(".")]
 
 
-def _twins(configurations: list[tuple[str, Configuration]]) -> Finding | None:
-    """Look for one name that several workers answer to, whose numbers are mixed up."""
-    if not configurations:
-        return None
-    twice = sorted(name for name, count in Counter(name for name, _ in configurations).items() if count > 1)
-    if not twice:
-        return Finding("same-names", "ok", "no two workers answer to one name")
-    return Finding(
-        "same-names",
-        "fail",
-        f"several workers are called {names(twice)}, and are taken for one",
-        "a name for each: celery -A yourapp worker -E -n NAME@%h",
-    )
+def _shared_names(configurations: list[tuple[str, Configuration]], advised: Finding | None) -> Finding | None:
+    """Look for one name that several workers answer to. On RabbitMQ only one of them does at a time."""
+    twice = [name for name, count in Counter(name for name, _ in configurations).items() if count > 1]
+    return same_names(twice) if twice or (configurations and advised is None) else advised
 
 
 def _serializer(heard: Heard, settings: Settings, advised: Finding | None) -> Finding | None:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.core import memory
-from celery_exporter.core.cluster import Limits
+from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.names import shown_as
+from celery_exporter.core.routing import Binding
 from celery_exporter.core.words import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
 
@@ -401,10 +402,48 @@ def test_counters_of_our_own_go_on():
     assert story.cluster.keys.folded >= old.cluster.keys.folded > 0
 
 
-def test_what_workers_answered_is_known_at_once():
+@pytest.mark.parametrize(("queue", "booked"), [("mail", "mail"), ("other", "other"), (None, "unknown")])
+def test_tasks_wait_for_what_workers_answer_now(queue, booked):
+    """The worker may have restarted with another queue meanwhile."""
     old = told(heartbeat())
     old.cluster.learn({"w@h": Profile(queues=("mail",), pool="solo")}, old.moment())
     story = restarted(old)
+    assert story.cluster.unasked.keys() == {"w@h"}
     story.tell(received())
+    story.wait(5)
+    assert story.counts() == {}
+    if queue is not None:
+        story.cluster.learn({"w@h": Profile(queues=(queue,), pool="solo")}, story.moment())
+    story.wait(ANSWER_SECONDS)
+    assert story.counts() == {("add", booked, "RECEIVED"): 1}
+
+
+def test_a_broadcast_is_one_after_a_restart_too():
+    bindings = (Binding("bcast.1", "all", "fanout", "celery", "all"),)
+    old = told(heartbeat())
+    old.cluster.learn({"w@h": Profile(queues=("bcast.1",), bindings=bindings)}, old.moment())
+    old.tell(sent(queue="bcast.2", exchange="all", routing_key="celery"), received(host="a@h"))
+    story = restarted(old)
+    story.tell(received(host="b@h"), sent("u2", queue="bcast.3", exchange="all", routing_key="celery"))
+    assert story.counts() == {("add", "all", "PENDING"): 2, ("add", "all", "RECEIVED"): 2}
+    assert story.cell(queue="all").redelivered == 0
+
+
+def test_shadow_names_are_known_after_a_restart():
+    old = told(heartbeat())
+    old.cluster.learn({"w@h": Profile(registered=("add",))}, old.moment())
+    old.tell(sent(), received(name="shadow"))
+    story = restarted(old)
+    story.tell(received("u2", name="shadow"))
     story.wait(3)
-    assert story.counts() == {("add", "mail", "RECEIVED"): 1}
+    assert story.counts()["add", "unknown", "RECEIVED"] == 1
+
+
+def test_a_state_file_of_before_counts_no_task_of_its_workers_twice():
+    """It holds one process of each worker, in other fields."""
+    old = told(heartbeat(processed=7))
+    old.cluster.workers["w@h"].processes.known.clear()
+    story = restarted(old)
+    story.tell(heartbeat(processed=9))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.processed_total, worker.restarts) == (9, 0)

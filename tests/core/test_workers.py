@@ -144,7 +144,7 @@ def test_two_processes_of_one_name_do_not_count_each_other():
     for at in range(10):
         story.tell(heartbeat(at=at, pid=at % 2, processed=1000 * (1 + at % 2)))
     assert story.cluster.workers["w@h"].processed_total == 3000
-    assert story.cluster.workers["w@h"].restarts == 1
+    assert story.cluster.workers["w@h"].restarts == 0
 
 
 def test_a_forced_heartbeat_without_active_leaves_what_was_known():
@@ -178,3 +178,80 @@ def test_the_started_event_of_a_sent_task_counts_as_heard():
     story.tell(heartbeat(at=0, processed=0), sent("u"), started("u", at=1), heartbeat(at=2, processed=1))
     story.tell(heartbeat(at=4, processed=1))
     assert story.cluster.workers["w@h"].missed == 0
+
+
+# -- several processes of one name -----------------------------------------------------------------------
+
+
+def alternate(story, *counts, rounds=4, period=2.0, pids=(1, 1, 1)):
+    """Tell heartbeats of processes in turn, each a part of the period after the one before."""
+    for _ in range(rounds):
+        for pid, count in zip(pids[: len(counts)], counts, strict=True):
+            story.tell(heartbeat(at=story.now, processed=count, pid=pid))
+            story.wait(period / len(counts))
+    return story.cluster.workers["w@h"]
+
+
+@pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
+@pytest.mark.parametrize("counts", [(140, 60), (60, 140), (140, 60, 20), (5, 4)])
+def test_processes_of_one_name_are_not_counted_twice(counts, pids):
+    story = Story()
+    worker = alternate(story, *(0 for _ in counts), pids=pids)
+    worker = alternate(story, *counts, pids=pids)
+    before = worker.restarts
+    worker = alternate(story, *counts, rounds=20, pids=pids)
+    assert (worker.processed_total, worker.restarts, worker.missed) == (sum(counts), before, 0)
+    assert worker.shared
+    worker = alternate(story, *(count + 9 for count in counts), pids=pids)
+    assert worker.processed_total == sum(counts) + 9 * len(counts)
+
+
+@pytest.mark.parametrize("last", ["offline", None])
+@pytest.mark.parametrize("pids", [(1, 1), (7, 8)])
+def test_a_name_that_one_process_is_left_of_is_as_any_other(pids, last):
+    story = Story()
+    alternate(story, 140, 60, pids=pids)
+    if last is not None:
+        story.tell(heartbeat(at=story.now, kind=last, processed=60, pid=pids[1]))
+    worker = alternate(story, 140, pids=pids, rounds=8)
+    assert (worker.shared, worker.up, worker.processed_total) == (False, True, 200)
+    worker = alternate(story, 150, pids=pids)
+    assert (worker.shared, worker.processed_total, worker.restarts) == (False, 210, 0)
+
+
+def test_what_the_processes_of_a_name_do_now_is_added_up():
+    story = Story()
+    for _ in range(4):
+        for pid, active in ((1, 3), (2, 0)):
+            story.tell(heartbeat(at=story.now, pid=pid, active=active))
+            story.wait(1)
+    assert story.cluster.workers["w@h"].active == 3
+
+
+def test_a_name_whose_processes_miss_no_event_misses_none():
+    story = Story()
+    for number in range(1, 9):
+        for pid in (1, 2):
+            story.tell(started(f"{pid}-{number}", at=story.now, pid=pid))
+            story.tell(heartbeat(at=story.now + 0.5, processed=number * pid, pid=pid))
+            story.wait(1)
+    worker = story.cluster.workers["w@h"]
+    assert (worker.missed, worker.events) == (0, True)
+
+
+@pytest.mark.parametrize("pid", [1, 2])
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_a_worker_that_restarts_again_and_again_is_one_process_at_a_time(goodbye, pid):
+    """Each process does a little more than the one before, which is when they may be mixed up."""
+    story = Story()
+    for number in range(1, 9):
+        one = {"pid": 1 + number * (pid - 1)}
+        story.tell(heartbeat(at=story.now, kind="online", processed=0, **one))
+        for beat in (1, 2):
+            story.wait(2)
+            story.tell(heartbeat(at=story.now, processed=number * beat, **one))
+        if goodbye:
+            story.tell(heartbeat(at=story.now, kind="offline", processed=number * 2, **one))
+        story.wait(3)
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total, worker.shared) == (7, 72, False)

@@ -11,8 +11,10 @@ import signal
 import time
 from typing import Any
 
+import kombu
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
+from kombu.common import Broadcast
 
 from harness.late import LateDispatcher
 from harness.ledger import Entry, RedisLedger, keep, ledger_at, note_failure
@@ -24,8 +26,10 @@ CONFIGURATION = "TEST_CELERY_CONFIGURATION"
 PATIENCE = 60.0  # seconds for which a task waits at a gate
 
 
-def make_app(broker_url: str, **configuration: Any) -> Celery:
-    """Build the app as workers and the clients of the tests use it."""
+def make_app(broker_url: str, *, broadcast: str | None = None, **configuration: Any) -> Celery:
+    """Build the app as workers and clients of the tests use it; `broadcast` names a queue of that kind."""
+    if broadcast is not None:
+        configuration["task_queues"] = (kombu.Queue("celery"), Broadcast(broadcast))
     app = Celery("tests", broker=broker_url, set_as_current=False)
     app.conf.update(
         task_ignore_result=True,

@@ -1,0 +1,319 @@
+"""Which queue a message went to, by what `task-sent` names and what workers reported."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_exporter.core import routing
+from celery_exporter.core.routing import Binding, Route, Routes, matches
+from celery_exporter.core.workers import Profile
+
+from .story import Story, heartbeat, received, sent, started, succeeded
+
+DELAY = "celery_delayed_27"
+BITS = "0." * 27 + "1."
+BINDINGS = [
+    Binding("celery", "celery", "direct", "celery"),
+    Binding("videos", "media", "direct", "video"),
+    Binding("images", "media", "direct", "image"),
+    Binding("feeds", "news", "topic", "feed.#"),
+    Binding("sport", "news", "topic", "feed.*.sport"),
+    Binding("mails", "mails", "topic", "mails"),
+    Binding("bcast.1", "all", "fanout", "celery", "all"),
+    Binding("bcast.2", "all", "fanout", "celery", "all"),
+    Binding("left", "both", "fanout", ""),
+    Binding("right", "both", "fanout", ""),
+    Binding("hashed", "odd", "x-consistent-hash", "1"),
+]
+UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
+
+
+@pytest.mark.parametrize(
+    ("triple", "route"),
+    [
+        (("celery", None, None), Route("celery")),  # it is not said
+        (("celery", "", "celery"), Route("celery")),
+        (("celery", "", "videos"), Route("videos")),
+        ((None, "", "videos"), Route("videos")),
+        (("celery", "media", "video"), Route("videos")),
+        ((None, "media", "image"), Route("images")),
+        (("celery", "media", "nothing"), Route(None)),
+        (("celery", "unheard", "of"), Route(None)),  # the queue is bound to its own exchange only
+        (("elsewhere", "unheard", "of"), Route("elsewhere")),  # nothing contradicts it
+        (("tasks", "tasks", "tasks"), Route("tasks")),
+        (("celery", "news", "feed.a"), Route("feeds")),
+        (("sport", "news", "feed.a.sport"), Route("sport", copied=True)),
+        (("celery", "news", "feed.a.sport"), Route(None, copied=True)),
+        (("hashed", "odd", "42"), Route("hashed")),
+        ((f"bcast.{UUID}", "all", "celery"), Route("all", copied=True)),
+        ((f"bcast.{UUID}", "unheard", "celery"), Route("unheard", copied=True)),
+        (("left", "both", ""), Route("both", copied=True)),
+        ((None, DELAY, BITS + "mails"), Route("mails")),
+        ((None, f"prefix_{DELAY}", BITS + "mails"), Route("mails")),
+        ((None, DELAY, BITS + "feed.a"), Route("feeds")),
+        ((None, DELAY, BITS + "video"), Route(None)),  # a direct exchange delays nothing
+        ((None, DELAY, BITS + "unheard"), Route(None)),
+        ((None, DELAY, "mails"), Route(None)),
+    ],
+)
+def test_routes(triple, route):
+    routes = Routes()
+    routes.learn(BINDINGS)
+    assert routes.find(*triple) == route
+    assert routes.find(*triple) == route
+
+
+def test_a_new_answer_replaces_the_bindings_of_its_queues_and_leaves_others():
+    routes = Routes()
+    routes.learn(BINDINGS)
+    assert routes.find("celery", "media", "video").queue == "videos"
+    routes.learn([Binding("videos", "media", "direct", "film")])
+    assert routes.find("celery", "media", "video").queue is None
+    assert routes.find("celery", "media", "film").queue == "videos"
+    assert routes.find("celery", "media", "image").queue == "images"
+
+
+def test_a_queue_that_a_worker_consumes_wins_over_one_of_before():
+    routes = Routes()
+    routes.learn([Binding("old", "media", "direct", "video")])
+    routes.learn([Binding("new", "media", "direct", "video")])
+    assert routes.find("celery", "media", "video") == Route("new")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "does"),
+    [
+        ("a", "a", True),
+        ("a", "a.b", False),
+        ("*", "a", True),
+        ("*", "a.b", False),
+        ("#", "", True),
+        ("#", "a.b.c", True),
+        ("a.#", "a", True),
+        ("a.#", "ab", False),
+        ("#.z", "a.z.b.z", True),
+        ("#.a.*.z", "a.a.b.z", True),
+        ("a.*.#.z", "a.z", False),
+        ("#.#", "", True),
+    ],
+)
+def test_topic_patterns(pattern, key, does):
+    assert matches(pattern.split("."), key.split(".") if key else []) is does
+
+
+words = st.lists(st.sampled_from(["a", "b"]), max_size=6)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "*", "#"]), max_size=6), words)
+def test_topic_patterns_match_as_rabbitmq_says(pattern, key):
+    def does(pattern, key):
+        if not pattern:
+            return not key
+        if pattern[0] == "#":
+            return any(does(pattern[1:], key[skipped:]) for skipped in range(len(key) + 1))
+        return bool(key) and pattern[0] in ("*", key[0]) and does(pattern[1:], key[1:])
+
+    assert matches(pattern, key) is does(pattern, key)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(routing, "MAX_BINDINGS", 5)
+    monkeypatch.setattr(routing, "MAX_ROUTES", 5)
+    routes = Routes()
+    routes.learn(Binding(f"q{number}", "e", "direct", str(number)) for number in range(20))
+    assert len(routes._by_queue) == 5
+    for number in range(20):
+        routes.find("celery", "e", str(number))
+        assert len(routes._cache) <= 5
+
+
+def test_too_many_patterns_and_words_contradict_nothing(monkeypatch):
+    monkeypatch.setattr(routing, "MAX_PATTERNS", 3)
+    routes = Routes()
+    routes.learn(Binding(f"q{number}", "e", "topic", f"#.{number}") for number in range(9))
+    assert routes.find("q0", "e", "a.0").queue == "q0"
+    assert routes.find("q8", "e", "a.8").queue == "q8"
+    assert routes.find(None, "e", ".".join("a" * 200)).queue is None
+
+
+# -- in the cluster --------------------------------------------------------------------------------------
+
+
+def cluster_of(**profiles: Profile) -> Story:
+    story = Story()
+    story.tell(*(heartbeat(f"{node}@h") for node in profiles))
+    story.cluster.learn({f"{node}@h": profile for node, profile in profiles.items()}, story.moment())
+    return story
+
+
+def life(uuid="u1", host="w@h", **route):
+    events = [received(uuid, host=host), started(uuid, host=host), succeeded(uuid, host=host)]
+    return [sent(uuid, **route), *events]
+
+
+VIDEOS = Profile(queues=("videos",), bindings=(BINDINGS[1],))
+SEVERAL = Profile(queues=("videos", "celery"), bindings=(BINDINGS[0], BINDINGS[1]))
+STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("profile", "route", "queue"),
+    [
+        (SEVERAL, {"queue": "celery", "exchange": "media", "routing_key": "video"}, "videos"),
+        (SEVERAL, {"queue": "celery", "exchange": "unheard", "routing_key": "of"}, "unknown"),
+        (SEVERAL, {"queue": "celery", "exchange": "", "routing_key": "celery"}, "celery"),
+        (VIDEOS, {"queue": None, "exchange": DELAY, "routing_key": BITS + "unheard"}, "videos"),
+        (VIDEOS, {"queue": None}, "videos"),
+    ],
+)
+def test_a_task_is_of_the_queue_that_its_message_went_to_in_whatever_order_it_is_told(
+    profile, route, queue, first
+):
+    story = cluster_of(w=profile)
+    told, *events = life(**route)
+    events.insert(first, told)
+    story.tell(*events)
+    story.wait(2.5)
+    assert story.counts() == {("add", queue, state): 1 for state in STATES}
+    assert story.gauges() == {}
+    assert story.cluster.fallbacks["queue_name"] == (queue == "unknown" or route["queue"] is None)
+
+
+def test_a_task_that_waits_in_a_queue_that_is_not_known_is_pending_there_and_goes_on_in_its_workers_queue():
+    story = cluster_of(w=VIDEOS)
+    told, *events = life(queue=None)
+    story.tell(told)
+    assert story.gauges() == {}
+    story.wait(2.5)
+    assert story.gauges() == {"PENDING": 1}
+    story.tell(*events)
+    assert story.counts() == {
+        ("add", "unknown", "PENDING"): 1,
+        **{("add", "videos", state): 1 for state in STATES[1:]},
+    }
+
+
+def test_without_the_label_nothing_waits_for_a_queue():
+    story = Story(labels=())
+    story.tell(sent(queue=None))
+    assert story.gauges() == {"PENDING": 1}
+
+
+ALL = {"queue": f"bcast.{UUID}", "exchange": "all", "routing_key": "celery"}
+
+
+@pytest.mark.parametrize("told", [0, 1, 3, 6])
+@pytest.mark.parametrize("labels", [("queue_name",), ()])
+def test_each_worker_that_receives_a_broadcast_has_a_copy_of_its_own(told, labels):
+    story = Story(labels=labels)
+    story.tell(heartbeat("a@h"), heartbeat("b@h"))
+    profiles = {
+        node: Profile(queues=(one.queue,), bindings=(one,))
+        for node, one in zip(("a@h", "b@h"), BINDINGS[6:8], strict=True)
+    }
+    story.cluster.learn(profiles, story.moment())
+    (message, *first), (_, *second) = life(host="a@h", **ALL), life(host="b@h", **ALL)
+    events = [event for pair in zip(first, second, strict=True) for event in pair]
+    events.insert(told, message)
+    story.tell(*events)
+    story.wait(2.5)
+    queue = "all" if labels else ""
+    assert story.counts() == {("add", queue, state): 1 if state == "PENDING" else 2 for state in STATES}
+    assert story.cell(queue=queue).redelivered == 0
+    assert story.gauges() == {}
+    assert "all" not in story.cluster.queues
+    story.tell(received(at=9, host="a@h"), received(at=10, host="a@h"))
+    assert story.cell(queue=queue).redelivered == 1, "the same worker, twice"
+
+
+def test_without_task_sent_a_copy_is_of_the_broadcast_and_not_of_the_queue_that_each_process_makes():
+    story = cluster_of(a=Profile(queues=("bcast.1",), bindings=(BINDINGS[6],)))
+    story.tell(*life(host="a@h", **ALL)[1:])
+    story.wait(2.5)
+    assert set(story.counts()) == {("add", "all", state) for state in STATES[1:]}
+
+
+# -- a worker that comes back --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seen_by", ["heartbeat", "task"])
+def test_tasks_of_a_worker_that_restarted_wait_for_its_answer(seen_by):
+    story = cluster_of(w=Profile(queues=("alpha",)))
+    story.tell(received("u0"), started("u0"))
+    if seen_by == "heartbeat":
+        story.tell(heartbeat(kind="online", pid=2))
+    assert story.cluster.unasked.keys() == ({"w@h"} if seen_by == "heartbeat" else set())
+    story.tell(received(pid=2), started(pid=2), succeeded(pid=2))
+    assert story.cluster.unasked.keys() == {"w@h"}
+    story.wait(5)
+    assert {queue for (_, queue, _) in story.counts()} <= {"alpha", "unknown"}
+    assert sum(story.counts().values()) in (0, 2), "what the process before did may be known"
+    story.cluster.learn({"w@h": Profile(queues=("beta",))}, story.moment())
+    story.wait(2.5)
+    assert [story.counts().get(("add", "beta", state)) for state in STATES[1:]].count(None) == 0
+
+
+def test_an_answer_of_the_process_before_is_none_of_the_one_that_runs_now():
+    story = cluster_of(w=Profile(queues=("alpha",)))
+    asked = {"w@h": story.cluster.workers["w@h"].starts}
+    story.tell(heartbeat(kind="online", pid=2))
+    story.cluster.learn({"w@h": Profile(queues=("alpha",))}, story.moment(), asked)
+    assert story.cluster.unasked.keys() == {"w@h"}
+    story.tell(received(pid=2))
+    story.wait(2.5)
+    assert story.counts() == {}
+    story.wait(10)
+    assert story.counts() == {("add", "unknown", "RECEIVED"): 1}
+
+
+@pytest.mark.parametrize("profile", [Profile(queues=("alpha",)), Profile()])
+def test_a_worker_that_does_not_answer_is_asked_again_for_a_while(profile):
+    """Its first event comes before it takes questions."""
+    story = cluster_of(w=profile)
+    assert story.cluster.unasked == {}
+    story.tell(heartbeat(kind="online", pid=2))
+    for _ in range(3):
+        story.wait(3)
+        story.cluster.learn({}, story.moment(), {"w@h": story.cluster.workers["w@h"].starts})
+        assert story.cluster.unasked.keys() == {"w@h"}
+    story.wait(3)
+    assert story.cluster.unasked == {}
+
+
+# -- shadow names ----------------------------------------------------------------------------------------
+
+
+def test_a_task_with_a_shadow_name_is_the_task_that_was_sent_whoever_sent_it():
+    story = cluster_of(w=Profile(queues=("q",), registered=("add",)))
+    told, got, *rest = life()
+    got["name"] = "my.shadow"
+    story.tell(told, got, *rest)
+    story.tell(received("u2", name="my.shadow"), started("u2"), succeeded("u2"))  # nobody tells who sent it
+    story.tell(
+        sent("u3"),
+        received("u3", name="my.shadow"),
+        started("u3"),
+        received("u3", retries=1, name="my.shadow"),
+    )
+    story.wait(2.5)
+    assert {name for name, _, _ in story.counts()} == {"add"}
+    assert story.by_state() == {"PENDING": 2, "RECEIVED": 4, "STARTED": 3, "SUCCESS": 2}
+
+
+@pytest.mark.parametrize("name", ["mul", "celery.accumulate"])
+def test_a_task_that_was_replaced_is_no_shadow(name):
+    story = cluster_of(w=Profile(queues=("q",), registered=("add", "mul")))
+    story.tell(sent(), received(name=name))
+    assert story.cluster.keys.shadows == {}
+
+
+def test_only_so_many_shadow_names_are_remembered(monkeypatch):
+    monkeypatch.setattr("celery_exporter.core.keys.MAX_SHADOWS", 3)
+    story = cluster_of(w=Profile(queues=("q",), registered=("add",)))
+    for number in range(9):
+        story.tell(sent(f"u{number}"), received(f"u{number}", name=f"shadow {number}"))
+    assert len(story.cluster.keys.shadows) == 3
+    assert story.counts() == {("add", "q", "PENDING"): 9, ("add", "q", "RECEIVED"): 9}

@@ -1,0 +1,154 @@
+"""Which queue and which name a task is booked under, and which worker did it, where Celery does not say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import workers
+from harness.exporter import Exporter
+from harness.marks import on_rabbitmq
+from harness.waiting import eventually, stays, until_equal
+from harness.workers import Worker
+from kombu import Exchange, Queue
+
+QUEUES = {
+    "celery": {"exchange": "celery", "binding_key": "celery"},
+    "videos": {"exchange": "media", "exchange_type": "direct", "binding_key": "video"},
+    "feeds": {"exchange": "news", "exchange_type": "topic", "binding_key": "feed.#"},
+}
+#: What kombu declares before it publishes: on Redis a process knows the types of these exchanges only.
+VIDEOS = Queue("videos", Exchange("media", "direct"), "video")
+FEEDS = Queue("feeds", Exchange("news", "topic"), "feed.#")
+QUORUM = {
+    "task_default_queue_type": "quorum",
+    "task_default_queue": "mails",
+    "task_default_exchange": "mails",
+    "task_default_exchange_type": "topic",
+    "task_default_routing_key": "mails",
+}
+#: Two workers of one name can come up on RabbitMQ only with what Celery did before 5.7.
+SHARED = {"control_queue_exclusive": False, "event_queue_exclusive": False}
+
+
+def answered(app: Exporter, *nodes: str) -> None:
+    """Wait until these workers answered."""
+    eventually(lambda: set(nodes) <= app.samples().label_values("worker", "celery_worker_pool_size"), 60)
+
+
+def successes(app: Exporter, label: str = "queue_name") -> dict[str, float]:
+    by = app.samples().by("celery_tasks_total", label, state="SUCCESS")
+    return {value: count for (value,), count in by.items() if count}
+
+
+def finding(app: Exporter, check: str) -> str:
+    findings = json.loads(app.get("/api/v1/status").body)["findings"]
+    return next((each["level"] for each in findings if each["check"] == check), "")
+
+
+def test_routing_by_exchange_and_key(running, exporter, broker, worker):
+    """`task-sent` names the default queue, wherever the message goes."""
+    app = running(exporter()).connected()
+    running(worker("w@box", queues="celery,videos,feeds", pool="solo", task_queues=QUEUES))
+    answered(app, "w@box")
+    with workers.client(broker.url, task_queues=QUEUES) as client:
+        for _ in range(3):
+            client.send_task("tasks.succeed", exchange="media", routing_key="video", declare=[VIDEOS])
+        for _ in range(2):
+            client.send_task("tasks.succeed", exchange="news", routing_key="feed.a.b", declare=[FEEDS])
+        client.send_task("tasks.retry_once", exchange="media", routing_key="video", declare=[VIDEOS])
+        client.send_task("tasks.succeed", queue="videos")
+        client.send_task("tasks.succeed")
+    until_equal(lambda: successes(app), {"videos": 5, "feeds": 2, "celery": 1}, 60)
+    queues = app.samples().by("celery_tasks_total", "queue_name", state="PENDING")
+    assert {queue: count for (queue,), count in queues.items() if count} == {
+        "videos": 6,
+        "feeds": 2,
+        "celery": 1,
+    }
+    assert app.value("celery_exporter_label_fallbacks_total", label="queue_name") == 0
+
+
+def test_a_broadcast_is_one_task_that_each_worker_runs(running, exporter, broker, worker):
+    app = running(exporter()).connected()
+    nodes = ("a@box", "b@box")
+    running(*(worker(node, queues="news", pool="solo", broadcast="news") for node in nodes))
+    answered(app, *nodes)
+    with workers.client(broker.url, broadcast="news") as client:
+        for _ in range(3):
+            client.send_task("tasks.succeed", queue="news", declare=[client.amqp.queues["news"]])
+    until_equal(lambda: successes(app), {"news": 6}, 60)
+    samples = app.samples()
+    assert samples.total("celery_tasks_total", state="PENDING", queue_name="news") == 3
+    assert samples.total("celery_task_redeliveries_total") == 0
+    until_equal(lambda: app.total("celery_tasks"), 0)
+
+
+@on_rabbitmq
+def test_what_rabbitmq_delays_is_of_the_queue_that_it_will_reach(running, exporter, broker, worker):
+    app = running(exporter()).connected()
+    running(worker("w@box", queues="mails", pool="solo", **QUORUM))
+    answered(app, "w@box")
+    with workers.client(broker.url, **QUORUM) as client:
+        client.send_task("tasks.succeed")
+        client.send_task("tasks.succeed", countdown=2)
+        client.send_task("tasks.retry_once", (2,))
+    until_equal(lambda: app.total("celery_tasks_total", state="PENDING", queue_name="mails"), 4, 60)
+    until_equal(lambda: successes(app), {"mails": 3}, 60)
+    assert app.value("celery_exporter_label_fallbacks_total", label="queue_name") == 0
+
+
+def test_a_worker_that_comes_back_with_another_queue(running, exporter, broker, worker):
+    """Nobody says where tasks were sent, and the next round of questions is far away."""
+    app = running(exporter(update_interval="300")).connected()
+    with workers.client(broker.url, task_send_sent_event=False) as client:
+        for queue, expected in (("left", {"left": 3}), ("right", {"left": 3, "right": 3})):
+            for _ in range(3):
+                client.send_task("tasks.succeed", queue=queue)
+            process = running(worker("w@box", queues=queue, pool="solo", task_send_sent_event=False))
+            until_equal(lambda: successes(app), expected, 60)
+            assert process.stop() == 0
+
+
+def test_two_workers_of_one_name(running, exporter, broker, tmp_path: Path):
+    app = running(exporter()).connected()
+    pair = [
+        Worker(tmp_path / queue, broker.url, "w@box", queues=queue, pool="solo", **SHARED)
+        for queue in ("left", "right")
+    ]
+    running(*pair)
+    with workers.client(broker.url) as client:
+        for count, queue in ((14, "left"), (6, "right")):
+            for _ in range(count):
+                client.send_task("tasks.succeed", queue=queue)
+    until_equal(lambda: successes(app), {"left": 14, "right": 6}, 60)
+    until_equal(lambda: app.value("celery_worker_processed_tasks_total", worker="w@box"), 20, 60)
+    eventually(lambda: finding(app, "same-names") == "fail", 60)
+    restarts = app.value("celery_worker_restarts_total", worker="w@box")
+    stays(
+        lambda: (
+            app.value("celery_worker_processed_tasks_total", worker="w@box") == 20
+            and app.value("celery_worker_restarts_total", worker="w@box") == restarts
+        ),
+        6,
+    )
+    assert app.value("celery_exporter_events_missed_total", worker="w@box") == 0
+    assert pair[0].stop() == 0
+    until_equal(lambda: finding(app, "same-names"), "ok", 60)
+    assert app.value("celery_worker_up", worker="w@box") == 1
+
+
+@pytest.mark.parametrize("shadow", ["shown.in.logs"])
+def test_a_task_with_a_shadow_name_is_the_task_that_was_sent(running, exporter, broker, worker, shadow):
+    """`task-sent` has the task's own name, and `task-received` the one to be shown."""
+    app = running(exporter()).connected()
+    running(worker("w@box", pool="solo", task_send_sent_event=False))
+    answered(app, "w@box")
+    for says_so in (True, False):
+        with workers.client(broker.url, task_send_sent_event=says_so) as client:
+            client.send_task("tasks.succeed", queue="celery", shadow=shadow)
+            client.send_task("tasks.retry_once", queue="celery", shadow=f"{shadow}.retry")
+        done = {"tasks.succeed": 2 - says_so, "tasks.retry_once": 2 - says_so}
+        until_equal(lambda: successes(app, "task_name"), done, 60)
+    assert shadow not in app.samples().label_values("task_name")
