@@ -44,8 +44,8 @@ format: .venv/synced  ## let ruff lay the code out
 truth: .venv/synced servers  ## each scenario in full against what the tasks wrote down themselves, as a table
 	TRUTH_SIZE=full $(PY) -m pytest tests/truth -m ""
 
-faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table
-	$(PY) -m pytest tests/faults -m ""
+faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table; on a quiet machine
+	MACHINE=quiet $(PY) -m pytest tests/faults -m ""
 
 fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as tables
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz -m ""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 import pytest
 
-from harness.waiting import eventually
+from harness.spans import Span
+from harness.waiting import ANSWER_TIMEOUT, BUSY_FACTOR, eventually
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,7 +55,7 @@ def need(command: str) -> str:
 
 def listening(port: int) -> bool:
     """Tell whether someone accepts connections on this port of 127.0.0.1."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=ANSWER_TIMEOUT):
         return True
     return False
 
@@ -63,7 +64,7 @@ class Process:
     """A child process in a group of its own, its output in a file; `with` starts and ends it."""
 
     name = "process"
-    deadline = 30.0  # to become ready, on two busy cores
+    deadline = 30.0  # seconds to become ready (see `eventually`)
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,11 +130,18 @@ class Process:
         return None if self.process is None else self.process.poll()
 
     def wait(self, deadline: float = 10.0) -> int:
-        """Wait for it to end by itself; return its exit code."""
-        assert self.process is not None
-        code = self.process.wait(deadline)
+        """Wait for it to end by itself; return its exit code. `ending` is then how long that took."""
+        family = _family(self.pid)
+        with Span(self.pid, *(each.pid for each in family)) as self.ending:
+            eventually(self._has_ended, deadline, every=0.02, what=f"end of {self.name}")
         self._forget()
+        code = self.exit_code()
+        assert code is not None
         return code
+
+    def _has_ended(self) -> bool:
+        self.ending.look()
+        return not self.alive()
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, deadline: float = 15.0) -> int:
         """Ask it to end, as an init system would: a signal to the main process only."""
@@ -149,7 +157,7 @@ class Process:
             for child in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
-            self.process.wait(10)
+            self.process.wait(BUSY_FACTOR * 10)
         self._forget()
 
     def pause(self) -> None:
@@ -186,6 +194,26 @@ def side_by_side(*processes: Process) -> Iterator[None]:
         for process in processes:
             process.wait_ready()
         yield
+
+
+def communicate(
+    process: subprocess.Popen[str], deadline: float = 10.0, what: str = "end"
+) -> tuple[str, str, Span]:
+    """Return what a process still prints until it ends by itself, and the time that it took."""
+
+    def outputs() -> tuple[str, str] | None:
+        span.look()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=0.05)
+        return None
+
+    with process, Span(process.pid) as span:
+        try:
+            stdout, stderr = eventually(outputs, deadline, every=0, what=what)
+        except BaseException:
+            process.kill()
+            raise
+    return stdout, stderr, span
 
 
 def _family(pid: int) -> list[psutil.Process]:

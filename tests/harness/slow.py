@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from harness.waiting import ANSWER_TIMEOUT
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -26,12 +28,12 @@ class Slow:
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the server is left with the rest
-        raw.settimeout(20)
+        raw.settimeout(ANSWER_TIMEOUT)
+        self.since = time.monotonic()
         raw.connect(("127.0.0.1", port))
         self.socket = tls.wrap_socket(raw, server_hostname="localhost") if tls else raw
         self.begin()
         self.socket.setblocking(False)
-        self.since = time.monotonic()
         self.gone: float | None = None
         self.heard = False  # whether it has read anything
 

@@ -65,8 +65,8 @@ def refusals():
         option, value = case
         url = () if option == "--broker-url-file" else ("--broker-url", NOBODY)
         try:
-            return run_cli(*url, option, value, deadline=8)
-        except subprocess.TimeoutExpired:
+            return run_cli(*url, option, value)
+        except AssertionError:  # it did not end
             return None  # it took the value, and runs
 
     with ThreadPoolExecutor(2) as pool:
@@ -208,7 +208,7 @@ def test_port_and_interval_come_from_the_environment(running, tmp_path, redis_br
         collectors = app.samples().label_values("collector", name)
         return len(stamps) >= 3 * len(collectors) > 0
 
-    eventually(updated_thrice, 8)
+    eventually(updated_thrice)
 
 
 def test_log_formats(running, tmp_path, redis_broker):
@@ -278,7 +278,7 @@ def test_a_signal_ends_it_as_pid_1(running, tmp_path, redis_broker, sig):
     """PID 1 has no default handlers: in a container without an init it has to end all the same."""
     wrapper = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     try:
-        subprocess.run([*wrapper, "true"], check=True, capture_output=True, timeout=10)
+        subprocess.run([*wrapper, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         missing("unshare --pid, as root,")
     app = running(Exporter(tmp_path, redis_broker.url, wrapper=wrapper)).connected()

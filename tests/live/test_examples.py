@@ -124,7 +124,6 @@ def run(command: str, cluster: SimpleNamespace, folder: Path) -> str | None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
         check=False,
     )
     codes = next((codes for begin, codes in CODES.items() if command.startswith(begin)), {0})
