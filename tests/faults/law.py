@@ -174,8 +174,7 @@ class Law:
     def _span(self, act: Callable[[], object], probe: Callable[[], bool], seconds: float, what: str) -> Span:
         """Do this, hold that something is so within so many seconds, and return how long it took."""
         act()
-        with Span(self.app.pid) as span:
-            eventually(probe, seconds, what=what)
+        span = Span.until(probe, self.app.pid, deadline=seconds, what=what)
         assert span.seconds < seconds, f"{what} after {span}"
         return span
 

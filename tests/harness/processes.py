@@ -131,17 +131,14 @@ class Process:
 
     def wait(self, deadline: float = 10.0) -> int:
         """Wait for it to end by itself; return its exit code. `ending` is then how long that took."""
-        family = _family(self.pid)
-        with Span(self.pid, *(each.pid for each in family)) as self.ending:
-            eventually(self._has_ended, deadline, every=0.02, what=f"end of {self.name}")
+        pids = (self.pid, *(child.pid for child in _family(self.pid)))
+        self.ending = Span.until(
+            lambda: not self.alive(), *pids, deadline=deadline, every=0.02, what=f"end of {self.name}"
+        )
         self._forget()
         code = self.exit_code()
         assert code is not None
         return code
-
-    def _has_ended(self) -> bool:
-        self.ending.look()
-        return not self.alive()
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, deadline: float = 15.0) -> int:
         """Ask it to end, as an init system would: a signal to the main process only."""
@@ -201,19 +198,22 @@ def communicate(
 ) -> tuple[str, str, Span]:
     """Return what a process still prints until it ends by itself, and the time that it took."""
 
-    def outputs() -> tuple[str, str] | None:
-        span.look()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=0.05)
-        return None
+    outputs: tuple[str, str] | None = None
 
-    with process, Span(process.pid) as span:
+    def has_ended() -> bool:
+        nonlocal outputs
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            outputs = process.communicate(timeout=0.05)
+        return outputs is not None
+
+    with process:
         try:
-            stdout, stderr = eventually(outputs, deadline, every=0, what=what)
+            span = Span.until(has_ended, process.pid, deadline=deadline, every=0, what=what)
         except BaseException:
             process.kill()
             raise
-    return stdout, stderr, span
+    assert outputs is not None
+    return *outputs, span
 
 
 def _family(pid: int) -> list[psutil.Process]:

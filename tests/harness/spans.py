@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.waiting import EVERY, eventually
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,8 +24,19 @@ QUIET = os.environ.get("MACHINE") == "quiet"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
+class Look(NamedTuple):
+    """What is read at a moment."""
+
+    at: float
+    accounts: dict[Path, int]  # of threads, in nanoseconds
+    stolen_seconds: float
+
+
 class Span:
-    """The time within `with`, less what the threads of these processes and of this one ran or waited to run.
+    """A span of time, less what the threads of some processes ran or waited to run.
+
+    `with Span(pid) as span:` is for a call that waits for that process; this process is one of the two then.
+    `Span.until(condition, pid)` waits for a condition.
 
     Threads that run side by side are deducted one after the other, so `blocked_seconds` is the least that it
     may have been, and 0 for processes that were busy throughout.
@@ -30,34 +44,49 @@ class Span:
 
     def __init__(self, *pids: int) -> None:
         self._pids = (*pids, os.getpid())
-        self._accounts: dict[Path, int] = {}  # what has been seen of each thread, in nanoseconds
-        self._due_seconds = self._stolen_seconds = 0.0
 
     def __enter__(self) -> Self:
-        self._accounts = self._read()
+        self._begin = self._end = self._look()
         self._due_seconds = 0.0
-        self._stolen_before = _stolen_seconds()
-        self._begin = self._end = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.look()
+        self._extend(self._look())
 
-    def look(self) -> None:
-        """Read the accounts: of a process that ends, what was read of it last is what counts."""
-        self._end = time.monotonic()
-        self._stolen_seconds = _stolen_seconds() - self._stolen_before
-        for thread, now in self._read().items():
-            self._due_seconds += (now - self._accounts.get(thread, 0)) / 1e9
-            self._accounts[thread] = now
+    @classmethod
+    def until(
+        cls,
+        condition: Callable[[], object],
+        *pids: int,
+        deadline: float = 10.0,
+        every: float = EVERY,
+        what: str = "",
+    ) -> Self:
+        """Wait as `eventually` does; the span ends when the condition was last seen not to be met.
+
+        So this process, which may be late to see it, takes no part in it.
+        """
+        span = cls()
+        span._pids = pids
+        span.__enter__()
+
+        def is_met() -> object:
+            before = span._look()
+            if not (state := condition()):
+                span._extend(before)
+            return state
+
+        eventually(is_met, deadline, every=every, what=what)
+        return span
 
     @property
     def elapsed_seconds(self) -> float:
-        return self._end - self._begin
+        return self._end.at - self._begin.at
 
     @property
     def blocked_seconds(self) -> float:
-        return max(0.0, self.elapsed_seconds - self._due_seconds - self._stolen_seconds)
+        stolen_seconds = self._end.stolen_seconds - self._begin.stolen_seconds
+        return max(0.0, self.elapsed_seconds - self._due_seconds - stolen_seconds)
 
     @property
     def seconds(self) -> float:
@@ -67,7 +96,13 @@ class Span:
     def __repr__(self) -> str:
         return f"{self.elapsed_seconds:.2f} s, of which blocked {self.blocked_seconds:.2f} s"
 
-    def _read(self) -> dict[Path, int]:
+    def _extend(self, look: Look) -> None:
+        """Have the span end at this look; the account of a thread that has ended stays as it was."""
+        before = self._end.accounts
+        self._due_seconds += sum(now - before.get(thread, 0) for thread, now in look.accounts.items()) / 1e9
+        self._end = look._replace(accounts={**before, **look.accounts})
+
+    def _look(self) -> Look:
         accounts = {}
         for pid in self._pids:
             with contextlib.suppress(OSError):  # it has ended
@@ -75,7 +110,7 @@ class Span:
                     with contextlib.suppress(OSError):
                         ran, waited, _ = (thread / "schedstat").read_text().split()
                         accounts[thread] = int(ran) + int(waited)
-        return accounts
+        return Look(time.monotonic(), accounts, _stolen_seconds())
 
 
 def _stolen_seconds() -> float:

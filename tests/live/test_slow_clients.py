@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from contextlib import ExitStack
 from functools import partial
 
 import psutil
@@ -91,9 +90,12 @@ def test_200_of_each_kind_hold_up_no_scrape_and_no_end(scene):
 
 def test_who_does_not_say_what_he_wants_is_turned_out(scene):
     exporter, kinds = scene
-    with ExitStack() as stack, Span(exporter.pid) as span:
-        slow_ones = stack.enter_context(crowd(20, *(kind for kind in kinds if kind.func is not Deaf)))
-        eventually(lambda: slow_ones.connected(Silent, HalfClosed, HandshakeStuck, Dribbling) == 0, 20)
+    with crowd(20, *(kind for kind in kinds if kind.func is not Deaf)) as slow_ones:
+        span = Span.until(
+            lambda: slow_ones.connected(Silent, HalfClosed, HandshakeStuck, Dribbling) == 0,
+            exporter.pid,
+            deadline=20,
+        )
     stayed = [one.gone - one.since for one in (*slow_ones.of(Dribbling), *slow_ones.of(Silent))]
     assert min(stayed) > connections.HEAD - slow.PACE
     assert span.seconds < connections.HEAD + slow.PACE + 2
