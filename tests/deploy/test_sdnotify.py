@@ -92,8 +92,8 @@ def test_a_stuck_event_loop_gives_no_sign_of_life(tmp_path, running, manager):
     app.extra = manager.environment()
     running(app)
     assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG=1"]
-    app.file.unlink()
-    os.mkfifo(app.file)
+    os.mkfifo(pipe := tmp_path / "pipe")
+    pipe.replace(app.file)  # at once: a file that was missing in between would not be read again
     with pytest.raises(TimeoutError):  # this request makes it look at the file
         app.get("/-/healthy", timeout=1)
     eventually(lambda: manager.next_in(5 * EVERY) is None)  # some were under way

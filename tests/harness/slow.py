@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import threading
@@ -110,6 +111,11 @@ class Crowd:
     def connected(self, *kinds: type[Slow]) -> int:
         """Return how many, of these kinds, the server still has."""
         return sum(one.gone is None for kind in kinds for one in self.of(kind))
+
+    def shortest_stay(self, *kinds: type[Slow]) -> float:
+        """Return the seconds after which the server hung up on the first of these kinds; inf for on none."""
+        members = (one for kind in kinds for one in self.of(kind))
+        return min((one.gone - one.since for one in members if one.gone is not None), default=math.inf)
 
     def served(self, *kinds: type[Slow]) -> bool:
         """Tell whether the server has answered, or turned out, all of these kinds."""
