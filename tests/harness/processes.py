@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,18 +30,41 @@ TESTS = ROOT / "tests"
 MORE_PATH = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/sbin")  # where Debian keeps what users don't run
 
 running: list[Process] = []  # conftest shows their logs under a failed test
-_given: set[int] = set()  # ports, whose processes may not listen yet
+LOWEST_PORT, PORTS_AT_ONCE = 10_000, 500
+OF_OUTGOING_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Claim ports for this process, until it ends, and return them over and over.
+
+    The kernel gives the ports above them to outgoing connections of anybody, for as long as nobody listens
+    there yet or again. Another run of these tests on this machine finds the name of the socket taken.
+    """
+    highest = int(OF_OUTGOING_CONNECTIONS.read_text().split()[0])
+    firsts = range(LOWEST_PORT, highest - PORTS_AT_ONCE, PORTS_AT_ONCE)
+    for first in random.sample(firsts, len(firsts)):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0celery-exporter-tests-{first}")
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return itertools.cycle(range(first, first + PORTS_AT_ONCE))
+    pytest.fail(f"{len(firsts)} other runs of the tests have all ports below {highest}")
+
+
+_claims: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nobody listens, and which nobody here was given before."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.add(port)
+    """Return a TCP port of 127.0.0.1 on which nobody listens, and which nobody here was given of late."""
+    for port in itertools.islice(_own_ports(), PORTS_AT_ONCE):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
+    pytest.fail(f"somebody listens on all of {PORTS_AT_ONCE} ports")
 
 
 def missing(what: str) -> NoReturn:
