@@ -259,6 +259,34 @@ def test_an_early_signal_is_not_lost(tmp_path):
     assert "Traceback" not in app.text()
 
 
+#: As sitecustomize.py: presses Ctrl-C in a finalizer, while the broker's library is imported.
+IN_A_FINALIZER = """
+import os, signal, sys
+
+class Interrupts:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [])  # by the next instruction it has come
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "kombu.transport.redis":
+            sys.meta_path.remove(self)
+            Interrupts()
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_ctrl_c_ends_a_command_wherever_the_program_is(tmp_path):
+    """Python drops an exception that is raised in a finalizer, of which an import has many."""
+    (tmp_path / "sitecustomize.py").write_text(IN_A_FINALIZER)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        done = run_cli("doctor", "--broker-url", url, environment={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+
+
 def test_it_goes_on_after_it_was_frozen(running, exporter):
     """SIGSTOP and SIGCONT, as `docker pause` and debuggers send them."""
     app = running(exporter()).connected()
