@@ -30,7 +30,7 @@ stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or ST
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
 test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, half of it at a time
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/synced  ## ruff and mypy --strict
 	.venv/bin/ruff check .
