@@ -30,7 +30,7 @@ stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or ST
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
 test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, half of it at a time
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/synced  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -44,8 +44,8 @@ format: .venv/synced  ## let ruff lay the code out
 truth: .venv/synced servers  ## each scenario in full against what the tasks wrote down themselves, as a table
 	TRUTH_SIZE=full $(PY) -m pytest tests/truth -m ""
 
-faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table
-	$(PY) -m pytest tests/faults -m ""
+faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table; on a quiet machine
+	MACHINE=quiet $(PY) -m pytest tests/faults -m ""
 
 celery-integration: .venv/synced servers  ## Celery's own integration tests, and sums equal to what their tasks wrote: docs/accuracy.md
 	PYTHONPATH=tests $(PY) -m celery_integration

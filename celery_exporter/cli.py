@@ -9,8 +9,10 @@ import math
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -129,6 +131,19 @@ Examples:
 }
 
 
+def _take_signals() -> None:
+    """Let Ctrl-C and SIGTERM end this command at once, until it takes them in its own way."""
+    signal.signal(signal.SIGINT, _exit_interrupted)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def _exit_interrupted(*_: object) -> None:
+    # Not by KeyboardInterrupt: Python drops what is raised in a finalizer, of which each import has several.
+    with suppress(OSError, RuntimeError):  # a pipe that nobody reads; a line that is just being written
+        sys.stdout.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
 def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
         from celery_exporter.about import about  # noqa: PLC0415  nobody else needs it
@@ -157,7 +172,7 @@ _command.params.append(
 @click.pass_context
 def demo(context: click.Context, port: int, seconds: float | None) -> None:
     """Run a broker, workers, a client and the exporter, to look at."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    _take_signals()
     from celery_exporter.demo import run  # noqa: PLC0415  needs an extra that the exporter does not
 
     context.exit(run(port, seconds))
@@ -173,7 +188,7 @@ def _broker_command(
 
     @click.pass_context
     def run_it(context: click.Context, /, **argv: Any) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        _take_signals()
         before = context.parent.params if context.parent else {}
         given = {key: argv.pop(key) or before.get(key) for key in list(argv) if key in keys}
         context.exit(function(load(given, os.environ), **argv))
@@ -329,7 +344,7 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     Workers, queues, tasks, recent failures, and what to look at: from the exporter that runs here, or the one
     at --url; with --broker-url from a broker, without any. Where there is no terminal it is written once.
     """
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    _take_signals()
     from celery_exporter.broker.connection import UnusableURLError  # noqa: PLC0415
     from celery_exporter.top import show  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.top.sources import awaited, broker, exporter, here, patient  # noqa: PLC0415
@@ -369,7 +384,7 @@ _command.add_command(
 @click.argument("name", required=False, type=click.Choice(tuple(PROFILES)))
 def profiles(name: str | None) -> None:
     """List the profiles for --profile with their metrics. Of one: all that it has."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    _take_signals()
     click.echo("\n\n".join(map(overview, PROFILES.values())) if name is None else table(PROFILES[name]))
 
 
@@ -380,7 +395,7 @@ def _healthcheck(context: click.Context, /, **argv: Any) -> None:
     For container engines. It takes these options as the exporter does, from the same environment; the broker
     is not asked.
     """
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    _take_signals()
     from celery_exporter.web.healthcheck import ask  # noqa: PLC0415  the exporter does not need it
 
     before = context.parent.params if context.parent else {}

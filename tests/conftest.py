@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from harness import processes, workers
 from harness.exporter import Exporter
-from harness.processes import Process
+from harness.processes import TESTS, Process
 from harness.servers import VHOSTS, RabbitServer, RedisServer
 from harness.workers import Ledger, Worker
 
@@ -19,6 +19,21 @@ pytest_plugins = ["harness.tables"]
 # Two cores are shared; what may not take long has tests of its own.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
+
+
+#: What waits for processes, the longest first. `make test` gives out files in this order, so that its end is
+#: made of short ones, which both halves take in turn.
+LONGEST = ("live/test_doctor.py", "live", "truth", "faults", "alerts", "dashboards", "deploy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first; the order is otherwise kept."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(TESTS)
+        return next((at for at, part in enumerate(LONGEST) if path.is_relative_to(part)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)

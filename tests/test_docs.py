@@ -205,7 +205,6 @@ def site(tmp_path_factory) -> Path:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "site"

@@ -56,7 +56,7 @@ def run(*command, **more):
         name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE", "CELERY"))
     }
     return subprocess.run(
-        command, cwd=ROOT, env=inherited | more, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, env=inherited | more, capture_output=True, text=True, check=False
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 from harness import compose
 from harness.processes import ROOT, need
 from harness.servers import Alertmanager, RedisServer
-from harness.waiting import eventually, until_equal
+from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 from harness.webhook import Webhook
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -48,7 +48,7 @@ def mounted(made, tmp_path):
 
 
 def run(*command, cwd):
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def option(name, flag):
@@ -170,12 +170,14 @@ def fire(manager, *alerts):
         [{"labels": {"job": "celery", **alert}, "annotations": {"summary": "Look"}} for alert in alerts]
     )
     headers = {"Content-Type": "application/json"}
-    urllib.request.urlopen(urllib.request.Request(url(manager), body.encode(), headers), timeout=5).close()
+    urllib.request.urlopen(
+        urllib.request.Request(url(manager), body.encode(), headers), timeout=ANSWER_TIMEOUT
+    ).close()
 
 
 def states(manager):
     """Return which alerts it passes on ("active"), and which it keeps to itself ("suppressed")."""
-    with urllib.request.urlopen(url(manager), timeout=5) as answer:
+    with urllib.request.urlopen(url(manager), timeout=ANSWER_TIMEOUT) as answer:
         return {alert["labels"]["alertname"]: alert["status"]["state"] for alert in json.load(answer)}
 
 

@@ -11,7 +11,7 @@ import pytest
 from harness.exporter import Exporter, run_cli
 from harness.guarded import Guarded, nobody
 from harness.processes import free_port
-from harness.waiting import eventually
+from harness.waiting import ANSWER_TIMEOUT, eventually
 
 LOGIN = {"basic_auth_users": {"someone": bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}}
 MUTUAL = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "clients.pem"}
@@ -75,7 +75,7 @@ def test_nobody_answers(app):
 
 def test_a_stranger_answers():
     with socket.create_server(("127.0.0.1", 0)) as stranger:
-        stranger.settimeout(15)
+        stranger.settimeout(ANSWER_TIMEOUT)
         port = str(stranger.getsockname()[1])
 
         def answer() -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from harness.exporter import clean_environment
 from harness.processes import ROOT, Process, need
-from harness.waiting import eventually
+from harness.waiting import ANSWER_TIMEOUT, eventually
 
 RULES = yaml.safe_load((ROOT / "alerts/celery.rules.yml").read_text())
 #: What it is made of, besides Python.
@@ -44,7 +44,7 @@ class Stack(Process):
         """Return what a part of it answers."""
         address = re.search(rf"^  {name} +(http://\S+)/$", self.text(), re.MULTILINE)
         assert address, self.text()
-        with urllib.request.urlopen(address[1] + path, timeout=5) as answer:
+        with urllib.request.urlopen(address[1] + path, timeout=ANSWER_TIMEOUT) as answer:
             return json.load(answer)
 
     def parts(self):

@@ -65,7 +65,7 @@ def test_broker_not_told_of_the_end(behind, proxy, watched):
     with watched(behind()) as law:
         law.comes_back(lambda: proxy.strand(only=SUBSCRIPTION))
         assert law.green is not None
-        assert law.green < 3
+        assert law.green.seconds < 3
         proxy.cut()
 
 
@@ -80,7 +80,7 @@ def test_stall_in_the_middle_of_a_message(behind, broker, proxy, watched):
     with watched(app) as law:
         before = app.value("process_cpu_seconds_total")
         law.comes_back(stall)
-        assert app.value("process_cpu_seconds_total") - before < law.green / 2
+        assert app.value("process_cpu_seconds_total") - before < law.green.elapsed_seconds / 2
         assert app.total("celery_exporter_events_malformed_total") == 10
 
 

@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One test gets a part of the time only, and some more for making a failing input small."""
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.timeout(240 + budget.SECONDS))
+            item.add_marker(pytest.mark.timeout(1_200 + budget.SECONDS))
 
 
 @pytest.hookimpl(wrapper=True)

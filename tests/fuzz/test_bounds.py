@@ -17,7 +17,7 @@ from .worst import CASES, FEW
 #: A body as large as one may be; a copy of it, which a decompressor makes in the end; and its texts, in which
 #: a byte may become four. What was measured is in README.md.
 BOUND = 6 * MAX_BODY
-#: Seconds: some five times as long as on the reference box, whose two cores may have other things to do.
+#: Seconds of a processor: some five times as long as on the reference box.
 SLOWEST = 15.0
 
 

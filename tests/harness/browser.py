@@ -15,12 +15,13 @@ from typing import Any
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from harness.processes import TESTS, missing, need
+from harness.waiting import ANSWER_TIMEOUT
 
 AXE = TESTS / "browser"
 #: Root has no sandbox, and the pages are our own.
 ARGUMENTS = ("--no-sandbox", "--disable-gpu")
-#: Milliseconds for what takes a second, on two busy cores.
-PATIENCE = 15_000
+#: Milliseconds for what takes a second where nothing else runs.
+PATIENCE = 1_000 * ANSWER_TIMEOUT
 SERIOUS = {"serious", "critical"}
 
 

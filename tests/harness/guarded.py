@@ -9,6 +9,7 @@ import trustme
 
 from harness.exporter import Exporter
 from harness.processes import free_port
+from harness.waiting import ANSWER_TIMEOUT
 
 
 def nobody() -> str:
@@ -53,7 +54,7 @@ class Guarded(Exporter):
         return found
 
     def connect(
-        self, timeout: float = 5.0, client: ssl.SSLContext | None = None
+        self, timeout: float = ANSWER_TIMEOUT, client: ssl.SSLContext | None = None
     ) -> http.client.HTTPConnection:
         client = client or self.client
         if client is None:

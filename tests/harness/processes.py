@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 import pytest
 
-from harness.waiting import eventually
+from harness.spans import Span
+from harness.waiting import ANSWER_TIMEOUT, BUSY_FACTOR, eventually
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,18 +30,41 @@ TESTS = ROOT / "tests"
 MORE_PATH = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/sbin")  # where Debian keeps what users don't run
 
 running: list[Process] = []  # conftest shows their logs under a failed test
-_given: set[int] = set()  # ports, whose processes may not listen yet
+LOWEST_PORT, PORTS_AT_ONCE = 10_000, 500
+OF_OUTGOING_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Claim ports for this process, until it ends, and return them over and over.
+
+    The kernel gives the ports above them to outgoing connections of anybody, for as long as nobody listens
+    there yet or again. Another run of these tests on this machine finds the name of the socket taken.
+    """
+    highest = int(OF_OUTGOING_CONNECTIONS.read_text().split()[0])
+    firsts = range(LOWEST_PORT, highest - PORTS_AT_ONCE, PORTS_AT_ONCE)
+    for first in random.sample(firsts, len(firsts)):
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0celery-exporter-tests-{first}")
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return itertools.cycle(range(first, first + PORTS_AT_ONCE))
+    pytest.fail(f"{len(firsts)} other runs of the tests have all ports below {highest}")
+
+
+_claims: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nobody listens, and which nobody here was given before."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.add(port)
+    """Return a TCP port of 127.0.0.1 on which nobody listens, and which nobody here was given of late."""
+    for port in itertools.islice(_own_ports(), PORTS_AT_ONCE):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
+    pytest.fail(f"somebody listens on all of {PORTS_AT_ONCE} ports")
 
 
 def missing(what: str) -> NoReturn:
@@ -54,7 +81,7 @@ def need(command: str) -> str:
 
 def listening(port: int) -> bool:
     """Tell whether someone accepts connections on this port of 127.0.0.1."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=ANSWER_TIMEOUT):
         return True
     return False
 
@@ -63,7 +90,7 @@ class Process:
     """A child process in a group of its own, its output in a file; `with` starts and ends it."""
 
     name = "process"
-    deadline = 30.0  # to become ready, on two busy cores
+    deadline = 30.0  # seconds to become ready (see `eventually`)
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,10 +156,14 @@ class Process:
         return None if self.process is None else self.process.poll()
 
     def wait(self, deadline: float = 10.0) -> int:
-        """Wait for it to end by itself; return its exit code."""
-        assert self.process is not None
-        code = self.process.wait(deadline)
+        """Wait for it to end by itself; return its exit code. `ending` is then how long that took."""
+        pids = (self.pid, *(child.pid for child in _family(self.pid)))
+        self.ending = Span.until(
+            lambda: not self.alive(), *pids, deadline=deadline, every=0.02, what=f"end of {self.name}"
+        )
         self._forget()
+        code = self.exit_code()
+        assert code is not None
         return code
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, deadline: float = 15.0) -> int:
@@ -149,7 +180,7 @@ class Process:
             for child in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
-            self.process.wait(10)
+            self.process.wait(BUSY_FACTOR * 10)
         self._forget()
 
     def pause(self) -> None:
@@ -186,6 +217,29 @@ def side_by_side(*processes: Process) -> Iterator[None]:
         for process in processes:
             process.wait_ready()
         yield
+
+
+def communicate(
+    process: subprocess.Popen[str], deadline: float = 10.0, what: str = "end"
+) -> tuple[str, str, Span]:
+    """Return what a process still prints until it ends by itself, and the time that it took."""
+
+    outputs: tuple[str, str] | None = None
+
+    def has_ended() -> bool:
+        nonlocal outputs
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            outputs = process.communicate(timeout=0.05)
+        return outputs is not None
+
+    with process:
+        try:
+            span = Span.until(has_ended, process.pid, deadline=deadline, every=0, what=what)
+        except BaseException:
+            process.kill()
+            raise
+    assert outputs is not None
+    return *outputs, span
 
 
 def _family(pid: int) -> list[psutil.Process]:

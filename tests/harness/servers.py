@@ -17,6 +17,7 @@ import kombu
 import redis
 
 from harness.processes import ROOT, Process, free_port, missing, need
+from harness.waiting import ANSWER_TIMEOUT
 
 VHOSTS = 90  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
 PASSWORD = "guest"
@@ -55,7 +56,7 @@ class RedisServer(Process):
         return f"redis://{secret}127.0.0.1:{self.port}/0"
 
     def client(self) -> "redis.Redis[bytes]":
-        return redis.Redis(port=self.port, password=self.password or None, socket_timeout=5)
+        return redis.Redis(port=self.port, password=self.password or None, socket_timeout=ANSWER_TIMEOUT)
 
     def clean(self) -> str:
         """Empty it, and return the URL for the next test."""
@@ -160,7 +161,7 @@ class RabbitServer(Process):
     def ready(self) -> bool:
         """Ready means that a client can log in, not that the port is open."""
         try:
-            with kombu.Connection(self.url_of(self.vhosts[-1]), connect_timeout=5) as connection:
+            with kombu.Connection(self.url_of(self.vhosts[-1]), connect_timeout=ANSWER_TIMEOUT) as connection:
                 connection.connect()
         except (OSError, *connection.connection_errors):
             return False
@@ -181,7 +182,6 @@ class RabbitServer(Process):
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=60,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -263,7 +263,10 @@ class Prometheus(Process):
         ]
 
     def ready(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(self._address("/-/ready"), timeout=5):
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(self._address("/-/ready"), timeout=ANSWER_TIMEOUT),
+        ):
             return True
         return False
 
@@ -296,7 +299,7 @@ class Prometheus(Process):
 
     def _api(self, path: str, **parameters: str) -> Any:
         with urllib.request.urlopen(
-            self._address(path) + "?" + urllib.parse.urlencode(parameters), timeout=5
+            self._address(path) + "?" + urllib.parse.urlencode(parameters), timeout=ANSWER_TIMEOUT
         ) as answer:
             return json.load(answer)["data"]
 
@@ -329,7 +332,7 @@ class Alertmanager(Process):
     def ready(self) -> bool:
         with (
             contextlib.suppress(OSError),
-            urllib.request.urlopen(f"http://{self.address}/-/ready", timeout=5),
+            urllib.request.urlopen(f"http://{self.address}/-/ready", timeout=ANSWER_TIMEOUT),
         ):
             return True
         return False

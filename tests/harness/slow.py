@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from harness.waiting import ANSWER_TIMEOUT
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,12 +29,12 @@ class Slow:
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the server is left with the rest
-        raw.settimeout(20)
+        raw.settimeout(ANSWER_TIMEOUT)
+        self.since = time.monotonic()
         raw.connect(("127.0.0.1", port))
         self.socket = tls.wrap_socket(raw, server_hostname="localhost") if tls else raw
         self.begin()
         self.socket.setblocking(False)
-        self.since = time.monotonic()
         self.gone: float | None = None
         self.heard = False  # whether it has read anything
 
@@ -108,6 +111,11 @@ class Crowd:
     def connected(self, *kinds: type[Slow]) -> int:
         """Return how many, of these kinds, the server still has."""
         return sum(one.gone is None for kind in kinds for one in self.of(kind))
+
+    def shortest_stay(self, *kinds: type[Slow]) -> float:
+        """Return the seconds after which the server hung up on the first of these kinds; inf for on none."""
+        members = (one for kind in kinds for one in self.of(kind))
+        return min((one.gone - one.since for one in members if one.gone is not None), default=math.inf)
 
     def served(self, *kinds: type[Slow]) -> bool:
         """Tell whether the server has answered, or turned out, all of these kinds."""

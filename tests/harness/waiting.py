@@ -1,4 +1,8 @@
-"""Waiting for a condition, with a deadline: the one place in the tests that sleeps."""
+"""Waiting for a condition, with a deadline: the one place in the tests that sleeps.
+
+Tests share their machine: with each other, and with whatever else people do there. A condition costs what it
+takes to come true, so a deadline is for what never comes, and may be far away.
+"""
 
 import time
 from collections.abc import Callable
@@ -7,6 +11,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 EVERY = 0.1  # fine enough for people, coarse enough to leave two cores to the workers
+BUSY_FACTOR = 10  # how many times what a quiet machine may need is waited for
+ANSWER_TIMEOUT = 60.0  # seconds for an answer over the network that comes in milliseconds
 
 
 def eventually(
@@ -19,10 +25,12 @@ def eventually(
 ) -> T:
     """Return what `probe` returns as soon as that is true.
 
+    `deadline` is the seconds that a quiet machine may need; `BUSY_FACTOR` times that are waited.
     An AssertionError, and what `ignore` names, count as "not yet". When time is up the last state
     is in the message, so let the probe return or assert something that tells a reader what it saw.
     """
-    end = time.monotonic() + deadline
+    seconds = BUSY_FACTOR * deadline
+    end = time.monotonic() + seconds
     while True:
         error: Exception | None = None
         try:
@@ -34,7 +42,7 @@ def eventually(
             error = caught
             seen = f"{type(caught).__name__}: {caught}"
         if time.monotonic() > end:
-            raise AssertionError(f"{what or 'condition'} not met in {deadline:g} s; last: {seen}") from error
+            raise AssertionError(f"{what or 'condition'} not met in {seconds:g} s; last: {seen}") from error
         time.sleep(every)
 
 

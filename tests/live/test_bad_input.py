@@ -16,7 +16,7 @@ from celery.events.event import get_exchange
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.exporter import Exporter
 from harness.marks import on_redis
-from harness.waiting import until_equal
+from harness.waiting import ANSWER_TIMEOUT, until_equal
 from kombu import compression as compression_module
 
 from celery_exporter.broker.payload import MAX_BODY
@@ -187,7 +187,7 @@ def test_an_answer_of_a_worker_that_inflates_to_anything_is_not_read(running, ex
     with kombu.Connection(broker.url) as connection:
         answered = 0
         while answered < 2:
-            said = questions.get_message(timeout=10)
+            said = questions.get_message(timeout=ANSWER_TIMEOUT)
             assert said, "nobody was asked anything"
             question = (
                 json.loads(base64.b64decode(json.loads(said["data"])["body"]))

@@ -52,7 +52,7 @@ def flood(redis, first: int, count: int) -> None:
 
 @on_redis
 @pytest.mark.parametrize("tasks", [60_000, pytest.param(1_000_000, marks=pytest.mark.long)])
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3_600)
 def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks):
     """Every name is new: tasks, queues, hosts, exceptions. Memory stays within 300 MB, honest sums go on."""
     app = running(exporter("--task-labels", "queue_name,worker")).connected()

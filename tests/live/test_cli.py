@@ -65,8 +65,8 @@ def refusals():
         option, value = case
         url = () if option == "--broker-url-file" else ("--broker-url", NOBODY)
         try:
-            return run_cli(*url, option, value, deadline=8)
-        except subprocess.TimeoutExpired:
+            return run_cli(*url, option, value)
+        except AssertionError:  # it did not end
             return None  # it took the value, and runs
 
     with ThreadPoolExecutor(2) as pool:
@@ -208,7 +208,7 @@ def test_port_and_interval_come_from_the_environment(running, tmp_path, redis_br
         collectors = app.samples().label_values("collector", name)
         return len(stamps) >= 3 * len(collectors) > 0
 
-    eventually(updated_thrice, 8)
+    eventually(updated_thrice)
 
 
 def test_log_formats(running, tmp_path, redis_broker):
@@ -259,6 +259,34 @@ def test_an_early_signal_is_not_lost(tmp_path):
     assert "Traceback" not in app.text()
 
 
+#: As sitecustomize.py: presses Ctrl-C in a finalizer, while the broker's library is imported.
+IN_A_FINALIZER = """
+import os, signal, sys
+
+class Interrupts:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [])  # by the next instruction it has come
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "kombu.transport.redis":
+            sys.meta_path.remove(self)
+            Interrupts()
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_ctrl_c_ends_a_command_wherever_the_program_is(tmp_path):
+    """Python drops an exception that is raised in a finalizer, of which an import has many."""
+    (tmp_path / "sitecustomize.py").write_text(IN_A_FINALIZER)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        done = run_cli("doctor", "--broker-url", url, environment={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
+
+
 def test_it_goes_on_after_it_was_frozen(running, exporter):
     """SIGSTOP and SIGCONT, as `docker pause` and debuggers send them."""
     app = running(exporter()).connected()
@@ -278,7 +306,7 @@ def test_a_signal_ends_it_as_pid_1(running, tmp_path, redis_broker, sig):
     """PID 1 has no default handlers: in a container without an init it has to end all the same."""
     wrapper = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     try:
-        subprocess.run([*wrapper, "true"], check=True, capture_output=True, timeout=10)
+        subprocess.run([*wrapper, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         missing("unshare --pid, as root,")
     app = running(Exporter(tmp_path, redis_broker.url, wrapper=wrapper)).connected()

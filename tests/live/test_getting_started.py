@@ -46,7 +46,7 @@ def here(broker, tmp_path):
 
 def ended(process: subprocess.Popen[str]) -> None:
     process.terminate()
-    process.wait(20)
+    process.wait()
 
 
 @on_redis

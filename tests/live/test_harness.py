@@ -1,10 +1,14 @@
 """The harness itself: it waits honestly, starts what it says, and leaves nothing behind."""
 
+import subprocess
+import sys
+
 import psutil
 import pytest
 from harness.processes import listening, need
 from harness.servers import RabbitServer, RedisServer
-from harness.waiting import eventually, until_equal
+from harness.spans import Span
+from harness.waiting import BUSY_FACTOR, eventually, until_equal
 
 
 def test_eventually_returns_what_it_waited_for_or_says_what_it_saw_last():
@@ -14,6 +18,33 @@ def test_eventually_returns_what_it_waited_for_or_says_what_it_saw_last():
         eventually(lambda: 0, 0.0, every=0)
     with pytest.raises(AssertionError, match="got 'no', want 'yes'"):
         until_equal(lambda: "no", "yes", 0.0)
+
+
+def test_a_deadline_is_for_a_quiet_machine_and_a_busy_one_has_several_times_as_long():
+    looks = []
+    with pytest.raises(AssertionError, match=f"not met in {BUSY_FACTOR * 0.1:g} s"):
+        eventually(lambda: looks.append(1), 0.1, every=0.2)
+    assert len(looks) > 2, "it looked after a tenth of a second, too"
+
+
+WAITS = "import time; print(flush=True); time.sleep(2)"
+WORKS = "import time; print(flush=True)\nwhile time.process_time() < 0.5: pass"
+
+
+@pytest.mark.parametrize(("program", "least", "most"), [(WAITS, 1.5, 3.0), (WORKS, 0.0, 0.2)])
+def test_a_span_has_what_a_process_waited_and_not_what_it_worked(monkeypatch, program, least, most):
+    """However many others want the processors meanwhile."""
+    monkeypatch.setattr("harness.spans.QUIET", False)
+    crowd = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            span = Span.until(lambda: process.poll() is not None, process.pid, every=0.02)
+        assert least <= span.seconds <= most, span
+    finally:
+        for other in crowd:
+            other.kill()
+            other.wait()
 
 
 @pytest.mark.parametrize("ci", [True, False])

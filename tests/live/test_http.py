@@ -10,7 +10,7 @@ import pytest
 from harness.exporter import OPENMETRICS, SCRAPER, Exporter
 from harness.processes import need
 from harness.servers import RedisServer
-from harness.waiting import until_equal
+from harness.waiting import ANSWER_TIMEOUT, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
 
@@ -174,7 +174,6 @@ def test_promtool_has_nothing_to_say(app):
         [need("promtool"), "check", "metrics"],
         input=app.get("/metrics").body,
         capture_output=True,
-        timeout=20,
         check=False,
     )
     assert (check.returncode, check.stdout + check.stderr) == (0, b"")
@@ -215,7 +214,7 @@ def test_the_password_appears_nowhere(app):
 )
 def test_bytes_that_are_not_http(app, request_bytes):
     """Whoever speaks something else is turned away, and the next one is served."""
-    with socket.create_connection(("127.0.0.1", app.port), timeout=5) as stranger:
+    with socket.create_connection(("127.0.0.1", app.port), timeout=ANSWER_TIMEOUT) as stranger:
         stranger.sendall(request_bytes)
         assert app.get("/-/healthy").status == 200
     assert app.alive()

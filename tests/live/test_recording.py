@@ -67,7 +67,9 @@ def recorded(running, exporter, worker, client, broker, tmp_path):
 
 
 def counted(app) -> dict:
-    return app.samples().by("celery_tasks_total", "task_name", "queue_name", "state")
+    """Return what it counted; a name that is there at 0 is known of the worker, if it was asked in time."""
+    sums = app.samples().by("celery_tasks_total", "task_name", "queue_name", "state")
+    return {labels: count for labels, count in sums.items() if count}
 
 
 def test_what_is_replayed_counts_as_it_did(recorded, running, exporter, broker):
@@ -126,9 +128,8 @@ def test_it_ends_when_it_is_asked_to_while_the_broker_is_away(running, tmp_path)
     recorder = running(Recorder(tmp_path / "record", server.url, "--seconds", "600"))
     server.stop()
     eventually(lambda: "nothing is recorded now" in recorder.text(), 20)
-    begin = time.monotonic()
     assert recorder.stop(signal.SIGINT) == 0
-    assert time.monotonic() - begin < 6
+    assert recorder.ending.seconds < 6
 
 
 @on_redis
@@ -188,10 +189,10 @@ def written(path: Path, *times: float) -> Path:
 )
 def test_messages_come_at_their_times_or_faster(broker, tmp_path, options, least, most):
     file = written(tmp_path / "events", 7.0, 8.0, 11.0)
-    begin = time.monotonic()
     done = run_cli("replay", str(file), *options, "--broker-url", broker.url, deadline=40)
     assert (done.returncode, "3 messages replayed" in done.stderr) == (0, True)
-    assert least <= time.monotonic() - begin < most + 1  # Python starts meanwhile
+    assert done.span.elapsed_seconds >= least
+    assert done.span.seconds < most + 1  # Python starts meanwhile
 
 
 @on_rabbitmq

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import time
 from functools import partial
 
 import psutil
@@ -13,7 +12,8 @@ from harness import slow
 from harness.exporter import Exporter, ask
 from harness.guarded import Guarded, nobody
 from harness.slow import Deaf, Dribbling, HalfClosed, HandshakeStuck, Silent, crowd
-from harness.waiting import eventually
+from harness.spans import Span
+from harness.waiting import ANSWER_TIMEOUT, eventually
 
 from celery_exporter.web import connections, server
 
@@ -60,9 +60,9 @@ def scrape_times(exporter: Exporter, count: int = 40) -> list[float]:
     kept = exporter.connect()
     times = []
     for number in range(count):
-        begin = time.perf_counter()
-        answer = ask(kept, "/metrics", {}) if number % 2 else exporter.get("/metrics")
-        times.append(time.perf_counter() - begin)
+        with Span(exporter.pid) as span:
+            answer = ask(kept, "/metrics", {}) if number % 2 else exporter.get("/metrics")
+        times.append(span.seconds)
         assert answer.status == 200
     kept.close()
     return sorted(times)
@@ -83,18 +83,22 @@ def test_200_of_each_kind_hold_up_no_scrape_and_no_end(scene):
         times = scrape_times(exporter)
         assert times[len(times) // 2] < 0.1, times
         assert times[-1] < 0.5, times
-        assert slow_ones.connected(Silent, HandshakeStuck, Dribbling) > OF_EACH, "there was a crowd"
+        assert slow_ones.shortest_stay(Silent, HandshakeStuck, Dribbling) > connections.HEAD - slow.PACE
         assert psutil.Process(exporter.pid).memory_info().rss < MEMORY
         exporter.end_well()
 
 
 def test_who_does_not_say_what_he_wants_is_turned_out(scene):
-    _, kinds = scene
+    exporter, kinds = scene
     with crowd(20, *(kind for kind in kinds if kind.func is not Deaf)) as slow_ones:
-        eventually(lambda: slow_ones.connected(Silent, HalfClosed, HandshakeStuck, Dribbling) == 0, 20)
-        stayed = [one.gone - one.since for one in (*slow_ones.of(Dribbling), *slow_ones.of(Silent))]
-        assert min(stayed) > connections.HEAD - slow.PACE
-        assert max(stayed) < connections.HEAD + slow.PACE + 2
+        span = Span.until(
+            lambda: slow_ones.connected(Silent, HalfClosed, HandshakeStuck, Dribbling) == 0,
+            exporter.pid,
+            deadline=20,
+        )
+    stayed = [one.gone - one.since for one in (*slow_ones.of(Dribbling), *slow_ones.of(Silent))]
+    assert min(stayed) > connections.HEAD - slow.PACE
+    assert span.seconds < connections.HEAD + slow.PACE + 2
 
 
 @pytest.mark.long
@@ -102,9 +106,9 @@ def test_who_does_not_read_is_turned_out(scene):
     exporter, kinds = scene
     with crowd(20, *(kind for kind in kinds if kind.func is Deaf)):
         eventually(lambda: sockets(exporter) == 20, 10)
-        begin = time.monotonic()
-        eventually(lambda: sockets(exporter) == 0, connections.READ + 10)
-        assert time.monotonic() - begin > connections.READ - 5
+        with Span() as span:
+            eventually(lambda: sockets(exporter) == 0, connections.READ + 10)
+        assert span.elapsed_seconds > connections.READ - 5
 
 
 def test_answers_that_nobody_reads_are_bounded(scene):
@@ -162,7 +166,7 @@ def test_a_crowd_leaves_descriptors_for_the_broker(tmp_path, running, redis_brok
 def test_bytes_behind_a_good_request_leave_no_traceback(shared, body, after):
     """What is behind a request may be another one or rubbish; it comes before its answer, or after it."""
     for pause in (False, True):
-        with socket.create_connection(("127.0.0.1", shared.port), timeout=5) as stranger:
+        with socket.create_connection(("127.0.0.1", shared.port), timeout=ANSWER_TIMEOUT) as stranger:
             stranger.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n%s\r\n" % body)
             if pause:
                 assert stranger.recv(65_536).startswith(b"HTTP/1.1 200 ")
@@ -181,7 +185,7 @@ def test_rubbish_instead_of_a_handshake_leaves_no_traceback(guarded):
         b"\x00" * 70_000,
         b"",
     ):
-        with socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as stranger:
+        with socket.create_connection(("127.0.0.1", guarded.port), timeout=ANSWER_TIMEOUT) as stranger:
             try:
                 stranger.sendall(rubbish)
                 stranger.shutdown(socket.SHUT_WR)
@@ -190,7 +194,7 @@ def test_rubbish_instead_of_a_handshake_leaves_no_traceback(guarded):
             except OSError:
                 pass
     with (
-        socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as raw,
+        socket.create_connection(("127.0.0.1", guarded.port), timeout=ANSWER_TIMEOUT) as raw,
         pytest.raises(ssl.SSLError),
     ):
         ssl.create_default_context().wrap_socket(raw, server_hostname="localhost")

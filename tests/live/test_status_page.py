@@ -27,7 +27,7 @@ from harness.guarded import Guarded, nobody
 from harness.servers import RedisServer
 from harness.statuses import HOSTILE, shown
 from harness.tables import add_row
-from harness.waiting import eventually, until_equal
+from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
 
@@ -490,7 +490,7 @@ def cpu_share(exporter: Exporter) -> float:
 def look(exporter: Exporter, over: threading.Event, phase: float) -> None:
     """Ask as an open page does, on one connection."""
     over.wait(phase * EVERY)
-    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT)
     while not over.is_set():
         assert ask(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status == 200
         over.wait(EVERY)

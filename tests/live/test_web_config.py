@@ -12,7 +12,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import trustme
 from harness.exporter import Answer, ask, run_cli
 from harness.guarded import Guarded, nobody
 from harness.servers import Prometheus
-from harness.waiting import eventually, until_equal
+from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 
 PATHS = ("/", "/metrics", "/-/ready", "/health", "/nosuch", "/-/healthy/", "/-/")
 PASSWORD = "p@ss/w0rd:secret"
@@ -149,14 +148,16 @@ def test_a_flood_of_guesses_does_not_hold_up_a_scrape(guarded):
     """100 clients guess at a hash that takes a second to compare; whoever is known scrapes as ever."""
     slow = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(13)).decode()
     exporter = guarded(basic_auth_users={"prometheus": slow})
-    assert exporter.get("/metrics", LOGIN, timeout=20).status == 200
+    assert exporter.get("/metrics", LOGIN, timeout=ANSWER_TIMEOUT).status == 200
     over = threading.Event()
     statuses: list[int] = []
 
     def guess(number: int) -> None:
         while not over.is_set():
             wrong = base64.b64encode(f"prometheus:{number}".encode()).decode()
-            statuses.append(exporter.get("/metrics", {"Authorization": f"Basic {wrong}"}, timeout=30).status)
+            statuses.append(
+                exporter.get("/metrics", {"Authorization": f"Basic {wrong}"}, timeout=ANSWER_TIMEOUT).status
+            )
             over.wait(0.2)
 
     crowd = [threading.Thread(target=guess, args=(number,)) for number in range(100)]
@@ -164,17 +165,15 @@ def test_a_flood_of_guesses_does_not_hold_up_a_scrape(guarded):
         one.start()
     try:
         eventually(lambda: statuses.count(429) > 100, 20)
-        times = []
+        compared = statuses.count(401)
         for _ in range(20):
-            begin = time.perf_counter()
             assert exporter.get("/metrics", LOGIN).status == 200
-            times.append(time.perf_counter() - begin)
+        compared = statuses.count(401) - compared
     finally:
         over.set()
         for one in crowd:
             one.join()
-    assert sorted(times)[10] < 0.1
-    assert max(times) < 0.5
+    assert compared < 10, "a scrape that waited for a comparison would see at least one end"
     assert set(statuses) <= {401, 429}
 
 
@@ -192,7 +191,7 @@ def test_headers_are_on_every_answer(shared):
         assert not missing(exporter.get(path)), path
         assert not missing(exporter.get(path, LOGIN)), path
     assert not missing(exporter.get("/metrics", LOGIN, method="POST"))
-    with socket.create_connection(("127.0.0.1", exporter.port), timeout=5) as stranger:
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=ANSWER_TIMEOUT) as stranger:
         stranger.sendall(b"GET\r\n\r\n")
         answer = stranger.makefile().read()
     assert answer.startswith("HTTP/1.1 400 ")
@@ -215,7 +214,7 @@ def test_a_tls_listener_speaks_http_to_those_who_speak_tls_only(tls):
     assert exporter.get("/metrics").status == 200
     assert f"serves https://127.0.0.1:{exporter.port}/metrics" in exporter.text()
     with pytest.raises((OSError, http.client.HTTPException)):
-        ask(http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=5), "/metrics", {})
+        ask(http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT), "/metrics", {})
     with pytest.raises(ssl.SSLCertVerificationError):
         ask(exporter.connect(client=ssl.create_default_context()), "/metrics", {})
     assert exporter.get("/metrics").status == 200
@@ -239,7 +238,7 @@ def test_tls_versions_are_those_of_the_file(tls, section, spoken, refused):
         client.set_ciphers("DEFAULT:@SECLEVEL=0")  # or the client itself would not speak the old ones
         client.minimum_version = client.maximum_version = ssl.TLSVersion[version]
         with (
-            socket.create_connection(("127.0.0.1", exporter.port), timeout=5) as raw,
+            socket.create_connection(("127.0.0.1", exporter.port), timeout=ANSWER_TIMEOUT) as raw,
             client.wrap_socket(raw, server_hostname="localhost") as wrapped,
         ):
             return wrapped.version()
@@ -256,7 +255,7 @@ def test_a_new_certificate_is_shown_without_a_restart(tls):
 
     def serial() -> str:
         with (
-            socket.create_connection(("127.0.0.1", exporter.port), timeout=5) as raw,
+            socket.create_connection(("127.0.0.1", exporter.port), timeout=ANSWER_TIMEOUT) as raw,
             exporter.context().wrap_socket(raw, server_hostname="localhost") as wrapped,
         ):
             return wrapped.getpeercert()["serialNumber"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness import workers
 from harness.exporter import Exporter, Samples
 from harness.ledger import Entry, RedisLedger, keep
-from harness.waiting import eventually, until_equal
+from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 from harness.workers import Worker
 
 from .sums import TASKS, UNKNOWN, differences, excesses, shown, written
@@ -149,7 +149,7 @@ class Scene:
         """Wait until the workers' events have left them: those of one turn of a loop go out in the next."""
         workers = sum(worker.alive() for worker in self._workers)
         for _ in range(2):
-            answers = self.client.control.ping(timeout=5, limit=workers)
+            answers = self.client.control.ping(timeout=ANSWER_TIMEOUT, limit=workers)
             assert len(answers) == workers, answers
 
     def stop_workers(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
+from harness.waiting import ANSWER_TIMEOUT
 
 from .jobs import BACK_OFF, KILLED, LATER, PLAIN, Job, send_shuffled
 from .scene import Scene, size
@@ -40,7 +41,7 @@ ROWS = (
 def send_revoked(scene: Scene, queues: tuple[str, ...], workers: int) -> None:
     """Have all workers refuse tasks that are sent later, and send them."""
     ids = [str(uuid4()) for _ in range(REVOKED)]
-    answers = scene.client.control.revoke(ids, reply=True, timeout=5, limit=workers)
+    answers = scene.client.control.revoke(ids, reply=True, timeout=ANSWER_TIMEOUT, limit=workers)
     assert len(answers) == workers, answers
     for number, task_id in enumerate(ids):
         scene.send("tasks.succeed", queue=queues[number % len(queues)], task_id=task_id)
