@@ -19,6 +19,8 @@ from kombu.pidbox import Mailbox
 from celery_exporter.broker.connection import connect
 from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.roster import Roster
+from celery_exporter.core.queues import Absence
+from celery_exporter.core.snapshot import Depth
 from celery_exporter.doctor import amqp
 from celery_exporter.doctor.ladder import to_measure
 
@@ -90,23 +92,23 @@ def test_the_doctor_is_content_with_workers_that_declare_none(running, tmp_path,
 
 
 def test_a_user_who_may_not_ask_for_queue_lengths(strict):
-    """RabbitMQ before 4.3 told everybody; and the command that is printed lets him."""
+    """RabbitMQ before 4.3 told everybody; and the command that is printed lets him. An error is never a 0."""
     url = strict.clean()
     vhost = url.rpartition("/")[2]
     with kombu.Connection(url) as connection:
         kombu.Queue("jobs")(connection.default_channel).queue_declare()
     strict.control("set_permissions", "-p", vhost, "guest", "^celeryev", "^celeryev", "^celeryev")
 
-    def measured() -> set[str]:
+    def measured() -> Depth | Absence:
         with kombu.Connection(url) as connection:
-            return set(depths_on(connection).read(["jobs"], ()))
+            return depths_on(connection).read(["jobs"], requested=["jobs"], consumed=())["jobs"]
 
-    assert measured() == set()
+    assert measured() is Absence.UNREADABLE
     mend = to_measure(settings_of(url), "")
     assert mend.startswith("exclusive=False ")
     command = mend[mend.index("rabbitmqctl set_permissions") :]
     strict.control(*shlex.split(command)[1:])
-    assert measured() == {"jobs"}
+    assert measured() == Depth(0, 0)
 
 
 def test_the_doctor_can_subscribe(strict):
@@ -155,7 +157,9 @@ def test_a_name_too_long_for_a_refusal_costs_no_other_queue_its_length(running, 
     with workers.client(url) as client:
         client.send_task("tasks.succeed", queue="backlog")
     app = running(Exporter(tmp_path / "exporter", url, "-Q", f"{name},nowhere,backlog"))
-    until_equal(lambda: app.samples().by("celery_queue_length", "queue_name"), {("backlog",): 1})
+    until_equal(
+        lambda: app.samples().by("celery_queue_length", "queue_name"), {("backlog",): 1, ("nowhere",): 0}
+    )
     assert app.value("celery_exporter_collector_success", collector="queues") == 1
 
 
