@@ -38,6 +38,7 @@ _OF_BROKER = frozenset(
         "broker_ssl_option",
         "accept_content",
         "event_exchange",
+        "control_exchange",
         "reader",
     }
 )

@@ -172,6 +172,14 @@ OPTIONS = (
         default="celeryev",
     ),
     Option(
+        name="control-exchange",
+        group="Events",
+        help="The exchange of remote control commands, where Celery's control_exchange was changed.",
+        takes="a name",
+        parse=parsing.name,
+        default="celery",
+    ),
+    Option(
         name="reader",
         group="Events",
         help="How events are read: auto is the best way for the broker, kombu the slower one that all have.",

@@ -1,26 +1,20 @@
 """What workers answer when they are asked (control inspect), by broadcast, for all of them at once.
 
-Through kombu's mailbox, which is what celery.app.control uses too; only JSON answers are read. Answers
-come from the wire, so each is checked; one that is wrong is as good as none.
+Answers come from the wire, so each is checked; one that is wrong is as good as none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
 import kombu
 import msgspec
-from kombu.pidbox import Mailbox
 from msgspec import Meta, Struct
 
-from celery_exporter.broker.connection import translated
-from celery_exporter.broker.payload import bound_kombu
+from celery_exporter.broker.mailbox import ControlClient
 from celery_exporter.core.workers import MAX_WORKERS, Profile
-
-#: Seconds to wait for the next answer. A worker that is busy in the solo pool does not answer at all.
-PATIENCE = 1.0
 
 #: Different names of tasks that workers may know; those beyond start at their first event, not at 0.
 MAX_REGISTERED = 50_000
@@ -38,6 +32,7 @@ _Many = Meta(max_length=10_000)
 class _Pool(Struct, rename="kebab"):
     implementation: _Text | None = None
     max_concurrency: _Count | None = None
+    processes: Any = None  # pids, or what another version or pool puts there
 
 
 class _Usage(Struct):
@@ -45,6 +40,7 @@ class _Usage(Struct):
 
 
 class _Stats(Struct):
+    pid: _Count | None = None
     pool: _Pool | None = None
     prefetch_count: _Count | None = None
     rusage: _Usage | None = None
@@ -66,22 +62,24 @@ _Queues = Annotated[list[_Queue], _Many]
 _Names = Annotated[list[_Text], _Many]
 
 
-class _Mailbox(Mailbox):  # type: ignore[misc]
-    """kombu's, whose queue for the answers is shared before 5.7, which RabbitMQ 4.3 refuses."""
-
-    def get_reply_queue(self) -> kombu.Queue:
-        queue = super().get_reply_queue()
-        queue.exclusive = True
-        return queue
-
-
 class Roster:
-    """Asks the workers on one connection, which must stay open."""
+    """Asks the workers on one connection, which must stay open.
 
-    def __init__(self, connection: kombu.Connection) -> None:
-        bound_kombu()  # which reads the answers
-        self._connection = connection
-        self._mailbox = _Mailbox("celery", type="fanout", accept=["json"])(connection)
+    `control_exchange` is that of Celery; `accept` are the serialisers of --accept-content.
+    """
+
+    def __init__(
+        self,
+        connection: kombu.Connection,
+        control_exchange: str = "celery",
+        accept: Sequence[str] = ("json",),
+    ) -> None:
+        self._control = ControlClient(connection, control_exchange, accept)
+
+    @property
+    def refused(self) -> Collection[str]:
+        """Return the serialisers of answers to the newest question that are not accepted."""
+        return frozenset(self._control.refused)
 
     def ask(self, before: dict[str, Profile]) -> dict[str, Profile]:
         """Return the profile of each worker that answered; what it did not say is kept from `before`.
@@ -89,6 +87,9 @@ class Roster:
         The first question waits for whoever may answer, the others only for as many as did.
         """
         stats = self._answers("stats", _Stats, MAX_WORKERS)
+        silent = [name for name in before.keys() - stats.keys() if before[name] == Profile()]
+        if silent and self._control.search_exchanges():
+            stats = self._answers("stats", _Stats, MAX_WORKERS)
         if not stats:
             return {}
         queues = self._answers("active_queues", _Queues, len(stats))
@@ -111,19 +112,17 @@ class Roster:
 
     def enable_events(self, workers: Iterable[str]) -> None:
         """Ask these workers to send task events."""
-        with translated(self._connection):
-            self._mailbox.cast(list(workers), "enable_events", {})
+        self._control.cast("enable_events", workers)
 
     def configurations(self) -> list[tuple[str, Configuration]]:
         """Return each answer, by node name: workers that share a name answer each."""
-        with translated(self._connection):
-            replies = self._mailbox.multi_call("conf", timeout=PATIENCE, limit=MAX_WORKERS)
+        replies = self._control.call("conf", MAX_WORKERS)
+        if not replies and self._control.search_exchanges():
+            replies = self._control.call("conf", MAX_WORKERS)
         return list(_checked(replies, Configuration))
 
     def _answers(self, command: str, shape: Any, limit: int) -> dict[str, Any]:
-        with translated(self._connection):
-            replies = self._mailbox.multi_call(command, timeout=PATIENCE, limit=limit)
-        return dict(_checked(replies, shape))
+        return dict(_checked(self._control.call(command, limit), shape))
 
 
 def _checked(replies: Collection[Any], shape: Any) -> Iterable[tuple[str, Any]]:
@@ -140,9 +139,14 @@ def _from_stats(stats: _Stats) -> dict[str, Any]:
     name = module.rpartition(".")[2]
     resident = stats.rusage and stats.rusage.maxrss
     return {
-        "pool": _POOLS.get(name, name) or None,
+        "pool": _POOLS.get(name, name) or _unnamed(stats, pool),
         "pool_size": pool.max_concurrency,
         "prefetch_count": stats.prefetch_count or None,  # 0 is no limit
         # ru_maxrss is in KiB on Linux, where workers run; on macOS it is in bytes (getrusage(2)).
         "max_resident_bytes": int(resident * 1024) if resident else None,
     }
+
+
+def _unnamed(stats: _Stats, pool: _Pool) -> str | None:
+    """Return the pool of a worker before Celery 5.3, which does not name it: solo is the worker itself."""
+    return "solo" if stats.pid is not None and pool.processes == [stats.pid] else None

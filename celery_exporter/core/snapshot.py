@@ -87,6 +87,9 @@ class Surroundings(Struct, frozen=True):
     listened: float = 0.0  # seconds for which the event subscription was open: what is not known may yet come
     last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
     unmeasured: Collection[str] = ()  # queues that workers consume, and of which the broker did not tell
+    blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: it does not tell
+    no_events: str = ""  # why no event can arrive on this transport; empty: they can
+    refused_answers: Collection[str] = ()  # serialisers of answers to inspection that are not accepted
 
 
 class Snapshot(Struct, frozen=True):

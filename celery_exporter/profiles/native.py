@@ -428,6 +428,15 @@ _QUEUE_ROWS = [
         example="celery_broker_up == 0",
     ),
     Row(
+        "celery_broker_blocked",
+        "gauge",
+        "1 while the broker blocks publishers (RabbitMQ: memory or disk alarm): no event can be sent.",
+        (),
+        lambda snapshot: [] if snapshot.around.blocked is None else [((), bool(snapshot.around.blocked))],
+        absent="The broker is not RabbitMQ, or does not answer.",
+        example="celery_broker_blocked == 1",
+    ),
+    Row(
         "celery_broker_unacked_messages",
         "gauge",
         "Messages that workers hold and have not acknowledged, of all queues (Redis only).",

@@ -1,0 +1,66 @@
+"""Queues on kombu's transports without fan-out (SQL, SQS …), where a passive declaration makes a queue.
+
+kombu/transport/virtual/base.py declares what most of these transports cannot look for. So a queue is measured
+only where it can be looked for first; on the others no length is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import kombu
+from kombu.transport import virtual
+
+from celery_exporter.broker.connection import translated
+from celery_exporter.core.snapshot import Depth
+
+
+def _is_row(channel: Any, queue: str) -> bool:
+    """Tell whether SQL has a row for the queue (kombu/transport/sqlalchemy)."""
+    rows = channel.session.query(channel.queue_cls).filter(channel.queue_cls.name == queue)
+    found = rows.first() is not None
+    channel.session.rollback()  # so that the next look does not see the same moment again
+    return found
+
+
+def _is_on_sqs(channel: Any, queue: str) -> bool:
+    """Tell whether SQS has the queue: the look that kombu takes before it makes one (kombu/transport/SQS)."""
+    try:
+        channel._resolve_queue_url(queue)  # noqa: SLF001  there is no public way that makes nothing
+    except Exception as error:
+        if "QueueException" in type(error).__name__:
+            return False
+        raise
+    return True
+
+
+#: Driver type → what tells whether a queue is there. Others: the transport's own, if it has one.
+_LOOKS: Mapping[str, Callable[[Any, str], bool]] = {"sql": _is_row, "sqs": _is_on_sqs}
+
+
+class VirtualDepths:
+    """See `Depths`."""
+
+    def __init__(self, connection: kombu.Connection) -> None:
+        self._connection = connection
+        self._exists = _LOOKS.get(connection.transport.driver_type, _has_queue)
+
+    def read(self, queues: Iterable[str], named: Collection[str]) -> dict[str, Depth]:  # noqa: ARG002  it asks
+        """Return what the queues hold; one that does not exist is missing."""
+        found = {}
+        with translated(self._connection):
+            channel = self._connection.default_channel
+            for queue in queues:
+                if self._exists(channel, queue):
+                    found[queue] = Depth(channel._size(queue))  # noqa: SLF001  kombu's way to the length
+        return found
+
+    def unacked(self) -> int | None:
+        """Return None: these transports do not tell."""
+        return None
+
+
+def _has_queue(channel: Any, queue: str) -> bool:
+    looks = type(channel)._has_queue is not virtual.Channel._has_queue  # noqa: SLF001  it says yes to all
+    return looks and bool(channel._has_queue(queue))  # noqa: SLF001
