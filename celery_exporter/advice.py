@@ -33,7 +33,7 @@ CHURN = 3
 #: Seconds that a finding has to stand before it is said: workers that restart are gone for less.
 HOLD = 20.0
 #: What the log says anyhow, with the error itself.
-SAID_ELSEWHERE = frozenset({"subscription"})
+SAID_ELSEWHERE = frozenset({"subscription", "transport"})
 
 #: Characters of what a broker said.
 LONGEST_ERROR = 200

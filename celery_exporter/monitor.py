@@ -70,6 +70,9 @@ SAVE_SHARE = 20
 LAST_SAVE = 7.0
 #: Seconds of silence after which there are no workers, where --worker-timeout is off.
 SILENT = 60.0
+#: Rounds without any answer after which workers are asked more seldom, and seconds of the longest wait. A
+#: worker whose accept_content lacks the serialiser of the question logs an error with a traceback for each.
+MOST_UNANSWERED, LONGEST_WAIT_TO_ASK = 3, 300.0
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 
@@ -128,6 +131,7 @@ class Monitor:
         control = partial(Roster, control_exchange=settings.control_exchange, accept=settings.accept_content)
         self._roster = Kept(self._source, control)
         self._refused_answers: Collection[str] = ()
+        self._unanswered, self._ask_again = 0, 0.0  # rounds without an answer, monotonic time of the next
         self._blocked = BlockedWatch(self._source)
         self._asked: set[str] | None = None  # workers known when they were last asked, with success
         self._watch, self._history = Watch(), History()
@@ -402,12 +406,14 @@ class Monitor:
     def _ask_workers(self) -> None:
         with self._lock:
             workers = list(self._cluster.workers.values())
-        silent = [worker.name for worker in workers if worker.up and not worker.events]
+        without_events = [worker.name for worker in workers if worker.up and not worker.events]
         if self._blocked.reason:
             raise BlockedError(self._blocked.reason)
+        if time.monotonic() < self._ask_again and not self._has_strangers():
+            raise BrokerError(NOBODY_ANSWERED)
         with self._roster.use() as roster:
-            if self._settings.enable_events and silent:
-                roster.enable_events(silent)
+            if self._settings.enable_events and without_events:
+                roster.enable_events(without_events)
             profiles = roster.ask({worker.name: worker.profile for worker in workers})
             refused = sorted(roster.refused)
         with self._lock:
@@ -415,9 +421,12 @@ class Monitor:
             self._cluster.learn(profiles, self._moment())
             self._answered = self._answered or bool(profiles)
             self._asked = {worker.name for worker in workers} | profiles.keys()
+        silent = not profiles and not refused and any(worker.up for worker in workers)
+        self._unanswered = self._unanswered + 1 if silent else 0
+        self._ask_again = time.monotonic() + _wait_to_ask(self._unanswered, self._settings.update_interval)
         if refused:
             raise BrokerError(f"workers answer in {', '.join(refused)}, which --accept-content does not list")
-        if not profiles and any(worker.up for worker in workers):
+        if silent:
             raise BrokerError(NOBODY_ANSWERED)
 
     def _look_around(self) -> None:
@@ -430,6 +439,12 @@ class Monitor:
                 advice_log.info("over: %s", finding.found)
             else:
                 advice_log.warning("%s: %s", finding.found, finding.mend)
+
+
+def _wait_to_ask(unanswered: int, interval: float) -> float:
+    """Return the seconds until workers are asked again, after so many rounds without an answer."""
+    more = unanswered - MOST_UNANSWERED
+    return min(interval * 2 ** min(more, 10), LONGEST_WAIT_TO_ASK) if more > 0 else 0.0
 
 
 def _empty(settings: Settings) -> Cluster:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from struct import unpack_from
 from typing import Any
 
@@ -24,6 +25,8 @@ from celery_exporter.broker.readers.frames import Frame
 INTERVAL_SECONDS = 2.0
 #: Seconds between two attempts when the broker does not let us try, which it logs each time.
 LONGEST_WAIT_SECONDS = 60.0
+#: Frames read in one look: between two there is a heartbeat, and at most one change.
+MAX_FRAMES = 20
 #: What RabbitMQ calls the ability to tell a connection that it is blocked.
 CAPABILITY = "connection.blocked"
 
@@ -66,14 +69,17 @@ class BlockedWatch:
         """Find out; raise BrokerError where the broker cannot be asked."""
         if self._failure is not None and time.monotonic() < self._next:
             raise self._failure
+        reason = None
         try:
             with self._probe.use() as probe:
-                self.reason = probe.look()
+                reason = probe.look()
         except BrokerError as error:
-            self.reason, self._failure = None, error
+            self._failure = error
             self._next = time.monotonic() + self._wait
             self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
             raise
+        finally:
+            self.reason = reason
         self._failure, self._wait = None, INTERVAL_SECONDS
 
     def close(self) -> None:
@@ -111,19 +117,16 @@ class _Probe:
         return self._reason
 
     def _read_what_came(self) -> None:
-        try:
-            while True:
+        with suppress(TimeoutError):
+            for _ in range(MAX_FRAMES):
                 self._connection.drain_events(timeout=LOOK)
-        except TimeoutError:
-            pass
 
     def _publish_and_get(self) -> None:
         self._waits = True
         try:
-            self._channel.basic_publish(amqp.Message(b""), exchange="", routing_key=self._queue)
-            self._channel.basic_get(self._queue, no_ack=True)
-        except BlockedError:
-            pass
+            with suppress(BlockedError):
+                self._channel.basic_publish(amqp.Message(b""), exchange="", routing_key=self._queue)
+                self._channel.basic_get(self._queue, no_ack=True)
         finally:
             self._waits = False
 

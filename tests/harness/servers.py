@@ -18,7 +18,7 @@ import redis
 
 from harness.processes import ROOT, Process, free_port, missing, need
 
-VHOSTS = 90  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
+VHOSTS = 100  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
 PASSWORD = "guest"
 
 

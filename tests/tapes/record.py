@@ -25,7 +25,7 @@ from harness.waiting import eventually  # noqa: E402
 from harness.workers import Ledger, Worker, client  # noqa: E402
 
 from celery_exporter.broker.readers import reader_for  # noqa: E402
-from celery_exporter.broker.source import SettingsSource
+from celery_exporter.broker.source import SettingsSource  # noqa: E402
 from celery_exporter.settings import load  # noqa: E402
 
 TAPES = [
