@@ -88,8 +88,8 @@ _command = Group(
 _EXAMPLES = {
     "doctor": """\b
 Looked at, in this order:
-  the way there  url, host, port, answer, tls, login,
-                 database or virtual-host, subscription
+  the way there  url, transport, host, port, answer, tls, login,
+                 database or virtual-host, subscription, publishers
   the broker     broker-version, eviction, output-buffer, transient-queues,
                  leftovers
   events         listening, first-event, serializer, heartbeats, task-events,

@@ -117,7 +117,7 @@ OPTIONS = (
     Option(
         name="broker-url-file",
         group="Broker",
-        help="A file that holds the broker URL, to keep its password out of the process list.",
+        help="A file that holds the broker URL, out of the process list; reread when it changes.",
         takes="the path of a readable file",
         metavar="PATH",
         parse=parsing.path,

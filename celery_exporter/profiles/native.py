@@ -262,13 +262,22 @@ WORKER_UP = Row(
     absent="The worker was never heard, or was down for longer than --purge-offline-worker-metrics.",
     example="celery_worker_up == 0",
 )
+def _workers_online(snapshot: Snapshot) -> list[tuple[tuple[str, ...], float]]:
+    """Return how many workers are up: nothing where they cannot be heard, and none was heard before."""
+    around = snapshot.around
+    if around.no_events or (around.blocked and not snapshot.workers):
+        return []
+    return [((), sum(worker.up for worker in snapshot.workers))]
+
+
 _WORKER_ROWS = [
     Row(
         "celery_workers_online",
         "gauge",
         "Workers that are up.",
         (),
-        lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
+        _workers_online,
+        absent="No event can arrive on this transport, or publishers are blocked since the exporter started.",
         example="celery_workers_online == 0",
     ),
     WORKER_UP,
