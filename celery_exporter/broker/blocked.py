@@ -23,8 +23,10 @@ from celery_exporter.broker.readers.frames import Frame
 
 #: Seconds between two looks: fewer than the three heartbeats after which a worker counts as down.
 INTERVAL_SECONDS = 2.0
-#: Seconds between two attempts when the broker does not let us try, which it logs each time.
-LONGEST_WAIT_SECONDS = 60.0
+#: Seconds between two attempts, at most, while the broker does not answer, and where it denies them to this
+#: user, of which it logs each.
+LONGEST_WAIT_SECONDS, DENIED_WAIT_SECONDS = 60.0, 3_600.0
+DENIED = "ACCESS_REFUSED"
 #: Frames read in one look: between two there is a heartbeat, and at most one change.
 MAX_FRAMES = 20
 #: What RabbitMQ calls the ability to tell a connection that it is blocked.
@@ -76,7 +78,8 @@ class BlockedWatch:
         except BrokerError as error:
             self._failure = error
             self._next = time.monotonic() + self._wait
-            self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
+            longest = DENIED_WAIT_SECONDS if DENIED in str(error) else LONGEST_WAIT_SECONDS
+            self._wait = min(2 * self._wait, longest)
             raise
         finally:
             self.reason = reason

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import kombu
@@ -134,11 +135,10 @@ class _Mailbox(Mailbox):  # type: ignore[misc]
         )
         end = time.monotonic() + LONGEST_CALL_SECONDS
         try:
-            with consumer:
+            # Inside: kombu takes a TimeoutError for a lost connection, and would leave the consumer in place.
+            with consumer, suppress(TimeoutError):
                 while len(answers) < limit and (left := end - time.monotonic()) > 0:
                     self.connection.drain_events(timeout=min(timeout, left))
-        except TimeoutError:
-            pass
         finally:
             channel.after_reply_message_received(queue.name)
         return answers

@@ -262,6 +262,8 @@ WORKER_UP = Row(
     absent="The worker was never heard, or was down for longer than --purge-offline-worker-metrics.",
     example="celery_worker_up == 0",
 )
+
+
 def _workers_online(snapshot: Snapshot) -> list[tuple[tuple[str, ...], float]]:
     """Return how many workers are up: nothing where they cannot be heard, and none was heard before."""
     around = snapshot.around
