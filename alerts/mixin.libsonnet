@@ -66,6 +66,10 @@
     startedShortTasks: selector(['state="STARTED"'] + butNot(config.longTasks)),
     noBroadcasts: selector(butNot(config.broadcastTasks)),
     interval: 'task_name:celery_task_success_interval_seconds:max',
+    // While the broker blocks publishers no event comes: what began before seems to go on. That is CeleryBrokerBlocked.
+    notBlocked: 'unless on (%(cluster)s) max by (%(cluster)s) (celery_broker_blocked) == 1' % {
+      cluster: std.join(', ', config.clusterLabels),
+    },
   },
   // %g of 0 is an error in jsonnet 0.18, and %s of 0.1 is 0.10000000000000001.
   local text(value) = if !std.isNumber(value) then value else if value == std.floor(value) then '%d' % value else '%g' % value,
@@ -176,6 +180,7 @@
         time() - min by (%(cluster)s, task_name) (
           celery_task_oldest_timestamp_seconds%(startedShortTasks)s
         ) > %(stuckSeconds)s
+        %(notBlocked)s
       |||,
       'Celery task {{ $labels.task_name }} does not end',
       'One was started {{ $value | humanizeDuration }} ago, and nobody has said since that it ended.',
@@ -200,7 +205,10 @@
       'warning',
       '15m',
       'tasks',
-      'max by (%(cluster)s) (avg_over_time(job_instance:celery_tasks_orphaned:sum[%(orphansWindow)s])) > %(orphans)s',
+      |||
+        max by (%(cluster)s) (avg_over_time(job_instance:celery_tasks_orphaned:sum[%(orphansWindow)s])) > %(orphans)s
+        %(notBlocked)s
+      |||,
       'Celery tasks of {{ $labels.job }} have lost their worker',
       'Tasks that were started, have not ended, and that no worker says it executes: {{ printf "%%.0f" $value }}, ' +
       'on average over %(orphansWindow)s.',
@@ -254,17 +262,20 @@
       '5m',
       'tasks',
       |||
-        job_task_name:celery_task_since_success_seconds:min
-        > on (job, task_name) group_left ()
-        max by (job, task_name) (%(interval)s{job!=""})
-        or
         (
           job_task_name:celery_task_since_success_seconds:min
-          unless on (job, task_name)
-          %(interval)s{job!=""}
+          > on (job, task_name) group_left ()
+          max by (job, task_name) (%(interval)s{job!=""})
+          or
+          (
+            job_task_name:celery_task_since_success_seconds:min
+            unless on (job, task_name)
+            %(interval)s{job!=""}
+          )
+          > on (task_name) group_left ()
+          max by (task_name) (%(interval)s{job=""})
         )
-        > on (task_name) group_left ()
-        max by (task_name) (%(interval)s{job=""})
+        %(notBlocked)s
         or
         0 * (
           max by (job, task_name) (%(interval)s{job!=""})
@@ -355,6 +366,7 @@
       |||
         max by (%(cluster)s) (celery_workers_online) == 0
         unless max by (%(cluster)s) (celery_broker_up) == 0
+        %(notBlocked)s
       |||,
       'No Celery worker is online in {{ $labels.job }}',
       'No task has been executed for 2 minutes at least.',
@@ -394,7 +406,7 @@
       'info',
       '15m',
       'workers',
-      'job_worker:celery_worker_active_tasks_per_pool_size:ratio >= 1',
+      'job_worker:celery_worker_active_tasks_per_pool_size:ratio >= 1 %(notBlocked)s',
       'The pool of Celery worker {{ $labels.worker }} is full',
       'Its active tasks are {{ $value | humanizePercentage }} of what its pool can execute at once.',
       ['worker'],
@@ -462,11 +474,23 @@
           max by (%(exporter)s) (celery_workers_online) > 0
           unless
           time() - max by (%(exporter)s) (celery_exporter_last_event_timestamp_seconds) < %(silenceSeconds)s
+          unless
+          max by (%(exporter)s) (celery_broker_blocked) == 1
         )
       |||,
       'The Celery exporter {{ $labels.instance }} hears nothing',
       'Its event subscription is not open, or no event came for %(silenceSeconds)s s though workers are up. ' +
       'What it counts stands still.',
+    ),
+
+    alert(
+      'CeleryBrokerBlocked',
+      'critical',
+      '1m',
+      'exporter',
+      'max by (%(cluster)s) (celery_broker_blocked) == 1',
+      'RabbitMQ blocks publishers in {{ $labels.job }}',
+      'It has a memory or disk alarm: no task, event or heartbeat can be sent, and what the exporter counts stands still.',
     ),
 
     record('job:celery_exporter_events_missed_per_processed:ratio_rate%(missedWindow)s', |||

@@ -29,6 +29,7 @@ from celery_exporter import malloc
 from celery_exporter.broker.payload import JSON, Payload, events_of
 from celery_exporter.broker.readers.kombu import Full
 from celery_exporter.broker.readers.redis import FEED, RedisReader
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
 from celery_exporter.core.ledger import Ledger
@@ -198,7 +199,7 @@ def stages(tasks: int) -> dict[str, float]:
 
 
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
-    reader = RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
+    reader = RedisReader(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
     reader._is_doubled = False  # noqa: SLF001  as `open` finds
     ledger, now = Ledger(selection.runtime_bounds, selection.wait_bounds), Moment(10.0, START)
     cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)

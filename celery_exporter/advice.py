@@ -2,7 +2,7 @@
 
 One table of checks, for the status page, the log of a running exporter and `doctor` alike. Pure: data and
 time come in. Law: what is not known is no finding. A check is silent until what it waits for had time to
-come, and all but the first are while nothing is heard.
+come; those on workers and tasks are silent while no event can arrive, for nothing is known of them then.
 """
 
 from __future__ import annotations
@@ -34,13 +34,26 @@ CHURN = 3
 #: Seconds that a finding has to stand before it is said: workers that restart are gone for less.
 HOLD = 20.0
 #: What the log says anyhow, with the error itself.
-SAID_ELSEWHERE = frozenset({"subscription"})
+SAID_ELSEWHERE = frozenset({"subscription", "transport"})
 
 #: Characters of what a broker said.
 LONGEST_ERROR = 200
 
 #: What the question to workers fails with that nobody answers.
 NOBODY_ANSWERED = "no worker answered"
+
+NO_EVENTS_REMEDY = (
+    "use Redis or RabbitMQ as the broker to see workers and tasks; on this one, -Q NAMES shows the lengths "
+    "of queues"
+)
+#: A word of RabbitMQ's reason (rabbit_reader.erl: "low on memory", "low on disk") → how that alarm is ended.
+ALARM_REMEDIES = {
+    "memory": (
+        "rabbitmq-diagnostics memory_breakdown shows what takes the memory: consume or purge long queues, or "
+        "raise vm_memory_high_watermark"
+    ),
+    "disk": "df -h shows the disk: free space on it, or lower disk_free_limit",
+}
 
 ENABLE_EVENTS = "celery -A yourapp control enable_events"
 #: Where what mends it hangs on the broker, which is not known here.
@@ -58,9 +71,20 @@ class Finding(Struct, frozen=True):
 
 def advise(snapshot: Snapshot) -> list[Finding]:
     """Return what each check found that can be decided by now, in the order of the table."""
-    if not snapshot.around.broker_up:
-        return _all((_subscription,), snapshot)
-    return _all(CHECKS, snapshot)
+    return _all(_applicable(snapshot), snapshot)
+
+
+def is_decided(snapshot: Snapshot) -> bool:
+    """Tell whether each check that applies has found something by now, so that more time brings no more."""
+    optional = {_blocked} if snapshot.around.blocked is None else set()
+    decided = {check for check in _applicable(snapshot) if check(snapshot) is not None}
+    return decided >= set(_applicable(snapshot)) - optional
+
+
+def can_hear(snapshot: Snapshot) -> bool:
+    """Tell whether events can arrive: what is silent meanwhile is not known to be down."""
+    around = snapshot.around
+    return around.broker_up and not around.blocked and not around.no_events
 
 
 class Watch:
@@ -96,7 +120,44 @@ def _all(checks: Iterable[Callable[[Snapshot], Finding | None]], snapshot: Snaps
     return [finding for check in checks if (finding := check(snapshot))]
 
 
+def _applicable(snapshot: Snapshot) -> Sequence[Callable[[Snapshot], Finding | None]]:
+    around = snapshot.around
+    if around.no_events:
+        return (_transport, _queue_lengths)
+    if not around.broker_up:
+        return (_subscription,)
+    return (_subscription, _blocked, _queue_lengths) if around.blocked else CHECKS
+
+
 # -- the checks ------------------------------------------------------------------------------------------
+
+
+def _transport(snapshot: Snapshot) -> Finding | None:
+    """Report a transport on which no event can arrive; any other needs no word."""
+    if not snapshot.around.no_events:
+        return None
+    return Finding("transport", "fail", snapshot.around.no_events, NO_EVENTS_REMEDY)
+
+
+def _blocked(snapshot: Snapshot) -> Finding | None:
+    reason = snapshot.around.blocked
+    if reason is None:
+        return None
+    if not reason:
+        return Finding("publishers", "ok", "RabbitMQ accepts what publishers send")
+    return Finding(
+        "publishers",
+        "fail",
+        f"RabbitMQ blocks all publishers ({_short(reason)}): no task, event or heartbeat can be sent, and no "
+        "worker is taken to be down meanwhile",
+        blocked_remedy(reason),
+    )
+
+
+def blocked_remedy(reason: str) -> str:
+    """Return the commands that show and end an alarm; `reason` is RabbitMQ's own text."""
+    steps = [step for word, step in ALARM_REMEDIES.items() if word in reason] or [*ALARM_REMEDIES.values()]
+    return f"on the broker's host: rabbitmq-diagnostics alarms; {'; '.join(steps)}"
 
 
 def _subscription(snapshot: Snapshot) -> Finding | None:
@@ -152,8 +213,18 @@ def _answers(snapshot: Snapshot) -> Finding | None:
     up, asked = _up(snapshot), _collector(snapshot, "roster")
     if not up or asked is None or asked.success is None or not _listened(snapshot):
         return None
-    if asked.error not in ("", NOBODY_ANSWERED):
+    if asked.error not in ("", NOBODY_ANSWERED) and not snapshot.around.refused_answers:
         return Finding("answers", "warn", f"workers could not be asked: {_short(asked.error)}", ASK_DOCTOR)
+    refused = sorted(snapshot.around.refused_answers)
+    if refused:
+        return Finding(
+            "answers",
+            "warn",
+            f"workers answer in {names(refused)}, which is not accepted here, so their pools and queues are "
+            "not known",
+            "task_serializer = 'json' in the workers' configuration, or here that serialiser added to "
+            "--accept-content (pickle only where all who can publish may run code)",
+        )
     # Before Celery 5.3 they do not tell the kind of their pool.
     mute = [worker for worker in up if worker.pool is None and worker.pool_size is None]
     if not mute:
@@ -162,8 +233,9 @@ def _answers(snapshot: Snapshot) -> Finding | None:
         "answers",
         "warn",
         f"no answer from {names(mute)}, so its pool and queues are not known",
-        "worker_enable_remote_control = True in the workers' configuration; one that is busy in the solo "
-        "pool answers later",
+        "worker_enable_remote_control = True in the workers' configuration; if they have a control_exchange "
+        "there, --control-exchange with its name here; if their accept_content lacks json, --accept-content "
+        "here with what it has; one that is busy in the solo pool answers later",
     )
 
 
@@ -356,6 +428,7 @@ def _serializer(snapshot: Snapshot) -> Finding | None:
 #: In this order they are shown.
 CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _subscription,
+    _blocked,
     _workers,
     _heartbeats,
     _answers,

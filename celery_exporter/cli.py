@@ -40,6 +40,7 @@ _OF_BROKER = frozenset(
         "broker_ssl_option",
         "accept_content",
         "event_exchange",
+        "control_exchange",
         "reader",
     }
 )
@@ -89,8 +90,8 @@ _command = Group(
 _EXAMPLES = {
     "doctor": """\b
 Looked at, in this order:
-  the way there  url, host, port, answer, tls, login,
-                 database or virtual-host, subscription
+  the way there  url, transport, host, port, answer, tls, login,
+                 database or virtual-host, subscription, publishers
   the broker     broker-version, eviction, output-buffer, transient-queues,
                  leftovers
   events         listening, first-event, serializer, heartbeats, task-events,

@@ -1,8 +1,9 @@
 """The meeting point: one Monitor per broker owns its threads, the one lock, and what they learn.
 
-Threads: `events` reads the subscription, `queues` measures, `roster` asks, `watch` looks at what came of it,
-`state` saves it if there is a file. Each waits for the broker only with a bound, comes back by itself, and
-ends soon after `stop`. Only memory is touched under the lock; a scrape takes a copy under it, nothing else.
+Threads: `events` reads the subscription, `queues` measures, `roster` asks, `blocked` finds out whether
+RabbitMQ blocks publishers, `watch` looks at what came of it, `state` saves it if there is a file. Each waits
+for the broker only with a bound, comes back by itself, and ends soon after `stop`. Only memory is touched
+under the lock; a scrape takes a copy under it, nothing else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,11 +25,13 @@ from msgspec import Struct
 
 from celery_exporter import __version__
 from celery_exporter.advice import NOBODY_ANSWERED, Watch, advise
-from celery_exporter.broker.connection import BrokerError, Kept, is_amqp, masked
+from celery_exporter.broker.blocked import INTERVAL_SECONDS, BlockedError, BlockedWatch
+from celery_exporter.broker.connection import BrokerError, Kept, is_amqp, why_no_events
 from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
 from celery_exporter.broker.readers import Reader, reader_for
 from celery_exporter.broker.roster import Roster
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.collector import Collector
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Cluster
@@ -73,6 +77,9 @@ SILENT = 60.0
 RECONCILE_SECONDS = 0.5
 #: Workers that are asked by name at a time: each worker receives the list of them.
 MAX_ASKED = 200
+#: Rounds without any answer after which workers are asked more seldom, and seconds of the longest wait. A
+#: worker whose accept_content lacks the serialiser of the question logs an error with a traceback for each.
+MOST_UNANSWERED, LONGEST_WAIT_TO_ASK = 3, 300.0
 #: Seconds after which what a collector found counts as stale, and is missing rather than wrong.
 STALE = 30.0
 #: … or this many update intervals: a queue may be asked about in every other one only.
@@ -114,7 +121,9 @@ class Monitor:
         self._cluster = _empty(settings)
         self._reconciler = self._new_reconciler()
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
-        self._reader = reader or reader_for(settings)
+        self._source = SettingsSource(settings)
+        self.no_events = why_no_events(settings)
+        self._reader = reader or reader_for(self._source)
         self._started = time.time()
         self._open = False
         self._opened = 0
@@ -123,13 +132,17 @@ class Monitor:
         self._event_lag: float | None = None
         self._last_event: float | None = None
         self._last_refused: float | None = None
-        self._measure = Kept(settings, depths_on)
+        self._measure = Kept(self._source, depths_on)
         self._polls: PollSchedule[Depth] = PollSchedule()
         self._unacked: int | None = None
         self._measured = 0.0  # monotonic time of the newest measurement
         self._stale_seconds = max(STALE, STALE_INTERVALS * settings.update_interval)
         self._answered = False  # did any worker ever answer
-        self._roster = Kept(settings, Roster)
+        control = partial(Roster, control_exchange=settings.control_exchange, accept=settings.accept_content)
+        self._roster = Kept(self._source, control)
+        self._refused_answers: Collection[str] = ()
+        self._unanswered, self._ask_again = 0, 0.0  # rounds without an answer, monotonic time of the next
+        self._blocked = BlockedWatch(self._source)
         self._asked: float | None = None  # monotonic time at which all workers were last asked, with success
         self._watch, self._history = Watch(), History()
         every = settings.update_interval
@@ -138,7 +151,11 @@ class Monitor:
             Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
             Collector("reconcile", RECONCILE_SECONDS, self._reconcile, lambda: None),
             Collector("watch", min(every, STEP), self._look_around, lambda: None),
+            Collector("blocked", INTERVAL_SECONDS, self._blocked.look, self._blocked.close),
         ]
+        unused = {"roster"} if self.no_events else set()
+        unused |= set() if is_amqp(settings) else {"blocked"}
+        self._collectors = [each for each in self._collectors if each.name not in unused]
         self._file: StateFile[State] | None = None
         if settings.state_file is not None:
             self._file = StateFile(settings.state_file, State)
@@ -187,7 +204,11 @@ class Monitor:
     def status(self) -> Status:
         """Return what goes on now, for people. Never waits for the broker."""
         snapshot = self.snapshot(web_config_up_to_date=None)
-        return self._history.status(snapshot, time.monotonic(), masked(self._settings.broker_url))
+        return self._history.status(snapshot, time.monotonic(), self.broker_url())
+
+    def broker_url(self) -> str:
+        """Return the URL of the broker, without secrets."""
+        return self._source.masked_url()
 
     def _surroundings(self, web_config_up_to_date: bool | None) -> Surroundings:
         return Surroundings(
@@ -209,6 +230,9 @@ class Monitor:
             web_config_up_to_date=web_config_up_to_date,
             listened=self._listened,
             last_refused=self._last_refused,
+            blocked=self._blocked.reason,
+            no_events=self.no_events,
+            refused_answers=self._refused_answers,
         )
 
     def _is_measured(self) -> bool:
@@ -230,6 +254,9 @@ class Monitor:
     # -- events ----------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        if self.no_events:
+            log.error("%s; only the lengths of queues are served, of those that -Q names", self.no_events)
+            return
         waits = back_off(FIRST_RETRY, self._settings.retry_interval)
         said = ""
         while not self._stopping.is_set():
@@ -237,7 +264,7 @@ class Monitor:
             try:
                 self._reader.open()
                 self._opened += 1
-                log.info("listening to events on %s", masked(self._settings.broker_url))
+                log.info("listening to events on %s", self.broker_url())
                 said = ""
                 self._read()
             except BrokerError as error:
@@ -259,7 +286,8 @@ class Monitor:
         while not self._stopping.is_set():
             payloads = self._reader.read(POLL)
             now = time.monotonic()
-            self._listened += min(now - last, LONGEST_STEP)
+            if not self._blocked.reason:  # nobody can be heard meanwhile, so nobody is judged
+                self._listened += min(now - last, LONGEST_STEP)
             last = now
             self._take(payloads)
 
@@ -422,19 +450,30 @@ class Monitor:
             before = {worker.name: worker.known_profile for worker in workers}
             unasked = list(islice(self._cluster.unasked, MAX_ASKED))
         only = unasked if unasked and self._is_between_rounds(begin) else None
-        silent = [worker.name for worker in workers if worker.up and not worker.events]
+        without_events = [worker.name for worker in workers if worker.up and not worker.events]
+        if self._blocked.reason:
+            raise BlockedError(self._blocked.reason)
+        if begin < self._ask_again and only is None:
+            raise BrokerError(NOBODY_ANSWERED)
         with self._roster.use() as roster:
-            if self._settings.enable_events and silent:
-                roster.enable_events(silent)
+            if self._settings.enable_events and without_events:
+                roster.enable_events(without_events)
             profiles = roster.ask(before, only)
+            refused = sorted(roster.refused)
         with self._lock:
+            self._refused_answers = refused
             self._cluster.learn(profiles, self._moment(), asked)
             self._answered = self._answered or bool(profiles)
         if only is None:
             self._asked = begin
         elif self._answered:  # whoever did not answer may be starting
             return
-        if not profiles and any(worker.up for worker in workers):
+        silent = not profiles and not refused and any(worker.up for worker in workers)
+        self._unanswered = self._unanswered + 1 if silent else 0
+        self._ask_again = time.monotonic() + _wait_to_ask(self._unanswered, self._settings.update_interval)
+        if refused:
+            raise BrokerError(f"workers answer in {', '.join(refused)}, which --accept-content does not list")
+        if silent:
             raise BrokerError(NOBODY_ANSWERED)
         self._ask_for_tasks()
 
@@ -474,6 +513,12 @@ class Monitor:
                 advice_log.info("over: %s", finding.found)
             else:
                 advice_log.warning("%s: %s", finding.found, finding.mend)
+
+
+def _wait_to_ask(unanswered: int, interval: float) -> float:
+    """Return the seconds until workers are asked again, after so many rounds without an answer."""
+    more = unanswered - MOST_UNANSWERED
+    return min(interval * 2 ** min(more, 10), LONGEST_WAIT_TO_ASK) if more > 0 else 0.0
 
 
 def _empty(settings: Settings) -> Cluster:

@@ -118,7 +118,7 @@ OPTIONS = (
     Option(
         name="broker-url-file",
         group="Broker",
-        help="A file that holds the broker URL, to keep its password out of the process list.",
+        help="A file that holds the broker URL, out of the process list; reread when it changes.",
         takes="the path of a readable file",
         metavar="PATH",
         parse=parsing.path,
@@ -171,6 +171,14 @@ OPTIONS = (
         takes="a name",
         parse=parsing.name,
         default="celeryev",
+    ),
+    Option(
+        name="control-exchange",
+        group="Events",
+        help="The exchange of remote control commands, where Celery's control_exchange was changed.",
+        takes="a name",
+        parse=parsing.name,
+        default="celery",
     ),
     Option(
         name="reader",

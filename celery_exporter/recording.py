@@ -18,10 +18,12 @@ from celery_exporter.broker.connection import (
     masked,
     open_,
     translated,
+    why_no_events,
 )
 from celery_exporter.broker.payload import CONTENT_TYPES, JSON, Payload
 from celery_exporter.broker.readers import Reader as EventReader
 from celery_exporter.broker.readers import reader_for
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.events import decode
 from celery_exporter.monitor import FIRST_RETRY, back_off
 from celery_exporter.settings import Settings
@@ -42,7 +44,11 @@ def record(
     """
     check(settings)
     scrubber = Scrubber({CONTENT_TYPES[name] for name in settings.accept_content}) if scrub else None
-    reader = reader_for(settings.to_look())  # a queue that outlasts the exporter is the exporter's
+    if no_events := why_no_events(settings):
+        raise BrokerError(no_events)
+    reader = reader_for(
+        SettingsSource(settings.to_look())
+    )  # a queue that outlasts the exporter is the exporter's
     left_out = 0
     reader.open()  # before there is a file, which a broker that is away would leave behind
     with closing(reader), closing(Writer(path)) as tape:

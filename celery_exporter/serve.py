@@ -11,7 +11,7 @@ from collections.abc import Callable
 from starlette.applications import Starlette
 
 from celery_exporter import __version__, malloc
-from celery_exporter.broker.connection import UnusableURLError, check, masked
+from celery_exporter.broker.connection import UnusableURLError, check
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.exposition import Exposition
 from celery_exporter.firsts import Firsts
@@ -79,9 +79,10 @@ def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionF
         snapshot,
         monitor.is_ready,
         Exposition(selection.rows, settings.metric_prefix, labels, firsts),
-        masked(settings.broker_url),
+        monitor.broker_url,
         native=settings.native_histograms,
         status=None if settings.no_status_page else monitor.status,
+        no_events=monitor.no_events,
     )
 
 

@@ -21,6 +21,9 @@ from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import ProfilesClashError, Selection, select
 from celery_exporter.profiles.native import EXPORTER_ROWS
 
+#: Characters that are read of a file that holds a URL.
+LONGEST_URL = 2**16
+
 
 class BadSettingError(Exception):
     """A setting has a value that it does not take; the text is one line for people."""
@@ -30,11 +33,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     """Everything that can be set. Times in seconds; None is off."""
 
     broker_url: str
+    broker_url_file: Path | None  # where the URL was read from, and is read again
     broker_transport_options: Mapping[str, Any]
     broker_ssl_options: Mapping[str, Any]
     accept_content: tuple[str, ...]
     retry_interval: float
     event_exchange: str
+    control_exchange: str
     reader: str
     event_queue_durable: bool
     enable_events: bool
@@ -97,9 +102,10 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     Raises BadSettingError, with one line that says which option, what it got and what it takes.
     """
     values = {option.key: _value(option, argv.get(option.key), environ) for option in OPTIONS}
-    url_file = values.pop("broker_url_file")
-    if url_file is not None and (argv.get("broker_url_file") or not argv.get("broker_url")):
-        values["broker_url"] = _url_from(url_file)
+    if argv.get("broker_url") and not argv.get("broker_url_file"):  # an option beats a variable
+        values["broker_url_file"] = None
+    if values["broker_url_file"] is not None:
+        values["broker_url"] = url_from_file(values["broker_url_file"])
     if values["broker_url"] is None:
         raise BadSettingError("--broker-url is missing; give it, --broker-url-file or CELERY_BROKER_URL")
     if values["event_queue_durable"] and values["reader"] == "kombu":
@@ -194,9 +200,11 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def _url_from(path: Path) -> str:
+def url_from_file(path: Path) -> str:
+    """Return the broker URL that a file holds; raise BadSettingError, whose text has nothing of it."""
     try:
-        return parsing.url(path.read_text().strip())
+        with path.open() as file:
+            return parsing.url(file.read(LONGEST_URL).strip())
     except OSError as error:
         raise BadSettingError(f"--broker-url-file: cannot read {str(path)!r}: {error.strerror}") from None
     except ValueError:

@@ -41,6 +41,7 @@ class BrokerStatus(Struct, frozen=True):
     event_lag: float | None  # by how much it was late, by its sender's clock
     events_per_second: float | None  # over the window
     unacked: int | None  # messages that workers hold and did not acknowledge; Redis only
+    blocked: bool | None = None  # the broker blocks publishers, so no event can be sent; RabbitMQ only
 
 
 class WorkerStatus(Struct, frozen=True):
@@ -177,6 +178,7 @@ class History:
                 around.event_lag,
                 (sum(snapshot.events.values()) - first.events) / window if window else None,
                 around.unacked,
+                None if around.blocked is None else bool(around.blocked),
             ),
             findings=advise(snapshot),
             workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],

@@ -15,6 +15,7 @@ from celery_exporter.advice import (
     Finding,
     Watch,
     advise,
+    is_decided,
 )
 from celery_exporter.core import queues
 from celery_exporter.core.snapshot import CollectorView, Depth
@@ -82,6 +83,45 @@ def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
     assert advise(story.shown(started=T0 + story.now, at=T0 + story.now, **down)) == []
     (only,) = advise(story.shown(**down))
     assert (only.check, only.level) == ("subscription", "fail")
+
+
+def test_while_publishers_are_blocked_nobody_is_judged():
+    gone = heartbeat("w@h", kind="offline")
+    found = findings(gone, blocked="low on memory & disk", depths={"q": Depth(3, 0)})
+    assert {check: each.level for check, each in found.items()} == {
+        "subscription": "ok",
+        "publishers": "fail",
+        "queue-lengths": "ok",
+    }
+    for word in ("rabbitmq-diagnostics alarms", "vm_memory_high_watermark", "disk_free_limit"):
+        assert word in found["publishers"].mend
+    assert "vm_memory_high_watermark" not in findings(gone, blocked="low on disk")["publishers"].mend
+    assert findings(*beats(), blocked="")["publishers"].level == "ok"
+    assert "publishers" not in findings(*beats(), blocked=None)
+
+
+def test_where_no_event_can_arrive_nothing_else_is_wrong():
+    found = findings(no_events="no fan-out", broker_up=False, depths={"q": Depth(3)})
+    assert [(check, each.level) for check, each in found.items()] == [
+        ("transport", "fail"),
+        ("queue-lengths", "ok"),
+    ]
+
+
+@pytest.mark.parametrize("blocked", [None, "", "low on memory"])
+def test_all_is_decided_once_each_check_that_applies_has_found_something(blocked):
+    story = Story()
+    story.tell(*beats(), *TASK)
+    story.cluster.learn({"w@h": ANSWERED}, story.moment())
+    well = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, "depths": {"q": Depth(3)}}
+    assert is_decided(story.shown(blocked=blocked, **well))
+    assert not is_decided(story.shown(blocked=blocked, **{**well, "collectors": []}))
+
+
+def test_answers_in_a_serialiser_that_is_not_accepted():
+    failed = [WELL[0], CollectorView("roster", False, 0.1, None, "workers answer in pickle")]
+    found = findings(*beats(), profiles={}, collectors=failed, refused_answers=["pickle"])["answers"]
+    assert (found.level, "pickle" in found.found, "--accept-content" in found.mend) == ("warn", True, True)
 
 
 def test_no_worker_at_all_and_none_any_more():

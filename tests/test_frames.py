@@ -12,6 +12,7 @@ from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.payload import Payload
 from celery_exporter.broker.readers.amqp import AmqpReader
 from celery_exporter.broker.readers.frames import Frames
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.settings import load
 
 BODY = b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}'
@@ -45,7 +46,7 @@ ELSEWHERE = [frame(2, 2, b"x" * 20), frame(3, 2, b"another channel's")]
 
 def reader(*pieces: bytes) -> AmqpReader:
     """Return one that has taken these bytes, as if it had read them one after the other."""
-    made = AmqpReader(load({"broker_url": "amqp://127.0.0.1:1//"}, {}))
+    made = AmqpReader(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
     made.others = []
     made._amqp, made._channel = SimpleNamespace(bytes_recv=0), SimpleNamespace(channel_id=1)
     made._library, made._asked, made._frames = made.others.append, None, Frames(LIMIT)

@@ -25,7 +25,7 @@ class Pages:
         self.begun = threading.Semaphore(0)
         self._numbers = itertools.count(1)
         row = Row("celery_snapshot", "gauge", "Which one.", (), lambda snapshot: [((), snapshot.number)])
-        self.app = build(self._snapshot, lambda: True, Exposition([row]), "")
+        self.app = build(self._snapshot, lambda: True, Exposition([row]), str)
 
     def _snapshot(self) -> Any:
         found = next(self._numbers)

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import kombu
 from kombu.exceptions import KombuError
@@ -47,6 +47,8 @@ FAREWELL = 0.2
 _REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
 #: Exchanges that kombu makes fan-out on these transports (celery/events/event.py, get_exchange).
 _FANOUT = frozenset({"redis", "gcpubsub"})
+#: Transports with fan-out whose exchanges are known to one process only (kombu/transport/memory.py).
+_ONE_PROCESS = frozenset({"memory"})
 _AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 _TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
@@ -153,6 +155,27 @@ def is_amqp(settings: Settings) -> bool:
     return _scheme(settings.broker_url) in _AMQP
 
 
+def why_no_events(settings: Settings) -> str:
+    """Return why no event of a worker can arrive on this transport; empty where they can.
+
+    kombu sends an event to the queues that are bound to its exchange. Transports without fan-out keep these
+    bindings in the memory of the process that made them, so a worker knows of no queue but its own. Asked of
+    kombu's classes: nothing is sent, and no queue comes into being.
+    """
+    if has_fanout(connect(settings).transport):
+        return ""
+    return (
+        f"kombu's {_scheme(settings.broker_url)}:// transport has no fan-out between processes, "
+        "so events and answers of workers cannot arrive on it"
+    )
+
+
+def has_fanout(transport: Any) -> bool:
+    """Tell whether what one process publishes on kombu's transport reaches the queues of every other."""
+    fans_out = "fanout" in transport.implements.exchange_type
+    return fans_out and transport.driver_type not in _ONE_PROCESS
+
+
 def open_(connection: kombu.Connection) -> None:
     """Open the connection, at the first of its URLs that answers; each is tried once.
 
@@ -200,14 +223,25 @@ def translated(connection: kombu.Connection) -> Iterator[None]:
         raise BrokerError(_without_secrets(text, connection)) from error
 
 
+class Source(Protocol):
+    """Gives the settings as they are now; see `broker.source`."""
+
+    def current(self) -> Settings:
+        """Return the settings."""
+
+    def leads_elsewhere(self, used: Settings) -> bool:
+        """Tell whether the URL names another broker now than the one that was `used`."""
+
+
 class Kept(Generic[T]):
     """Something that needs an open connection: made when it is first used, dropped when a use fails.
 
-    `build` makes it, given the connection. For one thread.
+    `build` makes it, given the connection, which is to the broker that `source` names then. For one thread.
     """
 
-    def __init__(self, settings: Settings, build: Callable[[kombu.Connection], T]) -> None:
-        self._settings = settings
+    def __init__(self, source: Source, build: Callable[[kombu.Connection], T]) -> None:
+        self._source = source
+        self._settings = source.current()  # of the connection that is open
         self._build = build
         self._made: tuple[kombu.Connection, T] | None = None
         self._used = 0.0  # by the monotonic clock
@@ -215,7 +249,10 @@ class Kept(Generic[T]):
     @contextmanager
     def use(self) -> Iterator[T]:
         """Give it out; raise BrokerError when there is no connection."""
-        if self._made is not None and not _is_usable(self._made[0], time.monotonic() - self._used):
+        if self._made is not None and (
+            self._source.leads_elsewhere(self._settings)
+            or not _is_usable(self._made[0], time.monotonic() - self._used)
+        ):
             self.close()
         try:
             if self._made is None:
@@ -233,6 +270,7 @@ class Kept(Generic[T]):
             hang_up(made[0])
 
     def _make(self) -> tuple[kombu.Connection, T]:
+        self._settings = self._source.current()
         connection = connect(self._settings, KEPT_HEARTBEAT)
         try:
             with translated(connection):

@@ -46,6 +46,14 @@ class UndecodableError(Exception):
     """A body that is not what its sender says, or too large."""
 
 
+class RefusedError(Exception):
+    """A body in a serialiser that is not accepted."""
+
+    def __init__(self, content_type: str) -> None:
+        super().__init__(content_type)
+        self.content_type = content_type
+
+
 class Payload(Struct, frozen=True, gc=False):
     """One message as it came: its body, and what its sender says the body is."""
 
@@ -57,6 +65,34 @@ class Payload(Struct, frozen=True, gc=False):
 
 #: Stands for a message whose envelope could not be read: it counts as one undecodable event.
 BROKEN = Payload(b"")
+
+
+def payload_of(message: Any) -> Payload:
+    """Return what kombu has of a message, whose body it has inflated."""
+    body = message.body
+    return Payload(
+        body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body or b""),
+        getattr(message, "content_type", None),
+        getattr(message, "content_encoding", None),
+    )
+
+
+def object_of(payload: Payload, accept: Collection[str]) -> Any:
+    """Return what a message holds, by the same rules as its events.
+
+    Raises RefusedError for a serialiser that is not accepted, UndecodableError for what cannot be read.
+    """
+    kind = payload.content_type or JSON
+    if not isinstance(kind, str):
+        raise UndecodableError("content type")
+    if kind not in accept:
+        raise RefusedError(kind)
+    if kind != JSON:
+        return _loaded(payload.body, kind)
+    try:
+        return msgspec.json.decode(_sized(payload.body, MAX_BODY))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise UndecodableError(kind) from error
 
 
 def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malformed]:

@@ -1,29 +1,23 @@
 """What workers answer when they are asked (control inspect), by broadcast, for all of them at once.
 
-Through kombu's mailbox, which is what celery.app.control uses too; only JSON answers are read. Answers
-come from the wire, so each is checked; one that is wrong is as good as none.
+Answers come from the wire, so each is checked; one that is wrong is as good as none.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Any
 
 import kombu
 import msgspec
-from kombu.pidbox import Mailbox
 from msgspec import Meta, Struct
 
-from celery_exporter.broker.connection import translated
-from celery_exporter.broker.payload import bound_kombu
+from celery_exporter.broker.mailbox import ControlClient
 from celery_exporter.core.routing import MAX_BINDINGS, Binding
 from celery_exporter.core.workers import MAX_WORKERS, Profile
-
-#: Seconds to wait for the next answer. A worker that is busy in the solo pool does not answer at all.
-PATIENCE = 1.0
 
 #: Different names of tasks that workers may know; those beyond start at their first event, not at 0.
 MAX_REGISTERED = 50_000
@@ -42,7 +36,7 @@ _Many = Meta(max_length=10_000)
 class _Pool(Struct, rename="kebab"):
     implementation: _Text | None = None
     max_concurrency: _Count | None = None
-    processes: Annotated[list[int], _Many] | None = None  # prefork and solo: their pids
+    processes: Any = None  # prefork and solo: their pids; or what another version or pool puts there
 
 
 class _Autoscaler(Struct):
@@ -56,6 +50,7 @@ class _Usage(Struct):
 
 
 class _Stats(Struct):
+    pid: _Count | None = None
     pool: _Pool | None = None
     prefetch_count: _Count | None = None
     rusage: _Usage | None = None
@@ -119,22 +114,24 @@ _WITH_SEND_EVENTS = {"taskinfoitems": ["send_events"]}
 _SILENT = " [send_events=False]"
 
 
-class _Mailbox(Mailbox):  # type: ignore[misc]
-    """kombu's, whose queue for the answers is shared before 5.7, which RabbitMQ 4.3 refuses."""
-
-    def get_reply_queue(self) -> kombu.Queue:
-        queue = super().get_reply_queue()
-        queue.exclusive = True
-        return queue
-
-
 class Roster:
-    """Asks the workers on one connection, which must stay open."""
+    """Asks the workers on one connection, which must stay open.
 
-    def __init__(self, connection: kombu.Connection) -> None:
-        bound_kombu()  # which reads the answers
-        self._connection = connection
-        self._mailbox = _Mailbox("celery", type="fanout", accept=["json"])(connection)
+    `control_exchange` is that of Celery; `accept` are the serialisers of --accept-content.
+    """
+
+    def __init__(
+        self,
+        connection: kombu.Connection,
+        control_exchange: str = "celery",
+        accept: Sequence[str] = ("json",),
+    ) -> None:
+        self._control = ControlClient(connection, control_exchange, accept)
+
+    @property
+    def refused(self) -> Collection[str]:
+        """Return the serialisers of answers to the newest question that are not accepted."""
+        return frozenset(self._control.refused)
 
     def ask(self, before: dict[str, Profile], only: Collection[str] | None = None) -> dict[str, Profile]:
         """Return the profile of each worker that answered; what it did not say is kept from `before`.
@@ -143,6 +140,10 @@ class Roster:
         wait only for as many answers. Processes that share a name answer each.
         """
         stats = self._answers("stats", _Stats, MAX_WORKERS, only)
+        names = {name for name, _ in stats}
+        unknown = [name for name in before.keys() - names if before[name] == Profile()]
+        if unknown and self._control.search_exchanges():
+            stats = self._answers("stats", _Stats, MAX_WORKERS, only)
         if not stats:
             return {}
         answers = Counter(name for name, _ in stats)
@@ -173,13 +174,13 @@ class Roster:
 
     def enable_events(self, workers: Iterable[str]) -> None:
         """Ask these workers to send task events."""
-        with translated(self._connection):
-            self._mailbox.cast(list(workers), "enable_events", {})
+        self._control.cast("enable_events", workers)
 
     def configurations(self) -> list[tuple[str, Configuration]]:
         """Return each answer, by node name: workers that share a name answer each."""
-        with translated(self._connection):
-            replies = self._mailbox.multi_call("conf", timeout=PATIENCE, limit=MAX_WORKERS)
+        replies = self._control.call("conf", MAX_WORKERS)
+        if not replies and self._control.search_exchanges():
+            replies = self._control.call("conf", MAX_WORKERS)
         return list(_checked(replies, Configuration))
 
     def held_tasks(self, workers: Collection[str]) -> dict[str, set[str]]:
@@ -199,12 +200,7 @@ class Roster:
         only: Collection[str] | None,
         arguments: dict[str, Any] | None = None,
     ) -> list[tuple[str, Any]]:
-        with translated(self._connection):
-            if only is None:
-                replies = self._mailbox.multi_call(command, arguments, timeout=PATIENCE, limit=limit)
-            else:
-                replies = self._mailbox.call(list(only), command, arguments, timeout=PATIENCE)
-        return list(_checked(replies or (), shape))
+        return list(_checked(self._control.call(command, limit, only, arguments), shape))
 
 
 def _by_name(answers: Iterable[tuple[str, list[_Queue]]]) -> dict[str, list[_Queue]]:
@@ -239,7 +235,7 @@ def _from_stats(stats: _Stats) -> dict[str, Any]:
     name = module.rpartition(".")[2]
     resident = stats.rusage and stats.rusage.maxrss
     return {
-        "pool": _POOLS.get(name, name) or None,
+        "pool": _POOLS.get(name, name) or _unnamed(stats, pool),
         "pool_size": _pool_size(pool),
         "pool_max": _pool_max(stats.autoscaler),
         "prefetch_count": stats.prefetch_count or None,  # 0 is no limit
@@ -255,7 +251,7 @@ def _pool_size(pool: _Pool) -> int | None:
     since, and the processes that there are. Of gevent and eventlet pools max-concurrency is what it is now.
     Threads pools, which answer how many threads they have needed so far, do not grow.
     """
-    return pool.max_concurrency if pool.processes is None else len(pool.processes)
+    return len(pool.processes) if isinstance(pool.processes, list) else pool.max_concurrency
 
 
 def _pool_max(autoscaler: Any) -> int | None:
@@ -264,3 +260,8 @@ def _pool_max(autoscaler: Any) -> int | None:
         return msgspec.convert(autoscaler, _Autoscaler).max
     except msgspec.ValidationError:
         return None
+
+
+def _unnamed(stats: _Stats, pool: _Pool) -> str | None:
+    """Return the pool of a worker before Celery 5.3, which does not name it: solo is the worker itself."""
+    return "solo" if stats.pid is not None and pool.processes == [stats.pid] else None

@@ -94,6 +94,9 @@ class Surroundings(Struct, frozen=True):
     last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
     unmeasured: Collection[str] = ()  # queues that workers consume, and of which the broker did not tell
     missing: Collection[str] = ()  # queues that the broker says it does not have
+    blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: it does not tell
+    no_events: str = ""  # why no event can arrive on this transport; empty: they can
+    refused_answers: Collection[str] = ()  # serialisers of answers to inspection that are not accepted
 
 
 class Snapshot(Struct, frozen=True):

@@ -16,7 +16,7 @@ import msgspec
 from kombu.utils.url import url_to_parts
 from msgspec import Struct
 
-from celery_exporter.advice import Finding
+from celery_exporter.advice import NO_EVENTS_REMEDY, Finding
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
@@ -31,8 +31,10 @@ from celery_exporter.broker.connection import (
     open_,
     parts,
     translated,
+    why_no_events,
 )
 from celery_exporter.broker.readers import reader_for
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.settings import Settings
 
 #: Seconds for a name to resolve: the system's resolver tries its servers for longer.
@@ -44,7 +46,7 @@ _COMMANDS = (
     "ping llen del exists sadd srem smembers multi exec psubscribe punsubscribe publish brpop "
     "get set time zadd zrem zrange zrangebyscore zrevrangebyscore hget hset hdel eval evalsha script"
 )
-_KEYS = ("_kombu.binding*", "celeryev.*", "*.reply.celery.pidbox*", "unacked*")
+_KEYS = ("_kombu.binding*", "celeryev.*", "*.reply.{control_exchange}.pidbox*", "unacked*")
 #: What Redis says, and what redis-py makes of it, where an ACL denies something; in a script, too.
 _DENIED = "NOPERM|[Nn]o permissions|ACL failure|The user executing the script"
 _READ_ONLY = "read only replica"
@@ -107,6 +109,9 @@ def climb(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
         yield Finding("url", "fail", found.removeprefix("--broker-url: "), f"--broker-url: {mend}")
         return
     yield Finding("url", "ok", masked(settings.broker_url))
+    if no_events := why_no_events(settings):
+        yield Finding("transport", "fail", no_events, NO_EVENTS_REMEDY)
+        return
     urls = parts(settings.broker_url)
     if len(urls) == 1:
         yield from _rungs(settings, say)
@@ -383,7 +388,7 @@ def _speaks_plainly(place: Place) -> bool:
 
 def _subscribe(settings: Settings, place: Place) -> list[Finding]:
     """Try it; that it is open is told later, after a while of listening."""
-    reader = reader_for(settings)
+    reader = reader_for(SettingsSource(settings))
     try:
         reader.open()
     except BrokerError as error:
@@ -413,10 +418,11 @@ def _grant(settings: Settings, place: Place, text: str) -> str:
     if re.search(r"(access|publish to) [\w ]*channel", text):
         # For PSUBSCRIBE the ACL has to hold the pattern itself (https://redis.io/docs/latest/operate/oss_and_stack/
         # management/security/acl/, "Pub/Sub channels"). The second channel is that of questions to workers.
-        exchanges = (f"{settings.event_exchange}/*", "celery.pidbox")
+        exchanges = (f"{settings.event_exchange}/*", f"{settings.control_exchange}.pidbox")
         return _set_user(place, *(f"&{prefix}/{place.vhost}.{exchange}" for exchange in exchanges))
     if re.search(r"access [\w ]*key", text):
-        return _set_user(place, *(f"~{prefix}{key}" for key in _KEYS))
+        keys = (key.format(control_exchange=settings.control_exchange) for key in _KEYS)
+        return _set_user(place, *(f"~{prefix}{key}" for key in keys))
     denied = re.findall(r"run the '([\w|-]+)'", text)
     return _set_user(place, *(f"+{command}" for command in dict.fromkeys((*denied, *_COMMANDS.split()))))
 

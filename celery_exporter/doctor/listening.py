@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter.advice import CHECKS, PATIENCE, advise
+from celery_exporter.advice import PATIENCE, can_hear, is_decided
 from celery_exporter.broker.connection import BrokerError, Kept
 from celery_exporter.broker.payload import JSON, Payload
 from celery_exporter.broker.readers import Reader, reader_for
 from celery_exporter.broker.roster import Configuration, Roster
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor
@@ -72,7 +74,7 @@ class Tap:
 
 def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]) -> Heard:
     """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
-    tap = Tap(reader_for(settings))
+    tap = Tap(reader_for(SettingsSource(settings)))
     monitor = Monitor(settings, Firsts(), tap)
     end = time.monotonic() + seconds
     monitor.start()
@@ -95,7 +97,8 @@ def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: 
 
 
 def _ask(settings: Settings, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:
-    roster = Kept(settings, Roster)
+    control = partial(Roster, control_exchange=settings.control_exchange, accept=settings.accept_content)
+    roster = Kept(SettingsSource(settings), control)
     try:
         with roster.use() as asked:
             return asked.configurations()
@@ -108,10 +111,12 @@ def _ask(settings: Settings, say: Callable[[str], None]) -> list[tuple[str, Conf
 
 def _is_known(snapshot: Snapshot) -> bool:
     """Tell whether more would bring nothing new: each check is decided, and each worker was heard to work."""
+    if snapshot.around.broker_up and not can_hear(snapshot):
+        return is_decided(snapshot)
     up = [worker for worker in snapshot.workers if worker.up]
     if snapshot.around.listened < PATIENCE or not up or any(worker.events is None for worker in up):
         return False
-    return len(advise(snapshot)) == len(CHECKS)
+    return is_decided(snapshot)
 
 
 def _progress(snapshot: Snapshot, left: float) -> str:

@@ -26,7 +26,7 @@ MOST_KEYS = 200_000
 #: Keys of one SCAN, and names in one command.
 PAGE, MOST_NAMES = 1_000, 5
 
-_BINDINGS, _REPLIES = "_kombu.binding.", "reply.celery.pidbox"
+_BINDINGS = "_kombu.binding."
 
 
 def look(settings: Settings) -> tuple[list[Finding], set[str]]:
@@ -36,14 +36,15 @@ def look(settings: Settings) -> tuple[list[Finding], set[str]]:
         with translated(connection):
             open_(connection)
             place = place_of(settings, connection)
-            found = _Redis(connection, place)
+            found = _Redis(connection, place, f"reply.{settings.control_exchange}.pidbox")
             return list(found.findings()), found.queues()
     finally:
         hang_up(connection)
 
 
 class _Redis:
-    def __init__(self, connection: kombu.Connection, place: Place) -> None:
+    def __init__(self, connection: kombu.Connection, place: Place, replies: str) -> None:
+        self._replies = replies  # what queues for answers of workers are bound to
         channel = connection.default_channel
         self._sep: str = channel.sep
         self._prefix: str = channel.global_keyprefix or ""
@@ -107,9 +108,10 @@ class _Redis:
         )
 
     def _leftovers(self) -> Finding:
-        replies = self._keys(f"*.{_REPLIES}")
+        replies = self._keys(f"*.{_escaped(self._replies)}")
         if replies is None:
-            look = f"{self._cli} --scan --pattern '*.{_REPLIES}'"
+            pattern = shlex.quote(f"*.{_escaped(self._replies)}")
+            look = f"{self._cli} --scan --pattern {pattern}"
             return Finding("leftovers", "ok", f"not seen, since SCAN is not allowed: {look}")
         unread = [key for key in replies if is_passing(key) and self._is_unread(key)]
         if unread:
@@ -122,7 +124,7 @@ class _Redis:
                 f"{self._cli} DEL {names}{more}",
             )
         # Whoever asks has a connection: more queues than connections are of some who are gone.
-        bindings = f"{self._prefix}{_BINDINGS}{_REPLIES}"
+        bindings = f"{self._prefix}{_BINDINGS}{self._replies}"
         bound = self._ask("SCARD", bindings) or 0
         clients = self._info.get("connected_clients")
         if clients is not None and bound > clients:

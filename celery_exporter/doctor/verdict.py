@@ -16,6 +16,7 @@ from celery_exporter.advice import (
     Finding,
     Level,
     advise,
+    can_hear,
     idle_queues,
     names,
     same_names,
@@ -33,6 +34,7 @@ from celery_exporter.settings import Settings
 _ORDER = (
     "listening",
     "subscription",
+    "publishers",
     "first-event",
     "serializer",
     "workers",
@@ -62,6 +64,9 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
     if "subscription" in found and found["subscription"].level == "fail":
         mend = to_ask(place_of(settings))
         return [msgspec.structs.replace(finding, mend=mend) for finding in found.values()]
+    if not can_hear(heard.snapshot):  # what did not come is not known to be missing
+        found.update({finding.check: finding for finding in _of_this_broker(heard, settings, found)})
+        return list(found.values())
     own = (
         _cut(heard),
         _first_event(heard, settings),

@@ -262,13 +262,24 @@ WORKER_UP = Row(
     absent="The worker was never heard, or was down for longer than --purge-offline-worker-metrics.",
     example="celery_worker_up == 0",
 )
+
+
+def _workers_online(snapshot: Snapshot) -> list[tuple[tuple[str, ...], float]]:
+    """Return how many workers are up: nothing where they cannot be heard, and none was heard before."""
+    around = snapshot.around
+    if around.no_events or (around.blocked and not snapshot.workers):
+        return []
+    return [((), sum(worker.up for worker in snapshot.workers))]
+
+
 _WORKER_ROWS = [
     Row(
         "celery_workers_online",
         "gauge",
         "Workers that are up.",
         (),
-        lambda snapshot: [((), sum(worker.up for worker in snapshot.workers))],
+        _workers_online,
+        absent="No event can arrive on this transport, or publishers are blocked since the exporter started.",
         example="celery_workers_online == 0",
     ),
     WORKER_UP,
@@ -437,6 +448,15 @@ _QUEUE_ROWS = [
         (),
         lambda snapshot: [((), snapshot.around.broker_up)],
         example="celery_broker_up == 0",
+    ),
+    Row(
+        "celery_broker_blocked",
+        "gauge",
+        "1 while the broker blocks publishers (RabbitMQ: memory or disk alarm): no event can be sent.",
+        (),
+        lambda snapshot: [] if snapshot.around.blocked is None else [((), bool(snapshot.around.blocked))],
+        absent="The broker is not RabbitMQ, or does not answer.",
+        example="celery_broker_blocked == 1",
     ),
     Row(
         "celery_broker_unacked_messages",

@@ -45,14 +45,16 @@ def build(  # noqa: PLR0913  what it shows, and what of it
     snapshot: Callable[[], Snapshot],
     is_ready: Callable[[], bool],
     exposition: Exposition,
-    broker: str,
+    broker: Callable[[], str],
     *,
     native: bool = False,
     status: Callable[[], Status] | None = None,
+    no_events: str = "",
 ) -> Starlette:
-    """Return the ASGI application; `broker` is the masked URL, `native` whether there are such histograms.
+    """Return the ASGI application; `broker` gives the masked URL, `native` whether there are such histograms.
 
-    With `status` there is a status page at /, without it one that says little.
+    With `status` there is a status page at /, without it one that says little. `no_events` is why no event
+    can ever arrive.
     """
     renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
     free = asyncio.Semaphore(RENDERERS)
@@ -85,11 +87,12 @@ def build(  # noqa: PLR0913  what it shows, and what of it
     async def ready(_: Request) -> Response:
         if is_ready():
             return PlainTextResponse("ready\n")
-        return PlainTextResponse("not ready: no live event subscription on the broker\n", 503)
+        why = no_events or "no live event subscription on the broker"
+        return PlainTextResponse(f"not ready: {why}\n", 503)
 
     async def landing(_: Request) -> Response:
         state = "open" if is_ready() else "not open"
-        text = _LANDING.format(version=__version__, broker=html.escape(broker), state=state)
+        text = _LANDING.format(version=__version__, broker=html.escape(broker()), state=state)
         return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": _POLICY})
 
     pages: dict[str, Page] = {

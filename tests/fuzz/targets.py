@@ -23,6 +23,7 @@ from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
 from celery_exporter.broker.readers import amqp, redis
 from celery_exporter.broker.readers.frames import Frames
 from celery_exporter.broker.readers.kombu import Full
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.batch import MAX_ITEMS, items
 from celery_exporter.core.events import Event, Malformed, decode
 from celery_exporter.core.workers import Profile
@@ -152,7 +153,7 @@ def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
 
 @cache
 def _redis_reader() -> Any:
-    reader = redis.RedisReader(load({"broker_url": "redis://127.0.0.1:1/0"}, {}))
+    reader = redis.RedisReader(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
     reader._is_doubled = False
     return reader
 
@@ -203,7 +204,7 @@ def _framed(pieces: list[bytes]) -> list[Any]:
 def deliveries(data: bytes) -> None:
     """Frames with messages in them, off AMQP: the rest is the library's, or ends the connection."""
     taken: list[Any] = []
-    reader: Any = amqp.AmqpReader(load({"broker_url": "amqp://127.0.0.1:1//"}, {}))
+    reader: Any = amqp.AmqpReader(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
     reader._amqp = SimpleNamespace(bytes_recv=0)
     reader._channel = SimpleNamespace(channel_id=1)
     reader._library = taken.append

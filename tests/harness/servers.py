@@ -19,7 +19,7 @@ import redis
 from harness.processes import ROOT, Process, free_port, missing, need
 from harness.waiting import ANSWER_TIMEOUT
 
-VHOSTS = 90  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
+VHOSTS = 100  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
 PASSWORD = "guest"
 
 

@@ -37,6 +37,7 @@ from redis import Redis
 from celery_exporter.advice import CHURN
 from celery_exporter.broker.connection import CONNECT_TIMEOUT, BrokerError, Kept
 from celery_exporter.broker.roster import Roster
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.doctor import Examination, _of_broker, amqp, prometheus, redis
 from celery_exporter.doctor.ladder import climb, to_ask_workers, to_forget
 from celery_exporter.settings import load
@@ -361,7 +362,7 @@ def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
 
 def ask(settings) -> set[str]:
     """Ask the workers as the exporter does; return the names of those that answered."""
-    roster = Kept(settings, Roster)
+    roster = Kept(SettingsSource(settings), Roster)
     try:
         with roster.use() as asked:
             return set(asked.ask({}))

@@ -19,6 +19,7 @@ from celery_exporter.broker.readers import Reader, reader_for
 from celery_exporter.broker.readers.amqp import AmqpReader
 from celery_exporter.broker.readers.kombu import BATCH, KombuReader
 from celery_exporter.broker.readers.redis import RedisReader
+from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.events import Event
 from celery_exporter.settings import load
 
@@ -46,7 +47,7 @@ but_kombu_on_redis = pytest.mark.parametrize(
 def reader(request, broker, way):
     """Return a reader of the broker, open, whose way can be cut."""
     url = broker.url.replace(str(urlsplit(broker.url).port), str(way.port))
-    made = reader_for(load({"broker_url": url, "reader": request.param}, {}))
+    made = reader_for(SettingsSource(load({"broker_url": url, "reader": request.param}, {})))
     fastest = {"redis": RedisReader, "rabbitmq": AmqpReader}[broker.kind]
     assert type(made) is (KombuReader if request.param == "kombu" else fastest)
     made.open()
@@ -151,7 +152,7 @@ def test_half_a_message_of_the_connection_before_is_forgotten(reader, broker, wa
 
 def test_what_was_read_of_the_connection_before_and_not_returned_is_forgotten(redis_broker):
     """A read that has more than a batch leaves some for the next one, which may be on another connection."""
-    reader = reader_for(load({"broker_url": redis_broker.url}, {}))
+    reader = reader_for(SettingsSource(load({"broker_url": redis_broker.url}, {})))
     reader.open()
     try:
         publish_many(redis_broker.url, 3 * BATCH)

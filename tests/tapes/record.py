@@ -25,6 +25,7 @@ from harness.waiting import eventually  # noqa: E402
 from harness.workers import Ledger, Worker, client  # noqa: E402
 
 from celery_exporter.broker.readers import reader_for  # noqa: E402
+from celery_exporter.broker.source import SettingsSource  # noqa: E402
 from celery_exporter.settings import load  # noqa: E402
 
 TAPES = [
@@ -52,7 +53,7 @@ NOTED = 16
 
 
 def record(url: str, folder: Path, pool: str, tape: Path) -> None:
-    reader = reader_for(load({"broker_url": url}, {}))
+    reader = reader_for(SettingsSource(load({"broker_url": url}, {})))
     reader.open()
     stop = threading.Event()
     lines: list[str] = []

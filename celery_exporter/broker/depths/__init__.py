@@ -10,6 +10,7 @@ from typing import Protocol
 
 import kombu
 
+from celery_exporter.broker.connection import has_fanout
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import Depth
 
@@ -40,6 +41,10 @@ def depths_on(connection: kombu.Connection) -> Depths:
         from celery_exporter.broker.depths.redis import RedisDepths  # noqa: PLC0415  only where it is used
 
         return RedisDepths(connection)
+    if not has_fanout(connection.transport):
+        from celery_exporter.broker.depths.virtual import VirtualDepths  # noqa: PLC0415
+
+        return VirtualDepths(connection)
     from celery_exporter.broker.depths.declared import DeclaredDepths  # noqa: PLC0415
 
     return DeclaredDepths(connection, counts_consumers=driver == "amqp")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from celery_exporter.broker.connection import is_amqp, is_redis
+from celery_exporter.broker.connection import Source, is_amqp, is_redis
 from celery_exporter.broker.payload import Payload
 from celery_exporter.broker.readers.kombu import KombuReader
-from celery_exporter.settings import Settings
 
 
 class Reader(Protocol):
@@ -32,16 +31,17 @@ class Reader(Protocol):
         """Unsubscribe and hang up."""
 
 
-def reader_for(settings: Settings) -> Reader:
+def reader_for(source: Source) -> Reader:
     """Return the reader for the broker that the settings name; it is not open yet."""
+    settings = source.current()
     if settings.reader == "kombu":
-        return KombuReader(settings)
+        return KombuReader(source)
     if is_redis(settings):
         from celery_exporter.broker.readers.redis import RedisReader  # noqa: PLC0415  only where it is used
 
-        return RedisReader(settings)
+        return RedisReader(source)
     if is_amqp(settings):
         from celery_exporter.broker.readers.amqp import AmqpReader  # noqa: PLC0415  only where it is used
 
-        return AmqpReader(settings)
-    return KombuReader(settings)
+        return AmqpReader(source)
+    return KombuReader(source)

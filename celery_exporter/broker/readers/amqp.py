@@ -24,11 +24,10 @@ from amqp import spec
 from amqp.serialization import loads
 from kombu import Exchange, Queue
 
-from celery_exporter.broker.connection import BrokerError, receive, translated
+from celery_exporter.broker.connection import BrokerError, Source, receive, translated
 from celery_exporter.broker.payload import BROKEN, MAX_BODY, Payload
 from celery_exporter.broker.readers.frames import Frame, Frames
 from celery_exporter.broker.readers.kombu import Full, KombuReader
-from celery_exporter.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +55,9 @@ _PROPERTIES = ((1 << 15, "s"), (1 << 14, "s"), (1 << 13, "F"))  # content type, 
 class AmqpReader(KombuReader):
     """Reads events from AMQP. See `Reader`."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._durable = settings.event_queue_durable
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._durable = self._settings.event_queue_durable
         self._sound = False  # did the last read end well
         self._unused: list[tuple[int, int]] = []  # delivery tag and hash, of this read
         self._used: deque[tuple[int, int]] = deque()  # of reads before, of which RabbitMQ may not know yet

@@ -10,9 +10,16 @@ from typing import Any
 import kombu
 from kombu import Queue
 
-from celery_exporter.broker.connection import BrokerError, connect, event_exchange, hang_up, open_, translated
-from celery_exporter.broker.payload import BROKEN, Payload
-from celery_exporter.settings import Settings
+from celery_exporter.broker.connection import (
+    BrokerError,
+    Source,
+    connect,
+    event_exchange,
+    hang_up,
+    open_,
+    translated,
+)
+from celery_exporter.broker.payload import BROKEN, Payload, payload_of
 
 #: Seconds without a sign of life after which a subscription counts as dead. A living one shows some at
 #: least every 3 s: the answer to our ping, or a heartbeat.
@@ -34,10 +41,11 @@ class Full(Exception):  # noqa: N818  not an error: the way out of a drain that 
 class KombuReader:
     """Reads events from any transport of kombu's. See `Reader`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, source: Source) -> None:
         self.proven = 0.0
-        self._settings = settings
-        self._connection: kombu.Connection = connect(settings)
+        self._source = source
+        self._settings = source.current()  # of the connection that is open
+        self._connection: kombu.Connection = connect(self._settings)
         # One name for the life of the process: Redis keeps the binding of a queue that was not closed.
         self._queue_name = f"celeryev.{uuid.uuid4()}"
         self._batch: list[Payload] = []
@@ -50,6 +58,7 @@ class KombuReader:
     def open(self) -> None:
         """Connect and subscribe; raise BrokerError."""
         self._failure = None
+        self._settings = self._source.current()
         self._connection = connect(self._settings)
         with translated(self._connection):
             open_(self._connection)
@@ -126,14 +135,7 @@ class KombuReader:
         hang_up(self._connection)
 
     def _take(self, message: Any) -> None:
-        body = message.body  # inflated by kombu
-        self._add(
-            Payload(
-                body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body or b""),
-                getattr(message, "content_type", None),
-                getattr(message, "content_encoding", None),
-            )
-        )
+        self._add(payload_of(message))
 
     def _add(self, payload: Payload) -> None:
         self._keep(payload)
@@ -156,6 +158,8 @@ class KombuReader:
         if now < self._ticked + TICK:
             return
         self._ticked = now
+        if self._source.leads_elsewhere(self._settings):
+            raise BrokerError("the broker URL names another broker now")
         if self._prove():
             self.proven = now
         if now > self.proven + SILENCE:

@@ -14,10 +14,9 @@ import hiredis
 import msgspec
 from msgspec import Struct, field
 
-from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, receive
+from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, Source, receive
 from celery_exporter.broker.payload import BROKEN, Payload
 from celery_exporter.broker.readers.kombu import BATCH, BATCH_BYTES, Full, KombuReader
-from celery_exporter.settings import Settings
 
 #: Seconds without a message after which a ping is sent.
 PING_INTERVAL = 2.0
@@ -59,8 +58,8 @@ _decode_base64 = msgspec.json.Decoder(_InBase64).decode
 class RedisReader(KombuReader):
     """Reads events from Redis. See `Reader`."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
         self._parser, self._read_bytes, self._fed = hiredis.Reader(), b"", 0  # how much of them it has got
         self._alive = False  # did anything come since the last look
         self._pinged = 0.0

@@ -1,0 +1,93 @@
+"""The settings as they are now: --broker-url-file may be rewritten while the exporter runs.
+
+Passwords are rotated, so whoever opens a connection asks for the current settings right before it does. A
+connection that is open stays open when only the login changes, for the broker does not end it either.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+import threading
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from celery_exporter.broker.connection import UnusableURLError, check, is_amqp, is_redis, masked, parts
+from celery_exporter.settings import BadSettingError, Settings, url_from_file
+
+log = logging.getLogger(__name__)
+
+
+class SettingsSource:
+    """Gives the settings with the broker URL that the file holds now. For any number of threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._complaint = ""
+
+    def current(self) -> Settings:
+        """Return the settings; those from before where the file is missing or holds no usable URL."""
+        path = self._settings.broker_url_file
+        if path is None or _is_pipe(path):
+            return self._settings
+        try:
+            url = url_from_file(path)
+            if url == self._settings.broker_url:
+                self._complaint = ""
+                return self._settings
+            return self._adopt(replace(self._settings, broker_url=url), path)
+        except (BadSettingError, UnusableURLError) as error:
+            return self._keep(str(error))
+
+    def leads_elsewhere(self, used: Settings) -> bool:
+        """Tell whether the URL names another broker now than the one that was `used`."""
+        url = self.current().broker_url
+        return url != used.broker_url and _places(url) != _places(used.broker_url)
+
+    def masked_url(self) -> str:
+        """Return the URL that was read last, without secrets."""
+        return masked(self._settings.broker_url)
+
+    def _adopt(self, changed: Settings, path: Path) -> Settings:
+        check(changed)
+        if _kind(changed) != _kind(self._settings):
+            raise UnusableURLError(
+                f"--broker-url-file: {masked(changed.broker_url)} is another kind of broker; "
+                "restart the exporter to use it"
+            )
+        with self._lock:
+            if changed.broker_url != self._settings.broker_url:
+                log.info("%s has changed, new connections use %s", path, masked(changed.broker_url))
+            self._settings, self._complaint = changed, ""
+            return changed
+
+    def _keep(self, complaint: str) -> Settings:
+        with self._lock:
+            if complaint != self._complaint:  # logged once, not at every attempt
+                self._complaint = complaint
+                log.warning("%s; still using %s", complaint, masked(self._settings.broker_url))
+            return self._settings
+
+
+def _is_pipe(path: Path) -> bool:
+    """Tell whether it can be read only once, as a shell's <(command): a second read would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
+
+
+def _kind(settings: Settings) -> str:
+    """Return what a connection to the broker needs: one kind is not replaced by another at run time."""
+    if is_redis(settings):
+        return "redis"
+    return "amqp" if is_amqp(settings) else settings.broker_url.partition("://")[0]
+
+
+def _places(url: str) -> list[tuple[str, str]]:
+    """Return scheme and address of each URL that is failed over to: all but user and password."""
+    split = (part.partition("://") for part in parts(url))
+    return [(scheme, rest.rpartition("@")[2]) for scheme, _, rest in split]

@@ -1,0 +1,81 @@
+"""What workers' answers are taken for."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from celery_exporter.broker.payload import CONTENT_TYPES, Payload, RefusedError, UndecodableError, object_of
+from celery_exporter.broker.roster import _checked, _from_stats, _Stats
+from celery_exporter.monitor import LONGEST_WAIT_TO_ASK, MOST_UNANSWERED, _wait_to_ask
+
+#: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.
+SOLO_52 = {
+    "pid": 17966,
+    "pool": {
+        "max-concurrency": 1,
+        "processes": [17966],
+        "max-tasks-per-child": None,
+        "put-guarded-by-semaphore": True,
+        "timeouts": [],
+    },
+    "prefetch_count": 4,
+}
+PREFORK_52 = {
+    "pid": 17967,
+    "pool": {
+        "max-concurrency": 1,
+        "processes": [17996],
+        "max-tasks-per-child": "N/A",
+        "put-guarded-by-semaphore": False,
+        "timeouts": [0, 0],
+        "writes": {"total": 0, "avg": "0.00", "all": "", "raw": "", "strategy": "fair", "inqueues": {}},
+    },
+    "prefetch_count": 4,
+}
+THREADS_52 = {"pid": 17968, "pool": {"max-concurrency": 1, "threads": 0}, "prefetch_count": 4}
+
+
+def pool_of(stats: dict) -> str | None:
+    ((_, answer),) = _checked([{"w@h": stats}], _Stats)
+    pool: str | None = _from_stats(answer)["pool"]
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("stats", "pool"),
+    [
+        (SOLO_52, "solo"),
+        (PREFORK_52, None),
+        (THREADS_52, None),
+        ({"pid": 1, "pool": {"implementation": "celery.concurrency.solo:TaskPool"}}, "solo"),
+        ({"pid": 1, "pool": {"implementation": "a.gevent:TaskPool", "processes": [1]}}, "gevent"),
+        ({"pid": 1, "pool": {"processes": ["1"]}}, None),
+        ({"pid": 1, "pool": {"processes": {"1": 1}}}, None),
+        ({"pool": {"processes": [None]}}, None),
+    ],
+)  # fmt: skip
+def test_a_solo_pool_before_celery_5_3_is_known_by_its_process(stats, pool):
+    assert pool_of(stats) == pool
+
+
+def test_an_answer_is_read_by_the_rules_of_accept_content():
+    body = b'{"w@h": {"ok": 1}}'
+    accept = {CONTENT_TYPES["json"]}
+    assert object_of(Payload(body, "application/json", "utf-8"), accept) == {"w@h": {"ok": 1}}
+    with pytest.raises(RefusedError) as refused:
+        object_of(Payload(b"\x80\x04.", CONTENT_TYPES["pickle"], "binary"), accept)
+    assert refused.value.content_type == CONTENT_TYPES["pickle"]
+    for broken in (b"{", b"\xff", b"[" * 100_000):
+        with pytest.raises(UndecodableError):
+            object_of(Payload(broken), accept)
+    packed = Payload(msgspec.msgpack.encode({"a": 1}), CONTENT_TYPES["msgpack"], "binary")
+    assert object_of(packed, {CONTENT_TYPES["msgpack"]}) == {"a": 1}
+
+
+def test_who_does_not_answer_is_asked_more_seldom():
+    waits = [_wait_to_ask(rounds, 15.0) for rounds in range(1_000)]
+    assert waits[: MOST_UNANSWERED + 1] == [0.0] * (MOST_UNANSWERED + 1)
+    assert waits[MOST_UNANSWERED + 1] == 30.0
+    assert waits == sorted(waits)
+    assert waits[-1] == LONGEST_WAIT_TO_ASK
