@@ -566,8 +566,8 @@ EXPORTER_ROWS = [
     Row(
         "celery_exporter_events_missed_total",
         "counter",
-        "Started events that a worker must have sent, by its processed count, and that never came "
-        "(those of tasks with send_events off among them).",
+        "Started events that a worker must have sent, by its processed count, and that never came. "
+        "Stands still for workers that have tasks with send_events off.",
         ("worker",),
         lambda snapshot: (((worker.name,), worker.missed) for worker in snapshot.workers),
         absent="The worker was never heard, or is forgotten.",
