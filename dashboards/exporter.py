@@ -111,9 +111,11 @@ BOARD = Board(
             lines(
                 "Connection",
                 PLAIN,
-                "1 while the event subscription is open; how often it was opened again.",
+                "1 while the event subscription is open, and while RabbitMQ blocks publishers; how often the "
+                "subscription was opened again.",
                 {
                     "open": "min(celery_broker_up)",
+                    "publishers blocked": "max(celery_broker_blocked)",
                     "reconnects": q.growth("celery_exporter_reconnects_total"),
                 },
             ),
