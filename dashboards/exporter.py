@@ -29,9 +29,9 @@ BOARD = Board(
             stat(
                 "Subscription",
                 PLAIN,
-                "Whether the event subscription is open and answers.",
-                "min(celery_broker_up)",
-                meanings={0: ("closed", "red"), 1: ("open", "green")},
+                "Whether the event subscription is open and answers, and whether RabbitMQ blocks publishers.",
+                "min(celery_broker_up) + max(celery_broker_blocked) or min(celery_broker_up)",
+                meanings={0: ("closed", "red"), 1: ("open", "green"), 2: ("publishers blocked", "red")},
                 none="not scraped",
             ),
             stat(
@@ -111,11 +111,9 @@ BOARD = Board(
             lines(
                 "Connection",
                 PLAIN,
-                "1 while the event subscription is open, and while RabbitMQ blocks publishers; how often the "
-                "subscription was opened again.",
+                "1 while the event subscription is open; how often it was opened again.",
                 {
                     "open": "min(celery_broker_up)",
-                    "publishers blocked": "max(celery_broker_blocked)",
                     "reconnects": q.growth("celery_exporter_reconnects_total"),
                 },
             ),
