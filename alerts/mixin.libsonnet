@@ -486,7 +486,7 @@
     alert(
       'CeleryBrokerBlocked',
       'critical',
-      '1m',
+      '2m',
       'exporter',
       'max by (%(cluster)s) (celery_broker_blocked) == 1',
       'RabbitMQ blocks publishers in {{ $labels.job }}',

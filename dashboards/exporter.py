@@ -29,9 +29,9 @@ BOARD = Board(
             stat(
                 "Subscription",
                 PLAIN,
-                "Whether the event subscription is open and answers.",
-                "min(celery_broker_up)",
-                meanings={0: ("closed", "red"), 1: ("open", "green")},
+                "Whether the event subscription is open and answers, and whether RabbitMQ blocks publishers.",
+                "min(celery_broker_up) + max(celery_broker_blocked) or min(celery_broker_up)",
+                meanings={0: ("closed", "red"), 1: ("open", "green"), 2: ("publishers blocked", "red")},
                 none="not scraped",
             ),
             stat(

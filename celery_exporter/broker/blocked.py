@@ -25,7 +25,7 @@ from celery_exporter.broker.readers.frames import Frame
 INTERVAL_SECONDS = 2.0
 #: Seconds between two attempts, at most, while the broker does not answer, and where it denies them to this
 #: user, of which it logs each.
-LONGEST_WAIT_SECONDS, DENIED_WAIT_SECONDS = 60.0, 3_600.0
+LONGEST_WAIT_SECONDS, DENIED_WAIT_SECONDS = 4.0, 3_600.0
 DENIED = "ACCESS_REFUSED"
 #: Frames read in one look: between two there is a heartbeat, and at most one change.
 MAX_FRAMES = 20
