@@ -164,6 +164,7 @@ def test_each_metric_says_when_it_is_absent_if_it_can_be():
     nothing = type(nothing)(
         **{field: getattr(nothing, field) for field in nothing.__struct_fields__}
         | {"depths": {}, "unacked": None, "collectors": [], "event_lag": None, "last_event": None}
+        | {"no_events": "memory:// has no fan-out"}
     )
     snapshot = take(Cluster(Limits(), Ledger((), ())), nothing)
     missing = {row.name for row in metrics.rows() if not list(row.samples(snapshot))}

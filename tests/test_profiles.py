@@ -38,6 +38,7 @@ def label(series: str, name: str) -> str:
 
 def page(selection: Selection, *events: dict) -> dict[str, str]:
     story = told(selection, *events)
+    story.wait(2.5)  # what may be new work under a known id has its time to be sent
     text = Exposition(selection.rows).render(story.shown(prefetched=selection.prefetched)).decode()
     return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
 
