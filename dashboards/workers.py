@@ -87,7 +87,7 @@ BOARD = Board(
                     ),
                     Column("Active", each("celery_worker_active_tasks")),
                     Column("Pool size", each("celery_worker_pool_size")),
-                    Column("Pool limit", each("celery_worker_pool_max")),
+                    Column("Pool limit", each(q.POOL_LIMIT)),
                     Column("Prefetch", each("celery_worker_prefetch_limit")),
                     Column("Restarts", each("increase(celery_worker_restarts_total[$__range])")),
                     Column("Clock skew", each("celery_worker_clock_skew_seconds"), SECONDS),
@@ -113,7 +113,7 @@ BOARD = Board(
                 {
                     "{{worker}} active": each("celery_worker_active_tasks"),
                     "{{worker}} pool": each("celery_worker_pool_size"),
-                    "{{worker}} limit": each("celery_worker_pool_max"),
+                    "{{worker}} limit": each(q.POOL_LIMIT),
                 },
             ),
             lines(

@@ -134,7 +134,7 @@ Item = tuple[bytes, Told | None]
 #: Fields that an event may have, null among their values.
 MAY_HAVE = {
     "pid": ("null", "1", "4194304"),
-    "retries": ("null", "0", "3", "9007199254740991"),
+    "retries": ("null", "0", "3", "2147483647"),
     "runtime": ("null", "0", "0.25", "99999999999", "1e-320"),
     "eta": (
         "null",

@@ -186,11 +186,6 @@ def ignore(self: Noting) -> None:  # noqa: ARG001
     raise Ignore
 
 
-@app.task(bind=True, base=Noting, name="tasks.unreported", send_events=False)
-def unreported(self: Noting) -> None:
-    """Run without any event of the worker."""
-
-
 @app.task(bind=True, base=Noting, name="tasks.replace")
 def replace(self: Noting, name: str, queue: str) -> None:
     """Have other work done under the same id, in another queue; it ends as that does."""
