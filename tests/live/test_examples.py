@@ -34,6 +34,7 @@ RUN = ("celery", "curl", "promtool", "redis-cli")
 #: Program → why it is not run here.
 ELSEWHERE = {
     "dmesg": "of the machine",
+    "rabbitmq-diagnostics": "of RabbitMQ's host; tests/live/test_blocked.py has the alarm",
     "docker": "no engine; tests/deploy/test_image.py, test_compose.py",
     "export": "sets what the others have here anyhow",
     "journalctl": "of the machine",
