@@ -491,7 +491,7 @@ class Monitor:
         before = self._cluster.reconciled.copy()
         self._run(self._reconciler.reconcile(self._moment()))
         for reason, count in (self._cluster.reconciled - before).items():
-            log.info("reconciled %d tasks without an event: %s", count, reason)
+            log.debug("reconciled %d tasks without an event: %s", count, reason)  # a metric says it to people
 
     def _run(self, steps: Iterator[None]) -> None:
         """Run these, each under a lock of its own, so that nobody waits long."""
