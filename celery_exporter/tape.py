@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import os
+import re
 import struct
 import time
 import zlib
@@ -192,13 +193,15 @@ class Scrubber:
         if event.type not in WORKER_TYPES:  # in others they are anything
             for field in ("sw_ident", "sw_ver", "sw_sys"):
                 shown.pop(field, None)
-        if not _is_time(event.eta):
-            shown.pop("eta", None)
+        for field in ("eta", "expires"):
+            if not _is_time(getattr(event, field)):
+                shown.pop(field, None)
         if event.uuid is not None and not _says_nothing(event.uuid):
             shown["uuid"] = str(uuid5(self._salt, event.uuid))
         for field, kind in (("name", "task"), ("queue", "queue")):
             if field in shown:
                 shown[field] = self._name(kind, shown[field])
+        shown |= self._route(event)
         process, at, host = event.hostname.partition("@")
         shown["hostname"] = self._name("node", process) + (at and at + self._name("host", host))
         if "exception" in shown:
@@ -207,9 +210,26 @@ class Scrubber:
             shown["exception"] = f"{exception_class(event.exception) or 'Exception'}({what})"
         return shown
 
+    def _route(self, event: Event) -> dict[str, str]:
+        """Return exchange and routing key under the names of queues, with which the core compares them."""
+        route = {}
+        if event.exchange:
+            delays = _DELAY_EXCHANGE.fullmatch(event.exchange)
+            route["exchange"] = delays[1] if delays else self._name("queue", event.exchange)
+        if event.routing_key:
+            bits = _DELAY_BITS.match(event.routing_key)
+            start = bits[0] if bits else ""
+            route["routing_key"] = start + self._name("queue", event.routing_key.removeprefix(start))
+        return route
+
     def _name(self, kind: str, name: str) -> str:
         names = self._names[kind]
         return names.setdefault(name, f"{kind}-{len(names) + 1}")
+
+
+#: Celery's own names in native delayed delivery, which say nothing of an application; see core/routing.py.
+_DELAY_EXCHANGE = re.compile(r"(?:.+_)?(celery_delayed_\d{1,2})")
+_DELAY_BITS = re.compile(r"(?:[01]\.){28}")
 
 
 def _says_nothing(id_: str) -> bool:

@@ -276,3 +276,21 @@ def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():
     assert scrubber.scrub(Payload(b"secret", JSON)) is None
     assert scrubber.scrub(Payload(b"secret" * MAX_LOOSE, JSON)) is None
     assert scrubber.scrub(Payload(b"secret", "application/x-python-serialize")) is None
+
+
+@pytest.mark.parametrize(
+    ("route", "scrubbed"),
+    [
+        (("gold", "", "gold"), ("queue-1", "", "queue-1")),
+        ((None, "shop", "pay.gold"), (None, "queue-1", "queue-2")),
+        ((None, "celery_delayed_27", "0." * 28 + "gold"), (None, "celery_delayed_27", "0." * 28 + "queue-1")),
+        ((None, "shop_celery_delayed_3", "gold"), (None, "celery_delayed_3", "queue-1")),
+    ],
+)
+def test_what_is_scrubbed_says_where_a_message_went_by_the_names_of_queues(route, scrubbed):
+    queue, exchange, key = route
+    event = {"type": "task-sent", "uuid": ID, "timestamp": 1.75e9, "hostname": "c@h", "name": "pay"}
+    body = json.dumps(event | {"queue": queue, "exchange": exchange, "routing_key": key, "expires": "gold"})
+    (shown,) = json.loads(Scrubber({JSON}).scrub(Payload(body.encode(), JSON)).body)
+    assert (shown.get("queue"), shown["exchange"], shown["routing_key"]) == scrubbed
+    assert "expires" not in shown, "it is no time"

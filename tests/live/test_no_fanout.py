@@ -31,7 +31,7 @@ def test_a_database_as_the_broker(running: Callable[..., Exporter], tmp_path):
     before = queues_in(path)
     exporter = running(Exporter(tmp_path / "exporter", url, "-Q", "mail,nowhere"))
     eventually(lambda: exporter.value("celery_queue_length", queue_name="mail") == 1, 60)
-    assert exporter.value("celery_queue_length", queue_name="nowhere") is None
+    assert exporter.value("celery_queue_length", queue_name="nowhere") == 0  # nobody declared it yet
     assert exporter.value("celery_broker_up") == 0
     assert exporter.value("celery_exporter_collector_success", collector="roster") is None
     ready = exporter.get("/-/ready")

@@ -37,7 +37,11 @@ def _is_on_sqs(channel: Any, queue: str) -> bool:
 
 
 #: Driver type → what tells whether a queue is there. Others: the transport's own, if it has one.
-_LOOKS: Mapping[str, Callable[[Any, str], bool | None]] = {"sql": _is_row, "sqs": _is_on_sqs}
+_LOOKS: Mapping[str, Callable[[Any, str], bool | None]] = {
+    "sql": _is_row,
+    "sqs": _is_on_sqs,
+    "memory": lambda *_: None,  # the memory of this process, in which no worker's queue can be
+}
 
 
 class VirtualDepths:
