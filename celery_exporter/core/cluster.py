@@ -630,7 +630,7 @@ class Cluster:
 
     def _number_sent(self, task: Task, event: Event) -> None:
         """Number the attempt that was sent; one that was sent before begins a successor of the task."""
-        retries, name = (event.retries or 0) % MAX_ATTEMPTS, task.room.kind.key.task_name
+        retries, name = event.retries or 0, task.room.kind.key.task_name
         if task.story is None and retries != task.sent and event.name == name:
             return
         story = task.tell()
@@ -650,8 +650,8 @@ class Cluster:
         name = task.room.kind.key.task_name
         if task.story is None and event.name == name and (task.worker is None or retries > task.attempt):
             return task.sent is not None and retries != task.sent and retries >= task.attempt
-        story, retries = task.tell(), retries % MAX_ATTEMPTS  # one that waited has its number already
-        known, shown, shadow = generations(story, name), self._shown(event.name), self._is_shadow(event)
+        story, shown, shadow = task.tell(), self._shown(event.name), self._is_shadow(event)
+        known = generations(story, name)
         attempts = find_received(known, story, shown, retries)
         unsure = len(attempts) > 1  # a receipt of the other one may be on its way
         attempt = next(iter(attempts), None)

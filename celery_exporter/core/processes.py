@@ -90,12 +90,15 @@ class Processes(Struct, gc=False):
         process.processed = event.processed
         return max(0, event.processed - before)
 
-    def restore(self, pid: int | None, processed: int | None, now: Moment) -> None:
-        """Take over what a state file holds; of an earlier version that is only the newest process."""
+    def restore(self, pid: int | None, processed: int | None, shift: float, now: Moment) -> None:
+        """Take over what a state file holds, whose listening times are `shift` seconds behind ours.
+
+        A file of an earlier version holds only the newest process, as `pid` and `processed`.
+        """
+        for process in self.known:
+            process.heard += shift  # nobody was silent while nobody listened
         if not self.known and processed is not None:
             self.known.append(Process(pid, processed, 0.0, now.listened))
-        for process in self.known:
-            process.heard = now.listened  # nobody was silent while nobody listened
 
     def replace_others(self) -> None:
         """Note that the newest process runs in place of the others."""

@@ -160,6 +160,25 @@ def test_a_retry_that_waited_for_its_task_sent_waits_for_the_rest_of_the_window(
     assert story.gauges() == {"RECEIVED": 1}
 
 
+def test_a_receipt_that_waits_and_may_be_of_other_work_waits_on_after_a_restart():
+    old = told(sent(name="add"), received(at=1, name="mul", retries=1))
+    story = restarted(old, clock=old.now)
+    assert list(story.cluster.tasks.held) == ["u1"]
+    for each in (old, story):
+        each.tell(started(at=2), succeeded(at=3))
+        each.wait(3)
+    assert seen(story) == seen(old)
+
+
+def test_a_worker_process_that_was_silent_before_a_restart_is_as_silent_after_it():
+    old = told(heartbeat("a@h", processed=1), heartbeat("a@h", processed=0))
+    old.wait(70)
+    story = restarted(old, clock=old.now)
+    for each in (old, story):
+        each.tell(*(heartbeat("a@h", at=at, processed=count) for at, count in ((0, 1), (5, 0), (5, 0))))
+    assert seen(story) == seen(old)
+
+
 def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
     old = told(heartbeat("a@h"), *(sent(f"u{number}") for number in range(2)))
     old.tell(*(received(f"u{number}", host="a@h") for number in range(2)), received("u1", host="b@h"))
