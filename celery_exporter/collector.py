@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,9 @@ from celery_exporter.core.snapshot import CollectorView
 from celery_exporter.statefile import StateFileError
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether a job is wanted before its time.
+POLL = 0.25
 
 
 class Collector(Struct):
@@ -41,6 +45,19 @@ class Collector(Struct):
         else:
             self.success, self.last_success, self.error = True, time.time(), ""
         self.seconds = time.monotonic() - start
+
+    def repeat(self, stopping: threading.Event) -> None:
+        """Run the job again and again until `stopping` is set, and close what it used.
+
+        Between two runs there are `every` seconds, or at least `POLL` if it is wanted before.
+        """
+        while not stopping.is_set():
+            self.run()
+            end = time.monotonic() + self.every
+            while not stopping.wait(min(POLL, max(0.0, end - time.monotonic()))):
+                if self.wanted() or time.monotonic() >= end:
+                    break
+        self.close()
 
     def view(self) -> CollectorView:
         """Return how it fares."""

@@ -163,8 +163,9 @@ class Monitor:
             keeper = Collector("state", SAVE_EVERY, self._save, self._save_last, wanted=self._was_shown)
             self._collectors.append(keeper)
             self._restore(self._file)
-        jobs = [(self._listen, "events"), *((self._repeat(each), each.name) for each in self._collectors)]
-        self._threads = [threading.Thread(target=job, name=name, daemon=True) for job, name in jobs]
+        jobs: dict[str, Callable[[], None]] = {"events": self._listen}
+        jobs |= {each.name: partial(each.repeat, self._stopping) for each in self._collectors}
+        self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
 
     def _new_reconciler(self) -> Reconciler:
         return Reconciler(self._cluster, drops_expired=is_amqp(self._settings))
@@ -332,23 +333,6 @@ class Monitor:
     def _moment(self) -> Moment:
         return Moment(self._listened, time.time())
 
-    # -- collectors --------------------------------------------------------------------------------------
-
-    def _repeat(self, collector: Collector) -> Callable[[], None]:
-        def loop() -> None:
-            while not self._stopping.is_set():
-                collector.run()
-                self._pause(collector.every, collector.wanted)
-            collector.close()
-
-        return loop
-
-    def _pause(self, seconds: float, wanted: Callable[[], bool]) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not wanted():
-            if self._stopping.wait(min(left, POLL)):
-                return
-
     # -- the state file ----------------------------------------------------------------------------------
 
     def _restore(self, file: StateFile[State]) -> None:
@@ -449,7 +433,7 @@ class Monitor:
             asked = {worker.name: worker.starts for worker in workers}
             before = {worker.name: worker.known_profile for worker in workers}
             unasked = list(islice(self._cluster.unasked, MAX_ASKED))
-        only = unasked if unasked and self._is_between_rounds(begin) else None
+        only = unasked if unasked and (begin < self._ask_again or self._is_between_rounds(begin)) else None
         without_events = [worker.name for worker in workers if worker.up and not worker.events]
         if self._blocked.reason:
             raise BlockedError(self._blocked.reason)
