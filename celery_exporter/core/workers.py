@@ -240,7 +240,7 @@ class Worker(Struct, gc=False):
             restarted = newest is not None and (processes.is_open or newest.left)
             processes.is_open = newest is not None and not newest.left
         else:
-            restarted = processes.is_open and process is newest and event.type != "worker-offline"
+            restarted = processes.is_open and process is newest
             if process is not newest:
                 processes.is_open = False
                 processes.alternations += event.type == "worker-heartbeat"

@@ -106,6 +106,14 @@ def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
     assert worker.missed == 0
 
 
+def test_a_restart_after_a_kill_is_seen_though_the_next_process_soon_says_goodbye():
+    story = Story()
+    story.tell(heartbeat(at=0, processed=10), heartbeat(at=9, kind="online", pid=2, processed=0))
+    story.tell(heartbeat(at=10, kind="offline", pid=2, processed=3))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total) == (1, 13)
+
+
 def test_a_worker_that_lies_about_its_tasks_counts_no_more_than_a_sample_holds():
     story = Story()
     story.tell(heartbeat(at=0))
