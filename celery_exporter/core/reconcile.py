@@ -17,7 +17,7 @@ from itertools import islice
 from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.tasks import Room, Task
+from celery_exporter.core.tasks import OPEN_STATES, Room, Task
 from celery_exporter.core.words import OTHER, UNKNOWN, Moment, State
 from celery_exporter.core.workers import Worker
 
@@ -44,6 +44,8 @@ MAX_ASKED = 10
 #: Tasks that are looked at between two chances for others to take the lock: half a millisecond.
 CHUNK = 1_000
 
+#: The states of a task whose message is in a queue, or with a worker that has not started it.
+_WITH_MESSAGE = tuple(state for state in OPEN_STATES if state is not State.STARTED)
 #: Queue labels that stand for any queue.
 _ANY_QUEUE = frozenset({"", UNKNOWN, OTHER})
 
@@ -103,9 +105,7 @@ class Reconciler:
     # -- messages that are gone ------------------------------------------------------------------------
 
     def _take_out_messages(self, now: Moment) -> Iterator[None]:
-        for room in list(self._cluster.tasks.rooms()):
-            if room.state is State.STARTED or not room.tasks:
-                continue
+        for room in self._cluster.tasks.occupied(*_WITH_MESSAGE):
             seen = self._seen_empty(room.kind.key.queue_name, now)
             if seen is not None:
                 oldest = _heard_before(room, seen.at - ARRIVAL_SECONDS)
@@ -155,9 +155,7 @@ class Reconciler:
         left = {each.name for each in self._cluster.workers.values() if each.left and not each.has_returned}
         if not left:
             return
-        for room in list(self._cluster.tasks.rooms()):
-            if room.state is not State.RECEIVED:
-                continue
+        for room in self._cluster.tasks.occupied(State.RECEIVED):
             for chunk in _chunks(list(room.tasks.values())):
                 for task in chunk:
                     if task.room is room and task.held_by() in left:
@@ -174,19 +172,16 @@ class Reconciler:
         idle = {each.name for each in self._cluster.workers.values() if _is_idle(each, now)}
         if not idle:
             return
-        for room in list(self._cluster.tasks.rooms()):
-            if room.state is State.STARTED:
-                tasks = list(room.tasks.values())
-                yield from self._each(tasks, room, lambda task: task.held_by() in idle, NOT_RUNNING, now)
+        for room in self._cluster.tasks.occupied(State.STARTED):
+            tasks = list(room.tasks.values())
+            yield from self._each(tasks, room, lambda task: task.held_by() in idle, NOT_RUNNING, now)
 
     def suspects(self, now: Moment) -> list[str]:
         """Return workers that have more tasks by their events than their heartbeats can explain."""
         workers = self._cluster.workers
         started: Counter[str] = Counter()
         waiting: set[str] = set()
-        for room in self._cluster.tasks.rooms():
-            if room.state not in {State.STARTED, State.RECEIVED}:
-                continue
+        for room in self._cluster.tasks.occupied(State.STARTED, State.RECEIVED):
             for task in islice(_heard_before(room, now.listened - SUSPICIOUS_SECONDS), CHUNK):
                 if room.state is State.STARTED:
                     started[task.held_by()] += 1
@@ -206,10 +201,9 @@ class Reconciler:
             uuids = held.get(task.held_by())
             return uuids is not None and task.uuid not in uuids
 
-        for room in list(self._cluster.tasks.rooms()):
-            if room.state in {State.STARTED, State.RECEIVED}:
-                oldest = _heard_before(room, asked - ARRIVAL_SECONDS)
-                yield from self._each(oldest, room, is_gone, NOT_RUNNING, now)
+        for room in self._cluster.tasks.occupied(State.STARTED, State.RECEIVED):
+            oldest = _heard_before(room, asked - ARRIVAL_SECONDS)
+            yield from self._each(oldest, room, is_gone, NOT_RUNNING, now)
 
     # -- expired ------------------------------------------------------------------------------------------
 

@@ -372,6 +372,11 @@ class TaskTable:
             for state in OPEN_STATES:
                 yield kind.rooms[state]
 
+    def occupied(self, *states: State) -> list[Room]:
+        """Return the rooms of unfinished, introduced tasks in these states that have any."""
+        kinds = self._kinds.values()
+        return [room for kind in kinds for state in states if (room := kind.rooms[state]).tasks]
+
     def idle(self, before: float) -> list[Kind]:
         """Return the kinds that were last heard of before a listening time and have no unfinished task."""
         idle = (kind for kind in self._kinds.values() if kind.heard < before)
