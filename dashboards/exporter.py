@@ -97,10 +97,14 @@ BOARD = Board(
                 signed=True,
             ),
             lines(
-                "Malformed events",
+                "Malformed and repeated events",
                 RATE,
-                "Events that could not be used, a second, by reason.",
-                rate("celery_exporter_events_malformed_total", "reason"),
+                "A second: events that could not be used, by reason, and events that reported the end of one "
+                "execution again, by type.",
+                {
+                    "{{reason}}": q.rate("celery_exporter_events_malformed_total", "reason"),
+                    "{{kind}} repeated": q.rate("celery_exporter_events_repeated_total", "kind"),
+                },
             ),
             lines(
                 "Missed events",
@@ -137,6 +141,7 @@ BOARD = Board(
                     "tasks": "sum(celery_exporter_tasks_tracked)",
                     "label sets": "sum(celery_exporter_series)",
                 },
+                width=8,
             ),
             lines(
                 "Beyond the bounds",
@@ -148,6 +153,15 @@ BOARD = Board(
                     "series folded": q.rate("celery_exporter_series_folded_total"),
                     "{{kind}} refused": q.rate("celery_exporter_refused_total", "kind"),
                 },
+                width=8,
+            ),
+            lines(
+                "Reconciled tasks",
+                RATE,
+                "Unfinished tasks taken out or put back without an event, a second, by reason: their message "
+                "is gone or expired, no worker runs them, or the worker that had received them left.",
+                rate("celery_exporter_tasks_reconciled_total", "reason"),
+                width=8,
             ),
         ],
         "Collectors and files": [
