@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import gzip
-import http.client
 import itertools
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,17 +15,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import bcrypt
-import psutil
 import pytest
 from harness import statuses
 from harness.browser import Visitor, chromium
 from harness.events import publish_events
-from harness.exporter import Exporter, ask
+from harness.exporter import Exporter
 from harness.guarded import Guarded, nobody
 from harness.servers import RedisServer
 from harness.statuses import HOSTILE, shown
-from harness.tables import add_row
-from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
+from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
 
@@ -430,68 +426,3 @@ def test_it_wants_the_password_as_the_rest_does(tmp_path, visit, running):
     page = visit(f"http://127.0.0.1:{exporter.port}/", http_credentials=credentials)
     at = page.page.locator("#at").inner_text()
     eventually(lambda: page.page.locator("#at").inner_text() > at, 10, what="an update behind the login")
-
-
-# -- what it costs -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("names", [50, 2_499], ids=["50 names", "as many names as fit"])
-def test_ten_open_pages_cost_less_than_two_percent(tmp_path, running, redis_broker, request, names):
-    """Beyond what the exporter does anyhow, with names of which each ran tasks of late."""
-    exporter = running(Exporter(tmp_path, redis_broker.url)).connected()
-    number = itertools.count()
-    for _ in range(3):
-        for at in range(0, names, 100):
-            some = [make_task(name, next(number)) for name in range(at, min(at + 100, names))]
-            publish_events(redis_broker.url, *itertools.chain.from_iterable(some))
-    until_equal(lambda: exporter.total("celery_tasks_total", state="SUCCESS"), 3 * names, 30)
-    found = json.loads(exporter.get(API).text)["tasks"]
-    assert len(found) == names
-    assert all(one["rates"]["SUCCESS"] and one["runtime_p95"] for one in found)
-    idle = cpu_share(exporter)
-    over = threading.Event()
-    crowd = [threading.Thread(target=look, args=(exporter, over, at / CROWD)) for at in range(CROWD)]
-    for one in crowd:
-        one.start()
-    try:
-        busy = cpu_share(exporter)
-    finally:
-        over.set()
-        for one in crowd:
-            one.join()
-    cost = busy - idle
-    row = {"pages": CROWD, "task names": names, "CPU idle": f"{idle:.2%}", "CPU": f"{busy:.2%}"}
-    add_row(request.node, "Open status pages", {**row, "cost": f"{cost:.2%}"})
-    assert cost < 0.02
-
-
-def make_task(name: int, number: int) -> list[dict[str, Any]]:
-    """Return the events of a task that ran for some time after some other."""
-    now, about = time.time() - 10, {"uuid": f"task-{number}", "hostname": "w@box"}
-    wait, ran = number * 7 % 1009 / 100, number * 11 % 1013 / 1000
-    task = {"name": f"app.module.task_number_{name}", "queue": "made"}
-    return [
-        {**about, "type": "task-sent", "timestamp": now - wait, **task, "hostname": "client@box"},
-        {**about, "type": "task-received", "timestamp": now - wait, **task},
-        {**about, "type": "task-started", "timestamp": now},
-        {**about, "type": "task-succeeded", "timestamp": now + ran, "runtime": ran},
-    ]
-
-
-def cpu_share(exporter: Exporter) -> float:
-    """Return the part of a core that the exporter takes, over a while."""
-    process = psutil.Process(exporter.pid)
-    begin, before = time.monotonic(), process.cpu_times()
-    threading.Event().wait(WATCHED)  # it is a while that is measured
-    after, took = process.cpu_times(), time.monotonic() - begin
-    return (after.user + after.system - before.user - before.system) / took
-
-
-def look(exporter: Exporter, over: threading.Event, phase: float) -> None:
-    """Ask as an open page does, on one connection."""
-    over.wait(phase * EVERY)
-    connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT)
-    while not over.is_set():
-        assert ask(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status == 200
-        over.wait(EVERY)
-    connection.close()
