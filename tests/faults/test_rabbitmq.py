@@ -98,7 +98,8 @@ def test_queues_refused(app, rabbit_broker, watched):
         for _ in range(3):
             other.Producer().publish({}, routing_key="jobs")
         exporter = app("-Q", ",".join(names))
-        until_equal(lambda: exporter.samples().by("celery_queue_length", "queue_name"), {("jobs",): 3})
+        lengths = {("jobs",): 3, ("nowhere",): 0, ("celery",): 0}  # of -Q, and not declared: as if empty
+        until_equal(lambda: exporter.samples().by("celery_queue_length", "queue_name"), lengths)
         with watched(exporter):
             ports = connections(exporter)
             stays(lambda: exporter.value("celery_exporter_collector_success", collector="queues") == 1, 5)

@@ -17,8 +17,8 @@ from harness.waiting import ANSWER_TIMEOUT, eventually
 
 from celery_exporter.web import connections, server
 
-#: Makes each answer some 400 kB: more than a client that does not read, and the kernel, take.
-LARGE = ("--static-label", "padding=" + "x" * 10_000)
+#: Makes each answer some 480 kB, of 60 samples: more than a client that does not read, and the kernel, take.
+LARGE = ("--static-label", "padding=" + "x" * 8_000)
 OF_EACH = 200
 MEMORY = 300e6  # bytes
 
@@ -112,7 +112,7 @@ def test_who_does_not_read_is_turned_out(scene):
 
 
 def test_answers_that_nobody_reads_are_bounded(scene):
-    """500 times 400 kB would be 200 MB; those that have not read for longest go before that."""
+    """500 times 480 kB would be 240 MB; those that have not read for longest go before that."""
     exporter, kinds = scene
     deaf = next(kind for kind in kinds if kind.func is Deaf)
     before = psutil.Process(exporter.pid).memory_info().rss

@@ -173,9 +173,9 @@ class Scene:
         """Wait until the exporter shows all that is in the ledger."""
         until_equal(self.differences, {}, SOON)
 
-    def holds(self, **open_tasks: int) -> Samples:
-        """Hold that each sum is what the ledger says, after all workers said goodbye, and that nothing was
-        called missed. `open_tasks`: how many are left in which state for ever. Return the last scrape.
+    def holds(self) -> Samples:
+        """Hold that each sum is what the ledger says after all workers said goodbye, that no task is open and
+        that nothing was called missed. Return the last scrape.
         """
         self.stop_workers()
         try:
@@ -186,7 +186,7 @@ class Scene:
         assert (result.missed_really, result.missed_reported) == (0, 0)
         assert samples.total("celery_exporter_events_malformed_total") == 0
         left = {state: count for (state,), count in samples.by("celery_tasks", "state").items() if count}
-        assert left == open_tasks
+        assert left == {}
         return samples
 
     def holds_what_came(self) -> Samples:
