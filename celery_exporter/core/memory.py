@@ -16,7 +16,7 @@ from celery_exporter.core.events import Event
 from celery_exporter.core.histograms import Histogram, places
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.queues import Queue
-from celery_exporter.core.tasks import Delivery, Generation, Story, Task, TaskTable
+from celery_exporter.core.tasks import Delivery, Generation, Hold, Story, Task, TaskTable
 from celery_exporter.core.words import OTHER, Key, Moment, State
 from celery_exporter.core.workers import Worker
 
@@ -40,6 +40,7 @@ class TaskMemory(Struct, array_like=True, gc=False):
     generations: list[Generation] | None = None
     expires: float | None = None
     copied: bool = False
+    hold: Hold | None = None
 
 
 class ClusterMemory(Struct):
@@ -113,6 +114,7 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
         story.generations,
         tasks.expires.get(task.uuid),
         story.copied,
+        tasks.held.get(task.uuid),
     )
 
 
@@ -156,6 +158,7 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
     # A room is in the order in which its tasks were last heard of, and expiry relies on it.
     for task in sorted(tasks, key=lambda task: task.heard):
         _restore_task(task, cluster, shift, away, now)
+    cluster.tasks.held = dict(sorted(cluster.tasks.held.items(), key=lambda held: held[1].since))  # likewise
 
 
 def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Moment) -> None:
@@ -174,7 +177,8 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     if is_old and not (room.state is not None and cluster.outlives(task, now.wall)):
         cluster.tasks.forget(task)
     if memory.parked:
-        cluster.tasks.park(task, memory.parked, memory.heard + shift)
+        hold = memory.hold and Hold(memory.hold.since + shift, memory.hold.was_open)
+        cluster.tasks.park(task, memory.parked, memory.heard + shift, hold)
 
 
 def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:

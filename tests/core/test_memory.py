@@ -170,6 +170,16 @@ def test_a_receipt_that_waits_and_may_be_of_other_work_waits_on_after_a_restart(
     assert seen(story) == seen(old)
 
 
+def test_a_receipt_that_waits_is_applied_no_later_after_a_restart():
+    old = told(sent(), sent(retries=1, at=1), received(at=1, retries=2))
+    old.wait(1)
+    old.tell(sent(retries=5, at=3))
+    story = restarted(old, clock=old.now)
+    for each in (old, story):
+        each.wait(1.25)
+        assert not each.cluster.tasks.held
+
+
 def test_a_worker_process_that_was_silent_before_a_restart_is_as_silent_after_it():
     old = told(heartbeat("a@h", processed=1), heartbeat("a@h", processed=0))
     old.wait(70)
