@@ -6,6 +6,8 @@ DEMO_SECONDS ?=
 DEMO_PORT ?= 9808
 STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
+# Where this is set, each of the hundreds of processes that tests start compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
 .PHONY: help demo stack test lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts bench lock servers rabbitmq clean
