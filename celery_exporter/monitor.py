@@ -71,6 +71,8 @@ SAVE_EVERY = 30.0
 SAVE_SHARE = 20
 #: Seconds that the last saving may take after everything else has ended: Docker kills after 10.
 LAST_SAVE = 7.0
+#: Seconds of those for what was read to be applied.
+LAST_READ = 3.0
 #: Seconds of silence after which there are no workers, where --worker-timeout is off.
 SILENT = 60.0
 #: Seconds between two comparisons of the tasks in memory with what the broker and workers report.
@@ -385,8 +387,10 @@ class Monitor:
         self._save_again = now + SAVE_SHARE * (now - begin)
 
     def _save_last(self) -> None:
-        """Save what is final: when no more events are applied."""
-        self._threads[0].join(POLL + 1)
+        """Save what is final: when no more events are applied, which a durable queue forgets."""
+        end = time.monotonic() + LAST_READ
+        while self._open and time.monotonic() < end:
+            self._threads[0].join(POLL / 10)
         self._collectors[-1].run()
 
     # -- queues and workers ------------------------------------------------------------------------------
