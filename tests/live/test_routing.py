@@ -73,14 +73,14 @@ def test_routing_by_exchange_and_key(running, exporter, broker, worker):
 def test_a_broadcast_is_one_task_that_each_worker_runs(running, exporter, broker, worker):
     app = running(exporter()).connected()
     nodes = ("a@box", "b@box")
-    running(*(worker(node, queues="news", pool="solo", broadcast="news") for node in nodes))
+    running(*(worker(node, queues="bulletin", pool="solo", broadcast="bulletin") for node in nodes))
     answered(app, *nodes)
-    with workers.client(broker.url, broadcast="news") as client:
+    with workers.client(broker.url, broadcast="bulletin") as client:
         for _ in range(3):
-            client.send_task("tasks.succeed", queue="news", declare=[client.amqp.queues["news"]])
-    until_equal(lambda: successes(app), {"news": 6}, 60)
+            client.send_task("tasks.succeed", queue="bulletin", declare=[client.amqp.queues["bulletin"]])
+    until_equal(lambda: successes(app), {"bulletin": 6}, 60)
     samples = app.samples()
-    assert samples.total("celery_tasks_total", state="PENDING", queue_name="news") == 3
+    assert samples.total("celery_tasks_total", state="PENDING", queue_name="bulletin") == 3
     assert samples.total("celery_task_redeliveries_total") == 0
     until_equal(lambda: app.total("celery_tasks"), 0)
 
