@@ -161,6 +161,7 @@ class Cluster:
         self.routes.learn(self._bindings())
         registered = self._registered()
         self._registered_names = frozenset(registered)
+        self.keys.forget_shadows(self._registered_names)
         for key in self.keys.foresee(self._foreseen_keys(registered)):
             self.ledger.known(key)
 
@@ -212,7 +213,7 @@ class Cluster:
     def take_out(self, task: Task, reason: str, now: Moment) -> None:
         """Finish a task without an event; a receipt or a start that follows all the same reopens it."""
         self.reconciled[reason] += 1
-        task.heard = now.listened
+        task.heard = task.room.kind.heard = now.listened
         self._evict(self.tasks.finish(task, task.room.kind, None, now.wall), now)
 
     def put_back(self, task: Task, now: Moment) -> None:
@@ -368,7 +369,8 @@ class Cluster:
             if event.type == "task-sent":
                 self._sent_anew(task, event, came)
         events = [event for event in events if event.type != "task-sent"]
-        if task.story and task.story.generations and not wait:
+        is_again = task.story is not None and task.story.generations is not None
+        if not wait and (is_again or sum(event.type == "task-received" for event in events) > 1):
             events.sort(key=attrgetter("timestamp"))  # each sender's stay in their order
         for index, event in enumerate(events):
             if event.type == "task-received" and self._is_early(task, event) and wait:
@@ -487,7 +489,7 @@ class Cluster:
             self._place(task, event, self._only_queue(event.hostname))
             return
         key = task.key_of(event.retries)
-        if event.name is not None and self.keys.shown(event.name) != key.task_name:
+        if event.name is not None and self.keys.shown(event.name) != key.task_name and self._is_shadow(event):
             self._compare_names(event.name, key)
         queue = self._only_queue(event.hostname) if key.queue_name == UNKNOWN else None
         if queue is not None and key.task_name != OTHER:
@@ -497,7 +499,7 @@ class Cluster:
         """Learn which task a shadow name stands for: the one that was sent. No worker knows a shadow name."""
         if key.task_name in (OTHER, UNKNOWN):
             return
-        if self._registered_names and name not in self._registered_names and not name.startswith("celery."):
+        if name not in self._registered_names and not name.startswith("celery."):
             self.keys.learn_shadow(name, key.task_name)
 
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
@@ -507,11 +509,12 @@ class Cluster:
         attempt = event.retries if delivery is None else delivery.attempt
         kind_key = task.key_of(attempt)
         key = self._key_at(kind_key, event.hostname)
+        is_successor = self._is_successor(story, task, event)
         newest = effect.measure(story, event, delivery, key, self.ledger)
         self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         open_ = task.room.state is not None
-        if newest and (open_ or self._opens(task, event, now)):
+        if newest and (open_ or is_successor or self._opens(task, event, now)):
             task.heard = now.listened
             landing = _landing(story, event, lands)
             kind = self.tasks.kind(kind_key) if story.generations else task.room.kind
@@ -555,7 +558,7 @@ class Cluster:
         key, story = room.kind.key, task.tell()
         if true == key and story.keys is None:
             return
-        others = {*story.sent, *(each.attempt for each in story.deliveries)} - {attempt}
+        others = story.attempts() - {attempt}
         if others:
             keys = story.keys or {}
             task.unfold().keys = {other: keys.get(other, key) for other in others} | {attempt: true}
@@ -567,12 +570,13 @@ class Cluster:
 
         A successor does other work, so it may come from anywhere.
         """
-        if not generation_of(attempt):
-            return key
-        alike = (each for each in story.keys or () if generation_of(each) == generation_of(attempt))
-        nearest = max(alike, default=None)
+        known = story.keys or dict.fromkeys(story.attempts(), key)
+        generation = generation_of(attempt)
+        nearest = max((each for each in known if generation_of(each) == generation), default=None)
         if nearest is not None:
-            return (story.keys or {})[nearest]
+            return known[nearest]
+        if not generation:
+            return key
         self.fallbacks["queue_name"] += self.keys.by_queue
         return None
 
@@ -631,11 +635,11 @@ class Cluster:
     def _number_sent(self, task: Task, event: Event) -> None:
         """Number the attempt that was sent; one that was sent before begins a successor of the task."""
         retries, name = event.retries or 0, task.room.kind.key.task_name
-        if task.story is None and retries != task.sent and event.name == name:
+        if task.story is None and event.name == name and (task.sent is None or retries > task.sent):
             return
         story = task.tell()
         known, shown = generations(story, name), self._shown(event.name)
-        attempt = find_sent(known, story, shown, retries)
+        attempt = find_sent(known, story, shown, retries, event.timestamp)
         if attempt == known[-1].base > 0 and self._is_older(story, event) and not story.is_received(attempt):
             story.generations, attempt = known[:-1], None  # a receipt that waits was taken for a successor's
         event.retries = self._other_work(task, event) + retries if attempt is None else attempt
@@ -672,6 +676,13 @@ class Cluster:
         is_told = event.type == "task-sent" or task.room.state is PENDING
         is_older = len(known) == 1 and is_told and self._is_older(story, event)
         return (add_predecessor if is_older else add_successor)(story, known, shown)
+
+    def _is_successor(self, story: Story, task: Task, event: Event) -> bool:
+        """Tell whether a receipt is of other work than all before it, and later than the end of that."""
+        if event.type != "task-received" or story.received is None:
+            return False
+        is_later = event.timestamp > task.since
+        return is_later and generation_of(event.retries or 0) > generation_of(story.received)
 
     def _is_outdated(self, task: Task, event: Event) -> bool:
         """Tell whether what was received is work that the task's id was used for before its newest one."""
@@ -751,7 +762,7 @@ class Cluster:
         worker.is_profile_current = False
         self.unasked[worker.name] = now.listened
         if worker.profile.queues is not None:  # one that never answered may never do
-            self._unanswered[worker.name] = now.listened
+            self._unanswered.setdefault(worker.name, now.listened)  # however often it restarts
 
     def _judge_workers(self, now: Moment) -> None:
         """Decide who is up, and forget who was down for so long that nobody waits for him."""
@@ -850,7 +861,17 @@ def _is_repeated(task: Task, event: Event, effect: Effect) -> bool:
     room = task.room
     if room.place is not effect.counts or event.type not in REPEATABLE:
         return False
-    if room.state is None:
-        return task.ended_by() == event.hostname and not task.has_open_delivery(event.hostname, event.pid)
     soon = 0 <= event.timestamp - task.since < REPEAT_SECONDS
-    return soon and not task.has_open_delivery(event.hostname, event.pid)
+    if room.state is None and task.ended_by() != event.hostname:
+        return False
+    if task.has_open_delivery(event.hostname, event.pid):  # of what was replaced, which ends without an event
+        return soon and room.state is None and not task.tell().is_held_since(event.hostname)
+    return soon or (room.state is None and not _may_lack_receipt(event))
+
+
+def _may_lack_receipt(event: Event) -> bool:
+    """Tell whether a worker may end something that it published no `task-received` for.
+
+    It does so with what is revoked or expired, and what it does not know (celery/worker/strategy.py).
+    """
+    return event.type == "task-revoked" or unregistered_name(event.exception) is not None

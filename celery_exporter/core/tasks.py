@@ -77,6 +77,16 @@ class Story(Struct, gc=False):
         """Tell whether a worker has an attempt of an earlier generation."""
         return any(not each.ended and each.attempt // MAX_ATTEMPTS < generation for each in self.deliveries)
 
+    def is_held_since(self, worker: str) -> bool:
+        """Tell whether a worker has an attempt of the newest generation that was received."""
+        newest = (self.received or 0) // MAX_ATTEMPTS
+        held = (each for each in self.deliveries if each.worker == worker and not each.ended)
+        return any(each.attempt // MAX_ATTEMPTS >= newest for each in held)
+
+    def attempts(self) -> set[int]:
+        """Return the attempts that were sent, or delivered, as far as that is remembered."""
+        return {*self.sent, *(each.attempt for each in self.deliveries)}
+
     def next_sent(self, attempt: int) -> int | None:
         """Return the oldest later attempt that was sent and not received yet."""
         waiting = (each for each in self.sent if each > attempt and not self.is_received(each))
