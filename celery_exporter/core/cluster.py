@@ -240,7 +240,10 @@ class Cluster:
             self._evict([task], now)
             task = None
         limbo = self.tasks.limbo
-        if (task is None or task.room is limbo) and self._waits_for_receipt(task, event):
+        is_lost = event.queue is None and self.keys.by_queue  # but its worker may consume only one
+        if (task is None and is_lost) or (
+            task is not None and task.room is limbo and self._waits_for_receipt(task, event, is_lost=is_lost)
+        ):
             self._park(task or self._new(event, limbo, now), event, now)
             return
         if task is None:
@@ -257,11 +260,8 @@ class Cluster:
         if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
 
-    def _waits_for_receipt(self, task: Task | None, event: Event) -> bool:
+    def _waits_for_receipt(self, task: Task, event: Event, *, is_lost: bool) -> bool:
         """Tell whether only the worker that receives a task will tell its queue, or whose sending this is."""
-        is_lost = event.queue is None and self.keys.by_queue  # its worker may consume only one
-        if task is None:
-            return is_lost
         return (is_lost and not self._is_answered(task)) or self._has_predecessor(task, event)
 
     def _note_expiry(self, task: Task, expires: str) -> None:
@@ -365,12 +365,14 @@ class Cluster:
         hold, events = self.tasks.release(task)
         came = now if hold is None else Moment(hold.since, now.wall)
         ended_by = task.ended_by() if hold and hold.was_open and task.room.state is None else ""
-        for event in events:
-            if event.type == "task-sent":
-                self._sent_anew(task, event, came)
-        events = [event for event in events if event.type != "task-sent"]
-        is_again = task.story is not None and task.story.generations is not None
-        if not wait and (is_again or sum(event.type == "task-received" for event in events) > 1):
+        kinds = [event.type for event in events]
+        if "task-sent" in kinds:
+            for event in events:
+                if event.type == "task-sent":
+                    self._sent_anew(task, event, came)
+            events = [event for event in events if event.type != "task-sent"]
+        is_again = kinds.count("task-received") > 1 or (task.story and task.story.generations)
+        if is_again and not wait:
             events.sort(key=attrgetter("timestamp"))  # each sender's stay in their order
         for index, event in enumerate(events):
             if event.type == "task-received" and self._is_early(task, event) and wait:
@@ -455,11 +457,11 @@ class Cluster:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
         if effect.counts is RECEIVED:
-            key = task.room.kind.key
+            key, retries = task.room.kind.key, event.retries or 0
             if (
                 event.name != key.task_name
                 or key.queue_name == UNKNOWN
-                or not task.is_sent(event.retries or 0)
+                or ((task.sent != retries or task.story is not None) and not task.is_sent(retries))
             ):
                 self._at_receipt(task, event, key)
         task.room.kind.heard = now.listened
