@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from enum import IntEnum
 from functools import partial
 from itertools import islice
 
@@ -63,11 +64,20 @@ class Measurement(Struct, frozen=True):
     unacked: int | None
 
 
+class Held(IntEnum):
+    """Which messages workers held, by the broker's count: the higher, the less an empty queue proves."""
+
+    NONE = 0
+    UNCOUNTED = 1  # the broker does not count them, but gives back at once what a dead worker held
+    KNOWN = 2  # no more than there are tasks that workers have by their events
+    OTHERS = 3  # more than those
+
+
 class Empty(Struct, frozen=True):
-    """A measurement that found a queue empty; `for_sure` if no worker held a message either."""
+    """A measurement that found a queue empty."""
 
     at: float
-    for_sure: bool
+    held: Held
 
 
 class Reconciler:
@@ -84,7 +94,7 @@ class Reconciler:
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Take in what the queues hold."""
-        seen = Empty(measurement.at, measurement.unacked == 0)
+        seen = Empty(measurement.at, self._which_held(measurement.unacked))
         before, self._empty = self._empty, {}
         for queue in measurement.known:
             length = measurement.lengths.get(queue)
@@ -93,6 +103,16 @@ class Reconciler:
                 runs.clear()
             elif length is not None:
                 runs.append(seen)
+
+    def _which_held(self, unacked: int | None) -> Held:
+        """Tell whether tasks that workers have can explain how many messages are not acknowledged.
+
+        On Redis the messages of a dead worker count too, until their visibility timeout; so do its tasks.
+        """
+        if not unacked:
+            return Held.UNCOUNTED if unacked is None else Held.NONE
+        rooms = self._cluster.tasks.occupied(State.RECEIVED, State.STARTED)
+        return Held.KNOWN if unacked <= sum(len(room.tasks) for room in rooms) else Held.OTHERS
 
     def reconcile(self, now: Moment) -> Iterator[None]:
         """Take out what is gone; pauses after each `CHUNK` tasks, when others may change the cluster."""
@@ -115,16 +135,16 @@ class Reconciler:
     def _seen_empty(self, queue: str, now: Moment) -> Empty | None:
         """Return the measurement that proves that this queue held no message and no worker had one of it.
 
-        One is enough where the broker counts what workers hold. Elsewhere two have to agree, and each live
-        worker of the queue has to have sent a heartbeat since the first of them: one that is busy in the solo
-        pool may have a message that it has not read.
+        One is enough if workers hold nothing. Otherwise two have to agree, and each live worker of the queue
+        has to have sent a heartbeat since the first of them: one that is busy in the solo pool may have a
+        message that it has not read.
         """
-        settled = [each for each in self._runs(queue) if now.listened - each.at >= GRACE_SECONDS]
-        if settled and settled[-1].for_sure:
+        settled = [each for each in self._runs(queue) if now.listened - each.at >= GRACE_SECONDS][-2:]
+        if settled and settled[-1].held is Held.NONE:
             return settled[-1]
-        if len(settled) < 2:
+        if len(settled) < 2 or any(each.held is Held.OTHERS for each in settled):
             return None
-        before = settled[-2]
+        before = settled[0]
         workers = self._cluster.workers.values()
         consumers = (each for each in workers if each.up and _consumes(each, queue))
         return before if all(_has_beaten(each, before.at, now) for each in consumers) else None
@@ -135,7 +155,7 @@ class Reconciler:
             return list(self._empty.get(queue, ()))
         latest = [list(runs)[-2:] for runs in self._empty.values()]
         both = zip(*latest, strict=False)  # none if there is a queue that was not empty
-        return [Empty(min(each.at for each in one), all(each.for_sure for each in one)) for one in both]
+        return [Empty(min(each.at for each in one), max(each.held for each in one)) for one in both]
 
     def _is_message_gone(self, seen: Empty, now: Moment, task: Task) -> bool:
         """Tell whether a task whose queue is empty would have been received if there were a message of it."""
@@ -144,7 +164,9 @@ class Reconciler:
             worker = self._cluster.workers.get(task.held_by())
             if worker is not None and worker.up:
                 return False
-        elif state is State.RETRY and not task.is_next_sent() and not seen.for_sure:
+            if seen.held is Held.KNOWN:
+                return False  # its message may be one of those
+        elif state is State.RETRY and not task.is_next_sent() and seen.held is not Held.NONE:
             return False  # it may wait for its countdown where nobody counts it
         return not task.is_due_after(now.wall - GRACE_SECONDS)
 

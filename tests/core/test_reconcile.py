@@ -118,6 +118,35 @@ def test_where_held_messages_are_not_counted_two_measurements_and_a_heartbeat_of
     assert story.gauges() == {}
 
 
+def test_a_message_that_is_not_acknowledged_may_be_of_a_task_whose_receipt_was_lost():
+    story = Watched()
+    story.tell(sent("a"), sent("b"), received("b"))
+    for _ in range(3):
+        story.beat(2)
+        story.measure(2, q=0)
+    assert story.gauges() == {"PENDING": 1, "RECEIVED": 1}
+
+
+def test_purged_tasks_wait_no_more_although_workers_hold_messages_of_their_tasks():
+    story = Watched()
+    story.tell(sent("a"), *(sent(uuid) for uuid in "bc"), received("b"), *(received("c"), started("c")))
+    story.beat(2, active=1)
+    story.measure(2, q=0)
+    assert story.gauges()["PENDING"] == 1, "the messages may have been others at first"
+    story.beat(2, active=1)
+    story.measure(2, q=0)
+    assert story.gauges() == {"RECEIVED": 1, "STARTED": 1}
+
+
+def test_what_a_dead_worker_had_received_is_delivered_again_while_messages_are_not_acknowledged():
+    story = Watched(Limits(worker_timeout=10))
+    story.tell(heartbeat(), heartbeat("other@h"), sent("a"), received("a"))
+    for _ in range(8):
+        story.beat(2, "other@h")
+        story.measure(1, q=0)
+    assert story.gauges() == {"RECEIVED": 1}
+
+
 def test_one_measurement_in_two_that_is_not_empty_proves_that_there_are_messages():
     story = Watched()
     story.tell(sent())
