@@ -139,6 +139,7 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
         worker.heard += shift
         worker.down_since = None if worker.down_since is None else worker.down_since + shift
         worker.skew_until = now.listened
+        worker.idle_since = None  # what it started meanwhile nobody heard
         worker.processes.restore(worker.pid, worker.processed, shift, now)
         cluster.restore_worker(worker, now)
     shown = (

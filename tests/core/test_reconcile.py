@@ -218,6 +218,22 @@ def test_a_task_does_not_run_on_a_worker_that_reports_none():
     assert story.reasons() == {"not_running": 1}
 
 
+def test_a_worker_is_idle_by_the_heartbeats_that_came_since_a_restart():
+    story = Watched()
+    story.wait(1_000)
+    story.tell(heartbeat(), sent(), received(), started())
+    story.beat(2, active=0)
+    new = restarted(story)
+    new.tell(heartbeat())
+    reconciler = Reconciler(new.cluster, drops_expired=False)
+    for seconds, gauges in ((2, {"STARTED": 1}), (8, {})):
+        new.wait(seconds)
+        new.tell(heartbeat())
+        for _ in reconciler.reconcile(new.moment()):
+            pass
+        assert new.gauges() == gauges
+
+
 def test_a_task_runs_on_a_worker_that_reports_one_now_and_then():
     story = Watched()
     story.tell(heartbeat(), sent(), received(), started(at=1))
