@@ -198,8 +198,11 @@ class Reconciler:
             tasks = list(room.tasks.values())
             yield from self._each(tasks, room, lambda task: task.held_by() in idle, NOT_RUNNING, now)
 
-    def suspects(self, now: Moment) -> list[str]:
-        """Return workers that have more tasks by their events than their heartbeats can explain."""
+    def suspects(self, now: Moment) -> dict[str, int]:
+        """Return workers that have more tasks by their events than their heartbeats can explain.
+
+        By name, with the number of processes that have to answer.
+        """
         workers = self._cluster.workers
         started: Counter[str] = Counter()
         waiting: set[str] = set()
@@ -211,7 +214,8 @@ class Reconciler:
                     waiting.add(task.held_by())
         found = {name for name, count in started.items() if count > (_active(workers.get(name)) or count)}
         found |= {name for name in waiting if (worker := workers.get(name)) and _is_idle(worker, now)}
-        return sorted(found)[:MAX_ASKED]
+        suspects = (workers[name] for name in sorted(found & workers.keys())[:MAX_ASKED])
+        return {each.name: each.count_processes(now.listened) for each in suspects}
 
     def compare(self, held: Mapping[str, Collection[str]], asked: float, now: Moment) -> Iterator[None]:
         """Take out what workers do not have, which were asked at a listening time.

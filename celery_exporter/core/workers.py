@@ -147,6 +147,11 @@ class Worker(Struct, gc=False):
         """Tell whether several processes use this name, by their heartbeats or their answers."""
         return self.shared or self.profile.answers > 1
 
+    def count_processes(self, listened: float) -> int:
+        """Return how many processes use this name now, by their heartbeats or their answers."""
+        alive = self.processes.alive(listened, self._silence_seconds()) if self.shared else ()
+        return max(1, self.profile.answers, len(alive))
+
     @property
     def known_profile(self) -> Profile:
         """Return the profile without what only the process before is known to have said of its queues."""

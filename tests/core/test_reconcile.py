@@ -278,24 +278,38 @@ def test_a_worker_is_asked_that_has_more_than_its_heartbeats_say_and_what_it_has
     story.tell(heartbeat(), *(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     story.tell(sent("new"), received("new"))
     story.beat(40, active=1)
-    assert story.reconciler.suspects(story.moment()) == ["w@h"]
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 1}
     asked = story.now
     story.tell(sent("d"), received("d"))
     for _ in story.reconciler.compare({"w@h": {"a", "new"}}, asked, story.moment()):
         pass
     assert story.gauges() == {"STARTED": 1, "RECEIVED": 2}
-    assert story.reconciler.suspects(story.moment()) == []
+    assert story.reconciler.suspects(story.moment()) == {}
 
 
 def test_a_worker_is_asked_that_is_idle_and_has_received_what_is_due():
     story = Watched()
     story.tell(heartbeat(), sent("a"), received("a"), sent("b", eta=LATER), received("b", eta=LATER))
     story.beat(20, active=0)
-    assert story.reconciler.suspects(story.moment()) == []
+    assert story.reconciler.suspects(story.moment()) == {}
     story.beat(20, active=0)
-    assert story.reconciler.suspects(story.moment()) == ["w@h"]
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 1}
     story.beat(10, active=1)
-    assert story.reconciler.suspects(story.moment()) == []
+    assert story.reconciler.suspects(story.moment()) == {}
+
+
+def test_all_processes_of_a_worker_that_is_asked_have_to_answer():
+    story = Watched()
+    story.tell(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
+    for _ in range(20):
+        for pid in (1, 2):
+            story.beat(2, pid=pid, active=1)
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 2}
+    story = Watched()
+    story.cluster.learn({"w@h": Profile(answers=3)}, story.moment())
+    story.tell(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
+    story.beat(40, active=1)
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 3}
 
 
 # -- expired -----------------------------------------------------------------------------------------------
