@@ -287,6 +287,8 @@ class Cluster:
             unwrap(event)
         limbo = self.tasks.limbo
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
+        if event.type == "task-received" and task.room.state is RECEIVED and self._is_lost(task, event):
+            self.put_back(task, now)
         held = self.tasks.held
         waits = task.room is limbo or (
             held and task.uuid in held and not self._is_of_open_delivery(task, event)
@@ -302,6 +304,17 @@ class Cluster:
         self._step(task, event, now)
         if held and task.uuid in held:
             self._catch_up(task, now)
+
+    def _is_lost(self, task: Task, event: Event) -> bool:
+        """Tell whether a worker that receives a task anew has lost what it had received of it before.
+
+        Each consumer begins with nothing (celery/worker/consumer/consumer.py, on_close): that of a container
+        that comes back, whose process has the same pid again, and the next one after a lost connection.
+        """
+        worker = self.workers.get(event.hostname)
+        if worker is None or worker.shared:  # another process may have come
+            return False
+        return task.held_by() == worker.name and task.since < worker.online
 
     def _new(self, event: Event, room: Room, now: Moment) -> Task:
         task = self.tasks.new(event.uuid or "", now.listened, room, event.timestamp)

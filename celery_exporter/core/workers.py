@@ -124,6 +124,7 @@ class Worker(Struct, gc=False):
     events: bool | None = None  # does it send task events? None: nothing proves it yet
     reckoning: Reckoning | None = None
     last_start: float = 0.0  # by its clock, of a task
+    online: float = 0.0  # when its newest consumer began, by its clock
     missed: int = 0
     missed_before: int = 0  # in reckonings that are closed
     skew: float | None = None  # its clock minus ours, least delayed event of this span
@@ -224,6 +225,8 @@ class Worker(Struct, gc=False):
 
     def _describe(self, event: Event, now: Moment) -> None:
         self.heartbeat = now.wall
+        if event.type == "worker-online":
+            self.online = event.timestamp
         if event.freq:
             self.freq = event.freq
         self.loadavg = event.loadavg or self.loadavg
