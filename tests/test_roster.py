@@ -91,7 +91,7 @@ class Answering:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, replies: Callable[[str], list[dict]]) -> None:
         self.asked: list[str] = []
 
-        def call(command: str, limit: int, only: Collection[str], arguments: object) -> list[dict]:
+        def call(command: str, limit: int, only: Collection[str], _: object) -> list[dict]:
             self.asked.append(command)
             assert limit == len(only), "kombu waits for as many"
             return replies(command)[:limit]

@@ -10,9 +10,8 @@ event needs to arrive. It leaves a tombstone, and a receipt or a start reopens i
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import IntEnum
-from functools import partial
 from itertools import islice
 
 from msgspec import Struct
@@ -44,9 +43,9 @@ HEARTBEAT_SECONDS = 2.0
 MAX_ASKED = 10
 #: Tasks that are looked at between two chances for others to take the lock: half a millisecond.
 CHUNK = 1_000
+#: Tasks that are looked at in a round; the others have their turn in later rounds.
+MAX_LOOKED_AT = 5 * CHUNK
 
-#: The states of a task whose message is in a queue, or with a worker that has not started it.
-_WITH_MESSAGE = tuple(state for state in OPEN_STATES if state is not State.STARTED)
 #: Queue labels that stand for any queue.
 _ANY_QUEUE = frozenset({"", UNKNOWN, OTHER})
 
@@ -80,6 +79,33 @@ class Empty(Struct, frozen=True):
     held: Held
 
 
+class _Turns:
+    """Takes tasks in turn: each time those that come after the ones of the time before.
+
+    By how many there are before them, for there is no other way into the middle of a dict that changes. Of
+    those that come and go meanwhile some have their turn only when it has gone round.
+    """
+
+    def __init__(self) -> None:
+        self.start = 0
+
+    def take(self, rooms: Iterable[Room], count: int) -> list[Task]:
+        """Return so many tasks, or fewer if the last one is among them; then it begins anew."""
+        found: list[Task] = []
+        start = self.start
+        for room in rooms:
+            found += islice(room.tasks.values(), start, start + count - len(found))
+            start = max(0, start - len(room.tasks))
+            if len(found) == count:
+                break
+        self.start = self.start + count if len(found) == count else 0
+        return found
+
+    def step_back(self, count: int) -> None:
+        """Take into account that so many of those that had their turn are not there any more."""
+        self.start = max(0, self.start - count)
+
+
 class Reconciler:
     """Compares the tasks of a cluster with what the broker and the workers report.
 
@@ -91,6 +117,7 @@ class Reconciler:
         self._drops_expired = drops_expired
         #: By queue, the measurements in a row that found it empty, the newest last.
         self._empty: dict[str, deque[Empty]] = {}
+        self._turns = _Turns()
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Take in what the queues hold."""
@@ -115,22 +142,47 @@ class Reconciler:
         return Held.KNOWN if unacked <= sum(len(room.tasks) for room in rooms) else Held.OTHERS
 
     def reconcile(self, now: Moment) -> Iterator[None]:
-        """Take out what is gone; pauses after each `CHUNK` tasks, when others may change the cluster."""
-        yield from self._return_received(now)
-        yield from self._take_out_messages(now)
-        yield from self._take_out_idle(now)
+        """Take out what is gone, of `MAX_LOOKED_AT` tasks; pauses after each `CHUNK`, when others may change
+        the cluster.
+        """
+        tasks = self._turns.take(self._cluster.tasks.occupied(*OPEN_STATES), MAX_LOOKED_AT)
+        seen_empty: dict[str, Empty | None] = {}
+        for chunk in _chunks(tasks):
+            for task in chunk:
+                if self._is_open(task):
+                    self._look_at(task, seen_empty, now)
+            yield
+        self._turns.step_back(sum(task.room.state is None for task in tasks))
         if self._drops_expired:
             yield from self._take_out_expired(now)
 
-    # -- messages that are gone ------------------------------------------------------------------------
+    def _is_open(self, task: Task) -> bool:
+        """Tell whether a task is still open, and nothing more is known of it that waits for its task-sent."""
+        tasks = self._cluster.tasks
+        return task.room.state is not None and tasks.get(task.uuid) is task and task.uuid not in tasks.held
 
-    def _take_out_messages(self, now: Moment) -> Iterator[None]:
-        for room in self._cluster.tasks.occupied(*_WITH_MESSAGE):
-            seen = self._seen_empty(room.kind.key.queue_name, now)
-            if seen is not None:
-                oldest = _heard_before(room, seen.at - ARRIVAL_SECONDS)
-                is_gone = partial(self._is_message_gone, seen, now)
-                yield from self._each(oldest, room, is_gone, MESSAGE_GONE, now)
+    def _look_at(self, task: Task, seen_empty: dict[str, Empty | None], now: Moment) -> None:
+        """Take out a task, or put it back, if that follows from what is known; `seen_empty` is by queue."""
+        cluster, state = self._cluster, task.room.state
+        worker = cluster.workers.get(task.held_by())
+        if state is State.STARTED:
+            if worker is not None and _is_idle(worker, now):
+                cluster.take_out(task, NOT_RUNNING, now)
+            return
+        if state is State.RECEIVED and worker is not None:
+            if worker.left:  # the broker delivers it to others
+                cluster.put_back(task, now)
+                cluster.reconciled[RETURNED] += 1
+            if worker.up or worker.left:
+                return
+        queue = task.room.kind.key.queue_name
+        if queue not in seen_empty:
+            seen_empty[queue] = self._seen_empty(queue, now)
+        seen = seen_empty[queue]
+        if seen is not None and self._is_message_gone(seen, now, task):
+            cluster.take_out(task, MESSAGE_GONE, now)
+
+    # -- messages that are gone ------------------------------------------------------------------------
 
     def _seen_empty(self, queue: str, now: Moment) -> Empty | None:
         """Return the measurement that proves that this queue held no message and no worker had one of it.
@@ -159,44 +211,16 @@ class Reconciler:
 
     def _is_message_gone(self, seen: Empty, now: Moment, task: Task) -> bool:
         """Tell whether a task whose queue is empty would have been received if there were a message of it."""
+        if task.heard >= seen.at - ARRIVAL_SECONDS:
+            return False
         state = task.room.state
-        if state is State.RECEIVED:
-            worker = self._cluster.workers.get(task.held_by())
-            if worker is not None and worker.up:
-                return False
-            if seen.held is Held.KNOWN:
-                return False  # its message may be one of those
-        elif state is State.RETRY and not task.is_next_sent() and seen.held is not Held.NONE:
+        if state is State.RECEIVED and seen.held is Held.KNOWN:
+            return False  # its message may be one of those that a dead worker held
+        if state is State.RETRY and not task.is_next_sent() and seen.held is not Held.NONE:
             return False  # it may wait for its countdown where nobody counts it
         return not task.is_due_after(now.wall - GRACE_SECONDS)
 
     # -- workers -----------------------------------------------------------------------------------------
-
-    def _return_received(self, now: Moment) -> Iterator[None]:
-        """Put back what workers had received that said goodbye: the broker delivers it to others."""
-        left = {each.name for each in self._cluster.workers.values() if each.left and not each.has_returned}
-        if not left:
-            return
-        for room in self._cluster.tasks.occupied(State.RECEIVED):
-            for chunk in _chunks(list(room.tasks.values())):
-                for task in chunk:
-                    if task.room is room and task.held_by() in left:
-                        self._cluster.put_back(task, now)
-                        self._cluster.reconciled[RETURNED] += 1
-                yield
-        for name in left:
-            worker = self._cluster.workers.get(name)
-            if worker is not None:
-                worker.has_returned = worker.left
-
-    def _take_out_idle(self, now: Moment) -> Iterator[None]:
-        """Take out what is started on workers that report no active task."""
-        idle = {each.name for each in self._cluster.workers.values() if _is_idle(each, now)}
-        if not idle:
-            return
-        for room in self._cluster.tasks.occupied(State.STARTED):
-            tasks = list(room.tasks.values())
-            yield from self._each(tasks, room, lambda task: task.held_by() in idle, NOT_RUNNING, now)
 
     def suspects(self, now: Moment) -> dict[str, int]:
         """Return workers that have more tasks by their events than their heartbeats can explain.
@@ -222,14 +246,19 @@ class Reconciler:
 
         `held`: by worker, the uuids of all tasks that it has received and not finished.
         """
-
-        def is_gone(task: Task) -> bool:
-            uuids = held.get(task.held_by())
-            return uuids is not None and task.uuid not in uuids
-
-        for room in self._cluster.tasks.occupied(State.STARTED, State.RECEIVED):
-            oldest = _heard_before(room, asked - ARRIVAL_SECONDS)
-            yield from self._each(oldest, room, is_gone, NOT_RUNNING, now)
+        turns, states = _Turns(), (State.STARTED, State.RECEIVED)
+        while tasks := turns.take(self._cluster.tasks.occupied(*states), MAX_LOOKED_AT):
+            for chunk in _chunks(tasks):
+                for task in chunk:
+                    uuids = held.get(task.held_by())
+                    if uuids is None or task.heard >= asked - ARRIVAL_SECONDS:
+                        continue
+                    if task.uuid not in uuids and task.room.state in states and self._is_open(task):
+                        self._cluster.take_out(task, NOT_RUNNING, now)
+                yield
+            if len(tasks) < MAX_LOOKED_AT:
+                return
+            turns.step_back(sum(task.room.state not in states for task in tasks))
 
     # -- expired ------------------------------------------------------------------------------------------
 
@@ -245,15 +274,6 @@ class Reconciler:
             else:
                 expires[uuid] = at  # its next turn comes after all others
         yield
-
-    def _each(
-        self, tasks: Iterable[Task], room: Room, is_gone: Callable[[Task], bool], reason: str, now: Moment
-    ) -> Iterator[None]:
-        for chunk in _chunks(list(tasks)):
-            for task in chunk:
-                if task.room is room and task.uuid not in self._cluster.tasks.held and is_gone(task):
-                    self._cluster.take_out(task, reason, now)
-            yield
 
 
 def measurement_of(

@@ -132,7 +132,6 @@ class Worker(Struct, gc=False):
     skew_until: float = 0.0  # listening time at which this span ends
     task_pid: int | None = None  # of its newest task event
     idle_since: float | None = None  # listening time since which it reports that it runs no task
-    has_returned: bool = False  # was what it had received put back after its goodbye
     processes: Processes = msgspec.field(default_factory=Processes)
     shared: bool = False  # several processes use the name, as their heartbeats show
     starts: int = 0  # processes seen under this name, beyond the first
@@ -200,7 +199,6 @@ class Worker(Struct, gc=False):
         self.shared = self.processes.is_shared(now.listened, silence)
         alive = self.processes.alive(now.listened, silence)
         self.left = process.left and not alive
-        self.has_returned = self.has_returned and self.left
         self.pid = process.pid if event.pid is None else event.pid
         self.active = sum(each.active or 0 for each in alive) if len(alive) > 1 else process.active
         if event.active is not None:

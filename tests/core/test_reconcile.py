@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from celery_exporter.core import reconcile
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.reconcile import CHUNK, REASONS, Measurement, Reconciler
 from celery_exporter.core.workers import Profile
@@ -200,6 +201,56 @@ def test_any_number_is_taken_out_with_pauses_for_others():
     pauses = sum(1 for _ in story.reconciler.reconcile(story.moment()))
     assert pauses >= 3
     assert story.reasons() == {"message_gone": 3 * CHUNK}
+
+
+def few_at_a_time(monkeypatch: pytest.MonkeyPatch, most: int, chunk: int) -> None:
+    monkeypatch.setattr(reconcile, "MAX_LOOKED_AT", most)
+    monkeypatch.setattr(reconcile, "CHUNK", chunk)
+
+
+def test_a_round_looks_at_a_bounded_number_of_tasks_and_all_have_their_turn(monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched()
+    story.tell(heartbeat(), *(event(f"w{n}", eta=LATER) for n in range(100) for event in (sent, received)))
+    story.tell(*(sent(f"g{n}", queue=f"q{n % 3}") for n in range(100)))
+    story.wait(1)
+    story.reconciler.add_measurement(Measurement(story.now, dict.fromkeys(("q0", "q1", "q2"), 0), KNOWN, 9))
+    story.wait(1)
+    assert sum(1 for _ in story.reconciler.reconcile(story.moment())) == 4
+    for _ in range(25):
+        story.measure(9, q=0, q0=0, q1=0, q2=0)
+        story.tell(heartbeat(at=story.now - 100))
+    assert story.gauges() == {"RECEIVED": 100}
+
+
+def test_tasks_that_come_and_go_while_others_are_looked_at_do_no_harm(monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched(Limits(max_tasks=50))
+    story.tell(*(sent(f"a{number}") for number in range(50)))
+    story.wait(1)
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, {"q"}, 0))
+    story.wait(1.5)
+    for number, _ in enumerate(story.reconciler.reconcile(story.moment())):
+        for event in (sent, received, started, succeeded):
+            story.tell(*(event(f"b{number}-{new}", at=3) for new in range(3)))
+        story.tell(*(sent(f"c{number}-{new}", at=3) for new in range(9)))
+    assert story.reasons() == {"message_gone": 5}, "the others were too many"
+    story.wait(1)
+    story.measure(q=0)
+    for _ in range(5):
+        story.reconcile()
+    assert story.gauges() == {}
+
+
+@pytest.mark.parametrize("count", [20, 40, 45])
+def test_all_that_a_worker_does_not_have_is_taken_out_however_much_it_is(count, monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched()
+    story.tell(heartbeat(), *(event(f"u{n}") for n in range(count) for event in (sent, received)))
+    story.wait(1)
+    for _ in story.reconciler.compare({"w@h": {"u7"}}, story.now, story.moment()):
+        pass
+    assert story.gauges() == {"RECEIVED": 1}
 
 
 # -- workers -----------------------------------------------------------------------------------------------
