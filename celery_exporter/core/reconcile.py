@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import IntEnum
 from itertools import islice
+from math import inf
 
 from msgspec import Struct
 
@@ -29,8 +30,12 @@ REASONS = (MESSAGE_GONE, EXPIRED, NOT_RUNNING, RETURNED)
 ARRIVAL_SECONDS = 0.5
 #: Seconds between an observation and what follows from it, for events that were on their way.
 GRACE_SECONDS = 1.0
-#: Seconds that a task waits in a worker, which is idle, before the worker is asked whether it has it.
+#: Seconds without an event of a task before its worker is asked whether it has it, if its heartbeats say that
+#: it cannot have all its tasks; and between two questions to one worker.
 SUSPICIOUS_SECONDS = 30.0
+#: … and if its heartbeats do not tell. A task that it had then is asked about again when it is twice as old,
+#: at most after the second number, and after this share of --task-ttl.
+LONG_SECONDS, LONGEST_SECONDS, TTL_SHARE = 300.0, 3_600.0, 0.25
 #: Seconds beyond its time after which a message counts as expired: its sender's clock may be ahead of ours.
 EXPIRY_GRACE_SECONDS = 5.0
 #: Heartbeats without an active task after which a worker runs none; one of them may have been overtaken.
@@ -46,6 +51,8 @@ CHUNK = 1_000
 #: Tasks that are looked at in a round; the others have their turn in later rounds.
 MAX_LOOKED_AT = 5 * CHUNK
 
+#: The states of a task that a worker has.
+_WITH_WORKER = (State.STARTED, State.RECEIVED)
 #: Queue labels that stand for any queue.
 _ANY_QUEUE = frozenset({"", UNKNOWN, OTHER})
 
@@ -77,6 +84,13 @@ class Empty(Struct, frozen=True):
 
     at: float
     held: Held
+
+
+class Asked(Struct, frozen=True):
+    """When a worker was asked (listening time), and for how many seconds it is not asked again."""
+
+    at: float
+    wait: float = SUSPICIOUS_SECONDS
 
 
 class _Turns:
@@ -117,7 +131,9 @@ class Reconciler:
         self._drops_expired = drops_expired
         #: By queue, the measurements in a row that found it empty, the newest last.
         self._empty: dict[str, deque[Empty]] = {}
-        self._turns = _Turns()
+        self._turns, self._turns_of_started, self._turns_of_received = _Turns(), _Turns(), _Turns()
+        #: By worker, when it was asked for its tasks, and how long it is not asked again.
+        self._asked: dict[str, Asked] = {}
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Take in what the queues hold."""
@@ -223,42 +239,90 @@ class Reconciler:
     # -- workers -----------------------------------------------------------------------------------------
 
     def suspects(self, now: Moment) -> dict[str, int]:
-        """Return workers that have more tasks by their events than their heartbeats can explain.
+        """Return workers to ask now for their tasks, with the number of processes that have to answer.
 
-        By name, with the number of processes that have to answer.
+        They have more tasks by their events than their heartbeats can explain, or have had one for long. Who
+        does not answer is asked more and more seldom.
         """
         workers = self._cluster.workers
         started: Counter[str] = Counter()
         waiting: set[str] = set()
-        for room in self._cluster.tasks.occupied(State.STARTED, State.RECEIVED):
-            for task in islice(_heard_before(room, now.listened - SUSPICIOUS_SECONDS), CHUNK):
-                if room.state is State.STARTED:
-                    started[task.held_by()] += 1
-                elif not task.is_due_after(now.wall - SUSPICIOUS_SECONDS):
-                    waiting.add(task.held_by())
-        found = {name for name, count in started.items() if count > (_active(workers.get(name)) or count)}
-        found |= {name for name in waiting if (worker := workers.get(name)) and _is_idle(worker, now)}
-        suspects = (workers[name] for name in sorted(found & workers.keys())[:MAX_ASKED])
-        return {each.name: each.count_processes(now.listened) for each in suspects}
+        found: set[str] = set()
+        for task in self._silent_tasks(now):
+            name = task.held_by()
+            worker = workers.get(name)
+            if worker is None or not worker.up:
+                continue
+            is_long = name not in found and self._is_silent_for_long(task, worker, now)
+            if task.room.state is State.STARTED:
+                started[name] += 1
+            elif is_long or name not in waiting:  # for this takes longer
+                if task.is_due_after(now.wall - SUSPICIOUS_SECONDS):
+                    continue
+                waiting.add(name)
+            if is_long:
+                found.add(name)
+        found |= {name for name, count in started.items() if count > (workers[name].active or count)}
+        found |= {name for name in waiting if _is_idle(workers[name], now)}
+        self._asked = {name: asked for name, asked in self._asked.items() if name in workers}
+        never = Asked(-inf, 0.0)
+        last = {name: self._asked.get(name, never) for name in sorted(found)}
+        due = [name for name, asked in last.items() if now.listened >= asked.at + asked.wait]
+        due = sorted(due, key=lambda name: last[name].at)[:MAX_ASKED]
+        for name in due:
+            wait = min(max(2 * last[name].wait, SUSPICIOUS_SECONDS), LONGEST_SECONDS)  # unless it answers
+            self._asked[name] = Asked(now.listened, wait)
+        return {name: workers[name].count_processes(now.listened) for name in due}
+
+    def _silent_tasks(self, now: Moment) -> Iterator[Task]:
+        """Yield tasks that a worker has, and of which nothing was heard for some time; of many, some."""
+        tasks = self._cluster.tasks
+        started = self._turns_of_started.take(tasks.occupied(State.STARTED), MAX_LOOKED_AT // 2)
+        received = self._turns_of_received.take(tasks.occupied(State.RECEIVED), MAX_LOOKED_AT // 2)
+        for task in (*started, *received):
+            if task.heard < now.listened - SUSPICIOUS_SECONDS:
+                yield task
+
+    def _is_silent_for_long(self, task: Task, worker: Worker, now: Moment) -> bool:
+        """Tell whether nothing was heard of a task for so long that its worker is asked anyway.
+
+        That is as long as it had been where it is when it was last heard of, which an answer is, too.
+        """
+        silent = now.listened - task.heard
+        longest = min(LONGEST_SECONDS, TTL_SHARE * self._cluster.limits.task_ttl)
+        if not LONG_SECONDS < silent < longest:
+            return silent >= longest
+        return silent > now.wall + (worker.clock_skew or 0.0) - task.since - silent
 
     def compare(self, held: Mapping[str, Collection[str]], asked: float, now: Moment) -> Iterator[None]:
-        """Take out what workers do not have, which were asked at a listening time.
+        """Take out what workers do not have, which were asked at a listening time; the rest was heard of.
 
         `held`: by worker, the uuids of all tasks that it has received and not finished.
         """
-        turns, states = _Turns(), (State.STARTED, State.RECEIVED)
-        while tasks := turns.take(self._cluster.tasks.occupied(*states), MAX_LOOKED_AT):
+        self._asked |= {name: Asked(asked) for name in held}
+        had: list[Task] = []
+        turns = _Turns()
+        while tasks := turns.take(self._cluster.tasks.occupied(*_WITH_WORKER), MAX_LOOKED_AT):
             for chunk in _chunks(tasks):
-                for task in chunk:
+                for task in filter(self._is_with_worker, chunk):
                     uuids = held.get(task.held_by())
                     if uuids is None or task.heard >= asked - ARRIVAL_SECONDS:
                         continue
-                    if task.uuid not in uuids and task.room.state in states and self._is_open(task):
+                    if task.uuid in uuids:
+                        had.append(task)
+                    else:
                         self._cluster.take_out(task, NOT_RUNNING, now)
                 yield
             if len(tasks) < MAX_LOOKED_AT:
-                return
-            turns.step_back(sum(task.room.state not in states for task in tasks))
+                break
+            turns.step_back(sum(task.room.state not in _WITH_WORKER for task in tasks))
+        for chunk in _chunks(had):  # only now, for it changes their order
+            for task in filter(self._is_with_worker, chunk):
+                self._cluster.tasks.hear(task, max(task.heard, now.listened))
+            yield
+
+    def _is_with_worker(self, task: Task) -> bool:
+        return task.room.state in _WITH_WORKER and self._is_open(task)
 
     # -- expired ------------------------------------------------------------------------------------------
 
@@ -297,14 +361,6 @@ def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
         yield tasks[start : start + CHUNK]
 
 
-def _heard_before(room: Room, before: float) -> Iterator[Task]:
-    """Yield the tasks of a room whose newest event came before a listening time: the first ones."""
-    for task in room.tasks.values():
-        if task.heard >= before:
-            return
-        yield task
-
-
 def _consumes(worker: Worker, queue: str) -> bool:
     queues = worker.profile.queues
     return queues is None or queue in queues or queue in _ANY_QUEUE
@@ -320,7 +376,3 @@ def _is_idle(worker: Worker, now: Moment) -> bool:
     if worker.idle_since is None or not worker.up:
         return False
     return now.listened - worker.idle_since > IDLE_HEARTBEATS * (worker.freq or HEARTBEAT_SECONDS)
-
-
-def _active(worker: Worker | None) -> int | None:
-    return worker.active if worker is not None and worker.up else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from celery_exporter.core import reconcile
@@ -35,6 +37,14 @@ class Watched(Story):
     def reconcile(self) -> None:
         for _ in self.reconciler.reconcile(self.moment()):
             pass
+
+    def ask(self, **held: Collection[str]) -> set[str]:
+        """Ask the workers that are to be asked, of which these answer; return which were asked."""
+        suspects, asked = self.reconciler.suspects(self.moment()), self.now
+        answers = {f"{name}@h": uuids for name, uuids in held.items() if f"{name}@h" in suspects}
+        for _ in self.reconciler.compare(answers, asked, self.moment()):
+            pass
+        return set(suspects)
 
     def beat(self, seconds: float, host: str = "w@h", **fields) -> None:
         """Let a worker send heartbeats for so long."""
@@ -347,6 +357,90 @@ def test_a_worker_is_asked_that_is_idle_and_has_received_what_is_due():
     assert story.reconciler.suspects(story.moment()) == {"w@h": 1}
     story.beat(10, active=1)
     assert story.reconciler.suspects(story.moment()) == {}
+
+
+def run_short_tasks(story: Watched, seconds: float, host: str = "w@h", **held: Collection[str]) -> int:
+    """Let a worker run one short task after the other; return how often one was asked for its tasks."""
+    asked = 0
+    end = story.now + seconds
+    while story.now < end:
+        uuid, at = f"short {story.now}", story.now - 100
+        story.tell(sent(uuid, at), received(uuid, at, host=host), started(uuid, at, host=host))
+        story.tell(heartbeat(host, at, active=1))
+        story.wait(5)
+        story.reconcile()
+        asked += len(story.ask(**{name: [*uuids, uuid] for name, uuids in held.items()}))
+        story.tell(succeeded(uuid, at + 5, host=host))
+    return asked
+
+
+def test_what_is_stuck_on_a_worker_that_is_always_busy_is_found_by_asking():
+    """`task.Ignore`, or what celery-batches received."""
+    story = Watched()
+    story.tell(heartbeat(), sent("a"), received("a"), started("a"))
+    story.tell(*(event(f"b{number}") for number in range(50) for event in (sent, received)))
+    assert run_short_tasks(story, 200, w=[]) == 0, "as it is with many workers"
+    assert story.gauges() == {"STARTED": 1, "RECEIVED": 50}
+    assert run_short_tasks(story, 200, w=[]) == 1
+    assert story.gauges() == {}
+    assert story.reasons() == {"not_running": 51}
+
+
+def test_a_worker_that_runs_a_task_for_long_is_asked_seldom_and_the_task_outlives_its_ttl():
+    story = Watched(Limits(task_ttl=36_000))
+    story.tell(heartbeat(), sent("a"), received("a"), started("a"))
+    asked = 0
+    for _ in range(3_000):
+        story.beat(1, active=1)
+        story.now += 33
+        asked += len(story.ask(w={"a"}))
+    assert 30 < asked < 40
+    assert story.gauges() == {"STARTED": 1}
+
+
+def test_of_the_tasks_of_a_busy_worker_the_one_that_it_runs_outlives_its_ttl():
+    story = Watched(Limits(task_ttl=600))
+    story.tell(
+        heartbeat(), *(event(uuid) for uuid in ("runs", "stuck") for event in (sent, received, started))
+    )
+    run_short_tasks(story, 1_500, w=["runs"])
+    assert story.gauges() == {"STARTED": 1}
+    assert story.cluster.tasks.get("runs") is not None
+
+
+@pytest.mark.parametrize(("active", "gauges"), [(1, {}), (2, {"STARTED": 2})])
+def test_the_tasks_of_a_worker_that_does_not_answer_outlive_their_ttl_if_it_says_so_many(active, gauges):
+    story = Watched(Limits(task_ttl=600))
+    story.tell(heartbeat(), *(event(uuid) for uuid in "ab" for event in (sent, received, started)))
+    asked = 0
+    for _ in range(100):
+        story.beat(10, active=active)
+        asked += len(story.ask())
+    assert story.gauges() == gauges
+    assert asked <= 5
+
+
+def test_who_has_what_is_stuck_is_found_in_turn_behind_many_tasks_that_are_not_due(monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched()
+    story.tell(*(event(f"w{n}", eta=LATER) for n in range(55) for event in (sent, received)))
+    story.tell(sent("stuck", queue="r"), received("stuck"))
+    story.wait(400)
+    story.beat(10, active=1)
+    assert [len(story.ask()) for _ in range(6)] == [0, 0, 0, 0, 0, 1]
+
+
+def test_workers_are_asked_in_turn():
+    story = Watched()
+    names = [f"w{number:02}@h" for number in range(25)]
+    story.tell(*(event(f"u {name}", host=name) for name in names for event in (received, started)))
+    story.wait(400)
+    for _ in range(10):
+        story.wait(1)
+        story.tell(*(heartbeat(name, at=story.now - 100, active=1) for name in names))
+    turns = [story.ask() for _ in range(4)]
+    assert [len(turn) for turn in turns] == [10, 10, 5, 0]
+    assert set().union(*turns) == set(names)
 
 
 def test_all_processes_of_a_worker_that_is_asked_have_to_answer():
