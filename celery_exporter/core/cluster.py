@@ -181,9 +181,13 @@ class Cluster:
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
+        started: Counter[str] | None = None
         for room in list(tasks.rooms()):  # by what is released here others may come into being
-            for task in tasks.overdue(room.tasks, now.listened - self.limits.task_ttl):
-                if self.outlives(task, now.wall):
+            overdue = tasks.overdue(room.tasks, now.listened - self.limits.task_ttl)
+            if overdue and room.state is STARTED and started is None:
+                started = tasks.started()
+            for task in overdue:
+                if self.outlives(task, now.wall, started or {}):
                     tasks.hear(task, now.listened)
                 else:
                     self._evict([task], now)
@@ -200,15 +204,16 @@ class Cluster:
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
-    def outlives(self, task: Task, wall: float) -> bool:
-        """Tell whether a task stays beyond --task-ttl: it is not due yet, or a live worker runs it.
+    def outlives(self, task: Task, wall: float, started: Mapping[str, int]) -> bool:
+        """Tell whether a task stays beyond --task-ttl: it is not due yet, or its worker must be running it.
 
-        How many tasks there may be bounds those, too.
+        That is so while a worker reports as many active tasks as it has started (`started`, by name). If it
+        answers which these are, they are heard of by that. How many tasks there may be bounds them, too.
         """
         if task.is_due_after(wall):
             return True
         worker = self.workers.get(task.held_by()) if task.room.state is STARTED else None
-        return worker is not None and worker.up and worker.idle_since is None
+        return worker is not None and worker.up and (worker.active or 0) >= started.get(worker.name, 1)
 
     def take_out(self, task: Task, reason: str, now: Moment) -> None:
         """Finish a task without an event; a receipt or a start that follows all the same reopens it."""
@@ -288,6 +293,8 @@ class Cluster:
             unwrap(event)
         limbo = self.tasks.limbo
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
+        if event.type == "task-received" and task.room.state is RECEIVED and self._is_lost(task, event):
+            self.put_back(task, now)
         held = self.tasks.held
         waits = task.room is limbo or (
             held and task.uuid in held and not self._is_of_open_delivery(task, event)
@@ -303,6 +310,17 @@ class Cluster:
         self._step(task, event, now)
         if held and task.uuid in held:
             self._catch_up(task, now)
+
+    def _is_lost(self, task: Task, event: Event) -> bool:
+        """Tell whether a worker that receives a task anew has lost what it had received of it before.
+
+        Each consumer begins with nothing (celery/worker/consumer/consumer.py, on_close): that of a container
+        that comes back, whose process has the same pid again, and the next one after a lost connection.
+        """
+        worker = self.workers.get(event.hostname)
+        if worker is None or worker.shared:  # another process may have come
+            return False
+        return task.held_by() == worker.name and task.since < worker.online
 
     def _new(self, event: Event, room: Room, now: Moment) -> Task:
         task = self.tasks.new(event.uuid or "", now.listened, room, event.timestamp)

@@ -406,6 +406,11 @@ class TaskTable:
             for tasks in [kind.rooms[state].tasks]
         ]
 
+    def started(self) -> Counter[str]:
+        """Return how many tasks each worker has started and not ended."""
+        rooms = self.occupied(State.STARTED)
+        return Counter(task.held_by() for room in rooms for task in room.tasks.values())
+
     def prefetched(self, most: int) -> dict[tuple[Key, str], int]:
         """Return how many tasks each worker has received and not started, by key; none if they are more."""
         rooms = [kind.rooms[State.RECEIVED] for kind in self._kinds.values() if kind.key != HIDDEN]

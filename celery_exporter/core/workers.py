@@ -124,6 +124,7 @@ class Worker(Struct, gc=False):
     events: bool | None = None  # does it send task events? None: nothing proves it yet
     reckoning: Reckoning | None = None
     last_start: float = 0.0  # by its clock, of a task
+    online: float = 0.0  # when its newest consumer began, by its clock
     missed: int = 0
     missed_before: int = 0  # in reckonings that are closed
     skew: float | None = None  # its clock minus ours, least delayed event of this span
@@ -131,7 +132,6 @@ class Worker(Struct, gc=False):
     skew_until: float = 0.0  # listening time at which this span ends
     task_pid: int | None = None  # of its newest task event
     idle_since: float | None = None  # listening time since which it reports that it runs no task
-    has_returned: bool = False  # was what it had received put back after its goodbye
     processes: Processes = msgspec.field(default_factory=Processes)
     shared: bool = False  # several processes use the name, as their heartbeats show
     starts: int = 0  # processes seen under this name, beyond the first
@@ -146,6 +146,11 @@ class Worker(Struct, gc=False):
     def is_shared(self) -> bool:
         """Tell whether several processes use this name, by their heartbeats or their answers."""
         return self.shared or self.profile.answers > 1
+
+    def count_processes(self, listened: float) -> int:
+        """Return how many processes use this name now, by their heartbeats or their answers."""
+        alive = self.processes.alive(listened, self._silence_seconds()) if self.shared else ()
+        return max(1, self.profile.answers, len(alive))
 
     @property
     def known_profile(self) -> Profile:
@@ -194,7 +199,6 @@ class Worker(Struct, gc=False):
         self.shared = self.processes.is_shared(now.listened, silence)
         alive = self.processes.alive(now.listened, silence)
         self.left = process.left and not alive
-        self.has_returned = self.has_returned and self.left
         self.pid = process.pid if event.pid is None else event.pid
         self.active = sum(each.active or 0 for each in alive) if len(alive) > 1 else process.active
         if event.active is not None:
@@ -219,6 +223,8 @@ class Worker(Struct, gc=False):
 
     def _describe(self, event: Event, now: Moment) -> None:
         self.heartbeat = now.wall
+        if event.type == "worker-online":
+            self.online = event.timestamp
         if event.freq:
             self.freq = event.freq
         self.loadavg = event.loadavg or self.loadavg
