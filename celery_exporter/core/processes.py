@@ -44,7 +44,7 @@ class Process(Struct, gc=False):
     replaces: bool = False  # it took the place of another one
     first: int = 0
     last: int = 0
-    again: int = 0  # times that it was heard since its first event
+    again: int = 0  # times that it was heard since its first event, or since another one might be it
     # Tasks to add to those counted once it is sure that this is a process of its own; None: it is.
     unsure: int | None = None
 
@@ -85,7 +85,7 @@ class Processes(Struct, gc=False):
             tasks = _count(process, event, possible)
             self._note(process, event, now)
         restarts += self._replace(process, event, now, silence)
-        return Heard(process, not possible, tasks + self._confirm(period_seconds, silence), restarts)
+        return Heard(process, not possible, tasks + self._confirm(now.listened, silence), restarts)
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
         """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""
@@ -120,6 +120,8 @@ class Processes(Struct, gc=False):
             self.known.remove(gone)
         self.known.append(process)
         if fitting:
+            for each in fitting:
+                each.again = 0
             process.unsure = _highest(fitting).processed or 0
         return process, (event.processed or 0) - (process.unsure or 0)
 
@@ -162,11 +164,12 @@ class Processes(Struct, gc=False):
                 restarts += 1
         return restarts
 
-    def _confirm(self, period: float, silence: float) -> int:
-        """Return the tasks of processes that are sure by now: all others had time to fall silent."""
+    def _confirm(self, listened: float, silence: float) -> int:
+        """Return the tasks of processes that are sure by now: all that may be one were heard side by side."""
         tasks = 0
         for process in self.known if self.alternations >= SHARED_AFTER else ():
-            if process.unsure is not None and process.again * period > silence:
+            alike = [each for each in self.alive(listened, silence) if each.pid == process.pid]
+            if process.unsure is not None and all(each.again >= SHARED_AFTER for each in alike):
                 tasks += process.unsure
                 process.unsure = None
         return tasks

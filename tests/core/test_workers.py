@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_exporter.core.workers import Profile
+
 from .story import Story, heartbeat, sent, started
 
 
@@ -419,3 +421,15 @@ def test_last_words_of_one_of_several_processes_are_counted():
     story.tell(heartbeat(at=story.now, kind="offline", processed=143, pid=7))
     worker = story.cluster.workers["w@h"]
     assert (worker.processed_total, worker.up, worker.restarts) == (203, True, 0)
+
+
+def test_processes_of_one_pid_that_may_be_silent_for_long_are_counted_as_soon():
+    """As solo workers are, while they run a task."""
+    story = Story()
+    story.tell(heartbeat(processed=0))
+    story.cluster.learn({"w@h": Profile(pool="solo")}, story.moment())
+    worker = alternate(story, 14, 6, rounds=5)
+    story.wait(1)
+    assert (worker.processed_total, worker.restarts, worker.shared) == (20, 0, True)
+    worker = alternate(story, 14, 14, rounds=5)
+    assert (worker.processed_total, worker.restarts, worker.shared) == (28, 0, True)
