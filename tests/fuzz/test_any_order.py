@@ -19,7 +19,7 @@ from celery_exporter.core import cluster as cluster_module
 from celery_exporter.core import ledger as ledger_module
 from celery_exporter.core import queues as queues_module
 from celery_exporter.core import steps as steps_module
-from celery_exporter.core.cluster import Limits
+from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
 from celery_exporter.core.steps import EFFECTS
 from celery_exporter.core.words import State
 from celery_exporter.core.workers import Profile
@@ -205,7 +205,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.patch.undo()
 
     def everything_told_is_counted_once(self) -> None:
-        self.wait(self.limits.reorder_window + 1)
+        # What a worker received after it restarted waits for its answer.
+        self.wait(ANSWER_SECONDS + 2 * self.limits.reorder_window)
         counted: Counter[State] = Counter()
         for cell in self.story.ledger.snapshot().values():
             counted.update({state: cell.moved[state] for state in State})
