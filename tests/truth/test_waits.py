@@ -1,10 +1,66 @@
 """What the waits are, beside how many; and an order of events that no worker can be made to keep to."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
+import pytest
+from celery import Celery
 from harness.events import one_task, publish_events
 from harness.marks import on_redis
-from harness.waiting import until_equal
+from harness.waiting import eventually, until_equal
+
+#: Seconds from sending to the eta: longer than a worker usually needs to stop, and another one to start.
+ETA_SECONDS = 15
+
+
+@contextmanager
+def heard(client: Celery) -> Iterator[list[dict[str, Any]]]:
+    """Collect the events of tasks with Celery's own receiver, as long as it is open."""
+    events: list[dict[str, Any]] = []
+    with client.connection_for_read() as connection:
+        receiver = client.events.Receiver(connection, handlers={"*": events.append})
+        thread = threading.Thread(
+            target=receiver.capture, kwargs={"limit": None, "wakeup": False}, daemon=True
+        )
+        thread.start()
+        try:
+            yield events
+        finally:
+            receiver.should_stop = True
+            thread.join()
+
+
+def times_of(events: list[dict[str, Any]], kind: str, worker: str) -> dict[str, float]:
+    """Return when a worker published an event of this type, by task id, in epoch seconds."""
+    found = (each for each in events if (each["type"], each["hostname"]) == (kind, worker))
+    return {each["uuid"]: each["timestamp"] for each in found}
+
+
+def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
+    running, exporter, worker, client, ledger
+):
+    """A deployment: the worker that holds such tasks stops, and the broker delivers them to the next one."""
+    app = running(exporter()).connected()
+    first = running(worker("first@box"))
+    labels = {"task_name": "tasks.succeed", "queue_name": "celery"}
+    with heard(client) as events:
+        eta = datetime.now(timezone.utc) + timedelta(seconds=ETA_SECONDS)
+        for _ in range(4):
+            client.send_task("tasks.succeed", queue="celery", eta=eta)
+        until_equal(lambda: app.value("celery_tasks", state="RECEIVED", **labels), 4)
+        first.stop()
+        running(worker("second@box"))
+        until_equal(lambda: ledger.total("SUCCESS"), 4, ETA_SECONDS + 20)
+        eventually(lambda: len(times_of(events, "task-started", "second@box")) == 4)
+    received, started = (times_of(events, f"task-{kind}", "second@box") for kind in ("received", "started"))
+    waits = [started[uuid] - max(eta.timestamp(), received[uuid]) for uuid in started]
+    until_equal(lambda: app.value("celery_task_queue_wait_seconds_count", **labels), 4)
+    assert app.value("celery_task_queue_wait_seconds_sum", **labels) == pytest.approx(sum(waits), abs=0.01)
+    assert app.value("celery_task_redeliveries_total", **labels) == 4
 
 
 @on_redis
