@@ -60,20 +60,16 @@ def main() -> None:
     Other.root = options.other.resolve()
     rows: Rows = defaultdict(lambda: ([], []))
     with (
-        tempfile.TemporaryDirectory(prefix="celery-exporter-bench-") as name,
-        RedisServer(Path(name) / "redis") as redis,
-        RabbitServer(Path(name) / "rabbit") as rabbit,
+        tempfile.TemporaryDirectory(prefix="celery-exporter-bench-") as folder,
+        RedisServer(Path(folder) / "redis") as redis,
+        RabbitServer(Path(folder) / "rabbit") as rabbit,
     ):
         brokers: list[Broker] = [Redis(redis.url), Rabbit(rabbit.url)]
-        tapes = {
-            (broker.name, what): tape for broker in brokers for what, tape in tapes_for(broker, options.tasks)
-        }
+        tapes = [(broker, *tape) for broker in brokers for tape in tapes_for(broker, options.tasks)]
         for number in range(options.rounds):
             sys.stderr.write(f"compare: round {number + 1} of {options.rounds}\n")
-            for broker in brokers:
-                for (name_of, what), tape in tapes.items():
-                    if name_of == broker.name:
-                        replay_both(rows, broker, what, tape, Path(name), turned=number % 2 == 1)
+            for broker, what, tape in tapes:
+                replay_both(rows, broker, what, tape, Path(folder), turned=number % 2 == 1)
             ask_both(rows, turned=number % 2 == 1)
     draw(rows)
 

@@ -387,10 +387,12 @@ class Monitor:
         self._save_again = now + SAVE_SHARE * (now - begin)
 
     def _save_last(self) -> None:
-        """Save what is final: when no more events are applied, which a durable queue forgets."""
+        """Save what is final, when no more events are applied: a durable queue forgets those that were."""
         end = time.monotonic() + LAST_READ
         while self._open and time.monotonic() < end:
             self._threads[0].join(POLL / 10)
+        if self._open:
+            log.error("events are still applied after %g s: the last ones are not in the state", LAST_READ)
         self._collectors[-1].run()
 
     # -- queues and workers ------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
     first = running(worker("first@box"))
     labels = {"task_name": "tasks.succeed", "queue_name": "celery"}
     with heard(client) as events:
+        eventually(lambda: events, what="a heartbeat: the subscription is there")
         eta = datetime.now(timezone.utc) + timedelta(seconds=ETA_SECONDS)
         for _ in range(4):
             client.send_task("tasks.succeed", queue="celery", eta=eta)
