@@ -36,19 +36,13 @@ def find_sent(known: list[Generation], story: Story, name: str, retries: int, at
 
     `name` is what the task is shown as, `at` the timestamp of the event. A `task-sent` that comes late
     belongs to an attempt that was received already, and to the oldest such one; that of a retry to the newest
-    generation that had been sent by then. An attempt is not sent after a retry of it.
+    generation that had been sent by then.
     """
-    alike = [each.base for each in known if is_alike(each.name, name)]
-    bases = [base for base in alike if not _is_sent(story, base + retries, at)]
+    alike = (each.base for each in known if is_alike(each.name, name))
+    bases = [base for base in alike if base + retries not in story.sent]
     if retries:
         bases = [base for base in bases if story.sent.get(base, at) <= at][::-1] or bases
     return bases[0] + retries if bases else None
-
-
-def _is_sent(story: Story, attempt: int, at: float) -> bool:
-    """Tell whether an attempt was sent, or a later one of its generation before this time."""
-    later = (each for each in story.sent if each > attempt and generation_of(each) == generation_of(attempt))
-    return attempt in story.sent or any(story.sent[each] < at for each in later)
 
 
 def find_received(known: list[Generation], story: Story, name: str, retries: int) -> list[int]:

@@ -107,7 +107,7 @@ class Task(Struct, gc=False):
     since: float = 0.0  # when it came into its room
     story: Story | None = None  # if there is one, nobody looks at what follows
     attempt: int = 0  # those before it are over
-    sent: int | None = None  # the newest attempt whose task-sent was seen
+    sent: int | None = None  # the newest attempt whose task-sent was seen, as was that of attempt 0
     ready: float | None = None  # since when it waits: max(sent, eta), of those that are known
     worker: str | None = None  # that received the attempt, and ended it if the task is finished
     pid: int | None = None
@@ -118,8 +118,8 @@ class Task(Struct, gc=False):
         if self.story is not None:
             return self.story
         attempt = self.attempt
-        # Since when attempts waited that are over is of no use to anybody.
-        sent = {} if self.sent is None else {self.sent: self.ready or 0.0}
+        # Since when attempts waited that are over is of no use to anybody; that the first one was sent is.
+        sent = {} if self.sent is None else dict.fromkeys((0, self.sent), self.ready or 0.0)
         if self.worker is None:
             return Story(sent, attempt - 1 if attempt else None, [])
         ended, deliveries = self.room.state is None, []
@@ -150,7 +150,8 @@ class Task(Struct, gc=False):
         else:
             return
         elsewhere = story.keys is not None and story.keys.get(attempt) != self.room.kind.key
-        if elsewhere or (sent is not None and sent > attempt):
+        # While the sending of the first attempt was not seen, it is not taken for that of other work.
+        if elsewhere or (sent is not None and (sent > attempt or 0 not in story.sent)):
             return
         self.story, self.attempt, self.sent = None, attempt, sent
         self.ready = None if sent is None else story.sent[sent]

@@ -345,6 +345,24 @@ def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
     assert story.by_state()["STARTED"] == 3
 
 
+@pytest.mark.parametrize("late", [0.0, 0.015, 420.0, -420.0], ids=["exact", "preempted", "ahead", "behind"])
+@pytest.mark.parametrize("second", [A, B], ids=["one worker", "two workers"])
+def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(second, late):
+    """A client that is not run for a while writes `task-sent` when the task is at its retry already."""
+    first = [received(at=1.001, **A), started(at=1.002, **A), retried(at=1.011, **A)]
+    then = [received(at=1.02, retries=1, **second), started(at=1.021, **second), succeeded(at=1.03, **second)]
+    sends = [sent(at=1 + late)], [sent(at=1.01, retries=1, hostname="a@h")]
+    told = [first + then] if second is A else [first, then]
+    for order in interleavings(*sends, *told, most=400):
+        story = Story()
+        story.tell(*order)
+        story.wait(3)
+        cell = story.cell()
+        waits = sum(cell.queued.counts), sum(cell.prefetched.counts)
+        assert (story.gauges(), cell.redelivered, waits) == ({}, 0, (2, 2)), order
+        assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
 def test_the_retry_of_a_successor_is_sent_to_the_queue_that_its_task_sent_names():
     story = told_in_time(
         *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, **HERE), received(at=0.4), started(at=0.5)),
