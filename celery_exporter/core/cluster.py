@@ -123,6 +123,7 @@ class Cluster:
         self._doors: dict[str, Callable[[Event, Moment], None]] = {
             "task-sent": self._sent,
             **dict.fromkeys(EFFECTS, self._happened),
+            "task-received": self._received,
             **dict.fromkeys(WORKER_TYPES, self._worker_event),
         }
 
@@ -238,27 +239,28 @@ class Cluster:
     def _sent(self, event: Event, now: Moment) -> None:
         # By default a message goes to the default exchange, with the queue's name as its routing key.
         copied = (event.exchange or event.routing_key != event.queue) and self._route(event)
-        if event.queue is not None and event.queue not in self.queues.recent and not copied:
-            self._use_queue(event.queue, now)
+        queue = event.queue
+        is_lost = queue is None and self.keys.by_queue  # but its worker may consume only one
+        if queue is not None and queue not in self.queues.recent and not copied:
+            self._use_queue(queue, now)
         task = self.tasks.get(event.uuid or "")
         if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
-        limbo = self.tasks.limbo
-        is_lost = event.queue is None and self.keys.by_queue  # but its worker may consume only one
-        if (task is None and is_lost) or (
-            task is not None and task.room is limbo and self._waits_for_receipt(task, event, is_lost=is_lost)
-        ):
-            self._park(task or self._new(event, limbo, now), event, now)
-            return
         if task is None:
+            if is_lost:
+                self._park(self._new(event, self.tasks.limbo, now), event, now)
+                return
             kind = self.tasks.kind(self._find_key([event]))
             task = self._new(event, kind.rooms[PENDING], now)
-        elif task.room is limbo:
+        elif task.room is self.tasks.limbo:
+            if self._waits_for_receipt(task, event, is_lost=is_lost):
+                self._park(task, event, now)
+                return
             self._introduce(task, event)
         else:
             self._number_sent(task, event)
-            self._place(task, event, event.queue)
+            self._place(task, event, queue)
         if copied:
             task.unfold().copied = True
         self._book_sent(task, event, now)
@@ -287,28 +289,41 @@ class Cluster:
         event.queue = route.queue
         return route.copied
 
+    def _received(self, event: Event, now: Moment) -> None:
+        self._hear_worker(event, now)
+        tasks = self.tasks
+        task = tasks.get(event.uuid or "") or self._new(event, tasks.limbo, now)
+        if task.room.state is RECEIVED and self._is_lost(task, event):
+            self.put_back(task, now)
+        is_waited_for = task.uuid in tasks.parked
+        if (
+            is_waited_for
+            or task.room is tasks.limbo
+            or self._is_early(task, event)
+            or (self._unanswered and self._is_homeless(task, event))
+        ):
+            self._park(task, event, now)
+            if is_waited_for and task.room is tasks.limbo:
+                self._settle(task, event, now)
+        else:
+            self._step(task, event, now)
+
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
         if event.exception is not None or event.traceback is not None:
             unwrap(event)
         limbo = self.tasks.limbo
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
-        if event.type == "task-received" and task.room.state is RECEIVED and self._is_lost(task, event):
-            self.put_back(task, now)
-        held = self.tasks.held
-        waits = task.room is limbo or (
-            held and task.uuid in held and not self._is_of_open_delivery(task, event)
-        )
-        if waits or (
-            event.type == "task-received"
-            and (self._is_early(task, event) or (self._unanswered and self._is_homeless(task, event)))
-        ):
+        if task.room is limbo:
             self._park(task, event, now)
-            if event.type == "task-received" and task.room is limbo:
-                self._settle(task, event, now)
+            return
+        held = self.tasks.held
+        is_held = held and task.uuid in held
+        if is_held and not self._is_of_open_delivery(task, event):
+            self._park(task, event, now)
             return
         self._step(task, event, now)
-        if held and task.uuid in held:
+        if is_held:
             self._catch_up(task, now)
 
     def _is_lost(self, task: Task, event: Event) -> bool:
@@ -714,8 +729,6 @@ class Cluster:
 
     def _is_of_open_delivery(self, task: Task, event: Event) -> bool:
         """Tell whether an event is of what a worker had before it received what waits for its `task-sent`."""
-        if event.type == "task-received":
-            return False
         worker, pid = event.hostname, event.pid
         if event.type == "task-started":
             return task.has_open_delivery(worker, pid, started=False)

@@ -326,9 +326,9 @@ class TaskTable:
         waiting = self.parked.setdefault(task.uuid, [])
         if not waiting and task.room is not self.limbo:
             self.held[task.uuid] = hold or Hold(heard, task.room.state is not None)
-        for event in events:
-            if event.retries:  # as its sender said it: which generation it is of is seen when it is applied
-                event.retries %= MAX_ATTEMPTS
+        first = events[0]
+        if first.retries:  # as its sender said it: which generation it is of is seen when it is applied
+            first.retries %= MAX_ATTEMPTS
         waiting += events
 
     def wait_longer(self, task: Task, heard: float) -> None:
