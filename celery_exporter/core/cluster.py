@@ -62,6 +62,7 @@ SENT_DELAY = 0.05
 #: not known wait for its answer. Its first event comes before it takes questions.
 ANSWER_SECONDS = 10.0
 
+_TYPE, _HOSTNAME = attrgetter("type"), attrgetter("hostname")
 # An enum's members are looked up each time they are named.
 PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
 
@@ -376,8 +377,10 @@ class Cluster:
     def _take_oldest_sent(self, task: Task) -> Event | None:
         """Take the `task-sent` out of what waited if it is the oldest event of it."""
         waiting = self.tasks.parked.get(task.uuid, [])
-        oldest = min(waiting, key=attrgetter("timestamp"), default=None)
-        if oldest is None or oldest.type != "task-sent":
+        if "task-sent" not in map(_TYPE, waiting):  # nearly always
+            return None
+        oldest = min(waiting, key=attrgetter("timestamp"))
+        if oldest.type != "task-sent":
             return None
         waiting.remove(oldest)
         return oldest
@@ -385,7 +388,10 @@ class Cluster:
     def _introduce(self, task: Task, sent: Event | None) -> None:
         """Give the task its key, from `task-sent` or from what is known without it."""
         events = [each for each in self.tasks.parked.get(task.uuid, []) if each.type != "task-sent"]
-        events = [sent, *events] if sent else [each for each in events if each.hostname == events[0].hostname]
+        if sent is not None:
+            events.insert(0, sent)
+        elif len({*map(_HOSTNAME, events)}) > 1:
+            events = [each for each in events if each.hostname == events[0].hostname]
         kind = self.tasks.kind(self._find_key(events))
         self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
 
@@ -398,7 +404,7 @@ class Cluster:
         hold, events = self.tasks.release(task)
         came = now if hold is None else Moment(hold.since, now.wall)
         ended_by = task.ended_by() if hold and hold.was_open and task.room.state is None else ""
-        kinds = [event.type for event in events]
+        kinds = [*map(_TYPE, events)]
         if "task-sent" in kinds:
             for event in events:
                 if event.type == "task-sent":
@@ -408,15 +414,22 @@ class Cluster:
         if is_again and not wait:
             events.sort(key=attrgetter("timestamp"))  # each sender's stay in their order
         for index, event in enumerate(events):
-            if event.type == "task-received" and self._is_early(task, event) and wait:
-                self.tasks.park(task, events[index:], came.listened, hold)
-                return
-            reopens = ended_by and event.type == "task-received" and not self._is_outdated(task, event)
-            if reopens and task.room.state is None:
-                self.tasks.move(task, task.room.kind, PENDING, task.since)
+            if event.type == "task-received":
+                if self._is_early(task, event) and wait:
+                    self.tasks.park(task, events[index:], came.listened, hold)
+                    return
+                if ended_by and not self._is_outdated(task, event):
+                    self._reopen(task, event, came, ended_by)
+                    ended_by = ""
+                    continue
             self._step(task, event, came)
-            if reopens:
-                task.unfold().ended_by, ended_by = ended_by, ""
+
+    def _reopen(self, task: Task, event: Event, came: Moment, ended_by: str) -> None:
+        """Apply a receipt that came before the end of another delivery, which was applied before it."""
+        if task.room.state is None:
+            self.tasks.move(task, task.room.kind, PENDING, task.since)
+        self._step(task, event, came)
+        task.unfold().ended_by = ended_by
 
     def _find_key(self, events: list[Event]) -> Key:
         """Return the key that these events tell, else what is left: the only queue it can be, `unknown`."""
