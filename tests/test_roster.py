@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
+import kombu
 import msgspec
 import pytest
 
+from celery_exporter.broker import roster
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, RefusedError, UndecodableError, object_of
-from celery_exporter.broker.roster import _checked, _from_stats, _Stats
+from celery_exporter.broker.roster import Roster, _checked, _from_stats, _Stats
 from celery_exporter.monitor import LONGEST_WAIT_TO_ASK, MOST_UNANSWERED, _wait_to_ask
 
 #: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.
@@ -79,3 +83,55 @@ def test_who_does_not_answer_is_asked_more_seldom():
     assert waits[MOST_UNANSWERED + 1] == 30.0
     assert waits == sorted(waits)
     assert waits[-1] == LONGEST_WAIT_TO_ASK
+
+
+class Answering:
+    """A control client of workers that answer each command in turn with these replies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, replies: Callable[[str], list[dict]]) -> None:
+        self.asked: list[str] = []
+
+        def call(command: str, limit: int, only: Collection[str], _: object) -> list[dict]:
+            self.asked.append(command)
+            assert limit == len(only), "kombu waits for as many"
+            return replies(command)[:limit]
+
+        self.call = call
+        monkeypatch.setattr(roster, "ControlClient", lambda *_: self)
+
+
+def held_tasks(monkeypatch: pytest.MonkeyPatch, workers: dict, replies: Callable[[str], list[dict]]) -> dict:
+    Answering(monkeypatch, replies)
+    return Roster(kombu.Connection("memory://")).held_tasks(workers)
+
+
+def test_a_task_that_goes_on_while_its_worker_is_asked_is_held(monkeypatch):
+    moves = {"scheduled": "reserved", "reserved": "active", "active": None}
+    has = {"scheduled": ["a"], "reserved": ["b"], "active": ["c"]}
+
+    def reply(command: str) -> list[dict]:
+        found, into = has[command], moves[command]
+        has[command] = []
+        if into:
+            has[into] = has[into] + found
+        wrapped = [{"request": {"id": uuid}} for uuid in found]
+        return [{"w@h": wrapped if command == "scheduled" else [each["request"] for each in wrapped]}]
+
+    assert held_tasks(monkeypatch, {"w@h": 1}, reply) == {"w@h": {"a", "b", "c"}}
+
+
+def test_processes_that_share_a_name_hold_what_all_of_them_answer(monkeypatch):
+    def reply(command: str) -> list[dict]:
+        return [{"w@h": [{"id": "a"}] if command == "active" else []}, {"w@h": []}]
+
+    assert held_tasks(monkeypatch, {"w@h": 2}, reply) == {"w@h": {"a"}}
+
+
+@pytest.mark.parametrize("silent_at", ["scheduled", "reserved", "active"])
+def test_who_did_not_answer_in_full_holds_nobody_knows_what(silent_at, monkeypatch):
+    def reply(command: str) -> list[dict]:
+        rest = [] if command == silent_at else [{"w@h": []}]
+        return [{"w@h": []}, *rest, {"v@h": []}]
+
+    assert held_tasks(monkeypatch, {"w@h": 2, "v@h": 1}, reply) == {"v@h": set()}
+    assert held_tasks(monkeypatch, {"w@h": 1, "v@h": 2}, reply) == {}, "more processes than were known"

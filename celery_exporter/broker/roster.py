@@ -6,7 +6,7 @@ Answers come from the wire, so each is checked; one that is wrong is as good as 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Annotated, Any
@@ -102,11 +102,12 @@ class Configuration(Struct, frozen=True):
 
 _Queues = Annotated[list[_Queue], _Many]
 _Names = Annotated[list[_Text], _Many]
-#: The commands that together list what a worker has: it runs, it will run, and it will run at an eta.
+#: The commands that together list what a worker has: it will run at an eta, it will run, and it runs. In the
+#: order in which a task goes through them, so that one that goes on between two answers is in either of them.
 _HELD = (
-    ("active", Annotated[list[_Task], _Many]),
-    ("reserved", Annotated[list[_Task], _Many]),
     ("scheduled", Annotated[list[_Scheduled], _Many]),
+    ("reserved", Annotated[list[_Task], _Many]),
+    ("active", Annotated[list[_Task], _Many]),
 )
 #: What `registered` is asked to tell of each task.
 _WITH_SEND_EVENTS = {"taskinfoitems": ["send_events"]}
@@ -183,14 +184,23 @@ class Roster:
             replies = self._control.call("conf", MAX_WORKERS)
         return list(_checked(replies, Configuration))
 
-    def held_tasks(self, workers: Collection[str]) -> dict[str, set[str]]:
-        """Return the uuids of all tasks that each of these workers has, of those that answered in full."""
-        held: dict[str, set[str]] = {}
-        answers = [dict(self._answers(command, shape, len(workers), workers)) for command, shape in _HELD]
-        for name in workers:
-            if all(name in each for each in answers):
-                held[name] = {task.uuid for each in answers for task in each[name]}
-        return held
+    def held_tasks(self, workers: Mapping[str, int]) -> dict[str, set[str]]:
+        """Return the uuids of all tasks that each of these workers has, of those that answered in full.
+
+        `workers`: by name, how many processes have to answer each question.
+        """
+        held: dict[str, set[str]] = {name: set() for name in workers}
+        once_for_each = list(Counter(workers).elements())  # as many answers are waited for
+        counts = []
+        for command, shape in _HELD:
+            answers = self._answers(command, shape, len(once_for_each), once_for_each)
+            counts.append(Counter(name for name, _ in answers))
+            for name, tasks in answers:
+                if name in held:
+                    held[name].update(task.uuid for task in tasks)
+        answered = {name: {count[name] for count in counts} for name in workers}
+        full = (name for name, times in answered.items() if len(times) == 1 and min(times) >= workers[name])
+        return {name: held[name] for name in full}
 
     def _answers(
         self,

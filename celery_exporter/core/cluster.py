@@ -62,6 +62,7 @@ SENT_DELAY = 0.05
 #: not known wait for its answer. Its first event comes before it takes questions.
 ANSWER_SECONDS = 10.0
 
+_TYPE, _HOSTNAME = attrgetter("type"), attrgetter("hostname")
 # An enum's members are looked up each time they are named.
 PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
 
@@ -123,6 +124,7 @@ class Cluster:
         self._doors: dict[str, Callable[[Event, Moment], None]] = {
             "task-sent": self._sent,
             **dict.fromkeys(EFFECTS, self._happened),
+            "task-received": self._received,
             **dict.fromkeys(WORKER_TYPES, self._worker_event),
         }
 
@@ -161,6 +163,7 @@ class Cluster:
         self.routes.learn(self._bindings())
         registered = self._registered()
         self._registered_names = frozenset(registered)
+        self.keys.forget_shadows(self._registered_names)
         for key in self.keys.foresee(self._foreseen_keys(registered)):
             self.ledger.known(key)
 
@@ -180,9 +183,13 @@ class Cluster:
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
+        started: Counter[str] | None = None
         for room in list(tasks.rooms()):  # by what is released here others may come into being
-            for task in tasks.overdue(room.tasks, now.listened - self.limits.task_ttl):
-                if self.outlives(task, now.wall):
+            overdue = tasks.overdue(room.tasks, now.listened - self.limits.task_ttl)
+            if overdue and room.state is STARTED and started is None:
+                started = tasks.started()
+            for task in overdue:
+                if self.outlives(task, now.wall, started or {}):
                     tasks.hear(task, now.listened)
                 else:
                     self._evict([task], now)
@@ -199,20 +206,21 @@ class Cluster:
         if self.limits.series_ttl is not None:
             self._give_up_idle(now.listened - self.limits.series_ttl)
 
-    def outlives(self, task: Task, wall: float) -> bool:
-        """Tell whether a task stays beyond --task-ttl: it is not due yet, or a live worker runs it.
+    def outlives(self, task: Task, wall: float, started: Mapping[str, int]) -> bool:
+        """Tell whether a task stays beyond --task-ttl: it is not due yet, or its worker must be running it.
 
-        How many tasks there may be bounds those, too.
+        That is so while a worker reports as many active tasks as it has started (`started`, by name). If it
+        answers which these are, they are heard of by that. How many tasks there may be bounds them, too.
         """
         if task.is_due_after(wall):
             return True
         worker = self.workers.get(task.held_by()) if task.room.state is STARTED else None
-        return worker is not None and worker.up and worker.idle_since is None
+        return worker is not None and worker.up and (worker.active or 0) >= started.get(worker.name, 1)
 
     def take_out(self, task: Task, reason: str, now: Moment) -> None:
         """Finish a task without an event; a receipt or a start that follows all the same reopens it."""
         self.reconciled[reason] += 1
-        task.heard = now.listened
+        task.heard = task.room.kind.heard = now.listened
         self._evict(self.tasks.finish(task, task.room.kind, None, now.wall), now)
 
     def put_back(self, task: Task, now: Moment) -> None:
@@ -232,35 +240,36 @@ class Cluster:
     def _sent(self, event: Event, now: Moment) -> None:
         # By default a message goes to the default exchange, with the queue's name as its routing key.
         copied = (event.exchange or event.routing_key != event.queue) and self._route(event)
-        if event.queue is not None and event.queue not in self.queues.recent and not copied:
-            self._use_queue(event.queue, now)
+        queue = event.queue
+        is_lost = queue is None and self.keys.by_queue  # but its worker may consume only one
+        if queue is not None and queue not in self.queues.recent and not copied:
+            self._use_queue(queue, now)
         task = self.tasks.get(event.uuid or "")
         if task is not None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
-        limbo = self.tasks.limbo
-        if (task is None or task.room is limbo) and self._waits_for_receipt(task, event):
-            self._park(task or self._new(event, limbo, now), event, now)
-            return
         if task is None:
+            if is_lost:
+                self._park(self._new(event, self.tasks.limbo, now), event, now)
+                return
             kind = self.tasks.kind(self._find_key([event]))
             task = self._new(event, kind.rooms[PENDING], now)
-        elif task.room is limbo:
+        elif task.room is self.tasks.limbo:
+            if self._waits_for_receipt(task, event, is_lost=is_lost):
+                self._park(task, event, now)
+                return
             self._introduce(task, event)
         else:
             self._number_sent(task, event)
-            self._place(task, event, event.queue)
+            self._place(task, event, queue)
         if copied:
             task.unfold().copied = True
         self._book_sent(task, event, now)
         if task.uuid in self.tasks.parked:
             self._catch_up(task, now)
 
-    def _waits_for_receipt(self, task: Task | None, event: Event) -> bool:
+    def _waits_for_receipt(self, task: Task, event: Event, *, is_lost: bool) -> bool:
         """Tell whether only the worker that receives a task will tell its queue, or whose sending this is."""
-        is_lost = event.queue is None and self.keys.by_queue  # its worker may consume only one
-        if task is None:
-            return is_lost
         return (is_lost and not self._is_answered(task)) or self._has_predecessor(task, event)
 
     def _note_expiry(self, task: Task, expires: str) -> None:
@@ -281,27 +290,53 @@ class Cluster:
         event.queue = route.queue
         return route.copied
 
+    def _received(self, event: Event, now: Moment) -> None:
+        self._hear_worker(event, now)
+        tasks = self.tasks
+        task = tasks.get(event.uuid or "") or self._new(event, tasks.limbo, now)
+        if task.room.state is RECEIVED and self._is_lost(task, event):
+            self.put_back(task, now)
+        is_waited_for = task.uuid in tasks.parked
+        if (
+            is_waited_for
+            or task.room is tasks.limbo
+            or self._is_early(task, event)
+            or (self._unanswered and self._is_homeless(task, event))
+        ):
+            self._park(task, event, now)
+            if is_waited_for and task.room is tasks.limbo:
+                self._settle(task, event, now)
+        else:
+            self._step(task, event, now)
+
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
         if event.exception is not None or event.traceback is not None:
             unwrap(event)
         limbo = self.tasks.limbo
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
-        held = self.tasks.held
-        waits = task.room is limbo or (
-            held and task.uuid in held and not self._is_of_open_delivery(task, event)
-        )
-        if waits or (
-            event.type == "task-received"
-            and (self._is_early(task, event) or (self._unanswered and self._is_homeless(task, event)))
-        ):
+        if task.room is limbo:
             self._park(task, event, now)
-            if event.type == "task-received" and task.room is limbo:
-                self._settle(task, event, now)
+            return
+        held = self.tasks.held
+        is_held = held and task.uuid in held
+        if is_held and not self._is_of_open_delivery(task, event):
+            self._park(task, event, now)
             return
         self._step(task, event, now)
-        if held and task.uuid in held:
+        if is_held:
             self._catch_up(task, now)
+
+    def _is_lost(self, task: Task, event: Event) -> bool:
+        """Tell whether a worker that receives a task anew has lost what it had received of it before.
+
+        Each consumer begins with nothing (celery/worker/consumer/consumer.py, on_close): that of a container
+        that comes back, whose process has the same pid again, and the next one after a lost connection.
+        """
+        worker = self.workers.get(event.hostname)
+        if worker is None or worker.shared:  # another process may have come
+            return False
+        return task.held_by() == worker.name and task.since < worker.online
 
     def _new(self, event: Event, room: Room, now: Moment) -> Task:
         task = self.tasks.new(event.uuid or "", now.listened, room, event.timestamp)
@@ -342,8 +377,10 @@ class Cluster:
     def _take_oldest_sent(self, task: Task) -> Event | None:
         """Take the `task-sent` out of what waited if it is the oldest event of it."""
         waiting = self.tasks.parked.get(task.uuid, [])
-        oldest = min(waiting, key=attrgetter("timestamp"), default=None)
-        if oldest is None or oldest.type != "task-sent":
+        if "task-sent" not in map(_TYPE, waiting):  # nearly always
+            return None
+        oldest = min(waiting, key=attrgetter("timestamp"))
+        if oldest.type != "task-sent":
             return None
         waiting.remove(oldest)
         return oldest
@@ -351,7 +388,10 @@ class Cluster:
     def _introduce(self, task: Task, sent: Event | None) -> None:
         """Give the task its key, from `task-sent` or from what is known without it."""
         events = [each for each in self.tasks.parked.get(task.uuid, []) if each.type != "task-sent"]
-        events = [sent, *events] if sent else [each for each in events if each.hostname == events[0].hostname]
+        if sent is not None:
+            events.insert(0, sent)
+        elif len({*map(_HOSTNAME, events)}) > 1:
+            events = [each for each in events if each.hostname == events[0].hostname]
         kind = self.tasks.kind(self._find_key(events))
         self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
 
@@ -364,22 +404,32 @@ class Cluster:
         hold, events = self.tasks.release(task)
         came = now if hold is None else Moment(hold.since, now.wall)
         ended_by = task.ended_by() if hold and hold.was_open and task.room.state is None else ""
-        for event in events:
-            if event.type == "task-sent":
-                self._sent_anew(task, event, came)
-        events = [event for event in events if event.type != "task-sent"]
-        if task.story and task.story.generations and not wait:
+        kinds = [*map(_TYPE, events)]
+        if "task-sent" in kinds:
+            for event in events:
+                if event.type == "task-sent":
+                    self._sent_anew(task, event, came)
+            events = [event for event in events if event.type != "task-sent"]
+        is_again = kinds.count("task-received") > 1 or (task.story and task.story.generations)
+        if is_again and not wait:
             events.sort(key=attrgetter("timestamp"))  # each sender's stay in their order
         for index, event in enumerate(events):
-            if event.type == "task-received" and self._is_early(task, event) and wait:
-                self.tasks.park(task, events[index:], came.listened, hold)
-                return
-            reopens = ended_by and event.type == "task-received" and not self._is_outdated(task, event)
-            if reopens and task.room.state is None:
-                self.tasks.move(task, task.room.kind, PENDING, task.since)
+            if event.type == "task-received":
+                if self._is_early(task, event) and wait:
+                    self.tasks.park(task, events[index:], came.listened, hold)
+                    return
+                if ended_by and not self._is_outdated(task, event):
+                    self._reopen(task, event, came, ended_by)
+                    ended_by = ""
+                    continue
             self._step(task, event, came)
-            if reopens:
-                task.unfold().ended_by, ended_by = ended_by, ""
+
+    def _reopen(self, task: Task, event: Event, came: Moment, ended_by: str) -> None:
+        """Apply a receipt that came before the end of another delivery, which was applied before it."""
+        if task.room.state is None:
+            self.tasks.move(task, task.room.kind, PENDING, task.since)
+        self._step(task, event, came)
+        task.unfold().ended_by = ended_by
 
     def _find_key(self, events: list[Event]) -> Key:
         """Return the key that these events tell, else what is left: the only queue it can be, `unknown`."""
@@ -453,11 +503,11 @@ class Cluster:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
         if effect.counts is RECEIVED:
-            key = task.room.kind.key
+            key, retries = task.room.kind.key, event.retries or 0
             if (
                 event.name != key.task_name
                 or key.queue_name == UNKNOWN
-                or not task.is_sent(event.retries or 0)
+                or ((task.sent != retries or task.story is not None) and not task.is_sent(retries))
             ):
                 self._at_receipt(task, event, key)
         task.room.kind.heard = now.listened
@@ -487,7 +537,7 @@ class Cluster:
             self._place(task, event, self._only_queue(event.hostname))
             return
         key = task.key_of(event.retries)
-        if event.name is not None and self.keys.shown(event.name) != key.task_name:
+        if event.name is not None and self.keys.shown(event.name) != key.task_name and self._is_shadow(event):
             self._compare_names(event.name, key)
         queue = self._only_queue(event.hostname) if key.queue_name == UNKNOWN else None
         if queue is not None and key.task_name != OTHER:
@@ -497,7 +547,7 @@ class Cluster:
         """Learn which task a shadow name stands for: the one that was sent. No worker knows a shadow name."""
         if key.task_name in (OTHER, UNKNOWN):
             return
-        if self._registered_names and name not in self._registered_names and not name.startswith("celery."):
+        if name not in self._registered_names and not name.startswith("celery."):
             self.keys.learn_shadow(name, key.task_name)
 
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
@@ -507,11 +557,12 @@ class Cluster:
         attempt = event.retries if delivery is None else delivery.attempt
         kind_key = task.key_of(attempt)
         key = self._key_at(kind_key, event.hostname)
+        is_successor = self._is_successor(story, task, event)
         newest = effect.measure(story, event, delivery, key, self.ledger)
         self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         open_ = task.room.state is not None
-        if newest and (open_ or self._opens(task, event, now)):
+        if newest and (open_ or is_successor or self._opens(task, event, now)):
             task.heard = now.listened
             landing = _landing(story, event, lands)
             kind = self.tasks.kind(kind_key) if story.generations else task.room.kind
@@ -555,7 +606,7 @@ class Cluster:
         key, story = room.kind.key, task.tell()
         if true == key and story.keys is None:
             return
-        others = {*story.sent, *(each.attempt for each in story.deliveries)} - {attempt}
+        others = story.attempts() - {attempt}
         if others:
             keys = story.keys or {}
             task.unfold().keys = {other: keys.get(other, key) for other in others} | {attempt: true}
@@ -567,12 +618,13 @@ class Cluster:
 
         A successor does other work, so it may come from anywhere.
         """
-        if not generation_of(attempt):
-            return key
-        alike = (each for each in story.keys or () if generation_of(each) == generation_of(attempt))
-        nearest = max(alike, default=None)
+        known = story.keys or dict.fromkeys(story.attempts(), key)
+        generation = generation_of(attempt)
+        nearest = max((each for each in known if generation_of(each) == generation), default=None)
         if nearest is not None:
-            return (story.keys or {})[nearest]
+            return known[nearest]
+        if not generation:
+            return key
         self.fallbacks["queue_name"] += self.keys.by_queue
         return None
 
@@ -631,11 +683,11 @@ class Cluster:
     def _number_sent(self, task: Task, event: Event) -> None:
         """Number the attempt that was sent; one that was sent before begins a successor of the task."""
         retries, name = event.retries or 0, task.room.kind.key.task_name
-        if task.story is None and retries != task.sent and event.name == name:
+        if task.story is None and event.name == name and (task.sent is None or retries > task.sent):
             return
         story = task.tell()
         known, shown = generations(story, name), self._shown(event.name)
-        attempt = find_sent(known, story, shown, retries)
+        attempt = find_sent(known, story, shown, retries, event.timestamp)
         if attempt == known[-1].base > 0 and self._is_older(story, event) and not story.is_received(attempt):
             story.generations, attempt = known[:-1], None  # a receipt that waits was taken for a successor's
         event.retries = self._other_work(task, event) + retries if attempt is None else attempt
@@ -673,6 +725,13 @@ class Cluster:
         is_older = len(known) == 1 and is_told and self._is_older(story, event)
         return (add_predecessor if is_older else add_successor)(story, known, shown)
 
+    def _is_successor(self, story: Story, task: Task, event: Event) -> bool:
+        """Tell whether a receipt is of other work than all before it, and later than the end of that."""
+        if event.type != "task-received" or story.received is None:
+            return False
+        is_later = event.timestamp > task.since
+        return is_later and generation_of(event.retries or 0) > generation_of(story.received)
+
     def _is_outdated(self, task: Task, event: Event) -> bool:
         """Tell whether what was received is work that the task's id was used for before its newest one."""
         return generation_of(event.retries or 0) < generation_of(task.tell().received or 0)
@@ -683,8 +742,6 @@ class Cluster:
 
     def _is_of_open_delivery(self, task: Task, event: Event) -> bool:
         """Tell whether an event is of what a worker had before it received what waits for its `task-sent`."""
-        if event.type == "task-received":
-            return False
         worker, pid = event.hostname, event.pid
         if event.type == "task-started":
             return task.has_open_delivery(worker, pid, started=False)
@@ -751,7 +808,7 @@ class Cluster:
         worker.is_profile_current = False
         self.unasked[worker.name] = now.listened
         if worker.profile.queues is not None:  # one that never answered may never do
-            self._unanswered[worker.name] = now.listened
+            self._unanswered.setdefault(worker.name, now.listened)  # however often it restarts
 
     def _judge_workers(self, now: Moment) -> None:
         """Decide who is up, and forget who was down for so long that nobody waits for him."""
@@ -850,7 +907,17 @@ def _is_repeated(task: Task, event: Event, effect: Effect) -> bool:
     room = task.room
     if room.place is not effect.counts or event.type not in REPEATABLE:
         return False
-    if room.state is None:
-        return task.ended_by() == event.hostname and not task.has_open_delivery(event.hostname, event.pid)
     soon = 0 <= event.timestamp - task.since < REPEAT_SECONDS
-    return soon and not task.has_open_delivery(event.hostname, event.pid)
+    if room.state is None and task.ended_by() != event.hostname:
+        return False
+    if task.has_open_delivery(event.hostname, event.pid):  # of what was replaced, which ends without an event
+        return soon and room.state is None and not task.tell().is_held_since(event.hostname)
+    return soon or (room.state is None and not _may_lack_receipt(event))
+
+
+def _may_lack_receipt(event: Event) -> bool:
+    """Tell whether a worker may end something that it published no `task-received` for.
+
+    It does so with what is revoked or expired, and what it does not know (celery/worker/strategy.py).
+    """
+    return event.type == "task-revoked" or unregistered_name(event.exception) is not None

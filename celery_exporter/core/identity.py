@@ -31,24 +31,32 @@ def generations(story: Story, name: str) -> list[Generation]:
     return story.generations or [Generation(0, name)]
 
 
-def find_sent(known: Iterable[Generation], story: Story, name: str, retries: int) -> int | None:
+def find_sent(known: list[Generation], story: Story, name: str, retries: int, at: float) -> int | None:
     """Return the attempt that a `task-sent` announces; None for one that begins a successor.
 
-    `name` is what the task is shown as. A `task-sent` that comes late belongs to an attempt that was received
-    already, and to the oldest such one.
+    `name` is what the task is shown as, `at` the timestamp of the event. A `task-sent` that comes late
+    belongs to an attempt that was received already, and to the oldest such one; that of a retry to the newest
+    generation that had been sent by then.
     """
-    attempts = (each.base + retries for each in known if is_alike(each.name, name))
-    return next((attempt for attempt in attempts if attempt not in story.sent), None)
+    alike = (each.base for each in known if is_alike(each.name, name))
+    bases = [base for base in alike if base + retries not in story.sent]
+    if retries:
+        bases = [base for base in bases if story.sent.get(base, at) <= at][::-1] or bases
+    return bases[0] + retries if bases else None
 
 
-def find_received(known: Iterable[Generation], story: Story, name: str, retries: int) -> list[int]:
+def find_received(known: list[Generation], story: Story, name: str, retries: int) -> list[int]:
     """Return the attempts of that name that a `task-received` may be about, the likeliest first.
 
     Those are the ones that were not received yet, and queues are first in, first out; else the newest one,
-    which is delivered again.
+    which is delivered again. None where the id is used for work of another name now of which nobody was heard
+    to publish `task-sent`: then it may have been sent once more, likewise.
     """
     named = [each.base + retries for each in known if is_alike(each.name, name)]
-    return [attempt for attempt in named if not story.is_received(attempt)] or named[-1:]
+    new = [attempt for attempt in named if not story.is_received(attempt)]
+    newest = known[-1]
+    is_unsent = not is_alike(newest.name, name) and newest.base not in story.sent
+    return new or ([] if is_unsent and story.is_received(newest.base) else named[-1:])
 
 
 def find_shadowed(known: Iterable[Generation], story: Story, retries: int) -> int | None:

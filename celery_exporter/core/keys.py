@@ -6,7 +6,7 @@ one that is given up moves there; so a sum over all tasks never falls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 
 from celery_exporter.core.names import ShownAs
@@ -62,6 +62,11 @@ class Keys:
         """Return what tasks of this name, or with this shadow name, are shown as."""
         shown = self.shadows.get(name)
         return self.show(name) if shown is None else shown
+
+    def forget_shadows(self, registered: Collection[str]) -> None:
+        """Forget the shadow names that workers have as names of tasks by now."""
+        for name in [name for name in self.shadows if name in registered]:
+            del self.shadows[name]
 
     def learn_shadow(self, shadow: str, shown: str) -> None:
         """Show tasks that workers call `shadow` under the name of the task that it stands for."""

@@ -139,6 +139,7 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
         worker.heard += shift
         worker.down_since = None if worker.down_since is None else worker.down_since + shift
         worker.skew_until = now.listened
+        worker.idle_since = None  # what it started meanwhile nobody heard
         worker.processes.restore(worker.pid, worker.processed, shift, now)
         cluster.restore_worker(worker, now)
     shown = (
@@ -174,7 +175,7 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     if memory.expires is not None:
         cluster.tasks.expires[task.uuid] = memory.expires
     is_old = heard < now.listened - cluster.limits.task_ttl and not memory.parked  # that has to count yet
-    if is_old and not (room.state is not None and cluster.outlives(task, now.wall)):
+    if is_old and not (room.state is not None and cluster.outlives(task, now.wall, {})):
         cluster.tasks.forget(task)
     if memory.parked:
         hold = memory.hold and Hold(memory.hold.since + shift, memory.hold.was_open)

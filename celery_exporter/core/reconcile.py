@@ -10,9 +10,10 @@ event needs to arrive. It leaves a tombstone, and a receipt or a start reopens i
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from enum import IntEnum
 from itertools import islice
+from math import inf
 
 from msgspec import Struct
 
@@ -29,8 +30,12 @@ REASONS = (MESSAGE_GONE, EXPIRED, NOT_RUNNING, RETURNED)
 ARRIVAL_SECONDS = 0.5
 #: Seconds between an observation and what follows from it, for events that were on their way.
 GRACE_SECONDS = 1.0
-#: Seconds that a task waits in a worker, which is idle, before the worker is asked whether it has it.
+#: Seconds without an event of a task before its worker is asked whether it has it, if its heartbeats say that
+#: it cannot have all its tasks; and between two questions to one worker.
 SUSPICIOUS_SECONDS = 30.0
+#: … and if its heartbeats do not tell. A task that it had then is asked about again when it is twice as old,
+#: at most after the second number, and after this share of --task-ttl.
+LONG_SECONDS, LONGEST_SECONDS, TTL_SHARE = 300.0, 3_600.0, 0.25
 #: Seconds beyond its time after which a message counts as expired: its sender's clock may be ahead of ours.
 EXPIRY_GRACE_SECONDS = 5.0
 #: Heartbeats without an active task after which a worker runs none; one of them may have been overtaken.
@@ -43,9 +48,11 @@ HEARTBEAT_SECONDS = 2.0
 MAX_ASKED = 10
 #: Tasks that are looked at between two chances for others to take the lock: half a millisecond.
 CHUNK = 1_000
+#: Tasks that are looked at in a round; the others have their turn in later rounds.
+MAX_LOOKED_AT = 5 * CHUNK
 
-#: The states of a task whose message is in a queue, or with a worker that has not started it.
-_WITH_MESSAGE = tuple(state for state in OPEN_STATES if state is not State.STARTED)
+#: The states of a task that a worker has.
+_WITH_WORKER = (State.STARTED, State.RECEIVED)
 #: Queue labels that stand for any queue.
 _ANY_QUEUE = frozenset({"", UNKNOWN, OTHER})
 
@@ -63,11 +70,54 @@ class Measurement(Struct, frozen=True):
     unacked: int | None
 
 
+class Held(IntEnum):
+    """Which messages workers held, by the broker's count: the higher, the less an empty queue proves."""
+
+    NONE = 0
+    UNCOUNTED = 1  # the broker does not count them, but gives back at once what a dead worker held
+    KNOWN = 2  # no more than there are tasks that workers have by their events
+    OTHERS = 3  # more than those
+
+
 class Empty(Struct, frozen=True):
-    """A measurement that found a queue empty; `for_sure` if no worker held a message either."""
+    """A measurement that found a queue empty."""
 
     at: float
-    for_sure: bool
+    held: Held
+
+
+class Asked(Struct, frozen=True):
+    """When a worker was asked (listening time), and for how many seconds it is not asked again."""
+
+    at: float
+    wait: float = SUSPICIOUS_SECONDS
+
+
+class _Turns:
+    """Takes tasks in turn: each time those that come after the ones of the time before.
+
+    By how many there are before them, for there is no other way into the middle of a dict that changes. Of
+    those that come and go meanwhile some have their turn only when it has gone round.
+    """
+
+    def __init__(self) -> None:
+        self.start = 0
+
+    def take(self, rooms: Iterable[Room], count: int) -> list[Task]:
+        """Return so many tasks, or fewer if the last one is among them; then it begins anew."""
+        found: list[Task] = []
+        start = self.start
+        for room in rooms:
+            found += islice(room.tasks.values(), start, start + count - len(found))
+            start = max(0, start - len(room.tasks))
+            if len(found) == count:
+                break
+        self.start = self.start + count if len(found) == count else 0
+        return found
+
+    def step_back(self, count: int) -> None:
+        """Take into account that so many of those that had their turn are not there any more."""
+        self.start = max(0, self.start - count)
 
 
 class Reconciler:
@@ -81,10 +131,13 @@ class Reconciler:
         self._drops_expired = drops_expired
         #: By queue, the measurements in a row that found it empty, the newest last.
         self._empty: dict[str, deque[Empty]] = {}
+        self._turns, self._turns_of_started, self._turns_of_received = _Turns(), _Turns(), _Turns()
+        #: By worker, when it was asked for its tasks, and how long it is not asked again.
+        self._asked: dict[str, Asked] = {}
 
     def add_measurement(self, measurement: Measurement) -> None:
         """Take in what the queues hold."""
-        seen = Empty(measurement.at, measurement.unacked == 0)
+        seen = Empty(measurement.at, self._which_held(measurement.unacked))
         before, self._empty = self._empty, {}
         for queue in measurement.known:
             length = measurement.lengths.get(queue)
@@ -94,37 +147,72 @@ class Reconciler:
             elif length is not None:
                 runs.append(seen)
 
+    def _which_held(self, unacked: int | None) -> Held:
+        """Tell whether tasks that workers have can explain how many messages are not acknowledged.
+
+        On Redis the messages of a dead worker count too, until their visibility timeout; so do its tasks.
+        """
+        if not unacked:
+            return Held.UNCOUNTED if unacked is None else Held.NONE
+        rooms = self._cluster.tasks.occupied(State.RECEIVED, State.STARTED)
+        return Held.KNOWN if unacked <= sum(len(room.tasks) for room in rooms) else Held.OTHERS
+
     def reconcile(self, now: Moment) -> Iterator[None]:
-        """Take out what is gone; pauses after each `CHUNK` tasks, when others may change the cluster."""
-        yield from self._return_received(now)
-        yield from self._take_out_messages(now)
-        yield from self._take_out_idle(now)
+        """Take out what is gone, of `MAX_LOOKED_AT` tasks; pauses after each `CHUNK`, when others may change
+        the cluster.
+        """
+        tasks = self._turns.take(self._cluster.tasks.occupied(*OPEN_STATES), MAX_LOOKED_AT)
+        seen_empty: dict[str, Empty | None] = {}
+        for chunk in _chunks(tasks):
+            for task in chunk:
+                if self._is_open(task):
+                    self._look_at(task, seen_empty, now)
+            yield
+        self._turns.step_back(sum(task.room.state is None for task in tasks))
         if self._drops_expired:
             yield from self._take_out_expired(now)
 
-    # -- messages that are gone ------------------------------------------------------------------------
+    def _is_open(self, task: Task) -> bool:
+        """Tell whether a task is still open, and nothing more is known of it that waits for its task-sent."""
+        tasks = self._cluster.tasks
+        return task.room.state is not None and tasks.get(task.uuid) is task and task.uuid not in tasks.held
 
-    def _take_out_messages(self, now: Moment) -> Iterator[None]:
-        for room in self._cluster.tasks.occupied(*_WITH_MESSAGE):
-            seen = self._seen_empty(room.kind.key.queue_name, now)
-            if seen is not None:
-                oldest = _heard_before(room, seen.at - ARRIVAL_SECONDS)
-                is_gone = partial(self._is_message_gone, seen, now)
-                yield from self._each(oldest, room, is_gone, MESSAGE_GONE, now)
+    def _look_at(self, task: Task, seen_empty: dict[str, Empty | None], now: Moment) -> None:
+        """Take out a task, or put it back, if that follows from what is known; `seen_empty` is by queue."""
+        cluster, state = self._cluster, task.room.state
+        worker = cluster.workers.get(task.held_by())
+        if state is State.STARTED:
+            if worker is not None and _is_idle(worker, now):
+                cluster.take_out(task, NOT_RUNNING, now)
+            return
+        if state is State.RECEIVED and worker is not None:
+            if worker.left:  # the broker delivers it to others
+                cluster.put_back(task, now)
+                cluster.reconciled[RETURNED] += 1
+            if worker.up or worker.left:
+                return
+        queue = task.room.kind.key.queue_name
+        if queue not in seen_empty:
+            seen_empty[queue] = self._seen_empty(queue, now)
+        seen = seen_empty[queue]
+        if seen is not None and self._is_message_gone(seen, now, task):
+            cluster.take_out(task, MESSAGE_GONE, now)
+
+    # -- messages that are gone ------------------------------------------------------------------------
 
     def _seen_empty(self, queue: str, now: Moment) -> Empty | None:
         """Return the measurement that proves that this queue held no message and no worker had one of it.
 
-        One is enough where the broker counts what workers hold. Elsewhere two have to agree, and each live
-        worker of the queue has to have sent a heartbeat since the first of them: one that is busy in the solo
-        pool may have a message that it has not read.
+        One is enough if workers hold nothing. Otherwise two have to agree, and each live worker of the queue
+        has to have sent a heartbeat since the first of them: one that is busy in the solo pool may have a
+        message that it has not read.
         """
-        settled = [each for each in self._runs(queue) if now.listened - each.at >= GRACE_SECONDS]
-        if settled and settled[-1].for_sure:
+        settled = [each for each in self._runs(queue) if now.listened - each.at >= GRACE_SECONDS][-2:]
+        if settled and settled[-1].held is Held.NONE:
             return settled[-1]
-        if len(settled) < 2:
+        if len(settled) < 2 or any(each.held is Held.OTHERS for each in settled):
             return None
-        before = settled[-2]
+        before = settled[0]
         workers = self._cluster.workers.values()
         consumers = (each for each in workers if each.up and _consumes(each, queue))
         return before if all(_has_beaten(each, before.at, now) for each in consumers) else None
@@ -135,75 +223,106 @@ class Reconciler:
             return list(self._empty.get(queue, ()))
         latest = [list(runs)[-2:] for runs in self._empty.values()]
         both = zip(*latest, strict=False)  # none if there is a queue that was not empty
-        return [Empty(min(each.at for each in one), all(each.for_sure for each in one)) for one in both]
+        return [Empty(min(each.at for each in one), max(each.held for each in one)) for one in both]
 
     def _is_message_gone(self, seen: Empty, now: Moment, task: Task) -> bool:
         """Tell whether a task whose queue is empty would have been received if there were a message of it."""
+        if task.heard >= seen.at - ARRIVAL_SECONDS:
+            return False
         state = task.room.state
-        if state is State.RECEIVED:
-            worker = self._cluster.workers.get(task.held_by())
-            if worker is not None and worker.up:
-                return False
-        elif state is State.RETRY and not task.is_next_sent() and not seen.for_sure:
+        if state is State.RECEIVED and seen.held is Held.KNOWN:
+            return False  # its message may be one of those that a dead worker held
+        if state is State.RETRY and not task.is_next_sent() and seen.held is not Held.NONE:
             return False  # it may wait for its countdown where nobody counts it
         return not task.is_due_after(now.wall - GRACE_SECONDS)
 
     # -- workers -----------------------------------------------------------------------------------------
 
-    def _return_received(self, now: Moment) -> Iterator[None]:
-        """Put back what workers had received that said goodbye: the broker delivers it to others."""
-        left = {each.name for each in self._cluster.workers.values() if each.left and not each.has_returned}
-        if not left:
-            return
-        for room in self._cluster.tasks.occupied(State.RECEIVED):
-            for chunk in _chunks(list(room.tasks.values())):
-                for task in chunk:
-                    if task.room is room and task.held_by() in left:
-                        self._cluster.put_back(task, now)
-                        self._cluster.reconciled[RETURNED] += 1
-                yield
-        for name in left:
-            worker = self._cluster.workers.get(name)
-            if worker is not None:
-                worker.has_returned = worker.left
+    def suspects(self, now: Moment) -> dict[str, int]:
+        """Return workers to ask now for their tasks, with the number of processes that have to answer.
 
-    def _take_out_idle(self, now: Moment) -> Iterator[None]:
-        """Take out what is started on workers that report no active task."""
-        idle = {each.name for each in self._cluster.workers.values() if _is_idle(each, now)}
-        if not idle:
-            return
-        for room in self._cluster.tasks.occupied(State.STARTED):
-            tasks = list(room.tasks.values())
-            yield from self._each(tasks, room, lambda task: task.held_by() in idle, NOT_RUNNING, now)
-
-    def suspects(self, now: Moment) -> list[str]:
-        """Return workers that have more tasks by their events than their heartbeats can explain."""
+        They have more tasks by their events than their heartbeats can explain, or have had one for long. Who
+        does not answer is asked more and more seldom.
+        """
         workers = self._cluster.workers
         started: Counter[str] = Counter()
         waiting: set[str] = set()
-        for room in self._cluster.tasks.occupied(State.STARTED, State.RECEIVED):
-            for task in islice(_heard_before(room, now.listened - SUSPICIOUS_SECONDS), CHUNK):
-                if room.state is State.STARTED:
-                    started[task.held_by()] += 1
-                elif not task.is_due_after(now.wall - SUSPICIOUS_SECONDS):
-                    waiting.add(task.held_by())
-        found = {name for name, count in started.items() if count > (_active(workers.get(name)) or count)}
-        found |= {name for name in waiting if (worker := workers.get(name)) and _is_idle(worker, now)}
-        return sorted(found)[:MAX_ASKED]
+        found: set[str] = set()
+        for task in self._silent_tasks(now):
+            name = task.held_by()
+            worker = workers.get(name)
+            if worker is None or not worker.up:
+                continue
+            is_long = name not in found and self._is_silent_for_long(task, worker, now)
+            if task.room.state is State.STARTED:
+                started[name] += 1
+            elif is_long or name not in waiting:  # for this takes longer
+                if task.is_due_after(now.wall - SUSPICIOUS_SECONDS):
+                    continue
+                waiting.add(name)
+            if is_long:
+                found.add(name)
+        found |= {name for name, count in started.items() if count > (workers[name].active or count)}
+        found |= {name for name in waiting if _is_idle(workers[name], now)}
+        self._asked = {name: asked for name, asked in self._asked.items() if name in workers}
+        never = Asked(-inf, 0.0)
+        last = {name: self._asked.get(name, never) for name in sorted(found)}
+        due = [name for name, asked in last.items() if now.listened >= asked.at + asked.wait]
+        due = sorted(due, key=lambda name: last[name].at)[:MAX_ASKED]
+        for name in due:
+            wait = min(max(2 * last[name].wait, SUSPICIOUS_SECONDS), LONGEST_SECONDS)  # unless it answers
+            self._asked[name] = Asked(now.listened, wait)
+        return {name: workers[name].count_processes(now.listened) for name in due}
+
+    def _silent_tasks(self, now: Moment) -> Iterator[Task]:
+        """Yield tasks that a worker has, and of which nothing was heard for some time; of many, some."""
+        tasks = self._cluster.tasks
+        started = self._turns_of_started.take(tasks.occupied(State.STARTED), MAX_LOOKED_AT // 2)
+        received = self._turns_of_received.take(tasks.occupied(State.RECEIVED), MAX_LOOKED_AT // 2)
+        for task in (*started, *received):
+            if task.heard < now.listened - SUSPICIOUS_SECONDS:
+                yield task
+
+    def _is_silent_for_long(self, task: Task, worker: Worker, now: Moment) -> bool:
+        """Tell whether nothing was heard of a task for so long that its worker is asked anyway.
+
+        That is as long as it had been where it is when it was last heard of, which an answer is, too.
+        """
+        silent = now.listened - task.heard
+        longest = min(LONGEST_SECONDS, TTL_SHARE * self._cluster.limits.task_ttl)
+        if not LONG_SECONDS < silent < longest:
+            return silent >= longest
+        return silent > now.wall + (worker.clock_skew or 0.0) - task.since - silent
 
     def compare(self, held: Mapping[str, Collection[str]], asked: float, now: Moment) -> Iterator[None]:
-        """Take out what workers do not have, which were asked at a listening time.
+        """Take out what workers do not have, which were asked at a listening time; the rest was heard of.
 
         `held`: by worker, the uuids of all tasks that it has received and not finished.
         """
+        self._asked |= {name: Asked(asked) for name in held}
+        had: list[Task] = []
+        turns = _Turns()
+        while tasks := turns.take(self._cluster.tasks.occupied(*_WITH_WORKER), MAX_LOOKED_AT):
+            for chunk in _chunks(tasks):
+                for task in filter(self._is_with_worker, chunk):
+                    uuids = held.get(task.held_by())
+                    if uuids is None or task.heard >= asked - ARRIVAL_SECONDS:
+                        continue
+                    if task.uuid in uuids:
+                        had.append(task)
+                    else:
+                        self._cluster.take_out(task, NOT_RUNNING, now)
+                yield
+            if len(tasks) < MAX_LOOKED_AT:
+                break
+            turns.step_back(sum(task.room.state not in _WITH_WORKER for task in tasks))
+        for chunk in _chunks(had):  # only now, for it changes their order
+            for task in filter(self._is_with_worker, chunk):
+                self._cluster.tasks.hear(task, max(task.heard, now.listened))
+            yield
 
-        def is_gone(task: Task) -> bool:
-            uuids = held.get(task.held_by())
-            return uuids is not None and task.uuid not in uuids
-
-        for room in self._cluster.tasks.occupied(State.STARTED, State.RECEIVED):
-            oldest = _heard_before(room, asked - ARRIVAL_SECONDS)
-            yield from self._each(oldest, room, is_gone, NOT_RUNNING, now)
+    def _is_with_worker(self, task: Task) -> bool:
+        return task.room.state in _WITH_WORKER and self._is_open(task)
 
     # -- expired ------------------------------------------------------------------------------------------
 
@@ -219,15 +338,6 @@ class Reconciler:
             else:
                 expires[uuid] = at  # its next turn comes after all others
         yield
-
-    def _each(
-        self, tasks: Iterable[Task], room: Room, is_gone: Callable[[Task], bool], reason: str, now: Moment
-    ) -> Iterator[None]:
-        for chunk in _chunks(list(tasks)):
-            for task in chunk:
-                if task.room is room and task.uuid not in self._cluster.tasks.held and is_gone(task):
-                    self._cluster.take_out(task, reason, now)
-            yield
 
 
 def measurement_of(
@@ -251,14 +361,6 @@ def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
         yield tasks[start : start + CHUNK]
 
 
-def _heard_before(room: Room, before: float) -> Iterator[Task]:
-    """Yield the tasks of a room whose newest event came before a listening time: the first ones."""
-    for task in room.tasks.values():
-        if task.heard >= before:
-            return
-        yield task
-
-
 def _consumes(worker: Worker, queue: str) -> bool:
     queues = worker.profile.queues
     return queues is None or queue in queues or queue in _ANY_QUEUE
@@ -274,7 +376,3 @@ def _is_idle(worker: Worker, now: Moment) -> bool:
     if worker.idle_since is None or not worker.up:
         return False
     return now.listened - worker.idle_since > IDLE_HEARTBEATS * (worker.freq or HEARTBEAT_SECONDS)
-
-
-def _active(worker: Worker | None) -> int | None:
-    return worker.active if worker is not None and worker.up else None

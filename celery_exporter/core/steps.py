@@ -111,7 +111,12 @@ def at_sent(story: Story, event: Event, key_at: KeyAt, ledger: Ledger) -> None:
                 ledger.queued(key_at(delivery.worker), delivery.started - ready, event.uuid)
     story.sent[attempt] = ready
     if len(story.sent) > MAX_DELIVERIES:
-        del story.sent[min(each for each in story.sent if each != attempt)]
+        del story.sent[min((each for each in story.sent if each != attempt), key=_use)]
+
+
+def _use(attempt: int) -> tuple[int, bool, int]:
+    """Return by what it is judged which sending is of least use: by the first one others are told apart."""
+    return generation_of(attempt), attempt % MAX_ATTEMPTS == 0, attempt
 
 
 def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledger: Ledger) -> bool:

@@ -77,6 +77,16 @@ class Story(Struct, gc=False):
         """Tell whether a worker has an attempt of an earlier generation."""
         return any(not each.ended and each.attempt // MAX_ATTEMPTS < generation for each in self.deliveries)
 
+    def is_held_since(self, worker: str) -> bool:
+        """Tell whether a worker has an attempt of the newest generation that was received."""
+        newest = (self.received or 0) // MAX_ATTEMPTS
+        held = (each for each in self.deliveries if each.worker == worker and not each.ended)
+        return any(each.attempt // MAX_ATTEMPTS >= newest for each in held)
+
+    def attempts(self) -> set[int]:
+        """Return the attempts that were sent, or delivered, as far as that is remembered."""
+        return {*self.sent, *(each.attempt for each in self.deliveries)}
+
     def next_sent(self, attempt: int) -> int | None:
         """Return the oldest later attempt that was sent and not received yet."""
         waiting = (each for each in self.sent if each > attempt and not self.is_received(each))
@@ -97,7 +107,7 @@ class Task(Struct, gc=False):
     since: float = 0.0  # when it came into its room
     story: Story | None = None  # if there is one, nobody looks at what follows
     attempt: int = 0  # those before it are over
-    sent: int | None = None  # the newest attempt whose task-sent was seen
+    sent: int | None = None  # the newest attempt whose task-sent was seen, as was that of attempt 0
     ready: float | None = None  # since when it waits: max(sent, eta), of those that are known
     worker: str | None = None  # that received the attempt, and ended it if the task is finished
     pid: int | None = None
@@ -108,8 +118,8 @@ class Task(Struct, gc=False):
         if self.story is not None:
             return self.story
         attempt = self.attempt
-        # Since when attempts waited that are over is of no use to anybody.
-        sent = {} if self.sent is None else {self.sent: self.ready or 0.0}
+        # Since when attempts waited that are over is of no use to anybody; that the first one was sent is.
+        sent = {} if self.sent is None else dict.fromkeys((0, self.sent), self.ready or 0.0)
         if self.worker is None:
             return Story(sent, attempt - 1 if attempt else None, [])
         ended, deliveries = self.room.state is None, []
@@ -140,7 +150,8 @@ class Task(Struct, gc=False):
         else:
             return
         elsewhere = story.keys is not None and story.keys.get(attempt) != self.room.kind.key
-        if elsewhere or (sent is not None and sent > attempt):
+        # While the sending of the first attempt was not seen, it is not taken for that of other work.
+        if elsewhere or (sent is not None and (sent > attempt or 0 not in story.sent)):
             return
         self.story, self.attempt, self.sent = None, attempt, sent
         self.ready = None if sent is None else story.sent[sent]
@@ -315,9 +326,9 @@ class TaskTable:
         waiting = self.parked.setdefault(task.uuid, [])
         if not waiting and task.room is not self.limbo:
             self.held[task.uuid] = hold or Hold(heard, task.room.state is not None)
-        for event in events:
-            if event.retries:  # as its sender said it: which generation it is of is seen when it is applied
-                event.retries %= MAX_ATTEMPTS
+        first = events[0]
+        if first.retries:  # as its sender said it: which generation it is of is seen when it is applied
+            first.retries %= MAX_ATTEMPTS
         waiting += events
 
     def wait_longer(self, task: Task, heard: float) -> None:
@@ -395,6 +406,11 @@ class TaskTable:
             for state in OPEN_STATES
             for tasks in [kind.rooms[state].tasks]
         ]
+
+    def started(self) -> Counter[str]:
+        """Return how many tasks each worker has started and not ended."""
+        rooms = self.occupied(State.STARTED)
+        return Counter(task.held_by() for room in rooms for task in room.tasks.values())
 
     def prefetched(self, most: int) -> dict[tuple[Key, str], int]:
         """Return how many tasks each worker has received and not started, by key; none if they are more."""

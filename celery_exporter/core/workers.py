@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.processes import Process, Processes
+from celery_exporter.core.processes import Processes
 from celery_exporter.core.routing import Binding
 from celery_exporter.core.words import Moment
 
@@ -124,6 +124,7 @@ class Worker(Struct, gc=False):
     events: bool | None = None  # does it send task events? None: nothing proves it yet
     reckoning: Reckoning | None = None
     last_start: float = 0.0  # by its clock, of a task
+    online: float = 0.0  # when its newest consumer began, by its clock
     missed: int = 0
     missed_before: int = 0  # in reckonings that are closed
     skew: float | None = None  # its clock minus ours, least delayed event of this span
@@ -131,7 +132,6 @@ class Worker(Struct, gc=False):
     skew_until: float = 0.0  # listening time at which this span ends
     task_pid: int | None = None  # of its newest task event
     idle_since: float | None = None  # listening time since which it reports that it runs no task
-    has_returned: bool = False  # was what it had received put back after its goodbye
     processes: Processes = msgspec.field(default_factory=Processes)
     shared: bool = False  # several processes use the name, as their heartbeats show
     starts: int = 0  # processes seen under this name, beyond the first
@@ -146,6 +146,11 @@ class Worker(Struct, gc=False):
     def is_shared(self) -> bool:
         """Tell whether several processes use this name, by their heartbeats or their answers."""
         return self.shared or self.profile.answers > 1
+
+    def count_processes(self, listened: float) -> int:
+        """Return how many processes use this name now, by their heartbeats or their answers."""
+        alive = self.processes.alive(listened, self._silence_seconds()) if self.shared else ()
+        return max(1, self.profile.answers, len(alive))
 
     @property
     def known_profile(self) -> Profile:
@@ -180,23 +185,21 @@ class Worker(Struct, gc=False):
     def beat(self, event: Event, now: Moment) -> bool:
         """Learn from a worker event; tell whether it is the first one of another process."""
         silence = self._silence_seconds()
-        process = self.processes.find(event, self.freq or USUAL_PERIOD_SECONDS, silence)
         newest = self.processes.known[-1] if self.processes.known else None
-        if event.type == "worker-offline" and process is not newest and process is not None:
-            process.left = True  # the last event of a process that was replaced
-            return False
+        heard = self.processes.hear(event, now, event.freq or self.freq or USUAL_PERIOD_SECONDS, silence)
+        process = heard.process
+        self.restarts += heard.restarts
+        self.processed_total = min(self.processed_total + heard.tasks, MOST_PROCESSED)
+        if process.left and process is not self.processes.known[-1]:
+            return False  # the last event of a process while another one runs
         self._describe(event, now)
-        if process is None or process is not newest:
+        if process is not newest:
             self._close_reckoning()
-        is_new = newest is not None and process is None
-        process = self._count_process(event, now, process, newest)
-        process.left = event.type == "worker-offline"
         self.shared = self.processes.is_shared(now.listened, silence)
         alive = self.processes.alive(now.listened, silence)
         self.left = process.left and not alive
-        self.has_returned = self.has_returned and self.left
         self.pid = process.pid if event.pid is None else event.pid
-        self.active = sum(each.active or 0 for each in alive) if len(alive) > 1 else process.active
+        self.active = sum(each.active or 0 for each in alive) if self.shared else process.active
         if event.active is not None:
             self.idle_since = None if self.active else self.idle_since or now.listened
         if event.processed is not None:
@@ -205,7 +208,7 @@ class Worker(Struct, gc=False):
                 self._close_reckoning()
             else:
                 self._reckon(event.processed, event.timestamp)
-        return is_new
+        return heard.is_new and newest is not None
 
     def has_process(self, pid: int | None) -> bool:
         """Tell whether a process with this pid is known."""
@@ -219,6 +222,8 @@ class Worker(Struct, gc=False):
 
     def _describe(self, event: Event, now: Moment) -> None:
         self.heartbeat = now.wall
+        if event.type == "worker-online":
+            self.online = event.timestamp
         if event.freq:
             self.freq = event.freq
         self.loadavg = event.loadavg or self.loadavg
@@ -226,30 +231,6 @@ class Worker(Struct, gc=False):
         self.version = event.sw_ver or self.version
         self.system = event.sw_sys or self.system
         self._measure_skew(event.timestamp - now.wall, now.listened)
-
-    def _count_process(
-        self, event: Event, now: Moment, process: Process | None, newest: Process | None
-    ) -> Process:
-        """Count what the event adds: tasks, and a restart once it is clear that there was one.
-
-        That is when the new process is heard again and no other one was meanwhile, or when the others left.
-        """
-        processes = self.processes
-        if process is None:
-            process, tasks = processes.add(event, now)
-            restarted = newest is not None and (processes.is_open or newest.left)
-            processes.is_open = newest is not None and not newest.left
-        else:
-            restarted = processes.is_open and process is newest
-            if process is not newest:
-                processes.is_open = False
-                processes.alternations += event.type == "worker-heartbeat"
-            tasks = processes.update(process, event, now)
-            if restarted:
-                processes.replace_others()
-        self.restarts += restarted
-        self.processed_total = min(self.processed_total + tasks, MOST_PROCESSED)
-        return process
 
     def _measure_skew(self, skew: float, listened: float) -> None:
         if listened >= self.skew_until:

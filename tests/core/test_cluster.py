@@ -980,6 +980,32 @@ def test_law_2_a_retry_that_nobody_was_heard_to_send_is_of_the_only_queue_of_its
     }
 
 
+@pytest.mark.parametrize("pause", [0, 3], ids=["at once", "later"])
+@pytest.mark.parametrize("eta", [None, "2023-11-14T22:15:00+00:00"], ids=["due", "not due yet"])
+def test_what_a_container_had_received_that_comes_back_is_received_once_and_waits_from_then(pause, eta):
+    """Its process has the same pid again."""
+    story = Story()
+    story.tell(heartbeat(), sent(eta=eta), received(at=1, eta=eta), heartbeat(at=10, kind="online"))
+    story.tell(received(at=11, eta=eta))
+    story.wait(pause)
+    assert story.gauges() == {"RECEIVED": 1}
+    story.tell(started(at=112), succeeded(at=113))
+    story.wait(3)
+    assert story.gauges() == {}
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 1, "SUCCESS": 1}
+    assert story.cell().redelivered == 1
+
+
+def test_what_a_worker_receives_twice_without_a_new_start_it_runs_twice():
+    story = Story()
+    story.tell(heartbeat(kind="online"), sent(), received(at=1), received(at=10), started(at=11))
+    story.tell(succeeded(at=12))
+    story.wait(3)
+    assert story.gauges() == {"RECEIVED": 1}
+    story.tell(started(at=13), succeeded(at=14))
+    assert story.gauges() == {}
+
+
 def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_received_in_between():
     story = Story()
     story.tell(sent(), sent(at=1, retries=1), received(at=2, retries=1, host="b@h"))

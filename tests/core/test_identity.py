@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
 from celery_exporter.core.workers import Profile
 
 from .story import (
@@ -306,3 +307,183 @@ def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
     story = restarted(story)
     story.tell(failed(at=5.03, **A))
     assert story.by_state()["FAILURE"] == 1
+
+
+# -- in the course of time ---------------------------------------------------------------------------------
+
+
+def told_in_time(
+    *events: dict, queues: tuple[str, ...] = ("q",), names: tuple[str, ...] = ("add", "mul")
+) -> Story:
+    """Return a story whose workers answered what they know, and that heard each event when it happened."""
+    story = Story()
+    for worker in ("w@h", "v@h"):
+        story.tell(heartbeat(worker, at=100))
+        story.cluster.learn({worker: Profile(queues=queues, registered=names)}, story.moment())
+    for event in events:
+        story.wait(max(0.0, event["timestamp"] - story.epoch - story.now + 100))
+        story.tell(event)
+    story.wait(5)
+    return story
+
+
+V = {"host": "v@h"}
+HERE = {"hostname": "w@h"}
+
+
+@pytest.mark.parametrize("pause", [0.1, 3.0])
+def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
+    tale = [
+        *(sent(), received(), started(), sent(retries=1, **HERE), retried(), received(retries=1)),
+        *(started(), sent(**HERE), received(**V), started(**V), succeeded(**V)),
+    ]
+    for number, event in enumerate(tale):
+        event["timestamp"] += number * pause
+    story = told_in_time(*tale)
+    assert (story.gauges(), story.cell().redelivered) == ({}, 0)
+    assert story.by_state()["SUCCESS"] == 1
+    assert story.by_state()["STARTED"] == 3
+
+
+@pytest.mark.parametrize("late", [0.0, 0.015, 420.0, -420.0], ids=["exact", "preempted", "ahead", "behind"])
+@pytest.mark.parametrize("second", [A, B], ids=["one worker", "two workers"])
+def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(second, late):
+    """A client that is not run for a while writes `task-sent` when the task is at its retry already."""
+    first = [received(at=1.001, **A), started(at=1.002, **A), retried(at=1.011, **A)]
+    then = [received(at=1.02, retries=1, **second), started(at=1.021, **second), succeeded(at=1.03, **second)]
+    sends = [sent(at=1 + late)], [sent(at=1.01, retries=1, hostname="a@h")]
+    told = [first + then] if second is A else [first, then]
+    for order in interleavings(*sends, *told, most=400):
+        story = Story()
+        story.tell(*order)
+        story.wait(3)
+        cell = story.cell()
+        waits = sum(cell.queued.counts), sum(cell.prefetched.counts)
+        assert (story.gauges(), cell.redelivered, waits) == ({}, 0, (2, 2)), order
+        assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_the_retry_of_a_successor_is_sent_to_the_queue_that_its_task_sent_names():
+    story = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, **HERE), received(at=0.4), started(at=0.5)),
+        *(sent(at=0.6, retries=1, **HERE), retried(at=0.61), received(at=0.7, retries=1), started(at=0.8)),
+        succeeded(at=0.9),
+        queues=("q", "r"),
+    )
+    assert {queue for _, queue, _ in story.counts()} == {"q"}
+    assert story.gauges() == {}
+
+
+def test_the_retry_of_a_successor_that_nobody_was_heard_to_send_is_in_the_queue_of_the_successor():
+    story = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), succeeded(at=0.3), sent(at=0.6), received(at=0.7)),
+        *(started(at=0.8), retried(at=0.9), received(at=1, retries=1), started(at=1.1), succeeded(at=1.2)),
+        queues=("q", "r"),
+    )
+    assert {queue for _, queue, _ in story.counts()} == {"q"}
+    assert story.by_state()["SUCCESS"] == 2
+
+
+@pytest.mark.parametrize("last", [{}, V])
+def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_executions(last):
+    """Where only clients publish `task-sent`, another name tells of the second, and so of the third one."""
+    story = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), received(at=1, name="mul"), started(at=1.1)),
+        *(received(at=2, **last), started(at=2.1, **last), failed(at=3, **last)),
+    )
+    assert by_name(story) == {
+        ("add", "PENDING"): 1,
+        ("add", "RECEIVED"): 2,
+        ("add", "STARTED"): 2,
+        ("add", "FAILURE"): 1,
+        ("mul", "RECEIVED"): 1,
+        ("mul", "STARTED"): 1,
+    }
+    assert (story.gauges(), story.cell().redelivered) == ({}, 0)
+
+
+def test_the_end_of_a_successor_that_is_reported_twice_is_no_end_of_the_task_that_it_replaced():
+    story = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, name="mul", **HERE)),
+        *(received(at=0.4, name="mul"), started(at=0.5), failed(at=1), failed(at=1.03)),
+    )
+    assert (by_name(story)["mul", "FAILURE"], by_name(story).get(("add", "FAILURE"), 0)) == (1, 0)
+    assert story.cluster.repeated["task-failed"] == 1
+
+
+def test_an_end_that_is_reported_twice_of_an_id_that_another_worker_ended_before():
+    story = told_in_time(
+        *(received(at=0.1), started(at=0.2), succeeded(at=0.3), received(at=1.7, name="mul", **V)),
+        *(started(at=1.8, **V), failed(at=1.9, **V), failed(at=1.93, **V)),
+    )
+    assert by_name(story)["mul", "FAILURE"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("revoked", {"expired": True}), ("failed", {"exception": "NotRegistered('x')"})]
+)
+def test_ends_of_an_id_that_come_without_a_receipt_are_those_of_several_executions(kind, fields):
+    """A worker receives what it revokes, or does not know, without an event (celery/worker/strategy.py)."""
+    story = told_in_time(*(task_event(kind, at=5 * number, **fields) for number in range(3)))
+    assert sum(story.counts().values()) == 3
+    assert story.cluster.repeated[f"task-{kind}"] == 0
+
+
+# -- shadow names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_successor_on_a_worker_that_has_not_answered_is_no_shadow_of_what_it_replaced(late):
+    story = Story()
+    story.tell(heartbeat(at=0), heartbeat("v@h"))
+    story.cluster.learn({"w@h": Profile(queues=("q",), registered=("add",))}, story.moment())
+    first = [received(at=0.1), started(at=0.11)]
+    then = [received(at=0.2, name="mul", **V), started(at=0.21, **V), succeeded(at=0.25, **V)]
+    story.tell(sent())
+    for events in (then, first) if late else (first, then):
+        story.wait(0.5)
+        story.tell(*events)
+    story.wait(4)
+    names = Profile(queues=("q",), registered=("add", "mul"))
+    story.cluster.learn({"w@h": names, "v@h": names}, story.moment())
+    assert by_name(story)["mul", "SUCCESS"] == 1
+    assert story.cluster.keys.shadows == {}
+
+
+def test_a_shadow_name_that_a_worker_registers_later_is_a_task_from_then_on():
+    story = told_in_time(sent(), received(name="report"), started(), succeeded())
+    assert story.cluster.keys.shadows == {"report": "add"}
+    story.cluster.learn({"w@h": Profile(queues=("q",), registered=("add", "report"))}, story.moment())
+    assert story.cluster.keys.shadows == {}
+    story.tell(sent("u2", name="report"), received("u2", name="report"), succeeded("u2"))
+    story.wait(3)
+    assert by_name(story)["report", "SUCCESS"] == 1
+
+
+# -- bounds ------------------------------------------------------------------------------------------------
+
+
+def test_tasks_do_not_wait_for_the_answer_of_a_worker_that_seems_to_restart_all_the_time():
+    story = Story()
+    story.tell(received("u", pid=7))
+    story.wait(4)
+    story.cluster.learn({"w@h": Profile(queues=("q", "r"), registered=("add",))}, story.moment())
+    for number in range(60):
+        pid = 7 + number % 2
+        for event in (received, started, succeeded):
+            story.tell(event(f"u{number}", at=story.now - 100, pid=pid))
+        story.wait(1)
+    assert len(story.cluster.tasks.limbo.tasks) < 2 * ANSWER_SECONDS + 5
+
+
+def test_what_was_taken_out_can_be_heard_of_after_its_series_was_idle():
+    story = Story(Limits(series_ttl=120))
+    story.tell(heartbeat(), sent())
+    story.wait(180)
+    story.cluster.take_out(story.cluster.tasks.get("u1"), "message_gone", story.moment())
+    for _ in range(10):
+        story.wait(3)
+    story.tell(received(at=210), started(at=211), succeeded(at=212))
+    assert story.by_state()["SUCCESS"] == 1
+    story.wait(400)
+    assert story.cluster.tasks.get("u1") is None

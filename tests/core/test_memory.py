@@ -189,6 +189,27 @@ def test_a_worker_process_that_was_silent_before_a_restart_is_as_silent_after_it
     assert seen(story) == seen(old)
 
 
+@pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
+@pytest.mark.parametrize("before", [1, 2, 4, 5, 7, 30])
+def test_processes_of_one_name_are_told_apart_after_a_restart_as_before(before, pids):
+    old = Story()
+    for beat in range(before):
+        told_by_one_of_three(old, beat, pids)
+    story = restarted(old, clock=old.now)
+    for each in (old, story):
+        for beat in range(before, before + 30):
+            told_by_one_of_three(each, beat, pids)
+    assert seen(story) == seen(old)
+    worker = story.cluster.workers["w@h"]
+    assert (worker.processed_total, worker.restarts, worker.shared) == (3 * 500 + 30 + before, 0, True)
+
+
+def told_by_one_of_three(story: Story, beat: int, pids: tuple[int, ...]) -> None:
+    """Tell the next heartbeat of three processes that do the same work."""
+    story.tell(heartbeat(at=story.now, pid=pids[beat % 3], processed=501 + beat // 3))
+    story.wait(2 / 3)
+
+
 def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
     old = told(heartbeat("a@h"), *(sent(f"u{number}") for number in range(2)))
     old.tell(*(received(f"u{number}", host="a@h") for number in range(2)), received("u1", host="b@h"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
+from celery_exporter.core import reconcile
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.reconcile import CHUNK, REASONS, Measurement, Reconciler
 from celery_exporter.core.workers import Profile
@@ -34,6 +37,14 @@ class Watched(Story):
     def reconcile(self) -> None:
         for _ in self.reconciler.reconcile(self.moment()):
             pass
+
+    def ask(self, **held: Collection[str]) -> set[str]:
+        """Ask the workers that are to be asked, of which these answer; return which were asked."""
+        suspects, asked = self.reconciler.suspects(self.moment()), self.now
+        answers = {f"{name}@h": uuids for name, uuids in held.items() if f"{name}@h" in suspects}
+        for _ in self.reconciler.compare(answers, asked, self.moment()):
+            pass
+        return set(suspects)
 
     def beat(self, seconds: float, host: str = "w@h", **fields) -> None:
         """Let a worker send heartbeats for so long."""
@@ -118,6 +129,35 @@ def test_where_held_messages_are_not_counted_two_measurements_and_a_heartbeat_of
     assert story.gauges() == {}
 
 
+def test_a_message_that_is_not_acknowledged_may_be_of_a_task_whose_receipt_was_lost():
+    story = Watched()
+    story.tell(sent("a"), sent("b"), received("b"))
+    for _ in range(3):
+        story.beat(2)
+        story.measure(2, q=0)
+    assert story.gauges() == {"PENDING": 1, "RECEIVED": 1}
+
+
+def test_purged_tasks_wait_no_more_although_workers_hold_messages_of_their_tasks():
+    story = Watched()
+    story.tell(sent("a"), *(sent(uuid) for uuid in "bc"), received("b"), *(received("c"), started("c")))
+    story.beat(2, active=1)
+    story.measure(2, q=0)
+    assert story.gauges()["PENDING"] == 1, "the messages may have been others at first"
+    story.beat(2, active=1)
+    story.measure(2, q=0)
+    assert story.gauges() == {"RECEIVED": 1, "STARTED": 1}
+
+
+def test_what_a_dead_worker_had_received_is_delivered_again_while_messages_are_not_acknowledged():
+    story = Watched(Limits(worker_timeout=10))
+    story.tell(heartbeat(), heartbeat("other@h"), sent("a"), received("a"))
+    for _ in range(8):
+        story.beat(2, "other@h")
+        story.measure(1, q=0)
+    assert story.gauges() == {"RECEIVED": 1}
+
+
 def test_one_measurement_in_two_that_is_not_empty_proves_that_there_are_messages():
     story = Watched()
     story.tell(sent())
@@ -173,6 +213,56 @@ def test_any_number_is_taken_out_with_pauses_for_others():
     assert story.reasons() == {"message_gone": 3 * CHUNK}
 
 
+def few_at_a_time(monkeypatch: pytest.MonkeyPatch, most: int, chunk: int) -> None:
+    monkeypatch.setattr(reconcile, "MAX_LOOKED_AT", most)
+    monkeypatch.setattr(reconcile, "CHUNK", chunk)
+
+
+def test_a_round_looks_at_a_bounded_number_of_tasks_and_all_have_their_turn(monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched()
+    story.tell(heartbeat(), *(event(f"w{n}", eta=LATER) for n in range(100) for event in (sent, received)))
+    story.tell(*(sent(f"g{n}", queue=f"q{n % 3}") for n in range(100)))
+    story.wait(1)
+    story.reconciler.add_measurement(Measurement(story.now, dict.fromkeys(("q0", "q1", "q2"), 0), KNOWN, 9))
+    story.wait(1)
+    assert sum(1 for _ in story.reconciler.reconcile(story.moment())) == 4
+    for _ in range(25):
+        story.measure(9, q=0, q0=0, q1=0, q2=0)
+        story.tell(heartbeat(at=story.now - 100))
+    assert story.gauges() == {"RECEIVED": 100}
+
+
+def test_tasks_that_come_and_go_while_others_are_looked_at_do_no_harm(monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched(Limits(max_tasks=50))
+    story.tell(*(sent(f"a{number}") for number in range(50)))
+    story.wait(1)
+    story.reconciler.add_measurement(Measurement(story.now, {"q": 0}, {"q"}, 0))
+    story.wait(1.5)
+    for number, _ in enumerate(story.reconciler.reconcile(story.moment())):
+        for event in (sent, received, started, succeeded):
+            story.tell(*(event(f"b{number}-{new}", at=3) for new in range(3)))
+        story.tell(*(sent(f"c{number}-{new}", at=3) for new in range(9)))
+    assert story.reasons() == {"message_gone": 5}, "the others were too many"
+    story.wait(1)
+    story.measure(q=0)
+    for _ in range(5):
+        story.reconcile()
+    assert story.gauges() == {}
+
+
+@pytest.mark.parametrize("count", [20, 40, 45])
+def test_all_that_a_worker_does_not_have_is_taken_out_however_much_it_is(count, monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched()
+    story.tell(heartbeat(), *(event(f"u{n}") for n in range(count) for event in (sent, received)))
+    story.wait(1)
+    for _ in story.reconciler.compare({"w@h": {"u7"}}, story.now, story.moment()):
+        pass
+    assert story.gauges() == {"RECEIVED": 1}
+
+
 # -- workers -----------------------------------------------------------------------------------------------
 
 
@@ -187,6 +277,22 @@ def test_a_task_does_not_run_on_a_worker_that_reports_none():
     story.reconcile()
     assert story.gauges() == {}
     assert story.reasons() == {"not_running": 1}
+
+
+def test_a_worker_is_idle_by_the_heartbeats_that_came_since_a_restart():
+    story = Watched()
+    story.wait(1_000)
+    story.tell(heartbeat(), sent(), received(), started())
+    story.beat(2, active=0)
+    new = restarted(story)
+    new.tell(heartbeat())
+    reconciler = Reconciler(new.cluster, drops_expired=False)
+    for seconds, gauges in ((2, {"STARTED": 1}), (8, {})):
+        new.wait(seconds)
+        new.tell(heartbeat())
+        for _ in reconciler.reconcile(new.moment()):
+            pass
+        assert new.gauges() == gauges
 
 
 def test_a_task_runs_on_a_worker_that_reports_one_now_and_then():
@@ -233,24 +339,122 @@ def test_a_worker_is_asked_that_has_more_than_its_heartbeats_say_and_what_it_has
     story.tell(heartbeat(), *(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     story.tell(sent("new"), received("new"))
     story.beat(40, active=1)
-    assert story.reconciler.suspects(story.moment()) == ["w@h"]
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 1}
     asked = story.now
     story.tell(sent("d"), received("d"))
     for _ in story.reconciler.compare({"w@h": {"a", "new"}}, asked, story.moment()):
         pass
     assert story.gauges() == {"STARTED": 1, "RECEIVED": 2}
-    assert story.reconciler.suspects(story.moment()) == []
+    assert story.reconciler.suspects(story.moment()) == {}
 
 
 def test_a_worker_is_asked_that_is_idle_and_has_received_what_is_due():
     story = Watched()
     story.tell(heartbeat(), sent("a"), received("a"), sent("b", eta=LATER), received("b", eta=LATER))
     story.beat(20, active=0)
-    assert story.reconciler.suspects(story.moment()) == []
+    assert story.reconciler.suspects(story.moment()) == {}
     story.beat(20, active=0)
-    assert story.reconciler.suspects(story.moment()) == ["w@h"]
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 1}
     story.beat(10, active=1)
-    assert story.reconciler.suspects(story.moment()) == []
+    assert story.reconciler.suspects(story.moment()) == {}
+
+
+def run_short_tasks(story: Watched, seconds: float, host: str = "w@h", **held: Collection[str]) -> int:
+    """Let a worker run one short task after the other; return how often one was asked for its tasks."""
+    asked = 0
+    end = story.now + seconds
+    while story.now < end:
+        uuid, at = f"short {story.now}", story.now - 100
+        story.tell(sent(uuid, at), received(uuid, at, host=host), started(uuid, at, host=host))
+        story.tell(heartbeat(host, at, active=1))
+        story.wait(5)
+        story.reconcile()
+        asked += len(story.ask(**{name: [*uuids, uuid] for name, uuids in held.items()}))
+        story.tell(succeeded(uuid, at + 5, host=host))
+    return asked
+
+
+def test_what_is_stuck_on_a_worker_that_is_always_busy_is_found_by_asking():
+    """`task.Ignore`, or what celery-batches received."""
+    story = Watched()
+    story.tell(heartbeat(), sent("a"), received("a"), started("a"))
+    story.tell(*(event(f"b{number}") for number in range(50) for event in (sent, received)))
+    assert run_short_tasks(story, 200, w=[]) == 0, "as it is with many workers"
+    assert story.gauges() == {"STARTED": 1, "RECEIVED": 50}
+    assert run_short_tasks(story, 200, w=[]) == 1
+    assert story.gauges() == {}
+    assert story.reasons() == {"not_running": 51}
+
+
+def test_a_worker_that_runs_a_task_for_long_is_asked_seldom_and_the_task_outlives_its_ttl():
+    story = Watched(Limits(task_ttl=36_000))
+    story.tell(heartbeat(), sent("a"), received("a"), started("a"))
+    asked = 0
+    for _ in range(3_000):
+        story.beat(1, active=1)
+        story.now += 33
+        asked += len(story.ask(w={"a"}))
+    assert 30 < asked < 40
+    assert story.gauges() == {"STARTED": 1}
+
+
+def test_of_the_tasks_of_a_busy_worker_the_one_that_it_runs_outlives_its_ttl():
+    story = Watched(Limits(task_ttl=600))
+    story.tell(
+        heartbeat(), *(event(uuid) for uuid in ("runs", "stuck") for event in (sent, received, started))
+    )
+    run_short_tasks(story, 1_500, w=["runs"])
+    assert story.gauges() == {"STARTED": 1}
+    assert story.cluster.tasks.get("runs") is not None
+
+
+@pytest.mark.parametrize(("active", "gauges"), [(1, {}), (2, {"STARTED": 2})])
+def test_the_tasks_of_a_worker_that_does_not_answer_outlive_their_ttl_if_it_says_so_many(active, gauges):
+    story = Watched(Limits(task_ttl=600))
+    story.tell(heartbeat(), *(event(uuid) for uuid in "ab" for event in (sent, received, started)))
+    asked = 0
+    for _ in range(100):
+        story.beat(10, active=active)
+        asked += len(story.ask())
+    assert story.gauges() == gauges
+    assert asked <= 5
+
+
+def test_who_has_what_is_stuck_is_found_in_turn_behind_many_tasks_that_are_not_due(monkeypatch):
+    few_at_a_time(monkeypatch, 20, 5)
+    story = Watched()
+    story.tell(*(event(f"w{n}", eta=LATER) for n in range(55) for event in (sent, received)))
+    story.tell(sent("stuck", queue="r"), received("stuck"))
+    story.wait(400)
+    story.beat(10, active=1)
+    assert [len(story.ask()) for _ in range(6)] == [0, 0, 0, 0, 0, 1]
+
+
+def test_workers_are_asked_in_turn():
+    story = Watched()
+    names = [f"w{number:02}@h" for number in range(25)]
+    story.tell(*(event(f"u {name}", host=name) for name in names for event in (received, started)))
+    story.wait(400)
+    for _ in range(10):
+        story.wait(1)
+        story.tell(*(heartbeat(name, at=story.now - 100, active=1) for name in names))
+    turns = [story.ask() for _ in range(4)]
+    assert [len(turn) for turn in turns] == [10, 10, 5, 0]
+    assert set().union(*turns) == set(names)
+
+
+def test_all_processes_of_a_worker_that_is_asked_have_to_answer():
+    story = Watched()
+    story.tell(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
+    for _ in range(20):
+        for pid in (1, 2):
+            story.beat(2, pid=pid, active=1)
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 2}
+    story = Watched()
+    story.cluster.learn({"w@h": Profile(answers=3)}, story.moment())
+    story.tell(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
+    story.beat(40, active=1)
+    assert story.reconciler.suspects(story.moment()) == {"w@h": 3}
 
 
 # -- expired -----------------------------------------------------------------------------------------------

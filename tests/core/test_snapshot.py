@@ -27,8 +27,8 @@ ANSWERED = Profile(
 
 def test_a_worker_is_shown_as_it_said_and_answered():
     story = Story()
-    story.tell(heartbeat(at=100, processed=3, **SAID), heartbeat(at=101, pid=2, processed=0, **SAID))
-    story.tell(started(at=102), heartbeat(at=103, pid=2, processed=3, active=1, **SAID))
+    story.tell(heartbeat(at=100, processed=3, **SAID), heartbeat(at=100, pid=2, processed=0, **SAID))
+    story.tell(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **SAID))
     story.tell(heartbeat(at=104, pid=2, processed=3, active=1, **SAID))
     story.cluster.learn({"w@h": ANSWERED}, story.moment())
     assert story.shown().workers == [

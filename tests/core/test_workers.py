@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+from random import Random
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_exporter.core.workers import Profile
 
 from .story import Story, heartbeat, sent, started
 
@@ -263,3 +270,166 @@ def test_a_worker_that_restarts_again_and_again_is_one_process_at_a_time(goodbye
         story.wait(3)
     worker = story.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total, worker.shared) == (7, 72, False)
+
+
+class Crowd:
+    """Processes of one name that run at the same time, as their heartbeats show them.
+
+    Celery's timer lets no heartbeat come early, and each one some milliseconds late.
+    """
+
+    def __init__(self, counts, pids, *, rate=1, skews=None, seed=0, period=2.0):
+        self.story, self.random, self.period = Story(), Random(seed), period
+        self.counts, self.pids, self.rate = list(counts), pids, rate
+        self.skews = skews or [0.0] * len(counts)
+        self.told = [0] * len(counts)  # what each one said that it processed
+        self.due = [(self.story.now + self.random.uniform(0, period), one) for one in range(len(counts))]
+        heapq.heapify(self.due)
+
+    @property
+    def worker(self):
+        return self.story.cluster.workers["w@h"]
+
+    def beat(self, **fields):
+        """Tell the next heartbeat."""
+        at, one = heapq.heappop(self.due)
+        self.story.now = at
+        self.story.cluster.expire(self.story.moment())
+        self.counts[one] += self.random.randint(0, self.rate)
+        self.told[one] = self.counts[one]
+        heapq.heappush(self.due, (at + self.period + self.random.uniform(0, 0.02), one))
+        there = {"pid": self.pids[one], "processed": self.counts[one], "freq": self.period}
+        self.story.tell(heartbeat(at=at + self.skews[one], **there, **fields))
+
+    def run(self, rounds):
+        """Tell so many heartbeats of each; check that no task is ever counted twice, or taken back."""
+        before = 0
+        for _ in range(rounds * len(self.counts)):
+            self.beat()
+            assert before <= self.worker.processed_total <= sum(self.told)
+            before = self.worker.processed_total
+
+
+crowds = st.integers(2, 4).flatmap(
+    lambda size: st.fixed_dictionaries(
+        {
+            "counts": st.lists(
+                st.sampled_from([0, 3, 100_000]).flatmap(lambda base: st.integers(base, base + 30)),
+                min_size=size,
+                max_size=size,
+            ),
+            "rate": st.sampled_from([0, 1, 9, 400]),
+            "seed": st.integers(0, 2**32),
+            "period": st.sampled_from([2.0, 2.0, 7.5]),
+        }
+    )
+)
+skews = st.lists(st.sampled_from([0.0, 0.0, 0.7, -5.3, 61.0]), min_size=4, max_size=4)
+
+
+@settings(max_examples=150)
+@given(crowds, skews)
+def test_law_processes_with_one_pid_are_never_counted_twice(crowd, skews):
+    told = Crowd(**crowd, skews=skews, pids=[1] * 4)
+    told.run(20)
+    assert told.worker.shared or any(skews)  # a clock that is far ahead may hide a process
+    assert told.worker.restarts == 0
+    assert told.worker.processed_total >= max(told.told)
+    assert told.worker.missed == 0
+
+
+@settings(max_examples=100)
+@given(crowds, skews)
+def test_law_processes_with_a_pid_each_are_counted_in_full(crowd, skews):
+    told = Crowd(**crowd, skews=skews, pids=[7, 8, 9, 10])
+    told.run(12)
+    assert told.worker.processed_total == sum(told.told)
+    assert told.worker.shared
+    assert told.worker.restarts == 0
+
+
+@settings(max_examples=100)
+@given(st.permutations([100, 40_000, 90_000, 900_000]), st.integers(2, 4), st.integers(0, 2**32))
+def test_law_processes_with_one_pid_and_counts_far_apart_are_counted_in_full(counts, size, seed):
+    told = Crowd(counts[:size], rate=9, pids=[1] * 4, seed=seed)
+    told.run(20)
+    assert told.worker.processed_total == sum(told.told)
+    assert told.worker.restarts == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("apart", [0, 3, 20])
+def test_processes_with_one_pid_and_nearly_the_same_load_are_told_apart(apart, seed):
+    told = Crowd([100_000, 100_000 + apart], pids=[1, 1], seed=seed)
+    told.run(300)
+    assert sum(told.told) - told.worker.processed_total <= 1
+    assert (told.worker.shared, told.worker.restarts) == (True, 0)
+
+
+def test_processes_that_overtake_one_another_are_counted_once_each():
+    story, counts = Story(), [100_000, 100_300, 99_500]
+    for _ in range(60):
+        for one in range(3):
+            counts[one] += one + 1
+            story.tell(heartbeat(at=story.now, processed=counts[one]))
+            story.wait(0.66)
+    worker = story.cluster.workers["w@h"]
+    assert sum(counts) - 6 <= worker.processed_total <= sum(counts)
+    assert (worker.shared, worker.restarts) == (True, 0)
+
+
+@pytest.mark.parametrize("pids", [(1, 1, 1, 1), (7, 8, 9, 10)])
+def test_more_processes_than_are_told_apart_are_counted_too_low(pids):
+    told = Crowd([1000 * one for one in range(1, 13)], pids=pids * 3, rate=9)
+    told.run(30)
+    assert (told.worker.shared, told.worker.restarts) == (True, 0)
+
+
+@pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
+def test_a_process_of_a_shared_name_that_is_killed_and_replaced_is_one_restart(pids):
+    story = Story()
+    alternate(story, 140, 9_000, pids=pids)
+    story.wait(20)
+    worker = alternate(story, 9_000, 5, pids=pids[1:], rounds=12)
+    assert (worker.processed_total, worker.restarts, worker.shared) == (9_145, 1, True)
+
+
+@pytest.mark.parametrize("count", [0, 100_000])
+def test_one_heartbeat_too_early_is_no_other_process(count):
+    """The clock of the worker was set back, and events came late."""
+    story = Story()
+    for at in (0, 2, 4, 4.5, 6.5, 8.5, 10.5, 12.5):
+        story.tell(heartbeat(at=at, processed=count + int(at)))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.processed_total, worker.restarts, worker.shared) == (count + 12, 0, False)
+    assert worker.active == 0
+
+
+@pytest.mark.parametrize("pid", [1, 2])
+def test_a_worker_that_is_killed_as_soon_as_it_comes_up_restarts_each_time(pid):
+    story = Story()
+    for number in range(6):
+        story.tell(heartbeat(at=story.now, kind="online", processed=6 - number, pid=1 + number * (pid - 1)))
+        story.wait(6)
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total, worker.shared) == (5, 21, False)
+
+
+def test_last_words_of_one_of_several_processes_are_counted():
+    story = Story()
+    alternate(story, 140, 60, pids=(7, 8))
+    story.tell(heartbeat(at=story.now, kind="offline", processed=143, pid=7))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.processed_total, worker.up, worker.restarts) == (203, True, 0)
+
+
+def test_processes_of_one_pid_that_may_be_silent_for_long_are_counted_as_soon():
+    """As solo workers are, while they run a task."""
+    story = Story()
+    story.tell(heartbeat(processed=0))
+    story.cluster.learn({"w@h": Profile(pool="solo")}, story.moment())
+    worker = alternate(story, 14, 6, rounds=5)
+    story.wait(1)
+    assert (worker.processed_total, worker.restarts, worker.shared) == (20, 0, True)
+    worker = alternate(story, 14, 14, rounds=5)
+    assert (worker.processed_total, worker.restarts, worker.shared) == (28, 0, True)

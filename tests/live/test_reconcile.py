@@ -62,6 +62,23 @@ def test_tasks_that_nobody_reports_and_that_are_ignored_leave_the_gauges(
     assert watching.value("celery_worker_task_events_enabled") == 1
 
 
+def test_what_a_worker_that_runs_another_task_does_not_have_leaves_the_gauges(
+    watching: Exporter, client: Any, worker: Callable[..., Worker], running: Callable[..., Any]
+) -> None:
+    """Only its answers tell which of the two it runs; what it holds for later it has, too."""
+    running(worker())
+    client.send_task("tasks.succeed", (50,))
+    client.send_task("tasks.succeed", countdown=600)
+    client.send_task("tasks.ignore")
+    until_equal(lambda: in_states(watching), {"RECEIVED": 1, "STARTED": 2}, DEADLINE)
+    until_equal(lambda: in_states(watching), {"RECEIVED": 1, "STARTED": 1}, DEADLINE)
+    assert watching.total("celery_tasks_total", state="SUCCESS") == 0
+    assert watching.value(RECONCILED, reason="not_running") == 1
+    until_equal(lambda: in_states(watching), {"RECEIVED": 1}, DEADLINE)
+    assert watching.total("celery_tasks_total", state="SUCCESS") == 1
+    assert watching.total(RECONCILED) == 1
+
+
 def test_what_a_worker_had_received_waits_again_after_its_goodbye(
     watching: Exporter, client: Any, worker: Callable[..., Worker], running: Callable[..., Any]
 ) -> None:
