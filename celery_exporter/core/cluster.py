@@ -34,7 +34,7 @@ from celery_exporter.core.names import ShownAs
 from celery_exporter.core.queues import QueueTable
 from celery_exporter.core.routing import Binding, Routes
 from celery_exporter.core.steps import EFFECTS, Effect, at_sent, epoch, usually_sent
-from celery_exporter.core.tasks import MAX_ATTEMPTS, Kind, Room, Story, Task, TaskTable
+from celery_exporter.core.tasks import MAX_ATTEMPTS, Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
@@ -240,22 +240,23 @@ class Cluster:
     def _sent(self, event: Event, now: Moment) -> None:
         # By default a message goes to the default exchange, with the queue's name as its routing key.
         copied = (event.exchange or event.routing_key != event.queue) and self._route(event)
-        queue = event.queue
-        is_lost = queue is None and self.keys.by_queue  # but its worker may consume only one
+        queue, tasks = event.queue, self.tasks
         if queue is not None and queue not in self.queues.recent and not copied:
             self._use_queue(queue, now)
-        task = self.tasks.get(event.uuid or "")
-        if task is not None and self._is_sent_anew(task, event, now):
+        task = tasks.get(event.uuid or "")
+        if task is not None and task.room.tasks is tasks.finished and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
         if task is None:
-            if is_lost:
-                self._park(self._new(event, self.tasks.limbo, now), event, now)
+            if queue is None and self.keys.by_queue:  # but its worker may consume only one
+                self._park(self._new(event, tasks.limbo, now), event, now)
                 return
-            kind = self.tasks.kind(self._find_key([event]))
-            task = self._new(event, kind.rooms[PENDING], now)
-        elif task.room is self.tasks.limbo:
-            if self._waits_for_receipt(task, event, is_lost=is_lost):
+            known = event.name and queue
+            key = self.keys.of_task(event.name, queue) if known else self._find_key([event])
+            task = self._new(event, tasks.kind(key).rooms[PENDING], now)
+        elif task.room is tasks.limbo:
+            is_usual = queue is not None and tasks.parked[task.uuid][0].name == event.name
+            if not is_usual and self._waits_for_receipt(task, event):
                 self._park(task, event, now)
                 return
             self._introduce(task, event)
@@ -265,11 +266,12 @@ class Cluster:
         if copied:
             task.unfold().copied = True
         self._book_sent(task, event, now)
-        if task.uuid in self.tasks.parked:
+        if task.uuid in tasks.parked:
             self._catch_up(task, now)
 
-    def _waits_for_receipt(self, task: Task, event: Event, *, is_lost: bool) -> bool:
+    def _waits_for_receipt(self, task: Task, event: Event) -> bool:
         """Tell whether only the worker that receives a task will tell its queue, or whose sending this is."""
+        is_lost = event.queue is None and self.keys.by_queue
         return (is_lost and not self._is_answered(task)) or self._has_predecessor(task, event)
 
     def _note_expiry(self, task: Task, expires: str) -> None:
@@ -294,20 +296,20 @@ class Cluster:
         self._hear_worker(event, now)
         tasks = self.tasks
         task = tasks.get(event.uuid or "") or self._new(event, tasks.limbo, now)
+        if task.uuid in tasks.parked:
+            self._park(task, event, now)
+            if task.room is tasks.limbo:
+                self._settle(task, event, now)
+            return
         if task.room.state is RECEIVED and self._is_lost(task, event):
             self.put_back(task, now)
-        is_waited_for = task.uuid in tasks.parked
-        if (
-            is_waited_for
-            or task.room is tasks.limbo
-            or self._is_early(task, event)
-            or (self._unanswered and self._is_homeless(task, event))
-        ):
-            self._park(task, event, now)
-            if is_waited_for and task.room is tasks.limbo:
-                self._settle(task, event, now)
-        else:
-            self._step(task, event, now)
+        if not _is_told(task, event):
+            is_early = task.room is tasks.limbo or self._is_early(task, event)
+            if is_early or (self._unanswered and self._is_homeless(task, event)):
+                self._park(task, event, now)
+                return
+            self._at_receipt(task, event)
+        self._step(task, event, now)
 
     def _happened(self, event: Event, now: Moment) -> None:
         self._hear_worker(event, now)
@@ -317,15 +319,13 @@ class Cluster:
         task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
         if task.room is limbo:
             self._park(task, event, now)
-            return
-        held = self.tasks.held
-        is_held = held and task.uuid in held
-        if is_held and not self._is_of_open_delivery(task, event):
-            self._park(task, event, now)
-            return
-        self._step(task, event, now)
-        if is_held:
+        elif not (self.tasks.held and task.uuid in self.tasks.held):
+            self._step(task, event, now)
+        elif self._is_of_open_delivery(task, event):
+            self._step(task, event, now)
             self._catch_up(task, now)
+        else:
+            self._park(task, event, now)
 
     def _is_lost(self, task: Task, event: Event) -> bool:
         """Tell whether a worker that receives a task anew has lost what it had received of it before.
@@ -346,8 +346,6 @@ class Cluster:
 
     def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
-        if task.room.tasks is not self.tasks.finished:
-            return False
         hold = self.tasks.held.get(task.uuid)  # a receipt that may be of what is sent now
         newest = task.heard if hold is None else hold.since
         return now.listened - newest > self.limits.reorder_window and event.timestamp > task.since
@@ -387,13 +385,16 @@ class Cluster:
 
     def _introduce(self, task: Task, sent: Event | None) -> None:
         """Give the task its key, from `task-sent` or from what is known without it."""
-        events = [each for each in self.tasks.parked.get(task.uuid, []) if each.type != "task-sent"]
-        if sent is not None:
-            events.insert(0, sent)
-        elif len({*map(_HOSTNAME, events)}) > 1:
-            events = [each for each in events if each.hostname == events[0].hostname]
-        kind = self.tasks.kind(self._find_key(events))
-        self.tasks.move(task, kind, State.PENDING, events[0].timestamp)
+        if sent is not None and sent.name and sent.queue:
+            key, since = self.keys.of_task(sent.name, sent.queue), sent.timestamp
+        else:
+            events = [each for each in self.tasks.parked.get(task.uuid, []) if each.type != "task-sent"]
+            if sent is not None:
+                events.insert(0, sent)
+            elif len({*map(_HOSTNAME, events)}) > 1:
+                events = [each for each in events if each.hostname == events[0].hostname]
+            key, since = self._find_key(events), events[0].timestamp
+        self.tasks.move(task, self.tasks.kind(key), PENDING, since)
 
     def _catch_up(self, task: Task, now: Moment, *, wait: bool = True) -> None:
         """Apply what was parked, up to what has to wait for another task-sent, if that may still come.
@@ -410,14 +411,14 @@ class Cluster:
                 if event.type == "task-sent":
                     self._sent_anew(task, event, came)
             events = [event for event in events if event.type != "task-sent"]
-        is_again = kinds.count("task-received") > 1 or (task.story and task.story.generations)
-        if is_again and not wait:
+        if not wait and (kinds.count("task-received") > 1 or (task.story and task.story.generations)):
             events.sort(key=attrgetter("timestamp"))  # each sender's stay in their order
         for index, event in enumerate(events):
-            if event.type == "task-received":
+            if event.type == "task-received" and not _is_told(task, event):
                 if self._is_early(task, event) and wait:
                     self.tasks.park(task, events[index:], came.listened, hold)
                     return
+                self._at_receipt(task, event)
                 if ended_by and not self._is_outdated(task, event):
                     self._reopen(task, event, came, ended_by)
                     ended_by = ""
@@ -502,14 +503,6 @@ class Cluster:
     def _step(self, task: Task, event: Event, now: Moment) -> None:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
-        if effect.counts is RECEIVED:
-            key, retries = task.room.kind.key, event.retries or 0
-            if (
-                event.name != key.task_name
-                or key.queue_name == UNKNOWN
-                or ((task.sent != retries or task.story is not None) and not task.is_sent(retries))
-            ):
-                self._at_receipt(task, event, key)
         task.room.kind.heard = now.listened
         usual = effect.usual
         if usual is None or task.story is not None or not usual[0](task, event):
@@ -526,12 +519,12 @@ class Cluster:
         at = event.timestamp
         self.ledger.moved(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.heard = now.listened
-        if effect.lands is None:
-            self._finish(task, task.room.kind, event, effect, now)
-        else:
+        if effect.lands is not None:
             self.tasks.move(task, task.room.kind, effect.lands, at)
+        elif surplus := self.tasks.finish(task, task.room.kind, effect.counts, at):
+            self._evict(surplus, now)
 
-    def _at_receipt(self, task: Task, event: Event, key: Key) -> None:
+    def _at_receipt(self, task: Task, event: Event) -> None:
         """Take from a receipt what was not known when the task was sent."""
         if not task.is_sent(event.retries or 0):
             self._place(task, event, self._only_queue(event.hostname))
@@ -566,10 +559,10 @@ class Cluster:
             task.heard = now.listened
             landing = _landing(story, event, lands)
             kind = self.tasks.kind(kind_key) if story.generations else task.room.kind
-            if landing is None:
-                self._finish(task, kind, event, effect, now)
-            else:
+            if landing is not None:
                 self.tasks.move(task, kind, landing, event.timestamp)
+            elif surplus := self.tasks.finish(task, kind, effect.counts, event.timestamp):
+                self._evict(surplus, now)
             if landing is None and attempt is not None:
                 self._go_on(story, task, attempt)
             return
@@ -645,11 +638,6 @@ class Cluster:
             return False
         later = task.tell().ended_by == event.hostname and event.timestamp > task.since
         return later or now.listened - task.heard > self.limits.reorder_window
-
-    def _finish(self, task: Task, kind: Kind, event: Event, effect: Effect, now: Moment) -> None:
-        surplus = self.tasks.finish(task, kind, effect.counts, event.timestamp)
-        if surplus:
-            self._evict(surplus, now)
 
     def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
         for task in tasks:
@@ -886,6 +874,13 @@ class Cluster:
 def host(node: str) -> str:
     """Return the host's part of a node name."""
     return node.partition("@")[2] or node
+
+
+def _is_told(task: Task, event: Event) -> bool:
+    """Tell whether a receipt is the first of an attempt whose `task-sent` told all, as nearly all are."""
+    key = task.room.kind.key
+    is_next = task.worker is None and task.story is None and task.sent == (event.retries or 0)
+    return is_next and event.name == key.task_name and key.queue_name != UNKNOWN
 
 
 def _landing(story: Story, event: Event, state: State | None) -> State | None:

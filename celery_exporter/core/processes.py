@@ -72,6 +72,11 @@ class Processes(Struct, gc=False):
         processes may be silent.
         """
         self.events += 1
+        if self._is_usual(event, now):
+            only = self.known[0]
+            tasks = _count(only, event, self.known)
+            self._note(only, event, now)
+            return Heard(only, is_new=False, tasks=tasks, restarts=0)
         silence = silence_seconds if self.alternations else LATEST_BEATS * period_seconds
         restarts = self._replace(None, event, now, silence)
         newest = self.known[-1] if self.known else None
@@ -86,6 +91,13 @@ class Processes(Struct, gc=False):
             self._note(process, event, now)
         restarts += self._replace(process, event, now, silence)
         return Heard(process, not possible, tasks + self._confirm(now.listened, silence), restarts)
+
+    def _is_usual(self, event: Event, now: Moment) -> bool:
+        """Tell whether an event is of the only process that is known, as nearly all are."""
+        if len(self.known) != 1 or self.alternations:
+            return False
+        only = self.known[0]
+        return self._may_have_sent(only, event) and not _is_early(only, event, now)
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
         """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""

@@ -196,10 +196,11 @@ class Worker(Struct, gc=False):
         if process is not newest:
             self._close_reckoning()
         self.shared = self.processes.is_shared(now.listened, silence)
-        alive = self.processes.alive(now.listened, silence)
-        self.left = process.left and not alive
+        self.left = process.left and not self.processes.alive(now.listened, silence)
         self.pid = process.pid if event.pid is None else event.pid
-        self.active = sum(each.active or 0 for each in alive) if self.shared else process.active
+        self.active = process.active
+        if self.shared:
+            self.active = sum(each.active or 0 for each in self.processes.alive(now.listened, silence))
         if event.active is not None:
             self.idle_since = None if self.active else self.idle_since or now.listened
         if event.processed is not None:
