@@ -196,7 +196,9 @@ class Worker(Struct, gc=False):
         if process is not newest:
             self._close_reckoning()
         self.shared = self.processes.is_shared(now.listened, silence)
-        self.left = process.left and not self.processes.alive(now.listened, silence)
+        others = self.processes.alive(now.listened, silence) if process.left else ()
+        # One of the same pid may be the same one, a heartbeat of which came early.
+        self.left = process.left and not any(self.shared or each.pid != process.pid for each in others)
         self.pid = process.pid if event.pid is None else event.pid
         self.active = process.active
         if self.shared:

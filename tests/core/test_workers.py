@@ -405,6 +405,14 @@ def test_one_heartbeat_too_early_is_no_other_process(count):
     assert worker.active == 0
 
 
+def test_a_worker_one_heartbeat_of_which_came_too_early_is_down_when_it_says_goodbye():
+    story = Story()
+    story.tell(heartbeat(kind="online", processed=3), heartbeat(at=0.1, processed=3))
+    story.wait(2)
+    story.tell(heartbeat(at=2, processed=4), heartbeat(at=2.5, kind="offline", processed=4))
+    assert not story.cluster.workers["w@h"].up
+
+
 @pytest.mark.parametrize("pid", [1, 2])
 def test_a_worker_that_is_killed_as_soon_as_it_comes_up_restarts_each_time(pid):
     story = Story()
