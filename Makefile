@@ -31,8 +31,8 @@ demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; C
 stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or STACK_SECONDS=60) ends it
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
-test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, half of it at a time
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, three files at a time
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/synced  ## ruff and mypy --strict
 	.venv/bin/ruff check .

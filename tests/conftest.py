@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("shared")
 
 
 #: What waits for processes, the longest first. `make test` gives out files in this order, so that its end is
-#: made of short ones, which both halves take in turn.
+#: made of short ones, which the processes take in turn.
 LONGEST = ("live/test_doctor.py", "live", "truth", "faults", "alerts", "dashboards", "deploy")
 
 
