@@ -84,7 +84,10 @@ def test_workers_are_not_judged_while_publishers_are_blocked(
     assert app.value("celery_worker_up") == 1
     eventually(lambda: not findings(app), 30)
     assert "all workers are down" not in app.text()
-    assert app.text().count("publishers") <= 2, "once when it stood for long, once when it was over"
+    said = [
+        line for line in app.text().splitlines() if "celery_exporter.advice" in line and "publishers" in line
+    ]
+    assert len(said) <= 2, "once when it stood for long, once when it was over"
 
 
 @pytest.mark.parametrize("kind", ALARMS)
@@ -99,13 +102,17 @@ def test_an_alarm_is_known_without_workers_and_costs_one_connection(
             app.value("celery_exporter_collector_last_success_timestamp_seconds", collector="blocked") or 0.0
         )
 
+    def connections_stay() -> bool:
+        """The others open theirs once, which may take a busy machine a while."""
+        connections, begin = server.control("list_connections", "pid"), looked()
+        eventually(lambda: looked() > begin + 6, 60)
+        return server.control("list_connections", "pid") == connections
+
     with alarm(server, kind):
         app = running(Exporter(tmp_path / "exporter", rabbit_broker.url))
         eventually(lambda: is_blocked(app), 60)
         assert f"low on {kind}" in findings(app)["publishers"]["found"]
-        connections, begin = server.control("list_connections", "pid"), looked()
-        eventually(lambda: looked() > begin + 6, 60)
-        assert server.control("list_connections", "pid") == connections
+        eventually(connections_stay, 60, what="the same connections as before some looks")
         app.end_well()
 
 
