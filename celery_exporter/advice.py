@@ -339,13 +339,12 @@ def _consumers(snapshot: Snapshot) -> Finding | None:
 
 
 def _backlogs(snapshot: Snapshot) -> Finding | None:
-    known = {queue.name: queue for queue in snapshot.queues if queue.consumers is not None}
+    known = [queue.name for queue in snapshot.queues if queue.consumers is not None]
     if not known or not _listened(snapshot):
         return None
-    alone = [queue for queue in known.values() if not queue.consumers]
-    waiting = {queue.name: queue.length for queue in alone if queue.length}
+    waiting = {name: length for name, length in snapshot.unconsumed.items() if length}
     if not waiting:
-        dark = [queue.name for queue in alone if queue.length is None]
+        dark = [name for name, length in snapshot.unconsumed.items() if length is None]
         but = f", but how many wait in {names(dark)} is not known" if dark else ""
         found = f"no message waits for nobody in {_count(len(known), 'queue')} that {_is_or_are(known)} known"
         return Finding("waiting-for-nobody", "ok", found + but)
@@ -447,7 +446,7 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
 
 def idle_queues(snapshot: Snapshot) -> list[str]:
     """Return the names of the queues that are empty, and that nobody consumes."""
-    return sorted(queue.name for queue in snapshot.queues if queue.consumers == 0 == queue.length)
+    return sorted(name for name, length in snapshot.unconsumed.items() if length == 0)
 
 
 # -- what they have in common ----------------------------------------------------------------------------

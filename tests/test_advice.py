@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from core.story import T0, Story, heartbeat, received, sent, started
 
@@ -18,6 +20,7 @@ from celery_exporter.advice import (
     is_decided,
 )
 from celery_exporter.core import queues
+from celery_exporter.core.names import shown_as
 from celery_exporter.core.snapshot import CollectorView, Depth
 from celery_exporter.core.workers import Profile
 
@@ -228,6 +231,32 @@ def test_queues_that_nobody_consumes():
         "messages wait in queues that nobody consumes: most; ls (1,200), some (7)",
         "celery -A yourapp worker -E -Q 'most; ls,some'",
     )
+
+
+def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_consume():
+    rules = [(re.compile("customer-[0-9]+"), "customer-*")]
+    story = Story(show_queue=shown_as(None, None, rules))
+    story.tell(*beats())
+    story.cluster.learn({"w@h": Profile(queues=("customer-1",))}, story.moment())
+    depths = {"customer-1": Depth(0), "customer-2": Depth(2), "customer-3": Depth(0)}
+    shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=depths)
+    found = {finding.check: finding for finding in advise(shown)}
+    assert found["waiting-for-nobody"].mend == "celery -A yourapp worker -E -Q customer-2"
+    assert "customer-3" in found["queues-without-consumers"].mend
+
+
+def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
+    """Until there is work, where workers are scaled from zero."""
+    story = Story()
+    story.cluster.queues.request(["from-zero"])
+    story.tell(*beats())
+    story.cluster.learn({"w@h": ANSWERED}, story.moment())
+    for length, level in ((0, "ok"), (3, "warn")):
+        told = {"q": Depth(0), "from-zero": Depth(length)}
+        shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=told)
+        found = {finding.check: finding.level for finding in advise(shown)}
+        assert found["queues-without-consumers"] == "ok"
+        assert found["waiting-for-nobody"] == level
 
 
 def test_a_queue_whose_length_is_not_known_is_not_called_empty():

@@ -183,6 +183,7 @@ class Cluster:
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
+        self._evict(tasks.overdue(tasks.taken_out, now.listened - self.limits.task_ttl), now)
         started: Counter[str] | None = None
         for room in list(tasks.rooms()):  # by what is released here others may come into being
             overdue = tasks.overdue(room.tasks, now.listened - self.limits.task_ttl)
@@ -244,7 +245,7 @@ class Cluster:
         if queue is not None and queue not in self.queues.recent and not copied:
             self._use_queue(queue, now)
         task = tasks.get(event.uuid or "")
-        if task is not None and task.room.tasks is tasks.finished and self._is_sent_anew(task, event, now):
+        if task is not None and task.room.state is None and self._is_sent_anew(task, event, now):
             self._evict([task], now)
             task = None
         if task is None:
@@ -346,6 +347,8 @@ class Cluster:
 
     def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
+        if task.room is self.tasks.limbo:
+            return False
         hold = self.tasks.held.get(task.uuid)  # a receipt that may be of what is sent now
         newest = task.heard if hold is None else hold.since
         return now.listened - newest > self.limits.reorder_window and event.timestamp > task.since

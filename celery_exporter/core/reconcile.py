@@ -214,8 +214,15 @@ class Reconciler:
             return None
         before = settled[0]
         workers = self._cluster.workers.values()
-        consumers = (each for each in workers if each.up and _consumes(each, queue))
+        consumers = (each for each in workers if each.up and self._consumes(each, queue))
         return before if all(_has_beaten(each, before.at, now) for each in consumers) else None
+
+    def _consumes(self, worker: Worker, label: str) -> bool:
+        """Tell whether a worker may consume a queue with this label."""
+        queues = worker.profile.queues
+        if queues is None or label in _ANY_QUEUE:
+            return True
+        return label in map(self._cluster.keys.queue_label, queues)
 
     def _runs(self, queue: str) -> list[Empty]:
         """Return the measurements in a row that found a queue empty; of an unknown one, all queues."""
@@ -359,11 +366,6 @@ def measurement_of(
 def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
     for start in range(0, len(tasks), CHUNK):
         yield tasks[start : start + CHUNK]
-
-
-def _consumes(worker: Worker, queue: str) -> bool:
-    queues = worker.profile.queues
-    return queues is None or queue in queues or queue in _ANY_QUEUE
 
 
 def _has_beaten(worker: Worker, since: float, now: Moment) -> bool:

@@ -44,7 +44,8 @@ class WorkerView(Struct, frozen=True):
 class QueueView(Struct, frozen=True):
     """One queue, as the broker and the workers told it; or several that have one name by --queue-name-rule.
 
-    `consumers` is None of one that needs none (`QueueTable.needs_consumer`) and has none.
+    `consumers` is None of one that needs none (`QueueTable.needs_consumer`) and has none. Of several queues
+    it is 0 if messages wait in one of them that has none.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Snapshot(Struct, frozen=True):
     failures: Sequence[Failure]  # some of the newest, the newest first
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
+    unconsumed: Mapping[str, int | None]  # length of each queue that needs a consumer and has none
     queue_names: int  # known, before they are called something else
     queue_table_full: bool
     events: Mapping[str, int]
@@ -131,6 +133,7 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
     What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
     """
     ledger = cluster.ledger
+    serving = _serving(cluster, around)
     return Snapshot(
         around=around,
         runtime_bounds=ledger.runtime_bounds,
@@ -140,7 +143,8 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
         prefetched=cluster.prefetched() if prefetched else {},
         failures=list(reversed(ledger.failures)),
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
-        queues=_queue_views(cluster, around),
+        queues=_queue_views(cluster, around, serving),
+        unconsumed=_unconsumed(cluster, around, serving),
         queue_names=len(cluster.queues),
         queue_table_full=cluster.queues.is_full,
         events=dict(cluster.events),
@@ -161,23 +165,50 @@ def _shown(cells: dict[Key, Cell]) -> dict[Key, Cell]:
     return cells
 
 
-def _queue_views(cluster: Cluster, around: Surroundings) -> list[QueueView]:
+def _serving(cluster: Cluster, around: Surroundings) -> dict[str, list[Worker]] | None:
+    """Return the workers of each queue; None while one did not say yet which queues it consumes."""
     up = [worker for worker in cluster.workers.values() if worker.up]
-    # One worker that did not say yet which queues it consumes makes sums over workers unknown.
-    told = around.roster_known and all(worker.profile.queues is not None for worker in up)
+    if not around.roster_known or any(worker.profile.queues is None for worker in up):
+        return None
     serving: dict[str, list[Worker]] = {}
     for worker in up:
         for name in worker.profile.queues or ():
             serving.setdefault(name, []).append(worker)
+    return serving
+
+
+def _unconsumed(
+    cluster: Cluster, around: Surroundings, serving: Mapping[str, Sequence[Worker]] | None
+) -> dict[str, int | None]:
+    """Return the length of each queue that needs a consumer and has none, by its real name.
+
+    Not of an empty one that was asked for: it may have none until there is work (scaling from zero).
+    """
+    found: dict[str, int | None] = {}
+    for name in _shown_names(cluster, around):
+        depth = around.depths.get(name)
+        length = depth.length if depth else None
+        if _consumers(name, cluster, around, serving) == 0 and (
+            length or name not in cluster.queues.requested
+        ):
+            found[name] = length
+    return found
+
+
+def _shown_names(cluster: Cluster, around: Surroundings) -> list[str]:
+    """Return the names of the queues that are shown, and are there as far as is known."""
+    names = {*cluster.queues.names(), *around.depths}
+    there = (name for name in names if name in around.depths or name not in around.missing)
+    return sorted(filter(cluster.keys.show_queue, there))
+
+
+def _queue_views(
+    cluster: Cluster, around: Surroundings, serving: Mapping[str, Sequence[Worker]] | None
+) -> list[QueueView]:
     labels: dict[str, list[str]] = {}  # the names of the queues that are shown as one
-    for name in {*cluster.queues.names(), *around.depths}:
-        label = cluster.keys.show_queue(name)
-        if label and (name in around.depths or name not in around.missing):
-            labels.setdefault(label, []).append(name)
-    return [
-        _queue_view(label, names, cluster, around, serving if told else None)
-        for label, names in sorted(labels.items())
-    ]
+    for name in _shown_names(cluster, around):
+        labels.setdefault(cluster.keys.show_queue(name) or "", []).append(name)
+    return [_queue_view(label, names, cluster, around, serving) for label, names in sorted(labels.items())]
 
 
 def _queue_view(
@@ -191,6 +222,9 @@ def _queue_view(
     heads = (cluster.tasks.get(uuid) for depth in depths for uuid in depth.oldest_ids)
     sent = (task.waiting_since for task in heads if task)
     consumers = [_consumers(name, cluster, around, serving) for name in names]
+    waiting = [name in around.depths and around.depths[name].length > 0 for name in names]
+    if any(there and each == 0 for there, each in zip(waiting, consumers, strict=True)):
+        consumers = [0]
     workers = None
     if serving is not None:  # a worker that consumes several of these queues is one worker
         workers = {worker.name: worker for name in names for worker in serving.get(name, ())}

@@ -267,6 +267,8 @@ class TaskTable:
         self.parked: dict[str, list[Event]] = {}  # what those in limbo, and those held, wait with
         self.expires: dict[str, float] = {}  # epoch seconds, of those open tasks that have such a time
         self.finished: dict[str, Task] = {}  # tombstones of every kind, in the order they finished
+        #: … of those that were taken out without an event, which may be delivered again much later.
+        self.taken_out: dict[str, Task] = {}
         self._tombstone_limit = tombstone_limit
         self._tasks: dict[str, Task] = {}
         #: Returns the task with a uuid, or None when it is unheard of or forgotten.
@@ -275,7 +277,7 @@ class TaskTable:
 
     def __len__(self) -> int:
         """Return how many unfinished tasks are remembered."""
-        return len(self._tasks) - len(self.finished)
+        return len(self._tasks) - len(self.finished) - len(self.taken_out)
 
     def uuids(self) -> list[str]:
         """Return the ids of all tasks, tombstones too."""
@@ -293,6 +295,7 @@ class TaskTable:
             kind = self._kinds[key] = Kind(key, {})
             kind.rooms = {state: Room(kind, state, {}) for state in OPEN_STATES}
             kind.rooms |= {state: Room(kind, None, self.finished, state) for state in FINAL_STATES}
+            kind.rooms[None] = Room(kind, None, self.taken_out)
         return kind
 
     def move(self, task: Task, kind: Kind, state: State | None, since: float) -> None:
@@ -311,10 +314,11 @@ class TaskTable:
         self.move(task, kind, final if final in FINAL_STATES else None, since)
         if self.expires:
             self.expires.pop(task.uuid, None)
-        if len(self.finished) <= self._tombstone_limit:
+        tombstones = task.room.tasks
+        if len(tombstones) <= self._tombstone_limit:
             return []
         # A hundredth at once: each look passes deleted ones.
-        return list(islice(self.finished.values(), 1 + self._tombstone_limit // 100))
+        return list(islice(tombstones.values(), 1 + self._tombstone_limit // 100))
 
     def hear(self, task: Task, heard: float) -> None:
         """Note that it was heard of."""
@@ -366,7 +370,7 @@ class TaskTable:
 
     def is_full(self) -> bool:
         """Tell whether there are more unfinished tasks than there may be."""
-        return len(self._tasks) - len(self.finished) > self.limit
+        return len(self._tasks) - len(self.finished) - len(self.taken_out) > self.limit
 
     def surplus(self) -> list[Task]:
         """Return the oldest unfinished tasks beyond the limit, and a hundredth more, or a hundred.
@@ -374,7 +378,10 @@ class TaskTable:
         Each look passes the tombstones among them.
         """
         more = max(self.limit // 100, min(self.limit // 10, 100))
-        unfinished = (task for task in self._tasks.values() if task.room.tasks is not self.finished)
+        closed = (self.finished, self.taken_out)
+        unfinished = (
+            task for task in self._tasks.values() if all(task.room.tasks is not each for each in closed)
+        )
         return list(islice(unfinished, len(self) - self.limit + more))
 
     def rooms(self) -> Iterator[Room]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 import pytest
 
 from celery_exporter.core import reconcile
 from celery_exporter.core.cluster import Limits
+from celery_exporter.core.names import shown_as
 from celery_exporter.core.reconcile import CHUNK, REASONS, Measurement, Reconciler
 from celery_exporter.core.workers import Profile
 
@@ -129,6 +131,19 @@ def test_where_held_messages_are_not_counted_two_measurements_and_a_heartbeat_of
     assert story.gauges() == {}
 
 
+def test_a_worker_that_is_busy_is_waited_for_whose_queue_has_another_name_on_metrics():
+    story = Watched(show_queue=shown_as(None, None, [(re.compile("customer-[0-9]+"), "customer-*")]))
+    story.tell(heartbeat(), sent(queue="customer-1"))
+    story.cluster.learn({"w@h": Profile(queues=("customer-1",))}, story.moment())
+    story.wait(1)
+    for _ in range(3):
+        story.measure(None, **{"customer-*": 0})
+    assert story.gauges() == {"PENDING": 1}, "its process has read nothing since"
+    story.tell(heartbeat(at=5))
+    story.reconcile()
+    assert story.gauges() == {}
+
+
 def test_a_message_that_is_not_acknowledged_may_be_of_a_task_whose_receipt_was_lost():
     story = Watched()
     story.tell(sent("a"), sent("b"), received("b"))
@@ -200,6 +215,38 @@ def test_what_is_taken_out_and_goes_on_all_the_same_is_open_again_and_keeps_its_
     assert story.counts() == {
         ("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
     }
+
+
+@pytest.mark.parametrize("hours", [0.01, 1, 23])
+def test_what_is_taken_out_and_delivered_again_much_later_is_redelivered_and_waits_from_then(hours):
+    """As Redis does after its visibility timeout, which is an hour if nobody says so."""
+    story = Watched()
+    story.tell(heartbeat(), sent(), received(at=1), started(at=2))
+    story.wait(3)
+    story.cluster.take_out(story.cluster.tasks.get("u1"), "not_running", story.moment())
+    story = restarted(story)
+    assert story.gauges() == {}
+    story.now += 3600 * hours
+    story.wait(1)
+    late = {"host": "w@h", "pid": 2}
+    story.tell(
+        *(each(at=3600 * hours + at, **late) for at, each in enumerate((received, started, succeeded)))
+    )
+    story.wait(3)
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "SUCCESS": 1}
+    assert (story.cell().redelivered, sum(story.cell().queued.counts)) == (1, 2)
+    assert (story.gauges(), len(story.cluster.tasks)) == ({}, 0)
+
+
+def test_what_is_taken_out_is_forgotten_after_the_time_for_tasks():
+    story = Watched(Limits(task_ttl=100.0))
+    story.tell(sent("a"), sent("b"))
+    for uuid in ("a", "b"):
+        story.cluster.take_out(story.cluster.tasks.get(uuid), "message_gone", story.moment())
+    story.wait(99)
+    assert story.cluster.tasks.uuids() == ["a", "b"]
+    story.wait(3)
+    assert (story.cluster.tasks.uuids(), story.cluster.tasks.evicted) == ([], 0)
 
 
 def test_any_number_is_taken_out_with_pauses_for_others():

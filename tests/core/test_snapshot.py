@@ -169,8 +169,12 @@ def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker()
         QueueView("customer-*", 7, 3, 6, T0 + 3, 2),
         QueueView("q", 1, 1, 2, None, 1),
     ]
-    told = {"customer-1": Depth(3, 5), "customer-2": Depth(4, 0)}
-    assert folded({}, depths=told) == [QueueView("customer-*", 7, 5, 0, None, 0)]
+
+
+@pytest.mark.parametrize(("waiting", "consumers"), [(4, 0), (0, 5)])
+def test_one_consumed_queue_does_not_hide_another_of_its_name_in_which_messages_wait(waiting, consumers):
+    told = {"customer-1": Depth(3, 5), "customer-2": Depth(waiting, 0)}
+    assert folded({}, depths=told) == [QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)]
 
 
 def test_a_queue_that_the_broker_does_not_have_is_not_shown():
