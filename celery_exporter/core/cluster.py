@@ -415,7 +415,7 @@ class Cluster:
                     self._sent_anew(task, event, came)
             events = [event for event in events if event.type != "task-sent"]
         if not wait and (kinds.count("task-received") > 1 or (task.story and task.story.generations)):
-            events.sort(key=attrgetter("timestamp"))  # each sender's stay in their order
+            events.sort(key=self._happened_at)  # each sender's stay in their order
         for index, event in enumerate(events):
             if event.type == "task-received" and not _is_told(task, event):
                 if self._is_early(task, event) and wait:
@@ -427,6 +427,11 @@ class Cluster:
                     ended_by = ""
                     continue
             self._step(task, event, came)
+
+    def _happened_at(self, event: Event) -> float:
+        """Return when an event happened, by our clock as far as the worker's is known."""
+        worker = self.workers.get(event.hostname)
+        return event.timestamp - ((worker.clock_skew if worker else None) or 0.0)
 
     def _reopen(self, task: Task, event: Event, came: Moment, ended_by: str) -> None:
         """Apply a receipt that came before the end of another delivery, which was applied before it."""
@@ -724,12 +729,17 @@ class Cluster:
         return is_later and generation_of(event.retries or 0) > generation_of(story.received)
 
     def _is_outdated(self, task: Task, event: Event) -> bool:
-        """Tell whether what was received is work that the task's id was used for before its newest one."""
-        return generation_of(event.retries or 0) < generation_of(task.tell().received or 0)
+        """Tell whether what was received is an attempt before the newest one, or work before that."""
+        return (event.retries or 0) < (task.tell().received or 0)
 
     def _is_older(self, story: Story, event: Event) -> bool:
-        """Tell whether an event is older than all sendings of its task that are known."""
-        return event.timestamp < min(story.sent.values(), default=0.0)
+        """Tell whether an event is older than all that is known of its task.
+
+        The receipts, too: a task that replaces itself is sent by the host that received it, and the clock of
+        the client that sent it may be ahead.
+        """
+        received = (each.received or each.started or 0.0 for each in story.deliveries)
+        return event.timestamp < min((*story.sent.values(), *received), default=0.0)
 
     def _is_of_open_delivery(self, task: Task, event: Event) -> bool:
         """Tell whether an event is of what a worker had before it received what waits for its `task-sent`."""
@@ -754,7 +764,9 @@ class Cluster:
     def _worker_event(self, event: Event, now: Moment) -> None:
         worker = self._worker(event.hostname, now)
         if worker is not None:
-            if worker.beat(event, now):
+            # One that comes online has begun anew, whatever its pid is, or subscribed anew.
+            is_online = event.type == "worker-online" and worker.is_profile_current
+            if worker.beat(event, now) or is_online:
                 self._restarted(worker, now)
             worker.judge(now.listened, self.limits.worker_timeout)
 

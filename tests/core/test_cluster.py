@@ -996,6 +996,27 @@ def test_what_a_container_had_received_that_comes_back_is_received_once_and_wait
     assert story.cell().redelivered == 1
 
 
+@pytest.mark.parametrize("processed", [0, 3])
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_a_container_that_comes_back_with_another_queue_is_asked_before_its_tasks_are_counted(
+    processed, goodbye
+):
+    """Its pid is the same, and it may not have processed anything before."""
+    story = Story()
+    story.tell(heartbeat(kind="online"))
+    story.cluster.learn({"w@h": Profile(queues=("old",))}, story.moment(), {"w@h": 0})
+    story.tell(heartbeat(at=4, processed=processed))
+    if goodbye:
+        story.tell(heartbeat(at=5, kind="offline", processed=processed))
+    story.wait(30)
+    story.tell(heartbeat(at=34, kind="online"), received(at=34.1), started(at=34.2), succeeded(at=34.3))
+    story.wait(3)
+    starts = story.cluster.workers["w@h"].starts
+    story.cluster.learn({"w@h": Profile(queues=("new",))}, story.moment(), {"w@h": starts})
+    story.wait(12)
+    assert {queue for _, queue, _ in story.counts()} == {"new"}
+
+
 def test_what_a_worker_receives_twice_without_a_new_start_it_runs_twice():
     story = Story()
     story.tell(heartbeat(kind="online"), sent(), received(at=1), received(at=10), started(at=11))

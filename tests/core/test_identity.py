@@ -345,6 +345,23 @@ def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
     assert story.by_state()["STARTED"] == 3
 
 
+@pytest.mark.parametrize("ahead", [0.0, 0.3, 300.0, -300.0])
+@pytest.mark.parametrize("worker", [A, B])
+def test_a_replaced_task_is_two_executions_whatever_the_clock_of_the_client_says(ahead, worker):
+    client, pool, first, then = replaced()
+    client[0]["timestamp"] += ahead
+    then = [{**event, "hostname": worker["host"], "pid": worker["pid"]} for event in then]
+    story = Story()
+    story.tell(heartbeat("a@h", pid=7), heartbeat("b@h", pid=8))
+    story.tell(*client, *first, *pool, *then)
+    story.wait(3)
+    assert story.gauges() == {}
+    assert by_name(story) == {
+        **{("fetch", state): 1 for state in RUN[:3]},
+        **{("process", state): 1 for state in RUN},
+    }
+
+
 @pytest.mark.parametrize("late", [0.0, 0.015, 420.0, -420.0], ids=["exact", "preempted", "ahead", "behind"])
 @pytest.mark.parametrize("second", [A, B], ids=["one worker", "two workers"])
 def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(second, late):
@@ -361,6 +378,18 @@ def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(s
         waits = sum(cell.queued.counts), sum(cell.prefetched.counts)
         assert (story.gauges(), cell.redelivered, waits) == ({}, 0, (2, 2)), order
         assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_what_comes_late_of_an_older_attempt_opens_no_finished_task():
+    """Only clients publish task-sent; the events of one worker are late."""
+    late = {"host": "b@h", "pid": 8}
+    story = Story()
+    story.tell(heartbeat("a@h", pid=7), heartbeat("b@h", pid=8), sent(at=0))
+    story.tell(received(at=3, retries=1, **A), started(at=3.1, **A), succeeded(at=3.2, **A))
+    story.tell(received(at=0.1, **late), started(at=0.2, **late), retried(at=0.3, **late))
+    story.wait(5)
+    assert story.gauges() == {}
+    assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
 
 
 def test_the_retry_of_a_successor_is_sent_to_the_queue_that_its_task_sent_names():
