@@ -45,6 +45,14 @@ class LateDispatcher:
         """How many are still on their way."""
         return len(self._queue)
 
+    def hurry(self, longest: float) -> None:
+        """Let each that is still on its way come within so many seconds."""
+        with self._changed:
+            latest = time.monotonic() + longest
+            self._queue = [(min(due, latest), number, fields) for due, number, fields in self._queue]
+            heapq.heapify(self._queue)
+            self._changed.notify()
+
     def publish(self, type: str, fields: dict[str, Any], producer: Any, **_: Any) -> None:  # noqa: A002, ARG002
         """Take an event as `celery.events.EventDispatcher.publish` does."""
         assert type == "task-sent"

@@ -14,6 +14,9 @@ from .jobs import PLAIN, send_shuffled
 from .scene import Scene, size
 from .sums import UNKNOWN
 
+#: How late a task-sent may come.
+LATEST_SECONDS = 10.0
+
 
 class Off(NamedTuple):
     """A scenario without task-sent: what the worker consumes, and what its tasks' queue is called then."""
@@ -54,11 +57,15 @@ def test_without_task_sent_the_queue_is_the_only_one_it_can_be_or_unknown(
 
 
 def test_worker_events_that_overtake_task_sent(scene: Scene) -> None:
-    """Nothing is booked before the queue is known, as long as that takes less than the reorder window."""
-    scene.start(scene.exporter, scene.make_worker(), scene.make_worker("threads@test", pool="threads"))
+    """Nothing is booked before the queue is known, as long as that takes less than the reorder window.
+
+    That is longer here than usual, for a busy machine may take seconds for a task.
+    """
+    exporter = scene.make_exporter("--reorder-window", str(2 * LATEST_SECONDS))
+    scene.start(exporter, scene.make_worker(), scene.make_worker("threads@test", pool="threads"))
     for _ in range(size(1, 10)):  # as many at a time as workers can begin with while the news of them waits
         sent, done = scene.sent, scene.total("SUCCESS")
-        with LateDispatcher(scene.client, 0.0, 1.5) as late:
+        with LateDispatcher(scene.client, 0.0, LATEST_SECONDS) as late:
             send_shuffled(scene, PLAIN, full=1, event_dispatcher=late)
             scene.send("tasks.retry_told_late", times=6)
             eventually(
@@ -66,6 +73,7 @@ def test_worker_events_that_overtake_task_sent(scene: Scene) -> None:
                 every=0.02,
                 what="a task that ended before its task-sent was published",
             )
+            late.hurry(1.5)
         scene.await_ends()
     scene.await_counted()  # what the workers themselves tell late dies with them
     samples = scene.holds()
