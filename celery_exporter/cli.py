@@ -231,6 +231,9 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
 
     try:
         record(settings, Path(file), scrub=scrub, ended=_ended(seconds), say=_say)
+    except FileExistsError:
+        why = f"FILE: got {file!r}, which exists; give the name of a new file, for none is written over"
+        return _fail(why, EXIT_FAILED)
     except (BrokerError, UnusableURLError, OSError) as error:
         return _fail(str(error), EXIT_FAILED)
     return 0

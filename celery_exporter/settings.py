@@ -6,7 +6,7 @@ Only `load` makes `Settings` (and `load_listener` a `Listener`), so whoever hold
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from celery_exporter import parsing
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.names import Pattern
+from celery_exporter.core.names import Pattern, shown_as
 from celery_exporter.options import OPTIONS, Option
 from celery_exporter.profiles import Shape
 from celery_exporter.profiles.catalogue import ProfilesClashError, Selection, select
@@ -110,6 +110,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         raise BadSettingError("--broker-url is missing; give it, --broker-url-file or CELERY_BROKER_URL")
     if values["event_queue_durable"] and values["reader"] == "kombu":
         raise BadSettingError("--reader: got 'kombu'; --event-queue-durable takes auto, which acknowledges")
+    _check_queues(values["queues"], values["queue_include"], values["queue_exclude"])
     limits = Limits(
         reorder_window=values.pop("reorder_window"),
         worker_timeout=values.pop("worker_timeout"),
@@ -130,6 +131,16 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         limits=limits,
         **values,
     )
+
+
+def _check_queues(queues: Iterable[str], include: Pattern | None, exclude: Pattern | None) -> None:
+    """Raise BadSettingError for a queue that is asked for and left out."""
+    is_shown = shown_as(include, exclude, ())
+    for name in queues:
+        if not is_shown(name):
+            raise BadSettingError(
+                f"--queues: got {name!r}, which --queue-include or --queue-exclude leaves out"
+            )
 
 
 def _selection(values: dict[str, Any]) -> Selection:

@@ -227,6 +227,12 @@ def test_a_durable_queue_is_not_for_a_reader_that_acknowledges_nothing():
     assert complaint(event_queue_durable="true", reader="kombu").startswith("--reader: got 'kombu'")
 
 
+@pytest.mark.parametrize("patterns", [{"queue_exclude": "slow|extra.*"}, {"queue_include": "celery"}])
+def test_a_queue_that_is_asked_for_and_left_out(patterns):
+    said = complaint(queues=("celery,slow",), **patterns)
+    assert said.startswith("--queues: got 'slow', which --queue-include or --queue-exclude leaves out")
+
+
 def test_no_url_at_all():
     with pytest.raises(BadSettingError, match="--broker-url is missing"):
         load({}, {})
