@@ -445,8 +445,12 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
 
 
 def idle_queues(snapshot: Snapshot) -> list[str]:
-    """Return the names of the queues that are empty, and that nobody consumes."""
-    return sorted(name for name, length in snapshot.unconsumed.items() if length == 0)
+    """Return the names of the queues that are empty, and that nobody consumes.
+
+    Without those that were asked for, which may have no consumer until there is work (scaling from zero).
+    """
+    idle = {name for name, length in snapshot.unconsumed.items() if length == 0}
+    return sorted(idle.difference(snapshot.requested))
 
 
 # -- what they have in common ----------------------------------------------------------------------------

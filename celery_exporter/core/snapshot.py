@@ -113,6 +113,7 @@ class Snapshot(Struct, frozen=True):
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
     unconsumed: Mapping[str, int | None]  # length of each queue that needs a consumer and has none
+    requested: Collection[str]  # names of queues that were asked for
     queue_names: int  # known, before they are called something else
     queue_table_full: bool
     events: Mapping[str, int]
@@ -145,6 +146,7 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around, serving),
         unconsumed=_unconsumed(cluster, around, serving),
+        requested=cluster.queues.requested,
         queue_names=len(cluster.queues),
         queue_table_full=cluster.queues.is_full,
         events=dict(cluster.events),
@@ -180,17 +182,12 @@ def _serving(cluster: Cluster, around: Surroundings) -> dict[str, list[Worker]] 
 def _unconsumed(
     cluster: Cluster, around: Surroundings, serving: Mapping[str, Sequence[Worker]] | None
 ) -> dict[str, int | None]:
-    """Return the length of each queue that needs a consumer and has none, by its real name.
-
-    Not of an empty one that was asked for: it may have none until there is work (scaling from zero).
-    """
+    """Return the length of each queue that needs a consumer and has none, by its real name."""
     found: dict[str, int | None] = {}
     for name in _shown_names(cluster, around):
         depth = around.depths.get(name)
         length = depth.length if depth else None
-        if _consumers(name, cluster, around, serving) == 0 and (
-            length or name not in cluster.queues.requested
-        ):
+        if _consumers(name, cluster, around, serving) == 0:
             found[name] = length
     return found
 

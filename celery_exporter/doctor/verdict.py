@@ -59,7 +59,11 @@ _NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
 
 
 def judge(heard: Heard, settings: Settings) -> list[Finding]:
-    """Return the findings of a while of listening; `settings` are those of the listener."""
+    """Return the findings of a while of listening; `settings` are those that were given."""
+    # The listener asked for all queues that the broker has.
+    heard = msgspec.structs.replace(
+        heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=settings.queues)
+    )
     found = {finding.check: finding for finding in advise(heard.snapshot)}
     if "subscription" in found and found["subscription"].level == "fail":
         mend = to_ask(place_of(settings))
