@@ -915,7 +915,11 @@ def _is_repeated(task: Task, event: Event, effect: Effect) -> bool:
     on_failure when the process is gone), others repeat other ends.
     """
     room = task.room
-    if room.place is not effect.counts or event.type not in REPEATABLE:
+    if event.type not in REPEATABLE:
+        return False
+    if room.state is not None and task.ended_by() == event.hostname:  # while others go on
+        return not task.has_open_delivery(event.hostname, event.pid)
+    if room.place is not effect.counts:
         return False
     soon = 0 <= event.timestamp - task.since < REPEAT_SECONDS
     if room.state is None and task.ended_by() != event.hostname:

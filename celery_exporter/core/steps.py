@@ -198,7 +198,10 @@ def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key,
 
 def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
     _time(delivery, event, State.RETRY, key, ledger)
-    newest = _ended(story, delivery)
+    # One of a delivery that is over already is told once more, and the next attempt may have been received.
+    newest = _ended(story, delivery) and (
+        delivery is not None or all(each.ended for each in story.deliveries)
+    )
     if delivery is not None and not story.is_received(delivery.attempt):
         _close_attempt(story, delivery.attempt)
     # Where nobody tells of sendings each retry would be remembered for it. A late one comes before the end.

@@ -345,6 +345,26 @@ def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
     assert story.by_state()["STARTED"] == 3
 
 
+def test_an_end_that_is_reported_twice_is_counted_once_while_another_worker_has_the_task():
+    """After a visibility timeout, and a hard time limit of Celery 5.7."""
+    story = Story()
+    story.tell(sent(), received(at=0.1, **A), started(at=0.2, **A))
+    story.wait(5)
+    story.tell(received(at=5.5, **B))
+    story.wait(3)
+    story.tell(failed(at=9, **A), failed(at=9.03, **A))
+    assert (story.by_state()["FAILURE"], story.gauges()) == (1, {"RECEIVED": 1})
+    story.tell(started(at=10, **B), succeeded(at=11, **B))
+    assert (story.by_state()["SUCCESS"], story.gauges()) == (1, {})
+
+
+def test_a_retry_that_is_reported_twice_leaves_the_next_attempt_where_it_is():
+    story = Story()
+    story.tell(sent(), received(**A), started(**A), sent(at=0.3, retries=1, hostname="a@h"))
+    story.tell(retried(at=0.31, **A), received(at=0.4, retries=1, **B), retried(at=0.34, **A))
+    assert story.gauges() == {"RECEIVED": 1}
+
+
 @pytest.mark.parametrize("ahead", [0.0, 0.3, 300.0, -300.0])
 @pytest.mark.parametrize("worker", [A, B])
 def test_a_replaced_task_is_two_executions_whatever_the_clock_of_the_client_says(ahead, worker):
