@@ -111,7 +111,7 @@ def test_an_alarm_is_known_without_workers_and_costs_one_connection(
     with alarm(server, kind):
         app = running(Exporter(tmp_path / "exporter", rabbit_broker.url))
         eventually(lambda: is_blocked(app), 60)
-        assert f"low on {kind}" in findings(app)["publishers"]["found"]
+        eventually(lambda: f"low on {kind}" in findings(app)["publishers"]["found"], 30, ignore=(KeyError,))
         eventually(connections_stay, 60, what="the same connections as before some looks")
         app.end_well()
 
