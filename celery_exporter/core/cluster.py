@@ -183,7 +183,10 @@ class Cluster:
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
-        self._evict(tasks.overdue(tasks.taken_out, now.listened - self.limits.task_ttl), now)
+        longest = min(
+            self.limits.task_ttl, self.limits.series_ttl or self.limits.task_ttl
+        )  # as its kind is kept
+        self._evict(tasks.overdue(tasks.taken_out, now.listened - longest), now)
         started: Counter[str] | None = None
         for room in list(tasks.rooms()):  # by what is released here others may come into being
             overdue = tasks.overdue(room.tasks, now.listened - self.limits.task_ttl)

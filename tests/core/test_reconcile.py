@@ -249,6 +249,17 @@ def test_what_is_taken_out_is_forgotten_after_the_time_for_tasks():
     assert (story.cluster.tasks.uuids(), story.cluster.tasks.evicted) == ([], 0)
 
 
+def test_what_was_taken_out_can_come_again_when_its_label_set_is_gone():
+    story = Watched(Limits(series_ttl=120.0))
+    story.tell(sent())
+    story.cluster.take_out(story.cluster.tasks.get("u1"), "message_gone", story.moment())
+    story.wait(200)
+    story.tell(received(at=200), started(at=201), succeeded(at=202))
+    story.wait(3)
+    assert story.gauges() == {}
+    assert story.by_state()["SUCCESS"] == 1
+
+
 def test_any_number_is_taken_out_with_pauses_for_others():
     story = Watched()
     story.tell(*(sent(f"u{number}") for number in range(3 * CHUNK)))
