@@ -359,6 +359,7 @@ class Cluster:
     def _park(self, task: Task, event: Event, now: Moment) -> None:
         if event.exception is not None:
             event.exception = event.exception[:512]  # the class, or NotRegistered('name'), is in there
+        event.traceback = None
         event.uuid = task.uuid
         self.tasks.park(task, [event], now.listened)
         if len(self.tasks.parked[task.uuid]) >= MAX_PARKED:

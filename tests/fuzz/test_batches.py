@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import example, given
 
+from celery_exporter.core.steps import EFFECTS
 from celery_exporter.core.words import State
 
 from . import budget
@@ -96,6 +97,14 @@ def test_each_awkward_character_is_shown_as_it_was_sent():
         for index, text in enumerate(spelt)
     ]
     judge(Batch(b"[" + b",".join(events) + b"]", told, 0), ("queue_name", "worker"))
+
+
+@pytest.mark.parametrize("kind", ["task-sent", *EFFECTS])
+def test_an_event_of_any_type_waits_without_its_long_texts(kind):
+    long = json.dumps("x" * 5_000).encode()
+    body = event(type=json.dumps(kind).encode(), queue=None, exception=long, traceback=long)
+    house = House()
+    assert len(house.feed(body)) == 1  # which looks at what waits
 
 
 @pytest.mark.parametrize("labels", LABELS, ids=str)
