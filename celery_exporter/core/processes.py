@@ -78,6 +78,7 @@ class Processes(Struct, gc=False):
             self._note(only, event, now)
             return Heard(only, is_new=False, tasks=tasks, restarts=0)
         silence = silence_seconds if self.alternations else LATEST_BEATS * period_seconds
+        self._pass_over_silence(now.listened, period_seconds)
         restarts = self._replace(None, event, now, silence)
         newest = self.known[-1] if self.known else None
         fitting = [process for process in self.known if self._may_have_sent(process, event)]
@@ -98,6 +99,14 @@ class Processes(Struct, gc=False):
             return False
         only = self.known[0]
         return self._may_have_sent(only, event) and not _is_early(only, event, now)
+
+    def _pass_over_silence(self, listened: float, period: float) -> None:
+        """Take no process for gone because of a time in which nobody of the name was heard."""
+        running = [process for process in self.known if not (process.left or process.replaced)]
+        beyond = listened - self.known[-1].heard - period if len(running) > 1 else 0.0
+        if beyond > 0:
+            for process in running:
+                process.heard += beyond
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
         """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""

@@ -290,6 +290,10 @@ class Crowd:
     def worker(self):
         return self.story.cluster.workers["w@h"]
 
+    def be_silent(self, seconds):
+        """Let no heartbeat of anybody come for so long, though all run."""
+        self.due = [(at + seconds, one) for at, one in self.due]
+
     def beat(self, **fields):
         """Tell the next heartbeat."""
         at, one = heapq.heappop(self.due)
@@ -301,13 +305,12 @@ class Crowd:
         there = {"pid": self.pids[one], "processed": self.counts[one], "freq": self.period}
         self.story.tell(heartbeat(at=at + self.skews[one], **there, **fields))
 
-    def run(self, rounds):
-        """Tell so many heartbeats of each; check that no task is ever counted twice, or taken back."""
-        before = 0
-        for _ in range(rounds * len(self.counts)):
+    def run(self, rounds, beats=0):
+        """Tell so many heartbeats of each, or in all; no task may be counted twice, or taken back."""
+        for _ in range(rounds * len(self.counts) + beats):
+            before = self.worker.processed_total if any(self.told) else 0
             self.beat()
             assert before <= self.worker.processed_total <= sum(self.told)
-            before = self.worker.processed_total
 
 
 crowds = st.integers(2, 4).flatmap(
@@ -336,6 +339,19 @@ def test_law_processes_with_one_pid_are_never_counted_twice(crowd, skews):
     assert told.worker.restarts == 0
     assert told.worker.processed_total >= max(told.told)
     assert told.worker.missed == 0
+
+
+@settings(max_examples=150)
+@given(crowds, st.lists(st.tuples(st.integers(0, 9), st.sampled_from([3.0, 4.0, 9.0, 70.0])), max_size=3))
+def test_law_nobody_is_gone_while_nobody_is_heard(crowd, silences):
+    told = Crowd(**crowd, pids=[1] * 4)
+    told.run(1)
+    for beats, seconds in silences:
+        told.run(0, beats)
+        told.be_silent(seconds)
+    told.run(20)
+    assert told.worker.processed_total >= max(told.told)
+    assert (told.worker.shared, told.worker.restarts) == (True, 0)
 
 
 @settings(max_examples=100)
