@@ -103,10 +103,10 @@ class Processes(Struct, gc=False):
     def _pass_over_silence(self, listened: float, period: float) -> None:
         """Take no process for gone because of a time in which nobody of the name was heard."""
         running = [process for process in self.known if not (process.left or process.replaced)]
-        beyond = listened - self.known[-1].heard - period if len(running) > 1 else 0.0
-        if beyond > 0:
+        silence = listened - self.known[-1].heard if len(running) > 1 else 0.0
+        if silence > period:  # a little more may be the delay of one who is alone
             for process in running:
-                process.heard += beyond
+                process.heard += min(silence, 2 * (silence - period))
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
         """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""
