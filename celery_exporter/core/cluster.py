@@ -32,8 +32,9 @@ from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.names import ShownAs
 from celery_exporter.core.queues import QueueTable
+from celery_exporter.core.repeats import End, Ends
 from celery_exporter.core.routing import Binding, Routes
-from celery_exporter.core.steps import EFFECTS, Effect, at_sent, epoch, usually_sent
+from celery_exporter.core.steps import EFFECTS, at_sent, epoch, usually_sent
 from celery_exporter.core.tasks import MAX_ATTEMPTS, Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
@@ -53,9 +54,6 @@ MAX_LIMBO = 20_000
 MAX_PREFETCHED = 50_000
 #: Events that end an execution.
 REPEATABLE = tuple(kind for kind in EFFECTS if kind not in {"task-received", "task-started"})
-#: Seconds within which a second `task-retried` is the same one; the next attempt takes longer than that, or
-#: its start was heard.
-REPEAT_SECONDS = 1.0
 #: Seconds by which a message may be received before its sender has written `task-sent`, on one clock.
 SENT_DELAY = 0.05
 #: Seconds for which a worker that started is asked again at once, and, if it restarted, tasks whose queue is
@@ -116,6 +114,7 @@ class Cluster:
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
         #: Events that told once more what was counted already, by type.
         self.repeated: Counter[str] = Counter(dict.fromkeys(REPEATABLE, 0))
+        self.ends = Ends()
         self.clients = clients
         #: Tasks that were taken out or put back without an event, by reason; see core/reconcile.py.
         self.reconciled: Counter[str] = Counter()
@@ -176,6 +175,7 @@ class Cluster:
                 tasks.wait_longer(task, now.listened)
             else:
                 self._release(task, now)
+        self.ends.expire(now.listened)
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
@@ -507,6 +507,7 @@ class Cluster:
         if (
             task.room.state is None and (event.retries or 0) >= MAX_ATTEMPTS
         ):  # a finished task's id was used again
+            self.ends.note_finished(task, now.listened)
             task.unfold().ended_by = ""
             self.tasks.move(task, self.tasks.kind(task.key_of(event.retries)), PENDING, event.timestamp)
         task.room.kind.heard = now.listened
@@ -518,7 +519,7 @@ class Cluster:
         task.room.kind.heard = now.listened
         usual = effect.usual
         if usual is None or task.story is not None or not usual[0](task, event):
-            if _is_repeated(task, event, effect):
+            if event.type in self.repeated and self.ends.is_repeated(task, event, effect.counts):
                 self.repeated[event.type] += 1
                 return
             self._step_of(task.unfold(), task, event, now)
@@ -558,6 +559,11 @@ class Cluster:
     def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
         """Do the same where there is more to know of the task than where its newest attempt is."""
         effect = EFFECTS[event.type]
+        open_ = task.room.state is not None
+        if not open_:
+            self.ends.note_finished(task, now.listened)
+        if event.type in self.repeated:
+            self.ends.note(End(task.uuid, event.hostname, effect.counts, event.timestamp, now.listened))
         delivery = effect.find(story, event)
         attempt = event.retries if delivery is None else delivery.attempt
         kind_key = task.key_of(attempt)
@@ -566,7 +572,6 @@ class Cluster:
         newest = effect.measure(story, event, delivery, key, self.ledger)
         self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
-        open_ = task.room.state is not None
         if newest and (open_ or is_successor or self._opens(task, event, now)):
             task.heard = now.listened
             landing = _landing(story, event, lands)
@@ -747,12 +752,12 @@ class Cluster:
 
     def _is_of_open_delivery(self, task: Task, event: Event) -> bool:
         """Tell whether an event is of what a worker had before it received what waits for its `task-sent`."""
-        worker, pid = event.hostname, event.pid
+        held = task.held_in(event.hostname, event.pid)
         if event.type == "task-started":
-            return task.has_open_delivery(worker, pid, started=False)
+            return any(each.started is None for each in held)
         waiting = self.tasks.parked[task.uuid]
-        is_started = any(each.type == "task-started" and each.hostname == worker for each in waiting)
-        return not is_started and task.has_open_delivery(worker, pid, started=True)
+        is_started = any(each.type == "task-started" and each.hostname == event.hostname for each in waiting)
+        return not is_started and any(each.started is not None for each in held)
 
     def _shown(self, name: str | None) -> str:
         return self.keys.shown(name) if name else UNKNOWN
@@ -910,32 +915,3 @@ def _landing(story: Story, event: Event, state: State | None) -> State | None:
         story.ended_by = event.hostname
         return None
     return state
-
-
-def _is_repeated(task: Task, event: Event, effect: Effect) -> bool:
-    """Tell whether a worker says once more how an execution ended, of which no delivery is open any more.
-
-    Celery 5.7 says `task-failed` twice of one hard time limit (celery/worker/request.py: on_timeout, and
-    on_failure when the process is gone), others repeat other ends.
-    """
-    room = task.room
-    if event.type not in REPEATABLE:
-        return False
-    if room.state is not None and task.ended_by() == event.hostname:  # while others go on
-        return not task.has_open_delivery(event.hostname, event.pid)
-    if room.place is not effect.counts:
-        return False
-    soon = 0 <= event.timestamp - task.since < REPEAT_SECONDS
-    if room.state is None and task.ended_by() != event.hostname:
-        return False
-    if task.has_open_delivery(event.hostname, event.pid):  # of what was replaced, which ends without an event
-        return soon and room.state is None and not task.tell().is_held_since(event.hostname)
-    return soon or (room.state is None and not _may_lack_receipt(event))
-
-
-def _may_lack_receipt(event: Event) -> bool:
-    """Tell whether a worker may end something that it published no `task-received` for.
-
-    It does so with what is revoked or expired, and what it does not know (celery/worker/strategy.py).
-    """
-    return event.type == "task-revoked" or unregistered_name(event.exception) is not None

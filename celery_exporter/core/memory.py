@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
@@ -16,6 +17,7 @@ from celery_exporter.core.events import Event
 from celery_exporter.core.histograms import Histogram, places
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.queues import Queue
+from celery_exporter.core.repeats import End
 from celery_exporter.core.tasks import Delivery, Generation, Hold, Story, Task, TaskTable
 from celery_exporter.core.words import OTHER, Key, Moment, State
 from celery_exporter.core.workers import Worker
@@ -63,6 +65,7 @@ class ClusterMemory(Struct):
     repeated: Mapping[str, int] = {}
     reconciled: Mapping[str, int] = {}
     shadows: Mapping[str, str] = {}
+    ends: list[End] = []
 
 
 def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
@@ -86,6 +89,7 @@ def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
         repeated=cluster.repeated,
         reconciled=cluster.reconciled,
         shadows=cluster.keys.shadows,
+        ends=list(cluster.ends),
     )
 
 
@@ -154,6 +158,8 @@ def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster
     cluster.refused.update(memory.refused)
     cluster.repeated.update(memory.repeated)
     cluster.reconciled.update(memory.reconciled)
+    for end in memory.ends:
+        cluster.ends.note(msgspec.structs.replace(end, listened=end.listened + shift))
     cluster.keys.folded, cluster.tasks.evicted = memory.folded, memory.evicted
     away = max(0.0, now.wall - memory.at.wall)
     # A room is in the order in which its tasks were last heard of, and expiry relies on it.

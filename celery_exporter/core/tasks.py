@@ -77,12 +77,6 @@ class Story(Struct, gc=False):
         """Tell whether a worker has an attempt of an earlier generation."""
         return any(not each.ended and each.attempt // MAX_ATTEMPTS < generation for each in self.deliveries)
 
-    def is_held_since(self, worker: str) -> bool:
-        """Tell whether a worker has an attempt of the newest generation that was received."""
-        newest = (self.received or 0) // MAX_ATTEMPTS
-        held = (each for each in self.deliveries if each.worker == worker and not each.ended)
-        return any(each.attempt // MAX_ATTEMPTS >= newest for each in held)
-
     def attempts(self) -> set[int]:
         """Return the attempts that were sent, or delivered, as far as that is remembered."""
         return {*self.sent, *(each.attempt for each in self.deliveries)}
@@ -197,13 +191,10 @@ class Task(Struct, gc=False):
         """Return the worker that ended it, or one of its deliveries; empty if none has."""
         return self.tell().ended_by
 
-    def has_open_delivery(self, worker: str, pid: int | None, *, started: bool | None = None) -> bool:
-        """Tell whether this worker process has a delivery that is not over, which it started, or did not."""
-        return any(
-            each.worker == worker and each.pid == pid and started in {None, each.started is not None}
-            for each in self.tell().deliveries
-            if not each.ended
-        )
+    def held_in(self, worker: str, pid: int | None) -> list[Delivery]:
+        """Return the deliveries to this worker process that are not over."""
+        held = (each for each in self.tell().deliveries if each.worker == worker and each.pid == pid)
+        return [each for each in held if not each.ended]
 
     def held_by(self) -> str:
         """Return the worker that has its newest delivery, empty if none has."""

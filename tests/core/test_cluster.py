@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from celery_exporter.core import cluster, queues
 from celery_exporter.core.cluster import MAX_PARKED, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.events import decode
+from celery_exporter.core.repeats import KEPT_SECONDS
 from celery_exporter.core.tasks import TaskTable
 from celery_exporter.core.words import Key, State
 from celery_exporter.core.workers import Profile
@@ -782,7 +783,7 @@ def test_a_task_in_flight_costs_less_than_400_bytes(life, tasks):
             for event in decode(body):
                 story.cluster.apply(event, story.moment())
         del body, event
-        story.wait(1)
+        story.wait(KEPT_SECONDS + 1)  # ends are remembered for a moment, 20,000 at most
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -224,9 +224,64 @@ def test_a_retry_that_is_reported_twice_is_counted_once_and_a_second_one_is_not(
     assert (story.by_state()["RETRY"], story.cluster.repeated["task-retried"]) == (2, 1)
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
+@pytest.mark.parametrize("other", [A, B], ids=["there", "elsewhere"])
+@pytest.mark.parametrize(
+    "end", [succeeded, failed, lambda at, **more: task_event("rejected", at=at, requeue=False, **more)]
+)
+def test_an_end_that_is_reported_twice_while_another_delivery_waits_to_be_started(end, other, apart):
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), received(at=9, **other))
+    story.wait(2.5)
+    story.tell(end(at=11, **A), end(at=11 + apart, **A))
+    assert (story.cluster.repeated.total(), story.gauges()) == (1, {"RECEIVED": 1})
+    story.tell(started(at=12, **other), end(at=13, **other), end(at=13 + apart, **other))
+    assert (story.cluster.repeated.total(), story.gauges()) == (2, {})
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
+@pytest.mark.parametrize("other", [A, B], ids=["there", "elsewhere"])
+def test_a_retry_that_is_reported_twice_while_the_next_attempt_is_received(other, apart):
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), sent(at=2, retries=1), retried(at=2, **A))
+    story.tell(received(at=2.01, retries=1, **other), retried(at=2 + apart, **A))
+    assert (story.by_state()["RETRY"], story.gauges()) == (1, {"RECEIVED": 1})
+    story.tell(started(at=2.02, **other), retried(at=2.03, **other))
+    assert (story.by_state()["RETRY"], story.gauges()) == (2, {"RETRY": 1})
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
+def test_an_end_that_is_reported_twice_after_its_id_was_sent_again(apart):
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), failed(at=2, **A))
+    story.tell(sent(at=2.01, **HERE), failed(at=2 + apart, **A))
+    assert (story.by_state()["FAILURE"], story.gauges()) == (1, {"PENDING": 1})
+    story.tell(received(at=3, **A), failed(at=2.95, **A))
+    assert (story.by_state()["FAILURE"], story.gauges()) == (1, {"RECEIVED": 1})
+    story.tell(started(at=3.1, **A), failed(at=3.2, **A))
+    assert (story.by_state()["FAILURE"], story.gauges()) == (2, {})
+
+
+def test_two_deliveries_that_one_process_starts_and_ends_within_a_moment_are_two():
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), received(at=9, **A))
+    story.wait(2.5)
+    story.tell(started(at=9.1, **A), failed(at=9.2, **A), failed(at=9.23, **A), failed(at=9.26, **A))
+    assert (story.by_state()["FAILURE"], story.gauges()) == (2, {})
+
+
+def test_deliveries_that_one_process_revokes_within_a_moment_are_several():
+    story = Story()
+    story.tell(sent(), received(**A), received(at=1, **A))
+    story.wait(2.5)
+    story.tell(*(task_event("revoked", at=3 + n / 100, **A) for n in range(3)))
+    assert (story.by_state()["REVOKED"], story.gauges()) == (2, {})
+
+
 def test_another_worker_that_ends_a_finished_task_is_counted():
     story = Story()
     story.tell(sent(), received(**A), started(at=1, **A), failed(at=2, **A), failed(at=2.1, **B))
+    story.tell(failed(at=2.13, **B), failed(at=2.14, **A))
     assert story.by_state()["FAILURE"] == 2
 
 

@@ -1,0 +1,100 @@
+"""Whether a worker says once more how an execution ended.
+
+Celery 5.7 says `task-failed` twice of one hard time limit (celery/worker/request.py: on_timeout, and
+on_failure when the process is gone), others repeat other ends. The second one comes some milliseconds later;
+by then the task may have been sent, received and started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import takewhile
+
+from msgspec import Struct
+
+from celery_exporter.core.events import Event, unregistered_name
+from celery_exporter.core.identity import generation_of
+from celery_exporter.core.tasks import Delivery, Task
+from celery_exporter.core.words import State
+
+#: Seconds, by the worker's clock, within which what it says twice is said of one execution, unless it has
+#: started another one.
+REPEAT_SECONDS = 1.0
+#: Listening time for which an end is remembered: events that follow may wait for a `task-sent`.
+KEPT_SECONDS = 10.0
+#: Ends that are remembered at a time, of tasks that went on after them: at 400 bytes each, 8 MB.
+MAX_ENDS = 20_000
+
+
+class End(Struct, frozen=True, gc=False, array_like=True):
+    """How a worker ended an execution, and when by its clock (epoch seconds)."""
+
+    uuid: str
+    worker: str
+    state: State
+    at: float
+    listened: float  # when it was noted
+
+
+class Ends:
+    """What workers ended of late, of tasks that were not over by it or that began anew since."""
+
+    def __init__(self) -> None:
+        self._ends: dict[tuple[str, str], End] = {}  # by task and worker, in the order of `listened`
+
+    def __iter__(self) -> Iterator[End]:
+        """Yield what is remembered, the oldest first."""
+        return iter(self._ends.values())
+
+    def note(self, end: End) -> None:
+        """Remember that a worker ended an execution."""
+        at = end.uuid, end.worker
+        self._ends.pop(at, None)
+        self._ends[at] = end
+        if len(self._ends) > MAX_ENDS:
+            del self._ends[next(iter(self._ends))]
+
+    def note_finished(self, task: Task, listened: float) -> None:
+        """Remember how a finished task ended that goes on."""
+        if task.room.place is not None:
+            self.note(End(task.uuid, task.ended_by(), task.room.place, task.since, listened))
+
+    def expire(self, listened: float) -> None:
+        """Forget what is too long ago."""
+        old = takewhile(lambda each: each[1].listened < listened - KEPT_SECONDS, self._ends.items())
+        for key in [key for key, _ in old]:
+            del self._ends[key]
+        if not self._ends:
+            self._ends.clear()  # gives back what it took when it was full
+
+    def is_repeated(self, task: Task, event: Event, state: State) -> bool:
+        """Tell whether a worker says once more that an execution ended in this state."""
+        worker, room = event.hostname, task.room
+        is_over, is_last = room.state is None, task.ended_by() == worker
+        if is_over and is_last and room.place is not None:
+            end: End | None = End(task.uuid, worker, room.place, task.since, task.heard)
+        else:
+            end = self._ends.get((task.uuid, worker))
+        held = task.held_in(worker, event.pid)
+        if end is not None and end.state is state and 0 <= event.timestamp - end.at < REPEAT_SECONDS:
+            return not any(_may_end(each, task, event) for each in held)
+        if not is_last or held:
+            return False
+        return not is_over or (room.place is state and not _may_lack_receipt(event))
+
+
+def _may_end(delivery: Delivery, task: Task, event: Event) -> bool:
+    """Tell whether the event may end this delivery, right after another one was ended.
+
+    What is of an older generation was replaced, which ends without an event.
+    """
+    is_newest = generation_of(delivery.attempt) >= generation_of(task.tell().received or 0)
+    return is_newest and (delivery.started is not None or event.type == "task-revoked")
+
+
+def _may_lack_receipt(event: Event) -> bool:
+    """Tell whether a worker may end something that it published no `task-received` for.
+
+    It does so with what is revoked or expired, and what it does not know (celery/worker/strategy.py).
+    """
+    return event.type == "task-revoked" or unregistered_name(event.exception) is not None
