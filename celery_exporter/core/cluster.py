@@ -431,11 +431,17 @@ class Cluster:
                     ended_by = ""
                     continue
             self._step(task, event, came)
+        if hold is not None and task.room.state is None:
+            self._hear(task, now)  # it may have ended just now
 
     def _happened_at(self, event: Event) -> float:
         """Return when an event happened, by our clock as far as the worker's is known."""
-        worker = self.workers.get(event.hostname)
-        return event.timestamp - ((worker.clock_skew if worker else None) or 0.0)
+        return event.timestamp - self._skew(event.hostname)
+
+    def _skew(self, worker: str) -> float:
+        """Return by how many seconds a worker's clock is ahead of ours, as far as that is known."""
+        known = self.workers.get(worker)
+        return (known.clock_skew if known else None) or 0.0
 
     def _reopen(self, task: Task, event: Event, came: Moment, ended_by: str) -> None:
         """Apply a receipt that came before the end of another delivery, which was applied before it."""
@@ -563,7 +569,8 @@ class Cluster:
         if not open_:
             self.ends.note_finished(task, now.listened)
         if event.type in self.repeated:
-            self.ends.note(End(task.uuid, event.hostname, effect.counts, event.timestamp, now.listened))
+            at, runtime = event.timestamp, event.runtime
+            self.ends.note(End(task.uuid, event.hostname, effect.counts, at, now.listened, runtime))
         delivery = effect.find(story, event)
         attempt = event.retries if delivery is None else delivery.attempt
         kind_key = task.key_of(attempt)
@@ -727,14 +734,15 @@ class Cluster:
         known = generations(story, task.room.kind.key.task_name)
         # A worker's clock may be off, so what it says is held against a client's only if there is no doubt.
         is_told = event.type == "task-sent" or task.room.state is PENDING
-        is_older = len(known) == 1 and is_told and self._is_older(story, event)
+        is_older = (is_told and self._is_older(story, event)) or self._is_received_before(story, event)
+        is_older = is_older and len(known) == 1
         return (add_predecessor if is_older else add_successor)(story, known, shown)
 
     def _is_successor(self, story: Story, task: Task, event: Event) -> bool:
         """Tell whether a receipt is of other work than all before it, and later than the end of that."""
         if event.type != "task-received" or story.received is None:
             return False
-        is_later = event.timestamp > task.since
+        is_later = self._happened_at(event) > task.since - self._skew(story.ended_by)
         return is_later and generation_of(event.retries or 0) > generation_of(story.received)
 
     def _is_outdated(self, task: Task, event: Event) -> bool:
@@ -750,14 +758,25 @@ class Cluster:
         received = (each.received or each.started or 0.0 for each in story.deliveries)
         return event.timestamp < min((*story.sent.values(), *received), default=0.0)
 
+    def _is_received_before(self, story: Story, event: Event) -> bool:
+        """Tell whether a task was received before all else that workers received of it.
+
+        Which of two workers is heard first is chance where they received it within some milliseconds.
+        """
+        if event.type != "task-received" or not story.deliveries:
+            return False
+        at = self._happened_at(event)
+        return all(at < (each.received or 0.0) - self._skew(each.worker) for each in story.deliveries)
+
     def _is_of_open_delivery(self, task: Task, event: Event) -> bool:
         """Tell whether an event is of what a worker had before it received what waits for its `task-sent`."""
         held = task.held_in(event.hostname, event.pid)
+        waiting = self.tasks.parked[task.uuid]
+        if any(each.type == "task-started" and each.hostname == event.hostname for each in waiting):
+            return False  # it would overtake that one
         if event.type == "task-started":
             return any(each.started is None for each in held)
-        waiting = self.tasks.parked[task.uuid]
-        is_started = any(each.type == "task-started" and each.hostname == event.hostname for each in waiting)
-        return not is_started and any(each.started is not None for each in held)
+        return any(each.started is not None for each in held)
 
     def _shown(self, name: str | None) -> str:
         return self.keys.shown(name) if name else UNKNOWN

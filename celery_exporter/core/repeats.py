@@ -34,6 +34,7 @@ class End(Struct, frozen=True, gc=False, array_like=True):
     state: State
     at: float
     listened: float  # when it was noted
+    runtime: float | None = None  # seconds, if that was told
 
 
 class Ends:
@@ -71,16 +72,20 @@ class Ends:
         """Tell whether a worker says once more that an execution ended in this state."""
         worker, room = event.hostname, task.room
         is_over, is_last = room.state is None, task.ended_by() == worker
-        if is_over and is_last and room.place is not None:
-            end: End | None = End(task.uuid, worker, room.place, task.since, task.heard)
-        else:
-            end = self._ends.get((task.uuid, worker))
+        end = self._ends.get((task.uuid, worker))
+        if is_over and is_last and room.place is not None and (end is None or end.at < task.since):
+            end = End(task.uuid, worker, room.place, task.since, task.heard)
         held = task.held_in(worker, event.pid)
-        if end is not None and end.state is state and 0 <= event.timestamp - end.at < REPEAT_SECONDS:
+        if end is not None and end.state is state and _is_soon(end, event):
             return not any(_may_end(each, task, event) for each in held)
         if not is_last or held:
             return False
         return not is_over or (room.place is state and not _may_lack_receipt(event))
+
+
+def _is_soon(end: End, event: Event) -> bool:
+    is_other = None not in (end.runtime, event.runtime) and end.runtime != event.runtime
+    return not is_other and 0 <= event.timestamp - end.at < REPEAT_SECONDS
 
 
 def _may_end(delivery: Delivery, task: Task, event: Event) -> bool:

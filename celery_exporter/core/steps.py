@@ -277,15 +277,15 @@ def _first_held(story: Story, event: Event) -> Delivery | None:
 def _last_held(story: Story, event: Event) -> Delivery | None:
     """Return the delivery that an event may end which ends the task.
 
-    That is the one that was started when the event says, where it tells the run time; else one of the last
-    attempt, and of equal ones the newest.
+    That is the one that was started nearest to when the event says, where it tells the run time; else one of
+    the last attempt, and of equal ones the newest.
     """
     held = _started_or_held(story, event)
     if len(held) > 1 and event.runtime is not None:
         started = event.timestamp - event.runtime
-        exact = [each for each in held if each.started and abs(each.started - started) < MAX_DELAY]
-        if len(exact) == 1:
-            return exact[0]
+        nearest = min(reversed(held), key=lambda each: abs((each.started or 0.0) - started))
+        if abs((nearest.started or 0.0) - started) < MAX_DELAY:
+            return nearest
     return max(reversed(held), key=attrgetter("attempt"), default=None)
 
 

@@ -81,6 +81,27 @@ def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
     assert story.cell("process", "other").queued.total == pytest.approx(2)
 
 
+@pytest.mark.parametrize("ahead", [0, 300, -300])
+@pytest.mark.parametrize("order", interleavings(*replaced()[1:]))
+def test_a_replaced_task_is_two_executions_when_only_workers_publish_task_sent(order, ahead):
+    """Which of two workers is heard first is chance; heartbeats tell how far a clock is ahead."""
+    story, names = Story(), ("fetch", "process")
+    story.tell(heartbeat("a@h", at=story.now), heartbeat("b@h", at=story.now + ahead))
+    profiles = {worker: Profile(queues=("q", "other"), registered=names) for worker in ("a@h", "b@h")}
+    story.cluster.learn(profiles, story.moment())
+    for event in order:
+        skew = ahead if event["hostname"] == "b@h" else 0
+        story.tell(event | {"timestamp": event["timestamp"] + skew})
+        story.wait(0.001)
+    story.wait(5)
+    assert by_name(story) == {
+        **{("fetch", state): 1 for state in RUN[1:3]},
+        **{("process", state): 1 for state in RUN},
+    }
+    assert story.gauges() == {}
+    assert sum(cell.redelivered for cell in story.ledger.snapshot().values()) == 0
+
+
 def told_apart() -> list[list[dict]]:
     """Return orders in which a successor of the same name is told from its predecessor.
 
@@ -145,6 +166,21 @@ def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_
     runtimes = {name: next(iter(story.cell(name).ran.values())).total for name in ("parent", "child")}
     assert runtimes == {"parent": 8.0, "child": 1.0}
     assert story.gauges() == {}
+
+
+@pytest.mark.parametrize("started_last", [1.05, 1.3])
+@pytest.mark.parametrize("first", ["child", "parent"])
+def test_ends_that_fit_two_executions_are_of_the_one_whose_run_time_they_fit_better(first, started_last):
+    story = Story()
+    story.tell(sent(name="parent"), received(name="parent"), started(at=1))
+    story.tell(sent(at=1.01, name="child"), received(at=1.02, name="child"), started(at=started_last))
+    ends = {
+        "child": succeeded(at=started_last + 0.41, runtime=0.4),
+        "parent": succeeded(at=1.61, runtime=0.6),
+    }
+    story.tell(ends.pop(first), *ends.values())
+    runtimes = {name: next(iter(story.cell(name).ran.values())).total for name in ("parent", "child")}
+    assert (runtimes, story.gauges()) == ({"parent": 0.6, "child": 0.4}, {})
 
 
 def test_a_task_whose_id_waits_again_when_it_ends_is_pending_and_then_done():
@@ -323,6 +359,20 @@ def test_a_redelivered_task_with_an_eta_waits_from_its_eta(by):
     story.wait(2.5)
     assert story.cell().redelivered == 1
     assert story.cell().queued.total == pytest.approx(1)
+
+
+def test_a_late_sending_opens_no_task_that_ended_while_it_was_waited_for():
+    """By the clock of the worker that sent it, it is later than the end on another one."""
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), retried(at=2, **A))
+    story.tell(received(at=3, retries=1, **B))
+    story.wait(1.9)
+    story.tell(started(at=4.8, **B), succeeded(at=4.9, **B))
+    story.wait(0.5)
+    assert story.gauges() == {}
+    story.wait(0.5)
+    story.tell(sent(at=302, retries=1, hostname="a@h"))
+    assert (story.gauges(), story.by_state()["PENDING"]) == ({}, 2)
 
 
 # -- shadows -----------------------------------------------------------------------------------------------
