@@ -229,8 +229,7 @@ class Cluster:
 
     def put_back(self, task: Task, now: Moment) -> None:
         """Let a task wait again that its worker had received: the broker delivers it to another one."""
-        story, worker = task.unfold(), task.held_by()
-        story.deliveries = [each for each in story.deliveries if each.worker != worker]
+        task.unfold().give_back(task.held_by())
         self.tasks.move(task, task.room.kind, PENDING, now.wall)
         task.fold()
 

@@ -126,7 +126,8 @@ def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledge
     late = attempt in (story.skipped or ())
     if _is_again(story, attempt) and not _is_copy(story, event):
         ledger.redelivered(key)
-        ready = received  # not before its eta, which a redelivered message still carries
+        if not (eta and _take_unstarted(story, attempt)):
+            ready = received  # not before its eta, which a redelivered message still carries
     for delivery in _held(story, event):
         is_this = delivery.attempt == attempt or delivery.attempt not in story.sent
         if is_this and delivery.received is None and delivery.started is not None:  # it was overtaken
@@ -167,6 +168,13 @@ def _close_attempt(story: Story, attempt: int) -> None:
     if story.received is None or attempt > story.received:
         _pass_by(story, attempt)
         story.skipped = {*(story.skipped or ()), attempt}
+
+
+def _take_unstarted(story: Story, attempt: int) -> bool:
+    """Tell whether nobody has started an attempt that was received; forget who gave it back."""
+    before = [each for each in story.deliveries if each.attempt == attempt]
+    story.deliveries = [each for each in story.deliveries if not each.is_given_back()]
+    return bool(before) and all(each.started is None for each in before)
 
 
 def _is_copy(story: Story, event: Event) -> bool:

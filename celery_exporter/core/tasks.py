@@ -42,7 +42,12 @@ class Delivery(Struct, gc=False):
     ready: float | None  # since when it waits to be started: max(sent, eta)
     received: float | None  # max(received, eta)
     started: float | None = None
-    ended: bool = False  # kept after its end only while its task-sent, and so its wait, is outstanding
+    # Kept after its end only while its task-sent, and so its wait, is outstanding; and if it was given back.
+    ended: bool = False
+
+    def is_given_back(self) -> bool:
+        """Tell whether it was taken from its worker before it was started."""
+        return self.ended and self.started is None
 
 
 class Generation(Struct, frozen=True, gc=False):
@@ -77,6 +82,14 @@ class Story(Struct, gc=False):
         """Tell whether a worker has an attempt of an earlier generation."""
         return any(not each.ended and each.attempt // MAX_ATTEMPTS < generation for each in self.deliveries)
 
+    def give_back(self, worker: str) -> None:
+        """Take from a worker what it was delivered; remember that the newest delivery was not started."""
+        newest = self.deliveries[-1]
+        self.deliveries = [each for each in self.deliveries if each.worker != worker]
+        if newest.started is None:
+            back = Delivery("", None, newest.attempt, newest.ready, newest.received, ended=True)
+            self.deliveries.append(back)
+
     def attempts(self) -> set[int]:
         """Return the attempts that were sent, or delivered, as far as that is remembered."""
         return {*self.sent, *(each.attempt for each in self.deliveries)}
@@ -105,7 +118,9 @@ class Task(Struct, gc=False):
     ready: float | None = None  # since when it waits: max(sent, eta), of those that are known
     worker: str | None = None  # that received the attempt, and ended it if the task is finished
     pid: int | None = None
-    at: float | None = None  # when it was received (not before its eta), and then when it was started
+    # When it was received (not before its eta), and then when it was started. Without a worker: of the
+    # attempt before, which was given back before it was started.
+    at: float | None = None
 
     def tell(self) -> Story:
         """Return its story; without one, what that would be."""
@@ -115,7 +130,10 @@ class Task(Struct, gc=False):
         # Since when attempts waited that are over is of no use to anybody; that the first one was sent is.
         sent = {} if self.sent is None else dict.fromkeys((0, self.sent), self.ready or 0.0)
         if self.worker is None:
-            return Story(sent, attempt - 1 if attempt else None, [])
+            back = (
+                [] if self.at is None else [Delivery("", None, attempt - 1, self.ready, self.at, ended=True)]
+            )
+            return Story(sent, attempt - 1 if attempt else None, back)
         ended, deliveries = self.room.state is None, []
         if self.at is not None:
             # When one was received that was started is only known not to be unknown.
@@ -137,7 +155,7 @@ class Task(Struct, gc=False):
             return
         received = -1 if story.received is None else story.received
         sent = max(story.sent, default=None)
-        if not story.deliveries:
+        if not story.deliveries or self._is_given_back(story):
             attempt = received + 1
         elif len(story.deliveries) == 1 and self._is_usual(story, story.deliveries[0]):
             attempt = received
@@ -151,10 +169,16 @@ class Task(Struct, gc=False):
         self.ready = None if sent is None else story.sent[sent]
         self.worker = self.pid = self.at = None
         for one in story.deliveries:
-            self.ready, self.worker, self.pid = one.ready, one.worker, one.pid
+            self.ready, self.worker, self.pid = one.ready, one.worker or None, one.pid
             at = one.received if one.started is None else one.started
             # A restart made two objects of one float.
             self.at = next((each for each in (self.since, self.ready) if each == at), at)
+
+    def _is_given_back(self, story: Story) -> bool:
+        """Tell whether all that is known is that the newest attempt was received and nobody started it."""
+        one = story.deliveries[-1]
+        is_newest = len(story.deliveries) == 1 and one.attempt == story.received and one.received is not None
+        return is_newest and one.is_given_back() and self.room.state is State.PENDING
 
     def _is_usual(self, story: Story, one: Delivery) -> bool:
         newest = one.attempt == story.received and not one.ended

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
+from celery_exporter.core.reconcile import Reconciler
 from celery_exporter.core.workers import Profile
 
 from .story import (
@@ -373,6 +374,34 @@ def test_a_late_sending_opens_no_task_that_ended_while_it_was_waited_for():
     story.wait(0.5)
     story.tell(sent(at=302, retries=1, hostname="a@h"))
     assert (story.gauges(), story.by_state()["PENDING"]) == ({}, 2)
+
+
+ETA = "2023-11-14T22:14:20+00:00"  # T0 + 60 s
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("goodbye", [True, False])
+@pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
+def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, goodbye, saved):
+    story = Story()
+    story.tell(heartbeat("a@h", pid=7), sent(eta=ETA), received(at=1, eta=ETA, **A))
+    if goodbye:
+        story.tell(heartbeat("a@h", kind="offline", pid=7))
+        for _ in Reconciler(story.cluster, drops_expired=False).reconcile(story.moment()):
+            pass
+        assert story.gauges() == {"PENDING": 1}
+    story = restarted(story) if saved else story
+    story.tell(received(at=100, eta=ETA, **by), started(at=101, **by))
+    story.wait(2.5)
+    assert (story.cell().redelivered, story.cell().queued.total) == (1, pytest.approx(41))
+
+
+def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redelivery():
+    story = Story()
+    story.tell(sent(eta=ETA), received(at=1, eta=ETA, **A), started(at=62, **A))
+    story.tell(received(at=100, eta=ETA, **B), started(at=103, **B))
+    story.wait(2.5)
+    assert (story.cell().redelivered, story.cell().queued.total) == (1, pytest.approx(2 + 3))
 
 
 # -- shadows -----------------------------------------------------------------------------------------------
