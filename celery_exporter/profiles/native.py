@@ -267,7 +267,8 @@ WORKER_UP = Row(
 def _workers_online(snapshot: Snapshot) -> list[tuple[tuple[str, ...], float]]:
     """Return how many workers are up: nothing where they cannot be heard, and none was heard before."""
     around = snapshot.around
-    if around.no_events or (around.blocked and not snapshot.workers):
+    is_deaf = around.blocked or not around.listened
+    if around.no_events or (is_deaf and not snapshot.workers):
         return []
     return [((), sum(worker.up for worker in snapshot.workers))]
 
@@ -279,7 +280,8 @@ _WORKER_ROWS = [
         "Workers that are up.",
         (),
         _workers_online,
-        absent="No event can arrive on this transport, or publishers are blocked since the exporter started.",
+        absent="No event can arrive on this transport; or none could since the exporter started: the broker "
+        "was not reached, or blocked all publishers.",
         example="celery_workers_online == 0",
     ),
     WORKER_UP,
@@ -446,7 +448,8 @@ _QUEUE_ROWS = [
         "gauge",
         "1 while the event subscription is open and answers.",
         (),
-        lambda snapshot: [((), snapshot.around.broker_up)],
+        lambda snapshot: [] if snapshot.around.no_events else [((), snapshot.around.broker_up)],
+        absent="No event can arrive on this transport.",
         example="celery_broker_up == 0",
     ),
     Row(
