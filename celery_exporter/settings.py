@@ -102,7 +102,9 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     Raises BadSettingError, with one line that says which option, what it got and what it takes.
     """
     values = {option.key: _value(option, argv.get(option.key), environ) for option in OPTIONS}
-    if argv.get("broker_url") and not argv.get("broker_url_file"):  # an option beats a variable
+    if argv.get("broker_url") and argv.get("broker_url_file"):
+        raise BadSettingError("--broker-url and --broker-url-file are both given; give one of them")
+    if argv.get("broker_url"):  # an option beats a variable
         values["broker_url_file"] = None
     if values["broker_url_file"] is not None:
         values["broker_url"] = url_from_file(values["broker_url_file"])

@@ -218,9 +218,10 @@ def test_the_url_from_a_file(tmp_path):
     assert load({"broker_url_file": str(path)}, {}).broker_url == "amqp://u:p@h//"
     found = load({"broker_url": URL}, {"CE_BROKER_URL_FILE": str(path)})
     assert found.broker_url == URL, "an option beats a variable"
+    assert "both given" in complaint(broker_url=URL, broker_url_file=str(path))
     path.write_text("hunter2")
-    assert "hunter2" not in complaint(broker_url_file=str(path))
-    assert "No such file" in complaint(broker_url_file=str(tmp_path / "none"))
+    assert "hunter2" not in complaint(broker_url=None, broker_url_file=str(path))
+    assert "No such file" in complaint(broker_url=None, broker_url_file=str(tmp_path / "none"))
 
 
 def test_a_durable_queue_is_not_for_a_reader_that_acknowledges_nothing():

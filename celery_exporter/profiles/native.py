@@ -615,11 +615,12 @@ EXPORTER_ROWS = [
     ),
     _counts(
         "tasks_reconciled",
-        "Tasks taken out of celery_tasks without an event, by reason: message_gone (purged, or run without "
-        "events), expired, not_running (its worker does not have it); returned ones wait again.",
+        "Tasks whose state was corrected without an event, by reason. Taken out: message_gone (purged, or "
+        "run without events), expired, not_running (its worker does not have it). Waiting again: returned "
+        "(its worker said goodbye before it started it).",
         "reason",
         attrgetter("reconciled"),
-        example="sum by (reason) (increase(celery_exporter_tasks_reconciled_total[1h])) > 0",
+        example='increase(celery_exporter_tasks_reconciled_total{reason!="returned"}[1h]) > 0',
     ),
     _counts(
         "label_fallbacks",
