@@ -49,7 +49,8 @@ class Histogram(Struct, gc=False):
         if self.native is not None:
             index = native_index(value)
             self.native[index] = self.native.get(index, 0) + 1
-        if self.exemplars is not None and uuid is not None and len(uuid) <= LONGEST:
+        # Prometheus refuses a page with a NUL in an exemplar; and no other control is of use to anybody.
+        if self.exemplars is not None and uuid and len(uuid) <= LONGEST and uuid.isprintable():
             self.exemplars[bucket] = Exemplar(uuid, value)
 
     def absorb(self, other: Histogram) -> None:

@@ -49,6 +49,14 @@ def test_an_exemplar_has_128_characters_with_its_label_at_most():
     assert len(found.exemplars) == 1
 
 
+@pytest.mark.parametrize("uuid", ["a\0b", "a\nb", "\x1b[2J", "a\x85b", "a\u202eb", "\ufeff"])
+def test_an_exemplar_has_printable_characters_only(uuid):
+    found = Histogram([0], exemplars={})
+    found.observe((), 1.0, "ключ é")
+    found.observe((), 1.0, uuid)
+    assert found.exemplars == {0: Exemplar("ключ é", 1.0)}
+
+
 def test_a_copy_goes_its_own_way_though_nothing_was_observed_yet():
     found = Histogram([0, 0, 0], native={}, exemplars={})
     copy = found.copy()

@@ -6,6 +6,7 @@ import statistics
 import time
 
 import pytest
+from fuzz.batches import AWKWARD
 from harness.events import publish_events
 from harness.marks import on_redis
 from harness.servers import Prometheus
@@ -109,6 +110,26 @@ def test_exemplars_name_a_task_of_each_bucket(watched, broker):
 
     until_equal(named, {"task-0": 0.5, "task-1": 20.0}, 15)
     assert " # {" not in app.get().text, "the text format has none"
+
+
+@on_redis
+def test_no_exemplar_makes_prometheus_refuse_the_page(watched, broker):
+    """An id is what an application says. Each has a bucket of its own, for the newest one is kept of each."""
+    characters = sorted({*AWKWARD, *map(chr, range(0x20)), "\x7f", "\x9b", "\u202e", "\ud7ff", "é"})
+    bounds = ",".join(map(str, range(1, len(characters) + 2)))
+    _, prometheus = watched("exemplar-storage", "--exemplars", "--buckets", bounds)
+    told = [
+        event | {"uuid": f"a{character}b"}
+        for index, character in enumerate(characters)
+        for event in lives([index + 0.5])
+    ]
+    publish_events(broker.url, *told)
+    count = 'celery_task_runtime_seconds_count{task_name="made.up"}'
+    until_equal(lambda: value(prometheus, count), float(len(characters)), 30)
+    found = prometheus.exemplars('celery_task_runtime_seconds_bucket{task_name="made.up"}')
+    named = {each["labels"]["task_id"] for each in found}
+    assert {"a'b", "a{b", "a#b", "aéb"} <= named
+    assert not {"a\0b", "a\x1bb", "a\u202eb"} & named
 
 
 @on_redis
