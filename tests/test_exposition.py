@@ -288,7 +288,7 @@ def test_a_page_is_made_in_parts_between_which_other_threads_come():
 
 def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
     found = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
-    for value, uuid in ((0.001, "a-uuid"), (2.5, 'back\\slash"'), (1e9, "%d")):
+    for value, uuid in ((0.001, "a-uuid"), (2.5, "back\\slash"), (1e9, "%d")):
         found.observe(BOUNDS, value, uuid)
     wait = row("celery_wait_seconds", "histogram", [(("%d",), found)], bounds=lambda _: BOUNDS)
     (family, *_) = text_string_to_metric_families(
@@ -299,7 +299,7 @@ def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
         for sample in family.samples
         if sample.exemplar
     }
-    assert named == {("0.005", "a-uuid", 0.001), ("30", 'back\\slash"', 2.5), ("+Inf", "%d", 1e9)}
+    assert named == {("0.005", "a-uuid", 0.001), ("30", "back\\slash", 2.5), ("+Inf", "%d", 1e9)}
     assert b" # {" not in Exposition([wait]).render(moment(1.0), TEXT)
 
 

@@ -101,12 +101,17 @@ class Processes(Struct, gc=False):
         return self._may_have_sent(only, event) and not _is_early(only, event, now)
 
     def _pass_over_silence(self, listened: float, period: float) -> None:
-        """Take no process for gone because of a time in which nobody of the name was heard."""
+        """Take no process for gone because of a time in which nobody of the name was heard.
+
+        One of which that was said already is gone if others were heard since, who are just slow.
+        """
         running = [process for process in self.known if not (process.left or process.replaced)]
         silence = listened - self.known[-1].heard if len(running) > 1 else 0.0
-        if silence > period:  # a little more may be the delay of one who is alone
-            for process in running:
-                process.heard += min(silence, 2 * (silence - period))
+        if silence <= period:
+            return
+        for process in running:
+            if self.events - 1 - process.last < len(running):  # no other was heard twice, if they take turns
+                process.heard += min(silence, 2 * (silence - period))  # one who is alone may be a little late
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
         """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""

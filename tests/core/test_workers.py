@@ -429,6 +429,37 @@ def test_a_worker_one_heartbeat_of_which_came_too_early_is_down_when_it_says_goo
     assert not story.cluster.workers["w@h"].up
 
 
+@pytest.mark.parametrize("every", [4.1, 20])
+@pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
+def test_a_process_is_replaced_by_one_whose_heartbeats_are_slow(pids, every):
+    """As those of a solo worker are, which sends one between two tasks."""
+    story = Story()
+    for _ in range(5):
+        story.tell(heartbeat(at=story.now, processed=5, pid=pids[0]))
+        story.wait(2)
+    story.wait(1)
+    story.tell(heartbeat(at=story.now, kind="online", processed=0, pid=pids[1]))
+    for count in (1, 2, 3):
+        story.wait(every)
+        story.tell(heartbeat(at=story.now, processed=count, pid=pids[1]))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.restarts, worker.processed_total, worker.shared) == (1, 8, False)
+    story.tell(heartbeat(at=story.now, kind="offline", processed=3, pid=pids[1]))
+    assert not worker.up
+
+
+@pytest.mark.parametrize("every", [4.1, 20])
+@pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
+def test_a_name_that_one_slow_process_is_left_of_is_as_any_other(pids, every):
+    story = Story()
+    alternate(story, 140, 60, pids=pids, rounds=6)
+    for count in range(60, 60 + int(200 / every)):
+        story.wait(every)
+        story.tell(heartbeat(at=story.now, processed=count, pid=pids[1]))
+    worker = story.cluster.workers["w@h"]
+    assert (worker.shared, worker.processed_total) == (False, 140 + count)
+
+
 @pytest.mark.parametrize("pid", [1, 2])
 def test_a_worker_that_is_killed_as_soon_as_it_comes_up_restarts_each_time(pid):
     story = Story()
