@@ -35,7 +35,7 @@ from celery_exporter.core.queues import QueueTable
 from celery_exporter.core.repeats import End, Ends
 from celery_exporter.core.routing import Binding, Routes
 from celery_exporter.core.steps import EFFECTS, at_sent, epoch, usually_sent
-from celery_exporter.core.tasks import MAX_ATTEMPTS, Room, Story, Task, TaskTable
+from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Room, Story, Task, TaskTable
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
@@ -445,6 +445,7 @@ class Cluster:
     def _reopen(self, task: Task, event: Event, came: Moment, ended_by: str) -> None:
         """Apply a receipt that came before the end of another delivery, which was applied before it."""
         if task.room.state is None:
+            self.ends.note_finished(task, came.listened)
             self.tasks.move(task, task.room.kind, PENDING, task.since)
         self._step(task, event, came)
         task.unfold().ended_by = ended_by
@@ -567,10 +568,9 @@ class Cluster:
         open_ = task.room.state is not None
         if not open_:
             self.ends.note_finished(task, now.listened)
-        if event.type in self.repeated:
-            at, runtime = event.timestamp, event.runtime
-            self.ends.note(End(task.uuid, event.hostname, effect.counts, at, now.listened, runtime))
         delivery = effect.find(story, event)
+        if event.type in self.repeated:
+            self._note_end(event, delivery, effect.counts, now)
         attempt = event.retries if delivery is None else delivery.attempt
         kind_key = task.key_of(attempt)
         key = self._key_at(kind_key, event.hostname)
@@ -592,6 +592,12 @@ class Cluster:
         self._hear(task, now)
         if open_ and lands is None and not story.is_succeeded(attempt or 0):
             story.ended_by = event.hostname  # over when those it was delivered to since are, too
+
+    def _note_end(self, event: Event, delivery: Delivery | None, state: State, now: Moment) -> None:
+        """Remember an end, which may be told once more."""
+        uuid, started = event.uuid or "", delivery.started if delivery else None
+        end = End(uuid, event.hostname, state, event.timestamp, now.listened, event.runtime, started)
+        self.ends.note(end)
 
     def _go_on(self, story: Story, task: Task, attempt: int) -> None:
         """Let a task wait whose attempt is over, and whose id was sent for other work meanwhile."""
@@ -763,6 +769,12 @@ class Cluster:
         Which of two workers is heard first is chance where they received it within some milliseconds.
         """
         if event.type != "task-received" or not story.deliveries:
+            return False
+        workers = [
+            self.workers.get(name) for name in (event.hostname, *(each.worker for each in story.deliveries))
+        ]
+        skews = [worker.clock_skew for worker in workers if worker is not None]
+        if len(skews) < len(workers) or None in skews:  # clocks may be off
             return False
         at = self._happened_at(event)
         return all(at < (each.received or 0.0) - self._skew(each.worker) for each in story.deliveries)

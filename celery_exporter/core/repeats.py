@@ -12,17 +12,17 @@ from itertools import takewhile
 
 from msgspec import Struct
 
-from celery_exporter.core.events import Event, unregistered_name
-from celery_exporter.core.identity import generation_of
+from celery_exporter.core.events import Event, exception_class, unregistered_name
 from celery_exporter.core.tasks import Delivery, Task
 from celery_exporter.core.words import State
 
 #: Seconds, by the worker's clock, within which what it says twice is said of one execution, unless it has
 #: started another one.
 REPEAT_SECONDS = 1.0
+_TIME_LIMIT = "TimeLimitExceeded"
 #: Listening time for which an end is remembered: events that follow may wait for a `task-sent`.
 KEPT_SECONDS = 10.0
-#: Ends that are remembered at a time, of tasks that went on after them: at 400 bytes each, 8 MB.
+#: Ends that are remembered at a time, of tasks that went on after them: at 400 bytes each, usually, 8 MB.
 MAX_ENDS = 20_000
 
 
@@ -35,6 +35,7 @@ class End(Struct, frozen=True, gc=False, array_like=True):
     at: float
     listened: float  # when it was noted
     runtime: float | None = None  # seconds, if that was told
+    started: float | None = None  # when the execution was, if that is known
 
 
 class Ends:
@@ -77,7 +78,7 @@ class Ends:
             end = End(task.uuid, worker, room.place, task.since, task.heard)
         held = task.held_in(worker, event.pid)
         if end is not None and end.state is state and _is_soon(end, event):
-            return not any(_may_end(each, task, event) for each in held)
+            return not any(_may_end(each, event, end) for each in held)
         if not is_last or held:
             return False
         return not is_over or (room.place is state and not _may_lack_receipt(event))
@@ -88,13 +89,18 @@ def _is_soon(end: End, event: Event) -> bool:
     return not is_other and 0 <= event.timestamp - end.at < REPEAT_SECONDS
 
 
-def _may_end(delivery: Delivery, task: Task, event: Event) -> bool:
-    """Tell whether the event may end this delivery, right after another one was ended.
+def _may_end(delivery: Delivery, event: Event, end: End) -> bool:
+    """Tell whether the event may end this delivery, right after another one ended in the same state.
 
-    What is of an older generation was replaced, which ends without an event.
+    A hard time limit is told twice. The second one is of another execution if the two began as far apart as
+    they ended, which of them was taken to end first; a repeat follows at once.
     """
-    is_newest = generation_of(delivery.attempt) >= generation_of(task.tell().received or 0)
-    return is_newest and (delivery.started is not None or event.type == "task-revoked")
+    if not (exception_class(event.exception) or "").endswith(_TIME_LIMIT):
+        return delivery.started is not None or event.type == "task-revoked"
+    if delivery.started is None or end.started is None:
+        return False
+    between = event.timestamp - end.at
+    return abs(between - abs(delivery.started - end.started)) < between
 
 
 def _may_lack_receipt(event: Event) -> bool:

@@ -126,7 +126,8 @@ def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledge
     late = attempt in (story.skipped or ())
     if _is_again(story, attempt) and not _is_copy(story, event):
         ledger.redelivered(key)
-        if not (eta and _take_unstarted(story, attempt)):
+        is_unstarted = _take_unstarted(story, attempt)
+        if not (eta and is_unstarted):
             ready = received  # not before its eta, which a redelivered message still carries
     for delivery in _held(story, event):
         is_this = delivery.attempt == attempt or delivery.attempt not in story.sent

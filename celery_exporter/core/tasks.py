@@ -86,7 +86,7 @@ class Story(Struct, gc=False):
         """Take from a worker what it was delivered; remember that the newest delivery was not started."""
         newest = self.deliveries[-1]
         self.deliveries = [each for each in self.deliveries if each.worker != worker]
-        if newest.started is None:
+        if newest.started is None and all(each.ended for each in self.deliveries):
             back = Delivery("", None, newest.attempt, newest.ready, newest.received, ended=True)
             self.deliveries.append(back)
 

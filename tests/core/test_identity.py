@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -25,6 +26,7 @@ from .story import (
 )
 from .test_memory import restarted
 
+LIMIT = {"exception": "TimeLimitExceeded(3600)"}
 A, B = {"host": "a@h", "pid": 7}, {"host": "b@h", "pid": 8}
 
 
@@ -307,6 +309,39 @@ def test_two_deliveries_that_one_process_starts_and_ends_within_a_moment_are_two
     assert (story.by_state()["FAILURE"], story.gauges()) == (2, {})
 
 
+@pytest.mark.parametrize("other", ["add", "mul"])
+@pytest.mark.parametrize("end", [failed, retried, partial(rejected, requeue=True)])
+def test_an_id_that_is_sent_twice_and_runs_twice_at_once_ends_twice(end, other):
+    story = Story()
+    story.tell(sent(), sent(at=0.05, name=other), received(at=0.1, **A), received(at=0.12, name=other, **A))
+    story.wait(2.5)
+    story.tell(started(at=0.2, **A), started(at=0.21, **A), end(at=1, **A), end(at=1.02, **A))
+    assert (sum(story.counts().values()), story.cluster.repeated.total()) == (8, 0)
+
+
+@pytest.mark.parametrize("second", [0.5, 3600])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_time_limit_that_is_told_twice_while_a_redelivery_runs_is_one_failure(second, waits):
+    """A run that is longer than Redis' visibility timeout; its time limit may be that, too."""
+    story = Story()
+    story.tell(sent(), received(**A), started(at=1, **A), received(at=3600, **A))
+    story.wait(0.5 if waits else 2.5)
+    ends = [failed(at=3600 + second, **LIMIT, **A), failed(at=3600.03 + second, **LIMIT, **A)]
+    story.tell(*ends, started(at=3600.6, **A)) if waits else story.tell(started(at=3600.1, **A), *ends)
+    story.wait(2.5)
+    story.tell(succeeded(at=9000, **A))
+    assert (story.by_state()["FAILURE"], story.by_state()["SUCCESS"], story.gauges()) == (1, 1, {})
+
+
+def test_two_runs_of_one_id_that_reach_their_time_limit_together_are_two_failures():
+    story = Story()
+    story.tell(sent(), received(**A), received(at=0.2, **A))
+    story.wait(2.5)
+    story.tell(started(at=1, **A), started(at=1.1, **A))
+    story.tell(*(failed(at=10 + at, **LIMIT, **A) for at in (0, 0.03, 0.1, 0.13)))
+    assert (story.by_state()["FAILURE"], story.gauges()) == (2, {})
+
+
 def test_deliveries_that_one_process_revokes_within_a_moment_are_several():
     story = Story()
     story.tell(sent(), received(**A), received(at=1, **A))
@@ -402,6 +437,47 @@ def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redeliv
     story.tell(received(at=100, eta=ETA, **B), started(at=103, **B))
     story.wait(2.5)
     assert (story.cell().redelivered, story.cell().queued.total) == (1, pytest.approx(2 + 3))
+
+
+def leave(story: Story, worker: dict) -> None:
+    """Let a worker say goodbye, and what it had received go back."""
+    story.tell(heartbeat(worker["host"], kind="offline", pid=worker["pid"], at=story.now))
+    for _ in Reconciler(story.cluster, drops_expired=False).reconcile(story.moment()):
+        pass
+
+
+def test_a_task_that_two_workers_received_is_with_the_other_one_when_one_leaves():
+    story = Story()
+    story.tell(sent(eta=ETA), received(at=1, eta=ETA, **A), received(at=30, eta=ETA, **B))
+    story.wait(2.5)
+    leave(story, B)
+    story.tell(started(at=61, **A))
+    assert story.gauges() == {"STARTED": 1}
+    story.tell(succeeded(at=62, **A))
+    assert story.gauges() == {}
+
+
+@pytest.mark.parametrize("eta", [None, ETA])
+def test_a_task_that_was_given_back_costs_no_more_than_another_one(eta):
+    story = Story()
+    story.tell(sent(eta=eta))
+    for number, worker in enumerate((A, B, A, B)):
+        story.tell(received(at=1 + number, eta=eta, **worker))
+        story.wait(2.5)
+        leave(story, worker)
+        assert story.cluster.tasks.get("u1").story is None
+    story.tell(received(at=9, eta=eta, **A), started(at=61, **A))
+    story.wait(2.5)
+    assert (story.cluster.tasks.get("u1").story, story.gauges()) == (None, {"STARTED": 1})
+
+
+def test_a_receipt_is_older_than_another_worker_s_only_if_their_clocks_are_known():
+    story = Story()
+    story.tell(received(at=100, name="fetch", **A), started(at=100.1, **A))
+    story.wait(5)
+    story.tell(received(at=95, name="process", **B), started(at=95.1, **B), succeeded(at=96, **B))
+    story.wait(5)
+    assert story.gauges() == {}
 
 
 # -- shadows -----------------------------------------------------------------------------------------------
@@ -588,7 +664,7 @@ def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_execu
 def test_the_end_of_a_successor_that_is_reported_twice_is_no_end_of_the_task_that_it_replaced():
     story = told_in_time(
         *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, name="mul", **HERE)),
-        *(received(at=0.4, name="mul"), started(at=0.5), failed(at=1), failed(at=1.03)),
+        *(received(at=0.4, name="mul"), started(at=0.5), failed(at=1, **LIMIT), failed(at=1.03, **LIMIT)),
     )
     assert (by_name(story)["mul", "FAILURE"], by_name(story).get(("add", "FAILURE"), 0)) == (1, 0)
     assert story.cluster.repeated["task-failed"] == 1

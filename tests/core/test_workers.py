@@ -342,14 +342,11 @@ def test_law_processes_with_one_pid_are_never_counted_twice(crowd, skews):
 
 
 @settings(max_examples=150)
-@given(
-    crowds, st.lists(st.tuples(st.integers(0, 9), st.sampled_from([2, 2.5, 5, 35])), min_size=1, max_size=3)
-)
-def test_law_nobody_is_gone_while_nobody_is_heard(crowd, silences):
+@given(crowds, st.integers(0, 9), st.sampled_from([2, 2.5, 5, 35]))
+def test_law_nobody_is_gone_while_nobody_is_heard(crowd, beats, periods):
     told = Crowd(**crowd, pids=[1] * 4)
-    for beats, periods in silences:
-        told.run(1, beats)
-        told.be_silent(periods * told.period)
+    told.run(1, beats)
+    told.be_silent(periods * told.period)
     told.run(20)
     assert told.worker.processed_total >= max(told.told)
     assert (told.worker.shared, told.worker.restarts) == (True, 0)
