@@ -110,7 +110,9 @@ class Processes(Struct, gc=False):
         if silence <= period:
             return
         for process in running:
-            if self.events - 1 - process.last < len(running):  # no other was heard twice, if they take turns
+            if self.events - 1 - process.last < 2 * (
+                len(running) - 1
+            ):  # the others were not heard twice each
                 process.heard += min(silence, 2 * (silence - period))  # one who is alone may be a little late
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
