@@ -18,7 +18,7 @@ from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.exposition import Exposition, negotiate
 from celery_exporter.status import Status
 from celery_exporter.web.encodings import takes_gzip
-from celery_exporter.web.status import SAFE, Page
+from celery_exporter.web.status import NOSNIFF, SAFE, Page
 from celery_exporter.web.status import pages as status_pages
 
 #: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
@@ -78,17 +78,17 @@ def build(  # noqa: PLR0913  what it shows, and what of it
         if wanted not in queued:
             queued[wanted] = asyncio.create_task(make(wanted))
         body = await asyncio.shield(queued[wanted])
-        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        headers = {**NOSNIFF, "Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         return Response(body, headers=headers | ({"Content-Encoding": "gzip"} if zipped else {}))
 
     async def healthy(_: Request) -> Response:
-        return PlainTextResponse("ok\n")
+        return PlainTextResponse("ok\n", headers=NOSNIFF)
 
     async def ready(_: Request) -> Response:
         if is_ready():
-            return PlainTextResponse("ready\n")
+            return PlainTextResponse("ready\n", headers=NOSNIFF)
         why = no_events or "no live event subscription on the broker"
-        return PlainTextResponse(f"not ready: {why}\n", 503)
+        return PlainTextResponse(f"not ready: {why}\n", 503, NOSNIFF)
 
     async def landing(_: Request) -> Response:
         state = "open" if is_ready() else "not open"

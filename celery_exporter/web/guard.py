@@ -1,4 +1,7 @@
-"""ASGI middleware: everything but `/-/healthy` is behind a certificate and a password, as a file asks for."""
+"""ASGI middleware: everything but `/-/healthy` is behind a certificate and a password, as a file asks for.
+
+And nothing is read by us that is longer than any client has a use for: it would be read on the event loop.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,10 @@ from celery_exporter.web.protection import Protection
 
 #: Open to everybody: what kills the process for its answer has no password, and the answer says nothing.
 OPEN_PATHS = frozenset({"/-/healthy"})
+#: Headers that we read. Others, a proxy's cookies among them, may be as long as the server takes them.
+_READ = frozenset({b"accept", b"accept-encoding", b"authorization"})
+#: Bytes of such a header, or of a query: Prometheus' Accept has some 400.
+LONGEST = 1_024
 
 
 def guarded(app: ASGIApp, current: Callable[[], Protection]) -> ASGIApp:
@@ -35,8 +42,8 @@ def guarded(app: ASGIApp, current: Callable[[], Protection]) -> ASGIApp:
                 message["headers"] = [*message["headers"], *extra]
             await send(message)
 
-        refusal = None
-        if scope["path"] not in OPEN_PATHS:
+        refusal = _too_long(scope)
+        if refusal is None and scope["path"] not in OPEN_PATHS:
             refusal = _without_certificate(scope, protection) or await _without_password(
                 scope, protection, passwords
             )
@@ -48,6 +55,15 @@ def guarded(app: ASGIApp, current: Callable[[], Protection]) -> ASGIApp:
             await guard(scope, receive, send)
 
     return until_the_end
+
+
+def _too_long(scope: Scope) -> Response | None:
+    for name, value in scope["headers"]:
+        if name in _READ and len(value) > LONGEST:
+            return PlainTextResponse(f"{name.decode()}: {len(value)} bytes; {LONGEST} are taken\n", 431)
+    if len(scope["query_string"]) > LONGEST:
+        return PlainTextResponse(f"the query is too long; {LONGEST} bytes are taken\n", 414)
+    return None
 
 
 # -- certificates --------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ LONGEST = 255
 _T = TypeVar("_T")
 Page = Callable[[Request], Awaitable[Response]]
 
-SAFE = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+NOSNIFF = {"X-Content-Type-Options": "nosniff"}
+SAFE = {**NOSNIFF, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 _KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
 
