@@ -8,7 +8,6 @@ come; those on workers and tasks are silent while no event can arrive, for nothi
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Literal
 
@@ -16,6 +15,7 @@ from msgspec import Struct
 
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
+from celery_exporter.quoting import shell_word
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -492,7 +492,11 @@ def _is_address(host: str) -> bool:
 
 
 def _consume(queues: list[str]) -> str:
-    return f"celery -A yourapp worker -E -Q {shlex.quote(','.join(map(printable, queues[:MOST_NAMES])))}"
+    """Return the command that starts a worker for queues; -Q takes no name with a comma, or with an end."""
+    takes = [name for name in queues if "," not in name and name == name.strip()]
+    if not takes:
+        return f"a worker with task_queues that have {names(queues)}: -Q cannot name {_it_or_them(queues)}"
+    return f"celery -A yourapp worker -E -Q {shell_word(','.join(takes[:MOST_NAMES]))}"
 
 
 def _workers_named(workers: list[WorkerView]) -> str:
@@ -512,6 +516,10 @@ def _some(texts: list[str]) -> str:
 def printable(name: str) -> str:
     """Return a text from the wire without what would move a terminal's cursor, or end a line of a log."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _it_or_them(some: Sized) -> str:
+    return "it" if len(some) == 1 else "them"
 
 
 def _is_or_are(some: Sized) -> str:

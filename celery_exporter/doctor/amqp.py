@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shlex
 import uuid
 from collections.abc import Callable, Iterable
 from http.client import HTTPException
@@ -29,6 +28,7 @@ from celery_exporter.core.snapshot import Depth, WorkerView
 from celery_exporter.doctor.ladder import Place, place_of
 from celery_exporter.doctor.leftovers import is_passing, is_task_queue
 from celery_exporter.doctor.web import fetch
+from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 
 #: From this version on, transient queues that are not exclusive are denied unless permitted
@@ -142,7 +142,7 @@ def _permits_transient(settings: Settings) -> bool | None:
 
 def _leftovers(queues: dict[str, int] | None, place: Place) -> Finding:
     if queues is None:
-        look = f"rabbitmqctl list_queues -p {shlex.quote(place.vhost)} name consumers messages"
+        look = f"rabbitmqctl list_queues -p {shell_word(place.vhost)} name consumers messages"
         found = f"not known, since the management API does not answer (see --management): {look}"
         return Finding("leftovers", "ok", found)
     left = sorted(name for name, consumers in queues.items() if not consumers and is_passing(name))
@@ -151,7 +151,7 @@ def _leftovers(queues: dict[str, int] | None, place: Place) -> Finding:
     names = ", ".join(left[:MOST_NAMES]) + (
         f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
     )
-    delete = f"rabbitmqctl delete_queue -p {shlex.quote(place.vhost)} {shlex.quote(left[0])}"
+    delete = f"rabbitmqctl delete_queue -p {shell_word(place.vhost)} {shell_word(left[0])}"
     mend = f"{delete}, and so each" if len(left) > 1 else delete
     return Finding(
         "leftovers", "warn", f"nobody reads what was made for one who listened or asked: {names}", mend

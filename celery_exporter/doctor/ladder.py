@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import socket
 import ssl
 import threading
@@ -35,6 +34,7 @@ from celery_exporter.broker.connection import (
 )
 from celery_exporter.broker.readers import reader_for
 from celery_exporter.broker.source import SettingsSource
+from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 
 #: Seconds for a name to resolve: the system's resolver tries its servers for longer.
@@ -152,9 +152,8 @@ def _resolve(place: Place) -> Finding:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(RESOLVE_TIMEOUT)
-    mend = (
-        f"correct the host in --broker-url; what the system knows of it: getent hosts {_quoted(place.host)}"
-    )
+    asked = f"getent hosts {shell_word(place.host)}"
+    mend = f"correct the host in --broker-url; what the system knows of it: {asked}"
     if not answer:
         return Finding("host", "fail", f"no answer in {RESOLVE_TIMEOUT:.0f} s what {place.host} is", mend)
     if isinstance(answer[0], Exception):
@@ -167,7 +166,7 @@ def _reach(place: Place) -> Finding:
     try:
         socket.create_connection((place.host, place.port), CONNECT_TIMEOUT).close()
     except TimeoutError:
-        mend = f"a firewall, or a wrong host; try it with: nc -vz {_quoted(place.host)} {place.port}"
+        mend = f"a firewall, or a wrong host; try it with: nc -vz {shell_word(place.host)} {place.port}"
         return Finding("port", "fail", f"no answer from {place.address} in {CONNECT_TIMEOUT:.0f} s", mend)
     except OSError as error:
         mend = "start the broker, or correct host and port in --broker-url"
@@ -189,8 +188,8 @@ class _Row(Struct, frozen=True):
 
 
 def _permit(place: Place) -> str:
-    user = _quoted(place.user or "guest")
-    return f"rabbitmqctl set_permissions -p {_quoted(place.vhost)} {user} '.*' '.*' '.*'"
+    user = shell_word(place.user or "guest")
+    return f"rabbitmqctl set_permissions -p {shell_word(place.vhost)} {user} '.*' '.*' '.*'"
 
 
 def _password(place: Place) -> str:
@@ -202,9 +201,9 @@ def _password(place: Place) -> str:
     if place.user in (None, "guest") and place.host not in _LOCAL:
         return (  # https://www.rabbitmq.com/docs/access-control, "loopback_users"
             "guest may log in from localhost only: rabbitmqctl add_user celery PASSWORD && rabbitmqctl "
-            f"set_permissions -p {_quoted(place.vhost)} celery '.*' '.*' '.*'"
+            f"set_permissions -p {shell_word(place.vhost)} celery '.*' '.*' '.*'"
         )
-    user = _quoted(place.user or "guest")
+    user = shell_word(place.user or "guest")
     return f"correct user and password in --broker-url, or: rabbitmqctl change_password {user} PASSWORD"
 
 
@@ -227,7 +226,7 @@ _ROWS = (
         "answer",
         lambda place: (
             "--broker-transport-option master_name=NAME, with a name that this lists: "
-            f"redis-cli -h {_quoted(place.host)} -p {place.port} SENTINEL MASTERS"
+            f"redis-cli -h {shell_word(place.host)} -p {place.port} SENTINEL MASTERS"
         ),
     ),
     _Row(
@@ -255,7 +254,7 @@ _ROWS = (
     _Row(
         "vhost .* not found",
         "database",
-        lambda place: f"rabbitmqctl add_vhost {_quoted(place.vhost)} && {_permit(place)}",
+        lambda place: f"rabbitmqctl add_vhost {shell_word(place.vhost)} && {_permit(place)}",
     ),
     _Row("access to vhost|NOT_ALLOWED", "database", _permit),
     _Row(
@@ -430,7 +429,7 @@ def _grant(settings: Settings, place: Place, text: str) -> str:
 def _set_user(place: Place, *rights: str) -> str:
     """Return the command for somebody else: who is denied something may not give it to himself."""
     administrator = msgspec.structs.replace(place, user=None, secret=False)
-    words = " ".join(map(_quoted, (place.user or "default", *rights)))
+    words = " ".join(map(shell_word, (place.user or "default", *rights)))
     return f"as an administrator: {redis_cli(administrator)} ACL SETUSER {words}"
 
 
@@ -449,7 +448,7 @@ def to_measure(settings: Settings, text: str) -> str:
     if place.amqp:  # which tells everybody of all queues but those; from 4.3 on, not everybody
         return (
             "exclusive=False where the queue is declared; or, if it is gone, start its workers anew: "
-            f"rabbitmqctl list_queues -p {_quoted(place.vhost)} name exclusive consumers; "
+            f"rabbitmqctl list_queues -p {shell_word(place.vhost)} name exclusive consumers; "
             f"or, from RabbitMQ 4.3 on, if this user may do nothing with the queue: {_permit(place)}"
         )
     # What `depths` asks, and Celery's clients may do all of (kombu/transport/redis.py).
@@ -472,27 +471,23 @@ def to_forget(settings: Settings, queues: Iterable[str]) -> str:
     """Return the command by which queues are no more that are empty, and that nobody should consume."""
     place = place_of(settings)
     if place.amqp:
-        vhost = _quoted(place.vhost)
-        return " && ".join(f"rabbitmqctl delete_queue -p {vhost} {_quoted(name)}" for name in queues)
+        vhost = shell_word(place.vhost)
+        return " && ".join(f"rabbitmqctl delete_queue -p {vhost} {shell_word(name)}" for name in queues)
     if not place.server:
         return "delete them where they are kept"
     # kombu knows a queue on Redis by the binding to its exchange (kombu/transport/redis.py).
     prefix = str(settings.broker_transport_options.get("global_keyprefix", ""))
     kinds = ("_kombu.binding", "_kombu.binding_permanent")
     keys = [f"{prefix}{kind}.{name}" for name in queues for kind in kinds]
-    return f"{redis_cli(place)} DEL {' '.join(map(_quoted, keys))}"
+    return f"{redis_cli(place)} DEL {' '.join(map(shell_word, keys))}"
 
 
 def redis_cli(place: Place) -> str:
     """Return how redis-cli is called for this Redis; it asks for the password by itself."""
-    login = f" --user {_quoted(place.user)}" if place.user else ""
+    login = f" --user {shell_word(place.user)}" if place.user else ""
     login += " --askpass" if place.secret else ""
     if not place.network:
-        return f"redis-cli -s {_quoted(place.host)}{login}"
+        return f"redis-cli -s {shell_word(place.host)}{login}"
     if place.sentinel:
         return "redis-cli -h MASTER"
-    return f"redis-cli -h {_quoted(place.host)} -p {place.port}{' --tls' if place.tls else ''}{login}"
-
-
-def _quoted(text: str) -> str:
-    return shlex.quote(text)
+    return f"redis-cli -h {shell_word(place.host)} -p {place.port}{' --tls' if place.tls else ''}{login}"

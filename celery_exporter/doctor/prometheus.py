@@ -10,6 +10,7 @@ from urllib.parse import urlencode, urlsplit
 from celery_exporter.advice import Finding, names
 from celery_exporter.core.cluster import host
 from celery_exporter.doctor.web import fetch
+from celery_exporter.quoting import shell_word
 
 #: Seconds for an answer, and bytes of one: some 5,000 workers.
 TIMEOUT, MOST_BYTES = 5.0, 16 * 2**20
@@ -38,7 +39,7 @@ def look(url: str, prefix: str, up: set[str]) -> list[Finding]:
         deaf = _query(url, f"{prefix}broker_up == 0")
     except _NoAnswerError as error:
         place = _shown(url)
-        mend = f"correct --prometheus; it answers here: curl {place}/-/ready"
+        mend = f"correct --prometheus; it answers here: curl {shell_word(place + '/-/ready')}"
         return [Finding("prometheus", "fail", f"{place} does not answer as Prometheus does: {error}", mend)]
     scraped = Finding("prometheus", "ok", f"it scrapes {names([_target(each) for each in builds])}")
     held = {target: _held(_of(target, workers), up) for target in {*map(_target, [*builds, *workers])}}
@@ -100,8 +101,9 @@ def _not_scraped(url: str) -> Finding:
         and ("celery" in str(target.get("labels")) or ":9808" in str(target.get("scrapeUrl")))
     ]
     if down:
-        where, why = down[0].get("scrapeUrl"), down[0].get("lastError")
-        mend = f"start the exporter, or correct its address in prometheus.yml; there, try: curl {where}"
+        where, why = str(down[0].get("scrapeUrl")), down[0].get("lastError")
+        look = f"curl {shell_word(where)}"
+        mend = f"start the exporter, or correct its address in prometheus.yml; there, try: {look}"
         return Finding("prometheus", "fail", f"it cannot scrape {where}: {why}", mend)
     return Finding("prometheus", "fail", f"{_shown(url)} scrapes no celery-exporter", _SCRAPE)
 

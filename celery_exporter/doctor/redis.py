@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from celery_exporter.advice import Finding
 from celery_exporter.broker.connection import connect, hang_up, open_, translated
 from celery_exporter.doctor.ladder import Place, place_of, redis_cli
 from celery_exporter.doctor.leftovers import is_passing, is_task_queue
+from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 
 #: Redis' own limits for subscribers, bytes (redis.conf, client-output-buffer-limit). Events of a busy cluster
@@ -110,12 +110,12 @@ class _Redis:
     def _leftovers(self) -> Finding:
         replies = self._keys(f"*.{_escaped(self._replies)}")
         if replies is None:
-            pattern = shlex.quote(f"*.{_escaped(self._replies)}")
+            pattern = shell_word(f"*.{_escaped(self._replies)}")
             look = f"{self._cli} --scan --pattern {pattern}"
             return Finding("leftovers", "ok", f"not seen, since SCAN is not allowed: {look}")
         unread = [key for key in replies if is_passing(key) and self._is_unread(key)]
         if unread:
-            names = " ".join(shlex.quote(self._prefix + key) for key in unread[:MOST_NAMES])
+            names = " ".join(shell_word(self._prefix + key) for key in unread[:MOST_NAMES])
             more = f", and {len(unread) - MOST_NAMES} more" if len(unread) > MOST_NAMES else ""
             return Finding(
                 "leftovers",
@@ -134,7 +134,7 @@ class _Redis:
                 f"{bound:,} reply queues are bound, and {clients} clients are connected: at least "
                 f"{bound - clients:,} were left by processes that asked workers and were killed; each slows "
                 "every answer",
-                f"{self._cli} DEL {shlex.quote(bindings)}, then restart those who ask (Flower)",
+                f"{self._cli} DEL {shell_word(bindings)}, then restart those who ask (Flower)",
             )
         return Finding("leftovers", "ok", "no reply queue was left by somebody who is gone")
 

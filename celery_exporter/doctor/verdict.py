@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 
 import msgspec
@@ -28,6 +27,7 @@ from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
 from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_forget, to_measure
 from celery_exporter.doctor.listening import Heard
+from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 
 #: In this order they are told.
@@ -104,7 +104,7 @@ def _first_event(heard: Heard, settings: Settings) -> Finding | None:
     other = sorted(exchanges - {settings.event_exchange})
     if other:
         found = f"no event in {listened:.0f} s: workers publish theirs to the exchange {other[0]}"
-        return Finding("first-event", "fail", found, f"--event-exchange {shlex.quote(other[0])}")
+        return Finding("first-event", "fail", found, f"--event-exchange {shell_word(other[0])}")
     if heard.configurations:
         answered = names(sorted({name for name, _ in heard.configurations}))
         found = f"no event in {listened:.0f} s, though workers answered: {answered}"
@@ -132,7 +132,7 @@ def _versions(snapshot: Snapshot) -> Finding | None:
         "worker-versions",
         "warn",
         text,
-        f"the same everywhere: pip install {shlex.quote(f'celery=={newest}')}",
+        f"the same everywhere: pip install {shell_word(f'celery=={newest}')}",
     )
 
 

@@ -233,6 +233,7 @@ class Prometheus(Process):
         target: str,
         *,
         job: str = "celery",
+        path: str = "/metrics",
         rules: Path | None = None,
         alertmanager: str | None = None,
         features: str = "",
@@ -241,12 +242,13 @@ class Prometheus(Process):
         self.program = need("prometheus")
         self.features = features
         self.port = free_port()
+        scraped = {"targets": [target], "labels": {"__metrics_path__": path}}
         managers = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
         (folder / "prometheus.yml").write_text(
             json.dumps(  # JSON is YAML
                 {
                     "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-                    "scrape_configs": [{"job_name": job, "static_configs": [{"targets": [target]}]}],
+                    "scrape_configs": [{"job_name": job, "static_configs": [scraped]}],
                     "rule_files": [str(rules)] if rules else [],
                     "alerting": {"alertmanagers": managers},
                 }

@@ -844,8 +844,15 @@ def watched(tmp_path_factory):
             "deaf": f"127.0.0.1:{deaf.port}",
             "down": f"127.0.0.1:{free_port()}",
         }
+        ran = folder / "ran"  # by a command that service discovery says
         servers = {
-            name: stack.enter_context(Prometheus(folder / f"of-{name}", target))
+            name: stack.enter_context(
+                Prometheus(
+                    folder / f"of-{name}",
+                    target,
+                    path=f"/metrics;touch$IFS{ran};" if name == "down" else "/metrics",
+                )
+            )
             for name, target in targets.items()
         }
         others = f"127.0.0.1:{servers['well'].port}"
@@ -867,7 +874,7 @@ def watched(tmp_path_factory):
             }
             with ThreadPoolExecutor(3) as pool:
                 found = pool.map(lambda each: doctor(url, "--prometheus", each), asked.values())
-                yield SimpleNamespace(targets=targets, **dict(zip(asked, found, strict=True)))
+                yield SimpleNamespace(targets=targets, ran=ran, **dict(zip(asked, found, strict=True)))
 
 
 def test_a_prometheus_that_scrapes_us_and_agrees(watched):
@@ -888,7 +895,7 @@ def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
 @pytest.mark.parametrize(
     ("which", "found", "mend"),
     [
-        ("down", "it cannot scrape http://127.0.0.1", "curl http://127.0.0.1"),
+        ("down", "it cannot scrape http://127.0.0.1", "curl 'http://127.0.0.1"),
         ("others", "scrapes no celery-exporter", "scrape_configs"),
         ("nobody", "does not answer as Prometheus does", "/-/ready"),
         ("exporter", "does not answer as Prometheus does", "correct --prometheus"),
@@ -899,6 +906,13 @@ def test_a_prometheus_that_does_not_scrape_us(watched, which, found, mend):
     assert finding.level == "fail"
     assert found in finding.found
     assert mend in finding.mend
+
+
+def test_a_command_that_is_printed_runs_nothing_that_service_discovery_says(watched):
+    command = watched.down.found["prometheus"].mend.partition("try: ")[2]
+    subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    assert command.startswith("curl ")
+    assert not watched.ran.exists()
 
 
 def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path, redis_broker):
