@@ -127,4 +127,3 @@ def test_a_replaced_task_is_counted_under_both_names_and_leaves_nothing_open(
     until_equal(counted, want, DEADLINE)
     until_equal(lambda: in_states(watching), {}, DEADLINE)
     assert watching.total("celery_task_redeliveries_total") == 0
-    assert watching.total(RECONCILED) == 0, "the events tell"
