@@ -35,6 +35,7 @@ FLOORS = [
     ["status"],
     ["profiles", "advice"],
     ["core"],
+    ["quoting"],
     [""],  # the package itself: its version
 ]
 #: What the core may import besides itself.
@@ -93,11 +94,16 @@ def test_imports_point_down(path):
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "core").glob("*.py")), ROOT / "advice.py", ROOT / "status.py"], ids=name_of
+    "path",
+    [
+        *sorted((ROOT / "core").glob("*.py")),
+        *(ROOT / f"{name}.py" for name in ("advice", "quoting", "status")),
+    ],
+    ids=name_of,
 )
 def test_the_core_is_pure(path):
     """What is said to people is as pure, for pages, logs and those who ask are to be told the same."""
-    pure = (f"{PACKAGE}.core", f"{PACKAGE}.advice")
+    pure = (f"{PACKAGE}.core", f"{PACKAGE}.advice", f"{PACKAGE}.quoting")
     for module in imports(path):
         assert module.split(".")[0] in PURE or module.startswith(pure), f"{module}"
 

@@ -152,8 +152,8 @@ def _resolve(place: Place) -> Finding:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(RESOLVE_TIMEOUT)
-    asked = f"getent hosts {shell_word(place.host)}"
-    mend = f"correct the host in --broker-url; what the system knows of it: {asked}"
+    asked = shell_word(place.host)
+    mend = f"correct the host in --broker-url; what the system knows of it: getent hosts {asked}"
     if not answer:
         return Finding("host", "fail", f"no answer in {RESOLVE_TIMEOUT:.0f} s what {place.host} is", mend)
     if isinstance(answer[0], Exception):

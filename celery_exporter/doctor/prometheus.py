@@ -102,8 +102,8 @@ def _not_scraped(url: str) -> Finding:
     ]
     if down:
         where, why = str(down[0].get("scrapeUrl")), down[0].get("lastError")
-        look = f"curl {shell_word(where)}"
-        mend = f"start the exporter, or correct its address in prometheus.yml; there, try: {look}"
+        address = shell_word(where)
+        mend = f"start the exporter, or correct its address in prometheus.yml; there, try: curl {address}"
         return Finding("prometheus", "fail", f"it cannot scrape {where}: {why}", mend)
     return Finding("prometheus", "fail", f"{_shown(url)} scrapes no celery-exporter", _SCRAPE)
 
