@@ -492,10 +492,10 @@ def _is_address(host: str) -> bool:
 
 
 def _consume(queues: list[str]) -> str:
-    """Return the command that starts a worker for queues; -Q takes no name with a comma, or with an end."""
-    takes = [name for name in queues if "," not in name and name == name.strip()]
+    """Return the command that starts a worker for queues; -Q splits at commas (celery/bin/base.py)."""
+    takes = [name for name in queues if "," not in name]
     if not takes:
-        return f"a worker with task_queues that have {names(queues)}: -Q cannot name {_it_or_them(queues)}"
+        return f"a worker whose task_queues have {names(queues)}, which -Q cannot name"
     return f"celery -A yourapp worker -E -Q {shell_word(','.join(takes[:MOST_NAMES]))}"
 
 
@@ -516,10 +516,6 @@ def _some(texts: list[str]) -> str:
 def printable(name: str) -> str:
     """Return a text from the wire without what would move a terminal's cursor, or end a line of a log."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
-
-
-def _it_or_them(some: Sized) -> str:
-    return "it" if len(some) == 1 else "them"
 
 
 def _is_or_are(some: Sized) -> str:

@@ -183,9 +183,8 @@ class Cluster:
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
-        longest = min(
-            self.limits.task_ttl, self.limits.series_ttl or self.limits.task_ttl
-        )  # as its kind is kept
+        # What was taken out has a label set, which is kept no longer than this.
+        longest = min(self.limits.task_ttl, self.limits.series_ttl or self.limits.task_ttl)
         self._evict(tasks.overdue(tasks.taken_out, now.listened - longest), now)
         started: Counter[str] | None = None
         for room in list(tasks.rooms()):  # by what is released here others may come into being
@@ -740,8 +739,8 @@ class Cluster:
         # A worker's clock may be off, so what it says is held against a client's only if there is no doubt.
         is_told = event.type == "task-sent" or task.room.state is PENDING
         is_older = (is_told and self._is_older(story, event)) or self._is_received_before(story, event)
-        is_older = is_older and len(known) == 1
-        return (add_predecessor if is_older else add_successor)(story, known, shown)
+        add = add_predecessor if is_older and len(known) == 1 else add_successor
+        return add(story, known, shown)
 
     def _is_successor(self, story: Story, task: Task, event: Event) -> bool:
         """Tell whether a receipt is of other work than all before it, and later than the end of that."""
@@ -770,12 +769,9 @@ class Cluster:
         """
         if event.type != "task-received" or not story.deliveries:
             return False
-        workers = [
-            self.workers.get(name) for name in (event.hostname, *(each.worker for each in story.deliveries))
-        ]
-        skews = [worker.clock_skew for worker in workers if worker is not None]
-        if len(skews) < len(workers) or None in skews:  # clocks may be off
-            return False
+        names = {event.hostname, *(each.worker for each in story.deliveries)}
+        if any(name not in self.workers or self.workers[name].clock_skew is None for name in names):
+            return False  # clocks may be off
         at = self._happened_at(event)
         return all(at < (each.received or 0.0) - self._skew(each.worker) for each in story.deliveries)
 

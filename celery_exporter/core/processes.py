@@ -103,17 +103,17 @@ class Processes(Struct, gc=False):
     def _pass_over_silence(self, listened: float, period: float) -> None:
         """Take no process for gone because of a time in which nobody of the name was heard.
 
-        One of which that was said already is gone if others were heard since, who are just slow.
+        One that stays silent while each of the others is heard twice is gone: these are merely slow.
         """
         running = [process for process in self.known if not (process.left or process.replaced)]
         silence = listened - self.known[-1].heard if len(running) > 1 else 0.0
         if silence <= period:
             return
+        beyond = min(silence, 2 * (silence - period))  # a heartbeat may be a little late
+        heard_twice = 2 * (len(running) - 1)
         for process in running:
-            if self.events - 1 - process.last < 2 * (
-                len(running) - 1
-            ):  # the others were not heard twice each
-                process.heard += min(silence, 2 * (silence - period))  # one who is alone may be a little late
+            if self.events - 1 - process.last < heard_twice:
+                process.heard += beyond
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
         """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""

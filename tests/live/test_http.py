@@ -222,7 +222,7 @@ def test_a_scrape_asks_nothing_of_the_broker(app):
     def stamps() -> dict:
         return app.samples(SCRAPER).matching("celery_exporter_collector_last_success_timestamp_seconds")
 
-    eventually(lambda: stamps() == stamps())
+    eventually(lambda: (found := stamps()) and found == stamps())
 
 
 def test_the_password_appears_nowhere(app):
