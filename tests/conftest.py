@@ -46,6 +46,13 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Any:
     return report
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed: a run that is ended from outside never comes to its summary."""
+    if report.failed and (crash := getattr(report.longrepr, "reprcrash", None)):
+        where = f"{crash.path}:{crash.lineno}"
+        print(f"\n{report.when} of {report.nodeid} failed at {where}: {crash.message[:2000]}")
+
+
 @dataclass(frozen=True)
 class Broker:
     """A broker that holds nothing yet."""
