@@ -106,7 +106,7 @@ def test_everything_but_healthy_wants_the_password(with_password, method):
         "Basic " + base64.b64encode(f"prometheus:{HASH}".encode()).decode(),
         "Basic " + base64.b64encode(b"\xff\x00:\xff").decode(),
         "Bearer " + LOGIN["Authorization"][6:],
-        "Basic " + "A" * 10_000,
+        "Basic " + "A" * 1_000,
     ],
 )
 def test_what_is_not_the_password_is_401(with_password, header):
