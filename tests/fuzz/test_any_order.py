@@ -168,7 +168,8 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def every_task_is_in_exactly_one_room(self) -> None:
         tasks = self.story.cluster.tasks
-        rooms = [tasks.limbo.tasks, tasks.finished, *(room.tasks for room in tasks.rooms())]
+        closed = [tasks.limbo.tasks, tasks.finished, tasks.taken_out]
+        rooms = [*closed, *(room.tasks for room in tasks.rooms())]
         uuids = [uuid for room in rooms for uuid in room]
         assert sorted(uuids) == sorted(set(uuids)) == sorted(tasks.uuids())
         assert all(tasks.get(uuid).room.tasks is room for room in rooms for uuid in room)
@@ -185,6 +186,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(cluster.tasks.uuids()) <= remembered + 1
         assert len(cluster.tasks.limbo.tasks) <= low["MAX_LIMBO"]
         assert len(cluster.tasks.finished) <= low["MAX_TOMBSTONES"]
+        assert len(cluster.tasks.taken_out) <= low["MAX_TOMBSTONES"]
         assert len(cluster.workers) <= low["MAX_WORKERS"]
         assert len(cluster.queues) <= LOW[queues_module]["MAX_QUEUES"]
         others = 2  # with and without a worker
