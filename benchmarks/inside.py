@@ -61,9 +61,9 @@ class Exporter:
         settings = load(
             {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
         )
-        firsts = Firsts()
-        self._monitor = Monitor(settings, firsts)
-        self._exposition = Exposition(settings.selection.rows, firsts=firsts)
+        self._monitor = Monitor(settings)
+        self._firsts = Firsts(time.monotonic(), time.time())
+        self._exposition = Exposition(settings.selection.rows)
 
     def hear(self, messages: Iterable[bytes]) -> None:
         """Do what the events thread does with what one read returned."""
@@ -73,7 +73,10 @@ class Exporter:
     def scrape(self) -> bytes:
         """Do what a scrape does, but for HTTP."""
         snapshot = self._monitor.snapshot(web_config_up_to_date=None)
-        return self._exposition.render(snapshot, scraper=SCRAPER)
+        visit = self._firsts.begin(time.monotonic())
+        page = self._exposition.render(snapshot, visit=visit)
+        self._firsts.end(SCRAPER, visit, time.monotonic())
+        return page
 
     @classmethod
     def with_samples(cls, samples: int) -> Exporter:

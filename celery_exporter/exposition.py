@@ -21,7 +21,7 @@ from celery_exporter import protobuf
 from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram, places
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.words import OTHER, Key
-from celery_exporter.firsts import Firsts, Visit, series_id
+from celery_exporter.firsts import Visit, series_id
 from celery_exporter.profiles import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
 from celery_exporter.protobuf import PROTOBUF
 
@@ -44,12 +44,10 @@ class Exposition:
         rows: Sequence[Row],
         prefix: str = PREFIX,
         static_labels: Mapping[str, str] | None = None,
-        firsts: Firsts | None = None,
     ) -> None:
         static = self._static = static_labels or {}
         self._families = [_Family(row, row.called(prefix), static) for row in rows]
         self._unlabelled = _template((), static).format()
-        self._firsts = firsts or Firsts()
         self._process = ProcessCollector(registry=CollectorRegistry())
         names = {family.name for family in self._families}
         # OpenMetrics names a counter without its _total, and then celery_tasks_total (a counter) and
@@ -57,19 +55,13 @@ class Exposition:
         # there, which keeps the name of every sample.
         self._clashing = {name for name in names if name.removesuffix("_total") in names - {name}}
 
-    def render(self, snapshot: Snapshot, content_type: str = TEXT, scraper: str | None = None) -> bytes:
+    def render(self, snapshot: Snapshot, content_type: str = TEXT, visit: Visit | None = None) -> bytes:
         """Return all families of the snapshot in `TEXT`, `OPENMETRICS` or `PROTOBUF`.
 
-        `scraper` is the address of a Prometheus server; None is somebody who reads numbers, once.
+        `visit` is that of a Prometheus server, None for somebody who reads numbers, once.
         """
-        visit = None
-        if scraper is not None:
-            visit = self._firsts.begin(scraper, snapshot.around.at, snapshot.around.started)
         parts = self._messages if content_type == PROTOBUF else self._texts
-        page = b"".join(parts(snapshot, visit, content_type == OPENMETRICS))
-        if scraper is not None and visit is not None:
-            self._firsts.end(scraper, visit)
-        return page
+        return b"".join(parts(snapshot, visit, content_type == OPENMETRICS))
 
     def _texts(self, snapshot: Snapshot, visit: Visit | None, openmetrics: bool) -> Iterator[bytes]:
         for family in self._families:
@@ -153,7 +145,7 @@ class _Family:
                 yield protobuf.histogram(labelled, self._bounds, value)
 
     def _shown(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[tuple[_Series, Any]]:
-        """Yield each series with its value; a counting series that is new to a visitor is shown at 0."""
+        """Yield each series with its value; to a visitor, a counting series that is new is shown at 0."""
         row, known = self.row, self._series
         samples = row.samples(snapshot)
         if row.merge is not None:
@@ -162,17 +154,13 @@ class _Family:
             visit = None
         if row.bounds is not None:
             samples = self._thinned(samples, tuple(row.bounds(snapshot)))
-        shown, seen = (visit.shown, visit.seen) if visit is not None else (set(), set())
         count = 0
         for count, (values, value) in enumerate(samples, 1):  # noqa: B007
             series = known.get(values) or self._learn(values)
-            if visit is not None:
-                id_ = series.id
-                shown.add(id_)
-                if id_ not in seen and visit.is_news(id_, inherited=_inherits(row, values, snapshot)):
-                    yield series, _nothing(value)
-                    continue
-            yield series, value
+            if visit is None or visit.shows(series.id, inherited=_inherits(row, values, snapshot)):
+                yield series, value
+            else:
+                yield series, _nothing(value)
         if len(known) > 2 * count + SPARE:  # most of them are gone
             known.clear()
 

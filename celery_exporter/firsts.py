@@ -1,7 +1,11 @@
-"""Which counting series each Prometheus server has seen, so that each sees a new one at 0 first.
+"""Which counting series are at 0 on a page before they are as they are: `increase()` needs that 0.
 
 `increase()` knows a series' first count only if there was a 0 before it. A task's states can start at 0, for
-they are known beforehand; a new exception, or a histogram, cannot.
+they are known beforehand; a new exception, or a histogram, cannot. So each new series is at 0 on the page of
+every Prometheus server until all of them have read that, and from then on it is as it is, for all of them.
+
+Law: what one page shows is never less than what an earlier page showed, whoever reads them. So a server whose
+address changes, or that is not known, may miss the 0; it never sees a count fall.
 """
 
 from __future__ import annotations
@@ -13,12 +17,12 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-#: Prometheus servers told apart at a time, by their address; two are usual.
-MAX_SCRAPERS = 16
-#: Seconds for which a series is news to scrapers that have not seen it: two intervals of a minute. Later an
-#: unknown scraper is taken for an old one under a new address, for which a 0 would be a reset.
-NEWS = 120.0
-#: Seconds after our start within which the first scraper comes. If it comes later, what there is is no news.
+#: Prometheus servers that are waited for at a time, told apart by their address; two are usual.
+MAX_SCRAPERS = 100
+#: Seconds for which a series waits at 0, at most, and for which a server is waited for: two intervals of a
+#: minute.
+PATIENCE = 120.0
+#: Seconds after our start within which the first server comes. If it comes later, what there is is no news.
 FIRST_CONTACT = 300.0
 
 
@@ -28,71 +32,173 @@ def series_id(name: str, values: Iterable[str]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-class FirstsMemory(Struct):
-    """What was shown to whom, for the next process."""
+class FirstsChanges(Struct):
+    """What a state file has to know: series that are shown as they are from now on, and those that are gone.
 
-    seen: dict[str, set[int]]
-    born: dict[int, float]
+    `scrapers` has the servers, and whether they came more than once. `contacted` tells whether any has ever
+    come, `began` (epoch seconds) when that could have been first.
+    """
+
+    opened: list[int]
+    gone: list[int]
+    scrapers: dict[str, bool]
+    contacted: bool
+    began: float
+
+
+class FirstsMemory(Struct):
+    """What an earlier process has shown."""
+
+    opened: set[int] = set()
+    scrapers: dict[str, bool] = {}
+    contacted: bool = False
+    began: float = math.inf
+
+    def take(self, changes: FirstsChanges) -> None:
+        """Go on with what was saved next."""
+        self.opened.update(changes.opened)
+        self.opened.difference_update(changes.gone)
+        self.scrapers, self.contacted, self.began = changes.scrapers, changes.contacted, changes.began
+
+
+class Scraper(Struct):
+    """A Prometheus server."""
+
+    seen: float  # when the newest page that it has read was begun, in monotonic seconds
+    until: float  # how long it is waited for
+    again: bool  # did it come more than once
 
 
 class Visit:
-    """One scrape: the series that it has `shown`, and that its scraper had `seen`, by their `series_id`."""
+    """One page for a Prometheus server, begun at a monotonic time, before what it shows was looked at."""
 
-    def __init__(self, at: float, seen: set[int] | None, born: dict[int, float], *, all_old: bool) -> None:
-        self.shown: set[int] = set()
-        self._at = at
-        self._is_known = seen is not None
-        self.seen = seen or set()
-        self._born = born
+    def __init__(self, at: float, opened: dict[int, float], *, all_old: bool) -> None:
+        self.at = at
+        self.as_is: set[int] = set()  # the counting series that it shows as they are, …
+        self.at_zero: set[int] = set()  # … and those that it shows at 0
+        self._opened = opened
         self._all_old = all_old
 
-    def is_news(self, series: int, *, inherited: bool) -> bool:
-        """Tell whether a series that was not shown to this scraper last time has to be shown at 0.
+    def shows(self, series: int, *, inherited: bool) -> bool:
+        """Tell whether a counting series is shown as it is.
 
-        Not one that inherited what was counted under another one; to an unknown scraper only a young one.
+        One that inherited what was counted under another one is: at 0 first, that would count again.
         """
-        old = self._all_old or inherited
-        born = self._born.setdefault(series, -math.inf if old else self._at)
-        return not old if self._is_known else self._at - born < NEWS
+        is_open = series in self._opened or self._all_old or inherited
+        (self.as_is if is_open else self.at_zero).add(series)
+        return is_open
 
 
 class Firsts:
-    """Remembers what was shown to whom. Scrapes may run side by side."""
+    """Remembers what was shown. Pages may be made side by side; times are monotonic seconds.
 
-    def __init__(self) -> None:
-        self._seen: dict[str, set[int]] = {}  # by scraper, the one that came longest ago first
-        self._born: dict[int, float] = {}  # series → when it was first shown to anybody
+    With `is_saved`, a series is shown as it is only when a state file says so: `changes` is what to write
+    there, `confirm` tells that it was written.
+    """
+
+    def __init__(self, now: float, wall: float, *, is_saved: bool = False) -> None:
+        self._is_saved = is_saved
+        self._started, self._began = now, wall
+        self._contacted = False
+        self._scrapers: dict[str, Scraper] = {}  # the one that came longest ago first
+        self._opened: dict[int, float] = {}  # series → since when
+        self._waiting: dict[int, float] = {}  # series → when the first page was begun on which it was at 0
+        self._ready: dict[int, float] = {}  # read at 0 by all, and to be shown as they are
+        self._written: list[int] = []  # those of them that are being written
+        self._unwritten: set[int] = set()  # shown as they are, which the file does not say yet
+        self._gone: list[int] = []
         self._lock = threading.Lock()
-        #: Scrapers to which series were shown under other names, and None: all of them.
-        self._renamed: set[str | None] = set()
-        self.visits = 0  # of scrapers, that were shown something
 
-    def memory(self) -> FirstsMemory:
-        """Return a copy of what was shown to whom."""
-        with self._lock:
-            return FirstsMemory(dict(self._seen), dict(self._born))
-
-    def restore(self, memory: FirstsMemory, *, renamed: bool) -> None:
+    def restore(self, memory: FirstsMemory, now: float, wall: float, *, renamed: bool) -> None:
         """Go on where an earlier process ended: what was shown then is no news now, whatever it is called."""
         with self._lock:
-            self._seen, self._born = memory.seen, memory.born
-            self._renamed = {None, *memory.seen} if renamed else set()
+            self._began = min(memory.began, wall)
+            self._started = now - max(0.0, wall - self._began)
+            self._contacted = memory.contacted
+            if renamed:
+                self._began, self._started, self._contacted = 0.0, -math.inf, False
+            self._opened = {} if renamed else dict.fromkeys(memory.opened, now)
+            self._scrapers = {
+                name: Scraper(-math.inf, now + PATIENCE, again) for name, again in memory.scrapers.items()
+            }
 
-    def begin(self, scraper: str, at: float, started: float) -> Visit:
-        """Begin a scrape, at an epoch second; `started` is when this exporter was."""
+    def begin(self, now: float) -> Visit:
+        """Begin a page for a Prometheus server."""
         with self._lock:
-            renamed = scraper in self._renamed or None in self._renamed
-            all_old = renamed or (not self._seen and at - started > FIRST_CONTACT)
-            return Visit(at, self._seen.get(scraper), self._born, all_old=all_old)
+            all_old = not self._contacted and now - self._started > FIRST_CONTACT
+            return Visit(now, self._opened, all_old=all_old)
 
-    def end(self, scraper: str, visit: Visit) -> None:
-        """Remember what the scrape showed, and forget series that are gone and who came longest ago."""
+    def end(self, scraper: str, visit: Visit, now: float) -> None:
+        """Note that a server, told by its address, has read a page."""
         with self._lock:
-            self.visits += 1
-            self._renamed -= {None, scraper}
-            self._seen.pop(scraper, None)
-            self._seen[scraper] = visit.shown
-            if len(self._seen) > MAX_SCRAPERS:
-                del self._seen[next(iter(self._seen))]
-            if len(self._born) > 2 * len(visit.shown) + 1000:
-                self._born = {series: at for series, at in self._born.items() if series in visit.shown}
+            self._contacted = True
+            self._note_scraper(scraper, visit.at)
+            for series in visit.as_is - self._opened.keys():
+                self._open(series, visit.at)
+            for series in visit.at_zero - self._opened.keys() - self._ready.keys():
+                self._waiting.setdefault(series, visit.at)
+            self._forget_gone(visit)
+            if not self._is_saved:
+                self._settle(now)
+                self._confirm([*self._ready])
+
+    def changes(self, now: float, *, everything: bool) -> FirstsChanges:
+        """Return what is to be written; `everything` if nothing was written yet."""
+        with self._lock:
+            self._settle(now)
+            self._written = [*self._ready]
+            opened = self._opened if everything else self._unwritten
+            scrapers = {name: one.again for name, one in self._scrapers.items() if one.until > now}
+            changes = FirstsChanges(
+                [*opened, *self._ready], self._gone, scrapers, self._contacted, self._began
+            )
+            self._unwritten, self._gone = set(), []
+            return changes
+
+    def confirm(self) -> None:
+        """Show from now on what `changes` returned last."""
+        with self._lock:
+            self._confirm(self._written)
+
+    def _note_scraper(self, scraper: str, at: float) -> None:
+        before = self._scrapers.pop(scraper, None)
+        seen = max(at, before.seen) if before else at
+        self._scrapers[scraper] = Scraper(seen, seen + PATIENCE, again=before is not None)
+        if len(self._scrapers) > MAX_SCRAPERS:
+            del self._scrapers[next(iter(self._scrapers))]
+
+    def _settle(self, now: float) -> None:
+        """Find the series that every server has read at 0 that is still waited for.
+
+        While none has come twice, another one may have the same interval and come only now.
+        """
+        awaited = [one for one in self._scrapers.values() if one.until > now]
+        is_early = bool(awaited) and not any(one.again for one in awaited)
+        read_by_all = -math.inf if is_early else min((one.seen for one in awaited), default=math.inf)
+        for series, since in list(self._waiting.items()):
+            if since <= read_by_all or now - since > PATIENCE:
+                self._ready[series] = self._waiting.pop(series)
+
+    def _confirm(self, written: list[int]) -> None:
+        for series in written:
+            if series in self._ready:
+                self._opened[series] = self._ready.pop(series)
+
+    def _open(self, series: int, at: float) -> None:
+        """Note that a series was shown as it is before anybody had to read it at 0."""
+        self._waiting.pop(series, None)
+        self._ready.pop(series, None)
+        self._opened[series] = at
+        if self._is_saved:
+            self._unwritten.add(series)
+
+    def _forget_gone(self, visit: Visit) -> None:
+        """Forget series that are not on a page, unless they are younger than it."""
+        shown = visit.as_is | visit.at_zero
+        for known in (self._opened, self._ready, self._waiting):
+            if known.keys() <= shown:
+                continue
+            gone = [series for series, at in known.items() if at < visit.at and series not in shown]
+            for series in gone:
+                del known[series]
+            self._gone += gone if self._is_saved else []

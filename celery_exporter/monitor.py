@@ -16,12 +16,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from celery_exporter import __version__
 from celery_exporter.advice import NOBODY_ANSWERED, Watch, advise
@@ -31,21 +31,21 @@ from celery_exporter.broker.depths import depths_on
 from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
 from celery_exporter.broker.readers import Reader, reader_for
 from celery_exporter.broker.roster import Roster
-from celery_exporter.broker.source import SettingsSource
+from celery_exporter.broker.source import SettingsSource, is_same_broker
 from celery_exporter.collector import Collector
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.memory import ClusterMemory, TaskMemory
 from celery_exporter.core.names import Pattern, shown_as
 from celery_exporter.core.queues import Absence, PollSchedule
 from celery_exporter.core.reconcile import Reconciler, measurement_of
 from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
 from celery_exporter.core.words import Moment
-from celery_exporter.firsts import Firsts, FirstsMemory
+from celery_exporter.firsts import Firsts
+from celery_exporter.saving import Own, Page, Saved, Saver
 from celery_exporter.settings import Settings
-from celery_exporter.statefile import StateFile
+from celery_exporter.statefile import StateFile, StateFileError
 from celery_exporter.status import STEP, History, Status
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,8 @@ FRESH = 12.0
 FIRST_RETRY = 0.2
 #: Seconds after which a subscription that ends was a good one, and the waits begin anew.
 SETTLED = 10.0
-#: Seconds between two savings of the state, at most; a scrape that showed something is followed by one too.
-SAVE_EVERY = 30.0
-#: … unless the last one took long: this many times as long is waited, so that it takes 5 % of a core at most.
-SAVE_SHARE = 20
+#: Seconds between two savings of the state: how old a page may be.
+SAVE_EVERY = 1.0
 #: Seconds that the last saving may take after everything else has ended: Docker kills after 10.
 LAST_SAVE = 7.0
 #: Seconds of those for what was read to be applied.
@@ -96,31 +94,21 @@ def back_off(first: float, longest: float, rand: Callable[[], float] = random.ra
         wait = min(wait * 2, longest)
 
 
-class State(Struct):
-    """What --state-file holds."""
-
-    naming: str
-    cluster: ClusterMemory
-    tasks: list[list[TaskMemory]]
-    malformed: dict[str, int]
-    reconnects: int
-    file_errors: dict[str, int]
-    firsts: FirstsMemory
-
-
 class Monitor:
     """Watches one broker. `start`, then `snapshot` and `is_ready` from any thread, then `stop`.
 
     `firsts` is what scrapers were shown, which outlasts a restart with the rest; `reader` is how events are
-    read, unless the settings are to say it.
+    read, unless the settings are to say it. Raise InUseError if another process has the state file.
     """
 
-    def __init__(self, settings: Settings, firsts: Firsts, reader: Reader | None = None) -> None:
+    def __init__(
+        self, settings: Settings, firsts: Firsts | None = None, reader: Reader | None = None
+    ) -> None:
         self._settings = settings
-        self._firsts = firsts
-        self._lock = threading.Lock()
+        self._firsts = firsts or Firsts(time.monotonic(), time.time())
+        self.lock = self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._cluster = _empty(settings)
+        self.cluster = self._cluster = _empty(settings)
         self._reconciler = self._new_reconciler()
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
         self._source = SettingsSource(settings)
@@ -129,6 +117,7 @@ class Monitor:
         self._started = time.time()
         self._open = False
         self._opened = 0
+        self._mark: tuple[int, int] | None = None  # up to where a durable queue's messages were used
         self._listened = 0.0
         self._malformed: Counter[str] = Counter(dict.fromkeys((*REASONS, NOT_APPLIED), 0))
         self._event_lag: float | None = None
@@ -158,13 +147,15 @@ class Monitor:
         unused = {"roster"} if self.no_events else set()
         unused |= set() if is_amqp(settings) else {"blocked"}
         self._collectors = [each for each in self._collectors if each.name not in unused]
-        self._file: StateFile[State] | None = None
+        self._file: StateFile | None = None
+        self._saver: Saver | None = None
         if settings.state_file is not None:
-            self._file = StateFile(settings.state_file, State)
-            self._saved_visits, self._save_again = 0, 0.0
-            keeper = Collector("state", SAVE_EVERY, self._save, self._save_last, wanted=self._was_shown)
+            self._file = StateFile(settings.state_file)
+            self._saver = Saver(self._file, self, holds_state=self._restore(self._file))
+            keeper = Collector(
+                "state", SAVE_EVERY, self._saver.save, self._save_last, wanted=self._reader.is_waiting
+            )
             self._collectors.append(keeper)
-            self._restore(self._file)
         jobs: dict[str, Callable[[], None]] = {"events": self._listen}
         jobs |= {each.name: partial(each.repeat, self._stopping) for each in self._collectors}
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
@@ -199,10 +190,20 @@ class Monitor:
         return self._open and time.monotonic() - self._reader.proven < FRESH
 
     def snapshot(self, *, web_config_up_to_date: bool | None) -> Snapshot:
-        """Return a copy of all that is known now. Never waits for the broker."""
+        """Return a copy of all that is known now, or was when the state was saved last.
+
+        Never waits for the broker, nor for the disk.
+        """
+        saved = self._saver.shown() if self._saver else None
+        if saved is not None:
+            around = msgspec.structs.replace(saved.around, web_config_up_to_date=web_config_up_to_date)
+            return msgspec.structs.replace(saved, around=around)
         with self._lock:
-            around = self._surroundings(web_config_up_to_date)
-            return take(self._cluster, around, prefetched=self._settings.selection.prefetched)
+            return self._look(web_config_up_to_date)
+
+    def _look(self, web_config_up_to_date: bool | None) -> Snapshot:
+        around = self._surroundings(web_config_up_to_date)
+        return take(self._cluster, around, prefetched=self._settings.selection.prefetched)
 
     def status(self) -> Status:
         """Return what goes on now, for people. Never waits for the broker."""
@@ -277,11 +278,18 @@ class Monitor:
                 if said != (said := repr(error)):
                     log.exception("event subscription failed, trying again")
             finally:
+                self._save_used()
                 self._open = False
                 self._reader.close()
             if time.monotonic() - start > SETTLED:
                 waits = back_off(FIRST_RETRY, self._settings.retry_interval)
             self._stopping.wait(next(waits))
+
+    def _save_used(self) -> None:
+        """Save what a durable queue is told of when it is left."""
+        if self._saver is not None and self._mark is not None:
+            with suppress(StateFileError):  # so it comes again; the collector says why
+                self._saver.save()
 
     def _read(self) -> None:
         last = time.monotonic()
@@ -303,7 +311,10 @@ class Monitor:
                 found = []
         self._apply_all(found)
         with self._lock:
-            self._cluster.expire(self._moment())
+            self._cluster.expire(self.moment())
+            self._mark = self._reader.mark
+        if self._saver is None and self._mark is not None:
+            self._reader.release(self._mark)
 
     def _apply_all(self, found: list[Event | Malformed]) -> None:
         for start in range(0, len(found), CHUNK):
@@ -311,7 +322,7 @@ class Monitor:
                 self._apply(found[start : start + CHUNK])
 
     def _apply(self, found: list[Event | Malformed]) -> None:
-        moment = self._moment()
+        moment = self.moment()
         apply = self._cluster.apply
         for event in found:
             if type(event) is Event:
@@ -332,59 +343,70 @@ class Monitor:
         if self._malformed[NOT_APPLIED] == 1:  # the first tells all; a flood of them must not fill the disk
             log.error("cannot apply an event, please report this", exc_info=True)  # noqa: LOG014  called in one
 
-    def _moment(self) -> Moment:
+    # -- the state file: see Saveable ----------------------------------------------------------------------
+
+    def moment(self) -> Moment:
+        """Return what time it is."""
         return Moment(self._listened, time.time())
 
-    # -- the state file ----------------------------------------------------------------------------------
+    def own(self, *, everything: bool) -> Own:
+        """Return what is saved besides the cluster."""
+        return Own(
+            broker=self._source.identity(),
+            naming=_naming(self._settings),
+            malformed=dict(self._malformed),
+            reconnects=self._opened,
+            file_errors=self._file.errors if self._file else {},
+            firsts=self._firsts.changes(time.monotonic(), everything=everything),
+            unconfirmed=self._reader.unconfirmed(self._mark or (0, 0)),
+        )
 
-    def _restore(self, file: StateFile[State]) -> None:
-        state = file.load()
-        if state is None:
-            return
-        tasks = [task for part in state.tasks for task in part]
+    def page(self) -> Page:
+        """Return a copy of what is known, and up to where events were used for it."""
+        return Page(self._look(None), self._mark)
+
+    def saved(self, page: Page) -> None:
+        """Let the broker forget events that are in the file, and show what waited for it."""
+        self._firsts.confirm()
+        if page.mark is not None:
+            self._reader.release(page.mark)
+
+    def _restore(self, file: StateFile) -> bool:
+        """Go on where an earlier process ended, and tell whether one did; raise InUseError."""
+        saved = Saved()
+        if not file.load(saved.take) or saved.own is None:
+            return False
+        broker = self._source.identity()
+        if not is_same_broker(saved.own.broker, broker):
+            there, here = (" and ".join(each.split("\n")) for each in (saved.own.broker, broker))
+            file.refuse(f"it is of another broker, {there}, and not of {here}")
+            return False
         naming = _naming(self._settings)
         cluster = _empty(self._settings)
         try:
-            tasks_then, queues_then = _rules_of(state.naming) or (None, None)
+            tasks_then, queues_then = _rules_of(saved.own.naming) or (None, None)
             tasks_now, queues_now = _rules_of(naming) or (None, None)
             cluster.keys.renamed = tasks_then != tasks_now
             cluster.keys.queues_renamed = queues_then != queues_now
-            memory.restore(state.cluster, tasks, cluster, self._moment())
+            memory.restore(saved.memory, cluster, self.moment())
         except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
             file.refuse(f"it holds a state that cannot be used ({error!r})")
-            return
-        self._cluster = cluster
+            return False
+        self._take_over(saved, saved.own, cluster, renamed=saved.own.naming != naming)
+        return True
+
+    def _take_over(self, saved: Saved, own: Own, cluster: Cluster, *, renamed: bool) -> None:
+        self.cluster = self._cluster = cluster
         self._reconciler = self._new_reconciler()
-        self._malformed.update(state.malformed)
-        self._opened = state.reconnects
-        file.errors.update(state.file_errors)
-        self._firsts.restore(state.firsts, renamed=state.naming != naming)
-        age = time.time() - state.cluster.at.wall
-        log.info(
-            "restored %d label sets and %d tasks, saved %.0f s ago", len(self._cluster.keys), len(tasks), age
-        )
-
-    def _was_shown(self) -> bool:
-        """Tell whether a scraper saw sums that are not in the file: after a crash they would have fallen."""
-        return self._firsts.visits != self._saved_visits and time.monotonic() > self._save_again
-
-    def _save(self) -> None:
-        assert self._file is not None  # noqa: S101
-        begin = time.monotonic()
-        # What was shown before the sums: a series must not count as shown whose sum is not in the file.
-        self._saved_visits, firsts = self._firsts.visits, self._firsts.memory()
-        with self._lock:
-            cluster = _encoded(memory.of_cluster(self._cluster, self._moment()))
-            uuids = self._cluster.tasks.uuids()
-            malformed, reconnects = dict(self._malformed), max(0, self._opened)
-        parts = []
-        for start in range(0, len(uuids), CHUNK):
-            with self._lock:
-                parts.append(_encoded(memory.of_tasks(self._cluster, uuids[start : start + CHUNK])))
-        errors = self._file.errors
-        self._file.save(State(_naming(self._settings), cluster, parts, malformed, reconnects, errors, firsts))
-        now = time.monotonic()
-        self._save_again = now + SAVE_SHARE * (now - begin)
+        self._malformed.update(own.malformed)
+        self._opened = own.reconnects
+        if self._file is not None:
+            self._file.errors.update(own.file_errors)
+        self._firsts.restore(saved.firsts, time.monotonic(), time.time(), renamed=renamed)
+        self._reader.expect_again(own.unconfirmed)
+        age = time.time() - (saved.memory.at.wall if saved.memory.at else 0.0)
+        sets, tasks = len(cluster.keys), len(saved.memory.tasks)
+        log.info("restored %d label sets and %d tasks, saved %.0f s ago", sets, tasks, age)
 
     def _save_last(self) -> None:
         """Save what is final, when no more events are applied: a durable queue forgets those that were."""
@@ -452,7 +474,7 @@ class Monitor:
             refused = sorted(roster.refused)
         with self._lock:
             self._refused_answers = refused
-            self._cluster.learn(profiles, self._moment(), asked)
+            self._cluster.learn(profiles, self.moment(), asked)
             self._answered = self._answered or bool(profiles)
         if only is None:
             self._asked = begin
@@ -470,16 +492,16 @@ class Monitor:
     def _ask_for_tasks(self) -> None:
         """Ask for their tasks those workers that by their events have more than their heartbeats say."""
         with self._lock:
-            suspects, asked = self._reconciler.suspects(self._moment()), self._listened
+            suspects, asked = self._reconciler.suspects(self.moment()), self._listened
         if not suspects:
             return
         with self._roster.use() as roster:
             held = roster.held_tasks(suspects)
-        self._run(self._reconciler.compare(held, asked, self._moment()))
+        self._run(self._reconciler.compare(held, asked, self.moment()))
 
     def _reconcile(self) -> None:
         before = self._cluster.reconciled.copy()
-        self._run(self._reconciler.reconcile(self._moment()))
+        self._run(self._reconciler.reconcile(self.moment()))
         for reason, count in (self._cluster.reconciled - before).items():
             log.debug("reconciled %d tasks without an event: %s", count, reason)  # a metric says it to people
 
@@ -557,8 +579,3 @@ def _rules_of(naming: str) -> tuple[Any, Any] | None:
         return parts[:2], parts[4:]
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
-
-
-def _encoded(value: Any) -> Any:
-    """Return it as it will be in the file: a copy that the threads do not change."""
-    return msgspec.Raw(msgspec.msgpack.encode(value))

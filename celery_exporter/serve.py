@@ -19,9 +19,11 @@ from celery_exporter.logs import configure
 from celery_exporter.monitor import Monitor
 from celery_exporter.sdnotify import STOPPING, Notifier
 from celery_exporter.settings import Settings
+from celery_exporter.statefile import InUseError
 from celery_exporter.web.app import build
 from celery_exporter.web.config import BadWebConfigError
 from celery_exporter.web.guard import guarded
+from celery_exporter.web.metrics import MetricsPage
 from celery_exporter.web.protection import ProtectionFile, unprotected
 from celery_exporter.web.server import CannotListenError, Server, bind
 
@@ -48,15 +50,19 @@ def serve(settings: Settings) -> None:
         listener = bind(settings.host, settings.port)
     except (UnusableURLError, BadWebConfigError, CannotListenError) as error:
         raise CannotServeError(str(error)) from None
-    firsts, notifier = Firsts(), Notifier(os.environ)
-    monitor = Monitor(settings, firsts)
+    is_saved, notifier = settings.state_file is not None, Notifier(os.environ)
+    firsts = Firsts(time.monotonic(), time.time(), is_saved=is_saved)
+    try:
+        monitor = Monitor(settings, firsts)
+    except InUseError as error:
+        raise CannotServeError(str(error)) from None
     protection = unprotected if file is None else file.current
     app = guarded(_app(settings, monitor, firsts, file), protection)
     server = Server(app, listener, protection, notifier)
     malloc.return_large()
+    scheme = "http" if protection().context is None else "https"
     server.start()
     monitor.start()
-    scheme = "http" if protection().context is None else "https"
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
     malloc.trim()
     asked = _wait(server.is_alive)
@@ -74,13 +80,12 @@ def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionF
     def snapshot() -> Snapshot:
         return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
 
-    selection, labels = settings.selection, settings.static_labels
+    selection = settings.selection
+    exposition = Exposition(selection.rows, settings.metric_prefix, settings.static_labels)
     return build(
-        snapshot,
+        MetricsPage(snapshot, exposition, firsts, native=settings.native_histograms),
         monitor.is_ready,
-        Exposition(selection.rows, settings.metric_prefix, labels, firsts),
         monitor.broker_url,
-        native=settings.native_histograms,
         status=None if settings.no_status_page else monitor.status,
         no_events=monitor.no_events,
     )

@@ -1,134 +1,279 @@
-"""A file that outlasts the process: one line that says what it is, then the state in msgpack.
+"""A file that outlasts the process: one line that says what it is, then records, each written after the last.
 
-    celery-exporter state <version> <SHA-256 of the rest>
+    celery-exporter state <version>
+    <length> <CRC-32 of that> <CRC-32 of the content> <content>   … numbers of 4 bytes, little-endian
 
-It is written beside its place and moved there, so there is always a whole one. One that cannot be read is
-never written over but moved aside, for somebody may want to know what it was.
+A process that is killed while it writes leaves a part of a record at the end: nobody was told of that, so it
+is cut off. Anything else that does not fit is damage. Such a file is never written over but moved aside, for
+somebody may want to know what it was. A lock (flock) keeps a second process from it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import logging
 import os
 import stat
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Generic, TypeVar
-
-import msgspec
+from struct import Struct
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 #: Of the format. An older or newer one is not read: what a field means may have changed.
-VERSION = 1
+VERSION = 2
 #: Bytes; a state of a million tasks is a third of it.
 MAX_SIZE = 2**30
 #: Bytes whose reading takes long enough to say so.
 MUCH = 20 * 2**20
+#: Bytes that may be added before a file is long, at least; or as many as it had.
+LONG = 8 * 2**20
 
 _TITLE = b"celery-exporter state"
-_LONGEST_TITLE = 200
+_HEAD = b"%s %d\n" % (_TITLE, VERSION)
+_LONGEST_HEAD = 200
+_MOST_NOTHING = 2**20
+_frame = Struct("<III")
+_length = Struct("<I").pack
 
 
 class StateFileError(Exception):
     """The file cannot be read or written; the text is one line."""
 
 
-class StateFile(Generic[T]):
-    """Keeps one value of a type that msgspec knows. `errors` counts what went wrong, by operation."""
+class InUseError(StateFileError):
+    """Another process has the file."""
 
-    def __init__(self, path: Path, type_: type[T]) -> None:
+
+class StateFile:
+    """Keeps records of bytes. `errors` counts what went wrong, by operation; used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
         self.errors = {"read": 0, "write": 0}
         self._path = Path(os.path.realpath(path))  # a link stays one
-        self._decoder = msgspec.msgpack.Decoder(type_)
+        self._descriptor: int | None = None  # of the file that is at the path, and locked by us
+        self._is_sound = False  # it holds all that was written, and ends with a whole record
+        self._size = self._size_at_first = 0  # bytes of whole records
         self._taken: str | None = None  # why nothing may be written there
 
-    def load(self) -> T | None:
-        """Return what was saved, or None; what is wrong with the file is logged and counted, not raised."""
+    def load(self, take: Callable[[bytes], None]) -> bool:
+        """Give each record of the file to `take`; tell whether there were any. Raise InUseError.
+
+        What else is wrong with the file, or what `take` raises, is logged and counted, and the file moved
+        aside: what `take` was given before is then of no use.
+        """
         try:
-            return self._read()
+            return self._read(take)
+        except InUseError:
+            raise
         except StateFileError as error:
             self.refuse(str(error))
-            return None
+        except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
+            self.refuse(f"it holds a state that cannot be used ({error!r})")
+        return False
 
     def refuse(self, why: str) -> None:
         """Say and count that what it holds is not used, and put it aside."""
         self.errors["read"] += 1
         log.error("state file %s: %s; sums begin at 0. %s", self._path, why, self._put_aside())
 
-    def save(self, state: T) -> None:
-        """Write it; raise StateFileError."""
+    def put_aside(self, why: str) -> None:
+        """Move away what is older than what was shown, so that no later process goes on from there."""
+        log.error("state file %s: %s. %s", self._path, why, self._put_aside())
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether it was written by us and takes a further record."""
+        return self._is_sound
+
+    @property
+    def is_long(self) -> bool:
+        """Tell whether it should be written anew, without what is outdated."""
+        return self._size > max(2 * self._size_at_first, self._size_at_first + LONG)
+
+    def append(self, record: bytes) -> None:
+        """Add a record to those of `rewrite`, and see it on the disk; raise StateFileError."""
+        assert self._descriptor is not None, "rewrite comes first"  # noqa: S101
         try:
-            self._write(_encoded(state))
+            self._write(self._descriptor, [record])
         except StateFileError:
+            self._is_sound = False
             self.errors["write"] += 1
             raise
 
-    def _read(self) -> T | None:
+    def rewrite(self, records: Iterable[bytes]) -> None:
+        """Write the file anew: beside its place, and then moved there; raise StateFileError."""
         try:
-            status = self._path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                self._taken = "it is no regular file"
-                raise StateFileError(self._taken)
-            if status.st_size > MAX_SIZE:
-                raise StateFileError(f"it has {status.st_size} bytes, more than any state")
-            if status.st_size > MUCH:
-                log.info("reading %d MB from %s", status.st_size // 2**20, self._path)
-            with self._path.open("rb") as file:
-                head = file.readline(_LONGEST_TITLE)
-                body = file.read() if head.startswith(_TITLE) else b""  # which may be anybody's gigabyte
-        except FileNotFoundError:
-            return None
+            self._rewrite(records)
+        except StateFileError:
+            self._is_sound = False
+            self.errors["write"] += 1
+            raise
+
+    def close(self) -> None:
+        """Let others have it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    def _read(self, take: Callable[[bytes], None]) -> bool:
+        number = 0
+        try:
+            self._descriptor = self._open()
+            with os.fdopen(os.dup(self._descriptor), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_SIZE:
+                    raise StateFileError(f"it has {size} bytes, more than any state")
+                if size > MUCH:
+                    log.info("reading %d MB from %s", size // 2**20, self._path)
+                if size:
+                    _check_head(file.readline(_LONGEST_HEAD))
+                for number, record in enumerate(_records(file, size), 1):  # noqa: B007
+                    take(record)
+                if not number and size > len(_HEAD):  # it was written whole, and moved here then
+                    raise StateFileError("it is damaged: it ends within its first record")
+        except FileNotFoundError:  # not even its folder is there, which is said when it is written
+            return False
         except OSError as error:
             raise StateFileError(f"cannot be read: {error.strerror}") from None
-        return self._decoded(head.rstrip(b"\n"), body)
+        return number > 0
 
-    def _decoded(self, head: bytes, body: bytes) -> T:
-        if head.rsplit(b" ", 2)[0] != _TITLE:
-            raise StateFileError("it is no state file of celery-exporter")
-        _, version, checksum = head.rsplit(b" ", 2)
-        if version != b"%d" % VERSION:
-            raise StateFileError(
-                f"it is of version {version.decode(errors='replace')!r}, this one reads {VERSION}"
-            )
-        if checksum != _checksum(body):
-            raise StateFileError("it is damaged: its checksum does not fit")
+    def _open(self) -> int:
+        """Return a descriptor of the file at the path, which is locked, and empty if there was none."""
+        while True:
+            if not self._path.exists():
+                os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                self._taken = "it is no regular file"
+                raise StateFileError(self._taken)
+            descriptor = os.open(self._path, os.O_RDONLY)
+            self._lock(descriptor)
+            if _is_at(self._path, descriptor):
+                return descriptor
+            os.close(descriptor)  # whoever had it has moved another one there
+
+    def _lock(self, descriptor: int) -> None:
         try:
-            return self._decoder.decode(body)
-        except msgspec.MsgspecError as error:
-            raise StateFileError(f"it does not hold a state: {error}") from None
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InUseError(
+                f"the state file {self._path} is in use by another exporter: give each one of its own"
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.warning("cannot lock %s: %s", self._path, error.strerror)
 
     def _put_aside(self) -> str:
         """Move the file out of the way; return what was done, for people."""
+        self.close()
         if self._taken is not None:
             return "Nothing will be saved."
         names = (Path(f"{self._path}.unread-{number}") for number in count(1))
         aside = next(name for name in names if not os.path.lexists(name))
         try:
             self._path.rename(aside)
+        except FileNotFoundError:
+            return "It is gone."
         except OSError as error:
             self._taken = f"there is a file that could not be read, nor moved: {error.strerror}"
             return f"It could not be moved aside ({error.strerror}), so nothing will be saved."
         return f"It was moved to {aside}."
 
-    def _write(self, body: bytes) -> None:
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def _rewrite(self, records: Iterable[bytes]) -> None:
         if self._taken is not None:
             raise StateFileError(f"cannot write {self._path}: {self._taken}")
         beside = self._path.with_name(self._path.name + ".new")
         try:
+            if self._descriptor is None:
+                self._descriptor = self._open()
             _clear(beside)
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(b"%s %d %s\n" % (_TITLE, VERSION, _checksum(body)))
-                file.write(body)
-                file.flush()
-                os.fsync(descriptor)
-            beside.replace(self._path)
+            new = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                self._lock(new)
+                _write_all(new, _HEAD)
+                self._size = len(_HEAD)
+                self._write(new, records)
+                beside.replace(self._path)
+                _sync_folder(self._path.parent)
+            except BaseException:
+                os.close(new)
+                raise
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
+        self.close()
+        self._descriptor, self._size_at_first, self._is_sound = new, self._size, True
+
+    def _write(self, descriptor: int, records: Iterable[bytes]) -> None:
+        try:
+            for record in records:
+                frame = _frame.pack(len(record), zlib.crc32(_length(len(record))), zlib.crc32(record))
+                _write_all(descriptor, frame + record)
+                self._size += _frame.size + len(record)
+            os.fdatasync(descriptor)
+        except OSError as error:
+            raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def _check_head(head: bytes) -> None:
+    if not head.startswith(_TITLE):
+        raise StateFileError("it is no state file of celery-exporter")
+    if head != _HEAD:
+        found = head[len(_TITLE) :].split()[:1]
+        said = found[0].decode(errors="replace") if found else ""
+        raise StateFileError(f"it is of version {said!r}, this one reads {VERSION}")
+
+
+def _records(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yield the content of each record, but for one that was not written to its end."""
+    position = len(_HEAD)
+    while len(frame := file.read(_frame.size)) == _frame.size:
+        length, of_length, of_content = _frame.unpack(frame)
+        if zlib.crc32(_length(length)) != of_length:
+            _check_nothing(frame + file.read(_MOST_NOTHING))
+            return
+        position += _frame.size + length
+        record = file.read(length) if position <= size else b""
+        if len(record) < length:
+            return
+        if zlib.crc32(record) != of_content:
+            _check_nothing(file.read(_MOST_NOTHING))
+            return
+        yield record
+
+
+def _check_nothing(rest: bytes) -> None:
+    """Raise StateFileError unless it is zeros: what the disk had not written when the power failed."""
+    if any(rest):
+        raise StateFileError("it is damaged: a checksum does not fit")
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        there, ours = path.stat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _clear(beside: Path) -> None:
@@ -143,14 +288,3 @@ def _clear(beside: Path) -> None:
         if not _TITLE.startswith(file.read(len(_TITLE))):
             raise StateFileError(f"cannot write {beside}: there is a file that is not ours")
     beside.unlink()
-
-
-def _encoded(state: object) -> bytes:
-    try:
-        return msgspec.msgpack.encode(state)
-    except (msgspec.MsgspecError, OverflowError, TypeError) as error:
-        raise StateFileError(f"this state cannot be written, please report it: {error}") from None
-
-
-def _checksum(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest().encode()

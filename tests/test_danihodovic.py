@@ -16,7 +16,6 @@ from test_tapes import replay
 
 from celery_exporter.cli import _command
 from celery_exporter.exposition import Exposition
-from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor, _naming
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import Shape
@@ -341,7 +340,7 @@ def test_an_empty_variable_opens_no_door_and_takes_labels_off():
 
 @pytest.mark.parametrize("timeout", ["0", "60"])
 def test_that_there_is_no_worker_is_known_after_a_while_without_a_timeout_as_with_one(timeout):
-    monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout), Firsts())
+    monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout))
     monitor._asked = 0.0
     for listened, known in ((59.0, False), (61.0, True)):
         monitor._listened = listened

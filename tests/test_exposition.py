@@ -22,7 +22,7 @@ from celery_exporter.core.cluster import Limits
 from celery_exporter.core.histograms import Histogram
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
-from celery_exporter.firsts import MAX_SCRAPERS
+from celery_exporter.firsts import Firsts
 from celery_exporter.profiles import Row, Shape
 from celery_exporter.profiles.catalogue import select
 from celery_exporter.protobuf import PROTOBUF
@@ -169,34 +169,45 @@ def moment(at):
     return SimpleNamespace(around=SimpleNamespace(at=at, started=0.0), cells={})
 
 
-def test_law_6_a_scraper_sees_each_new_counting_series_at_0_once():
-    samples = [(("a",), 5)]
+class Server:
+    """A Prometheus server that has come twice, and each second since."""
+
+    def __init__(self, exposition, snapshot=None):
+        self._exposition = exposition
+        self._snapshot = snapshot or (lambda: moment(self._now))
+        self._now = 0.0
+        self._firsts = Firsts(0.0, 0.0)
+
+    def scrape(self):
+        self._now += 1.0
+        visit = self._firsts.begin(self._now)
+        page = self._exposition.render(self._snapshot(), visit=visit)
+        self._firsts.end("one", visit, self._now)
+        return without_process(page).decode().splitlines()
+
+
+def test_law_6_a_server_sees_each_new_counting_series_at_0_once():
+    samples = []
     exposition = Exposition(
         [row("celery_sent_total", "counter", samples), row("celery_now", "gauge", samples)]
     )
+    server = Server(exposition)
 
-    def shown(scraper, at=10.0):
-        lines = exposition.render(moment(at), TEXT, scraper).decode().splitlines()
-        return [line.partition("} ")[2] for line in lines if line.startswith(("celery_sent", "celery_now"))]
+    def shown():
+        return [line.partition("} ")[2] for line in server.scrape() if not line.startswith("#")]
 
-    assert shown(None) == ["5.0", "5.0"], "people see the count at once"
-    assert shown("one") == ["0.0", "5.0"]
-    assert shown("one") == ["5.0", "5.0"]
-    assert shown("two") == ["0.0", "5.0"], "each scraper has its own"
+    shown(), shown()
+    samples.append((("a",), 5))
+    assert b" 0.0\n" not in exposition.render(moment(1.0)), "people see the count at once"
+    assert shown() == ["0.0", "5.0"]
     samples.append((("b",), 1))
-    assert shown("one") == ["5.0", "0.0", "5.0", "1.0"]
-    assert shown("one") == ["5.0", "1.0", "5.0", "1.0"]
-    assert shown("one again, from another address", at=200.0) == ["5.0", "1.0", "5.0", "1.0"], (
-        "no reset for it"
-    )
-    assert shown("three", at=10_000.0) == ["5.0", "1.0", "5.0", "1.0"], (
-        "old counts are no news to a new scraper"
-    )
+    assert shown() == ["5.0", "0.0", "5.0", "1.0"]
+    assert shown() == ["5.0", "1.0", "5.0", "1.0"]
 
 
 def test_law_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
     rows = [row("celery_done_total", "counter", [(("a",), 1_000_000)], began_before=True)]
-    assert b" 1e+06\n" in Exposition(rows).render(moment(1.0), TEXT, "one")
+    assert Server(Exposition(rows)).scrape()[-1].endswith(" 1e+06")
     assert native_row("celery_worker_processed_tasks_total").began_before
 
 
@@ -208,64 +219,30 @@ def test_law_6_what_is_folded_into_a_new_series_is_no_news():
     """A worker's sums move to one without a worker when it is forgotten; nothing happened then."""
     labels = ("queue_name", "worker")
     story = Story(Limits(worker_purge=60), labels=labels)
-    story.tell(heartbeat(), received(), started(), failed())
-    story.wait(3)
-    exposition = Exposition(
-        [
-            row
-            for row in select(("native",), Shape(task_labels=labels)).rows
-            if row.name.startswith("celery_task_failures")
-        ]
-    )
+    rows = select(("native",), Shape(task_labels=labels)).rows
+    failures = [row for row in rows if row.name.startswith("celery_task_failures")]
+    server = Server(Exposition(failures), story.shown)
 
     def shown():
-        lines = without_process(exposition.render(story.shown(), TEXT, "one")).decode().splitlines()
-        return {line.partition("worker=")[2] for line in lines if not line.startswith("#")}
+        return {line.partition("worker=")[2] for line in server.scrape() if not line.startswith("#")}
 
+    shown(), shown()
+    story.tell(heartbeat(), received(), started(), failed())
+    story.wait(3)
     assert shown() == {'"w@h"} 0.0'}
     assert shown() == {'"w@h"} 1.0'}
     story.wait(130)
     assert shown() == {'""} 1.0'}
 
 
-def test_law_6_a_known_scraper_sees_a_new_series_at_0_however_seldom_it_comes():
-    samples = [(("a",), 5)]
-    exposition = Exposition([row("celery_sent_total", "counter", samples)])
-
-    def shown(scraper, at):
-        lines = exposition.render(moment(at), TEXT, scraper).decode().splitlines()
-        return [line.partition("} ")[2] for line in lines if line.startswith("celery_sent")]
-
-    for at in (1.0, 2.0):
-        shown("often", at), shown("seldom", at)
-    samples.append((("b",), 1))
-    assert shown("often", 10.0) == ["5.0", "0.0"]
-    assert shown("seldom", 600.0) == ["5.0", "0.0"]
-    assert shown("seldom", 900.0) == ["5.0", "1.0"]
-
-
-def test_law_6_a_series_that_was_given_up_begins_at_0_again():
-    samples = [(("a",), 5), (("b",), 1)]
-    exposition = Exposition([row("celery_sent_total", "counter", samples)])
-    for at in (1.0, 2.0):
-        exposition.render(moment(at), TEXT, "one")
-    back = samples.pop()
-    exposition.render(moment(10.0), TEXT, "one")
-    samples.append(back)
-    assert b'"b"} 0.0\n' in exposition.render(moment(10_000.0), TEXT, "one")
-
-
-def test_law_6_what_is_old_when_the_first_scraper_comes_is_no_news():
-    exposition = Exposition([row("celery_sent_total", "counter", [(("a",), 5)])])
-    assert b" 5.0\n" in exposition.render(moment(301.0), TEXT, "one")
-
-
 def test_law_6_a_histogram_is_0_as_a_whole():
-    samples = [(("a",), histogram(0.5, 3))]
+    samples = []
     exposition = Exposition([row("celery_wait_seconds", "histogram", samples, bounds=lambda _: BOUNDS)])
-    first, second = (without_process(exposition.render(moment(1.0), TEXT, "one")) for _ in range(2))
-    assert [line.rpartition(b" ")[2] for line in first.splitlines()[2:]] == [b"0.0"] * 7
-    assert second == without_process(exposition.render(moment(1.0)))
+    server = Server(exposition)
+    server.scrape(), server.scrape()
+    samples.append((("a",), histogram(0.5, 3)))
+    assert [line.rpartition(" ")[2] for line in server.scrape()[2:]] == ["0.0"] * 7
+    assert server.scrape() == without_process(exposition.render(moment(1.0))).decode().splitlines()
 
 
 def test_the_text_of_series_that_are_gone_is_forgotten():
@@ -301,14 +278,6 @@ def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
     }
     assert named == {("0.005", "a-uuid", 0.001), ("30", "back\\slash", 2.5), ("+Inf", "%d", 1e9)}
     assert b" # {" not in Exposition([wait]).render(moment(1.0), TEXT)
-
-
-def test_law_6_only_so_many_scrapers_are_remembered():
-    exposition = Exposition([row("celery_sent_total", "counter", [(("a",), 5)])])
-    for number_ in range(MAX_SCRAPERS + 1):
-        exposition.render(moment(1.0), TEXT, f"scraper {number_}")
-    assert b" 0.0\n" in exposition.render(moment(1.0), TEXT, "scraper 0")
-    assert b" 0.0\n" not in without_process(exposition.render(moment(1.0), TEXT, f"scraper {MAX_SCRAPERS}"))
 
 
 PROMETHEUS_2_42 = (

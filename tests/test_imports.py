@@ -24,7 +24,7 @@ FLOORS = [
     ["exposition", "logs", "malloc", "sdnotify"],
     ["protobuf"],
     ["monitor"],
-    ["collector"],
+    ["collector", "saving"],
     ["about", "firsts", "statefile", "tape"],
     ["broker"],
     ["settings"],

@@ -13,7 +13,7 @@ from core.test_memory import restarted
 from celery_exporter.core import cluster
 from celery_exporter.core.ledger import Ledger
 from celery_exporter.exposition import Exposition
-from celery_exporter.firsts import Firsts, FirstsMemory
+from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import _naming as naming
 from celery_exporter.monitor import _rules_of as rules_of
 from celery_exporter.profiles import COMMON_BUCKETS, TASK_LABELS, Shape
@@ -199,11 +199,20 @@ def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_
     story = two_workers(selection)
     exposition = Exposition(selection.rows)
     series = 'celery_task_failures_total{exception="ValueError",queue_name="unknown",task_name="add"}'
-    exposition.render(story.shown(), scraper="p")
+    firsts = Firsts(0.0, 0.0)
+
+    def scrape(at):
+        visit = firsts.begin(at)
+        page = exposition.render(story.shown(), visit=visit).decode()
+        firsts.end("p", visit, at)
+        return page
+
+    for at in (1.0, 2.0):
+        scrape(at)
     story.tell(*(event("u9", host="b@h") for event in (received, started, failed)))
     story.wait(3)
-    for value in ("0.0", "1.0"):
-        assert f"{series} {value}" in exposition.render(story.shown(), scraper="p").decode()
+    for at, value in ((3.0, "0.0"), (4.0, "1.0")):
+        assert f"{series} {value}" in scrape(at)
 
 
 def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
@@ -245,14 +254,3 @@ def test_names_in_a_state_file_are_made_anew_if_the_rules_for_names_changed_and_
     before, after = (naming(load({"broker_url": URL, **options}, {})) for options in ({}, changed))
     assert (rules_of(before) != rules_of(after)) == renamed
     assert rules_of("not a state of ours [") is None
-
-
-def test_each_scraper_was_shown_what_an_earlier_process_showed_under_other_names():
-    firsts = Firsts()
-    firsts.restore(FirstsMemory({"p1": {1}, "p2": {1}}, {1: 5.0}), renamed=True)
-    for scraper in ("p1", "p2"):
-        visit = firsts.begin(scraper, 1000.0, 990.0)
-        assert not visit.is_news(2, inherited=False), scraper
-        visit.shown.add(2)
-        firsts.end(scraper, visit)
-    assert firsts.begin("p2", 1010.0, 990.0).is_news(3, inherited=False)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tracemalloc
 from pathlib import Path
 
 import pytest
-from msgspec import Struct
 
-from celery_exporter.statefile import MAX_SIZE, MUCH, VERSION, StateFile, StateFileError
+from celery_exporter.statefile import LONG, MAX_SIZE, MUCH, VERSION, InUseError, StateFile, StateFileError
 
-
-class Held(Struct):
-    """Stands for a state."""
-
-    number: int
+HEAD = b"celery-exporter state %d\n" % VERSION
 
 
 @pytest.fixture
@@ -25,82 +19,162 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def test_what_was_saved_is_loaded(path):
-    StateFile(path, Held).save(Held(7))
-    StateFile(path, Held).save(Held(8))
-    file = StateFile(path, Held)
-    assert file.load() == Held(8)
-    assert file.errors == {"read": 0, "write": 0}
+def written(path: Path, *records: bytes, later: tuple[bytes, ...] = ()) -> bytes:
+    """Write a file, whose process then ends; return what is in it."""
+    file = StateFile(path)
+    file.rewrite(records)
+    for record in later:
+        file.append(record)
+    file.close()
+    return path.read_bytes()
+
+
+def loaded(path: Path) -> list[bytes]:
+    found: list[bytes] = []
+    file = StateFile(path)
+    file.load(found.append)
+    file.close()
+    return found
+
+
+def test_what_was_written_is_loaded_in_its_order(path):
+    written(path, b"old")
+    written(path, b"a", b"", b"b", later=(b"c", b"d" * 100_000))
+    assert loaded(path) == [b"a", b"", b"b", b"c", b"d" * 100_000]
     assert list(path.parent.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_first_line_says_what_it_is(path):
-    StateFile(path, Held).save(Held(7))
-    assert path.read_bytes().startswith(b"celery-exporter state 1 ")
+    assert written(path, b"a").startswith(b"celery-exporter state 2\n")
 
 
-def test_what_takes_a_while_to_read_is_said(path, caplog):
-    caplog.set_level(logging.INFO)
-    file = StateFile(path, bytes)
-    file.save(b"")
-    assert file.load() == b""
-    assert caplog.messages == []
-    file.save(bytes(MUCH))
-    assert file.load() == bytes(MUCH)
-    assert caplog.messages == [f"reading 20 MB from {path}"]
+def test_there_is_nothing_in_a_file_that_is_not_there(path):
+    file = StateFile(path)
+    assert not file.load(pytest.fail)
+    assert file.errors == {"read": 0, "write": 0}
 
 
-def test_no_file_is_no_error(path):
-    file = StateFile(path, Held)
-    assert file.load() is None
-    assert file.errors["read"] == 0
+def test_wherever_it_was_killed_what_was_written_before_is_there(path):
+    whole = written(path, b"first", later=(b"second", b"third"))
+    ends = [len(HEAD) + 12 + 5, len(HEAD) + 2 * 12 + 11, len(whole)]
+    for length in range(ends[0], len(whole) + 1):
+        path.write_bytes(whole[:length])
+        assert loaded(path) == [b"first", b"second", b"third"][: sum(length >= end for end in ends)]
+        assert [*path.parent.iterdir()] == [path], "and nothing was moved aside"
 
 
-def sealed(body: bytes, version: int = VERSION) -> bytes:
-    return b"celery-exporter state %d %s\n" % (version, hashlib.sha256(body).hexdigest().encode()) + body
-
-
-GOOD = sealed(b"\x81\xa6number\x07")
+def test_a_part_that_the_disk_had_not_written_when_the_power_failed_is_cut_off(path):
+    whole = written(path, b"first", later=(b"second",))
+    path.write_bytes(whole[:-4] + bytes(4))
+    assert loaded(path) == [b"first"]
+    path.write_bytes(whole + bytes(5_000))
+    assert loaded(path) == [b"first", b"second"]
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "no state file of celery-exporter"),
         (b"\x00\xff" * 100, "no state file of celery-exporter"),
-        (b"celery-exporter state", "no state file of celery-exporter"),
         (b"[Unit]\nDescription=x\n", "no state file of celery-exporter"),
-        (GOOD[:-1], "damaged"),
-        (GOOD + b"x", "damaged"),
-        (GOOD.replace(b"number", b"nummer"), "damaged"),
-        (sealed(b"\x81\xa6number\x07", VERSION + 1), "version"),
-        (sealed(b"\x81\xa6number\xa1x"), "does not hold a state"),
-        (sealed(b"\xc1"), "does not hold a state"),
+        (b"celery-exporter state 1 00\n", "of version '1', this one reads 2"),
+        (b"celery-exporter state", "of version ''"),
+        (HEAD + b"x" * 20, "damaged"),
+        (HEAD + b"\x00" * 20, "ends within its first record"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_said_counted_and_moved_aside(path, content, why, caplog):
     path.write_bytes(content)
-    file = StateFile(path, Held)
+    file = StateFile(path)
     with caplog.at_level(logging.ERROR):
-        assert file.load() is None
+        assert not file.load(lambda _: None)
     (record,) = caplog.records
     assert why in record.message
     assert f"moved to {path}.unread-1" in record.message
     assert file.errors == {"read": 1, "write": 0}
-    file.save(Held(1))
-    assert StateFile(path, Held).load() == Held(1)
+    file.rewrite([b"new"])
+    file.close()
+    assert loaded(path) == [b"new"]
     assert Path(f"{path}.unread-1").read_bytes() == content
 
 
+@pytest.mark.parametrize("at", range(len(HEAD), len(HEAD) + 34))
+def test_a_byte_that_changed_before_the_last_record_is_damage(path, at):
+    content = bytearray(written(path, b"first", b"second", b"third"))
+    content[at] ^= 0x40
+    path.write_bytes(content)
+    file = StateFile(path)
+    assert not file.load(lambda _: None)
+    assert file.errors["read"] == 1
+
+
 def test_what_nobody_can_use_is_said_counted_and_moved_aside(path, caplog):
-    StateFile(path, Held).save(Held(7))
-    file = StateFile(path, Held)
-    file.load()
-    file.refuse("it is of no use")
-    assert f"it is of no use; sums begin at 0. It was moved to {path}.unread-1." in caplog.text
+    written(path, b"whole", b"but wrong")
+
+    def take(record):
+        if record == b"but wrong":
+            raise ValueError("it does not fit")
+
+    file = StateFile(path)
+    assert not file.load(take)
+    assert "it holds a state that cannot be used (ValueError('it does not fit'))" in caplog.text
+    assert f"It was moved to {path}.unread-1." in caplog.text
     assert file.errors == {"read": 1, "write": 0}
     assert not path.exists()
+
+
+def test_a_second_process_is_refused_while_the_first_one_has_it(path):
+    """However often it is written anew meanwhile, by which another file comes to be there."""
+    first = StateFile(path)
+    first.load(pytest.fail)
+    for _ in range(2):
+        with pytest.raises(InUseError, match=f"{path} is in use by another exporter"):
+            StateFile(path).load(pytest.fail)
+        first.rewrite([b"first"])
+        first.append(b"more")
+    first.close()
+    assert loaded(path) == [b"first", b"more"]
+
+
+def test_two_that_begin_where_there_is_no_file_do_not_both_have_it(path):
+    first, second = StateFile(path), StateFile(path)
+    first.rewrite([b"first"])
+    with pytest.raises(InUseError):
+        second.rewrite([b"second"])
+    first.append(b"more")
+    first.close()
+    assert loaded(path) == [b"first", b"more"]
+
+
+def test_what_could_not_be_added_is_not_added_to(path):
+    """A part of a record in the middle would be damage."""
+    file = StateFile(path)
+    file.rewrite([b"first"])
+    full = os.open("/dev/full", os.O_WRONLY)
+    kept, file._descriptor = file._descriptor, full
+    with pytest.raises(StateFileError, match=r"cannot write .*/state: No space left on device"):
+        file.append(b"second")
+    os.close(full)
+    file._descriptor = kept
+    assert not file.is_sound
+    assert file.errors == {"read": 0, "write": 1}
+    file.rewrite([b"third"])
+    assert file.is_sound
+    file.close()
+    assert loaded(path) == [b"third"]
+
+
+def test_it_is_long_when_it_is_twice_as_long_as_it_was_or_much_was_added(path):
+    file = StateFile(path)
+    file.rewrite([b"first"])
+    file.append(bytes(LONG // 2))
+    assert not file.is_long
+    file.append(bytes(LONG // 2))
+    assert file.is_long
+    file.rewrite([bytes(3 * LONG)])
+    file.append(bytes(2 * LONG))
+    assert not file.is_long
+    file.close()
 
 
 def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
@@ -108,17 +182,24 @@ def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
         file.truncate(MAX_SIZE)
     tracemalloc.start()
     try:
-        assert StateFile(path, Held).load() is None
+        assert loaded(path) == []
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
 
 
+def test_of_a_large_file_it_is_said_that_it_takes_a_while(path, caplog):
+    written(path, bytes(MUCH))
+    with caplog.at_level(logging.INFO):
+        loaded(path)
+    assert f"reading 20 MB from {path}" in caplog.text
+
+
 def test_what_a_process_left_that_was_killed_while_it_wrote_is_replaced(path):
     beside = path.with_name("state.new")
-    for left in (b"", GOOD[:10], GOOD[:-1]):
+    for left in (b"", HEAD[:10], HEAD + b"\x00"):
         beside.write_bytes(left)
-        StateFile(path, Held).save(Held(1))
+        written(path, b"a")
         assert not beside.exists()
 
 
@@ -127,24 +208,24 @@ def test_what_somebody_else_put_where_the_new_one_is_written_stays(path, make):
     beside = path.with_name("state.new")
     make(beside)
     with pytest.raises(StateFileError, match=r"cannot write .*/state.new: "):
-        StateFile(path, Held).save(Held(1))
+        StateFile(path).rewrite([b"a"])
     assert beside.exists()
-    assert not path.exists()
+    assert path.read_bytes() == b""
 
 
 def test_what_was_moved_aside_before_stays_there(path):
     for content in (b"first", b"second"):
         path.write_bytes(content)
-        StateFile(path, Held).load()
+        loaded(path)
     assert [Path(f"{path}.unread-{n}").read_bytes() for n in (1, 2)] == [b"first", b"second"]
 
 
 def test_what_is_no_regular_file_is_left_alone(path):
     path.mkdir()
-    file = StateFile(path, Held)
-    assert file.load() is None
+    file = StateFile(path)
+    assert not file.load(pytest.fail)
     with pytest.raises(StateFileError, match="no regular file"):
-        file.save(Held(1))
+        file.rewrite([b"a"])
     assert file.errors == {"read": 1, "write": 1}
     assert path.is_dir()
 
@@ -153,45 +234,38 @@ def refuse(*_: object) -> None:
     raise PermissionError(13, "Permission denied")
 
 
-def test_a_file_that_cannot_be_moved_is_not_written_over(tmp_path, monkeypatch):
-    path = tmp_path / "state"
+def test_a_file_that_cannot_be_moved_is_not_written_over(path, monkeypatch):
     path.write_bytes(b"foreign")
     # Root may write into any folder, so the folder's mode would not stop the test.
     monkeypatch.setattr(Path, "rename", refuse)
-    file = StateFile(path, Held)
-    file.load()
+    file = StateFile(path)
+    file.load(pytest.fail)
     with pytest.raises(StateFileError, match="could not be read, nor moved"):
-        file.save(Held(1))
+        file.rewrite([b"a"])
     assert path.read_bytes() == b"foreign"
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path):
-    file = StateFile(tmp_path / "nowhere" / "state", Held)
-    assert file.load() is None
+    file = StateFile(tmp_path / "nowhere" / "state")
+    assert not file.load(pytest.fail)
     with pytest.raises(StateFileError, match=r"cannot write .*/nowhere/state: No such file or directory"):
-        file.save(Held(1))
+        file.rewrite([b"a"])
     assert file.errors == {"read": 0, "write": 1}
 
 
-def test_what_cannot_be_encoded_is_an_error_of_one_line(path):
-    file = StateFile(path, Held)
-    with pytest.raises(StateFileError, match="cannot be written, please report it"):
-        file.save(Held(2**70))
-    assert file.errors == {"read": 0, "write": 1}
-
-
-def test_a_save_that_breaks_off_leaves_the_file_of_before(path):
-    file = StateFile(path, Held)
-    file.save(Held(1))
+def test_a_rewriting_that_breaks_off_leaves_the_file_of_before(path):
+    file = StateFile(path)
+    file.rewrite([b"a"])
     path.with_name("state.new").mkdir()  # where the new one is to be written first
     with pytest.raises(StateFileError):
-        file.save(Held(2))
-    assert StateFile(path, Held).load() == Held(1)
+        file.rewrite([b"b"])
+    file.close()
+    assert loaded(path) == [b"a"]
 
 
 def test_a_link_stays_a_link(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "state")
-    StateFile(link, Held).save(Held(3))
+    written(link, b"a")
     assert link.is_symlink()
-    assert StateFile(tmp_path / "state", Held).load() == Held(3)
+    assert loaded(tmp_path / "state") == [b"a"]

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from celery_exporter.exposition import Exposition
+from celery_exporter.firsts import Firsts
 from celery_exporter.profiles import Row
-from celery_exporter.web.app import RENDERERS, build
+from celery_exporter.web.app import build
+from celery_exporter.web.metrics import RENDERERS, MetricsPage
 
 PATIENCE = 10.0  # seconds, for what takes milliseconds
 
@@ -25,7 +27,8 @@ class Pages:
         self.begun = threading.Semaphore(0)
         self._numbers = itertools.count(1)
         row = Row("celery_snapshot", "gauge", "Which one.", (), lambda snapshot: [((), snapshot.number)])
-        self.app = build(self._snapshot, lambda: True, Exposition([row]), str)
+        page = MetricsPage(self._snapshot, Exposition([row]), Firsts(0.0, 0.0), native=False)
+        self.app = build(page, lambda: True, str)
 
     def _snapshot(self) -> Any:
         found = next(self._numbers)

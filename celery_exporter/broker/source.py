@@ -11,6 +11,7 @@ import stat
 import threading
 from pathlib import Path
 
+from kombu.utils.url import parse_url
 from msgspec.structs import replace
 
 from celery_exporter.broker.connection import UnusableURLError, check, is_amqp, is_redis, masked, parts
@@ -50,6 +51,10 @@ class SettingsSource:
         """Return the URL that was read last, without secrets."""
         return masked(self._settings.broker_url)
 
+    def identity(self) -> str:
+        """Return which broker it is, whoever logs in: addresses and virtual hosts, one a line."""
+        return identity(self.current().broker_url)
+
     def _adopt(self, changed: Settings, path: Path) -> Settings:
         check(changed)
         if _kind(changed) != _kind(self._settings):
@@ -69,6 +74,32 @@ class SettingsSource:
                 self._complaint = complaint
                 log.warning("%s; still using %s", complaint, masked(self._settings.broker_url))
             return self._settings
+
+
+def identity(url: str) -> str:
+    """Return which brokers a URL leads to, one a line: host, port, and virtual host or database."""
+    found = []
+    for part in parts(url):
+        read = parse_url(part)
+        scheme = part.partition("://")[0].partition("+")[0]
+        port = read["port"] or _PORTS.get(scheme)
+        found.append(f"{read['hostname'] or 'localhost'}:{port or ''}/{read['virtual_host'] or ''}".lower())
+    return "\n".join(sorted(found))
+
+
+def is_same_broker(one: str, other: str) -> bool:
+    """Tell whether two identities have a broker in common."""
+    return not set(one.split("\n")).isdisjoint(other.split("\n"))
+
+
+#: Where brokers listen. That of TLS is not another broker.
+_PORTS = {
+    "redis": 6379,
+    "rediss": 6379,
+    "sentinel": 26379,
+    **dict.fromkeys(("amqp", "pyamqp"), 5672),
+    "amqps": 5672,
+}
 
 
 def _is_pipe(path: Path) -> bool:

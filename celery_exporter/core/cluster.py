@@ -430,7 +430,7 @@ class Cluster:
                     continue
             self._step(task, event, came)
         if hold is not None and task.room.state is None:
-            self._hear(task, now)  # it may have ended just now
+            self.tasks.hear(task, now.listened)  # it may have ended just now
 
     def _happened_at(self, event: Event) -> float:
         """Return when an event happened, by our clock as far as the worker's is known."""
@@ -516,7 +516,7 @@ class Cluster:
             task.unfold().ended_by = ""
             self.tasks.move(task, self.tasks.kind(task.key_of(event.retries)), PENDING, event.timestamp)
         task.room.kind.heard = now.listened
-        self._hear(task, now)
+        self.tasks.hear(task, now.listened)
 
     def _step(self, task: Task, event: Event, now: Moment) -> None:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
@@ -588,7 +588,7 @@ class Cluster:
             if landing is None and attempt is not None:
                 self._go_on(story, task, attempt)
             return
-        self._hear(task, now)
+        self.tasks.hear(task, now.listened)
         if open_ and lands is None and not story.is_succeeded(attempt or 0):
             story.ended_by = event.hostname  # over when those it was delivered to since are, too
 
@@ -604,10 +604,6 @@ class Cluster:
         if successor is not None and generation_of(successor) > generation_of(attempt):
             story.ended_by = ""
             self.tasks.move(task, self.tasks.kind(task.key_of(successor)), PENDING, story.sent[successor])
-
-    def _hear(self, task: Task, now: Moment) -> None:
-        if task.heard != now.listened:
-            self.tasks.hear(task, now.listened)
 
     def _place(self, task: Task, event: Event, queue: str | None) -> None:
         """Take name and queue of an attempt from the event that tells of it: it may have gone elsewhere.

@@ -1,4 +1,5 @@
-"""What has to outlast a restart, as plain values: taken from cluster and ledger, put back into a new one.
+"""What has to outlast a restart, as plain values: what changed in a cluster since the last time, and all of
+that put back into a new one.
 
 Moments of the listening clock mean nothing to the next process, so they are stored beside the clock's own
 reading, and shifted when they are put back. The time between is not silence: nobody listened. Only unfinished
@@ -7,7 +8,9 @@ tasks grow older meanwhile, for --task-ttl is about them, not about us.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -17,10 +20,13 @@ from celery_exporter.core.events import Event
 from celery_exporter.core.histograms import Histogram, places
 from celery_exporter.core.ledger import Cell, Ledger
 from celery_exporter.core.queues import Queue
-from celery_exporter.core.repeats import End
+from celery_exporter.core.repeats import MAX_ENDS, End
 from celery_exporter.core.tasks import Delivery, Generation, Hold, Story, Task, TaskTable
 from celery_exporter.core.words import OTHER, Key, Moment, State
-from celery_exporter.core.workers import Worker
+from celery_exporter.core.workers import Profile, Worker
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 class TaskMemory(Struct, array_like=True, gc=False):
@@ -45,42 +51,116 @@ class TaskMemory(Struct, array_like=True, gc=False):
     hold: Hold | None = None
 
 
-class ClusterMemory(Struct):
-    """Everything but the tasks, of which there may be so many that they are taken a part at a time."""
+class Shape(Struct, frozen=True):
+    """How histograms are kept: what is restored fits into no others."""
 
-    at: Moment
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
-    cells: list[tuple[Key, Cell]]
+    native: bool
+
+
+class Sums(Struct):
+    """The sums that are of no key."""
+
     negative_waits: int
     exceptions_folded: int
-    workers: list[Worker]
-    queues: list[Queue | str]  # files of earlier builds hold bare names
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
     refused: Mapping[str, int]
     folded: int
     evicted: int
-    native: bool = False  # do histograms count natively, too
-    repeated: Mapping[str, int] = {}
-    reconciled: Mapping[str, int] = {}
-    shadows: Mapping[str, str] = {}
+    repeated: Mapping[str, int]
+    reconciled: Mapping[str, int]
+
+
+class Changes(Struct):
+    """What changed in a cluster up to a moment; `gone_…` have what is not there any more."""
+
+    at: Moment
+    sums: Sums
+    shape: Shape | None = None  # None: as before, as with what follows
+    cells: list[tuple[Key, Cell]] = []
+    gone_cells: list[Key] = []
+    tasks: list[TaskMemory] = []
+    gone_tasks: list[str] = []
+    workers: list[Worker] = []  # without their profiles
+    gone_workers: list[str] = []
+    profiles: dict[str, Profile] = {}  # by worker
+    queues: list[Queue] = []
+    gone_queues: list[str] = []
     ends: list[End] = []
+    shadows: dict[str, str] | None = None
 
 
-def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
-    """Return what is to be remembered; it shares with the cluster, so encode it before that goes on."""
-    ledger = cluster.ledger
-    return ClusterMemory(
-        at=now,
-        runtime_bounds=ledger.runtime_bounds,
-        wait_bounds=ledger.wait_bounds,
-        native=ledger.native,
-        cells=list(ledger.snapshot().items()),
-        negative_waits=ledger.negative_waits,
-        exceptions_folded=ledger.folded,
-        workers=list(cluster.workers.values()),
-        queues=list(cluster.queues.records()),
+class Recorder:
+    """Tells what changed in a cluster from one time to the next: at first, all but the tasks.
+
+    Not thread-safe: for whoever holds the cluster's lock.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._at = -math.inf
+        self._cells: Mapping[Key, Cell] = {}
+        self._workers: dict[str, bytes] = {}
+        self._profiles: dict[str, Profile] = {}
+        self._queues: dict[str, bytes] = {}
+        self._shadows: dict[str, str] = {}
+        cluster.tasks.changed = set()
+
+    def changes(self, now: Moment) -> Changes:
+        """Return what changed; it shares with the cluster, so encode it before that goes on."""
+        cluster = self._cluster
+        ledger = cluster.ledger
+        shape = Shape(ledger.runtime_bounds, ledger.wait_bounds, ledger.native)
+        changes = Changes(now, _sums(cluster), shape if self._at == -math.inf else None)
+        before, self._cells = self._cells, ledger.snapshot()
+        # A cell that was changed since the last snapshot is another object.
+        changes.cells = [(key, cell) for key, cell in self._cells.items() if before.get(key) is not cell]
+        changes.gone_cells = [*(before.keys() - self._cells.keys())]
+        self._add_tasks(changes)
+        self._add_workers(changes)
+        queues = {queue.name: queue for queue in cluster.queues.records()}
+        changes.gone_queues = _update(self._queues, queues, changes.queues)
+        changes.ends = cluster.ends.since(self._at)
+        if cluster.keys.shadows != self._shadows:
+            changes.shadows = self._shadows = cluster.keys.shadows.copy()
+        self._at = now.listened
+        return changes
+
+    def _add_tasks(self, changes: Changes) -> None:
+        changed, self._cluster.tasks.changed = self._cluster.tasks.changed or set(), set()
+        for uuid in changed:
+            task = self._cluster.tasks.get(uuid)
+            if task is None:
+                changes.gone_tasks.append(uuid)
+            else:
+                changes.tasks.append(_of_task(task, self._cluster.tasks))
+
+    def _add_workers(self, changes: Changes) -> None:
+        workers = self._cluster.workers
+        bare = {name: msgspec.structs.replace(worker, profile=NO_PROFILE) for name, worker in workers.items()}
+        changes.gone_workers = _update(self._workers, bare, changes.workers)
+        before, self._profiles = self._profiles, {name: each.profile for name, each in workers.items()}
+        changes.profiles = {
+            name: profile for name, profile in self._profiles.items() if before.get(name) is not profile
+        }
+
+    def tasks(self, uuids: Iterable[str], now: Moment) -> Changes:
+        """Return these tasks, as far as they are still there; shared, as above."""
+        tasks = self._cluster.tasks
+        found = [_of_task(task, tasks) for task in map(tasks.get, uuids) if task is not None]
+        return Changes(now, _sums(self._cluster), tasks=found)
+
+
+#: Of a worker whose profile is stored beside it.
+NO_PROFILE = Profile()
+
+
+def _sums(cluster: Cluster) -> Sums:
+    return Sums(
+        negative_waits=cluster.ledger.negative_waits,
+        exceptions_folded=cluster.ledger.folded,
         events=cluster.events,
         fallbacks=cluster.fallbacks,
         refused=cluster.refused,
@@ -88,15 +168,61 @@ def of_cluster(cluster: Cluster, now: Moment) -> ClusterMemory:
         evicted=cluster.tasks.evicted,
         repeated=cluster.repeated,
         reconciled=cluster.reconciled,
-        shadows=cluster.keys.shadows,
-        ends=list(cluster.ends),
     )
 
 
-def of_tasks(cluster: Cluster, uuids: Iterable[str]) -> list[TaskMemory]:
-    """Return what is to be remembered of these tasks, as far as they are still there; shared, as above."""
-    found = map(cluster.tasks.get, uuids)
-    return [_of_task(task, cluster.tasks) for task in found if task is not None]
+def _update(known: dict[str, bytes], now: Mapping[str, T], changed: list[T]) -> list[str]:
+    """Bring `known` up to date, and `changed` what is another one by now; return what is gone."""
+    gone = [*(known.keys() - now.keys())]
+    for name in gone:
+        del known[name]
+    for name, value in now.items():
+        encoded = msgspec.msgpack.encode(value)
+        if known.get(name) != encoded:
+            known[name] = encoded
+            changed.append(value)
+    return gone
+
+
+def _remove(known: dict[K, T], gone: Iterable[K]) -> None:
+    for name in gone:
+        known.pop(name, None)
+
+
+class Memory:
+    """All that changed, one time after the other."""
+
+    def __init__(self) -> None:
+        self.at: Moment | None = None
+        self.sums: Sums | None = None
+        self.shape: Shape | None = None
+        self.cells: dict[Key, Cell] = {}
+        self.tasks: dict[str, TaskMemory] = {}
+        self.workers: dict[str, Worker] = {}
+        self.profiles: dict[str, Profile] = {}
+        self.queues: dict[str, Queue] = {}
+        self.ends: list[End] = []
+        self.shadows: dict[str, str] = {}
+
+    def take(self, changes: Changes) -> None:
+        """Go on with what changed next."""
+        self.at, self.sums = changes.at, changes.sums
+        self.shape = changes.shape or self.shape
+        self.cells.update(changes.cells)
+        self.tasks.update((task.uuid, task) for task in changes.tasks)
+        self.workers.update((worker.name, worker) for worker in changes.workers)
+        self.profiles.update(changes.profiles)
+        self.queues.update((queue.name, queue) for queue in changes.queues)
+        _remove(self.cells, changes.gone_cells)
+        _remove(self.tasks, changes.gone_tasks)
+        _remove(self.workers, changes.gone_workers)
+        _remove(self.profiles, changes.gone_workers)
+        _remove(self.queues, changes.gone_queues)
+        self.ends += changes.ends
+        if len(self.ends) > 2 * MAX_ENDS:
+            del self.ends[:-MAX_ENDS]
+        if changes.shadows is not None:
+            self.shadows = changes.shadows
 
 
 def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
@@ -122,48 +248,48 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
     )
 
 
-def restore(memory: ClusterMemory, tasks: Iterable[TaskMemory], cluster: Cluster, now: Moment) -> None:
+def restore(memory: Memory, cluster: Cluster, now: Moment) -> None:
     """Put everything back into a cluster that is new; raise ValueError where it does not fit.
 
     Labels, bounds and limits are today's: sums under a label that is not in use any more are added up without
     it, and histograms over other bounds begin anew, for nobody can tell where their observations belong.
     """
-    ledger, shift = cluster.ledger, now.listened - memory.at.listened
+    if memory.at is None or memory.sums is None or memory.shape is None:
+        raise ValueError("its beginning is missing")
+    ledger, shift, sums = cluster.ledger, now.listened - memory.at.listened, memory.sums
     # The rest last, so that it takes no room from a label set that had some.
-    for key, cell in sorted(memory.cells, key=lambda pair: pair[0].task_name == OTHER):
+    for key, cell in sorted(memory.cells.items(), key=lambda pair: pair[0].task_name == OTHER):
         restored = cluster.keys.restore(key)
         cell.clients = cell.clients if cluster.clients else {}
-        ledger.restore(restored, _fitting(cell, memory, ledger))
+        ledger.restore(restored, _fitting(cell, memory.shape, ledger))
         kind = cluster.tasks.kind(cluster.keys.without_worker(restored))
         kind.heard = now.listened  # whether it is idle is seen from now on
     if not cluster.keys.renamed:
         cluster.keys.shadows.update(memory.shadows)
-    ledger.negative_waits, ledger.folded = memory.negative_waits, memory.exceptions_folded
-    for worker in memory.workers:
+    ledger.negative_waits, ledger.folded = sums.negative_waits, sums.exceptions_folded
+    for worker in memory.workers.values():
+        worker.profile = memory.profiles.get(worker.name, NO_PROFILE)
         worker.heard += shift
         worker.down_since = None if worker.down_since is None else worker.down_since + shift
         worker.skew_until = now.listened
         worker.idle_since = None  # what it started meanwhile nobody heard
-        worker.processes.restore(worker.pid, worker.processed, shift, now)
+        worker.processes.restore(shift)
         cluster.restore_worker(worker, now)
-    shown = (
-        each
-        for each in memory.queues
-        if cluster.keys.show_queue(each if isinstance(each, str) else each.name)
-    )
+    shown = (queue for queue in memory.queues.values() if cluster.keys.show_queue(queue.name))
     cluster.queues.restore(shown, shift, now.listened)
     cluster.learn({}, now)  # what these answered before
-    cluster.events.update({kind: count for kind, count in memory.events.items() if kind in cluster.events})
-    cluster.fallbacks.update(memory.fallbacks)
-    cluster.refused.update(memory.refused)
-    cluster.repeated.update(memory.repeated)
-    cluster.reconciled.update(memory.reconciled)
+    cluster.events.update({kind: count for kind, count in sums.events.items() if kind in cluster.events})
+    cluster.fallbacks.update(sums.fallbacks)
+    cluster.refused.update(sums.refused)
+    cluster.repeated.update(sums.repeated)
+    cluster.reconciled.update(sums.reconciled)
     for end in memory.ends:
         cluster.ends.note(msgspec.structs.replace(end, listened=end.listened + shift))
-    cluster.keys.folded, cluster.tasks.evicted = memory.folded, memory.evicted
+    cluster.ends.expire(now.listened)
+    cluster.keys.folded, cluster.tasks.evicted = sums.folded, sums.evicted
     away = max(0.0, now.wall - memory.at.wall)
     # A room is in the order in which its tasks were last heard of, and expiry relies on it.
-    for task in sorted(tasks, key=lambda task: task.heard):
+    for task in sorted(memory.tasks.values(), key=lambda task: task.heard):
         _restore_task(task, cluster, shift, away, now)
     cluster.tasks.held = dict(sorted(cluster.tasks.held.items(), key=lambda held: held[1].since))  # likewise
 
@@ -203,17 +329,17 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
     task.fold()
 
 
-def _fitting(cell: Cell, memory: ClusterMemory, ledger: Ledger) -> Cell:
+def _fitting(cell: Cell, shape: Shape, ledger: Ledger) -> Cell:
     """Return the cell with today's histograms; raise ValueError if they are not as the file says of all."""
-    if any((each.native is not None) != memory.native for each in _histograms(cell)):
+    if any((each.native is not None) != shape.native for each in _histograms(cell)):
         raise ValueError("a histogram is not native as the others are")
     waits = [each for each in (cell.queued, cell.prefetched) if each is not None]
-    for found, bounds in ((cell.ran.values(), memory.runtime_bounds), (waits, memory.wait_bounds)):
+    for found, bounds in ((cell.ran.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
         if any(len(each.counts) != len(bounds) + 1 for each in found):
             raise ValueError("a histogram does not have the buckets that it should")
-    new = ledger.native and not memory.native  # nobody knows how large what was observed was
-    ran = None if new else _places(memory.runtime_bounds, ledger.runtime_bounds)
-    waited = None if new else _places(memory.wait_bounds, ledger.wait_bounds)
+    new = ledger.native and not shape.native  # nobody knows how large what was observed was
+    ran = None if new else _places(shape.runtime_bounds, ledger.runtime_bounds)
+    waited = None if new else _places(shape.wait_bounds, ledger.wait_bounds)
     cell.ran = {} if ran is None else {state: each.thinned(ran) for state, each in cell.ran.items()}
     cell.queued = cell.queued.thinned(waited) if cell.queued and waited else None
     cell.prefetched = cell.prefetched.thinned(waited) if cell.prefetched and waited else None

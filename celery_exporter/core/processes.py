@@ -202,15 +202,10 @@ class Processes(Struct, gc=False):
                 process.unsure = None
         return tasks
 
-    def restore(self, pid: int | None, processed: int | None, shift: float, now: Moment) -> None:
-        """Take over what a state file holds, whose listening times are `shift` seconds behind ours.
-
-        A file of an earlier version holds only the newest process, as `pid` and `processed`.
-        """
+    def restore(self, shift: float) -> None:
+        """Go on with a listening clock that is `shift` seconds ahead. Nobody was silent meanwhile."""
         for process in self.known:
-            process.heard += shift  # nobody was silent while nobody listened
-        if not self.known and processed is not None:
-            self.known.append(Process(pid, processed, 0.0, now.listened))
+            process.heard += shift
 
     def alive(self, listened: float, silence_seconds: float) -> list[Process]:
         """Return the processes that run now, as far as is known."""

@@ -145,11 +145,9 @@ class QueueTable:
             if queue.used < at - QUEUE_TTL_SECONDS:
                 self._drop(queue)
 
-    def restore(self, queues: Iterable[Queue | str], shift: float, at: float) -> None:
-        """Put back what an earlier process knew, whose clock is `shift` behind; a bare name was used now."""
-        restored = [Queue(each, at - shift) if isinstance(each, str) else each for each in queues]
-        restored.sort(key=lambda queue: queue.used)
-        for queue in restored:
+    def restore(self, queues: Iterable[Queue], shift: float, at: float) -> None:
+        """Put back what an earlier process knew, whose clock is `shift` behind."""
+        for queue in sorted(queues, key=lambda queue: queue.used):
             if queue.name in self._queues or not self.is_full or self._evict():
                 queue.used = min(queue.used + shift, at)
                 self._put(queue)

@@ -48,6 +48,10 @@ class Ends:
         """Yield what is remembered, the oldest first."""
         return iter(self._ends.values())
 
+    def since(self, listened: float) -> list[End]:
+        """Return what was noted at this listening time or later."""
+        return list(takewhile(lambda end: end.listened >= listened, reversed(self._ends.values())))[::-1]
+
     def note(self, end: End) -> None:
         """Remember that a worker ended an execution."""
         at = end.uuid, end.worker

@@ -284,6 +284,8 @@ class TaskTable:
         self.finished: dict[str, Task] = {}  # tombstones of every kind, in the order they finished
         #: … of those that were taken out without an event, which may be delivered again much later.
         self.taken_out: dict[str, Task] = {}
+        #: The ids of tasks of which something changed since somebody emptied it; None: nobody wants to know.
+        self.changed: set[str] | None = None
         self._tombstone_limit = tombstone_limit
         self._tasks: dict[str, Task] = {}
         #: Returns the task with a uuid, or None when it is unheard of or forgotten.
@@ -301,6 +303,8 @@ class TaskTable:
     def new(self, uuid: str, heard: float, room: Room, since: float = 0.0) -> Task:
         """Remember a new task."""
         task = self._tasks[uuid] = room.tasks[uuid] = Task(uuid, heard, room, since)
+        if self.changed is not None:
+            self.changed.add(uuid)
         return task
 
     def kind(self, key: Key) -> Kind:
@@ -320,6 +324,8 @@ class TaskTable:
         room = task.room = kind.rooms[state]
         room.tasks[uuid] = task
         task.since = since
+        if self.changed is not None:
+            self.changed.add(uuid)
 
     def finish(self, task: Task, kind: Kind, final: State | None, since: float) -> list[Task]:
         """Turn the task into a tombstone: its late events find it, no gauge counts it.
@@ -337,8 +343,11 @@ class TaskTable:
 
     def hear(self, task: Task, heard: float) -> None:
         """Note that it was heard of."""
-        task.heard = task.room.kind.heard = heard
-        task.room.tasks[task.uuid] = task.room.tasks.pop(task.uuid)
+        if task.heard != heard:
+            task.heard = task.room.kind.heard = heard
+            task.room.tasks[task.uuid] = task.room.tasks.pop(task.uuid)
+        if self.changed is not None:
+            self.changed.add(task.uuid)
 
     def park(self, task: Task, events: list[Event], heard: float, hold: Hold | None = None) -> None:
         """Let events wait, behind those of the task that do already; `hold` if they did before."""
@@ -349,6 +358,8 @@ class TaskTable:
         if first.retries:  # as its sender said it: which generation it is of is seen when it is applied
             first.retries %= MAX_ATTEMPTS
         waiting += events
+        if self.changed is not None:
+            self.changed.add(task.uuid)
 
     def wait_longer(self, task: Task, heard: float) -> None:
         """Let a task that is in limbo, or held, wait as if its events had come only now."""
@@ -357,15 +368,21 @@ class TaskTable:
             self.hear(task, heard)
         else:
             self.held[task.uuid] = Hold(heard, hold.was_open)
+            if self.changed is not None:
+                self.changed.add(task.uuid)
 
     def release(self, task: Task) -> tuple[Hold | None, list[Event]]:
         """Return the events that waited, and what is known of that if they waited for another delivery."""
+        if self.changed is not None:
+            self.changed.add(task.uuid)
         return self.held.pop(task.uuid, None), self.parked.pop(task.uuid, [])
 
     def forget(self, task: Task) -> None:
         """Remove the task, of which nothing waits any more, from its room and from the table."""
         del task.room.tasks[task.uuid]
         del self._tasks[task.uuid]
+        if self.changed is not None:
+            self.changed.add(task.uuid)
         if self.expires:
             self.expires.pop(task.uuid, None)
 

@@ -17,7 +17,6 @@ from celery_exporter.broker.readers import Reader, reader_for
 from celery_exporter.broker.roster import Configuration, Roster
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor
 from celery_exporter.settings import Settings
 
@@ -45,6 +44,11 @@ class Tap:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.proven = 0.0
+        self.mark: tuple[int, int] | None = None  # the doctor takes nothing off a durable queue
+        self.release = reader.release
+        self.unconfirmed = reader.unconfirmed
+        self.expect_again = reader.expect_again
+        self.is_waiting = reader.is_waiting
         self._opened: float | None = None
         self.first: float | None = None
         self.content_types: Counter[str] = Counter()
@@ -75,7 +79,7 @@ class Tap:
 def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]) -> Heard:
     """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
     tap = Tap(reader_for(SettingsSource(settings)))
-    monitor = Monitor(settings, Firsts(), tap)
+    monitor = Monitor(settings, reader=tap)
     end = time.monotonic() + seconds
     monitor.start()
     try:

@@ -19,7 +19,6 @@ from msgspec import Struct
 from celery_exporter import __version__
 from celery_exporter.advice import PATIENCE as HEARD
 from celery_exporter.broker.connection import check, masked
-from celery_exporter.firsts import Firsts
 from celery_exporter.monitor import Monitor
 from celery_exporter.settings import BadSettingError, Listener, Settings
 from celery_exporter.status import VERSION, Status
@@ -168,7 +167,7 @@ def _decoded(name: str, body: bytes) -> Status:
 def broker(settings: Settings) -> Iterator[Source]:
     """Listen to a broker, as the exporter does; it only looks. Raises UnusableURLError."""
     check(settings)
-    monitor = Monitor(msgspec.structs.replace(settings.to_look(), update_interval=UPDATE_INTERVAL), Firsts())
+    monitor = Monitor(msgspec.structs.replace(settings.to_look(), update_interval=UPDATE_INTERVAL))
     said = _Said()
 
     def look() -> Status:

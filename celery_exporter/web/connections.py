@@ -30,6 +30,8 @@ READ = 30.0
 IDLE = 75.0
 #: Bytes of answers that wait in memory to be read: some large answers, of which everybody has a copy.
 UNREAD = 32_000_000
+#: Seconds after which an answer that was taken, and not refused, counts as read.
+TAKEN = 1.0
 #: Bytes of an answer that may wait before we call it unread: many such clients are few bytes still.
 HIGH_WATER = 16_384
 #: Bytes read from a TLS connection at once: its largest record is as long.
@@ -118,6 +120,7 @@ class Connection(H11Protocol):
         self._transports: list[asyncio.Transport] = []
         self._bound: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._done: Callable[[], None] | None = None  # what follows from its answer being read
         crowd.enter(self)
 
     def open(self, sock: socket.socket) -> None:
@@ -128,7 +131,7 @@ class Connection(H11Protocol):
     async def _open(self, sock: socket.socket) -> None:
         context = self._current().context
         # What the guard wants to know of the connection that a request came by.
-        self.app_state = {"context": context}
+        self.app_state = {"context": context, "connection": self}
         await self.loop.connect_accepted_socket(
             lambda: self, sock, ssl=context, ssl_handshake_timeout=HEAD if context else None
         )
@@ -145,6 +148,7 @@ class Connection(H11Protocol):
 
     def turn_out(self) -> None:
         """End it now, whatever it is in the middle of."""
+        self._done = None
         if self.transport is not None:
             self.transport.abort()
         elif self._opening is not None:
@@ -168,6 +172,7 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of a request."""
+        self._has_read()
         super().data_received(data)
         self._rebound()
 
@@ -177,6 +182,7 @@ class Connection(H11Protocol):
         if self.unread():
             self._crowd.shed_unread(self)
         self._rebound()
+        self.loop.call_later(TAKEN, self._has_read)
 
     def pause_writing(self) -> None:
         """Wait for the client to read."""
@@ -190,6 +196,9 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
+        if exc is None:
+            self._has_read()
+        self._done = None
         self._crowd.leave(self)
         self._transports = []
         if self._timer is not None:
@@ -231,6 +240,18 @@ class Connection(H11Protocol):
         for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    # what follows from its answers
+
+    def when_read(self, done: Callable[[], None]) -> None:
+        """Have `done` called when the answer that is made now was read."""
+        self._done = done
+
+    def _has_read(self) -> None:
+        """Take the answer for read that the client's kernel has taken, if it did not refuse it since."""
+        if self._done is not None and not self._answering() and not self.unread():
+            done, self._done = self._done, None
+            done()
 
     # bounds
 

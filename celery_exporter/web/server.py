@@ -82,6 +82,7 @@ class Server:
             http="h11",
             ws="none",
             server_header=False,
+            proxy_headers=False,  # anybody may write X-Forwarded-For
             timeout_keep_alive=int(IDLE),
         )
         self._server = _Server(config, current, notifier or Notifier({}))

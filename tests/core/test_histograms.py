@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from celery_exporter.core.ledger import Ledger, is_chosen
 from celery_exporter.core.words import Key, State
 
 from .booking import Folded, Prefetched, Queued, Ran, book
+from .kept import remembered
 from .story import Story, failed, received, retried, sent, started, succeeded
 
 A, B = Key("a", "q"), Key("b", "q")
@@ -143,8 +143,7 @@ def test_the_share_is_the_share_and_1_is_all():
 def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(before, after):
     old = Story(ledger=ledger(native=before))
     new = Story(ledger=Ledger(BOUNDS, BOUNDS, native=after, exemplars=True))
-    said = memory.of_cluster(old.cluster, old.moment())
-    memory.restore(said, [], new.cluster, new.moment())
+    memory.restore(remembered(old), new.cluster, new.moment())
     cell = new.ledger.snapshot()[A]
     kept = before or not after
     assert (State.SUCCESS in cell.ran, cell.queued is not None, cell.prefetched is not None) == (kept,) * 3
@@ -153,17 +152,9 @@ def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(b
         assert cell.queued.exemplars == {}
 
 
-def test_law_5_a_state_of_before_native_histograms_goes_on():
-    old, new = Story(ledger=ledger()), Story(ledger=Ledger(BOUNDS, BOUNDS))
-    said = msgspec.to_builtins(memory.of_cluster(old.cluster, old.moment()))
-    del said["native"]
-    memory.restore(msgspec.convert(said, memory.ClusterMemory), [], new.cluster, new.moment())
-    assert sum(new.ledger.snapshot()[A].queued.counts) == 1
-
-
 def test_a_state_whose_histograms_do_not_agree_is_refused():
     old, new = Story(ledger=ledger(native=True)), Story(ledger=Ledger(BOUNDS, BOUNDS, native=True))
-    said = memory.of_cluster(old.cluster, old.moment())
-    dict(said.cells)[A].queued.native = None
+    kept = remembered(old)
+    kept.cells[A].queued.native = None
     with pytest.raises(ValueError, match="not native"):
-        memory.restore(said, [], new.cluster, new.moment())
+        memory.restore(kept, new.cluster, new.moment())

@@ -12,6 +12,7 @@ from celery_exporter.core.names import shown_as
 from celery_exporter.core.words import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
 
+from .kept import remembered
 from .story import Story, failed, heartbeat, received, sent, started, succeeded, task_event
 
 
@@ -201,12 +202,7 @@ def test_what_is_restored_is_called_by_the_queue_rules_of_today():
     old.wait(3)
     story = customers()
     story.cluster.keys.queues_renamed = True
-    memory.restore(
-        memory.of_cluster(old.cluster, old.moment()),
-        memory.of_tasks(old.cluster, old.cluster.tasks.uuids()),
-        story.cluster,
-        story.moment(),
-    )
+    memory.restore(remembered(old), story.cluster, story.moment())
     assert story.counts()["add", "customer-*", "SUCCESS"] == 2
     assert story.counts()["add", "other", "SUCCESS"] == 2
     assert story.counts()["add", "unknown", "RECEIVED"] == 1

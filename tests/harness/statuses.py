@@ -11,6 +11,7 @@ from typing import Any
 
 from celery_exporter.advice import Finding
 from celery_exporter.exposition import Exposition
+from celery_exporter.firsts import Firsts
 from celery_exporter.status import (
     BrokerStatus,
     FailureStatus,
@@ -20,6 +21,7 @@ from celery_exporter.status import (
     WorkerStatus,
 )
 from celery_exporter.web.app import build
+from celery_exporter.web.metrics import MetricsPage
 from celery_exporter.web.server import Server, bind
 
 NOW = 1_800_000_000.25
@@ -149,7 +151,8 @@ def shown(first: Status) -> Iterator[Shown]:
     """Serve the pages of a status, which may be changed meanwhile."""
     bound = bind("127.0.0.1", 0)
     source = Shown(bound.getsockname()[1], first)
-    app = build(no_snapshot, lambda: True, Exposition([]), "", status=source)
+    metrics = MetricsPage(no_snapshot, Exposition([]), Firsts(0.0, 0.0), native=False)
+    app = build(metrics, lambda: True, str, status=source)
     server = Server(app, bound)
     server.start()
     try:

@@ -17,9 +17,16 @@ class Reader(Protocol):
     alive meanwhile, under traffic too. `open` and `read` raise BrokerError when the broker is gone, or
     silent for longer than a living one is. `proven` is when the subscription last proved to be alive, by
     the monotonic clock. `close` never raises.
+
+    A durable queue forgets a message when it is told to. `mark` is up to where messages were read, and
+    `release`, from any thread, tells up to where they have been used, which the next read passes on. Those
+    that were used and of which the queue may not know are `unconfirmed`, by their digests; a later
+    process that is told of them drops them if they come again (`expect_again`). `is_waiting` tells whether so
+    many wait to be released that this is urgent. Without such a queue `mark` is None.
     """
 
     proven: float
+    mark: tuple[int, int] | None
 
     def open(self) -> None:
         """Subscribe."""
@@ -29,6 +36,18 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Unsubscribe and hang up."""
+
+    def release(self, mark: tuple[int, int]) -> None:
+        """Take messages up to this mark for used."""
+
+    def unconfirmed(self, mark: tuple[int, int]) -> list[int]:
+        """Return what was used up to this mark, and may come again."""
+
+    def expect_again(self, digests: list[int]) -> None:
+        """Drop these messages if they come again."""
+
+    def is_waiting(self) -> bool:
+        """Tell whether many messages wait to be released."""
 
 
 def reader_for(source: Source) -> Reader:

@@ -2,14 +2,15 @@
 the socket is read here, in large reads, and messages are taken from the frames. What else comes is py-amqp's.
 (It reads frame by frame, and ends the connection over a message whose properties it cannot read.)
 
-With --event-queue-durable the queue outlives us, and a message leaves it when it has been used: what one read
-returned is acknowledged by the next, or by `close`. What was used when a connection was lost, and perhaps not
-acknowledged, comes again and is dropped: nothing is lost, nothing counts twice. Of a process that is killed
-nobody knows what it has used: what its last read returned comes to the next one.
+With --event-queue-durable the queue outlives us, and a message leaves it when it has been used: with a state
+file, when what it changed is in there. What was used, and is perhaps not acknowledged, when a connection was
+lost comes again and is dropped, also after the process was killed, for the state file says what that is. So
+nothing is lost, and nothing counts twice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 import uuid
@@ -33,13 +34,14 @@ log = logging.getLogger(__name__)
 
 #: Messages that a durable queue holds for an exporter that is away, some gigabytes at most; the oldest go.
 DURABLE_LENGTH = 1_000_000
-#: Messages that RabbitMQ hands out ahead of our acknowledgement: some reads, so that none waits for it.
-PREFETCH = 2_000
+#: Messages that RabbitMQ hands out ahead of our acknowledgement: some reads, so that none waits for it. With
+#: a state file it comes once a second, or when half of them wait for it.
+PREFETCH, PREFETCH_SAVED = 2_000, 40_000
 #: Seconds for the last acknowledgement to be taken, when we leave. The process has 1.3 s to end in.
 FAREWELL = 0.5
 #: Seconds without a message after which the binding is made anew: it is what silence may come from.
 RENEW = 10.0
-#: Times PREFETCH that messages are remembered which may come again.
+#: Times the prefetch that messages are remembered which may come again.
 MEMORY = 5
 #: Senders whose properties are remembered, and bytes of those that are.
 SENDERS, SHORT = 1_000, 500
@@ -58,6 +60,9 @@ class AmqpReader(KombuReader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._durable = self._settings.event_queue_durable
+        self._prefetch = PREFETCH if self._settings.state_file is None else PREFETCH_SAVED
+        self._number = 0  # of the connection
+        self._released = (0, 0)  # that and delivery tag, up to which messages were used
         self._sound = False  # did the last read end well
         self._unused: list[tuple[int, int]] = []  # delivery tag and hash, of this read
         self._used: deque[tuple[int, int]] = deque()  # of reads before, of which RabbitMQ may not know yet
@@ -73,7 +78,9 @@ class AmqpReader(KombuReader):
         self._remember()
         self._head: tuple[int, bool] = (0, False)  # delivery tag, redelivered
         self._properties, self._body, self._missing, self._is_kept = b"", [b""], 0, True
+        self._number += 1
         self._tag = self._acknowledged = self._confirmed = 0
+        self.mark = (self._number, 0) if self._durable else None
         self._asked: int | None = None  # what was acknowledged before the question that is not answered yet
         self._answered = False
         self._heard = self._renewed = self._alone = time.monotonic()
@@ -82,7 +89,7 @@ class AmqpReader(KombuReader):
         queue = self._queue()(self._channel)
         queue.declare()
         if self._durable:
-            self._channel.basic_qos(0, PREFETCH, a_global=False)
+            self._channel.basic_qos(0, self._prefetch, a_global=False)
         queue.consume("", None, no_ack=not self._durable)
         # Nobody waits for an answer any more, so nobody else reads.
         transport = self._amqp.transport
@@ -94,7 +101,7 @@ class AmqpReader(KombuReader):
 
     def _remember(self) -> None:
         """What was used comes again, unless RabbitMQ has had our acknowledgement."""
-        self._again = +self._again if self._again.total() < MEMORY * PREFETCH else Counter()
+        self._again = +self._again if self._again.total() < MEMORY * self._prefetch else Counter()
         self._again.update(digest for _, digest in self._used)
         self._used.clear()
         self._unused.clear()
@@ -123,6 +130,8 @@ class AmqpReader(KombuReader):
         batch = super().read(timeout)
         self._used.extend(self._unused)
         self._unused.clear()
+        if self._durable:
+            self.mark = (self._number, self._tag)
         self._sound = self._failure is None
         return batch
 
@@ -184,7 +193,7 @@ class AmqpReader(KombuReader):
         self._answered = True
         if self._durable:
             self._tag, redelivered = self._head
-            digest = hash(body)
+            digest = _digest(body)
             if redelivered and self._again[digest] > 0:
                 self._again[digest] -= 1
                 return
@@ -235,11 +244,30 @@ class AmqpReader(KombuReader):
             log.warning("%d consumers share the queue %s: events miss here", consumers, self._queue_name)
             self._alone = float("inf")  # said once for each connection
 
+    def release(self, mark: tuple[int, int]) -> None:
+        """Take messages up to this mark for used."""
+        self._released = mark
+
+    def unconfirmed(self, mark: tuple[int, int]) -> list[int]:
+        """Return the digests of what was used up to this mark, and may come again."""
+        number, tag = mark
+        used = self._used.copy() if number == self._number else ()
+        return [*self._again.copy().elements(), *(digest for each, digest in used if each <= tag)]
+
+    def expect_again(self, digests: list[int]) -> None:
+        """Drop these messages if they come again."""
+        self._again.update(digests)
+
+    def is_waiting(self) -> bool:
+        """Tell whether many messages wait to be released."""
+        return self._durable and self._tag - self._acknowledged > self._prefetch // 2
+
     def _acknowledge(self) -> None:
-        """Acknowledge what the reads before have returned: it has been used by now."""
-        if self._tag > self._acknowledged:
-            self._acknowledged = self._tag
-            self._send(spec.Basic.Ack, "Lb", self._tag, 1)
+        """Acknowledge what has been used by now."""
+        number, tag = self._released
+        if number == self._number and tag > self._acknowledged:
+            self._acknowledged = tag
+            self._send(spec.Basic.Ack, "Lb", tag, 1)
 
     def _take_leave(self) -> None:
         self._acknowledge()
@@ -252,6 +280,11 @@ class AmqpReader(KombuReader):
 
     def _send(self, method: tuple[int, int], types: str, *values: Any) -> None:
         self._channel.send_method(method, types, values)
+
+
+def _digest(body: bytes) -> int:
+    """Return a number for a message, the same in each process."""
+    return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "big")
 
 
 def _payload(properties: bytes, body: bytes) -> Payload:

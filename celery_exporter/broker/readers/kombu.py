@@ -43,6 +43,7 @@ class KombuReader:
 
     def __init__(self, source: Source) -> None:
         self.proven = 0.0
+        self.mark: tuple[int, int] | None = None
         self._source = source
         self._settings = source.current()  # of the connection that is open
         self._connection: kombu.Connection = connect(self._settings)
@@ -133,6 +134,20 @@ class KombuReader:
     def close(self) -> None:
         """Unsubscribe and hang up; a broker that is gone makes no difference."""
         hang_up(self._connection)
+
+    def release(self, mark: tuple[int, int]) -> None:
+        """Do nothing: the broker has forgotten them."""
+
+    def unconfirmed(self, mark: tuple[int, int]) -> list[int]:  # noqa: ARG002
+        """Return nothing."""
+        return []
+
+    def expect_again(self, digests: list[int]) -> None:
+        """Do nothing: none does."""
+
+    def is_waiting(self) -> bool:
+        """Tell that none waits."""
+        return False
 
     def _take(self, message: Any) -> None:
         self._add(payload_of(message))

@@ -1,0 +1,33 @@
+"""What a state file holds of a story's cluster: records, through the bytes that they have there."""
+
+from __future__ import annotations
+
+import msgspec
+
+from celery_exporter.core.memory import Changes, Memory, Recorder
+
+from .story import Story
+
+
+class Kept:
+    """The records of a file that was written anew, and of what changed at each `save` since."""
+
+    def __init__(self, story: Story) -> None:
+        self.memory = Memory()
+        self._story = story
+        self._recorder = Recorder(story.cluster)
+        first = self._recorder.changes(story.moment())
+        self._take(first)
+        self._take(self._recorder.tasks(story.cluster.tasks.uuids(), story.moment()))
+
+    def save(self) -> None:
+        """Add a record."""
+        self._take(self._recorder.changes(self._story.moment()))
+
+    def _take(self, changes: Changes) -> None:
+        self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=Changes))
+
+
+def remembered(story: Story) -> Memory:
+    """Return what a state file holds of a story that is saved once."""
+    return Kept(story).memory
