@@ -88,6 +88,10 @@ class Reckoning(Struct, gc=False):
         elif timestamp > self.since - UNSURE:
             self.unsure += 1
 
+    def is_set_back(self, timestamp: float) -> bool:
+        """Tell whether the worker's clock was set back: its heartbeats come in the order it sends them."""
+        return timestamp < self.mark
+
     def beat(self, processed: int, timestamp: float) -> int:
         """Close the span up to the last heartbeat; return how many events are missing since `base`."""
         missing = self.due - self.seen
@@ -99,6 +103,15 @@ class Reckoning(Struct, gc=False):
         self.fresh = self.late = 0
         self.due, self.mark = processed - self.base, timestamp
         return self.told
+
+
+class Begun(Struct, gc=False):
+    """A process that may have replaced another one: what it had processed when it was heard first."""
+
+    pid: int | None
+    processed: int
+    seen: int  # of its starts, those that came before
+    restarts: int  # of its worker, before it
 
 
 class Worker(Struct, gc=False):
@@ -124,6 +137,9 @@ class Worker(Struct, gc=False):
     events: bool | None = None  # does it send task events? None: nothing proves it yet
     reckoning: Reckoning | None = None
     last_start: float = 0.0  # by its clock, of a task
+    starts_of: int | None = None  # the process that started it, …
+    starts_since: int = 0  # … and how many since its last heartbeat
+    begun: Begun | None = None  # until it is known whether it replaced the other one
     online: float = 0.0  # when its newest consumer began, by its clock
     missed: int = 0
     missed_before: int = 0  # in reckonings that are closed
@@ -167,6 +183,8 @@ class Worker(Struct, gc=False):
         if event.type == "task-started":
             self.idle_since = None
             self.last_start = event.timestamp
+            self.starts_since = self.starts_since + 1 if event.pid == self.starts_of else 1
+            self.starts_of = event.pid
             if self.reckoning is not None:
                 self.reckoning.started(event.timestamp)
 
@@ -196,6 +214,13 @@ class Worker(Struct, gc=False):
         if process is not newest:
             self._close_reckoning()
         self.shared = self.processes.is_shared(now.listened, silence)
+        if heard.is_new and newest is not None:
+            seen = self.starts_since if self.starts_of == process.pid else 0
+            self.begun = Begun(process.pid, event.processed or 0, seen, self.restarts - heard.restarts)
+        elif self.begun is not None and event.processed is not None:
+            self._judge_beginning(self.begun)
+        if self.starts_of == process.pid:
+            self.starts_since = 0
         others = self.processes.alive(now.listened, silence) if process.left else ()
         # One of the same pid may be the same one, a heartbeat of which came early.
         self.left = process.left and not any(self.shared or each.pid != process.pid for each in others)
@@ -223,6 +248,21 @@ class Worker(Struct, gc=False):
             return SOLO_PATIENCE
         return max(PROCESS_SILENCE_SECONDS, MISSED_BEATS * min(self.freq or 0.0, SLOWEST_BEAT))
 
+    def _judge_beginning(self, begun: Begun) -> None:
+        """Count what a process did before it was heard first, if it is known by now that it replaced another.
+
+        A process that runs beside another one of its name may have run for long before we did.
+        """
+        if self.shared:
+            self.begun = None
+        elif self.restarts > begun.restarts:
+            self.begun = None
+            unsure = self.reckoning.unsure if self.reckoning else 0
+            missing = max(0, begun.processed - begun.seen - unsure)
+            if missing and self.events and not self.profile.silent_tasks:
+                self.missed_before = min(self.missed_before + missing, MOST_PROCESSED)
+                self.missed = min(self.missed + missing, MOST_PROCESSED)
+
     def _describe(self, event: Event, now: Moment) -> None:
         self.heartbeat = now.wall
         if event.type == "worker-online":
@@ -242,6 +282,8 @@ class Worker(Struct, gc=False):
             self.skew = skew if self.skew is None else max(skew, self.skew)
 
     def _reckon(self, processed: int, timestamp: float) -> None:
+        if self.reckoning is not None and self.reckoning.is_set_back(timestamp):
+            self._close_reckoning()  # which starts it has counted cannot be told by their times
         if self.reckoning is None:
             unsure = int(self.last_start > timestamp - UNSURE)
             self.reckoning = Reckoning(processed, timestamp, timestamp, unsure=unsure)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from celery_exporter.core.workers import Profile
 
 from .story import Story, heartbeat, sent, started
+from .test_memory import restarted
 
 
 def told(*pairs):
@@ -487,3 +488,58 @@ def test_processes_of_one_pid_that_may_be_silent_for_long_are_counted_as_soon():
     assert (worker.processed_total, worker.restarts, worker.shared) == (20, 0, True)
     worker = alternate(story, 14, 14, rounds=5)
     assert (worker.processed_total, worker.restarts, worker.shared) == (28, 0, True)
+
+
+def beats(story, pid, processed, first, count=4):
+    story.wait(0.5)
+    for number in range(count):
+        story.tell(heartbeat(at=first + 2 * number, pid=pid, processed=processed))
+        story.wait(2)
+
+
+def test_what_a_process_did_that_replaced_another_while_nobody_listened_is_missed():
+    story = Story()
+    beats(story, 1, 0, 0, 1)
+    story.tell(started("a", at=1, pid=1), started("b", at=1.5, pid=1))
+    beats(story, 1, 2, 2, 2)
+    new = restarted(story, away=60)
+    beats(new, 2, 500, 70)
+    worker = new.cluster.workers["w@h"]
+    assert (worker.missed, worker.restarts, worker.processed_total) == (500, 1, 502)
+    beats(new, 2, 510, 80)
+    assert new.cluster.workers["w@h"].missed == 510
+
+
+def test_what_was_heard_of_a_new_process_before_its_first_heartbeat_is_not_missed():
+    story = Story()
+    beats(story, 1, 7, 0, 2)
+    story.tell(*(started(f"u{n}", at=3 + n / 10, pid=2) for n in range(5)))
+    beats(story, 2, 6, 5)
+    assert story.cluster.workers["w@h"].missed == 1
+
+
+def test_what_a_process_did_before_it_was_heard_beside_another_one_is_not_missed():
+    """Two of one name, of which one is heard first: the other one may have run for long before we did."""
+    story = Story()
+    for number in range(10):
+        for pid, processed in ((1, 1_000), (2, 2_000)):
+            story.tell(started(f"u{number}-{pid}", at=2 * number + 0.1 * pid, pid=pid))
+            story.tell(heartbeat(at=2 * number + pid, pid=pid, processed=processed + number))
+            story.wait(1)
+    assert story.cluster.workers["w@h"].missed == 0
+
+
+@pytest.mark.parametrize("back", [1.5, 60.0, 3_600.0])
+@pytest.mark.parametrize("after", [2, 5, 20])
+def test_a_clock_that_is_set_back_makes_nothing_missed(back, after):
+    story = Story()
+    processed = 0
+    for number in range(40):
+        at = 2 * number - (back if number >= after else 0.0)
+        story.tell(*(started(f"u{number}-{n}", at=at + 0.3 * n) for n in range(5)))
+        processed += 5
+        story.wait(1.75)
+        story.tell(heartbeat(at=at + 1.75, processed=processed))
+        story.wait(0.25)
+    worker = story.cluster.workers["w@h"]
+    assert (worker.missed, worker.events) == (0, True)
