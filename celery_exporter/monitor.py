@@ -63,6 +63,8 @@ NOT_APPLIED = "not_applied"
 FRESH = 12.0
 #: First wait before the broker is tried again, seconds; doubled up to --retry-interval.
 FIRST_RETRY = 0.2
+#: Wait after a subscription that brought something and was cut, seconds.
+AGAIN = 0.05
 #: Seconds after which a subscription that ends was a good one, and the waits begin anew.
 SETTLED = 10.0
 #: Seconds between two savings of the state: how old a page may be.
@@ -116,6 +118,7 @@ class Monitor:
         self._reader = reader or reader_for(self._source)
         self._started = time.time()
         self._open = False
+        self._has_read = False  # since it was opened
         self._opened = 0
         self._mark: tuple[int, int] | None = None  # up to where a durable queue's messages were used
         self._listened = 0.0
@@ -266,6 +269,7 @@ class Monitor:
         while not self._stopping.is_set():
             start = time.monotonic()
             try:
+                self._has_read = False
                 self._reader.open()
                 self._opened += 1
                 log.info("listening to events on %s", self.broker_url())
@@ -281,9 +285,10 @@ class Monitor:
                 self._save_used()
                 self._open = False
                 self._reader.close()
-            if time.monotonic() - start > SETTLED:
+            if self._has_read or time.monotonic() - start > SETTLED:
                 waits = back_off(FIRST_RETRY, self._settings.retry_interval)
-            self._stopping.wait(next(waits))
+            # Redis cuts off who reads too slowly: each moment away is more that is lost.
+            self._stopping.wait(AGAIN if self._has_read else next(waits))
 
     def _save_used(self) -> None:
         """Save what a durable queue is told of when it is left."""
@@ -300,6 +305,7 @@ class Monitor:
             if not self._blocked.reason:  # nobody can be heard meanwhile, so nobody is judged
                 self._listened += min(now - last, LONGEST_STEP)
             last = now
+            self._has_read = self._has_read or bool(payloads)
             self._take(payloads)
 
     def _take(self, payloads: list[Payload]) -> None:

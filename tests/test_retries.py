@@ -1,0 +1,71 @@
+"""How soon the exporter comes back when a subscription ends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from harness.waiting import eventually
+
+from celery_exporter.broker.connection import BrokerError
+from celery_exporter.broker.payload import Payload
+from celery_exporter.monitor import Monitor
+from celery_exporter.settings import load
+
+HEARTBEAT = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.7e9, "freq": 2.0}
+
+
+class CutOff:
+    """A subscription that is cut off at the second read; `brings` something at the first one, or is empty."""
+
+    mark = None
+
+    def __init__(self, *, brings: bool) -> None:
+        self.proven = 0.0
+        self.opened = self._read = 0
+        self._brings = brings
+
+    def open(self) -> None:
+        self.opened += 1
+        self._read = 0
+
+    def read(self, _timeout: float) -> list[Payload]:
+        self._read += 1
+        if self._read > 1:
+            raise BrokerError("cut off")
+        return [Payload(json.dumps(HEARTBEAT).encode(), "application/json", "utf-8", None)] * self._brings
+
+    def close(self) -> None:
+        pass
+
+    def is_waiting(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def watch():
+    """Return how often it was opened, by a monitor that waits for a minute at most."""
+    started = []
+
+    def start(reader: CutOff) -> CutOff:
+        settings = load({"broker_url": "redis://127.0.0.1:1/0", "retry_interval": 60.0}, {})
+        started.append(Monitor(settings, reader=reader))
+        started[-1].start()
+        return reader
+
+    yield start
+    for monitor in started:
+        monitor.stop()
+
+
+def test_after_a_cut_that_followed_events_it_is_back_at_once(watch):
+    """Doubling the wait each time, it would take five minutes."""
+    reader = watch(CutOff(brings=True))
+    eventually(lambda: reader.opened > 12, 60)
+
+
+def test_after_a_cut_that_followed_nothing_it_waits_longer_each_time(watch):
+    """What it hears in the meantime is nobody's, so a broker that refuses it is left alone."""
+    quick, slow = watch(CutOff(brings=True)), watch(CutOff(brings=False))
+    eventually(lambda: quick.opened > 60, 60)
+    assert slow.opened < 12
