@@ -1,14 +1,20 @@
-"""/metrics: made in a thread, a few at a time, and sent at the pace of whoever reads it."""
+"""/metrics: made in a thread, a few at a time, and sent at the pace of whoever reads it.
+
+Until it is read a page waits in memory, compressed also for those that want it plain: a tenth of what it is.
+So some hundred clients that do not read hold up nobody, and none is cut off for the sake of another.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -30,10 +36,19 @@ PATIENCE = 4.0
 #: Bytes that are given to the connection at a time.
 PIECE = 2**14
 
-#: Content type, address of the scraper (None for people), gzipped.
-_Wanted = tuple[str, str | None, bool]
-#: The answer's body, and what it shows to whom if it is for a scraper.
-_Made = tuple[bytes, Visit | None]
+#: What is used of zlib: its gzip format.
+_GZIP = 16 + zlib.MAX_WBITS
+
+#: Content type, address of the scraper (None for people).
+_Wanted = tuple[str, str | None]
+
+
+class _Made(Struct, frozen=True):
+    """A page, and what it shows to whom if it is for a scraper."""
+
+    zipped: bytes
+    length: int  # when it is not
+    visit: Visit | None
 
 
 class MetricsPage:
@@ -49,48 +64,29 @@ class MetricsPage:
         self._renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
         self._free = asyncio.Semaphore(RENDERERS)
         self._queued: dict[_Wanted, asyncio.Task[_Made]] = {}
-        self._sent: dict[_InPieces, float] = {}  # what is being sent since when, the longest first
-        self._read = asyncio.Event()
+        self._readers = _Readers()
 
     async def answer(self, request: Request) -> Response:
         """Return the page; 503 if so much of others waits to be read that it is not made."""
         content_type = negotiate(request.headers.get("accept"), native=self._native)
         zipped = takes_gzip(request.headers.get("accept-encoding", ""))
         scraper = _scraper(request)
-        if not await self._has_room():
-            why = f"{self._unread()} bytes of pages wait for clients that do not read them\n"
+        if not await self._readers.has_room():
+            why = f"{self._readers.unread()} bytes of pages wait for clients that do not read them\n"
             return PlainTextResponse(why, 503, {**NOSNIFF, "Retry-After": "1"})
-        body, visit = await self._made((content_type, scraper, zipped))
+        page = await self._made((content_type, scraper))
+        visit = page.visit
         headers = {**NOSNIFF, "Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
-        if zipped:
-            headers["Content-Encoding"] = "gzip"
+        headers |= {"Content-Encoding": "gzip"} if zipped else {"Content-Length": str(page.length)}
         connection: Connection | None = request.scope.get("state", {}).get("connection")
         if visit is not None and scraper is not None and request.method == "GET":
             (connection.when_read if connection else _call)(partial(self._end, scraper, visit))
         if connection is None:  # not our server
-            return Response(body, headers=headers)
-        return _InPieces(body, headers, connection, self._sent, self._read)
+            return Response(page.zipped if zipped else gzip.decompress(page.zipped), headers=headers)
+        return _InPieces(page, headers, connection, self._readers)
 
     def _end(self, scraper: str, visit: Visit) -> None:
         self._firsts.end(scraper, visit, time.monotonic())
-
-    def _unread(self) -> int:
-        return sum(len(answer.body) for answer in self._sent)
-
-    async def _has_room(self) -> bool:
-        """Wait until less is unread, and then turn out who has been reading for longest."""
-        deadline = time.monotonic() + PATIENCE
-        while self._unread() > MOST_UNREAD:
-            self._read.clear()
-            try:
-                await asyncio.wait_for(self._read.wait(), deadline - time.monotonic())
-            except asyncio.TimeoutError:
-                longest, since = next(iter(self._sent.items()))
-                if time.monotonic() - since < PATIENCE:
-                    return False
-                longest.cut()
-                await asyncio.sleep(0)
-        return True
 
     async def _made(self, wanted: _Wanted) -> _Made:
         # Whoever wants the same while it waits to be made shares it: a crowd waits no longer than two do.
@@ -104,49 +100,91 @@ class MetricsPage:
             # In a thread: the loop goes on answering the other requests while text is made.
             return await asyncio.get_running_loop().run_in_executor(self._renderers, self._render, *wanted)
 
-    def _render(self, content_type: str, scraper: str | None, zipped: bool) -> _Made:
+    def _render(self, content_type: str, scraper: str | None) -> _Made:
         visit = None if scraper is None else self._firsts.begin(time.monotonic())
         text = self._exposition.render(self._snapshot(), content_type, visit)
-        return gzip.compress(text, 1) if zipped else text, visit
+        return _Made(gzip.compress(text, 1), len(text), visit)
+
+
+class _Readers:
+    """The answers that are being read, since when (monotonic), the longest first."""
+
+    def __init__(self) -> None:
+        self._since: dict[_InPieces, float] = {}
+        self._fewer = asyncio.Event()
+
+    def unread(self) -> int:
+        """Return how many bytes wait to be read."""
+        return sum(len(answer.body) for answer in self._since)
+
+    def enter(self, answer: _InPieces) -> None:
+        """Take one in."""
+        self._since[answer] = time.monotonic()
+
+    def leave(self, answer: _InPieces) -> None:
+        """Forget one."""
+        self._since.pop(answer, None)
+        self._fewer.set()
+
+    async def has_room(self) -> bool:
+        """Wait until less is unread; then end the answer that has been read for longest, if that is long."""
+        deadline = time.monotonic() + PATIENCE
+        while self.unread() > MOST_UNREAD:
+            self._fewer.clear()
+            try:
+                await asyncio.wait_for(self._fewer.wait(), max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                longest, since = next(iter(self._since.items()))
+                if time.monotonic() - since < PATIENCE:
+                    return False
+                longest.cut()
+        return True
 
 
 class _InPieces(Response):
-    """An answer that is given to the connection as fast as its client reads."""
+    """A page that is given to the connection as fast as its client reads."""
 
     def __init__(
-        self,
-        body: bytes,
-        headers: dict[str, str],
-        connection: Connection,
-        sent: dict[_InPieces, float],
-        read: asyncio.Event,
+        self, made: _Made, headers: dict[str, str], connection: Connection, readers: _Readers
     ) -> None:
-        super().__init__(body, headers=headers)
+        super().__init__(made.zipped, headers=headers)
+        self._zipped = made.zipped
+        self._is_plain = "Content-Encoding" not in headers
         self._connection = connection
-        self._sent, self._read = sent, read
+        self._readers = readers
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        self._sent[self] = time.monotonic()
+        self._readers.enter(self)
         try:
             await asyncio.wait_for(self._send_all(send), READ)
         except asyncio.TimeoutError:
             self.cut()
         finally:
-            self._sent.pop(self, None)
-            self._read.set()
+            self._readers.leave(self)
 
     def cut(self) -> None:
         """End the connection in the middle of the answer."""
-        self._sent.pop(self, None)
+        self._readers.leave(self)
         self._connection.turn_out()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        pieces = memoryview(self.body)
-        while len(pieces) > PIECE:
-            await send({"type": "http.response.body", "body": pieces[:PIECE], "more_body": True})
-            pieces = pieces[PIECE:]
-        await send({"type": "http.response.body", "body": pieces})
+        for piece in _plain(self._zipped) if self._is_plain else _parts(self._zipped):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _parts(body: bytes) -> Iterator[memoryview]:
+    whole = memoryview(body)
+    return (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
+
+
+def _plain(zipped: bytes) -> Iterator[bytes]:
+    unzip = zlib.decompressobj(_GZIP)
+    rest = zipped
+    while piece := unzip.decompress(rest, PIECE):
+        yield piece
+        rest = unzip.unconsumed_tail
 
 
 def _scraper(request: Request) -> str | None:
