@@ -73,7 +73,7 @@ class Exporter:
     def scrape(self) -> bytes:
         """Do what a scrape does, but for HTTP."""
         snapshot = self._monitor.snapshot(web_config_up_to_date=None)
-        visit = self._firsts.begin(time.monotonic())
+        visit = self._firsts.begin(SCRAPER, time.monotonic())
         page = self._exposition.render(snapshot, visit=visit)
         self._firsts.end(SCRAPER, visit, time.monotonic())
         return page

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+from celery_exporter.signals import ending
+
 
 def main() -> None:
     """Run the command line and end the process with its exit code.
@@ -14,7 +16,7 @@ def main() -> None:
     waits until `serve` looks for it; as PID 1 it would be lost otherwise. Commands that want the usual
     handlers unblock them.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending())
     from celery_exporter.cli import run  # noqa: PLC0415
 
     code = run()

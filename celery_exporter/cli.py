@@ -24,13 +24,12 @@ from celery_exporter.arguments import Group, Number, Sections, parameter
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles.catalogue import PROFILES, overview, table
 from celery_exporter.settings import BadSettingError, Listener, Settings, load, load_listener
+from celery_exporter.signals import ending
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 #: As a shell has it of who is ended by Ctrl-C.
 EXIT_INTERRUPTED = 130
 
-#: The signals that end it (see __main__).
-_ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 #: Options of subcommands that talk to the broker.
 _OF_BROKER = frozenset(
     {
@@ -135,7 +134,7 @@ Examples:
 def _take_signals() -> None:
     """Let Ctrl-C and SIGTERM end this command at once, until it takes them in its own way."""
     signal.signal(signal.SIGINT, _exit_interrupted)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ending())
 
 
 def _exit_interrupted(*_: object) -> None:
@@ -209,7 +208,7 @@ def _broker_command(
 def _ended(seconds: float | None) -> Callable[[], bool]:
     """Return what tells whether a signal to end has come, or so many seconds have passed."""
     asked: list[int] = []
-    for each in _ENDING:
+    for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, _: asked.append(number))
     end = math.inf if seconds is None else time.monotonic() + seconds
     return lambda: bool(asked) or time.monotonic() > end

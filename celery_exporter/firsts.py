@@ -22,6 +22,8 @@ MAX_SCRAPERS = 100
 #: Seconds for which a series waits at 0, at most, and for which a server is waited for: two intervals of a
 #: minute.
 PATIENCE = 120.0
+#: Times after which a server has come so often that others would have come as well.
+OFTEN = 3
 #: Seconds after our start within which the first server comes. If it comes later, what there is is no news.
 FIRST_CONTACT = 300.0
 
@@ -35,13 +37,13 @@ def series_id(name: str, values: Iterable[str]) -> int:
 class FirstsChanges(Struct):
     """What a state file has to know: series that are shown as they are from now on, and those that are gone.
 
-    `scrapers` has the servers, and whether they came more than once. `contacted` tells whether any has ever
-    come, `began` (epoch seconds) when that could have been first.
+    `scrapers` has the servers, and how often they came (`OFTEN` at most). `contacted` tells whether any has
+    ever come, `began` (epoch seconds) when that could have been first.
     """
 
     opened: list[int]
     gone: list[int]
-    scrapers: dict[str, bool]
+    scrapers: dict[str, int]
     contacted: bool
     began: float
 
@@ -50,7 +52,7 @@ class FirstsMemory(Struct):
     """What an earlier process has shown."""
 
     opened: set[int] = set()
-    scrapers: dict[str, bool] = {}
+    scrapers: dict[str, int] = {}
     contacted: bool = False
     began: float = math.inf
 
@@ -66,7 +68,7 @@ class Scraper(Struct):
 
     seen: float  # when the newest page that it has read was begun, in monotonic seconds
     until: float  # how long it is waited for
-    again: bool  # did it come more than once
+    visits: int  # how often it came, OFTEN at most
 
 
 class Visit:
@@ -119,17 +121,20 @@ class Firsts:
                 self._began, self._started, self._contacted = 0.0, -math.inf, False
             self._opened = {} if renamed else dict.fromkeys(memory.opened, now)
             self._scrapers = {
-                name: Scraper(-math.inf, now + PATIENCE, again) for name, again in memory.scrapers.items()
+                name: Scraper(-math.inf, now + PATIENCE, visits) for name, visits in memory.scrapers.items()
             }
 
-    def begin(self, now: float) -> Visit:
-        """Begin a page for a Prometheus server."""
+    def begin(self, scraper: str, now: float) -> Visit:
+        """Begin a page for a Prometheus server, told by its address."""
         with self._lock:
+            self._scrapers.setdefault(scraper, Scraper(-math.inf, now + PATIENCE, 0))
+            if len(self._scrapers) > MAX_SCRAPERS:
+                del self._scrapers[next(iter(self._scrapers))]
             all_old = not self._contacted and now - self._started > FIRST_CONTACT
             return Visit(now, self._opened, all_old=all_old)
 
     def end(self, scraper: str, visit: Visit, now: float) -> None:
-        """Note that a server, told by its address, has read a page."""
+        """Note that a server has read its page."""
         with self._lock:
             self._contacted = True
             self._note_scraper(scraper, visit.at)
@@ -148,7 +153,7 @@ class Firsts:
             self._settle(now)
             self._written = [*self._ready]
             opened = self._opened if everything else self._unwritten
-            scrapers = {name: one.again for name, one in self._scrapers.items() if one.until > now}
+            scrapers = {name: one.visits for name, one in self._scrapers.items() if one.until > now}
             changes = FirstsChanges(
                 [*opened, *self._ready], self._gone, scrapers, self._contacted, self._began
             )
@@ -163,17 +168,16 @@ class Firsts:
     def _note_scraper(self, scraper: str, at: float) -> None:
         before = self._scrapers.pop(scraper, None)
         seen = max(at, before.seen) if before else at
-        self._scrapers[scraper] = Scraper(seen, seen + PATIENCE, again=before is not None)
-        if len(self._scrapers) > MAX_SCRAPERS:
-            del self._scrapers[next(iter(self._scrapers))]
+        visits = min(before.visits + 1, OFTEN) if before else 1
+        self._scrapers[scraper] = Scraper(seen, seen + PATIENCE, visits)
 
     def _settle(self, now: float) -> None:
         """Find the series that every server has read at 0 that is still waited for.
 
-        While none has come twice, another one may have the same interval and come only now.
+        While none has come often, another one may have the same interval and come only now.
         """
         awaited = [one for one in self._scrapers.values() if one.until > now]
-        is_early = bool(awaited) and not any(one.again for one in awaited)
+        is_early = bool(awaited) and all(one.visits < OFTEN for one in awaited)
         read_by_all = -math.inf if is_early else min((one.seen for one in awaited), default=math.inf)
         for series, since in list(self._waiting.items()):
             if since <= read_by_all or now - since > PATIENCE:

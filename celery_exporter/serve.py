@@ -19,6 +19,7 @@ from celery_exporter.logs import configure
 from celery_exporter.monitor import Monitor
 from celery_exporter.sdnotify import STOPPING, Notifier
 from celery_exporter.settings import Settings
+from celery_exporter.signals import ending
 from celery_exporter.statefile import InUseError
 from celery_exporter.web.app import build
 from celery_exporter.web.config import BadWebConfigError
@@ -29,8 +30,6 @@ from celery_exporter.web.server import CannotListenError, Server, bind
 
 log = logging.getLogger("celery_exporter")
 
-#: The signals that end it.
-ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 #: Seconds that everything has to end in: an init system, and a person, wait for two.
 STOP_TIMEOUT = 1.3
 #: Seconds between two looks whether the HTTP server still lives.
@@ -42,7 +41,7 @@ class CannotServeError(Exception):
 
 
 def serve(settings: Settings) -> None:
-    """Run the exporter until SIGTERM or SIGINT, which have to be blocked; raise CannotServeError."""
+    """Run the exporter until a signal ends it, which have to be blocked; raise CannotServeError."""
     configure(settings.log_level, settings.log_format)
     try:
         check(settings)
@@ -93,10 +92,10 @@ def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionF
 
 def _wait(is_alive: Callable[[], bool]) -> bool:
     """Wait for a signal to end, while the server lives; tell whether it came."""
-    asked = False
+    asked, signals = False, ending()
     while not asked and is_alive():
         # Blocked (see __main__) and waited for: so no handler can come in between anything.
-        found = signal.sigtimedwait(ENDING, LOOK_EVERY)
+        found = signal.sigtimedwait(signals, LOOK_EVERY)
         # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
-        asked = found is not None and found.si_signo in ENDING
+        asked = found is not None and found.si_signo in signals
     return asked

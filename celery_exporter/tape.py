@@ -190,8 +190,8 @@ class Scrubber:
         shown.pop("traceback", None)
         if event.type not in _OF_CELERY:
             shown["type"] = self._name("type", event.type)
-        if event.type not in WORKER_TYPES:  # in others they are anything
-            for field in ("sw_ident", "sw_ver", "sw_sys"):
+        for field, usual in _SOFTWARE.items():
+            if event.type not in WORKER_TYPES or not usual.fullmatch(str(shown.get(field))):
                 shown.pop(field, None)
         for field in ("eta", "expires"):
             if not _is_time(getattr(event, field)):
@@ -227,6 +227,12 @@ class Scrubber:
         return names.setdefault(name, f"{kind}-{len(names) + 1}")
 
 
+#: What a worker says of its software and system where no application changed that.
+_SOFTWARE = {
+    "sw_ident": re.compile("py-celery"),
+    "sw_ver": re.compile(r"\d+(\.\d+){0,3}((a|b|rc|\.dev|\.post)\d+)?", re.ASCII),
+    "sw_sys": re.compile("Linux|Darwin|Windows|FreeBSD|OpenBSD|NetBSD|SunOS|AIX|Java"),
+}
 #: Celery's own names in native delayed delivery, which say nothing of an application; see core/routing.py.
 _DELAY_EXCHANGE = re.compile(r"(?:.+_)?(celery_delayed_\d{1,2})")
 _DELAY_BITS = re.compile(r"(?:[01]\.){28}")

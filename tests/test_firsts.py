@@ -35,7 +35,7 @@ class Pages:
     def scrape(self, scraper: str = "one", *, cut: bool = False, after: float = 15.0) -> dict[int, int]:
         """Return what a server sees, that many seconds after the last scrape."""
         self.now += after
-        visit = self.firsts.begin(self.now)
+        visit = self.firsts.begin(scraper, self.now)
         page = {
             series: value if visit.shows(series, inherited=False) else 0
             for series, value in self.values.items()
@@ -67,8 +67,8 @@ class Pages:
 @pytest.fixture(params=[False, True], ids=["", "saved"])
 def pages(request):
     found = Pages(saved=request.param)
-    found.scrape()
-    found.scrape()
+    for _ in range(3):
+        found.scrape()
     return found
 
 
@@ -127,12 +127,19 @@ def test_a_page_that_was_cut_off_has_shown_nothing(pages):
     assert pages.scrape() == {1: 5}
 
 
-def test_before_anybody_has_come_twice_another_one_may_come_for_the_first_time():
+def test_before_anybody_has_come_often_another_one_may_come_for_the_first_time():
     pages = Pages()
     pages.values[1] = 5
-    assert pages.scrape("one") == pages.scrape("two") == {1: 0}
-    assert pages.scrape("one") == {1: 0}
-    assert pages.scrape("two") == {1: 5}
+    for scraper in ("one", "one", "two", "one"):
+        assert pages.scrape(scraper) == {1: 0}
+    assert pages.scrape("one") == pages.scrape("two") == {1: 5}
+
+
+def test_one_that_is_just_reading_its_first_page_is_waited_for(pages):
+    pages.scrape("two", cut=True)
+    pages.values[1] = 5
+    assert [pages.scrape("one"), pages.scrape("one"), pages.scrape("two")] == [{1: 0}] * 3
+    assert pages.scrape("one") == {1: 5}
 
 
 def test_a_series_that_was_gone_begins_at_0_again(pages):
@@ -153,10 +160,10 @@ def test_what_is_old_when_the_first_server_comes_is_no_news():
 
 
 def test_what_inherited_what_others_counted_is_no_news(pages):
-    visit = pages.firsts.begin(pages.now)
+    visit = pages.firsts.begin("one", pages.now)
     assert visit.shows(1, inherited=True)
     pages.firsts.end("one", visit, pages.now)
-    assert pages.firsts.begin(pages.now).shows(1, inherited=False)
+    assert pages.firsts.begin("one", pages.now).shows(1, inherited=False)
 
 
 def test_what_was_shown_under_other_names_is_no_news():
@@ -173,7 +180,7 @@ def test_what_was_shown_under_other_names_is_no_news():
 
 def test_a_second_server_is_waited_for_after_a_restart():
     pages = Pages(saved=True)
-    for scraper in ("one", "two") * 2:
+    for scraper in ("one", "two") * 3:
         pages.scrape(scraper)
     pages.restart()
     pages.values[1] = 1

@@ -35,7 +35,7 @@ FLOORS = [
     ["status"],
     ["profiles", "advice"],
     ["core"],
-    ["quoting"],
+    ["quoting", "signals"],
     [""],  # the package itself: its version
 ]
 #: What the core may import besides itself.

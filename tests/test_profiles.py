@@ -202,12 +202,12 @@ def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_
     firsts = Firsts(0.0, 0.0)
 
     def scrape(at):
-        visit = firsts.begin(at)
+        visit = firsts.begin("p", at)
         page = exposition.render(story.shown(), visit=visit).decode()
         firsts.end("p", visit, at)
         return page
 
-    for at in (1.0, 2.0):
+    for at in (1.0, 2.0, 2.5):
         scrape(at)
     story.tell(*(event("u9", host="b@h") for event in (received, started, failed)))
     story.wait(3)

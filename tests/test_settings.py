@@ -253,6 +253,7 @@ def test_no_url_at_all():
         ("redis://h/0?password=a@b", "redis://***"),
         ("amqp://u:p@h1//;u:s3cret@h2//", "amqp://u:***@h2//"),
         ("sentinel://:0042@h:26379", "sentinel://:***@h:26379"),
+        ("redis://s3cret-token@h:1/0", "redis://***@h:1/0"),
     ],
 )
 def test_urls_are_shown_without_secrets(url, shown):

@@ -271,6 +271,13 @@ def test_what_a_worker_runs_on_stays():
     assert scrubbed.items() >= about.items()
 
 
+@pytest.mark.parametrize("field", ["sw_ident", "sw_ver", "sw_sys"])
+def test_what_an_application_says_of_its_software_is_left_out(field):
+    beat = {"type": "worker-heartbeat", "timestamp": 1.75e9, "hostname": "w@h", field: "secret 1.0"}
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(beat).encode(), JSON)).body)
+    assert field not in scrubbed
+
+
 def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():
     scrubber = Scrubber({JSON})
     assert scrubber.scrub(Payload(b"secret", JSON)) is None

@@ -309,6 +309,14 @@ def test_new_certificates_are_read_without_a_change_of_the_file(folder):
     assert file.current().context is not before
 
 
+@pytest.mark.parametrize(("before", "after"), [("{}", GOOD["TLS"]), (GOOD["TLS"], "{}")], ids=["on", "off"])
+def test_tls_that_is_switched_by_the_file_alone_is_not_in_force_and_said_so(folder, before, after):
+    file = read(folder, before)
+    (folder / "web.yml").write_text(after)
+    assert (file.current().context is None) is (before == "{}")
+    assert not file.up_to_date
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -453,9 +461,42 @@ def test_an_unknown_user_takes_as_long_as_a_wrong_password():
     assert 0.5 < known / unknown < 2
 
 
+@pytest.mark.parametrize("costs", [(4, 9), (9, 4)])
+def test_an_unknown_user_takes_as_long_as_some_known_one_where_they_differ(costs):
+    """And always as long: neither the first one's time nor a mean of theirs tells who is known."""
+    users = {str(cost).encode(): bcrypt.hashpw(b"right", bcrypt.gensalt(cost)) for cost in costs}
+    checker = Passwords()
+    found = {checker._nobody(users, str(number).encode())[4:6] for number in range(50)}
+    assert found == {b"04", b"09"}
+    assert checker._nobody(users, b"x") == checker._nobody(dict(reversed(users.items())), b"x")
+
+
 def test_a_crowd_with_one_good_password_is_compared_once():
     crowd = [(USERS, b"alice", b"right", str(number)) for number in range(1_000)]
     assert guesses(*crowd) == [True] * 1_000
+
+
+def test_who_knows_the_password_is_let_in_while_somebody_guesses_from_the_same_address():
+    flood = [(USERS, b"alice", str(number).encode(), "10.0.0.1") for number in range(50)]
+    assert guesses(*flood, (USERS, b"alice", b"right", "10.0.0.1"))[-1] is True
+
+
+def test_addresses_take_turns():
+    """A hundred times as many guesses from elsewhere make nobody wait for more than one of them."""
+    order = []
+    flood = [(USERS, b"alice", str(number).encode(), "10.0.0.1") for number in range(60)]
+
+    async def ask() -> None:
+        checker = Passwords()
+
+        async def one(*asked) -> None:
+            await checker.match(*asked)
+            order.append(asked[3])
+
+        await asyncio.gather(*(one(*each) for each in [*flood, (USERS, b"alice", b"right", "10.0.0.2")]))
+
+    asyncio.run(ask())
+    assert order.index("10.0.0.2") <= 2
 
 
 def test_a_flood_of_guesses_shuts_out_its_own_address_only():
@@ -463,7 +504,7 @@ def test_a_flood_of_guesses_shuts_out_its_own_address_only():
     answers = guesses(*flood, (USERS, b"alice", b"right", "10.0.0.2"))
     assert answers[-1] is True
     refused = [answer for answer in answers if isinstance(answer, TooManyGuessesError)]
-    assert len(refused) == 1_000 - passwords.WAITING_OF_ONE
+    assert len(refused) == 1_000 - passwords.WAITING_OF_ONE - 1, "one is compared at once"
 
 
 def test_the_guesses_that_wait_are_bounded_wherever_they_come_from():
@@ -473,4 +514,4 @@ def test_the_guesses_that_wait_are_bounded_wherever_they_come_from():
         answer for answer in guesses(*flood, checker=checker) if isinstance(answer, TooManyGuessesError)
     ]
     assert len(refused) == 1_000 - passwords.WAITING
-    assert (checker._waiting, checker._of_address) == ({}, {})
+    assert (checker._waiting, checker._asked) == ({}, {})

@@ -76,7 +76,8 @@ def _masked_part(url: str) -> str:
         return f"{scheme}{separator}***"
     login, at, place = rest.partition("?")[0].rpartition("@")
     user, colon, _ = login.partition(":")
-    return f"{scheme}{separator}{user}{colon and ':***'}{at}{place}"
+    login = f"{user}:***" if colon else at and "***"  # alone it may be a token
+    return f"{scheme}{separator}{login}{at}{place}"
 
 
 def check(settings: Settings) -> None:

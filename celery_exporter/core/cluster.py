@@ -30,7 +30,7 @@ from celery_exporter.core.identity import (
 )
 from celery_exporter.core.keys import Keys, rest
 from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.names import ShownAs
+from celery_exporter.core.names import ShownAs, clipped
 from celery_exporter.core.queues import QueueTable
 from celery_exporter.core.repeats import End, Ends
 from celery_exporter.core.routing import Binding, Routes
@@ -821,7 +821,7 @@ class Cluster:
     def _worker(self, name: str, now: Moment) -> Worker | None:
         worker = self.workers.get(name)
         if worker is None:
-            if len(self.workers) >= MAX_WORKERS:
+            if len(self.workers) >= MAX_WORKERS or clipped(name) != name:
                 self.refused["worker"] += 1
                 return None
             worker = self.workers[name] = Worker(name, now.listened)

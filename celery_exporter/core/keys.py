@@ -1,19 +1,21 @@
 """The label sets in use: each is one object, and there are no more of them than somebody chose.
 
 Law: a label set that there is no room for is added up under task_name `other`, and what was counted under
-one that is given up moves there; so a sum over all tasks never falls.
+one that is given up moves there; so a sum over all tasks never falls. Room is counted in label sets, and in
+the bytes of their values: each is written some 70 times on a page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from itertools import islice
 
-from celery_exporter.core.names import ShownAs
+from celery_exporter.core.names import ShownAs, clipped
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key
 
 #: Shadow names whose tasks are known. An application may make one up for each call.
 MAX_SHADOWS = 1_000
+#: Bytes of a label set's values, on the average of as many as there may be. Usual ones have 60.
+MEAN_BYTES = 300
 
 
 class Keys:
@@ -40,6 +42,7 @@ class Keys:
         self.queues_renamed = False
         self.shadows: dict[str, str] = {}  # what workers call a task (its shadow name) → what it is shown as
         self._limit = limit
+        self._bytes, self._most_bytes = 0, limit * MEAN_BYTES  # of the values of all
         self._known: dict[Key, Key] = {}
         # What most tasks are called, and their keys; by worker, the keys of what it did to them.
         self._found: dict[tuple[str | None, str | None], Key] = {}
@@ -56,12 +59,12 @@ class Keys:
 
     def queue_label(self, queue: str | None) -> str:
         """Return the label value of a queue, as the application calls it; None is unknown."""
-        return (self.show_queue(queue) or OTHER) if queue else UNKNOWN
+        return (clipped(self.show_queue(queue)) or OTHER) if queue else UNKNOWN
 
     def shown(self, name: str) -> str:
         """Return what tasks of this name, or with this shadow name, are shown as."""
         shown = self.shadows.get(name)
-        return self.show(name) if shown is None else shown
+        return clipped(self.show(name)) if shown is None else shown
 
     def forget_shadows(self, registered: Collection[str]) -> None:
         """Forget the shadow names that workers have as names of tasks by now."""
@@ -106,16 +109,22 @@ class Keys:
         """Return the one instance of this key, or, when there are too many, the one that sums up the rest."""
         known = HIDDEN if key == HIDDEN else self._known.get(key)
         if known is None:
-            if len(self._known) >= self._limit:
+            if not self._has_room(key):
                 self.folded += 1
                 key = rest(key)
-            known = self._known.setdefault(key, key)
+            known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = key
+            self._bytes += _size(key)
         return known
+
+    def _has_room(self, key: Key) -> bool:
+        return len(self._known) < self._limit and self._bytes + _size(key) <= self._most_bytes
 
     def foresee(self, keys: set[Key]) -> list[Key]:
         """Admit keys of tasks that may come, as far as there is room: they are not worth folding."""
-        new = islice(keys - self._known.keys() - {HIDDEN}, max(0, self._limit - len(self._known)))
-        return [self.admit(key) for key in new]
+        new = keys - self._known.keys() - {HIDDEN}
+        return [self.admit(key) for key in new if self._has_room(key)]
 
     def give_up(self, moves: Mapping[Key, Key]) -> list[tuple[Key, Key]]:
         """Forget keys; return each with the admitted one to which its sums move."""
@@ -123,6 +132,7 @@ class Keys:
         self._at.clear()
         for key in moves:
             del self._known[key]
+            self._bytes -= _size(key)
         return [(key, self.admit(into)) for key, into in moves.items()]
 
     def restore(self, key: Key) -> Key:
@@ -146,6 +156,12 @@ class Keys:
     def of_tasks(self, keys: set[Key]) -> list[Key]:
         """Return these keys of tasks, and those of what each worker did to such tasks."""
         return [key for key in self._known if Key(key.task_name, key.queue_name) in keys]
+
+
+def _size(key: Key) -> int:
+    """Return the bytes of a label set's values."""
+    values = (key.task_name, key.queue_name, key.worker)
+    return sum(len(value.encode("utf-8", "replace")) for value in values)
 
 
 def rest(key: Key) -> Key:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from celery_exporter.core.histograms import Histogram
+from celery_exporter.core.names import clipped
 from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, State
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
@@ -172,7 +173,7 @@ class Ledger:
     def failed(self, failure: Failure) -> None:
         """Count a failure by its class of exception, and remember it for a while."""
         raised = self._cell(failure.key).raised
-        self.folded += self._exceptions.count(raised, failure.exception, 1)
+        self.folded += self._exceptions.count(raised, clipped(failure.exception), 1)
         if failure.key is not HIDDEN:
             self.failures.append(failure)
 

@@ -37,6 +37,20 @@ class Pattern(Protocol):
         """Return what matched, if all of the text does."""
 
 
+#: Bytes of a label's value: RabbitMQ takes no longer name of a queue, and no task has one.
+LONGEST = 255
+
+
+def clipped(text: str) -> str:
+    """Return a text of `LONGEST` bytes at most in UTF-8; a longer one ends with an ellipsis."""
+    if len(text) <= LONGEST and text.isascii():
+        return text
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= LONGEST:
+        return text
+    return encoded[: LONGEST - 3].decode("utf-8", "ignore") + "…"
+
+
 #: A name of a task or queue → what it is shown as; "" for one that is not shown.
 ShownAs = Callable[[str], str]
 

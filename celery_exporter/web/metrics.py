@@ -101,7 +101,7 @@ class MetricsPage:
             return await asyncio.get_running_loop().run_in_executor(self._renderers, self._render, *wanted)
 
     def _render(self, content_type: str, scraper: str | None) -> _Made:
-        visit = None if scraper is None else self._firsts.begin(time.monotonic())
+        visit = None if scraper is None else self._firsts.begin(scraper, time.monotonic())
         text = self._exposition.render(self._snapshot(), content_type, visit)
         return _Made(gzip.compress(text, 1), len(text), visit)
 

@@ -70,6 +70,7 @@ class ProtectionFile:
             log.warning("--web.config.file: TLS is switched on and off by a restart only")
             kept = {name: getattr(self._protection, name) for name in _TLS_FIELDS}
             found = structs.replace(found, **kept)
+            self.up_to_date = False
         self._protection = found
         log.info("--web.config.file: read again")
 

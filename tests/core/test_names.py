@@ -8,7 +8,8 @@ import pytest
 
 from celery_exporter.core import memory
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.names import shown_as
+from celery_exporter.core.keys import MEAN_BYTES
+from celery_exporter.core.names import LONGEST, clipped, shown_as
 from celery_exporter.core.words import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
 
@@ -213,3 +214,49 @@ def test_registered_tasks_are_foreseen_under_the_name_of_their_queue():
     story = customers()
     story.cluster.learn({"w@h": Profile(queues=("customer-1",), registered=("add",))}, story.moment())
     assert Key("add", "customer-*") in story.ledger.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a" * LONGEST, "a" * LONGEST),
+        ("é" * 127, "é" * 127),
+        ("é" * 128, "é" * 126 + "…"),
+        ("\U0001f600" * 255, "\U0001f600" * 63 + "…"),
+        ("\ud800" * 300, "?" * 252 + "…"),
+    ],
+    ids=["", "two bytes each", "one too many", "four bytes each", "half characters"],
+)
+def test_a_name_is_clipped_by_its_bytes(name, shown):
+    assert clipped(name) == shown
+    assert len(shown.encode()) <= LONGEST
+
+
+def test_tasks_with_long_names_are_counted_under_what_is_left_of_them():
+    story = Story()
+    long = "\U0001f600" * 255
+    story.tell(sent(name=long, queue=long), received(name=long), started(at=1), succeeded(at=2))
+    assert story.counts() == {
+        (clipped(long), clipped(long), state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+    }
+
+
+def test_label_sets_are_folded_when_their_bytes_are_too_many():
+    """Of the usual length there are as many as were asked for."""
+    limits = Limits(max_series=8 * 100)
+    story, usual = Story(limits), Story(limits)
+    for number in range(100):
+        story.tell(sent(f"u{number}", name=f"{number:03}" + "n" * 245, queue="q" * 245))
+        usual.tell(sent(f"u{number}", name=f"tasks.of_the_application.{number:03}"))
+    named = {name for name, _, _ in story.counts()} - {"other"}
+    assert len(named) == 100 * MEAN_BYTES // (248 + 245)
+    assert story.counts()["other", "other", "PENDING"] == 100 - len(named)
+    assert story.cluster.keys.folded == 100 - len(named)
+    assert usual.cluster.keys.folded == 0
+
+
+def test_a_worker_whose_name_is_too_long_is_refused_and_counted():
+    story = Story()
+    story.tell(heartbeat("\U0001f600" * 100), heartbeat())
+    assert story.cluster.workers.keys() == {"w@h"}
+    assert story.cluster.refused["worker"] == 1

@@ -226,10 +226,18 @@ def test_log_formats(running, tmp_path, redis_broker):
 # how it ends
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT], ids=str)
 def test_a_signal_ends_it_in_good_order(running, exporter, sig):
     """Within two seconds, with code 0, while it hears events."""
     running(exporter()).connected().end_well(sig)
+
+
+def test_under_nohup_a_terminal_that_is_closed_does_not_end_it(tmp_path, running):
+    app = running(Exporter(tmp_path, NOBODY, wrapper=("nohup",)))
+    os.kill(app.pid, signal.SIGHUP)
+    eventually(lambda: app.value("celery_broker_up") == 0)
+    assert app.get("/-/healthy").status == 200
+    app.end_well()
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
