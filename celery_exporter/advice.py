@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
-from celery_exporter.quoting import shell_word
+from celery_exporter.quoting import printable, shell_word
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -511,11 +511,6 @@ def names(some: Iterable[WorkerView | str]) -> str:
 def _some(texts: list[str]) -> str:
     more = len(texts) - MOST_NAMES
     return ", ".join(texts[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def printable(name: str) -> str:
-    """Return a text from the wire without what would move a terminal's cursor, or end a line of a log."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _is_or_are(some: Sized) -> str:

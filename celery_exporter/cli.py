@@ -23,6 +23,7 @@ from celery_exporter import __version__
 from celery_exporter.arguments import Group, Number, Sections, parameter
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles.catalogue import PROFILES, overview, table
+from celery_exporter.quoting import printable
 from celery_exporter.settings import BadSettingError, Listener, Settings, load, load_listener
 from celery_exporter.signals import ending
 
@@ -215,7 +216,7 @@ def _ended(seconds: float | None) -> Callable[[], bool]:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool) -> int:
@@ -422,7 +423,7 @@ _command.add_command(
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"celery-exporter: {message}", err=True)
+    click.echo(f"celery-exporter: {printable(message)}", err=True)
     return code
 
 

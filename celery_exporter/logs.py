@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from celery_exporter.quoting import printable_json
+
 
 class LineFormatter(logging.Formatter):
     """Renders a record as one line; a traceback becomes a field of it."""
@@ -36,12 +38,16 @@ def _logfmt(fields: dict[str, str]) -> str:
 
 def _quoted(text: str) -> str:
     plain = text.isprintable() and text and not any(character in ' "=\\' for character in text)
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else _json(text)
+
+
+def _json(value: object) -> str:
+    return printable_json(json.dumps(value, ensure_ascii=False))
 
 
 _RENDERERS: dict[str, Callable[[dict[str, str]], str]] = {
     "logfmt": _logfmt,
-    "json": lambda fields: json.dumps(fields, ensure_ascii=False),
+    "json": _json,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import subprocess
 
 import pytest
@@ -9,7 +11,8 @@ from fuzz.batches import AWKWARD
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.quoting import shell_word
+from celery_exporter.logs import LineFormatter
+from celery_exporter.quoting import printable, printable_json, shell_word
 
 texts = st.text(st.sampled_from(AWKWARD) | st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -30,3 +33,31 @@ def test_bash_reads_each_text_as_one_word(found):
 @pytest.mark.parametrize("text", ["celery", "worker@host", "10.0.0.1", "/", "a-b_c.d:e"])
 def test_what_needs_no_quotes_has_none(text):
     assert shell_word(text) == text
+
+
+anything = st.text(st.sampled_from(AWKWARD) | st.characters(), max_size=30)
+
+
+@given(anything)
+@example("\x1b]0;x\x07\x9b2J\u202e\u2028\r\n\0\ud800\U000e0001")
+def test_a_terminal_obeys_nothing_in_a_line(text):
+    assert printable(text).isprintable()
+    assert len(printable(text)) == len(text)
+
+
+@given(anything)
+@example("\x1b]0;x\x07\x9b2J\u202e\u2028\r\n\0\U000e0001\U0001f600")
+def test_a_terminal_obeys_nothing_in_a_json_document_and_its_value_is_the_same(text):
+    document = printable_json(json.dumps([text], ensure_ascii=False, indent=1))
+    assert all(line.isprintable() for line in document.split("\n"))
+    assert json.loads(document) == [text]
+
+
+@given(anything)
+def test_a_terminal_obeys_nothing_in_a_log_and_its_reader_finds_the_text(text):
+    record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
+    lines = {form: LineFormatter(form).format(record) for form in ("logfmt", "json")}
+    assert all(line.isprintable() for line in lines.values())
+    assert json.loads(lines["json"])["msg"] == text
+    said = lines["logfmt"].partition(" msg=")[2]
+    assert (json.loads(said) if said.startswith('"') else said) == text

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 import msgspec
 
-from celery_exporter.advice import Finding, printable
+from celery_exporter.advice import Finding
 from celery_exporter.doctor import Report
+from celery_exporter.quoting import printable, printable_json
 
 #: How a level is written, in which colour (where there is a terminal).
 _LEVELS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
@@ -23,4 +24,4 @@ def printed(finding: Finding) -> str:
 
 def as_json(report: Report) -> str:
     """Return the report as one JSON document."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
+    return printable_json(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())

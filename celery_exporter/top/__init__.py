@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import click
 
+from celery_exporter.quoting import printable
 from celery_exporter.top.screen import News, View, screen
 from celery_exporter.top.sources import NoStatusError, Source
 
@@ -63,4 +64,4 @@ def _failed(message: str) -> int:
 
 
 def _say(message: str) -> None:
-    click.echo(f"top: {message}", err=True)
+    click.echo(f"top: {printable(message)}", err=True)

@@ -8,6 +8,7 @@ import ssl
 from contextlib import closing, suppress
 from pathlib import Path
 
+from celery_exporter.quoting import printable
 from celery_exporter.settings import Listener
 from celery_exporter.web.config import BadWebConfigError, parse
 
@@ -89,4 +90,4 @@ def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer in {PATIENCE:g} s"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:100]  # in one line, whatever a stranger has answered
+    return printable(" ".join(text.split())[:100])  # whatever a stranger has answered

@@ -1,0 +1,96 @@
+"""kill -9 at random moments, under load, with many unfinished tasks: what Prometheus adds up is the truth.
+
+The events wait in a durable queue on RabbitMQ, so none is lost; the state file has all that was shown. What
+is held against the truth is `increase()` without its extrapolation: the sum of what the samples rise by,
+where a fall is taken for a reset to 0, as Prometheus does.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+from typing import Any
+
+import kombu
+import pytest
+from celery.events.event import get_exchange
+from harness.servers import Prometheus
+from harness.tables import add_row
+from harness.waiting import eventually, until_equal
+
+from .law import Watched
+from .test_durable import Traffic
+
+DONE = 'celery_tasks_total{state="SUCCESS",task_name="made.up"}'
+#: Open tasks that are sent in one message.
+AT_ONCE = 500
+
+
+def send_open(url: str, count: int) -> None:
+    """Send tasks that are due tomorrow."""
+    eta = (datetime.now(timezone.utc) + timedelta(days=1)).isoformat()
+    with kombu.Connection(url) as connection:
+        producer = connection.Producer(exchange=get_exchange(connection))
+        head = {"type": "task-sent", "hostname": "client@box", "name": "open", "queue": "made", "eta": eta}
+        for first in range(0, count, AT_ONCE):
+            now = time.time()
+            events = [{**head, "timestamp": now, "uuid": f"open-{first + n}"} for n in range(AT_ONCE)]
+            producer.publish(events, serializer="json", routing_key="task.multi", delivery_mode="transient")
+
+
+def rises(samples: list[list[Any]]) -> float:
+    """Return by how much a counter rose, as Prometheus has it."""
+    values = [0.0, *(float(text) for _, text in samples)]
+    return sum(now - before if now >= before else now for before, now in pairwise(values))
+
+
+@pytest.mark.parametrize(
+    ("open_tasks", "kills"),
+    [(20_000, 5), pytest.param(250_000, 200, marks=[pytest.mark.long, pytest.mark.timeout(5_400)])],
+    ids=["", "250,000 open tasks"],
+)
+def test_killed_at_random_moments(request, running, rabbit_broker, tmp_path, open_tasks, kills):
+    arguments = ("--event-queue-durable", "--state-file", str(tmp_path / "state"))
+    app = Watched(tmp_path / "exporter", rabbit_broker.url, *arguments)
+    app.start()
+    try:
+        app.wait_ready()
+        app.connected()
+        prometheus = running(Prometheus(tmp_path / "prometheus", f"127.0.0.1:{app.port}"))
+        send_open(rabbit_broker.url, open_tasks)
+        until_equal(lambda: app.total("celery_tasks", state="PENDING"), open_tasks, 120)
+        eventually(lambda: prometheus.query("up == 1"), 60)
+        stream = Traffic(rabbit_broker.url)
+        stream.start()
+        chosen = random.Random(kills)
+        slowest = 0.0
+        for _ in range(kills):
+            before = app.successes()
+            eventually(lambda before=before: app.successes() > before, 120)  # it reads again
+            time.sleep(chosen.uniform(0.0, 2.0))
+            app.kill()
+            begin = time.monotonic()
+            app.start()
+            app.wait_ready()
+            slowest = max(slowest, time.monotonic() - begin)
+        tasks = stream.end()
+        until_equal(app.successes, tasks, 120)
+        eventually(lambda: [each["value"][1] for each in prometheus.query(DONE)] == [str(tasks)], 120)
+        (series,) = prometheus.query(f"{DONE}[6h]")
+        (resets,) = (float(each["value"][1]) for each in prometheus.query(f"resets({DONE}[6h])"))
+        told = rises(series["values"])
+        row = {
+            "open tasks": open_tasks,
+            "kills": kills,
+            "tasks": tasks,
+            "increase": f"{told:.0f}",
+            "resets": f"{resets:.0f}",
+            "longest start": f"{slowest:.1f} s",
+        }
+        add_row(request.node, "kills", row)
+        assert (resets, abs(told - tasks) <= 0.01 * tasks) == (0, True), row
+        assert app.total("celery_tasks", state="PENDING", task_name="open") == open_tasks
+    finally:
+        app.kill()
