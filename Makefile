@@ -6,11 +6,12 @@ DEMO_SECONDS ?=
 DEMO_PORT ?= 9808
 STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 3600
 # Where this is set, each of the hundreds of processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts bench lock servers rabbitmq clean
+.PHONY: help demo stack test lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers rabbitmq clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -80,6 +81,9 @@ screenshots: .venv/synced servers  ## draw the dashboards and the status page in
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.status
+
+soak: .venv/synced servers  ## an hour under load with churn (SOAK_SECONDS=3600): memory, threads, descriptors stay flat
+	PYTHONPATH=tests SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m benchmarks.soak
 
 bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/benchmarks.md and its chart
 	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m docs
