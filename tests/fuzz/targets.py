@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -11,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import hiredis
 import msgspec
 from core.story import sent
 from kombu.utils import json as kombu_json
 
+from celery_exporter.advice import advise
 from celery_exporter.broker import roster
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.depths import redis as redis_depths
@@ -26,8 +29,13 @@ from celery_exporter.broker.readers.kombu import Full
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.batch import MAX_ITEMS, items
 from celery_exporter.core.events import Event, Malformed, decode
+from celery_exporter.core.names import clipped
 from celery_exporter.core.workers import Profile
+from celery_exporter.doctor.report import printed
+from celery_exporter.logs import LineFormatter
+from celery_exporter.quoting import printable_json, shell_word
 from celery_exporter.settings import load
+from celery_exporter.top.drawing import clean
 
 from .house import House
 
@@ -85,6 +93,28 @@ def page(data: bytes) -> None:
     house.wait(house.cluster.limits.reorder_window + 0.5)
     for samples in house.pages():
         assert samples.total("celery_exporter_events_total") == sum(house.cluster.events.values())
+
+
+def said(data: bytes) -> None:
+    """A JSON body, up to what people read of it: in a terminal, in a log, as JSON that is printed."""
+    house = House(labels=("queue_name", "worker"))
+    house.feed(data)
+    house.wait(40)
+    shown = house.shown()
+    names = {key.task_name for key in shown.cells} | {worker.name for worker in shown.workers}
+    texts = [*names, *(failure.exception for failure in shown.failures)]
+    for finding in advise(shown):
+        assert all(line.isprintable() for line in click.unstyle(printed(finding)).split("\n"))
+        texts += [finding.found, finding.mend]
+    for text in texts:
+        assert clean(text).isprintable()
+        assert shell_word(text).isprintable()
+        record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
+        for form in ("logfmt", "json"):
+            assert LineFormatter(form).format(record).isprintable()
+    document = printable_json(msgspec.json.encode(texts).decode())
+    assert document.isprintable()
+    assert msgspec.json.decode(document) == texts
 
 
 # -- messages --------------------------------------------------------------------------------------------
@@ -239,7 +269,7 @@ def answer(data: bytes) -> None:
     msgspec.msgpack.encode(list(house.cluster.workers.values()))  # as the state file does
     shown = house.shown()
     house.exposition.render(shown).decode()
-    assert {worker.name for worker in shown.workers} == profiles.keys()
+    assert {worker.name for worker in shown.workers} == {each for each in profiles if clipped(each) == each}
 
 
 def head(data: bytes) -> None:
@@ -251,7 +281,7 @@ def head(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        *(body, between, split, page, message, envelope, properties),
+        *(body, between, split, page, said, message, envelope, properties),
         *(pushed, frames, deliveries, answer, head),
     )
 }
@@ -266,7 +296,7 @@ def seeds(name: str) -> list[bytes]:
     files = [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
     lines = [line for tape in sorted(TAPES.glob("*.jsonl")) for line in tape.read_text().splitlines()]
     bodies = [json.loads(line)["body"].encode() for line in lines][::7]
-    if name in ("body", "between", "split", "page"):
+    if name in ("body", "between", "split", "page", "said"):
         bodied = [path.read_bytes() for path in sorted((CORPUS / "body").glob("*"))]
         return [*dict.fromkeys([*files, *bodied, *bodies])]
     if name == "message":
