@@ -55,9 +55,16 @@ class Collector(Struct):
             self.run()
             end = time.monotonic() + self.every
             while not stopping.wait(min(POLL, max(0.0, end - time.monotonic()))):
-                if self.wanted() or time.monotonic() >= end:
+                if self._is_wanted() or time.monotonic() >= end:
                     break
         self.close()
+
+    def _is_wanted(self) -> bool:
+        try:
+            return self.wanted()
+        except Exception:  # a fault of ours; it must not end the thread
+            log.debug("collector %s", self.name, exc_info=True)
+            return False
 
     def view(self) -> CollectorView:
         """Return how it fares."""

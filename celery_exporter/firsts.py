@@ -58,8 +58,8 @@ class FirstsMemory(Struct):
 
     def take(self, changes: FirstsChanges) -> None:
         """Go on with what was saved next."""
-        self.opened.update(changes.opened)
         self.opened.difference_update(changes.gone)
+        self.opened.update(changes.opened)
         self.scrapers, self.contacted, self.began = changes.scrapers, changes.contacted, changes.began
 
 
@@ -205,4 +205,5 @@ class Firsts:
             gone = [series for series, at in known.items() if at < visit.at and series not in shown]
             for series in gone:
                 del known[series]
+            self._unwritten.difference_update(gone)
             self._gone += gone if self._is_saved else []

@@ -198,11 +198,13 @@ class Monitor:
         Never waits for the broker, nor for the disk.
         """
         saved = self._saver.shown() if self._saver else None
-        if saved is not None:
-            around = msgspec.structs.replace(saved.around, web_config_up_to_date=web_config_up_to_date)
-            return msgspec.structs.replace(saved, around=around)
-        with self._lock:
-            return self._look(web_config_up_to_date)
+        if saved is None:
+            with self._lock:
+                saved = self._saver.shown_or_unsaved() if self._saver else None
+                if saved is None:
+                    return self._look(web_config_up_to_date)
+        around = msgspec.structs.replace(saved.around, web_config_up_to_date=web_config_up_to_date)
+        return msgspec.structs.replace(saved, around=around)
 
     def _look(self, web_config_up_to_date: bool | None) -> Snapshot:
         around = self._surroundings(web_config_up_to_date)
@@ -294,7 +296,7 @@ class Monitor:
         """Save what a durable queue is told of when it is left."""
         if self._saver is not None and self._mark is not None:
             with suppress(StateFileError):  # so it comes again; the collector says why
-                self._saver.save()
+                self._saver.save(wait=1.0)
 
     def _read(self) -> None:
         last = time.monotonic()
@@ -319,7 +321,8 @@ class Monitor:
         with self._lock:
             self._cluster.expire(self.moment())
             self._mark = self._reader.mark
-        if self._saver is None and self._mark is not None:
+        is_kept = self._saver is not None and self._saver.shown() is not None
+        if self._mark is not None and not is_kept:
             self._reader.release(self._mark)
 
     def _apply_all(self, found: list[Event | Malformed]) -> None:

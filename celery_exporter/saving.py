@@ -74,6 +74,7 @@ class Page(Struct):
 
     snapshot: Snapshot
     mark: tuple[int, int] | None
+    unsaved: int = 0  # pages that were shown before it without being written
 
 
 class Saveable(Protocol):
@@ -102,8 +103,10 @@ class Saver:
         self._file = file
         self._state = state
         self._recorder = Recorder(state.cluster)
+        self._is_behind = True  # the file needs to be written anew
         self._holds_state = holds_state  # does the file
         self._saving = threading.Lock()
+        self._unsaved = 0  # pages that were shown though they are not in the file
         with state.lock:
             self._page: Page | None = state.page()
         self._written = time.monotonic()
@@ -113,16 +116,41 @@ class Saver:
         page = self._page
         return page.snapshot if page and time.monotonic() - self._written < PATIENCE else None
 
-    def save(self) -> None:
-        """Write what changed; raise StateFileError."""
-        with self._saving:
-            try:
-                page = self._append() if self._file.is_sound and not self._file.is_long else self._rewrite()
-            except StateFileError:
-                self._give_up()
-                raise
-            self._holds_state = True
-            self._page, self._written = page, time.monotonic()
+    def shown_or_unsaved(self) -> Snapshot | None:
+        """Return the same, under the state's lock; None is taken for that what is known now is shown.
+
+        Then nothing older may be, later.
+        """
+        snapshot = self.shown()
+        self._unsaved += snapshot is None
+        return snapshot
+
+    def save(self, wait: float = -1) -> None:
+        """Write what changed; raise StateFileError, also if somebody else writes for `wait` seconds."""
+        if not self._saving.acquire(timeout=wait):
+            raise StateFileError("it is being written, which takes long")
+        try:
+            self._save()
+            if self._page is None:  # newer was shown while it was written
+                self._save()
+        finally:
+            self._saving.release()
+
+    def _save(self) -> None:
+        is_usual = self._file.is_sound and not (
+            self._file.is_long or self._is_behind or self._recorder.is_lost
+        )
+        self._is_behind = True
+        try:
+            page = self._append() if is_usual else self._rewrite()
+        except Exception:
+            self._give_up()
+            raise
+        self._is_behind = False
+        self._holds_state = True
+        with self._state.lock:
+            self._page = page if page.unsaved == self._unsaved else None
+            self._written = time.monotonic()
         self._state.saved(page)
 
     def _append(self) -> Page:
@@ -157,15 +185,17 @@ class Saver:
     def _record(self, *, everything: bool) -> tuple[bytes, Page]:
         changes = self._recorder.changes(self._state.moment())
         record = _encoded(Checkpoint(changes, self._state.own(everything=everything)))
-        return record, self._state.page()
+        page = self._state.page()
+        page.unsaved = self._unsaved
+        return record, page
 
     def _give_up(self) -> None:
         """Show what is known from now on, if the file could not be written for long."""
         if self._holds_state and time.monotonic() - self._written < PATIENCE:
             return
         if self._holds_state:
-            self._holds_state = False
-            self._file.put_aside("it could not be written, and what is shown is newer by now")
+            why = "it could not be written, and what is shown is newer by now"
+            self._holds_state = not self._file.put_aside(why)
         with self._state.lock:
             page = self._state.page()
         self._page = None
@@ -175,5 +205,5 @@ class Saver:
 def _encoded(checkpoint: Checkpoint) -> bytes:
     try:
         return msgspec.msgpack.encode(checkpoint)
-    except (msgspec.MsgspecError, OverflowError, TypeError) as error:
+    except (msgspec.MsgspecError, OverflowError, TypeError, ValueError) as error:
         raise StateFileError(f"this state cannot be written, please report it: {error}") from None

@@ -16,6 +16,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from struct import Struct
@@ -57,6 +58,7 @@ class StateFile:
         self._descriptor: int | None = None  # of the file that is at the path, and locked by us
         self._is_sound = False  # it holds all that was written, and ends with a whole record
         self._size = self._size_at_first = 0  # bytes of whole records
+        self._said = ""  # of what went wrong last
         self._taken: str | None = None  # why nothing may be written there
 
     def load(self, take: Callable[[bytes], None]) -> bool:
@@ -80,9 +82,23 @@ class StateFile:
         self.errors["read"] += 1
         log.error("state file %s: %s; sums begin at 0. %s", self._path, why, self._put_aside())
 
-    def put_aside(self, why: str) -> None:
-        """Move away what is older than what was shown, so that no later process goes on from there."""
-        log.error("state file %s: %s. %s", self._path, why, self._put_aside())
+    def put_aside(self, why: str) -> bool:
+        """Move away what is older than what was shown, so that no later process goes on from there.
+
+        Tell whether it is away; where not even that is possible it is tried again, and said once.
+        """
+        aside, failed = self._next_aside(), ""
+        try:
+            self._path.rename(aside)
+        except OSError as error:
+            failed = f"it could not be moved aside: {error.strerror}"
+        said = f"{why}; {failed or f'it was moved to {aside}'}"
+        if said != self._said:
+            log.error("state file %s: %s", self._path, said)
+        self._said = said
+        if not failed:
+            self.close()
+        return not failed
 
     @property
     def is_sound(self) -> bool:
@@ -97,21 +113,25 @@ class StateFile:
     def append(self, record: bytes) -> None:
         """Add a record to those of `rewrite`, and see it on the disk; raise StateFileError."""
         assert self._descriptor is not None, "rewrite comes first"  # noqa: S101
+        self._is_sound = False
         try:
             self._write(self._descriptor, [record])
         except StateFileError:
-            self._is_sound = False
             self.errors["write"] += 1
+            with suppress(OSError):  # a full disk has room again for a new file
+                os.ftruncate(self._descriptor, self._size)
             raise
+        self._is_sound = True
 
     def rewrite(self, records: Iterable[bytes]) -> None:
         """Write the file anew: beside its place, and then moved there; raise StateFileError."""
+        self._is_sound = False
         try:
             self._rewrite(records)
         except StateFileError:
-            self._is_sound = False
             self.errors["write"] += 1
             raise
+        self._is_sound = True
 
     def close(self) -> None:
         """Let others have it."""
@@ -173,8 +193,7 @@ class StateFile:
         self.close()
         if self._taken is not None:
             return "Nothing will be saved."
-        names = (Path(f"{self._path}.unread-{number}") for number in count(1))
-        aside = next(name for name in names if not os.path.lexists(name))
+        aside = self._next_aside()
         try:
             self._path.rename(aside)
         except FileNotFoundError:
@@ -183,6 +202,10 @@ class StateFile:
             self._taken = f"there is a file that could not be read, nor moved: {error.strerror}"
             return f"It could not be moved aside ({error.strerror}), so nothing will be saved."
         return f"It was moved to {aside}."
+
+    def _next_aside(self) -> Path:
+        names = (Path(f"{self._path}.unread-{number}") for number in count(1))
+        return next(name for name in names if not os.path.lexists(name))
 
     # -- writing -----------------------------------------------------------------------------------------
 
@@ -204,21 +227,25 @@ class StateFile:
                 _sync_folder(self._path.parent)
             except BaseException:
                 os.close(new)
+                with suppress(OSError):
+                    beside.unlink()
                 raise
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
         self.close()
-        self._descriptor, self._size_at_first, self._is_sound = new, self._size, True
+        self._descriptor, self._size_at_first = new, self._size
 
     def _write(self, descriptor: int, records: Iterable[bytes]) -> None:
+        size = self._size
         try:
             for record in records:
                 frame = _frame.pack(len(record), zlib.crc32(_length(len(record))), zlib.crc32(record))
                 _write_all(descriptor, frame + record)
-                self._size += _frame.size + len(record)
+                size += _frame.size + len(record)
             os.fdatasync(descriptor)
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
+        self._size = size
 
 
 def _check_head(head: bytes) -> None:

@@ -176,6 +176,7 @@ class Cluster:
             else:
                 self._release(task, now)
         self.ends.expire(now.listened)
+        tasks.bound_changes()
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)

@@ -128,8 +128,15 @@ class Recorder:
         self._at = now.listened
         return changes
 
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether so much changed that it was not noted: all has to be told again, by another one."""
+        return self._cluster.tasks.changed is None
+
     def _add_tasks(self, changes: Changes) -> None:
-        changed, self._cluster.tasks.changed = self._cluster.tasks.changed or set(), set()
+        changed, self._cluster.tasks.changed = self._cluster.tasks.changed, set()
+        if changed is None:
+            raise ValueError("too much changed since the last time")
         for uuid in changed:
             task = self._cluster.tasks.get(uuid)
             if task is None:

@@ -24,6 +24,8 @@ FINAL_STATES = (State.SUCCESS, State.FAILURE, State.REVOKED, State.REJECTED, Non
 
 #: Attempts of one generation: `retries` is less, which the event schema enforces.
 MAX_ATTEMPTS = 2**31
+#: Tasks of which something changed that are remembered; that is 60 MB.
+MOST_CHANGED = 500_000
 #: Tasks that are looked through for the oldest one.
 SMALL_ROOM = 500
 
@@ -291,6 +293,11 @@ class TaskTable:
         #: Returns the task with a uuid, or None when it is unheard of or forgotten.
         self.get = self._tasks.get
         self._kinds: dict[Key, Kind] = {}
+
+    def bound_changes(self) -> None:
+        """Note no more changes when they are too many: whoever wants to know has not asked for long."""
+        if self.changed is not None and len(self.changed) > MOST_CHANGED:
+            self.changed = None
 
     def __len__(self) -> int:
         """Return how many unfinished tasks are remembered."""

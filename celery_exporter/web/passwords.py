@@ -18,10 +18,10 @@ from msgspec import Struct
 #: Good comparisons remembered: there are a few scrapers. (The toolkit keeps 100 as well.)
 REMEMBERED = 100
 #: Comparisons that wait for their turn, of all clients and of one address. Each takes some 60 ms at the usual
-#: cost, and addresses take turns: so who knows the password waits for 4 s at worst, once, however much is
-#: guessed from his address; then it is remembered.
+#: cost, and addresses take turns: so who knows the password waits for 8 s at worst, once, while no more than
+#: these are guessed at a time from his address; then it is remembered.
 WAITING = 512
-WAITING_OF_ONE = 64
+WAITING_OF_ONE = 128
 #: What bcrypt looks at; its library refuses to be given more, other tools just cut.
 _LONGEST = 72
 #: Any salt, and a hash that no password is known for.

@@ -63,6 +63,8 @@ class AmqpReader(KombuReader):
         self._prefetch = PREFETCH if self._settings.state_file is None else PREFETCH_SAVED
         self._number = 0  # of the connection
         self._released = (0, 0)  # that and delivery tag, up to which messages were used
+        self._tag = self._acknowledged = self._confirmed = 0  # delivery tags
+        self._dropped: deque[tuple[int, int]] = deque()  # what came again, as long as it may once more
         self._sound = False  # did the last read end well
         self._unused: list[tuple[int, int]] = []  # delivery tag and hash, of this read
         self._used: deque[tuple[int, int]] = deque()  # of reads before, of which RabbitMQ may not know yet
@@ -102,8 +104,9 @@ class AmqpReader(KombuReader):
     def _remember(self) -> None:
         """What was used comes again, unless RabbitMQ has had our acknowledgement."""
         self._again = +self._again if self._again.total() < MEMORY * self._prefetch else Counter()
-        self._again.update(digest for _, digest in self._used)
+        self._again.update(digest for _, digest in (*self._used, *self._dropped))
         self._used.clear()
+        self._dropped.clear()
         self._unused.clear()
 
     def _queue(self) -> Queue:
@@ -196,6 +199,7 @@ class AmqpReader(KombuReader):
             digest = _digest(body)
             if redelivered and self._again[digest] > 0:
                 self._again[digest] -= 1
+                self._dropped.append((self._tag, digest))
                 return
             self._unused.append((self._tag, digest))
         self._add(_payload(self._properties, body))
@@ -232,8 +236,9 @@ class AmqpReader(KombuReader):
 
     def _on_answer(self) -> None:
         self._confirmed, self._asked, self._answered = self._asked or 0, None, True
-        while self._used and self._used[0][0] <= self._confirmed:
-            self._used.popleft()
+        for known in (self._used, self._dropped):
+            while known and known[0][0] <= self._confirmed:
+                known.popleft()
 
     def _look_at(self, consumers: int) -> None:
         """Say it when somebody else takes messages from our queue: each event reaches one of us only."""
@@ -252,7 +257,12 @@ class AmqpReader(KombuReader):
         """Return the digests of what was used up to this mark, and may come again."""
         number, tag = mark
         used = self._used.copy() if number == self._number else ()
-        return [*self._again.copy().elements(), *(digest for each, digest in used if each <= tag)]
+        dropped = (digest for _, digest in self._dropped.copy())
+        return [
+            *self._again.copy().elements(),
+            *dropped,
+            *(digest for each, digest in used if each <= tag),
+        ]
 
     def expect_again(self, digests: list[int]) -> None:
         """Drop these messages if they come again."""
