@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import example, given
 
+from celery_exporter.core.names import clipped
 from celery_exporter.core.steps import EFFECTS
 from celery_exporter.core.words import State
 
@@ -29,7 +30,7 @@ def judge(batch: Batch, labels: tuple[str, ...]) -> None:
         counted = page.by("celery_tasks_total", "state", "task_name", "queue_name", "worker")
         assert {key: value for key, value in counted.items() if value} == expected(batch.told, labels)
         assert page.total("celery_exporter_events_total") == len(batch.told)
-        workers = {told.worker for told in batch.told if told.worker}
+        workers = {told.worker for told in batch.told if told.worker and is_short(told.worker)}
         assert page.label_values("worker", "celery_worker_up") == workers
         hosts = {worker.partition("@")[2] for worker in workers}
         assert page.label_values("hostname", "celery_worker_up") == hosts
@@ -39,13 +40,22 @@ def expected(told: list[Told], labels: tuple[str, ...]) -> Counter[tuple[str, ..
     return Counter(
         (
             each.state.name,
-            each.name,
-            each.queue if "queue_name" in labels else "",
-            (each.worker or "") if "worker" in labels else "",
+            clipped(each.name),
+            clipped(each.queue) if "queue_name" in labels else "",
+            worker_label(each.worker) if "worker" in labels else "",
         )
         for each in told
         if each.state is not None
     )
+
+
+def worker_label(worker: str | None) -> str:
+    """Return what a worker is called; one with a name that is too long is refused."""
+    return (worker or "") if is_short(worker or "") else "other"
+
+
+def is_short(name: str) -> bool:
+    return clipped(name) == name
 
 
 GOOD = Told(State.PENDING, "good", "good", None)
