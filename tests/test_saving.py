@@ -1,0 +1,228 @@
+"""Pages and a state file whose disk hangs, is full, or comes back: no page shows less than one before it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness.waiting import eventually
+
+from celery_exporter import saving, statefile
+from celery_exporter.broker.readers.amqp import AmqpReader
+from celery_exporter.broker.source import SettingsSource
+from celery_exporter.core import tasks
+from celery_exporter.core.events import Event
+from celery_exporter.firsts import Firsts
+from celery_exporter.monitor import Monitor
+from celery_exporter.settings import load
+from celery_exporter.statefile import StateFileError
+
+NOBODY = "redis://127.0.0.1:1/0"
+REDELIVERED = True
+
+
+class Disk:
+    """Stands for `os`; `before_sync` is called before each fdatasync."""
+
+    def __init__(self) -> None:
+        self.before_sync: Callable[[], object] = lambda: None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+    def fdatasync(self, descriptor: int) -> None:
+        self.before_sync()
+        os.fdatasync(descriptor)
+
+
+def full() -> None:
+    raise OSError(28, "No space left on device")
+
+
+class Counting:
+    """A monitor that counts tasks that were sent, with a state file on a disk of its own."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path, self.disk, self.sent = path, disk, 0
+        self.monitor = self._new()
+        self.saver.save()
+
+    def _new(self) -> Monitor:
+        settings = load({"broker_url": NOBODY, "state_file": str(self.path)}, {})
+        return Monitor(settings, Firsts(time.monotonic(), time.time(), is_saved=True))
+
+    @property
+    def saver(self) -> saving.Saver:
+        return self.monitor._saver
+
+    def send(self, count: int = 1) -> None:
+        events = []
+        for _ in range(count):
+            self.sent += 1
+            events.append(Event("task-sent", time.time(), "c@h", uuid=f"u{self.sent}", name="add", queue="q"))
+        self.monitor._apply_all(events)
+
+    def shown(self) -> int:
+        cells = self.monitor.snapshot(web_config_up_to_date=None).cells
+        return sum(sum(cell.moved) for cell in cells.values())
+
+    def killed(self) -> int:
+        """Go on in another process; return what it shows."""
+        self.monitor._file.close()
+        self.monitor = self._new()
+        return self.shown()
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    found = Disk()
+    monkeypatch.setattr(statefile, "os", found)
+    return found
+
+
+@pytest.fixture
+def counting(tmp_path, disk):
+    return Counting(tmp_path / "state", disk)
+
+
+def fail_to_save(counting: Counting) -> None:
+    with pytest.raises(StateFileError):
+        counting.saver.save()
+
+
+def test_a_page_shows_what_is_written(counting):
+    counting.send(5)
+    assert counting.shown() == 0
+    counting.saver.save()
+    counting.send(2)
+    assert counting.shown() == counting.killed() == 5
+
+
+def test_a_disk_that_is_full_for_a_while_changes_nothing_that_is_shown(counting, disk):
+    counting.send(5)
+    disk.before_sync = full
+    fail_to_save(counting)
+    assert counting.shown() == 0
+    disk.before_sync = lambda: None
+    counting.saver.save()
+    assert counting.shown() == counting.killed() == 5
+
+
+def test_a_disk_that_stays_full_leaves_no_file_that_is_behind(counting, disk, monkeypatch, tmp_path):
+    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    counting.send(5)
+    disk.before_sync = full
+    fail_to_save(counting)
+    assert counting.shown() == 5
+    assert not (tmp_path / "state").exists() or not (tmp_path / "state").read_bytes()
+    assert (tmp_path / "state.unread-1").exists()
+    disk.before_sync = lambda: None
+    counting.send()
+    counting.saver.save()
+    assert counting.killed() == 6
+
+
+def test_a_file_that_cannot_be_moved_away_is_written_over_when_the_disk_is_back(
+    counting, disk, monkeypatch, caplog
+):
+    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    counting.send(5)
+    disk.before_sync = full
+    with monkeypatch.context() as readonly:
+        readonly.setattr(
+            Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+        )
+        for _ in range(3):
+            fail_to_save(counting)
+    assert caplog.text.count("it could not be moved aside: Read-only file system") == 1
+    disk.before_sync = lambda: None
+    counting.saver.save()
+    assert counting.killed() == 5
+
+
+def test_what_was_shown_while_a_write_hung_is_not_taken_back_when_it_ends(counting, disk, monkeypatch):
+    over = threading.Event()
+    disk.before_sync = over.wait
+    counting.send(5)
+    saves = threading.Thread(target=counting.saver.save)
+    saves.start()
+    eventually(counting.saver._saving.locked)
+    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    counting.send(100)
+    assert counting.shown() == 105
+    monkeypatch.setattr(saving, "PATIENCE", 600.0)
+    over.set()
+    saves.join()
+    assert counting.shown() == counting.killed() == 105
+
+
+def test_who_waits_while_a_write_hangs_does_not_wait_for_ever(counting, disk):
+    over = threading.Event()
+    disk.before_sync = over.wait
+    saves = threading.Thread(target=counting.saver.save)
+    saves.start()
+    eventually(counting.saver._saving.locked)
+    with pytest.raises(StateFileError, match="takes long"):
+        counting.saver.save(wait=0.01)
+    over.set()
+    saves.join()
+
+
+def test_changes_that_are_too_many_to_note_are_written_as_a_whole(counting, monkeypatch):
+    monkeypatch.setattr(tasks, "MOST_CHANGED", 3)
+    counting.send(10)
+    counting.monitor.cluster.expire(counting.monitor.moment())
+    assert counting.monitor.cluster.tasks.changed is None
+    counting.saver.save()
+    assert counting.killed() == 10
+    assert len(counting.monitor.cluster.tasks) == 10
+
+
+def test_after_a_record_that_cannot_be_written_all_is_written_anew(counting, monkeypatch):
+    counting.send(5)
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            saving, "_encoded", lambda _: (_ for _ in ()).throw(UnicodeEncodeError("a", "", 0, 1, ""))
+        )
+        with pytest.raises(UnicodeEncodeError):
+            counting.saver.save()
+    counting.send(2)
+    counting.saver.save()
+    assert counting.shown() == counting.killed() == 7
+
+
+# -- a durable queue: messages that come again -----------------------------------------------------------
+
+
+def durable_reader() -> AmqpReader:
+    settings = load({"broker_url": "amqp://127.0.0.1:1//", "event_queue_durable": "true"}, {})
+    reader = AmqpReader(SettingsSource(settings))
+    reader._properties = b"\0\0"
+    return reader
+
+
+def delivered(reader: AmqpReader, tag: int, *, redelivered: bool) -> int:
+    """Deliver one message on another connection; return how many were read of it."""
+    reader._remember()
+    reader._number += 1
+    reader._batch, reader._head = [], (tag, redelivered)
+    reader._on_message(b"message")
+    reader._used.extend(reader._unused)
+    reader._unused.clear()
+    return len(reader._batch)
+
+
+def test_a_message_that_comes_again_and_again_is_used_once():
+    reader = durable_reader()
+    assert [delivered(reader, 1, redelivered=again) for again in (False, True, True, True)] == [1, 0, 0, 0]
+    other = durable_reader()
+    other.expect_again(reader.unconfirmed((reader._number, 1)))
+    assert delivered(other, 1, redelivered=REDELIVERED) == 0
+
+
+def test_a_reader_that_was_never_connected_waits_for_nothing():
+    assert not durable_reader().is_waiting()
