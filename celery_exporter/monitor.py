@@ -45,7 +45,7 @@ from celery_exporter.core.words import Moment
 from celery_exporter.firsts import Firsts
 from celery_exporter.saving import Own, Page, Saved, Saver
 from celery_exporter.settings import Settings
-from celery_exporter.statefile import StateFile, StateFileError
+from celery_exporter.statefile import StateFile
 from celery_exporter.status import STEP, History, Status
 
 log = logging.getLogger(__name__)
@@ -295,7 +295,7 @@ class Monitor:
     def _save_used(self) -> None:
         """Save what a durable queue is told of when it is left."""
         if self._saver is not None and self._mark is not None:
-            with suppress(StateFileError):  # so it comes again; the collector says why
+            with suppress(Exception):  # so it comes again; the collector says why
                 self._saver.save(wait=1.0)
 
     def _read(self) -> None:
