@@ -72,7 +72,8 @@ class Stage:
             process = subprocess.Popen(  # noqa: S603  our own commands
                 command,
                 cwd=self.folder,
-                env=inherited | environment,
+                # What a part that had to be killed leaves in its temporary folder goes with ours.
+                env=inherited | {"TMPDIR": str(self.folder)} | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -94,6 +94,15 @@ def test_it_comes_up_and_goes(stack):
     no_trace(stack, parts)
 
 
+def test_a_worker_that_does_not_end_leaves_nothing_behind(stack):
+    parts = stack.parts()
+    for part in parts:
+        if "celery_exporter.demo.tasks" in part.cmdline():
+            part.suspend()
+    assert stack.stop(signal.SIGINT) == 0
+    no_trace(stack, parts)
+
+
 def test_a_part_that_dies_is_named_with_its_last_words(tmp_path):
     stack = Stack(tmp_path)
     try:
