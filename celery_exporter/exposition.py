@@ -157,7 +157,10 @@ class _Family:
         count = 0
         for count, (values, value) in enumerate(samples, 1):  # noqa: B007
             series = known.get(values) or self._learn(values)
-            if visit is None or visit.shows(series.id, inherited=_inherits(row, values, snapshot)):
+            if visit is None or visit.shows(series.id):
+                yield series, value
+            elif _inherits(row, values, snapshot):
+                visit.show(series.id)
                 yield series, value
             else:
                 yield series, _nothing(value)

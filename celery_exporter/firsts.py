@@ -81,14 +81,19 @@ class Visit:
         self._opened = opened
         self._all_old = all_old
 
-    def shows(self, series: int, *, inherited: bool) -> bool:
-        """Tell whether a counting series is shown as it is.
-
-        One that inherited what was counted under another one is: at 0 first, that would count again.
-        """
-        is_open = series in self._opened or self._all_old or inherited
+    def shows(self, series: int) -> bool:
+        """Tell whether a counting series is shown as it is."""
+        is_open = series in self._opened or self._all_old
         (self.as_is if is_open else self.at_zero).add(series)
         return is_open
+
+    def show(self, series: int) -> None:
+        """Show it as it is though it is new: it inherited what was counted under another one.
+
+        At 0 first, that would count again.
+        """
+        self.at_zero.discard(series)
+        self.as_is.add(series)
 
 
 class Firsts:

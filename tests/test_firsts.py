@@ -36,10 +36,7 @@ class Pages:
         """Return what a server sees, that many seconds after the last scrape."""
         self.now += after
         visit = self.firsts.begin(scraper, self.now)
-        page = {
-            series: value if visit.shows(series, inherited=False) else 0
-            for series, value in self.values.items()
-        }
+        page = {series: value if visit.shows(series) else 0 for series, value in self.values.items()}
         if not cut:
             self.firsts.end(scraper, visit, self.now)
         self.seen.setdefault(scraper, []).append(page)
@@ -161,9 +158,10 @@ def test_what_is_old_when_the_first_server_comes_is_no_news():
 
 def test_what_inherited_what_others_counted_is_no_news(pages):
     visit = pages.firsts.begin("one", pages.now)
-    assert visit.shows(1, inherited=True)
+    assert not visit.shows(1)
+    visit.show(1)
     pages.firsts.end("one", visit, pages.now)
-    assert pages.firsts.begin("one", pages.now).shows(1, inherited=False)
+    assert pages.firsts.begin("one", pages.now).shows(1)
 
 
 def test_what_was_shown_under_other_names_is_no_news():

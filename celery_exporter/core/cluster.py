@@ -175,14 +175,14 @@ class Cluster:
                 tasks.wait_longer(task, now.listened)
             else:
                 self._release(task, now)
-        self.ends.expire(now.listened)
-        tasks.bound_changes()
         if now.listened >= self._next_sweep:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
 
     def _sweep(self, now: Moment) -> None:
         tasks = self.tasks
+        self.ends.expire(now.listened)
+        tasks.bound_changes()
         self._evict(tasks.overdue(tasks.finished, now.listened - TOMBSTONE_SECONDS), now)
         # What was taken out has a label set, which is kept no longer than this.
         longest = min(self.limits.task_ttl, self.limits.series_ttl or self.limits.task_ttl)
@@ -269,7 +269,7 @@ class Cluster:
         if copied:
             task.unfold().copied = True
         self._book_sent(task, event, now)
-        if task.uuid in tasks.parked:
+        if tasks.parked and task.uuid in tasks.parked:
             self._catch_up(task, now)
 
     def _waits_for_receipt(self, task: Task, event: Event) -> bool:
@@ -299,7 +299,7 @@ class Cluster:
         self._hear_worker(event, now)
         tasks = self.tasks
         task = tasks.get(event.uuid or "") or self._new(event, tasks.limbo, now)
-        if task.uuid in tasks.parked:
+        if tasks.parked and task.uuid in tasks.parked:
             self._park(task, event, now)
             if task.room is tasks.limbo:
                 self._settle(task, event, now)

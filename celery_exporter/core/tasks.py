@@ -404,12 +404,14 @@ class TaskTable:
 
     def held_before(self, before: float) -> list[Task]:
         """Return the tasks whose next attempt waits since before a listening time."""
+        if not self.held:  # usually
+            return []
         early = takewhile(lambda each: each[1].since < before, self.held.items())
         return [self._tasks[uuid] for uuid, _ in early]
 
     def is_full(self) -> bool:
         """Tell whether there are more unfinished tasks than there may be."""
-        return len(self._tasks) - len(self.finished) - len(self.taken_out) > self.limit
+        return len(self._tasks) > self.limit and len(self) > self.limit
 
     def surplus(self) -> list[Task]:
         """Return the oldest unfinished tasks beyond the limit, and a hundredth more, or a hundred.
