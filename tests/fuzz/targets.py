@@ -16,6 +16,7 @@ import click
 import hiredis
 import msgspec
 from core.story import sent
+from harness.emulator import bash_words, drawn
 from kombu.utils import json as kombu_json
 
 from celery_exporter.advice import advise
@@ -33,7 +34,7 @@ from celery_exporter.core.names import clipped
 from celery_exporter.core.workers import Profile
 from celery_exporter.doctor.report import printed
 from celery_exporter.logs import LineFormatter
-from celery_exporter.quoting import printable_json, shell_word
+from celery_exporter.quoting import printable, printable_json, shell_word
 from celery_exporter.settings import load
 from celery_exporter.top.drawing import clean
 
@@ -95,8 +96,8 @@ def page(data: bytes) -> None:
         assert samples.total("celery_exporter_events_total") == sum(house.cluster.events.values())
 
 
-def said(data: bytes) -> None:
-    """A JSON body, up to what people read of it: in a terminal, in a log, as JSON that is printed."""
+def _told(data: bytes) -> list[str]:
+    """Return the texts that a JSON body brings into what people read."""
     house = House(labels=("queue_name", "worker"))
     house.feed(data)
     house.wait(40)
@@ -104,17 +105,35 @@ def said(data: bytes) -> None:
     names = {key.task_name for key in shown.cells} | {worker.name for worker in shown.workers}
     texts = [*names, *(failure.exception for failure in shown.failures)]
     for finding in advise(shown):
-        assert all(line.isprintable() for line in click.unstyle(printed(finding)).split("\n"))
-        texts += [finding.found, finding.mend]
-    for text in texts:
-        assert clean(text).isprintable()
-        assert shell_word(text).isprintable()
+        texts += [finding.found, finding.mend, *click.unstyle(printed(finding)).split("\n")]
+    return texts
+
+
+def terminal(data: bytes) -> None:
+    """A JSON body, up to a terminal: it draws what doctor, top and the log print, and does nothing else."""
+    for text in _told(data):
         record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
-        for form in ("logfmt", "json"):
-            assert LineFormatter(form).format(record).isprintable()
+        for line in (clean(text), printable(text), LineFormatter("logfmt").format(record)):
+            assert drawn(line) == (line, [])
+
+
+def log(data: bytes) -> None:
+    """A JSON body, up to what reads JSON of ours: log lines, and documents that are printed."""
+    texts = _told(data)
+    for text in texts:
+        record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
+        line = LineFormatter("json").format(record)
+        assert drawn(line) == (line, [])
+        assert json.loads(line)["msg"] == text
     document = printable_json(msgspec.json.encode(texts).decode())
-    assert document.isprintable()
-    assert msgspec.json.decode(document) == texts
+    assert drawn(document) == (document, [])
+    assert json.loads(document) == texts
+
+
+def command(data: bytes) -> None:
+    """A JSON body, up to bash: whatever is printed to be pasted is one word for it."""
+    texts = [*_told(data), data.decode(errors="replace")]
+    assert bash_words(" ".join(map(shell_word, texts))) == [text.replace("\0", "?") for text in texts]
 
 
 # -- messages --------------------------------------------------------------------------------------------
@@ -281,7 +300,7 @@ def head(data: bytes) -> None:
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
-        *(body, between, split, page, said, message, envelope, properties),
+        *(body, between, split, page, terminal, log, command, message, envelope, properties),
         *(pushed, frames, deliveries, answer, head),
     )
 }
@@ -296,7 +315,7 @@ def seeds(name: str) -> list[bytes]:
     files = [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
     lines = [line for tape in sorted(TAPES.glob("*.jsonl")) for line in tape.read_text().splitlines()]
     bodies = [json.loads(line)["body"].encode() for line in lines][::7]
-    if name in ("body", "between", "split", "page", "said"):
+    if name in ("body", "between", "split", "page", "terminal", "log", "command"):
         bodied = [path.read_bytes() for path in sorted((CORPUS / "body").glob("*"))]
         return [*dict.fromkeys([*files, *bodied, *bodies])]
     if name == "message":

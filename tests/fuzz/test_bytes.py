@@ -10,7 +10,7 @@ from . import budget
 from .targets import CORPUS, TARGETS, seeds
 
 #: Examples in the usual time: what is slow is tried less.
-TRIES = {"page": 60, "said": 60, "body": 250, "message": 250}
+TRIES = {"page": 60, "terminal": 60, "log": 60, "command": 60, "body": 250, "message": 250}
 TOKENS = [
     b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}',
     *(f'"{word}"'.encode() for word in ("type", "timestamp", "hostname", "uuid", "task-failed", "exception")),
