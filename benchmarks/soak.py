@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import redis
 from harness.events import publish_events
 from harness.exporter import SCRAPER, Exporter
 from harness.servers import RedisServer
@@ -27,6 +28,8 @@ TASKS_A_SECOND, NEVER_FINISHED = 270, 10
 #: Seconds after which there is another name of each kind, of tasks, queues, workers.
 NEW_TASK, NEW_QUEUE, NEW_WORKER = 0.5, 2.0, 4.0
 SCRAPE_SECONDS = 5.0
+#: That have a message at a time.
+QUEUES = 100
 #: Bounds that are reached within a third of the time.
 BOUNDS = (
     "--max-tasks",
@@ -50,12 +53,12 @@ def main() -> int:
         folder = Path(name)
         state = folder / "state"
         with (
-            RedisServer(folder / "redis") as redis,
-            Exporter(folder / "exporter", redis.url, "--state-file", str(state), *BOUNDS) as exporter,
+            RedisServer(folder / "redis") as server,
+            Exporter(folder / "exporter", server.url, "--state-file", str(state), *BOUNDS) as exporter,
         ):
             exporter.connected()
             say(HEADS)
-            rows = [row for row in watch(redis.url, exporter, state) if say(row) is None]
+            rows = [row for row in watch(server.url, exporter, state) if say(row) is None]
             exporter.end_well()
     return judge(rows)
 
@@ -79,7 +82,11 @@ def watch(url: str, exporter: Exporter, state: Path) -> Iterator[tuple[float, ..
 
 
 def publish_second(url: str, second: float) -> None:
-    """Publish the events of one second, in messages of some tasks each."""
+    """Publish the events of one second, in messages of some tasks each, and a message to each new queue."""
+    queue = int(second / NEW_QUEUE)
+    with redis.Redis.from_url(url) as client:
+        client.rpush(f"queue-{queue}", "{}")
+        client.delete(f"queue-{queue - QUEUES}")
     ids = range(int(second) * TASKS_A_SECOND, (int(second) + 1) * TASKS_A_SECOND)
     for start in range(0, TASKS_A_SECOND, 27):
         some = ids[start : start + 27]
@@ -99,7 +106,7 @@ def life(number: int, second: float) -> tuple[dict[str, Any], ...]:
         {**worker, "type": "task-started", "timestamp": now},
         {**worker, "type": "task-failed", "timestamp": now, "exception": f"Error{number % 97}('x')"},
     )
-    return events if number % NEVER_FINISHED else events[:2]
+    return events if number % NEVER_FINISHED else events[: 1 + number % 4 // 2]  # they wait, or are received
 
 
 def worker_at(second: float) -> str:
