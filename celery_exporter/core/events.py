@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from celery_exporter.core.batch import MAX_ITEMS, items
+from celery_exporter.core.names import LONGEST
 
 #: Task events, in the order of a task's life. Celery names no others.
 TASK_TYPES = (
@@ -98,6 +99,8 @@ class Malformed(Struct, frozen=True, gc=False):
 
 _UNDECODABLE, _CONTENT_TYPE, _NOT_AN_OBJECT, _MISSING_FIELD, _BAD_FIELD = map(Malformed, REASONS)
 
+#: Characters of an id whose bytes need not be counted: four a character are most.
+_SURELY_SHORT = LONGEST // 4
 #: Bytes of an item that may become objects, to be judged: they take up to 35 times as much memory.
 MAX_LOOSE = 2**20
 #: Digits of a whole number that is parsed; longer ones are outside of every range, and take long.
@@ -122,9 +125,15 @@ def decode(body: bytes) -> list[Event | Malformed]:
         return _decode_one_by_one(body)
     events = found if type(found) is list else [found]
     for event in events:
-        if event.uuid is None and event.type in _NAMED:
+        uuid = event.uuid
+        if (event.type in _NAMED) if uuid is None else (len(uuid) > _SURELY_SHORT and not _is_short(uuid)):
             return _decode_one_by_one(body)
     return events
+
+
+def _is_short(uuid: str) -> bool:
+    """Tell whether an id has 255 bytes at most: hundreds of thousands of them are remembered."""
+    return len(uuid) <= _SURELY_SHORT or len(uuid.encode("utf-8", "replace")) <= LONGEST
 
 
 def _decode_one_by_one(body: bytes) -> list[Event | Malformed]:
@@ -137,7 +146,9 @@ def _decode_item(item: bytes) -> Event | Malformed:
         event = _fast_one(item)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_loosely(item)
-    return _MISSING_FIELD if event.uuid is None and event.type in _NAMED else event
+    if event.uuid is None:
+        return _MISSING_FIELD if event.type in _NAMED else event
+    return event if _is_short(event.uuid) else _BAD_FIELD
 
 
 def _decode_loosely(item: bytes) -> Event | Malformed:
@@ -180,7 +191,7 @@ def _judge(item: Any) -> Event | Malformed:
         "".join(value for value in msgspec.structs.astuple(event) if isinstance(value, str)).encode()
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
         return _BAD_FIELD
-    return event
+    return event if event.uuid is None or _is_short(event.uuid) else _BAD_FIELD
 
 
 # repr() of an exception: `ValueError('x')`, `pkg.mod.Err(...)`, `Outer.Inner(...)`, `<AioRpcError of …>`.

@@ -51,6 +51,8 @@ def test_one_event_and_a_batch_decode_alike():
         ({**GOOD, "uuid": None}, "missing_field"),
         ({**GOOD, "uuid": ""}, "bad_field"),
         ({**GOOD, "uuid": "x" * 256}, "bad_field"),
+        ({**GOOD, "uuid": "\U0001f600" * 64}, "bad_field"),
+        ({**GOOD, "uuid": "\U0001f600" * 64, "runtime": "long"}, "bad_field"),
         ({**GOOD, "hostname": None}, "missing_field"),
         ({**GOOD, "timestamp": None}, "missing_field"),
         ({**GOOD, "timestamp": "now"}, "bad_field"),

@@ -177,7 +177,7 @@ def fields(draw: st.DrawFn, number: int, kinds: st.SearchStrategy[str]) -> tuple
         ("type", spell(kind)),
         ("timestamp", f"{T0 + draw(st.integers(0, 100))}".encode()),
         ("hostname", spell(host)),
-        ("uuid", spell(f"{number} {draw(labels)}"[:255])),
+        ("uuid", spell(f"{number} {draw(labels)}".encode()[:255].decode(errors="ignore"))),
         ("name", b"null" if name is None else spell(name)),
         ("queue", b"null" if queue is None else spell(queue)),
     ]
