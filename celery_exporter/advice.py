@@ -29,6 +29,8 @@ MOST_SKEW = 5.0
 RECENT = 60.0
 #: Names in one line.
 MOST_NAMES = 5
+#: Queues in one command.
+MOST_IN_COMMAND = 20
 #: Workers of one name that went down, so that restarts seem to make new names.
 CHURN = 3
 #: Seconds that a finding has to stand before it is said: workers that restart are gone for less.
@@ -76,7 +78,7 @@ def advise(snapshot: Snapshot) -> list[Finding]:
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Tell whether each check that applies has found something by now, so that more time brings no more."""
-    optional = {_blocked} if snapshot.around.blocked is None else set()
+    optional = {_state, _blocked} if snapshot.around.blocked is None else {_state}
     decided = {check for check in _applicable(snapshot) if check(snapshot) is not None}
     return decided >= set(_applicable(snapshot)) - optional
 
@@ -123,10 +125,10 @@ def _all(checks: Iterable[Callable[[Snapshot], Finding | None]], snapshot: Snaps
 def _applicable(snapshot: Snapshot) -> Sequence[Callable[[Snapshot], Finding | None]]:
     around = snapshot.around
     if around.no_events:
-        return (_transport, _queue_lengths)
+        return (_transport, _queue_lengths, _state)
     if not around.broker_up:
-        return (_subscription,)
-    return (_subscription, _blocked, _queue_lengths) if around.blocked else CHECKS
+        return (_subscription, _state)
+    return (_subscription, _blocked, _queue_lengths, _state) if around.blocked else CHECKS
 
 
 # -- the checks ------------------------------------------------------------------------------------------
@@ -424,6 +426,21 @@ def _serializer(snapshot: Snapshot) -> Finding | None:
     return Finding("serializer", "ok", "events come in a serialiser that is accepted")
 
 
+def _state(snapshot: Snapshot) -> Finding | None:
+    saving = _collector(snapshot, "state")
+    if saving is None or saving.success is None:
+        return None
+    if saving.success:
+        return Finding("state", "ok", "the state is saved")
+    return Finding(
+        "state",
+        "warn",
+        "the state cannot be saved: a restart loses what was counted since it was",
+        "the exporter's log has the error; the folder of --state-file needs room, and has to be one that the "
+        "exporter's user may write into",
+    )
+
+
 #: In this order they are shown.
 CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _subscription,
@@ -441,6 +458,7 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _queue_names,
     _consumers,
     _backlogs,
+    _state,
 )
 
 
@@ -493,10 +511,13 @@ def _is_address(host: str) -> bool:
 
 def _consume(queues: list[str]) -> str:
     """Return the command that starts a worker for queues; -Q splits at commas (celery/bin/base.py)."""
-    takes = [name for name in queues if "," not in name]
+    takes, others = [name for name in queues if "," not in name], [name for name in queues if "," in name]
+    by_settings = f"a worker whose task_queues have {names(others)}, which -Q cannot name"
     if not takes:
-        return f"a worker whose task_queues have {names(queues)}, which -Q cannot name"
-    return f"celery -A yourapp worker -E -Q {shell_word(','.join(takes[:MOST_NAMES]))}"
+        return by_settings
+    command = f"celery -A yourapp worker -E -Q {shell_word(','.join(takes[:MOST_IN_COMMAND]))}"
+    more = f" ({len(takes) - MOST_IN_COMMAND} more are left out)" if len(takes) > MOST_IN_COMMAND else ""
+    return f"{command}{more}; and {by_settings}" if others else command + more
 
 
 def _workers_named(workers: list[WorkerView]) -> str:

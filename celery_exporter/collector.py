@@ -43,6 +43,8 @@ class Collector(Struct):
             if self._failed(repr(error), type(error).__name__):
                 log.debug("collector %s", self.name, exc_info=True)
         else:
+            if self.success is False:
+                log.info("collector %s works again", self.name)
             self.success, self.last_success, self.error = True, time.time(), ""
         self.seconds = time.monotonic() - start
 

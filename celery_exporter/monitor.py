@@ -414,8 +414,8 @@ class Monitor:
         self._firsts.restore(saved.firsts, time.monotonic(), time.time(), renamed=renamed)
         self._reader.expect_again(own.unconfirmed)
         age = time.time() - (saved.memory.at.wall if saved.memory.at else 0.0)
-        sets, tasks = len(cluster.keys), len(saved.memory.tasks)
-        log.info("restored %d label sets and %d tasks, saved %.0f s ago", sets, tasks, age)
+        sets, tasks = len(cluster.keys), len(cluster.tasks)
+        log.info("restored %d label sets and %d unfinished tasks, saved %.0f s ago", sets, tasks, age)
 
     def _save_last(self) -> None:
         """Save what is final, when no more events are applied: a durable queue forgets those that were."""

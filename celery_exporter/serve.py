@@ -18,9 +18,9 @@ from celery_exporter.firsts import Firsts
 from celery_exporter.logs import configure
 from celery_exporter.monitor import Monitor
 from celery_exporter.sdnotify import STOPPING, Notifier
-from celery_exporter.settings import Settings
+from celery_exporter.settings import BadSettingError, Settings
 from celery_exporter.signals import ending
-from celery_exporter.statefile import InUseError
+from celery_exporter.statefile import InUseError, UnusablePathError
 from celery_exporter.web.app import build
 from celery_exporter.web.config import BadWebConfigError
 from celery_exporter.web.guard import guarded
@@ -41,7 +41,10 @@ class CannotServeError(Exception):
 
 
 def serve(settings: Settings) -> None:
-    """Run the exporter until a signal ends it, which have to be blocked; raise CannotServeError."""
+    """Run the exporter until a signal ends it, which have to be blocked.
+
+    Raise CannotServeError, or BadSettingError for a value that cannot be used.
+    """
     configure(settings.log_level, settings.log_format)
     try:
         check(settings)
@@ -55,6 +58,8 @@ def serve(settings: Settings) -> None:
         monitor = Monitor(settings, firsts)
     except InUseError as error:
         raise CannotServeError(str(error)) from None
+    except UnusablePathError as error:
+        raise BadSettingError(f"--state-file: {error}") from None
     protection = unprotected if file is None else file.current
     app = guarded(_app(settings, monitor, firsts, file), protection)
     server = Server(app, listener, protection, notifier)
@@ -64,15 +69,16 @@ def serve(settings: Settings) -> None:
     monitor.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
     malloc.trim()
-    asked = _wait(server.is_alive)
+    ended_by = _wait(server.is_alive)
     notifier.send(STOPPING)
     deadline = time.monotonic() + STOP_TIMEOUT
     server.stop()
     monitor.stop()
     server.join(deadline)
     monitor.join(deadline)
-    if not asked:
+    if ended_by is None:
         raise CannotServeError("the HTTP server ended by itself; its error is above")
+    log.info("ended by %s", ended_by.name)
 
 
 def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionFile | None) -> Starlette:
@@ -90,12 +96,13 @@ def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionF
     )
 
 
-def _wait(is_alive: Callable[[], bool]) -> bool:
-    """Wait for a signal to end, while the server lives; tell whether it came."""
-    asked, signals = False, ending()
-    while not asked and is_alive():
+def _wait(is_alive: Callable[[], bool]) -> signal.Signals | None:
+    """Wait for a signal to end, while the server lives; return the one that came."""
+    signals = ending()
+    while is_alive():
         # Blocked (see __main__) and waited for: so no handler can come in between anything.
         found = signal.sigtimedwait(signals, LOOK_EVERY)
         # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
-        asked = found is not None and found.si_signo in signals
-    return asked
+        if found is not None and found.si_signo in signals:
+            return signal.Signals(found.si_signo)
+    return None

@@ -5,7 +5,8 @@
 
 A process that is killed while it writes leaves a part of a record at the end: nobody was told of that, so it
 is cut off. Anything else that does not fit is damage. Such a file is never written over but moved aside, for
-somebody may want to know what it was. A lock (flock) keeps a second process from it.
+somebody may want to know what it was. A file that is no state file is not touched. A lock (flock) keeps a
+second process from it. Should it be removed or moved while it is in use, it is written anew.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from struct import Struct
 from typing import BinaryIO
@@ -32,6 +32,9 @@ MAX_SIZE = 2**30
 MUCH = 20 * 2**20
 #: Bytes that may be added before a file is long, at least; or as many as it had.
 LONG = 8 * 2**20
+
+#: Files that were moved aside and are kept; the oldest makes room.
+MOST_ASIDE = 9
 
 _TITLE = b"celery-exporter state"
 _HEAD = b"%s %d\n" % (_TITLE, VERSION)
@@ -49,6 +52,10 @@ class InUseError(StateFileError):
     """Another process has the file."""
 
 
+class UnusablePathError(StateFileError):
+    """The path is of something else than a state file, or of nothing that one can be in."""
+
+
 class StateFile:
     """Keeps records of bytes. `errors` counts what went wrong, by operation; used by one thread at a time."""
 
@@ -62,14 +69,17 @@ class StateFile:
         self._taken: str | None = None  # why nothing may be written there
 
     def load(self, take: Callable[[bytes], None]) -> bool:
-        """Give each record of the file to `take`; tell whether there were any. Raise InUseError.
+        """Give each record of the file to `take`; tell whether there were any.
+
+        Raise InUseError or UnusablePathError, and leave alone what is there.
 
         What else is wrong with the file, or what `take` raises, is logged and counted, and the file moved
         aside: what `take` was given before is then of no use.
         """
         try:
             return self._read(take)
-        except InUseError:
+        except (InUseError, UnusablePathError):
+            self.close()
             raise
         except StateFileError as error:
             self.refuse(str(error))
@@ -87,6 +97,8 @@ class StateFile:
 
         Tell whether it is away; where not even that is possible it is tried again, and said once.
         """
+        if not self._is_in_place():  # but another one, or none
+            return True
         aside, failed = self._next_aside(), ""
         try:
             self._path.rename(aside)
@@ -102,7 +114,11 @@ class StateFile:
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether it was written by us and takes a further record."""
+        """Tell whether it was written by us, is still at its path, and takes a further record."""
+        if self._is_sound and not self._is_in_place():
+            log.warning("state file %s was removed or moved; it is written anew", self._path)
+            self._is_sound = False
+            self.close()
         return self._is_sound
 
     @property
@@ -145,6 +161,11 @@ class StateFile:
         number = 0
         try:
             self._descriptor = self._open()
+        except FileNotFoundError:
+            raise UnusablePathError(f"there is no folder {self._path.parent}") from None
+        except OSError as error:
+            raise UnusablePathError(f"cannot open {self._path}: {error.strerror}") from None
+        try:
             with os.fdopen(os.dup(self._descriptor), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > MAX_SIZE:
@@ -152,13 +173,11 @@ class StateFile:
                 if size > MUCH:
                     log.info("reading %d MB from %s", size // 2**20, self._path)
                 if size:
-                    _check_head(file.readline(_LONGEST_HEAD))
+                    self._check_head(file.readline(_LONGEST_HEAD))
                 for number, record in enumerate(_records(file, size), 1):  # noqa: B007
                     take(record)
                 if not number and size > len(_HEAD):  # it was written whole, and moved here then
                     raise StateFileError("it is damaged: it ends within its first record")
-        except FileNotFoundError:  # not even its folder is there, which is said when it is written
-            return False
         except OSError as error:
             raise StateFileError(f"cannot be read: {error.strerror}") from None
         return number > 0
@@ -169,13 +188,23 @@ class StateFile:
             if not self._path.exists():
                 os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))
             if not stat.S_ISREG(self._path.stat().st_mode):
-                self._taken = "it is no regular file"
-                raise StateFileError(self._taken)
+                raise UnusablePathError(f"{self._path} is no regular file")
             descriptor = os.open(self._path, os.O_RDONLY)
             self._lock(descriptor)
             if _is_at(self._path, descriptor):
                 return descriptor
             os.close(descriptor)  # whoever had it has moved another one there
+
+    def _is_in_place(self) -> bool:
+        return self._descriptor is not None and _is_at(self._path, self._descriptor)
+
+    def _check_head(self, head: bytes) -> None:
+        if not head.startswith(_TITLE):
+            raise UnusablePathError(f"{self._path} is no state file of celery-exporter, so it is left alone")
+        if head != _HEAD:
+            found = head[len(_TITLE) :].split()[:1]
+            said = found[0].decode(errors="replace") if found else ""
+            raise StateFileError(f"it is of version {said!r}, this one reads {VERSION}")
 
     def _lock(self, descriptor: int) -> None:
         try:
@@ -204,8 +233,9 @@ class StateFile:
         return f"It was moved to {aside}."
 
     def _next_aside(self) -> Path:
-        names = (Path(f"{self._path}.unread-{number}") for number in count(1))
-        return next(name for name in names if not os.path.lexists(name))
+        names = [Path(f"{self._path}.unread-{number}") for number in range(1, MOST_ASIDE + 1)]
+        free = (name for name in names if not os.path.lexists(name))
+        return next(free, None) or min(names, key=lambda name: name.lstat().st_mtime)
 
     # -- writing -----------------------------------------------------------------------------------------
 
@@ -214,8 +244,13 @@ class StateFile:
             raise StateFileError(f"cannot write {self._path}: {self._taken}")
         beside = self._path.with_name(self._path.name + ".new")
         try:
-            if self._descriptor is None:
-                self._descriptor = self._open()
+            if not self._is_in_place():
+                self.close()
+                found = self._open()
+                if self._size and os.fstat(found).st_size:  # ours was removed or moved
+                    os.close(found)
+                    raise StateFileError(f"cannot write {self._path}: another file was put there")
+                self._descriptor = found
             _clear(beside)
             new = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
@@ -246,15 +281,6 @@ class StateFile:
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
         self._size = size
-
-
-def _check_head(head: bytes) -> None:
-    if not head.startswith(_TITLE):
-        raise StateFileError("it is no state file of celery-exporter")
-    if head != _HEAD:
-        found = head[len(_TITLE) :].split()[:1]
-        said = found[0].decode(errors="replace") if found else ""
-        raise StateFileError(f"it is of version {said!r}, this one reads {VERSION}")
 
 
 def _records(file: BinaryIO, size: int) -> Iterator[bytes]:

@@ -235,9 +235,22 @@ def test_queues_that_nobody_consumes():
 
 def test_a_command_names_the_queues_that_its_option_can_name():
     found = findings(*beats(), depths={"a,b": Depth(9), "c\x1bd": Depth(7)})
-    assert found["waiting-for-nobody"].mend == "celery -A yourapp worker -E -Q $'c\\x1bd'"
+    others = "a worker whose task_queues have a,b, which -Q cannot name"
+    assert found["waiting-for-nobody"].mend == f"celery -A yourapp worker -E -Q $'c\\x1bd'; and {others}"
+    found = findings(*beats(), depths={f"q{number:02}": Depth(1) for number in range(22)})
+    named = ",".join(f"q{number:02}" for number in range(20))
+    assert found["waiting-for-nobody"].mend == f"celery -A yourapp worker -E -Q {named} (2 more are left out)"
     found = findings(*beats(), depths={"a,b": Depth(9)})
-    assert found["waiting-for-nobody"].mend == "a worker whose task_queues have a,b, which -Q cannot name"
+    assert found["waiting-for-nobody"].mend == others
+
+
+def test_a_state_that_cannot_be_saved_is_told_whatever_else_is_known():
+    for failed, level in ((False, "ok"), (True, "warn")):
+        saving = CollectorView("state", not failed, 0.1, None, "cannot write" if failed else "")
+        for around in ({}, {"broker_up": False}, {"blocked": "disk"}, {"no_events": "none"}):
+            found = findings(*beats(), collectors=[*WELL, saving], **around)
+            assert found["state"].level == level
+    assert "state" not in findings(*beats())
 
 
 def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_consume():

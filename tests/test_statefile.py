@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from celery_exporter.statefile import LONG, MAX_SIZE, MUCH, VERSION, InUseError, StateFile, StateFileError
+from celery_exporter.statefile import (
+    LONG,
+    MAX_SIZE,
+    MOST_ASIDE,
+    MUCH,
+    VERSION,
+    InUseError,
+    StateFile,
+    StateFileError,
+    UnusablePathError,
+)
 
 HEAD = b"celery-exporter state %d\n" % VERSION
 
@@ -75,8 +85,6 @@ def test_a_part_that_the_disk_had_not_written_when_the_power_failed_is_cut_off(p
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"\x00\xff" * 100, "no state file of celery-exporter"),
-        (b"[Unit]\nDescription=x\n", "no state file of celery-exporter"),
         (b"celery-exporter state 1 00\n", "of version '1', this one reads 2"),
         (b"celery-exporter state", "of version ''"),
         (HEAD + b"x" * 20, "damaged"),
@@ -106,6 +114,16 @@ def test_a_byte_that_changed_before_the_last_record_is_damage(path, at):
     file = StateFile(path)
     assert not file.load(lambda _: None)
     assert file.errors["read"] == 1
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff" * 100, b"[Unit]\nDescription=x\n", b"celery"])
+def test_a_file_that_is_no_state_file_is_left_alone(path, content):
+    path.write_bytes(content)
+    file = StateFile(path)
+    with pytest.raises(UnusablePathError, match="is no state file of celery-exporter"):
+        file.load(pytest.fail)
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_what_nobody_can_use_is_said_counted_and_moved_aside(path, caplog):
@@ -182,7 +200,8 @@ def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
         file.truncate(MAX_SIZE)
     tracemalloc.start()
     try:
-        assert loaded(path) == []
+        with pytest.raises(UnusablePathError):
+            loaded(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -214,19 +233,23 @@ def test_what_somebody_else_put_where_the_new_one_is_written_stays(path, make):
 
 
 def test_what_was_moved_aside_before_stays_there(path):
-    for content in (b"first", b"second"):
-        path.write_bytes(content)
+    for number in range(1, MOST_ASIDE + 3):
+        path.write_bytes(HEAD + b"x" * number)
         loaded(path)
-    assert [Path(f"{path}.unread-{n}").read_bytes() for n in (1, 2)] == [b"first", b"second"]
+        os.utime(path.with_name(f"state.unread-{(number - 1) % MOST_ASIDE + 1}"), (number, number))
+    kept = [path.with_name(f"state.unread-{number}").stat().st_size for number in range(1, MOST_ASIDE + 1)]
+    # The oldest of them made room for the newest.
+    assert kept == [
+        len(HEAD) + MOST_ASIDE + 1,
+        len(HEAD) + MOST_ASIDE + 2,
+        *range(len(HEAD) + 3, len(HEAD) + 10),
+    ]
 
 
 def test_what_is_no_regular_file_is_left_alone(path):
     path.mkdir()
-    file = StateFile(path)
-    assert not file.load(pytest.fail)
-    with pytest.raises(StateFileError, match="no regular file"):
-        file.rewrite([b"a"])
-    assert file.errors == {"read": 1, "write": 1}
+    with pytest.raises(UnusablePathError, match="is no regular file"):
+        StateFile(path).load(pytest.fail)
     assert path.is_dir()
 
 
@@ -235,22 +258,56 @@ def refuse(*_: object) -> None:
 
 
 def test_a_file_that_cannot_be_moved_is_not_written_over(path, monkeypatch):
-    path.write_bytes(b"foreign")
+    path.write_bytes(HEAD + b"damaged")
     # Root may write into any folder, so the folder's mode would not stop the test.
     monkeypatch.setattr(Path, "rename", refuse)
     file = StateFile(path)
     file.load(pytest.fail)
     with pytest.raises(StateFileError, match="could not be read, nor moved"):
         file.rewrite([b"a"])
-    assert path.read_bytes() == b"foreign"
+    assert path.read_bytes() == HEAD + b"damaged"
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path):
     file = StateFile(tmp_path / "nowhere" / "state")
-    assert not file.load(pytest.fail)
+    with pytest.raises(UnusablePathError, match=r"there is no folder .*/nowhere$"):
+        file.load(pytest.fail)
     with pytest.raises(StateFileError, match=r"cannot write .*/nowhere/state: No such file or directory"):
         file.rewrite([b"a"])
     assert file.errors == {"read": 0, "write": 1}
+
+
+@pytest.mark.parametrize("move", [Path.unlink, lambda path: path.rename(path.with_name("elsewhere"))])
+def test_a_file_that_is_removed_or_moved_is_not_written_to_but_anew(path, move, caplog):
+    file = StateFile(path)
+    file.rewrite([b"a"])
+    assert file.is_sound
+    move(path)
+    assert not file.is_sound
+    assert f"{path} was removed or moved" in caplog.text
+    file.rewrite([b"a", b"b"])
+    assert file.is_sound
+    with pytest.raises(InUseError):
+        loaded(path)
+    file.close()
+    assert loaded(path) == [b"a", b"b"]
+
+
+def test_what_another_process_put_in_its_place_stays(path):
+    file, other = StateFile(path), StateFile(path)
+    file.rewrite([b"a"])
+    path.unlink()
+    other.rewrite([b"other"])
+    assert not file.is_sound
+    with pytest.raises(InUseError):
+        file.rewrite([b"a"])
+    assert file.put_aside("it is behind")
+    assert path.exists()
+    other.close()
+    for _ in range(2):
+        with pytest.raises(StateFileError, match="another file was put there"):
+            file.rewrite([b"a"])
+    assert loaded(path) == [b"other"]
 
 
 def test_a_rewriting_that_breaks_off_leaves_the_file_of_before(path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from harness.events import one_task, publish_events
-from harness.exporter import SCRAPER, Exporter
+from harness.exporter import SCRAPER, Exporter, run_cli
 from harness.marks import on_redis
 from harness.proxy import Proxy
 from harness.servers import Prometheus
@@ -91,9 +92,9 @@ def test_no_counter_that_prometheus_saw_falls_when_the_process_is_killed(running
 
 
 @on_redis
-@pytest.mark.parametrize("content", [b"nothing of ours\n", b"celery-exporter state 1 00\nof another version"])
-def test_a_file_that_is_no_state_is_said_shown_and_kept(running, kept, state, content):
+def test_a_state_of_another_version_is_said_shown_and_kept(running, kept, state):
     """The exporter starts fresh, and what was there is moved aside."""
+    content = b"celery-exporter state 1 00\nof another version"
     app = kept()
     state.write_bytes(content)
     running(app).connected()
@@ -102,6 +103,41 @@ def test_a_file_that_is_no_state_is_said_shown_and_kept(running, kept, state, co
     app.end_well()
     assert state.with_name("state.unread-1").read_bytes() == content
     assert state.read_bytes().startswith(b"celery-exporter state")
+
+
+def no_state(state: Path) -> None:
+    state.write_bytes(b"somebody's\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (no_state, "is no state file of celery-exporter, so it is left alone"),
+        (Path.mkdir, "is no regular file"),
+        (lambda state: state.parent.rmdir(), "there is no folder"),
+    ],
+)
+def test_a_path_at_which_no_state_can_be_is_a_wrong_value(state, make, why):
+    state.parent.mkdir()
+    make(state)
+    done = run_cli("--broker-url", "redis://127.0.0.1:1/0", "--state-file", str(state), "--port", "0")
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert str(state.parent) in done.stderr
+    assert not state.is_file() or state.read_bytes() == b"somebody's\n"
+
+
+@on_redis
+def test_a_file_that_is_removed_while_it_is_in_use_is_written_anew(running, kept, state, broker):
+    app = running(kept()).connected()
+    publish_events(broker.url, *one_task(1))
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
+    state.unlink()
+    eventually(lambda: state.exists() and state.stat().st_size)
+    assert "was removed or moved" in app.text()
+    app.end_well()
+    app = running(kept()).connected()
+    assert app.total("celery_tasks_total", state="SUCCESS") == 1
 
 
 @on_redis
@@ -160,9 +196,8 @@ def test_settings_of_names_apply_to_what_is_restored_and_a_new_name_is_no_news(
 @on_redis
 def test_a_file_that_cannot_be_written_is_said_and_shown(running, kept, state):
     """It runs all the same."""
-    app = kept()
-    state.parent.rmdir()
-    running(app).connected()
+    app = running(kept()).connected()
+    shutil.rmtree(state.parent)
     eventually(lambda: app.value("celery_exporter_state_file_errors_total", operation="write"))
     assert app.value("celery_exporter_collector_success", collector="state") == 0
     assert f"cannot write {state}" in app.text()
