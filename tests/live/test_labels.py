@@ -50,7 +50,7 @@ def test_task_labels_choose_what_task_metrics_carry(running, exporter, worker, c
     app = running(exporter("--task-labels", "worker")).connected()
     running(worker("w@box", queues="left"))
     client.send_task("tasks.succeed", queue="left")
-    until_equal(lambda: app.value("celery_tasks_total", state="SUCCESS", worker="w@box"), 1)
+    until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS", worker="w@box"), 1)
     samples = app.samples()
     assert samples.label_values("queue_name", "celery_tasks_total") == set()
     assert (

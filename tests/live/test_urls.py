@@ -11,7 +11,7 @@ import trustme
 from harness.exporter import Exporter, run_cli
 from harness.processes import Process, free_port, listening
 from harness.servers import RabbitServer, RedisServer
-from harness.waiting import eventually
+from harness.waiting import eventually, until_equal
 from harness.workers import Worker, client
 
 Start = Callable[..., Any]
@@ -96,7 +96,7 @@ def hold(
         running(worker)
         for _ in range(5):
             app.send_task("tasks.succeed", queue="celery")
-    eventually(lambda: exporter.value("celery_tasks_total", state="SUCCESS", queue_name="celery") == 5, 20)
+    until_equal(lambda: exporter.total("celery_tasks_total", state="SUCCESS", queue_name="celery"), 5, 20)
     eventually(lambda: exporter.value("celery_queue_length", queue_name="celery") == 0)
     eventually(lambda: exporter.value("celery_queue_consumers", queue_name="celery") == 1)
 
@@ -193,7 +193,7 @@ def test_another_kombu_transport(running: Start, tmp_path: Path) -> None:
     with client("filesystem://", broker_transport_options=options) as app:
         for _ in range(5):
             app.send_task("tasks.succeed", queue="celery")
-    eventually(lambda: exporter.value("celery_tasks_total", state="PENDING", queue_name="celery") == 5, 20)
+    until_equal(lambda: exporter.total("celery_tasks_total", state="PENDING", queue_name="celery"), 5, 20)
     eventually(lambda: exporter.value("celery_queue_length", queue_name="celery") == 5)
     assert exporter.value("celery_queue_consumers", queue_name="celery") is None, "nobody told"
 
