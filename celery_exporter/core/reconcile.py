@@ -30,6 +30,8 @@ REASONS = (MESSAGE_GONE, EXPIRED, NOT_RUNNING, RETURNED)
 ARRIVAL_SECONDS = 0.5
 #: Seconds between an observation and what follows from it, for events that were on their way.
 GRACE_SECONDS = 1.0
+#: Seconds for which the last events of tasks may follow their worker's goodbye: those wait in a buffer.
+GOODBYE_SECONDS = 5.0
 #: Seconds without an event of a task before its worker is asked whether it has it, if its heartbeats say that
 #: it cannot have all its tasks; and between two questions to one worker.
 SUSPICIOUS_SECONDS = 30.0
@@ -186,8 +188,8 @@ class Reconciler:
                 cluster.take_out(task, NOT_RUNNING, now)
             return
         if state is State.RECEIVED and worker is not None:
-            if worker.left:  # the broker delivers it to others
-                cluster.put_back(task, now)
+            if worker.left and now.listened - worker.heard >= GOODBYE_SECONDS:
+                cluster.put_back(task, now)  # the broker delivers it to others
                 cluster.reconciled[RETURNED] += 1
             if worker.up or worker.left:
                 return

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
-from celery_exporter.core.reconcile import Reconciler
+from celery_exporter.core.reconcile import GOODBYE_SECONDS, Reconciler
 from celery_exporter.core.workers import Profile
 
 from .story import (
@@ -421,9 +421,7 @@ def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, goodbye
     story = Story()
     story.tell(heartbeat("a@h", pid=7), sent(eta=ETA), received(at=1, eta=ETA, **A))
     if goodbye:
-        story.tell(heartbeat("a@h", kind="offline", pid=7))
-        for _ in Reconciler(story.cluster, drops_expired=False).reconcile(story.moment()):
-            pass
+        leave(story, A)
         assert story.gauges() == {"PENDING": 1}
     story = restarted(story) if saved else story
     story.tell(received(at=100, eta=ETA, **by), started(at=101, **by))
@@ -442,6 +440,7 @@ def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redeliv
 def leave(story: Story, worker: dict) -> None:
     """Let a worker say goodbye, and what it had received go back."""
     story.tell(heartbeat(worker["host"], kind="offline", pid=worker["pid"], at=story.now))
+    story.wait(GOODBYE_SECONDS)
     for _ in Reconciler(story.cluster, drops_expired=False).reconcile(story.moment()):
         pass
 

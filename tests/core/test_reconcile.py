@@ -10,7 +10,7 @@ import pytest
 from celery_exporter.core import reconcile
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.names import shown_as
-from celery_exporter.core.reconcile import CHUNK, REASONS, Measurement, Reconciler
+from celery_exporter.core.reconcile import CHUNK, GOODBYE_SECONDS, REASONS, Measurement, Reconciler
 from celery_exporter.core.workers import Profile
 
 from .story import Story, heartbeat, received, retried, sent, started, succeeded
@@ -367,12 +367,24 @@ def test_what_a_worker_had_received_waits_again_after_its_goodbye():
     story = Watched()
     story.tell(heartbeat(), sent("a"), received("a"), sent("b"), received("b"), started("b"))
     story.tell(sent("c"), received("c", host="other@h"), heartbeat(kind="offline"))
+    story.wait(GOODBYE_SECONDS)
     story.reconcile()
     assert story.gauges() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1}
     assert story.reasons() == {"returned": 1}
     story.tell(received("a", at=9, host="other@h"), started("a", at=10, host="other@h"))
     assert story.cell().redelivered == 1
     assert story.cell().queued.total == pytest.approx(0.2 + 1)
+
+
+def test_what_follows_a_goodbye_is_of_the_delivery_before_it():
+    """A worker sends the last events of its tasks when it closes the buffer that they wait in."""
+    story = Watched()
+    story.tell(heartbeat(), sent(), received(), heartbeat(kind="offline"))
+    story.reconcile()
+    story.tell(started(at=0.5), succeeded(at=1))
+    cell = story.cell()
+    assert (sum(cell.queued.counts), sum(cell.prefetched.counts)) == (1, 1)
+    assert story.reasons() == {}
 
 
 def test_a_worker_that_came_back_keeps_what_it_received_since():
