@@ -43,6 +43,17 @@ TLS_BUFFER = 16_384
 SSLProtocol.max_size = TLS_BUFFER  # type: ignore[attr-defined]
 
 
+def buffered(transport: asyncio.Transport) -> int:
+    """Return how many bytes wait in a transport to be sent.
+
+    One of TLS that is closed for the second time, as uvicorn and we may do it, has none, and cannot say so
+    (CPython 3.11, _SSLProtocolTransport.close in asyncio/sslproto.py).
+    """
+    if getattr(transport, "_ssl_protocol", transport) is None:
+        return 0
+    return transport.get_write_buffer_size()
+
+
 def _layers(transport: asyncio.Transport) -> list[asyncio.Transport]:
     """Return all transports that hold a part of what is not sent yet.
 
@@ -156,7 +167,7 @@ class Connection(H11Protocol):
 
     def unread(self) -> int:
         """Return how many bytes of its answers wait to be read."""
-        return sum(transport.get_write_buffer_size() for transport in self._transports)
+        return sum(map(buffered, self._transports))
 
     # what asyncio and uvicorn call
 
