@@ -104,22 +104,16 @@ class StateFile:
             self._path.rename(aside)
         except OSError as error:
             failed = f"it could not be moved aside: {error.strerror}"
-        said = f"{why}; {failed or f'it was moved to {aside}'}"
-        if said != self._said:
-            log.error("state file %s: %s", self._path, said)
-        self._said = said
+        self._say(f"{why}; {failed or f'it was moved to {aside}'}")
         if not failed:
             self.close()
+            self._size = 0
         return not failed
 
     @property
     def is_sound(self) -> bool:
         """Tell whether it was written by us, is still at its path, and takes a further record."""
-        if self._is_sound and not self._is_in_place():
-            log.warning("state file %s was removed or moved; it is written anew", self._path)
-            self._is_sound = False
-            self.close()
-        return self._is_sound
+        return self._is_sound and self._is_in_place()
 
     @property
     def is_long(self) -> bool:
@@ -195,6 +189,12 @@ class StateFile:
                 return descriptor
             os.close(descriptor)  # whoever had it has moved another one there
 
+    def _say(self, what: str) -> None:
+        """Log it, once."""
+        if what != self._said:
+            log.error("state file %s: %s", self._path, what)
+        self._said = what
+
     def _is_in_place(self) -> bool:
         return self._descriptor is not None and _is_at(self._path, self._descriptor)
 
@@ -245,9 +245,11 @@ class StateFile:
         beside = self._path.with_name(self._path.name + ".new")
         try:
             if not self._is_in_place():
+                if self._size:
+                    self._say("it was removed or moved, and is written anew")
                 self.close()
                 found = self._open()
-                if self._size and os.fstat(found).st_size:  # ours was removed or moved
+                if self._size and os.fstat(found).st_size:
                     os.close(found)
                     raise StateFileError(f"cannot write {self._path}: another file was put there")
                 self._descriptor = found

@@ -284,13 +284,23 @@ def test_a_file_that_is_removed_or_moved_is_not_written_to_but_anew(path, move, 
     assert file.is_sound
     move(path)
     assert not file.is_sound
-    assert f"{path} was removed or moved" in caplog.text
     file.rewrite([b"a", b"b"])
     assert file.is_sound
+    assert f"{path}: it was removed or moved, and is written anew" in caplog.text
     with pytest.raises(InUseError):
         loaded(path)
     file.close()
     assert loaded(path) == [b"a", b"b"]
+
+
+def test_a_file_that_was_moved_aside_is_no_file_that_somebody_moved(path, caplog):
+    file = StateFile(path)
+    file.rewrite([b"a"])
+    assert file.put_aside("it is behind")
+    file.rewrite([b"b"])
+    assert "was removed" not in caplog.text
+    file.close()
+    assert loaded(path) == [b"b"]
 
 
 def test_what_another_process_put_in_its_place_stays(path):
