@@ -436,8 +436,8 @@ def _state(snapshot: Snapshot) -> Finding | None:
         "state",
         "warn",
         "the state cannot be saved: a restart loses what was counted since it was",
-        "the exporter's log has the error; the folder of --state-file needs room, and has to be one that the "
-        "exporter's user may write into",
+        "the exporter's log says why: no room, a folder that its user may not write into, or something else "
+        "at the path of --state-file",
     )
 
 
@@ -515,9 +515,11 @@ def _consume(queues: list[str]) -> str:
     by_settings = f"a worker whose task_queues have {names(others)}, which -Q cannot name"
     if not takes:
         return by_settings
-    command = f"celery -A yourapp worker -E -Q {shell_word(','.join(takes[:MOST_IN_COMMAND]))}"
-    more = f" ({len(takes) - MOST_IN_COMMAND} more are left out)" if len(takes) > MOST_IN_COMMAND else ""
-    return f"{command}{more}; and {by_settings}" if others else command + more
+    first = takes[:MOST_IN_COMMAND]
+    command = f"celery -A yourapp worker -E -Q {shell_word(','.join(first))}"
+    if len(first) < len(takes):
+        command = f"for {len(first)} of {len(takes)}: {command}"
+    return f"{by_settings}, and for the others: {command}" if others else command
 
 
 def _workers_named(workers: list[WorkerView]) -> str:

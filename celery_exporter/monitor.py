@@ -100,7 +100,7 @@ class Monitor:
     """Watches one broker. `start`, then `snapshot` and `is_ready` from any thread, then `stop`.
 
     `firsts` is what scrapers were shown, which outlasts a restart with the rest; `reader` is how events are
-    read, unless the settings are to say it. Raise InUseError if another process has the state file.
+    read, unless the settings are to say it. Raise UnavailableError if another process has the state file.
     """
 
     def __init__(
@@ -381,7 +381,7 @@ class Monitor:
             self._reader.release(page.mark)
 
     def _restore(self, file: StateFile) -> bool:
-        """Go on where an earlier process ended, and tell whether one did; raise InUseError."""
+        """Go on where an earlier process ended, and tell whether one did; raise UnavailableError."""
         saved = Saved()
         if not file.load(saved.take) or saved.own is None:
             return False

@@ -197,6 +197,7 @@ class Saver:
             why = "it could not be written, and what is shown is newer by now"
             self._holds_state = not self._file.put_aside(why)
         with self._state.lock:
+            self._state.own(everything=False)  # by which new series are settled, though nothing is written
             page = self._state.page()
         self._page = None
         self._state.saved(page)

@@ -20,7 +20,7 @@ from celery_exporter.monitor import Monitor
 from celery_exporter.sdnotify import STOPPING, Notifier
 from celery_exporter.settings import BadSettingError, Settings
 from celery_exporter.signals import ending
-from celery_exporter.statefile import InUseError, UnusablePathError
+from celery_exporter.statefile import UnavailableError, UnusablePathError
 from celery_exporter.web.app import build
 from celery_exporter.web.config import BadWebConfigError
 from celery_exporter.web.guard import guarded
@@ -56,7 +56,7 @@ def serve(settings: Settings) -> None:
     firsts = Firsts(time.monotonic(), time.time(), is_saved=is_saved)
     try:
         monitor = Monitor(settings, firsts)
-    except InUseError as error:
+    except UnavailableError as error:
         raise CannotServeError(str(error)) from None
     except UnusablePathError as error:
         raise BadSettingError(f"--state-file: {error}") from None

@@ -48,8 +48,8 @@ class StateFileError(Exception):
     """The file cannot be read or written; the text is one line."""
 
 
-class InUseError(StateFileError):
-    """Another process has the file."""
+class UnavailableError(StateFileError):
+    """The file cannot be had now: another process has it, or the system could not open it."""
 
 
 class UnusablePathError(StateFileError):
@@ -71,14 +71,14 @@ class StateFile:
     def load(self, take: Callable[[bytes], None]) -> bool:
         """Give each record of the file to `take`; tell whether there were any.
 
-        Raise InUseError or UnusablePathError, and leave alone what is there.
+        Raise UnavailableError or UnusablePathError, and leave alone what is there.
 
         What else is wrong with the file, or what `take` raises, is logged and counted, and the file moved
         aside: what `take` was given before is then of no use.
         """
         try:
             return self._read(take)
-        except (InUseError, UnusablePathError):
+        except (UnavailableError, UnusablePathError):
             self.close()
             raise
         except StateFileError as error:
@@ -112,8 +112,8 @@ class StateFile:
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether it was written by us, is still at its path, and takes a further record."""
-        return self._is_sound and self._is_in_place()
+        """Tell whether all that is at the path was written by us, and takes a further record."""
+        return self._is_sound and self._is_in_place() and self._is_whole()
 
     @property
     def is_long(self) -> bool:
@@ -125,7 +125,7 @@ class StateFile:
         assert self._descriptor is not None, "rewrite comes first"  # noqa: S101
         self._is_sound = False
         try:
-            self._write(self._descriptor, [record])
+            self._size = self._write(self._descriptor, self._size, [record])
         except StateFileError:
             self.errors["write"] += 1
             with suppress(OSError):  # a full disk has room again for a new file
@@ -157,17 +157,19 @@ class StateFile:
             self._descriptor = self._open()
         except FileNotFoundError:
             raise UnusablePathError(f"there is no folder {self._path.parent}") from None
-        except OSError as error:
+        except (NotADirectoryError, IsADirectoryError, PermissionError) as error:
             raise UnusablePathError(f"cannot open {self._path}: {error.strerror}") from None
+        except OSError as error:
+            raise UnavailableError(f"cannot open {self._path}: {error.strerror}") from None
         try:
             with os.fdopen(os.dup(self._descriptor), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
+                if size:
+                    self._check_head(file.readline(_LONGEST_HEAD))
                 if size > MAX_SIZE:
                     raise StateFileError(f"it has {size} bytes, more than any state")
                 if size > MUCH:
                     log.info("reading %d MB from %s", size // 2**20, self._path)
-                if size:
-                    self._check_head(file.readline(_LONGEST_HEAD))
                 for number, record in enumerate(_records(file, size), 1):  # noqa: B007
                     take(record)
                 if not number and size > len(_HEAD):  # it was written whole, and moved here then
@@ -195,10 +197,16 @@ class StateFile:
             log.error("state file %s: %s", self._path, what)
         self._said = what
 
+    def _is_whole(self) -> bool:
+        """Tell whether nobody wrote to it, or cut it, but us."""
+        return self._descriptor is not None and os.fstat(self._descriptor).st_size == self._size
+
     def _is_in_place(self) -> bool:
         return self._descriptor is not None and _is_at(self._path, self._descriptor)
 
     def _check_head(self, head: bytes) -> None:
+        if _HEAD.startswith(head.rstrip(b"\0")) and head != _HEAD:
+            raise StateFileError("it is damaged: its first line is not whole")
         if not head.startswith(_TITLE):
             raise UnusablePathError(f"{self._path} is no state file of celery-exporter, so it is left alone")
         if head != _HEAD:
@@ -211,7 +219,7 @@ class StateFile:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise InUseError(
+            raise UnavailableError(
                 f"the state file {self._path} is in use by another exporter: give each one of its own"
             ) from None
         except OSError as error:  # a file system without locks
@@ -235,7 +243,8 @@ class StateFile:
     def _next_aside(self) -> Path:
         names = [Path(f"{self._path}.unread-{number}") for number in range(1, MOST_ASIDE + 1)]
         free = (name for name in names if not os.path.lexists(name))
-        return next(free, None) or min(names, key=lambda name: name.lstat().st_mtime)
+        files = (name for name in names if name.is_file() and not name.is_symlink())
+        return next(free, None) or min(files, key=lambda name: name.stat().st_mtime, default=names[-1])
 
     # -- writing -----------------------------------------------------------------------------------------
 
@@ -243,37 +252,55 @@ class StateFile:
         if self._taken is not None:
             raise StateFileError(f"cannot write {self._path}: {self._taken}")
         beside = self._path.with_name(self._path.name + ".new")
+        was_lost = self._size > 0 and not self._is_in_place()
         try:
             if not self._is_in_place():
-                if self._size:
-                    self._say("it was removed or moved, and is written anew")
-                self.close()
-                found = self._open()
-                if self._size and os.fstat(found).st_size:
-                    os.close(found)
-                    raise StateFileError(f"cannot write {self._path}: another file was put there")
-                self._descriptor = found
+                self._reopen()
             _clear(beside)
             new = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
                 self._lock(new)
                 _write_all(new, _HEAD)
-                self._size = len(_HEAD)
-                self._write(new, records)
+                size = self._write(new, len(_HEAD), records)
                 beside.replace(self._path)
-                _sync_folder(self._path.parent)
             except BaseException:
                 os.close(new)
                 with suppress(OSError):
                     beside.unlink()
                 raise
+            self.close()
+            self._descriptor, self._size, self._size_at_first = new, size, size
+            _sync_folder(self._path.parent)
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
-        self.close()
-        self._descriptor, self._size_at_first = new, self._size
+        self._said = ""
+        if was_lost:
+            log.error("state file %s: it was removed or moved, and was written anew", self._path)
 
-    def _write(self, descriptor: int, records: Iterable[bytes]) -> None:
-        size = self._size
+    def _reopen(self) -> None:
+        """Have the file at the path again, which is another one than ours, or none.
+
+        A state of before that nobody uses is moved aside; anything else that is there stays.
+        """
+        self.close()
+        found = self._open()
+        with os.fdopen(os.dup(found), "rb") as file:
+            head = file.read(len(_TITLE))
+        if head == _TITLE:
+            aside = self._next_aside()
+            self._path.rename(aside)
+            log.error("state file %s: another state was put there; it was moved to %s", self._path, aside)
+            os.close(found)
+            found = self._open()
+        elif head:
+            os.close(found)
+            raise StateFileError(
+                f"cannot write {self._path}: a file that is no state file was put there; move it away"
+            )
+        self._descriptor = found
+
+    def _write(self, descriptor: int, size: int, records: Iterable[bytes]) -> int:
+        """Add records to a file of this size; return its size then."""
         try:
             for record in records:
                 frame = _frame.pack(len(record), zlib.crc32(_length(len(record))), zlib.crc32(record))
@@ -282,7 +309,7 @@ class StateFile:
             os.fdatasync(descriptor)
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
-        self._size = size
+        return size
 
 
 def _records(file: BinaryIO, size: int) -> Iterator[bytes]:
@@ -312,7 +339,7 @@ def _check_nothing(rest: bytes) -> None:
 def _is_at(path: Path, descriptor: int) -> bool:
     try:
         there, ours = path.stat(), os.fstat(descriptor)
-    except FileNotFoundError:
+    except OSError:
         return False
     return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 

@@ -236,10 +236,11 @@ def test_queues_that_nobody_consumes():
 def test_a_command_names_the_queues_that_its_option_can_name():
     found = findings(*beats(), depths={"a,b": Depth(9), "c\x1bd": Depth(7)})
     others = "a worker whose task_queues have a,b, which -Q cannot name"
-    assert found["waiting-for-nobody"].mend == f"celery -A yourapp worker -E -Q $'c\\x1bd'; and {others}"
+    command = "celery -A yourapp worker -E -Q"
+    assert found["waiting-for-nobody"].mend == f"{others}, and for the others: {command} $'c\\x1bd'"
     found = findings(*beats(), depths={f"q{number:02}": Depth(1) for number in range(22)})
     named = ",".join(f"q{number:02}" for number in range(20))
-    assert found["waiting-for-nobody"].mend == f"celery -A yourapp worker -E -Q {named} (2 more are left out)"
+    assert found["waiting-for-nobody"].mend == f"for 20 of 22: {command} {named}"
     found = findings(*beats(), depths={"a,b": Depth(9)})
     assert found["waiting-for-nobody"].mend == others
 

@@ -126,6 +126,24 @@ def test_a_disk_that_stays_full_leaves_no_file_that_is_behind(counting, disk, mo
     assert counting.killed() == 6
 
 
+def test_new_series_leave_their_0_though_something_is_in_the_place_of_the_file(
+    counting, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    (tmp_path / "new").write_bytes(b"somebody's")
+    (tmp_path / "new").replace(tmp_path / "state")
+    firsts = counting.monitor._firsts
+    shown = []
+    for _ in range(5):
+        visit = firsts.begin("prometheus", time.monotonic())
+        shown.append(visit.shows(1))
+        firsts.end("prometheus", visit, time.monotonic())
+        fail_to_save(counting)
+    assert shown[0] is False
+    assert shown[-1] is True
+    assert (tmp_path / "state").read_bytes() == b"somebody's"
+
+
 def test_a_file_that_cannot_be_moved_away_is_written_over_when_the_disk_is_back(
     counting, disk, monkeypatch, caplog
 ):

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from celery_exporter import statefile
 from celery_exporter.statefile import (
     LONG,
     MAX_SIZE,
     MOST_ASIDE,
     MUCH,
     VERSION,
-    InUseError,
     StateFile,
     StateFileError,
+    UnavailableError,
     UnusablePathError,
 )
 
@@ -32,6 +33,7 @@ def path(tmp_path: Path) -> Path:
 def written(path: Path, *records: bytes, later: tuple[bytes, ...] = ()) -> bytes:
     """Write a file, whose process then ends; return what is in it."""
     file = StateFile(path)
+    file.load(lambda _: None)
     file.rewrite(records)
     for record in later:
         file.append(record)
@@ -85,8 +87,10 @@ def test_a_part_that_the_disk_had_not_written_when_the_power_failed_is_cut_off(p
 @pytest.mark.parametrize(
     ("content", "why"),
     [
+        (b"\x00" * 100, "its first line is not whole"),
+        (HEAD[:12], "its first line is not whole"),
         (b"celery-exporter state 1 00\n", "of version '1', this one reads 2"),
-        (b"celery-exporter state", "of version ''"),
+        (b"celery-exporter state", "its first line is not whole"),
         (HEAD + b"x" * 20, "damaged"),
         (HEAD + b"\x00" * 20, "ends within its first record"),
     ],
@@ -116,7 +120,7 @@ def test_a_byte_that_changed_before_the_last_record_is_damage(path, at):
     assert file.errors["read"] == 1
 
 
-@pytest.mark.parametrize("content", [b"\x00\xff" * 100, b"[Unit]\nDescription=x\n", b"celery"])
+@pytest.mark.parametrize("content", [b"\x00\xff" * 100, b"[Unit]\nDescription=x\n", b"celerity"])
 def test_a_file_that_is_no_state_file_is_left_alone(path, content):
     path.write_bytes(content)
     file = StateFile(path)
@@ -146,7 +150,7 @@ def test_a_second_process_is_refused_while_the_first_one_has_it(path):
     first = StateFile(path)
     first.load(pytest.fail)
     for _ in range(2):
-        with pytest.raises(InUseError, match=f"{path} is in use by another exporter"):
+        with pytest.raises(UnavailableError, match=f"{path} is in use by another exporter"):
             StateFile(path).load(pytest.fail)
         first.rewrite([b"first"])
         first.append(b"more")
@@ -157,7 +161,7 @@ def test_a_second_process_is_refused_while_the_first_one_has_it(path):
 def test_two_that_begin_where_there_is_no_file_do_not_both_have_it(path):
     first, second = StateFile(path), StateFile(path)
     first.rewrite([b"first"])
-    with pytest.raises(InUseError):
+    with pytest.raises(UnavailableError):
         second.rewrite([b"second"])
     first.append(b"more")
     first.close()
@@ -197,7 +201,8 @@ def test_it_is_long_when_it_is_twice_as_long_as_it_was_or_much_was_added(path):
 
 def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
     with path.open("wb") as file:
-        file.truncate(MAX_SIZE)
+        file.write(b"somebody's")
+        file.truncate(MAX_SIZE + 1)
     tracemalloc.start()
     try:
         with pytest.raises(UnusablePathError):
@@ -286,11 +291,64 @@ def test_a_file_that_is_removed_or_moved_is_not_written_to_but_anew(path, move, 
     assert not file.is_sound
     file.rewrite([b"a", b"b"])
     assert file.is_sound
-    assert f"{path}: it was removed or moved, and is written anew" in caplog.text
-    with pytest.raises(InUseError):
+    assert f"{path}: it was removed or moved, and was written anew" in caplog.text
+    with pytest.raises(UnavailableError):
         loaded(path)
     file.close()
     assert loaded(path) == [b"a", b"b"]
+
+
+def test_a_file_that_is_cut_or_written_to_by_others_is_written_anew(path):
+    file = StateFile(path)
+    file.rewrite([b"a"])
+    for change in (
+        lambda: path.write_bytes(b""),
+        lambda: os.truncate(path, 5),
+        lambda: path.write_bytes(HEAD * 9),
+    ):
+        assert file.is_sound
+        change()
+        assert not file.is_sound
+        file.rewrite([b"a", b"b"])
+    file.close()
+    assert loaded(path) == [b"a", b"b"]
+
+
+def test_a_folder_that_could_not_be_synced_is_tried_again(path, monkeypatch):
+    file = StateFile(path)
+    file.rewrite([b"a"])
+    with monkeypatch.context() as patch:
+        patch.setattr(statefile, "_sync_folder", refuse)
+        with pytest.raises(StateFileError):
+            file.rewrite([b"b"])
+    assert not file.is_sound
+    file.rewrite([b"c"])
+    assert file.is_sound
+    file.close()
+    assert loaded(path) == [b"c"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_older_state_that_is_put_back_is_moved_aside(path):
+    file = StateFile(path)
+    file.rewrite([b"a"])
+    path.rename(path.with_name("backup"))
+    assert not file.is_sound
+    file.rewrite([b"b"])
+    path.with_name("backup").replace(path)
+    assert not file.is_sound
+    file.rewrite([b"c"])
+    file.close()
+    assert loaded(path) == [b"c"]
+    assert loaded(path.with_name("state.unread-1")) == [b"a"]
+
+
+def test_a_path_that_cannot_be_looked_at_is_no_place_of_ours(path, monkeypatch):
+    file = StateFile(path)
+    file.rewrite([b"a"])
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert not file.is_sound
+    assert file.put_aside("it is behind")
 
 
 def test_a_file_that_was_moved_aside_is_no_file_that_somebody_moved(path, caplog):
@@ -309,15 +367,16 @@ def test_what_another_process_put_in_its_place_stays(path):
     path.unlink()
     other.rewrite([b"other"])
     assert not file.is_sound
-    with pytest.raises(InUseError):
+    with pytest.raises(UnavailableError):
         file.rewrite([b"a"])
     assert file.put_aside("it is behind")
     assert path.exists()
     other.close()
+    path.write_bytes(b"somebody's")
     for _ in range(2):
-        with pytest.raises(StateFileError, match="another file was put there"):
+        with pytest.raises(StateFileError, match="no state file was put there; move it away"):
             file.rewrite([b"a"])
-    assert loaded(path) == [b"other"]
+    assert path.read_bytes() == b"somebody's"
 
 
 def test_a_rewriting_that_breaks_off_leaves_the_file_of_before(path):

@@ -126,14 +126,16 @@ def decode(body: bytes) -> list[Event | Malformed]:
     events = found if type(found) is list else [found]
     for event in events:
         uuid = event.uuid
-        if (event.type in _NAMED) if uuid is None else (len(uuid) > _SURELY_SHORT and not _is_short(uuid)):
+        if (event.type in _NAMED) if uuid is None else (len(uuid) > _SURELY_SHORT and not _is_kept(event)):
             return _decode_one_by_one(body)
     return events
 
 
-def _is_short(uuid: str) -> bool:
-    """Tell whether an id has 255 bytes at most: hundreds of thousands of them are remembered."""
-    return len(uuid) <= _SURELY_SHORT or len(uuid.encode("utf-8", "replace")) <= LONGEST
+def _is_kept(event: Event) -> bool:
+    """Tell whether an id has 255 bytes at most, if it is of a task: so many of them are remembered."""
+    uuid = event.uuid or ""
+    is_short = len(uuid) <= _SURELY_SHORT or len(uuid.encode("utf-8", "replace")) <= LONGEST
+    return is_short or event.type not in _KNOWN
 
 
 def _decode_one_by_one(body: bytes) -> list[Event | Malformed]:
@@ -148,7 +150,7 @@ def _decode_item(item: bytes) -> Event | Malformed:
         return _decode_loosely(item)
     if event.uuid is None:
         return _MISSING_FIELD if event.type in _NAMED else event
-    return event if _is_short(event.uuid) else _BAD_FIELD
+    return event if _is_kept(event) else _BAD_FIELD
 
 
 def _decode_loosely(item: bytes) -> Event | Malformed:
@@ -191,7 +193,7 @@ def _judge(item: Any) -> Event | Malformed:
         "".join(value for value in msgspec.structs.astuple(event) if isinstance(value, str)).encode()
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
         return _BAD_FIELD
-    return event if event.uuid is None or _is_short(event.uuid) else _BAD_FIELD
+    return event if _is_kept(event) else _BAD_FIELD
 
 
 # repr() of an exception: `ValueError('x')`, `pkg.mod.Err(...)`, `Outer.Inner(...)`, `<AioRpcError of …>`.

@@ -311,7 +311,8 @@ def restore(memory: Memory, cluster: Cluster, now: Moment) -> None:
     away = max(0.0, now.wall - memory.at.wall)
     # A room is in the order in which its tasks were last heard of, and expiry relies on it. Each of the
     # memory's tasks goes when ours is there, so that they never take their place twice.
-    tasks = sorted(memory.tasks.values(), key=lambda task: task.heard, reverse=True)
+    tasks = sorted(memory.tasks.values(), key=lambda task: task.heard)
+    tasks.reverse()  # equal ones, too
     memory.tasks.clear()
     while tasks:
         _restore_task(tasks.pop(), cluster, shift, away, now)

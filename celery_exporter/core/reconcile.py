@@ -188,8 +188,8 @@ class Reconciler:
                 cluster.take_out(task, NOT_RUNNING, now)
             return
         if state is State.RECEIVED and worker is not None:
-            if worker.left and now.listened - worker.heard >= GOODBYE_SECONDS:
-                cluster.put_back(task, now)  # the broker delivers it to others
+            if _gave_back(worker, task, now):
+                cluster.put_back(task, now)  # the broker delivers it anew
                 cluster.reconciled[RETURNED] += 1
             if worker.up or worker.left:
                 return
@@ -373,6 +373,13 @@ def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
 def _has_beaten(worker: Worker, since: float, now: Moment) -> bool:
     """Tell whether a worker sent a heartbeat after a listening time, if it ever sends any."""
     return worker.heartbeat is None or now.listened - (now.wall - worker.heartbeat) > since
+
+
+def _gave_back(worker: Worker, task: Task, now: Moment) -> bool:
+    """Tell whether a worker has said goodbye since it received a task, and sends no more events of it."""
+    if worker.left:
+        return now.listened - worker.heard >= GOODBYE_SECONDS
+    return worker.up and not worker.shared and task.since < worker.returned
 
 
 def _is_idle(worker: Worker, now: Moment) -> bool:

@@ -121,6 +121,7 @@ class Worker(Struct, gc=False):
     heard: float  # listening time of its newest event
     up: bool = True
     left: bool = False  # it said goodbye
+    returned: float = 0.0  # by its clock, when it was heard again after that
     down_since: float | None = None  # listening time
     heartbeat: float | None = None  # wall time of the newest heartbeat
     freq: float | None = None
@@ -223,7 +224,9 @@ class Worker(Struct, gc=False):
             self.starts_since = 0
         others = self.processes.alive(now.listened, silence) if process.left else ()
         # One of the same pid may be the same one, a heartbeat of which came early.
-        self.left = process.left and not any(self.shared or each.pid != process.pid for each in others)
+        is_left = process.left and not any(self.shared or each.pid != process.pid for each in others)
+        self.returned = event.timestamp if self.left and not is_left else self.returned
+        self.left = is_left
         self.pid = process.pid if event.pid is None else event.pid
         self.active = process.active
         if self.shared:

@@ -46,8 +46,8 @@ SSLProtocol.max_size = TLS_BUFFER  # type: ignore[attr-defined]
 def buffered(transport: asyncio.Transport) -> int:
     """Return how many bytes wait in a transport to be sent.
 
-    One of TLS that is closed for the second time, as uvicorn and we may do it, has none, and cannot say so
-    (CPython 3.11, _SSLProtocolTransport.close in asyncio/sslproto.py).
+    One of TLS that is closed for the second time, as uvicorn and we may do it, cannot tell: it forgets its
+    other half (CPython 3.11, _SSLProtocolTransport.close in asyncio/sslproto.py), which asyncio ends.
     """
     if getattr(transport, "_ssl_protocol", transport) is None:
         return 0
@@ -160,7 +160,9 @@ class Connection(H11Protocol):
     def turn_out(self) -> None:
         """End it now, whatever it is in the middle of."""
         self._done = None
-        if self.transport is not None:
+        if self._transports:
+            self._transports[-1].abort()  # the lowest: one of TLS that was closed twice cannot pass it on
+        elif self.transport is not None:
             self.transport.abort()
         elif self._opening is not None:
             self._opening.cancel()

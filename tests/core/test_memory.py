@@ -34,6 +34,13 @@ def restarted(
     return new
 
 
+def test_tasks_that_were_heard_of_at_one_time_stay_in_their_order():
+    story = Story()
+    story.tell(*(sent(f"u{number}", at=number) for number in range(600)))
+    (room,) = restarted(story).cluster.tasks.occupied(State.PENDING)
+    assert list(room.tasks) == [f"u{number}" for number in range(600)]
+
+
 def seen(story: Story) -> tuple:
     workers = {
         name: (worker.up, worker.pid, worker.processed_total, worker.restarts, worker.missed, worker.events)

@@ -387,6 +387,16 @@ def test_what_follows_a_goodbye_is_of_the_delivery_before_it():
     assert story.reasons() == {}
 
 
+def test_what_a_worker_had_received_waits_again_when_it_comes_back_at_once():
+    story = Watched()
+    story.tell(heartbeat(), sent(), received(at=1), heartbeat(at=2, kind="offline"))
+    story.wait(1)
+    story.tell(heartbeat(at=4, kind="online"), sent("b", at=4.1), received("b", at=4.2))
+    story.reconcile()
+    assert story.gauges() == {"PENDING": 1, "RECEIVED": 1}
+    assert story.reasons() == {"returned": 1}
+
+
 def test_a_worker_that_came_back_keeps_what_it_received_since():
     story = Watched()
     story.tell(heartbeat(), heartbeat(kind="offline"), heartbeat(kind="online"), sent(), received())
