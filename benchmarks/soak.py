@@ -87,7 +87,8 @@ def publish_second(url: str, turn: int, second: float) -> None:
     queue = int(second / NEW_QUEUE)
     with redis.Redis.from_url(url) as client:
         client.rpush(f"queue-{queue}", "{}")
-        client.delete(f"queue-{queue - QUEUES}")
+        old = range(max(0, queue - 2 * QUEUES), max(1, queue - QUEUES))  # some turns are missed
+        client.delete(*(f"queue-{number}" for number in old))
     ids = range(turn * TASKS_A_SECOND, (turn + 1) * TASKS_A_SECOND)
     for start in range(0, TASKS_A_SECOND, 27):
         some = ids[start : start + 27]
