@@ -6,7 +6,7 @@
 A process that is killed while it writes leaves a part of a record at the end: nobody was told of that, so it
 is cut off. Anything else that does not fit is damage. Such a file is never written over but moved aside, for
 somebody may want to know what it was. A file that is no state file is not touched. A lock (flock) keeps a
-second process from it. Should it be removed or moved while it is in use, it is written anew.
+second process from it. Should it be removed or moved while it is in use, it is rewritten.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ class StateFile:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
         self._said = ""
         if was_lost:
-            log.error("state file %s: it was removed or moved, and was written anew", self._path)
+            log.error("state file %s: it was removed or moved, and was rewritten", self._path)
 
     def _reopen(self) -> None:
         """Have the file at the path again, which is another one than ours, or none.

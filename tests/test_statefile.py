@@ -291,7 +291,7 @@ def test_a_file_that_is_removed_or_moved_is_not_written_to_but_anew(path, move, 
     assert not file.is_sound
     file.rewrite([b"a", b"b"])
     assert file.is_sound
-    assert f"{path}: it was removed or moved, and was written anew" in caplog.text
+    assert f"{path}: it was removed or moved, and was rewritten" in caplog.text
     with pytest.raises(UnavailableError):
         loaded(path)
     file.close()

@@ -308,9 +308,12 @@ def restore(memory: Memory, cluster: Cluster, now: Moment) -> None:
         cluster.ends.note(msgspec.structs.replace(end, listened=end.listened + shift))
     cluster.ends.expire(now.listened)
     cluster.keys.folded, cluster.tasks.evicted = sums.folded, sums.evicted
-    away = max(0.0, now.wall - memory.at.wall)
-    # A room is in the order in which its tasks were last heard of, and expiry relies on it. Each of the
-    # memory's tasks goes when ours is there, so that they never take their place twice.
+    _restore_tasks(memory, cluster, shift, max(0.0, now.wall - memory.at.wall), now)
+
+
+def _restore_tasks(memory: Memory, cluster: Cluster, shift: float, away: float, now: Moment) -> None:
+    """Put the tasks back, and take each out of the memory, so that they never take their place twice."""
+    # A room is in the order in which its tasks were last heard of, and expiry relies on it.
     tasks = sorted(memory.tasks.values(), key=lambda task: task.heard)
     tasks.reverse()  # equal ones, too
     memory.tasks.clear()

@@ -134,7 +134,7 @@ def test_a_file_that_is_removed_while_it_is_in_use_is_written_anew(running, kept
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     state.unlink()
     eventually(lambda: state.exists() and state.stat().st_size)
-    eventually(lambda: "it was removed or moved, and was written anew" in app.text())
+    eventually(lambda: "it was removed or moved, and was rewritten" in app.text())
     app.end_well()
     app = running(kept()).connected()
     assert app.total("celery_tasks_total", state="SUCCESS") == 1
