@@ -32,8 +32,8 @@ demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; C
 stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or STACK_SECONDS=60) ends it
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
-test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, three files at a time
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --maxfail=25
+test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, four files at a time
+	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25
 
 lint: .venv/synced  ## ruff and mypy --strict
 	.venv/bin/ruff check .
