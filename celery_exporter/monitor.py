@@ -553,6 +553,7 @@ def _empty(settings: Settings) -> Cluster:
         native=settings.native_histograms,
         exemplars=settings.exemplars,
         share=settings.histogram_sample_rate,
+        latency=selection.latency,
     )
     labels, clients, hosts = selection.labels, selection.clients, selection.hosts
     cluster = Cluster(

@@ -26,7 +26,7 @@ LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
 
 
 def told(selection: Selection, *events: dict) -> Story:
-    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
+    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
     story = Story(labels=selection.labels, clients=selection.clients, hosts=selection.hosts, ledger=ledger)
     story.tell(*events)
     return story
@@ -222,7 +222,7 @@ def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
     del story.cluster.workers["a@h"]
     assert [worker for _, worker in story.shown(prefetched=True).prefetched] == ["b@h"]
     monkeypatch.setattr(cluster, "MAX_PREFETCHED", 1)
-    assert story.shown(prefetched=True).prefetched == {}
+    assert story.shown(prefetched=True).prefetched is None
 
 
 @pytest.mark.parametrize(("before", "after", "known"), [(BOTH, NATIVE, True), (NATIVE, BOTH, False)])

@@ -43,8 +43,8 @@ def read(tape: Path) -> Iterator[tuple[float, bytes]]:
 
 def replay(messages, selection: Selection | None = None) -> Snapshot:
     selection = selection or select(("native",), Shape())
-    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds)
-    cluster = Cluster(Limits(), ledger, selection.labels, clients=selection.clients)
+    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
+    cluster = Cluster(Limits(), ledger, selection.labels, clients=selection.clients, hosts=selection.hosts)
     wall = 0.0
     for at, body in messages:
         found = decode(body)

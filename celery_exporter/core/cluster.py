@@ -109,6 +109,9 @@ class Cluster:
         self.unasked: dict[str, float] = {}
         self._unanswered: dict[str, float] = {}
         self._registered_names: frozenset[str] = frozenset()
+        self._purged: dict[
+            str, None
+        ] = {}  # names of workers, the newest last: a late goodbye brings none back
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
@@ -233,10 +236,10 @@ class Cluster:
         self.tasks.move(task, task.room.kind, PENDING, now.wall)
         task.fold()
 
-    def prefetched(self) -> dict[tuple[Key, str], int]:
-        """Return how many tasks each worker has received and not started; nothing if these are too many."""
+    def prefetched(self) -> dict[tuple[Key, str], int] | None:
+        """Return how many tasks each worker has received and not started; None if these are too many."""
         found = self.tasks.prefetched(MAX_PREFETCHED)
-        return {at: count for at, count in found.items() if at[1] in self.workers}
+        return None if found is None else {at: count for at, count in found.items() if at[1] in self.workers}
 
     # -- tasks ---------------------------------------------------------------------------------------
 
@@ -794,6 +797,8 @@ class Cluster:
     # -- workers and queues ------------------------------------------------------------------------------
 
     def _worker_event(self, event: Event, now: Moment) -> None:
+        if event.type == "worker-offline" and event.hostname in self._purged:
+            return
         worker = self._worker(event.hostname, now)
         if worker is not None:
             # One that comes online has begun anew, whatever its pid is, or subscribed anew.
@@ -826,6 +831,7 @@ class Cluster:
                 self.refused["worker"] += 1
                 return None
             worker = self.workers[name] = Worker(name, now.listened)
+            self._purged.pop(name, None)
             self.unasked[name] = now.listened
         worker.heard = now.listened
         return worker
@@ -856,10 +862,14 @@ class Cluster:
                 gone.add(worker.name)
         for name in gone:
             del self.workers[name]
+            self._purged[name] = None
             self._unanswered.pop(name, None)
             self.unasked.pop(name, None)
+        while len(self._purged) > MAX_WORKERS:
+            del self._purged[next(iter(self._purged))]
         if gone:
             self._give_up(self._left_by(gone))
+            self.ledger.forget_clients({*map(host, gone)} - {*map(host, self.workers)})
 
     def _give_up(self, moves: Mapping[Key, Key]) -> None:
         for key, into in self.keys.give_up(moves):

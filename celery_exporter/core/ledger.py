@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
@@ -35,6 +35,8 @@ class Cell(Struct, gc=False):
     queued: Histogram | None
     prefetched: Histogram | None
     clients: dict[str, int] = {}  # host → tasks that it sent, where somebody wants to know
+    latency: Histogram | None = None  # where somebody wants to know
+    newest_prefetch: float | None = None  # seconds, of the task that was started last
     inherited: bool = False  # some of it was counted under another key before
 
     @classmethod
@@ -53,6 +55,9 @@ class Cell(Struct, gc=False):
             self.ran[state] = _merged(self.ran.get(state), histogram)
         self.queued = _merged(self.queued, other.queued) if other.queued else self.queued
         self.prefetched = _merged(self.prefetched, other.prefetched) if other.prefetched else self.prefetched
+        self.latency = _merged(self.latency, other.latency) if other.latency else self.latency
+        if self.newest_prefetch is None:
+            self.newest_prefetch = other.newest_prefetch
 
     def copy(self) -> Cell:
         """Return a copy that what is booked later does not change."""
@@ -65,6 +70,8 @@ class Cell(Struct, gc=False):
             self.queued and self.queued.copy(),
             self.prefetched and self.prefetched.copy(),
             self.clients.copy(),
+            self.latency and self.latency.copy(),
+            self.newest_prefetch,
             self.inherited,
         )
 
@@ -111,7 +118,8 @@ class Ledger:
     `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
     and clients are the labels whose values are not in the key; of each there are `max_more` series at most.
     `native` and `exemplars` say whether histograms have those; `share` is that of the tasks, chosen by uuid,
-    that histograms observe, None for all.
+    that histograms observe, None for all; `latency` whether a profile shows the time from sent to started, or
+    from received where no sending is known.
     """
 
     def __init__(  # noqa: PLR0913  what is measured, and how
@@ -123,12 +131,14 @@ class Ledger:
         native: bool = False,
         exemplars: bool = False,
         share: float | None = None,
+        latency: bool = False,
     ) -> None:
         self.runtime_bounds = tuple(runtime_bounds)
         self.wait_bounds = tuple(wait_bounds)
         self.native = native
         self.exemplars = exemplars
         self._share = share
+        self._latency = latency
         self.negative_waits = 0  # that were counted as 0 s
         self.folded = 0  # failures and sendings whose exception or client was counted as other
         self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # the newest last
@@ -185,6 +195,22 @@ class Ledger:
             histogram = cell.ran[state] = self._histogram(self.runtime_bounds)
         self._observe(histogram, self.runtime_bounds, seconds, uuid)
 
+    def started(self, key: Key, at: float, ready: float | None, received: float | None, uuid: str) -> None:
+        """Observe how long a task waited that was started at an epoch second.
+
+        `ready` is when it was sent (or its eta), `received` when a worker received it (or its eta).
+        """
+        if ready is not None:
+            self.queued(key, at - ready, uuid)
+        if received is not None:
+            self.prefetched(key, at - received, uuid)
+        since = received if ready is None else ready
+        if self._latency and since is not None:
+            cell = self._cell(key)
+            if cell.latency is None:
+                cell.latency = self._histogram(self.wait_bounds)
+            self._observe(cell.latency, self.wait_bounds, max(0.0, at - since), uuid)
+
     def queued(self, key: Key, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from sent (or eta) to started."""
         cell = self._own.get(key) or self._cell(key)
@@ -197,6 +223,7 @@ class Ledger:
         cell = self._own.get(key) or self._cell(key)
         if cell.prefetched is None:
             cell.prefetched = self._histogram(self.wait_bounds)
+        cell.newest_prefetch = seconds
         self._observe(cell.prefetched, self.wait_bounds, seconds, uuid)
 
     def redelivered(self, key: Key) -> None:
@@ -213,6 +240,14 @@ class Ledger:
             self._clients.used -= len(cell.clients)
             cell.inherited = True
             self._absorb(into, cell)
+
+    def forget_clients(self, hosts: Collection[str]) -> None:
+        """Drop what clients on these hosts sent from the sums by client; it stays in all others."""
+        for key in [key for key, cell in self._cells.items() if not cell.clients.keys().isdisjoint(hosts)]:
+            clients = self._cell(key).clients
+            for client in clients.keys() & hosts:
+                del clients[client]
+                self._clients.used -= 1
 
     # -- how -------------------------------------------------------------------------------------------
 

@@ -361,7 +361,7 @@ def _fitting(cell: Cell, shape: Shape, ledger: Ledger) -> Cell:
     """Return the cell with today's histograms; raise ValueError if they are not as the file says of all."""
     if any((each.native is not None) != shape.native for each in _histograms(cell)):
         raise ValueError("a histogram is not native as the others are")
-    waits = [each for each in (cell.queued, cell.prefetched) if each is not None]
+    waits = [each for each in (cell.queued, cell.prefetched, cell.latency) if each is not None]
     for found, bounds in ((cell.ran.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
         if any(len(each.counts) != len(bounds) + 1 for each in found):
             raise ValueError("a histogram does not have the buckets that it should")
@@ -371,6 +371,7 @@ def _fitting(cell: Cell, shape: Shape, ledger: Ledger) -> Cell:
     cell.ran = {} if ran is None else {state: each.thinned(ran) for state, each in cell.ran.items()}
     cell.queued = cell.queued.thinned(waited) if cell.queued and waited else None
     cell.prefetched = cell.prefetched.thinned(waited) if cell.prefetched and waited else None
+    cell.latency = cell.latency.thinned(waited) if cell.latency and waited else None
     for histogram in _histograms(cell):
         histogram.exemplars = {} if ledger.exemplars else None
         histogram.native = histogram.native if ledger.native else None
@@ -385,4 +386,5 @@ def _places(before: Sequence[float], now: Sequence[float]) -> list[int] | None:
 
 
 def _histograms(cell: Cell) -> list[Histogram]:
-    return [each for each in (*cell.ran.values(), cell.queued, cell.prefetched) if each is not None]
+    waits = (cell.queued, cell.prefetched, cell.latency)
+    return [each for each in (*cell.ran.values(), *waits) if each is not None]

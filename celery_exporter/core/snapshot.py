@@ -108,7 +108,7 @@ class Snapshot(Struct, frozen=True):
     wait_bounds: Sequence[float]
     cells: Mapping[Key, Cell]
     tasks: Sequence[InState]
-    prefetched: Mapping[tuple[Key, str], int]  # received and not started, by worker; empty if nobody asked
+    prefetched: Mapping[tuple[Key, str], int] | None  # received and not started, by worker; None: not counted
     failures: Sequence[Failure]  # some of the newest, the newest first
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
@@ -141,7 +141,7 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
         wait_bounds=ledger.wait_bounds,
         cells=_shown(ledger.snapshot()),
         tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
-        prefetched=cluster.prefetched() if prefetched else {},
+        prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(ledger.failures)),
         workers=[_worker_view(worker) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around, serving),

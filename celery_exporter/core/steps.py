@@ -68,10 +68,7 @@ def _is_started(task: Task, event: Event) -> bool:
 
 def _usually_started(task: Task, event: Event, key: Key, ledger: Ledger) -> None:
     started = event.timestamp
-    if task.ready is not None:
-        ledger.queued(key, started - task.ready, event.uuid)
-    if task.at is not None:
-        ledger.prefetched(key, started - task.at, event.uuid)
+    ledger.started(key, started, task.ready, task.at, task.uuid)
     task.at = started
 
 
@@ -185,10 +182,7 @@ def _is_copy(story: Story, event: Event) -> bool:
 
 def _at_started(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
     assert delivery is not None  # noqa: S101  `_find_started` makes one
-    if delivery.ready is not None:
-        ledger.queued(key, event.timestamp - delivery.ready, event.uuid)
-    if delivery.received is not None:
-        ledger.prefetched(key, event.timestamp - delivery.received, event.uuid)
+    ledger.started(key, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
     delivery.started = event.timestamp
     return delivery is story.deliveries[-1]
 

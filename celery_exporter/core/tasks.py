@@ -460,11 +460,11 @@ class TaskTable:
         rooms = self.occupied(State.STARTED)
         return Counter(task.held_by() for room in rooms for task in room.tasks.values())
 
-    def prefetched(self, most: int) -> dict[tuple[Key, str], int]:
-        """Return how many tasks each worker has received and not started, by key; none if they are more."""
+    def prefetched(self, most: int) -> dict[tuple[Key, str], int] | None:
+        """Return how many tasks each worker has received and not started, by key; None if they are more."""
         rooms = [kind.rooms[State.RECEIVED] for kind in self._kinds.values() if kind.key != HIDDEN]
         if sum(len(room.tasks) for room in rooms) > most:
-            return {}
+            return None
         found: Counter[tuple[Key, str]] = Counter()
         for room in rooms:
             found.update((room.kind.key, task.held_by()) for task in room.tasks.values())

@@ -90,6 +90,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     clients: Callable[[Shape], bool] = lambda _: False  # which host sent a task
     hosts: bool = False  # sums over the workers of a host
     prefetched: bool = False  # what each worker has received and not started
+    latency: bool = False  # the time from sent to started, or from received where no sending is known
 
 
 #: Samples of a row are added up, histograms too.

@@ -48,6 +48,7 @@ class Selection(Struct, frozen=True):
     clients: bool
     hosts: bool
     prefetched: bool
+    latency: bool
 
 
 def select(names: Sequence[str], shape: Shape, prefix: str = PREFIX) -> Selection:
@@ -68,6 +69,7 @@ def select(names: Sequence[str], shape: Shape, prefix: str = PREFIX) -> Selectio
         any(profile.clients(shape) for profile in chosen),
         any(profile.hosts for profile in chosen),
         any(profile.prefetched for profile in chosen),
+        any(profile.latency for profile in chosen),
     )
 
 

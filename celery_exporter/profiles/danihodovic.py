@@ -1,4 +1,4 @@
-"""The names of danihodovic/celery-exporter 0.12 (its README, section Metrics), the most used one.
+"""The names of danihodovic/celery-exporter 0.12.2 (its README, section Metrics), the most used one.
 
 It names a worker by its host. What happened at a worker goes when it is purged, there and here.
 """
@@ -26,6 +26,8 @@ from celery_exporter.profiles import (
     summed,
 )
 
+#: Upper bucket bounds of queue waits, in seconds (DEFAULT_QUEUE_WAIT_BUCKETS there).
+WAIT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 #: What hosts are called of which nobody wants to know.
 GENERIC = "generic"
 #: What exceptions are called of which nobody knows the class.
@@ -96,7 +98,7 @@ def _histograms(shape: Shape) -> list[Row]:
             "Run time of tasks that succeeded.",
             shape,
             _runtime,
-            shape.buckets,
+            shape.buckets or COMMON_BUCKETS,
             query=_at_hosts('celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}', "state"),
         ),
         _histogram(
@@ -104,7 +106,7 @@ def _histograms(shape: Shape) -> list[Row]:
             "From sent (or eta) to started.",
             shape,
             attrgetter("queued"),
-            shape.wait_buckets,
+            shape.wait_buckets or WAIT_BUCKETS,
             waits=True,
             query=_at_hosts('celery_task_queue_wait_seconds_bucket{worker!=""}'),
         ),
@@ -143,13 +145,11 @@ def _moved(shape: Shape, state: State, snapshot: Snapshot) -> Iterable[Sample]:
 
 def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
     for key, cell in snapshot.cells.items():
-        if key.worker:  # as the original, which shows that its tasks may be sent by the same host
-            yield _labels(shape, key), 0
-        elif shape.generic_sent:
-            yield (key.task_name, GENERIC, _queue(shape, key)), cell.moved[State.PENDING]
-        else:
-            for client, count in cell.clients.items():
-                yield (key.task_name, client, _queue(shape, key)), count
+        if key.worker:
+            continue
+        clients = {GENERIC: cell.moved[State.PENDING]} if shape.generic_sent else cell.clients
+        for client, count in clients.items():
+            yield (key.task_name, client, _queue(shape, key)), count
 
 
 def _failed(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
@@ -175,7 +175,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
     help_: str,
     shape: Shape,
     which: Callable[[Cell], object],
-    bounds: tuple[float, ...] | None,
+    bounds: tuple[float, ...],
     *,
     waits: bool = False,
     query: str,
@@ -192,7 +192,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         ),
         merge=add,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
-        thin=bounds or COMMON_BUCKETS,
+        thin=bounds,
         decimal=True,
         remark=_QUEUES,
         query=query,
@@ -260,6 +260,7 @@ PROFILE = Profile(
     about="danihodovic/celery-exporter 0.12",
     rows=rows,
     labels=lambda _: ("queue_name", "worker"),
+    wait_buckets=WAIT_BUCKETS,
     clients=lambda shape: not shape.generic_sent,
     hosts=True,
 )

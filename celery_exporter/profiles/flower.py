@@ -1,13 +1,17 @@
-"""The names of mher/flower's Prometheus integration (flower/events.py; docs/prometheus-integration.rst)."""
+"""The names of mher/flower's Prometheus integration, 2.2 (flower/events.py; docs/prometheus-integration.rst).
+
+What a worker did goes when it is purged, as in Flower with --purge_offline_workers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import attrgetter
 
+from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.words import State
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, means, of_each, summed
+from celery_exporter.core.words import Key, State
+from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, of_each, summed
 
 _TYPES = {
     State.RECEIVED: "task-received",
@@ -19,7 +23,6 @@ _TYPES = {
     State.REJECTED: "task-rejected",
 }
 _MOVED = 'celery_tasks_total{state!="PENDING",worker!=""} or celery_tasks_total{state="PENDING",worker=""}'
-_WAITS = summed('celery_task_prefetch_wait_seconds_{}{{worker!=""}}', "queue_name", task="task_name")
 
 
 def rows(shape: Shape) -> list[Row]:
@@ -39,9 +42,14 @@ def _events(snapshot: Snapshot) -> Iterable[Sample]:
     for key, cell in snapshot.cells.items():
         for client, count in cell.clients.items():
             yield (client, "task-sent", key.task_name), count
-        if key.worker:
-            for state, type_ in _TYPES.items():
-                yield (key.worker, type_, key.task_name), cell.moved[state]
+    for key, cell in _at_workers(snapshot):
+        for state, type_ in _TYPES.items():
+            yield (key.worker, type_, key.task_name), cell.moved[state]
+
+
+def _at_workers(snapshot: Snapshot) -> Iterable[tuple[Key, Cell]]:
+    """Return what workers did that are known; what others did is added up by host ("@host") or without it."""
+    return ((key, cell) for key, cell in snapshot.cells.items() if key.worker and key.worker[0] != "@")
 
 
 _EVENTS = Row(
@@ -65,8 +73,8 @@ def _runtime(shape: Shape) -> Row:
         ("worker", "task"),
         lambda snapshot: (
             ((key.worker, key.task_name), cell.ran[State.SUCCESS])
-            for key, cell in snapshot.cells.items()
-            if key.worker and State.SUCCESS in cell.ran
+            for key, cell in _at_workers(snapshot)
+            if State.SUCCESS in cell.ran
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
@@ -76,30 +84,50 @@ def _runtime(shape: Shape) -> Row:
     )
 
 
+_ENDS = (State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED)
+
+
+def _prefetch_time(snapshot: Snapshot) -> Iterable[Sample]:
+    """Return the wait of the task that was started last, 0 if one ended since."""
+    newest: dict[tuple[str, str], tuple[float, float]] = {}  # when, and the value since then
+    for key, cell in _at_workers(snapshot):
+        if cell.newest_prefetch is not None:
+            started = cell.last.get(State.STARTED, 0.0)
+            ended = max(cell.last.get(state, 0.0) for state in _ENDS)
+            told = (ended, 0.0) if ended >= started else (started, max(0.0, cell.newest_prefetch))
+            newest[key.worker, key.task_name] = max(told, newest.get((key.worker, key.task_name), told))
+    return ((labels, value) for labels, (_, value) in newest.items())
+
+
+def _prefetched(snapshot: Snapshot) -> Iterable[Sample]:
+    """Return how many tasks each worker has received and not started, 0 where it has started all."""
+    if snapshot.prefetched is not None:
+        for key, cell in _at_workers(snapshot):
+            if cell.moved[State.RECEIVED]:
+                yield (key.worker, key.task_name), 0
+        for (key, worker), count in snapshot.prefetched.items():
+            yield (worker, key.task_name), count
+
+
 _PREFETCH_ROWS = [
     Row(
         "flower_task_prefetch_time_seconds",
         "gauge",
-        "Mean time since the start from received by a worker (or eta) to started by it.",
+        "From received by a worker (or eta) to started by it, of the task it started last; 0 once one ended.",
         ("worker", "task"),
-        lambda snapshot: means(
-            ((key.worker, key.task_name), cell.prefetched)
-            for key, cell in snapshot.cells.items()
-            if key.worker and cell.prefetched is not None
-        ),
-        remark="the original shows that of one task while it runs, and 0 otherwise; this is the mean",
-        query=f"{_WAITS.format('sum')} / {_WAITS.format('count')}",
+        _prefetch_time,
+        remark="the original leaves out tasks with an eta, and keeps the time of one that was retried or "
+        "rejected",
     ),
     Row(
         "flower_worker_prefetched_tasks",
         "gauge",
         "Tasks that a worker has received and not started.",
         ("worker", "task"),
-        lambda snapshot: (
-            ((worker, key.task_name), count) for (key, worker), count in snapshot.prefetched.items()
-        ),
+        _prefetched,
         merge=add,
-        remark="the original's drifts with each event that it misses; this is absent above 50,000",
+        remark="the original's leaves out tasks with an eta, and drifts with each event that it misses; "
+        "this is absent above 50,000",
     ),
 ]
 _WORKER_ROWS = [
@@ -109,6 +137,8 @@ _WORKER_ROWS = [
         "1 while the worker is heard.",
         ("worker",),
         of_each("workers", attrgetter("up")),
+        remark="what is shown of a worker goes when it was silent for --purge-offline-worker-metrics, as "
+        "with purge_offline_workers there; a goodbye that comes later brings none of it back",
         query='max without (hostname) (celery_worker_up{worker!=""})',
     ),
     Row(
@@ -117,6 +147,7 @@ _WORKER_ROWS = [
         "Tasks the worker runs.",
         ("worker",),
         of_each("workers", attrgetter("active")),
+        remark="the original keeps the last value of a worker that is gone",
         query="celery_worker_active_tasks",
     ),
 ]

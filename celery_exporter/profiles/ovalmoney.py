@@ -1,4 +1,4 @@
-"""The names of OvalMoney/celery-exporter 1.5 (its README)."""
+"""The names of OvalMoney/celery-exporter 1.5 (its README, celery_exporter/monitor.py and src/lib.rs)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from functools import partial
 from operator import attrgetter
 
 from celery_exporter.core.ledger import Cell
-from celery_exporter.core.words import Key, State
+from celery_exporter.core.words import UNKNOWN, Key, State
 from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Shape, add, summed
 
 _TASK = ("name", "queue", "namespace")
+_LATENCY = "the original counts an eta as waiting, and takes the times at which the events reach it"
+_WAITS = "celery_task_queue_wait_seconds_bucket or celery_task_prefetch_wait_seconds_bucket"
+#: What a queue is called of which nobody knows the name (CELERY_MISSING_DATA).
+UNDEFINED = "undefined"
 
 
 def rows(shape: Shape) -> list[Row]:
@@ -25,7 +29,7 @@ def rows(shape: Shape) -> list[Row]:
             "Transitions of tasks into a state.",
             ("state", *_TASK),
             lambda snapshot: (
-                ((state.name, key.task_name, key.queue_name, namespace), cell.moved[state])
+                ((state.name, *_values(namespace, key)), cell.moved[state])
                 for key, cell in snapshot.cells.items()
                 for state in State
             ),
@@ -42,10 +46,11 @@ def rows(shape: Shape) -> list[Row]:
         _histogram(
             shape,
             "latency",
-            "From received by a worker (or eta) to started by it.",
-            attrgetter("prefetched"),
-            _query(shape, "celery_task_prefetch_wait_seconds_bucket"),
+            "From sent (or eta) to started; from received by a worker where no sending is known.",
+            attrgetter("latency"),
+            _query(shape, _WAITS),
             waits=True,
+            remark=_LATENCY,
         ),
         Row(
             "celery_workers",
@@ -59,7 +64,8 @@ def rows(shape: Shape) -> list[Row]:
 
 
 def _query(shape: Shape, counted: str, *without: str) -> str:
-    return _spaced(shape, summed(counted, *without, "worker", name="task_name", queue="queue_name"))
+    vector = summed(counted, *without, "worker", name="task_name", queue="queue_name")
+    return _spaced(shape, f'label_replace({vector}, "queue", "{UNDEFINED}", "queue", "{UNKNOWN}")')
 
 
 def _spaced(shape: Shape, query: str) -> str:
@@ -68,7 +74,14 @@ def _spaced(shape: Shape, query: str) -> str:
 
 
 def _histogram(  # noqa: PLR0913  what differs between the two
-    shape: Shape, name: str, help_: str, which: Callable[[Cell], object], query: str, *, waits: bool = False
+    shape: Shape,
+    name: str,
+    help_: str,
+    which: Callable[[Cell], object],
+    query: str,
+    *,
+    waits: bool = False,
+    remark: str = "",
 ) -> Row:
     values = partial(_values, shape.namespace)
     return Row(
@@ -85,12 +98,13 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
         thin=(shape.wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
         decimal=True,
+        remark=remark,
         query=query,
     )
 
 
 def _values(namespace: str, key: Key) -> tuple[str, ...]:
-    return key.task_name, key.queue_name, namespace
+    return key.task_name, UNDEFINED if key.queue_name == UNKNOWN else key.queue_name, namespace
 
 
 PROFILE = Profile(
@@ -98,4 +112,5 @@ PROFILE = Profile(
     about="OvalMoney/celery-exporter 1.5",
     rows=rows,
     labels=lambda _: ("queue_name",),
+    latency=True,
 )

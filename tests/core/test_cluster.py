@@ -227,6 +227,45 @@ def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay(
     assert not story.cluster.workers["a@h"].up
 
 
+def test_a_worker_that_leaves_before_it_was_heard_is_down():
+    story = Story()
+    story.tell(heartbeat(kind="offline"))
+    assert not story.cluster.workers["w@h"].up
+
+
+def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_and_a_heartbeat_does():
+    story = Story(Limits(worker_timeout=10, worker_purge=10))
+    story.tell(heartbeat())
+    story.wait(30)
+    story.tell(heartbeat(kind="offline"))
+    assert story.cluster.workers == {}
+    story.tell(heartbeat(), heartbeat(kind="offline"))
+    assert not story.cluster.workers["w@h"].up
+
+
+def test_so_many_workers_are_remembered_that_were_forgotten(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_WORKERS", 2)
+    story = Story(Limits(worker_timeout=10, worker_purge=10))
+    for name in ("a@h", "b@h", "c@h"):
+        story.tell(heartbeat(name))
+        story.wait(30)
+    story.tell(*(heartbeat(name, kind="offline") for name in ("a@h", "b@h", "c@h")))
+    assert list(story.cluster.workers) == ["a@h"]
+
+
+def test_what_clients_on_a_host_sent_is_shown_until_its_last_worker_is_forgotten():
+    story = Story(Limits(worker_timeout=10, worker_purge=10), clients=True)
+    story.tell(heartbeat("a@box"), heartbeat("b@box"), sent(hostname="c@box"), sent("u2", hostname="c@web"))
+    for _ in range(30):
+        story.wait(1)
+        story.tell(heartbeat("b@box"))
+    assert list(story.cluster.workers) == ["b@box"]
+    assert story.cell().clients == {"box": 1, "web": 1}
+    story.wait(30)
+    assert story.cell().clients == {"web": 1}
+    assert story.cell().moved[State.PENDING] == 2
+
+
 @pytest.mark.parametrize("purge", [60, None])
 def test_law_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purge):
     story = Story(Limits(worker_timeout=10, worker_purge=purge))

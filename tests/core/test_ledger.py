@@ -181,3 +181,12 @@ def test_a_snapshot_does_not_change_with_what_comes_later():
     before = found.snapshot()
     book(found, [*bookings, Prefetched(A, 1.0), Redelivered(A)])
     assert before == ledger(*bookings, Prefetched(A, 1.0)).snapshot()
+
+
+def test_what_clients_of_a_host_sent_is_forgotten_and_gives_room_back():
+    found = ledger(*sent_by(A, 3), *sent_by(B, 1, first=3), most=3)
+    assert found.snapshot()[B].clients == {"other": 1}
+    found.forget_clients({"host-1", "host-2", "host-9"})
+    book(found, sent_by(B, 1, first=3))
+    assert found.snapshot()[A].clients == {"host-0": 1}
+    assert found.snapshot()[B].clients == {"other": 1, "host-3": 1}

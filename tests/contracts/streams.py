@@ -1,29 +1,21 @@
-"""Record what danihodovic's exporter makes of a stream of events; its numbers are our contract.
+"""Streams of events that other exporters were fed with, and we are: one made up, one of a real worker.
 
-    make bench                                               # installs it, see benchmarks/peer.py
-    .venv-peer/bin/python tests/contracts/record_danihodovic.py
+    python -m contracts.streams          # in tests/: write both beside this file anew
 
-writes two streams beside this file, one made up and one of a real worker, feeds them to the original and
-writes what that exposes: the sorted samples, `_created` lines aside. An interpreter that does not have the
-original writes the streams alone.
-
-Left out is what the profile's remarks say the original gets wrong: exceptions that are written with their
-module (`module.Class(...)`), which it calls UnknownException, as it does `Reject`, which a real
-worker told; and that worker's retries, which were received anew before the worker said that it retries.
+What the originals made of them is in the folders that are named after their versions; record.py made these.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import time
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-MADE_UP, RECORDED = HERE / "danihodovic.jsonl", HERE / "danihodovic-recorded.jsonl"
+FOLDER = HERE / "streams"
 TAPE = HERE.parent / "tapes" / "redis-prefork.jsonl"
 T0 = 1_750_000_000.0
 
@@ -33,23 +25,19 @@ ONE, TWO = "celery@box-1", "celery@box-2"
 WEB, ON_BOX_1 = "gen11@web-1", "gen12@box-1"
 #: Seconds that are sums of powers of two, so that their sum is the same in any order; some are on a bound.
 RUNTIMES = (0.00390625, 0.0078125, 0.03125, 0.0625, 0.25, 0.5, 1.0, 2.25, 7.5, 12.0)
-
-#: Golden file → the stream, what the original is told besides, and whether it hears of sendings.
-CASES: dict[str, tuple[Path, dict[str, Any], bool]] = {
-    "danihodovic": (MADE_UP, {}, True),
-    "danihodovic-recorded": (RECORDED, {}, True),
-    "danihodovic-generic-sent": (MADE_UP, {"generic_hostname_task_sent_metric": True}, True),
-    "danihodovic-buckets": (MADE_UP, {"buckets": [0.25, 1.0, 30.0]}, True),
-    "danihodovic-unsent": (MADE_UP, {}, False),
-}
+#: Seconds between two events of the stream, and those by which a worker is silent that is to be purged.
+STEP, SILENCE = 1 / 64, 500.0
+#: Seconds between sent and started, of one task each.
+WAITS = (16.0, 45.0, 90.0)
 
 
-def sent(name: str, queue: str, client: str, retries: int = 0) -> dict[str, Any]:
-    return {"type": "task-sent", "hostname": client, "name": name, "queue": queue, "retries": retries}
+def sent(name: str, queue: str, client: str, retries: int = 0, **fields: Any) -> dict[str, Any]:
+    usual = {"type": "task-sent", "hostname": client, "name": name, "queue": queue, "retries": retries}
+    return {**usual, **fields}
 
 
-def received(name: str, worker: str, retries: int = 0) -> dict[str, Any]:
-    return {"type": "task-received", "hostname": worker, "name": name, "retries": retries}
+def received(name: str, worker: str, retries: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"type": "task-received", "hostname": worker, "name": name, "retries": retries, **fields}
 
 
 def of_task(kind: str, worker: str, **fields: Any) -> dict[str, Any]:
@@ -60,9 +48,9 @@ def begun(name: str, queue: str, client: str, worker: str) -> Events:
     return [sent(name, queue, client), received(name, worker), of_task("started", worker)]
 
 
-def of_worker(kind: str, worker: str, active: int = 0, processed: int = 0) -> Events:
+def of_worker(kind: str, worker: str, active: int = 0, processed: int = 0, after: float = 0.0) -> Events:
     heard = {"freq": 2.0, "active": active, "processed": processed, "loadavg": [0.1, 0.2, 0.3]}
-    return [{"type": f"worker-{kind}", "hostname": worker, **heard}]
+    return [{"type": f"worker-{kind}", "hostname": worker, "after": after, **heard}]
 
 
 def lives() -> Iterator[Events]:
@@ -99,6 +87,7 @@ def lives() -> Iterator[Events]:
         received("shop.late", ONE),
         of_task("revoked", ONE, terminated=False, signum=None, expired=True),
     ]
+    yield from waiting()
     yield begun("shop.pay", "mail", WEB, ONE)  # runs on
     yield [sent("shop.never", "mail", WEB)]  # nobody takes it
     yield of_worker("heartbeat", ONE, active=1, processed=9)
@@ -106,13 +95,42 @@ def lives() -> Iterator[Events]:
     yield of_worker("offline", TWO, processed=17)
 
 
-def made_up() -> Iterator[dict[str, Any]]:
-    """Return the events with ids and times, as they are on the wire."""
-    clock = 0
-    for number, life in enumerate(lives()):
+def waiting() -> Iterator[Events]:
+    """Tell of tasks that wait in a queue for long, and of one that is to wait: until its eta."""
+    for wait in WAITS:
+        yield [
+            sent("shop.report", "slow", WEB),
+            received("shop.report", ONE),
+            of_task("started", ONE, after=wait),
+            of_task("succeeded", ONE, runtime=0.25, result="None"),
+        ]
+        yield [*of_worker("heartbeat", ONE), *of_worker("heartbeat", TWO)]
+    yield [
+        sent("shop.remind", "slow", WEB, eta=32.0),
+        received("shop.remind", ONE, eta=32.0),
+        of_task("started", ONE, after=34.0),
+        of_task("succeeded", ONE, runtime=0.25, result="None"),
+    ]
+
+
+def purged() -> Iterator[Events]:
+    """Tell the same, until the worker that left is given up, and of its last word, which comes late."""
+    yield from lives()
+    for _ in range(4):
+        yield of_worker("heartbeat", ONE, active=1, processed=9, after=SILENCE)
+    yield of_worker("offline", TWO, processed=17)
+
+
+def timed(told: Iterable[Events]) -> Iterator[dict[str, Any]]:
+    """Return the events with ids and times, as they are on the wire; `after` seconds more than usual."""
+    clock, now, eta = 0, T0, ""
+    for number, life in enumerate(told):
         for event in life:
-            clock += 1
-            usual = {"utcoffset": 0, "pid": 1, "clock": clock, "timestamp": T0 + clock / 64}
+            clock, now = clock + 1, now + STEP + event.pop("after", 0.0)
+            if "eta" in event:
+                eta = eta or datetime.fromtimestamp(now + event["eta"], timezone.utc).isoformat()
+                event["eta"] = eta
+            usual = {"utcoffset": 0, "pid": 1, "clock": clock, "timestamp": now}
             task = {"uuid": f"task-{number}"} if event["type"].startswith("task-") else {}
             yield {**event, **task, **usual}
 
@@ -127,18 +145,18 @@ def recorded() -> Events:
     )
 
 
-def write(path: Path, events: Iterable[dict[str, Any]]) -> None:
-    lines = (
-        json.dumps({"at": clock / 64, "type": "application/json", "body": json.dumps(event)})
-        for clock, event in enumerate(events)
-    )
-    path.write_text("\n".join(lines) + "\n")
+def write(name: str, events: Iterable[dict[str, Any]]) -> None:
+    first, lines = None, []
+    for event in events:
+        first = first if first is not None else event["timestamp"]
+        at = event["timestamp"] - first
+        lines.append(json.dumps({"at": at, "type": "application/json", "body": json.dumps(event)}))
+    (FOLDER / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def messages(case: str) -> Iterator[tuple[float, bytes]]:
-    """Return a case's stream, as listening times and message bodies."""
-    path, _, sendings = CASES[case]
-    for line in path.read_text().splitlines():
+def messages(name: str, *, sendings: bool = True) -> Iterator[tuple[float, bytes]]:
+    """Return a stream, as listening times in seconds and message bodies; with its sendings or without."""
+    for line in (FOLDER / f"{name}.jsonl").read_text().splitlines():
         message = json.loads(line)
         if sendings or '"task-sent"' not in message["body"]:
             yield message["at"], message["body"].encode()
@@ -150,35 +168,7 @@ def samples(page: str) -> str:
     return "\n".join(sorted(line for line in lines if "_created" not in line)) + "\n"
 
 
-def of_the_original(events: Iterable[dict[str, Any]], options: dict[str, Any]) -> str:
-    from celery import Celery  # noqa: PLC0415
-    from prometheus_client import generate_latest  # noqa: PLC0415
-    from src.exporter import Exporter  # noqa: PLC0415
-
-    exporter = Exporter(**options)
-    exporter.state = Celery().events.State()
-    for event in events:
-        kind = event["type"]
-        heard = {**event, "local_received": time.time()}  # as Celery's receiver notes
-        if kind == "worker-heartbeat":
-            exporter.track_worker_heartbeat(heard)
-        elif kind.startswith("worker-"):
-            exporter.track_worker_status(heard, kind == "worker-online")
-        else:
-            exporter.track_task_event(heard)
-    return samples(generate_latest(exporter.registry).decode())
-
-
-def main() -> None:
-    write(MADE_UP, made_up())
-    write(RECORDED, recorded())
-    if importlib.util.find_spec("src") is None:
-        print("the original is not installed here, so only the streams were written")
-        return
-    for name, (_, options, _) in CASES.items():
-        events = (json.loads(body) for _, body in messages(name))
-        (HERE / f"{name}.txt").write_text(of_the_original(events, options))
-
-
 if __name__ == "__main__":
-    main()
+    write("made-up", timed(lives()))
+    write("purged", timed(purged()))
+    write("recorded", recorded())
