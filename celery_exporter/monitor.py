@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import logging
-import math
 import random
 import threading
 import time
@@ -73,8 +72,8 @@ SAVE_EVERY = 1.0
 LAST_SAVE = 7.0
 #: Seconds of those for what was read to be applied.
 LAST_READ = 3.0
-#: Seconds of silence after which there are no workers, where --worker-timeout is off.
-SILENT = 60.0
+#: Seconds without an answer and without an event of a worker after which there are none: five heartbeats.
+NO_WORKER_SECONDS = 10.0
 #: Seconds between two comparisons of the tasks in memory with what the broker and workers report.
 RECONCILE_SECONDS = 0.5
 #: Workers that are asked by name at a time: each worker receives the list of them.
@@ -255,10 +254,8 @@ class Monitor:
 
     def _is_roster_known(self) -> bool:
         """Tell whether workers answered, or there are none, as far as one can hear."""
-        timeout = self._settings.limits.worker_timeout
-        silent = self._listened > (timeout if math.isfinite(timeout) else SILENT)
-        nobody = silent and not self._cluster.workers
-        return self._answered or (nobody and self._asked is not None)
+        silent = self._listened > NO_WORKER_SECONDS and not self._cluster.workers
+        return self._answered or (silent and self._asked is not None)
 
     # -- events ----------------------------------------------------------------------------------------
 

@@ -47,6 +47,9 @@ def build(
     async def healthy(_: Request) -> Response:
         return PlainTextResponse("ok\n", headers=NOSNIFF)
 
+    async def healthy_as_flower(_: Request) -> Response:
+        return PlainTextResponse("OK", headers=NOSNIFF)
+
     async def ready(_: Request) -> Response:
         if is_ready():
             return PlainTextResponse("ready\n", headers=NOSNIFF)
@@ -64,6 +67,7 @@ def build(
         "/-/healthy": healthy,
         "/-/ready": ready,
         "/health": ready,
+        "/healthcheck": healthy_as_flower,
     }
     if status is not None:
         pages |= status_pages(status)

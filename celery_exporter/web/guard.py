@@ -1,4 +1,4 @@
-"""ASGI middleware: everything but `/-/healthy` is behind a certificate and a password, as a file asks for.
+"""ASGI middleware: what a file asks for, a certificate or a password, stands before all but liveness probes.
 
 And nothing is read by us that is longer than any client has a use for: it would be read on the event loop.
 """
@@ -20,7 +20,7 @@ from celery_exporter.web.passwords import Passwords, TooManyGuessesError
 from celery_exporter.web.protection import Protection
 
 #: Open to everybody: what kills the process for its answer has no password, and the answer says nothing.
-OPEN_PATHS = frozenset({"/-/healthy"})
+OPEN_PATHS = frozenset({"/-/healthy", "/healthcheck"})
 #: Headers that we read. Others, a proxy's cookies among them, may be as long as the server takes them.
 _READ = frozenset({b"accept", b"accept-encoding", b"authorization"})
 #: Bytes of such a header, or of a query: Prometheus' Accept has some 400.

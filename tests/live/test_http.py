@@ -15,7 +15,7 @@ from harness.workers import Worker
 from harness.workers import client as make_client
 
 PASSWORD = "p@ss/w0rd:secret"
-PAGES = ("/metrics", "/-/healthy", "/-/ready", "/health", "/")
+PAGES = ("/metrics", "/-/healthy", "/healthcheck", "/-/ready", "/health", "/")
 TEXT = "text/plain"
 
 # Section 6 of DESIGN.md; families that only RabbitMQ or other circumstances bring are left out.
@@ -92,6 +92,7 @@ def test_every_metric_of_the_design_is_there(app):
         ("/-/healthy", 200, ""),
         ("/-/ready", 200, ""),
         ("/health", 200, ""),
+        ("/healthcheck", 200, "OK"),  # Flower's
         ("/nosuch", 404, ""),
         ("/metrics/more", 404, ""),
         ("/-/", 404, ""),

@@ -16,7 +16,7 @@ from harness.waiting import eventually
 
 #: What has to be percent-encoded in a URL, as people's passwords have it; and of a second broker.
 SECRET, SECOND = "p@ss/w0rd:hunt&r2", "f%ilover#0042"
-PAGES = ("/", "/metrics", "/-/healthy", "/-/ready", "/health", "/nosuch")
+PAGES = ("/", "/metrics", "/-/healthy", "/healthcheck", "/-/ready", "/health", "/nosuch")
 
 
 def quoted(text: str) -> str:
