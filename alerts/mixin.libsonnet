@@ -23,6 +23,9 @@
     // Regular expressions of task names: which run for long by intention, and which several workers each receive.
     longTasks: '',
     broadcastTasks: '',
+    // Which retry until something else has happened, as Celery's own chord_unlock does where the result backend cannot
+    // count the parts of a chord (celery/app/builtins.py): their retries are no failures.
+    pollingTasks: 'celery[.]chord_unlock',
     // Task name → seconds within which it has to succeed again, for what Beat starts: { 'reports.nightly': 26 * 3600 }.
     // It is asked of each cluster that knows the task; for one job only, record it in a file of yours (see `periodic`).
     periodicTasks: {},
@@ -46,6 +49,9 @@
     foldedWindow: '1h',
 
     // The exporter shows a dead worker for --purge-offline-worker-metrics: `for` has to be shorter, the window longer.
+    // Whether CeleryNoWorkersOnline fires where no message waits, too. Where workers are scaled to zero, that is rest.
+    noWorkersAtRest: false,
+
     workerDownFor: '2m',
     workerDownWindow: '15m',
     clockSkewSeconds: 2,  // between the exporter and Prometheus
@@ -64,6 +70,8 @@
     receivedTasks: selector(['state="RECEIVED"'] + counted),
     shortTasks: selector(butNot(config.longTasks)),
     startedShortTasks: selector(['state="STARTED"'] + butNot(config.longTasks)),
+    retriedTasks: selector(['state="RETRY"'] + counted + butNot(config.pollingTasks)),
+    startedTasks: selector(['state="STARTED"'] + counted + butNot(config.pollingTasks)),
     noBroadcasts: selector(butNot(config.broadcastTasks)),
     interval: 'task_name:celery_task_success_interval_seconds:max',
     // While the broker blocks publishers no event comes: what began before seems to go on. That is CeleryBrokerBlocked.
@@ -141,9 +149,9 @@
     ),
 
     record('job:celery_task_retries_per_started:ratio_rate%(window)s', |||
-      sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state="RETRY"})
+      sum by (%(cluster)s) (rate(celery_tasks_total%(retriedTasks)s[%(window)s]))
       /
-      (sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state="STARTED"}) > 0)
+      (sum by (%(cluster)s) (rate(celery_tasks_total%(startedTasks)s[%(window)s])) > 0)
     |||),
     alert(
       'CeleryHighRetryRate',
@@ -357,7 +365,8 @@
   ],
 
   local workers = [
-    // Of a broker that cannot be heard nobody knows: that is CeleryExporterBlind.
+    // Of a broker that cannot be heard nobody knows: that is CeleryExporterBlind. Work waits in a queue, or with a
+    // worker that is gone; where no queue is measured, it may.
     alert(
       'CeleryNoWorkersOnline',
       'critical',
@@ -365,6 +374,15 @@
       'workers',
       |||
         max by (%(cluster)s) (celery_workers_online) == 0
+      ||| + (if config.noWorkersAtRest then '' else |||
+               and on (%(cluster)s) (
+                 max by (%(cluster)s) (celery_queue_length) > 0
+                 or
+                 max by (%(cluster)s) (celery_broker_unacked_messages) > 0
+                 or
+                 max by (%(cluster)s) (celery_workers_online) unless on (%(cluster)s) celery_queue_length
+               )
+             |||) + |||
         unless max by (%(cluster)s) (celery_broker_up) == 0
         %(notBlocked)s
       |||,

@@ -98,6 +98,8 @@ OTHER_VALUES = {
     "taskSelector": 'worker!="",task_name!="other"',
     "longTasks": r"reports\..+",
     "broadcastTasks": "reload|clear",
+    "pollingTasks": "wait_for_.+",
+    "noWorkersAtRest": True,
 }
 
 
@@ -106,7 +108,7 @@ def test_every_setting_changes_rules_that_promtool_takes(tmp_path):
     config = configuration()
     assert set(OTHER_VALUES) <= set(config)
     other = {
-        name: old + 17 if isinstance(old, int | float) else OTHER_VALUES.get(name, f"{old}1s")
+        name: OTHER_VALUES.get(name, old + 17 if isinstance(old, int | float) else f"{old}1s")
         for name, old in config.items()
     }
     shipped, *changed = mixed({}, *({name: value} for name, value in other.items()))
@@ -117,8 +119,40 @@ def test_every_setting_changes_rules_that_promtool_takes(tmp_path):
         assert promtool("check", "rules", file) == "", name
 
 
+def test_the_unconditional_form_of_the_guide_is_a_switch(tmp_path):
+    """It is what contracts/queries.yaml means by its name: no worker online for 2 minutes."""
+    (tmp_path / "rules.json").write_text(json.dumps(mixed({"noWorkersAtRest": True})[0]))
+    series = {"celery_workers_online": "3x8 0x40", "celery_broker_up": "1x48", "celery_queue_length": "0x48"}
+    of_group = {
+        "interval": "15s",
+        "input_series": [
+            {"series": f'{name}{{job="celery"}}', "values": values} for name, values in series.items()
+        ],
+        "alert_rule_test": [
+            {"alertname": "CeleryNoWorkersOnline", "eval_time": "4m", "exp_alerts": []},
+            {
+                "alertname": "CeleryNoWorkersOnline",
+                "eval_time": "5m",
+                "exp_alerts": [
+                    {
+                        "exp_labels": {"job": "celery", "severity": "critical"},
+                        "exp_annotations": {
+                            "summary": "No Celery worker is online in celery",
+                            "description": "No task has been executed for 2 minutes at least.",
+                            "runbook_url": "docs/runbooks.md#celerynoworkersonline",
+                            "dashboard_url": "http://localhost:3000/d/celery-workers?var-job=celery",
+                        },
+                    }
+                ],
+            },
+        ],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.json"], "tests": [of_group]}))
+    assert promtool("test", "rules", tmp_path / "test.yml") == ""
+
+
 def test_a_threshold_of_nothing_is_a_number():
-    zeros = {name: 0 for name, value in configuration().items() if isinstance(value, int | float)}
+    zeros = {name: 0 for name, value in configuration().items() if type(value) in (int, float)}
     assert "celery_queue_length) > 0" in json.dumps(mixed(zeros))
 
 
