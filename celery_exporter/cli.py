@@ -54,7 +54,7 @@ Examples:
   eval "$(_CELERY_EXPORTER_COMPLETE=bash_source celery-exporter)"
 
 Each option is also read from CELERY_EXPORTER_<NAME> and CE_<NAME>; an option beats a variable. Metrics are
-at /metrics on --port. Exit code 2 is a wrong value, 1 a port in use or a broker URL of no use.
+at /metrics on --port. Exit code 2 is a wrong value, a broker URL of no use among them; 1 is a port in use.
 """
 
 
@@ -226,15 +226,15 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
     of tasks, queues and hosts are replaced, and of all else that senders write nothing is kept that this
     exporter does not read.
     """
-    from celery_exporter.broker.connection import BrokerError, UnusableURLError  # noqa: PLC0415
+    from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording import record  # noqa: PLC0415  the exporter does not need it
 
     try:
         record(settings, Path(file), scrub=scrub, ended=_ended(seconds), say=_say)
     except FileExistsError:
         why = f"FILE: got {file!r}, which exists; give the name of a new file, for none is written over"
-        return _fail(why, EXIT_FAILED)
-    except (BrokerError, UnusableURLError, OSError) as error:
+        return _fail(why, EXIT_USAGE)
+    except (BrokerError, OSError) as error:
         return _fail(str(error), EXIT_FAILED)
     return 0
 
@@ -245,7 +245,7 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     As fast as they came, or faster; exit code 2 if the file is damaged. Whoever listens there gets them,
     other exporters too: use a broker that is for this.
     """
-    from celery_exporter.broker.connection import BrokerError, UnusableURLError  # noqa: PLC0415
+    from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording import replay  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.tape import NotATapeError  # noqa: PLC0415
 
@@ -254,7 +254,9 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     pace = None if fast else speed or 1.0
     try:
         whole = replay(settings, Path(file), speed=pace, ended=_ended(None), say=_say)
-    except (BrokerError, UnusableURLError, NotATapeError) as error:
+    except NotATapeError as error:
+        return _fail(str(error), EXIT_USAGE)
+    except BrokerError as error:
         return _fail(str(error), EXIT_FAILED)
     return 0 if whole else EXIT_USAGE
 
@@ -349,7 +351,6 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     at --url; with --broker-url from a broker, without any. Where there is no terminal it is written once.
     """
     _take_signals()
-    from celery_exporter.broker.connection import UnusableURLError  # noqa: PLC0415
     from celery_exporter.top import show  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.top.sources import awaited, broker, exporter, here, patient  # noqa: PLC0415
 
@@ -360,11 +361,8 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
         context.exit(show(exporter(url), awaited))
     if url:
         raise BadSettingError("--url: got one, and a --broker-url too; it takes a running exporter, alone")
-    try:
-        with broker(load(given, os.environ)) as source:
-            code = show(source, patient)
-    except UnusableURLError as error:
-        code = _fail(str(error), EXIT_FAILED)
+    with broker(load(given, os.environ)) as source:
+        code = show(source, patient)
     context.exit(code)
 
 
@@ -427,6 +425,14 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _usage(message: str) -> str:
+    """Return what is wrong with a command line. A URL in it has a password in it: it is not shown."""
+    hidden = re.sub(r"\S*://\S*", "***", message)
+    if hidden != message and message.startswith(("No such command", "Got unexpected extra argument")):
+        return "a URL was given without an option; --broker-url URL takes it, or CELERY_BROKER_URL"
+    return f"{hidden} (see celery-exporter --help)"
+
+
 def run() -> int:
     """Run the command line; return its exit code. A wrong value gives one line and code 2, no usage text."""
     try:
@@ -434,9 +440,7 @@ def run() -> int:
     except click.Abort:
         code = EXIT_INTERRUPTED
     except click.UsageError as error:
-        # A URL that stands where none belongs has a password in it.
-        message = re.sub(r"\S*://\S*", "***", error.format_message())
-        code = _fail(f"{message} (see celery-exporter --help)", EXIT_USAGE)
+        code = _fail(_usage(error.format_message()), EXIT_USAGE)
     except BadSettingError as error:
         code = _fail(str(error), EXIT_USAGE)
     return int(code or 0)

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from celery_exporter import __version__
-from celery_exporter.advice import NOBODY_ANSWERED, Watch, advise
+from celery_exporter.advice import ASK_DOCTOR, NOBODY_ANSWERED, Watch, advise
 from celery_exporter.broker.blocked import INTERVAL_SECONDS, BlockedError, BlockedWatch
 from celery_exporter.broker.connection import BrokerError, Kept, is_amqp, why_no_events
 from celery_exporter.broker.depths import depths_on
@@ -276,7 +276,7 @@ class Monitor:
                 self._read()
             except BrokerError as error:
                 if said != (said := str(error)):  # once, not at every attempt
-                    log.warning("no event subscription, trying again: %s", error)
+                    log.warning("no event subscription on %s: %s; %s", self.broker_url(), error, ASK_DOCTOR)
             except Exception as error:
                 if said != (said := repr(error)):
                     log.exception("event subscription failed, trying again")

@@ -15,7 +15,6 @@ from celery_exporter.broker.connection import (
     connect,
     event_exchange,
     hang_up,
-    masked,
     open_,
     translated,
     why_no_events,
@@ -24,6 +23,7 @@ from celery_exporter.broker.payload import CONTENT_TYPES, JSON, Payload
 from celery_exporter.broker.readers import Reader as EventReader
 from celery_exporter.broker.readers import reader_for
 from celery_exporter.broker.source import SettingsSource
+from celery_exporter.broker.url import masked
 from celery_exporter.core.events import decode
 from celery_exporter.monitor import FIRST_RETRY, back_off
 from celery_exporter.settings import Settings

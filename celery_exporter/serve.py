@@ -11,7 +11,7 @@ from collections.abc import Callable
 from starlette.applications import Starlette
 
 from celery_exporter import __version__, malloc
-from celery_exporter.broker.connection import UnusableURLError, check
+from celery_exporter.broker.connection import check
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.exposition import Exposition
 from celery_exporter.firsts import Firsts
@@ -22,7 +22,6 @@ from celery_exporter.settings import BadSettingError, Settings
 from celery_exporter.signals import ending
 from celery_exporter.statefile import UnavailableError, UnusablePathError
 from celery_exporter.web.app import build
-from celery_exporter.web.config import BadWebConfigError
 from celery_exporter.web.guard import guarded
 from celery_exporter.web.metrics import MetricsPage
 from celery_exporter.web.protection import ProtectionFile, unprotected
@@ -46,11 +45,11 @@ def serve(settings: Settings) -> None:
     Raise CannotServeError, or BadSettingError for a value that cannot be used.
     """
     configure(settings.log_level, settings.log_format)
+    check(settings)
+    file = None if settings.web_config_file is None else ProtectionFile(settings.web_config_file)
     try:
-        check(settings)
-        file = None if settings.web_config_file is None else ProtectionFile(settings.web_config_file)
         listener = bind(settings.host, settings.port)
-    except (UnusableURLError, BadWebConfigError, CannotListenError) as error:
+    except CannotListenError as error:
         raise CannotServeError(str(error)) from None
     is_saved, notifier = settings.state_file is not None, Notifier(os.environ)
     firsts = Firsts(time.monotonic(), time.time(), is_saved=is_saved)

@@ -22,7 +22,7 @@ WRONG = {"warn", "fail"}
 _CASE = "…"
 _OR = ", or: "
 #: Where it is said that a URL cannot be used, and where the rungs are whose names are in a table.
-_URLS, _LADDER = PACKAGE / "broker" / "connection.py", "ladder.py"
+_URLS, _LADDER = PACKAGE / "broker" / "url.py", "ladder.py"
 
 
 class Text(NamedTuple):

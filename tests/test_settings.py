@@ -7,7 +7,7 @@ from operator import attrgetter
 
 import pytest
 
-from celery_exporter.broker.connection import masked
+from celery_exporter.broker.url import masked
 from celery_exporter.core.names import QUEUE_NAME_RULES
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles import COMMON_BUCKETS

@@ -16,9 +16,18 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import kombu
 from kombu.exceptions import KombuError
-from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.url import parse_url
 
+from celery_exporter.broker.url import (
+    AMQP,
+    REDIS,
+    check_files,
+    check_text,
+    not_installed,
+    parts,
+    refused_query,
+    scheme_of,
+)
 from celery_exporter.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,15 +50,15 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 AMQP_UNTAKEN = {"TCP_USER_TIMEOUT": 10_000}
 #: Seconds of one look whether a connection was ended, which has no bytes to be read.
 LOOK = 0.001
+#: What is said of TLS on a port without it, which is silent, or answers something else.
+_NO_TLS = re.compile("Timeout connecting|timed out|WRONG_VERSION_NUMBER|EOF occurred|record layer failure")
 #: Seconds for the farewell of a TLS connection, which may have nobody at its other end.
 FAREWELL = 0.2
 
-_REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
 #: Exchanges that kombu makes fan-out on these transports (celery/events/event.py, get_exchange).
 _FANOUT = frozenset({"redis", "gcpubsub"})
 #: Transports with fan-out whose exchanges are known to one process only (kombu/transport/memory.py).
 _ONE_PROCESS = frozenset({"memory"})
-_AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 _TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
@@ -58,80 +67,30 @@ class BrokerError(Exception):
     """The broker is gone, refuses or does not answer; the text is one line without secrets."""
 
 
-class UnusableURLError(Exception):
-    """The URL names a transport that does not exist or is not installed; the text is one line."""
-
-
-def masked(url: str) -> str:
-    """Return the URL without passwords and query, for logs and pages.
-
-    A password that was not percent-encoded may hold any separator; what is in doubt is left out.
-    """
-    return ";".join(map(_masked_part, parts(url)))
-
-
-def _masked_part(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if "?" in rest.rpartition("@")[0]:
-        return f"{scheme}{separator}***"
-    login, at, place = rest.partition("?")[0].rpartition("@")
-    user, colon, _ = login.partition(":")
-    login = f"{user}:***" if colon else at and "***"  # alone it may be a token
-    return f"{scheme}{separator}{login}{at}{place}"
-
-
 def check(settings: Settings) -> None:
-    """Raise UnusableURLError unless the URL's transport exists and its package is installed."""
-    scheme = _scheme(settings.broker_url)
-    name = scheme.partition("+")[0]
-    if name not in TRANSPORT_ALIASES and not re.search(r"[.:]", scheme):
-        known = ", ".join(sorted(TRANSPORT_ALIASES))
-        raise UnusableURLError(f"--broker-url: unknown scheme {scheme!r}; kombu knows {known}")
+    """Raise UnusableURLError unless the URL's transport exists, and its package and files are there."""
+    urls, scheme = parts(settings.broker_url), scheme_of(settings.broker_url)
+    check_text(settings.broker_url)
     try:
-        connect(settings).transport  # noqa: B018  made without a byte sent; its driver is imported by it
-        for other in parts(settings.broker_url)[1:]:  # which kombu reads when it fails over to it
+        connection = connect(settings)
+        connection.transport  # noqa: B018  made without a byte sent; its driver is imported by it
+        for other in urls[1:]:  # which kombu reads when it fails over to it
             parse_url(other)
     except (
         ImportError,
         AttributeError,
         NameError,
         RuntimeError,
-    ) as error:  # how kombu's transports miss their driver
-        raise UnusableURLError(
-            f"--broker-url: the package for {scheme}:// is missing ({error}); pip install 'celery[{name}]'"
-        ) from None
-    except (ValueError, KeyError, TypeError):  # whose text may have a part of the password in it
-        raise _unreadable(scheme) from None
-    if any(map(_has_login_in_path, parts(settings.broker_url))):
-        raise _unreadable(scheme)
-
-
-def _unreadable(scheme: str) -> UnusableURLError:
-    return UnusableURLError(
-        f"--broker-url: this {scheme}:// URL cannot be read; "
-        "percent-encode what is special in the user name, the password and the virtual host"
-    )
-
-
-def _has_login_in_path(url: str) -> bool:
-    """Tell whether a password has one of `/?#` in it, and kombu would take what follows for something else.
-
-    A part of the password would be the host then, which logs and pages show.
-    """
-    scheme, _, rest = url.partition("://")
-    place, _, more = re.sub(r"[/?#]", "\n", rest, count=1).partition("\n")
-    strays = more if "@" not in place else more.partition("?")[0]
-    return scheme in (_REDIS | _AMQP) - {"redis+socket"} and "@" in strays
-
-
-def parts(url: str) -> list[str]:
-    """Return the URLs that are failed over to, one after the other."""
-    return re.split(r";(?=[\w+.]+://)", url)
+    ) as error:  # how transports miss their driver
+        raise not_installed(scheme, error) from None
+    except (ValueError, KeyError, TypeError) as error:  # whose text may have a part of the password in it
+        raise refused_query(scheme, error) from None
+    check_files(connection.ssl or {})
 
 
 def connect(settings: Settings, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connection:
     """Return a new connection that is not open yet; `heartbeat` in seconds, of AMQP."""
-    scheme = _scheme(settings.broker_url)
+    scheme = scheme_of(settings.broker_url)
     return kombu.Connection(
         settings.broker_url,
         ssl=_tls(scheme, settings.broker_ssl_options) or None,
@@ -143,17 +102,17 @@ def connect(settings: Settings, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connec
 
 def is_redis(settings: Settings) -> bool:
     """Tell whether the broker is Redis, behind sentinels or not."""
-    return _scheme(settings.broker_url) in _REDIS
+    return scheme_of(settings.broker_url) in REDIS
 
 
 def has_tls(settings: Settings) -> bool:
     """Tell whether TLS is asked for, by the URL or by options."""
-    return bool(_tls(_scheme(settings.broker_url), settings.broker_ssl_options))
+    return bool(_tls(scheme_of(settings.broker_url), settings.broker_ssl_options))
 
 
 def is_amqp(settings: Settings) -> bool:
     """Tell whether the broker speaks AMQP, through py-amqp."""
-    return _scheme(settings.broker_url) in _AMQP
+    return scheme_of(settings.broker_url) in AMQP
 
 
 def why_no_events(settings: Settings) -> str:
@@ -166,7 +125,7 @@ def why_no_events(settings: Settings) -> str:
     if has_fanout(connect(settings).transport):
         return ""
     return (
-        f"kombu's {_scheme(settings.broker_url)}:// transport has no fan-out between processes, "
+        f"kombu's {scheme_of(settings.broker_url)}:// transport has no fan-out between processes, "
         "so events and answers of workers cannot arrive on it"
     )
 
@@ -221,6 +180,8 @@ def translated(connection: kombu.Connection) -> Iterator[None]:
         yield
     except expected as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        if connection.ssl and _NO_TLS.search(text):
+            text += " (does this port speak TLS?)"
         raise BrokerError(_without_secrets(text, connection)) from error
 
 
@@ -311,10 +272,6 @@ def _without_secrets(text: str, connection: kombu.Connection) -> str:
     return text.replace(connection.password, "***") if connection.password else text
 
 
-def _scheme(url: str) -> str:
-    return url.partition("://")[0]
-
-
 def _tls(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return TLS options; certificates are verified unless the options say otherwise."""
     tls = dict(options)
@@ -328,13 +285,13 @@ def _tls(scheme: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(scheme: str) -> dict[str, Any]:
-    if scheme in _AMQP:
+    if scheme in AMQP:
         return {
             "read_timeout": ANSWER_TIMEOUT,
             "write_timeout": ANSWER_TIMEOUT,
             "socket_settings": _options({**KEEPALIVE, **AMQP_UNTAKEN}),
         }
-    if scheme not in _REDIS:
+    if scheme not in REDIS:
         return {}
     tcp = (
         {}

@@ -14,7 +14,8 @@ from pathlib import Path
 from kombu.utils.url import parse_url
 from msgspec.structs import replace
 
-from celery_exporter.broker.connection import UnusableURLError, check, is_amqp, is_redis, masked, parts
+from celery_exporter.broker.connection import check, is_amqp, is_redis
+from celery_exporter.broker.url import UnusableURLError, masked, parts
 from celery_exporter.settings import BadSettingError, Settings, url_from_file
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class SettingsSource:
                 self._complaint = ""
                 return self._settings
             return self._adopt(replace(self._settings, broker_url=url), path)
-        except (BadSettingError, UnusableURLError) as error:
+        except BadSettingError as error:
             return self._keep(str(error))
 
     def leads_elsewhere(self, used: Settings) -> bool:

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter.advice import Finding
-from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis, masked
+from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis
+from celery_exporter.broker.url import masked
 from celery_exporter.doctor import amqp, prometheus
 from celery_exporter.doctor.amqp import TRANSIENT, with_workers
 from celery_exporter.doctor.ladder import climb, place_of, to_ask

@@ -19,21 +19,19 @@ from celery_exporter.advice import NO_EVENTS_REMEDY, Finding
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
-    UnusableURLError,
     check,
     connect,
     hang_up,
     has_tls,
     is_amqp,
     is_redis,
-    masked,
     open_,
-    parts,
     translated,
     why_no_events,
 )
 from celery_exporter.broker.readers import reader_for
 from celery_exporter.broker.source import SettingsSource
+from celery_exporter.broker.url import UnusableURLError, masked, parts
 from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 

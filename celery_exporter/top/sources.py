@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from celery_exporter import __version__
 from celery_exporter.advice import PATIENCE as HEARD
-from celery_exporter.broker.connection import check, masked
+from celery_exporter.broker.connection import check
+from celery_exporter.broker.url import masked
 from celery_exporter.monitor import Monitor
 from celery_exporter.settings import BadSettingError, Listener, Settings
 from celery_exporter.status import VERSION, Status

@@ -14,6 +14,8 @@ import msgspec
 import yaml
 from msgspec import Struct, field
 
+from celery_exporter.settings import BadSettingError
+
 Version = Literal["TLS10", "TLS11", "TLS12", "TLS13"]
 Switch = Literal["true", "True", "yes", "on", "false", "False", "no", "off"]
 ClientAuth = Literal[
@@ -51,7 +53,7 @@ _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BCRYPT = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 
-class BadWebConfigError(Exception):
+class BadWebConfigError(BadSettingError):
     """The file, or one that it names, is not usable; the text is one line without secrets."""
 
 

@@ -119,27 +119,61 @@ def test_unknown_options_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("url", "code"),
+    ("url", "what"),
     [
-        ("nosuch://user:s3cret@127.0.0.1/0", 1),
-        ("http://s3cret", 1),
-        ("user:s3cret@host", 2),  # not a URL at all
-        ("://s3cret", 2),
+        ("nosuch://user:s3cret@127.0.0.1/0", "unknown scheme 'nosuch'; it is redis://"),
+        ("http://s3cret", "unknown scheme 'http'; it is redis://"),
+        ("user:s3cret@host", "takes"),  # not a URL at all
+        ("://s3cret", "takes"),
+        ("redis://:s3cret/x@127.0.0.1/0", "percent-encode"),
+        ("redis://u:s3cret#x@127.0.0.1/0", "percent-encode"),
+        ("amqp://u:s3cret", "percent-encode"),
+        ("redis://:s3cret@127.0.0.1/prod", "'prod' is no database of Redis"),
+        ("rediss://:s3cret@127.0.0.1:6379/0?ssl_ca_certs=/nosuch.pem", "ssl_ca_certs is '/nosuch.pem'"),
+        ("redis://:s3cret@127.0.0.1:637900/0", "637900 is no port"),
+        ("redis://:s3cret@127.0.0.1:0/0", "0 is no port"),
+        (f"amqp://u:s3cret@127.0.0.1:{'9' * 5000}/v", "is no port"),
+        (
+            "redis://:s3cret@127.0.0.1/0?socket_timeout=s3cret",
+            "--broker-transport-option socket_timeout=VALUE",
+        ),
+        ("redis://127.0.0.1/0;redis://:s3cret@127.0.0.2:99999/0", "99999 is no port"),
     ],
 )
-def test_a_broker_url_of_no_use_ends_with_one_line(url, code):
-    """An unknown scheme is code 1. In no case a word of the password."""
+def test_a_broker_url_of_no_use_ends_with_one_line(url, what):
+    """It says what is wrong. In no case a word of the password."""
     result = run_cli("--broker-url", url)
     line = one_line(result)
-    assert result.returncode == code, line
+    assert result.returncode == 2, line
     assert "--broker-url" in line
+    assert what in line
     assert "s3cret" not in line
 
 
-def test_a_missing_transport_package_ends_with_code_1_and_one_line():
+@pytest.mark.parametrize("argv", [[], ["doctor"], ["record", "file"]])
+def test_a_url_without_an_option_is_answered_with_the_option(argv):
+    result = run_cli(*argv, "redis://:s3cret@127.0.0.1/0")
+    assert result.returncode == 2
+    line = one_line(result)
+    assert "--broker-url URL" in line
+    assert "s3cret" not in line
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "amqps"])
+def test_a_port_without_tls_is_asked_about_in_the_log_which_names_doctor(running, tmp_path, scheme):
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        url = f"{scheme}://127.0.0.1:{plain.getsockname()[1]}/0"
+        app = running(Exporter(tmp_path, url))
+        eventually(lambda: "does this port speak TLS?" in app.text(), 60)
+    line = next(each for each in app.text().splitlines() if "no event subscription" in each)
+    assert url in line
+    assert "celery-exporter doctor" in line
+
+
+def test_a_missing_transport_package_ends_with_code_2_and_one_line():
     """kombu knows the scheme, the package that it needs isn't installed: the line says so."""
     result = run_cli("--broker-url", "confluentkafka://127.0.0.1")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "kafka" in one_line(result)
 
 

@@ -214,7 +214,7 @@ def test_a_recording_is_not_written_over_and_what_is_none_is_said_to_be(broker, 
     (tmp_path / "mine").write_text("mine")
     for command in ("record", "replay"):
         done = run_cli(command, str(tmp_path / "mine"), "--broker-url", broker.url)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert str(tmp_path / "mine") in done.stderr
         assert "Traceback" not in done.stderr
     assert (tmp_path / "mine").read_text() == "mine"

@@ -198,9 +198,9 @@ def test_another_kombu_transport(running: Start, tmp_path: Path) -> None:
     assert exporter.value("celery_queue_consumers", queue_name="celery") is None, "nobody told"
 
 
-def test_a_transport_whose_package_is_missing_is_one_line_and_exit_code_1() -> None:
+def test_a_transport_whose_package_is_missing_is_one_line_and_exit_code_2() -> None:
     done = run_cli("--broker-url", "zookeeper://127.0.0.1/")
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "zookeeper" in line
     assert "pip install" in line

@@ -417,7 +417,7 @@ def test_a_bad_file_ends_the_start_with_one_line(tmp_path, text, says):
     if text is not None:
         path.write_text(text)
     ended = run_cli("--broker-url", nobody(), "--port", "0", "--web.config.file", str(path))
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith("celery-exporter: --web.config.file: ")
