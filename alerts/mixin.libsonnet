@@ -198,11 +198,11 @@
     // Workers that are down have no active tasks: then the series is absent, and what they had started is left over.
     // One that is up and has none either sends no heartbeats, so nobody knows what is an orphan.
     record('job_instance:celery_tasks_orphaned:sum', |||
-      sum by (%(exporter)s) (celery_tasks{state="STARTED"})
+      sum by (%(exporter)s) (celery_tasks_in_flight{state="STARTED"})
       - (
         sum by (%(exporter)s) (celery_worker_active_tasks)
         or
-        0 * sum by (%(exporter)s) (celery_tasks{state="STARTED"})
+        0 * sum by (%(exporter)s) (celery_tasks_in_flight{state="STARTED"})
       )
       unless on (%(exporter)s)
         (celery_worker_up == 1 unless on (%(exporter)s, worker) celery_worker_active_tasks)

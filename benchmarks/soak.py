@@ -126,7 +126,7 @@ def look(now: float, exporter: Exporter, state: Path) -> tuple[float, ...]:
         process.num_threads(),
         process.num_fds(),
         state.stat().st_size / 1e6,
-        samples.total("celery_tasks"),
+        samples.total("celery_tasks_in_flight"),
         samples.value("celery_exporter_series") or 0,
         len(samples.label_values("queue_name", "celery_queue_length")),
         len(samples.label_values("worker", "celery_worker_up")),

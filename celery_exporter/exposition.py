@@ -50,9 +50,9 @@ class Exposition:
         self._unlabelled = _template((), static).format()
         self._process = ProcessCollector(registry=CollectorRegistry())
         names = {family.name for family in self._families}
-        # OpenMetrics names a counter without its _total, and then celery_tasks_total (a counter) and
-        # celery_tasks (a gauge) would be one family. Where that happens the counter is of type unknown
-        # there, which keeps the name of every sample.
+        # OpenMetrics names a counter without its _total, and then celery_tasks_total (a counter of the native
+        # profile) and celery_tasks (a gauge of zerok's) would be one family. Where that happens the counter
+        # is of type unknown there, which keeps the name of every sample.
         self._clashing = {name for name in names if name.removesuffix("_total") in names - {name}}
 
     def render(self, snapshot: Snapshot, content_type: str = TEXT, visit: Visit | None = None) -> bytes:

@@ -43,7 +43,7 @@ BOARD = Board(
                 "In flight",
                 PLAIN,
                 "Tasks that were sent and have not finished: pending, received, started or due for a retry.",
-                "sum(celery_tasks)",
+                "sum(celery_tasks_in_flight)",
                 width=4,
             ),
             stat(
@@ -156,7 +156,7 @@ BOARD = Board(
                 "In flight by state",
                 PLAIN,
                 "Tasks that are in each state.",
-                {"{{state}}": q.total("celery_tasks", "state")},
+                {"{{state}}": q.total("celery_tasks_in_flight", "state")},
                 stacked=True,
             ),
             lines(
@@ -166,7 +166,7 @@ BOARD = Board(
                 "A task that only grows older is stuck, or its worker is gone.",
                 {
                     "{{state}}": f"{q.since_first('celery_task_oldest_timestamp_seconds', 'state')}"
-                    f" or 0 * {q.total('celery_tasks', 'state')}"
+                    f" or 0 * {q.total('celery_tasks_in_flight', 'state')}"
                 },
             ),
             table(
@@ -174,7 +174,7 @@ BOARD = Board(
                 "Each task by name. Last success tells of periodic tasks that stopped.",
                 Column("Task", "task_name"),
                 [
-                    Column("In flight", q.total("celery_tasks", "task_name")),
+                    Column("In flight", q.total("celery_tasks_in_flight", "task_name")),
                     Column(
                         "Oldest",
                         q.since_first("celery_task_oldest_timestamp_seconds", "task_name"),

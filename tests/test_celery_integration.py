@@ -109,8 +109,8 @@ celery_tasks_total{task_name="add",state="RECEIVED"} 1
 celery_tasks_total{task_name="add",state="STARTED"} 1
 celery_tasks_total{task_name="add",state="SUCCESS"} 0
 celery_task_redeliveries_total{task_name="add"} 0
-celery_tasks{task_name="add",state="STARTED"} 1
-celery_tasks{task_name="add",state="PENDING"} 0
+celery_tasks_in_flight{task_name="add",state="STARTED"} 1
+celery_tasks_in_flight{task_name="add",state="PENDING"} 0
 """
 
 

@@ -169,7 +169,7 @@ def _now(shape: Shape) -> Row:
     labels = tuple(label for label in task_labels(shape) if label != "worker")  # which a gauge does not know
     values = values_of(labels)
     return Row(
-        "celery_tasks",
+        "celery_tasks_in_flight",
         "gauge",
         "Tasks that are in a state now.",
         ("state", *labels),
@@ -178,7 +178,7 @@ def _now(shape: Shape) -> Row:
         ),
         merge=add if shape.finer else None,
         absent="The task is not known yet.",
-        example='sum by (task_name) (celery_tasks{state="STARTED"})',
+        example='sum by (task_name) (celery_tasks_in_flight{state="STARTED"})',
     )
 
 

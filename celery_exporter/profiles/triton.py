@@ -38,7 +38,7 @@ _ACTIVE = Row(
         ((group.key.task_name,), group.count) for group in snapshot.tasks if group.state is State.STARTED
     ),
     merge=add,
-    query='sum without (state, queue_name) (celery_tasks{state="STARTED"})',
+    query='sum without (state, queue_name) (celery_tasks_in_flight{state="STARTED"})',
 )
 WORKERS = Row(
     "celery_workers",

@@ -12,7 +12,7 @@ from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape
 _TOTALS = tuple(state for state in State if state not in OPEN_STATES)
 #: PromQL for what `by_name` returns; what a rule has recorded as celery_tasks has no task_name.
 COUNTED = (
-    'celery_tasks{task_name!=""} or '
+    'celery_tasks_in_flight{task_name!=""} or '
     f'celery_tasks_total{{task_name!="",state=~"{"|".join(state.name for state in _TOTALS)}"}}'
 )
 #: A remark; who forgets, the original or another, fills it in.

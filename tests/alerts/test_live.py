@@ -145,7 +145,7 @@ def test_what_was_sent_says_what_it_is_and_where_to_look(scene):
 def test_a_worker_that_dies_is_missed_and_one_that_leaves_is_not(scene):
     left, dead, last = scene.workers.values()
     dead.kill()
-    eventually(lambda: scene.exporter.total("celery_tasks", queue_name="celery") == 0)
+    eventually(lambda: scene.exporter.total("celery_tasks_in_flight", queue_name="celery") == 0)
     assert left.stop() == 0  # idle: Celery can hang when told to end in the middle of a task
     eventually(lambda: scene.prometheus.query(f'celery_worker_up{{worker="{left.name}"}} == 0'))
     expect(scene, CeleryWorkerDown={"worker": dead.name, "hostname": "box"})

@@ -153,7 +153,7 @@ def shown(samples: Samples) -> Sums:
 
 def in_flight(samples: Samples) -> dict[tuple[str, str], int]:
     """Return the tasks that a scrape says have not ended: {(task name, state): count}."""
-    gauges = samples.by("celery_tasks", "task_name", "state")
+    gauges = samples.by("celery_tasks_in_flight", "task_name", "state")
     return {(name, state): int(count) for (name, state), count in sorted(gauges.items()) if count}
 
 

@@ -60,7 +60,7 @@ def test_killed_at_random_moments(request, running, rabbit_broker, tmp_path, ope
         app.connected()
         prometheus = running(Prometheus(tmp_path / "prometheus", f"127.0.0.1:{app.port}"))
         send_open(rabbit_broker.url, open_tasks)
-        until_equal(lambda: app.total("celery_tasks", state="PENDING"), open_tasks, 120)
+        until_equal(lambda: app.total("celery_tasks_in_flight", state="PENDING"), open_tasks, 120)
         eventually(lambda: prometheus.query("up == 1"), 60)
         stream = Traffic(rabbit_broker.url)
         stream.start()
@@ -91,6 +91,6 @@ def test_killed_at_random_moments(request, running, rabbit_broker, tmp_path, ope
         }
         add_row(request.node, "kills", row)
         assert (resets, abs(told - tasks) <= 0.01 * tasks) == (0, True), row
-        assert app.total("celery_tasks", state="PENDING", task_name="open") == open_tasks
+        assert app.total("celery_tasks_in_flight", state="PENDING", task_name="open") == open_tasks
     finally:
         app.kill()

@@ -80,7 +80,12 @@ def test_counters_and_gauges_are_the_same_in_protobuf(watched, broker):
     publish_events(broker.url, *lives([0.5] * 3))
     until_equal(lambda: value(prometheus, 'celery_tasks_total{state="SUCCESS"}'), 3.0, 15)
     shown = app.samples()
-    for name in ("celery_tasks_total", "celery_exporter_events_total", "celery_tasks", "celery_worker_up"):
+    for name in (
+        "celery_tasks_total",
+        "celery_exporter_events_total",
+        "celery_tasks_in_flight",
+        "celery_worker_up",
+    ):
         found = prometheus.query(f'{name}{{site="münster"}}')
         assert sum(float(each["value"][1]) for each in found) == shown.total(name), name
     assert prometheus.query("process_resident_memory_bytes") != []

@@ -21,7 +21,7 @@ TEXT = "text/plain"
 # Section 6 of DESIGN.md; families that only RabbitMQ or other circumstances bring are left out.
 NATIVE = """
 celery_tasks_total celery_task_failures_total celery_task_runtime_seconds celery_task_queue_wait_seconds
-celery_task_prefetch_wait_seconds celery_tasks celery_task_oldest_timestamp_seconds
+celery_task_prefetch_wait_seconds celery_tasks_in_flight celery_task_oldest_timestamp_seconds
 celery_task_last_timestamp_seconds celery_task_redeliveries_total celery_workers_online celery_worker_up
 celery_worker_active_tasks celery_worker_pool_size celery_worker_prefetch_limit
 celery_worker_processed_tasks_total celery_worker_restarts_total celery_worker_load_average

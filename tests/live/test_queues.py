@@ -104,7 +104,7 @@ def test_a_backlog_is_pending_since_it_was_sent(running, exporter, client):
     for _ in range(3):
         client.send_task("tasks.succeed", queue="jobs")
     labels = {"state": "PENDING", "task_name": "tasks.succeed"}
-    until_equal(lambda: app.value("celery_tasks", **labels, queue_name="jobs"), 3)
+    until_equal(lambda: app.value("celery_tasks_in_flight", **labels, queue_name="jobs"), 3)
     started = app.value("process_start_time_seconds")
     assert started < app.value("celery_task_oldest_timestamp_seconds", **labels) < started + 60
     until_equal(lambda: app.value("celery_queue_length", queue_name="jobs"), 3)
@@ -200,7 +200,7 @@ def test_own_rules_for_queues_and_an_empty_one_for_no_others(running, exporter, 
     app = running(exporter(*rules, "--queue-exclude", "secret")).connected()
     publish_events(broker.url, *map(sent, (customer, "shop-1", "shop-2", "secret")))
     until_equal(lambda: lengths(app), {("shops",): 2, (customer,): 1})
-    pending = app.samples().by("celery_tasks", "queue_name", "state")
+    pending = app.samples().by("celery_tasks_in_flight", "queue_name", "state")
     assert {queue: count for (queue, state), count in pending.items() if state == "PENDING" and count} == {
         "shops": 2,
         customer: 1,

@@ -11,7 +11,7 @@ from harness.exporter import Exporter
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 
-TASKS = "celery_tasks"
+TASKS = "celery_tasks_in_flight"
 RECONCILED = "celery_exporter_tasks_reconciled_total"
 #: Seconds for two measurements of the queues and the heartbeats in between, on a busy machine.
 DEADLINE = 120.0

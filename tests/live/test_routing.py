@@ -86,7 +86,7 @@ def test_a_broadcast_is_one_task_that_each_worker_runs(running, exporter, broker
     samples = app.samples()
     assert samples.total("celery_tasks_total", state="PENDING", queue_name="bulletin") == 3
     assert samples.total("celery_task_redeliveries_total") == 0
-    until_equal(lambda: app.total("celery_tasks"), 0)
+    until_equal(lambda: app.total("celery_tasks_in_flight"), 0)
 
 
 @on_rabbitmq

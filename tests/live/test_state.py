@@ -59,7 +59,7 @@ def test_sums_and_unfinished_tasks_outlast_a_restart(running, kept, broker):
 
     app = running(kept()).connected()
     assert counters(app.samples()) == before
-    assert app.value("celery_tasks", state="RECEIVED", task_name="made.up", queue_name="made") == 1
+    assert app.value("celery_tasks_in_flight", state="RECEIVED", task_name="made.up", queue_name="made") == 1
     publish_events(broker.url, *one_task(2)[2:])
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 2)
     assert app.samples().label_values("task_name", "celery_tasks_total") == {"made.up"}
@@ -264,11 +264,11 @@ def test_a_million_unfinished_tasks_outlast_a_restart(running, exporter, state, 
     head = {**head, "timestamp": time.time()}
     for first in range(0, count, step):
         publish_events(broker.url, *({**head, "uuid": f"task-{first + each}"} for each in range(step)))
-    until_equal(lambda: app.total("celery_tasks", state="PENDING"), count, 60)
+    until_equal(lambda: app.total("celery_tasks_in_flight", state="PENDING"), count, 60)
     end(app)
     app = running(make()).connected(60)
     assert re.search(r"reading \d+ MB from", app.text())
-    assert app.total("celery_tasks", state="PENDING") == count
+    assert app.total("celery_tasks_in_flight", state="PENDING") == count
     assert app.total("celery_tasks_total", state="PENDING") == count
     end(app)
 

@@ -185,7 +185,9 @@ class Scene:
             result = self._add_result(samples, len(self.differences(samples)))
         assert (result.missed_really, result.missed_reported) == (0, 0)
         assert samples.total("celery_exporter_events_malformed_total") == 0
-        left = {state: count for (state,), count in samples.by("celery_tasks", "state").items() if count}
+        left = {
+            state: count for (state,), count in samples.by("celery_tasks_in_flight", "state").items() if count
+        }
         assert left == {}
         return samples
 

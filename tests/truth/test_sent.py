@@ -85,7 +85,7 @@ def test_a_backlog_before_the_first_starts(scene: Scene) -> None:
     scene.start(scene.exporter)
     scene.send("tasks.succeed", times=size(3_000, 50_000))
     waiting = {"state": "PENDING", "task_name": "tasks.succeed", "queue_name": "celery"}
-    until_equal(lambda: scene.exporter.value("celery_tasks", **waiting), scene.sent)
+    until_equal(lambda: scene.exporter.value("celery_tasks_in_flight", **waiting), scene.sent)
     workers = (scene.make_worker(node, pool="threads", concurrency=4) for node in ("a@test", "b@test"))
     scene.start(*workers)
     scene.await_ends()

@@ -52,7 +52,7 @@ def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
         eta = datetime.now(timezone.utc) + timedelta(seconds=ETA_SECONDS)
         for _ in range(4):
             client.send_task("tasks.succeed", queue="celery", eta=eta)
-        until_equal(lambda: app.value("celery_tasks", state="RECEIVED", **labels), 4)
+        until_equal(lambda: app.value("celery_tasks_in_flight", state="RECEIVED", **labels), 4)
         first.stop()
         running(worker("second@box"))
         until_equal(lambda: ledger.total("SUCCESS"), 4, ETA_SECONDS + 60)
@@ -109,4 +109,4 @@ def test_a_retry_told_after_its_next_attempt_ended(running, exporter, broker):
         "SUCCESS": 1,
         "RETRY": 1,
     }
-    assert app.total("celery_tasks") == 0
+    assert app.total("celery_tasks_in_flight") == 0
