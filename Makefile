@@ -11,7 +11,7 @@ SOAK_SECONDS ?= 3600
 unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers rabbitmq clean
+.PHONY: help demo stack test lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -32,8 +32,8 @@ demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; C
 stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or STACK_SECONDS=60) ends it
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
-test: .venv/synced servers rabbitmq lint  ## everything, on real brokers, four files at a time
-	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25
+test: .venv/synced servers newer lint  ## everything, on real brokers, four files at a time
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --maxfail=25
 
 lint: .venv/synced  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -91,8 +91,9 @@ bench: .venv/synced servers  ## CPU an event beside a floor and the peers, event
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh
 
-rabbitmq: servers  ## the RabbitMQ 4 of tests/live/test_rabbitmq_4.py, 150 MB
-	@tests/install-rabbitmq-4.sh
+newer: servers  ## RabbitMQ 4 and Prometheus 3, which Debian 12 does not have, for the tests; 380 MB
+	@tests/install-newer.sh rabbitmq-4 rabbitmq-server base-files coreutils dash grep sed
+	@tests/install-newer.sh prometheus-3 prometheus base-files coreutils dash
 
 lock:  ## newest versions that fit, pinned with their hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \

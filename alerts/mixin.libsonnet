@@ -36,6 +36,7 @@
     redeliveryRatio: 0.10,  // of the tasks that were received
     queueDepth: 1000,
     meanRuntimeSeconds: 60,
+    withinSeconds: 30,  // a bucket's bound: the share of executions that took no longer is recorded, for dashboards
     queueWaitSeconds: 300,
     oldestWaitingSeconds: 900,
     stuckSeconds: 3600,
@@ -67,6 +68,7 @@
     cluster: std.join(', ', config.clusterLabels),
     exporter: std.join(', ', std.filter(function(label) label != 'instance', config.clusterLabels) + ['instance']),
     tasks: selector(counted),
+    within: selector(['le=~"%(bound)s|%(bound)s[.]0"' % { bound: text(config.withinSeconds) }] + counted),
     receivedTasks: selector(['state="RECEIVED"'] + counted),
     shortTasks: selector(butNot(config.longTasks)),
     startedShortTasks: selector(['state="STARTED"'] + butNot(config.longTasks)),
@@ -162,6 +164,13 @@
       'Celery tasks are retried in {{ $labels.job }}',
       '{{ $value | humanizePercentage }} of the tasks that were started in the last %(window)s ended in a retry.',
     ),
+
+    // Prometheus 3 stores le="30" as le="30.0".
+    record('job_task_name:celery_task_runtime_within_bound:ratio_rate%(window)s', |||
+      sum by (%(cluster)s, task_name) (rate(celery_task_runtime_seconds_bucket%(within)s[%(window)s]))
+      /
+      (sum by (%(cluster)s, task_name) (rate(celery_task_runtime_seconds_count%(tasks)s[%(window)s])) > 0)
+    |||),
 
     record('job_task_name:celery_task_runtime_seconds:mean%(window)s', |||
       sum by (%(cluster)s, task_name) (rate(celery_task_runtime_seconds_sum%(tasks)s[%(window)s]))

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# A RabbitMQ of 4.3 or later, which Debian 12 does not have: the /usr of Debian's testing suite, no more of it
-# than RabbitMQ needs, in .cache/rabbitmq-4/usr. The tests put it in the place of /usr, for RabbitMQ alone
-# (RabbitServer4 in tests/harness/servers.py). The machine's own packages and apt's lists stay as they are.
+# install-newer.sh NAME PACKAGE...: a server that is newer than Debian 12's, from Debian's testing suite, with no
+# more of its /usr than the packages need, in .cache/NAME/usr. The tests put that in the place of /usr, for this
+# server alone (Newer in tests/harness/servers.py). The machine's own packages and apt's lists stay as they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-home=.cache/rabbitmq-4 suite=forky
-[ -e $home/usr ] && exit 0
+home=.cache/$1 suite=forky
+name=$1
+shift
+[ -e "$home/usr" ] && exit 0
 
 cannot() {  # what does not fail in CI is skipped at a desk, with these words
-  echo "No RabbitMQ 4 for the tests: $1" >&2
+  echo "No $name for the tests: $1" >&2
   [ -z "${CI:-}" ]
   exit
 }
@@ -21,8 +23,8 @@ mirror=$(apt-get update --print-uris | sed -n "s#^'\(.*\)/dists/$codename/InRele
 [ -n "$mirror" ] || cannot "apt knows no mirror of Debian $codename"
 
 # Made beside its place, and moved there when it is whole.
-rm -rf $home
-mkdir -p $home
+rm -rf "$home"
+mkdir -p "$home"
 work=$(mktemp -d "$PWD/$home/making.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/{lists,archives}/partial
@@ -45,9 +47,9 @@ Acquire::Retries "3";
 EOF
 export APT_CONFIG=$work/apt.conf
 apt-get update -qq
-apt-get install -qq --download-only rabbitmq-server base-files coreutils dash grep sed >/dev/null
+apt-get install -qq --download-only "$@" >/dev/null
 for package in "$work"/archives/*.deb; do
   dpkg-deb --extract "$package" "$work/root"
 done
 rm -rf "$work"/root/usr/share/{doc,info,locale,man}
-mv "$work/root/usr" $home/usr
+mv "$work/root/usr" "$home/usr"

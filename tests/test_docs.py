@@ -409,15 +409,15 @@ def test_what_the_pages_ask_the_api_is_answered_so():
             assert done.stdout.strip() == printed_.strip()
 
 
-def test_only_what_needs_rabbitmq_4_fetches_it():
+def test_only_what_needs_newer_servers_fetches_them():
     def does(target: str) -> str:
         command = [need("make"), "--dry-run", "--directory", ROOT, target]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert "install-rabbitmq-4.sh" in does("test")
+    assert "install-newer.sh" in does("test")
     for target in ("servers", "stack", "truth", "faults", "screenshots", "bench"):
         assert "install-servers.sh" in does(target)
-        assert "install-rabbitmq-4.sh" not in does(target)
+        assert "install-newer.sh" not in does(target)
 
 
 def test_a_wrong_example_is_found(tmp_path):

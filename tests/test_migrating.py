@@ -219,7 +219,7 @@ def test_every_file_that_the_page_links_to_exists():
 
 def test_the_clash_that_the_page_shows_is_one():
     with pytest.raises(ProfilesClashError) as clash:
-        select(("native", "zerok"), Shape())
+        select(("native", "danihodovic"), Shape())
     assert f"celery-exporter: {clash.value}\n" in migrating.PAGE.read_text()
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from celery.worker.control import Panel
 from harness.processes import ROOT, TESTS, need
+from harness.servers import PROMETHEUSES, Prometheus
 
 from celery_exporter.core.words import State
 from celery_exporter.options import OPTIONS
@@ -24,6 +25,7 @@ CONTRACT = {
     if entry["profile"] == "native"
     for alert in entry["alerts"]
 }
+both = pytest.mark.parametrize("server", PROMETHEUSES, ids=lambda each: each.__name__)
 #: Given by whoever scrapes, not by the exporter.
 TARGET = {"job", "namespace", "instance"}
 #: Metrics of other making, and the labels of those that the exporter makes.
@@ -57,10 +59,10 @@ def jsonnet(program, *options):
     return done.stdout
 
 
-def promtool(*arguments):
+def promtool(*arguments, server=Prometheus):
     """Run promtool, and return what it said when it did not agree."""
     done = subprocess.run(
-        [need("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False
+        [server.promtool(), *map(str, arguments)], capture_output=True, text=True, check=False
     )
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
@@ -159,12 +161,14 @@ def test_a_threshold_of_nothing_is_a_number():
 # -- promtool ------------------------------------------------------------------------------------------
 
 
-def test_promtool_takes_the_rules():
-    assert promtool("check", "rules", "--lint=all", "--lint-fatal", RULES) == ""
+@both
+def test_promtool_takes_the_rules(server):
+    assert promtool("check", "rules", "--lint=all", "--lint-fatal", RULES, server=server) == ""
 
 
-def test_promtool_sees_each_alert_fire_and_stay_silent():
-    assert promtool("test", "rules", CASES) == ""
+@both
+def test_promtool_sees_each_alert_fire_and_stay_silent(server):
+    assert promtool("test", "rules", CASES, server=server) == ""
 
 
 def cases(alert):

@@ -198,7 +198,7 @@ class RabbitServer(Process):
 
 
 class RabbitServer4(RabbitServer):
-    """RabbitMQ 4.3 or later, of Debian's testing suite (tests/install-rabbitmq-4.sh).
+    """RabbitMQ 4.3 or later, of Debian's testing suite (tests/install-newer.sh).
 
     It has that suite's /usr in the place of the machine's, in a mount namespace of its own, which ends with
     it; and it ends with us, even if we are killed.
@@ -212,7 +212,7 @@ class RabbitServer4(RabbitServer):
     def __init__(self, folder: Path, *more: str, vhosts: int = 1) -> None:
         """`more` are lines of rabbitmq.conf."""
         if not self.usr.exists():
-            missing("RabbitMQ 4 (tests/install-rabbitmq-4.sh)")
+            missing("RabbitMQ 4 (make newer)")
         super().__init__(folder, vhosts=vhosts)
         like_us = ("setpriv", "--pdeathsig", "KILL")
         in_its_place = ("sh", "-c", 'mount --bind "$0" /usr && exec "$@"', str(self.usr))
@@ -237,23 +237,35 @@ class Prometheus(Process):
         rules: Path | None = None,
         alertmanager: str | None = None,
         features: str = "",
+        relabel: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(folder)
-        self.program = need("prometheus")
+        self.program = self.installed()
         self.features = features
         self.port = free_port()
         scraped = {"targets": [target], "labels": {"__metrics_path__": path}}
+        jobs = [{"job_name": job, "static_configs": [scraped], "metric_relabel_configs": relabel or []}]
         managers = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
         (folder / "prometheus.yml").write_text(
             json.dumps(  # JSON is YAML
                 {
                     "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-                    "scrape_configs": [{"job_name": job, "static_configs": [scraped]}],
+                    "scrape_configs": jobs,
                     "rule_files": [str(rules)] if rules else [],
                     "alerting": {"alertmanagers": managers},
                 }
             )
         )
+
+    @staticmethod
+    def installed() -> str:
+        """Return the path of its program."""
+        return need("prometheus")
+
+    @staticmethod
+    def promtool() -> str:
+        """Return the path of the program that checks rules for it."""
+        return need("promtool")
 
     def command(self) -> list[str]:
         return [
@@ -307,6 +319,31 @@ class Prometheus(Process):
 
     def _address(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
+
+
+class Prometheus3(Prometheus):
+    """Prometheus 3, of Debian's testing suite (tests/install-newer.sh), on the machine's libraries."""
+
+    bin = ROOT / ".cache" / "prometheus-3" / "usr" / "bin"
+
+    @staticmethod
+    def installed() -> str:
+        return Prometheus3._program("prometheus")
+
+    @staticmethod
+    def promtool() -> str:
+        return Prometheus3._program("promtool")
+
+    @staticmethod
+    def _program(name: str) -> str:
+        program = Prometheus3.bin / name
+        if not program.exists():
+            missing("Prometheus 3 (make newer)")
+        return str(program)
+
+
+#: Those that everything has to work with.
+PROMETHEUSES = (Prometheus, Prometheus3)
 
 
 class Alertmanager(Process):

@@ -9,7 +9,7 @@ import pytest
 from fuzz.batches import AWKWARD
 from harness.events import publish_events
 from harness.marks import on_redis
-from harness.servers import Prometheus
+from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 
 from celery_exporter.core.ledger import is_chosen
@@ -36,14 +36,14 @@ def lives(seconds: list[float]) -> list[dict]:
     ]
 
 
-@pytest.fixture
-def watched(running, exporter, tmp_path):
+@pytest.fixture(params=PROMETHEUSES, ids=lambda each: each.__name__)
+def watched(request, running, exporter, tmp_path):
     """Return a function that starts an exporter with options, and a Prometheus with features."""
     started = []
 
     def start(features: str, *options: str):
         app = running(exporter(*options)).connected()
-        prometheus = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{app.port}", features=features)
+        prometheus = request.param(tmp_path / "prometheus", f"127.0.0.1:{app.port}", features=features)
         started.append(prometheus)
         prometheus.start()
         prometheus.wait_ready()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from harness.exporter import Exporter
 from harness.processes import side_by_side
-from harness.servers import Prometheus
+from harness.servers import PROMETHEUSES
 from harness.waiting import eventually
 from harness.workers import Worker
 from harness.workers import client as make_client
@@ -13,13 +13,13 @@ from harness.workers import client as make_client
 JOB = "celery"
 
 
-@pytest.fixture(scope="module")
-def scene(redis_server, tmp_path_factory):
+@pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda each: each.__name__)
+def scene(request, redis_server, tmp_path_factory):
     """Return a Prometheus, an exporter, and a client, of a cluster with one worker."""
     url = redis_server.clean()
     folder = tmp_path_factory.mktemp("scene")
     exporter = Exporter(folder / "exporter", url)
-    prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
+    prometheus = request.param(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
     with side_by_side(exporter, prometheus, Worker(folder / "worker", url, "celery@box")):
         exporter.connected()
         eventually(lambda: prometheus.query(f'up{{job="{JOB}"}} == 1'), 15)
