@@ -22,7 +22,7 @@ CORE = {"redis", "exporter", "worker", "client"}
 PROFILES = {
     "rabbitmq": {"rabbitmq", "exporter-rabbitmq", "worker-rabbitmq", "client-rabbitmq"},
     "monitoring": {
-        *("prometheus", "alertmanager", "grafana", "loki", "promtail"),
+        *("prometheus", "alertmanager", "grafana", "loki", "alloy"),
         *("node-exporter", "redis-exporter", "postgres", "postgres-exporter", "worker-postgres"),
     },
     "with-flower": {"flower"},
@@ -32,7 +32,7 @@ PORTS = {9808, 9809, 9090, 9093, 3000, 3100, 9121, 9187, 5555}
 NO_HEALTH_CHECK = {"client", "client-rabbitmq"}
 #: Folders of the host that are not ours, and who may look into them.
 HOST = {
-    "promtail": {"/var/lib/docker/containers"},
+    "alloy": {"/var/lib/docker/containers"},
     "node-exporter": {"/proc", "/sys"},
 }
 each = pytest.mark.parametrize("name", SERVICES)
@@ -111,7 +111,7 @@ def test_it_may_do_little(name):
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not service.keys() & {"privileged", "cap_add", "devices", "network_mode", "ipc", "env_file"}
-    assert (service.get("user") == "root") == (name == "promtail"), "the logs are root's"
+    assert (service.get("user") == "root") == (name == "alloy"), "the logs are root's"
     assert ("pid" in service) == (name == "node-exporter"), "the host's processes are its business"
 
 

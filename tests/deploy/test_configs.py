@@ -252,7 +252,7 @@ def test_redis_takes_the_configuration_and_asks_for_the_password(mounted, made, 
         redis.Redis(port=server.port, retry=Retry(NoBackoff(), 0)).ping()
 
 
-# Grafana, Loki and promtail have no tool here: what they name has to be there.
+# Grafana, Loki and Alloy have no tool here: what they name has to be there.
 
 
 def test_grafana_is_provisioned_with_what_is_mounted(mounted):
@@ -279,15 +279,19 @@ def test_grafana_is_provisioned_with_what_is_mounted(mounted):
 
 
 def test_logs_go_from_the_engine_to_loki(mounted):
-    config = yaml.safe_load((mounted("promtail") / "etc/promtail/promtail.yml").read_text())
-    targets = {target: mode for _, target, mode in compose.volumes(SERVICES["promtail"])}
-    assert targets[config["positions"]["filename"].rpartition("/")[0]] == "rw"
-    (client,) = config["clients"]
-    assert service_of(client["url"]) == "loki"
-    (job,) = config["scrape_configs"]
-    (static,) = job["static_configs"]
-    assert targets[static["labels"]["__path__"].split("/*")[0]] == "ro"
-    assert str(config["server"]["http_listen_port"]) in SERVICES["promtail"]["healthcheck"]["test"][-1]
+    *_, path = SERVICES["alloy"]["command"]
+    config = (mounted("alloy") / path.lstrip("/")).read_text()
+    targets = {target: mode for _, target, mode in compose.volumes(SERVICES["alloy"])}
+    assert targets[option("alloy", "--storage.path")] == "rw"  # where it has read up to
+    assert targets[path] == "ro"
+    assert service_of(re.findall(r'url = "(.*)"', config)[0]) == "loki"
+    assert targets[re.findall(r'"__path__" = "(.*?)/\*', config)[0]] == "ro"
+    port = option("alloy", "--server.http.listen-addr").rpartition(":")[2]
+    assert f"/{port}" in SERVICES["alloy"]["healthcheck"]["test"][-1]
+    # Each component that another one names is there, and of that kind.
+    made = {f"{kind}.{name}" for kind, name in re.findall(r'^([a-z._]+) "(\w+)" {', config, re.MULTILINE)}
+    used = set(re.findall(r"\b((?:local|loki)\.[a-z_]+\.\w+)\.(?:targets|receiver)", config))
+    assert used == made - {"loki.source.file.containers"}
     assert {service["logging"]["driver"] for service in SERVICES.values()} == {"json-file"}
     assert {service["logging"]["options"]["tag"] for service in SERVICES.values()} == {"{{.Name}}"}
 
@@ -302,7 +306,7 @@ def test_loki_writes_where_it_has_a_volume(mounted):
     assert config["server"]["http_listen_port"] == LISTENING["loki"]
 
 
-@pytest.mark.parametrize("name", ["prometheus", "alertmanager", "loki", "promtail"])
+@pytest.mark.parametrize("name", ["prometheus", "alertmanager", "loki"])
 def test_a_program_reads_the_file_that_is_mounted(name):
     flag = "--config.file" if name in {"prometheus", "alertmanager"} else "-config.file"
     path = option(name, flag)
