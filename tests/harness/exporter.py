@@ -53,7 +53,7 @@ class Samples(dict[Series, float]):
                 samples[series] = float(sample.value)
         return samples
 
-    def matching(self, name: str, **labels: str) -> dict[Series, float]:
+    def matching(self, name: str, /, **labels: str) -> dict[Series, float]:
         """Return the series of this name that carry these labels, whatever else they carry."""
         return {
             series: value
@@ -61,16 +61,16 @@ class Samples(dict[Series, float]):
             if series[0] == name and labels.items() <= dict(series[1]).items()
         }
 
-    def value(self, name: str, **labels: str) -> float | None:
+    def value(self, name: str, /, **labels: str) -> float | None:
         """Return the one value that matches, None where nothing does."""
         found = self.matching(name, **labels)
         assert len(found) < 2, f"{name} {labels} is not one series: {found}"
         return next(iter(found.values()), None)
 
-    def total(self, name: str, **labels: str) -> float:
+    def total(self, name: str, /, **labels: str) -> float:
         return sum(self.matching(name, **labels).values())
 
-    def by(self, name: str, *keys: str, **labels: str) -> dict[tuple[str, ...], float]:
+    def by(self, name: str, /, *keys: str, **labels: str) -> dict[tuple[str, ...], float]:
         """Return sums by the values of these labels ("" where a series lacks one)."""
         sums: dict[tuple[str, ...], float] = defaultdict(float)
         for (_, own), value in self.matching(name, **labels).items():
@@ -173,10 +173,10 @@ class Exporter(Process):
         """Scrape it in the other format."""
         return Samples.of(parse_openmetrics(self.get("/metrics", {"Accept": OPENMETRICS}).text))
 
-    def value(self, name: str, **labels: str) -> float | None:
+    def value(self, name: str, /, **labels: str) -> float | None:
         return self.samples().value(name, **labels)
 
-    def total(self, name: str, **labels: str) -> float:
+    def total(self, name: str, /, **labels: str) -> float:
         return self.samples().total(name, **labels)
 
 
