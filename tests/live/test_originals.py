@@ -34,7 +34,7 @@ def scene(request, running, redis_broker, tmp_path):
 
     def work() -> Worker:
         folder = tmp_path / f"worker-{time.monotonic_ns()}"
-        return running(Worker(folder, url, NODE, pool="solo", ledger=ledger))
+        return running(Worker(folder, url, NODE, concurrency=1, ledger=ledger))
 
     with make_client(url) as client:
         yield SimpleNamespace(app=app, work=work, send=client.send_task, url=url, open=ledger.open_gate)
