@@ -33,7 +33,7 @@ stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or ST
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
 test: .venv/synced servers newer lint  ## everything, on real brokers, four files at a time
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --maxfail=25
+	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25
 
 lint: .venv/synced  ## ruff and mypy --strict
 	.venv/bin/ruff check .
