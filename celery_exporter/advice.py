@@ -13,6 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from celery_exporter.core.missed import WINDOW, grown
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
 from celery_exporter.quoting import printable, shell_word
@@ -27,6 +28,8 @@ LONGEST_INTERVAL = 60
 MOST_SKEW = 5.0
 #: Seconds after which an event that was refused is history. Heartbeats come every 2 s.
 RECENT = 60.0
+#: The share of the tasks that workers processed of which so many may be missed, as CeleryEventsMissed has it.
+MISSED_SHARE = 0.01
 #: Names in one line.
 MOST_NAMES = 5
 #: Queues in one command.
@@ -78,7 +81,7 @@ def advise(snapshot: Snapshot) -> list[Finding]:
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Tell whether each check that applies has found something by now, so that more time brings no more."""
-    optional = {_state, _blocked} if snapshot.around.blocked is None else {_state}
+    optional = {_state, _missed} | ({_blocked} if snapshot.around.blocked is None else set())
     decided = {check for check in _applicable(snapshot) if check(snapshot) is not None}
     return decided >= set(_applicable(snapshot)) - optional
 
@@ -258,6 +261,28 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
         return None
     return Finding(
         "task-events", "ok", "no task has run yet, so whether workers send task events is not known"
+    )
+
+
+def _missed(snapshot: Snapshot) -> Finding | None:
+    """Compare what workers processed of late, by their own count, with the events that came of it."""
+    before = snapshot.around.counted_before
+    counts = {} if before is None else grown(snapshot.workers, before)
+    processed, missed = (sum(each[index] for each in counts.values()) for index in (0, 1))
+    if not processed:
+        return None
+    if missed <= processed * MISSED_SHARE:
+        but = f" but {missed:,}" if missed else ""
+        return Finding(
+            "missed-events", "ok", f"of {_count(processed, 'task')} processed all{but} are counted"
+        )
+    return Finding(
+        "missed-events",
+        "warn",
+        f"of {_count(processed, 'task')} that workers processed in {WINDOW / 60:.0f} minutes {missed:,} are "
+        f"not counted, as no event came: {names(name for name, each in counts.items() if each[1])}",
+        "keep the exporter running (with --event-queue-durable RabbitMQ keeps events while it is away), give "
+        "it processor time, and on Redis: CONFIG SET client-output-buffer-limit 'pubsub 33554432 8388608 60'",
     )
 
 
@@ -450,6 +475,7 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _answers,
     _serializer,
     _task_events,
+    _missed,
     _task_sent,
     _clocks,
     _worker_names,

@@ -95,7 +95,7 @@ Looked at, in this order:
   the broker     broker-version, eviction, output-buffer, transient-queues,
                  leftovers
   events         listening, first-event, serializer, heartbeats, task-events,
-                 sent-events
+                 missed-events, sent-events
   workers        workers, worker-versions, worker-names, same-names, answers,
                  clock-skew
   queues         queue-lengths, queue-names, queues-without-consumers,

@@ -36,6 +36,7 @@ from celery_exporter.core import memory
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.ledger import Ledger
+from celery_exporter.core.missed import MissedWindow
 from celery_exporter.core.names import Pattern, shown_as
 from celery_exporter.core.queues import Absence, PollSchedule
 from celery_exporter.core.reconcile import Reconciler, measurement_of
@@ -137,7 +138,7 @@ class Monitor:
         self._unanswered, self._ask_again = 0, 0.0  # rounds without an answer, monotonic time of the next
         self._blocked = BlockedWatch(self._source)
         self._asked: float | None = None  # monotonic time at which all workers were last asked, with success
-        self._watch, self._history = Watch(), History()
+        self._watch, self._history, self._missed = Watch(), History(), MissedWindow()
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
@@ -241,6 +242,7 @@ class Monitor:
             blocked=self._blocked.reason,
             no_events=self.no_events,
             refused_answers=self._refused_answers,
+            counted_before=self._missed.before,
         )
 
     def _is_measured(self) -> bool:
@@ -524,6 +526,7 @@ class Monitor:
     def _look_around(self) -> None:
         with self._lock:
             snapshot, now = take(self._cluster, self._surroundings(None)), time.monotonic()
+        self._missed.look(snapshot.workers, now)
         if not self._settings.no_status_page:
             self._history.look(snapshot, now)
         for finding in self._watch.news(advise(snapshot), now):

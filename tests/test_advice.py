@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 from core.story import T0, Story, heartbeat, received, sent, started
+from harness.processes import need
 
+from alerts import rulebook
 from celery_exporter.advice import (
     CHURN,
     HOLD,
     LONGEST_INTERVAL,
+    MISSED_SHARE,
     NOBODY_ANSWERED,
     PATIENCE,
     RECENT,
@@ -20,6 +26,7 @@ from celery_exporter.advice import (
     is_decided,
 )
 from celery_exporter.core import queues
+from celery_exporter.core.missed import WINDOW, MissedWindow
 from celery_exporter.core.names import shown_as
 from celery_exporter.core.snapshot import CollectorView, Depth
 from celery_exporter.core.workers import Profile
@@ -125,6 +132,48 @@ def test_answers_in_a_serialiser_that_is_not_accepted():
     failed = [WELL[0], CollectorView("roster", False, 0.1, None, "workers answer in pickle")]
     found = findings(*beats(), profiles={}, collectors=failed, refused_answers=["pickle"])["answers"]
     assert (found.level, "pickle" in found.found, "--accept-content" in found.mend) == ("warn", True, True)
+
+
+def missing(*counts: int, before: dict[str, tuple[int, int]] | None) -> Finding | None:
+    """Return what is found of a worker that starts a task, and says with each beat how many it processed."""
+    begun = [
+        started("u0", at=1),
+        *(heartbeat(at=2 + 2 * n, processed=count) for n, count in enumerate(counts)),
+    ]
+    return findings(*begun, counted_before=before).get("missed-events")
+
+
+def test_tasks_that_workers_processed_and_of_which_no_event_came():
+    """Ten were processed after the first heartbeat, and of one there was a start."""
+    late = missing(0, 10, 10, 10, before={})
+    assert (late.level, late.found) == (
+        "warn",
+        "of 10 tasks that workers processed in 15 minutes 10 are not counted, as no event came: w@h",
+    )
+    assert "--event-queue-durable" in late.mend
+
+
+def test_what_was_missed_before_the_window_is_no_news():
+    assert missing(0, 10, 10, 10, before={"w@h": (10, 10)}) is None  # it has processed nothing since
+    assert missing(0, 1000, 1000, 1000, before={"w@h": (0, 995)}).level == "ok"
+    assert missing(0, 10, 10, 10, before=None) is None
+
+
+def test_a_window_is_fifteen_minutes_long():
+    window = MissedWindow()
+    assert window.before is None
+    for minute in range(40):
+        workers = [SimpleNamespace(name="w@h", processed_total=minute * 10, missed=minute)]
+        window.look(workers, minute * 60.0)
+        window.look(workers, minute * 60.0 + 15)  # the last one is hardly over
+        assert window.before == {"w@h": (10 * max(0, minute - 15), max(0, minute - 15))}
+
+
+def test_the_share_is_that_of_the_alert():
+    program = [need("jsonnet"), "-e", f'(import "{rulebook.MIXIN}")._config']
+    config = json.loads(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    assert config["missedRatio"] == MISSED_SHARE
+    assert rulebook.seconds(config["missedWindow"]) == WINDOW
 
 
 def test_no_worker_at_all_and_none_any_more():

@@ -31,11 +31,11 @@ def test_every_metric_and_option_that_the_readme_speaks_of_exists():
     text = README.read_text()
     names = {row.name for row in select(("native",), Shape()).rows}
     known = names | {name + suffix for name in names for suffix in ("_bucket", "_sum", "_count")}
-    spoken = set(re.findall(r"\bcelery_(?:tasks?|workers?|queue|broker|exporter)_?[a-z_]*\b", text)) - {
+    spoken = set(re.findall(r"(?<!:)\bcelery_(?:tasks?|workers?|queue|broker|exporter)_?[a-z_]*\b", text)) - {
         "celery_exporter"
     }
     assert {name for name in spoken if name not in known and not name.endswith("_")} == set()
     flags = {f"--{option.name}" for option in OPTIONS} | {"--help", "--version", "--strict"}
     flags |= {flag for command in _command.commands.values() for one in command.params for flag in one.opts}
-    flags |= {"--from-file", "--now", "--read-only", "--network"}  # of kubectl, systemctl, docker
+    flags |= {"--from-file", "--now", "--read-only", "--network", "--enable-feature"}  # of others
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= flags

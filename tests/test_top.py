@@ -606,7 +606,7 @@ def test_the_exporter_of_this_machine_is_asked_when_nobody_is_named():
     [
         (["--url", "http://s3cret:x@h", "--broker-url", "redis://h"], 2, "--broker-url"),
         (["--url", "nosuch"], 2, "--url"),
-        (["--broker-url", "nosuch://h"], 1, "--broker-url"),
+        (["--broker-url", "nosuch://h"], 2, "--broker-url"),
     ],
 )
 def test_a_wrong_option_ends_with_one_line(arguments, code, said):

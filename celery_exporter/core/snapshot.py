@@ -97,6 +97,8 @@ class Surroundings(Struct, frozen=True):
     missing: Collection[str] = ()  # queues that the broker says it does not have
     blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: it does not tell
     no_events: str = ""  # why no event can arrive on this transport; empty: they can
+    # What each worker had processed some minutes ago, and what of that was missed, in tasks; None: not known.
+    counted_before: Mapping[str, tuple[int, int]] | None = None
     refused_answers: Collection[str] = ()  # serialisers of answers to inspection that are not accepted
 
 

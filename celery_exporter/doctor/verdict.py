@@ -45,6 +45,7 @@ _ORDER = (
     "answers",
     "clock-skew",
     "task-events",
+    "missed-events",
     "sent-events",
     "queue-lengths",
     "queue-names",
