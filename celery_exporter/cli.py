@@ -170,13 +170,14 @@ _command.params.append(
     "--port", type=click.IntRange(0, 65_535), default=9808, show_default=True, help="For the exporter."
 )
 @click.option("--seconds", type=Number(min=1), help="End by itself after so many seconds.")
+@click.option("--with-problems", is_flag=True, help="More tasks fail and are retried than should.")
 @click.pass_context
-def demo(context: click.Context, port: int, seconds: float | None) -> None:
-    """Run a broker, workers, a client and the exporter, to look at."""
+def demo(context: click.Context, port: int, seconds: float | None, *, with_problems: bool) -> None:
+    """Run a broker, workers, a client and the exporter, to look at. All is well there."""
     _take_signals()
     from celery_exporter.demo import run  # noqa: PLC0415  needs an extra that the exporter does not
 
-    context.exit(run(port, seconds))
+    context.exit(run(port, seconds, with_problems=with_problems))
 
 
 def _broker_command(

@@ -23,10 +23,13 @@ class Stop:
         self.asked = True
 
 
-def run(port: int, seconds: float | None) -> int:
-    """Play it on that port until Ctrl-C, or for about so many seconds, and then check; the exit code."""
+def run(port: int, seconds: float | None, *, with_problems: bool = False) -> int:
+    """Play it on that port until Ctrl-C, or for about so many seconds, and then check; the exit code.
+
+    All is well there, or more tasks fail and are retried than should.
+    """
     stop = Stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Here, as it takes half a second, in which Ctrl-C is already clean; workers import this package too.
     from celery_exporter.demo.show import show  # noqa: PLC0415
 
-    return show(port, seconds, stop)
+    return show(port, seconds, stop, *(["--with-problems"] if with_problems else []))

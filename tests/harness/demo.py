@@ -49,10 +49,12 @@ def worker(folder: Path, url: str, queue: str) -> Part:
 
 
 @contextmanager
-def at_work(folder: Path, url: str) -> Iterator[None]:
+def at_work(folder: Path, url: str, *, with_problems: bool = True) -> Iterator[None]:
     """Run the demo's workers, and its client, who sends tasks all the time."""
     workers = (worker(folder / queue, url, queue) for queue in QUEUES)
-    with side_by_side(*workers), Part(folder / "client", url, "celery_exporter.demo.client"):
+    options = ["--with-problems"] if with_problems else []
+    client = Part(folder / "client", url, "celery_exporter.demo.client", *options)
+    with side_by_side(*workers), client:
         yield
 
 
