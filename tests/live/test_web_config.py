@@ -429,7 +429,7 @@ def test_a_bad_file_ends_the_start_with_one_line(tmp_path, text, says):
 @pytest.mark.parametrize("variable", ["CE_WEB_CONFIG_FILE", "CELERY_EXPORTER_WEB_CONFIG_FILE"])
 def test_the_file_may_be_named_by_a_variable(variable):
     ended = run_cli("--broker-url", nobody(), environment={variable: "none.yml"})
-    assert (ended.returncode, "--web.config.file: cannot read none.yml" in ended.stderr) == (1, True)
+    assert (ended.returncode, "--web.config.file: cannot read none.yml" in ended.stderr) == (2, True)
 
 
 def test_hashes_and_keys_are_shown_nowhere(guarded):
