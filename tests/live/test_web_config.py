@@ -151,6 +151,7 @@ def test_a_flood_of_guesses_does_not_hold_up_a_scrape(guarded):
     assert exporter.get("/metrics", LOGIN, timeout=ANSWER_TIMEOUT).status == 200
     over = threading.Event()
     statuses: list[int] = []
+    scrapes = 20
 
     def guess(number: int) -> None:
         while not over.is_set():
@@ -169,14 +170,14 @@ def test_a_flood_of_guesses_does_not_hold_up_a_scrape(guarded):
     try:
         eventually(lambda: statuses.count(429) > 100, 40)
         compared = statuses.count(401)
-        for _ in range(20):
+        for _ in range(scrapes):
             assert exporter.get("/metrics", LOGIN).status == 200
         compared = statuses.count(401) - compared
     finally:
         over.set()
         for one in crowd:
             one.join()
-    assert compared < 10, "a scrape that waited for a comparison would see at least one end"
+    assert compared < scrapes, "a scrape that waited for a comparison would see at least one end"
     assert set(statuses) <= {401, 429}
 
 
