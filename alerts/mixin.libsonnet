@@ -49,10 +49,10 @@
     missedRatio: 0.01,  // of the tasks that workers say they processed
     foldedWindow: '1h',
 
-    // The exporter shows a dead worker for --purge-offline-worker-metrics: `for` has to be shorter, the window longer.
     // Whether CeleryNoWorkersOnline fires where no message waits, too. Where workers are scaled to zero, that is rest.
     noWorkersAtRest: false,
 
+    // The exporter shows a dead worker for --purge-offline-worker-metrics: `for` has to be shorter, the window longer.
     workerDownFor: '2m',
     workerDownWindow: '15m',
     clockSkewSeconds: 2,  // between the exporter and Prometheus

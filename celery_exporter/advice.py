@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from celery_exporter.core.missed import WINDOW, grown
+from celery_exporter.core.missed import Counts, grown
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
 from celery_exporter.quoting import printable, shell_word
@@ -267,7 +267,9 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
 def _missed(snapshot: Snapshot) -> Finding | None:
     """Compare what workers processed of late, by their own count, with the events that came of it."""
     before = snapshot.around.counted_before
-    counts = {} if before is None else grown(snapshot.workers, before)
+    if before is None:
+        return None
+    counts = grown(snapshot.workers, before)
     processed, missed = (sum(each[index] for each in counts.values()) for index in (0, 1))
     if not processed:
         return None
@@ -279,7 +281,7 @@ def _missed(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "missed-events",
         "warn",
-        f"of {_count(processed, 'task')} that workers processed in {WINDOW / 60:.0f} minutes {missed:,} are "
+        f"of {_count(processed, 'task')} that workers processed in {_lasting(before)} {missed:,} are "
         f"not counted, as no event came: {names(name for name, each in counts.items() if each[1])}",
         "keep the exporter running (with --event-queue-durable RabbitMQ keeps events while it is away), give "
         "it processor time, and on Redis: CONFIG SET client-output-buffer-limit 'pubsub 33554432 8388608 60'",
@@ -498,6 +500,11 @@ def idle_queues(snapshot: Snapshot) -> list[str]:
 
 
 # -- what they have in common ----------------------------------------------------------------------------
+
+
+def _lasting(counts: Counts) -> str:
+    seconds = counts.seconds
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _listened(snapshot: Snapshot) -> bool:

@@ -220,6 +220,12 @@ def _say(line: str) -> None:
     click.echo(printable(line), err=True)
 
 
+def _refuse_url(file: str) -> None:
+    """Raise BadSettingError for a URL, with its password, where a file belongs."""
+    if re.search(":.*@|://", file):
+        raise BadSettingError("FILE: takes a path; a broker's URL is given as --broker-url URL")
+
+
 def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool) -> int:
     """Record the events of a broker into FILE.
 
@@ -230,11 +236,14 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording import record  # noqa: PLC0415  the exporter does not need it
 
+    _refuse_url(file)
+    exists = f"FILE: got {file!r}, which exists; give the name of a new file, for none is written over"
+    if os.path.lexists(file):
+        return _fail(exists, EXIT_USAGE)
     try:
         record(settings, Path(file), scrub=scrub, ended=_ended(seconds), say=_say)
     except FileExistsError:
-        why = f"FILE: got {file!r}, which exists; give the name of a new file, for none is written over"
-        return _fail(why, EXIT_USAGE)
+        return _fail(exists, EXIT_USAGE)
     except (BrokerError, OSError) as error:
         return _fail(str(error), EXIT_FAILED)
     return 0
@@ -252,6 +261,7 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
 
     if fast and speed is not None:
         raise BadSettingError("--speed: got one, and --fast too; one of the two says how fast it goes")
+    _refuse_url(file)
     pace = None if fast else speed or 1.0
     try:
         whole = replay(settings, Path(file), speed=pace, ended=_ended(None), say=_say)
@@ -428,7 +438,7 @@ def _fail(message: str, code: int) -> int:
 
 def _usage(message: str) -> str:
     """Return what is wrong with a command line. A URL in it has a password in it: it is not shown."""
-    hidden = re.sub(r"\S*://\S*", "***", message)
+    hidden = re.sub(r"\S*(?:://|:\S*@)\S*", "***", message)
     if hidden != message and message.startswith(("No such command", "Got unexpected extra argument")):
         return "a URL was given without an option; --broker-url URL takes it, or CELERY_BROKER_URL"
     return f"{hidden} (see celery-exporter --help)"

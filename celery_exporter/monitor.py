@@ -242,7 +242,7 @@ class Monitor:
             blocked=self._blocked.reason,
             no_events=self.no_events,
             refused_answers=self._refused_answers,
-            counted_before=self._missed.before,
+            counted_before=self._missed.before(time.monotonic()),
         )
 
     def _is_measured(self) -> bool:

@@ -110,6 +110,9 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         values["broker_url"] = url_from_file(values["broker_url_file"])
     if values["broker_url"] is None:
         raise BadSettingError("--broker-url is missing; give it, --broker-url-file or CELERY_BROKER_URL")
+    values["broker_url"] = values[
+        "broker_url"
+    ].strip()  # a secret that was written by echo ends with a newline
     if values["event_queue_durable"] and values["reader"] == "kombu":
         raise BadSettingError("--reader: got 'kombu'; --event-queue-durable takes auto, which acknowledges")
     _check_queues(values["queues"], values["queue_include"], values["queue_exclude"])

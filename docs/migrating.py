@@ -99,7 +99,10 @@ def _words(names: list[str]) -> str:
 
 def _labels(row: Row) -> str:
     """Return the labels, with what native metrics call them in brackets."""
-    native_names = {new: old or f'"{value}"' for new, value, old in RENAMED.findall(row.query)}
+    renamed = [
+        each for each in RENAMED.findall(row.query) if each[0] != each[2]
+    ]  # others change a value only
+    native_names = {new: old or f'"{value}"' for new, value, old in renamed}
     return ", ".join(
         f"{label} ({native_names[label]})" if label in native_names else label for label in row.labels
     )

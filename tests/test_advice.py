@@ -26,7 +26,7 @@ from celery_exporter.advice import (
     is_decided,
 )
 from celery_exporter.core import queues
-from celery_exporter.core.missed import WINDOW, MissedWindow
+from celery_exporter.core.missed import WINDOW, Counts, MissedWindow, grown
 from celery_exporter.core.names import shown_as
 from celery_exporter.core.snapshot import CollectorView, Depth
 from celery_exporter.core.workers import Profile
@@ -140,7 +140,8 @@ def missing(*counts: int, before: dict[str, tuple[int, int]] | None) -> Finding 
         started("u0", at=1),
         *(heartbeat(at=2 + 2 * n, processed=count) for n, count in enumerate(counts)),
     ]
-    return findings(*begun, counted_before=before).get("missed-events")
+    counts = None if before is None else Counts(900.0, before)
+    return findings(*begun, counted_before=counts).get("missed-events")
 
 
 def test_tasks_that_workers_processed_and_of_which_no_event_came():
@@ -161,12 +162,19 @@ def test_what_was_missed_before_the_window_is_no_news():
 
 def test_a_window_is_fifteen_minutes_long():
     window = MissedWindow()
-    assert window.before is None
+    assert window.before(0.0) is None
     for minute in range(40):
         workers = [SimpleNamespace(name="w@h", processed_total=minute * 10, missed=minute)]
         window.look(workers, minute * 60.0)
         window.look(workers, minute * 60.0 + 15)  # the last one is hardly over
-        assert window.before == {"w@h": (10 * max(0, minute - 15), max(0, minute - 15))}
+        counts = window.before(minute * 60.0 + 15)
+        assert counts.of_workers == {"w@h": (10 * max(0, minute - 15), max(0, minute - 15))}
+        assert counts.seconds == min(minute, 15) * 60 + 15
+
+
+def test_a_worker_that_was_forgotten_and_came_back_counts_from_nothing():
+    workers = [SimpleNamespace(name="w@h", processed_total=400, missed=400)]
+    assert grown(workers, Counts(900.0, {"w@h": (1000, 1)})) == {"w@h": (400, 400)}
 
 
 def test_the_share_is_that_of_the_alert():

@@ -7,7 +7,17 @@ import re
 import pytest
 from contracts.record import CASES, FOLDERS
 from contracts.streams import HERE, messages, samples
-from core.story import Story, failed, heartbeat, received, rejected, retried, started, succeeded
+from core.story import (
+    Story,
+    failed,
+    heartbeat,
+    received,
+    rejected,
+    retried,
+    started,
+    succeeded,
+    task_event,
+)
 from test_tapes import replay
 
 from celery_exporter.exposition import Exposition
@@ -79,6 +89,11 @@ def test_the_time_of_the_task_that_runs_is_shown():
 @pytest.mark.parametrize("end", [succeeded, failed, retried, rejected])
 def test_a_time_is_zero_once_its_task_ended(end):
     assert times(*BEGUN, end(at=5)) == [0.0]
+
+
+def test_a_task_that_is_revoked_while_it_waits_ends_no_other():
+    revoked = task_event("revoked", "u2", at=5, expired=True)
+    assert times(*BEGUN, received("u2", at=4.5), revoked) == [3.0]
 
 
 def test_the_newest_time_of_several_is_shown():

@@ -16,6 +16,8 @@ REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
 AMQP = frozenset({"amqp", "amqps", "pyamqp"})
 #: Options of TLS that name a file, as redis-py and py-amqp call them.
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ca_certs", "certfile", "keyfile")
+#: Others of py-amqp, which does not take them from a URL.
+_TLS_OPTIONS = frozenset({*_TLS_FILES, "cert_reqs", "ciphers", "server_hostname", "ssl_version"})
 #: After the last @: the host, the port, and what follows.
 _PLACE = re.compile(r"(?:\[[^]]*\]|[^:/?#]*)(?::(?P<port>[^/?#]*))?(?:/(?P<path>[^?#]*))?")
 _HIGHEST_PORT = 65_535
@@ -74,19 +76,29 @@ def _check_place(url: str) -> None:
     scheme, _, rest = url.partition("://")
     if _has_login_in_path(rest):
         raise unreadable(scheme)
-    found = _PLACE.match(rest.rpartition("@")[2])
+    # kombu takes a bare host after a semicolon for one to fail over to (kombu.Connection.switch).
+    found = _PLACE.match(rest.rpartition("@")[2].partition(";")[0])
     port, path = (found["port"] or "", unquote(found["path"] or "")) if found else ("", "")
+    # What either is, is not shown: where an @ was forgotten it is a part of the password.
     if port.isdecimal() and (len(port) > len(str(_HIGHEST_PORT)) or not 0 < int(port) <= _HIGHEST_PORT):
         raise UnusableURLError(
-            f"--broker-url: {port} is no port; it is 1 to {_HIGHEST_PORT}: Redis listens on 6379, RabbitMQ "
-            "on 5672"
+            f"--broker-url: its port is not from 1 to {_HIGHEST_PORT}; Redis listens on 6379, RabbitMQ on "
+            "5672"
         )
-    if port and not port.isdecimal():  # perhaps a password, so it is not shown
+    if port and not port.isdecimal():
         raise unreadable(scheme)
-    if scheme in REDIS and not path.strip("/").isdecimal() and path.strip("/"):
+    if scheme in REDIS and not _is_database(path):
         raise UnusableURLError(
-            f"--broker-url: {path!r} is no database of Redis; it has numbers, as in {scheme}://HOST:6379/0"
+            f"--broker-url: its database is no number; Redis has them from 0 on, as in {scheme}://HOST:6379/0"
         )
+
+
+def _is_database(path: str) -> bool:
+    """Tell whether kombu takes a path for a database of Redis (kombu/transport/redis.py, _connparams)."""
+    try:
+        return path in ("", "/") or int(path.removeprefix("/")) >= 0
+    except ValueError:
+        return False
 
 
 def _has_login_in_path(rest: str) -> bool:
@@ -133,6 +145,6 @@ def refused_query(scheme: str, error: Exception) -> UnusableURLError:
         return unreadable(scheme)
     option = named[1]
     return UnusableURLError(
-        f"--broker-url: unknown parameter {option!r} after the question mark; give options of the transport "
-        f"by --broker-transport-option {option}=VALUE, and those of TLS by --broker-ssl-option"
+        f"--broker-url: unknown parameter {option!r} after the question mark; give it by "
+        f"--broker-{'ssl' if option in _TLS_OPTIONS else 'transport'}-option {option}=VALUE"
     )

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from msgspec import Struct
+
 #: Seconds that are looked back, as the alert CeleryEventsMissed does, and between two moments remembered.
 WINDOW, STEP = 900.0, 60.0
 
@@ -26,19 +28,28 @@ class Counting(Protocol):
         """Those of them whose `task-started` did not come."""
 
 
+class Counts(Struct, frozen=True):
+    """What each worker had processed, and what of that was missed, so many seconds ago."""
+
+    seconds: float
+    of_workers: Mapping[str, tuple[int, int]]
+
+
 class MissedWindow:
-    """Remembers counts of workers. `before` has what was counted when the window began, None at first."""
+    """Remembers what workers had counted. Moments are in seconds of a clock that does not jump."""
 
     def __init__(self) -> None:
         self._moments: deque[tuple[float, Mapping[str, tuple[int, int]]]] = deque()
 
-    @property
-    def before(self) -> Mapping[str, tuple[int, int]] | None:
-        """Return processed and missed by worker, when the window began."""
-        return self._moments[0][1] if self._moments else None
+    def before(self, now: float) -> Counts | None:
+        """Return what was counted when the window began; None if nothing is remembered yet."""
+        if not self._moments:
+            return None
+        at, of_workers = self._moments[0]
+        return Counts(now - at, of_workers)
 
     def look(self, workers: Iterable[Counting], now: float) -> None:
-        """Remember this moment, in seconds of a clock that does not jump, unless the last is hardly over."""
+        """Remember this moment, unless the last one is hardly over."""
         moments = self._moments
         if not moments or now - moments[-1][0] >= STEP:
             moments.append((now, {each.name: (each.processed_total, each.missed) for each in workers}))
@@ -46,10 +57,15 @@ class MissedWindow:
             moments.popleft()
 
 
-def grown(workers: Iterable[Counting], before: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Return what each worker has processed, and what was missed of it, since then."""
+def grown(workers: Iterable[Counting], before: Counts) -> dict[str, tuple[int, int]]:
+    """Return what each worker has processed since then, and what of that was missed.
+
+    One that was forgotten meanwhile, and came back, counts from 0 again.
+    """
     found = {}
     for each in workers:
-        processed, missed = before.get(each.name, (0, 0))
-        found[each.name] = max(0, each.processed_total - processed), max(0, each.missed - missed)
+        processed, missed = before.of_workers.get(each.name, (0, 0))
+        if each.processed_total < processed or each.missed < missed:
+            processed = missed = 0
+        found[each.name] = each.processed_total - processed, each.missed - missed
     return found

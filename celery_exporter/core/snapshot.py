@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.ledger import Cell, Failure
+from celery_exporter.core.missed import Counts
 from celery_exporter.core.reconcile import REASONS
 from celery_exporter.core.tasks import InState
 from celery_exporter.core.words import HIDDEN, Key
@@ -97,8 +98,7 @@ class Surroundings(Struct, frozen=True):
     missing: Collection[str] = ()  # queues that the broker says it does not have
     blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: it does not tell
     no_events: str = ""  # why no event can arrive on this transport; empty: they can
-    # What each worker had processed some minutes ago, and what of that was missed, in tasks; None: not known.
-    counted_before: Mapping[str, tuple[int, int]] | None = None
+    counted_before: Counts | None = None  # what workers had counted some minutes ago; None: not known
     refused_answers: Collection[str] = ()  # serialisers of answers to inspection that are not accepted
 
 

@@ -256,7 +256,7 @@ _ROWS = (
     ),
     _Row("access to vhost|NOT_ALLOWED", "database", _permit),
     _Row(
-        "DB index is out of range|SELECT is not allowed",
+        "DB index is out of range|Database is int|SELECT is not allowed",
         "database",
         lambda place: (
             f"--broker-url {_url(place, '…', '0')}, or the number that the workers use, below "
@@ -301,7 +301,7 @@ def _log_in(settings: Settings, place: Place) -> list[Finding]:
     try:
         with translated(connection):
             open_(connection)
-    except BrokerError as error:
+    except (BrokerError, ValueError) as error:  # ValueError: a Redis database that is no number
         return _refused(settings, place, str(error))
     finally:
         hang_up(connection)

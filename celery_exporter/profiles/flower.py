@@ -84,7 +84,8 @@ def _runtime(shape: Shape) -> Row:
     )
 
 
-_ENDS = (State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED)
+#: Of a task that was started; one is also revoked while it waits.
+_ENDS = (State.SUCCESS, State.FAILURE, State.RETRY, State.REJECTED)
 
 
 def _prefetch_time(snapshot: Snapshot) -> Iterable[Sample]:

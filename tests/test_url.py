@@ -1,0 +1,48 @@
+"""Which broker URLs are refused before a byte is sent: only those of which no transport can make anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_exporter.broker.url import UnusableURLError, check_text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://h/",
+        "redis://h//0",
+        "redis://h:6379/15",
+        "redis://[::1]:6379/0",
+        "redis://:p%40ss%2Fword@h:6379/0?ssl_cert_reqs=none",
+        "redis+socket:///run/redis/redis.sock?virtual_host=3",
+        "sentinel://h1:26379/0;sentinel://h2:26379/0",
+        "sentinel://h1:26379;h2:26379/0",
+        "sentinel://h1:26379/0;h2:26379",
+        "amqp://",
+        "amqp://u:p@h1:5672;h2:5672",
+        "amqp://u:p@h1:5672//;h2",
+        "amqps://u:p@h/my%2Fhost?heartbeat=3",
+        "sqs://key:secret@",
+        "sqla+postgresql://u:p@h:port/database",
+        "celery.contrib.testing.mocks:Transport://",
+    ],
+)
+def test_what_kombu_takes_is_taken(url):
+    check_text(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h/0/", "redis://h/-1", "redis://h/prod", "rediss://h/0x1", "sentinel://h/a"]
+)
+def test_a_database_of_redis_is_a_number(url):
+    with pytest.raises(UnusableURLError, match="its database is no number"):
+        check_text(url)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "637900", "9" * 5_000])
+def test_a_port_is_in_its_range(port):
+    with pytest.raises(UnusableURLError, match="its port is not from 1 to 65535") as error:
+        check_text(f"amqp://guest:{port}")
+    assert port not in str(error.value).replace("65535", "").split()
