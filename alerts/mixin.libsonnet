@@ -374,8 +374,8 @@
   ],
 
   local workers = [
-    // Of a broker that cannot be heard nobody knows: that is CeleryExporterBlind. Work waits in a queue, or with a
-    // worker that is gone; where no queue is measured, it may.
+    // Without an event subscription workers are not known: that is CeleryExporterBlind. Work waits in a queue, or
+    // unacknowledged; where no queue is measured, it may.
     alert(
       'CeleryNoWorkersOnline',
       'critical',

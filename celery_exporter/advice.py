@@ -265,7 +265,7 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
 
 
 def _missed(snapshot: Snapshot) -> Finding | None:
-    """Compare what workers processed of late, by their own count, with the events that came of it."""
+    """Compare what workers have processed, by their own count, with the events received from them."""
     before = snapshot.around.counted_before
     if before is None:
         return None
@@ -284,7 +284,8 @@ def _missed(snapshot: Snapshot) -> Finding | None:
         f"of {_count(processed, 'task')} that workers processed in {_lasting(before)} {missed:,} are "
         f"not counted, as no event came: {names(name for name, each in counts.items() if each[1])}",
         "keep the exporter running (with --event-queue-durable RabbitMQ keeps events while it is away), give "
-        "it processor time, and on Redis: CONFIG SET client-output-buffer-limit 'pubsub 33554432 8388608 60'",
+        "it processor time, and Redis a larger client-output-buffer-limit for pubsub: the check "
+        "output-buffer of celery-exporter doctor has the command",
     )
 
 

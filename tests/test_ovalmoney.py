@@ -50,13 +50,13 @@ def test_latencies_of_both_kinds_add_up_under_one_label_set():
     assert latency(shown, "q") == (2.0, 13.0)
 
 
-def test_a_retry_waits_anew():
+def test_a_retry_waits_from_its_own_sending():
     again = (sent(at=7, retries=1), retried(at=7), received(at=8, retries=1), started(at=10))
     assert latency(page(sent(at=1), *WORK, *again), "q") == (2.0, 8.0)
 
 
 @pytest.mark.parametrize("end", [succeeded, failed])
-def test_a_queue_of_which_nobody_told_is_undefined(end):
+def test_a_queue_that_is_not_known_is_undefined(end):
     shown = page(heartbeat(), *WORK, end(at=7))
     assert not [series for series in shown if 'queue="unknown"' in series]
     state = "SUCCESS" if end is succeeded else "FAILURE"

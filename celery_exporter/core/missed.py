@@ -1,4 +1,4 @@
-"""What workers had processed some minutes ago, and what of that was missed: so a share of late is known."""
+"""What workers had processed some minutes ago, and what of that was missed: the share missed since then."""
 
 from __future__ import annotations
 

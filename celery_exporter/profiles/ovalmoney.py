@@ -14,7 +14,7 @@ from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Shape, add, s
 _TASK = ("name", "queue", "namespace")
 _LATENCY = "the original counts an eta as waiting, and takes the times at which the events reach it"
 _WAITS = "celery_task_queue_wait_seconds_bucket or celery_task_prefetch_wait_seconds_bucket"
-#: What a queue is called of which nobody knows the name (CELERY_MISSING_DATA).
+#: The label value of a queue whose name is not known (CELERY_MISSING_DATA).
 UNDEFINED = "undefined"
 
 

@@ -29,7 +29,7 @@ Event = dict[str, Any]
 #: Seconds without a heartbeat after which a worker is forgotten, by default there and here.
 PURGE = 600.0
 
-#: Golden file → the stream, the options that the original is given, and whether it hears of sendings.
+#: Golden file → the stream, the options that the original is given, and whether task-sent is in it.
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "made-up": ("made-up", {}, True),
     "recorded": ("recorded", {}, True),
@@ -81,8 +81,8 @@ def of_flower(events: Iterable[Event], _: dict[str, Any]) -> str:
     for event in events:
         now = event["timestamp"]
         state.event({**event, "local_received": now})
-        heard = {name: max(each.heartbeats, default=each.timestamp) for name, each in state.workers.items()}
-        gone = {name for name, at in heard.items() if at and now - at >= PURGE}
+        seen = {name: max(each.heartbeats, default=each.timestamp) for name, each in state.workers.items()}
+        gone = {name for name, at in seen.items() if at and now - at >= PURGE}
         state.metrics.remove_workers(gone)  # as --purge_offline_workers=600 does at each scrape
     return samples(generate_latest(REGISTRY).decode())
 

@@ -1,6 +1,6 @@
 """Streams of events that other exporters were fed with, and we are: one made up, one of a real worker.
 
-    python -m contracts.streams          # in tests/: write both beside this file anew
+    python -m contracts.streams          # in tests/: write all of them again
 
 What the originals made of them is in the folders that are named after their versions; record.py made these.
 """
@@ -49,8 +49,8 @@ def begun(name: str, queue: str, client: str, worker: str) -> Events:
 
 
 def of_worker(kind: str, worker: str, active: int = 0, processed: int = 0, after: float = 0.0) -> Events:
-    heard = {"freq": 2.0, "active": active, "processed": processed, "loadavg": [0.1, 0.2, 0.3]}
-    return [{"type": f"worker-{kind}", "hostname": worker, "after": after, **heard}]
+    known = {"freq": 2.0, "active": active, "processed": processed, "loadavg": [0.1, 0.2, 0.3]}
+    return [{"type": f"worker-{kind}", "hostname": worker, "after": after, **known}]
 
 
 def lives() -> Iterator[Events]:
@@ -89,7 +89,7 @@ def lives() -> Iterator[Events]:
     ]
     yield from waiting()
     yield begun("shop.pay", "mail", WEB, ONE)  # runs on
-    yield [sent("shop.never", "mail", WEB)]  # nobody takes it
+    yield [sent("shop.never", "mail", WEB)]  # no worker takes it
     yield of_worker("heartbeat", ONE, active=1, processed=9)
     yield of_worker("heartbeat", TWO, active=2, processed=17)
     yield of_worker("offline", TWO, processed=17)

@@ -30,7 +30,7 @@ def complaint(release: dict, tag: str, today: dt.date) -> str:
         return f"{tag} is not of {release['release']}"
     if "until" in release:
         return "" if today <= release["until"] else f"its life ended on {release['until']}"
-    return "" if today - release["checked"] <= LONGEST else f"nobody has looked since {release['checked']}"
+    return "" if today - release["checked"] <= LONGEST else f"last looked up on {release['checked']}"
 
 
 def test_each_image_is_in_the_table_and_nothing_else_is():
@@ -54,7 +54,7 @@ def test_no_image_is_past_the_end_of_its_life(name):
         (
             {"release": "1.9", "checked": dt.date(2025, 1, 1)},
             "v1.9.1",
-            "nobody has looked since 2025-01-01",
+            "last looked up on 2025-01-01",
         ),
     ],
 )
