@@ -76,16 +76,19 @@ class Visit:
 
     def __init__(self, at: float, opened: dict[int, float], *, all_old: bool) -> None:
         self.at = at
-        self.as_is: set[int] = set()  # the counting series that it shows as they are, …
-        self.at_zero: set[int] = set()  # … and those that it shows at 0
+        self.shown: list[int] = []  # the counting series that are on it, …
+        self.at_zero: set[int] = set()  # … those of them that it shows at 0, …
+        self.opens: set[int] = set()  # … and those that it shows as they are though no page before did
         self._opened = opened
         self._all_old = all_old
 
     def shows(self, series: int) -> bool:
         """Tell whether a counting series is shown as it is."""
-        is_open = series in self._opened or self._all_old
-        (self.as_is if is_open else self.at_zero).add(series)
-        return is_open
+        self.shown.append(series)
+        if series in self._opened:
+            return True
+        (self.opens if self._all_old else self.at_zero).add(series)
+        return self._all_old
 
     def show(self, series: int) -> None:
         """Show it as it is though it is new: it inherited what was counted under another one.
@@ -93,7 +96,7 @@ class Visit:
         At 0 first, that would count again.
         """
         self.at_zero.discard(series)
-        self.as_is.add(series)
+        self.opens.add(series)
 
 
 class Firsts:
@@ -143,9 +146,9 @@ class Firsts:
         with self._lock:
             self._contacted = True
             self._note_scraper(scraper, visit.at)
-            for series in visit.as_is - self._opened.keys():
+            for series in visit.opens.difference(self._opened):
                 self._open(series, visit.at)
-            for series in visit.at_zero - self._opened.keys() - self._ready.keys():
+            for series in visit.at_zero.difference(self._opened, self._ready):
                 self._waiting.setdefault(series, visit.at)
             self._forget_gone(visit)
             if not self._is_saved:
@@ -203,7 +206,9 @@ class Firsts:
 
     def _forget_gone(self, visit: Visit) -> None:
         """Forget series that are not on a page, unless they are younger than it."""
-        shown = visit.as_is | visit.at_zero
+        if len(visit.shown) == len(self._opened) + len(self._ready) + len(self._waiting):
+            return  # none is gone; to look for each would cost as much as to write it
+        shown = set(visit.shown)
         for known in (self._opened, self._ready, self._waiting):
             if known.keys() <= shown:
                 continue
