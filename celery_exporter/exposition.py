@@ -126,6 +126,7 @@ class _Family:
         self._bucket_braces = _template((*row.labels, "le"), static)
         self._series: dict[tuple[str, ...], _Series] = {}
         self._bounds: tuple[float, ...] = ()
+        self._labels: dict[tuple[str, ...], bytes] = {}  # in protobuf
 
     def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[bytes]:
         """Yield the family's lines, those of one histogram together."""
@@ -135,14 +136,27 @@ class _Family:
             yield line(series.lines, value)
 
     def metrics(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[bytes]:
-        """Yield the family's metrics in protobuf."""
-        row = self.row
-        for series, value in self._shown(snapshot, visit):
-            labelled = protobuf.labels({**self._static, **dict(zip(row.labels, series.values, strict=True))})
+        """Yield the family's metrics in protobuf, to a visitor with the time at which they were at 0."""
+        row, known = self.row, self._labels
+        if visit is None or row.type == "gauge" or row.began_before:
+            created = None
+        else:
+            created = snapshot.around.started if row.not_saved else visit.created
+        count = 0
+        for count, (series, value) in enumerate(self._shown(snapshot, visit), 1):  # noqa: B007
+            labelled = known.get(series.values) or self._learn_labels(series.values)
+            at = None if created is None or _inherits(row, series.values, snapshot) else created
             if row.bounds is None:
-                yield protobuf.metric(row.type, labelled, value)
+                yield protobuf.metric(row.type, labelled, value, at)
             else:
-                yield protobuf.histogram(labelled, self._bounds, value)
+                yield protobuf.histogram(labelled, self._bounds, value, at)
+        if len(known) > 2 * count + SPARE:
+            known.clear()
+
+    def _learn_labels(self, values: tuple[str, ...]) -> bytes:
+        pairs = {**self._static, **dict(zip(self.row.labels, values, strict=True))}
+        labelled = self._labels[values] = protobuf.labels(pairs)
+        return labelled
 
     def _shown(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[tuple[_Series, Any]]:
         """Yield each series with its value; to a visitor, a counting series that is new is shown at 0."""
@@ -294,16 +308,15 @@ class _Wish(Struct, frozen=True):
     quality: float
 
 
-def negotiate(accept: str | None, *, native: bool = False) -> str:
+def negotiate(accept: str | None) -> str:
     """Return the content type for an Accept header: the best of those that are asked for, or else text.
 
-    The quality values decide; among equals protobuf, where there are `native` histograms, then OpenMetrics:
-    they say more. OpenMetrics' version is clamped to what we speak, 1.0.0, whichever one is asked for.
+    The quality values decide; among equals protobuf, then OpenMetrics: they say more. OpenMetrics' version
+    is clamped to what we speak, 1.0.0, whichever one is asked for.
     """
     wishes = [_wish(part) for part in (accept or "").split(",")]
-    offered = [wish for wish in wishes if wish.quality > 0 and (wish.content_type != PROTOBUF or native)]
     order = (TEXT, OPENMETRICS, PROTOBUF)
-    known = [wish for wish in offered if wish.content_type in order]
+    known = [wish for wish in wishes if wish.quality > 0 and wish.content_type in order]
     best = max(known, key=lambda wish: (wish.quality, order.index(wish.content_type)), default=None)
     return best.content_type if best else TEXT
 

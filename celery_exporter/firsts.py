@@ -74,8 +74,9 @@ class Scraper(Struct):
 class Visit:
     """One page for a Prometheus server, begun at a monotonic time, before what it shows was looked at."""
 
-    def __init__(self, at: float, opened: dict[int, float], *, all_old: bool) -> None:
+    def __init__(self, at: float, opened: dict[int, float], created: float | None, *, all_old: bool) -> None:
         self.at = at
+        self.created = created  # epoch seconds when all counting series were at 0; None: not known
         self.shown: list[int] = []  # the counting series that are on it, …
         self.at_zero: set[int] = set()  # … those of them that it shows at 0, …
         self.opens: set[int] = set()  # … and those that it shows as they are though no page before did
@@ -139,7 +140,8 @@ class Firsts:
             if len(self._scrapers) > MAX_SCRAPERS:
                 del self._scrapers[next(iter(self._scrapers))]
             all_old = not self._contacted and now - self._started > FIRST_CONTACT
-            return Visit(now, self._opened, all_old=all_old)
+            # Under other names than before, nothing was ever at 0.
+            return Visit(now, self._opened, self._began or None, all_old=all_old)
 
     def end(self, scraper: str, visit: Visit, now: float) -> None:
         """Note that a server has read its page."""

@@ -37,14 +37,20 @@ def labels(pairs: Mapping[str, str]) -> bytes:
     )
 
 
-def metric(type_: str, labelled: bytes, value: float) -> bytes:
-    """Return a metric with a number."""
+def metric(type_: str, labelled: bytes, value: float, created: float | None = None) -> bytes:
+    """Return a metric with a number; of a counter also when it was `created`, at 0, in epoch seconds."""
     _, field = _TYPES[type_]
-    return labelled + _text(field, _double(1, value))
+    timestamp = b"" if created is None else _timestamp(3, created)
+    return labelled + _text(field, _double(1, value) + timestamp)
 
 
-def histogram(labelled: bytes, bounds: tuple[float, ...], value: Histogram) -> bytes:
-    """Return a metric with a histogram: its buckets, and the native ones where it has some."""
+def histogram(
+    labelled: bytes, bounds: tuple[float, ...], value: Histogram, created: float | None = None
+) -> bytes:
+    """Return a metric with a histogram: its buckets, and the native ones where it has some.
+
+    It was empty when it was `created`, in epoch seconds.
+    """
     parts = [_number(1, sum(value.counts)), _double(2, value.total)]
     count = 0
     for place, bound in enumerate((*bounds, math.inf)):
@@ -57,6 +63,8 @@ def histogram(labelled: bytes, bounds: tuple[float, ...], value: Histogram) -> b
         )
     if value.native is not None:
         parts.append(_native(value.native))
+    if created is not None:
+        parts.append(_timestamp(15, created))
     return labelled + _text(7, b"".join(parts))
 
 
@@ -100,6 +108,12 @@ def _number(field: int, value: int) -> bytes:
 
 def _double(field: int, value: float) -> bytes:
     return _varint(field << 3 | _DOUBLE) + struct.pack("<d", value)
+
+
+def _timestamp(field: int, at: float) -> bytes:
+    """Return a google.protobuf.Timestamp: seconds, and nanoseconds that are added to them."""
+    seconds = math.floor(at)
+    return _text(field, _number(1, seconds) + _number(2, int((at - seconds) * 1e9)))
 
 
 def _zigzag(value: int) -> int:

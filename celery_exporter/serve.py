@@ -87,7 +87,7 @@ def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionF
     selection = settings.selection
     exposition = Exposition(selection.rows, settings.metric_prefix, settings.static_labels)
     return build(
-        MetricsPage(snapshot, exposition, firsts, native=settings.native_histograms),
+        MetricsPage(snapshot, exposition, firsts),
         monitor.is_ready,
         monitor.broker_url,
         status=None if settings.no_status_page else monitor.status,

@@ -303,8 +303,8 @@ ASKS_FOR_PROTOBUF = (
         (None, TEXT),
     ],
 )
-def test_protobuf_is_for_who_asks_for_it_where_there_are_native_histograms(accept, expected):
-    assert negotiate(accept, native=True) == expected
+def test_protobuf_is_for_who_asks_for_it(accept, expected):
+    assert negotiate(accept) == expected
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,6 @@ def test_protobuf_is_for_who_asks_for_it_where_there_are_native_histograms(accep
         ("text/plain;q=0.5,application/openmetrics-text;q=0.5", OPENMETRICS),
         ("application/openmetrics-text;q=0", TEXT),
         ("application/openmetrics-text;q=high", TEXT),
-        (ASKS_FOR_PROTOBUF, OPENMETRICS),
         (";;;,,q=1", TEXT),
     ],
 )

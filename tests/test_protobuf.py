@@ -12,6 +12,7 @@ from test_exposition import AWKWARD, BOUNDS, moment, row
 
 from celery_exporter.core.histograms import ZERO, Histogram
 from celery_exporter.exposition import PROTOBUF, Exposition
+from celery_exporter.firsts import Firsts
 
 Fields = list[tuple[int, Any]]
 
@@ -116,3 +117,36 @@ def test_a_histogram_says_what_was_observed_in_both_ways(values):
     assert [3 in bucket for bucket in buckets] == [count > 0 for count in observed.counts[: len(bounds)]]
     assert (signed(said[5]), said[6], said[7]) == (3, 2.0**-20, sum(value <= 2.0**-20 for value in values))
     assert native(histogram) == {index: count for index, count in observed.native.items() if index != ZERO}
+
+
+def created(exposition: Exposition, snapshot: Any, firsts: Firsts) -> dict[str, list[float | None]]:
+    """Return the created timestamp of each metric by its family, as a Prometheus server gets them."""
+    page = exposition.render(snapshot, PROTOBUF, firsts.begin("one", 1.0))
+    field = {0: (3, 3), 1: (2, 3), 4: (7, 15)}  # of the value, and therein of the timestamp
+    found = {}
+    for name, (kind, metrics) in families(page).items():
+        of_value, of_timestamp = field[kind]
+        values = [dict(fields(dict(metric)[of_value])) for metric in metrics]
+        stamps = [dict(fields(value[of_timestamp])) if of_timestamp in value else None for value in values]
+        found[name] = [stamp and stamp[1] + stamp[2] / 1e9 for stamp in stamps]
+    return found
+
+
+def test_counting_series_say_since_when_they_count():
+    rows = [
+        row("celery_sent_total", "counter", [(("a",), 7), (("other",), 1)]),
+        row("celery_own_total", "counter", [(("a",), 7)], not_saved=True),
+        row("celery_done_total", "counter", [(("a",), 7)], began_before=True),
+        row("celery_level", "gauge", [(("a",), 7)]),
+        row("celery_h", "histogram", [(("a",), Histogram([0] * (len(BOUNDS) + 1)))], bounds=lambda _: BOUNDS),
+    ]
+    snapshot = moment(1.0)
+    snapshot.around.started = 1_700_000_100.0
+    found = created(Exposition(rows), snapshot, Firsts(0.0, 1_700_000_000.5))
+    assert {name: stamps for name, stamps in found.items() if name.startswith("celery_")} == {
+        "celery_sent_total": [1_700_000_000.5, None],  # other has what was counted under other names before
+        "celery_own_total": [1_700_000_100.0],
+        "celery_done_total": [None],
+        "celery_level": [None],
+        "celery_h": [1_700_000_000.5],
+    }

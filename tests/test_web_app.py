@@ -27,7 +27,7 @@ class Pages:
         self.begun = threading.Semaphore(0)
         self._numbers = itertools.count(1)
         row = Row("celery_snapshot", "gauge", "Which one.", (), lambda snapshot: [((), snapshot.number)])
-        page = MetricsPage(self._snapshot, Exposition([row]), Firsts(0.0, 0.0), native=False)
+        page = MetricsPage(self._snapshot, Exposition([row]), Firsts(0.0, 0.0))
         self.app = build(page, lambda: True, str)
 
     def _snapshot(self) -> Any:

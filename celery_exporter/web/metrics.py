@@ -54,15 +54,12 @@ class _Made(Struct, frozen=True):
 
 
 class MetricsPage:
-    """Answers a request for /metrics from a snapshot. `native` tells whether there are native histograms."""
+    """Answers a request for /metrics from a snapshot."""
 
-    def __init__(
-        self, snapshot: Callable[[], Snapshot], exposition: Exposition, firsts: Firsts, *, native: bool
-    ) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot], exposition: Exposition, firsts: Firsts) -> None:
         self._snapshot = snapshot
         self._exposition = exposition
         self._firsts = firsts
-        self._native = native
         self._renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
         self._free = asyncio.Semaphore(RENDERERS)
         self._queued: dict[_Wanted, asyncio.Task[_Made]] = {}
@@ -70,7 +67,7 @@ class MetricsPage:
 
     async def answer(self, request: Request) -> Response:
         """Return the page; 503 if so much of others waits to be read that it is not made."""
-        content_type = negotiate(request.headers.get("accept"), native=self._native)
+        content_type = negotiate(request.headers.get("accept"))
         zipped = takes_gzip(request.headers.get("accept-encoding", ""))
         scraper = _scraper(request)
         if not await self._readers.has_room():

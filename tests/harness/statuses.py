@@ -151,7 +151,7 @@ def shown(first: Status) -> Iterator[Shown]:
     """Serve the pages of a status, which may be changed meanwhile."""
     bound = bind("127.0.0.1", 0)
     source = Shown(bound.getsockname()[1], first)
-    metrics = MetricsPage(no_snapshot, Exposition([]), Firsts(0.0, 0.0), native=False)
+    metrics = MetricsPage(no_snapshot, Exposition([]), Firsts(0.0, 0.0))
     app = build(metrics, lambda: True, str, status=source)
     server = Server(app, bound)
     server.start()

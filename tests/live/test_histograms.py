@@ -13,7 +13,9 @@ from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 
 from celery_exporter.core.ledger import is_chosen
+from celery_exporter.doctor.prometheus import look
 
+NATIVE = "celery_task_runtime_seconds"
 RUNTIME = 'celery_task_runtime_seconds{task_name="made.up"}'
 
 
@@ -91,6 +93,28 @@ def test_counters_and_gauges_are_the_same_in_protobuf(watched, broker):
     assert prometheus.query("process_resident_memory_bytes") != []
     scraped = prometheus.query('{__name__=~"celery_.+",job="celery"}')
     assert len({each["metric"]["__name__"] for each in scraped}) > 20
+
+
+@on_redis
+def test_a_prometheus_that_asks_for_protobuf_gets_the_buckets_where_there_is_nothing_native(watched, broker):
+    _, prometheus = watched("native-histograms")
+    publish_events(broker.url, *lives([0.5, 20.0]))
+    buckets = 'celery_task_runtime_seconds_bucket{task_name="made.up",le="%s"}'
+    # Either Prometheus writes whole bounds as le="30.0" when it reads protobuf.
+    until_equal(lambda: value(prometheus, buckets % "30.0"), 2.0, 15)
+    assert value(prometheus, buckets % "0.5") == 1.0
+
+
+@on_redis
+@pytest.mark.parametrize(("features", "level"), [("", "warn"), ("native-histograms", "ok")])
+def test_doctor_says_whether_prometheus_stores_native_histograms(watched, broker, features, level):
+    _, prometheus = watched(features, "--native-histograms")
+    publish_events(broker.url, *lives([0.5]))
+    stored = f'{{__name__=~"{NATIVE}|{NATIVE}_count"}}'
+    eventually(lambda: prometheus.query(stored), 15)
+    *_, found = look(f"http://127.0.0.1:{prometheus.port}", "celery_", set(), [NATIVE])
+    assert (found.check, found.level) == ("prometheus-native", level)
+    assert level == "ok" or found.mend == "start Prometheus with --enable-feature=native-histograms"
 
 
 @on_redis

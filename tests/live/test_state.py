@@ -14,7 +14,7 @@ from harness.events import one_task, publish_events
 from harness.exporter import SCRAPER, Exporter, run_cli
 from harness.marks import on_redis
 from harness.proxy import Proxy
-from harness.servers import Prometheus
+from harness.servers import Prometheus, Prometheus3
 from harness.waiting import eventually, until_equal
 
 from celery_exporter.statefile import StateFile
@@ -278,3 +278,39 @@ def end(app: Exporter) -> None:
     os.kill(app.pid, signal.SIGTERM)
     assert app.wait(10) == 0
     assert "not saved" not in app.text()
+
+
+@on_redis
+def test_a_prometheus_that_takes_created_timestamps_has_a_0_where_the_state_file_began(
+    running, kept, broker, tmp_path
+):
+    """And none since: not at the start of the process that went on from the file."""
+    began = time.time()
+    app = running(kept()).connected()
+    prometheus = Prometheus3(
+        tmp_path / "prometheus", f"127.0.0.1:{app.port}", features="created-timestamp-zero-ingestion"
+    )
+    series = 'celery_tasks_total{state="SUCCESS",worker="w@box"}'
+
+    def values() -> list[tuple[float, float]]:
+        found = prometheus.query(f"{series}[1h]")
+        return [(float(at), float(text)) for at, text in found[0]["values"]] if found else []
+
+    try:
+        prometheus.start()
+        prometheus.wait_ready()
+        publish_events(broker.url, *one_task(1))
+        until_equal(lambda: values()[-1:] and values()[-1][1], 1.0)
+        first_scrape = float(prometheus.query("min_over_time(timestamp(up)[1h:1s])")[0]["value"][1])
+        at, number = values()[0]
+        assert number == 0
+        assert began <= at < first_scrape
+
+        app.end_well()
+        app = running(kept(app.port)).connected()
+        publish_events(broker.url, *one_task(2))
+        until_equal(lambda: values()[-1][1], 2.0)
+        found = [number for _, number in values()]
+        assert found == sorted(found)
+    finally:
+        prometheus.kill()
