@@ -100,7 +100,7 @@ Looked at, in this order:
                  clock-skew
   queues         queue-lengths, queue-names, queues-without-consumers,
                  waiting-for-nobody
-  Prometheus     prometheus, prometheus-agrees
+  Prometheus     prometheus, prometheus-agrees, prometheus-native
 
 \b
 Examples:

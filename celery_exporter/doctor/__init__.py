@@ -80,7 +80,7 @@ def examine(
         if what.prometheus is not None:
             say("asking Prometheus")
             up = {worker.name for worker in heard.snapshot.workers if worker.up}
-            found(prometheus.look(what.prometheus, settings.metric_prefix, up))
+            found(prometheus.look(what.prometheus, settings.metric_prefix, up, _native(settings)))
     worst = max((EXIT_CODES[finding.level] for finding in findings), default=0)
     return Report(1, masked(settings.broker_url), round(time.monotonic() - start, 1), worst, findings)
 
@@ -101,6 +101,12 @@ def _of_broker(
         found = f"the broker could not be asked: {error}"
         return [Finding("broker-version", "warn", found, to_ask(place_of(settings)))], set()
     return [], set()
+
+
+def _native(settings: Settings) -> list[str]:
+    """Return the names of the histograms that are native ones, too."""
+    rows = settings.selection.rows if settings.native_histograms else []
+    return [row.called(settings.metric_prefix) for row in rows if row.type == "histogram"]
 
 
 def _for_listening(settings: Settings, queues: set[str]) -> Settings:

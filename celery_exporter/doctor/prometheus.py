@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -24,10 +25,16 @@ class _NoAnswerError(Exception):
     """It does not answer, or not as Prometheus does."""
 
 
-def look(url: str, prefix: str, up: set[str]) -> list[Finding]:
-    """Return whether a target shows our metrics, and the workers that are `up` by what was heard.
+#: The release from which on a key of the scrape configuration switches native histograms on, and the feature
+#: flag does nothing (CHANGELOG of Prometheus 3.9).
+_NATIVE_BY_KEY = (3, 9)
 
-    `url` is that of Prometheus, with its path prefix if it has one; `prefix` what metric names begin with.
+
+def look(url: str, prefix: str, up: set[str], native: Sequence[str] = ()) -> list[Finding]:
+    """Return whether a target shows our metrics, and the workers that are `up` by what was received.
+
+    `url` is that of Prometheus, with its path prefix if it has one; `prefix` what metric names begin with;
+    `native` are the names of histograms that should be native ones there.
     """
     try:
         builds = _query(url, f"{prefix}exporter_build_info")
@@ -37,6 +44,7 @@ def look(url: str, prefix: str, up: set[str]) -> list[Finding]:
         shown = _query(url, f"{prefix}worker_up")
         known = _query(url, f"{prefix}exporter_events_missed_total")
         deaf = _query(url, f"{prefix}broker_up == 0")
+        of_histograms = _native(url, native) if native else []
     except _NoAnswerError as error:
         place = _shown(url)
         mend = f"correct --prometheus; it answers here: curl {shell_word(place + '/-/ready')}"
@@ -46,7 +54,29 @@ def look(url: str, prefix: str, up: set[str]) -> list[Finding]:
     for target in held.keys() - set(map(_target, shown)):  # a profile without it, or nobody is heard there
         held[target] = up & {each.get("worker", "") for each in _of(target, known)}
     untold = set(map(_target, known)) - set(map(_target, shown))
-    return [scraped, _agrees(held, untold, set(map(_target, deaf)), up)]
+    return [scraped, _agrees(held, untold, set(map(_target, deaf)), up), *of_histograms]
+
+
+def _native(url: str, names_: Sequence[str]) -> list[Finding]:
+    """Return whether it stores native histograms; nothing if no histogram has come yet."""
+    pattern = "|".join(f"{name}|{name}_count" for name in names_)
+    stored = {each["__name__"] for each in _query(url, f'count by (__name__) ({{__name__=~"{pattern}"}})')}
+    if not stored:
+        return []
+    if not stored.isdisjoint(names_):
+        return [Finding("prometheus-native", "ok", "it stores native histograms")]
+    try:
+        version = str(_get(url, "/api/v1/status/buildinfo").get("version"))
+    except (_NoAnswerError, AttributeError):
+        version = ""
+    release = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    flag = "start Prometheus with --enable-feature=native-histograms"
+    key = "add scrape_native_histograms: true to the job in prometheus.yml"
+    remedy = f"{flag} (before 3.9), or {key} (from 3.9 on)"
+    if release:
+        remedy = key if release >= _NATIVE_BY_KEY else flag
+    found = f"--native-histograms is on, and Prometheus {version} stores none".replace("  ", " ")
+    return [Finding("prometheus-native", "warn", found, remedy)]
 
 
 def _of(target: str, series: Iterable[dict[str, str]]) -> list[dict[str, str]]:

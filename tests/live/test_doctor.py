@@ -932,6 +932,40 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("version", "mend"),
+    [
+        ("3.9.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
+        ("3.13.1-rc.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
+        ("2.55.1", "start Prometheus with --enable-feature=native-histograms"),
+        ("", "(before 3.9), or add"),
+        (["3.9"], "add scrape_native_histograms"),
+    ],
+)
+def test_native_histograms_are_switched_on_as_the_release_wants_it(version, mend):
+    """Of releases that cannot be had here; the answers are what theirs look like."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            series = [{"metric": {"__name__": "celery_h_count", "instance": "a"}, "value": [0, "1"]}]
+            data = {"version": version} if "buildinfo" in self.path else {"result": series}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"status": "success", "data": data}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            found = by_check(prometheus.look(url, "celery_", set(), ["celery_h"]))["prometheus-native"]
+        finally:
+            server.shutdown()
+    assert (found.level, mend in found.mend) == ("warn", True)
+
+
+@pytest.mark.parametrize(
     ("profile", "agrees", "differs"),
     [
         ("danihodovic", "has the same 2 workers up", "without x@else, and with box"),
