@@ -19,6 +19,8 @@ from harness.webhook import Webhook
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from celery_exporter.doctor.prometheus import _SCRAPE
+
 SERVICES = compose.load()["services"]
 #: Where each service listens, as far as others look for it.
 LISTENING = {
@@ -276,6 +278,32 @@ def test_grafana_is_provisioned_with_what_is_mounted(mounted):
     assert wanted == {default["type"]}
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     assert default["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
+
+
+INTERVAL = "15s"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/metrics.md"])
+def test_each_example_scrapes_as_often_as_the_stack_does(page):
+    blocks = re.findall(
+        r"^```yaml.*\n(scrape_configs:\n(?:.*\n)*?)```", (ROOT / page).read_text(), re.MULTILINE
+    )
+    jobs = [job for block in blocks for job in yaml.safe_load(block)["scrape_configs"]]
+    assert {job["scrape_interval"] for job in jobs} == {INTERVAL}
+
+
+def test_whatever_scrapes_does_so_in_one_interval():
+    """The rules are made for it: the subquery of CeleryWorkerDown has it as its step."""
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    monitor = yaml.safe_load((ROOT / "deploy/kubernetes/servicemonitor.yaml").read_text())
+    rules = (ROOT / "alerts/celery.rules.yml").read_text()
+    intervals = {
+        *(prometheus["global"][f"{each}_interval"] for each in ("scrape", "evaluation")),
+        *(endpoint["interval"] for endpoint in monitor["spec"]["endpoints"]),
+        *re.findall(r"\[\d+m:(\w+)\]", rules),
+        *re.findall(r"scrape_interval: (\w+)", _SCRAPE),
+    }
+    assert intervals == {INTERVAL}
 
 
 def test_logs_go_from_the_engine_to_loki(mounted):
