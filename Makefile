@@ -69,7 +69,8 @@ golden: .venv/synced  ## write golden texts, and what is printed in README and d
 docs: .venv/synced  ## build the pages into site/; a link that leads nowhere is an error
 	.venv/bin/zensical build --clean --strict
 
-alerts:  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
+alerts: .venv/synced  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
+	$(PY) -m docs
 	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
 
 dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, after a change that is meant

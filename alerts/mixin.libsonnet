@@ -5,15 +5,19 @@
 // Records stand in the group of the alerts that use them, so no alert sees the value of an evaluation before.
 // An exporter that is asked twice (two replicas on one broker) gives two of each series: gauges are taken by max or
 // min, ratios are the same, and what is the difference of two sums is made within an instance first.
+//
+// Thresholds and windows, and the severity and the time that each alert is pending, are in thresholds.libsonnet. What is
+// set here in _config goes before them: { queueDepth: 5000, alerts+: { CeleryWorkerDown+: { 'for': '5m' } } }. The health
+// checks of the exporter keep theirs.
 {
-  _config+:: {
+  _config+:: (import 'thresholds.libsonnet') + {
     // Labels that tell one Celery cluster (one broker) from another. Those that a series lacks do no harm. Add what
     // your scrape configuration adds, such as 'cluster'. Where one job scrapes exporters of several brokers: 'instance',
     // but then a pod that replaces another is a cluster of its own, and a job for each broker serves better.
     clusterLabels: ['job', 'namespace'],
+    // Where the links of alerts lead: to the dashboards, and to the runbooks, which every exporter serves.
     grafanaUrl: 'http://localhost:3000',
-    // Relative to the repository; the address of your copy makes links of them.
-    runbookUrl: 'docs/runbooks.md',
+    runbookUrl: 'http://localhost:9808/runbooks',
 
     // Matchers of task counters. What moves into worker="" or task_name="other" when a worker or an idle task is given up
     // looks like growth. One of them is in a window for less time than `for`; workers that are given up one after the
@@ -23,38 +27,15 @@
     // Regular expressions of task names: which run for long by intention, and which several workers each receive.
     longTasks: '',
     broadcastTasks: '',
-    // Which retry until something else has happened, as Celery's own chord_unlock does where the result backend cannot
-    // count the parts of a chord (celery/app/builtins.py): their retries are no failures.
-    pollingTasks: 'celery[.]chord_unlock',
     // Task name → seconds within which it has to succeed again, for what Beat starts: { 'reports.nightly': 26 * 3600 }.
     // It is asked of each cluster that knows the task; for one job only, record it in a file of yours (see `periodic`).
     periodicTasks: {},
 
-    window: '5m',  // of rates
-    failureRatio: 0.10,  // of the tasks that ended in SUCCESS or FAILURE
-    retryRatio: 0.05,  // of the tasks that were started
-    redeliveryRatio: 0.10,  // of the tasks that were received
-    queueDepth: 1000,
-    meanRuntimeSeconds: 60,
     withinSeconds: 30,  // a bucket's bound: the share of executions that took no longer is recorded, for dashboards
-    queueWaitSeconds: 300,
-    oldestWaitingSeconds: 900,
-    stuckSeconds: 3600,
-    // What the clusters' orphans have to be above, on average over a window. Events and heartbeats do not come at one
-    // moment, so the difference goes up and down from scrape to scrape, around the number of those that really are.
-    orphans: 0.5,
-    orphansWindow: '15m',
-    silenceSeconds: 120,  // without any event, heartbeats too
-    missedWindow: '15m',
-    missedRatio: 0.01,  // of the tasks that workers say they processed
-    foldedWindow: '1h',
 
     // Whether CeleryNoWorkersOnline fires where no message waits, too. Where workers are scaled to zero, that is rest.
     noWorkersAtRest: false,
 
-    // The exporter shows a dead worker for --purge-offline-worker-metrics: `for` has to be shorter, the window longer.
-    workerDownFor: '2m',
-    workerDownWindow: '15m',
     clockSkewSeconds: 2,  // between the exporter and Prometheus
 
     // An exporter that does not answer is known by what it said before; one that is no target any more is missed for as
@@ -105,11 +86,11 @@
     else '?{{ with $labels.job }}%s&{{ end }}' % job + std.join('&', named),
 
   // `about` are the labels that an alert has besides those of the cluster.
-  local alert(name, severity, pending, dashboard, expr, summary, description, about=[]) = {
+  local alert(name, dashboard, expr, summary, description, about=[]) = {
     alert: name,
     expr: expr % words,
-    'for': pending,
-    labels: { severity: severity },
+    'for': config.alerts[name]['for'],
+    labels: { severity: config.alerts[name].severity },
     annotations: {
       summary: summary,
       description: description % words,
@@ -142,8 +123,6 @@
     // A failure is in the window for less time than `for`, so no single one fires, however few tasks there are.
     alert(
       'CeleryHighFailureRate',
-      'critical',
-      '5m',
       'tasks',
       'job:celery_task_failures_per_finished:ratio_rate%(window)s > %(failureRatio)s',
       'Celery tasks fail in {{ $labels.job }}',
@@ -157,8 +136,6 @@
     |||),
     alert(
       'CeleryHighRetryRate',
-      'warning',
-      '5m',
       'tasks',
       'job:celery_task_retries_per_started:ratio_rate%(window)s > %(retryRatio)s',
       'Celery tasks are retried in {{ $labels.job }}',
@@ -179,8 +156,6 @@
     |||),
     alert(
       'CelerySlowTaskProcessing',
-      'warning',
-      '10m',
       'tasks',
       'job_task_name:celery_task_runtime_seconds:mean%(window)s%(shortTasks)s > %(meanRuntimeSeconds)s',
       'Celery task {{ $labels.task_name }} is slow',
@@ -190,8 +165,6 @@
 
     alert(
       'CeleryTaskStuck',
-      'warning',
-      '5m',
       'tasks',
       |||
         time() - min by (%(cluster)s, task_name) (
@@ -219,16 +192,14 @@
     // The mean first: the greater of what two exporters say at a moment would be above the mean of either.
     alert(
       'CeleryTasksOrphaned',
-      'warning',
-      '15m',
       'tasks',
       |||
-        max by (%(cluster)s) (avg_over_time(job_instance:celery_tasks_orphaned:sum[%(orphansWindow)s])) > %(orphans)s
+        max by (%(cluster)s) (avg_over_time(job_instance:celery_tasks_orphaned:sum[%(longWindow)s])) > %(orphans)s
         %(notBlocked)s
       |||,
       'Celery tasks of {{ $labels.job }} have lost their worker',
       'Tasks that were started, have not ended, and that no worker says it executes: {{ printf "%%.0f" $value }}, ' +
-      'on average over %(orphansWindow)s.',
+      'on average over %(longWindow)s.',
     ),
 
     record('job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s', |||
@@ -238,8 +209,6 @@
     |||),
     alert(
       'CeleryRedeliveryStorm',
-      'warning',
-      '10m',
       'tasks',
       'job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s%(noBroadcasts)s > %(redeliveryRatio)s',
       'Celery task {{ $labels.task_name }} is delivered again and again',
@@ -275,8 +244,6 @@
     // In turn: what is due in this job; what is due in each that knows it; and, with a value of 0, what nobody knows.
     alert(
       'CeleryPeriodicTaskAbsent',
-      'warning',
-      '5m',
       'tasks',
       |||
         (
@@ -315,8 +282,6 @@
   local queues = [
     alert(
       'CeleryHighQueueDepth',
-      'warning',
-      '10m',
       'overview',
       'max by (%(cluster)s, queue_name) (celery_queue_length) > %(queueDepth)s',
       'Celery queue {{ $labels.queue_name }} is long',
@@ -327,8 +292,6 @@
     // Growing, for some queues are kept full on purpose.
     alert(
       'CeleryQueueWithoutConsumers',
-      'critical',
-      '5m',
       'overview',
       |||
         max by (%(cluster)s, queue_name) (celery_queue_length) > 0
@@ -347,8 +310,6 @@
     |||),
     alert(
       'CeleryQueueWaitHigh',
-      'warning',
-      '10m',
       'overview',
       'job_queue_name:celery_task_queue_wait_seconds:p95_rate%(window)s > %(queueWaitSeconds)s',
       'Tasks in Celery queue {{ $labels.queue_name }} wait for long',
@@ -363,8 +324,6 @@
     |||),
     alert(
       'CeleryOldestMessageWaiting',
-      'warning',
-      '5m',
       'overview',
       'job_queue_name:celery_queue_oldest_age_seconds:max > %(oldestWaitingSeconds)s',
       'A message in Celery queue {{ $labels.queue_name }} waits for long',
@@ -378,8 +337,6 @@
     // unacknowledged; where no queue is measured, it may.
     alert(
       'CeleryNoWorkersOnline',
-      'critical',
-      '2m',
       'workers',
       |||
         max by (%(cluster)s) (celery_workers_online) == 0
@@ -403,18 +360,16 @@
     // until it has been silent for --worker-timeout. Of one that was not up in the window nobody can tell.
     alert(
       'CeleryWorkerDown',
-      'warning',
-      config.workerDownFor,
       'workers',
       |||
         max by (%(cluster)s, worker, hostname) (celery_worker_up) == 0
         and on (%(cluster)s, worker)
-          max by (%(cluster)s, worker) (max_over_time(celery_worker_up[%(workerDownWindow)s])) == 1
+          max by (%(cluster)s, worker) (max_over_time(celery_worker_up[%(longWindow)s])) == 1
         unless on (%(cluster)s, worker)
           max by (%(cluster)s, worker) (celery_worker_last_heartbeat_timestamp_seconds) + %(clockSkewSeconds)s
           >
           max by (%(cluster)s, worker) (
-            max_over_time((timestamp(celery_worker_up) and celery_worker_up == 1)[%(workerDownWindow)s:15s])
+            max_over_time((timestamp(celery_worker_up) and celery_worker_up == 1)[%(longWindow)s:15s])
           )
       |||,
       'Celery worker {{ $labels.worker }} is down',
@@ -430,8 +385,6 @@
     |||),
     alert(
       'CeleryWorkerPoolFull',
-      'info',
-      '15m',
       'workers',
       'job_worker:celery_worker_active_tasks_per_pool_size:ratio >= 1 %(notBlocked)s',
       'The pool of Celery worker {{ $labels.worker }} is full',
@@ -441,8 +394,6 @@
 
     alert(
       'CeleryTaskEventsDisabled',
-      'warning',
-      '10m',
       'workers',
       |||
         max by (%(cluster)s, worker) (celery_worker_task_events_enabled) == 0
@@ -460,8 +411,6 @@
     // place; there is no exporter at all, nor a target that was one.
     alert(
       'CeleryExporterDown',
-      'critical',
-      '2m',
       'exporter',
       |||
         (
@@ -491,8 +440,6 @@
     // Heartbeats come every few seconds from every worker: no event for long is no subscription, or the wrong one.
     alert(
       'CeleryExporterBlind',
-      'critical',
-      '2m',
       'exporter',
       |||
         max by (%(exporter)s) (celery_broker_up) == 0
@@ -512,37 +459,31 @@
 
     alert(
       'CeleryBrokerBlocked',
-      'critical',
-      '2m',
       'exporter',
       'max by (%(cluster)s) (celery_broker_blocked) == 1',
       'RabbitMQ blocks publishers in {{ $labels.job }}',
       'It has a memory or disk alarm: no task, event or heartbeat can be sent, and what the exporter counts stands still.',
     ),
 
-    record('job:celery_exporter_events_missed_per_processed:ratio_rate%(missedWindow)s', |||
-      sum by (%(cluster)s) (rate(celery_exporter_events_missed_total[%(missedWindow)s]))
+    record('job:celery_exporter_events_missed_per_processed:ratio_rate%(longWindow)s', |||
+      sum by (%(cluster)s) (rate(celery_exporter_events_missed_total[%(longWindow)s]))
       /
-      (sum by (%(cluster)s) (rate(celery_worker_processed_tasks_total[%(missedWindow)s])) > 0)
+      (sum by (%(cluster)s) (rate(celery_worker_processed_tasks_total[%(longWindow)s])) > 0)
     |||),
     alert(
       'CeleryEventsMissed',
-      'warning',
-      '5m',
       'exporter',
-      'job:celery_exporter_events_missed_per_processed:ratio_rate%(missedWindow)s > %(missedRatio)s',
+      'job:celery_exporter_events_missed_per_processed:ratio_rate%(longWindow)s > %(missedRatio)s',
       'The Celery exporter of {{ $labels.job }} misses events',
-      '{{ $value | humanizePercentage }} of the tasks that workers processed in the last %(missedWindow)s are not counted.',
+      '{{ $value | humanizePercentage }} of the tasks that workers processed in the last %(longWindow)s are not counted.',
     ),
 
     alert(
       'CelerySeriesFolded',
-      'warning',
-      '5m',
       'exporter',
-      'max by (%(cluster)s) (increase(celery_exporter_series_folded_total[%(foldedWindow)s])) > 0',
+      'max by (%(cluster)s) (increase(celery_exporter_series_folded_total[%(longWindow)s])) > 0',
       'The Celery exporter of {{ $labels.job }} has no room for more series',
-      '{{ printf "%%.0f" $value }} times in the last %(foldedWindow)s a task or an exception was counted as other.',
+      '{{ printf "%%.0f" $value }} times in the last %(longWindow)s a task or an exception was counted as other.',
     ),
   ],
 }

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence, Sized
-from typing import Literal
 
-from msgspec import Struct
+from msgspec.structs import replace
 
-from celery_exporter.core.missed import Counts, grown
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
+from celery_exporter.findings import Finding, Level, count, lasting, names, some
+from celery_exporter.limits import exceeded
 from celery_exporter.quoting import printable, shell_word
-
-Level = Literal["ok", "warn", "fail"]
+from celery_exporter.recent import Growth
+from celery_exporter.thresholds import BY_CHECK
 
 #: Seconds of listening after which a worker that lives was heard: three heartbeats.
 PATIENCE = 6.0
@@ -28,10 +28,6 @@ LONGEST_INTERVAL = 60
 MOST_SKEW = 5.0
 #: Seconds after which an event that was refused is history. Heartbeats come every 2 s.
 RECENT = 60.0
-#: The share of the tasks that workers processed of which so many may be missed, as CeleryEventsMissed has it.
-MISSED_SHARE = 0.01
-#: Names in one line.
-MOST_NAMES = 5
 #: Queues in one command.
 MOST_IN_COMMAND = 20
 #: Workers of one name that went down, so that restarts seem to make new names.
@@ -65,23 +61,27 @@ ENABLE_EVENTS = "celery -A yourapp control enable_events"
 ASK_DOCTOR = "celery-exporter doctor, with the same options, says what mends it"
 
 
-class Finding(Struct, frozen=True):
-    """What one check found, in one line, and the command or setting that mends it."""
+def advise(snapshot: Snapshot, growth: Growth) -> list[Finding]:
+    """Return what each check found that can be decided by now, in the order of the tables.
 
-    check: str  # its name
-    level: Level
-    found: str  # for people: its words may change
-    mend: str = ""  # empty where all is well
+    `growth` is what was counted up to the snapshot in the last minutes.
+    """
+    checks = _applicable(snapshot)
+    found = [finding for check in checks if (finding := check(snapshot))]
+    if checks is CHECKS:
+        found += exceeded(snapshot, growth)
+    return [_with_alert(finding) for finding in found]
 
 
-def advise(snapshot: Snapshot) -> list[Finding]:
-    """Return what each check found that can be decided by now, in the order of the table."""
-    return _all(_applicable(snapshot), snapshot)
+def _with_alert(finding: Finding) -> Finding:
+    if finding.level == "ok" or finding.alert or finding.check not in BY_CHECK:
+        return finding
+    return replace(finding, alert=BY_CHECK[finding.check].alert)
 
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Tell whether each check that applies has found something by now, so that more time brings no more."""
-    optional = {_state, _missed} | ({_blocked} if snapshot.around.blocked is None else set())
+    optional = {_state} | ({_blocked} if snapshot.around.blocked is None else set())
     decided = {check for check in _applicable(snapshot) if check(snapshot) is not None}
     return decided >= set(_applicable(snapshot)) - optional
 
@@ -102,8 +102,8 @@ class Watch:
     def news(self, findings: Iterable[Finding], now: float) -> list[Finding]:
         """Return what is to be said; `now` in seconds of any clock that does not jump.
 
-        A finding is said once, when it has stood for `HOLD` seconds, and so is its end. A check that is
-        silent has not come to its end.
+        A finding is said once, when it has stood for as long as its alert is pending, or for `HOLD` seconds,
+        and so is its end. A check that is silent has not come to its end.
         """
         since, new = self._since, []
         self._since = {}
@@ -114,15 +114,17 @@ class Watch:
                     new.append(finding)
                 continue
             self._since[check] = since.get(check, now)
-            held = now - self._since[check] >= HOLD
+            held = now - self._since[check] >= _pending(check)
             if held and check not in SAID_ELSEWHERE and self._told.get(check) not in (level, "fail"):
                 self._told[check] = level
                 new.append(finding)
         return new
 
 
-def _all(checks: Iterable[Callable[[Snapshot], Finding | None]], snapshot: Snapshot) -> list[Finding]:
-    return [finding for check in checks if (finding := check(snapshot))]
+def _pending(check: str) -> float:
+    """Return the seconds for which a finding stands before it is said: what goes up and down takes longer."""
+    row = BY_CHECK.get(check)
+    return row.pending if row is not None and row.limit else HOLD
 
 
 def _applicable(snapshot: Snapshot) -> Sequence[Callable[[Snapshot], Finding | None]]:
@@ -168,6 +170,10 @@ def blocked_remedy(reason: str) -> str:
 def _subscription(snapshot: Snapshot) -> Finding | None:
     around = snapshot.around
     if around.broker_up:
+        silent = around.at - max(around.last_event or 0.0, around.at - around.listened)
+        if _up(snapshot) and silent > BY_CHECK["subscription"].limit:
+            found = f"no event has come for {lasting(silent)}, though workers are up"
+            return Finding("subscription", "fail", found, ASK_DOCTOR)
         return Finding("subscription", "ok", "the event subscription is open")
     if around.at - around.started < PATIENCE:
         return None
@@ -183,10 +189,11 @@ def _workers(snapshot: Snapshot) -> Finding | None:
     up, down = _up(snapshot), [worker for worker in snapshot.workers if not worker.up]
     if up:
         also = f", {len(down)} went down" if down else ""
-        return Finding("workers", "ok", f"{_count(len(up), 'worker')} heard: {names(up)}{also}")
+        return Finding("workers", "ok", f"{count(len(up), 'worker')} heard: {names(up)}{also}")
     if down:
         found = f"all workers are down: {names(down)}"
-        return Finding("workers", "warn", found, "start them: celery -A yourapp worker -E")
+        level: Level = "fail" if _may_work_wait(snapshot) else "warn"
+        return Finding("workers", level, found, "start them: celery -A yourapp worker -E")
     if not _listened(snapshot):
         return None
     return Finding(
@@ -198,13 +205,19 @@ def _workers(snapshot: Snapshot) -> Finding | None:
     )
 
 
+def _may_work_wait(snapshot: Snapshot) -> bool:
+    """Tell whether work waits, in a queue or unacknowledged, or may, since no queue is measured."""
+    lengths = [queue.length for queue in snapshot.queues if queue.length is not None]
+    return not lengths or any(lengths) or bool(snapshot.around.unacked)
+
+
 def _heartbeats(snapshot: Snapshot) -> Finding | None:
     up = _up(snapshot)
     if not up or not _listened(snapshot):
         return None
     silent = [worker for worker in up if worker.heartbeat is None]
     if not silent:
-        return Finding("heartbeats", "ok", f"heartbeats come from {_count(len(up), 'worker')}")
+        return Finding("heartbeats", "ok", f"heartbeats come from {count(len(up), 'worker')}")
     return Finding(
         "heartbeats",
         "fail" if len(silent) == len(up) and snapshot.around.listened > LONGEST_INTERVAL else "warn",
@@ -233,7 +246,7 @@ def _answers(snapshot: Snapshot) -> Finding | None:
     # Before Celery 5.3 they do not tell the kind of their pool.
     mute = [worker for worker in up if worker.pool is None and worker.pool_size is None]
     if not mute:
-        return Finding("answers", "ok", f"{_count(len(up), 'worker')} answered")
+        return Finding("answers", "ok", f"{count(len(up), 'worker')} answered")
     return Finding(
         "answers",
         "warn",
@@ -264,31 +277,6 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
     )
 
 
-def _missed(snapshot: Snapshot) -> Finding | None:
-    """Compare what workers have processed, by their own count, with the events received from them."""
-    before = snapshot.around.counted_before
-    if before is None:
-        return None
-    counts = grown(snapshot.workers, before)
-    processed, missed = (sum(each[index] for each in counts.values()) for index in (0, 1))
-    if not processed:
-        return None
-    if missed <= processed * MISSED_SHARE:
-        but = f" but {missed:,}" if missed else ""
-        return Finding(
-            "missed-events", "ok", f"of {_count(processed, 'task')} processed all{but} are counted"
-        )
-    return Finding(
-        "missed-events",
-        "warn",
-        f"of {_count(processed, 'task')} that workers processed in {_lasting(before)} {missed:,} are "
-        f"not counted, as no event came: {names(name for name, each in counts.items() if each[1])}",
-        "keep the exporter running (with --event-queue-durable RabbitMQ keeps events while it is away), give "
-        "it processor time, and Redis a larger client-output-buffer-limit for pubsub: the check "
-        "output-buffer of celery-exporter doctor has the command",
-    )
-
-
 def _task_sent(snapshot: Snapshot) -> Finding | None:
     sent, received = snapshot.events["task-sent"], snapshot.events["task-received"]
     if sent:
@@ -298,7 +286,7 @@ def _task_sent(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "sent-events",
         "warn",
-        f"{_count(received, 'task')} received, and since this listens no client said that it sent one: "
+        f"{count(received, 'task')} received, and since this listens no client said that it sent one: "
         "waiting times, and queues where a worker has several, are not known",
         "task_send_sent_event = True in the configuration of whoever sends tasks",
     )
@@ -318,7 +306,7 @@ def _clocks(snapshot: Snapshot) -> Finding | None:
         "clock-skew",
         "warn",
         "clocks differ from the one here: "
-        + _some([f"{printable(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
+        + some([f"{printable(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
         f"set the clock of {whose}: timedatectl set-ntp true",
     )
 
@@ -333,13 +321,13 @@ def _queue_lengths(snapshot: Snapshot) -> Finding | None:
     if snapshot.around.unmeasured:
         found = f"workers consume {names(snapshot.around.unmeasured)}, whose length the broker does not tell"
         return Finding("queue-lengths", "warn", found, ASK_DOCTOR)
-    return Finding("queue-lengths", "ok", f"{_count(len(snapshot.around.depths), 'queue')} measured")
+    return Finding("queue-lengths", "ok", f"{count(len(snapshot.around.depths), 'queue')} measured")
 
 
 def _queue_names(snapshot: Snapshot) -> Finding | None:
     if snapshot.queue_table_full:
         return too_many_queues(snapshot.queue_names)
-    return Finding("queue-names", "ok", f"{_count(snapshot.queue_names, 'queue name')} known, none left out")
+    return Finding("queue-names", "ok", f"{count(snapshot.queue_names, 'queue name')} known, none left out")
 
 
 def too_many_queues(number: int) -> Finding:
@@ -363,7 +351,7 @@ def _consumers(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "queues-without-consumers",
         "warn",
-        f"nobody consumes {_some(list(map(printable, idle)))} (empty by now)",
+        f"nobody consumes {some(list(map(printable, idle)))} (empty by now)",
         f"if somebody should: {_consume(idle)}",
     )
 
@@ -376,7 +364,7 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
     if not waiting:
         dark = [name for name, length in snapshot.unconsumed.items() if length is None]
         but = f", but how many wait in {names(dark)} is not known" if dark else ""
-        found = f"no message waits for nobody in {_count(len(known), 'queue')} that {_is_or_are(known)} known"
+        found = f"no message waits for nobody in {count(len(known), 'queue')} that {_is_or_are(known)} known"
         return Finding("waiting-for-nobody", "ok", found + but)
     longest = sorted(waiting, key=lambda name: (-(waiting[name] or 0), name))
     # Redis knows no consumers: they are the workers that answered, which a busy solo pool cannot.
@@ -386,7 +374,7 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
         "waiting-for-nobody",
         "fail" if told else "warn",
         "messages wait in queues that nobody consumes: "
-        + _some([f"{printable(name)} ({waiting[name]:,})" for name in longest]),
+        + some([f"{printable(name)} ({waiting[name]:,})" for name in longest]),
         _consume(longest),
     )
 
@@ -417,7 +405,7 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
                 "host names that outlast a restart (docker run --hostname, a StatefulSet), or here "
                 "--purge-offline-worker-metrics 60",
             )
-    return Finding("worker-names", "ok", f"{_count(len(snapshot.workers), 'name')}, each of one worker")
+    return Finding("worker-names", "ok", f"{count(len(snapshot.workers), 'name')}, each of one worker")
 
 
 def _same_names(snapshot: Snapshot) -> Finding | None:
@@ -478,7 +466,6 @@ CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _answers,
     _serializer,
     _task_events,
-    _missed,
     _task_sent,
     _clocks,
     _worker_names,
@@ -501,11 +488,6 @@ def idle_queues(snapshot: Snapshot) -> list[str]:
 
 
 # -- what they have in common ----------------------------------------------------------------------------
-
-
-def _lasting(counts: Counts) -> str:
-    seconds = counts.seconds
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def _listened(snapshot: Snapshot) -> bool:
@@ -560,19 +542,5 @@ def _workers_named(workers: list[WorkerView]) -> str:
     return f"{'worker' if len(workers) == 1 else 'workers'} {names(workers)}"
 
 
-def names(some: Iterable[WorkerView | str]) -> str:
-    """Return names of workers, or others that came from the wire, in one line that can be printed."""
-    return _some(sorted(printable(each if isinstance(each, str) else each.name) for each in some))
-
-
-def _some(texts: list[str]) -> str:
-    more = len(texts) - MOST_NAMES
-    return ", ".join(texts[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
-
-
 def _is_or_are(some: Sized) -> str:
     return "is" if len(some) == 1 else "are"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -95,11 +95,13 @@ Looked at, in this order:
   the broker     broker-version, eviction, output-buffer, transient-queues,
                  leftovers
   events         listening, first-event, serializer, heartbeats, task-events,
-                 missed-events, sent-events
+                 missed-events, sent-events, series
   workers        workers, worker-versions, worker-names, same-names, answers,
-                 clock-skew
+                 clock-skew, silent-workers
   queues         queue-lengths, queue-names, queues-without-consumers,
-                 waiting-for-nobody
+                 waiting-for-nobody, queue-depth, queue-waits, oldest-messages
+  tasks          failures, retries, redeliveries, slow-tasks, stuck-tasks,
+                 orphaned-tasks
   Prometheus     prometheus, prometheus-agrees, prometheus-native
 
 \b

@@ -36,17 +36,17 @@ from celery_exporter.core import memory
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.missed import MissedWindow
 from celery_exporter.core.names import Pattern, shown_as
 from celery_exporter.core.queues import Absence, PollSchedule
 from celery_exporter.core.reconcile import Reconciler, measurement_of
 from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
 from celery_exporter.core.words import Moment
 from celery_exporter.firsts import Firsts
+from celery_exporter.recent import SHORT_STEP, Growth, Recent
 from celery_exporter.saving import Own, Page, Saved, Saver
 from celery_exporter.settings import Settings
 from celery_exporter.statefile import StateFile
-from celery_exporter.status import STEP, History, Status
+from celery_exporter.status import Status, build
 
 log = logging.getLogger(__name__)
 advice_log = logging.getLogger("celery_exporter.advice")
@@ -138,13 +138,13 @@ class Monitor:
         self._unanswered, self._ask_again = 0, 0.0  # rounds without an answer, monotonic time of the next
         self._blocked = BlockedWatch(self._source)
         self._asked: float | None = None  # monotonic time at which all workers were last asked, with success
-        self._watch, self._history, self._missed = Watch(), History(), MissedWindow()
+        self._watch, self._recent = Watch(), Recent()
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
             Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
             Collector("reconcile", RECONCILE_SECONDS, self._reconcile, lambda: None),
-            Collector("watch", min(every, STEP), self._look_around, lambda: None),
+            Collector("watch", min(every, SHORT_STEP), self._look_around, lambda: None),
             Collector("blocked", INTERVAL_SECONDS, self._blocked.look, self._blocked.close),
         ]
         unused = {"roster"} if self.no_events else set()
@@ -213,7 +213,11 @@ class Monitor:
     def status(self) -> Status:
         """Return what goes on now, for people. Never waits for the broker."""
         snapshot = self.snapshot(web_config_up_to_date=None)
-        return self._history.status(snapshot, time.monotonic(), self.broker_url())
+        return build(snapshot, self.growth(snapshot), self.broker_url())
+
+    def growth(self, snapshot: Snapshot) -> Growth:
+        """Return what was counted in the last minutes up to a snapshot that was taken now."""
+        return self._recent.growth(snapshot, time.monotonic())
 
     def broker_url(self) -> str:
         """Return the URL of the broker, without secrets."""
@@ -242,7 +246,6 @@ class Monitor:
             blocked=self._blocked.reason,
             no_events=self.no_events,
             refused_answers=self._refused_answers,
-            counted_before=self._missed.before(time.monotonic()),
         )
 
     def _is_measured(self) -> bool:
@@ -526,14 +529,14 @@ class Monitor:
     def _look_around(self) -> None:
         with self._lock:
             snapshot, now = take(self._cluster, self._surroundings(None)), time.monotonic()
-        self._missed.look(snapshot.workers, now)
-        if not self._settings.no_status_page:
-            self._history.look(snapshot, now)
-        for finding in self._watch.news(advise(snapshot), now):
+        self._recent.look(snapshot, now)
+        findings = advise(snapshot, self._recent.growth(snapshot, now))
+        for finding in self._watch.news(findings, now):
             if finding.level == "ok":
                 advice_log.info("over: %s", finding.found)
             else:
-                advice_log.warning("%s: %s", finding.found, finding.mend)
+                about = f" (alert {finding.alert})" if finding.alert else ""
+                advice_log.warning("%s: %s%s", finding.found, finding.mend, about)
 
 
 def _wait_to_ask(unanswered: int, interval: float) -> float:

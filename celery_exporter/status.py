@@ -7,28 +7,18 @@ second; null is what is not known. Pure: time comes in.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
-from operator import sub
 
 from msgspec import Struct
 
-from celery_exporter.advice import Finding, advise
-from celery_exporter.core.ledger import Cell
+from celery_exporter.advice import advise
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
-from celery_exporter.core.words import OTHER, State
+from celery_exporter.core.words import State
+from celery_exporter.findings import Finding
+from celery_exporter.recent import Growth, TaskGrowth
 
 VERSION = 1
-#: Seconds over which rates and quantiles are taken, and for which lengths of queues are remembered.
-WINDOW, LENGTHS = 300.0, 900.0
-#: Seconds between two moments of which lengths are remembered, and between two of which sums are: of these
-#: a busy cluster has megabytes.
-STEP, SUMS_STEP = 15.0, 60.0
-
 _STATES = tuple(state.name for state in State)
-_ENDED = (State.SUCCESS, State.FAILURE)
-_SHARES = (0.5, 0.95)
 
 
 class BrokerStatus(Struct, frozen=True):
@@ -111,84 +101,34 @@ class Status(Struct, frozen=True):
     failures: Sequence[FailureStatus]  # the newest first, 50 at most
 
 
-class _Sums(Struct, frozen=True):
-    """What a task name counted: states, and run times and waits by bucket (not cumulative)."""
-
-    moved: tuple[int, ...]
-    ran: tuple[int, ...]
-    queued: tuple[int, ...]
-
-
-class _Point(Struct, frozen=True):
-    """One remembered moment."""
-
-    now: float
-    events: int
-    tasks: Mapping[str, _Sums]
-
-
-def _point(snapshot: Snapshot, now: float) -> _Point:
-    return _Point(now, sum(snapshot.events.values()), _sums(snapshot))
-
-
-class History:
-    """Remembers some moments, and tells by them how fast things go. `now` is in seconds that do not jump.
-
-    Looked at by several threads: what is remembered is replaced, never changed.
-    """
-
-    def __init__(self) -> None:
-        self._points: tuple[_Point, ...] = ()
-        self._lately: Mapping[str, _Lately] = {}
-        self._lengths: tuple[tuple[float, float, Mapping[str, int | None]], ...] = ()
-
-    def look(self, snapshot: Snapshot, now: float) -> None:
-        """Remember this moment, unless the last one is hardly over."""
-        if self._lengths and now - self._lengths[-1][0] < STEP:
-            return
-        lengths = {queue.name: queue.length for queue in snapshot.queues}
-        self._lengths = (
-            *(each for each in self._lengths if now - each[0] < LENGTHS),
-            (now, snapshot.around.at, lengths),
-        )
-        points = self._points
-        if not points or now - points[-1].now >= SUMS_STEP:
-            points = (*points, _point(snapshot, now))
-        while len(points) > 1 and now - points[1].now >= WINDOW:
-            points = points[1:]
-        self._points = points
-
-    def status(self, snapshot: Snapshot, now: float, broker_url: str) -> Status:
-        """Return what goes on, as of a snapshot that was taken now."""
-        around = snapshot.around
-        first = self._points[0] if self._points else _point(snapshot, now)
-        window = now - first.now
-        self._lately = _all_lately(snapshot, first, self._lately)
-        return Status(
-            version=VERSION,
-            exporter_version=around.version,
-            at=around.at,
-            started=around.started,
-            window=window,
-            broker=BrokerStatus(
-                broker_url,
-                around.broker_up,
-                around.reconnects,
-                around.last_event,
-                around.event_lag,
-                (sum(snapshot.events.values()) - first.events) / window if window else None,
-                around.unacked,
-                None if around.blocked is None else bool(around.blocked),
-            ),
-            findings=advise(snapshot),
-            workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],
-            queues=[_queue(queue, around.at, self._lengths) for queue in snapshot.queues],
-            tasks=_tasks(snapshot, self._lately, window),
-            failures=[
-                FailureStatus(each.at, each.key.task_name, each.worker, each.exception, each.uuid)
-                for each in snapshot.failures
-            ],
-        )
+def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
+    """Return what goes on, as of a snapshot; `growth` is what was counted up to it."""
+    around, window = snapshot.around, growth.seconds
+    return Status(
+        version=VERSION,
+        exporter_version=around.version,
+        at=around.at,
+        started=around.started,
+        window=window,
+        broker=BrokerStatus(
+            broker_url,
+            around.broker_up,
+            around.reconnects,
+            around.last_event,
+            around.event_lag,
+            growth.events / window if window else None,
+            around.unacked,
+            None if around.blocked is None else bool(around.blocked),
+        ),
+        findings=advise(snapshot, growth),
+        workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],
+        queues=[_queue(queue, around.at, growth.lengths) for queue in snapshot.queues],
+        tasks=_tasks(snapshot, growth),
+        failures=[
+            FailureStatus(each.at, each.key.task_name, each.worker, each.exception, each.uuid)
+            for each in snapshot.failures
+        ],
+    )
 
 
 def _worker(worker: WorkerView) -> WorkerStatus:
@@ -208,9 +148,9 @@ def _worker(worker: WorkerView) -> WorkerStatus:
 
 
 def _queue(
-    queue: QueueView, now: float, lengths: Iterable[tuple[float, float, Mapping[str, int | None]]]
+    queue: QueueView, now: float, lengths: Iterable[tuple[float, Mapping[str, int | None]]]
 ) -> QueueStatus:
-    told = [(at, found[queue.name]) for _, at, found in lengths if queue.name in found]
+    told = [(at, found[queue.name]) for at, found in lengths if queue.name in found]
     told.append((now, queue.length))
     return QueueStatus(queue.name, queue.length, queue.oldest, queue.consumers, queue.worker_processes, told)
 
@@ -225,18 +165,7 @@ class _Open(Struct):
     oldest: float | None = None
 
 
-class _Lately(Struct, frozen=True):
-    """What a name counted since a moment, and what follows from it; kept, for most names do not move."""
-
-    cells: Sequence[Cell]
-    since: _Sums | None
-    moved: Sequence[int]
-    failure_share: float | None
-    runtimes: Sequence[float | None]  # p50 and p95
-    waits: Sequence[float | None]
-
-
-def _tasks(snapshot: Snapshot, lately: Mapping[str, _Lately], window: float) -> list[TaskStatus]:
+def _tasks(snapshot: Snapshot, growth: Growth) -> list[TaskStatus]:
     open_: dict[str, _Open] = {}
     for group in snapshot.tasks:
         if group.count:
@@ -244,18 +173,20 @@ def _tasks(snapshot: Snapshot, lately: Mapping[str, _Lately], window: float) -> 
             one.states[group.state.name] = one.states.get(group.state.name, 0) + group.count
             one.oldest = min(filter(None, (group.since, one.oldest)), default=None)
     return [
-        _task(name, lately.get(name, _NEVER), window, open_.get(name, _Open({})))
-        for name in sorted(lately.keys() | open_.keys())
+        _task(name, growth.tasks.get(name), growth.seconds, open_.get(name, _Open({})))
+        for name in sorted(growth.tasks.keys() | open_.keys())
     ]
 
 
-def _task(name: str, lately: _Lately, window: float, open_: _Open) -> TaskStatus:
-    rates = dict(zip(_STATES, [count / window for count in lately.moved], strict=True)) if window else {}
-    (runtime_p50, runtime_p95), (wait_p50, wait_p95) = lately.runtimes, lately.waits
+def _task(name: str, grown: TaskGrowth | None, window: float, open_: _Open) -> TaskStatus:
+    if grown is None:  # it is open, and has counted nothing under this name
+        return TaskStatus(name, {}, None, None, None, None, None, open_.states, open_.oldest)
+    rates = dict(zip(_STATES, [count / window for count in grown.moved], strict=True)) if window else {}
+    (runtime_p50, runtime_p95), (wait_p50, wait_p95) = grown.runtimes, grown.waits
     return TaskStatus(
         name,
         rates,
-        lately.failure_share,
+        grown.failure_share,
         runtime_p50,
         runtime_p95,
         wait_p50,
@@ -263,90 +194,3 @@ def _task(name: str, lately: _Lately, window: float, open_: _Open) -> TaskStatus
         open_.states,
         open_.oldest,
     )
-
-
-def _all_lately(snapshot: Snapshot, first: _Point, known: Mapping[str, _Lately]) -> dict[str, _Lately]:
-    """Return what each name counted since a moment; `known` is what was returned the last time."""
-    cells, before = _cells(snapshot), dict(first.tasks)
-    # What was counted of names that are gone is in that of the others now, and is no news there.
-    gone = [before.pop(name) for name in before.keys() - cells.keys()]
-    before[OTHER] = _plus(before.get(OTHER, _NOTHING), *gone)
-    found = {}
-    for name, some in cells.items():
-        old, since = known.get(name), before.get(name)
-        same = old is not None and old.since == since and old.cells == some
-        found[name] = old if old is not None and same else _lately(some, since, snapshot)
-    return found
-
-
-def _lately(cells: Sequence[Cell], since: _Sums | None, snapshot: Snapshot) -> _Lately:
-    grown = _grown(_added(cells), since)
-    ended = sum(grown.moved[state] for state in _ENDED)
-    failed = grown.moved[State.FAILURE] / ended if ended else None
-    runtimes = [quantile(share, snapshot.runtime_bounds, grown.ran) for share in _SHARES]
-    waits = [quantile(share, snapshot.wait_bounds, grown.queued) for share in _SHARES]
-    return _Lately(cells, since, grown.moved, failed, runtimes, waits)
-
-
-def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Return the value below which a share of the observations is; None if there are none, or no bounds.
-
-    As PromQL's histogram_quantile: within a bucket in proportion, and what is in the last, which has no
-    upper bound, is at the highest bound.
-    """
-    upto = list(accumulate(counts))
-    if not bounds or not upto or not upto[-1]:
-        return None
-    rank = share * upto[-1]
-    bucket = bisect_left(upto, rank)
-    if bucket == len(bounds):
-        return bounds[-1]
-    lower, below = (bounds[bucket - 1], upto[bucket - 1]) if bucket else (0.0, 0)
-    return lower + (bounds[bucket] - lower) * (rank - below) / counts[bucket]
-
-
-def _sums(snapshot: Snapshot) -> dict[str, _Sums]:
-    return {name: _added(some) for name, some in _cells(snapshot).items()}
-
-
-def _cells(snapshot: Snapshot) -> dict[str, list[Cell]]:
-    cells: dict[str, list[Cell]] = {}
-    for key, cell in snapshot.cells.items():
-        cells.setdefault(key.task_name, []).append(cell)
-    return cells
-
-
-def _added(cells: Sequence[Cell]) -> _Sums:
-    return _Sums(
-        _columns(cell.moved for cell in cells),
-        _columns(histogram.counts for cell in cells for histogram in cell.ran.values()),
-        _columns(cell.queued.counts for cell in cells if cell.queued is not None),
-    )
-
-
-def _columns(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    first, *more = rows if (rows := list(rows)) else ((),)
-    return tuple(map(sum, zip(first, *more, strict=True))) if more else tuple(first)
-
-
-def _grown(now: _Sums, first: _Sums | None) -> _Sums:
-    """Return what was counted between two moments. After folding that may be less than nothing: nothing."""
-    first = first or _NOTHING
-    return _Sums(_minus(now.moved, first.moved), _minus(now.ran, first.ran), _minus(now.queued, first.queued))
-
-
-def _plus(*all_: _Sums) -> _Sums:
-    return _Sums(
-        _columns(each.moved for each in all_),
-        _columns(each.ran for each in all_ if each.ran),
-        _columns(each.queued for each in all_ if each.queued),
-    )
-
-
-def _minus(now: Sequence[int], first: Sequence[int]) -> tuple[int, ...]:
-    grown = tuple(map(sub, now, first)) if first else tuple(now)
-    return tuple(max(0, each) for each in grown) if min(grown, default=0) < 0 else grown
-
-
-_NOTHING = _Sums((0,) * len(State), (), ())
-_NEVER = _Lately((), None, _NOTHING.moved, None, (None, None), (None, None))

@@ -36,7 +36,9 @@ class Text(NamedTuple):
 def sources(package: Path = PACKAGE) -> list[Path]:
     """Return the modules that say it; none where there is no advice yet."""
     return [
-        path for path in (package / "advice.py", *sorted((package / "doctor").glob("*.py"))) if path.exists()
+        path
+        for path in (package / "advice.py", package / "limits.py", *sorted((package / "doctor").glob("*.py")))
+        if path.exists()
     ]
 
 
@@ -81,6 +83,9 @@ def texts(
             if (levels & WRONG or not levels) and (name := _said(check, names)) != _CASE:
                 mends = dict.fromkeys(_returned(mend, names, functions))
                 yield Text(name, _said(found, names), _OR.join(mends))
+        for call in _calls(function, "_judged"):  # by the table of thresholds
+            names = {**everywhere, **_before(call, function)}
+            yield Text(*(_said(each, names) for each in call.args))
 
 
 def _calls(tree: ast.AST, name: str) -> list[ast.Call]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs import advice, api, costs, house, metrics, migrating, options
+from docs import advice, api, costs, house, metrics, migrating, options, runbooks, thresholds
 from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,6 +14,7 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
 PICTURE = DOCS / "img/house.svg"
+RUNBOOKS, SERVED = DOCS / "runbooks.md", ROOT / "celery_exporter/web/static/runbooks.html"
 
 #: Files that docs/deploying.md shows, as what.
 SHOWN = {
@@ -45,6 +46,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
             "profiles": metrics.others(),
         },
         DOCS / "api.md": {"api": api.fields()},
+        RUNBOOKS: {"thresholds": thresholds.table()},
         DOCS / "deploying.md": {"running it": chapter("Running it"), **{name: file(name) for name in SHOWN}},
         DOCS / "troubleshooting.md": {
             "symptoms": chapter("No metrics?"),
@@ -58,7 +60,8 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
 def made() -> Mapping[Path, str]:
     """Return what has to be in which file."""
     pages = {path: filled(path.read_text(), filling) for path, filling in parts().items()}
-    return {**pages, PICTURE: house.picture(), **migrating.made()}
+    served = {SERVED: runbooks.page(pages[RUNBOOKS])}
+    return {**pages, **served, PICTURE: house.picture(), **migrating.made(), **thresholds.made()}
 
 
 # -- from elsewhere ------------------------------------------------------------------------------------

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-from types import SimpleNamespace
 
 import pytest
 from core.story import T0, Story, heartbeat, received, sent, started
-from harness.processes import need
 
-from alerts import rulebook
 from celery_exporter.advice import (
     CHURN,
     HOLD,
     LONGEST_INTERVAL,
-    MISSED_SHARE,
     NOBODY_ANSWERED,
     PATIENCE,
     RECENT,
-    Finding,
     Watch,
     advise,
     is_decided,
 )
 from celery_exporter.core import queues
-from celery_exporter.core.missed import WINDOW, Counts, MissedWindow, grown
 from celery_exporter.core.names import shown_as
-from celery_exporter.core.snapshot import CollectorView, Depth
+from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot
 from celery_exporter.core.workers import Profile
+from celery_exporter.findings import Finding
+from celery_exporter.recent import Recent
 
 ANSWERED = Profile(queues=("q",), registered=(), pool="prefork", pool_size=4)
 WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("roster", True, 0.1, T0)]
@@ -48,7 +42,12 @@ def findings(*events: dict, profiles: dict[str, Profile] | None = None, **around
         profiles = dict.fromkeys(story.cluster.workers, ANSWERED)
     story.cluster.learn(profiles, story.moment())
     told = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, **around}
-    return {finding.check: finding for finding in advise(story.shown(**told))}
+    return {finding.check: finding for finding in said(story.shown(**told))}
+
+
+def said(shown: Snapshot) -> list[Finding]:
+    """Return what is found where nothing was counted in the last minutes."""
+    return advise(shown, Recent().growth(shown, 0.0))
 
 
 def levels(found: dict[str, Finding]) -> set[str]:
@@ -74,6 +73,11 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
         "queue-names",
         "queues-without-consumers",
         "waiting-for-nobody",
+        "stuck-tasks",
+        "queue-depth",
+        "oldest-messages",
+        "silent-workers",
+        "series",
     ]
 
 
@@ -90,8 +94,8 @@ def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
     story = Story()
     story.tell(*beats("quiet@h", (0, 5, 9, 12)))
     down = {"broker_up": False, "collectors": WELL, "listened": 100.0}
-    assert advise(story.shown(started=T0 + story.now, at=T0 + story.now, **down)) == []
-    (only,) = advise(story.shown(**down))
+    assert said(story.shown(started=T0 + story.now, at=T0 + story.now, **down)) == []
+    (only,) = said(story.shown(**down))
     assert (only.check, only.level) == ("subscription", "fail")
 
 
@@ -134,61 +138,14 @@ def test_answers_in_a_serialiser_that_is_not_accepted():
     assert (found.level, "pickle" in found.found, "--accept-content" in found.mend) == ("warn", True, True)
 
 
-def missing(*counts: int, before: dict[str, tuple[int, int]] | None) -> Finding | None:
-    """Return what is found of a worker that starts a task, and says with each beat how many it processed."""
-    begun = [
-        started("u0", at=1),
-        *(heartbeat(at=2 + 2 * n, processed=count) for n, count in enumerate(counts)),
-    ]
-    counts = None if before is None else Counts(900.0, before)
-    return findings(*begun, counted_before=counts).get("missed-events")
-
-
-def test_tasks_that_workers_processed_and_of_which_no_event_came():
-    """Ten were processed after the first heartbeat, and of one there was a start."""
-    late = missing(0, 10, 10, 10, before={})
-    assert (late.level, late.found) == (
-        "warn",
-        "of 10 tasks that workers processed in 15 minutes 10 are not counted, as no event came: w@h",
-    )
-    assert "--event-queue-durable" in late.mend
-
-
-def test_what_was_missed_before_the_window_is_no_news():
-    assert missing(0, 10, 10, 10, before={"w@h": (10, 10)}) is None  # it has processed nothing since
-    assert missing(0, 1000, 1000, 1000, before={"w@h": (0, 995)}).level == "ok"
-    assert missing(0, 10, 10, 10, before=None) is None
-
-
-def test_a_window_is_fifteen_minutes_long():
-    window = MissedWindow()
-    assert window.before(0.0) is None
-    for minute in range(40):
-        workers = [SimpleNamespace(name="w@h", processed_total=minute * 10, missed=minute)]
-        window.look(workers, minute * 60.0)
-        window.look(workers, minute * 60.0 + 15)  # the last one is hardly over
-        counts = window.before(minute * 60.0 + 15)
-        assert counts.of_workers == {"w@h": (10 * max(0, minute - 15), max(0, minute - 15))}
-        assert counts.seconds == min(minute, 15) * 60 + 15
-
-
-def test_a_worker_that_was_forgotten_and_came_back_counts_from_nothing():
-    workers = [SimpleNamespace(name="w@h", processed_total=400, missed=400)]
-    assert grown(workers, Counts(900.0, {"w@h": (1000, 1)})) == {"w@h": (400, 400)}
-
-
-def test_the_share_is_that_of_the_alert():
-    program = [need("jsonnet"), "-e", f'(import "{rulebook.MIXIN}")._config']
-    config = json.loads(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
-    assert config["missedRatio"] == MISSED_SHARE
-    assert rulebook.seconds(config["missedWindow"]) == WINDOW
-
-
 def test_no_worker_at_all_and_none_any_more():
     assert findings()["workers"].level == "fail"
     assert "event_exchange" in findings()["workers"].mend
     gone = findings(heartbeat("w@h", kind="offline"))["workers"]
-    assert (gone.level, gone.found) == ("warn", "all workers are down: w@h")
+    assert (gone.level, gone.found) == ("fail", "all workers are down: w@h"), "work may wait: nobody measures"
+    for depth, unacked, level in ((0, None, "warn"), (1, None, "fail"), (0, 1, "fail")):
+        told = {"depths": {"q": Depth(depth)}, "unacked": unacked}
+        assert findings(heartbeat("w@h", kind="offline"), **told)["workers"].level == level
     some = findings(heartbeat("w@h", kind="offline"), *beats("x@h"))["workers"]
     assert (some.level, some.found) == ("ok", "1 worker heard: x@h, 1 went down")
 
@@ -233,6 +190,7 @@ def test_workers_that_run_tasks_without_a_word():
         "fail",
         "no task events from workers a@h, b@h",
         "start workers with -E, or now: celery -A yourapp control enable_events",
+        "CeleryTaskEventsDisabled",
     )
 
 
@@ -287,6 +245,7 @@ def test_queues_that_nobody_consumes():
         "warn",  # a worker that is busy in the solo pool may not have answered
         "messages wait in queues that nobody consumes: most; ls (1,200), some (7)",
         "celery -A yourapp worker -E -Q 'most; ls,some'",
+        "CeleryQueueWithoutConsumers",
     )
 
 
@@ -318,7 +277,7 @@ def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_con
     story.cluster.learn({"w@h": Profile(queues=("customer-1",))}, story.moment())
     depths = {"customer-1": Depth(0), "customer-2": Depth(2), "customer-3": Depth(0)}
     shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=depths)
-    found = {finding.check: finding for finding in advise(shown)}
+    found = {finding.check: finding for finding in said(shown)}
     assert found["waiting-for-nobody"].mend == "celery -A yourapp worker -E -Q customer-2"
     assert "customer-3" in found["queues-without-consumers"].mend
 
@@ -332,7 +291,7 @@ def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
     for length, level in ((0, "ok"), (3, "warn")):
         told = {"q": Depth(0), "from-zero": Depth(length)}
         shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=told)
-        found = {finding.check: finding.level for finding in advise(shown)}
+        found = {finding.check: finding.level for finding in said(shown)}
         assert found["queues-without-consumers"] == "ok"
         assert found["waiting-for-nobody"] == level
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from core.story import Story, heartbeat, received
 
-from celery_exporter.advice import PATIENCE, Finding
+from celery_exporter.advice import PATIENCE
 from celery_exporter.broker.roster import Configuration
 from celery_exporter.cli import _command
 from celery_exporter.doctor import Report
@@ -18,6 +18,8 @@ from celery_exporter.doctor.listening import Heard
 from celery_exporter.doctor.redis import judge_buffer, judge_eviction, pubsub_limits
 from celery_exporter.doctor.report import as_json, printed
 from celery_exporter.doctor.verdict import judge
+from celery_exporter.findings import Finding
+from celery_exporter.recent import Recent
 from celery_exporter.settings import load
 
 SETTINGS = load({"broker_url": "redis://127.0.0.1:6379/0"}, {})
@@ -29,7 +31,8 @@ def judged(*events: dict, said: dict[str, Configuration] | None = None, **heard)
     story = Story()
     story.tell(*events)
     told = {"content_types": {"application/json": 3}, "first_event": 0.5, **heard}
-    found = Heard(story.shown(listened=PATIENCE), configurations=list((said or {}).items()), **told)
+    shown, answers = story.shown(listened=PATIENCE), list((said or {}).items())
+    found = Heard(shown, Recent().growth(shown, 0.0), configurations=answers, **told)
     return {finding.check: finding for finding in judge(found, SETTINGS)}
 
 
@@ -92,7 +95,8 @@ def test_what_was_cut_short_is_not_well():
 
 def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
     story = Story()
-    found = Heard(story.shown(broker_up=False, listened=1.0), {}, None, [])
+    shown = story.shown(broker_up=False, listened=1.0)
+    found = Heard(shown, Recent().growth(shown, 0.0), {}, None, [])
     (only,) = judge(found, SETTINGS)
     assert (only.check, only.level) == ("subscription", "fail")
     assert only.mend.startswith("redis-cli -h 127.0.0.1 -p 6379 INFO")

@@ -34,6 +34,10 @@ FLOORS = [
     ["tables"],
     ["status"],
     ["profiles", "advice"],
+    ["limits"],
+    ["recent"],
+    ["thresholds"],
+    ["findings"],
     ["core"],
     ["quoting", "signals"],
     [""],  # the package itself: its version
@@ -97,13 +101,17 @@ def test_imports_point_down(path):
     "path",
     [
         *sorted((ROOT / "core").glob("*.py")),
-        *(ROOT / f"{name}.py" for name in ("advice", "quoting", "status")),
+        *(
+            ROOT / f"{name}.py"
+            for name in ("advice", "findings", "limits", "quoting", "recent", "status", "thresholds")
+        ),
     ],
     ids=name_of,
 )
 def test_the_core_is_pure(path):
     """What is said to people is as pure, for pages, logs and those who ask are to be told the same."""
-    pure = (f"{PACKAGE}.core", f"{PACKAGE}.advice", f"{PACKAGE}.quoting")
+    names = ("core", "advice", "findings", "limits", "quoting", "recent", "thresholds")
+    pure = tuple(f"{PACKAGE}.{name}" for name in names)
     for module in imports(path):
         assert module.split(".")[0] in PURE or module.startswith(pure), f"{module}"
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.snapshot import Depth
-from celery_exporter.status import LENGTHS, STEP, SUMS_STEP, WINDOW, History, Status, quantile
+from celery_exporter.recent import SHORT_STEP, STEP, Recent, quantile
+from celery_exporter.status import Status, build
+from celery_exporter.thresholds import LONG_WINDOW, WINDOW
 
 
 def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:
@@ -22,18 +24,19 @@ def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) ->
     return [sent(uuid, at=at), received(uuid, at=at), started(uuid, at=at + 1), ended]
 
 
-def status(story: Story, history: History, **around) -> Status:
-    found = history.status(story.shown(**around), story.now, "redis://broker/0")
+def status(story: Story, recent: Recent, **around) -> Status:
+    shown = story.shown(**around)
+    found = build(shown, recent.growth(shown, story.now), "redis://broker/0")
     return msgspec.json.decode(msgspec.json.encode(found), type=Status)  # as scripts get it
 
 
 def test_rates_and_quantiles_are_of_the_last_minutes():
-    story, history = Story(), History()
-    history.look(story.shown(), story.now)
+    story, recent = Story(), Recent()
+    recent.look(story.shown(), story.now)
     for number in range(30):
         story.tell(*life(number, number))
     story.now += 60
-    (task,) = status(story, history).tasks
+    (task,) = status(story, recent).tasks
     assert task.rates["SUCCESS"] == task.rates["PENDING"] == pytest.approx(0.5)
     assert task.failure_share == 0
     assert task.runtime_p50 == pytest.approx(0.1 + 0.9 / 2)
@@ -42,28 +45,28 @@ def test_rates_and_quantiles_are_of_the_last_minutes():
 
 def test_what_is_kept_of_names_that_do_not_move_is_what_would_be_told_anew():
     """Some of them move at each look, and the moment since which they did changes too."""
-    story, history = Story(), History()
+    story, recent = Story(), Recent()
     for look in range(60):
-        history.look(story.shown(), story.now)
+        recent.look(story.shown(), story.now)
         for name in range(look % 4):
             at, uuid = story.now, f"{look}-{name}"
             story.tell(*(dict(event, name=f"t{name}") for event in life(uuid, at, runtime=look % 7)))
         story.now += 20
-        found, forgetful = status(story, history), copy.copy(history)
-        forgetful._lately = {}
+        found, forgetful = status(story, recent), copy.copy(recent)
+        forgetful._known = {}
         assert status(story, forgetful) == found
     assert len({task.rates["SUCCESS"] for task in found.tasks}) > 1
 
 
 def test_what_is_longer_ago_is_in_no_rate():
-    story, history = Story(), History()
+    story, recent = Story(), Recent()
     story.tell(*life(1, 0, end=failed))
-    for _ in range(int(2 * WINDOW / STEP)):
-        history.look(story.shown(), story.now)
-        story.now += STEP
-    found = status(story, history)
+    for _ in range(int(2 * WINDOW / SHORT_STEP)):
+        recent.look(story.shown(), story.now)
+        story.now += SHORT_STEP
+    found = status(story, recent)
     (task,) = found.tasks
-    assert WINDOW <= found.window <= WINDOW + SUMS_STEP + STEP
+    assert WINDOW <= found.window <= WINDOW + STEP + SHORT_STEP
     assert set(task.rates.values()) == {0}
     assert (task.failure_share, task.runtime_p50, task.wait_p50) == (None, None, None)
 
@@ -71,35 +74,35 @@ def test_what_is_longer_ago_is_in_no_rate():
 def test_before_the_first_look_no_rate_is_known():
     story = Story()
     story.tell(*life(1, 0))
-    (task,) = status(story, History()).tasks
+    (task,) = status(story, Recent()).tasks
     assert (task.rates, task.runtime_p50, task.failure_share) == ({}, None, None), "it may be of long ago"
-    assert status(story, History()).broker.events_per_second is None
+    assert status(story, Recent()).broker.events_per_second is None
 
 
 def test_what_is_added_up_elsewhere_is_no_news_there():
-    story, history = Story(Limits(series_ttl=10)), History()
+    story, recent = Story(Limits(series_ttl=10)), Recent()
     for number in range(30):
         story.tell(*life(number, number))
-    history.look(story.shown(), story.now)
+    recent.look(story.shown(), story.now)
     story.wait(60)
     assert {key.task_name for key in story.ledger.snapshot()} == {"other"}
-    (task,) = status(story, history).tasks
+    (task,) = status(story, recent).tasks
     assert (task.name, set(task.rates.values()), task.runtime_p50) == ("other", {0}, None)
 
 
 def test_of_a_busy_cluster_little_is_remembered():
-    story, history = Story(), History()
-    for step in range(int(2 * WINDOW / STEP)):
+    story, recent = Story(), Recent()
+    for step in range(int(2 * WINDOW / SHORT_STEP)):
         story.tell(*life(step, step))
-        history.look(story.shown(), story.now)
-        story.now += STEP
-    assert len(history._points) <= WINDOW / SUMS_STEP + 2
+        recent.look(story.shown(), story.now)
+        story.now += SHORT_STEP
+    assert len(recent._points.moments) <= WINDOW / STEP + 2
 
 
 def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
-    story, history = Story(), History()
+    story, recent = Story(), Recent()
     story.tell(sent("a", at=5), sent("b", at=3), received("b", at=4), sent("c", at=6, queue="other"))
-    (task,) = status(story, history).tasks
+    (task,) = status(story, recent).tasks
     assert task.open == {"PENDING": 2, "RECEIVED": 1}
     assert task.oldest == pytest.approx(sent("b", at=4)["timestamp"])
 
@@ -107,30 +110,30 @@ def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
 def test_of_failures_class_and_place_are_told_and_no_more():
     story = Story()
     story.tell(*life(1, 0, end=failed), *life(2, 10, end=failed, exception="KeyError('secret')"))
-    newest, oldest = status(story, History()).failures
+    newest, oldest = status(story, Recent()).failures
     assert (newest.uuid, newest.task, newest.worker, newest.exception) == ("u2", "add", "w@h", "KeyError")
     assert newest.at > oldest.at
-    assert b"secret" not in msgspec.json.encode(status(story, History()))
+    assert b"secret" not in msgspec.json.encode(status(story, Recent()))
 
 
 def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
-    story, history = Story(), History()
-    for number in range(int(2 * LENGTHS / STEP)):
-        history.look(story.shown(depths={"q": Depth(number)}), story.now)
-        history.look(story.shown(depths={"q": Depth(-1)}), story.now + STEP / 2)  # too soon
-        story.now += STEP
-    (queue,) = status(story, history, depths={"q": Depth(7)}).queues
+    story, recent = Story(), Recent()
+    for number in range(int(2 * LONG_WINDOW / SHORT_STEP)):
+        recent.look(story.shown(depths={"q": Depth(number)}), story.now)
+        recent.look(story.shown(depths={"q": Depth(-1)}), story.now + SHORT_STEP / 2)  # too soon
+        story.now += SHORT_STEP
+    (queue,) = status(story, recent, depths={"q": Depth(7)}).queues
     assert queue.length == 7
-    newest = int(2 * LENGTHS / STEP) - 1
-    remembered = range(newest - int(LENGTHS / STEP) + 1, newest + 1)
+    newest = int(2 * LONG_WINDOW / SHORT_STEP) - 1
+    remembered = range(newest - int(LONG_WINDOW / SHORT_STEP) + 2, newest + 1)
     assert [length for _, length in queue.lengths] == [*remembered, 7]
 
 
 def test_a_queue_whose_length_is_not_known_has_none():
-    story, history = Story(), History()
+    story, recent = Story(), Recent()
     story.tell(sent())
-    history.look(story.shown(), story.now)
-    (queue,) = status(story, history).queues
+    recent.look(story.shown(), story.now)
+    (queue,) = status(story, recent).queues
     assert (queue.length, [length for _, length in queue.lengths]) == (None, [None, None])
 
 
@@ -139,7 +142,7 @@ def test_workers_are_told_by_name():
     story.tell(
         heartbeat(hostname="b@h", active=3, processed=7, loadavg=[1.5, 1, 1]), heartbeat(hostname="a@h")
     )
-    a, b = status(story, History()).workers
+    a, b = status(story, Recent()).workers
     assert (a.name, b.name) == ("a@h", "b@h")
     assert (b.up, b.active, b.load) == (True, 3, 1.5)
 

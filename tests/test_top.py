@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from celery_exporter.advice import Finding
+from celery_exporter.findings import Finding
 from celery_exporter.settings import BadSettingError
 from celery_exporter.status import (
     BrokerStatus,

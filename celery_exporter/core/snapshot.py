@@ -11,7 +11,6 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.ledger import Cell, Failure
-from celery_exporter.core.missed import Counts
 from celery_exporter.core.reconcile import REASONS
 from celery_exporter.core.tasks import InState
 from celery_exporter.core.words import HIDDEN, Key
@@ -40,6 +39,7 @@ class WorkerView(Struct, frozen=True):
     max_resident_bytes: int | None
     pool_max: int | None = None
     shared: bool = False  # several processes use this name
+    left: bool = False  # it said goodbye
 
 
 class QueueView(Struct, frozen=True):
@@ -98,7 +98,6 @@ class Surroundings(Struct, frozen=True):
     missing: Collection[str] = ()  # queues that the broker says it does not have
     blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: it does not tell
     no_events: str = ""  # why no event can arrive on this transport; empty: they can
-    counted_before: Counts | None = None  # what workers had counted some minutes ago; None: not known
     refused_answers: Collection[str] = ()  # serialisers of answers to inspection that are not accepted
 
 
@@ -282,4 +281,5 @@ def _worker_view(worker: Worker) -> WorkerView:
         prefetch_count=profile.prefetch_count if worker.up else None,
         max_resident_bytes=profile.max_resident_bytes,
         shared=worker.is_shared,
+        left=worker.left,
     )

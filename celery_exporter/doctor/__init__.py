@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 import msgspec
 from msgspec import Struct
 
-from celery_exporter.advice import Finding
 from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis
 from celery_exporter.broker.url import masked
 from celery_exporter.doctor import amqp, prometheus
@@ -22,6 +21,7 @@ from celery_exporter.doctor.amqp import TRANSIENT, with_workers
 from celery_exporter.doctor.ladder import climb, place_of, to_ask
 from celery_exporter.doctor.listening import hear
 from celery_exporter.doctor.verdict import judge
+from celery_exporter.findings import Finding
 from celery_exporter.settings import Settings
 
 #: Exit codes, by the worst level.

@@ -14,7 +14,6 @@ from urllib.parse import quote
 import kombu
 from kombu import Queue
 
-from celery_exporter.advice import Finding
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
@@ -28,6 +27,7 @@ from celery_exporter.core.snapshot import Depth, WorkerView
 from celery_exporter.doctor.ladder import Place, place_of
 from celery_exporter.doctor.leftovers import is_passing, is_task_queue
 from celery_exporter.doctor.web import fetch
+from celery_exporter.findings import Finding
 from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 

@@ -15,7 +15,7 @@ import msgspec
 from kombu.utils.url import url_to_parts
 from msgspec import Struct
 
-from celery_exporter.advice import NO_EVENTS_REMEDY, Finding
+from celery_exporter.advice import NO_EVENTS_REMEDY
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
@@ -32,6 +32,7 @@ from celery_exporter.broker.connection import (
 from celery_exporter.broker.readers import reader_for
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.broker.url import UnusableURLError, masked, parts
+from celery_exporter.findings import Finding
 from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 

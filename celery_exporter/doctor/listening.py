@@ -18,6 +18,7 @@ from celery_exporter.broker.roster import Configuration, Roster
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.monitor import Monitor
+from celery_exporter.recent import Growth
 from celery_exporter.settings import Settings
 
 #: Seconds between two looks, and between two lines of progress.
@@ -32,6 +33,7 @@ class Heard(Struct, frozen=True):
     """What was learnt: by listening for so many seconds, and by asking."""
 
     snapshot: Snapshot
+    growth: Growth
     content_types: dict[str, int]
     first_event: float | None  # seconds after the subscription
     configurations: list[tuple[str, Configuration]]  # each answer, by node name; one name may come twice
@@ -90,7 +92,8 @@ def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: 
             now = time.monotonic()
             cut = ended()
             if cut or now > end or _is_known(snapshot):
-                return Heard(snapshot, dict(tap.content_types), tap.first, configurations, cut)
+                growth, types = monitor.growth(snapshot), dict(tap.content_types)
+                return Heard(snapshot, growth, types, tap.first, configurations, cut)
             if now > said + PROGRESS:
                 said = now
                 say(_progress(snapshot, end - now))

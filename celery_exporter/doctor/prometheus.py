@@ -8,16 +8,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from celery_exporter.advice import Finding, names
 from celery_exporter.core.cluster import host
 from celery_exporter.doctor.web import fetch
+from celery_exporter.findings import Finding, names
 from celery_exporter.quoting import shell_word
 
 #: Seconds for an answer, and bytes of one: some 5,000 workers.
 TIMEOUT, MOST_BYTES = 5.0, 16 * 2**20
 
 _SCRAPE = (
-    "in prometheus.yml, under scrape_configs: {job_name: celery, static_configs: [{targets: ['HOST:9808']}]}"
+    "in prometheus.yml, under scrape_configs: {job_name: celery, scrape_interval: 15s, static_configs: "
+    "[{targets: ['HOST:9808']}]}"
 )
 
 

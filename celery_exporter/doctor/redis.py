@@ -8,10 +8,10 @@ from typing import Any
 import kombu
 import redis
 
-from celery_exporter.advice import Finding
 from celery_exporter.broker.connection import connect, hang_up, open_, translated
 from celery_exporter.doctor.ladder import Place, place_of, redis_cli
 from celery_exporter.doctor.leftovers import is_passing, is_task_queue
+from celery_exporter.findings import Finding
 from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import msgspec
 
-from celery_exporter.advice import Finding
 from celery_exporter.doctor import Report
+from celery_exporter.findings import Finding
 from celery_exporter.quoting import printable, printable_json
 
 #: How a level is written, in which colour (where there is a terminal).

@@ -10,14 +10,10 @@ from celery_exporter.advice import (
     ASK_DOCTOR,
     ENABLE_EVENTS,
     LONGEST_INTERVAL,
-    MOST_NAMES,
     PATIENCE,
-    Finding,
-    Level,
     advise,
     can_hear,
     idle_queues,
-    names,
     same_names,
     too_many_queues,
 )
@@ -27,6 +23,7 @@ from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
 from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_forget, to_measure
 from celery_exporter.doctor.listening import Heard
+from celery_exporter.findings import MOST_NAMES, Finding, Level, names
 from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 
@@ -45,12 +42,23 @@ _ORDER = (
     "answers",
     "clock-skew",
     "task-events",
-    "missed-events",
     "sent-events",
     "queue-lengths",
     "queue-names",
     "queues-without-consumers",
     "waiting-for-nobody",
+    "failures",
+    "retries",
+    "redeliveries",
+    "slow-tasks",
+    "stuck-tasks",
+    "orphaned-tasks",
+    "queue-depth",
+    "queue-waits",
+    "oldest-messages",
+    "silent-workers",
+    "missed-events",
+    "series",
 )
 
 #: Check → who asked the broker, and what mends it.
@@ -65,7 +73,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
     heard = msgspec.structs.replace(
         heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=settings.queues)
     )
-    found = {finding.check: finding for finding in advise(heard.snapshot)}
+    found = {finding.check: finding for finding in advise(heard.snapshot, heard.growth)}
     if "subscription" in found and found["subscription"].level == "fail":
         mend = to_ask(place_of(settings))
         return [msgspec.structs.replace(finding, mend=mend) for finding in found.values()]

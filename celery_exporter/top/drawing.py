@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from celery_exporter.status import LENGTHS
 from celery_exporter.tables import UNKNOWN, Column, Table, get, text
+from celery_exporter.thresholds import LONG_WINDOW
 
 #: A piece of a line, and what it is to look like: one of `STYLES`, or "".
 Part = tuple[str, str]
@@ -121,7 +121,7 @@ def spark(points: Sequence[tuple[float, int | None]], now: float) -> str:
     """Return lengths of the last while as a line of blocks, the newest at its end; blank where unknown."""
     most: list[int | None] = [None] * LINE
     for at, length in points:
-        place = min(LINE - 1, LINE - 1 - math.floor((now - at) * LINE / LENGTHS))
+        place = min(LINE - 1, LINE - 1 - math.floor((now - at) * LINE / LONG_WINDOW))
         if length is not None and place >= 0:
             most[place] = max(length, most[place] or 0)
     scale = max((each for each in most if each is not None), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from importlib import resources
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,10 +14,12 @@ from starlette.routing import Route
 from celery_exporter import __version__
 from celery_exporter.status import Status
 from celery_exporter.web.metrics import MetricsPage
-from celery_exporter.web.status import NOSNIFF, SAFE, Page
+from celery_exporter.web.page import POLICY
+from celery_exporter.web.status import NOSNIFF, SAFE, Page, static_pages
 from celery_exporter.web.status import pages as status_pages
 
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_RUNBOOKS = (resources.files(__package__) / "static" / "runbooks.html").read_text("utf-8")
 _LANDING = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>celery-exporter</title></head><body>
 <h1>celery-exporter {version}</h1>
@@ -25,6 +28,7 @@ _LANDING = """<!doctype html>
 <li><a href="metrics">/metrics</a>: the metrics</li>
 <li><a href="-/ready">/-/ready</a>: 200 while events are heard (also <a href="health">/health</a>)</li>
 <li><a href="-/healthy">/-/healthy</a>: 200 while this process lives</li>
+<li><a href="runbooks">/runbooks</a>: what the alerts mean, and what to do</li>
 </ul>
 </body></html>
 """
@@ -61,14 +65,19 @@ def build(
         text = _LANDING.format(version=__version__, broker=html.escape(broker()), state=state)
         return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": _POLICY})
 
+    async def runbooks(_: Request) -> Response:
+        return HTMLResponse(_RUNBOOKS, headers={**SAFE, "Content-Security-Policy": POLICY})
+
     pages: dict[str, Page] = {
         "/": landing,
         "/metrics": metrics.answer,
         "/-/healthy": healthy,
         "/-/ready": ready,
         "/health": ready,
+        "/runbooks": runbooks,
         "/healthcheck": healthy_as_flower,
     }
+    pages |= static_pages()
     if status is not None:
         pages |= status_pages(status)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])

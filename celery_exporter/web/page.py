@@ -12,7 +12,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 
-from celery_exporter.status import LENGTHS, Status
+from celery_exporter.status import Status
 from celery_exporter.tables import (
     BROKER,
     TABLES,
@@ -24,6 +24,7 @@ from celery_exporter.tables import (
     ordered,
     text,
 )
+from celery_exporter.thresholds import LONG_WINDOW
 
 #: Allows what the page is made of, and nothing else: no inline script or style, nobody else's frame.
 POLICY = (
@@ -58,7 +59,7 @@ _PAGE = """<!doctype html>
 <header>
 <h1>celery-exporter <small id="exporter">{version}</small></h1>
 <nav aria-label="Other pages"><a href="metrics">metrics</a> <a href="api/v1/status">JSON</a>
-<a href="-/ready">ready</a></nav>
+<a href="runbooks">runbooks</a> <a href="-/ready">ready</a></nav>
 </header>
 <main>
 <p id="fresh">As of <time id="at">{at}</time> UTC.<span id="why" role="status"></span></p>
@@ -128,10 +129,14 @@ def _findings(status: Status) -> str:
     if not wrong:
         return '<li class="ok">Nothing: what can be seen from here is well.</li>'
     return "".join(
-        f'<li class="{finding.level}"><b>{finding.level}</b> {escape(finding.found)}'
+        f'<li class="{finding.level}"><b>{finding.level}</b> {escape(finding.found)}{_runbook(finding.alert)}'
         f"<br><code>{escape(finding.mend)}</code></li>"
         for finding in wrong
     )
+
+
+def _runbook(alert: str) -> str:
+    return f' <a href="runbooks#{escape(alert.lower())}">{escape(alert)}</a>' if alert else ""
 
 
 # -- tables --------------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def _line(points: Sequence[tuple[float, int | None]], now: float) -> str:
     most = max(length for _, length in known)
     scale = (HEIGHT - 2) / max(most, 1)
     places = (
-        f"{fixed((1 - (now - at) / LENGTHS) * WIDTH, 1)},{fixed(HEIGHT - 1 - length * scale, 1)}"
+        f"{fixed((1 - (now - at) / LONG_WINDOW) * WIDTH, 1)},{fixed(HEIGHT - 1 - length * scale, 1)}"
         for at, length in known
     )
     return (

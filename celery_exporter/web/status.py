@@ -51,8 +51,12 @@ def pages(status: Callable[[], Status]) -> dict[str, Page]:
         body = made.zipped if "Content-Encoding" in headers else made.json
         return Response(body, media_type="application/json", headers=headers)
 
-    static = {f"/static/{name}": _static(name, body) for name, body in page.STATIC.items()}
-    return {"/": html, "/api/v1/status": api, **static}
+    return {"/": html, "/api/v1/status": api}
+
+
+def static_pages() -> dict[str, Page]:
+    """Return what pages are made of besides themselves, by path."""
+    return {f"/static/{name}": _static(name, body) for name, body in page.STATIC.items()}
 
 
 def _static(name: str, body: bytes) -> Page:

@@ -35,6 +35,7 @@ from celery_exporter.core.workers import Profile
 from celery_exporter.doctor.report import printed
 from celery_exporter.logs import LineFormatter
 from celery_exporter.quoting import printable, printable_json, shell_word
+from celery_exporter.recent import Recent
 from celery_exporter.settings import load
 from celery_exporter.top.drawing import clean
 
@@ -104,7 +105,7 @@ def _told(data: bytes) -> list[str]:
     shown = house.shown()
     names = {key.task_name for key in shown.cells} | {worker.name for worker in shown.workers}
     texts = [*names, *(failure.exception for failure in shown.failures)]
-    for finding in advise(shown):
+    for finding in advise(shown, Recent().growth(shown, 0.0)):
         texts += [finding.found, finding.mend, *click.unstyle(printed(finding)).split("\n")]
     return texts
 

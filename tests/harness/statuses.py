@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_exporter.advice import Finding
 from celery_exporter.exposition import Exposition
+from celery_exporter.findings import Finding
 from celery_exporter.firsts import Firsts
 from celery_exporter.status import (
     BrokerStatus,

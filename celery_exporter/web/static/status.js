@@ -148,8 +148,10 @@ function fill({ table, columns }, status) {
 
 // -- all of it ------------------------------------------------------------------------------------------
 
-function finding({ level, found, mend }) {
-  return make("li", { class: level }, make("b", {}, level), ` ${found}`, make("br"), make("code", {}, mend));
+function finding({ level, found, mend, alert }) {
+  const runbook = alert ? [" ", make("a", { href: `runbooks#${alert.toLowerCase()}` }, alert)] : [];
+  const parts = [make("b", {}, level), ` ${found}`, ...runbook, make("br"), make("code", {}, mend)];
+  return make("li", { class: level }, ...parts);
 }
 
 function show(status) {

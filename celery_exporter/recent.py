@@ -1,0 +1,297 @@
+"""What was counted in the last minutes: a snapshot, compared with some that were taken before.
+
+The windows are those of the shipped alerts. Pure: time comes in, in seconds of a clock that does not jump.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from operator import sub
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+from celery_exporter.core.ledger import Cell
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.core.words import OTHER, Key, State
+from celery_exporter.thresholds import LONG_WINDOW, WINDOW
+
+#: Seconds between two moments of which sums are remembered (of a busy cluster these are megabytes), and
+#: between two of which a number is.
+STEP, SHORT_STEP = 60.0, 15.0
+#: Seconds over which a mean has to be taken until it says something.
+ENOUGH = 300.0
+
+_ENDED = (State.SUCCESS, State.FAILURE)
+_SHARES = (0.5, 0.95)
+
+T = TypeVar("T")
+
+
+class TaskGrowth(Struct, frozen=True):
+    """What tasks of one name did in the window; `cells` and `since` are what it was made of."""
+
+    cells: Sequence[Cell]
+    since: _Sums | None
+    moved: Sequence[int]  # by State
+    failure_share: float | None  # of those that ended in SUCCESS or FAILURE
+    runtimes: Sequence[float | None]  # p50 and p95
+    waits: Sequence[float | None]
+    mean_runtime: float | None
+    redelivered: int
+
+
+class WorkerGrowth(Struct, frozen=True):
+    """What one worker did in the long window."""
+
+    processed: int  # tasks that its pool accepted, by its own count
+    missed: int  # those of them whose `task-started` did not come
+
+
+class Growth(Struct, frozen=True):
+    """All that was counted in the last minutes. Seconds of a window are fewer after a start."""
+
+    seconds: float
+    events: int
+    tasks: Mapping[str, TaskGrowth]
+    waits: Mapping[str, float]  # p95 of the waits in a queue, of tasks that were started
+    long_seconds: float
+    workers: Mapping[str, WorkerGrowth]
+    folded: int  # times that something was counted as other, for want of room
+    orphans: float | None  # tasks that were started and that no worker has, on average
+    lengths: Sequence[
+        tuple[float, Mapping[str, int | None]]
+    ]  # of queues, at epoch seconds of the long window
+
+
+class _Sums(Struct, frozen=True):
+    """What a task name counted: states, and run times and waits by bucket (not cumulative)."""
+
+    moved: tuple[int, ...]
+    ran: tuple[int, ...]
+    queued: tuple[int, ...]
+    runtime: float = 0.0  # seconds in all
+    redelivered: int = 0
+
+
+class _Point(Struct, frozen=True):
+    """One remembered moment of what tasks count."""
+
+    events: int
+    tasks: Mapping[str, _Sums]
+    waits: Mapping[str, tuple[int, ...]]  # by queue and bucket
+
+
+class _LongPoint(Struct, frozen=True):
+    """One of what is counted of workers, and of this exporter's room."""
+
+    workers: Mapping[str, tuple[int, int]]  # processed, and missed
+    folded: int
+
+
+class _Window(Generic[T]):
+    """Remembers a value of some moments. For several threads: it is replaced, never changed."""
+
+    def __init__(self, seconds: float, step: float) -> None:
+        self._seconds, self._step = seconds, step
+        self.moments: tuple[tuple[float, T], ...] = ()  # the oldest first
+
+    def look(self, value: Callable[[], T], now: float) -> None:
+        """Remember this moment, unless the last one is hardly over."""
+        moments = self.moments
+        if not moments or now - moments[-1][0] >= self._step:
+            moments = (*moments, (now, value()))
+        while len(moments) > 1 and now - moments[1][0] >= self._seconds:
+            moments = moments[1:]
+        self.moments = moments
+
+
+class Recent:
+    """Remembers some moments, and tells what was counted since the oldest of them."""
+
+    def __init__(self) -> None:
+        self._points: _Window[_Point] = _Window(WINDOW, STEP)
+        self._long_points: _Window[_LongPoint] = _Window(LONG_WINDOW, STEP)
+        self._orphans: _Window[int | None] = _Window(LONG_WINDOW, SHORT_STEP)
+        self._lengths: _Window[tuple[float, Mapping[str, int | None]]] = _Window(LONG_WINDOW, SHORT_STEP)
+        self._known: Mapping[str, TaskGrowth] = {}
+
+    def look(self, snapshot: Snapshot, now: float) -> None:
+        """Remember this moment."""
+        self._points.look(lambda: _point(snapshot), now)
+        self._long_points.look(lambda: _long_point(snapshot), now)
+        self._orphans.look(lambda: _orphans(snapshot), now)
+        lengths = {queue.name: queue.length for queue in snapshot.queues}
+        self._lengths.look(lambda: (snapshot.around.at, lengths), now)
+
+    def growth(self, snapshot: Snapshot, now: float) -> Growth:
+        """Return what was counted up to a snapshot that was taken now; nothing if none was remembered."""
+        since, first = (self._points.moments or ((now, _point(snapshot)),))[0]
+        long_since, long_first = (self._long_points.moments or ((now, _long_point(snapshot)),))[0]
+        self._known = _tasks(snapshot, first, self._known)
+        return Growth(
+            seconds=now - since,
+            events=sum(snapshot.events.values()) - first.events,
+            tasks=self._known,
+            waits=dict(_waits(snapshot, first)),
+            long_seconds=now - long_since,
+            workers=_workers(snapshot, long_first),
+            folded=max(0, snapshot.series_folded - long_first.folded),
+            orphans=_mean(self._orphans.moments, now),
+            lengths=[lengths for at, lengths in self._lengths.moments if now - at < LONG_WINDOW],
+        )
+
+
+def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Return the value below which a share of the observations is; None if there are none, or no bounds.
+
+    As PromQL's histogram_quantile: within a bucket in proportion, and what is in the last, which has no
+    upper bound, is at the highest bound.
+    """
+    upto = list(accumulate(counts))
+    if not bounds or not upto or not upto[-1]:
+        return None
+    rank = share * upto[-1]
+    bucket = bisect_left(upto, rank)
+    if bucket == len(bounds):
+        return bounds[-1]
+    lower, below = (bounds[bucket - 1], upto[bucket - 1]) if bucket else (0.0, 0)
+    return lower + (bounds[bucket] - lower) * (rank - below) / counts[bucket]
+
+
+# -- moments -------------------------------------------------------------------------------------------
+
+
+def _point(snapshot: Snapshot) -> _Point:
+    tasks = {name: _added(cells) for name, cells in _by(snapshot, lambda key: key.task_name).items()}
+    return _Point(sum(snapshot.events.values()), tasks, _waits_by_queue(snapshot))
+
+
+def _long_point(snapshot: Snapshot) -> _LongPoint:
+    workers = {each.name: (each.processed_total, each.missed) for each in snapshot.workers}
+    return _LongPoint(workers, snapshot.series_folded)
+
+
+def _orphans(snapshot: Snapshot) -> int | None:
+    """Return how many tasks were started, have not ended, and are with no worker, as workers say.
+
+    Workers that are down have none. Of one that is up and does not say how many it has, nobody can tell.
+    """
+    active = [worker.active for worker in snapshot.workers if worker.up]
+    if None in active:
+        return None
+    running = sum(group.count for group in snapshot.tasks if group.state is State.STARTED)
+    return running - sum(each for each in active if each is not None)
+
+
+# -- what was counted between them -----------------------------------------------------------------------
+
+
+def _mean(moments: Sequence[tuple[float, int | None]], now: float) -> float | None:
+    known = [value for _, value in moments if value is not None]
+    return sum(known) / len(known) if known and now - moments[0][0] >= ENOUGH else None
+
+
+def _workers(snapshot: Snapshot, first: _LongPoint) -> dict[str, WorkerGrowth]:
+    """Return it by worker. One that was forgotten meanwhile, and came back, counts from 0 again."""
+    found = {}
+    for each in snapshot.workers:
+        processed, missed = first.workers.get(each.name, (0, 0))
+        if each.processed_total < processed or each.missed < missed:
+            processed = missed = 0
+        found[each.name] = WorkerGrowth(each.processed_total - processed, each.missed - missed)
+    return found
+
+
+def _waits(snapshot: Snapshot, first: _Point) -> Iterable[tuple[str, float]]:
+    for queue, counts in _waits_by_queue(snapshot).items():
+        p95 = quantile(_SHARES[1], snapshot.wait_bounds, _minus(counts, first.waits.get(queue, ())))
+        if p95 is not None:
+            yield queue, p95
+
+
+def _waits_by_queue(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
+    return {name: _added(cells).queued for name, cells in _by(snapshot, lambda key: key.queue_name).items()}
+
+
+def _tasks(snapshot: Snapshot, first: _Point, known: Mapping[str, TaskGrowth]) -> dict[str, TaskGrowth]:
+    """Return it by name; `known` is what was returned the last time, for most names do not move."""
+    cells, before = _by(snapshot, lambda key: key.task_name), dict(first.tasks)
+    # What was counted of names that are gone is in that of the others now, and is no news there.
+    gone = [before.pop(name) for name in before.keys() - cells.keys()]
+    before[OTHER] = _plus(before.get(OTHER, _NOTHING), *gone)
+    found = {}
+    for name, some in cells.items():
+        old, since = known.get(name), before.get(name)
+        same = old is not None and old.since == since and old.cells == some
+        found[name] = old if old is not None and same else _task(some, since, snapshot)
+    return found
+
+
+def _task(cells: Sequence[Cell], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
+    grown = _grown(_added(cells), since)
+    ended, ran = sum(grown.moved[state] for state in _ENDED), sum(grown.ran)
+    return TaskGrowth(
+        cells,
+        since,
+        grown.moved,
+        failure_share=grown.moved[State.FAILURE] / ended if ended else None,
+        runtimes=[quantile(share, snapshot.runtime_bounds, grown.ran) for share in _SHARES],
+        waits=[quantile(share, snapshot.wait_bounds, grown.queued) for share in _SHARES],
+        mean_runtime=grown.runtime / ran if ran else None,
+        redelivered=grown.redelivered,
+    )
+
+
+def _by(snapshot: Snapshot, label: Callable[[Key], str]) -> dict[str, list[Cell]]:
+    cells: dict[str, list[Cell]] = {}
+    for key, cell in snapshot.cells.items():
+        cells.setdefault(label(key), []).append(cell)
+    return cells
+
+
+def _added(cells: Sequence[Cell]) -> _Sums:
+    return _Sums(
+        _columns(cell.moved for cell in cells),
+        _columns(histogram.counts for cell in cells for histogram in cell.ran.values()),
+        _columns(cell.queued.counts for cell in cells if cell.queued is not None),
+        sum(histogram.total for cell in cells for histogram in cell.ran.values()),
+        sum(cell.redelivered for cell in cells),
+    )
+
+
+def _columns(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    first, *more = rows if (rows := list(rows)) else ((),)
+    return tuple(map(sum, zip(first, *more, strict=True))) if more else tuple(first)
+
+
+def _grown(now: _Sums, first: _Sums | None) -> _Sums:
+    """Return what was counted between two moments. After folding that may be less than nothing: nothing."""
+    first = first or _NOTHING
+    return _Sums(
+        _minus(now.moved, first.moved),
+        _minus(now.ran, first.ran),
+        _minus(now.queued, first.queued),
+        max(0.0, now.runtime - first.runtime),
+        max(0, now.redelivered - first.redelivered),
+    )
+
+
+def _plus(*all_: _Sums) -> _Sums:
+    return _Sums(
+        _columns(each.moved for each in all_),
+        _columns(each.ran for each in all_ if each.ran),
+        _columns(each.queued for each in all_ if each.queued),
+        sum(each.runtime for each in all_),
+        sum(each.redelivered for each in all_),
+    )
+
+
+def _minus(now: Sequence[int], first: Sequence[int]) -> tuple[int, ...]:
+    grown = tuple(map(sub, now, first)) if first else tuple(now)
+    return tuple(max(0, each) for each in grown) if min(grown, default=0) < 0 else grown
+
+
+_NOTHING = _Sums((0,) * len(State), (), ())

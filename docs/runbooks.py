@@ -1,0 +1,38 @@
+"""The runbooks as a page that the exporter serves, so that links of alerts lead somewhere by themselves."""
+
+from __future__ import annotations
+
+import re
+
+from markdown_it import MarkdownIt
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Runbooks · celery-exporter</title>
+<link rel="icon" href="static/icon.svg">
+<link rel="stylesheet" href="static/status.css">
+</head>
+<body>
+<header>
+<nav aria-label="Other pages"><a href="./">status</a></nav>
+</header>
+<main class="text">
+{text}</main>
+</body>
+</html>
+"""
+
+
+def page(markdown: str) -> str:
+    """Return it as HTML, each heading with the id that GitHub gives it."""
+    text = MarkdownIt("commonmark").enable("table").render(markdown)
+    return _PAGE.format(text=re.sub(r"<(h[23])>(.*?)</\1>", _with_id, text))
+
+
+def _with_id(heading: re.Match[str]) -> str:
+    level, words = heading.groups()
+    name = re.sub(r"[^\w -]", "", words.lower()).replace(" ", "-")
+    return f'<{level} id="{name}">{words}</{level}>'

@@ -1,0 +1,211 @@
+"""What is too much by the thresholds of the alerts: of the last minutes, and of what is there now."""
+
+from __future__ import annotations
+
+import pytest
+from core.story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded
+
+from celery_exporter.advice import Watch, advise
+from celery_exporter.core.cluster import Limits
+from celery_exporter.core.ledger import MAX_EXCEPTIONS, Ledger
+from celery_exporter.core.snapshot import Depth, Snapshot
+from celery_exporter.findings import Finding
+from celery_exporter.limits import exceeded
+from celery_exporter.recent import ENOUGH, SHORT_STEP, Growth, Recent
+from celery_exporter.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
+
+
+class Watched:
+    """A cluster, and what is remembered of it since it was looked at first."""
+
+    def __init__(self, story: Story | None = None) -> None:
+        self.story = story or Story()
+        self.recent = Recent()
+        self.look()
+
+    def look(self, **around) -> None:
+        self.recent.look(self.story.shown(**around), self.story.now)
+
+    def shown(self, **around) -> tuple[Snapshot, Growth]:
+        shown = self.story.shown(at=T0 + self.story.now, **around)
+        return shown, self.recent.growth(shown, self.story.now)
+
+    def found(self, **around) -> dict[str, Finding]:
+        return {finding.check: finding for finding in exceeded(*self.shown(**around))}
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def life(
+    number: int, end=succeeded, name: str = "add", runtime: float = 0.5, queued: float = 0.1
+) -> list[dict]:
+    uuid, begun = f"{name}-{end.__name__}-{number}", 2 + queued
+    return [
+        sent(uuid, at=1, name=name),
+        received(uuid, at=1 + queued, name=name),
+        started(uuid, at=1 + queued),
+        end(uuid, at=begun + runtime, runtime=runtime),
+    ]
+
+
+def test_where_nothing_was_counted_nothing_is_said(watched):
+    assert set(watched.found()) == {"stuck-tasks", "oldest-messages", "series"}
+    assert {each.level for each in watched.found().values()} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("check", "end", "level"), [("failures", failed, "fail"), ("retries", retried, "warn")]
+)
+def test_a_share_of_the_tasks_up_to_the_threshold_is_well(watched, check, end, level):
+    of_100 = round(100 * BY_CHECK[check].limit)
+    for number in range(100 - of_100):
+        watched.story.tell(*life(number))
+    for number in range(of_100):
+        watched.story.tell(*life(number, end, "bad"))
+    at_limit = watched.found()[check]
+    assert (at_limit.level, at_limit.alert, at_limit.mend) == ("ok", "", at_limit.mend)
+    watched.story.tell(*life(of_100, end, "bad"))
+    over = watched.found()[check]
+    assert (over.level, over.alert) == (level, BY_CHECK[check].alert)
+    assert over.found.startswith(f"{of_100 + 1} of 101 tasks ")
+    assert over.found.endswith(f"%): bad {of_100 + 1}")
+    assert over.mend
+
+
+def test_tasks_that_poll_are_no_retries(watched):
+    for number in range(5):
+        watched.story.tell(*life(number, retried, next(iter(POLLING_TASKS))))
+    assert "retries" not in watched.found()
+    watched.story.tell(*life(1))
+    assert watched.found()["retries"].level == "ok"
+
+
+def test_what_failed_before_the_window_is_over(watched):
+    watched.story.tell(*life(1, failed))
+    assert watched.found()["failures"].level == "fail"
+    for _ in range(30):
+        watched.story.now += SHORT_STEP
+        watched.look()
+    assert "failures" not in watched.found(), "no task ended"
+
+
+def test_one_task_that_is_delivered_again_and_again(watched):
+    for number in range(9):
+        watched.story.tell(*life(number))
+    watched.story.tell(*(received("x", at=at, name="again", host=f"{at}@h") for at in (5, 9)))
+    watched.story.wait(3)
+    found = watched.found()["redeliveries"]
+    assert (found.level, found.found) == ("warn", "delivered again, of all in 3 s: again 50%")
+
+
+def test_a_mean_run_time_above_the_threshold(watched):
+    watched.story.tell(*life(1, runtime=100), *life(2, runtime=20), *life(1, name="slow", runtime=125))
+    found = watched.found()["slow-tasks"]
+    assert (found.level, found.found) == ("warn", "mean run time in 0 s: slow 2 minutes")
+
+
+def test_a_task_that_was_started_and_does_not_end(watched):
+    watched.story.tell(heartbeat(), *life(1)[:3])
+    watched.story.now += 3_500
+    assert watched.found()["stuck-tasks"].level == "ok"
+    watched.story.now += 100 + 4_000
+    found = watched.found()["stuck-tasks"]
+    assert (found.level, found.found) == ("warn", "started, and not ended since: add 2 hours")
+
+
+def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
+    """An average: a start may come a moment before the heartbeat that has it."""
+    story = watched.story
+    story.tell(heartbeat(active=1), *life(1)[:3])
+    for _ in range(int(ENOUGH / SHORT_STEP)):
+        watched.look()
+        assert "orphaned-tasks" not in watched.found()
+        story.now += SHORT_STEP
+    assert watched.found()["orphaned-tasks"].level == "ok"
+    story.tell(*life(2)[:3])
+    for _ in range(int(LONG_WINDOW / SHORT_STEP)):
+        story.now += SHORT_STEP
+        watched.look()
+    found = watched.found()["orphaned-tasks"]
+    assert (found.level, found.found.partition(" ")[0]) == ("warn", "1.0")
+    story.tell(heartbeat("x@h", active=None))  # it does not say what it executes
+    for _ in range(int(LONG_WINDOW / SHORT_STEP) + 1):
+        story.now += SHORT_STEP
+        watched.look()
+    assert "orphaned-tasks" not in watched.found()
+
+
+def test_long_queues_and_old_messages(watched):
+    assert "queue-depth" not in watched.found()
+    assert watched.found(depths={"q": Depth(1_000)})["queue-depth"].level == "ok"
+    found = watched.found(depths={"q": Depth(1_001), "r": Depth(7_000), "s": Depth(3)})["queue-depth"]
+    assert (found.level, found.found) == ("warn", "messages wait: r 7,000, q 1,001")
+    watched.story.tell(sent("u9"))
+    watched.story.now = 1_100
+    found = watched.found(depths={"q": Depth(1, oldest_ids=("u9",))})["oldest-messages"]
+    assert (found.level, found.found) == ("warn", "the message at the head has waited: q 18 minutes")
+
+
+def test_waits_are_of_a_queue():
+    bounds = (1.0, 100.0, 1_000.0)
+    watched = Watched(Story(ledger=Ledger(bounds, bounds)))
+    watched.story.tell(*life(1, queued=0.5))
+    assert watched.found()["queue-waits"].level == "ok"
+    for number in range(20):
+        watched.story.tell(*life(number, name="late", queued=900))
+    found = watched.found()["queue-waits"]
+    assert found.level == "warn"
+    assert found.found.startswith("one of 20 tasks started in 0 s had waited: q 1")
+
+
+def test_workers_that_fall_silent_are_told_from_those_that_say_goodbye():
+    watched = Watched(Story(Limits(worker_timeout=10, worker_purge=10_000)))
+    watched.story.tell(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
+    assert watched.found()["silent-workers"].level == "ok"
+    watched.story.wait(60)
+    found = watched.found()["silent-workers"]
+    assert (found.level, found.found) == ("warn", "fell silent without a goodbye: dead@h")
+    watched.story.wait(LONG_WINDOW)
+    assert watched.found()["silent-workers"].level == "ok", "it is no news any more"
+
+
+def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
+    """Ten were processed after the first heartbeat, and of one there was a start."""
+    beats = [heartbeat(at=2 + 2 * n, processed=count) for n, count in enumerate((0, 10, 10, 10))]
+    watched.story.tell(started("u0", at=1), *beats)
+    found = watched.found()["missed-events"]
+    assert (found.level, found.found) == ("warn", "of 10 tasks processed in 0 s all but 10 (w@h) are counted")
+    assert "--event-queue-durable" in found.mend
+    watched.look()
+    assert watched.found()["missed-events"].level == "warn", "the window is longer"
+    for _ in range(70):
+        watched.story.now += SHORT_STEP
+        watched.look()
+    assert "missed-events" not in watched.found(), "it has processed nothing since"
+
+
+def test_what_was_counted_as_other_for_want_of_room(watched):
+    for number in range(MAX_EXCEPTIONS + 2):
+        *begun, ended = life(number, failed)
+        watched.story.tell(*begun, {**ended, "exception": f"E{number}('')"})
+    found = watched.found()["series"]
+    assert (found.level, "2 times" in found.found) == ("warn", True)
+
+
+def test_nothing_of_it_is_judged_while_no_event_can_come(watched):
+    watched.story.tell(heartbeat(), *life(1, failed))
+    for around in ({"broker_up": False}, {"blocked": "low on memory"}, {"no_events": "kafka has no fan-out"}):
+        assert "failures" not in {finding.check for finding in advise(*watched.shown(**around))}
+    assert "failures" in {finding.check for finding in advise(*watched.shown())}
+
+
+def test_the_log_waits_as_long_as_the_alert_is_pending():
+    """So a single failure is no warning there, however few tasks there are."""
+    pending = BY_CHECK["failures"].pending
+    wrong = Finding("failures", "fail", "x", "y", "CeleryHighFailureRate")
+    watch = Watch()
+    assert watch.news([wrong], 0.0) == watch.news([wrong], pending - 1.0) == []
+    assert watch.news([wrong], float(pending)) == [wrong]
