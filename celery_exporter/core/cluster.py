@@ -109,9 +109,8 @@ class Cluster:
         self.unasked: dict[str, float] = {}
         self._unanswered: dict[str, float] = {}
         self._registered_names: frozenset[str] = frozenset()
-        self._purged: dict[
-            str, None
-        ] = {}  # names of workers, the newest last: a late goodbye brings none back
+        #: Names of workers that were forgotten, the newest last: a late goodbye brings none back.
+        self.purged: dict[str, None] = {}
         self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         self.refused: Counter[str] = Counter({"worker": 0, "queue": 0})
@@ -797,7 +796,7 @@ class Cluster:
     # -- workers and queues ------------------------------------------------------------------------------
 
     def _worker_event(self, event: Event, now: Moment) -> None:
-        if event.type == "worker-offline" and event.hostname in self._purged:
+        if event.type == "worker-offline" and event.hostname in self.purged:
             return
         worker = self._worker(event.hostname, now)
         if worker is not None:
@@ -831,7 +830,7 @@ class Cluster:
                 self.refused["worker"] += 1
                 return None
             worker = self.workers[name] = Worker(name, now.listened)
-            self._purged.pop(name, None)
+            self.purged.pop(name, None)
             self.unasked[name] = now.listened
         worker.heard = now.listened
         return worker
@@ -862,11 +861,11 @@ class Cluster:
                 gone.add(worker.name)
         for name in gone:
             del self.workers[name]
-            self._purged[name] = None
+            self.purged[name] = None
             self._unanswered.pop(name, None)
             self.unasked.pop(name, None)
-        while len(self._purged) > MAX_WORKERS:
-            del self._purged[next(iter(self._purged))]
+        while len(self.purged) > MAX_WORKERS:
+            del self.purged[next(iter(self.purged))]
         if gone:
             self._give_up(self._left_by(gone))
             self.ledger.forget_clients({*map(host, gone)} - {*map(host, self.workers)})

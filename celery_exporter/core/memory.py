@@ -23,7 +23,7 @@ from celery_exporter.core.queues import Queue
 from celery_exporter.core.repeats import MAX_ENDS, End
 from celery_exporter.core.tasks import Delivery, Generation, Hold, Story, Task, TaskTable
 from celery_exporter.core.words import OTHER, Key, Moment, State
-from celery_exporter.core.workers import Profile, Worker
+from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -103,6 +103,7 @@ class Recorder:
         self._at = -math.inf
         self._cells: Mapping[Key, Cell] = {}
         self._workers: dict[str, bytes] = {}
+        self._purged = [*cluster.purged]  # that an earlier process forgot; what this one does is told as gone
         self._profiles: dict[str, Profile] = {}
         self._queues: dict[str, bytes] = {}
         self._shadows: dict[str, str] = {}
@@ -147,7 +148,8 @@ class Recorder:
     def _add_workers(self, changes: Changes) -> None:
         workers = self._cluster.workers
         bare = {name: msgspec.structs.replace(worker, profile=NO_PROFILE) for name, worker in workers.items()}
-        changes.gone_workers = _update(self._workers, bare, changes.workers)
+        gone, self._purged = self._purged, []
+        changes.gone_workers = [*gone, *_update(self._workers, bare, changes.workers)]
         before, self._profiles = self._profiles, {name: each.profile for name, each in workers.items()}
         changes.profiles = {
             name: profile for name, profile in self._profiles.items() if before.get(name) is not profile
@@ -206,6 +208,7 @@ class Memory:
         self.cells: dict[Key, Cell] = {}
         self.tasks: dict[str, TaskMemory] = {}
         self.workers: dict[str, Worker] = {}
+        self.purged: dict[str, None] = {}
         self.profiles: dict[str, Profile] = {}
         self.queues: dict[str, Queue] = {}
         self.ends: list[End] = []
@@ -226,6 +229,8 @@ class Memory:
         _remove(self.cells, changes.gone_cells)
         _remove(self.tasks, changes.gone_tasks)
         _remove(self.workers, changes.gone_workers)
+        _remove(self.purged, [worker.name for worker in changes.workers])
+        self.purged.update(dict.fromkeys(changes.gone_workers))
         _remove(self.profiles, changes.gone_workers)
         _remove(self.queues, changes.gone_queues)
         self.ends += changes.ends
@@ -288,6 +293,7 @@ def restore(memory: Memory, cluster: Cluster, now: Moment) -> None:
     if not cluster.keys.renamed:
         cluster.keys.shadows.update(memory.shadows)
     ledger.negative_waits, ledger.folded = sums.negative_waits, sums.exceptions_folded
+    cluster.purged.update(dict.fromkeys([*memory.purged][-MAX_WORKERS:]))
     for worker in memory.workers.values():
         worker.profile = memory.profiles.get(worker.name, NO_PROFILE)
         worker.heard += shift

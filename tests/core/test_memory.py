@@ -298,6 +298,18 @@ def test_a_worker_that_was_down_is_forgotten_when_it_would_have_been():
     assert story.cluster.workers == {}
 
 
+def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_before_a_restart_or_two():
+    story = Story(Limits(worker_timeout=10, worker_purge=10))
+    story.tell(heartbeat(), heartbeat("x@h"))
+    story.wait(30)
+    for _ in range(2):
+        story = restarted(story)
+        story.tell(heartbeat(kind="offline"))
+        assert story.cluster.workers == {}
+    story.tell(heartbeat(), heartbeat(kind="offline"))
+    assert story.cluster.workers["w@h"].left
+
+
 def test_a_clock_that_was_set_back_makes_no_task_younger_or_older():
     old = told(sent(), limits=Limits(task_ttl=10))
     old.wait(9)
