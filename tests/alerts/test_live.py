@@ -12,7 +12,7 @@ import pytest
 import yaml
 from harness.exporter import Exporter
 from harness.ledger import RedisLedger
-from harness.servers import Alertmanager, Prometheus, RedisServer
+from harness.servers import PROMETHEUSES, Alertmanager, RedisServer
 from harness.waiting import eventually
 from harness.webhook import Webhook
 from harness.workers import Worker
@@ -46,8 +46,8 @@ def hurried(rules):
     return rules
 
 
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
+@pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda each: each.__name__)
+def scene(request, tmp_path_factory):
     """Three workers, of which one sends no events; whoever watches; nothing to complain of yet."""
     folder = tmp_path_factory.mktemp("alerts")
     broker = RedisServer(folder / "redis")
@@ -70,7 +70,9 @@ def scene(tmp_path_factory):
         exporter = Exporter(folder / "exporter", url, *options)
         manager = Alertmanager(folder / "alertmanager", pager.url)
         target = f"127.0.0.1:{exporter.port}"
-        watch = Prometheus(folder / "prometheus", target, job=JOB, rules=rules, alertmanager=manager.address)
+        watch = request.param(
+            folder / "prometheus", target, job=JOB, rules=rules, alertmanager=manager.address
+        )
         workers = {
             name: Worker(folder / name, url, f"{name}@box", queues=name, ledger=ledger, events=name != SILENT)
             for name in ("celery", "held", SILENT)
