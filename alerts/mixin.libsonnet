@@ -479,9 +479,9 @@
     ),
 
     alert(
-      'CelerySeriesFolded',
+      'CelerySeriesOverflow',
       'exporter',
-      'max by (%(cluster)s) (increase(celery_exporter_series_folded_total[%(longWindow)s])) > 0',
+      'max by (%(cluster)s) (increase(celery_exporter_series_overflow_total[%(longWindow)s])) > 0',
       'The Celery exporter of {{ $labels.job }} has no room for more series',
       '{{ printf "%%.0f" $value }} times in the last %(longWindow)s a task or an exception was counted as other.',
     ),

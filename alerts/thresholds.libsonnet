@@ -34,6 +34,6 @@
     CeleryExporterBlind: { severity: 'critical', 'for': '2m' },
     CeleryBrokerBlocked: { severity: 'critical', 'for': '2m' },
     CeleryEventsMissed: { severity: 'warning', 'for': '5m' },
-    CelerySeriesFolded: { severity: 'warning', 'for': '5m' },
+    CelerySeriesOverflow: { severity: 'warning', 'for': '5m' },
   },
 }

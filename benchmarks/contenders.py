@@ -159,8 +159,8 @@ class Ours(Page):
 
 
 class OursOverKombu(Ours):
-    name, letter = "this exporter, --reader kombu", "c"
-    options = ("--reader", "kombu")
+    name, letter = "this exporter, --event-consumer kombu", "c"
+    options = ("--event-consumer", "kombu")
 
 
 class Peer(Page):

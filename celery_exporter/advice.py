@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
-from celery_exporter.findings import Finding, Level, count, lasting, names, some
+from celery_exporter.findings import Finding, Severity, count, lasting, names, some
 from celery_exporter.limits import exceeded
 from celery_exporter.quoting import printable, shell_word
 from celery_exporter.recent import Growth
@@ -74,7 +74,7 @@ def advise(snapshot: Snapshot, growth: Growth) -> list[Finding]:
 
 
 def _with_alert(finding: Finding) -> Finding:
-    if finding.level == "ok" or finding.alert or finding.check not in BY_CHECK:
+    if finding.severity == "ok" or finding.alert or finding.check not in BY_CHECK:
         return finding
     return replace(finding, alert=BY_CHECK[finding.check].alert)
 
@@ -97,7 +97,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
-        self._told: dict[str, Level] = {}
+        self._told: dict[str, Severity] = {}
 
     def news(self, findings: Iterable[Finding], now: float) -> list[Finding]:
         """Return what is to be said; `now` in seconds of any clock that does not jump.
@@ -108,15 +108,15 @@ class Watch:
         since, new = self._since, []
         self._since = {}
         for finding in findings:
-            check, level = finding.check, finding.level
-            if level == "ok":
+            check, severity = finding.check, finding.severity
+            if severity == "ok":
                 if self._told.pop(check, None):
                     new.append(finding)
                 continue
             self._since[check] = since.get(check, now)
             held = now - self._since[check] >= _pending(check)
-            if held and check not in SAID_ELSEWHERE and self._told.get(check) not in (level, "fail"):
-                self._told[check] = level
+            if held and check not in SAID_ELSEWHERE and self._told.get(check) not in (severity, "critical"):
+                self._told[check] = severity
                 new.append(finding)
         return new
 
@@ -143,7 +143,7 @@ def _transport(snapshot: Snapshot) -> Finding | None:
     """Report a transport on which no event can arrive; any other needs no word."""
     if not snapshot.around.no_events:
         return None
-    return Finding("transport", "fail", snapshot.around.no_events, NO_EVENTS_REMEDY)
+    return Finding("transport", "critical", snapshot.around.no_events, NO_EVENTS_REMEDY)
 
 
 def _blocked(snapshot: Snapshot) -> Finding | None:
@@ -154,7 +154,7 @@ def _blocked(snapshot: Snapshot) -> Finding | None:
         return Finding("publishers", "ok", "RabbitMQ accepts what publishers send")
     return Finding(
         "publishers",
-        "fail",
+        "critical",
         f"RabbitMQ blocks all publishers ({_short(reason)}): no task, event or heartbeat can be sent, and no "
         "worker is taken to be down meanwhile",
         blocked_remedy(reason),
@@ -173,13 +173,13 @@ def _subscription(snapshot: Snapshot) -> Finding | None:
         silent = around.at - max(around.last_event or 0.0, around.at - around.listened)
         if _up(snapshot) and silent > BY_CHECK["subscription"].limit:
             found = f"no event has come for {lasting(silent)}, though workers are up"
-            return Finding("subscription", "fail", found, ASK_DOCTOR)
+            return Finding("subscription", "critical", found, ASK_DOCTOR)
         return Finding("subscription", "ok", "the event subscription is open")
     if around.at - around.started < PATIENCE:
         return None
     return Finding(
         "subscription",
-        "fail",
+        "critical",
         "the event subscription on the broker is not open",
         ASK_DOCTOR,
     )
@@ -192,13 +192,13 @@ def _workers(snapshot: Snapshot) -> Finding | None:
         return Finding("workers", "ok", f"{count(len(up), 'worker')} heard: {names(up)}{also}")
     if down:
         found = f"all workers are down: {names(down)}"
-        level: Level = "fail" if _may_work_wait(snapshot) else "warn"
-        return Finding("workers", level, found, "start them: celery -A yourapp worker -E")
+        severity: Severity = "critical" if _may_work_wait(snapshot) else "warning"
+        return Finding("workers", severity, found, "start them: celery -A yourapp worker -E")
     if not _listened(snapshot):
         return None
     return Finding(
         "workers",
-        "fail",
+        "critical",
         f"no worker was heard in {snapshot.around.listened:.0f} s",
         "start one: celery -A yourapp worker -E; if some run, give this the broker_url (host, virtual host "
         "or database), broker_transport_options and event_exchange that they have",
@@ -220,7 +220,7 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
         return Finding("heartbeats", "ok", f"heartbeats come from {count(len(up), 'worker')}")
     return Finding(
         "heartbeats",
-        "fail" if len(silent) == len(up) and snapshot.around.listened > LONGEST_INTERVAL else "warn",
+        "critical" if len(silent) == len(up) and snapshot.around.listened > LONGEST_INTERVAL else "warning",
         f"no heartbeat from {names(silent)}",
         "start workers with -E and without --without-heartbeat, and give this their event_exchange "
         f"(--event-exchange); with a --heartbeat-interval of theirs, wait for {LONGEST_INTERVAL} s",
@@ -228,16 +228,17 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
 
 
 def _answers(snapshot: Snapshot) -> Finding | None:
-    up, asked = _up(snapshot), _collector(snapshot, "roster")
+    up, asked = _up(snapshot), _collector(snapshot, "workers")
     if not up or asked is None or asked.success is None or not _listened(snapshot):
         return None
     if asked.error not in ("", NOBODY_ANSWERED) and not snapshot.around.refused_answers:
-        return Finding("answers", "warn", f"workers could not be asked: {_short(asked.error)}", ASK_DOCTOR)
+        message = f"workers could not be asked: {_short(asked.error)}"
+        return Finding("remote-control", "warning", message, ASK_DOCTOR)
     refused = sorted(snapshot.around.refused_answers)
     if refused:
         return Finding(
-            "answers",
-            "warn",
+            "remote-control",
+            "warning",
             f"workers answer in {names(refused)}, which is not accepted here, so their pools and queues are "
             "not known",
             "task_serializer = 'json' in the workers' configuration, or here that serialiser added to "
@@ -246,10 +247,10 @@ def _answers(snapshot: Snapshot) -> Finding | None:
     # Before Celery 5.3 they do not tell the kind of their pool.
     mute = [worker for worker in up if worker.pool is None and worker.pool_size is None]
     if not mute:
-        return Finding("answers", "ok", f"{count(len(up), 'worker')} answered")
+        return Finding("remote-control", "ok", f"{count(len(up), 'worker')} answered")
     return Finding(
-        "answers",
-        "warn",
+        "remote-control",
+        "warning",
         f"no answer from {names(mute)}, so its pool and queues are not known",
         "worker_enable_remote_control = True in the workers' configuration; if they have a control_exchange "
         "there, --control-exchange with its name here; if their accept_content lacks json, --accept-content "
@@ -264,7 +265,7 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
     if silent:
         return Finding(
             "task-events",
-            "fail",
+            "critical",
             f"no task events from {_workers_named(silent)}",
             f"start workers with -E, or now: {ENABLE_EVENTS}",
         )
@@ -280,12 +281,12 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
 def _task_sent(snapshot: Snapshot) -> Finding | None:
     sent, received = snapshot.events["task-sent"], snapshot.events["task-received"]
     if sent:
-        return Finding("sent-events", "ok", "clients say what they send")
+        return Finding("task-sent-events", "ok", "clients say what they send")
     if not received or not _listened(snapshot):
         return None
     return Finding(
-        "sent-events",
-        "warn",
+        "task-sent-events",
+        "warning",
         f"{count(received, 'task')} received, and since this listens no client said that it sent one: "
         "waiting times, and queues where a worker has several, are not known",
         "task_send_sent_event = True in the configuration of whoever sends tasks",
@@ -304,7 +305,7 @@ def _clocks(snapshot: Snapshot) -> Finding | None:
     whose = "this host, from which all differ" if alike else "their host"
     return Finding(
         "clock-skew",
-        "warn",
+        "warning",
         "clocks differ from the one here: "
         + some([f"{printable(name)} by {skew:+.0f} s" for name, skew in sorted(off.items())]),
         f"set the clock of {whose}: timedatectl set-ntp true",
@@ -317,10 +318,10 @@ def _queue_lengths(snapshot: Snapshot) -> Finding | None:
         return None
     if not measured.success:
         found = f"queues could not be measured: {_short(measured.error)}"
-        return Finding("queue-lengths", "warn", found, ASK_DOCTOR)
+        return Finding("queue-lengths", "warning", found, ASK_DOCTOR)
     if snapshot.around.unmeasured:
         found = f"workers consume {names(snapshot.around.unmeasured)}, whose length the broker does not tell"
-        return Finding("queue-lengths", "warn", found, ASK_DOCTOR)
+        return Finding("queue-lengths", "warning", found, ASK_DOCTOR)
     return Finding("queue-lengths", "ok", f"{count(len(snapshot.around.depths), 'queue')} measured")
 
 
@@ -334,7 +335,7 @@ def too_many_queues(number: int) -> Finding:
     """Return the finding that there are more queues than are measured."""
     return Finding(
         "queue-names",
-        "warn",
+        "warning",
         f"{number:,} queue names are known, and {MAX_QUEUES:,} are measured at a time: a new one takes the "
         "place of the one that was used longest ago",
         "--queue-exclude REGEX for queues that need no length, such as those made at run time; -Q NAMES for "
@@ -350,7 +351,7 @@ def _consumers(snapshot: Snapshot) -> Finding | None:
         return Finding("queues-without-consumers", "ok", "no empty queue lacks a consumer")
     return Finding(
         "queues-without-consumers",
-        "warn",
+        "warning",
         f"nobody consumes {some(list(map(printable, idle)))} (empty by now)",
         f"if somebody should: {_consume(idle)}",
     )
@@ -365,14 +366,14 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
         dark = [name for name, length in snapshot.unconsumed.items() if length is None]
         but = f", but how many wait in {names(dark)} is not known" if dark else ""
         found = f"no message waits for nobody in {count(len(known), 'queue')} that {_is_or_are(known)} known"
-        return Finding("waiting-for-nobody", "ok", found + but)
+        return Finding("unconsumed-messages", "ok", found + but)
     longest = sorted(waiting, key=lambda name: (-(waiting[name] or 0), name))
     # Redis knows no consumers: they are the workers that answered, which a busy solo pool cannot.
     depths = snapshot.around.depths
     told = any(name in depths and depths[name].consumers is not None for name in longest)
     return Finding(
-        "waiting-for-nobody",
-        "fail" if told else "warn",
+        "unconsumed-messages",
+        "critical" if told else "warning",
         "messages wait in queues that nobody consumes: "
         + some([f"{printable(name)} ({waiting[name]:,})" for name in longest]),
         _consume(longest),
@@ -391,7 +392,7 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
         if twins:
             return Finding(
                 "worker-names",
-                "warn",
+                "warning",
                 f"names that differ only by how the host is written: {names(twins)}",
                 "if it is one worker, let it always have one name: celery -A yourapp worker -E -n NAME@HOST",
             )
@@ -400,7 +401,7 @@ def _worker_names(snapshot: Snapshot) -> Finding | None:
         if down >= max(CHURN, len(group) - down):
             return Finding(
                 "worker-names",
-                "warn",
+                "warning",
                 f"{len(group)} names that differ only by host, of which {down} are down: {names(group)}",
                 "host names that outlast a restart (docker run --hostname, a StatefulSet), or here "
                 "--purge-offline-worker-metrics 60",
@@ -418,10 +419,10 @@ def same_names(shared: Iterable[str]) -> Finding:
     """Return the finding about these node names, each of which several workers use."""
     shared = sorted(shared)
     if not shared:
-        return Finding("same-names", "ok", "no two workers use one node name")
+        return Finding("duplicate-node-names", "ok", "no two workers use one node name")
     return Finding(
-        "same-names",
-        "fail",
+        "duplicate-node-names",
+        "critical",
         f"several workers use the node name {names(shared)}, so their values are mixed up",
         "a node name for each: celery -A yourapp worker -E -n NAME@%h, and a hostname for each container",
     )
@@ -432,7 +433,7 @@ def _serializer(snapshot: Snapshot) -> Finding | None:
     if around.last_refused is not None and around.at - around.last_refused < RECENT:
         return Finding(
             "serializer",
-            "fail",
+            "critical",
             "events come in a serialiser that is not accepted here",
             "event_serializer = 'json' in the workers' configuration, or here --accept-content "
             "json,msgpack,yaml (pickle only where all who can publish may run code)",
@@ -450,7 +451,7 @@ def _state(snapshot: Snapshot) -> Finding | None:
         return Finding("state", "ok", "the state is saved")
     return Finding(
         "state",
-        "warn",
+        "warning",
         "the state cannot be saved: a restart loses what was counted since it was",
         "the exporter's log says why: no room, a folder that its user may not write into, or something else "
         "at the path of --state-file",

@@ -13,6 +13,7 @@ from celery_exporter.options import OPTIONS, Option
 
 #: Where what an option does begins in --help; longer names have a line of their own.
 HELP_COLUMN = 26
+_OLD_NAMES = {option.old_name: option.name for option in OPTIONS if option.old_name}
 
 
 def parameter(option: Option) -> click.Option:
@@ -30,6 +31,11 @@ def parameter(option: Option) -> click.Option:
         help=option.help + note,
         shell_complete=_completion(option),
     )
+
+
+def current_name(token: str) -> str:
+    """Return the name of an option for its old name, and any other token unchanged."""
+    return _OLD_NAMES.get(token, token)
 
 
 def _completion(option: Option) -> Callable[..., list[CompletionItem]]:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import click
 
 from celery_exporter import __version__
-from celery_exporter.arguments import Group, Number, Sections, parameter
+from celery_exporter.arguments import Group, Number, Sections, current_name, parameter
 from celery_exporter.options import OPTIONS
 from celery_exporter.profiles.catalogue import PROFILES, overview, table
 from celery_exporter.quoting import printable
@@ -41,7 +41,7 @@ _OF_BROKER = frozenset(
         "accept_content",
         "event_exchange",
         "control_exchange",
-        "reader",
+        "event_consumer",
     }
 )
 
@@ -82,7 +82,11 @@ _command = Group(
     help=_main.__doc__,
     invoke_without_command=True,
     epilog=_EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "token_normalize_func": current_name,  # of subcommands, too
+    },
 )
 
 
@@ -93,13 +97,15 @@ Looked at, in this order:
   the way there  url, transport, host, port, answer, tls, login,
                  database or virtual-host, subscription, publishers
   the broker     broker-version, eviction, output-buffer, transient-queues,
-                 leftovers
+                 orphaned-queues
   events         listening, first-event, serializer, heartbeats, task-events,
-                 missed-events, sent-events, series
-  workers        workers, worker-versions, worker-names, same-names, answers,
-                 clock-skew, silent-workers
+                 missed-events, task-sent-events, series
+  workers        workers, worker-versions, worker-names,
+                 duplicate-node-names, remote-control, clock-skew,
+                 silent-workers
   queues         queue-lengths, queue-names, queues-without-consumers,
-                 waiting-for-nobody, queue-depth, queue-waits, oldest-messages
+                 unconsumed-messages, queue-depth, queue-waits,
+                 oldest-messages
   tasks          failures, retries, redeliveries, slow-tasks, stuck-tasks,
                  orphaned-tasks
   Prometheus     prometheus, prometheus-agrees, prometheus-native

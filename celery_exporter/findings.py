@@ -10,7 +10,7 @@ from msgspec import Struct
 from celery_exporter.core.snapshot import WorkerView
 from celery_exporter.quoting import printable
 
-Level = Literal["ok", "warn", "fail"]
+Severity = Literal["ok", "warning", "critical"]
 
 #: Names in one line.
 MOST_NAMES = 5
@@ -20,9 +20,9 @@ class Finding(Struct, frozen=True):
     """What one check found, in one line, and the command or setting that mends it."""
 
     check: str  # its name
-    level: Level
-    found: str  # for people: its words may change
-    mend: str = ""  # empty where all is well
+    severity: Severity
+    message: str  # for people: its words may change
+    remedy: str = ""  # empty where all is well
     alert: str = ""  # of alerts/, whose condition this is; /runbooks has a chapter on it
 
 

@@ -23,10 +23,12 @@ def exceeded(snapshot: Snapshot, growth: Growth) -> list[Finding]:
     return [finding for check in LIMITS if (finding := check(snapshot, growth))]
 
 
-def _judged(check: str, found: str, mend: str, *, is_over: bool) -> Finding:
+def _judged(check: str, found: str, remedy: str, *, is_over: bool) -> Finding:
     """Return the finding of a check with a row in the table; where all is well nothing is to be done."""
+    if not is_over:
+        return Finding(check, "ok", found)
     row = BY_CHECK[check]
-    return Finding(check, row.level, found, mend, row.alert) if is_over else Finding(check, "ok", found)
+    return Finding(check, "critical" if row.severity == "critical" else "warning", found, remedy, row.alert)
 
 
 def _limit(check: str) -> float:

@@ -142,12 +142,12 @@ class Monitor:
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
-            Collector("roster", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
+            Collector("workers", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
             Collector("reconcile", RECONCILE_SECONDS, self._reconcile, lambda: None),
-            Collector("watch", min(every, SHORT_STEP), self._look_around, lambda: None),
+            Collector("status", min(every, SHORT_STEP), self._look_around, lambda: None),
             Collector("blocked", INTERVAL_SECONDS, self._blocked.look, self._blocked.close),
         ]
-        unused = {"roster"} if self.no_events else set()
+        unused = {"workers"} if self.no_events else set()
         unused |= set() if is_amqp(settings) else {"blocked"}
         self._collectors = [each for each in self._collectors if each.name not in unused]
         self._file: StateFile | None = None
@@ -532,11 +532,11 @@ class Monitor:
         self._recent.look(snapshot, now)
         findings = advise(snapshot, self._recent.growth(snapshot, now))
         for finding in self._watch.news(findings, now):
-            if finding.level == "ok":
-                advice_log.info("over: %s", finding.found)
+            if finding.severity == "ok":
+                advice_log.info("over: %s", finding.message)
             else:
                 about = f" (alert {finding.alert})" if finding.alert else ""
-                advice_log.warning("%s: %s%s", finding.found, finding.mend, about)
+                advice_log.warning("%s: %s%s", finding.message, finding.remedy, about)
 
 
 def _wait_to_ask(unanswered: int, interval: float) -> float:

@@ -28,7 +28,7 @@ LEAST_SERIES_TTL = 2 * TOMBSTONE_SECONDS
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("logfmt", "json")
-READERS = ("auto", "kombu")
+EVENT_CONSUMERS = ("auto", "kombu")
 CONTENT_TYPES = ("json", "msgpack", "yaml", "pickle")
 #: Levels that other exporters have besides, and what shows the same of ours.
 _LEVELS = {"trace": "debug", "success": "warning"}
@@ -61,6 +61,7 @@ class Option(Struct, frozen=True, kw_only=True):
     blank: bool = False  # a variable that is empty is a value, and not one that is not set
     choices: tuple[str, ...] = ()  # what a shell may complete it to
     env: tuple[str, ...] = ()  # read besides the ones with our prefixes
+    old_name: str = ""  # still taken, and not documented
 
     @property
     def key(self) -> str:
@@ -70,7 +71,8 @@ class Option(Struct, frozen=True, kw_only=True):
     @property
     def variables(self) -> tuple[str, ...]:
         """Return its environment variables, the first that is set wins."""
-        return (*(prefix + self.key.upper() for prefix in ENV_PREFIXES), *self.env)
+        names = [self.key.upper(), *([self.old_name.upper()] if self.old_name else [])]
+        return (*(prefix + name for name in names for prefix in ENV_PREFIXES), *self.env)
 
 
 def _retry_interval(text: str) -> float:
@@ -181,13 +183,14 @@ OPTIONS = (
         default="celery",
     ),
     Option(
-        name="reader",
+        name="event-consumer",
         group="Events",
-        help="How events are read: auto is the best way for the broker, kombu the slower one that all have.",
+        help="How events are consumed: auto is the fastest way for the broker, kombu works for every broker.",
         takes="auto or kombu",
-        parse=parsing.one_of(READERS),
+        parse=parsing.one_of(EVENT_CONSUMERS),
         default="auto",
-        choices=READERS,
+        choices=EVENT_CONSUMERS,
+        old_name="reader",
     ),
     Option(
         name="event-queue-durable",

@@ -40,7 +40,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     retry_interval: float
     event_exchange: str
     control_exchange: str
-    reader: str
+    event_consumer: str
     event_queue_durable: bool
     enable_events: bool
     update_interval: float
@@ -113,8 +113,10 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     values["broker_url"] = values[
         "broker_url"
     ].strip()  # a secret that was written by echo ends with a newline
-    if values["event_queue_durable"] and values["reader"] == "kombu":
-        raise BadSettingError("--reader: got 'kombu'; --event-queue-durable takes auto, which acknowledges")
+    if values["event_queue_durable"] and values["event_consumer"] == "kombu":
+        raise BadSettingError(
+            "--event-consumer: got 'kombu'; --event-queue-durable takes auto, which acknowledges"
+        )
     _check_queues(values["queues"], values["queue_include"], values["queue_exclude"])
     limits = Limits(
         reorder_window=values.pop("reorder_window"),

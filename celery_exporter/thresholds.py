@@ -9,8 +9,6 @@ from typing import Literal
 
 from msgspec import Struct
 
-from celery_exporter.findings import Level
-
 #: Seconds over which rates, ratios and quantiles of tasks are taken; and those of what is rare.
 WINDOW, LONG_WINDOW = 300, 900
 #: Tasks that retry until something else has happened, as Celery's own does where the result backend cannot
@@ -22,16 +20,11 @@ class Threshold(Struct, frozen=True):
     """An alert, and the check that looks for the same."""
 
     alert: str
-    severity: Literal["critical", "warning", "info"]
+    severity: Literal["warning", "critical", "info"]  # info: nothing has to be done, so there is no check
     pending: int  # seconds that it has to last before the alert fires and the log says it
     check: str = ""  # empty where only Prometheus can tell, or nothing has to be done
     setting: str = ""  # of the mixin's _config, which has the limit
     limit: float = 0.0
-
-    @property
-    def level(self) -> Level:
-        """Return what the check has for the severity."""
-        return "fail" if self.severity == "critical" else "warn"
 
 
 TABLE = (
@@ -43,7 +36,7 @@ TABLE = (
     Threshold("CeleryRedeliveryStorm", "warning", 600, "redeliveries", "redeliveryRatio", 0.10),
     Threshold("CeleryPeriodicTaskAbsent", "warning", 300),
     Threshold("CeleryHighQueueDepth", "warning", 600, "queue-depth", "queueDepth", 1_000),
-    Threshold("CeleryQueueWithoutConsumers", "critical", 300, "waiting-for-nobody"),
+    Threshold("CeleryQueueWithoutConsumers", "critical", 300, "unconsumed-messages"),
     Threshold("CeleryQueueWaitHigh", "warning", 600, "queue-waits", "queueWaitSeconds", 300),
     Threshold("CeleryOldestMessageWaiting", "warning", 300, "oldest-messages", "oldestWaitingSeconds", 900),
     Threshold("CeleryNoWorkersOnline", "critical", 120, "workers"),
@@ -54,6 +47,6 @@ TABLE = (
     Threshold("CeleryExporterBlind", "critical", 120, "subscription", "silenceSeconds", 120),
     Threshold("CeleryBrokerBlocked", "critical", 120, "publishers"),
     Threshold("CeleryEventsMissed", "warning", 300, "missed-events", "missedRatio", 0.01),
-    Threshold("CelerySeriesFolded", "warning", 300, "series"),
+    Threshold("CelerySeriesOverflow", "warning", 300, "series"),
 )
 BY_CHECK = {row.check: row for row in TABLE if row.check}

@@ -150,8 +150,8 @@ BOARD = Board(
                 "--series-ttl), workers and queues not taken in.",
                 {
                     "tasks evicted": q.rate("celery_exporter_tasks_evicted_total"),
-                    "series folded": q.rate("celery_exporter_series_folded_total"),
-                    "{{kind}} refused": q.rate("celery_exporter_refused_total", "kind"),
+                    "series folded": q.rate("celery_exporter_series_overflow_total"),
+                    "{{kind}} refused": q.rate("celery_exporter_limit_rejections_total", "kind"),
                 },
                 width=8,
             ),

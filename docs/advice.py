@@ -18,7 +18,7 @@ from celery_exporter.doctor.ladder import _ROWS, Place, _grant, _Row, place_of
 from celery_exporter.settings import load
 from docs.house import PACKAGE
 
-WRONG = {"warn", "fail"}
+WRONG = {"warning", "critical"}
 _CASE = "…"
 _OR = ", or: "
 #: Where it is said that a URL cannot be used, and where the rungs are whose names are in a table.
@@ -29,8 +29,8 @@ class Text(NamedTuple):
     """What one check says when something is wrong."""
 
     check: str
-    found: str
-    mend: str
+    message: str
+    remedy: str
 
 
 def sources(package: Path = PACKAGE) -> list[Path]:
@@ -57,7 +57,7 @@ def chapter(paths: Iterable[Path]) -> str:
         if path.name == _LADDER:
             rows |= dict.fromkeys([*urls(), *rungs(), *denials()])
         rows |= dict.fromkeys(text for text in texts(tree, constants, functions) if text.check != "url")
-    lines = [f"| {text.check} | {_cell(text.found)} | {_cell(text.mend)} |" for text in rows]
+    lines = [f"| {text.check} | {_cell(text.message)} | {_cell(text.remedy)} |" for text in rows]
     if not lines:
         return ""
     head = [
@@ -72,16 +72,16 @@ def chapter(paths: Iterable[Path]) -> str:
 def texts(
     tree: ast.Module, constants: Mapping[str, ast.expr], functions: Mapping[str, ast.FunctionDef]
 ) -> Iterator[Text]:
-    """Yield what is in `Finding(check, level, found, mend)`, of levels that are not well, or not known."""
+    """Yield what is in `Finding(check, level, found, remedy)`, of levels that are not well, or not known."""
     everywhere = {**constants, **_assigned(tree.body)}
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         for call in _calls(function, "Finding"):
             names = {**everywhere, **_before(call, function)}
             check, level, *rest = [*call.args, *(each.value for each in call.keywords)]
             levels = {each.value for each in ast.walk(level) if isinstance(each, ast.Constant)}
-            found, mend = (*rest, ast.Constant(""), ast.Constant(""))[:2]
+            found, remedy = (*rest, ast.Constant(""), ast.Constant(""))[:2]
             if (levels & WRONG or not levels) and (name := _said(check, names)) != _CASE:
-                mends = dict.fromkeys(_returned(mend, names, functions))
+                mends = dict.fromkeys(_returned(remedy, names, functions))
                 yield Text(name, _said(found, names), _OR.join(mends))
         for call in _calls(function, "_judged"):  # by the table of thresholds
             names = {**everywhere, **_before(call, function)}
@@ -123,8 +123,8 @@ def _returned(
 def urls() -> Iterator[Text]:
     """Yield what is said of a URL that cannot be used."""
     for call in _calls(ast.parse(_URLS.read_text()), "UnusableURLError"):
-        found, _, mend = _said(call.args[0], {}).removeprefix("--broker-url: ").partition("; ")
-        yield Text("url", found, f"--broker-url: {mend}")
+        found, _, remedy = _said(call.args[0], {}).removeprefix("--broker-url: ").partition("; ")
+        yield Text("url", found, f"--broker-url: {remedy}")
 
 
 #: By whose URL what mends a refusal is told.
@@ -143,12 +143,12 @@ def rungs(rows: Iterable[_Row] = _ROWS) -> Iterator[Text]:
     socket = structs.replace(places["Redis"], host="/PATH", network=False)
     for row in rows:
         at = {"Redis": socket} if "/" in row.says else places
-        mends = {name: re.sub(r"\b(5672|6379)\b", "PORT", row.mend(place)) for name, place in at.items()}
-        mends = {name: mend for name, mend in mends.items() if _OTHER[name] not in mend} or mends
+        mends = {name: re.sub(r"\b(5672|6379)\b", "PORT", row.remedy(place)) for name, place in at.items()}
+        mends = {name: remedy for name, remedy in mends.items() if _OTHER[name] not in remedy} or mends
         check = "virtual-host" if row.rung == "database" and "Redis" not in mends else row.rung
         if mends.get("RabbitMQ as guest", "").replace("guest", "USER") == mends.get("RabbitMQ"):
             mends.pop("RabbitMQ as guest", None)
-        told = [f"{name}: {mend}" for name, mend in mends.items()]
+        told = [f"{name}: {remedy}" for name, remedy in mends.items()]
         found = re.sub(r"\(.*?\)|\.\*", _CASE, row.says).replace("|", " or ") or "anything else"
         yield Text(check, found, "; ".join(told if len({*mends.values()}) > 1 else [*mends.values()][:1]))
 
@@ -157,8 +157,8 @@ def denials() -> Iterator[Text]:
     """Yield what an ACL of Redis denies, where it is found out."""
     settings, place = load({"broker_url": _PLACES["Redis"]}, {}), _place(_PLACES["Redis"])
     for denied in ("run the 'psubscribe' command", "access one of the channels", "access one of the keys"):
-        mend = re.sub(r"\b6379\b", "PORT", _grant(settings, place, denied))
-        yield Text("subscription", f"this user has no permissions to {denied}", mend)
+        remedy = re.sub(r"\b6379\b", "PORT", _grant(settings, place, denied))
+        yield Text("subscription", f"this user has no permissions to {denied}", remedy)
 
 
 def _place(url: str) -> Place:

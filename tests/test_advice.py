@@ -26,7 +26,7 @@ from celery_exporter.findings import Finding
 from celery_exporter.recent import Recent
 
 ANSWERED = Profile(queues=("q",), registered=(), pool="prefork", pool_size=4)
-WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("roster", True, 0.1, T0)]
+WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("workers", True, 0.1, T0)]
 TASK = (sent(), received(), started())
 
 
@@ -51,28 +51,28 @@ def said(shown: Snapshot) -> list[Finding]:
 
 
 def levels(found: dict[str, Finding]) -> set[str]:
-    return {finding.level for finding in found.values()}
+    return {finding.severity for finding in found.values()}
 
 
 def test_a_cluster_that_is_well_has_nothing_to_mend():
     found = findings(*beats(), *TASK, depths={"q": Depth(3)})
     assert levels(found) == {"ok"}
-    assert {finding.mend for finding in found.values()} == {""}
+    assert {finding.remedy for finding in found.values()} == {""}
     assert list(found) == [
         "subscription",
         "workers",
         "heartbeats",
-        "answers",
+        "remote-control",
         "serializer",
         "task-events",
-        "sent-events",
+        "task-sent-events",
         "clock-skew",
         "worker-names",
-        "same-names",
+        "duplicate-node-names",
         "queue-lengths",
         "queue-names",
         "queues-without-consumers",
-        "waiting-for-nobody",
+        "unconsumed-messages",
         "stuck-tasks",
         "queue-depth",
         "oldest-messages",
@@ -84,7 +84,7 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
 @pytest.mark.parametrize("listened", [0.0, PATIENCE - 0.1])
 def test_nothing_is_wrong_that_had_no_time_to_be_known(listened):
     """At the start: no worker, no heartbeat, no answer, no task-sent, no consumer was seen by then."""
-    collectors = [CollectorView("queues", None, None, None), CollectorView("roster", None, None, None)]
+    collectors = [CollectorView("queues", None, None, None), CollectorView("workers", None, None, None)]
     quiet = {"listened": listened, "collectors": collectors, "last_event": None}
     assert levels(findings(**quiet)) == {"ok"}
     assert levels(findings(received(), profiles={}, depths={"q": Depth(3, 0)}, **quiet)) == {"ok"}
@@ -96,28 +96,28 @@ def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
     down = {"broker_up": False, "collectors": WELL, "listened": 100.0}
     assert said(story.shown(started=T0 + story.now, at=T0 + story.now, **down)) == []
     (only,) = said(story.shown(**down))
-    assert (only.check, only.level) == ("subscription", "fail")
+    assert (only.check, only.severity) == ("subscription", "critical")
 
 
 def test_while_publishers_are_blocked_nobody_is_judged():
     gone = heartbeat("w@h", kind="offline")
     found = findings(gone, blocked="low on memory & disk", depths={"q": Depth(3, 0)})
-    assert {check: each.level for check, each in found.items()} == {
+    assert {check: each.severity for check, each in found.items()} == {
         "subscription": "ok",
-        "publishers": "fail",
+        "publishers": "critical",
         "queue-lengths": "ok",
     }
     for word in ("rabbitmq-diagnostics alarms", "vm_memory_high_watermark", "disk_free_limit"):
-        assert word in found["publishers"].mend
-    assert "vm_memory_high_watermark" not in findings(gone, blocked="low on disk")["publishers"].mend
-    assert findings(*beats(), blocked="")["publishers"].level == "ok"
+        assert word in found["publishers"].remedy
+    assert "vm_memory_high_watermark" not in findings(gone, blocked="low on disk")["publishers"].remedy
+    assert findings(*beats(), blocked="")["publishers"].severity == "ok"
     assert "publishers" not in findings(*beats(), blocked=None)
 
 
 def test_where_no_event_can_arrive_nothing_else_is_wrong():
     found = findings(no_events="no fan-out", broker_up=False, depths={"q": Depth(3)})
-    assert [(check, each.level) for check, each in found.items()] == [
-        ("transport", "fail"),
+    assert [(check, each.severity) for check, each in found.items()] == [
+        ("transport", "critical"),
         ("queue-lengths", "ok"),
     ]
 
@@ -133,53 +133,61 @@ def test_all_is_decided_once_each_check_that_applies_has_found_something(blocked
 
 
 def test_answers_in_a_serialiser_that_is_not_accepted():
-    failed = [WELL[0], CollectorView("roster", False, 0.1, None, "workers answer in pickle")]
-    found = findings(*beats(), profiles={}, collectors=failed, refused_answers=["pickle"])["answers"]
-    assert (found.level, "pickle" in found.found, "--accept-content" in found.mend) == ("warn", True, True)
+    failed = [WELL[0], CollectorView("workers", False, 0.1, None, "workers answer in pickle")]
+    found = findings(*beats(), profiles={}, collectors=failed, refused_answers=["pickle"])["remote-control"]
+    assert (found.severity, "pickle" in found.message, "--accept-content" in found.remedy) == (
+        "warning",
+        True,
+        True,
+    )
 
 
 def test_no_worker_at_all_and_none_any_more():
-    assert findings()["workers"].level == "fail"
-    assert "event_exchange" in findings()["workers"].mend
+    assert findings()["workers"].severity == "critical"
+    assert "event_exchange" in findings()["workers"].remedy
     gone = findings(heartbeat("w@h", kind="offline"))["workers"]
-    assert (gone.level, gone.found) == ("fail", "all workers are down: w@h"), "work may wait: nobody measures"
-    for depth, unacked, level in ((0, None, "warn"), (1, None, "fail"), (0, 1, "fail")):
+    assert (gone.severity, gone.message) == ("critical", "all workers are down: w@h"), (
+        "work may wait: nobody measures"
+    )
+    for depth, unacked, level in ((0, None, "warning"), (1, None, "critical"), (0, 1, "critical")):
         told = {"depths": {"q": Depth(depth)}, "unacked": unacked}
-        assert findings(heartbeat("w@h", kind="offline"), **told)["workers"].level == level
+        assert findings(heartbeat("w@h", kind="offline"), **told)["workers"].severity == level
     some = findings(heartbeat("w@h", kind="offline"), *beats("x@h"))["workers"]
-    assert (some.level, some.found) == ("ok", "1 worker heard: x@h, 1 went down")
+    assert (some.severity, some.message) == ("ok", "1 worker heard: x@h, 1 went down")
 
 
 def test_a_worker_that_answers_without_a_heartbeat():
     found = findings(profiles={"w@h": ANSWERED})["heartbeats"]
-    assert (found.level, found.found) == ("warn", "no heartbeat from w@h")
-    assert "-E and without --without-heartbeat" in found.mend
+    assert (found.severity, found.message) == ("warning", "no heartbeat from w@h")
+    assert "-E and without --without-heartbeat" in found.remedy
     long = findings(profiles={"w@h": ANSWERED}, listened=LONGEST_INTERVAL + 1)["heartbeats"]
-    assert long.level == "fail", "no interval is as long"
-    assert findings(*beats(), profiles={"w@h": ANSWERED, "x@h": ANSWERED})["heartbeats"].level == "warn"
+    assert long.severity == "critical", "no interval is as long"
+    assert findings(*beats(), profiles={"w@h": ANSWERED, "x@h": ANSWERED})["heartbeats"].severity == "warning"
 
 
 def test_a_worker_that_does_not_answer():
-    found = findings(*beats("w@h"), *beats("x@h"), profiles={"x@h": ANSWERED})["answers"]
-    assert (found.level, found.found.partition(",")[0]) == ("warn", "no answer from w@h")
-    assert "worker_enable_remote_control = True" in found.mend
+    found = findings(*beats("w@h"), *beats("x@h"), profiles={"x@h": ANSWERED})["remote-control"]
+    assert (found.severity, found.message.partition(",")[0]) == ("warning", "no answer from w@h")
+    assert "worker_enable_remote_control = True" in found.remedy
 
 
 def test_a_worker_of_before_celery_5_3_answers_without_the_kind_of_its_pool():
     old = Profile(queues=("q",), registered=(), pool_size=2)
-    assert findings(*beats(), profiles={"w@h": old})["answers"].level == "ok"
+    assert findings(*beats(), profiles={"w@h": old})["remote-control"].severity == "ok"
 
 
 def test_workers_that_could_not_be_asked():
     """Nothing is said of them then."""
-    full = [WELL[0], CollectorView("roster", False, 0.1, None, "used memory > 'maxmemory'")]
-    found = findings(*beats(), collectors=full)["answers"]
-    assert (found.level, "maxmemory" in found.found) == ("warn", True), "though each answered before"
-    failed = [WELL[0], CollectorView("roster", False, 0.1, None, "NOPERM")]
-    found = findings(*beats(), profiles={}, collectors=failed)["answers"]
-    assert (found.level, found.found) == ("warn", "workers could not be asked: NOPERM")
-    nobody = [WELL[0], CollectorView("roster", False, 0.1, None, NOBODY_ANSWERED)]
-    assert "no answer from w@h" in findings(*beats(), profiles={}, collectors=nobody)["answers"].found
+    full = [WELL[0], CollectorView("workers", False, 0.1, None, "used memory > 'maxmemory'")]
+    found = findings(*beats(), collectors=full)["remote-control"]
+    assert (found.severity, "maxmemory" in found.message) == ("warning", True), "though each answered before"
+    failed = [WELL[0], CollectorView("workers", False, 0.1, None, "NOPERM")]
+    found = findings(*beats(), profiles={}, collectors=failed)["remote-control"]
+    assert (found.severity, found.message) == ("warning", "workers could not be asked: NOPERM")
+    nobody = [WELL[0], CollectorView("workers", False, 0.1, None, NOBODY_ANSWERED)]
+    assert (
+        "no answer from w@h" in findings(*beats(), profiles={}, collectors=nobody)["remote-control"].message
+    )
 
 
 def test_workers_that_run_tasks_without_a_word():
@@ -187,7 +195,7 @@ def test_workers_that_run_tasks_without_a_word():
     found = findings(*beats("a@h", (0, 5, 9, 12)), *beats("b@h", (0, 5, 9, 12)), *beats("c@h"), *TASK)
     assert found["task-events"] == Finding(
         "task-events",
-        "fail",
+        "critical",
         "no task events from workers a@h, b@h",
         "start workers with -E, or now: celery -A yourapp control enable_events",
         "CeleryTaskEventsDisabled",
@@ -196,31 +204,31 @@ def test_workers_that_run_tasks_without_a_word():
 
 def test_whether_idle_workers_send_task_events_is_not_known():
     found = findings(*beats("a@h"))["task-events"]
-    assert found.level == "ok"
-    assert "not known" in found.found
+    assert found.severity == "ok"
+    assert "not known" in found.message
 
 
 def test_tasks_of_which_no_client_said_that_it_sent_them():
-    found = findings(*beats(), received())["sent-events"]
-    assert (found.level, "task_send_sent_event = True" in found.mend) == ("warn", True)
-    assert "sent-events" not in findings(*beats())
+    found = findings(*beats(), received())["task-sent-events"]
+    assert (found.severity, "task_send_sent_event = True" in found.remedy) == ("warning", True)
+    assert "task-sent-events" not in findings(*beats())
 
 
-@pytest.mark.parametrize(("offset", "level"), [(0, "ok"), (-4, "ok"), (60, "warn"), (-3600, "warn")])
+@pytest.mark.parametrize(("offset", "level"), [(0, "ok"), (-4, "ok"), (60, "warning"), (-3600, "warning")])
 def test_a_clock_that_is_wrong(offset, level):
     found = findings(*beats(), heartbeat("x@h", 100 + offset))["clock-skew"]
-    assert found.level == level
-    if level == "warn":
-        assert f"x@h by {offset:+d} s" in found.found
-        assert found.mend == "set the clock of their host: timedatectl set-ntp true"
+    assert found.severity == level
+    if level == "warning":
+        assert f"x@h by {offset:+d} s" in found.message
+        assert found.remedy == "set the clock of their host: timedatectl set-ntp true"
 
 
 def test_clocks_that_are_wrong_in_two_directions_are_not_that_of_here():
-    assert "their host" in findings(heartbeat("w@h", 400), heartbeat("w@i", -200))["clock-skew"].mend
+    assert "their host" in findings(heartbeat("w@h", 400), heartbeat("w@i", -200))["clock-skew"].remedy
 
 
 def test_the_clock_that_is_wrong_may_be_the_one_here():
-    assert "this host" in findings(heartbeat("w@h", 400), heartbeat("x@i", 400))["clock-skew"].mend
+    assert "this host" in findings(heartbeat("w@h", 400), heartbeat("x@i", 400))["clock-skew"].remedy
 
 
 def test_queues_that_nobody_consumes():
@@ -231,18 +239,18 @@ def test_queues_that_nobody_consumes():
         "most; ls": Depth(1200),
         "said": Depth(4, 1),
     }
-    told = findings(*beats(), depths={**depths, "some": Depth(7, 0)})["waiting-for-nobody"]
-    assert told.level == "fail", "the broker itself says that it has no consumer"
+    told = findings(*beats(), depths={**depths, "some": Depth(7, 0)})["unconsumed-messages"]
+    assert told.severity == "critical", "the broker itself says that it has no consumer"
     found = findings(*beats(), depths=depths)
     assert found["queues-without-consumers"] == Finding(
         "queues-without-consumers",
-        "warn",
+        "warning",
         "nobody consumes empty (empty by now)",
         "if somebody should: celery -A yourapp worker -E -Q empty",
     )
-    assert found["waiting-for-nobody"] == Finding(
-        "waiting-for-nobody",
-        "warn",  # a worker that is busy in the solo pool may not have answered
+    assert found["unconsumed-messages"] == Finding(
+        "unconsumed-messages",
+        "warning",  # a worker that is busy in the solo pool may not have answered
         "messages wait in queues that nobody consumes: most; ls (1,200), some (7)",
         "celery -A yourapp worker -E -Q 'most; ls,some'",
         "CeleryQueueWithoutConsumers",
@@ -253,20 +261,20 @@ def test_a_command_names_the_queues_that_its_option_can_name():
     found = findings(*beats(), depths={"a,b": Depth(9), "c\x1bd": Depth(7)})
     others = "a worker whose task_queues have a,b, which -Q cannot name"
     command = "celery -A yourapp worker -E -Q"
-    assert found["waiting-for-nobody"].mend == f"{others}, and for the others: {command} $'c\\x1bd'"
+    assert found["unconsumed-messages"].remedy == f"{others}, and for the others: {command} $'c\\x1bd'"
     found = findings(*beats(), depths={f"q{number:02}": Depth(1) for number in range(22)})
     named = ",".join(f"q{number:02}" for number in range(20))
-    assert found["waiting-for-nobody"].mend == f"for 20 of 22: {command} {named}"
+    assert found["unconsumed-messages"].remedy == f"for 20 of 22: {command} {named}"
     found = findings(*beats(), depths={"a,b": Depth(9)})
-    assert found["waiting-for-nobody"].mend == others
+    assert found["unconsumed-messages"].remedy == others
 
 
 def test_a_state_that_cannot_be_saved_is_told_whatever_else_is_known():
-    for failed, level in ((False, "ok"), (True, "warn")):
+    for failed, level in ((False, "ok"), (True, "warning")):
         saving = CollectorView("state", not failed, 0.1, None, "cannot write" if failed else "")
         for around in ({}, {"broker_up": False}, {"blocked": "disk"}, {"no_events": "none"}):
             found = findings(*beats(), collectors=[*WELL, saving], **around)
-            assert found["state"].level == level
+            assert found["state"].severity == level
     assert "state" not in findings(*beats())
 
 
@@ -278,8 +286,8 @@ def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_con
     depths = {"customer-1": Depth(0), "customer-2": Depth(2), "customer-3": Depth(0)}
     shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=depths)
     found = {finding.check: finding for finding in said(shown)}
-    assert found["waiting-for-nobody"].mend == "celery -A yourapp worker -E -Q customer-2"
-    assert "customer-3" in found["queues-without-consumers"].mend
+    assert found["unconsumed-messages"].remedy == "celery -A yourapp worker -E -Q customer-2"
+    assert "customer-3" in found["queues-without-consumers"].remedy
 
 
 def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
@@ -288,19 +296,19 @@ def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
     story.cluster.queues.request(["from-zero"])
     story.tell(*beats())
     story.cluster.learn({"w@h": ANSWERED}, story.moment())
-    for length, level in ((0, "ok"), (3, "warn")):
+    for length, level in ((0, "ok"), (3, "warning")):
         told = {"q": Depth(0), "from-zero": Depth(length)}
         shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=told)
-        found = {finding.check: finding.level for finding in said(shown)}
+        found = {finding.check: finding.severity for finding in said(shown)}
         assert found["queues-without-consumers"] == "ok"
-        assert found["waiting-for-nobody"] == level
+        assert found["unconsumed-messages"] == level
 
 
 def test_a_queue_whose_length_is_not_known_is_not_called_empty():
     found = findings(*beats(), sent(queue="dark"), depths={"q": Depth(0)})
-    assert found["queues-without-consumers"].level == "ok"
-    said = found["waiting-for-nobody"]
-    assert (said.level, said.found) == (
+    assert found["queues-without-consumers"].severity == "ok"
+    said = found["unconsumed-messages"]
+    assert (said.severity, said.message) == (
         "ok",
         "no message waits for nobody in 2 queues that are known, but how many wait in dark is not known",
     )
@@ -308,93 +316,93 @@ def test_a_queue_whose_length_is_not_known_is_not_called_empty():
 
 def test_queues_whose_consumers_are_not_known_are_no_finding():
     found = findings(*beats(), profiles={}, depths={"q": Depth(5)}, roster_known=False)
-    assert not {"queues-without-consumers", "waiting-for-nobody"} & found.keys()
+    assert not {"queues-without-consumers", "unconsumed-messages"} & found.keys()
 
 
 @pytest.mark.parametrize(
     ("names", "level"),
     [
-        (["w@box", "w@box.example.org"], "warn"),
-        (["w@Box", "w@box"], "warn"),
+        (["w@box", "w@box.example.org"], "warning"),
+        (["w@Box", "w@box"], "warning"),
         (["w@box", "x@box.example.org"], "ok"),
         (["w@box", "w@bix"], "ok"),
         (["w@10.0.0.1", "w@10.0.0.2"], "ok"),
         (["w@web1.us.example.org", "w@web1.eu.example.org"], "ok"),
-        (["w@web1.us", "w@web1.us.example.org"], "warn"),
+        (["w@web1.us", "w@web1.us.example.org"], "warning"),
     ],
 )
 def test_one_worker_under_two_names(names, level):
     """The name is what a worker is known by: two spellings of one host make two of it."""
-    assert findings(*(beat for name in names for beat in beats(name)))["worker-names"].level == level
+    assert findings(*(beat for name in names for beat in beats(name)))["worker-names"].severity == level
 
 
 def test_names_that_each_restart_makes_anew():
     gone = [heartbeat(f"w@{number:012x}", kind="offline") for number in range(CHURN)]
     found = findings(*gone, *beats("w@abc"))["worker-names"]
-    assert (found.level, "--purge-offline-worker-metrics" in found.mend) == ("warn", True)
-    assert findings(*gone[1:], *beats("w@abc"))["worker-names"].level == "ok"
+    assert (found.severity, "--purge-offline-worker-metrics" in found.remedy) == ("warning", True)
+    assert findings(*gone[1:], *beats("w@abc"))["worker-names"].severity == "ok"
 
 
 def test_events_in_a_serialiser_that_is_not_accepted():
     story = Story()
     now = T0 + story.now
     refused = findings(last_refused=now - 1, last_event=None)["serializer"]
-    assert (refused.level, "--accept-content" in refused.mend) == ("fail", True)
-    assert findings(last_refused=now - RECENT)["serializer"].level == "ok"
+    assert (refused.severity, "--accept-content" in refused.remedy) == ("critical", True)
+    assert findings(last_refused=now - RECENT)["serializer"].severity == "ok"
 
 
 def test_queues_that_cannot_be_measured():
     failed = [CollectorView("queues", False, 0.1, None, "max number of clients\nreached")]
     found = findings(collectors=failed)["queue-lengths"]
-    assert found.level == "warn"
-    assert found.found == "queues could not be measured: max number of clients?reached"
+    assert found.severity == "warning"
+    assert found.message == "queues could not be measured: max number of clients?reached"
 
 
 def test_queues_that_workers_consume_and_the_broker_does_not_tell_of():
     found = findings(*beats(), unmeasured={"q"})["queue-lengths"]
-    assert (found.level, "workers consume q, whose" in found.found) == ("warn", True)
+    assert (found.severity, "workers consume q, whose" in found.message) == ("warning", True)
 
 
 def test_more_queues_than_are_measured(monkeypatch):
     monkeypatch.setattr(queues, "MAX_QUEUES", 3)
     events = [sent(f"u{number}", queue=f"q{number}") for number in range(3)]
-    assert findings(*beats(), *events[:1])["queue-names"].level == "ok"
+    assert findings(*beats(), *events[:1])["queue-names"].severity == "ok"
     found = findings(*beats(), *events)["queue-names"]
-    assert (found.level, "3 queue names" in found.found) == ("warn", True)
-    assert all(option in found.mend for option in ("--queue-exclude", "-Q"))
+    assert (found.severity, "3 queue names" in found.message) == ("warning", True)
+    assert all(option in found.remedy for option in ("--queue-exclude", "-Q"))
 
 
 def test_queues_that_need_no_consumer_are_not_told_of():
     passing = {"bcast.1": Depth(5, 0), "w@h.dq2": Depth(0, 0), "auto": Depth(1, 0)}
     profiles = {"w@h": Profile(queues=("q", "auto"), auto_delete=("auto",), pool="prefork", pool_size=4)}
     found = findings(*beats(), profiles=profiles, depths={"q": Depth(0, 1), **passing})
-    checks = ("queues-without-consumers", "waiting-for-nobody")
-    assert {found[check].level for check in checks} == {"ok"}
+    checks = ("queues-without-consumers", "unconsumed-messages")
+    assert {found[check].severity for check in checks} == {"ok"}
 
 
 def test_long_lists_are_cut_and_odd_names_are_one_line():
     names = [f"w{number}\n\x1b[2J@h" for number in range(8)]
     found = findings(*(beat for name in names for beat in beats(name)))
-    assert found["workers"].found.startswith("8 workers heard: w0??[2J@h, ")
-    assert found["workers"].found.endswith(" and 3 more")
-    assert all(finding.found.isprintable() and finding.mend.isprintable() for finding in found.values())
+    assert found["workers"].message.startswith("8 workers heard: w0??[2J@h, ")
+    assert found["workers"].message.endswith(" and 3 more")
+    assert all(finding.message.isprintable() and finding.remedy.isprintable() for finding in found.values())
 
 
 # -- news ------------------------------------------------------------------------------------------------
 
-OK, WARN, FAIL = (Finding("clock-skew", level, level) for level in ("ok", "warn", "fail"))
+OK, WARN, FAIL = (Finding("clock-skew", level, level) for level in ("ok", "warning", "critical"))
 
 
 def told(*looks: tuple[float, list[Finding]]) -> list[str]:
     """Return the levels that were news, look after look."""
     watch = Watch()
-    return [finding.level for now, found in looks for finding in watch.news(found, now)]
+    return [finding.severity for now, found in looks for finding in watch.news(found, now)]
 
 
 def test_a_finding_is_news_once_when_it_has_stood_and_when_it_is_over():
     assert told((0, [WARN]), (HOLD - 1, [WARN])) == []
     assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, [WARN]), (HOLD + 2, [OK]), (99, [OK])) == [
-        "warn",
+        "warning",
         "ok",
     ]
 
@@ -404,14 +412,17 @@ def test_what_comes_and_goes_is_no_news():
 
 
 def test_what_became_worse_is_news_and_what_became_less_bad_is_not():
-    assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, [FAIL])) == ["warn", "fail"]
-    assert told((0, [FAIL]), (HOLD, [FAIL]), (HOLD + 1, [WARN]), (99, [OK])) == ["fail", "ok"]
+    assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, [FAIL])) == ["warning", "critical"]
+    assert told((0, [FAIL]), (HOLD, [FAIL]), (HOLD + 1, [WARN]), (99, [OK])) == ["critical", "ok"]
 
 
 def test_silence_is_not_the_end_of_a_finding():
     """While the broker is away no check but one says anything."""
-    assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, []), (60, [WARN]), (99, [WARN])) == ["warn"]
+    assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, []), (60, [WARN]), (99, [WARN])) == ["warning"]
 
 
 def test_what_the_log_says_anyhow_is_not_said_twice():
-    assert told((0, [Finding("subscription", "fail", "")]), (99, [Finding("subscription", "fail", "")])) == []
+    assert (
+        told((0, [Finding("subscription", "critical", "")]), (99, [Finding("subscription", "critical", "")]))
+        == []
+    )

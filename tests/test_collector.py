@@ -31,7 +31,7 @@ def fail() -> None:
 
 def test_a_job_that_is_always_wanted_and_fails_at_once_keeps_no_processor_busy():
     stopping = Stopping(5)
-    Collector("roster", 60, fail, lambda: None, wanted=lambda: True).repeat(stopping)
+    Collector("workers", 60, fail, lambda: None, wanted=lambda: True).repeat(stopping)
     assert stopping.waits == [POLL] * 5
 
 

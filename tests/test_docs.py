@@ -67,13 +67,13 @@ COMMAND = "celery worker -E"
 def check(workers):
     if workers:
         return Finding("workers", "ok", "all is well")
-    mend = f"start one: {COMMAND}"
+    remedy = f"start one: {COMMAND}"
     found = f"no worker in {seconds} s"
-    many = Finding("events", "warn" if some else "fail", found, mend)
-    mend = "another"
+    many = Finding("events", "warning" if some else "critical", found, remedy)
+    remedy = "another"
     if many:
         return Finding("events", judged(many), f"{many} are too many", by(many))
-    return Finding("events", "fail", text(), mend)
+    return Finding("events", "critical", text(), remedy)
 def by(many):
     return "this" if many else f"that of {many}"
     return f"{COMMAND} | tee"
@@ -109,7 +109,7 @@ def test_each_check_that_may_go_wrong_is_in_the_table():
 
 def test_what_brokers_say_is_in_the_table():
     lines = advice.chapter(advice.sources()).splitlines()
-    for check, found, mend in [
+    for check, found, remedy in [
         ("url", "unknown scheme", "kombu knows"),
         ("url", "cannot be read", "percent-encode"),
         ("login", "NOAUTH or WRONGPASS", "rabbitmqctl change_password USER PASSWORD"),
@@ -122,7 +122,7 @@ def test_what_brokers_say_is_in_the_table():
         ("subscription", "access one of the channels", "ACL SETUSER USER '&/0.celeryev/"),
         ("eviction", "maxmemory-policy is", "noeviction"),
     ]:
-        assert any(line.startswith(f"| {check} |") and found in line and mend in line for line in lines), (
+        assert any(line.startswith(f"| {check} |") and found in line and remedy in line for line in lines), (
             check
         )
 
@@ -131,7 +131,7 @@ def test_the_house_is_drawn_from_the_top_down():
     levels = house.floors(house.graph())
     rooms = [name for names in levels for name in names]
     assert sorted(rooms) == sorted({name for names in FLOORS for name in names} - {""})
-    assert (rooms[0], rooms[-1]) == ("__main__", "quoting")
+    assert (rooms[0], rooms[-1]) == ("__main__", "core")
     assert "core" in levels[-1]
     at = {name: index for index, names in enumerate(levels) for name in names}
     for name, others in house.graph().items():

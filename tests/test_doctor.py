@@ -42,19 +42,19 @@ def test_workers_of_different_versions():
         for name, ver in (("a", "5.10.1"), ("b", "5.9.2"))
     ]
     found = judged(*story)["worker-versions"]
-    assert found.found == "py-celery 5.10.1: a@h; py-celery 5.9.2: b@h"
-    assert (found.level, found.mend.endswith(" celery==5.10.1")) == ("warn", True)
-    assert judged(story[0])["worker-versions"].level == "ok"
+    assert found.message == "py-celery 5.10.1: a@h; py-celery 5.9.2: b@h"
+    assert (found.severity, found.remedy.endswith(" celery==5.10.1")) == ("warning", True)
+    assert judged(story[0])["worker-versions"].severity == "ok"
 
 
 def test_what_workers_say_cannot_be_a_command_of_its_own():
     hostile = "99.1'; touch /tmp/it; '"
     story = [heartbeat(f"{ver[0]}@h", sw_ident="py-celery", sw_ver=ver) for ver in (hostile, "5.9.2")]
-    mend = judged(*story)["worker-versions"].mend
-    assert f"celery=={hostile}" in shlex.split(mend)
+    remedy = judged(*story)["worker-versions"].remedy
+    assert f"celery=={hostile}" in shlex.split(remedy)
     exchange = "x; touch /tmp/it"
     said = judged(heartbeat(), first_event=None, said={"w@h": Configuration(event_exchange=exchange)})
-    assert shlex.split(said["first-event"].mend)[-1] == exchange
+    assert shlex.split(said["first-event"].remedy)[-1] == exchange
 
 
 @pytest.mark.parametrize(
@@ -64,32 +64,36 @@ def test_an_idle_worker_may_tell_by_its_configuration_that_it_sends_task_events(
     """Otherwise it is not known, which is no fault of a cluster that has nothing to do."""
     answers = None if said is None else {"w@h": Configuration(**said)}
     found = judged(heartbeat(), said=answers)["task-events"]
-    assert found.level == "ok"
-    assert ("to be sure: celery -A yourapp control enable_events" in found.found) is not known
+    assert found.severity == "ok"
+    assert ("to be sure: celery -A yourapp control enable_events" in found.message) is not known
 
 
 def test_whether_clients_say_what_they_send_may_be_told_by_the_configuration_of_workers():
     off, on = Configuration(), Configuration(task_send_sent_event=True)
-    assert judged(heartbeat(), said={"w@h": off})["sent-events"].level == "warn"
-    assert judged(heartbeat(), said={"w@h": on})["sent-events"].level == "ok"
-    assert judged(heartbeat(), received(), said={"w@h": on})["sent-events"].level == "warn"
-    assert "sent-events" not in judged(heartbeat())
+    assert judged(heartbeat(), said={"w@h": off})["task-sent-events"].severity == "warning"
+    assert judged(heartbeat(), said={"w@h": on})["task-sent-events"].severity == "ok"
+    assert judged(heartbeat(), received(), said={"w@h": on})["task-sent-events"].severity == "warning"
+    assert "task-sent-events" not in judged(heartbeat())
 
 
 def test_the_first_event_and_what_may_keep_it_away():
     silent = {"first_event": None, "content_types": {}}
-    assert judged(heartbeat())["first-event"].found == "the first event came after 0.5 s"
+    assert judged(heartbeat())["first-event"].message == "the first event came after 0.5 s"
     elsewhere = {"w@h": Configuration(event_exchange="mine")}
-    assert judged(said=elsewhere, **silent)["first-event"].mend == "--event-exchange mine"
+    assert judged(said=elsewhere, **silent)["first-event"].remedy == "--event-exchange mine"
     mute = judged(said={"w@h": Configuration()}, **silent)["first-event"]
-    assert (mute.level, "--without-heartbeat" in mute.mend, "--seconds" in mute.mend) == ("warn", True, True)
+    assert (mute.severity, "--without-heartbeat" in mute.remedy, "--seconds" in mute.remedy) == (
+        "warning",
+        True,
+        True,
+    )
     assert "first-event" not in judged(**silent)
-    assert judged(**silent)["workers"].level == "fail"
+    assert judged(**silent)["workers"].severity == "critical"
 
 
 def test_what_was_cut_short_is_not_well():
     found = judged(heartbeat(), cut=True)["listening"]
-    assert (found.level, found.found.startswith(f"ended after {PATIENCE:.0f} s")) == ("warn", True)
+    assert (found.severity, found.message.startswith(f"ended after {PATIENCE:.0f} s")) == ("warning", True)
     assert "listening" not in judged(heartbeat())
 
 
@@ -98,14 +102,14 @@ def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
     shown = story.shown(broker_up=False, listened=1.0)
     found = Heard(shown, Recent().growth(shown, 0.0), {}, None, [])
     (only,) = judge(found, SETTINGS)
-    assert (only.check, only.level) == ("subscription", "fail")
-    assert only.mend.startswith("redis-cli -h 127.0.0.1 -p 6379 INFO")
+    assert (only.check, only.severity) == ("subscription", "critical")
+    assert only.remedy.startswith("redis-cli -h 127.0.0.1 -p 6379 INFO")
 
 
 def test_pickle_is_not_recommended_without_a_word():
     found = judged(content_types={"application/x-python-serialize": 1, "text/odd\n": 1})["serializer"]
-    assert (found.level, "text/odd?" in found.found) == ("fail", True)
-    assert "--accept-content json,pickle (pickle runs what a sender wants)" in found.mend
+    assert (found.severity, "text/odd?" in found.message) == ("critical", True)
+    assert "--accept-content json,pickle (pickle runs what a sender wants)" in found.remedy
 
 
 @pytest.mark.parametrize(
@@ -139,16 +143,16 @@ def test_limits_of_redis():
     assert [
         judge_eviction(*policy)[0] for policy in (("allkeys-lru", 0), ("volatile-ttl", 1), ("allkeys-lfu", 1))
     ] == [
-        "warn",
-        "warn",
-        "fail",
+        "warning",
+        "warning",
+        "critical",
     ]
 
 
 def test_how_findings_are_written():
-    mended = Finding("clock-skew", "fail", "found", "mend")
+    mended = Finding("clock-skew", "critical", "found", "remedy")
     plain = re.sub(r"\x1b\[\d+m", "", printed(mended))
-    assert plain.splitlines() == ["FAIL  clock-skew                found", " " * 32 + "-> mend"]
+    assert plain.splitlines() == ["CRITICAL clock-skew                found", " " * 35 + "-> remedy"]
     report = Report(1, "redis://h", 1.5, 2, [mended])
     assert msgspec.json.decode(as_json(report), type=Report) == report
 

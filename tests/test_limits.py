@@ -53,11 +53,11 @@ def life(
 
 def test_where_nothing_was_counted_nothing_is_said(watched):
     assert set(watched.found()) == {"stuck-tasks", "oldest-messages", "series"}
-    assert {each.level for each in watched.found().values()} == {"ok"}
+    assert {each.severity for each in watched.found().values()} == {"ok"}
 
 
 @pytest.mark.parametrize(
-    ("check", "end", "level"), [("failures", failed, "fail"), ("retries", retried, "warn")]
+    ("check", "end", "level"), [("failures", failed, "critical"), ("retries", retried, "warning")]
 )
 def test_a_share_of_the_tasks_up_to_the_threshold_is_well(watched, check, end, level):
     of_100 = round(100 * BY_CHECK[check].limit)
@@ -66,13 +66,13 @@ def test_a_share_of_the_tasks_up_to_the_threshold_is_well(watched, check, end, l
     for number in range(of_100):
         watched.story.tell(*life(number, end, "bad"))
     at_limit = watched.found()[check]
-    assert (at_limit.level, at_limit.alert, at_limit.mend) == ("ok", "", at_limit.mend)
+    assert (at_limit.severity, at_limit.alert, at_limit.remedy) == ("ok", "", at_limit.remedy)
     watched.story.tell(*life(of_100, end, "bad"))
     over = watched.found()[check]
-    assert (over.level, over.alert) == (level, BY_CHECK[check].alert)
-    assert over.found.startswith(f"{of_100 + 1} of 101 tasks ")
-    assert over.found.endswith(f"%): bad {of_100 + 1}")
-    assert over.mend
+    assert (over.severity, over.alert) == (level, BY_CHECK[check].alert)
+    assert over.message.startswith(f"{of_100 + 1} of 101 tasks ")
+    assert over.message.endswith(f"%): bad {of_100 + 1}")
+    assert over.remedy
 
 
 def test_tasks_that_poll_are_no_retries(watched):
@@ -80,12 +80,12 @@ def test_tasks_that_poll_are_no_retries(watched):
         watched.story.tell(*life(number, retried, next(iter(POLLING_TASKS))))
     assert "retries" not in watched.found()
     watched.story.tell(*life(1))
-    assert watched.found()["retries"].level == "ok"
+    assert watched.found()["retries"].severity == "ok"
 
 
 def test_what_failed_before_the_window_is_over(watched):
     watched.story.tell(*life(1, failed))
-    assert watched.found()["failures"].level == "fail"
+    assert watched.found()["failures"].severity == "critical"
     for _ in range(30):
         watched.story.now += SHORT_STEP
         watched.look()
@@ -98,22 +98,22 @@ def test_one_task_that_is_delivered_again_and_again(watched):
     watched.story.tell(*(received("x", at=at, name="again", host=f"{at}@h") for at in (5, 9)))
     watched.story.wait(3)
     found = watched.found()["redeliveries"]
-    assert (found.level, found.found) == ("warn", "delivered again, of all in 3 s: again 50%")
+    assert (found.severity, found.message) == ("warning", "delivered again, of all in 3 s: again 50%")
 
 
 def test_a_mean_run_time_above_the_threshold(watched):
     watched.story.tell(*life(1, runtime=100), *life(2, runtime=20), *life(1, name="slow", runtime=125))
     found = watched.found()["slow-tasks"]
-    assert (found.level, found.found) == ("warn", "mean run time in 0 s: slow 2 minutes")
+    assert (found.severity, found.message) == ("warning", "mean run time in 0 s: slow 2 minutes")
 
 
 def test_a_task_that_was_started_and_does_not_end(watched):
     watched.story.tell(heartbeat(), *life(1)[:3])
     watched.story.now += 3_500
-    assert watched.found()["stuck-tasks"].level == "ok"
+    assert watched.found()["stuck-tasks"].severity == "ok"
     watched.story.now += 100 + 4_000
     found = watched.found()["stuck-tasks"]
-    assert (found.level, found.found) == ("warn", "started, and not ended since: add 2 hours")
+    assert (found.severity, found.message) == ("warning", "started, and not ended since: add 2 hours")
 
 
 def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
@@ -124,13 +124,13 @@ def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
         watched.look()
         assert "orphaned-tasks" not in watched.found()
         story.now += SHORT_STEP
-    assert watched.found()["orphaned-tasks"].level == "ok"
+    assert watched.found()["orphaned-tasks"].severity == "ok"
     story.tell(*life(2)[:3])
     for _ in range(int(LONG_WINDOW / SHORT_STEP)):
         story.now += SHORT_STEP
         watched.look()
     found = watched.found()["orphaned-tasks"]
-    assert (found.level, found.found.partition(" ")[0]) == ("warn", "1.0")
+    assert (found.severity, found.message.partition(" ")[0]) == ("warning", "1.0")
     story.tell(heartbeat("x@h", active=None))  # it does not say what it executes
     for _ in range(int(LONG_WINDOW / SHORT_STEP) + 1):
         story.now += SHORT_STEP
@@ -140,36 +140,36 @@ def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
 
 def test_long_queues_and_old_messages(watched):
     assert "queue-depth" not in watched.found()
-    assert watched.found(depths={"q": Depth(1_000)})["queue-depth"].level == "ok"
+    assert watched.found(depths={"q": Depth(1_000)})["queue-depth"].severity == "ok"
     found = watched.found(depths={"q": Depth(1_001), "r": Depth(7_000), "s": Depth(3)})["queue-depth"]
-    assert (found.level, found.found) == ("warn", "messages wait: r 7,000, q 1,001")
+    assert (found.severity, found.message) == ("warning", "messages wait: r 7,000, q 1,001")
     watched.story.tell(sent("u9"))
     watched.story.now = 1_100
     found = watched.found(depths={"q": Depth(1, oldest_ids=("u9",))})["oldest-messages"]
-    assert (found.level, found.found) == ("warn", "the message at the head has waited: q 18 minutes")
+    assert (found.severity, found.message) == ("warning", "the message at the head has waited: q 18 minutes")
 
 
 def test_waits_are_of_a_queue():
     bounds = (1.0, 100.0, 1_000.0)
     watched = Watched(Story(ledger=Ledger(bounds, bounds)))
     watched.story.tell(*life(1, queued=0.5))
-    assert watched.found()["queue-waits"].level == "ok"
+    assert watched.found()["queue-waits"].severity == "ok"
     for number in range(20):
         watched.story.tell(*life(number, name="late", queued=900))
     found = watched.found()["queue-waits"]
-    assert found.level == "warn"
-    assert found.found.startswith("one of 20 tasks started in 0 s had waited: q 1")
+    assert found.severity == "warning"
+    assert found.message.startswith("one of 20 tasks started in 0 s had waited: q 1")
 
 
 def test_workers_that_fall_silent_are_told_from_those_that_say_goodbye():
     watched = Watched(Story(Limits(worker_timeout=10, worker_purge=10_000)))
     watched.story.tell(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
-    assert watched.found()["silent-workers"].level == "ok"
+    assert watched.found()["silent-workers"].severity == "ok"
     watched.story.wait(60)
     found = watched.found()["silent-workers"]
-    assert (found.level, found.found) == ("warn", "fell silent without a goodbye: dead@h")
+    assert (found.severity, found.message) == ("warning", "fell silent without a goodbye: dead@h")
     watched.story.wait(LONG_WINDOW)
-    assert watched.found()["silent-workers"].level == "ok", "it is no news any more"
+    assert watched.found()["silent-workers"].severity == "ok", "it is no news any more"
 
 
 def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
@@ -177,10 +177,13 @@ def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
     beats = [heartbeat(at=2 + 2 * n, processed=count) for n, count in enumerate((0, 10, 10, 10))]
     watched.story.tell(started("u0", at=1), *beats)
     found = watched.found()["missed-events"]
-    assert (found.level, found.found) == ("warn", "of 10 tasks processed in 0 s all but 10 (w@h) are counted")
-    assert "--event-queue-durable" in found.mend
+    assert (found.severity, found.message) == (
+        "warning",
+        "of 10 tasks processed in 0 s all but 10 (w@h) are counted",
+    )
+    assert "--event-queue-durable" in found.remedy
     watched.look()
-    assert watched.found()["missed-events"].level == "warn", "the window is longer"
+    assert watched.found()["missed-events"].severity == "warning", "the window is longer"
     for _ in range(70):
         watched.story.now += SHORT_STEP
         watched.look()
@@ -192,7 +195,7 @@ def test_what_was_counted_as_other_for_want_of_room(watched):
         *begun, ended = life(number, failed)
         watched.story.tell(*begun, {**ended, "exception": f"E{number}('')"})
     found = watched.found()["series"]
-    assert (found.level, "2 times" in found.found) == ("warn", True)
+    assert (found.severity, "2 times" in found.message) == ("warning", True)
 
 
 def test_nothing_of_it_is_judged_while_no_event_can_come(watched):
@@ -205,7 +208,7 @@ def test_nothing_of_it_is_judged_while_no_event_can_come(watched):
 def test_the_log_waits_as_long_as_the_alert_is_pending():
     """So a single failure is no warning there, however few tasks there are."""
     pending = BY_CHECK["failures"].pending
-    wrong = Finding("failures", "fail", "x", "y", "CeleryHighFailureRate")
+    wrong = Finding("failures", "critical", "x", "y", "CeleryHighFailureRate")
     watch = Watch()
     assert watch.news([wrong], 0.0) == watch.news([wrong], pending - 1.0) == []
     assert watch.news([wrong], float(pending)) == [wrong]

@@ -225,7 +225,8 @@ def test_the_url_from_a_file(tmp_path):
 
 
 def test_a_durable_queue_is_not_for_a_reader_that_acknowledges_nothing():
-    assert complaint(event_queue_durable="true", reader="kombu").startswith("--reader: got 'kombu'")
+    said = complaint(event_queue_durable="true", event_consumer="kombu")
+    assert said.startswith("--event-consumer: got 'kombu'")
 
 
 @pytest.mark.parametrize("patterns", [{"queue_exclude": "slow|extra.*"}, {"queue_include": "celery"}])

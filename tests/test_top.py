@@ -97,13 +97,13 @@ STATUS = Status(
         Finding("subscription", "ok", "the event subscription is open"),
         Finding(
             "task-events",
-            "fail",
+            "critical",
             "no task events from worker idle@web-2",
             "start workers with -E, or now: celery -A yourapp control enable_events",
         ),
         Finding(
-            "waiting-for-nobody",
-            "warn",
+            "unconsumed-messages",
+            "warning",
             "messages wait in queues that nobody consumes: thumbnails (3)",
             "celery -A yourapp worker -E -Q thumbnails",
         ),
@@ -231,8 +231,8 @@ def test_what_mends_it_is_whole():
     lines = drawn(View(selected="findings", alone=True), size=(60, 30))
     text = " ".join(" ".join(lines).split())
     for finding in STATUS.findings[1:]:
-        assert finding.found in text
-        assert finding.mend in text
+        assert finding.message in text
+        assert finding.remedy in text
 
 
 def test_a_broker_that_is_down_is_said():
@@ -428,7 +428,7 @@ def test_no_name_gets_at_the_terminal(name):
         STATUS,
         exporter_version=name,
         broker=replace(STATUS.broker, url=name),
-        findings=[Finding("x", "warn", name, name)],
+        findings=[Finding("x", "warning", name, name)],
         workers=[replace(STATUS.workers[0], name=name, version=name)],
         queues=[replace(STATUS.queues[0], name=name)],
         tasks=[replace(STATUS.tasks[0], name=name)],

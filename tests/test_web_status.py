@@ -87,7 +87,7 @@ def test_what_came_from_the_wire_is_text():
         found = status(
             broker=type(broker)(name, *(getattr(broker, each) for each in broker.__struct_fields__[1:])),
             exporter_version=name,
-            findings=[statuses.Finding(name, "fail", name, name)],
+            findings=[statuses.Finding(name, "critical", name, name)],
             workers=[msgspec.structs.replace(worker(), name=name, version=name)],
             queues=[queue(name, 1)],
             tasks=[task(name, 1)],

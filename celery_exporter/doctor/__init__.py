@@ -25,7 +25,7 @@ from celery_exporter.findings import Finding
 from celery_exporter.settings import Settings
 
 #: Exit codes, by the worst level.
-EXIT_CODES = {"ok": 0, "warn": 1, "fail": 2}
+EXIT_CODES = {"ok": 0, "warning": 1, "critical": 2}
 
 
 class Examination(Struct, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ def examine(
             new.append(finding)
             tell(finding)
         findings.extend(new)
-        return all(finding.level != "fail" for finding in new)
+        return all(finding.severity != "critical" for finding in new)
 
     _quiet(say)
     if found(climb(settings, say)):
@@ -81,7 +81,7 @@ def examine(
             say("asking Prometheus")
             up = {worker.name for worker in heard.snapshot.workers if worker.up}
             found(prometheus.look(what.prometheus, settings.metric_prefix, up, _native(settings)))
-    worst = max((EXIT_CODES[finding.level] for finding in findings), default=0)
+    worst = max((EXIT_CODES[finding.severity] for finding in findings), default=0)
     return Report(1, masked(settings.broker_url), round(time.monotonic() - start, 1), worst, findings)
 
 
@@ -99,7 +99,7 @@ def _of_broker(
             return amqp.look(settings, what.management, say)
     except BrokerError as error:
         found = f"the broker could not be asked: {error}"
-        return [Finding("broker-version", "warn", found, to_ask(place_of(settings)))], set()
+        return [Finding("broker-version", "warning", found, to_ask(place_of(settings)))], set()
     return [], set()
 
 

@@ -83,7 +83,7 @@ def judge_transient(version: str, *, permitted: bool | None) -> Finding:
     `permitted` is whether such a queue could be declared; None: nobody could try.
     """
     digits = _digits(version)
-    mend = (
+    remedy = (
         f"Celery {EXCLUSIVE_SINCE} or later everywhere; or, with 5.6, control_queue_exclusive = True and "
         "event_queue_exclusive = True; or in rabbitmq.conf: "
         "deprecated_features.permit.transient_nonexcl_queues = true"
@@ -92,7 +92,7 @@ def judge_transient(version: str, *, permitted: bool | None) -> Finding:
         found = (
             f"RabbitMQ {version} denies the transient queues that Celery before {EXCLUSIVE_SINCE} declares"
         )
-        return Finding("transient-queues", "warn", found, mend)
+        return Finding("transient-queues", "warning", found, remedy)
     if digits >= DEPRECATED:
         found = (
             f"RabbitMQ {version} permits the transient queues that Celery before {EXCLUSIVE_SINCE} declares"
@@ -108,9 +108,9 @@ def judge_transient(version: str, *, permitted: bool | None) -> Finding:
 def with_workers(finding: Finding, workers: Iterable[WorkerView]) -> Finding:
     """Return the finding on transient queues in the light of who was heard: whom it is for may be gone."""
     up = [worker for worker in workers if worker.up]
-    if finding.level == "ok" or not up or not all(map(_is_exclusive, up)):
+    if finding.severity == "ok" or not up or not all(map(_is_exclusive, up)):
         return finding
-    found = f"{finding.found}; the workers heard are of {EXCLUSIVE_SINCE} or later, and declare none"
+    found = f"{finding.message}; the workers heard are of {EXCLUSIVE_SINCE} or later, and declare none"
     return Finding("transient-queues", "ok", found)
 
 
@@ -144,18 +144,17 @@ def _leftovers(queues: dict[str, int] | None, place: Place) -> Finding:
     if queues is None:
         look = f"rabbitmqctl list_queues -p {shell_word(place.vhost)} name consumers messages"
         found = f"not known, since the management API does not answer (see --management): {look}"
-        return Finding("leftovers", "ok", found)
+        return Finding("orphaned-queues", "ok", found)
     left = sorted(name for name, consumers in queues.items() if not consumers and is_passing(name))
     if not left:
-        return Finding("leftovers", "ok", "no queue was left by somebody who listened or asked")
+        return Finding("orphaned-queues", "ok", "no queue was left by somebody who listened or asked")
     names = ", ".join(left[:MOST_NAMES]) + (
         f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
     )
     delete = f"rabbitmqctl delete_queue -p {shell_word(place.vhost)} {shell_word(left[0])}"
-    mend = f"{delete}, and so each" if len(left) > 1 else delete
-    return Finding(
-        "leftovers", "warn", f"nobody reads what was made for one who listened or asked: {names}", mend
-    )
+    remedy = f"{delete}, and so each" if len(left) > 1 else delete
+    message = f"nobody reads what was made for one who listened or asked: {names}"
+    return Finding("orphaned-queues", "warning", message, remedy)
 
 
 def _managed_queues(

@@ -104,23 +104,23 @@ def climb(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
     try:
         check(settings)
     except UnusableURLError as error:
-        found, _, mend = str(error).partition("; ")
-        yield Finding("url", "fail", found.removeprefix("--broker-url: "), f"--broker-url: {mend}")
+        found, _, remedy = str(error).partition("; ")
+        yield Finding("url", "critical", found.removeprefix("--broker-url: "), f"--broker-url: {remedy}")
         return
     yield Finding("url", "ok", masked(settings.broker_url))
     if no_events := why_no_events(settings):
-        yield Finding("transport", "fail", no_events, NO_EVENTS_REMEDY)
+        yield Finding("transport", "critical", no_events, NO_EVENTS_REMEDY)
         return
     urls = parts(settings.broker_url)
     if len(urls) == 1:
         yield from _rungs(settings, say)
         return
     ways = [list(_rungs(msgspec.structs.replace(settings, broker_url=url), say)) for url in urls]
-    leads = any(all(finding.level != "fail" for finding in way) for way in ways)
+    leads = any(all(finding.severity != "critical" for finding in way) for way in ways)
     for way in ways:
         for finding in way:
-            spared = leads and finding.level == "fail"
-            yield msgspec.structs.replace(finding, level="warn") if spared else finding
+            spared = leads and finding.severity == "critical"
+            yield msgspec.structs.replace(finding, severity="warning") if spared else finding
 
 
 def _rungs(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
@@ -129,11 +129,11 @@ def _rungs(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
         say(f"{doing} {place.address}")
         finding = rung(place)
         yield finding
-        if finding.level == "fail":
+        if finding.severity == "critical":
             return
     say("logging in")
     yield from (login := _log_in(settings, place))
-    if all(finding.level != "fail" for finding in login):
+    if all(finding.severity != "critical" for finding in login):
         say("subscribing")
         yield from _subscribe(settings, place)
 
@@ -152,12 +152,14 @@ def _resolve(place: Place) -> Finding:
     thread.start()
     thread.join(RESOLVE_TIMEOUT)
     asked = shell_word(place.host)
-    mend = f"correct the host in --broker-url; what the system knows of it: getent hosts {asked}"
+    remedy = f"correct the host in --broker-url; what the system knows of it: getent hosts {asked}"
     if not answer:
-        return Finding("host", "fail", f"no answer in {RESOLVE_TIMEOUT:.0f} s what {place.host} is", mend)
+        return Finding(
+            "host", "critical", f"no answer in {RESOLVE_TIMEOUT:.0f} s what {place.host} is", remedy
+        )
     if isinstance(answer[0], Exception):
         why = getattr(answer[0], "strerror", None) or "it cannot be a host's name"
-        return Finding("host", "fail", f"{place.host} does not resolve: {why}", mend)
+        return Finding("host", "critical", f"{place.host} does not resolve: {why}", remedy)
     return Finding("host", "ok", f"{place.host} resolves to {', '.join(answer[0][:3])}")
 
 
@@ -165,13 +167,15 @@ def _reach(place: Place) -> Finding:
     try:
         socket.create_connection((place.host, place.port), CONNECT_TIMEOUT).close()
     except TimeoutError:
-        mend = f"a firewall, or a wrong host; try it with: nc -vz {shell_word(place.host)} {place.port}"
-        return Finding("port", "fail", f"no answer from {place.address} in {CONNECT_TIMEOUT:.0f} s", mend)
+        remedy = f"a firewall, or a wrong host; try it with: nc -vz {shell_word(place.host)} {place.port}"
+        return Finding(
+            "port", "critical", f"no answer from {place.address} in {CONNECT_TIMEOUT:.0f} s", remedy
+        )
     except OSError as error:
-        mend = "start the broker, or correct host and port in --broker-url"
+        remedy = "start the broker, or correct host and port in --broker-url"
         if place.host in _LOCAL:
-            mend += " (in a container, 127.0.0.1 is the container itself)"
-        return Finding("port", "fail", f"{place.address}: {error.strerror}", mend)
+            remedy += " (in a container, 127.0.0.1 is the container itself)"
+        return Finding("port", "critical", f"{place.address}: {error.strerror}", remedy)
     return Finding("port", "ok", f"{place.address} takes connections")
 
 
@@ -183,7 +187,7 @@ class _Row(Struct, frozen=True):
 
     says: str
     rung: str
-    mend: Callable[[Place], str]
+    remedy: Callable[[Place], str]
 
 
 def _permit(place: Place) -> str:
@@ -326,7 +330,7 @@ def _refused(settings: Settings, place: Place, text: str) -> list[Finding]:
     mismatch = _tls_mismatch(place) if row.rung in ("answer", "tls") else None
     if mismatch is not None:
         return [mismatch]
-    return [*_well(place, row.rung), Finding(_named(row.rung, place), "fail", text, row.mend(place))]
+    return [*_well(place, row.rung), Finding(_named(row.rung, place), "critical", text, row.remedy(place))]
 
 
 def _row(settings: Settings, text: str) -> _Row:
@@ -347,14 +351,14 @@ def _tls_mismatch(place: Place) -> Finding | None:
     if not place.tls and _speaks_tls(place):
         return Finding(
             "tls",
-            "fail",
+            "critical",
             f"{place.address} speaks TLS, and the URL does not",
             f"--broker-url {schemes[1]}://…",
         )
     if place.tls and _speaks_plainly(place):
         return Finding(
             "tls",
-            "fail",
+            "critical",
             f"the URL asks for TLS, which {place.address} does not speak",
             f"--broker-url {schemes[0]}://…, or the port on which the broker has TLS",
         )
@@ -391,7 +395,7 @@ def _subscribe(settings: Settings, place: Place) -> list[Finding]:
         reader.open()
     except BrokerError as error:
         text = str(error)
-        return [Finding("subscription", "fail", text, _allow(settings, place, text))]
+        return [Finding("subscription", "critical", text, _allow(settings, place, text))]
     finally:
         reader.close()
     return []
@@ -399,7 +403,7 @@ def _subscribe(settings: Settings, place: Place) -> list[Finding]:
 
 def _allow(settings: Settings, place: Place, text: str) -> str:
     if re.search(f"{_DENIED}|{_READ_ONLY}|ACCESS_REFUSED", text):
-        return _row(settings, text).mend(place)
+        return _row(settings, text).remedy(place)
     if "PRECONDITION_FAILED" in text:
         return (
             "--event-exchange with the event_exchange of the workers: there is another exchange of this name"
@@ -436,7 +440,7 @@ def to_ask_workers(settings: Settings, text: str) -> str:
     """Return what lets workers be asked; `text` is what the broker said of the question."""
     place = place_of(settings)
     row = _row(settings, text)
-    return row.mend(place) if row.says and place.server else to_ask(place)
+    return row.remedy(place) if row.says and place.server else to_ask(place)
 
 
 def to_measure(settings: Settings, text: str) -> str:

@@ -48,8 +48,10 @@ def look(url: str, prefix: str, up: set[str], native: Sequence[str] = ()) -> lis
         of_histograms = _native(url, native) if native else []
     except _NoAnswerError as error:
         place = _shown(url)
-        mend = f"correct --prometheus; it answers here: curl {shell_word(place + '/-/ready')}"
-        return [Finding("prometheus", "fail", f"{place} does not answer as Prometheus does: {error}", mend)]
+        remedy = f"correct --prometheus; it answers here: curl {shell_word(place + '/-/ready')}"
+        return [
+            Finding("prometheus", "critical", f"{place} does not answer as Prometheus does: {error}", remedy)
+        ]
     scraped = Finding("prometheus", "ok", f"it scrapes {names([_target(each) for each in builds])}")
     held = {target: _held(_of(target, workers), up) for target in {*map(_target, [*builds, *workers])}}
     for target in held.keys() - set(map(_target, shown)):  # a profile without it, or nobody is heard there
@@ -77,7 +79,7 @@ def _native(url: str, names_: Sequence[str]) -> list[Finding]:
     if release:
         remedy = key if release >= _NATIVE_BY_KEY else flag
     found = f"--native-histograms is on, and Prometheus {version} stores none".replace("  ", " ")
-    return [Finding("prometheus-native", "warn", found, remedy)]
+    return [Finding("prometheus-native", "warning", found, remedy)]
 
 
 def _of(target: str, series: Iterable[dict[str, str]]) -> list[dict[str, str]]:
@@ -104,8 +106,10 @@ def _agrees(held_by: dict[str, set[str]], untold: set[str], deaf: set[str], up: 
             "prometheus-agrees", "ok", f"{best} has the same {len(up)} workers up as are heard here"
         )
     if best in deaf:
-        mend = f"celery-exporter doctor, with the options that the exporter at {best} has"
-        return Finding("prometheus-agrees", "fail", f"the exporter at {best} hears nothing itself", mend)
+        remedy = f"celery-exporter doctor, with the options that the exporter at {best} has"
+        return Finding(
+            "prometheus-agrees", "critical", f"the exporter at {best} hears nothing itself", remedy
+        )
     if held == up:
         found = f"{best} runs a profile without worker_up, so workers cannot be compared"
         return Finding("prometheus-agrees", "ok", found)
@@ -113,7 +117,7 @@ def _agrees(held_by: dict[str, set[str]], untold: set[str], deaf: set[str], up: 
     differs = [f"{what} {names(some)}" for what, some in (("without", missing), ("with", extra)) if some]
     return Finding(
         "prometheus-agrees",
-        "warn",
+        "warning",
         f"{best} has other workers up than are heard here: {', and '.join(differs)}",
         "wait for the next scrape, or give the exporter there this broker's URL",
     )
@@ -134,9 +138,9 @@ def _not_scraped(url: str) -> Finding:
     if down:
         where, why = str(down[0].get("scrapeUrl")), down[0].get("lastError")
         address = shell_word(where)
-        mend = f"start the exporter, or correct its address in prometheus.yml; there, try: curl {address}"
-        return Finding("prometheus", "fail", f"it cannot scrape {where}: {why}", mend)
-    return Finding("prometheus", "fail", f"{_shown(url)} scrapes no celery-exporter", _SCRAPE)
+        remedy = f"start the exporter, or correct its address in prometheus.yml; there, try: curl {address}"
+        return Finding("prometheus", "critical", f"it cannot scrape {where}: {why}", remedy)
+    return Finding("prometheus", "critical", f"{_shown(url)} scrapes no celery-exporter", _SCRAPE)
 
 
 def _query(url: str, promql: str) -> list[dict[str, str]]:

@@ -102,7 +102,7 @@ class _Redis:
         limits = f"client-output-buffer-limit 'pubsub {HARD} {SOFT} {SOFT_SECONDS}'"
         return Finding(
             "output-buffer",
-            "warn",
+            "warning",
             f"a subscriber that lags behind is cut off {low}, and misses events",
             f"{self._cli} CONFIG SET {limits}, and the same in redis.conf",
         )
@@ -112,14 +112,14 @@ class _Redis:
         if replies is None:
             pattern = shell_word(f"*.{_escaped(self._replies)}")
             look = f"{self._cli} --scan --pattern {pattern}"
-            return Finding("leftovers", "ok", f"not seen, since SCAN is not allowed: {look}")
+            return Finding("orphaned-queues", "ok", f"not seen, since SCAN is not allowed: {look}")
         unread = [key for key in replies if is_passing(key) and self._is_unread(key)]
         if unread:
             names = " ".join(shell_word(self._prefix + key) for key in unread[:MOST_NAMES])
             more = f", and {len(unread) - MOST_NAMES} more" if len(unread) > MOST_NAMES else ""
             return Finding(
-                "leftovers",
-                "warn",
+                "orphaned-queues",
+                "warning",
                 f"{len(unread)} reply queues hold answers of workers that nobody has read for {UNREAD} s",
                 f"{self._cli} DEL {names}{more}",
             )
@@ -129,14 +129,14 @@ class _Redis:
         clients = self._info.get("connected_clients")
         if clients is not None and bound > clients:
             return Finding(
-                "leftovers",
-                "warn",
+                "orphaned-queues",
+                "warning",
                 f"{bound:,} reply queues are bound, and {clients} clients are connected: at least "
                 f"{bound - clients:,} were left by processes that asked workers and were killed; each slows "
                 "every answer",
                 f"{self._cli} DEL {shell_word(bindings)}, then restart those who ask (Flower)",
             )
-        return Finding("leftovers", "ok", "no reply queue was left by somebody who is gone")
+        return Finding("orphaned-queues", "ok", "no reply queue was left by somebody who is gone")
 
     def _is_unread(self, key: str) -> bool:
         idle = self._ask("OBJECT", "IDLETIME", self._prefix + key)
@@ -167,10 +167,10 @@ class _Redis:
 def judge_eviction(policy: str, limit: int) -> tuple[Any, str]:
     """Return level and consequence of a policy that evicts; `limit` is maxmemory in bytes, 0 for none."""
     if not limit:
-        return "warn", "once maxmemory is set, Redis throws keys away when it is full"
+        return "warning", "once maxmemory is set, Redis throws keys away when it is full"
     if policy.startswith("volatile"):  # keys with a time to live: results, not queues
-        return "warn", f"beyond {limit:,} bytes results are thrown away, and then nothing more can be sent"
-    return "fail", f"beyond {limit:,} bytes Redis throws queues with all their tasks away"
+        return "warning", f"beyond {limit:,} bytes results are thrown away, and then nothing more can be sent"
+    return "critical", f"beyond {limit:,} bytes Redis throws queues with all their tasks away"
 
 
 def pubsub_limits(text: str) -> tuple[int, int, int]:

@@ -9,17 +9,19 @@ from celery_exporter.doctor import Report
 from celery_exporter.findings import Finding
 from celery_exporter.quoting import printable, printable_json
 
-#: How a level is written, in which colour (where there is a terminal).
-_LEVELS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
-#: Columns of the level and of the check: the longest has 24 letters.
-_LEVEL, _CHECK = 6, 26
+#: How a severity is written, in which colour (where there is a terminal).
+_SEVERITIES = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "critical": ("CRITICAL", "red")}
+#: Columns of the severity and of the check: the longest has 24 letters.
+_SEVERITY, _CHECK = 9, 26
 
 
 def printed(finding: Finding) -> str:
     """Return a line, and one under it that says what mends it."""
-    word, colour = _LEVELS[finding.level]
-    line = f"{click.style(f'{word:{_LEVEL}}', fg=colour)}{finding.check:{_CHECK}}{printable(finding.found)}"
-    return f"{line}\n{'':{_LEVEL + _CHECK}}-> {printable(finding.mend)}" if finding.mend else line
+    word, colour = _SEVERITIES[finding.severity]
+    line = (
+        f"{click.style(f'{word:{_SEVERITY}}', fg=colour)}{finding.check:{_CHECK}}{printable(finding.message)}"
+    )
+    return f"{line}\n{'':{_SEVERITY + _CHECK}}-> {printable(finding.remedy)}" if finding.remedy else line
 
 
 def as_json(report: Report) -> str:

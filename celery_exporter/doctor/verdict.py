@@ -23,7 +23,7 @@ from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
 from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_forget, to_measure
 from celery_exporter.doctor.listening import Heard
-from celery_exporter.findings import MOST_NAMES, Finding, Level, names
+from celery_exporter.findings import MOST_NAMES, Finding, Severity, names
 from celery_exporter.quoting import shell_word
 from celery_exporter.settings import Settings
 
@@ -37,16 +37,16 @@ _ORDER = (
     "workers",
     "worker-versions",
     "worker-names",
-    "same-names",
+    "duplicate-node-names",
     "heartbeats",
-    "answers",
+    "remote-control",
     "clock-skew",
     "task-events",
-    "sent-events",
+    "task-sent-events",
     "queue-lengths",
     "queue-names",
     "queues-without-consumers",
-    "waiting-for-nobody",
+    "unconsumed-messages",
     "failures",
     "retries",
     "redeliveries",
@@ -62,7 +62,7 @@ _ORDER = (
 )
 
 #: Check → who asked the broker, and what mends it.
-_MENDS = {"answers": ("roster", to_ask_workers), "queue-lengths": ("queues", to_measure)}
+_MENDS = {"remote-control": ("workers", to_ask_workers), "queue-lengths": ("queues", to_measure)}
 
 _NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
 
@@ -74,9 +74,9 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=settings.queues)
     )
     found = {finding.check: finding for finding in advise(heard.snapshot, heard.growth)}
-    if "subscription" in found and found["subscription"].level == "fail":
-        mend = to_ask(place_of(settings))
-        return [msgspec.structs.replace(finding, mend=mend) for finding in found.values()]
+    if "subscription" in found and found["subscription"].severity == "critical":
+        remedy = to_ask(place_of(settings))
+        return [msgspec.structs.replace(finding, remedy=remedy) for finding in found.values()]
     if not can_hear(heard.snapshot):  # what did not come is not known to be missing
         found.update({finding.check: finding for finding in _of_this_broker(heard, settings, found)})
         return list(found.values())
@@ -84,10 +84,10 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         _cut(heard),
         _first_event(heard, settings),
         _versions(heard.snapshot),
-        _shared_names(heard.configurations, found.get("same-names")),
+        _shared_names(heard.configurations, found.get("duplicate-node-names")),
         _serializer(heard, settings, found.get("serializer")),
         _task_events(heard, found.get("task-events")),
-        _task_sent(heard, found.get("sent-events")),
+        _task_sent(heard, found.get("task-sent-events")),
         *_of_this_broker(heard, settings, found),
         _queue_names(heard.snapshot, settings),
         _idle_queues(heard.snapshot, settings, found.get("queues-without-consumers")),
@@ -100,7 +100,7 @@ def _cut(heard: Heard) -> Finding | None:
     if not heard.cut:
         return None
     found = f"ended after {heard.snapshot.around.listened:.0f} s of listening: what is not told is not known"
-    return Finding("listening", "warn", found, "let it listen to its end")
+    return Finding("listening", "warning", found, "let it listen to its end")
 
 
 def _first_event(heard: Heard, settings: Settings) -> Finding | None:
@@ -108,21 +108,23 @@ def _first_event(heard: Heard, settings: Settings) -> Finding | None:
         return Finding("first-event", "ok", f"the first event came after {heard.first_event:.1f} s")
     listened = heard.snapshot.around.listened
     if listened < PATIENCE:
-        return Finding("first-event", "warn", f"no event in {listened:.0f} s", "listen longer: --seconds 30")
+        return Finding(
+            "first-event", "warning", f"no event in {listened:.0f} s", "listen longer: --seconds 30"
+        )
     exchanges = {said.event_exchange for _, said in heard.configurations if said.event_exchange}
     other = sorted(exchanges - {settings.event_exchange})
     if other:
         found = f"no event in {listened:.0f} s: workers publish theirs to the exchange {other[0]}"
-        return Finding("first-event", "fail", found, f"--event-exchange {shell_word(other[0])}")
+        return Finding("first-event", "critical", found, f"--event-exchange {shell_word(other[0])}")
     if heard.configurations:
         answered = names(sorted({name for name, _ in heard.configurations}))
         found = f"no event in {listened:.0f} s, though workers answered: {answered}"
-        level: Level = "fail" if listened > LONGEST_INTERVAL else "warn"
-        mend = (
+        severity: Severity = "critical" if listened > LONGEST_INTERVAL else "warning"
+        remedy = (
             "start workers with -E and without --without-heartbeat; if they have a --heartbeat-interval, "
             f"listen longer: --seconds {LONGEST_INTERVAL + 5}"
         )
-        return Finding("first-event", level, found, mend)
+        return Finding("first-event", severity, found, remedy)
     return None  # there is no worker, which is told as such
 
 
@@ -139,7 +141,7 @@ def _versions(snapshot: Snapshot) -> Finding | None:
     newest = max((worker.version for worker in known), key=_digits)
     return Finding(
         "worker-versions",
-        "warn",
+        "warning",
         text,
         f"the same everywhere: pip install {shell_word(f'celery=={newest}')}",
     )
@@ -163,17 +165,19 @@ def _serializer(heard: Heard, settings: Settings, advised: Finding | None) -> Fi
     if not refused:
         return Finding("serializer", "ok", f"events come as {', '.join(seen)}")
     known = [_NAMES[kind] for kind in refused if kind in _NAMES]
-    mend = "event_serializer = 'json' in the workers' configuration"
+    remedy = "event_serializer = 'json' in the workers' configuration"
     if known:
-        mend += f", or here --accept-content {','.join([*settings.accept_content, *known])}"
-        mend += " (pickle runs what a sender wants)" if "pickle" in known else ""
-    return Finding("serializer", "fail", f"events come as {names(refused)}, which is not accepted here", mend)
+        remedy += f", or here --accept-content {','.join([*settings.accept_content, *known])}"
+        remedy += " (pickle runs what a sender wants)" if "pickle" in known else ""
+    return Finding(
+        "serializer", "critical", f"events come as {names(refused)}, which is not accepted here", remedy
+    )
 
 
 def _task_events(heard: Heard, advised: Finding | None) -> Finding | None:
     """Say more of workers that ran no task, which their own configuration may tell."""
     up = [worker for worker in heard.snapshot.workers if worker.up]
-    if advised is None or advised.level != "ok" or all(worker.events for worker in up):
+    if advised is None or advised.severity != "ok" or all(worker.events for worker in up):
         return advised
     told = {name for name, said in heard.configurations if said.worker_send_task_events}
     idle = [worker for worker in up if not worker.events and worker.name not in told]
@@ -193,9 +197,9 @@ def _of_this_broker(heard: Heard, settings: Settings, found: dict[str, Finding])
     """Return what the broker was asked in vain, with what mends it there."""
     said = {each.name: each.error for each in heard.snapshot.around.collectors}
     return [
-        msgspec.structs.replace(found[check], mend=mend(settings, said[collector]))
-        for check, (collector, mend) in _MENDS.items()
-        if check in found and found[check].mend == ASK_DOCTOR
+        msgspec.structs.replace(found[check], remedy=remedy(settings, said[collector]))
+        for check, (collector, remedy) in _MENDS.items()
+        if check in found and found[check].remedy == ASK_DOCTOR
     ]
 
 
@@ -206,20 +210,21 @@ def _queue_names(snapshot: Snapshot, settings: Settings) -> Finding | None:
 
 
 def _idle_queues(snapshot: Snapshot, settings: Settings, advised: Finding | None) -> Finding | None:
-    if advised is None or advised.level == "ok":
+    if advised is None or advised.severity == "ok":
         return advised
     forget = to_forget(settings, idle_queues(snapshot)[:MOST_NAMES])
-    return msgspec.structs.replace(advised, mend=f"{advised.mend}; if nobody should: {forget}")
+    return msgspec.structs.replace(advised, remedy=f"{advised.remedy}; if nobody should: {forget}")
 
 
 def _task_sent(heard: Heard, advised: Finding | None) -> Finding | None:
     if advised is not None or not heard.configurations:
         return advised
     if all(said.task_send_sent_event for _, said in heard.configurations):
-        return Finding("sent-events", "ok", "task_send_sent_event is on in the configuration of the workers")
+        message = "task_send_sent_event is on in the configuration of the workers"
+        return Finding("task-sent-events", "ok", message)
     return Finding(
-        "sent-events",
-        "warn",
+        "task-sent-events",
+        "warning",
         "no task was sent meanwhile, so whether clients say what they send is not known; "
         "task_send_sent_event is not set in the workers' configuration",
         "task_send_sent_event = True in the configuration of whoever sends tasks",

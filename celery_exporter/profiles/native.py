@@ -636,11 +636,11 @@ EXPORTER_ROWS = [
         example="sum by (label) (rate(celery_exporter_label_fallbacks_total[5m]))",
     ),
     _counts(
-        "refused",
+        "limit_rejections",
         "Times a worker was not taken in, or a queue at the cost of another one, since there are too many.",
         "kind",
         attrgetter("refused"),
-        example="increase(celery_exporter_refused_total[1h]) > 0",
+        example="increase(celery_exporter_limit_rejections_total[1h]) > 0",
     ),
     _counts(
         "state_file_errors",
@@ -674,11 +674,11 @@ EXPORTER_ROWS = [
         example="celery_exporter_series",
     ),
     _self(
-        "series_folded_total",
+        "series_overflow_total",
         "counter",
         "Times a task name, or an exception, was counted as other, since --max-series were taken.",
         attrgetter("series_folded"),
-        example="increase(celery_exporter_series_folded_total[1h]) > 0",
+        example="increase(celery_exporter_series_overflow_total[1h]) > 0",
     ),
     _collector(
         "success",

@@ -27,7 +27,9 @@ _TABLES = {table.name: table for table in TABLES}
 _FIELDS = {column.field: column for column in _TABLES[SORTED].columns}
 _AT = Column("", "at", "clock")
 _WELL = "Nothing: what can be seen from here is well."
-_LEVELS = {"warn": "warn", "fail": "bad"}
+_STYLES = {"warning": "warn", "critical": "bad"}
+#: Columns of a severity.
+_INDENT = 9
 _FOOT = "q quit  / filter  ←→ sort  r reverse  ↑↓ scroll  tab next  enter alone"
 _TYPING_FOOT = "▏  enter keeps it, escape forgets it"
 
@@ -151,15 +153,15 @@ def _sections(status: Status, view: View, cells: int) -> list[_Section]:
 
 
 def _findings(status: Status, cells: int) -> _Section:
-    wrong = [finding for finding in status.findings if finding.level != "ok"]
+    wrong = [finding for finding in status.findings if finding.severity != "ok"]
     lines: list[Line] = []
     for finding in wrong:
-        found, *more = _wrapped(finding.found, cells - 6) or [""]
-        lines.append([(fit(finding.level, 6), _LEVELS[finding.level]), (found, "")])
-        lines += [[(" " * 6, ""), (line, "")] for line in more]
+        found, *more = _wrapped(finding.message, cells - _INDENT) or [""]
+        lines.append([(fit(finding.severity, _INDENT), _STYLES[finding.severity]), (found, "")])
+        lines += [[(" " * _INDENT, ""), (line, "")] for line in more]
         lines += [
-            [("   -> " if index == 0 else " " * 6, "dim"), (line, "")]
-            for index, line in enumerate(_wrapped(finding.mend, cells - 6))
+            [(f"{'->' if index == 0 else '':>{_INDENT - 1}} ", "dim"), (line, "")]
+            for index, line in enumerate(_wrapped(finding.remedy, cells - _INDENT))
         ]
     return _Section("findings", "What to look at", "", lines or [[(_WELL, "dim")]], len(wrong))
 

@@ -125,12 +125,13 @@ def _meaning(column: Column) -> str:
 
 
 def _findings(status: Status) -> str:
-    wrong = [finding for finding in status.findings if finding.level != "ok"]
+    wrong = [finding for finding in status.findings if finding.severity != "ok"]
     if not wrong:
         return '<li class="ok">Nothing: what can be seen from here is well.</li>'
     return "".join(
-        f'<li class="{finding.level}"><b>{finding.level}</b> {escape(finding.found)}{_runbook(finding.alert)}'
-        f"<br><code>{escape(finding.mend)}</code></li>"
+        f'<li class="{finding.severity}"><b>{finding.severity}</b> '
+        f"{escape(finding.message)}{_runbook(finding.alert)}"
+        f"<br><code>{escape(finding.remedy)}</code></li>"
         for finding in wrong
     )
 

@@ -76,7 +76,7 @@ def page(path: Path, prometheus: Prometheus, seconds: int) -> Json:
     }
     return {
         "board": board,
-        "answers": answers,
+        "remote-control": answers,
         "from": (end - seconds) * 1000,
         "to": end * 1000,
         "width": WIDTH,

@@ -106,7 +106,7 @@ def _told(data: bytes) -> list[str]:
     names = {key.task_name for key in shown.cells} | {worker.name for worker in shown.workers}
     texts = [*names, *(failure.exception for failure in shown.failures)]
     for finding in advise(shown, Recent().growth(shown, 0.0)):
-        texts += [finding.found, finding.mend, *click.unstyle(printed(finding)).split("\n")]
+        texts += [finding.message, finding.remedy, *click.unstyle(printed(finding)).split("\n")]
     return texts
 
 

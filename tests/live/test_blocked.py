@@ -39,7 +39,7 @@ def alarm(server: RabbitServer, kind: str = "memory") -> Iterator[None]:
 def findings(app: Exporter) -> dict[str, dict[str, str]]:
     """Return what the status API finds that is not well, by check."""
     found = json.loads(app.get("/api/v1/status").text)["findings"]
-    return {each["check"]: each for each in found if each["level"] != "ok"}
+    return {each["check"]: each for each in found if each["severity"] != "ok"}
 
 
 def silence(app: Exporter) -> float:
@@ -68,14 +68,14 @@ def test_workers_are_not_judged_while_publishers_are_blocked(
         assert app.value("celery_workers_online") == 1
         assert app.get("/-/ready").status == 200, "the subscription is open"
         (found,) = findings(app).values()
-        assert (found["check"], found["level"]) == ("publishers", "fail")
-        assert "low on memory" in found["found"]
-        assert "rabbitmq-diagnostics alarms" in found["mend"]
+        assert (found["check"], found["severity"]) == ("publishers", "critical")
+        assert "low on memory" in found["message"]
+        assert "rabbitmq-diagnostics alarms" in found["remedy"]
         assert json.loads(app.get("/api/v1/status").text)["broker"]["blocked"] is True
         doctor = run_cli("doctor", "--json", "--seconds", "8", "--broker-url", url, deadline=60)
-        bad = [each for each in json.loads(doctor.stdout)["findings"] if each["level"] != "ok"]
+        bad = [each for each in json.loads(doctor.stdout)["findings"] if each["severity"] != "ok"]
         assert [each["check"] for each in bad] == ["publishers"]
-        assert "rabbitmq-diagnostics alarms" in bad[0]["mend"]
+        assert "rabbitmq-diagnostics alarms" in bad[0]["remedy"]
     eventually(lambda: app.value("celery_broker_blocked") == 0, 30)
     eventually(lambda: silence(app) < PATIENCE, 30)
     with client(url) as clients:
@@ -111,7 +111,7 @@ def test_an_alarm_is_known_without_workers_and_costs_one_connection(
     with alarm(server, kind):
         app = running(Exporter(tmp_path / "exporter", rabbit_broker.url))
         eventually(lambda: is_blocked(app), 60)
-        eventually(lambda: f"low on {kind}" in findings(app)["publishers"]["found"], 30, ignore=(KeyError,))
+        eventually(lambda: f"low on {kind}" in findings(app)["publishers"]["message"], 30, ignore=(KeyError,))
         eventually(connections_stay, 60, what="the same connections as before some looks")
         app.end_well()
 

@@ -72,8 +72,8 @@ def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks)
     samples = app.samples()
     assert samples.total("celery_tasks_total", state="FAILURE") == tasks
     assert samples.total("celery_tasks_total", task_name="made.up", worker="w@box", state="SUCCESS") == 2
-    assert samples.total("celery_exporter_series_folded_total") > 0
-    assert samples.total("celery_exporter_refused_total", kind="worker") > 0
-    assert samples.total("celery_exporter_refused_total", kind="queue") > 0
+    assert samples.total("celery_exporter_series_overflow_total") > 0
+    assert samples.total("celery_exporter_limit_rejections_total", kind="worker") > 0
+    assert samples.total("celery_exporter_limit_rejections_total", kind="queue") > 0
     assert most < MOST, f"{most / 2**20:.0f} MB"
     print(f"{tasks} hostile tasks: {most / 2**20:.0f} MB at most")

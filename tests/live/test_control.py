@@ -20,7 +20,7 @@ AS_ROOT = {"C_FORCE_ROOT": "1"}
 
 def findings(app: Exporter) -> dict[str, dict[str, str]]:
     found = json.loads(app.get("/api/v1/status").text)["findings"]
-    return {each["check"]: each for each in found if each["level"] != "ok"}
+    return {each["check"]: each for each in found if each["severity"] != "ok"}
 
 
 def pool_sizes(app: Exporter) -> dict[str, float]:
@@ -38,7 +38,7 @@ def test_a_control_exchange_that_is_named(
         worker(control_exchange="shop", events=False),
     )
     eventually(lambda: pool_sizes(app) == {"worker@test": 2}, 60)
-    eventually(lambda: "answers" not in findings(app), 30)
+    eventually(lambda: "remote-control" not in findings(app), 30)
 
 
 def test_a_control_exchange_that_is_not_named_is_found_on_redis(
@@ -53,10 +53,10 @@ def test_a_control_exchange_that_is_not_named_is_found_on_redis(
         Worker(tmp_path / "plain", url, "plain@box"),
     )
     eventually(lambda: pool_sizes(app) == {"shop@box": 3, "plain@box": 2}, 60)
-    assert "answers" not in findings(app)
+    assert "remote-control" not in findings(app)
     doctor = run_cli("doctor", "--json", "--seconds", "20", "--broker-url", url, deadline=90)
     found = {each["check"]: each for each in json.loads(doctor.stdout)["findings"]}
-    assert found["answers"]["level"] == "ok"
+    assert found["remote-control"]["severity"] == "ok"
 
 
 def test_on_rabbitmq_the_remedy_names_the_option(
@@ -66,9 +66,9 @@ def test_on_rabbitmq_the_remedy_names_the_option(
     app, _ = running(
         Exporter(tmp_path / "exporter", url), Worker(tmp_path / "worker", url, control_exchange="shop")
     )
-    found = eventually(lambda: findings(app).get("answers"), 60)
-    assert "control_exchange" in found["mend"]
-    assert "--control-exchange" in found["mend"]
+    found = eventually(lambda: findings(app).get("remote-control"), 60)
+    assert "control_exchange" in found["remedy"]
+    assert "--control-exchange" in found["remedy"]
     assert pool_sizes(app) == {}
 
 
@@ -78,8 +78,8 @@ def test_pickled_answers_are_one_finding(
     pickles = {"task_serializer": "pickle", "accept_content": ["pickle", "json"]}
     app, _ = running(exporter(), worker(**pickles, environment=AS_ROOT))
     said = "workers answer in pickle, which is not accepted here"
-    eventually(lambda: findings(app)["answers"]["found"].startswith(said), 60, ignore=(KeyError,))
-    assert "--accept-content" in findings(app)["answers"]["mend"]
+    eventually(lambda: findings(app)["remote-control"]["message"].startswith(said), 60, ignore=(KeyError,))
+    assert "--accept-content" in findings(app)["remote-control"]["remedy"]
     assert app.text().count("workers answer in pickle") == 1
     assert (pool_sizes(app), CRITICAL in app.text(), "Traceback" in app.text()) == ({}, False, False)
     app.end_well()
@@ -93,14 +93,14 @@ def test_workers_that_take_nothing_but_pickle(
     """They log each question that they do not take, so they are asked more and more seldom."""
     pickles = {"task_serializer": "pickle", "accept_content": ["pickle"]}
     app, process = running(exporter(), worker(**pickles, environment=AS_ROOT))
-    found = eventually(lambda: findings(app).get("answers"), 60)
-    assert "accept_content" in found["mend"]
+    found = eventually(lambda: findings(app).get("remote-control"), 60)
+    assert "accept_content" in found["remedy"]
     app.end_well()
     refused = process.text().count(CRITICAL)
     app = running(exporter("--accept-content", "pickle,json"))
     eventually(lambda: pool_sizes(app) == {"worker@test": 2}, 60)
     assert process.text().count(CRITICAL) == refused
-    assert "answers" not in findings(app)
+    assert "remote-control" not in findings(app)
 
 
 @pytest.mark.parametrize("exchange", ["shop", "my shop; touch /tmp/it"])

@@ -44,13 +44,13 @@ def alerts(servers: list[Prometheus], states: str) -> list[set[str]]:
 def on_page(app: Exporter) -> set[str]:
     """Return the alerts whose conditions the status page shows, and anything else that it complains of."""
     findings = json.loads(app.get("/api/v1/status").body)["findings"]
-    return {each["alert"] or each["check"] for each in findings if each["level"] != "ok"}
+    return {each["alert"] or each["check"] for each in findings if each["severity"] != "ok"}
 
 
 def by_doctor(url: str) -> set[str]:
     done = run_cli("doctor", "--broker-url", url, "--seconds", "30", "--json", deadline=60)
     findings = json.loads(done.stdout)["findings"]
-    return {each["alert"] or each["check"] for each in findings if each["level"] != "ok"}
+    return {each["alert"] or each["check"] for each in findings if each["severity"] != "ok"}
 
 
 def in_log(app: Exporter) -> set[str]:

@@ -1,4 +1,4 @@
-"""`doctor` on real brokers, each put into the state that a check is there for; what mends it does mend it."""
+"""`doctor` on real brokers, each put into the state that a check is there for; its remedy helps."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def rungs(url: str, *ssl_options: str) -> dict:
 def last(found: dict) -> tuple[str, str, str]:
     """Return the check that failed, which has to be the last one; what was found; and what mends it."""
     *before, finding = found.values()
-    assert {each.level for each in before} <= {"ok"}, before
-    assert finding.level == "fail", finding
-    return finding.check, finding.found, finding.mend
+    assert {each.severity for each in before} <= {"ok"}, before
+    assert finding.severity == "critical", finding
+    return finding.check, finding.message, finding.remedy
 
 
 def doctor(url: str, *arguments: str, deadline: float = 60.0) -> SimpleNamespace:
@@ -80,7 +80,7 @@ def doctor(url: str, *arguments: str, deadline: float = 60.0) -> SimpleNamespace
     assert report["exit_code"] == done.returncode
     findings = {each["check"]: SimpleNamespace(**each) for each in report["findings"]}
     assert len(findings) == len(report["findings"])
-    assert all(bool(each.mend) == (each.level != "ok") for each in findings.values())
+    assert all(bool(each.remedy) == (each.severity != "ok") for each in findings.values())
     return SimpleNamespace(
         code=done.returncode, found=findings, text=done.stdout, said=done.stderr, span=done.span
     )
@@ -113,43 +113,43 @@ def certificates(tmp_path):
 
 
 def test_a_url_of_nothing():
-    check, found, mend = last(rungs("rediz://127.0.0.1:6379/0"))
-    assert (check, "'rediz'" in found, "redis" in mend) == ("url", True, True)
+    check, found, remedy = last(rungs("rediz://127.0.0.1:6379/0"))
+    assert (check, "'rediz'" in found, "redis" in remedy) == ("url", True, True)
 
 
 def test_a_socket_that_is_not_there_and_one_that_is(running, tmp_path):
     path = tmp_path / "redis.sock"
-    check, _, mend = last(rungs(f"redis+socket://{path}"))
-    assert (check, mend.startswith(f"unixsocket {path} ")) == ("answer", True)
+    check, _, remedy = last(rungs(f"redis+socket://{path}"))
+    assert (check, remedy.startswith(f"unixsocket {path} ")) == ("answer", True)
     options = ("--unixsocket", str(path), "--port", "0")
     running(OddRedis(tmp_path / "redis", *options, there=path.exists))
     url = f"redis+socket://{path}"
-    assert {finding.level for finding in rungs(url).values()} == {"ok"}
+    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
     client = Redis(unix_socket_path=str(path))
     client.config_set("maxmemory-policy", "allkeys-lru")
     found = by_check(redis.look(settings_of(url))[0])["eviction"]
-    assert found.mend.startswith(f"redis-cli -s {path} CONFIG SET")
+    assert found.remedy.startswith(f"redis-cli -s {path} CONFIG SET")
 
 
 def test_a_host_that_does_not_exist():
-    check, found, mend = last(rungs("redis://no-such-host.invalid:6379/0"))
-    assert (check, mend.endswith("getent hosts no-such-host.invalid")) == ("host", True)
+    check, found, remedy = last(rungs("redis://no-such-host.invalid:6379/0"))
+    assert (check, remedy.endswith("getent hosts no-such-host.invalid")) == ("host", True)
     assert "does not resolve" in found
 
 
 def test_a_port_on_which_nobody_listens():
     port = free_port()
-    check, found, mend = last(rungs(f"amqp://127.0.0.1:{port}//"))
+    check, found, remedy = last(rungs(f"amqp://127.0.0.1:{port}//"))
     assert (check, found) == ("port", f"127.0.0.1:{port}: Connection refused")
-    assert "start the broker" in mend
+    assert "start the broker" in remedy
 
 
 def test_a_password_that_is_wrong_or_missing_on_redis(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis", password="s3cret"))
     for url in (f"redis://127.0.0.1:{server.port}/0", f"redis://:wr0ng@127.0.0.1:{server.port}/0"):
-        check, _, mend = last(rungs(url))
-        assert (check, f"redis://USER:PASSWORD@127.0.0.1:{server.port}/0" in mend) == ("login", True)
-        assert "wr0ng" not in mend
+        check, _, remedy = last(rungs(url))
+        assert (check, f"redis://USER:PASSWORD@127.0.0.1:{server.port}/0" in remedy) == ("login", True)
+        assert "wr0ng" not in remedy
     assert list(rungs(server.url))[-1] == "database"
 
 
@@ -158,8 +158,8 @@ def test_a_password_that_is_wrong_or_missing_on_redis(running, tmp_path):
 )
 def test_a_database_that_redis_does_not_have(redis_server, database, finds, says):
     url = redis_server.url.rpartition("/")[0]
-    check, _, mend = last(rungs(f"{url}/{database}"))
-    assert (check, says in mend) == (finds, True)
+    check, _, remedy = last(rungs(f"{url}/{database}"))
+    assert (check, says in remedy) == (finds, True)
 
 
 def test_a_broker_that_is_another_one(redis_server, rabbit_server):
@@ -176,23 +176,23 @@ def test_tls_on_one_side_only_and_an_authority_that_is_not_known(
     options += ["--tls-port", str(port), "--tls-auth-clients", "no"]
     running(OddRedis(tmp_path / "redis", *options, there=lambda: listening(port)))
 
-    check, found, mend = last(rungs(f"redis://127.0.0.1:{port}/0"))
-    assert (check, mend) == ("tls", "--broker-url rediss://…")
+    check, found, remedy = last(rungs(f"redis://127.0.0.1:{port}/0"))
+    assert (check, remedy) == ("tls", "--broker-url rediss://…")
     assert "speaks TLS" in found
-    check, found, mend = last(rungs(redis_server.url.replace("redis:", "rediss:")))
-    assert (check, mend.startswith("--broker-url redis://…")) == ("tls", True)
+    check, found, remedy = last(rungs(redis_server.url.replace("redis:", "rediss:")))
+    assert (check, remedy.startswith("--broker-url redis://…")) == ("tls", True)
     url = f"rediss://127.0.0.1:{port}/0"
-    check, found, mend = last(rungs(url))
+    check, found, remedy = last(rungs(url))
     assert (check, "certificate verify failed" in found) == ("tls", True)
-    option = re.search(r"--broker-ssl-option (\S+)=", mend)[1]
+    option = re.search(r"--broker-ssl-option (\S+)=", remedy)[1]
     well = rungs(url, f"{option}={certificates.ca}")
-    assert {finding.level for finding in well.values()} == {"ok"}
+    assert {finding.severity for finding in well.values()} == {"ok"}
 
 
-def as_administrator(mend: str) -> None:
+def as_administrator(remedy: str) -> None:
     """Run the line that is printed, as people paste it: as the default user, who may all."""
-    line = mend.removeprefix("as an administrator: ")
-    assert line.startswith("redis-cli "), mend
+    line = remedy.removeprefix("as an administrator: ")
+    assert line.startswith("redis-cli "), remedy
     done = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
     assert done.stdout == "OK\n", done.stdout + line
 
@@ -224,11 +224,11 @@ def test_a_user_who_may_not_subscribe(running, tmp_path, rights, check, denied):
     admin = acl(client, "default")
     url = f"redis://eve:pw@127.0.0.1:{server.port}/0"
     for number, word in enumerate(denied):
-        failed, found, mend = last(rungs(url))
+        failed, found, remedy = last(rungs(url))
         assert (failed, word in found) == (check if number == 0 else "subscription", True), found
-        assert " -@" not in mend
-        as_administrator(mend)
-    assert {finding.level for finding in rungs(url).values()} == {"ok"}
+        assert " -@" not in remedy
+        as_administrator(remedy)
+    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
     assert acl(client, "default") == admin
 
 
@@ -239,7 +239,7 @@ def test_the_default_user_keeps_what_he_has(running, tmp_path):
     url = server.url
     as_administrator(last(rungs(url))[2])
     assert client.acl_setuser("somebody", enabled=True)
-    assert {finding.level for finding in rungs(url).values()} == {"ok"}
+    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
 
 
 @pytest.mark.parametrize("prefix", ["", "{shop}"])
@@ -275,13 +275,13 @@ def test_a_user_who_may_not_ask_workers(running, tmp_path, rights, prefix):
 def test_a_replica_of_redis(running, tmp_path):
     master, replica = running(RedisServer(tmp_path / "master")), running(RedisServer(tmp_path / "replica"))
     replica.client().replicaof("127.0.0.1", master.port)
-    check, found, mend = last(rungs(replica.url))
+    check, found, remedy = last(rungs(replica.url))
     assert (check, "read only replica" in found) == ("subscription", True)
-    line = mend[mend.index("redis-cli") :]
+    line = remedy[remedy.index("redis-cli") :]
     done = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
     assert f"master_port:{master.port}" in done.stdout
-    assert mend.startswith("--broker-url ")
-    assert "master_host" in mend
+    assert remedy.startswith("--broker-url ")
+    assert "master_host" in remedy
 
 
 @pytest.mark.parametrize(
@@ -307,30 +307,30 @@ def test_the_password_of_a_socket_is_not_printed(running, tmp_path, login, query
     assert last(before)[2].startswith(f"unixsocket {path} ")
     if login == ":s3cret@" and "99" not in query:
         assert last_level(found) == "ok"
-        assert "password" not in found["database"].found
-        assert found["database"].found == f"database {3 if query else 0} is there"
+        assert "password" not in found["database"].message
+        assert found["database"].message == f"database {3 if query else 0} is there"
         client = Redis(unix_socket_path=str(path), password="s3cret")
         client.config_set("maxmemory-policy", "allkeys-lru")
         eviction = by_check(redis.look(settings_of(url))[0])["eviction"]
-        assert eviction.mend.startswith(f"redis-cli -s {path} --askpass CONFIG SET")
+        assert eviction.remedy.startswith(f"redis-cli -s {path} --askpass CONFIG SET")
     else:
-        check, _, mend = last(found)
+        check, _, remedy = last(found)
         assert check == ("database" if "99" in query else "login")
-        assert re.match(f"--broker-url redis\\+socket://(USER:PASSWORD|…)@{path}[ ,]", mend)
+        assert re.match(f"--broker-url redis\\+socket://(USER:PASSWORD|…)@{path}[ ,]", remedy)
 
 
 def last_level(found: dict) -> str:
-    return list(found.values())[-1].level
+    return list(found.values())[-1].severity
 
 
 def test_logins_on_rabbitmq(rabbit_server):
     url = rabbit_server.clean()
-    assert {finding.level for finding in rungs(url).values()} == {"ok"}
-    check, _, mend = last(rungs(url.replace("guest:guest", "guest:wr0ng")))
-    assert (check, "rabbitmqctl change_password guest" in mend) == ("login", True)
-    check, _, mend = last(rungs(rabbit_server.url_of("no such")))
+    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
+    check, _, remedy = last(rungs(url.replace("guest:guest", "guest:wr0ng")))
+    assert (check, "rabbitmqctl change_password guest" in remedy) == ("login", True)
+    check, _, remedy = last(rungs(rabbit_server.url_of("no such")))
     assert check == "virtual-host"
-    assert mend.startswith(
+    assert remedy.startswith(
         "rabbitmqctl add_vhost 'no such' && rabbitmqctl set_permissions -p 'no such' guest"
     )
 
@@ -340,12 +340,12 @@ def test_a_user_of_rabbitmq_who_may_not_declare_a_queue(rabbit_server):
     url = rabbit_server.clean()
     vhost = url.rpartition("/")[2]
     rabbit_server.control("set_permissions", "-p", vhost, "guest", "^$", ".*", ".*")
-    check, found, mend = last(rungs(url))
+    check, found, remedy = last(rungs(url))
     assert (check, "ACCESS_REFUSED" in found) == ("subscription", True)
-    program, *words = shlex.split(mend)
+    program, *words = shlex.split(remedy)
     assert program == "rabbitmqctl"
     rabbit_server.control(*words)
-    assert {finding.level for finding in rungs(url).values()} == {"ok"}
+    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
 
 
 def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
@@ -356,9 +356,9 @@ def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
     settings = settings_of(url)
     with pytest.raises(BrokerError, match=r"\(403\) ACCESS_REFUSED") as refused:
         ask(settings)
-    mend = to_ask_workers(settings, str(refused.value))
-    assert mend == f"rabbitmqctl set_permissions -p {vhost} guest '.*' '.*' '.*'"
-    rabbit_server.control(*shlex.split(mend)[1:])
+    remedy = to_ask_workers(settings, str(refused.value))
+    assert remedy == f"rabbitmqctl set_permissions -p {vhost} guest '.*' '.*' '.*'"
+    rabbit_server.control(*shlex.split(remedy)[1:])
     ask(settings)
 
 
@@ -375,9 +375,9 @@ def ask(settings) -> set[str]:
 def test_of_several_urls_one_that_leads_to_a_broker_is_enough(redis_server):
     dead = f"redis://127.0.0.1:{free_port()}/0"
     found = list(climb(settings_of(f"{dead};{redis_server.url}"), lambda _: None))
-    assert [(each.check, each.level) for each in found if each.level != "ok"] == [("port", "warn")]
+    assert [(each.check, each.severity) for each in found if each.severity != "ok"] == [("port", "warning")]
     found = list(climb(settings_of(f"{dead};{dead}"), lambda _: None))
-    assert [each.level for each in found].count("fail") == 2
+    assert [each.severity for each in found].count("critical") == 2
 
 
 def test_a_broker_that_hangs_does_not_hang_the_doctor(broker):
@@ -388,7 +388,7 @@ def test_a_broker_that_hangs_does_not_hang_the_doctor(broker):
     finally:
         broker.server.resume()
     assert (result.code, list(result.found)[-1]) == (2, "answer")
-    assert "does not answer" in result.found["answer"].mend
+    assert "does not answer" in result.found["answer"].remedy
 
 
 # -- what the broker is set to -------------------------------------------------------------------------------
@@ -401,28 +401,28 @@ def test_settings_of_redis_that_lose_tasks_or_events(running, tmp_path):
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.config_set("client-output-buffer-limit", "pubsub 1048576 0 0")
     found = by_check(redis.look(settings)[0])
-    assert (found["eviction"].level, found["output-buffer"].level) == ("warn", "warn")
-    assert "1,048,576 bytes" in found["output-buffer"].found
+    assert (found["eviction"].severity, found["output-buffer"].severity) == ("warning", "warning")
+    assert "1,048,576 bytes" in found["output-buffer"].message
     client.config_set("maxmemory", "1gb")
     # Behind a URL that is dead, too, the command is for the one that lives.
     dead = settings_of(f"redis://127.0.0.1:{free_port()}/0;{server.url}")
     found["eviction"] = by_check(redis.look(dead)[0])["eviction"]
-    assert found["eviction"].level == "fail"
-    assert found["eviction"].mend.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} CONFIG SET")
+    assert found["eviction"].severity == "critical"
+    assert found["eviction"].remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} CONFIG SET")
     for check in ("eviction", "output-buffer"):
-        words = shlex.split(found[check].mend.partition(", and")[0])
+        words = shlex.split(found[check].remedy.partition(", and")[0])
         client.execute_command(*words[words.index("CONFIG") :])
-    assert {each.level for each in redis.look(settings)[0]} == {"ok"}
+    assert {each.severity for each in redis.look(settings)[0]} == {"ok"}
     client.config_set("maxmemory-policy", "volatile-lru")
-    assert by_check(redis.look(settings)[0])["eviction"].level == "warn"
+    assert by_check(redis.look(settings)[0])["eviction"].severity == "warning"
 
 
 def test_a_broker_that_went_away_before_it_was_asked(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     server.stop()
     (found,), queues = _of_broker(settings_of(server.url), Examination(seconds=8), print)
-    assert (found.check, found.level, queues) == ("broker-version", "warn", set())
-    assert found.mend.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
+    assert (found.check, found.severity, queues) == ("broker-version", "warning", set())
+    assert found.remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
 
 
 def test_a_redis_that_may_not_be_asked(running, tmp_path):
@@ -430,9 +430,10 @@ def test_a_redis_that_may_not_be_asked(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     server.client().execute_command(*EVE, "&*", "-config", "-info", "-scan")
     found = by_check(redis.look(settings_of(f"redis://eve:pw@127.0.0.1:{server.port}/0"))[0])
-    assert {each.level for each in found.values()} == {"ok"}
-    for check, how in (("eviction", "CONFIG GET"), ("output-buffer", "CONFIG GET"), ("leftovers", "--scan")):
-        assert f"redis-cli -h 127.0.0.1 -p {server.port} --user eve --askpass {how}" in found[check].found
+    assert {each.severity for each in found.values()} == {"ok"}
+    commands = {"eviction": "CONFIG GET", "output-buffer": "CONFIG GET", "orphaned-queues": "--scan"}
+    for check, how in commands.items():
+        assert f"redis-cli -h 127.0.0.1 -p {server.port} --user eve --askpass {how}" in found[check].message
 
 
 def test_what_was_left_on_redis_by_those_who_asked_workers(running, tmp_path):
@@ -443,14 +444,14 @@ def test_what_was_left_on_redis_by_those_who_asked_workers(running, tmp_path):
         names = [f"{uuid.uuid4()}.reply.celery.pidbox" for _ in range(30)]
         for name in names:
             kombu.Queue(name, exchange, name)(connection.default_channel).declare()
-    found = by_check(redis.look(settings)[0])["leftovers"]
-    assert (found.level, "30 reply queues are bound" in found.found) == ("warn", True)
+    found = by_check(redis.look(settings)[0])["orphaned-queues"]
+    assert (found.severity, "30 reply queues are bound" in found.message) == ("warning", True)
     client.rpush("model", b"answer")
     client.restore(names[0], 0, client.dump("model"), idletime=3600)
-    found = by_check(redis.look(settings)[0])["leftovers"]
-    assert (found.level, found.mend.endswith(f"DEL {names[0]}")) == ("warn", True)
+    found = by_check(redis.look(settings)[0])["orphaned-queues"]
+    assert (found.severity, found.remedy.endswith(f"DEL {names[0]}")) == ("warning", True)
     client.flushall()
-    assert by_check(redis.look(settings)[0])["leftovers"].level == "ok"
+    assert by_check(redis.look(settings)[0])["orphaned-queues"].severity == "ok"
 
 
 class ManagedRabbit(RabbitServer):
@@ -478,24 +479,30 @@ def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
         for _ in range(4):
             connection.Producer().publish({}, routing_key="jobs", declare=[jobs])
     result = doctor(server.url, "--management", management)
-    assert result.found["broker-version"].found.startswith("RabbitMQ 3.")
-    assert result.found["transient-queues"].level == "ok"
-    assert result.found["leftovers"].mend == f"rabbitmqctl delete_queue -p test0 {left}"
-    waiting = result.found["waiting-for-nobody"]
-    assert (waiting.level, waiting.found.endswith(": jobs (4)")) == ("fail", True)
-    assert waiting.mend == "celery -A yourapp worker -E -Q jobs"
+    assert result.found["broker-version"].message.startswith("RabbitMQ 3.")
+    assert result.found["transient-queues"].severity == "ok"
+    assert result.found["orphaned-queues"].remedy == f"rabbitmqctl delete_queue -p test0 {left}"
+    waiting = result.found["unconsumed-messages"]
+    assert (waiting.severity, waiting.message.endswith(": jobs (4)")) == ("critical", True)
+    assert waiting.remedy == "celery -A yourapp worker -E -Q jobs"
     assert "guest:guest" not in result.text + result.said
 
     with kombu.Connection(server.url) as connection:
         kombu.Queue(left)(connection.default_channel).delete()
     found = by_check(amqp.look(settings_of(server.url), management, print)[0])
-    assert found["leftovers"].level == "ok"
+    assert found["orphaned-queues"].severity == "ok"
     found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1", print)[0])
-    assert (found["leftovers"].level, "rabbitmqctl list_queues" in found["leftovers"].found) == ("ok", True)
+    assert (
+        found["orphaned-queues"].severity,
+        "rabbitmqctl list_queues" in found["orphaned-queues"].message,
+    ) == (
+        "ok",
+        True,
+    )
     with kombu.Connection(server.url) as connection:  # of an exporter with --event-queue-durable that is away
         kombu.Queue("celeryev.celery-exporter")(connection.default_channel).queue_declare()
-    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1", print)[0])["leftovers"]
-    assert (found.level, found.mend.endswith("test0 celeryev.celery-exporter")) == ("warn", True)
+    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1", print)[0])["orphaned-queues"]
+    assert (found.severity, found.remedy.endswith("test0 celeryev.celery-exporter")) == ("warning", True)
 
 
 def test_the_login_is_given_to_the_management_api_and_to_nobody_that_it_points_to(rabbit_server):
@@ -514,11 +521,11 @@ def test_the_login_is_given_to_the_management_api_and_to_nobody_that_it_points_t
     with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        found = by_check(amqp.look(settings_of(rabbit_server.clean()), url, print)[0])["leftovers"]
+        found = by_check(amqp.look(settings_of(rabbit_server.clean()), url, print)[0])["orphaned-queues"]
         server.shutdown()
     assert [path.partition("?")[0].rpartition("/")[0] for path, _ in asked] == ["/api/queues"]
     assert asked[0][1]
-    assert "management API does not answer" in found.found
+    assert "management API does not answer" in found.message
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\n\r\n"])
@@ -542,7 +549,7 @@ def test_a_management_api_that_never_ends_is_not_waited_for(rabbit_server, sent)
                 _of_broker(settings_of(url), Examination(seconds=8, management=management), said.append)[0]
             )
         assert span.seconds < CONNECT_TIMEOUT + 2
-    assert "management API does not answer" in found["leftovers"].found
+    assert "management API does not answer" in found["orphaned-queues"].message
     assert said == ["asking the broker", "asking the management API"]
 
 
@@ -561,12 +568,12 @@ def test_a_number_within_a_name_is_no_code(monkeypatch, rabbit_server):
 @pytest.mark.parametrize(
     ("workers", "level"),
     [
-        ((), "warn"),
+        ((), "warning"),
         ((("py-celery", "5.7.0"),), "ok"),
         ((("py-celery", "5.10.0rc1"), ("py-celery", "6.0")), "ok"),
-        ((("py-celery", "5.7.0"), ("py-celery", "5.6.9")), "warn"),
-        ((("py-celery", "5.7.0"), (None, None)), "warn"),
-        ((("gocelery", "9.0"),), "warn"),
+        ((("py-celery", "5.7.0"), ("py-celery", "5.6.9")), "warning"),
+        ((("py-celery", "5.7.0"), (None, None)), "warning"),
+        ((("gocelery", "9.0"),), "warning"),
     ],
 )
 def test_transient_queues_by_the_versions_of_workers(workers, level):
@@ -575,7 +582,7 @@ def test_transient_queues_by_the_versions_of_workers(workers, level):
     down = SimpleNamespace(software="py-celery", version="5.4.0", up=False)
     denied = amqp.judge_transient("4.3.0", permitted=False)
     found = amqp.with_workers(denied, [*views, down])
-    assert (found.level, bool(found.mend)) == (level, level == "warn")
+    assert (found.severity, bool(found.remedy)) == (level, level == "warning")
     permitted = amqp.judge_transient("4.2.1", permitted=True)
     assert amqp.with_workers(permitted, views) is permitted
 
@@ -586,16 +593,16 @@ def test_transient_queues_by_the_versions_of_workers(workers, level):
         ("3.10.8", True, "ok"),
         ("4.2.1", True, "ok"),
         ("4.3.0", True, "ok"),
-        ("4.3.0", False, "warn"),
-        ("4.3.0-rc.1", None, "warn"),
-        ("5.0", None, "warn"),
+        ("4.3.0", False, "warning"),
+        ("4.3.0-rc.1", None, "warning"),
+        ("5.0", None, "warning"),
         ("", None, "ok"),
     ],
 )
 def test_transient_queues_by_version_and_by_trying(version, permitted, level):
     found = amqp.judge_transient(version, permitted=permitted)
-    assert found.level == level
-    assert ("permit.transient_nonexcl_queues = true" in found.mend) == (level == "warn")
+    assert found.severity == level
+    assert ("permit.transient_nonexcl_queues = true" in found.remedy) == (level == "warning")
 
 
 # -- workers, events, queues ---------------------------------------------------------------------------------
@@ -636,35 +643,37 @@ def sick(tmp_path_factory):
 
 def test_workers_are_named_with_their_versions(sick):
     assert sick.code == 2
-    assert sick.found["workers"].found == "2 workers heard: w@pod, w@pod.example.org"
-    assert re.fullmatch(r"py-celery [\d.]+: w@pod, w@pod\.example\.org", sick.found["worker-versions"].found)
-    assert sick.found["answers"].level == sick.found["heartbeats"].level == "ok"
-    assert sick.found["same-names"].level == "ok"
-    assert re.fullmatch(r"the first event came after [\d.]+ s", sick.found["first-event"].found)
+    assert sick.found["workers"].message == "2 workers heard: w@pod, w@pod.example.org"
+    assert re.fullmatch(
+        r"py-celery [\d.]+: w@pod, w@pod\.example\.org", sick.found["worker-versions"].message
+    )
+    assert sick.found["remote-control"].severity == sick.found["heartbeats"].severity == "ok"
+    assert sick.found["duplicate-node-names"].severity == "ok"
+    assert re.fullmatch(r"the first event came after [\d.]+ s", sick.found["first-event"].message)
 
 
 @pytest.mark.parametrize(
-    ("check", "level", "found", "mend"),
+    ("check", "level", "found", "remedy"),
     [
-        ("serializer", "fail", "application/x-yaml", "--accept-content json,yaml"),
-        ("task-events", "fail", "no task events from worker w@pod", "control enable_events"),
-        ("sent-events", "warn", "no client said", "task_send_sent_event = True"),
-        ("clock-skew", "warn", "w@pod.example.org by +120 s", "timedatectl set-ntp true"),
-        ("worker-names", "warn", "w@pod, w@pod.example.org", "-n NAME@HOST"),
-        ("queues-without-consumers", "warn", "nobody consumes idle ", "-Q idle"),
-        ("waiting-for-nobody", "warn", "backlog (3)", "celery -A yourapp worker -E -Q backlog"),
+        ("serializer", "critical", "application/x-yaml", "--accept-content json,yaml"),
+        ("task-events", "critical", "no task events from worker w@pod", "control enable_events"),
+        ("task-sent-events", "warning", "no client said", "task_send_sent_event = True"),
+        ("clock-skew", "warning", "w@pod.example.org by +120 s", "timedatectl set-ntp true"),
+        ("worker-names", "warning", "w@pod, w@pod.example.org", "-n NAME@HOST"),
+        ("queues-without-consumers", "warning", "nobody consumes idle ", "-Q idle"),
+        ("unconsumed-messages", "warning", "backlog (3)", "celery -A yourapp worker -E -Q backlog"),
     ],
 )
-def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, found, mend):
+def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, found, remedy):
     finding = sick.found[check]
-    assert finding.level == level
-    assert found in finding.found
-    assert mend in finding.mend
+    assert finding.severity == level
+    assert found in finding.message
+    assert remedy in finding.remedy
 
 
 def test_a_queue_that_nobody_should_consume_can_be_forgotten(sick, running, tmp_path):
     """By the command that is printed; on RabbitMQ too."""
-    forget = sick.found["queues-without-consumers"].mend.partition("; if nobody should: ")[2]
+    forget = sick.found["queues-without-consumers"].remedy.partition("; if nobody should: ")[2]
     server = running(RedisServer(tmp_path / "redis"))
     with kombu.Connection(server.url) as connection:
         kombu.Queue("idle", kombu.Exchange("idle"), "idle")(connection.default_channel).declare()
@@ -713,42 +722,42 @@ def odd(tmp_path_factory):
             """Look, do what is printed, and look again."""
             url = f"redis://{user}:pw@127.0.0.1:{server.port}/0"
             before = doctor(url)
-            words = shlex.split(before.found[check].mend)
+            words = shlex.split(before.found[check].remedy)
             server.client().execute_command(*words[words.index("ACL") :])
             return before, doctor(url)
 
         with side_by_side(mute, answering), every(1.0, beat), ThreadPoolExecutor(2) as pool:
             eve = pool.submit(look, "eve", "queue-lengths")
-            bob = pool.submit(look, "bob", "answers")
+            bob = pool.submit(look, "bob", "remote-control")
             yield SimpleNamespace(eve=eve.result(), bob=bob.result())
 
 
 @pytest.mark.parametrize(
-    ("check", "found", "mend"),
+    ("check", "found", "remedy"),
     [
         ("worker-versions", "py-celery 5.3.6: old@box, w@abc; py-celery ", "pip install celery==5."),
-        ("answers", "no answer from mute@box, old@box, w@abc", "worker_enable_remote_control = True"),
+        ("remote-control", "no answer from mute@box, old@box, w@abc", "worker_enable_remote_control = True"),
         ("worker-names", "4 names that differ only by host, of which 3 are down", "docker run --hostname"),
         ("queue-lengths", "workers consume celery, whose length the broker", "eve '~*' +exists +llen"),
     ],
 )
-def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, mend):
+def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, remedy):
     finding = odd.eve[0].found[check]
-    assert finding.level == "warn"
-    assert found in finding.found
-    assert mend in finding.mend
+    assert finding.severity == "warning"
+    assert found in finding.message
+    assert remedy in finding.remedy
 
 
 def test_who_may_not_ask_workers_is_told_so(odd):
     """And not that they do not answer."""
-    before, after = (each.found["answers"].found for each in odd.bob)
+    before, after = (each.found["remote-control"].message for each in odd.bob)
     assert before.startswith("workers could not be asked: ")
     assert "no permissions" in before
     assert after.startswith("no answer from mute@box")
 
 
 def test_what_is_printed_for_lengths_brings_them(odd):
-    assert odd.eve[1].found["queue-lengths"].level == "ok"
+    assert odd.eve[1].found["queue-lengths"].severity == "ok"
 
 
 def test_workers_that_answer_and_publish_nothing(running, tmp_path, redis_broker):
@@ -756,11 +765,11 @@ def test_workers_that_answer_and_publish_nothing(running, tmp_path, redis_broker
     url = redis_broker.url
     worker = running(Worker(tmp_path / "a", url, "w@box", pool="solo", events=False, arguments=quiet))
     found = doctor(url).found["first-event"]
-    assert (found.level, found.found.endswith("though workers answered: w@box")) == ("warn", True)
-    assert found.mend.startswith("start workers with -E and without --without-heartbeat")
+    assert (found.severity, found.message.endswith("though workers answered: w@box")) == ("warning", True)
+    assert found.remedy.startswith("start workers with -E and without --without-heartbeat")
     worker.stop()
     running(Worker(tmp_path / "b", url, "w@box", pool="solo"))
-    assert doctor(url).found["first-event"].level == "ok"
+    assert doctor(url).found["first-event"].severity == "ok"
 
 
 def test_what_was_ended_early_says_so(redis_broker):
@@ -799,16 +808,16 @@ def test_a_full_redis_is_seen_though_each_worker_answered_before(running, tmp_pa
 
     def wrong() -> dict:
         found = json.loads(exporter.get("/api/v1/status").text)["findings"]
-        return {each["check"]: each["found"] for each in found if each["level"] != "ok"}
+        return {each["check"]: each["message"] for each in found if each["severity"] != "ok"}
 
-    eventually(lambda: "maxmemory" in wrong().get("answers", ""), 30)
+    eventually(lambda: "maxmemory" in wrong().get("remote-control", ""), 30)
 
 
 def test_nobody_at_all(redis_broker):
     result = doctor(redis_broker.url)
     assert result.code == 2
-    assert result.found["workers"].found.startswith("no worker was heard in ")
-    assert "worker -E" in result.found["workers"].mend
+    assert result.found["workers"].message.startswith("no worker was heard in ")
+    assert "worker -E" in result.found["workers"].remedy
 
 
 def test_workers_that_publish_elsewhere_and_share_a_name(running, tmp_path, redis_broker):
@@ -819,11 +828,17 @@ def test_workers_that_publish_elsewhere_and_share_a_name(running, tmp_path, redi
     ]
     running(*workers)
     result = doctor(redis_broker.url)
-    assert (result.code, result.found["heartbeats"].level) == (2, "warn")
-    assert (result.found["same-names"].level, "w@box" in result.found["same-names"].found) == ("fail", True)
-    assert result.found["first-event"].mend == "--event-exchange mine"
-    result = doctor(redis_broker.url, *result.found["first-event"].mend.split())
-    assert (result.found["first-event"].level, result.found["heartbeats"].level) == ("ok", "ok")
+    assert (result.code, result.found["heartbeats"].severity) == (2, "warning")
+    assert (
+        result.found["duplicate-node-names"].severity,
+        "w@box" in result.found["duplicate-node-names"].message,
+    ) == (
+        "critical",
+        True,
+    )
+    assert result.found["first-event"].remedy == "--event-exchange mine"
+    result = doctor(redis_broker.url, *result.found["first-event"].remedy.split())
+    assert (result.found["first-event"].severity, result.found["heartbeats"].severity) == ("ok", "ok")
 
 
 # -- Prometheus ----------------------------------------------------------------------------------------------
@@ -881,21 +896,21 @@ def watched(tmp_path_factory):
 
 def test_a_prometheus_that_scrapes_us_and_agrees(watched):
     found = watched.well.found
-    assert (found["prometheus"].level, found["prometheus-agrees"].level) == ("ok", "ok")
-    assert watched.targets["well"] in found["prometheus"].found
+    assert (found["prometheus"].severity, found["prometheus-agrees"].severity) == ("ok", "ok")
+    assert watched.targets["well"] in found["prometheus"].message
 
 
 def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
     found = watched.deaf.found["prometheus-agrees"]
-    assert (found.level, "hears nothing itself" in found.found) == ("fail", True)
+    assert (found.severity, "hears nothing itself" in found.message) == ("critical", True)
     assert (
         f"celery-exporter doctor, with the options that the exporter at {watched.targets['deaf']}"
-        in found.mend
+        in found.remedy
     )
 
 
 @pytest.mark.parametrize(
-    ("which", "found", "mend"),
+    ("which", "found", "remedy"),
     [
         ("down", "it cannot scrape http://127.0.0.1", "curl 'http://127.0.0.1"),
         ("others", "scrapes no celery-exporter", "scrape_configs"),
@@ -903,15 +918,15 @@ def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
         ("exporter", "does not answer as Prometheus does", "correct --prometheus"),
     ],
 )
-def test_a_prometheus_that_does_not_scrape_us(watched, which, found, mend):
+def test_a_prometheus_that_does_not_scrape_us(watched, which, found, remedy):
     finding = getattr(watched, which).found["prometheus"]
-    assert finding.level == "fail"
-    assert found in finding.found
-    assert mend in finding.mend
+    assert finding.severity == "critical"
+    assert found in finding.message
+    assert remedy in finding.remedy
 
 
 def test_a_command_that_is_printed_runs_nothing_that_service_discovery_says(watched):
-    command = watched.down.found["prometheus"].mend.partition("try: ")[2]
+    command = watched.down.found["prometheus"].remedy.partition("try: ")[2]
     subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
     assert command.startswith("curl ")
     assert not watched.ran.exists()
@@ -928,11 +943,11 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
     eventually(lambda: server.query("celery_worker_up == 1"), 15)
     found = by_check(prometheus.look(f"http://127.0.0.1:{server.port}", "celery_", {"x@box"}))
     differs = found["prometheus-agrees"]
-    assert (differs.level, differs.found.endswith("without x@box, and with w@box")) == ("warn", True)
+    assert (differs.severity, differs.message.endswith("without x@box, and with w@box")) == ("warning", True)
 
 
 @pytest.mark.parametrize(
-    ("version", "mend"),
+    ("version", "remedy"),
     [
         ("3.9.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
         ("3.13.1-rc.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
@@ -941,7 +956,7 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
         (["3.9"], "add scrape_native_histograms"),
     ],
 )
-def test_native_histograms_are_switched_on_as_the_release_wants_it(version, mend):
+def test_native_histograms_are_switched_on_as_the_release_wants_it(version, remedy):
     """Of releases that cannot be had here; the answers are what theirs look like."""
 
     class Answers(BaseHTTPRequestHandler):
@@ -962,7 +977,7 @@ def test_native_histograms_are_switched_on_as_the_release_wants_it(version, mend
             found = by_check(prometheus.look(url, "celery_", set(), ["celery_h"]))["prometheus-native"]
         finally:
             server.shutdown()
-    assert (found.level, mend in found.mend) == ("warn", True)
+    assert (found.severity, remedy in found.remedy) == ("warning", True)
 
 
 @pytest.mark.parametrize(
@@ -985,15 +1000,15 @@ def test_a_prometheus_of_an_exporter_with_another_profile(
     def compared(*up: str):
         return by_check(prometheus.look(url, "celery_", set(up)))["prometheus-agrees"]
 
-    assert (compared().level, compared("w@box").level) == ("ok", "warn")  # nobody is heard there
+    assert (compared().severity, compared("w@box").severity) == ("ok", "warning")  # nobody is heard there
     for name in ("w@box", "v@box"):
         beat = {"type": "worker-heartbeat", "hostname": name, "timestamp": time.time(), "freq": 2.0}
         publish_events(redis_broker.url, {**beat, "active": 0, "processed": 0, "pid": 1})
     eventually(lambda: len(server.query("celery_exporter_events_missed_total")) == 2, 15)
     both = compared("w@box", "v@box")
-    assert (both.level, agrees in both.found) == ("ok", True)
+    assert (both.severity, agrees in both.message) == ("ok", True)
     other = compared("x@else")
-    assert (other.level, other.found.endswith(differs)) == ("warn", True)
+    assert (other.severity, other.message.endswith(differs)) == ("warning", True)
 
 
 def test_a_prometheus_that_sends_its_answer_byte_by_byte(monkeypatch):
@@ -1018,7 +1033,7 @@ def test_a_prometheus_that_sends_its_answer_byte_by_byte(monkeypatch):
     try:
         (finding,) = prometheus.look(f"http://127.0.0.1:{server.server_port}", "celery_", set())
         assert not over.is_set()
-        assert (finding.level, "no whole answer in" in finding.found) == ("fail", True)
+        assert (finding.severity, "no whole answer in" in finding.message) == ("critical", True)
     finally:
         late.cancel()
         over.set()
@@ -1037,18 +1052,18 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
     running(exporter, server, Worker(tmp_path / "worker", url, "w@box", events=False))
     exporter.connected()
     idle = doctor(url)
-    assert "to be sure: celery -A yourapp control enable_events" in idle.found["task-events"].found
+    assert "to be sure: celery -A yourapp control enable_events" in idle.found["task-events"].message
     with make_client(url) as client, every(0.3, lambda: client.send_task("tasks.succeed", queue="celery")):
         result = doctor(url)
-        assert (result.code, result.found["task-events"].level) == (2, "fail")
+        assert (result.code, result.found["task-events"].severity) == (2, "critical")
         said = "no task events from worker w@box: start workers with -E, or now: "
         eventually(lambda: said in exporter.text(), 45, what="the log says what to do")
         assert exporter.total("celery_tasks_total", state="SUCCESS") == 0
         page = html.unescape(exporter.get("/").body.decode())
         assert "no task events from worker w@box" in page
-        assert f"<code>{result.found['task-events'].mend}</code>" in page
+        assert f"<code>{result.found['task-events'].remedy}</code>" in page
 
-        command = re.search(r"celery -A yourapp [\w ]+", result.found["task-events"].mend)[0]
+        command = re.search(r"celery -A yourapp [\w ]+", result.found["task-events"].remedy)[0]
         subprocess.run(
             [sys.executable, "-m", *shlex.split(command.replace("yourapp", "harness.tasks"))],
             env={**os.environ, "PYTHONPATH": str(TESTS), BROKER_URL: url},
@@ -1056,7 +1071,7 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
         )
         eventually(lambda: exporter.total("celery_tasks_total", state="SUCCESS") > 0, 20)
         again = doctor(url, "--prometheus", f"http://127.0.0.1:{server.port}")
-        assert (again.code, {each.level for each in again.found.values()}) == (0, {"ok"}), again.text
+        assert (again.code, {each.severity for each in again.found.values()}) == (0, {"ok"}), again.text
         assert "over: task events come from w@box" in eventually(
             lambda: exporter.text() if "over: " in exporter.text() else "", 20
         )
@@ -1068,9 +1083,9 @@ def test_what_people_read(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis", password="s3cret"))
     done = run_cli("doctor", "--broker-url", server.url.replace("/0", "/99"), deadline=30)
     assert done.returncode == 2
-    *lines, fail, mend = done.stdout.splitlines()
+    *lines, fail, remedy = done.stdout.splitlines()
     assert all(re.fullmatch(r"ok    [a-z-]+ +\S.*", line) for line in lines), done.stdout
     assert re.fullmatch(r"FAIL  database {18}\S.*", fail)
-    assert re.fullmatch(r" {32}-> \S.*", mend)
+    assert re.fullmatch(r" {32}-> \S.*", remedy)
     assert "s3cret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -106,15 +106,15 @@ def test_a_prometheus_that_asks_for_protobuf_gets_the_buckets_where_there_is_not
 
 
 @on_redis
-@pytest.mark.parametrize(("features", "level"), [("", "warn"), ("native-histograms", "ok")])
+@pytest.mark.parametrize(("features", "level"), [("", "warning"), ("native-histograms", "ok")])
 def test_doctor_says_whether_prometheus_stores_native_histograms(watched, broker, features, level):
     _, prometheus = watched(features, "--native-histograms")
     publish_events(broker.url, *lives([0.5]))
     stored = f'{{__name__=~"{NATIVE}|{NATIVE}_count"}}'
     eventually(lambda: prometheus.query(stored), 15)
     *_, found = look(f"http://127.0.0.1:{prometheus.port}", "celery_", set(), [NATIVE])
-    assert (found.check, found.level) == ("prometheus-native", level)
-    assert level == "ok" or found.mend == "start Prometheus with --enable-feature=native-histograms"
+    assert (found.check, found.severity) == ("prometheus-native", level)
+    assert level == "ok" or found.remedy == "start Prometheus with --enable-feature=native-histograms"
 
 
 @on_redis

@@ -33,13 +33,13 @@ def test_a_database_as_the_broker(running: Callable[..., Exporter], tmp_path):
     eventually(lambda: exporter.value("celery_queue_length", queue_name="mail") == 1, 60)
     assert exporter.value("celery_queue_length", queue_name="nowhere") == 0  # nobody declared it yet
     assert exporter.value("celery_broker_up") is None  # no alarm for ever on what is known
-    assert exporter.value("celery_exporter_collector_success", collector="roster") is None
+    assert exporter.value("celery_exporter_collector_success", collector="workers") is None
     ready = exporter.get("/-/ready")
     assert (ready.status, SENTENCE in ready.text) == (503, True)
     assert exporter.get("/-/healthy").status == 200
     status = json.loads(exporter.get("/api/v1/status").text)
-    bad = [each for each in status["findings"] if each["level"] != "ok"]
-    assert [(each["check"], SENTENCE in each["found"]) for each in bad] == [("transport", True)]
+    bad = [each for each in status["findings"] if each["severity"] != "ok"]
+    assert [(each["check"], SENTENCE in each["message"]) for each in bad] == [("transport", True)]
     assert SENTENCE in exporter.get("/").text
     assert exporter.text().count(SENTENCE) == 1, "the log says it at the start, once"
     assert f"sqla+sqlite:///{path}" in exporter.get("/").text
@@ -55,8 +55,8 @@ def test_the_other_commands_on_a_database(tmp_path):
     url = f"sqla+sqlite:///{path}"
     doctor = run_cli("doctor", "--json", "--broker-url", url, deadline=60)
     found = json.loads(doctor.stdout)["findings"]
-    assert [(each["check"], each["level"]) for each in found] == [("url", "ok"), ("transport", "fail")]
-    assert (doctor.returncode, "Redis or RabbitMQ" in found[1]["mend"]) == (2, True)
+    assert [(each["check"], each["severity"]) for each in found] == [("url", "ok"), ("transport", "critical")]
+    assert (doctor.returncode, "Redis or RabbitMQ" in found[1]["remedy"]) == (2, True)
     record = run_cli("record", str(tmp_path / "tape.gz"), "--broker-url", url, deadline=60)
     assert (record.returncode, SENTENCE in record.stderr) == (1, True)
     top = run_cli("top", "--broker-url", url, deadline=60)

@@ -122,7 +122,7 @@ def sent(queue: str) -> dict:
 def problems(app) -> dict[str, str]:
     """Return what the status page finds wrong, by check."""
     findings = json.loads(app.get("/api/v1/status").text)["findings"]
-    return {each["check"]: each["found"] for each in findings if each["level"] != "ok"}
+    return {each["check"]: each["message"] for each in findings if each["severity"] != "ok"}
 
 
 def delete(broker, *queues: str) -> None:
@@ -157,7 +157,7 @@ def test_a_dead_queue_has_no_length_and_a_new_one_has(running, exporter, broker)
     publish_events(broker.url, sent("payments"))
     until_equal(lambda: lengths(app), {("payments",): 3}, 60)
     assert {name for (name,) in app.samples().by("celery_queue_consumers", "queue_name")} <= {"payments"}
-    assert app.total("celery_exporter_refused_total", kind="queue") >= 5
+    assert app.total("celery_exporter_limit_rejections_total", kind="queue") >= 5
     eventually(lambda: "queue-names" in problems(app), 60)
 
 

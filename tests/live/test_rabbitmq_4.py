@@ -27,7 +27,7 @@ from celery_exporter.doctor.ladder import to_measure
 from .test_doctor import by_check, doctor, every, rungs, settings_of
 
 #: What the doctor has people put into rabbitmq.conf.
-PERMIT = amqp.judge_transient("4.3.0", permitted=False).mend.rpartition("in rabbitmq.conf: ")[2]
+PERMIT = amqp.judge_transient("4.3.0", permitted=False).remedy.rpartition("in rabbitmq.conf: ")[2]
 #: What Celery before 5.7 does.
 SHARED = {"control_queue_exclusive": False, "event_queue_exclusive": False}
 
@@ -68,27 +68,27 @@ def test_the_doctor_says_how_to_permit_them_and_that_permits_them(strict, lenien
     url = strict.clean()
     with every(1, lambda: publish_events(url, heartbeat_of_before())):
         found = doctor(url).found
-    version = found["broker-version"].found.removeprefix("RabbitMQ ")
+    version = found["broker-version"].message.removeprefix("RabbitMQ ")
     assert tuple(map(int, version.split(".")[:2])) >= (4, 3)
     denied = found["transient-queues"]
-    assert denied.level == "warn"
-    assert denied.found.startswith(f"RabbitMQ {version} denies the transient queues")
-    assert denied.mend.endswith(f"in rabbitmq.conf: {PERMIT}")
-    assert found["workers"].found == "1 worker heard: old@box"
+    assert denied.severity == "warning"
+    assert denied.message.startswith(f"RabbitMQ {version} denies the transient queues")
+    assert denied.remedy.endswith(f"in rabbitmq.conf: {PERMIT}")
+    assert found["workers"].message == "1 worker heard: old@box"
 
     permitted = by_check(amqp.look(settings_of(lenient.clean()), None, print)[0])["transient-queues"]
-    assert permitted.level == "ok"
-    assert permitted.found.startswith(f"RabbitMQ {version} permits the transient queues")
+    assert permitted.severity == "ok"
+    assert permitted.message.startswith(f"RabbitMQ {version} permits the transient queues")
 
 
 def test_the_doctor_is_content_with_workers_that_declare_none(running, tmp_path, strict):
     url = strict.clean()
     running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
     found = doctor(url).found
-    assert (found["workers"].found, found["answers"].level) == ("1 worker heard: w@box", "ok")
+    assert (found["workers"].message, found["remote-control"].severity) == ("1 worker heard: w@box", "ok")
     denied = found["transient-queues"]
-    assert denied.level == "ok"
-    assert denied.found.endswith("; the workers heard are of 5.7 or later, and declare none")
+    assert denied.severity == "ok"
+    assert denied.message.endswith("; the workers heard are of 5.7 or later, and declare none")
 
 
 def test_a_user_who_may_not_ask_for_queue_lengths(strict):
@@ -104,21 +104,21 @@ def test_a_user_who_may_not_ask_for_queue_lengths(strict):
             return depths_on(connection).read(["jobs"], requested=["jobs"], consumed=())["jobs"]
 
     assert measured() is Absence.UNREADABLE
-    mend = to_measure(settings_of(url), "")
-    assert mend.startswith("exclusive=False ")
-    command = mend[mend.index("rabbitmqctl set_permissions") :]
+    remedy = to_measure(settings_of(url), "")
+    assert remedy.startswith("exclusive=False ")
+    command = remedy[remedy.index("rabbitmqctl set_permissions") :]
     strict.control(*shlex.split(command)[1:])
     assert measured() == Depth(0, 0)
 
 
 def test_the_doctor_can_subscribe(strict):
-    assert {finding.level for finding in rungs(strict.clean()).values()} == {"ok"}
+    assert {finding.severity for finding in rungs(strict.clean()).values()} == {"ok"}
 
 
 @pytest.mark.parametrize("reader", ["auto", "kombu"])
 def test_events_are_counted(running, tmp_path, strict, reader):
     url = strict.clean()
-    app = running(Exporter(tmp_path / "exporter", url, "--reader", reader)).connected()
+    app = running(Exporter(tmp_path / "exporter", url, "--event-consumer", reader)).connected()
     publish_events(url, *one_task(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     assert app.get("/-/ready").status == 200

@@ -47,7 +47,7 @@ but_kombu_on_redis = pytest.mark.parametrize(
 def reader(request, broker, way):
     """Return a reader of the broker, open, whose way can be cut."""
     url = broker.url.replace(str(urlsplit(broker.url).port), str(way.port))
-    made = reader_for(SettingsSource(load({"broker_url": url, "reader": request.param}, {})))
+    made = reader_for(SettingsSource(load({"broker_url": url, "event_consumer": request.param}, {})))
     fastest = {"redis": RedisReader, "rabbitmq": AmqpReader}[broker.kind]
     assert type(made) is (KombuReader if request.param == "kombu" else fastest)
     made.open()

@@ -48,7 +48,7 @@ def successes(app: Exporter, label: str = "queue_name") -> dict[str, float]:
 
 def finding(app: Exporter, check: str) -> str:
     findings = json.loads(app.get("/api/v1/status").body)["findings"]
-    return next((each["level"] for each in findings if each["check"] == check), "")
+    return next((each["severity"] for each in findings if each["check"] == check), "")
 
 
 def test_routing_by_exchange_and_key(running, exporter, broker, worker):
@@ -143,7 +143,7 @@ def test_two_workers_of_one_name(running, exporter, broker, tmp_path: Path, kind
                 client.send_task("tasks.succeed", queue=queue)
     until_equal(lambda: successes(app), {"left": 14, "right": 6}, 60)
     until_equal(lambda: app.value("celery_worker_processed_tasks_total", worker="w@box"), 20, 60)
-    eventually(lambda: finding(app, "same-names") == "fail", 60)
+    eventually(lambda: finding(app, "duplicate-node-names") == "critical", 60)
     stays(
         lambda: (
             app.value("celery_worker_processed_tasks_total", worker="w@box") == 20
@@ -153,7 +153,7 @@ def test_two_workers_of_one_name(running, exporter, broker, tmp_path: Path, kind
     )
     assert app.value("celery_exporter_events_missed_total", worker="w@box") == 0
     assert pair[0].stop() == 0
-    until_equal(lambda: finding(app, "same-names"), "ok", 60)
+    until_equal(lambda: finding(app, "duplicate-node-names"), "ok", 60)
     assert app.value("celery_worker_up", worker="w@box") == 1
 
 

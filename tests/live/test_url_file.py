@@ -36,7 +36,7 @@ def well(app: Exporter) -> bool:
     return (
         app.value("celery_broker_up") == 1
         and app.value("celery_exporter_collector_success", collector="queues") == 1
-        and app.value("celery_exporter_collector_success", collector="roster") == 1
+        and app.value("celery_exporter_collector_success", collector="workers") == 1
     )
 
 

@@ -53,7 +53,7 @@ class Reader(Protocol):
 def reader_for(source: Source) -> Reader:
     """Return the reader for the broker that the settings name; it is not open yet."""
     settings = source.current()
-    if settings.reader == "kombu":
+    if settings.event_consumer == "kombu":
         return KombuReader(source)
     if is_redis(settings):
         from celery_exporter.broker.readers.redis import RedisReader  # noqa: PLC0415  only where it is used

@@ -148,10 +148,10 @@ function fill({ table, columns }, status) {
 
 // -- all of it ------------------------------------------------------------------------------------------
 
-function finding({ level, found, mend, alert }) {
+function finding({ severity, message, remedy, alert }) {
   const runbook = alert ? [" ", make("a", { href: `runbooks#${alert.toLowerCase()}` }, alert)] : [];
-  const parts = [make("b", {}, level), ` ${found}`, ...runbook, make("br"), make("code", {}, mend)];
-  return make("li", { class: level }, ...parts);
+  const parts = [make("b", {}, severity), ` ${message}`, ...runbook, make("br"), make("code", {}, remedy)];
+  return make("li", { class: severity }, ...parts);
 }
 
 function show(status) {
@@ -161,7 +161,7 @@ function show(status) {
   byId("exporter").textContent = status.exporter_version;
   byId("broker").className = status.broker.up ? "good" : "bad";
   for (const entry of byId("broker").querySelectorAll("dd")) entry.textContent = said(entry.dataset, status, status.at);
-  const wrong = status.findings.filter(({ level }) => level !== "ok").map(finding);
+  const wrong = status.findings.filter(({ severity }) => severity !== "ok").map(finding);
   const well = make("li", { class: "ok" }, "Nothing: what can be seen from here is well.");
   byId("findings").replaceChildren(...(wrong.length ? wrong : [well]));
   tables.forEach((table) => fill(table, status));
