@@ -18,7 +18,7 @@ from celery_exporter.findings import Finding, Severity, count, lasting, names, s
 from celery_exporter.limits import exceeded
 from celery_exporter.quoting import printable, shell_word
 from celery_exporter.recent import Growth
-from celery_exporter.thresholds import BY_CHECK
+from celery_exporter.thresholds import BY_CHECK, WINDOW
 
 #: Seconds of listening after which a worker that lives was heard: three heartbeats.
 PATIENCE = 6.0
@@ -28,6 +28,8 @@ LONGEST_INTERVAL = 60
 MOST_SKEW = 5.0
 #: Seconds after which an event that was refused is history. Heartbeats come every 2 s.
 RECENT = 60.0
+#: Seconds in which a queue has to grow for its alert, as the rule has it.
+GROWING_SECONDS = 600.0
 #: Queues in one command.
 MOST_IN_COMMAND = 20
 #: Workers of one name that went down, so that restarts seem to make new names.
@@ -68,20 +70,32 @@ def advise(snapshot: Snapshot, growth: Growth) -> list[Finding]:
     """
     checks = _applicable(snapshot)
     found = [finding for check in checks if (finding := check(snapshot))]
-    if checks is CHECKS:
-        found += exceeded(snapshot, growth)
-    return [_with_alert(finding) for finding in found]
+    found += exceeded(snapshot, growth, events=checks is CHECKS)
+    return [_without_alert(finding, snapshot, growth) for finding in found]
 
 
-def _with_alert(finding: Finding) -> Finding:
-    if finding.severity == "ok" or finding.alert or finding.check not in BY_CHECK:
-        return finding
-    return replace(finding, alert=BY_CHECK[finding.check].alert)
+def _without_alert(finding: Finding, snapshot: Snapshot, growth: Growth) -> Finding:
+    """Take the alert off a finding about queues that do not grow: some are kept full on purpose."""
+    if finding.check == "unconsumed-messages" and finding.alert and not _grew(snapshot, growth):
+        return replace(finding, alert="")
+    return finding
+
+
+def _grew(snapshot: Snapshot, growth: Growth) -> bool:
+    """Tell whether a queue without consumers is longer than it was ten minutes ago, as far as is known."""
+    since = snapshot.around.at - GROWING_SECONDS
+    moments = [lengths for at, lengths in growth.lengths if at >= since]
+    for queue in snapshot.queues:
+        if queue.consumers == 0 and queue.length:
+            before = next((it[queue.name] for it in moments if it.get(queue.name) is not None), None)
+            if before is not None and queue.length > before:
+                return True
+    return False
 
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Tell whether each check that applies has found something by now, so that more time brings no more."""
-    optional = {_state} | ({_blocked} if snapshot.around.blocked is None else set())
+    optional = {_state, _events} | ({_blocked} if snapshot.around.blocked is None else set())
     decided = {check for check in _applicable(snapshot) if check(snapshot) is not None}
     return decided >= set(_applicable(snapshot)) - optional
 
@@ -98,17 +112,21 @@ class Watch:
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
         self._told: dict[str, Severity] = {}
+        self._seen: dict[str, float] = {}  # when each check found something last
 
     def news(self, findings: Iterable[Finding], now: float) -> list[Finding]:
         """Return what is to be said; `now` in seconds of any clock that does not jump.
 
         A finding is said once, when it has stood for as long as its alert is pending, or for `HOLD` seconds,
-        and so is its end. A check that is silent has not come to its end.
+        and so is its end. A check that is silent has not come to its end; after a window it begins anew.
         """
         since, new = self._since, []
         self._since = {}
         for finding in findings:
             check, severity = finding.check, finding.severity
+            if now - self._seen.get(check, now) > WINDOW:
+                self._told.pop(check, None)
+            self._seen[check] = now
             if severity == "ok":
                 if self._told.pop(check, None):
                     new.append(finding)
@@ -158,6 +176,7 @@ def _blocked(snapshot: Snapshot) -> Finding | None:
         f"RabbitMQ blocks all publishers ({_short(reason)}): no task, event or heartbeat can be sent, and no "
         "worker is taken to be down meanwhile",
         blocked_remedy(reason),
+        "CeleryBrokerBlocked",
     )
 
 
@@ -170,10 +189,6 @@ def blocked_remedy(reason: str) -> str:
 def _subscription(snapshot: Snapshot) -> Finding | None:
     around = snapshot.around
     if around.broker_up:
-        silent = around.at - max(around.last_event or 0.0, around.at - around.listened)
-        if _up(snapshot) and silent > BY_CHECK["subscription"].limit:
-            found = f"no event has come for {lasting(silent)}, though workers are up"
-            return Finding("subscription", "critical", found, ASK_DOCTOR)
         return Finding("subscription", "ok", "the event subscription is open")
     if around.at - around.started < PATIENCE:
         return None
@@ -182,7 +197,20 @@ def _subscription(snapshot: Snapshot) -> Finding | None:
         "critical",
         "the event subscription on the broker is not open",
         ASK_DOCTOR,
+        "CeleryExporterBlind",
     )
+
+
+def _events(snapshot: Snapshot) -> Finding | None:
+    """Report that nothing comes, not even heartbeats, though workers are up."""
+    around, limit = snapshot.around, BY_CHECK["event-stream"].limit
+    if not _up(snapshot) or around.listened < limit or around.last_event is None:
+        return None
+    silent = around.at - around.last_event
+    if silent < limit:
+        return Finding("event-stream", "ok", "events come")
+    message = f"no event has come for {lasting(silent)}, though workers are up"
+    return Finding("event-stream", "critical", message, ASK_DOCTOR, "CeleryExporterBlind")
 
 
 def _workers(snapshot: Snapshot) -> Finding | None:
@@ -191,18 +219,24 @@ def _workers(snapshot: Snapshot) -> Finding | None:
         also = f", {len(down)} went down" if down else ""
         return Finding("workers", "ok", f"{count(len(up), 'worker')} heard: {names(up)}{also}")
     if down:
-        found = f"all workers are down: {names(down)}"
+        message, remedy = f"all workers are down: {names(down)}", "start them: celery -A yourapp worker -E"
         severity: Severity = "critical" if _may_work_wait(snapshot) else "warning"
-        return Finding("workers", severity, found, "start them: celery -A yourapp worker -E")
+        return Finding("workers", severity, message, remedy, _no_worker(snapshot))
     if not _listened(snapshot):
         return None
     return Finding(
         "workers",
-        "critical",
+        "critical" if _may_work_wait(snapshot) else "warning",
         f"no worker was heard in {snapshot.around.listened:.0f} s",
         "start one: celery -A yourapp worker -E; if some run, give this the broker_url (host, virtual host "
         "or database), broker_transport_options and event_exchange that they have",
+        _no_worker(snapshot),
     )
+
+
+def _no_worker(snapshot: Snapshot) -> str:
+    """Return the alert, which does not fire while nothing waits for a worker."""
+    return "CeleryNoWorkersOnline" if _may_work_wait(snapshot) else ""
 
 
 def _may_work_wait(snapshot: Snapshot) -> bool:
@@ -265,9 +299,10 @@ def _task_events(snapshot: Snapshot) -> Finding | None:
     if silent:
         return Finding(
             "task-events",
-            "critical",
+            "warning" if sending else "critical",
             f"no task events from {_workers_named(silent)}",
             f"start workers with -E, or now: {ENABLE_EVENTS}",
+            "CeleryTaskEventsDisabled",
         )
     if sending:
         return Finding("task-events", "ok", f"task events come from {names(sending)}")
@@ -377,6 +412,7 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
         "messages wait in queues that nobody consumes: "
         + some([f"{printable(name)} ({waiting[name]:,})" for name in longest]),
         _consume(longest),
+        "CeleryQueueWithoutConsumers",
     )
 
 
@@ -461,6 +497,7 @@ def _state(snapshot: Snapshot) -> Finding | None:
 #: In this order they are shown.
 CHECKS: Sequence[Callable[[Snapshot], Finding | None]] = (
     _subscription,
+    _events,
     _blocked,
     _workers,
     _heartbeats,

@@ -98,8 +98,9 @@ Looked at, in this order:
                  database or virtual-host, subscription, publishers
   the broker     broker-version, eviction, output-buffer, transient-queues,
                  orphaned-queues
-  events         listening, first-event, serializer, heartbeats, task-events,
-                 missed-events, task-sent-events, series
+  events         listening, event-stream, first-event, serializer,
+                 heartbeats, task-events, missed-events, task-sent-events,
+                 series
   workers        workers, worker-versions, worker-names,
                  duplicate-node-names, remote-control, clock-skew,
                  silent-workers

@@ -138,14 +138,13 @@ class _Family:
     def metrics(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[bytes]:
         """Yield the family's metrics in protobuf, to a visitor with the time at which they were at 0."""
         row, known = self.row, self._labels
-        if visit is None or row.type == "gauge" or row.began_before:
-            created = None
-        else:
-            created = snapshot.around.started if row.not_saved else visit.created
+        created = None if visit is None or row.type == "gauge" or row.began_before else visit.created
+        any_inherits = any(cell.inherited for cell in snapshot.cells.values())
         count = 0
         for count, (series, value) in enumerate(self._shown(snapshot, visit), 1):  # noqa: B007
             labelled = known.get(series.values) or self._learn_labels(series.values)
-            at = None if created is None or _inherits(row, series.values, snapshot) else created
+            may_inherit = any_inherits or OTHER in series.values
+            at = None if may_inherit and _inherits(row, series.values, snapshot) else created
             if row.bounds is None:
                 yield protobuf.metric(row.type, labelled, value, at)
             else:

@@ -15,20 +15,27 @@ from celery_exporter.quoting import printable
 from celery_exporter.recent import Growth, TaskGrowth
 from celery_exporter.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
 
+#: Tasks of which a share is a sample; after so many seconds fewer are.
+SAMPLE, SAMPLE_SECONDS = 30, 60.0
+
 Check = Callable[[Snapshot, Growth], Finding | None]
 
 
-def exceeded(snapshot: Snapshot, growth: Growth) -> list[Finding]:
-    """Return what each check found that can be decided by now, in the order of the table."""
-    return [finding for check in LIMITS if (finding := check(snapshot, growth))]
+def exceeded(snapshot: Snapshot, growth: Growth, *, events: bool) -> list[Finding]:
+    """Return what each check found that can be decided by now, in the order of the table.
+
+    Where no `events` can come, those of queues, which the broker tells of.
+    """
+    checks = LIMITS if events else OF_QUEUES
+    return [finding for check in checks if (finding := check(snapshot, growth))]
 
 
 def _judged(check: str, found: str, remedy: str, *, is_over: bool) -> Finding:
-    """Return the finding of a check with a row in the table; where all is well nothing is to be done."""
+    """Return the finding of a check with a row in the table; a warning, for it may not last."""
     if not is_over:
         return Finding(check, "ok", found)
     row = BY_CHECK[check]
-    return Finding(check, "critical" if row.severity == "critical" else "warning", found, remedy, row.alert)
+    return Finding(check, "warning", found, remedy, row.alert)
 
 
 def _limit(check: str) -> float:
@@ -48,9 +55,9 @@ def _failures(_: Snapshot, growth: Growth) -> Finding | None:
     return _judged(
         "failures",
         f"{sum(failed.values()):,} of {of_all} failed ({share:.1%}){_whose(failed)}",
-        "celery_task_failures_total and the status page have the exceptions: look for a release, an API or a "
-        "database that the tasks need, a time limit, a worker that ran out of memory",
-        is_over=share > _limit("failures"),
+        "celery_task_failures_total and the status page have the exceptions; usual causes: a release, an API "
+        "or a database that the tasks need, a time limit, a worker that ran out of memory",
+        is_over=share > _limit("failures") and _is_enough(ended, growth),
     )
 
 
@@ -67,7 +74,7 @@ def _retries(_: Snapshot, growth: Growth) -> Finding | None:
         f"{sum(retried.values()):,} of {of_all} ended in a retry ({share:.1%}){_whose(retried)}",
         "look for what autoretry_for of these tasks waits for (an API, a lock, a mail server), and for a "
         "retry_backoff that is too short for it",
-        is_over=share > _limit("retries"),
+        is_over=share > _limit("retries") and _is_enough(begun, growth),
     )
 
 
@@ -89,6 +96,11 @@ def _redeliveries(_: Snapshot, growth: Growth) -> Finding | None:
         "workers that are killed in the middle of a task, more memory, and more time to stop",
         is_over=True,
     )
+
+
+def _is_enough(tasks: int, growth: Growth) -> bool:
+    """Tell whether a share says something: right after a start a few tasks are no sample."""
+    return tasks >= SAMPLE or growth.seconds >= SAMPLE_SECONDS
 
 
 def _sum(tasks: Iterable[TaskGrowth], state: State) -> int:
@@ -129,6 +141,8 @@ def _stuck(snapshot: Snapshot, _: Growth) -> Finding | None:
         name, age = group.key.task_name, now - (group.since or now)
         ages[name] = max(age, ages.get(name, age))
     over = _above(ages, _limit("stuck-tasks"))
+    if not over and snapshot.around.listened < _limit("stuck-tasks"):
+        return None
     found = f"no task has run for longer than {lasting(_limit('stuck-tasks'))}"
     if over:
         found = f"started, and not ended since: {_listed(over, lasting)}"
@@ -177,15 +191,18 @@ def _waits(_: Snapshot, growth: Growth) -> Finding | None:
     if not growth.waits:
         return None
     over = _above(growth.waits, _limit("queue-waits"))
-    found = f"of 20 tasks 19 wait no longer than {lasting(_limit('queue-waits'))}"
+    found = f"95 % of the tasks wait no longer than {lasting(_limit('queue-waits'))}"
     if over:
-        found = f"one of 20 tasks started in {lasting(growth.seconds)} had waited: {_listed(over, lasting)}"
+        of_tasks = f"5 % of the tasks started in {lasting(growth.seconds)}"
+        found = f"{of_tasks} had waited longer than: {_listed(over, lasting)}"
     return _judged("queue-waits", found, _MORE_WORKERS, is_over=bool(over))
 
 
 def _oldest(snapshot: Snapshot, _: Growth) -> Finding | None:
     now = snapshot.around.at
     ages = {queue.name: now - queue.oldest for queue in snapshot.queues if queue.oldest is not None}
+    if not ages:
+        return None
     over = _above(ages, _limit("oldest-messages"))
     found = f"no message waits for longer than {lasting(_limit('oldest-messages'))}"
     if over:
@@ -206,12 +223,13 @@ def _silent(snapshot: Snapshot, _: Growth) -> Finding | None:
     """Look for workers that went down without a goodbye, as the alert in the window in which they did."""
     if not snapshot.workers:
         return None
-    since = snapshot.around.at - LONG_WINDOW
     silent = [
         worker
         for worker in snapshot.workers
-        if not worker.up and not worker.left and (worker.heartbeat is None or worker.heartbeat > since)
+        if not worker.up and not worker.left and (worker.down_for or 0.0) < LONG_WINDOW
     ]
+    if not silent and snapshot.around.listened < LONG_WINDOW:
+        return None
     found = "no worker has fallen silent"
     if silent:
         found = f"fell silent without a goodbye: {names(silent)}"
@@ -257,6 +275,8 @@ def _series(_: Snapshot, growth: Growth) -> Finding | None:
     )
 
 
+#: Those for which no event has to come.
+OF_QUEUES: Sequence[Check] = (_depths, _oldest)
 #: In this order they are shown.
 LIMITS: Sequence[Check] = (
     _failures,

@@ -160,8 +160,8 @@ OPTIONS = (
     Option(
         name="retry-interval",
         group="Broker",
-        help="The longest wait between two attempts to reach the broker; there is no last attempt.",
-        takes="seconds, 0 (the default) to 86400",
+        help="The longest wait between two attempts to reach the broker; it retries indefinitely.",
+        takes="seconds up to 86400; 0 means the default",
         metavar="SECONDS",
         parse=_retry_interval,
         default=RETRY_INTERVAL,
@@ -386,7 +386,7 @@ OPTIONS = (
     Option(
         name="no-status-page",
         group="HTTP",
-        help="Serve no status page at / and no /api/v1/status.",
+        help="Serve a short page at / instead of the status page, and no /api/v1/status.",
         takes="true or false",
         parse=parsing.switch,
         default=False,
@@ -496,7 +496,7 @@ OPTIONS = (
     Option(
         name="no-classic-histograms",
         group="Histograms",
-        help="Leave the buckets of histograms out; a native one is one series then, instead of fifteen.",
+        help="Leave the buckets of histograms out; a native one is one series then, instead of 17.",
         takes="true or false",
         parse=parsing.switch,
         default=False,

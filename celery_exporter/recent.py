@@ -41,6 +41,7 @@ class TaskGrowth(Struct, frozen=True):
     waits: Sequence[float | None]
     mean_runtime: float | None
     redelivered: int
+    lost: _Sums | None  # what is added up under another name now
 
 
 class WorkerGrowth(Struct, frozen=True):
@@ -103,7 +104,7 @@ class _Window(Generic[T]):
         moments = self.moments
         if not moments or now - moments[-1][0] >= self._step:
             moments = (*moments, (now, value()))
-        while len(moments) > 1 and now - moments[1][0] >= self._seconds:
+        while len(moments) > 1 and now - moments[0][0] > self._seconds:
             moments = moments[1:]
         self.moments = moments
 
@@ -130,14 +131,14 @@ class Recent:
         """Return what was counted up to a snapshot that was taken now; nothing if none was remembered."""
         since, first = (self._points.moments or ((now, _point(snapshot)),))[0]
         long_since, long_first = (self._long_points.moments or ((now, _long_point(snapshot)),))[0]
-        self._known = _tasks(snapshot, first, self._known)
+        tasks = self._known = _tasks(snapshot, first, self._known)
         return Growth(
             seconds=now - since,
-            events=sum(snapshot.events.values()) - first.events,
-            tasks=self._known,
+            events=max(0, sum(snapshot.events.values()) - first.events),
+            tasks=tasks,
             waits=dict(_waits(snapshot, first)),
             long_seconds=now - long_since,
-            workers=_workers(snapshot, long_first),
+            workers=_workers(snapshot, [point for _, point in self._long_points.moments]),
             folded=max(0, snapshot.series_folded - long_first.folded),
             orphans=_mean(self._orphans.moments, now),
             lengths=[lengths for at, lengths in self._lengths.moments if now - at < LONG_WINDOW],
@@ -194,11 +195,15 @@ def _mean(moments: Sequence[tuple[float, int | None]], now: float) -> float | No
     return sum(known) / len(known) if known and now - moments[0][0] >= ENOUGH else None
 
 
-def _workers(snapshot: Snapshot, first: _LongPoint) -> dict[str, WorkerGrowth]:
-    """Return it by worker. One that was forgotten meanwhile, and came back, counts from 0 again."""
+def _workers(snapshot: Snapshot, points: Sequence[_LongPoint]) -> dict[str, WorkerGrowth]:
+    """Return it by worker, from when it was seen first: what it had processed before is of no window.
+
+    One that was forgotten meanwhile, and came back, counts from 0 again.
+    """
     found = {}
     for each in snapshot.workers:
-        processed, missed = first.workers.get(each.name, (0, 0))
+        now = each.processed_total, each.missed
+        processed, missed = next((it.workers[each.name] for it in points if each.name in it.workers), now)
         if each.processed_total < processed or each.missed < missed:
             processed = missed = 0
         found[each.name] = WorkerGrowth(each.processed_total - processed, each.missed - missed)
@@ -206,8 +211,11 @@ def _workers(snapshot: Snapshot, first: _LongPoint) -> dict[str, WorkerGrowth]:
 
 
 def _waits(snapshot: Snapshot, first: _Point) -> Iterable[tuple[str, float]]:
-    for queue, counts in _waits_by_queue(snapshot).items():
-        p95 = quantile(_SHARES[1], snapshot.wait_bounds, _minus(counts, first.waits.get(queue, ())))
+    now, before = _waits_by_queue(snapshot), dict(first.waits)
+    lost = [_minus(counts, now.get(queue, ())) for queue, counts in before.items() if counts]
+    before[OTHER] = _columns(counts for counts in (before.get(OTHER, ()), *lost) if any(counts))
+    for queue, counts in now.items():
+        p95 = quantile(_SHARES[1], snapshot.wait_bounds, _minus(counts, before.get(queue, ())))
         if p95 is not None:
             yield queue, p95
 
@@ -219,19 +227,24 @@ def _waits_by_queue(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
 def _tasks(snapshot: Snapshot, first: _Point, known: Mapping[str, TaskGrowth]) -> dict[str, TaskGrowth]:
     """Return it by name; `known` is what was returned the last time, for most names do not move."""
     cells, before = _by(snapshot, lambda key: key.task_name), dict(first.tasks)
-    # What was counted of names that are gone is in that of the others now, and is no news there.
-    gone = [before.pop(name) for name in before.keys() - cells.keys()]
-    before[OTHER] = _plus(before.get(OTHER, _NOTHING), *gone)
-    found = {}
-    for name, some in cells.items():
+    found: dict[str, TaskGrowth] = {}
+    # What was counted under labels that were given up is under `other` now, and is no news there.
+    lost = [before.pop(name) for name in before.keys() - cells.keys()]
+    for name in sorted(cells, key=OTHER.__eq__):  # that one last
+        if name == OTHER:
+            before[OTHER] = _plus(before.get(OTHER, _NOTHING), *lost)
         old, since = known.get(name), before.get(name)
-        same = old is not None and old.since == since and old.cells == some
-        found[name] = old if old is not None and same else _task(some, since, snapshot)
+        is_same = old is not None and old.since == since and old.cells == cells[name]
+        task = old if old is not None and is_same else _task(cells[name], since, snapshot)
+        found[name] = task
+        if task.lost is not None:
+            lost.append(task.lost)
     return found
 
 
 def _task(cells: Sequence[Cell], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
-    grown = _grown(_added(cells), since)
+    added = _added(cells)
+    grown, lost = _grown(added, since), _grown(since or _NOTHING, added)
     ended, ran = sum(grown.moved[state] for state in _ENDED), sum(grown.ran)
     return TaskGrowth(
         cells,
@@ -242,6 +255,7 @@ def _task(cells: Sequence[Cell], since: _Sums | None, snapshot: Snapshot) -> Tas
         waits=[quantile(share, snapshot.wait_bounds, grown.queued) for share in _SHARES],
         mean_runtime=grown.runtime / ran if ran else None,
         redelivered=grown.redelivered,
+        lost=lost if any(lost.moved) else None,
     )
 
 

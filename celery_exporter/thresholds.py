@@ -44,7 +44,7 @@ TABLE = (
     Threshold("CeleryWorkerPoolFull", "info", 900),
     Threshold("CeleryTaskEventsDisabled", "warning", 600, "task-events"),
     Threshold("CeleryExporterDown", "critical", 120),
-    Threshold("CeleryExporterBlind", "critical", 120, "subscription", "silenceSeconds", 120),
+    Threshold("CeleryExporterBlind", "critical", 120, "event-stream", "silenceSeconds", 120),
     Threshold("CeleryBrokerBlocked", "critical", 120, "publishers"),
     Threshold("CeleryEventsMissed", "warning", 300, "missed-events", "missedRatio", 0.01),
     Threshold("CelerySeriesOverflow", "warning", 300, "series"),

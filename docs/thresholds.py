@@ -9,7 +9,7 @@ from celery_exporter.thresholds import LONG_WINDOW, POLLING_TASKS, TABLE, WINDOW
 from docs.house import PACKAGE
 
 PATH = Path(__file__).resolve().parents[1] / "alerts" / "thresholds.libsonnet"
-_HEAD = f"// Made from {PACKAGE.name}/thresholds.py by make alerts: the exporter's own checks have the same."
+_HEAD = f"// Made from {PACKAGE.name}/thresholds.py by make alerts: set _config of the mixin instead."
 
 
 def libsonnet() -> str:

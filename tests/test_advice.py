@@ -73,10 +73,7 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
         "queue-names",
         "queues-without-consumers",
         "unconsumed-messages",
-        "stuck-tasks",
         "queue-depth",
-        "oldest-messages",
-        "silent-workers",
         "series",
     ]
 
@@ -106,6 +103,7 @@ def test_while_publishers_are_blocked_nobody_is_judged():
         "subscription": "ok",
         "publishers": "critical",
         "queue-lengths": "ok",
+        "queue-depth": "ok",
     }
     for word in ("rabbitmq-diagnostics alarms", "vm_memory_high_watermark", "disk_free_limit"):
         assert word in found["publishers"].remedy
@@ -119,6 +117,7 @@ def test_where_no_event_can_arrive_nothing_else_is_wrong():
     assert [(check, each.severity) for check, each in found.items()] == [
         ("transport", "critical"),
         ("queue-lengths", "ok"),
+        ("queue-depth", "ok"),
     ]
 
 
@@ -195,7 +194,7 @@ def test_workers_that_run_tasks_without_a_word():
     found = findings(*beats("a@h", (0, 5, 9, 12)), *beats("b@h", (0, 5, 9, 12)), *beats("c@h"), *TASK)
     assert found["task-events"] == Finding(
         "task-events",
-        "critical",
+        "warning",  # of another one they come
         "no task events from workers a@h, b@h",
         "start workers with -E, or now: celery -A yourapp control enable_events",
         "CeleryTaskEventsDisabled",
@@ -253,7 +252,6 @@ def test_queues_that_nobody_consumes():
         "warning",  # a worker that is busy in the solo pool may not have answered
         "messages wait in queues that nobody consumes: most; ls (1,200), some (7)",
         "celery -A yourapp worker -E -Q 'most; ls,some'",
-        "CeleryQueueWithoutConsumers",
     )
 
 

@@ -40,6 +40,7 @@ class WorkerView(Struct, frozen=True):
     pool_max: int | None = None
     shared: bool = False  # several processes use this name
     left: bool = False  # it said goodbye
+    down_for: float | None = None  # seconds of listening
 
 
 class QueueView(Struct, frozen=True):
@@ -144,7 +145,7 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
         tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(ledger.failures)),
-        workers=[_worker_view(worker) for worker in cluster.workers.values()],
+        workers=[_worker_view(worker, around.listened) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, around, serving),
         unconsumed=_unconsumed(cluster, around, serving),
         requested=cluster.queues.requested,
@@ -259,7 +260,7 @@ def _sum_of_known(values: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def _worker_view(worker: Worker) -> WorkerView:
+def _worker_view(worker: Worker, listened: float) -> WorkerView:
     profile = worker.profile
     return WorkerView(
         name=worker.name,
@@ -282,4 +283,5 @@ def _worker_view(worker: Worker) -> WorkerView:
         max_resident_bytes=profile.max_resident_bytes,
         shared=worker.is_shared,
         left=worker.left,
+        down_for=None if worker.down_since is None else listened - worker.down_since,
     )

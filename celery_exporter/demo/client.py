@@ -50,12 +50,12 @@ MENU: dict[Callable[[], object], tuple[int, int]] = {
         44,
         35,
     ),
-    lambda: send("emails", "mail.send", 0.01, dice.choice(list(FAILURES))): (2, 7),
+    lambda: send("emails", "mail.send", 0.01, dice.choice(list(FAILURES))): (2, 16),
     lambda: send("emails", "mail.send", 0.02, countdown=dice.uniform(0.5, 2)): (4, 4),
     lambda: synced(0, 0, 1, 2): (4, 0),
-    lambda: synced(0, 1, 2): (0, 8),
+    lambda: synced(0, 1, 2): (0, 12),
     lambda: send("reports", "report.build", dice.randint(1, 12)): (22, 20),
-    lambda: send("reports", "report.build", dice.randint(14, 20)): (1, 3),  # fails
+    lambda: send("reports", "report.build", dice.randint(14, 20)): (1, 8),  # fails
     lambda: send("reports", "report.build", 3, eta=soon()): (4, 4),
     lambda: send(dice.choice(("emails", "reports")), "audit.log"): (12, 12),
     lambda: app.control.revoke(send("emails", "mail.send", 0.02, countdown=1.5)): (3, 3),

@@ -31,6 +31,7 @@ from celery_exporter.settings import Settings
 _ORDER = (
     "listening",
     "subscription",
+    "event-stream",
     "publishers",
     "first-event",
     "serializer",
@@ -74,7 +75,7 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
         heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=settings.queues)
     )
     found = {finding.check: finding for finding in advise(heard.snapshot, heard.growth)}
-    if "subscription" in found and found["subscription"].severity == "critical":
+    if not heard.snapshot.around.broker_up and "subscription" in found:
         remedy = to_ask(place_of(settings))
         return [msgspec.structs.replace(finding, remedy=remedy) for finding in found.values()]
     if not can_hear(heard.snapshot):  # what did not come is not known to be missing

@@ -39,8 +39,7 @@ class Row(Struct, frozen=True):
     `bounds` tells the upper bucket bounds that a histogram was counted with, without +Inf; `thin` are those
     of them that are shown, None for all; `decimal` ones are written as Python does, le="1.0", where ours are
     short, le="1". A counter that somebody else counts `began_before` we heard of it: a 0 before its first
-    value would make all of that an increase. What is `not_saved` is counted from the exporter's start on,
-    whatever a state file has. `remark` says where a value differs on purpose from that of the
+    value would make all of that an increase. `remark` says where a value differs on purpose from that of the
     exporter which the name is from; `query` makes it out of native metrics, in PromQL, of a histogram its
     buckets (its sum and count are made likewise). `absent` says when there is no sample, where that can be,
     and `example` is a question that it answers, in PromQL.
@@ -56,7 +55,6 @@ class Row(Struct, frozen=True):
     thin: tuple[float, ...] | None = None
     decimal: bool = False
     began_before: bool = False
-    not_saved: bool = False
     remark: str = ""
     query: str = ""
     absent: str = ""

@@ -479,7 +479,6 @@ def _counts(  # noqa: PLR0913  a row has so many cells
     label: str,
     field: Callable[[Snapshot], dict[str, int]],
     *,
-    not_saved: bool = False,
     absent: str = "",
     example: str = "",
 ) -> Row:
@@ -490,7 +489,6 @@ def _counts(  # noqa: PLR0913  a row has so many cells
         help_,
         (label,),
         lambda snapshot: (((value,), count) for value, count in field(snapshot).items()),
-        not_saved=not_saved,
         absent=absent,
         example=example,
     )
@@ -502,7 +500,6 @@ def _self(  # noqa: PLR0913  a row has so many cells
     help_: str,
     field: Callable[[Snapshot], float | None],
     *,
-    not_saved: bool = False,
     absent: str = "",
     example: str = "",
 ) -> Row:
@@ -513,7 +510,6 @@ def _self(  # noqa: PLR0913  a row has so many cells
         help_,
         (),
         lambda snapshot: [] if (value := field(snapshot)) is None else [((), value)],
-        not_saved=not_saved,
         absent=absent,
         example=example,
     )
@@ -561,7 +557,6 @@ EXPORTER_ROWS = [
         "Events that could not be used, by reason.",
         "reason",
         attrgetter("around.malformed"),
-        not_saved=True,
         example="sum by (reason) (increase(celery_exporter_events_malformed_total[1h])) > 0",
     ),
     _counts(
@@ -602,7 +597,6 @@ EXPORTER_ROWS = [
         "counter",
         "Times the event subscription was opened again.",
         attrgetter("around.reconnects"),
-        not_saved=True,
         example="increase(celery_exporter_reconnects_total[1h]) > 3",
     ),
     _self(
@@ -647,7 +641,6 @@ EXPORTER_ROWS = [
         "Times --state-file could not be read or written.",
         "operation",
         attrgetter("around.state_errors"),
-        not_saved=True,
         absent="There is no --state-file.",
         example="increase(celery_exporter_state_file_errors_total[1h]) > 0",
     ),

@@ -21,6 +21,7 @@ from celery_exporter.thresholds import TABLE
 from . import rulebook
 from .rulebook import ALERTS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS
 
+KUBERNETES = ROOT / "deploy" / "kubernetes" / "prometheusrule.yaml"
 CONTRACT = {
     alert["name"]: alert
     for entry in yaml.safe_load((TESTS / "contracts" / "queries.yaml").read_text())
@@ -374,13 +375,15 @@ def test_the_links_are_set_without_jsonnet(tmp_path):
     """By the commands of the runbooks, on a copy of the rules."""
     commands = [line for line in RUNBOOKS.read_text().splitlines() if line.startswith("$ sed -i ")]
     assert len(commands) == 2
-    copy = tmp_path / "alerts" / RULES.name
-    copy.parent.mkdir()
-    copy.write_text(RULES.read_text())
+    copies = [tmp_path / path.relative_to(ROOT) for path in (RULES, KUBERNETES)]
+    for path in copies:
+        path.parent.mkdir(parents=True)
+        path.write_text((ROOT / path.relative_to(tmp_path)).read_text())
     for command in commands:
         subprocess.run(shlex.split(command.removeprefix("$ ")), cwd=tmp_path, check=True)
-    assert "localhost" not in copy.read_text()
-    notes = yaml.safe_load(copy.read_text())["groups"][0]["rules"]
+    copy, kubernetes = (path.read_text() for path in copies)
+    assert "localhost" not in copy + kubernetes
+    notes = yaml.safe_load(copy)["groups"][0]["rules"]
     urls = [rule["annotations"]["dashboard_url"] for rule in notes if "alert" in rule]
     assert {url.partition("/d/")[0] for url in urls} == {"https://grafana.example.com"}
 
@@ -428,6 +431,9 @@ def test_the_runbooks_speak_of_metrics_options_alerts_and_settings_that_exist():
     ours = {f"--{option.name}" for option in OPTIONS}
     theirs = {
         "--app",
+        "--broker",
+        "--scan",
+        "--pattern",
         "--destination",
         "--since",
         "--previous",

@@ -36,7 +36,11 @@ FINDINGS = (
     Finding("subscription", "ok", "the event subscription is open"),
     Finding("clock-skew", "warning", "clocks differ: <b>w@h</b> by +9 s", "timedatectl set-ntp true"),
     Finding(
-        "unconsumed-messages", "critical", "messages wait: x (3)", "celery -A yourapp worker -E -Q 'x & y'"
+        "unconsumed-messages",
+        "critical",
+        "messages wait: x (3)",
+        "celery -A yourapp worker -E -Q 'x & y'",
+        "CeleryQueueWithoutConsumers",
     ),
 )
 #: Where texts change their unit or their length, halves, and numbers that are no halves in binary.

@@ -7,6 +7,7 @@ import subprocess
 from contextlib import ExitStack
 
 import pytest
+from alerts.rulebook import ALERTS
 from harness.exporter import OPENMETRICS, SCRAPER, Exporter
 from harness.processes import need
 from harness.servers import RedisServer
@@ -15,7 +16,7 @@ from harness.workers import Worker
 from harness.workers import client as make_client
 
 PASSWORD = "p@ss/w0rd:secret"
-PAGES = ("/metrics", "/-/healthy", "/healthcheck", "/-/ready", "/health", "/")
+PAGES = ("/metrics", "/-/healthy", "/healthcheck", "/-/ready", "/health", "/runbooks", "/")
 TEXT = "text/plain"
 
 # Section 6 of DESIGN.md; families that only RabbitMQ or other circumstances bring are left out.
@@ -36,6 +37,18 @@ celery_exporter_series_overflow_total celery_exporter_collector_success
 celery_exporter_collector_duration_seconds celery_exporter_collector_last_success_timestamp_seconds
 process_cpu_seconds_total process_resident_memory_bytes process_start_time_seconds
 """.split()  # noqa: SIM905 - a list literal would take a screen
+
+
+def test_the_runbooks_are_where_the_links_of_alerts_lead(app):
+    """By default, to an exporter on this machine; the page needs nothing from elsewhere."""
+    page = app.get("/runbooks")
+    text = page.body.decode()
+    ids = set(re.findall(r'<h3 id="([^"]+)"', text))
+    for name, alert in ALERTS.items():
+        path, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert (path, anchor in ids) == ("http://localhost:9808/runbooks", True), name
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', text)
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_rows_appear_by_themselves_and_numbers_change(cluster, visit):
     cluster.client.send_task("tasks.succeed", queue="second")
     until_equal(lambda: page.row("workers", "two@test").get("Processed"), "1", 20)
     eventually(lambda: page.row("tasks", "tasks.succeed").get("Succeeded", "") > "0.00", 20)
-    page.page.locator("#findings li.warn", has_text="messages wait in queues").wait_for()
+    page.page.locator("#findings li.warning", has_text="messages wait in queues").wait_for()
     assert page.page.evaluate("window.kept") == "not loaded anew"
 
 
@@ -410,7 +410,8 @@ def test_the_api_says_what_the_documented_answer_has(cluster):
 
 def test_it_can_be_switched_off(tmp_path, running):
     exporter = running(Exporter(tmp_path, nobody(), "--no-status-page"))
-    assert exporter.get(API).status == exporter.get("/static/status.js").status == 404
+    assert exporter.get(API).status == 404
+    assert exporter.get("/runbooks").status == exporter.get("/static/status.css").status == 200
     landing = exporter.get("/")
     assert (landing.status, "<table" in landing.text, "/metrics" in landing.text) == (200, False, True)
     assert landing.headers["content-security-policy"].startswith("default-src 'none';")
