@@ -432,8 +432,6 @@ def test_the_runbooks_speak_of_metrics_options_alerts_and_settings_that_exist():
     theirs = {
         "--app",
         "--broker",
-        "--scan",
-        "--pattern",
         "--destination",
         "--since",
         "--previous",
