@@ -35,10 +35,11 @@ stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or ST
 test: .venv/synced servers newer lint  ## everything, on real brokers, four files at a time
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25
 
-lint: .venv/synced  ## ruff and mypy --strict
+lint: .venv/synced  ## ruff, mypy --strict, and import-linter
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
 
 format: .venv/synced  ## let ruff lay the code out
 	.venv/bin/ruff check --fix-only -q .

@@ -25,21 +25,21 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
-from celery_exporter import malloc
-from celery_exporter.broker.payload import JSON, Payload, events_of
-from celery_exporter.broker.readers.kombu import Full
-from celery_exporter.broker.readers.redis import FEED, RedisReader
+from celery_exporter.broker.consumers.kombu_consumer import Full
+from celery_exporter.broker.consumers.redis_consumer import FEED, RedisReader
+from celery_exporter.broker.message import JSON, Payload, events_of
 from celery_exporter.broker.source import SettingsSource
+from celery_exporter.config.loader import load
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.words import Moment
-from celery_exporter.exposition import Exposition
-from celery_exporter.firsts import Firsts
-from celery_exporter.monitor import Monitor
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, Selection, select
-from celery_exporter.settings import load
+from celery_exporter.core.types import Moment
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
+from celery_exporter.monitor.monitor import Monitor
+from celery_exporter.runtime import malloc
 
 #: Samples of a label set whose tasks succeed; the exporter has some hundred of its own.
 SAMPLES = 64

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from celery_exporter.signals import ending
+from celery_exporter.runtime.signals import ending
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     handlers unblock them.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, ending())
-    from celery_exporter.cli import run  # noqa: PLC0415
+    from celery_exporter.cli.main import run  # noqa: PLC0415
 
     code = run()
     sys.stdout.flush()

@@ -10,22 +10,23 @@ from collections.abc import Callable
 
 from starlette.applications import Starlette
 
-from celery_exporter import __version__, malloc
+from celery_exporter import __version__
 from celery_exporter.broker.connection import check
+from celery_exporter.config.loader import BadSettingError, Settings
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.exposition import Exposition
-from celery_exporter.firsts import Firsts
-from celery_exporter.logs import configure
-from celery_exporter.monitor import Monitor
-from celery_exporter.sdnotify import STOPPING, Notifier
-from celery_exporter.settings import BadSettingError, Settings
-from celery_exporter.signals import ending
-from celery_exporter.statefile import UnavailableError, UnusablePathError
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.monitor.monitor import Monitor
+from celery_exporter.persistence.state_file import UnavailableError, UnusablePathError
+from celery_exporter.runtime import malloc
+from celery_exporter.runtime.logging import configure
+from celery_exporter.runtime.signals import ending
+from celery_exporter.runtime.systemd import STOPPING, Notifier
 from celery_exporter.web.app import build
-from celery_exporter.web.guard import guarded
-from celery_exporter.web.metrics import MetricsPage
-from celery_exporter.web.protection import ProtectionFile, unprotected
+from celery_exporter.web.auth import guarded
+from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import CannotListenError, Server, bind
+from celery_exporter.web.web_config_reloader import ProtectionFile, unprotected
 
 log = logging.getLogger("celery_exporter")
 

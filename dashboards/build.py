@@ -15,8 +15,8 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.common import DataSourceRef
 from grafana_foundation_sdk.models.prometheus import Dataquery
 
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 from dashboards.panels import Panel
 
 Json = dict[str, Any]

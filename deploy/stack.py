@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from celery_exporter.demo import Stop
-from celery_exporter.demo.show import get
-from celery_exporter.demo.stage import DemoError, Stage, StoppedError
+from celery_exporter.demo.processes import DemoError, Stage, StoppedError
+from celery_exporter.demo.runner import get
 
 if TYPE_CHECKING:
     from collections.abc import Callable

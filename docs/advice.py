@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from celery_exporter.doctor.ladder import _ROWS, Place, _grant, _Row, place_of
-from celery_exporter.settings import load
-from docs.house import PACKAGE
+from celery_exporter.config.loader import load
+from celery_exporter.doctor.connectivity import _ROWS, Place, _grant, _Row, place_of
+from docs.layers import PACKAGE
 
 WRONG = {"warning", "critical"}
 _CASE = "…"
 _OR = ", or: "
 #: Where it is said that a URL cannot be used, and where the rungs are whose names are in a table.
-_URLS, _LADDER = PACKAGE / "broker" / "url.py", "ladder.py"
+_URLS, _LADDER = PACKAGE / "broker" / "url.py", "connectivity.py"
 
 
 class Text(NamedTuple):
@@ -37,8 +37,8 @@ def sources(package: Path = PACKAGE) -> list[Path]:
     """Return the modules that say it; none where there is no advice yet."""
     return [
         path
-        for path in (package / "advice.py", package / "limits.py", *sorted((package / "doctor").glob("*.py")))
-        if path.exists()
+        for folder, pattern in (("status", "checks.py"), ("status", "limits.py"), ("doctor", "*.py"))
+        for path in sorted((package / folder).glob(pattern))
     ]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from celery_exporter.profiles import Row, Shape
-from celery_exporter.profiles.catalogue import PROFILES, select
+from celery_exporter.metrics.model import Row, Shape
+from celery_exporter.metrics.registry import PROFILES, select
 
 #: Chapters, by how names begin.
 CHAPTERS = {

@@ -6,8 +6,9 @@ import contextlib
 import re
 from pathlib import Path
 
-from celery_exporter.profiles import Profile, Row, Shape, native
-from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, select
+from celery_exporter.metrics.model import Profile, Row, Shape
+from celery_exporter.metrics.profiles import native
+from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, select
 from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
-from celery_exporter.arguments import shown
-from celery_exporter.options import OPTIONS, Option
+from celery_exporter.cli.params import shown
+from celery_exporter.config.options import OPTIONS, Option
 
 
 def short() -> str:

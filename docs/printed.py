@@ -6,14 +6,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs import advice, api, costs, house, metrics, migrating, options, runbooks, thresholds
+from docs import advice, api, costs, layers, metrics, migrating, options, runbooks, thresholds
 from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
-PICTURE = DOCS / "img/house.svg"
 RUNBOOKS, SERVED = DOCS / "runbooks.md", ROOT / "celery_exporter/web/static/runbooks.html"
 
 #: Files that docs/deploying.md shows, as what.
@@ -53,7 +52,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
             "terminal": chapter("In a terminal: top"),
             "advice": advice.chapter(advice.sources()),
         },
-        DOCS / "design.md": {"rooms": house.table(), "laws": marked("laws")},
+        DOCS / "design.md": {"layers": f"{layers.picture()}\n\n{layers.table()}", "laws": marked("laws")},
     }
 
 
@@ -61,7 +60,7 @@ def made() -> Mapping[Path, str]:
     """Return what has to be in which file."""
     pages = {path: filled(path.read_text(), filling) for path, filling in parts().items()}
     served = {SERVED: runbooks.page(pages[RUNBOOKS])}
-    return {**pages, **served, PICTURE: house.picture(), **migrating.made(), **thresholds.made()}
+    return {**pages, **served, **migrating.made(), **thresholds.made()}
 
 
 # -- from elsewhere ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make mutants: break the core in some two thousand places, one at a time, and see whether a test of tests/core
 # notices. It works on a copy of the tree. Settings are in pyproject.toml, survivors in tests/core/SURVIVORS.md.
-#   tests/mutants.sh [MUTANT ...]    all of them, or those named, as in "celery_exporter.core.steps.*"
+#   tests/mutants.sh [MUTANT ...]    all of them, or those named, as in "celery_exporter.core.transitions.*"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD

@@ -7,7 +7,11 @@ import re
 import pytest
 from core.story import T0, Story, heartbeat, received, sent, started
 
-from celery_exporter.advice import (
+from celery_exporter.core import queues
+from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot
+from celery_exporter.core.task_names import shown_as
+from celery_exporter.core.workers import Profile
+from celery_exporter.status.checks import (
     CHURN,
     HOLD,
     LONGEST_INTERVAL,
@@ -18,12 +22,8 @@ from celery_exporter.advice import (
     advise,
     is_decided,
 )
-from celery_exporter.core import queues
-from celery_exporter.core.names import shown_as
-from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot
-from celery_exporter.core.workers import Profile
-from celery_exporter.findings import Finding
-from celery_exporter.recent import Recent
+from celery_exporter.status.finding import Finding
+from celery_exporter.status.recent import Recent
 
 ANSWERED = Profile(queues=("q",), registered=(), pool="prefork", pool_size=4)
 WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("workers", True, 0.1, T0)]

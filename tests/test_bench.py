@@ -19,8 +19,8 @@ from benchmarks.measure import Held, search
 from benchmarks.table import Row, Target, draw, draw_row
 from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
 from celery_exporter.broker.connection import CHUNK
-from celery_exporter.broker.readers.frames import Frames
-from celery_exporter.broker.readers.redis import FEED
+from celery_exporter.broker.consumers.amqp_frames import Frames
+from celery_exporter.broker.consumers.redis_consumer import FEED
 from docs import costs
 
 SMALL = Cluster(tasks=50, names=5, workers=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.collector import POLL, Collector
+from celery_exporter.monitor.job import POLL, Collector
 
 
 class Stopping(threading.Event):

@@ -16,13 +16,13 @@ from contracts.streams import HERE, messages, samples
 from core.story import Story, failed, heartbeat, received, sent, started, succeeded
 from test_tapes import replay
 
-from celery_exporter.cli import _command
-from celery_exporter.exposition import Exposition
-from celery_exporter.monitor import Monitor, _naming
-from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
-from celery_exporter.settings import BadSettingError, Settings, load
+from celery_exporter.cli.main import _command
+from celery_exporter.config.loader import BadSettingError, Settings, load
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
+from celery_exporter.monitor.monitor import Monitor, _naming
 
 #: What the original asks the broker and the workers for, and what is our own.
 OURS = re.compile(r"celery_(queue_length|active_|exporter_)|process_")

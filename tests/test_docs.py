@@ -24,16 +24,15 @@ import yaml
 from celery.app.defaults import NAMESPACES, flatten
 from harness.processes import ROOT, need
 from harness.statuses import shown
-from test_imports import FLOORS, floor
 from test_tapes import surroundings
 
-from celery_exporter.cli import _command
+from celery_exporter.cli.main import _command
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import Cluster, Limits
-from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import take
-from celery_exporter.doctor import ladder
-from celery_exporter.status import Status
-from docs import advice, house, metrics, printed
+from celery_exporter.doctor import connectivity as ladder
+from celery_exporter.status.builder import Status
+from docs import advice, metrics, printed
 from docs.marks import filled
 
 DOCS = ROOT / "docs"
@@ -81,7 +80,8 @@ def by(many):
 
 
 def test_what_the_doctor_says_is_read_off_its_source(tmp_path):
-    (tmp_path / "advice.py").write_text(ADVICE)
+    (tmp_path / "status").mkdir()
+    (tmp_path / "status" / "checks.py").write_text(ADVICE)
     assert advice.chapter(advice.sources(tmp_path)).splitlines()[2:] == [
         "| check | what is wrong | what mends it |",
         "|---|---|---|",
@@ -125,36 +125,6 @@ def test_what_brokers_say_is_in_the_table():
         assert any(line.startswith(f"| {check} |") and found in line and remedy in line for line in lines), (
             check
         )
-
-
-def test_the_house_is_drawn_from_the_top_down():
-    levels = house.floors(house.graph())
-    rooms = [name for names in levels for name in names]
-    assert sorted(rooms) == sorted({name for names in FLOORS for name in names} - {""})
-    assert (rooms[0], rooms[-1]) == ("__main__", "core")
-    assert "core" in levels[-1]
-    at = {name: index for index, names in enumerate(levels) for name in names}
-    for name, others in house.graph().items():
-        assert all(at[name] < at[other] and floor(name) < floor(other) for other in others)
-
-
-def test_no_arrow_is_drawn_for_what_others_explain_and_none_is_lost():
-    graph, drawn = house.graph(), house.direct(house.graph())
-
-    def reached(name: str) -> set[str]:
-        return set().union(drawn[name], *map(reached, drawn[name]))
-
-    assert all(reached(name) >= graph[name] for name in graph)
-    for others in drawn.values():
-        assert not others & set().union(*map(reached, others))
-
-
-def test_rooms_do_not_overlap():
-    boxes = re.findall(r'<rect x="(\d+)" y="(\d+)"', house.picture())
-    assert len(boxes) == len(house.graph())
-    for x, y in boxes:
-        near = [abs(int(x) - int(other)) for other, at in boxes if at == y and other != x]
-        assert min(near, default=house.ROOM_WIDTH) >= house.ROOM_WIDTH
 
 
 # -- metrics -------------------------------------------------------------------------------------------
@@ -354,7 +324,18 @@ def check_json(text: str, _folder: Path) -> None:
     assert json.loads(msgspec.json.encode(found)) == json.loads(text)
 
 
+def check_mermaid(text: str, _folder: Path) -> None:
+    """A flowchart whose arrows go from box to box."""
+    kind, *lines = text.splitlines()
+    boxes = set(re.findall(r"^  (\w+)\[", text, re.MULTILINE))
+    arrows = [re.fullmatch(r"  (\w+) --> (\w+)", line) for line in lines if "-->" in line]
+    assert kind.startswith("flowchart ")
+    assert arrows
+    assert all(arrow and {*arrow.groups()} <= boxes for arrow in arrows)
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
+    "mermaid": check_mermaid,
     "console": check_console,
     "sh": check_sh,
     "promql": check_promql,

@@ -9,18 +9,18 @@ import msgspec
 import pytest
 from core.story import Story, heartbeat, received
 
-from celery_exporter.advice import PATIENCE
-from celery_exporter.broker.roster import Configuration
-from celery_exporter.cli import _command
+from celery_exporter.broker.inspect import Configuration
+from celery_exporter.cli.main import _command
+from celery_exporter.config.loader import load
 from celery_exporter.doctor import Report
-from celery_exporter.doctor.leftovers import is_passing, is_task_queue
-from celery_exporter.doctor.listening import Heard
-from celery_exporter.doctor.redis import judge_buffer, judge_eviction, pubsub_limits
+from celery_exporter.doctor.event_checks import judge
+from celery_exporter.doctor.listener import Heard
+from celery_exporter.doctor.queue_names import is_passing, is_task_queue
+from celery_exporter.doctor.redis_checks import judge_buffer, judge_eviction, pubsub_limits
 from celery_exporter.doctor.report import as_json, printed
-from celery_exporter.doctor.verdict import judge
-from celery_exporter.findings import Finding
-from celery_exporter.recent import Recent
-from celery_exporter.settings import load
+from celery_exporter.status.checks import PATIENCE
+from celery_exporter.status.finding import Finding
+from celery_exporter.status.recent import Recent
 
 SETTINGS = load({"broker_url": "redis://127.0.0.1:6379/0"}, {})
 UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"

@@ -18,14 +18,14 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.histograms import Histogram
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.exposition import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
-from celery_exporter.firsts import Firsts
-from celery_exporter.profiles import Row, Shape
-from celery_exporter.profiles.catalogue import select
-from celery_exporter.protobuf import PROTOBUF
+from celery_exporter.core.histogram import Histogram
+from celery_exporter.metrics.exposition.protobuf import PROTOBUF
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.text import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
+from celery_exporter.metrics.model import Row, Shape
+from celery_exporter.metrics.registry import select
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
 BOUNDS = (0.005, 0.1, 1.0, 30.0)

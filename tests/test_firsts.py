@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.firsts import (
+from celery_exporter.metrics.exposition.series_tracker import (
     FIRST_CONTACT,
     MAX_SCRAPERS,
     PATIENCE,

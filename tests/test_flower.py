@@ -20,9 +20,9 @@ from core.story import (
 )
 from test_tapes import replay
 
-from celery_exporter.exposition import Exposition
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 
 SELECTION = select(("flower",), Shape())
 #: What the remarks say: a client is called by its process there; what a worker runs that is down is not

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.payload import Payload
-from celery_exporter.broker.readers.amqp import AmqpReader
-from celery_exporter.broker.readers.frames import Frames
+from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
+from celery_exporter.broker.consumers.amqp_frames import Frames
+from celery_exporter.broker.message import Payload
 from celery_exporter.broker.source import SettingsSource
-from celery_exporter.settings import load
+from celery_exporter.config.loader import load
 
 BODY = b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}'
 PAYLOAD = Payload(BODY, "application/json", "utf-8")

@@ -14,8 +14,8 @@ from harness.exporter import run_cli
 
 import celery_exporter
 from celery_exporter import __version__
-from celery_exporter.about import about
-from celery_exporter.options import OPTIONS
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.runtime.version import about
 
 GROUPS = list(dict.fromkeys(option.group for option in OPTIONS))
 
@@ -76,7 +76,7 @@ def test_help_of_a_command_has_the_same_groups_and_ends_with_examples_of_its_opt
 
 def test_help_of_the_doctor_names_each_check():
     package = Path(celery_exporter.__file__).parent
-    sources = [package / "advice.py", *(package / "doctor").glob("*.py")]
+    sources = [package / "status" / "checks.py", *(package / "doctor").glob("*.py")]
     text = "\n".join(path.read_text() for path in sources)
     checks = set(re.findall(r'Finding\(\s*"([a-z-]+)"', text)) | {"answer", "tls", "login", "database"}
     checks -= {"state"}  # of the file of an exporter that runs, which doctor is not

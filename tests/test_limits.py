@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from core.story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded
 
-from celery_exporter.advice import Watch, advise
+from celery_exporter.core.aggregates import MAX_EXCEPTIONS, Ledger
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.ledger import MAX_EXCEPTIONS, Ledger
 from celery_exporter.core.snapshot import Depth, Snapshot
-from celery_exporter.findings import Finding
-from celery_exporter.limits import SAMPLE, SAMPLE_SECONDS, exceeded
-from celery_exporter.recent import ENOUGH, SHORT_STEP, Growth, Recent
-from celery_exporter.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
+from celery_exporter.status.checks import Watch, advise
+from celery_exporter.status.finding import Finding
+from celery_exporter.status.limits import SAMPLE, SAMPLE_SECONDS, exceeded
+from celery_exporter.status.recent import ENOUGH, SHORT_STEP, Growth, Recent
+from celery_exporter.status.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
 
 
 class Watched:

@@ -11,7 +11,7 @@ import pytest
 #: The first block teaches glibc to keep what is as large; of the others one is freed that is not the last.
 BLOCKS = """
 import sys, psutil
-from celery_exporter import malloc
+from celery_exporter.runtime import malloc
 if sys.argv[1] == "return_large":
     malloc.return_large()
 bytearray(24 << 20)

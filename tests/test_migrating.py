@@ -18,10 +18,10 @@ from harness.processes import ROOT, need
 from msgspec import structs
 from test_tapes import TAPE, read, replay
 
-from celery_exporter.exposition import Exposition
-from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import Row, Shape
-from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, select
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Row, Shape
+from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, select
 from docs import migrating
 
 OTHERS = [name for name in PROFILES if name != "native"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 from core.story import Story, failed, heartbeat, received, retried, sent, started, succeeded
 
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.exposition import Exposition
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.core.aggregates import Ledger
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 
 SELECTION = select(("ovalmoney",), Shape())
 ADD = 'name="add",namespace="celery"'

@@ -16,8 +16,8 @@ import pytest
 from kombu import compression as compression_module
 from kombu import serialization
 
-from celery_exporter.broker import payload as payload_module
-from celery_exporter.broker.payload import BROKEN, MAX_BODY, MAX_LOADED, MAX_YAML, Payload, events_of
+from celery_exporter.broker import message as payload_module
+from celery_exporter.broker.message import BROKEN, MAX_BODY, MAX_LOADED, MAX_YAML, Payload, events_of
 from celery_exporter.core.events import Event, Malformed
 
 JSON = "application/json"

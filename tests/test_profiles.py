@@ -10,15 +10,15 @@ import pytest
 from core.story import Story, failed, heartbeat, received, rejected, sent, started, succeeded
 from core.test_memory import restarted
 
+from celery_exporter.config.loader import BadSettingError, load
 from celery_exporter.core import cluster
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.exposition import Exposition
-from celery_exporter.firsts import Firsts
-from celery_exporter.monitor import _naming as naming
-from celery_exporter.monitor import _rules_of as rules_of
-from celery_exporter.profiles import COMMON_BUCKETS, TASK_LABELS, Shape
-from celery_exporter.profiles.catalogue import PROFILES, ProfilesClashError, Selection, select
-from celery_exporter.settings import BadSettingError, load
+from celery_exporter.core.aggregates import Ledger
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import COMMON_BUCKETS, TASK_LABELS, Shape
+from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
+from celery_exporter.monitor.monitor import _naming as naming
+from celery_exporter.monitor.monitor import _rules_of as rules_of
 
 URL = "redis://127.0.0.1:1/0"
 NATIVE, BOTH = ("native",), ("native", "flower")

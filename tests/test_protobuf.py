@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_exposition import AWKWARD, BOUNDS, moment, row
 
-from celery_exporter.core.histograms import ZERO, Histogram
-from celery_exporter.exposition import PROTOBUF, Exposition
-from celery_exporter.firsts import Firsts
+from celery_exporter.core.histogram import ZERO, Histogram
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.text import PROTOBUF, Exposition
 
 Fields = list[tuple[int, Any]]
 

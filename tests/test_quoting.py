@@ -11,8 +11,8 @@ from fuzz.batches import AWKWARD
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.logs import LineFormatter
 from celery_exporter.quoting import printable, printable_json, shell_word
+from celery_exporter.runtime.logging import LineFormatter
 
 texts = st.text(st.sampled_from(AWKWARD) | st.characters(exclude_categories=["Cs"]), max_size=30)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from celery_exporter.cli import _command
-from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.cli.main import _command
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -8,9 +8,9 @@ import pytest
 from harness.waiting import eventually
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.payload import Payload
-from celery_exporter.monitor import Monitor
-from celery_exporter.settings import load
+from celery_exporter.broker.message import Payload
+from celery_exporter.config.loader import load
+from celery_exporter.monitor.monitor import Monitor
 
 HEARTBEAT = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.7e9, "freq": 2.0}
 

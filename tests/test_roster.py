@@ -8,10 +8,10 @@ import kombu
 import msgspec
 import pytest
 
-from celery_exporter.broker import roster
-from celery_exporter.broker.payload import CONTENT_TYPES, Payload, RefusedError, UndecodableError, object_of
-from celery_exporter.broker.roster import Roster, _checked, _from_stats, _Stats
-from celery_exporter.monitor import LONGEST_WAIT_TO_ASK, MOST_UNANSWERED, _wait_to_ask
+from celery_exporter.broker import inspect as roster
+from celery_exporter.broker.inspect import Roster, _checked, _from_stats, _Stats
+from celery_exporter.broker.message import CONTENT_TYPES, Payload, RefusedError, UndecodableError, object_of
+from celery_exporter.monitor.monitor import LONGEST_WAIT_TO_ASK, MOST_UNANSWERED, _wait_to_ask
 
 #: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.
 SOLO_52 = {

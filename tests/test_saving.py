@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from harness.waiting import eventually
 
-from celery_exporter import saving, statefile
-from celery_exporter.broker.readers.amqp import AmqpReader
+from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
 from celery_exporter.broker.source import SettingsSource
+from celery_exporter.config.loader import load
 from celery_exporter.core import tasks
 from celery_exporter.core.events import Event
-from celery_exporter.firsts import Firsts
-from celery_exporter.monitor import Monitor
-from celery_exporter.settings import load
-from celery_exporter.statefile import StateFileError
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.monitor import checkpoint as saving
+from celery_exporter.monitor.monitor import Monitor
+from celery_exporter.persistence import state_file as statefile
+from celery_exporter.persistence.state_file import StateFileError
 
 NOBODY = "redis://127.0.0.1:1/0"
 REDELIVERED = True

@@ -8,10 +8,10 @@ from operator import attrgetter
 import pytest
 
 from celery_exporter.broker.url import masked
-from celery_exporter.core.names import QUEUE_NAME_RULES
-from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import COMMON_BUCKETS
-from celery_exporter.settings import BadSettingError, load
+from celery_exporter.config.loader import BadSettingError, load
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.core.task_names import QUEUE_NAME_RULES
+from celery_exporter.metrics.model import COMMON_BUCKETS
 
 URL = "redis://:pass@host:6379/0"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from celery_exporter.broker.source import SettingsSource
-from celery_exporter.settings import LONGEST_URL, load
+from celery_exporter.config.loader import LONGEST_URL, load
 
 OLD = "redis://:hunter1@h:6379/0"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from celery_exporter import statefile
-from celery_exporter.statefile import (
+from celery_exporter.persistence import state_file as statefile
+from celery_exporter.persistence.state_file import (
     LONG,
     MAX_SIZE,
     MOST_ASIDE,

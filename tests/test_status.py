@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.snapshot import Depth
-from celery_exporter.recent import SHORT_STEP, STEP, Recent, quantile
-from celery_exporter.status import Status, build
-from celery_exporter.thresholds import LONG_WINDOW, WINDOW
+from celery_exporter.status.builder import Status, build
+from celery_exporter.status.recent import SHORT_STEP, STEP, Recent, quantile
+from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 
 
 def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from celery_exporter.broker.payload import JSON, MAX_BODY, Payload
+from celery_exporter.broker.message import JSON, MAX_BODY, Payload
 from celery_exporter.core.events import MAX_LOOSE
-from celery_exporter.tape import FORMAT, NotATapeError, Reader, Record, Scrubber, Writer, paced
+from celery_exporter.recording.format import FORMAT, NotATapeError, Reader, Record, Scrubber, Writer, paced
 
 RECORDS = [
     Record(0.5, Payload(b'{"type":"task-sent"}', JSON, "utf-8")),

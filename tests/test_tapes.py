@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 from harness.processes import need
 
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
-from celery_exporter.core.ledger import Ledger
 from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
-from celery_exporter.core.words import Moment, State
+from celery_exporter.core.types import Moment, State
 from celery_exporter.core.workers import Profile
-from celery_exporter.exposition import Exposition
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import PROFILES, Selection, select
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import PROFILES, Selection, select
 
 HERE = Path(__file__).parent
 TAPES = sorted((HERE / "tapes").glob("*.jsonl"))

@@ -24,9 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from celery_exporter.findings import Finding
-from celery_exporter.settings import BadSettingError
-from celery_exporter.status import (
+from celery_exporter.config.loader import BadSettingError
+from celery_exporter.status.builder import (
     BrokerStatus,
     FailureStatus,
     QueueStatus,
@@ -34,12 +33,13 @@ from celery_exporter.status import (
     TaskStatus,
     WorkerStatus,
 )
-from celery_exporter.tables import TABLES
+from celery_exporter.status.columns import TABLES
+from celery_exporter.status.finding import Finding
 from celery_exporter.top import PLAIN_WIDTH
 from celery_exporter.top.app import Top
-from celery_exporter.top.drawing import LINE, bar, clean, cut, fit, spark, width
-from celery_exporter.top.screen import _FIELDS, SECTIONS, News, Screen, View, pressed, screen, share
-from celery_exporter.top.sources import NoStatusError, Source, exporter
+from celery_exporter.top.layout import LINE, bar, clean, cut, fit, spark, width
+from celery_exporter.top.status_source import NoStatusError, Source, exporter
+from celery_exporter.top.view import _FIELDS, SECTIONS, News, Screen, View, pressed, screen, share
 
 UPDATE = "UPDATE_GOLDEN" in os.environ
 GOLDEN = TESTS / "golden/top"
@@ -553,7 +553,7 @@ def test_a_certificate_has_to_be_trusted(monkeypatch, tmp_path):
 
 
 def test_who_does_not_answer_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr("celery_exporter.top.sources.PATIENCE", 0.1)
+    monkeypatch.setattr("celery_exporter.top.status_source.PATIENCE", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(NoStatusError, match="no answer in"):
         exporter(f"http://127.0.0.1:{silent.getsockname()[1]}").look()
 

@@ -10,11 +10,11 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from celery_exporter.exposition import Exposition
-from celery_exporter.firsts import Firsts
-from celery_exporter.profiles import Row
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Row
 from celery_exporter.web.app import build
-from celery_exporter.web.metrics import RENDERERS, MetricsPage
+from celery_exporter.web.render import RENDERERS, MetricsPage
 
 PATIENCE = 10.0  # seconds, for what takes milliseconds
 

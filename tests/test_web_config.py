@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives import serialization
 from harness.processes import need
 
 from celery_exporter.web import passwords
-from celery_exporter.web.config import BadWebConfigError, headers, parse
 from celery_exporter.web.passwords import Passwords, TooManyGuessesError
-from celery_exporter.web.protection import ProtectionFile
+from celery_exporter.web.web_config import BadWebConfigError, headers, parse
+from celery_exporter.web.web_config_reloader import ProtectionFile
 
 #: Of "right", at the lowest cost there is; the tests need not be slow.
 # With a salt that is always the same, for these are in the names of tests.

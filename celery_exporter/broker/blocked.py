@@ -19,7 +19,7 @@ import kombu
 from amqp import spec
 
 from celery_exporter.broker.connection import LOOK, BrokerError, Kept, Source, translated
-from celery_exporter.broker.readers.frames import Frame
+from celery_exporter.broker.consumers.amqp_frames import Frame
 
 #: Seconds between two looks: fewer than the three heartbeats after which a worker counts as down.
 INTERVAL_SECONDS = 2.0

@@ -28,7 +28,7 @@ from celery_exporter.broker.url import (
     refused_query,
     scheme_of,
 )
-from celery_exporter.settings import Settings
+from celery_exporter.config.loader import Settings
 
 log = logging.getLogger(__name__)
 

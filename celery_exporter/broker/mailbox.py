@@ -17,7 +17,7 @@ from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.blocked import raise_when_blocked
 from celery_exporter.broker.connection import translated
-from celery_exporter.broker.payload import (
+from celery_exporter.broker.message import (
     CONTENT_TYPES,
     RefusedError,
     UndecodableError,

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from celery_exporter.broker.connection import check, is_amqp, is_redis
 from celery_exporter.broker.url import UnusableURLError, masked, parts
-from celery_exporter.settings import BadSettingError, Settings, url_from_file
+from celery_exporter.config.loader import BadSettingError, Settings, url_from_file
 
 log = logging.getLogger(__name__)
 

@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 import click
 
 from celery_exporter import __version__
-from celery_exporter.arguments import Group, Number, Sections, current_name, parameter
-from celery_exporter.options import OPTIONS
-from celery_exporter.profiles.catalogue import PROFILES, overview, table
+from celery_exporter.cli.params import Group, Number, Sections, current_name, parameter
+from celery_exporter.config.loader import BadSettingError, Listener, Settings, load, load_listener
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.metrics.registry import PROFILES, overview, table
 from celery_exporter.quoting import printable
-from celery_exporter.settings import BadSettingError, Listener, Settings, load, load_listener
-from celery_exporter.signals import ending
+from celery_exporter.runtime.signals import ending
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 #: As a shell has it of who is ended by Ctrl-C.
@@ -66,7 +66,7 @@ def _main(context: click.Context, /, **argv: Any) -> None:
 
 
 def _serve(settings: Settings) -> int:
-    from celery_exporter.serve import CannotServeError, serve  # noqa: PLC0415  half a second of imports
+    from celery_exporter.app import CannotServeError, serve  # noqa: PLC0415  half a second of imports
 
     try:
         serve(settings)
@@ -156,7 +156,7 @@ def _exit_interrupted(*_: object) -> None:
 
 def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if asked and not context.resilient_parsing:
-        from celery_exporter.about import about  # noqa: PLC0415  nobody else needs it
+        from celery_exporter.runtime.version import about  # noqa: PLC0415  nobody else needs it
 
         click.echo(about(__version__))
         context.exit()
@@ -243,7 +243,7 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
     exporter does not read.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
-    from celery_exporter.recording import record  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.recording.commands import record  # noqa: PLC0415  the exporter does not need it
 
     _refuse_url(file)
     exists = f"FILE: got {file!r}, which exists; give the name of a new file, for none is written over"
@@ -265,8 +265,8 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     other exporters too: use a broker that is for this.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
-    from celery_exporter.recording import replay  # noqa: PLC0415  the exporter does not need it
-    from celery_exporter.tape import NotATapeError  # noqa: PLC0415
+    from celery_exporter.recording.commands import replay  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.recording.format import NotATapeError  # noqa: PLC0415
 
     if fast and speed is not None:
         raise BadSettingError("--speed: got one, and --fast too; one of the two says how fast it goes")
@@ -372,7 +372,7 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     """
     _take_signals()
     from celery_exporter.top import show  # noqa: PLC0415  the exporter does not need it
-    from celery_exporter.top.sources import awaited, broker, exporter, here, patient  # noqa: PLC0415
+    from celery_exporter.top.status_source import awaited, broker, exporter, here, patient  # noqa: PLC0415
 
     before = context.parent.params if context.parent else {}
     given = {key: argv[key] or before.get(key) for key in argv}

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from celery_exporter.options import OPTIONS, Option
+from celery_exporter.config.options import OPTIONS, Option
 
 #: Where what an option does begins in --help; longer names have a line of their own.
 HELP_COLUMN = 26

@@ -13,13 +13,13 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from celery_exporter import parsing
+from celery_exporter.config import parsers as parsing
+from celery_exporter.config.options import OPTIONS, Option
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.names import Pattern, shown_as
-from celery_exporter.options import OPTIONS, Option
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import ProfilesClashError, Selection, select
-from celery_exporter.profiles.native import EXPORTER_ROWS
+from celery_exporter.core.task_names import Pattern, shown_as
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.profiles.native import EXPORTER_ROWS
+from celery_exporter.metrics.registry import ProfilesClashError, Selection, select
 
 #: Characters that are read of a file that holds a URL.
 LONGEST_URL = 2**16

@@ -13,12 +13,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter import parsing
+from celery_exporter.config import parsers as parsing
 from celery_exporter.core.cluster import TOMBSTONE_SECONDS
-from celery_exporter.core.names import QUEUE_NAME_RULES
-from celery_exporter.core.words import UNKNOWN
-from celery_exporter.profiles import TASK_LABELS, native
-from celery_exporter.profiles.catalogue import PROFILES
+from celery_exporter.core.task_names import QUEUE_NAME_RULES
+from celery_exporter.core.types import UNKNOWN
+from celery_exporter.metrics.model import TASK_LABELS
+from celery_exporter.metrics.profiles import native
+from celery_exporter.metrics.registry import PROFILES
 
 ENV_PREFIXES = ("CELERY_EXPORTER_", "CE_")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from celery_exporter.core.names import QUEUE_NAME_RULES, Pattern
+from celery_exporter.core.task_names import QUEUE_NAME_RULES, Pattern
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:

@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
-from celery_exporter.core.histograms import Histogram
-from celery_exporter.core.names import clipped
-from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, State
+from celery_exporter.core.histogram import Histogram
+from celery_exporter.core.task_names import clipped
+from celery_exporter.core.types import HIDDEN, OTHER, UNKNOWN, Key, State
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
 #: them. The rest is added up as "other".

@@ -17,6 +17,7 @@ from operator import attrgetter
 
 from msgspec import Struct
 
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name, unwrap
 from celery_exporter.core.identity import (
     add_predecessor,
@@ -28,15 +29,14 @@ from celery_exporter.core.identity import (
     generations,
     is_alike,
 )
-from celery_exporter.core.keys import Keys, rest
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.names import ShownAs, clipped
+from celery_exporter.core.label_sets import Keys, rest
 from celery_exporter.core.queues import QueueTable
 from celery_exporter.core.repeats import End, Ends
 from celery_exporter.core.routing import Binding, Routes
-from celery_exporter.core.steps import EFFECTS, at_sent, epoch, usually_sent
+from celery_exporter.core.task_names import ShownAs, clipped
 from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Room, Story, Task, TaskTable
-from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
+from celery_exporter.core.transitions import EFFECTS, at_sent, epoch, usually_sent
+from celery_exporter.core.types import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of

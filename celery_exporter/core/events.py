@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from celery_exporter.core.batch import MAX_ITEMS, items
-from celery_exporter.core.names import LONGEST
+from celery_exporter.core.json_array import MAX_ITEMS, items
+from celery_exporter.core.task_names import LONGEST
 
 #: Task events, in the order of a task's life. Celery names no others.
 TASK_TYPES = (

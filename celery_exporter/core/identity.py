@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from celery_exporter.core.tasks import MAX_ATTEMPTS, Generation, Story
-from celery_exporter.core.words import OTHER, UNKNOWN
+from celery_exporter.core.types import OTHER, UNKNOWN
 
 #: Generations that are told apart at a time. An id that is sent more often before it is finished has no
 #: history worth telling; the oldest one is forgotten.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from celery_exporter.core.names import ShownAs, clipped
-from celery_exporter.core.words import HIDDEN, OTHER, UNKNOWN, Key
+from celery_exporter.core.task_names import ShownAs, clipped
+from celery_exporter.core.types import HIDDEN, OTHER, UNKNOWN, Key
 
 #: Shadow names whose tasks are known. An application may make one up for each call.
 MAX_SHADOWS = 1_000

@@ -16,7 +16,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.words import Moment
+from celery_exporter.core.types import Moment
 
 #: Processes of one name that are told apart. What further ones count is left out.
 MAX_PROCESSES = 8

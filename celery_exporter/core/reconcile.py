@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.tasks import OPEN_STATES, Room, Task
-from celery_exporter.core.words import OTHER, UNKNOWN, Moment, State
+from celery_exporter.core.types import OTHER, UNKNOWN, Moment, State
 from celery_exporter.core.workers import Worker
 
 #: Why a task was taken out, or put back; the label values of celery_exporter_tasks_reconciled_total.

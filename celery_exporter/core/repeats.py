@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from celery_exporter.core.events import Event, exception_class, unregistered_name
 from celery_exporter.core.tasks import Delivery, Task
-from celery_exporter.core.words import State
+from celery_exporter.core.types import State
 
 #: Seconds, by the worker's clock, within which what it says twice is said of one execution, unless it has
 #: started another one.

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
+from celery_exporter.core.aggregates import Cell, Failure
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.ledger import Cell, Failure
 from celery_exporter.core.reconcile import REASONS
 from celery_exporter.core.tasks import InState
-from celery_exporter.core.words import HIDDEN, Key
+from celery_exporter.core.types import HIDDEN, Key
 from celery_exporter.core.workers import Worker
 
 

@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.words import HIDDEN, Key, State
+from celery_exporter.core.types import HIDDEN, Key, State
 
 #: The states of a task that is not finished, in which a gauge counts it.
 OPEN_STATES = (State.PENDING, State.RECEIVED, State.STARTED, State.RETRY)

@@ -13,11 +13,11 @@ from operator import attrgetter
 
 from msgspec import Struct
 
+from celery_exporter.core.aggregates import Failure, Ledger
 from celery_exporter.core.events import Event, exception_class
 from celery_exporter.core.identity import generation_of
-from celery_exporter.core.ledger import Failure, Ledger
 from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Story, Task
-from celery_exporter.core.words import UNKNOWN, Key, State
+from celery_exporter.core.types import UNKNOWN, Key, State
 
 #: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
 MAX_DELIVERIES = 8

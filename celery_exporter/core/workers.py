@@ -12,7 +12,7 @@ from msgspec import Struct
 from celery_exporter.core.events import Event
 from celery_exporter.core.processes import Processes
 from celery_exporter.core.routing import Binding
-from celery_exporter.core.words import Moment
+from celery_exporter.core.types import Moment
 
 #: Workers remembered at a time. The biggest clusters known have some thousands; beyond the limit new
 #: names are refused (and counted), which keeps the honest ones.

@@ -30,6 +30,6 @@ def run(port: int, seconds: float | None, *, with_problems: bool = False) -> int
     """
     stop = Stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Here, as it takes half a second, in which Ctrl-C is already clean; workers import this package too.
-    from celery_exporter.demo.show import show  # noqa: PLC0415
+    from celery_exporter.demo.runner import show  # noqa: PLC0415
 
     return show(port, seconds, stop, *(["--with-problems"] if with_problems else []))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import click
 from prometheus_client.parser import text_string_to_metric_families
 
-from celery_exporter.demo.ledger import COUNTED, Ledger, Outcomes
-from celery_exporter.demo.stage import DemoError, Stage, StoppedError
+from celery_exporter.demo.outcomes import COUNTED, Ledger, Outcomes
+from celery_exporter.demo.processes import DemoError, Stage, StoppedError
 
 if TYPE_CHECKING:
     from celery_exporter.demo import Stop

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from celery import Celery, signals
 
-from celery_exporter.demo.ledger import Ledger
+from celery_exporter.demo.outcomes import Ledger
 
 Decorator: TypeAlias = Callable[[Callable[..., None]], Any]
 

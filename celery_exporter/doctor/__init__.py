@@ -16,13 +16,14 @@ from msgspec import Struct
 
 from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis
 from celery_exporter.broker.url import masked
-from celery_exporter.doctor import amqp, prometheus
-from celery_exporter.doctor.amqp import TRANSIENT, with_workers
-from celery_exporter.doctor.ladder import climb, place_of, to_ask
-from celery_exporter.doctor.listening import hear
-from celery_exporter.doctor.verdict import judge
-from celery_exporter.findings import Finding
-from celery_exporter.settings import Settings
+from celery_exporter.config.loader import Settings
+from celery_exporter.doctor import prometheus_checks as prometheus
+from celery_exporter.doctor import rabbitmq_checks as amqp
+from celery_exporter.doctor.connectivity import climb, place_of, to_ask
+from celery_exporter.doctor.event_checks import judge
+from celery_exporter.doctor.listener import hear
+from celery_exporter.doctor.rabbitmq_checks import TRANSIENT, with_workers
+from celery_exporter.status.finding import Finding
 
 #: Exit codes, by the worst level.
 EXIT_CODES = {"ok": 0, "warning": 1, "critical": 2}
@@ -92,7 +93,7 @@ def _of_broker(
     say("asking the broker")
     try:
         if is_redis(settings):
-            from celery_exporter.doctor.redis import look  # noqa: PLC0415  only where it is used
+            from celery_exporter.doctor.redis_checks import look  # noqa: PLC0415  only where it is used
 
             return look(settings)
         if is_amqp(settings):
@@ -131,4 +132,4 @@ def _quiet(say: Callable[[str], None]) -> None:
     log = logging.getLogger("celery_exporter")
     log.handlers = [_Said(say)]
     log.propagate = False
-    logging.getLogger("celery_exporter.advice").disabled = True  # it is told in full
+    logging.getLogger("celery_exporter.status.checks").disabled = True  # it is told in full

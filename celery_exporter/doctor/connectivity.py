@@ -15,7 +15,6 @@ import msgspec
 from kombu.utils.url import url_to_parts
 from msgspec import Struct
 
-from celery_exporter.advice import NO_EVENTS_REMEDY
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
@@ -29,12 +28,13 @@ from celery_exporter.broker.connection import (
     translated,
     why_no_events,
 )
-from celery_exporter.broker.readers import reader_for
+from celery_exporter.broker.consumers import reader_for
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.broker.url import UnusableURLError, masked, parts
-from celery_exporter.findings import Finding
+from celery_exporter.config.loader import Settings
 from celery_exporter.quoting import shell_word
-from celery_exporter.settings import Settings
+from celery_exporter.status.checks import NO_EVENTS_REMEDY
+from celery_exporter.status.finding import Finding
 
 #: Seconds for a name to resolve: the system's resolver tries its servers for longer.
 RESOLVE_TIMEOUT = 5.0

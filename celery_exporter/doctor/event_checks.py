@@ -6,7 +6,15 @@ from collections import Counter
 
 import msgspec
 
-from celery_exporter.advice import (
+from celery_exporter.broker.inspect import Configuration
+from celery_exporter.broker.message import CONTENT_TYPES
+from celery_exporter.config.loader import Settings
+from celery_exporter.core.queues import MAX_QUEUES
+from celery_exporter.core.snapshot import Snapshot, WorkerView
+from celery_exporter.doctor.connectivity import place_of, to_ask, to_ask_workers, to_forget, to_measure
+from celery_exporter.doctor.listener import Heard
+from celery_exporter.quoting import shell_word
+from celery_exporter.status.checks import (
     ASK_DOCTOR,
     ENABLE_EVENTS,
     LONGEST_INTERVAL,
@@ -17,15 +25,7 @@ from celery_exporter.advice import (
     same_names,
     too_many_queues,
 )
-from celery_exporter.broker.payload import CONTENT_TYPES
-from celery_exporter.broker.roster import Configuration
-from celery_exporter.core.queues import MAX_QUEUES
-from celery_exporter.core.snapshot import Snapshot, WorkerView
-from celery_exporter.doctor.ladder import place_of, to_ask, to_ask_workers, to_forget, to_measure
-from celery_exporter.doctor.listening import Heard
-from celery_exporter.findings import MOST_NAMES, Finding, Severity, names
-from celery_exporter.quoting import shell_word
-from celery_exporter.settings import Settings
+from celery_exporter.status.finding import MOST_NAMES, Finding, Severity, names
 
 #: In this order they are told.
 _ORDER = (

@@ -10,16 +10,16 @@ from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter.advice import PATIENCE, can_hear, is_decided
 from celery_exporter.broker.connection import BrokerError, Kept
-from celery_exporter.broker.payload import JSON, Payload
-from celery_exporter.broker.readers import Reader, reader_for
-from celery_exporter.broker.roster import Configuration, Roster
+from celery_exporter.broker.consumers import Reader, reader_for
+from celery_exporter.broker.inspect import Configuration, Roster
+from celery_exporter.broker.message import JSON, Payload
 from celery_exporter.broker.source import SettingsSource
+from celery_exporter.config.loader import Settings
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.monitor import Monitor
-from celery_exporter.recent import Growth
-from celery_exporter.settings import Settings
+from celery_exporter.monitor.monitor import Monitor
+from celery_exporter.status.checks import PATIENCE, can_hear, is_decided
+from celery_exporter.status.recent import Growth
 
 #: Seconds between two looks, and between two lines of progress.
 LOOK, PROGRESS = 0.1, 2.0

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from celery_exporter.core.cluster import host
-from celery_exporter.doctor.web import fetch
-from celery_exporter.findings import Finding, names
+from celery_exporter.doctor.http_client import fetch
 from celery_exporter.quoting import shell_word
+from celery_exporter.status.finding import Finding, names
 
 #: Seconds for an answer, and bytes of one: some 5,000 workers.
 TIMEOUT, MOST_BYTES = 5.0, 16 * 2**20

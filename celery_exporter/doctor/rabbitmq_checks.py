@@ -22,14 +22,14 @@ from celery_exporter.broker.connection import (
     open_,
     translated,
 )
-from celery_exporter.broker.depths import depths_on
+from celery_exporter.broker.queues import depths_on
+from celery_exporter.config.loader import Settings
 from celery_exporter.core.snapshot import Depth, WorkerView
-from celery_exporter.doctor.ladder import Place, place_of
-from celery_exporter.doctor.leftovers import is_passing, is_task_queue
-from celery_exporter.doctor.web import fetch
-from celery_exporter.findings import Finding
+from celery_exporter.doctor.connectivity import Place, place_of
+from celery_exporter.doctor.http_client import fetch
+from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.quoting import shell_word
-from celery_exporter.settings import Settings
+from celery_exporter.status.finding import Finding
 
 #: From this version on, transient queues that are not exclusive are denied unless permitted
 #: (https://github.com/rabbitmq/rabbitmq-server/releases/tag/v4.3.0), and deprecated since 4.0.

@@ -9,11 +9,11 @@ import kombu
 import redis
 
 from celery_exporter.broker.connection import connect, hang_up, open_, translated
-from celery_exporter.doctor.ladder import Place, place_of, redis_cli
-from celery_exporter.doctor.leftovers import is_passing, is_task_queue
-from celery_exporter.findings import Finding
+from celery_exporter.config.loader import Settings
+from celery_exporter.doctor.connectivity import Place, place_of, redis_cli
+from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.quoting import shell_word
-from celery_exporter.settings import Settings
+from celery_exporter.status.finding import Finding
 
 #: Redis' own limits for subscribers, bytes (redis.conf, client-output-buffer-limit). Events of a busy cluster
 #: (2,000 a second) are some 1 MB a second there: 8 MB are gone after 8 s in which this host had other things

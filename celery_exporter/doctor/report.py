@@ -6,8 +6,8 @@ import click
 import msgspec
 
 from celery_exporter.doctor import Report
-from celery_exporter.findings import Finding
 from celery_exporter.quoting import printable, printable_json
+from celery_exporter.status.finding import Finding
 
 #: How a severity is written, in which colour (where there is a terminal).
 _SEVERITIES = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "critical": ("CRITICAL", "red")}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.words import UNKNOWN
+from celery_exporter.core.types import UNKNOWN
 
 #: One sample: its label values, in the order of the row's labels, and its value: a number, or a `Histogram`
 #: where the row has bounds.

@@ -7,20 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct, structs
 
-from celery_exporter.profiles import (
-    PREFIX,
-    TASK_LABELS,
-    Profile,
-    Row,
-    Shape,
-    danihodovic,
-    flower,
-    native,
-    ovalmoney,
-    triss,
-    triton,
-    zerok,
-)
+from celery_exporter.metrics.model import PREFIX, TASK_LABELS, Profile, Row, Shape
+from celery_exporter.metrics.profiles import danihodovic, flower, native, ovalmoney, triss, triton, zerok
 
 PROFILES = {
     module.PROFILE.name: module.PROFILE

@@ -20,11 +20,11 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.memory import Changes, Memory, Recorder
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.words import Moment
-from celery_exporter.firsts import FirstsChanges, FirstsMemory
-from celery_exporter.statefile import StateFile, StateFileError
+from celery_exporter.core.types import Moment
+from celery_exporter.metrics.exposition.series_tracker import FirstsChanges, FirstsMemory
+from celery_exporter.persistence.state import Changes, Memory, Recorder
+from celery_exporter.persistence.state_file import StateFile, StateFileError
 
 #: Seconds for which pages stay as they were when the file cannot be written.
 PATIENCE = 30.0

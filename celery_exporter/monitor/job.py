@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.core.snapshot import CollectorView
-from celery_exporter.statefile import StateFileError
+from celery_exporter.persistence.state_file import StateFileError
 
 log = logging.getLogger(__name__)
 

@@ -23,33 +23,33 @@ from typing import Any
 import msgspec
 
 from celery_exporter import __version__
-from celery_exporter.advice import ASK_DOCTOR, NOBODY_ANSWERED, Watch, advise
 from celery_exporter.broker.blocked import INTERVAL_SECONDS, BlockedError, BlockedWatch
 from celery_exporter.broker.connection import BrokerError, Kept, is_amqp, why_no_events
-from celery_exporter.broker.depths import depths_on
-from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
-from celery_exporter.broker.readers import Reader, reader_for
-from celery_exporter.broker.roster import Roster
+from celery_exporter.broker.consumers import Reader, reader_for
+from celery_exporter.broker.inspect import Roster
+from celery_exporter.broker.message import CONTENT_TYPES, Payload, events_of
+from celery_exporter.broker.queues import depths_on
 from celery_exporter.broker.source import SettingsSource, is_same_broker
-from celery_exporter.collector import Collector
-from celery_exporter.core import memory
+from celery_exporter.config.loader import Settings
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.names import Pattern, shown_as
 from celery_exporter.core.queues import Absence, PollSchedule
 from celery_exporter.core.reconcile import Reconciler, measurement_of
 from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
-from celery_exporter.core.words import Moment
-from celery_exporter.firsts import Firsts
-from celery_exporter.recent import SHORT_STEP, Growth, Recent
-from celery_exporter.saving import Own, Page, Saved, Saver
-from celery_exporter.settings import Settings
-from celery_exporter.statefile import StateFile
-from celery_exporter.status import Status, build
+from celery_exporter.core.task_names import Pattern, shown_as
+from celery_exporter.core.types import Moment
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.monitor.checkpoint import Own, Page, Saved, Saver
+from celery_exporter.monitor.job import Collector
+from celery_exporter.persistence import state as memory
+from celery_exporter.persistence.state_file import StateFile
+from celery_exporter.status.builder import Status, build
+from celery_exporter.status.checks import ASK_DOCTOR, NOBODY_ANSWERED, Watch, advise
+from celery_exporter.status.recent import SHORT_STEP, Growth, Recent
 
 log = logging.getLogger(__name__)
-advice_log = logging.getLogger("celery_exporter.advice")
+advice_log = logging.getLogger("celery_exporter.status.checks")
 
 #: Seconds that one read waits for events: how late an expiry, and a stop, can be.
 POLL = 0.25

@@ -15,14 +15,14 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from celery_exporter.core.aggregates import Cell, Ledger
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
-from celery_exporter.core.histograms import Histogram, places
-from celery_exporter.core.ledger import Cell, Ledger
+from celery_exporter.core.histogram import Histogram, places
 from celery_exporter.core.queues import Queue
 from celery_exporter.core.repeats import MAX_ENDS, End
 from celery_exporter.core.tasks import Delivery, Generation, Hold, Story, Task, TaskTable
-from celery_exporter.core.words import OTHER, Key, Moment, State
+from celery_exporter.core.types import OTHER, Key, Moment, State
 from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
 
 K = TypeVar("K")

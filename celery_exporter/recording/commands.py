@@ -19,15 +19,15 @@ from celery_exporter.broker.connection import (
     translated,
     why_no_events,
 )
-from celery_exporter.broker.payload import CONTENT_TYPES, JSON, Payload
-from celery_exporter.broker.readers import Reader as EventReader
-from celery_exporter.broker.readers import reader_for
+from celery_exporter.broker.consumers import Reader as EventReader
+from celery_exporter.broker.consumers import reader_for
+from celery_exporter.broker.message import CONTENT_TYPES, JSON, Payload
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.broker.url import masked
+from celery_exporter.config.loader import Settings
 from celery_exporter.core.events import decode
-from celery_exporter.monitor import FIRST_RETRY, back_off
-from celery_exporter.settings import Settings
-from celery_exporter.tape import Reader, Record, Scrubber, Writer, paced, short
+from celery_exporter.monitor.monitor import FIRST_RETRY, back_off
+from celery_exporter.recording.format import Reader, Record, Scrubber, Writer, paced, short
 
 #: Seconds to wait for messages, and between two lines of progress.
 POLL, PROGRESS = 0.25, 1.0

@@ -25,7 +25,7 @@ from uuid import UUID, uuid4, uuid5
 import msgspec
 from msgspec import Meta, structs
 
-from celery_exporter.broker.payload import JSON, MAX_BODY, Payload, events_of
+from celery_exporter.broker.message import JSON, MAX_BODY, Payload, events_of
 from celery_exporter.core.events import (
     TASK_TYPES,
     WORKER_TYPES,

@@ -24,5 +24,5 @@ def about(own: str) -> str:
 
 def revision() -> str | None:
     """Return the commit that this was built from, which hatch_build.py wrote down; None if nobody knew it."""
-    file = resources.files(__package__) / "REVISION"
+    file = resources.files("celery_exporter") / "REVISION"
     return file.read_text().strip() if file.is_file() else None

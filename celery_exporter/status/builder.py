@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from celery_exporter.advice import advise
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
-from celery_exporter.core.words import State
-from celery_exporter.findings import Finding
-from celery_exporter.recent import Growth, TaskGrowth
+from celery_exporter.core.types import State
+from celery_exporter.status.checks import advise
+from celery_exporter.status.finding import Finding
+from celery_exporter.status.recent import Growth, TaskGrowth
 
 VERSION = 1
 _STATES = tuple(state.name for state in State)

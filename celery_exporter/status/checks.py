@@ -14,11 +14,11 @@ from msgspec.structs import replace
 
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
-from celery_exporter.findings import Finding, Severity, count, lasting, names, some
-from celery_exporter.limits import exceeded
 from celery_exporter.quoting import printable, shell_word
-from celery_exporter.recent import Growth
-from celery_exporter.thresholds import BY_CHECK, WINDOW
+from celery_exporter.status.finding import Finding, Severity, count, lasting, names, some
+from celery_exporter.status.limits import exceeded
+from celery_exporter.status.recent import Growth
+from celery_exporter.status.thresholds import BY_CHECK, WINDOW
 
 #: Seconds of listening after which a worker that lives was heard: three heartbeats.
 PATIENCE = 6.0

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.words import State
-from celery_exporter.findings import Finding, count, lasting, names, some
+from celery_exporter.core.types import State
 from celery_exporter.quoting import printable
-from celery_exporter.recent import Growth, TaskGrowth
-from celery_exporter.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
+from celery_exporter.status.finding import Finding, count, lasting, names, some
+from celery_exporter.status.recent import Growth, TaskGrowth
+from celery_exporter.status.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
 
 #: Tasks of which a share is a sample; after so many seconds fewer are.
 SAMPLE, SAMPLE_SECONDS = 30, 60.0

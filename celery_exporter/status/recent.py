@@ -13,10 +13,10 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from celery_exporter.core.ledger import Cell
+from celery_exporter.core.aggregates import Cell
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.words import OTHER, Key, State
-from celery_exporter.thresholds import LONG_WINDOW, WINDOW
+from celery_exporter.core.types import OTHER, Key, State
+from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 
 #: Seconds between two moments of which sums are remembered (of a busy cluster these are megabytes), and
 #: between two of which a number is.

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import click
 
 from celery_exporter.quoting import printable
-from celery_exporter.top.screen import News, View, screen
-from celery_exporter.top.sources import NoStatusError, Source
+from celery_exporter.top.status_source import NoStatusError, Source
+from celery_exporter.top.view import News, View, screen
 
 #: Cells of a line where nobody says: room for all columns.
 PLAIN_WIDTH = 200

@@ -18,9 +18,9 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from celery_exporter.status import Status
-from celery_exporter.top.screen import News, Screen, View, pasted, pressed, screen
-from celery_exporter.top.sources import NoStatusError, Source
+from celery_exporter.status.builder import Status
+from celery_exporter.top.status_source import NoStatusError, Source
+from celery_exporter.top.view import News, Screen, View, pasted, pressed, screen
 
 #: Seconds between two looks: as the status page, and what the exporter makes anew.
 EVERY = 2.0

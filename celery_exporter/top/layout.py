@@ -11,8 +11,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from celery_exporter.tables import UNKNOWN, Column, Table, get, text
-from celery_exporter.thresholds import LONG_WINDOW
+from celery_exporter.status.columns import UNKNOWN, Column, Table, get, text
+from celery_exporter.status.thresholds import LONG_WINDOW
 
 #: A piece of a line, and what it is to look like: one of `STYLES`, or "".
 Part = tuple[str, str]

@@ -17,12 +17,12 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter import __version__
-from celery_exporter.advice import PATIENCE as HEARD
 from celery_exporter.broker.connection import check
 from celery_exporter.broker.url import masked
-from celery_exporter.monitor import Monitor
-from celery_exporter.settings import BadSettingError, Listener, Settings
-from celery_exporter.status import VERSION, Status
+from celery_exporter.config.loader import BadSettingError, Listener, Settings
+from celery_exporter.monitor.monitor import Monitor
+from celery_exporter.status.builder import VERSION, Status
+from celery_exporter.status.checks import PATIENCE as HEARD
 from celery_exporter.web.healthcheck import reachable
 
 PATH = "/api/v1/status"
@@ -217,7 +217,7 @@ class _Said(logging.Handler):
         self.newest = ""
         log = logging.getLogger("celery_exporter")
         log.handlers, log.propagate = [self], False
-        logging.getLogger("celery_exporter.advice").disabled = True  # it is on the screen
+        logging.getLogger("celery_exporter.status.checks").disabled = True  # it is on the screen
 
     def emit(self, record: logging.LogRecord) -> None:
         self.newest = record.getMessage()

@@ -10,9 +10,9 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from celery_exporter.status import Status
-from celery_exporter.tables import BROKER, TABLES, Column, Table, ordered, text
-from celery_exporter.top.drawing import GAP, LEAST_TEXT, Line, clean, clipped, drawn, fit, width
+from celery_exporter.status.builder import Status
+from celery_exporter.status.columns import BROKER, TABLES, Column, Table, ordered, text
+from celery_exporter.top.layout import GAP, LEAST_TEXT, Line, clean, clipped, drawn, fit, width
 
 #: The sections from the top down, by what they are called in a `Status`.
 SECTIONS = ("findings", *(table.name for table in TABLES))

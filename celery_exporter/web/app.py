@@ -12,11 +12,11 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from celery_exporter import __version__
-from celery_exporter.status import Status
-from celery_exporter.web.metrics import MetricsPage
-from celery_exporter.web.page import POLICY
-from celery_exporter.web.status import NOSNIFF, SAFE, Page, static_pages
-from celery_exporter.web.status import pages as status_pages
+from celery_exporter.status.builder import Status
+from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.status_page import POLICY
+from celery_exporter.web.status_routes import NOSNIFF, SAFE, Page, static_pages
+from celery_exporter.web.status_routes import pages as status_pages
 
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _RUNBOOKS = (resources.files(__package__) / "static" / "runbooks.html").read_text("utf-8")

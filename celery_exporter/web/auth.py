@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celery_exporter.web.passwords import Passwords, TooManyGuessesError
-from celery_exporter.web.protection import Protection
+from celery_exporter.web.web_config_reloader import Protection
 
 #: Open to everybody: what kills the process for its answer has no password, and the answer says nothing.
 OPEN_PATHS = frozenset({"/-/healthy", "/healthcheck"})

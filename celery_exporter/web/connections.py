@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from celery_exporter.web.protection import Protection
+from celery_exporter.web.web_config_reloader import Protection
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import ssl
 from contextlib import closing, suppress
 from pathlib import Path
 
+from celery_exporter.config.loader import Listener
 from celery_exporter.quoting import printable
-from celery_exporter.settings import Listener
-from celery_exporter.web.config import BadWebConfigError, parse
+from celery_exporter.web.web_config import BadWebConfigError, parse
 
 PATH = "/-/healthy"  # open to everybody, whatever --web.config.file says
 #: Seconds to connect in, and to answer in; the exporter needs milliseconds.

@@ -20,11 +20,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.exposition import Exposition, negotiate
-from celery_exporter.firsts import Firsts, Visit
+from celery_exporter.metrics.exposition.series_tracker import Firsts, Visit
+from celery_exporter.metrics.exposition.text import Exposition, negotiate
 from celery_exporter.web.connections import READ, Connection
 from celery_exporter.web.encodings import takes_gzip
-from celery_exporter.web.status import NOSNIFF
+from celery_exporter.web.status_routes import NOSNIFF
 
 #: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
 RENDERERS = 2

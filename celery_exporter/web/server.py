@@ -13,9 +13,9 @@ from typing import Any
 
 import uvicorn
 
-from celery_exporter.sdnotify import READY, WATCHDOG, Notifier
+from celery_exporter.runtime.systemd import READY, WATCHDOG, Notifier
 from celery_exporter.web.connections import IDLE, Connection, Crowd
-from celery_exporter.web.protection import Protection, unprotected
+from celery_exporter.web.web_config_reloader import Protection, unprotected
 
 log = logging.getLogger(__name__)
 

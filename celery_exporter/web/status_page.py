@@ -12,8 +12,8 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 
-from celery_exporter.status import Status
-from celery_exporter.tables import (
+from celery_exporter.status.builder import Status
+from celery_exporter.status.columns import (
     BROKER,
     TABLES,
     UNKNOWN,
@@ -24,7 +24,7 @@ from celery_exporter.tables import (
     ordered,
     text,
 )
-from celery_exporter.thresholds import LONG_WINDOW
+from celery_exporter.status.thresholds import LONG_WINDOW
 
 #: Allows what the page is made of, and nothing else: no inline script or style, nobody else's frame.
 POLICY = (

@@ -13,8 +13,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from celery_exporter.status import Status
-from celery_exporter.web import page
+from celery_exporter.status.builder import Status
+from celery_exporter.web import status_page as page
 from celery_exporter.web.encodings import takes_gzip
 
 #: Seconds for which a status is given to all who ask. Pages ask every two: ten of them cost as much as one.

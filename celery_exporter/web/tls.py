@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from celery_exporter.web.config import TLS, BadWebConfigError
+from celery_exporter.web.web_config import TLS, BadWebConfigError
 
 _VERSIONS = {
     "TLS10": ssl.TLSVersion.TLSv1,

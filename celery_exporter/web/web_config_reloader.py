@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from celery_exporter.web import tls
-from celery_exporter.web.config import BadWebConfigError, headers, parse
+from celery_exporter.web.web_config import BadWebConfigError, headers, parse
 
 log = logging.getLogger(__name__)
 

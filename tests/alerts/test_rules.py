@@ -12,11 +12,11 @@ from celery.worker.control import Panel
 from harness.processes import ROOT, TESTS, need
 from harness.servers import PROMETHEUSES, Prometheus
 
-from celery_exporter.core.words import State
-from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
-from celery_exporter.thresholds import TABLE
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.core.types import State
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
+from celery_exporter.status.thresholds import TABLE
 
 from . import rulebook
 from .rulebook import ALERTS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES, RUNBOOKS

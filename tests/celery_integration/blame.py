@@ -20,9 +20,9 @@ from harness.exporter import Samples
 from prometheus_client.parser import text_string_to_metric_families
 from test_tapes import replay
 
-from celery_exporter.exposition import Exposition
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 from celery_integration import comparison
 from celery_integration.comparison import Difference, Sums, Unpublished, Written
 

@@ -21,9 +21,9 @@ from contracts.streams import HERE, messages, samples
 from harness.servers import Prometheus3
 from test_tapes import replay
 
-from celery_exporter.exposition import Exposition
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 
 ORIGINALS = {"danihodovic": "danihodovic-0.12.2", "flower": "flower-2.2.0"}
 CASE = "made-up"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from operator import methodcaller
 
-from celery_exporter.core.ledger import Failure, Ledger
-from celery_exporter.core.words import Key
+from celery_exporter.core.aggregates import Failure, Ledger
+from celery_exporter.core.types import Key
 
 Booking = Callable[[Ledger], None]
 

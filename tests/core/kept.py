@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from celery_exporter.core.memory import Changes, Memory, Recorder
+from celery_exporter.persistence.state import Changes, Memory, Recorder
 
 from .story import Story
 

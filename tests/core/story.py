@@ -7,12 +7,12 @@ from collections import Counter
 
 import msgspec
 
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.names import ShownAs
 from celery_exporter.core.snapshot import Snapshot, Surroundings, take
-from celery_exporter.core.words import Key, Moment, State
+from celery_exporter.core.task_names import ShownAs
+from celery_exporter.core.types import Key, Moment, State
 
 T0 = 1_700_000_000.0
 

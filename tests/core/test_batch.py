@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core import batch
-from celery_exporter.core.batch import items
+from celery_exporter.core import json_array as batch
+from celery_exporter.core.json_array import items
 
 
 @pytest.mark.parametrize(

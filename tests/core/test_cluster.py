@@ -20,7 +20,7 @@ from celery_exporter.core.cluster import MAX_PARKED, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.events import decode
 from celery_exporter.core.repeats import KEPT_SECONDS
 from celery_exporter.core.tasks import TaskTable
-from celery_exporter.core.words import Key, State
+from celery_exporter.core.types import Key, State
 from celery_exporter.core.workers import Profile
 
 from .story import (

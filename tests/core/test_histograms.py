@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_exporter.core import memory
-from celery_exporter.core.histograms import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
-from celery_exporter.core.ledger import Ledger, is_chosen
-from celery_exporter.core.words import Key, State
+from celery_exporter.core.aggregates import Ledger, is_chosen
+from celery_exporter.core.histogram import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
+from celery_exporter.core.types import Key, State
+from celery_exporter.persistence import state as memory
 
 from .booking import Folded, Prefetched, Queued, Ran, book
 from .kept import remembered

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.histograms import Histogram
-from celery_exporter.core.ledger import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Cell, Ledger
-from celery_exporter.core.words import HIDDEN, Key, State
+from celery_exporter.core.aggregates import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Cell, Ledger
+from celery_exporter.core.histogram import Histogram
+from celery_exporter.core.types import HIDDEN, Key, State
 
 from .booking import (
     Booking,

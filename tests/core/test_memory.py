@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.core import memory
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.memory import Memory
-from celery_exporter.core.names import shown_as
 from celery_exporter.core.routing import Binding
-from celery_exporter.core.words import HIDDEN, Key, State
+from celery_exporter.core.task_names import shown_as
+from celery_exporter.core.types import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
+from celery_exporter.persistence import state as memory
+from celery_exporter.persistence.state import Memory
 
 from .kept import Kept, remembered
 from .story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded, task_event

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from celery_exporter.core import memory
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.keys import MEAN_BYTES
-from celery_exporter.core.names import LONGEST, clipped, shown_as
-from celery_exporter.core.words import HIDDEN, Key, State
+from celery_exporter.core.label_sets import MEAN_BYTES
+from celery_exporter.core.task_names import LONGEST, clipped, shown_as
+from celery_exporter.core.types import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
+from celery_exporter.persistence import state as memory
 
 from .kept import remembered
 from .story import Story, failed, heartbeat, received, sent, started, succeeded, task_event

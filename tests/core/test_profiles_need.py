@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from celery_exporter.core import cluster
+from celery_exporter.core.aggregates import Failure
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.histograms import Exemplar, Histogram
-from celery_exporter.core.ledger import Failure
-from celery_exporter.core.words import Key
+from celery_exporter.core.histogram import Exemplar, Histogram
+from celery_exporter.core.types import Key
 
 from .story import T0, Story, failed, heartbeat, received, sent, started, succeeded
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 
 from celery_exporter.core import queues
-from celery_exporter.core.names import QUEUE_NAME_RULES, shown_as
 from celery_exporter.core.queues import (
     MAX_BACK_OFF_SECONDS,
     QUEUE_TTL_SECONDS,
@@ -17,6 +16,7 @@ from celery_exporter.core.queues import (
     Queue,
     QueueTable,
 )
+from celery_exporter.core.task_names import QUEUE_NAME_RULES, shown_as
 
 MISSING, UNREADABLE = Absence.MISSING, Absence.UNREADABLE
 LATER = QUEUE_TTL_SECONDS + 1

@@ -9,8 +9,8 @@ import pytest
 
 from celery_exporter.core import reconcile
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.names import shown_as
 from celery_exporter.core.reconcile import CHUNK, GOODBYE_SECONDS, REASONS, Measurement, Reconciler
+from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import Profile
 
 from .story import Story, heartbeat, received, retried, sent, started, succeeded

@@ -311,7 +311,7 @@ def test_a_task_that_was_replaced_is_no_shadow(name):
 
 
 def test_only_so_many_shadow_names_are_remembered(monkeypatch):
-    monkeypatch.setattr("celery_exporter.core.keys.MAX_SHADOWS", 3)
+    monkeypatch.setattr("celery_exporter.core.label_sets.MAX_SHADOWS", 3)
     story = cluster_of(w=Profile(queues=("q",), registered=("add",)))
     for number in range(9):
         story.tell(sent(f"u{number}"), received(f"u{number}", name=f"shadow {number}"))

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.names import shown_as
 from celery_exporter.core.snapshot import Depth, QueueView, WorkerView
+from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import Profile
 
 from .story import T0, Story, heartbeat, received, sent, started

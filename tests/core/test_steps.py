@@ -7,8 +7,8 @@ import time
 import pytest
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.steps import MAX_DELIVERIES
-from celery_exporter.core.words import State
+from celery_exporter.core.transitions import MAX_DELIVERIES
+from celery_exporter.core.types import State
 
 from .story import T0, Story, failed, received, rejected, retried, sent, started, succeeded, task_event
 

@@ -7,11 +7,11 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 
+from celery_exporter.core.aggregates import Ledger
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.ledger import Ledger
-from celery_exporter.core.steps import MAX_DELIVERIES
 from celery_exporter.core.tasks import Task, TaskTable
-from celery_exporter.core.words import State
+from celery_exporter.core.transitions import MAX_DELIVERIES
+from celery_exporter.core.types import State
 
 from .story import Story, received, retried, sent, started, succeeded, task_event
 from .test_cluster import OPEN_LIVES

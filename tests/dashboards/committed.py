@@ -7,8 +7,8 @@ from typing import Any
 
 from harness.processes import ROOT
 
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 
 FOLDER = ROOT / "dashboards"
 UIDS = (

@@ -14,7 +14,7 @@ from harness.dockerfile import context, steps
 from harness.processes import ROOT, need
 
 import celery_exporter
-from celery_exporter.options import OPTIONS
+from celery_exporter.config.options import OPTIONS
 
 STACK = compose.load()
 SERVICES = STACK["services"]

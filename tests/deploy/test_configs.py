@@ -19,7 +19,7 @@ from harness.webhook import Webhook
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_exporter.doctor.prometheus import _SCRAPE
+from celery_exporter.doctor.prometheus_checks import _SCRAPE
 
 SERVICES = compose.load()["services"]
 #: Where each service listens, as far as others look for it.

@@ -16,13 +16,13 @@ from harness.bounds import MOST_MEMORY
 from harness.processes import ROOT, missing, need
 
 import celery_exporter
-from celery_exporter.monitor import LAST_SAVE
-from celery_exporter.options import OPTIONS
-from celery_exporter.profiles import TASK_LABELS, Shape
-from celery_exporter.profiles.catalogue import select
-from celery_exporter.serve import STOP_TIMEOUT
-from celery_exporter.settings import load
-from celery_exporter.web.guard import OPEN_PATHS
+from celery_exporter.app import STOP_TIMEOUT
+from celery_exporter.config.loader import load
+from celery_exporter.config.options import OPTIONS
+from celery_exporter.metrics.model import TASK_LABELS, Shape
+from celery_exporter.metrics.registry import select
+from celery_exporter.monitor.monitor import LAST_SAVE
+from celery_exporter.web.auth import OPEN_PATHS
 from celery_exporter.web.healthcheck import PATIENCE
 
 KUBERNETES = ROOT / "deploy/kubernetes"

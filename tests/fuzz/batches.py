@@ -9,8 +9,8 @@ from core.story import T0
 from hypothesis import strategies as st
 
 from celery_exporter.core.events import WORKER_TYPES
-from celery_exporter.core.steps import EFFECTS
-from celery_exporter.core.words import State
+from celery_exporter.core.transitions import EFFECTS
+from celery_exporter.core.types import State
 
 # -- texts and values, as they stand in the body ---------------------------------------------------------
 

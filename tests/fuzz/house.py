@@ -9,9 +9,9 @@ from core.story import Story
 from harness.exporter import Samples, parse_openmetrics, parse_text
 
 from celery_exporter.core.events import REASONS, Event, Malformed, decode
-from celery_exporter.exposition import OPENMETRICS, TEXT, Exposition
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import select
+from celery_exporter.metrics.exposition.text import OPENMETRICS, TEXT, Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
 
 _PARSE = {TEXT: parse_text, OPENMETRICS: parse_openmetrics}
 

@@ -19,25 +19,26 @@ from core.story import sent
 from harness.emulator import bash_words, drawn
 from kombu.utils import json as kombu_json
 
-from celery_exporter.advice import advise
-from celery_exporter.broker import roster
+from celery_exporter.broker import inspect as roster
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.depths import redis as redis_depths
-from celery_exporter.broker.payload import CONTENT_TYPES, Payload, events_of
-from celery_exporter.broker.readers import amqp, redis
-from celery_exporter.broker.readers.frames import Frames
-from celery_exporter.broker.readers.kombu import Full
+from celery_exporter.broker.consumers import amqp_consumer as amqp
+from celery_exporter.broker.consumers import redis_consumer as redis
+from celery_exporter.broker.consumers.amqp_frames import Frames
+from celery_exporter.broker.consumers.kombu_consumer import Full
+from celery_exporter.broker.message import CONTENT_TYPES, Payload, events_of
+from celery_exporter.broker.queues import redis_queues as redis_depths
 from celery_exporter.broker.source import SettingsSource
-from celery_exporter.core.batch import MAX_ITEMS, items
+from celery_exporter.config.loader import load
 from celery_exporter.core.events import Event, Malformed, decode
-from celery_exporter.core.names import clipped
+from celery_exporter.core.json_array import MAX_ITEMS, items
+from celery_exporter.core.task_names import clipped
 from celery_exporter.core.workers import Profile
 from celery_exporter.doctor.report import printed
-from celery_exporter.logs import LineFormatter
 from celery_exporter.quoting import printable, printable_json, shell_word
-from celery_exporter.recent import Recent
-from celery_exporter.settings import load
-from celery_exporter.top.drawing import clean
+from celery_exporter.runtime.logging import LineFormatter
+from celery_exporter.status.checks import advise
+from celery_exporter.status.recent import Recent
+from celery_exporter.top.layout import clean
 
 from .house import House
 

@@ -15,13 +15,13 @@ from core.test_memory import restarted
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from celery_exporter.core import aggregates as ledger_module
 from celery_exporter.core import cluster as cluster_module
-from celery_exporter.core import ledger as ledger_module
 from celery_exporter.core import queues as queues_module
-from celery_exporter.core import steps as steps_module
+from celery_exporter.core import transitions as steps_module
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
-from celery_exporter.core.steps import EFFECTS
-from celery_exporter.core.words import State
+from celery_exporter.core.transitions import EFFECTS
+from celery_exporter.core.types import State
 from celery_exporter.core.workers import Profile
 
 from . import budget

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 from hypothesis import example, given
 
-from celery_exporter.core.names import clipped
-from celery_exporter.core.steps import EFFECTS
-from celery_exporter.core.words import State
+from celery_exporter.core.task_names import clipped
+from celery_exporter.core.transitions import EFFECTS
+from celery_exporter.core.types import State
 
 from . import budget
 from .batches import AWKWARD, BAD, IGNORED, NEEDED, NO_EVENT, NO_JSON, Batch, Told, batches

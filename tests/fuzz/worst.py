@@ -18,7 +18,7 @@ from itertools import pairwise
 import msgspec
 from core.story import heartbeat, sent
 
-from celery_exporter.broker.payload import CONTENT_TYPES, MAX_BODY, MAX_LOADED, MAX_YAML, Payload, events_of
+from celery_exporter.broker.message import CONTENT_TYPES, MAX_BODY, MAX_LOADED, MAX_YAML, Payload, events_of
 from celery_exporter.core.events import Event
 
 from . import memory

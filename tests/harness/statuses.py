@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_exporter.exposition import Exposition
-from celery_exporter.findings import Finding
-from celery_exporter.firsts import Firsts
-from celery_exporter.status import (
+from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.status.builder import (
     BrokerStatus,
     FailureStatus,
     QueueStatus,
@@ -20,8 +19,9 @@ from celery_exporter.status import (
     TaskStatus,
     WorkerStatus,
 )
+from celery_exporter.status.finding import Finding
 from celery_exporter.web.app import build
-from celery_exporter.web.metrics import MetricsPage
+from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import Server, bind
 
 NOW = 1_800_000_000.25

@@ -85,7 +85,9 @@ def test_workers_are_not_judged_while_publishers_are_blocked(
     eventually(lambda: not findings(app), 30)
     assert "all workers are down" not in app.text()
     said = [
-        line for line in app.text().splitlines() if "celery_exporter.advice" in line and "publishers" in line
+        line
+        for line in app.text().splitlines()
+        if "celery_exporter.status.checks" in line and "publishers" in line
     ]
     assert len(said) <= 2, "once when it stood for long, once when it was over"
 

@@ -18,8 +18,8 @@ from harness.processes import ROOT, TESTS, side_by_side
 from harness.servers import PROMETHEUSES
 from harness.waiting import eventually
 
-from celery_exporter.profiles import Shape
-from celery_exporter.profiles.catalogue import ProfilesClashError, select
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import ProfilesClashError, select
 
 COPY = TESTS / "contracts" / "queries.yaml"
 SHARED = ROOT.parent / "shared" / "contracts" / "queries.yaml"

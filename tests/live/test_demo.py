@@ -13,7 +13,7 @@ from harness.processes import side_by_side
 from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 
-from celery_exporter.thresholds import TABLE
+from celery_exporter.status.thresholds import TABLE
 
 #: So many tasks that the shares are near what they are meant to be: a few in a hundred, or more than ten.
 ENOUGH = 600

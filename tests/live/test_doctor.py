@@ -34,13 +34,16 @@ from harness.workers import Worker
 from harness.workers import client as make_client
 from redis import Redis
 
-from celery_exporter.advice import CHURN
 from celery_exporter.broker.connection import CONNECT_TIMEOUT, BrokerError, Kept
-from celery_exporter.broker.roster import Roster
+from celery_exporter.broker.inspect import Roster
 from celery_exporter.broker.source import SettingsSource
-from celery_exporter.doctor import Examination, _of_broker, amqp, prometheus, redis
-from celery_exporter.doctor.ladder import climb, to_ask_workers, to_forget
-from celery_exporter.settings import load
+from celery_exporter.config.loader import load
+from celery_exporter.doctor import Examination, _of_broker
+from celery_exporter.doctor import prometheus_checks as prometheus
+from celery_exporter.doctor import rabbitmq_checks as amqp
+from celery_exporter.doctor import redis_checks as redis
+from celery_exporter.doctor.connectivity import climb, to_ask_workers, to_forget
+from celery_exporter.status.checks import CHURN
 
 from .test_urls import Certificates, OddRedis
 

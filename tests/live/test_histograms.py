@@ -12,8 +12,8 @@ from harness.marks import on_redis
 from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 
-from celery_exporter.core.ledger import is_chosen
-from celery_exporter.doctor.prometheus import look
+from celery_exporter.core.aggregates import is_chosen
+from celery_exporter.doctor.prometheus_checks import look
 
 NATIVE = "celery_task_runtime_seconds"
 RUNTIME = 'celery_task_runtime_seconds{task_name="made.up"}'

@@ -13,7 +13,7 @@ from harness.waiting import eventually
 from harness.workers import client
 
 from celery_exporter.broker.connection import why_no_events
-from celery_exporter.settings import load
+from celery_exporter.config.loader import load
 
 SENTENCE = "transport has no fan-out between processes"
 

@@ -17,12 +17,12 @@ from harness.workers import Worker
 from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.connection import connect
-from celery_exporter.broker.depths import depths_on
-from celery_exporter.broker.roster import Roster
+from celery_exporter.broker.inspect import Roster
+from celery_exporter.broker.queues import depths_on
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import Depth
-from celery_exporter.doctor import amqp
-from celery_exporter.doctor.ladder import to_measure
+from celery_exporter.doctor import rabbitmq_checks as amqp
+from celery_exporter.doctor.connectivity import to_measure
 
 from .test_doctor import by_check, doctor, every, rungs, settings_of
 

@@ -14,14 +14,14 @@ from harness.spans import Span
 from harness.waiting import eventually
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.payload import BROKEN, CONTENT_TYPES, events_of
-from celery_exporter.broker.readers import Reader, reader_for
-from celery_exporter.broker.readers.amqp import AmqpReader
-from celery_exporter.broker.readers.kombu import BATCH, KombuReader
-from celery_exporter.broker.readers.redis import RedisReader
+from celery_exporter.broker.consumers import Reader, reader_for
+from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
+from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuReader
+from celery_exporter.broker.consumers.redis_consumer import RedisReader
+from celery_exporter.broker.message import BROKEN, CONTENT_TYPES, events_of
 from celery_exporter.broker.source import SettingsSource
+from celery_exporter.config.loader import load
 from celery_exporter.core.events import Event
-from celery_exporter.settings import load
 
 #: Messages that a broker has ready before the first of them is read: several batches.
 MANY = 3 * BATCH + 7

@@ -18,10 +18,10 @@ from harness.processes import Process
 from harness.servers import RedisServer
 from harness.waiting import eventually, until_equal
 
-from celery_exporter.broker.payload import Payload
-from celery_exporter.recording import replay
-from celery_exporter.settings import load
-from celery_exporter.tape import Reader, Record, Writer
+from celery_exporter.broker.message import Payload
+from celery_exporter.config.loader import load
+from celery_exporter.recording.commands import replay
+from celery_exporter.recording.format import Reader, Record, Writer
 
 TASKS = 20
 

@@ -17,7 +17,7 @@ from harness.proxy import Proxy
 from harness.servers import Prometheus, Prometheus3
 from harness.waiting import eventually, until_equal
 
-from celery_exporter.statefile import StateFile
+from celery_exporter.persistence.state_file import StateFile
 
 COUNTING = ("_total", "_count", "_bucket", "_sum")
 OWN = ("process_", "celery_exporter_collector", "celery_exporter_reconnects", "celery_exporter_state")

@@ -28,8 +28,8 @@ from harness.workers import Worker
 from harness.workers import client as make_client
 
 from celery_exporter import __version__
-from celery_exporter.tables import TABLES
-from celery_exporter.web.page import POLICY
+from celery_exporter.status.columns import TABLES
+from celery_exporter.web.status_page import POLICY
 
 API = "/api/v1/status"
 SECRET = "hunter2-in-arguments"

@@ -24,9 +24,9 @@ from harness.servers import RabbitServer, RedisServer  # noqa: E402
 from harness.waiting import eventually  # noqa: E402
 from harness.workers import Ledger, Worker, client  # noqa: E402
 
-from celery_exporter.broker.readers import reader_for  # noqa: E402
+from celery_exporter.broker.consumers import reader_for  # noqa: E402
 from celery_exporter.broker.source import SettingsSource  # noqa: E402
-from celery_exporter.settings import load  # noqa: E402
+from celery_exporter.config.loader import load  # noqa: E402
 
 TAPES = [
     (RedisServer, "redis", "prefork"),

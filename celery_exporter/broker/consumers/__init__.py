@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from celery_exporter.broker.connection import Source, is_amqp, is_redis
-from celery_exporter.broker.payload import Payload
-from celery_exporter.broker.readers.kombu import KombuReader
+from celery_exporter.broker.consumers.kombu_consumer import KombuReader
+from celery_exporter.broker.message import Payload
 
 
 class Reader(Protocol):
@@ -56,11 +56,11 @@ def reader_for(source: Source) -> Reader:
     if settings.event_consumer == "kombu":
         return KombuReader(source)
     if is_redis(settings):
-        from celery_exporter.broker.readers.redis import RedisReader  # noqa: PLC0415  only where it is used
+        from celery_exporter.broker.consumers.redis_consumer import RedisReader  # noqa: PLC0415  only where it is used
 
         return RedisReader(source)
     if is_amqp(settings):
-        from celery_exporter.broker.readers.amqp import AmqpReader  # noqa: PLC0415  only where it is used
+        from celery_exporter.broker.consumers.amqp_consumer import AmqpReader  # noqa: PLC0415  only where it is used
 
         return AmqpReader(source)
     return KombuReader(source)

@@ -26,9 +26,9 @@ from amqp.serialization import loads
 from kombu import Exchange, Queue
 
 from celery_exporter.broker.connection import BrokerError, Source, receive, translated
-from celery_exporter.broker.payload import BROKEN, MAX_BODY, Payload
-from celery_exporter.broker.readers.frames import Frame, Frames
-from celery_exporter.broker.readers.kombu import Full, KombuReader
+from celery_exporter.broker.consumers.amqp_frames import Frame, Frames
+from celery_exporter.broker.consumers.kombu_consumer import Full, KombuReader
+from celery_exporter.broker.message import BROKEN, MAX_BODY, Payload
 
 log = logging.getLogger(__name__)
 

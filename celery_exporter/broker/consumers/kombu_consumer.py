@@ -19,7 +19,7 @@ from celery_exporter.broker.connection import (
     open_,
     translated,
 )
-from celery_exporter.broker.payload import BROKEN, Payload, payload_of
+from celery_exporter.broker.message import BROKEN, Payload, payload_of
 
 #: Seconds without a sign of life after which a subscription counts as dead. A living one shows some at
 #: least every 3 s: the answer to our ping, or a heartbeat.

@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Struct, field
 
 from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, Source, receive
-from celery_exporter.broker.payload import BROKEN, Payload
-from celery_exporter.broker.readers.kombu import BATCH, BATCH_BYTES, Full, KombuReader
+from celery_exporter.broker.consumers.kombu_consumer import BATCH, BATCH_BYTES, Full, KombuReader
+from celery_exporter.broker.message import BROKEN, Payload
 
 #: Seconds without a message after which a ping is sent.
 PING_INTERVAL = 2.0

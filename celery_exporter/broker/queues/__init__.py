@@ -38,13 +38,13 @@ def depths_on(connection: kombu.Connection) -> Depths:
     """Return the measure for the kind of broker that an open connection leads to."""
     driver = connection.transport.driver_type
     if driver == "redis":
-        from celery_exporter.broker.depths.redis import RedisDepths  # noqa: PLC0415  only where it is used
+        from celery_exporter.broker.queues.redis_queues import RedisDepths  # noqa: PLC0415  only where it is used
 
         return RedisDepths(connection)
     if not has_fanout(connection.transport):
-        from celery_exporter.broker.depths.virtual import VirtualDepths  # noqa: PLC0415
+        from celery_exporter.broker.queues.virtual_queues import VirtualDepths  # noqa: PLC0415
 
         return VirtualDepths(connection)
-    from celery_exporter.broker.depths.declared import DeclaredDepths  # noqa: PLC0415
+    from celery_exporter.broker.queues.passive_declare import DeclaredDepths  # noqa: PLC0415
 
     return DeclaredDepths(connection, counts_consumers=driver == "amqp")

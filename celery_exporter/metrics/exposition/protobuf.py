@@ -10,7 +10,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from celery_exporter.core.histograms import EXEMPLAR_LABEL, SCHEMA, ZERO, ZERO_THRESHOLD, Exemplar, Histogram
+from celery_exporter.core.histogram import EXEMPLAR_LABEL, SCHEMA, ZERO, ZERO_THRESHOLD, Exemplar, Histogram
 
 PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 

@@ -17,13 +17,13 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString as number  # noqa: N813  what it makes
 
-from celery_exporter import protobuf
-from celery_exporter.core.histograms import EXEMPLAR_LABEL, Histogram, places
+from celery_exporter.core.histogram import EXEMPLAR_LABEL, Histogram, places
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.words import OTHER, Key
-from celery_exporter.firsts import Visit, series_id
-from celery_exporter.profiles import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
-from celery_exporter.protobuf import PROTOBUF
+from celery_exporter.core.types import OTHER, Key
+from celery_exporter.metrics.exposition import protobuf
+from celery_exporter.metrics.exposition.protobuf import PROTOBUF
+from celery_exporter.metrics.exposition.series_tracker import Visit, series_id
+from celery_exporter.metrics.model import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

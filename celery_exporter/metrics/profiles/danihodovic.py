@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from operator import attrgetter
 
+from celery_exporter.core.aggregates import Cell
 from celery_exporter.core.cluster import host
-from celery_exporter.core.ledger import Cell
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
-from celery_exporter.core.words import UNKNOWN, Key, State
-from celery_exporter.profiles import (
+from celery_exporter.core.types import UNKNOWN, Key, State
+from celery_exporter.metrics.model import (
     COMMON_BUCKETS,
     Merge,
     Profile,
@@ -21,10 +21,10 @@ from celery_exporter.profiles import (
     Sample,
     Shape,
     add,
-    native,
     of_each,
     summed,
 )
+from celery_exporter.metrics.profiles import native
 
 #: Upper bucket bounds of queue waits, in seconds (DEFAULT_QUEUE_WAIT_BUCKETS there).
 WAIT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import attrgetter
 
-from celery_exporter.core.ledger import Cell
+from celery_exporter.core.aggregates import Cell
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.words import Key, State
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, of_each, summed
+from celery_exporter.core.types import Key, State
+from celery_exporter.metrics.model import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, of_each, summed
 
 _TYPES = {
     State.RECEIVED: "task-received",

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import attrgetter
 
-from celery_exporter.core.ledger import Cell
+from celery_exporter.core.aggregates import Cell
 from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
-from celery_exporter.core.words import Key, State
-from celery_exporter.profiles import TASK_LABELS, Profile, Row, Shape, add, of_each
+from celery_exporter.core.types import Key, State
+from celery_exporter.metrics.model import TASK_LABELS, Profile, Row, Shape, add, of_each
 
 #: By State: what an enum's member is called takes long to ask for each sample.
 STATES = tuple(state.name for state in State)

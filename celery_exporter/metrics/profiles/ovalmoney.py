@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
-from celery_exporter.core.ledger import Cell
-from celery_exporter.core.words import UNKNOWN, Key, State
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Shape, add, summed
+from celery_exporter.core.aggregates import Cell
+from celery_exporter.core.types import UNKNOWN, Key, State
+from celery_exporter.metrics.model import COMMON_BUCKETS, Profile, Row, Shape, add, summed
 
 _TASK = ("name", "queue", "namespace")
 _LATENCY = "the original counts an eta as waiting, and takes the times at which the events reach it"

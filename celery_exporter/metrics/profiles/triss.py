@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from celery_exporter.profiles import Profile, Row, Shape, add, means, summed, triton, zerok
+from celery_exporter.metrics.model import Profile, Row, Shape, add, means, summed
+from celery_exporter.metrics.profiles import triton, zerok
 
 _RUNTIME = summed("celery_task_runtime_seconds_{}", "queue_name", "worker", task_type="task_name")
 

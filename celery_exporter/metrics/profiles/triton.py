@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from celery_exporter.core.words import State
-from celery_exporter.profiles import Profile, Row, Shape, add, native
+from celery_exporter.core.types import State
+from celery_exporter.metrics.model import Profile, Row, Shape, add
+from celery_exporter.metrics.profiles import native
 
 _COUNTERS = {
     State.RECEIVED: ("received", "Tasks that workers received."),

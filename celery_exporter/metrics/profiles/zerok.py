@@ -6,8 +6,9 @@ from operator import attrgetter
 
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.tasks import OPEN_STATES
-from celery_exporter.core.words import State
-from celery_exporter.profiles import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, native, summed, triton
+from celery_exporter.core.types import State
+from celery_exporter.metrics.model import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, summed
+from celery_exporter.metrics.profiles import native, triton
 
 _TOTALS = tuple(state for state in State if state not in OPEN_STATES)
 #: PromQL for what `by_name` returns; what a rule has recorded as celery_tasks has no task_name.

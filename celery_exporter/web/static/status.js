@@ -1,5 +1,5 @@
 // The status page, said anew every two seconds from /api/v1/status. What the columns are stands in the page's
-// table heads; how a value is written is as in celery_exporter/tables.py, and a test compares the two.
+// table heads; how a value is written is as in celery_exporter/status/columns.py, and a test compares the two.
 "use strict";
 
 const EVERY = 2000; // ms

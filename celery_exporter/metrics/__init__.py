@@ -1,0 +1,1 @@
+"""Metric families: the model, the registry of profiles, and the exposition formats."""

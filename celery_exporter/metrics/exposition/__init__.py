@@ -1,0 +1,1 @@
+"""Exposition formats, and which series are at 0 first."""

@@ -1,0 +1,1 @@
+"""Threads and the one lock: events, periodic jobs, checkpoints."""

@@ -1,0 +1,1 @@
+"""What outlasts a restart: the state file, and what is in it."""

@@ -1,0 +1,1 @@
+"""The process: logging, systemd, memory, signals, version."""

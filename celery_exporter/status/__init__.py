@@ -1,0 +1,1 @@
+"""The read model for people: health checks, thresholds, tables. Pure."""
