@@ -4,7 +4,7 @@
 #   docker run --network celery --read-only --cap-drop ALL -p 9808:9808 -e CELERY_BROKER_URL=redis://redis:6379/0 \
 #     celery-exporter
 #
-# tests/deploy/test_image.py follows these steps without an engine.
+# tests/distribution/test_image.py follows these steps without an engine.
 
 # The version that the tests run on.
 ARG PYTHON=3.11

@@ -46,10 +46,10 @@ format: .venv/synced  ## let ruff lay the code out
 	.venv/bin/ruff format .
 
 truth: .venv/synced servers  ## each scenario in full against what the tasks wrote down themselves, as a table
-	TRUTH_SIZE=full $(PY) -m pytest tests/truth -m ""
+	TRUTH_SIZE=full $(PY) -m pytest tests/accuracy -m ""
 
 faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table; on a quiet machine
-	MACHINE=quiet $(PY) -m pytest tests/faults -m ""
+	MACHINE=quiet $(PY) -m pytest tests/resilience -m ""
 
 celery-integration: .venv/synced servers  ## Celery's own integration tests, and sums equal to what their tasks wrote: docs/accuracy.md
 	PYTHONPATH=tests $(PY) -m celery_integration
@@ -62,7 +62,7 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 	tests/mutants.sh
 
 golden: .venv/synced  ## write golden texts, and what is printed in README and docs/, anew, after a change that is meant
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_tapes.py tests/test_top.py
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_view.py
 	$(PY) deploy/kubernetes/generate.py
 	$(PY) -m docs
 	git diff --stat

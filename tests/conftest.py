@@ -23,7 +23,10 @@ hypothesis.settings.load_profile("shared")
 
 #: What waits for processes, the longest first. `make test` gives out files in this order, so that its end is
 #: made of short ones, which the processes take in turn.
-LONGEST = ("live/test_doctor.py", "live", "truth", "faults", "alerts", "dashboards", "deploy")
+LONGEST = (
+    *("integration/test_demo.py", "integration/test_doctor.py", "integration", "documentation"),
+    *("accuracy", "resilience", "alerts", "dashboards", "distribution"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,9 +34,9 @@ def show(module: Path, mutant: str, why: str) -> None:
             print(f"  {line}")
 
 
-def main(core: Path) -> int:
+def main(package: Path) -> int:
     rows: dict[str, Counter[bool]] = {}
-    for meta in sorted(core.glob("*.py.meta")):
+    for meta in sorted(package.rglob("*.py.meta")):
         codes = json.loads(meta.read_text())["exit_code_by_key"]
         for mutant, code in codes.items():
             if code in SURVIVED:

@@ -24,7 +24,7 @@ from .rulebook import ALERTS, CASES, EXPRESSIONS, FOLDER, MIXIN, RECORDS, RULES,
 KUBERNETES = ROOT / "deploy" / "kubernetes" / "prometheusrule.yaml"
 CONTRACT = {
     alert["name"]: alert
-    for entry in yaml.safe_load((TESTS / "contracts" / "queries.yaml").read_text())
+    for entry in yaml.safe_load((TESTS / "data" / "compat" / "queries.yaml").read_text())
     if entry["profile"] == "native"
     for alert in entry["alerts"]
 }

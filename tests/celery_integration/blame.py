@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.exporter import Samples
 from prometheus_client.parser import text_string_to_metric_families
-from test_tapes import replay
+from unit.test_golden_replay import replay
 
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import Shape

@@ -10,7 +10,7 @@ from harness.processes import ROOT, TESTS, missing
 
 from dashboards.committed import BOARDS, FOLDER, IMPORTS, ROWS, UIDS, VARIANTS, names_in, panels, targets
 
-CONTRACT = yaml.safe_load((TESTS / "contracts" / "queries.yaml").read_text())
+CONTRACT = yaml.safe_load((TESTS / "data" / "compat" / "queries.yaml").read_text())
 PROCESS = {"process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"}
 
 #: A panel of the setup guide's dashboard → its twin on Overview.

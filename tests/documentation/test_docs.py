@@ -24,7 +24,7 @@ import yaml
 from celery.app.defaults import NAMESPACES, flatten
 from harness.processes import ROOT, need
 from harness.statuses import shown
-from test_tapes import surroundings
+from unit.test_golden_replay import surroundings
 
 from celery_exporter.cli.main import _command
 from celery_exporter.core.aggregates import Ledger
@@ -294,7 +294,7 @@ def promtool(*arguments: str) -> None:
 
 
 def check_yaml(text: str, folder: Path) -> None:
-    """Prometheus' own are for promtool; what Kubernetes reads is held by tests/deploy, where it is."""
+    """Prometheus' own are for promtool; what Kubernetes reads is held by tests/distribution, where it is."""
     for found in yaml.safe_load_all(text):
         if isinstance(found, list):
             check_rules(found, folder)

@@ -25,24 +25,24 @@ from harness.tasks import BROKER_URL
 from harness.waiting import BUSY_FACTOR, eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
-from test_docs import BLOCKS
 
 from docs import metrics
+from documentation.test_docs import BLOCKS
 
 #: Programs that are run here, but for those of our own.
 RUN = ("celery", "curl", "promtool", "redis-cli")
 #: Program → why it is not run here.
 ELSEWHERE = {
     "dmesg": "of the machine",
-    "rabbitmq-diagnostics": "of RabbitMQ's host; tests/live/test_blocked.py has the alarm",
-    "docker": "no engine; tests/deploy/test_image.py, test_compose.py",
+    "rabbitmq-diagnostics": "of RabbitMQ's host; tests/integration/test_blocked.py has the alarm",
+    "docker": "no engine; tests/distribution/test_image.py, test_compose.py",
     "export": "sets what the others have here anyhow",
     "journalctl": "of the machine",
-    "kubectl": "no cluster; tests/deploy/test_kubernetes.py",
-    "make": "tests/live/test_harness.py, tests/test_bench.py",
+    "kubectl": "no cluster; tests/distribution/test_kubernetes.py",
+    "make": "tests/integration/test_harness.py, tests/integration/test_benchmarks.py",
     "py-spy": "of who wants it",
     "sed": "changes the rules; on a copy in tests/alerts/test_rules.py",
-    "systemctl": "of the machine; tests/deploy/test_systemd.py",
+    "systemctl": "of the machine; tests/distribution/test_systemd.py",
 }
 PAGES = ("configuration.md", "index.md", "migrating.md", "runbooks.md", "troubleshooting.md")
 #: What runs until it is ended, is: after so many seconds.

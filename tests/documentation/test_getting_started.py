@@ -14,7 +14,8 @@ from harness.exporter import clean_environment
 from harness.marks import on_redis
 from harness.processes import ROOT, free_port
 from harness.waiting import eventually
-from test_docs import blocks
+
+from documentation.test_docs import blocks
 
 PAGE = ROOT / "docs/getting-started.md"
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from harness.processes import ROOT, need
 from msgspec import structs
-from test_tapes import TAPE, read, replay
+from unit.test_golden_replay import TAPE, read, replay
 
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.metrics.exposition.text import Exposition

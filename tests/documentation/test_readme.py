@@ -10,7 +10,7 @@ from celery_exporter.config.options import OPTIONS
 from celery_exporter.metrics.model import Shape
 from celery_exporter.metrics.registry import select
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from core.story import T0
 from hypothesis import strategies as st
+from unit.core.cluster_driver import T0
 
 from celery_exporter.core.events import WORKER_TYPES
 from celery_exporter.core.transitions import EFFECTS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import msgspec
-from core.story import Story
 from harness.exporter import Samples, parse_openmetrics, parse_text
+from unit.core.cluster_driver import Story
 
 from celery_exporter.core.events import REASONS, Event, Malformed, decode
 from celery_exporter.metrics.exposition.text import OPENMETRICS, TEXT, Exposition

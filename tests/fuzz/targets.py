@@ -15,9 +15,9 @@ from typing import Any
 import click
 import hiredis
 import msgspec
-from core.story import sent
 from harness.emulator import bash_words, drawn
 from kombu.utils import json as kombu_json
+from unit.core.cluster_driver import sent
 
 from celery_exporter.broker import inspect as roster
 from celery_exporter.broker.connection import BrokerError
@@ -40,11 +40,11 @@ from celery_exporter.status.checks import advise
 from celery_exporter.status.recent import Recent
 from celery_exporter.top.layout import clean
 
-from .house import House
+from .pipeline import House
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
-TAPES = HERE.parent / "tapes"
+TAPES = HERE.parent / "data" / "recordings"
 
 GOOD = json.dumps(sent("good", name="good", queue="good")).encode()
 (GOOD_EVENT,) = decode(GOOD)

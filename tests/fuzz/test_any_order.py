@@ -10,10 +10,10 @@ from collections import Counter
 from typing import ClassVar
 
 import pytest
-from core.story import T0, Story, heartbeat, task_event
-from core.test_memory import restarted
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from unit.core.cluster_driver import T0, Story, heartbeat, task_event
+from unit.persistence.test_state import restarted
 
 from celery_exporter.core import aggregates as ledger_module
 from celery_exporter.core import cluster as cluster_module
@@ -25,7 +25,7 @@ from celery_exporter.core.types import State
 from celery_exporter.core.workers import Profile
 
 from . import budget
-from .house import House
+from .pipeline import House
 
 LOW = {
     cluster_module: {"MAX_TOMBSTONES": 4, "MAX_PARKED": 5, "MAX_LIMBO": 3, "MAX_WORKERS": 3},

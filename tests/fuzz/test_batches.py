@@ -14,7 +14,7 @@ from celery_exporter.core.types import State
 
 from . import budget
 from .batches import AWKWARD, BAD, IGNORED, NEEDED, NO_EVENT, NO_JSON, Batch, Told, batches
-from .house import House
+from .pipeline import House
 
 LABELS = [(), ("queue_name",), ("queue_name", "worker")]
 

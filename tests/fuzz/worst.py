@@ -16,7 +16,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import msgspec
-from core.story import heartbeat, sent
+from unit.core.cluster_driver import heartbeat, sent
 
 from celery_exporter.broker.message import CONTENT_TYPES, MAX_BODY, MAX_LOADED, MAX_YAML, Payload, events_of
 from celery_exporter.core.events import Event

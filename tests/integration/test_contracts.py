@@ -21,7 +21,7 @@ from harness.waiting import eventually
 from celery_exporter.metrics.model import Shape
 from celery_exporter.metrics.registry import ProfilesClashError, select
 
-COPY = TESTS / "contracts" / "queries.yaml"
+COPY = TESTS / "data" / "compat" / "queries.yaml"
 SHARED = ROOT.parent / "shared" / "contracts" / "queries.yaml"
 CONTRACT = {entry["profile"]: entry for entry in yaml.safe_load(COPY.read_text())}
 NATIVE = CONTRACT["native"]

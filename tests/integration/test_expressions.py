@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from contracts.expressions import ANSWERED, CASE, ORIGINALS, compared
-from contracts.streams import HERE
+from data.compat.expressions import ANSWERED, CASE, ORIGINALS, compared
+from data.compat.streams import HERE
 
 SAMPLE = re.compile(r"(\w+)\{(.*)\} \S+")
 

@@ -13,7 +13,7 @@ from harness.proxy import Proxy
 from harness.servers import RabbitServer, RedisServer
 from harness.tables import add_row
 
-from faults.law import Law, Watched, hold
+from resilience.availability_contract import Law, Watched, hold
 
 Start = Callable[..., Any]
 Hold = Callable[..., AbstractContextManager[Law]]

@@ -8,7 +8,7 @@ import time
 import pytest
 from harness.waiting import stays, until_equal
 
-from faults.law import Watched
+from resilience.availability_contract import Watched
 
 in_full = pytest.mark.long
 

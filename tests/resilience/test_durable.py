@@ -14,7 +14,7 @@ from harness.exporter import SCRAPER
 from harness.proxy import SUBSCRIPTION
 from harness.waiting import eventually, stays, until_equal
 
-from faults.law import Watched, numbers
+from resilience.availability_contract import Watched, numbers
 
 STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
 #: Seconds between two tasks: 200 a second, in 400 messages.

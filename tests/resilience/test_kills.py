@@ -20,7 +20,7 @@ from harness.servers import Prometheus
 from harness.tables import add_row
 from harness.waiting import eventually, until_equal
 
-from .law import Watched
+from .availability_contract import Watched
 from .test_durable import Traffic
 
 DONE = 'celery_tasks_total{state="SUCCESS",task_name="made.up"}'

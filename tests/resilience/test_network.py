@@ -15,7 +15,7 @@ from harness.processes import missing
 from harness.proxy import SUBSCRIPTION
 from harness.waiting import eventually, stays
 
-from faults.law import Watched
+from resilience.availability_contract import Watched
 
 Start = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from harness.proxy import Proxy
 from harness.servers import RabbitServer
 from harness.waiting import eventually, stays, until_equal
 
-from faults.law import Watched, numbers
+from resilience.availability_contract import Watched, numbers
 
 DURABLE = "celeryev.celery-exporter"
 

@@ -1,6 +1,6 @@
 """Tapes of real workers, replayed through the pure core in milliseconds, and held to a golden text.
 
-After a change that is meant: UPDATE_GOLDEN=1 pytest tests/test_tapes.py, and read the difference.
+After a change that is meant: make golden, and read the difference.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import Shape
 from celery_exporter.metrics.registry import PROFILES, Selection, select
 
-HERE = Path(__file__).parent
-TAPES = sorted((HERE / "tapes").glob("*.jsonl"))
-GOLDEN = HERE / "golden"
+DATA = Path(__file__).parents[1] / "data"
+TAPES = sorted((DATA / "recordings").glob("*.jsonl"))
+GOLDEN = DATA / "golden"
 #: What promtool ends with where it can read a page, and does not like a name on it.
 LINT = 3
 UPDATE = "UPDATE_GOLDEN" in os.environ

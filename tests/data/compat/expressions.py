@@ -1,6 +1,6 @@
 """Ask a real Prometheus what public dashboards and alerts ask: of an original's numbers, and of ours.
 
-    python -m contracts.expressions danihodovic FILE    # in tests/; FILE has lines {"family": …, "expr": …}
+    python -m data.compat.expressions danihodovic FILE    # in tests/; FILE has lines {"family": …, "expr": …}
 
 Both are what the stream "made-up" comes to, spread over an hour. Prints how many expressions the original
 answers, and each of these that we do not. The expressions are other people's, so none is kept here.
@@ -17,9 +17,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from contracts.streams import HERE, messages, samples
+from data.compat.streams import HERE, messages, samples
 from harness.servers import Prometheus3
-from test_tapes import replay
+from unit.test_golden_replay import replay
 
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import Shape

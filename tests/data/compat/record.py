@@ -4,8 +4,8 @@
     python3.11 -m venv /tmp/venv && /tmp/venv/bin/pip install celery==5.6.3 kombu==5.6.2 'redis>=7.1,<8' \
         prometheus-client==0.23.1 flask waitress loguru click flower==2.2.0
     cd tests
-    TZ=UTC PYTHONPATH=/tmp/original /tmp/venv/bin/python -m contracts.record danihodovic-0.12.2
-    TZ=UTC /tmp/venv/bin/python -m contracts.record flower-2.2.0
+    TZ=UTC PYTHONPATH=/tmp/original /tmp/venv/bin/python -m data.compat.record danihodovic-0.12.2
+    TZ=UTC /tmp/venv/bin/python -m data.compat.record flower-2.2.0
 
 writes the sorted samples of each stream into the folder of that name; `_created` lines are left out.
 danihodovic-0.11.2 is the newest package of the first one on the index (`make bench` installs it into
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from contracts.streams import HERE, messages, samples
+from data.compat.streams import HERE, messages, samples
 
 Event = dict[str, Any]
 #: Seconds without a heartbeat after which a worker is forgotten, by default there and here.

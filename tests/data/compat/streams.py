@@ -1,6 +1,6 @@
 """Streams of events that other exporters were fed with, and we are: one made up, one of a real worker.
 
-    python -m contracts.streams          # in tests/: write all of them again
+    python -m data.compat.streams          # in tests/: write all of them again
 
 What the originals made of them is in the folders that are named after their versions; record.py made these.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "streams"
-TAPE = HERE.parent / "tapes" / "redis-prefork.jsonl"
+TAPE = HERE.parent / "recordings" / "redis-prefork.jsonl"
 T0 = 1_750_000_000.0
 
 Events = list[dict[str, Any]]

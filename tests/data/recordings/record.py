@@ -1,6 +1,6 @@
 """Record tapes: raw event messages of real workers, one line of JSON each.
 
-    .venv/bin/python tests/tapes/record.py
+    .venv/bin/python tests/data/recordings/record.py
 
 starts each broker and pool in turn, runs the same tasks, and writes `<broker>-<pool>.jsonl` beside this
 file. Run it when Celery changes what it sends; the golden texts then change too, and show what.
@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
 from harness.servers import RabbitServer, RedisServer  # noqa: E402
 from harness.waiting import eventually  # noqa: E402

@@ -8,7 +8,7 @@ from celery_exporter.core.aggregates import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAI
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.types import HIDDEN, Key, State
 
-from .booking import (
+from .aggregate_ops import (
     Booking,
     Folded,
     Moved,

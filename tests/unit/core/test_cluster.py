@@ -23,7 +23,7 @@ from celery_exporter.core.tasks import TaskTable
 from celery_exporter.core.types import Key, State
 from celery_exporter.core.workers import Profile
 
-from .story import (
+from .cluster_driver import (
     T0,
     Story,
     failed,

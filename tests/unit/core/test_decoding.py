@@ -8,7 +8,7 @@ import pytest
 
 from celery_exporter.core.events import MAX_LOOSE, Event, Malformed, decode, from_objects
 
-from .story import failed, sent
+from .cluster_driver import failed, sent
 
 GOOD = sent()
 TEXT = json.dumps(GOOD).encode()

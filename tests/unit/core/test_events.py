@@ -21,7 +21,7 @@ from celery_exporter.core.events import (
     unwrap,
 )
 
-from .story import heartbeat, received, sent, succeeded
+from .cluster_driver import heartbeat, received, sent, succeeded
 
 GOOD = sent()
 

@@ -10,10 +10,10 @@ from celery_exporter.core.aggregates import Ledger, is_chosen
 from celery_exporter.core.histogram import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
 from celery_exporter.core.types import Key, State
 from celery_exporter.persistence import state as memory
+from unit.persistence.kept import remembered
 
-from .booking import Folded, Prefetched, Queued, Ran, book
-from .kept import remembered
-from .story import Story, failed, received, retried, sent, started, succeeded
+from .aggregate_ops import Folded, Prefetched, Queued, Ran, book
+from .cluster_driver import Story, failed, received, retried, sent, started, succeeded
 
 A, B = Key("a", "q"), Key("b", "q")
 BOUNDS = (1.0, 2.0)

@@ -11,8 +11,9 @@ import pytest
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
 from celery_exporter.core.reconcile import GOODBYE_SECONDS, Reconciler
 from celery_exporter.core.workers import Profile
+from unit.persistence.test_state import restarted
 
-from .story import (
+from .cluster_driver import (
     Story,
     failed,
     heartbeat,
@@ -24,7 +25,6 @@ from .story import (
     succeeded,
     task_event,
 )
-from .test_memory import restarted
 
 LIMIT = {"exception": "TimeLimitExceeded(3600)"}
 A, B = {"host": "a@h", "pid": 7}, {"host": "b@h", "pid": 8}

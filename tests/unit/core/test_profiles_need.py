@@ -10,7 +10,7 @@ from celery_exporter.core.cluster import Limits
 from celery_exporter.core.histogram import Exemplar, Histogram
 from celery_exporter.core.types import Key
 
-from .story import T0, Story, failed, heartbeat, received, sent, started, succeeded
+from .cluster_driver import T0, Story, failed, heartbeat, received, sent, started, succeeded
 
 A = Key("add", "q")
 BOTH = ("queue_name", "worker")

@@ -12,9 +12,9 @@ from celery_exporter.core.cluster import Limits
 from celery_exporter.core.reconcile import CHUNK, GOODBYE_SECONDS, REASONS, Measurement, Reconciler
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import Profile
+from unit.persistence.test_state import restarted
 
-from .story import Story, heartbeat, received, retried, sent, started, succeeded
-from .test_memory import restarted
+from .cluster_driver import Story, heartbeat, received, retried, sent, started, succeeded
 
 SOON, LATER = "2023-11-14T22:13:40+00:00", "2023-11-14T22:30:00+00:00"  # T0 + 20 s, T0 + 1,000 s
 

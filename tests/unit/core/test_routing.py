@@ -10,7 +10,7 @@ from celery_exporter.core import routing
 from celery_exporter.core.routing import Binding, Route, Routes, matches
 from celery_exporter.core.workers import Profile
 
-from .story import Story, heartbeat, received, sent, started, succeeded
+from .cluster_driver import Story, heartbeat, received, sent, started, succeeded
 
 DELAY = "celery_delayed_27"
 BITS = "0." * 27 + "1."

@@ -11,7 +11,7 @@ from celery_exporter.core.snapshot import Depth, QueueView, WorkerView
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import Profile
 
-from .story import T0, Story, heartbeat, received, sent, started
+from .cluster_driver import T0, Story, heartbeat, received, sent, started
 
 SAID = {"sw_ident": "py-celery", "sw_ver": "5.5.3", "sw_sys": "Linux", "loadavg": [0.5, 1.5, 2.5]}
 ANSWERED = Profile(

@@ -12,9 +12,9 @@ from celery_exporter.core.task_names import LONGEST, clipped, shown_as
 from celery_exporter.core.types import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
 from celery_exporter.persistence import state as memory
+from unit.persistence.kept import remembered
 
-from .kept import remembered
-from .story import Story, failed, heartbeat, received, sent, started, succeeded, task_event
+from .cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded, task_event
 
 
 def rule(regex: str, replacement: str) -> tuple[re.Pattern[str], str]:

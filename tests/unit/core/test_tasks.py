@@ -12,10 +12,10 @@ from celery_exporter.core.cluster import Limits
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import State
+from unit.persistence.test_state import restarted, seen, tales
 
-from .story import Story, received, retried, sent, started, succeeded, task_event
+from .cluster_driver import Story, received, retried, sent, started, succeeded, task_event
 from .test_cluster import OPEN_LIVES
-from .test_memory import restarted, seen, tales
 
 B = {"host": "b@h"}
 

@@ -10,7 +10,18 @@ from celery_exporter.core.cluster import Limits
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import State
 
-from .story import T0, Story, failed, received, rejected, retried, sent, started, succeeded, task_event
+from .cluster_driver import (
+    T0,
+    Story,
+    failed,
+    received,
+    rejected,
+    retried,
+    sent,
+    started,
+    succeeded,
+    task_event,
+)
 
 
 def told(*events: dict, **options) -> Story:

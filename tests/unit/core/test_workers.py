@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.core.workers import Profile
+from unit.persistence.test_state import restarted
 
-from .story import Story, heartbeat, sent, started
-from .test_memory import restarted
+from .cluster_driver import Story, heartbeat, sent, started
 
 
 def told(*pairs):

@@ -7,7 +7,6 @@ import shlex
 
 import msgspec
 import pytest
-from core.story import Story, heartbeat, received
 
 from celery_exporter.broker.inspect import Configuration
 from celery_exporter.cli.main import _command
@@ -21,6 +20,7 @@ from celery_exporter.doctor.report import as_json, printed
 from celery_exporter.status.checks import PATIENCE
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Recent
+from unit.core.cluster_driver import Story, heartbeat, received
 
 SETTINGS = load({"broker_url": "redis://127.0.0.1:6379/0"}, {})
 UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"

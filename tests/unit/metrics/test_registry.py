@@ -7,8 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from core.story import Story, failed, heartbeat, received, rejected, sent, started, succeeded
-from core.test_memory import restarted
 
 from celery_exporter.config.loader import BadSettingError, load
 from celery_exporter.core import cluster
@@ -19,6 +17,8 @@ from celery_exporter.metrics.model import COMMON_BUCKETS, TASK_LABELS, Shape
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
 from celery_exporter.monitor.monitor import _naming as naming
 from celery_exporter.monitor.monitor import _rules_of as rules_of
+from unit.core.cluster_driver import Story, failed, heartbeat, received, rejected, sent, started, succeeded
+from unit.persistence.test_state import restarted
 
 URL = "redis://127.0.0.1:1/0"
 NATIVE, BOTH = ("native",), ("native", "flower")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from celery_exporter.persistence.state import Changes, Memory, Recorder
-
-from .story import Story
+from unit.core.cluster_driver import Story
 
 
 class Kept:

@@ -17,10 +17,21 @@ from celery_exporter.core.types import HIDDEN, Key, State
 from celery_exporter.core.workers import Profile
 from celery_exporter.persistence import state as memory
 from celery_exporter.persistence.state import Memory
+from unit.core.cluster_driver import (
+    T0,
+    Story,
+    failed,
+    heartbeat,
+    received,
+    retried,
+    sent,
+    started,
+    succeeded,
+    task_event,
+)
+from unit.core.test_cluster import LIFE, RETRY_LIFE, RIGHT, anything
 
 from .kept import Kept, remembered
-from .story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded, task_event
-from .test_cluster import LIFE, RETRY_LIFE, RIGHT, anything
 
 
 def restarted(

@@ -7,7 +7,6 @@ import copy
 
 import msgspec
 import pytest
-from core.story import Story, failed, heartbeat, received, sent, started, succeeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from celery_exporter.core.snapshot import Depth
 from celery_exporter.status.builder import Status, build
 from celery_exporter.status.recent import SHORT_STEP, STEP, Recent, quantile
 from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
+from unit.core.cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded
 
 
 def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-from core.story import T0, Story, heartbeat, received, sent, started
 
 from celery_exporter.core import queues
 from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot
@@ -24,6 +23,7 @@ from celery_exporter.status.checks import (
 )
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Recent
+from unit.core.cluster_driver import T0, Story, heartbeat, received, sent, started
 
 ANSWERED = Profile(queues=("q",), registered=(), pool="prefork", pool_size=4)
 WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("workers", True, 0.1, T0)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from core.story import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded
 
 from celery_exporter.core.aggregates import MAX_EXCEPTIONS, Ledger
 from celery_exporter.core.cluster import Limits
@@ -13,6 +12,7 @@ from celery_exporter.status.finding import Finding
 from celery_exporter.status.limits import SAMPLE, SAMPLE_SECONDS, exceeded
 from celery_exporter.status.recent import ENOUGH, SHORT_STEP, Growth, Recent
 from celery_exporter.status.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
+from unit.core.cluster_driver import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded
 
 
 class Watched:

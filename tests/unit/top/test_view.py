@@ -1,6 +1,6 @@
 """`celery-exporter top`: its screen, keys, errors, and that no name gets at the terminal.
 
-After a change that is meant: UPDATE_GOLDEN=1 pytest tests/test_top.py, and read the difference.
+After a change that is meant: UPDATE_GOLDEN=1 pytest tests/unit/top/test_view.py, and read the difference.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from celery_exporter.top.status_source import NoStatusError, Source, exporter
 from celery_exporter.top.view import _FIELDS, SECTIONS, News, Screen, View, pressed, screen, share
 
 UPDATE = "UPDATE_GOLDEN" in os.environ
-GOLDEN = TESTS / "golden/top"
+GOLDEN = TESTS / "data/golden/top"
 PICTURE = ROOT / "docs/img/top.svg"
 VIEW = View()
 AT = 1_795_300_000.0  # 2026-11-21 22:26:40 UTC

@@ -8,11 +8,11 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from test_exposition import AWKWARD, BOUNDS, moment, row
 
 from celery_exporter.core.histogram import ZERO, Histogram
 from celery_exporter.metrics.exposition.series_tracker import Firsts
 from celery_exporter.metrics.exposition.text import PROTOBUF, Exposition
+from unit.metrics.exposition.test_text import AWKWARD, BOUNDS, moment, row
 
 Fields = list[tuple[int, Any]]
 

@@ -6,7 +6,6 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from core.story import Story, failed, heartbeat, received, sent, started, succeeded
 from prometheus_client import generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -26,6 +25,7 @@ from celery_exporter.metrics.exposition.series_tracker import Firsts
 from celery_exporter.metrics.exposition.text import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
 from celery_exporter.metrics.model import Row, Shape
 from celery_exporter.metrics.registry import select
+from unit.core.cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
 BOUNDS = (0.005, 0.1, 1.0, 30.0)

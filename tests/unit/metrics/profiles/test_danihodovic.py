@@ -11,10 +11,8 @@ import re
 from operator import attrgetter
 
 import pytest
-from contracts.record import CASES, FOLDERS
-from contracts.streams import HERE, messages, samples
-from core.story import Story, failed, heartbeat, received, sent, started, succeeded
-from test_tapes import replay
+from data.compat.record import CASES, FOLDERS
+from data.compat.streams import HERE, messages, samples
 
 from celery_exporter.cli.main import _command
 from celery_exporter.config.loader import BadSettingError, Settings, load
@@ -23,6 +21,8 @@ from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import Shape
 from celery_exporter.metrics.registry import select
 from celery_exporter.monitor.monitor import Monitor, _naming
+from unit.core.cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded
+from unit.test_golden_replay import replay
 
 #: What the original asks the broker and the workers for, and what is our own.
 OURS = re.compile(r"celery_(queue_length|active_|exporter_)|process_")

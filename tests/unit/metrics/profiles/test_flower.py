@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from contracts.record import CASES, FOLDERS
-from contracts.streams import HERE, messages, samples
-from core.story import (
+from data.compat.record import CASES, FOLDERS
+from data.compat.streams import HERE, messages, samples
+
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.registry import select
+from unit.core.cluster_driver import (
     Story,
     failed,
     heartbeat,
@@ -18,11 +22,7 @@ from core.story import (
     succeeded,
     task_event,
 )
-from test_tapes import replay
-
-from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
-from celery_exporter.metrics.registry import select
+from unit.test_golden_replay import replay
 
 SELECTION = select(("flower",), Shape())
 #: What the remarks say: a client is called by its process there; what a worker runs that is down is not

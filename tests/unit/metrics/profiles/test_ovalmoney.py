@@ -6,12 +6,12 @@ Its extension is written in Rust for an interface that today's Python does not h
 from __future__ import annotations
 
 import pytest
-from core.story import Story, failed, heartbeat, received, retried, sent, started, succeeded
 
 from celery_exporter.core.aggregates import Ledger
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import Shape
 from celery_exporter.metrics.registry import select
+from unit.core.cluster_driver import Story, failed, heartbeat, received, retried, sent, started, succeeded
 
 SELECTION = select(("ovalmoney",), Shape())
 ADD = 'name="add",namespace="celery"'
