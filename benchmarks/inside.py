@@ -25,18 +25,18 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
-from celery_exporter.broker.consumers.kombu_consumer import Full
+from celery_exporter.broker.consumers.kombu_consumer import BatchFull
 from celery_exporter.broker.consumers.redis_consumer import FEED, RedisReader
-from celery_exporter.broker.message import JSON, Payload, events_of
+from celery_exporter.broker.message import JSON, Message, events_of
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
 from celery_exporter.core.cluster import Cluster as Cluster_
-from celery_exporter.core.types import Moment
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.core.types import Timestamp
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.runtime import malloc
@@ -62,13 +62,13 @@ class Exporter:
             {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
         )
         self._monitor = Monitor(settings)
-        self._firsts = Firsts(time.monotonic(), time.time())
+        self._firsts = SeriesTracker(time.monotonic(), time.time())
         self._exposition = Exposition(settings.selection.rows)
 
     def hear(self, messages: Iterable[bytes]) -> None:
         """Do what the events thread does with what one read returned."""
         self._monitor._listened += EVERY  # noqa: SLF001
-        self._monitor._take([Payload(body, JSON) for body in messages])  # noqa: SLF001
+        self._monitor._take([Message(body, JSON) for body in messages])  # noqa: SLF001
 
     def scrape(self) -> bytes:
         """Do what a scrape does, but for HTTP."""
@@ -195,7 +195,7 @@ def stages(tasks: int) -> dict[str, float]:
     """Return what each stage costs an event of messages of ten off Redis, in us; the best of some rounds."""
     tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
     stream = b"".join(map(pushed, tape.messages))
-    native = select(("native",), Shape())
+    native = select(("native",), MetricOptions())
     rounds = [stages_once(stream, native) for _ in range(SCRAPES)]
     best = min(rounds, key=lambda each: sum(each.values()))
     return {name: seconds / tape.kinds.total() * 1e6 for name, seconds in best.items()}
@@ -204,7 +204,7 @@ def stages(tasks: int) -> dict[str, float]:
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
     reader = RedisReader(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
     reader._is_doubled = False  # noqa: SLF001  as `open` finds
-    ledger, now = Ledger(selection.runtime_bounds, selection.wait_bounds), Moment(10.0, START)
+    ledger, now = Aggregates(selection.runtime_bounds, selection.wait_bounds), Timestamp(10.0, START)
     cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)
     spent = dict.fromkeys(("reading", "decoding", "Cluster.apply"), 0.0)
 
@@ -233,13 +233,13 @@ def profiles(tasks: int) -> dict[str, float]:
     names: tuple[str, ...] = ()
     for name in PROFILES:
         with suppress(ProfilesClashError):
-            names = select((*names, name), Shape()).names
+            names = select((*names, name), MetricOptions()).names
     tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
     stream = b"".join(map(pushed, tape.messages))
     best: dict[str, float] = {}
     for _ in range(TURNS):
         for chosen in (names[:1], names):
-            spent = sum(stages_once(stream, select(chosen, Shape())).values())
+            spent = sum(stages_once(stream, select(chosen, MetricOptions())).values())
             label = ", ".join(chosen)
             best[label] = min(best.get(label, math.inf), spent / tape.kinds.total() * 1e6)
     return best
@@ -250,7 +250,7 @@ def take(reader: RedisReader) -> bool:
     reader._batch, reader._bytes = [], 0  # noqa: SLF001
     try:
         reader._take_parsed()  # noqa: SLF001
-    except Full:
+    except BatchFull:
         return True
     return False
 

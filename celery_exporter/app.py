@@ -14,7 +14,7 @@ from celery_exporter import __version__
 from celery_exporter.broker.connection import check
 from celery_exporter.config.loader import BadSettingError, Settings
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.persistence.state_file import UnavailableError, UnusablePathError
@@ -23,7 +23,7 @@ from celery_exporter.runtime.logging import configure
 from celery_exporter.runtime.signals import ending
 from celery_exporter.runtime.systemd import STOPPING, Notifier
 from celery_exporter.web.app import build
-from celery_exporter.web.auth import guarded
+from celery_exporter.web.auth import require_auth
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import CannotListenError, Server, bind
 from celery_exporter.web.web_config_reloader import ProtectionFile, unprotected
@@ -53,7 +53,7 @@ def serve(settings: Settings) -> None:
     except CannotListenError as error:
         raise CannotServeError(str(error)) from None
     is_saved, notifier = settings.state_file is not None, Notifier(os.environ)
-    firsts = Firsts(time.monotonic(), time.time(), is_saved=is_saved)
+    firsts = SeriesTracker(time.monotonic(), time.time(), is_saved=is_saved)
     try:
         monitor = Monitor(settings, firsts)
     except UnavailableError as error:
@@ -61,7 +61,7 @@ def serve(settings: Settings) -> None:
     except UnusablePathError as error:
         raise BadSettingError(f"--state-file: {error}") from None
     protection = unprotected if file is None else file.current
-    app = guarded(_app(settings, monitor, firsts, file), protection)
+    app = require_auth(_app(settings, monitor, firsts, file), protection)
     server = Server(app, listener, protection, notifier)
     malloc.return_large()
     scheme = "http" if protection().context is None else "https"
@@ -81,7 +81,9 @@ def serve(settings: Settings) -> None:
     log.info("ended by %s", ended_by.name)
 
 
-def _app(settings: Settings, monitor: Monitor, firsts: Firsts, file: ProtectionFile | None) -> Starlette:
+def _app(
+    settings: Settings, monitor: Monitor, firsts: SeriesTracker, file: ProtectionFile | None
+) -> Starlette:
     def snapshot() -> Snapshot:
         return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
 

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.common import DataSourceRef
 from grafana_foundation_sdk.models.prometheus import Dataquery
 
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 from dashboards.panels import Panel
 
@@ -36,7 +36,7 @@ ALL = {"job": ".+"}
 
 #: Metric → its labels; every series has a job besides.
 LABELS: dict[str, tuple[str, ...]] = {
-    **{row.name: row.labels for row in select(("native",), Shape()).rows},
+    **{row.name: row.labels for row in select(("native",), MetricOptions()).rows},
     **dict.fromkeys(("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"), ()),
 }
 METRIC = re.compile(r"\b((?:celery|process)_\w+)(?:\{([^}]*)\})?")
@@ -106,7 +106,7 @@ def provisioned(board: Board) -> Json:
     for name in board.variables:
         builder = builder.with_variable(_variable(name))
     for title, panels in board.rows.items():
-        builder = builder.with_row(sdk.Row(title))
+        builder = builder.with_row(sdk.MetricFamily(title))
         for panel in panels:
             builder = builder.with_panel(deepcopy(panel))  # what is made here stays out of the table
     built = builder.build()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from celery_exporter.config.loader import load
-from celery_exporter.doctor.connectivity import _ROWS, Place, _grant, _Row, place_of
+from celery_exporter.doctor.connectivity import _ROWS, BrokerAddress, _grant, _Row, place_of
 from docs.layers import PACKAGE
 
 WRONG = {"warning", "critical"}
@@ -161,7 +161,7 @@ def denials() -> Iterator[Text]:
         yield Text("subscription", f"this user has no permissions to {denied}", remedy)
 
 
-def _place(url: str) -> Place:
+def _place(url: str) -> BrokerAddress:
     return structs.replace(place_of(load({"broker_url": url}, {})), host="HOST")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_exporter.metrics.model import Row, Shape
+from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import PROFILES, select
 
 #: Chapters, by how names begin.
@@ -14,9 +14,9 @@ CHAPTERS = {
 }
 
 
-def rows() -> tuple[Row, ...]:
+def rows() -> tuple[MetricFamily, ...]:
     """Return those of the native profile, as they are by default."""
-    return tuple(select(("native",), Shape()).rows)
+    return tuple(select(("native",), MetricOptions()).rows)
 
 
 def short() -> str:
@@ -34,7 +34,7 @@ def long() -> str:
     )
 
 
-def _described(row: Row) -> str:
+def _described(row: MetricFamily) -> str:
     labels = ", ".join(f"`{label}`" for label in row.labels)
     kind = row.type.capitalize() + (f", labels {labels}." if labels else ", no labels.")
     absent = f"**Absent:** {row.absent}" if row.absent else "Never absent."
@@ -47,6 +47,6 @@ def others() -> str:
     for name, profile in PROFILES.items():
         if name != "native":
             lines.append(
-                f"| [{name}](migrating.md#{name}) | {len(profile.rows(Shape()))} | {profile.about} |"
+                f"| [{name}](migrating.md#{name}) | {len(profile.rows(MetricOptions()))} | {profile.about} |"
             )
     return "\n".join(lines)

@@ -6,14 +6,14 @@ import contextlib
 import re
 from pathlib import Path
 
-from celery_exporter.metrics.model import Profile, Row, Shape
+from celery_exporter.metrics.model import MetricFamily, MetricOptions, Profile
 from celery_exporter.metrics.profiles import native
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, select
 from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/migrating.md"
-NATIVE = {row.name: row for row in [*native.rows(Shape()), *native.EXPORTER_ROWS]}
+NATIVE = {row.name: row for row in [*native.rows(MetricOptions()), *native.EXPORTER_ROWS]}
 OTHERS = [profile for profile in PROFILES.values() if profile.name != "native"]
 
 #: What a query selects, and what it calls labels; matchers that only keep a rule from its own results.
@@ -22,13 +22,13 @@ RENAMED = re.compile(r'"(\w+)", "([^"]*)", "(\w*)"')
 GUARDS = {'worker!=""', 'worker=""', 'task_name!=""'}
 
 
-def is_native(row: Row) -> bool:
+def is_native(row: MetricFamily) -> bool:
     """Tell whether the native profile has this very metric."""
     same = NATIVE.get(row.name)
     return same is not None and (row.type, row.labels, row.thin) == (same.type, same.labels, same.thin)
 
 
-def rules(row: Row) -> dict[str, str]:
+def rules(row: MetricFamily) -> dict[str, str]:
     """Return what has to be recorded under which name for a row: three things for a histogram."""
     if not row.query or is_native(row):
         return {}
@@ -39,12 +39,14 @@ def rules(row: Row) -> dict[str, str]:
 
 def needs_worker(profile: Profile) -> bool:
     """Tell whether rules read the optional label `worker` of task metrics."""
-    return any(re.search(r'celery_tasks?_\w*\{[^}]*worker!=""', row.query) for row in profile.rows(Shape()))
+    return any(
+        re.search(r'celery_tasks?_\w*\{[^}]*worker!=""', row.query) for row in profile.rows(MetricOptions())
+    )
 
 
 def rule_file(profile: Profile) -> str:
     """Return the recording rules of a profile, those under names that native has, too, in a second group."""
-    rows = profile.rows(Shape())
+    rows = profile.rows(MetricOptions())
     text = f"# Made by docs/migrating.py from celery_exporter/profiles/{profile.name}.py: make golden.\n"
     if needs_worker(profile):
         text += "# For an exporter with --task-labels queue_name,worker.\n"
@@ -58,7 +60,7 @@ def rule_file(profile: Profile) -> str:
     return text
 
 
-def _group(name: str, rows: list[Row]) -> str:
+def _group(name: str, rows: list[MetricFamily]) -> str:
     return f"- name: celery-exporter-{name}\n  rules:\n" + "".join(
         f"  - record: {record}\n    expr: |\n      {query}\n"
         for row in rows
@@ -68,7 +70,7 @@ def _group(name: str, rows: list[Row]) -> str:
 
 def chapter(profile: Profile) -> str:
     """Return the table of a profile, old name → native name, and how it differs from the original."""
-    rows = profile.rows(Shape())
+    rows = profile.rows(MetricOptions())
     lines = ["| old name | labels | native | rule |", "|---|---|---|---|"]
     lines += [f"| `{row.name}` | {_labels(row)} | {_sources(row)} | {_ruled(row)} |" for row in rows]
     lines += ["", f"`--profile` takes it together with {_words(partners(profile)) or 'no other'}."]
@@ -88,7 +90,7 @@ def partners(profile: Profile) -> list[str]:
     for other in PROFILES:
         if other != profile.name:
             with contextlib.suppress(ProfilesClashError):
-                select((profile.name, other), Shape())
+                select((profile.name, other), MetricOptions())
                 found.append(other)
     return found
 
@@ -98,7 +100,7 @@ def _words(names: list[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _labels(row: Row) -> str:
+def _labels(row: MetricFamily) -> str:
     """Return the labels, with what native metrics call them in brackets."""
     renamed = [
         each for each in RENAMED.findall(row.query) if each[0] != each[2]
@@ -109,7 +111,7 @@ def _labels(row: Row) -> str:
     )
 
 
-def _sources(row: Row) -> str:
+def _sources(row: MetricFamily) -> str:
     if is_native(row):
         return "the same"
     found = []
@@ -124,7 +126,7 @@ def _split(matchers: str) -> list[str]:
     return re.findall(r'\w+[=!~]+"[^"]*"', matchers)
 
 
-def _ruled(row: Row) -> str:
+def _ruled(row: MetricFamily) -> str:
     if is_native(row):
         return "not needed"
     if not row.query:

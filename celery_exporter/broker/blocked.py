@@ -18,7 +18,7 @@ import amqp
 import kombu
 from amqp import spec
 
-from celery_exporter.broker.connection import LOOK, BrokerError, Kept, Source, translated
+from celery_exporter.broker.connection import LOOK, BrokerError, CachedConnection, Source, broker_errors
 from celery_exporter.broker.consumers.amqp_frames import Frame
 
 #: Seconds between two looks: fewer than the three heartbeats after which a worker counts as down.
@@ -62,7 +62,7 @@ class BlockedWatch:
 
     def __init__(self, source: Source) -> None:
         self.reason: str | None = None
-        self._probe = Kept(source, _Probe)
+        self._probe = CachedConnection(source, _Probe)
         self._failure: BrokerError | None = None
         self._wait = INTERVAL_SECONDS
         self._next = 0.0  # monotonic time of the next attempt after a failure
@@ -113,7 +113,7 @@ class _Probe:
         """Return why publishers are blocked; None where the broker does not tell."""
         if not self._tells:
             return None
-        with translated(self._connection):
+        with broker_errors(self._connection):
             self._read_what_came()
             if not self._reason:
                 self._publish_and_get()

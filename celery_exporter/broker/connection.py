@@ -139,7 +139,7 @@ def has_fanout(transport: Any) -> bool:
 def open_(connection: kombu.Connection) -> None:
     """Open the connection, at the first of its URLs that answers; each is tried once.
 
-    Raises what kombu raises; see `translated`.
+    Raises what kombu raises; see `broker_errors`.
     """
     connection.ensure_connection(
         max_retries=max(len(connection.alt) - 1, 0), interval_start=0, interval_step=0, interval_max=0
@@ -172,7 +172,7 @@ def receive(sock: socket.socket, timeout: float) -> bytes:
 
 
 @contextmanager
-def translated(connection: kombu.Connection) -> Iterator[None]:
+def broker_errors(connection: kombu.Connection) -> Iterator[None]:
     """Turn whatever kombu, its driver or the system says of a broken broker into BrokerError."""
     # UnicodeError: of a host name that cannot be one, or of a broker's words that were cut to size.
     expected = (*connection.connection_errors, *connection.channel_errors, KombuError, OSError, UnicodeError)
@@ -195,7 +195,7 @@ class Source(Protocol):
         """Tell whether the URL names another broker now than the one that was `used`."""
 
 
-class Kept(Generic[T]):
+class CachedConnection(Generic[T]):
     """Something that needs an open connection: made when it is first used, dropped when a use fails.
 
     `build` makes it, given the connection, which is to the broker that `source` names then. For one thread.
@@ -229,17 +229,17 @@ class Kept(Generic[T]):
         """Hang up; a broker that is gone makes no difference."""
         made, self._made = self._made, None
         if made is not None:
-            hang_up(made[0])
+            close_quietly(made[0])
 
     def _make(self) -> tuple[kombu.Connection, T]:
         self._settings = self._source.current()
         connection = connect(self._settings, KEPT_HEARTBEAT)
         try:
-            with translated(connection):
+            with broker_errors(connection):
                 open_(connection)
                 return connection, self._build(connection)
         except BaseException:
-            hang_up(connection)
+            close_quietly(connection)
             raise
 
 
@@ -258,7 +258,7 @@ def _is_usable(connection: kombu.Connection, idle: float) -> bool:
     return True
 
 
-def hang_up(connection: kombu.Connection) -> None:
+def close_quietly(connection: kombu.Connection) -> None:
     """Close a connection that may be broken, without a word to the broker where its protocol allows it."""
     try:
         if connection.transport.driver_type == "amqp" and connection.connected:

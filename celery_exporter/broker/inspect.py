@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from celery_exporter.broker.mailbox import ControlClient
 from celery_exporter.core.routing import MAX_BINDINGS, Binding
-from celery_exporter.core.workers import MAX_WORKERS, Profile
+from celery_exporter.core.workers import MAX_WORKERS, WorkerInfo
 
 #: Different names of tasks that workers may know; those beyond start at their first event, not at 0.
 MAX_REGISTERED = 50_000
@@ -115,7 +115,7 @@ _WITH_SEND_EVENTS = {"taskinfoitems": ["send_events"]}
 _SILENT = " [send_events=False]"
 
 
-class Roster:
+class WorkerInspector:
     """Asks the workers on one connection, which must stay open.
 
     `control_exchange` is that of Celery; `accept` are the serialisers of --accept-content.
@@ -134,7 +134,9 @@ class Roster:
         """Return the serialisers of answers to the newest question that are not accepted."""
         return frozenset(self._control.refused)
 
-    def ask(self, before: dict[str, Profile], only: Collection[str] | None = None) -> dict[str, Profile]:
+    def ask(
+        self, before: dict[str, WorkerInfo], only: Collection[str] | None = None
+    ) -> dict[str, WorkerInfo]:
         """Return the profile of each worker that answered; what it did not say is kept from `before`.
 
         The first question waits for whoever may answer, or for all of `only` if those are given; the others
@@ -142,7 +144,7 @@ class Roster:
         """
         stats = self._answers("stats", _Stats, MAX_WORKERS, only)
         names = {name for name, _ in stats}
-        unknown = [name for name in before.keys() - names if before[name] == Profile()]
+        unknown = [name for name in before.keys() - names if before[name] == WorkerInfo()]
         if unknown and self._control.search_exchanges():
             stats = self._answers("stats", _Stats, MAX_WORKERS, only)
         if not stats:
@@ -170,7 +172,7 @@ class Roster:
                     for task in tasks
                     if task in shared or len(shared) < MAX_REGISTERED
                 )
-            found[name] = msgspec.structs.replace(before.get(name, Profile()), **changes)
+            found[name] = msgspec.structs.replace(before.get(name, WorkerInfo()), **changes)
         return found
 
     def enable_events(self, workers: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ import kombu
 from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.blocked import raise_when_blocked
-from celery_exporter.broker.connection import translated
+from celery_exporter.broker.connection import broker_errors
 from celery_exporter.broker.message import (
     CONTENT_TYPES,
     RefusedError,
@@ -70,7 +70,7 @@ class ControlClient:
         """Return the answers of all workers, or `only` of these, `limit` at most; raise BrokerError."""
         self.refused.clear()
         answers: list[Any] = []
-        with translated(self._connection):
+        with broker_errors(self._connection):
             for mailbox in self._mailboxes:
                 if len(answers) < limit:
                     found = mailbox.ask(command, limit - len(answers), only, arguments)
@@ -82,7 +82,7 @@ class ControlClient:
 
     def cast(self, command: str, workers: Iterable[str]) -> None:
         """Send a command to these workers, of which no answer is expected; raise BrokerError."""
-        with translated(self._connection):
+        with broker_errors(self._connection):
             for mailbox in self._mailboxes:
                 mailbox.cast(list(workers), command, {})
 
@@ -99,7 +99,7 @@ class ControlClient:
             min(2 * self._search_wait, LONGEST_SEARCH_WAIT),
         )
         asked = {mailbox.namespace for mailbox in self._mailboxes}
-        with translated(self._connection):
+        with broker_errors(self._connection):
             new = sorted(bound_exchanges(self._connection) - asked)[: MAX_EXCHANGES + 1 - len(asked)]
         for name in new:
             log.info("workers are also asked through the control exchange %r, which is bound on Redis", name)

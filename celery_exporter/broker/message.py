@@ -54,7 +54,7 @@ class RefusedError(Exception):
         self.content_type = content_type
 
 
-class Payload(Struct, frozen=True, gc=False):
+class Message(Struct, frozen=True, gc=False):
     """One message as it came: its body, and what its sender says the body is."""
 
     body: bytes
@@ -64,20 +64,20 @@ class Payload(Struct, frozen=True, gc=False):
 
 
 #: Stands for a message whose envelope could not be read: it counts as one undecodable event.
-BROKEN = Payload(b"")
+UNREADABLE = Message(b"")
 
 
-def payload_of(message: Any) -> Payload:
+def payload_of(message: Any) -> Message:
     """Return what kombu has of a message, whose body it has inflated."""
     body = message.body
-    return Payload(
+    return Message(
         body.encode("utf-8", "surrogatepass") if isinstance(body, str) else bytes(body or b""),
         getattr(message, "content_type", None),
         getattr(message, "content_encoding", None),
     )
 
 
-def object_of(payload: Payload, accept: Collection[str]) -> Any:
+def object_of(payload: Message, accept: Collection[str]) -> Any:
     """Return what a message holds, by the same rules as its events.
 
     Raises RefusedError for a serialiser that is not accepted, UndecodableError for what cannot be read.
@@ -95,7 +95,7 @@ def object_of(payload: Payload, accept: Collection[str]) -> Any:
         raise UndecodableError(kind) from error
 
 
-def events_of(payload: Payload, accept: Collection[str]) -> list[Event | Malformed]:
+def events_of(payload: Message, accept: Collection[str]) -> list[Event | Malformed]:
     """Return the events in a message; `accept` are the content types that may be deserialised.
 
     Nothing but an accepted type is ever deserialised: unpickling runs code that the sender chose.

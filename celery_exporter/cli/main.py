@@ -289,10 +289,10 @@ def _doctor(
     A line for each thing looked at, and the command or setting that mends it. Exit code 0: all is well; 1:
     warnings; 2: something fails.
     """
-    from celery_exporter.doctor import Examination, examine  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.doctor import DoctorOptions, run_doctor  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415
 
-    what = Examination(seconds=seconds, prometheus=prometheus, management=management)
+    what = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management)
     tell = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
     ended: list[Callable[[], bool]] = []
 
@@ -301,7 +301,7 @@ def _doctor(
         ended[:] = ended or [_ended(None)]
         return ended[0]()
 
-    report = examine(settings, what, tell=tell, say=_say, ended=asked)
+    report = run_doctor(settings, what, tell=tell, say=_say, ended=asked)
     if json:
         click.echo(as_json(report))
     return report.exit_code

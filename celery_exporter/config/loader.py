@@ -17,7 +17,7 @@ from celery_exporter.config import parsers as parsing
 from celery_exporter.config.options import OPTIONS, Option
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.task_names import Pattern, shown_as
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.profiles.native import EXPORTER_ROWS
 from celery_exporter.metrics.registry import ProfilesClashError, Selection, select
 
@@ -152,7 +152,7 @@ def _check_queues(queues: Iterable[str], include: Pattern | None, exclude: Patte
 
 def _selection(values: dict[str, Any]) -> Selection:
     """Take out of the values what shapes metrics, and return what it makes."""
-    shape = Shape(
+    shape = MetricOptions(
         task_labels=values.pop("task_labels"),
         buckets=values.pop("buckets"),
         wait_buckets=values.pop("queue_wait_buckets"),

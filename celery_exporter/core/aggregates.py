@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.task_names import clipped
-from celery_exporter.core.types import HIDDEN, OTHER, UNKNOWN, Key, State
+from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet, State
 
 #: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
 #: them. The rest is added up as "other".
@@ -24,7 +24,7 @@ MAX_CLIENTS = 100
 MAX_FAILURES = 50
 
 
-class Cell(Struct, gc=False):
+class Aggregate(Struct, gc=False):
     """Everything added up under one key."""
 
     moved: list[int]  # by State
@@ -40,11 +40,11 @@ class Cell(Struct, gc=False):
     inherited: bool = False  # some of it was counted under another key before
 
     @classmethod
-    def empty(cls) -> Cell:
+    def empty(cls) -> Aggregate:
         """Return a cell in which nothing happened yet."""
         return cls([0] * len(State), {}, {}, 0, {}, None, None)
 
-    def absorb(self, other: Cell) -> None:
+    def absorb(self, other: Aggregate) -> None:
         """Add another cell's sums to these, but for those by exception and client."""
         self.moved = [mine + theirs for mine, theirs in zip(self.moved, other.moved, strict=True)]
         for state, at in other.last.items():
@@ -59,9 +59,9 @@ class Cell(Struct, gc=False):
         if self.newest_prefetch is None:
             self.newest_prefetch = other.newest_prefetch
 
-    def copy(self) -> Cell:
+    def copy(self) -> Aggregate:
         """Return a copy that what is booked later does not change."""
-        return Cell(
+        return Aggregate(
             self.moved.copy(),
             self.last.copy(),
             self.raised.copy(),
@@ -106,13 +106,13 @@ class Failure(Struct, frozen=True, gc=False):
     """One failure, of some class of exception, at an epoch second of the worker's clock."""
 
     at: float
-    key: Key
+    key: LabelSet
     worker: str
     exception: str
     uuid: str
 
 
-class Ledger:
+class Aggregates:
     """Sums by key, and a door for each thing that is concluded from events.
 
     `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
@@ -144,10 +144,10 @@ class Ledger:
         self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # the newest last
         self._exceptions = _Quota(MAX_EXCEPTIONS, max_more)
         self._clients = _Quota(MAX_CLIENTS, max_more)
-        self._cells: dict[Key, Cell] = {}
-        self._own: dict[Key, Cell] = {}  # those of them that are in no snapshot
+        self._cells: dict[LabelSet, Aggregate] = {}
+        self._own: dict[LabelSet, Aggregate] = {}  # those of them that are in no snapshot
 
-    def snapshot(self) -> dict[Key, Cell]:
+    def snapshot(self) -> dict[LabelSet, Aggregate]:
         """Return all sums as they are now. They stay so: what is booked next is booked in copies.
 
         So it takes as long as a dict of them does, and each scrape costs one copy of what changed since.
@@ -155,24 +155,24 @@ class Ledger:
         self._own.clear()
         return self._cells.copy()
 
-    def restore(self, key: Key, cell: Cell) -> None:
+    def restore(self, key: LabelSet, cell: Aggregate) -> None:
         """Add the sums of an earlier process under a key."""
         self._absorb(key, cell)
 
     # -- what is booked. Of a time the seconds, below 0 by the skew of two clocks, and the task's uuid ------
 
-    def known(self, key: Key) -> None:
+    def known(self, key: LabelSet) -> None:
         """Note that a label set exists: its sums start at 0."""
         self._cell(key)
 
-    def moved(self, key: Key, state: State, at: float) -> None:
+    def moved(self, key: LabelSet, state: State, at: float) -> None:
         """Count a task that entered a state, at an epoch second of the sender's clock."""
         cell = self._own.get(key) or self._cell(key)
         cell.moved[state] += 1
         if at > cell.last.get(state, 0.0):
             cell.last[state] = at
 
-    def sent_by(self, key: Key, client: str) -> None:
+    def sent_by(self, key: LabelSet, client: str) -> None:
         """Count a task that a client on this host sent."""
         clients = self._cell(key).clients
         if client in clients:
@@ -184,10 +184,10 @@ class Ledger:
         """Count a failure by its class of exception, and remember it for a while."""
         raised = self._cell(failure.key).raised
         self.folded += self._exceptions.count(raised, clipped(failure.exception), 1)
-        if failure.key is not HIDDEN:
+        if failure.key is not EXCLUDED:
             self.failures.append(failure)
 
-    def ran(self, key: Key, state: State, seconds: float, uuid: str | None = None) -> None:
+    def ran(self, key: LabelSet, state: State, seconds: float, uuid: str | None = None) -> None:
         """Observe how long an execution took that ended in SUCCESS, FAILURE or RETRY."""
         cell = self._own.get(key) or self._cell(key)
         histogram = cell.ran.get(state)
@@ -195,7 +195,9 @@ class Ledger:
             histogram = cell.ran[state] = self._histogram(self.runtime_bounds)
         self._observe(histogram, self.runtime_bounds, seconds, uuid)
 
-    def started(self, key: Key, at: float, ready: float | None, received: float | None, uuid: str) -> None:
+    def started(
+        self, key: LabelSet, at: float, ready: float | None, received: float | None, uuid: str
+    ) -> None:
         """Observe how long a task waited that was started at an epoch second.
 
         `ready` is when it was sent (or its eta), `received` when a worker received it (or its eta).
@@ -211,14 +213,14 @@ class Ledger:
                 cell.latency = self._histogram(self.wait_bounds)
             self._observe(cell.latency, self.wait_bounds, max(0.0, at - since), uuid)
 
-    def queued(self, key: Key, seconds: float, uuid: str | None = None) -> None:
+    def queued(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from sent (or eta) to started."""
         cell = self._own.get(key) or self._cell(key)
         if cell.queued is None:
             cell.queued = self._histogram(self.wait_bounds)
         self._observe(cell.queued, self.wait_bounds, seconds, uuid)
 
-    def prefetched(self, key: Key, seconds: float, uuid: str | None = None) -> None:
+    def prefetched(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from received by a worker (or eta) to started by it."""
         cell = self._own.get(key) or self._cell(key)
         if cell.prefetched is None:
@@ -226,11 +228,11 @@ class Ledger:
         cell.newest_prefetch = seconds
         self._observe(cell.prefetched, self.wait_bounds, seconds, uuid)
 
-    def redelivered(self, key: Key) -> None:
+    def redelivered(self, key: LabelSet) -> None:
         """Count a task that was received again, in the same attempt."""
         self._cell(key).redelivered += 1
 
-    def fold(self, key: Key, into: Key) -> None:
+    def fold(self, key: LabelSet, into: LabelSet) -> None:
         """Give a label set up: what was counted under it moves to another."""
         if key in self._cells:
             cell = self._cell(key)
@@ -251,12 +253,12 @@ class Ledger:
 
     # -- how -------------------------------------------------------------------------------------------
 
-    def _cell(self, key: Key) -> Cell:
+    def _cell(self, key: LabelSet) -> Aggregate:
         """Return the sums of a key, to be changed."""
         cell = self._own.get(key)
         if cell is None:
             shared = self._cells.get(key)
-            cell = self._own[key] = self._cells[key] = Cell.empty() if shared is None else shared.copy()
+            cell = self._own[key] = self._cells[key] = Aggregate.empty() if shared is None else shared.copy()
         return cell
 
     def _observe(
@@ -268,7 +270,7 @@ class Ledger:
         if self._share is None or is_chosen(uuid or "", self._share):
             histogram.observe(bounds, seconds, uuid)
 
-    def _absorb(self, key: Key, other: Cell) -> None:
+    def _absorb(self, key: LabelSet, other: Aggregate) -> None:
         cell = self._cell(key)
         cell.absorb(other)
         for exception, times in other.raised.items():

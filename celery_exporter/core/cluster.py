@@ -17,7 +17,7 @@ from operator import attrgetter
 
 from msgspec import Struct
 
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event, unregistered_name, unwrap
 from celery_exporter.core.identity import (
     add_predecessor,
@@ -34,10 +34,10 @@ from celery_exporter.core.queues import QueueTable
 from celery_exporter.core.repeats import End, Ends
 from celery_exporter.core.routing import Binding, Routes
 from celery_exporter.core.task_names import ShownAs, clipped
-from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Room, Story, Task, TaskTable
+from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, StateBucket, Task, TaskHistory, TaskTable
 from celery_exporter.core.transitions import EFFECTS, at_sent, epoch, usually_sent
-from celery_exporter.core.types import HIDDEN, OTHER, UNKNOWN, Key, Moment, State
-from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
+from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet, State, Timestamp
+from celery_exporter.core.workers import MAX_WORKERS, Worker, WorkerInfo
 
 #: Seconds for which a finished task's late events find it: ten times the longest delay we know of
 #: between a task's end and its last event (a worker's event buffer).
@@ -89,7 +89,7 @@ class Cluster:
     def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
         self,
         limits: Limits,
-        ledger: Ledger,
+        ledger: Aggregates,
         labels: Iterable[str] = ("queue_name",),
         show: ShownAs = str,
         *,
@@ -122,7 +122,7 @@ class Cluster:
         self.reconciled: Counter[str] = Counter()
         self._hosts = hosts
         self._next_sweep = 0.0
-        self._doors: dict[str, Callable[[Event, Moment], None]] = {
+        self._doors: dict[str, Callable[[Event, Timestamp], None]] = {
             "task-sent": self._sent,
             **dict.fromkeys(EFFECTS, self._happened),
             "task-received": self._received,
@@ -131,7 +131,7 @@ class Cluster:
 
     # -- the doors: what happened, what workers answered, what time it is ----------------------------
 
-    def apply(self, event: Event, now: Moment) -> None:
+    def apply(self, event: Event, now: Timestamp) -> None:
         """Take one event in."""
         kind = event.type
         door = self._doors.get(kind)
@@ -142,7 +142,7 @@ class Cluster:
         self.events[kind] += 1
 
     def learn(
-        self, profiles: Mapping[str, Profile], now: Moment, asked: Mapping[str, int] | None = None
+        self, profiles: Mapping[str, WorkerInfo], now: Timestamp, asked: Mapping[str, int] | None = None
     ) -> None:
         """Take in what workers answered, by node name, and the label sets that are known by it.
 
@@ -168,7 +168,7 @@ class Cluster:
         for key in self.keys.foresee(self._foreseen_keys(registered)):
             self.ledger.known(key)
 
-    def expire(self, now: Moment) -> None:
+    def expire(self, now: Timestamp) -> None:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
         tasks = self.tasks
         before = now.listened - self.limits.reorder_window
@@ -181,7 +181,7 @@ class Cluster:
             self._next_sweep = now.listened + SWEEP_SECONDS
             self._sweep(now)
 
-    def _sweep(self, now: Moment) -> None:
+    def _sweep(self, now: Timestamp) -> None:
         tasks = self.tasks
         self.ends.expire(now.listened)
         tasks.bound_changes()
@@ -223,26 +223,26 @@ class Cluster:
         worker = self.workers.get(task.held_by()) if task.room.state is STARTED else None
         return worker is not None and worker.up and (worker.active or 0) >= started.get(worker.name, 1)
 
-    def take_out(self, task: Task, reason: str, now: Moment) -> None:
+    def take_out(self, task: Task, reason: str, now: Timestamp) -> None:
         """Finish a task without an event; a receipt or a start that follows all the same reopens it."""
         self.reconciled[reason] += 1
         task.heard = task.room.kind.heard = now.listened
         self._evict(self.tasks.finish(task, task.room.kind, None, now.wall), now)
 
-    def put_back(self, task: Task, now: Moment) -> None:
+    def put_back(self, task: Task, now: Timestamp) -> None:
         """Let a task wait again that its worker had received: the broker delivers it to another one."""
         task.unfold().give_back(task.held_by())
         self.tasks.move(task, task.room.kind, PENDING, now.wall)
         task.fold()
 
-    def prefetched(self) -> dict[tuple[Key, str], int] | None:
+    def prefetched(self) -> dict[tuple[LabelSet, str], int] | None:
         """Return how many tasks each worker has received and not started; None if these are too many."""
         found = self.tasks.prefetched(MAX_PREFETCHED)
         return None if found is None else {at: count for at, count in found.items() if at[1] in self.workers}
 
     # -- tasks ---------------------------------------------------------------------------------------
 
-    def _sent(self, event: Event, now: Moment) -> None:
+    def _sent(self, event: Event, now: Timestamp) -> None:
         # By default a message goes to the default exchange, with the queue's name as its routing key.
         copied = (event.exchange or event.routing_key != event.queue) and self._route(event)
         queue, tasks = event.queue, self.tasks
@@ -285,7 +285,7 @@ class Cluster:
         if at:
             self.tasks.expires[task.uuid] = at
 
-    def _sent_anew(self, task: Task, event: Event, now: Moment) -> None:
+    def _sent_anew(self, task: Task, event: Event, now: Timestamp) -> None:
         """Take a sending of a task in that is introduced: a late one, of a retry, or of other work."""
         self._number_sent(task, event)
         self._place(task, event, event.queue)
@@ -297,7 +297,7 @@ class Cluster:
         event.queue = route.queue
         return route.copied
 
-    def _received(self, event: Event, now: Moment) -> None:
+    def _received(self, event: Event, now: Timestamp) -> None:
         self._hear_worker(event, now)
         tasks = self.tasks
         task = tasks.get(event.uuid or "") or self._new(event, tasks.limbo, now)
@@ -316,7 +316,7 @@ class Cluster:
             self._at_receipt(task, event)
         self._step(task, event, now)
 
-    def _happened(self, event: Event, now: Moment) -> None:
+    def _happened(self, event: Event, now: Timestamp) -> None:
         self._hear_worker(event, now)
         if event.exception is not None or event.traceback is not None:
             unwrap(event)
@@ -343,13 +343,13 @@ class Cluster:
             return False
         return task.held_by() == worker.name and task.since < worker.online
 
-    def _new(self, event: Event, room: Room, now: Moment) -> Task:
+    def _new(self, event: Event, room: StateBucket, now: Timestamp) -> Task:
         task = self.tasks.new(event.uuid or "", now.listened, room, event.timestamp)
         if self.tasks.is_full():
             self._evict(self.tasks.surplus(), now)
         return task
 
-    def _is_sent_anew(self, task: Task, event: Event, now: Moment) -> bool:
+    def _is_sent_anew(self, task: Task, event: Event, now: Timestamp) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
         if task.room is self.tasks.limbo:
             return False
@@ -357,7 +357,7 @@ class Cluster:
         newest = task.heard if hold is None else hold.since
         return now.listened - newest > self.limits.reorder_window and event.timestamp > task.since
 
-    def _park(self, task: Task, event: Event, now: Moment) -> None:
+    def _park(self, task: Task, event: Event, now: Timestamp) -> None:
         if event.exception is not None:
             event.exception = event.exception[:512]  # the class, or NotRegistered('name'), is in there
         event.traceback = None
@@ -371,7 +371,7 @@ class Cluster:
         if len(held) > MAX_LIMBO and (oldest := self.tasks.get(next(iter(held)))):
             self._release(oldest, now)
 
-    def _release(self, task: Task, now: Moment) -> None:
+    def _release(self, task: Task, now: Timestamp) -> None:
         """Wait no longer: apply what was parked."""
         if task.room is self.tasks.limbo:
             sent = self._take_oldest_sent(task)
@@ -404,14 +404,14 @@ class Cluster:
             key, since = self._find_key(events), events[0].timestamp
         self.tasks.move(task, self.tasks.kind(key), PENDING, since)
 
-    def _catch_up(self, task: Task, now: Moment, *, wait: bool = True) -> None:
+    def _catch_up(self, task: Task, now: Timestamp, *, wait: bool = True) -> None:
         """Apply what was parked, up to what has to wait for another task-sent, if that may still come.
 
         Events that waited are judged by when they came: a late one reopens no finished task, and one that
         came before the end of another delivery does.
         """
         hold, events = self.tasks.release(task)
-        came = now if hold is None else Moment(hold.since, now.wall)
+        came = now if hold is None else Timestamp(hold.since, now.wall)
         ended_by = task.ended_by() if hold and hold.was_open and task.room.state is None else ""
         kinds = [*map(_TYPE, events)]
         if "task-sent" in kinds:
@@ -444,7 +444,7 @@ class Cluster:
         known = self.workers.get(worker)
         return (known.clock_skew if known else None) or 0.0
 
-    def _reopen(self, task: Task, event: Event, came: Moment, ended_by: str) -> None:
+    def _reopen(self, task: Task, event: Event, came: Timestamp, ended_by: str) -> None:
         """Apply a receipt that came before the end of another delivery, which was applied before it."""
         if task.room.state is None:
             self.ends.note_finished(task, came.listened)
@@ -452,7 +452,7 @@ class Cluster:
         self._step(task, event, came)
         task.unfold().ended_by = ended_by
 
-    def _find_key(self, events: list[Event]) -> Key:
+    def _find_key(self, events: list[Event]) -> LabelSet:
         """Return the key that these events tell, else what is left: the only queue it can be, `unknown`."""
         name = queue = None
         for event in events:
@@ -463,7 +463,7 @@ class Cluster:
         if name is None:
             self.fallbacks["task_name"] += 1
         elif not self.keys.shown(name):
-            return HIDDEN
+            return EXCLUDED
         if queue is None and self.keys.by_queue:
             self.fallbacks["queue_name"] += 1
             queue = next(filter(None, (self._only_queue(event.hostname) for event in events)), None)
@@ -479,7 +479,7 @@ class Cluster:
         queues = worker.profile.queues
         return self.routes.label(queues[0]) if queues and len(queues) == 1 else None
 
-    def _settle(self, task: Task, event: Event, now: Moment) -> None:
+    def _settle(self, task: Task, event: Event, now: Timestamp) -> None:
         """Introduce a task that was sent to no queue that is known, once its worker's queues are."""
         worker = self.workers.get(event.hostname)
         parked = self.tasks.parked.get(task.uuid)
@@ -496,12 +496,12 @@ class Cluster:
         unknown = task.room.kind.key.queue_name == UNKNOWN
         return unknown and event.hostname in self._unanswered and task.room.state is not None
 
-    def _awaits_answer(self, task: Task, now: Moment) -> bool:
+    def _awaits_answer(self, task: Task, now: Timestamp) -> bool:
         """Tell whether what waits of a task came from a worker that restarted and has yet to answer."""
         since = (self._unanswered.get(event.hostname) for event in self.tasks.parked.get(task.uuid, ()))
         return any(each is not None and now.listened - each < ANSWER_SECONDS for each in since)
 
-    def _book_sent(self, task: Task, event: Event, now: Moment) -> None:
+    def _book_sent(self, task: Task, event: Event, now: Timestamp) -> None:
         """Book the sending of a task, or of a retry of it; where the task is does not change by it."""
         key = task.key_of(event.retries) if task.story else task.room.kind.key
         if task.story or not usually_sent(task, event):
@@ -521,7 +521,7 @@ class Cluster:
         task.room.kind.heard = now.listened
         self.tasks.hear(task, now.listened)
 
-    def _step(self, task: Task, event: Event, now: Moment) -> None:
+    def _step(self, task: Task, event: Event, now: Timestamp) -> None:
         """Book what a worker did to an introduced task, and put the task where the event says it is."""
         effect = EFFECTS[event.type]
         task.room.kind.heard = now.listened
@@ -555,16 +555,16 @@ class Cluster:
             self._compare_names(event.name, key)
         queue = self._only_queue(event.hostname) if key.queue_name == UNKNOWN else None
         if queue is not None and key.task_name != OTHER:
-            self._assign(task, event, self.keys.admit(Key(key.task_name, queue)))
+            self._assign(task, event, self.keys.admit(LabelSet(key.task_name, queue)))
 
-    def _compare_names(self, name: str, key: Key) -> None:
+    def _compare_names(self, name: str, key: LabelSet) -> None:
         """Learn which task a shadow name stands for: the one that was sent. No worker knows a shadow name."""
         if key.task_name in (OTHER, UNKNOWN):
             return
         if name not in self._registered_names and not name.startswith("celery."):
             self.keys.learn_shadow(name, key.task_name)
 
-    def _step_of(self, story: Story, task: Task, event: Event, now: Moment) -> None:
+    def _step_of(self, story: TaskHistory, task: Task, event: Event, now: Timestamp) -> None:
         """Do the same where there is more to know of the task than where its newest attempt is."""
         effect = EFFECTS[event.type]
         open_ = task.room.state is not None
@@ -595,13 +595,13 @@ class Cluster:
         if open_ and lands is None and not story.is_succeeded(attempt or 0):
             story.ended_by = event.hostname  # over when those it was delivered to since are, too
 
-    def _note_end(self, event: Event, delivery: Delivery | None, state: State, now: Moment) -> None:
+    def _note_end(self, event: Event, delivery: Delivery | None, state: State, now: Timestamp) -> None:
         """Remember an end, which may be told once more."""
         uuid, started = event.uuid or "", delivery.started if delivery else None
         end = End(uuid, event.hostname, state, event.timestamp, now.listened, event.runtime, started)
         self.ends.note(end)
 
-    def _go_on(self, story: Story, task: Task, attempt: int) -> None:
+    def _go_on(self, story: TaskHistory, task: Task, attempt: int) -> None:
         """Let a task wait whose attempt is over, and whose id was sent for other work meanwhile."""
         successor = story.next_sent(attempt)
         if successor is not None and generation_of(successor) > generation_of(attempt):
@@ -620,7 +620,7 @@ class Cluster:
         true = self.keys.of_name(event.name, near) if near else self.keys.of_task(event.name, queue)
         self._assign(task, event, true)
 
-    def _assign(self, task: Task, event: Event, true: Key) -> None:
+    def _assign(self, task: Task, event: Event, true: LabelSet) -> None:
         """Give the attempt that the event tells of its true key."""
         room, attempt = task.room, event.retries or 0
         key, story = room.kind.key, task.tell()
@@ -633,7 +633,7 @@ class Cluster:
         if attempt > max(others, default=-1) and not story.is_held_before(generation_of(attempt)):
             self.tasks.move(task, self.tasks.kind(true), room.place, task.since)
 
-    def _key_before(self, story: Story, key: Key, attempt: int) -> Key | None:
+    def _key_before(self, story: TaskHistory, key: LabelSet, attempt: int) -> LabelSet | None:
         """Return the key of the attempt before one that nobody was heard to send: it is in the same queue.
 
         A successor does other work, so it may come from anywhere.
@@ -648,13 +648,13 @@ class Cluster:
         self.fallbacks["queue_name"] += self.keys.by_queue
         return None
 
-    def _key_at(self, key: Key, worker: str) -> Key:
+    def _key_at(self, key: LabelSet, worker: str) -> LabelSet:
         """Return the key for what a worker did; one that there was no room for is `other`."""
         if not self.keys.by_worker:
             return key
         return self.keys.at_worker(key, worker if worker in self.workers else OTHER)
 
-    def _opens(self, task: Task, event: Event, now: Moment) -> bool:
+    def _opens(self, task: Task, event: Event, now: Timestamp) -> bool:
         """Tell whether a finished task was received anew, or an old event of it came late.
 
         Anew: later by the clock of the worker that ended it, or later than the reorder window by ours.
@@ -666,7 +666,7 @@ class Cluster:
         later = task.tell().ended_by == event.hostname and event.timestamp > task.since
         return later or now.listened - task.heard > self.limits.reorder_window
 
-    def _evict(self, tasks: Iterable[Task], now: Moment) -> None:
+    def _evict(self, tasks: Iterable[Task], now: Timestamp) -> None:
         for task in tasks:
             if task.uuid in self.tasks.parked:  # by which others may be evicted, of the same ones
                 self._release(task, now)
@@ -678,7 +678,7 @@ class Cluster:
     def _give_up_idle(self, before: float) -> None:
         """Add up, as other, what was counted of tasks of which none is open and none was heard of since."""
         registered = {self.keys.shown(name) for name in self._registered()}
-        stays = {OTHER, UNKNOWN, HIDDEN.task_name, *registered}
+        stays = {OTHER, UNKNOWN, EXCLUDED.task_name, *registered}
         idle = {kind.key for kind in self.tasks.idle(before) if kind.key.task_name not in stays}
         if idle:
             self._give_up({key: rest(key) for key in self.keys.of_tasks(idle)})
@@ -741,7 +741,7 @@ class Cluster:
         add = add_predecessor if is_older and len(known) == 1 else add_successor
         return add(story, known, shown)
 
-    def _is_successor(self, story: Story, task: Task, event: Event) -> bool:
+    def _is_successor(self, story: TaskHistory, task: Task, event: Event) -> bool:
         """Tell whether a receipt is of other work than all before it, and later than the end of that."""
         if event.type != "task-received" or story.received is None:
             return False
@@ -752,7 +752,7 @@ class Cluster:
         """Tell whether what was received is an attempt before the newest one, or work before that."""
         return (event.retries or 0) < (task.tell().received or 0)
 
-    def _is_older(self, story: Story, event: Event) -> bool:
+    def _is_older(self, story: TaskHistory, event: Event) -> bool:
         """Tell whether an event is older than all that is known of its task.
 
         The receipts, too: a task that replaces itself is sent by the host that received it, and the clock of
@@ -761,7 +761,7 @@ class Cluster:
         received = (each.received or each.started or 0.0 for each in story.deliveries)
         return event.timestamp < min((*story.sent.values(), *received), default=0.0)
 
-    def _is_received_before(self, story: Story, event: Event) -> bool:
+    def _is_received_before(self, story: TaskHistory, event: Event) -> bool:
         """Tell whether a task was received before all else that workers received of it.
 
         Which of two workers is heard first is chance where they received it within some milliseconds.
@@ -795,7 +795,7 @@ class Cluster:
 
     # -- workers and queues ------------------------------------------------------------------------------
 
-    def _worker_event(self, event: Event, now: Moment) -> None:
+    def _worker_event(self, event: Event, now: Timestamp) -> None:
         if event.type == "worker-offline" and event.hostname in self.purged:
             return
         worker = self._worker(event.hostname, now)
@@ -806,7 +806,7 @@ class Cluster:
                 self._restarted(worker, now)
             worker.judge(now.listened, self.limits.worker_timeout)
 
-    def _hear_worker(self, event: Event, now: Moment) -> None:
+    def _hear_worker(self, event: Event, now: Timestamp) -> None:
         worker = self.workers.get(event.hostname) or self._worker(event.hostname, now)
         if worker is not None:
             worker.heard = now.listened
@@ -823,7 +823,7 @@ class Cluster:
         elif self.keys.by_worker:
             self.fallbacks["worker"] += 1
 
-    def _worker(self, name: str, now: Moment) -> Worker | None:
+    def _worker(self, name: str, now: Timestamp) -> Worker | None:
         worker = self.workers.get(name)
         if worker is None:
             if len(self.workers) >= MAX_WORKERS or clipped(name) != name:
@@ -835,12 +835,12 @@ class Cluster:
         worker.heard = now.listened
         return worker
 
-    def restore_worker(self, worker: Worker, now: Moment) -> None:
+    def restore_worker(self, worker: Worker, now: Timestamp) -> None:
         """Put back a worker that an earlier process knew. Whether it has restarted since is not known."""
         self.workers[worker.name] = worker
         self._restarted(worker, now)
 
-    def _restarted(self, worker: Worker, now: Moment) -> None:
+    def _restarted(self, worker: Worker, now: Timestamp) -> None:
         """Note that another process answered what is known of a worker's queues."""
         if worker.shared:  # its processes are no restarts of one another
             return
@@ -850,7 +850,7 @@ class Cluster:
         if worker.profile.queues is not None:  # one that never answered may never do
             self._unanswered.setdefault(worker.name, now.listened)  # however often it restarts
 
-    def _judge_workers(self, now: Moment) -> None:
+    def _judge_workers(self, now: Timestamp) -> None:
         """Decide who is up, and forget who was down for so long that nobody waits for him."""
         purge = self.limits.worker_purge
         gone = set()
@@ -870,11 +870,11 @@ class Cluster:
             self._give_up(self._left_by(gone))
             self.ledger.forget_clients({*map(host, gone)} - {*map(host, self.workers)})
 
-    def _give_up(self, moves: Mapping[Key, Key]) -> None:
+    def _give_up(self, moves: Mapping[LabelSet, LabelSet]) -> None:
         for key, into in self.keys.give_up(moves):
             self.ledger.fold(key, into)
 
-    def _left_by(self, gone: set[str]) -> dict[Key, Key]:
+    def _left_by(self, gone: set[str]) -> dict[LabelSet, LabelSet]:
         """Return the keys of what these workers did, and where it is added up from now on.
 
         Where hosts are shown it stays with the host (as "@host") until its last worker is gone: a sum over
@@ -883,15 +883,17 @@ class Cluster:
         hosts = {host(name) for name in self.workers} if self._hosts else set()
         former = {f"@{host(name)}" for name in gone if host(name) not in hosts}
         return {
-            key: Key(key.task_name, key.queue_name, f"@{at}" if (at := host(key.worker)) in hosts else "")
+            key: LabelSet(
+                key.task_name, key.queue_name, f"@{at}" if (at := host(key.worker)) in hosts else ""
+            )
             for key in self.keys.of_workers(gone | former)
         }
 
-    def _use_queue(self, name: str, now: Moment) -> None:
+    def _use_queue(self, name: str, now: Timestamp) -> None:
         if self.keys.show_queue(name):  # an excluded one is not measured
             self.refused["queue"] += self.queues.use(name, now.listened)
 
-    def _take_consumed(self, now: Moment) -> None:
+    def _take_consumed(self, now: Timestamp) -> None:
         consumed = {
             name: name in worker.profile.auto_delete
             for worker in self.workers.values()
@@ -915,7 +917,7 @@ class Cluster:
         for bindings in reported.values():
             yield from bindings
 
-    def _foreseen_keys(self, registered: Mapping[str, set[str]]) -> set[Key]:
+    def _foreseen_keys(self, registered: Mapping[str, set[str]]) -> set[LabelSet]:
         """Return the keys of registered tasks, where a task's workers all consume one and the same queue.
 
         Otherwise which queue it will come from is not known, and is not made up.
@@ -939,7 +941,7 @@ def _is_told(task: Task, event: Event) -> bool:
     return is_next and event.name == key.task_name and key.queue_name != UNKNOWN
 
 
-def _landing(story: Story, event: Event, state: State | None) -> State | None:
+def _landing(story: TaskHistory, event: Event, state: State | None) -> State | None:
     """Return where an event of the newest delivery puts a task, one of whose deliveries may be over."""
     if state is RECEIVED:
         story.ended_by = ""

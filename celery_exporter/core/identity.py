@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from celery_exporter.core.tasks import MAX_ATTEMPTS, Generation, Story
+from celery_exporter.core.tasks import MAX_ATTEMPTS, Generation, TaskHistory
 from celery_exporter.core.types import OTHER, UNKNOWN
 
 #: Generations that are told apart at a time. An id that is sent more often before it is finished has no
@@ -26,12 +26,12 @@ _LAST_GENERATION = 2**31
 _ANY_NAME = frozenset({UNKNOWN, OTHER})
 
 
-def generations(story: Story, name: str) -> list[Generation]:
+def generations(story: TaskHistory, name: str) -> list[Generation]:
     """Return the generations of a task, oldest first; of a task that has one, `name` is its shown name."""
     return story.generations or [Generation(0, name)]
 
 
-def find_sent(known: list[Generation], story: Story, name: str, retries: int, at: float) -> int | None:
+def find_sent(known: list[Generation], story: TaskHistory, name: str, retries: int, at: float) -> int | None:
     """Return the attempt that a `task-sent` announces; None for one that begins a successor.
 
     `name` is what the task is shown as, `at` the timestamp of the event. A `task-sent` that comes late
@@ -45,7 +45,7 @@ def find_sent(known: list[Generation], story: Story, name: str, retries: int, at
     return bases[0] + retries if bases else None
 
 
-def find_received(known: list[Generation], story: Story, name: str, retries: int) -> list[int]:
+def find_received(known: list[Generation], story: TaskHistory, name: str, retries: int) -> list[int]:
     """Return the attempts of that name that a `task-received` may be about, the likeliest first.
 
     Those are the ones that were not received yet, and queues are first in, first out; else the newest one,
@@ -59,20 +59,20 @@ def find_received(known: list[Generation], story: Story, name: str, retries: int
     return new or ([] if is_unsent and story.is_received(newest.base) else named[-1:])
 
 
-def find_shadowed(known: Iterable[Generation], story: Story, retries: int) -> int | None:
+def find_shadowed(known: Iterable[Generation], story: TaskHistory, retries: int) -> int | None:
     """Return the oldest attempt that was sent, under whichever name, and not received yet."""
     attempts = (each.base + retries for each in known)
     return next((each for each in attempts if each in story.sent and not story.is_received(each)), None)
 
 
-def add_successor(story: Story, known: list[Generation], name: str) -> int:
+def add_successor(story: TaskHistory, known: list[Generation], name: str) -> int:
     """Begin a generation after all that are known; return the base of its attempts."""
     base = min(generation_of(known[-1].base) + 1, _LAST_GENERATION) * MAX_ATTEMPTS
     story.generations = [*known[1 - MAX_GENERATIONS :], Generation(base, name)]
     return base
 
 
-def add_predecessor(story: Story, known: list[Generation], name: str) -> int:
+def add_predecessor(story: TaskHistory, known: list[Generation], name: str) -> int:
     """Begin a generation before all that are known; return the base of its attempts."""
     base = (generation_of(known[0].base) - 1) * MAX_ATTEMPTS
     story.generations = [Generation(base, name), *known[: MAX_GENERATIONS - 1]]

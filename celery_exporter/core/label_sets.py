@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from celery_exporter.core.task_names import ShownAs, clipped
-from celery_exporter.core.types import HIDDEN, OTHER, UNKNOWN, Key
+from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet
 
 #: Shadow names whose tasks are known. An application may make one up for each call.
 MAX_SHADOWS = 1_000
@@ -43,19 +43,19 @@ class Keys:
         self.shadows: dict[str, str] = {}  # what workers call a task (its shadow name) → what it is shown as
         self._limit = limit
         self._bytes, self._most_bytes = 0, limit * MEAN_BYTES  # of the values of all
-        self._known: dict[Key, Key] = {}
+        self._known: dict[LabelSet, LabelSet] = {}
         # What most tasks are called, and their keys; by worker, the keys of what it did to them.
-        self._found: dict[tuple[str | None, str | None], Key] = {}
-        self._at: dict[str, dict[Key, Key]] = {}
+        self._found: dict[tuple[str | None, str | None], LabelSet] = {}
+        self._at: dict[str, dict[LabelSet, LabelSet]] = {}
 
     def __len__(self) -> int:
         """Return how many there are."""
         return len(self._known)
 
-    def key(self, name: str | None, queue: str | None) -> Key:
+    def key(self, name: str | None, queue: str | None) -> LabelSet:
         """Return the key of tasks of this name, as the application calls them, and queue; None is unknown."""
         shown = self.shown(name) if name else UNKNOWN
-        return Key(shown, self.queue_label(queue) if self.by_queue else "") if shown else HIDDEN
+        return LabelSet(shown, self.queue_label(queue) if self.by_queue else "") if shown else EXCLUDED
 
     def queue_label(self, queue: str | None) -> str:
         """Return the label value of a queue, as the application calls it; None is unknown."""
@@ -77,7 +77,7 @@ class Keys:
             self.shadows[shadow] = shown
             self._found.clear()
 
-    def of_task(self, name: str | None, queue: str | None) -> Key:
+    def of_task(self, name: str | None, queue: str | None) -> LabelSet:
         """Return the same, admitted."""
         found = self._found.get((name, queue))
         if found is None:
@@ -87,27 +87,27 @@ class Keys:
                 self._found[name, queue] = found
         return found
 
-    def of_name(self, name: str, key: Key) -> Key:
+    def of_name(self, name: str, key: LabelSet) -> LabelSet:
         """Return the key of tasks of this name in the queue of another key, admitted."""
         shown = self.shown(name)
-        return self.admit(Key(shown, key.queue_name) if shown else HIDDEN)
+        return self.admit(LabelSet(shown, key.queue_name) if shown else EXCLUDED)
 
-    def at_worker(self, key: Key, worker: str) -> Key:
+    def at_worker(self, key: LabelSet, worker: str) -> LabelSet:
         """Return the key for what this worker did to tasks of that key."""
         known = self._at.get(worker)
         if known is not None and key in known:
             return known[key]
-        if not self.by_worker or key is HIDDEN:
+        if not self.by_worker or key is EXCLUDED:
             return key
-        there = Key(key.task_name, key.queue_name, worker)
+        there = LabelSet(key.task_name, key.queue_name, worker)
         found = self.admit(there)
         if found == there:  # what is folded is counted each time
             self._at.setdefault(worker, {})[key] = found
         return found
 
-    def admit(self, key: Key) -> Key:
+    def admit(self, key: LabelSet) -> LabelSet:
         """Return the one instance of this key, or, when there are too many, the one that sums up the rest."""
-        known = HIDDEN if key == HIDDEN else self._known.get(key)
+        known = EXCLUDED if key == EXCLUDED else self._known.get(key)
         if known is None:
             if not self._has_room(key):
                 self.folded += 1
@@ -118,15 +118,15 @@ class Keys:
             self._bytes += _size(key)
         return known
 
-    def _has_room(self, key: Key) -> bool:
+    def _has_room(self, key: LabelSet) -> bool:
         return len(self._known) < self._limit and self._bytes + _size(key) <= self._most_bytes
 
-    def foresee(self, keys: set[Key]) -> list[Key]:
+    def foresee(self, keys: set[LabelSet]) -> list[LabelSet]:
         """Admit keys of tasks that may come, as far as there is room: they are not worth folding."""
-        new = keys - self._known.keys() - {HIDDEN}
+        new = keys - self._known.keys() - {EXCLUDED}
         return [self.admit(key) for key in new if self._has_room(key)]
 
-    def give_up(self, moves: Mapping[Key, Key]) -> list[tuple[Key, Key]]:
+    def give_up(self, moves: Mapping[LabelSet, LabelSet]) -> list[tuple[LabelSet, LabelSet]]:
         """Forget keys; return each with the admitted one to which its sums move."""
         self._found.clear()
         self._at.clear()
@@ -135,35 +135,35 @@ class Keys:
             self._bytes -= _size(key)
         return [(key, self.admit(into)) for key, into in moves.items()]
 
-    def restore(self, key: Key) -> Key:
+    def restore(self, key: LabelSet) -> LabelSet:
         """Return a key of an earlier process, with the labels that are in use now, admitted."""
-        if self.renamed and key.task_name not in {OTHER, UNKNOWN, HIDDEN.task_name}:
+        if self.renamed and key.task_name not in {OTHER, UNKNOWN, EXCLUDED.task_name}:
             name = self.show(key.task_name)
-            key = Key(name, key.queue_name, key.worker) if name else HIDDEN
-        queue = (key.queue_name or UNKNOWN) if self.by_queue and key != HIDDEN else ""
+            key = LabelSet(name, key.queue_name, key.worker) if name else EXCLUDED
+        queue = (key.queue_name or UNKNOWN) if self.by_queue and key != EXCLUDED else ""
         if self.queues_renamed and queue not in {"", OTHER, UNKNOWN}:
             queue = self.queue_label(queue)
-        return self.admit(Key(key.task_name, queue, key.worker if self.by_worker else ""))
+        return self.admit(LabelSet(key.task_name, queue, key.worker if self.by_worker else ""))
 
-    def without_worker(self, key: Key) -> Key:
+    def without_worker(self, key: LabelSet) -> LabelSet:
         """Return the key of the tasks to which somebody did something."""
-        return self.admit(Key(key.task_name, key.queue_name)) if key.worker else key
+        return self.admit(LabelSet(key.task_name, key.queue_name)) if key.worker else key
 
-    def of_workers(self, workers: set[str]) -> list[Key]:
+    def of_workers(self, workers: set[str]) -> list[LabelSet]:
         """Return the keys of what these workers did."""
         return [key for key in self._known if key.worker in workers]
 
-    def of_tasks(self, keys: set[Key]) -> list[Key]:
+    def of_tasks(self, keys: set[LabelSet]) -> list[LabelSet]:
         """Return these keys of tasks, and those of what each worker did to such tasks."""
-        return [key for key in self._known if Key(key.task_name, key.queue_name) in keys]
+        return [key for key in self._known if LabelSet(key.task_name, key.queue_name) in keys]
 
 
-def _size(key: Key) -> int:
+def _size(key: LabelSet) -> int:
     """Return the bytes of a label set's values."""
     values = (key.task_name, key.queue_name, key.worker)
     return sum(len(value.encode("utf-8", "replace")) for value in values)
 
 
-def rest(key: Key) -> Key:
+def rest(key: LabelSet) -> LabelSet:
     """Return the key under which what this key stands for is added up with others."""
-    return Key(OTHER, OTHER if key.queue_name else "", OTHER if key.worker else "")
+    return LabelSet(OTHER, OTHER if key.queue_name else "", OTHER if key.worker else "")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.types import Moment
+from celery_exporter.core.types import Timestamp
 
 #: Processes of one name that are told apart. What further ones count is left out.
 MAX_PROCESSES = 8
@@ -65,7 +65,7 @@ class Processes(Struct, gc=False):
     alternations: int = 0  # heartbeats of an earlier process while a later one was heard, too
     events: int = 0
 
-    def hear(self, event: Event, now: Moment, period_seconds: float, silence_seconds: float) -> Heard:
+    def hear(self, event: Event, now: Timestamp, period_seconds: float, silence_seconds: float) -> Heard:
         """Take in a worker event.
 
         `period_seconds` is the time between two heartbeats, `silence_seconds` how long one of several
@@ -93,7 +93,7 @@ class Processes(Struct, gc=False):
         restarts += self._replace(process, event, now, silence)
         return Heard(process, not possible, tasks + self._confirm(now.listened, silence), restarts)
 
-    def _is_usual(self, event: Event, now: Moment) -> bool:
+    def _is_usual(self, event: Event, now: Timestamp) -> bool:
         """Tell whether an event is of the only process that is known, as nearly all are."""
         if len(self.known) != 1 or self.alternations:
             return False
@@ -132,7 +132,7 @@ class Processes(Struct, gc=False):
             return self.known[-1]
         return _highest(possible)  # it may come at any time
 
-    def _add(self, event: Event, now: Moment, fitting: list[Process]) -> tuple[Process, int]:
+    def _add(self, event: Event, now: Timestamp, fitting: list[Process]) -> tuple[Process, int]:
         """Add a new process; return it with the number of tasks that it adds to those counted.
 
         If only the time tells it from those that fit, a clock may have been set, so all but what one of these
@@ -153,7 +153,7 @@ class Processes(Struct, gc=False):
             process.unsure = _highest(fitting).processed or 0
         return process, (event.processed or 0) - (process.unsure or 0)
 
-    def _note(self, process: Process, event: Event, now: Moment) -> None:
+    def _note(self, process: Process, event: Event, now: Timestamp) -> None:
         """Note that a known process was heard."""
         process.left = event.type == "worker-offline"
         process.again += 1
@@ -169,7 +169,7 @@ class Processes(Struct, gc=False):
             self.known.remove(process)
             self.known.append(process)
 
-    def _replace(self, heard: Process | None, event: Event, now: Moment, silence: float) -> int:
+    def _replace(self, heard: Process | None, event: Event, now: Timestamp, silence: float) -> int:
         """Find who took the place of processes that are gone; return the number of restarts.
 
         That is one that was not heard before the last heartbeat of the other. `heard` sent the event, if that
@@ -222,7 +222,7 @@ class Processes(Struct, gc=False):
         return self.alternations >= SHARED_AFTER
 
 
-def _is_early(process: Process, event: Event, now: Moment) -> bool:
+def _is_early(process: Process, event: Event, now: Timestamp) -> bool:
     """Tell whether a heartbeat comes too early for a process that was heard of last.
 
     By its clock and by ours: clocks of several hosts differ, and events that were held up come together.
@@ -250,7 +250,7 @@ def _highest(processes: list[Process]) -> Process:
     return max(processes, key=lambda each: each.processed or 0)
 
 
-def _is_gone(process: Process, heard: Process | None, event: Event, now: Moment, silence: float) -> bool:
+def _is_gone(process: Process, heard: Process | None, event: Event, now: Timestamp, silence: float) -> bool:
     """Tell whether a process is gone, now that this event was heard.
 
     Its clock tells only of events that were held up and come together, two of another one among them.

@@ -18,8 +18,8 @@ from math import inf
 from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.tasks import OPEN_STATES, Room, Task
-from celery_exporter.core.types import OTHER, UNKNOWN, Moment, State
+from celery_exporter.core.tasks import OPEN_STATES, StateBucket, Task
+from celery_exporter.core.types import OTHER, UNKNOWN, State, Timestamp
 from celery_exporter.core.workers import Worker
 
 #: Why a task was taken out, or put back; the label values of celery_exporter_tasks_reconciled_total.
@@ -105,7 +105,7 @@ class _Turns:
     def __init__(self) -> None:
         self.start = 0
 
-    def take(self, rooms: Iterable[Room], count: int) -> list[Task]:
+    def take(self, rooms: Iterable[StateBucket], count: int) -> list[Task]:
         """Return so many tasks, or fewer if the last one is among them; then it begins anew."""
         found: list[Task] = []
         start = self.start
@@ -159,7 +159,7 @@ class Reconciler:
         rooms = self._cluster.tasks.occupied(State.RECEIVED, State.STARTED)
         return Held.KNOWN if unacked <= sum(len(room.tasks) for room in rooms) else Held.OTHERS
 
-    def reconcile(self, now: Moment) -> Iterator[None]:
+    def reconcile(self, now: Timestamp) -> Iterator[None]:
         """Take out what is gone, of `MAX_LOOKED_AT` tasks; pauses after each `CHUNK`, when others may change
         the cluster.
         """
@@ -179,7 +179,7 @@ class Reconciler:
         tasks = self._cluster.tasks
         return task.room.state is not None and tasks.get(task.uuid) is task and task.uuid not in tasks.held
 
-    def _look_at(self, task: Task, seen_empty: dict[str, Empty | None], now: Moment) -> None:
+    def _look_at(self, task: Task, seen_empty: dict[str, Empty | None], now: Timestamp) -> None:
         """Take out a task, or put it back, if that follows from what is known; `seen_empty` is by queue."""
         cluster, state = self._cluster, task.room.state
         worker = cluster.workers.get(task.held_by())
@@ -202,7 +202,7 @@ class Reconciler:
 
     # -- messages that are gone ------------------------------------------------------------------------
 
-    def _seen_empty(self, queue: str, now: Moment) -> Empty | None:
+    def _seen_empty(self, queue: str, now: Timestamp) -> Empty | None:
         """Return the measurement that proves that this queue held no message and no worker had one of it.
 
         One is enough if workers hold nothing. Otherwise two have to agree, and each live worker of the queue
@@ -234,7 +234,7 @@ class Reconciler:
         both = zip(*latest, strict=False)  # none if there is a queue that was not empty
         return [Empty(min(each.at for each in one), max(each.held for each in one)) for one in both]
 
-    def _is_message_gone(self, seen: Empty, now: Moment, task: Task) -> bool:
+    def _is_message_gone(self, seen: Empty, now: Timestamp, task: Task) -> bool:
         """Tell whether a task whose queue is empty would have been received if there were a message of it."""
         if task.heard >= seen.at - ARRIVAL_SECONDS:
             return False
@@ -247,7 +247,7 @@ class Reconciler:
 
     # -- workers -----------------------------------------------------------------------------------------
 
-    def suspects(self, now: Moment) -> dict[str, int]:
+    def suspects(self, now: Timestamp) -> dict[str, int]:
         """Return workers to ask now for their tasks, with the number of processes that have to answer.
 
         They have more tasks by their events than their heartbeats can explain, or have had one for long. Who
@@ -283,7 +283,7 @@ class Reconciler:
             self._asked[name] = Asked(now.listened, wait)
         return {name: workers[name].count_processes(now.listened) for name in due}
 
-    def _silent_tasks(self, now: Moment) -> Iterator[Task]:
+    def _silent_tasks(self, now: Timestamp) -> Iterator[Task]:
         """Yield tasks that a worker has, and of which nothing was heard for some time; of many, some."""
         tasks = self._cluster.tasks
         started = self._turns_of_started.take(tasks.occupied(State.STARTED), MAX_LOOKED_AT // 2)
@@ -292,7 +292,7 @@ class Reconciler:
             if task.heard < now.listened - SUSPICIOUS_SECONDS:
                 yield task
 
-    def _is_silent_for_long(self, task: Task, worker: Worker, now: Moment) -> bool:
+    def _is_silent_for_long(self, task: Task, worker: Worker, now: Timestamp) -> bool:
         """Tell whether nothing was heard of a task for so long that its worker is asked anyway.
 
         That is as long as it had been where it is when it was last heard of, which an answer is, too.
@@ -303,7 +303,7 @@ class Reconciler:
             return silent >= longest
         return silent > now.wall + (worker.clock_skew or 0.0) - task.since - silent
 
-    def compare(self, held: Mapping[str, Collection[str]], asked: float, now: Moment) -> Iterator[None]:
+    def compare(self, held: Mapping[str, Collection[str]], asked: float, now: Timestamp) -> Iterator[None]:
         """Take out what workers do not have, which were asked at a listening time; the rest was heard of.
 
         `held`: by worker, the uuids of all tasks that it has received and not finished.
@@ -335,7 +335,7 @@ class Reconciler:
 
     # -- expired ------------------------------------------------------------------------------------------
 
-    def _take_out_expired(self, now: Moment) -> Iterator[None]:
+    def _take_out_expired(self, now: Timestamp) -> Iterator[None]:
         """Take out what waits in a queue and expired there; of many, some in each round."""
         tasks, expires = self._cluster.tasks, self._cluster.tasks.expires
         for uuid in list(islice(expires, CHUNK)):
@@ -370,19 +370,19 @@ def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
         yield tasks[start : start + CHUNK]
 
 
-def _has_beaten(worker: Worker, since: float, now: Moment) -> bool:
+def _has_beaten(worker: Worker, since: float, now: Timestamp) -> bool:
     """Tell whether a worker sent a heartbeat after a listening time, if it ever sends any."""
     return worker.heartbeat is None or now.listened - (now.wall - worker.heartbeat) > since
 
 
-def _gave_back(worker: Worker, task: Task, now: Moment) -> bool:
+def _gave_back(worker: Worker, task: Task, now: Timestamp) -> bool:
     """Tell whether a worker has said goodbye since it received a task, and sends no more events of it."""
     if worker.left:
         return now.listened - worker.heard >= GOODBYE_SECONDS
     return worker.up and not worker.shared and task.since < worker.returned
 
 
-def _is_idle(worker: Worker, now: Moment) -> bool:
+def _is_idle(worker: Worker, now: Timestamp) -> bool:
     """Tell whether a worker reports for several heartbeats that it runs no task."""
     if worker.idle_since is None or not worker.up:
         return False

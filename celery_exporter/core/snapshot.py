@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from celery_exporter.core.aggregates import Cell, Failure
+from celery_exporter.core.aggregates import Aggregate, Failure
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.reconcile import REASONS
 from celery_exporter.core.tasks import InState
-from celery_exporter.core.types import HIDDEN, Key
+from celery_exporter.core.types import EXCLUDED, LabelSet
 from celery_exporter.core.workers import Worker
 
 
@@ -68,7 +68,7 @@ class CollectorView(Struct, frozen=True):
     error: str = ""  # why it failed the last time; empty if it did not
 
 
-class Depth(Struct, frozen=True):
+class QueueStats(Struct, frozen=True):
     """What a broker says that a queue holds. None: this kind of broker does not tell."""
 
     length: int
@@ -76,14 +76,14 @@ class Depth(Struct, frozen=True):
     oldest_ids: tuple[str, ...] = ()  # uuids of the tasks at the head, one for each priority
 
 
-class Surroundings(Struct, frozen=True):
+class ExporterState(Struct, frozen=True):
     """What is not of the cluster: the broker, this exporter, the time."""
 
     at: float
     started: float  # when this exporter began
     version: str
     broker_up: bool
-    depths: Mapping[str, Depth]
+    depths: Mapping[str, QueueStats]
     unacked: int | None
     roster_known: bool  # workers were asked, and answered
     collectors: Sequence[CollectorView]
@@ -105,12 +105,14 @@ class Surroundings(Struct, frozen=True):
 class Snapshot(Struct, frozen=True):
     """The cluster and this exporter, at one moment."""
 
-    around: Surroundings
+    exporter: ExporterState
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
-    cells: Mapping[Key, Cell]
+    cells: Mapping[LabelSet, Aggregate]
     tasks: Sequence[InState]
-    prefetched: Mapping[tuple[Key, str], int] | None  # received and not started, by worker; None: not counted
+    prefetched: (
+        Mapping[tuple[LabelSet, str], int] | None
+    )  # received and not started, by worker; None: not counted
     failures: Sequence[Failure]  # some of the newest, the newest first
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
@@ -130,24 +132,24 @@ class Snapshot(Struct, frozen=True):
     series_folded: int
 
 
-def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) -> Snapshot:
+def take(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False) -> Snapshot:
     """Return a copy of everything, for which nobody needs the lock any more.
 
     What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
     """
     ledger = cluster.ledger
-    serving = _serving(cluster, around)
+    serving = _serving(cluster, exporter)
     return Snapshot(
-        around=around,
+        exporter=exporter,
         runtime_bounds=ledger.runtime_bounds,
         wait_bounds=ledger.wait_bounds,
         cells=_shown(ledger.snapshot()),
-        tasks=[group for group in cluster.tasks.in_states() if group.key != HIDDEN],
+        tasks=[group for group in cluster.tasks.in_states() if group.key != EXCLUDED],
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(ledger.failures)),
-        workers=[_worker_view(worker, around.listened) for worker in cluster.workers.values()],
-        queues=_queue_views(cluster, around, serving),
-        unconsumed=_unconsumed(cluster, around, serving),
+        workers=[_worker_view(worker, exporter.listened) for worker in cluster.workers.values()],
+        queues=_queue_views(cluster, exporter, serving),
+        unconsumed=_unconsumed(cluster, exporter, serving),
         requested=cluster.queues.requested,
         queue_names=len(cluster.queues),
         queue_table_full=cluster.queues.is_full,
@@ -164,15 +166,15 @@ def take(cluster: Cluster, around: Surroundings, *, prefetched: bool = False) ->
     )
 
 
-def _shown(cells: dict[Key, Cell]) -> dict[Key, Cell]:
-    cells.pop(HIDDEN, None)
+def _shown(cells: dict[LabelSet, Aggregate]) -> dict[LabelSet, Aggregate]:
+    cells.pop(EXCLUDED, None)
     return cells
 
 
-def _serving(cluster: Cluster, around: Surroundings) -> dict[str, list[Worker]] | None:
+def _serving(cluster: Cluster, exporter: ExporterState) -> dict[str, list[Worker]] | None:
     """Return the workers of each queue; None while one did not say yet which queues it consumes."""
     up = [worker for worker in cluster.workers.values() if worker.up]
-    if not around.roster_known or any(worker.profile.queues is None for worker in up):
+    if not exporter.roster_known or any(worker.profile.queues is None for worker in up):
         return None
     serving: dict[str, list[Worker]] = {}
     for worker in up:
@@ -182,46 +184,46 @@ def _serving(cluster: Cluster, around: Surroundings) -> dict[str, list[Worker]] 
 
 
 def _unconsumed(
-    cluster: Cluster, around: Surroundings, serving: Mapping[str, Sequence[Worker]] | None
+    cluster: Cluster, exporter: ExporterState, serving: Mapping[str, Sequence[Worker]] | None
 ) -> dict[str, int | None]:
     """Return the length of each queue that needs a consumer and has none, by its real name."""
     found: dict[str, int | None] = {}
-    for name in _shown_names(cluster, around):
-        depth = around.depths.get(name)
+    for name in _shown_names(cluster, exporter):
+        depth = exporter.depths.get(name)
         length = depth.length if depth else None
-        if _consumers(name, cluster, around, serving) == 0:
+        if _consumers(name, cluster, exporter, serving) == 0:
             found[name] = length
     return found
 
 
-def _shown_names(cluster: Cluster, around: Surroundings) -> list[str]:
+def _shown_names(cluster: Cluster, exporter: ExporterState) -> list[str]:
     """Return the names of the queues that are shown, and are there as far as is known."""
-    names = {*cluster.queues.names(), *around.depths}
-    there = (name for name in names if name in around.depths or name not in around.missing)
+    names = {*cluster.queues.names(), *exporter.depths}
+    there = (name for name in names if name in exporter.depths or name not in exporter.missing)
     return sorted(filter(cluster.keys.show_queue, there))
 
 
 def _queue_views(
-    cluster: Cluster, around: Surroundings, serving: Mapping[str, Sequence[Worker]] | None
+    cluster: Cluster, exporter: ExporterState, serving: Mapping[str, Sequence[Worker]] | None
 ) -> list[QueueView]:
     labels: dict[str, list[str]] = {}  # the names of the queues that are shown as one
-    for name in _shown_names(cluster, around):
+    for name in _shown_names(cluster, exporter):
         labels.setdefault(cluster.keys.show_queue(name) or "", []).append(name)
-    return [_queue_view(label, names, cluster, around, serving) for label, names in sorted(labels.items())]
+    return [_queue_view(label, names, cluster, exporter, serving) for label, names in sorted(labels.items())]
 
 
 def _queue_view(
     label: str,
     names: list[str],
     cluster: Cluster,
-    around: Surroundings,
+    exporter: ExporterState,
     serving: Mapping[str, Sequence[Worker]] | None,
 ) -> QueueView:
-    depths = [around.depths[name] for name in names if name in around.depths]
+    depths = [exporter.depths[name] for name in names if name in exporter.depths]
     heads = (cluster.tasks.get(uuid) for depth in depths for uuid in depth.oldest_ids)
     sent = (task.waiting_since for task in heads if task)
-    consumers = [_consumers(name, cluster, around, serving) for name in names]
-    waiting = [name in around.depths and around.depths[name].length > 0 for name in names]
+    consumers = [_consumers(name, cluster, exporter, serving) for name in names]
+    waiting = [name in exporter.depths and exporter.depths[name].length > 0 for name in names]
     if any(there and each == 0 for there, each in zip(waiting, consumers, strict=True)):
         consumers = [0]
     workers = None
@@ -238,10 +240,10 @@ def _queue_view(
 
 
 def _consumers(
-    name: str, cluster: Cluster, around: Surroundings, serving: Mapping[str, Sequence[Worker]] | None
+    name: str, cluster: Cluster, exporter: ExporterState, serving: Mapping[str, Sequence[Worker]] | None
 ) -> int | None:
     """Return how many consumers a queue has, by the broker or else by the workers."""
-    depth = around.depths.get(name)
+    depth = exporter.depths.get(name)
     consumers = depth.consumers if depth else None
     if consumers is None and serving is not None:
         consumers = len(serving.get(name, ()))

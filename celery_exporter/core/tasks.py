@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.types import HIDDEN, Key, State
+from celery_exporter.core.types import EXCLUDED, LabelSet, State
 
 #: The states of a task that is not finished, in which a gauge counts it.
 OPEN_STATES = (State.PENDING, State.RECEIVED, State.STARTED, State.RETRY)
@@ -59,7 +59,7 @@ class Generation(Struct, frozen=True, gc=False):
     name: str  # what the task is shown as
 
 
-class Story(Struct, gc=False):
+class TaskHistory(Struct, gc=False):
     """What a task went through, whatever that is: sent often, delivered twice at a time, told in part."""
 
     sent: dict[int, float]  # since when each attempt waits whose task-sent was seen: max(sent, eta)
@@ -67,7 +67,9 @@ class Story(Struct, gc=False):
     deliveries: list[Delivery]  # the newest attempt's last
     ended_by: str = ""  # the worker that ended it, or one of its deliveries while others go on
     skipped: set[int] | None = None  # attempts before `received` of which that was not said, or not yet
-    keys: dict[int, Key] | None = None  # of its attempts, once one was sent to another queue than the others
+    keys: dict[int, LabelSet] | None = (
+        None  # of its attempts, once one was sent to another queue than the others
+    )
     generations: list[Generation] | None = None  # oldest first, once its id was sent for other work; else one
     copied: bool = False  # sent to several queues: each worker that receives it received a copy of its own
 
@@ -112,9 +114,9 @@ class Task(Struct, gc=False):
 
     uuid: str
     heard: float  # listening time of the newest event, for expiry
-    room: Room
+    room: StateBucket
     since: float = 0.0  # when it came into its room
-    story: Story | None = None  # if there is one, nobody looks at what follows
+    story: TaskHistory | None = None  # if there is one, nobody looks at what follows
     attempt: int = 0  # those before it are over
     sent: int | None = None  # the newest attempt whose task-sent was seen, as was that of attempt 0
     ready: float | None = None  # since when it waits: max(sent, eta), of those that are known
@@ -124,7 +126,7 @@ class Task(Struct, gc=False):
     # attempt before, which was given back before it was started.
     at: float | None = None
 
-    def tell(self) -> Story:
+    def tell(self) -> TaskHistory:
         """Return its story; without one, what that would be."""
         if self.story is not None:
             return self.story
@@ -135,15 +137,15 @@ class Task(Struct, gc=False):
             back = (
                 [] if self.at is None else [Delivery("", None, attempt - 1, self.ready, self.at, ended=True)]
             )
-            return Story(sent, attempt - 1 if attempt else None, back)
+            return TaskHistory(sent, attempt - 1 if attempt else None, back)
         ended, deliveries = self.room.state is None, []
         if self.at is not None:
             # When one was received that was started is only known not to be unknown.
             started = None if self.room.state is State.RECEIVED else self.at
             deliveries = [Delivery(self.worker, self.pid, attempt, self.ready, self.at, started, ended)]
-        return Story(sent, attempt, deliveries, self.worker if ended else "")
+        return TaskHistory(sent, attempt, deliveries, self.worker if ended else "")
 
-    def unfold(self) -> Story:
+    def unfold(self) -> TaskHistory:
         """Return its story, which is what counts from now on."""
         self.story = self.tell()
         return self.story
@@ -176,13 +178,13 @@ class Task(Struct, gc=False):
             # A restart made two objects of one float.
             self.at = next((each for each in (self.since, self.ready) if each == at), at)
 
-    def _is_given_back(self, story: Story) -> bool:
+    def _is_given_back(self, story: TaskHistory) -> bool:
         """Tell whether all that is known is that the newest attempt was received and nobody started it."""
         one = story.deliveries[-1]
         is_newest = len(story.deliveries) == 1 and one.attempt == story.received and one.received is not None
         return is_newest and one.is_given_back() and self.room.state is State.PENDING
 
-    def _is_usual(self, story: Story, one: Delivery) -> bool:
+    def _is_usual(self, story: TaskHistory, one: Delivery) -> bool:
         newest = one.attempt == story.received and not one.ended
         known = one.received is not None and (one.ready is not None or one.attempt not in story.sent)
         return newest and known and self.room.state is (State.STARTED if one.started else State.RECEIVED)
@@ -228,16 +230,16 @@ class Task(Struct, gc=False):
             return self.worker or ""
         return self.story.deliveries[-1].worker if self.story.deliveries else ""
 
-    def key_of(self, attempt: int | None) -> Key:
+    def key_of(self, attempt: int | None) -> LabelSet:
         """Return the key of an attempt; of one that nobody sent, that of the task."""
         key, keys = self.room.kind.key, self.story.keys if self.story else None
         return key if keys is None or attempt is None else keys.get(attempt, key)
 
 
-class Room(Struct, gc=False):
+class StateBucket(Struct, gc=False):
     """Tasks of one kind and state, in the order in which they were last heard of: expiry relies on it."""
 
-    kind: Kind
+    kind: TaskGroup
     state: State | None  # None: in limbo, or finished
     tasks: dict[str, Task]
     final: State | None = None  # of finished ones: by which event, if by any
@@ -248,11 +250,11 @@ class Room(Struct, gc=False):
         return self.final if self.state is None else self.state
 
 
-class Kind(Struct, gc=False):
+class TaskGroup(Struct, gc=False):
     """Tasks of one name and queue: their key, and the rooms they are in."""
 
-    key: Key
-    rooms: dict[State | None, Room]  # by OPEN_STATES and FINAL_STATES
+    key: LabelSet
+    rooms: dict[State | None, StateBucket]  # by OPEN_STATES and FINAL_STATES
     heard: float = 0.0  # listening time of the newest event of any of them
 
 
@@ -266,7 +268,7 @@ class Hold(Struct, frozen=True, gc=False):
 class InState(Struct, frozen=True, gc=False):
     """How many tasks of one key are in a state now, and since when (epoch seconds) the oldest is."""
 
-    key: Key
+    key: LabelSet
     state: State
     count: int
     since: float | None
@@ -279,7 +281,7 @@ class TaskTable:
         self.limit = limit
         self.evicted = 0
         #: Waiting to be introduced: of no kind yet.
-        self.limbo = Room(Kind(HIDDEN, {}), None, {})
+        self.limbo = StateBucket(TaskGroup(EXCLUDED, {}), None, {})
         self.held: dict[str, Hold] = {}  # of tasks in a room whose next delivery waits to be introduced
         self.parked: dict[str, list[Event]] = {}  # what those in limbo, and those held, wait with
         self.expires: dict[str, float] = {}  # epoch seconds, of those open tasks that have such a time
@@ -292,7 +294,7 @@ class TaskTable:
         self._tasks: dict[str, Task] = {}
         #: Returns the task with a uuid, or None when it is unheard of or forgotten.
         self.get = self._tasks.get
-        self._kinds: dict[Key, Kind] = {}
+        self._kinds: dict[LabelSet, TaskGroup] = {}
 
     def bound_changes(self) -> None:
         """Note no more changes when they are too many: whoever wants to know has not asked for long."""
@@ -307,24 +309,24 @@ class TaskTable:
         """Return the ids of all tasks, tombstones too."""
         return list(self._tasks)
 
-    def new(self, uuid: str, heard: float, room: Room, since: float = 0.0) -> Task:
+    def new(self, uuid: str, heard: float, room: StateBucket, since: float = 0.0) -> Task:
         """Remember a new task."""
         task = self._tasks[uuid] = room.tasks[uuid] = Task(uuid, heard, room, since)
         if self.changed is not None:
             self.changed.add(uuid)
         return task
 
-    def kind(self, key: Key) -> Kind:
-        """Return the one `Kind` of this key."""
+    def kind(self, key: LabelSet) -> TaskGroup:
+        """Return the one `TaskGroup` of this key."""
         kind = self._kinds.get(key)
         if kind is None:
-            kind = self._kinds[key] = Kind(key, {})
-            kind.rooms = {state: Room(kind, state, {}) for state in OPEN_STATES}
-            kind.rooms |= {state: Room(kind, None, self.finished, state) for state in FINAL_STATES}
-            kind.rooms[None] = Room(kind, None, self.taken_out)
+            kind = self._kinds[key] = TaskGroup(key, {})
+            kind.rooms = {state: StateBucket(kind, state, {}) for state in OPEN_STATES}
+            kind.rooms |= {state: StateBucket(kind, None, self.finished, state) for state in FINAL_STATES}
+            kind.rooms[None] = StateBucket(kind, None, self.taken_out)
         return kind
 
-    def move(self, task: Task, kind: Kind, state: State | None, since: float) -> None:
+    def move(self, task: Task, kind: TaskGroup, state: State | None, since: float) -> None:
         """Put the task last in another room."""
         uuid = task.uuid
         del task.room.tasks[uuid]
@@ -334,7 +336,7 @@ class TaskTable:
         if self.changed is not None:
             self.changed.add(uuid)
 
-    def finish(self, task: Task, kind: Kind, final: State | None, since: float) -> list[Task]:
+    def finish(self, task: Task, kind: TaskGroup, final: State | None, since: float) -> list[Task]:
         """Turn the task into a tombstone: its late events find it, no gauge counts it.
 
         Return the oldest tombstones when there are too many.
@@ -425,23 +427,23 @@ class TaskTable:
         )
         return list(islice(unfinished, len(self) - self.limit + more))
 
-    def rooms(self) -> Iterator[Room]:
+    def rooms(self) -> Iterator[StateBucket]:
         """Yield each room of unfinished, introduced tasks."""
         for kind in self._kinds.values():
             for state in OPEN_STATES:
                 yield kind.rooms[state]
 
-    def occupied(self, *states: State) -> list[Room]:
+    def occupied(self, *states: State) -> list[StateBucket]:
         """Return the rooms of unfinished, introduced tasks in these states that have any."""
         kinds = self._kinds.values()
         return [room for kind in kinds for state in states if (room := kind.rooms[state]).tasks]
 
-    def idle(self, before: float) -> list[Kind]:
+    def idle(self, before: float) -> list[TaskGroup]:
         """Return the kinds that were last heard of before a listening time and have no unfinished task."""
         idle = (kind for kind in self._kinds.values() if kind.heard < before)
         return [kind for kind in idle if not any(kind.rooms[state].tasks for state in OPEN_STATES)]
 
-    def drop(self, keys: Iterable[Key]) -> None:
+    def drop(self, keys: Iterable[LabelSet]) -> None:
         """Forget kinds that have no task any more, no tombstone either."""
         for key in keys:
             self._kinds.pop(key).rooms.clear()  # they know of each other, and nobody collects such circles
@@ -460,12 +462,12 @@ class TaskTable:
         rooms = self.occupied(State.STARTED)
         return Counter(task.held_by() for room in rooms for task in room.tasks.values())
 
-    def prefetched(self, most: int) -> dict[tuple[Key, str], int] | None:
+    def prefetched(self, most: int) -> dict[tuple[LabelSet, str], int] | None:
         """Return how many tasks each worker has received and not started, by key; None if they are more."""
-        rooms = [kind.rooms[State.RECEIVED] for kind in self._kinds.values() if kind.key != HIDDEN]
+        rooms = [kind.rooms[State.RECEIVED] for kind in self._kinds.values() if kind.key != EXCLUDED]
         if sum(len(room.tasks) for room in rooms) > most:
             return None
-        found: Counter[tuple[Key, str]] = Counter()
+        found: Counter[tuple[LabelSet, str]] = Counter()
         for room in rooms:
             found.update((room.kind.key, task.held_by()) for task in room.tasks.values())
         return found

@@ -13,11 +13,11 @@ from operator import attrgetter
 
 from msgspec import Struct
 
-from celery_exporter.core.aggregates import Failure, Ledger
+from celery_exporter.core.aggregates import Aggregates, Failure
 from celery_exporter.core.events import Event, exception_class
 from celery_exporter.core.identity import generation_of
-from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Story, Task
-from celery_exporter.core.types import UNKNOWN, Key, State
+from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Task, TaskHistory
+from celery_exporter.core.types import UNKNOWN, LabelSet, State
 
 #: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
 MAX_DELIVERIES = 8
@@ -27,15 +27,15 @@ MAX_DELAY = 0.5
 RECEIVED, STARTED, SUCCESS, FAILURE = State.RECEIVED, State.STARTED, State.SUCCESS, State.FAILURE
 
 #: The delivery that an event speaks of, if it is known.
-Find = Callable[[Story, Event], Delivery | None]
+Find = Callable[[TaskHistory, Event], Delivery | None]
 #: Worker name → the key under which what it did is booked.
-KeyAt = Callable[[str], Key]
+KeyAt = Callable[[str], LabelSet]
 #: What to book under the key of what the event's worker did; tells whether it is of the newest delivery.
-Measure = Callable[[Story, Event, Delivery | None, Key, Ledger], bool]
+Measure = Callable[[TaskHistory, Event, Delivery | None, LabelSet, Aggregates], bool]
 #: Whether an event is the usual one for a task without a story, which has none after it either.
 IsUsual = Callable[[Task, Event], bool]
 #: What to book, and to remember, if it is.
-Usually = Callable[[Task, Event, Key, Ledger], None]
+Usually = Callable[[Task, Event, LabelSet, Aggregates], None]
 
 
 # -- usually: an attempt is received, started and ended by one worker process ----------------------------
@@ -53,7 +53,7 @@ def _is_received(task: Task, event: Event) -> bool:
     return task.worker is None and (event.retries or 0) == task.attempt
 
 
-def _usually_received(task: Task, event: Event, _: Key, __: Ledger) -> None:
+def _usually_received(task: Task, event: Event, _: LabelSet, __: Aggregates) -> None:
     at = _from(event)
     if task.sent != task.attempt:
         task.ready = epoch(event.eta) or None
@@ -66,7 +66,7 @@ def _is_started(task: Task, event: Event) -> bool:
     return here and task.room.state is RECEIVED and task.at is not None
 
 
-def _usually_started(task: Task, event: Event, key: Key, ledger: Ledger) -> None:
+def _usually_started(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
     started = event.timestamp
     ledger.started(key, started, task.ready, task.at, task.uuid)
     task.at = started
@@ -77,13 +77,13 @@ def _is_ended(task: Task, event: Event) -> bool:
     return here and task.room.state is STARTED and task.at is not None
 
 
-def _usually_succeeded(task: Task, event: Event, key: Key, ledger: Ledger) -> None:
+def _usually_succeeded(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
     if event.runtime is not None:
         ledger.ran(key, SUCCESS, event.runtime, event.uuid)
     _end(task)
 
 
-def _usually_failed(task: Task, event: Event, key: Key, ledger: Ledger) -> None:
+def _usually_failed(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
     ledger.failed(_failure(key, event))
     if task.at is not None:
         ledger.ran(key, FAILURE, event.timestamp - task.at, event.uuid)
@@ -98,7 +98,7 @@ def _end(task: Task) -> None:
 # -- otherwise -------------------------------------------------------------------------------------------
 
 
-def at_sent(story: Story, event: Event, key_at: KeyAt, ledger: Ledger) -> None:
+def at_sent(story: TaskHistory, event: Event, key_at: KeyAt, ledger: Aggregates) -> None:
     """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
     attempt, ready = event.retries or 0, _from(event)
     for delivery in story.deliveries:
@@ -116,7 +116,9 @@ def _use(attempt: int) -> tuple[int, bool, int]:
     return generation_of(attempt), attempt % MAX_ATTEMPTS == 0, attempt
 
 
-def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledger: Ledger) -> bool:
+def _at_received(
+    story: TaskHistory, event: Event, _: Delivery | None, key: LabelSet, ledger: Aggregates
+) -> bool:
     attempt, eta = event.retries or 0, epoch(event.eta)
     received = _from(event)
     ready = story.sent.get(attempt)
@@ -136,7 +138,7 @@ def _at_received(story: Story, event: Event, _: Delivery | None, key: Key, ledge
     return newest and not late
 
 
-def _is_again(story: Story, attempt: int) -> bool:
+def _is_again(story: TaskHistory, attempt: int) -> bool:
     """Tell whether an attempt was received before; from now on it was.
 
     An older attempt than was received already may have been another worker's, whose events are late.
@@ -150,7 +152,7 @@ def _is_again(story: Story, attempt: int) -> bool:
     return False
 
 
-def _pass_by(story: Story, attempt: int) -> None:
+def _pass_by(story: TaskHistory, attempt: int) -> None:
     """Note that an attempt is the newest one received; receipts of older ones may come late."""
     base = attempt - attempt % MAX_ATTEMPTS  # between two generations there are no attempts
     newest = base - 1 if story.received is None else story.received
@@ -161,45 +163,53 @@ def _pass_by(story: Story, attempt: int) -> None:
     story.received = attempt
 
 
-def _close_attempt(story: Story, attempt: int) -> None:
+def _close_attempt(story: TaskHistory, attempt: int) -> None:
     """Note that an attempt is over whose receipt was lost, or comes late: that is no redelivery then."""
     if story.received is None or attempt > story.received:
         _pass_by(story, attempt)
         story.skipped = {*(story.skipped or ()), attempt}
 
 
-def _take_unstarted(story: Story, attempt: int) -> bool:
+def _take_unstarted(story: TaskHistory, attempt: int) -> bool:
     """Tell whether nobody has started an attempt that was received; forget who gave it back."""
     before = [each for each in story.deliveries if each.attempt == attempt]
     story.deliveries = [each for each in story.deliveries if not each.is_given_back()]
     return bool(before) and all(each.started is None for each in before)
 
 
-def _is_copy(story: Story, event: Event) -> bool:
+def _is_copy(story: TaskHistory, event: Event) -> bool:
     """Tell whether the worker received its own copy of a task that was sent to several queues."""
     return story.copied and all(delivery.worker != event.hostname for delivery in story.deliveries)
 
 
-def _at_started(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
+def _at_started(
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+) -> bool:
     assert delivery is not None  # noqa: S101  `_find_started` makes one
     ledger.started(key, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
     delivery.started = event.timestamp
     return delivery is story.deliveries[-1]
 
 
-def _at_success(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
+def _at_success(
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+) -> bool:
     if event.runtime is not None:
         ledger.ran(key, State.SUCCESS, event.runtime, event.uuid)
     return _ended(story, delivery)
 
 
-def _at_failure(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
+def _at_failure(
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+) -> bool:
     ledger.failed(_failure(key, event))
     _time(delivery, event, State.FAILURE, key, ledger)
     return _ended(story, delivery)
 
 
-def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, ledger: Ledger) -> bool:
+def _at_retry(
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+) -> bool:
     _time(delivery, event, State.RETRY, key, ledger)
     # One of a delivery that is over already is told once more, and the next attempt may have been received.
     newest = _ended(story, delivery) and (
@@ -212,18 +222,18 @@ def _at_retry(story: Story, event: Event, delivery: Delivery | None, key: Key, l
     return newest
 
 
-def _at_end(story: Story, _: Event, delivery: Delivery | None, __: Key, ___: Ledger) -> bool:
+def _at_end(story: TaskHistory, _: Event, delivery: Delivery | None, __: LabelSet, ___: Aggregates) -> bool:
     return _ended(story, delivery)
 
 
 # -- deliveries ----------------------------------------------------------------------------------------
 
 
-def _none(_: Story, __: Event) -> None:
+def _none(_: TaskHistory, __: Event) -> None:
     """Find none: the event is not about a delivery, or makes one."""
 
 
-def _find_started(story: Story, event: Event) -> Delivery:
+def _find_started(story: TaskHistory, event: Event) -> Delivery:
     """Return the delivery that a worker starts: the oldest one that it has not started.
 
     If its receipt did not reach us it is of the oldest attempt that was sent after the newest that was
@@ -246,18 +256,18 @@ def _find_started(story: Story, event: Event) -> Delivery:
     return delivery
 
 
-def _failure(key: Key, event: Event) -> Failure:
+def _failure(key: LabelSet, event: Event) -> Failure:
     exception = exception_class(event.exception) or UNKNOWN
     return Failure(event.timestamp, key, event.hostname, exception, event.uuid or "")
 
 
-def _time(delivery: Delivery | None, event: Event, state: State, key: Key, ledger: Ledger) -> None:
+def _time(delivery: Delivery | None, event: Event, state: State, key: LabelSet, ledger: Aggregates) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
         ledger.ran(key, state, event.timestamp - delivery.started, event.uuid)
 
 
-def _ended(story: Story, delivery: Delivery | None) -> bool:
+def _ended(story: TaskHistory, delivery: Delivery | None) -> bool:
     """Close a delivery; tell whether it was the newest (as one that we know nothing of must be)."""
     if delivery is None:
         return True
@@ -268,7 +278,7 @@ def _ended(story: Story, delivery: Delivery | None) -> bool:
     return newest
 
 
-def _first_held(story: Story, event: Event) -> Delivery | None:
+def _first_held(story: TaskHistory, event: Event) -> Delivery | None:
     """Return the delivery that an event may end after which the task goes on.
 
     That is the oldest one of the newest generation: what it succeeded may have ended without an event.
@@ -277,7 +287,7 @@ def _first_held(story: Story, event: Event) -> Delivery | None:
     return max(reversed(held), key=lambda each: (generation_of(each.attempt), -each.attempt), default=None)
 
 
-def _last_held(story: Story, event: Event) -> Delivery | None:
+def _last_held(story: TaskHistory, event: Event) -> Delivery | None:
     """Return the delivery that an event may end which ends the task.
 
     That is the one that was started nearest to when the event says, where it tells the run time; else one of
@@ -292,19 +302,19 @@ def _last_held(story: Story, event: Event) -> Delivery | None:
     return max(reversed(held), key=attrgetter("attempt"), default=None)
 
 
-def _started_or_held(story: Story, event: Event) -> list[Delivery]:
+def _started_or_held(story: TaskHistory, event: Event) -> list[Delivery]:
     """Return the open deliveries to the sender's process that it started, or all if it started none."""
     held = _held(story, event)
     return [each for each in held if each.started is not None] or held
 
 
-def _held(story: Story, event: Event) -> list[Delivery]:
+def _held(story: TaskHistory, event: Event) -> list[Delivery]:
     """Return the open deliveries to the sender's process, the oldest first."""
     worker, pid = event.hostname, event.pid
     return [each for each in story.deliveries if each.worker == worker and each.pid == pid and not each.ended]
 
 
-def _deliver(story: Story, delivery: Delivery) -> bool:
+def _deliver(story: TaskHistory, delivery: Delivery) -> bool:
     """Add a delivery and tell whether it is the newest; those to an earlier process of its worker died."""
     alive = [
         each

@@ -26,7 +26,7 @@ UNKNOWN = "unknown"
 OTHER = "other"
 
 
-class Moment(Struct, frozen=True, gc=False):
+class Timestamp(Struct, frozen=True, gc=False):
     """One instant on two clocks, both given by the caller.
 
     `listened`: seconds spent listening to the broker, monotonic. It stands still while the event path
@@ -38,7 +38,7 @@ class Moment(Struct, frozen=True, gc=False):
     wall: float
 
 
-class Key(Struct, frozen=True, gc=False, cache_hash=True):
+class LabelSet(Struct, frozen=True, gc=False, cache_hash=True):
     """The label values that a sum stands under; a label that no profile uses is ''."""
 
     task_name: str
@@ -47,4 +47,4 @@ class Key(Struct, frozen=True, gc=False, cache_hash=True):
 
 
 #: Under which tasks are booked that the user does not want to see. It is in no snapshot.
-HIDDEN = Key("")
+EXCLUDED = LabelSet("")

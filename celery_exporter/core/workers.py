@@ -12,7 +12,7 @@ from msgspec import Struct
 from celery_exporter.core.events import Event
 from celery_exporter.core.processes import Processes
 from celery_exporter.core.routing import Binding
-from celery_exporter.core.types import Moment
+from celery_exporter.core.types import Timestamp
 
 #: Workers remembered at a time. The biggest clusters known have some thousands; beyond the limit new
 #: names are refused (and counted), which keeps the honest ones.
@@ -36,7 +36,7 @@ MOST_PROCESSED = 2**53
 SILENT_BEATS = {None: 2, True: 3, False: 1}
 
 
-class Profile(Struct, frozen=True, gc=False):
+class WorkerInfo(Struct, frozen=True, gc=False):
     """What a worker answers when asked (control inspect). None: it did not say."""
 
     queues: tuple[str, ...] | None = None
@@ -57,7 +57,7 @@ class Profile(Struct, frozen=True, gc=False):
 UNSURE = 1.0
 
 
-class Reckoning(Struct, gc=False):
+class MissedEventEstimator(Struct, gc=False):
     """Compares the growth of a worker's `processed` count with the `task-started` events that came.
 
     `processed` is raised when the pool accepts a task, right before its `task-started` is buffered
@@ -134,9 +134,9 @@ class Worker(Struct, gc=False):
     software: str = ""
     version: str = ""
     system: str = ""
-    profile: Profile = Profile()
+    profile: WorkerInfo = WorkerInfo()
     events: bool | None = None  # does it send task events? None: nothing proves it yet
-    reckoning: Reckoning | None = None
+    reckoning: MissedEventEstimator | None = None
     last_start: float = 0.0  # by its clock, of a task
     starts_of: int | None = None  # the process that started it, …
     starts_since: int = 0  # … and how many since its last heartbeat
@@ -170,7 +170,7 @@ class Worker(Struct, gc=False):
         return max(1, self.profile.answers, len(alive))
 
     @property
-    def known_profile(self) -> Profile:
+    def known_profile(self) -> WorkerInfo:
         """Return the profile without what only the process before is known to have said of its queues."""
         if self.is_profile_current:
             return self.profile
@@ -201,7 +201,7 @@ class Worker(Struct, gc=False):
         elif self.down_since is None:
             self.down_since = listened
 
-    def beat(self, event: Event, now: Moment) -> bool:
+    def beat(self, event: Event, now: Timestamp) -> bool:
         """Learn from a worker event; tell whether it is the first one of another process."""
         silence = self._silence_seconds()
         newest = self.processes.known[-1] if self.processes.known else None
@@ -266,7 +266,7 @@ class Worker(Struct, gc=False):
                 self.missed_before = min(self.missed_before + missing, MOST_PROCESSED)
                 self.missed = min(self.missed + missing, MOST_PROCESSED)
 
-    def _describe(self, event: Event, now: Moment) -> None:
+    def _describe(self, event: Event, now: Timestamp) -> None:
         self.heartbeat = now.wall
         if event.type == "worker-online":
             self.online = event.timestamp
@@ -289,7 +289,7 @@ class Worker(Struct, gc=False):
             self._close_reckoning()  # which starts it has counted cannot be told by their times
         if self.reckoning is None:
             unsure = int(self.last_start > timestamp - UNSURE)
-            self.reckoning = Reckoning(processed, timestamp, timestamp, unsure=unsure)
+            self.reckoning = MissedEventEstimator(processed, timestamp, timestamp, unsure=unsure)
             return
         missing = self.reckoning.beat(processed, timestamp)
         if self.profile.silent_tasks:  # that it ran something without an event proves nothing

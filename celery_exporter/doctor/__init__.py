@@ -19,9 +19,9 @@ from celery_exporter.broker.url import masked
 from celery_exporter.config.loader import Settings
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
-from celery_exporter.doctor.connectivity import climb, place_of, to_ask
+from celery_exporter.doctor.connectivity import check_connectivity, place_of, to_ask
 from celery_exporter.doctor.event_checks import judge
-from celery_exporter.doctor.listener import hear
+from celery_exporter.doctor.listener import listen
 from celery_exporter.doctor.rabbitmq_checks import TRANSIENT, with_workers
 from celery_exporter.status.finding import Finding
 
@@ -29,7 +29,7 @@ from celery_exporter.status.finding import Finding
 EXIT_CODES = {"ok": 0, "warning": 1, "critical": 2}
 
 
-class Examination(Struct, frozen=True, kw_only=True):
+class DoctorOptions(Struct, frozen=True, kw_only=True):
     """What to look at besides the broker, and for how long."""
 
     seconds: float
@@ -47,9 +47,9 @@ class Report(Struct, frozen=True):
     findings: list[Finding]
 
 
-def examine(
+def run_doctor(
     settings: Settings,
-    what: Examination,
+    what: DoctorOptions,
     *,
     tell: Callable[[Finding], None],
     say: Callable[[str], None],
@@ -72,10 +72,10 @@ def examine(
         return all(finding.severity != "critical" for finding in new)
 
     _quiet(say)
-    if found(climb(settings, say)):
+    if found(check_connectivity(settings, say)):
         made, queues = _of_broker(settings, what, say)
         found(finding for finding in made if finding.check != TRANSIENT)
-        heard = hear(_for_listening(settings, queues), what.seconds, say, ended)
+        heard = listen(_for_listening(settings, queues), what.seconds, say, ended)
         found(with_workers(each, heard.snapshot.workers) for each in made if each.check == TRANSIENT)
         found(judge(heard, settings))
         if what.prometheus is not None:
@@ -87,7 +87,7 @@ def examine(
 
 
 def _of_broker(
-    settings: Settings, what: Examination, say: Callable[[str], None]
+    settings: Settings, what: DoctorOptions, say: Callable[[str], None]
 ) -> tuple[list[Finding], set[str]]:
     """Return what the broker is set to, and the task queues that it knows."""
     say("asking the broker")

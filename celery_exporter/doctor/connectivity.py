@@ -18,14 +18,14 @@ from msgspec import Struct
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
+    broker_errors,
     check,
+    close_quietly,
     connect,
-    hang_up,
     has_tls,
     is_amqp,
     is_redis,
     open_,
-    translated,
     why_no_events,
 )
 from celery_exporter.broker.consumers import reader_for
@@ -54,7 +54,7 @@ _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _AFTER_THE_PORT = ("answer", "tls", "login", "database")
 
 
-class Place(Struct, frozen=True):
+class BrokerAddress(Struct, frozen=True):
     """Where a URL leads, without its password."""
 
     host: str
@@ -74,7 +74,7 @@ class Place(Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def place_of(settings: Settings, connection: kombu.Connection | None = None) -> Place:
+def place_of(settings: Settings, connection: kombu.Connection | None = None) -> BrokerAddress:
     """Return where an open connection leads, or else the first URL."""
     connection = connection or connect(settings)
     scheme = settings.broker_url.partition("://")[0]
@@ -85,7 +85,7 @@ def place_of(settings: Settings, connection: kombu.Connection | None = None) -> 
         _, _, _, user, password, path, query = url_to_parts(connection.hostname)
         password, vhost = password or query.get("password"), query.get("virtual_host", vhost)
         socket_path = f"/{path or ''}"
-    return Place(
+    return BrokerAddress(
         host=socket_path or connection.hostname or "localhost",
         port=connection.port or connection.transport.default_port or 0,
         user=user,
@@ -99,7 +99,7 @@ def place_of(settings: Settings, connection: kombu.Connection | None = None) -> 
     )
 
 
-def climb(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
+def check_connectivity(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
     """Yield what is found on the way up; nothing is a failure if one of several URLs leads to the top."""
     try:
         check(settings)
@@ -138,7 +138,7 @@ def _rungs(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
         yield from _subscribe(settings, place)
 
 
-def _resolve(place: Place) -> Finding:
+def _resolve(place: BrokerAddress) -> Finding:
     """In a thread: nothing bounds the system's resolver."""
     answer: list[Any] = []
 
@@ -163,7 +163,7 @@ def _resolve(place: Place) -> Finding:
     return Finding("host", "ok", f"{place.host} resolves to {', '.join(answer[0][:3])}")
 
 
-def _reach(place: Place) -> Finding:
+def _reach(place: BrokerAddress) -> Finding:
     try:
         socket.create_connection((place.host, place.port), CONNECT_TIMEOUT).close()
     except TimeoutError:
@@ -187,15 +187,15 @@ class _Row(Struct, frozen=True):
 
     says: str
     rung: str
-    remedy: Callable[[Place], str]
+    remedy: Callable[[BrokerAddress], str]
 
 
-def _permit(place: Place) -> str:
+def _permit(place: BrokerAddress) -> str:
     user = shell_word(place.user or "guest")
     return f"rabbitmqctl set_permissions -p {shell_word(place.vhost)} {user} '.*' '.*' '.*'"
 
 
-def _password(place: Place) -> str:
+def _password(place: BrokerAddress) -> str:
     if not place.amqp:
         return (
             f"--broker-url {_url(place, 'USER:PASSWORD')} with those that "
@@ -210,7 +210,7 @@ def _password(place: Place) -> str:
     return f"correct user and password in --broker-url, or: rabbitmqctl change_password {user} PASSWORD"
 
 
-def _url(place: Place, login: str, database: str | None = None) -> str:
+def _url(place: BrokerAddress, login: str, database: str | None = None) -> str:
     """Return a URL of this Redis."""
     database = place.vhost if database is None else database
     if not place.network:
@@ -218,7 +218,7 @@ def _url(place: Place, login: str, database: str | None = None) -> str:
     return f"{'rediss' if place.tls else 'redis'}://{login}@{place.address}/{database}"
 
 
-def _authority(place: Place) -> str:
+def _authority(place: BrokerAddress) -> str:
     option = "ca_certs" if place.amqp else "ssl_ca_certs"
     return f"--broker-ssl-option {option}=/path/of/ca.pem, of the authority that signed it"
 
@@ -301,19 +301,19 @@ _ROWS = (
 )
 
 
-def _log_in(settings: Settings, place: Place) -> list[Finding]:
+def _log_in(settings: Settings, place: BrokerAddress) -> list[Finding]:
     connection = connect(settings)
     try:
-        with translated(connection):
+        with broker_errors(connection):
             open_(connection)
     except (BrokerError, ValueError) as error:  # ValueError: a Redis database that is no number
         return _refused(settings, place, str(error))
     finally:
-        hang_up(connection)
+        close_quietly(connection)
     return _well(place)
 
 
-def _well(place: Place, until: str | None = None) -> list[Finding]:
+def _well(place: BrokerAddress, until: str | None = None) -> list[Finding]:
     texts = {
         "answer": "the broker answers",
         "tls": "the broker's certificate is taken" if place.tls else "no TLS is asked for",
@@ -325,7 +325,7 @@ def _well(place: Place, until: str | None = None) -> list[Finding]:
     return [Finding(_named(rung, place), "ok", texts[rung]) for rung in rungs]
 
 
-def _refused(settings: Settings, place: Place, text: str) -> list[Finding]:
+def _refused(settings: Settings, place: BrokerAddress, text: str) -> list[Finding]:
     row = _row(settings, text)
     mismatch = _tls_mismatch(place) if row.rung in ("answer", "tls") else None
     if mismatch is not None:
@@ -339,11 +339,11 @@ def _row(settings: Settings, text: str) -> _Row:
     return next(row for row in _ROWS if re.search(row.says, text))
 
 
-def _named(rung: str, place: Place) -> str:
+def _named(rung: str, place: BrokerAddress) -> str:
     return "virtual-host" if rung == "database" and place.amqp else rung
 
 
-def _tls_mismatch(place: Place) -> Finding | None:
+def _tls_mismatch(place: BrokerAddress) -> Finding | None:
     """Tell when one side speaks TLS and the other does not, of which neither says anything useful."""
     if not place.network:
         return None
@@ -365,7 +365,7 @@ def _tls_mismatch(place: Place) -> Finding | None:
     return None
 
 
-def _speaks_tls(place: Place) -> bool:
+def _speaks_tls(place: BrokerAddress) -> bool:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said to it
     with suppress(OSError), socket.create_connection((place.host, place.port), CONNECT_TIMEOUT) as sock:
@@ -377,7 +377,7 @@ def _speaks_tls(place: Place) -> bool:
     return False
 
 
-def _speaks_plainly(place: Place) -> bool:
+def _speaks_plainly(place: BrokerAddress) -> bool:
     """Ask a word that a broker answers to in its protocol (AMQP: any word), not in a TLS alert."""
     with suppress(OSError), socket.create_connection((place.host, place.port), CONNECT_TIMEOUT) as sock:
         sock.sendall(b"PING\r\n" + b" " * 2)
@@ -388,7 +388,7 @@ def _speaks_plainly(place: Place) -> bool:
 # -- the subscription -------------------------------------------------------------------------------------
 
 
-def _subscribe(settings: Settings, place: Place) -> list[Finding]:
+def _subscribe(settings: Settings, place: BrokerAddress) -> list[Finding]:
     """Try it; that it is open is told later, after a while of listening."""
     reader = reader_for(SettingsSource(settings))
     try:
@@ -401,7 +401,7 @@ def _subscribe(settings: Settings, place: Place) -> list[Finding]:
     return []
 
 
-def _allow(settings: Settings, place: Place, text: str) -> str:
+def _allow(settings: Settings, place: BrokerAddress, text: str) -> str:
     if re.search(f"{_DENIED}|{_READ_ONLY}|ACCESS_REFUSED", text):
         return _row(settings, text).remedy(place)
     if "PRECONDITION_FAILED" in text:
@@ -411,7 +411,7 @@ def _allow(settings: Settings, place: Place, text: str) -> str:
     return to_ask(place)
 
 
-def _grant(settings: Settings, place: Place, text: str) -> str:
+def _grant(settings: Settings, place: BrokerAddress, text: str) -> str:
     """Return what adds the kind of right that was denied, and takes none.
 
     Nothing of another kind: Redis refuses a pattern for those who have all keys, or all channels.
@@ -429,7 +429,7 @@ def _grant(settings: Settings, place: Place, text: str) -> str:
     return _set_user(place, *(f"+{command}" for command in dict.fromkeys((*denied, *_COMMANDS.split()))))
 
 
-def _set_user(place: Place, *rights: str) -> str:
+def _set_user(place: BrokerAddress, *rights: str) -> str:
     """Return the command for somebody else: who is denied something may not give it to himself."""
     administrator = msgspec.structs.replace(place, user=None, secret=False)
     words = " ".join(map(shell_word, (place.user or "default", *rights)))
@@ -458,7 +458,7 @@ def to_measure(settings: Settings, text: str) -> str:
     return _set_user(place, "~*", "+exists", "+llen", "+lindex", "+hlen")
 
 
-def to_ask(place: Place) -> str:
+def to_ask(place: BrokerAddress) -> str:
     """Return the command by which a broker tells itself what is the matter with it."""
     if place.amqp:
         return "rabbitmq-diagnostics log_tail, on the broker's host"
@@ -485,7 +485,7 @@ def to_forget(settings: Settings, queues: Iterable[str]) -> str:
     return f"{redis_cli(place)} DEL {' '.join(map(shell_word, keys))}"
 
 
-def redis_cli(place: Place) -> str:
+def redis_cli(place: BrokerAddress) -> str:
     """Return how redis-cli is called for this Redis; it asks for the password by itself."""
     login = f" --user {shell_word(place.user)}" if place.user else ""
     login += " --askpass" if place.secret else ""

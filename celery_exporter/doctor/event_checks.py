@@ -1,4 +1,4 @@
-"""What was heard and answered → findings: those of `advise`, and what only one who asks can tell."""
+"""What was heard and answered → findings: those of `run_checks`, and what only one who asks can tell."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from celery_exporter.config.loader import Settings
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
 from celery_exporter.doctor.connectivity import place_of, to_ask, to_ask_workers, to_forget, to_measure
-from celery_exporter.doctor.listener import Heard
+from celery_exporter.doctor.listener import ListenResult
 from celery_exporter.quoting import shell_word
 from celery_exporter.status.checks import (
     ASK_DOCTOR,
     ENABLE_EVENTS,
     LONGEST_INTERVAL,
     PATIENCE,
-    advise,
     can_hear,
     idle_queues,
+    run_checks,
     same_names,
     too_many_queues,
 )
@@ -68,14 +68,14 @@ _MENDS = {"remote-control": ("workers", to_ask_workers), "queue-lengths": ("queu
 _NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
 
 
-def judge(heard: Heard, settings: Settings) -> list[Finding]:
+def judge(heard: ListenResult, settings: Settings) -> list[Finding]:
     """Return the findings of a while of listening; `settings` are those that were given."""
     # The listener asked for all queues that the broker has.
     heard = msgspec.structs.replace(
         heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=settings.queues)
     )
-    found = {finding.check: finding for finding in advise(heard.snapshot, heard.growth)}
-    if not heard.snapshot.around.broker_up and "subscription" in found:
+    found = {finding.check: finding for finding in run_checks(heard.snapshot, heard.growth)}
+    if not heard.snapshot.exporter.broker_up and "subscription" in found:
         remedy = to_ask(place_of(settings))
         return [msgspec.structs.replace(finding, remedy=remedy) for finding in found.values()]
     if not can_hear(heard.snapshot):  # what did not come is not known to be missing
@@ -97,17 +97,19 @@ def judge(heard: Heard, settings: Settings) -> list[Finding]:
     return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
 
 
-def _cut(heard: Heard) -> Finding | None:
+def _cut(heard: ListenResult) -> Finding | None:
     if not heard.cut:
         return None
-    found = f"ended after {heard.snapshot.around.listened:.0f} s of listening: what is not told is not known"
+    found = (
+        f"ended after {heard.snapshot.exporter.listened:.0f} s of listening: what is not told is not known"
+    )
     return Finding("listening", "warning", found, "let it listen to its end")
 
 
-def _first_event(heard: Heard, settings: Settings) -> Finding | None:
+def _first_event(heard: ListenResult, settings: Settings) -> Finding | None:
     if heard.first_event is not None:
         return Finding("first-event", "ok", f"the first event came after {heard.first_event:.1f} s")
-    listened = heard.snapshot.around.listened
+    listened = heard.snapshot.exporter.listened
     if listened < PATIENCE:
         return Finding(
             "first-event", "warning", f"no event in {listened:.0f} s", "listen longer: --seconds 30"
@@ -158,7 +160,7 @@ def _shared_names(configurations: list[tuple[str, Configuration]], advised: Find
     return same_names(twice) if twice or (configurations and advised is None) else advised
 
 
-def _serializer(heard: Heard, settings: Settings, advised: Finding | None) -> Finding | None:
+def _serializer(heard: ListenResult, settings: Settings, advised: Finding | None) -> Finding | None:
     if not heard.content_types:
         return advised
     seen = sorted(heard.content_types)
@@ -175,7 +177,7 @@ def _serializer(heard: Heard, settings: Settings, advised: Finding | None) -> Fi
     )
 
 
-def _task_events(heard: Heard, advised: Finding | None) -> Finding | None:
+def _task_events(heard: ListenResult, advised: Finding | None) -> Finding | None:
     """Say more of workers that ran no task, which their own configuration may tell."""
     up = [worker for worker in heard.snapshot.workers if worker.up]
     if advised is None or advised.severity != "ok" or all(worker.events for worker in up):
@@ -194,9 +196,9 @@ def _task_events(heard: Heard, advised: Finding | None) -> Finding | None:
     )
 
 
-def _of_this_broker(heard: Heard, settings: Settings, found: dict[str, Finding]) -> list[Finding]:
+def _of_this_broker(heard: ListenResult, settings: Settings, found: dict[str, Finding]) -> list[Finding]:
     """Return what the broker was asked in vain, with what mends it there."""
-    said = {each.name: each.error for each in heard.snapshot.around.collectors}
+    said = {each.name: each.error for each in heard.snapshot.exporter.collectors}
     return [
         msgspec.structs.replace(found[check], remedy=remedy(settings, said[collector]))
         for check, (collector, remedy) in _MENDS.items()
@@ -217,7 +219,7 @@ def _idle_queues(snapshot: Snapshot, settings: Settings, advised: Finding | None
     return msgspec.structs.replace(advised, remedy=f"{advised.remedy}; if nobody should: {forget}")
 
 
-def _task_sent(heard: Heard, advised: Finding | None) -> Finding | None:
+def _task_sent(heard: ListenResult, advised: Finding | None) -> Finding | None:
     if advised is not None or not heard.configurations:
         return advised
     if all(said.task_send_sent_event for _, said in heard.configurations):

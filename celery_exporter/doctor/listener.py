@@ -10,10 +10,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter.broker.connection import BrokerError, Kept
+from celery_exporter.broker.connection import BrokerError, CachedConnection
 from celery_exporter.broker.consumers import Reader, reader_for
-from celery_exporter.broker.inspect import Configuration, Roster
-from celery_exporter.broker.message import JSON, Payload
+from celery_exporter.broker.inspect import Configuration, WorkerInspector
+from celery_exporter.broker.message import JSON, Message
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import Settings
 from celery_exporter.core.snapshot import Snapshot
@@ -29,7 +29,7 @@ FAREWELL = 1.3
 MOST_TYPES = 10
 
 
-class Heard(Struct, frozen=True):
+class ListenResult(Struct, frozen=True):
     """What was learnt: by listening for so many seconds, and by asking."""
 
     snapshot: Snapshot
@@ -40,7 +40,7 @@ class Heard(Struct, frozen=True):
     cut: bool = False  # somebody ended it
 
 
-class Tap:
+class RecordingConsumer:
     """A reader that notes what kind of messages pass, and when the first one did. See `Reader`."""
 
     def __init__(self, reader: Reader) -> None:
@@ -61,7 +61,7 @@ class Tap:
         self.proven = self._reader.proven
         self._opened = self._opened or time.monotonic()
 
-    def read(self, timeout: float) -> list[Payload]:
+    def read(self, timeout: float) -> list[Message]:
         """Return messages."""
         payloads = self._reader.read(timeout)
         self.proven = self._reader.proven
@@ -78,9 +78,11 @@ class Tap:
         self._reader.close()
 
 
-def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]) -> Heard:
+def listen(
+    settings: Settings, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]
+) -> ListenResult:
     """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
-    tap = Tap(reader_for(SettingsSource(settings)))
+    tap = RecordingConsumer(reader_for(SettingsSource(settings)))
     monitor = Monitor(settings, reader=tap)
     end = time.monotonic() + seconds
     monitor.start()
@@ -93,7 +95,7 @@ def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: 
             cut = ended()
             if cut or now > end or _is_known(snapshot):
                 growth, types = monitor.growth(snapshot), dict(tap.content_types)
-                return Heard(snapshot, growth, types, tap.first, configurations, cut)
+                return ListenResult(snapshot, growth, types, tap.first, configurations, cut)
             if now > said + PROGRESS:
                 said = now
                 say(_progress(snapshot, end - now))
@@ -104,8 +106,10 @@ def hear(settings: Settings, seconds: float, say: Callable[[str], None], ended: 
 
 
 def _ask(settings: Settings, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:
-    control = partial(Roster, control_exchange=settings.control_exchange, accept=settings.accept_content)
-    roster = Kept(SettingsSource(settings), control)
+    control = partial(
+        WorkerInspector, control_exchange=settings.control_exchange, accept=settings.accept_content
+    )
+    roster = CachedConnection(SettingsSource(settings), control)
     try:
         with roster.use() as asked:
             return asked.configurations()
@@ -118,10 +122,10 @@ def _ask(settings: Settings, say: Callable[[str], None]) -> list[tuple[str, Conf
 
 def _is_known(snapshot: Snapshot) -> bool:
     """Tell whether more would bring nothing new: each check is decided, and each worker was heard to work."""
-    if snapshot.around.broker_up and not can_hear(snapshot):
+    if snapshot.exporter.broker_up and not can_hear(snapshot):
         return is_decided(snapshot)
     up = [worker for worker in snapshot.workers if worker.up]
-    if snapshot.around.listened < PATIENCE or not up or any(worker.events is None for worker in up):
+    if snapshot.exporter.listened < PATIENCE or not up or any(worker.events is None for worker in up):
         return False
     return is_decided(snapshot)
 

@@ -17,15 +17,15 @@ from kombu import Queue
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
+    broker_errors,
+    close_quietly,
     connect,
-    hang_up,
     open_,
-    translated,
 )
 from celery_exporter.broker.queues import depths_on
 from celery_exporter.config.loader import Settings
-from celery_exporter.core.snapshot import Depth, WorkerView
-from celery_exporter.doctor.connectivity import Place, place_of
+from celery_exporter.core.snapshot import QueueStats, WorkerView
+from celery_exporter.doctor.connectivity import BrokerAddress, place_of
 from celery_exporter.doctor.http_client import fetch
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.quoting import shell_word
@@ -57,7 +57,7 @@ def look(
     """
     connection = connect(settings)
     try:
-        with translated(connection):
+        with broker_errors(connection):
             open_(connection)
             place = place_of(settings, connection)
         said = connection.connection.server_properties
@@ -65,13 +65,13 @@ def look(
         queues = _managed_queues(connection, place, management)
         durable = depths_on(connection).read([_DURABLE], requested=(), consumed=())[_DURABLE]
     finally:
-        hang_up(connection)
+        close_quietly(connection)
     product, version = said.get("product", "AMQP broker"), str(said.get("version", ""))
     findings = [
         Finding("broker-version", "ok", f"{product} {version}"),
         judge_transient(version, permitted=_permits_transient(settings)),
     ]
-    if queues is None and isinstance(durable, Depth) and not durable.consumers:
+    if queues is None and isinstance(durable, QueueStats) and not durable.consumers:
         queues = {_DURABLE: 0}
     findings.append(_leftovers(queues, place))
     return findings, {name for name in queues or () if is_task_queue(name)}
@@ -126,7 +126,7 @@ def _permits_transient(settings: Settings) -> bool | None:
     """Try it with a queue that is gone at once; on a connection of its own, which a refusal ends."""
     connection = connect(settings)
     try:
-        with translated(connection):
+        with broker_errors(connection):
             open_(connection)
             channel = connection.default_channel
             name = f"celeryev.doctor-{uuid.uuid4()}"
@@ -136,11 +136,11 @@ def _permits_transient(settings: Settings) -> bool | None:
     except BrokerError as error:
         return False if "transient_nonexcl_queues" in str(error) or "(541)" in str(error) else None
     finally:
-        hang_up(connection)
+        close_quietly(connection)
     return True
 
 
-def _leftovers(queues: dict[str, int] | None, place: Place) -> Finding:
+def _leftovers(queues: dict[str, int] | None, place: BrokerAddress) -> Finding:
     if queues is None:
         look = f"rabbitmqctl list_queues -p {shell_word(place.vhost)} name consumers messages"
         found = f"not known, since the management API does not answer (see --management): {look}"
@@ -158,7 +158,7 @@ def _leftovers(queues: dict[str, int] | None, place: Place) -> Finding:
 
 
 def _managed_queues(
-    connection: kombu.Connection, place: Place, management: str | None
+    connection: kombu.Connection, place: BrokerAddress, management: str | None
 ) -> dict[str, int] | None:
     """Return the consumers of each queue of the virtual host; None where no management API tells."""
     secure = place.tls and management is None

@@ -8,9 +8,9 @@ from typing import Any
 import kombu
 import redis
 
-from celery_exporter.broker.connection import connect, hang_up, open_, translated
+from celery_exporter.broker.connection import broker_errors, close_quietly, connect, open_
 from celery_exporter.config.loader import Settings
-from celery_exporter.doctor.connectivity import Place, place_of, redis_cli
+from celery_exporter.doctor.connectivity import BrokerAddress, place_of, redis_cli
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.quoting import shell_word
 from celery_exporter.status.finding import Finding
@@ -33,17 +33,17 @@ def look(settings: Settings) -> tuple[list[Finding], set[str]]:
     """Return what was found, and the task queues that are bound; raise BrokerError."""
     connection = connect(settings)
     try:
-        with translated(connection):
+        with broker_errors(connection):
             open_(connection)
             place = place_of(settings, connection)
             found = _Redis(connection, place, f"reply.{settings.control_exchange}.pidbox")
             return list(found.findings()), found.queues()
     finally:
-        hang_up(connection)
+        close_quietly(connection)
 
 
 class _Redis:
-    def __init__(self, connection: kombu.Connection, place: Place, replies: str) -> None:
+    def __init__(self, connection: kombu.Connection, place: BrokerAddress, replies: str) -> None:
         self._replies = replies  # what queues for answers of workers are bound to
         channel = connection.default_channel
         self._sep: str = channel.sep

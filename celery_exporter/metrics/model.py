@@ -1,4 +1,4 @@
-"""Tables that show a snapshot under one family of metric names. No state, no I/O: one `Row`, one metric."""
+"""Tables that show a snapshot under one family of metric names. No state, no I/O: a row for each metric."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Merge = Callable[[Any, Any], Any]
 
 #: What --metric-prefix replaces.
 PREFIX = "celery_"
-#: The labels of rows about tasks, in the order of `Key`.
+#: The labels of rows about tasks, in the order of `LabelSet`.
 KEY_LABELS = ("task_name", "queue_name", "worker")
 #: What profiles call the first of them.
 TASK_NAMES = frozenset({"task_name", "name", "task", "task_type"})
@@ -31,7 +31,7 @@ TASK_LABELS = ("queue_name", "worker")
 COMMON_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 
-class Row(Struct, frozen=True):
+class MetricFamily(Struct, frozen=True):
     """One metric family: what it is called and how a snapshot tells its samples.
 
     `--metric-prefix` replaces the `celery_` that a name begins with. A counter's name ends in `_total`.
@@ -65,7 +65,7 @@ class Row(Struct, frozen=True):
         return prefix + self.name.removeprefix(PREFIX) if self.name.startswith(PREFIX) else self.name
 
 
-class Shape(Struct, frozen=True, kw_only=True):
+class MetricOptions(Struct, frozen=True, kw_only=True):
     """What somebody chose of how rows look. Upper bucket bounds in seconds; None for the profile's own."""
 
     task_labels: tuple[str, ...] = ("queue_name",)
@@ -83,11 +83,11 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     name: str
     about: str
-    rows: Callable[[Shape], list[Row]]
-    labels: Callable[[Shape], tuple[str, ...]]  # of `TASK_LABELS`
+    rows: Callable[[MetricOptions], list[MetricFamily]]
+    labels: Callable[[MetricOptions], tuple[str, ...]]  # of `TASK_LABELS`
     buckets: tuple[float, ...] = COMMON_BUCKETS
     wait_buckets: tuple[float, ...] = COMMON_BUCKETS
-    clients: Callable[[Shape], bool] = lambda _: False  # which host sent a task
+    clients: Callable[[MetricOptions], bool] = lambda _: False  # which host sent a task
     hosts: bool = False  # sums over the workers of a host
     prefetched: bool = False  # what each worker has received and not started
     latency: bool = False  # the time from sent to started, or from received where no sending is known

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct, structs
 
-from celery_exporter.metrics.model import PREFIX, TASK_LABELS, Profile, Row, Shape
+from celery_exporter.metrics.model import PREFIX, TASK_LABELS, MetricFamily, MetricOptions, Profile
 from celery_exporter.metrics.profiles import danihodovic, flower, native, ovalmoney, triss, triton, zerok
 
 PROFILES = {
@@ -28,8 +28,8 @@ class Selection(Struct, frozen=True):
     """
 
     names: tuple[str, ...]
-    shape: Shape
-    rows: tuple[Row, ...]
+    shape: MetricOptions
+    rows: tuple[MetricFamily, ...]
     labels: tuple[str, ...]
     runtime_bounds: tuple[float, ...]
     wait_bounds: tuple[float, ...]
@@ -39,7 +39,7 @@ class Selection(Struct, frozen=True):
     latency: bool
 
 
-def select(names: Sequence[str], shape: Shape, prefix: str = PREFIX) -> Selection:
+def select(names: Sequence[str], shape: MetricOptions, prefix: str = PREFIX) -> Selection:
     """Return what these profiles need and show; raise ProfilesClashError if they cannot be on together."""
     chosen = [PROFILES[name] for name in dict.fromkeys(names)]
     needed = {label for profile in chosen for label in profile.labels(shape)}
@@ -61,9 +61,9 @@ def select(names: Sequence[str], shape: Shape, prefix: str = PREFIX) -> Selectio
     )
 
 
-def _joined(tables: Iterable[tuple[Profile, list[Row]]], prefix: str) -> Iterable[Row]:
+def _joined(tables: Iterable[tuple[Profile, list[MetricFamily]]], prefix: str) -> Iterable[MetricFamily]:
     """Return the rows of all, each name once, and the exporter's own, which nobody can do without."""
-    claimed: dict[str, tuple[Row, Profile]] = {}
+    claimed: dict[str, tuple[MetricFamily, Profile]] = {}
     for profile, rows in tables:
         for row in rows:
             name = row.called(prefix)
@@ -77,11 +77,11 @@ def _joined(tables: Iterable[tuple[Profile, list[Row]]], prefix: str) -> Iterabl
     return ({name: row for name, (row, _) in claimed.items()} | own).values()
 
 
-def _form(row: Row) -> tuple[object, ...]:
+def _form(row: MetricFamily) -> tuple[object, ...]:
     return row.type, set(row.labels), row.thin, row.decimal
 
 
-def _described(row: Row) -> str:
+def _described(row: MetricFamily) -> str:
     bounds = f" and buckets {', '.join(f'{bound:g}' for bound in row.thin)}" if row.thin is not None else ""
     return f"a {row.type} with {', '.join(row.labels) or 'no labels'}{bounds}"
 
@@ -92,7 +92,7 @@ def _union(bounds: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
 
 def overview(profile: Profile) -> str:
     """Return a paragraph for people: what the profile is, and its metrics."""
-    names = ", ".join(row.name for row in profile.rows(Shape()))
+    names = ", ".join(row.name for row in profile.rows(MetricOptions()))
     return textwrap.fill(f"{profile.name}: {profile.about}. {names}", 100, subsequent_indent="  ")
 
 
@@ -101,5 +101,5 @@ def table(profile: Profile) -> str:
     return "\n".join(
         f"{row.name}{{{', '.join(row.labels)}}} ({row.type})\n    {row.help}"
         + (f"\n    Differs: {row.remark}." if row.remark else "")
-        for row in profile.rows(Shape())
+        for row in profile.rows(MetricOptions())
     )

@@ -21,8 +21,8 @@ from msgspec import Struct
 
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.types import Moment
-from celery_exporter.metrics.exposition.series_tracker import FirstsChanges, FirstsMemory
+from celery_exporter.core.types import Timestamp
+from celery_exporter.metrics.exposition.series_tracker import SeriesTrackerChanges, SeriesTrackerMemory
 from celery_exporter.persistence.state import Changes, Memory, Recorder
 from celery_exporter.persistence.state_file import StateFile, StateFileError
 
@@ -40,7 +40,7 @@ class Own(Struct):
     malformed: dict[str, int]
     reconnects: int
     file_errors: dict[str, int]
-    firsts: FirstsChanges
+    firsts: SeriesTrackerChanges
     unconfirmed: list[int]  # messages of a durable queue that may come again: see AmqpReader
 
 
@@ -56,7 +56,7 @@ class Saved:
 
     def __init__(self) -> None:
         self.memory = Memory()
-        self.firsts = FirstsMemory()
+        self.firsts = SeriesTrackerMemory()
         self.own: Own | None = None
         self._decode = msgspec.msgpack.Decoder(Checkpoint).decode
 
@@ -83,7 +83,7 @@ class Saveable(Protocol):
     lock: threading.Lock
     cluster: Cluster
 
-    def moment(self) -> Moment:
+    def moment(self) -> Timestamp:
         """Return what time it is."""
 
     def own(self, *, everything: bool) -> Own:

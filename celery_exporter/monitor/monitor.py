@@ -24,28 +24,28 @@ import msgspec
 
 from celery_exporter import __version__
 from celery_exporter.broker.blocked import INTERVAL_SECONDS, BlockedError, BlockedWatch
-from celery_exporter.broker.connection import BrokerError, Kept, is_amqp, why_no_events
+from celery_exporter.broker.connection import BrokerError, CachedConnection, is_amqp, why_no_events
 from celery_exporter.broker.consumers import Reader, reader_for
-from celery_exporter.broker.inspect import Roster
-from celery_exporter.broker.message import CONTENT_TYPES, Payload, events_of
+from celery_exporter.broker.inspect import WorkerInspector
+from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
 from celery_exporter.broker.queues import depths_on
 from celery_exporter.broker.source import SettingsSource, is_same_broker
 from celery_exporter.config.loader import Settings
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.queues import Absence, PollSchedule
 from celery_exporter.core.reconcile import Reconciler, measurement_of
-from celery_exporter.core.snapshot import Depth, Snapshot, Surroundings, take
+from celery_exporter.core.snapshot import ExporterState, QueueStats, Snapshot, take
 from celery_exporter.core.task_names import Pattern, shown_as
-from celery_exporter.core.types import Moment
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.core.types import Timestamp
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.monitor.checkpoint import Own, Page, Saved, Saver
 from celery_exporter.monitor.job import Collector
 from celery_exporter.persistence import state as memory
 from celery_exporter.persistence.state_file import StateFile
 from celery_exporter.status.builder import Status, build
-from celery_exporter.status.checks import ASK_DOCTOR, NOBODY_ANSWERED, Watch, advise
+from celery_exporter.status.checks import ASK_DOCTOR, NOBODY_ANSWERED, FindingNotifier, run_checks
 from celery_exporter.status.recent import SHORT_STEP, Growth, Recent
 
 log = logging.getLogger(__name__)
@@ -104,10 +104,10 @@ class Monitor:
     """
 
     def __init__(
-        self, settings: Settings, firsts: Firsts | None = None, reader: Reader | None = None
+        self, settings: Settings, firsts: SeriesTracker | None = None, reader: Reader | None = None
     ) -> None:
         self._settings = settings
-        self._firsts = firsts or Firsts(time.monotonic(), time.time())
+        self._firsts = firsts or SeriesTracker(time.monotonic(), time.time())
         self.lock = self._lock = threading.Lock()
         self._stopping = threading.Event()
         self.cluster = self._cluster = _empty(settings)
@@ -126,19 +126,21 @@ class Monitor:
         self._event_lag: float | None = None
         self._last_event: float | None = None
         self._last_refused: float | None = None
-        self._measure = Kept(self._source, depths_on)
-        self._polls: PollSchedule[Depth] = PollSchedule()
+        self._measure = CachedConnection(self._source, depths_on)
+        self._polls: PollSchedule[QueueStats] = PollSchedule()
         self._unacked: int | None = None
         self._measured = 0.0  # monotonic time of the newest measurement
         self._stale_seconds = max(STALE, STALE_INTERVALS * settings.update_interval)
         self._answered = False  # did any worker ever answer
-        control = partial(Roster, control_exchange=settings.control_exchange, accept=settings.accept_content)
-        self._roster = Kept(self._source, control)
+        control = partial(
+            WorkerInspector, control_exchange=settings.control_exchange, accept=settings.accept_content
+        )
+        self._roster = CachedConnection(self._source, control)
         self._refused_answers: Collection[str] = ()
         self._unanswered, self._ask_again = 0, 0.0  # rounds without an answer, monotonic time of the next
         self._blocked = BlockedWatch(self._source)
         self._asked: float | None = None  # monotonic time at which all workers were last asked, with success
-        self._watch, self._recent = Watch(), Recent()
+        self._watch, self._recent = FindingNotifier(), Recent()
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
@@ -203,12 +205,12 @@ class Monitor:
                 saved = self._saver.shown_or_unsaved() if self._saver else None
                 if saved is None:
                     return self._look(web_config_up_to_date)
-        around = msgspec.structs.replace(saved.around, web_config_up_to_date=web_config_up_to_date)
-        return msgspec.structs.replace(saved, around=around)
+        exporter = msgspec.structs.replace(saved.exporter, web_config_up_to_date=web_config_up_to_date)
+        return msgspec.structs.replace(saved, exporter=exporter)
 
     def _look(self, web_config_up_to_date: bool | None) -> Snapshot:
-        around = self._surroundings(web_config_up_to_date)
-        return take(self._cluster, around, prefetched=self._settings.selection.prefetched)
+        exporter = self._surroundings(web_config_up_to_date)
+        return take(self._cluster, exporter, prefetched=self._settings.selection.prefetched)
 
     def status(self) -> Status:
         """Return what goes on now, for people. Never waits for the broker."""
@@ -223,8 +225,8 @@ class Monitor:
         """Return the URL of the broker, without secrets."""
         return self._source.masked_url()
 
-    def _surroundings(self, web_config_up_to_date: bool | None) -> Surroundings:
-        return Surroundings(
+    def _surroundings(self, web_config_up_to_date: bool | None) -> ExporterState:
+        return ExporterState(
             at=time.time(),
             started=self._started,
             version=__version__,
@@ -312,7 +314,7 @@ class Monitor:
             self._has_read = self._has_read or bool(payloads)
             self._take(payloads)
 
-    def _take(self, payloads: list[Payload]) -> None:
+    def _take(self, payloads: list[Message]) -> None:
         found: list[Event | Malformed] = []
         for payload in payloads:  # not all of them at once: one may hold events for 100 MB
             found += events_of(payload, self._accept)
@@ -356,9 +358,9 @@ class Monitor:
 
     # -- the state file: see Saveable ----------------------------------------------------------------------
 
-    def moment(self) -> Moment:
+    def moment(self) -> Timestamp:
         """Return what time it is."""
-        return Moment(self._listened, time.time())
+        return Timestamp(self._listened, time.time())
 
     def own(self, *, everything: bool) -> Own:
         """Return what is saved besides the cluster."""
@@ -530,8 +532,8 @@ class Monitor:
         with self._lock:
             snapshot, now = take(self._cluster, self._surroundings(None)), time.monotonic()
         self._recent.look(snapshot, now)
-        findings = advise(snapshot, self._recent.growth(snapshot, now))
-        for finding in self._watch.news(findings, now):
+        findings = run_checks(snapshot, self._recent.growth(snapshot, now))
+        for finding in self._watch.changes(findings, now):
             if finding.severity == "ok":
                 advice_log.info("over: %s", finding.message)
             else:
@@ -549,7 +551,7 @@ def _empty(settings: Settings) -> Cluster:
     show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
     show_queue = shown_as(settings.queue_include, settings.queue_exclude, settings.queue_name_rules)
     selection, classic = settings.selection, not settings.no_classic_histograms
-    ledger = Ledger(
+    ledger = Aggregates(
         selection.runtime_bounds if classic else (),  # +Inf is left
         selection.wait_bounds if classic else (),
         settings.limits.max_series,

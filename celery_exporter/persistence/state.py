@@ -15,15 +15,15 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from celery_exporter.core.aggregates import Cell, Ledger
+from celery_exporter.core.aggregates import Aggregate, Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event
 from celery_exporter.core.histogram import Histogram, places
 from celery_exporter.core.queues import Queue
 from celery_exporter.core.repeats import MAX_ENDS, End
-from celery_exporter.core.tasks import Delivery, Generation, Hold, Story, Task, TaskTable
-from celery_exporter.core.types import OTHER, Key, Moment, State
-from celery_exporter.core.workers import MAX_WORKERS, Profile, Worker
+from celery_exporter.core.tasks import Delivery, Generation, Hold, Task, TaskHistory, TaskTable
+from celery_exporter.core.types import OTHER, LabelSet, State, Timestamp
+from celery_exporter.core.workers import MAX_WORKERS, Worker, WorkerInfo
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -34,12 +34,12 @@ class TaskMemory(Struct, array_like=True, gc=False):
 
     uuid: str
     heard: float
-    key: Key | None
+    key: LabelSet | None
     state: State | None
     since: float
     ready: float | None
     resent: dict[int, float] | None
-    keys: dict[int, Key] | None
+    keys: dict[int, LabelSet] | None
     received: int | None
     skipped: set[int] | None
     deliveries: list[Delivery] | None
@@ -76,16 +76,16 @@ class Sums(Struct):
 class Changes(Struct):
     """What changed in a cluster up to a moment; `gone_…` have what is not there any more."""
 
-    at: Moment
+    at: Timestamp
     sums: Sums
     shape: Shape | None = None  # None: as before, as with what follows
-    cells: list[tuple[Key, Cell]] = []
-    gone_cells: list[Key] = []
+    cells: list[tuple[LabelSet, Aggregate]] = []
+    gone_cells: list[LabelSet] = []
     tasks: list[TaskMemory] = []
     gone_tasks: list[str] = []
     workers: list[Worker] = []  # without their profiles
     gone_workers: list[str] = []
-    profiles: dict[str, Profile] = {}  # by worker
+    profiles: dict[str, WorkerInfo] = {}  # by worker
     queues: list[Queue] = []
     gone_queues: list[str] = []
     ends: list[End] = []
@@ -101,15 +101,15 @@ class Recorder:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._at = -math.inf
-        self._cells: Mapping[Key, Cell] = {}
+        self._cells: Mapping[LabelSet, Aggregate] = {}
         self._workers: dict[str, bytes] = {}
         self._purged = [*cluster.purged]  # that an earlier process forgot; what this one does is told as gone
-        self._profiles: dict[str, Profile] = {}
+        self._profiles: dict[str, WorkerInfo] = {}
         self._queues: dict[str, bytes] = {}
         self._shadows: dict[str, str] = {}
         cluster.tasks.changed = set()
 
-    def changes(self, now: Moment) -> Changes:
+    def changes(self, now: Timestamp) -> Changes:
         """Return what changed; it shares with the cluster, so encode it before that goes on."""
         cluster = self._cluster
         ledger = cluster.ledger
@@ -155,7 +155,7 @@ class Recorder:
             name: profile for name, profile in self._profiles.items() if before.get(name) is not profile
         }
 
-    def tasks(self, uuids: Iterable[str], now: Moment) -> Changes:
+    def tasks(self, uuids: Iterable[str], now: Timestamp) -> Changes:
         """Return these tasks, as far as they are still there; shared, as above."""
         tasks = self._cluster.tasks
         found = [_of_task(task, tasks) for task in map(tasks.get, uuids) if task is not None]
@@ -163,7 +163,7 @@ class Recorder:
 
 
 #: Of a worker whose profile is stored beside it.
-NO_PROFILE = Profile()
+NO_PROFILE = WorkerInfo()
 
 
 def _sums(cluster: Cluster) -> Sums:
@@ -202,18 +202,18 @@ class Memory:
     """All that changed, one time after the other."""
 
     def __init__(self) -> None:
-        self.at: Moment | None = None
+        self.at: Timestamp | None = None
         self.sums: Sums | None = None
         self.shape: Shape | None = None
-        self.cells: dict[Key, Cell] = {}
+        self.cells: dict[LabelSet, Aggregate] = {}
         self.tasks: dict[str, TaskMemory] = {}
         self.workers: dict[str, Worker] = {}
         self.purged: dict[str, None] = {}
-        self.profiles: dict[str, Profile] = {}
+        self.profiles: dict[str, WorkerInfo] = {}
         self.queues: dict[str, Queue] = {}
         self.ends: list[End] = []
         self.shadows: dict[str, str] = {}
-        self._keys: dict[Key, Key] = {}
+        self._keys: dict[LabelSet, LabelSet] = {}
         self._names: dict[str, str] = {}
 
     def take(self, changes: Changes) -> None:
@@ -274,7 +274,7 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
     )
 
 
-def restore(memory: Memory, cluster: Cluster, now: Moment) -> None:
+def restore(memory: Memory, cluster: Cluster, now: Timestamp) -> None:
     """Put everything back into a cluster that is new; raise ValueError where it does not fit.
 
     Labels, bounds and limits are today's: sums under a label that is not in use any more are added up without
@@ -317,7 +317,7 @@ def restore(memory: Memory, cluster: Cluster, now: Moment) -> None:
     _restore_tasks(memory, cluster, shift, max(0.0, now.wall - memory.at.wall), now)
 
 
-def _restore_tasks(memory: Memory, cluster: Cluster, shift: float, away: float, now: Moment) -> None:
+def _restore_tasks(memory: Memory, cluster: Cluster, shift: float, away: float, now: Timestamp) -> None:
     """Put the tasks back, and take each out of the memory, so that they never take their place twice."""
     # A room is in the order in which its tasks were last heard of, and expiry relies on it.
     tasks = sorted(memory.tasks.values(), key=lambda task: task.heard)
@@ -328,7 +328,7 @@ def _restore_tasks(memory: Memory, cluster: Cluster, shift: float, away: float, 
     cluster.tasks.held = dict(sorted(cluster.tasks.held.items(), key=lambda held: held[1].since))  # likewise
 
 
-def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Moment) -> None:
+def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Timestamp) -> None:
     heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
     if cluster.tasks.get(memory.uuid) is not None or (memory.key is None and not memory.parked):
         return  # of no use, and harmful; nobody of ours writes such a thing
@@ -358,12 +358,12 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
     keys = memory.keys and {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
     sent = ({} if memory.ready is None else {0: memory.ready}) | (memory.resent or {})
     skipped, generations = memory.skipped or None, memory.generations or None
-    task.story = Story(sent, memory.received, deliveries, memory.ended_by, skipped, keys, generations)
+    task.story = TaskHistory(sent, memory.received, deliveries, memory.ended_by, skipped, keys, generations)
     task.story.copied = memory.copied
     task.fold()
 
 
-def _fitting(cell: Cell, shape: Shape, ledger: Ledger) -> Cell:
+def _fitting(cell: Aggregate, shape: Shape, ledger: Aggregates) -> Aggregate:
     """Return the cell with today's histograms; raise ValueError if they are not as the file says of all."""
     if any((each.native is not None) != shape.native for each in _histograms(cell)):
         raise ValueError("a histogram is not native as the others are")
@@ -391,6 +391,6 @@ def _places(before: Sequence[float], now: Sequence[float]) -> list[int] | None:
     return places(before, now)
 
 
-def _histograms(cell: Cell) -> list[Histogram]:
+def _histograms(cell: Aggregate) -> list[Histogram]:
     waits = (cell.queued, cell.prefetched, cell.latency)
     return [each for each in (*cell.ran.values(), *waits) if each is not None]

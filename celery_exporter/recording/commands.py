@@ -11,17 +11,17 @@ from kombu import Connection, Producer
 
 from celery_exporter.broker.connection import (
     BrokerError,
+    broker_errors,
     check,
+    close_quietly,
     connect,
     event_exchange,
-    hang_up,
     open_,
-    translated,
     why_no_events,
 )
 from celery_exporter.broker.consumers import Reader as EventReader
 from celery_exporter.broker.consumers import reader_for
-from celery_exporter.broker.message import CONTENT_TYPES, JSON, Payload
+from celery_exporter.broker.message import CONTENT_TYPES, JSON, Message
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.broker.url import masked
 from celery_exporter.config.loader import Settings
@@ -74,7 +74,7 @@ def record(
 
 def _heard(
     reader: EventReader, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
-) -> Iterator[list[Payload]]:
+) -> Iterator[list[Message]]:
     """Yield what comes until `ended`, whatever becomes of the broker meanwhile."""
     while not ended():
         try:
@@ -147,11 +147,11 @@ def _connected(settings: Settings) -> Iterator[Connection]:
     """Give out an open connection, and hang up after that; raise BrokerError when the broker is gone."""
     connection = connect(settings)
     try:
-        with translated(connection):
+        with broker_errors(connection):
             open_(connection)
             yield connection
     finally:
-        hang_up(connection)
+        close_quietly(connection)
 
 
 def _idle(connection: Connection, seconds: float) -> None:
@@ -164,7 +164,7 @@ def _idle(connection: Connection, seconds: float) -> None:
     connection.heartbeat_check()
 
 
-def _publish(producer: Producer, payload: Payload) -> None:
+def _publish(producer: Producer, payload: Message) -> None:
     producer.publish(
         payload.body,
         routing_key=_key(payload),
@@ -176,7 +176,7 @@ def _publish(producer: Producer, payload: Payload) -> None:
     )
 
 
-def _key(payload: Payload) -> str:
+def _key(payload: Message) -> str:
     """Return how such a message is addressed; the recording does not have it, and it is in the message."""
     if payload.content_type not in (JSON, None) or payload.compression or payload.body[:1] != b"{":
         return BATCH_KEY

@@ -25,7 +25,7 @@ from uuid import UUID, uuid4, uuid5
 import msgspec
 from msgspec import Meta, structs
 
-from celery_exporter.broker.message import JSON, MAX_BODY, Payload, events_of
+from celery_exporter.broker.message import JSON, MAX_BODY, Message, events_of
 from celery_exporter.core.events import (
     TASK_TYPES,
     WORKER_TYPES,
@@ -52,7 +52,7 @@ class Record(NamedTuple):
     """A message, and when it came: seconds since the recording began."""
 
     at: float
-    payload: Payload
+    payload: Message
 
 
 class _Line(msgspec.Struct, array_like=True):
@@ -160,7 +160,7 @@ class Reader:
                 return self._break(str(error))
             self.messages += 1
             said = line.content_type, line.content_encoding, line.compression
-            yield Record(line.at, Payload(line.body, *said))
+            yield Record(line.at, Message(line.body, *said))
         return None
 
     def _break(self, why: str) -> None:
@@ -179,10 +179,10 @@ class Scrubber:
         self._names: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self._salt = uuid4()  # nobody can find out an id by trying
 
-    def scrub(self, payload: Payload) -> Payload | None:
+    def scrub(self, payload: Message) -> Message | None:
         """Return the message without what is nobody's business; None if nothing of it can be read."""
         events = [self._event(one) for one in events_of(payload, self._accept) if isinstance(one, Event)]
-        return Payload(msgspec.json.encode(events), JSON, "utf-8") if events else None
+        return Message(msgspec.json.encode(events), JSON, "utf-8") if events else None
 
     def _event(self, event: Event) -> dict[str, object]:
         unwrap(event)  # the class of a wrapped exception is in the traceback

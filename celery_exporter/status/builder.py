@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
 from celery_exporter.core.types import State
-from celery_exporter.status.checks import advise
+from celery_exporter.status.checks import run_checks
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Growth, TaskGrowth
 
@@ -103,26 +103,26 @@ class Status(Struct, frozen=True):
 
 def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
     """Return what goes on, as of a snapshot; `growth` is what was counted up to it."""
-    around, window = snapshot.around, growth.seconds
+    exporter, window = snapshot.exporter, growth.seconds
     return Status(
         version=VERSION,
-        exporter_version=around.version,
-        at=around.at,
-        started=around.started,
+        exporter_version=exporter.version,
+        at=exporter.at,
+        started=exporter.started,
         window=window,
         broker=BrokerStatus(
             broker_url,
-            around.broker_up,
-            around.reconnects,
-            around.last_event,
-            around.event_lag,
+            exporter.broker_up,
+            exporter.reconnects,
+            exporter.last_event,
+            exporter.event_lag,
             growth.events / window if window else None,
-            around.unacked,
-            None if around.blocked is None else bool(around.blocked),
+            exporter.unacked,
+            None if exporter.blocked is None else bool(exporter.blocked),
         ),
-        findings=advise(snapshot, growth),
+        findings=run_checks(snapshot, growth),
         workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],
-        queues=[_queue(queue, around.at, growth.lengths) for queue in snapshot.queues],
+        queues=[_queue(queue, exporter.at, growth.lengths) for queue in snapshot.queues],
         tasks=_tasks(snapshot, growth),
         failures=[
             FailureStatus(each.at, each.key.task_name, each.worker, each.exception, each.uuid)

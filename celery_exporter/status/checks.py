@@ -63,7 +63,7 @@ ENABLE_EVENTS = "celery -A yourapp control enable_events"
 ASK_DOCTOR = "celery-exporter doctor, with the same options, says what mends it"
 
 
-def advise(snapshot: Snapshot, growth: Growth) -> list[Finding]:
+def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
     """Return what each check found that can be decided by now, in the order of the tables.
 
     `growth` is what was counted up to the snapshot in the last minutes.
@@ -83,7 +83,7 @@ def _without_alert(finding: Finding, snapshot: Snapshot, growth: Growth) -> Find
 
 def _grew(snapshot: Snapshot, growth: Growth) -> bool:
     """Tell whether a queue without consumers is longer than it was ten minutes ago, as far as is known."""
-    since = snapshot.around.at - GROWING_SECONDS
+    since = snapshot.exporter.at - GROWING_SECONDS
     moments = [lengths for at, lengths in growth.lengths if at >= since]
     for queue in snapshot.queues:
         if queue.consumers == 0 and queue.length:
@@ -95,18 +95,18 @@ def _grew(snapshot: Snapshot, growth: Growth) -> bool:
 
 def is_decided(snapshot: Snapshot) -> bool:
     """Tell whether each check that applies has found something by now, so that more time brings no more."""
-    optional = {_state, _events} | ({_blocked} if snapshot.around.blocked is None else set())
+    optional = {_state, _events} | ({_blocked} if snapshot.exporter.blocked is None else set())
     decided = {check for check in _applicable(snapshot) if check(snapshot) is not None}
     return decided >= set(_applicable(snapshot)) - optional
 
 
 def can_hear(snapshot: Snapshot) -> bool:
     """Tell whether events can arrive: what is silent meanwhile is not known to be down."""
-    around = snapshot.around
-    return around.broker_up and not around.blocked and not around.no_events
+    exporter = snapshot.exporter
+    return exporter.broker_up and not exporter.blocked and not exporter.no_events
 
 
-class Watch:
+class FindingNotifier:
     """Turns findings, look after look, into what is new: worse than it was for a while, or well again."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Watch:
         self._told: dict[str, Severity] = {}
         self._seen: dict[str, float] = {}  # when each check found something last
 
-    def news(self, findings: Iterable[Finding], now: float) -> list[Finding]:
+    def changes(self, findings: Iterable[Finding], now: float) -> list[Finding]:
         """Return what is to be said; `now` in seconds of any clock that does not jump.
 
         A finding is said once, when it has stood for as long as its alert is pending, or for `HOLD` seconds,
@@ -146,12 +146,12 @@ def _pending(check: str) -> float:
 
 
 def _applicable(snapshot: Snapshot) -> Sequence[Callable[[Snapshot], Finding | None]]:
-    around = snapshot.around
-    if around.no_events:
+    exporter = snapshot.exporter
+    if exporter.no_events:
         return (_transport, _queue_lengths, _state)
-    if not around.broker_up:
+    if not exporter.broker_up:
         return (_subscription, _state)
-    return (_subscription, _blocked, _queue_lengths, _state) if around.blocked else CHECKS
+    return (_subscription, _blocked, _queue_lengths, _state) if exporter.blocked else CHECKS
 
 
 # -- the checks ------------------------------------------------------------------------------------------
@@ -159,13 +159,13 @@ def _applicable(snapshot: Snapshot) -> Sequence[Callable[[Snapshot], Finding | N
 
 def _transport(snapshot: Snapshot) -> Finding | None:
     """Report a transport on which no event can arrive; any other needs no word."""
-    if not snapshot.around.no_events:
+    if not snapshot.exporter.no_events:
         return None
-    return Finding("transport", "critical", snapshot.around.no_events, NO_EVENTS_REMEDY)
+    return Finding("transport", "critical", snapshot.exporter.no_events, NO_EVENTS_REMEDY)
 
 
 def _blocked(snapshot: Snapshot) -> Finding | None:
-    reason = snapshot.around.blocked
+    reason = snapshot.exporter.blocked
     if reason is None:
         return None
     if not reason:
@@ -187,10 +187,10 @@ def blocked_remedy(reason: str) -> str:
 
 
 def _subscription(snapshot: Snapshot) -> Finding | None:
-    around = snapshot.around
-    if around.broker_up:
+    exporter = snapshot.exporter
+    if exporter.broker_up:
         return Finding("subscription", "ok", "the event subscription is open")
-    if around.at - around.started < PATIENCE:
+    if exporter.at - exporter.started < PATIENCE:
         return None
     return Finding(
         "subscription",
@@ -203,10 +203,10 @@ def _subscription(snapshot: Snapshot) -> Finding | None:
 
 def _events(snapshot: Snapshot) -> Finding | None:
     """Report that nothing comes, not even heartbeats, though workers are up."""
-    around, limit = snapshot.around, BY_CHECK["event-stream"].limit
-    if not _up(snapshot) or around.listened < limit or around.last_event is None:
+    exporter, limit = snapshot.exporter, BY_CHECK["event-stream"].limit
+    if not _up(snapshot) or exporter.listened < limit or exporter.last_event is None:
         return None
-    silent = around.at - around.last_event
+    silent = exporter.at - exporter.last_event
     if silent < limit:
         return Finding("event-stream", "ok", "events come")
     message = f"no event has come for {lasting(silent)}, though workers are up"
@@ -227,7 +227,7 @@ def _workers(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "workers",
         "critical" if _may_work_wait(snapshot) else "warning",
-        f"no worker was heard in {snapshot.around.listened:.0f} s",
+        f"no worker was heard in {snapshot.exporter.listened:.0f} s",
         "start one: celery -A yourapp worker -E; if some run, give this the broker_url (host, virtual host "
         "or database), broker_transport_options and event_exchange that they have",
         _no_worker(snapshot),
@@ -242,7 +242,7 @@ def _no_worker(snapshot: Snapshot) -> str:
 def _may_work_wait(snapshot: Snapshot) -> bool:
     """Tell whether work waits, in a queue or unacknowledged, or may, since no queue is measured."""
     lengths = [queue.length for queue in snapshot.queues if queue.length is not None]
-    return not lengths or any(lengths) or bool(snapshot.around.unacked)
+    return not lengths or any(lengths) or bool(snapshot.exporter.unacked)
 
 
 def _heartbeats(snapshot: Snapshot) -> Finding | None:
@@ -254,7 +254,7 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
         return Finding("heartbeats", "ok", f"heartbeats come from {count(len(up), 'worker')}")
     return Finding(
         "heartbeats",
-        "critical" if len(silent) == len(up) and snapshot.around.listened > LONGEST_INTERVAL else "warning",
+        "critical" if len(silent) == len(up) and snapshot.exporter.listened > LONGEST_INTERVAL else "warning",
         f"no heartbeat from {names(silent)}",
         "start workers with -E and without --without-heartbeat, and give this their event_exchange "
         f"(--event-exchange); with a --heartbeat-interval of theirs, wait for {LONGEST_INTERVAL} s",
@@ -265,10 +265,10 @@ def _answers(snapshot: Snapshot) -> Finding | None:
     up, asked = _up(snapshot), _collector(snapshot, "workers")
     if not up or asked is None or asked.success is None or not _listened(snapshot):
         return None
-    if asked.error not in ("", NOBODY_ANSWERED) and not snapshot.around.refused_answers:
+    if asked.error not in ("", NOBODY_ANSWERED) and not snapshot.exporter.refused_answers:
         message = f"workers could not be asked: {_short(asked.error)}"
         return Finding("remote-control", "warning", message, ASK_DOCTOR)
-    refused = sorted(snapshot.around.refused_answers)
+    refused = sorted(snapshot.exporter.refused_answers)
     if refused:
         return Finding(
             "remote-control",
@@ -354,10 +354,12 @@ def _queue_lengths(snapshot: Snapshot) -> Finding | None:
     if not measured.success:
         found = f"queues could not be measured: {_short(measured.error)}"
         return Finding("queue-lengths", "warning", found, ASK_DOCTOR)
-    if snapshot.around.unmeasured:
-        found = f"workers consume {names(snapshot.around.unmeasured)}, whose length the broker does not tell"
+    if snapshot.exporter.unmeasured:
+        found = (
+            f"workers consume {names(snapshot.exporter.unmeasured)}, whose length the broker does not tell"
+        )
         return Finding("queue-lengths", "warning", found, ASK_DOCTOR)
-    return Finding("queue-lengths", "ok", f"{count(len(snapshot.around.depths), 'queue')} measured")
+    return Finding("queue-lengths", "ok", f"{count(len(snapshot.exporter.depths), 'queue')} measured")
 
 
 def _queue_names(snapshot: Snapshot) -> Finding | None:
@@ -404,7 +406,7 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
         return Finding("unconsumed-messages", "ok", found + but)
     longest = sorted(waiting, key=lambda name: (-(waiting[name] or 0), name))
     # Redis knows no consumers: they are the workers that answered, which a busy solo pool cannot.
-    depths = snapshot.around.depths
+    depths = snapshot.exporter.depths
     told = any(name in depths and depths[name].consumers is not None for name in longest)
     return Finding(
         "unconsumed-messages",
@@ -465,8 +467,8 @@ def same_names(shared: Iterable[str]) -> Finding:
 
 
 def _serializer(snapshot: Snapshot) -> Finding | None:
-    around = snapshot.around
-    if around.last_refused is not None and around.at - around.last_refused < RECENT:
+    exporter = snapshot.exporter
+    if exporter.last_refused is not None and exporter.at - exporter.last_refused < RECENT:
         return Finding(
             "serializer",
             "critical",
@@ -474,7 +476,7 @@ def _serializer(snapshot: Snapshot) -> Finding | None:
             "event_serializer = 'json' in the workers' configuration, or here --accept-content "
             "json,msgpack,yaml (pickle only where all who can publish may run code)",
         )
-    if around.last_event is None:
+    if exporter.last_event is None:
         return None
     return Finding("serializer", "ok", "events come in a serialiser that is accepted")
 
@@ -529,7 +531,7 @@ def idle_queues(snapshot: Snapshot) -> list[str]:
 
 
 def _listened(snapshot: Snapshot) -> bool:
-    return snapshot.around.listened >= PATIENCE
+    return snapshot.exporter.listened >= PATIENCE
 
 
 def _up(snapshot: Snapshot) -> list[WorkerView]:
@@ -537,7 +539,7 @@ def _up(snapshot: Snapshot) -> list[WorkerView]:
 
 
 def _collector(snapshot: Snapshot, name: str) -> CollectorView | None:
-    return next((each for each in snapshot.around.collectors if each.name == name), None)
+    return next((each for each in snapshot.exporter.collectors if each.name == name), None)
 
 
 def _short(error: str) -> str:

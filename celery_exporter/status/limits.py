@@ -134,14 +134,14 @@ def _slow(_: Snapshot, growth: Growth) -> Finding | None:
 
 
 def _stuck(snapshot: Snapshot, _: Growth) -> Finding | None:
-    now, started = snapshot.around.at, State.STARTED
+    now, started = snapshot.exporter.at, State.STARTED
     groups = (each for each in snapshot.tasks if each.state is started and each.since is not None)
     ages: dict[str, float] = {}
     for group in groups:
         name, age = group.key.task_name, now - (group.since or now)
         ages[name] = max(age, ages.get(name, age))
     over = _above(ages, _limit("stuck-tasks"))
-    if not over and snapshot.around.listened < _limit("stuck-tasks"):
+    if not over and snapshot.exporter.listened < _limit("stuck-tasks"):
         return None
     found = f"no task has run for longer than {lasting(_limit('stuck-tasks'))}"
     if over:
@@ -199,7 +199,7 @@ def _waits(_: Snapshot, growth: Growth) -> Finding | None:
 
 
 def _oldest(snapshot: Snapshot, _: Growth) -> Finding | None:
-    now = snapshot.around.at
+    now = snapshot.exporter.at
     ages = {queue.name: now - queue.oldest for queue in snapshot.queues if queue.oldest is not None}
     if not ages:
         return None
@@ -228,7 +228,7 @@ def _silent(snapshot: Snapshot, _: Growth) -> Finding | None:
         for worker in snapshot.workers
         if not worker.up and not worker.left and (worker.down_for or 0.0) < LONG_WINDOW
     ]
-    if not silent and snapshot.around.listened < LONG_WINDOW:
+    if not silent and snapshot.exporter.listened < LONG_WINDOW:
         return None
     found = "no worker has fallen silent"
     if silent:

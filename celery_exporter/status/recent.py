@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 
 from msgspec import Struct
 
-from celery_exporter.core.aggregates import Cell
+from celery_exporter.core.aggregates import Aggregate
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.types import OTHER, Key, State
+from celery_exporter.core.types import OTHER, LabelSet, State
 from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 
 #: Seconds between two moments of which sums are remembered (of a busy cluster these are megabytes), and
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class TaskGrowth(Struct, frozen=True):
     """What tasks of one name did in the window; `cells` and `since` are what it was made of."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[Aggregate]
     since: _Sums | None
     moved: Sequence[int]  # by State
     failure_share: float | None  # of those that ended in SUCCESS or FAILURE
@@ -125,7 +125,7 @@ class Recent:
         self._long_points.look(lambda: _long_point(snapshot), now)
         self._orphans.look(lambda: _orphans(snapshot), now)
         lengths = {queue.name: queue.length for queue in snapshot.queues}
-        self._lengths.look(lambda: (snapshot.around.at, lengths), now)
+        self._lengths.look(lambda: (snapshot.exporter.at, lengths), now)
 
     def growth(self, snapshot: Snapshot, now: float) -> Growth:
         """Return what was counted up to a snapshot that was taken now; nothing if none was remembered."""
@@ -242,7 +242,7 @@ def _tasks(snapshot: Snapshot, first: _Point, known: Mapping[str, TaskGrowth]) -
     return found
 
 
-def _task(cells: Sequence[Cell], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
+def _task(cells: Sequence[Aggregate], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
     added = _added(cells)
     grown, lost = _grown(added, since), _grown(since or _NOTHING, added)
     ended, ran = sum(grown.moved[state] for state in _ENDED), sum(grown.ran)
@@ -259,14 +259,14 @@ def _task(cells: Sequence[Cell], since: _Sums | None, snapshot: Snapshot) -> Tas
     )
 
 
-def _by(snapshot: Snapshot, label: Callable[[Key], str]) -> dict[str, list[Cell]]:
-    cells: dict[str, list[Cell]] = {}
+def _by(snapshot: Snapshot, label: Callable[[LabelSet], str]) -> dict[str, list[Aggregate]]:
+    cells: dict[str, list[Aggregate]] = {}
     for key, cell in snapshot.cells.items():
         cells.setdefault(label(key), []).append(cell)
     return cells
 
 
-def _added(cells: Sequence[Cell]) -> _Sums:
+def _added(cells: Sequence[Aggregate]) -> _Sums:
     return _Sums(
         _columns(cell.moved for cell in cells),
         _columns(histogram.counts for cell in cells for histogram in cell.ran.values()),

@@ -17,17 +17,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celery_exporter.web.passwords import Passwords, TooManyGuessesError
-from celery_exporter.web.web_config_reloader import Protection
+from celery_exporter.web.web_config_reloader import WebSecurity
 
 #: Open to everybody: what kills the process for its answer has no password, and the answer says nothing.
-OPEN_PATHS = frozenset({"/-/healthy", "/healthcheck"})
+UNAUTHENTICATED_PATHS = frozenset({"/-/healthy", "/healthcheck"})
 #: Headers that we read. Others, a proxy's cookies among them, may be as long as the server takes them.
 _READ = frozenset({b"accept", b"accept-encoding", b"authorization"})
 #: Bytes of such a header, or of a query: Prometheus' Accept has some 400.
 LONGEST = 1_024
 
 
-def guarded(app: ASGIApp, current: Callable[[], Protection]) -> ASGIApp:
+def require_auth(app: ASGIApp, current: Callable[[], WebSecurity]) -> ASGIApp:
     """Return the application behind what `current` returns at each request."""
     passwords = Passwords()
 
@@ -43,7 +43,7 @@ def guarded(app: ASGIApp, current: Callable[[], Protection]) -> ASGIApp:
             await send(message)
 
         refusal = _too_long(scope)
-        if refusal is None and scope["path"] not in OPEN_PATHS:
+        if refusal is None and scope["path"] not in UNAUTHENTICATED_PATHS:
             refusal = _without_certificate(scope, protection) or await _without_password(
                 scope, protection, passwords
             )
@@ -69,7 +69,7 @@ def _too_long(scope: Scope) -> Response | None:
 # -- certificates --------------------------------------------------------------------------------------
 
 
-def _without_certificate(scope: Scope, protection: Protection) -> Response | None:
+def _without_certificate(scope: Scope, protection: WebSecurity) -> Response | None:
     if not protection.requires_certificate:
         return None
     certificate = scope["state"].get("certificate")
@@ -93,7 +93,7 @@ def _names(certificate: Mapping[str, Any]) -> Iterator[str]:
 # -- passwords -----------------------------------------------------------------------------------------
 
 
-async def _without_password(scope: Scope, protection: Protection, passwords: Passwords) -> Response | None:
+async def _without_password(scope: Scope, protection: WebSecurity, passwords: Passwords) -> Response | None:
     if not protection.users:
         return None
     login = _login(scope)

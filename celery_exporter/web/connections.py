@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from celery_exporter.web.web_config_reloader import Protection
+from celery_exporter.web.web_config_reloader import WebSecurity
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _layers(transport: asyncio.Transport) -> list[asyncio.Transport]:
     return [transport, below] if sys.version_info >= (3, 11) else [below]
 
 
-class Crowd:
+class ConnectionPool:
     """All connections; those that wait for their client, in the order in which they began to."""
 
     def __init__(self, limit: int) -> None:
@@ -122,7 +122,11 @@ class Connection(H11Protocol):
     """One connection, from its being accepted on."""
 
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, crowd: Crowd, current: Callable[[], Protection]
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        crowd: ConnectionPool,
+        current: Callable[[], WebSecurity],
     ) -> None:
         super().__init__(config, state, {})
         self._crowd = crowd

@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.metrics.exposition.series_tracker import Firsts, Visit
+from celery_exporter.metrics.exposition.series_tracker import ScrapeSession, SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition, negotiate
 from celery_exporter.web.connections import READ, Connection
 from celery_exporter.web.encodings import takes_gzip
@@ -50,13 +50,15 @@ class _Made(Struct, frozen=True):
 
     zipped: bytes
     length: int  # when it is not
-    visit: Visit | None
+    visit: ScrapeSession | None
 
 
 class MetricsPage:
     """Answers a request for /metrics from a snapshot."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], exposition: Exposition, firsts: Firsts) -> None:
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], exposition: Exposition, firsts: SeriesTracker
+    ) -> None:
         self._snapshot = snapshot
         self._exposition = exposition
         self._firsts = firsts
@@ -84,7 +86,7 @@ class MetricsPage:
             return Response(page.zipped if zipped else gzip.decompress(page.zipped), headers=headers)
         return _InPieces(page, headers, connection, self._readers)
 
-    def _end(self, scraper: str, visit: Visit) -> None:
+    def _end(self, scraper: str, visit: ScrapeSession) -> None:
         self._firsts.end(scraper, visit, time.monotonic())
 
     async def _made(self, wanted: _Wanted) -> _Made:

@@ -14,8 +14,8 @@ from typing import Any
 import uvicorn
 
 from celery_exporter.runtime.systemd import READY, WATCHDOG, Notifier
-from celery_exporter.web.connections import IDLE, Connection, Crowd
-from celery_exporter.web.web_config_reloader import Protection, unprotected
+from celery_exporter.web.connections import IDLE, Connection, ConnectionPool
+from celery_exporter.web.web_config_reloader import WebSecurity, unprotected
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Server:
         self,
         app: Any,
         bound: socket.socket,
-        current: Callable[[], Protection] = unprotected,
+        current: Callable[[], WebSecurity] = unprotected,
         notifier: Notifier | None = None,
     ) -> None:
         self._bound = bound
@@ -111,12 +111,14 @@ class Server:
 class _Server(uvicorn.Server):
     """uvicorn's, but for how connections come and go: each is in the crowd from its first moment on."""
 
-    def __init__(self, config: uvicorn.Config, current: Callable[[], Protection], notifier: Notifier) -> None:
+    def __init__(
+        self, config: uvicorn.Config, current: Callable[[], WebSecurity], notifier: Notifier
+    ) -> None:
         super().__init__(config)
         self._notifier = notifier
         self._current = current
         most = _most_connections()
-        self._crowd = Crowd(most)
+        self._crowd = ConnectionPool(most)
         self._at_once = max(1, int(AT_ONCE * most))
         self._short = False  # of descriptors
 

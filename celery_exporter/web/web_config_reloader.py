@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _Stamp = tuple[int, int, int] | None
 
 
-class Protection(Struct, frozen=True):
+class WebSecurity(Struct, frozen=True):
     """What a configuration comes to. `context` is None where the listener speaks plain HTTP."""
 
     context: ssl.SSLContext | None = None
@@ -31,10 +31,10 @@ class Protection(Struct, frozen=True):
 
 _TLS_FIELDS = ("context", "requires_certificate", "allowed_sans")
 #: What a listener without a file has: nothing.
-_OPEN = Protection()
+_OPEN = WebSecurity()
 
 
-def unprotected() -> Protection:
+def unprotected() -> WebSecurity:
     """Return what is in force where there is no file."""
     return _OPEN
 
@@ -52,7 +52,7 @@ class ProtectionFile:
         #: Whether what is in force is what the file says.
         self.up_to_date = True
 
-    def current(self) -> Protection:
+    def current(self) -> WebSecurity:
         """Return what is in force, after a look (of microseconds) whether one of the files has changed."""
         if any(_stamp(path) != old for path, old in self._stamps.items()):
             self._read_again()
@@ -74,13 +74,13 @@ class ProtectionFile:
         self._protection = found
         log.info("--web.config.file: read again")
 
-    def _read(self) -> Protection:
+    def _read(self) -> WebSecurity:
         self._stamps = {}
         try:
             config = parse(self._content(self._path))
             section = config.tls_server_config
             sans = section.client_allowed_sans
-            return Protection(
+            return WebSecurity(
                 context=tls.context(section, self._referenced) if section.enabled else None,
                 requires_certificate=section.enabled and section.requires_certificate,
                 allowed_sans=None if sans is None else frozenset(sans),

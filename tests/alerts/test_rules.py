@@ -14,7 +14,7 @@ from harness.servers import PROMETHEUSES, Prometheus
 
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.core.types import State
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 from celery_exporter.status.thresholds import TABLE
 
@@ -37,7 +37,7 @@ LABELS: dict[str, set[str]] = {
     "process_start_time_seconds": set(),
     "task_name:celery_task_success_interval_seconds:max": {"task_name"},  # what a user records
 }
-for row in select(("native",), Shape()).rows:
+for row in select(("native",), MetricOptions()).rows:
     if row.type == "histogram":
         LABELS |= {f"{row.name}_bucket": {*row.labels, "le"}}
         LABELS |= {f"{row.name}_{part}": {*row.labels} for part in ("sum", "count")}

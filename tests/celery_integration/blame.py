@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from unit.test_golden_replay import replay
 
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 from celery_integration import comparison
 from celery_integration.comparison import Difference, Sums, Unpublished, Written
@@ -118,7 +118,7 @@ def shown_alone(events: Sequence[Event]) -> Samples:
     """Return what the exporter would show if nothing else had happened."""
     begin = events[0]["arrived"]
     snapshot = replay((event["arrived"] - begin, json.dumps([event]).encode()) for event in events)
-    text = Exposition(select(("native",), Shape()).rows).render(snapshot).decode()
+    text = Exposition(select(("native",), MetricOptions()).rows).render(snapshot).decode()
     return Samples.of(text_string_to_metric_families(text))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.processes import ROOT
 
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 
 FOLDER = ROOT / "dashboards"
@@ -28,7 +28,7 @@ def load(variant: str) -> dict[str, Json]:
 
 BOARDS = load("provisioning")
 IMPORTS = load("import")
-ROWS = {row.name: row for row in select(("native",), Shape()).rows}
+ROWS = {row.name: row for row in select(("native",), MetricOptions()).rows}
 
 
 def panels() -> Iterator[tuple[str, Json]]:

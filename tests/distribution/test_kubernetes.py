@@ -19,10 +19,10 @@ import celery_exporter
 from celery_exporter.app import STOP_TIMEOUT
 from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
-from celery_exporter.metrics.model import TASK_LABELS, Shape
+from celery_exporter.metrics.model import TASK_LABELS, MetricOptions
 from celery_exporter.metrics.registry import select
 from celery_exporter.monitor.monitor import LAST_SAVE
-from celery_exporter.web.auth import OPEN_PATHS
+from celery_exporter.web.auth import UNAUTHENTICATED_PATHS
 from celery_exporter.web.healthcheck import PATIENCE
 
 KUBERNETES = ROOT / "deploy/kubernetes"
@@ -286,7 +286,7 @@ def test_probes_are_patient_with_the_process_and_not_with_its_subscription(deplo
 
 def test_behind_a_password_the_probe_of_the_process_still_asks_what_is_open(deployment):
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert container["livenessProbe"]["httpGet"]["path"] in OPEN_PATHS
+    assert container["livenessProbe"]["httpGet"]["path"] in UNAUTHENTICATED_PATHS
 
 
 def test_it_has_time_to_end(deployment):
@@ -413,7 +413,7 @@ def test_a_share_is_not_divided_by_pods_and_a_backlog_is():
 
 
 def test_it_scales_on_metrics_that_exist():
-    names = {row.name for row in select(("native",), Shape(task_labels=TASK_LABELS)).rows}
+    names = {row.name for row in select(("native",), MetricOptions(task_labels=TASK_LABELS)).rows}
     spoken = set(re.findall(r"\bcelery_\w+", " ".join(queries())))
     assert spoken
     assert spoken <= names

@@ -20,7 +20,7 @@ from unit.test_golden_replay import TAPE, read, replay
 
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Row, Shape
+from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, select
 from docs import migrating
 
@@ -29,7 +29,7 @@ OTHERS = [name for name in PROFILES if name != "native"]
 WORKERS = (("prefork@tape", "celery", 1, 0), ("second@tape", "celery", 2, 9), ("third", "reports", 4, 20))
 LEAVES = "third"
 #: What some of the rules need.
-SHAPE = Shape(task_labels=("queue_name", "worker"))
+SHAPE = MetricOptions(task_labels=("queue_name", "worker"))
 #: What differs in 1e-6 and less does so because sums of floats depend on their order.
 PRECISION = 1e-6
 
@@ -78,7 +78,7 @@ def test_promtool_takes_the_rules(profile):
 @pytest.mark.parametrize("namespace", ["shop-eu", 'a "b"', "c:\\new", "$1", "${name}", "one\ntwo"])
 def test_a_rule_names_the_namespace_whatever_is_in_it(namespace, tmp_path):
     """PromQL has two escapes for it: that of a string, and that of what label_replace replaces by."""
-    rows = PROFILES["ovalmoney"].rows(Shape(namespace=namespace))
+    rows = PROFILES["ovalmoney"].rows(MetricOptions(namespace=namespace))
     query = next(row.query for row in rows if row.name == "celery_workers")
     labels = f"{{namespace={json.dumps(namespace)}}}"
     found = [{"labels": labels, "value": 1}]
@@ -91,7 +91,7 @@ def test_what_native_metrics_cannot_answer():
     unanswered = {
         (name, row.name)
         for name in OTHERS
-        for row in PROFILES[name].rows(Shape())
+        for row in PROFILES[name].rows(MetricOptions())
         if not row.query and not migrating.is_native(row)
     }
     assert unanswered == {
@@ -173,7 +173,7 @@ def bounds(samples: list[Sample]) -> dict[str, set[str]]:
     return found
 
 
-def case(row: Row, record: str, samples: list[Sample], shared: set[str]) -> dict[str, object]:
+def case(row: MetricFamily, record: str, samples: list[Sample], shared: set[str]) -> dict[str, object]:
     """Return what promtool has to find under a name, in those buckets that both have."""
     mine = [
         (labels, value)
@@ -219,7 +219,7 @@ def test_every_file_that_the_page_links_to_exists():
 
 def test_the_clash_that_the_page_shows_is_one():
     with pytest.raises(ProfilesClashError) as clash:
-        select(("native", "danihodovic"), Shape())
+        select(("native", "danihodovic"), MetricOptions())
     assert f"celery-exporter: {clash.value}\n" in migrating.PAGE.read_text()
 
 

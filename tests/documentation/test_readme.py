@@ -7,7 +7,7 @@ from pathlib import Path
 
 from celery_exporter.cli.main import _command
 from celery_exporter.config.options import OPTIONS
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_every_file_that_the_readme_links_to_exists():
 
 def test_every_metric_and_option_that_the_readme_speaks_of_exists():
     text = README.read_text()
-    names = {row.name for row in select(("native",), Shape()).rows}
+    names = {row.name for row in select(("native",), MetricOptions()).rows}
     known = names | {name + suffix for name in names for suffix in ("_bucket", "_sum", "_count")}
     spoken = set(re.findall(r"(?<!:)\bcelery_(?:tasks?|workers?|queue|broker|exporter)_?[a-z_]*\b", text)) - {
         "celery_exporter"

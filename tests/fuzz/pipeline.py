@@ -6,23 +6,23 @@ from collections import Counter
 
 import msgspec
 from harness.exporter import Samples, parse_openmetrics, parse_text
-from unit.core.cluster_driver import Story
+from unit.core.cluster_driver import ClusterDriver
 
 from celery_exporter.core.events import REASONS, Event, Malformed, decode
 from celery_exporter.metrics.exposition.text import OPENMETRICS, TEXT, Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 
 _PARSE = {TEXT: parse_text, OPENMETRICS: parse_openmetrics}
 
 
-class House(Story):
+class House(ClusterDriver):
     """A story that takes bodies, bad ones too."""
 
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         self.malformed: Counter[str] = Counter()
-        self.exposition = Exposition(select(("native",), Shape(task_labels=self.labels)).rows)
+        self.exposition = Exposition(select(("native",), MetricOptions(task_labels=self.labels)).rows)
 
     def feed(self, body: bytes) -> list[Event | Malformed]:
         return self.take(decode(body))

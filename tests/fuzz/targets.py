@@ -24,19 +24,19 @@ from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers import amqp_consumer as amqp
 from celery_exporter.broker.consumers import redis_consumer as redis
 from celery_exporter.broker.consumers.amqp_frames import Frames
-from celery_exporter.broker.consumers.kombu_consumer import Full
-from celery_exporter.broker.message import CONTENT_TYPES, Payload, events_of
+from celery_exporter.broker.consumers.kombu_consumer import BatchFull
+from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
 from celery_exporter.broker.queues import redis_queues as redis_depths
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
 from celery_exporter.core.events import Event, Malformed, decode
 from celery_exporter.core.json_array import MAX_ITEMS, items
 from celery_exporter.core.task_names import clipped
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.doctor.report import printed
 from celery_exporter.quoting import printable, printable_json, shell_word
 from celery_exporter.runtime.logging import LineFormatter
-from celery_exporter.status.checks import advise
+from celery_exporter.status.checks import run_checks
 from celery_exporter.status.recent import Recent
 from celery_exporter.top.layout import clean
 
@@ -106,7 +106,7 @@ def _told(data: bytes) -> list[str]:
     shown = house.shown()
     names = {key.task_name for key in shown.cells} | {worker.name for worker in shown.workers}
     texts = [*names, *(failure.exception for failure in shown.failures)]
-    for finding in advise(shown, Recent().growth(shown, 0.0)):
+    for finding in run_checks(shown, Recent().growth(shown, 0.0)):
         texts += [finding.message, finding.remedy, *click.unstyle(printed(finding)).split("\n")]
     return texts
 
@@ -182,7 +182,7 @@ def message(data: bytes) -> None:
         return
     kind = KINDS[data[0] % len(KINDS)]
     compression, treat, readable = TREATMENTS[data[1] % len(TREATMENTS)]
-    found = events_of(Payload(treat(data[2:]), kind, "utf-8", compression), ACCEPT)
+    found = events_of(Message(treat(data[2:]), kind, "utf-8", compression), ACCEPT)
     house = House()
     house.take(found)
     house.wait(house.cluster.limits.reorder_window + 0.5)
@@ -191,7 +191,7 @@ def message(data: bytes) -> None:
     elif readable is False:
         assert found == [Malformed("undecodable")]
     elif readable and compression:
-        assert found == events_of(Payload(data[2:], kind), ACCEPT)
+        assert found == events_of(Message(data[2:], kind), ACCEPT)
 
 
 def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
@@ -229,7 +229,7 @@ def pushed(data: bytes) -> None:
     reader._parser = hiredis.Reader()
     reader._parser.feed(data)
     reader._batch, reader._bytes = [], 0
-    with suppress(BrokerError, Full):
+    with suppress(BrokerError, BatchFull):
         reader._take_parsed()
 
 
@@ -262,7 +262,7 @@ def deliveries(data: bytes) -> None:
     reader._asked, reader._frames = None, Frames(131_072, data)
     reader._head, reader._properties, reader._body = (0, False), b"", [b""]
     reader._missing, reader._is_kept = 0, True
-    with suppress(BrokerError, Full):
+    with suppress(BrokerError, BatchFull):
         reader._take_frames()
     assert all(channel != 1 or kind == 1 for kind, channel, _ in taken), "content of our channel is ours"
     for payload in reader._batch:
@@ -282,9 +282,11 @@ def answer(data: bytes) -> None:
     stats = dict(roster._checked(replies, roster._Stats))
     queues = dict(roster._checked(replies, roster._Queues))
     registered = dict(roster._checked(replies, roster._Names))
-    profiles = {name: Profile(**roster._from_stats(found)) for name, found in stats.items()}
-    profiles |= {name: Profile(queues=tuple(queue.name for queue in found)) for name, found in queues.items()}
-    profiles |= {name: Profile(registered=tuple(found)) for name, found in registered.items()}
+    profiles = {name: WorkerInfo(**roster._from_stats(found)) for name, found in stats.items()}
+    profiles |= {
+        name: WorkerInfo(queues=tuple(queue.name for queue in found)) for name, found in queues.items()
+    }
+    profiles |= {name: WorkerInfo(registered=tuple(found)) for name, found in registered.items()}
     house = House()
     house.cluster.learn(profiles, house.moment())
     msgspec.msgpack.encode(list(house.cluster.workers.values()))  # as the state file does

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from unit.core.cluster_driver import T0, Story, heartbeat, task_event
+from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, task_event
 from unit.persistence.test_state import restarted
 
 from celery_exporter.core import aggregates as ledger_module
@@ -22,7 +22,7 @@ from celery_exporter.core import transitions as steps_module
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
 from celery_exporter.core.transitions import EFFECTS
 from celery_exporter.core.types import State
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 
 from . import budget
 from .pipeline import House
@@ -60,7 +60,7 @@ fields = st.fixed_dictionaries(
     },
 )
 profiles = st.builds(
-    Profile,
+    WorkerInfo,
     queues=st.none() | st.lists(st.sampled_from(["q", "r", "s"]), max_size=2).map(tuple),
     registered=st.none() | st.lists(st.sampled_from(["add", "mul", "div"]), max_size=2).map(tuple),
     pool=st.sampled_from([None, "solo", "prefork"]),
@@ -89,7 +89,7 @@ class AnyOrder(RuleBasedStateMachine):
     )
     def begin(self, **limits) -> None:
         self.limits = Limits(task_ttl=300.0, max_series=SERIES * len(State), **limits)
-        self.story: Story = House(self.limits, self.labels)
+        self.story: ClusterDriver = House(self.limits, self.labels)
 
     # -- what may happen -----------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 import msgspec
 from unit.core.cluster_driver import heartbeat, sent
 
-from celery_exporter.broker.message import CONTENT_TYPES, MAX_BODY, MAX_LOADED, MAX_YAML, Payload, events_of
+from celery_exporter.broker.message import CONTENT_TYPES, MAX_BODY, MAX_LOADED, MAX_YAML, Message, events_of
 from celery_exporter.core.events import Event
 
 from . import memory
@@ -31,24 +31,24 @@ WIDE = EVENT[:-1] % 1 + b',"name":"' + FACE + b"n" * 254 + b'","queue":"' + FACE
 #: The shortest event that the fast decoder takes.
 OWN = b'{"type":"x","timestamp":1,"hostname":"h"},'
 
-Case = Callable[[], Payload]
+Case = Callable[[], Message]
 
 
-def filled(piece: bytes, size: int = MAX_BODY, head: bytes = b"[", tail: bytes = b"0]") -> Payload:
+def filled(piece: bytes, size: int = MAX_BODY, head: bytes = b"[", tail: bytes = b"0]") -> Message:
     """A body with as many pieces as there is room for."""
-    return Payload(head + piece * ((size - len(head) - len(tail)) // len(piece)) + tail)
+    return Message(head + piece * ((size - len(head) - len(tail)) // len(piece)) + tail)
 
 
-def batch(number: int, event: dict, *more: object) -> Payload:
-    return Payload(json.dumps([event] * number + list(more)).encode())
+def batch(number: int, event: dict, *more: object) -> Message:
+    return Message(json.dumps([event] * number + list(more)).encode())
 
 
-def one_with(field: bytes) -> Payload:
-    return Payload(EVENT[:-1] % 1 + b"," + field + b"}")
+def one_with(field: bytes) -> Message:
+    return Message(EVENT[:-1] % 1 + b"," + field + b"}")
 
 
-def yaml(text: bytes) -> Payload:
-    return Payload(text, YAML)
+def yaml(text: bytes) -> Message:
+    return Message(text, YAML)
 
 
 def laughs(merge: bytes = b"") -> bytes:
@@ -61,13 +61,13 @@ def laughs(merge: bytes = b"") -> bytes:
     return b"\n".join(lines)
 
 
-def packed(piece: bytes, size: int = MAX_LOADED) -> Payload:
+def packed(piece: bytes, size: int = MAX_LOADED) -> Message:
     number = (size - 5) // len(piece)
-    return Payload(b"\xdd" + struct.pack(">I", number) + piece * number, MSGPACK)
+    return Message(b"\xdd" + struct.pack(">I", number) + piece * number, MSGPACK)
 
 
-def compressed(how: str, compress: Callable[[bytes], bytes], body: bytes) -> Payload:
-    return Payload(compress(body), JSON, "utf-8", how)
+def compressed(how: str, compress: Callable[[bytes], bytes], body: bytes) -> Message:
+    return Message(compress(body), JSON, "utf-8", how)
 
 
 FULL = b"[" + b",".join(EVENT % number for number in range(200_000)) + b"]"
@@ -106,12 +106,12 @@ CASES: dict[str, tuple[Case, int | None, int | None]] = {
     "spaces": (lambda: filled(b" ", tail=b""), 0, 1),
     "commas": (lambda: filled(b",", tail=b""), 0, 200_001),
     "digits": (lambda: one_with(b'"pid":' + b"9" * 20_000_000), 0, 1),
-    "one byte too much": (lambda: Payload(b" " * (MAX_BODY + 1)), 0, 1),
+    "one byte too much": (lambda: Message(b" " * (MAX_BODY + 1)), 0, 1),
     "a gzip bomb": (lambda: compressed("gzip", zlib.compress, b" " * (4 * MAX_BODY)), 0, 1),
     "a bzip2 bomb": (lambda: compressed("bzip2", bz2.compress, b" " * (4 * MAX_BODY)), 0, 1),
     "an xz bomb": (lambda: compressed("xz", lzma.compress, b" " * (4 * MAX_BODY)), 0, 1),
     "an xz window of a gigabyte": (
-        lambda: Payload(b"\x5d" + struct.pack("<IQ", 2**30, 5) + bytes(50), JSON, "utf-8", "xz"),
+        lambda: Message(b"\x5d" + struct.pack("<IQ", 2**30, 5) + bytes(50), JSON, "utf-8", "xz"),
         0,
         1,
     ),
@@ -129,7 +129,7 @@ CASES: dict[str, tuple[Case, int | None, int | None]] = {
         None,
         0,
     ),
-    "msgpack, a list that is said to be huge": (lambda: Payload(b"\xdd\xff\xff\xff\xff", MSGPACK), 0, 1),
+    "msgpack, a list that is said to be huge": (lambda: Message(b"\xdd\xff\xff\xff\xff", MSGPACK), 0, 1),
 }
 
 #: Those that are tried whenever all tests are: of each kind the worst.

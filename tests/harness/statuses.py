@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.status.builder import (
     BrokerStatus,
@@ -157,7 +157,7 @@ def shown(first: Status) -> Iterator[Shown]:
     """Serve the pages of a status, which may be changed meanwhile."""
     bound = bind("127.0.0.1", 0)
     source = Shown(bound.getsockname()[1], first)
-    metrics = MetricsPage(no_snapshot, Exposition([]), Firsts(0.0, 0.0))
+    metrics = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
     app = build(metrics, lambda: True, str, status=source)
     server = Server(app, bound)
     server.start()

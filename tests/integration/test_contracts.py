@@ -18,7 +18,7 @@ from harness.processes import ROOT, TESTS, side_by_side
 from harness.servers import PROMETHEUSES
 from harness.waiting import eventually
 
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import ProfilesClashError, select
 
 COPY = TESTS / "data" / "compat" / "queries.yaml"
@@ -37,7 +37,7 @@ LONG = 30.0  # seconds for what the demo does now and then, on two busy cores
 def fit(profiles):
     """Tell whether they can be on together."""
     try:
-        select(profiles, Shape())
+        select(profiles, MetricOptions())
     except ProfilesClashError:
         return False
     return True

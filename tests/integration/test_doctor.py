@@ -34,15 +34,15 @@ from harness.workers import Worker
 from harness.workers import client as make_client
 from redis import Redis
 
-from celery_exporter.broker.connection import CONNECT_TIMEOUT, BrokerError, Kept
-from celery_exporter.broker.inspect import Roster
+from celery_exporter.broker.connection import CONNECT_TIMEOUT, BrokerError, CachedConnection
+from celery_exporter.broker.inspect import WorkerInspector
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
-from celery_exporter.doctor import Examination, _of_broker
+from celery_exporter.doctor import DoctorOptions, _of_broker
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor import redis_checks as redis
-from celery_exporter.doctor.connectivity import climb, to_ask_workers, to_forget
+from celery_exporter.doctor.connectivity import check_connectivity, to_ask_workers, to_forget
 from celery_exporter.status.checks import CHURN
 
 from .test_urls import Certificates, OddRedis
@@ -61,7 +61,7 @@ def by_check(findings) -> dict:
 
 def rungs(url: str, *ssl_options: str) -> dict:
     """Return what is found on the way to a subscription, by check."""
-    return by_check(climb(settings_of(url, *ssl_options), lambda _: None))
+    return by_check(check_connectivity(settings_of(url, *ssl_options), lambda _: None))
 
 
 def last(found: dict) -> tuple[str, str, str]:
@@ -367,7 +367,7 @@ def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
 
 def ask(settings) -> set[str]:
     """Ask the workers as the exporter does; return the names of those that answered."""
-    roster = Kept(SettingsSource(settings), Roster)
+    roster = CachedConnection(SettingsSource(settings), WorkerInspector)
     try:
         with roster.use() as asked:
             return set(asked.ask({}))
@@ -377,9 +377,9 @@ def ask(settings) -> set[str]:
 
 def test_of_several_urls_one_that_leads_to_a_broker_is_enough(redis_server):
     dead = f"redis://127.0.0.1:{free_port()}/0"
-    found = list(climb(settings_of(f"{dead};{redis_server.url}"), lambda _: None))
+    found = list(check_connectivity(settings_of(f"{dead};{redis_server.url}"), lambda _: None))
     assert [(each.check, each.severity) for each in found if each.severity != "ok"] == [("port", "warning")]
-    found = list(climb(settings_of(f"{dead};{dead}"), lambda _: None))
+    found = list(check_connectivity(settings_of(f"{dead};{dead}"), lambda _: None))
     assert [each.severity for each in found].count("critical") == 2
 
 
@@ -423,7 +423,7 @@ def test_settings_of_redis_that_lose_tasks_or_events(running, tmp_path):
 def test_a_broker_that_went_away_before_it_was_asked(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     server.stop()
-    (found,), queues = _of_broker(settings_of(server.url), Examination(seconds=8), print)
+    (found,), queues = _of_broker(settings_of(server.url), DoctorOptions(seconds=8), print)
     assert (found.check, found.severity, queues) == ("broker-version", "warning", set())
     assert found.remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
 
@@ -549,7 +549,7 @@ def test_a_management_api_that_never_ends_is_not_waited_for(rabbit_server, sent)
         management = f"http://127.0.0.1:{server.getsockname()[1]}"
         with Span() as span:
             found = by_check(
-                _of_broker(settings_of(url), Examination(seconds=8, management=management), said.append)[0]
+                _of_broker(settings_of(url), DoctorOptions(seconds=8, management=management), said.append)[0]
             )
         assert span.seconds < CONNECT_TIMEOUT + 2
     assert "management API does not answer" in found["orphaned-queues"].message

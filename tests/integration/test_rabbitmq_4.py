@@ -17,10 +17,10 @@ from harness.workers import Worker
 from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.connection import connect
-from celery_exporter.broker.inspect import Roster
+from celery_exporter.broker.inspect import WorkerInspector
 from celery_exporter.broker.queues import depths_on
 from celery_exporter.core.queues import Absence
-from celery_exporter.core.snapshot import Depth
+from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor.connectivity import to_measure
 
@@ -99,7 +99,7 @@ def test_a_user_who_may_not_ask_for_queue_lengths(strict):
         kombu.Queue("jobs")(connection.default_channel).queue_declare()
     strict.control("set_permissions", "-p", vhost, "guest", "^celeryev", "^celeryev", "^celeryev")
 
-    def measured() -> Depth | Absence:
+    def measured() -> QueueStats | Absence:
         with kombu.Connection(url) as connection:
             return depths_on(connection).read(["jobs"], requested=["jobs"], consumed=())["jobs"]
 
@@ -108,7 +108,7 @@ def test_a_user_who_may_not_ask_for_queue_lengths(strict):
     assert remedy.startswith("exclusive=False ")
     command = remedy[remedy.index("rabbitmqctl set_permissions") :]
     strict.control(*shlex.split(command)[1:])
-    assert measured() == Depth(0, 0)
+    assert measured() == QueueStats(0, 0)
 
 
 def test_the_doctor_can_subscribe(strict):
@@ -189,4 +189,4 @@ def test_workers_are_asked_whatever_kombu_declares(monkeypatch, running, tmp_pat
     url = strict.clean()
     running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
     with connect(settings_of(url)) as connection:
-        assert set(Roster(connection).ask({})) == {"w@box"}
+        assert set(WorkerInspector(connection).ask({})) == {"w@box"}

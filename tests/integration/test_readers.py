@@ -18,7 +18,7 @@ from celery_exporter.broker.consumers import Reader, reader_for
 from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
 from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuReader
 from celery_exporter.broker.consumers.redis_consumer import RedisReader
-from celery_exporter.broker.message import BROKEN, CONTENT_TYPES, events_of
+from celery_exporter.broker.message import CONTENT_TYPES, UNREADABLE, events_of
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
 from celery_exporter.core.events import Event
@@ -63,7 +63,7 @@ def read_until(reader: Reader, count: int) -> list[Event]:
         batch = reader.read(0.1)
         assert len(batch) <= BATCH
         for payload in batch:
-            assert payload is not BROKEN
+            assert payload is not UNREADABLE
             found.extend(events_of(payload, {CONTENT_TYPES["json"]}))
         return len(found) >= count
 

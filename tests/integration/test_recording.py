@@ -18,7 +18,7 @@ from harness.processes import Process
 from harness.servers import RedisServer
 from harness.waiting import eventually, until_equal
 
-from celery_exporter.broker.message import Payload
+from celery_exporter.broker.message import Message
 from celery_exporter.config.loader import load
 from celery_exporter.recording.commands import replay
 from celery_exporter.recording.format import Reader, Record, Writer
@@ -179,7 +179,7 @@ def written(path: Path, *times: float) -> Path:
     """Return a recording of tasks that came at these seconds."""
     tape = Writer(path)
     for number, at in enumerate(times):
-        tape.write(Record(at, Payload(json.dumps(one_task(number)).encode())))
+        tape.write(Record(at, Message(json.dumps(one_task(number)).encode())))
     tape.close()
     return path
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from harness.processes import need
 
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
-from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot, Surroundings, take
-from celery_exporter.core.types import Moment, State
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.snapshot import CollectorView, ExporterState, QueueStats, Snapshot, take
+from celery_exporter.core.types import State, Timestamp
+from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import PROFILES, Selection, select
 
 DATA = Path(__file__).parents[1] / "data"
@@ -42,36 +42,36 @@ def read(tape: Path) -> Iterator[tuple[float, bytes]]:
 
 
 def replay(messages, selection: Selection | None = None) -> Snapshot:
-    selection = selection or select(("native",), Shape())
-    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
+    selection = selection or select(("native",), MetricOptions())
+    ledger = Aggregates(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
     cluster = Cluster(Limits(), ledger, selection.labels, clients=selection.clients, hosts=selection.hosts)
     wall = 0.0
     for at, body in messages:
         found = decode(body)
         assert all(isinstance(event, Event) for event in found), "a real worker's events are well-formed"
         wall = max(wall, *(event.timestamp for event in found))
-        moment = Moment(at, wall + 0.001)
+        moment = Timestamp(at, wall + 0.001)
         for event in found:
             cluster.apply(event, moment)
         cluster.expire(moment)
     profiles = {
-        name: Profile(
+        name: WorkerInfo(
             queues=("celery",), registered=("tasks.idle",), pool="prefork", pool_size=2, prefetch_count=8
         )
         for name in cluster.workers
     }
     cluster.learn(profiles, moment)
-    cluster.expire(Moment(at + 5, wall + 5))
+    cluster.expire(Timestamp(at + 5, wall + 5))
     return take(cluster, surroundings(wall + 5), prefetched=selection.prefetched)
 
 
-def surroundings(at: float) -> Surroundings:
-    return Surroundings(
+def surroundings(at: float) -> ExporterState:
+    return ExporterState(
         at=at,
         started=at,
         version="0.0.0",
         broker_up=True,
-        depths={"celery": Depth(3, None)},
+        depths={"celery": QueueStats(3, None)},
         unacked=2,
         roster_known=True,
         collectors=[CollectorView("queues", True, 0.5, at)],
@@ -97,26 +97,26 @@ def hold(text: str, golden: Path) -> None:
 
 @pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)
 def test_the_native_profile_of_a_tape_is_the_golden_text(tape):
-    hold(render(tape, select(("native",), Shape())), GOLDEN / f"native-{tape.stem}.txt")
+    hold(render(tape, select(("native",), MetricOptions())), GOLDEN / f"native-{tape.stem}.txt")
 
 
 def test_the_native_profile_with_the_worker_label_is_the_golden_text():
-    selection = select(("native",), Shape(task_labels=("queue_name", "worker")))
+    selection = select(("native",), MetricOptions(task_labels=("queue_name", "worker")))
     hold(render(TAPE, selection), GOLDEN / "native-worker-label.txt")
 
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "native"])
 def test_each_profile_of_a_tape_is_the_golden_text(profile):
-    text = render(TAPE, select((profile,), Shape()))
+    text = render(TAPE, select((profile,), MetricOptions()))
     hold(text.partition("# HELP celery_exporter_")[0], GOLDEN / f"{profile}.txt")
 
 
 @pytest.mark.parametrize("others", [("triton",), ("triss", "triton", "flower"), ("flower",)], ids="+".join)
 def test_the_native_profile_is_the_same_beside_others(others):
     """Though sums are kept by more labels, and histograms with more buckets, for the others."""
-    alone = render(TAPE, select(("native",), Shape())).splitlines()
-    beside = render(TAPE, select(("native", *others), Shape())).splitlines()
-    of_native = {row.name for row in select(("native",), Shape()).rows} - {"celery_exporter_series"}
+    alone = render(TAPE, select(("native",), MetricOptions())).splitlines()
+    beside = render(TAPE, select(("native", *others), MetricOptions())).splitlines()
+    of_native = {row.name for row in select(("native",), MetricOptions()).rows} - {"celery_exporter_series"}
     shown = [line for line in beside if _family(line) in of_native]
     assert shown == [line for line in alone if _family(line) in of_native]
 

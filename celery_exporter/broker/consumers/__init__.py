@@ -6,7 +6,7 @@ from typing import Protocol
 
 from celery_exporter.broker.connection import Source, is_amqp, is_redis
 from celery_exporter.broker.consumers.kombu_consumer import KombuReader
-from celery_exporter.broker.message import Payload
+from celery_exporter.broker.message import Message
 
 
 class Reader(Protocol):
@@ -31,7 +31,7 @@ class Reader(Protocol):
     def open(self) -> None:
         """Subscribe."""
 
-    def read(self, timeout: float) -> list[Payload]:
+    def read(self, timeout: float) -> list[Message]:
         """Return messages."""
 
     def close(self) -> None:

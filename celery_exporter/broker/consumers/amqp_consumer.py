@@ -25,10 +25,10 @@ from amqp import spec
 from amqp.serialization import loads
 from kombu import Exchange, Queue
 
-from celery_exporter.broker.connection import BrokerError, Source, receive, translated
+from celery_exporter.broker.connection import BrokerError, Source, broker_errors, receive
 from celery_exporter.broker.consumers.amqp_frames import Frame, Frames
-from celery_exporter.broker.consumers.kombu_consumer import Full, KombuReader
-from celery_exporter.broker.message import BROKEN, MAX_BODY, Payload
+from celery_exporter.broker.consumers.kombu_consumer import BatchFull, KombuReader
+from celery_exporter.broker.message import MAX_BODY, UNREADABLE, Message
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class AmqpReader(KombuReader):
         self._socket = transport.sock
         self._frames = Frames(self._amqp.frame_max, transport._read_buffer)  # noqa: SLF001  empty, mostly
 
-    def _settle(self) -> list[Payload]:
+    def _settle(self) -> list[Message]:
         return []  # RabbitMQ has confirmed
 
     def _remember(self) -> None:
@@ -124,11 +124,11 @@ class AmqpReader(KombuReader):
             consumer_arguments={"x-priority": int(10 * time.time()) % 2**31} if self._durable else None,
         )
 
-    def read(self, timeout: float) -> list[Payload]:
+    def read(self, timeout: float) -> list[Message]:
         """Return messages; raise BrokerError."""
         self._sound = False
         if self._failure is None:
-            with translated(self._connection):
+            with broker_errors(self._connection):
                 self._acknowledge()
         batch = super().read(timeout)
         self._used.extend(self._unused)
@@ -204,10 +204,10 @@ class AmqpReader(KombuReader):
             self._unused.append((self._tag, digest))
         self._add(_payload(self._properties, body))
 
-    def _add(self, payload: Payload) -> None:
+    def _add(self, payload: Message) -> None:
         self._keep(payload)  # broken ones too are taken off the wire, so any number may come
         if self._is_full():
-            raise Full
+            raise BatchFull
 
     # -- signs of life, and acknowledgements
 
@@ -285,7 +285,7 @@ class AmqpReader(KombuReader):
         while self._confirmed < self._acknowledged and (left := end - time.monotonic()) > 0:
             self._ask()
             self._batch, self._bytes = [], 0  # not used, so it comes again
-            with suppress(TimeoutError, Full):
+            with suppress(TimeoutError, BatchFull):
                 self._drain(left)
 
     def _send(self, method: tuple[int, int], types: str, *values: Any) -> None:
@@ -297,12 +297,12 @@ def _digest(body: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "big")
 
 
-def _payload(properties: bytes, body: bytes) -> Payload:
+def _payload(properties: bytes, body: bytes) -> Message:
     try:
         said = _known(properties) if len(properties) <= SHORT else _read(properties)
     except Exception:  # noqa: BLE001  what a sender wrote, and RabbitMQ passed on unread
-        return BROKEN
-    return Payload(body, *said)
+        return UNREADABLE
+    return Message(body, *said)
 
 
 def _read(properties: bytes) -> tuple[Any, Any, Any]:

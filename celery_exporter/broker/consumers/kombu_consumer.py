@@ -13,13 +13,13 @@ from kombu import Queue
 from celery_exporter.broker.connection import (
     BrokerError,
     Source,
+    broker_errors,
+    close_quietly,
     connect,
     event_exchange,
-    hang_up,
     open_,
-    translated,
 )
-from celery_exporter.broker.message import BROKEN, Payload, payload_of
+from celery_exporter.broker.message import UNREADABLE, Message, payload_of
 
 #: Seconds without a sign of life after which a subscription counts as dead. A living one shows some at
 #: least every 3 s: the answer to our ping, or a heartbeat.
@@ -34,7 +34,7 @@ BATCH = 200
 BATCH_BYTES = 16 * 2**20
 
 
-class Full(Exception):  # noqa: N818  not an error: the way out of a drain that would go on while messages come
+class BatchFull(Exception):  # noqa: N818  not an error: the way out of a drain that would go on while messages come
     """The batch is complete."""
 
 
@@ -49,9 +49,9 @@ class KombuReader:
         self._connection: kombu.Connection = connect(self._settings)
         # One name for the life of the process: Redis keeps the binding of a queue that was not closed.
         self._queue_name = f"celeryev.{uuid.uuid4()}"
-        self._batch: list[Payload] = []
+        self._batch: list[Message] = []
         self._bytes = 0
-        self._early: list[Payload] = []  # what came right after the subscription, for the first read
+        self._early: list[Message] = []  # what came right after the subscription, for the first read
         self._ticked = 0.0
         self._failure: BrokerError | None = None  # raised by the read after the one that met it
         self._prove: Callable[[], bool] = lambda: True
@@ -61,13 +61,13 @@ class KombuReader:
         self._failure = None
         self._settings = self._source.current()
         self._connection = connect(self._settings)
-        with translated(self._connection):
+        with broker_errors(self._connection):
             open_(self._connection)
             self._subscribe()
         self.proven = time.monotonic()
         self._early = self._settle()
 
-    def _settle(self) -> list[Payload]:
+    def _settle(self) -> list[Message]:
         """Read once, with which virtual transports subscribe; return what has come, for the first read."""
         return self._read(SETTLE)
 
@@ -86,17 +86,17 @@ class KombuReader:
         # Not through kombu's Consumer, which would inflate a compressed body of any size.
         bound.consume(self._queue_name, self._take, no_ack=True)
 
-    def read(self, timeout: float) -> list[Payload]:
+    def read(self, timeout: float) -> list[Message]:
         """Return messages; raise BrokerError."""
         early, self._early = self._early, []
         return early or self._read(timeout)
 
-    def _read(self, timeout: float) -> list[Payload]:
+    def _read(self, timeout: float) -> list[Message]:
         if self._failure is not None:
             raise self._failure
         self._batch, self._bytes = [], 0
         try:
-            with translated(self._connection):
+            with broker_errors(self._connection):
                 self._tick()
                 self._drain_all(timeout)
         except BrokerError as error:
@@ -112,7 +112,7 @@ class KombuReader:
             self._drain(timeout)
             while True:
                 self._drain(0)
-        except (TimeoutError, Full):
+        except (TimeoutError, BatchFull):
             pass
 
     def _drain(self, timeout: float) -> None:
@@ -123,7 +123,7 @@ class KombuReader:
             self._connection.drain_events(timeout=timeout)
         except (KeyError, TypeError, AttributeError, UnicodeError):
             # kombu's virtual transports trust the envelope round a message to be one of theirs.
-            self._add(BROKEN)
+            self._add(UNREADABLE)
 
     def _is_left_over(self) -> bool:
         """Tell whether redis-py has read more than fitted into the last batch: of that no poll tells."""
@@ -133,7 +133,7 @@ class KombuReader:
 
     def close(self) -> None:
         """Unsubscribe and hang up; a broker that is gone makes no difference."""
-        hang_up(self._connection)
+        close_quietly(self._connection)
 
     def release(self, mark: tuple[int, int]) -> None:
         """Do nothing: the broker has forgotten them."""
@@ -152,15 +152,15 @@ class KombuReader:
     def _take(self, message: Any) -> None:
         self._add(payload_of(message))
 
-    def _add(self, payload: Payload) -> None:
+    def _add(self, payload: Message) -> None:
         self._keep(payload)
         if not self._is_full():
             return
-        if all(each is BROKEN for each in self._batch):  # a transport that fails without taking a message
+        if all(each is UNREADABLE for each in self._batch):  # a transport that fails without taking a message
             raise BrokerError("nothing but messages that kombu cannot read")
-        raise Full
+        raise BatchFull
 
-    def _keep(self, payload: Payload) -> None:
+    def _keep(self, payload: Message) -> None:
         self._batch.append(payload)
         self._bytes += len(payload.body)
 

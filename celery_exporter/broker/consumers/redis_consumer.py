@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Struct, field
 
 from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, Source, receive
-from celery_exporter.broker.consumers.kombu_consumer import BATCH, BATCH_BYTES, Full, KombuReader
-from celery_exporter.broker.message import BROKEN, Payload
+from celery_exporter.broker.consumers.kombu_consumer import BATCH, BATCH_BYTES, BatchFull, KombuReader
+from celery_exporter.broker.message import UNREADABLE, Message
 
 #: Seconds without a message after which a ping is sent.
 PING_INTERVAL = 2.0
@@ -77,7 +77,7 @@ class RedisReader(KombuReader):
         self._prove = self._prove_alive
         self._is_doubled = bool(getattr(self._channel, "_fanout_compat_active", False))
 
-    def _settle(self) -> list[Payload]:
+    def _settle(self) -> list[Message]:
         """Wait until Redis has confirmed: until then we are deaf."""
         self._subscribed, early = False, []
         deadline = time.monotonic() + ANSWER_TIMEOUT
@@ -120,16 +120,16 @@ class RedisReader(KombuReader):
         try:
             envelope, body = _opened(data)
         except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError):
-            payload = BROKEN  # taken off the wire, so any number may come
+            payload = UNREADABLE  # taken off the wire, so any number may come
         else:
             if self._is_doubled and self._comes_twice(envelope):
                 return
             said = envelope.content_type, envelope.content_encoding, envelope.headers.compression
-            payload = Payload(body, *said)
+            payload = Message(body, *said)
         self._batch.append(payload)
         self._bytes += len(payload.body)
         if len(self._batch) >= BATCH or self._bytes >= BATCH_BYTES:
-            raise Full
+            raise BatchFull
 
     def _comes_twice(self, envelope: _Around) -> bool:
         """Tell whether it was read before: with sentinel_fanout_compat each comes on two topics."""

@@ -12,7 +12,7 @@ import kombu
 
 from celery_exporter.broker.connection import has_fanout
 from celery_exporter.core.queues import Absence
-from celery_exporter.core.snapshot import Depth
+from celery_exporter.core.snapshot import QueueStats
 
 
 class Depths(Protocol):
@@ -23,7 +23,7 @@ class Depths(Protocol):
 
     def read(
         self, queues: Iterable[str], *, requested: Collection[str], consumed: Collection[str]
-    ) -> Mapping[str, Depth | Absence]:
+    ) -> Mapping[str, QueueStats | Absence]:
         """Return what these queues hold, or why that is not known; of those that were not reached, nothing.
 
         A `requested` queue that the broker does not have is empty: whoever scales from zero waits for it.

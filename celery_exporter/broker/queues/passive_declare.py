@@ -8,9 +8,9 @@ from typing import Any
 import kombu
 from amqp import spec
 
-from celery_exporter.broker.connection import translated
+from celery_exporter.broker.connection import broker_errors
 from celery_exporter.core.queues import MAX_PROBES, Absence
-from celery_exporter.core.snapshot import Depth
+from celery_exporter.core.snapshot import QueueStats
 
 #: What AMQP answers about a queue that is not there, and kombu's virtual transports, as a text.
 NOT_FOUND = "404"
@@ -37,18 +37,18 @@ class DeclaredDepths:
         *,
         requested: Collection[str],
         consumed: Collection[str],  # noqa: ARG002  the broker knows it
-    ) -> Mapping[str, Depth | Absence]:
+    ) -> Mapping[str, QueueStats | Absence]:
         """Return what the queues hold; an exclusive one is unreadable."""
-        answers: dict[str, Depth | Absence] = {}
+        answers: dict[str, QueueStats | Absence] = {}
         errors = 0
-        with translated(self._connection):
+        with broker_errors(self._connection):
             for queue in queues:
                 if errors >= MAX_PROBES:
                     break
                 answer = self._declare(queue)
                 errors += isinstance(answer, Absence) and queue not in requested
                 if answer is Absence.MISSING and queue in requested:
-                    answer = Depth(0, 0 if self._counts_consumers else None)
+                    answer = QueueStats(0, 0 if self._counts_consumers else None)
                 answers[queue] = answer
         return answers
 
@@ -56,7 +56,7 @@ class DeclaredDepths:
         """Return None: only RabbitMQ's management API knows."""
         return None
 
-    def _declare(self, queue: str) -> Depth | Absence:
+    def _declare(self, queue: str) -> QueueStats | Absence:
         if not self._is_askable(queue):
             return Absence.UNREADABLE  # a sender of events said it; there is none
         # An error (404 no such queue, 405 exclusive) closes its channel; py-amqp has opened it again by then.
@@ -73,7 +73,7 @@ class DeclaredDepths:
             channel.send_method(spec.Channel.CloseOk)
             channel.collect()
             return Absence.UNREADABLE
-        return Depth(declared.message_count, declared.consumer_count if self._counts_consumers else None)
+        return QueueStats(declared.message_count, declared.consumer_count if self._counts_consumers else None)
 
     def _is_askable(self, queue: str) -> bool:
         """Tell whether no more than a channel is at stake.

@@ -15,9 +15,9 @@ import msgspec
 import redis
 from msgspec import Struct
 
-from celery_exporter.broker.connection import translated
+from celery_exporter.broker.connection import broker_errors
 from celery_exporter.core.queues import Absence
-from celery_exporter.core.snapshot import Depth
+from celery_exporter.core.snapshot import QueueStats
 
 
 class _Headers(Struct):
@@ -49,7 +49,7 @@ class RedisDepths:
 
     def read(
         self, queues: Iterable[str], *, requested: Collection[str], consumed: Collection[str]
-    ) -> Mapping[str, Depth | Absence]:
+    ) -> Mapping[str, QueueStats | Absence]:
         """Return what the queues hold.
 
         An empty list is a missing key, so an empty queue exists if a worker consumes it, or if it is bound to
@@ -61,15 +61,15 @@ class RedisDepths:
             answers.update(self._read(some, expected))
         return answers
 
-    def _read(self, queues: list[str], expected: Collection[str]) -> dict[str, Depth | Absence]:
-        with translated(self._connection), self._client.pipeline(transaction=False) as pipe:
+    def _read(self, queues: list[str], expected: Collection[str]) -> dict[str, QueueStats | Absence]:
+        with broker_errors(self._connection), self._client.pipeline(transaction=False) as pipe:
             for queue in queues:
                 pipe.exists(self._prefixed(self._channel.keyprefix_queue % queue))
                 for key in self._keys(queue):
                     pipe.llen(key)
                     pipe.lindex(key, -1)
             replies = iter(pipe.execute(raise_on_error=False))
-        answers: dict[str, Depth | Absence] = {}
+        answers: dict[str, QueueStats | Absence] = {}
         for queue in queues:
             bound = next(replies) == 1
             pairs = [(next(replies), next(replies)) for _ in self._channel.priority_steps]
@@ -77,14 +77,14 @@ class RedisDepths:
             if not all(isinstance(length, int) for length in lengths):
                 answers[queue] = Absence.UNREADABLE
             elif any(lengths) or bound or queue in expected:
-                answers[queue] = Depth(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
+                answers[queue] = QueueStats(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
             else:
                 answers[queue] = Absence.MISSING
         return answers
 
     def unacked(self) -> int | None:
         """Return the size of the hash in which kombu keeps what workers hold; None if it may not be seen."""
-        with translated(self._connection), suppress(redis.ResponseError):
+        with broker_errors(self._connection), suppress(redis.ResponseError):
             return int(self._client.hlen(self._prefixed(self._channel.unacked_key)))
         return None
 

@@ -12,9 +12,9 @@ from typing import Any
 import kombu
 from kombu.transport import virtual
 
-from celery_exporter.broker.connection import translated
+from celery_exporter.broker.connection import broker_errors
 from celery_exporter.core.queues import Absence
-from celery_exporter.core.snapshot import Depth
+from celery_exporter.core.snapshot import QueueStats
 
 
 def _is_row(channel: Any, queue: str) -> bool:
@@ -59,19 +59,19 @@ class VirtualDepths:
         *,
         requested: Collection[str],
         consumed: Collection[str],  # noqa: ARG002  the transport is asked
-    ) -> Mapping[str, Depth | Absence]:
+    ) -> Mapping[str, QueueStats | Absence]:
         """Return what the queues hold; where a transport cannot look for a queue it is unreadable."""
-        answers: dict[str, Depth | Absence] = {}
-        with translated(self._connection):
+        answers: dict[str, QueueStats | Absence] = {}
+        with broker_errors(self._connection):
             channel = self._connection.default_channel
             for queue in queues:
                 exists = self._exists(channel, queue)
                 if exists is None:
                     answers[queue] = Absence.UNREADABLE
                 elif exists:
-                    answers[queue] = Depth(channel._size(queue))  # noqa: SLF001  kombu's way to the length
+                    answers[queue] = QueueStats(channel._size(queue))  # noqa: SLF001  kombu's way to the length
                 else:
-                    answers[queue] = Depth(0) if queue in requested else Absence.MISSING
+                    answers[queue] = QueueStats(0) if queue in requested else Absence.MISSING
         return answers
 
     def unacked(self) -> int | None:

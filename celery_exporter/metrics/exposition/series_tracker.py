@@ -34,7 +34,7 @@ def series_id(name: str, values: Iterable[str]) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-class FirstsChanges(Struct):
+class SeriesTrackerChanges(Struct):
     """What a state file has to know: series that are shown as they are from now on, and those that are gone.
 
     `scrapers` has the servers, and how often they came (`OFTEN` at most). `contacted` tells whether any has
@@ -48,7 +48,7 @@ class FirstsChanges(Struct):
     began: float
 
 
-class FirstsMemory(Struct):
+class SeriesTrackerMemory(Struct):
     """What an earlier process has shown."""
 
     opened: set[int] = set()
@@ -56,7 +56,7 @@ class FirstsMemory(Struct):
     contacted: bool = False
     began: float = math.inf
 
-    def take(self, changes: FirstsChanges) -> None:
+    def take(self, changes: SeriesTrackerChanges) -> None:
         """Go on with what was saved next."""
         self.opened.difference_update(changes.gone)
         self.opened.update(changes.opened)
@@ -71,7 +71,7 @@ class Scraper(Struct):
     visits: int  # how often it came, OFTEN at most
 
 
-class Visit:
+class ScrapeSession:
     """One page for a Prometheus server, begun at a monotonic time, before what it shows was looked at."""
 
     def __init__(self, at: float, opened: dict[int, float], created: float | None, *, all_old: bool) -> None:
@@ -100,7 +100,7 @@ class Visit:
         self.opens.add(series)
 
 
-class Firsts:
+class SeriesTracker:
     """Remembers what was shown. Pages may be made side by side; times are monotonic seconds.
 
     With `is_saved`, a series is shown as it is only when a state file says so: `changes` is what to write
@@ -120,7 +120,7 @@ class Firsts:
         self._gone: list[int] = []
         self._lock = threading.Lock()
 
-    def restore(self, memory: FirstsMemory, now: float, wall: float, *, renamed: bool) -> None:
+    def restore(self, memory: SeriesTrackerMemory, now: float, wall: float, *, renamed: bool) -> None:
         """Go on where an earlier process ended: what was shown then is no news now, whatever it is called."""
         with self._lock:
             self._began = min(memory.began, wall)
@@ -133,7 +133,7 @@ class Firsts:
                 name: Scraper(-math.inf, now + PATIENCE, visits) for name, visits in memory.scrapers.items()
             }
 
-    def begin(self, scraper: str, now: float) -> Visit:
+    def begin(self, scraper: str, now: float) -> ScrapeSession:
         """Begin a page for a Prometheus server, told by its address."""
         with self._lock:
             self._scrapers.setdefault(scraper, Scraper(-math.inf, now + PATIENCE, 0))
@@ -141,9 +141,9 @@ class Firsts:
                 del self._scrapers[next(iter(self._scrapers))]
             all_old = not self._contacted and now - self._started > FIRST_CONTACT
             # Under other names than before, nothing was ever at 0.
-            return Visit(now, self._opened, self._began or None, all_old=all_old)
+            return ScrapeSession(now, self._opened, self._began or None, all_old=all_old)
 
-    def end(self, scraper: str, visit: Visit, now: float) -> None:
+    def end(self, scraper: str, visit: ScrapeSession, now: float) -> None:
         """Note that a server has read its page."""
         with self._lock:
             self._contacted = True
@@ -157,14 +157,14 @@ class Firsts:
                 self._settle(now)
                 self._confirm([*self._ready])
 
-    def changes(self, now: float, *, everything: bool) -> FirstsChanges:
+    def changes(self, now: float, *, everything: bool) -> SeriesTrackerChanges:
         """Return what is to be written; `everything` if nothing was written yet."""
         with self._lock:
             self._settle(now)
             self._written = [*self._ready]
             opened = self._opened if everything else self._unwritten
             scrapers = {name: one.visits for name, one in self._scrapers.items() if one.until > now}
-            changes = FirstsChanges(
+            changes = SeriesTrackerChanges(
                 [*opened, *self._ready], self._gone, scrapers, self._contacted, self._began
             )
             self._unwritten, self._gone = set(), []
@@ -206,7 +206,7 @@ class Firsts:
         if self._is_saved:
             self._unwritten.add(series)
 
-    def _forget_gone(self, visit: Visit) -> None:
+    def _forget_gone(self, visit: ScrapeSession) -> None:
         """Forget series that are not on a page, unless they are younger than it."""
         if len(visit.shown) == len(self._opened) + len(self._ready) + len(self._waiting):
             return  # none is gone; to look for each would cost as much as to write it

@@ -19,11 +19,11 @@ from prometheus_client.utils import floatToGoString as number  # noqa: N813  wha
 
 from celery_exporter.core.histogram import EXEMPLAR_LABEL, Histogram, places
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.types import OTHER, Key
+from celery_exporter.core.types import OTHER, LabelSet
 from celery_exporter.metrics.exposition import protobuf
 from celery_exporter.metrics.exposition.protobuf import PROTOBUF
-from celery_exporter.metrics.exposition.series_tracker import Visit, series_id
-from celery_exporter.metrics.model import KEY_LABELS, PREFIX, TASK_NAMES, Row, Sample
+from celery_exporter.metrics.exposition.series_tracker import ScrapeSession, series_id
+from celery_exporter.metrics.model import KEY_LABELS, PREFIX, TASK_NAMES, MetricFamily, Sample
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -41,7 +41,7 @@ class Exposition:
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[MetricFamily],
         prefix: str = PREFIX,
         static_labels: Mapping[str, str] | None = None,
     ) -> None:
@@ -55,7 +55,9 @@ class Exposition:
         # is of type unknown there, which keeps the name of every sample.
         self._clashing = {name for name in names if name.removesuffix("_total") in names - {name}}
 
-    def render(self, snapshot: Snapshot, content_type: str = TEXT, visit: Visit | None = None) -> bytes:
+    def render(
+        self, snapshot: Snapshot, content_type: str = TEXT, visit: ScrapeSession | None = None
+    ) -> bytes:
         """Return all families of the snapshot in `TEXT`, `OPENMETRICS` or `PROTOBUF`.
 
         `visit` is that of a Prometheus server, None for somebody who reads numbers, once.
@@ -63,7 +65,7 @@ class Exposition:
         parts = self._messages if content_type == PROTOBUF else self._texts
         return b"".join(parts(snapshot, visit, content_type == OPENMETRICS))
 
-    def _texts(self, snapshot: Snapshot, visit: Visit | None, openmetrics: bool) -> Iterator[bytes]:
+    def _texts(self, snapshot: Snapshot, visit: ScrapeSession | None, openmetrics: bool) -> Iterator[bytes]:
         for family in self._families:
             yield _text(self._head(family.name, family.row.type, family.row.help, openmetrics))
             lines = family.lines(snapshot, visit, exemplars=openmetrics)
@@ -75,7 +77,7 @@ class Exposition:
         if openmetrics:
             yield b"# EOF\n"
 
-    def _messages(self, snapshot: Snapshot, visit: Visit | None, _: bool) -> Iterator[bytes]:
+    def _messages(self, snapshot: Snapshot, visit: ScrapeSession | None, _: bool) -> Iterator[bytes]:
         for family in self._families:
             row = family.row
             yield from protobuf.family(family.name, row.type, row.help, family.metrics(snapshot, visit))
@@ -118,7 +120,7 @@ class _Series(Struct, frozen=True, gc=False):
 class _Family:
     """A row with its full name, and the text of its series, made once for each."""
 
-    def __init__(self, row: Row, name: str, static: Mapping[str, str]) -> None:
+    def __init__(self, row: MetricFamily, name: str, static: Mapping[str, str]) -> None:
         self.row = row
         self.name = name
         self._static = static
@@ -128,14 +130,14 @@ class _Family:
         self._bounds: tuple[float, ...] = ()
         self._labels: dict[tuple[str, ...], bytes] = {}  # in protobuf
 
-    def lines(self, snapshot: Snapshot, visit: Visit | None, *, exemplars: bool) -> Iterator[bytes]:
+    def lines(self, snapshot: Snapshot, visit: ScrapeSession | None, *, exemplars: bool) -> Iterator[bytes]:
         """Yield the family's lines, those of one histogram together."""
         of_histogram = _with_exemplars if exemplars else _histogram_lines
         line = _number_line if self.row.bounds is None else of_histogram
         for series, value in self._shown(snapshot, visit):
             yield line(series.lines, value)
 
-    def metrics(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[bytes]:
+    def metrics(self, snapshot: Snapshot, visit: ScrapeSession | None) -> Iterator[bytes]:
         """Yield the family's metrics in protobuf, to a visitor with the time at which they were at 0."""
         row, known = self.row, self._labels
         created = None if visit is None or row.type == "gauge" or row.began_before else visit.created
@@ -157,7 +159,7 @@ class _Family:
         labelled = self._labels[values] = protobuf.labels(pairs)
         return labelled
 
-    def _shown(self, snapshot: Snapshot, visit: Visit | None) -> Iterator[tuple[_Series, Any]]:
+    def _shown(self, snapshot: Snapshot, visit: ScrapeSession | None) -> Iterator[tuple[_Series, Any]]:
         """Yield each series with its value; to a visitor, a counting series that is new is shown at 0."""
         row, known = self.row, self._series
         samples = row.samples(snapshot)
@@ -259,12 +261,12 @@ def _template(labels: Sequence[str], static: Mapping[str, str]) -> str:
     return f"{{{{{pairs}}}}}" if pairs else ""
 
 
-def _inherits(row: Row, values: Sequence[str], snapshot: Snapshot) -> bool:
+def _inherits(row: MetricFamily, values: Sequence[str], snapshot: Snapshot) -> bool:
     """Tell whether what a sample says was counted, in part, under other labels before."""
     labels = dict(zip(row.labels, values, strict=True))
     if any(labels.get(name) == OTHER for name in TASK_NAMES):
         return True
-    cell = snapshot.cells.get(Key(*(labels.get(label, "") for label in KEY_LABELS)))
+    cell = snapshot.cells.get(LabelSet(*(labels.get(label, "") for label in KEY_LABELS)))
     # A row that adds label sets up has the same sum before and after one goes over to another.
     return row.merge is None and cell is not None and cell.inherited
 

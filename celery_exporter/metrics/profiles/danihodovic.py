@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from operator import attrgetter
 
-from celery_exporter.core.aggregates import Cell
+from celery_exporter.core.aggregates import Aggregate
 from celery_exporter.core.cluster import host
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
-from celery_exporter.core.types import UNKNOWN, Key, State
+from celery_exporter.core.types import UNKNOWN, LabelSet, State
 from celery_exporter.metrics.model import (
     COMMON_BUCKETS,
     Merge,
+    MetricFamily,
+    MetricOptions,
     Profile,
-    Row,
     Sample,
-    Shape,
     add,
     of_each,
     summed,
@@ -56,12 +56,12 @@ _FAILED = 'celery_task_failures_total{worker!=""}'
 _ACTIVE = 'celery_worker_active_tasks or ignoring (hostname) 0 * celery_worker_up{worker!=""}'
 
 
-def rows(shape: Shape) -> list[Row]:
+def rows(shape: MetricOptions) -> list[MetricFamily]:
     """Return the table."""
     return [*_counters(shape), *_histograms(shape), *_HOST_ROWS, native.QUEUE_LENGTH, *_QUEUE_ROWS]
 
 
-def _counters(shape: Shape) -> list[Row]:
+def _counters(shape: MetricOptions) -> list[MetricFamily]:
     return [
         _counter(
             "sent",
@@ -91,7 +91,7 @@ def _counters(shape: Shape) -> list[Row]:
     ]
 
 
-def _histograms(shape: Shape) -> list[Row]:
+def _histograms(shape: MetricOptions) -> list[MetricFamily]:
     return [
         _histogram(
             "runtime",
@@ -121,29 +121,29 @@ def _counter(  # noqa: PLR0913  what differs between them
     query: str = "",
     *,
     remark: str = _QUEUES,
-) -> Row:
+) -> MetricFamily:
     name = f"celery_task_{name}_total"
-    return Row(name, "counter", help_, labels, samples, merge=add, remark=remark, query=query)
+    return MetricFamily(name, "counter", help_, labels, samples, merge=add, remark=remark, query=query)
 
 
 def _at_hosts(counted: str, *without: str) -> str:
     return summed(counted, *without, name="task_name", hostname="worker")
 
 
-def _labels(shape: Shape, key: Key) -> tuple[str, str, str]:
+def _labels(shape: MetricOptions, key: LabelSet) -> tuple[str, str, str]:
     hostname = GENERIC if shape.generic_worker else host(key.worker)
     return key.task_name, hostname, _queue(shape, key)
 
 
-def _queue(shape: Shape, key: Key) -> str:
+def _queue(shape: MetricOptions, key: LabelSet) -> str:
     return shape.default_queue_name if key.queue_name == UNKNOWN else key.queue_name
 
 
-def _moved(shape: Shape, state: State, snapshot: Snapshot) -> Iterable[Sample]:
+def _moved(shape: MetricOptions, state: State, snapshot: Snapshot) -> Iterable[Sample]:
     return ((_labels(shape, key), cell.moved[state]) for key, cell in _at_workers(shape, snapshot))
 
 
-def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
+def _sent(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
     for key, cell in snapshot.cells.items():
         if key.worker:
             continue
@@ -152,7 +152,7 @@ def _sent(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
             yield (key.task_name, client, _queue(shape, key)), count
 
 
-def _failed(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
+def _failed(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
     for key, cell in _at_workers(shape, snapshot):
         name, hostname, queue = _labels(shape, key)
         if sum(cell.moved) > cell.moved[State.FAILURE]:  # as the original, whose other events show it
@@ -161,26 +161,26 @@ def _failed(shape: Shape, snapshot: Snapshot) -> Iterable[Sample]:
             yield (name, hostname, UNKNOWN_EXCEPTION if exception == UNKNOWN else exception, queue), count
 
 
-def _at_workers(shape: Shape, snapshot: Snapshot) -> Iterable[tuple[Key, Cell]]:
+def _at_workers(shape: MetricOptions, snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
     """Return what workers did; where all have one name, that of workers that are gone is there, too."""
     return ((key, cell) for key, cell in snapshot.cells.items() if key.worker or shape.generic_worker)
 
 
-def _runtime(cell: Cell) -> object:
+def _runtime(cell: Aggregate) -> object:
     return cell.ran.get(State.SUCCESS)
 
 
 def _histogram(  # noqa: PLR0913  what differs between the two
     name: str,
     help_: str,
-    shape: Shape,
-    which: Callable[[Cell], object],
+    shape: MetricOptions,
+    which: Callable[[Aggregate], object],
     bounds: tuple[float, ...],
     *,
     waits: bool = False,
     query: str,
-) -> Row:
-    return Row(
+) -> MetricFamily:
+    return MetricFamily(
         f"celery_task_{name}",
         "histogram",
         help_,
@@ -201,8 +201,8 @@ def _histogram(  # noqa: PLR0913  what differs between the two
 
 def _of_host(  # noqa: PLR0913  what differs between the two
     name: str, help_: str, field: Callable[[WorkerView], float], merge: Merge, *, how: str, query: str
-) -> Row:
-    return Row(
+) -> MetricFamily:
+    return MetricFamily(
         f"celery_worker_{name}",
         "gauge",
         help_,
@@ -238,9 +238,11 @@ _HOST_ROWS = [
 ]
 
 
-def _of_queue(name: str, help_: str, field: Callable[[QueueView], float | None], query: str = "") -> Row:
+def _of_queue(
+    name: str, help_: str, field: Callable[[QueueView], float | None], query: str = ""
+) -> MetricFamily:
     name = f"celery_active_{name}_count"
-    return Row(name, "gauge", help_, ("queue_name",), of_each("queues", field), query=query)
+    return MetricFamily(name, "gauge", help_, ("queue_name",), of_each("queues", field), query=query)
 
 
 _QUEUE_ROWS = [

@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import attrgetter
 
-from celery_exporter.core.aggregates import Cell
+from celery_exporter.core.aggregates import Aggregate
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.types import Key, State
-from celery_exporter.metrics.model import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, of_each, summed
+from celery_exporter.core.types import LabelSet, State
+from celery_exporter.metrics.model import (
+    COMMON_BUCKETS,
+    MetricFamily,
+    MetricOptions,
+    Profile,
+    Sample,
+    add,
+    of_each,
+    summed,
+)
 
 _TYPES = {
     State.RECEIVED: "task-received",
@@ -25,7 +34,7 @@ _TYPES = {
 _MOVED = 'celery_tasks_total{state!="PENDING",worker!=""} or celery_tasks_total{state="PENDING",worker=""}'
 
 
-def rows(shape: Shape) -> list[Row]:
+def rows(shape: MetricOptions) -> list[MetricFamily]:
     """Return the table."""
     return [_EVENTS, _runtime(shape), *_PREFETCH_ROWS, *_WORKER_ROWS]
 
@@ -47,12 +56,12 @@ def _events(snapshot: Snapshot) -> Iterable[Sample]:
             yield (key.worker, type_, key.task_name), cell.moved[state]
 
 
-def _at_workers(snapshot: Snapshot) -> Iterable[tuple[Key, Cell]]:
+def _at_workers(snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
     """Return what workers did that are known; what others did is added up by host ("@host") or without it."""
     return ((key, cell) for key, cell in snapshot.cells.items() if key.worker and key.worker[0] != "@")
 
 
-_EVENTS = Row(
+_EVENTS = MetricFamily(
     "flower_events_total",
     "counter",
     "Task events by worker, of task-sent by the client's host.",
@@ -64,9 +73,9 @@ _EVENTS = Row(
 )
 
 
-def _runtime(shape: Shape) -> Row:
+def _runtime(shape: MetricOptions) -> MetricFamily:
     succeeded = 'celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}'
-    return Row(
+    return MetricFamily(
         "flower_task_runtime_seconds",
         "histogram",
         "Run time of tasks that succeeded.",
@@ -111,7 +120,7 @@ def _prefetched(snapshot: Snapshot) -> Iterable[Sample]:
 
 
 _PREFETCH_ROWS = [
-    Row(
+    MetricFamily(
         "flower_task_prefetch_time_seconds",
         "gauge",
         "From received by a worker (or eta) to started by it, of the task it started last; 0 once one ended.",
@@ -120,7 +129,7 @@ _PREFETCH_ROWS = [
         remark="the original leaves out tasks with an eta, and keeps the time of one that was retried or "
         "rejected",
     ),
-    Row(
+    MetricFamily(
         "flower_worker_prefetched_tasks",
         "gauge",
         "Tasks that a worker has received and not started.",
@@ -132,7 +141,7 @@ _PREFETCH_ROWS = [
     ),
 ]
 _WORKER_ROWS = [
-    Row(
+    MetricFamily(
         "flower_worker_online",
         "gauge",
         "1 while the worker is heard.",
@@ -142,7 +151,7 @@ _WORKER_ROWS = [
         "with purge_offline_workers there; a goodbye that comes later brings none of it back",
         query='max without (hostname) (celery_worker_up{worker!=""})',
     ),
-    Row(
+    MetricFamily(
         "flower_worker_number_of_currently_executing_tasks",
         "gauge",
         "Tasks the worker runs.",

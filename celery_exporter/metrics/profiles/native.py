@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import attrgetter
 
-from celery_exporter.core.aggregates import Cell
+from celery_exporter.core.aggregates import Aggregate
 from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
-from celery_exporter.core.types import Key, State
-from celery_exporter.metrics.model import TASK_LABELS, Profile, Row, Shape, add, of_each
+from celery_exporter.core.types import LabelSet, State
+from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptions, Profile, add, of_each
 
 #: By State: what an enum's member is called takes long to ask for each sample.
 STATES = tuple(state.name for state in State)
@@ -25,12 +25,12 @@ RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
 
 
-def rows(shape: Shape) -> list[Row]:
+def rows(shape: MetricOptions) -> list[MetricFamily]:
     """Return the table, without what the exporter tells of itself."""
     return [*_task_rows(shape), *_WORKER_ROWS, *_QUEUE_ROWS]
 
 
-def _task_rows(shape: Shape) -> list[Row]:
+def _task_rows(shape: MetricOptions) -> list[MetricFamily]:
     return [
         _transitions(shape),
         _failures(shape),
@@ -61,22 +61,22 @@ def _task_rows(shape: Shape) -> list[Row]:
     ]
 
 
-def task_labels(shape: Shape) -> tuple[str, ...]:
+def task_labels(shape: MetricOptions) -> tuple[str, ...]:
     """Return the labels of rows about tasks, of which task_name is the first."""
     return "task_name", *(label for label in TASK_LABELS if label in shape.task_labels)
 
 
-def values_of(labels: tuple[str, ...]) -> Callable[[Key], tuple[str, ...]]:
+def values_of(labels: tuple[str, ...]) -> Callable[[LabelSet], tuple[str, ...]]:
     """Return what gives the values of these labels, of which task_name is the first."""
     if len(labels) == 1:  # attrgetter of one name gives no tuple
         return lambda key: (key.task_name,)
     return attrgetter(*labels)
 
 
-def _transitions(shape: Shape) -> Row:
+def _transitions(shape: MetricOptions) -> MetricFamily:
     task = task_labels(shape)
     values = values_of(task)
-    return Row(
+    return MetricFamily(
         "celery_tasks_total",
         "counter",
         "Transitions of tasks into a state; PENDING is sent.",
@@ -94,10 +94,10 @@ def _transitions(shape: Shape) -> Row:
     )
 
 
-def _failures(shape: Shape) -> Row:
+def _failures(shape: MetricOptions) -> MetricFamily:
     task = task_labels(shape)
     values = values_of(task)
-    return Row(
+    return MetricFamily(
         "celery_task_failures_total",
         "counter",
         "Failed tasks by class of the exception.",
@@ -113,11 +113,11 @@ def _failures(shape: Shape) -> Row:
     )
 
 
-def runtime(shape: Shape) -> Row:
+def runtime(shape: MetricOptions) -> MetricFamily:
     """Return the histogram of run times."""
     task = task_labels(shape)
     values = values_of(task)
-    return Row(
+    return MetricFamily(
         "celery_task_runtime_seconds",
         "histogram",
         "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
@@ -137,17 +137,17 @@ def runtime(shape: Shape) -> Row:
 
 
 def _wait(  # noqa: PLR0913  a row has so many cells
-    shape: Shape,
+    shape: MetricOptions,
     name: str,
     help_: str,
-    which: Callable[[Cell], object],
+    which: Callable[[Aggregate], object],
     *,
     absent: str = "",
     example: str = "",
-) -> Row:
+) -> MetricFamily:
     task = task_labels(shape)
     values = values_of(task)
-    return Row(
+    return MetricFamily(
         f"celery_task_{name}_wait_seconds",
         "histogram",
         help_,
@@ -165,10 +165,10 @@ def _wait(  # noqa: PLR0913  a row has so many cells
     )
 
 
-def _now(shape: Shape) -> Row:
+def _now(shape: MetricOptions) -> MetricFamily:
     labels = tuple(label for label in task_labels(shape) if label != "worker")  # which a gauge does not know
     values = values_of(labels)
-    return Row(
+    return MetricFamily(
         "celery_tasks_in_flight",
         "gauge",
         "Tasks that are in a state now.",
@@ -182,7 +182,7 @@ def _now(shape: Shape) -> Row:
     )
 
 
-_OLDEST = Row(
+_OLDEST = MetricFamily(
     "celery_task_oldest_timestamp_seconds",
     "gauge",
     "Since when the oldest task in a state is in it; absent while there is none.",
@@ -196,7 +196,7 @@ _OLDEST = Row(
     absent="No task of that name is in that state.",
     example='time() - celery_task_oldest_timestamp_seconds{state="STARTED"} > 3600',
 )
-_LAST = Row(
+_LAST = MetricFamily(
     "celery_task_last_timestamp_seconds",
     "gauge",
     "When a task last entered SUCCESS or FAILURE; absent until one does.",
@@ -213,10 +213,10 @@ _LAST = Row(
 )
 
 
-def _redeliveries(shape: Shape) -> Row:
+def _redeliveries(shape: MetricOptions) -> MetricFamily:
     task = task_labels(shape)
     values = values_of(task)
-    return Row(
+    return MetricFamily(
         "celery_task_redeliveries_total",
         "counter",
         "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
@@ -237,9 +237,9 @@ def _worker(  # noqa: PLR0913  a row has so many cells
     began_before: bool = False,
     absent: str = "",
     example: str = "",
-) -> Row:
+) -> MetricFamily:
     """Return a row with one sample a worker, where the field is known."""
-    return Row(
+    return MetricFamily(
         f"celery_worker_{name}",
         type_,  # type: ignore[arg-type]
         help_,
@@ -251,7 +251,7 @@ def _worker(  # noqa: PLR0913  a row has so many cells
     )
 
 
-WORKER_UP = Row(
+WORKER_UP = MetricFamily(
     "celery_worker_up",
     "gauge",
     "1 while the worker is heard, 0 from its goodbye or --worker-timeout on until it is purged.",
@@ -266,15 +266,15 @@ WORKER_UP = Row(
 
 def _workers_online(snapshot: Snapshot) -> list[tuple[tuple[str, ...], float]]:
     """Return how many workers are up: nothing where they cannot be heard, and none was heard before."""
-    around = snapshot.around
-    is_deaf = around.blocked or not around.listened
-    if around.no_events or (is_deaf and not snapshot.workers):
+    exporter = snapshot.exporter
+    is_deaf = exporter.blocked or not exporter.listened
+    if exporter.no_events or (is_deaf and not snapshot.workers):
         return []
     return [((), sum(worker.up for worker in snapshot.workers))]
 
 
 _WORKER_ROWS = [
-    Row(
+    MetricFamily(
         "celery_workers_online",
         "gauge",
         "Workers that are up.",
@@ -335,7 +335,7 @@ _WORKER_ROWS = [
         absent="The worker was never heard, or is forgotten.",
         example="increase(celery_worker_restarts_total[1h]) > 3",
     ),
-    Row(
+    MetricFamily(
         "celery_worker_load_average",
         "gauge",
         "Load average of the worker's host.",
@@ -372,7 +372,7 @@ _WORKER_ROWS = [
         absent="The worker has not answered when asked, or its platform does not tell.",
         example="topk(5, celery_worker_max_resident_memory_bytes)",
     ),
-    Row(
+    MetricFamily(
         "celery_worker_info",
         "gauge",
         "1, with what the worker says of itself.",
@@ -397,9 +397,9 @@ _WORKER_ROWS = [
 
 def _queue(
     name: str, help_: str, field: Callable[[QueueView], float | None], *, absent: str = "", example: str = ""
-) -> Row:
+) -> MetricFamily:
     """Return a row with one sample a queue, where the field is known."""
-    return Row(
+    return MetricFamily(
         f"celery_queue_{name}",
         "gauge",
         help_,
@@ -443,30 +443,30 @@ _QUEUE_ROWS = [
         "task-sent for the message at its head.",
         example="time() - celery_queue_oldest_timestamp_seconds > 900",
     ),
-    Row(
+    MetricFamily(
         "celery_broker_up",
         "gauge",
         "1 while the event subscription is open and answers.",
         (),
-        lambda snapshot: [] if snapshot.around.no_events else [((), snapshot.around.broker_up)],
+        lambda snapshot: [] if snapshot.exporter.no_events else [((), snapshot.exporter.broker_up)],
         absent="No event can arrive on this transport.",
         example="celery_broker_up == 0",
     ),
-    Row(
+    MetricFamily(
         "celery_broker_blocked",
         "gauge",
         "1 while the broker blocks publishers (RabbitMQ: memory or disk alarm): no event can be sent.",
         (),
-        lambda snapshot: [] if snapshot.around.blocked is None else [((), bool(snapshot.around.blocked))],
+        lambda snapshot: [] if snapshot.exporter.blocked is None else [((), bool(snapshot.exporter.blocked))],
         absent="The broker is not RabbitMQ, or does not answer.",
         example="celery_broker_blocked == 1",
     ),
-    Row(
+    MetricFamily(
         "celery_broker_unacked_messages",
         "gauge",
         "Messages that workers hold and have not acknowledged, of all queues (Redis only).",
         (),
-        lambda snapshot: [] if snapshot.around.unacked is None else [((), snapshot.around.unacked)],
+        lambda snapshot: [] if snapshot.exporter.unacked is None else [((), snapshot.exporter.unacked)],
         absent="The broker is not Redis, or the hash may not be read.",
         example="celery_broker_unacked_messages",
     ),
@@ -481,9 +481,9 @@ def _counts(  # noqa: PLR0913  a row has so many cells
     *,
     absent: str = "",
     example: str = "",
-) -> Row:
+) -> MetricFamily:
     """Return a counter row from a mapping of label value → count."""
-    return Row(
+    return MetricFamily(
         f"celery_exporter_{name}_total",
         "counter",
         help_,
@@ -502,9 +502,9 @@ def _self(  # noqa: PLR0913  a row has so many cells
     *,
     absent: str = "",
     example: str = "",
-) -> Row:
+) -> MetricFamily:
     """Return a row with one sample, without labels, where the field is known."""
-    return Row(
+    return MetricFamily(
         f"celery_exporter_{name}",
         type_,  # type: ignore[arg-type]
         help_,
@@ -522,14 +522,14 @@ def _collector(
     *,
     absent: str = "",
     example: str = "",
-) -> Row:
+) -> MetricFamily:
     """Return a row with one sample a collector, where the field is known."""
-    return Row(
+    return MetricFamily(
         f"celery_exporter_collector_{name}",
         "gauge",
         help_,
         ("collector",),
-        of_each("around.collectors", field),
+        of_each("exporter.collectors", field),
         absent=absent,
         example=example,
     )
@@ -537,12 +537,12 @@ def _collector(
 
 #: What the exporter tells of itself, whichever profiles are on.
 EXPORTER_ROWS = [
-    Row(
+    MetricFamily(
         "celery_exporter_build_info",
         "gauge",
         "1, with the exporter's version.",
         ("version",),
-        lambda snapshot: [((snapshot.around.version,), 1)],
+        lambda snapshot: [((snapshot.exporter.version,), 1)],
         example="count by (version) (celery_exporter_build_info)",
     ),
     _counts(
@@ -556,7 +556,7 @@ EXPORTER_ROWS = [
         "events_malformed",
         "Events that could not be used, by reason.",
         "reason",
-        attrgetter("around.malformed"),
+        attrgetter("exporter.malformed"),
         example="sum by (reason) (increase(celery_exporter_events_malformed_total[1h])) > 0",
     ),
     _counts(
@@ -566,7 +566,7 @@ EXPORTER_ROWS = [
         attrgetter("repeated"),
         example="sum by (kind) (increase(celery_exporter_events_repeated_total[1h])) > 0",
     ),
-    Row(
+    MetricFamily(
         "celery_exporter_events_missed_total",
         "counter",
         "Started events that a worker must have sent, by its processed count, and that never came. "
@@ -580,7 +580,7 @@ EXPORTER_ROWS = [
         "event_lag_seconds",
         "gauge",
         "Age of the newest event when it was read, by its sender's clock (so its skew is in it).",
-        attrgetter("around.event_lag"),
+        attrgetter("exporter.event_lag"),
         absent="No event has come yet.",
         example="celery_exporter_event_lag_seconds > 10",
     ),
@@ -588,7 +588,7 @@ EXPORTER_ROWS = [
         "last_event_timestamp_seconds",
         "gauge",
         "When an event was last read.",
-        attrgetter("around.last_event"),
+        attrgetter("exporter.last_event"),
         absent="No event has come yet.",
         example="time() - celery_exporter_last_event_timestamp_seconds > 60",
     ),
@@ -596,7 +596,7 @@ EXPORTER_ROWS = [
         "reconnects_total",
         "counter",
         "Times the event subscription was opened again.",
-        attrgetter("around.reconnects"),
+        attrgetter("exporter.reconnects"),
         example="increase(celery_exporter_reconnects_total[1h]) > 3",
     ),
     _self(
@@ -640,7 +640,7 @@ EXPORTER_ROWS = [
         "state_file_errors",
         "Times --state-file could not be read or written.",
         "operation",
-        attrgetter("around.state_errors"),
+        attrgetter("exporter.state_errors"),
         absent="There is no --state-file.",
         example="increase(celery_exporter_state_file_errors_total[1h]) > 0",
     ),
@@ -648,7 +648,7 @@ EXPORTER_ROWS = [
         "web_config_up_to_date",
         "gauge",
         "1 while what --web.config.file says is in force, 0 while it cannot be used and an older one is.",
-        attrgetter("around.web_config_up_to_date"),
+        attrgetter("exporter.web_config_up_to_date"),
         absent="There is no --web.config.file.",
         example="celery_exporter_web_config_up_to_date == 0",
     ),

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
-from celery_exporter.core.aggregates import Cell
-from celery_exporter.core.types import UNKNOWN, Key, State
-from celery_exporter.metrics.model import COMMON_BUCKETS, Profile, Row, Shape, add, summed
+from celery_exporter.core.aggregates import Aggregate
+from celery_exporter.core.types import UNKNOWN, LabelSet, State
+from celery_exporter.metrics.model import COMMON_BUCKETS, MetricFamily, MetricOptions, Profile, add, summed
 
 _TASK = ("name", "queue", "namespace")
 _LATENCY = "the original counts an eta as waiting, and takes the times at which the events reach it"
@@ -18,12 +18,12 @@ _WAITS = "celery_task_queue_wait_seconds_bucket or celery_task_prefetch_wait_sec
 UNDEFINED = "undefined"
 
 
-def rows(shape: Shape) -> list[Row]:
+def rows(shape: MetricOptions) -> list[MetricFamily]:
     """Return the table."""
     merge = add if shape.finer else None
     namespace = shape.namespace
     return [
-        Row(
+        MetricFamily(
             "celery_tasks_total",
             "counter",
             "Transitions of tasks into a state.",
@@ -52,7 +52,7 @@ def rows(shape: Shape) -> list[Row]:
             waits=True,
             remark=_LATENCY,
         ),
-        Row(
+        MetricFamily(
             "celery_workers",
             "gauge",
             "Workers that are up.",
@@ -63,28 +63,28 @@ def rows(shape: Shape) -> list[Row]:
     ]
 
 
-def _query(shape: Shape, counted: str, *without: str) -> str:
+def _query(shape: MetricOptions, counted: str, *without: str) -> str:
     vector = summed(counted, *without, "worker", name="task_name", queue="queue_name")
     return _spaced(shape, f'label_replace({vector}, "queue", "{UNDEFINED}", "queue", "{UNKNOWN}")')
 
 
-def _spaced(shape: Shape, query: str) -> str:
+def _spaced(shape: MetricOptions, query: str) -> str:
     namespace = json.dumps(shape.namespace.replace("$", "$$"), ensure_ascii=False)
     return f'label_replace({query}, "namespace", {namespace}, "", "")'
 
 
 def _histogram(  # noqa: PLR0913  what differs between the two
-    shape: Shape,
+    shape: MetricOptions,
     name: str,
     help_: str,
-    which: Callable[[Cell], object],
+    which: Callable[[Aggregate], object],
     query: str,
     *,
     waits: bool = False,
     remark: str = "",
-) -> Row:
+) -> MetricFamily:
     values = partial(_values, shape.namespace)
-    return Row(
+    return MetricFamily(
         f"celery_tasks_{name}_seconds",
         "histogram",
         help_,
@@ -103,7 +103,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
     )
 
 
-def _values(namespace: str, key: Key) -> tuple[str, ...]:
+def _values(namespace: str, key: LabelSet) -> tuple[str, ...]:
     return key.task_name, UNDEFINED if key.queue_name == UNKNOWN else key.queue_name, namespace
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from celery_exporter.metrics.model import Profile, Row, Shape, add, means, summed
+from celery_exporter.metrics.model import MetricFamily, MetricOptions, Profile, add, means, summed
 from celery_exporter.metrics.profiles import triton, zerok
 
 _RUNTIME = summed("celery_task_runtime_seconds_{}", "queue_name", "worker", task_type="task_name")
 
 
-def rows(_: Shape) -> list[Row]:
+def rows(_: MetricOptions) -> list[MetricFamily]:
     """Return the table."""
     return [
         triton.WORKERS,
-        Row(
+        MetricFamily(
             "celery_task_types_by_state",
             "gauge",
             "Tasks in a state: now, of those that are not over; since the start, of the others.",
@@ -22,7 +22,7 @@ def rows(_: Shape) -> list[Row]:
             remark=zerok.FORGETS.format("Flower"),
             query=summed(zerok.COUNTED, "queue_name", "worker", task_type="task_name"),
         ),
-        Row(
+        MetricFamily(
             "celery_task_duration_seconds_by_state",
             "gauge",
             "Mean run time since the start, of executions that ended in a state.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from celery_exporter.core.types import State
-from celery_exporter.metrics.model import Profile, Row, Shape, add
+from celery_exporter.metrics.model import MetricFamily, MetricOptions, Profile, add
 from celery_exporter.metrics.profiles import native
 
 _COUNTERS = {
@@ -18,7 +18,7 @@ _COUNTERS = {
 }
 
 
-def rows(shape: Shape) -> list[Row]:
+def rows(shape: MetricOptions) -> list[MetricFamily]:
     """Return the table."""
     return [
         *(_counter(shape, state) for state in _COUNTERS),
@@ -30,7 +30,7 @@ def rows(shape: Shape) -> list[Row]:
     ]
 
 
-_ACTIVE = Row(
+_ACTIVE = MetricFamily(
     "celery_task_active",
     "gauge",
     "Tasks that workers run now.",
@@ -41,7 +41,7 @@ _ACTIVE = Row(
     merge=add,
     query='sum without (state, queue_name) (celery_tasks_in_flight{state="STARTED"})',
 )
-WORKERS = Row(
+WORKERS = MetricFamily(
     "celery_workers",
     "gauge",
     "Workers that are up.",
@@ -51,11 +51,11 @@ WORKERS = Row(
 )
 
 
-def _counter(shape: Shape, state: State) -> Row:
+def _counter(shape: MetricOptions, state: State) -> MetricFamily:
     task = native.task_labels(shape)
     values = native.values_of(task)
     name, help_ = _COUNTERS[state]
-    return Row(
+    return MetricFamily(
         f"celery_task_{name}_total",
         "counter",
         help_,

@@ -7,7 +7,15 @@ from operator import attrgetter
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.tasks import OPEN_STATES
 from celery_exporter.core.types import State
-from celery_exporter.metrics.model import COMMON_BUCKETS, Profile, Row, Sample, Shape, add, summed
+from celery_exporter.metrics.model import (
+    COMMON_BUCKETS,
+    MetricFamily,
+    MetricOptions,
+    Profile,
+    Sample,
+    add,
+    summed,
+)
 from celery_exporter.metrics.profiles import native, triton
 
 _TOTALS = tuple(state for state in State if state not in OPEN_STATES)
@@ -20,7 +28,7 @@ COUNTED = (
 FORGETS = "the original counts what {} has in memory, 10,000 tasks at most, so its numbers fall"
 
 
-def rows(shape: Shape) -> list[Row]:
+def rows(shape: MetricOptions) -> list[MetricFamily]:
     """Return the table."""
     return [*_COUNTS, _runtime(shape), _latency(shape), triton.WORKERS, native.QUEUE_LENGTH]
 
@@ -37,7 +45,7 @@ def by_name(snapshot: Snapshot) -> list[Sample]:
 
 
 _COUNTS = [
-    Row(
+    MetricFamily(
         "celery_tasks",
         "gauge",
         "Tasks in a state: now, of those that are not over; since the start, of the others.",
@@ -47,7 +55,7 @@ _COUNTS = [
         remark=FORGETS.format("it"),
         query=summed(COUNTED, "task_name", "queue_name", "worker"),
     ),
-    Row(
+    MetricFamily(
         "celery_tasks_by_name",
         "gauge",
         "The same by task.",
@@ -60,9 +68,9 @@ _COUNTS = [
 ]
 
 
-def _runtime(shape: Shape) -> Row:
+def _runtime(shape: MetricOptions) -> MetricFamily:
     succeeded = 'celery_task_runtime_seconds_bucket{state="SUCCESS"}'
-    return Row(
+    return MetricFamily(
         "celery_tasks_runtime_seconds",
         "histogram",
         "Run time of tasks that succeeded.",
@@ -80,8 +88,8 @@ def _runtime(shape: Shape) -> Row:
     )
 
 
-def _latency(shape: Shape) -> Row:
-    return Row(
+def _latency(shape: MetricOptions) -> MetricFamily:
+    return MetricFamily(
         "celery_task_latency",
         "histogram",
         "From received by a worker (or eta) to started by it, in seconds.",

@@ -22,7 +22,7 @@ from harness.servers import Prometheus3
 from unit.test_golden_replay import replay
 
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 
 ORIGINALS = {"danihodovic": "danihodovic-0.12.2", "flower": "flower-2.2.0"}
@@ -72,7 +72,7 @@ def asked(expression: str) -> str:
 
 def ours(profile: str) -> list[str]:
     """Return the samples of our profile."""
-    selection = select((profile,), Shape())
+    selection = select((profile,), MetricOptions())
     page = Exposition(selection.rows).render(replay(messages(CASE), selection)).decode()
     known = tuple(line.partition("{")[0] for line in ASKED.splitlines())
     return [line for line in samples(page).splitlines() if not line.startswith(("celery_exporter", *known))]

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from celery_exporter.broker import inspect as roster
-from celery_exporter.broker.inspect import Roster, _checked, _from_stats, _Stats
-from celery_exporter.broker.message import CONTENT_TYPES, Payload, RefusedError, UndecodableError, object_of
+from celery_exporter.broker.inspect import WorkerInspector, _checked, _from_stats, _Stats
+from celery_exporter.broker.message import CONTENT_TYPES, Message, RefusedError, UndecodableError, object_of
 from celery_exporter.monitor.monitor import LONGEST_WAIT_TO_ASK, MOST_UNANSWERED, _wait_to_ask
 
 #: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.
@@ -66,14 +66,14 @@ def test_a_solo_pool_before_celery_5_3_is_known_by_its_process(stats, pool):
 def test_an_answer_is_read_by_the_rules_of_accept_content():
     body = b'{"w@h": {"ok": 1}}'
     accept = {CONTENT_TYPES["json"]}
-    assert object_of(Payload(body, "application/json", "utf-8"), accept) == {"w@h": {"ok": 1}}
+    assert object_of(Message(body, "application/json", "utf-8"), accept) == {"w@h": {"ok": 1}}
     with pytest.raises(RefusedError) as refused:
-        object_of(Payload(b"\x80\x04.", CONTENT_TYPES["pickle"], "binary"), accept)
+        object_of(Message(b"\x80\x04.", CONTENT_TYPES["pickle"], "binary"), accept)
     assert refused.value.content_type == CONTENT_TYPES["pickle"]
     for broken in (b"{", b"\xff", b"[" * 100_000):
         with pytest.raises(UndecodableError):
-            object_of(Payload(broken), accept)
-    packed = Payload(msgspec.msgpack.encode({"a": 1}), CONTENT_TYPES["msgpack"], "binary")
+            object_of(Message(broken), accept)
+    packed = Message(msgspec.msgpack.encode({"a": 1}), CONTENT_TYPES["msgpack"], "binary")
     assert object_of(packed, {CONTENT_TYPES["msgpack"]}) == {"a": 1}
 
 
@@ -102,7 +102,7 @@ class Answering:
 
 def held_tasks(monkeypatch: pytest.MonkeyPatch, workers: dict, replies: Callable[[str], list[dict]]) -> dict:
     Answering(monkeypatch, replies)
-    return Roster(kombu.Connection("memory://")).held_tasks(workers)
+    return WorkerInspector(kombu.Connection("memory://")).held_tasks(workers)
 
 
 def test_a_task_that_goes_on_while_its_worker_is_asked_is_held(monkeypatch):

@@ -17,7 +17,7 @@ from kombu import compression as compression_module
 from kombu import serialization
 
 from celery_exporter.broker import message as payload_module
-from celery_exporter.broker.message import BROKEN, MAX_BODY, MAX_LOADED, MAX_YAML, Payload, events_of
+from celery_exporter.broker.message import MAX_BODY, MAX_LOADED, MAX_YAML, UNREADABLE, Message, events_of
 from celery_exporter.core.events import Event, Malformed
 
 JSON = "application/json"
@@ -52,33 +52,33 @@ class Armed:
 
 
 def test_json_is_read_whether_or_not_the_sender_says_that_it_is():
-    assert isinstance(events_of(Payload(BODY, JSON), {JSON})[0], Event)
-    assert isinstance(events_of(Payload(BODY), {JSON})[0], Event)
-    assert events_of(BROKEN, {JSON}) == [Malformed("undecodable")]
+    assert isinstance(events_of(Message(BODY, JSON), {JSON})[0], Event)
+    assert isinstance(events_of(Message(BODY), {JSON})[0], Event)
+    assert events_of(UNREADABLE, {JSON}) == [Malformed("undecodable")]
 
 
 @pytest.mark.parametrize(
     "kind", ["application/x-python-serialize", "application/x-yaml", "text/plain", "x" * 300]
 )
 def test_what_is_not_accepted_is_never_deserialised(kind):
-    assert events_of(Payload(pickle.dumps(Armed()), kind, "binary"), {JSON}) == [Malformed("content_type")]
+    assert events_of(Message(pickle.dumps(Armed()), kind, "binary"), {JSON}) == [Malformed("content_type")]
     assert not Armed.fired
 
 
 def test_pickle_is_read_when_somebody_asked_for_it():
     kind = "application/x-python-serialize"
-    assert isinstance(events_of(Payload(pickle.dumps(EVENT), kind, "binary"), {JSON, kind})[0], Event)
-    assert events_of(Payload(b"no pickle", kind, "binary"), {JSON, kind}) == [Malformed("undecodable")]
+    assert isinstance(events_of(Message(pickle.dumps(EVENT), kind, "binary"), {JSON, kind})[0], Event)
+    assert events_of(Message(b"no pickle", kind, "binary"), {JSON, kind}) == [Malformed("undecodable")]
 
 
 def test_yaml_is_read_when_somebody_asked_for_it():
     body = serialization.dumps([dict(EVENT), dict(EVENT)], "yaml")[2].encode()
-    assert [type(each) for each in events_of(Payload(body, YAML, "utf-8"), {JSON, YAML})] == [Event, Event]
+    assert [type(each) for each in events_of(Message(body, YAML, "utf-8"), {JSON, YAML})] == [Event, Event]
 
 
 def test_msgpack_is_read_when_somebody_asked_for_it():
     body = msgspec.msgpack.encode([EVENT, 5, {b"type": 1, 5: 6}])
-    found = events_of(Payload(body, MSGPACK, "binary"), {JSON, MSGPACK})
+    found = events_of(Message(body, MSGPACK, "binary"), {JSON, MSGPACK})
     assert isinstance(found[0], Event)
     assert found[1:] == [Malformed("not_an_object"), Malformed("missing_field")]
 
@@ -105,7 +105,7 @@ BY_ALIAS = b"- &a {type: task-sent, timestamp: 1.5, hostname: h, uuid: u}\n- *a\
     ids=lambda body: repr(body[:30]),
 )
 def test_yaml_that_is_no_plain_data_is_undecodable(body):
-    assert events_of(Payload(body, YAML), {YAML}) == [Malformed("undecodable")]
+    assert events_of(Message(body, YAML), {YAML}) == [Malformed("undecodable")]
     assert not Armed.fired
 
 
@@ -118,7 +118,7 @@ def test_odd_things_in_yaml_cost_their_event_only():
     - {type: task-sent, timestamp: .nan, hostname: h, uuid: u}
     - {type: task-sent, timestamp: 1.5, hostname: h, uuid: u, clock: 999999999999999999999999, args: [[], {}]}
     """
-    found = events_of(Payload(events, YAML), {YAML})
+    found = events_of(Message(events, YAML), {YAML})
     assert found[:5] == [Malformed("bad_field")] * 5
     assert isinstance(found[5], Event)
 
@@ -140,7 +140,7 @@ def test_odd_things_in_yaml_cost_their_event_only():
     ids=lambda body: repr(body[:8]),
 )
 def test_msgpack_that_is_none_is_undecodable(body):
-    assert events_of(Payload(body, MSGPACK), {MSGPACK}) == [Malformed("undecodable")]
+    assert events_of(Message(body, MSGPACK), {MSGPACK}) == [Malformed("undecodable")]
 
 
 @pytest.mark.parametrize(
@@ -150,25 +150,25 @@ def test_msgpack_that_is_none_is_undecodable(body):
 )
 def test_msgpack_extensions_cost_their_event_only(extension):
     body = msgspec.msgpack.encode([{**EVENT, "timestamp": extension}, {**EVENT, "args": extension}])
-    bad, good = events_of(Payload(body, MSGPACK), {MSGPACK})
+    bad, good = events_of(Message(body, MSGPACK), {MSGPACK})
     assert bad == Malformed("bad_field")
     assert isinstance(good, Event)
 
 
 def test_a_body_that_is_too_long_is_undecodable():
     body = b" " * (MAX_BODY - len(BODY)) + BODY
-    assert isinstance(events_of(Payload(body), {JSON})[0], Event)
-    assert events_of(Payload(body + b" "), {JSON}) == [Malformed("undecodable")]
+    assert isinstance(events_of(Message(body), {JSON})[0], Event)
+    assert events_of(Message(body + b" "), {JSON}) == [Malformed("undecodable")]
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_a_compressed_body_is_inflated(compression):
     body = COMPRESS[compression](BODY)
-    assert isinstance(events_of(Payload(body, JSON, "utf-8", compression), {JSON})[0], Event)
-    assert events_of(Payload(body[:-3], JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Payload(b"none", JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Payload(body + b"x", JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Payload(body * 2, JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
+    assert isinstance(events_of(Message(body, JSON, "utf-8", compression), {JSON})[0], Event)
+    assert events_of(Message(body[:-3], JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(b"none", JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(body + b"x", JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(body * 2, JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
 
 
 def test_every_compression_of_kombu_s_is_known():
@@ -180,9 +180,9 @@ def test_a_window_that_wants_a_gigabyte_is_refused():
     header = b"\x5d" + struct.pack("<IQ", 2**30, 5)  # .lzma: properties, dictionary, size
     body = header + lzma.compress(b"12345", format=lzma.FORMAT_ALONE)[13:]
     assert lzma.decompress(body) == b"12345"
-    assert events_of(Payload(body, JSON, "utf-8", "xz"), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(body, JSON, "utf-8", "xz"), {JSON}) == [Malformed("undecodable")]
     strongest = lzma.compress(BODY, preset=9)
-    assert isinstance(events_of(Payload(strongest, JSON, "utf-8", "xz"), {JSON})[0], Event)
+    assert isinstance(events_of(Message(strongest, JSON, "utf-8", "xz"), {JSON})[0], Event)
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
@@ -190,18 +190,18 @@ def test_a_bomb_is_not_inflated(compression):
     bomb = COMPRESS[compression](b" " * (3 * MAX_BODY))
     tracemalloc.start()
     try:
-        assert events_of(Payload(bomb, JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
+        assert events_of(Message(bomb, JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
         assert tracemalloc.get_traced_memory()[1] < 2.5 * MAX_BODY
     finally:
         tracemalloc.stop()
 
 
 def test_an_unknown_compression_is_undecodable():
-    assert events_of(Payload(BODY, JSON, "utf-8", "rot13"), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(BODY, JSON, "utf-8", "rot13"), {JSON}) == [Malformed("undecodable")]
 
 
 @pytest.mark.parametrize("odd", [["json"], {"a": 1}, 5, b"x"])
 def test_what_a_sender_says_of_its_body_may_be_anything(odd):
-    assert events_of(Payload(BODY, odd), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Payload(BODY, JSON, odd), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Payload(BODY, JSON, "utf-8", odd), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(BODY, odd), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(BODY, JSON, odd), {JSON}) == [Malformed("undecodable")]
+    assert events_of(Message(BODY, JSON, "utf-8", odd), {JSON}) == [Malformed("undecodable")]

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from operator import methodcaller
 
-from celery_exporter.core.aggregates import Failure, Ledger
-from celery_exporter.core.types import Key
+from celery_exporter.core.aggregates import Aggregates, Failure
+from celery_exporter.core.types import LabelSet
 
-Booking = Callable[[Ledger], None]
+Booking = Callable[[Aggregates], None]
 
 Moved = partial(methodcaller, "moved")
 SentBy = partial(methodcaller, "sent_by")
 
 
-def Raised(key: Key, exception: str, uuid: str = "u1") -> Booking:  # noqa: N802  as the others
+def Raised(key: LabelSet, exception: str, uuid: str = "u1") -> Booking:  # noqa: N802  as the others
     return methodcaller("failed", Failure(1.0, key, "w@h", exception, uuid))
 
 
@@ -26,6 +26,6 @@ Redelivered = partial(methodcaller, "redelivered")
 Folded = partial(methodcaller, "fold")
 
 
-def book(ledger: Ledger, bookings: Iterable[Booking]) -> None:
+def book(ledger: Aggregates, bookings: Iterable[Booking]) -> None:
     for each in bookings:
         each(ledger)

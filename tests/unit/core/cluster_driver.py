@@ -7,17 +7,17 @@ from collections import Counter
 
 import msgspec
 
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.events import Event, decode
-from celery_exporter.core.snapshot import Snapshot, Surroundings, take
+from celery_exporter.core.snapshot import ExporterState, Snapshot, take
 from celery_exporter.core.task_names import ShownAs
-from celery_exporter.core.types import Key, Moment, State
+from celery_exporter.core.types import LabelSet, State, Timestamp
 
 T0 = 1_700_000_000.0
 
 
-class Story:
+class ClusterDriver:
     """A cluster and a ledger that are told events, through the wire format."""
 
     def __init__(
@@ -29,9 +29,9 @@ class Story:
         show_queue: ShownAs = str,
         clients: bool = False,
         hosts: bool = False,
-        ledger: Ledger | None = None,
+        ledger: Aggregates | None = None,
     ) -> None:
-        self.ledger = ledger or Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
+        self.ledger = ledger or Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.cluster = Cluster(
             limits or Limits(), self.ledger, labels, show, show_queue=show_queue, clients=clients, hosts=hosts
         )
@@ -52,12 +52,12 @@ class Story:
             self.now = min(self.now + 0.25, end)
             self.cluster.expire(self.moment())
 
-    def moment(self) -> Moment:
-        return Moment(self.now, self.epoch + self.now)
+    def moment(self) -> Timestamp:
+        return Timestamp(self.now, self.epoch + self.now)
 
     def shown(self, *, prefetched: bool = False, **around) -> Snapshot:
         """Return what is shown now, where these things around the cluster are as given."""
-        usual = Surroundings(
+        usual = ExporterState(
             at=self.epoch + self.now,
             started=T0,
             version="0",
@@ -100,7 +100,7 @@ class Story:
         return {state: count for state, count in found.items() if count}
 
     def cell(self, task: str = "add", queue: str = "q", worker: str = ""):
-        return self.ledger.snapshot()[Key(task, queue, worker)]
+        return self.ledger.snapshot()[LabelSet(task, queue, worker)]
 
 
 def task_event(kind: str, uuid: str = "u1", at: float = 0.0, host: str = "w@h", **fields) -> dict:

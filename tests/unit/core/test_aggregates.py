@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.aggregates import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Cell, Ledger
+from celery_exporter.core.aggregates import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Aggregate, Aggregates
 from celery_exporter.core.histogram import Histogram
-from celery_exporter.core.types import HIDDEN, Key, State
+from celery_exporter.core.types import EXCLUDED, LabelSet, State
 
 from .aggregate_ops import (
     Booking,
@@ -21,16 +21,16 @@ from .aggregate_ops import (
     book,
 )
 
-A, B, C = Key("a", "q"), Key("b", "q"), Key("c", "q")
+A, B, C = LabelSet("a", "q"), LabelSet("b", "q"), LabelSet("c", "q")
 
 
-def ledger(*bookings: Booking, most: int = 1000) -> Ledger:
-    made = Ledger((1.0, 2.0), (10.0,), most)
+def ledger(*bookings: Booking, most: int = 1000) -> Aggregates:
+    made = Aggregates((1.0, 2.0), (10.0,), most)
     book(made, bookings)
     return made
 
 
-def raised(key: Key, count: int, first: int = 0) -> list[Booking]:
+def raised(key: LabelSet, count: int, first: int = 0) -> list[Booking]:
     return [Raised(key, f"Error{number}") for number in range(first, first + count)]
 
 
@@ -75,11 +75,11 @@ def test_all_tasks_together_have_so_many_exceptions():
 
 def test_the_newest_failures_are_remembered_but_for_those_of_hidden_tasks():
     many = [Raised(A, "Error", f"u{number}") for number in range(MAX_FAILURES + 5)]
-    found = ledger(*many, Raised(HIDDEN, "Error", "hidden"))
+    found = ledger(*many, Raised(EXCLUDED, "Error", "hidden"))
     assert [failure.uuid for failure in found.failures] == [f"u{n}" for n in range(5, MAX_FAILURES + 5)]
 
 
-def sent_by(key: Key, count: int, first: int = 0) -> list[Booking]:
+def sent_by(key: LabelSet, count: int, first: int = 0) -> list[Booking]:
     return [SentBy(key, f"host-{number}") for number in range(first, first + count)]
 
 
@@ -152,10 +152,10 @@ def test_sums_that_do_not_match_are_refused_and_not_cut_to_fit():
     """A state file may hold them."""
     with pytest.raises(ValueError, match="shorter"):
         Histogram([1, 2, 3]).absorb(Histogram([1, 2]))
-    cell = Cell.empty()
+    cell = Aggregate.empty()
     cell.moved.pop()
     with pytest.raises(ValueError, match="shorter"):
-        Cell.empty().absorb(cell)
+        Aggregate.empty().absorb(cell)
 
 
 @pytest.mark.parametrize("counts", [[Moved(B, State.FAILURE, 6.0)], []], ids=["counted", "new"])

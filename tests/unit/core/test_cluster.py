@@ -20,12 +20,12 @@ from celery_exporter.core.cluster import MAX_PARKED, TOMBSTONE_SECONDS, Limits
 from celery_exporter.core.events import decode
 from celery_exporter.core.repeats import KEPT_SECONDS
 from celery_exporter.core.tasks import TaskTable
-from celery_exporter.core.types import Key, State
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.types import LabelSet, State
+from celery_exporter.core.workers import WorkerInfo
 
 from .cluster_driver import (
     T0,
-    Story,
+    ClusterDriver,
     failed,
     heartbeat,
     received,
@@ -43,7 +43,7 @@ LIFE_COUNTS = {("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STAR
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_law_1_sums_do_not_depend_on_the_order_within_the_window(order):
-    story = Story()
+    story = ClusterDriver()
     for index in order:
         story.tell(LIFE[index])
         story.wait(0.25)
@@ -54,16 +54,16 @@ def test_law_1_sums_do_not_depend_on_the_order_within_the_window(order):
 
 
 def test_law_1_waits_are_measured_although_worker_events_overtake_task_sent():
-    story = Story()
+    story = ClusterDriver()
     story.tell(received(at=1), started(at=2), succeeded(at=3), sent(at=0))
     cell = story.cell()
     assert (cell.queued.total, cell.prefetched.total) == (2.0, 1.0)
 
 
 def test_law_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat())
-    story.cluster.learn({"w@h": Profile(queues=("mail",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("mail",))}, story.moment())
     story.tell(received(), started(), succeeded())
     assert story.counts() == {}, "booked before the window has passed"
     story.wait(2.5)
@@ -72,25 +72,25 @@ def test_law_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
 
 
 def test_law_2_the_only_queue_is_known_of_a_task_too_that_nobody_was_heard_to_receive():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat())
-    story.cluster.learn({"w@h": Profile(queues=("mail",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("mail",))}, story.moment())
     story.tell(started())
     story.wait(2.5)
     assert story.counts() == {("unknown", "mail", "STARTED"): 1}
 
 
 def test_law_2_with_two_queues_it_is_unknown_never_a_guess():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat())
-    story.cluster.learn({"w@h": Profile(queues=("mail", "celery"))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("mail", "celery"))}, story.moment())
     story.tell(received())
     story.wait(2.5)
     assert story.counts() == {("add", "unknown", "RECEIVED"): 1}
 
 
 def test_law_2_a_task_nobody_introduced_is_unknown_and_counted():
-    story = Story()
+    story = ClusterDriver()
     story.tell(started("u1"), succeeded("u1"), started("u2"), succeeded("u2"))
     story.wait(2.5)
     assert story.counts() == {("unknown", "unknown", state): 2 for state in ("STARTED", "SUCCESS")}
@@ -98,7 +98,7 @@ def test_law_2_a_task_nobody_introduced_is_unknown_and_counted():
 
 
 def test_law_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
-    story = Story()
+    story = ClusterDriver()
     story.tell(received(), started())
     story.wait(2.5)
     story.tell(sent(), succeeded())
@@ -112,7 +112,7 @@ def test_law_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
 
 
 def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*LIFE)
     assert len(story.cluster.tasks) == 0
     story.tell(task_event("received", host="other@h", name="add"))
@@ -122,7 +122,7 @@ def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
 
 
 def test_law_3_a_task_sent_that_comes_after_its_task_finished_opens_nothing_and_names_it():
-    story = Story()
+    story = ClusterDriver()
     story.tell(received(), started())
     story.wait(2.5)
     story.tell(succeeded(), sent(at=7))  # the client's clock is ahead
@@ -132,7 +132,7 @@ def test_law_3_a_task_sent_that_comes_after_its_task_finished_opens_nothing_and_
 
 
 def test_law_3_a_finished_task_that_its_worker_receives_anew_is_open_after_the_window():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*LIFE, received(at=0.25))
     story.wait(2.5)
     assert story.gauges() == {}
@@ -142,7 +142,7 @@ def test_law_3_a_finished_task_that_its_worker_receives_anew_is_open_after_the_w
 
 
 def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*LIFE)
     story.wait(3)
     story.tell(task_event("received", host="other@h", name="add"))
@@ -152,14 +152,14 @@ def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
 
 
 def test_law_3_tombstones_are_forgotten():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*LIFE)
     story.wait(TOMBSTONE_SECONDS + 2)
     assert story.cluster.tasks.get("u1") is None
 
 
 def test_law_3_the_table_is_bounded_by_count_and_says_what_it_forgot():
-    story = Story(Limits(max_tasks=100))
+    story = ClusterDriver(Limits(max_tasks=100))
     for index in range(250):
         story.tell(sent(f"u{index}"))
     assert len(story.cluster.tasks) <= 100
@@ -169,7 +169,7 @@ def test_law_3_the_table_is_bounded_by_count_and_says_what_it_forgot():
 
 
 def test_law_3_the_table_is_bounded_by_age():
-    story = Story(Limits(task_ttl=10))
+    story = ClusterDriver(Limits(task_ttl=10))
     story.tell(sent("old"))
     story.wait(8)
     story.tell(sent("young"))
@@ -179,7 +179,7 @@ def test_law_3_the_table_is_bounded_by_age():
 
 
 def test_law_4_a_worker_is_down_when_we_listened_in_vain():
-    story = Story(Limits(worker_timeout=10, worker_purge=60))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=60))
     story.tell(heartbeat(at=-420))  # its clock is seven minutes behind
     story.wait(9)
     assert story.cluster.workers["w@h"].up
@@ -191,7 +191,7 @@ def test_law_4_a_worker_is_down_when_we_listened_in_vain():
 
 
 def test_law_4_a_worker_with_a_slow_heartbeat_has_three_of_them():
-    story = Story(Limits(worker_timeout=10))
+    story = ClusterDriver(Limits(worker_timeout=10))
     story.tell(heartbeat(freq=60))
     story.wait(170)
     assert story.cluster.workers["w@h"].up
@@ -200,7 +200,7 @@ def test_law_4_a_worker_with_a_slow_heartbeat_has_three_of_them():
 
 
 def test_law_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout():
-    story = Story(Limits(worker_timeout=2))
+    story = ClusterDriver(Limits(worker_timeout=2))
     story.tell(started())
     story.wait(2)
     assert story.cluster.workers["w@h"].up
@@ -209,7 +209,7 @@ def test_law_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout():
 
 
 def test_law_4_without_a_timeout_silence_proves_nothing_and_a_goodbye_all():
-    story = Story(Limits(worker_timeout=math.inf, worker_purge=60))
+    story = ClusterDriver(Limits(worker_timeout=math.inf, worker_purge=60))
     story.tell(heartbeat())
     story.now += 1e6
     story.wait(1)
@@ -220,7 +220,7 @@ def test_law_4_without_a_timeout_silence_proves_nothing_and_a_goodbye_all():
 
 
 def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("a@h"), heartbeat("b@h"), heartbeat("a@h", kind="offline"))
     assert {name: worker.up for name, worker in story.cluster.workers.items()} == {"a@h": False, "b@h": True}
     story.tell(task_event("succeeded", host="a@h"))  # flushed by the one that leaves
@@ -228,13 +228,13 @@ def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay(
 
 
 def test_a_worker_that_leaves_before_it_was_heard_is_down():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(kind="offline"))
     assert not story.cluster.workers["w@h"].up
 
 
 def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_and_a_heartbeat_does():
-    story = Story(Limits(worker_timeout=10, worker_purge=10))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
     story.tell(heartbeat())
     story.wait(30)
     story.tell(heartbeat(kind="offline"))
@@ -245,7 +245,7 @@ def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_and_a_heartbeat
 
 def test_so_many_workers_are_remembered_that_were_forgotten(monkeypatch):
     monkeypatch.setattr(cluster, "MAX_WORKERS", 2)
-    story = Story(Limits(worker_timeout=10, worker_purge=10))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
     for name in ("a@h", "b@h", "c@h"):
         story.tell(heartbeat(name))
         story.wait(30)
@@ -254,7 +254,7 @@ def test_so_many_workers_are_remembered_that_were_forgotten(monkeypatch):
 
 
 def test_what_clients_on_a_host_sent_is_shown_until_its_last_worker_is_forgotten():
-    story = Story(Limits(worker_timeout=10, worker_purge=10), clients=True)
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10), clients=True)
     story.tell(heartbeat("a@box"), heartbeat("b@box"), sent(hostname="c@box"), sent("u2", hostname="c@web"))
     for _ in range(30):
         story.wait(1)
@@ -268,9 +268,9 @@ def test_what_clients_on_a_host_sent_is_shown_until_its_last_worker_is_forgotten
 
 @pytest.mark.parametrize("purge", [60, None])
 def test_law_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purge):
-    story = Story(Limits(worker_timeout=10, worker_purge=purge))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=purge))
     story.tell(heartbeat())
-    story.cluster.learn({"w@h": Profile(pool="solo")}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(pool="solo")}, story.moment())
     story.wait(590)
     assert story.cluster.workers["w@h"].up
     story.wait(20)
@@ -280,7 +280,7 @@ def test_law_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purg
 
 
 def test_law_4_a_heartbeat_interval_of_years_is_not_believed():
-    story = Story(Limits(worker_timeout=10))
+    story = ClusterDriver(Limits(worker_timeout=10))
     story.tell(heartbeat(freq=9e8))
     story.now += 3 * 3600 - 2
     story.wait(1)
@@ -290,7 +290,7 @@ def test_law_4_a_heartbeat_interval_of_years_is_not_believed():
 
 
 def test_an_id_that_is_used_again_is_a_new_task():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*LIFE)
     story.wait(5)
     story.tell(sent(at=10))
@@ -302,7 +302,7 @@ def test_an_id_that_is_used_again_is_a_new_task():
 
 
 def test_the_oldest_is_the_oldest_although_it_was_told_of_late():
-    story = Story()
+    story = ClusterDriver()
     story.tell(received("late", at=11))
     story.wait(3)
     story.tell(sent("other", at=52), received("other", at=52), sent("late", at=1))
@@ -311,8 +311,8 @@ def test_the_oldest_is_the_oldest_although_it_was_told_of_late():
 
 
 def test_registered_tasks_are_not_folded_for_want_of_room():
-    story = Story(Limits(max_series=16))
-    profile = Profile(queues=("q",), registered=tuple(f"task{number}" for number in range(5)))
+    story = ClusterDriver(Limits(max_series=16))
+    profile = WorkerInfo(queues=("q",), registered=tuple(f"task{number}" for number in range(5)))
     for _ in range(3):
         story.cluster.learn({"w@h": profile}, story.moment())
     assert len(story.ledger.snapshot()) == 2
@@ -320,7 +320,7 @@ def test_registered_tasks_are_not_folded_for_want_of_room():
 
 
 def test_law_5_what_a_vanished_worker_did_is_kept():
-    story = Story(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
     story.tell(heartbeat(), *LIFE)
     before = story.by_state()
     assert story.cell(worker="w@h").moved[3] == 1
@@ -328,11 +328,11 @@ def test_law_5_what_a_vanished_worker_did_is_kept():
     assert "w@h" not in story.cluster.workers
     assert story.by_state() == before
     assert story.cell(worker="").moved[3] == 1
-    assert Key("add", "q", "w@h") not in story.ledger.snapshot()
+    assert LabelSet("add", "q", "w@h") not in story.ledger.snapshot()
 
 
 def test_law_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
-    story = Story(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
     story.tell(*LIFE)
     story.wait(100)
     story.tell(sent("u2"), received("u2"), started("u2"), succeeded("u2"))
@@ -341,21 +341,21 @@ def test_law_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
 
 
 def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
-    story = Story()
+    story = ClusterDriver()
     story.cluster.learn(
         {
-            "a@h": Profile(queues=("mail",), registered=("send", "both")),
-            "b@h": Profile(queues=("celery",), registered=("both",)),
-            "c@h": Profile(registered=("nowhere",)),
+            "a@h": WorkerInfo(queues=("mail",), registered=("send", "both")),
+            "b@h": WorkerInfo(queues=("celery",), registered=("both",)),
+            "c@h": WorkerInfo(registered=("nowhere",)),
         },
         story.moment(),
     )
-    assert set(story.ledger.snapshot()) == {Key("send", "mail")}
+    assert set(story.ledger.snapshot()) == {LabelSet("send", "mail")}
     assert story.cell("send", "mail").moved == [0] * 8
 
 
 def test_law_7_waits_count_from_the_eta_and_never_below_zero():
-    story = Story()
+    story = ClusterDriver()
     eta = "2023-11-14T22:13:30+00:00"  # T0 + 10 s
     story.tell(sent("a", eta=eta), received("a", at=1, eta=eta), started("a", at=12))
     assert (story.cell().queued.total, story.cell().prefetched.total) == (2.0, 2.0)
@@ -366,20 +366,20 @@ def test_law_7_waits_count_from_the_eta_and_never_below_zero():
 
 @pytest.mark.parametrize("eta", ["2023-11-14T22:13:30", "2023-11-14T22:13:30Z", "2023-11-15T00:13:30+02:00"])
 def test_law_7_an_eta_is_an_instant_whatever_its_zone(eta):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(eta=eta), received(at=1), started(at=12))
     assert story.cell().queued.total == 2.0
 
 
 @pytest.mark.parametrize("eta", ["tomorrow", "", "9999-99-99", "0001-01-01T00:00:00+14:00"])
 def test_law_7_an_eta_that_is_no_time_is_none(eta):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(eta=eta), received(at=1), started(at=2))
     assert story.cell().queued.total == 2.0
 
 
 def test_law_7_a_redelivered_task_waits_from_its_redelivery():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), task_event("received", at=50, host="b@h", name="add"))
     story.tell(task_event("started", at=53, host="b@h"), task_event("succeeded", at=54, host="b@h"))
     story.wait(2.5)
@@ -389,7 +389,7 @@ def test_law_7_a_redelivered_task_waits_from_its_redelivery():
 
 
 def test_law_9_without_the_queue_label_sums_have_no_queue():
-    story = Story(labels=())
+    story = ClusterDriver(labels=())
     story.tell(*LIFE)
     assert set(story.counts()) == {
         ("add", "", state) for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
@@ -409,28 +409,28 @@ def test_law_9_without_the_queue_label_sums_have_no_queue():
     ],
 )
 def test_how_a_started_task_may_go_on(event, counted, gauges):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), event)
     assert story.by_state()[counted] == 1
     assert story.gauges() == gauges
 
 
 def test_an_expired_task_is_revoked_without_being_received_and_keeps_its_name():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), task_event("revoked", terminated=False, signum=None, expired=True))
     assert story.counts() == {("add", "q", "PENDING"): 1, ("add", "q", "REVOKED"): 1}
     assert story.gauges() == {}
 
 
 def test_an_unregistered_task_keeps_its_name_without_task_sent():
-    story = Story()
+    story = ClusterDriver()
     story.tell(failed(exception="NotRegistered('shop.pay')"))
     story.wait(2.5)
     assert story.counts() == {("shop.pay", "unknown", "FAILURE"): 1}
 
 
 def test_runtimes_come_from_the_event_or_from_the_worker_that_started_it():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent("a"), received("a"), started("a", at=1), succeeded("a", at=9, runtime=0.5))
     story.tell(sent("b"), received("b"), started("b", at=1), failed("b", at=3))
     story.tell(sent("c"), received("c"), started("c", at=1), failed("c", at=3, host="other@h"))
@@ -467,7 +467,7 @@ LOST = HEAD + '  File "x.py", line 1, in f\n    f()\n    ^^^\nbilliard.exception
 )
 @pytest.mark.parametrize("wait", [0, 3])
 def test_what_celery_wraps_is_taken_from_the_traceback(traceback, raised, wait):
-    story = Story()
+    story = ClusterDriver()
     event = failed(exception="ExceptionWithTraceback()", name="add", queue="q", traceback=traceback)
     story.tell(*([] if wait else [sent()]), event)
     story.wait(wait)
@@ -475,13 +475,13 @@ def test_what_celery_wraps_is_taken_from_the_traceback(traceback, raised, wait):
 
 
 def test_the_traceback_of_another_exception_is_not_read():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), failed(exception="KeyError('x')", traceback=LOST))
     assert story.cell().raised == {"KeyError": 1}
 
 
 def test_no_traceback_is_kept():
-    story = Story()
+    story = ClusterDriver()
     lost = failed("u2", exception="ExceptionWithTraceback()", traceback=LOST)
     story.tell(failed(traceback="x" * 100_000), lost)
     parked = story.cluster.tasks.parked.values()
@@ -502,7 +502,7 @@ RETRY_LIFE = [
 
 
 def test_the_next_attempt_may_be_sent_and_received_before_the_last_one_s_end_is_told():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*RETRY_LIFE)
     assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
     assert story.gauges() == {}
@@ -518,7 +518,7 @@ def test_the_next_attempt_may_be_sent_and_received_before_the_last_one_s_end_is_
 
 
 def test_a_retry_may_be_told_after_the_next_attempt_ended():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1))
     story.tell(started(at=5), failed(at=7), retried(at=3))
     assert story.gauges() == {}
@@ -529,7 +529,7 @@ def test_a_retry_may_be_told_after_the_next_attempt_ended():
 
 
 def test_a_retry_on_another_worker_overtakes_the_end_of_the_first_attempt():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), sent(at=3, retries=1))
     story.tell(task_event("received", at=4, host="b@h", name="add", retries=1))
     story.tell(retried(at=3))
@@ -542,7 +542,7 @@ def test_a_retry_on_another_worker_overtakes_the_end_of_the_first_attempt():
 
 
 def test_law_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next_one_goes_elsewhere():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), sent(at=0.25, retries=1, queue="right"), retried(at=0.3))
     story.tell(received(at=0.4, retries=1), started(at=0.5), failed(at=0.7))
     assert story.counts() == {
@@ -555,7 +555,7 @@ def test_law_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next
 
 
 def test_law_2_a_start_that_is_told_after_the_next_attempt_was_sent_elsewhere_is_booked_where_it_was():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), sent(at=0.25, retries=1, queue="right"), started(), retried(at=0.3))
     assert story.counts() == {
         **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
@@ -578,7 +578,7 @@ RIGHT = [
 
 @pytest.mark.parametrize("place", range(3, 9))
 def test_law_1_a_retry_that_goes_elsewhere_may_be_overtaken_too(place):
-    story = Story()
+    story = ClusterDriver()
     events = [event for index, event in enumerate(RIGHT) if index != 3]
     events.insert(place, RIGHT[3])
     for event in events:
@@ -593,7 +593,7 @@ def test_law_1_a_retry_that_goes_elsewhere_may_be_overtaken_too(place):
 
 
 def test_law_2_a_retry_nobody_sent_is_of_the_queue_of_the_task():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=1.1))
     assert story.gauges() == {"RETRY": 1}, "booked before the window has passed"
     story.wait(2.5)
@@ -604,7 +604,7 @@ def test_law_2_a_retry_nobody_sent_is_of_the_queue_of_the_task():
 
 def test_only_so_many_retries_wait_for_their_task_sent(monkeypatch):
     monkeypatch.setattr(cluster, "MAX_LIMBO", 100)
-    story = Story()
+    story = ClusterDriver()
     for index in range(110):
         story.tell(sent(f"u{index}"), received(f"u{index}", retries=1))
     assert list(story.cluster.tasks.held) == [f"u{index}" for index in range(10, 110)]
@@ -612,7 +612,7 @@ def test_only_so_many_retries_wait_for_their_task_sent(monkeypatch):
 
 
 def test_a_retry_of_a_finished_task_that_waits_is_counted_where_the_id_is_used_again():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*LIFE)
     story.wait(2.5)
     story.tell(received(at=1, retries=1))
@@ -624,7 +624,7 @@ def test_a_retry_of_a_finished_task_that_waits_is_counted_where_the_id_is_used_a
 
 def test_a_retry_of_a_finished_task_that_waits_is_counted_where_there_are_too_many(monkeypatch):
     monkeypatch.setattr(cluster, "MAX_TOMBSTONES", 10)
-    story = Story()
+    story = ClusterDriver()
     for index in range(50):
         name = f"u{index}"
         story.tell(
@@ -638,7 +638,7 @@ def test_a_retry_of_a_finished_task_that_waits_is_counted_where_there_are_too_ma
 
 @pytest.mark.parametrize("limits", [Limits(max_tasks=100), Limits(task_ttl=1)], ids=["count", "age"])
 def test_a_task_whose_retry_waits_may_be_forgotten(limits):
-    story = Story(limits)
+    story = ClusterDriver(limits)
     for index in range(300):
         story.tell(sent(f"u{index}"), received(f"u{index}", retries=1))
     story.wait(3)
@@ -647,7 +647,7 @@ def test_a_task_whose_retry_waits_may_be_forgotten(limits):
 
 
 def test_a_worker_that_was_killed_leaves_its_delivery_to_the_next_process_of_its_name():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(at=1, pid=1), started(at=2, pid=1))
     story.tell(received(at=100, pid=2), started(at=101, pid=2), failed(at=103, pid=2))
     story.wait(2.5)
@@ -656,7 +656,7 @@ def test_a_worker_that_was_killed_leaves_its_delivery_to_the_next_process_of_its
 
 
 def test_a_task_that_runs_twice_is_open_until_its_newest_delivery_ends():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), task_event("received", at=9, host="b@h", name="add"))
     story.tell(task_event("started", at=9.5, host="b@h"), succeeded(at=10))
     story.wait(2.5)
@@ -667,7 +667,7 @@ def test_a_task_that_runs_twice_is_open_until_its_newest_delivery_ends():
 
 
 def test_oldest_and_last_are_moments_of_the_tasks_themselves():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent("a", at=1), sent("b", at=2), sent("c", at=3), received("a", at=4))
     (pending,) = [group for group in story.cluster.tasks.in_states() if group.state.name == "PENDING"]
     assert (pending.count, pending.since) == (2, T0 + 2)
@@ -676,13 +676,13 @@ def test_oldest_and_last_are_moments_of_the_tasks_themselves():
 
 
 def test_a_moment_in_the_future_is_not_believed():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), succeeded(at=1e9))
     assert max(story.cell().last.values()) == story.moment().wall
 
 
 def test_hosts_of_clients_make_no_series_and_no_workers():
-    story = Story(labels=("queue_name", "worker"))
+    story = ClusterDriver(labels=("queue_name", "worker"))
     story.tell(sent())
     assert story.cluster.workers == {}
     assert {key.worker for key in story.ledger.snapshot()} == {""}
@@ -690,7 +690,7 @@ def test_hosts_of_clients_make_no_series_and_no_workers():
 
 def test_a_flood_of_hosts_is_refused_and_honest_workers_stay(monkeypatch):
     monkeypatch.setattr(cluster, "MAX_WORKERS", 100)
-    story = Story(labels=("queue_name", "worker"))
+    story = ClusterDriver(labels=("queue_name", "worker"))
     story.tell(heartbeat("honest@h"))
     for index in range(110):
         story.tell(heartbeat(f"w{index}@h"))
@@ -708,8 +708,8 @@ def test_a_flood_of_hosts_is_refused_and_honest_workers_stay(monkeypatch):
 
 def test_a_flood_of_queues_takes_no_place_of_honest_ones(monkeypatch):
     monkeypatch.setattr(queues, "MAX_QUEUES", 10)
-    story = Story()
-    story.cluster.learn({"w@h": Profile(queues=("consumed",))}, story.moment())
+    story = ClusterDriver()
+    story.cluster.learn({"w@h": WorkerInfo(queues=("consumed",))}, story.moment())
     story.tell(sent(queue="declared"), sent("u2", queue=None))
     story.cluster.queues.declare({"declared": object()})
     story.tell(*(sent(f"a{number}", queue=f"q{number}") for number in range(12)))
@@ -719,16 +719,16 @@ def test_a_flood_of_queues_takes_no_place_of_honest_ones(monkeypatch):
 
 
 def test_queues_that_workers_consume_are_known_next_to_those_of_events():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(queue="mail"))
-    story.cluster.learn({"a@h": Profile(queues=("mail", "celery")), "b@h": Profile()}, story.moment())
+    story.cluster.learn({"a@h": WorkerInfo(queues=("mail", "celery")), "b@h": WorkerInfo()}, story.moment())
     assert set(story.cluster.queues.names()) == {"mail", "celery"}
 
 
 def test_queues_expire_that_are_not_used_any_more():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("w@h"), sent(queue="once"))
-    story.cluster.learn({"w@h": Profile(queues=("consumed",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("consumed",))}, story.moment())
     for _ in range(2):
         story.now += queues.QUEUE_TTL_SECONDS / 2 + 60
         story.tell(sent("u2", queue="busy"), heartbeat("w@h"))
@@ -742,7 +742,7 @@ def test_queues_expire_that_are_not_used_any_more():
 
 
 def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():
-    story = Story(Limits(max_series=80))
+    story = ClusterDriver(Limits(max_series=80))
     story.tell(sent("honest"))
     for index in range(50):
         story.tell(sent(f"u{index}", name=f"task{index}"), received(f"u{index}", name=f"task{index}"))
@@ -756,19 +756,19 @@ def test_a_flood_of_names_is_added_up_as_other_and_honest_series_stay():
 
 @pytest.mark.parametrize("labels", [(), ("queue_name",), ("worker",), ("queue_name", "worker")], ids=str)
 def test_other_has_values_for_the_labels_in_use_and_for_no_others(labels):
-    story = Story(Limits(max_series=8), labels)
+    story = ClusterDriver(Limits(max_series=8), labels)
     story.tell(sent("u1"), sent("u2", name="mul"), received("u2", name="mul"))
     queue = "other" if "queue_name" in labels else ""
     worker = "other" if "worker" in labels else ""
     assert {key for key in story.ledger.snapshot() if key.task_name == "other"} == {
-        Key("other", queue, ""),
-        Key("other", queue, worker),
+        LabelSet("other", queue, ""),
+        LabelSet("other", queue, worker),
     }
 
 
 def test_only_so_many_tasks_wait_for_their_task_sent(monkeypatch):
     monkeypatch.setattr(cluster, "MAX_LIMBO", 100)
-    story = Story()
+    story = ClusterDriver()
     for index in range(110):
         story.tell(received(f"u{index}"))
     assert list(story.cluster.tasks.limbo.tasks) == [f"u{index}" for index in range(10, 110)]
@@ -810,7 +810,7 @@ OPEN_LIVES = {
 @pytest.mark.timeout(1800)
 def test_a_task_in_flight_costs_less_than_400_bytes(life, tasks):
     state, events = OPEN_LIVES[life]
-    story = Story(Limits(max_tasks=2_000_000, reorder_window=0.1))
+    story = ClusterDriver(Limits(max_tasks=2_000_000, reorder_window=0.1))
     uuids = (str(uuid4()) for _ in range(tasks))
     lives = ([event(uuid) for event in events] for uuid in uuids)
     bodies = (json.dumps([each | {"pid": 4711 + each["pid"]} for each in life]).encode() for life in lives)
@@ -832,7 +832,7 @@ def test_a_task_in_flight_costs_less_than_400_bytes(life, tasks):
 
 
 def test_a_room_that_is_left_takes_no_memory():
-    story = Story()
+    story = ClusterDriver()
     for index in range(1_000):
         story.tell(sent(f"u{index}"), received(f"u{index}"))
     story.wait(2)
@@ -841,7 +841,7 @@ def test_a_room_that_is_left_takes_no_memory():
 
 
 def test_only_so_many_tombstones_are_kept():
-    story = Story()
+    story = ClusterDriver()
     story.cluster.tasks = TaskTable(1000, tombstone_limit=100)
     for index in range(100):
         story.tell(task_event("revoked", f"a{index}"), sent(f"a{index}"))
@@ -853,7 +853,7 @@ def test_only_so_many_tombstones_are_kept():
 
 
 def test_endless_events_of_one_unknown_task_are_not_kept():
-    story = Story()
+    story = ClusterDriver()
     for _ in range(MAX_PARKED - 1):
         story.tell(started())
     assert story.counts() == {}
@@ -862,7 +862,7 @@ def test_endless_events_of_one_unknown_task_are_not_kept():
 
 
 def test_events_of_an_application_of_its_own_are_counted_as_other_and_do_nothing_else():
-    story = Story()
+    story = ClusterDriver()
     story.tell({"type": "order-shipped"}, {"type": "task-sent-by-mail"}, sent())
     assert {kind: count for kind, count in story.cluster.events.items() if count} == {
         "other": 2,
@@ -891,7 +891,7 @@ anything = st.builds(
 @settings(max_examples=200)
 @given(st.lists(st.tuples(anything, st.sampled_from([0.0, 0.5, 3.0, 70.0])), max_size=30))
 def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
-    story = Story(Limits(max_tasks=100))
+    story = ClusterDriver(Limits(max_tasks=100))
     for event, pause in events:
         story.tell(event)
         story.wait(pause)
@@ -919,14 +919,14 @@ def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_wor
 
     def what_is_shown(order):
         waiting = [list(events) for events in connections]
-        story = Story(labels=("queue_name", "worker"))
+        story = ClusterDriver(labels=("queue_name", "worker"))
         story.tell(*(waiting[connection].pop(0) for connection in order))
         story.wait(2.5)
         assert story.gauges() == {}
         return story.ledger.snapshot()
 
     sums = what_is_shown([0, 2, 2, 1, 2, 3, 3, 3])
-    first, second = sums[Key("add", "q", "a@h")], sums[Key("add", queue, "b@h")]
+    first, second = sums[LabelSet("add", "q", "a@h")], sums[LabelSet("add", queue, "b@h")]
     assert (first.queued.total, first.prefetched.total, first.ran[State.RETRY].total) == (2, 1, 2)
     assert (second.queued.total, second.prefetched.total, second.ran[State.SUCCESS].total) == (6, 4, 1)
     assert (first.redelivered, second.redelivered) == (0, 0)
@@ -935,7 +935,7 @@ def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_wor
 
 
 def test_law_3_a_task_that_is_heard_of_without_moving_keeps_no_other_one():
-    story = Story(Limits(task_ttl=300))
+    story = ClusterDriver(Limits(task_ttl=300))
     story.tell(*(sent(f"u{number}") for number in range(5)))
     for _ in range(3):
         story.wait(150)
@@ -945,7 +945,7 @@ def test_law_3_a_task_that_is_heard_of_without_moving_keeps_no_other_one():
 
 
 def test_law_3_a_finished_task_that_is_heard_of_again_keeps_no_other_one():
-    story = Story()
+    story = ClusterDriver()
     for number in range(5):
         name = f"u{number}"
         story.tell(sent(name), received(name), started(name), succeeded(name))
@@ -958,7 +958,7 @@ def test_law_3_a_finished_task_that_is_heard_of_again_keeps_no_other_one():
 def test_a_task_waits_for_its_next_attempt_in_whatever_order_its_sending_is_told():
     last = [sent(at=1, retries=1, queue="right"), retried()]
     for events in (last, last[::-1]):
-        story = Story()
+        story = ClusterDriver()
         story.tell(sent(), received(), started(), *events)
         assert story.gauges() == {"RETRY": 1}
 
@@ -971,7 +971,7 @@ TAKEN = [received(at=1, **B), started(at=2, **B), succeeded(at=3, **B)]
 @pytest.mark.parametrize("places", list(itertools.combinations(range(6), 3)))
 def test_law_1_a_task_that_was_put_back_and_done_by_another_worker_is_over(places):
     waiting = {True: [*PUT_BACK], False: [*TAKEN]}
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), *(waiting[place in places].pop(0) for place in range(6)))
     story.wait(2.5)
     assert story.gauges() == {}
@@ -979,7 +979,7 @@ def test_law_1_a_task_that_was_put_back_and_done_by_another_worker_is_over(place
 
 
 def test_a_task_that_ends_twice_is_over_when_it_is_received_again_only_after_its_end():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(**A), received(at=1, **B), succeeded(at=2, **A))
     story.tell(started(at=2, **B))
     story.wait(2.5)
@@ -995,9 +995,9 @@ def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker
         [received(**A), started(**A), retried(**A)],
         [received(at=1, retries=1, **B), started(at=2, **B), succeeded(at=3, **B)],
     ]
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("a@h"), heartbeat("b@h"))
-    profiles = {"a@h": Profile(queues=("q",)), "b@h": Profile(queues=("right",))}
+    profiles = {"a@h": WorkerInfo(queues=("q",)), "b@h": WorkerInfo(queues=("right",))}
     story.cluster.learn(profiles, story.moment())
     story.tell(*(workers[worker].pop(0) for worker in order))
     story.wait(2.5)
@@ -1008,9 +1008,9 @@ def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker
 
 
 def test_law_2_a_retry_that_nobody_was_heard_to_send_is_of_the_only_queue_of_its_worker():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("b@h"))
-    story.cluster.learn({"b@h": Profile(queues=("right",))}, story.moment())
+    story.cluster.learn({"b@h": WorkerInfo(queues=("right",))}, story.moment())
     story.tell(sent(), received(**A), started(**A), retried(**A))
     story.tell(received(at=1, retries=1, **B), started(at=2, **B), succeeded(at=3, **B))
     story.wait(2.5)
@@ -1024,7 +1024,7 @@ def test_law_2_a_retry_that_nobody_was_heard_to_send_is_of_the_only_queue_of_its
 @pytest.mark.parametrize("eta", [None, "2023-11-14T22:15:00+00:00"], ids=["due", "not due yet"])
 def test_what_a_container_had_received_that_comes_back_is_received_once_and_waits_from_then(pause, eta):
     """Its process has the same pid again."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(), sent(eta=eta), received(at=1, eta=eta), heartbeat(at=10, kind="online"))
     story.tell(received(at=11, eta=eta))
     story.wait(pause)
@@ -1042,9 +1042,9 @@ def test_a_container_that_comes_back_with_another_queue_is_asked_before_its_task
     processed, goodbye
 ):
     """Its pid is the same, and it may not have processed anything before."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(kind="online"))
-    story.cluster.learn({"w@h": Profile(queues=("old",))}, story.moment(), {"w@h": 0})
+    story.cluster.learn({"w@h": WorkerInfo(queues=("old",))}, story.moment(), {"w@h": 0})
     story.tell(heartbeat(at=4, processed=processed))
     if goodbye:
         story.tell(heartbeat(at=5, kind="offline", processed=processed))
@@ -1052,13 +1052,13 @@ def test_a_container_that_comes_back_with_another_queue_is_asked_before_its_task
     story.tell(heartbeat(at=34, kind="online"), received(at=34.1), started(at=34.2), succeeded(at=34.3))
     story.wait(3)
     starts = story.cluster.workers["w@h"].starts
-    story.cluster.learn({"w@h": Profile(queues=("new",))}, story.moment(), {"w@h": starts})
+    story.cluster.learn({"w@h": WorkerInfo(queues=("new",))}, story.moment(), {"w@h": starts})
     story.wait(12)
     assert {queue for _, queue, _ in story.counts()} == {"new"}
 
 
 def test_what_a_worker_receives_twice_without_a_new_start_it_runs_twice():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(kind="online"), sent(), received(at=1), received(at=10), started(at=11))
     story.tell(succeeded(at=12))
     story.wait(3)
@@ -1068,7 +1068,7 @@ def test_what_a_worker_receives_twice_without_a_new_start_it_runs_twice():
 
 
 def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_received_in_between():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), sent(at=1, retries=1), received(at=2, retries=1, host="b@h"))
     story.tell(received(at=1, host="a@h"))
     assert story.cell().redelivered == 0
@@ -1081,7 +1081,7 @@ def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_rec
 
 
 def test_an_exporter_that_started_late_takes_no_attempt_for_a_redelivery():
-    story = Story()
+    story = ClusterDriver()
     story.tell(received(at=2, retries=40))
     story.wait(2.5)
     for attempt in (38, 32, 41, 39):
@@ -1096,7 +1096,7 @@ def test_law_1_holds_for_any_interleaving_of_two_connections(places):
     """A client's and a worker's events are each in order; between them there is none."""
     client = [event for event in RETRY_LIFE if event["type"] == "task-sent"]
     worker = [event for event in RETRY_LIFE if event["type"] != "task-sent"]
-    story = Story()
+    story = ClusterDriver()
     story.tell(*[(client if place in places else worker).pop(0) for place in range(8)])
     assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
     assert story.gauges() == {}
@@ -1106,7 +1106,7 @@ def test_law_1_holds_for_any_interleaving_of_two_connections(places):
 
 
 def test_law_4_a_worker_that_is_heard_to_work_is_up_though_it_sends_no_heartbeat():
-    story = Story(Limits(worker_timeout=60))
+    story = ClusterDriver(Limits(worker_timeout=60))
     for number in range(30):
         story.tell(received(f"u{number}"), started(f"u{number}"), succeeded(f"u{number}"))
         story.wait(5)
@@ -1116,7 +1116,7 @@ def test_law_4_a_worker_that_is_heard_to_work_is_up_though_it_sends_no_heartbeat
 
 
 def test_finished_tasks_take_no_room_from_unfinished_ones():
-    story = Story(Limits(max_tasks=5))
+    story = ClusterDriver(Limits(max_tasks=5))
     for index in range(20):
         story.tell(sent(f"u{index}"), received(f"u{index}"), started(f"u{index}"), succeeded(f"u{index}"))
     story.tell(*(sent(f"v{index}") for index in range(5)))

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_exporter.core.aggregates import Ledger, is_chosen
+from celery_exporter.core.aggregates import Aggregates, is_chosen
 from celery_exporter.core.histogram import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
-from celery_exporter.core.types import Key, State
+from celery_exporter.core.types import LabelSet, State
 from celery_exporter.persistence import state as memory
 from unit.persistence.kept import remembered
 
 from .aggregate_ops import Folded, Prefetched, Queued, Ran, book
-from .cluster_driver import Story, failed, received, retried, sent, started, succeeded
+from .cluster_driver import ClusterDriver, failed, received, retried, sent, started, succeeded
 
-A, B = Key("a", "q"), Key("b", "q")
+A, B = LabelSet("a", "q"), LabelSet("b", "q")
 BOUNDS = (1.0, 2.0)
 
 
@@ -67,8 +67,8 @@ def test_a_copy_goes_its_own_way_though_nothing_was_observed_yet():
     assert Histogram([1]).empty() == Histogram([0])
 
 
-def ledger(**options) -> Ledger:
-    made = Ledger(BOUNDS, BOUNDS, **options)
+def ledger(**options) -> Aggregates:
+    made = Aggregates(BOUNDS, BOUNDS, **options)
     book(made, [Ran(A, State.SUCCESS, 0.5, "u1"), Queued(A, 3.0, "u1"), Prefetched(A, 1.5, "u1")])
     return made
 
@@ -92,7 +92,7 @@ SENT, RECEIVED, STARTED = sent(), received(), started()
 )
 def test_whatever_is_observed_is_of_a_task_that_is_known(order, end):
     """By its uuid: of that hangs whether it is of the share, and who is the exemplar."""
-    story = Story(ledger=Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
+    story = ClusterDriver(ledger=Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
     story.tell(*order, end)
     story.wait(3)
     cell = story.cell()
@@ -102,7 +102,7 @@ def test_whatever_is_observed_is_of_a_task_that_is_known(order, end):
 
 
 def test_late_news_of_a_retry_is_of_its_task_too():
-    story = Story(ledger=Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
+    story = ClusterDriver(ledger=Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
     story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=2))
     story.wait(3)
     story.tell(sent(at=0.5, retries=1))
@@ -118,7 +118,7 @@ def test_what_nobody_asked_for_is_not_kept():
 
 @given(st.lists(st.text(max_size=40), min_size=1), st.floats(0.01, 1))
 def test_of_a_task_all_is_observed_or_nothing(uuids, share):
-    found = Ledger(BOUNDS, BOUNDS, share=share)
+    found = Aggregates(BOUNDS, BOUNDS, share=share)
     for uuid in uuids:
         book(found, [Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
     cell, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
@@ -128,7 +128,7 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
 
 
 def test_law_7_waits_below_0_are_counted_of_all_tasks():
-    found = Ledger(BOUNDS, BOUNDS, share=0.01)
+    found = Aggregates(BOUNDS, BOUNDS, share=0.01)
     book(found, [Queued(A, -1.0, f"task-{number}") for number in range(200)])
     assert found.negative_waits == 200
 
@@ -141,8 +141,8 @@ def test_the_share_is_the_share_and_1_is_all():
 
 @pytest.mark.parametrize(("before", "after"), [(False, False), (False, True), (True, False), (True, True)])
 def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(before, after):
-    old = Story(ledger=ledger(native=before))
-    new = Story(ledger=Ledger(BOUNDS, BOUNDS, native=after, exemplars=True))
+    old = ClusterDriver(ledger=ledger(native=before))
+    new = ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=after, exemplars=True))
     memory.restore(remembered(old), new.cluster, new.moment())
     cell = new.ledger.snapshot()[A]
     kept = before or not after
@@ -153,7 +153,10 @@ def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(b
 
 
 def test_a_state_whose_histograms_do_not_agree_is_refused():
-    old, new = Story(ledger=ledger(native=True)), Story(ledger=Ledger(BOUNDS, BOUNDS, native=True))
+    old, new = (
+        ClusterDriver(ledger=ledger(native=True)),
+        ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=True)),
+    )
     kept = remembered(old)
     kept.cells[A].queued.native = None
     with pytest.raises(ValueError, match="not native"):

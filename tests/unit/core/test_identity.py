@@ -10,11 +10,11 @@ import pytest
 
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
 from celery_exporter.core.reconcile import GOODBYE_SECONDS, Reconciler
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
 
 from .cluster_driver import (
-    Story,
+    ClusterDriver,
     failed,
     heartbeat,
     received,
@@ -52,7 +52,7 @@ def replaced(first: str = "fetch", then: str = "process", *, sends: bool = True)
     )
 
 
-def by_name(story: Story) -> dict[tuple[str, str], int]:
+def by_name(story: ClusterDriver) -> dict[tuple[str, str], int]:
     found: Counter[tuple[str, str]] = Counter()
     for (name, _, state), count in story.counts().items():
         found[name, state] += count
@@ -65,10 +65,10 @@ RUN = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
 @pytest.mark.parametrize("registered", [True, False])
 @pytest.mark.parametrize("order", interleavings(*replaced()))
 def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
-    story = Story()
+    story = ClusterDriver()
     if registered:
         names = ("fetch", "process")
-        profiles = {"a@h": Profile(registered=names), "b@h": Profile(registered=names)}
+        profiles = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(registered=names)}
         story.cluster.learn(profiles, story.moment())
     for event in order:
         story.tell(event)
@@ -88,9 +88,9 @@ def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
 @pytest.mark.parametrize("order", interleavings(*replaced()[1:]))
 def test_a_replaced_task_is_two_executions_when_only_workers_publish_task_sent(order, ahead):
     """Which of two workers is heard first is chance; heartbeats tell how far a clock is ahead."""
-    story, names = Story(), ("fetch", "process")
+    story, names = ClusterDriver(), ("fetch", "process")
     story.tell(heartbeat("a@h", at=story.now), heartbeat("b@h", at=story.now + ahead))
-    profiles = {worker: Profile(queues=("q", "other"), registered=names) for worker in ("a@h", "b@h")}
+    profiles = {worker: WorkerInfo(queues=("q", "other"), registered=names) for worker in ("a@h", "b@h")}
     story.cluster.learn(profiles, story.moment())
     for event in order:
         skew = ahead if event["hostname"] == "b@h" else 0
@@ -122,7 +122,7 @@ def told_apart() -> list[list[dict]]:
 
 @pytest.mark.parametrize("order", told_apart())
 def test_a_task_that_is_replaced_by_one_of_its_name_is_two_executions_in_any_order(order):
-    story = Story()
+    story = ClusterDriver()
     for event in order:
         story.tell(event)
         story.wait(0.1)
@@ -134,9 +134,9 @@ def test_a_task_that_is_replaced_by_one_of_its_name_is_two_executions_in_any_ord
 
 @pytest.mark.parametrize("order", interleavings(*replaced(sends=False)))
 def test_a_replaced_task_is_two_executions_when_only_clients_publish_task_sent(order):
-    story = Story()
+    story = ClusterDriver()
     names = ("fetch", "process")
-    profiles = {"a@h": Profile(registered=names), "b@h": Profile(queues=("other",), registered=names)}
+    profiles = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(queues=("other",), registered=names)}
     story.cluster.learn(profiles, story.moment())
     for event in order:
         story.tell(event)
@@ -151,7 +151,7 @@ def test_a_replaced_task_is_two_executions_when_only_clients_publish_task_sent(o
 
 
 def test_the_successor_of_a_task_waits_in_its_own_queue_and_from_its_own_eta():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(name="fetch"), received(name="fetch"), started())
     story.tell(sent(at=1, name="process", queue="other", eta="2023-11-14T22:13:50+00:00"))  # T0 + 30 s
     story.tell(received(at=2, name="process", eta="2023-11-14T22:13:50+00:00", **B), started(at=31, **B))
@@ -161,7 +161,7 @@ def test_the_successor_of_a_task_waits_in_its_own_queue_and_from_its_own_eta():
 
 
 def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_run_times():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(name="parent"), received(name="parent"), started(at=1))
     story.tell(sent(at=2, name="child"), received(at=3, name="child"), started(at=4))
     story.tell(succeeded(at=5, runtime=1.0), succeeded(at=9, runtime=8.0))
@@ -174,7 +174,7 @@ def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_
 @pytest.mark.parametrize("started_last", [1.05, 1.3])
 @pytest.mark.parametrize("first", ["child", "parent"])
 def test_ends_that_fit_two_executions_are_of_the_one_whose_run_time_they_fit_better(first, started_last):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(name="parent"), received(name="parent"), started(at=1))
     story.tell(sent(at=1.01, name="child"), received(at=1.02, name="child"), started(at=started_last))
     ends = {
@@ -187,7 +187,7 @@ def test_ends_that_fit_two_executions_are_of_the_one_whose_run_time_they_fit_bet
 
 
 def test_a_task_whose_id_waits_again_when_it_ends_is_pending_and_then_done():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), started(), sent(at=1, queue="other"), succeeded(at=2, runtime=1.8))
     assert [(group.key.queue_name, group.state.name) for group in groups(story)] == [("other", "PENDING")]
     story.tell(received(at=3), started(at=4), succeeded(at=5))
@@ -198,7 +198,7 @@ def test_a_task_whose_id_waits_again_when_it_ends_is_pending_and_then_done():
 @pytest.mark.parametrize("pause", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_fixed_id_that_is_sent_again_and_again_is_a_new_task_each_time(pause, late):
-    story = Story()
+    story = ClusterDriver()
     for number in range(5):
         at = 10.0 * number
         first, second = sent(at=at), received(at=at + 1, **A)
@@ -214,7 +214,7 @@ def test_a_fixed_id_that_is_sent_again_and_again_is_a_new_task_each_time(pause, 
 
 
 def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_the_order_of_their_sending():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), sent(at=5), received(at=6, **A), started(at=7, **A), received(at=8, **B))
     story.wait(2.5)
     story.tell(succeeded(at=9, runtime=2.0, **A))
@@ -225,7 +225,7 @@ def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_the_orde
     assert story.cell().queued.total == pytest.approx(7 + 5)
 
 
-def groups(story: Story) -> list:
+def groups(story: ClusterDriver) -> list:
     return [group for group in story.cluster.tasks.in_states() if group.count]
 
 
@@ -236,7 +236,7 @@ def groups(story: Story) -> list:
     "end", [succeeded, failed, rejected, lambda at, **more: task_event("revoked", at=at, **more)]
 )
 def test_an_end_that_is_reported_twice_is_counted_once(end):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), end(at=5, **A), end(at=5.03, **A))
     assert sum(story.by_state().values()) == 4
     assert story.cluster.repeated.total() == 1
@@ -244,7 +244,7 @@ def test_an_end_that_is_reported_twice_is_counted_once(end):
 
 
 def test_an_end_that_is_reported_twice_is_counted_once_where_two_workers_had_the_task():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), received(at=9, **B), started(at=10, **B))
     story.wait(2.5)
     story.tell(failed(at=11, **A), failed(at=12, **B), failed(at=12.03, **B))
@@ -254,7 +254,7 @@ def test_an_end_that_is_reported_twice_is_counted_once_where_two_workers_had_the
 
 
 def test_a_retry_that_is_reported_twice_is_counted_once_and_a_second_one_is_not():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), retried(at=2, **A), retried(at=2.03, **A))
     assert (story.by_state()["RETRY"], story.cluster.repeated["task-retried"]) == (1, 1)
     story.tell(
@@ -269,7 +269,7 @@ def test_a_retry_that_is_reported_twice_is_counted_once_and_a_second_one_is_not(
     "end", [succeeded, failed, lambda at, **more: task_event("rejected", at=at, requeue=False, **more)]
 )
 def test_an_end_that_is_reported_twice_while_another_delivery_waits_to_be_started(end, other, apart):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), received(at=9, **other))
     story.wait(2.5)
     story.tell(end(at=11, **A), end(at=11 + apart, **A))
@@ -281,7 +281,7 @@ def test_an_end_that_is_reported_twice_while_another_delivery_waits_to_be_starte
 @pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
 @pytest.mark.parametrize("other", [A, B], ids=["there", "elsewhere"])
 def test_a_retry_that_is_reported_twice_while_the_next_attempt_is_received(other, apart):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), sent(at=2, retries=1), retried(at=2, **A))
     story.tell(received(at=2.01, retries=1, **other), retried(at=2 + apart, **A))
     assert (story.by_state()["RETRY"], story.gauges()) == (1, {"RECEIVED": 1})
@@ -291,7 +291,7 @@ def test_a_retry_that_is_reported_twice_while_the_next_attempt_is_received(other
 
 @pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
 def test_an_end_that_is_reported_twice_after_its_id_was_sent_again(apart):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), failed(at=2, **A))
     story.tell(sent(at=2.01, **HERE), failed(at=2 + apart, **A))
     assert (story.by_state()["FAILURE"], story.gauges()) == (1, {"PENDING": 1})
@@ -302,7 +302,7 @@ def test_an_end_that_is_reported_twice_after_its_id_was_sent_again(apart):
 
 
 def test_two_deliveries_that_one_process_starts_and_ends_within_a_moment_are_two():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), received(at=9, **A))
     story.wait(2.5)
     story.tell(started(at=9.1, **A), failed(at=9.2, **A), failed(at=9.23, **A), failed(at=9.26, **A))
@@ -312,7 +312,7 @@ def test_two_deliveries_that_one_process_starts_and_ends_within_a_moment_are_two
 @pytest.mark.parametrize("other", ["add", "mul"])
 @pytest.mark.parametrize("end", [failed, retried, partial(rejected, requeue=True)])
 def test_an_id_that_is_sent_twice_and_runs_twice_at_once_ends_twice(end, other):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), sent(at=0.05, name=other), received(at=0.1, **A), received(at=0.12, name=other, **A))
     story.wait(2.5)
     story.tell(started(at=0.2, **A), started(at=0.21, **A), end(at=1, **A), end(at=1.02, **A))
@@ -323,7 +323,7 @@ def test_an_id_that_is_sent_twice_and_runs_twice_at_once_ends_twice(end, other):
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_time_limit_that_is_told_twice_while_a_redelivery_runs_is_one_failure(second, waits):
     """A run that is longer than Redis' visibility timeout; its time limit may be that, too."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), received(at=3600, **A))
     story.wait(0.5 if waits else 2.5)
     ends = [failed(at=3600 + second, **LIMIT, **A), failed(at=3600.03 + second, **LIMIT, **A)]
@@ -334,7 +334,7 @@ def test_a_time_limit_that_is_told_twice_while_a_redelivery_runs_is_one_failure(
 
 
 def test_two_runs_of_one_id_that_reach_their_time_limit_together_are_two_failures():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), received(at=0.2, **A))
     story.wait(2.5)
     story.tell(started(at=1, **A), started(at=1.1, **A))
@@ -343,7 +343,7 @@ def test_two_runs_of_one_id_that_reach_their_time_limit_together_are_two_failure
 
 
 def test_deliveries_that_one_process_revokes_within_a_moment_are_several():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), received(at=1, **A))
     story.wait(2.5)
     story.tell(*(task_event("revoked", at=3 + n / 100, **A) for n in range(3)))
@@ -351,7 +351,7 @@ def test_deliveries_that_one_process_revokes_within_a_moment_are_several():
 
 
 def test_another_worker_that_ends_a_finished_task_is_counted():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), failed(at=2, **A), failed(at=2.1, **B))
     story.tell(failed(at=2.13, **B), failed(at=2.14, **A))
     assert story.by_state()["FAILURE"] == 2
@@ -362,7 +362,7 @@ def test_another_worker_that_ends_a_finished_task_is_counted():
 
 def test_a_retry_by_a_worker_that_publishes_no_task_sent_does_not_stay_started():
     """The next attempt is received before the end of the last one is told: a process was free."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), received(at=2, retries=1, **A), retried(at=2, **A))
     assert story.gauges() == {"RETRY": 1}
     story.tell(started(at=3, **A), succeeded(at=4, runtime=1.0, **A))
@@ -373,14 +373,14 @@ def test_a_retry_by_a_worker_that_publishes_no_task_sent_does_not_stay_started()
 
 
 def test_a_retry_whose_task_received_was_lost_waits_from_its_own_sending():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), started(at=1), sent(at=60, retries=1), retried(at=60), started(at=62), failed(at=63))
     assert story.cell().queued.total == pytest.approx(1 + 2)
     assert story.gauges() == {}
 
 
 def test_a_retry_whose_task_received_was_lost_has_no_wait_where_nobody_told_of_its_sending():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), started(at=1), retried(at=60), started(at=62), failed(at=63))
     assert story.cell().queued.total == pytest.approx(1)
 
@@ -388,7 +388,7 @@ def test_a_retry_whose_task_received_was_lost_has_no_wait_where_nobody_told_of_i
 @pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
 def test_a_redelivered_task_with_an_eta_waits_from_its_eta(by):
     eta = "2023-11-14T22:14:20+00:00"  # T0 + 60 s
-    story = Story()
+    story = ClusterDriver()
     story.tell(
         sent(eta=eta), received(at=1, eta=eta, **A), received(at=10, eta=eta, **by), started(at=61, **by)
     )
@@ -399,7 +399,7 @@ def test_a_redelivered_task_with_an_eta_waits_from_its_eta(by):
 
 def test_a_late_sending_opens_no_task_that_ended_while_it_was_waited_for():
     """By the clock of the worker that sent it, it is later than the end on another one."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), retried(at=2, **A))
     story.tell(received(at=3, retries=1, **B))
     story.wait(1.9)
@@ -418,7 +418,7 @@ ETA = "2023-11-14T22:14:20+00:00"  # T0 + 60 s
 @pytest.mark.parametrize("goodbye", [True, False])
 @pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
 def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, goodbye, saved):
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("a@h", pid=7), sent(eta=ETA), received(at=1, eta=ETA, **A))
     if goodbye:
         leave(story, A)
@@ -430,14 +430,14 @@ def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, goodbye
 
 
 def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redelivery():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(eta=ETA), received(at=1, eta=ETA, **A), started(at=62, **A))
     story.tell(received(at=100, eta=ETA, **B), started(at=103, **B))
     story.wait(2.5)
     assert (story.cell().redelivered, story.cell().queued.total) == (1, pytest.approx(2 + 3))
 
 
-def leave(story: Story, worker: dict) -> None:
+def leave(story: ClusterDriver, worker: dict) -> None:
     """Let a worker say goodbye, and what it had received go back."""
     story.tell(heartbeat(worker["host"], kind="offline", pid=worker["pid"], at=story.now))
     story.wait(GOODBYE_SECONDS)
@@ -446,7 +446,7 @@ def leave(story: Story, worker: dict) -> None:
 
 
 def test_a_task_that_two_workers_received_is_with_the_other_one_when_one_leaves():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(eta=ETA), received(at=1, eta=ETA, **A), received(at=30, eta=ETA, **B))
     story.wait(2.5)
     leave(story, B)
@@ -458,7 +458,7 @@ def test_a_task_that_two_workers_received_is_with_the_other_one_when_one_leaves(
 
 @pytest.mark.parametrize("eta", [None, ETA])
 def test_a_task_that_was_given_back_costs_no_more_than_another_one(eta):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(eta=eta))
     for number, worker in enumerate((A, B, A, B)):
         story.tell(received(at=1 + number, eta=eta, **worker))
@@ -471,7 +471,7 @@ def test_a_task_that_was_given_back_costs_no_more_than_another_one(eta):
 
 
 def test_a_receipt_is_older_than_another_worker_s_only_if_their_clocks_are_known():
-    story = Story()
+    story = ClusterDriver()
     story.tell(received(at=100, name="fetch", **A), started(at=100.1, **A))
     story.wait(5)
     story.tell(received(at=95, name="process", **B), started(at=95.1, **B), succeeded(at=96, **B))
@@ -487,9 +487,9 @@ def test_a_receipt_is_older_than_another_worker_s_only_if_their_clocks_are_known
 def test_a_task_that_is_received_under_its_shadow_is_one_execution_under_its_own_name(sent_after, registered):
     life = [received(at=0.01, name="shadow"), started(at=0.02), succeeded(at=0.03)]
     life.insert(sent_after, sent(at=0))
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat())
-    story.cluster.learn({"w@h": Profile(registered=registered)}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(registered=registered)}, story.moment())
     for event in life:
         story.tell(event)
     story.wait(5)
@@ -501,7 +501,7 @@ def test_a_task_that_is_received_under_its_shadow_is_one_execution_under_its_own
 
 
 def test_generations_outlast_a_restart_of_the_exporter():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(name="fetch"), received(name="fetch"), started(at=1), sent(at=2, name="process"))
     story = restarted(story)
     story.tell(received(at=3, name="process"), started(at=4), succeeded(at=5, runtime=1.0))
@@ -511,7 +511,7 @@ def test_generations_outlast_a_restart_of_the_exporter():
 
 
 def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(at=1, **A), failed(at=5, **A))
     story = restarted(story)
     story.tell(failed(at=5.03, **A))
@@ -523,12 +523,12 @@ def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
 
 def told_in_time(
     *events: dict, queues: tuple[str, ...] = ("q",), names: tuple[str, ...] = ("add", "mul")
-) -> Story:
+) -> ClusterDriver:
     """Return a story whose workers answered what they know, and that heard each event when it happened."""
-    story = Story()
+    story = ClusterDriver()
     for worker in ("w@h", "v@h"):
         story.tell(heartbeat(worker, at=100))
-        story.cluster.learn({worker: Profile(queues=queues, registered=names)}, story.moment())
+        story.cluster.learn({worker: WorkerInfo(queues=queues, registered=names)}, story.moment())
     for event in events:
         story.wait(max(0.0, event["timestamp"] - story.epoch - story.now + 100))
         story.tell(event)
@@ -556,7 +556,7 @@ def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
 
 def test_an_end_that_is_reported_twice_is_counted_once_while_another_worker_has_the_task():
     """After a visibility timeout, and a hard time limit of Celery 5.7."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(at=0.1, **A), started(at=0.2, **A))
     story.wait(5)
     story.tell(received(at=5.5, **B))
@@ -568,7 +568,7 @@ def test_an_end_that_is_reported_twice_is_counted_once_while_another_worker_has_
 
 
 def test_a_retry_that_is_reported_twice_leaves_the_next_attempt_where_it_is():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(**A), started(**A), sent(at=0.3, retries=1, hostname="a@h"))
     story.tell(retried(at=0.31, **A), received(at=0.4, retries=1, **B), retried(at=0.34, **A))
     assert story.gauges() == {"RECEIVED": 1}
@@ -580,7 +580,7 @@ def test_a_replaced_task_is_two_executions_whatever_the_clock_of_the_client_says
     client, pool, first, then = replaced()
     client[0]["timestamp"] += ahead
     then = [{**event, "hostname": worker["host"], "pid": worker["pid"]} for event in then]
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("a@h", pid=7), heartbeat("b@h", pid=8))
     story.tell(*client, *first, *pool, *then)
     story.wait(3)
@@ -600,7 +600,7 @@ def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(s
     sends = [sent(at=1 + late)], [sent(at=1.01, retries=1, hostname="a@h")]
     told = [first + then] if second is A else [first, then]
     for order in interleavings(*sends, *told, most=400):
-        story = Story()
+        story = ClusterDriver()
         story.tell(*order)
         story.wait(3)
         cell = story.cell()
@@ -612,7 +612,7 @@ def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(s
 def test_what_comes_late_of_an_older_attempt_opens_no_finished_task():
     """Only clients publish task-sent; the events of one worker are late."""
     late = {"host": "b@h", "pid": 8}
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("a@h", pid=7), heartbeat("b@h", pid=8), sent(at=0))
     story.tell(received(at=3, retries=1, **A), started(at=3.1, **A), succeeded(at=3.2, **A))
     story.tell(received(at=0.1, **late), started(at=0.2, **late), retried(at=0.3, **late))
@@ -692,9 +692,9 @@ def test_ends_of_an_id_that_come_without_a_receipt_are_those_of_several_executio
 
 @pytest.mark.parametrize("late", [True, False])
 def test_a_successor_on_a_worker_that_has_not_answered_is_no_shadow_of_what_it_replaced(late):
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=0), heartbeat("v@h"))
-    story.cluster.learn({"w@h": Profile(queues=("q",), registered=("add",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("q",), registered=("add",))}, story.moment())
     first = [received(at=0.1), started(at=0.11)]
     then = [received(at=0.2, name="mul", **V), started(at=0.21, **V), succeeded(at=0.25, **V)]
     story.tell(sent())
@@ -702,7 +702,7 @@ def test_a_successor_on_a_worker_that_has_not_answered_is_no_shadow_of_what_it_r
         story.wait(0.5)
         story.tell(*events)
     story.wait(4)
-    names = Profile(queues=("q",), registered=("add", "mul"))
+    names = WorkerInfo(queues=("q",), registered=("add", "mul"))
     story.cluster.learn({"w@h": names, "v@h": names}, story.moment())
     assert by_name(story)["mul", "SUCCESS"] == 1
     assert story.cluster.keys.shadows == {}
@@ -711,7 +711,7 @@ def test_a_successor_on_a_worker_that_has_not_answered_is_no_shadow_of_what_it_r
 def test_a_shadow_name_that_a_worker_registers_later_is_a_task_from_then_on():
     story = told_in_time(sent(), received(name="report"), started(), succeeded())
     assert story.cluster.keys.shadows == {"report": "add"}
-    story.cluster.learn({"w@h": Profile(queues=("q",), registered=("add", "report"))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("q",), registered=("add", "report"))}, story.moment())
     assert story.cluster.keys.shadows == {}
     story.tell(sent("u2", name="report"), received("u2", name="report"), succeeded("u2"))
     story.wait(3)
@@ -722,10 +722,10 @@ def test_a_shadow_name_that_a_worker_registers_later_is_a_task_from_then_on():
 
 
 def test_tasks_do_not_wait_for_the_answer_of_a_worker_that_seems_to_restart_all_the_time():
-    story = Story()
+    story = ClusterDriver()
     story.tell(received("u", pid=7))
     story.wait(4)
-    story.cluster.learn({"w@h": Profile(queues=("q", "r"), registered=("add",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("q", "r"), registered=("add",))}, story.moment())
     for number in range(60):
         pid = 7 + number % 2
         for event in (received, started, succeeded):
@@ -735,7 +735,7 @@ def test_tasks_do_not_wait_for_the_answer_of_a_worker_that_seems_to_restart_all_
 
 
 def test_what_was_taken_out_can_be_heard_of_after_its_series_was_idle():
-    story = Story(Limits(series_ttl=120))
+    story = ClusterDriver(Limits(series_ttl=120))
     story.tell(heartbeat(), sent())
     story.wait(180)
     story.cluster.take_out(story.cluster.tasks.get("u1"), "message_gone", story.moment())

@@ -8,11 +8,11 @@ from celery_exporter.core import cluster
 from celery_exporter.core.aggregates import Failure
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.histogram import Exemplar, Histogram
-from celery_exporter.core.types import Key
+from celery_exporter.core.types import LabelSet
 
-from .cluster_driver import T0, Story, failed, heartbeat, received, sent, started, succeeded
+from .cluster_driver import T0, ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 
-A = Key("add", "q")
+A = LabelSet("add", "q")
 BOTH = ("queue_name", "worker")
 
 
@@ -25,7 +25,7 @@ def life(uuid: str, host: str) -> list[dict]:
 
 
 def test_tasks_that_are_received_and_not_started_are_counted_by_worker():
-    story = Story(show=lambda name: "" if name == "noise" else name)
+    story = ClusterDriver(show=lambda name: "" if name == "noise" else name)
     story.tell(sent("a"), received("a"), sent("b"), received("b"), sent("c"), received("c", host="b@h"))
     story.tell(sent("d"), received("d"), started("d"), sent("e"), sent("f", name="noise"))
     story.tell(received("f", name="noise"))
@@ -34,7 +34,7 @@ def test_tasks_that_are_received_and_not_started_are_counted_by_worker():
 
 
 def test_a_task_that_two_workers_have_is_with_the_newest():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received(), received(at=9, host="b@h", pid=7), received(at=19, host="c@h", pid=8))
     story.wait(2.5)
     assert story.cluster.tasks.get("u1").story is not None
@@ -42,7 +42,7 @@ def test_a_task_that_two_workers_have_is_with_the_newest():
 
 
 def test_what_a_worker_held_that_is_forgotten_is_nobody_s():
-    story = Story(Limits(worker_timeout=10, worker_purge=10))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
     story.tell(heartbeat(), sent(), received())
     story.wait(30)
     assert story.cluster.workers == {}
@@ -52,7 +52,7 @@ def test_what_a_worker_held_that_is_forgotten_is_nobody_s():
 @pytest.mark.parametrize(("most", "shown"), [(2, {(A, "w@h"): 2}), (1, None)])
 def test_too_many_are_not_looked_through(monkeypatch, most, shown):
     monkeypatch.setattr(cluster, "MAX_PREFETCHED", most)
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent("a"), received("a"), sent("b"), received("b"))
     assert story.shown(prefetched=True).prefetched == shown
 
@@ -60,7 +60,7 @@ def test_too_many_are_not_looked_through(monkeypatch, most, shown):
 # -- hosts -----------------------------------------------------------------------------------------------
 
 
-def at_workers(story: Story) -> dict[str, int]:
+def at_workers(story: ClusterDriver) -> dict[str, int]:
     return {key.worker: cell.moved[3] for key, cell in story.ledger.snapshot().items() if cell.moved[3]}
 
 
@@ -70,7 +70,7 @@ def at_workers(story: Story) -> dict[str, int]:
     ids=["shown", "not"],
 )
 def test_what_a_worker_did_stays_with_its_host_where_hosts_are_shown(hosts, expected):
-    story = Story(Limits(worker_timeout=10, worker_purge=10), BOTH, hosts=hosts)
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10), BOTH, hosts=hosts)
     story.tell(*life("u1", "a@box"), *life("u2", "b@box"), heartbeat("b@box"))
     for _ in range(30):
         story.wait(1)
@@ -85,14 +85,14 @@ def test_what_a_worker_did_stays_with_its_host_where_hosts_are_shown(hosts, expe
 
 @pytest.mark.parametrize("usual", [True, False], ids=["usual", "told in part"])
 def test_a_failure_is_remembered_with_when_where_and_what(usual):
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), *([received(), started()] if usual else []), failed(at=5, exception="KeyError('x')"))
     (failure,) = story.shown().failures
     assert failure == Failure(T0 + 5, A, "w@h", "KeyError", "u1")
 
 
 def test_the_newest_failure_is_the_first():
-    story = Story()
+    story = ClusterDriver()
     story.tell(
         *(event for uuid in "ab" for event in (sent(uuid), received(uuid), started(uuid), failed(uuid)))
     )

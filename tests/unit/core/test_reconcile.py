@@ -11,10 +11,10 @@ from celery_exporter.core import reconcile
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.reconcile import CHUNK, GOODBYE_SECONDS, REASONS, Measurement, Reconciler
 from celery_exporter.core.task_names import shown_as
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
 
-from .cluster_driver import Story, heartbeat, received, retried, sent, started, succeeded
+from .cluster_driver import ClusterDriver, heartbeat, received, retried, sent, started, succeeded
 
 SOON, LATER = "2023-11-14T22:13:40+00:00", "2023-11-14T22:30:00+00:00"  # T0 + 20 s, T0 + 1,000 s
 
@@ -22,7 +22,7 @@ SOON, LATER = "2023-11-14T22:13:40+00:00", "2023-11-14T22:30:00+00:00"  # T0 + 2
 KNOWN = ("q",)
 
 
-class Watched(Story):
+class Watched(ClusterDriver):
     """A story whose queues are measured; it begins at T0 on the clock of its events."""
 
     def __init__(self, *arguments, drops_expired: bool = False, **options) -> None:
@@ -119,7 +119,9 @@ def test_a_task_that_is_not_due_yet_waits_somewhere():
 def test_where_held_messages_are_not_counted_two_measurements_and_a_heartbeat_of_each_consumer_are_needed():
     story = Watched()
     story.tell(heartbeat(), heartbeat("busy@h"), sent())
-    story.cluster.learn({"w@h": Profile(queues=("other",)), "busy@h": Profile(queues=("q",))}, story.moment())
+    story.cluster.learn(
+        {"w@h": WorkerInfo(queues=("other",)), "busy@h": WorkerInfo(queues=("q",))}, story.moment()
+    )
     story.wait(1)
     story.measure(None, q=0)
     story.measure(None, q=0)
@@ -134,7 +136,7 @@ def test_where_held_messages_are_not_counted_two_measurements_and_a_heartbeat_of
 def test_a_worker_that_is_busy_is_waited_for_whose_queue_has_another_name_on_metrics():
     story = Watched(show_queue=shown_as(None, None, [(re.compile("customer-[0-9]+"), "customer-*")]))
     story.tell(heartbeat(), sent(queue="customer-1"))
-    story.cluster.learn({"w@h": Profile(queues=("customer-1",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("customer-1",))}, story.moment())
     story.wait(1)
     for _ in range(3):
         story.measure(None, **{"customer-*": 0})
@@ -531,7 +533,7 @@ def test_all_processes_of_a_worker_that_is_asked_have_to_answer():
             story.beat(2, pid=pid, active=1)
     assert story.reconciler.suspects(story.moment()) == {"w@h": 2}
     story = Watched()
-    story.cluster.learn({"w@h": Profile(answers=3)}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(answers=3)}, story.moment())
     story.tell(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     story.beat(40, active=1)
     assert story.reconciler.suspects(story.moment()) == {"w@h": 3}
@@ -602,7 +604,7 @@ def test_each_reason_is_shown_from_the_start_and_outlasts_a_restart():
 
 def test_a_worker_with_tasks_that_send_no_events_is_not_taken_for_one_that_sends_none():
     story = Watched()
-    story.cluster.learn({"w@h": Profile(silent_tasks=("ping",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(silent_tasks=("ping",))}, story.moment())
     story.tell(heartbeat(), sent(), received(), started(), succeeded())
     for processed in range(1, 10):
         story.beat(2, processed=processed)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from celery_exporter.core import routing
 from celery_exporter.core.routing import Binding, Route, Routes, matches
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 
-from .cluster_driver import Story, heartbeat, received, sent, started, succeeded
+from .cluster_driver import ClusterDriver, heartbeat, received, sent, started, succeeded
 
 DELAY = "celery_delayed_27"
 BITS = "0." * 27 + "1."
@@ -141,8 +141,8 @@ def test_too_many_patterns_and_words_contradict_nothing(monkeypatch):
 # -- in the cluster --------------------------------------------------------------------------------------
 
 
-def cluster_of(**profiles: Profile) -> Story:
-    story = Story()
+def cluster_of(**profiles: WorkerInfo) -> ClusterDriver:
+    story = ClusterDriver()
     story.tell(*(heartbeat(f"{node}@h") for node in profiles))
     story.cluster.learn({f"{node}@h": profile for node, profile in profiles.items()}, story.moment())
     return story
@@ -153,8 +153,8 @@ def life(uuid="u1", host="w@h", **route):
     return [sent(uuid, **route), *events]
 
 
-VIDEOS = Profile(queues=("videos",), bindings=(BINDINGS[1],))
-SEVERAL = Profile(queues=("videos", "celery"), bindings=(BINDINGS[0], BINDINGS[1]))
+VIDEOS = WorkerInfo(queues=("videos",), bindings=(BINDINGS[1],))
+SEVERAL = WorkerInfo(queues=("videos", "celery"), bindings=(BINDINGS[0], BINDINGS[1]))
 STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
 
 
@@ -197,7 +197,7 @@ def test_a_task_that_waits_in_a_queue_that_is_not_known_is_pending_there_and_goe
 
 
 def test_without_the_label_nothing_waits_for_a_queue():
-    story = Story(labels=())
+    story = ClusterDriver(labels=())
     story.tell(sent(queue=None))
     assert story.gauges() == {"PENDING": 1}
 
@@ -208,10 +208,10 @@ ALL = {"queue": f"bcast.{UUID}", "exchange": "all", "routing_key": "celery"}
 @pytest.mark.parametrize("told", [0, 1, 3, 6])
 @pytest.mark.parametrize("labels", [("queue_name",), ()])
 def test_each_worker_that_receives_a_broadcast_has_a_copy_of_its_own(told, labels):
-    story = Story(labels=labels)
+    story = ClusterDriver(labels=labels)
     story.tell(heartbeat("a@h"), heartbeat("b@h"))
     profiles = {
-        node: Profile(queues=(one.queue,), bindings=(one,))
+        node: WorkerInfo(queues=(one.queue,), bindings=(one,))
         for node, one in zip(("a@h", "b@h"), BINDINGS[6:8], strict=True)
     }
     story.cluster.learn(profiles, story.moment())
@@ -230,7 +230,7 @@ def test_each_worker_that_receives_a_broadcast_has_a_copy_of_its_own(told, label
 
 
 def test_without_task_sent_a_copy_is_of_the_broadcast_and_not_of_the_queue_that_each_process_makes():
-    story = cluster_of(a=Profile(queues=("bcast.1",), bindings=(BINDINGS[6],)))
+    story = cluster_of(a=WorkerInfo(queues=("bcast.1",), bindings=(BINDINGS[6],)))
     story.tell(*life(host="a@h", **ALL)[1:])
     story.wait(2.5)
     assert set(story.counts()) == {("add", "all", state) for state in STATES[1:]}
@@ -241,7 +241,7 @@ def test_without_task_sent_a_copy_is_of_the_broadcast_and_not_of_the_queue_that_
 
 @pytest.mark.parametrize("seen_by", ["heartbeat", "task"])
 def test_tasks_of_a_worker_that_restarted_wait_for_its_answer(seen_by):
-    story = cluster_of(w=Profile(queues=("alpha",)))
+    story = cluster_of(w=WorkerInfo(queues=("alpha",)))
     story.tell(received("u0"), started("u0"))
     if seen_by == "heartbeat":
         story.tell(heartbeat(kind="online", pid=2))
@@ -251,16 +251,16 @@ def test_tasks_of_a_worker_that_restarted_wait_for_its_answer(seen_by):
     story.wait(5)
     assert {queue for (_, queue, _) in story.counts()} <= {"alpha", "unknown"}
     assert sum(story.counts().values()) in (0, 2), "what the process before did may be known"
-    story.cluster.learn({"w@h": Profile(queues=("beta",))}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(queues=("beta",))}, story.moment())
     story.wait(2.5)
     assert [story.counts().get(("add", "beta", state)) for state in STATES[1:]].count(None) == 0
 
 
 def test_an_answer_of_the_process_before_is_none_of_the_one_that_runs_now():
-    story = cluster_of(w=Profile(queues=("alpha",)))
+    story = cluster_of(w=WorkerInfo(queues=("alpha",)))
     asked = {"w@h": story.cluster.workers["w@h"].starts}
     story.tell(heartbeat(kind="online", pid=2))
-    story.cluster.learn({"w@h": Profile(queues=("alpha",))}, story.moment(), asked)
+    story.cluster.learn({"w@h": WorkerInfo(queues=("alpha",))}, story.moment(), asked)
     assert story.cluster.unasked.keys() == {"w@h"}
     story.tell(received(pid=2))
     story.wait(2.5)
@@ -269,7 +269,7 @@ def test_an_answer_of_the_process_before_is_none_of_the_one_that_runs_now():
     assert story.counts() == {("add", "unknown", "RECEIVED"): 1}
 
 
-@pytest.mark.parametrize("profile", [Profile(queues=("alpha",)), Profile()])
+@pytest.mark.parametrize("profile", [WorkerInfo(queues=("alpha",)), WorkerInfo()])
 def test_a_worker_that_does_not_answer_is_asked_again_for_a_while(profile):
     """Its first event comes before it takes questions."""
     story = cluster_of(w=profile)
@@ -287,7 +287,7 @@ def test_a_worker_that_does_not_answer_is_asked_again_for_a_while(profile):
 
 
 def test_a_task_with_a_shadow_name_is_the_task_that_was_sent_whoever_sent_it():
-    story = cluster_of(w=Profile(queues=("q",), registered=("add",)))
+    story = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
     told, got, *rest = life()
     got["name"] = "my.shadow"
     story.tell(told, got, *rest)
@@ -305,14 +305,14 @@ def test_a_task_with_a_shadow_name_is_the_task_that_was_sent_whoever_sent_it():
 
 @pytest.mark.parametrize("name", ["mul", "celery.accumulate"])
 def test_a_task_that_was_replaced_is_no_shadow(name):
-    story = cluster_of(w=Profile(queues=("q",), registered=("add", "mul")))
+    story = cluster_of(w=WorkerInfo(queues=("q",), registered=("add", "mul")))
     story.tell(sent(), received(name=name))
     assert story.cluster.keys.shadows == {}
 
 
 def test_only_so_many_shadow_names_are_remembered(monkeypatch):
     monkeypatch.setattr("celery_exporter.core.label_sets.MAX_SHADOWS", 3)
-    story = cluster_of(w=Profile(queues=("q",), registered=("add",)))
+    story = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
     for number in range(9):
         story.tell(sent(f"u{number}"), received(f"u{number}", name=f"shadow {number}"))
     assert len(story.cluster.keys.shadows) == 3

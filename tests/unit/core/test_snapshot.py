@@ -7,14 +7,14 @@ import re
 import pytest
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.snapshot import Depth, QueueView, WorkerView
+from celery_exporter.core.snapshot import QueueStats, QueueView, WorkerView
 from celery_exporter.core.task_names import shown_as
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 
-from .cluster_driver import T0, Story, heartbeat, received, sent, started
+from .cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started
 
 SAID = {"sw_ident": "py-celery", "sw_ver": "5.5.3", "sw_sys": "Linux", "loadavg": [0.5, 1.5, 2.5]}
-ANSWERED = Profile(
+ANSWERED = WorkerInfo(
     queues=("q",),
     registered=("add",),
     pool="prefork",
@@ -26,7 +26,7 @@ ANSWERED = Profile(
 
 
 def test_a_worker_is_shown_as_it_said_and_answered():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=100, processed=3, **SAID), heartbeat(at=100, pid=2, processed=0, **SAID))
     story.tell(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **SAID))
     story.tell(heartbeat(at=104, pid=2, processed=3, active=1, **SAID))
@@ -56,7 +56,7 @@ def test_a_worker_is_shown_as_it_said_and_answered():
 
 
 def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(active=2, processed=7))
     story.cluster.learn({"w@h": ANSWERED}, story.moment())
     story.tell(heartbeat(kind="offline", active=2, processed=7))
@@ -69,7 +69,7 @@ def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
 
 
 def test_a_worker_that_said_nothing_of_itself_is_shown_with_nothing_in_its_place():
-    story = Story()
+    story = ClusterDriver()
     story.tell(started())
     (worker,) = story.shown().workers
     assert (worker.name, worker.up, worker.events) == ("w@h", True, True)
@@ -80,9 +80,9 @@ def test_a_worker_that_said_nothing_of_itself_is_shown_with_nothing_in_its_place
 # -- queues ----------------------------------------------------------------------------------------------
 
 
-def queues(profiles: dict[str, Profile], *events: dict, **around) -> list[QueueView]:
+def queues(profiles: dict[str, WorkerInfo], *events: dict, **around) -> list[QueueView]:
     """Tell events, let these workers answer, and return the queues that are shown."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(*events)
     story.cluster.learn(profiles, story.moment())
     return story.shown(**around).queues
@@ -90,8 +90,8 @@ def queues(profiles: dict[str, Profile], *events: dict, **around) -> list[QueueV
 
 def test_a_queue_is_served_by_the_workers_that_consume_it():
     profiles = {
-        "a@h": Profile(queues=("mail", "both"), pool_size=4),
-        "b@h": Profile(queues=("both",), pool_size=2),
+        "a@h": WorkerInfo(queues=("mail", "both"), pool_size=4),
+        "b@h": WorkerInfo(queues=("both",), pool_size=2),
     }
     assert queues(profiles, sent(queue="lonely")) == [
         QueueView("both", None, 2, 6, None, 2),
@@ -103,10 +103,10 @@ def test_a_queue_is_served_by_the_workers_that_consume_it():
 @pytest.mark.parametrize(
     ("profiles", "around", "shown"),
     [
-        ({"a@h": Profile(queues=("q",), pool_size=4)}, {"roster_known": False}, (None, None)),
-        ({"a@h": Profile(queues=("q",), pool_size=4), "b@h": Profile()}, {}, (None, None)),
-        ({"a@h": Profile(queues=("q",), pool_size=4), "b@h": Profile(queues=("q",))}, {}, (2, None)),
-        ({"a@h": Profile(queues=("q",), pool_size=0)}, {}, (1, 0)),
+        ({"a@h": WorkerInfo(queues=("q",), pool_size=4)}, {"roster_known": False}, (None, None)),
+        ({"a@h": WorkerInfo(queues=("q",), pool_size=4), "b@h": WorkerInfo()}, {}, (None, None)),
+        ({"a@h": WorkerInfo(queues=("q",), pool_size=4), "b@h": WorkerInfo(queues=("q",))}, {}, (2, None)),
+        ({"a@h": WorkerInfo(queues=("q",), pool_size=0)}, {}, (1, 0)),
     ],
     ids=["nobody-answered", "one-did-not-say-its-queues", "one-did-not-say-its-size", "an-empty-pool"],
 )
@@ -116,28 +116,28 @@ def test_consumers_and_processes_are_known_when_all_workers_said_so(profiles, ar
 
 
 def test_a_worker_that_left_serves_no_queue():
-    profiles = {"a@h": Profile(queues=("q",), pool_size=4)}
+    profiles = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
     (queue,) = queues(profiles, heartbeat("a@h", kind="offline"))
     assert (queue.name, queue.consumers, queue.worker_processes) == ("q", 0, 0)
 
 
 def test_a_worker_that_left_without_an_answer_makes_nothing_unknown():
-    profiles = {"a@h": Profile(queues=("q",), pool_size=4)}
+    profiles = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
     (queue,) = queues(profiles, heartbeat("gone@h", kind="offline"))
     assert (queue.consumers, queue.worker_processes) == (1, 4)
 
 
 @pytest.mark.parametrize(("told", "consumers"), [(None, 1), (0, 0), (3, 3)])
 def test_what_the_broker_says_of_a_queue_comes_first(told, consumers):
-    profiles = {"a@h": Profile(queues=("q",), pool_size=4)}
-    assert queues(profiles, depths={"q": Depth(7, told), "other": Depth(1, 5)}) == [
+    profiles = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
+    assert queues(profiles, depths={"q": QueueStats(7, told), "other": QueueStats(1, 5)}) == [
         QueueView("other", 1, 5, 0, None, 0),
         QueueView("q", 7, consumers, 4, None, 1),
     ]
 
 
 def test_the_oldest_of_a_queue_waits_since_the_earliest_of_the_tasks_at_its_heads():
-    depth = Depth(3, None, ("u1", "u2", "unheard of", "not sent"))
+    depth = QueueStats(3, None, ("u1", "u2", "unheard of", "not sent"))
     events = [sent("u1", at=5), sent("u2", at=3), received("not sent")]
     (queue,) = queues({}, *events, depths={"q": depth})
     assert queue.oldest == T0 + 3
@@ -145,14 +145,14 @@ def test_the_oldest_of_a_queue_waits_since_the_earliest_of_the_tasks_at_its_head
 
 def test_a_retry_at_the_head_of_a_queue_waits_since_it_was_sent_anew():
     events = [sent(at=1), received(at=2), sent(at=9, retries=1), sent(at=30, retries=2)]
-    (queue,) = queues({}, *events, depths={"q": Depth(1, None, ("u1",))})
+    (queue,) = queues({}, *events, depths={"q": QueueStats(1, None, ("u1",))})
     assert queue.oldest == T0 + 30
 
 
-def folded(profiles: dict[str, Profile], *events: dict, **around) -> list[QueueView]:
+def folded(profiles: dict[str, WorkerInfo], *events: dict, **around) -> list[QueueView]:
     """Return the queues of customers, which have one name."""
     rules = [(re.compile("customer-[0-9]+"), "customer-*")]
-    story = Story(show_queue=shown_as(None, None, rules))
+    story = ClusterDriver(show_queue=shown_as(None, None, rules))
     story.tell(*events)
     story.cluster.learn(profiles, story.moment())
     return story.shown(**around).queues
@@ -160,10 +160,14 @@ def folded(profiles: dict[str, Profile], *events: dict, **around) -> list[QueueV
 
 def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker():
     profiles = {
-        "a@h": Profile(queues=("customer-1", "customer-2"), pool_size=4),
-        "b@h": Profile(queues=("customer-2", "q"), pool_size=2),
+        "a@h": WorkerInfo(queues=("customer-1", "customer-2"), pool_size=4),
+        "b@h": WorkerInfo(queues=("customer-2", "q"), pool_size=2),
     }
-    depths = {"customer-1": Depth(3, None, ("u1",)), "customer-2": Depth(4, None, ("u2",)), "q": Depth(1)}
+    depths = {
+        "customer-1": QueueStats(3, None, ("u1",)),
+        "customer-2": QueueStats(4, None, ("u2",)),
+        "q": QueueStats(1),
+    }
     events = [sent("u1", at=5, queue="customer-1"), sent("u2", at=3, queue="customer-2")]
     assert folded(profiles, *events, sent("u3", queue="customer-3"), depths=depths) == [
         QueueView("customer-*", 7, 3, 6, T0 + 3, 2),
@@ -173,7 +177,7 @@ def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker()
 
 @pytest.mark.parametrize(("waiting", "consumers"), [(4, 0), (0, 5)])
 def test_one_consumed_queue_does_not_hide_another_of_its_name_in_which_messages_wait(waiting, consumers):
-    told = {"customer-1": Depth(3, 5), "customer-2": Depth(waiting, 0)}
+    told = {"customer-1": QueueStats(3, 5), "customer-2": QueueStats(waiting, 0)}
     assert folded({}, depths=told) == [QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)]
 
 
@@ -183,12 +187,14 @@ def test_a_queue_that_the_broker_does_not_have_is_not_shown():
 
 
 def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
-    profiles = {"a@h": Profile(queues=("mine", "bcast.1"), auto_delete=("mine",), pool_size=4)}
-    story = Story()
+    profiles = {"a@h": WorkerInfo(queues=("mine", "bcast.1"), auto_delete=("mine",), pool_size=4)}
+    story = ClusterDriver()
     story.cluster.learn(profiles, story.moment())
     assert [queue.consumers for queue in story.shown().queues] == [1, 1]
     story.tell(heartbeat("a@h", kind="offline"))
-    shown = story.shown(depths={"bcast.1": Depth(9, 0), "q": Depth(9, 0), "mine": Depth(9, 0)}).queues
+    shown = story.shown(
+        depths={"bcast.1": QueueStats(9, 0), "q": QueueStats(9, 0), "mine": QueueStats(9, 0)}
+    ).queues
     assert {queue.name: queue.consumers for queue in shown} == {"bcast.1": None, "q": 0, "mine": None}
 
 
@@ -196,7 +202,7 @@ def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
 
 
 def test_what_was_bounded_forgotten_and_folded_is_shown_in_numbers():
-    story = Story(Limits(max_tasks=10, max_series=16))
+    story = ClusterDriver(Limits(max_tasks=10, max_series=16))
     for number in range(12):
         story.tell(sent(f"u{number}", name=f"task{number}"))
     story.tell(started("u11", at=-5))
@@ -209,7 +215,7 @@ def test_what_was_bounded_forgotten_and_folded_is_shown_in_numbers():
 
 
 def test_a_snapshot_stays_as_it_was_taken():
-    story = Story()
+    story = ClusterDriver()
     story.tell(sent(), received())
     shown = story.shown()
     before = (dict(shown.events), dict(shown.fallbacks), dict(shown.refused))
@@ -223,5 +229,5 @@ def test_a_snapshot_stays_as_it_was_taken():
 
 
 def test_a_snapshot_carries_what_is_not_of_the_cluster():
-    shown = Story().shown(version="1.2.3", unacked=5)
-    assert (shown.around.version, shown.around.unacked, shown.around.at) == ("1.2.3", 5, T0 + 100)
+    shown = ClusterDriver().shown(version="1.2.3", unacked=5)
+    assert (shown.exporter.version, shown.exporter.unacked, shown.exporter.at) == ("1.2.3", 5, T0 + 100)

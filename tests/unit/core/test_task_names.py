@@ -9,12 +9,12 @@ import pytest
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.label_sets import MEAN_BYTES
 from celery_exporter.core.task_names import LONGEST, clipped, shown_as
-from celery_exporter.core.types import HIDDEN, Key, State
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.types import EXCLUDED, LabelSet, State
+from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.persistence import state as memory
 from unit.persistence.kept import remembered
 
-from .cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded, task_event
+from .cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded, task_event
 
 
 def rule(regex: str, replacement: str) -> tuple[re.Pattern[str], str]:
@@ -44,18 +44,18 @@ def test_a_name_is_shown_as_the_rules_say(include, exclude, rules, name, shown):
 
 
 def test_names_made_at_run_time_are_one_series():
-    story = Story(show=shown_as(None, None, [rule("job-[0-9]+", "job")]))
+    story = ClusterDriver(show=shown_as(None, None, [rule("job-[0-9]+", "job")]))
     for number in range(5):
         uuid, name = f"u{number}", f"job-{number}"
         story.tell(sent(uuid, name=name), received(uuid, name=name), started(uuid), succeeded(uuid))
     assert story.counts() == {
         ("job", "q", state): 5 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
     }
-    assert set(story.ledger.snapshot()) == {Key("job", "q")}
+    assert set(story.ledger.snapshot()) == {LabelSet("job", "q")}
 
 
 def test_a_task_that_is_not_shown_is_followed_but_in_no_sum_and_no_gauge():
-    story = Story(show=shown_as(None, re.compile("noise"), []), labels=("queue_name", "worker"))
+    story = ClusterDriver(show=shown_as(None, re.compile("noise"), []), labels=("queue_name", "worker"))
     story.tell(sent(name="noise"), received(name="noise"), started())
     story.tell(failed("u2", exception="NotRegistered('noise')"), received("u3", name="noise"))
     story.wait(3)
@@ -64,23 +64,23 @@ def test_a_task_that_is_not_shown_is_followed_but_in_no_sum_and_no_gauge():
     assert story.cluster.fallbacks.total() == 0
     assert len(story.cluster.tasks) == 2
     story.tell(succeeded())
-    assert set(story.ledger.snapshot()) == {HIDDEN}
+    assert set(story.ledger.snapshot()) == {EXCLUDED}
     assert len(story.cluster.tasks) == 1
     assert len(story.cluster.keys) == 0, "it takes no room from what is shown"
 
 
 def test_a_task_without_a_name_is_shown_as_unknown_whatever_is_included():
-    story = Story(show=shown_as(re.compile("shop.*"), None, []))
+    story = ClusterDriver(show=shown_as(re.compile("shop.*"), None, []))
     story.tell(succeeded())
     story.wait(3)
     assert story.counts() == {("unknown", "unknown", "SUCCESS"): 1}
 
 
 def test_registered_tasks_are_foreseen_by_the_name_they_are_shown_as():
-    story = Story(show=shown_as(None, re.compile("noise"), [rule("job-.*", "job")]))
-    profile = Profile(queues=("q",), registered=("job-a", "job-b", "noise"))
+    story = ClusterDriver(show=shown_as(None, re.compile("noise"), [rule("job-.*", "job")]))
+    profile = WorkerInfo(queues=("q",), registered=("job-a", "job-b", "noise"))
     story.cluster.learn({"w@h": profile}, story.moment())
-    assert set(story.ledger.snapshot()) == {Key("job", "q")}
+    assert set(story.ledger.snapshot()) == {LabelSet("job", "q")}
 
 
 # -- --series-ttl --------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def life(uuid: str, at: float = 0.0, **names: str) -> list[dict]:
 
 
 def test_law_5_an_idle_series_is_added_up_as_other_and_no_sum_falls():
-    story = Story(Limits(series_ttl=200), labels=("queue_name", "worker"))
+    story = ClusterDriver(Limits(series_ttl=200), labels=("queue_name", "worker"))
     story.tell(*life("u1", name="once"), *life("u2", name="often"))
     story.wait(150)
     story.tell(*life("u3", 150, name="often"))
@@ -112,15 +112,15 @@ def test_law_5_an_idle_series_is_added_up_as_other_and_no_sum_falls():
 
 
 def test_a_series_with_an_open_task_is_not_idle():
-    story = Story(Limits(series_ttl=200))
+    story = ClusterDriver(Limits(series_ttl=200))
     story.tell(sent(), received(), started())
     story.wait(1000)
-    assert set(story.ledger.snapshot()) == {Key("add", "q")}
+    assert set(story.ledger.snapshot()) == {LabelSet("add", "q")}
 
 
 def test_a_series_of_a_registered_task_is_not_given_up():
-    story = Story(Limits(series_ttl=200))
-    profile = Profile(queues=("q",), registered=("add",))
+    story = ClusterDriver(Limits(series_ttl=200))
+    profile = WorkerInfo(queues=("q",), registered=("add",))
     story.cluster.learn({"w@h": profile}, story.moment())
     story.tell(*life("u1"), *life("u2", name="mul"), heartbeat())
     story.wait(300)
@@ -128,7 +128,7 @@ def test_a_series_of_a_registered_task_is_not_given_up():
 
 
 def test_a_series_that_was_given_up_begins_anew():
-    story = Story(Limits(series_ttl=200))
+    story = ClusterDriver(Limits(series_ttl=200))
     story.tell(*life("u1"))
     story.wait(300)
     story.tell(*life("u1", at=300))
@@ -140,7 +140,7 @@ def test_a_series_that_was_given_up_begins_anew():
 
 
 def test_waits_of_tasks_that_overtook_their_task_sent_are_their_worker_s():
-    story = Story(labels=("queue_name", "worker"))
+    story = ClusterDriver(labels=("queue_name", "worker"))
     story.tell(received(at=1), started(at=2))
     story.wait(3)
     story.tell(sent(at=0), task_event("succeeded", at=3, runtime=1.0))
@@ -148,7 +148,7 @@ def test_waits_of_tasks_that_overtook_their_task_sent_are_their_worker_s():
 
 
 def test_each_task_that_finds_no_room_is_counted_as_folded_and_names_are_not_hoarded():
-    story = Story(Limits(max_series=2 * len(State)))
+    story = ClusterDriver(Limits(max_series=2 * len(State)))
     for number in range(100):
         story.tell(sent(f"u{number}", name=f"task{number % 50}"))
     keys = story.cluster.keys
@@ -159,8 +159,8 @@ def test_each_task_that_finds_no_room_is_counted_as_folded_and_names_are_not_hoa
 # -- queues ----------------------------------------------------------------------------------------------
 
 
-def customers(**more) -> Story:
-    return Story(
+def customers(**more) -> ClusterDriver:
+    return ClusterDriver(
         show_queue=shown_as(None, re.compile("secret"), [rule("customer-[0-9]+", "customer-*")]), **more
     )
 
@@ -188,7 +188,7 @@ def test_tasks_of_an_excluded_queue_are_counted_as_other_and_the_queue_is_not_me
 
 def test_a_rule_is_applied_once_also_where_an_attempt_takes_its_queue_from_the_one_before():
     rules = [rule("a", "b"), rule("b", "c")]
-    story = Story(show_queue=shown_as(re.compile("a|b"), None, rules))
+    story = ClusterDriver(show_queue=shown_as(re.compile("a|b"), None, rules))
     story.tell(sent(queue="a"), received(), task_event("retried", at=1, exception="E()"))
     story.tell(received(at=2, retries=1, name="add"), received("u2", at=2))
     story.wait(3)
@@ -196,7 +196,7 @@ def test_a_rule_is_applied_once_also_where_an_attempt_takes_its_queue_from_the_o
 
 
 def test_what_is_restored_is_called_by_the_queue_rules_of_today():
-    old = Story()
+    old = ClusterDriver()
     for number in range(2):
         old.tell(*in_queue(f"u{number}", f"customer-{number}"), *in_queue(f"s{number}", "secret"))
     old.tell(received("u9"))
@@ -212,8 +212,8 @@ def test_what_is_restored_is_called_by_the_queue_rules_of_today():
 
 def test_registered_tasks_are_foreseen_under_the_name_of_their_queue():
     story = customers()
-    story.cluster.learn({"w@h": Profile(queues=("customer-1",), registered=("add",))}, story.moment())
-    assert Key("add", "customer-*") in story.ledger.snapshot()
+    story.cluster.learn({"w@h": WorkerInfo(queues=("customer-1",), registered=("add",))}, story.moment())
+    assert LabelSet("add", "customer-*") in story.ledger.snapshot()
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_name_is_clipped_by_its_bytes(name, shown):
 
 
 def test_tasks_with_long_names_are_counted_under_what_is_left_of_them():
-    story = Story()
+    story = ClusterDriver()
     long = "\U0001f600" * 255
     story.tell(sent(name=long, queue=long), received(name=long), started(at=1), succeeded(at=2))
     assert story.counts() == {
@@ -244,7 +244,7 @@ def test_tasks_with_long_names_are_counted_under_what_is_left_of_them():
 def test_label_sets_are_folded_when_their_bytes_are_too_many():
     """Of the usual length there are as many as were asked for."""
     limits = Limits(max_series=8 * 100)
-    story, usual = Story(limits), Story(limits)
+    story, usual = ClusterDriver(limits), ClusterDriver(limits)
     for number in range(100):
         story.tell(sent(f"u{number}", name=f"{number:03}" + "n" * 245, queue="q" * 245))
         usual.tell(sent(f"u{number}", name=f"tasks.of_the_application.{number:03}"))
@@ -256,7 +256,7 @@ def test_label_sets_are_folded_when_their_bytes_are_too_many():
 
 
 def test_a_worker_whose_name_is_too_long_is_refused_and_counted():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat("\U0001f600" * 100), heartbeat())
     assert story.cluster.workers.keys() == {"w@h"}
     assert story.cluster.refused["worker"] == 1

@@ -7,14 +7,14 @@ import tracemalloc
 import pytest
 from hypothesis import given, settings
 
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import State
 from unit.persistence.test_state import restarted, seen, tales
 
-from .cluster_driver import Story, received, retried, sent, started, succeeded, task_event
+from .cluster_driver import ClusterDriver, received, retried, sent, started, succeeded, task_event
 from .test_cluster import OPEN_LIVES
 
 B = {"host": "b@h"}
@@ -34,13 +34,13 @@ class Unforgettable(Task):
         pass
 
 
-def told(events, **options) -> Story:
-    story = Story(ledger=Ledger((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True), **options)
+def told(events, **options) -> ClusterDriver:
+    story = ClusterDriver(ledger=Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True), **options)
     story.tell(*events)
     return story
 
 
-def teller() -> Story:
+def teller() -> ClusterDriver:
     story = told([], labels=("queue_name", "worker"))
     story.cluster.tasks = Teller(1_000, 1_000)
     return story
@@ -144,7 +144,7 @@ def test_a_sending_that_is_told_last_is_remembered_however_many_others_are():
 
 
 def test_label_sets_that_are_given_up_leave_nothing():
-    story = Story(Limits(series_ttl=120))
+    story = ClusterDriver(Limits(series_ttl=120))
 
     def left_by(names: int) -> int:
         tracemalloc.start()

@@ -12,7 +12,7 @@ from celery_exporter.core.types import State
 
 from .cluster_driver import (
     T0,
-    Story,
+    ClusterDriver,
     failed,
     received,
     rejected,
@@ -24,13 +24,13 @@ from .cluster_driver import (
 )
 
 
-def told(*events: dict, **options) -> Story:
-    story = Story(**options)
+def told(*events: dict, **options) -> ClusterDriver:
+    story = ClusterDriver(**options)
     story.tell(*events)
     return story
 
 
-def runtimes(story: Story, **key: str) -> dict[str, float]:
+def runtimes(story: ClusterDriver, **key: str) -> dict[str, float]:
     return {state.name: histogram.total for state, histogram in story.cell(**key).ran.items()}
 
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
 
-from .cluster_driver import Story, heartbeat, sent, started
+from .cluster_driver import ClusterDriver, heartbeat, sent, started
 
 
 def told(*pairs):
     """Tell heartbeats and started events: (at, processed) or (at,); return the worker."""
-    story = Story()
+    story = ClusterDriver()
     for number, (at, *processed) in enumerate(pairs):
         story.tell(heartbeat(at=at, processed=processed[0]) if processed else started(f"u{number}", at=at))
     return story.cluster.workers["w@h"]
@@ -106,7 +106,7 @@ def test_a_worker_that_was_just_heard_of_has_not_restarted():
 
 
 def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=0, processed=10), heartbeat(at=2, processed=12))
     story.tell(heartbeat(at=9, kind="online", pid=2, processed=0), heartbeat(at=11, pid=2, processed=3))
     worker = story.cluster.workers["w@h"]
@@ -115,7 +115,7 @@ def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
 
 
 def test_a_restart_after_a_kill_is_seen_though_the_next_process_soon_says_goodbye():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=0, processed=10), heartbeat(at=9, kind="online", pid=2, processed=0))
     story.tell(heartbeat(at=10, kind="offline", pid=2, processed=3))
     worker = story.cluster.workers["w@h"]
@@ -123,7 +123,7 @@ def test_a_restart_after_a_kill_is_seen_though_the_next_process_soon_says_goodby
 
 
 def test_a_worker_that_lies_about_its_tasks_counts_no_more_than_a_sample_holds():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=0))
     story.cluster.workers["w@h"].processed_total = 2**53 - 2**39  # after so many restarts
     story.tell(*(heartbeat(at=at, processed=0 if at % 2 else 2**39) for at in range(1, 5)))
@@ -131,7 +131,7 @@ def test_a_worker_that_lies_about_its_tasks_counts_no_more_than_a_sample_holds()
 
 
 def test_a_restart_in_a_container_where_the_pid_is_always_1_is_seen_by_its_count():
-    story = Story()
+    story = ClusterDriver()
     for at, processed in ((0, 50), (2, 100), (9, 5), (11, 7)):
         story.tell(heartbeat(at=at, processed=processed))
     worker = story.cluster.workers["w@h"]
@@ -139,7 +139,7 @@ def test_a_restart_in_a_container_where_the_pid_is_always_1_is_seen_by_its_count
 
 
 def test_the_last_words_of_the_process_before_count_for_nothing():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=0, processed=1000), heartbeat(at=2, kind="online", pid=2, processed=0))
     story.tell(heartbeat(at=3, kind="offline", pid=1, processed=1000), heartbeat(at=4, pid=2, processed=3))
     worker = story.cluster.workers["w@h"]
@@ -147,7 +147,7 @@ def test_the_last_words_of_the_process_before_count_for_nothing():
 
 
 def test_a_process_whose_pid_was_used_before_is_another_one_when_it_says_so():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=0, processed=9), heartbeat(at=2, kind="online", pid=2, processed=0))
     story.tell(heartbeat(at=4, pid=2, processed=5), heartbeat(at=6, kind="online", pid=1, processed=0))
     story.tell(heartbeat(at=8, pid=1, processed=2))
@@ -156,7 +156,7 @@ def test_a_process_whose_pid_was_used_before_is_another_one_when_it_says_so():
 
 
 def test_two_processes_of_one_name_do_not_count_each_other():
-    story = Story()
+    story = ClusterDriver()
     for at in range(10):
         story.tell(heartbeat(at=at, pid=at % 2, processed=1000 * (1 + at % 2)))
     assert story.cluster.workers["w@h"].processed_total == 3000
@@ -164,7 +164,7 @@ def test_two_processes_of_one_name_do_not_count_each_other():
 
 
 def test_a_forced_heartbeat_without_active_leaves_what_was_known():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(active=3))
     story.tell(
         {"hostname": "w@h", "freq": 5, "timestamp": heartbeat()["timestamp"], "type": "worker-heartbeat"}
@@ -173,7 +173,7 @@ def test_a_forced_heartbeat_without_active_leaves_what_was_known():
 
 
 def test_skew_is_the_least_delayed_event_of_the_last_minutes():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=story.now + 420 - 5))  # delayed by 5 s
     story.wait(2)
     story.tell(heartbeat(at=story.now + 420))
@@ -190,7 +190,7 @@ def test_skew_is_the_least_delayed_event_of_the_last_minutes():
 
 
 def test_the_started_event_of_a_sent_task_counts_as_heard():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(at=0, processed=0), sent("u"), started("u", at=1), heartbeat(at=2, processed=1))
     story.tell(heartbeat(at=4, processed=1))
     assert story.cluster.workers["w@h"].missed == 0
@@ -211,7 +211,7 @@ def alternate(story, *counts, rounds=4, period=2.0, pids=(1, 1, 1)):
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
 @pytest.mark.parametrize("counts", [(140, 60), (60, 140), (140, 60, 20), (5, 4)])
 def test_processes_of_one_name_are_not_counted_twice(counts, pids):
-    story = Story()
+    story = ClusterDriver()
     worker = alternate(story, *(0 for _ in counts), pids=pids)
     worker = alternate(story, *counts, pids=pids)
     before = worker.restarts
@@ -225,7 +225,7 @@ def test_processes_of_one_name_are_not_counted_twice(counts, pids):
 @pytest.mark.parametrize("last", ["offline", None])
 @pytest.mark.parametrize("pids", [(1, 1), (7, 8)])
 def test_a_name_that_one_process_is_left_of_is_as_any_other(pids, last):
-    story = Story()
+    story = ClusterDriver()
     alternate(story, 140, 60, pids=pids)
     if last is not None:
         story.tell(heartbeat(at=story.now, kind=last, processed=60, pid=pids[1]))
@@ -236,7 +236,7 @@ def test_a_name_that_one_process_is_left_of_is_as_any_other(pids, last):
 
 
 def test_what_the_processes_of_a_name_do_now_is_added_up():
-    story = Story()
+    story = ClusterDriver()
     for _ in range(4):
         for pid, active in ((1, 3), (2, 0)):
             story.tell(heartbeat(at=story.now, pid=pid, active=active))
@@ -245,7 +245,7 @@ def test_what_the_processes_of_a_name_do_now_is_added_up():
 
 
 def test_a_name_whose_processes_miss_no_event_misses_none():
-    story = Story()
+    story = ClusterDriver()
     for number in range(1, 9):
         for pid in (1, 2):
             story.tell(started(f"{pid}-{number}", at=story.now, pid=pid))
@@ -259,7 +259,7 @@ def test_a_name_whose_processes_miss_no_event_misses_none():
 @pytest.mark.parametrize("goodbye", [True, False])
 def test_a_worker_that_restarts_again_and_again_is_one_process_at_a_time(goodbye, pid):
     """Each process does a little more than the one before, which is when they may be mixed up."""
-    story = Story()
+    story = ClusterDriver()
     for number in range(1, 9):
         one = {"pid": 1 + number * (pid - 1)}
         story.tell(heartbeat(at=story.now, kind="online", processed=0, **one))
@@ -280,7 +280,7 @@ class Crowd:
     """
 
     def __init__(self, counts, pids, *, rate=1, skews=None, seed=0, period=2.0):
-        self.story, self.random, self.period = Story(), Random(seed), period
+        self.story, self.random, self.period = ClusterDriver(), Random(seed), period
         self.counts, self.pids, self.rate = list(counts), pids, rate
         self.skews = skews or [0.0] * len(counts)
         self.told = [0] * len(counts)  # what each one said that it processed
@@ -383,7 +383,7 @@ def test_processes_with_one_pid_and_nearly_the_same_load_are_told_apart(apart, s
 
 
 def test_processes_that_overtake_one_another_are_counted_once_each():
-    story, counts = Story(), [100_000, 100_300, 99_500]
+    story, counts = ClusterDriver(), [100_000, 100_300, 99_500]
     for _ in range(60):
         for one in range(3):
             counts[one] += one + 1
@@ -403,7 +403,7 @@ def test_more_processes_than_are_told_apart_are_counted_too_low(pids):
 
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
 def test_a_process_of_a_shared_name_that_is_killed_and_replaced_is_one_restart(pids):
-    story = Story()
+    story = ClusterDriver()
     alternate(story, 140, 9_000, pids=pids)
     story.wait(20)
     worker = alternate(story, 9_000, 5, pids=pids[1:], rounds=12)
@@ -413,7 +413,7 @@ def test_a_process_of_a_shared_name_that_is_killed_and_replaced_is_one_restart(p
 @pytest.mark.parametrize("count", [0, 100_000])
 def test_one_heartbeat_too_early_is_no_other_process(count):
     """The clock of the worker was set back, and events came late."""
-    story = Story()
+    story = ClusterDriver()
     for at in (0, 2, 4, 4.5, 6.5, 8.5, 10.5, 12.5):
         story.tell(heartbeat(at=at, processed=count + int(at)))
     worker = story.cluster.workers["w@h"]
@@ -422,7 +422,7 @@ def test_one_heartbeat_too_early_is_no_other_process(count):
 
 
 def test_a_worker_one_heartbeat_of_which_came_too_early_is_down_when_it_says_goodbye():
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(kind="online", processed=3), heartbeat(at=0.1, processed=3))
     story.wait(2)
     story.tell(heartbeat(at=2, processed=4), heartbeat(at=2.5, kind="offline", processed=4))
@@ -433,7 +433,7 @@ def test_a_worker_one_heartbeat_of_which_came_too_early_is_down_when_it_says_goo
 @pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
 def test_a_process_is_replaced_by_one_whose_heartbeats_are_slow(pids, every):
     """As those of a solo worker are, which sends one between two tasks."""
-    story = Story()
+    story = ClusterDriver()
     for _ in range(5):
         story.tell(heartbeat(at=story.now, processed=5, pid=pids[0]))
         story.wait(2)
@@ -451,7 +451,7 @@ def test_a_process_is_replaced_by_one_whose_heartbeats_are_slow(pids, every):
 @pytest.mark.parametrize("every", [4.1, 20])
 @pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
 def test_a_name_that_one_slow_process_is_left_of_is_as_any_other(pids, every):
-    story = Story()
+    story = ClusterDriver()
     alternate(story, 140, 60, pids=pids, rounds=6)
     for count in range(60, 60 + int(200 / every)):
         story.wait(every)
@@ -462,7 +462,7 @@ def test_a_name_that_one_slow_process_is_left_of_is_as_any_other(pids, every):
 
 @pytest.mark.parametrize("pid", [1, 2])
 def test_a_worker_that_is_killed_as_soon_as_it_comes_up_restarts_each_time(pid):
-    story = Story()
+    story = ClusterDriver()
     for number in range(6):
         story.tell(heartbeat(at=story.now, kind="online", processed=6 - number, pid=1 + number * (pid - 1)))
         story.wait(6)
@@ -471,7 +471,7 @@ def test_a_worker_that_is_killed_as_soon_as_it_comes_up_restarts_each_time(pid):
 
 
 def test_last_words_of_one_of_several_processes_are_counted():
-    story = Story()
+    story = ClusterDriver()
     alternate(story, 140, 60, pids=(7, 8))
     story.tell(heartbeat(at=story.now, kind="offline", processed=143, pid=7))
     worker = story.cluster.workers["w@h"]
@@ -480,9 +480,9 @@ def test_last_words_of_one_of_several_processes_are_counted():
 
 def test_processes_of_one_pid_that_may_be_silent_for_long_are_counted_as_soon():
     """As solo workers are, while they run a task."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(heartbeat(processed=0))
-    story.cluster.learn({"w@h": Profile(pool="solo")}, story.moment())
+    story.cluster.learn({"w@h": WorkerInfo(pool="solo")}, story.moment())
     worker = alternate(story, 14, 6, rounds=5)
     story.wait(1)
     assert (worker.processed_total, worker.restarts, worker.shared) == (20, 0, True)
@@ -498,7 +498,7 @@ def beats(story, pid, processed, first, count=4):
 
 
 def test_what_a_process_did_that_replaced_another_while_nobody_listened_is_missed():
-    story = Story()
+    story = ClusterDriver()
     beats(story, 1, 0, 0, 1)
     story.tell(started("a", at=1, pid=1), started("b", at=1.5, pid=1))
     beats(story, 1, 2, 2, 2)
@@ -511,7 +511,7 @@ def test_what_a_process_did_that_replaced_another_while_nobody_listened_is_misse
 
 
 def test_what_was_heard_of_a_new_process_before_its_first_heartbeat_is_not_missed():
-    story = Story()
+    story = ClusterDriver()
     beats(story, 1, 7, 0, 2)
     story.tell(*(started(f"u{n}", at=3 + n / 10, pid=2) for n in range(5)))
     beats(story, 2, 6, 5)
@@ -520,7 +520,7 @@ def test_what_was_heard_of_a_new_process_before_its_first_heartbeat_is_not_misse
 
 def test_what_a_process_did_before_it_was_heard_beside_another_one_is_not_missed():
     """Two of one name, of which one is heard first: the other one may have run for long before we did."""
-    story = Story()
+    story = ClusterDriver()
     for number in range(10):
         for pid, processed in ((1, 1_000), (2, 2_000)):
             story.tell(started(f"u{number}-{pid}", at=2 * number + 0.1 * pid, pid=pid))
@@ -532,7 +532,7 @@ def test_what_a_process_did_before_it_was_heard_beside_another_one_is_not_missed
 @pytest.mark.parametrize("back", [1.5, 60.0, 3_600.0])
 @pytest.mark.parametrize("after", [2, 5, 20])
 def test_a_clock_that_is_set_back_makes_nothing_missed(back, after):
-    story = Story()
+    story = ClusterDriver()
     processed = 0
     for number in range(40):
         at = 2 * number - (back if number >= after else 0.0)

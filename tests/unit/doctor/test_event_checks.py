@@ -13,14 +13,14 @@ from celery_exporter.cli.main import _command
 from celery_exporter.config.loader import load
 from celery_exporter.doctor import Report
 from celery_exporter.doctor.event_checks import judge
-from celery_exporter.doctor.listener import Heard
+from celery_exporter.doctor.listener import ListenResult
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.doctor.redis_checks import judge_buffer, judge_eviction, pubsub_limits
 from celery_exporter.doctor.report import as_json, printed
 from celery_exporter.status.checks import PATIENCE
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Recent
-from unit.core.cluster_driver import Story, heartbeat, received
+from unit.core.cluster_driver import ClusterDriver, heartbeat, received
 
 SETTINGS = load({"broker_url": "redis://127.0.0.1:6379/0"}, {})
 UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"
@@ -28,11 +28,11 @@ UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"
 
 def judged(*events: dict, said: dict[str, Configuration] | None = None, **heard) -> dict[str, Finding]:
     """Return what is said of these events, and of what workers said of their configuration, by check."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(*events)
     told = {"content_types": {"application/json": 3}, "first_event": 0.5, **heard}
     shown, answers = story.shown(listened=PATIENCE), list((said or {}).items())
-    found = Heard(shown, Recent().growth(shown, 0.0), configurations=answers, **told)
+    found = ListenResult(shown, Recent().growth(shown, 0.0), configurations=answers, **told)
     return {finding.check: finding for finding in judge(found, SETTINGS)}
 
 
@@ -98,9 +98,9 @@ def test_what_was_cut_short_is_not_well():
 
 
 def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
-    story = Story()
+    story = ClusterDriver()
     shown = story.shown(broker_up=False, listened=1.0)
-    found = Heard(shown, Recent().growth(shown, 0.0), {}, None, [])
+    found = ListenResult(shown, Recent().growth(shown, 0.0), {}, None, [])
     (only,) = judge(found, SETTINGS)
     assert (only.check, only.severity) == ("subscription", "critical")
     assert only.remedy.startswith("redis-cli -h 127.0.0.1 -p 6379 INFO")

@@ -10,14 +10,23 @@ import pytest
 
 from celery_exporter.config.loader import BadSettingError, load
 from celery_exporter.core import cluster
-from celery_exporter.core.aggregates import Ledger
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import COMMON_BUCKETS, TASK_LABELS, Shape
+from celery_exporter.metrics.model import COMMON_BUCKETS, TASK_LABELS, MetricOptions
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
 from celery_exporter.monitor.monitor import _naming as naming
 from celery_exporter.monitor.monitor import _rules_of as rules_of
-from unit.core.cluster_driver import Story, failed, heartbeat, received, rejected, sent, started, succeeded
+from unit.core.cluster_driver import (
+    ClusterDriver,
+    failed,
+    heartbeat,
+    received,
+    rejected,
+    sent,
+    started,
+    succeeded,
+)
 from unit.persistence.test_state import restarted
 
 URL = "redis://127.0.0.1:1/0"
@@ -25,9 +34,11 @@ NATIVE, BOTH = ("native",), ("native", "flower")
 LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
 
 
-def told(selection: Selection, *events: dict) -> Story:
-    ledger = Ledger(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
-    story = Story(labels=selection.labels, clients=selection.clients, hosts=selection.hosts, ledger=ledger)
+def told(selection: Selection, *events: dict) -> ClusterDriver:
+    ledger = Aggregates(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
+    story = ClusterDriver(
+        labels=selection.labels, clients=selection.clients, hosts=selection.hosts, ledger=ledger
+    )
     story.tell(*events)
     return story
 
@@ -44,7 +55,7 @@ def page(selection: Selection, *events: dict) -> dict[str, str]:
 
 
 PAIRS = list(itertools.combinations(PROFILES, 2))
-APART = {name: {row.name: row for row in select((name,), Shape()).rows} for name in PROFILES}
+APART = {name: {row.name: row for row in select((name,), MetricOptions()).rows} for name in PROFILES}
 
 
 def differing(pair: tuple[str, str]) -> set[str]:
@@ -58,14 +69,14 @@ def differing(pair: tuple[str, str]) -> set[str]:
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if differing(pair)], ids="+".join)
 def test_two_profiles_that_differ_in_a_name_are_not_on_together(pair):
     with pytest.raises(ProfilesClashError) as caught:
-        select(pair, Shape())
+        select(pair, MetricOptions())
     assert all(profile in str(caught.value) for profile in pair)
     assert any(f" {name}," in str(caught.value) for name in differing(pair))
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if not differing(pair)], ids="+".join)
 def test_two_other_profiles_are_both_there_and_nothing_is_twice(pair):
-    names = [row.name for row in select(pair, Shape()).rows]
+    names = [row.name for row in select(pair, MetricOptions()).rows]
     assert sorted(names) == sorted({*APART[pair[0]], *APART[pair[1]]})
 
 
@@ -84,20 +95,23 @@ def test_bounds_that_differ_are_a_clash_too():
 
 
 def test_sums_are_kept_by_no_more_labels_than_somebody_shows():
-    assert select(("native",), Shape()).labels == ("queue_name",)
-    assert select(("zerok",), Shape(task_labels=TASK_LABELS)).labels == ()
-    assert select(("zerok", "flower"), Shape()).labels == ("worker",)
-    assert select(("native", "flower"), Shape()).labels == TASK_LABELS
+    assert select(("native",), MetricOptions()).labels == ("queue_name",)
+    assert select(("zerok",), MetricOptions(task_labels=TASK_LABELS)).labels == ()
+    assert select(("zerok", "flower"), MetricOptions()).labels == ("worker",)
+    assert select(("native", "flower"), MetricOptions()).labels == TASK_LABELS
 
 
 def test_who_sent_what_is_counted_where_somebody_shows_it():
-    assert [name for name in PROFILES if select((name,), Shape()).clients] == ["danihodovic", "flower"]
-    assert not select(("danihodovic",), Shape(generic_sent=True)).clients
-    assert select(("danihodovic", "flower"), Shape(generic_sent=True)).clients
+    assert [name for name in PROFILES if select((name,), MetricOptions()).clients] == [
+        "danihodovic",
+        "flower",
+    ]
+    assert not select(("danihodovic",), MetricOptions(generic_sent=True)).clients
+    assert select(("danihodovic", "flower"), MetricOptions(generic_sent=True)).clients
 
 
 def test_each_profile_has_its_own_buckets_of_what_was_counted_once():
-    both = page(select(("native", "flower"), Shape()), *LIFE)
+    both = page(select(("native", "flower"), MetricOptions()), *LIFE)
 
     def buckets(name: str) -> dict[str, str]:
         return {label(each, "le"): value for each, value in both.items() if each.startswith(f"{name}_bucket")}
@@ -115,14 +129,14 @@ def test_buckets_that_somebody_chose_are_those_of_all():
 
 
 def test_a_name_of_another_family_keeps_its_beginning():
-    rows = select(("flower",), Shape()).rows
-    text = Exposition(rows, prefix="my_").render(Story().shown()).decode()
+    rows = select(("flower",), MetricOptions()).rows
+    text = Exposition(rows, prefix="my_").render(ClusterDriver().shown()).decode()
     assert "# TYPE flower_worker_online gauge" in text
     assert "# TYPE my_exporter_build_info gauge" in text
 
 
 def test_what_a_worker_has_received_and_not_started_is_of_the_one_that_has_it():
-    selection = select(("flower",), Shape())
+    selection = select(("flower",), MetricOptions())
     events = [
         *(event(uuid, host="a@h") for uuid in ("u1", "u2") for event in (received,)),
         received("u3", host="a@h"),
@@ -142,7 +156,9 @@ def test_what_a_worker_has_received_and_not_started_is_of_the_one_that_has_it():
 
 def test_a_mean_is_of_what_was_observed():
     shown = page(
-        select(("triss",), Shape()), *LIFE, *(event | {"uuid": "u2", "runtime": 1.0} for event in LIFE)
+        select(("triss",), MetricOptions()),
+        *LIFE,
+        *(event | {"uuid": "u2", "runtime": 1.0} for event in LIFE),
     )
     duration = 'celery_task_duration_seconds_by_state{state="SUCCESS",task_type="add"}'
     assert float(shown[duration]) == 4.0
@@ -153,7 +169,7 @@ def test_the_command_lists_profiles_and_the_metrics_of_one(profile):
     command = [sys.executable, "-m", "celery_exporter", "profiles", *profile.split()]
     said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     for name in [profile] if profile else PROFILES:
-        rows = PROFILES[name].rows(Shape())
+        rows = PROFILES[name].rows(MetricOptions())
         assert all(row.name in said for row in rows)
         assert not profile or all(row.remark in said for row in rows)
 
@@ -167,7 +183,7 @@ def test_a_profile_that_is_named_twice_is_on_once():
     assert load({"broker_url": URL, "profile": "flower,flower"}, {}).selection.names == ("flower",)
 
 
-def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> Story:
+def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> ClusterDriver:
     """Return a story in which one of two workers is forgotten after a while."""
     events = [event(uuid, host=one) for uuid in ("u1", "u2") for event in (received, started, succeeded)]
     story = told(selection, *events, *(event("u3", host=other) for event in (received, started, succeeded)))
@@ -178,7 +194,9 @@ def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> S
     return story
 
 
-@pytest.mark.parametrize("shape", [Shape(), Shape(generic_worker=True)], ids=["hosts", "generic"])
+@pytest.mark.parametrize(
+    "shape", [MetricOptions(), MetricOptions(generic_worker=True)], ids=["hosts", "generic"]
+)
 def test_what_a_host_did_does_not_fall_when_one_of_its_workers_is_forgotten(shape):
     selection = select(("danihodovic",), shape)
     story = two_workers(selection)
@@ -195,11 +213,11 @@ def test_what_a_host_did_does_not_fall_when_one_of_its_workers_is_forgotten(shap
 
 def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_others():
     """What is new of its task is shown at 0 first, as without the others."""
-    selection = select(("native", "flower"), Shape())
+    selection = select(("native", "flower"), MetricOptions())
     story = two_workers(selection)
     exposition = Exposition(selection.rows)
     series = 'celery_task_failures_total{exception="ValueError",queue_name="unknown",task_name="add"}'
-    firsts = Firsts(0.0, 0.0)
+    firsts = SeriesTracker(0.0, 0.0)
 
     def scrape(at):
         visit = firsts.begin("p", at)
@@ -216,7 +234,7 @@ def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_
 
 
 def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
-    selection = select(("flower",), Shape())
+    selection = select(("flower",), MetricOptions())
     story = told(selection, received("u1", host="a@h"), received("u2", host="b@h"))
     story.wait(3)
     del story.cluster.workers["a@h"]
@@ -227,9 +245,9 @@ def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
 
 @pytest.mark.parametrize(("before", "after", "known"), [(BOTH, NATIVE, True), (NATIVE, BOTH, False)])
 def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, after, known):
-    new = select(after, Shape())
-    ledger = Ledger(new.runtime_bounds, new.wait_bounds)
-    story = restarted(told(select(before, Shape()), *LIFE), labels=new.labels, ledger=ledger)
+    new = select(after, MetricOptions())
+    ledger = Aggregates(new.runtime_bounds, new.wait_bounds)
+    story = restarted(told(select(before, MetricOptions()), *LIFE), labels=new.labels, ledger=ledger)
     text = Exposition(new.rows).render(story.shown()).decode()
     series = 'celery_task_runtime_seconds_bucket{le="10",queue_name="q",state="SUCCESS",task_name="add"}'
     assert (f"{series} 1.0" in text) == known

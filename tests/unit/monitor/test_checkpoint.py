@@ -16,7 +16,7 @@ from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
 from celery_exporter.core import tasks
 from celery_exporter.core.events import Event
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.monitor import checkpoint as saving
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.persistence import state_file as statefile
@@ -54,7 +54,7 @@ class Counting:
 
     def _new(self) -> Monitor:
         settings = load({"broker_url": NOBODY, "state_file": str(self.path)}, {})
-        return Monitor(settings, Firsts(time.monotonic(), time.time(), is_saved=True))
+        return Monitor(settings, SeriesTracker(time.monotonic(), time.time(), is_saved=True))
 
     @property
     def saver(self) -> saving.Saver:

@@ -8,7 +8,7 @@ import pytest
 from harness.waiting import eventually
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.message import Payload
+from celery_exporter.broker.message import Message
 from celery_exporter.config.loader import load
 from celery_exporter.monitor.monitor import Monitor
 
@@ -29,11 +29,11 @@ class CutOff:
         self.opened += 1
         self._read = 0
 
-    def read(self, _timeout: float) -> list[Payload]:
+    def read(self, _timeout: float) -> list[Message]:
         self._read += 1
         if self._read > 1:
             raise BrokerError("cut off")
-        return [Payload(json.dumps(HEARTBEAT).encode(), "application/json", "utf-8", None)] * self._brings
+        return [Message(json.dumps(HEARTBEAT).encode(), "application/json", "utf-8", None)] * self._brings
 
     def close(self) -> None:
         pass

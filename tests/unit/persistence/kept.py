@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 
 from celery_exporter.persistence.state import Changes, Memory, Recorder
-from unit.core.cluster_driver import Story
+from unit.core.cluster_driver import ClusterDriver
 
 
 class Kept:
     """The records of a file that was written anew, and of what changed at each `save` since."""
 
-    def __init__(self, story: Story) -> None:
+    def __init__(self, story: ClusterDriver) -> None:
         self.memory = Memory()
         self._story = story
         self._recorder = Recorder(story.cluster)
@@ -27,6 +27,6 @@ class Kept:
         self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=Changes))
 
 
-def remembered(story: Story) -> Memory:
+def remembered(story: ClusterDriver) -> Memory:
     """Return what a state file holds of a story that is saved once."""
     return Kept(story).memory

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
 from celery_exporter.core.routing import Binding
 from celery_exporter.core.task_names import shown_as
-from celery_exporter.core.types import HIDDEN, Key, State
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.types import EXCLUDED, LabelSet, State
+from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.persistence import state as memory
 from celery_exporter.persistence.state import Memory
 from unit.core.cluster_driver import (
     T0,
-    Story,
+    ClusterDriver,
     failed,
     heartbeat,
     received,
@@ -35,24 +35,24 @@ from .kept import Kept, remembered
 
 
 def restarted(
-    old: Story, away: float = 0.0, clock: float = 0.0, kept: Memory | None = None, **changed
-) -> Story:
+    old: ClusterDriver, away: float = 0.0, clock: float = 0.0, kept: Memory | None = None, **changed
+) -> ClusterDriver:
     """Return a story that goes on from what the old one left, through the bytes of a state file."""
     usual = {"limits": old.cluster.limits, "labels": old.labels, "clients": old.clients}
-    new = Story(**{**usual, **changed})
+    new = ClusterDriver(**{**usual, **changed})
     new.now, new.epoch = clock, old.epoch + old.now + away - clock
     memory.restore(kept or remembered(old), new.cluster, new.moment())
     return new
 
 
 def test_tasks_that_were_heard_of_at_one_time_stay_in_their_order():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*(sent(f"u{number}", at=number) for number in range(600)))
     (room,) = restarted(story).cluster.tasks.occupied(State.PENDING)
     assert list(room.tasks) == [f"u{number}" for number in range(600)]
 
 
-def seen(story: Story) -> tuple:
+def seen(story: ClusterDriver) -> tuple:
     workers = {
         name: (worker.up, worker.pid, worker.processed_total, worker.restarts, worker.missed, worker.events)
         for name, worker in story.cluster.workers.items()
@@ -75,7 +75,7 @@ tales = st.lists(
 @given(tales, tales, st.sets(st.integers(0, 15)))
 def test_law_5_whatever_happened_a_restart_in_between_changes_no_sum(before, after, saves):
     """However often it was saved: each record holds all that changed since the one before."""
-    whole = Story(labels=("queue_name", "worker"))
+    whole = ClusterDriver(labels=("queue_name", "worker"))
     kept = Kept(whole)
     for number, (event, pause) in enumerate(before):
         whole.tell(event)
@@ -122,8 +122,8 @@ def test_clients_add_up_when_a_label_that_told_tasks_apart_is_not_in_use_any_mor
     assert story.cell(queue="").clients == {"h": 2, "web": 1}
 
 
-def told(*events: dict, **options) -> Story:
-    story = Story(**options)
+def told(*events: dict, **options) -> ClusterDriver:
+    story = ClusterDriver(**options)
     story.tell(*events)
     return story
 
@@ -164,7 +164,7 @@ def test_what_waits_with_nothing_is_not_taken():
     kept = remembered(told(sent(), received()))
     task = kept.tasks["u1"]
     kept.tasks["u2"] = msgspec.structs.replace(task, uuid="u2", key=None, state=None, parked=None)
-    story = restarted(Story(), kept=kept)
+    story = restarted(ClusterDriver(), kept=kept)
     assert story.gauges() == {"RECEIVED": 1}
     assert story.cluster.tasks.uuids() == ["u1"]
 
@@ -212,7 +212,7 @@ def test_a_worker_process_that_was_silent_before_a_restart_is_as_silent_after_it
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
 @pytest.mark.parametrize("before", [1, 2, 4, 5, 7, 30])
 def test_processes_of_one_name_are_told_apart_after_a_restart_as_before(before, pids):
-    old = Story()
+    old = ClusterDriver()
     for beat in range(before):
         told_by_one_of_three(old, beat, pids)
     story = restarted(old, clock=old.now)
@@ -224,7 +224,7 @@ def test_processes_of_one_name_are_told_apart_after_a_restart_as_before(before, 
     assert (worker.processed_total, worker.restarts, worker.shared) == (3 * 500 + 30 + before, 0, True)
 
 
-def told_by_one_of_three(story: Story, beat: int, pids: tuple[int, ...]) -> None:
+def told_by_one_of_three(story: ClusterDriver, beat: int, pids: tuple[int, ...]) -> None:
     """Tell the next heartbeat of three processes that do the same work."""
     story.tell(heartbeat(at=story.now, pid=pids[beat % 3], processed=501 + beat // 3))
     story.wait(2 / 3)
@@ -310,7 +310,7 @@ def test_a_worker_that_was_down_is_forgotten_when_it_would_have_been():
 
 
 def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_before_a_restart_or_two():
-    story = Story(Limits(worker_timeout=10, worker_purge=10))
+    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
     story.tell(heartbeat(), heartbeat("x@h"))
     story.wait(30)
     for _ in range(2):
@@ -357,7 +357,7 @@ def test_a_late_event_of_a_finished_task_finds_its_tombstone():
 
 
 def test_the_oldest_stays_the_oldest_and_expiry_goes_by_age():
-    old = Story(Limits(task_ttl=100))
+    old = ClusterDriver(Limits(task_ttl=100))
     for number in range(5):
         old.tell(sent(f"u{number}", at=number))
         old.wait(10)
@@ -372,10 +372,10 @@ def test_the_oldest_stays_the_oldest_and_expiry_goes_by_age():
 @pytest.mark.parametrize(
     ("labels", "key"),
     [
-        (("queue_name", "worker"), Key("add", "q", "w@h")),
-        (("queue_name",), Key("add", "q")),
-        ((), Key("add")),
-        (("worker",), Key("add", "", "w@h")),
+        (("queue_name", "worker"), LabelSet("add", "q", "w@h")),
+        (("queue_name",), LabelSet("add", "q")),
+        ((), LabelSet("add")),
+        (("worker",), LabelSet("add", "", "w@h")),
     ],
 )
 def test_labels_that_are_not_in_use_any_more_are_summed_away(labels, key):
@@ -386,7 +386,7 @@ def test_labels_that_are_not_in_use_any_more_are_summed_away(labels, key):
 
 def test_a_label_that_is_new_has_no_value_for_the_sums_of_before():
     story = restarted(told(*LIFE, labels=()), labels=("queue_name",))
-    assert set(story.ledger.snapshot()) == {Key("add", "unknown")}
+    assert set(story.ledger.snapshot()) == {LabelSet("add", "unknown")}
 
 
 NAMES = ["job-1", "job-2", "shop", "mail"]
@@ -403,24 +403,26 @@ def test_rules_for_names_apply_to_the_sums_of_before_when_they_are_new(renamed, 
     old = told(*(started(name, at=1) for name in (*NAMES, "nameless")), labels=("queue_name", "worker"))
     old.tell(*(sent(name, name=name) for name in NAMES))
     old.wait(3)
-    old.ledger.moved(Key("other", "other", "other"), State.STARTED, T0)
+    old.ledger.moved(LabelSet("other", "other", "other"), State.STARTED, T0)
     kept = remembered(old)
     rules = shown_as(None, re.compile("shop|unknown|other"), [(re.compile("job-.*"), "job")])
-    story = Story(labels=("queue_name", "worker"), show=rules)
+    story = ClusterDriver(labels=("queue_name", "worker"), show=rules)
     if renamed:
         story.cluster.keys.renamed = True
     memory.restore(kept, story.cluster, story.moment())
     cells = story.ledger.snapshot()
     began = {
-        key.task_name: cell.moved[State.STARTED] for key, cell in cells.items() if key.worker or key == HIDDEN
+        key.task_name: cell.moved[State.STARTED]
+        for key, cell in cells.items()
+        if key.worker or key == EXCLUDED
     }
     assert began == shown
-    assert (HIDDEN in cells) is renamed
+    assert (EXCLUDED in cells) is renamed
     assert {key.queue_name for key in cells if key.task_name in NAMES} <= {"q"}
 
 
 def test_a_full_table_of_label_sets_is_full_of_the_same_ones():
-    old = Story(Limits(max_series=24))
+    old = ClusterDriver(Limits(max_series=24))
     for number in range(5):
         old.tell(sent(f"u{number}", name=f"task{number}"))
     story = restarted(old)
@@ -444,13 +446,13 @@ def test_an_idle_series_whose_tasks_are_forgotten_is_given_up_after_a_restart_to
 def test_hidden_tasks_stay_hidden():
     old = told(sent(name="noise"), show=lambda _: "")
     story = restarted(old)
-    assert set(story.ledger.snapshot()) == {HIDDEN}
+    assert set(story.ledger.snapshot()) == {EXCLUDED}
     assert story.shown().cells == {}
 
 
 def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
     old = told(*LIFE)
-    story = Story(ledger=Ledger((2.0,), (0.1, 1.0, 10.0)))
+    story = ClusterDriver(ledger=Aggregates((2.0,), (0.1, 1.0, 10.0)))
     kept = remembered(old)
     memory.restore(kept, story.cluster, story.moment())
     cell = story.cell()
@@ -463,9 +465,9 @@ def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
 def test_a_histogram_without_the_buckets_it_should_have_is_refused(wrong):
     old = told(*LIFE)
     kept = remembered(old)
-    cell = kept.cells[Key("add", "q")]
+    cell = kept.cells[LabelSet("add", "q")]
     (cell.ran[State.SUCCESS] if wrong == "ran" else getattr(cell, wrong)).counts.pop()
-    story = Story()
+    story = ClusterDriver()
     with pytest.raises(ValueError, match="buckets"):
         memory.restore(kept, story.cluster, story.moment())
 
@@ -488,14 +490,14 @@ def test_counters_of_our_own_go_on():
 def test_tasks_wait_for_what_workers_answer_now(queue, booked):
     """The worker may have restarted with another queue meanwhile."""
     old = told(heartbeat())
-    old.cluster.learn({"w@h": Profile(queues=("mail",), pool="solo")}, old.moment())
+    old.cluster.learn({"w@h": WorkerInfo(queues=("mail",), pool="solo")}, old.moment())
     story = restarted(old)
     assert story.cluster.unasked.keys() == {"w@h"}
     story.tell(received())
     story.wait(5)
     assert story.counts() == {}
     if queue is not None:
-        story.cluster.learn({"w@h": Profile(queues=(queue,), pool="solo")}, story.moment())
+        story.cluster.learn({"w@h": WorkerInfo(queues=(queue,), pool="solo")}, story.moment())
     story.wait(ANSWER_SECONDS)
     assert story.counts() == {("add", booked, "RECEIVED"): 1}
 
@@ -503,7 +505,7 @@ def test_tasks_wait_for_what_workers_answer_now(queue, booked):
 def test_a_broadcast_is_one_after_a_restart_too():
     bindings = (Binding("bcast.1", "all", "fanout", "celery", "all"),)
     old = told(heartbeat())
-    old.cluster.learn({"w@h": Profile(queues=("bcast.1",), bindings=bindings)}, old.moment())
+    old.cluster.learn({"w@h": WorkerInfo(queues=("bcast.1",), bindings=bindings)}, old.moment())
     old.tell(sent(queue="bcast.2", exchange="all", routing_key="celery"), received(host="a@h"))
     story = restarted(old)
     story.tell(received(host="b@h"), sent("u2", queue="bcast.3", exchange="all", routing_key="celery"))
@@ -513,7 +515,7 @@ def test_a_broadcast_is_one_after_a_restart_too():
 
 def test_shadow_names_are_known_after_a_restart():
     old = told(heartbeat())
-    old.cluster.learn({"w@h": Profile(registered=("add",))}, old.moment())
+    old.cluster.learn({"w@h": WorkerInfo(registered=("add",))}, old.moment())
     old.tell(sent(), received(name="shadow"))
     story = restarted(old)
     story.tell(received("u2", name="shadow"))

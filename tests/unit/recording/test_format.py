@@ -11,16 +11,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from celery_exporter.broker.message import JSON, MAX_BODY, Payload
+from celery_exporter.broker.message import JSON, MAX_BODY, Message
 from celery_exporter.core.events import MAX_LOOSE
 from celery_exporter.recording.format import FORMAT, NotATapeError, Reader, Record, Scrubber, Writer, paced
 
 RECORDS = [
-    Record(0.5, Payload(b'{"type":"task-sent"}', JSON, "utf-8")),
+    Record(0.5, Message(b'{"type":"task-sent"}', JSON, "utf-8")),
     Record(
-        1.25, Payload(bytes(range(256)), "application/x-python-serialize", "binary", "application/x-gzip")
+        1.25, Message(bytes(range(256)), "application/x-python-serialize", "binary", "application/x-gzip")
     ),
-    Record(60.0, Payload(b"", None, None)),
+    Record(60.0, Message(b"", None, None)),
 ]
 
 
@@ -54,17 +54,17 @@ def test_a_file_that_is_there_is_not_written_over(tape):
 
 def test_what_a_sender_calls_its_content_is_kept_if_it_is_text(tmp_path):
     writer = Writer(tmp_path / "odd")
-    writer.write(Record(0.0, Payload(b"x", {"a": 1}, 7, None)))
-    writer.write(Record(0.0, Payload(b"x", "\ud800", "x" * 256, "a\nb")))
+    writer.write(Record(0.0, Message(b"x", {"a": 1}, 7, None)))
+    writer.write(Record(0.0, Message(b"x", "\ud800", "x" * 256, "a\nb")))
     writer.close()
-    assert list(Reader(tmp_path / "odd")) == [Record(0.0, Payload(b"x"))] * 2
+    assert list(Reader(tmp_path / "odd")) == [Record(0.0, Message(b"x"))] * 2
 
 
 def test_what_no_exporter_would_read_is_not_in_the_file(tmp_path):
     """It would be the end of it for who reads it."""
     writer = Writer(tmp_path / "large")
     for body in (b"a", bytes(MAX_BODY + 1), bytes(MAX_BODY), b"b"):
-        writer.write(Record(0.0, Payload(body)))
+        writer.write(Record(0.0, Message(body)))
     writer.close()
     assert (writer.messages, writer.too_large) == (3, 1)
     assert [len(each.payload.body) for each in Reader(tmp_path / "large")] == [1, MAX_BODY, 1]
@@ -175,7 +175,7 @@ def test_what_is_scrubbed_says_nothing_of_the_application():
     }
     scrubber = Scrubber({JSON})
     bodies = [
-        scrubber.scrub(Payload(json.dumps(each).encode(), JSON)).body for each in (event, [event, event])
+        scrubber.scrub(Message(json.dumps(each).encode(), JSON)).body for each in (event, [event, event])
     ]
     first, second, third = itertools.chain.from_iterable(map(json.loads, bodies))
     assert first == second == third
@@ -209,7 +209,7 @@ billiard.exceptions.WorkerLostError: secret
 def test_of_an_exception_its_class_stays(exception, traceback, shown):
     event = {"type": "task-failed", "uuid": "u1", "timestamp": 1.0, "hostname": "w@h", "exception": exception}
     body = json.dumps(event | ({"traceback": traceback} if traceback else {})).encode()
-    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(body, JSON)).body)
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Message(body, JSON)).body)
     assert scrubbed["exception"] == shown
     assert "secret" not in json.dumps(scrubbed)
 
@@ -229,7 +229,7 @@ def test_ids_and_types_that_an_application_chose_are_replaced_each_by_the_same_o
         {**head, "type": "task-succeeded", "uuid": "invoice-alice", "runtime": 1.0},
         {**head, "type": "task-started", "uuid": "invoice-bob"},
     ]
-    payload = Payload(json.dumps(events).encode(), JSON)
+    payload = Message(json.dumps(events).encode(), JSON)
     first, other = (json.loads(Scrubber({JSON}).scrub(payload).body) for _ in range(2))
     started, own, ended, another = first
     assert "invoice" not in json.dumps(first)
@@ -250,7 +250,7 @@ def test_ids_and_types_that_an_application_chose_are_replaced_each_by_the_same_o
 )
 def test_an_id_that_may_say_something_is_replaced(id_, stays):
     event = {"type": "task-started", "timestamp": 1.75e9, "hostname": "w@h", "uuid": id_}
-    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(event).encode(), JSON)).body)
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Message(json.dumps(event).encode(), JSON)).body)
     assert (scrubbed["uuid"] == id_) is stays
 
 
@@ -260,29 +260,29 @@ def test_an_id_that_may_say_something_is_replaced(id_, stays):
 )
 def test_an_eta_stays_that_is_a_time(eta, stays):
     head = {"type": "task-received", "timestamp": 1.75e9, "hostname": "w@h", "uuid": ID, "eta": eta}
-    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(head).encode(), JSON)).body)
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Message(json.dumps(head).encode(), JSON)).body)
     assert scrubbed.get("eta") == (eta if stays else None)
 
 
 def test_what_a_worker_runs_on_stays():
     about = {"sw_ident": "py-celery", "sw_ver": "5.6.0", "sw_sys": "Linux"}
     beat = {"type": "worker-heartbeat", "timestamp": 1.75e9, "hostname": "w@h", **about}
-    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(beat).encode(), JSON)).body)
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Message(json.dumps(beat).encode(), JSON)).body)
     assert scrubbed.items() >= about.items()
 
 
 @pytest.mark.parametrize("field", ["sw_ident", "sw_ver", "sw_sys"])
 def test_what_an_application_says_of_its_software_is_left_out(field):
     beat = {"type": "worker-heartbeat", "timestamp": 1.75e9, "hostname": "w@h", field: "secret 1.0"}
-    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Payload(json.dumps(beat).encode(), JSON)).body)
+    (scrubbed,) = json.loads(Scrubber({JSON}).scrub(Message(json.dumps(beat).encode(), JSON)).body)
     assert field not in scrubbed
 
 
 def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():
     scrubber = Scrubber({JSON})
-    assert scrubber.scrub(Payload(b"secret", JSON)) is None
-    assert scrubber.scrub(Payload(b"secret" * MAX_LOOSE, JSON)) is None
-    assert scrubber.scrub(Payload(b"secret", "application/x-python-serialize")) is None
+    assert scrubber.scrub(Message(b"secret", JSON)) is None
+    assert scrubber.scrub(Message(b"secret" * MAX_LOOSE, JSON)) is None
+    assert scrubber.scrub(Message(b"secret", "application/x-python-serialize")) is None
 
 
 @pytest.mark.parametrize(
@@ -298,6 +298,6 @@ def test_what_is_scrubbed_says_where_a_message_went_by_the_names_of_queues(route
     queue, exchange, key = route
     event = {"type": "task-sent", "uuid": ID, "timestamp": 1.75e9, "hostname": "c@h", "name": "pay"}
     body = json.dumps(event | {"queue": queue, "exchange": exchange, "routing_key": key, "expires": "gold"})
-    (shown,) = json.loads(Scrubber({JSON}).scrub(Payload(body.encode(), JSON)).body)
+    (shown,) = json.loads(Scrubber({JSON}).scrub(Message(body.encode(), JSON)).body)
     assert (shown.get("queue"), shown["exchange"], shown["routing_key"]) == scrubbed
     assert "expires" not in shown, "it is no time"

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.snapshot import Depth
+from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.status.builder import Status, build
 from celery_exporter.status.recent import SHORT_STEP, STEP, Recent, quantile
 from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
-from unit.core.cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded
+from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 
 
 def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:
@@ -24,14 +24,14 @@ def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) ->
     return [sent(uuid, at=at), received(uuid, at=at), started(uuid, at=at + 1), ended]
 
 
-def status(story: Story, recent: Recent, **around) -> Status:
+def status(story: ClusterDriver, recent: Recent, **around) -> Status:
     shown = story.shown(**around)
     found = build(shown, recent.growth(shown, story.now), "redis://broker/0")
     return msgspec.json.decode(msgspec.json.encode(found), type=Status)  # as scripts get it
 
 
 def test_rates_and_quantiles_are_of_the_last_minutes():
-    story, recent = Story(), Recent()
+    story, recent = ClusterDriver(), Recent()
     recent.look(story.shown(), story.now)
     for number in range(30):
         story.tell(*life(number, number))
@@ -45,7 +45,7 @@ def test_rates_and_quantiles_are_of_the_last_minutes():
 
 def test_what_is_kept_of_names_that_do_not_move_is_what_would_be_told_anew():
     """Some of them move at each look, and the moment since which they did changes too."""
-    story, recent = Story(), Recent()
+    story, recent = ClusterDriver(), Recent()
     for look in range(60):
         recent.look(story.shown(), story.now)
         for name in range(look % 4):
@@ -59,7 +59,7 @@ def test_what_is_kept_of_names_that_do_not_move_is_what_would_be_told_anew():
 
 
 def test_what_is_longer_ago_is_in_no_rate():
-    story, recent = Story(), Recent()
+    story, recent = ClusterDriver(), Recent()
     story.tell(*life(1, 0, end=failed))
     for _ in range(int(2 * WINDOW / SHORT_STEP)):
         recent.look(story.shown(), story.now)
@@ -72,7 +72,7 @@ def test_what_is_longer_ago_is_in_no_rate():
 
 
 def test_before_the_first_look_no_rate_is_known():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*life(1, 0))
     (task,) = status(story, Recent()).tasks
     assert (task.rates, task.runtime_p50, task.failure_share) == ({}, None, None), "it may be of long ago"
@@ -80,7 +80,7 @@ def test_before_the_first_look_no_rate_is_known():
 
 
 def test_what_is_added_up_elsewhere_is_no_news_there():
-    story, recent = Story(Limits(series_ttl=10)), Recent()
+    story, recent = ClusterDriver(Limits(series_ttl=10)), Recent()
     for number in range(30):
         story.tell(*life(number, number))
     recent.look(story.shown(), story.now)
@@ -91,7 +91,7 @@ def test_what_is_added_up_elsewhere_is_no_news_there():
 
 
 def test_of_a_busy_cluster_little_is_remembered():
-    story, recent = Story(), Recent()
+    story, recent = ClusterDriver(), Recent()
     for step in range(int(2 * WINDOW / SHORT_STEP)):
         story.tell(*life(step, step))
         recent.look(story.shown(), story.now)
@@ -100,7 +100,7 @@ def test_of_a_busy_cluster_little_is_remembered():
 
 
 def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
-    story, recent = Story(), Recent()
+    story, recent = ClusterDriver(), Recent()
     story.tell(sent("a", at=5), sent("b", at=3), received("b", at=4), sent("c", at=6, queue="other"))
     (task,) = status(story, recent).tasks
     assert task.open == {"PENDING": 2, "RECEIVED": 1}
@@ -108,7 +108,7 @@ def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
 
 
 def test_of_failures_class_and_place_are_told_and_no_more():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*life(1, 0, end=failed), *life(2, 10, end=failed, exception="KeyError('secret')"))
     newest, oldest = status(story, Recent()).failures
     assert (newest.uuid, newest.task, newest.worker, newest.exception) == ("u2", "add", "w@h", "KeyError")
@@ -117,12 +117,12 @@ def test_of_failures_class_and_place_are_told_and_no_more():
 
 
 def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
-    story, recent = Story(), Recent()
+    story, recent = ClusterDriver(), Recent()
     for number in range(int(2 * LONG_WINDOW / SHORT_STEP)):
-        recent.look(story.shown(depths={"q": Depth(number)}), story.now)
-        recent.look(story.shown(depths={"q": Depth(-1)}), story.now + SHORT_STEP / 2)  # too soon
+        recent.look(story.shown(depths={"q": QueueStats(number)}), story.now)
+        recent.look(story.shown(depths={"q": QueueStats(-1)}), story.now + SHORT_STEP / 2)  # too soon
         story.now += SHORT_STEP
-    (queue,) = status(story, recent, depths={"q": Depth(7)}).queues
+    (queue,) = status(story, recent, depths={"q": QueueStats(7)}).queues
     assert queue.length == 7
     newest = int(2 * LONG_WINDOW / SHORT_STEP) - 1
     remembered = range(newest - int(LONG_WINDOW / SHORT_STEP) + 2, newest + 1)
@@ -130,7 +130,7 @@ def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
 
 
 def test_a_queue_whose_length_is_not_known_has_none():
-    story, recent = Story(), Recent()
+    story, recent = ClusterDriver(), Recent()
     story.tell(sent())
     recent.look(story.shown(), story.now)
     (queue,) = status(story, recent).queues
@@ -138,7 +138,7 @@ def test_a_queue_whose_length_is_not_known_has_none():
 
 
 def test_workers_are_told_by_name():
-    story = Story()
+    story = ClusterDriver()
     story.tell(
         heartbeat(hostname="b@h", active=3, processed=7, loadavg=[1.5, 1, 1]), heartbeat(hostname="a@h")
     )

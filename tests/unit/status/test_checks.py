@@ -7,9 +7,9 @@ import re
 import pytest
 
 from celery_exporter.core import queues
-from celery_exporter.core.snapshot import CollectorView, Depth, Snapshot
+from celery_exporter.core.snapshot import CollectorView, QueueStats, Snapshot
 from celery_exporter.core.task_names import shown_as
-from celery_exporter.core.workers import Profile
+from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.status.checks import (
     CHURN,
     HOLD,
@@ -17,15 +17,15 @@ from celery_exporter.status.checks import (
     NOBODY_ANSWERED,
     PATIENCE,
     RECENT,
-    Watch,
-    advise,
+    FindingNotifier,
     is_decided,
+    run_checks,
 )
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Recent
-from unit.core.cluster_driver import T0, Story, heartbeat, received, sent, started
+from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started
 
-ANSWERED = Profile(queues=("q",), registered=(), pool="prefork", pool_size=4)
+ANSWERED = WorkerInfo(queues=("q",), registered=(), pool="prefork", pool_size=4)
 WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("workers", True, 0.1, T0)]
 TASK = (sent(), received(), started())
 
@@ -34,9 +34,9 @@ def beats(host: str = "w@h", processed: tuple[int, ...] = (0,), **fields) -> lis
     return [heartbeat(host, 100 + 2 * n, processed=count, **fields) for n, count in enumerate(processed)]
 
 
-def findings(*events: dict, profiles: dict[str, Profile] | None = None, **around) -> dict[str, Finding]:
+def findings(*events: dict, profiles: dict[str, WorkerInfo] | None = None, **around) -> dict[str, Finding]:
     """Tell events, let workers answer, and return what is found after a while, by check."""
-    story = Story()
+    story = ClusterDriver()
     story.tell(*events)
     if profiles is None:
         profiles = dict.fromkeys(story.cluster.workers, ANSWERED)
@@ -47,7 +47,7 @@ def findings(*events: dict, profiles: dict[str, Profile] | None = None, **around
 
 def said(shown: Snapshot) -> list[Finding]:
     """Return what is found where nothing was counted in the last minutes."""
-    return advise(shown, Recent().growth(shown, 0.0))
+    return run_checks(shown, Recent().growth(shown, 0.0))
 
 
 def levels(found: dict[str, Finding]) -> set[str]:
@@ -55,7 +55,7 @@ def levels(found: dict[str, Finding]) -> set[str]:
 
 
 def test_a_cluster_that_is_well_has_nothing_to_mend():
-    found = findings(*beats(), *TASK, depths={"q": Depth(3)})
+    found = findings(*beats(), *TASK, depths={"q": QueueStats(3)})
     assert levels(found) == {"ok"}
     assert {finding.remedy for finding in found.values()} == {""}
     assert list(found) == [
@@ -84,11 +84,11 @@ def test_nothing_is_wrong_that_had_no_time_to_be_known(listened):
     collectors = [CollectorView("queues", None, None, None), CollectorView("workers", None, None, None)]
     quiet = {"listened": listened, "collectors": collectors, "last_event": None}
     assert levels(findings(**quiet)) == {"ok"}
-    assert levels(findings(received(), profiles={}, depths={"q": Depth(3, 0)}, **quiet)) == {"ok"}
+    assert levels(findings(received(), profiles={}, depths={"q": QueueStats(3, 0)}, **quiet)) == {"ok"}
 
 
 def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
-    story = Story()
+    story = ClusterDriver()
     story.tell(*beats("quiet@h", (0, 5, 9, 12)))
     down = {"broker_up": False, "collectors": WELL, "listened": 100.0}
     assert said(story.shown(started=T0 + story.now, at=T0 + story.now, **down)) == []
@@ -98,7 +98,7 @@ def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
 
 def test_while_publishers_are_blocked_nobody_is_judged():
     gone = heartbeat("w@h", kind="offline")
-    found = findings(gone, blocked="low on memory & disk", depths={"q": Depth(3, 0)})
+    found = findings(gone, blocked="low on memory & disk", depths={"q": QueueStats(3, 0)})
     assert {check: each.severity for check, each in found.items()} == {
         "subscription": "ok",
         "publishers": "critical",
@@ -113,7 +113,7 @@ def test_while_publishers_are_blocked_nobody_is_judged():
 
 
 def test_where_no_event_can_arrive_nothing_else_is_wrong():
-    found = findings(no_events="no fan-out", broker_up=False, depths={"q": Depth(3)})
+    found = findings(no_events="no fan-out", broker_up=False, depths={"q": QueueStats(3)})
     assert [(check, each.severity) for check, each in found.items()] == [
         ("transport", "critical"),
         ("queue-lengths", "ok"),
@@ -123,10 +123,10 @@ def test_where_no_event_can_arrive_nothing_else_is_wrong():
 
 @pytest.mark.parametrize("blocked", [None, "", "low on memory"])
 def test_all_is_decided_once_each_check_that_applies_has_found_something(blocked):
-    story = Story()
+    story = ClusterDriver()
     story.tell(*beats(), *TASK)
     story.cluster.learn({"w@h": ANSWERED}, story.moment())
-    well = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, "depths": {"q": Depth(3)}}
+    well = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, "depths": {"q": QueueStats(3)}}
     assert is_decided(story.shown(blocked=blocked, **well))
     assert not is_decided(story.shown(blocked=blocked, **{**well, "collectors": []}))
 
@@ -149,7 +149,7 @@ def test_no_worker_at_all_and_none_any_more():
         "work may wait: nobody measures"
     )
     for depth, unacked, level in ((0, None, "warning"), (1, None, "critical"), (0, 1, "critical")):
-        told = {"depths": {"q": Depth(depth)}, "unacked": unacked}
+        told = {"depths": {"q": QueueStats(depth)}, "unacked": unacked}
         assert findings(heartbeat("w@h", kind="offline"), **told)["workers"].severity == level
     some = findings(heartbeat("w@h", kind="offline"), *beats("x@h"))["workers"]
     assert (some.severity, some.message) == ("ok", "1 worker heard: x@h, 1 went down")
@@ -171,7 +171,7 @@ def test_a_worker_that_does_not_answer():
 
 
 def test_a_worker_of_before_celery_5_3_answers_without_the_kind_of_its_pool():
-    old = Profile(queues=("q",), registered=(), pool_size=2)
+    old = WorkerInfo(queues=("q",), registered=(), pool_size=2)
     assert findings(*beats(), profiles={"w@h": old})["remote-control"].severity == "ok"
 
 
@@ -232,13 +232,13 @@ def test_the_clock_that_is_wrong_may_be_the_one_here():
 
 def test_queues_that_nobody_consumes():
     depths = {
-        "empty": Depth(0),
-        "q": Depth(5),
-        "some": Depth(7),
-        "most; ls": Depth(1200),
-        "said": Depth(4, 1),
+        "empty": QueueStats(0),
+        "q": QueueStats(5),
+        "some": QueueStats(7),
+        "most; ls": QueueStats(1200),
+        "said": QueueStats(4, 1),
     }
-    told = findings(*beats(), depths={**depths, "some": Depth(7, 0)})["unconsumed-messages"]
+    told = findings(*beats(), depths={**depths, "some": QueueStats(7, 0)})["unconsumed-messages"]
     assert told.severity == "critical", "the broker itself says that it has no consumer"
     found = findings(*beats(), depths=depths)
     assert found["queues-without-consumers"] == Finding(
@@ -256,14 +256,14 @@ def test_queues_that_nobody_consumes():
 
 
 def test_a_command_names_the_queues_that_its_option_can_name():
-    found = findings(*beats(), depths={"a,b": Depth(9), "c\x1bd": Depth(7)})
+    found = findings(*beats(), depths={"a,b": QueueStats(9), "c\x1bd": QueueStats(7)})
     others = "a worker whose task_queues have a,b, which -Q cannot name"
     command = "celery -A yourapp worker -E -Q"
     assert found["unconsumed-messages"].remedy == f"{others}, and for the others: {command} $'c\\x1bd'"
-    found = findings(*beats(), depths={f"q{number:02}": Depth(1) for number in range(22)})
+    found = findings(*beats(), depths={f"q{number:02}": QueueStats(1) for number in range(22)})
     named = ",".join(f"q{number:02}" for number in range(20))
     assert found["unconsumed-messages"].remedy == f"for 20 of 22: {command} {named}"
-    found = findings(*beats(), depths={"a,b": Depth(9)})
+    found = findings(*beats(), depths={"a,b": QueueStats(9)})
     assert found["unconsumed-messages"].remedy == others
 
 
@@ -278,10 +278,10 @@ def test_a_state_that_cannot_be_saved_is_told_whatever_else_is_known():
 
 def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_consume():
     rules = [(re.compile("customer-[0-9]+"), "customer-*")]
-    story = Story(show_queue=shown_as(None, None, rules))
+    story = ClusterDriver(show_queue=shown_as(None, None, rules))
     story.tell(*beats())
-    story.cluster.learn({"w@h": Profile(queues=("customer-1",))}, story.moment())
-    depths = {"customer-1": Depth(0), "customer-2": Depth(2), "customer-3": Depth(0)}
+    story.cluster.learn({"w@h": WorkerInfo(queues=("customer-1",))}, story.moment())
+    depths = {"customer-1": QueueStats(0), "customer-2": QueueStats(2), "customer-3": QueueStats(0)}
     shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=depths)
     found = {finding.check: finding for finding in said(shown)}
     assert found["unconsumed-messages"].remedy == "celery -A yourapp worker -E -Q customer-2"
@@ -290,12 +290,12 @@ def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_con
 
 def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
     """Until there is work, where workers are scaled from zero."""
-    story = Story()
+    story = ClusterDriver()
     story.cluster.queues.request(["from-zero"])
     story.tell(*beats())
     story.cluster.learn({"w@h": ANSWERED}, story.moment())
     for length, level in ((0, "ok"), (3, "warning")):
-        told = {"q": Depth(0), "from-zero": Depth(length)}
+        told = {"q": QueueStats(0), "from-zero": QueueStats(length)}
         shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=told)
         found = {finding.check: finding.severity for finding in said(shown)}
         assert found["queues-without-consumers"] == "ok"
@@ -303,7 +303,7 @@ def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
 
 
 def test_a_queue_whose_length_is_not_known_is_not_called_empty():
-    found = findings(*beats(), sent(queue="dark"), depths={"q": Depth(0)})
+    found = findings(*beats(), sent(queue="dark"), depths={"q": QueueStats(0)})
     assert found["queues-without-consumers"].severity == "ok"
     said = found["unconsumed-messages"]
     assert (said.severity, said.message) == (
@@ -313,7 +313,7 @@ def test_a_queue_whose_length_is_not_known_is_not_called_empty():
 
 
 def test_queues_whose_consumers_are_not_known_are_no_finding():
-    found = findings(*beats(), profiles={}, depths={"q": Depth(5)}, roster_known=False)
+    found = findings(*beats(), profiles={}, depths={"q": QueueStats(5)}, roster_known=False)
     assert not {"queues-without-consumers", "unconsumed-messages"} & found.keys()
 
 
@@ -342,7 +342,7 @@ def test_names_that_each_restart_makes_anew():
 
 
 def test_events_in_a_serialiser_that_is_not_accepted():
-    story = Story()
+    story = ClusterDriver()
     now = T0 + story.now
     refused = findings(last_refused=now - 1, last_event=None)["serializer"]
     assert (refused.severity, "--accept-content" in refused.remedy) == ("critical", True)
@@ -371,9 +371,9 @@ def test_more_queues_than_are_measured(monkeypatch):
 
 
 def test_queues_that_need_no_consumer_are_not_told_of():
-    passing = {"bcast.1": Depth(5, 0), "w@h.dq2": Depth(0, 0), "auto": Depth(1, 0)}
-    profiles = {"w@h": Profile(queues=("q", "auto"), auto_delete=("auto",), pool="prefork", pool_size=4)}
-    found = findings(*beats(), profiles=profiles, depths={"q": Depth(0, 1), **passing})
+    passing = {"bcast.1": QueueStats(5, 0), "w@h.dq2": QueueStats(0, 0), "auto": QueueStats(1, 0)}
+    profiles = {"w@h": WorkerInfo(queues=("q", "auto"), auto_delete=("auto",), pool="prefork", pool_size=4)}
+    found = findings(*beats(), profiles=profiles, depths={"q": QueueStats(0, 1), **passing})
     checks = ("queues-without-consumers", "unconsumed-messages")
     assert {found[check].severity for check in checks} == {"ok"}
 
@@ -393,8 +393,8 @@ OK, WARN, FAIL = (Finding("clock-skew", level, level) for level in ("ok", "warni
 
 def told(*looks: tuple[float, list[Finding]]) -> list[str]:
     """Return the levels that were news, look after look."""
-    watch = Watch()
-    return [finding.severity for now, found in looks for finding in watch.news(found, now)]
+    watch = FindingNotifier()
+    return [finding.severity for now, found in looks for finding in watch.changes(found, now)]
 
 
 def test_a_finding_is_news_once_when_it_has_stood_and_when_it_is_over():

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.aggregates import MAX_EXCEPTIONS, Ledger
+from celery_exporter.core.aggregates import MAX_EXCEPTIONS, Aggregates
 from celery_exporter.core.cluster import Limits
-from celery_exporter.core.snapshot import Depth, Snapshot
-from celery_exporter.status.checks import Watch, advise
+from celery_exporter.core.snapshot import QueueStats, Snapshot
+from celery_exporter.status.checks import FindingNotifier, run_checks
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.limits import SAMPLE, SAMPLE_SECONDS, exceeded
 from celery_exporter.status.recent import ENOUGH, SHORT_STEP, Growth, Recent
 from celery_exporter.status.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
-from unit.core.cluster_driver import T0, Story, failed, heartbeat, received, retried, sent, started, succeeded
+from unit.core.cluster_driver import (
+    T0,
+    ClusterDriver,
+    failed,
+    heartbeat,
+    received,
+    retried,
+    sent,
+    started,
+    succeeded,
+)
 
 
 class Watched:
     """A cluster, and what is remembered of it since it was looked at first."""
 
-    def __init__(self, story: Story | None = None) -> None:
-        self.story = story or Story()
+    def __init__(self, story: ClusterDriver | None = None) -> None:
+        self.story = story or ClusterDriver()
         self.recent = Recent()
         self.look()
 
@@ -147,18 +157,20 @@ def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
 
 def test_long_queues_and_old_messages(watched):
     assert "queue-depth" not in watched.found()
-    assert watched.found(depths={"q": Depth(1_000)})["queue-depth"].severity == "ok"
-    found = watched.found(depths={"q": Depth(1_001), "r": Depth(7_000), "s": Depth(3)})["queue-depth"]
+    assert watched.found(depths={"q": QueueStats(1_000)})["queue-depth"].severity == "ok"
+    found = watched.found(depths={"q": QueueStats(1_001), "r": QueueStats(7_000), "s": QueueStats(3)})[
+        "queue-depth"
+    ]
     assert (found.severity, found.message) == ("warning", "messages wait: r 7,000, q 1,001")
     watched.story.tell(sent("u9"))
     watched.story.now = 1_100
-    found = watched.found(depths={"q": Depth(1, oldest_ids=("u9",))})["oldest-messages"]
+    found = watched.found(depths={"q": QueueStats(1, oldest_ids=("u9",))})["oldest-messages"]
     assert (found.severity, found.message) == ("warning", "the message at the head has waited: q 18 minutes")
 
 
 def test_waits_are_of_a_queue():
     bounds = (1.0, 100.0, 1_000.0)
-    watched = Watched(Story(ledger=Ledger(bounds, bounds)))
+    watched = Watched(ClusterDriver(ledger=Aggregates(bounds, bounds)))
     watched.story.tell(*life(1, queued=0.5))
     assert watched.found()["queue-waits"].severity == "ok"
     for number in range(20):
@@ -169,7 +181,7 @@ def test_waits_are_of_a_queue():
 
 
 def test_workers_that_fall_silent_are_told_from_those_that_say_goodbye():
-    watched = Watched(Story(Limits(worker_timeout=10, worker_purge=10_000)))
+    watched = Watched(ClusterDriver(Limits(worker_timeout=10, worker_purge=10_000)))
     watched.story.tell(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
     watched.story.wait(60)
     found = watched.found(listened=watched.story.now)["silent-workers"]
@@ -210,9 +222,9 @@ def test_what_was_counted_as_other_for_want_of_room(watched):
 )
 def test_while_no_event_can_come_only_queues_are_judged(watched, around):
     watched.story.tell(heartbeat(), *life(1, failed))
-    long = {"depths": {"q": Depth(1_001)}}
-    assert {"failures", "queue-depth"} <= {each.check for each in advise(*watched.shown(**long))}
-    checks = {each.check for each in advise(*watched.shown(**long, **around))}
+    long = {"depths": {"q": QueueStats(1_001)}}
+    assert {"failures", "queue-depth"} <= {each.check for each in run_checks(*watched.shown(**long))}
+    checks = {each.check for each in run_checks(*watched.shown(**long, **around))}
     assert ("failures" in checks, "queue-depth" in checks) == (False, True)
 
 
@@ -220,8 +232,8 @@ def test_queues_without_consumers_are_an_alert_when_they_grow(watched):
     watched.story.tell(heartbeat())
     told = {"listened": 60.0, "roster_known": True}
     for length, alert in ((5, ""), (5, ""), (6, "CeleryQueueWithoutConsumers")):
-        depths = {"q": Depth(length, consumers=0)}
-        found = {each.check: each for each in advise(*watched.shown(depths=depths, **told))}
+        depths = {"q": QueueStats(length, consumers=0)}
+        found = {each.check: each for each in run_checks(*watched.shown(depths=depths, **told))}
         assert found["unconsumed-messages"].alert == alert
         watched.look(at=T0 + watched.story.now, depths=depths)
         watched.story.now += SHORT_STEP
@@ -230,20 +242,20 @@ def test_queues_without_consumers_are_an_alert_when_they_grow(watched):
 def test_a_single_failure_is_in_no_log(watched):
     """It is in the window for less time than the alert is pending, whenever the exporter looks."""
     for offset in (0, 20, 40, 59):
-        watched, watch = Watched(), Watch()
+        watched, watch = Watched(), FindingNotifier()
         watched.story.now += offset
         watched.story.tell(*life(1, failed), *life(2))
-        news = []
+        changes = []
         for _ in range(40):
             watched.look()
-            news += watch.news(watched.found().values(), watched.story.now)
+            changes += watch.changes(watched.found().values(), watched.story.now)
             watched.story.now += SHORT_STEP
-        assert [each.check for each in news if each.severity != "ok"] == []
+        assert [each.check for each in changes if each.severity != "ok"] == []
 
 
 def test_what_is_given_up_is_no_news_under_its_new_name():
     """Of two queues of a task one is idle: its failures go over to `other`."""
-    watched = Watched(Story(Limits(series_ttl=100)))
+    watched = Watched(ClusterDriver(Limits(series_ttl=100)))
     story = watched.story
     for number in range(50):
         life_ = life(number, failed)
@@ -274,16 +286,16 @@ def test_what_a_worker_processed_before_it_was_seen_is_of_no_window(watched):
 
 def test_a_finding_that_comes_again_after_hours_is_said_again():
     wrong = Finding("series", "warning", "x", "y")
-    watch = Watch()
-    assert [len(watch.news([wrong], now)) for now in (0.0, 20.0, 40.0)] == [0, 1, 0]
-    assert [len(watch.news([], now)) for now in (60.0, 5_000.0)] == [0, 0]
-    assert [len(watch.news([wrong], now)) for now in (9_000.0, 9_020.0)] == [0, 1]
+    watch = FindingNotifier()
+    assert [len(watch.changes([wrong], now)) for now in (0.0, 20.0, 40.0)] == [0, 1, 0]
+    assert [len(watch.changes([], now)) for now in (60.0, 5_000.0)] == [0, 0]
+    assert [len(watch.changes([wrong], now)) for now in (9_000.0, 9_020.0)] == [0, 1]
 
 
 def test_the_log_waits_as_long_as_the_alert_is_pending():
     """So a single failure is no warning there, however few tasks there are."""
     pending = BY_CHECK["failures"].pending
     wrong = Finding("failures", "critical", "x", "y", "CeleryHighFailureRate")
-    watch = Watch()
-    assert watch.news([wrong], 0.0) == watch.news([wrong], pending - 1.0) == []
-    assert watch.news([wrong], float(pending)) == [wrong]
+    watch = FindingNotifier()
+    assert watch.changes([wrong], 0.0) == watch.changes([wrong], pending - 1.0) == []
+    assert watch.changes([wrong], float(pending)) == [wrong]

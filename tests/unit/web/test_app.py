@@ -10,9 +10,9 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Row
+from celery_exporter.metrics.model import MetricFamily
 from celery_exporter.web.app import build
 from celery_exporter.web.render import RENDERERS, MetricsPage
 
@@ -26,15 +26,17 @@ class Pages:
         self.go = threading.Event()
         self.begun = threading.Semaphore(0)
         self._numbers = itertools.count(1)
-        row = Row("celery_snapshot", "gauge", "Which one.", (), lambda snapshot: [((), snapshot.number)])
-        page = MetricsPage(self._snapshot, Exposition([row]), Firsts(0.0, 0.0))
+        row = MetricFamily(
+            "celery_snapshot", "gauge", "Which one.", (), lambda snapshot: [((), snapshot.number)]
+        )
+        page = MetricsPage(self._snapshot, Exposition([row]), SeriesTracker(0.0, 0.0))
         self.app = build(page, lambda: True, str)
 
     def _snapshot(self) -> Any:
         found = next(self._numbers)
         self.begun.release()
         assert self.go.wait(PATIENCE)
-        return SimpleNamespace(number=found, around=SimpleNamespace(at=time.time(), started=time.time()))
+        return SimpleNamespace(number=found, exporter=SimpleNamespace(at=time.time(), started=time.time()))
 
     async def ask(self, *headers: tuple[bytes, bytes], client: str = "10.0.0.1") -> float:
         scope = {

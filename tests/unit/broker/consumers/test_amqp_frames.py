@@ -11,12 +11,12 @@ import pytest
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
 from celery_exporter.broker.consumers.amqp_frames import Frames
-from celery_exporter.broker.message import Payload
+from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
 
 BODY = b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}'
-PAYLOAD = Payload(BODY, "application/json", "utf-8")
+PAYLOAD = Message(BODY, "application/json", "utf-8")
 LIMIT = 4_096
 
 

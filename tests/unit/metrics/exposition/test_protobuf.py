@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.core.histogram import ZERO, Histogram
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import PROTOBUF, Exposition
 from unit.metrics.exposition.test_text import AWKWARD, BOUNDS, moment, row
 
@@ -119,7 +119,7 @@ def test_a_histogram_says_what_was_observed_in_both_ways(values):
     assert native(histogram) == {index: count for index, count in observed.native.items() if index != ZERO}
 
 
-def created(exposition: Exposition, snapshot: Any, firsts: Firsts) -> dict[str, list[float | None]]:
+def created(exposition: Exposition, snapshot: Any, firsts: SeriesTracker) -> dict[str, list[float | None]]:
     """Return the created timestamp of each metric by its family, as a Prometheus server gets them."""
     page = exposition.render(snapshot, PROTOBUF, firsts.begin("one", 1.0))
     field = {0: (3, 3), 1: (2, 3), 4: (7, 15)}  # of the value, and therein of the timestamp
@@ -139,7 +139,7 @@ def test_counting_series_say_since_when_they_count():
         row("celery_level", "gauge", [(("a",), 7)]),
         row("celery_h", "histogram", [(("a",), Histogram([0] * (len(BOUNDS) + 1)))], bounds=lambda _: BOUNDS),
     ]
-    found = created(Exposition(rows), moment(1.0), Firsts(0.0, 1_700_000_000.5))
+    found = created(Exposition(rows), moment(1.0), SeriesTracker(0.0, 1_700_000_000.5))
     assert {name: stamps for name, stamps in found.items() if name.startswith("celery_")} == {
         "celery_sent_total": [1_700_000_000.5, None],  # other has what was counted under other names before
         "celery_done_total": [None],

@@ -11,9 +11,9 @@ from celery_exporter.metrics.exposition.series_tracker import (
     FIRST_CONTACT,
     MAX_SCRAPERS,
     PATIENCE,
-    Firsts,
-    FirstsChanges,
-    FirstsMemory,
+    SeriesTracker,
+    SeriesTrackerChanges,
+    SeriesTrackerMemory,
 )
 
 WALL = 1.7e9
@@ -25,9 +25,9 @@ class Pages:
     def __init__(self, *, saved: bool = False) -> None:
         self.now = 0.0
         self.values: dict[int, int] = {}
-        self.memory = FirstsMemory()
+        self.memory = SeriesTrackerMemory()
         self.saved = saved
-        self.firsts = Firsts(self.now, WALL, is_saved=saved)
+        self.firsts = SeriesTracker(self.now, WALL, is_saved=saved)
         self.seen: dict[str, list[dict[int, int]]] = {}
         if saved:
             self.save(everything=True)
@@ -50,14 +50,14 @@ class Pages:
 
     def write(self, *, everything: bool = False) -> None:
         changes = self.firsts.changes(self.now, everything=everything)
-        self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=FirstsChanges))
+        self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=SeriesTrackerChanges))
 
     def restart(self, *, renamed: bool = False, away: float = 5.0) -> None:
         """Go on in another process, whose clock begins elsewhere."""
         self.now += away
-        self.firsts = Firsts(self.now, WALL + self.now, is_saved=True)
+        self.firsts = SeriesTracker(self.now, WALL + self.now, is_saved=True)
         self.firsts.restore(self.memory, self.now, WALL + self.now, renamed=renamed)
-        self.memory = FirstsMemory()
+        self.memory = SeriesTrackerMemory()
         self.save(everything=True)
 
 

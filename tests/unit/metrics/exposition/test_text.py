@@ -17,22 +17,24 @@ from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.metrics.exposition.protobuf import PROTOBUF
-from celery_exporter.metrics.exposition.series_tracker import Firsts
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
-from celery_exporter.metrics.model import Row, Shape
+from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import select
-from unit.core.cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded
+from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
 BOUNDS = (0.005, 0.1, 1.0, 30.0)
 
 
-def row(name, type_, samples, labels=("task_name",), **more) -> Row:
-    return Row(name, type_, f'Help "of" a \\ {type_}\nin two lines.', labels, lambda _: samples, **more)
+def row(name, type_, samples, labels=("task_name",), **more) -> MetricFamily:
+    return MetricFamily(
+        name, type_, f'Help "of" a \\ {type_}\nin two lines.', labels, lambda _: samples, **more
+    )
 
 
 def histogram(*values):
@@ -166,7 +168,7 @@ def test_process_metrics_are_there_and_openmetrics_ends_with_eof():
 
 
 def moment(at):
-    return SimpleNamespace(around=SimpleNamespace(at=at, started=0.0), cells={})
+    return SimpleNamespace(exporter=SimpleNamespace(at=at, started=0.0), cells={})
 
 
 class Server:
@@ -176,7 +178,7 @@ class Server:
         self._exposition = exposition
         self._snapshot = snapshot or (lambda: moment(self._now))
         self._now = 0.0
-        self._firsts = Firsts(0.0, 0.0)
+        self._firsts = SeriesTracker(0.0, 0.0)
 
     def scrape(self):
         self._now += 1.0
@@ -212,14 +214,14 @@ def test_law_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
 
 
 def native_row(name):
-    return next(row for row in select(("native",), Shape()).rows if row.name == name)
+    return next(row for row in select(("native",), MetricOptions()).rows if row.name == name)
 
 
 def test_law_6_what_is_folded_into_a_new_series_is_no_news():
     """A worker's sums move to one without a worker when it is forgotten; nothing happened then."""
     labels = ("queue_name", "worker")
-    story = Story(Limits(worker_purge=60), labels=labels)
-    rows = select(("native",), Shape(task_labels=labels)).rows
+    story = ClusterDriver(Limits(worker_purge=60), labels=labels)
+    rows = select(("native",), MetricOptions(task_labels=labels)).rows
     failures = [row for row in rows if row.name.startswith("celery_task_failures")]
     server = Server(Exposition(failures), story.shown)
 
@@ -332,8 +334,8 @@ def test_the_format_is_the_best_that_was_asked_for(accept, expected):
 
 
 def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
-    row = Row("celery_odd", "gauge", "Odd.", ("name",), lambda _: [(("a\ud800b",), 1), (("c",), 2)])
-    assert Exposition([row]).render(Story().shown()).decode().splitlines()[2:4] == [
+    row = MetricFamily("celery_odd", "gauge", "Odd.", ("name",), lambda _: [(("a\ud800b",), 1), (("c",), 2)])
+    assert Exposition([row]).render(ClusterDriver().shown()).decode().splitlines()[2:4] == [
         'celery_odd{name="a?b"} 1.0',
         'celery_odd{name="c"} 2.0',
     ]
@@ -341,11 +343,11 @@ def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
 
 def test_law_8_buckets_are_those_the_ledger_counts_in():
     """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
-    story = Story(ledger=Ledger((0.5, 30.0), (1.0, 7.5, 60.0)))
+    story = ClusterDriver(ledger=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
         story.tell(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))
-    rows = select(("native",), Shape(buckets=(0.5, 30.0), wait_buckets=(1.0, 7.5, 60.0))).rows
+    rows = select(("native",), MetricOptions(buckets=(0.5, 30.0), wait_buckets=(1.0, 7.5, 60.0))).rows
     samples = {
         (sample.name.removeprefix("celery_task_"), sample.labels["le"]): sample.value
         for family in parse_text(Exposition(rows).render(story.shown()).decode())

@@ -18,10 +18,10 @@ from celery_exporter.cli.main import _command
 from celery_exporter.config.loader import BadSettingError, Settings, load
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 from celery_exporter.monitor.monitor import Monitor, _naming
-from unit.core.cluster_driver import Story, failed, heartbeat, received, sent, started, succeeded
+from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 from unit.test_golden_replay import replay
 
 #: What the original asks the broker and the workers for, and what is our own.
@@ -38,18 +38,18 @@ BETTER_SINCE = re.compile(r'(celery_task_sent_total\{.*|celery_worker_up\{hostna
 WAITS = "celery_task_queue_wait_time"
 
 SHAPES = {
-    "generic-sent": Shape(generic_sent=True),
-    "generic-worker": Shape(generic_worker=True),
-    "buckets": Shape(buckets=(0.25, 1.0, 30.0)),
-    "wait-buckets": Shape(wait_buckets=(1.0, 20.0, 60.0)),
-    "unsent": Shape(default_queue_name="celery"),
+    "generic-sent": MetricOptions(generic_sent=True),
+    "generic-worker": MetricOptions(generic_worker=True),
+    "buckets": MetricOptions(buckets=(0.25, 1.0, 30.0)),
+    "wait-buckets": MetricOptions(wait_buckets=(1.0, 20.0, 60.0)),
+    "unsent": MetricOptions(default_queue_name="celery"),
 }
 
 
 def shown(case: str) -> list[str]:
     """Return the samples that our profile shows of a stream, as far as the original has them from events."""
     stream, _, sendings = CASES[case]
-    selection = select(("danihodovic",), SHAPES.get(case, Shape()))
+    selection = select(("danihodovic",), SHAPES.get(case, MetricOptions()))
     snapshot = replay(messages(stream, sendings=sendings), selection)
     page = samples(Exposition(selection.rows).render(snapshot).decode()).splitlines()
     known = [line for line in page if not OURS.match(line) and REGISTERED not in line]
@@ -90,8 +90,8 @@ def test_a_stream_is_shown_as_by_the_package_but_for_what_became_better_since(ca
 
 def page(*events: dict, **shape) -> list[str]:
     """Return the lines of what was told."""
-    selection = select(("danihodovic",), Shape(**shape))
-    story = Story(labels=selection.labels, clients=selection.clients)
+    selection = select(("danihodovic",), MetricOptions(**shape))
+    story = ClusterDriver(labels=selection.labels, clients=selection.clients)
     story.tell(*events)
     story.wait(3)  # for a task-sent that does not come
     return Exposition(selection.rows).render(story.shown()).decode().splitlines()
@@ -136,13 +136,13 @@ def test_generic_clients_are_added_up_and_workers_keep_their_hosts():
 
 
 def test_no_client_is_remembered_where_all_are_called_the_same():
-    assert not select(("danihodovic",), Shape(generic_sent=True)).clients
+    assert not select(("danihodovic",), MetricOptions(generic_sent=True)).clients
 
 
 def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_twice():
-    story = Story(labels=("queue_name", "worker"), clients=True)  # as a state file brings it
+    story = ClusterDriver(labels=("queue_name", "worker"), clients=True)  # as a state file brings it
     story.tell(*LIVES)
-    rows = select(("danihodovic",), Shape(generic_sent=True)).rows
+    rows = select(("danihodovic",), MetricOptions(generic_sent=True)).rows
     text = Exposition(rows).render(story.shown()).decode()
     assert 'celery_task_sent_total{hostname="generic",name="add",queue_name="q"} 2.0' in text
     assert "web-1" not in text

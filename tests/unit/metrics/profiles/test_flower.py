@@ -9,10 +9,10 @@ from data.compat.record import CASES, FOLDERS
 from data.compat.streams import HERE, messages, samples
 
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 from unit.core.cluster_driver import (
-    Story,
+    ClusterDriver,
     failed,
     heartbeat,
     received,
@@ -24,7 +24,7 @@ from unit.core.cluster_driver import (
 )
 from unit.test_golden_replay import replay
 
-SELECTION = select(("flower",), Shape())
+SELECTION = select(("flower",), MetricOptions())
 #: What the remarks say: a client is called by its process there; what a worker runs that is down is not
 #: known; a task with an eta is left out; the last time stays where a task was retried or rejected.
 CLIENT = re.compile(r'worker="gen\d+@')
@@ -68,7 +68,7 @@ def test_a_stream_is_shown_as_by_flower_sample_by_sample(case):
 
 def times(*events: dict) -> list[float]:
     """Return the prefetch times that are shown after these events."""
-    story = Story(labels=SELECTION.labels, clients=True)
+    story = ClusterDriver(labels=SELECTION.labels, clients=True)
     story.tell(*events)
     story.wait(3)
     lines = Exposition(SELECTION.rows).render(story.shown(prefetched=True)).decode().splitlines()

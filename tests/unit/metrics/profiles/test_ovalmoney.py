@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.aggregates import Ledger
+from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import Shape
+from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
-from unit.core.cluster_driver import Story, failed, heartbeat, received, retried, sent, started, succeeded
+from unit.core.cluster_driver import (
+    ClusterDriver,
+    failed,
+    heartbeat,
+    received,
+    retried,
+    sent,
+    started,
+    succeeded,
+)
 
-SELECTION = select(("ovalmoney",), Shape())
+SELECTION = select(("ovalmoney",), MetricOptions())
 ADD = 'name="add",namespace="celery"'
 
 
 def page(*events: dict) -> dict[str, float]:
     """Return the samples that are shown after these events."""
-    ledger = Ledger(SELECTION.runtime_bounds, SELECTION.wait_bounds, latency=SELECTION.latency)
-    story = Story(labels=SELECTION.labels, ledger=ledger)
+    ledger = Aggregates(SELECTION.runtime_bounds, SELECTION.wait_bounds, latency=SELECTION.latency)
+    story = ClusterDriver(labels=SELECTION.labels, ledger=ledger)
     story.tell(*events)
     story.wait(3)
     lines = Exposition(SELECTION.rows).render(story.shown()).decode().splitlines()
