@@ -659,7 +659,7 @@ def test_workers_are_named_with_their_versions(sick):
     ("check", "level", "found", "remedy"),
     [
         ("serializer", "critical", "application/x-yaml", "--accept-content json,yaml"),
-        ("task-events", "critical", "no task events from worker w@pod", "control enable_events"),
+        ("task-events", "warning", "no task events from worker w@pod", "control enable_events"),
         ("task-sent-events", "warning", "no client said", "task_send_sent_event = True"),
         ("clock-skew", "warning", "w@pod.example.org by +120 s", "timedatectl set-ntp true"),
         ("worker-names", "warning", "w@pod, w@pod.example.org", "-n NAME@HOST"),
@@ -784,7 +784,7 @@ def test_what_was_ended_early_says_so(redis_broker):
         said, more, _ = communicate(process)
     assert "Traceback" not in more
     assert process.returncode == 1
-    assert re.search(r"^warn  listening +ended after \d s of listening", said, re.MULTILINE)
+    assert re.search(r"^warning +listening +ended after \d s of listening", said, re.MULTILINE)
 
 
 def test_ctrl_c_ends_it_while_a_broker_does_not_answer(running, tmp_path):
@@ -1087,8 +1087,8 @@ def test_what_people_read(running, tmp_path):
     done = run_cli("doctor", "--broker-url", server.url.replace("/0", "/99"), deadline=30)
     assert done.returncode == 2
     *lines, fail, remedy = done.stdout.splitlines()
-    assert all(re.fullmatch(r"ok    [a-z-]+ +\S.*", line) for line in lines), done.stdout
-    assert re.fullmatch(r"FAIL  database {18}\S.*", fail)
-    assert re.fullmatch(r" {32}-> \S.*", remedy)
+    assert all(re.fullmatch(r"ok       [a-z-]+ +\S.*", line) for line in lines), done.stdout
+    assert re.fullmatch(r"CRITICAL database {18}\S.*", fail)
+    assert re.fullmatch(r" {35}-> \S.*", remedy)
     assert "s3cret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
