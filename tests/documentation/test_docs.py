@@ -36,7 +36,7 @@ from docs import advice, metrics, printed
 from docs.marks import filled
 
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 API = "/api/v1/status"
 
 
@@ -185,8 +185,10 @@ def site(tmp_path_factory) -> Path:
 
 def test_each_page_is_built_and_in_the_navigation(site):
     nav = re.findall(r'" = "(.+)" }', (ROOT / "zensical.toml").read_text())
-    assert sorted(nav) == [page.name for page in PAGES]
-    assert {path.stem for path in site.glob("*.html")} == {page.stem for page in PAGES} | {"404"}
+    pages = {page.relative_to(DOCS) for page in PAGES}
+    assert sorted(nav) == sorted(map(str, pages))
+    built = {path.relative_to(site).with_suffix(".md") for path in site.rglob("*.html")}
+    assert built == pages | {Path("404.md")}
 
 
 def test_programs_are_not_in_the_site(site):
@@ -202,7 +204,7 @@ def test_nothing_is_fetched_from_elsewhere(site):
 
 
 def test_every_file_that_a_page_shows_or_links_to_is_there(site):
-    for path in site.glob("*.html"):
+    for path in site.rglob("*.html"):
         page = Page(path)
         for target in (*page.links, *page.fetched):
             address = urlsplit(target)
