@@ -11,7 +11,7 @@ SOAK_SECONDS ?= 3600
 unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
-.PHONY: help demo stack test lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer clean
+.PHONY: help demo stack test coverage lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -34,6 +34,11 @@ stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or ST
 
 test: .venv/synced servers newer lint  ## everything, on real brokers, four files at a time
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25
+
+coverage: .venv/synced  ## branch coverage of the package by the unit tests, in percent
+	@data=$$(mktemp) && trap 'rm -f "$$data"' EXIT && export COVERAGE_FILE=$$data \
+	  && .venv/bin/coverage run --branch --source=celery_exporter -m pytest tests/unit -q \
+	  && .venv/bin/coverage report --format=total
 
 lint: .venv/synced  ## ruff, mypy --strict, and import-linter
 	.venv/bin/ruff check .
