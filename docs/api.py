@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 from msgspec import inspect as types
 
-from celery_exporter.status.builder import Status
+from celery_exporter.status.model import Status
 
 _FIELD = re.compile(r"    (\w+): [^#]*(?:# (.*))?")
 

@@ -44,8 +44,10 @@ from celery_exporter.monitor.checkpoint import Own, Page, Saved, Saver
 from celery_exporter.monitor.job import Collector
 from celery_exporter.persistence import state as memory
 from celery_exporter.persistence.state_file import StateFile
-from celery_exporter.status.builder import Status, build
-from celery_exporter.status.checks import ASK_DOCTOR, NOBODY_ANSWERED, FindingNotifier, run_checks
+from celery_exporter.status.builder import build
+from celery_exporter.status.checks import ASK_DOCTOR, NOBODY_ANSWERED, run_checks
+from celery_exporter.status.model import Status
+from celery_exporter.status.notifier import FindingNotifier
 from celery_exporter.status.recent import SHORT_STEP, Growth, Recent
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from celery_exporter.quoting import printable, shell_word
 from celery_exporter.status.finding import Finding, Severity, count, lasting, names, some
 from celery_exporter.status.limits import exceeded
 from celery_exporter.status.recent import Growth
-from celery_exporter.status.thresholds import BY_CHECK, WINDOW
+from celery_exporter.status.thresholds import BY_CHECK
 
 #: Seconds of listening after which a worker that lives was heard: three heartbeats.
 PATIENCE = 6.0
@@ -34,10 +34,6 @@ GROWING_SECONDS = 600.0
 MOST_IN_COMMAND = 20
 #: Workers of one name that went down, so that restarts seem to make new names.
 CHURN = 3
-#: Seconds that a finding has to stand before it is said: workers that restart are gone for less.
-HOLD = 20.0
-#: What the log says anyhow, with the error itself.
-SAID_ELSEWHERE = frozenset({"subscription", "transport"})
 
 #: Characters of what a broker said.
 LONGEST_ERROR = 200
@@ -104,45 +100,6 @@ def can_hear(snapshot: Snapshot) -> bool:
     """Tell whether events can arrive: what is silent meanwhile is not known to be down."""
     exporter = snapshot.exporter
     return exporter.broker_up and not exporter.blocked and not exporter.no_events
-
-
-class FindingNotifier:
-    """Turns findings, look after look, into what is new: worse than it was for a while, or well again."""
-
-    def __init__(self) -> None:
-        self._since: dict[str, float] = {}
-        self._told: dict[str, Severity] = {}
-        self._seen: dict[str, float] = {}  # when each check found something last
-
-    def changes(self, findings: Iterable[Finding], now: float) -> list[Finding]:
-        """Return what is to be said; `now` in seconds of any clock that does not jump.
-
-        A finding is said once, when it has stood for as long as its alert is pending, or for `HOLD` seconds,
-        and so is its end. A check that is silent has not come to its end; after a window it begins anew.
-        """
-        since, new = self._since, []
-        self._since = {}
-        for finding in findings:
-            check, severity = finding.check, finding.severity
-            if now - self._seen.get(check, now) > WINDOW:
-                self._told.pop(check, None)
-            self._seen[check] = now
-            if severity == "ok":
-                if self._told.pop(check, None):
-                    new.append(finding)
-                continue
-            self._since[check] = since.get(check, now)
-            held = now - self._since[check] >= _pending(check)
-            if held and check not in SAID_ELSEWHERE and self._told.get(check) not in (severity, "critical"):
-                self._told[check] = severity
-                new.append(finding)
-        return new
-
-
-def _pending(check: str) -> float:
-    """Return the seconds for which a finding stands before it is said: what goes up and down takes longer."""
-    row = BY_CHECK.get(check)
-    return row.pending if row is not None and row.limit else HOLD
 
 
 def _applicable(snapshot: Snapshot) -> Sequence[Callable[[Snapshot], Finding | None]]:

@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from celery_exporter.status.builder import Status
+from celery_exporter.status.model import Status
 from celery_exporter.top.status_source import NoStatusError, Source
 from celery_exporter.top.view import News, Screen, View, pasted, pressed, screen
 

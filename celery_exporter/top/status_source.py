@@ -21,8 +21,8 @@ from celery_exporter.broker.connection import check
 from celery_exporter.broker.url import masked
 from celery_exporter.config.loader import BadSettingError, Listener, Settings
 from celery_exporter.monitor.monitor import Monitor
-from celery_exporter.status.builder import VERSION, Status
 from celery_exporter.status.checks import PATIENCE as HEARD
+from celery_exporter.status.model import VERSION, Status
 from celery_exporter.web.healthcheck import reachable
 
 PATH = "/api/v1/status"

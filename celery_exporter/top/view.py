@@ -10,8 +10,8 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from celery_exporter.status.builder import Status
 from celery_exporter.status.columns import BROKER, TABLES, Column, Table, ordered, text
+from celery_exporter.status.model import Status
 from celery_exporter.top.layout import GAP, LEAST_TEXT, Line, clean, clipped, drawn, fit, width
 
 #: The sections from the top down, by what they are called in a `Status`.

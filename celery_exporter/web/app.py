@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from celery_exporter import __version__
-from celery_exporter.status.builder import Status
+from celery_exporter.status.model import Status
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.status_page import POLICY
 from celery_exporter.web.status_routes import NOSNIFF, SAFE, Page, static_pages

@@ -12,7 +12,6 @@ from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 
-from celery_exporter.status.builder import Status
 from celery_exporter.status.columns import (
     BROKER,
     TABLES,
@@ -24,6 +23,7 @@ from celery_exporter.status.columns import (
     ordered,
     text,
 )
+from celery_exporter.status.model import Status
 from celery_exporter.status.thresholds import LONG_WINDOW
 
 #: Allows what the page is made of, and nothing else: no inline script or style, nobody else's frame.

@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from celery_exporter.status.builder import Status
+from celery_exporter.status.model import Status
 from celery_exporter.web import status_page as page
 from celery_exporter.web.encodings import takes_gzip
 

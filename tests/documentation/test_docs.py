@@ -31,7 +31,7 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.snapshot import take
 from celery_exporter.doctor import connectivity as ladder
-from celery_exporter.status.builder import Status
+from celery_exporter.status.model import Status
 from docs import advice, metrics, printed
 from docs.marks import filled
 

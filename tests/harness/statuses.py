@@ -11,7 +11,8 @@ from typing import Any
 
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.status.builder import (
+from celery_exporter.status.finding import Finding
+from celery_exporter.status.model import (
     BrokerStatus,
     FailureStatus,
     QueueStatus,
@@ -19,7 +20,6 @@ from celery_exporter.status.builder import (
     TaskStatus,
     WorkerStatus,
 )
-from celery_exporter.status.finding import Finding
 from celery_exporter.web.app import build
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import Server, bind

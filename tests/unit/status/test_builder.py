@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from celery_exporter.core.cluster import Limits
 from celery_exporter.core.snapshot import QueueStats
-from celery_exporter.status.builder import Status, build
+from celery_exporter.status.builder import build
+from celery_exporter.status.model import Status
 from celery_exporter.status.recent import SHORT_STEP, STEP, Recent, quantile
 from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded

@@ -12,16 +12,16 @@ from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.status.checks import (
     CHURN,
-    HOLD,
     LONGEST_INTERVAL,
     NOBODY_ANSWERED,
     PATIENCE,
     RECENT,
-    FindingNotifier,
     is_decided,
     run_checks,
 )
 from celery_exporter.status.finding import Finding
+from celery_exporter.status.notifier import HOLD_SECONDS as HOLD
+from celery_exporter.status.notifier import FindingNotifier
 from celery_exporter.status.recent import Recent
 from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started
 
@@ -411,7 +411,10 @@ def test_what_comes_and_goes_is_no_news():
 
 def test_what_became_worse_is_news_and_what_became_less_bad_is_not():
     assert told((0, [WARN]), (HOLD, [WARN]), (HOLD + 1, [FAIL])) == ["warning", "critical"]
-    assert told((0, [FAIL]), (HOLD, [FAIL]), (HOLD + 1, [WARN]), (99, [OK])) == ["critical", "ok"]
+    assert told((0, [FAIL]), (HOLD, [FAIL]), (HOLD + 1, [WARN]), (99, [OK])) == [
+        "critical",
+        "ok",
+    ]
 
 
 def test_silence_is_not_the_end_of_a_finding():

@@ -25,7 +25,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from celery_exporter.config.loader import BadSettingError
-from celery_exporter.status.builder import (
+from celery_exporter.status.columns import TABLES
+from celery_exporter.status.finding import Finding
+from celery_exporter.status.model import (
     BrokerStatus,
     FailureStatus,
     QueueStatus,
@@ -33,8 +35,6 @@ from celery_exporter.status.builder import (
     TaskStatus,
     WorkerStatus,
 )
-from celery_exporter.status.columns import TABLES
-from celery_exporter.status.finding import Finding
 from celery_exporter.top import PLAIN_WIDTH
 from celery_exporter.top.app import Top
 from celery_exporter.top.layout import LINE, bar, clean, cut, fit, spark, width

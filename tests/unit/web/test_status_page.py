@@ -13,8 +13,8 @@ from harness import statuses
 from harness.statuses import HOSTILE, NOW, failure, queue, status, task, worker
 
 from celery_exporter.core.types import State
-from celery_exporter.status.builder import Status
 from celery_exporter.status.columns import TABLES, UNKNOWN, fixed, ordered, seconds
+from celery_exporter.status.model import Status
 from celery_exporter.web import status_page as page
 from celery_exporter.web.status_routes import LASTS, _Newest
 
