@@ -27,13 +27,13 @@ MAX_FAILURES = 50
 class Aggregate(Struct, gc=False):
     """Everything added up under one key."""
 
-    moved: list[int]  # by State
+    transitions: list[int]  # by State
     last: dict[State, float]  # state → newest epoch second a task entered it
-    raised: dict[str, int]
-    redelivered: int
-    ran: dict[State, Histogram]
-    queued: Histogram | None
-    prefetched: Histogram | None
+    exceptions: dict[str, int]
+    redeliveries: int
+    runtime: dict[State, Histogram]
+    queue_wait: Histogram | None
+    prefetch_wait: Histogram | None
     clients: dict[str, int] = {}  # host → tasks that it sent, where somebody wants to know
     latency: Histogram | None = None  # where somebody wants to know
     newest_prefetch: float | None = None  # seconds, of the task that was started last
@@ -46,15 +46,19 @@ class Aggregate(Struct, gc=False):
 
     def absorb(self, other: Aggregate) -> None:
         """Add another cell's sums to these, but for those by exception and client."""
-        self.moved = [mine + theirs for mine, theirs in zip(self.moved, other.moved, strict=True)]
+        self.transitions = [
+            mine + theirs for mine, theirs in zip(self.transitions, other.transitions, strict=True)
+        ]
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
-        self.redelivered += other.redelivered
+        self.redeliveries += other.redeliveries
         self.inherited = self.inherited or other.inherited
-        for state, histogram in other.ran.items():
-            self.ran[state] = _merged(self.ran.get(state), histogram)
-        self.queued = _merged(self.queued, other.queued) if other.queued else self.queued
-        self.prefetched = _merged(self.prefetched, other.prefetched) if other.prefetched else self.prefetched
+        for state, histogram in other.runtime.items():
+            self.runtime[state] = _merged(self.runtime.get(state), histogram)
+        self.queue_wait = _merged(self.queue_wait, other.queue_wait) if other.queue_wait else self.queue_wait
+        self.prefetch_wait = (
+            _merged(self.prefetch_wait, other.prefetch_wait) if other.prefetch_wait else self.prefetch_wait
+        )
         self.latency = _merged(self.latency, other.latency) if other.latency else self.latency
         if self.newest_prefetch is None:
             self.newest_prefetch = other.newest_prefetch
@@ -62,13 +66,13 @@ class Aggregate(Struct, gc=False):
     def copy(self) -> Aggregate:
         """Return a copy that what is booked later does not change."""
         return Aggregate(
-            self.moved.copy(),
+            self.transitions.copy(),
             self.last.copy(),
-            self.raised.copy(),
-            self.redelivered,
-            {state: histogram.copy() for state, histogram in self.ran.items()},
-            self.queued and self.queued.copy(),
-            self.prefetched and self.prefetched.copy(),
+            self.exceptions.copy(),
+            self.redeliveries,
+            {state: histogram.copy() for state, histogram in self.runtime.items()},
+            self.queue_wait and self.queue_wait.copy(),
+            self.prefetch_wait and self.prefetch_wait.copy(),
             self.clients.copy(),
             self.latency and self.latency.copy(),
             self.newest_prefetch,
@@ -161,18 +165,18 @@ class Aggregates:
 
     # -- what is booked. Of a time the seconds, below 0 by the skew of two clocks, and the task's uuid ------
 
-    def known(self, key: LabelSet) -> None:
+    def touch(self, key: LabelSet) -> None:
         """Note that a label set exists: its sums start at 0."""
         self._cell(key)
 
-    def moved(self, key: LabelSet, state: State, at: float) -> None:
+    def count_transition(self, key: LabelSet, state: State, at: float) -> None:
         """Count a task that entered a state, at an epoch second of the sender's clock."""
         cell = self._own.get(key) or self._cell(key)
-        cell.moved[state] += 1
+        cell.transitions[state] += 1
         if at > cell.last.get(state, 0.0):
             cell.last[state] = at
 
-    def sent_by(self, key: LabelSet, client: str) -> None:
+    def count_sender(self, key: LabelSet, client: str) -> None:
         """Count a task that a client on this host sent."""
         clients = self._cell(key).clients
         if client in clients:
@@ -180,22 +184,22 @@ class Aggregates:
         else:
             self.folded += self._clients.count(clients, client, 1)
 
-    def failed(self, failure: Failure) -> None:
+    def count_failure(self, failure: Failure) -> None:
         """Count a failure by its class of exception, and remember it for a while."""
-        raised = self._cell(failure.key).raised
-        self.folded += self._exceptions.count(raised, clipped(failure.exception), 1)
+        exceptions = self._cell(failure.key).exceptions
+        self.folded += self._exceptions.count(exceptions, clipped(failure.exception), 1)
         if failure.key is not EXCLUDED:
             self.failures.append(failure)
 
-    def ran(self, key: LabelSet, state: State, seconds: float, uuid: str | None = None) -> None:
+    def observe_runtime(self, key: LabelSet, state: State, seconds: float, uuid: str | None = None) -> None:
         """Observe how long an execution took that ended in SUCCESS, FAILURE or RETRY."""
         cell = self._own.get(key) or self._cell(key)
-        histogram = cell.ran.get(state)
+        histogram = cell.runtime.get(state)
         if histogram is None:
-            histogram = cell.ran[state] = self._histogram(self.runtime_bounds)
+            histogram = cell.runtime[state] = self._histogram(self.runtime_bounds)
         self._observe(histogram, self.runtime_bounds, seconds, uuid)
 
-    def started(
+    def observe_start(
         self, key: LabelSet, at: float, ready: float | None, received: float | None, uuid: str
     ) -> None:
         """Observe how long a task waited that was started at an epoch second.
@@ -203,9 +207,9 @@ class Aggregates:
         `ready` is when it was sent (or its eta), `received` when a worker received it (or its eta).
         """
         if ready is not None:
-            self.queued(key, at - ready, uuid)
+            self.observe_queue_wait(key, at - ready, uuid)
         if received is not None:
-            self.prefetched(key, at - received, uuid)
+            self.observe_prefetch_wait(key, at - received, uuid)
         since = received if ready is None else ready
         if self._latency and since is not None:
             cell = self._cell(key)
@@ -213,24 +217,24 @@ class Aggregates:
                 cell.latency = self._histogram(self.wait_bounds)
             self._observe(cell.latency, self.wait_bounds, max(0.0, at - since), uuid)
 
-    def queued(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
+    def observe_queue_wait(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from sent (or eta) to started."""
         cell = self._own.get(key) or self._cell(key)
-        if cell.queued is None:
-            cell.queued = self._histogram(self.wait_bounds)
-        self._observe(cell.queued, self.wait_bounds, seconds, uuid)
+        if cell.queue_wait is None:
+            cell.queue_wait = self._histogram(self.wait_bounds)
+        self._observe(cell.queue_wait, self.wait_bounds, seconds, uuid)
 
-    def prefetched(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
+    def observe_prefetch_wait(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from received by a worker (or eta) to started by it."""
         cell = self._own.get(key) or self._cell(key)
-        if cell.prefetched is None:
-            cell.prefetched = self._histogram(self.wait_bounds)
+        if cell.prefetch_wait is None:
+            cell.prefetch_wait = self._histogram(self.wait_bounds)
         cell.newest_prefetch = seconds
-        self._observe(cell.prefetched, self.wait_bounds, seconds, uuid)
+        self._observe(cell.prefetch_wait, self.wait_bounds, seconds, uuid)
 
-    def redelivered(self, key: LabelSet) -> None:
+    def count_redelivery(self, key: LabelSet) -> None:
         """Count a task that was received again, in the same attempt."""
-        self._cell(key).redelivered += 1
+        self._cell(key).redeliveries += 1
 
     def fold(self, key: LabelSet, into: LabelSet) -> None:
         """Give a label set up: what was counted under it moves to another."""
@@ -238,7 +242,7 @@ class Aggregates:
             cell = self._cell(key)
             del self._cells[key]
             del self._own[key]
-            self._exceptions.used -= len(cell.raised)
+            self._exceptions.used -= len(cell.exceptions)
             self._clients.used -= len(cell.clients)
             cell.inherited = True
             self._absorb(into, cell)
@@ -273,8 +277,8 @@ class Aggregates:
     def _absorb(self, key: LabelSet, other: Aggregate) -> None:
         cell = self._cell(key)
         cell.absorb(other)
-        for exception, times in other.raised.items():
-            self.folded += self._exceptions.count(cell.raised, exception, times)
+        for exception, times in other.exceptions.items():
+            self.folded += self._exceptions.count(cell.exceptions, exception, times)
         for client, times in other.clients.items():
             self.folded += self._clients.count(cell.clients, client, times)
 

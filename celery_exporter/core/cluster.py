@@ -166,7 +166,7 @@ class Cluster:
         self._registered_names = frozenset(registered)
         self.keys.forget_shadows(self._registered_names)
         for key in self.keys.foresee(self._foreseen_keys(registered)):
-            self.ledger.known(key)
+            self.ledger.touch(key)
 
     def expire(self, now: Timestamp) -> None:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
@@ -507,9 +507,9 @@ class Cluster:
         if task.story or not usually_sent(task, event):
             at_sent(task.unfold(), event, partial(self._key_at, key), self.ledger)
             task.fold()
-        self.ledger.moved(key, PENDING, min(event.timestamp, now.wall))
+        self.ledger.count_transition(key, PENDING, min(event.timestamp, now.wall))
         if self.clients:
-            self.ledger.sent_by(key, host(event.hostname))
+            self.ledger.count_sender(key, host(event.hostname))
         if event.expires is not None:
             self._note_expiry(task, event.expires)
         if (
@@ -538,7 +538,7 @@ class Cluster:
             key = self._key_at(key, event.hostname)
         usual[1](task, event, key, self.ledger)
         at = event.timestamp
-        self.ledger.moved(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
+        self.ledger.count_transition(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.heard = now.listened
         if effect.lands is not None:
             self.tasks.move(task, task.room.kind, effect.lands, at)
@@ -578,7 +578,7 @@ class Cluster:
         key = self._key_at(kind_key, event.hostname)
         is_successor = self._is_successor(story, task, event)
         newest = effect.measure(story, event, delivery, key, self.ledger)
-        self.ledger.moved(key, effect.counts, min(event.timestamp, now.wall))
+        self.ledger.count_transition(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         if newest and (open_ or is_successor or self._opens(task, event, now)):
             task.heard = now.listened

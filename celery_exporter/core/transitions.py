@@ -68,7 +68,7 @@ def _is_started(task: Task, event: Event) -> bool:
 
 def _usually_started(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
     started = event.timestamp
-    ledger.started(key, started, task.ready, task.at, task.uuid)
+    ledger.observe_start(key, started, task.ready, task.at, task.uuid)
     task.at = started
 
 
@@ -79,14 +79,14 @@ def _is_ended(task: Task, event: Event) -> bool:
 
 def _usually_succeeded(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
     if event.runtime is not None:
-        ledger.ran(key, SUCCESS, event.runtime, event.uuid)
+        ledger.observe_runtime(key, SUCCESS, event.runtime, event.uuid)
     _end(task)
 
 
 def _usually_failed(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
-    ledger.failed(_failure(key, event))
+    ledger.count_failure(_failure(key, event))
     if task.at is not None:
-        ledger.ran(key, FAILURE, event.timestamp - task.at, event.uuid)
+        ledger.observe_runtime(key, FAILURE, event.timestamp - task.at, event.uuid)
     _end(task)
 
 
@@ -105,7 +105,7 @@ def at_sent(story: TaskHistory, event: Event, key_at: KeyAt, ledger: Aggregates)
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
             delivery.ready = ready
             if delivery.started is not None:
-                ledger.queued(key_at(delivery.worker), delivery.started - ready, event.uuid)
+                ledger.observe_queue_wait(key_at(delivery.worker), delivery.started - ready, event.uuid)
     story.sent[attempt] = ready
     if len(story.sent) > MAX_DELIVERIES:
         del story.sent[min((each for each in story.sent if each != attempt), key=_use)]
@@ -124,14 +124,14 @@ def _at_received(
     ready = story.sent.get(attempt)
     late = attempt in (story.skipped or ())
     if _is_again(story, attempt) and not _is_copy(story, event):
-        ledger.redelivered(key)
+        ledger.count_redelivery(key)
         is_unstarted = _take_unstarted(story, attempt)
         if not (eta and is_unstarted):
             ready = received  # not before its eta, which a redelivered message still carries
     for delivery in _held(story, event):
         is_this = delivery.attempt == attempt or delivery.attempt not in story.sent
         if is_this and delivery.received is None and delivery.started is not None:  # it was overtaken
-            ledger.prefetched(key, delivery.started - received, event.uuid)
+            ledger.observe_prefetch_wait(key, delivery.started - received, event.uuid)
             delivery.received = received
             return False
     newest = _deliver(story, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
@@ -186,7 +186,7 @@ def _at_started(
     story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
 ) -> bool:
     assert delivery is not None  # noqa: S101  `_find_started` makes one
-    ledger.started(key, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
+    ledger.observe_start(key, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
     delivery.started = event.timestamp
     return delivery is story.deliveries[-1]
 
@@ -195,14 +195,14 @@ def _at_success(
     story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
 ) -> bool:
     if event.runtime is not None:
-        ledger.ran(key, State.SUCCESS, event.runtime, event.uuid)
+        ledger.observe_runtime(key, State.SUCCESS, event.runtime, event.uuid)
     return _ended(story, delivery)
 
 
 def _at_failure(
     story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
 ) -> bool:
-    ledger.failed(_failure(key, event))
+    ledger.count_failure(_failure(key, event))
     _time(delivery, event, State.FAILURE, key, ledger)
     return _ended(story, delivery)
 
@@ -264,7 +264,7 @@ def _failure(key: LabelSet, event: Event) -> Failure:
 def _time(delivery: Delivery | None, event: Event, state: State, key: LabelSet, ledger: Aggregates) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
-        ledger.ran(key, state, event.timestamp - delivery.started, event.uuid)
+        ledger.observe_runtime(key, state, event.timestamp - delivery.started, event.uuid)
 
 
 def _ended(story: TaskHistory, delivery: Delivery | None) -> bool:

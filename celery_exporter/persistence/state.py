@@ -367,16 +367,16 @@ def _fitting(cell: Aggregate, shape: Shape, ledger: Aggregates) -> Aggregate:
     """Return the cell with today's histograms; raise ValueError if they are not as the file says of all."""
     if any((each.native is not None) != shape.native for each in _histograms(cell)):
         raise ValueError("a histogram is not native as the others are")
-    waits = [each for each in (cell.queued, cell.prefetched, cell.latency) if each is not None]
-    for found, bounds in ((cell.ran.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
+    waits = [each for each in (cell.queue_wait, cell.prefetch_wait, cell.latency) if each is not None]
+    for found, bounds in ((cell.runtime.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
         if any(len(each.counts) != len(bounds) + 1 for each in found):
             raise ValueError("a histogram does not have the buckets that it should")
     new = ledger.native and not shape.native  # nobody knows how large what was observed was
     ran = None if new else _places(shape.runtime_bounds, ledger.runtime_bounds)
     waited = None if new else _places(shape.wait_bounds, ledger.wait_bounds)
-    cell.ran = {} if ran is None else {state: each.thinned(ran) for state, each in cell.ran.items()}
-    cell.queued = cell.queued.thinned(waited) if cell.queued and waited else None
-    cell.prefetched = cell.prefetched.thinned(waited) if cell.prefetched and waited else None
+    cell.runtime = {} if ran is None else {state: each.thinned(ran) for state, each in cell.runtime.items()}
+    cell.queue_wait = cell.queue_wait.thinned(waited) if cell.queue_wait and waited else None
+    cell.prefetch_wait = cell.prefetch_wait.thinned(waited) if cell.prefetch_wait and waited else None
     cell.latency = cell.latency.thinned(waited) if cell.latency and waited else None
     for histogram in _histograms(cell):
         histogram.exemplars = {} if ledger.exemplars else None
@@ -392,5 +392,5 @@ def _places(before: Sequence[float], now: Sequence[float]) -> list[int] | None:
 
 
 def _histograms(cell: Aggregate) -> list[Histogram]:
-    waits = (cell.queued, cell.prefetched, cell.latency)
-    return [each for each in (*cell.ran.values(), *waits) if each is not None]
+    waits = (cell.queue_wait, cell.prefetch_wait, cell.latency)
+    return [each for each in (*cell.runtime.values(), *waits) if each is not None]

@@ -25,7 +25,7 @@ from typing import BinaryIO
 log = logging.getLogger(__name__)
 
 #: Of the format. An older or newer one is not read: what a field means may have changed.
-VERSION = 2
+VERSION = 3
 #: Bytes; a state of a million tasks is a third of it.
 MAX_SIZE = 2**30
 #: Bytes whose reading takes long enough to say so.

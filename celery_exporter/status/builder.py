@@ -103,7 +103,7 @@ def _tasks(snapshot: Snapshot, growth: Growth) -> list[TaskStatus]:
 def _task(name: str, grown: TaskGrowth | None, window: float, open_: _Open) -> TaskStatus:
     if grown is None:  # it is open, and has counted nothing under this name
         return TaskStatus(name, {}, None, None, None, None, None, open_.states, open_.oldest)
-    rates = dict(zip(_STATES, [count / window for count in grown.moved], strict=True)) if window else {}
+    rates = dict(zip(_STATES, [count / window for count in grown.transitions], strict=True)) if window else {}
     (runtime_p50, runtime_p95), (wait_p50, wait_p95) = grown.runtimes, grown.waits
     return TaskStatus(
         name,

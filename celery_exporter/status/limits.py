@@ -46,7 +46,7 @@ def _limit(check: str) -> float:
 
 
 def _failures(_: Snapshot, growth: Growth) -> Finding | None:
-    failed = {name: each.moved[State.FAILURE] for name, each in growth.tasks.items()}
+    failed = {name: each.transitions[State.FAILURE] for name, each in growth.tasks.items()}
     ended = sum(failed.values()) + _sum(growth.tasks.values(), State.SUCCESS)
     if not ended:
         return None
@@ -63,7 +63,7 @@ def _failures(_: Snapshot, growth: Growth) -> Finding | None:
 
 def _retries(_: Snapshot, growth: Growth) -> Finding | None:
     tasks = {name: each for name, each in growth.tasks.items() if name not in POLLING_TASKS}
-    retried = {name: each.moved[State.RETRY] for name, each in tasks.items()}
+    retried = {name: each.transitions[State.RETRY] for name, each in tasks.items()}
     begun = _sum(tasks.values(), State.STARTED)
     if not begun:
         return None
@@ -80,9 +80,9 @@ def _retries(_: Snapshot, growth: Growth) -> Finding | None:
 
 def _redeliveries(_: Snapshot, growth: Growth) -> Finding | None:
     shares = {
-        name: each.redelivered / received
+        name: each.redeliveries / received
         for name, each in growth.tasks.items()
-        if (received := each.moved[State.RECEIVED])
+        if (received := each.transitions[State.RECEIVED])
     }
     if not shares:
         return None
@@ -104,7 +104,7 @@ def _is_enough(tasks: int, growth: Growth) -> bool:
 
 
 def _sum(tasks: Iterable[TaskGrowth], state: State) -> int:
-    return sum(each.moved[state] for each in tasks)
+    return sum(each.transitions[state] for each in tasks)
 
 
 def _whose(counts: Mapping[str, int]) -> str:

@@ -35,12 +35,12 @@ class TaskGrowth(Struct, frozen=True):
 
     cells: Sequence[Aggregate]
     since: _Sums | None
-    moved: Sequence[int]  # by State
+    transitions: Sequence[int]  # by State
     failure_share: float | None  # of those that ended in SUCCESS or FAILURE
     runtimes: Sequence[float | None]  # p50 and p95
     waits: Sequence[float | None]
     mean_runtime: float | None
-    redelivered: int
+    redeliveries: int
     lost: _Sums | None  # what is added up under another name now
 
 
@@ -70,11 +70,11 @@ class Growth(Struct, frozen=True):
 class _Sums(Struct, frozen=True):
     """What a task name counted: states, and run times and waits by bucket (not cumulative)."""
 
-    moved: tuple[int, ...]
-    ran: tuple[int, ...]
-    queued: tuple[int, ...]
-    runtime: float = 0.0  # seconds in all
-    redelivered: int = 0
+    transitions: tuple[int, ...]
+    runtime_counts: tuple[int, ...]
+    queue_wait_counts: tuple[int, ...]
+    runtime_seconds: float = 0.0  # seconds in all
+    redeliveries: int = 0
 
 
 class _Point(Struct, frozen=True):
@@ -221,7 +221,10 @@ def _waits(snapshot: Snapshot, first: _Point) -> Iterable[tuple[str, float]]:
 
 
 def _waits_by_queue(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
-    return {name: _added(cells).queued for name, cells in _by(snapshot, lambda key: key.queue_name).items()}
+    return {
+        name: _added(cells).queue_wait_counts
+        for name, cells in _by(snapshot, lambda key: key.queue_name).items()
+    }
 
 
 def _tasks(snapshot: Snapshot, first: _Point, known: Mapping[str, TaskGrowth]) -> dict[str, TaskGrowth]:
@@ -245,17 +248,17 @@ def _tasks(snapshot: Snapshot, first: _Point, known: Mapping[str, TaskGrowth]) -
 def _task(cells: Sequence[Aggregate], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
     added = _added(cells)
     grown, lost = _grown(added, since), _grown(since or _NOTHING, added)
-    ended, ran = sum(grown.moved[state] for state in _ENDED), sum(grown.ran)
+    ended, ran = sum(grown.transitions[state] for state in _ENDED), sum(grown.runtime_counts)
     return TaskGrowth(
         cells,
         since,
-        grown.moved,
-        failure_share=grown.moved[State.FAILURE] / ended if ended else None,
-        runtimes=[quantile(share, snapshot.runtime_bounds, grown.ran) for share in _SHARES],
-        waits=[quantile(share, snapshot.wait_bounds, grown.queued) for share in _SHARES],
-        mean_runtime=grown.runtime / ran if ran else None,
-        redelivered=grown.redelivered,
-        lost=lost if any(lost.moved) else None,
+        grown.transitions,
+        failure_share=grown.transitions[State.FAILURE] / ended if ended else None,
+        runtimes=[quantile(share, snapshot.runtime_bounds, grown.runtime_counts) for share in _SHARES],
+        waits=[quantile(share, snapshot.wait_bounds, grown.queue_wait_counts) for share in _SHARES],
+        mean_runtime=grown.runtime_seconds / ran if ran else None,
+        redeliveries=grown.redeliveries,
+        lost=lost if any(lost.transitions) else None,
     )
 
 
@@ -268,11 +271,11 @@ def _by(snapshot: Snapshot, label: Callable[[LabelSet], str]) -> dict[str, list[
 
 def _added(cells: Sequence[Aggregate]) -> _Sums:
     return _Sums(
-        _columns(cell.moved for cell in cells),
-        _columns(histogram.counts for cell in cells for histogram in cell.ran.values()),
-        _columns(cell.queued.counts for cell in cells if cell.queued is not None),
-        sum(histogram.total for cell in cells for histogram in cell.ran.values()),
-        sum(cell.redelivered for cell in cells),
+        _columns(cell.transitions for cell in cells),
+        _columns(histogram.counts for cell in cells for histogram in cell.runtime.values()),
+        _columns(cell.queue_wait.counts for cell in cells if cell.queue_wait is not None),
+        sum(histogram.total for cell in cells for histogram in cell.runtime.values()),
+        sum(cell.redeliveries for cell in cells),
     )
 
 
@@ -285,21 +288,21 @@ def _grown(now: _Sums, first: _Sums | None) -> _Sums:
     """Return what was counted between two moments. After folding that may be less than nothing: nothing."""
     first = first or _NOTHING
     return _Sums(
-        _minus(now.moved, first.moved),
-        _minus(now.ran, first.ran),
-        _minus(now.queued, first.queued),
-        max(0.0, now.runtime - first.runtime),
-        max(0, now.redelivered - first.redelivered),
+        _minus(now.transitions, first.transitions),
+        _minus(now.runtime_counts, first.runtime_counts),
+        _minus(now.queue_wait_counts, first.queue_wait_counts),
+        max(0.0, now.runtime_seconds - first.runtime_seconds),
+        max(0, now.redeliveries - first.redeliveries),
     )
 
 
 def _plus(*all_: _Sums) -> _Sums:
     return _Sums(
-        _columns(each.moved for each in all_),
-        _columns(each.ran for each in all_ if each.ran),
-        _columns(each.queued for each in all_ if each.queued),
-        sum(each.runtime for each in all_),
-        sum(each.redelivered for each in all_),
+        _columns(each.transitions for each in all_),
+        _columns(each.runtime_counts for each in all_ if each.runtime_counts),
+        _columns(each.queue_wait_counts for each in all_ if each.queue_wait_counts),
+        sum(each.runtime_seconds for each in all_),
+        sum(each.redeliveries for each in all_),
     )
 
 

@@ -155,9 +155,15 @@ class AnyOrder(RuleBasedStateMachine):
             total.update(counted)
         finest: Counter[object] = Counter()
         for key, cell in ledger.snapshot().items():
-            found = Counter({state: cell.moved[state] for state in State}, redelivered=cell.redelivered)
-            found["raised"] = sum(cell.raised.values())
-            for what, histogram in {**cell.ran, "queued": cell.queued, "prefetched": cell.prefetched}.items():
+            found = Counter(
+                {state: cell.transitions[state] for state in State}, redelivered=cell.redeliveries
+            )
+            found["raised"] = sum(cell.exceptions.values())
+            for what, histogram in {
+                **cell.runtime,
+                "queued": cell.queue_wait,
+                "prefetched": cell.prefetch_wait,
+            }.items():
                 if histogram is not None:
                     found[what, "sum"] = histogram.total
                     found.update({(what, index): count for index, count in enumerate(histogram.counts)})
@@ -193,7 +199,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(cluster.keys) <= SERIES + others
         assert len(self.story.ledger.snapshot()) <= SERIES + others
         for cell in self.story.ledger.snapshot().values():
-            assert len(cell.raised) <= LOW[ledger_module]["MAX_EXCEPTIONS"] + others  # other, and unknown
+            assert len(cell.exceptions) <= LOW[ledger_module]["MAX_EXCEPTIONS"] + others  # other, and unknown
 
     @invariant()
     def it_can_be_shown(self) -> None:
@@ -211,7 +217,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.wait(ANSWER_SECONDS + 2 * self.limits.reorder_window)
         counted: Counter[State] = Counter()
         for cell in self.story.ledger.snapshot().values():
-            counted.update({state: cell.moved[state] for state in State})
+            counted.update({state: cell.transitions[state] for state in State})
         for kind, times in self.story.cluster.repeated.items():
             counted[EFFECTS[kind].counts] += times
         assert +counted == +self.told

@@ -141,7 +141,7 @@ def test_a_file_that_is_removed_while_it_is_in_use_is_written_anew(running, kept
 
 
 @on_redis
-@pytest.mark.parametrize("part", ["moved", "queued"])
+@pytest.mark.parametrize("part", ["transitions", "queue_wait"])
 def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, state, broker, part):
     """Whole, and of the right types, but with sums that do not fit together."""
     app = running(kept()).connected()
@@ -152,10 +152,10 @@ def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, st
     file = StateFile(state)
     file.load(lambda record: records.append(msgspec.msgpack.decode(record, strict=False)))
     for _, cell in (pair for record in records for pair in record["cluster"]["cells"]):
-        if part == "moved":
-            cell["moved"].pop()
-        elif cell["queued"]:
-            cell["queued"]["counts"].pop()
+        if part == "transitions":
+            cell["transitions"].pop()
+        elif cell["queue_wait"]:
+            cell["queue_wait"]["counts"].pop()
     file.rewrite(map(msgspec.msgpack.encode, records))
     file.close()
     app = running(kept()).connected()

@@ -142,10 +142,10 @@ def test_what_was_played_is_what_was_counted(tape):
     """The script in tapes/record.py, in numbers: no unknown, nothing lost, no wait below zero."""
     snapshot = replay(read(tape))
     counted = {
-        (key.task_name.removeprefix("tasks."), state.name): cell.moved[state]
+        (key.task_name.removeprefix("tasks."), state.name): cell.transitions[state]
         for key, cell in snapshot.cells.items()
         for state in (State.PENDING, State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED)
-        if cell.moved[state]
+        if cell.transitions[state]
     }
     assert counted == {
         ("succeed", "PENDING"): 10,
@@ -168,10 +168,12 @@ def test_what_was_played_is_what_was_counted(tape):
         ("nobody_registered", "FAILURE"): 1,
     }
     for key, cell in snapshot.cells.items():
-        waits = sum(cell.queued.counts) if cell.queued else 0
-        assert waits == cell.moved[State.STARTED], key
-        runs = sum(sum(histogram.counts) for histogram in cell.ran.values())
-        ended = cell.moved[State.SUCCESS] + cell.moved[State.FAILURE] + cell.moved[State.RETRY]
+        waits = sum(cell.queue_wait.counts) if cell.queue_wait else 0
+        assert waits == cell.transitions[State.STARTED], key
+        runs = sum(sum(histogram.counts) for histogram in cell.runtime.values())
+        ended = (
+            cell.transitions[State.SUCCESS] + cell.transitions[State.FAILURE] + cell.transitions[State.RETRY]
+        )
         assert runs == (0 if key.task_name.endswith("nobody_registered") else ended), key
     assert (snapshot.tasks_tracked, snapshot.negative_waits) == (0, 0)
     assert set(snapshot.fallbacks.values()) == {0}
@@ -198,11 +200,11 @@ def test_law_1_sums_do_not_change_when_the_connections_overtake_each_other(tape,
 def sums(snapshot: Snapshot):
     return {
         key: (
-            cell.moved,
-            cell.raised,
-            cell.queued and cell.queued.counts,
-            cell.prefetched and cell.prefetched.counts,
-            {state: histogram.counts for state, histogram in cell.ran.items()},
+            cell.transitions,
+            cell.exceptions,
+            cell.queue_wait and cell.queue_wait.counts,
+            cell.prefetch_wait and cell.prefetch_wait.counts,
+            {state: histogram.counts for state, histogram in cell.runtime.items()},
         )
         for key, cell in snapshot.cells.items()
     }

@@ -105,7 +105,7 @@ def _histograms(shape: MetricOptions) -> list[MetricFamily]:
             "queue_wait_time",
             "From sent (or eta) to started.",
             shape,
-            attrgetter("queued"),
+            attrgetter("queue_wait"),
             shape.wait_buckets or WAIT_BUCKETS,
             waits=True,
             query=_at_hosts('celery_task_queue_wait_seconds_bucket{worker!=""}'),
@@ -140,14 +140,14 @@ def _queue(shape: MetricOptions, key: LabelSet) -> str:
 
 
 def _moved(shape: MetricOptions, state: State, snapshot: Snapshot) -> Iterable[Sample]:
-    return ((_labels(shape, key), cell.moved[state]) for key, cell in _at_workers(shape, snapshot))
+    return ((_labels(shape, key), cell.transitions[state]) for key, cell in _at_workers(shape, snapshot))
 
 
 def _sent(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
     for key, cell in snapshot.cells.items():
         if key.worker:
             continue
-        clients = {GENERIC: cell.moved[State.PENDING]} if shape.generic_sent else cell.clients
+        clients = {GENERIC: cell.transitions[State.PENDING]} if shape.generic_sent else cell.clients
         for client, count in clients.items():
             yield (key.task_name, client, _queue(shape, key)), count
 
@@ -155,9 +155,11 @@ def _sent(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
 def _failed(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
     for key, cell in _at_workers(shape, snapshot):
         name, hostname, queue = _labels(shape, key)
-        if sum(cell.moved) > cell.moved[State.FAILURE]:  # as the original, whose other events show it
+        if (
+            sum(cell.transitions) > cell.transitions[State.FAILURE]
+        ):  # as the original, whose other events show it
             yield (name, hostname, "", queue), 0
-        for exception, count in cell.raised.items():
+        for exception, count in cell.exceptions.items():
             yield (name, hostname, UNKNOWN_EXCEPTION if exception == UNKNOWN else exception, queue), count
 
 
@@ -167,7 +169,7 @@ def _at_workers(shape: MetricOptions, snapshot: Snapshot) -> Iterable[tuple[Labe
 
 
 def _runtime(cell: Aggregate) -> object:
-    return cell.ran.get(State.SUCCESS)
+    return cell.runtime.get(State.SUCCESS)
 
 
 def _histogram(  # noqa: PLR0913  what differs between the two

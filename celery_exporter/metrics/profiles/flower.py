@@ -53,7 +53,7 @@ def _events(snapshot: Snapshot) -> Iterable[Sample]:
             yield (client, "task-sent", key.task_name), count
     for key, cell in _at_workers(snapshot):
         for state, type_ in _TYPES.items():
-            yield (key.worker, type_, key.task_name), cell.moved[state]
+            yield (key.worker, type_, key.task_name), cell.transitions[state]
 
 
 def _at_workers(snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
@@ -81,9 +81,9 @@ def _runtime(shape: MetricOptions) -> MetricFamily:
         "Run time of tasks that succeeded.",
         ("worker", "task"),
         lambda snapshot: (
-            ((key.worker, key.task_name), cell.ran[State.SUCCESS])
+            ((key.worker, key.task_name), cell.runtime[State.SUCCESS])
             for key, cell in _at_workers(snapshot)
-            if State.SUCCESS in cell.ran
+            if State.SUCCESS in cell.runtime
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
@@ -113,7 +113,7 @@ def _prefetched(snapshot: Snapshot) -> Iterable[Sample]:
     """Return how many tasks each worker has received and not started, 0 where it has started all."""
     if snapshot.prefetched is not None:
         for key, cell in _at_workers(snapshot):
-            if cell.moved[State.RECEIVED]:
+            if cell.transitions[State.RECEIVED]:
                 yield (key.worker, key.task_name), 0
         for (key, worker), count in snapshot.prefetched.items():
             yield (worker, key.task_name), count

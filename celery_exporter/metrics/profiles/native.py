@@ -39,7 +39,7 @@ def _task_rows(shape: MetricOptions) -> list[MetricFamily]:
             shape,
             "queue",
             "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
-            attrgetter("queued"),
+            attrgetter("queue_wait"),
             absent="No such task was started yet, or nobody publishes task-sent "
             "(task_send_sent_event is off in the clients).",
             example="histogram_quantile(0.95, sum by (queue_name, le) "
@@ -49,7 +49,7 @@ def _task_rows(shape: MetricOptions) -> list[MetricFamily]:
             shape,
             "prefetch",
             "From received by a worker (or eta) to started by it.",
-            attrgetter("prefetched"),
+            attrgetter("prefetch_wait"),
             absent="No such task was started yet.",
             example="sum by (task_name) (rate(celery_task_prefetch_wait_seconds_sum[5m])) / "
             "sum by (task_name) (rate(celery_task_prefetch_wait_seconds_count[5m]))",
@@ -85,7 +85,7 @@ def _transitions(shape: MetricOptions) -> MetricFamily:
             ((state, *of_key), count)
             for key, cell in snapshot.cells.items()
             for of_key in [values(key)]
-            for state, count in zip(STATES, cell.moved, strict=True)
+            for state, count in zip(STATES, cell.transitions, strict=True)
         ),
         merge=add if shape.finer else None,
         absent="No event has named the task and no worker that answers has registered "
@@ -105,7 +105,7 @@ def _failures(shape: MetricOptions) -> MetricFamily:
         lambda snapshot: (
             ((*values(key), exception), count)
             for key, cell in snapshot.cells.items()
-            for exception, count in cell.raised.items()
+            for exception, count in cell.exceptions.items()
         ),
         merge=add if shape.finer else None,
         absent="The task has not failed with that exception yet.",
@@ -125,7 +125,7 @@ def runtime(shape: MetricOptions) -> MetricFamily:
         lambda snapshot: (
             ((*values(key), STATES[state]), histogram)
             for key, cell in snapshot.cells.items()
-            for state, histogram in cell.ran.items()
+            for state, histogram in cell.runtime.items()
         ),
         merge=add if shape.finer else None,
         bounds=attrgetter("runtime_bounds"),
@@ -221,7 +221,7 @@ def _redeliveries(shape: MetricOptions) -> MetricFamily:
         "counter",
         "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
         task,
-        lambda snapshot: ((values(key), cell.redelivered) for key, cell in snapshot.cells.items()),
+        lambda snapshot: ((values(key), cell.redeliveries) for key, cell in snapshot.cells.items()),
         merge=add if shape.finer else None,
         absent="The task is not known yet.",
         example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",

@@ -29,7 +29,7 @@ def rows(shape: MetricOptions) -> list[MetricFamily]:
             "Transitions of tasks into a state.",
             ("state", *_TASK),
             lambda snapshot: (
-                ((state.name, *_values(namespace, key)), cell.moved[state])
+                ((state.name, *_values(namespace, key)), cell.transitions[state])
                 for key, cell in snapshot.cells.items()
                 for state in State
             ),
@@ -40,7 +40,7 @@ def rows(shape: MetricOptions) -> list[MetricFamily]:
             shape,
             "runtime",
             "Run time of tasks that succeeded.",
-            lambda cell: cell.ran.get(State.SUCCESS),
+            lambda cell: cell.runtime.get(State.SUCCESS),
             _query(shape, 'celery_task_runtime_seconds_bucket{state="SUCCESS"}', "state"),
         ),
         _histogram(

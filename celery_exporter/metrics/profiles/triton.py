@@ -60,7 +60,7 @@ def _counter(shape: MetricOptions, state: State) -> MetricFamily:
         "counter",
         help_,
         task,
-        lambda snapshot: ((values(key), cell.moved[state]) for key, cell in snapshot.cells.items()),
+        lambda snapshot: ((values(key), cell.transitions[state]) for key, cell in snapshot.cells.items()),
         merge=add if shape.finer else None,
         query=f'sum without (state) (celery_tasks_total{{state="{state.name}"}})',
     )

@@ -37,7 +37,7 @@ def by_name(snapshot: Snapshot) -> list[Sample]:
     """Return how many tasks are in each open state, and how many came into each of the others."""
     now: list[Sample] = [((group.state.name, group.key.task_name), group.count) for group in snapshot.tasks]
     over: list[Sample] = [
-        ((state.name, key.task_name), cell.moved[state])
+        ((state.name, key.task_name), cell.transitions[state])
         for key, cell in snapshot.cells.items()
         for state in _TOTALS
     ]
@@ -76,9 +76,9 @@ def _runtime(shape: MetricOptions) -> MetricFamily:
         "Run time of tasks that succeeded.",
         ("name",),
         lambda snapshot: (
-            ((key.task_name,), cell.ran[State.SUCCESS])
+            ((key.task_name,), cell.runtime[State.SUCCESS])
             for key, cell in snapshot.cells.items()
-            if State.SUCCESS in cell.ran
+            if State.SUCCESS in cell.runtime
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
@@ -95,7 +95,7 @@ def _latency(shape: MetricOptions) -> MetricFamily:
         "From received by a worker (or eta) to started by it, in seconds.",
         (),
         lambda snapshot: (
-            ((), cell.prefetched) for cell in snapshot.cells.values() if cell.prefetched is not None
+            ((), cell.prefetch_wait) for cell in snapshot.cells.values() if cell.prefetch_wait is not None
         ),
         merge=add,
         bounds=attrgetter("wait_bounds"),

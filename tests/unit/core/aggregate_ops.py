@@ -11,18 +11,18 @@ from celery_exporter.core.types import LabelSet
 
 Booking = Callable[[Aggregates], None]
 
-Moved = partial(methodcaller, "moved")
-SentBy = partial(methodcaller, "sent_by")
+Moved = partial(methodcaller, "count_transition")
+SentBy = partial(methodcaller, "count_sender")
 
 
 def Raised(key: LabelSet, exception: str, uuid: str = "u1") -> Booking:  # noqa: N802  as the others
-    return methodcaller("failed", Failure(1.0, key, "w@h", exception, uuid))
+    return methodcaller("count_failure", Failure(1.0, key, "w@h", exception, uuid))
 
 
-Ran = partial(methodcaller, "ran")
-Queued = partial(methodcaller, "queued")
-Prefetched = partial(methodcaller, "prefetched")
-Redelivered = partial(methodcaller, "redelivered")
+Ran = partial(methodcaller, "observe_runtime")
+Queued = partial(methodcaller, "observe_queue_wait")
+Prefetched = partial(methodcaller, "observe_prefetch_wait")
+Redelivered = partial(methodcaller, "count_redelivery")
 Folded = partial(methodcaller, "fold")
 
 

@@ -79,10 +79,10 @@ class ClusterDriver:
     def counts(self) -> dict[tuple[str, str, str], int]:
         """What was counted: (task, queue, state) → transitions, zeros left out."""
         return {
-            (key.task_name, key.queue_name, state.name): cell.moved[state]
+            (key.task_name, key.queue_name, state.name): cell.transitions[state]
             for key, cell in self.ledger.snapshot().items()
             for state in State
-            if cell.moved[state]
+            if cell.transitions[state]
         }
 
     def by_state(self, task: str = "add") -> Counter[str]:

@@ -36,40 +36,44 @@ def raised(key: LabelSet, count: int, first: int = 0) -> list[Booking]:
 
 def test_an_observation_is_in_the_first_bucket_that_is_not_below_it():
     found = ledger(*(Ran(A, State.SUCCESS, seconds) for seconds in (0.0, 1.0, 1.5, 2.0, 2.1)))
-    histogram = found.snapshot()[A].ran[State.SUCCESS]
+    histogram = found.snapshot()[A].runtime[State.SUCCESS]
     assert (histogram.counts, histogram.total) == ([2, 2, 1], pytest.approx(6.6))
 
 
 def test_waits_have_bounds_of_their_own():
     cell = ledger(Queued(A, 9.0), Queued(A, 11.0), Prefetched(A, 10.0)).snapshot()[A]
-    assert (cell.queued.counts, cell.prefetched.counts) == ([1, 1], [1, 0])
+    assert (cell.queue_wait.counts, cell.prefetch_wait.counts) == ([1, 1], [1, 0])
 
 
 def test_a_time_below_0_is_0_and_counted():
     found = ledger(Ran(A, State.RETRY, -1.0), Queued(A, -0.1), Prefetched(A, -5.0), Queued(A, 0.0))
     cell = found.snapshot()[A]
-    assert (cell.ran[State.RETRY].total, cell.queued.total, cell.prefetched.total) == (0.0, 0.0, 0.0)
+    assert (cell.runtime[State.RETRY].total, cell.queue_wait.total, cell.prefetch_wait.total) == (
+        0.0,
+        0.0,
+        0.0,
+    )
     assert found.negative_waits == 3
 
 
 def test_the_newest_moment_of_a_state_is_kept():
     cell = ledger(Moved(A, State.SUCCESS, 5.0), Moved(A, State.SUCCESS, 3.0)).snapshot()[A]
-    assert (cell.moved[State.SUCCESS], cell.last) == (2, {State.SUCCESS: 5.0})
+    assert (cell.transitions[State.SUCCESS], cell.last) == (2, {State.SUCCESS: 5.0})
 
 
 def test_a_task_has_so_many_exceptions_and_the_rest_is_other():
     found = ledger(*raised(A, MAX_EXCEPTIONS + 7), *raised(A, 1), Raised(A, "unknown"), *raised(B, 1))
     cell = found.snapshot()[A]
-    assert len(cell.raised) == MAX_EXCEPTIONS + 2
-    assert (cell.raised["other"], cell.raised["Error0"], cell.raised["unknown"]) == (7, 2, 1)
-    assert found.snapshot()[B].raised == {"Error0": 1}
+    assert len(cell.exceptions) == MAX_EXCEPTIONS + 2
+    assert (cell.exceptions["other"], cell.exceptions["Error0"], cell.exceptions["unknown"]) == (7, 2, 1)
+    assert found.snapshot()[B].exceptions == {"Error0": 1}
     assert found.folded == 7
 
 
 def test_all_tasks_together_have_so_many_exceptions():
     found = ledger(*raised(A, 3), *raised(B, 3), most=4)
-    assert found.snapshot()[A].raised == {"Error0": 1, "Error1": 1, "Error2": 1}
-    assert found.snapshot()[B].raised == {"Error0": 1, "other": 2}
+    assert found.snapshot()[A].exceptions == {"Error0": 1, "Error1": 1, "Error2": 1}
+    assert found.snapshot()[B].exceptions == {"Error0": 1, "other": 2}
     assert found.folded == 2
 
 
@@ -96,7 +100,7 @@ def test_all_tasks_together_have_so_many_clients_which_take_no_room_from_excepti
     found = ledger(*sent_by(A, 3), *sent_by(B, 3), *raised(A, 4), most=4)
     assert found.snapshot()[A].clients == {"host-0": 1, "host-1": 1, "host-2": 1}
     assert found.snapshot()[B].clients == {"host-0": 1, "other": 2}
-    assert "other" not in found.snapshot()[A].raised
+    assert "other" not in found.snapshot()[A].exceptions
 
 
 def test_folding_adds_clients_up_and_gives_room_back():
@@ -128,13 +132,17 @@ def test_folding_moves_every_sum_and_gives_room_back():
     book(found, [Folded(A, B)])
     cell = found.snapshot()[B]
     assert A not in found.snapshot()
-    assert cell.moved[State.FAILURE] == 2
+    assert cell.transitions[State.FAILURE] == 2
     assert cell.last == {State.FAILURE: 6.0}
-    assert (cell.ran, cell.queued, cell.prefetched) == (before.ran, before.queued, before.prefetched)
-    assert cell.redelivered == 2
-    assert cell.raised == {"Error0": 2, "Error1": 1}
+    assert (cell.runtime, cell.queue_wait, cell.prefetch_wait) == (
+        before.runtime,
+        before.queue_wait,
+        before.prefetch_wait,
+    )
+    assert cell.redeliveries == 2
+    assert cell.exceptions == {"Error0": 2, "Error1": 1}
     book(found, raised(B, 1, first=5))  # two were left
-    assert cell.raised | {"Error5": 1} == found.snapshot()[B].raised
+    assert cell.exceptions | {"Error5": 1} == found.snapshot()[B].exceptions
     assert found.folded == 0
 
 
@@ -143,9 +151,9 @@ def test_folding_adds_histograms_up():
     found = ledger(*waits, Ran(A, State.SUCCESS, 1.0), Ran(B, State.SUCCESS, 2.0))
     book(found, [Folded(A, B)])
     cell = found.snapshot()[B]
-    assert (cell.prefetched.counts, cell.prefetched.total) == ([1, 1], 34.0)
-    assert (cell.queued.counts, cell.queued.total) == ([1, 1], 23.0)
-    assert (cell.ran[State.SUCCESS].counts, cell.ran[State.SUCCESS].total) == ([1, 1, 0], 3.0)
+    assert (cell.prefetch_wait.counts, cell.prefetch_wait.total) == ([1, 1], 34.0)
+    assert (cell.queue_wait.counts, cell.queue_wait.total) == ([1, 1], 23.0)
+    assert (cell.runtime[State.SUCCESS].counts, cell.runtime[State.SUCCESS].total) == ([1, 1, 0], 3.0)
 
 
 def test_sums_that_do_not_match_are_refused_and_not_cut_to_fit():
@@ -153,7 +161,7 @@ def test_sums_that_do_not_match_are_refused_and_not_cut_to_fit():
     with pytest.raises(ValueError, match="shorter"):
         Histogram([1, 2, 3]).absorb(Histogram([1, 2]))
     cell = Aggregate.empty()
-    cell.moved.pop()
+    cell.transitions.pop()
     with pytest.raises(ValueError, match="shorter"):
         Aggregate.empty().absorb(cell)
 

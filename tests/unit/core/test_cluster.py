@@ -57,7 +57,7 @@ def test_law_1_waits_are_measured_although_worker_events_overtake_task_sent():
     story = ClusterDriver()
     story.tell(received(at=1), started(at=2), succeeded(at=3), sent(at=0))
     cell = story.cell()
-    assert (cell.queued.total, cell.prefetched.total) == (2.0, 1.0)
+    assert (cell.queue_wait.total, cell.prefetch_wait.total) == (2.0, 1.0)
 
 
 def test_law_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
@@ -108,7 +108,7 @@ def test_law_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
         ("add", "q", "PENDING"): 1,
         ("add", "q", "SUCCESS"): 1,
     }
-    assert story.cell().queued.counts == [0, 1, 0, 0]
+    assert story.cell().queue_wait.counts == [0, 1, 0, 0]
 
 
 def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
@@ -148,7 +148,7 @@ def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
     story.tell(task_event("received", host="other@h", name="add"))
     story.wait(2.5)
     assert story.gauges() == {"RECEIVED": 1}
-    assert story.cell().redelivered == 1
+    assert story.cell().redeliveries == 1
 
 
 def test_law_3_tombstones_are_forgotten():
@@ -263,7 +263,7 @@ def test_what_clients_on_a_host_sent_is_shown_until_its_last_worker_is_forgotten
     assert story.cell().clients == {"box": 1, "web": 1}
     story.wait(30)
     assert story.cell().clients == {"web": 1}
-    assert story.cell().moved[State.PENDING] == 2
+    assert story.cell().transitions[State.PENDING] == 2
 
 
 @pytest.mark.parametrize("purge", [60, None])
@@ -297,8 +297,8 @@ def test_an_id_that_is_used_again_is_a_new_task():
     assert story.gauges() == {"PENDING": 1}
     story.tell(received(at=11), started(at=12), succeeded(at=13))
     assert story.gauges() == {}
-    assert story.cell().redelivered == 0
-    assert story.cell().queued.total == pytest.approx(0.2 + 2)
+    assert story.cell().redeliveries == 0
+    assert story.cell().queue_wait.total == pytest.approx(0.2 + 2)
 
 
 def test_the_oldest_is_the_oldest_although_it_was_told_of_late():
@@ -323,11 +323,11 @@ def test_law_5_what_a_vanished_worker_did_is_kept():
     story = ClusterDriver(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
     story.tell(heartbeat(), *LIFE)
     before = story.by_state()
-    assert story.cell(worker="w@h").moved[3] == 1
+    assert story.cell(worker="w@h").transitions[3] == 1
     story.wait(75)
     assert "w@h" not in story.cluster.workers
     assert story.by_state() == before
-    assert story.cell(worker="").moved[3] == 1
+    assert story.cell(worker="").transitions[3] == 1
     assert LabelSet("add", "q", "w@h") not in story.ledger.snapshot()
 
 
@@ -336,7 +336,10 @@ def test_law_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
     story.tell(*LIFE)
     story.wait(100)
     story.tell(sent("u2"), received("u2"), started("u2"), succeeded("u2"))
-    assert {key.worker: cell.moved[3] for key, cell in story.ledger.snapshot().items()} == {"": 1, "w@h": 1}
+    assert {key.worker: cell.transitions[3] for key, cell in story.ledger.snapshot().items()} == {
+        "": 1,
+        "w@h": 1,
+    }
     assert len(story.cluster.keys) == 2
 
 
@@ -351,16 +354,16 @@ def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
         story.moment(),
     )
     assert set(story.ledger.snapshot()) == {LabelSet("send", "mail")}
-    assert story.cell("send", "mail").moved == [0] * 8
+    assert story.cell("send", "mail").transitions == [0] * 8
 
 
 def test_law_7_waits_count_from_the_eta_and_never_below_zero():
     story = ClusterDriver()
     eta = "2023-11-14T22:13:30+00:00"  # T0 + 10 s
     story.tell(sent("a", eta=eta), received("a", at=1, eta=eta), started("a", at=12))
-    assert (story.cell().queued.total, story.cell().prefetched.total) == (2.0, 2.0)
+    assert (story.cell().queue_wait.total, story.cell().prefetch_wait.total) == (2.0, 2.0)
     story.tell(sent("b", at=5, name="skewed"), received("b", at=1, name="skewed"), started("b", at=2))
-    assert story.cell("skewed").queued.total == 0.0
+    assert story.cell("skewed").queue_wait.total == 0.0
     assert story.ledger.negative_waits == 1
 
 
@@ -368,14 +371,14 @@ def test_law_7_waits_count_from_the_eta_and_never_below_zero():
 def test_law_7_an_eta_is_an_instant_whatever_its_zone(eta):
     story = ClusterDriver()
     story.tell(sent(eta=eta), received(at=1), started(at=12))
-    assert story.cell().queued.total == 2.0
+    assert story.cell().queue_wait.total == 2.0
 
 
 @pytest.mark.parametrize("eta", ["tomorrow", "", "9999-99-99", "0001-01-01T00:00:00+14:00"])
 def test_law_7_an_eta_that_is_no_time_is_none(eta):
     story = ClusterDriver()
     story.tell(sent(eta=eta), received(at=1), started(at=2))
-    assert story.cell().queued.total == 2.0
+    assert story.cell().queue_wait.total == 2.0
 
 
 def test_law_7_a_redelivered_task_waits_from_its_redelivery():
@@ -383,8 +386,8 @@ def test_law_7_a_redelivered_task_waits_from_its_redelivery():
     story.tell(sent(), received(), started(), task_event("received", at=50, host="b@h", name="add"))
     story.tell(task_event("started", at=53, host="b@h"), task_event("succeeded", at=54, host="b@h"))
     story.wait(2.5)
-    assert story.cell().redelivered == 1
-    assert story.cell().queued.total == pytest.approx(0.2 + 3)
+    assert story.cell().redeliveries == 1
+    assert story.cell().queue_wait.total == pytest.approx(0.2 + 3)
     assert story.gauges() == {}
 
 
@@ -435,12 +438,12 @@ def test_runtimes_come_from_the_event_or_from_the_worker_that_started_it():
     story.tell(sent("b"), received("b"), started("b", at=1), failed("b", at=3))
     story.tell(sent("c"), received("c"), started("c", at=1), failed("c", at=3, host="other@h"))
     cell = story.cell()
-    assert {state.name: histogram.total for state, histogram in cell.ran.items()} == {
+    assert {state.name: histogram.total for state, histogram in cell.runtime.items()} == {
         "SUCCESS": 0.5,
         "FAILURE": 2.0,
     }
-    assert sum(sum(histogram.counts) for histogram in cell.ran.values()) == 2
-    assert cell.raised == {"ValueError": 2}
+    assert sum(sum(histogram.counts) for histogram in cell.runtime.values()) == 2
+    assert cell.exceptions == {"ValueError": 2}
 
 
 HEAD = "Traceback (most recent call last):\n"
@@ -471,13 +474,13 @@ def test_what_celery_wraps_is_taken_from_the_traceback(traceback, raised, wait):
     event = failed(exception="ExceptionWithTraceback()", name="add", queue="q", traceback=traceback)
     story.tell(*([] if wait else [sent()]), event)
     story.wait(wait)
-    assert story.cell().raised == {raised: 1}
+    assert story.cell().exceptions == {raised: 1}
 
 
 def test_the_traceback_of_another_exception_is_not_read():
     story = ClusterDriver()
     story.tell(sent(), failed(exception="KeyError('x')", traceback=LOST))
-    assert story.cell().raised == {"KeyError": 1}
+    assert story.cell().exceptions == {"KeyError": 1}
 
 
 def test_no_traceback_is_kept():
@@ -507,13 +510,13 @@ def test_the_next_attempt_may_be_sent_and_received_before_the_last_one_s_end_is_
     assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
     assert story.gauges() == {}
     cell = story.cell()
-    assert cell.queued.total == 2 + 3
-    assert cell.prefetched.total == 1 + 2
-    assert {state.name: sum(histogram.counts) for state, histogram in cell.ran.items()} == {
+    assert cell.queue_wait.total == 2 + 3
+    assert cell.prefetch_wait.total == 1 + 2
+    assert {state.name: sum(histogram.counts) for state, histogram in cell.runtime.items()} == {
         "RETRY": 1,
         "SUCCESS": 1,
     }
-    assert cell.redelivered == 0
+    assert cell.redeliveries == 0
     assert story.ledger.negative_waits == 0
 
 
@@ -522,7 +525,7 @@ def test_a_retry_may_be_told_after_the_next_attempt_ended():
     story.tell(sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1))
     story.tell(started(at=5), failed(at=7), retried(at=3))
     assert story.gauges() == {}
-    assert {state.name: histogram.total for state, histogram in story.cell().ran.items()} == {
+    assert {state.name: histogram.total for state, histogram in story.cell().runtime.items()} == {
         "FAILURE": 2.0,
         "RETRY": 1.0,
     }
@@ -538,7 +541,7 @@ def test_a_retry_on_another_worker_overtakes_the_end_of_the_first_attempt():
         task_event("started", at=5, host="b@h"), task_event("succeeded", at=6, host="b@h", runtime=1.0)
     )
     assert story.gauges() == {}
-    assert story.cell().queued.total == pytest.approx(0.2 + 2)
+    assert story.cell().queue_wait.total == pytest.approx(0.2 + 2)
 
 
 def test_law_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next_one_goes_elsewhere():
@@ -549,9 +552,9 @@ def test_law_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next
         **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
         **{("add", "right", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "FAILURE")},
     }
-    assert story.cell().ran[State.RETRY].total == pytest.approx(0.1)
-    assert story.cell(queue="right").ran[State.FAILURE].total == pytest.approx(0.2)
-    assert story.cell(queue="right").queued.total == pytest.approx(0.25)
+    assert story.cell().runtime[State.RETRY].total == pytest.approx(0.1)
+    assert story.cell(queue="right").runtime[State.FAILURE].total == pytest.approx(0.2)
+    assert story.cell(queue="right").queue_wait.total == pytest.approx(0.25)
 
 
 def test_law_2_a_start_that_is_told_after_the_next_attempt_was_sent_elsewhere_is_booked_where_it_was():
@@ -561,7 +564,7 @@ def test_law_2_a_start_that_is_told_after_the_next_attempt_was_sent_elsewhere_is
         **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
         ("add", "right", "PENDING"): 1,
     }
-    assert story.cell().queued.total == pytest.approx(0.2)
+    assert story.cell().queue_wait.total == pytest.approx(0.2)
 
 
 RIGHT = [
@@ -588,7 +591,7 @@ def test_law_1_a_retry_that_goes_elsewhere_may_be_overtaken_too(place):
         **{("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "RETRY")},
         **{("add", "right", state): 1 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")},
     }
-    assert story.cell(queue="right").queued.total == pytest.approx(0.2)
+    assert story.cell(queue="right").queue_wait.total == pytest.approx(0.2)
     assert story.gauges() == {}
 
 
@@ -652,7 +655,7 @@ def test_a_worker_that_was_killed_leaves_its_delivery_to_the_next_process_of_its
     story.tell(received(at=100, pid=2), started(at=101, pid=2), failed(at=103, pid=2))
     story.wait(2.5)
     assert story.gauges() == {}
-    assert [histogram.total for histogram in story.cell().ran.values()] == [2.0]
+    assert [histogram.total for histogram in story.cell().runtime.values()] == [2.0]
 
 
 def test_a_task_that_runs_twice_is_open_until_its_newest_delivery_ends():
@@ -698,11 +701,11 @@ def test_a_flood_of_hosts_is_refused_and_honest_workers_stay(monkeypatch):
     assert story.cluster.refused["worker"] == 11
     assert "honest@h" in story.cluster.workers
     story.tell(sent(), task_event("received", host="new@h", name="add"))
-    assert story.cell(worker="other").moved[1] == 1
+    assert story.cell(worker="other").transitions[1] == 1
     assert story.cluster.fallbacks["worker"] == 1
     story.tell(received("u2", name="mul", host="new@h"))  # which queues it consumes is not known
     story.wait(3)
-    assert story.cell("mul", "unknown", "other").moved[1] == 1
+    assert story.cell("mul", "unknown", "other").transitions[1] == 1
     assert story.cluster.fallbacks["worker"] == 2
 
 
@@ -927,9 +930,13 @@ def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_wor
 
     sums = what_is_shown([0, 2, 2, 1, 2, 3, 3, 3])
     first, second = sums[LabelSet("add", "q", "a@h")], sums[LabelSet("add", queue, "b@h")]
-    assert (first.queued.total, first.prefetched.total, first.ran[State.RETRY].total) == (2, 1, 2)
-    assert (second.queued.total, second.prefetched.total, second.ran[State.SUCCESS].total) == (6, 4, 1)
-    assert (first.redelivered, second.redelivered) == (0, 0)
+    assert (first.queue_wait.total, first.prefetch_wait.total, first.runtime[State.RETRY].total) == (2, 1, 2)
+    assert (second.queue_wait.total, second.prefetch_wait.total, second.runtime[State.SUCCESS].total) == (
+        6,
+        4,
+        1,
+    )
+    assert (first.redeliveries, second.redeliveries) == (0, 0)
     for order in set(itertools.permutations([0, 1, 2, 2, 2, 3, 3, 3])):
         assert what_is_shown(order) == sums, order
 
@@ -975,7 +982,7 @@ def test_law_1_a_task_that_was_put_back_and_done_by_another_worker_is_over(place
     story.tell(sent(), *(waiting[place in places].pop(0) for place in range(6)))
     story.wait(2.5)
     assert story.gauges() == {}
-    assert story.cell().redelivered == 1
+    assert story.cell().redeliveries == 1
 
 
 def test_a_task_that_ends_twice_is_over_when_it_is_received_again_only_after_its_end():
@@ -1033,7 +1040,7 @@ def test_what_a_container_had_received_that_comes_back_is_received_once_and_wait
     story.wait(3)
     assert story.gauges() == {}
     assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 1, "SUCCESS": 1}
-    assert story.cell().redelivered == 1
+    assert story.cell().redeliveries == 1
 
 
 @pytest.mark.parametrize("processed", [0, 3])
@@ -1071,13 +1078,13 @@ def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_rec
     story = ClusterDriver()
     story.tell(sent(), sent(at=1, retries=1), received(at=2, retries=1, host="b@h"))
     story.tell(received(at=1, host="a@h"))
-    assert story.cell().redelivered == 0
+    assert story.cell().redeliveries == 0
     story.tell(received(at=3, host="c@h"))
     story.wait(2.5)
-    assert story.cell().redelivered == 1
+    assert story.cell().redeliveries == 1
     story.tell(received(at=4, retries=1, host="a@h"))
     story.wait(2.5)
-    assert story.cell().redelivered == 2
+    assert story.cell().redeliveries == 2
 
 
 def test_an_exporter_that_started_late_takes_no_attempt_for_a_redelivery():
@@ -1086,9 +1093,9 @@ def test_an_exporter_that_started_late_takes_no_attempt_for_a_redelivery():
     story.wait(2.5)
     for attempt in (38, 32, 41, 39):
         story.tell(received(at=3, retries=attempt))
-    assert story.cell(queue="unknown").redelivered == 0
+    assert story.cell(queue="unknown").redeliveries == 0
     story.tell(received(at=3, retries=31))
-    assert story.cell(queue="unknown").redelivered == 1, "too old to be remembered"
+    assert story.cell(queue="unknown").redeliveries == 1, "too old to be remembered"
 
 
 @pytest.mark.parametrize("places", list(itertools.combinations(range(8), 2)))
@@ -1101,8 +1108,8 @@ def test_law_1_holds_for_any_interleaving_of_two_connections(places):
     assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
     assert story.gauges() == {}
 
-    assert sum(story.cell().queued.counts) == 2
-    assert sum(story.cell().prefetched.counts) == 2
+    assert sum(story.cell().queue_wait.counts) == 2
+    assert sum(story.cell().prefetch_wait.counts) == 2
 
 
 def test_law_4_a_worker_that_is_heard_to_work_is_up_though_it_sends_no_heartbeat():

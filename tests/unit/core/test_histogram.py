@@ -76,7 +76,7 @@ def ledger(**options) -> Aggregates:
 def test_folding_adds_native_buckets_up_and_keeps_exemplars():
     found = ledger(native=True, exemplars=True)
     book(found, [Queued(A, 7.0), Queued(B, 3.0, "u2"), Queued(B, 0.5, "u3"), Folded(A, B)])
-    queued = found.snapshot()[B].queued
+    queued = found.snapshot()[B].queue_wait
     assert queued.native == {native_index(3.0): 2, -8: 1, native_index(7.0): 1}
     assert queued.exemplars == {2: Exemplar("u1", 3.0), 0: Exemplar("u3", 0.5)}
 
@@ -96,9 +96,9 @@ def test_whatever_is_observed_is_of_a_task_that_is_known(order, end):
     story.tell(*order, end)
     story.wait(3)
     cell = story.cell()
-    for observed in (*cell.ran.values(), cell.queued, cell.prefetched):
+    for observed in (*cell.runtime.values(), cell.queue_wait, cell.prefetch_wait):
         assert [exemplar.uuid for exemplar in observed.exemplars.values()] == ["u1"]
-    assert len(cell.ran) == 1
+    assert len(cell.runtime) == 1
 
 
 def test_late_news_of_a_retry_is_of_its_task_too():
@@ -106,14 +106,14 @@ def test_late_news_of_a_retry_is_of_its_task_too():
     story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=2))
     story.wait(3)
     story.tell(sent(at=0.5, retries=1))
-    queued = story.cell().queued
+    queued = story.cell().queue_wait
     assert {exemplar.uuid for exemplar in queued.exemplars.values()} == {"u1"}
     assert sum(queued.counts) == len(queued.exemplars) == 2
 
 
 def test_what_nobody_asked_for_is_not_kept():
     cell = ledger().snapshot()[A]
-    assert (cell.queued.native, cell.queued.exemplars) == (None, None)
+    assert (cell.queue_wait.native, cell.queue_wait.exemplars) == (None, None)
 
 
 @given(st.lists(st.text(max_size=40), min_size=1), st.floats(0.01, 1))
@@ -122,9 +122,9 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
     for uuid in uuids:
         book(found, [Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
     cell, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
-    assert [sum(each.counts) for each in (cell.ran[State.SUCCESS], cell.queued, cell.prefetched)] == [
-        chosen
-    ] * 3
+    assert [
+        sum(each.counts) for each in (cell.runtime[State.SUCCESS], cell.queue_wait, cell.prefetch_wait)
+    ] == [chosen] * 3
 
 
 def test_law_7_waits_below_0_are_counted_of_all_tasks():
@@ -146,10 +146,12 @@ def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(b
     memory.restore(remembered(old), new.cluster, new.moment())
     cell = new.ledger.snapshot()[A]
     kept = before or not after
-    assert (State.SUCCESS in cell.ran, cell.queued is not None, cell.prefetched is not None) == (kept,) * 3
+    assert (State.SUCCESS in cell.runtime, cell.queue_wait is not None, cell.prefetch_wait is not None) == (
+        kept,
+    ) * 3
     if kept:
-        assert cell.queued.native == ({native_index(3.0): 1} if after else None)
-        assert cell.queued.exemplars == {}
+        assert cell.queue_wait.native == ({native_index(3.0): 1} if after else None)
+        assert cell.queue_wait.exemplars == {}
 
 
 def test_a_state_whose_histograms_do_not_agree_is_refused():
@@ -158,6 +160,6 @@ def test_a_state_whose_histograms_do_not_agree_is_refused():
         ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=True)),
     )
     kept = remembered(old)
-    kept.cells[A].queued.native = None
+    kept.cells[A].queue_wait.native = None
     with pytest.raises(ValueError, match="not native"):
         memory.restore(kept, new.cluster, new.moment())

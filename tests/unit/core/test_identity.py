@@ -79,9 +79,9 @@ def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
         **{("process", "other", state): 1 for state in RUN},
     }
     assert story.gauges() == {}
-    assert sum(cell.redelivered for cell in story.ledger.snapshot().values()) == 0
-    assert story.cell("fetch").queued.total == pytest.approx(1.5)
-    assert story.cell("process", "other").queued.total == pytest.approx(2)
+    assert sum(cell.redeliveries for cell in story.ledger.snapshot().values()) == 0
+    assert story.cell("fetch").queue_wait.total == pytest.approx(1.5)
+    assert story.cell("process", "other").queue_wait.total == pytest.approx(2)
 
 
 @pytest.mark.parametrize("ahead", [0, 300, -300])
@@ -102,7 +102,7 @@ def test_a_replaced_task_is_two_executions_when_only_workers_publish_task_sent(o
         **{("process", state): 1 for state in RUN},
     }
     assert story.gauges() == {}
-    assert sum(cell.redelivered for cell in story.ledger.snapshot().values()) == 0
+    assert sum(cell.redeliveries for cell in story.ledger.snapshot().values()) == 0
 
 
 def told_apart() -> list[list[dict]]:
@@ -129,7 +129,7 @@ def test_a_task_that_is_replaced_by_one_of_its_name_is_two_executions_in_any_ord
     story.wait(5)
     assert by_name(story) == {("fetch", state): 1 + (state != "SUCCESS") for state in RUN}
     assert story.gauges() == {}
-    assert sum(cell.redelivered for cell in story.ledger.snapshot().values()) == 0
+    assert sum(cell.redeliveries for cell in story.ledger.snapshot().values()) == 0
 
 
 @pytest.mark.parametrize("order", interleavings(*replaced(sends=False)))
@@ -155,8 +155,8 @@ def test_the_successor_of_a_task_waits_in_its_own_queue_and_from_its_own_eta():
     story.tell(sent(name="fetch"), received(name="fetch"), started())
     story.tell(sent(at=1, name="process", queue="other", eta="2023-11-14T22:13:50+00:00"))  # T0 + 30 s
     story.tell(received(at=2, name="process", eta="2023-11-14T22:13:50+00:00", **B), started(at=31, **B))
-    assert story.cell("process", "other").queued.total == pytest.approx(1)
-    assert story.cell("process", "other").prefetched.total == pytest.approx(1)
+    assert story.cell("process", "other").queue_wait.total == pytest.approx(1)
+    assert story.cell("process", "other").prefetch_wait.total == pytest.approx(1)
     assert story.gauges() == {"STARTED": 1}
 
 
@@ -166,7 +166,7 @@ def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_
     story.tell(sent(at=2, name="child"), received(at=3, name="child"), started(at=4))
     story.tell(succeeded(at=5, runtime=1.0), succeeded(at=9, runtime=8.0))
     assert by_name(story)["child", "SUCCESS"] == by_name(story)["parent", "SUCCESS"] == 1
-    runtimes = {name: next(iter(story.cell(name).ran.values())).total for name in ("parent", "child")}
+    runtimes = {name: next(iter(story.cell(name).runtime.values())).total for name in ("parent", "child")}
     assert runtimes == {"parent": 8.0, "child": 1.0}
     assert story.gauges() == {}
 
@@ -182,7 +182,7 @@ def test_ends_that_fit_two_executions_are_of_the_one_whose_run_time_they_fit_bet
         "parent": succeeded(at=1.61, runtime=0.6),
     }
     story.tell(ends.pop(first), *ends.values())
-    runtimes = {name: next(iter(story.cell(name).ran.values())).total for name in ("parent", "child")}
+    runtimes = {name: next(iter(story.cell(name).runtime.values())).total for name in ("parent", "child")}
     assert (runtimes, story.gauges()) == ({"parent": 0.6, "child": 0.4}, {})
 
 
@@ -209,8 +209,8 @@ def test_a_fixed_id_that_is_sent_again_and_again_is_a_new_task_each_time(pause, 
     story.wait(5)
     assert story.counts() == {("add", "q", state): 5 for state in RUN}
     assert story.gauges() == {}
-    assert story.cell().redelivered == 0
-    assert story.cell().queued.total == pytest.approx(10)
+    assert story.cell().redeliveries == 0
+    assert story.cell().queue_wait.total == pytest.approx(10)
 
 
 def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_the_order_of_their_sending():
@@ -221,8 +221,8 @@ def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_the_orde
     assert story.gauges() == {"RECEIVED": 1}
     story.tell(started(at=10, **B), succeeded(at=11, **B))
     assert story.gauges() == {}
-    assert story.cell().redelivered == 0
-    assert story.cell().queued.total == pytest.approx(7 + 5)
+    assert story.cell().redeliveries == 0
+    assert story.cell().queue_wait.total == pytest.approx(7 + 5)
 
 
 def groups(story: ClusterDriver) -> list:
@@ -249,7 +249,7 @@ def test_an_end_that_is_reported_twice_is_counted_once_where_two_workers_had_the
     story.wait(2.5)
     story.tell(failed(at=11, **A), failed(at=12, **B), failed(at=12.03, **B))
     assert story.by_state()["FAILURE"] == 2
-    assert story.cell().raised == {"ValueError": 2}
+    assert story.cell().exceptions == {"ValueError": 2}
     assert story.gauges() == {}
 
 
@@ -375,14 +375,14 @@ def test_a_retry_by_a_worker_that_publishes_no_task_sent_does_not_stay_started()
 def test_a_retry_whose_task_received_was_lost_waits_from_its_own_sending():
     story = ClusterDriver()
     story.tell(sent(), started(at=1), sent(at=60, retries=1), retried(at=60), started(at=62), failed(at=63))
-    assert story.cell().queued.total == pytest.approx(1 + 2)
+    assert story.cell().queue_wait.total == pytest.approx(1 + 2)
     assert story.gauges() == {}
 
 
 def test_a_retry_whose_task_received_was_lost_has_no_wait_where_nobody_told_of_its_sending():
     story = ClusterDriver()
     story.tell(sent(), started(at=1), retried(at=60), started(at=62), failed(at=63))
-    assert story.cell().queued.total == pytest.approx(1)
+    assert story.cell().queue_wait.total == pytest.approx(1)
 
 
 @pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
@@ -393,8 +393,8 @@ def test_a_redelivered_task_with_an_eta_waits_from_its_eta(by):
         sent(eta=eta), received(at=1, eta=eta, **A), received(at=10, eta=eta, **by), started(at=61, **by)
     )
     story.wait(2.5)
-    assert story.cell().redelivered == 1
-    assert story.cell().queued.total == pytest.approx(1)
+    assert story.cell().redeliveries == 1
+    assert story.cell().queue_wait.total == pytest.approx(1)
 
 
 def test_a_late_sending_opens_no_task_that_ended_while_it_was_waited_for():
@@ -426,7 +426,7 @@ def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, goodbye
     story = restarted(story) if saved else story
     story.tell(received(at=100, eta=ETA, **by), started(at=101, **by))
     story.wait(2.5)
-    assert (story.cell().redelivered, story.cell().queued.total) == (1, pytest.approx(41))
+    assert (story.cell().redeliveries, story.cell().queue_wait.total) == (1, pytest.approx(41))
 
 
 def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redelivery():
@@ -434,7 +434,7 @@ def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redeliv
     story.tell(sent(eta=ETA), received(at=1, eta=ETA, **A), started(at=62, **A))
     story.tell(received(at=100, eta=ETA, **B), started(at=103, **B))
     story.wait(2.5)
-    assert (story.cell().redelivered, story.cell().queued.total) == (1, pytest.approx(2 + 3))
+    assert (story.cell().redeliveries, story.cell().queue_wait.total) == (1, pytest.approx(2 + 3))
 
 
 def leave(story: ClusterDriver, worker: dict) -> None:
@@ -507,7 +507,7 @@ def test_generations_outlast_a_restart_of_the_exporter():
     story.tell(received(at=3, name="process"), started(at=4), succeeded(at=5, runtime=1.0))
     assert by_name(story)["process", "SUCCESS"] == 1
     assert story.gauges() == {}
-    assert story.cell("process").redelivered == 0
+    assert story.cell("process").redeliveries == 0
 
 
 def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
@@ -549,7 +549,7 @@ def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
     for number, event in enumerate(tale):
         event["timestamp"] += number * pause
     story = told_in_time(*tale)
-    assert (story.gauges(), story.cell().redelivered) == ({}, 0)
+    assert (story.gauges(), story.cell().redeliveries) == ({}, 0)
     assert story.by_state()["SUCCESS"] == 1
     assert story.by_state()["STARTED"] == 3
 
@@ -604,8 +604,8 @@ def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(s
         story.tell(*order)
         story.wait(3)
         cell = story.cell()
-        waits = sum(cell.queued.counts), sum(cell.prefetched.counts)
-        assert (story.gauges(), cell.redelivered, waits) == ({}, 0, (2, 2)), order
+        waits = sum(cell.queue_wait.counts), sum(cell.prefetch_wait.counts)
+        assert (story.gauges(), cell.redeliveries, waits) == ({}, 0, (2, 2)), order
         assert story.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
 
 
@@ -657,7 +657,7 @@ def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_execu
         ("mul", "RECEIVED"): 1,
         ("mul", "STARTED"): 1,
     }
-    assert (story.gauges(), story.cell().redelivered) == ({}, 0)
+    assert (story.gauges(), story.cell().redeliveries) == ({}, 0)
 
 
 def test_the_end_of_a_successor_that_is_reported_twice_is_no_end_of_the_task_that_it_replaced():

@@ -61,7 +61,11 @@ def test_too_many_are_not_looked_through(monkeypatch, most, shown):
 
 
 def at_workers(story: ClusterDriver) -> dict[str, int]:
-    return {key.worker: cell.moved[3] for key, cell in story.ledger.snapshot().items() if cell.moved[3]}
+    return {
+        key.worker: cell.transitions[3]
+        for key, cell in story.ledger.snapshot().items()
+        if cell.transitions[3]
+    }
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_what_is_taken_out_and_delivered_again_much_later_is_redelivered_and_wai
     )
     story.wait(3)
     assert story.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "SUCCESS": 1}
-    assert (story.cell().redelivered, sum(story.cell().queued.counts)) == (1, 2)
+    assert (story.cell().redeliveries, sum(story.cell().queue_wait.counts)) == (1, 2)
     assert (story.gauges(), len(story.cluster.tasks)) == ({}, 0)
 
 
@@ -374,8 +374,8 @@ def test_what_a_worker_had_received_waits_again_after_its_goodbye():
     assert story.gauges() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1}
     assert story.reasons() == {"returned": 1}
     story.tell(received("a", at=9, host="other@h"), started("a", at=10, host="other@h"))
-    assert story.cell().redelivered == 1
-    assert story.cell().queued.total == pytest.approx(0.2 + 1)
+    assert story.cell().redeliveries == 1
+    assert story.cell().queue_wait.total == pytest.approx(0.2 + 1)
 
 
 def test_what_follows_a_goodbye_is_of_the_delivery_before_it():
@@ -385,7 +385,7 @@ def test_what_follows_a_goodbye_is_of_the_delivery_before_it():
     story.reconcile()
     story.tell(started(at=0.5), succeeded(at=1))
     cell = story.cell()
-    assert (sum(cell.queued.counts), sum(cell.prefetched.counts)) == (1, 1)
+    assert (sum(cell.queue_wait.counts), sum(cell.prefetch_wait.counts)) == (1, 1)
     assert story.reasons() == {}
 
 

@@ -222,11 +222,11 @@ def test_each_worker_that_receives_a_broadcast_has_a_copy_of_its_own(told, label
     story.wait(2.5)
     queue = "all" if labels else ""
     assert story.counts() == {("add", queue, state): 1 if state == "PENDING" else 2 for state in STATES}
-    assert story.cell(queue=queue).redelivered == 0
+    assert story.cell(queue=queue).redeliveries == 0
     assert story.gauges() == {}
     assert "all" not in story.cluster.queues
     story.tell(received(at=9, host="a@h"), received(at=10, host="a@h"))
-    assert story.cell(queue=queue).redelivered == 1, "the same worker, twice"
+    assert story.cell(queue=queue).redeliveries == 1, "the same worker, twice"
 
 
 def test_without_task_sent_a_copy_is_of_the_broadcast_and_not_of_the_queue_that_each_process_makes():

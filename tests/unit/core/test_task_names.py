@@ -105,9 +105,9 @@ def test_law_5_an_idle_series_is_added_up_as_other_and_no_sum_falls():
     assert story.by_state("other") == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
     assert story.by_state("often") == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "FAILURE": 2}
     other = story.cell("other", "other", "other")
-    assert other.raised == {"ValueError": 1}
-    assert other.ran[State.FAILURE].total == 1.0
-    assert story.cell("other", "other", "").queued is None
+    assert other.exceptions == {"ValueError": 1}
+    assert other.runtime[State.FAILURE].total == 1.0
+    assert story.cell("other", "other", "").queue_wait is None
     assert len(story.cluster.keys) == len(story.ledger.snapshot())
 
 
@@ -144,7 +144,7 @@ def test_waits_of_tasks_that_overtook_their_task_sent_are_their_worker_s():
     story.tell(received(at=1), started(at=2))
     story.wait(3)
     story.tell(sent(at=0), task_event("succeeded", at=3, runtime=1.0))
-    assert story.cell(worker="w@h").queued.total == 2.0
+    assert story.cell(worker="w@h").queue_wait.total == 2.0
 
 
 def test_each_task_that_finds_no_room_is_counted_as_folded_and_names_are_not_hoarded():

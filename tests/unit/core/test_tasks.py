@@ -74,7 +74,7 @@ def test_a_task_whose_sending_nobody_told_waits_since_its_eta():
     story = told([received(eta="2023-11-14T22:13:25Z"), started(at=6)])
     story.wait(3)
     cell = story.cell(queue="unknown")
-    assert (cell.queued.total, cell.prefetched.total) == (1, 1)
+    assert (cell.queue_wait.total, cell.prefetch_wait.total) == (1, 1)
 
 
 def test_its_retry_does_not_wait_for_a_task_sent_either():
@@ -88,7 +88,7 @@ def test_the_sending_that_is_told_after_the_end_is_that_of_the_wait():
     story = told([received(), started(at=2), succeeded(at=3)])
     story.wait(3)
     story.tell(sent(at=1))
-    assert story.cell().queued.total == 1
+    assert story.cell().queue_wait.total == 1
 
 
 @pytest.mark.parametrize("end", [{}, {"pid": 2}, B], ids=["not started", "another process", "another worker"])
@@ -96,7 +96,7 @@ def test_an_end_that_is_not_that_of_the_start_is_counted_all_the_same(end):
     events = [sent(), received(), *([started()] if end else []), succeeded(**end)]
     story = told(events)
     assert story.by_state()["SUCCESS"] == 1
-    assert story.cell().ran[State.SUCCESS].total == 0.1
+    assert story.cell().runtime[State.SUCCESS].total == 0.1
     assert story.gauges() == {}
 
 
@@ -105,9 +105,9 @@ def test_an_attempt_that_is_over_and_comes_again_is_a_redelivery_and_the_next_on
     assert story.cluster.tasks.get("u1").story is None
     story.tell(received(at=3, **B))
     story.wait(3)
-    assert story.cell().redelivered == 1
+    assert story.cell().redeliveries == 1
     story.tell(received(at=9, retries=1))
-    assert story.cell().redelivered == 1
+    assert story.cell().redeliveries == 1
 
 
 def test_a_task_of_a_worker_whose_clock_is_behind_is_where_it_is_however_late_its_sending_is_told():
@@ -119,7 +119,7 @@ def test_what_is_observed_of_a_task_that_was_delivered_twice_is_of_it():
     story = told([sent(), received(), received(at=1, **B), started(at=2, **B), succeeded(at=3, **B)])
     story.wait(2.5)
     cell = story.cell()
-    for observed in (*cell.ran.values(), cell.queued, cell.prefetched):
+    for observed in (*cell.runtime.values(), cell.queue_wait, cell.prefetch_wait):
         assert [exemplar.uuid for exemplar in observed.exemplars.values()] == ["u1"]
 
 
@@ -140,7 +140,7 @@ def test_an_attempt_that_is_over_and_comes_again_keeps_nobody_waiting():
 def test_a_sending_that_is_told_last_is_remembered_however_many_others_are():
     events = [sent(at=attempt, retries=attempt) for attempt in range(1, MAX_DELIVERIES + 1)]
     story = told([*events, sent(), received(at=1), started(at=2)])
-    assert story.cell().queued.total == 2
+    assert story.cell().queue_wait.total == 2
 
 
 def test_label_sets_that_are_given_up_leave_nothing():

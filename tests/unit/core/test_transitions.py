@@ -31,7 +31,7 @@ def told(*events: dict, **options) -> ClusterDriver:
 
 
 def runtimes(story: ClusterDriver, **key: str) -> dict[str, float]:
-    return {state.name: histogram.total for state, histogram in story.cell(**key).ran.items()}
+    return {state.name: histogram.total for state, histogram in story.cell(**key).runtime.items()}
 
 
 # -- whose it is -----------------------------------------------------------------------------------------
@@ -49,10 +49,10 @@ def test_what_a_worker_did_is_booked_under_it():
     assert {key.worker for key in story.ledger.snapshot()} == {"", "w@h"}
     mine, client = story.cell(worker="w@h"), story.cell()
     assert runtimes(story, worker="w@h") == {"SUCCESS": 3.0, "FAILURE": 4.0, "RETRY": 5.0}
-    assert (mine.queued.total, mine.prefetched.total) == (2 + 2 + 4, 1 + 1 + 1)
-    assert (mine.raised, mine.redelivered) == ({"ValueError": 1}, 1)
-    assert (client.ran, client.queued, client.prefetched) == ({}, None, None)
-    assert (client.raised, client.redelivered) == ({}, 0)
+    assert (mine.queue_wait.total, mine.prefetch_wait.total) == (2 + 2 + 4, 1 + 1 + 1)
+    assert (mine.exceptions, mine.redeliveries) == ({"ValueError": 1}, 1)
+    assert (client.runtime, client.queue_wait, client.prefetch_wait) == ({}, None, None)
+    assert (client.exceptions, client.redeliveries) == ({}, 0)
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ def test_a_task_is_where_its_newest_attempt_is_also_when_an_earlier_one_is_deliv
     story.tell(received(at=4, host="c@h"))
     story.wait(2.5)
     assert story.gauges() == {"STARTED": 1}
-    assert story.cell().redelivered == 1
+    assert story.cell().redeliveries == 1
 
 
 def test_attempts_that_were_not_heard_of_are_no_redeliveries_and_those_that_were_are():
     story = told(*(sent(at=at, retries=at) for at in range(4)), received(), received(retries=3, **B))
     for attempt in (1, 2):
         story.tell(received(retries=attempt))
-    assert story.cell().redelivered == 0
+    assert story.cell().redeliveries == 0
     for attempt in range(4):
         story.tell(received(at=9, retries=attempt))
     story.wait(2.5)
-    assert story.cell().redelivered == 4
+    assert story.cell().redeliveries == 4
 
 
 def test_an_attempt_of_any_number_costs_as_much_as_another():
@@ -168,9 +168,9 @@ def test_the_wait_of_a_retry_is_known_although_its_task_sent_comes_after_the_win
     life = [received(at=10, retries=1), started(at=12), succeeded(at=15)]
     story = told(sent(), *life[:at])
     story.wait(2.5)
-    assert story.cell().queued is None
+    assert story.cell().queue_wait is None
     story.tell(sent(at=9, retries=1), *life[at:])
-    assert story.cell().queued.total == 3
+    assert story.cell().queue_wait.total == 3
 
 
 # -- redelivered -----------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_the_wait_of_a_retry_is_known_although_its_task_sent_comes_after_the_win
 def test_a_task_is_redelivered_as_often_as_it_is():
     story = told(sent(), *(received(at=at) for at in range(1, 6)))
     story.wait(2.5)
-    assert story.cell().redelivered == 4
+    assert story.cell().redeliveries == 4
 
 
 def test_a_task_that_is_redelivered_to_the_process_that_runs_it_waits_and_runs_twice():
@@ -189,14 +189,14 @@ def test_a_task_that_is_redelivered_to_the_process_that_runs_it_waits_and_runs_t
     story.tell(started(at=53))
     assert story.gauges() == {"STARTED": 1}
     cell = story.cell()
-    assert (cell.redelivered, cell.queued.total, cell.prefetched.total) == (1, 2 + 3, 1 + 3)
+    assert (cell.redeliveries, cell.queue_wait.total, cell.prefetch_wait.total) == (1, 2 + 3, 1 + 3)
 
 
 def test_a_task_that_is_put_back_before_it_was_started_waits_from_its_redelivery():
     story = told(sent(), received(at=1), rejected(at=2, requeue=True))
     assert story.gauges() == {"PENDING": 1}
     story.tell(received(at=10), started(at=11), failed(at=13))
-    assert (story.cell().queued.total, story.cell().prefetched.total) == (1, 1)
+    assert (story.cell().queue_wait.total, story.cell().prefetch_wait.total) == (1, 1)
     assert runtimes(story) == {"FAILURE": 2.0}
     assert story.gauges() == {}
 
@@ -219,16 +219,16 @@ def test_only_so_many_open_deliveries_of_a_task_are_told_apart():
 def test_a_start_that_overtakes_its_task_received_is_not_undone_by_it():
     story = told(sent(), started(at=4), received(at=1))
     assert story.gauges() == {"STARTED": 1}
-    assert (story.cell().queued.total, story.cell().prefetched.total) == (4, 3)
+    assert (story.cell().queue_wait.total, story.cell().prefetch_wait.total) == (4, 3)
     story.tell(received(at=50))
     story.wait(2.5)
     assert story.gauges() == {"RECEIVED": 1}
-    assert (story.cell().redelivered, story.cell().prefetched.total) == (1, 3)
+    assert (story.cell().redeliveries, story.cell().prefetch_wait.total) == (1, 3)
 
 
 def test_a_task_whose_task_received_was_lost_is_timed_all_the_same():
     story = told(sent(), started(at=2), failed(at=5))
-    assert (story.cell().queued.total, story.cell().prefetched) == (2, None)
+    assert (story.cell().queue_wait.total, story.cell().prefetch_wait) == (2, None)
     assert runtimes(story) == {"FAILURE": 3.0}
 
 
@@ -236,13 +236,13 @@ def test_a_wait_is_booked_when_task_sent_comes_after_the_window():
     story = told(started(at=2))
     story.wait(2.5)
     story.tell(sent())
-    assert story.cell().queued.total == 2
+    assert story.cell().queue_wait.total == 2
 
 
 def test_an_attempt_whose_task_received_was_lost_has_no_wait():
     story = told(sent(), received(at=1), started(at=2), retried(at=3), started(at=9))
-    assert story.cell().queued.total == 2
-    assert story.cell().prefetched.total == 1
+    assert story.cell().queue_wait.total == 2
+    assert story.cell().prefetch_wait.total == 1
     story.tell(failed(at=13))
     assert runtimes(story) == {"RETRY": 1.0, "FAILURE": 4.0}
 
@@ -251,7 +251,7 @@ def test_the_sending_of_a_retry_says_nothing_of_how_long_the_first_attempt_waite
     story = told(received(at=1), started(at=2))
     story.wait(2.5)
     story.tell(sent(at=3, retries=1))
-    assert story.cell().queued is None
+    assert story.cell().queue_wait is None
 
 
 def test_each_attempt_is_timed_by_itself_when_no_task_sent_comes():
@@ -292,7 +292,7 @@ def test_only_so_many_sendings_of_a_task_are_remembered_the_first_and_the_newest
     assert sorted(remembered.sent) == [0, *attempts[1 - MAX_DELIVERIES :]]
     assert len(remembered.keys or ()) in (0, MAX_DELIVERIES + 1)
     story.tell(received(at=6, retries=100), started(at=8))
-    assert story.cell(queue=queue).queued.total == 3
+    assert story.cell(queue=queue).queue_wait.total == 3
 
 
 # -- times -----------------------------------------------------------------------------------------------
@@ -310,4 +310,4 @@ def in_tokyo(monkeypatch):
 @pytest.mark.usefixtures("in_tokyo")
 def test_law_7_an_eta_without_a_zone_is_utc_wherever_we_are():
     story = told(sent(eta="2023-11-14T22:13:30"), received(at=1), started(at=12))
-    assert story.cell().queued.total == 2.0
+    assert story.cell().queue_wait.total == 2.0

@@ -69,7 +69,7 @@ class Counting:
 
     def shown(self) -> int:
         cells = self.monitor.snapshot(web_config_up_to_date=None).cells
-        return sum(sum(cell.moved) for cell in cells.values())
+        return sum(sum(cell.transitions) for cell in cells.values())
 
     def killed(self) -> int:
         """Go on in another process; return what it shows."""

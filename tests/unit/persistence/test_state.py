@@ -98,8 +98,8 @@ def test_an_unfinished_task_keeps_its_name_its_queue_and_its_times():
     assert story.gauges() == {"STARTED": 1}
     story.tell(failed(at=5))
     assert story.by_state() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
-    assert story.cell().queued.total == 2.0
-    assert [histogram.total for histogram in story.cell().ran.values()] == [3.0]
+    assert story.cell().queue_wait.total == 2.0
+    assert [histogram.total for histogram in story.cell().runtime.values()] == [3.0]
 
 
 def test_which_clients_sent_is_known_after_a_restart_and_goes_on():
@@ -113,7 +113,7 @@ def test_which_clients_sent_is_known_after_a_restart_and_goes_on():
 def test_clients_that_nobody_shows_any_more_are_forgotten():
     story = restarted(told(sent(), clients=True), clients=False)
     assert story.cell().clients == {}
-    assert story.cell().moved[State.PENDING] == 1
+    assert story.cell().transitions[State.PENDING] == 1
 
 
 def test_clients_add_up_when_a_label_that_told_tasks_apart_is_not_in_use_any_more():
@@ -380,8 +380,8 @@ def test_the_oldest_stays_the_oldest_and_expiry_goes_by_age():
 )
 def test_labels_that_are_not_in_use_any_more_are_summed_away(labels, key):
     story = restarted(told(*LIFE, labels=("queue_name", "worker")), labels=labels)
-    assert story.ledger.snapshot()[key].moved[3] == 1
-    assert sum(cell.moved[0] for cell in story.ledger.snapshot().values()) == 1
+    assert story.ledger.snapshot()[key].transitions[3] == 1
+    assert sum(cell.transitions[0] for cell in story.ledger.snapshot().values()) == 1
 
 
 def test_a_label_that_is_new_has_no_value_for_the_sums_of_before():
@@ -403,7 +403,7 @@ def test_rules_for_names_apply_to_the_sums_of_before_when_they_are_new(renamed, 
     old = told(*(started(name, at=1) for name in (*NAMES, "nameless")), labels=("queue_name", "worker"))
     old.tell(*(sent(name, name=name) for name in NAMES))
     old.wait(3)
-    old.ledger.moved(LabelSet("other", "other", "other"), State.STARTED, T0)
+    old.ledger.count_transition(LabelSet("other", "other", "other"), State.STARTED, T0)
     kept = remembered(old)
     rules = shown_as(None, re.compile("shop|unknown|other"), [(re.compile("job-.*"), "job")])
     story = ClusterDriver(labels=("queue_name", "worker"), show=rules)
@@ -412,7 +412,7 @@ def test_rules_for_names_apply_to_the_sums_of_before_when_they_are_new(renamed, 
     memory.restore(kept, story.cluster, story.moment())
     cells = story.ledger.snapshot()
     began = {
-        key.task_name: cell.moved[State.STARTED]
+        key.task_name: cell.transitions[State.STARTED]
         for key, cell in cells.items()
         if key.worker or key == EXCLUDED
     }
@@ -456,17 +456,17 @@ def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
     kept = remembered(old)
     memory.restore(kept, story.cluster, story.moment())
     cell = story.cell()
-    assert cell.moved[3] == 1
-    assert cell.ran == {}
-    assert sum(cell.queued.counts) == 1
+    assert cell.transitions[3] == 1
+    assert cell.runtime == {}
+    assert sum(cell.queue_wait.counts) == 1
 
 
-@pytest.mark.parametrize("wrong", ["ran", "queued", "prefetched"])
+@pytest.mark.parametrize("wrong", ["runtime", "queue_wait", "prefetch_wait"])
 def test_a_histogram_without_the_buckets_it_should_have_is_refused(wrong):
     old = told(*LIFE)
     kept = remembered(old)
     cell = kept.cells[LabelSet("add", "q")]
-    (cell.ran[State.SUCCESS] if wrong == "ran" else getattr(cell, wrong)).counts.pop()
+    (cell.runtime[State.SUCCESS] if wrong == "runtime" else getattr(cell, wrong)).counts.pop()
     story = ClusterDriver()
     with pytest.raises(ValueError, match="buckets"):
         memory.restore(kept, story.cluster, story.moment())
@@ -510,7 +510,7 @@ def test_a_broadcast_is_one_after_a_restart_too():
     story = restarted(old)
     story.tell(received(host="b@h"), sent("u2", queue="bcast.3", exchange="all", routing_key="celery"))
     assert story.counts() == {("add", "all", "PENDING"): 2, ("add", "all", "RECEIVED"): 2}
-    assert story.cell(queue="all").redelivered == 0
+    assert story.cell(queue="all").redeliveries == 0
 
 
 def test_shadow_names_are_known_after_a_restart():

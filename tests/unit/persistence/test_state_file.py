@@ -58,7 +58,7 @@ def test_what_was_written_is_loaded_in_its_order(path):
 
 
 def test_the_first_line_says_what_it_is(path):
-    assert written(path, b"a").startswith(b"celery-exporter state 2\n")
+    assert written(path, b"a").startswith(b"celery-exporter state 3\n")
 
 
 def test_there_is_nothing_in_a_file_that_is_not_there(path):
@@ -89,7 +89,7 @@ def test_a_part_that_the_disk_had_not_written_when_the_power_failed_is_cut_off(p
     [
         (b"\x00" * 100, "its first line is not whole"),
         (HEAD[:12], "its first line is not whole"),
-        (b"celery-exporter state 1 00\n", "of version '1', this one reads 2"),
+        (b"celery-exporter state 1 00\n", "of version '1', this one reads 3"),
         (b"celery-exporter state", "its first line is not whole"),
         (HEAD + b"x" * 20, "damaged"),
         (HEAD + b"\x00" * 20, "ends within its first record"),
