@@ -59,6 +59,10 @@ FAREWELL = 0.2
 _FANOUT = frozenset({"redis", "gcpubsub"})
 #: Transports with fan-out whose exchanges are known to one process only (kombu/transport/memory.py).
 _ONE_PROCESS = frozenset({"memory"})
+#: Whoever consumes on Redis, if only answers of workers, returns to their queues the messages that any worker
+#: has held for longer than its own visibility timeout (kombu.transport.redis.QoS.restore_visible): tasks that
+#: run for long would run twice. So ours ends never, whatever the workers' is; those return them themselves.
+_TAKES_NOTHING_BACK = {"visibility_timeout": 1e10}
 _TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
@@ -96,7 +100,11 @@ def connect(settings: Settings, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connec
         ssl=_tls(scheme, settings.broker_ssl_options) or None,
         connect_timeout=CONNECT_TIMEOUT,
         heartbeat=heartbeat,
-        transport_options={**_defaults(scheme), **settings.broker_transport_options},
+        transport_options={
+            **_defaults(scheme),
+            **settings.broker_transport_options,
+            **(_TAKES_NOTHING_BACK if scheme in REDIS else {}),
+        },
     )
 
 
