@@ -62,7 +62,7 @@ class Exporter:
             {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
         )
         self._monitor = Monitor(settings)
-        self._firsts = SeriesTracker(time.monotonic(), time.time())
+        self._tracker = SeriesTracker(time.monotonic(), time.time())
         self._exposition = Exposition(settings.selection.rows)
 
     def hear(self, messages: Iterable[bytes]) -> None:
@@ -73,9 +73,9 @@ class Exporter:
     def scrape(self) -> bytes:
         """Do what a scrape does, but for HTTP."""
         snapshot = self._monitor.snapshot(web_config_up_to_date=None)
-        visit = self._firsts.begin(SCRAPER, time.monotonic())
-        page = self._exposition.render(snapshot, visit=visit)
-        self._firsts.end(SCRAPER, visit, time.monotonic())
+        session = self._tracker.begin(SCRAPER, time.monotonic())
+        page = self._exposition.render(snapshot, session=session)
+        self._tracker.end(SCRAPER, session, time.monotonic())
         return page
 
     @classmethod

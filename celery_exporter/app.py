@@ -53,15 +53,15 @@ def serve(settings: Settings) -> None:
     except CannotListenError as error:
         raise CannotServeError(str(error)) from None
     is_saved, notifier = settings.state_file is not None, Notifier(os.environ)
-    firsts = SeriesTracker(time.monotonic(), time.time(), is_saved=is_saved)
+    tracker = SeriesTracker(time.monotonic(), time.time(), is_saved=is_saved)
     try:
-        monitor = Monitor(settings, firsts)
+        monitor = Monitor(settings, tracker)
     except UnavailableError as error:
         raise CannotServeError(str(error)) from None
     except UnusablePathError as error:
         raise BadSettingError(f"--state-file: {error}") from None
     protection = unprotected if file is None else file.current
-    app = require_auth(_app(settings, monitor, firsts, file), protection)
+    app = require_auth(_app(settings, monitor, tracker, file), protection)
     server = Server(app, listener, protection, notifier)
     malloc.return_large()
     scheme = "http" if protection().context is None else "https"
@@ -82,7 +82,7 @@ def serve(settings: Settings) -> None:
 
 
 def _app(
-    settings: Settings, monitor: Monitor, firsts: SeriesTracker, file: ProtectionFile | None
+    settings: Settings, monitor: Monitor, tracker: SeriesTracker, file: ProtectionFile | None
 ) -> Starlette:
     def snapshot() -> Snapshot:
         return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
@@ -90,7 +90,7 @@ def _app(
     selection = settings.selection
     exposition = Exposition(selection.rows, settings.metric_prefix, settings.static_labels)
     return build(
-        MetricsPage(snapshot, exposition, firsts),
+        MetricsPage(snapshot, exposition, tracker),
         monitor.is_ready,
         monitor.broker_url,
         status=None if settings.no_status_page else monitor.status,

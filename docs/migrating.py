@@ -25,7 +25,7 @@ GUARDS = {'worker!=""', 'worker=""', 'task_name!=""'}
 def is_native(row: MetricFamily) -> bool:
     """Tell whether the native profile has this very metric."""
     same = NATIVE.get(row.name)
-    return same is not None and (row.type, row.labels, row.thin) == (same.type, same.labels, same.thin)
+    return same is not None and (row.type, row.labels, row.buckets) == (same.type, same.labels, same.buckets)
 
 
 def rules(row: MetricFamily) -> dict[str, str]:

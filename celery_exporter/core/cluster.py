@@ -80,7 +80,7 @@ class Limits(Struct, frozen=True):
 class Cluster:
     """What is known of tasks and workers. Not thread-safe: one lock, held by its owner, guards it.
 
-    What follows from events is booked in the `ledger`. `labels` are the optional labels in use on task
+    What follows from events is booked in the `aggregates`. `labels` are the optional labels in use on task
     metrics, of "queue_name" and "worker"; `show` says what a task is called on them and `show_queue` what a
     queue is, `clients` whether it is told which host sent a task, and `hosts` whether sums over the workers
     of a host are shown.
@@ -89,7 +89,7 @@ class Cluster:
     def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
         self,
         limits: Limits,
-        ledger: Aggregates,
+        aggregates: Aggregates,
         labels: Iterable[str] = ("queue_name",),
         show: ShownAs = str,
         *,
@@ -98,7 +98,7 @@ class Cluster:
         hosts: bool = False,
     ) -> None:
         self.limits = limits
-        self.ledger = ledger
+        self.aggregates = aggregates
         self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self.workers: dict[str, Worker] = {}
         self.queues = QueueTable()
@@ -166,13 +166,13 @@ class Cluster:
         self._registered_names = frozenset(registered)
         self.keys.forget_shadows(self._registered_names)
         for key in self.keys.foresee(self._foreseen_keys(registered)):
-            self.ledger.touch(key)
+            self.aggregates.touch(key)
 
     def expire(self, now: Timestamp) -> None:
         """Let time pass: introduce who waited long enough, forget who was silent too long."""
         tasks = self.tasks
         before = now.listened - self.limits.reorder_window
-        for task in (*tasks.overdue(tasks.limbo.tasks, before), *tasks.held_before(before)):
+        for task in (*tasks.overdue(tasks.unidentified.tasks, before), *tasks.held_before(before)):
             if self._unanswered and self._awaits_answer(task, now):
                 tasks.wait_longer(task, now.listened)
             else:
@@ -254,13 +254,13 @@ class Cluster:
             task = None
         if task is None:
             if queue is None and self.keys.by_queue:  # but its worker may consume only one
-                self._park(self._new(event, tasks.limbo, now), event, now)
+                self._park(self._new(event, tasks.unidentified, now), event, now)
                 return
             known = event.name and queue
             key = self.keys.of_task(event.name, queue) if known else self._find_key([event])
             task = self._new(event, tasks.kind(key).rooms[PENDING], now)
-        elif task.room is tasks.limbo:
-            is_usual = queue is not None and tasks.parked[task.uuid][0].name == event.name
+        elif task.room is tasks.unidentified:
+            is_usual = queue is not None and tasks.deferred[task.uuid][0].name == event.name
             if not is_usual and self._waits_for_receipt(task, event):
                 self._park(task, event, now)
                 return
@@ -271,7 +271,7 @@ class Cluster:
         if copied:
             task.unfold().copied = True
         self._book_sent(task, event, now)
-        if tasks.parked and task.uuid in tasks.parked:
+        if tasks.deferred and task.uuid in tasks.deferred:
             self._catch_up(task, now)
 
     def _waits_for_receipt(self, task: Task, event: Event) -> bool:
@@ -300,16 +300,16 @@ class Cluster:
     def _received(self, event: Event, now: Timestamp) -> None:
         self._hear_worker(event, now)
         tasks = self.tasks
-        task = tasks.get(event.uuid or "") or self._new(event, tasks.limbo, now)
-        if tasks.parked and task.uuid in tasks.parked:
+        task = tasks.get(event.uuid or "") or self._new(event, tasks.unidentified, now)
+        if tasks.deferred and task.uuid in tasks.deferred:
             self._park(task, event, now)
-            if task.room is tasks.limbo:
+            if task.room is tasks.unidentified:
                 self._settle(task, event, now)
             return
         if task.room.state is RECEIVED and self._is_lost(task, event):
             self.put_back(task, now)
         if not _is_told(task, event):
-            is_early = task.room is tasks.limbo or self._is_early(task, event)
+            is_early = task.room is tasks.unidentified or self._is_early(task, event)
             if is_early or (self._unanswered and self._is_homeless(task, event)):
                 self._park(task, event, now)
                 return
@@ -320,9 +320,9 @@ class Cluster:
         self._hear_worker(event, now)
         if event.exception is not None or event.traceback is not None:
             unwrap(event)
-        limbo = self.tasks.limbo
-        task = self.tasks.get(event.uuid or "") or self._new(event, limbo, now)
-        if task.room is limbo:
+        unidentified = self.tasks.unidentified
+        task = self.tasks.get(event.uuid or "") or self._new(event, unidentified, now)
+        if task.room is unidentified:
             self._park(task, event, now)
         elif not (self.tasks.held and task.uuid in self.tasks.held):
             self._step(task, event, now)
@@ -351,7 +351,7 @@ class Cluster:
 
     def _is_sent_anew(self, task: Task, event: Event, now: Timestamp) -> bool:
         """Tell whether the id of a finished task was used again, for a new one."""
-        if task.room is self.tasks.limbo:
+        if task.room is self.tasks.unidentified:
             return False
         hold = self.tasks.held.get(task.uuid)  # a receipt that may be of what is sent now
         newest = task.heard if hold is None else hold.since
@@ -363,17 +363,17 @@ class Cluster:
         event.traceback = None
         event.uuid = task.uuid
         self.tasks.park(task, [event], now.listened)
-        if len(self.tasks.parked[task.uuid]) >= MAX_PARKED:
+        if len(self.tasks.deferred[task.uuid]) >= MAX_PARKED:
             self._release(task, now)
-        limbo, held = self.tasks.limbo.tasks, self.tasks.held
-        if len(limbo) > MAX_LIMBO:
-            self._release(next(iter(limbo.values())), now)
+        unidentified, held = self.tasks.unidentified.tasks, self.tasks.held
+        if len(unidentified) > MAX_LIMBO:
+            self._release(next(iter(unidentified.values())), now)
         if len(held) > MAX_LIMBO and (oldest := self.tasks.get(next(iter(held)))):
             self._release(oldest, now)
 
     def _release(self, task: Task, now: Timestamp) -> None:
         """Wait no longer: apply what was parked."""
-        if task.room is self.tasks.limbo:
+        if task.room is self.tasks.unidentified:
             sent = self._take_oldest_sent(task)
             self._introduce(task, sent)
             if sent is not None:
@@ -382,7 +382,7 @@ class Cluster:
 
     def _take_oldest_sent(self, task: Task) -> Event | None:
         """Take the `task-sent` out of what waited if it is the oldest event of it."""
-        waiting = self.tasks.parked.get(task.uuid, [])
+        waiting = self.tasks.deferred.get(task.uuid, [])
         if "task-sent" not in map(_TYPE, waiting):  # nearly always
             return None
         oldest = min(waiting, key=attrgetter("timestamp"))
@@ -396,7 +396,7 @@ class Cluster:
         if sent is not None and sent.name and sent.queue:
             key, since = self.keys.of_task(sent.name, sent.queue), sent.timestamp
         else:
-            events = [each for each in self.tasks.parked.get(task.uuid, []) if each.type != "task-sent"]
+            events = [each for each in self.tasks.deferred.get(task.uuid, []) if each.type != "task-sent"]
             if sent is not None:
                 events.insert(0, sent)
             elif len({*map(_HOSTNAME, events)}) > 1:
@@ -482,13 +482,13 @@ class Cluster:
     def _settle(self, task: Task, event: Event, now: Timestamp) -> None:
         """Introduce a task that was sent to no queue that is known, once its worker's queues are."""
         worker = self.workers.get(event.hostname)
-        parked = self.tasks.parked.get(task.uuid)
-        if parked and parked[0].type == "task-sent" and worker is not None and worker.is_profile_current:
+        deferred = self.tasks.deferred.get(task.uuid)
+        if deferred and deferred[0].type == "task-sent" and worker is not None and worker.is_profile_current:
             self._release(task, now)
 
     def _is_answered(self, task: Task) -> bool:
         """Tell whether the queues of a worker that received the task are known."""
-        names = (event.hostname for event in self.tasks.parked.get(task.uuid, ()))
+        names = (event.hostname for event in self.tasks.deferred.get(task.uuid, ()))
         return any(name in self.workers and self.workers[name].is_profile_current for name in names)
 
     def _is_homeless(self, task: Task, event: Event) -> bool:
@@ -498,18 +498,18 @@ class Cluster:
 
     def _awaits_answer(self, task: Task, now: Timestamp) -> bool:
         """Tell whether what waits of a task came from a worker that restarted and has yet to answer."""
-        since = (self._unanswered.get(event.hostname) for event in self.tasks.parked.get(task.uuid, ()))
+        since = (self._unanswered.get(event.hostname) for event in self.tasks.deferred.get(task.uuid, ()))
         return any(each is not None and now.listened - each < ANSWER_SECONDS for each in since)
 
     def _book_sent(self, task: Task, event: Event, now: Timestamp) -> None:
         """Book the sending of a task, or of a retry of it; where the task is does not change by it."""
         key = task.key_of(event.retries) if task.story else task.room.kind.key
         if task.story or not usually_sent(task, event):
-            at_sent(task.unfold(), event, partial(self._key_at, key), self.ledger)
+            at_sent(task.unfold(), event, partial(self._key_at, key), self.aggregates)
             task.fold()
-        self.ledger.count_transition(key, PENDING, min(event.timestamp, now.wall))
+        self.aggregates.count_transition(key, PENDING, min(event.timestamp, now.wall))
         if self.clients:
-            self.ledger.count_sender(key, host(event.hostname))
+            self.aggregates.count_sender(key, host(event.hostname))
         if event.expires is not None:
             self._note_expiry(task, event.expires)
         if (
@@ -536,9 +536,9 @@ class Cluster:
         key = task.room.kind.key
         if self.keys.by_worker:
             key = self._key_at(key, event.hostname)
-        usual[1](task, event, key, self.ledger)
+        usual[1](task, event, key, self.aggregates)
         at = event.timestamp
-        self.ledger.count_transition(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
+        self.aggregates.count_transition(key, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.heard = now.listened
         if effect.lands is not None:
             self.tasks.move(task, task.room.kind, effect.lands, at)
@@ -577,8 +577,8 @@ class Cluster:
         kind_key = task.key_of(attempt)
         key = self._key_at(kind_key, event.hostname)
         is_successor = self._is_successor(story, task, event)
-        newest = effect.measure(story, event, delivery, key, self.ledger)
-        self.ledger.count_transition(key, effect.counts, min(event.timestamp, now.wall))
+        newest = effect.measure(story, event, delivery, key, self.aggregates)
+        self.aggregates.count_transition(key, effect.counts, min(event.timestamp, now.wall))
         lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
         if newest and (open_ or is_successor or self._opens(task, event, now)):
             task.heard = now.listened
@@ -668,7 +668,7 @@ class Cluster:
 
     def _evict(self, tasks: Iterable[Task], now: Timestamp) -> None:
         for task in tasks:
-            if task.uuid in self.tasks.parked:  # by which others may be evicted, of the same ones
+            if task.uuid in self.tasks.deferred:  # by which others may be evicted, of the same ones
                 self._release(task, now)
             if self.tasks.get(task.uuid) is not task:
                 continue
@@ -688,7 +688,7 @@ class Cluster:
 
     def _has_predecessor(self, task: Task, sent: Event) -> bool:
         """Tell whether what waits longest for its `task-sent` is of other work under the id than this one."""
-        receipts = (event for event in self.tasks.parked[task.uuid] if event.type == "task-received")
+        receipts = (event for event in self.tasks.deferred[task.uuid] if event.type == "task-received")
         first = next(receipts, None)
         if first is None or is_alike(self._shown(first.name), self._shown(sent.name)):
             return False
@@ -777,7 +777,7 @@ class Cluster:
     def _is_of_open_delivery(self, task: Task, event: Event) -> bool:
         """Tell whether an event is of what a worker had before it received what waits for its `task-sent`."""
         held = task.held_in(event.hostname, event.pid)
-        waiting = self.tasks.parked[task.uuid]
+        waiting = self.tasks.deferred[task.uuid]
         if any(each.type == "task-started" and each.hostname == event.hostname for each in waiting):
             return False  # it would overtake that one
         if event.type == "task-started":
@@ -804,7 +804,7 @@ class Cluster:
             is_online = event.type == "worker-online" and worker.is_profile_current
             if worker.beat(event, now) or is_online:
                 self._restarted(worker, now)
-            worker.judge(now.listened, self.limits.worker_timeout)
+            worker.update_liveness(now.listened, self.limits.worker_timeout)
 
     def _hear_worker(self, event: Event, now: Timestamp) -> None:
         worker = self.workers.get(event.hostname) or self._worker(event.hostname, now)
@@ -855,7 +855,7 @@ class Cluster:
         purge = self.limits.worker_purge
         gone = set()
         for worker in self.workers.values():
-            worker.judge(now.listened, self.limits.worker_timeout)
+            worker.update_liveness(now.listened, self.limits.worker_timeout)
             since = worker.down_since
             if purge is not None and since is not None and now.listened - since > purge:
                 gone.add(worker.name)
@@ -868,11 +868,11 @@ class Cluster:
             del self.purged[next(iter(self.purged))]
         if gone:
             self._give_up(self._left_by(gone))
-            self.ledger.forget_clients({*map(host, gone)} - {*map(host, self.workers)})
+            self.aggregates.forget_clients({*map(host, gone)} - {*map(host, self.workers)})
 
     def _give_up(self, moves: Mapping[LabelSet, LabelSet]) -> None:
         for key, into in self.keys.give_up(moves):
-            self.ledger.fold(key, into)
+            self.aggregates.fold(key, into)
 
     def _left_by(self, gone: set[str]) -> dict[LabelSet, LabelSet]:
         """Return the keys of what these workers did, and where it is added up from now on.

@@ -83,7 +83,7 @@ class ExporterState(Struct, frozen=True):
     started: float  # when this exporter began
     version: str
     broker_up: bool
-    depths: Mapping[str, QueueStats]
+    queue_stats: Mapping[str, QueueStats]
     unacked: int | None
     roster_known: bool  # workers were asked, and answered
     collectors: Sequence[CollectorView]
@@ -137,16 +137,16 @@ def take(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False)
 
     What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
     """
-    ledger = cluster.ledger
+    aggregates = cluster.aggregates
     serving = _serving(cluster, exporter)
     return Snapshot(
         exporter=exporter,
-        runtime_bounds=ledger.runtime_bounds,
-        wait_bounds=ledger.wait_bounds,
-        cells=_shown(ledger.snapshot()),
+        runtime_bounds=aggregates.runtime_bounds,
+        wait_bounds=aggregates.wait_bounds,
+        cells=_shown(aggregates.snapshot()),
         tasks=[group for group in cluster.tasks.in_states() if group.key != EXCLUDED],
         prefetched=cluster.prefetched() if prefetched else None,
-        failures=list(reversed(ledger.failures)),
+        failures=list(reversed(aggregates.failures)),
         workers=[_worker_view(worker, exporter.listened) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, exporter, serving),
         unconsumed=_unconsumed(cluster, exporter, serving),
@@ -160,9 +160,9 @@ def take(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False)
         repeated=dict(cluster.repeated),
         tasks_tracked=len(cluster.tasks),
         tasks_evicted=cluster.tasks.evicted,
-        negative_waits=ledger.negative_waits,
+        negative_waits=aggregates.negative_waits,
         series=len(cluster.keys),
-        series_folded=cluster.keys.folded + ledger.folded,
+        series_folded=cluster.keys.folded + aggregates.folded,
     )
 
 
@@ -189,7 +189,7 @@ def _unconsumed(
     """Return the length of each queue that needs a consumer and has none, by its real name."""
     found: dict[str, int | None] = {}
     for name in _shown_names(cluster, exporter):
-        depth = exporter.depths.get(name)
+        depth = exporter.queue_stats.get(name)
         length = depth.length if depth else None
         if _consumers(name, cluster, exporter, serving) == 0:
             found[name] = length
@@ -198,8 +198,8 @@ def _unconsumed(
 
 def _shown_names(cluster: Cluster, exporter: ExporterState) -> list[str]:
     """Return the names of the queues that are shown, and are there as far as is known."""
-    names = {*cluster.queues.names(), *exporter.depths}
-    there = (name for name in names if name in exporter.depths or name not in exporter.missing)
+    names = {*cluster.queues.names(), *exporter.queue_stats}
+    there = (name for name in names if name in exporter.queue_stats or name not in exporter.missing)
     return sorted(filter(cluster.keys.show_queue, there))
 
 
@@ -219,11 +219,11 @@ def _queue_view(
     exporter: ExporterState,
     serving: Mapping[str, Sequence[Worker]] | None,
 ) -> QueueView:
-    depths = [exporter.depths[name] for name in names if name in exporter.depths]
-    heads = (cluster.tasks.get(uuid) for depth in depths for uuid in depth.oldest_ids)
+    queue_stats = [exporter.queue_stats[name] for name in names if name in exporter.queue_stats]
+    heads = (cluster.tasks.get(uuid) for depth in queue_stats for uuid in depth.oldest_ids)
     sent = (task.waiting_since for task in heads if task)
     consumers = [_consumers(name, cluster, exporter, serving) for name in names]
-    waiting = [name in exporter.depths and exporter.depths[name].length > 0 for name in names]
+    waiting = [name in exporter.queue_stats and exporter.queue_stats[name].length > 0 for name in names]
     if any(there and each == 0 for there, each in zip(waiting, consumers, strict=True)):
         consumers = [0]
     workers = None
@@ -231,7 +231,7 @@ def _queue_view(
         workers = {worker.name: worker for name in names for worker in serving.get(name, ())}
     return QueueView(
         label,
-        _sum_of_known(depth.length for depth in depths),
+        _sum_of_known(depth.length for depth in queue_stats),
         _sum_of_known(consumers),
         _processes(workers.values()) if workers is not None else None,
         min((at for at in sent if at is not None), default=None),
@@ -243,7 +243,7 @@ def _consumers(
     name: str, cluster: Cluster, exporter: ExporterState, serving: Mapping[str, Sequence[Worker]] | None
 ) -> int | None:
     """Return how many consumers a queue has, by the broker or else by the workers."""
-    depth = exporter.depths.get(name)
+    depth = exporter.queue_stats.get(name)
     consumers = depth.consumers if depth else None
     if consumers is None and serving is not None:
         consumers = len(serving.get(name, ()))

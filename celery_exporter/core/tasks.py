@@ -281,9 +281,9 @@ class TaskTable:
         self.limit = limit
         self.evicted = 0
         #: Waiting to be introduced: of no kind yet.
-        self.limbo = StateBucket(TaskGroup(EXCLUDED, {}), None, {})
+        self.unidentified = StateBucket(TaskGroup(EXCLUDED, {}), None, {})
         self.held: dict[str, Hold] = {}  # of tasks in a room whose next delivery waits to be introduced
-        self.parked: dict[str, list[Event]] = {}  # what those in limbo, and those held, wait with
+        self.deferred: dict[str, list[Event]] = {}  # what those in limbo, and those held, wait with
         self.expires: dict[str, float] = {}  # epoch seconds, of those open tasks that have such a time
         self.finished: dict[str, Task] = {}  # tombstones of every kind, in the order they finished
         #: … of those that were taken out without an event, which may be delivered again much later.
@@ -360,8 +360,8 @@ class TaskTable:
 
     def park(self, task: Task, events: list[Event], heard: float, hold: Hold | None = None) -> None:
         """Let events wait, behind those of the task that do already; `hold` if they did before."""
-        waiting = self.parked.setdefault(task.uuid, [])
-        if not waiting and task.room is not self.limbo:
+        waiting = self.deferred.setdefault(task.uuid, [])
+        if not waiting and task.room is not self.unidentified:
             self.held[task.uuid] = hold or Hold(heard, task.room.state is not None)
         first = events[0]
         if first.retries:  # as its sender said it: which generation it is of is seen when it is applied
@@ -384,7 +384,7 @@ class TaskTable:
         """Return the events that waited, and what is known of that if they waited for another delivery."""
         if self.changed is not None:
             self.changed.add(task.uuid)
-        return self.held.pop(task.uuid, None), self.parked.pop(task.uuid, [])
+        return self.held.pop(task.uuid, None), self.deferred.pop(task.uuid, [])
 
     def forget(self, task: Task) -> None:
         """Remove the task, of which nothing waits any more, from its room and from the table."""

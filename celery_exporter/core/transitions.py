@@ -66,9 +66,9 @@ def _is_started(task: Task, event: Event) -> bool:
     return here and task.room.state is RECEIVED and task.at is not None
 
 
-def _usually_started(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
+def _usually_started(task: Task, event: Event, key: LabelSet, aggregates: Aggregates) -> None:
     started = event.timestamp
-    ledger.observe_start(key, started, task.ready, task.at, task.uuid)
+    aggregates.observe_start(key, started, task.ready, task.at, task.uuid)
     task.at = started
 
 
@@ -77,16 +77,16 @@ def _is_ended(task: Task, event: Event) -> bool:
     return here and task.room.state is STARTED and task.at is not None
 
 
-def _usually_succeeded(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
+def _usually_succeeded(task: Task, event: Event, key: LabelSet, aggregates: Aggregates) -> None:
     if event.runtime is not None:
-        ledger.observe_runtime(key, SUCCESS, event.runtime, event.uuid)
+        aggregates.observe_runtime(key, SUCCESS, event.runtime, event.uuid)
     _end(task)
 
 
-def _usually_failed(task: Task, event: Event, key: LabelSet, ledger: Aggregates) -> None:
-    ledger.count_failure(_failure(key, event))
+def _usually_failed(task: Task, event: Event, key: LabelSet, aggregates: Aggregates) -> None:
+    aggregates.count_failure(_failure(key, event))
     if task.at is not None:
-        ledger.observe_runtime(key, FAILURE, event.timestamp - task.at, event.uuid)
+        aggregates.observe_runtime(key, FAILURE, event.timestamp - task.at, event.uuid)
     _end(task)
 
 
@@ -98,14 +98,14 @@ def _end(task: Task) -> None:
 # -- otherwise -------------------------------------------------------------------------------------------
 
 
-def at_sent(story: TaskHistory, event: Event, key_at: KeyAt, ledger: Aggregates) -> None:
+def at_sent(story: TaskHistory, event: Event, key_at: KeyAt, aggregates: Aggregates) -> None:
     """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
     attempt, ready = event.retries or 0, _from(event)
     for delivery in story.deliveries:
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
             delivery.ready = ready
             if delivery.started is not None:
-                ledger.observe_queue_wait(key_at(delivery.worker), delivery.started - ready, event.uuid)
+                aggregates.observe_queue_wait(key_at(delivery.worker), delivery.started - ready, event.uuid)
     story.sent[attempt] = ready
     if len(story.sent) > MAX_DELIVERIES:
         del story.sent[min((each for each in story.sent if each != attempt), key=_use)]
@@ -117,21 +117,21 @@ def _use(attempt: int) -> tuple[int, bool, int]:
 
 
 def _at_received(
-    story: TaskHistory, event: Event, _: Delivery | None, key: LabelSet, ledger: Aggregates
+    story: TaskHistory, event: Event, _: Delivery | None, key: LabelSet, aggregates: Aggregates
 ) -> bool:
     attempt, eta = event.retries or 0, epoch(event.eta)
     received = _from(event)
     ready = story.sent.get(attempt)
     late = attempt in (story.skipped or ())
     if _is_again(story, attempt) and not _is_copy(story, event):
-        ledger.count_redelivery(key)
+        aggregates.count_redelivery(key)
         is_unstarted = _take_unstarted(story, attempt)
         if not (eta and is_unstarted):
             ready = received  # not before its eta, which a redelivered message still carries
     for delivery in _held(story, event):
         is_this = delivery.attempt == attempt or delivery.attempt not in story.sent
         if is_this and delivery.received is None and delivery.started is not None:  # it was overtaken
-            ledger.observe_prefetch_wait(key, delivery.started - received, event.uuid)
+            aggregates.observe_prefetch_wait(key, delivery.started - received, event.uuid)
             delivery.received = received
             return False
     newest = _deliver(story, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
@@ -183,34 +183,34 @@ def _is_copy(story: TaskHistory, event: Event) -> bool:
 
 
 def _at_started(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
 ) -> bool:
     assert delivery is not None  # noqa: S101  `_find_started` makes one
-    ledger.observe_start(key, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
+    aggregates.observe_start(key, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
     delivery.started = event.timestamp
     return delivery is story.deliveries[-1]
 
 
 def _at_success(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
 ) -> bool:
     if event.runtime is not None:
-        ledger.observe_runtime(key, State.SUCCESS, event.runtime, event.uuid)
+        aggregates.observe_runtime(key, State.SUCCESS, event.runtime, event.uuid)
     return _ended(story, delivery)
 
 
 def _at_failure(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
 ) -> bool:
-    ledger.count_failure(_failure(key, event))
-    _time(delivery, event, State.FAILURE, key, ledger)
+    aggregates.count_failure(_failure(key, event))
+    _time(delivery, event, State.FAILURE, key, aggregates)
     return _ended(story, delivery)
 
 
 def _at_retry(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, ledger: Aggregates
+    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
 ) -> bool:
-    _time(delivery, event, State.RETRY, key, ledger)
+    _time(delivery, event, State.RETRY, key, aggregates)
     # One of a delivery that is over already is told once more, and the next attempt may have been received.
     newest = _ended(story, delivery) and (
         delivery is not None or all(each.ended for each in story.deliveries)
@@ -261,10 +261,12 @@ def _failure(key: LabelSet, event: Event) -> Failure:
     return Failure(event.timestamp, key, event.hostname, exception, event.uuid or "")
 
 
-def _time(delivery: Delivery | None, event: Event, state: State, key: LabelSet, ledger: Aggregates) -> None:
+def _time(
+    delivery: Delivery | None, event: Event, state: State, key: LabelSet, aggregates: Aggregates
+) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
-        ledger.observe_runtime(key, state, event.timestamp - delivery.started, event.uuid)
+        aggregates.observe_runtime(key, state, event.timestamp - delivery.started, event.uuid)
 
 
 def _ended(story: TaskHistory, delivery: Delivery | None) -> bool:

@@ -189,7 +189,7 @@ class Worker(Struct, gc=False):
             if self.reckoning is not None:
                 self.reckoning.started(event.timestamp)
 
-    def judge(self, listened: float, timeout: float) -> None:
+    def update_liveness(self, listened: float, timeout: float) -> None:
         """Decide whether it is up, after `timeout` seconds of silence at least."""
         patience = max(timeout, MISSED_BEATS * min(self.freq or 0.0, SLOWEST_BEAT))
         if self.profile.pool == "solo":

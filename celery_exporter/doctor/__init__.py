@@ -20,7 +20,7 @@ from celery_exporter.config.loader import Settings
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor.connectivity import check_connectivity, place_of, to_ask
-from celery_exporter.doctor.event_checks import judge
+from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import listen
 from celery_exporter.doctor.rabbitmq_checks import TRANSIENT, with_workers
 from celery_exporter.status.finding import Finding
@@ -77,7 +77,7 @@ def run_doctor(
         found(finding for finding in made if finding.check != TRANSIENT)
         heard = listen(_for_listening(settings, queues), what.seconds, say, ended)
         found(with_workers(each, heard.snapshot.workers) for each in made if each.check == TRANSIENT)
-        found(judge(heard, settings))
+        found(run_event_checks(heard, settings))
         if what.prometheus is not None:
             say("asking Prometheus")
             up = {worker.name for worker in heard.snapshot.workers if worker.up}
@@ -107,7 +107,7 @@ def _of_broker(
 def _native(settings: Settings) -> list[str]:
     """Return the names of the histograms that are native ones, too."""
     rows = settings.selection.rows if settings.native_histograms else []
-    return [row.called(settings.metric_prefix) for row in rows if row.type == "histogram"]
+    return [row.full_name(settings.metric_prefix) for row in rows if row.type == "histogram"]
 
 
 def _for_listening(settings: Settings, queues: set[str]) -> Settings:

@@ -454,7 +454,7 @@ def to_measure(settings: Settings, text: str) -> str:
             f"rabbitmqctl list_queues -p {shell_word(place.vhost)} name exclusive consumers; "
             f"or, from RabbitMQ 4.3 on, if this user may do nothing with the queue: {_permit(place)}"
         )
-    # What `depths` asks, and Celery's clients may do all of (kombu/transport/redis.py).
+    # What `queue_stats` asks, and Celery's clients may do all of (kombu/transport/redis.py).
     return _set_user(place, "~*", "+exists", "+llen", "+lindex", "+hlen")
 
 

@@ -68,7 +68,7 @@ _MENDS = {"remote-control": ("workers", to_ask_workers), "queue-lengths": ("queu
 _NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
 
 
-def judge(heard: ListenResult, settings: Settings) -> list[Finding]:
+def run_event_checks(heard: ListenResult, settings: Settings) -> list[Finding]:
     """Return the findings of a while of listening; `settings` are those that were given."""
     # The listener asked for all queues that the broker has.
     heard = msgspec.structs.replace(

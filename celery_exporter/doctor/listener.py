@@ -109,15 +109,15 @@ def _ask(settings: Settings, say: Callable[[str], None]) -> list[tuple[str, Conf
     control = partial(
         WorkerInspector, control_exchange=settings.control_exchange, accept=settings.accept_content
     )
-    roster = CachedConnection(SettingsSource(settings), control)
+    inspector = CachedConnection(SettingsSource(settings), control)
     try:
-        with roster.use() as asked:
+        with inspector.use() as asked:
             return asked.configurations()
     except BrokerError as error:
         say(f"workers could not be asked: {error}")
         return []
     finally:
-        roster.close()
+        inspector.close()
 
 
 def _is_known(snapshot: Snapshot) -> bool:

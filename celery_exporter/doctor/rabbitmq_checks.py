@@ -22,7 +22,7 @@ from celery_exporter.broker.connection import (
     connect,
     open_,
 )
-from celery_exporter.broker.queues import depths_on
+from celery_exporter.broker.queues import queue_reader_for
 from celery_exporter.config.loader import Settings
 from celery_exporter.core.snapshot import QueueStats, WorkerView
 from celery_exporter.doctor.connectivity import BrokerAddress, place_of
@@ -63,7 +63,7 @@ def look(
         said = connection.connection.server_properties
         say("asking the management API")
         queues = _managed_queues(connection, place, management)
-        durable = depths_on(connection).read([_DURABLE], requested=(), consumed=())[_DURABLE]
+        durable = queue_reader_for(connection).read([_DURABLE], requested=(), consumed=())[_DURABLE]
     finally:
         close_quietly(connection)
     product, version = said.get("product", "AMQP broker"), str(said.get("version", ""))

@@ -36,13 +36,13 @@ class MetricFamily(Struct, frozen=True):
 
     `--metric-prefix` replaces the `celery_` that a name begins with. A counter's name ends in `_total`.
     `merge` joins the values of samples with equal labels, where the snapshot is finer than the row.
-    `bounds` tells the upper bucket bounds that a histogram was counted with, without +Inf; `thin` are those
-    of them that are shown, None for all; `decimal` ones are written as Python does, le="1.0", where ours are
-    short, le="1". A counter that somebody else counts `began_before` we heard of it: a 0 before its first
-    value would make all of that an increase. `remark` says where a value differs on purpose from that of the
-    exporter which the name is from; `query` makes it out of native metrics, in PromQL, of a histogram its
-    buckets (its sum and count are made likewise). `absent` says when there is no sample, where that can be,
-    and `example` is a question that it answers, in PromQL.
+    `bounds` returns the upper bucket bounds that a histogram was counted with, without +Inf; `buckets` are
+    those of them that are shown, None for all; `decimal` ones are written as Python does, le="1.0", where
+    ours are short, le="1". A counter `has_external_baseline` if something else counted before this exporter
+    started: a 0 before its first value would make all of that an increase. `remark` says where a value
+    differs on purpose from that of the exporter which the name is from; `query` makes it out of native
+    metrics, in PromQL, of a histogram its buckets (its sum and count are made likewise). `absent` says when
+    there is no sample, where that can be, and `example` is a question that it answers, in PromQL.
     """
 
     name: str
@@ -52,15 +52,15 @@ class MetricFamily(Struct, frozen=True):
     samples: Callable[[Snapshot], Iterable[Sample]]
     merge: Merge | None = None
     bounds: Callable[[Snapshot], Iterable[float]] | None = None
-    thin: tuple[float, ...] | None = None
+    buckets: tuple[float, ...] | None = None
     decimal: bool = False
-    began_before: bool = False
+    has_external_baseline: bool = False
     remark: str = ""
     query: str = ""
     absent: str = ""
     example: str = ""
 
-    def called(self, prefix: str) -> str:
+    def full_name(self, prefix: str) -> str:
         """Return the name with another beginning than `PREFIX`; a name that has another one keeps it."""
         return prefix + self.name.removeprefix(PREFIX) if self.name.startswith(PREFIX) else self.name
 
@@ -69,7 +69,7 @@ class MetricOptions(Struct, frozen=True, kw_only=True):
     """What somebody chose of how rows look. Upper bucket bounds in seconds; None for the profile's own."""
 
     task_labels: tuple[str, ...] = ("queue_name",)
-    finer: bool = False  # another profile needs more labels, so several sums may be one sample
+    needs_merge: bool = False  # another profile needs more labels, so several sums may be one sample
     buckets: tuple[float, ...] | None = None
     wait_buckets: tuple[float, ...] | None = None
     default_queue_name: str = UNKNOWN

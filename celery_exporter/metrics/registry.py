@@ -44,7 +44,7 @@ def select(names: Sequence[str], shape: MetricOptions, prefix: str = PREFIX) -> 
     chosen = [PROFILES[name] for name in dict.fromkeys(names)]
     needed = {label for profile in chosen for label in profile.labels(shape)}
     tables = [
-        (profile, profile.rows(structs.replace(shape, finer=needed != set(profile.labels(shape)))))
+        (profile, profile.rows(structs.replace(shape, needs_merge=needed != set(profile.labels(shape)))))
         for profile in chosen
     ]
     return Selection(
@@ -66,23 +66,25 @@ def _joined(tables: Iterable[tuple[Profile, list[MetricFamily]]], prefix: str) -
     claimed: dict[str, tuple[MetricFamily, Profile]] = {}
     for profile, rows in tables:
         for row in rows:
-            name = row.called(prefix)
+            name = row.full_name(prefix)
             before, by = claimed.setdefault(name, (row, profile))
             if _form(before) != _form(row):
                 raise ProfilesClashError(
                     f"--profile: {by.name} and {profile.name} both have {name}, not the same one: "
                     f"{_described(before)} and {_described(row)}; drop one of the two from --profile"
                 )
-    own = {row.called(prefix): row for row in native.EXPORTER_ROWS}
+    own = {row.full_name(prefix): row for row in native.EXPORTER_ROWS}
     return ({name: row for name, (row, _) in claimed.items()} | own).values()
 
 
 def _form(row: MetricFamily) -> tuple[object, ...]:
-    return row.type, set(row.labels), row.thin, row.decimal
+    return row.type, set(row.labels), row.buckets, row.decimal
 
 
 def _described(row: MetricFamily) -> str:
-    bounds = f" and buckets {', '.join(f'{bound:g}' for bound in row.thin)}" if row.thin is not None else ""
+    bounds = (
+        f" and buckets {', '.join(f'{bound:g}' for bound in row.buckets)}" if row.buckets is not None else ""
+    )
     return f"a {row.type} with {', '.join(row.labels) or 'no labels'}{bounds}"
 
 

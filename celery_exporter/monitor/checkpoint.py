@@ -40,7 +40,7 @@ class Own(Struct):
     malformed: dict[str, int]
     reconnects: int
     file_errors: dict[str, int]
-    firsts: SeriesTrackerChanges
+    tracker: SeriesTrackerChanges
     unconfirmed: list[int]  # messages of a durable queue that may come again: see AmqpReader
 
 
@@ -56,7 +56,7 @@ class Saved:
 
     def __init__(self) -> None:
         self.memory = Memory()
-        self.firsts = SeriesTrackerMemory()
+        self.tracker = SeriesTrackerMemory()
         self.own: Own | None = None
         self._decode = msgspec.msgpack.Decoder(Checkpoint).decode
 
@@ -66,7 +66,7 @@ class Saved:
         self.memory.take(checkpoint.cluster)
         if checkpoint.own is not None:
             self.own = checkpoint.own
-            self.firsts.take(checkpoint.own.firsts)
+            self.tracker.take(checkpoint.own.tracker)
 
 
 class Page(Struct):

@@ -1,6 +1,6 @@
 """The meeting point: one Monitor per broker owns its threads, the one lock, and what they learn.
 
-Threads: `events` reads the subscription, `queues` measures, `roster` asks, `blocked` finds out whether
+Threads: `events` reads the subscription, `queues` measures, `inspector` asks, `blocked` finds out whether
 RabbitMQ blocks publishers, `watch` looks at what came of it, `state` saves it if there is a file. Each waits
 for the broker only with a bound, comes back by itself, and ends soon after `stop`. Only memory is touched
 under the lock; a scrape takes a copy under it, nothing else.
@@ -28,7 +28,7 @@ from celery_exporter.broker.connection import BrokerError, CachedConnection, is_
 from celery_exporter.broker.consumers import Reader, reader_for
 from celery_exporter.broker.inspect import WorkerInspector
 from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
-from celery_exporter.broker.queues import depths_on
+from celery_exporter.broker.queues import queue_reader_for
 from celery_exporter.broker.source import SettingsSource, is_same_broker
 from celery_exporter.config.loader import Settings
 from celery_exporter.core.aggregates import Aggregates
@@ -101,15 +101,15 @@ def back_off(first: float, longest: float, rand: Callable[[], float] = random.ra
 class Monitor:
     """Watches one broker. `start`, then `snapshot` and `is_ready` from any thread, then `stop`.
 
-    `firsts` is what scrapers were shown, which outlasts a restart with the rest; `reader` is how events are
+    `tracker` is what scrapers were shown, which outlasts a restart with the rest; `reader` is how events are
     read, unless the settings are to say it. Raise UnavailableError if another process has the state file.
     """
 
     def __init__(
-        self, settings: Settings, firsts: SeriesTracker | None = None, reader: Reader | None = None
+        self, settings: Settings, tracker: SeriesTracker | None = None, reader: Reader | None = None
     ) -> None:
         self._settings = settings
-        self._firsts = firsts or SeriesTracker(time.monotonic(), time.time())
+        self._tracker = tracker or SeriesTracker(time.monotonic(), time.time())
         self.lock = self._lock = threading.Lock()
         self._stopping = threading.Event()
         self.cluster = self._cluster = _empty(settings)
@@ -128,7 +128,7 @@ class Monitor:
         self._event_lag: float | None = None
         self._last_event: float | None = None
         self._last_refused: float | None = None
-        self._measure = CachedConnection(self._source, depths_on)
+        self._measure = CachedConnection(self._source, queue_reader_for)
         self._polls: PollSchedule[QueueStats] = PollSchedule()
         self._unacked: int | None = None
         self._measured = 0.0  # monotonic time of the newest measurement
@@ -137,7 +137,7 @@ class Monitor:
         control = partial(
             WorkerInspector, control_exchange=settings.control_exchange, accept=settings.accept_content
         )
-        self._roster = CachedConnection(self._source, control)
+        self._inspector = CachedConnection(self._source, control)
         self._refused_answers: Collection[str] = ()
         self._unanswered, self._ask_again = 0, 0.0  # rounds without an answer, monotonic time of the next
         self._blocked = BlockedWatch(self._source)
@@ -146,7 +146,7 @@ class Monitor:
         every = settings.update_interval
         self._collectors = [
             Collector("queues", every, self._measure_queues, self._measure.close),
-            Collector("workers", every, self._ask_workers, self._roster.close, wanted=self._has_strangers),
+            Collector("workers", every, self._ask_workers, self._inspector.close, wanted=self._has_strangers),
             Collector("reconcile", RECONCILE_SECONDS, self._reconcile, lambda: None),
             Collector("status", min(every, SHORT_STEP), self._look_around, lambda: None),
             Collector("blocked", INTERVAL_SECONDS, self._blocked.look, self._blocked.close),
@@ -233,7 +233,7 @@ class Monitor:
             started=self._started,
             version=__version__,
             broker_up=self.is_ready(),
-            depths=self._polls.values(time.monotonic(), self._stale_seconds),
+            queue_stats=self._polls.values(time.monotonic(), self._stale_seconds),
             unmeasured=self._unmeasured() if self._is_measured() else (),
             missing=self._polls.absent(Absence.MISSING),
             unacked=self._unacked if self._is_measured() else None,
@@ -372,7 +372,7 @@ class Monitor:
             malformed=dict(self._malformed),
             reconnects=self._opened,
             file_errors=self._file.errors if self._file else {},
-            firsts=self._firsts.changes(time.monotonic(), everything=everything),
+            tracker=self._tracker.changes(time.monotonic(), everything=everything),
             unconfirmed=self._reader.unconfirmed(self._mark or (0, 0)),
         )
 
@@ -382,7 +382,7 @@ class Monitor:
 
     def saved(self, page: Page) -> None:
         """Let the broker forget events that are in the file, and show what waited for it."""
-        self._firsts.confirm()
+        self._tracker.confirm()
         if page.mark is not None:
             self._reader.release(page.mark)
 
@@ -417,7 +417,7 @@ class Monitor:
         self._opened = own.reconnects
         if self._file is not None:
             self._file.errors.update(own.file_errors)
-        self._firsts.restore(saved.firsts, time.monotonic(), time.time(), renamed=renamed)
+        self._tracker.restore(saved.tracker, time.monotonic(), time.time(), renamed=renamed)
         self._reader.expect_again(own.unconfirmed)
         age = time.time() - (saved.memory.at.wall if saved.memory.at else 0.0)
         sets, tasks = len(cluster.keys), len(cluster.tasks)
@@ -482,11 +482,11 @@ class Monitor:
             raise BlockedError(self._blocked.reason)
         if begin < self._ask_again and only is None:
             raise BrokerError(NOBODY_ANSWERED)
-        with self._roster.use() as roster:
+        with self._inspector.use() as inspector:
             if self._settings.enable_events and without_events:
-                roster.enable_events(without_events)
-            profiles = roster.ask(before, only)
-            refused = sorted(roster.refused)
+                inspector.enable_events(without_events)
+            profiles = inspector.ask(before, only)
+            refused = sorted(inspector.refused)
         with self._lock:
             self._refused_answers = refused
             self._cluster.learn(profiles, self.moment(), asked)
@@ -510,8 +510,8 @@ class Monitor:
             suspects, asked = self._reconciler.suspects(self.moment()), self._listened
         if not suspects:
             return
-        with self._roster.use() as roster:
-            held = roster.held_tasks(suspects)
+        with self._inspector.use() as inspector:
+            held = inspector.held_tasks(suspects)
         self._run(self._reconciler.compare(held, asked, self.moment()))
 
     def _reconcile(self) -> None:
@@ -553,7 +553,7 @@ def _empty(settings: Settings) -> Cluster:
     show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
     show_queue = shown_as(settings.queue_include, settings.queue_exclude, settings.queue_name_rules)
     selection, classic = settings.selection, not settings.no_classic_histograms
-    ledger = Aggregates(
+    aggregates = Aggregates(
         selection.runtime_bounds if classic else (),  # +Inf is left
         selection.wait_bounds if classic else (),
         settings.limits.max_series,
@@ -564,7 +564,7 @@ def _empty(settings: Settings) -> Cluster:
     )
     labels, clients, hosts = selection.labels, selection.clients, selection.hosts
     cluster = Cluster(
-        settings.limits, ledger, labels, show, show_queue=show_queue, clients=clients, hosts=hosts
+        settings.limits, aggregates, labels, show, show_queue=show_queue, clients=clients, hosts=hosts
     )
     cluster.queues.request(name for name in settings.queues if show_queue(name))
     return cluster

@@ -44,7 +44,7 @@ class TaskMemory(Struct, array_like=True, gc=False):
     skipped: set[int] | None
     deliveries: list[Delivery] | None
     ended_by: str
-    parked: list[Event] | None
+    deferred: list[Event] | None
     generations: list[Generation] | None = None
     expires: float | None = None
     copied: bool = False
@@ -112,10 +112,10 @@ class Recorder:
     def changes(self, now: Timestamp) -> Changes:
         """Return what changed; it shares with the cluster, so encode it before that goes on."""
         cluster = self._cluster
-        ledger = cluster.ledger
-        shape = Shape(ledger.runtime_bounds, ledger.wait_bounds, ledger.native)
+        aggregates = cluster.aggregates
+        shape = Shape(aggregates.runtime_bounds, aggregates.wait_bounds, aggregates.native)
         changes = Changes(now, _sums(cluster), shape if self._at == -math.inf else None)
-        before, self._cells = self._cells, ledger.snapshot()
+        before, self._cells = self._cells, aggregates.snapshot()
         # A cell that was changed since the last snapshot is another object.
         changes.cells = [(key, cell) for key, cell in self._cells.items() if before.get(key) is not cell]
         changes.gone_cells = [*(before.keys() - self._cells.keys())]
@@ -168,8 +168,8 @@ NO_PROFILE = WorkerInfo()
 
 def _sums(cluster: Cluster) -> Sums:
     return Sums(
-        negative_waits=cluster.ledger.negative_waits,
-        exceptions_folded=cluster.ledger.folded,
+        negative_waits=cluster.aggregates.negative_waits,
+        exceptions_folded=cluster.aggregates.folded,
         events=cluster.events,
         fallbacks=cluster.fallbacks,
         refused=cluster.refused,
@@ -256,7 +256,7 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
     return TaskMemory(
         task.uuid,
         task.heard,
-        None if task.room is tasks.limbo else task.room.kind.key,
+        None if task.room is tasks.unidentified else task.room.kind.key,
         task.room.place,
         task.since,
         story.sent.get(0),
@@ -266,7 +266,7 @@ def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
         story.skipped,
         story.deliveries,
         story.ended_by,
-        tasks.parked.get(task.uuid),
+        tasks.deferred.get(task.uuid),
         story.generations,
         tasks.expires.get(task.uuid),
         story.copied,
@@ -282,17 +282,17 @@ def restore(memory: Memory, cluster: Cluster, now: Timestamp) -> None:
     """
     if memory.at is None or memory.sums is None or memory.shape is None:
         raise ValueError("its beginning is missing")
-    ledger, shift, sums = cluster.ledger, now.listened - memory.at.listened, memory.sums
+    aggregates, shift, sums = cluster.aggregates, now.listened - memory.at.listened, memory.sums
     # The rest last, so that it takes no room from a label set that had some.
     for key, cell in sorted(memory.cells.items(), key=lambda pair: pair[0].task_name == OTHER):
         restored = cluster.keys.restore(key)
         cell.clients = cell.clients if cluster.clients else {}
-        ledger.restore(restored, _fitting(cell, memory.shape, ledger))
+        aggregates.restore(restored, _fitting(cell, memory.shape, aggregates))
         kind = cluster.tasks.kind(cluster.keys.without_worker(restored))
         kind.heard = now.listened  # whether it is idle is seen from now on
     if not cluster.keys.renamed:
         cluster.keys.shadows.update(memory.shadows)
-    ledger.negative_waits, ledger.folded = sums.negative_waits, sums.exceptions_folded
+    aggregates.negative_waits, aggregates.folded = sums.negative_waits, sums.exceptions_folded
     cluster.purged.update(dict.fromkeys([*memory.purged][-MAX_WORKERS:]))
     for worker in memory.workers.values():
         worker.profile = memory.profiles.get(worker.name, NO_PROFILE)
@@ -330,9 +330,9 @@ def _restore_tasks(memory: Memory, cluster: Cluster, shift: float, away: float, 
 
 def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Timestamp) -> None:
     heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
-    if cluster.tasks.get(memory.uuid) is not None or (memory.key is None and not memory.parked):
+    if cluster.tasks.get(memory.uuid) is not None or (memory.key is None and not memory.deferred):
         return  # of no use, and harmful; nobody of ours writes such a thing
-    room = cluster.tasks.limbo
+    room = cluster.tasks.unidentified
     if memory.key is not None:
         room = cluster.tasks.kind(cluster.keys.restore(memory.key)).rooms[memory.state]
     room.kind.heard = max(room.kind.heard, heard)
@@ -340,12 +340,12 @@ def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: floa
     _restore_story(task, memory, cluster)
     if memory.expires is not None:
         cluster.tasks.expires[task.uuid] = memory.expires
-    is_old = heard < now.listened - cluster.limits.task_ttl and not memory.parked  # that has to count yet
+    is_old = heard < now.listened - cluster.limits.task_ttl and not memory.deferred  # that has to count yet
     if is_old and not (room.state is not None and cluster.outlives(task, now.wall, {})):
         cluster.tasks.forget(task)
-    if memory.parked:
+    if memory.deferred:
         hold = memory.hold and Hold(memory.hold.since + shift, memory.hold.was_open)
-        cluster.tasks.park(task, memory.parked, memory.heard + shift, hold)
+        cluster.tasks.park(task, memory.deferred, memory.heard + shift, hold)
 
 
 def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
@@ -363,7 +363,7 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
     task.fold()
 
 
-def _fitting(cell: Aggregate, shape: Shape, ledger: Aggregates) -> Aggregate:
+def _fitting(cell: Aggregate, shape: Shape, aggregates: Aggregates) -> Aggregate:
     """Return the cell with today's histograms; raise ValueError if they are not as the file says of all."""
     if any((each.native is not None) != shape.native for each in _histograms(cell)):
         raise ValueError("a histogram is not native as the others are")
@@ -371,16 +371,16 @@ def _fitting(cell: Aggregate, shape: Shape, ledger: Aggregates) -> Aggregate:
     for found, bounds in ((cell.runtime.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
         if any(len(each.counts) != len(bounds) + 1 for each in found):
             raise ValueError("a histogram does not have the buckets that it should")
-    new = ledger.native and not shape.native  # nobody knows how large what was observed was
-    ran = None if new else _places(shape.runtime_bounds, ledger.runtime_bounds)
-    waited = None if new else _places(shape.wait_bounds, ledger.wait_bounds)
+    new = aggregates.native and not shape.native  # nobody knows how large what was observed was
+    ran = None if new else _places(shape.runtime_bounds, aggregates.runtime_bounds)
+    waited = None if new else _places(shape.wait_bounds, aggregates.wait_bounds)
     cell.runtime = {} if ran is None else {state: each.thinned(ran) for state, each in cell.runtime.items()}
     cell.queue_wait = cell.queue_wait.thinned(waited) if cell.queue_wait and waited else None
     cell.prefetch_wait = cell.prefetch_wait.thinned(waited) if cell.prefetch_wait and waited else None
     cell.latency = cell.latency.thinned(waited) if cell.latency and waited else None
     for histogram in _histograms(cell):
-        histogram.exemplars = {} if ledger.exemplars else None
-        histogram.native = histogram.native if ledger.native else None
+        histogram.exemplars = {} if aggregates.exemplars else None
+        histogram.native = histogram.native if aggregates.native else None
     return cell
 
 

@@ -316,7 +316,7 @@ def _queue_lengths(snapshot: Snapshot) -> Finding | None:
             f"workers consume {names(snapshot.exporter.unmeasured)}, whose length the broker does not tell"
         )
         return Finding("queue-lengths", "warning", found, ASK_DOCTOR)
-    return Finding("queue-lengths", "ok", f"{count(len(snapshot.exporter.depths), 'queue')} measured")
+    return Finding("queue-lengths", "ok", f"{count(len(snapshot.exporter.queue_stats), 'queue')} measured")
 
 
 def _queue_names(snapshot: Snapshot) -> Finding | None:
@@ -363,8 +363,8 @@ def _backlogs(snapshot: Snapshot) -> Finding | None:
         return Finding("unconsumed-messages", "ok", found + but)
     longest = sorted(waiting, key=lambda name: (-(waiting[name] or 0), name))
     # Redis knows no consumers: they are the workers that answered, which a busy solo pool cannot.
-    depths = snapshot.exporter.depths
-    told = any(name in depths and depths[name].consumers is not None for name in longest)
+    queue_stats = snapshot.exporter.queue_stats
+    told = any(name in queue_stats and queue_stats[name].consumers is not None for name in longest)
     return Finding(
         "unconsumed-messages",
         "critical" if told else "warning",

@@ -85,7 +85,7 @@ class ConnectionPool:
         """
         longest = next(iter(self._waiting), None)
         if longest is not None:
-            longest.turn_out()
+            longest.abort()
             self.leave(longest)
 
     def enter(self, one: Connection) -> None:
@@ -106,7 +106,7 @@ class ConnectionPool:
         if not ours and one in self._all:
             self._waiting[one] = None
 
-    def shed_unread(self, newest: Connection) -> None:
+    def evict_slow_readers(self, newest: Connection) -> None:
         """Turn out those that have not read their answers for longest, until the rest is within bounds."""
         unread = {one: one.unread() for one in self._waiting if one is not newest}
         excess = sum(unread.values()) + newest.unread() - UNREAD
@@ -114,7 +114,7 @@ class ConnectionPool:
             if excess <= 0:
                 return
             if size:
-                one.turn_out()
+                one.abort()
                 excess -= size
 
 
@@ -125,18 +125,18 @@ class Connection(H11Protocol):
         self,
         config: uvicorn.Config,
         state: ServerState,
-        crowd: ConnectionPool,
+        pool: ConnectionPool,
         current: Callable[[], WebSecurity],
     ) -> None:
         super().__init__(config, state, {})
-        self._crowd = crowd
+        self._crowd = pool
         self._current = current
         self._opening: asyncio.Task[None] | None = None
         self._transports: list[asyncio.Transport] = []
         self._bound: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._done: Callable[[], None] | None = None  # what follows from its answer being read
-        crowd.enter(self)
+        pool.enter(self)
 
     def open(self, sock: socket.socket) -> None:
         """Begin: with the handshake, where the listener speaks TLS."""
@@ -161,7 +161,7 @@ class Connection(H11Protocol):
         elif error is not None:
             log.error("a connection could not be opened", exc_info=error)
 
-    def turn_out(self) -> None:
+    def abort(self) -> None:
         """End it now, whatever it is in the middle of."""
         self._done = None
         if self._transports:
@@ -197,7 +197,7 @@ class Connection(H11Protocol):
         """Wait for the answer to be read, and for the next request."""
         super().on_response_complete()
         if self.unread():
-            self._crowd.shed_unread(self)
+            self._crowd.evict_slow_readers(self)
         self._rebound()
         self.loop.call_later(TAKEN, self._has_read)
 
@@ -224,12 +224,12 @@ class Connection(H11Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """End it: no further request came. (Our bound is as long.)"""
-        self.turn_out()
+        self.abort()
 
     def shutdown(self) -> None:
         """End it as soon as its answer, if there is one under way, is read."""
         if self.transport is None or not (self._answering() or self.unread()):
-            self.turn_out()
+            self.abort()
         elif self._answering():
             self.cycle.keep_alive = False
         else:
@@ -240,7 +240,7 @@ class Connection(H11Protocol):
         if self._answering():
             self.cycle.disconnected = True  # it stood behind a good request, which gets this instead
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.turn_out()  # and that one has its answer, or a part of it
+            self.abort()  # and that one has its answer, or a part of it
             return
         body = msg.encode()
         answer = h11.Response(
@@ -295,4 +295,4 @@ class Connection(H11Protocol):
         if self._bound == READ and not self.unread() and not self.transport.is_closing():
             self._rebound()  # it has read all, which nobody tells us
         else:
-            self.turn_out()
+            self.abort()

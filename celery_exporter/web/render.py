@@ -50,18 +50,18 @@ class _Made(Struct, frozen=True):
 
     zipped: bytes
     length: int  # when it is not
-    visit: ScrapeSession | None
+    session: ScrapeSession | None
 
 
 class MetricsPage:
     """Answers a request for /metrics from a snapshot."""
 
     def __init__(
-        self, snapshot: Callable[[], Snapshot], exposition: Exposition, firsts: SeriesTracker
+        self, snapshot: Callable[[], Snapshot], exposition: Exposition, tracker: SeriesTracker
     ) -> None:
         self._snapshot = snapshot
         self._exposition = exposition
-        self._firsts = firsts
+        self._tracker = tracker
         self._renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
         self._free = asyncio.Semaphore(RENDERERS)
         self._queued: dict[_Wanted, asyncio.Task[_Made]] = {}
@@ -76,18 +76,18 @@ class MetricsPage:
             why = f"{self._readers.unread()} bytes of pages wait for clients that do not read them\n"
             return PlainTextResponse(why, 503, {**NOSNIFF, "Retry-After": "1"})
         page = await self._made((content_type, scraper))
-        visit = page.visit
+        session = page.session
         headers = {**NOSNIFF, "Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         headers |= {"Content-Encoding": "gzip"} if zipped else {"Content-Length": str(page.length)}
         connection: Connection | None = request.scope.get("state", {}).get("connection")
-        if visit is not None and scraper is not None and request.method == "GET":
-            (connection.when_read if connection else _call)(partial(self._end, scraper, visit))
+        if session is not None and scraper is not None and request.method == "GET":
+            (connection.when_read if connection else _call)(partial(self._end, scraper, session))
         if connection is None:  # not our server
             return Response(page.zipped if zipped else gzip.decompress(page.zipped), headers=headers)
         return _InPieces(page, headers, connection, self._readers)
 
-    def _end(self, scraper: str, visit: ScrapeSession) -> None:
-        self._firsts.end(scraper, visit, time.monotonic())
+    def _end(self, scraper: str, session: ScrapeSession) -> None:
+        self._tracker.end(scraper, session, time.monotonic())
 
     async def _made(self, wanted: _Wanted) -> _Made:
         # Whoever wants the same while it waits to be made shares it: a crowd waits no longer than two do.
@@ -102,9 +102,9 @@ class MetricsPage:
             return await asyncio.get_running_loop().run_in_executor(self._renderers, self._render, *wanted)
 
     def _render(self, content_type: str, scraper: str | None) -> _Made:
-        visit = None if scraper is None else self._firsts.begin(scraper, time.monotonic())
-        text = self._exposition.render(self._snapshot(), content_type, visit)
-        return _Made(gzip.compress(text, 1), len(text), visit)
+        session = None if scraper is None else self._tracker.begin(scraper, time.monotonic())
+        text = self._exposition.render(self._snapshot(), content_type, session)
+        return _Made(gzip.compress(text, 1), len(text), session)
 
 
 class _Readers:
@@ -166,7 +166,7 @@ class _InPieces(Response):
     def cut(self) -> None:
         """End the connection in the middle of the answer."""
         self._readers.leave(self)
-        self._connection.turn_out()
+        self._connection.abort()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -142,7 +142,7 @@ class _Server(uvicorn.Server):
         while self._crowd.everybody() and time.monotonic() < deadline:  # noqa: ASYNC110  as uvicorn does
             await asyncio.sleep(0.02)
         for one in self._crowd.everybody():
-            one.turn_out()
+            one.abort()
 
     def _take_connections(self, listener: socket.socket) -> None:
         for _ in range(self._at_once):

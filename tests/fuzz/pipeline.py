@@ -39,7 +39,7 @@ class House(ClusterDriver):
 
     def keeps_little(self) -> None:
         """No event that waits for its task-sent keeps a text that has no bound."""
-        for events in self.cluster.tasks.parked.values():
+        for events in self.cluster.tasks.deferred.values():
             for event in events:
                 texts = [value for value in msgspec.structs.astuple(event) if isinstance(value, str)]
                 assert max(map(len, texts)) <= 512, event

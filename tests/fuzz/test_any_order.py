@@ -174,14 +174,14 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def every_task_is_in_exactly_one_room(self) -> None:
         tasks = self.story.cluster.tasks
-        closed = [tasks.limbo.tasks, tasks.finished, tasks.taken_out]
+        closed = [tasks.unidentified.tasks, tasks.finished, tasks.taken_out]
         rooms = [*closed, *(room.tasks for room in tasks.rooms())]
         uuids = [uuid for room in rooms for uuid in room]
         assert sorted(uuids) == sorted(set(uuids)) == sorted(tasks.uuids())
         assert all(tasks.get(uuid).room.tasks is room for room in rooms for uuid in room)
-        assert set(tasks.parked) == {*tasks.limbo.tasks, *tasks.held}
+        assert set(tasks.deferred) == {*tasks.unidentified.tasks, *tasks.held}
         gauges = sum(group.count for group in tasks.in_states())
-        assert gauges + len(tasks.limbo.tasks) == len(tasks)
+        assert gauges + len(tasks.unidentified.tasks) == len(tasks)
 
     @invariant()
     def tables_are_within_their_limits(self) -> None:
@@ -190,7 +190,7 @@ class AnyOrder(RuleBasedStateMachine):
         remembered = self.limits.max_tasks + low["MAX_TOMBSTONES"]
         assert len(cluster.tasks) <= remembered
         assert len(cluster.tasks.uuids()) <= remembered + 1
-        assert len(cluster.tasks.limbo.tasks) <= low["MAX_LIMBO"]
+        assert len(cluster.tasks.unidentified.tasks) <= low["MAX_LIMBO"]
         assert len(cluster.tasks.finished) <= low["MAX_TOMBSTONES"]
         assert len(cluster.tasks.taken_out) <= low["MAX_TOMBSTONES"]
         assert len(cluster.workers) <= low["MAX_WORKERS"]

@@ -18,7 +18,7 @@ from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.connection import connect
 from celery_exporter.broker.inspect import WorkerInspector
-from celery_exporter.broker.queues import depths_on
+from celery_exporter.broker.queues import queue_reader_for
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.doctor import rabbitmq_checks as amqp
@@ -101,7 +101,7 @@ def test_a_user_who_may_not_ask_for_queue_lengths(strict):
 
     def measured() -> QueueStats | Absence:
         with kombu.Connection(url) as connection:
-            return depths_on(connection).read(["jobs"], requested=["jobs"], consumed=())["jobs"]
+            return queue_reader_for(connection).read(["jobs"], requested=["jobs"], consumed=())["jobs"]
 
     assert measured() is Absence.UNREADABLE
     remedy = to_measure(settings_of(url), "")

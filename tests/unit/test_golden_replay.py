@@ -71,7 +71,7 @@ def surroundings(at: float) -> ExporterState:
         started=at,
         version="0.0.0",
         broker_up=True,
-        depths={"celery": QueueStats(3, None)},
+        queue_stats={"celery": QueueStats(3, None)},
         unacked=2,
         roster_known=True,
         collectors=[CollectorView("queues", True, 0.5, at)],

@@ -1,4 +1,4 @@
-"""What queues hold, one file a broker kind; `depths_on` chooses.
+"""What queues hold, one file a broker kind; `queue_reader_for` chooses.
 
 A queue that cannot be read is an `Absence` in the answer, never 0, and costs no other queue its number.
 """
@@ -15,7 +15,7 @@ from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import QueueStats
 
 
-class Depths(Protocol):
+class QueueReader(Protocol):
     """Measures queues over a connection of its own."""
 
     #: Whether each question costs a round trip, and each one about a queue that is not there an error.
@@ -34,7 +34,7 @@ class Depths(Protocol):
         """Return how many messages workers hold unacknowledged, of all queues."""
 
 
-def depths_on(connection: kombu.Connection) -> Depths:
+def queue_reader_for(connection: kombu.Connection) -> QueueReader:
     """Return the measure for the kind of broker that an open connection leads to."""
     driver = connection.transport.driver_type
     if driver == "redis":

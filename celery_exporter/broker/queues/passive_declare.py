@@ -19,7 +19,7 @@ LONGEST = 255
 
 
 class DeclaredDepths:
-    """See `Depths`. AMQP counts consumers; kombu's virtual transports answer 0, which says nothing.
+    """See `QueueReader`. AMQP counts consumers; kombu's virtual transports answer 0, which says nothing.
 
     RabbitMQ logs each error, so a round ends after as many of them.
     """

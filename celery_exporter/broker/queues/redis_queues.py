@@ -37,7 +37,7 @@ _decode = msgspec.json.Decoder(_Message).decode
 
 
 class RedisDepths:
-    """See `Depths`."""
+    """See `QueueReader`."""
 
     def __init__(self, connection: kombu.Connection) -> None:
         self._connection = connection

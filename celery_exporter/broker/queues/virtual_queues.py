@@ -45,7 +45,7 @@ _LOOKS: Mapping[str, Callable[[Any, str], bool | None]] = {
 
 
 class VirtualDepths:
-    """See `Depths`."""
+    """See `QueueReader`."""
 
     costly = True
 

@@ -143,16 +143,16 @@ class SeriesTracker:
             # Under other names than before, nothing was ever at 0.
             return ScrapeSession(now, self._opened, self._began or None, all_old=all_old)
 
-    def end(self, scraper: str, visit: ScrapeSession, now: float) -> None:
+    def end(self, scraper: str, session: ScrapeSession, now: float) -> None:
         """Note that a server has read its page."""
         with self._lock:
             self._contacted = True
-            self._note_scraper(scraper, visit.at)
-            for series in visit.opens.difference(self._opened):
-                self._open(series, visit.at)
-            for series in visit.at_zero.difference(self._opened, self._ready):
-                self._waiting.setdefault(series, visit.at)
-            self._forget_gone(visit)
+            self._note_scraper(scraper, session.at)
+            for series in session.opens.difference(self._opened):
+                self._open(series, session.at)
+            for series in session.at_zero.difference(self._opened, self._ready):
+                self._waiting.setdefault(series, session.at)
+            self._forget_gone(session)
             if not self._is_saved:
                 self._settle(now)
                 self._confirm([*self._ready])
@@ -206,15 +206,15 @@ class SeriesTracker:
         if self._is_saved:
             self._unwritten.add(series)
 
-    def _forget_gone(self, visit: ScrapeSession) -> None:
+    def _forget_gone(self, session: ScrapeSession) -> None:
         """Forget series that are not on a page, unless they are younger than it."""
-        if len(visit.shown) == len(self._opened) + len(self._ready) + len(self._waiting):
+        if len(session.shown) == len(self._opened) + len(self._ready) + len(self._waiting):
             return  # none is gone; to look for each would cost as much as to write it
-        shown = set(visit.shown)
+        shown = set(session.shown)
         for known in (self._opened, self._ready, self._waiting):
             if known.keys() <= shown:
                 continue
-            gone = [series for series, at in known.items() if at < visit.at and series not in shown]
+            gone = [series for series, at in known.items() if at < session.at and series not in shown]
             for series in gone:
                 del known[series]
             self._unwritten.difference_update(gone)

@@ -46,7 +46,7 @@ class Exposition:
         static_labels: Mapping[str, str] | None = None,
     ) -> None:
         static = self._static = static_labels or {}
-        self._families = [_Family(row, row.called(prefix), static) for row in rows]
+        self._families = [_Family(row, row.full_name(prefix), static) for row in rows]
         self._unlabelled = _template((), static).format()
         self._process = ProcessCollector(registry=CollectorRegistry())
         names = {family.name for family in self._families}
@@ -56,19 +56,19 @@ class Exposition:
         self._clashing = {name for name in names if name.removesuffix("_total") in names - {name}}
 
     def render(
-        self, snapshot: Snapshot, content_type: str = TEXT, visit: ScrapeSession | None = None
+        self, snapshot: Snapshot, content_type: str = TEXT, session: ScrapeSession | None = None
     ) -> bytes:
         """Return all families of the snapshot in `TEXT`, `OPENMETRICS` or `PROTOBUF`.
 
-        `visit` is that of a Prometheus server, None for somebody who reads numbers, once.
+        `session` is that of a Prometheus server, None for somebody who reads numbers, once.
         """
         parts = self._messages if content_type == PROTOBUF else self._texts
-        return b"".join(parts(snapshot, visit, content_type == OPENMETRICS))
+        return b"".join(parts(snapshot, session, content_type == OPENMETRICS))
 
-    def _texts(self, snapshot: Snapshot, visit: ScrapeSession | None, openmetrics: bool) -> Iterator[bytes]:
+    def _texts(self, snapshot: Snapshot, session: ScrapeSession | None, openmetrics: bool) -> Iterator[bytes]:
         for family in self._families:
             yield _text(self._head(family.name, family.row.type, family.row.help, openmetrics))
-            lines = family.lines(snapshot, visit, exemplars=openmetrics)
+            lines = family.lines(snapshot, session, exemplars=openmetrics)
             while some := b"".join(islice(lines, AT_ONCE)):
                 yield some
         for name, metric in self._of_process():
@@ -77,10 +77,10 @@ class Exposition:
         if openmetrics:
             yield b"# EOF\n"
 
-    def _messages(self, snapshot: Snapshot, visit: ScrapeSession | None, _: bool) -> Iterator[bytes]:
+    def _messages(self, snapshot: Snapshot, session: ScrapeSession | None, _: bool) -> Iterator[bytes]:
         for family in self._families:
             row = family.row
-            yield from protobuf.family(family.name, row.type, row.help, family.metrics(snapshot, visit))
+            yield from protobuf.family(family.name, row.type, row.help, family.metrics(snapshot, session))
         labelled = protobuf.labels(self._static)
         for name, metric in self._of_process():
             values = (protobuf.metric(metric.type, labelled, each.value) for each in metric.samples)
@@ -130,20 +130,22 @@ class _Family:
         self._bounds: tuple[float, ...] = ()
         self._labels: dict[tuple[str, ...], bytes] = {}  # in protobuf
 
-    def lines(self, snapshot: Snapshot, visit: ScrapeSession | None, *, exemplars: bool) -> Iterator[bytes]:
+    def lines(self, snapshot: Snapshot, session: ScrapeSession | None, *, exemplars: bool) -> Iterator[bytes]:
         """Yield the family's lines, those of one histogram together."""
         of_histogram = _with_exemplars if exemplars else _histogram_lines
         line = _number_line if self.row.bounds is None else of_histogram
-        for series, value in self._shown(snapshot, visit):
+        for series, value in self._shown(snapshot, session):
             yield line(series.lines, value)
 
-    def metrics(self, snapshot: Snapshot, visit: ScrapeSession | None) -> Iterator[bytes]:
+    def metrics(self, snapshot: Snapshot, session: ScrapeSession | None) -> Iterator[bytes]:
         """Yield the family's metrics in protobuf, to a visitor with the time at which they were at 0."""
         row, known = self.row, self._labels
-        created = None if visit is None or row.type == "gauge" or row.began_before else visit.created
+        created = (
+            None if session is None or row.type == "gauge" or row.has_external_baseline else session.created
+        )
         any_inherits = any(cell.inherited for cell in snapshot.cells.values())
         count = 0
-        for count, (series, value) in enumerate(self._shown(snapshot, visit), 1):  # noqa: B007
+        for count, (series, value) in enumerate(self._shown(snapshot, session), 1):  # noqa: B007
             labelled = known.get(series.values) or self._learn_labels(series.values)
             may_inherit = any_inherits or OTHER in series.values
             at = None if may_inherit and _inherits(row, series.values, snapshot) else created
@@ -159,23 +161,23 @@ class _Family:
         labelled = self._labels[values] = protobuf.labels(pairs)
         return labelled
 
-    def _shown(self, snapshot: Snapshot, visit: ScrapeSession | None) -> Iterator[tuple[_Series, Any]]:
+    def _shown(self, snapshot: Snapshot, session: ScrapeSession | None) -> Iterator[tuple[_Series, Any]]:
         """Yield each series with its value; to a visitor, a counting series that is new is shown at 0."""
         row, known = self.row, self._series
         samples = row.samples(snapshot)
         if row.merge is not None:
             samples = _merged(row.merge, samples)
-        if row.type == "gauge" or row.began_before:
-            visit = None
+        if row.type == "gauge" or row.has_external_baseline:
+            session = None
         if row.bounds is not None:
             samples = self._thinned(samples, tuple(row.bounds(snapshot)))
         count = 0
         for count, (values, value) in enumerate(samples, 1):  # noqa: B007
             series = known.get(values) or self._learn(values)
-            if visit is None or visit.shows(series.id):
+            if session is None or session.shows(series.id):
                 yield series, value
             elif _inherits(row, values, snapshot):
-                visit.show(series.id)
+                session.show(series.id)
                 yield series, value
             else:
                 yield series, _nothing(value)
@@ -184,8 +186,8 @@ class _Family:
 
     def _thinned(self, samples: Iterable[Sample], bounds: tuple[float, ...]) -> Iterable[Sample]:
         """Return histograms with no bounds but those of the row."""
-        thin = self.row.thin
-        self._bounds = bounds if thin is None else tuple(bound for bound in bounds if bound in thin)
+        buckets = self.row.buckets
+        self._bounds = bounds if buckets is None else tuple(bound for bound in bounds if bound in buckets)
         if self._bounds == bounds:
             return samples
         into = places(bounds, self._bounds)

@@ -194,7 +194,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         ),
         merge=add,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
-        thin=bounds,
+        buckets=bounds,
         decimal=True,
         remark=_QUEUES,
         query=query,

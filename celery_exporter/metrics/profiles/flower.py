@@ -87,7 +87,7 @@ def _runtime(shape: MetricOptions) -> MetricFamily:
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
-        thin=shape.buckets or COMMON_BUCKETS,
+        buckets=shape.buckets or COMMON_BUCKETS,
         decimal=True,
         query=summed(succeeded, "state", "queue_name", task="task_name"),
     )

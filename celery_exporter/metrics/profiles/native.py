@@ -87,7 +87,7 @@ def _transitions(shape: MetricOptions) -> MetricFamily:
             for of_key in [values(key)]
             for state, count in zip(STATES, cell.transitions, strict=True)
         ),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         absent="No event has named the task and no worker that answers has registered "
         "it; from then on each state is there, at 0 to begin with.",
         example="sum by (task_name, state) (rate(celery_tasks_total[5m]))",
@@ -107,7 +107,7 @@ def _failures(shape: MetricOptions) -> MetricFamily:
             for key, cell in snapshot.cells.items()
             for exception, count in cell.exceptions.items()
         ),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         absent="The task has not failed with that exception yet.",
         example="topk(10, sum by (task_name, exception) (increase(celery_task_failures_total[1h])))",
     )
@@ -127,9 +127,9 @@ def runtime(shape: MetricOptions) -> MetricFamily:
             for key, cell in snapshot.cells.items()
             for state, histogram in cell.runtime.items()
         ),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         bounds=attrgetter("runtime_bounds"),
-        thin=shape.buckets or RUNTIME_BUCKETS,
+        buckets=shape.buckets or RUNTIME_BUCKETS,
         absent="No execution of the task has ended in that state yet.",
         example="histogram_quantile(0.95, sum by (task_name, le) "
         "(rate(celery_task_runtime_seconds_bucket[5m])))",
@@ -157,9 +157,9 @@ def _wait(  # noqa: PLR0913  a row has so many cells
             for key, cell in snapshot.cells.items()
             if (histogram := which(cell)) is not None
         ),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         bounds=attrgetter("wait_bounds"),
-        thin=shape.wait_buckets or WAIT_BUCKETS,
+        buckets=shape.wait_buckets or WAIT_BUCKETS,
         absent=absent,
         example=example,
     )
@@ -176,7 +176,7 @@ def _now(shape: MetricOptions) -> MetricFamily:
         lambda snapshot: (
             ((STATES[group.state], *values(group.key)), group.count) for group in snapshot.tasks
         ),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         absent="The task is not known yet.",
         example='sum by (task_name) (celery_tasks_in_flight{state="STARTED"})',
     )
@@ -222,7 +222,7 @@ def _redeliveries(shape: MetricOptions) -> MetricFamily:
         "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
         task,
         lambda snapshot: ((values(key), cell.redeliveries) for key, cell in snapshot.cells.items()),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         absent="The task is not known yet.",
         example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
     )
@@ -234,7 +234,7 @@ def _worker(  # noqa: PLR0913  a row has so many cells
     help_: str,
     field: Callable[[WorkerView], float | None],
     *,
-    began_before: bool = False,
+    has_external_baseline: bool = False,
     absent: str = "",
     example: str = "",
 ) -> MetricFamily:
@@ -245,7 +245,7 @@ def _worker(  # noqa: PLR0913  a row has so many cells
         help_,
         ("worker",),
         of_each("workers", field),
-        began_before=began_before,
+        has_external_baseline=has_external_baseline,
         absent=absent,
         example=example,
     )
@@ -323,7 +323,7 @@ _WORKER_ROWS = [
         "counter",
         "Tasks accepted by the worker's pool, as it counts them, over restarts that were seen.",
         attrgetter("processed_total"),
-        began_before=True,
+        has_external_baseline=True,
         absent="The worker was never heard, or is forgotten.",
         example="sum by (worker) (rate(celery_worker_processed_tasks_total[5m]))",
     ),

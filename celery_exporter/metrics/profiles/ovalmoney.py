@@ -20,7 +20,7 @@ UNDEFINED = "undefined"
 
 def rows(shape: MetricOptions) -> list[MetricFamily]:
     """Return the table."""
-    merge = add if shape.finer else None
+    merge = add if shape.needs_merge else None
     namespace = shape.namespace
     return [
         MetricFamily(
@@ -94,9 +94,9 @@ def _histogram(  # noqa: PLR0913  what differs between the two
             for key, cell in snapshot.cells.items()
             if (histogram := which(cell)) is not None
         ),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
-        thin=(shape.wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
+        buckets=(shape.wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
         decimal=True,
         remark=remark,
         query=query,

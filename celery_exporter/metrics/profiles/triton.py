@@ -61,7 +61,7 @@ def _counter(shape: MetricOptions, state: State) -> MetricFamily:
         help_,
         task,
         lambda snapshot: ((values(key), cell.transitions[state]) for key, cell in snapshot.cells.items()),
-        merge=add if shape.finer else None,
+        merge=add if shape.needs_merge else None,
         query=f'sum without (state) (celery_tasks_total{{state="{state.name}"}})',
     )
 

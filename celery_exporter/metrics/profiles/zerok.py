@@ -82,7 +82,7 @@ def _runtime(shape: MetricOptions) -> MetricFamily:
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
-        thin=shape.buckets or COMMON_BUCKETS,
+        buckets=shape.buckets or COMMON_BUCKETS,
         decimal=True,
         query=summed(succeeded, "state", "queue_name", "worker", name="task_name"),
     )
@@ -99,7 +99,7 @@ def _latency(shape: MetricOptions) -> MetricFamily:
         ),
         merge=add,
         bounds=attrgetter("wait_bounds"),
-        thin=shape.wait_buckets or COMMON_BUCKETS,
+        buckets=shape.wait_buckets or COMMON_BUCKETS,
         decimal=True,
         query=summed("celery_task_prefetch_wait_seconds_bucket", "task_name", "queue_name", "worker"),
     )

@@ -62,7 +62,7 @@ class ClusterDriver:
             started=T0,
             version="0",
             broker_up=True,
-            depths={},
+            queue_stats={},
             unacked=None,
             roster_known=True,
             collectors=[],

@@ -487,8 +487,8 @@ def test_no_traceback_is_kept():
     story = ClusterDriver()
     lost = failed("u2", exception="ExceptionWithTraceback()", traceback=LOST)
     story.tell(failed(traceback="x" * 100_000), lost)
-    parked = story.cluster.tasks.parked.values()
-    assert [event.traceback for events in parked for event in events] == [None, None]
+    deferred = story.cluster.tasks.deferred.values()
+    assert [event.traceback for events in deferred for event in events] == [None, None]
 
 
 # As a real worker's events reach us: the pool process sends the retry before the worker tells the end.
@@ -774,7 +774,7 @@ def test_only_so_many_tasks_wait_for_their_task_sent(monkeypatch):
     story = ClusterDriver()
     for index in range(110):
         story.tell(received(f"u{index}"))
-    assert list(story.cluster.tasks.limbo.tasks) == [f"u{index}" for index in range(10, 110)]
+    assert list(story.cluster.tasks.unidentified.tasks) == [f"u{index}" for index in range(10, 110)]
     assert story.counts() == {("add", "unknown", "RECEIVED"): 10}
 
 

@@ -731,7 +731,7 @@ def test_tasks_do_not_wait_for_the_answer_of_a_worker_that_seems_to_restart_all_
         for event in (received, started, succeeded):
             story.tell(event(f"u{number}", at=story.now - 100, pid=pid))
         story.wait(1)
-    assert len(story.cluster.tasks.limbo.tasks) < 2 * ANSWER_SECONDS + 5
+    assert len(story.cluster.tasks.unidentified.tasks) < 2 * ANSWER_SECONDS + 5
 
 
 def test_what_was_taken_out_can_be_heard_of_after_its_series_was_idle():

@@ -130,7 +130,7 @@ def test_a_worker_that_left_without_an_answer_makes_nothing_unknown():
 @pytest.mark.parametrize(("told", "consumers"), [(None, 1), (0, 0), (3, 3)])
 def test_what_the_broker_says_of_a_queue_comes_first(told, consumers):
     profiles = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
-    assert queues(profiles, depths={"q": QueueStats(7, told), "other": QueueStats(1, 5)}) == [
+    assert queues(profiles, queue_stats={"q": QueueStats(7, told), "other": QueueStats(1, 5)}) == [
         QueueView("other", 1, 5, 0, None, 0),
         QueueView("q", 7, consumers, 4, None, 1),
     ]
@@ -139,13 +139,13 @@ def test_what_the_broker_says_of_a_queue_comes_first(told, consumers):
 def test_the_oldest_of_a_queue_waits_since_the_earliest_of_the_tasks_at_its_heads():
     depth = QueueStats(3, None, ("u1", "u2", "unheard of", "not sent"))
     events = [sent("u1", at=5), sent("u2", at=3), received("not sent")]
-    (queue,) = queues({}, *events, depths={"q": depth})
+    (queue,) = queues({}, *events, queue_stats={"q": depth})
     assert queue.oldest == T0 + 3
 
 
 def test_a_retry_at_the_head_of_a_queue_waits_since_it_was_sent_anew():
     events = [sent(at=1), received(at=2), sent(at=9, retries=1), sent(at=30, retries=2)]
-    (queue,) = queues({}, *events, depths={"q": QueueStats(1, None, ("u1",))})
+    (queue,) = queues({}, *events, queue_stats={"q": QueueStats(1, None, ("u1",))})
     assert queue.oldest == T0 + 30
 
 
@@ -163,13 +163,13 @@ def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker()
         "a@h": WorkerInfo(queues=("customer-1", "customer-2"), pool_size=4),
         "b@h": WorkerInfo(queues=("customer-2", "q"), pool_size=2),
     }
-    depths = {
+    queue_stats = {
         "customer-1": QueueStats(3, None, ("u1",)),
         "customer-2": QueueStats(4, None, ("u2",)),
         "q": QueueStats(1),
     }
     events = [sent("u1", at=5, queue="customer-1"), sent("u2", at=3, queue="customer-2")]
-    assert folded(profiles, *events, sent("u3", queue="customer-3"), depths=depths) == [
+    assert folded(profiles, *events, sent("u3", queue="customer-3"), queue_stats=queue_stats) == [
         QueueView("customer-*", 7, 3, 6, T0 + 3, 2),
         QueueView("q", 1, 1, 2, None, 1),
     ]
@@ -178,7 +178,7 @@ def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker()
 @pytest.mark.parametrize(("waiting", "consumers"), [(4, 0), (0, 5)])
 def test_one_consumed_queue_does_not_hide_another_of_its_name_in_which_messages_wait(waiting, consumers):
     told = {"customer-1": QueueStats(3, 5), "customer-2": QueueStats(waiting, 0)}
-    assert folded({}, depths=told) == [QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)]
+    assert folded({}, queue_stats=told) == [QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)]
 
 
 def test_a_queue_that_the_broker_does_not_have_is_not_shown():
@@ -193,7 +193,7 @@ def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
     assert [queue.consumers for queue in story.shown().queues] == [1, 1]
     story.tell(heartbeat("a@h", kind="offline"))
     shown = story.shown(
-        depths={"bcast.1": QueueStats(9, 0), "q": QueueStats(9, 0), "mine": QueueStats(9, 0)}
+        queue_stats={"bcast.1": QueueStats(9, 0), "q": QueueStats(9, 0), "mine": QueueStats(9, 0)}
     ).queues
     assert {queue.name: queue.consumers for queue in shown} == {"bcast.1": None, "q": 0, "mine": None}
 

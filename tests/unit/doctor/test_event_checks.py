@@ -12,7 +12,7 @@ from celery_exporter.broker.inspect import Configuration
 from celery_exporter.cli.main import _command
 from celery_exporter.config.loader import load
 from celery_exporter.doctor import Report
-from celery_exporter.doctor.event_checks import judge
+from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import ListenResult
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.doctor.redis_checks import judge_buffer, judge_eviction, pubsub_limits
@@ -33,7 +33,7 @@ def judged(*events: dict, said: dict[str, Configuration] | None = None, **heard)
     told = {"content_types": {"application/json": 3}, "first_event": 0.5, **heard}
     shown, answers = story.shown(listened=PATIENCE), list((said or {}).items())
     found = ListenResult(shown, Recent().growth(shown, 0.0), configurations=answers, **told)
-    return {finding.check: finding for finding in judge(found, SETTINGS)}
+    return {finding.check: finding for finding in run_event_checks(found, SETTINGS)}
 
 
 def test_workers_of_different_versions():
@@ -101,7 +101,7 @@ def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
     story = ClusterDriver()
     shown = story.shown(broker_up=False, listened=1.0)
     found = ListenResult(shown, Recent().growth(shown, 0.0), {}, None, [])
-    (only,) = judge(found, SETTINGS)
+    (only,) = run_event_checks(found, SETTINGS)
     assert (only.check, only.severity) == ("subscription", "critical")
     assert only.remedy.startswith("redis-cli -h 127.0.0.1 -p 6379 INFO")
 

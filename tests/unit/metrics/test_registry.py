@@ -61,7 +61,7 @@ APART = {name: {row.name: row for row in select((name,), MetricOptions()).rows} 
 def differing(pair: tuple[str, str]) -> set[str]:
     """Return the names that both claim for something else."""
     forms = [
-        {row.name: (row.type, set(row.labels), row.thin) for row in APART[name].values()} for name in pair
+        {row.name: (row.type, set(row.labels), row.buckets) for row in APART[name].values()} for name in pair
     ]
     return {name for name in forms[0].keys() & forms[1].keys() if forms[0][name] != forms[1][name]}
 
@@ -125,7 +125,7 @@ def test_each_profile_has_its_own_buckets_of_what_was_counted_once():
 def test_buckets_that_somebody_chose_are_those_of_all():
     chosen = load({"broker_url": URL, "profile": "native,flower", "buckets": "1,2"}, {}).selection
     assert chosen.runtime_bounds == (1.0, 2.0)
-    assert {row.thin for row in chosen.rows if row.name.endswith("runtime_seconds")} == {(1.0, 2.0)}
+    assert {row.buckets for row in chosen.rows if row.name.endswith("runtime_seconds")} == {(1.0, 2.0)}
 
 
 def test_a_name_of_another_family_keeps_its_beginning():
@@ -217,12 +217,12 @@ def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_
     story = two_workers(selection)
     exposition = Exposition(selection.rows)
     series = 'celery_task_failures_total{exception="ValueError",queue_name="unknown",task_name="add"}'
-    firsts = SeriesTracker(0.0, 0.0)
+    tracker = SeriesTracker(0.0, 0.0)
 
     def scrape(at):
-        visit = firsts.begin("p", at)
-        page = exposition.render(story.shown(), visit=visit).decode()
-        firsts.end("p", visit, at)
+        session = tracker.begin("p", at)
+        page = exposition.render(story.shown(), session=session).decode()
+        tracker.end("p", session, at)
         return page
 
     for at in (1.0, 2.0, 2.5):

@@ -133,7 +133,7 @@ def test_new_series_leave_their_0_though_something_is_in_the_place_of_the_file(
     monkeypatch.setattr(saving, "PATIENCE", 0.0)
     (tmp_path / "new").write_bytes(b"somebody's")
     (tmp_path / "new").replace(tmp_path / "state")
-    firsts = counting.monitor._firsts
+    firsts = counting.monitor._tracker
     shown = []
     for _ in range(5):
         visit = firsts.begin("prometheus", time.monotonic())

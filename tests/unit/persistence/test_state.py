@@ -163,7 +163,7 @@ def test_law_5_a_restart_anywhere_in_a_life_changes_nothing(life, cut, clock):
 def test_what_waits_with_nothing_is_not_taken():
     kept = remembered(told(sent(), received()))
     task = kept.tasks["u1"]
-    kept.tasks["u2"] = msgspec.structs.replace(task, uuid="u2", key=None, state=None, parked=None)
+    kept.tasks["u2"] = msgspec.structs.replace(task, uuid="u2", key=None, state=None, deferred=None)
     story = restarted(ClusterDriver(), kept=kept)
     assert story.gauges() == {"RECEIVED": 1}
     assert story.cluster.tasks.uuids() == ["u1"]

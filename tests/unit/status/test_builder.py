@@ -120,10 +120,10 @@ def test_of_failures_class_and_place_are_told_and_no_more():
 def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
     story, recent = ClusterDriver(), Recent()
     for number in range(int(2 * LONG_WINDOW / SHORT_STEP)):
-        recent.look(story.shown(depths={"q": QueueStats(number)}), story.now)
-        recent.look(story.shown(depths={"q": QueueStats(-1)}), story.now + SHORT_STEP / 2)  # too soon
+        recent.look(story.shown(queue_stats={"q": QueueStats(number)}), story.now)
+        recent.look(story.shown(queue_stats={"q": QueueStats(-1)}), story.now + SHORT_STEP / 2)  # too soon
         story.now += SHORT_STEP
-    (queue,) = status(story, recent, depths={"q": QueueStats(7)}).queues
+    (queue,) = status(story, recent, queue_stats={"q": QueueStats(7)}).queues
     assert queue.length == 7
     newest = int(2 * LONG_WINDOW / SHORT_STEP) - 1
     remembered = range(newest - int(LONG_WINDOW / SHORT_STEP) + 2, newest + 1)

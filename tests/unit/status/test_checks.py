@@ -55,7 +55,7 @@ def levels(found: dict[str, Finding]) -> set[str]:
 
 
 def test_a_cluster_that_is_well_has_nothing_to_mend():
-    found = findings(*beats(), *TASK, depths={"q": QueueStats(3)})
+    found = findings(*beats(), *TASK, queue_stats={"q": QueueStats(3)})
     assert levels(found) == {"ok"}
     assert {finding.remedy for finding in found.values()} == {""}
     assert list(found) == [
@@ -84,7 +84,7 @@ def test_nothing_is_wrong_that_had_no_time_to_be_known(listened):
     collectors = [CollectorView("queues", None, None, None), CollectorView("workers", None, None, None)]
     quiet = {"listened": listened, "collectors": collectors, "last_event": None}
     assert levels(findings(**quiet)) == {"ok"}
-    assert levels(findings(received(), profiles={}, depths={"q": QueueStats(3, 0)}, **quiet)) == {"ok"}
+    assert levels(findings(received(), profiles={}, queue_stats={"q": QueueStats(3, 0)}, **quiet)) == {"ok"}
 
 
 def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
@@ -98,7 +98,7 @@ def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
 
 def test_while_publishers_are_blocked_nobody_is_judged():
     gone = heartbeat("w@h", kind="offline")
-    found = findings(gone, blocked="low on memory & disk", depths={"q": QueueStats(3, 0)})
+    found = findings(gone, blocked="low on memory & disk", queue_stats={"q": QueueStats(3, 0)})
     assert {check: each.severity for check, each in found.items()} == {
         "subscription": "ok",
         "publishers": "critical",
@@ -113,7 +113,7 @@ def test_while_publishers_are_blocked_nobody_is_judged():
 
 
 def test_where_no_event_can_arrive_nothing_else_is_wrong():
-    found = findings(no_events="no fan-out", broker_up=False, depths={"q": QueueStats(3)})
+    found = findings(no_events="no fan-out", broker_up=False, queue_stats={"q": QueueStats(3)})
     assert [(check, each.severity) for check, each in found.items()] == [
         ("transport", "critical"),
         ("queue-lengths", "ok"),
@@ -126,7 +126,7 @@ def test_all_is_decided_once_each_check_that_applies_has_found_something(blocked
     story = ClusterDriver()
     story.tell(*beats(), *TASK)
     story.cluster.learn({"w@h": ANSWERED}, story.moment())
-    well = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, "depths": {"q": QueueStats(3)}}
+    well = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, "queue_stats": {"q": QueueStats(3)}}
     assert is_decided(story.shown(blocked=blocked, **well))
     assert not is_decided(story.shown(blocked=blocked, **{**well, "collectors": []}))
 
@@ -149,7 +149,7 @@ def test_no_worker_at_all_and_none_any_more():
         "work may wait: nobody measures"
     )
     for depth, unacked, level in ((0, None, "warning"), (1, None, "critical"), (0, 1, "critical")):
-        told = {"depths": {"q": QueueStats(depth)}, "unacked": unacked}
+        told = {"queue_stats": {"q": QueueStats(depth)}, "unacked": unacked}
         assert findings(heartbeat("w@h", kind="offline"), **told)["workers"].severity == level
     some = findings(heartbeat("w@h", kind="offline"), *beats("x@h"))["workers"]
     assert (some.severity, some.message) == ("ok", "1 worker heard: x@h, 1 went down")
@@ -231,16 +231,16 @@ def test_the_clock_that_is_wrong_may_be_the_one_here():
 
 
 def test_queues_that_nobody_consumes():
-    depths = {
+    queue_stats = {
         "empty": QueueStats(0),
         "q": QueueStats(5),
         "some": QueueStats(7),
         "most; ls": QueueStats(1200),
         "said": QueueStats(4, 1),
     }
-    told = findings(*beats(), depths={**depths, "some": QueueStats(7, 0)})["unconsumed-messages"]
+    told = findings(*beats(), queue_stats={**queue_stats, "some": QueueStats(7, 0)})["unconsumed-messages"]
     assert told.severity == "critical", "the broker itself says that it has no consumer"
-    found = findings(*beats(), depths=depths)
+    found = findings(*beats(), queue_stats=queue_stats)
     assert found["queues-without-consumers"] == Finding(
         "queues-without-consumers",
         "warning",
@@ -256,14 +256,14 @@ def test_queues_that_nobody_consumes():
 
 
 def test_a_command_names_the_queues_that_its_option_can_name():
-    found = findings(*beats(), depths={"a,b": QueueStats(9), "c\x1bd": QueueStats(7)})
+    found = findings(*beats(), queue_stats={"a,b": QueueStats(9), "c\x1bd": QueueStats(7)})
     others = "a worker whose task_queues have a,b, which -Q cannot name"
     command = "celery -A yourapp worker -E -Q"
     assert found["unconsumed-messages"].remedy == f"{others}, and for the others: {command} $'c\\x1bd'"
-    found = findings(*beats(), depths={f"q{number:02}": QueueStats(1) for number in range(22)})
+    found = findings(*beats(), queue_stats={f"q{number:02}": QueueStats(1) for number in range(22)})
     named = ",".join(f"q{number:02}" for number in range(20))
     assert found["unconsumed-messages"].remedy == f"for 20 of 22: {command} {named}"
-    found = findings(*beats(), depths={"a,b": QueueStats(9)})
+    found = findings(*beats(), queue_stats={"a,b": QueueStats(9)})
     assert found["unconsumed-messages"].remedy == others
 
 
@@ -281,8 +281,8 @@ def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_con
     story = ClusterDriver(show_queue=shown_as(None, None, rules))
     story.tell(*beats())
     story.cluster.learn({"w@h": WorkerInfo(queues=("customer-1",))}, story.moment())
-    depths = {"customer-1": QueueStats(0), "customer-2": QueueStats(2), "customer-3": QueueStats(0)}
-    shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=depths)
+    queue_stats = {"customer-1": QueueStats(0), "customer-2": QueueStats(2), "customer-3": QueueStats(0)}
+    shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, queue_stats=queue_stats)
     found = {finding.check: finding for finding in said(shown)}
     assert found["unconsumed-messages"].remedy == "celery -A yourapp worker -E -Q customer-2"
     assert "customer-3" in found["queues-without-consumers"].remedy
@@ -296,14 +296,14 @@ def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
     story.cluster.learn({"w@h": ANSWERED}, story.moment())
     for length, level in ((0, "ok"), (3, "warning")):
         told = {"q": QueueStats(0), "from-zero": QueueStats(length)}
-        shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, depths=told)
+        shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, queue_stats=told)
         found = {finding.check: finding.severity for finding in said(shown)}
         assert found["queues-without-consumers"] == "ok"
         assert found["unconsumed-messages"] == level
 
 
 def test_a_queue_whose_length_is_not_known_is_not_called_empty():
-    found = findings(*beats(), sent(queue="dark"), depths={"q": QueueStats(0)})
+    found = findings(*beats(), sent(queue="dark"), queue_stats={"q": QueueStats(0)})
     assert found["queues-without-consumers"].severity == "ok"
     said = found["unconsumed-messages"]
     assert (said.severity, said.message) == (
@@ -313,7 +313,7 @@ def test_a_queue_whose_length_is_not_known_is_not_called_empty():
 
 
 def test_queues_whose_consumers_are_not_known_are_no_finding():
-    found = findings(*beats(), profiles={}, depths={"q": QueueStats(5)}, roster_known=False)
+    found = findings(*beats(), profiles={}, queue_stats={"q": QueueStats(5)}, roster_known=False)
     assert not {"queues-without-consumers", "unconsumed-messages"} & found.keys()
 
 
@@ -373,7 +373,7 @@ def test_more_queues_than_are_measured(monkeypatch):
 def test_queues_that_need_no_consumer_are_not_told_of():
     passing = {"bcast.1": QueueStats(5, 0), "w@h.dq2": QueueStats(0, 0), "auto": QueueStats(1, 0)}
     profiles = {"w@h": WorkerInfo(queues=("q", "auto"), auto_delete=("auto",), pool="prefork", pool_size=4)}
-    found = findings(*beats(), profiles=profiles, depths={"q": QueueStats(0, 1), **passing})
+    found = findings(*beats(), profiles=profiles, queue_stats={"q": QueueStats(0, 1), **passing})
     checks = ("queues-without-consumers", "unconsumed-messages")
     assert {found[check].severity for check in checks} == {"ok"}
 

@@ -158,14 +158,14 @@ def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
 
 def test_long_queues_and_old_messages(watched):
     assert "queue-depth" not in watched.found()
-    assert watched.found(depths={"q": QueueStats(1_000)})["queue-depth"].severity == "ok"
-    found = watched.found(depths={"q": QueueStats(1_001), "r": QueueStats(7_000), "s": QueueStats(3)})[
+    assert watched.found(queue_stats={"q": QueueStats(1_000)})["queue-depth"].severity == "ok"
+    found = watched.found(queue_stats={"q": QueueStats(1_001), "r": QueueStats(7_000), "s": QueueStats(3)})[
         "queue-depth"
     ]
     assert (found.severity, found.message) == ("warning", "messages wait: r 7,000, q 1,001")
     watched.story.tell(sent("u9"))
     watched.story.now = 1_100
-    found = watched.found(depths={"q": QueueStats(1, oldest_ids=("u9",))})["oldest-messages"]
+    found = watched.found(queue_stats={"q": QueueStats(1, oldest_ids=("u9",))})["oldest-messages"]
     assert (found.severity, found.message) == ("warning", "the message at the head has waited: q 18 minutes")
 
 
@@ -223,7 +223,7 @@ def test_what_was_counted_as_other_for_want_of_room(watched):
 )
 def test_while_no_event_can_come_only_queues_are_judged(watched, around):
     watched.story.tell(heartbeat(), *life(1, failed))
-    long = {"depths": {"q": QueueStats(1_001)}}
+    long = {"queue_stats": {"q": QueueStats(1_001)}}
     assert {"failures", "queue-depth"} <= {each.check for each in run_checks(*watched.shown(**long))}
     checks = {each.check for each in run_checks(*watched.shown(**long, **around))}
     assert ("failures" in checks, "queue-depth" in checks) == (False, True)
@@ -233,10 +233,10 @@ def test_queues_without_consumers_are_an_alert_when_they_grow(watched):
     watched.story.tell(heartbeat())
     told = {"listened": 60.0, "roster_known": True}
     for length, alert in ((5, ""), (5, ""), (6, "CeleryQueueWithoutConsumers")):
-        depths = {"q": QueueStats(length, consumers=0)}
-        found = {each.check: each for each in run_checks(*watched.shown(depths=depths, **told))}
+        queue_stats = {"q": QueueStats(length, consumers=0)}
+        found = {each.check: each for each in run_checks(*watched.shown(queue_stats=queue_stats, **told))}
         assert found["unconsumed-messages"].alert == alert
-        watched.look(at=T0 + watched.story.now, depths=depths)
+        watched.look(at=T0 + watched.story.now, queue_stats=queue_stats)
         watched.story.now += SHORT_STEP
 
 

@@ -119,9 +119,9 @@ def test_a_histogram_says_what_was_observed_in_both_ways(values):
     assert native(histogram) == {index: count for index, count in observed.native.items() if index != ZERO}
 
 
-def created(exposition: Exposition, snapshot: Any, firsts: SeriesTracker) -> dict[str, list[float | None]]:
+def created(exposition: Exposition, snapshot: Any, tracker: SeriesTracker) -> dict[str, list[float | None]]:
     """Return the created timestamp of each metric by its family, as a Prometheus server gets them."""
-    page = exposition.render(snapshot, PROTOBUF, firsts.begin("one", 1.0))
+    page = exposition.render(snapshot, PROTOBUF, tracker.begin("one", 1.0))
     field = {0: (3, 3), 1: (2, 3), 4: (7, 15)}  # of the value, and therein of the timestamp
     found = {}
     for name, (kind, metrics) in families(page).items():
@@ -135,7 +135,7 @@ def created(exposition: Exposition, snapshot: Any, firsts: SeriesTracker) -> dic
 def test_counting_series_say_since_when_they_count():
     rows = [
         row("celery_sent_total", "counter", [(("a",), 7), (("other",), 1)]),
-        row("celery_done_total", "counter", [(("a",), 7)], began_before=True),
+        row("celery_done_total", "counter", [(("a",), 7)], has_external_baseline=True),
         row("celery_level", "gauge", [(("a",), 7)]),
         row("celery_h", "histogram", [(("a",), Histogram([0] * (len(BOUNDS) + 1)))], bounds=lambda _: BOUNDS),
     ]

@@ -27,7 +27,7 @@ class Pages:
         self.values: dict[int, int] = {}
         self.memory = SeriesTrackerMemory()
         self.saved = saved
-        self.firsts = SeriesTracker(self.now, WALL, is_saved=saved)
+        self.tracker = SeriesTracker(self.now, WALL, is_saved=saved)
         self.seen: dict[str, list[dict[int, int]]] = {}
         if saved:
             self.save(everything=True)
@@ -35,10 +35,10 @@ class Pages:
     def scrape(self, scraper: str = "one", *, cut: bool = False, after: float = 15.0) -> dict[int, int]:
         """Return what a server sees, that many seconds after the last scrape."""
         self.now += after
-        visit = self.firsts.begin(scraper, self.now)
-        page = {series: value if visit.shows(series) else 0 for series, value in self.values.items()}
+        session = self.tracker.begin(scraper, self.now)
+        page = {series: value if session.shows(series) else 0 for series, value in self.values.items()}
         if not cut:
-            self.firsts.end(scraper, visit, self.now)
+            self.tracker.end(scraper, session, self.now)
         self.seen.setdefault(scraper, []).append(page)
         if self.saved:
             self.save()
@@ -46,17 +46,17 @@ class Pages:
 
     def save(self, *, everything: bool = False) -> None:
         self.write(everything=everything)
-        self.firsts.confirm()
+        self.tracker.confirm()
 
     def write(self, *, everything: bool = False) -> None:
-        changes = self.firsts.changes(self.now, everything=everything)
+        changes = self.tracker.changes(self.now, everything=everything)
         self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=SeriesTrackerChanges))
 
     def restart(self, *, renamed: bool = False, away: float = 5.0) -> None:
         """Go on in another process, whose clock begins elsewhere."""
         self.now += away
-        self.firsts = SeriesTracker(self.now, WALL + self.now, is_saved=True)
-        self.firsts.restore(self.memory, self.now, WALL + self.now, renamed=renamed)
+        self.tracker = SeriesTracker(self.now, WALL + self.now, is_saved=True)
+        self.tracker.restore(self.memory, self.now, WALL + self.now, renamed=renamed)
         self.memory = SeriesTrackerMemory()
         self.save(everything=True)
 
@@ -157,11 +157,11 @@ def test_what_is_old_when_the_first_server_comes_is_no_news():
 
 
 def test_what_inherited_what_others_counted_is_no_news(pages):
-    visit = pages.firsts.begin("one", pages.now)
-    assert not visit.shows(1)
-    visit.show(1)
-    pages.firsts.end("one", visit, pages.now)
-    assert pages.firsts.begin("one", pages.now).shows(1)
+    session = pages.tracker.begin("one", pages.now)
+    assert not session.shows(1)
+    session.show(1)
+    pages.tracker.end("one", session, pages.now)
+    assert pages.tracker.begin("one", pages.now).shows(1)
 
 
 def test_what_was_shown_under_other_names_is_no_news():
@@ -211,7 +211,7 @@ def test_law_no_page_shows_less_than_one_before_whoever_reads_them_and_whenever_
         elif step == "save":
             pages.write()
             if value:
-                pages.firsts.confirm()
+                pages.tracker.confirm()
         elif step == "kill":
             pages.restart(away=value)
         else:

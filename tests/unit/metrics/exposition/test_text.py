@@ -178,13 +178,13 @@ class Server:
         self._exposition = exposition
         self._snapshot = snapshot or (lambda: moment(self._now))
         self._now = 0.0
-        self._firsts = SeriesTracker(0.0, 0.0)
+        self._tracker = SeriesTracker(0.0, 0.0)
 
     def scrape(self):
         self._now += 1.0
-        visit = self._firsts.begin("one", self._now)
-        page = self._exposition.render(self._snapshot(), visit=visit)
-        self._firsts.end("one", visit, self._now)
+        session = self._tracker.begin("one", self._now)
+        page = self._exposition.render(self._snapshot(), session=session)
+        self._tracker.end("one", session, self._now)
         return without_process(page).decode().splitlines()
 
 
@@ -208,9 +208,9 @@ def test_law_6_a_server_sees_each_new_counting_series_at_0_once():
 
 
 def test_law_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
-    rows = [row("celery_done_total", "counter", [(("a",), 1_000_000)], began_before=True)]
+    rows = [row("celery_done_total", "counter", [(("a",), 1_000_000)], has_external_baseline=True)]
     assert Server(Exposition(rows)).scrape()[-1].endswith(" 1e+06")
-    assert native_row("celery_worker_processed_tasks_total").began_before
+    assert native_row("celery_worker_processed_tasks_total").has_external_baseline
 
 
 def native_row(name):
