@@ -52,7 +52,10 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
             "terminal": chapter("In a terminal: top"),
             "advice": advice.chapter(advice.sources()),
         },
-        DOCS / "design.md": {"layers": f"{layers.picture()}\n\n{layers.table()}", "laws": marked("laws")},
+        DOCS / "design.md": {
+            "layers": f"{layers.picture()}\n\n{layers.table()}",
+            "invariants": marked("invariants"),
+        },
     }
 
 

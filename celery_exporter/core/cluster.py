@@ -1,6 +1,6 @@
 """The state machine of a cluster: events in, what follows from them into the ledger.
 
-Law: every event goes through `apply`, in any order, and the sums that come out do not depend on the
+Invariant: every event goes through `apply`, in any order, and the sums that come out do not depend on the
 order within the reorder window. A client's `task-sent` (the only event with the queue) and a worker's
 events travel on different connections and overtake each other; so a task is *introduced* by its
 `task-sent`, and events that come earlier are parked until then, or until the window has passed. Then

@@ -1,6 +1,6 @@
 """Payload bytes → events.
 
-Law: whatever bytes arrive, `decode` returns, and each bad event becomes exactly one `Malformed`; its
+Invariant: whatever bytes arrive, `decode` returns, and each bad event becomes exactly one `Malformed`; its
 neighbours in the batch are used. What it takes, in time and memory, is bounded by the length of the body.
 This file knows what is on the wire and nothing of what it means.
 

@@ -1,7 +1,7 @@
 """Where the items of a JSON array begin and end, found by its brackets and quotes alone.
 
-Law: no item can spoil its neighbours. One that is no JSON, that is nested too deeply to be parsed, or that
-holds bytes which are no text, is still one item, as long as its brackets balance and its quotes close.
+Invariant: no item can spoil its neighbours. One that is no JSON, that is nested too deeply to be parsed, or
+that holds bytes which are no text, is still one item, as long as its brackets balance and its quotes close.
 Nothing is built but the item's own bytes, and nothing recurses.
 """
 

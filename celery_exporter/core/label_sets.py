@@ -1,8 +1,8 @@
 """The label sets in use: each is one object, and there are no more of them than somebody chose.
 
-Law: a label set that there is no room for is added up under task_name `other`, and what was counted under
-one that is given up moves there; so a sum over all tasks never falls. Room is counted in label sets, and in
-the bytes of their values: each is written some 70 times on a page.
+Invariant: a label set that there is no room for is added up under task_name `other`, and what was counted
+under one that is given up moves there; so a sum over all tasks never falls. Room is counted in label sets,
+and in the bytes of their values: each is written some 70 times on a page.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The table of tasks: who is in which state, since when, and under which key.
 
-Law: every task is in exactly one room at a time, which says what its name, queue and state are, and what
-the gauges show is how many are in a room; so they cannot drift. A room's tasks are an insertion-ordered
+Invariant: every task is in exactly one room at a time, which says what its name, queue and state are, and
+what the gauges show is how many are in a room; so they cannot drift. A room's tasks are an insertion-ordered
 dict, so its first entry is its oldest.
 """
 

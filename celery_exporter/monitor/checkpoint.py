@@ -1,8 +1,8 @@
 """What of an exporter outlasts it: records of a state file, and who writes them.
 
-Law: a page shows nothing that is not in the file. So what is shown is a copy that was taken together with a
-record, once that is written; and a durable queue is told to forget an event only when what it changed is
-written. A record has all that changed since the one before, of sums and tasks alike: they have one moment.
+Invariant: a page shows nothing that is not in the file. So what is shown is a copy that was taken together
+with a record, once that is written; and a durable queue is told to forget an event only when what it changed
+is written. A record has all that changed since the one before, of sums and tasks alike: they have one moment.
 
 While the file cannot be written, pages are as old as what was written last, for a while; then they show what
 is known, and the file, which is behind that, is moved away: a later process begins at 0, which Prometheus

@@ -1,8 +1,8 @@
 """A snapshot → what is wrong with the cluster as seen from here, and what mends it.
 
 One table of checks, for the status page, the log of a running exporter and `doctor` alike. Pure: data and
-time come in. Law: what is not known is no finding. A check is silent until what it waits for had time to
-come; those on workers and tasks are silent while no event can arrive, for nothing is known of them then.
+time come in. Invariant: what is not known is no finding. A check is silent until what it waits for had time
+to come; those on workers and tasks are silent while no event can arrive, for nothing is known of them then.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is too much of something: the conditions of the shipped alerts, looked for in a snapshot.
 
-Each is that of an alert in `thresholds.TABLE`, without the time for which that has to last. Pure. Law: what
-is not known is no finding.
+Each is that of an alert in `thresholds.TABLE`, without the time for which that has to last. Pure. Invariant:
+what is not known is no finding.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ where brackets do not balance or a text does not end is there no next item, and 
 A body that is no array is one item. At most `core.batch.MAX_ITEMS` items are told apart in a body.
 
     batches.py        JSON texts made by hand, of which it is known what they are
-    house.py          the way of a body through decode, apply, ledger, snapshot and page
+    pipeline.py          the way of a body through decode, apply, ledger, snapshot and page
     test_batches.py   the invariant, for such texts
-    test_any_order.py the laws of the core, for well-formed events of few tasks in any order
+    test_any_order.py the invariants of the core, for well-formed events of few tasks in any order
     targets.py        what takes bytes off the wire, each with what has to hold
     test_bytes.py     the same bytes for all: made by hypothesis, and those of corpus/
     test_bounds.py    what the worst bodies that we could think of take, in memory and time

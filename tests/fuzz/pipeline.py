@@ -1,4 +1,4 @@
-"""The way of a body through the house, and what is on the page then."""
+"""The way of a body through the pipeline, and what is on the page then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery_exporter.metrics.registry import select
 _PARSE = {TEXT: parse_text, OPENMETRICS: parse_openmetrics}
 
 
-class House(ClusterDriver):
+class Pipeline(ClusterDriver):
     """A story that takes bodies, bad ones too."""
 
     def __init__(self, *arguments, **options) -> None:

@@ -40,7 +40,7 @@ from celery_exporter.status.checks import run_checks
 from celery_exporter.status.recent import Recent
 from celery_exporter.top.layout import clean
 
-from .pipeline import House
+from .pipeline import Pipeline
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -58,12 +58,12 @@ def body(data: bytes) -> None:
     assert isinstance(found, list)
     assert len(found) <= MAX_ITEMS + 1
     told = sum(isinstance(each, Event) for each in found)
-    house = House(labels=("queue_name", "worker"))
-    house.take(found)
-    house.wait(house.cluster.limits.reorder_window + 0.5)
-    house.shown()
-    assert sum(house.cluster.events.values()) == told
-    assert house.malformed.total() == len(found) - told
+    pipeline = Pipeline(labels=("queue_name", "worker"))
+    pipeline.take(found)
+    pipeline.wait(pipeline.cluster.limits.reorder_window + 0.5)
+    pipeline.shown()
+    assert sum(pipeline.cluster.events.values()) == told
+    assert pipeline.malformed.total() == len(found) - told
 
 
 def between(data: bytes) -> None:
@@ -91,19 +91,19 @@ def split(data: bytes) -> None:
 
 def page(data: bytes) -> None:
     """A JSON body, up to the page."""
-    house = House(labels=("queue_name", "worker"))
-    house.feed(data)
-    house.wait(house.cluster.limits.reorder_window + 0.5)
-    for samples in house.pages():
-        assert samples.total("celery_exporter_events_total") == sum(house.cluster.events.values())
+    pipeline = Pipeline(labels=("queue_name", "worker"))
+    pipeline.feed(data)
+    pipeline.wait(pipeline.cluster.limits.reorder_window + 0.5)
+    for samples in pipeline.pages():
+        assert samples.total("celery_exporter_events_total") == sum(pipeline.cluster.events.values())
 
 
 def _told(data: bytes) -> list[str]:
     """Return the texts that a JSON body brings into what people read."""
-    house = House(labels=("queue_name", "worker"))
-    house.feed(data)
-    house.wait(40)
-    shown = house.shown()
+    pipeline = Pipeline(labels=("queue_name", "worker"))
+    pipeline.feed(data)
+    pipeline.wait(40)
+    shown = pipeline.shown()
     names = {key.task_name for key in shown.cells} | {worker.name for worker in shown.workers}
     texts = [*names, *(failure.exception for failure in shown.failures)]
     for finding in run_checks(shown, Recent().growth(shown, 0.0)):
@@ -183,9 +183,9 @@ def message(data: bytes) -> None:
     kind = KINDS[data[0] % len(KINDS)]
     compression, treat, readable = TREATMENTS[data[1] % len(TREATMENTS)]
     found = events_of(Message(treat(data[2:]), kind, "utf-8", compression), ACCEPT)
-    house = House()
-    house.take(found)
-    house.wait(house.cluster.limits.reorder_window + 0.5)
+    pipeline = Pipeline()
+    pipeline.take(found)
+    pipeline.wait(pipeline.cluster.limits.reorder_window + 0.5)
     if kind not in ACCEPT:
         assert found == [Malformed("content_type")]
     elif readable is False:
@@ -215,12 +215,12 @@ def envelope(data: bytes) -> None:
     reader._batch, reader._bytes = [], 0
     reader._take_envelope(data)
     (payload,) = reader._batch
-    House().take(events_of(payload, ACCEPT))
+    Pipeline().take(events_of(payload, ACCEPT))
 
 
 def properties(data: bytes) -> None:
     """What stands round a message on AMQP."""
-    House().take(events_of(amqp._payload(data, GOOD), ACCEPT))
+    Pipeline().take(events_of(amqp._payload(data, GOOD), ACCEPT))
 
 
 def pushed(data: bytes) -> None:
@@ -266,7 +266,7 @@ def deliveries(data: bytes) -> None:
         reader._take_frames()
     assert all(channel != 1 or kind == 1 for kind, channel, _ in taken), "content of our channel is ours"
     for payload in reader._batch:
-        House().take(events_of(payload, ACCEPT))
+        Pipeline().take(events_of(payload, ACCEPT))
 
 
 # -- answers -----------------------------------------------------------------------------------------------
@@ -287,11 +287,11 @@ def answer(data: bytes) -> None:
         name: WorkerInfo(queues=tuple(queue.name for queue in found)) for name, found in queues.items()
     }
     profiles |= {name: WorkerInfo(registered=tuple(found)) for name, found in registered.items()}
-    house = House()
-    house.cluster.learn(profiles, house.moment())
-    msgspec.msgpack.encode(list(house.cluster.workers.values()))  # as the state file does
-    shown = house.shown()
-    house.exposition.render(shown).decode()
+    pipeline = Pipeline()
+    pipeline.cluster.learn(profiles, pipeline.moment())
+    msgspec.msgpack.encode(list(pipeline.cluster.workers.values()))  # as the state file does
+    shown = pipeline.shown()
+    pipeline.exposition.render(shown).decode()
     assert {worker.name for worker in shown.workers} == {each for each in profiles if clipped(each) == each}
 
 

@@ -1,4 +1,5 @@
-"""The laws of the core, for well-formed events of few tasks, workers and queues, in any order, over any time.
+"""The invariants of the core, for well-formed events of few tasks, workers and queues, in any order, over any
+time.
 
 hypothesis plays against a cluster whose limits are so low that each of them is reached.
 """
@@ -25,7 +26,7 @@ from celery_exporter.core.types import State
 from celery_exporter.core.workers import WorkerInfo
 
 from . import budget
-from .pipeline import House
+from .pipeline import Pipeline
 
 LOW = {
     cluster_module: {"MAX_TOMBSTONES": 4, "MAX_PARKED": 5, "MAX_LIMBO": 3, "MAX_WORKERS": 3},
@@ -89,7 +90,7 @@ class AnyOrder(RuleBasedStateMachine):
     )
     def begin(self, **limits) -> None:
         self.limits = Limits(task_ttl=300.0, max_series=SERIES * len(State), **limits)
-        self.story: ClusterDriver = House(self.limits, self.labels)
+        self.story: ClusterDriver = Pipeline(self.limits, self.labels)
 
     # -- what may happen -----------------------------------------------------------------------------
 

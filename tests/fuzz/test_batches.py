@@ -14,19 +14,19 @@ from celery_exporter.core.types import State
 
 from . import budget
 from .batches import AWKWARD, BAD, IGNORED, NEEDED, NO_EVENT, NO_JSON, Batch, Told, batches
-from .pipeline import House
+from .pipeline import Pipeline
 
 LABELS = [(), ("queue_name",), ("queue_name", "worker")]
 
 
 def judge(batch: Batch, labels: tuple[str, ...]) -> None:
     budget.count()
-    house = House(labels=labels)
-    found = house.feed(batch.body)
-    assert house.malformed.total() == batch.malformed, house.malformed
+    pipeline = Pipeline(labels=labels)
+    found = pipeline.feed(batch.body)
+    assert pipeline.malformed.total() == batch.malformed, pipeline.malformed
     assert len(found) == len(batch.told) + batch.malformed
-    house.wait(house.cluster.limits.reorder_window + 1)
-    for page in house.pages():
+    pipeline.wait(pipeline.cluster.limits.reorder_window + 1)
+    for page in pipeline.pages():
         counted = page.by("celery_tasks_total", "state", "task_name", "queue_name", "worker")
         assert {key: value for key, value in counted.items() if value} == expected(batch.told, labels)
         assert page.total("celery_exporter_events_total") == len(batch.told)
@@ -113,8 +113,8 @@ def test_each_awkward_character_is_shown_as_it_was_sent():
 def test_an_event_of_any_type_waits_without_its_long_texts(kind):
     long = json.dumps("x" * 5_000).encode()
     body = event(type=json.dumps(kind).encode(), queue=None, exception=long, traceback=long)
-    house = House()
-    assert len(house.feed(body)) == 1  # which looks at what waits
+    pipeline = Pipeline()
+    assert len(pipeline.feed(body)) == 1  # which looks at what waits
 
 
 @pytest.mark.parametrize("labels", LABELS, ids=str)

@@ -221,7 +221,7 @@ def count_of(exception: str) -> str:
 
 @on_redis
 @pytest.mark.parametrize("keeps", [True, False])
-def test_law_6_first_failures_are_seen_by_two_prometheus_servers_across_a_restart(
+def test_invariant_6_first_failures_are_seen_by_two_prometheus_servers_across_a_restart(
     running, kept, exporter, broker, tmp_path, keeps
 ):
     """Each sees 0 before it sees 1, so increase() is 1; what was kept is not shown at 0 again."""

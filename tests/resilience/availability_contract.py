@@ -1,4 +1,4 @@
-"""The law under every fault, held by `Law`:
+"""The availability under every fault, held by `Availability`:
 
 /metrics answers in 100 ms (median) and 500 ms (worst) and its counters never fall; liveness stays green;
 readiness turns red within 15 s, and green again within 10 s of the end of the fault; threads and sockets
@@ -118,7 +118,7 @@ class Watch(threading.Thread):
 
 
 @dataclass
-class Law:
+class Availability:
     """What is asked of an exporter under a fault; what was measured of it is a line of the table."""
 
     app: Watched
@@ -180,28 +180,31 @@ class Law:
 
 
 @contextmanager
-def hold(law: Law, *, deaf: bool) -> Iterator[Law]:
-    """Hold the law over what happens inside. The exporter hears at its end and, if not `deaf`, before it."""
+def hold(availability: Availability, *, deaf: bool) -> Iterator[Availability]:
+    """Check availability over what happens inside.
+
+    The exporter receives events at its end and, if not `deaf`, before it.
+    """
     if not deaf:
-        law.app.counted(1)
-    before = law.app.size()
-    watch = Watch(law.app)
+        availability.app.counted(1)
+    before = availability.app.size()
+    watch = Watch(availability.app)
     watch.start()
     try:
-        yield law
-        law.app.counted(1)
+        yield availability
+        availability.app.counted(1)
     finally:
         watch.stop()
-        law.scrapes = watch.spans
+        availability.scrapes = watch.spans
     assert watch.faults == []
-    times = [scrape.seconds for scrape in law.scrapes]
+    times = [scrape.seconds for scrape in availability.scrapes]
     assert statistics.median(times) < MEDIAN
-    assert max(times) < WORST, sorted(law.scrapes, key=lambda scrape: scrape.seconds)[-5:]
+    assert max(times) < WORST, sorted(availability.scrapes, key=lambda scrape: scrape.seconds)[-5:]
     if deaf:
         return
 
     def is_back() -> bool:
-        now = law.app.size()
+        now = availability.app.size()
         assert now[0] <= before[0] + RENDERERS, now
         assert now[1] <= before[1], now
         return True

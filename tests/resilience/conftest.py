@@ -13,33 +13,34 @@ from harness.proxy import Proxy
 from harness.servers import RabbitServer, RedisServer
 from harness.tables import add_row
 
-from resilience.availability_contract import Law, Watched, hold
+from resilience.availability_contract import Availability, Watched, hold
 
 Start = Callable[..., Any]
-Hold = Callable[..., AbstractContextManager[Law]]
+Hold = Callable[..., AbstractContextManager[Availability]]
 
 
 @pytest.fixture
 def watched(request: pytest.FixtureRequest) -> Iterator[Hold]:
-    """`with watched(app) as law:` holds the law over a fault, which gets a line in the table.
+    """`with watched(app) as availability:` holds the availability over a fault, which gets a line in the
+    table.
 
     `deaf`: the fault is there already, so nothing is heard, and nothing known of threads and connections.
     """
-    laws: list[Law] = []
+    availabilities: list[Availability] = []
     name = request.node.originalname.removeprefix("test_").replace("_", " ")
     callspec = getattr(request.node, "callspec", None)
     choices = callspec.id.split("-") if callspec else []
     more = [choice for choice in choices if choice not in {"redis", "rabbitmq", ""}]
 
-    def watch(app: Watched, *, deaf: bool = False) -> AbstractContextManager[Law]:
+    def watch(app: Watched, *, deaf: bool = False) -> AbstractContextManager[Availability]:
         kind = "redis" if app.broker_url.startswith("redis") else "rabbitmq"
-        law = Law(app, f"{name}: {' '.join(more)}" if more else name, kind)
-        laws.append(law)
-        return hold(law, deaf=deaf)
+        availability = Availability(app, f"{name}: {' '.join(more)}" if more else name, kind)
+        availabilities.append(availability)
+        return hold(availability, deaf=deaf)
 
     yield watch
-    for law in laws:
-        add_row(request.node, "faults", law.cells())
+    for availability in availabilities:
+        add_row(request.node, "faults", availability.cells())
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ def test_restarted(own, served, watched):
     def start():
         own.start().wait_ready()
 
-    with watched(served()) as law:
-        law.turns_red(own.stop)
-        law.turns_green(start)
+    with watched(served()) as availability:
+        availability.turns_red(own.stop)
+        availability.turns_green(start)
 
 
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(60.0, marks=in_full)], ids=["", "a minute"])
@@ -30,16 +30,16 @@ def test_frozen(own, served, running, watched, seconds, tmp_path):
     app = served()
     other = running(Watched(tmp_path / "other", own.url)).connected()
     until_equal(lambda: app.value("celery_queue_length", queue_name="celery"), 0)
-    with watched(app) as law:
+    with watched(app) as availability:
         try:
             begin = time.monotonic()
-            law.turns_red(own.pause)
+            availability.turns_red(own.pause)
             other.end_well()  # which waits for an answer to its attempt to connect
             stays(lambda: not app.is_ready(), max(2.0, begin + seconds - time.monotonic()))
             assert app.value("celery_exporter_collector_success", collector="queues") == 0
             assert not seconds or app.value("celery_queue_length", queue_name="celery") is None
         finally:
-            law.turns_green(own.resume)
+            availability.turns_green(own.resume)
 
 
 def test_ends_in_time_beside_a_frozen_broker(own, served, running, tmp_path):
@@ -63,10 +63,10 @@ def test_absent_at_start(own, running, watched, seconds, tmp_path):
     own.stop()
     try:
         app = running(Watched(tmp_path / "exporter", own.url))
-        with watched(app, deaf=True) as law:
+        with watched(app, deaf=True) as availability:
             stays(lambda: not app.is_ready(), seconds)
             assert app.value("celery_broker_up") == 0
-            law.turns_green(lambda: own.start().wait_ready())
+            availability.turns_green(lambda: own.start().wait_ready())
     finally:
         if not own.alive():
             own.start().wait_ready()
@@ -86,8 +86,8 @@ def test_redis_cuts_off_a_subscriber_that_is_too_slow(redis_broker, running, wat
 
     redis.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 1")
     try:
-        with watched(app) as law:
-            law.comes_back(overflow)
+        with watched(app) as availability:
+            availability.comes_back(overflow)
             assert app.total("celery_exporter_events_malformed_total") > 0
     finally:
         redis.config_set(*limit.popitem())

@@ -28,44 +28,44 @@ on_rabbitmq_in_full = pytest.param("rabbitmq", marks=pytest.mark.long)
 @pytest.mark.parametrize("broker", [on_redis_in_full, on_rabbitmq], indirect=True)
 def test_black_hole(behind, proxy, watched):
     """Bytes are swallowed both ways, and connections stay open."""
-    with watched(behind()) as law:
-        law.turns_red(proxy.black_hole)
-        law.turns_green(proxy.pass_on)
+    with watched(behind()) as availability:
+        availability.turns_red(proxy.black_hole)
+        availability.turns_green(proxy.pass_on)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "cut", "half_close"])
 def test_connections_end(behind, proxy, watched, fault):
-    with watched(behind()) as law:
+    with watched(behind()) as availability:
         if fault == "refuse":
-            law.turns_red(proxy.refuse)
-            law.turns_green(proxy.pass_on)
+            availability.turns_red(proxy.refuse)
+            availability.turns_green(proxy.pass_on)
         else:
-            law.comes_back(getattr(proxy, fault))
+            availability.comes_back(getattr(proxy, fault))
 
 
 @pytest.mark.parametrize("broker", [on_redis_in_full, on_rabbitmq_in_full], indirect=True)
 def test_half_open(behind, proxy, watched):
     """The broker has forgotten all connections, and nobody told us."""
-    with watched(behind()) as law:
-        law.comes_back(proxy.orphan)
+    with watched(behind()) as availability:
+        availability.comes_back(proxy.orphan)
 
 
 @pytest.mark.parametrize("broker", [on_redis, on_rabbitmq_in_full], indirect=True)
 def test_only_the_subscription_half_open(behind, proxy, watched):
     """Nothing comes on it, and nothing is the matter on the others."""
     app = behind()
-    with watched(app) as law:
-        law.comes_back(lambda: proxy.orphan(only=SUBSCRIPTION))
+    with watched(app) as availability:
+        availability.comes_back(lambda: proxy.orphan(only=SUBSCRIPTION))
         assert app.value("celery_exporter_collector_success", collector="queues") == 1
 
 
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
 def test_broker_not_told_of_the_end(behind, proxy, watched):
     """Only our side has ended: the broker keeps the old subscription, and what is locked by it."""
-    with watched(behind()) as law:
-        law.comes_back(lambda: proxy.strand(only=SUBSCRIPTION))
-        assert law.green is not None
-        assert law.green.seconds < 3
+    with watched(behind()) as availability:
+        availability.comes_back(lambda: proxy.strand(only=SUBSCRIPTION))
+        assert availability.green is not None
+        assert availability.green.seconds < 3
         proxy.cut()
 
 
@@ -77,10 +77,10 @@ def test_stall_in_the_middle_of_a_message(behind, broker, proxy, watched):
         proxy.stall(after=20_000, only=SUBSCRIPTION)
         publish(broker.url, *[b"small"] * 10, b"x" * 100_000)
 
-    with watched(app) as law:
+    with watched(app) as availability:
         before = app.value("process_cpu_seconds_total")
-        law.comes_back(stall)
-        assert app.value("process_cpu_seconds_total") - before < law.green.elapsed_seconds / 2
+        availability.comes_back(stall)
+        assert app.value("process_cpu_seconds_total") - before < availability.green.elapsed_seconds / 2
         assert app.total("celery_exporter_events_malformed_total") == 10
 
 
@@ -120,10 +120,10 @@ def test_name_that_stops_resolving(running, broker, proxy, watched, tmp_path):
     write(f"127.0.0.1 {NAME}\n")
     app = Watched(tmp_path / "exporter", broker.url, url=url, environment=environment)
     running(app).connected()
-    with watched(app) as law:
-        law.turns_red(forget)
+    with watched(app) as availability:
+        availability.turns_red(forget)
         stays(lambda: not app.is_ready(), 3)
-        law.turns_green(lambda: write(f"127.0.0.1 {NAME}\n"))
+        availability.turns_green(lambda: write(f"127.0.0.1 {NAME}\n"))
     assert "Name or service not known" in app.text()
 
 

@@ -43,8 +43,11 @@ def impatient(tmp_path_factory):
 
 def test_queue_deleted(app, rabbit_broker, watched):
     """RabbitMQ cancels the consumer."""
-    with watched(app("--event-queue-durable")) as law, kombu.Connection(rabbit_broker.url) as connection:
-        law.comes_back(lambda: connection.default_channel.queue_delete(DURABLE))
+    with (
+        watched(app("--event-queue-durable")) as availability,
+        kombu.Connection(rabbit_broker.url) as connection,
+    ):
+        availability.comes_back(lambda: connection.default_channel.queue_delete(DURABLE))
 
 
 def test_channel_closed(running, impatient, watched, tmp_path):
@@ -61,9 +64,9 @@ def test_channel_closed(running, impatient, watched, tmp_path):
             eventually(lambda: "delivery acknowledgement on channel" in impatient.text(), 20)
             proxy.pass_on()
 
-        with watched(app) as law:
+        with watched(app) as availability:
             before = app.successes()
-            law.comes_back(dawdle)
+            availability.comes_back(dawdle)
             until_equal(app.successes, before + 100)
         assert "delivery acknowledgement on channel" in app.text()
 
@@ -72,8 +75,8 @@ def test_connections_closed(app, rabbit_broker, watched):
     """By an operator: all of them, with a reason, which is said."""
     vhost = rabbit_broker.url.rpartition("/")[2]
     exporter = app()
-    with watched(exporter) as law:
-        law.comes_back(
+    with watched(exporter) as availability:
+        availability.comes_back(
             lambda: rabbit_broker.server.control("close_all_connections", "--vhost", vhost, "so it is")
         )
     assert "so it is" in exporter.text()
@@ -82,8 +85,8 @@ def test_connections_closed(app, rabbit_broker, watched):
 def test_exchange_deleted(app, rabbit_broker, watched):
     """With its bindings; workers make it anew, nothing on the way here is broken, and nothing comes."""
     exporter = app()
-    with watched(exporter) as law, kombu.Connection(rabbit_broker.url) as connection:
-        law.hears_again(lambda: connection.default_channel.exchange_delete("celeryev"))
+    with watched(exporter) as availability, kombu.Connection(rabbit_broker.url) as connection:
+        availability.hears_again(lambda: connection.default_channel.exchange_delete("celeryev"))
 
 
 def test_queues_refused(app, rabbit_broker, watched):

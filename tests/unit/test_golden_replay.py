@@ -182,7 +182,7 @@ def test_what_was_played_is_what_was_counted(tape):
 
 @pytest.mark.parametrize("tape", TAPES, ids=lambda tape: tape.stem)
 @pytest.mark.parametrize("seed", range(20))
-def test_law_1_sums_do_not_change_when_the_connections_overtake_each_other(tape, seed):
+def test_invariant_1_sums_do_not_change_when_the_connections_overtake_each_other(tape, seed):
     """Each sender's messages stay in order; between senders up to 1.5 s are swapped at random."""
     delays = random.Random(seed)
     by_sender: dict[str, list[tuple[float, bytes]]] = {}

@@ -4,8 +4,8 @@
 they are known beforehand; a new exception, or a histogram, cannot. So each new series is at 0 on the page of
 every Prometheus server until all of them have read that, and from then on it is as it is, for all of them.
 
-Law: what one page shows is never less than what an earlier page showed, whoever reads them. So a server whose
-address changes, or that is not known, may miss the 0; it never sees a count fall.
+Invariant: what one page shows is never less than what an earlier page showed, whoever reads them. So a server
+whose address changes, or that is not known, may miss the 0; it never sees a count fall.
 """
 
 from __future__ import annotations

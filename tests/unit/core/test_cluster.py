@@ -1,4 +1,4 @@
-"""The laws of the core, by their numbers in the design, and how a task may go."""
+"""The invariants of the core, by their numbers in the design, and how a task may go."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LIFE_COUNTS = {("add", "q", state): 1 for state in ("PENDING", "RECEIVED", "STAR
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
-def test_law_1_sums_do_not_depend_on_the_order_within_the_window(order):
+def test_invariant_1_sums_do_not_depend_on_the_order_within_the_window(order):
     story = ClusterDriver()
     for index in order:
         story.tell(LIFE[index])
@@ -53,14 +53,14 @@ def test_law_1_sums_do_not_depend_on_the_order_within_the_window(order):
     assert story.cluster.fallbacks.total() == 0
 
 
-def test_law_1_waits_are_measured_although_worker_events_overtake_task_sent():
+def test_invariant_1_waits_are_measured_although_worker_events_overtake_task_sent():
     story = ClusterDriver()
     story.tell(received(at=1), started(at=2), succeeded(at=3), sent(at=0))
     cell = story.cell()
     assert (cell.queue_wait.total, cell.prefetch_wait.total) == (2.0, 1.0)
 
 
-def test_law_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
+def test_invariant_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
     story = ClusterDriver()
     story.tell(heartbeat())
     story.cluster.learn({"w@h": WorkerInfo(queues=("mail",))}, story.moment())
@@ -71,7 +71,7 @@ def test_law_2_without_task_sent_the_worker_s_only_queue_is_the_fall_back():
     assert story.cluster.fallbacks["queue_name"] == 1
 
 
-def test_law_2_the_only_queue_is_known_of_a_task_too_that_nobody_was_heard_to_receive():
+def test_invariant_2_the_only_queue_is_known_of_a_task_too_that_nobody_was_heard_to_receive():
     story = ClusterDriver()
     story.tell(heartbeat())
     story.cluster.learn({"w@h": WorkerInfo(queues=("mail",))}, story.moment())
@@ -80,7 +80,7 @@ def test_law_2_the_only_queue_is_known_of_a_task_too_that_nobody_was_heard_to_re
     assert story.counts() == {("unknown", "mail", "STARTED"): 1}
 
 
-def test_law_2_with_two_queues_it_is_unknown_never_a_guess():
+def test_invariant_2_with_two_queues_it_is_unknown_never_a_guess():
     story = ClusterDriver()
     story.tell(heartbeat())
     story.cluster.learn({"w@h": WorkerInfo(queues=("mail", "celery"))}, story.moment())
@@ -89,7 +89,7 @@ def test_law_2_with_two_queues_it_is_unknown_never_a_guess():
     assert story.counts() == {("add", "unknown", "RECEIVED"): 1}
 
 
-def test_law_2_a_task_nobody_introduced_is_unknown_and_counted():
+def test_invariant_2_a_task_nobody_introduced_is_unknown_and_counted():
     story = ClusterDriver()
     story.tell(started("u1"), succeeded("u1"), started("u2"), succeeded("u2"))
     story.wait(2.5)
@@ -97,7 +97,7 @@ def test_law_2_a_task_nobody_introduced_is_unknown_and_counted():
     assert story.cluster.fallbacks == {"task_name": 2, "queue_name": 2, "worker": 0}
 
 
-def test_law_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
+def test_invariant_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
     story = ClusterDriver()
     story.tell(received(), started())
     story.wait(2.5)
@@ -111,7 +111,7 @@ def test_law_2_a_task_sent_that_comes_after_the_window_is_true_from_then_on():
     assert story.cell().queue_wait.counts == [0, 1, 0, 0]
 
 
-def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
+def test_invariant_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
     story = ClusterDriver()
     story.tell(*LIFE)
     assert len(story.cluster.tasks) == 0
@@ -121,7 +121,7 @@ def test_law_3_a_late_event_of_a_finished_task_is_counted_and_opens_nothing():
     assert story.gauges() == {}
 
 
-def test_law_3_a_task_sent_that_comes_after_its_task_finished_opens_nothing_and_names_it():
+def test_invariant_3_a_task_sent_that_comes_after_its_task_finished_opens_nothing_and_names_it():
     story = ClusterDriver()
     story.tell(received(), started())
     story.wait(2.5)
@@ -131,7 +131,7 @@ def test_law_3_a_task_sent_that_comes_after_its_task_finished_opens_nothing_and_
     assert story.counts()["add", "q", "REJECTED"] == 1
 
 
-def test_law_3_a_finished_task_that_its_worker_receives_anew_is_open_after_the_window():
+def test_invariant_3_a_finished_task_that_its_worker_receives_anew_is_open_after_the_window():
     story = ClusterDriver()
     story.tell(*LIFE, received(at=0.25))
     story.wait(2.5)
@@ -141,7 +141,7 @@ def test_law_3_a_finished_task_that_its_worker_receives_anew_is_open_after_the_w
     assert story.gauges() == {"RECEIVED": 1}
 
 
-def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
+def test_invariant_3_a_finished_task_that_is_received_anew_is_open_again():
     story = ClusterDriver()
     story.tell(*LIFE)
     story.wait(3)
@@ -151,14 +151,14 @@ def test_law_3_a_finished_task_that_is_received_anew_is_open_again():
     assert story.cell().redeliveries == 1
 
 
-def test_law_3_tombstones_are_forgotten():
+def test_invariant_3_tombstones_are_forgotten():
     story = ClusterDriver()
     story.tell(*LIFE)
     story.wait(TOMBSTONE_SECONDS + 2)
     assert story.cluster.tasks.get("u1") is None
 
 
-def test_law_3_the_table_is_bounded_by_count_and_says_what_it_forgot():
+def test_invariant_3_the_table_is_bounded_by_count_and_says_what_it_forgot():
     story = ClusterDriver(Limits(max_tasks=100))
     for index in range(250):
         story.tell(sent(f"u{index}"))
@@ -168,7 +168,7 @@ def test_law_3_the_table_is_bounded_by_count_and_says_what_it_forgot():
     assert story.by_state()["PENDING"] == 250
 
 
-def test_law_3_the_table_is_bounded_by_age():
+def test_invariant_3_the_table_is_bounded_by_age():
     story = ClusterDriver(Limits(task_ttl=10))
     story.tell(sent("old"))
     story.wait(8)
@@ -178,7 +178,7 @@ def test_law_3_the_table_is_bounded_by_age():
     assert story.cluster.tasks.evicted == 1
 
 
-def test_law_4_a_worker_is_down_when_we_listened_in_vain():
+def test_invariant_4_a_worker_is_down_when_we_listened_in_vain():
     story = ClusterDriver(Limits(worker_timeout=10, worker_purge=60))
     story.tell(heartbeat(at=-420))  # its clock is seven minutes behind
     story.wait(9)
@@ -190,7 +190,7 @@ def test_law_4_a_worker_is_down_when_we_listened_in_vain():
     assert story.cluster.workers["w@h"].clock_skew == pytest.approx(-420 - story.now, abs=30)
 
 
-def test_law_4_a_worker_with_a_slow_heartbeat_has_three_of_them():
+def test_invariant_4_a_worker_with_a_slow_heartbeat_has_three_of_them():
     story = ClusterDriver(Limits(worker_timeout=10))
     story.tell(heartbeat(freq=60))
     story.wait(170)
@@ -199,7 +199,7 @@ def test_law_4_a_worker_with_a_slow_heartbeat_has_three_of_them():
     assert not story.cluster.workers["w@h"].up
 
 
-def test_law_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout():
+def test_invariant_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout():
     story = ClusterDriver(Limits(worker_timeout=2))
     story.tell(started())
     story.wait(2)
@@ -208,7 +208,7 @@ def test_law_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout():
     assert not story.cluster.workers["w@h"].up
 
 
-def test_law_4_without_a_timeout_silence_proves_nothing_and_a_goodbye_all():
+def test_invariant_4_without_a_timeout_silence_proves_nothing_and_a_goodbye_all():
     story = ClusterDriver(Limits(worker_timeout=math.inf, worker_purge=60))
     story.tell(heartbeat())
     story.now += 1e6
@@ -219,7 +219,7 @@ def test_law_4_without_a_timeout_silence_proves_nothing_and_a_goodbye_all():
     assert story.cluster.workers == {}
 
 
-def test_law_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay():
+def test_invariant_4_a_goodbye_is_believed_at_once_and_other_workers_of_the_host_stay():
     story = ClusterDriver()
     story.tell(heartbeat("a@h"), heartbeat("b@h"), heartbeat("a@h", kind="offline"))
     assert {name: worker.up for name, worker in story.cluster.workers.items()} == {"a@h": False, "b@h": True}
@@ -267,7 +267,7 @@ def test_what_clients_on_a_host_sent_is_shown_until_its_last_worker_is_forgotten
 
 
 @pytest.mark.parametrize("purge", [60, None])
-def test_law_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purge):
+def test_invariant_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purge):
     story = ClusterDriver(Limits(worker_timeout=10, worker_purge=purge))
     story.tell(heartbeat())
     story.cluster.learn({"w@h": WorkerInfo(pool="solo")}, story.moment())
@@ -279,7 +279,7 @@ def test_law_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purg
     assert ("w@h" in story.cluster.workers) is (purge is None)
 
 
-def test_law_4_a_heartbeat_interval_of_years_is_not_believed():
+def test_invariant_4_a_heartbeat_interval_of_years_is_not_believed():
     story = ClusterDriver(Limits(worker_timeout=10))
     story.tell(heartbeat(freq=9e8))
     story.now += 3 * 3600 - 2
@@ -319,7 +319,7 @@ def test_registered_tasks_are_not_folded_for_want_of_room():
     assert story.cluster.keys.folded == 0
 
 
-def test_law_5_what_a_vanished_worker_did_is_kept():
+def test_invariant_5_what_a_vanished_worker_did_is_kept():
     story = ClusterDriver(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
     story.tell(heartbeat(), *LIFE)
     before = story.by_state()
@@ -331,7 +331,7 @@ def test_law_5_what_a_vanished_worker_did_is_kept():
     assert LabelSet("add", "q", "w@h") not in story.ledger.snapshot()
 
 
-def test_law_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
+def test_invariant_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
     story = ClusterDriver(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
     story.tell(*LIFE)
     story.wait(100)
@@ -343,7 +343,7 @@ def test_law_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
     assert len(story.cluster.keys) == 2
 
 
-def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
+def test_invariant_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
     story = ClusterDriver()
     story.cluster.learn(
         {
@@ -357,7 +357,7 @@ def test_law_6_registered_tasks_start_at_zero_where_their_queue_is_certain():
     assert story.cell("send", "mail").transitions == [0] * 8
 
 
-def test_law_7_waits_count_from_the_eta_and_never_below_zero():
+def test_invariant_7_waits_count_from_the_eta_and_never_below_zero():
     story = ClusterDriver()
     eta = "2023-11-14T22:13:30+00:00"  # T0 + 10 s
     story.tell(sent("a", eta=eta), received("a", at=1, eta=eta), started("a", at=12))
@@ -368,20 +368,20 @@ def test_law_7_waits_count_from_the_eta_and_never_below_zero():
 
 
 @pytest.mark.parametrize("eta", ["2023-11-14T22:13:30", "2023-11-14T22:13:30Z", "2023-11-15T00:13:30+02:00"])
-def test_law_7_an_eta_is_an_instant_whatever_its_zone(eta):
+def test_invariant_7_an_eta_is_an_instant_whatever_its_zone(eta):
     story = ClusterDriver()
     story.tell(sent(eta=eta), received(at=1), started(at=12))
     assert story.cell().queue_wait.total == 2.0
 
 
 @pytest.mark.parametrize("eta", ["tomorrow", "", "9999-99-99", "0001-01-01T00:00:00+14:00"])
-def test_law_7_an_eta_that_is_no_time_is_none(eta):
+def test_invariant_7_an_eta_that_is_no_time_is_none(eta):
     story = ClusterDriver()
     story.tell(sent(eta=eta), received(at=1), started(at=2))
     assert story.cell().queue_wait.total == 2.0
 
 
-def test_law_7_a_redelivered_task_waits_from_its_redelivery():
+def test_invariant_7_a_redelivered_task_waits_from_its_redelivery():
     story = ClusterDriver()
     story.tell(sent(), received(), started(), task_event("received", at=50, host="b@h", name="add"))
     story.tell(task_event("started", at=53, host="b@h"), task_event("succeeded", at=54, host="b@h"))
@@ -391,7 +391,7 @@ def test_law_7_a_redelivered_task_waits_from_its_redelivery():
     assert story.gauges() == {}
 
 
-def test_law_9_without_the_queue_label_sums_have_no_queue():
+def test_invariant_9_without_the_queue_label_sums_have_no_queue():
     story = ClusterDriver(labels=())
     story.tell(*LIFE)
     assert set(story.counts()) == {
@@ -544,7 +544,7 @@ def test_a_retry_on_another_worker_overtakes_the_end_of_the_first_attempt():
     assert story.cell().queue_wait.total == pytest.approx(0.2 + 2)
 
 
-def test_law_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next_one_goes_elsewhere():
+def test_invariant_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next_one_goes_elsewhere():
     story = ClusterDriver()
     story.tell(sent(), received(), started(), sent(at=0.25, retries=1, queue="right"), retried(at=0.3))
     story.tell(received(at=0.4, retries=1), started(at=0.5), failed(at=0.7))
@@ -557,7 +557,7 @@ def test_law_2_an_attempt_is_booked_under_the_queue_it_came_from_though_the_next
     assert story.cell(queue="right").queue_wait.total == pytest.approx(0.25)
 
 
-def test_law_2_a_start_that_is_told_after_the_next_attempt_was_sent_elsewhere_is_booked_where_it_was():
+def test_invariant_2_a_start_that_is_told_after_the_next_attempt_was_sent_elsewhere_is_booked_where_it_was():
     story = ClusterDriver()
     story.tell(sent(), received(), sent(at=0.25, retries=1, queue="right"), started(), retried(at=0.3))
     assert story.counts() == {
@@ -580,7 +580,7 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("place", range(3, 9))
-def test_law_1_a_retry_that_goes_elsewhere_may_be_overtaken_too(place):
+def test_invariant_1_a_retry_that_goes_elsewhere_may_be_overtaken_too(place):
     story = ClusterDriver()
     events = [event for index, event in enumerate(RIGHT) if index != 3]
     events.insert(place, RIGHT[3])
@@ -595,7 +595,7 @@ def test_law_1_a_retry_that_goes_elsewhere_may_be_overtaken_too(place):
     assert story.gauges() == {}
 
 
-def test_law_2_a_retry_nobody_sent_is_of_the_queue_of_the_task():
+def test_invariant_2_a_retry_nobody_sent_is_of_the_queue_of_the_task():
     story = ClusterDriver()
     story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=1.1))
     assert story.gauges() == {"RETRY": 1}, "booked before the window has passed"
@@ -907,7 +907,7 @@ def test_every_event_is_counted_once_and_every_task_is_in_one_room(events):
 
 
 @pytest.mark.parametrize("queue", ["q", "elsewhere"])
-def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_workers(queue):
+def test_invariant_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_workers(queue):
     """The retry is sent by a pool process, and runs at another worker; each has a connection of its own."""
     connections = [
         [sent(at=0)],
@@ -941,7 +941,7 @@ def test_law_1_holds_for_any_interleaving_of_a_client_a_pool_process_and_two_wor
         assert what_is_shown(order) == sums, order
 
 
-def test_law_3_a_task_that_is_heard_of_without_moving_keeps_no_other_one():
+def test_invariant_3_a_task_that_is_heard_of_without_moving_keeps_no_other_one():
     story = ClusterDriver(Limits(task_ttl=300))
     story.tell(*(sent(f"u{number}") for number in range(5)))
     for _ in range(3):
@@ -951,7 +951,7 @@ def test_law_3_a_task_that_is_heard_of_without_moving_keeps_no_other_one():
     assert story.cluster.tasks.evicted == 4
 
 
-def test_law_3_a_finished_task_that_is_heard_of_again_keeps_no_other_one():
+def test_invariant_3_a_finished_task_that_is_heard_of_again_keeps_no_other_one():
     story = ClusterDriver()
     for number in range(5):
         name = f"u{number}"
@@ -976,7 +976,7 @@ TAKEN = [received(at=1, **B), started(at=2, **B), succeeded(at=3, **B)]
 
 
 @pytest.mark.parametrize("places", list(itertools.combinations(range(6), 3)))
-def test_law_1_a_task_that_was_put_back_and_done_by_another_worker_is_over(places):
+def test_invariant_1_a_task_that_was_put_back_and_done_by_another_worker_is_over(places):
     waiting = {True: [*PUT_BACK], False: [*TAKEN]}
     story = ClusterDriver()
     story.tell(sent(), *(waiting[place in places].pop(0) for place in range(6)))
@@ -997,7 +997,7 @@ def test_a_task_that_ends_twice_is_over_when_it_is_received_again_only_after_its
 
 
 @pytest.mark.parametrize("order", [(0, 0, 0, 1, 1, 1), (1, 1, 1, 0, 0, 0), (0, 1, 0, 1, 0, 1)])
-def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker(order):
+def test_invariant_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker(order):
     workers = [
         [received(**A), started(**A), retried(**A)],
         [received(at=1, retries=1, **B), started(at=2, **B), succeeded(at=3, **B)],
@@ -1014,7 +1014,7 @@ def test_law_2_without_task_sent_each_attempt_is_of_the_only_queue_of_its_worker
     }
 
 
-def test_law_2_a_retry_that_nobody_was_heard_to_send_is_of_the_only_queue_of_its_worker():
+def test_invariant_2_a_retry_that_nobody_was_heard_to_send_is_of_the_only_queue_of_its_worker():
     story = ClusterDriver()
     story.tell(heartbeat("b@h"))
     story.cluster.learn({"b@h": WorkerInfo(queues=("right",))}, story.moment())
@@ -1074,7 +1074,7 @@ def test_what_a_worker_receives_twice_without_a_new_start_it_runs_twice():
     assert story.gauges() == {}
 
 
-def test_law_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_received_in_between():
+def test_invariant_1_an_attempt_that_is_received_twice_is_redelivered_whatever_was_received_in_between():
     story = ClusterDriver()
     story.tell(sent(), sent(at=1, retries=1), received(at=2, retries=1, host="b@h"))
     story.tell(received(at=1, host="a@h"))
@@ -1099,7 +1099,7 @@ def test_an_exporter_that_started_late_takes_no_attempt_for_a_redelivery():
 
 
 @pytest.mark.parametrize("places", list(itertools.combinations(range(8), 2)))
-def test_law_1_holds_for_any_interleaving_of_two_connections(places):
+def test_invariant_1_holds_for_any_interleaving_of_two_connections(places):
     """A client's and a worker's events are each in order; between them there is none."""
     client = [event for event in RETRY_LIFE if event["type"] == "task-sent"]
     worker = [event for event in RETRY_LIFE if event["type"] != "task-sent"]
@@ -1112,7 +1112,7 @@ def test_law_1_holds_for_any_interleaving_of_two_connections(places):
     assert sum(story.cell().prefetch_wait.counts) == 2
 
 
-def test_law_4_a_worker_that_is_heard_to_work_is_up_though_it_sends_no_heartbeat():
+def test_invariant_4_a_worker_that_is_heard_to_work_is_up_though_it_sends_no_heartbeat():
     story = ClusterDriver(Limits(worker_timeout=60))
     for number in range(30):
         story.tell(received(f"u{number}"), started(f"u{number}"), succeeded(f"u{number}"))

@@ -127,7 +127,7 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
     ] == [chosen] * 3
 
 
-def test_law_7_waits_below_0_are_counted_of_all_tasks():
+def test_invariant_7_waits_below_0_are_counted_of_all_tasks():
     found = Aggregates(BOUNDS, BOUNDS, share=0.01)
     book(found, [Queued(A, -1.0, f"task-{number}") for number in range(200)])
     assert found.negative_waits == 200
@@ -140,7 +140,7 @@ def test_the_share_is_the_share_and_1_is_all():
 
 
 @pytest.mark.parametrize(("before", "after"), [(False, False), (False, True), (True, False), (True, True)])
-def test_law_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(before, after):
+def test_invariant_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(before, after):
     old = ClusterDriver(ledger=ledger(native=before))
     new = ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=after, exemplars=True))
     memory.restore(remembered(old), new.cluster, new.moment())

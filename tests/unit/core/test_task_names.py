@@ -95,7 +95,7 @@ def life(uuid: str, at: float = 0.0, **names: str) -> list[dict]:
     ]
 
 
-def test_law_5_an_idle_series_is_added_up_as_other_and_no_sum_falls():
+def test_invariant_5_an_idle_series_is_added_up_as_other_and_no_sum_falls():
     story = ClusterDriver(Limits(series_ttl=200), labels=("queue_name", "worker"))
     story.tell(*life("u1", name="once"), *life("u2", name="often"))
     story.wait(150)

@@ -308,6 +308,6 @@ def in_tokyo(monkeypatch):
 
 
 @pytest.mark.usefixtures("in_tokyo")
-def test_law_7_an_eta_without_a_zone_is_utc_wherever_we_are():
+def test_invariant_7_an_eta_without_a_zone_is_utc_wherever_we_are():
     story = told(sent(eta="2023-11-14T22:13:30"), received(at=1), started(at=12))
     assert story.cell().queue_wait.total == 2.0

@@ -333,7 +333,7 @@ skews = st.lists(st.sampled_from([0.0, 0.0, 0.7, -5.3, 61.0]), min_size=4, max_s
 
 @settings(max_examples=150)
 @given(crowds, skews)
-def test_law_processes_with_one_pid_are_never_counted_twice(crowd, skews):
+def test_invariant_processes_with_one_pid_are_never_counted_twice(crowd, skews):
     told = Crowd(**crowd, skews=skews, pids=[1] * 4)
     told.run(20)
     assert told.worker.shared or any(skews)  # a clock that is far ahead may hide a process
@@ -344,7 +344,7 @@ def test_law_processes_with_one_pid_are_never_counted_twice(crowd, skews):
 
 @settings(max_examples=150)
 @given(crowds, st.integers(0, 9), st.sampled_from([2, 2.5, 5, 35]))
-def test_law_nobody_is_gone_while_nobody_is_heard(crowd, beats, periods):
+def test_invariant_nobody_is_gone_while_nobody_is_heard(crowd, beats, periods):
     told = Crowd(**crowd, pids=[1] * 4)
     told.run(3, beats)  # so that they are known to be several
     told.be_silent(periods * told.period)
@@ -356,7 +356,7 @@ def test_law_nobody_is_gone_while_nobody_is_heard(crowd, beats, periods):
 
 @settings(max_examples=100)
 @given(crowds, skews)
-def test_law_processes_with_a_pid_each_are_counted_in_full(crowd, skews):
+def test_invariant_processes_with_a_pid_each_are_counted_in_full(crowd, skews):
     told = Crowd(**crowd, skews=skews, pids=[7, 8, 9, 10])
     told.run(12)
     assert told.worker.processed_total == sum(told.told)
@@ -366,7 +366,7 @@ def test_law_processes_with_a_pid_each_are_counted_in_full(crowd, skews):
 
 @settings(max_examples=100)
 @given(st.permutations([100, 40_000, 90_000, 900_000]), st.integers(2, 4), st.integers(0, 2**32))
-def test_law_processes_with_one_pid_and_counts_far_apart_are_counted_in_full(counts, size, seed):
+def test_invariant_processes_with_one_pid_and_counts_far_apart_are_counted_in_full(counts, size, seed):
     told = Crowd(counts[:size], rate=9, pids=[1] * 4, seed=seed)
     told.run(20)
     assert told.worker.processed_total == sum(told.told)

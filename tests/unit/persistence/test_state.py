@@ -73,7 +73,7 @@ tales = st.lists(
 
 @settings(max_examples=300)
 @given(tales, tales, st.sets(st.integers(0, 15)))
-def test_law_5_whatever_happened_a_restart_in_between_changes_no_sum(before, after, saves):
+def test_invariant_5_whatever_happened_a_restart_in_between_changes_no_sum(before, after, saves):
     """However often it was saved: each record holds all that changed since the one before."""
     whole = ClusterDriver(labels=("queue_name", "worker"))
     kept = Kept(whole)
@@ -149,7 +149,7 @@ LIVES = {
 @pytest.mark.parametrize(
     ("life", "cut"), [(life, cut) for life, events in LIVES.items() for cut in range(1, len(events))]
 )
-def test_law_5_a_restart_anywhere_in_a_life_changes_nothing(life, cut, clock):
+def test_invariant_5_a_restart_anywhere_in_a_life_changes_nothing(life, cut, clock):
     told_before, told_after = LIVES[life][:cut], LIVES[life][cut:]
     whole = told(*told_before, labels=("queue_name", "worker"))
     broken = restarted(whole, clock=clock)
@@ -263,7 +263,7 @@ def test_an_idle_series_is_given_up_after_a_restart_too():
 
 @pytest.mark.parametrize("labels", [("queue_name",), ("queue_name", "worker")])
 @pytest.mark.parametrize("events", [LIFE, LIFE[1:]], ids=["sent", "not-sent"])
-def test_law_5_the_gauges_after_a_restart_are_those_of_before(labels, events):
+def test_invariant_5_the_gauges_after_a_restart_are_those_of_before(labels, events):
     old = told(*events, labels=labels)
     old.wait(3)
     story = restarted(old)
@@ -282,7 +282,7 @@ def test_an_unfinished_task_that_is_older_than_its_time_is_dropped():
     assert story.gauges() == {"RECEIVED": 1}
 
 
-def test_law_5_what_waits_for_its_task_sent_counts_after_a_long_time_away():
+def test_invariant_5_what_waits_for_its_task_sent_counts_after_a_long_time_away():
     old = told(sent(), received(), started(), retried(), received(retries=1), limits=Limits(task_ttl=100))
     story = restarted(old, away=1_000)
     story.wait(3)

@@ -202,7 +202,7 @@ steps = st.lists(
 
 @settings(max_examples=500)
 @given(steps)
-def test_law_no_page_shows_less_than_one_before_whoever_reads_them_and_whenever_it_is_killed(steps):
+def test_invariant_no_page_shows_less_than_one_before_whoever_reads_them_and_whenever_it_is_killed(steps):
     pages = Pages(saved=True)
     shown: dict[int, int] = {}
     for step, value in steps:

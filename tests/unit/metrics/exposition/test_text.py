@@ -188,7 +188,7 @@ class Server:
         return without_process(page).decode().splitlines()
 
 
-def test_law_6_a_server_sees_each_new_counting_series_at_0_once():
+def test_invariant_6_a_server_sees_each_new_counting_series_at_0_once():
     samples = []
     exposition = Exposition(
         [row("celery_sent_total", "counter", samples), row("celery_now", "gauge", samples)]
@@ -207,7 +207,7 @@ def test_law_6_a_server_sees_each_new_counting_series_at_0_once():
     assert shown() == ["5.0", "1.0", "5.0", "1.0"]
 
 
-def test_law_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
+def test_invariant_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
     rows = [row("celery_done_total", "counter", [(("a",), 1_000_000)], has_external_baseline=True)]
     assert Server(Exposition(rows)).scrape()[-1].endswith(" 1e+06")
     assert native_row("celery_worker_processed_tasks_total").has_external_baseline
@@ -217,7 +217,7 @@ def native_row(name):
     return next(row for row in select(("native",), MetricOptions()).rows if row.name == name)
 
 
-def test_law_6_what_is_folded_into_a_new_series_is_no_news():
+def test_invariant_6_what_is_folded_into_a_new_series_is_no_news():
     """A worker's sums move to one without a worker when it is forgotten; nothing happened then."""
     labels = ("queue_name", "worker")
     story = ClusterDriver(Limits(worker_purge=60), labels=labels)
@@ -237,7 +237,7 @@ def test_law_6_what_is_folded_into_a_new_series_is_no_news():
     assert shown() == {'""} 1.0'}
 
 
-def test_law_6_a_histogram_is_0_as_a_whole():
+def test_invariant_6_a_histogram_is_0_as_a_whole():
     samples = []
     exposition = Exposition([row("celery_wait_seconds", "histogram", samples, bounds=lambda _: BOUNDS)])
     server = Server(exposition)
@@ -341,7 +341,7 @@ def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
     ]
 
 
-def test_law_8_buckets_are_those_the_ledger_counts_in():
+def test_invariant_8_buckets_are_those_the_ledger_counts_in():
     """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
     story = ClusterDriver(ledger=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
