@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
 from celery_exporter.broker.consumers.kombu_consumer import BatchFull
-from celery_exporter.broker.consumers.redis_consumer import FEED, RedisReader
+from celery_exporter.broker.consumers.redis_consumer import FEED, RedisConsumer
 from celery_exporter.broker.message import JSON, Message, events_of
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
@@ -202,7 +202,7 @@ def stages(tasks: int) -> dict[str, float]:
 
 
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
-    reader = RedisReader(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
+    reader = RedisConsumer(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
     reader._is_doubled = False  # noqa: SLF001  as `open` finds
     ledger, now = Aggregates(selection.runtime_bounds, selection.wait_bounds), Timestamp(10.0, START)
     cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)
@@ -245,7 +245,7 @@ def profiles(tasks: int) -> dict[str, float]:
     return best
 
 
-def take(reader: RedisReader) -> bool:
+def take(reader: RedisConsumer) -> bool:
     """Take a batch; tell whether it is full."""
     reader._batch, reader._bytes = [], 0  # noqa: SLF001
     try:

@@ -28,7 +28,7 @@ from celery_exporter.broker.connection import (
     open_,
     why_no_events,
 )
-from celery_exporter.broker.consumers import reader_for
+from celery_exporter.broker.consumers import consumer_for
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.broker.url import UnusableURLError, masked, parts
 from celery_exporter.config.loader import Settings
@@ -390,7 +390,7 @@ def _speaks_plainly(place: BrokerAddress) -> bool:
 
 def _subscribe(settings: Settings, place: BrokerAddress) -> list[Finding]:
     """Try it; that it is open is told later, after a while of listening."""
-    reader = reader_for(SettingsSource(settings))
+    reader = consumer_for(SettingsSource(settings))
     try:
         reader.open()
     except BrokerError as error:

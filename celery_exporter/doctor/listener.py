@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.broker.connection import BrokerError, CachedConnection
-from celery_exporter.broker.consumers import Reader, reader_for
+from celery_exporter.broker.consumers import EventConsumer, consumer_for
 from celery_exporter.broker.inspect import Configuration, WorkerInspector
 from celery_exporter.broker.message import JSON, Message
 from celery_exporter.broker.source import SettingsSource
@@ -41,9 +41,9 @@ class ListenResult(Struct, frozen=True):
 
 
 class RecordingConsumer:
-    """A reader that notes what kind of messages pass, and when the first one did. See `Reader`."""
+    """A reader that notes what kind of messages pass, and when the first one did. See `EventConsumer`."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: EventConsumer) -> None:
         self._reader = reader
         self.proven = 0.0
         self.mark: tuple[int, int] | None = None  # the doctor takes nothing off a durable queue
@@ -82,7 +82,7 @@ def listen(
     settings: Settings, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]
 ) -> ListenResult:
     """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
-    tap = RecordingConsumer(reader_for(SettingsSource(settings)))
+    tap = RecordingConsumer(consumer_for(SettingsSource(settings)))
     monitor = Monitor(settings, reader=tap)
     end = time.monotonic() + seconds
     monitor.start()

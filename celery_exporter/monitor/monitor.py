@@ -25,7 +25,7 @@ import msgspec
 from celery_exporter import __version__
 from celery_exporter.broker.blocked import INTERVAL_SECONDS, BlockedError, BlockedWatch
 from celery_exporter.broker.connection import BrokerError, CachedConnection, is_amqp, why_no_events
-from celery_exporter.broker.consumers import Reader, reader_for
+from celery_exporter.broker.consumers import EventConsumer, consumer_for
 from celery_exporter.broker.inspect import WorkerInspector
 from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
 from celery_exporter.broker.queues import queue_reader_for
@@ -106,7 +106,7 @@ class Monitor:
     """
 
     def __init__(
-        self, settings: Settings, tracker: SeriesTracker | None = None, reader: Reader | None = None
+        self, settings: Settings, tracker: SeriesTracker | None = None, reader: EventConsumer | None = None
     ) -> None:
         self._settings = settings
         self._tracker = tracker or SeriesTracker(time.monotonic(), time.time())
@@ -117,7 +117,7 @@ class Monitor:
         self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
         self._source = SettingsSource(settings)
         self.no_events = why_no_events(settings)
-        self._reader = reader or reader_for(self._source)
+        self._reader = reader or consumer_for(self._source)
         self._started = time.time()
         self._open = False
         self._has_read = False  # since it was opened

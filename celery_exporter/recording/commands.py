@@ -19,15 +19,14 @@ from celery_exporter.broker.connection import (
     open_,
     why_no_events,
 )
-from celery_exporter.broker.consumers import Reader as EventReader
-from celery_exporter.broker.consumers import reader_for
+from celery_exporter.broker.consumers import EventConsumer, consumer_for
 from celery_exporter.broker.message import CONTENT_TYPES, JSON, Message
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.broker.url import masked
 from celery_exporter.config.loader import Settings
 from celery_exporter.core.events import decode
 from celery_exporter.monitor.monitor import FIRST_RETRY, back_off
-from celery_exporter.recording.format import Reader, Record, Scrubber, Writer, paced, short
+from celery_exporter.recording.format import Record, RecordingReader, Scrubber, Writer, paced, short
 
 #: Seconds to wait for messages, and between two lines of progress.
 POLL, PROGRESS = 0.25, 1.0
@@ -46,7 +45,7 @@ def record(
     scrubber = Scrubber({CONTENT_TYPES[name] for name in settings.accept_content}) if scrub else None
     if no_events := why_no_events(settings):
         raise BrokerError(no_events)
-    reader = reader_for(
+    reader = consumer_for(
         SettingsSource(settings.to_look())
     )  # a queue that outlasts the exporter is the exporter's
     left_out = 0
@@ -73,7 +72,7 @@ def record(
 
 
 def _heard(
-    reader: EventReader, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
+    reader: EventConsumer, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> Iterator[list[Message]]:
     """Yield what comes until `ended`, whatever becomes of the broker meanwhile."""
     while not ended():
@@ -86,7 +85,7 @@ def _heard(
 
 
 def _come_back(
-    reader: EventReader, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
+    reader: EventConsumer, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     for wait in back_off(FIRST_RETRY, settings.retry_interval):
         reader.close()
@@ -114,7 +113,7 @@ def replay(
     Raises NotATapeError, BrokerError, or UnusableURLError.
     """
     check(settings)
-    tape = Reader(path)
+    tape = RecordingReader(path)
     messages = paced(iter(tape), speed)
     first = next(messages, None)  # so that a file that is none costs no connection
     with _connected(settings) as connection:

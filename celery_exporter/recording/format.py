@@ -122,7 +122,7 @@ class Writer:
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
-class Reader:
+class RecordingReader:
     """Reads a file. Where it is damaged it ends, and `broken` says where and why."""
 
     def __init__(self, path: Path) -> None:

@@ -204,7 +204,7 @@ def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
 
 @cache
 def _redis_reader() -> Any:
-    reader = redis.RedisReader(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
+    reader = redis.RedisConsumer(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
     reader._is_doubled = False
     return reader
 
@@ -255,7 +255,7 @@ def _framed(pieces: list[bytes]) -> list[Any]:
 def deliveries(data: bytes) -> None:
     """Frames with messages in them, off AMQP: the rest is the library's, or ends the connection."""
     taken: list[Any] = []
-    reader: Any = amqp.AmqpReader(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
+    reader: Any = amqp.AmqpConsumer(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
     reader._amqp = SimpleNamespace(bytes_recv=0)
     reader._channel = SimpleNamespace(channel_id=1)
     reader._library = taken.append

@@ -1,4 +1,4 @@
-"""What each reader promises (see `Reader`), on each broker that it reads."""
+"""What each reader promises (see `EventConsumer`), on each broker that it reads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from harness.spans import Span
 from harness.waiting import eventually
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.consumers import Reader, reader_for
-from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
-from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuReader
-from celery_exporter.broker.consumers.redis_consumer import RedisReader
+from celery_exporter.broker.consumers import EventConsumer, consumer_for
+from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
+from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuConsumer
+from celery_exporter.broker.consumers.redis_consumer import RedisConsumer
 from celery_exporter.broker.message import CONTENT_TYPES, UNREADABLE, events_of
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
@@ -47,15 +47,15 @@ but_kombu_on_redis = pytest.mark.parametrize(
 def reader(request, broker, way):
     """Return a reader of the broker, open, whose way can be cut."""
     url = broker.url.replace(str(urlsplit(broker.url).port), str(way.port))
-    made = reader_for(SettingsSource(load({"broker_url": url, "event_consumer": request.param}, {})))
-    fastest = {"redis": RedisReader, "rabbitmq": AmqpReader}[broker.kind]
-    assert type(made) is (KombuReader if request.param == "kombu" else fastest)
+    made = consumer_for(SettingsSource(load({"broker_url": url, "event_consumer": request.param}, {})))
+    fastest = {"redis": RedisConsumer, "rabbitmq": AmqpConsumer}[broker.kind]
+    assert type(made) is (KombuConsumer if request.param == "kombu" else fastest)
     made.open()
     yield made
     made.close()
 
 
-def read_until(reader: Reader, count: int) -> list[Event]:
+def read_until(reader: EventConsumer, count: int) -> list[Event]:
     """Return the events of so many messages, as they come."""
     found: list[Event] = []
 
@@ -152,7 +152,7 @@ def test_half_a_message_of_the_connection_before_is_forgotten(reader, broker, wa
 
 def test_what_was_read_of_the_connection_before_and_not_returned_is_forgotten(redis_broker):
     """A read that has more than a batch leaves some for the next one, which may be on another connection."""
-    reader = reader_for(SettingsSource(load({"broker_url": redis_broker.url}, {})))
+    reader = consumer_for(SettingsSource(load({"broker_url": redis_broker.url}, {})))
     reader.open()
     try:
         publish_many(redis_broker.url, 3 * BATCH)

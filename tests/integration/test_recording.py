@@ -21,7 +21,7 @@ from harness.waiting import eventually, until_equal
 from celery_exporter.broker.message import Message
 from celery_exporter.config.loader import load
 from celery_exporter.recording.commands import replay
-from celery_exporter.recording.format import Reader, Record, Writer
+from celery_exporter.recording.format import Record, RecordingReader, Writer
 
 TASKS = 20
 
@@ -103,7 +103,7 @@ def test_what_can_be_read_of_a_damaged_recording_is_replayed(recorded, running, 
     assert done.returncode == 2
     assert f"{file} is damaged after message" in done.stderr
     assert "Traceback" not in done.stderr
-    reader = Reader(file)
+    reader = RecordingReader(file)
     assert len(list(reader)) == reader.messages > 0
     eventually(lambda: sum(counted(again).values()) > 0)
 
@@ -120,7 +120,7 @@ def test_a_broker_that_was_away_does_not_end_a_recording(running, tmp_path):
     publish_events(server.url, *one_task(2))
     eventually(lambda: "2 messages" in recorder.text(), 20)
     assert recorder.stop() == 0
-    assert len(list(Reader(recorder.file))) == 2
+    assert len(list(RecordingReader(recorder.file))) == 2
 
 
 def test_it_ends_when_it_is_asked_to_while_the_broker_is_away(running, tmp_path):
@@ -138,7 +138,7 @@ def test_what_was_recorded_can_be_read_before_its_end(running, broker, tmp_path)
     recorder = running(Recorder(tmp_path / "record", broker.url))
     for number in range(300):
         publish_events(broker.url, *one_task(number))
-    eventually(lambda: len(list(Reader(recorder.file))) == 300, 20)
+    eventually(lambda: len(list(RecordingReader(recorder.file))) == 300, 20)
     recorder.kill()
 
 
@@ -153,7 +153,7 @@ def test_a_recording_takes_nothing_from_the_exporter(running, exporter, broker, 
     for number in range(10):
         publish_events(broker.url, *one_task(number))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 10)
-    eventually(lambda: len(list(Reader(recorder.file))) == 10, 20)
+    eventually(lambda: len(list(RecordingReader(recorder.file))) == 10, 20)
 
 
 @on_rabbitmq
@@ -167,7 +167,7 @@ def test_one_odd_message_is_not_the_end(running, exporter, broker, tmp_path):
     own = {"type": "é" * 200, "hostname": "w@h", "timestamp": time.time()}
     publish_event_bytes(broker.url, json.dumps(own).encode())
     publish_events(broker.url, *one_task(1))
-    eventually(lambda: len(list(Reader(recorder.file))) == 4, 20)
+    eventually(lambda: len(list(RecordingReader(recorder.file))) == 4, 20)
     assert recorder.stop() == 0
     app = running(exporter()).connected()
     done = run_cli("replay", str(recorder.file), "--fast", "--broker-url", broker.url, deadline=30)
@@ -276,6 +276,6 @@ def test_a_replay_that_fails_hangs_up(redis_broker, tmp_path):
 def test_it_ends_by_itself_after_so_many_seconds(broker, tmp_path):
     done = run_cli("record", str(tmp_path / "events"), "--seconds", "1", "--broker-url", broker.url)
     assert done.returncode == 0, done.stderr
-    reader = Reader(tmp_path / "events")
+    reader = RecordingReader(tmp_path / "events")
     list(reader)
     assert reader.broken is None

@@ -1,15 +1,15 @@
-"""Event subscriptions, one file a way of reading. What each of them promises is `Reader`."""
+"""Event subscriptions, one file a way of reading. What each of them promises is `EventConsumer`."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from celery_exporter.broker.connection import Source, is_amqp, is_redis
-from celery_exporter.broker.consumers.kombu_consumer import KombuReader
+from celery_exporter.broker.consumers.kombu_consumer import KombuConsumer
 from celery_exporter.broker.message import Message
 
 
-class Reader(Protocol):
+class EventConsumer(Protocol):
     """A subscription to the event exchange, used by one thread.
 
     `open` subscribes anew and may be called again after `close`. `read` waits `timeout` seconds for
@@ -50,17 +50,17 @@ class Reader(Protocol):
         """Tell whether many messages wait to be released."""
 
 
-def reader_for(source: Source) -> Reader:
+def consumer_for(source: Source) -> EventConsumer:
     """Return the reader for the broker that the settings name; it is not open yet."""
     settings = source.current()
     if settings.event_consumer == "kombu":
-        return KombuReader(source)
+        return KombuConsumer(source)
     if is_redis(settings):
-        from celery_exporter.broker.consumers.redis_consumer import RedisReader  # noqa: PLC0415  only where it is used
+        from celery_exporter.broker.consumers.redis_consumer import RedisConsumer  # noqa: PLC0415  only where it is used
 
-        return RedisReader(source)
+        return RedisConsumer(source)
     if is_amqp(settings):
-        from celery_exporter.broker.consumers.amqp_consumer import AmqpReader  # noqa: PLC0415  only where it is used
+        from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer  # noqa: PLC0415  only where it is used
 
-        return AmqpReader(source)
-    return KombuReader(source)
+        return AmqpConsumer(source)
+    return KombuConsumer(source)

@@ -27,7 +27,7 @@ from kombu import Exchange, Queue
 
 from celery_exporter.broker.connection import BrokerError, Source, broker_errors, receive
 from celery_exporter.broker.consumers.amqp_frames import Frame, Frames
-from celery_exporter.broker.consumers.kombu_consumer import BatchFull, KombuReader
+from celery_exporter.broker.consumers.kombu_consumer import BatchFull, KombuConsumer
 from celery_exporter.broker.message import MAX_BODY, UNREADABLE, Message
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ _ANSWERS = frozenset({spec.Queue.DeclareOk, spec.Queue.BindOk})
 _PROPERTIES = ((1 << 15, "s"), (1 << 14, "s"), (1 << 13, "F"))  # content type, content encoding, headers
 
 
-class AmqpReader(KombuReader):
-    """Reads events from AMQP. See `Reader`."""
+class AmqpConsumer(KombuConsumer):
+    """Reads events from AMQP. See `EventConsumer`."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)

@@ -38,8 +38,8 @@ class BatchFull(Exception):  # noqa: N818  not an error: the way out of a drain 
     """The batch is complete."""
 
 
-class KombuReader:
-    """Reads events from any transport of kombu's. See `Reader`."""
+class KombuConsumer:
+    """Reads events from any transport of kombu's. See `EventConsumer`."""
 
     def __init__(self, source: Source) -> None:
         self.proven = 0.0

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, Source, receive
-from celery_exporter.broker.consumers.kombu_consumer import BATCH, BATCH_BYTES, BatchFull, KombuReader
+from celery_exporter.broker.consumers.kombu_consumer import BATCH, BATCH_BYTES, BatchFull, KombuConsumer
 from celery_exporter.broker.message import UNREADABLE, Message
 
 #: Seconds without a message after which a ping is sent.
@@ -55,12 +55,16 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 _decode_base64 = msgspec.json.Decoder(_InBase64).decode
 
 
-class RedisReader(KombuReader):
-    """Reads events from Redis. See `Reader`."""
+class RedisConsumer(KombuConsumer):
+    """Reads events from Redis. See `EventConsumer`."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self._parser, self._read_bytes, self._fed = hiredis.Reader(), b"", 0  # how much of them it has got
+        self._parser, self._read_bytes, self._fed = (
+            hiredis.Reader(),
+            b"",
+            0,
+        )  # how much of them it has got
         self._alive = False  # did anything come since the last look
         self._pinged = 0.0
         self._subscribed = False

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness.waiting import eventually
 
-from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
+from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
 from celery_exporter.core import tasks
@@ -217,14 +217,14 @@ def test_after_a_record_that_cannot_be_written_all_is_written_anew(counting, mon
 # -- a durable queue: messages that come again -----------------------------------------------------------
 
 
-def durable_reader() -> AmqpReader:
+def durable_reader() -> AmqpConsumer:
     settings = load({"broker_url": "amqp://127.0.0.1:1//", "event_queue_durable": "true"}, {})
-    reader = AmqpReader(SettingsSource(settings))
+    reader = AmqpConsumer(SettingsSource(settings))
     reader._properties = b"\0\0"
     return reader
 
 
-def delivered(reader: AmqpReader, tag: int, *, redelivered: bool) -> int:
+def delivered(reader: AmqpConsumer, tag: int, *, redelivered: bool) -> int:
     """Deliver one message on another connection; return how many were read of it."""
     reader._remember()
     reader._number += 1

@@ -13,7 +13,15 @@ import pytest
 
 from celery_exporter.broker.message import JSON, MAX_BODY, Message
 from celery_exporter.core.events import MAX_LOOSE
-from celery_exporter.recording.format import FORMAT, NotATapeError, Reader, Record, Scrubber, Writer, paced
+from celery_exporter.recording.format import (
+    FORMAT,
+    NotATapeError,
+    Record,
+    RecordingReader,
+    Scrubber,
+    Writer,
+    paced,
+)
 
 RECORDS = [
     Record(0.5, Message(b'{"type":"task-sent"}', JSON, "utf-8")),
@@ -38,7 +46,7 @@ def tape(tmp_path):
 
 
 def test_what_is_read_is_what_was_written(tape):
-    reader = Reader(tape)
+    reader = RecordingReader(tape)
     assert list(reader) == RECORDS
     assert (reader.broken, reader.messages) == (None, 3)
 
@@ -57,7 +65,7 @@ def test_what_a_sender_calls_its_content_is_kept_if_it_is_text(tmp_path):
     writer.write(Record(0.0, Message(b"x", {"a": 1}, 7, None)))
     writer.write(Record(0.0, Message(b"x", "\ud800", "x" * 256, "a\nb")))
     writer.close()
-    assert list(Reader(tmp_path / "odd")) == [Record(0.0, Message(b"x"))] * 2
+    assert list(RecordingReader(tmp_path / "odd")) == [Record(0.0, Message(b"x"))] * 2
 
 
 def test_what_no_exporter_would_read_is_not_in_the_file(tmp_path):
@@ -67,7 +75,7 @@ def test_what_no_exporter_would_read_is_not_in_the_file(tmp_path):
         writer.write(Record(0.0, Message(body)))
     writer.close()
     assert (writer.messages, writer.too_large) == (3, 1)
-    assert [len(each.payload.body) for each in Reader(tmp_path / "large")] == [1, MAX_BODY, 1]
+    assert [len(each.payload.body) for each in RecordingReader(tmp_path / "large")] == [1, MAX_BODY, 1]
 
 
 def test_the_first_name_of_a_file_is_not_in_it(tmp_path):
@@ -77,7 +85,7 @@ def test_the_first_name_of_a_file_is_not_in_it(tmp_path):
 
 def read(path: Path) -> tuple[list[Record], str | None]:
     """Return what can be read, and why no more."""
-    reader = Reader(path)
+    reader = RecordingReader(path)
     try:
         return list(reader), reader.broken
     except NotATapeError as error:
@@ -124,7 +132,7 @@ def framed(record: list) -> bytes:
 def test_a_record_that_cannot_be_is_where_it_ends(tmp_path, inside, why):
     path = tmp_path / "odd"
     path.write_bytes(gzip.compress(FORMAT + inside))
-    reader = Reader(path)
+    reader = RecordingReader(path)
     assert list(reader) == []
     assert why.lower() in reader.broken.lower()
 
@@ -142,12 +150,12 @@ def test_what_is_no_recording_is_said_to_be_none(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
     with pytest.raises(NotATapeError, match="other"):
-        list(Reader(path))
+        list(RecordingReader(path))
 
 
 def test_a_file_that_is_not_there_is_said_so(tmp_path):
     with pytest.raises(NotATapeError, match="nowhere"):
-        list(Reader(tmp_path / "nowhere"))
+        list(RecordingReader(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.consumers.amqp_consumer import AmqpReader
+from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import SettingsSource
@@ -44,9 +44,9 @@ HEARTBEAT = frame(8, 0, b"")
 ELSEWHERE = [frame(2, 2, b"x" * 20), frame(3, 2, b"another channel's")]
 
 
-def reader(*pieces: bytes) -> AmqpReader:
+def reader(*pieces: bytes) -> AmqpConsumer:
     """Return one that has taken these bytes, as if it had read them one after the other."""
-    made = AmqpReader(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
+    made = AmqpConsumer(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
     made.others = []
     made._amqp, made._channel = SimpleNamespace(bytes_recv=0), SimpleNamespace(channel_id=1)
     made._library, made._asked, made._frames = made.others.append, None, Frames(LIMIT)
