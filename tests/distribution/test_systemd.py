@@ -17,7 +17,7 @@ from harness.processes import ROOT, need
 from harness.waiting import eventually
 
 from celery_exporter.app import STOP_TIMEOUT
-from celery_exporter.cli.main import EXIT_USAGE
+from celery_exporter.cli.common import EXIT_USAGE
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.monitor.monitor import LAST_SAVE
 from celery_exporter.web.server import MAX_CONNECTIONS
