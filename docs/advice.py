@@ -15,7 +15,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from celery_exporter.config.loader import load
-from celery_exporter.doctor.connectivity import _ROWS, BrokerAddress, _grant, _Row, place_of
+from celery_exporter.doctor.remedies import REFUSALS, BrokerAddress, Refusal, grant, place_of
 from docs.layers import PACKAGE
 
 WRONG = {"warning", "critical"}
@@ -137,7 +137,7 @@ _PLACES = {
 _OTHER = {"RabbitMQ": "redis", "RabbitMQ as guest": "redis", "Redis": "rabbitmq"}
 
 
-def rungs(rows: Iterable[_Row] = _ROWS) -> Iterator[Text]:
+def rungs(rows: Iterable[Refusal] = REFUSALS) -> Iterator[Text]:
     """Yield what brokers say when a connection is opened."""
     places = {name: _place(url) for name, url in _PLACES.items()}
     socket = structs.replace(places["Redis"], host="/PATH", network=False)
@@ -157,7 +157,7 @@ def denials() -> Iterator[Text]:
     """Yield what an ACL of Redis denies, where it is found out."""
     settings, place = load({"broker_url": _PLACES["Redis"]}, {}), _place(_PLACES["Redis"])
     for denied in ("run the 'psubscribe' command", "access one of the channels", "access one of the keys"):
-        remedy = re.sub(r"\b6379\b", "PORT", _grant(settings, place, denied))
+        remedy = re.sub(r"\b6379\b", "PORT", grant(settings, place, denied))
         yield Text("subscription", f"this user has no permissions to {denied}", remedy)
 
 

@@ -19,10 +19,11 @@ from celery_exporter.broker.url import masked
 from celery_exporter.config.loader import Settings
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
-from celery_exporter.doctor.connectivity import check_connectivity, place_of, to_ask
+from celery_exporter.doctor.connectivity import check_connectivity
 from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import listen
 from celery_exporter.doctor.rabbitmq_checks import TRANSIENT, with_workers
+from celery_exporter.doctor.remedies import place_of, to_ask
 from celery_exporter.status.finding import Finding
 
 #: Exit codes, by the worst level.

@@ -11,8 +11,8 @@ from celery_exporter.broker.message import CONTENT_TYPES
 from celery_exporter.config.loader import Settings
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
-from celery_exporter.doctor.connectivity import place_of, to_ask, to_ask_workers, to_forget, to_measure
 from celery_exporter.doctor.listener import ListenResult
+from celery_exporter.doctor.remedies import place_of, to_ask, to_ask_workers, to_forget, to_measure
 from celery_exporter.quoting import shell_word
 from celery_exporter.status.checks import (
     ASK_DOCTOR,

@@ -25,9 +25,9 @@ from celery_exporter.broker.connection import (
 from celery_exporter.broker.queues import queue_reader_for
 from celery_exporter.config.loader import Settings
 from celery_exporter.core.snapshot import QueueStats, WorkerView
-from celery_exporter.doctor.connectivity import BrokerAddress, place_of
 from celery_exporter.doctor.http_client import fetch
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
+from celery_exporter.doctor.remedies import BrokerAddress, place_of
 from celery_exporter.quoting import shell_word
 from celery_exporter.status.finding import Finding
 

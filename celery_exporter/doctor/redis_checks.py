@@ -10,8 +10,8 @@ import redis
 
 from celery_exporter.broker.connection import broker_errors, close_quietly, connect, open_
 from celery_exporter.config.loader import Settings
-from celery_exporter.doctor.connectivity import BrokerAddress, place_of, redis_cli
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
+from celery_exporter.doctor.remedies import BrokerAddress, place_of, redis_cli
 from celery_exporter.quoting import shell_word
 from celery_exporter.status.finding import Finding
 

@@ -30,7 +30,7 @@ from celery_exporter.cli.main import _command
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.snapshot import take
-from celery_exporter.doctor import connectivity as ladder
+from celery_exporter.doctor import remedies
 from celery_exporter.status.model import Status
 from docs import advice, metrics, printed
 from docs.marks import filled
@@ -103,7 +103,7 @@ def test_each_check_that_may_go_wrong_is_in_the_table():
     may = {known.get(ast.unparse(check), check) for check, level, *_ in found if ast.unparse(level) != "'ok'"}
     of_rungs = [check for check in may if not isinstance(check, ast.Constant)]
     assert len(of_rungs) == 2  # of the ladder's rows, and of those of the thresholds
-    rungs = {row.rung for row in ladder._ROWS} | {"virtual-host"}
+    rungs = {row.rung for row in remedies.REFUSALS} | {"virtual-host"}
     assert {check.value for check in may - {*of_rungs}} | rungs | judged == shown - {"check"}
 
 

@@ -42,7 +42,8 @@ from celery_exporter.doctor import DoctorOptions, _of_broker
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor import redis_checks as redis
-from celery_exporter.doctor.connectivity import check_connectivity, to_ask_workers, to_forget
+from celery_exporter.doctor.connectivity import check_connectivity
+from celery_exporter.doctor.remedies import to_ask_workers, to_forget
 from celery_exporter.status.checks import CHURN
 
 from .test_urls import Certificates, OddRedis

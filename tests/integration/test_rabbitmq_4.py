@@ -22,7 +22,7 @@ from celery_exporter.broker.queues import queue_reader_for
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.doctor import rabbitmq_checks as amqp
-from celery_exporter.doctor.connectivity import to_measure
+from celery_exporter.doctor.remedies import to_measure
 
 from .test_doctor import by_check, doctor, every, rungs, settings_of
 
