@@ -106,7 +106,7 @@ def provisioned(board: Board) -> Json:
     for name in board.variables:
         builder = builder.with_variable(_variable(name))
     for title, panels in board.rows.items():
-        builder = builder.with_row(sdk.MetricFamily(title))
+        builder = builder.with_row(sdk.Row(title))
         for panel in panels:
             builder = builder.with_panel(deepcopy(panel))  # what is made here stays out of the table
     built = builder.build()

@@ -11,14 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from celery_integration import blame, comparison, page, source
+from celery_integration.comparison import REDELIVERED, Difference, Unpublished
+from celery_integration.run import Outcome, compare
 from harness.events import one_task
 from harness.exporter import Samples
 from harness.processes import TESTS
 from prometheus_client.parser import text_string_to_metric_families
-
-from celery_integration import blame, comparison, page, source
-from celery_integration.comparison import REDELIVERED, Difference, Unpublished
-from celery_integration.run import Outcome, compare
 
 TEST = "t/integration/test_canvas.py::test_chain::test_simple_chain"
 
