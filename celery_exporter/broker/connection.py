@@ -61,7 +61,7 @@ _FANOUT = frozenset({"redis", "gcpubsub"})
 _ONE_PROCESS = frozenset({"memory"})
 #: Whoever consumes on Redis, if only answers of workers, returns to their queues the messages that any worker
 #: has held for longer than its own visibility timeout (kombu.transport.redis.QoS.restore_visible): tasks that
-#: run for long would run twice. So ours ends never, whatever the workers' is; those return them themselves.
+#: run for long would run twice. So ours never ends; workers return messages by their own.
 _TAKES_NOTHING_BACK = {"visibility_timeout": 1e10}
 _TLS = {"rediss": "ssl_cert_reqs", "amqps": "cert_reqs"}
 _VERIFY = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}

@@ -159,7 +159,9 @@ def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> fl
     if bucket == len(bounds):
         return bounds[-1]
     lower, below = (bounds[bucket - 1], upto[bucket - 1]) if bucket else (0.0, 0)
-    return lower + (bounds[bucket] - lower) * (rank - below) / counts[bucket]
+    # The share first: multiplied first, 3 of 3 observations up to 0.1 would be above 0.1.
+    within = lower + (bounds[bucket] - lower) * ((rank - below) / counts[bucket])
+    return min(within, bounds[bucket])
 
 
 # -- moments -------------------------------------------------------------------------------------------

@@ -34,6 +34,18 @@ _LANDING = """<!doctype html>
 """
 
 
+async def _healthy(_: Request) -> Response:
+    return PlainTextResponse("ok\n", headers=NOSNIFF)
+
+
+async def _healthy_as_flower(_: Request) -> Response:
+    return PlainTextResponse("OK", headers=NOSNIFF)
+
+
+async def _runbooks(_: Request) -> Response:
+    return HTMLResponse(_RUNBOOKS, headers={**SAFE, "Content-Security-Policy": POLICY})
+
+
 def build(
     metrics: MetricsPage,
     is_ready: Callable[[], bool],
@@ -48,12 +60,6 @@ def build(
     can ever arrive.
     """
 
-    async def healthy(_: Request) -> Response:
-        return PlainTextResponse("ok\n", headers=NOSNIFF)
-
-    async def healthy_as_flower(_: Request) -> Response:
-        return PlainTextResponse("OK", headers=NOSNIFF)
-
     async def ready(_: Request) -> Response:
         if is_ready():
             return PlainTextResponse("ready\n", headers=NOSNIFF)
@@ -65,19 +71,16 @@ def build(
         text = _LANDING.format(version=__version__, broker=html.escape(broker()), state=state)
         return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": _POLICY})
 
-    async def runbooks(_: Request) -> Response:
-        return HTMLResponse(_RUNBOOKS, headers={**SAFE, "Content-Security-Policy": POLICY})
-
     pages: dict[str, Page] = {
         "/": landing,
         "/metrics": metrics.answer,
-        "/-/healthy": healthy,
+        "/-/healthy": _healthy,
         "/-/ready": ready,
         "/health": ready,
-        "/runbooks": runbooks,
-        "/healthcheck": healthy_as_flower,
+        "/runbooks": _runbooks,
+        "/healthcheck": _healthy_as_flower,
+        **static_pages(),
     }
-    pages |= static_pages()
     if status is not None:
         pages |= status_pages(status)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])

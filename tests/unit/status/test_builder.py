@@ -7,7 +7,7 @@ import copy
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_exporter.core.cluster import Limits
@@ -172,6 +172,7 @@ def test_without_buckets_there_is_no_quantile():
 
 
 @given(st.lists(st.floats(0.001, 9), min_size=1), st.floats(0.01, 1))
+@example([0.0625] * 3 + [1.0] * 3, 0.5)
 def test_a_quantile_is_in_the_bucket_of_the_true_one(values, share):
     counts = [0] * (len(BOUNDS) + 1)
     for value in values:
