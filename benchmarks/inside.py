@@ -31,8 +31,9 @@ from celery_exporter.broker.message import JSON, Message, events_of
 from celery_exporter.broker.source import SettingsSource
 from celery_exporter.config.loader import load
 from celery_exporter.core.aggregates import Aggregates
-from celery_exporter.core.cluster import SWEEP_SECONDS, Limits
+from celery_exporter.core.cluster import SWEEP_SECONDS
 from celery_exporter.core.cluster import Cluster as Cluster_
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.types import Timestamp
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
@@ -84,7 +85,7 @@ class Exporter:
         exporter = cls()
         sets = max(1, samples // SAMPLES)
         for message in bodies(Cluster(tasks=2 * sets, names=sets, queues=1)):
-            exporter.hear([message])
+            exporter.touch([message])
         return exporter
 
 
@@ -148,7 +149,7 @@ def stall(samples: int) -> dict[str, float]:
         while not ended.is_set():
             start = time.perf_counter()
             time.sleep(EVERY)
-            exporter.hear([messages[position % len(messages)]])
+            exporter.touch([messages[position % len(messages)]])
             worst = max(worst, time.perf_counter() - start - EVERY)
             position += 1
 
@@ -171,14 +172,14 @@ def memory(tasks: int) -> dict[str, float]:
     """
     exporter, process, found = Exporter(), psutil.Process(), {"tasks": float(tasks)}
     for kind in OPEN:
-        exporter.hear([open_task(kind, number) for number in range(1_000)])
+        exporter.touch([open_task(kind, number) for number in range(1_000)])
     gc.collect()
     before = process.memory_info().rss
     for kind in OPEN:
         for number in range(1_000, tasks + 1_000):
-            exporter.hear([open_task(kind, number)])
+            exporter.touch([open_task(kind, number)])
         for _ in range(int(2 * SWEEP_SECONDS / EVERY)):
-            exporter.hear([])
+            exporter.touch([])
         found[kind] = (process.memory_info().rss - before) / tasks
     return found
 
@@ -218,7 +219,7 @@ def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
         spend("reading", lambda: reader._parser.feed(stream[start : start + FEED]))  # noqa: B023, SLF001
         full = True
         while full:
-            full = spend("reading", lambda: take(reader))
+            full = spend("reading", lambda: parse_batch(reader))
             batch = reader._batch  # noqa: SLF001
             events = spend("decoding", lambda: [one for each in batch for one in events_of(each, {JSON})])  # noqa: B023
             spend("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
@@ -245,7 +246,7 @@ def profiles(tasks: int) -> dict[str, float]:
     return best
 
 
-def take(reader: RedisConsumer) -> bool:
+def parse_batch(reader: RedisConsumer) -> bool:
     """Take a batch; tell whether it is full."""
     reader._batch, reader._bytes = [], 0  # noqa: SLF001
     try:

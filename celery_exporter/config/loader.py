@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from celery_exporter.config import parsers as parsing
 from celery_exporter.config.options import OPTIONS, Option
-from celery_exporter.core.cluster import Limits
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import Pattern, shown_as
 from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.profiles.native import EXPORTER_ROWS

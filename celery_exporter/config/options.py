@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.config import parsers as parsing
-from celery_exporter.core.cluster import TOMBSTONE_SECONDS
+from celery_exporter.core.task_lifecycle import TOMBSTONE_SECONDS
 from celery_exporter.core.task_names import QUEUE_NAME_RULES
 from celery_exporter.core.types import UNKNOWN
 from celery_exporter.metrics.model import TASK_LABELS

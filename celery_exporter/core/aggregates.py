@@ -44,7 +44,7 @@ class Aggregate(Struct, gc=False):
         """Return a cell in which nothing happened yet."""
         return cls([0] * len(State), {}, {}, 0, {}, None, None)
 
-    def absorb(self, other: Aggregate) -> None:
+    def merge(self, other: Aggregate) -> None:
         """Add another cell's sums to these, but for those by exception and client."""
         self.transitions = [
             mine + theirs for mine, theirs in zip(self.transitions, other.transitions, strict=True)
@@ -83,34 +83,34 @@ class Aggregate(Struct, gc=False):
 def _merged(mine: Histogram | None, theirs: Histogram) -> Histogram:
     if mine is None:
         return theirs.copy()
-    mine.absorb(theirs)
+    mine.merge(theirs)
     return mine
 
 
 class _Quota(Struct, gc=False):
     """How many series there may be of a label whose values are not in the key, and how many there are."""
 
-    of_key: int
+    per_label_set: int
     limit: int
     used: int = 0
 
     def count(self, sums: dict[str, int], value: str, times: int) -> int:
         """Add to a key's sum for a value; return how much of it went to `other`, for want of room."""
-        folded = 0
+        overflowed = 0
         if value not in sums:
-            full = len(sums) >= self.of_key or self.used >= self.limit
+            full = len(sums) >= self.per_label_set or self.used >= self.limit
             if full and value not in (UNKNOWN, OTHER):
-                value, folded = OTHER, times
+                value, overflowed = OTHER, times
             self.used += value not in sums
         sums[value] = sums.get(value, 0) + times
-        return folded
+        return overflowed
 
 
 class Failure(Struct, frozen=True, gc=False):
     """One failure, of some class of exception, at an epoch second of the worker's clock."""
 
     at: float
-    key: LabelSet
+    label_set: LabelSet
     worker: str
     exception: str
     uuid: str
@@ -144,126 +144,134 @@ class Aggregates:
         self._share = share
         self._latency = latency
         self.negative_waits = 0  # that were counted as 0 s
-        self.folded = 0  # failures and sendings whose exception or client was counted as other
+        self.overflowed = 0  # failures and sendings whose exception or client was counted as other
         self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # the newest last
         self._exceptions = _Quota(MAX_EXCEPTIONS, max_more)
         self._clients = _Quota(MAX_CLIENTS, max_more)
-        self._cells: dict[LabelSet, Aggregate] = {}
-        self._own: dict[LabelSet, Aggregate] = {}  # those of them that are in no snapshot
+        self._aggregates: dict[LabelSet, Aggregate] = {}
+        self._unshared: dict[LabelSet, Aggregate] = {}  # those of them that are in no snapshot
 
     def snapshot(self) -> dict[LabelSet, Aggregate]:
         """Return all sums as they are now. They stay so: what is booked next is booked in copies.
 
         So it takes as long as a dict of them does, and each scrape costs one copy of what changed since.
         """
-        self._own.clear()
-        return self._cells.copy()
+        self._unshared.clear()
+        return self._aggregates.copy()
 
-    def restore(self, key: LabelSet, cell: Aggregate) -> None:
+    def restore(self, label_set: LabelSet, aggregate: Aggregate) -> None:
         """Add the sums of an earlier process under a key."""
-        self._absorb(key, cell)
+        self._absorb(label_set, aggregate)
 
     # -- what is booked. Of a time the seconds, below 0 by the skew of two clocks, and the task's uuid ------
 
-    def touch(self, key: LabelSet) -> None:
+    def touch(self, label_set: LabelSet) -> None:
         """Note that a label set exists: its sums start at 0."""
-        self._cell(key)
+        self._writable(label_set)
 
-    def count_transition(self, key: LabelSet, state: State, at: float) -> None:
+    def count_transition(self, label_set: LabelSet, state: State, at: float) -> None:
         """Count a task that entered a state, at an epoch second of the sender's clock."""
-        cell = self._own.get(key) or self._cell(key)
-        cell.transitions[state] += 1
-        if at > cell.last.get(state, 0.0):
-            cell.last[state] = at
+        aggregate = self._unshared.get(label_set) or self._writable(label_set)
+        aggregate.transitions[state] += 1
+        if at > aggregate.last.get(state, 0.0):
+            aggregate.last[state] = at
 
-    def count_sender(self, key: LabelSet, client: str) -> None:
+    def count_sender(self, label_set: LabelSet, client: str) -> None:
         """Count a task that a client on this host sent."""
-        clients = self._cell(key).clients
+        clients = self._writable(label_set).clients
         if client in clients:
             clients[client] += 1
         else:
-            self.folded += self._clients.count(clients, client, 1)
+            self.overflowed += self._clients.count(clients, client, 1)
 
     def count_failure(self, failure: Failure) -> None:
         """Count a failure by its class of exception, and remember it for a while."""
-        exceptions = self._cell(failure.key).exceptions
-        self.folded += self._exceptions.count(exceptions, clipped(failure.exception), 1)
-        if failure.key is not EXCLUDED:
+        exceptions = self._writable(failure.label_set).exceptions
+        self.overflowed += self._exceptions.count(exceptions, clipped(failure.exception), 1)
+        if failure.label_set is not EXCLUDED:
             self.failures.append(failure)
 
-    def observe_runtime(self, key: LabelSet, state: State, seconds: float, uuid: str | None = None) -> None:
+    def observe_runtime(
+        self, label_set: LabelSet, state: State, seconds: float, uuid: str | None = None
+    ) -> None:
         """Observe how long an execution took that ended in SUCCESS, FAILURE or RETRY."""
-        cell = self._own.get(key) or self._cell(key)
-        histogram = cell.runtime.get(state)
+        aggregate = self._unshared.get(label_set) or self._writable(label_set)
+        histogram = aggregate.runtime.get(state)
         if histogram is None:
-            histogram = cell.runtime[state] = self._histogram(self.runtime_bounds)
+            histogram = aggregate.runtime[state] = self._histogram(self.runtime_bounds)
         self._observe(histogram, self.runtime_bounds, seconds, uuid)
 
     def observe_start(
-        self, key: LabelSet, at: float, ready: float | None, received: float | None, uuid: str
+        self, label_set: LabelSet, at: float, ready: float | None, received: float | None, uuid: str
     ) -> None:
         """Observe how long a task waited that was started at an epoch second.
 
         `ready` is when it was sent (or its eta), `received` when a worker received it (or its eta).
         """
         if ready is not None:
-            self.observe_queue_wait(key, at - ready, uuid)
+            self.observe_queue_wait(label_set, at - ready, uuid)
         if received is not None:
-            self.observe_prefetch_wait(key, at - received, uuid)
+            self.observe_prefetch_wait(label_set, at - received, uuid)
         since = received if ready is None else ready
         if self._latency and since is not None:
-            cell = self._cell(key)
-            if cell.latency is None:
-                cell.latency = self._histogram(self.wait_bounds)
-            self._observe(cell.latency, self.wait_bounds, max(0.0, at - since), uuid)
+            aggregate = self._writable(label_set)
+            if aggregate.latency is None:
+                aggregate.latency = self._histogram(self.wait_bounds)
+            self._observe(aggregate.latency, self.wait_bounds, max(0.0, at - since), uuid)
 
-    def observe_queue_wait(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
+    def observe_queue_wait(self, label_set: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from sent (or eta) to started."""
-        cell = self._own.get(key) or self._cell(key)
-        if cell.queue_wait is None:
-            cell.queue_wait = self._histogram(self.wait_bounds)
-        self._observe(cell.queue_wait, self.wait_bounds, seconds, uuid)
+        aggregate = self._unshared.get(label_set) or self._writable(label_set)
+        if aggregate.queue_wait is None:
+            aggregate.queue_wait = self._histogram(self.wait_bounds)
+        self._observe(aggregate.queue_wait, self.wait_bounds, seconds, uuid)
 
-    def observe_prefetch_wait(self, key: LabelSet, seconds: float, uuid: str | None = None) -> None:
+    def observe_prefetch_wait(self, label_set: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from received by a worker (or eta) to started by it."""
-        cell = self._own.get(key) or self._cell(key)
-        if cell.prefetch_wait is None:
-            cell.prefetch_wait = self._histogram(self.wait_bounds)
-        cell.newest_prefetch = seconds
-        self._observe(cell.prefetch_wait, self.wait_bounds, seconds, uuid)
+        aggregate = self._unshared.get(label_set) or self._writable(label_set)
+        if aggregate.prefetch_wait is None:
+            aggregate.prefetch_wait = self._histogram(self.wait_bounds)
+        aggregate.newest_prefetch = seconds
+        self._observe(aggregate.prefetch_wait, self.wait_bounds, seconds, uuid)
 
-    def count_redelivery(self, key: LabelSet) -> None:
+    def count_redelivery(self, label_set: LabelSet) -> None:
         """Count a task that was received again, in the same attempt."""
-        self._cell(key).redeliveries += 1
+        self._writable(label_set).redeliveries += 1
 
-    def fold(self, key: LabelSet, into: LabelSet) -> None:
+    def merge(self, label_set: LabelSet, into: LabelSet) -> None:
         """Give a label set up: what was counted under it moves to another."""
-        if key in self._cells:
-            cell = self._cell(key)
-            del self._cells[key]
-            del self._own[key]
-            self._exceptions.used -= len(cell.exceptions)
-            self._clients.used -= len(cell.clients)
-            cell.inherited = True
-            self._absorb(into, cell)
+        if label_set in self._aggregates:
+            aggregate = self._writable(label_set)
+            del self._aggregates[label_set]
+            del self._unshared[label_set]
+            self._exceptions.used -= len(aggregate.exceptions)
+            self._clients.used -= len(aggregate.clients)
+            aggregate.inherited = True
+            self._absorb(into, aggregate)
 
-    def forget_clients(self, hosts: Collection[str]) -> None:
+    def remove_clients(self, hosts: Collection[str]) -> None:
         """Drop what clients on these hosts sent from the sums by client; it stays in all others."""
-        for key in [key for key, cell in self._cells.items() if not cell.clients.keys().isdisjoint(hosts)]:
-            clients = self._cell(key).clients
+        for label_set in [
+            label_set
+            for label_set, aggregate in self._aggregates.items()
+            if not aggregate.clients.keys().isdisjoint(hosts)
+        ]:
+            clients = self._writable(label_set).clients
             for client in clients.keys() & hosts:
                 del clients[client]
                 self._clients.used -= 1
 
     # -- how -------------------------------------------------------------------------------------------
 
-    def _cell(self, key: LabelSet) -> Aggregate:
+    def _writable(self, label_set: LabelSet) -> Aggregate:
         """Return the sums of a key, to be changed."""
-        cell = self._own.get(key)
-        if cell is None:
-            shared = self._cells.get(key)
-            cell = self._own[key] = self._cells[key] = Aggregate.empty() if shared is None else shared.copy()
-        return cell
+        aggregate = self._unshared.get(label_set)
+        if aggregate is None:
+            shared = self._aggregates.get(label_set)
+            aggregate = self._unshared[label_set] = self._aggregates[label_set] = (
+                Aggregate.empty() if shared is None else shared.copy()
+            )
+        return aggregate
 
     def _observe(
         self, histogram: Histogram, bounds: Sequence[float], seconds: float, uuid: str | None
@@ -274,13 +282,13 @@ class Aggregates:
         if self._share is None or is_chosen(uuid or "", self._share):
             histogram.observe(bounds, seconds, uuid)
 
-    def _absorb(self, key: LabelSet, other: Aggregate) -> None:
-        cell = self._cell(key)
-        cell.absorb(other)
+    def _absorb(self, label_set: LabelSet, other: Aggregate) -> None:
+        aggregate = self._writable(label_set)
+        aggregate.merge(other)
         for exception, times in other.exceptions.items():
-            self.folded += self._exceptions.count(cell.exceptions, exception, times)
+            self.overflowed += self._exceptions.count(aggregate.exceptions, exception, times)
         for client, times in other.clients.items():
-            self.folded += self._clients.count(cell.clients, client, times)
+            self.overflowed += self._clients.count(aggregate.clients, client, times)
 
     def _histogram(self, bounds: Sequence[float]) -> Histogram:
         counts, native, exemplars = [0] * (len(bounds) + 1), self.native, self.exemplars

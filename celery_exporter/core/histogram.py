@@ -53,7 +53,7 @@ class Histogram(Struct, gc=False):
         if self.exemplars is not None and uuid and len(uuid) <= LONGEST and uuid.isprintable():
             self.exemplars[bucket] = Exemplar(uuid, value)
 
-    def absorb(self, other: Histogram) -> None:
+    def merge(self, other: Histogram) -> None:
         """Add another histogram's observations to these; both count natively, or neither does."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.total += other.total

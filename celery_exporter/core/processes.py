@@ -23,9 +23,9 @@ MAX_PROCESSES = 8
 #: Times that an earlier process must be heard again before a name counts as shared: two heartbeats of each.
 SHARED_AFTER = 2
 #: Periods within which the next heartbeat of a process that runs is received.
-LATEST_BEATS = 2
+LATEST_HEARTBEATS = 2
 #: Part of a period within which no process sends two heartbeats: its clock is read a little late at times.
-EARLIEST_BEAT = 0.75
+EARLIEST_HEARTBEAT = 0.75
 
 
 class Process(Struct, gc=False):
@@ -37,7 +37,7 @@ class Process(Struct, gc=False):
     pid: int | None
     processed: int | None
     timestamp: float
-    heard: float
+    last_seen: float
     active: int | None = None
     left: bool = False  # it said goodbye
     replaced: bool = False  # another one took its place, as far as is known
@@ -49,7 +49,7 @@ class Process(Struct, gc=False):
     unsure: int | None = None
 
 
-class Heard(Struct, frozen=True, gc=False):
+class Observation(Struct, frozen=True, gc=False):
     """What an event tells: who sent it, and how many tasks and restarts it adds to those counted."""
 
     process: Process
@@ -65,7 +65,9 @@ class Processes(Struct, gc=False):
     alternations: int = 0  # heartbeats of an earlier process while a later one was heard, too
     events: int = 0
 
-    def hear(self, event: Event, now: Timestamp, period_seconds: float, silence_seconds: float) -> Heard:
+    def observe(
+        self, event: Event, now: Timestamp, period_seconds: float, silence_seconds: float
+    ) -> Observation:
         """Take in a worker event.
 
         `period_seconds` is the time between two heartbeats, `silence_seconds` how long one of several
@@ -76,9 +78,9 @@ class Processes(Struct, gc=False):
             only = self.known[0]
             tasks = _count(only, event, self.known)
             self._note(only, event, now)
-            return Heard(only, is_new=False, tasks=tasks, restarts=0)
-        silence = silence_seconds if self.alternations else LATEST_BEATS * period_seconds
-        self._pass_over_silence(now.listened, period_seconds)
+            return Observation(only, is_new=False, tasks=tasks, restarts=0)
+        silence = silence_seconds if self.alternations else LATEST_HEARTBEATS * period_seconds
+        self._pass_over_silence(now.listening, period_seconds)
         restarts = self._replace(None, event, now, silence)
         newest = self.known[-1] if self.known else None
         fitting = [process for process in self.known if self._may_have_sent(process, event)]
@@ -91,7 +93,7 @@ class Processes(Struct, gc=False):
             tasks = _count(process, event, possible)
             self._note(process, event, now)
         restarts += self._replace(process, event, now, silence)
-        return Heard(process, not possible, tasks + self._confirm(now.listened, silence), restarts)
+        return Observation(process, not possible, tasks + self._confirm(now.listening, silence), restarts)
 
     def _is_usual(self, event: Event, now: Timestamp) -> bool:
         """Tell whether an event is of the only process that is known, as nearly all are."""
@@ -100,20 +102,20 @@ class Processes(Struct, gc=False):
         only = self.known[0]
         return self._may_have_sent(only, event) and not _is_early(only, event, now)
 
-    def _pass_over_silence(self, listened: float, period: float) -> None:
+    def _pass_over_silence(self, listening: float, period: float) -> None:
         """Take no process for gone because of a time in which nobody of the name was heard.
 
         One that stays silent while each of the others is heard twice is gone: these are merely slow.
         """
         running = [process for process in self.known if not (process.left or process.replaced)]
-        silence = listened - self.known[-1].heard if len(running) > 1 else 0.0
+        silence = listening - self.known[-1].last_seen if len(running) > 1 else 0.0
         if silence <= period:
             return
         beyond = min(silence, 2 * (silence - period))  # a heartbeat may be a little late
         heard_twice = 2 * (len(running) - 1)
         for process in running:
             if self.events - 1 - process.last < heard_twice:
-                process.heard += beyond
+                process.last_seen += beyond
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
         """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""
@@ -138,7 +140,7 @@ class Processes(Struct, gc=False):
         If only the time tells it from those that fit, a clock may have been set, so all but what one of these
         may have counted since waits until it is heard again beside them.
         """
-        process = Process(event.pid, event.processed, event.timestamp, now.listened, event.active)
+        process = Process(event.pid, event.processed, event.timestamp, now.listening, event.active)
         process.first = process.last = self.events
         process.left = event.type == "worker-offline"
         if len(self.known) >= MAX_PROCESSES:
@@ -162,14 +164,14 @@ class Processes(Struct, gc=False):
         if process.left:
             return
         process.replaced = False
-        process.heard, process.last = now.listened, self.events
+        process.last_seen, process.last = now.listening, self.events
         if event.processed is not None:
             process.timestamp = event.timestamp
         if process is not self.known[-1]:
             self.known.remove(process)
             self.known.append(process)
 
-    def _replace(self, heard: Process | None, event: Event, now: Timestamp, silence: float) -> int:
+    def _replace(self, last_seen: Process | None, event: Event, now: Timestamp, silence: float) -> int:
         """Find who took the place of processes that are gone; return the number of restarts.
 
         That is one that was not heard before the last heartbeat of the other. `heard` sent the event, if that
@@ -177,7 +179,7 @@ class Processes(Struct, gc=False):
         """
         restarts = 0
         for process in self.known[:]:
-            if process.replaced or not _is_gone(process, heard, event, now, silence):
+            if process.replaced or not _is_gone(process, last_seen, event, now, silence):
                 continue
             later = (each for each in self.known if each.first > process.last and not each.replaces)
             successor = next(later, None)
@@ -192,11 +194,11 @@ class Processes(Struct, gc=False):
                 restarts += 1
         return restarts
 
-    def _confirm(self, listened: float, silence: float) -> int:
+    def _confirm(self, listening: float, silence: float) -> int:
         """Return the tasks of processes that are sure by now: all that may be one were heard side by side."""
         tasks = 0
         for process in self.known if self.alternations >= SHARED_AFTER else ():
-            alike = [each for each in self.alive(listened, silence) if each.pid == process.pid]
+            alike = [each for each in self.alive(listening, silence) if each.pid == process.pid]
             if process.unsure is not None and all(each.again >= SHARED_AFTER for each in alike):
                 tasks += process.unsure
                 process.unsure = None
@@ -205,19 +207,19 @@ class Processes(Struct, gc=False):
     def restore(self, shift: float) -> None:
         """Go on with a listening clock that is `shift` seconds ahead. Nobody was silent meanwhile."""
         for process in self.known:
-            process.heard += shift
+            process.last_seen += shift
 
-    def alive(self, listened: float, silence_seconds: float) -> list[Process]:
+    def alive(self, listening: float, silence_seconds: float) -> list[Process]:
         """Return the processes that run now, as far as is known."""
         return [
             process
             for process in self.known
-            if not (process.left or process.replaced) and listened - process.heard <= silence_seconds
+            if not (process.left or process.replaced) and listening - process.last_seen <= silence_seconds
         ]
 
-    def is_shared(self, listened: float, silence_seconds: float) -> bool:
+    def is_shared(self, listening: float, silence_seconds: float) -> bool:
         """Tell whether several processes use the name now."""
-        if self.alternations and len(self.alive(listened, silence_seconds)) < 2:
+        if self.alternations and len(self.alive(listening, silence_seconds)) < 2:
             self.alternations = 0
         return self.alternations >= SHARED_AFTER
 
@@ -229,8 +231,8 @@ def _is_early(process: Process, event: Event, now: Timestamp) -> bool:
     """
     if event.type != "worker-heartbeat" or event.processed is None or not event.freq:
         return False
-    earliest = EARLIEST_BEAT * event.freq
-    return event.timestamp - process.timestamp < earliest and now.listened - process.heard < earliest
+    earliest = EARLIEST_HEARTBEAT * event.freq
+    return event.timestamp - process.timestamp < earliest and now.listening - process.last_seen < earliest
 
 
 def _count(process: Process, event: Event, possible: list[Process]) -> int:
@@ -250,13 +252,15 @@ def _highest(processes: list[Process]) -> Process:
     return max(processes, key=lambda each: each.processed or 0)
 
 
-def _is_gone(process: Process, heard: Process | None, event: Event, now: Timestamp, silence: float) -> bool:
+def _is_gone(
+    process: Process, last_seen: Process | None, event: Event, now: Timestamp, silence: float
+) -> bool:
     """Tell whether a process is gone, now that this event was heard.
 
     Its clock tells only of events that were held up and come together, two of another one among them.
     """
-    waited = now.listened - process.heard
-    if process is heard or process.left or waited >= silence:
-        return process.left or process is not heard
-    is_heard_again = heard is not None and heard.again > 0 and heard.first > process.last
+    waited = now.listening - process.last_seen
+    if process is last_seen or process.left or waited >= silence:
+        return process.left or process is not last_seen
+    is_heard_again = last_seen is not None and last_seen.again > 0 and last_seen.first > process.last
     return is_heard_again and waited == 0 and event.timestamp - process.timestamp >= silence

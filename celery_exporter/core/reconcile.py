@@ -72,7 +72,7 @@ class Measurement(Struct, frozen=True):
     unacked: int | None
 
 
-class Held(IntEnum):
+class Unacked(IntEnum):
     """Which messages workers held, by the broker's count: the higher, the less an empty queue proves."""
 
     NONE = 0
@@ -85,7 +85,7 @@ class Empty(Struct, frozen=True):
     """A measurement that found a queue empty."""
 
     at: float
-    held: Held
+    unacked: Unacked
 
 
 class Asked(Struct, frozen=True):
@@ -95,7 +95,7 @@ class Asked(Struct, frozen=True):
     wait: float = SUSPICIOUS_SECONDS
 
 
-class _Turns:
+class _RoundRobin:
     """Takes tasks in turn: each time those that come after the ones of the time before.
 
     By how many there are before them, for there is no other way into the middle of a dict that changes. Of
@@ -105,13 +105,13 @@ class _Turns:
     def __init__(self) -> None:
         self.start = 0
 
-    def take(self, rooms: Iterable[StateBucket], count: int) -> list[Task]:
+    def take(self, buckets: Iterable[StateBucket], count: int) -> list[Task]:
         """Return so many tasks, or fewer if the last one is among them; then it begins anew."""
         found: list[Task] = []
         start = self.start
-        for room in rooms:
-            found += islice(room.tasks.values(), start, start + count - len(found))
-            start = max(0, start - len(room.tasks))
+        for bucket in buckets:
+            found += islice(bucket.tasks.values(), start, start + count - len(found))
+            start = max(0, start - len(bucket.tasks))
             if len(found) == count:
                 break
         self.start = self.start + count if len(found) == count else 0
@@ -133,7 +133,11 @@ class Reconciler:
         self._drops_expired = drops_expired
         #: By queue, the measurements in a row that found it empty, the newest last.
         self._empty: dict[str, deque[Empty]] = {}
-        self._turns, self._turns_of_started, self._turns_of_received = _Turns(), _Turns(), _Turns()
+        self._turns, self._turns_of_started, self._turns_of_received = (
+            _RoundRobin(),
+            _RoundRobin(),
+            _RoundRobin(),
+        )
         #: By worker, when it was asked for its tasks, and how long it is not asked again.
         self._asked: dict[str, Asked] = {}
 
@@ -149,15 +153,15 @@ class Reconciler:
             elif length is not None:
                 runs.append(seen)
 
-    def _which_held(self, unacked: int | None) -> Held:
+    def _which_held(self, unacked: int | None) -> Unacked:
         """Tell whether tasks that workers have can explain how many messages are not acknowledged.
 
         On Redis the messages of a dead worker count too, until their visibility timeout; so do its tasks.
         """
         if not unacked:
-            return Held.UNCOUNTED if unacked is None else Held.NONE
-        rooms = self._cluster.tasks.occupied(State.RECEIVED, State.STARTED)
-        return Held.KNOWN if unacked <= sum(len(room.tasks) for room in rooms) else Held.OTHERS
+            return Unacked.UNCOUNTED if unacked is None else Unacked.NONE
+        buckets = self._cluster.tasks.occupied(State.RECEIVED, State.STARTED)
+        return Unacked.KNOWN if unacked <= sum(len(bucket.tasks) for bucket in buckets) else Unacked.OTHERS
 
     def reconcile(self, now: Timestamp) -> Iterator[None]:
         """Take out what is gone, of `MAX_LOOKED_AT` tasks; pauses after each `CHUNK`, when others may change
@@ -170,35 +174,39 @@ class Reconciler:
                 if self._is_open(task):
                     self._look_at(task, seen_empty, now)
             yield
-        self._turns.step_back(sum(task.room.state is None for task in tasks))
+        self._turns.step_back(sum(task.bucket.state is None for task in tasks))
         if self._drops_expired:
             yield from self._take_out_expired(now)
 
     def _is_open(self, task: Task) -> bool:
         """Tell whether a task is still open, and nothing more is known of it that waits for its task-sent."""
         tasks = self._cluster.tasks
-        return task.room.state is not None and tasks.get(task.uuid) is task and task.uuid not in tasks.held
+        return (
+            task.bucket.state is not None
+            and tasks.get(task.uuid) is task
+            and task.uuid not in tasks.awaiting_sent
+        )
 
     def _look_at(self, task: Task, seen_empty: dict[str, Empty | None], now: Timestamp) -> None:
         """Take out a task, or put it back, if that follows from what is known; `seen_empty` is by queue."""
-        cluster, state = self._cluster, task.room.state
-        worker = cluster.workers.get(task.held_by())
+        cluster, state = self._cluster, task.bucket.state
+        worker = cluster.workers.get(task.current_worker())
         if state is State.STARTED:
             if worker is not None and _is_idle(worker, now):
-                cluster.take_out(task, NOT_RUNNING, now)
+                cluster.end_silently(task, NOT_RUNNING, now)
             return
         if state is State.RECEIVED and worker is not None:
             if _gave_back(worker, task, now):
-                cluster.put_back(task, now)  # the broker delivers it anew
+                cluster.requeue(task, now)  # the broker delivers it anew
                 cluster.reconciled[RETURNED] += 1
             if worker.up or worker.left:
                 return
-        queue = task.room.kind.key.queue_name
+        queue = task.bucket.group.label_set.queue_name
         if queue not in seen_empty:
             seen_empty[queue] = self._seen_empty(queue, now)
         seen = seen_empty[queue]
         if seen is not None and self._is_message_gone(seen, now, task):
-            cluster.take_out(task, MESSAGE_GONE, now)
+            cluster.end_silently(task, MESSAGE_GONE, now)
 
     # -- messages that are gone ------------------------------------------------------------------------
 
@@ -209,10 +217,10 @@ class Reconciler:
         has to have sent a heartbeat since the first of them: one that is busy in the solo pool may have a
         message that it has not read.
         """
-        settled = [each for each in self._runs(queue) if now.listened - each.at >= GRACE_SECONDS][-2:]
-        if settled and settled[-1].held is Held.NONE:
+        settled = [each for each in self._runs(queue) if now.listening - each.at >= GRACE_SECONDS][-2:]
+        if settled and settled[-1].unacked is Unacked.NONE:
             return settled[-1]
-        if len(settled) < 2 or any(each.held is Held.OTHERS for each in settled):
+        if len(settled) < 2 or any(each.unacked is Unacked.OTHERS for each in settled):
             return None
         before = settled[0]
         workers = self._cluster.workers.values()
@@ -221,10 +229,10 @@ class Reconciler:
 
     def _consumes(self, worker: Worker, label: str) -> bool:
         """Tell whether a worker may consume a queue with this label."""
-        queues = worker.profile.queues
+        queues = worker.info.queues
         if queues is None or label in _ANY_QUEUE:
             return True
-        return label in map(self._cluster.keys.queue_label, queues)
+        return label in map(self._cluster.label_sets.queue_label, queues)
 
     def _runs(self, queue: str) -> list[Empty]:
         """Return the measurements in a row that found a queue empty; of an unknown one, all queues."""
@@ -232,16 +240,16 @@ class Reconciler:
             return list(self._empty.get(queue, ()))
         latest = [list(runs)[-2:] for runs in self._empty.values()]
         both = zip(*latest, strict=False)  # none if there is a queue that was not empty
-        return [Empty(min(each.at for each in one), max(each.held for each in one)) for one in both]
+        return [Empty(min(each.at for each in one), max(each.unacked for each in one)) for one in both]
 
     def _is_message_gone(self, seen: Empty, now: Timestamp, task: Task) -> bool:
         """Tell whether a task whose queue is empty would have been received if there were a message of it."""
-        if task.heard >= seen.at - ARRIVAL_SECONDS:
+        if task.last_seen >= seen.at - ARRIVAL_SECONDS:
             return False
-        state = task.room.state
-        if state is State.RECEIVED and seen.held is Held.KNOWN:
+        state = task.bucket.state
+        if state is State.RECEIVED and seen.unacked is Unacked.KNOWN:
             return False  # its message may be one of those that a dead worker held
-        if state is State.RETRY and not task.is_next_sent() and seen.held is not Held.NONE:
+        if state is State.RETRY and not task.is_next_sent() and seen.unacked is not Unacked.NONE:
             return False  # it may wait for its countdown where nobody counts it
         return not task.is_due_after(now.wall - GRACE_SECONDS)
 
@@ -258,12 +266,12 @@ class Reconciler:
         waiting: set[str] = set()
         found: set[str] = set()
         for task in self._silent_tasks(now):
-            name = task.held_by()
+            name = task.current_worker()
             worker = workers.get(name)
             if worker is None or not worker.up:
                 continue
             is_long = name not in found and self._is_silent_for_long(task, worker, now)
-            if task.room.state is State.STARTED:
+            if task.bucket.state is State.STARTED:
                 started[name] += 1
             elif is_long or name not in waiting:  # for this takes longer
                 if task.is_due_after(now.wall - SUSPICIOUS_SECONDS):
@@ -276,12 +284,12 @@ class Reconciler:
         self._asked = {name: asked for name, asked in self._asked.items() if name in workers}
         never = Asked(-inf, 0.0)
         last = {name: self._asked.get(name, never) for name in sorted(found)}
-        due = [name for name, asked in last.items() if now.listened >= asked.at + asked.wait]
+        due = [name for name, asked in last.items() if now.listening >= asked.at + asked.wait]
         due = sorted(due, key=lambda name: last[name].at)[:MAX_ASKED]
         for name in due:
             wait = min(max(2 * last[name].wait, SUSPICIOUS_SECONDS), LONGEST_SECONDS)  # unless it answers
-            self._asked[name] = Asked(now.listened, wait)
-        return {name: workers[name].count_processes(now.listened) for name in due}
+            self._asked[name] = Asked(now.listening, wait)
+        return {name: workers[name].count_processes(now.listening) for name in due}
 
     def _silent_tasks(self, now: Timestamp) -> Iterator[Task]:
         """Yield tasks that a worker has, and of which nothing was heard for some time; of many, some."""
@@ -289,7 +297,7 @@ class Reconciler:
         started = self._turns_of_started.take(tasks.occupied(State.STARTED), MAX_LOOKED_AT // 2)
         received = self._turns_of_received.take(tasks.occupied(State.RECEIVED), MAX_LOOKED_AT // 2)
         for task in (*started, *received):
-            if task.heard < now.listened - SUSPICIOUS_SECONDS:
+            if task.last_seen < now.listening - SUSPICIOUS_SECONDS:
                 yield task
 
     def _is_silent_for_long(self, task: Task, worker: Worker, now: Timestamp) -> bool:
@@ -297,7 +305,7 @@ class Reconciler:
 
         That is as long as it had been where it is when it was last heard of, which an answer is, too.
         """
-        silent = now.listened - task.heard
+        silent = now.listening - task.last_seen
         longest = min(LONGEST_SECONDS, TTL_SHARE * self._cluster.limits.task_ttl)
         if not LONG_SECONDS < silent < longest:
             return silent >= longest
@@ -310,28 +318,28 @@ class Reconciler:
         """
         self._asked |= {name: Asked(asked) for name in held}
         had: list[Task] = []
-        turns = _Turns()
+        turns = _RoundRobin()
         while tasks := turns.take(self._cluster.tasks.occupied(*_WITH_WORKER), MAX_LOOKED_AT):
             for chunk in _chunks(tasks):
                 for task in filter(self._is_with_worker, chunk):
-                    uuids = held.get(task.held_by())
-                    if uuids is None or task.heard >= asked - ARRIVAL_SECONDS:
+                    uuids = held.get(task.current_worker())
+                    if uuids is None or task.last_seen >= asked - ARRIVAL_SECONDS:
                         continue
                     if task.uuid in uuids:
                         had.append(task)
                     else:
-                        self._cluster.take_out(task, NOT_RUNNING, now)
+                        self._cluster.end_silently(task, NOT_RUNNING, now)
                 yield
             if len(tasks) < MAX_LOOKED_AT:
                 break
-            turns.step_back(sum(task.room.state not in _WITH_WORKER for task in tasks))
+            turns.step_back(sum(task.bucket.state not in _WITH_WORKER for task in tasks))
         for chunk in _chunks(had):  # only now, for it changes their order
             for task in filter(self._is_with_worker, chunk):
-                self._cluster.tasks.hear(task, max(task.heard, now.listened))
+                self._cluster.tasks.touch(task, max(task.last_seen, now.listening))
             yield
 
     def _is_with_worker(self, task: Task) -> bool:
-        return task.room.state in _WITH_WORKER and self._is_open(task)
+        return task.bucket.state in _WITH_WORKER and self._is_open(task)
 
     # -- expired ------------------------------------------------------------------------------------------
 
@@ -342,8 +350,8 @@ class Reconciler:
             at, task = expires.pop(uuid), tasks.get(uuid)
             if task is None:
                 continue
-            if at < now.wall - EXPIRY_GRACE_SECONDS and task.room.state in {State.PENDING, State.RETRY}:
-                self._cluster.take_out(task, EXPIRED, now)
+            if at < now.wall - EXPIRY_GRACE_SECONDS and task.bucket.state in {State.PENDING, State.RETRY}:
+                self._cluster.end_silently(task, EXPIRED, now)
             else:
                 expires[uuid] = at  # its next turn comes after all others
         yield
@@ -358,7 +366,7 @@ def measurement_of(
     """
     by_label: dict[str, int | None] = {}
     for name in {*cluster.queues.names(), *lengths}:
-        label = cluster.keys.queue_label(name)
+        label = cluster.label_sets.queue_label(name)
         length, so_far = lengths.get(name), by_label.get(label, 0)
         by_label[label] = None if length is None or so_far is None else so_far + length
     known = {label: length for label, length in by_label.items() if length is not None}
@@ -372,13 +380,13 @@ def _chunks(tasks: list[Task]) -> Iterator[list[Task]]:
 
 def _has_beaten(worker: Worker, since: float, now: Timestamp) -> bool:
     """Tell whether a worker sent a heartbeat after a listening time, if it ever sends any."""
-    return worker.heartbeat is None or now.listened - (now.wall - worker.heartbeat) > since
+    return worker.heartbeat is None or now.listening - (now.wall - worker.heartbeat) > since
 
 
 def _gave_back(worker: Worker, task: Task, now: Timestamp) -> bool:
     """Tell whether a worker has said goodbye since it received a task, and sends no more events of it."""
     if worker.left:
-        return now.listened - worker.heard >= GOODBYE_SECONDS
+        return now.listening - worker.last_seen >= GOODBYE_SECONDS
     return worker.up and not worker.shared and task.since < worker.returned
 
 
@@ -386,4 +394,4 @@ def _is_idle(worker: Worker, now: Timestamp) -> bool:
     """Tell whether a worker reports for several heartbeats that it runs no task."""
     if worker.idle_since is None or not worker.up:
         return False
-    return now.listened - worker.idle_since > IDLE_HEARTBEATS * (worker.freq or HEARTBEAT_SECONDS)
+    return now.listening - worker.idle_since > IDLE_HEARTBEATS * (worker.freq or HEARTBEAT_SECONDS)

@@ -51,7 +51,7 @@ _Address = tuple[str | None, str | None]
 
 
 class Routes:
-    """Maps exchange and routing key to a queue. `learn` takes bindings, `find` answers."""
+    """Maps exchange and routing key to a queue. `update` records bindings, `find` resolves."""
 
     def __init__(self) -> None:
         self._current: frozenset[Binding] = frozenset()
@@ -61,7 +61,7 @@ class Routes:
         self._opaque: set[str] = set()  # exchanges of types whose rules are not known here
         self._cache: dict[tuple[str | None, str | None, str | None], Route] = {}
 
-    def learn(self, bindings: Iterable[Binding]) -> None:
+    def update(self, bindings: Iterable[Binding]) -> None:
         """Replace what is known of these queues, and keep what is known of others while there is room.
 
         A broker keeps the bindings of a queue while none of its workers runs.

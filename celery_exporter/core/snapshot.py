@@ -12,7 +12,7 @@ from msgspec import Struct
 from celery_exporter.core.aggregates import Aggregate, Failure
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.reconcile import REASONS
-from celery_exporter.core.tasks import InState
+from celery_exporter.core.tasks import TasksInState
 from celery_exporter.core.types import EXCLUDED, LabelSet
 from celery_exporter.core.workers import Worker
 
@@ -93,7 +93,9 @@ class ExporterState(Struct, frozen=True):
     reconnects: int
     state_errors: Mapping[str, int]  # by operation; empty without a state file
     web_config_up_to_date: bool | None  # None without a file
-    listened: float = 0.0  # seconds for which the event subscription was open: what is not known may yet come
+    listening: float = (
+        0.0  # seconds for which the event subscription was open: what is not known may yet come
+    )
     last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
     unmeasured: Collection[str] = ()  # queues that workers consume, and of which the broker did not tell
     missing: Collection[str] = ()  # queues that the broker says it does not have
@@ -108,8 +110,8 @@ class Snapshot(Struct, frozen=True):
     exporter: ExporterState
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
-    cells: Mapping[LabelSet, Aggregate]
-    tasks: Sequence[InState]
+    aggregates: Mapping[LabelSet, Aggregate]
+    tasks: Sequence[TasksInState]
     prefetched: (
         Mapping[tuple[LabelSet, str], int] | None
     )  # received and not started, by worker; None: not counted
@@ -122,17 +124,17 @@ class Snapshot(Struct, frozen=True):
     queue_table_full: bool
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
-    refused: Mapping[str, int]
+    limit_rejections: Mapping[str, int]
     reconciled: Mapping[str, int]  # tasks by the reason for which they were taken out without an event
     repeated: Mapping[str, int]  # events by type that told once more what was counted already
     tasks_tracked: int
     tasks_evicted: int
     negative_waits: int
     series: int
-    series_folded: int
+    series_overflowed: int
 
 
-def take(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False) -> Snapshot:
+def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False) -> Snapshot:
     """Return a copy of everything, for which nobody needs the lock any more.
 
     What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
@@ -143,11 +145,11 @@ def take(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False)
         exporter=exporter,
         runtime_bounds=aggregates.runtime_bounds,
         wait_bounds=aggregates.wait_bounds,
-        cells=_shown(aggregates.snapshot()),
-        tasks=[group for group in cluster.tasks.in_states() if group.key != EXCLUDED],
+        aggregates=_shown(aggregates.snapshot()),
+        tasks=[group for group in cluster.tasks.in_states() if group.label_set != EXCLUDED],
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(aggregates.failures)),
-        workers=[_worker_view(worker, exporter.listened) for worker in cluster.workers.values()],
+        workers=[_worker_view(worker, exporter.listening) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, exporter, serving),
         unconsumed=_unconsumed(cluster, exporter, serving),
         requested=cluster.queues.requested,
@@ -155,30 +157,30 @@ def take(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False)
         queue_table_full=cluster.queues.is_full,
         events=dict(cluster.events),
         fallbacks=dict(cluster.fallbacks),
-        refused=dict(cluster.refused),
+        limit_rejections=dict(cluster.limit_rejections),
         reconciled={reason: cluster.reconciled[reason] for reason in REASONS},
         repeated=dict(cluster.repeated),
         tasks_tracked=len(cluster.tasks),
         tasks_evicted=cluster.tasks.evicted,
         negative_waits=aggregates.negative_waits,
-        series=len(cluster.keys),
-        series_folded=cluster.keys.folded + aggregates.folded,
+        series=len(cluster.label_sets),
+        series_overflowed=cluster.label_sets.overflowed + aggregates.overflowed,
     )
 
 
-def _shown(cells: dict[LabelSet, Aggregate]) -> dict[LabelSet, Aggregate]:
-    cells.pop(EXCLUDED, None)
-    return cells
+def _shown(aggregates: dict[LabelSet, Aggregate]) -> dict[LabelSet, Aggregate]:
+    aggregates.pop(EXCLUDED, None)
+    return aggregates
 
 
 def _serving(cluster: Cluster, exporter: ExporterState) -> dict[str, list[Worker]] | None:
     """Return the workers of each queue; None while one did not say yet which queues it consumes."""
     up = [worker for worker in cluster.workers.values() if worker.up]
-    if not exporter.roster_known or any(worker.profile.queues is None for worker in up):
+    if not exporter.roster_known or any(worker.info.queues is None for worker in up):
         return None
     serving: dict[str, list[Worker]] = {}
     for worker in up:
-        for name in worker.profile.queues or ():
+        for name in worker.info.queues or ():
             serving.setdefault(name, []).append(worker)
     return serving
 
@@ -200,7 +202,7 @@ def _shown_names(cluster: Cluster, exporter: ExporterState) -> list[str]:
     """Return the names of the queues that are shown, and are there as far as is known."""
     names = {*cluster.queues.names(), *exporter.queue_stats}
     there = (name for name in names if name in exporter.queue_stats or name not in exporter.missing)
-    return sorted(filter(cluster.keys.show_queue, there))
+    return sorted(filter(cluster.label_sets.show_queue, there))
 
 
 def _queue_views(
@@ -208,7 +210,7 @@ def _queue_views(
 ) -> list[QueueView]:
     labels: dict[str, list[str]] = {}  # the names of the queues that are shown as one
     for name in _shown_names(cluster, exporter):
-        labels.setdefault(cluster.keys.show_queue(name) or "", []).append(name)
+        labels.setdefault(cluster.label_sets.show_queue(name) or "", []).append(name)
     return [_queue_view(label, names, cluster, exporter, serving) for label, names in sorted(labels.items())]
 
 
@@ -253,7 +255,7 @@ def _consumers(
 
 
 def _processes(workers: Iterable[Worker]) -> int | None:
-    sizes = [worker.profile.pool_size for worker in workers]
+    sizes = [worker.info.pool_size for worker in workers]
     return None if None in sizes else sum(size for size in sizes if size)
 
 
@@ -262,8 +264,8 @@ def _sum_of_known(values: Iterable[int | None]) -> int | None:
     return sum(known) if known else None
 
 
-def _worker_view(worker: Worker, listened: float) -> WorkerView:
-    profile = worker.profile
+def _worker_view(worker: Worker, listening: float) -> WorkerView:
+    info = worker.info
     return WorkerView(
         name=worker.name,
         up=worker.up,
@@ -278,12 +280,12 @@ def _worker_view(worker: Worker, listened: float) -> WorkerView:
         software=worker.software,
         version=worker.version,
         system=worker.system,
-        pool=profile.pool,
-        pool_size=profile.pool_size if worker.up else None,
-        pool_max=profile.pool_max if worker.up else None,
-        prefetch_count=profile.prefetch_count if worker.up else None,
-        max_resident_bytes=profile.max_resident_bytes,
+        pool=info.pool,
+        pool_size=info.pool_size if worker.up else None,
+        pool_max=info.pool_max if worker.up else None,
+        prefetch_count=info.prefetch_count if worker.up else None,
+        max_resident_bytes=info.max_resident_bytes,
         shared=worker.is_shared,
         left=worker.left,
-        down_for=None if worker.down_since is None else listened - worker.down_since,
+        down_for=None if worker.down_since is None else listening - worker.down_since,
     )

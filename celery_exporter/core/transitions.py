@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregates, Failure
 from celery_exporter.core.events import Event, exception_class
-from celery_exporter.core.identity import generation_of
-from celery_exporter.core.tasks import MAX_ATTEMPTS, Delivery, Task, TaskHistory
+from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
+from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import UNKNOWN, LabelSet, State
 
 #: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
@@ -63,30 +63,30 @@ def _usually_received(task: Task, event: Event, _: LabelSet, __: Aggregates) -> 
 
 def _is_started(task: Task, event: Event) -> bool:
     here = task.worker == event.hostname and task.pid == event.pid
-    return here and task.room.state is RECEIVED and task.at is not None
+    return here and task.bucket.state is RECEIVED and task.at is not None
 
 
-def _usually_started(task: Task, event: Event, key: LabelSet, aggregates: Aggregates) -> None:
+def _usually_started(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     started = event.timestamp
-    aggregates.observe_start(key, started, task.ready, task.at, task.uuid)
+    aggregates.observe_start(label_set, started, task.ready, task.at, task.uuid)
     task.at = started
 
 
 def _is_ended(task: Task, event: Event) -> bool:
     here = task.worker == event.hostname and task.pid == event.pid
-    return here and task.room.state is STARTED and task.at is not None
+    return here and task.bucket.state is STARTED and task.at is not None
 
 
-def _usually_succeeded(task: Task, event: Event, key: LabelSet, aggregates: Aggregates) -> None:
+def _usually_succeeded(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     if event.runtime is not None:
-        aggregates.observe_runtime(key, SUCCESS, event.runtime, event.uuid)
+        aggregates.observe_runtime(label_set, SUCCESS, event.runtime, event.uuid)
     _end(task)
 
 
-def _usually_failed(task: Task, event: Event, key: LabelSet, aggregates: Aggregates) -> None:
-    aggregates.count_failure(_failure(key, event))
+def _usually_failed(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
+    aggregates.count_failure(_failure(label_set, event))
     if task.at is not None:
-        aggregates.observe_runtime(key, FAILURE, event.timestamp - task.at, event.uuid)
+        aggregates.observe_runtime(label_set, FAILURE, event.timestamp - task.at, event.uuid)
     _end(task)
 
 
@@ -98,17 +98,17 @@ def _end(task: Task) -> None:
 # -- otherwise -------------------------------------------------------------------------------------------
 
 
-def at_sent(story: TaskHistory, event: Event, key_at: KeyAt, aggregates: Aggregates) -> None:
+def at_sent(history: TaskHistory, event: Event, key_at: KeyAt, aggregates: Aggregates) -> None:
     """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
     attempt, ready = event.retries or 0, _from(event)
-    for delivery in story.deliveries:
+    for delivery in history.deliveries:
         if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
             delivery.ready = ready
             if delivery.started is not None:
                 aggregates.observe_queue_wait(key_at(delivery.worker), delivery.started - ready, event.uuid)
-    story.sent[attempt] = ready
-    if len(story.sent) > MAX_DELIVERIES:
-        del story.sent[min((each for each in story.sent if each != attempt), key=_use)]
+    history.sent[attempt] = ready
+    if len(history.sent) > MAX_DELIVERIES:
+        del history.sent[min((each for each in history.sent if each != attempt), key=_use)]
 
 
 def _use(attempt: int) -> tuple[int, bool, int]:
@@ -117,113 +117,113 @@ def _use(attempt: int) -> tuple[int, bool, int]:
 
 
 def _at_received(
-    story: TaskHistory, event: Event, _: Delivery | None, key: LabelSet, aggregates: Aggregates
+    history: TaskHistory, event: Event, _: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
     attempt, eta = event.retries or 0, epoch(event.eta)
     received = _from(event)
-    ready = story.sent.get(attempt)
-    late = attempt in (story.skipped or ())
-    if _is_again(story, attempt) and not _is_copy(story, event):
-        aggregates.count_redelivery(key)
-        is_unstarted = _take_unstarted(story, attempt)
+    ready = history.sent.get(attempt)
+    late = attempt in (history.skipped or ())
+    if _is_again(history, attempt) and not _is_copy(history, event):
+        aggregates.count_redelivery(label_set)
+        is_unstarted = _take_unstarted(history, attempt)
         if not (eta and is_unstarted):
             ready = received  # not before its eta, which a redelivered message still carries
-    for delivery in _held(story, event):
-        is_this = delivery.attempt == attempt or delivery.attempt not in story.sent
+    for delivery in _held(history, event):
+        is_this = delivery.attempt == attempt or delivery.attempt not in history.sent
         if is_this and delivery.received is None and delivery.started is not None:  # it was overtaken
-            aggregates.observe_prefetch_wait(key, delivery.started - received, event.uuid)
+            aggregates.observe_prefetch_wait(label_set, delivery.started - received, event.uuid)
             delivery.received = received
             return False
-    newest = _deliver(story, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
+    newest = _deliver(history, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
     return newest and not late
 
 
-def _is_again(story: TaskHistory, attempt: int) -> bool:
+def _is_again(history: TaskHistory, attempt: int) -> bool:
     """Tell whether an attempt was received before; from now on it was.
 
     An older attempt than was received already may have been another worker's, whose events are late.
     """
-    if story.is_received(attempt):
+    if history.is_received(attempt):
         return True
-    if story.received is not None and attempt <= story.received:
-        story.skipped = (story.skipped or set()) - {attempt}
+    if history.received is not None and attempt <= history.received:
+        history.skipped = (history.skipped or set()) - {attempt}
     else:
-        _pass_by(story, attempt)
+        _pass_by(history, attempt)
     return False
 
 
-def _pass_by(story: TaskHistory, attempt: int) -> None:
+def _pass_by(history: TaskHistory, attempt: int) -> None:
     """Note that an attempt is the newest one received; receipts of older ones may come late."""
     base = attempt - attempt % MAX_ATTEMPTS  # between two generations there are no attempts
-    newest = base - 1 if story.received is None else story.received
+    newest = base - 1 if history.received is None else history.received
     between = range(max(newest + 1, base, attempt - MAX_DELIVERIES), attempt)
-    sent = (each for each in story.sent if each < attempt and (story.received is None or each > newest))
-    skipped = sorted({*(story.skipped or ()), *between, *sent})
-    story.skipped = set(skipped[-MAX_DELIVERIES:]) if skipped else story.skipped
-    story.received = attempt
+    sent = (each for each in history.sent if each < attempt and (history.received is None or each > newest))
+    skipped = sorted({*(history.skipped or ()), *between, *sent})
+    history.skipped = set(skipped[-MAX_DELIVERIES:]) if skipped else history.skipped
+    history.received = attempt
 
 
-def _close_attempt(story: TaskHistory, attempt: int) -> None:
+def _close_attempt(history: TaskHistory, attempt: int) -> None:
     """Note that an attempt is over whose receipt was lost, or comes late: that is no redelivery then."""
-    if story.received is None or attempt > story.received:
-        _pass_by(story, attempt)
-        story.skipped = {*(story.skipped or ()), attempt}
+    if history.received is None or attempt > history.received:
+        _pass_by(history, attempt)
+        history.skipped = {*(history.skipped or ()), attempt}
 
 
-def _take_unstarted(story: TaskHistory, attempt: int) -> bool:
+def _take_unstarted(history: TaskHistory, attempt: int) -> bool:
     """Tell whether nobody has started an attempt that was received; forget who gave it back."""
-    before = [each for each in story.deliveries if each.attempt == attempt]
-    story.deliveries = [each for each in story.deliveries if not each.is_given_back()]
+    before = [each for each in history.deliveries if each.attempt == attempt]
+    history.deliveries = [each for each in history.deliveries if not each.is_given_back()]
     return bool(before) and all(each.started is None for each in before)
 
 
-def _is_copy(story: TaskHistory, event: Event) -> bool:
+def _is_copy(history: TaskHistory, event: Event) -> bool:
     """Tell whether the worker received its own copy of a task that was sent to several queues."""
-    return story.copied and all(delivery.worker != event.hostname for delivery in story.deliveries)
+    return history.copied and all(delivery.worker != event.hostname for delivery in history.deliveries)
 
 
 def _at_started(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
+    history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
     assert delivery is not None  # noqa: S101  `_find_started` makes one
-    aggregates.observe_start(key, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
+    aggregates.observe_start(label_set, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
     delivery.started = event.timestamp
-    return delivery is story.deliveries[-1]
+    return delivery is history.deliveries[-1]
 
 
 def _at_success(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
+    history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
     if event.runtime is not None:
-        aggregates.observe_runtime(key, State.SUCCESS, event.runtime, event.uuid)
-    return _ended(story, delivery)
+        aggregates.observe_runtime(label_set, State.SUCCESS, event.runtime, event.uuid)
+    return _ended(history, delivery)
 
 
 def _at_failure(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
+    history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
-    aggregates.count_failure(_failure(key, event))
-    _time(delivery, event, State.FAILURE, key, aggregates)
-    return _ended(story, delivery)
+    aggregates.count_failure(_failure(label_set, event))
+    _time(delivery, event, State.FAILURE, label_set, aggregates)
+    return _ended(history, delivery)
 
 
 def _at_retry(
-    story: TaskHistory, event: Event, delivery: Delivery | None, key: LabelSet, aggregates: Aggregates
+    history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
-    _time(delivery, event, State.RETRY, key, aggregates)
+    _time(delivery, event, State.RETRY, label_set, aggregates)
     # One of a delivery that is over already is told once more, and the next attempt may have been received.
-    newest = _ended(story, delivery) and (
-        delivery is not None or all(each.ended for each in story.deliveries)
+    newest = _ended(history, delivery) and (
+        delivery is not None or all(each.ended for each in history.deliveries)
     )
-    if delivery is not None and not story.is_received(delivery.attempt):
-        _close_attempt(story, delivery.attempt)
+    if delivery is not None and not history.is_received(delivery.attempt):
+        _close_attempt(history, delivery.attempt)
     # Where nobody tells of sendings each retry would be remembered for it. A late one comes before the end.
-    story.deliveries = [each for each in story.deliveries if each is not delivery]
+    history.deliveries = [each for each in history.deliveries if each is not delivery]
     return newest
 
 
-def _at_end(story: TaskHistory, _: Event, delivery: Delivery | None, __: LabelSet, ___: Aggregates) -> bool:
-    return _ended(story, delivery)
+def _at_end(history: TaskHistory, _: Event, delivery: Delivery | None, __: LabelSet, ___: Aggregates) -> bool:
+    return _ended(history, delivery)
 
 
 # -- deliveries ----------------------------------------------------------------------------------------
@@ -233,69 +233,69 @@ def _none(_: TaskHistory, __: Event) -> None:
     """Find none: the event is not about a delivery, or makes one."""
 
 
-def _find_started(story: TaskHistory, event: Event) -> Delivery:
+def _find_started(history: TaskHistory, event: Event) -> Delivery:
     """Return the delivery that a worker starts: the oldest one that it has not started.
 
     If its receipt did not reach us it is of the oldest attempt that was sent after the newest that was
     received; else of one that nobody was heard to send.
     """
-    for each in _held(story, event):
+    for each in _held(history, event):
         if each.started is None:
             return each
-    taken = {each.attempt for each in story.deliveries}
-    newer = (each for each in story.sent if story.received is None or each > story.received)
+    taken = {each.attempt for each in history.deliveries}
+    newer = (each for each in history.sent if history.received is None or each > history.received)
     attempt = min((each for each in newer if each not in taken), default=None)
     if attempt is None:
-        over = story.received is not None and not any(not each.ended for each in story.deliveries)
-        attempt = (story.received or 0) + over
+        over = history.received is not None and not any(not each.ended for each in history.deliveries)
+        attempt = (history.received or 0) + over
         ready = None
     else:
-        ready = story.sent[attempt]
+        ready = history.sent[attempt]
     delivery = Delivery(event.hostname, event.pid, attempt, ready, None)
-    _deliver(story, delivery)
+    _deliver(history, delivery)
     return delivery
 
 
-def _failure(key: LabelSet, event: Event) -> Failure:
+def _failure(label_set: LabelSet, event: Event) -> Failure:
     exception = exception_class(event.exception) or UNKNOWN
-    return Failure(event.timestamp, key, event.hostname, exception, event.uuid or "")
+    return Failure(event.timestamp, label_set, event.hostname, exception, event.uuid or "")
 
 
 def _time(
-    delivery: Delivery | None, event: Event, state: State, key: LabelSet, aggregates: Aggregates
+    delivery: Delivery | None, event: Event, state: State, label_set: LabelSet, aggregates: Aggregates
 ) -> None:
     """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
     if delivery is not None and delivery.started is not None:
-        aggregates.observe_runtime(key, state, event.timestamp - delivery.started, event.uuid)
+        aggregates.observe_runtime(label_set, state, event.timestamp - delivery.started, event.uuid)
 
 
-def _ended(story: TaskHistory, delivery: Delivery | None) -> bool:
+def _ended(history: TaskHistory, delivery: Delivery | None) -> bool:
     """Close a delivery; tell whether it was the newest (as one that we know nothing of must be)."""
     if delivery is None:
         return True
-    newest = story.deliveries[-1] is delivery
+    newest = history.deliveries[-1] is delivery
     delivery.ended = True
     if delivery.ready is not None or delivery.started is None:
-        story.deliveries.remove(delivery)
+        history.deliveries.remove(delivery)
     return newest
 
 
-def _first_held(story: TaskHistory, event: Event) -> Delivery | None:
+def _first_held(history: TaskHistory, event: Event) -> Delivery | None:
     """Return the delivery that an event may end after which the task goes on.
 
     That is the oldest one of the newest generation: what it succeeded may have ended without an event.
     """
-    held = _started_or_held(story, event)
+    held = _started_or_held(history, event)
     return max(reversed(held), key=lambda each: (generation_of(each.attempt), -each.attempt), default=None)
 
 
-def _last_held(story: TaskHistory, event: Event) -> Delivery | None:
+def _last_held(history: TaskHistory, event: Event) -> Delivery | None:
     """Return the delivery that an event may end which ends the task.
 
     That is the one that was started nearest to when the event says, where it tells the run time; else one of
     the last attempt, and of equal ones the newest.
     """
-    held = _started_or_held(story, event)
+    held = _started_or_held(history, event)
     if len(held) > 1 and event.runtime is not None:
         started = event.timestamp - event.runtime
         nearest = min(reversed(held), key=lambda each: abs((each.started or 0.0) - started))
@@ -304,27 +304,29 @@ def _last_held(story: TaskHistory, event: Event) -> Delivery | None:
     return max(reversed(held), key=attrgetter("attempt"), default=None)
 
 
-def _started_or_held(story: TaskHistory, event: Event) -> list[Delivery]:
+def _started_or_held(history: TaskHistory, event: Event) -> list[Delivery]:
     """Return the open deliveries to the sender's process that it started, or all if it started none."""
-    held = _held(story, event)
+    held = _held(history, event)
     return [each for each in held if each.started is not None] or held
 
 
-def _held(story: TaskHistory, event: Event) -> list[Delivery]:
+def _held(history: TaskHistory, event: Event) -> list[Delivery]:
     """Return the open deliveries to the sender's process, the oldest first."""
     worker, pid = event.hostname, event.pid
-    return [each for each in story.deliveries if each.worker == worker and each.pid == pid and not each.ended]
+    return [
+        each for each in history.deliveries if each.worker == worker and each.pid == pid and not each.ended
+    ]
 
 
-def _deliver(story: TaskHistory, delivery: Delivery) -> bool:
+def _deliver(history: TaskHistory, delivery: Delivery) -> bool:
     """Add a delivery and tell whether it is the newest; those to an earlier process of its worker died."""
     alive = [
         each
-        for each in story.deliveries
+        for each in history.deliveries
         if each.worker != delivery.worker or each.pid == delivery.pid or each.ended
     ]
-    story.deliveries = sorted([*alive[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
-    return story.deliveries[-1] is delivery
+    history.deliveries = sorted([*alive[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
+    return history.deliveries[-1] is delivery
 
 
 def _from(event: Event) -> float:

@@ -34,7 +34,7 @@ class Timestamp(Struct, frozen=True, gc=False):
     *we* were not there to hear. `wall`: epoch seconds of this machine.
     """
 
-    listened: float
+    listening: float
     wall: float
 
 

@@ -18,22 +18,22 @@ from celery_exporter.core.types import Timestamp
 #: names are refused (and counted), which keeps the honest ones.
 MAX_WORKERS = 5_000
 #: A heartbeat that is late by less than this many intervals proves nothing.
-MISSED_BEATS = 3
+MISSED_HEARTBEATS = 3
 #: Seconds of silence, at least, after which one of several processes of a name counts as gone.
 PROCESS_SILENCE_SECONDS = 10.0
 #: Seconds between two heartbeats, where a worker does not say.
-USUAL_PERIOD_SECONDS = 2.0
+DEFAULT_HEARTBEAT_SECONDS = 2.0
 #: The slowest heartbeat that is believed, in seconds.
-SLOWEST_BEAT = 3_600.0
+MAX_HEARTBEAT_SECONDS = 3_600.0
 #: Seconds that a solo worker may be silent, for it is while it runs a task. One that takes longer looks dead.
-SOLO_PATIENCE = 600.0
+SOLO_MAX_SILENCE_SECONDS = 600.0
 #: Skew is the least delayed event of the last one to two such spans, in seconds.
-SKEW_SPAN = 60.0
+SKEW_WINDOW_SECONDS = 60.0
 #: Tasks that a worker may say it processed, over all restarts: what a float, so a sample, holds exactly.
-MOST_PROCESSED = 2**53
+MAX_PROCESSED = 2**53
 #: Heartbeats in a row with `processed` grown and no `task-started`, before task events count as off: for a
 #: worker never heard to send any (one may be overtaken by the heartbeat), and for one that did.
-SILENT_BEATS = {None: 2, True: 3, False: 1}
+SILENT_HEARTBEATS = {None: 2, True: 3, False: 1}
 
 
 class WorkerInfo(Struct, frozen=True, gc=False):
@@ -54,7 +54,7 @@ class WorkerInfo(Struct, frozen=True, gc=False):
 
 #: Seconds by which a start may be stamped after its worker has counted it, or before. Threads take turns, and
 #: acknowledge the message in between, which takes as long as the broker does.
-UNSURE = 1.0
+UNSURE_SECONDS = 1.0
 
 
 class MissedEventEstimator(Struct, gc=False):
@@ -74,7 +74,7 @@ class MissedEventEstimator(Struct, gc=False):
     fresh: int = 0  # seen since the mark
     unsure: int = 0  # seen that the first heartbeat may have counted or not
     late: int = 0  # seen that the mark may have counted or not
-    told: int = 0  # missing, for sure
+    reported: int = 0  # missing, for sure
     silent: int = 0  # heartbeats in a row that owed more and brought nothing
 
     def started(self, timestamp: float) -> None:
@@ -82,30 +82,30 @@ class MissedEventEstimator(Struct, gc=False):
         self.silent = 0
         if timestamp > self.mark:
             self.fresh += 1
-            self.late += timestamp <= self.mark + UNSURE
+            self.late += timestamp <= self.mark + UNSURE_SECONDS
         elif timestamp > self.since:
             self.seen += 1
-        elif timestamp > self.since - UNSURE:
+        elif timestamp > self.since - UNSURE_SECONDS:
             self.unsure += 1
 
     def is_set_back(self, timestamp: float) -> bool:
         """Tell whether the worker's clock was set back: its heartbeats come in the order it sends them."""
         return timestamp < self.mark
 
-    def beat(self, processed: int, timestamp: float) -> int:
+    def on_heartbeat(self, processed: int, timestamp: float) -> int:
         """Close the span up to the last heartbeat; return how many events are missing since `base`."""
         missing = self.due - self.seen
-        if missing > max(self.told, self.unsure) + self.late:
-            self.told = missing
+        if missing > max(self.reported, self.unsure) + self.late:
+            self.reported = missing
         if processed - self.base > self.due and not self.fresh:
             self.silent += 1
         self.seen += self.fresh
         self.fresh = self.late = 0
         self.due, self.mark = processed - self.base, timestamp
-        return self.told
+        return self.reported
 
 
-class Begun(Struct, gc=False):
+class NewProcess(Struct, gc=False):
     """A process that may have replaced another one: what it had processed when it was heard first."""
 
     pid: int | None
@@ -118,7 +118,7 @@ class Worker(Struct, gc=False):
     """What is known of one worker; `name` is the node name."""
 
     name: str
-    heard: float  # listening time of its newest event
+    last_seen: float  # listening time of its newest event
     up: bool = True
     left: bool = False  # it said goodbye
     returned: float = 0.0  # by its clock, when it was heard again after that
@@ -134,13 +134,13 @@ class Worker(Struct, gc=False):
     software: str = ""
     version: str = ""
     system: str = ""
-    profile: WorkerInfo = WorkerInfo()
+    info: WorkerInfo = WorkerInfo()
     events: bool | None = None  # does it send task events? None: nothing proves it yet
-    reckoning: MissedEventEstimator | None = None
+    estimator: MissedEventEstimator | None = None
     last_start: float = 0.0  # by its clock, of a task
     starts_of: int | None = None  # the process that started it, …
     starts_since: int = 0  # … and how many since its last heartbeat
-    begun: Begun | None = None  # until it is known whether it replaced the other one
+    new_process: NewProcess | None = None  # until it is known whether it replaced the other one
     online: float = 0.0  # when its newest consumer began, by its clock
     missed: int = 0
     missed_before: int = 0  # in reckonings that are closed
@@ -152,7 +152,7 @@ class Worker(Struct, gc=False):
     processes: Processes = msgspec.field(default_factory=Processes)
     shared: bool = False  # several processes use the name, as their heartbeats show
     starts: int = 0  # processes seen under this name, beyond the first
-    is_profile_current: bool = False  # `profile` was answered by the process that runs now
+    is_info_current: bool = False  # `profile` was answered by the process that runs now
 
     @property
     def clock_skew(self) -> float | None:
@@ -162,67 +162,71 @@ class Worker(Struct, gc=False):
     @property
     def is_shared(self) -> bool:
         """Tell whether several processes use this name, by their heartbeats or their answers."""
-        return self.shared or self.profile.answers > 1
+        return self.shared or self.info.answers > 1
 
-    def count_processes(self, listened: float) -> int:
+    def count_processes(self, listening: float) -> int:
         """Return how many processes use this name now, by their heartbeats or their answers."""
-        alive = self.processes.alive(listened, self._silence_seconds()) if self.shared else ()
-        return max(1, self.profile.answers, len(alive))
+        alive = self.processes.alive(listening, self._silence_seconds()) if self.shared else ()
+        return max(1, self.info.answers, len(alive))
 
     @property
-    def known_profile(self) -> WorkerInfo:
+    def current_info(self) -> WorkerInfo:
         """Return the profile without what only the process before is known to have said of its queues."""
-        if self.is_profile_current:
-            return self.profile
-        return msgspec.structs.replace(self.profile, queues=None, bindings=())
+        if self.is_info_current:
+            return self.info
+        return msgspec.structs.replace(self.info, queues=None, bindings=())
 
-    def task_event(self, event: Event) -> None:
+    def on_task_event(self, event: Event) -> None:
         """Learn from a task event that it sends them."""
         if self.events is False:
-            self.reckoning = None  # events sent from now on; what came before is not owed
+            self.estimator = None  # events sent from now on; what came before is not owed
         self.events = True
         if event.type == "task-started":
             self.idle_since = None
             self.last_start = event.timestamp
             self.starts_since = self.starts_since + 1 if event.pid == self.starts_of else 1
             self.starts_of = event.pid
-            if self.reckoning is not None:
-                self.reckoning.started(event.timestamp)
+            if self.estimator is not None:
+                self.estimator.started(event.timestamp)
 
-    def update_liveness(self, listened: float, timeout: float) -> None:
+    def update_liveness(self, listening: float, timeout: float) -> None:
         """Decide whether it is up, after `timeout` seconds of silence at least."""
-        patience = max(timeout, MISSED_BEATS * min(self.freq or 0.0, SLOWEST_BEAT))
-        if self.profile.pool == "solo":
-            patience = max(patience, SOLO_PATIENCE)
-        self.shared = self.processes.is_shared(listened, self._silence_seconds())
-        self.up = not self.left and listened - self.heard <= patience
+        patience = max(timeout, MISSED_HEARTBEATS * min(self.freq or 0.0, MAX_HEARTBEAT_SECONDS))
+        if self.info.pool == "solo":
+            patience = max(patience, SOLO_MAX_SILENCE_SECONDS)
+        self.shared = self.processes.is_shared(listening, self._silence_seconds())
+        self.up = not self.left and listening - self.last_seen <= patience
         if self.up:
             self.down_since = None
         elif self.down_since is None:
-            self.down_since = listened
+            self.down_since = listening
 
-    def beat(self, event: Event, now: Timestamp) -> bool:
+    def on_worker_event(self, event: Event, now: Timestamp) -> bool:
         """Learn from a worker event; tell whether it is the first one of another process."""
         silence = self._silence_seconds()
         newest = self.processes.known[-1] if self.processes.known else None
-        heard = self.processes.hear(event, now, event.freq or self.freq or USUAL_PERIOD_SECONDS, silence)
-        process = heard.process
-        self.restarts += heard.restarts
-        self.processed_total = min(self.processed_total + heard.tasks, MOST_PROCESSED)
+        last_seen = self.processes.observe(
+            event, now, event.freq or self.freq or DEFAULT_HEARTBEAT_SECONDS, silence
+        )
+        process = last_seen.process
+        self.restarts += last_seen.restarts
+        self.processed_total = min(self.processed_total + last_seen.tasks, MAX_PROCESSED)
         if process.left and process is not self.processes.known[-1]:
             return False  # the last event of a process while another one runs
         self._describe(event, now)
         if process is not newest:
-            self._close_reckoning()
-        self.shared = self.processes.is_shared(now.listened, silence)
-        if heard.is_new and newest is not None:
+            self._close_estimate()
+        self.shared = self.processes.is_shared(now.listening, silence)
+        if last_seen.is_new and newest is not None:
             seen = self.starts_since if self.starts_of == process.pid else 0
-            self.begun = Begun(process.pid, event.processed or 0, seen, self.restarts - heard.restarts)
-        elif self.begun is not None and event.processed is not None:
-            self._judge_beginning(self.begun)
+            self.new_process = NewProcess(
+                process.pid, event.processed or 0, seen, self.restarts - last_seen.restarts
+            )
+        elif self.new_process is not None and event.processed is not None:
+            self._judge_beginning(self.new_process)
         if self.starts_of == process.pid:
             self.starts_since = 0
-        others = self.processes.alive(now.listened, silence) if process.left else ()
+        others = self.processes.alive(now.listening, silence) if process.left else ()
         # One of the same pid may be the same one, a heartbeat of which came early.
         is_left = process.left and not any(self.shared or each.pid != process.pid for each in others)
         self.returned = event.timestamp if self.left and not is_left else self.returned
@@ -230,16 +234,16 @@ class Worker(Struct, gc=False):
         self.pid = process.pid if event.pid is None else event.pid
         self.active = process.active
         if self.shared:
-            self.active = sum(each.active or 0 for each in self.processes.alive(now.listened, silence))
+            self.active = sum(each.active or 0 for each in self.processes.alive(now.listening, silence))
         if event.active is not None:
-            self.idle_since = None if self.active else self.idle_since or now.listened
+            self.idle_since = None if self.active else self.idle_since or now.listening
         if event.processed is not None:
             self.processed = event.processed
             if self.shared:
-                self._close_reckoning()
+                self._close_estimate()
             else:
-                self._reckon(event.processed, event.timestamp)
-        return heard.is_new and newest is not None
+                self._estimate_missed(event.processed, event.timestamp)
+        return last_seen.is_new and newest is not None
 
     def has_process(self, pid: int | None) -> bool:
         """Tell whether a process with this pid is known."""
@@ -247,24 +251,24 @@ class Worker(Struct, gc=False):
 
     def _silence_seconds(self) -> float:
         """Return for how long one process may be silent while others of its name are heard."""
-        if self.profile.pool == "solo":
-            return SOLO_PATIENCE
-        return max(PROCESS_SILENCE_SECONDS, MISSED_BEATS * min(self.freq or 0.0, SLOWEST_BEAT))
+        if self.info.pool == "solo":
+            return SOLO_MAX_SILENCE_SECONDS
+        return max(PROCESS_SILENCE_SECONDS, MISSED_HEARTBEATS * min(self.freq or 0.0, MAX_HEARTBEAT_SECONDS))
 
-    def _judge_beginning(self, begun: Begun) -> None:
+    def _judge_beginning(self, new_process: NewProcess) -> None:
         """Count what a process did before it was heard first, if it is known by now that it replaced another.
 
         A process that runs beside another one of its name may have run for long before we did.
         """
         if self.shared:
-            self.begun = None
-        elif self.restarts > begun.restarts:
-            self.begun = None
-            unsure = self.reckoning.unsure if self.reckoning else 0
-            missing = max(0, begun.processed - begun.seen - unsure)
-            if missing and self.events and not self.profile.silent_tasks:
-                self.missed_before = min(self.missed_before + missing, MOST_PROCESSED)
-                self.missed = min(self.missed + missing, MOST_PROCESSED)
+            self.new_process = None
+        elif self.restarts > new_process.restarts:
+            self.new_process = None
+            unsure = self.estimator.unsure if self.estimator else 0
+            missing = max(0, new_process.processed - new_process.seen - unsure)
+            if missing and self.events and not self.info.silent_tasks:
+                self.missed_before = min(self.missed_before + missing, MAX_PROCESSED)
+                self.missed = min(self.missed + missing, MAX_PROCESSED)
 
     def _describe(self, event: Event, now: Timestamp) -> None:
         self.heartbeat = now.wall
@@ -276,29 +280,34 @@ class Worker(Struct, gc=False):
         self.software = event.sw_ident or self.software
         self.version = event.sw_ver or self.version
         self.system = event.sw_sys or self.system
-        self._measure_skew(event.timestamp - now.wall, now.listened)
+        self._measure_skew(event.timestamp - now.wall, now.listening)
 
-    def _measure_skew(self, skew: float, listened: float) -> None:
-        if listened >= self.skew_until:
-            self.skew_before, self.skew, self.skew_until = self.skew, skew, listened + SKEW_SPAN
+    def _measure_skew(self, skew: float, listening: float) -> None:
+        if listening >= self.skew_until:
+            self.skew_before, self.skew, self.skew_until = self.skew, skew, listening + SKEW_WINDOW_SECONDS
         else:
             self.skew = skew if self.skew is None else max(skew, self.skew)
 
-    def _reckon(self, processed: int, timestamp: float) -> None:
-        if self.reckoning is not None and self.reckoning.is_set_back(timestamp):
-            self._close_reckoning()  # which starts it has counted cannot be told by their times
-        if self.reckoning is None:
-            unsure = int(self.last_start > timestamp - UNSURE)
-            self.reckoning = MissedEventEstimator(processed, timestamp, timestamp, unsure=unsure)
+    def _estimate_missed(self, processed: int, timestamp: float) -> None:
+        if self.estimator is not None and self.estimator.is_set_back(timestamp):
+            self._close_estimate()  # which starts it has counted cannot be told by their times
+        if self.estimator is None:
+            unsure = int(self.last_start > timestamp - UNSURE_SECONDS)
+            self.estimator = MissedEventEstimator(processed, timestamp, timestamp, unsure=unsure)
             return
-        missing = self.reckoning.beat(processed, timestamp)
-        if self.profile.silent_tasks:  # that it ran something without an event proves nothing
+        missing = self.estimator.on_heartbeat(processed, timestamp)
+        if self.info.silent_tasks:  # that it ran something without an event proves nothing
             return
-        if self.reckoning.silent >= SILENT_BEATS[self.events]:
+        if self.estimator.silent >= SILENT_HEARTBEATS[self.events]:
             self.events = False
-            self._close_reckoning()
+            self._close_estimate()
         elif self.events:
-            self.missed = min(self.missed_before + missing, MOST_PROCESSED)
+            self.missed = min(self.missed_before + missing, MAX_PROCESSED)
 
-    def _close_reckoning(self) -> None:
-        self.missed_before, self.reckoning = self.missed, None
+    def _close_estimate(self) -> None:
+        self.missed_before, self.estimator = self.missed, None
+
+
+def host(node: str) -> str:
+    """Return the host's part of a node name."""
+    return node.partition("@")[2] or node

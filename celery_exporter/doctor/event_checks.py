@@ -101,7 +101,7 @@ def _cut(heard: ListenResult) -> Finding | None:
     if not heard.cut:
         return None
     found = (
-        f"ended after {heard.snapshot.exporter.listened:.0f} s of listening: what is not told is not known"
+        f"ended after {heard.snapshot.exporter.listening:.0f} s of listening: what is not told is not known"
     )
     return Finding("listening", "warning", found, "let it listen to its end")
 
@@ -109,7 +109,7 @@ def _cut(heard: ListenResult) -> Finding | None:
 def _first_event(heard: ListenResult, settings: Settings) -> Finding | None:
     if heard.first_event is not None:
         return Finding("first-event", "ok", f"the first event came after {heard.first_event:.1f} s")
-    listened = heard.snapshot.exporter.listened
+    listened = heard.snapshot.exporter.listening
     if listened < PATIENCE:
         return Finding(
             "first-event", "warning", f"no event in {listened:.0f} s", "listen longer: --seconds 30"

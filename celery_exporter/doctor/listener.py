@@ -125,7 +125,7 @@ def _is_known(snapshot: Snapshot) -> bool:
     if snapshot.exporter.broker_up and not can_hear(snapshot):
         return is_decided(snapshot)
     up = [worker for worker in snapshot.workers if worker.up]
-    if snapshot.exporter.listened < PATIENCE or not up or any(worker.events is None for worker in up):
+    if snapshot.exporter.listening < PATIENCE or not up or any(worker.events is None for worker in up):
         return False
     return is_decided(snapshot)
 

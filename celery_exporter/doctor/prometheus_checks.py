@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from celery_exporter.core.cluster import host
+from celery_exporter.core.workers import host
 from celery_exporter.doctor.http_client import fetch
 from celery_exporter.quoting import shell_word
 from celery_exporter.status.finding import Finding, names

@@ -36,7 +36,7 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.queues import Absence, PollSchedule
 from celery_exporter.core.reconcile import Reconciler, measurement_of
-from celery_exporter.core.snapshot import ExporterState, QueueStats, Snapshot, take
+from celery_exporter.core.snapshot import ExporterState, QueueStats, Snapshot, take_snapshot
 from celery_exporter.core.task_names import Pattern, shown_as
 from celery_exporter.core.types import Timestamp
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -212,7 +212,7 @@ class Monitor:
 
     def _look(self, web_config_up_to_date: bool | None) -> Snapshot:
         exporter = self._surroundings(web_config_up_to_date)
-        return take(self._cluster, exporter, prefetched=self._settings.selection.prefetched)
+        return take_snapshot(self._cluster, exporter, prefetched=self._settings.selection.prefetched)
 
     def status(self) -> Status:
         """Return what goes on now, for people. Never waits for the broker."""
@@ -245,7 +245,7 @@ class Monitor:
             reconnects=max(0, self._opened - 1),
             state_errors=dict(self._file.errors) if self._file else {},
             web_config_up_to_date=web_config_up_to_date,
-            listened=self._listened,
+            listening=self._listened,
             last_refused=self._last_refused,
             blocked=self._blocked.reason,
             no_events=self.no_events,
@@ -401,8 +401,8 @@ class Monitor:
         try:
             tasks_then, queues_then = _rules_of(saved.own.naming) or (None, None)
             tasks_now, queues_now = _rules_of(naming) or (None, None)
-            cluster.keys.renamed = tasks_then != tasks_now
-            cluster.keys.queues_renamed = queues_then != queues_now
+            cluster.label_sets.renamed = tasks_then != tasks_now
+            cluster.label_sets.queues_renamed = queues_then != queues_now
             memory.restore(saved.memory, cluster, self.moment())
         except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
             file.refuse(f"it holds a state that cannot be used ({error!r})")
@@ -420,7 +420,7 @@ class Monitor:
         self._tracker.restore(saved.tracker, time.monotonic(), time.time(), renamed=renamed)
         self._reader.expect_again(own.unconfirmed)
         age = time.time() - (saved.memory.at.wall if saved.memory.at else 0.0)
-        sets, tasks = len(cluster.keys), len(cluster.tasks)
+        sets, tasks = len(cluster.label_sets), len(cluster.tasks)
         log.info("restored %d label sets and %d unfinished tasks, saved %.0f s ago", sets, tasks, age)
 
     def _save_last(self) -> None:
@@ -466,7 +466,7 @@ class Monitor:
         it.
         """
         with self._lock:
-            return self._asked is not None and bool(self._cluster.unasked)
+            return self._asked is not None and bool(self._cluster.registry.uninspected)
 
     def _ask_workers(self) -> None:
         """Ask all workers, or in between only those that started and have not answered yet."""
@@ -474,8 +474,8 @@ class Monitor:
         with self._lock:
             workers = list(self._cluster.workers.values())
             asked = {worker.name: worker.starts for worker in workers}
-            before = {worker.name: worker.known_profile for worker in workers}
-            unasked = list(islice(self._cluster.unasked, MAX_ASKED))
+            before = {worker.name: worker.current_info for worker in workers}
+            unasked = list(islice(self._cluster.registry.uninspected, MAX_ASKED))
         only = unasked if unasked and (begin < self._ask_again or self._is_between_rounds(begin)) else None
         without_events = [worker.name for worker in workers if worker.up and not worker.events]
         if self._blocked.reason:
@@ -489,7 +489,7 @@ class Monitor:
             refused = sorted(inspector.refused)
         with self._lock:
             self._refused_answers = refused
-            self._cluster.learn(profiles, self.moment(), asked)
+            self._cluster.record_inspection(profiles, self.moment(), asked)
             self._answered = self._answered or bool(profiles)
         if only is None:
             self._asked = begin
@@ -532,7 +532,7 @@ class Monitor:
 
     def _look_around(self) -> None:
         with self._lock:
-            snapshot, now = take(self._cluster, self._surroundings(None)), time.monotonic()
+            snapshot, now = take_snapshot(self._cluster, self._surroundings(None)), time.monotonic()
         self._recent.look(snapshot, now)
         findings = run_checks(snapshot, self._recent.growth(snapshot, now))
         for finding in self._watch.changes(findings, now):

@@ -17,11 +17,12 @@ from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregate, Aggregates
 from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.duplicates import MAX_ENDS, ExecutionEnd
 from celery_exporter.core.events import Event
 from celery_exporter.core.histogram import Histogram, places
 from celery_exporter.core.queues import Queue
-from celery_exporter.core.repeats import MAX_ENDS, End
-from celery_exporter.core.tasks import Delivery, Generation, Hold, Task, TaskHistory, TaskTable
+from celery_exporter.core.task_history import Delivery, Generation, TaskHistory
+from celery_exporter.core.tasks import AwaitingSent, Task, TaskTable
 from celery_exporter.core.types import OTHER, LabelSet, State, Timestamp
 from celery_exporter.core.workers import MAX_WORKERS, Worker, WorkerInfo
 
@@ -33,13 +34,13 @@ class TaskMemory(Struct, array_like=True, gc=False):
     """A task; `state` is how it ended for one that is finished, `key` None for one not introduced yet."""
 
     uuid: str
-    heard: float
-    key: LabelSet | None
+    last_seen: float
+    label_set: LabelSet | None
     state: State | None
     since: float
     ready: float | None
     resent: dict[int, float] | None
-    keys: dict[int, LabelSet] | None
+    attempt_label_sets: dict[int, LabelSet] | None
     received: int | None
     skipped: set[int] | None
     deliveries: list[Delivery] | None
@@ -48,7 +49,7 @@ class TaskMemory(Struct, array_like=True, gc=False):
     generations: list[Generation] | None = None
     expires: float | None = None
     copied: bool = False
-    hold: Hold | None = None
+    awaiting: AwaitingSent | None = None
 
 
 class Shape(Struct, frozen=True):
@@ -63,11 +64,11 @@ class Sums(Struct):
     """The sums that are of no key."""
 
     negative_waits: int
-    exceptions_folded: int
+    exceptions_overflowed: int
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
-    refused: Mapping[str, int]
-    folded: int
+    limit_rejections: Mapping[str, int]
+    overflowed: int
     evicted: int
     repeated: Mapping[str, int]
     reconciled: Mapping[str, int]
@@ -79,7 +80,7 @@ class Changes(Struct):
     at: Timestamp
     sums: Sums
     shape: Shape | None = None  # None: as before, as with what follows
-    cells: list[tuple[LabelSet, Aggregate]] = []
+    aggregates: list[tuple[LabelSet, Aggregate]] = []
     gone_cells: list[LabelSet] = []
     tasks: list[TaskMemory] = []
     gone_tasks: list[str] = []
@@ -88,7 +89,7 @@ class Changes(Struct):
     profiles: dict[str, WorkerInfo] = {}  # by worker
     queues: list[Queue] = []
     gone_queues: list[str] = []
-    ends: list[End] = []
+    ends: list[ExecutionEnd] = []
     shadows: dict[str, str] | None = None
 
 
@@ -101,9 +102,11 @@ class Recorder:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._at = -math.inf
-        self._cells: Mapping[LabelSet, Aggregate] = {}
+        self._aggregates: Mapping[LabelSet, Aggregate] = {}
         self._workers: dict[str, bytes] = {}
-        self._purged = [*cluster.purged]  # that an earlier process forgot; what this one does is told as gone
+        self._purged = [
+            *cluster.registry.purged
+        ]  # that an earlier process forgot; what this one does is told as gone
         self._profiles: dict[str, WorkerInfo] = {}
         self._queues: dict[str, bytes] = {}
         self._shadows: dict[str, str] = {}
@@ -115,18 +118,22 @@ class Recorder:
         aggregates = cluster.aggregates
         shape = Shape(aggregates.runtime_bounds, aggregates.wait_bounds, aggregates.native)
         changes = Changes(now, _sums(cluster), shape if self._at == -math.inf else None)
-        before, self._cells = self._cells, aggregates.snapshot()
+        before, self._aggregates = self._aggregates, aggregates.snapshot()
         # A cell that was changed since the last snapshot is another object.
-        changes.cells = [(key, cell) for key, cell in self._cells.items() if before.get(key) is not cell]
-        changes.gone_cells = [*(before.keys() - self._cells.keys())]
+        changes.aggregates = [
+            (label_set, aggregate)
+            for label_set, aggregate in self._aggregates.items()
+            if before.get(label_set) is not aggregate
+        ]
+        changes.gone_cells = [*(before.keys() - self._aggregates.keys())]
         self._add_tasks(changes)
         self._add_workers(changes)
         queues = {queue.name: queue for queue in cluster.queues.records()}
         changes.gone_queues = _update(self._queues, queues, changes.queues)
         changes.ends = cluster.ends.since(self._at)
-        if cluster.keys.shadows != self._shadows:
-            changes.shadows = self._shadows = cluster.keys.shadows.copy()
-        self._at = now.listened
+        if cluster.label_sets.shadows != self._shadows:
+            changes.shadows = self._shadows = cluster.label_sets.shadows.copy()
+        self._at = now.listening
         return changes
 
     @property
@@ -147,12 +154,12 @@ class Recorder:
 
     def _add_workers(self, changes: Changes) -> None:
         workers = self._cluster.workers
-        bare = {name: msgspec.structs.replace(worker, profile=NO_PROFILE) for name, worker in workers.items()}
+        bare = {name: msgspec.structs.replace(worker, info=NO_PROFILE) for name, worker in workers.items()}
         gone, self._purged = self._purged, []
         changes.gone_workers = [*gone, *_update(self._workers, bare, changes.workers)]
-        before, self._profiles = self._profiles, {name: each.profile for name, each in workers.items()}
+        before, self._profiles = self._profiles, {name: each.info for name, each in workers.items()}
         changes.profiles = {
-            name: profile for name, profile in self._profiles.items() if before.get(name) is not profile
+            name: info for name, info in self._profiles.items() if before.get(name) is not info
         }
 
     def tasks(self, uuids: Iterable[str], now: Timestamp) -> Changes:
@@ -169,11 +176,11 @@ NO_PROFILE = WorkerInfo()
 def _sums(cluster: Cluster) -> Sums:
     return Sums(
         negative_waits=cluster.aggregates.negative_waits,
-        exceptions_folded=cluster.aggregates.folded,
+        exceptions_overflowed=cluster.aggregates.overflowed,
         events=cluster.events,
         fallbacks=cluster.fallbacks,
-        refused=cluster.refused,
-        folded=cluster.keys.folded,
+        limit_rejections=cluster.limit_rejections,
+        overflowed=cluster.label_sets.overflowed,
         evicted=cluster.tasks.evicted,
         repeated=cluster.repeated,
         reconciled=cluster.reconciled,
@@ -205,13 +212,13 @@ class Memory:
         self.at: Timestamp | None = None
         self.sums: Sums | None = None
         self.shape: Shape | None = None
-        self.cells: dict[LabelSet, Aggregate] = {}
+        self.aggregates: dict[LabelSet, Aggregate] = {}
         self.tasks: dict[str, TaskMemory] = {}
         self.workers: dict[str, Worker] = {}
         self.purged: dict[str, None] = {}
         self.profiles: dict[str, WorkerInfo] = {}
         self.queues: dict[str, Queue] = {}
-        self.ends: list[End] = []
+        self.ends: list[ExecutionEnd] = []
         self.shadows: dict[str, str] = {}
         self._keys: dict[LabelSet, LabelSet] = {}
         self._names: dict[str, str] = {}
@@ -220,13 +227,13 @@ class Memory:
         """Go on with what changed next."""
         self.at, self.sums = changes.at, changes.sums
         self.shape = changes.shape or self.shape
-        self.cells.update(changes.cells)
+        self.aggregates.update(changes.aggregates)
         for task in changes.tasks:
             self.tasks[task.uuid] = self._with_shared(task)
         self.workers.update((worker.name, worker) for worker in changes.workers)
         self.profiles.update(changes.profiles)
         self.queues.update((queue.name, queue) for queue in changes.queues)
-        _remove(self.cells, changes.gone_cells)
+        _remove(self.aggregates, changes.gone_cells)
         _remove(self.tasks, changes.gone_tasks)
         _remove(self.workers, changes.gone_workers)
         _remove(self.purged, [worker.name for worker in changes.workers])
@@ -244,33 +251,33 @@ class Memory:
 
         Each was decoded as one of its own: for 300,000 tasks that is more than all else of them.
         """
-        if task.key is not None:
-            task.key = self._keys.setdefault(task.key, task.key)
+        if task.label_set is not None:
+            task.label_set = self._keys.setdefault(task.label_set, task.label_set)
         for delivery in task.deliveries or ():
             delivery.worker = self._names.setdefault(delivery.worker, delivery.worker)
         return task
 
 
 def _of_task(task: Task, tasks: TaskTable) -> TaskMemory:
-    story = task.tell()
+    history = task.history()
     return TaskMemory(
         task.uuid,
-        task.heard,
-        None if task.room is tasks.unidentified else task.room.kind.key,
-        task.room.place,
+        task.last_seen,
+        None if task.bucket is tasks.unidentified else task.bucket.group.label_set,
+        task.bucket.effective_state,
         task.since,
-        story.sent.get(0),
-        {attempt: ready for attempt, ready in story.sent.items() if attempt},
-        story.keys,
-        story.received,
-        story.skipped,
-        story.deliveries,
-        story.ended_by,
+        history.sent.get(0),
+        {attempt: ready for attempt, ready in history.sent.items() if attempt},
+        history.attempt_label_sets,
+        history.received,
+        history.skipped,
+        history.deliveries,
+        history.ended_by,
         tasks.deferred.get(task.uuid),
-        story.generations,
+        history.generations,
         tasks.expires.get(task.uuid),
-        story.copied,
-        tasks.held.get(task.uuid),
+        history.copied,
+        tasks.awaiting_sent.get(task.uuid),
     )
 
 
@@ -282,70 +289,78 @@ def restore(memory: Memory, cluster: Cluster, now: Timestamp) -> None:
     """
     if memory.at is None or memory.sums is None or memory.shape is None:
         raise ValueError("its beginning is missing")
-    aggregates, shift, sums = cluster.aggregates, now.listened - memory.at.listened, memory.sums
+    aggregates, shift, sums = cluster.aggregates, now.listening - memory.at.listening, memory.sums
     # The rest last, so that it takes no room from a label set that had some.
-    for key, cell in sorted(memory.cells.items(), key=lambda pair: pair[0].task_name == OTHER):
-        restored = cluster.keys.restore(key)
-        cell.clients = cell.clients if cluster.clients else {}
-        aggregates.restore(restored, _fitting(cell, memory.shape, aggregates))
-        kind = cluster.tasks.kind(cluster.keys.without_worker(restored))
-        kind.heard = now.listened  # whether it is idle is seen from now on
-    if not cluster.keys.renamed:
-        cluster.keys.shadows.update(memory.shadows)
-    aggregates.negative_waits, aggregates.folded = sums.negative_waits, sums.exceptions_folded
-    cluster.purged.update(dict.fromkeys([*memory.purged][-MAX_WORKERS:]))
+    for label_set, aggregate in sorted(
+        memory.aggregates.items(), key=lambda pair: pair[0].task_name == OTHER
+    ):
+        restored = cluster.label_sets.restore(label_set)
+        aggregate.clients = aggregate.clients if cluster.counts_clients else {}
+        aggregates.restore(restored, _fitting(aggregate, memory.shape, aggregates))
+        kind = cluster.tasks.group(cluster.label_sets.without_worker(restored))
+        kind.last_seen = now.listening  # whether it is idle is seen from now on
+    if not cluster.label_sets.renamed:
+        cluster.label_sets.shadows.update(memory.shadows)
+    aggregates.negative_waits, aggregates.overflowed = sums.negative_waits, sums.exceptions_overflowed
+    cluster.registry.purged.update(dict.fromkeys([*memory.purged][-MAX_WORKERS:]))
     for worker in memory.workers.values():
-        worker.profile = memory.profiles.get(worker.name, NO_PROFILE)
-        worker.heard += shift
+        worker.info = memory.profiles.get(worker.name, NO_PROFILE)
+        worker.last_seen += shift
         worker.down_since = None if worker.down_since is None else worker.down_since + shift
-        worker.skew_until = now.listened
+        worker.skew_until = now.listening
         worker.idle_since = None  # what it started meanwhile nobody heard
         worker.processes.restore(shift)
-        cluster.restore_worker(worker, now)
-    shown = (queue for queue in memory.queues.values() if cluster.keys.show_queue(queue.name))
-    cluster.queues.restore(shown, shift, now.listened)
-    cluster.learn({}, now)  # what these answered before
+        cluster.registry.restore(worker, now)
+    shown = (queue for queue in memory.queues.values() if cluster.label_sets.show_queue(queue.name))
+    cluster.queues.restore(shown, shift, now.listening)
+    cluster.record_inspection({}, now)  # what these answered before
     cluster.events.update({kind: count for kind, count in sums.events.items() if kind in cluster.events})
     cluster.fallbacks.update(sums.fallbacks)
-    cluster.refused.update(sums.refused)
+    cluster.limit_rejections.update(sums.limit_rejections)
     cluster.repeated.update(sums.repeated)
     cluster.reconciled.update(sums.reconciled)
     for end in memory.ends:
-        cluster.ends.note(msgspec.structs.replace(end, listened=end.listened + shift))
-    cluster.ends.expire(now.listened)
-    cluster.keys.folded, cluster.tasks.evicted = sums.folded, sums.evicted
+        cluster.ends.add(msgspec.structs.replace(end, listening=end.listening + shift))
+    cluster.ends.expire(now.listening)
+    cluster.label_sets.overflowed, cluster.tasks.evicted = sums.overflowed, sums.evicted
     _restore_tasks(memory, cluster, shift, max(0.0, now.wall - memory.at.wall), now)
 
 
 def _restore_tasks(memory: Memory, cluster: Cluster, shift: float, away: float, now: Timestamp) -> None:
     """Put the tasks back, and take each out of the memory, so that they never take their place twice."""
     # A room is in the order in which its tasks were last heard of, and expiry relies on it.
-    tasks = sorted(memory.tasks.values(), key=lambda task: task.heard)
+    tasks = sorted(memory.tasks.values(), key=lambda task: task.last_seen)
     tasks.reverse()  # equal ones, too
     memory.tasks.clear()
     while tasks:
         _restore_task(tasks.pop(), cluster, shift, away, now)
-    cluster.tasks.held = dict(sorted(cluster.tasks.held.items(), key=lambda held: held[1].since))  # likewise
+    cluster.tasks.awaiting_sent = dict(
+        sorted(cluster.tasks.awaiting_sent.items(), key=lambda held: held[1].since)
+    )  # likewise
 
 
 def _restore_task(memory: TaskMemory, cluster: Cluster, shift: float, away: float, now: Timestamp) -> None:
-    heard = memory.heard + shift - (0.0 if memory.key is None else away)  # its task-sent may be on its way
-    if cluster.tasks.get(memory.uuid) is not None or (memory.key is None and not memory.deferred):
+    last_seen = (
+        memory.last_seen + shift - (0.0 if memory.label_set is None else away)
+    )  # its task-sent may be on its way
+    if cluster.tasks.get(memory.uuid) is not None or (memory.label_set is None and not memory.deferred):
         return  # of no use, and harmful; nobody of ours writes such a thing
-    room = cluster.tasks.unidentified
-    if memory.key is not None:
-        room = cluster.tasks.kind(cluster.keys.restore(memory.key)).rooms[memory.state]
-    room.kind.heard = max(room.kind.heard, heard)
-    task = cluster.tasks.new(memory.uuid, heard, room, memory.since)
+    bucket = cluster.tasks.unidentified
+    if memory.label_set is not None:
+        bucket = cluster.tasks.group(cluster.label_sets.restore(memory.label_set)).buckets[memory.state]
+    bucket.group.last_seen = max(bucket.group.last_seen, last_seen)
+    task = cluster.tasks.new(memory.uuid, last_seen, bucket, memory.since)
     _restore_story(task, memory, cluster)
     if memory.expires is not None:
         cluster.tasks.expires[task.uuid] = memory.expires
-    is_old = heard < now.listened - cluster.limits.task_ttl and not memory.deferred  # that has to count yet
-    if is_old and not (room.state is not None and cluster.outlives(task, now.wall, {})):
-        cluster.tasks.forget(task)
+    is_old = (
+        last_seen < now.listening - cluster.limits.task_ttl and not memory.deferred
+    )  # that has to count yet
+    if is_old and not (bucket.state is not None and cluster.is_kept_past_ttl(task, now.wall, {})):
+        cluster.tasks.remove(task)
     if memory.deferred:
-        hold = memory.hold and Hold(memory.hold.since + shift, memory.hold.was_open)
-        cluster.tasks.park(task, memory.deferred, memory.heard + shift, hold)
+        awaiting = memory.awaiting and AwaitingSent(memory.awaiting.since + shift, memory.awaiting.was_open)
+        cluster.tasks.defer(task, memory.deferred, memory.last_seen + shift, awaiting)
 
 
 def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
@@ -355,33 +370,46 @@ def _restore_story(task: Task, memory: TaskMemory, cluster: Cluster) -> None:
         if worker is not None:
             delivery.worker = worker.name  # one object for all its tasks
             delivery.pid = worker.task_pid if delivery.pid == worker.task_pid else delivery.pid
-    keys = memory.keys and {attempt: cluster.keys.restore(key) for attempt, key in memory.keys.items()}
+    attempt_label_sets = memory.attempt_label_sets and {
+        attempt: cluster.label_sets.restore(label_set)
+        for attempt, label_set in memory.attempt_label_sets.items()
+    }
     sent = ({} if memory.ready is None else {0: memory.ready}) | (memory.resent or {})
     skipped, generations = memory.skipped or None, memory.generations or None
-    task.story = TaskHistory(sent, memory.received, deliveries, memory.ended_by, skipped, keys, generations)
-    task.story.copied = memory.copied
-    task.fold()
+    task.expanded = TaskHistory(
+        sent, memory.received, deliveries, memory.ended_by, skipped, attempt_label_sets, generations
+    )
+    task.expanded.copied = memory.copied
+    task.compact()
 
 
-def _fitting(cell: Aggregate, shape: Shape, aggregates: Aggregates) -> Aggregate:
+def _fitting(aggregate: Aggregate, shape: Shape, aggregates: Aggregates) -> Aggregate:
     """Return the cell with today's histograms; raise ValueError if they are not as the file says of all."""
-    if any((each.native is not None) != shape.native for each in _histograms(cell)):
+    if any((each.native is not None) != shape.native for each in _histograms(aggregate)):
         raise ValueError("a histogram is not native as the others are")
-    waits = [each for each in (cell.queue_wait, cell.prefetch_wait, cell.latency) if each is not None]
-    for found, bounds in ((cell.runtime.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
+    waits = [
+        each
+        for each in (aggregate.queue_wait, aggregate.prefetch_wait, aggregate.latency)
+        if each is not None
+    ]
+    for found, bounds in ((aggregate.runtime.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
         if any(len(each.counts) != len(bounds) + 1 for each in found):
             raise ValueError("a histogram does not have the buckets that it should")
     new = aggregates.native and not shape.native  # nobody knows how large what was observed was
     ran = None if new else _places(shape.runtime_bounds, aggregates.runtime_bounds)
     waited = None if new else _places(shape.wait_bounds, aggregates.wait_bounds)
-    cell.runtime = {} if ran is None else {state: each.thinned(ran) for state, each in cell.runtime.items()}
-    cell.queue_wait = cell.queue_wait.thinned(waited) if cell.queue_wait and waited else None
-    cell.prefetch_wait = cell.prefetch_wait.thinned(waited) if cell.prefetch_wait and waited else None
-    cell.latency = cell.latency.thinned(waited) if cell.latency and waited else None
-    for histogram in _histograms(cell):
+    aggregate.runtime = (
+        {} if ran is None else {state: each.thinned(ran) for state, each in aggregate.runtime.items()}
+    )
+    aggregate.queue_wait = aggregate.queue_wait.thinned(waited) if aggregate.queue_wait and waited else None
+    aggregate.prefetch_wait = (
+        aggregate.prefetch_wait.thinned(waited) if aggregate.prefetch_wait and waited else None
+    )
+    aggregate.latency = aggregate.latency.thinned(waited) if aggregate.latency and waited else None
+    for histogram in _histograms(aggregate):
         histogram.exemplars = {} if aggregates.exemplars else None
         histogram.native = histogram.native if aggregates.native else None
-    return cell
+    return aggregate
 
 
 def _places(before: Sequence[float], now: Sequence[float]) -> list[int] | None:
@@ -391,6 +419,6 @@ def _places(before: Sequence[float], now: Sequence[float]) -> list[int] | None:
     return places(before, now)
 
 
-def _histograms(cell: Aggregate) -> list[Histogram]:
-    waits = (cell.queue_wait, cell.prefetch_wait, cell.latency)
-    return [each for each in (*cell.runtime.values(), *waits) if each is not None]
+def _histograms(aggregate: Aggregate) -> list[Histogram]:
+    waits = (aggregate.queue_wait, aggregate.prefetch_wait, aggregate.latency)
+    return [each for each in (*aggregate.runtime.values(), *waits) if each is not None]

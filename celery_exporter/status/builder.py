@@ -47,7 +47,7 @@ def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
         queues=[_queue(queue, exporter.at, growth.lengths) for queue in snapshot.queues],
         tasks=_tasks(snapshot, growth),
         failures=[
-            FailureStatus(each.at, each.key.task_name, each.worker, each.exception, each.uuid)
+            FailureStatus(each.at, each.label_set.task_name, each.worker, each.exception, each.uuid)
             for each in snapshot.failures
         ],
     )
@@ -91,7 +91,7 @@ def _tasks(snapshot: Snapshot, growth: Growth) -> list[TaskStatus]:
     open_: dict[str, _Open] = {}
     for group in snapshot.tasks:
         if group.count:
-            one = open_.setdefault(group.key.task_name, _Open({}))
+            one = open_.setdefault(group.label_set.task_name, _Open({}))
             one.states[group.state.name] = one.states.get(group.state.name, 0) + group.count
             one.oldest = min(filter(None, (group.since, one.oldest)), default=None)
     return [

@@ -161,7 +161,7 @@ def _subscription(snapshot: Snapshot) -> Finding | None:
 def _events(snapshot: Snapshot) -> Finding | None:
     """Report that nothing comes, not even heartbeats, though workers are up."""
     exporter, limit = snapshot.exporter, BY_CHECK["event-stream"].limit
-    if not _up(snapshot) or exporter.listened < limit or exporter.last_event is None:
+    if not _up(snapshot) or exporter.listening < limit or exporter.last_event is None:
         return None
     silent = exporter.at - exporter.last_event
     if silent < limit:
@@ -184,7 +184,7 @@ def _workers(snapshot: Snapshot) -> Finding | None:
     return Finding(
         "workers",
         "critical" if _may_work_wait(snapshot) else "warning",
-        f"no worker was heard in {snapshot.exporter.listened:.0f} s",
+        f"no worker was heard in {snapshot.exporter.listening:.0f} s",
         "start one: celery -A yourapp worker -E; if some run, give this the broker_url (host, virtual host "
         "or database), broker_transport_options and event_exchange that they have",
         _no_worker(snapshot),
@@ -211,7 +211,9 @@ def _heartbeats(snapshot: Snapshot) -> Finding | None:
         return Finding("heartbeats", "ok", f"heartbeats come from {count(len(up), 'worker')}")
     return Finding(
         "heartbeats",
-        "critical" if len(silent) == len(up) and snapshot.exporter.listened > LONGEST_INTERVAL else "warning",
+        "critical"
+        if len(silent) == len(up) and snapshot.exporter.listening > LONGEST_INTERVAL
+        else "warning",
         f"no heartbeat from {names(silent)}",
         "start workers with -E and without --without-heartbeat, and give this their event_exchange "
         f"(--event-exchange); with a --heartbeat-interval of theirs, wait for {LONGEST_INTERVAL} s",
@@ -488,7 +490,7 @@ def idle_queues(snapshot: Snapshot) -> list[str]:
 
 
 def _listened(snapshot: Snapshot) -> bool:
-    return snapshot.exporter.listened >= PATIENCE
+    return snapshot.exporter.listening >= PATIENCE
 
 
 def _up(snapshot: Snapshot) -> list[WorkerView]:

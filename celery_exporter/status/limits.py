@@ -138,10 +138,10 @@ def _stuck(snapshot: Snapshot, _: Growth) -> Finding | None:
     groups = (each for each in snapshot.tasks if each.state is started and each.since is not None)
     ages: dict[str, float] = {}
     for group in groups:
-        name, age = group.key.task_name, now - (group.since or now)
+        name, age = group.label_set.task_name, now - (group.since or now)
         ages[name] = max(age, ages.get(name, age))
     over = _above(ages, _limit("stuck-tasks"))
-    if not over and snapshot.exporter.listened < _limit("stuck-tasks"):
+    if not over and snapshot.exporter.listening < _limit("stuck-tasks"):
         return None
     found = f"no task has run for longer than {lasting(_limit('stuck-tasks'))}"
     if over:
@@ -228,7 +228,7 @@ def _silent(snapshot: Snapshot, _: Growth) -> Finding | None:
         for worker in snapshot.workers
         if not worker.up and not worker.left and (worker.down_for or 0.0) < LONG_WINDOW
     ]
-    if not silent and snapshot.exporter.listened < LONG_WINDOW:
+    if not silent and snapshot.exporter.listening < LONG_WINDOW:
         return None
     found = "no worker has fallen silent"
     if silent:

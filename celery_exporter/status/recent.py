@@ -33,7 +33,7 @@ T = TypeVar("T")
 class TaskGrowth(Struct, frozen=True):
     """What tasks of one name did in the window; `cells` and `since` are what it was made of."""
 
-    cells: Sequence[Aggregate]
+    aggregates: Sequence[Aggregate]
     since: _Sums | None
     transitions: Sequence[int]  # by State
     failure_share: float | None  # of those that ended in SUCCESS or FAILURE
@@ -139,7 +139,7 @@ class Recent:
             waits=dict(_waits(snapshot, first)),
             long_seconds=now - long_since,
             workers=_workers(snapshot, [point for _, point in self._long_points.moments]),
-            folded=max(0, snapshot.series_folded - long_first.folded),
+            folded=max(0, snapshot.series_overflowed - long_first.folded),
             orphans=_mean(self._orphans.moments, now),
             lengths=[lengths for at, lengths in self._lengths.moments if now - at < LONG_WINDOW],
         )
@@ -168,13 +168,15 @@ def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> fl
 
 
 def _point(snapshot: Snapshot) -> _Point:
-    tasks = {name: _added(cells) for name, cells in _by(snapshot, lambda key: key.task_name).items()}
+    tasks = {
+        name: _added(aggregates) for name, aggregates in _by(snapshot, lambda key: key.task_name).items()
+    }
     return _Point(sum(snapshot.events.values()), tasks, _waits_by_queue(snapshot))
 
 
 def _long_point(snapshot: Snapshot) -> _LongPoint:
     workers = {each.name: (each.processed_total, each.missed) for each in snapshot.workers}
-    return _LongPoint(workers, snapshot.series_folded)
+    return _LongPoint(workers, snapshot.series_overflowed)
 
 
 def _orphans(snapshot: Snapshot) -> int | None:
@@ -224,35 +226,35 @@ def _waits(snapshot: Snapshot, first: _Point) -> Iterable[tuple[str, float]]:
 
 def _waits_by_queue(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
     return {
-        name: _added(cells).queue_wait_counts
-        for name, cells in _by(snapshot, lambda key: key.queue_name).items()
+        name: _added(aggregates).queue_wait_counts
+        for name, aggregates in _by(snapshot, lambda key: key.queue_name).items()
     }
 
 
 def _tasks(snapshot: Snapshot, first: _Point, known: Mapping[str, TaskGrowth]) -> dict[str, TaskGrowth]:
     """Return it by name; `known` is what was returned the last time, for most names do not move."""
-    cells, before = _by(snapshot, lambda key: key.task_name), dict(first.tasks)
+    aggregates, before = _by(snapshot, lambda key: key.task_name), dict(first.tasks)
     found: dict[str, TaskGrowth] = {}
     # What was counted under labels that were given up is under `other` now, and is no news there.
-    lost = [before.pop(name) for name in before.keys() - cells.keys()]
-    for name in sorted(cells, key=OTHER.__eq__):  # that one last
+    lost = [before.pop(name) for name in before.keys() - aggregates.keys()]
+    for name in sorted(aggregates, key=OTHER.__eq__):  # that one last
         if name == OTHER:
             before[OTHER] = _plus(before.get(OTHER, _NOTHING), *lost)
         old, since = known.get(name), before.get(name)
-        is_same = old is not None and old.since == since and old.cells == cells[name]
-        task = old if old is not None and is_same else _task(cells[name], since, snapshot)
+        is_same = old is not None and old.since == since and old.aggregates == aggregates[name]
+        task = old if old is not None and is_same else _task(aggregates[name], since, snapshot)
         found[name] = task
         if task.lost is not None:
             lost.append(task.lost)
     return found
 
 
-def _task(cells: Sequence[Aggregate], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
-    added = _added(cells)
+def _task(aggregates: Sequence[Aggregate], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
+    added = _added(aggregates)
     grown, lost = _grown(added, since), _grown(since or _NOTHING, added)
     ended, ran = sum(grown.transitions[state] for state in _ENDED), sum(grown.runtime_counts)
     return TaskGrowth(
-        cells,
+        aggregates,
         since,
         grown.transitions,
         failure_share=grown.transitions[State.FAILURE] / ended if ended else None,
@@ -265,19 +267,19 @@ def _task(cells: Sequence[Aggregate], since: _Sums | None, snapshot: Snapshot) -
 
 
 def _by(snapshot: Snapshot, label: Callable[[LabelSet], str]) -> dict[str, list[Aggregate]]:
-    cells: dict[str, list[Aggregate]] = {}
-    for key, cell in snapshot.cells.items():
-        cells.setdefault(label(key), []).append(cell)
-    return cells
+    aggregates: dict[str, list[Aggregate]] = {}
+    for key, aggregate in snapshot.aggregates.items():
+        aggregates.setdefault(label(key), []).append(aggregate)
+    return aggregates
 
 
-def _added(cells: Sequence[Aggregate]) -> _Sums:
+def _added(aggregates: Sequence[Aggregate]) -> _Sums:
     return _Sums(
-        _columns(cell.transitions for cell in cells),
-        _columns(histogram.counts for cell in cells for histogram in cell.runtime.values()),
-        _columns(cell.queue_wait.counts for cell in cells if cell.queue_wait is not None),
-        sum(histogram.total for cell in cells for histogram in cell.runtime.values()),
-        sum(cell.redeliveries for cell in cells),
+        _columns(aggregate.transitions for aggregate in aggregates),
+        _columns(histogram.counts for aggregate in aggregates for histogram in aggregate.runtime.values()),
+        _columns(aggregate.queue_wait.counts for aggregate in aggregates if aggregate.queue_wait is not None),
+        sum(histogram.total for aggregate in aggregates for histogram in aggregate.runtime.values()),
+        sum(aggregate.redeliveries for aggregate in aggregates),
     )
 
 

@@ -29,7 +29,7 @@ from unit.test_golden_replay import surroundings
 from celery_exporter.cli.main import _command
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
-from celery_exporter.core.snapshot import take
+from celery_exporter.core.snapshot import take_snapshot
 from celery_exporter.doctor import remedies
 from celery_exporter.status.model import Status
 from docs import advice, metrics, printed
@@ -138,7 +138,7 @@ def test_each_metric_says_when_it_is_absent_if_it_can_be():
         | {"queue_stats": {}, "unacked": None, "collectors": [], "event_lag": None, "last_event": None}
         | {"no_events": "memory:// has no fan-out"}
     )
-    snapshot = take(Cluster(Limits(), Aggregates((), ())), nothing)
+    snapshot = take_snapshot(Cluster(Limits(), Aggregates((), ())), nothing)
     missing = {row.name for row in metrics.rows() if not list(row.samples(snapshot))}
     assert {row.name for row in metrics.rows() if row.absent} == missing
 

@@ -104,7 +104,7 @@ def _told(data: bytes) -> list[str]:
     pipeline.feed(data)
     pipeline.wait(40)
     shown = pipeline.shown()
-    names = {key.task_name for key in shown.cells} | {worker.name for worker in shown.workers}
+    names = {key.task_name for key in shown.aggregates} | {worker.name for worker in shown.workers}
     texts = [*names, *(failure.exception for failure in shown.failures)]
     for finding in run_checks(shown, Recent().growth(shown, 0.0)):
         texts += [finding.message, finding.remedy, *click.unstyle(printed(finding)).split("\n")]
@@ -288,7 +288,7 @@ def answer(data: bytes) -> None:
     }
     profiles |= {name: WorkerInfo(registered=tuple(found)) for name, found in registered.items()}
     pipeline = Pipeline()
-    pipeline.cluster.learn(profiles, pipeline.moment())
+    pipeline.cluster.record_inspection(profiles, pipeline.moment())
     msgspec.msgpack.encode(list(pipeline.cluster.workers.values()))  # as the state file does
     shown = pipeline.shown()
     pipeline.exposition.render(shown).decode()

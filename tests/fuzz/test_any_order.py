@@ -17,21 +17,24 @@ from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, task_event
 from unit.persistence.test_state import restarted
 
 from celery_exporter.core import aggregates as ledger_module
-from celery_exporter.core import cluster as cluster_module
 from celery_exporter.core import queues as queues_module
-from celery_exporter.core import transitions as steps_module
-from celery_exporter.core.cluster import ANSWER_SECONDS, Limits
+from celery_exporter.core import task_lifecycle as lifecycle_module
+from celery_exporter.core import transitions as transitions_module
+from celery_exporter.core import worker_registry as registry_module
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.transitions import EFFECTS
 from celery_exporter.core.types import State
+from celery_exporter.core.worker_registry import ANSWER_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 
 from . import budget
 from .pipeline import Pipeline
 
 LOW = {
-    cluster_module: {"MAX_TOMBSTONES": 4, "MAX_PARKED": 5, "MAX_LIMBO": 3, "MAX_WORKERS": 3},
+    lifecycle_module: {"MAX_TOMBSTONES": 4, "MAX_DEFERRED_EVENTS": 5, "MAX_UNIDENTIFIED": 3},
+    registry_module: {"MAX_WORKERS": 3},
     queues_module: {"MAX_QUEUES": 3},
-    steps_module: {"MAX_DELIVERIES": 3},
+    transitions_module: {"MAX_DELIVERIES": 3},
     ledger_module: {"MAX_EXCEPTIONS": 2},
 }
 SERIES = 4
@@ -90,7 +93,7 @@ class AnyOrder(RuleBasedStateMachine):
     )
     def begin(self, **limits) -> None:
         self.limits = Limits(task_ttl=300.0, max_series=SERIES * len(State), **limits)
-        self.story: ClusterDriver = Pipeline(self.limits, self.labels)
+        self.driver: ClusterDriver = Pipeline(self.limits, self.labels)
 
     # -- what may happen -----------------------------------------------------------------------------
 
@@ -102,7 +105,7 @@ class AnyOrder(RuleBasedStateMachine):
         more=fields,
     )
     def tell(self, kind, uuid, at, host, more) -> None:
-        self.story.tell(task_event(kind, uuid, at, host, **more))
+        self.driver.apply(task_event(kind, uuid, at, host, **more))
         self.told[EFFECTS[f"task-{kind}"].counts] += 1
 
     @rule(kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=8), more=fields)
@@ -119,21 +122,21 @@ class AnyOrder(RuleBasedStateMachine):
         freq=st.none() | st.sampled_from([0, 2.0, 9e8]),
     )
     def beat(self, kind, host, at, **more) -> None:
-        self.story.tell(heartbeat(host, at, kind, **more))
+        self.driver.apply(heartbeat(host, at, kind, **more))
 
     @rule(answers=st.dictionaries(few["host"], profiles, max_size=3))
     def learn(self, answers) -> None:
-        self.story.cluster.learn(answers, self.story.moment())
+        self.driver.cluster.record_inspection(answers, self.driver.moment())
 
     @rule(seconds=st.sampled_from([0.0, 0.25, 1.0, 2.1, 31.0, 61.0, 400.0]))
     def wait(self, seconds) -> None:
-        self.story.now += seconds
-        self.story.cluster.expire(self.story.moment())
+        self.driver.now += seconds
+        self.driver.cluster.expire(self.driver.moment())
 
     @precondition(lambda self: self.told.total() > 3)
     @rule(away=st.sampled_from([0.0, 10.0, 1000.0]), clock=st.sampled_from([0.0, 500.0]))
     def restart(self, away, clock) -> None:
-        self.story = restarted(self.story, away, clock)
+        self.driver = restarted(self.driver, away, clock)
 
     # -- what has to hold ------------------------------------------------------------------------------
 
@@ -148,22 +151,24 @@ class AnyOrder(RuleBasedStateMachine):
 
     def sums(self) -> tuple[Counter[object], Counter[object]]:
         """Over all tasks; and by task and queue, over all workers."""
-        cluster, ledger = self.story.cluster, self.story.ledger
+        cluster, ledger = self.driver.cluster, self.driver.ledger
         total: Counter[object] = Counter(
-            evicted=cluster.tasks.evicted, folded=cluster.keys.folded, negative=ledger.negative_waits
+            evicted=cluster.tasks.evicted,
+            overflowed=cluster.label_sets.overflowed,
+            negative=ledger.negative_waits,
         )
-        for counted in (cluster.events, cluster.fallbacks, cluster.refused, cluster.repeated):
+        for counted in (cluster.events, cluster.fallbacks, cluster.limit_rejections, cluster.repeated):
             total.update(counted)
         finest: Counter[object] = Counter()
-        for key, cell in ledger.snapshot().items():
+        for key, aggregate in ledger.snapshot().items():
             found = Counter(
-                {state: cell.transitions[state] for state in State}, redelivered=cell.redeliveries
+                {state: aggregate.transitions[state] for state in State}, redelivered=aggregate.redeliveries
             )
-            found["raised"] = sum(cell.exceptions.values())
+            found["raised"] = sum(aggregate.exceptions.values())
             for what, histogram in {
-                **cell.runtime,
-                "queued": cell.queue_wait,
-                "prefetched": cell.prefetch_wait,
+                **aggregate.runtime,
+                "queued": aggregate.queue_wait,
+                "prefetched": aggregate.prefetch_wait,
             }.items():
                 if histogram is not None:
                     found[what, "sum"] = histogram.total
@@ -174,41 +179,43 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def every_task_is_in_exactly_one_room(self) -> None:
-        tasks = self.story.cluster.tasks
-        closed = [tasks.unidentified.tasks, tasks.finished, tasks.taken_out]
-        rooms = [*closed, *(room.tasks for room in tasks.rooms())]
-        uuids = [uuid for room in rooms for uuid in room]
+        tasks = self.driver.cluster.tasks
+        closed = [tasks.unidentified.tasks, tasks.finished, tasks.ended_silently]
+        buckets = [*closed, *(bucket.tasks for bucket in tasks.buckets())]
+        uuids = [uuid for bucket in buckets for uuid in bucket]
         assert sorted(uuids) == sorted(set(uuids)) == sorted(tasks.uuids())
-        assert all(tasks.get(uuid).room.tasks is room for room in rooms for uuid in room)
-        assert set(tasks.deferred) == {*tasks.unidentified.tasks, *tasks.held}
+        assert all(tasks.get(uuid).bucket.tasks is bucket for bucket in buckets for uuid in bucket)
+        assert set(tasks.deferred) == {*tasks.unidentified.tasks, *tasks.awaiting_sent}
         gauges = sum(group.count for group in tasks.in_states())
         assert gauges + len(tasks.unidentified.tasks) == len(tasks)
 
     @invariant()
     def tables_are_within_their_limits(self) -> None:
-        cluster, low = self.story.cluster, LOW[cluster_module]
+        cluster, low = self.driver.cluster, LOW[lifecycle_module]
         # A finished task that is received anew is one too many, until the next new one comes.
         remembered = self.limits.max_tasks + low["MAX_TOMBSTONES"]
         assert len(cluster.tasks) <= remembered
         assert len(cluster.tasks.uuids()) <= remembered + 1
-        assert len(cluster.tasks.unidentified.tasks) <= low["MAX_LIMBO"]
+        assert len(cluster.tasks.unidentified.tasks) <= low["MAX_UNIDENTIFIED"]
         assert len(cluster.tasks.finished) <= low["MAX_TOMBSTONES"]
-        assert len(cluster.tasks.taken_out) <= low["MAX_TOMBSTONES"]
-        assert len(cluster.workers) <= low["MAX_WORKERS"]
+        assert len(cluster.tasks.ended_silently) <= low["MAX_TOMBSTONES"]
+        assert len(cluster.workers) <= LOW[registry_module]["MAX_WORKERS"]
         assert len(cluster.queues) <= LOW[queues_module]["MAX_QUEUES"]
         others = 2  # with and without a worker
-        assert len(cluster.keys) <= SERIES + others
-        assert len(self.story.ledger.snapshot()) <= SERIES + others
-        for cell in self.story.ledger.snapshot().values():
-            assert len(cell.exceptions) <= LOW[ledger_module]["MAX_EXCEPTIONS"] + others  # other, and unknown
+        assert len(cluster.label_sets) <= SERIES + others
+        assert len(self.driver.ledger.snapshot()) <= SERIES + others
+        for aggregate in self.driver.ledger.snapshot().values():
+            assert (
+                len(aggregate.exceptions) <= LOW[ledger_module]["MAX_EXCEPTIONS"] + others
+            )  # other, and unknown
 
     @invariant()
     def it_can_be_shown(self) -> None:
-        assert self.story.shown().tasks_tracked == len(self.story.cluster.tasks)
+        assert self.driver.shown().tasks_tracked == len(self.driver.cluster.tasks)
 
     def teardown(self) -> None:
         try:
-            if hasattr(self, "story"):
+            if hasattr(self, "driver"):
                 self.everything_told_is_counted_once()
         finally:
             self.patch.undo()
@@ -217,9 +224,9 @@ class AnyOrder(RuleBasedStateMachine):
         # What a worker received after it restarted waits for its answer.
         self.wait(ANSWER_SECONDS + 2 * self.limits.reorder_window)
         counted: Counter[State] = Counter()
-        for cell in self.story.ledger.snapshot().values():
-            counted.update({state: cell.transitions[state] for state in State})
-        for kind, times in self.story.cluster.repeated.items():
+        for aggregate in self.driver.ledger.snapshot().values():
+            counted.update({state: aggregate.transitions[state] for state in State})
+        for kind, times in self.driver.cluster.repeated.items():
             counted[EFFECTS[kind].counts] += times
         assert +counted == +self.told
         self.no_sum_falls()

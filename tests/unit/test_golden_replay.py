@@ -17,9 +17,10 @@ import pytest
 from harness.processes import need
 
 from celery_exporter.core.aggregates import Aggregates
-from celery_exporter.core.cluster import Cluster, Limits
+from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event, decode
-from celery_exporter.core.snapshot import CollectorView, ExporterState, QueueStats, Snapshot, take
+from celery_exporter.core.limits import Limits
+from celery_exporter.core.snapshot import CollectorView, ExporterState, QueueStats, Snapshot, take_snapshot
 from celery_exporter.core.types import State, Timestamp
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.metrics.exposition.text import Exposition
@@ -60,9 +61,9 @@ def replay(messages, selection: Selection | None = None) -> Snapshot:
         )
         for name in cluster.workers
     }
-    cluster.learn(profiles, moment)
+    cluster.record_inspection(profiles, moment)
     cluster.expire(Timestamp(at + 5, wall + 5))
-    return take(cluster, surroundings(wall + 5), prefetched=selection.prefetched)
+    return take_snapshot(cluster, surroundings(wall + 5), prefetched=selection.prefetched)
 
 
 def surroundings(at: float) -> ExporterState:
@@ -142,10 +143,10 @@ def test_what_was_played_is_what_was_counted(tape):
     """The script in tapes/record.py, in numbers: no unknown, nothing lost, no wait below zero."""
     snapshot = replay(read(tape))
     counted = {
-        (key.task_name.removeprefix("tasks."), state.name): cell.transitions[state]
-        for key, cell in snapshot.cells.items()
+        (key.task_name.removeprefix("tasks."), state.name): aggregate.transitions[state]
+        for key, aggregate in snapshot.aggregates.items()
         for state in (State.PENDING, State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED)
-        if cell.transitions[state]
+        if aggregate.transitions[state]
     }
     assert counted == {
         ("succeed", "PENDING"): 10,
@@ -167,12 +168,14 @@ def test_what_was_played_is_what_was_counted(tape):
         ("nobody_registered", "PENDING"): 1,
         ("nobody_registered", "FAILURE"): 1,
     }
-    for key, cell in snapshot.cells.items():
-        waits = sum(cell.queue_wait.counts) if cell.queue_wait else 0
-        assert waits == cell.transitions[State.STARTED], key
-        runs = sum(sum(histogram.counts) for histogram in cell.runtime.values())
+    for key, aggregate in snapshot.aggregates.items():
+        waits = sum(aggregate.queue_wait.counts) if aggregate.queue_wait else 0
+        assert waits == aggregate.transitions[State.STARTED], key
+        runs = sum(sum(histogram.counts) for histogram in aggregate.runtime.values())
         ended = (
-            cell.transitions[State.SUCCESS] + cell.transitions[State.FAILURE] + cell.transitions[State.RETRY]
+            aggregate.transitions[State.SUCCESS]
+            + aggregate.transitions[State.FAILURE]
+            + aggregate.transitions[State.RETRY]
         )
         assert runs == (0 if key.task_name.endswith("nobody_registered") else ended), key
     assert (snapshot.tasks_tracked, snapshot.negative_waits) == (0, 0)
@@ -200,11 +203,11 @@ def test_invariant_1_sums_do_not_change_when_the_connections_overtake_each_other
 def sums(snapshot: Snapshot):
     return {
         key: (
-            cell.transitions,
-            cell.exceptions,
-            cell.queue_wait and cell.queue_wait.counts,
-            cell.prefetch_wait and cell.prefetch_wait.counts,
-            {state: histogram.counts for state, histogram in cell.runtime.items()},
+            aggregate.transitions,
+            aggregate.exceptions,
+            aggregate.queue_wait and aggregate.queue_wait.counts,
+            aggregate.prefetch_wait and aggregate.prefetch_wait.counts,
+            {state: histogram.counts for state, histogram in aggregate.runtime.items()},
         )
-        for key, cell in snapshot.cells.items()
+        for key, aggregate in snapshot.aggregates.items()
     }

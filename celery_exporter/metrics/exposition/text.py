@@ -143,7 +143,7 @@ class _Family:
         created = (
             None if session is None or row.type == "gauge" or row.has_external_baseline else session.created
         )
-        any_inherits = any(cell.inherited for cell in snapshot.cells.values())
+        any_inherits = any(cell.inherited for cell in snapshot.aggregates.values())
         count = 0
         for count, (series, value) in enumerate(self._shown(snapshot, session), 1):  # noqa: B007
             labelled = known.get(series.values) or self._learn_labels(series.values)
@@ -268,7 +268,7 @@ def _inherits(row: MetricFamily, values: Sequence[str], snapshot: Snapshot) -> b
     labels = dict(zip(row.labels, values, strict=True))
     if any(labels.get(name) == OTHER for name in TASK_NAMES):
         return True
-    cell = snapshot.cells.get(LabelSet(*(labels.get(label, "") for label in KEY_LABELS)))
+    cell = snapshot.aggregates.get(LabelSet(*(labels.get(label, "") for label in KEY_LABELS)))
     # A row that adds label sets up has the same sum before and after one goes over to another.
     return row.merge is None and cell is not None and cell.inherited
 
@@ -285,7 +285,7 @@ def _merged(merge: Callable[[Any, Any], Any], samples: Iterable[Sample]) -> Iter
             if values not in own:
                 merged[values] = merged[values].copy()
                 own.add(values)
-            merged[values].absorb(value)
+            merged[values].merge(value)
     return merged.items()
 
 

@@ -10,9 +10,9 @@ from functools import partial
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregate
-from celery_exporter.core.cluster import host
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
 from celery_exporter.core.types import UNKNOWN, LabelSet, State
+from celery_exporter.core.workers import host
 from celery_exporter.metrics.model import (
     COMMON_BUCKETS,
     Merge,
@@ -140,36 +140,42 @@ def _queue(shape: MetricOptions, key: LabelSet) -> str:
 
 
 def _moved(shape: MetricOptions, state: State, snapshot: Snapshot) -> Iterable[Sample]:
-    return ((_labels(shape, key), cell.transitions[state]) for key, cell in _at_workers(shape, snapshot))
+    return (
+        (_labels(shape, key), aggregate.transitions[state]) for key, aggregate in _at_workers(shape, snapshot)
+    )
 
 
 def _sent(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
-    for key, cell in snapshot.cells.items():
+    for key, aggregate in snapshot.aggregates.items():
         if key.worker:
             continue
-        clients = {GENERIC: cell.transitions[State.PENDING]} if shape.generic_sent else cell.clients
+        clients = {GENERIC: aggregate.transitions[State.PENDING]} if shape.generic_sent else aggregate.clients
         for client, count in clients.items():
             yield (key.task_name, client, _queue(shape, key)), count
 
 
 def _failed(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
-    for key, cell in _at_workers(shape, snapshot):
+    for key, aggregate in _at_workers(shape, snapshot):
         name, hostname, queue = _labels(shape, key)
         if (
-            sum(cell.transitions) > cell.transitions[State.FAILURE]
+            sum(aggregate.transitions) > aggregate.transitions[State.FAILURE]
         ):  # as the original, whose other events show it
             yield (name, hostname, "", queue), 0
-        for exception, count in cell.exceptions.items():
+        for exception, count in aggregate.exceptions.items():
             yield (name, hostname, UNKNOWN_EXCEPTION if exception == UNKNOWN else exception, queue), count
 
 
 def _at_workers(shape: MetricOptions, snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
     """Return what workers did; where all have one name, that of workers that are gone is there, too."""
-    return ((key, cell) for key, cell in snapshot.cells.items() if key.worker or shape.generic_worker)
+    return (
+        (key, aggregate)
+        for key, aggregate in snapshot.aggregates.items()
+        if key.worker or shape.generic_worker
+    )
 
 
-def _runtime(cell: Aggregate) -> object:
-    return cell.runtime.get(State.SUCCESS)
+def _runtime(aggregate: Aggregate) -> object:
+    return aggregate.runtime.get(State.SUCCESS)
 
 
 def _histogram(  # noqa: PLR0913  what differs between the two
@@ -189,8 +195,8 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         _TASK,
         lambda snapshot: (
             (_labels(shape, key), histogram)
-            for key, cell in _at_workers(shape, snapshot)
-            if (histogram := which(cell)) is not None
+            for key, aggregate in _at_workers(shape, snapshot)
+            if (histogram := which(aggregate)) is not None
         ),
         merge=add,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),

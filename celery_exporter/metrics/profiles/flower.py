@@ -48,17 +48,21 @@ def _counted() -> str:
 
 
 def _events(snapshot: Snapshot) -> Iterable[Sample]:
-    for key, cell in snapshot.cells.items():
-        for client, count in cell.clients.items():
+    for key, aggregate in snapshot.aggregates.items():
+        for client, count in aggregate.clients.items():
             yield (client, "task-sent", key.task_name), count
-    for key, cell in _at_workers(snapshot):
+    for key, aggregate in _at_workers(snapshot):
         for state, type_ in _TYPES.items():
-            yield (key.worker, type_, key.task_name), cell.transitions[state]
+            yield (key.worker, type_, key.task_name), aggregate.transitions[state]
 
 
 def _at_workers(snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
     """Return what workers did that are known; what others did is added up by host ("@host") or without it."""
-    return ((key, cell) for key, cell in snapshot.cells.items() if key.worker and key.worker[0] != "@")
+    return (
+        (key, aggregate)
+        for key, aggregate in snapshot.aggregates.items()
+        if key.worker and key.worker[0] != "@"
+    )
 
 
 _EVENTS = MetricFamily(
@@ -81,9 +85,9 @@ def _runtime(shape: MetricOptions) -> MetricFamily:
         "Run time of tasks that succeeded.",
         ("worker", "task"),
         lambda snapshot: (
-            ((key.worker, key.task_name), cell.runtime[State.SUCCESS])
-            for key, cell in _at_workers(snapshot)
-            if State.SUCCESS in cell.runtime
+            ((key.worker, key.task_name), aggregate.runtime[State.SUCCESS])
+            for key, aggregate in _at_workers(snapshot)
+            if State.SUCCESS in aggregate.runtime
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
@@ -100,11 +104,11 @@ _ENDS = (State.SUCCESS, State.FAILURE, State.RETRY, State.REJECTED)
 def _prefetch_time(snapshot: Snapshot) -> Iterable[Sample]:
     """Return the wait of the task that was started last, 0 if one ended since."""
     newest: dict[tuple[str, str], tuple[float, float]] = {}  # when, and the value since then
-    for key, cell in _at_workers(snapshot):
-        if cell.newest_prefetch is not None:
-            started = cell.last.get(State.STARTED, 0.0)
-            ended = max(cell.last.get(state, 0.0) for state in _ENDS)
-            told = (ended, 0.0) if ended >= started else (started, max(0.0, cell.newest_prefetch))
+    for key, aggregate in _at_workers(snapshot):
+        if aggregate.newest_prefetch is not None:
+            started = aggregate.last.get(State.STARTED, 0.0)
+            ended = max(aggregate.last.get(state, 0.0) for state in _ENDS)
+            told = (ended, 0.0) if ended >= started else (started, max(0.0, aggregate.newest_prefetch))
             newest[key.worker, key.task_name] = max(told, newest.get((key.worker, key.task_name), told))
     return ((labels, value) for labels, (_, value) in newest.items())
 
@@ -112,8 +116,8 @@ def _prefetch_time(snapshot: Snapshot) -> Iterable[Sample]:
 def _prefetched(snapshot: Snapshot) -> Iterable[Sample]:
     """Return how many tasks each worker has received and not started, 0 where it has started all."""
     if snapshot.prefetched is not None:
-        for key, cell in _at_workers(snapshot):
-            if cell.transitions[State.RECEIVED]:
+        for key, aggregate in _at_workers(snapshot):
+            if aggregate.transitions[State.RECEIVED]:
                 yield (key.worker, key.task_name), 0
         for (key, worker), count in snapshot.prefetched.items():
             yield (worker, key.task_name), count

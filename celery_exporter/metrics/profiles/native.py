@@ -83,9 +83,9 @@ def _transitions(shape: MetricOptions) -> MetricFamily:
         ("state", *task),
         lambda snapshot: (
             ((state, *of_key), count)
-            for key, cell in snapshot.cells.items()
+            for key, aggregate in snapshot.aggregates.items()
             for of_key in [values(key)]
-            for state, count in zip(STATES, cell.transitions, strict=True)
+            for state, count in zip(STATES, aggregate.transitions, strict=True)
         ),
         merge=add if shape.needs_merge else None,
         absent="No event has named the task and no worker that answers has registered "
@@ -104,8 +104,8 @@ def _failures(shape: MetricOptions) -> MetricFamily:
         (*task, "exception"),
         lambda snapshot: (
             ((*values(key), exception), count)
-            for key, cell in snapshot.cells.items()
-            for exception, count in cell.exceptions.items()
+            for key, aggregate in snapshot.aggregates.items()
+            for exception, count in aggregate.exceptions.items()
         ),
         merge=add if shape.needs_merge else None,
         absent="The task has not failed with that exception yet.",
@@ -124,8 +124,8 @@ def runtime(shape: MetricOptions) -> MetricFamily:
         (*task, "state"),
         lambda snapshot: (
             ((*values(key), STATES[state]), histogram)
-            for key, cell in snapshot.cells.items()
-            for state, histogram in cell.runtime.items()
+            for key, aggregate in snapshot.aggregates.items()
+            for state, histogram in aggregate.runtime.items()
         ),
         merge=add if shape.needs_merge else None,
         bounds=attrgetter("runtime_bounds"),
@@ -154,8 +154,8 @@ def _wait(  # noqa: PLR0913  a row has so many cells
         task,
         lambda snapshot: (
             (values(key), histogram)
-            for key, cell in snapshot.cells.items()
-            if (histogram := which(cell)) is not None
+            for key, aggregate in snapshot.aggregates.items()
+            if (histogram := which(aggregate)) is not None
         ),
         merge=add if shape.needs_merge else None,
         bounds=attrgetter("wait_bounds"),
@@ -174,7 +174,7 @@ def _now(shape: MetricOptions) -> MetricFamily:
         "Tasks that are in a state now.",
         ("state", *labels),
         lambda snapshot: (
-            ((STATES[group.state], *values(group.key)), group.count) for group in snapshot.tasks
+            ((STATES[group.state], *values(group.label_set)), group.count) for group in snapshot.tasks
         ),
         merge=add if shape.needs_merge else None,
         absent="The task is not known yet.",
@@ -188,7 +188,7 @@ _OLDEST = MetricFamily(
     "Since when the oldest task in a state is in it; absent while there is none.",
     ("state", "task_name"),
     lambda snapshot: (
-        ((STATES[group.state], group.key.task_name), group.since)
+        ((STATES[group.state], group.label_set.task_name), group.since)
         for group in snapshot.tasks
         if group.since is not None
     ),
@@ -202,10 +202,10 @@ _LAST = MetricFamily(
     "When a task last entered SUCCESS or FAILURE; absent until one does.",
     ("state", "task_name"),
     lambda snapshot: (
-        ((STATES[state], key.task_name), cell.last[state])
-        for key, cell in snapshot.cells.items()
+        ((STATES[state], key.task_name), aggregate.last[state])
+        for key, aggregate in snapshot.aggregates.items()
         for state in _LASTING
-        if state in cell.last
+        if state in aggregate.last
     ),
     merge=max,
     absent="The task has not entered that state since the exporter began, or since its state file did.",
@@ -221,7 +221,9 @@ def _redeliveries(shape: MetricOptions) -> MetricFamily:
         "counter",
         "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
         task,
-        lambda snapshot: ((values(key), cell.redeliveries) for key, cell in snapshot.cells.items()),
+        lambda snapshot: (
+            (values(key), aggregate.redeliveries) for key, aggregate in snapshot.aggregates.items()
+        ),
         merge=add if shape.needs_merge else None,
         absent="The task is not known yet.",
         example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
@@ -267,7 +269,7 @@ WORKER_UP = MetricFamily(
 def _workers_online(snapshot: Snapshot) -> list[tuple[tuple[str, ...], float]]:
     """Return how many workers are up: nothing where they cannot be heard, and none was heard before."""
     exporter = snapshot.exporter
-    is_deaf = exporter.blocked or not exporter.listened
+    is_deaf = exporter.blocked or not exporter.listening
     if exporter.no_events or (is_deaf and not snapshot.workers):
         return []
     return [((), sum(worker.up for worker in snapshot.workers))]
@@ -633,7 +635,7 @@ EXPORTER_ROWS = [
         "limit_rejections",
         "Times a worker was not taken in, or a queue at the cost of another one, since there are too many.",
         "kind",
-        attrgetter("refused"),
+        attrgetter("limit_rejections"),
         example="increase(celery_exporter_limit_rejections_total[1h]) > 0",
     ),
     _counts(
@@ -670,7 +672,7 @@ EXPORTER_ROWS = [
         "series_overflow_total",
         "counter",
         "Times a task name, or an exception, was counted as other, since --max-series were taken.",
-        attrgetter("series_folded"),
+        attrgetter("series_overflowed"),
         example="increase(celery_exporter_series_overflow_total[1h]) > 0",
     ),
     _collector(

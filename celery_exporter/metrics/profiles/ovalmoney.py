@@ -29,8 +29,8 @@ def rows(shape: MetricOptions) -> list[MetricFamily]:
             "Transitions of tasks into a state.",
             ("state", *_TASK),
             lambda snapshot: (
-                ((state.name, *_values(namespace, key)), cell.transitions[state])
-                for key, cell in snapshot.cells.items()
+                ((state.name, *_values(namespace, key)), aggregate.transitions[state])
+                for key, aggregate in snapshot.aggregates.items()
                 for state in State
             ),
             merge=merge,
@@ -40,7 +40,7 @@ def rows(shape: MetricOptions) -> list[MetricFamily]:
             shape,
             "runtime",
             "Run time of tasks that succeeded.",
-            lambda cell: cell.runtime.get(State.SUCCESS),
+            lambda aggregate: aggregate.runtime.get(State.SUCCESS),
             _query(shape, 'celery_task_runtime_seconds_bucket{state="SUCCESS"}', "state"),
         ),
         _histogram(
@@ -91,8 +91,8 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         _TASK,
         lambda snapshot: (
             (values(key), histogram)
-            for key, cell in snapshot.cells.items()
-            if (histogram := which(cell)) is not None
+            for key, aggregate in snapshot.aggregates.items()
+            if (histogram := which(aggregate)) is not None
         ),
         merge=add if shape.needs_merge else None,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),

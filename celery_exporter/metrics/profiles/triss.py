@@ -29,8 +29,8 @@ def rows(_: MetricOptions) -> list[MetricFamily]:
             ("task_type", "state"),
             lambda snapshot: means(
                 ((key.task_name, state.name), histogram)
-                for key, cell in snapshot.cells.items()
-                for state, histogram in cell.runtime.items()
+                for key, aggregate in snapshot.aggregates.items()
+                for state, histogram in aggregate.runtime.items()
             ),
             remark="the original shows the run time of some task that Flower has in memory; this is the mean",
             query=f"{_RUNTIME.format('sum')} / {_RUNTIME.format('count')}",

@@ -36,7 +36,9 @@ _ACTIVE = MetricFamily(
     "Tasks that workers run now.",
     ("task_name",),
     lambda snapshot: (
-        ((group.key.task_name,), group.count) for group in snapshot.tasks if group.state is State.STARTED
+        ((group.label_set.task_name,), group.count)
+        for group in snapshot.tasks
+        if group.state is State.STARTED
     ),
     merge=add,
     query='sum without (state, queue_name) (celery_tasks_in_flight{state="STARTED"})',
@@ -60,7 +62,9 @@ def _counter(shape: MetricOptions, state: State) -> MetricFamily:
         "counter",
         help_,
         task,
-        lambda snapshot: ((values(key), cell.transitions[state]) for key, cell in snapshot.cells.items()),
+        lambda snapshot: (
+            (values(key), aggregate.transitions[state]) for key, aggregate in snapshot.aggregates.items()
+        ),
         merge=add if shape.needs_merge else None,
         query=f'sum without (state) (celery_tasks_total{{state="{state.name}"}})',
     )

@@ -35,10 +35,12 @@ def rows(shape: MetricOptions) -> list[MetricFamily]:
 
 def by_name(snapshot: Snapshot) -> list[Sample]:
     """Return how many tasks are in each open state, and how many came into each of the others."""
-    now: list[Sample] = [((group.state.name, group.key.task_name), group.count) for group in snapshot.tasks]
+    now: list[Sample] = [
+        ((group.state.name, group.label_set.task_name), group.count) for group in snapshot.tasks
+    ]
     over: list[Sample] = [
-        ((state.name, key.task_name), cell.transitions[state])
-        for key, cell in snapshot.cells.items()
+        ((state.name, key.task_name), aggregate.transitions[state])
+        for key, aggregate in snapshot.aggregates.items()
         for state in _TOTALS
     ]
     return now + over
@@ -76,9 +78,9 @@ def _runtime(shape: MetricOptions) -> MetricFamily:
         "Run time of tasks that succeeded.",
         ("name",),
         lambda snapshot: (
-            ((key.task_name,), cell.runtime[State.SUCCESS])
-            for key, cell in snapshot.cells.items()
-            if State.SUCCESS in cell.runtime
+            ((key.task_name,), aggregate.runtime[State.SUCCESS])
+            for key, aggregate in snapshot.aggregates.items()
+            if State.SUCCESS in aggregate.runtime
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
@@ -95,7 +97,9 @@ def _latency(shape: MetricOptions) -> MetricFamily:
         "From received by a worker (or eta) to started by it, in seconds.",
         (),
         lambda snapshot: (
-            ((), cell.prefetch_wait) for cell in snapshot.cells.values() if cell.prefetch_wait is not None
+            ((), aggregate.prefetch_wait)
+            for aggregate in snapshot.aggregates.values()
+            if aggregate.prefetch_wait is not None
         ),
         merge=add,
         bounds=attrgetter("wait_bounds"),

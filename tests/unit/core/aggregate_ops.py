@@ -23,7 +23,7 @@ Ran = partial(methodcaller, "observe_runtime")
 Queued = partial(methodcaller, "observe_queue_wait")
 Prefetched = partial(methodcaller, "observe_prefetch_wait")
 Redelivered = partial(methodcaller, "count_redelivery")
-Folded = partial(methodcaller, "fold")
+Folded = partial(methodcaller, "merge")
 
 
 def book(ledger: Aggregates, bookings: Iterable[Booking]) -> None:

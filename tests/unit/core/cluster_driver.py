@@ -8,9 +8,10 @@ from collections import Counter
 import msgspec
 
 from celery_exporter.core.aggregates import Aggregates
-from celery_exporter.core.cluster import Cluster, Limits
+from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event, decode
-from celery_exporter.core.snapshot import ExporterState, Snapshot, take
+from celery_exporter.core.limits import Limits
+from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
 from celery_exporter.core.task_names import ShownAs
 from celery_exporter.core.types import LabelSet, State, Timestamp
 
@@ -40,7 +41,7 @@ class ClusterDriver:
         self.now = 100.0
         self.epoch = T0  # when the listening clock began
 
-    def tell(self, *events: dict) -> None:
+    def apply(self, *events: dict) -> None:
         for found in decode(json.dumps(list(events)).encode()):
             assert isinstance(found, Event), found
             self.cluster.apply(found, self.moment())
@@ -74,15 +75,15 @@ class ClusterDriver:
             web_config_up_to_date=None,
         )
         around = msgspec.structs.replace(usual, **around)
-        return take(self.cluster, around, prefetched=prefetched)
+        return take_snapshot(self.cluster, around, prefetched=prefetched)
 
     def counts(self) -> dict[tuple[str, str, str], int]:
         """What was counted: (task, queue, state) → transitions, zeros left out."""
         return {
-            (key.task_name, key.queue_name, state.name): cell.transitions[state]
-            for key, cell in self.ledger.snapshot().items()
+            (key.task_name, key.queue_name, state.name): aggregate.transitions[state]
+            for key, aggregate in self.ledger.snapshot().items()
             for state in State
-            if cell.transitions[state]
+            if aggregate.transitions[state]
         }
 
     def by_state(self, task: str = "add") -> Counter[str]:
@@ -99,7 +100,7 @@ class ClusterDriver:
             found[group.state.name] += group.count
         return {state: count for state, count in found.items() if count}
 
-    def cell(self, task: str = "add", queue: str = "q", worker: str = ""):
+    def aggregate(self, task: str = "add", queue: str = "q", worker: str = ""):
         return self.ledger.snapshot()[LabelSet(task, queue, worker)]
 
 

@@ -41,14 +41,18 @@ def test_an_observation_is_in_the_first_bucket_that_is_not_below_it():
 
 
 def test_waits_have_bounds_of_their_own():
-    cell = ledger(Queued(A, 9.0), Queued(A, 11.0), Prefetched(A, 10.0)).snapshot()[A]
-    assert (cell.queue_wait.counts, cell.prefetch_wait.counts) == ([1, 1], [1, 0])
+    aggregate = ledger(Queued(A, 9.0), Queued(A, 11.0), Prefetched(A, 10.0)).snapshot()[A]
+    assert (aggregate.queue_wait.counts, aggregate.prefetch_wait.counts) == ([1, 1], [1, 0])
 
 
 def test_a_time_below_0_is_0_and_counted():
     found = ledger(Ran(A, State.RETRY, -1.0), Queued(A, -0.1), Prefetched(A, -5.0), Queued(A, 0.0))
-    cell = found.snapshot()[A]
-    assert (cell.runtime[State.RETRY].total, cell.queue_wait.total, cell.prefetch_wait.total) == (
+    aggregate = found.snapshot()[A]
+    assert (
+        aggregate.runtime[State.RETRY].total,
+        aggregate.queue_wait.total,
+        aggregate.prefetch_wait.total,
+    ) == (
         0.0,
         0.0,
         0.0,
@@ -57,24 +61,28 @@ def test_a_time_below_0_is_0_and_counted():
 
 
 def test_the_newest_moment_of_a_state_is_kept():
-    cell = ledger(Moved(A, State.SUCCESS, 5.0), Moved(A, State.SUCCESS, 3.0)).snapshot()[A]
-    assert (cell.transitions[State.SUCCESS], cell.last) == (2, {State.SUCCESS: 5.0})
+    aggregate = ledger(Moved(A, State.SUCCESS, 5.0), Moved(A, State.SUCCESS, 3.0)).snapshot()[A]
+    assert (aggregate.transitions[State.SUCCESS], aggregate.last) == (2, {State.SUCCESS: 5.0})
 
 
 def test_a_task_has_so_many_exceptions_and_the_rest_is_other():
     found = ledger(*raised(A, MAX_EXCEPTIONS + 7), *raised(A, 1), Raised(A, "unknown"), *raised(B, 1))
-    cell = found.snapshot()[A]
-    assert len(cell.exceptions) == MAX_EXCEPTIONS + 2
-    assert (cell.exceptions["other"], cell.exceptions["Error0"], cell.exceptions["unknown"]) == (7, 2, 1)
+    aggregate = found.snapshot()[A]
+    assert len(aggregate.exceptions) == MAX_EXCEPTIONS + 2
+    assert (
+        aggregate.exceptions["other"],
+        aggregate.exceptions["Error0"],
+        aggregate.exceptions["unknown"],
+    ) == (7, 2, 1)
     assert found.snapshot()[B].exceptions == {"Error0": 1}
-    assert found.folded == 7
+    assert found.overflowed == 7
 
 
 def test_all_tasks_together_have_so_many_exceptions():
     found = ledger(*raised(A, 3), *raised(B, 3), most=4)
     assert found.snapshot()[A].exceptions == {"Error0": 1, "Error1": 1, "Error2": 1}
     assert found.snapshot()[B].exceptions == {"Error0": 1, "other": 2}
-    assert found.folded == 2
+    assert found.overflowed == 2
 
 
 def test_the_newest_failures_are_remembered_but_for_those_of_hidden_tasks():
@@ -93,7 +101,7 @@ def test_a_task_has_so_many_clients_and_the_rest_is_other():
     assert len(clients) == MAX_CLIENTS + 1
     assert (clients["other"], clients["host-0"]) == (7, 2)
     assert found.snapshot()[B].clients == {"host-0": 1}
-    assert found.folded == 7
+    assert found.overflowed == 7
 
 
 def test_all_tasks_together_have_so_many_clients_which_take_no_room_from_exceptions():
@@ -130,51 +138,54 @@ def test_folding_moves_every_sum_and_gives_room_back():
     found = ledger(*everything, *raised(B, 1), Moved(B, State.FAILURE, 6.0), Redelivered(B), most=3)
     before = found.snapshot()[A]
     book(found, [Folded(A, B)])
-    cell = found.snapshot()[B]
+    aggregate = found.snapshot()[B]
     assert A not in found.snapshot()
-    assert cell.transitions[State.FAILURE] == 2
-    assert cell.last == {State.FAILURE: 6.0}
-    assert (cell.runtime, cell.queue_wait, cell.prefetch_wait) == (
+    assert aggregate.transitions[State.FAILURE] == 2
+    assert aggregate.last == {State.FAILURE: 6.0}
+    assert (aggregate.runtime, aggregate.queue_wait, aggregate.prefetch_wait) == (
         before.runtime,
         before.queue_wait,
         before.prefetch_wait,
     )
-    assert cell.redeliveries == 2
-    assert cell.exceptions == {"Error0": 2, "Error1": 1}
+    assert aggregate.redeliveries == 2
+    assert aggregate.exceptions == {"Error0": 2, "Error1": 1}
     book(found, raised(B, 1, first=5))  # two were left
-    assert cell.exceptions | {"Error5": 1} == found.snapshot()[B].exceptions
-    assert found.folded == 0
+    assert aggregate.exceptions | {"Error5": 1} == found.snapshot()[B].exceptions
+    assert found.overflowed == 0
 
 
 def test_folding_adds_histograms_up():
     waits = [Queued(A, 3.0), Queued(B, 20.0), Prefetched(A, 4.0), Prefetched(B, 30.0)]
     found = ledger(*waits, Ran(A, State.SUCCESS, 1.0), Ran(B, State.SUCCESS, 2.0))
     book(found, [Folded(A, B)])
-    cell = found.snapshot()[B]
-    assert (cell.prefetch_wait.counts, cell.prefetch_wait.total) == ([1, 1], 34.0)
-    assert (cell.queue_wait.counts, cell.queue_wait.total) == ([1, 1], 23.0)
-    assert (cell.runtime[State.SUCCESS].counts, cell.runtime[State.SUCCESS].total) == ([1, 1, 0], 3.0)
+    aggregate = found.snapshot()[B]
+    assert (aggregate.prefetch_wait.counts, aggregate.prefetch_wait.total) == ([1, 1], 34.0)
+    assert (aggregate.queue_wait.counts, aggregate.queue_wait.total) == ([1, 1], 23.0)
+    assert (aggregate.runtime[State.SUCCESS].counts, aggregate.runtime[State.SUCCESS].total) == (
+        [1, 1, 0],
+        3.0,
+    )
 
 
 def test_sums_that_do_not_match_are_refused_and_not_cut_to_fit():
     """A state file may hold them."""
     with pytest.raises(ValueError, match="shorter"):
-        Histogram([1, 2, 3]).absorb(Histogram([1, 2]))
-    cell = Aggregate.empty()
-    cell.transitions.pop()
+        Histogram([1, 2, 3]).merge(Histogram([1, 2]))
+    aggregate = Aggregate.empty()
+    aggregate.transitions.pop()
     with pytest.raises(ValueError, match="shorter"):
-        Aggregate.empty().absorb(cell)
+        Aggregate.empty().merge(aggregate)
 
 
 @pytest.mark.parametrize("counts", [[Moved(B, State.FAILURE, 6.0)], []], ids=["counted", "new"])
 def test_sums_that_moved_here_are_marked_and_stay_so(counts):
     found = ledger(Moved(A, State.FAILURE, 5.0), *counts)
-    assert not any(cell.inherited for cell in found.snapshot().values())
+    assert not any(aggregate.inherited for aggregate in found.snapshot().values())
     book(found, [Folded(A, B)])
     assert found.snapshot()[B].inherited is True
     assert found.snapshot()[B].copy().inherited is True
     book(found, [Moved(A, State.FAILURE, 7.0), Moved(C, State.FAILURE, 7.0), Folded(B, A)])
-    assert {key: cell.inherited for key, cell in found.snapshot().items()} == {A: True, C: False}
+    assert {key: aggregate.inherited for key, aggregate in found.snapshot().items()} == {A: True, C: False}
 
 
 def test_folding_what_nobody_counted_is_nothing():
@@ -194,7 +205,7 @@ def test_a_snapshot_does_not_change_with_what_comes_later():
 def test_what_clients_of_a_host_sent_is_forgotten_and_gives_room_back():
     found = ledger(*sent_by(A, 3), *sent_by(B, 1, first=3), most=3)
     assert found.snapshot()[B].clients == {"other": 1}
-    found.forget_clients({"host-1", "host-2", "host-9"})
+    found.remove_clients({"host-1", "host-2", "host-9"})
     book(found, sent_by(B, 1, first=3))
     assert found.snapshot()[A].clients == {"host-0": 1}
     assert found.snapshot()[B].clients == {"other": 1, "host-3": 1}

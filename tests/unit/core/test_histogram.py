@@ -92,28 +92,28 @@ SENT, RECEIVED, STARTED = sent(), received(), started()
 )
 def test_whatever_is_observed_is_of_a_task_that_is_known(order, end):
     """By its uuid: of that hangs whether it is of the share, and who is the exemplar."""
-    story = ClusterDriver(ledger=Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
-    story.tell(*order, end)
-    story.wait(3)
-    cell = story.cell()
-    for observed in (*cell.runtime.values(), cell.queue_wait, cell.prefetch_wait):
+    driver = ClusterDriver(ledger=Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
+    driver.apply(*order, end)
+    driver.wait(3)
+    aggregate = driver.aggregate()
+    for observed in (*aggregate.runtime.values(), aggregate.queue_wait, aggregate.prefetch_wait):
         assert [exemplar.uuid for exemplar in observed.exemplars.values()] == ["u1"]
-    assert len(cell.runtime) == 1
+    assert len(aggregate.runtime) == 1
 
 
 def test_late_news_of_a_retry_is_of_its_task_too():
-    story = ClusterDriver(ledger=Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
-    story.tell(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=2))
-    story.wait(3)
-    story.tell(sent(at=0.5, retries=1))
-    queued = story.cell().queue_wait
+    driver = ClusterDriver(ledger=Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0), exemplars=True))
+    driver.apply(sent(), received(), started(), retried(), received(at=1, retries=1), started(at=2))
+    driver.wait(3)
+    driver.apply(sent(at=0.5, retries=1))
+    queued = driver.aggregate().queue_wait
     assert {exemplar.uuid for exemplar in queued.exemplars.values()} == {"u1"}
     assert sum(queued.counts) == len(queued.exemplars) == 2
 
 
 def test_what_nobody_asked_for_is_not_kept():
-    cell = ledger().snapshot()[A]
-    assert (cell.queue_wait.native, cell.queue_wait.exemplars) == (None, None)
+    aggregate = ledger().snapshot()[A]
+    assert (aggregate.queue_wait.native, aggregate.queue_wait.exemplars) == (None, None)
 
 
 @given(st.lists(st.text(max_size=40), min_size=1), st.floats(0.01, 1))
@@ -121,9 +121,10 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
     found = Aggregates(BOUNDS, BOUNDS, share=share)
     for uuid in uuids:
         book(found, [Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
-    cell, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
+    aggregate, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
     assert [
-        sum(each.counts) for each in (cell.runtime[State.SUCCESS], cell.queue_wait, cell.prefetch_wait)
+        sum(each.counts)
+        for each in (aggregate.runtime[State.SUCCESS], aggregate.queue_wait, aggregate.prefetch_wait)
     ] == [chosen] * 3
 
 
@@ -144,14 +145,16 @@ def test_invariant_5_native_histograms_outlast_a_restart_unless_they_are_new_or_
     old = ClusterDriver(ledger=ledger(native=before))
     new = ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=after, exemplars=True))
     memory.restore(remembered(old), new.cluster, new.moment())
-    cell = new.ledger.snapshot()[A]
+    aggregate = new.ledger.snapshot()[A]
     kept = before or not after
-    assert (State.SUCCESS in cell.runtime, cell.queue_wait is not None, cell.prefetch_wait is not None) == (
-        kept,
-    ) * 3
+    assert (
+        State.SUCCESS in aggregate.runtime,
+        aggregate.queue_wait is not None,
+        aggregate.prefetch_wait is not None,
+    ) == (kept,) * 3
     if kept:
-        assert cell.queue_wait.native == ({native_index(3.0): 1} if after else None)
-        assert cell.queue_wait.exemplars == {}
+        assert aggregate.queue_wait.native == ({native_index(3.0): 1} if after else None)
+        assert aggregate.queue_wait.exemplars == {}
 
 
 def test_a_state_whose_histograms_do_not_agree_is_refused():
@@ -160,6 +163,6 @@ def test_a_state_whose_histograms_do_not_agree_is_refused():
         ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=True)),
     )
     kept = remembered(old)
-    kept.cells[A].queue_wait.native = None
+    kept.aggregates[A].queue_wait.native = None
     with pytest.raises(ValueError, match="not native"):
         memory.restore(kept, new.cluster, new.moment())

@@ -6,8 +6,8 @@ import pytest
 
 from celery_exporter.core import cluster
 from celery_exporter.core.aggregates import Failure
-from celery_exporter.core.cluster import Limits
 from celery_exporter.core.histogram import Exemplar, Histogram
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.types import LabelSet
 
 from .cluster_driver import T0, ClusterDriver, failed, heartbeat, received, sent, started, succeeded
@@ -25,46 +25,46 @@ def life(uuid: str, host: str) -> list[dict]:
 
 
 def test_tasks_that_are_received_and_not_started_are_counted_by_worker():
-    story = ClusterDriver(show=lambda name: "" if name == "noise" else name)
-    story.tell(sent("a"), received("a"), sent("b"), received("b"), sent("c"), received("c", host="b@h"))
-    story.tell(sent("d"), received("d"), started("d"), sent("e"), sent("f", name="noise"))
-    story.tell(received("f", name="noise"))
-    assert story.shown(prefetched=True).prefetched == {(A, "w@h"): 2, (A, "b@h"): 1}
-    assert story.shown().prefetched is None, "nobody asked"
+    driver = ClusterDriver(show=lambda name: "" if name == "noise" else name)
+    driver.apply(sent("a"), received("a"), sent("b"), received("b"), sent("c"), received("c", host="b@h"))
+    driver.apply(sent("d"), received("d"), started("d"), sent("e"), sent("f", name="noise"))
+    driver.apply(received("f", name="noise"))
+    assert driver.shown(prefetched=True).prefetched == {(A, "w@h"): 2, (A, "b@h"): 1}
+    assert driver.shown().prefetched is None, "nobody asked"
 
 
 def test_a_task_that_two_workers_have_is_with_the_newest():
-    story = ClusterDriver()
-    story.tell(sent(), received(), received(at=9, host="b@h", pid=7), received(at=19, host="c@h", pid=8))
-    story.wait(2.5)
-    assert story.cluster.tasks.get("u1").story is not None
-    assert story.shown(prefetched=True).prefetched == {(A, "c@h"): 1}
+    driver = ClusterDriver()
+    driver.apply(sent(), received(), received(at=9, host="b@h", pid=7), received(at=19, host="c@h", pid=8))
+    driver.wait(2.5)
+    assert driver.cluster.tasks.get("u1").expanded is not None
+    assert driver.shown(prefetched=True).prefetched == {(A, "c@h"): 1}
 
 
 def test_what_a_worker_held_that_is_forgotten_is_nobody_s():
-    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
-    story.tell(heartbeat(), sent(), received())
-    story.wait(30)
-    assert story.cluster.workers == {}
-    assert story.shown(prefetched=True).prefetched == {}
+    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
+    driver.apply(heartbeat(), sent(), received())
+    driver.wait(30)
+    assert driver.cluster.workers == {}
+    assert driver.shown(prefetched=True).prefetched == {}
 
 
 @pytest.mark.parametrize(("most", "shown"), [(2, {(A, "w@h"): 2}), (1, None)])
 def test_too_many_are_not_looked_through(monkeypatch, most, shown):
     monkeypatch.setattr(cluster, "MAX_PREFETCHED", most)
-    story = ClusterDriver()
-    story.tell(sent("a"), received("a"), sent("b"), received("b"))
-    assert story.shown(prefetched=True).prefetched == shown
+    driver = ClusterDriver()
+    driver.apply(sent("a"), received("a"), sent("b"), received("b"))
+    assert driver.shown(prefetched=True).prefetched == shown
 
 
 # -- hosts -----------------------------------------------------------------------------------------------
 
 
-def at_workers(story: ClusterDriver) -> dict[str, int]:
+def at_workers(driver: ClusterDriver) -> dict[str, int]:
     return {
-        key.worker: cell.transitions[3]
-        for key, cell in story.ledger.snapshot().items()
-        if cell.transitions[3]
+        key.worker: aggregate.transitions[3]
+        for key, aggregate in driver.ledger.snapshot().items()
+        if aggregate.transitions[3]
     }
 
 
@@ -74,14 +74,14 @@ def at_workers(story: ClusterDriver) -> dict[str, int]:
     ids=["shown", "not"],
 )
 def test_what_a_worker_did_stays_with_its_host_where_hosts_are_shown(hosts, expected):
-    story = ClusterDriver(Limits(worker_timeout=10, worker_purge=10), BOTH, hosts=hosts)
-    story.tell(*life("u1", "a@box"), *life("u2", "b@box"), heartbeat("b@box"))
+    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10), BOTH, hosts=hosts)
+    driver.apply(*life("u1", "a@box"), *life("u2", "b@box"), heartbeat("b@box"))
     for _ in range(30):
-        story.wait(1)
-        story.tell(heartbeat("b@box"))
-    assert at_workers(story) == expected
-    story.wait(60)
-    assert at_workers(story) == {"": 2}, "its last worker is gone"
+        driver.wait(1)
+        driver.apply(heartbeat("b@box"))
+    assert at_workers(driver) == expected
+    driver.wait(60)
+    assert at_workers(driver) == {"": 2}, "its last worker is gone"
 
 
 # -- failures --------------------------------------------------------------------------------------------
@@ -89,18 +89,18 @@ def test_what_a_worker_did_stays_with_its_host_where_hosts_are_shown(hosts, expe
 
 @pytest.mark.parametrize("usual", [True, False], ids=["usual", "told in part"])
 def test_a_failure_is_remembered_with_when_where_and_what(usual):
-    story = ClusterDriver()
-    story.tell(sent(), *([received(), started()] if usual else []), failed(at=5, exception="KeyError('x')"))
-    (failure,) = story.shown().failures
+    driver = ClusterDriver()
+    driver.apply(sent(), *([received(), started()] if usual else []), failed(at=5, exception="KeyError('x')"))
+    (failure,) = driver.shown().failures
     assert failure == Failure(T0 + 5, A, "w@h", "KeyError", "u1")
 
 
 def test_the_newest_failure_is_the_first():
-    story = ClusterDriver()
-    story.tell(
+    driver = ClusterDriver()
+    driver.apply(
         *(event for uuid in "ab" for event in (sent(uuid), received(uuid), started(uuid), failed(uuid)))
     )
-    assert [failure.uuid for failure in story.shown().failures] == ["b", "a"]
+    assert [failure.uuid for failure in driver.shown().failures] == ["b", "a"]
 
 
 # -- fewer buckets ---------------------------------------------------------------------------------------

@@ -60,16 +60,16 @@ UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
 )
 def test_routes(triple, route):
     routes = Routes()
-    routes.learn(BINDINGS)
+    routes.update(BINDINGS)
     assert routes.find(*triple) == route
     assert routes.find(*triple) == route
 
 
 def test_a_new_answer_replaces_the_bindings_of_its_queues_and_leaves_others():
     routes = Routes()
-    routes.learn(BINDINGS)
+    routes.update(BINDINGS)
     assert routes.find("celery", "media", "video").queue == "videos"
-    routes.learn([Binding("videos", "media", "direct", "film")])
+    routes.update([Binding("videos", "media", "direct", "film")])
     assert routes.find("celery", "media", "video").queue is None
     assert routes.find("celery", "media", "film").queue == "videos"
     assert routes.find("celery", "media", "image").queue == "images"
@@ -77,8 +77,8 @@ def test_a_new_answer_replaces_the_bindings_of_its_queues_and_leaves_others():
 
 def test_a_queue_that_a_worker_consumes_wins_over_one_of_before():
     routes = Routes()
-    routes.learn([Binding("old", "media", "direct", "video")])
-    routes.learn([Binding("new", "media", "direct", "video")])
+    routes.update([Binding("old", "media", "direct", "video")])
+    routes.update([Binding("new", "media", "direct", "video")])
     assert routes.find("celery", "media", "video") == Route("new")
 
 
@@ -122,7 +122,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(routing, "MAX_BINDINGS", 5)
     monkeypatch.setattr(routing, "MAX_ROUTES", 5)
     routes = Routes()
-    routes.learn(Binding(f"q{number}", "e", "direct", str(number)) for number in range(20))
+    routes.update(Binding(f"q{number}", "e", "direct", str(number)) for number in range(20))
     assert len(routes._by_queue) == 5
     for number in range(20):
         routes.find("celery", "e", str(number))
@@ -132,7 +132,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
 def test_too_many_patterns_and_words_contradict_nothing(monkeypatch):
     monkeypatch.setattr(routing, "MAX_PATTERNS", 3)
     routes = Routes()
-    routes.learn(Binding(f"q{number}", "e", "topic", f"#.{number}") for number in range(9))
+    routes.update(Binding(f"q{number}", "e", "topic", f"#.{number}") for number in range(9))
     assert routes.find("q0", "e", "a.0").queue == "q0"
     assert routes.find("q8", "e", "a.8").queue == "q8"
     assert routes.find(None, "e", ".".join("a" * 200)).queue is None
@@ -142,10 +142,10 @@ def test_too_many_patterns_and_words_contradict_nothing(monkeypatch):
 
 
 def cluster_of(**profiles: WorkerInfo) -> ClusterDriver:
-    story = ClusterDriver()
-    story.tell(*(heartbeat(f"{node}@h") for node in profiles))
-    story.cluster.learn({f"{node}@h": profile for node, profile in profiles.items()}, story.moment())
-    return story
+    driver = ClusterDriver()
+    driver.apply(*(heartbeat(f"{node}@h") for node in profiles))
+    driver.cluster.record_inspection({f"{node}@h": info for node, info in profiles.items()}, driver.moment())
+    return driver
 
 
 def life(uuid="u1", host="w@h", **route):
@@ -160,7 +160,7 @@ STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    ("profile", "route", "queue"),
+    ("info", "route", "queue"),
     [
         (SEVERAL, {"queue": "celery", "exchange": "media", "routing_key": "video"}, "videos"),
         (SEVERAL, {"queue": "celery", "exchange": "unheard", "routing_key": "of"}, "unknown"),
@@ -170,36 +170,36 @@ STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
     ],
 )
 def test_a_task_is_of_the_queue_that_its_message_went_to_in_whatever_order_it_is_told(
-    profile, route, queue, first
+    info, route, queue, first
 ):
-    story = cluster_of(w=profile)
+    driver = cluster_of(w=info)
     told, *events = life(**route)
     events.insert(first, told)
-    story.tell(*events)
-    story.wait(2.5)
-    assert story.counts() == {("add", queue, state): 1 for state in STATES}
-    assert story.gauges() == {}
-    assert story.cluster.fallbacks["queue_name"] == (queue == "unknown" or route["queue"] is None)
+    driver.apply(*events)
+    driver.wait(2.5)
+    assert driver.counts() == {("add", queue, state): 1 for state in STATES}
+    assert driver.gauges() == {}
+    assert driver.cluster.fallbacks["queue_name"] == (queue == "unknown" or route["queue"] is None)
 
 
 def test_a_task_that_waits_in_a_queue_that_is_not_known_is_pending_there_and_goes_on_in_its_workers_queue():
-    story = cluster_of(w=VIDEOS)
+    driver = cluster_of(w=VIDEOS)
     told, *events = life(queue=None)
-    story.tell(told)
-    assert story.gauges() == {}
-    story.wait(2.5)
-    assert story.gauges() == {"PENDING": 1}
-    story.tell(*events)
-    assert story.counts() == {
+    driver.apply(told)
+    assert driver.gauges() == {}
+    driver.wait(2.5)
+    assert driver.gauges() == {"PENDING": 1}
+    driver.apply(*events)
+    assert driver.counts() == {
         ("add", "unknown", "PENDING"): 1,
         **{("add", "videos", state): 1 for state in STATES[1:]},
     }
 
 
 def test_without_the_label_nothing_waits_for_a_queue():
-    story = ClusterDriver(labels=())
-    story.tell(sent(queue=None))
-    assert story.gauges() == {"PENDING": 1}
+    driver = ClusterDriver(labels=())
+    driver.apply(sent(queue=None))
+    assert driver.gauges() == {"PENDING": 1}
 
 
 ALL = {"queue": f"bcast.{UUID}", "exchange": "all", "routing_key": "celery"}
@@ -208,32 +208,32 @@ ALL = {"queue": f"bcast.{UUID}", "exchange": "all", "routing_key": "celery"}
 @pytest.mark.parametrize("told", [0, 1, 3, 6])
 @pytest.mark.parametrize("labels", [("queue_name",), ()])
 def test_each_worker_that_receives_a_broadcast_has_a_copy_of_its_own(told, labels):
-    story = ClusterDriver(labels=labels)
-    story.tell(heartbeat("a@h"), heartbeat("b@h"))
+    driver = ClusterDriver(labels=labels)
+    driver.apply(heartbeat("a@h"), heartbeat("b@h"))
     profiles = {
         node: WorkerInfo(queues=(one.queue,), bindings=(one,))
         for node, one in zip(("a@h", "b@h"), BINDINGS[6:8], strict=True)
     }
-    story.cluster.learn(profiles, story.moment())
+    driver.cluster.record_inspection(profiles, driver.moment())
     (message, *first), (_, *second) = life(host="a@h", **ALL), life(host="b@h", **ALL)
     events = [event for pair in zip(first, second, strict=True) for event in pair]
     events.insert(told, message)
-    story.tell(*events)
-    story.wait(2.5)
+    driver.apply(*events)
+    driver.wait(2.5)
     queue = "all" if labels else ""
-    assert story.counts() == {("add", queue, state): 1 if state == "PENDING" else 2 for state in STATES}
-    assert story.cell(queue=queue).redeliveries == 0
-    assert story.gauges() == {}
-    assert "all" not in story.cluster.queues
-    story.tell(received(at=9, host="a@h"), received(at=10, host="a@h"))
-    assert story.cell(queue=queue).redeliveries == 1, "the same worker, twice"
+    assert driver.counts() == {("add", queue, state): 1 if state == "PENDING" else 2 for state in STATES}
+    assert driver.aggregate(queue=queue).redeliveries == 0
+    assert driver.gauges() == {}
+    assert "all" not in driver.cluster.queues
+    driver.apply(received(at=9, host="a@h"), received(at=10, host="a@h"))
+    assert driver.aggregate(queue=queue).redeliveries == 1, "the same worker, twice"
 
 
 def test_without_task_sent_a_copy_is_of_the_broadcast_and_not_of_the_queue_that_each_process_makes():
-    story = cluster_of(a=WorkerInfo(queues=("bcast.1",), bindings=(BINDINGS[6],)))
-    story.tell(*life(host="a@h", **ALL)[1:])
-    story.wait(2.5)
-    assert set(story.counts()) == {("add", "all", state) for state in STATES[1:]}
+    driver = cluster_of(a=WorkerInfo(queues=("bcast.1",), bindings=(BINDINGS[6],)))
+    driver.apply(*life(host="a@h", **ALL)[1:])
+    driver.wait(2.5)
+    assert set(driver.counts()) == {("add", "all", state) for state in STATES[1:]}
 
 
 # -- a worker that comes back --------------------------------------------------------------------------
@@ -241,79 +241,79 @@ def test_without_task_sent_a_copy_is_of_the_broadcast_and_not_of_the_queue_that_
 
 @pytest.mark.parametrize("seen_by", ["heartbeat", "task"])
 def test_tasks_of_a_worker_that_restarted_wait_for_its_answer(seen_by):
-    story = cluster_of(w=WorkerInfo(queues=("alpha",)))
-    story.tell(received("u0"), started("u0"))
+    driver = cluster_of(w=WorkerInfo(queues=("alpha",)))
+    driver.apply(received("u0"), started("u0"))
     if seen_by == "heartbeat":
-        story.tell(heartbeat(kind="online", pid=2))
-    assert story.cluster.unasked.keys() == ({"w@h"} if seen_by == "heartbeat" else set())
-    story.tell(received(pid=2), started(pid=2), succeeded(pid=2))
-    assert story.cluster.unasked.keys() == {"w@h"}
-    story.wait(5)
-    assert {queue for (_, queue, _) in story.counts()} <= {"alpha", "unknown"}
-    assert sum(story.counts().values()) in (0, 2), "what the process before did may be known"
-    story.cluster.learn({"w@h": WorkerInfo(queues=("beta",))}, story.moment())
-    story.wait(2.5)
-    assert [story.counts().get(("add", "beta", state)) for state in STATES[1:]].count(None) == 0
+        driver.apply(heartbeat(kind="online", pid=2))
+    assert driver.cluster.registry.uninspected.keys() == ({"w@h"} if seen_by == "heartbeat" else set())
+    driver.apply(received(pid=2), started(pid=2), succeeded(pid=2))
+    assert driver.cluster.registry.uninspected.keys() == {"w@h"}
+    driver.wait(5)
+    assert {queue for (_, queue, _) in driver.counts()} <= {"alpha", "unknown"}
+    assert sum(driver.counts().values()) in (0, 2), "what the process before did may be known"
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("beta",))}, driver.moment())
+    driver.wait(2.5)
+    assert [driver.counts().get(("add", "beta", state)) for state in STATES[1:]].count(None) == 0
 
 
 def test_an_answer_of_the_process_before_is_none_of_the_one_that_runs_now():
-    story = cluster_of(w=WorkerInfo(queues=("alpha",)))
-    asked = {"w@h": story.cluster.workers["w@h"].starts}
-    story.tell(heartbeat(kind="online", pid=2))
-    story.cluster.learn({"w@h": WorkerInfo(queues=("alpha",))}, story.moment(), asked)
-    assert story.cluster.unasked.keys() == {"w@h"}
-    story.tell(received(pid=2))
-    story.wait(2.5)
-    assert story.counts() == {}
-    story.wait(10)
-    assert story.counts() == {("add", "unknown", "RECEIVED"): 1}
+    driver = cluster_of(w=WorkerInfo(queues=("alpha",)))
+    asked = {"w@h": driver.cluster.workers["w@h"].starts}
+    driver.apply(heartbeat(kind="online", pid=2))
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("alpha",))}, driver.moment(), asked)
+    assert driver.cluster.registry.uninspected.keys() == {"w@h"}
+    driver.apply(received(pid=2))
+    driver.wait(2.5)
+    assert driver.counts() == {}
+    driver.wait(10)
+    assert driver.counts() == {("add", "unknown", "RECEIVED"): 1}
 
 
-@pytest.mark.parametrize("profile", [WorkerInfo(queues=("alpha",)), WorkerInfo()])
-def test_a_worker_that_does_not_answer_is_asked_again_for_a_while(profile):
+@pytest.mark.parametrize("info", [WorkerInfo(queues=("alpha",)), WorkerInfo()])
+def test_a_worker_that_does_not_answer_is_asked_again_for_a_while(info):
     """Its first event comes before it takes questions."""
-    story = cluster_of(w=profile)
-    assert story.cluster.unasked == {}
-    story.tell(heartbeat(kind="online", pid=2))
+    driver = cluster_of(w=info)
+    assert driver.cluster.registry.uninspected == {}
+    driver.apply(heartbeat(kind="online", pid=2))
     for _ in range(3):
-        story.wait(3)
-        story.cluster.learn({}, story.moment(), {"w@h": story.cluster.workers["w@h"].starts})
-        assert story.cluster.unasked.keys() == {"w@h"}
-    story.wait(3)
-    assert story.cluster.unasked == {}
+        driver.wait(3)
+        driver.cluster.record_inspection({}, driver.moment(), {"w@h": driver.cluster.workers["w@h"].starts})
+        assert driver.cluster.registry.uninspected.keys() == {"w@h"}
+    driver.wait(3)
+    assert driver.cluster.registry.uninspected == {}
 
 
 # -- shadow names ----------------------------------------------------------------------------------------
 
 
 def test_a_task_with_a_shadow_name_is_the_task_that_was_sent_whoever_sent_it():
-    story = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
+    driver = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
     told, got, *rest = life()
     got["name"] = "my.shadow"
-    story.tell(told, got, *rest)
-    story.tell(received("u2", name="my.shadow"), started("u2"), succeeded("u2"))  # nobody tells who sent it
-    story.tell(
+    driver.apply(told, got, *rest)
+    driver.apply(received("u2", name="my.shadow"), started("u2"), succeeded("u2"))  # nobody tells who sent it
+    driver.apply(
         sent("u3"),
         received("u3", name="my.shadow"),
         started("u3"),
         received("u3", retries=1, name="my.shadow"),
     )
-    story.wait(2.5)
-    assert {name for name, _, _ in story.counts()} == {"add"}
-    assert story.by_state() == {"PENDING": 2, "RECEIVED": 4, "STARTED": 3, "SUCCESS": 2}
+    driver.wait(2.5)
+    assert {name for name, _, _ in driver.counts()} == {"add"}
+    assert driver.by_state() == {"PENDING": 2, "RECEIVED": 4, "STARTED": 3, "SUCCESS": 2}
 
 
 @pytest.mark.parametrize("name", ["mul", "celery.accumulate"])
 def test_a_task_that_was_replaced_is_no_shadow(name):
-    story = cluster_of(w=WorkerInfo(queues=("q",), registered=("add", "mul")))
-    story.tell(sent(), received(name=name))
-    assert story.cluster.keys.shadows == {}
+    driver = cluster_of(w=WorkerInfo(queues=("q",), registered=("add", "mul")))
+    driver.apply(sent(), received(name=name))
+    assert driver.cluster.label_sets.shadows == {}
 
 
 def test_only_so_many_shadow_names_are_remembered(monkeypatch):
     monkeypatch.setattr("celery_exporter.core.label_sets.MAX_SHADOWS", 3)
-    story = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
+    driver = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
     for number in range(9):
-        story.tell(sent(f"u{number}"), received(f"u{number}", name=f"shadow {number}"))
-    assert len(story.cluster.keys.shadows) == 3
-    assert story.counts() == {("add", "q", "PENDING"): 9, ("add", "q", "RECEIVED"): 9}
+        driver.apply(sent(f"u{number}"), received(f"u{number}", name=f"shadow {number}"))
+    assert len(driver.cluster.label_sets.shadows) == 3
+    assert driver.counts() == {("add", "q", "PENDING"): 9, ("add", "q", "RECEIVED"): 9}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from celery_exporter.core.cluster import Limits
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.snapshot import QueueStats, QueueView, WorkerView
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import WorkerInfo
@@ -26,12 +26,12 @@ ANSWERED = WorkerInfo(
 
 
 def test_a_worker_is_shown_as_it_said_and_answered():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=100, processed=3, **SAID), heartbeat(at=100, pid=2, processed=0, **SAID))
-    story.tell(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **SAID))
-    story.tell(heartbeat(at=104, pid=2, processed=3, active=1, **SAID))
-    story.cluster.learn({"w@h": ANSWERED}, story.moment())
-    assert story.shown().workers == [
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=100, processed=3, **SAID), heartbeat(at=100, pid=2, processed=0, **SAID))
+    driver.apply(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **SAID))
+    driver.apply(heartbeat(at=104, pid=2, processed=3, active=1, **SAID))
+    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
+    assert driver.shown().workers == [
         WorkerView(
             name="w@h",
             up=True,
@@ -56,11 +56,11 @@ def test_a_worker_is_shown_as_it_said_and_answered():
 
 
 def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
-    story = ClusterDriver()
-    story.tell(heartbeat(active=2, processed=7))
-    story.cluster.learn({"w@h": ANSWERED}, story.moment())
-    story.tell(heartbeat(kind="offline", active=2, processed=7))
-    (worker,) = story.shown().workers
+    driver = ClusterDriver()
+    driver.apply(heartbeat(active=2, processed=7))
+    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
+    driver.apply(heartbeat(kind="offline", active=2, processed=7))
+    (worker,) = driver.shown().workers
     assert not worker.up
     assert (worker.active, worker.loadavg, worker.pool_size, worker.pool_max, worker.prefetch_count) == (
         None,
@@ -69,9 +69,9 @@ def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
 
 
 def test_a_worker_that_said_nothing_of_itself_is_shown_with_nothing_in_its_place():
-    story = ClusterDriver()
-    story.tell(started())
-    (worker,) = story.shown().workers
+    driver = ClusterDriver()
+    driver.apply(started())
+    (worker,) = driver.shown().workers
     assert (worker.name, worker.up, worker.events) == ("w@h", True, True)
     assert (worker.active, worker.loadavg, worker.heartbeat, worker.clock_skew) == (None,) * 4
     assert (worker.software, worker.version, worker.system) == ("", "", "")
@@ -82,10 +82,10 @@ def test_a_worker_that_said_nothing_of_itself_is_shown_with_nothing_in_its_place
 
 def queues(profiles: dict[str, WorkerInfo], *events: dict, **around) -> list[QueueView]:
     """Tell events, let these workers answer, and return the queues that are shown."""
-    story = ClusterDriver()
-    story.tell(*events)
-    story.cluster.learn(profiles, story.moment())
-    return story.shown(**around).queues
+    driver = ClusterDriver()
+    driver.apply(*events)
+    driver.cluster.record_inspection(profiles, driver.moment())
+    return driver.shown(**around).queues
 
 
 def test_a_queue_is_served_by_the_workers_that_consume_it():
@@ -149,13 +149,13 @@ def test_a_retry_at_the_head_of_a_queue_waits_since_it_was_sent_anew():
     assert queue.oldest == T0 + 30
 
 
-def folded(profiles: dict[str, WorkerInfo], *events: dict, **around) -> list[QueueView]:
+def overflowed(profiles: dict[str, WorkerInfo], *events: dict, **around) -> list[QueueView]:
     """Return the queues of customers, which have one name."""
     rules = [(re.compile("customer-[0-9]+"), "customer-*")]
-    story = ClusterDriver(show_queue=shown_as(None, None, rules))
-    story.tell(*events)
-    story.cluster.learn(profiles, story.moment())
-    return story.shown(**around).queues
+    driver = ClusterDriver(show_queue=shown_as(None, None, rules))
+    driver.apply(*events)
+    driver.cluster.record_inspection(profiles, driver.moment())
+    return driver.shown(**around).queues
 
 
 def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker():
@@ -169,7 +169,7 @@ def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker()
         "q": QueueStats(1),
     }
     events = [sent("u1", at=5, queue="customer-1"), sent("u2", at=3, queue="customer-2")]
-    assert folded(profiles, *events, sent("u3", queue="customer-3"), queue_stats=queue_stats) == [
+    assert overflowed(profiles, *events, sent("u3", queue="customer-3"), queue_stats=queue_stats) == [
         QueueView("customer-*", 7, 3, 6, T0 + 3, 2),
         QueueView("q", 1, 1, 2, None, 1),
     ]
@@ -178,7 +178,7 @@ def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker()
 @pytest.mark.parametrize(("waiting", "consumers"), [(4, 0), (0, 5)])
 def test_one_consumed_queue_does_not_hide_another_of_its_name_in_which_messages_wait(waiting, consumers):
     told = {"customer-1": QueueStats(3, 5), "customer-2": QueueStats(waiting, 0)}
-    assert folded({}, queue_stats=told) == [QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)]
+    assert overflowed({}, queue_stats=told) == [QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)]
 
 
 def test_a_queue_that_the_broker_does_not_have_is_not_shown():
@@ -188,11 +188,11 @@ def test_a_queue_that_the_broker_does_not_have_is_not_shown():
 
 def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
     profiles = {"a@h": WorkerInfo(queues=("mine", "bcast.1"), auto_delete=("mine",), pool_size=4)}
-    story = ClusterDriver()
-    story.cluster.learn(profiles, story.moment())
-    assert [queue.consumers for queue in story.shown().queues] == [1, 1]
-    story.tell(heartbeat("a@h", kind="offline"))
-    shown = story.shown(
+    driver = ClusterDriver()
+    driver.cluster.record_inspection(profiles, driver.moment())
+    assert [queue.consumers for queue in driver.shown().queues] == [1, 1]
+    driver.apply(heartbeat("a@h", kind="offline"))
+    shown = driver.shown(
         queue_stats={"bcast.1": QueueStats(9, 0), "q": QueueStats(9, 0), "mine": QueueStats(9, 0)}
     ).queues
     assert {queue.name: queue.consumers for queue in shown} == {"bcast.1": None, "q": 0, "mine": None}
@@ -202,30 +202,30 @@ def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
 
 
 def test_what_was_bounded_forgotten_and_folded_is_shown_in_numbers():
-    story = ClusterDriver(Limits(max_tasks=10, max_series=16))
+    driver = ClusterDriver(Limits(max_tasks=10, max_series=16))
     for number in range(12):
-        story.tell(sent(f"u{number}", name=f"task{number}"))
-    story.tell(started("u11", at=-5))
-    story.ledger.folded = 100
-    shown = story.shown()
+        driver.apply(sent(f"u{number}", name=f"task{number}"))
+    driver.apply(started("u11", at=-5))
+    driver.ledger.overflowed = 100
+    shown = driver.shown()
     assert (shown.runtime_bounds, shown.wait_bounds) == ((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
     assert (shown.tasks_tracked, shown.tasks_evicted) == (10, 2)
-    assert (shown.series, shown.series_folded) == (3, 110)
+    assert (shown.series, shown.series_overflowed) == (3, 110)
     assert shown.negative_waits == 1
 
 
 def test_a_snapshot_stays_as_it_was_taken():
-    story = ClusterDriver()
-    story.tell(sent(), received())
-    shown = story.shown()
-    before = (dict(shown.events), dict(shown.fallbacks), dict(shown.refused))
-    story.cluster.refused["worker"] += 1
-    story.tell(sent("u2"), started("u3"))
-    story.wait(3)
-    assert (shown.events, shown.fallbacks, shown.refused) == before
-    assert (shown.events["task-sent"], story.shown().events["task-sent"]) == (1, 2)
-    assert (shown.refused["worker"], story.shown().refused["worker"]) == (0, 1)
-    assert (shown.fallbacks["task_name"], story.shown().fallbacks["task_name"]) == (0, 1)
+    driver = ClusterDriver()
+    driver.apply(sent(), received())
+    shown = driver.shown()
+    before = (dict(shown.events), dict(shown.fallbacks), dict(shown.limit_rejections))
+    driver.cluster.limit_rejections["worker"] += 1
+    driver.apply(sent("u2"), started("u3"))
+    driver.wait(3)
+    assert (shown.events, shown.fallbacks, shown.limit_rejections) == before
+    assert (shown.events["task-sent"], driver.shown().events["task-sent"]) == (1, 2)
+    assert (shown.limit_rejections["worker"], driver.shown().limit_rejections["worker"]) == (0, 1)
+    assert (shown.fallbacks["task_name"], driver.shown().fallbacks["task_name"]) == (0, 1)
 
 
 def test_a_snapshot_carries_what_is_not_of_the_cluster():

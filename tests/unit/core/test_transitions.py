@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from celery_exporter.core.cluster import Limits
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import State
 
@@ -25,30 +25,30 @@ from .cluster_driver import (
 
 
 def told(*events: dict, **options) -> ClusterDriver:
-    story = ClusterDriver(**options)
-    story.tell(*events)
-    return story
+    driver = ClusterDriver(**options)
+    driver.apply(*events)
+    return driver
 
 
-def runtimes(story: ClusterDriver, **key: str) -> dict[str, float]:
-    return {state.name: histogram.total for state, histogram in story.cell(**key).runtime.items()}
+def runtimes(driver: ClusterDriver, **key: str) -> dict[str, float]:
+    return {state.name: histogram.total for state, histogram in driver.aggregate(**key).runtime.items()}
 
 
 # -- whose it is -----------------------------------------------------------------------------------------
 
 
 def test_what_a_worker_did_is_booked_under_it():
-    story = told(
+    driver = told(
         *(sent("a"), received("a", at=1), started("a", at=2), succeeded("a", at=5, runtime=3.0)),
         *(sent("b"), received("b", at=1), started("b", at=2), failed("b", at=6)),
         *(sent("c"), received("c", at=1), received("c", at=2), task_event("revoked", "c")),
         *(sent("d"), started("d", at=4), received("d", at=3), retried("d", at=9)),
         labels=("queue_name", "worker"),
     )
-    story.wait(2.5)
-    assert {key.worker for key in story.ledger.snapshot()} == {"", "w@h"}
-    mine, client = story.cell(worker="w@h"), story.cell()
-    assert runtimes(story, worker="w@h") == {"SUCCESS": 3.0, "FAILURE": 4.0, "RETRY": 5.0}
+    driver.wait(2.5)
+    assert {key.worker for key in driver.ledger.snapshot()} == {"", "w@h"}
+    mine, client = driver.aggregate(worker="w@h"), driver.aggregate()
+    assert runtimes(driver, worker="w@h") == {"SUCCESS": 3.0, "FAILURE": 4.0, "RETRY": 5.0}
     assert (mine.queue_wait.total, mine.prefetch_wait.total) == (2 + 2 + 4, 1 + 1 + 1)
     assert (mine.exceptions, mine.redeliveries) == ({"ValueError": 1}, 1)
     assert (client.runtime, client.queue_wait, client.prefetch_wait) == ({}, None, None)
@@ -61,44 +61,44 @@ def test_what_a_worker_did_is_booked_under_it():
     ids=["succeeded", "failed", "retried", "rejected", "revoked"],
 )
 def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
-    story = told(sent(), received(), started(), received(at=9, host="b@h", pid=7))
-    story.tell(started(at=9.5, host="b@h", pid=7), end(at=10))
-    story.wait(2.5)
-    assert story.gauges() == {"STARTED": 1}
-    story.tell(failed(at=12, host="b@h", pid=7))
-    assert story.gauges() == {}
-    assert runtimes(story)["FAILURE"] == pytest.approx(2.5 + (9.8 if end is failed else 0))
+    driver = told(sent(), received(), started(), received(at=9, host="b@h", pid=7))
+    driver.apply(started(at=9.5, host="b@h", pid=7), end(at=10))
+    driver.wait(2.5)
+    assert driver.gauges() == {"STARTED": 1}
+    driver.apply(failed(at=12, host="b@h", pid=7))
+    assert driver.gauges() == {}
+    assert runtimes(driver)["FAILURE"] == pytest.approx(2.5 + (9.8 if end is failed else 0))
 
 
 def test_the_late_start_of_an_older_delivery_leaves_the_task_where_it_is():
-    story = told(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
-    story.wait(2.5)
-    assert story.gauges() == {"RECEIVED": 1}
+    driver = told(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
+    driver.wait(2.5)
+    assert driver.gauges() == {"RECEIVED": 1}
 
 
 def test_with_the_worker_label_what_is_booked_is_admitted_once_and_nothing_else_is():
-    story = told(
+    driver = told(
         *(sent(queue="a"), received(), started(), sent(queue="b", retries=1, at=0.25), retried()),
         labels=("queue_name", "worker"),
     )
-    assert len(story.cluster.keys) == len(story.ledger.snapshot())
+    assert len(driver.cluster.label_sets) == len(driver.ledger.snapshot())
 
 
 @pytest.mark.parametrize(
     "event", [received(), started(pid=9), retried(), task_event("revoked")], ids=lambda event: event["type"]
 )
 def test_what_is_folded_is_counted_once_for_each_event(event):
-    story = told(sent(), limits=Limits(max_series=len(State)), labels=("queue_name", "worker"))
-    story.tell(event)
-    assert story.cluster.keys.folded == 1
+    driver = told(sent(), limits=Limits(max_series=len(State)), labels=("queue_name", "worker"))
+    driver.apply(event)
+    assert driver.cluster.label_sets.overflowed == 1
 
 
 def test_an_unusual_event_puts_off_the_end_of_a_task_too():
-    story = told(sent(), received(), received(at=9, host="b@h", pid=7), limits=Limits(task_ttl=30))
-    story.wait(20)
-    story.tell(started(at=20, host="b@h", pid=7))
-    story.wait(20)
-    assert story.gauges() == {"STARTED": 1}
+    driver = told(sent(), received(), received(at=9, host="b@h", pid=7), limits=Limits(task_ttl=30))
+    driver.wait(20)
+    driver.apply(started(at=20, host="b@h", pid=7))
+    driver.wait(20)
+    assert driver.gauges() == {"STARTED": 1}
 
 
 # -- attempts --------------------------------------------------------------------------------------------
@@ -107,192 +107,196 @@ B = {"host": "b@h"}
 
 
 def test_a_retry_that_stays_costs_nothing_but_its_time():
-    story = told(sent(), received(), started(), sent(at=1, retries=1), retried(), received(at=2, retries=1))
-    task = story.cluster.tasks.get("u1")
-    assert task.story is None
-    assert task.tell().sent == {0: T0 + 1, 1: T0 + 1}  # that the first one was sent, too, is known
+    driver = told(sent(), received(), started(), sent(at=1, retries=1), retried(), received(at=2, retries=1))
+    task = driver.cluster.tasks.get("u1")
+    assert task.expanded is None
+    assert task.history().sent == {0: T0 + 1, 1: T0 + 1}  # that the first one was sent, too, is known
 
 
 def test_each_attempt_keeps_its_queue_however_often_the_task_moves():
     queues = ["q", "right", "right", "q"]
-    story = told(*(sent(at=at, retries=at, queue=queue) for at, queue in enumerate(queues)))
+    driver = told(*(sent(at=at, retries=at, queue=queue) for at, queue in enumerate(queues)))
     for attempt in range(4):
-        story.tell(received(at=9, retries=attempt, host=f"{attempt}@h"))
-    assert story.counts() == {
+        driver.apply(received(at=9, retries=attempt, host=f"{attempt}@h"))
+    assert driver.counts() == {
         ("add", queue, state): 2 for queue in ("q", "right") for state in ("PENDING", "RECEIVED")
     }
-    story.tell(received(at=10, retries=4))
-    story.wait(2.5)
-    assert story.counts()["add", "q", "RECEIVED"] == 3, (
+    driver.apply(received(at=10, retries=4))
+    driver.wait(2.5)
+    assert driver.counts()["add", "q", "RECEIVED"] == 3, (
         "an attempt that nobody sent is of the task's newest queue"
     )
 
 
 def test_what_is_told_late_of_an_earlier_attempt_opens_no_finished_task():
-    story = told(sent(), sent(at=1, retries=1), received(at=2, retries=1, **B), started(at=3, **B))
-    story.tell(succeeded(at=4, **B))
-    story.wait(2.5)
-    story.tell(received(at=0.5))
-    assert story.gauges() == {}
+    driver = told(sent(), sent(at=1, retries=1), received(at=2, retries=1, **B), started(at=3, **B))
+    driver.apply(succeeded(at=4, **B))
+    driver.wait(2.5)
+    driver.apply(received(at=0.5))
+    assert driver.gauges() == {}
 
 
 def test_a_task_is_where_its_newest_attempt_is_also_when_an_earlier_one_is_delivered_again():
-    story = told(
+    driver = told(
         sent(), sent(at=1, retries=1), received(), received(at=2, retries=1, **B), started(at=3, **B)
     )
-    story.tell(received(at=4, host="c@h"))
-    story.wait(2.5)
-    assert story.gauges() == {"STARTED": 1}
-    assert story.cell().redeliveries == 1
+    driver.apply(received(at=4, host="c@h"))
+    driver.wait(2.5)
+    assert driver.gauges() == {"STARTED": 1}
+    assert driver.aggregate().redeliveries == 1
 
 
 def test_attempts_that_were_not_heard_of_are_no_redeliveries_and_those_that_were_are():
-    story = told(*(sent(at=at, retries=at) for at in range(4)), received(), received(retries=3, **B))
+    driver = told(*(sent(at=at, retries=at) for at in range(4)), received(), received(retries=3, **B))
     for attempt in (1, 2):
-        story.tell(received(retries=attempt))
-    assert story.cell().redeliveries == 0
+        driver.apply(received(retries=attempt))
+    assert driver.aggregate().redeliveries == 0
     for attempt in range(4):
-        story.tell(received(at=9, retries=attempt))
-    story.wait(2.5)
-    assert story.cell().redeliveries == 4
+        driver.apply(received(at=9, retries=attempt))
+    driver.wait(2.5)
+    assert driver.aggregate().redeliveries == 4
 
 
 def test_an_attempt_of_any_number_costs_as_much_as_another():
-    story = told(sent(), received(), received(retries=2**31 - 1))
-    story.wait(2.5)
-    assert len(story.cluster.tasks.get("u1").tell().skipped) == MAX_DELIVERIES
+    driver = told(sent(), received(), received(retries=2**31 - 1))
+    driver.wait(2.5)
+    assert len(driver.cluster.tasks.get("u1").history().skipped) == MAX_DELIVERIES
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_the_wait_of_a_retry_is_known_although_its_task_sent_comes_after_the_window(at):
     life = [received(at=10, retries=1), started(at=12), succeeded(at=15)]
-    story = told(sent(), *life[:at])
-    story.wait(2.5)
-    assert story.cell().queue_wait is None
-    story.tell(sent(at=9, retries=1), *life[at:])
-    assert story.cell().queue_wait.total == 3
+    driver = told(sent(), *life[:at])
+    driver.wait(2.5)
+    assert driver.aggregate().queue_wait is None
+    driver.apply(sent(at=9, retries=1), *life[at:])
+    assert driver.aggregate().queue_wait.total == 3
 
 
 # -- redelivered -----------------------------------------------------------------------------------------
 
 
 def test_a_task_is_redelivered_as_often_as_it_is():
-    story = told(sent(), *(received(at=at) for at in range(1, 6)))
-    story.wait(2.5)
-    assert story.cell().redeliveries == 4
+    driver = told(sent(), *(received(at=at) for at in range(1, 6)))
+    driver.wait(2.5)
+    assert driver.aggregate().redeliveries == 4
 
 
 def test_a_task_that_is_redelivered_to_the_process_that_runs_it_waits_and_runs_twice():
-    story = told(sent(), received(at=1), started(at=2), received(at=50))
-    story.wait(2.5)
-    assert story.gauges() == {"RECEIVED": 1}
-    story.tell(started(at=53))
-    assert story.gauges() == {"STARTED": 1}
-    cell = story.cell()
-    assert (cell.redeliveries, cell.queue_wait.total, cell.prefetch_wait.total) == (1, 2 + 3, 1 + 3)
+    driver = told(sent(), received(at=1), started(at=2), received(at=50))
+    driver.wait(2.5)
+    assert driver.gauges() == {"RECEIVED": 1}
+    driver.apply(started(at=53))
+    assert driver.gauges() == {"STARTED": 1}
+    aggregate = driver.aggregate()
+    assert (aggregate.redeliveries, aggregate.queue_wait.total, aggregate.prefetch_wait.total) == (
+        1,
+        2 + 3,
+        1 + 3,
+    )
 
 
 def test_a_task_that_is_put_back_before_it_was_started_waits_from_its_redelivery():
-    story = told(sent(), received(at=1), rejected(at=2, requeue=True))
-    assert story.gauges() == {"PENDING": 1}
-    story.tell(received(at=10), started(at=11), failed(at=13))
-    assert (story.cell().queue_wait.total, story.cell().prefetch_wait.total) == (1, 1)
-    assert runtimes(story) == {"FAILURE": 2.0}
-    assert story.gauges() == {}
+    driver = told(sent(), received(at=1), rejected(at=2, requeue=True))
+    assert driver.gauges() == {"PENDING": 1}
+    driver.apply(received(at=10), started(at=11), failed(at=13))
+    assert (driver.aggregate().queue_wait.total, driver.aggregate().prefetch_wait.total) == (1, 1)
+    assert runtimes(driver) == {"FAILURE": 2.0}
+    assert driver.gauges() == {}
 
 
 def test_only_so_many_open_deliveries_of_a_task_are_told_apart():
     hosts = [f"w{number}@h" for number in range(MAX_DELIVERIES + 1)]
-    story = told(sent())
+    driver = told(sent())
     for pid, host in enumerate(hosts, 2):
-        story.tell(received(at=pid, host=host, pid=pid), started(at=pid, host=host, pid=pid))
-    story.wait(2.5)
+        driver.apply(received(at=pid, host=host, pid=pid), started(at=pid, host=host, pid=pid))
+    driver.wait(2.5)
     for pid, host in enumerate(hosts, 2):
-        story.tell(failed(at=pid + 1, host=host, pid=pid))
-    assert runtimes(story) == {"FAILURE": MAX_DELIVERIES}
-    assert story.by_state()["FAILURE"] == MAX_DELIVERIES + 1
+        driver.apply(failed(at=pid + 1, host=host, pid=pid))
+    assert runtimes(driver) == {"FAILURE": MAX_DELIVERIES}
+    assert driver.by_state()["FAILURE"] == MAX_DELIVERIES + 1
 
 
 # -- overtaken, or lost ----------------------------------------------------------------------------------
 
 
 def test_a_start_that_overtakes_its_task_received_is_not_undone_by_it():
-    story = told(sent(), started(at=4), received(at=1))
-    assert story.gauges() == {"STARTED": 1}
-    assert (story.cell().queue_wait.total, story.cell().prefetch_wait.total) == (4, 3)
-    story.tell(received(at=50))
-    story.wait(2.5)
-    assert story.gauges() == {"RECEIVED": 1}
-    assert (story.cell().redeliveries, story.cell().prefetch_wait.total) == (1, 3)
+    driver = told(sent(), started(at=4), received(at=1))
+    assert driver.gauges() == {"STARTED": 1}
+    assert (driver.aggregate().queue_wait.total, driver.aggregate().prefetch_wait.total) == (4, 3)
+    driver.apply(received(at=50))
+    driver.wait(2.5)
+    assert driver.gauges() == {"RECEIVED": 1}
+    assert (driver.aggregate().redeliveries, driver.aggregate().prefetch_wait.total) == (1, 3)
 
 
 def test_a_task_whose_task_received_was_lost_is_timed_all_the_same():
-    story = told(sent(), started(at=2), failed(at=5))
-    assert (story.cell().queue_wait.total, story.cell().prefetch_wait) == (2, None)
-    assert runtimes(story) == {"FAILURE": 3.0}
+    driver = told(sent(), started(at=2), failed(at=5))
+    assert (driver.aggregate().queue_wait.total, driver.aggregate().prefetch_wait) == (2, None)
+    assert runtimes(driver) == {"FAILURE": 3.0}
 
 
 def test_a_wait_is_booked_when_task_sent_comes_after_the_window():
-    story = told(started(at=2))
-    story.wait(2.5)
-    story.tell(sent())
-    assert story.cell().queue_wait.total == 2
+    driver = told(started(at=2))
+    driver.wait(2.5)
+    driver.apply(sent())
+    assert driver.aggregate().queue_wait.total == 2
 
 
 def test_an_attempt_whose_task_received_was_lost_has_no_wait():
-    story = told(sent(), received(at=1), started(at=2), retried(at=3), started(at=9))
-    assert story.cell().queue_wait.total == 2
-    assert story.cell().prefetch_wait.total == 1
-    story.tell(failed(at=13))
-    assert runtimes(story) == {"RETRY": 1.0, "FAILURE": 4.0}
+    driver = told(sent(), received(at=1), started(at=2), retried(at=3), started(at=9))
+    assert driver.aggregate().queue_wait.total == 2
+    assert driver.aggregate().prefetch_wait.total == 1
+    driver.apply(failed(at=13))
+    assert runtimes(driver) == {"RETRY": 1.0, "FAILURE": 4.0}
 
 
 def test_the_sending_of_a_retry_says_nothing_of_how_long_the_first_attempt_waited():
-    story = told(received(at=1), started(at=2))
-    story.wait(2.5)
-    story.tell(sent(at=3, retries=1))
-    assert story.cell().queue_wait is None
+    driver = told(received(at=1), started(at=2))
+    driver.wait(2.5)
+    driver.apply(sent(at=3, retries=1))
+    assert driver.aggregate().queue_wait is None
 
 
 def test_each_attempt_is_timed_by_itself_when_no_task_sent_comes():
-    story = told(received(at=1), started(at=2), retried(at=3))
-    story.wait(2.5)
-    story.tell(received(at=4, retries=1), started(at=5), retried(at=7))
-    assert runtimes(story, queue="unknown") == {"RETRY": 1.0 + 2.0}
+    driver = told(received(at=1), started(at=2), retried(at=3))
+    driver.wait(2.5)
+    driver.apply(received(at=4, retries=1), started(at=5), retried(at=7))
+    assert runtimes(driver, queue="unknown") == {"RETRY": 1.0 + 2.0}
 
 
 # -- retries ---------------------------------------------------------------------------------------------
 
 
 def test_an_attempt_may_fail_although_it_sent_the_next_one():
-    story = told(sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1))
-    story.tell(failed(at=5))
-    assert runtimes(story) == {"FAILURE": 3.0}
-    assert story.gauges() == {"RECEIVED": 1}
+    driver = told(sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1))
+    driver.apply(failed(at=5))
+    assert runtimes(driver) == {"FAILURE": 3.0}
+    assert driver.gauges() == {"RECEIVED": 1}
 
 
 def test_a_revoked_task_of_which_nothing_was_started_is_over():
-    story = told(sent(), received(at=1), sent(at=3, retries=1), received(at=4, retries=1))
-    story.tell(task_event("revoked", at=5))
-    assert story.gauges() == {}
+    driver = told(sent(), received(at=1), sent(at=3, retries=1), received(at=4, retries=1))
+    driver.apply(task_event("revoked", at=5))
+    assert driver.gauges() == {}
 
 
 def test_an_attempt_that_ended_takes_no_memory():
-    story = told(sent())
+    driver = told(sent())
     for attempt in range(10):
-        story.tell(received(retries=attempt), started(), sent(retries=attempt + 1), retried())
-    assert story.cluster.tasks.get("u1").tell().deliveries == []
+        driver.apply(received(retries=attempt), started(), sent(retries=attempt + 1), retried())
+    assert driver.cluster.tasks.get("u1").history().deliveries == []
 
 
 @pytest.mark.parametrize("queue", ["q", "elsewhere"])
 def test_only_so_many_sendings_of_a_task_are_remembered_the_first_and_the_newest_ones(queue):
     attempts = range(1, 101)
-    story = told(sent(), *(sent(at=5, retries=attempt, queue=queue) for attempt in attempts))
-    remembered = story.cluster.tasks.get("u1").tell()
+    driver = told(sent(), *(sent(at=5, retries=attempt, queue=queue) for attempt in attempts))
+    remembered = driver.cluster.tasks.get("u1").history()
     assert sorted(remembered.sent) == [0, *attempts[1 - MAX_DELIVERIES :]]
-    assert len(remembered.keys or ()) in (0, MAX_DELIVERIES + 1)
-    story.tell(received(at=6, retries=100), started(at=8))
-    assert story.cell(queue=queue).queue_wait.total == 3
+    assert len(remembered.attempt_label_sets or ()) in (0, MAX_DELIVERIES + 1)
+    driver.apply(received(at=6, retries=100), started(at=8))
+    assert driver.aggregate(queue=queue).queue_wait.total == 3
 
 
 # -- times -----------------------------------------------------------------------------------------------
@@ -309,5 +313,5 @@ def in_tokyo(monkeypatch):
 
 @pytest.mark.usefixtures("in_tokyo")
 def test_invariant_7_an_eta_without_a_zone_is_utc_wherever_we_are():
-    story = told(sent(eta="2023-11-14T22:13:30"), received(at=1), started(at=12))
-    assert story.cell().queue_wait.total == 2.0
+    driver = told(sent(eta="2023-11-14T22:13:30"), received(at=1), started(at=12))
+    assert driver.aggregate().queue_wait.total == 2.0

@@ -17,10 +17,10 @@ from .cluster_driver import ClusterDriver, heartbeat, sent, started
 
 def told(*pairs):
     """Tell heartbeats and started events: (at, processed) or (at,); return the worker."""
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for number, (at, *processed) in enumerate(pairs):
-        story.tell(heartbeat(at=at, processed=processed[0]) if processed else started(f"u{number}", at=at))
-    return story.cluster.workers["w@h"]
+        driver.apply(heartbeat(at=at, processed=processed[0]) if processed else started(f"u{number}", at=at))
+    return driver.cluster.workers["w@h"]
 
 
 def test_nothing_is_missed_while_all_events_come():
@@ -106,152 +106,152 @@ def test_a_worker_that_was_just_heard_of_has_not_restarted():
 
 
 def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=0, processed=10), heartbeat(at=2, processed=12))
-    story.tell(heartbeat(at=9, kind="online", pid=2, processed=0), heartbeat(at=11, pid=2, processed=3))
-    worker = story.cluster.workers["w@h"]
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0, processed=10), heartbeat(at=2, processed=12))
+    driver.apply(heartbeat(at=9, kind="online", pid=2, processed=0), heartbeat(at=11, pid=2, processed=3))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total) == (1, 15)
     assert worker.missed == 0
 
 
 def test_a_restart_after_a_kill_is_seen_though_the_next_process_soon_says_goodbye():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=0, processed=10), heartbeat(at=9, kind="online", pid=2, processed=0))
-    story.tell(heartbeat(at=10, kind="offline", pid=2, processed=3))
-    worker = story.cluster.workers["w@h"]
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0, processed=10), heartbeat(at=9, kind="online", pid=2, processed=0))
+    driver.apply(heartbeat(at=10, kind="offline", pid=2, processed=3))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total) == (1, 13)
 
 
 def test_a_worker_that_lies_about_its_tasks_counts_no_more_than_a_sample_holds():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=0))
-    story.cluster.workers["w@h"].processed_total = 2**53 - 2**39  # after so many restarts
-    story.tell(*(heartbeat(at=at, processed=0 if at % 2 else 2**39) for at in range(1, 5)))
-    assert story.cluster.workers["w@h"].processed_total == 2**53
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0))
+    driver.cluster.workers["w@h"].processed_total = 2**53 - 2**39  # after so many restarts
+    driver.apply(*(heartbeat(at=at, processed=0 if at % 2 else 2**39) for at in range(1, 5)))
+    assert driver.cluster.workers["w@h"].processed_total == 2**53
 
 
 def test_a_restart_in_a_container_where_the_pid_is_always_1_is_seen_by_its_count():
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for at, processed in ((0, 50), (2, 100), (9, 5), (11, 7)):
-        story.tell(heartbeat(at=at, processed=processed))
-    worker = story.cluster.workers["w@h"]
+        driver.apply(heartbeat(at=at, processed=processed))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total) == (1, 107)
 
 
 def test_the_last_words_of_the_process_before_count_for_nothing():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=0, processed=1000), heartbeat(at=2, kind="online", pid=2, processed=0))
-    story.tell(heartbeat(at=3, kind="offline", pid=1, processed=1000), heartbeat(at=4, pid=2, processed=3))
-    worker = story.cluster.workers["w@h"]
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0, processed=1000), heartbeat(at=2, kind="online", pid=2, processed=0))
+    driver.apply(heartbeat(at=3, kind="offline", pid=1, processed=1000), heartbeat(at=4, pid=2, processed=3))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total, worker.up) == (1, 1003, True)
 
 
 def test_a_process_whose_pid_was_used_before_is_another_one_when_it_says_so():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=0, processed=9), heartbeat(at=2, kind="online", pid=2, processed=0))
-    story.tell(heartbeat(at=4, pid=2, processed=5), heartbeat(at=6, kind="online", pid=1, processed=0))
-    story.tell(heartbeat(at=8, pid=1, processed=2))
-    worker = story.cluster.workers["w@h"]
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0, processed=9), heartbeat(at=2, kind="online", pid=2, processed=0))
+    driver.apply(heartbeat(at=4, pid=2, processed=5), heartbeat(at=6, kind="online", pid=1, processed=0))
+    driver.apply(heartbeat(at=8, pid=1, processed=2))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total) == (2, 16)
 
 
 def test_two_processes_of_one_name_do_not_count_each_other():
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for at in range(10):
-        story.tell(heartbeat(at=at, pid=at % 2, processed=1000 * (1 + at % 2)))
-    assert story.cluster.workers["w@h"].processed_total == 3000
-    assert story.cluster.workers["w@h"].restarts == 0
+        driver.apply(heartbeat(at=at, pid=at % 2, processed=1000 * (1 + at % 2)))
+    assert driver.cluster.workers["w@h"].processed_total == 3000
+    assert driver.cluster.workers["w@h"].restarts == 0
 
 
 def test_a_forced_heartbeat_without_active_leaves_what_was_known():
-    story = ClusterDriver()
-    story.tell(heartbeat(active=3))
-    story.tell(
+    driver = ClusterDriver()
+    driver.apply(heartbeat(active=3))
+    driver.apply(
         {"hostname": "w@h", "freq": 5, "timestamp": heartbeat()["timestamp"], "type": "worker-heartbeat"}
     )
-    assert story.cluster.workers["w@h"].active == 3
+    assert driver.cluster.workers["w@h"].active == 3
 
 
 def test_skew_is_the_least_delayed_event_of_the_last_minutes():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=story.now + 420 - 5))  # delayed by 5 s
-    story.wait(2)
-    story.tell(heartbeat(at=story.now + 420))
-    assert story.cluster.workers["w@h"].clock_skew == 420
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=driver.now + 420 - 5))  # delayed by 5 s
+    driver.wait(2)
+    driver.apply(heartbeat(at=driver.now + 420))
+    assert driver.cluster.workers["w@h"].clock_skew == 420
     for delay in (3, 5, 4):
-        story.wait(2)
-        story.tell(heartbeat(at=story.now + 420 - delay))
-    assert story.cluster.workers["w@h"].clock_skew == 420
-    story.wait(130)
-    story.tell(heartbeat(at=story.now))  # its clock was set right
-    story.wait(61)
-    story.tell(heartbeat(at=story.now))
-    assert story.cluster.workers["w@h"].clock_skew == 0
+        driver.wait(2)
+        driver.apply(heartbeat(at=driver.now + 420 - delay))
+    assert driver.cluster.workers["w@h"].clock_skew == 420
+    driver.wait(130)
+    driver.apply(heartbeat(at=driver.now))  # its clock was set right
+    driver.wait(61)
+    driver.apply(heartbeat(at=driver.now))
+    assert driver.cluster.workers["w@h"].clock_skew == 0
 
 
 def test_the_started_event_of_a_sent_task_counts_as_heard():
-    story = ClusterDriver()
-    story.tell(heartbeat(at=0, processed=0), sent("u"), started("u", at=1), heartbeat(at=2, processed=1))
-    story.tell(heartbeat(at=4, processed=1))
-    assert story.cluster.workers["w@h"].missed == 0
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0, processed=0), sent("u"), started("u", at=1), heartbeat(at=2, processed=1))
+    driver.apply(heartbeat(at=4, processed=1))
+    assert driver.cluster.workers["w@h"].missed == 0
 
 
 # -- several processes of one name -----------------------------------------------------------------------
 
 
-def alternate(story, *counts, rounds=4, period=2.0, pids=(1, 1, 1)):
+def alternate(driver, *counts, rounds=4, period=2.0, pids=(1, 1, 1)):
     """Tell heartbeats of processes in turn, each a part of the period after the one before."""
     for _ in range(rounds):
         for pid, count in zip(pids[: len(counts)], counts, strict=True):
-            story.tell(heartbeat(at=story.now, processed=count, pid=pid))
-            story.wait(period / len(counts))
-    return story.cluster.workers["w@h"]
+            driver.apply(heartbeat(at=driver.now, processed=count, pid=pid))
+            driver.wait(period / len(counts))
+    return driver.cluster.workers["w@h"]
 
 
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
 @pytest.mark.parametrize("counts", [(140, 60), (60, 140), (140, 60, 20), (5, 4)])
 def test_processes_of_one_name_are_not_counted_twice(counts, pids):
-    story = ClusterDriver()
-    worker = alternate(story, *(0 for _ in counts), pids=pids)
-    worker = alternate(story, *counts, pids=pids)
+    driver = ClusterDriver()
+    worker = alternate(driver, *(0 for _ in counts), pids=pids)
+    worker = alternate(driver, *counts, pids=pids)
     before = worker.restarts
-    worker = alternate(story, *counts, rounds=20, pids=pids)
+    worker = alternate(driver, *counts, rounds=20, pids=pids)
     assert (worker.processed_total, worker.restarts, worker.missed) == (sum(counts), before, 0)
     assert worker.shared
-    worker = alternate(story, *(count + 9 for count in counts), pids=pids)
+    worker = alternate(driver, *(count + 9 for count in counts), pids=pids)
     assert worker.processed_total == sum(counts) + 9 * len(counts)
 
 
 @pytest.mark.parametrize("last", ["offline", None])
 @pytest.mark.parametrize("pids", [(1, 1), (7, 8)])
 def test_a_name_that_one_process_is_left_of_is_as_any_other(pids, last):
-    story = ClusterDriver()
-    alternate(story, 140, 60, pids=pids)
+    driver = ClusterDriver()
+    alternate(driver, 140, 60, pids=pids)
     if last is not None:
-        story.tell(heartbeat(at=story.now, kind=last, processed=60, pid=pids[1]))
-    worker = alternate(story, 140, pids=pids, rounds=8)
+        driver.apply(heartbeat(at=driver.now, kind=last, processed=60, pid=pids[1]))
+    worker = alternate(driver, 140, pids=pids, rounds=8)
     assert (worker.shared, worker.up, worker.processed_total) == (False, True, 200)
-    worker = alternate(story, 150, pids=pids)
+    worker = alternate(driver, 150, pids=pids)
     assert (worker.shared, worker.processed_total, worker.restarts) == (False, 210, 0)
 
 
 def test_what_the_processes_of_a_name_do_now_is_added_up():
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for _ in range(4):
         for pid, active in ((1, 3), (2, 0)):
-            story.tell(heartbeat(at=story.now, pid=pid, active=active))
-            story.wait(1)
-    assert story.cluster.workers["w@h"].active == 3
+            driver.apply(heartbeat(at=driver.now, pid=pid, active=active))
+            driver.wait(1)
+    assert driver.cluster.workers["w@h"].active == 3
 
 
 def test_a_name_whose_processes_miss_no_event_misses_none():
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for number in range(1, 9):
         for pid in (1, 2):
-            story.tell(started(f"{pid}-{number}", at=story.now, pid=pid))
-            story.tell(heartbeat(at=story.now + 0.5, processed=number * pid, pid=pid))
-            story.wait(1)
-    worker = story.cluster.workers["w@h"]
+            driver.apply(started(f"{pid}-{number}", at=driver.now, pid=pid))
+            driver.apply(heartbeat(at=driver.now + 0.5, processed=number * pid, pid=pid))
+            driver.wait(1)
+    worker = driver.cluster.workers["w@h"]
     assert (worker.missed, worker.events) == (0, True)
 
 
@@ -259,17 +259,17 @@ def test_a_name_whose_processes_miss_no_event_misses_none():
 @pytest.mark.parametrize("goodbye", [True, False])
 def test_a_worker_that_restarts_again_and_again_is_one_process_at_a_time(goodbye, pid):
     """Each process does a little more than the one before, which is when they may be mixed up."""
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for number in range(1, 9):
         one = {"pid": 1 + number * (pid - 1)}
-        story.tell(heartbeat(at=story.now, kind="online", processed=0, **one))
+        driver.apply(heartbeat(at=driver.now, kind="online", processed=0, **one))
         for beat in (1, 2):
-            story.wait(2)
-            story.tell(heartbeat(at=story.now, processed=number * beat, **one))
+            driver.wait(2)
+            driver.apply(heartbeat(at=driver.now, processed=number * beat, **one))
         if goodbye:
-            story.tell(heartbeat(at=story.now, kind="offline", processed=number * 2, **one))
-        story.wait(3)
-    worker = story.cluster.workers["w@h"]
+            driver.apply(heartbeat(at=driver.now, kind="offline", processed=number * 2, **one))
+        driver.wait(3)
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total, worker.shared) == (7, 72, False)
 
 
@@ -280,16 +280,16 @@ class Crowd:
     """
 
     def __init__(self, counts, pids, *, rate=1, skews=None, seed=0, period=2.0):
-        self.story, self.random, self.period = ClusterDriver(), Random(seed), period
+        self.expanded, self.random, self.period = ClusterDriver(), Random(seed), period
         self.counts, self.pids, self.rate = list(counts), pids, rate
         self.skews = skews or [0.0] * len(counts)
         self.told = [0] * len(counts)  # what each one said that it processed
-        self.due = [(self.story.now + self.random.uniform(0, period), one) for one in range(len(counts))]
+        self.due = [(self.expanded.now + self.random.uniform(0, period), one) for one in range(len(counts))]
         heapq.heapify(self.due)
 
     @property
     def worker(self):
-        return self.story.cluster.workers["w@h"]
+        return self.expanded.cluster.workers["w@h"]
 
     def be_silent(self, seconds):
         """Let no heartbeat of anybody come for so long, though all run."""
@@ -298,13 +298,13 @@ class Crowd:
     def beat(self, **fields):
         """Tell the next heartbeat."""
         at, one = heapq.heappop(self.due)
-        self.story.now = at
-        self.story.cluster.expire(self.story.moment())
+        self.expanded.now = at
+        self.expanded.cluster.expire(self.expanded.moment())
         self.counts[one] += self.random.randint(0, self.rate)
         self.told[one] = self.counts[one]
         heapq.heappush(self.due, (at + self.period + self.random.uniform(0, 0.02), one))
         there = {"pid": self.pids[one], "processed": self.counts[one], "freq": self.period}
-        self.story.tell(heartbeat(at=at + self.skews[one], **there, **fields))
+        self.expanded.apply(heartbeat(at=at + self.skews[one], **there, **fields))
 
     def run(self, rounds, beats=0):
         """Tell so many heartbeats of each, or in all; no task may be counted twice, or taken back."""
@@ -383,13 +383,13 @@ def test_processes_with_one_pid_and_nearly_the_same_load_are_told_apart(apart, s
 
 
 def test_processes_that_overtake_one_another_are_counted_once_each():
-    story, counts = ClusterDriver(), [100_000, 100_300, 99_500]
+    driver, counts = ClusterDriver(), [100_000, 100_300, 99_500]
     for _ in range(60):
         for one in range(3):
             counts[one] += one + 1
-            story.tell(heartbeat(at=story.now, processed=counts[one]))
-            story.wait(0.66)
-    worker = story.cluster.workers["w@h"]
+            driver.apply(heartbeat(at=driver.now, processed=counts[one]))
+            driver.wait(0.66)
+    worker = driver.cluster.workers["w@h"]
     assert sum(counts) - 6 <= worker.processed_total <= sum(counts)
     assert (worker.shared, worker.restarts) == (True, 0)
 
@@ -403,106 +403,108 @@ def test_more_processes_than_are_told_apart_are_counted_too_low(pids):
 
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
 def test_a_process_of_a_shared_name_that_is_killed_and_replaced_is_one_restart(pids):
-    story = ClusterDriver()
-    alternate(story, 140, 9_000, pids=pids)
-    story.wait(20)
-    worker = alternate(story, 9_000, 5, pids=pids[1:], rounds=12)
+    driver = ClusterDriver()
+    alternate(driver, 140, 9_000, pids=pids)
+    driver.wait(20)
+    worker = alternate(driver, 9_000, 5, pids=pids[1:], rounds=12)
     assert (worker.processed_total, worker.restarts, worker.shared) == (9_145, 1, True)
 
 
 @pytest.mark.parametrize("count", [0, 100_000])
 def test_one_heartbeat_too_early_is_no_other_process(count):
     """The clock of the worker was set back, and events came late."""
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for at in (0, 2, 4, 4.5, 6.5, 8.5, 10.5, 12.5):
-        story.tell(heartbeat(at=at, processed=count + int(at)))
-    worker = story.cluster.workers["w@h"]
+        driver.apply(heartbeat(at=at, processed=count + int(at)))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.processed_total, worker.restarts, worker.shared) == (count + 12, 0, False)
     assert worker.active == 0
 
 
 def test_a_worker_one_heartbeat_of_which_came_too_early_is_down_when_it_says_goodbye():
-    story = ClusterDriver()
-    story.tell(heartbeat(kind="online", processed=3), heartbeat(at=0.1, processed=3))
-    story.wait(2)
-    story.tell(heartbeat(at=2, processed=4), heartbeat(at=2.5, kind="offline", processed=4))
-    assert not story.cluster.workers["w@h"].up
+    driver = ClusterDriver()
+    driver.apply(heartbeat(kind="online", processed=3), heartbeat(at=0.1, processed=3))
+    driver.wait(2)
+    driver.apply(heartbeat(at=2, processed=4), heartbeat(at=2.5, kind="offline", processed=4))
+    assert not driver.cluster.workers["w@h"].up
 
 
 @pytest.mark.parametrize("every", [4.1, 20])
 @pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
 def test_a_process_is_replaced_by_one_whose_heartbeats_are_slow(pids, every):
     """As those of a solo worker are, which sends one between two tasks."""
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for _ in range(5):
-        story.tell(heartbeat(at=story.now, processed=5, pid=pids[0]))
-        story.wait(2)
-    story.wait(1)
-    story.tell(heartbeat(at=story.now, kind="online", processed=0, pid=pids[1]))
+        driver.apply(heartbeat(at=driver.now, processed=5, pid=pids[0]))
+        driver.wait(2)
+    driver.wait(1)
+    driver.apply(heartbeat(at=driver.now, kind="online", processed=0, pid=pids[1]))
     for count in (1, 2, 3):
-        story.wait(every)
-        story.tell(heartbeat(at=story.now, processed=count, pid=pids[1]))
-    worker = story.cluster.workers["w@h"]
+        driver.wait(every)
+        driver.apply(heartbeat(at=driver.now, processed=count, pid=pids[1]))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total, worker.shared) == (1, 8, False)
-    story.tell(heartbeat(at=story.now, kind="offline", processed=3, pid=pids[1]))
+    driver.apply(heartbeat(at=driver.now, kind="offline", processed=3, pid=pids[1]))
     assert not worker.up
 
 
 @pytest.mark.parametrize("every", [4.1, 20])
 @pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
 def test_a_name_that_one_slow_process_is_left_of_is_as_any_other(pids, every):
-    story = ClusterDriver()
-    alternate(story, 140, 60, pids=pids, rounds=6)
+    driver = ClusterDriver()
+    alternate(driver, 140, 60, pids=pids, rounds=6)
     for count in range(60, 60 + int(200 / every)):
-        story.wait(every)
-        story.tell(heartbeat(at=story.now, processed=count, pid=pids[1]))
-    worker = story.cluster.workers["w@h"]
+        driver.wait(every)
+        driver.apply(heartbeat(at=driver.now, processed=count, pid=pids[1]))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.shared, worker.processed_total) == (False, 140 + count)
 
 
 @pytest.mark.parametrize("pid", [1, 2])
 def test_a_worker_that_is_killed_as_soon_as_it_comes_up_restarts_each_time(pid):
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for number in range(6):
-        story.tell(heartbeat(at=story.now, kind="online", processed=6 - number, pid=1 + number * (pid - 1)))
-        story.wait(6)
-    worker = story.cluster.workers["w@h"]
+        driver.apply(
+            heartbeat(at=driver.now, kind="online", processed=6 - number, pid=1 + number * (pid - 1))
+        )
+        driver.wait(6)
+    worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total, worker.shared) == (5, 21, False)
 
 
 def test_last_words_of_one_of_several_processes_are_counted():
-    story = ClusterDriver()
-    alternate(story, 140, 60, pids=(7, 8))
-    story.tell(heartbeat(at=story.now, kind="offline", processed=143, pid=7))
-    worker = story.cluster.workers["w@h"]
+    driver = ClusterDriver()
+    alternate(driver, 140, 60, pids=(7, 8))
+    driver.apply(heartbeat(at=driver.now, kind="offline", processed=143, pid=7))
+    worker = driver.cluster.workers["w@h"]
     assert (worker.processed_total, worker.up, worker.restarts) == (203, True, 0)
 
 
 def test_processes_of_one_pid_that_may_be_silent_for_long_are_counted_as_soon():
     """As solo workers are, while they run a task."""
-    story = ClusterDriver()
-    story.tell(heartbeat(processed=0))
-    story.cluster.learn({"w@h": WorkerInfo(pool="solo")}, story.moment())
-    worker = alternate(story, 14, 6, rounds=5)
-    story.wait(1)
+    driver = ClusterDriver()
+    driver.apply(heartbeat(processed=0))
+    driver.cluster.record_inspection({"w@h": WorkerInfo(pool="solo")}, driver.moment())
+    worker = alternate(driver, 14, 6, rounds=5)
+    driver.wait(1)
     assert (worker.processed_total, worker.restarts, worker.shared) == (20, 0, True)
-    worker = alternate(story, 14, 14, rounds=5)
+    worker = alternate(driver, 14, 14, rounds=5)
     assert (worker.processed_total, worker.restarts, worker.shared) == (28, 0, True)
 
 
-def beats(story, pid, processed, first, count=4):
-    story.wait(0.5)
+def beats(driver, pid, processed, first, count=4):
+    driver.wait(0.5)
     for number in range(count):
-        story.tell(heartbeat(at=first + 2 * number, pid=pid, processed=processed))
-        story.wait(2)
+        driver.apply(heartbeat(at=first + 2 * number, pid=pid, processed=processed))
+        driver.wait(2)
 
 
 def test_what_a_process_did_that_replaced_another_while_nobody_listened_is_missed():
-    story = ClusterDriver()
-    beats(story, 1, 0, 0, 1)
-    story.tell(started("a", at=1, pid=1), started("b", at=1.5, pid=1))
-    beats(story, 1, 2, 2, 2)
-    new = restarted(story, away=60)
+    driver = ClusterDriver()
+    beats(driver, 1, 0, 0, 1)
+    driver.apply(started("a", at=1, pid=1), started("b", at=1.5, pid=1))
+    beats(driver, 1, 2, 2, 2)
+    new = restarted(driver, away=60)
     beats(new, 2, 500, 70)
     worker = new.cluster.workers["w@h"]
     assert (worker.missed, worker.restarts, worker.processed_total) == (500, 1, 502)
@@ -511,35 +513,35 @@ def test_what_a_process_did_that_replaced_another_while_nobody_listened_is_misse
 
 
 def test_what_was_heard_of_a_new_process_before_its_first_heartbeat_is_not_missed():
-    story = ClusterDriver()
-    beats(story, 1, 7, 0, 2)
-    story.tell(*(started(f"u{n}", at=3 + n / 10, pid=2) for n in range(5)))
-    beats(story, 2, 6, 5)
-    assert story.cluster.workers["w@h"].missed == 1
+    driver = ClusterDriver()
+    beats(driver, 1, 7, 0, 2)
+    driver.apply(*(started(f"u{n}", at=3 + n / 10, pid=2) for n in range(5)))
+    beats(driver, 2, 6, 5)
+    assert driver.cluster.workers["w@h"].missed == 1
 
 
 def test_what_a_process_did_before_it_was_heard_beside_another_one_is_not_missed():
     """Two of one name, of which one is heard first: the other one may have run for long before we did."""
-    story = ClusterDriver()
+    driver = ClusterDriver()
     for number in range(10):
         for pid, processed in ((1, 1_000), (2, 2_000)):
-            story.tell(started(f"u{number}-{pid}", at=2 * number + 0.1 * pid, pid=pid))
-            story.tell(heartbeat(at=2 * number + pid, pid=pid, processed=processed + number))
-            story.wait(1)
-    assert story.cluster.workers["w@h"].missed == 0
+            driver.apply(started(f"u{number}-{pid}", at=2 * number + 0.1 * pid, pid=pid))
+            driver.apply(heartbeat(at=2 * number + pid, pid=pid, processed=processed + number))
+            driver.wait(1)
+    assert driver.cluster.workers["w@h"].missed == 0
 
 
 @pytest.mark.parametrize("back", [1.5, 60.0, 3_600.0])
 @pytest.mark.parametrize("after", [2, 5, 20])
 def test_a_clock_that_is_set_back_makes_nothing_missed(back, after):
-    story = ClusterDriver()
+    driver = ClusterDriver()
     processed = 0
     for number in range(40):
         at = 2 * number - (back if number >= after else 0.0)
-        story.tell(*(started(f"u{number}-{n}", at=at + 0.3 * n) for n in range(5)))
+        driver.apply(*(started(f"u{number}-{n}", at=at + 0.3 * n) for n in range(5)))
         processed += 5
-        story.wait(1.75)
-        story.tell(heartbeat(at=at + 1.75, processed=processed))
-        story.wait(0.25)
-    worker = story.cluster.workers["w@h"]
+        driver.wait(1.75)
+        driver.apply(heartbeat(at=at + 1.75, processed=processed))
+        driver.wait(0.25)
+    worker = driver.cluster.workers["w@h"]
     assert (worker.missed, worker.events) == (0, True)

@@ -28,29 +28,29 @@ UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"
 
 def judged(*events: dict, said: dict[str, Configuration] | None = None, **heard) -> dict[str, Finding]:
     """Return what is said of these events, and of what workers said of their configuration, by check."""
-    story = ClusterDriver()
-    story.tell(*events)
+    driver = ClusterDriver()
+    driver.apply(*events)
     told = {"content_types": {"application/json": 3}, "first_event": 0.5, **heard}
-    shown, answers = story.shown(listened=PATIENCE), list((said or {}).items())
+    shown, answers = driver.shown(listening=PATIENCE), list((said or {}).items())
     found = ListenResult(shown, Recent().growth(shown, 0.0), configurations=answers, **told)
     return {finding.check: finding for finding in run_event_checks(found, SETTINGS)}
 
 
 def test_workers_of_different_versions():
-    story = [
+    driver = [
         heartbeat(f"{name}@h", sw_ident="py-celery", sw_ver=ver)
         for name, ver in (("a", "5.10.1"), ("b", "5.9.2"))
     ]
-    found = judged(*story)["worker-versions"]
+    found = judged(*driver)["worker-versions"]
     assert found.message == "py-celery 5.10.1: a@h; py-celery 5.9.2: b@h"
     assert (found.severity, found.remedy.endswith(" celery==5.10.1")) == ("warning", True)
-    assert judged(story[0])["worker-versions"].severity == "ok"
+    assert judged(driver[0])["worker-versions"].severity == "ok"
 
 
 def test_what_workers_say_cannot_be_a_command_of_its_own():
     hostile = "99.1'; touch /tmp/it; '"
-    story = [heartbeat(f"{ver[0]}@h", sw_ident="py-celery", sw_ver=ver) for ver in (hostile, "5.9.2")]
-    remedy = judged(*story)["worker-versions"].remedy
+    driver = [heartbeat(f"{ver[0]}@h", sw_ident="py-celery", sw_ver=ver) for ver in (hostile, "5.9.2")]
+    remedy = judged(*driver)["worker-versions"].remedy
     assert f"celery=={hostile}" in shlex.split(remedy)
     exchange = "x; touch /tmp/it"
     said = judged(heartbeat(), first_event=None, said={"w@h": Configuration(event_exchange=exchange)})
@@ -98,8 +98,8 @@ def test_what_was_cut_short_is_not_well():
 
 
 def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
-    story = ClusterDriver()
-    shown = story.shown(broker_up=False, listened=1.0)
+    driver = ClusterDriver()
+    shown = driver.shown(broker_up=False, listening=1.0)
     found = ListenResult(shown, Recent().growth(shown, 0.0), {}, None, [])
     (only,) = run_event_checks(found, SETTINGS)
     assert (only.check, only.severity) == ("subscription", "critical")

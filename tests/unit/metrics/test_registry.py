@@ -36,11 +36,11 @@ LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
 
 def told(selection: Selection, *events: dict) -> ClusterDriver:
     ledger = Aggregates(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
-    story = ClusterDriver(
+    driver = ClusterDriver(
         labels=selection.labels, clients=selection.clients, hosts=selection.hosts, ledger=ledger
     )
-    story.tell(*events)
-    return story
+    driver.apply(*events)
+    return driver
 
 
 def label(series: str, name: str) -> str:
@@ -48,9 +48,9 @@ def label(series: str, name: str) -> str:
 
 
 def page(selection: Selection, *events: dict) -> dict[str, str]:
-    story = told(selection, *events)
-    story.wait(2.5)  # what may be new work under a known id has its time to be sent
-    text = Exposition(selection.rows).render(story.shown(prefetched=selection.prefetched)).decode()
+    driver = told(selection, *events)
+    driver.wait(2.5)  # what may be new work under a known id has its time to be sent
+    text = Exposition(selection.rows).render(driver.shown(prefetched=selection.prefetched)).decode()
     return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
 
 
@@ -186,12 +186,12 @@ def test_a_profile_that_is_named_twice_is_on_once():
 def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> ClusterDriver:
     """Return a story in which one of two workers is forgotten after a while."""
     events = [event(uuid, host=one) for uuid in ("u1", "u2") for event in (received, started, succeeded)]
-    story = told(selection, *events, *(event("u3", host=other) for event in (received, started, succeeded)))
+    driver = told(selection, *events, *(event("u3", host=other) for event in (received, started, succeeded)))
     for _ in range(14):
-        story.wait(50)
-        story.tell(heartbeat(other))
-    assert list(story.cluster.workers) == [other]
-    return story
+        driver.wait(50)
+        driver.apply(heartbeat(other))
+    assert list(driver.cluster.workers) == [other]
+    return driver
 
 
 @pytest.mark.parametrize(
@@ -199,56 +199,56 @@ def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> C
 )
 def test_what_a_host_did_does_not_fall_when_one_of_its_workers_is_forgotten(shape):
     selection = select(("danihodovic",), shape)
-    story = two_workers(selection)
-    text = Exposition(selection.rows).render(story.shown()).decode()
+    driver = two_workers(selection)
+    text = Exposition(selection.rows).render(driver.shown()).decode()
     hostname = "generic" if shape.generic_worker else "h"
     series = f'{{hostname="{hostname}",name="add",queue_name="unknown"}}'
     assert f"celery_task_succeeded_total{series} 3.0" in text
     assert f"celery_task_runtime_count{series} 3.0" in text
-    story.wait(700)  # until the other one is forgotten, too
-    text = Exposition(selection.rows).render(story.shown()).decode()
+    driver.wait(700)  # until the other one is forgotten, too
+    text = Exposition(selection.rows).render(driver.shown()).decode()
     assert ("celery_task_succeeded_total{" in text) == shape.generic_worker
-    assert {key.worker for key in story.ledger.snapshot()} == {""}
+    assert {key.worker for key in driver.ledger.snapshot()} == {""}
 
 
 def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_others():
     """What is new of its task is shown at 0 first, as without the others."""
     selection = select(("native", "flower"), MetricOptions())
-    story = two_workers(selection)
+    driver = two_workers(selection)
     exposition = Exposition(selection.rows)
     series = 'celery_task_failures_total{exception="ValueError",queue_name="unknown",task_name="add"}'
     tracker = SeriesTracker(0.0, 0.0)
 
     def scrape(at):
         session = tracker.begin("p", at)
-        page = exposition.render(story.shown(), session=session).decode()
+        page = exposition.render(driver.shown(), session=session).decode()
         tracker.end("p", session, at)
         return page
 
     for at in (1.0, 2.0, 2.5):
         scrape(at)
-    story.tell(*(event("u9", host="b@h") for event in (received, started, failed)))
-    story.wait(3)
+    driver.apply(*(event("u9", host="b@h") for event in (received, started, failed)))
+    driver.wait(3)
     for at, value in ((3.0, "0.0"), (4.0, "1.0")):
         assert f"{series} {value}" in scrape(at)
 
 
 def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
     selection = select(("flower",), MetricOptions())
-    story = told(selection, received("u1", host="a@h"), received("u2", host="b@h"))
-    story.wait(3)
-    del story.cluster.workers["a@h"]
-    assert [worker for _, worker in story.shown(prefetched=True).prefetched] == ["b@h"]
+    driver = told(selection, received("u1", host="a@h"), received("u2", host="b@h"))
+    driver.wait(3)
+    del driver.cluster.workers["a@h"]
+    assert [worker for _, worker in driver.shown(prefetched=True).prefetched] == ["b@h"]
     monkeypatch.setattr(cluster, "MAX_PREFETCHED", 1)
-    assert story.shown(prefetched=True).prefetched is None
+    assert driver.shown(prefetched=True).prefetched is None
 
 
 @pytest.mark.parametrize(("before", "after", "known"), [(BOTH, NATIVE, True), (NATIVE, BOTH, False)])
 def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, after, known):
     new = select(after, MetricOptions())
     ledger = Aggregates(new.runtime_bounds, new.wait_bounds)
-    story = restarted(told(select(before, MetricOptions()), *LIFE), labels=new.labels, ledger=ledger)
-    text = Exposition(new.rows).render(story.shown()).decode()
+    driver = restarted(told(select(before, MetricOptions()), *LIFE), labels=new.labels, ledger=ledger)
+    text = Exposition(new.rows).render(driver.shown()).decode()
     series = 'celery_task_runtime_seconds_bucket{le="10",queue_name="q",state="SUCCESS",task_name="add"}'
     assert (f"{series} 1.0" in text) == known
 

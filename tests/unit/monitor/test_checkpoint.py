@@ -68,8 +68,8 @@ class Counting:
         self.monitor._apply_all(events)
 
     def shown(self) -> int:
-        cells = self.monitor.snapshot(web_config_up_to_date=None).cells
-        return sum(sum(cell.transitions) for cell in cells.values())
+        aggregates = self.monitor.snapshot(web_config_up_to_date=None).aggregates
+        return sum(sum(aggregate.transitions) for aggregate in aggregates.values())
 
     def killed(self) -> int:
         """Go on in another process; return what it shows."""
@@ -192,7 +192,7 @@ def test_who_waits_while_a_write_hangs_does_not_wait_for_ever(counting, disk):
 
 
 def test_changes_that_are_too_many_to_note_are_written_as_a_whole(counting, monkeypatch):
-    monkeypatch.setattr(tasks, "MOST_CHANGED", 3)
+    monkeypatch.setattr(tasks, "MAX_CHANGED", 3)
     counting.send(10)
     counting.monitor.cluster.expire(counting.monitor.moment())
     assert counting.monitor.cluster.tasks.changed is None

@@ -11,13 +11,13 @@ from unit.core.cluster_driver import ClusterDriver
 class Kept:
     """The records of a file that was written anew, and of what changed at each `save` since."""
 
-    def __init__(self, story: ClusterDriver) -> None:
+    def __init__(self, driver: ClusterDriver) -> None:
         self.memory = Memory()
-        self._story = story
-        self._recorder = Recorder(story.cluster)
-        first = self._recorder.changes(story.moment())
+        self._story = driver
+        self._recorder = Recorder(driver.cluster)
+        first = self._recorder.changes(driver.moment())
         self._take(first)
-        self._take(self._recorder.tasks(story.cluster.tasks.uuids(), story.moment()))
+        self._take(self._recorder.tasks(driver.cluster.tasks.uuids(), driver.moment()))
 
     def save(self) -> None:
         """Add a record."""
@@ -27,6 +27,6 @@ class Kept:
         self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=Changes))
 
 
-def remembered(story: ClusterDriver) -> Memory:
+def remembered(driver: ClusterDriver) -> Memory:
     """Return what a state file holds of a story that is saved once."""
-    return Kept(story).memory
+    return Kept(driver).memory

@@ -133,12 +133,12 @@ def test_a_file_that_is_no_state_file_is_left_alone(path, content):
 def test_what_nobody_can_use_is_said_counted_and_moved_aside(path, caplog):
     written(path, b"whole", b"but wrong")
 
-    def take(record):
+    def take_snapshot(record):
         if record == b"but wrong":
             raise ValueError("it does not fit")
 
     file = StateFile(path)
-    assert not file.load(take)
+    assert not file.load(take_snapshot)
     assert "it holds a state that cannot be used (ValueError('it does not fit'))" in caplog.text
     assert f"It was moved to {path}.unread-1." in caplog.text
     assert file.errors == {"read": 1, "write": 0}

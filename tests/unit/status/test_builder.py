@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from celery_exporter.core.cluster import Limits
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.status.builder import build
 from celery_exporter.status.model import Status
@@ -25,19 +25,19 @@ def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) ->
     return [sent(uuid, at=at), received(uuid, at=at), started(uuid, at=at + 1), ended]
 
 
-def status(story: ClusterDriver, recent: Recent, **around) -> Status:
-    shown = story.shown(**around)
-    found = build(shown, recent.growth(shown, story.now), "redis://broker/0")
+def status(driver: ClusterDriver, recent: Recent, **around) -> Status:
+    shown = driver.shown(**around)
+    found = build(shown, recent.growth(shown, driver.now), "redis://broker/0")
     return msgspec.json.decode(msgspec.json.encode(found), type=Status)  # as scripts get it
 
 
 def test_rates_and_quantiles_are_of_the_last_minutes():
-    story, recent = ClusterDriver(), Recent()
-    recent.look(story.shown(), story.now)
+    driver, recent = ClusterDriver(), Recent()
+    recent.look(driver.shown(), driver.now)
     for number in range(30):
-        story.tell(*life(number, number))
-    story.now += 60
-    (task,) = status(story, recent).tasks
+        driver.apply(*life(number, number))
+    driver.now += 60
+    (task,) = status(driver, recent).tasks
     assert task.rates["SUCCESS"] == task.rates["PENDING"] == pytest.approx(0.5)
     assert task.failure_share == 0
     assert task.runtime_p50 == pytest.approx(0.1 + 0.9 / 2)
@@ -46,26 +46,26 @@ def test_rates_and_quantiles_are_of_the_last_minutes():
 
 def test_what_is_kept_of_names_that_do_not_move_is_what_would_be_told_anew():
     """Some of them move at each look, and the moment since which they did changes too."""
-    story, recent = ClusterDriver(), Recent()
+    driver, recent = ClusterDriver(), Recent()
     for look in range(60):
-        recent.look(story.shown(), story.now)
+        recent.look(driver.shown(), driver.now)
         for name in range(look % 4):
-            at, uuid = story.now, f"{look}-{name}"
-            story.tell(*(dict(event, name=f"t{name}") for event in life(uuid, at, runtime=look % 7)))
-        story.now += 20
-        found, forgetful = status(story, recent), copy.copy(recent)
+            at, uuid = driver.now, f"{look}-{name}"
+            driver.apply(*(dict(event, name=f"t{name}") for event in life(uuid, at, runtime=look % 7)))
+        driver.now += 20
+        found, forgetful = status(driver, recent), copy.copy(recent)
         forgetful._known = {}
-        assert status(story, forgetful) == found
+        assert status(driver, forgetful) == found
     assert len({task.rates["SUCCESS"] for task in found.tasks}) > 1
 
 
 def test_what_is_longer_ago_is_in_no_rate():
-    story, recent = ClusterDriver(), Recent()
-    story.tell(*life(1, 0, end=failed))
+    driver, recent = ClusterDriver(), Recent()
+    driver.apply(*life(1, 0, end=failed))
     for _ in range(int(2 * WINDOW / SHORT_STEP)):
-        recent.look(story.shown(), story.now)
-        story.now += SHORT_STEP
-    found = status(story, recent)
+        recent.look(driver.shown(), driver.now)
+        driver.now += SHORT_STEP
+    found = status(driver, recent)
     (task,) = found.tasks
     assert WINDOW <= found.window <= WINDOW + STEP + SHORT_STEP
     assert set(task.rates.values()) == {0}
@@ -73,57 +73,57 @@ def test_what_is_longer_ago_is_in_no_rate():
 
 
 def test_before_the_first_look_no_rate_is_known():
-    story = ClusterDriver()
-    story.tell(*life(1, 0))
-    (task,) = status(story, Recent()).tasks
+    driver = ClusterDriver()
+    driver.apply(*life(1, 0))
+    (task,) = status(driver, Recent()).tasks
     assert (task.rates, task.runtime_p50, task.failure_share) == ({}, None, None), "it may be of long ago"
-    assert status(story, Recent()).broker.events_per_second is None
+    assert status(driver, Recent()).broker.events_per_second is None
 
 
 def test_what_is_added_up_elsewhere_is_no_news_there():
-    story, recent = ClusterDriver(Limits(series_ttl=10)), Recent()
+    driver, recent = ClusterDriver(Limits(series_ttl=10)), Recent()
     for number in range(30):
-        story.tell(*life(number, number))
-    recent.look(story.shown(), story.now)
-    story.wait(60)
-    assert {key.task_name for key in story.ledger.snapshot()} == {"other"}
-    (task,) = status(story, recent).tasks
+        driver.apply(*life(number, number))
+    recent.look(driver.shown(), driver.now)
+    driver.wait(60)
+    assert {key.task_name for key in driver.ledger.snapshot()} == {"other"}
+    (task,) = status(driver, recent).tasks
     assert (task.name, set(task.rates.values()), task.runtime_p50) == ("other", {0}, None)
 
 
 def test_of_a_busy_cluster_little_is_remembered():
-    story, recent = ClusterDriver(), Recent()
+    driver, recent = ClusterDriver(), Recent()
     for step in range(int(2 * WINDOW / SHORT_STEP)):
-        story.tell(*life(step, step))
-        recent.look(story.shown(), story.now)
-        story.now += SHORT_STEP
+        driver.apply(*life(step, step))
+        recent.look(driver.shown(), driver.now)
+        driver.now += SHORT_STEP
     assert len(recent._points.moments) <= WINDOW / STEP + 2
 
 
 def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
-    story, recent = ClusterDriver(), Recent()
-    story.tell(sent("a", at=5), sent("b", at=3), received("b", at=4), sent("c", at=6, queue="other"))
-    (task,) = status(story, recent).tasks
+    driver, recent = ClusterDriver(), Recent()
+    driver.apply(sent("a", at=5), sent("b", at=3), received("b", at=4), sent("c", at=6, queue="other"))
+    (task,) = status(driver, recent).tasks
     assert task.open == {"PENDING": 2, "RECEIVED": 1}
     assert task.oldest == pytest.approx(sent("b", at=4)["timestamp"])
 
 
 def test_of_failures_class_and_place_are_told_and_no_more():
-    story = ClusterDriver()
-    story.tell(*life(1, 0, end=failed), *life(2, 10, end=failed, exception="KeyError('secret')"))
-    newest, oldest = status(story, Recent()).failures
+    driver = ClusterDriver()
+    driver.apply(*life(1, 0, end=failed), *life(2, 10, end=failed, exception="KeyError('secret')"))
+    newest, oldest = status(driver, Recent()).failures
     assert (newest.uuid, newest.task, newest.worker, newest.exception) == ("u2", "add", "w@h", "KeyError")
     assert newest.at > oldest.at
-    assert b"secret" not in msgspec.json.encode(status(story, Recent()))
+    assert b"secret" not in msgspec.json.encode(status(driver, Recent()))
 
 
 def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
-    story, recent = ClusterDriver(), Recent()
+    driver, recent = ClusterDriver(), Recent()
     for number in range(int(2 * LONG_WINDOW / SHORT_STEP)):
-        recent.look(story.shown(queue_stats={"q": QueueStats(number)}), story.now)
-        recent.look(story.shown(queue_stats={"q": QueueStats(-1)}), story.now + SHORT_STEP / 2)  # too soon
-        story.now += SHORT_STEP
-    (queue,) = status(story, recent, queue_stats={"q": QueueStats(7)}).queues
+        recent.look(driver.shown(queue_stats={"q": QueueStats(number)}), driver.now)
+        recent.look(driver.shown(queue_stats={"q": QueueStats(-1)}), driver.now + SHORT_STEP / 2)  # too soon
+        driver.now += SHORT_STEP
+    (queue,) = status(driver, recent, queue_stats={"q": QueueStats(7)}).queues
     assert queue.length == 7
     newest = int(2 * LONG_WINDOW / SHORT_STEP) - 1
     remembered = range(newest - int(LONG_WINDOW / SHORT_STEP) + 2, newest + 1)
@@ -131,19 +131,19 @@ def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
 
 
 def test_a_queue_whose_length_is_not_known_has_none():
-    story, recent = ClusterDriver(), Recent()
-    story.tell(sent())
-    recent.look(story.shown(), story.now)
-    (queue,) = status(story, recent).queues
+    driver, recent = ClusterDriver(), Recent()
+    driver.apply(sent())
+    recent.look(driver.shown(), driver.now)
+    (queue,) = status(driver, recent).queues
     assert (queue.length, [length for _, length in queue.lengths]) == (None, [None, None])
 
 
 def test_workers_are_told_by_name():
-    story = ClusterDriver()
-    story.tell(
+    driver = ClusterDriver()
+    driver.apply(
         heartbeat(hostname="b@h", active=3, processed=7, loadavg=[1.5, 1, 1]), heartbeat(hostname="a@h")
     )
-    a, b = status(story, Recent()).workers
+    a, b = status(driver, Recent()).workers
     assert (a.name, b.name) == ("a@h", "b@h")
     assert (b.up, b.active, b.load) == (True, 3, 1.5)
 

@@ -36,13 +36,13 @@ def beats(host: str = "w@h", processed: tuple[int, ...] = (0,), **fields) -> lis
 
 def findings(*events: dict, profiles: dict[str, WorkerInfo] | None = None, **around) -> dict[str, Finding]:
     """Tell events, let workers answer, and return what is found after a while, by check."""
-    story = ClusterDriver()
-    story.tell(*events)
+    driver = ClusterDriver()
+    driver.apply(*events)
     if profiles is None:
-        profiles = dict.fromkeys(story.cluster.workers, ANSWERED)
-    story.cluster.learn(profiles, story.moment())
-    told = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, **around}
-    return {finding.check: finding for finding in said(story.shown(**told))}
+        profiles = dict.fromkeys(driver.cluster.workers, ANSWERED)
+    driver.cluster.record_inspection(profiles, driver.moment())
+    told = {"listening": PATIENCE, "collectors": WELL, "last_event": T0, **around}
+    return {finding.check: finding for finding in said(driver.shown(**told))}
 
 
 def said(shown: Snapshot) -> list[Finding]:
@@ -78,21 +78,21 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
     ]
 
 
-@pytest.mark.parametrize("listened", [0.0, PATIENCE - 0.1])
-def test_nothing_is_wrong_that_had_no_time_to_be_known(listened):
+@pytest.mark.parametrize("listening", [0.0, PATIENCE - 0.1])
+def test_nothing_is_wrong_that_had_no_time_to_be_known(listening):
     """At the start: no worker, no heartbeat, no answer, no task-sent, no consumer was seen by then."""
     collectors = [CollectorView("queues", None, None, None), CollectorView("workers", None, None, None)]
-    quiet = {"listened": listened, "collectors": collectors, "last_event": None}
+    quiet = {"listening": listening, "collectors": collectors, "last_event": None}
     assert levels(findings(**quiet)) == {"ok"}
     assert levels(findings(received(), profiles={}, queue_stats={"q": QueueStats(3, 0)}, **quiet)) == {"ok"}
 
 
 def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
-    story = ClusterDriver()
-    story.tell(*beats("quiet@h", (0, 5, 9, 12)))
-    down = {"broker_up": False, "collectors": WELL, "listened": 100.0}
-    assert said(story.shown(started=T0 + story.now, at=T0 + story.now, **down)) == []
-    (only,) = said(story.shown(**down))
+    driver = ClusterDriver()
+    driver.apply(*beats("quiet@h", (0, 5, 9, 12)))
+    down = {"broker_up": False, "collectors": WELL, "listening": 100.0}
+    assert said(driver.shown(started=T0 + driver.now, at=T0 + driver.now, **down)) == []
+    (only,) = said(driver.shown(**down))
     assert (only.check, only.severity) == ("subscription", "critical")
 
 
@@ -123,12 +123,12 @@ def test_where_no_event_can_arrive_nothing_else_is_wrong():
 
 @pytest.mark.parametrize("blocked", [None, "", "low on memory"])
 def test_all_is_decided_once_each_check_that_applies_has_found_something(blocked):
-    story = ClusterDriver()
-    story.tell(*beats(), *TASK)
-    story.cluster.learn({"w@h": ANSWERED}, story.moment())
-    well = {"listened": PATIENCE, "collectors": WELL, "last_event": T0, "queue_stats": {"q": QueueStats(3)}}
-    assert is_decided(story.shown(blocked=blocked, **well))
-    assert not is_decided(story.shown(blocked=blocked, **{**well, "collectors": []}))
+    driver = ClusterDriver()
+    driver.apply(*beats(), *TASK)
+    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
+    well = {"listening": PATIENCE, "collectors": WELL, "last_event": T0, "queue_stats": {"q": QueueStats(3)}}
+    assert is_decided(driver.shown(blocked=blocked, **well))
+    assert not is_decided(driver.shown(blocked=blocked, **{**well, "collectors": []}))
 
 
 def test_answers_in_a_serialiser_that_is_not_accepted():
@@ -159,7 +159,7 @@ def test_a_worker_that_answers_without_a_heartbeat():
     found = findings(profiles={"w@h": ANSWERED})["heartbeats"]
     assert (found.severity, found.message) == ("warning", "no heartbeat from w@h")
     assert "-E and without --without-heartbeat" in found.remedy
-    long = findings(profiles={"w@h": ANSWERED}, listened=LONGEST_INTERVAL + 1)["heartbeats"]
+    long = findings(profiles={"w@h": ANSWERED}, listening=LONGEST_INTERVAL + 1)["heartbeats"]
     assert long.severity == "critical", "no interval is as long"
     assert findings(*beats(), profiles={"w@h": ANSWERED, "x@h": ANSWERED})["heartbeats"].severity == "warning"
 
@@ -278,11 +278,11 @@ def test_a_state_that_cannot_be_saved_is_told_whatever_else_is_known():
 
 def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_consume():
     rules = [(re.compile("customer-[0-9]+"), "customer-*")]
-    story = ClusterDriver(show_queue=shown_as(None, None, rules))
-    story.tell(*beats())
-    story.cluster.learn({"w@h": WorkerInfo(queues=("customer-1",))}, story.moment())
+    driver = ClusterDriver(show_queue=shown_as(None, None, rules))
+    driver.apply(*beats())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("customer-1",))}, driver.moment())
     queue_stats = {"customer-1": QueueStats(0), "customer-2": QueueStats(2), "customer-3": QueueStats(0)}
-    shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, queue_stats=queue_stats)
+    shown = driver.shown(listening=PATIENCE, collectors=WELL, last_event=T0, queue_stats=queue_stats)
     found = {finding.check: finding for finding in said(shown)}
     assert found["unconsumed-messages"].remedy == "celery -A yourapp worker -E -Q customer-2"
     assert "customer-3" in found["queues-without-consumers"].remedy
@@ -290,13 +290,13 @@ def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_con
 
 def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
     """Until there is work, where workers are scaled from zero."""
-    story = ClusterDriver()
-    story.cluster.queues.request(["from-zero"])
-    story.tell(*beats())
-    story.cluster.learn({"w@h": ANSWERED}, story.moment())
+    driver = ClusterDriver()
+    driver.cluster.queues.request(["from-zero"])
+    driver.apply(*beats())
+    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
     for length, level in ((0, "ok"), (3, "warning")):
         told = {"q": QueueStats(0), "from-zero": QueueStats(length)}
-        shown = story.shown(listened=PATIENCE, collectors=WELL, last_event=T0, queue_stats=told)
+        shown = driver.shown(listening=PATIENCE, collectors=WELL, last_event=T0, queue_stats=told)
         found = {finding.check: finding.severity for finding in said(shown)}
         assert found["queues-without-consumers"] == "ok"
         assert found["unconsumed-messages"] == level
@@ -342,8 +342,8 @@ def test_names_that_each_restart_makes_anew():
 
 
 def test_events_in_a_serialiser_that_is_not_accepted():
-    story = ClusterDriver()
-    now = T0 + story.now
+    driver = ClusterDriver()
+    now = T0 + driver.now
     refused = findings(last_refused=now - 1, last_event=None)["serializer"]
     assert (refused.severity, "--accept-content" in refused.remedy) == ("critical", True)
     assert findings(last_refused=now - RECENT)["serializer"].severity == "ok"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_exporter.core.aggregates import MAX_EXCEPTIONS, Aggregates
-from celery_exporter.core.cluster import Limits
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.snapshot import QueueStats, Snapshot
 from celery_exporter.status.checks import run_checks
 from celery_exporter.status.finding import Finding
@@ -29,17 +29,17 @@ from unit.core.cluster_driver import (
 class Watched:
     """A cluster, and what is remembered of it since it was looked at first."""
 
-    def __init__(self, story: ClusterDriver | None = None) -> None:
-        self.story = story or ClusterDriver()
+    def __init__(self, driver: ClusterDriver | None = None) -> None:
+        self.driver = driver or ClusterDriver()
         self.recent = Recent()
         self.look()
 
     def look(self, **around) -> None:
-        self.recent.look(self.story.shown(**around), self.story.now)
+        self.recent.look(self.driver.shown(**around), self.driver.now)
 
     def shown(self, **around) -> tuple[Snapshot, Growth]:
-        shown = self.story.shown(at=T0 + self.story.now, **around)
-        return shown, self.recent.growth(shown, self.story.now)
+        shown = self.driver.shown(at=T0 + self.driver.now, **around)
+        return shown, self.recent.growth(shown, self.driver.now)
 
     def found(self, **around) -> dict[str, Finding]:
         return {finding.check: finding for finding in exceeded(*self.shown(**around), events=True)}
@@ -71,12 +71,12 @@ def test_where_nothing_was_counted_nothing_is_said(watched):
 def test_a_share_of_the_tasks_up_to_the_threshold_is_well(watched, check, end):
     of_100 = round(100 * BY_CHECK[check].limit)
     for number in range(100 - of_100):
-        watched.story.tell(*life(number))
+        watched.driver.apply(*life(number))
     for number in range(of_100):
-        watched.story.tell(*life(number, end, "bad"))
+        watched.driver.apply(*life(number, end, "bad"))
     at_limit = watched.found()[check]
     assert (at_limit.severity, at_limit.alert, at_limit.remedy) == ("ok", "", at_limit.remedy)
-    watched.story.tell(*life(of_100, end, "bad"))
+    watched.driver.apply(*life(of_100, end, "bad"))
     over = watched.found()[check]
     assert (over.severity, over.alert) == ("warning", BY_CHECK[check].alert)
     assert over.message.startswith(f"{of_100 + 1} of 101 tasks ")
@@ -86,72 +86,72 @@ def test_a_share_of_the_tasks_up_to_the_threshold_is_well(watched, check, end):
 
 def test_tasks_that_poll_are_no_retries(watched):
     for number in range(5):
-        watched.story.tell(*life(number, retried, next(iter(POLLING_TASKS))))
+        watched.driver.apply(*life(number, retried, next(iter(POLLING_TASKS))))
     assert "retries" not in watched.found()
-    watched.story.tell(*life(1))
+    watched.driver.apply(*life(1))
     assert watched.found()["retries"].severity == "ok"
 
 
 def test_few_tasks_right_after_a_start_are_no_sample(watched):
     for number in range(SAMPLE - 1):
-        watched.story.tell(*life(number, failed))
+        watched.driver.apply(*life(number, failed))
     assert watched.found()["failures"].severity == "ok"
-    watched.story.tell(*life(SAMPLE, failed))
+    watched.driver.apply(*life(SAMPLE, failed))
     assert watched.found()["failures"].severity == "warning"
 
 
 def test_what_failed_before_the_window_is_over(watched):
-    watched.story.tell(*life(1, failed))
-    watched.story.now += SAMPLE_SECONDS
+    watched.driver.apply(*life(1, failed))
+    watched.driver.now += SAMPLE_SECONDS
     assert watched.found()["failures"].severity == "warning"
     for _ in range(30):
-        watched.story.now += SHORT_STEP
+        watched.driver.now += SHORT_STEP
         watched.look()
     assert "failures" not in watched.found(), "no task ended"
 
 
 def test_one_task_that_is_delivered_again_and_again(watched):
     for number in range(9):
-        watched.story.tell(*life(number))
-    watched.story.tell(*(received("x", at=at, name="again", host=f"{at}@h") for at in (5, 9)))
-    watched.story.wait(3)
+        watched.driver.apply(*life(number))
+    watched.driver.apply(*(received("x", at=at, name="again", host=f"{at}@h") for at in (5, 9)))
+    watched.driver.wait(3)
     found = watched.found()["redeliveries"]
     assert (found.severity, found.message) == ("warning", "delivered again, of all in 3 s: again 50%")
 
 
 def test_a_mean_run_time_above_the_threshold(watched):
-    watched.story.tell(*life(1, runtime=100), *life(2, runtime=20), *life(1, name="slow", runtime=125))
+    watched.driver.apply(*life(1, runtime=100), *life(2, runtime=20), *life(1, name="slow", runtime=125))
     found = watched.found()["slow-tasks"]
     assert (found.severity, found.message) == ("warning", "mean run time in 0 s: slow 2 minutes")
 
 
 def test_a_task_that_was_started_and_does_not_end(watched):
-    watched.story.tell(heartbeat(), *life(1)[:3])
-    watched.story.now += 3_500
+    watched.driver.apply(heartbeat(), *life(1)[:3])
+    watched.driver.now += 3_500
     assert "stuck-tasks" not in watched.found(), "whoever came an hour ago was not seen"
-    watched.story.now += 100 + 4_000
-    found = watched.found(listened=7_600)["stuck-tasks"]
+    watched.driver.now += 100 + 4_000
+    found = watched.found(listening=7_600)["stuck-tasks"]
     assert (found.severity, found.message) == ("warning", "started, and not ended since: add 2 hours")
 
 
 def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
     """An average: a start may come a moment before the heartbeat that has it."""
-    story = watched.story
-    story.tell(heartbeat(active=1), *life(1)[:3])
+    driver = watched.driver
+    driver.apply(heartbeat(active=1), *life(1)[:3])
     for _ in range(int(ENOUGH / SHORT_STEP)):
         watched.look()
         assert "orphaned-tasks" not in watched.found()
-        story.now += SHORT_STEP
+        driver.now += SHORT_STEP
     assert watched.found()["orphaned-tasks"].severity == "ok"
-    story.tell(*life(2)[:3])
+    driver.apply(*life(2)[:3])
     for _ in range(int(LONG_WINDOW / SHORT_STEP)):
-        story.now += SHORT_STEP
+        driver.now += SHORT_STEP
         watched.look()
     found = watched.found()["orphaned-tasks"]
     assert (found.severity, found.message.partition(" ")[0]) == ("warning", "1.0")
-    story.tell(heartbeat("x@h", active=None))  # it does not say what it executes
+    driver.apply(heartbeat("x@h", active=None))  # it does not say what it executes
     for _ in range(int(LONG_WINDOW / SHORT_STEP) + 1):
-        story.now += SHORT_STEP
+        driver.now += SHORT_STEP
         watched.look()
     assert "orphaned-tasks" not in watched.found()
 
@@ -163,8 +163,8 @@ def test_long_queues_and_old_messages(watched):
         "queue-depth"
     ]
     assert (found.severity, found.message) == ("warning", "messages wait: r 7,000, q 1,001")
-    watched.story.tell(sent("u9"))
-    watched.story.now = 1_100
+    watched.driver.apply(sent("u9"))
+    watched.driver.now = 1_100
     found = watched.found(queue_stats={"q": QueueStats(1, oldest_ids=("u9",))})["oldest-messages"]
     assert (found.severity, found.message) == ("warning", "the message at the head has waited: q 18 minutes")
 
@@ -172,10 +172,10 @@ def test_long_queues_and_old_messages(watched):
 def test_waits_are_of_a_queue():
     bounds = (1.0, 100.0, 1_000.0)
     watched = Watched(ClusterDriver(ledger=Aggregates(bounds, bounds)))
-    watched.story.tell(*life(1, queued=0.5))
+    watched.driver.apply(*life(1, queued=0.5))
     assert watched.found()["queue-waits"].severity == "ok"
     for number in range(20):
-        watched.story.tell(*life(number, name="late", queued=900))
+        watched.driver.apply(*life(number, name="late", queued=900))
     found = watched.found()["queue-waits"]
     assert found.severity == "warning"
     assert found.message.startswith("5 % of the tasks started in 0 s had waited longer than: q 1")
@@ -183,21 +183,21 @@ def test_waits_are_of_a_queue():
 
 def test_workers_that_fall_silent_are_told_from_those_that_say_goodbye():
     watched = Watched(ClusterDriver(Limits(worker_timeout=10, worker_purge=10_000)))
-    watched.story.tell(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
-    watched.story.wait(60)
-    found = watched.found(listened=watched.story.now)["silent-workers"]
+    watched.driver.apply(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
+    watched.driver.wait(60)
+    found = watched.found(listening=watched.driver.now)["silent-workers"]
     assert (found.severity, found.message) == ("warning", "fell silent without a goodbye: dead@h")
-    watched.story.wait(LONG_WINDOW)
-    assert watched.found(listened=watched.story.now)["silent-workers"].severity == "ok", "for long"
+    watched.driver.wait(LONG_WINDOW)
+    assert watched.found(listening=watched.driver.now)["silent-workers"].severity == "ok", "for long"
 
 
 def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
     """Ten were processed after the first heartbeat, and of one there was a start."""
     first, *beats = [heartbeat(at=2 + 2 * n, processed=count) for n, count in enumerate((0, 10, 10, 10))]
-    watched.story.tell(started("u0", at=1), first)
-    watched.story.now += 60
+    watched.driver.apply(started("u0", at=1), first)
+    watched.driver.now += 60
     watched.look()
-    watched.story.tell(*beats)
+    watched.driver.apply(*beats)
     found = watched.found()["missed-events"]
     message = "of 10 tasks processed in 60 s all but 10 (w@h) are counted"
     assert (found.severity, found.message) == ("warning", message)
@@ -205,7 +205,7 @@ def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
     watched.look()
     assert watched.found()["missed-events"].severity == "warning", "the window is longer"
     for _ in range(70):
-        watched.story.now += SHORT_STEP
+        watched.driver.now += SHORT_STEP
         watched.look()
     assert "missed-events" not in watched.found(), "it has processed nothing since"
 
@@ -213,7 +213,7 @@ def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
 def test_what_was_counted_as_other_for_want_of_room(watched):
     for number in range(MAX_EXCEPTIONS + 2):
         *begun, ended = life(number, failed)
-        watched.story.tell(*begun, {**ended, "exception": f"E{number}('')"})
+        watched.driver.apply(*begun, {**ended, "exception": f"E{number}('')"})
     found = watched.found()["series"]
     assert (found.severity, "2 times" in found.message) == ("warning", True)
 
@@ -222,7 +222,7 @@ def test_what_was_counted_as_other_for_want_of_room(watched):
     "around", [{"broker_up": False}, {"blocked": "low on memory"}, {"no_events": "kafka has no fan-out"}]
 )
 def test_while_no_event_can_come_only_queues_are_judged(watched, around):
-    watched.story.tell(heartbeat(), *life(1, failed))
+    watched.driver.apply(heartbeat(), *life(1, failed))
     long = {"queue_stats": {"q": QueueStats(1_001)}}
     assert {"failures", "queue-depth"} <= {each.check for each in run_checks(*watched.shown(**long))}
     checks = {each.check for each in run_checks(*watched.shown(**long, **around))}
@@ -230,44 +230,44 @@ def test_while_no_event_can_come_only_queues_are_judged(watched, around):
 
 
 def test_queues_without_consumers_are_an_alert_when_they_grow(watched):
-    watched.story.tell(heartbeat())
-    told = {"listened": 60.0, "roster_known": True}
+    watched.driver.apply(heartbeat())
+    told = {"listening": 60.0, "roster_known": True}
     for length, alert in ((5, ""), (5, ""), (6, "CeleryQueueWithoutConsumers")):
         queue_stats = {"q": QueueStats(length, consumers=0)}
         found = {each.check: each for each in run_checks(*watched.shown(queue_stats=queue_stats, **told))}
         assert found["unconsumed-messages"].alert == alert
-        watched.look(at=T0 + watched.story.now, queue_stats=queue_stats)
-        watched.story.now += SHORT_STEP
+        watched.look(at=T0 + watched.driver.now, queue_stats=queue_stats)
+        watched.driver.now += SHORT_STEP
 
 
 def test_a_single_failure_is_in_no_log(watched):
     """It is in the window for less time than the alert is pending, whenever the exporter looks."""
     for offset in (0, 20, 40, 59):
         watched, watch = Watched(), FindingNotifier()
-        watched.story.now += offset
-        watched.story.tell(*life(1, failed), *life(2))
+        watched.driver.now += offset
+        watched.driver.apply(*life(1, failed), *life(2))
         changes = []
         for _ in range(40):
             watched.look()
-            changes += watch.changes(watched.found().values(), watched.story.now)
-            watched.story.now += SHORT_STEP
+            changes += watch.changes(watched.found().values(), watched.driver.now)
+            watched.driver.now += SHORT_STEP
         assert [each.check for each in changes if each.severity != "ok"] == []
 
 
 def test_what_is_given_up_is_no_news_under_its_new_name():
     """Of two queues of a task one is idle: its failures go over to `other`."""
     watched = Watched(ClusterDriver(Limits(series_ttl=100)))
-    story = watched.story
+    driver = watched.driver
     for number in range(50):
         life_ = life(number, failed)
-        story.tell({**life_[0], "queue": "idle"}, *life_[1:])
-    story.wait(90)
+        driver.apply({**life_[0], "queue": "idle"}, *life_[1:])
+    driver.wait(90)
     for number in range(50, 70):
-        story.tell(*life(number))
-    watched = Watched(story)
-    story.wait(30)
-    story.tell(*life(99))
-    assert {key.task_name for key in story.ledger.snapshot()} == {"add", "other"}
+        driver.apply(*life(number))
+    watched = Watched(driver)
+    driver.wait(30)
+    driver.apply(*life(99))
+    assert {key.task_name for key in driver.ledger.snapshot()} == {"add", "other"}
     assert (watched.found()["failures"].severity, "0 of " in watched.found()["failures"].message) == (
         "ok",
         True,
@@ -276,11 +276,11 @@ def test_what_is_given_up_is_no_news_under_its_new_name():
 
 
 def test_what_a_worker_processed_before_it_was_seen_is_of_no_window(watched):
-    watched.story.tell(started("u0", at=1), heartbeat(at=2, processed=1_000_000))
-    watched.story.now += 60
+    watched.driver.apply(started("u0", at=1), heartbeat(at=2, processed=1_000_000))
+    watched.driver.now += 60
     watched.look()
     beats = [heartbeat(at=4 + 2 * n, processed=1_000_000 + count) for n, count in enumerate((10, 20, 20, 20))]
-    watched.story.tell(*beats)
+    watched.driver.apply(*beats)
     found = watched.found()["missed-events"]
     assert (found.severity, found.message.startswith("of 20 tasks ")) == ("warning", True)
 

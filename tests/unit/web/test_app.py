@@ -57,7 +57,7 @@ class Pages:
 
 
 def test_a_crowd_that_wants_the_same_waits_for_one_page_more():
-    async def story() -> None:
+    async def driver() -> None:
         pages = Pages()
         busy = []
         for _ in range(RENDERERS):
@@ -69,11 +69,11 @@ def test_a_crowd_that_wants_the_same_waits_for_one_page_more():
         assert await asyncio.gather(*busy) == [*range(1, RENDERERS + 1)]
         assert set(await asyncio.gather(*crowd)) == {RENDERERS + 1}
 
-    asyncio.run(story())
+    asyncio.run(driver())
 
 
 def test_nobody_gets_a_page_whose_snapshot_is_older_than_the_question():
-    async def story() -> None:
+    async def driver() -> None:
         pages = Pages()
         first = asyncio.create_task(pages.ask())
         assert await asyncio.to_thread(pages.begun.acquire, timeout=PATIENCE)
@@ -82,11 +82,11 @@ def test_nobody_gets_a_page_whose_snapshot_is_older_than_the_question():
         pages.go.set()
         assert (await first, await second) == (1, 2)
 
-    asyncio.run(story())
+    asyncio.run(driver())
 
 
 def test_scrapers_and_people_get_pages_of_their_own():
-    async def story() -> list[float]:
+    async def driver() -> list[float]:
         pages = Pages()
         pages.go.set()
         scrape = (b"x-prometheus-scrape-timeout-seconds", b"10")
@@ -98,4 +98,4 @@ def test_scrapers_and_people_get_pages_of_their_own():
         )
         return await asyncio.gather(*asked)
 
-    assert sorted(asyncio.run(story())) == [1, 2, 3, 4]
+    assert sorted(asyncio.run(driver())) == [1, 2, 3, 4]

@@ -18,8 +18,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from celery_exporter.core.aggregates import Aggregates
-from celery_exporter.core.cluster import Limits
 from celery_exporter.core.histogram import Histogram
+from celery_exporter.core.limits import Limits
 from celery_exporter.metrics.exposition.protobuf import PROTOBUF
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
@@ -168,7 +168,7 @@ def test_process_metrics_are_there_and_openmetrics_ends_with_eof():
 
 
 def moment(at):
-    return SimpleNamespace(exporter=SimpleNamespace(at=at, started=0.0), cells={})
+    return SimpleNamespace(exporter=SimpleNamespace(at=at, started=0.0), aggregates={})
 
 
 class Server:
@@ -220,20 +220,20 @@ def native_row(name):
 def test_invariant_6_what_is_folded_into_a_new_series_is_no_news():
     """A worker's sums move to one without a worker when it is forgotten; nothing happened then."""
     labels = ("queue_name", "worker")
-    story = ClusterDriver(Limits(worker_purge=60), labels=labels)
+    driver = ClusterDriver(Limits(worker_purge=60), labels=labels)
     rows = select(("native",), MetricOptions(task_labels=labels)).rows
     failures = [row for row in rows if row.name.startswith("celery_task_failures")]
-    server = Server(Exposition(failures), story.shown)
+    server = Server(Exposition(failures), driver.shown)
 
     def shown():
         return {line.partition("worker=")[2] for line in server.scrape() if not line.startswith("#")}
 
     shown(), shown(), shown()
-    story.tell(heartbeat(), received(), started(), failed())
-    story.wait(3)
+    driver.apply(heartbeat(), received(), started(), failed())
+    driver.wait(3)
     assert shown() == {'"w@h"} 0.0'}
     assert shown() == {'"w@h"} 1.0'}
-    story.wait(130)
+    driver.wait(130)
     assert shown() == {'""} 1.0'}
 
 
@@ -343,14 +343,14 @@ def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
 
 def test_invariant_8_buckets_are_those_the_ledger_counts_in():
     """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
-    story = ClusterDriver(ledger=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
+    driver = ClusterDriver(ledger=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
-        story.tell(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))
+        driver.apply(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))
     rows = select(("native",), MetricOptions(buckets=(0.5, 30.0), wait_buckets=(1.0, 7.5, 60.0))).rows
     samples = {
         (sample.name.removeprefix("celery_task_"), sample.labels["le"]): sample.value
-        for family in parse_text(Exposition(rows).render(story.shown()).decode())
+        for family in parse_text(Exposition(rows).render(driver.shown()).decode())
         for sample in family.samples
         if sample.name.endswith("_bucket")
     }

@@ -91,10 +91,10 @@ def test_a_stream_is_shown_as_by_the_package_but_for_what_became_better_since(ca
 def page(*events: dict, **shape) -> list[str]:
     """Return the lines of what was told."""
     selection = select(("danihodovic",), MetricOptions(**shape))
-    story = ClusterDriver(labels=selection.labels, clients=selection.clients)
-    story.tell(*events)
-    story.wait(3)  # for a task-sent that does not come
-    return Exposition(selection.rows).render(story.shown()).decode().splitlines()
+    driver = ClusterDriver(labels=selection.labels, clients=selection.clients)
+    driver.apply(*events)
+    driver.wait(3)  # for a task-sent that does not come
+    return Exposition(selection.rows).render(driver.shown()).decode().splitlines()
 
 
 def of(family: str, *events: dict, **shape) -> set[str]:
@@ -140,10 +140,10 @@ def test_no_client_is_remembered_where_all_are_called_the_same():
 
 
 def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_twice():
-    story = ClusterDriver(labels=("queue_name", "worker"), clients=True)  # as a state file brings it
-    story.tell(*LIVES)
+    driver = ClusterDriver(labels=("queue_name", "worker"), clients=True)  # as a state file brings it
+    driver.apply(*LIVES)
     rows = select(("danihodovic",), MetricOptions(generic_sent=True)).rows
-    text = Exposition(rows).render(story.shown()).decode()
+    text = Exposition(rows).render(driver.shown()).decode()
     assert 'celery_task_sent_total{hostname="generic",name="add",queue_name="q"} 2.0' in text
     assert "web-1" not in text
 

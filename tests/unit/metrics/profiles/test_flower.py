@@ -68,10 +68,10 @@ def test_a_stream_is_shown_as_by_flower_sample_by_sample(case):
 
 def times(*events: dict) -> list[float]:
     """Return the prefetch times that are shown after these events."""
-    story = ClusterDriver(labels=SELECTION.labels, clients=True)
-    story.tell(*events)
-    story.wait(3)
-    lines = Exposition(SELECTION.rows).render(story.shown(prefetched=True)).decode().splitlines()
+    driver = ClusterDriver(labels=SELECTION.labels, clients=True)
+    driver.apply(*events)
+    driver.wait(3)
+    lines = Exposition(SELECTION.rows).render(driver.shown(prefetched=True)).decode().splitlines()
     return [
         float(line.rpartition(" ")[2])
         for line in lines

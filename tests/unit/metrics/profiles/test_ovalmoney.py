@@ -29,10 +29,10 @@ ADD = 'name="add",namespace="celery"'
 def page(*events: dict) -> dict[str, float]:
     """Return the samples that are shown after these events."""
     ledger = Aggregates(SELECTION.runtime_bounds, SELECTION.wait_bounds, latency=SELECTION.latency)
-    story = ClusterDriver(labels=SELECTION.labels, ledger=ledger)
-    story.tell(*events)
-    story.wait(3)
-    lines = Exposition(SELECTION.rows).render(story.shown()).decode().splitlines()
+    driver = ClusterDriver(labels=SELECTION.labels, ledger=ledger)
+    driver.apply(*events)
+    driver.wait(3)
+    lines = Exposition(SELECTION.rows).render(driver.shown()).decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {series: float(value) for series, value in pairs}
 

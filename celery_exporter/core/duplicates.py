@@ -13,7 +13,8 @@ from itertools import takewhile
 from msgspec import Struct
 
 from celery_exporter.core.events import Event, exception_class, unregistered_name
-from celery_exporter.core.tasks import Delivery, Task
+from celery_exporter.core.task_history import Delivery
+from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import State
 
 #: Seconds, by the worker's clock, within which what it says twice is said of one execution, unless it has
@@ -21,38 +22,38 @@ from celery_exporter.core.types import State
 REPEAT_SECONDS = 1.0
 _TIME_LIMIT = "TimeLimitExceeded"
 #: Listening time for which an end is remembered: events that follow may wait for a `task-sent`.
-KEPT_SECONDS = 10.0
+RETENTION_SECONDS = 10.0
 #: Ends that are remembered at a time, of tasks that went on after them: at 400 bytes each, usually, 8 MB.
 MAX_ENDS = 20_000
 
 
-class End(Struct, frozen=True, gc=False, array_like=True):
+class ExecutionEnd(Struct, frozen=True, gc=False, array_like=True):
     """How a worker ended an execution, and when by its clock (epoch seconds)."""
 
     uuid: str
     worker: str
     state: State
     at: float
-    listened: float  # when it was noted
+    listening: float  # when it was noted
     runtime: float | None = None  # seconds, if that was told
     started: float | None = None  # when the execution was, if that is known
 
 
-class Ends:
+class RecentEnds:
     """What workers ended of late, of tasks that were not over by it or that began anew since."""
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[str, str], End] = {}  # by task and worker, in the order of `listened`
+        self._ends: dict[tuple[str, str], ExecutionEnd] = {}  # by task and worker, in the order of `listened`
 
-    def __iter__(self) -> Iterator[End]:
+    def __iter__(self) -> Iterator[ExecutionEnd]:
         """Yield what is remembered, the oldest first."""
         return iter(self._ends.values())
 
-    def since(self, listened: float) -> list[End]:
+    def since(self, listening: float) -> list[ExecutionEnd]:
         """Return what was noted at this listening time or later."""
-        return list(takewhile(lambda end: end.listened >= listened, reversed(self._ends.values())))[::-1]
+        return list(takewhile(lambda end: end.listening >= listening, reversed(self._ends.values())))[::-1]
 
-    def note(self, end: End) -> None:
+    def add(self, end: ExecutionEnd) -> None:
         """Remember that a worker ended an execution."""
         at = end.uuid, end.worker
         self._ends.pop(at, None)
@@ -60,40 +61,47 @@ class Ends:
         if len(self._ends) > MAX_ENDS:
             del self._ends[next(iter(self._ends))]
 
-    def note_finished(self, task: Task, listened: float) -> None:
+    def add_finished(self, task: Task, listening: float) -> None:
         """Remember how a finished task ended that goes on."""
-        if task.room.place is not None:
-            self.note(End(task.uuid, task.ended_by(), task.room.place, task.since, listened))
+        if task.bucket.effective_state is not None:
+            self.add(
+                ExecutionEnd(task.uuid, task.ended_by(), task.bucket.effective_state, task.since, listening)
+            )
 
-    def expire(self, listened: float) -> None:
+    def expire(self, listening: float) -> None:
         """Forget what is too long ago."""
-        old = takewhile(lambda each: each[1].listened < listened - KEPT_SECONDS, self._ends.items())
-        for key in [key for key, _ in old]:
-            del self._ends[key]
+        old = takewhile(lambda each: each[1].listening < listening - RETENTION_SECONDS, self._ends.items())
+        for label_set in [label_set for label_set, _ in old]:
+            del self._ends[label_set]
         if not self._ends:
             self._ends.clear()  # gives back what it took when it was full
 
     def is_repeated(self, task: Task, event: Event, state: State) -> bool:
         """Tell whether a worker says once more that an execution ended in this state."""
-        worker, room = event.hostname, task.room
-        is_over, is_last = room.state is None, task.ended_by() == worker
+        worker, bucket = event.hostname, task.bucket
+        is_over, is_last = bucket.state is None, task.ended_by() == worker
         end = self._ends.get((task.uuid, worker))
-        if is_over and is_last and room.place is not None and (end is None or end.at < task.since):
-            end = End(task.uuid, worker, room.place, task.since, task.heard)
-        held = task.held_in(worker, event.pid)
+        if (
+            is_over
+            and is_last
+            and bucket.effective_state is not None
+            and (end is None or end.at < task.since)
+        ):
+            end = ExecutionEnd(task.uuid, worker, bucket.effective_state, task.since, task.last_seen)
+        held = task.open_deliveries(worker, event.pid)
         if end is not None and end.state is state and _is_soon(end, event):
             return not any(_may_end(each, event, end) for each in held)
         if not is_last or held:
             return False
-        return not is_over or (room.place is state and not _may_lack_receipt(event))
+        return not is_over or (bucket.effective_state is state and not _may_lack_receipt(event))
 
 
-def _is_soon(end: End, event: Event) -> bool:
+def _is_soon(end: ExecutionEnd, event: Event) -> bool:
     is_other = None not in (end.runtime, event.runtime) and end.runtime != event.runtime
     return not is_other and 0 <= event.timestamp - end.at < REPEAT_SECONDS
 
 
-def _may_end(delivery: Delivery, event: Event, end: End) -> bool:
+def _may_end(delivery: Delivery, event: Event, end: ExecutionEnd) -> bool:
     """Tell whether the event may end this delivery, right after another one ended in the same state.
 
     A hard time limit is told twice. The second one is of another execution if the two began as far apart as

@@ -1,0 +1,185 @@
+"""What an event changes: the state of its task, and the sums.
+
+`Cluster` calls this with events that are in order; `task_lifecycle` puts them in order. Most tasks take the
+short way: their fields hold all that is known, and a row of `EFFECTS` says what the next usual event does.
+Everything else goes through the history of the task. See docs/explanation/adr/0002.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+
+from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.duplicates import ExecutionEnd, RecentEnds
+from celery_exporter.core.events import Event
+from celery_exporter.core.executions import ExecutionMatcher
+from celery_exporter.core.label_sets import LabelSets
+from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
+from celery_exporter.core.task_labels import TaskLabels
+from celery_exporter.core.tasks import Task, TaskTable
+from celery_exporter.core.transitions import EFFECTS, at_sent, epoch, usually_sent
+from celery_exporter.core.types import State, Timestamp
+from celery_exporter.core.workers import host
+
+#: Events that end an execution.
+FINAL_EVENTS = tuple(kind for kind in EFFECTS if kind not in {"task-received", "task-started"})
+# Looking up a member of an enum is slow.
+PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
+
+
+class TaskUpdates:
+    """Applies events to identified tasks, and counts them in the aggregates.
+
+    `reorder_window` is in seconds; `clients` says whether sendings are counted by the client's host.
+    """
+
+    def __init__(  # noqa: PLR0913  the parts of a cluster
+        self,
+        tasks: TaskTable,
+        aggregates: Aggregates,
+        label_sets: LabelSets,
+        labels: TaskLabels,
+        executions: ExecutionMatcher,
+        *,
+        reorder_window: float,
+        clients: bool,
+    ) -> None:
+        self.ends = RecentEnds()
+        #: Events that report an end that is counted already, by type.
+        self.repeated: Counter[str] = Counter(dict.fromkeys(FINAL_EVENTS, 0))
+        self._clients = clients
+        self._tasks = tasks
+        self._aggregates = aggregates
+        self._label_sets = label_sets
+        self._labels = labels
+        self._executions = executions
+        self._reorder_window = reorder_window
+
+    def record_sent(self, task: Task, event: Event, now: Timestamp) -> None:
+        """Count the sending of a task, or of a retry of it; the task keeps its state."""
+        label_set = task.label_set_of(event.retries) if task.expanded else task.bucket.group.label_set
+        if task.expanded or not usually_sent(task, event):
+            at_sent(task.expand(), event, partial(self._labels.at_worker, label_set), self._aggregates)
+            task.compact()
+        self._aggregates.count_transition(label_set, PENDING, min(event.timestamp, now.wall))
+        if self._clients:
+            self._aggregates.count_sender(label_set, host(event.hostname))
+        if event.expires is not None and (expires := epoch(event.expires)):
+            self._tasks.expires[task.uuid] = expires
+        if task.bucket.state is None and (event.retries or 0) >= MAX_ATTEMPTS:
+            # The id of a finished task was used again.
+            self.ends.add_finished(task, now.listening)
+            task.expand().ended_by = ""
+            group = self._tasks.group(task.label_set_of(event.retries))
+            self._tasks.move(task, group, PENDING, event.timestamp)
+        task.bucket.group.last_seen = now.listening
+        self._tasks.touch(task, now.listening)
+
+    def apply(self, task: Task, event: Event, now: Timestamp) -> list[Task] | None:
+        """Count what a worker did to a task, and put the task in the state that the event reports.
+
+        Return tombstones to remove, if there are too many.
+        """
+        effect = EFFECTS[event.type]
+        task.bucket.group.last_seen = now.listening
+        usual = effect.usual
+        if usual is None or task.expanded is not None or not usual[0](task, event):
+            if event.type in self.repeated and self.ends.is_repeated(task, event, effect.counts):
+                self.repeated[event.type] += 1
+                return None
+            surplus = self._apply_to_history(task.expand(), task, event, now)
+            task.compact()
+            return surplus
+        label_set = task.bucket.group.label_set
+        if self._label_sets.by_worker:
+            label_set = self._labels.at_worker(label_set, event.hostname)
+        usual[1](task, event, label_set, self._aggregates)
+        at = event.timestamp
+        self._aggregates.count_transition(label_set, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
+        task.last_seen = now.listening
+        if effect.lands is None:
+            return self._tasks.finish(task, task.bucket.group, effect.counts, at)
+        self._tasks.move(task, task.bucket.group, effect.lands, at)
+        return None
+
+    def reopen(self, task: Task, event: Event, now: Timestamp, ended_by: str) -> list[Task] | None:
+        """Apply a receipt that came before the end of another delivery, which was applied before it."""
+        if task.bucket.state is None:
+            self.ends.add_finished(task, now.listening)
+            self._tasks.move(task, task.bucket.group, PENDING, task.since)
+        surplus = self.apply(task, event, now)
+        task.expand().ended_by = ended_by
+        return surplus
+
+    def _apply_to_history(
+        self, history: TaskHistory, task: Task, event: Event, now: Timestamp
+    ) -> list[Task] | None:
+        """Do the same as `apply` where the fields of the task cannot hold what is known of it."""
+        effect = EFFECTS[event.type]
+        is_open = task.bucket.state is not None
+        if not is_open:
+            self.ends.add_finished(task, now.listening)
+        delivery = effect.find(history, event)
+        if event.type in self.repeated:
+            self._add_end(event, delivery, effect.counts, now)
+        attempt = event.retries if delivery is None else delivery.attempt
+        group_label_set = task.label_set_of(attempt)
+        label_set = self._labels.at_worker(group_label_set, event.hostname)
+        is_successor = self._executions.is_successor(history, task, event)
+        is_newest = effect.measure(history, event, delivery, label_set, self._aggregates)
+        self._aggregates.count_transition(label_set, effect.counts, min(event.timestamp, now.wall))
+        lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
+        if not is_newest or not (is_open or is_successor or self._reopens(task, event, now)):
+            self._tasks.touch(task, now.listening)
+            if is_open and lands is None and not history.is_superseded(attempt or 0):
+                history.ended_by = event.hostname  # over when its later deliveries are
+            return None
+        task.last_seen = now.listening
+        group = self._tasks.group(group_label_set) if history.generations else task.bucket.group
+        landing = _landing(history, event, lands)
+        if landing is not None:
+            self._tasks.move(task, group, landing, event.timestamp)
+            return None
+        surplus = self._tasks.finish(task, group, effect.counts, event.timestamp)
+        if attempt is not None:
+            self._begin_successor(history, task, attempt)
+        return surplus
+
+    def _add_end(self, event: Event, delivery: Delivery | None, state: State, now: Timestamp) -> None:
+        """Remember an end, which may be reported once more."""
+        started = delivery.started if delivery else None
+        uuid, worker = event.uuid or "", event.hostname
+        self.ends.add(
+            ExecutionEnd(uuid, worker, state, event.timestamp, now.listening, event.runtime, started)
+        )
+
+    def _begin_successor(self, history: TaskHistory, task: Task, attempt: int) -> None:
+        """Put a task in PENDING whose attempt is over, if its id was sent for other work meanwhile."""
+        successor = history.next_sent(attempt)
+        if successor is not None and generation_of(successor) > generation_of(attempt):
+            history.ended_by = ""
+            group = self._tasks.group(task.label_set_of(successor))
+            self._tasks.move(task, group, PENDING, history.sent[successor])
+
+    def _reopens(self, task: Task, event: Event, now: Timestamp) -> bool:
+        """Return whether a finished task was received anew; if not, the event is a late one.
+
+        Anew is later by the clock of the worker that ended it, or later than the reorder window by ours.
+        """
+        if task.bucket.effective_state is None:  # it ended without an event
+            return event.type in {"task-received", "task-started"}
+        if event.type != "task-received":
+            return False
+        is_later = task.history().ended_by == event.hostname and event.timestamp > task.since
+        return is_later or now.listening - task.last_seen > self._reorder_window
+
+
+def _landing(history: TaskHistory, event: Event, state: State | None) -> State | None:
+    """Return the state of a task after an event of its newest delivery; another delivery may be over."""
+    if state is RECEIVED:
+        history.ended_by = ""
+    if state is None or (history.ended_by and state is not STARTED):
+        history.ended_by = event.hostname
+        return None
+    return state

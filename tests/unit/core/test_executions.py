@@ -1,0 +1,762 @@
+"""One uuid, several executions: `Task.replace`, ids that are used again, ends that are reported twice."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import partial
+
+import pytest
+
+from celery_exporter.core.limits import Limits
+from celery_exporter.core.reconcile import GOODBYE_SECONDS, Reconciler
+from celery_exporter.core.worker_registry import ANSWER_SECONDS
+from celery_exporter.core.workers import WorkerInfo
+from unit.persistence.test_state import restarted
+
+from .cluster_driver import (
+    ClusterDriver,
+    failed,
+    heartbeat,
+    received,
+    rejected,
+    retried,
+    sent,
+    started,
+    succeeded,
+    task_event,
+)
+
+LIMIT = {"exception": "TimeLimitExceeded(3600)"}
+A, B = {"host": "a@h", "pid": 7}, {"host": "b@h", "pid": 8}
+
+
+def interleavings(*senders: list[dict], most: int = 200) -> list[list[dict]]:
+    """Return orders in which events may come that keep each sender's own order."""
+    turns = [number for number, events in enumerate(senders) for _ in events]
+    chosen = random.Random(1)
+    orders = {tuple(chosen.sample(turns, len(turns))) for _ in range(10 * most)}
+    found = []
+    for order in sorted(orders)[:most]:
+        left = [iter(events) for events in senders]
+        found.append([next(left[number]) for number in order])
+    return found
+
+
+def replaced(first: str = "fetch", then: str = "process", *, sends: bool = True) -> tuple[list[dict], ...]:
+    """Return what client, pool process and two workers say of a task that replaces itself."""
+    return (
+        [sent(at=0, name=first)],
+        [sent(at=2, name=then, queue="other")] if sends else [],
+        [received(at=1, name=first, **A), started(at=1.5, **A)],
+        [received(at=3, name=then, **B), started(at=4, **B), succeeded(at=6, runtime=2.0, **B)],
+    )
+
+
+def by_name(driver: ClusterDriver) -> dict[tuple[str, str], int]:
+    found: Counter[tuple[str, str]] = Counter()
+    for (name, _, state), count in driver.counts().items():
+        found[name, state] += count
+    return dict(found)
+
+
+RUN = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("order", interleavings(*replaced()))
+def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
+    driver = ClusterDriver()
+    if registered:
+        names = ("fetch", "process")
+        profiles = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(registered=names)}
+        driver.cluster.record_inspection(profiles, driver.moment())
+    for event in order:
+        driver.apply(event)
+        driver.wait(0.2)
+    driver.wait(5)
+    assert driver.counts() == {
+        **{("fetch", "q", state): 1 for state in RUN[:3]},
+        **{("process", "other", state): 1 for state in RUN},
+    }
+    assert driver.gauges() == {}
+    assert sum(aggregate.redeliveries for aggregate in driver.ledger.snapshot().values()) == 0
+    assert driver.aggregate("fetch").queue_wait.total == pytest.approx(1.5)
+    assert driver.aggregate("process", "other").queue_wait.total == pytest.approx(2)
+
+
+@pytest.mark.parametrize("ahead", [0, 300, -300])
+@pytest.mark.parametrize("order", interleavings(*replaced()[1:]))
+def test_a_replaced_task_is_two_executions_when_only_workers_publish_task_sent(order, ahead):
+    """Which of two workers is heard first is chance; heartbeats tell how far a clock is ahead."""
+    driver, names = ClusterDriver(), ("fetch", "process")
+    driver.apply(heartbeat("a@h", at=driver.now), heartbeat("b@h", at=driver.now + ahead))
+    profiles = {worker: WorkerInfo(queues=("q", "other"), registered=names) for worker in ("a@h", "b@h")}
+    driver.cluster.record_inspection(profiles, driver.moment())
+    for event in order:
+        skew = ahead if event["hostname"] == "b@h" else 0
+        driver.apply(event | {"timestamp": event["timestamp"] + skew})
+        driver.wait(0.001)
+    driver.wait(5)
+    assert by_name(driver) == {
+        **{("fetch", state): 1 for state in RUN[1:3]},
+        **{("process", state): 1 for state in RUN},
+    }
+    assert driver.gauges() == {}
+    assert sum(aggregate.redeliveries for aggregate in driver.ledger.snapshot().values()) == 0
+
+
+def told_apart() -> list[list[dict]]:
+    """Return orders in which a successor of the same name is told from its predecessor.
+
+    Where its receipt comes before its sending and before the receipt of that one, nothing tells them apart.
+    """
+    first, *others = replaced(then="fetch")
+    orders = []
+    for order in interleavings(*others):
+        senders = [(event["type"], event["hostname"]) for event in order]
+        earlier = min(senders.index(("task-sent", "client@h")), senders.index(("task-received", "a@h")))
+        if senders.index(("task-received", "b@h")) > earlier:
+            orders.append([*first, *order])
+    return orders
+
+
+@pytest.mark.parametrize("order", told_apart())
+def test_a_task_that_is_replaced_by_one_of_its_name_is_two_executions_in_any_order(order):
+    driver = ClusterDriver()
+    for event in order:
+        driver.apply(event)
+        driver.wait(0.1)
+    driver.wait(5)
+    assert by_name(driver) == {("fetch", state): 1 + (state != "SUCCESS") for state in RUN}
+    assert driver.gauges() == {}
+    assert sum(aggregate.redeliveries for aggregate in driver.ledger.snapshot().values()) == 0
+
+
+@pytest.mark.parametrize("order", interleavings(*replaced(sends=False)))
+def test_a_replaced_task_is_two_executions_when_only_clients_publish_task_sent(order):
+    driver = ClusterDriver()
+    names = ("fetch", "process")
+    profiles = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(queues=("other",), registered=names)}
+    driver.cluster.record_inspection(profiles, driver.moment())
+    for event in order:
+        driver.apply(event)
+        driver.wait(0.2)
+    driver.wait(5)
+    assert by_name(driver) == {
+        **{("fetch", state): 1 for state in RUN[:3]},
+        **{("process", state): 1 for state in RUN[1:]},
+    }
+    assert ("process", "other", "SUCCESS") in driver.counts()
+    assert driver.gauges() == {}
+
+
+def test_the_successor_of_a_task_waits_in_its_own_queue_and_from_its_own_eta():
+    driver = ClusterDriver()
+    driver.apply(sent(name="fetch"), received(name="fetch"), started())
+    driver.apply(sent(at=1, name="process", queue="other", eta="2023-11-14T22:13:50+00:00"))  # T0 + 30 s
+    driver.apply(received(at=2, name="process", eta="2023-11-14T22:13:50+00:00", **B), started(at=31, **B))
+    assert driver.aggregate("process", "other").queue_wait.total == pytest.approx(1)
+    assert driver.aggregate("process", "other").prefetch_wait.total == pytest.approx(1)
+    assert driver.gauges() == {"STARTED": 1}
+
+
+def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_run_times():
+    driver = ClusterDriver()
+    driver.apply(sent(name="parent"), received(name="parent"), started(at=1))
+    driver.apply(sent(at=2, name="child"), received(at=3, name="child"), started(at=4))
+    driver.apply(succeeded(at=5, runtime=1.0), succeeded(at=9, runtime=8.0))
+    assert by_name(driver)["child", "SUCCESS"] == by_name(driver)["parent", "SUCCESS"] == 1
+    runtimes = {
+        name: next(iter(driver.aggregate(name).runtime.values())).total for name in ("parent", "child")
+    }
+    assert runtimes == {"parent": 8.0, "child": 1.0}
+    assert driver.gauges() == {}
+
+
+@pytest.mark.parametrize("started_last", [1.05, 1.3])
+@pytest.mark.parametrize("first", ["child", "parent"])
+def test_ends_that_fit_two_executions_are_of_the_one_whose_run_time_they_fit_better(first, started_last):
+    driver = ClusterDriver()
+    driver.apply(sent(name="parent"), received(name="parent"), started(at=1))
+    driver.apply(sent(at=1.01, name="child"), received(at=1.02, name="child"), started(at=started_last))
+    ends = {
+        "child": succeeded(at=started_last + 0.41, runtime=0.4),
+        "parent": succeeded(at=1.61, runtime=0.6),
+    }
+    driver.apply(ends.pop(first), *ends.values())
+    runtimes = {
+        name: next(iter(driver.aggregate(name).runtime.values())).total for name in ("parent", "child")
+    }
+    assert (runtimes, driver.gauges()) == ({"parent": 0.6, "child": 0.4}, {})
+
+
+def test_a_task_whose_id_waits_again_when_it_ends_is_pending_and_then_done():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(), started(), sent(at=1, queue="other"), succeeded(at=2, runtime=1.8))
+    assert [(group.label_set.queue_name, group.state.name) for group in groups(driver)] == [
+        ("other", "PENDING")
+    ]
+    driver.apply(received(at=3), started(at=4), succeeded(at=5))
+    assert by_name(driver) == {("add", state): 2 for state in RUN}
+    assert driver.gauges() == {}
+
+
+@pytest.mark.parametrize("pause", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_fixed_id_that_is_sent_again_and_again_is_a_new_task_each_time(pause, late):
+    driver = ClusterDriver()
+    for number in range(5):
+        at = 10.0 * number
+        first, second = sent(at=at), received(at=at + 1, **A)
+        driver.apply(*((second, first) if late else (first, second)))
+        driver.wait(0.1)
+        driver.apply(started(at=at + 2, **A), succeeded(at=at + 3, runtime=1.0, **A))
+        driver.wait(pause)
+    driver.wait(5)
+    assert driver.counts() == {("add", "q", state): 5 for state in RUN}
+    assert driver.gauges() == {}
+    assert driver.aggregate().redeliveries == 0
+    assert driver.aggregate().queue_wait.total == pytest.approx(10)
+
+
+def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_the_order_of_their_sending():
+    driver = ClusterDriver()
+    driver.apply(sent(), sent(at=5), received(at=6, **A), started(at=7, **A), received(at=8, **B))
+    driver.wait(2.5)
+    driver.apply(succeeded(at=9, runtime=2.0, **A))
+    assert driver.gauges() == {"RECEIVED": 1}
+    driver.apply(started(at=10, **B), succeeded(at=11, **B))
+    assert driver.gauges() == {}
+    assert driver.aggregate().redeliveries == 0
+    assert driver.aggregate().queue_wait.total == pytest.approx(7 + 5)
+
+
+def groups(driver: ClusterDriver) -> list:
+    return [group for group in driver.cluster.tasks.in_states() if group.count]
+
+
+# -- ends that are reported twice ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "end", [succeeded, failed, rejected, lambda at, **more: task_event("revoked", at=at, **more)]
+)
+def test_an_end_that_is_reported_twice_is_counted_once(end):
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), end(at=5, **A), end(at=5.03, **A))
+    assert sum(driver.by_state().values()) == 4
+    assert driver.cluster.repeated.total() == 1
+    assert driver.gauges() == {}
+
+
+def test_an_end_that_is_reported_twice_is_counted_once_where_two_workers_had_the_task():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **B), started(at=10, **B))
+    driver.wait(2.5)
+    driver.apply(failed(at=11, **A), failed(at=12, **B), failed(at=12.03, **B))
+    assert driver.by_state()["FAILURE"] == 2
+    assert driver.aggregate().exceptions == {"ValueError": 2}
+    assert driver.gauges() == {}
+
+
+def test_a_retry_that_is_reported_twice_is_counted_once_and_a_second_one_is_not():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), retried(at=2, **A), retried(at=2.03, **A))
+    assert (driver.by_state()["RETRY"], driver.cluster.repeated["task-retried"]) == (1, 1)
+    driver.apply(
+        sent(at=2, retries=1), received(at=2.1, retries=1, **A), started(at=2.2, **A), retried(at=2.3, **A)
+    )
+    assert (driver.by_state()["RETRY"], driver.cluster.repeated["task-retried"]) == (2, 1)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
+@pytest.mark.parametrize("other", [A, B], ids=["there", "elsewhere"])
+@pytest.mark.parametrize(
+    "end", [succeeded, failed, lambda at, **more: task_event("rejected", at=at, requeue=False, **more)]
+)
+def test_an_end_that_is_reported_twice_while_another_delivery_waits_to_be_started(end, other, apart):
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **other))
+    driver.wait(2.5)
+    driver.apply(end(at=11, **A), end(at=11 + apart, **A))
+    assert (driver.cluster.repeated.total(), driver.gauges()) == (1, {"RECEIVED": 1})
+    driver.apply(started(at=12, **other), end(at=13, **other), end(at=13 + apart, **other))
+    assert (driver.cluster.repeated.total(), driver.gauges()) == (2, {})
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
+@pytest.mark.parametrize("other", [A, B], ids=["there", "elsewhere"])
+def test_a_retry_that_is_reported_twice_while_the_next_attempt_is_received(other, apart):
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), sent(at=2, retries=1), retried(at=2, **A))
+    driver.apply(received(at=2.01, retries=1, **other), retried(at=2 + apart, **A))
+    assert (driver.by_state()["RETRY"], driver.gauges()) == (1, {"RECEIVED": 1})
+    driver.apply(started(at=2.02, **other), retried(at=2.03, **other))
+    assert (driver.by_state()["RETRY"], driver.gauges()) == (2, {"RETRY": 1})
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
+def test_an_end_that_is_reported_twice_after_its_id_was_sent_again(apart):
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), failed(at=2, **A))
+    driver.apply(sent(at=2.01, **HERE), failed(at=2 + apart, **A))
+    assert (driver.by_state()["FAILURE"], driver.gauges()) == (1, {"PENDING": 1})
+    driver.apply(received(at=3, **A), failed(at=2.95, **A))
+    assert (driver.by_state()["FAILURE"], driver.gauges()) == (1, {"RECEIVED": 1})
+    driver.apply(started(at=3.1, **A), failed(at=3.2, **A))
+    assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
+
+
+def test_two_deliveries_that_one_process_starts_and_ends_within_a_moment_are_two():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **A))
+    driver.wait(2.5)
+    driver.apply(started(at=9.1, **A), failed(at=9.2, **A), failed(at=9.23, **A), failed(at=9.26, **A))
+    assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
+
+
+@pytest.mark.parametrize("other", ["add", "mul"])
+@pytest.mark.parametrize("end", [failed, retried, partial(rejected, requeue=True)])
+def test_an_id_that_is_sent_twice_and_runs_twice_at_once_ends_twice(end, other):
+    driver = ClusterDriver()
+    driver.apply(sent(), sent(at=0.05, name=other), received(at=0.1, **A), received(at=0.12, name=other, **A))
+    driver.wait(2.5)
+    driver.apply(started(at=0.2, **A), started(at=0.21, **A), end(at=1, **A), end(at=1.02, **A))
+    assert (sum(driver.counts().values()), driver.cluster.repeated.total()) == (8, 0)
+
+
+@pytest.mark.parametrize("second", [0.5, 3600])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_time_limit_that_is_told_twice_while_a_redelivery_runs_is_one_failure(second, waits):
+    """A run that is longer than Redis' visibility timeout; its time limit may be that, too."""
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), received(at=3600, **A))
+    driver.wait(0.5 if waits else 2.5)
+    ends = [failed(at=3600 + second, **LIMIT, **A), failed(at=3600.03 + second, **LIMIT, **A)]
+    driver.apply(*ends, started(at=3600.6, **A)) if waits else driver.apply(started(at=3600.1, **A), *ends)
+    driver.wait(2.5)
+    driver.apply(succeeded(at=9000, **A))
+    assert (driver.by_state()["FAILURE"], driver.by_state()["SUCCESS"], driver.gauges()) == (1, 1, {})
+
+
+def test_two_runs_of_one_id_that_reach_their_time_limit_together_are_two_failures():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), received(at=0.2, **A))
+    driver.wait(2.5)
+    driver.apply(started(at=1, **A), started(at=1.1, **A))
+    driver.apply(*(failed(at=10 + at, **LIMIT, **A) for at in (0, 0.03, 0.1, 0.13)))
+    assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
+
+
+def test_deliveries_that_one_process_revokes_within_a_moment_are_several():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), received(at=1, **A))
+    driver.wait(2.5)
+    driver.apply(*(task_event("revoked", at=3 + n / 100, **A) for n in range(3)))
+    assert (driver.by_state()["REVOKED"], driver.gauges()) == (2, {})
+
+
+def test_another_worker_that_ends_a_finished_task_is_counted():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), failed(at=2, **A), failed(at=2.1, **B))
+    driver.apply(failed(at=2.13, **B), failed(at=2.14, **A))
+    assert driver.by_state()["FAILURE"] == 2
+
+
+# -- attempts --------------------------------------------------------------------------------------------
+
+
+def test_a_retry_by_a_worker_that_publishes_no_task_sent_does_not_stay_started():
+    """The next attempt is received before the end of the last one is told: a process was free."""
+    driver = ClusterDriver()
+    driver.apply(
+        sent(), received(**A), started(at=1, **A), received(at=2, retries=1, **A), retried(at=2, **A)
+    )
+    assert driver.gauges() == {"RETRY": 1}
+    driver.apply(started(at=3, **A), succeeded(at=4, runtime=1.0, **A))
+    assert driver.gauges() == {"RETRY": 1}
+    driver.wait(2.5)
+    assert driver.gauges() == {}
+    assert driver.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_a_retry_whose_task_received_was_lost_waits_from_its_own_sending():
+    driver = ClusterDriver()
+    driver.apply(sent(), started(at=1), sent(at=60, retries=1), retried(at=60), started(at=62), failed(at=63))
+    assert driver.aggregate().queue_wait.total == pytest.approx(1 + 2)
+    assert driver.gauges() == {}
+
+
+def test_a_retry_whose_task_received_was_lost_has_no_wait_where_nobody_told_of_its_sending():
+    driver = ClusterDriver()
+    driver.apply(sent(), started(at=1), retried(at=60), started(at=62), failed(at=63))
+    assert driver.aggregate().queue_wait.total == pytest.approx(1)
+
+
+@pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
+def test_a_redelivered_task_with_an_eta_waits_from_its_eta(by):
+    eta = "2023-11-14T22:14:20+00:00"  # T0 + 60 s
+    driver = ClusterDriver()
+    driver.apply(
+        sent(eta=eta), received(at=1, eta=eta, **A), received(at=10, eta=eta, **by), started(at=61, **by)
+    )
+    driver.wait(2.5)
+    assert driver.aggregate().redeliveries == 1
+    assert driver.aggregate().queue_wait.total == pytest.approx(1)
+
+
+def test_a_late_sending_opens_no_task_that_ended_while_it_was_waited_for():
+    """By the clock of the worker that sent it, it is later than the end on another one."""
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), retried(at=2, **A))
+    driver.apply(received(at=3, retries=1, **B))
+    driver.wait(1.9)
+    driver.apply(started(at=4.8, **B), succeeded(at=4.9, **B))
+    driver.wait(0.5)
+    assert driver.gauges() == {}
+    driver.wait(0.5)
+    driver.apply(sent(at=302, retries=1, hostname="a@h"))
+    assert (driver.gauges(), driver.by_state()["PENDING"]) == ({}, 2)
+
+
+ETA = "2023-11-14T22:14:20+00:00"  # T0 + 60 s
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("goodbye", [True, False])
+@pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
+def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, goodbye, saved):
+    driver = ClusterDriver()
+    driver.apply(heartbeat("a@h", pid=7), sent(eta=ETA), received(at=1, eta=ETA, **A))
+    if goodbye:
+        leave(driver, A)
+        assert driver.gauges() == {"PENDING": 1}
+    driver = restarted(driver) if saved else driver
+    driver.apply(received(at=100, eta=ETA, **by), started(at=101, **by))
+    driver.wait(2.5)
+    assert (driver.aggregate().redeliveries, driver.aggregate().queue_wait.total) == (1, pytest.approx(41))
+
+
+def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redelivery():
+    driver = ClusterDriver()
+    driver.apply(sent(eta=ETA), received(at=1, eta=ETA, **A), started(at=62, **A))
+    driver.apply(received(at=100, eta=ETA, **B), started(at=103, **B))
+    driver.wait(2.5)
+    assert (driver.aggregate().redeliveries, driver.aggregate().queue_wait.total) == (1, pytest.approx(2 + 3))
+
+
+def leave(driver: ClusterDriver, worker: dict) -> None:
+    """Let a worker say goodbye, and what it had received go back."""
+    driver.apply(heartbeat(worker["host"], kind="offline", pid=worker["pid"], at=driver.now))
+    driver.wait(GOODBYE_SECONDS)
+    for _ in Reconciler(driver.cluster, drops_expired=False).reconcile(driver.moment()):
+        pass
+
+
+def test_a_task_that_two_workers_received_is_with_the_other_one_when_one_leaves():
+    driver = ClusterDriver()
+    driver.apply(sent(eta=ETA), received(at=1, eta=ETA, **A), received(at=30, eta=ETA, **B))
+    driver.wait(2.5)
+    leave(driver, B)
+    driver.apply(started(at=61, **A))
+    assert driver.gauges() == {"STARTED": 1}
+    driver.apply(succeeded(at=62, **A))
+    assert driver.gauges() == {}
+
+
+@pytest.mark.parametrize("eta", [None, ETA])
+def test_a_task_that_was_given_back_costs_no_more_than_another_one(eta):
+    driver = ClusterDriver()
+    driver.apply(sent(eta=eta))
+    for number, worker in enumerate((A, B, A, B)):
+        driver.apply(received(at=1 + number, eta=eta, **worker))
+        driver.wait(2.5)
+        leave(driver, worker)
+        assert driver.cluster.tasks.get("u1").expanded is None
+    driver.apply(received(at=9, eta=eta, **A), started(at=61, **A))
+    driver.wait(2.5)
+    assert (driver.cluster.tasks.get("u1").expanded, driver.gauges()) == (None, {"STARTED": 1})
+
+
+def test_a_receipt_is_older_than_another_worker_s_only_if_their_clocks_are_known():
+    driver = ClusterDriver()
+    driver.apply(received(at=100, name="fetch", **A), started(at=100.1, **A))
+    driver.wait(5)
+    driver.apply(received(at=95, name="process", **B), started(at=95.1, **B), succeeded(at=96, **B))
+    driver.wait(5)
+    assert driver.gauges() == {}
+
+
+# -- shadows -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("registered", [("add",), None])
+@pytest.mark.parametrize("sent_after", range(4))
+def test_a_task_that_is_received_under_its_shadow_is_one_execution_under_its_own_name(sent_after, registered):
+    life = [received(at=0.01, name="shadow"), started(at=0.02), succeeded(at=0.03)]
+    life.insert(sent_after, sent(at=0))
+    driver = ClusterDriver()
+    driver.apply(heartbeat())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(registered=registered)}, driver.moment())
+    for event in life:
+        driver.apply(event)
+    driver.wait(5)
+    assert driver.counts() == {("add", "q", state): 1 for state in RUN}
+    assert driver.gauges() == {}
+
+
+# -- restarts of the exporter ------------------------------------------------------------------------------
+
+
+def test_generations_outlast_a_restart_of_the_exporter():
+    driver = ClusterDriver()
+    driver.apply(sent(name="fetch"), received(name="fetch"), started(at=1), sent(at=2, name="process"))
+    driver = restarted(driver)
+    driver.apply(received(at=3, name="process"), started(at=4), succeeded(at=5, runtime=1.0))
+    assert by_name(driver)["process", "SUCCESS"] == 1
+    assert driver.gauges() == {}
+    assert driver.aggregate("process").redeliveries == 0
+
+
+def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), failed(at=5, **A))
+    driver = restarted(driver)
+    driver.apply(failed(at=5.03, **A))
+    assert driver.by_state()["FAILURE"] == 1
+
+
+# -- in the course of time ---------------------------------------------------------------------------------
+
+
+def told_in_time(
+    *events: dict, queues: tuple[str, ...] = ("q",), names: tuple[str, ...] = ("add", "mul")
+) -> ClusterDriver:
+    """Return a story whose workers answered what they know, and that heard each event when it happened."""
+    driver = ClusterDriver()
+    for worker in ("w@h", "v@h"):
+        driver.apply(heartbeat(worker, at=100))
+        driver.cluster.record_inspection(
+            {worker: WorkerInfo(queues=queues, registered=names)}, driver.moment()
+        )
+    for event in events:
+        driver.wait(max(0.0, event["timestamp"] - driver.epoch - driver.now + 100))
+        driver.apply(event)
+    driver.wait(5)
+    return driver
+
+
+V = {"host": "v@h"}
+HERE = {"hostname": "w@h"}
+
+
+@pytest.mark.parametrize("pause", [0.1, 3.0])
+def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
+    tale = [
+        *(sent(), received(), started(), sent(retries=1, **HERE), retried(), received(retries=1)),
+        *(started(), sent(**HERE), received(**V), started(**V), succeeded(**V)),
+    ]
+    for number, event in enumerate(tale):
+        event["timestamp"] += number * pause
+    driver = told_in_time(*tale)
+    assert (driver.gauges(), driver.aggregate().redeliveries) == ({}, 0)
+    assert driver.by_state()["SUCCESS"] == 1
+    assert driver.by_state()["STARTED"] == 3
+
+
+def test_an_end_that_is_reported_twice_is_counted_once_while_another_worker_has_the_task():
+    """After a visibility timeout, and a hard time limit of Celery 5.7."""
+    driver = ClusterDriver()
+    driver.apply(sent(), received(at=0.1, **A), started(at=0.2, **A))
+    driver.wait(5)
+    driver.apply(received(at=5.5, **B))
+    driver.wait(3)
+    driver.apply(failed(at=9, **A), failed(at=9.03, **A))
+    assert (driver.by_state()["FAILURE"], driver.gauges()) == (1, {"RECEIVED": 1})
+    driver.apply(started(at=10, **B), succeeded(at=11, **B))
+    assert (driver.by_state()["SUCCESS"], driver.gauges()) == (1, {})
+
+
+def test_a_retry_that_is_reported_twice_leaves_the_next_attempt_where_it_is():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(**A), sent(at=0.3, retries=1, hostname="a@h"))
+    driver.apply(retried(at=0.31, **A), received(at=0.4, retries=1, **B), retried(at=0.34, **A))
+    assert driver.gauges() == {"RECEIVED": 1}
+
+
+@pytest.mark.parametrize("ahead", [0.0, 0.3, 300.0, -300.0])
+@pytest.mark.parametrize("worker", [A, B])
+def test_a_replaced_task_is_two_executions_whatever_the_clock_of_the_client_says(ahead, worker):
+    client, pool, first, then = replaced()
+    client[0]["timestamp"] += ahead
+    then = [{**event, "hostname": worker["host"], "pid": worker["pid"]} for event in then]
+    driver = ClusterDriver()
+    driver.apply(heartbeat("a@h", pid=7), heartbeat("b@h", pid=8))
+    driver.apply(*client, *first, *pool, *then)
+    driver.wait(3)
+    assert driver.gauges() == {}
+    assert by_name(driver) == {
+        **{("fetch", state): 1 for state in RUN[:3]},
+        **{("process", state): 1 for state in RUN},
+    }
+
+
+@pytest.mark.parametrize("late", [0.0, 0.015, 420.0, -420.0], ids=["exact", "preempted", "ahead", "behind"])
+@pytest.mark.parametrize("second", [A, B], ids=["one worker", "two workers"])
+def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(second, late):
+    """A client that is not run for a while writes `task-sent` when the task is at its retry already."""
+    first = [received(at=1.001, **A), started(at=1.002, **A), retried(at=1.011, **A)]
+    then = [received(at=1.02, retries=1, **second), started(at=1.021, **second), succeeded(at=1.03, **second)]
+    sends = [sent(at=1 + late)], [sent(at=1.01, retries=1, hostname="a@h")]
+    told = [first + then] if second is A else [first, then]
+    for order in interleavings(*sends, *told, most=400):
+        driver = ClusterDriver()
+        driver.apply(*order)
+        driver.wait(3)
+        aggregate = driver.aggregate()
+        waits = sum(aggregate.queue_wait.counts), sum(aggregate.prefetch_wait.counts)
+        assert (driver.gauges(), aggregate.redeliveries, waits) == ({}, 0, (2, 2)), order
+        assert driver.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_what_comes_late_of_an_older_attempt_opens_no_finished_task():
+    """Only clients publish task-sent; the events of one worker are late."""
+    late = {"host": "b@h", "pid": 8}
+    driver = ClusterDriver()
+    driver.apply(heartbeat("a@h", pid=7), heartbeat("b@h", pid=8), sent(at=0))
+    driver.apply(received(at=3, retries=1, **A), started(at=3.1, **A), succeeded(at=3.2, **A))
+    driver.apply(received(at=0.1, **late), started(at=0.2, **late), retried(at=0.3, **late))
+    driver.wait(5)
+    assert driver.gauges() == {}
+    assert driver.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_the_retry_of_a_successor_is_sent_to_the_queue_that_its_task_sent_names():
+    driver = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, **HERE), received(at=0.4), started(at=0.5)),
+        *(sent(at=0.6, retries=1, **HERE), retried(at=0.61), received(at=0.7, retries=1), started(at=0.8)),
+        succeeded(at=0.9),
+        queues=("q", "r"),
+    )
+    assert {queue for _, queue, _ in driver.counts()} == {"q"}
+    assert driver.gauges() == {}
+
+
+def test_the_retry_of_a_successor_that_nobody_was_heard_to_send_is_in_the_queue_of_the_successor():
+    driver = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), succeeded(at=0.3), sent(at=0.6), received(at=0.7)),
+        *(started(at=0.8), retried(at=0.9), received(at=1, retries=1), started(at=1.1), succeeded(at=1.2)),
+        queues=("q", "r"),
+    )
+    assert {queue for _, queue, _ in driver.counts()} == {"q"}
+    assert driver.by_state()["SUCCESS"] == 2
+
+
+@pytest.mark.parametrize("last", [{}, V])
+def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_executions(last):
+    """Where only clients publish `task-sent`, another name tells of the second, and so of the third one."""
+    driver = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), received(at=1, name="mul"), started(at=1.1)),
+        *(received(at=2, **last), started(at=2.1, **last), failed(at=3, **last)),
+    )
+    assert by_name(driver) == {
+        ("add", "PENDING"): 1,
+        ("add", "RECEIVED"): 2,
+        ("add", "STARTED"): 2,
+        ("add", "FAILURE"): 1,
+        ("mul", "RECEIVED"): 1,
+        ("mul", "STARTED"): 1,
+    }
+    assert (driver.gauges(), driver.aggregate().redeliveries) == ({}, 0)
+
+
+def test_the_end_of_a_successor_that_is_reported_twice_is_no_end_of_the_task_that_it_replaced():
+    driver = told_in_time(
+        *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, name="mul", **HERE)),
+        *(received(at=0.4, name="mul"), started(at=0.5), failed(at=1, **LIMIT), failed(at=1.03, **LIMIT)),
+    )
+    assert (by_name(driver)["mul", "FAILURE"], by_name(driver).get(("add", "FAILURE"), 0)) == (1, 0)
+    assert driver.cluster.repeated["task-failed"] == 1
+
+
+def test_an_end_that_is_reported_twice_of_an_id_that_another_worker_ended_before():
+    driver = told_in_time(
+        *(received(at=0.1), started(at=0.2), succeeded(at=0.3), received(at=1.7, name="mul", **V)),
+        *(started(at=1.8, **V), failed(at=1.9, **V), failed(at=1.93, **V)),
+    )
+    assert by_name(driver)["mul", "FAILURE"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"), [("revoked", {"expired": True}), ("failed", {"exception": "NotRegistered('x')"})]
+)
+def test_ends_of_an_id_that_come_without_a_receipt_are_those_of_several_executions(kind, fields):
+    """A worker receives what it revokes, or does not know, without an event (celery/worker/strategy.py)."""
+    driver = told_in_time(*(task_event(kind, at=5 * number, **fields) for number in range(3)))
+    assert sum(driver.counts().values()) == 3
+    assert driver.cluster.repeated[f"task-{kind}"] == 0
+
+
+# -- shadow names ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_successor_on_a_worker_that_has_not_answered_is_no_shadow_of_what_it_replaced(late):
+    driver = ClusterDriver()
+    driver.apply(heartbeat(at=0), heartbeat("v@h"))
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("q",), registered=("add",))}, driver.moment())
+    first = [received(at=0.1), started(at=0.11)]
+    then = [received(at=0.2, name="mul", **V), started(at=0.21, **V), succeeded(at=0.25, **V)]
+    driver.apply(sent())
+    for events in (then, first) if late else (first, then):
+        driver.wait(0.5)
+        driver.apply(*events)
+    driver.wait(4)
+    names = WorkerInfo(queues=("q",), registered=("add", "mul"))
+    driver.cluster.record_inspection({"w@h": names, "v@h": names}, driver.moment())
+    assert by_name(driver)["mul", "SUCCESS"] == 1
+    assert driver.cluster.label_sets.shadows == {}
+
+
+def test_a_shadow_name_that_a_worker_registers_later_is_a_task_from_then_on():
+    driver = told_in_time(sent(), received(name="report"), started(), succeeded())
+    assert driver.cluster.label_sets.shadows == {"report": "add"}
+    driver.cluster.record_inspection(
+        {"w@h": WorkerInfo(queues=("q",), registered=("add", "report"))}, driver.moment()
+    )
+    assert driver.cluster.label_sets.shadows == {}
+    driver.apply(sent("u2", name="report"), received("u2", name="report"), succeeded("u2"))
+    driver.wait(3)
+    assert by_name(driver)["report", "SUCCESS"] == 1
+
+
+# -- bounds ------------------------------------------------------------------------------------------------
+
+
+def test_tasks_do_not_wait_for_the_answer_of_a_worker_that_seems_to_restart_all_the_time():
+    driver = ClusterDriver()
+    driver.apply(received("u", pid=7))
+    driver.wait(4)
+    driver.cluster.record_inspection(
+        {"w@h": WorkerInfo(queues=("q", "r"), registered=("add",))}, driver.moment()
+    )
+    for number in range(60):
+        pid = 7 + number % 2
+        for event in (received, started, succeeded):
+            driver.apply(event(f"u{number}", at=driver.now - 100, pid=pid))
+        driver.wait(1)
+    assert len(driver.cluster.tasks.unidentified.tasks) < 2 * ANSWER_SECONDS + 5
+
+
+def test_what_was_taken_out_can_be_heard_of_after_its_series_was_idle():
+    driver = ClusterDriver(Limits(series_ttl=120))
+    driver.apply(heartbeat(), sent())
+    driver.wait(180)
+    driver.cluster.end_silently(driver.cluster.tasks.get("u1"), "message_gone", driver.moment())
+    for _ in range(10):
+        driver.wait(3)
+    driver.apply(received(at=210), started(at=211), succeeded(at=212))
+    assert driver.by_state()["SUCCESS"] == 1
+    driver.wait(400)
+    assert driver.cluster.tasks.get("u1") is None
