@@ -32,9 +32,9 @@ def _table(options: Iterable[Option]) -> str:
 
 
 def _values(option: Option) -> str:
-    if option.switch:
+    if option.is_flag:
         return "Takes no value; a variable takes `true` or `false`."
-    return f"Takes {_cell(option.takes)}." + (f" Default: {_default(option)}." if _default(option) else "")
+    return f"Takes {_cell(option.expects)}." + (f" Default: {_default(option)}." if _default(option) else "")
 
 
 def _names(option: Option) -> str:

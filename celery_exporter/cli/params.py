@@ -20,14 +20,14 @@ def parameter(option: Option) -> click.Option:
     """Return the option as click takes it: a text as it was typed, which `settings.load` reads."""
     # With its key: of a name with dots click would make none.
     names = [option.key, f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
-    if option.switch:
+    if option.is_flag:
         return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
     note = f" [default: {shown(option).replace(',', ', ')}]" if shown(option) else ""
     return click.Option(
         names,
         type=str,
         metavar=option.metavar,
-        multiple=option.many,
+        multiple=option.multiple,
         help=option.help + note,
         shell_complete=_completion(option),
     )
@@ -62,7 +62,7 @@ def _completion(option: Option) -> Callable[..., list[CompletionItem]]:
 
 def shown(option: Option) -> str:
     """Return an option's default as one would type it; empty where it has none."""
-    default = option.default if option.usual is None else option.usual
+    default = option.default if option.display_default is None else option.display_default
     return "" if default in (None, (), {}) else _typed(default)
 
 

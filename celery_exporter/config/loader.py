@@ -188,19 +188,19 @@ def _value(option: Option, given: Any, environ: Mapping[str, str]) -> Any:
         if variable is None:
             return option.default
         source = f"--{option.name} (from {variable})"
-        given = _split(environ[variable]) if option.many else environ[variable]
+        given = _split(environ[variable]) if option.multiple else environ[variable]
     try:
         return option.parse(given)
     except ValueError:
         # A URL that stands where none belongs has a password in it.
         secret = option.secret or "://" in str(given)
-        got = "something else" if secret else repr(" ".join(given) if option.many else given)
-        raise BadSettingError(f"{source}: got {got}; it takes {option.takes}") from None
+        got = "something else" if secret else repr(" ".join(given) if option.multiple else given)
+        raise BadSettingError(f"{source}: got {got}; it takes {option.expects}") from None
 
 
 def _is_set(option: Option, value: str | None) -> bool:
     if not value:  # as compose files leave them
-        return value is not None and option.blank
+        return value is not None and option.allow_empty
     # Kubernetes sets <SERVICE>_PORT=tcp://… for a service, and one may well be called celery-exporter.
     return not value.startswith("tcp://")
 

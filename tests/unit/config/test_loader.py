@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_table():
 
 def test_buckets_that_nobody_chose_are_those_of_the_profile_and_chosen_ones_are_not():
     for option, field in (("buckets", "runtime_bounds"), ("queue_wait_buckets", "wait_bounds")):
-        (usual,) = (each.usual for each in OPTIONS if each.key == option)
+        (usual,) = (each.display_default for each in OPTIONS if each.key == option)
         assert getattr(settings().selection, field) == usual
         assert getattr(settings(profile="zerok").selection, field) == COMMON_BUCKETS
         chosen = {option: ",".join(map(str, usual))}
@@ -142,7 +142,7 @@ def test_a_wrong_value_names_the_option_what_it_got_and_what_it_takes(option, va
     text = complaint(**{option: value})
     assert f"--{option.replace('_', '-')}" in text
     assert repr(value) in text
-    takes = next(each.takes for each in OPTIONS if each.key == option)
+    takes = next(each.expects for each in OPTIONS if each.key == option)
     assert text.endswith(f"it takes {takes}")
 
 
