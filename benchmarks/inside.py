@@ -28,7 +28,7 @@ from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, re
 from celery_exporter.broker.consumers.kombu_consumer import BatchFull
 from celery_exporter.broker.consumers.redis_consumer import FEED, RedisConsumer
 from celery_exporter.broker.message import JSON, Message, events_of
-from celery_exporter.broker.source import SettingsSource
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.config.loader import load
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import SWEEP_SECONDS
@@ -59,12 +59,12 @@ class Exporter:
 
     def __init__(self) -> None:
         malloc.return_large()  # as cli.py does
-        settings = load(
+        config = load(
             {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
-        )
-        self._monitor = Monitor(settings)
+        ).monitor
+        self._monitor = Monitor(config)
         self._tracker = SeriesTracker(time.monotonic(), time.time())
-        self._exposition = Exposition(settings.selection.rows)
+        self._exposition = Exposition(config.metrics.selection.rows)
 
     def hear(self, messages: Iterable[bytes]) -> None:
         """Do what the events thread does with what one read returned."""
@@ -203,7 +203,7 @@ def stages(tasks: int) -> dict[str, float]:
 
 
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
-    reader = RedisConsumer(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
+    reader = RedisConsumer(ConfigSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {}).monitor.broker))
     reader._is_doubled = False  # noqa: SLF001  as `open` finds
     ledger, now = Aggregates(selection.runtime_bounds, selection.wait_bounds), Timestamp(10.0, START)
     cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)

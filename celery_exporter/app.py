@@ -12,8 +12,9 @@ from starlette.applications import Starlette
 
 from celery_exporter import __version__
 from celery_exporter.broker.connection import check
-from celery_exporter.config.loader import BadSettingError, Settings
+from celery_exporter.config.schema import Settings
 from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.monitor.monitor import Monitor
@@ -46,16 +47,17 @@ def serve(settings: Settings) -> None:
     Raise CannotServeError, or BadSettingError for a value that cannot be used.
     """
     configure(settings.log_level, settings.log_format)
-    check(settings)
-    file = None if settings.web_config_file is None else ProtectionFile(settings.web_config_file)
+    config, listen = settings.monitor, settings.listen
+    check(config.broker)
+    file = None if listen.web_config_file is None else ProtectionFile(listen.web_config_file)
     try:
-        listener = bind(settings.host, settings.port)
+        listener = bind(listen.host, listen.port)
     except CannotListenError as error:
         raise CannotServeError(str(error)) from None
-    is_saved, notifier = settings.state_file is not None, Notifier(os.environ)
+    is_saved, notifier = config.state_file is not None, Notifier(os.environ)
     tracker = SeriesTracker(time.monotonic(), time.time(), is_saved=is_saved)
     try:
-        monitor = Monitor(settings, tracker)
+        monitor = Monitor(config, tracker)
     except UnavailableError as error:
         raise CannotServeError(str(error)) from None
     except UnusablePathError as error:
@@ -87,8 +89,8 @@ def _app(
     def snapshot() -> Snapshot:
         return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
 
-    selection = settings.selection
-    exposition = Exposition(selection.rows, settings.metric_prefix, settings.static_labels)
+    metrics = settings.monitor.metrics
+    exposition = Exposition(metrics.selection.rows, metrics.metric_prefix, metrics.static_label)
     return build(
         MetricsPage(snapshot, exposition, tracker),
         monitor.is_ready,

@@ -155,14 +155,14 @@ def rungs(rows: Iterable[Refusal] = REFUSALS) -> Iterator[Text]:
 
 def denials() -> Iterator[Text]:
     """Yield what an ACL of Redis denies, where it is found out."""
-    settings, place = load({"broker_url": _PLACES["Redis"]}, {}), _place(_PLACES["Redis"])
+    config, place = load({"broker_url": _PLACES["Redis"]}, {}).monitor.broker, _place(_PLACES["Redis"])
     for denied in ("run the 'psubscribe' command", "access one of the channels", "access one of the keys"):
-        remedy = re.sub(r"\b6379\b", "PORT", grant(settings, place, denied))
+        remedy = re.sub(r"\b6379\b", "PORT", grant(config, place, denied))
         yield Text("subscription", f"this user has no permissions to {denied}", remedy)
 
 
 def _place(url: str) -> BrokerAddress:
-    return structs.replace(place_of(load({"broker_url": url}, {})), host="HOST")
+    return structs.replace(place_of(load({"broker_url": url}, {}).monitor.broker), host="HOST")
 
 
 def _assigned(nodes: Iterable[ast.stmt]) -> dict[str, ast.expr]:

@@ -18,6 +18,7 @@ import kombu
 from kombu.exceptions import KombuError
 from kombu.utils.url import parse_url
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.url import (
     AMQP,
     REDIS,
@@ -28,7 +29,6 @@ from celery_exporter.broker.url import (
     refused_query,
     scheme_of,
 )
-from celery_exporter.config.loader import Settings
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +71,12 @@ class BrokerError(Exception):
     """The broker is gone, refuses or does not answer; the text is one line without secrets."""
 
 
-def check(settings: Settings) -> None:
+def check(config: BrokerConfig) -> None:
     """Raise UnusableURLError unless the URL's transport exists, and its package and files are there."""
-    urls, scheme = parts(settings.broker_url), scheme_of(settings.broker_url)
-    check_text(settings.broker_url)
+    urls, scheme = parts(config.broker_url), scheme_of(config.broker_url)
+    check_text(config.broker_url)
     try:
-        connection = connect(settings)
+        connection = connect(config)
         connection.transport  # noqa: B018  made without a byte sent; its driver is imported by it
         for other in urls[1:]:  # which kombu reads when it fails over to it
             parse_url(other)
@@ -92,48 +92,48 @@ def check(settings: Settings) -> None:
     check_files(connection.ssl or {})
 
 
-def connect(settings: Settings, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connection:
+def connect(config: BrokerConfig, heartbeat: int = AMQP_HEARTBEAT) -> kombu.Connection:
     """Return a new connection that is not open yet; `heartbeat` in seconds, of AMQP."""
-    scheme = scheme_of(settings.broker_url)
+    scheme = scheme_of(config.broker_url)
     return kombu.Connection(
-        settings.broker_url,
-        ssl=_tls(scheme, settings.broker_ssl_options) or None,
+        config.broker_url,
+        ssl=_tls(scheme, config.broker_ssl_option) or None,
         connect_timeout=CONNECT_TIMEOUT,
         heartbeat=heartbeat,
         transport_options={
             **_defaults(scheme),
-            **settings.broker_transport_options,
+            **config.broker_transport_option,
             **(_TAKES_NOTHING_BACK if scheme in REDIS else {}),
         },
     )
 
 
-def is_redis(settings: Settings) -> bool:
+def is_redis(config: BrokerConfig) -> bool:
     """Tell whether the broker is Redis, behind sentinels or not."""
-    return scheme_of(settings.broker_url) in REDIS
+    return scheme_of(config.broker_url) in REDIS
 
 
-def has_tls(settings: Settings) -> bool:
+def has_tls(config: BrokerConfig) -> bool:
     """Tell whether TLS is asked for, by the URL or by options."""
-    return bool(_tls(scheme_of(settings.broker_url), settings.broker_ssl_options))
+    return bool(_tls(scheme_of(config.broker_url), config.broker_ssl_option))
 
 
-def is_amqp(settings: Settings) -> bool:
+def is_amqp(config: BrokerConfig) -> bool:
     """Tell whether the broker speaks AMQP, through py-amqp."""
-    return scheme_of(settings.broker_url) in AMQP
+    return scheme_of(config.broker_url) in AMQP
 
 
-def why_no_events(settings: Settings) -> str:
+def why_no_events(config: BrokerConfig) -> str:
     """Return why no event of a worker can arrive on this transport; empty where they can.
 
     kombu sends an event to the queues that are bound to its exchange. Transports without fan-out keep these
     bindings in the memory of the process that made them, so a worker knows of no queue but its own. Asked of
     kombu's classes: nothing is sent, and no queue comes into being.
     """
-    if has_fanout(connect(settings).transport):
+    if has_fanout(connect(config).transport):
         return ""
     return (
-        f"kombu's {scheme_of(settings.broker_url)}:// transport has no fan-out between processes, "
+        f"kombu's {scheme_of(config.broker_url)}:// transport has no fan-out between processes, "
         "so events and answers of workers cannot arrive on it"
     )
 
@@ -159,10 +159,10 @@ def open_(connection: kombu.Connection) -> None:
         transport.sock.settimeout(transport.read_timeout or ANSWER_TIMEOUT)
 
 
-def event_exchange(settings: Settings, connection: kombu.Connection) -> kombu.Exchange:
+def event_exchange(config: BrokerConfig, connection: kombu.Connection) -> kombu.Exchange:
     """Return the exchange that events are published to."""
     kind = "fanout" if connection.transport.driver_type in _FANOUT else "topic"
-    return kombu.Exchange(settings.event_exchange, kind)
+    return kombu.Exchange(config.event_exchange, kind)
 
 
 def receive(sock: socket.socket, timeout: float) -> bytes:
@@ -196,10 +196,10 @@ def broker_errors(connection: kombu.Connection) -> Iterator[None]:
 class Source(Protocol):
     """Gives the settings as they are now; see `broker.source`."""
 
-    def current(self) -> Settings:
-        """Return the settings."""
+    def current(self) -> BrokerConfig:
+        """Return the config."""
 
-    def leads_elsewhere(self, used: Settings) -> bool:
+    def leads_elsewhere(self, used: BrokerConfig) -> bool:
         """Tell whether the URL names another broker now than the one that was `used`."""
 
 
@@ -211,7 +211,7 @@ class CachedConnection(Generic[T]):
 
     def __init__(self, source: Source, build: Callable[[kombu.Connection], T]) -> None:
         self._source = source
-        self._settings = source.current()  # of the connection that is open
+        self._config = source.current()  # of the connection that is open
         self._build = build
         self._made: tuple[kombu.Connection, T] | None = None
         self._used = 0.0  # by the monotonic clock
@@ -220,7 +220,7 @@ class CachedConnection(Generic[T]):
     def use(self) -> Iterator[T]:
         """Give it out; raise BrokerError when there is no connection."""
         if self._made is not None and (
-            self._source.leads_elsewhere(self._settings)
+            self._source.leads_elsewhere(self._config)
             or not _is_usable(self._made[0], time.monotonic() - self._used)
         ):
             self.close()
@@ -240,8 +240,8 @@ class CachedConnection(Generic[T]):
             close_quietly(made[0])
 
     def _make(self) -> tuple[kombu.Connection, T]:
-        self._settings = self._source.current()
-        connection = connect(self._settings, KEPT_HEARTBEAT)
+        self._config = self._source.current()
+        connection = connect(self._config, KEPT_HEARTBEAT)
         try:
             with broker_errors(connection):
                 open_(connection)

@@ -14,67 +14,69 @@ from pathlib import Path
 from kombu.utils.url import parse_url
 from msgspec.structs import replace
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import check, is_amqp, is_redis
 from celery_exporter.broker.url import UnusableURLError, masked, parts
-from celery_exporter.config.loader import BadSettingError, Settings, url_from_file
+from celery_exporter.broker.url_file import url_from_file
+from celery_exporter.errors import BadSettingError
 
 log = logging.getLogger(__name__)
 
 
-class SettingsSource:
+class ConfigSource:
     """Gives the settings with the broker URL that the file holds now. For any number of threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, config: BrokerConfig) -> None:
+        self._config = config
         self._lock = threading.Lock()
         self._complaint = ""
 
-    def current(self) -> Settings:
+    def current(self) -> BrokerConfig:
         """Return the settings; those from before where the file is missing or holds no usable URL."""
-        path = self._settings.broker_url_file
+        path = self._config.broker_url_file
         if path is None or _is_pipe(path):
-            return self._settings
+            return self._config
         try:
             url = url_from_file(path)
-            if url == self._settings.broker_url:
+            if url == self._config.broker_url:
                 self._complaint = ""
-                return self._settings
-            return self._adopt(replace(self._settings, broker_url=url), path)
+                return self._config
+            return self._adopt(replace(self._config, broker_url=url), path)
         except BadSettingError as error:
             return self._keep(str(error))
 
-    def leads_elsewhere(self, used: Settings) -> bool:
+    def leads_elsewhere(self, used: BrokerConfig) -> bool:
         """Tell whether the URL names another broker now than the one that was `used`."""
         url = self.current().broker_url
         return url != used.broker_url and _places(url) != _places(used.broker_url)
 
     def masked_url(self) -> str:
         """Return the URL that was read last, without secrets."""
-        return masked(self._settings.broker_url)
+        return masked(self._config.broker_url)
 
     def identity(self) -> str:
         """Return which broker it is, whoever logs in: addresses and virtual hosts, one a line."""
         return identity(self.current().broker_url)
 
-    def _adopt(self, changed: Settings, path: Path) -> Settings:
+    def _adopt(self, changed: BrokerConfig, path: Path) -> BrokerConfig:
         check(changed)
-        if _kind(changed) != _kind(self._settings):
+        if _kind(changed) != _kind(self._config):
             raise UnusableURLError(
                 f"--broker-url-file: {masked(changed.broker_url)} is another kind of broker; "
                 "restart the exporter to use it"
             )
         with self._lock:
-            if changed.broker_url != self._settings.broker_url:
+            if changed.broker_url != self._config.broker_url:
                 log.info("%s has changed, new connections use %s", path, masked(changed.broker_url))
-            self._settings, self._complaint = changed, ""
+            self._config, self._complaint = changed, ""
             return changed
 
-    def _keep(self, complaint: str) -> Settings:
+    def _keep(self, complaint: str) -> BrokerConfig:
         with self._lock:
             if complaint != self._complaint:  # logged once, not at every attempt
                 self._complaint = complaint
-                log.warning("%s; still using %s", complaint, masked(self._settings.broker_url))
-            return self._settings
+                log.warning("%s; still using %s", complaint, masked(self._config.broker_url))
+            return self._config
 
 
 def identity(url: str) -> str:
@@ -112,11 +114,11 @@ def _is_pipe(path: Path) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
-def _kind(settings: Settings) -> str:
+def _kind(config: BrokerConfig) -> str:
     """Return what a connection to the broker needs: one kind is not replaced by another at run time."""
-    if is_redis(settings):
+    if is_redis(config):
         return "redis"
-    return "amqp" if is_amqp(settings) else settings.broker_url.partition("://")[0]
+    return "amqp" if is_amqp(config) else config.broker_url.partition("://")[0]
 
 
 def _places(url: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from kombu.transport import TRANSPORT_ALIASES
 
-from celery_exporter.config.loader import BadSettingError
+from celery_exporter.errors import BadSettingError
 
 REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket"})
 AMQP = frozenset({"amqp", "amqps", "pyamqp"})

@@ -13,9 +13,12 @@ import click
 
 from celery_exporter.cli.common import EXIT_FAILED, EXIT_USAGE, ended_by, fail, say, take_signals
 from celery_exporter.cli.params import Number, Sections, parameter
-from celery_exporter.config.loader import BadSettingError, Listener, Settings, load, load_listener
+from celery_exporter.config.loader import load, load_listen
 from celery_exporter.config.options import OPTIONS
+from celery_exporter.config.schema import Settings
+from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.registry import PROFILES, overview, table
+from celery_exporter.web.listen_config import ListenConfig
 
 #: Options of subcommands that talk to the broker.
 _OF_BROKER = frozenset(
@@ -143,7 +146,7 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
     if os.path.lexists(file):
         return fail(exists, EXIT_USAGE)
     try:
-        record(settings, Path(file), scrub=scrub, ended=ended_by(seconds), say=say)
+        record(settings.monitor.broker, Path(file), scrub=scrub, ended=ended_by(seconds), say=say)
     except FileExistsError:
         return fail(exists, EXIT_USAGE)
     except (BrokerError, OSError) as error:
@@ -166,7 +169,7 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     _refuse_url(file)
     pace = None if fast else speed or 1.0
     try:
-        whole = replay(settings, Path(file), speed=pace, ended=ended_by(None), say=say)
+        whole = replay(settings.monitor.broker, Path(file), speed=pace, ended=ended_by(None), say=say)
     except NotATapeError as error:
         return fail(str(error), EXIT_USAGE)
     except BrokerError as error:
@@ -194,7 +197,7 @@ def _doctor(
         ended[:] = ended or [ended_by(None)]
         return ended[0]()
 
-    report = run_doctor(settings, what, tell=tell, say=say, ended=asked)
+    report = run_doctor(settings.monitor, what, tell=tell, say=say, ended=asked)
     if json:
         click.echo(as_json(report))
     return report.exit_code
@@ -270,11 +273,11 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     before = context.parent.params if context.parent else {}
     given = {key: argv[key] or before.get(key) for key in argv}
     if not (given["broker_url"] or given["broker_url_file"]):
-        url = url or os.environ.get("CELERY_EXPORTER_URL") or here(load_listener(before, os.environ))
+        url = url or os.environ.get("CELERY_EXPORTER_URL") or here(load_listen(before, os.environ))
         context.exit(show(exporter(url), awaited))
     if url:
         raise BadSettingError("--url: got one, and a --broker-url too; it takes a running exporter, alone")
-    with broker(load(given, os.environ)) as source:
+    with broker(load(given, os.environ).monitor) as source:
         code = show(source, patient)
     context.exit(code)
 
@@ -311,7 +314,7 @@ def _healthcheck(context: click.Context, /, **argv: Any) -> None:
 
     before = context.parent.params if context.parent else {}
     try:
-        well, line = ask(load_listener({key: argv[key] or before.get(key) for key in argv}, os.environ))
+        well, line = ask(load_listen({key: argv[key] or before.get(key) for key in argv}, os.environ))
     except BadSettingError as error:  # container engines know 0 and 1
         well, line = False, str(error)
     if well:
@@ -322,7 +325,7 @@ def _healthcheck(context: click.Context, /, **argv: Any) -> None:
 _HEALTHCHECK = Sections(
     "healthcheck",
     callback=_healthcheck,
-    params=[parameter(option) for option in OPTIONS if option.key in Listener.__struct_fields__],
+    params=[parameter(option) for option in OPTIONS if option.key in ListenConfig.__struct_fields__],
     help=_healthcheck.__doc__,
 )
 

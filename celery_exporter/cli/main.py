@@ -15,8 +15,10 @@ from celery_exporter import __version__
 from celery_exporter.cli.commands import COMMANDS
 from celery_exporter.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail
 from celery_exporter.cli.params import Group, current_name, parameter
-from celery_exporter.config.loader import BadSettingError, Settings, load
+from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
+from celery_exporter.config.schema import Settings
+from celery_exporter.errors import BadSettingError
 
 _EPILOG = """\b
 Examples:

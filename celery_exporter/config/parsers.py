@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from celery_exporter.broker.url_file import is_url
 from celery_exporter.core.task_names import QUEUE_NAME_RULES, Pattern
 
 
@@ -127,7 +128,7 @@ def path(text: str) -> Path:
 
 def url(text: str) -> str:
     """Take a URL, as far as a scheme makes one; kombu knows the rest."""
-    if not re.match(r"[\w+.:]+://", text):
+    if not is_url(text):
         raise ValueError(text)
     return text
 

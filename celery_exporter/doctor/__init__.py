@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 from msgspec import Struct
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis
 from celery_exporter.broker.url import masked
-from celery_exporter.config.loader import Settings
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor.connectivity import check_connectivity
@@ -24,6 +24,8 @@ from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import listen
 from celery_exporter.doctor.rabbitmq_checks import TRANSIENT, with_workers
 from celery_exporter.doctor.remedies import place_of, to_ask
+from celery_exporter.metrics.config import MetricsConfig
+from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.status.finding import Finding
 
 #: Exit codes, by the worst level.
@@ -49,7 +51,7 @@ class Report(Struct, frozen=True):
 
 
 def run_doctor(
-    settings: Settings,
+    config: MonitorConfig,
     what: DoctorOptions,
     *,
     tell: Callable[[Finding], None],
@@ -73,48 +75,48 @@ def run_doctor(
         return all(finding.severity != "critical" for finding in new)
 
     _quiet(say)
-    if found(check_connectivity(settings, say)):
-        made, queues = _of_broker(settings, what, say)
+    if found(check_connectivity(config.broker, say)):
+        made, queues = _of_broker(config.broker, what, say)
         found(finding for finding in made if finding.check != TRANSIENT)
-        heard = listen(_for_listening(settings, queues), what.seconds, say, ended)
+        heard = listen(_for_listening(config, queues), what.seconds, say, ended)
         found(with_workers(each, heard.snapshot.workers) for each in made if each.check == TRANSIENT)
-        found(run_event_checks(heard, settings))
+        found(run_event_checks(heard, config))
         if what.prometheus is not None:
             say("asking Prometheus")
             up = {worker.name for worker in heard.snapshot.workers if worker.up}
-            found(prometheus.look(what.prometheus, settings.metric_prefix, up, _native(settings)))
+            found(prometheus.look(what.prometheus, config.metrics.metric_prefix, up, _native(config.metrics)))
     worst = max((EXIT_CODES[finding.severity] for finding in findings), default=0)
-    return Report(1, masked(settings.broker_url), round(time.monotonic() - start, 1), worst, findings)
+    return Report(1, masked(config.broker.broker_url), round(time.monotonic() - start, 1), worst, findings)
 
 
 def _of_broker(
-    settings: Settings, what: DoctorOptions, say: Callable[[str], None]
+    config: BrokerConfig, what: DoctorOptions, say: Callable[[str], None]
 ) -> tuple[list[Finding], set[str]]:
     """Return what the broker is set to, and the task queues that it knows."""
     say("asking the broker")
     try:
-        if is_redis(settings):
+        if is_redis(config):
             from celery_exporter.doctor.redis_checks import look  # noqa: PLC0415  only where it is used
 
-            return look(settings)
-        if is_amqp(settings):
-            return amqp.look(settings, what.management, say)
+            return look(config)
+        if is_amqp(config):
+            return amqp.look(config, what.management, say)
     except BrokerError as error:
         found = f"the broker could not be asked: {error}"
-        return [Finding("broker-version", "warning", found, to_ask(place_of(settings)))], set()
+        return [Finding("broker-version", "warning", found, to_ask(place_of(config)))], set()
     return [], set()
 
 
-def _native(settings: Settings) -> list[str]:
+def _native(config: MetricsConfig) -> list[str]:
     """Return the names of the histograms that are native ones, too."""
-    rows = settings.selection.rows if settings.native_histograms else []
-    return [row.full_name(settings.metric_prefix) for row in rows if row.type == "histogram"]
+    rows = config.selection.rows if config.native_histograms else []
+    return [row.full_name(config.metric_prefix) for row in rows if row.type == "histogram"]
 
 
-def _for_listening(settings: Settings, queues: set[str]) -> Settings:
+def _for_listening(config: MonitorConfig, queues: set[str]) -> MonitorConfig:
     """Return settings of an exporter that only looks, and is quick."""
     return msgspec.structs.replace(
-        settings.to_look(), queues=tuple(sorted({*settings.queues, *queues})), update_interval=2.0
+        config.read_only(), queues=tuple(sorted({*config.queues, *queues})), update_interval=2.0
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
@@ -22,9 +23,8 @@ from celery_exporter.broker.connection import (
     why_no_events,
 )
 from celery_exporter.broker.consumers import consumer_for
-from celery_exporter.broker.source import SettingsSource
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import UnusableURLError, masked, parts
-from celery_exporter.config.loader import Settings
 from celery_exporter.doctor.remedies import (
     LOCAL,
     BrokerAddress,
@@ -43,23 +43,23 @@ RESOLVE_TIMEOUT = 5.0
 _AFTER_THE_PORT = ("answer", "tls", "login", "database")
 
 
-def check_connectivity(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
+def check_connectivity(config: BrokerConfig, say: Callable[[str], None]) -> Iterator[Finding]:
     """Yield what is found on the way up; nothing is a failure if one of several URLs leads to the top."""
     try:
-        check(settings)
+        check(config)
     except UnusableURLError as error:
         found, _, remedy = str(error).partition("; ")
         yield Finding("url", "critical", found.removeprefix("--broker-url: "), f"--broker-url: {remedy}")
         return
-    yield Finding("url", "ok", masked(settings.broker_url))
-    if no_events := why_no_events(settings):
+    yield Finding("url", "ok", masked(config.broker_url))
+    if no_events := why_no_events(config):
         yield Finding("transport", "critical", no_events, NO_EVENTS_REMEDY)
         return
-    urls = parts(settings.broker_url)
+    urls = parts(config.broker_url)
     if len(urls) == 1:
-        yield from _rungs(settings, say)
+        yield from _rungs(config, say)
         return
-    ways = [list(_rungs(msgspec.structs.replace(settings, broker_url=url), say)) for url in urls]
+    ways = [list(_rungs(msgspec.structs.replace(config, broker_url=url), say)) for url in urls]
     leads = any(all(finding.severity != "critical" for finding in way) for way in ways)
     for way in ways:
         for finding in way:
@@ -67,8 +67,8 @@ def check_connectivity(settings: Settings, say: Callable[[str], None]) -> Iterat
             yield msgspec.structs.replace(finding, severity="warning") if spared else finding
 
 
-def _rungs(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
-    place = place_of(settings)
+def _rungs(config: BrokerConfig, say: Callable[[str], None]) -> Iterator[Finding]:
+    place = place_of(config)
     for rung, doing in ((_resolve, "looking for"), (_reach, "connecting to")) if place.network else ():
         say(f"{doing} {place.address}")
         finding = rung(place)
@@ -76,10 +76,10 @@ def _rungs(settings: Settings, say: Callable[[str], None]) -> Iterator[Finding]:
         if finding.severity == "critical":
             return
     say("logging in")
-    yield from (login := _log_in(settings, place))
+    yield from (login := _log_in(config, place))
     if all(finding.severity != "critical" for finding in login):
         say("subscribing")
-        yield from _subscribe(settings, place)
+        yield from _subscribe(config, place)
 
 
 def _resolve(place: BrokerAddress) -> Finding:
@@ -126,13 +126,13 @@ def _reach(place: BrokerAddress) -> Finding:
 # -- what opening a connection says ---------------------------------------------------------------------
 
 
-def _log_in(settings: Settings, place: BrokerAddress) -> list[Finding]:
-    connection = connect(settings)
+def _log_in(config: BrokerConfig, place: BrokerAddress) -> list[Finding]:
+    connection = connect(config)
     try:
         with broker_errors(connection):
             open_(connection)
     except (BrokerError, ValueError) as error:  # ValueError: a Redis database that is no number
-        return _refused(settings, place, str(error))
+        return _refused(config, place, str(error))
     finally:
         close_quietly(connection)
     return _well(place)
@@ -150,8 +150,8 @@ def _well(place: BrokerAddress, until: str | None = None) -> list[Finding]:
     return [Finding(_named(rung, place), "ok", texts[rung]) for rung in rungs]
 
 
-def _refused(settings: Settings, place: BrokerAddress, text: str) -> list[Finding]:
-    row = refusal(settings, text)
+def _refused(config: BrokerConfig, place: BrokerAddress, text: str) -> list[Finding]:
+    row = refusal(config, text)
     mismatch = _tls_mismatch(place) if row.rung in ("answer", "tls") else None
     if mismatch is not None:
         return [mismatch]
@@ -207,14 +207,14 @@ def _speaks_plainly(place: BrokerAddress) -> bool:
 # -- the subscription -------------------------------------------------------------------------------------
 
 
-def _subscribe(settings: Settings, place: BrokerAddress) -> list[Finding]:
+def _subscribe(config: BrokerConfig, place: BrokerAddress) -> list[Finding]:
     """Try it; that it is open is told later, after a while of listening."""
-    reader = consumer_for(SettingsSource(settings))
+    reader = consumer_for(ConfigSource(config))
     try:
         reader.open()
     except BrokerError as error:
         text = str(error)
-        return [Finding("subscription", "critical", text, allow(settings, place, text))]
+        return [Finding("subscription", "critical", text, allow(config, place, text))]
     finally:
         reader.close()
     return []

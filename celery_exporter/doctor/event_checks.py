@@ -8,11 +8,11 @@ import msgspec
 
 from celery_exporter.broker.inspect import Configuration
 from celery_exporter.broker.message import CONTENT_TYPES
-from celery_exporter.config.loader import Settings
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
 from celery_exporter.doctor.listener import ListenResult
 from celery_exporter.doctor.remedies import place_of, to_ask, to_ask_workers, to_forget, to_measure
+from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.quoting import shell_word
 from celery_exporter.status.checks import (
     ASK_DOCTOR,
@@ -68,30 +68,30 @@ _MENDS = {"remote-control": ("workers", to_ask_workers), "queue-lengths": ("queu
 _NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
 
 
-def run_event_checks(heard: ListenResult, settings: Settings) -> list[Finding]:
-    """Return the findings of a while of listening; `settings` are those that were given."""
+def run_event_checks(heard: ListenResult, config: MonitorConfig) -> list[Finding]:
+    """Return the findings of a while of listening; `config` are those that were given."""
     # The listener asked for all queues that the broker has.
     heard = msgspec.structs.replace(
-        heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=settings.queues)
+        heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=config.queues)
     )
     found = {finding.check: finding for finding in run_checks(heard.snapshot, heard.growth)}
     if not heard.snapshot.exporter.broker_up and "subscription" in found:
-        remedy = to_ask(place_of(settings))
+        remedy = to_ask(place_of(config.broker))
         return [msgspec.structs.replace(finding, remedy=remedy) for finding in found.values()]
     if not can_hear(heard.snapshot):  # what did not come is not known to be missing
-        found.update({finding.check: finding for finding in _of_this_broker(heard, settings, found)})
+        found.update({finding.check: finding for finding in _of_this_broker(heard, config, found)})
         return list(found.values())
     own = (
         _cut(heard),
-        _first_event(heard, settings),
+        _first_event(heard, config),
         _versions(heard.snapshot),
         _shared_names(heard.configurations, found.get("duplicate-node-names")),
-        _serializer(heard, settings, found.get("serializer")),
+        _serializer(heard, config, found.get("serializer")),
         _task_events(heard, found.get("task-events")),
         _task_sent(heard, found.get("task-sent-events")),
-        *_of_this_broker(heard, settings, found),
-        _queue_names(heard.snapshot, settings),
-        _idle_queues(heard.snapshot, settings, found.get("queues-without-consumers")),
+        *_of_this_broker(heard, config, found),
+        _queue_names(heard.snapshot, config),
+        _idle_queues(heard.snapshot, config, found.get("queues-without-consumers")),
     )
     found.update({finding.check: finding for finding in own if finding is not None})
     return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
@@ -106,7 +106,7 @@ def _cut(heard: ListenResult) -> Finding | None:
     return Finding("listening", "warning", found, "let it listen to its end")
 
 
-def _first_event(heard: ListenResult, settings: Settings) -> Finding | None:
+def _first_event(heard: ListenResult, config: MonitorConfig) -> Finding | None:
     if heard.first_event is not None:
         return Finding("first-event", "ok", f"the first event came after {heard.first_event:.1f} s")
     listened = heard.snapshot.exporter.listening
@@ -115,7 +115,7 @@ def _first_event(heard: ListenResult, settings: Settings) -> Finding | None:
             "first-event", "warning", f"no event in {listened:.0f} s", "listen longer: --seconds 30"
         )
     exchanges = {said.event_exchange for _, said in heard.configurations if said.event_exchange}
-    other = sorted(exchanges - {settings.event_exchange})
+    other = sorted(exchanges - {config.broker.event_exchange})
     if other:
         found = f"no event in {listened:.0f} s: workers publish theirs to the exchange {other[0]}"
         return Finding("first-event", "critical", found, f"--event-exchange {shell_word(other[0])}")
@@ -160,17 +160,17 @@ def _shared_names(configurations: list[tuple[str, Configuration]], advised: Find
     return same_names(twice) if twice or (configurations and advised is None) else advised
 
 
-def _serializer(heard: ListenResult, settings: Settings, advised: Finding | None) -> Finding | None:
+def _serializer(heard: ListenResult, config: MonitorConfig, advised: Finding | None) -> Finding | None:
     if not heard.content_types:
         return advised
     seen = sorted(heard.content_types)
-    refused = [kind for kind in seen if _NAMES.get(kind) not in settings.accept_content]
+    refused = [kind for kind in seen if _NAMES.get(kind) not in config.broker.accept_content]
     if not refused:
         return Finding("serializer", "ok", f"events come as {', '.join(seen)}")
     known = [_NAMES[kind] for kind in refused if kind in _NAMES]
     remedy = "event_serializer = 'json' in the workers' configuration"
     if known:
-        remedy += f", or here --accept-content {','.join([*settings.accept_content, *known])}"
+        remedy += f", or here --accept-content {','.join([*config.broker.accept_content, *known])}"
         remedy += " (pickle runs what a sender wants)" if "pickle" in known else ""
     return Finding(
         "serializer", "critical", f"events come as {names(refused)}, which is not accepted here", remedy
@@ -196,26 +196,26 @@ def _task_events(heard: ListenResult, advised: Finding | None) -> Finding | None
     )
 
 
-def _of_this_broker(heard: ListenResult, settings: Settings, found: dict[str, Finding]) -> list[Finding]:
+def _of_this_broker(heard: ListenResult, config: MonitorConfig, found: dict[str, Finding]) -> list[Finding]:
     """Return what the broker was asked in vain, with what mends it there."""
     said = {each.name: each.error for each in heard.snapshot.exporter.collectors}
     return [
-        msgspec.structs.replace(found[check], remedy=remedy(settings, said[collector]))
+        msgspec.structs.replace(found[check], remedy=remedy(config.broker, said[collector]))
         for check, (collector, remedy) in _MENDS.items()
         if check in found and found[check].remedy == ASK_DOCTOR
     ]
 
 
-def _queue_names(snapshot: Snapshot, settings: Settings) -> Finding | None:
+def _queue_names(snapshot: Snapshot, config: MonitorConfig) -> Finding | None:
     """Look for more queues than are measured; those that the broker has are all requested here."""
-    others = snapshot.queue_names - len(set(settings.queues))
+    others = snapshot.queue_names - len(set(config.queues))
     return too_many_queues(snapshot.queue_names) if others >= MAX_QUEUES else None
 
 
-def _idle_queues(snapshot: Snapshot, settings: Settings, advised: Finding | None) -> Finding | None:
+def _idle_queues(snapshot: Snapshot, config: MonitorConfig, advised: Finding | None) -> Finding | None:
     if advised is None or advised.severity == "ok":
         return advised
-    forget = to_forget(settings, idle_queues(snapshot)[:MOST_NAMES])
+    forget = to_forget(config.broker, idle_queues(snapshot)[:MOST_NAMES])
     return msgspec.structs.replace(advised, remedy=f"{advised.remedy}; if nobody should: {forget}")
 
 

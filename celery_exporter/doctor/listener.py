@@ -10,13 +10,14 @@ from typing import Any
 
 from msgspec import Struct
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, CachedConnection
 from celery_exporter.broker.consumers import EventConsumer, consumer_for
 from celery_exporter.broker.inspect import Configuration, WorkerInspector
 from celery_exporter.broker.message import JSON, Message
-from celery_exporter.broker.source import SettingsSource
-from celery_exporter.config.loader import Settings
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.status.checks import PATIENCE, can_hear, is_decided
 from celery_exporter.status.recent import Growth
@@ -79,15 +80,15 @@ class RecordingConsumer:
 
 
 def listen(
-    settings: Settings, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]
+    config: MonitorConfig, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]
 ) -> ListenResult:
     """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
-    tap = RecordingConsumer(consumer_for(SettingsSource(settings)))
-    monitor = Monitor(settings, reader=tap)
+    tap = RecordingConsumer(consumer_for(ConfigSource(config.broker)))
+    monitor = Monitor(config, reader=tap)
     end = time.monotonic() + seconds
     monitor.start()
     try:
-        configurations = _ask(settings, say)
+        configurations = _ask(config.broker, say)
         said = 0.0
         while True:
             snapshot = monitor.snapshot(web_config_up_to_date=None)
@@ -105,11 +106,9 @@ def listen(
         monitor.join(time.monotonic() + FAREWELL)
 
 
-def _ask(settings: Settings, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:
-    control = partial(
-        WorkerInspector, control_exchange=settings.control_exchange, accept=settings.accept_content
-    )
-    inspector = CachedConnection(SettingsSource(settings), control)
+def _ask(config: BrokerConfig, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:
+    control = partial(WorkerInspector, control_exchange=config.control_exchange, accept=config.accept_content)
+    inspector = CachedConnection(ConfigSource(config), control)
     try:
         with inspector.use() as asked:
             return asked.configurations()

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import kombu
 from kombu import Queue
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
     CONNECT_TIMEOUT,
     BrokerError,
@@ -23,7 +24,6 @@ from celery_exporter.broker.connection import (
     open_,
 )
 from celery_exporter.broker.queues import queue_reader_for
-from celery_exporter.config.loader import Settings
 from celery_exporter.core.snapshot import QueueStats, WorkerView
 from celery_exporter.doctor.http_client import fetch
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
@@ -49,17 +49,17 @@ _DURABLE = "celeryev.celery-exporter"
 
 
 def look(
-    settings: Settings, management: str | None, say: Callable[[str], None]
+    config: BrokerConfig, management: str | None, say: Callable[[str], None]
 ) -> tuple[list[Finding], set[str]]:
     """Return what was found, and the task queues that are known; raise BrokerError.
 
     `management` is the URL of the management API, where it is not on the broker's host, port 15672.
     """
-    connection = connect(settings)
+    connection = connect(config)
     try:
         with broker_errors(connection):
             open_(connection)
-            place = place_of(settings, connection)
+            place = place_of(config, connection)
         said = connection.connection.server_properties
         say("asking the management API")
         queues = _managed_queues(connection, place, management)
@@ -69,7 +69,7 @@ def look(
     product, version = said.get("product", "AMQP broker"), str(said.get("version", ""))
     findings = [
         Finding("broker-version", "ok", f"{product} {version}"),
-        judge_transient(version, permitted=_permits_transient(settings)),
+        judge_transient(version, permitted=_permits_transient(config)),
     ]
     if queues is None and isinstance(durable, QueueStats) and not durable.consumers:
         queues = {_DURABLE: 0}
@@ -122,9 +122,9 @@ def _digits(version: str | None) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version or "")[:2]))
 
 
-def _permits_transient(settings: Settings) -> bool | None:
+def _permits_transient(config: BrokerConfig) -> bool | None:
     """Try it with a queue that is gone at once; on a connection of its own, which a refusal ends."""
-    connection = connect(settings)
+    connection = connect(config)
     try:
         with broker_errors(connection):
             open_(connection)

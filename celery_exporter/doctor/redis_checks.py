@@ -8,8 +8,8 @@ from typing import Any
 import kombu
 import redis
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import broker_errors, close_quietly, connect, open_
-from celery_exporter.config.loader import Settings
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.doctor.remedies import BrokerAddress, place_of, redis_cli
 from celery_exporter.quoting import shell_word
@@ -29,14 +29,14 @@ PAGE, MOST_NAMES = 1_000, 5
 _BINDINGS = "_kombu.binding."
 
 
-def look(settings: Settings) -> tuple[list[Finding], set[str]]:
+def look(config: BrokerConfig) -> tuple[list[Finding], set[str]]:
     """Return what was found, and the task queues that are bound; raise BrokerError."""
-    connection = connect(settings)
+    connection = connect(config)
     try:
         with broker_errors(connection):
             open_(connection)
-            place = place_of(settings, connection)
-            found = _Redis(connection, place, f"reply.{settings.control_exchange}.pidbox")
+            place = place_of(config, connection)
+            found = _Redis(connection, place, f"reply.{config.control_exchange}.pidbox")
             return list(found.findings()), found.queues()
     finally:
         close_quietly(connection)

@@ -13,13 +13,13 @@ import msgspec
 from kombu.utils.url import url_to_parts
 from msgspec import Struct
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
     connect,
     has_tls,
     is_amqp,
     is_redis,
 )
-from celery_exporter.config.loader import Settings
 from celery_exporter.quoting import shell_word
 
 #: Commands that kombu has for Redis when it listens and when it asks workers, and the keys of that: bindings,
@@ -63,11 +63,11 @@ class BrokerAddress(Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def place_of(settings: Settings, connection: kombu.Connection | None = None) -> BrokerAddress:
+def place_of(config: BrokerConfig, connection: kombu.Connection | None = None) -> BrokerAddress:
     """Return where an open connection leads, or else the first URL."""
-    connection = connection or connect(settings)
-    scheme = settings.broker_url.partition("://")[0]
-    amqp = is_amqp(settings)
+    connection = connection or connect(config)
+    scheme = config.broker_url.partition("://")[0]
+    amqp = is_amqp(config)
     user, password, vhost = connection.userid, connection.password, connection.virtual_host
     socket_path = ""
     if (connection.hostname or "").startswith("socket://"):  # which has all of the URL in it
@@ -80,10 +80,10 @@ def place_of(settings: Settings, connection: kombu.Connection | None = None) -> 
         user=user,
         secret=bool(password),
         vhost=(vhost or "/") if amqp else str(vhost or "").removeprefix("/") or "0",
-        tls=has_tls(settings),
+        tls=has_tls(config),
         amqp=amqp,
-        server=amqp or is_redis(settings),
-        network=(amqp or is_redis(settings)) and not socket_path,
+        server=amqp or is_redis(config),
+        network=(amqp or is_redis(config)) and not socket_path,
         sentinel=scheme == "sentinel",
     )
 
@@ -208,17 +208,17 @@ REFUSALS = (
 )
 
 
-def refusal(settings: Settings, text: str) -> Refusal:
+def refusal(config: BrokerConfig, text: str) -> Refusal:
     """Return the row of the table that the text of a broker matches."""
     if re.search(DENIED, text):
-        return Refusal(DENIED, "login", lambda place: grant(settings, place, text))
+        return Refusal(DENIED, "login", lambda place: grant(config, place, text))
     return next(row for row in REFUSALS if re.search(row.says, text))
 
 
-def allow(settings: Settings, place: BrokerAddress, text: str) -> str:
+def allow(config: BrokerConfig, place: BrokerAddress, text: str) -> str:
     """Return what lets the exporter subscribe; `text` is what the broker said of it."""
     if re.search(f"{DENIED}|{READ_ONLY}|ACCESS_REFUSED", text):
-        return refusal(settings, text).remedy(place)
+        return refusal(config, text).remedy(place)
     if "PRECONDITION_FAILED" in text:
         return (
             "--event-exchange with the event_exchange of the workers: there is another exchange of this name"
@@ -226,19 +226,19 @@ def allow(settings: Settings, place: BrokerAddress, text: str) -> str:
     return to_ask(place)
 
 
-def grant(settings: Settings, place: BrokerAddress, text: str) -> str:
+def grant(config: BrokerConfig, place: BrokerAddress, text: str) -> str:
     """Return what adds the kind of right that was denied, and takes none.
 
     Nothing of another kind: Redis refuses a pattern for those who have all keys, or all channels.
     """
-    prefix = settings.broker_transport_options.get("global_keyprefix") or ""
+    prefix = config.broker_transport_option.get("global_keyprefix") or ""
     if re.search(r"(access|publish to) [\w ]*channel", text):
         # For PSUBSCRIBE the ACL has to hold the pattern itself (https://redis.io/docs/latest/operate/oss_and_stack/
         # management/security/acl/, "Pub/Sub channels"). The second channel is that of questions to workers.
-        exchanges = (f"{settings.event_exchange}/*", f"{settings.control_exchange}.pidbox")
+        exchanges = (f"{config.event_exchange}/*", f"{config.control_exchange}.pidbox")
         return _set_user(place, *(f"&{prefix}/{place.vhost}.{exchange}" for exchange in exchanges))
     if re.search(r"access [\w ]*key", text):
-        keys = (key.format(control_exchange=settings.control_exchange) for key in _KEYS)
+        keys = (key.format(control_exchange=config.control_exchange) for key in _KEYS)
         return _set_user(place, *(f"~{prefix}{key}" for key in keys))
     denied = re.findall(r"run the '([\w|-]+)'", text)
     return _set_user(place, *(f"+{command}" for command in dict.fromkeys((*denied, *_COMMANDS.split()))))
@@ -251,16 +251,16 @@ def _set_user(place: BrokerAddress, *rights: str) -> str:
     return f"as an administrator: {redis_cli(administrator)} ACL SETUSER {words}"
 
 
-def to_ask_workers(settings: Settings, text: str) -> str:
+def to_ask_workers(config: BrokerConfig, text: str) -> str:
     """Return what lets workers be asked; `text` is what the broker said of the question."""
-    place = place_of(settings)
-    row = refusal(settings, text)
+    place = place_of(config)
+    row = refusal(config, text)
     return row.remedy(place) if row.says and place.server else to_ask(place)
 
 
-def to_measure(settings: Settings, text: str) -> str:
+def to_measure(config: BrokerConfig, text: str) -> str:
     """Return what brings the lengths of queues; `text` is what the broker said of them, if anything."""
-    place = place_of(settings)
+    place = place_of(config)
     if (text and not re.search(DENIED, text)) or not place.server:
         return to_ask(place)
     if place.amqp:  # which tells everybody of all queues but those; from 4.3 on, not everybody
@@ -285,16 +285,16 @@ def to_ask(place: BrokerAddress) -> str:
     return "--broker-url and --broker-transport-option that are the workers' broker_url and its options"
 
 
-def to_forget(settings: Settings, queues: Iterable[str]) -> str:
+def to_forget(config: BrokerConfig, queues: Iterable[str]) -> str:
     """Return the command by which queues are no more that are empty, and that nobody should consume."""
-    place = place_of(settings)
+    place = place_of(config)
     if place.amqp:
         vhost = shell_word(place.vhost)
         return " && ".join(f"rabbitmqctl delete_queue -p {vhost} {shell_word(name)}" for name in queues)
     if not place.server:
         return "delete them where they are kept"
     # kombu knows a queue on Redis by the binding to its exchange (kombu/transport/redis.py).
-    prefix = str(settings.broker_transport_options.get("global_keyprefix", ""))
+    prefix = str(config.broker_transport_option.get("global_keyprefix", ""))
     kinds = ("_kombu.binding", "_kombu.binding_permanent")
     keys = [f"{prefix}{kind}.{name}" for name in queues for kind in kinds]
     return f"{redis_cli(place)} DEL {' '.join(map(shell_word, keys))}"

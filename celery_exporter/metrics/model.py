@@ -71,11 +71,11 @@ class MetricOptions(Struct, frozen=True, kw_only=True):
     task_labels: tuple[str, ...] = ("queue_name",)
     needs_merge: bool = False  # another profile needs more labels, so several sums may be one sample
     buckets: tuple[float, ...] | None = None
-    wait_buckets: tuple[float, ...] | None = None
+    queue_wait_buckets: tuple[float, ...] | None = None
     default_queue_name: str = UNKNOWN
     namespace: str = "celery"
-    generic_sent: bool = False
-    generic_worker: bool = False
+    generic_hostname_task_sent_metric: bool = False
+    generic_hostname_worker_task_metric: bool = False
 
 
 class Profile(Struct, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     rows: Callable[[MetricOptions], list[MetricFamily]]
     labels: Callable[[MetricOptions], tuple[str, ...]]  # of `TASK_LABELS`
     buckets: tuple[float, ...] = COMMON_BUCKETS
-    wait_buckets: tuple[float, ...] = COMMON_BUCKETS
+    queue_wait_buckets: tuple[float, ...] = COMMON_BUCKETS
     clients: Callable[[MetricOptions], bool] = lambda _: False  # which host sent a task
     hosts: bool = False  # sums over the workers of a host
     prefetched: bool = False  # what each worker has received and not started

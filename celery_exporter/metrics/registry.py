@@ -53,7 +53,7 @@ def select(names: Sequence[str], shape: MetricOptions, prefix: str = PREFIX) -> 
         tuple(_joined(tables, prefix)),
         tuple(label for label in TASK_LABELS if label in needed),
         _union(shape.buckets or profile.buckets for profile in chosen),
-        _union(shape.wait_buckets or profile.wait_buckets for profile in chosen),
+        _union(shape.queue_wait_buckets or profile.queue_wait_buckets for profile in chosen),
         any(profile.clients(shape) for profile in chosen),
         any(profile.hosts for profile in chosen),
         any(profile.prefetched for profile in chosen),

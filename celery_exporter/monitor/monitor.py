@@ -29,8 +29,7 @@ from celery_exporter.broker.consumers import EventConsumer, consumer_for
 from celery_exporter.broker.inspect import WorkerInspector
 from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
 from celery_exporter.broker.queues import queue_reader_for
-from celery_exporter.broker.source import SettingsSource, is_same_broker
-from celery_exporter.config.loader import Settings
+from celery_exporter.broker.source import ConfigSource, is_same_broker
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
@@ -41,6 +40,7 @@ from celery_exporter.core.task_names import Pattern, shown_as
 from celery_exporter.core.types import Timestamp
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.monitor.checkpoint import Own, Page, Saved, Saver
+from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.job import Collector
 from celery_exporter.persistence import state as memory
 from celery_exporter.persistence.state_file import StateFile
@@ -106,7 +106,10 @@ class Monitor:
     """
 
     def __init__(
-        self, settings: Settings, tracker: SeriesTracker | None = None, reader: EventConsumer | None = None
+        self,
+        settings: MonitorConfig,
+        tracker: SeriesTracker | None = None,
+        reader: EventConsumer | None = None,
     ) -> None:
         self._settings = settings
         self._tracker = tracker or SeriesTracker(time.monotonic(), time.time())
@@ -114,10 +117,10 @@ class Monitor:
         self._stopping = threading.Event()
         self.cluster = self._cluster = _empty(settings)
         self._reconciler = self._new_reconciler()
-        self._accept = {CONTENT_TYPES[name] for name in settings.accept_content}
-        self._source = SettingsSource(settings)
-        self.no_events = why_no_events(settings)
-        self._reader = reader or consumer_for(self._source)
+        self._accept = {CONTENT_TYPES[name] for name in settings.broker.accept_content}
+        self._source = ConfigSource(settings.broker)
+        self.no_events = why_no_events(settings.broker)
+        self._reader = reader or consumer_for(self._source, saves_state=settings.state_file is not None)
         self._started = time.time()
         self._open = False
         self._has_read = False  # since it was opened
@@ -135,7 +138,9 @@ class Monitor:
         self._stale_seconds = max(STALE, STALE_INTERVALS * settings.update_interval)
         self._answered = False  # did any worker ever answer
         control = partial(
-            WorkerInspector, control_exchange=settings.control_exchange, accept=settings.accept_content
+            WorkerInspector,
+            control_exchange=settings.broker.control_exchange,
+            accept=settings.broker.accept_content,
         )
         self._inspector = CachedConnection(self._source, control)
         self._refused_answers: Collection[str] = ()
@@ -152,7 +157,7 @@ class Monitor:
             Collector("blocked", INTERVAL_SECONDS, self._blocked.look, self._blocked.close),
         ]
         unused = {"workers"} if self.no_events else set()
-        unused |= set() if is_amqp(settings) else {"blocked"}
+        unused |= set() if is_amqp(settings.broker) else {"blocked"}
         self._collectors = [each for each in self._collectors if each.name not in unused]
         self._file: StateFile | None = None
         self._saver: Saver | None = None
@@ -168,7 +173,7 @@ class Monitor:
         self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
 
     def _new_reconciler(self) -> Reconciler:
-        return Reconciler(self._cluster, drops_expired=is_amqp(self._settings))
+        return Reconciler(self._cluster, drops_expired=is_amqp(self._settings.broker))
 
     # -- from outside --------------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class Monitor:
 
     def _look(self, web_config_up_to_date: bool | None) -> Snapshot:
         exporter = self._surroundings(web_config_up_to_date)
-        return take_snapshot(self._cluster, exporter, prefetched=self._settings.selection.prefetched)
+        return take_snapshot(self._cluster, exporter, prefetched=self._settings.metrics.selection.prefetched)
 
     def status(self) -> Status:
         """Return what goes on now, for people. Never waits for the broker."""
@@ -272,7 +277,7 @@ class Monitor:
         if self.no_events:
             log.error("%s; only the lengths of queues are served, of those that -Q names", self.no_events)
             return
-        waits = back_off(FIRST_RETRY, self._settings.retry_interval)
+        waits = back_off(FIRST_RETRY, self._settings.broker.retry_interval)
         said = ""
         while not self._stopping.is_set():
             start = time.monotonic()
@@ -294,7 +299,7 @@ class Monitor:
                 self._open = False
                 self._reader.close()
             if self._has_read or time.monotonic() - start > SETTLED:
-                waits = back_off(FIRST_RETRY, self._settings.retry_interval)
+                waits = back_off(FIRST_RETRY, self._settings.broker.retry_interval)
             # Redis cuts off who reads too slowly: each moment away is more that is lost.
             self._stopping.wait(AGAIN if self._has_read else next(waits))
 
@@ -549,17 +554,17 @@ def _wait_to_ask(unanswered: int, interval: float) -> float:
     return min(interval * 2 ** min(more, 10), LONGEST_WAIT_TO_ASK) if more > 0 else 0.0
 
 
-def _empty(settings: Settings) -> Cluster:
-    show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rules)
-    show_queue = shown_as(settings.queue_include, settings.queue_exclude, settings.queue_name_rules)
-    selection, classic = settings.selection, not settings.no_classic_histograms
+def _empty(settings: MonitorConfig) -> Cluster:
+    show = shown_as(settings.task_include, settings.task_exclude, settings.task_name_rule)
+    show_queue = shown_as(settings.queue_include, settings.queue_exclude, settings.queue_name_rule)
+    selection, classic = settings.metrics.selection, not settings.metrics.no_classic_histograms
     aggregates = Aggregates(
         selection.runtime_bounds if classic else (),  # +Inf is left
         selection.wait_bounds if classic else (),
         settings.limits.max_series,
-        native=settings.native_histograms,
-        exemplars=settings.exemplars,
-        share=settings.histogram_sample_rate,
+        native=settings.metrics.native_histograms,
+        exemplars=settings.metrics.exemplars,
+        share=settings.metrics.histogram_sample_rate,
         latency=selection.latency,
     )
     labels, clients, hosts = selection.labels, selection.clients, selection.hosts
@@ -570,15 +575,20 @@ def _empty(settings: Settings) -> Cluster:
     return cluster
 
 
-def _naming(settings: Settings) -> str:
+def _naming(settings: MonitorConfig) -> str:
     """Return the settings by which series are called what they are called."""
-    tasks = _texts(settings.task_include, settings.task_exclude, settings.task_name_rules)
-    queues = _texts(settings.queue_include, settings.queue_exclude, settings.queue_name_rules)
-    selection = settings.selection
+    tasks = _texts(settings.task_include, settings.task_exclude, settings.task_name_rule)
+    queues = _texts(settings.queue_include, settings.queue_exclude, settings.queue_name_rule)
+    selection = settings.metrics.selection
     names = sorted(set(selection.names))
-    labels = [settings.metric_prefix, dict(settings.static_labels), names, selection.labels]
+    labels = [settings.metrics.metric_prefix, dict(settings.metrics.static_label), names, selection.labels]
     shape = selection.shape
-    values = [shape.default_queue_name, shape.namespace, shape.generic_sent, shape.generic_worker]
+    values = [
+        shape.default_queue_name,
+        shape.namespace,
+        shape.generic_hostname_task_sent_metric,
+        shape.generic_hostname_worker_task_metric,
+    ]
     return repr([*tasks, labels, values, *queues])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kombu import Connection, Producer
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
     BrokerError,
     broker_errors,
@@ -21,9 +22,8 @@ from celery_exporter.broker.connection import (
 )
 from celery_exporter.broker.consumers import EventConsumer, consumer_for
 from celery_exporter.broker.message import CONTENT_TYPES, JSON, Message
-from celery_exporter.broker.source import SettingsSource
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import masked
-from celery_exporter.config.loader import Settings
 from celery_exporter.core.events import decode
 from celery_exporter.monitor.monitor import FIRST_RETRY, back_off
 from celery_exporter.recording.format import Record, RecordingReader, Scrubber, Writer, paced, short
@@ -35,26 +35,26 @@ BATCH_KEY = "task.multi"
 
 
 def record(
-    settings: Settings, path: Path, *, scrub: bool, ended: Callable[[], bool], say: Callable[[str], None]
+    config: BrokerConfig, path: Path, *, scrub: bool, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     """Write what comes into a new file until `ended`.
 
     Raises BrokerError, UnusableURLError, or OSError for the file.
     """
-    check(settings)
-    scrubber = Scrubber({CONTENT_TYPES[name] for name in settings.accept_content}) if scrub else None
-    if no_events := why_no_events(settings):
+    check(config)
+    scrubber = Scrubber({CONTENT_TYPES[name] for name in config.accept_content}) if scrub else None
+    if no_events := why_no_events(config):
         raise BrokerError(no_events)
     reader = consumer_for(
-        SettingsSource(settings.to_look())
+        ConfigSource(config.read_only())
     )  # a queue that outlasts the exporter is the exporter's
     left_out = 0
     reader.open()  # before there is a file, which a broker that is away would leave behind
     with closing(reader), closing(Writer(path)) as tape:
-        say(f"recording from {masked(settings.broker_url)} into {path}; Ctrl-C ends it")
+        say(f"recording from {masked(config.broker_url)} into {path}; Ctrl-C ends it")
         start = said = time.monotonic()
         try:
-            for payloads in _heard(reader, settings, ended, say):
+            for payloads in _heard(reader, config, ended, say):
                 for payload in payloads:
                     shown = payload if scrubber is None else scrubber.scrub(payload)
                     if shown is None:
@@ -72,7 +72,7 @@ def record(
 
 
 def _heard(
-    reader: EventConsumer, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
+    reader: EventConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> Iterator[list[Message]]:
     """Yield what comes until `ended`, whatever becomes of the broker meanwhile."""
     while not ended():
@@ -81,13 +81,13 @@ def _heard(
                 yield reader.read(POLL)
         except BrokerError as error:  # noqa: PERF203  not a thousand times a second
             say(f"nothing is recorded now, trying again: {error}")
-            _come_back(reader, settings, ended, say)
+            _come_back(reader, config, ended, say)
 
 
 def _come_back(
-    reader: EventConsumer, settings: Settings, ended: Callable[[], bool], say: Callable[[str], None]
+    reader: EventConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
-    for wait in back_off(FIRST_RETRY, settings.retry_interval):
+    for wait in back_off(FIRST_RETRY, config.retry_interval):
         reader.close()
         end = time.monotonic() + wait
         while time.monotonic() < end and not ended():
@@ -101,7 +101,7 @@ def _come_back(
 
 
 def replay(
-    settings: Settings,
+    config: BrokerConfig,
     path: Path,
     *,
     speed: float | None,
@@ -112,13 +112,13 @@ def replay(
 
     Raises NotATapeError, BrokerError, or UnusableURLError.
     """
-    check(settings)
+    check(config)
     tape = RecordingReader(path)
     messages = paced(iter(tape), speed)
     first = next(messages, None)  # so that a file that is none costs no connection
-    with _connected(settings) as connection:
-        producer = Producer(connection.default_channel, event_exchange(settings, connection))
-        say(f"replaying {path} to {masked(settings.broker_url)}")
+    with _connected(config) as connection:
+        producer = Producer(connection.default_channel, event_exchange(config, connection))
+        say(f"replaying {path} to {masked(config.broker_url)}")
         start = said = time.monotonic()
         published = 0
         while first is not None and not ended():
@@ -142,9 +142,9 @@ def replay(
 
 
 @contextmanager
-def _connected(settings: Settings) -> Iterator[Connection]:
+def _connected(config: BrokerConfig) -> Iterator[Connection]:
     """Give out an open connection, and hang up after that; raise BrokerError when the broker is gone."""
-    connection = connect(settings)
+    connection = connect(config)
     try:
         with broker_errors(connection):
             open_(connection)

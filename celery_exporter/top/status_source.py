@@ -19,11 +19,13 @@ from msgspec import Struct
 from celery_exporter import __version__
 from celery_exporter.broker.connection import check
 from celery_exporter.broker.url import masked
-from celery_exporter.config.loader import BadSettingError, Listener, Settings
+from celery_exporter.errors import BadSettingError
+from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.status.checks import PATIENCE as HEARD
 from celery_exporter.status.model import VERSION, Status
 from celery_exporter.web.healthcheck import reachable
+from celery_exporter.web.listen_config import ListenConfig
 
 PATH = "/api/v1/status"
 #: Seconds to connect in, and in which more of an answer has to come; bytes of one: some 50,000 tasks' names.
@@ -93,7 +95,7 @@ def awaited(source: Source, say: Callable[[str], None]) -> Source:
     return Source(source.name, look)
 
 
-def here(listener: Listener) -> str:
+def here(listener: ListenConfig) -> str:
     """Return the URL of the exporter that listens so on this machine."""
     host = reachable(listener.host)
     scheme = "http" if listener.web_config_file is None else "https"
@@ -165,10 +167,10 @@ def _decoded(name: str, body: bytes) -> Status:
 
 
 @contextmanager
-def broker(settings: Settings) -> Iterator[Source]:
+def broker(config: MonitorConfig) -> Iterator[Source]:
     """Listen to a broker, as the exporter does; it only looks. Raises UnusableURLError."""
-    check(settings)
-    monitor = Monitor(msgspec.structs.replace(settings.to_look(), update_interval=UPDATE_INTERVAL))
+    check(config.broker)
+    monitor = Monitor(msgspec.structs.replace(config.read_only(), update_interval=UPDATE_INTERVAL))
     said = _Said()
 
     def look() -> Status:
@@ -179,7 +181,7 @@ def broker(settings: Settings) -> Iterator[Source]:
 
     monitor.start()
     try:
-        yield Source(masked(settings.broker_url), look)
+        yield Source(masked(config.broker.broker_url), look)
     finally:
         monitor.stop()
         monitor.join(time.monotonic() + FAREWELL)

@@ -8,8 +8,8 @@ import ssl
 from contextlib import closing, suppress
 from pathlib import Path
 
-from celery_exporter.config.loader import Listener
 from celery_exporter.quoting import printable
+from celery_exporter.web.listen_config import ListenConfig
 from celery_exporter.web.web_config import BadWebConfigError, parse
 
 PATH = "/-/healthy"  # open to everybody, whatever --web.config.file says
@@ -17,7 +17,7 @@ PATH = "/-/healthy"  # open to everybody, whatever --web.config.file says
 PATIENCE = 2.0
 
 
-def ask(listener: Listener) -> tuple[bool, str]:
+def ask(listener: ListenConfig) -> tuple[bool, str]:
     """Return whether the exporter that listens there is well, and a line that says why."""
     if listener.port == 0:
         return False, "--port: got 0, any free one, which only its exporter knows; it takes the port to ask"

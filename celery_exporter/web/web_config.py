@@ -14,7 +14,7 @@ import msgspec
 import yaml
 from msgspec import Struct, field
 
-from celery_exporter.config.loader import BadSettingError
+from celery_exporter.errors import BadSettingError
 
 Version = Literal["TLS10", "TLS11", "TLS12", "TLS13"]
 Switch = Literal["true", "True", "yes", "on", "false", "False", "no", "off"]

@@ -251,7 +251,7 @@ def test_its_environment_is_what_the_exporter_reads(deployment, tmp_path):
     secret = tmp_path / url.name
     secret.write_text("redis://:pw@redis:6379/0\n")
     settings = load({}, {**environment, "CELERY_EXPORTER_BROKER_URL_FILE": str(secret)})
-    assert (settings.broker_url, settings.port) == ("redis://:pw@redis:6379/0", 9808)
+    assert (settings.monitor.broker.broker_url, settings.listen.port) == ("redis://:pw@redis:6379/0", 9808)
 
 
 def test_the_readme_makes_the_secret_that_the_pod_mounts(deployment):
@@ -306,7 +306,10 @@ def test_other_services_set_nothing_in_its_environment(deployment, built):
     """
     variable = the(built, "Service")["metadata"]["name"].upper().replace("-", "_") + "_PORT"
     assert variable in {name for option in OPTIONS for name in option.variables}
-    assert load({}, {variable: "tcp://10.96.0.1:9808", "CELERY_BROKER_URL": "redis://redis/0"}).port == 9808
+    assert (
+        load({}, {variable: "tcp://10.96.0.1:9808", "CELERY_BROKER_URL": "redis://redis/0"}).listen.port
+        == 9808
+    )
     assert deployment["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
 

@@ -122,7 +122,9 @@ def busy() -> list[tuple[float, bytes]]:
 
 def page(profile: str) -> list[Sample]:
     """Return the samples that a profile has of that, without those of the exporter itself."""
-    selection = select((profile,), structs.replace(SHAPE, generic_sent=profile == "danihodovic"))
+    selection = select(
+        (profile,), structs.replace(SHAPE, generic_hostname_task_sent_metric=profile == "danihodovic")
+    )
     text = Exposition(selection.rows).render(replay(busy(), selection)).decode()
     return [sample for sample in map(parse, text.splitlines()) if sample and "_exporter_" not in sample[0]]
 

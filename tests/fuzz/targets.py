@@ -15,6 +15,7 @@ from typing import Any
 import click
 import hiredis
 import msgspec
+from harness.configs import broker_config
 from harness.emulator import bash_words, drawn
 from kombu.utils import json as kombu_json
 from unit.core.cluster_driver import sent
@@ -27,8 +28,7 @@ from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.kombu_consumer import BatchFull
 from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
 from celery_exporter.broker.queues import redis_queues as redis_depths
-from celery_exporter.broker.source import SettingsSource
-from celery_exporter.config.loader import load
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event, Malformed, decode
 from celery_exporter.core.json_array import MAX_ITEMS, items
 from celery_exporter.core.task_names import clipped
@@ -204,7 +204,7 @@ def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
 
 @cache
 def _redis_reader() -> Any:
-    reader = redis.RedisConsumer(SettingsSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {})))
+    reader = redis.RedisConsumer(ConfigSource(broker_config("redis://127.0.0.1:1/0")))
     reader._is_doubled = False
     return reader
 
@@ -255,7 +255,7 @@ def _framed(pieces: list[bytes]) -> list[Any]:
 def deliveries(data: bytes) -> None:
     """Frames with messages in them, off AMQP: the rest is the library's, or ends the connection."""
     taken: list[Any] = []
-    reader: Any = amqp.AmqpConsumer(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
+    reader: Any = amqp.AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
     reader._amqp = SimpleNamespace(bytes_recv=0)
     reader._channel = SimpleNamespace(channel_id=1)
     reader._library = taken.append

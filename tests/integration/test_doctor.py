@@ -23,6 +23,7 @@ from types import SimpleNamespace
 import kombu
 import pytest
 from harness.clocks import off_by
+from harness.configs import broker_config
 from harness.events import publish_event_bytes, publish_events
 from harness.exporter import Exporter, run_cli
 from harness.processes import TESTS, communicate, free_port, listening, side_by_side
@@ -36,8 +37,7 @@ from redis import Redis
 
 from celery_exporter.broker.connection import CONNECT_TIMEOUT, BrokerError, CachedConnection
 from celery_exporter.broker.inspect import WorkerInspector
-from celery_exporter.broker.source import SettingsSource
-from celery_exporter.config.loader import load
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.doctor import DoctorOptions, _of_broker
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
@@ -53,7 +53,7 @@ EVE = ("ACL", "SETUSER", "eve", "on", ">pw", "~*", "+@all")  # may do all that i
 
 
 def settings_of(url: str, *ssl_options: str):
-    return load({"broker_url": url, "broker_ssl_option": ssl_options}, {})
+    return broker_config(url, broker_ssl_option=ssl_options)
 
 
 def by_check(findings) -> dict:
@@ -262,12 +262,9 @@ def test_a_user_who_may_not_ask_workers(running, tmp_path, rights, prefix):
     options = {"global_keyprefix": prefix} if prefix else {}
     running(Worker(tmp_path / "worker", server.url, "w@box", pool="solo", broker_transport_options=options))
     server.client().execute_command(*EVE, "&*", *rights)
-    settings = load(
-        {
-            "broker_url": f"redis://eve:pw@127.0.0.1:{server.port}/0",
-            "broker_transport_option": [f"{name}={value}" for name, value in options.items()],
-        },
-        {},
+    settings = broker_config(
+        f"redis://eve:pw@127.0.0.1:{server.port}/0",
+        broker_transport_option=[f"{name}={value}" for name, value in options.items()],
     )
 
     with pytest.raises(BrokerError) as refused:
@@ -368,7 +365,7 @@ def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
 
 def ask(settings) -> set[str]:
     """Ask the workers as the exporter does; return the names of those that answered."""
-    roster = CachedConnection(SettingsSource(settings), WorkerInspector)
+    roster = CachedConnection(ConfigSource(settings), WorkerInspector)
     try:
         with roster.use() as asked:
             return set(asked.ask({}))

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import kombu
 import pytest
 from celery.events.event import get_exchange
+from harness.configs import broker_config
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.proxy import Proxy
 from harness.spans import Span
@@ -19,8 +20,7 @@ from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
 from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuConsumer
 from celery_exporter.broker.consumers.redis_consumer import RedisConsumer
 from celery_exporter.broker.message import CONTENT_TYPES, UNREADABLE, events_of
-from celery_exporter.broker.source import SettingsSource
-from celery_exporter.config.loader import load
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event
 
 #: Messages that a broker has ready before the first of them is read: several batches.
@@ -47,7 +47,7 @@ but_kombu_on_redis = pytest.mark.parametrize(
 def reader(request, broker, way):
     """Return a reader of the broker, open, whose way can be cut."""
     url = broker.url.replace(str(urlsplit(broker.url).port), str(way.port))
-    made = consumer_for(SettingsSource(load({"broker_url": url, "event_consumer": request.param}, {})))
+    made = consumer_for(ConfigSource(broker_config(url, event_consumer=request.param)))
     fastest = {"redis": RedisConsumer, "rabbitmq": AmqpConsumer}[broker.kind]
     assert type(made) is (KombuConsumer if request.param == "kombu" else fastest)
     made.open()
@@ -152,7 +152,7 @@ def test_half_a_message_of_the_connection_before_is_forgotten(reader, broker, wa
 
 def test_what_was_read_of_the_connection_before_and_not_returned_is_forgotten(redis_broker):
     """A read that has more than a batch leaves some for the next one, which may be on another connection."""
-    reader = consumer_for(SettingsSource(load({"broker_url": redis_broker.url}, {})))
+    reader = consumer_for(ConfigSource(broker_config(redis_broker.url)))
     reader.open()
     try:
         publish_many(redis_broker.url, 3 * BATCH)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.configs import broker_config
 from harness.exporter import Exporter, run_cli
 from harness.waiting import eventually
 from harness.workers import client
 
 from celery_exporter.broker.connection import why_no_events
-from celery_exporter.config.loader import load
 
 SENTENCE = "transport has no fan-out between processes"
 
@@ -72,4 +72,4 @@ def test_the_memory_of_one_process_is_no_broker(running: Callable[..., Exporter]
 
 @pytest.mark.parametrize("url", ["redis://h/0", "amqp://h//", "filesystem://"])
 def test_transports_with_fan_out(url):
-    assert why_no_events(load({"broker_url": url}, {})) == ""
+    assert why_no_events(broker_config(url)) == ""

@@ -11,6 +11,7 @@ import amqp
 import kombu
 import pytest
 import redis
+from harness.configs import broker_config
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.exporter import clean_environment, run_cli
 from harness.marks import on_rabbitmq, on_redis
@@ -19,7 +20,6 @@ from harness.servers import RedisServer
 from harness.waiting import eventually, until_equal
 
 from celery_exporter.broker.message import Message
-from celery_exporter.config.loader import load
 from celery_exporter.recording.commands import replay
 from celery_exporter.recording.format import Record, RecordingReader, Writer
 
@@ -267,7 +267,7 @@ def test_a_replay_that_fails_hangs_up(redis_broker, tmp_path):
         before, made = clients(), set()
         # While the error is held, its traceback keeps the connection from being collected.
         with pytest.raises(NobodyReadsError) as held:
-            replay(load({"broker_url": redis_broker.url}, {}), file, speed=None, ended=bool, say=say)
+            replay(broker_config(redis_broker.url), file, speed=None, ended=bool, say=say)
         assert made
         until_equal(lambda: clients() & made, set())
         del held

@@ -50,17 +50,17 @@ class EventConsumer(Protocol):
         """Tell whether many messages wait to be released."""
 
 
-def consumer_for(source: Source) -> EventConsumer:
+def consumer_for(source: Source, *, saves_state: bool = False) -> EventConsumer:
     """Return the reader for the broker that the settings name; it is not open yet."""
-    settings = source.current()
-    if settings.event_consumer == "kombu":
+    config = source.current()
+    if config.event_consumer == "kombu":
         return KombuConsumer(source)
-    if is_redis(settings):
+    if is_redis(config):
         from celery_exporter.broker.consumers.redis_consumer import RedisConsumer  # noqa: PLC0415  only where it is used
 
         return RedisConsumer(source)
-    if is_amqp(settings):
+    if is_amqp(config):
         from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer  # noqa: PLC0415  only where it is used
 
-        return AmqpConsumer(source)
+        return AmqpConsumer(source, saves_state=saves_state)
     return KombuConsumer(source)

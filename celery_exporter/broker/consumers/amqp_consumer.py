@@ -57,10 +57,10 @@ _PROPERTIES = ((1 << 15, "s"), (1 << 14, "s"), (1 << 13, "F"))  # content type, 
 class AmqpConsumer(KombuConsumer):
     """Reads events from AMQP. See `EventConsumer`."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, saves_state: bool = False) -> None:
         super().__init__(source)
-        self._durable = self._settings.event_queue_durable
-        self._prefetch = PREFETCH if self._settings.state_file is None else PREFETCH_SAVED
+        self._durable = self._config.event_queue_durable
+        self._prefetch = PREFETCH_SAVED if saves_state else PREFETCH
         self._number = 0  # of the connection
         self._released = (0, 0)  # that and delivery tag, up to which messages were used
         self._tag = self._acknowledged = self._confirmed = 0  # delivery tags
@@ -114,7 +114,7 @@ class AmqpConsumer(KombuConsumer):
         exclusive = not self._durable
         return Queue(
             self._queue_name,
-            Exchange(self._settings.event_exchange, "topic"),
+            Exchange(self._config.event_exchange, "topic"),
             routing_key="#",
             durable=self._durable,
             exclusive=exclusive,
@@ -231,7 +231,7 @@ class AmqpConsumer(KombuConsumer):
             self._send(spec.Queue.Declare, "BsbbbbbF", 0, self._queue_name, 1, 0, 0, 0, 0, {})  # passively
         else:
             self._renewed = now
-            exchange = self._settings.event_exchange
+            exchange = self._config.event_exchange
             self._send(spec.Queue.Bind, "BsssbF", 0, self._queue_name, exchange, "#", 0, {})
 
     def _on_answer(self) -> None:

@@ -45,8 +45,8 @@ class KombuConsumer:
         self.proven = 0.0
         self.mark: tuple[int, int] | None = None
         self._source = source
-        self._settings = source.current()  # of the connection that is open
-        self._connection: kombu.Connection = connect(self._settings)
+        self._config = source.current()  # of the connection that is open
+        self._connection: kombu.Connection = connect(self._config)
         # One name for the life of the process: Redis keeps the binding of a queue that was not closed.
         self._queue_name = f"celeryev.{uuid.uuid4()}"
         self._batch: list[Message] = []
@@ -59,8 +59,8 @@ class KombuConsumer:
     def open(self) -> None:
         """Connect and subscribe; raise BrokerError."""
         self._failure = None
-        self._settings = self._source.current()
-        self._connection = connect(self._settings)
+        self._config = self._source.current()
+        self._connection = connect(self._config)
         with broker_errors(self._connection):
             open_(self._connection)
             self._subscribe()
@@ -72,7 +72,7 @@ class KombuConsumer:
         return self._read(SETTLE)
 
     def _subscribe(self) -> None:
-        exchange = event_exchange(self._settings, self._connection)
+        exchange = event_exchange(self._config, self._connection)
         exclusive = self._connection.transport.driver_type == "amqp"
         if exclusive:
             # RabbitMQ 4.3 refuses a queue that is neither durable nor exclusive. A new name each time: the
@@ -173,7 +173,7 @@ class KombuConsumer:
         if now < self._ticked + TICK:
             return
         self._ticked = now
-        if self._source.leads_elsewhere(self._settings):
+        if self._source.leads_elsewhere(self._config):
             raise BrokerError("the broker URL names another broker now")
         if self._prove():
             self.proven = now

@@ -106,7 +106,7 @@ def _histograms(shape: MetricOptions) -> list[MetricFamily]:
             "From sent (or eta) to started.",
             shape,
             attrgetter("queue_wait"),
-            shape.wait_buckets or WAIT_BUCKETS,
+            shape.queue_wait_buckets or WAIT_BUCKETS,
             waits=True,
             query=_at_hosts('celery_task_queue_wait_seconds_bucket{worker!=""}'),
         ),
@@ -131,7 +131,7 @@ def _at_hosts(counted: str, *without: str) -> str:
 
 
 def _labels(shape: MetricOptions, key: LabelSet) -> tuple[str, str, str]:
-    hostname = GENERIC if shape.generic_worker else host(key.worker)
+    hostname = GENERIC if shape.generic_hostname_worker_task_metric else host(key.worker)
     return key.task_name, hostname, _queue(shape, key)
 
 
@@ -149,7 +149,11 @@ def _sent(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
     for key, aggregate in snapshot.aggregates.items():
         if key.worker:
             continue
-        clients = {GENERIC: aggregate.transitions[State.PENDING]} if shape.generic_sent else aggregate.clients
+        clients = (
+            {GENERIC: aggregate.transitions[State.PENDING]}
+            if shape.generic_hostname_task_sent_metric
+            else aggregate.clients
+        )
         for client, count in clients.items():
             yield (key.task_name, client, _queue(shape, key)), count
 
@@ -170,7 +174,7 @@ def _at_workers(shape: MetricOptions, snapshot: Snapshot) -> Iterable[tuple[Labe
     return (
         (key, aggregate)
         for key, aggregate in snapshot.aggregates.items()
-        if key.worker or shape.generic_worker
+        if key.worker or shape.generic_hostname_worker_task_metric
     )
 
 
@@ -270,7 +274,7 @@ PROFILE = Profile(
     about="danihodovic/celery-exporter 0.12",
     rows=rows,
     labels=lambda _: ("queue_name", "worker"),
-    wait_buckets=WAIT_BUCKETS,
-    clients=lambda shape: not shape.generic_sent,
+    queue_wait_buckets=WAIT_BUCKETS,
+    clients=lambda shape: not shape.generic_hostname_task_sent_metric,
     hosts=True,
 )

@@ -159,7 +159,7 @@ def _wait(  # noqa: PLR0913  a row has so many cells
         ),
         merge=add if shape.needs_merge else None,
         bounds=attrgetter("wait_bounds"),
-        buckets=shape.wait_buckets or WAIT_BUCKETS,
+        buckets=shape.queue_wait_buckets or WAIT_BUCKETS,
         absent=absent,
         example=example,
     )
@@ -705,5 +705,5 @@ PROFILE = Profile(
     rows=rows,
     labels=attrgetter("task_labels"),
     buckets=RUNTIME_BUCKETS,
-    wait_buckets=WAIT_BUCKETS,
+    queue_wait_buckets=WAIT_BUCKETS,
 )

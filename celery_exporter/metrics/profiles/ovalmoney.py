@@ -96,7 +96,7 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         ),
         merge=add if shape.needs_merge else None,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
-        buckets=(shape.wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
+        buckets=(shape.queue_wait_buckets if waits else shape.buckets) or COMMON_BUCKETS,
         decimal=True,
         remark=remark,
         query=query,

@@ -76,5 +76,5 @@ PROFILE = Profile(
     rows=rows,
     labels=attrgetter("task_labels"),
     buckets=native.RUNTIME_BUCKETS,
-    wait_buckets=native.WAIT_BUCKETS,
+    queue_wait_buckets=native.WAIT_BUCKETS,
 )

@@ -103,7 +103,7 @@ def _latency(shape: MetricOptions) -> MetricFamily:
         ),
         merge=add,
         bounds=attrgetter("wait_bounds"),
-        buckets=shape.wait_buckets or COMMON_BUCKETS,
+        buckets=shape.queue_wait_buckets or COMMON_BUCKETS,
         decimal=True,
         query=summed("celery_task_prefetch_wait_seconds_bucket", "task_name", "queue_name", "worker"),
     )

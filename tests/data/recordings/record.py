@@ -25,7 +25,7 @@ from harness.waiting import eventually  # noqa: E402
 from harness.workers import Ledger, Worker, client  # noqa: E402
 
 from celery_exporter.broker.consumers import consumer_for  # noqa: E402
-from celery_exporter.broker.source import SettingsSource  # noqa: E402
+from celery_exporter.broker.source import ConfigSource  # noqa: E402
 from celery_exporter.config.loader import load  # noqa: E402
 
 TAPES = [
@@ -53,7 +53,7 @@ NOTED = 16
 
 
 def record(url: str, folder: Path, pool: str, tape: Path) -> None:
-    reader = consumer_for(SettingsSource(load({"broker_url": url}, {})))
+    reader = consumer_for(ConfigSource(load({"broker_url": url}, {}).monitor.broker))
     reader.open()
     stop = threading.Event()
     lines: list[str] = []

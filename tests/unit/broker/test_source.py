@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from harness.configs import broker_config
 
-from celery_exporter.broker.source import SettingsSource
-from celery_exporter.config.loader import LONGEST_URL, load
+from celery_exporter.broker.source import ConfigSource
+from celery_exporter.broker.url_file import MAX_URL_LENGTH
 
 OLD = "redis://:hunter1@h:6379/0"
 
@@ -21,15 +22,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def source(path: Path) -> SettingsSource:
-    return SettingsSource(load({"broker_url_file": str(path)}, {}))
+def source(path: Path) -> ConfigSource:
+    return ConfigSource(broker_config(None, broker_url_file=str(path)))
 
 
 def test_a_url_that_was_given_stays():
-    settings = load({"broker_url": OLD}, {})
-    source = SettingsSource(settings)
-    assert source.current() is settings
-    assert not source.leads_elsewhere(settings)
+    config = broker_config(OLD)
+    source = ConfigSource(config)
+    assert source.current() is config
+    assert not source.leads_elsewhere(config)
     assert source.masked_url() == "redis://:***@h:6379/0"
 
 
@@ -62,7 +63,7 @@ def test_a_new_url_is_taken_and_only_another_address_ends_connections(path, sour
         b"hunter2",
         b"nosuch://hunter2@h",
         b"amqp://me:hunter2@h//",
-        b" " * LONGEST_URL,
+        b" " * MAX_URL_LENGTH,
     ],
 )
 def test_a_file_of_no_use_is_said_once_and_leaves_the_old_one(path, source, caplog, content):

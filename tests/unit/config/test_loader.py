@@ -8,9 +8,10 @@ from operator import attrgetter
 import pytest
 
 from celery_exporter.broker.url import masked
-from celery_exporter.config.loader import BadSettingError, load
+from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.core.task_names import QUEUE_NAME_RULES
+from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.model import COMMON_BUCKETS
 
 URL = "redis://:pass@host:6379/0"
@@ -30,17 +31,22 @@ def complaint(environ=None, **argv) -> str:
 
 def test_defaults_are_those_of_the_table():
     found = settings()
-    assert (found.port, found.selection.labels, found.limits.reorder_window) == (9808, ("queue_name",), 2.0)
-    assert 30.0 in found.selection.runtime_bounds, "a query of the integration guide asks for this bound"
+    selection = found.monitor.metrics.selection
+    assert (found.listen.port, selection.labels, found.monitor.limits.reorder_window) == (
+        9808,
+        ("queue_name",),
+        2.0,
+    )
+    assert 30.0 in selection.runtime_bounds, "a query of the integration guide asks for this bound"
 
 
 def test_buckets_that_nobody_chose_are_those_of_the_profile_and_chosen_ones_are_not():
     for option, field in (("buckets", "runtime_bounds"), ("queue_wait_buckets", "wait_bounds")):
         (usual,) = (each.display_default for each in OPTIONS if each.key == option)
-        assert getattr(settings().selection, field) == usual
-        assert getattr(settings(profile="zerok").selection, field) == COMMON_BUCKETS
+        assert getattr(settings().monitor.metrics.selection, field) == usual
+        assert getattr(settings(profile="zerok").monitor.metrics.selection, field) == COMMON_BUCKETS
         chosen = {option: ",".join(map(str, usual))}
-        assert getattr(settings(profile="zerok", **chosen).selection, field) == usual
+        assert getattr(settings(profile="zerok", **chosen).monitor.metrics.selection, field) == usual
 
 
 @pytest.mark.parametrize(
@@ -54,24 +60,29 @@ def test_buckets_that_nobody_chose_are_those_of_the_profile_and_chosen_ones_are_
     ],
 )
 def test_an_option_beats_its_variables_and_ours_beat_the_others(argv, environ, port):
-    assert settings(environ, **argv).port == port
+    assert settings(environ, **argv).listen.port == port
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "field", "expected"),
     [
-        ("METRICS_UPDATE_INTERVAL", "30", "update_interval", 30.0),
-        ("CE_QUEUES", "a,b c", "queues", ("a", "b", "c")),
-        ("CE_ENABLE_EVENTS", "true", "enable_events", True),
-        ("CE_ENABLE_EVENTS", "0", "enable_events", False),
-        ("CE_BUCKETS", "1,2,inf", "selection.runtime_bounds", (1.0, 2.0)),
-        ("CE_TASK_LABELS", "", "selection.labels", ()),
-        ("CE_TASK_LABELS", "queue_name, worker", "selection.labels", ("queue_name", "worker")),
-        ("CE_STATIC_LABEL", "env=prod zone=a", "static_labels", {"env": "prod", "zone": "a"}),
+        ("METRICS_UPDATE_INTERVAL", "30", "monitor.update_interval", 30.0),
+        ("CE_QUEUES", "a,b c", "monitor.queues", ("a", "b", "c")),
+        ("CE_ENABLE_EVENTS", "true", "monitor.enable_events", True),
+        ("CE_ENABLE_EVENTS", "0", "monitor.enable_events", False),
+        ("CE_BUCKETS", "1,2,inf", "monitor.metrics.selection.runtime_bounds", (1.0, 2.0)),
+        ("CE_TASK_LABELS", "", "monitor.metrics.selection.labels", ()),
+        (
+            "CE_TASK_LABELS",
+            "queue_name, worker",
+            "monitor.metrics.selection.labels",
+            ("queue_name", "worker"),
+        ),
+        ("CE_STATIC_LABEL", "env=prod zone=a", "monitor.metrics.static_label", {"env": "prod", "zone": "a"}),
         (
             "CE_BROKER_TRANSPORT_OPTION",
             '{"master_name": "my master", "sentinel_kwargs": {"password": "x"}}',
-            "broker_transport_options",
+            "monitor.broker.broker_transport_option",
             {"master_name": "my master", "sentinel_kwargs": {"password": "x"}},
         ),
     ],
@@ -81,7 +92,7 @@ def test_values_from_the_environment(variable, value, field, expected):
 
 
 def test_repeatable_options_take_json_values_and_text_with_spaces():
-    found = settings(
+    config = settings(
         broker_transport_option=(
             "visibility_timeout=3600",
             "global_keyprefix=a b",
@@ -89,19 +100,19 @@ def test_repeatable_options_take_json_values_and_text_with_spaces():
             'x={"y": 1}',
         ),
         queues=("a,b", "c"),
-    )
-    assert found.broker_transport_options == {
+    ).monitor
+    assert config.broker.broker_transport_option == {
         "visibility_timeout": 3600,
         "global_keyprefix": "a b",
         "password": "0042",
         "x": {"y": 1},
     }
-    assert found.queues == ("a", "b", "c")
+    assert config.queues == ("a", "b", "c")
 
 
 def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
-    assert settings(purge_offline_worker_metrics="0").limits.worker_purge is None
-    assert settings(series_ttl="0").limits.series_ttl is None
+    assert settings(purge_offline_worker_metrics="0").monitor.limits.worker_purge is None
+    assert settings(series_ttl="0").monitor.limits.series_ttl is None
 
 
 @pytest.mark.parametrize(
@@ -158,32 +169,33 @@ def test_a_name_rule_is_a_pattern_and_a_replacement_that_fits_it(rule):
 
 
 def test_the_last_equals_sign_of_a_name_rule_separates():
-    ((pattern, replacement),) = settings(task_name_rule=(r"job=\w+=work",)).task_name_rules
+    ((pattern, replacement),) = settings(task_name_rule=(r"job=\w+=work",)).monitor.task_name_rule
     assert (pattern.pattern, replacement) == (r"job=\w+", "work")
 
 
 def test_patterns_are_matched_in_time_whatever_the_name_is():
     """Python's own `re` takes as long as anybody likes for this one, and holds up every thread."""
-    found = settings(task_include=r"([a-z_]+\.?)+[0-9]+").task_include
+    found = settings(task_include=r"([a-z_]+\.?)+[0-9]+").monitor.task_include
     assert found.fullmatch("a" * 10_000 + "!") is None
     assert found.fullmatch("shop.pay1")
 
 
 @pytest.mark.parametrize("rule", [r"(?P<app>\w+)-\d+=\g<app>", r"(\w+)-(\d+)(x)?=\1\3"])
 def test_a_replacement_names_groups_as_in_python(rule):
-    ((pattern, replacement),) = settings(task_name_rule=(rule,)).task_name_rules
+    ((pattern, replacement),) = settings(task_name_rule=(rule,)).monitor.task_name_rule
     assert pattern.fullmatch("job-17").expand(replacement) == "job"
 
 
 @pytest.mark.parametrize("value", ["shop-eu.1", "Läden", 'a "b"'])
 def test_what_ends_as_the_value_of_a_label_may_be_any_text(value):
-    shape = settings(namespace=value, default_queue_name=value).selection.shape
+    shape = settings(namespace=value, default_queue_name=value).monitor.metrics.selection.shape
     assert (shape.namespace, shape.default_queue_name) == (value, value)
 
 
 @pytest.mark.parametrize("variable", ["CELERY_EXPORTER_NAMESPACE", "CE_DEFAULT_QUEUE_NAME"])
 def test_a_variable_that_is_empty_is_the_default_as_in_the_originals(variable):
-    assert settings({variable: ""}).selection.shape == settings().selection.shape
+    metrics, defaults = settings({variable: ""}).monitor.metrics, settings().monitor.metrics
+    assert metrics.selection.shape == defaults.selection.shape
 
 
 def test_a_static_label_is_text():
@@ -191,11 +203,11 @@ def test_a_static_label_is_text():
 
 
 def test_a_port_that_kubernetes_made_up_for_a_service_is_no_setting():
-    assert settings({"CELERY_EXPORTER_PORT": "tcp://10.0.0.7:9808", "CE_PORT": "1"}).port == 1
+    assert settings({"CELERY_EXPORTER_PORT": "tcp://10.0.0.7:9808", "CE_PORT": "1"}).listen.port == 1
 
 
 def test_0_is_the_default_retry_interval_as_in_other_exporters():
-    assert settings(retry_interval="0").retry_interval == 5.0
+    assert settings(retry_interval="0").monitor.broker.retry_interval == 5.0
 
 
 @pytest.mark.parametrize("name", ["1a", "a-b", "__a", "queue_name", "worker", "le"])
@@ -215,10 +227,10 @@ def test_what_may_hold_a_secret_is_not_repeated():
 def test_the_url_from_a_file(tmp_path):
     path = tmp_path / "url"
     path.write_text("amqp://u:p@h//\n")
-    assert load({"broker_url_file": str(path)}, {}).broker_url == "amqp://u:p@h//"
+    assert load({"broker_url_file": str(path)}, {}).monitor.broker.broker_url == "amqp://u:p@h//"
     found = load({"broker_url": URL}, {"CE_BROKER_URL_FILE": str(path)})
-    assert found.broker_url == URL, "an option beats a variable"
-    assert "both given" in complaint(broker_url=URL, broker_url_file=str(path))
+    assert found.monitor.broker.broker_url == URL, "an option beats a variable"
+    assert "got both" in complaint(broker_url=URL, broker_url_file=str(path))
     path.write_text("hunter2")
     assert "hunter2" not in complaint(broker_url=None, broker_url_file=str(path))
     assert "No such file" in complaint(broker_url=None, broker_url_file=str(tmp_path / "none"))
@@ -232,7 +244,7 @@ def test_a_durable_queue_is_not_for_a_reader_that_acknowledges_nothing():
 @pytest.mark.parametrize("patterns", [{"queue_exclude": "slow|extra.*"}, {"queue_include": "celery"}])
 def test_a_queue_that_is_asked_for_and_left_out(patterns):
     said = complaint(queues=("celery,slow",), **patterns)
-    assert said.startswith("--queues: got 'slow', which --queue-include or --queue-exclude leaves out")
+    assert said.startswith("--queues: got 'slow', which --queue-include or --queue-exclude excludes")
 
 
 def test_no_url_at_all():
@@ -285,6 +297,6 @@ def test_defaults_are_values_that_the_options_themselves_would_take():
 def test_rules_for_queues_come_before_the_shipped_ones_which_an_empty_one_turns_off(
     environ, argv, own, shipped
 ):
-    rules = settings(environ, **argv).queue_name_rules
+    rules = settings(environ, **argv).monitor.queue_name_rule
     assert [replacement for _, replacement in rules[: len(own)]] == own
     assert rules[len(own) :] == (QUEUE_NAME_RULES if shipped else ())

@@ -7,10 +7,10 @@ import shlex
 
 import msgspec
 import pytest
+from harness.configs import monitor_config
 
 from celery_exporter.broker.inspect import Configuration
 from celery_exporter.cli.main import _command
-from celery_exporter.config.loader import load
 from celery_exporter.doctor import Report
 from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import ListenResult
@@ -22,7 +22,7 @@ from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Recent
 from unit.core.cluster_driver import ClusterDriver, heartbeat, received
 
-SETTINGS = load({"broker_url": "redis://127.0.0.1:6379/0"}, {})
+CONFIG = monitor_config("redis://127.0.0.1:6379/0")
 UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"
 
 
@@ -33,7 +33,7 @@ def judged(*events: dict, said: dict[str, Configuration] | None = None, **heard)
     told = {"content_types": {"application/json": 3}, "first_event": 0.5, **heard}
     shown, answers = driver.shown(listening=PATIENCE), list((said or {}).items())
     found = ListenResult(shown, Recent().growth(shown, 0.0), configurations=answers, **told)
-    return {finding.check: finding for finding in run_event_checks(found, SETTINGS)}
+    return {finding.check: finding for finding in run_event_checks(found, CONFIG)}
 
 
 def test_workers_of_different_versions():
@@ -101,7 +101,7 @@ def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
     driver = ClusterDriver()
     shown = driver.shown(broker_up=False, listening=1.0)
     found = ListenResult(shown, Recent().growth(shown, 0.0), {}, None, [])
-    (only,) = run_event_checks(found, SETTINGS)
+    (only,) = run_event_checks(found, CONFIG)
     assert (only.check, only.severity) == ("subscription", "critical")
     assert only.remedy.startswith("redis-cli -h 127.0.0.1 -p 6379 INFO")
 

@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from harness.configs import monitor_config
 
-from celery_exporter.config.loader import BadSettingError, load
+from celery_exporter.config.loader import load
 from celery_exporter.core import cluster
 from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import COMMON_BUCKETS, TASK_LABELS, MetricOptions
@@ -106,8 +108,8 @@ def test_who_sent_what_is_counted_where_somebody_shows_it():
         "danihodovic",
         "flower",
     ]
-    assert not select(("danihodovic",), MetricOptions(generic_sent=True)).clients
-    assert select(("danihodovic", "flower"), MetricOptions(generic_sent=True)).clients
+    assert not select(("danihodovic",), MetricOptions(generic_hostname_task_sent_metric=True)).clients
+    assert select(("danihodovic", "flower"), MetricOptions(generic_hostname_task_sent_metric=True)).clients
 
 
 def test_each_profile_has_its_own_buckets_of_what_was_counted_once():
@@ -123,7 +125,9 @@ def test_each_profile_has_its_own_buckets_of_what_was_counted_once():
 
 
 def test_buckets_that_somebody_chose_are_those_of_all():
-    chosen = load({"broker_url": URL, "profile": "native,flower", "buckets": "1,2"}, {}).selection
+    chosen = load(
+        {"broker_url": URL, "profile": "native,flower", "buckets": "1,2"}, {}
+    ).monitor.metrics.selection
     assert chosen.runtime_bounds == (1.0, 2.0)
     assert {row.buckets for row in chosen.rows if row.name.endswith("runtime_seconds")} == {(1.0, 2.0)}
 
@@ -180,7 +184,7 @@ def test_a_prefix_may_make_two_names_one():
 
 
 def test_a_profile_that_is_named_twice_is_on_once():
-    assert load({"broker_url": URL, "profile": "flower,flower"}, {}).selection.names == ("flower",)
+    assert monitor_config(URL, profile="flower,flower").metrics.selection.names == ("flower",)
 
 
 def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> ClusterDriver:
@@ -195,19 +199,21 @@ def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> C
 
 
 @pytest.mark.parametrize(
-    "shape", [MetricOptions(), MetricOptions(generic_worker=True)], ids=["hosts", "generic"]
+    "shape",
+    [MetricOptions(), MetricOptions(generic_hostname_worker_task_metric=True)],
+    ids=["hosts", "generic"],
 )
 def test_what_a_host_did_does_not_fall_when_one_of_its_workers_is_forgotten(shape):
     selection = select(("danihodovic",), shape)
     driver = two_workers(selection)
     text = Exposition(selection.rows).render(driver.shown()).decode()
-    hostname = "generic" if shape.generic_worker else "h"
+    hostname = "generic" if shape.generic_hostname_worker_task_metric else "h"
     series = f'{{hostname="{hostname}",name="add",queue_name="unknown"}}'
     assert f"celery_task_succeeded_total{series} 3.0" in text
     assert f"celery_task_runtime_count{series} 3.0" in text
     driver.wait(700)  # until the other one is forgotten, too
     text = Exposition(selection.rows).render(driver.shown()).decode()
-    assert ("celery_task_succeeded_total{" in text) == shape.generic_worker
+    assert ("celery_task_succeeded_total{" in text) == shape.generic_hostname_worker_task_metric
     assert {key.worker for key in driver.ledger.snapshot()} == {""}
 
 
@@ -269,6 +275,6 @@ def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, 
 )
 def test_names_in_a_state_file_are_made_anew_if_the_rules_for_names_changed_and_only_then(changed, renamed):
     """By a rule that is applied twice a name would not be the same."""
-    before, after = (naming(load({"broker_url": URL, **options}, {})) for options in ({}, changed))
+    before, after = (naming(monitor_config(URL, **options)) for options in ({}, changed))
     assert (rules_of(before) != rules_of(after)) == renamed
     assert rules_of("not a state of ours [") is None

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.configs import broker_config, monitor_config
 from harness.waiting import eventually
 
 from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
-from celery_exporter.broker.source import SettingsSource
-from celery_exporter.config.loader import load
+from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core import tasks
 from celery_exporter.core.events import Event
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -53,8 +53,8 @@ class Counting:
         self.saver.save()
 
     def _new(self) -> Monitor:
-        settings = load({"broker_url": NOBODY, "state_file": str(self.path)}, {})
-        return Monitor(settings, SeriesTracker(time.monotonic(), time.time(), is_saved=True))
+        config = monitor_config(NOBODY, state_file=str(self.path))
+        return Monitor(config, SeriesTracker(time.monotonic(), time.time(), is_saved=True))
 
     @property
     def saver(self) -> saving.Saver:
@@ -218,8 +218,8 @@ def test_after_a_record_that_cannot_be_written_all_is_written_anew(counting, mon
 
 
 def durable_reader() -> AmqpConsumer:
-    settings = load({"broker_url": "amqp://127.0.0.1:1//", "event_queue_durable": "true"}, {})
-    reader = AmqpConsumer(SettingsSource(settings))
+    config = broker_config("amqp://127.0.0.1:1//", event_queue_durable="true")
+    reader = AmqpConsumer(ConfigSource(config))
     reader._properties = b"\0\0"
     return reader
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from harness.configs import monitor_config
 from harness.waiting import eventually
 
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.message import Message
-from celery_exporter.config.loader import load
 from celery_exporter.monitor.monitor import Monitor
 
 HEARTBEAT = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.7e9, "freq": 2.0}
@@ -48,8 +48,8 @@ def watch():
     started = []
 
     def start(reader: CutOff) -> CutOff:
-        settings = load({"broker_url": "redis://127.0.0.1:1/0", "retry_interval": 60.0}, {})
-        started.append(Monitor(settings, reader=reader))
+        config = monitor_config("redis://127.0.0.1:1/0", retry_interval="60")
+        started.append(Monitor(config, reader=reader))
         started[-1].start()
         return reader
 

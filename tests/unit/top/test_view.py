@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from celery_exporter.config.loader import BadSettingError
+from celery_exporter.errors import BadSettingError
 from celery_exporter.status.columns import TABLES
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.model import (

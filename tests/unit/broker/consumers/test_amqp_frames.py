@@ -7,13 +7,13 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from harness.configs import broker_config
 
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.message import Message
-from celery_exporter.broker.source import SettingsSource
-from celery_exporter.config.loader import load
+from celery_exporter.broker.source import ConfigSource
 
 BODY = b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}'
 PAYLOAD = Message(BODY, "application/json", "utf-8")
@@ -46,7 +46,7 @@ ELSEWHERE = [frame(2, 2, b"x" * 20), frame(3, 2, b"another channel's")]
 
 def reader(*pieces: bytes) -> AmqpConsumer:
     """Return one that has taken these bytes, as if it had read them one after the other."""
-    made = AmqpConsumer(SettingsSource(load({"broker_url": "amqp://127.0.0.1:1//"}, {})))
+    made = AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
     made.others = []
     made._amqp, made._channel = SimpleNamespace(bytes_recv=0), SimpleNamespace(channel_id=1)
     made._library, made._asked, made._frames = made.others.append, None, Frames(LIMIT)

@@ -347,7 +347,7 @@ def test_invariant_8_buckets_are_those_the_ledger_counts_in():
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
         driver.apply(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))
-    rows = select(("native",), MetricOptions(buckets=(0.5, 30.0), wait_buckets=(1.0, 7.5, 60.0))).rows
+    rows = select(("native",), MetricOptions(buckets=(0.5, 30.0), queue_wait_buckets=(1.0, 7.5, 60.0))).rows
     samples = {
         (sample.name.removeprefix("celery_task_"), sample.labels["le"]): sample.value
         for family in parse_text(Exposition(rows).render(driver.shown()).decode())

@@ -13,10 +13,13 @@ from operator import attrgetter
 import pytest
 from data.compat.record import CASES, FOLDERS
 from data.compat.streams import HERE, messages, samples
+from msgspec import Struct
 
 from celery_exporter.cli.main import _command
-from celery_exporter.config.loader import BadSettingError, Settings, load
+from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
+from celery_exporter.config.schema import Settings
+from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
@@ -38,10 +41,10 @@ BETTER_SINCE = re.compile(r'(celery_task_sent_total\{.*|celery_worker_up\{hostna
 WAITS = "celery_task_queue_wait_time"
 
 SHAPES = {
-    "generic-sent": MetricOptions(generic_sent=True),
-    "generic-worker": MetricOptions(generic_worker=True),
+    "generic-sent": MetricOptions(generic_hostname_task_sent_metric=True),
+    "generic-worker": MetricOptions(generic_hostname_worker_task_metric=True),
     "buckets": MetricOptions(buckets=(0.25, 1.0, 30.0)),
-    "wait-buckets": MetricOptions(wait_buckets=(1.0, 20.0, 60.0)),
+    "wait-buckets": MetricOptions(queue_wait_buckets=(1.0, 20.0, 60.0)),
     "unsent": MetricOptions(default_queue_name="celery"),
 }
 
@@ -126,23 +129,23 @@ def test_a_client_on_the_host_of_a_worker_and_a_node_name_without_a_host():
 
 
 def test_generic_clients_are_added_up_and_workers_keep_their_hosts():
-    assert of("celery_task_sent_total", *LIVES, generic_sent=True) == {
+    assert of("celery_task_sent_total", *LIVES, generic_hostname_task_sent_metric=True) == {
         '{hostname="generic",name="add",queue_name="q"} 2.0',
     }
-    assert of("celery_task_succeeded_total", *LIVES, generic_sent=True) == {
+    assert of("celery_task_succeeded_total", *LIVES, generic_hostname_task_sent_metric=True) == {
         '{hostname="box-1",name="add",queue_name="q"} 1.0',
         '{hostname="box-2",name="add",queue_name="q"} 1.0',
     }
 
 
 def test_no_client_is_remembered_where_all_are_called_the_same():
-    assert not select(("danihodovic",), MetricOptions(generic_sent=True)).clients
+    assert not select(("danihodovic",), MetricOptions(generic_hostname_task_sent_metric=True)).clients
 
 
 def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_twice():
     driver = ClusterDriver(labels=("queue_name", "worker"), clients=True)  # as a state file brings it
     driver.apply(*LIVES)
-    rows = select(("danihodovic",), MetricOptions(generic_sent=True)).rows
+    rows = select(("danihodovic",), MetricOptions(generic_hostname_task_sent_metric=True)).rows
     text = Exposition(rows).render(driver.shown()).decode()
     assert 'celery_task_sent_total{hostname="generic",name="add",queue_name="q"} 2.0' in text
     assert "web-1" not in text
@@ -159,22 +162,23 @@ def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_tw
     ids=lambda given: given[0],
 )
 def test_series_that_a_flag_renames_are_no_news_after_a_restart(given):
-    assert _naming(begun("--broker-url", URL, *given)) != _naming(begun("--broker-url", URL))
+    changed, defaults = begun("--broker-url", URL, *given), begun("--broker-url", URL)
+    assert _naming(changed.monitor) != _naming(defaults.monitor)
 
 
 def test_generic_workers_are_added_up_on_task_metrics_alone():
     events = [*LIVES, received("u3", host="a@box-2"), failed("u3", host="a@box-2")]
     generic = '{hostname="generic",name="add",queue_name="q"}'
-    found = page(*LIVES, heartbeat("a@box-1", active=2), generic_worker=True)
+    found = page(*LIVES, heartbeat("a@box-1", active=2), generic_hostname_worker_task_metric=True)
     assert f"celery_task_succeeded_total{generic} 2.0" in found
     assert f"celery_task_runtime_count{generic} 2.0" in found
     assert f"celery_task_queue_wait_time_count{generic} 2.0" in found
     assert 'celery_worker_tasks_active{hostname="box-1"} 2.0' in found
-    assert of("celery_worker_up", *LIVES, generic_worker=True) == {
+    assert of("celery_worker_up", *LIVES, generic_hostname_worker_task_metric=True) == {
         '{hostname="box-1"} 1.0',
         '{hostname="box-2"} 1.0',
     }
-    assert of("celery_task_failed_total", *events, generic_worker=True) == {
+    assert of("celery_task_failed_total", *events, generic_hostname_worker_task_metric=True) == {
         '{exception="",hostname="generic",name="add",queue_name="q"} 0.0',
         '{exception="",hostname="generic",name="add",queue_name="unknown"} 0.0',
         '{exception="ValueError",hostname="generic",name="add",queue_name="unknown"} 1.0',
@@ -182,7 +186,12 @@ def test_generic_workers_are_added_up_on_task_metrics_alone():
 
 
 def test_both_hosts_may_be_generic_and_are_one_sum_then():
-    found = of("celery_task_sent_total", *LIVES, generic_sent=True, generic_worker=True)
+    found = of(
+        "celery_task_sent_total",
+        *LIVES,
+        generic_hostname_task_sent_metric=True,
+        generic_hostname_worker_task_metric=True,
+    )
     assert found == {'{hostname="generic",name="add",queue_name="q"} 2.0'}
 
 
@@ -238,11 +247,16 @@ BUCKETS = "0.005,0.01,0.025,0.05,0.075,0.1,0.25,0.5,0.75,1.0,2.5,5.0,7.5,10.0,in
 
 #: Option, type of its value there, and which texts are taken as which of our settings.
 ORIGINAL = [
-    ("broker-url", str, "broker_url", {URL: URL, "amqp://u:p@rabbit:5672/v": "amqp://u:p@rabbit:5672/v"}),
+    (
+        "broker-url",
+        str,
+        "monitor.broker.broker_url",
+        {URL: URL, "amqp://u:p@rabbit:5672/v": "amqp://u:p@rabbit:5672/v"},
+    ),
     (
         "broker-transport-option",
         list,
-        "broker_transport_options",
+        "monitor.broker.broker_transport_option",
         {
             "visibility_timeout=7200": {"visibility_timeout": 7200},
             "global_keyprefix=danihodovic": {"global_keyprefix": "danihodovic"},
@@ -253,7 +267,7 @@ ORIGINAL = [
     (
         "broker-ssl-option",
         list,
-        "broker_ssl_options",
+        "monitor.broker.broker_ssl_option",
         {
             "certfile=/var/ssl/amqp-server-cert.pem": {"certfile": "/var/ssl/amqp-server-cert.pem"},
             "ssl_cert_reqs=CERT_NONE": {"ssl_cert_reqs": "CERT_NONE"},
@@ -263,19 +277,24 @@ ORIGINAL = [
     (
         "accept-content",
         str,
-        "accept_content",
+        "monitor.broker.accept_content",
         {
             "json,pickle": ("json", "pickle"),
             "application/json,application/x-python-serialize": ("json", "pickle"),
         },
     ),
-    ("retry-interval", int, "retry_interval", {"0": 5.0, "5": 5.0, "600": 600.0}),  # we never give up
-    ("host", str, "host", {"0.0.0.0": "0.0.0.0", "::": "::"}),
-    ("port", int, "port", {"9808": 9808, "80": 80}),
+    (
+        "retry-interval",
+        int,
+        "monitor.broker.retry_interval",
+        {"0": 5.0, "5": 5.0, "600": 600.0},
+    ),  # we never give up
+    ("host", str, "listen.host", {"0.0.0.0": "0.0.0.0", "::": "::"}),
+    ("port", int, "listen.port", {"9808": 9808, "80": 80}),
     (
         "buckets",
         str,
-        "selection.runtime_bounds",
+        "monitor.metrics.selection.runtime_bounds",
         {"1,2.5, 10": (1.0, 2.5, 10.0), BUCKETS: tuple(map(float, BUCKETS.split(",")[:-1]))},
     ),
     (
@@ -288,20 +307,25 @@ ORIGINAL = [
             "SUCCESS": "warning",
         },
     ),
-    ("worker-timeout", int, "limits.worker_timeout", {"0": math.inf, "300": 300.0}),
-    ("purge-offline-worker-metrics", int, "limits.worker_purge", {"0": None, "600": 600.0}),
-    ("generic-hostname-task-sent-metric", bool, "selection.clients", {"true": False}),
-    ("queues", str, "queues", {"celery,mail": ("celery", "mail")}),
-    ("metric-prefix", str, "metric_prefix", {"celery_": "celery_", "my_": "my_", "a:": "a:"}),
+    ("worker-timeout", int, "monitor.limits.worker_timeout", {"0": math.inf, "300": 300.0}),
+    ("purge-offline-worker-metrics", int, "monitor.limits.worker_purge", {"0": None, "600": 600.0}),
+    ("generic-hostname-task-sent-metric", bool, "monitor.metrics.selection.clients", {"true": False}),
+    ("queues", str, "monitor.queues", {"celery,mail": ("celery", "mail")}),
+    ("metric-prefix", str, "monitor.metrics.metric_prefix", {"celery_": "celery_", "my_": "my_", "a:": "a:"}),
     (
         "static-label",
         list,
-        "static_labels",
+        "monitor.metrics.static_label",
         {"env=prod": {"env": "prod"}, "namespace=jobs": {"namespace": "jobs"}, "worker=": {"worker": ""}},
     ),
     # Of 0.12; what they do is below.
-    ("generic-hostname-worker-task-metric", bool, "selection.names", {"true": ("danihodovic",)}),
-    ("default-queue-name", str, "selection.names", {"celery": ("danihodovic",)}),
+    (
+        "generic-hostname-worker-task-metric",
+        bool,
+        "monitor.metrics.selection.names",
+        {"true": ("danihodovic",)},
+    ),
+    ("default-queue-name", str, "monitor.metrics.selection.names", {"celery": ("danihodovic",)}),
 ]
 VALUES = [
     pytest.param(option, kind, text, field, expected, id=f"{option}={text}")
@@ -321,7 +345,7 @@ def variable(option: str) -> str:
 
 
 def test_the_command_of_its_readme_starts_ours():
-    assert begun(f"--broker-url={URL}").broker_url == URL
+    assert begun(f"--broker-url={URL}").monitor.broker.broker_url == URL
 
 
 @pytest.mark.parametrize(("option", "kind", "text", "field", "expected"), VALUES)
@@ -339,13 +363,13 @@ def test_a_variable_of_the_original_is_taken(option, kind, text, field, expected
 @pytest.mark.parametrize("text", ["1", "true", "True", "t", "yes", "Y", "on", " on "])
 def test_a_flag_is_on_by_a_variable_as_there(text):
     found = begun(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
-    assert found.selection.clients is False
+    assert found.monitor.metrics.selection.clients is False
 
 
 @pytest.mark.parametrize("text", ["0", "false", "f", "no", "N", "off", ""])
 def test_a_flag_is_off_by_a_variable_as_there(text):
     found = begun(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
-    assert found.selection.clients is True
+    assert found.monitor.metrics.selection.clients is True
 
 
 def test_lists_are_repeated_options_and_variables_with_spaces():
@@ -354,26 +378,34 @@ def test_lists_are_repeated_options_and_variables_with_spaces():
         begun("--broker-url", URL, *given),
         begun(CE_BROKER_URL=URL, CE_STATIC_LABEL="a=1 b=2", CE_QUEUES="celery,mail"),
     ):
-        assert (found.static_labels, found.queues) == ({"a": "1", "b": "2"}, ("celery", "mail"))
+        assert (found.monitor.metrics.static_label, found.monitor.queues) == (
+            {"a": "1", "b": "2"},
+            ("celery", "mail"),
+        )
 
 
 @pytest.mark.parametrize("option", [option for option, *_ in ORIGINAL if option != "broker-url"])
 def test_an_empty_variable_is_none_as_there(option):
-    for field in Settings.__struct_fields__:
-        if field != "selection":  # whose functions are made anew
-            found = getattr(begun(**{"CE_BROKER_URL": URL, variable(option): ""}), field)
-            assert found == getattr(begun(CE_BROKER_URL=URL), field)
+    with_empty = begun(**{"CE_BROKER_URL": URL, variable(option): ""})
+    assert fields_of(with_empty) == fields_of(begun(CE_BROKER_URL=URL))
+
+
+def fields_of(config: Struct) -> dict[str, object]:
+    """Return the values of a config, and of the configs in it, by name."""
+    values = {name: getattr(config, name) for name in config.__struct_fields__}
+    values.pop("selection", None)  # has functions, which are made anew
+    return {name: fields_of(value) if isinstance(value, Struct) else value for name, value in values.items()}
 
 
 def test_an_empty_variable_opens_no_door_and_takes_labels_off():
-    assert begun(CE_BROKER_URL=URL, CE_WEB_CONFIG_FILE="").web_config_file is not None
+    assert begun(CE_BROKER_URL=URL, CE_WEB_CONFIG_FILE="").listen.web_config_file is not None
     native = begun("--profile", "native", CE_BROKER_URL=URL, CE_TASK_LABELS="")
-    assert native.selection.labels == ()
+    assert native.monitor.metrics.selection.labels == ()
 
 
 @pytest.mark.parametrize("timeout", ["0", "60"])
 def test_that_there_is_no_worker_is_known_after_a_while_without_a_timeout_as_with_one(timeout):
-    monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout))
+    monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout).monitor)
     monitor._asked = 0.0
     for listened, known in ((9.0, False), (11.0, True)):
         monitor._listened = listened
@@ -381,8 +413,8 @@ def test_that_there_is_no_worker_is_known_after_a_while_without_a_timeout_as_wit
 
 
 def test_metrics_may_have_no_prefix():
-    found = begun("--broker-url", URL, "--metric-prefix", "")
-    page = Exposition(found.selection.rows, found.metric_prefix).render(replay(messages("made-up")))
+    metrics = begun("--broker-url", URL, "--metric-prefix", "").monitor.metrics
+    page = Exposition(metrics.selection.rows, metrics.metric_prefix).render(replay(messages("made-up")))
     assert b"\nworker_up{" in page
 
 
@@ -393,8 +425,8 @@ def test_a_static_label_is_refused_where_a_metric_that_is_shown_has_it():
 
 
 def test_a_metric_of_the_exporter_itself_keeps_its_own_label():
-    found = begun("--broker-url", URL, "--static-label", "version=mine")
-    page = Exposition(found.selection.rows, static_labels=found.static_labels).render(
+    metrics = begun("--broker-url", URL, "--static-label", "version=mine").monitor.metrics
+    page = Exposition(metrics.selection.rows, static_labels=metrics.static_label).render(
         replay(messages("made-up"))
     )
     assert b'celery_worker_up{hostname="box-1",version="mine"} 1.0' in page

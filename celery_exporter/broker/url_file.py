@@ -1,0 +1,32 @@
+"""The file of --broker-url-file: one broker URL, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from celery_exporter.errors import BadSettingError
+
+#: Characters read of the file. A URL is shorter; a device file has no end.
+MAX_URL_LENGTH = 2**16
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text starts with a scheme. Whether kombu can use the URL is checked later."""
+    return re.match(r"[\w+.:]+://", text) is not None
+
+
+def url_from_file(path: Path) -> str:
+    """Return the broker URL in a file. Raises BadSettingError, whose text has none of the content."""
+    try:
+        with path.open() as file:
+            url = file.read(MAX_URL_LENGTH).strip()
+    except OSError as error:
+        raise BadSettingError(f"--broker-url-file: cannot read {str(path)!r}: {error.strerror}") from None
+    except ValueError:  # not UTF-8, or a NUL in the path
+        url = ""
+    if not is_url(url):
+        raise BadSettingError(
+            f"--broker-url-file: {str(path)!r} holds no URL; it takes one URL and nothing else"
+        )
+    return url

@@ -1,0 +1,38 @@
+"""The settings of a monitor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from celery_exporter.broker.config import BrokerConfig
+from celery_exporter.core.limits import Limits
+from celery_exporter.core.task_names import Pattern
+from celery_exporter.metrics.config import MetricsConfig
+
+
+class MonitorConfig(Struct, frozen=True, kw_only=True):
+    """What to monitor on one broker, how often, and what to keep.
+
+    Fields are named after their options. `update_interval` is in seconds; None is off.
+    """
+
+    broker: BrokerConfig
+    limits: Limits
+    metrics: MetricsConfig
+    enable_events: bool
+    update_interval: float
+    queues: tuple[str, ...]
+    queue_include: Pattern | None
+    queue_exclude: Pattern | None
+    queue_name_rule: tuple[tuple[Pattern, str], ...]
+    task_include: Pattern | None
+    task_exclude: Pattern | None
+    task_name_rule: tuple[tuple[Pattern, str], ...]
+    state_file: Path | None
+
+    def read_only(self) -> MonitorConfig:
+        """Return the config of a monitor that changes nothing on the broker and writes no file."""
+        return replace(self, broker=self.broker.read_only(), enable_events=False, state_file=None)
