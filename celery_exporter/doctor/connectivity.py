@@ -22,7 +22,7 @@ from celery_exporter.broker.connection import (
     open_,
     why_no_events,
 )
-from celery_exporter.broker.consumers import consumer_for
+from celery_exporter.broker.consumers.factory import consumer_for
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import UnusableURLError, masked, parts
 from celery_exporter.doctor.remedies import (

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, CachedConnection
-from celery_exporter.broker.consumers import EventConsumer, consumer_for
+from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
 from celery_exporter.broker.inspect import Configuration, WorkerInspector
 from celery_exporter.broker.message import JSON, Message
 from celery_exporter.broker.source import ConfigSource

@@ -23,7 +23,7 @@ from celery_exporter.broker.connection import (
     connect,
     open_,
 )
-from celery_exporter.broker.queues import queue_reader_for
+from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.core.snapshot import QueueStats, WorkerView
 from celery_exporter.doctor.http_client import fetch
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue

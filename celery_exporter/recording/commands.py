@@ -20,7 +20,7 @@ from celery_exporter.broker.connection import (
     open_,
     why_no_events,
 )
-from celery_exporter.broker.consumers import EventConsumer, consumer_for
+from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
 from celery_exporter.broker.message import CONTENT_TYPES, JSON, Message
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import masked

@@ -15,8 +15,8 @@ from harness.spans import Span
 from harness.waiting import eventually
 
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.consumers import EventConsumer, consumer_for
 from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
+from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
 from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuConsumer
 from celery_exporter.broker.consumers.redis_consumer import RedisConsumer
 from celery_exporter.broker.message import CONTENT_TYPES, UNREADABLE, events_of

@@ -18,7 +18,7 @@ from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.connection import connect
 from celery_exporter.broker.inspect import WorkerInspector
-from celery_exporter.broker.queues import queue_reader_for
+from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.doctor import rabbitmq_checks as amqp

@@ -24,7 +24,7 @@ from harness.servers import RabbitServer, RedisServer  # noqa: E402
 from harness.waiting import eventually  # noqa: E402
 from harness.workers import Ledger, Worker, client  # noqa: E402
 
-from celery_exporter.broker.consumers import consumer_for  # noqa: E402
+from celery_exporter.broker.consumers.factory import consumer_for  # noqa: E402
 from celery_exporter.broker.source import ConfigSource  # noqa: E402
 from celery_exporter.config.loader import load  # noqa: E402
 
