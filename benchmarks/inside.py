@@ -25,9 +25,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
+from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.consumers.kombu_consumer import BatchFull
 from celery_exporter.broker.consumers.redis_consumer import FEED, RedisConsumer
-from celery_exporter.broker.message import JSON, Message, events_of
+from celery_exporter.broker.message import Message, events_of
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.config.loader import load
 from celery_exporter.core.aggregates import Aggregates

@@ -16,15 +16,9 @@ import kombu
 from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.blocked import raise_when_blocked
+from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError, bound_kombu
 from celery_exporter.broker.connection import broker_errors
-from celery_exporter.broker.message import (
-    CONTENT_TYPES,
-    RefusedError,
-    UndecodableError,
-    bound_kombu,
-    object_of,
-    payload_of,
-)
+from celery_exporter.broker.message import RefusedError, from_kombu, object_of
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +154,7 @@ class _Mailbox(Mailbox):  # type: ignore[misc]
 
     def _read(self, message: Any, accepted: Collection[str]) -> list[Any]:
         try:
-            return [object_of(payload_of(message), accepted)]
+            return [object_of(from_kombu(message), accepted)]
         except RefusedError as error:
             if len(self.refused) < MAX_REFUSED:
                 self.refused.add(_serializer(error.content_type))

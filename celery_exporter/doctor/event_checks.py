@@ -6,8 +6,8 @@ from collections import Counter
 
 import msgspec
 
+from celery_exporter.broker.codecs import CONTENT_TYPES
 from celery_exporter.broker.inspect import Configuration
-from celery_exporter.broker.message import CONTENT_TYPES
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
 from celery_exporter.doctor.listener import ListenResult

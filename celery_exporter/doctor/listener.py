@@ -10,11 +10,12 @@ from typing import Any
 
 from msgspec import Struct
 
+from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, CachedConnection
 from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
 from celery_exporter.broker.inspect import Configuration, WorkerInspector
-from celery_exporter.broker.message import JSON, Message
+from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.monitor.config import MonitorConfig

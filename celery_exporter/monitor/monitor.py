@@ -24,10 +24,11 @@ import msgspec
 
 from celery_exporter import __version__
 from celery_exporter.broker.blocked import INTERVAL_SECONDS, BlockedError, BlockedWatch
+from celery_exporter.broker.codecs import CONTENT_TYPES
 from celery_exporter.broker.connection import BrokerError, CachedConnection, is_amqp, why_no_events
 from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
 from celery_exporter.broker.inspect import WorkerInspector
-from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
+from celery_exporter.broker.message import Message, events_of
 from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.broker.source import ConfigSource, is_same_broker
 from celery_exporter.core.aggregates import Aggregates

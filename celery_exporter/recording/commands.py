@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kombu import Connection, Producer
 
+from celery_exporter.broker.codecs import CONTENT_TYPES, JSON
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
     BrokerError,
@@ -21,7 +22,7 @@ from celery_exporter.broker.connection import (
     why_no_events,
 )
 from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
-from celery_exporter.broker.message import CONTENT_TYPES, JSON, Message
+from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import masked
 from celery_exporter.core.events import decode

@@ -25,7 +25,8 @@ from uuid import UUID, uuid4, uuid5
 import msgspec
 from msgspec import Meta, structs
 
-from celery_exporter.broker.message import JSON, MAX_BODY, Message, events_of
+from celery_exporter.broker.codecs import JSON, MAX_BODY
+from celery_exporter.broker.message import Message, events_of
 from celery_exporter.core.events import (
     TASK_TYPES,
     WORKER_TYPES,

@@ -21,12 +21,13 @@ from kombu.utils import json as kombu_json
 from unit.core.cluster_driver import sent
 
 from celery_exporter.broker import inspect as roster
+from celery_exporter.broker.codecs import CONTENT_TYPES
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers import amqp_consumer as amqp
 from celery_exporter.broker.consumers import redis_consumer as redis
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.kombu_consumer import BatchFull
-from celery_exporter.broker.message import CONTENT_TYPES, Message, events_of
+from celery_exporter.broker.message import Message, events_of
 from celery_exporter.broker.queues import redis_queues as redis_depths
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event, Malformed, decode

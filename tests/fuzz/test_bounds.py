@@ -9,7 +9,7 @@ import sys
 import pytest
 from harness.processes import TESTS
 
-from celery_exporter.broker.message import MAX_BODY
+from celery_exporter.broker.codecs import MAX_BODY
 
 from . import budget
 from .worst import CASES, FEW

@@ -18,7 +18,8 @@ from itertools import pairwise
 import msgspec
 from unit.core.cluster_driver import heartbeat, sent
 
-from celery_exporter.broker.message import CONTENT_TYPES, MAX_BODY, MAX_LOADED, MAX_YAML, Message, events_of
+from celery_exporter.broker.codecs import CONTENT_TYPES, MAX_BODY, MAX_LOADED, MAX_YAML
+from celery_exporter.broker.message import Message, events_of
 from celery_exporter.core.events import Event
 
 from . import memory

@@ -19,7 +19,7 @@ from harness.marks import on_redis
 from harness.waiting import ANSWER_TIMEOUT, until_equal
 from kombu import compression as compression_module
 
-from celery_exporter.broker.message import MAX_BODY
+from celery_exporter.broker.codecs import MAX_BODY
 
 NOW = time.time()
 HEAD = {"timestamp": NOW, "hostname": "w@box", "uuid": "odd", "pid": 1, "clock": 1, "utcoffset": 0}

@@ -14,12 +14,13 @@ from harness.proxy import Proxy
 from harness.spans import Span
 from harness.waiting import eventually
 
+from celery_exporter.broker.codecs import CONTENT_TYPES
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
 from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
 from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuConsumer
 from celery_exporter.broker.consumers.redis_consumer import RedisConsumer
-from celery_exporter.broker.message import CONTENT_TYPES, UNREADABLE, events_of
+from celery_exporter.broker.message import UNREADABLE, events_of
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event
 

@@ -25,10 +25,11 @@ from amqp import spec
 from amqp.serialization import loads
 from kombu import Exchange, Queue
 
+from celery_exporter.broker.codecs import MAX_BODY
 from celery_exporter.broker.connection import BrokerError, Source, broker_errors, receive
 from celery_exporter.broker.consumers.amqp_frames import Frame, Frames
 from celery_exporter.broker.consumers.kombu_consumer import BatchFull, KombuConsumer
-from celery_exporter.broker.message import MAX_BODY, UNREADABLE, Message
+from celery_exporter.broker.message import UNREADABLE, Message
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from celery_exporter.broker.connection import (
     event_exchange,
     open_,
 )
-from celery_exporter.broker.message import UNREADABLE, Message, payload_of
+from celery_exporter.broker.message import UNREADABLE, Message, from_kombu
 
 #: Seconds without a sign of life after which a subscription counts as dead. A living one shows some at
 #: least every 3 s: the answer to our ping, or a heartbeat.
@@ -150,7 +150,7 @@ class KombuConsumer:
         return False
 
     def _take(self, message: Any) -> None:
-        self._add(payload_of(message))
+        self._add(from_kombu(message))
 
     def _add(self, payload: Message) -> None:
         self._keep(payload)

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from celery_exporter.broker import inspect as roster
+from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError
 from celery_exporter.broker.inspect import WorkerInspector, _checked, _from_stats, _Stats
-from celery_exporter.broker.message import CONTENT_TYPES, Message, RefusedError, UndecodableError, object_of
+from celery_exporter.broker.message import Message, RefusedError, object_of
 from celery_exporter.monitor.monitor import LONGEST_WAIT_TO_ASK, MOST_UNANSWERED, _wait_to_ask
 
 #: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.

@@ -1,40 +1,18 @@
-"""Which bodies are deserialised, and how much of a compressed one."""
+"""Which messages are deserialised, and into what."""
 
 from __future__ import annotations
 
-import bz2
-import importlib
-import lzma
 import pickle
-import struct
-import tracemalloc
-import zlib
-from contextlib import suppress
 
-import msgspec
 import pytest
-from kombu import compression as compression_module
-from kombu import serialization
 
-from celery_exporter.broker import message as payload_module
-from celery_exporter.broker.message import MAX_BODY, MAX_LOADED, MAX_YAML, UNREADABLE, Message, events_of
+from celery_exporter.broker.codecs import MAX_BODY
+from celery_exporter.broker.message import UNREADABLE, Message, events_of
 from celery_exporter.core.events import Event, Malformed
 
 JSON = "application/json"
 BODY = b'{"type":"task-sent","timestamp":1.5,"hostname":"h","uuid":"u"}'
 EVENT = {"type": "task-sent", "timestamp": 1.5, "hostname": "h", "uuid": "u"}
-YAML = "application/x-yaml"
-MSGPACK = "application/x-msgpack"
-COMPRESS = {
-    "application/x-gzip": zlib.compress,
-    "application/x-bz2": bz2.compress,
-    "application/x-lzma": lzma.compress,
-}
-with suppress(ImportError):
-    COMPRESS["application/x-brotli"] = importlib.import_module("brotli").compress
-for _zstd in ("compression.zstd", "backports.zstd"):
-    with suppress(ImportError):
-        COMPRESS["application/zstd"] = importlib.import_module(_zstd).compress
 
 
 class Armed:
@@ -71,133 +49,10 @@ def test_pickle_is_read_when_somebody_asked_for_it():
     assert events_of(Message(b"no pickle", kind, "binary"), {JSON, kind}) == [Malformed("undecodable")]
 
 
-def test_yaml_is_read_when_somebody_asked_for_it():
-    body = serialization.dumps([dict(EVENT), dict(EVENT)], "yaml")[2].encode()
-    assert [type(each) for each in events_of(Message(body, YAML, "utf-8"), {JSON, YAML})] == [Event, Event]
-
-
-def test_msgpack_is_read_when_somebody_asked_for_it():
-    body = msgspec.msgpack.encode([EVENT, 5, {b"type": 1, 5: 6}])
-    found = events_of(Message(body, MSGPACK, "binary"), {JSON, MSGPACK})
-    assert isinstance(found[0], Event)
-    assert found[1:] == [Malformed("not_an_object"), Malformed("missing_field")]
-
-
-BY_ALIAS = b"- &a {type: task-sent, timestamp: 1.5, hostname: h, uuid: u}\n- *a\n"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"a: b: c",
-        b"\xff",
-        b"{[a]: b}",
-        b"!!python/object/apply:test_payload.Armed.fire []",
-        b"!!python/name:os.system",
-        b"&a [*a]",
-        BY_ALIAS,
-        b"a: &a {x: 1}\nb: {<<: [*a, *a]}",
-        b"[" * 9 + b"]" * 9,
-        b"- " * 10_000,
-        b"--- 1\n--- 2",
-        b"# " + b"x" * MAX_YAML,
-    ],
-    ids=lambda body: repr(body[:30]),
-)
-def test_yaml_that_is_no_plain_data_is_undecodable(body):
-    assert events_of(Message(body, YAML), {YAML}) == [Malformed("undecodable")]
-    assert not Armed.fired
-
-
-def test_odd_things_in_yaml_cost_their_event_only():
-    events = b"""
-    - {type: task-sent, timestamp: 2001-01-01, hostname: h, uuid: u}
-    - {type: task-sent, timestamp: 1.5, hostname: h, uuid: u, retries: 1:59:59:59:59:59:59:59}
-    - {type: task-sent, timestamp: 1.5, hostname: h, uuid: u, name: !!binary aGk=}
-    - {type: task-sent, timestamp: 1.5, hostname: h, uuid: u, eta: 2001-01-01 00:00:00, 5: !!set {a}}
-    - {type: task-sent, timestamp: .nan, hostname: h, uuid: u}
-    - {type: task-sent, timestamp: 1.5, hostname: h, uuid: u, clock: 999999999999999999999999, args: [[], {}]}
-    """
-    found = events_of(Message(events, YAML), {YAML})
-    assert found[:5] == [Malformed("bad_field")] * 5
-    assert isinstance(found[5], Event)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"\xc1",
-        b"\xdd\xff\xff\xff\xff",
-        b"\xdf\xff\xff\xff\xff",
-        b"\xdb\xff\xff\xff\xff",
-        b"\xc9\xff\xff\xff\xff\x05",
-        b"\x91" * 10_000,
-        b"\xa1\xff",
-        b"\x01\x02",
-        b"\xc0" * (MAX_LOADED + 1),
-    ],
-    ids=lambda body: repr(body[:8]),
-)
-def test_msgpack_that_is_none_is_undecodable(body):
-    assert events_of(Message(body, MSGPACK), {MSGPACK}) == [Malformed("undecodable")]
-
-
-@pytest.mark.parametrize(
-    "extension",
-    [msgspec.msgpack.Ext(5, b"abc"), msgspec.msgpack.Ext(-1, b"\0\0\0\1")],
-    ids=["unknown", "timestamp"],
-)
-def test_msgpack_extensions_cost_their_event_only(extension):
-    body = msgspec.msgpack.encode([{**EVENT, "timestamp": extension}, {**EVENT, "args": extension}])
-    bad, good = events_of(Message(body, MSGPACK), {MSGPACK})
-    assert bad == Malformed("bad_field")
-    assert isinstance(good, Event)
-
-
 def test_a_body_that_is_too_long_is_undecodable():
     body = b" " * (MAX_BODY - len(BODY)) + BODY
     assert isinstance(events_of(Message(body), {JSON})[0], Event)
     assert events_of(Message(body + b" "), {JSON}) == [Malformed("undecodable")]
-
-
-@pytest.mark.parametrize("compression", COMPRESS)
-def test_a_compressed_body_is_inflated(compression):
-    body = COMPRESS[compression](BODY)
-    assert isinstance(events_of(Message(body, JSON, "utf-8", compression), {JSON})[0], Event)
-    assert events_of(Message(body[:-3], JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Message(b"none", JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Message(body + b"x", JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-    assert events_of(Message(body * 2, JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-
-
-def test_every_compression_of_kombu_s_is_known():
-    names = {*compression_module._aliases, *compression_module._decoders}
-    assert names <= payload_module._INFLATE.keys()
-
-
-def test_a_window_that_wants_a_gigabyte_is_refused():
-    header = b"\x5d" + struct.pack("<IQ", 2**30, 5)  # .lzma: properties, dictionary, size
-    body = header + lzma.compress(b"12345", format=lzma.FORMAT_ALONE)[13:]
-    assert lzma.decompress(body) == b"12345"
-    assert events_of(Message(body, JSON, "utf-8", "xz"), {JSON}) == [Malformed("undecodable")]
-    strongest = lzma.compress(BODY, preset=9)
-    assert isinstance(events_of(Message(strongest, JSON, "utf-8", "xz"), {JSON})[0], Event)
-
-
-@pytest.mark.parametrize("compression", COMPRESS)
-def test_a_bomb_is_not_inflated(compression):
-    bomb = COMPRESS[compression](b" " * (3 * MAX_BODY))
-    tracemalloc.start()
-    try:
-        assert events_of(Message(bomb, JSON, "utf-8", compression), {JSON}) == [Malformed("undecodable")]
-        assert tracemalloc.get_traced_memory()[1] < 2.5 * MAX_BODY
-    finally:
-        tracemalloc.stop()
-
-
-def test_an_unknown_compression_is_undecodable():
-    assert events_of(Message(BODY, JSON, "utf-8", "rot13"), {JSON}) == [Malformed("undecodable")]
 
 
 @pytest.mark.parametrize("odd", [["json"], {"a": 1}, 5, b"x"])

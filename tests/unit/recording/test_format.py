@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from celery_exporter.broker.message import JSON, MAX_BODY, Message
+from celery_exporter.broker.codecs import JSON, MAX_BODY
+from celery_exporter.broker.message import Message
 from celery_exporter.core.events import MAX_LOOSE
 from celery_exporter.recording.format import (
     FORMAT,
