@@ -69,8 +69,8 @@ class Exporter:
 
     def hear(self, messages: Iterable[bytes]) -> None:
         """Do what the events thread does with what one read returned."""
-        self._monitor._listened += EVERY  # noqa: SLF001
-        self._monitor._take([Message(body, JSON) for body in messages])  # noqa: SLF001
+        self._monitor.state.advance(EVERY)
+        self._monitor.subscription.apply([Message(body, JSON) for body in messages])
 
     def scrape(self) -> bytes:
         """Do what a scrape does, but for HTTP."""

@@ -58,7 +58,7 @@ class QueueView(Struct, frozen=True):
     workers: int | None
 
 
-class CollectorView(Struct, frozen=True):
+class JobView(Struct, frozen=True):
     """How one background collector fares; `success` is None until it has run once."""
 
     name: str
@@ -85,8 +85,8 @@ class ExporterState(Struct, frozen=True):
     broker_up: bool
     queue_stats: Mapping[str, QueueStats]
     unacked: int | None
-    roster_known: bool  # workers were asked, and answered
-    collectors: Sequence[CollectorView]
+    workers_known: bool  # workers were asked, and answered
+    jobs: Sequence[JobView]
     malformed: Mapping[str, int]
     event_lag: float | None
     last_event: float | None
@@ -176,7 +176,7 @@ def _shown(aggregates: dict[LabelSet, Aggregate]) -> dict[LabelSet, Aggregate]:
 def _serving(cluster: Cluster, exporter: ExporterState) -> dict[str, list[Worker]] | None:
     """Return the workers of each queue; None while one did not say yet which queues it consumes."""
     up = [worker for worker in cluster.workers.values() if worker.up]
-    if not exporter.roster_known or any(worker.info.queues is None for worker in up):
+    if not exporter.workers_known or any(worker.info.queues is None for worker in up):
         return None
     serving: dict[str, list[Worker]] = {}
     for worker in up:

@@ -198,7 +198,7 @@ def _task_events(heard: ListenResult, advised: Finding | None) -> Finding | None
 
 def _of_this_broker(heard: ListenResult, config: MonitorConfig, found: dict[str, Finding]) -> list[Finding]:
     """Return what the broker was asked in vain, with what mends it there."""
-    said = {each.name: each.error for each in heard.snapshot.exporter.collectors}
+    said = {each.name: each.error for each in heard.snapshot.exporter.jobs}
     return [
         msgspec.structs.replace(found[check], remedy=remedy(config.broker, said[collector]))
         for check, (collector, remedy) in _MENDS.items()

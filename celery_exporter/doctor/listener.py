@@ -85,7 +85,7 @@ def listen(
 ) -> ListenResult:
     """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
     tap = RecordingConsumer(consumer_for(ConfigSource(config.broker)))
-    monitor = Monitor(config, reader=tap)
+    monitor = Monitor(config, consumer=tap)
     end = time.monotonic() + seconds
     monitor.start()
     try:

@@ -1,209 +1,283 @@
-"""What of an exporter outlasts it: records of a state file, and who writes them.
+"""What outlasts a process: the records of a state file, who writes them, and how they are read back.
 
-Invariant: a page shows nothing that is not in the file. So what is shown is a copy that was taken together
-with a record, once that is written; and a durable queue is told to forget an event only when what it changed
-is written. A record has all that changed since the one before, of sums and tasks alike: they have one moment.
+Invariant: `/metrics` shows nothing that is not in the file. So it shows a snapshot that was taken together
+with a record, once that record is written. A durable queue removes an event only when what it changed is
+written. One record has all that changed since the one before, of sums and tasks alike.
 
-While the file cannot be written, pages are as old as what was written last, for a while; then they show what
-is known, and the file, which is behind that, is moved away: a later process begins at 0, which Prometheus
-takes for what it is.
+While the file cannot be written, the last written snapshot is shown for `MAX_UNSAVED_SECONDS`. After that the
+current one is shown, and the file, which is behind it, is moved away: the next process begins at 0, which
+Prometheus handles as a counter reset.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 import msgspec
 from msgspec import Struct
 
+from celery_exporter.broker.source import is_same_broker
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import Timestamp
-from celery_exporter.metrics.exposition.series_tracker import SeriesTrackerChanges, SeriesTrackerMemory
-from celery_exporter.persistence.state import Changes, Memory, Recorder
+from celery_exporter.metrics.exposition.series_tracker import (
+    SeriesTracker,
+    SeriesTrackerChanges,
+    SeriesTrackerMemory,
+)
+from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
+from celery_exporter.monitor.config import MonitorConfig
+from celery_exporter.monitor.event_subscription import EventSubscription
+from celery_exporter.monitor.naming import Naming, naming_of
+from celery_exporter.persistence import state
 from celery_exporter.persistence.state_file import StateFile, StateFileError
 
-#: Seconds for which pages stay as they were when the file cannot be written.
-PATIENCE = 30.0
-#: Tasks that are encoded under one hold of the lock, where all of them are: some milliseconds.
-AT_ONCE = 1_000
+log = logging.getLogger(__name__)
+
+#: Seconds for which the last written snapshot is shown while the file cannot be written.
+MAX_UNSAVED_SECONDS = 30.0
+#: Tasks encoded under one hold of the lock when all are written: some milliseconds.
+CHUNK_TASKS = 1_000
 
 
-class Own(Struct):
-    """What is not of the cluster. `broker` is which one, `naming` by what settings series are named."""
+class ExporterRecord(Struct):
+    """What is saved besides the cluster."""
 
-    broker: str
-    naming: str
+    broker: str  # its identity, without secrets
+    naming: Naming
     malformed: dict[str, int]
-    reconnects: int
+    subscriptions: int
     file_errors: dict[str, int]
     tracker: SeriesTrackerChanges
-    unconfirmed: list[int]  # messages of a durable queue that may come again: see AmqpReader
+    unconfirmed: list[int]  # messages of a durable queue that may come again: see AmqpConsumer
 
 
 class Checkpoint(Struct):
     """One record: what changed up to its moment."""
 
-    cluster: Changes
-    own: Own | None = None
+    cluster: state.Changes
+    exporter: ExporterRecord | None = None
 
 
-class Saved:
-    """All records of a file, one after the other."""
+class SavedState:
+    """The records of a file, added up in their order."""
 
     def __init__(self) -> None:
-        self.memory = Memory()
+        self.cluster = state.Memory()
         self.tracker = SeriesTrackerMemory()
-        self.own: Own | None = None
+        self.exporter: ExporterRecord | None = None
         self._decode = msgspec.msgpack.Decoder(Checkpoint).decode
 
-    def take(self, record: bytes) -> None:
-        """Go on with the next record; raise msgspec.MsgspecError for what is none."""
+    def add(self, record: bytes) -> None:
+        """Add the next record; raise msgspec.MsgspecError for bytes that are none."""
         checkpoint = self._decode(record)
-        self.memory.take(checkpoint.cluster)
-        if checkpoint.own is not None:
-            self.own = checkpoint.own
-            self.tracker.take(checkpoint.own.tracker)
+        self.cluster.take(checkpoint.cluster)
+        if checkpoint.exporter is not None:
+            self.exporter = checkpoint.exporter
+            self.tracker.take(checkpoint.exporter.tracker)
 
 
-class Page(Struct):
-    """What may be shown once the record that was taken with it is written; `mark` is of the event queue."""
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+class Restored(Struct):
+    """What an earlier process left, put into a cluster."""
+
+    cluster: Cluster
+    exporter: ExporterRecord
+    tracker: SeriesTrackerMemory
+    is_renamed: bool  # series have other names or label values than in the file
+
+
+def restore(file: StateFile, config: MonitorConfig, broker: str) -> Restored | None:
+    """Read the file; return None if it holds no state that this exporter can use.
+
+    `broker` is the identity of the broker. Raises UnavailableError if another process has the file.
+    """
+    saved = SavedState()
+    if not file.load(saved.add) or saved.exporter is None:
+        return None
+    exporter = saved.exporter
+    if not is_same_broker(exporter.broker, broker):
+        there, here = (" and ".join(identity.split("\n")) for identity in (exporter.broker, broker))
+        file.refuse(f"it is of another broker, {there}, and not of {here}")
+        return None
+    naming = naming_of(config)
+    cluster = new_cluster(config)
+    cluster.label_sets.renamed = exporter.naming.tasks != naming.tasks
+    cluster.label_sets.queues_renamed = exporter.naming.queues != naming.queues
+    saved_at = saved.cluster.at.wall if saved.cluster.at else 0.0
+    try:
+        state.restore(saved.cluster, cluster, Timestamp(0.0, time.time()))
+    except Exception as error:  # noqa: BLE001  intact, but not written by an exporter
+        file.refuse(f"it holds a state that cannot be used ({error!r})")
+        return None
+    age, label_sets, tasks = time.time() - saved_at, len(cluster.label_sets), len(cluster.tasks)
+    log.info("restored %d label sets and %d unfinished tasks, saved %.0f s ago", label_sets, tasks, age)
+    return Restored(cluster, exporter, saved.tracker, exporter.naming != naming)
+
+
+# -- writing ---------------------------------------------------------------------------------------------
+
+
+class Pending(Struct):
+    """A snapshot that may be shown once its record is written; `mark` is of a durable queue."""
 
     snapshot: Snapshot
     mark: tuple[int, int] | None
-    unsaved: int = 0  # pages that were shown before it without being written
+    unsaved: int  # snapshots that were shown before it without being written
 
 
-class Saveable(Protocol):
-    """Whose state is saved. All but `lock` and `saved` is for whoever holds the lock."""
+class CheckpointWriter:
+    """Writes what changed, again and again, and keeps the snapshot that may be shown. For any thread.
 
-    lock: threading.Lock
-    cluster: Cluster
+    `take_snapshot` returns a snapshot, under the lock of the state; `broker` the identity of the broker.
+    `holds_state` says whether the file holds the state of an earlier process.
+    """
 
-    def moment(self) -> Timestamp:
-        """Return what time it is."""
-
-    def own(self, *, everything: bool) -> Own:
-        """Return what is not of the cluster; `everything` where nothing was written yet."""
-
-    def page(self) -> Page:
-        """Return a copy of what is known."""
-
-    def saved(self, page: Page) -> None:
-        """Take note that all that a page shows is written."""
-
-
-class Saver:
-    """Writes what changed, again and again, and keeps what may be shown. Any thread may call it."""
-
-    def __init__(self, file: StateFile, state: Saveable, *, holds_state: bool) -> None:
+    def __init__(  # noqa: PLR0913  what is saved, and where
+        self,
+        file: StateFile,
+        state_: ClusterState,
+        subscription: EventSubscription,
+        tracker: SeriesTracker,
+        *,
+        take_snapshot: Callable[[], Snapshot],
+        broker: Callable[[], str],
+        naming: Naming,
+        holds_state: bool,
+    ) -> None:
         self._file = file
-        self._state = state
-        self._recorder = Recorder(state.cluster)
-        self._is_behind = True  # the file needs to be written anew
-        self._holds_state = holds_state  # does the file
+        self._state = state_
+        self._subscription = subscription
+        self._tracker = tracker
+        self._take_snapshot = take_snapshot
+        self._broker = broker
+        self._naming = naming
+        self._recorder = state.Recorder(state_.cluster)
+        self._is_behind = True  # the file must be rewritten
+        self._holds_state = holds_state
         self._saving = threading.Lock()
-        self._unsaved = 0  # pages that were shown though they are not in the file
-        with state.lock:
-            self._page: Page | None = state.page()
+        self._unsaved = 0  # snapshots that were shown though they are not in the file
+        with state_.lock:
+            self._shown: Pending | None = self._pending()
         self._written = time.monotonic()
 
-    def shown(self) -> Snapshot | None:
-        """Return what may be shown; None if it is too old, for the file cannot be written."""
-        page = self._page
-        return page.snapshot if page and time.monotonic() - self._written < PATIENCE else None
+    def snapshot(self) -> Snapshot | None:
+        """Return the snapshot that may be shown; None if it is too old, since the file cannot be written."""
+        shown = self._shown
+        is_current = time.monotonic() - self._written < MAX_UNSAVED_SECONDS
+        return shown.snapshot if shown and is_current else None
 
-    def shown_or_unsaved(self) -> Snapshot | None:
-        """Return the same, under the state's lock; None is taken for that what is known now is shown.
+    def snapshot_or_unsaved(self) -> Snapshot | None:
+        """Return the same, under the state's lock; after None the caller shows the current state.
 
-        Then nothing older may be, later.
+        No older snapshot is shown after that.
         """
-        snapshot = self.shown()
+        snapshot = self.snapshot()
         self._unsaved += snapshot is None
         return snapshot
 
     def save(self, wait: float = -1) -> None:
-        """Write what changed; raise StateFileError, also if somebody else writes for `wait` seconds."""
+        """Write what changed; raise StateFileError, also if another thread writes for `wait` seconds."""
         if not self._saving.acquire(timeout=wait):
             raise StateFileError("it is being written, which takes long")
         try:
             self._save()
-            if self._page is None:  # newer was shown while it was written
+            if self._shown is None:  # a newer one was shown while it was written
                 self._save()
         finally:
             self._saving.release()
 
     def _save(self) -> None:
-        is_usual = self._file.is_sound and not (
-            self._file.is_long or self._is_behind or self._recorder.is_lost
-        )
+        needs_rewrite = self._file.is_long or self._is_behind or self._recorder.is_lost
+        is_usual = self._file.is_sound and not needs_rewrite
         self._is_behind = True
         try:
-            page = self._append() if is_usual else self._rewrite()
+            pending = self._append() if is_usual else self._rewrite()
         except Exception:
-            self._give_up()
+            self._show_unsaved()
             raise
         self._is_behind = False
         self._holds_state = True
         with self._state.lock:
-            self._page = page if page.unsaved == self._unsaved else None
+            self._shown = pending if pending.unsaved == self._unsaved else None
             self._written = time.monotonic()
-        self._state.saved(page)
+        self._confirm(pending)
 
-    def _append(self) -> Page:
+    def _append(self) -> Pending:
         with self._state.lock:
-            record, page = self._record(everything=False)
+            record, pending = self._record(everything=False)
         self._file.append(record)
-        return page
+        return pending
 
-    def _rewrite(self) -> Page:
-        pages: list[Page] = []
-        self._file.rewrite(self._records(pages))
-        return pages[-1]
+    def _rewrite(self) -> Pending:
+        last: list[Pending] = []
+        self._file.rewrite(self._records(last))
+        return last[-1]
 
-    def _records(self, pages: list[Page]) -> Iterator[bytes]:
-        """Yield all that there is: the tasks a part at a time, and what changed meanwhile at last."""
-        state = self._state
-        with state.lock:
-            self._recorder = Recorder(state.cluster)
+    def _records(self, last: list[Pending]) -> Iterator[bytes]:
+        """Yield all there is: the tasks in chunks, and at the end what changed meanwhile."""
+        cluster, lock = self._state.cluster, self._state.lock
+        with lock:
+            self._recorder = state.Recorder(cluster)
             first, _ = self._record(everything=True)
-            uuids = state.cluster.tasks.uuids()
+            uuids = cluster.tasks.uuids()
         yield first
-        for start in range(0, len(uuids), AT_ONCE):
-            with state.lock:
-                some = self._recorder.tasks(uuids[start : start + AT_ONCE], state.moment())
-                part = _encoded(Checkpoint(some))
-            yield part
-        with state.lock:
-            last, page = self._record(everything=False)
-        pages.append(page)
-        yield last
+        for start in range(0, len(uuids), CHUNK_TASKS):
+            with lock:
+                tasks = self._recorder.tasks(uuids[start : start + CHUNK_TASKS], self._state.now())
+                record = _encode(Checkpoint(tasks))
+            yield record
+        with lock:
+            final, pending = self._record(everything=False)
+        last.append(pending)
+        yield final
 
-    def _record(self, *, everything: bool) -> tuple[bytes, Page]:
-        changes = self._recorder.changes(self._state.moment())
-        record = _encoded(Checkpoint(changes, self._state.own(everything=everything)))
-        page = self._state.page()
-        page.unsaved = self._unsaved
-        return record, page
+    def _record(self, *, everything: bool) -> tuple[bytes, Pending]:
+        changes = self._recorder.changes(self._state.now())
+        record = _encode(Checkpoint(changes, self._exporter_record(everything=everything)))
+        return record, self._pending()
 
-    def _give_up(self) -> None:
-        """Show what is known from now on, if the file could not be written for long."""
-        if self._holds_state and time.monotonic() - self._written < PATIENCE:
+    def _exporter_record(self, *, everything: bool) -> ExporterRecord:
+        subscription = self._subscription
+        return ExporterRecord(
+            broker=self._broker(),
+            naming=self._naming,
+            malformed=dict(subscription.malformed),
+            subscriptions=subscription.opened,
+            file_errors=self._file.errors,
+            tracker=self._tracker.changes(time.monotonic(), everything=everything),
+            unconfirmed=subscription.unconfirmed(),
+        )
+
+    def _pending(self) -> Pending:
+        return Pending(self._take_snapshot(), self._subscription.mark, self._unsaved)
+
+    def _confirm(self, pending: Pending) -> None:
+        """Let a durable queue remove events that are in the file, and new series show their values."""
+        self._tracker.confirm()
+        if pending.mark is not None:
+            self._subscription.release(pending.mark)
+
+    def _show_unsaved(self) -> None:
+        """Show the current state from now on, if the file could not be written for long."""
+        if self._holds_state and time.monotonic() - self._written < MAX_UNSAVED_SECONDS:
             return
         if self._holds_state:
-            why = "it could not be written, and what is shown is newer by now"
-            self._holds_state = not self._file.put_aside(why)
+            reason = "it could not be written, and what is shown is newer by now"
+            self._holds_state = not self._file.put_aside(reason)
         with self._state.lock:
-            self._state.own(everything=False)  # by which new series are settled, though nothing is written
-            page = self._state.page()
-        self._page = None
-        self._state.saved(page)
+            self._exporter_record(everything=False)  # settles new series, though nothing is written
+            pending = self._pending()
+        self._shown = None
+        self._confirm(pending)
 
 
-def _encoded(checkpoint: Checkpoint) -> bytes:
+def _encode(checkpoint: Checkpoint) -> bytes:
     try:
         return msgspec.msgpack.encode(checkpoint)
     except (msgspec.MsgspecError, OverflowError, TypeError, ValueError) as error:

@@ -26,8 +26,8 @@ from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import masked
 from celery_exporter.core.events import decode
-from celery_exporter.monitor.monitor import FIRST_RETRY, back_off
 from celery_exporter.recording.format import Record, RecordingReader, Scrubber, Writer, paced, short
+from celery_exporter.runtime.backoff import back_off
 
 #: Seconds to wait for messages, and between two lines of progress.
 POLL, PROGRESS = 0.25, 1.0
@@ -88,7 +88,7 @@ def _heard(
 def _come_back(
     reader: EventConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
-    for wait in back_off(FIRST_RETRY, config.retry_interval):
+    for wait in back_off(config.retry_interval):
         reader.close()
         end = time.monotonic() + wait
         while time.monotonic() < end and not ended():

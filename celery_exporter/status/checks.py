@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence, Sized
 from msgspec.structs import replace
 
 from celery_exporter.core.queues import MAX_QUEUES
-from celery_exporter.core.snapshot import CollectorView, Snapshot, WorkerView
+from celery_exporter.core.snapshot import JobView, Snapshot, WorkerView
 from celery_exporter.quoting import printable, shell_word
 from celery_exporter.status.finding import Finding, Severity, count, lasting, names, some
 from celery_exporter.status.limits import exceeded
@@ -497,8 +497,8 @@ def _up(snapshot: Snapshot) -> list[WorkerView]:
     return [worker for worker in snapshot.workers if worker.up]
 
 
-def _collector(snapshot: Snapshot, name: str) -> CollectorView | None:
-    return next((each for each in snapshot.exporter.collectors if each.name == name), None)
+def _collector(snapshot: Snapshot, name: str) -> JobView | None:
+    return next((each for each in snapshot.exporter.jobs if each.name == name), None)
 
 
 def _short(error: str) -> str:

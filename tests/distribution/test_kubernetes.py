@@ -21,7 +21,7 @@ from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.metrics.model import TASK_LABELS, MetricOptions
 from celery_exporter.metrics.registry import select
-from celery_exporter.monitor.monitor import LAST_SAVE
+from celery_exporter.monitor.monitor import LAST_SAVE_SECONDS
 from celery_exporter.web.auth import UNAUTHENTICATED_PATHS
 from celery_exporter.web.healthcheck import PATIENCE
 
@@ -290,7 +290,10 @@ def test_behind_a_password_the_probe_of_the_process_still_asks_what_is_open(depl
 
 
 def test_it_has_time_to_end(deployment):
-    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > STOP_TIMEOUT + LAST_SAVE
+    assert (
+        deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        > STOP_TIMEOUT + LAST_SAVE_SECONDS
+    )
 
 
 def test_its_memory_is_bounded_above_what_it_takes(deployment):

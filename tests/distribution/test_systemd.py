@@ -19,7 +19,7 @@ from harness.waiting import eventually
 from celery_exporter.app import STOP_TIMEOUT
 from celery_exporter.cli.common import EXIT_USAGE
 from celery_exporter.config.options import OPTIONS
-from celery_exporter.monitor.monitor import LAST_SAVE
+from celery_exporter.monitor.monitor import LAST_SAVE_SECONDS
 from celery_exporter.web.server import MAX_CONNECTIONS
 
 UNIT = ROOT / "deploy/systemd/celery-exporter.service"
@@ -137,7 +137,7 @@ def test_it_is_restarted_when_it_is_stuck_or_gone_and_for_ever():
 
 
 def test_it_has_time_to_end():
-    assert seconds("TimeoutStopSec") > STOP_TIMEOUT + LAST_SAVE
+    assert seconds("TimeoutStopSec") > STOP_TIMEOUT + LAST_SAVE_SECONDS
 
 
 def test_it_can_tell_when_it_was_started():

@@ -135,7 +135,7 @@ def test_each_metric_says_when_it_is_absent_if_it_can_be():
     nothing = surroundings(0.0)
     nothing = type(nothing)(
         **{field: getattr(nothing, field) for field in nothing.__struct_fields__}
-        | {"queue_stats": {}, "unacked": None, "collectors": [], "event_lag": None, "last_event": None}
+        | {"queue_stats": {}, "unacked": None, "jobs": [], "event_lag": None, "last_event": None}
         | {"no_events": "memory:// has no fan-out"}
     )
     snapshot = take_snapshot(Cluster(Limits(), Aggregates((), ())), nothing)

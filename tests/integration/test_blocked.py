@@ -133,7 +133,7 @@ def test_a_user_who_may_not_publish_leaves_it_unknown(
     vhost = rabbit_broker.url.rpartition("/")[2]
     rabbit_broker.server.control("set_permissions", "-p", vhost, "guest", "celeryev.*", "celeryev.*", ".*")
     app = running(Exporter(tmp_path / "exporter", rabbit_broker.url)).connected()
-    eventually(lambda: "collector blocked failed" in app.text(), 30)
+    eventually(lambda: "job blocked failed" in app.text(), 30)
     assert app.value("celery_broker_blocked") is None
     assert app.get("/-/ready").status == 200
 

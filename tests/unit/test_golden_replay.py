@@ -20,7 +20,7 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.events import Event, decode
 from celery_exporter.core.limits import Limits
-from celery_exporter.core.snapshot import CollectorView, ExporterState, QueueStats, Snapshot, take_snapshot
+from celery_exporter.core.snapshot import ExporterState, JobView, QueueStats, Snapshot, take_snapshot
 from celery_exporter.core.types import State, Timestamp
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.metrics.exposition.text import Exposition
@@ -74,8 +74,8 @@ def surroundings(at: float) -> ExporterState:
         broker_up=True,
         queue_stats={"celery": QueueStats(3, None)},
         unacked=2,
-        roster_known=True,
-        collectors=[CollectorView("queues", True, 0.5, at)],
+        workers_known=True,
+        jobs=[JobView("queues", True, 0.5, at)],
         malformed={"undecodable": 1},
         event_lag=0.001,
         last_event=at,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregate
-from celery_exporter.core.snapshot import CollectorView, QueueView, Snapshot, WorkerView
+from celery_exporter.core.snapshot import JobView, QueueView, Snapshot, WorkerView
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptions, Profile, add, of_each
 
@@ -520,7 +520,7 @@ def _self(  # noqa: PLR0913  a row has so many cells
 def _collector(
     name: str,
     help_: str,
-    field: Callable[[CollectorView], float | None],
+    field: Callable[[JobView], float | None],
     *,
     absent: str = "",
     example: str = "",
@@ -531,7 +531,7 @@ def _collector(
         "gauge",
         help_,
         ("collector",),
-        of_each("exporter.collectors", field),
+        of_each("exporter.jobs", field),
         absent=absent,
         example=example,
     )

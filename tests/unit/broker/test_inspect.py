@@ -12,7 +12,7 @@ from celery_exporter.broker import inspect as roster
 from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError
 from celery_exporter.broker.inspect import WorkerInspector, _checked, _from_stats, _Stats
 from celery_exporter.broker.message import Message, RefusedError, object_of
-from celery_exporter.monitor.monitor import LONGEST_WAIT_TO_ASK, MOST_UNANSWERED, _wait_to_ask
+from celery_exporter.monitor.pollers import MAX_INSPECTION_WAIT_SECONDS, MAX_UNANSWERED, inspection_wait
 
 #: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.
 SOLO_52 = {
@@ -79,11 +79,11 @@ def test_an_answer_is_read_by_the_rules_of_accept_content():
 
 
 def test_who_does_not_answer_is_asked_more_seldom():
-    waits = [_wait_to_ask(rounds, 15.0) for rounds in range(1_000)]
-    assert waits[: MOST_UNANSWERED + 1] == [0.0] * (MOST_UNANSWERED + 1)
-    assert waits[MOST_UNANSWERED + 1] == 30.0
+    waits = [inspection_wait(rounds, 15.0) for rounds in range(1_000)]
+    assert waits[: MAX_UNANSWERED + 1] == [0.0] * (MAX_UNANSWERED + 1)
+    assert waits[MAX_UNANSWERED + 1] == 30.0
     assert waits == sorted(waits)
-    assert waits[-1] == LONGEST_WAIT_TO_ASK
+    assert waits[-1] == MAX_INSPECTION_WAIT_SECONDS
 
 
 class Answering:

@@ -103,7 +103,7 @@ def test_a_queue_is_served_by_the_workers_that_consume_it():
 @pytest.mark.parametrize(
     ("profiles", "around", "shown"),
     [
-        ({"a@h": WorkerInfo(queues=("q",), pool_size=4)}, {"roster_known": False}, (None, None)),
+        ({"a@h": WorkerInfo(queues=("q",), pool_size=4)}, {"workers_known": False}, (None, None)),
         ({"a@h": WorkerInfo(queues=("q",), pool_size=4), "b@h": WorkerInfo()}, {}, (None, None)),
         ({"a@h": WorkerInfo(queues=("q",), pool_size=4), "b@h": WorkerInfo(queues=("q",))}, {}, (2, None)),
         ({"a@h": WorkerInfo(queues=("q",), pool_size=0)}, {}, (1, 0)),

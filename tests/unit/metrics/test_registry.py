@@ -17,8 +17,7 @@ from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import COMMON_BUCKETS, TASK_LABELS, MetricOptions
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
-from celery_exporter.monitor.monitor import _naming as naming
-from celery_exporter.monitor.monitor import _rules_of as rules_of
+from celery_exporter.monitor.naming import naming_of
 from unit.core.cluster_driver import (
     ClusterDriver,
     failed,
@@ -275,6 +274,5 @@ def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, 
 )
 def test_names_in_a_state_file_are_made_anew_if_the_rules_for_names_changed_and_only_then(changed, renamed):
     """By a rule that is applied twice a name would not be the same."""
-    before, after = (naming(monitor_config(URL, **options)) for options in ({}, changed))
-    assert (rules_of(before) != rules_of(after)) == renamed
-    assert rules_of("not a state of ours [") is None
+    before, after = (naming_of(monitor_config(URL, **options)) for options in ({}, changed))
+    assert ((before.tasks, before.queues) != (after.tasks, after.queues)) == renamed

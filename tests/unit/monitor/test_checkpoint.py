@@ -50,22 +50,22 @@ class Counting:
     def __init__(self, path: Path, disk: Disk) -> None:
         self.path, self.disk, self.sent = path, disk, 0
         self.monitor = self._new()
-        self.saver.save()
+        self.checkpoint.save()
 
     def _new(self) -> Monitor:
         config = monitor_config(NOBODY, state_file=str(self.path))
         return Monitor(config, SeriesTracker(time.monotonic(), time.time(), is_saved=True))
 
     @property
-    def saver(self) -> saving.Saver:
-        return self.monitor._saver
+    def checkpoint(self) -> saving.CheckpointWriter:
+        return self.monitor.checkpoint
 
     def send(self, count: int = 1) -> None:
         events = []
         for _ in range(count):
             self.sent += 1
             events.append(Event("task-sent", time.time(), "c@h", uuid=f"u{self.sent}", name="add", queue="q"))
-        self.monitor._apply_all(events)
+        self.monitor.subscription.apply_events(events)
 
     def shown(self) -> int:
         aggregates = self.monitor.snapshot(web_config_up_to_date=None).aggregates
@@ -92,13 +92,13 @@ def counting(tmp_path, disk):
 
 def fail_to_save(counting: Counting) -> None:
     with pytest.raises(StateFileError):
-        counting.saver.save()
+        counting.checkpoint.save()
 
 
 def test_a_page_shows_what_is_written(counting):
     counting.send(5)
     assert counting.shown() == 0
-    counting.saver.save()
+    counting.checkpoint.save()
     counting.send(2)
     assert counting.shown() == counting.killed() == 5
 
@@ -109,12 +109,12 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing_that_is_shown(counting,
     fail_to_save(counting)
     assert counting.shown() == 0
     disk.before_sync = lambda: None
-    counting.saver.save()
+    counting.checkpoint.save()
     assert counting.shown() == counting.killed() == 5
 
 
 def test_a_disk_that_stays_full_leaves_no_file_that_is_behind(counting, disk, monkeypatch, tmp_path):
-    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
     counting.send(5)
     disk.before_sync = full
     fail_to_save(counting)
@@ -123,14 +123,14 @@ def test_a_disk_that_stays_full_leaves_no_file_that_is_behind(counting, disk, mo
     assert (tmp_path / "state.unread-1").exists()
     disk.before_sync = lambda: None
     counting.send()
-    counting.saver.save()
+    counting.checkpoint.save()
     assert counting.killed() == 6
 
 
 def test_new_series_leave_their_0_though_something_is_in_the_place_of_the_file(
     counting, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
     (tmp_path / "new").write_bytes(b"somebody's")
     (tmp_path / "new").replace(tmp_path / "state")
     firsts = counting.monitor._tracker
@@ -148,7 +148,7 @@ def test_new_series_leave_their_0_though_something_is_in_the_place_of_the_file(
 def test_a_file_that_cannot_be_moved_away_is_written_over_when_the_disk_is_back(
     counting, disk, monkeypatch, caplog
 ):
-    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
     counting.send(5)
     disk.before_sync = full
     with monkeypatch.context() as readonly:
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_moved_away_is_written_over_when_the_disk_is_back(
             fail_to_save(counting)
     assert caplog.text.count("it could not be moved aside: Read-only file system") == 1
     disk.before_sync = lambda: None
-    counting.saver.save()
+    counting.checkpoint.save()
     assert counting.killed() == 5
 
 
@@ -167,13 +167,13 @@ def test_what_was_shown_while_a_write_hung_is_not_taken_back_when_it_ends(counti
     over = threading.Event()
     disk.before_sync = over.wait
     counting.send(5)
-    saves = threading.Thread(target=counting.saver.save)
+    saves = threading.Thread(target=counting.checkpoint.save)
     saves.start()
-    eventually(counting.saver._saving.locked)
-    monkeypatch.setattr(saving, "PATIENCE", 0.0)
+    eventually(counting.checkpoint._saving.locked)
+    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
     counting.send(100)
     assert counting.shown() == 105
-    monkeypatch.setattr(saving, "PATIENCE", 600.0)
+    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 600.0)
     over.set()
     saves.join()
     assert counting.shown() == counting.killed() == 105
@@ -182,11 +182,11 @@ def test_what_was_shown_while_a_write_hung_is_not_taken_back_when_it_ends(counti
 def test_who_waits_while_a_write_hangs_does_not_wait_for_ever(counting, disk):
     over = threading.Event()
     disk.before_sync = over.wait
-    saves = threading.Thread(target=counting.saver.save)
+    saves = threading.Thread(target=counting.checkpoint.save)
     saves.start()
-    eventually(counting.saver._saving.locked)
+    eventually(counting.checkpoint._saving.locked)
     with pytest.raises(StateFileError, match="takes long"):
-        counting.saver.save(wait=0.01)
+        counting.checkpoint.save(wait=0.01)
     over.set()
     saves.join()
 
@@ -194,23 +194,23 @@ def test_who_waits_while_a_write_hangs_does_not_wait_for_ever(counting, disk):
 def test_changes_that_are_too_many_to_note_are_written_as_a_whole(counting, monkeypatch):
     monkeypatch.setattr(tasks, "MAX_CHANGED", 3)
     counting.send(10)
-    counting.monitor.cluster.expire(counting.monitor.moment())
-    assert counting.monitor.cluster.tasks.changed is None
-    counting.saver.save()
+    counting.monitor.state.cluster.expire(counting.monitor.state.now())
+    assert counting.monitor.state.cluster.tasks.changed is None
+    counting.checkpoint.save()
     assert counting.killed() == 10
-    assert len(counting.monitor.cluster.tasks) == 10
+    assert len(counting.monitor.state.cluster.tasks) == 10
 
 
 def test_after_a_record_that_cannot_be_written_all_is_written_anew(counting, monkeypatch):
     counting.send(5)
     with monkeypatch.context() as broken:
         broken.setattr(
-            saving, "_encoded", lambda _: (_ for _ in ()).throw(UnicodeEncodeError("a", "", 0, 1, ""))
+            saving, "_encode", lambda _: (_ for _ in ()).throw(UnicodeEncodeError("a", "", 0, 1, ""))
         )
         with pytest.raises(UnicodeEncodeError):
-            counting.saver.save()
+            counting.checkpoint.save()
     counting.send(2)
-    counting.saver.save()
+    counting.checkpoint.save()
     assert counting.shown() == counting.killed() == 7
 
 

@@ -49,7 +49,7 @@ def watch():
 
     def start(reader: CutOff) -> CutOff:
         config = monitor_config("redis://127.0.0.1:1/0", retry_interval="60")
-        started.append(Monitor(config, reader=reader))
+        started.append(Monitor(config, consumer=reader))
         started[-1].start()
         return reader
 

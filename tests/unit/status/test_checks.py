@@ -7,7 +7,7 @@ import re
 import pytest
 
 from celery_exporter.core import queues
-from celery_exporter.core.snapshot import CollectorView, QueueStats, Snapshot
+from celery_exporter.core.snapshot import JobView, QueueStats, Snapshot
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.status.checks import (
@@ -26,7 +26,7 @@ from celery_exporter.status.recent import Recent
 from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started
 
 ANSWERED = WorkerInfo(queues=("q",), registered=(), pool="prefork", pool_size=4)
-WELL = [CollectorView("queues", True, 0.1, T0), CollectorView("workers", True, 0.1, T0)]
+WELL = [JobView("queues", True, 0.1, T0), JobView("workers", True, 0.1, T0)]
 TASK = (sent(), received(), started())
 
 
@@ -41,7 +41,7 @@ def findings(*events: dict, profiles: dict[str, WorkerInfo] | None = None, **aro
     if profiles is None:
         profiles = dict.fromkeys(driver.cluster.workers, ANSWERED)
     driver.cluster.record_inspection(profiles, driver.moment())
-    told = {"listening": PATIENCE, "collectors": WELL, "last_event": T0, **around}
+    told = {"listening": PATIENCE, "jobs": WELL, "last_event": T0, **around}
     return {finding.check: finding for finding in said(driver.shown(**told))}
 
 
@@ -81,8 +81,8 @@ def test_a_cluster_that_is_well_has_nothing_to_mend():
 @pytest.mark.parametrize("listening", [0.0, PATIENCE - 0.1])
 def test_nothing_is_wrong_that_had_no_time_to_be_known(listening):
     """At the start: no worker, no heartbeat, no answer, no task-sent, no consumer was seen by then."""
-    collectors = [CollectorView("queues", None, None, None), CollectorView("workers", None, None, None)]
-    quiet = {"listening": listening, "collectors": collectors, "last_event": None}
+    collectors = [JobView("queues", None, None, None), JobView("workers", None, None, None)]
+    quiet = {"listening": listening, "jobs": collectors, "last_event": None}
     assert levels(findings(**quiet)) == {"ok"}
     assert levels(findings(received(), profiles={}, queue_stats={"q": QueueStats(3, 0)}, **quiet)) == {"ok"}
 
@@ -90,7 +90,7 @@ def test_nothing_is_wrong_that_had_no_time_to_be_known(listening):
 def test_a_broker_that_is_down_is_the_only_thing_that_is_found():
     driver = ClusterDriver()
     driver.apply(*beats("quiet@h", (0, 5, 9, 12)))
-    down = {"broker_up": False, "collectors": WELL, "listening": 100.0}
+    down = {"broker_up": False, "jobs": WELL, "listening": 100.0}
     assert said(driver.shown(started=T0 + driver.now, at=T0 + driver.now, **down)) == []
     (only,) = said(driver.shown(**down))
     assert (only.check, only.severity) == ("subscription", "critical")
@@ -126,14 +126,14 @@ def test_all_is_decided_once_each_check_that_applies_has_found_something(blocked
     driver = ClusterDriver()
     driver.apply(*beats(), *TASK)
     driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
-    well = {"listening": PATIENCE, "collectors": WELL, "last_event": T0, "queue_stats": {"q": QueueStats(3)}}
+    well = {"listening": PATIENCE, "jobs": WELL, "last_event": T0, "queue_stats": {"q": QueueStats(3)}}
     assert is_decided(driver.shown(blocked=blocked, **well))
-    assert not is_decided(driver.shown(blocked=blocked, **{**well, "collectors": []}))
+    assert not is_decided(driver.shown(blocked=blocked, **{**well, "jobs": []}))
 
 
 def test_answers_in_a_serialiser_that_is_not_accepted():
-    failed = [WELL[0], CollectorView("workers", False, 0.1, None, "workers answer in pickle")]
-    found = findings(*beats(), profiles={}, collectors=failed, refused_answers=["pickle"])["remote-control"]
+    failed = [WELL[0], JobView("workers", False, 0.1, None, "workers answer in pickle")]
+    found = findings(*beats(), profiles={}, jobs=failed, refused_answers=["pickle"])["remote-control"]
     assert (found.severity, "pickle" in found.message, "--accept-content" in found.remedy) == (
         "warning",
         True,
@@ -177,16 +177,14 @@ def test_a_worker_of_before_celery_5_3_answers_without_the_kind_of_its_pool():
 
 def test_workers_that_could_not_be_asked():
     """Nothing is said of them then."""
-    full = [WELL[0], CollectorView("workers", False, 0.1, None, "used memory > 'maxmemory'")]
-    found = findings(*beats(), collectors=full)["remote-control"]
+    full = [WELL[0], JobView("workers", False, 0.1, None, "used memory > 'maxmemory'")]
+    found = findings(*beats(), jobs=full)["remote-control"]
     assert (found.severity, "maxmemory" in found.message) == ("warning", True), "though each answered before"
-    failed = [WELL[0], CollectorView("workers", False, 0.1, None, "NOPERM")]
-    found = findings(*beats(), profiles={}, collectors=failed)["remote-control"]
+    failed = [WELL[0], JobView("workers", False, 0.1, None, "NOPERM")]
+    found = findings(*beats(), profiles={}, jobs=failed)["remote-control"]
     assert (found.severity, found.message) == ("warning", "workers could not be asked: NOPERM")
-    nobody = [WELL[0], CollectorView("workers", False, 0.1, None, NOBODY_ANSWERED)]
-    assert (
-        "no answer from w@h" in findings(*beats(), profiles={}, collectors=nobody)["remote-control"].message
-    )
+    nobody = [WELL[0], JobView("workers", False, 0.1, None, NOBODY_ANSWERED)]
+    assert "no answer from w@h" in findings(*beats(), profiles={}, jobs=nobody)["remote-control"].message
 
 
 def test_workers_that_run_tasks_without_a_word():
@@ -269,9 +267,9 @@ def test_a_command_names_the_queues_that_its_option_can_name():
 
 def test_a_state_that_cannot_be_saved_is_told_whatever_else_is_known():
     for failed, level in ((False, "ok"), (True, "warning")):
-        saving = CollectorView("state", not failed, 0.1, None, "cannot write" if failed else "")
+        saving = JobView("state", not failed, 0.1, None, "cannot write" if failed else "")
         for around in ({}, {"broker_up": False}, {"blocked": "disk"}, {"no_events": "none"}):
-            found = findings(*beats(), collectors=[*WELL, saving], **around)
+            found = findings(*beats(), jobs=[*WELL, saving], **around)
             assert found["state"].severity == level
     assert "state" not in findings(*beats())
 
@@ -282,7 +280,7 @@ def test_each_queue_without_a_consumer_is_told_by_the_name_that_a_worker_can_con
     driver.apply(*beats())
     driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("customer-1",))}, driver.moment())
     queue_stats = {"customer-1": QueueStats(0), "customer-2": QueueStats(2), "customer-3": QueueStats(0)}
-    shown = driver.shown(listening=PATIENCE, collectors=WELL, last_event=T0, queue_stats=queue_stats)
+    shown = driver.shown(listening=PATIENCE, jobs=WELL, last_event=T0, queue_stats=queue_stats)
     found = {finding.check: finding for finding in said(shown)}
     assert found["unconsumed-messages"].remedy == "celery -A yourapp worker -E -Q customer-2"
     assert "customer-3" in found["queues-without-consumers"].remedy
@@ -296,7 +294,7 @@ def test_a_queue_that_was_asked_for_may_be_empty_without_a_consumer():
     driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
     for length, level in ((0, "ok"), (3, "warning")):
         told = {"q": QueueStats(0), "from-zero": QueueStats(length)}
-        shown = driver.shown(listening=PATIENCE, collectors=WELL, last_event=T0, queue_stats=told)
+        shown = driver.shown(listening=PATIENCE, jobs=WELL, last_event=T0, queue_stats=told)
         found = {finding.check: finding.severity for finding in said(shown)}
         assert found["queues-without-consumers"] == "ok"
         assert found["unconsumed-messages"] == level
@@ -313,7 +311,7 @@ def test_a_queue_whose_length_is_not_known_is_not_called_empty():
 
 
 def test_queues_whose_consumers_are_not_known_are_no_finding():
-    found = findings(*beats(), profiles={}, queue_stats={"q": QueueStats(5)}, roster_known=False)
+    found = findings(*beats(), profiles={}, queue_stats={"q": QueueStats(5)}, workers_known=False)
     assert not {"queues-without-consumers", "unconsumed-messages"} & found.keys()
 
 
@@ -350,8 +348,8 @@ def test_events_in_a_serialiser_that_is_not_accepted():
 
 
 def test_queues_that_cannot_be_measured():
-    failed = [CollectorView("queues", False, 0.1, None, "max number of clients\nreached")]
-    found = findings(collectors=failed)["queue-lengths"]
+    failed = [JobView("queues", False, 0.1, None, "max number of clients\nreached")]
+    found = findings(jobs=failed)["queue-lengths"]
     assert found.severity == "warning"
     assert found.message == "queues could not be measured: max number of clients?reached"
 

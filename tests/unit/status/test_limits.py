@@ -231,7 +231,7 @@ def test_while_no_event_can_come_only_queues_are_judged(watched, around):
 
 def test_queues_without_consumers_are_an_alert_when_they_grow(watched):
     watched.driver.apply(heartbeat())
-    told = {"listening": 60.0, "roster_known": True}
+    told = {"listening": 60.0, "workers_known": True}
     for length, alert in ((5, ""), (5, ""), (6, "CeleryQueueWithoutConsumers")):
         queue_stats = {"q": QueueStats(length, consumers=0)}
         found = {each.check: each for each in run_checks(*watched.shown(queue_stats=queue_stats, **told))}

@@ -23,7 +23,8 @@ from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
-from celery_exporter.monitor.monitor import Monitor, _naming
+from celery_exporter.monitor.monitor import Monitor
+from celery_exporter.monitor.naming import naming_of
 from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 from unit.test_golden_replay import replay
 
@@ -163,7 +164,7 @@ def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_tw
 )
 def test_series_that_a_flag_renames_are_no_news_after_a_restart(given):
     changed, defaults = begun("--broker-url", URL, *given), begun("--broker-url", URL)
-    assert _naming(changed.monitor) != _naming(defaults.monitor)
+    assert naming_of(changed.monitor) != naming_of(defaults.monitor)
 
 
 def test_generic_workers_are_added_up_on_task_metrics_alone():
@@ -406,10 +407,10 @@ def test_an_empty_variable_opens_no_door_and_takes_labels_off():
 @pytest.mark.parametrize("timeout", ["0", "60"])
 def test_that_there_is_no_worker_is_known_after_a_while_without_a_timeout_as_with_one(timeout):
     monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout).monitor)
-    monitor._asked = 0.0
+    monitor.workers._inspected = 0.0
     for listened, known in ((9.0, False), (11.0, True)):
-        monitor._listened = listened
-        assert monitor._is_roster_known() is known
+        monitor.state.listening = listened
+        assert monitor.workers.has_result() is known
 
 
 def test_metrics_may_have_no_prefix():

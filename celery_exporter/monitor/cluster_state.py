@@ -1,0 +1,70 @@
+"""The cluster of one broker with the lock that guards it, shared by the threads of a monitor."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+from celery_exporter.broker.connection import is_amqp
+from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.reconcile import Reconciler
+from celery_exporter.core.task_names import shown_as
+from celery_exporter.core.types import Timestamp
+from celery_exporter.monitor.config import MonitorConfig
+
+#: Longest step of the listening clock in seconds. A process that was frozen for longer did not listen.
+MAX_STEP_SECONDS = 1.0
+
+
+class ClusterState:
+    """A cluster, its lock and its listening clock. Take the lock for everything but `now`."""
+
+    def __init__(self, cluster: Cluster, config: MonitorConfig) -> None:
+        self.lock = threading.Lock()
+        self.cluster = cluster
+        self.reconciler = Reconciler(cluster, drops_expired=is_amqp(config.broker))
+        self.listening = 0.0  # seconds; written by the event subscription alone
+
+    def now(self) -> Timestamp:
+        """Return the time on both clocks."""
+        return Timestamp(self.listening, time.time())
+
+    def advance(self, seconds: float) -> None:
+        """Advance the listening clock, by `MAX_STEP_SECONDS` at most."""
+        self.listening += min(seconds, MAX_STEP_SECONDS)
+
+    def run(self, steps: Iterator[None]) -> None:
+        """Run these steps, and take the lock for each alone, so that others wait for one at most."""
+        more = True
+        while more:
+            with self.lock:
+                more = next(steps, 0) is None
+
+
+def new_cluster(config: MonitorConfig) -> Cluster:
+    """Return a cluster without tasks and workers, which counts and names as the config says."""
+    metrics, selection = config.metrics, config.metrics.selection
+    is_classic = not metrics.no_classic_histograms
+    aggregates = Aggregates(
+        selection.runtime_bounds if is_classic else (),  # +Inf remains
+        selection.wait_bounds if is_classic else (),
+        config.limits.max_series,
+        native=metrics.native_histograms,
+        exemplars=metrics.exemplars,
+        share=metrics.histogram_sample_rate,
+        latency=selection.latency,
+    )
+    show_queue = shown_as(config.queue_include, config.queue_exclude, config.queue_name_rule)
+    cluster = Cluster(
+        config.limits,
+        aggregates,
+        selection.labels,
+        shown_as(config.task_include, config.task_exclude, config.task_name_rule),
+        show_queue=show_queue,
+        clients=selection.clients,
+        hosts=selection.hosts,
+    )
+    cluster.queues.request(name for name in config.queues if show_queue(name))
+    return cluster

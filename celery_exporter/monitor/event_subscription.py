@@ -1,0 +1,187 @@
+"""The event subscription: reads messages, applies their events, and subscribes again after an error."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from celery_exporter.broker.codecs import CONTENT_TYPES
+from celery_exporter.broker.config import BrokerConfig
+from celery_exporter.broker.connection import BrokerError
+from celery_exporter.broker.consumers.factory import EventConsumer
+from celery_exporter.broker.message import Message, events_of
+from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
+from celery_exporter.monitor.cluster_state import ClusterState
+from celery_exporter.runtime.backoff import back_off
+from celery_exporter.status.checks import ASK_DOCTOR
+
+log = logging.getLogger(__name__)
+
+#: Seconds that one read waits for messages: how late an expiry, and a stop, can be.
+READ_SECONDS = 0.25
+#: Events applied under one hold of the lock: some 5 ms, which a scrape may have to wait.
+CHUNK_EVENTS = 1_000
+#: The reason under which events are counted that raised in the core, which would be a fault of ours.
+NOT_APPLIED = "not_applied"
+#: Seconds without a sign of life on the subscription after which the exporter is not ready.
+READY_MAX_SILENCE_SECONDS = 12.0
+#: Seconds before the next attempt after a subscription that brought messages and was cut.
+RECONNECT_SECONDS = 0.05
+#: Seconds after which a subscription that ends counts as a good one, and the waits start over.
+STABLE_SECONDS = 10.0
+
+
+class EventSubscription:
+    """Keeps one subscription open, and applies what it brings. `run` is a thread; the rest any thread reads.
+
+    `broker_url` returns the URL without secrets, for the log. `is_blocked` returns whether RabbitMQ blocks
+    publishers: then no worker can send a heartbeat, and the listening clock stands still.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        consumer: EventConsumer,
+        state: ClusterState,
+        broker_url: Callable[[], str],
+        is_blocked: Callable[[], bool],
+    ) -> None:
+        self.is_open = False
+        self.opened = 0  # times
+        self.malformed: Counter[str] = Counter(dict.fromkeys((*REASONS, NOT_APPLIED), 0))
+        self.event_lag: float | None = None  # seconds from the newest event's timestamp to its arrival
+        self.last_event: float | None = None  # epoch seconds
+        self.last_refused: float | None = None  # epoch seconds, of an event in a serialiser not accepted
+        #: Up to where the messages of a durable queue were applied. Written under the lock of the state.
+        self.mark: tuple[int, int] | None = None
+        self._config = config
+        self._consumer = consumer
+        self._state = state
+        self._broker_url = broker_url
+        self._is_blocked = is_blocked
+        self._accept = {CONTENT_TYPES[name] for name in config.accept_content}
+        self._has_read = False  # since it was opened
+
+    def restore(self, malformed: Mapping[str, int], opened: int, unconfirmed: list[int]) -> None:
+        """Continue the counts of the state file; expect `unconfirmed` messages of a durable queue again."""
+        self.malformed.update(malformed)
+        self.opened = opened
+        self._consumer.expect_again(unconfirmed)
+
+    def is_ready(self) -> bool:
+        """Return whether the subscription is open and showed a sign of life recently."""
+        return self.is_open and time.monotonic() - self._consumer.proven < READY_MAX_SILENCE_SECONDS
+
+    def is_waiting(self) -> bool:
+        """Return whether a durable queue holds messages back until the state file is written."""
+        return self._consumer.is_waiting()
+
+    def unconfirmed(self) -> list[int]:
+        """Return the messages of a durable queue that were applied and that the broker may send again."""
+        return self._consumer.unconfirmed(self.mark or (0, 0))
+
+    def release(self, mark: tuple[int, int]) -> None:
+        """Let a durable queue remove its messages up to a mark: what they changed is in the state file."""
+        self._consumer.release(mark)
+
+    # -- the thread --------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        stopping: threading.Event,
+        save: Callable[[], None] | None = None,
+        is_held_back: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Subscribe and apply events until `stopping` is set.
+
+        `save` writes the state file before a subscription with a durable queue is closed. While
+        `is_held_back`, its messages are released only by `release`.
+        """
+        waits = back_off(self._config.retry_interval)
+        logged = ""
+        while not stopping.is_set():
+            start = time.monotonic()
+            try:
+                self._has_read = False
+                self._consumer.open()
+                self.opened += 1
+                log.info("listening to events on %s", self._broker_url())
+                logged = ""
+                self._read(stopping, is_held_back)
+            except BrokerError as error:
+                if logged != (logged := str(error)):  # once, not at every attempt
+                    log.warning("no event subscription on %s: %s; %s", self._broker_url(), error, ASK_DOCTOR)
+            except Exception as error:
+                if logged != (logged := repr(error)):
+                    log.exception("event subscription failed, trying again")
+            finally:
+                if save is not None and self.mark is not None:
+                    with suppress(Exception):  # then the messages come again; the job logs the reason
+                        save()
+                self.is_open = False
+                self._consumer.close()
+            if self._has_read or time.monotonic() - start > STABLE_SECONDS:
+                waits = back_off(self._config.retry_interval)
+            # Redis disconnects a slow reader: each moment without a subscription loses more events.
+            stopping.wait(RECONNECT_SECONDS if self._has_read else next(waits))
+
+    def _read(self, stopping: threading.Event, is_held_back: Callable[[], bool]) -> None:
+        last = time.monotonic()
+        self.is_open = True
+        while not stopping.is_set():
+            messages = self._consumer.read(READ_SECONDS)
+            now = time.monotonic()
+            if not self._is_blocked():
+                self._state.advance(now - last)
+            last = now
+            self._has_read = self._has_read or bool(messages)
+            self.apply(messages)
+            if self.mark is not None and not is_held_back():
+                self._consumer.release(self.mark)
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    def apply(self, messages: list[Message]) -> None:
+        """Decode messages, apply their events, and let time pass."""
+        events: list[Event | Malformed] = []
+        for message in messages:  # not all at once: one may hold events of 100 MB
+            events += events_of(message, self._accept)
+            if len(events) >= CHUNK_EVENTS:
+                self.apply_events(events)
+                events = []
+        self.apply_events(events)
+        with self._state.lock:
+            self._state.cluster.expire(self._state.now())
+            self.mark = self._consumer.mark
+
+    def apply_events(self, events: list[Event | Malformed]) -> None:
+        """Apply events, `CHUNK_EVENTS` under one hold of the lock."""
+        for start in range(0, len(events), CHUNK_EVENTS):
+            with self._state.lock:
+                self._apply_chunk(events[start : start + CHUNK_EVENTS])
+
+    def _apply_chunk(self, events: list[Event | Malformed]) -> None:
+        now = self._state.now()
+        apply = self._state.cluster.apply
+        for event in events:
+            if type(event) is Event:
+                try:
+                    apply(event, now)
+                except Exception:  # noqa: BLE001  a fault of ours costs this event, not the subscription
+                    self._count_not_applied()
+            elif type(event) is Malformed:
+                self.malformed[event.reason] += 1
+                if event.reason == REFUSED:
+                    self.last_refused = now.wall
+        newest = next((event for event in reversed(events) if type(event) is Event and event.hostname), None)
+        if newest is not None:
+            self.last_event, self.event_lag = now.wall, now.wall - newest.timestamp
+
+    def _count_not_applied(self) -> None:
+        self.malformed[NOT_APPLIED] += 1
+        if self.malformed[NOT_APPLIED] == 1:  # the first one is enough; a flood must not fill the disk
+            log.error("cannot apply an event, please report this", exc_info=True)  # noqa: LOG014  in a handler
