@@ -60,12 +60,7 @@ def chapter(paths: Iterable[Path]) -> str:
     lines = [f"| {text.check} | {_cell(text.message)} | {_cell(text.remedy)} |" for text in rows]
     if not lines:
         return ""
-    head = [
-        "## What the doctor says",
-        "",
-        "| check | what is wrong | what mends it |",
-        "|---|---|---|",
-    ]
+    head = ["| check | message | remedy |", "|---|---|---|"]
     return "\n".join([*head, *lines])
 
 

@@ -1,4 +1,4 @@
-"""What it costs, in short: a table for the README, out of the long one that `make bench` writes."""
+"""What it costs, in short: a table out of the long one that `make bench` writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics: a table for the README, and a heading each for docs/metrics.md."""
+"""The metrics: a heading each for docs/reference/metrics.md."""
 
 from __future__ import annotations
 
@@ -17,13 +17,6 @@ CHAPTERS = {
 def rows() -> tuple[MetricFamily, ...]:
     """Return those of the native profile, as they are by default."""
     return tuple(select(("native",), MetricOptions()).rows)
-
-
-def short() -> str:
-    """Return one table of all."""
-    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    lines += [f"| `{row.name}` | {row.type} | {', '.join(row.labels)} | {row.help} |" for row in rows()]
-    return "\n".join(lines)
 
 
 def long() -> str:
@@ -46,7 +39,6 @@ def others() -> str:
     lines = ["| profile | metrics | known from |", "|---|---|---|"]
     for name, profile in PROFILES.items():
         if name != "native":
-            lines.append(
-                f"| [{name}](migrating.md#{name}) | {len(profile.rows(MetricOptions()))} | {profile.about} |"
-            )
+            count = len(profile.rows(MetricOptions()))
+            lines.append(f"| [{name}](../how-to/migrate-from-{name}.md) | {count} | {profile.about} |")
     return "\n".join(lines)

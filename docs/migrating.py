@@ -1,4 +1,4 @@
-"""Make docs/migrating.md, between its marks, and the recording rules in docs/rules/ from the profiles."""
+"""Make the tables of docs/how-to/migrate-from-*.md, and the rules in docs/rules/, from the profiles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from celery_exporter.metrics.model import MetricFamily, MetricOptions, Profile
 from celery_exporter.metrics.profiles import native
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, select
-from docs.marks import filled
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/migrating.md"
 NATIVE = {row.name: row for row in [*native.rows(MetricOptions()), *native.EXPORTER_ROWS]}
 OTHERS = [profile for profile in PROFILES.values() if profile.name != "native"]
 
@@ -134,12 +132,11 @@ def _ruled(row: MetricFamily) -> str:
     return "yes, in the second group" if row.name in NATIVE else "yes"
 
 
-def page(text: str) -> str:
-    """Return the page with what is between the marks of each profile made anew."""
-    return filled(text, {profile.name: chapter(profile) for profile in OTHERS})
+def page(profile: Profile) -> Path:
+    """Return the page that shows the table of a profile."""
+    return ROOT / f"docs/how-to/migrate-from-{profile.name}.md"
 
 
 def made() -> dict[Path, str]:
-    """Return what has to be in which file."""
-    files = {ROOT / f"docs/rules/{profile.name}.yml": rule_file(profile) for profile in OTHERS}
-    return {**files, PAGE: page(PAGE.read_text())}
+    """Return what has to be in which file of rules."""
+    return {ROOT / f"docs/rules/{profile.name}.yml": rule_file(profile) for profile in OTHERS}

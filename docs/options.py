@@ -1,4 +1,4 @@
-"""The options: a table for the README, and chapters, one a group, for docs/configuration.md."""
+"""The options: chapters, one a group, for docs/reference/options.md."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ from itertools import groupby
 
 from celery_exporter.cli.params import shown
 from celery_exporter.config.options import OPTIONS, Option
-
-
-def short() -> str:
-    """Return one table of all."""
-    lines = ["| option | default | what it does |", "|---|---|---|"]
-    for group, options in groupby(OPTIONS, lambda option: option.group):
-        lines.append(f"| **{group}** | | |")
-        lines += [f"| {_names(each)} | {_default(each)} | {_help(each)} |" for each in options]
-    return "\n".join(lines)
 
 
 def long() -> str:

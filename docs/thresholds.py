@@ -25,13 +25,13 @@ def libsonnet() -> str:
     return "\n".join([_HEAD, "{", *lines, "  },", "}", ""])
 
 
-def table() -> str:
-    """Return which check looks for what alert fires on."""
+def table(runbooks: str = "") -> str:
+    """Return which check looks for what alert fires on, with links to the runbooks, if on another page."""
     rows = []
     for row in TABLE:
         check = f"`{row.check}`" if row.check else ""
         limit = f"`{row.setting}` {row.limit:g}" if row.setting else ""
-        alert = f"[{row.alert}](#{row.alert.lower()})"
+        alert = f"[{row.alert}]({runbooks}#{row.alert.lower()})"
         rows.append(f"| {alert} | {row.severity} | {_duration(row.pending)} | {check} | {limit} |")
     return "\n".join(["| alert | severity | pending | check | threshold |", "|---|---|---|---|---|", *rows])
 
