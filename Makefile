@@ -56,7 +56,7 @@ truth: .venv/synced servers  ## each scenario in full against what the tasks wro
 faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table; on a quiet machine
 	MACHINE=quiet $(PY) -m pytest tests/resilience -m ""
 
-celery-integration: .venv/synced servers  ## Celery's own integration tests, and sums equal to what their tasks wrote: docs/accuracy.md
+celery-integration: .venv/synced servers  ## Celery's own integration tests, and sums equal to what their tasks wrote: docs/explanation/accuracy.md
 	PYTHONPATH=tests $(PY) -m celery_integration
 
 fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as tables
@@ -66,7 +66,7 @@ fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as
 mutants: .venv/synced  ## break the core in a thousand places, and see whether a test notices
 	tests/mutants.sh
 
-golden: .venv/synced  ## write golden texts, and what is printed in README and docs/, anew, after a change that is meant
+golden: .venv/synced  ## write golden texts, and what is printed in docs/, anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_view.py
 	$(PY) deploy/kubernetes/generate.py
 	$(PY) -m docs
@@ -92,7 +92,7 @@ screenshots: .venv/synced servers  ## draw the dashboards and the status page in
 soak: .venv/synced servers  ## an hour under load with churn (SOAK_SECONDS=3600): memory, threads, descriptors stay flat
 	PYTHONPATH=tests SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m benchmarks.soak
 
-bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/benchmarks.md and its chart
+bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/explanation/performance.md and its chart
 	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m docs
 
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start

@@ -1,4 +1,4 @@
-"""`make bench`: the exporter beside a floor and its peers, on real brokers: docs/benchmarks.md and its chart.
+"""`make bench`: the exporter beside a floor and its peers, on real brokers: a page and its chart.
 
 CPU is what the kernel booked on a process, less what it spends when nothing comes. What else runs on the
 machine disturbs it through caches and clock rates only; wall times it disturbs fully. Hence several rounds in
@@ -49,7 +49,7 @@ LONG = 60_000
 FIRST = 0.7
 #: Samples of the pages that are timed, and times that each is, in processes that take turns.
 PAGES, PAGE_ROUNDS = (1_000, 100_000), 3
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "explanation" / "performance.md"
 CHART = ROOT / "docs" / "img" / "bench.svg"
 
 #: (broker, form) → how much of the floor's and of the peer's CPU an event may cost.
@@ -316,7 +316,7 @@ def parse() -> Options:
     add("--hold", type=float, default=10.0, help="seconds for which a rate is held; default: 10")
     add("--samples", type=int, default=1_000_000, help="of the largest scrape; default: 1000000")
     add("--in-flight", type=int, default=1_000_000, help="tasks at a time; default: 1000000")
-    add("--page", type=Path, default=PAGE, help="default: docs/benchmarks.md")
+    add("--page", type=Path, default=PAGE, help="default: docs/explanation/performance.md")
     add("--chart", type=Path, default=CHART, help="default: docs/img/bench.svg")
     return parser.parse_args(namespace=Options())
 

@@ -1,6 +1,6 @@
 """What can be set, in one table: names, groups, help, how a text becomes a value, defaults.
 
-The command line, its help and completion, the table of the README and docs/configuration.md are printed from
+The command line, its help and completion, and docs/reference/options.md are printed from
 it; `settings.load` reads it.
 """
 

@@ -1,4 +1,4 @@
 """Celery's own integration tests, black-box, and the exporter held against what their tasks wrote.
 
-`make celery-integration` runs it. docs/accuracy.md has the result.
+`make celery-integration` runs it. docs/explanation/accuracy.md has the result.
 """

@@ -1,4 +1,4 @@
-"""`make celery-integration`: run it on both brokers, write the tables into docs/accuracy.md.
+"""`make celery-integration`: run it on both brokers, write the tables into docs/explanation/accuracy.md.
 
 Exits with 1 if the exporter disagrees with what the tasks wrote. Tests of Celery's that fail are listed.
 With ids of tests or options of pytest (`PYTHONPATH=tests .venv/bin/python -m celery_integration
@@ -20,7 +20,7 @@ from celery_integration import page, source
 from celery_integration.run import BROKERS, DESELECTED, FILES, Outcome, prepare, run
 from docs.marks import filled
 
-PAGE = ROOT / "docs" / "accuracy.md"
+PAGE = ROOT / "docs" / "explanation" / "accuracy.md"
 #: More failures than this mean that the tests did not run as they should, so the sums say little.
 MAX_FAILED = 15
 

@@ -1,4 +1,4 @@
-"""The result as Markdown, for docs/accuracy.md."""
+"""The result as Markdown, for docs/explanation/accuracy.md."""
 
 from __future__ import annotations
 

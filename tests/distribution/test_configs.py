@@ -283,15 +283,6 @@ def test_grafana_is_provisioned_with_what_is_mounted(mounted):
 INTERVAL = "15s"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md", "docs/metrics.md"])
-def test_each_example_scrapes_as_often_as_the_stack_does(page):
-    blocks = re.findall(
-        r"^```yaml.*\n(scrape_configs:\n(?:.*\n)*?)```", (ROOT / page).read_text(), re.MULTILINE
-    )
-    jobs = [job for block in blocks for job in yaml.safe_load(block)["scrape_configs"]]
-    assert {job["scrape_interval"] for job in jobs} == {INTERVAL}
-
-
 def test_whatever_scrapes_does_so_in_one_interval():
     """The rules are made for it: the subquery of CeleryWorkerDown has it as its step."""
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.bounds import MOST_MEMORY
+from harness.bounds import MAX_MEMORY_BYTES
 from harness.processes import ROOT, missing, need
 
 import celery_exporter
@@ -27,7 +27,7 @@ from celery_exporter.web.healthcheck import PATIENCE
 
 KUBERNETES = ROOT / "deploy/kubernetes"
 SECOND = ROOT / "deploy/kubernetes-second-broker"
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/how-to/kubernetes.md").read_text()
 SCHEMAS = Path(__file__).parent / "schemas"
 RULES, DASHBOARDS = Path("alerts/celery.rules.yml"), Path("dashboards/provisioning")
 CUSTOM = {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ScaledObject"}
@@ -254,11 +254,11 @@ def test_its_environment_is_what_the_exporter_reads(deployment, tmp_path):
     assert (settings.monitor.broker.broker_url, settings.listen.port) == ("redis://:pw@redis:6379/0", 9808)
 
 
-def test_the_readme_makes_the_secret_that_the_pod_mounts(deployment):
+def test_the_page_makes_the_secret_that_the_pod_mounts(deployment):
     (secret,) = [
         each["secret"] for each in deployment["spec"]["template"]["spec"]["volumes"] if "secret" in each
     ]
-    made = re.search(r"create secret generic (\S+) --from-file=(\S+)", README)
+    made = re.search(r"create secret generic (\S+) --from-file=(\S+)", PAGE)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert made
     assert made[1] == secret["secretName"]
@@ -299,7 +299,7 @@ def test_it_has_time_to_end(deployment):
 def test_its_memory_is_bounded_above_what_it_takes(deployment):
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     limit = re.fullmatch(r"(\d+)Mi", container["resources"]["limits"]["memory"])
-    assert int(limit[1]) * 2**20 >= MOST_MEMORY
+    assert int(limit[1]) * 2**20 >= MAX_MEMORY_BYTES
 
 
 def test_other_services_set_nothing_in_its_environment(deployment, built):
@@ -388,9 +388,9 @@ def test_a_second_broker_has_a_secret_of_its_own(deployment, second):
     )
 
 
-def test_the_label_of_a_release_as_the_readme_adds_it(tree, built):
+def test_the_label_of_a_release_as_the_page_adds_it(tree, built):
     """To what the operator selects, and to no selector: that of a Deployment cannot be changed."""
-    (snippet,) = re.findall(r"```yaml\n(resources:\n  - deploy/kubernetes\n.*?)```", README, re.DOTALL)
+    (snippet,) = re.findall(r"```yaml\n(resources:\n  - deploy/kubernetes\n.*?)```", PAGE, re.DOTALL)
     (tree / "kustomization.yaml").write_text(snippet)
     labelled = build(tree)
     added = yaml.safe_load(snippet)["labels"][0]["pairs"]

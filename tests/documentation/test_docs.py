@@ -32,12 +32,18 @@ from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.snapshot import take_snapshot
 from celery_exporter.doctor import remedies
 from celery_exporter.status.model import Status
+from celery_exporter.web import web_config
 from docs import advice, metrics, printed
 from docs.marks import filled
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+README = ROOT / "README.md"
 API = "/api/v1/status"
+#: As often as the stack is scraped.
+INTERVAL = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"][
+    "scrape_interval"
+]
 
 
 # -- what is printed -----------------------------------------------------------------------------------
@@ -53,12 +59,6 @@ def test_marks_that_are_lost_are_told_of():
     assert filled("<!-- a -->\n<!-- end of a -->\n", {"a": ""}) == "<!-- a -->\n\n<!-- end of a -->\n"
     with pytest.raises(ValueError, match="marks of b"):
         filled("<!-- b -->\nold", {"b": "new"})
-
-
-def test_links_of_the_readme_lead_to_the_same_from_the_pages():
-    text = "[a](docs/b.md) [docs/b](docs/b.md#c) [Own](LICENSE) [LICENSE](LICENSE) ![d](docs/img/d.png)"
-    assert printed.relinked(text) == "[a](b.md) [b](b.md#c) Own (`LICENSE`) `LICENSE` ![d](img/d.png)"
-    assert printed.relinked("[e](https://e) [f](#g)") == "[e](https://e) [f](#g)"
 
 
 ADVICE = """
@@ -82,8 +82,8 @@ def by(many):
 def test_what_the_doctor_says_is_read_off_its_source(tmp_path):
     (tmp_path / "status").mkdir()
     (tmp_path / "status" / "checks.py").write_text(ADVICE)
-    assert advice.chapter(advice.sources(tmp_path)).splitlines()[2:] == [
-        "| check | what is wrong | what mends it |",
+    assert advice.chapter(advice.sources(tmp_path)).splitlines() == [
+        "| check | message | remedy |",
         "|---|---|---|",
         "| events | no worker in … s | start one: celery worker -E |",
         "| events | … are too many | this, or: that of …, or: celery worker -E \\| tee |",
@@ -235,10 +235,10 @@ def blocks(page: Path) -> Iterator[Block]:
                     break
                 inside.append(text.removeprefix(fence[1]))
             language = fence[2].partition(" ")[0]
-            yield Block(page.name, number, language, "\n".join(inside) + "\n")
+            yield Block(str(page.relative_to(ROOT)), number, language, "\n".join(inside) + "\n")
 
 
-BLOCKS = [block for page in PAGES for block in blocks(page)]
+BLOCKS = [block for page in (README, *PAGES) for block in blocks(page)]
 
 
 def check_console(text: str, _folder: Path) -> None:
@@ -301,9 +301,12 @@ def check_yaml(text: str, folder: Path) -> None:
         if isinstance(found, list):
             check_rules(found, folder)
         elif "scrape_configs" in found:
+            assert {job["scrape_interval"] for job in found["scrape_configs"]} == {INTERVAL}
             path = folder / "prometheus.yml"
             path.write_text(text)
             promtool("check", "config", "--syntax-only", str(path))
+        elif "basic_auth_users" in found:
+            web_config.parse(text.encode())
         else:
             assert "apiVersion" in found or "resources" in found, found.keys()
 
@@ -313,11 +316,9 @@ def check_python(text: str, _folder: Path) -> None:
     tree = ast.parse(text)
     targets = [node.targets[0] for node in ast.walk(tree) if isinstance(node, ast.Assign)]
     settings = {each.attr for each in targets if isinstance(each, ast.Attribute)}
+    names = {each.id for each in targets if isinstance(each, ast.Name)}
+    settings |= {name.removeprefix("CELERY_").lower() for name in names if name.startswith("CELERY_")}
     assert settings <= known
-
-
-def check_ini(text: str, _folder: Path) -> None:
-    assert {"[Unit]", "[Service]", "[Install]"} <= set(text.splitlines())
 
 
 def check_json(text: str, _folder: Path) -> None:
@@ -343,7 +344,6 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "promql": check_promql,
     "yaml": check_yaml,
     "python": check_python,
-    "ini": check_ini,
     "json": check_json,
     "text": lambda _text, _folder: None,  # what something printed
 }
@@ -380,7 +380,7 @@ def test_promql_examples_are_right(tmp_path):
 
 def test_what_the_pages_ask_the_api_is_answered_so():
     """Each command that asks it is run, on an exporter that shows the example."""
-    own = [block for block in BLOCKS if block.page == "api.md"]
+    own = [block for block in BLOCKS if block.page == "docs/reference/status-api.md"]
     (example,) = (block.text for block in own if block.language == "json")
     (console,) = (block.text for block in own if block.language == "console")
     assert console.count(API) > 1
@@ -406,15 +406,24 @@ def test_only_what_needs_newer_servers_fetches_them():
 
 
 def test_a_wrong_example_is_found(tmp_path):
+    errors = (
+        AssertionError,
+        subprocess.CalledProcessError,
+        msgspec.ValidationError,
+        web_config.BadWebConfigError,
+    )
     for language, text in [
         ("console", "$ celery-exporter --broker-uri redis://\n"),
         ("console", "$ make nosuch\n"),
         ("console", "$ sudo cp deploy/nosuch /etc\n"),
         ("sh", "eval $(celery-exporter record --nosuch)\n"),
         ("promql", "sum by (rate(celery_tasks_total[5m])\n"),
-        ("yaml", "scrape_configs: [{job: celery}]\n"),
+        ("yaml", "scrape_configs: [{job: celery, scrape_interval: 15s}]\n"),
+        ("yaml", "scrape_configs: [{job_name: celery, scrape_interval: 1m}]\n"),
+        ("yaml", "basic_auth_users: {prometheus: secret}\n"),
         ("python", "app.conf.task_send_send_event = True\n"),
+        ("python", "CELERY_SEND_TASK_EVENTS = True\n"),
         ("json", '{"version": 1}'),
     ]:
-        with pytest.raises((AssertionError, subprocess.CalledProcessError, msgspec.ValidationError)):
+        with pytest.raises(errors):
             CHECKS[language](text, tmp_path)

@@ -1,4 +1,4 @@
-"""docs/getting-started.md does what it says: its commands are run, in their order, on a real Redis."""
+"""The tutorial does what it says: its commands are run, in their order, on a real Redis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.waiting import eventually
 
 from documentation.test_docs import blocks
 
-PAGE = ROOT / "docs/getting-started.md"
+PAGE = ROOT / "docs/tutorials/getting-started.md"
 
 
 def commands() -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from . import budget
 from .worst import CASES, FEW
 
 #: A body as large as one may be; a copy of it, which a decompressor makes in the end; and its texts, in which
-#: a byte may become four. What was measured is in README.md.
+#: a byte may become four. What was measured is in docs/explanation/resilience.md.
 BOUND = 6 * MAX_BODY
 #: Seconds of a processor: some five times as long as on the reference box.
 SLOWEST = 15.0

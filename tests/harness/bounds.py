@@ -1,18 +1,11 @@
-"""What the exporter takes, by its README: for those who set limits to it."""
+"""How much memory the exporter may take, for those who set limits to it."""
 
-import re
+from celery_exporter.config.options import OPTIONS
 
-from harness.processes import ROOT
-
-README = (ROOT / "README.md").read_text()
-
-
-def _said(pattern: str) -> int:
-    (number,) = re.findall(pattern, README)
-    return int(number)
-
-
-FLOODED = _said(r"process\s+below\s+(\d+) MB") * 2**20
-UNFINISHED = _said(r"`--max-tasks` \| `(\d+)`") * _said(r"kept in memory, at (\d+) bytes each")
-#: Bytes: after a flood of names, with as many unfinished tasks as it keeps, while it copies them to its file.
-MOST_MEMORY = FLOODED + int(1.6 * UNFINISHED)
+(_MAX_TASKS,) = (int(str(option.default)) for option in OPTIONS if option.name == "max-tasks")
+#: Each unfinished task, as the help of --max-tasks and tests/unit/core/test_cluster.py have it.
+_TASK_BYTES = 400
+#: The process, in and after a flood of names: tests/integration/test_bounds.py.
+FLOODED_BYTES = 300 * 2**20
+#: After such a flood, with as many unfinished tasks as it keeps, while it copies them to its file.
+MAX_MEMORY_BYTES = FLOODED_BYTES + int(1.6 * _MAX_TASKS * _TASK_BYTES)

@@ -7,14 +7,13 @@ from itertools import islice
 
 import psutil
 import pytest
+from harness.bounds import FLOODED_BYTES
 from harness.events import one_task, publish_events
 from harness.exporter import SCRAPER
 from harness.marks import on_redis
 from harness.waiting import eventually, until_equal
 from prometheus_client.utils import floatToGoString
 
-#: Bytes of the process, which is at 61 MB when it has nothing to do.
-MOST = 300 * 2**20
 #: Tasks between two scrapes, each of which has to wait until they are counted.
 STEP = 20_000
 
@@ -75,5 +74,5 @@ def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks)
     assert samples.total("celery_exporter_series_overflow_total") > 0
     assert samples.total("celery_exporter_limit_rejections_total", kind="worker") > 0
     assert samples.total("celery_exporter_limit_rejections_total", kind="queue") > 0
-    assert most < MOST, f"{most / 2**20:.0f} MB"
+    assert most < FLOODED_BYTES, f"{most / 2**20:.0f} MB"
     print(f"{tasks} hostile tasks: {most / 2**20:.0f} MB at most")

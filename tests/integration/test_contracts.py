@@ -28,7 +28,7 @@ NATIVE = CONTRACT["native"]
 HELD = {"queries", "queries_with_worker_label", "curl", "families"}
 HELD_ELSEWHERE = {"alerts", "panels"}  # in tests/alerts/test_rules.py and tests/dashboards/test_generated.py
 
-#: Prometheus 3 stores le="30" as le="30.0"; this has it stored as it was (docs/metrics.md).
+#: Prometheus 3 stores le="30" as le="30.0"; this has it stored as it was (docs/reference/metrics.md).
 SHORT_BOUNDS = [{"source_labels": ["le"], "regex": r"(\d+)\.0", "target_label": "le"}]
 
 LONG = 30.0  # seconds for what the demo does now and then, on two busy cores

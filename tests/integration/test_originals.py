@@ -2,7 +2,7 @@
 
 Of danihodovic's exporter: src/test_cli.py, test_metrics.py and test_http_server.py of 0.12.2. Of Flower:
 tests/unit/views/test_monitor.py of 2.2.0. What they assert of a stream of events is a folder up, in
-test_danihodovic.py and test_flower.py. docs/migrating.md has the table of both.
+test_danihodovic.py and test_flower.py. docs/how-to/ says what differs.
 """
 
 from __future__ import annotations
