@@ -151,11 +151,11 @@ def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, st
     records = []
     file = StateFile(state)
     file.load(lambda record: records.append(msgspec.msgpack.decode(record, strict=False)))
-    for _, cell in (pair for record in records for pair in record["cluster"]["cells"]):
+    for _, aggregate in (pair for record in records for pair in record["cluster"]["aggregates"]):
         if part == "transitions":
-            cell["transitions"].pop()
-        elif cell["queue_wait"]:
-            cell["queue_wait"]["counts"].pop()
+            aggregate["transitions"].pop()
+        elif aggregate["queue_wait"]:
+            aggregate["queue_wait"]["counts"].pop()
     file.rewrite(map(msgspec.msgpack.encode, records))
     file.close()
     app = running(kept()).connected()
