@@ -26,8 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
 from celery_exporter.broker.codecs import JSON
-from celery_exporter.broker.consumers.kombu_consumer import BatchFull
-from celery_exporter.broker.consumers.redis_consumer import FEED, RedisConsumer
+from celery_exporter.broker.consumers.base import BatchFull
+from celery_exporter.broker.consumers.redis_consumer import FEED_BYTES, RedisConsumer
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.config.loader import load
@@ -205,7 +205,6 @@ def stages(tasks: int) -> dict[str, float]:
 
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
     reader = RedisConsumer(ConfigSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {}).monitor.broker))
-    reader._is_doubled = False  # noqa: SLF001  as `open` finds
     ledger, now = Aggregates(selection.runtime_bounds, selection.wait_bounds), Timestamp(10.0, START)
     cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)
     spent = dict.fromkeys(("reading", "decoding", "Cluster.apply"), 0.0)
@@ -216,8 +215,8 @@ def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
         spent[stage] += time.process_time() - start
         return found
 
-    for start in range(0, len(stream), FEED):
-        spend("reading", lambda: reader._parser.feed(stream[start : start + FEED]))  # noqa: B023, SLF001
+    for start in range(0, len(stream), FEED_BYTES):
+        spend("reading", lambda: reader._parser.feed(stream[start : start + FEED_BYTES]))  # noqa: B023, SLF001
         full = True
         while full:
             full = spend("reading", lambda: parse_batch(reader))
@@ -249,9 +248,9 @@ def profiles(tasks: int) -> dict[str, float]:
 
 def parse_batch(reader: RedisConsumer) -> bool:
     """Take a batch; tell whether it is full."""
-    reader._batch, reader._bytes = [], 0  # noqa: SLF001
+    reader._start_batch()  # noqa: SLF001
     try:
-        reader._take_parsed()  # noqa: SLF001
+        reader._parse()  # noqa: SLF001
     except BatchFull:
         return True
     return False

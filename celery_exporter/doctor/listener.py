@@ -13,7 +13,8 @@ from msgspec import Struct
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, CachedConnection
-from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
+from celery_exporter.broker.consumers.base import EventConsumer
+from celery_exporter.broker.consumers.factory import consumer_for
 from celery_exporter.broker.inspect import Configuration, WorkerInspector
 from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
@@ -47,7 +48,7 @@ class RecordingConsumer:
 
     def __init__(self, reader: EventConsumer) -> None:
         self._reader = reader
-        self.proven = 0.0
+        self.last_alive = 0.0
         self.mark: tuple[int, int] | None = None  # the doctor takes nothing off a durable queue
         self.release = reader.release
         self.unconfirmed = reader.unconfirmed
@@ -60,13 +61,13 @@ class RecordingConsumer:
     def open(self) -> None:
         """Subscribe."""
         self._reader.open()
-        self.proven = self._reader.proven
+        self.last_alive = self._reader.last_alive
         self._opened = self._opened or time.monotonic()
 
     def read(self, timeout: float) -> list[Message]:
         """Return messages."""
         payloads = self._reader.read(timeout)
-        self.proven = self._reader.proven
+        self.last_alive = self._reader.last_alive
         if payloads and self.first is None and self._opened is not None:
             self.first = time.monotonic() - self._opened
         for payload in payloads:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from celery_exporter.broker.codecs import CONTENT_TYPES
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError
-from celery_exporter.broker.consumers.factory import EventConsumer
+from celery_exporter.broker.consumers.base import EventConsumer
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.monitor.cluster_state import ClusterState
@@ -74,7 +74,7 @@ class EventSubscription:
 
     def is_ready(self) -> bool:
         """Return whether the subscription is open and showed a sign of life recently."""
-        return self.is_open and time.monotonic() - self._consumer.proven < READY_MAX_SILENCE_SECONDS
+        return self.is_open and time.monotonic() - self._consumer.last_alive < READY_MAX_SILENCE_SECONDS
 
     def is_waiting(self) -> bool:
         """Return whether a durable queue holds messages back until the state file is written."""

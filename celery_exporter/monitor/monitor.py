@@ -25,7 +25,8 @@ from msgspec.structs import replace
 from celery_exporter import __version__
 from celery_exporter.broker.blocked import INTERVAL_SECONDS, BlockedWatch
 from celery_exporter.broker.connection import is_amqp, why_no_events
-from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
+from celery_exporter.broker.consumers.base import EventConsumer
+from celery_exporter.broker.consumers.factory import consumer_for
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker

@@ -21,7 +21,8 @@ from celery_exporter.broker.connection import (
     open_,
     why_no_events,
 )
-from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
+from celery_exporter.broker.consumers.base import EventConsumer
+from celery_exporter.broker.consumers.factory import consumer_for
 from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import masked

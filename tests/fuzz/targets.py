@@ -26,7 +26,7 @@ from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers import amqp_consumer as amqp
 from celery_exporter.broker.consumers import redis_consumer as redis
 from celery_exporter.broker.consumers.amqp_frames import Frames
-from celery_exporter.broker.consumers.kombu_consumer import BatchFull
+from celery_exporter.broker.consumers.base import BatchFull
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.broker.queues import redis_queues as redis_depths
 from celery_exporter.broker.source import ConfigSource
@@ -205,23 +205,21 @@ def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
 
 @cache
 def _redis_reader() -> Any:
-    reader = redis.RedisConsumer(ConfigSource(broker_config("redis://127.0.0.1:1/0")))
-    reader._is_doubled = False
-    return reader
+    return redis.RedisConsumer(ConfigSource(broker_config("redis://127.0.0.1:1/0")))
 
 
 def envelope(data: bytes) -> None:
     """What is published on Redis."""
     reader = _redis_reader()
-    reader._batch, reader._bytes = [], 0
-    reader._take_envelope(data)
+    reader._start_batch()
+    reader._on_envelope(data)
     (payload,) = reader._batch
     Pipeline().take(events_of(payload, ACCEPT))
 
 
 def properties(data: bytes) -> None:
     """What stands round a message on AMQP."""
-    Pipeline().take(events_of(amqp._payload(data, GOOD), ACCEPT))
+    Pipeline().take(events_of(amqp._message(data, GOOD), ACCEPT))
 
 
 def pushed(data: bytes) -> None:
@@ -229,9 +227,9 @@ def pushed(data: bytes) -> None:
     reader = _redis_reader()
     reader._parser = hiredis.Reader()
     reader._parser.feed(data)
-    reader._batch, reader._bytes = [], 0
+    reader._start_batch()
     with suppress(BrokerError, BatchFull):
-        reader._take_parsed()
+        reader._parse()
 
 
 def frames(data: bytes) -> None:
@@ -259,10 +257,8 @@ def deliveries(data: bytes) -> None:
     reader: Any = amqp.AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
     reader._amqp = SimpleNamespace(bytes_recv=0)
     reader._channel = SimpleNamespace(channel_id=1)
-    reader._library = taken.append
-    reader._asked, reader._frames = None, Frames(131_072, data)
-    reader._head, reader._properties, reader._body = (0, False), b"", [b""]
-    reader._missing, reader._is_kept = 0, True
+    reader._handle_by_amqp = taken.append
+    reader._frames = Frames(131_072, data)
     with suppress(BrokerError, BatchFull):
         reader._take_frames()
     assert all(channel != 1 or kind == 1 for kind, channel, _ in taken), "content of our channel is ours"

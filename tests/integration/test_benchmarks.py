@@ -20,7 +20,7 @@ from benchmarks.table import Row, Target, draw, draw_row
 from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
 from celery_exporter.broker.connection import CHUNK
 from celery_exporter.broker.consumers.amqp_frames import Frames
-from celery_exporter.broker.consumers.redis_consumer import FEED
+from celery_exporter.broker.consumers.redis_consumer import FEED_BYTES
 from docs import costs
 
 SMALL = Cluster(tasks=50, names=5, workers=3)
@@ -48,7 +48,7 @@ def loaded(body: bytes) -> list[dict]:
 
 
 def test_the_floor_reads_as_the_exporter_does():
-    assert (floor.CHUNK, floor.FEED) == (CHUNK, FEED)
+    assert (floor.CHUNK, floor.FEED_BYTES) == (CHUNK, FEED_BYTES)
 
 
 @pytest.mark.parametrize("size", [1, 10])

@@ -17,15 +17,16 @@ from harness.waiting import eventually
 from celery_exporter.broker.codecs import CONTENT_TYPES
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
-from celery_exporter.broker.consumers.factory import EventConsumer, consumer_for
-from celery_exporter.broker.consumers.kombu_consumer import BATCH, KombuConsumer
+from celery_exporter.broker.consumers.base import BATCH_MESSAGES, EventConsumer
+from celery_exporter.broker.consumers.factory import consumer_for
+from celery_exporter.broker.consumers.kombu_consumer import KombuConsumer
 from celery_exporter.broker.consumers.redis_consumer import RedisConsumer
 from celery_exporter.broker.message import UNREADABLE, events_of
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event
 
 #: Messages that a broker has ready before the first of them is read: several batches.
-MANY = 3 * BATCH + 7
+MANY = 3 * BATCH_MESSAGES + 7
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def read_until(reader: EventConsumer, count: int) -> list[Event]:
 
     def came() -> bool:
         batch = reader.read(0.1)
-        assert len(batch) <= BATCH
+        assert len(batch) <= BATCH_MESSAGES
         for payload in batch:
             assert payload is not UNREADABLE
             found.extend(events_of(payload, {CONTENT_TYPES["json"]}))
@@ -108,11 +109,11 @@ def test_it_waits_no_longer_than_it_was_told(reader):
 
 @each
 def test_a_living_subscription_proves_it_though_nobody_says_anything(reader):
-    opened = reader.proven
+    opened = reader.last_alive
 
     def proved() -> bool:
         reader.read(0.1)
-        return reader.proven > opened + 1
+        return reader.last_alive > opened + 1
 
     eventually(proved, 10)
 
@@ -156,8 +157,8 @@ def test_what_was_read_of_the_connection_before_and_not_returned_is_forgotten(re
     reader = consumer_for(ConfigSource(broker_config(redis_broker.url)))
     reader.open()
     try:
-        publish_many(redis_broker.url, 3 * BATCH)
-        assert len(reader.read(5)) == BATCH
+        publish_many(redis_broker.url, 3 * BATCH_MESSAGES)
+        assert len(reader.read(5)) == BATCH_MESSAGES
         reader.close()
         reader.open()
         publish_events(redis_broker.url, one_task(9_999)[0])

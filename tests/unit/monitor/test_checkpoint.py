@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness.configs import broker_config, monitor_config
+from harness.configs import monitor_config
 from harness.waiting import eventually
 
-from celery_exporter.broker.consumers.amqp_consumer import AmqpConsumer
-from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core import tasks
 from celery_exporter.core.events import Event
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -23,7 +21,6 @@ from celery_exporter.persistence import state_file as statefile
 from celery_exporter.persistence.state_file import StateFileError
 
 NOBODY = "redis://127.0.0.1:1/0"
-REDELIVERED = True
 
 
 class Disk:
@@ -212,36 +209,3 @@ def test_after_a_record_that_cannot_be_written_all_is_written_anew(counting, mon
     counting.send(2)
     counting.checkpoint.save()
     assert counting.shown() == counting.killed() == 7
-
-
-# -- a durable queue: messages that come again -----------------------------------------------------------
-
-
-def durable_reader() -> AmqpConsumer:
-    config = broker_config("amqp://127.0.0.1:1//", event_queue_durable="true")
-    reader = AmqpConsumer(ConfigSource(config))
-    reader._properties = b"\0\0"
-    return reader
-
-
-def delivered(reader: AmqpConsumer, tag: int, *, redelivered: bool) -> int:
-    """Deliver one message on another connection; return how many were read of it."""
-    reader._remember()
-    reader._number += 1
-    reader._batch, reader._head = [], (tag, redelivered)
-    reader._on_message(b"message")
-    reader._used.extend(reader._unused)
-    reader._unused.clear()
-    return len(reader._batch)
-
-
-def test_a_message_that_comes_again_and_again_is_used_once():
-    reader = durable_reader()
-    assert [delivered(reader, 1, redelivered=again) for again in (False, True, True, True)] == [1, 0, 0, 0]
-    other = durable_reader()
-    other.expect_again(reader.unconfirmed((reader._number, 1)))
-    assert delivered(other, 1, redelivered=REDELIVERED) == 0
-
-
-def test_a_reader_that_was_never_connected_waits_for_nothing():
-    assert not durable_reader().is_waiting()

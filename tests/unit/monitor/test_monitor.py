@@ -21,7 +21,7 @@ class CutOff:
     mark = None
 
     def __init__(self, *, brings: bool) -> None:
-        self.proven = 0.0
+        self.last_alive = 0.0
         self.opened = self._read = 0
         self._brings = brings
 

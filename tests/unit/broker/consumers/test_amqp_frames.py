@@ -46,15 +46,14 @@ ELSEWHERE = [frame(2, 2, b"x" * 20), frame(3, 2, b"another channel's")]
 
 def reader(*pieces: bytes) -> AmqpConsumer:
     """Return one that has taken these bytes, as if it had read them one after the other."""
-    made = AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
-    made.others = []
-    made._amqp, made._channel = SimpleNamespace(bytes_recv=0), SimpleNamespace(channel_id=1)
-    made._library, made._asked, made._frames = made.others.append, None, Frames(LIMIT)
-    made._head, made._properties, made._body, made._missing, made._is_kept = (0, False), b"", [b""], 0, True
+    consumer = AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
+    consumer.others = []
+    consumer._amqp, consumer._channel = SimpleNamespace(bytes_recv=0), SimpleNamespace(channel_id=1)
+    consumer._handle_by_amqp, consumer._frames = consumer.others.append, Frames(LIMIT)
     for piece in pieces:
-        made._frames.feed(piece)
-        made._take_frames()
-    return made
+        consumer._frames.feed(piece)
+        consumer._take_frames()
+    return consumer
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 100, 10_000])
@@ -87,9 +86,9 @@ def test_a_method_of_the_channel_is_the_library_s():
 @pytest.mark.parametrize(
     ("stream", "complaint"),
     [
-        (struct.pack(">BHI", 3, 1, LIMIT + 1), "a frame of 4097 bytes, where 4096 were agreed"),
+        (struct.pack(">BHI", 3, 1, LIMIT + 1), "a frame of 4097 bytes; the limit agreed on is 4096"),
         (struct.pack(">BHI", 3, 1, 2**32 - 1), "a frame of 4294967295 bytes"),
-        (frame(3, 1, b"abc")[:-1] + b"\0", "does not end where it should"),
+        (frame(3, 1, b"abc")[:-1] + b"\0", "without its end marker"),
         (frame(1, 1, b"\0\x3c\0"), "cannot be read"),
         (frame(1, 1, b"\0\x3c\0\x3c"), "cannot be read"),
         (DELIVER + frame(2, 1, b"\0"), "cannot be read"),
