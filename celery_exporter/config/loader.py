@@ -49,8 +49,6 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     _check_queues(values["queues"], values["queue_include"], values["queue_exclude"])
     values["selection"] = _selection(values)
     _check_static_labels(values["static_label"], values["selection"])
-    # The one limit whose option has the name that users know from another exporter.
-    values["worker_purge"] = values["purge_offline_worker_metrics"]
     values["broker"] = _config(BrokerConfig, values)
     values["limits"] = _config(Limits, values)
     values["metrics"] = _config(MetricsConfig, values)

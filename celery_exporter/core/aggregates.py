@@ -120,34 +120,34 @@ class Aggregates:
     """Sums by key, and a door for each thing that is concluded from events.
 
     `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
-    and clients are the labels whose values are not in the key; of each there are `max_more` series at most.
-    `native` and `exemplars` say whether histograms have those; `share` is that of the tasks, chosen by uuid,
-    that histograms observe, None for all; `latency` whether a profile shows the time from sent to started, or
-    from received where no sending is known.
+    and clients are labels whose values are not in the label set; each may have `max_series` series.
+    Histograms have native buckets with `native_histograms`, and exemplars with `exemplars`; they observe the
+    share `histogram_sample_rate` of the tasks, chosen by uuid, None for all. `latency`: observe the time from
+    sent to started, or from received where no task-sent is known.
     """
 
     def __init__(  # noqa: PLR0913  what is measured, and how
         self,
         runtime_bounds: Sequence[float],
         wait_bounds: Sequence[float],
-        max_more: int = 20_000,
+        max_series: int = 20_000,
         *,
-        native: bool = False,
+        native_histograms: bool = False,
         exemplars: bool = False,
-        share: float | None = None,
+        histogram_sample_rate: float | None = None,
         latency: bool = False,
     ) -> None:
         self.runtime_bounds = tuple(runtime_bounds)
         self.wait_bounds = tuple(wait_bounds)
-        self.native = native
+        self.native_histograms = native_histograms
         self.exemplars = exemplars
-        self._share = share
+        self._sample_rate = histogram_sample_rate
         self._latency = latency
         self.negative_waits = 0  # that were counted as 0 s
         self.overflowed = 0  # failures and sendings whose exception or client was counted as other
         self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # the newest last
-        self._exceptions = _Quota(MAX_EXCEPTIONS, max_more)
-        self._clients = _Quota(MAX_CLIENTS, max_more)
+        self._exceptions = _Quota(MAX_EXCEPTIONS, max_series)
+        self._clients = _Quota(MAX_CLIENTS, max_series)
         self._aggregates: dict[LabelSet, Aggregate] = {}
         self._unshared: dict[LabelSet, Aggregate] = {}  # those of them that are in no snapshot
 
@@ -279,7 +279,7 @@ class Aggregates:
         if seconds < 0:
             self.negative_waits += 1
             seconds = 0.0
-        if self._share is None or is_chosen(uuid or "", self._share):
+        if self._sample_rate is None or is_chosen(uuid or "", self._sample_rate):
             histogram.observe(bounds, seconds, uuid)
 
     def _absorb(self, label_set: LabelSet, other: Aggregate) -> None:
@@ -291,7 +291,7 @@ class Aggregates:
             self.overflowed += self._clients.count(aggregate.clients, client, times)
 
     def _histogram(self, bounds: Sequence[float]) -> Histogram:
-        counts, native, exemplars = [0] * (len(bounds) + 1), self.native, self.exemplars
+        counts, native, exemplars = [0] * (len(bounds) + 1), self.native_histograms, self.exemplars
         return Histogram(counts, 0.0, {} if native else None, {} if exemplars else None)
 
 

@@ -59,7 +59,7 @@ class Cluster:
         #: Tasks that were ended or requeued without an event, by reason; see core/reconcile.py.
         self.reconciled: Counter[str] = Counter()
         self.registry = WorkerRegistry(
-            self.label_sets, self.fallbacks, limits.worker_timeout, limits.worker_purge
+            self.label_sets, self.fallbacks, limits.worker_timeout, limits.purge_offline_worker_metrics
         )
         self._lifecycle = TaskLifecycle(
             limits, aggregates, self.label_sets, self.registry, self.fallbacks, clients=clients

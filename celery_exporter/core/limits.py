@@ -10,7 +10,7 @@ class Limits(Struct, frozen=True):
 
     reorder_window: float = 2.0
     worker_timeout: float = 60.0  # infinite: only worker-offline takes a worker down
-    worker_purge: float | None = 600.0  # None: workers that are down stay
+    purge_offline_worker_metrics: float | None = 600.0  # None: workers that are down stay
     task_ttl: float = 86_400.0
     max_tasks: int = 300_000
     max_series: int = 20_000  # in a family; celery_tasks_total has one for each label set and state

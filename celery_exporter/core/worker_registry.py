@@ -21,9 +21,9 @@ ANSWER_SECONDS = 10.0
 class WorkerRegistry:
     """Workers, and what events and inspection say about them. Not thread-safe.
 
-    `worker_timeout` is the seconds of silence, at least, after which a worker is down; `worker_purge` the
-    seconds after which one that is down is removed, None for never. `fallbacks` counts events under the name
-    of the label that had to do without a value.
+    `worker_timeout` is the seconds of silence, at least, after which a worker is down;
+    `purge_offline_worker_metrics` the seconds after which one that is down is removed, None for never.
+    `fallbacks` counts events under the name of the label that had to do without a value.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class WorkerRegistry:
         label_sets: LabelSets,
         fallbacks: Counter[str],
         worker_timeout: float,
-        worker_purge: float | None,
+        purge_offline_worker_metrics: float | None,
     ) -> None:
         self.workers: dict[str, Worker] = {}
         self.queues = QueueTable()
@@ -47,7 +47,7 @@ class WorkerRegistry:
         self._label_sets = label_sets
         self._fallbacks = fallbacks
         self._timeout = worker_timeout
-        self._purge = worker_purge
+        self._purge = purge_offline_worker_metrics
 
     # -- events ----------------------------------------------------------------------------------------
 

@@ -51,9 +51,9 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         selection.runtime_bounds if is_classic else (),  # +Inf remains
         selection.wait_bounds if is_classic else (),
         config.limits.max_series,
-        native=metrics.native_histograms,
+        native_histograms=metrics.native_histograms,
         exemplars=metrics.exemplars,
-        share=metrics.histogram_sample_rate,
+        histogram_sample_rate=metrics.histogram_sample_rate,
         latency=selection.latency,
     )
     show_queue = shown_as(config.queue_include, config.queue_exclude, config.queue_name_rule)

@@ -116,7 +116,7 @@ class Recorder:
         """Return what changed; it shares with the cluster, so encode it before that goes on."""
         cluster = self._cluster
         aggregates = cluster.aggregates
-        shape = Shape(aggregates.runtime_bounds, aggregates.wait_bounds, aggregates.native)
+        shape = Shape(aggregates.runtime_bounds, aggregates.wait_bounds, aggregates.native_histograms)
         changes = Changes(now, _sums(cluster), shape if self._at == -math.inf else None)
         before, self._aggregates = self._aggregates, aggregates.snapshot()
         # A cell that was changed since the last snapshot is another object.
@@ -395,7 +395,7 @@ def _fitting(aggregate: Aggregate, shape: Shape, aggregates: Aggregates) -> Aggr
     for found, bounds in ((aggregate.runtime.values(), shape.runtime_bounds), (waits, shape.wait_bounds)):
         if any(len(each.counts) != len(bounds) + 1 for each in found):
             raise ValueError("a histogram does not have the buckets that it should")
-    new = aggregates.native and not shape.native  # nobody knows how large what was observed was
+    new = aggregates.native_histograms and not shape.native  # nobody knows how large what was observed was
     ran = None if new else _places(shape.runtime_bounds, aggregates.runtime_bounds)
     waited = None if new else _places(shape.wait_bounds, aggregates.wait_bounds)
     aggregate.runtime = (
@@ -408,7 +408,7 @@ def _fitting(aggregate: Aggregate, shape: Shape, aggregates: Aggregates) -> Aggr
     aggregate.latency = aggregate.latency.thinned(waited) if aggregate.latency and waited else None
     for histogram in _histograms(aggregate):
         histogram.exemplars = {} if aggregates.exemplars else None
-        histogram.native = histogram.native if aggregates.native else None
+        histogram.native = histogram.native if aggregates.native_histograms else None
     return aggregate
 
 

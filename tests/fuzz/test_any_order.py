@@ -88,7 +88,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(
         series_ttl=st.sampled_from([None, 50.0]),
-        worker_purge=st.sampled_from([None, 0.0, 30.0]),
+        purge_offline_worker_metrics=st.sampled_from([None, 0.0, 30.0]),
         max_tasks=st.integers(1, 5),
     )
     def begin(self, **limits) -> None:

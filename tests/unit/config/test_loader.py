@@ -7,12 +7,18 @@ from operator import attrgetter
 
 import pytest
 
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.url import masked
 from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
+from celery_exporter.config.schema import Settings
+from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import QUEUE_NAME_RULES
 from celery_exporter.errors import BadSettingError
-from celery_exporter.metrics.model import COMMON_BUCKETS
+from celery_exporter.metrics.config import MetricsConfig
+from celery_exporter.metrics.model import COMMON_BUCKETS, MetricOptions
+from celery_exporter.monitor.config import MonitorConfig
+from celery_exporter.web.listen_config import ListenConfig
 
 URL = "redis://:pass@host:6379/0"
 
@@ -111,7 +117,7 @@ def test_repeatable_options_take_json_values_and_text_with_spaces():
 
 
 def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
-    assert settings(purge_offline_worker_metrics="0").monitor.limits.worker_purge is None
+    assert settings(purge_offline_worker_metrics="0").monitor.limits.purge_offline_worker_metrics is None
     assert settings(series_ttl="0").monitor.limits.series_ttl is None
 
 
@@ -271,6 +277,12 @@ def test_no_url_at_all():
 )
 def test_urls_are_shown_without_secrets(url, shown):
     assert masked(url) == shown
+
+
+def test_every_option_is_a_field_of_the_same_name():
+    configs = (Settings, MonitorConfig, BrokerConfig, ListenConfig, MetricsConfig, Limits, MetricOptions)
+    fields = {name for config in configs for name in config.__struct_fields__}
+    assert {option.key for option in OPTIONS} - fields == {"profile"}, "which becomes `selection`"
 
 
 def test_defaults_are_values_that_the_options_themselves_would_take():

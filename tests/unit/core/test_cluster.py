@@ -179,7 +179,7 @@ def test_invariant_3_the_table_is_bounded_by_age():
 
 
 def test_invariant_4_a_worker_is_down_when_we_listened_in_vain():
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=60))
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=60))
     driver.apply(heartbeat(at=-420))  # its clock is seven minutes behind
     driver.wait(9)
     assert driver.cluster.workers["w@h"].up
@@ -209,7 +209,7 @@ def test_invariant_4_a_worker_that_never_said_how_often_it_beats_has_the_timeout
 
 
 def test_invariant_4_without_a_timeout_silence_proves_nothing_and_a_goodbye_all():
-    driver = ClusterDriver(Limits(worker_timeout=math.inf, worker_purge=60))
+    driver = ClusterDriver(Limits(worker_timeout=math.inf, purge_offline_worker_metrics=60))
     driver.apply(heartbeat())
     driver.now += 1e6
     driver.wait(1)
@@ -234,7 +234,7 @@ def test_a_worker_that_leaves_before_it_was_heard_is_down():
 
 
 def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_and_a_heartbeat_does():
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10))
     driver.apply(heartbeat())
     driver.wait(30)
     driver.apply(heartbeat(kind="offline"))
@@ -245,7 +245,7 @@ def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_and_a_heartbeat
 
 def test_so_many_workers_are_remembered_that_were_forgotten(monkeypatch):
     monkeypatch.setattr(worker_registry, "MAX_WORKERS", 2)
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10))
     for name in ("a@h", "b@h", "c@h"):
         driver.apply(heartbeat(name))
         driver.wait(30)
@@ -254,7 +254,7 @@ def test_so_many_workers_are_remembered_that_were_forgotten(monkeypatch):
 
 
 def test_what_clients_on_a_host_sent_is_shown_until_its_last_worker_is_forgotten():
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10), clients=True)
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10), clients=True)
     driver.apply(heartbeat("a@box"), heartbeat("b@box"), sent(hostname="c@box"), sent("u2", hostname="c@web"))
     for _ in range(30):
         driver.wait(1)
@@ -268,7 +268,7 @@ def test_what_clients_on_a_host_sent_is_shown_until_its_last_worker_is_forgotten
 
 @pytest.mark.parametrize("purge", [60, None])
 def test_invariant_4_a_silent_solo_worker_is_not_dead_for_ten_minutes_and_then_is(purge):
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=purge))
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=purge))
     driver.apply(heartbeat())
     driver.cluster.record_inspection({"w@h": WorkerInfo(pool="solo")}, driver.moment())
     driver.wait(590)
@@ -322,7 +322,9 @@ def test_registered_tasks_are_not_folded_for_want_of_room():
 
 
 def test_invariant_5_what_a_vanished_worker_did_is_kept():
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
+    driver = ClusterDriver(
+        Limits(worker_timeout=10, purge_offline_worker_metrics=60), labels=("queue_name", "worker")
+    )
     driver.apply(heartbeat(), *LIFE)
     before = driver.by_state()
     assert driver.aggregate(worker="w@h").transitions[3] == 1
@@ -334,7 +336,9 @@ def test_invariant_5_what_a_vanished_worker_did_is_kept():
 
 
 def test_invariant_6_a_worker_that_was_forgotten_and_comes_back_is_counted_anew():
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=60), labels=("queue_name", "worker"))
+    driver = ClusterDriver(
+        Limits(worker_timeout=10, purge_offline_worker_metrics=60), labels=("queue_name", "worker")
+    )
     driver.apply(*LIFE)
     driver.wait(100)
     driver.apply(sent("u2"), received("u2"), started("u2"), succeeded("u2"))

@@ -74,7 +74,7 @@ def ledger(**options) -> Aggregates:
 
 
 def test_folding_adds_native_buckets_up_and_keeps_exemplars():
-    found = ledger(native=True, exemplars=True)
+    found = ledger(native_histograms=True, exemplars=True)
     book(found, [Queued(A, 7.0), Queued(B, 3.0, "u2"), Queued(B, 0.5, "u3"), Folded(A, B)])
     queued = found.snapshot()[B].queue_wait
     assert queued.native == {native_index(3.0): 2, -8: 1, native_index(7.0): 1}
@@ -118,7 +118,7 @@ def test_what_nobody_asked_for_is_not_kept():
 
 @given(st.lists(st.text(max_size=40), min_size=1), st.floats(0.01, 1))
 def test_of_a_task_all_is_observed_or_nothing(uuids, share):
-    found = Aggregates(BOUNDS, BOUNDS, share=share)
+    found = Aggregates(BOUNDS, BOUNDS, histogram_sample_rate=share)
     for uuid in uuids:
         book(found, [Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
     aggregate, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
@@ -129,7 +129,7 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
 
 
 def test_invariant_7_waits_below_0_are_counted_of_all_tasks():
-    found = Aggregates(BOUNDS, BOUNDS, share=0.01)
+    found = Aggregates(BOUNDS, BOUNDS, histogram_sample_rate=0.01)
     book(found, [Queued(A, -1.0, f"task-{number}") for number in range(200)])
     assert found.negative_waits == 200
 
@@ -142,8 +142,8 @@ def test_the_share_is_the_share_and_1_is_all():
 
 @pytest.mark.parametrize(("before", "after"), [(False, False), (False, True), (True, False), (True, True)])
 def test_invariant_5_native_histograms_outlast_a_restart_unless_they_are_new_or_gone(before, after):
-    old = ClusterDriver(ledger=ledger(native=before))
-    new = ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=after, exemplars=True))
+    old = ClusterDriver(ledger=ledger(native_histograms=before))
+    new = ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native_histograms=after, exemplars=True))
     memory.restore(remembered(old), new.cluster, new.moment())
     aggregate = new.ledger.snapshot()[A]
     kept = before or not after
@@ -159,8 +159,8 @@ def test_invariant_5_native_histograms_outlast_a_restart_unless_they_are_new_or_
 
 def test_a_state_whose_histograms_do_not_agree_is_refused():
     old, new = (
-        ClusterDriver(ledger=ledger(native=True)),
-        ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native=True)),
+        ClusterDriver(ledger=ledger(native_histograms=True)),
+        ClusterDriver(ledger=Aggregates(BOUNDS, BOUNDS, native_histograms=True)),
     )
     kept = remembered(old)
     kept.aggregates[A].queue_wait.native = None

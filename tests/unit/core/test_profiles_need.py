@@ -42,7 +42,7 @@ def test_a_task_that_two_workers_have_is_with_the_newest():
 
 
 def test_what_a_worker_held_that_is_forgotten_is_nobody_s():
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10))
     driver.apply(heartbeat(), sent(), received())
     driver.wait(30)
     assert driver.cluster.workers == {}
@@ -74,7 +74,7 @@ def at_workers(driver: ClusterDriver) -> dict[str, int]:
     ids=["shown", "not"],
 )
 def test_what_a_worker_did_stays_with_its_host_where_hosts_are_shown(hosts, expected):
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10), BOTH, hosts=hosts)
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10), BOTH, hosts=hosts)
     driver.apply(*life("u1", "a@box"), *life("u2", "b@box"), heartbeat("b@box"))
     for _ in range(30):
         driver.wait(1)

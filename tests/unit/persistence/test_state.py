@@ -304,7 +304,7 @@ def test_the_time_away_makes_no_worker_silent():
 
 
 def test_a_worker_that_was_down_is_forgotten_when_it_would_have_been():
-    old = told(heartbeat(), limits=Limits(worker_timeout=10, worker_purge=60))
+    old = told(heartbeat(), limits=Limits(worker_timeout=10, purge_offline_worker_metrics=60))
     old.wait(50)
     driver = restarted(old, away=1_000)
     driver.wait(15)
@@ -314,7 +314,7 @@ def test_a_worker_that_was_down_is_forgotten_when_it_would_have_been():
 
 
 def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_before_a_restart_or_two():
-    driver = ClusterDriver(Limits(worker_timeout=10, worker_purge=10))
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10))
     driver.apply(heartbeat(), heartbeat("x@h"))
     driver.wait(30)
     for _ in range(2):

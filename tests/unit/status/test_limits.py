@@ -182,7 +182,7 @@ def test_waits_are_of_a_queue():
 
 
 def test_workers_that_fall_silent_are_told_from_those_that_say_goodbye():
-    watched = Watched(ClusterDriver(Limits(worker_timeout=10, worker_purge=10_000)))
+    watched = Watched(ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10_000)))
     watched.driver.apply(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
     watched.driver.wait(60)
     found = watched.found(listening=watched.driver.now)["silent-workers"]

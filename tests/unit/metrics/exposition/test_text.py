@@ -220,7 +220,7 @@ def native_row(name):
 def test_invariant_6_what_is_folded_into_a_new_series_is_no_news():
     """A worker's sums move to one without a worker when it is forgotten; nothing happened then."""
     labels = ("queue_name", "worker")
-    driver = ClusterDriver(Limits(worker_purge=60), labels=labels)
+    driver = ClusterDriver(Limits(purge_offline_worker_metrics=60), labels=labels)
     rows = select(("native",), MetricOptions(task_labels=labels)).rows
     failures = [row for row in rows if row.name.startswith("celery_task_failures")]
     server = Server(Exposition(failures), driver.shown)

@@ -309,7 +309,12 @@ ORIGINAL = [
         },
     ),
     ("worker-timeout", int, "monitor.limits.worker_timeout", {"0": math.inf, "300": 300.0}),
-    ("purge-offline-worker-metrics", int, "monitor.limits.worker_purge", {"0": None, "600": 600.0}),
+    (
+        "purge-offline-worker-metrics",
+        int,
+        "monitor.limits.purge_offline_worker_metrics",
+        {"0": None, "600": 600.0},
+    ),
     ("generic-hostname-task-sent-metric", bool, "monitor.metrics.selection.clients", {"true": False}),
     ("queues", str, "monitor.queues", {"celery,mail": ("celery", "mail")}),
     ("metric-prefix", str, "monitor.metrics.metric_prefix", {"celery_": "celery_", "my_": "my_", "a:": "a:"}),
