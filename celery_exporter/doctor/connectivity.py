@@ -13,7 +13,7 @@ import msgspec
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
-    CONNECT_TIMEOUT,
+    CONNECT_TIMEOUT_SECONDS,
     BrokerError,
     broker_errors,
     check,
@@ -109,11 +109,11 @@ def _resolve(place: BrokerAddress) -> Finding:
 
 def _reach(place: BrokerAddress) -> Finding:
     try:
-        socket.create_connection((place.host, place.port), CONNECT_TIMEOUT).close()
+        socket.create_connection((place.host, place.port), CONNECT_TIMEOUT_SECONDS).close()
     except TimeoutError:
         remedy = f"a firewall, or a wrong host; try it with: nc -vz {shell_word(place.host)} {place.port}"
         return Finding(
-            "port", "critical", f"no answer from {place.address} in {CONNECT_TIMEOUT:.0f} s", remedy
+            "port", "critical", f"no answer from {place.address} in {CONNECT_TIMEOUT_SECONDS:.0f} s", remedy
         )
     except OSError as error:
         remedy = "start the broker, or correct host and port in --broker-url"
@@ -187,7 +187,8 @@ def _tls_mismatch(place: BrokerAddress) -> Finding | None:
 def _speaks_tls(place: BrokerAddress) -> bool:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said to it
-    with suppress(OSError), socket.create_connection((place.host, place.port), CONNECT_TIMEOUT) as sock:
+    address = (place.host, place.port)
+    with suppress(OSError), socket.create_connection(address, CONNECT_TIMEOUT_SECONDS) as sock:
         try:
             context.wrap_socket(sock, server_hostname=place.host).close()
         except ssl.SSLError as error:  # it may want a certificate of ours
@@ -198,7 +199,8 @@ def _speaks_tls(place: BrokerAddress) -> bool:
 
 def _speaks_plainly(place: BrokerAddress) -> bool:
     """Ask a word that a broker answers to in its protocol (AMQP: any word), not in a TLS alert."""
-    with suppress(OSError), socket.create_connection((place.host, place.port), CONNECT_TIMEOUT) as sock:
+    address = (place.host, place.port)
+    with suppress(OSError), socket.create_connection(address, CONNECT_TIMEOUT_SECONDS) as sock:
         sock.sendall(b"PING\r\n" + b" " * 2)
         return sock.recv(8)[:1] in (b"+", b"-", b"A")
     return False

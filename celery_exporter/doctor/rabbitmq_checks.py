@@ -16,7 +16,7 @@ from kombu import Queue
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
-    CONNECT_TIMEOUT,
+    CONNECT_TIMEOUT_SECONDS,
     BrokerError,
     broker_errors,
     close_quietly,
@@ -167,7 +167,7 @@ def _managed_queues(
     url = f"{base.rstrip('/')}/api/queues/{quote(place.vhost, safe='')}?columns=name,consumers"
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     try:
-        found: Any = json.loads(fetch(url, timeout=CONNECT_TIMEOUT, most=MOST_BYTES, headers=headers))
+        found: Any = json.loads(fetch(url, timeout=CONNECT_TIMEOUT_SECONDS, most=MOST_BYTES, headers=headers))
         return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in found}
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -18,7 +18,7 @@ from benchmarks.inside import OPEN
 from benchmarks.measure import Held, search
 from benchmarks.table import Row, Target, draw, draw_row
 from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
-from celery_exporter.broker.connection import CHUNK
+from celery_exporter.broker.connection import READ_BYTES
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.redis_consumer import FEED_BYTES
 from docs import costs
@@ -48,7 +48,7 @@ def loaded(body: bytes) -> list[dict]:
 
 
 def test_the_floor_reads_as_the_exporter_does():
-    assert (floor.CHUNK, floor.FEED_BYTES) == (CHUNK, FEED_BYTES)
+    assert (floor.READ_BYTES, floor.FEED_BYTES) == (READ_BYTES, FEED_BYTES)
 
 
 @pytest.mark.parametrize("size", [1, 10])

@@ -14,7 +14,7 @@ import hiredis
 import msgspec
 from msgspec import Struct, field
 
-from celery_exporter.broker.connection import ANSWER_TIMEOUT, BrokerError, Source, receive
+from celery_exporter.broker.connection import REPLY_TIMEOUT_SECONDS, BrokerError, Source, receive
 from celery_exporter.broker.consumers.base import BATCH_BYTES, BATCH_MESSAGES, BaseConsumer, BatchFull
 from celery_exporter.broker.message import UNREADABLE, Message
 
@@ -88,10 +88,10 @@ class RedisConsumer(BaseConsumer):
 
     def _settle(self) -> list[Message]:
         early: list[Message] = []
-        deadline = time.monotonic() + ANSWER_TIMEOUT
+        deadline = time.monotonic() + REPLY_TIMEOUT_SECONDS
         while not self._subscribed:
             if time.monotonic() > deadline:
-                raise BrokerError(f"no reply to PSUBSCRIBE for {ANSWER_TIMEOUT:.0f} s")
+                raise BrokerError(f"no reply to PSUBSCRIBE for {REPLY_TIMEOUT_SECONDS:.0f} s")
             early += self._read(SETTLE_SECONDS)
         return early
 
