@@ -1,1 +1,1 @@
-"""I/O with one broker: events in, depths of queues, and what workers answer."""
+"""I/O with one broker: event consumers, queue lengths, and worker inspection."""

@@ -1,6 +1,6 @@
-"""What workers answer when they are asked (control inspect), by broadcast, for all of them at once.
+"""Inspects workers with remote control commands, as `celery inspect` does: one broadcast for all of them.
 
-Answers come from the wire, so each is checked; one that is wrong is as good as none.
+Anybody may send a reply, so each is validated; an invalid one is ignored.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from celery_exporter.broker.mailbox import ControlClient
 from celery_exporter.core.routing import MAX_BINDINGS, Binding
 from celery_exporter.core.workers import MAX_WORKERS, WorkerInfo
 
-#: Different names of tasks that workers may know; those beyond start at their first event, not at 0.
+#: Distinct names of registered tasks. The series of any further task start at its first event, not at 0.
 MAX_REGISTERED = 50_000
 
-#: Pools whose module is called otherwise than the worker's --pool option.
+#: Module of a pool → name of the --pool option, where they differ.
 _POOLS = {"thread": "threads"}
 
 
-# Answers are as hostile as events: texts become label values, numbers have to stay numbers.
+# Replies are as hostile as events: texts become label values, numbers have to stay numbers.
 _Text = Annotated[str, Meta(min_length=1, max_length=255)]
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
-_Name = Annotated[str, Meta(max_length=255)]  # of an exchange, or a routing key: may be empty
+_Name = Annotated[str, Meta(max_length=255)]  # of an exchange, or a routing key; may be empty
 _Many = Meta(max_length=10_000)
 
 
 class _Pool(Struct, rename="kebab"):
     implementation: _Text | None = None
     max_concurrency: _Count | None = None
-    processes: Any = None  # prefork and solo: their pids; or what another version or pool puts there
+    processes: Any = None  # pids of prefork and solo; other pools and versions differ
 
 
 class _Autoscaler(Struct):
-    """Of celery/worker/autoscale.py; an application's own (worker_autoscaler) may answer what it likes."""
+    """That of celery/worker/autoscale.py; an application may have another (worker_autoscaler)."""
 
     max: _Count | None = None
 
@@ -93,7 +93,7 @@ class _Scheduled(Struct):
 
 
 class Configuration(Struct, frozen=True):
-    """What of a worker's configuration matters here. None: not set, or its default."""
+    """The settings of a worker that matter here. None: not set, or its default."""
 
     worker_send_task_events: bool | None = None
     task_send_sent_event: bool | None = None
@@ -102,23 +102,23 @@ class Configuration(Struct, frozen=True):
 
 _Queues = Annotated[list[_Queue], _Many]
 _Names = Annotated[list[_Text], _Many]
-#: The commands that together list what a worker has: it will run at an eta, it will run, and it runs. In the
-#: order in which a task goes through them, so that one that goes on between two answers is in either of them.
+#: The commands that together list the tasks a worker has, in the order in which a task passes through them: a
+#: task that moves between two replies is in one of them.
 _HELD = (
     ("scheduled", Annotated[list[_Scheduled], _Many]),
     ("reserved", Annotated[list[_Task], _Many]),
     ("active", Annotated[list[_Task], _Many]),
 )
-#: What `registered` is asked to tell of each task.
+#: The argument by which `registered` returns an attribute of each task.
 _WITH_SEND_EVENTS = {"taskinfoitems": ["send_events"]}
-#: What `registered` adds to the name of a task with send_events = False, asked for that attribute.
+#: What `registered` then adds to the name of a task with send_events = False.
 _SILENT = " [send_events=False]"
 
 
 class WorkerInspector:
-    """Asks the workers on one connection, which must stay open.
+    """Inspects workers on one connection, which must stay open.
 
-    `control_exchange` is that of Celery; `accept` are the serialisers of --accept-content.
+    `control_exchange` is Celery's setting; `accept` are the serialisers of --accept-content.
     """
 
     def __init__(
@@ -131,33 +131,33 @@ class WorkerInspector:
 
     @property
     def refused(self) -> Collection[str]:
-        """Return the serialisers of answers to the newest question that are not accepted."""
+        """Return the serialisers of refused replies to the newest command."""
         return frozenset(self._control.refused)
 
     def ask(
         self, before: dict[str, WorkerInfo], only: Collection[str] | None = None
     ) -> dict[str, WorkerInfo]:
-        """Return the profile of each worker that answered; what it did not say is kept from `before`.
+        """Return each worker that replied; what is missing in its replies keeps its value in `before`.
 
-        The first question waits for whoever may answer, or for all of `only` if those are given; the others
-        wait only for as many answers. Processes that share a name answer each.
+        The first command waits for any worker, or for all of `only`; the others wait for as many replies.
+        Processes that share a node name reply separately.
         """
-        stats = self._answers("stats", _Stats, MAX_WORKERS, only)
+        stats = self._replies("stats", _Stats, MAX_WORKERS, only)
         names = {name for name, _ in stats}
         unknown = [name for name in before.keys() - names if before[name] == WorkerInfo()]
         if unknown and self._control.search_exchanges():
-            stats = self._answers("stats", _Stats, MAX_WORKERS, only)
+            stats = self._replies("stats", _Stats, MAX_WORKERS, only)
         if not stats:
             return {}
-        answers = Counter(name for name, _ in stats)
-        only = None if only is None else list(answers)
-        queues = _by_name(self._answers("active_queues", _Queues, len(stats), only))
-        registered = dict(self._answers("registered", _Names, len(stats), only, _WITH_SEND_EVENTS))
-        found = {}
-        shared: dict[str, str] = {}  # most workers know the same tasks
-        same: dict[tuple[Binding, ...], tuple[Binding, ...]] = {}  # and consume the same queues
-        for name, answer in dict(stats).items():
-            changes = _from_stats(answer) | {"answers": answers[name]}
+        replies = Counter(name for name, _ in stats)
+        only = None if only is None else list(replies)
+        queues = _by_name(self._replies("active_queues", _Queues, len(stats), only))
+        registered = dict(self._replies("registered", _Names, len(stats), only, _WITH_SEND_EVENTS))
+        workers = {}
+        shared: dict[str, str] = {}  # most workers have the same tasks
+        same: dict[tuple[Binding, ...], tuple[Binding, ...]] = {}  # and the same queues
+        for name, reply in dict(stats).items():
+            changes = _from_stats(reply) | {"answers": replies[name]}
             if name in queues:
                 changes["queues"] = tuple(dict.fromkeys(queue.name for queue in queues[name]))
                 changes["auto_delete"] = tuple(queue.name for queue in queues[name] if queue.auto_delete)
@@ -172,39 +172,39 @@ class WorkerInspector:
                     for task in tasks
                     if task in shared or len(shared) < MAX_REGISTERED
                 )
-            found[name] = msgspec.structs.replace(before.get(name, WorkerInfo()), **changes)
-        return found
+            workers[name] = msgspec.structs.replace(before.get(name, WorkerInfo()), **changes)
+        return workers
 
     def enable_events(self, workers: Iterable[str]) -> None:
-        """Ask these workers to send task events."""
+        """Switch on task events in these workers."""
         self._control.cast("enable_events", workers)
 
     def configurations(self) -> list[tuple[str, Configuration]]:
-        """Return each answer, by node name: workers that share a name answer each."""
+        """Return node name and configuration of each reply; a node name may occur twice."""
         replies = self._control.call("conf", MAX_WORKERS)
         if not replies and self._control.search_exchanges():
             replies = self._control.call("conf", MAX_WORKERS)
         return list(_checked(replies, Configuration))
 
     def held_tasks(self, workers: Mapping[str, int]) -> dict[str, set[str]]:
-        """Return the uuids of all tasks that each of these workers has, of those that answered in full.
+        """Return the uuids of all tasks that a worker has, for each of these workers that replied in full.
 
-        `workers`: by name, how many processes have to answer each question.
+        `workers`: by node name, how many processes have to reply to each command.
         """
         held: dict[str, set[str]] = {name: set() for name in workers}
-        once_for_each = list(Counter(workers).elements())  # as many answers are waited for
+        destinations = list(Counter(workers).elements())  # one per expected reply
         counts = []
         for command, shape in _HELD:
-            answers = self._answers(command, shape, len(once_for_each), once_for_each)
-            counts.append(Counter(name for name, _ in answers))
-            for name, tasks in answers:
+            replies = self._replies(command, shape, len(destinations), destinations)
+            counts.append(Counter(name for name, _ in replies))
+            for name, tasks in replies:
                 if name in held:
                     held[name].update(task.uuid for task in tasks)
-        answered = {name: {count[name] for count in counts} for name in workers}
-        full = (name for name, times in answered.items() if len(times) == 1 and min(times) >= workers[name])
+        replied = {name: {count[name] for count in counts} for name in workers}
+        full = (name for name, times in replied.items() if len(times) == 1 and min(times) >= workers[name])
         return {name: held[name] for name in full}
 
-    def _answers(
+    def _replies(
         self,
         command: str,
         shape: Any,
@@ -215,30 +215,30 @@ class WorkerInspector:
         return list(_checked(self._control.call(command, limit, only, arguments), shape))
 
 
-def _by_name(answers: Iterable[tuple[str, list[_Queue]]]) -> dict[str, list[_Queue]]:
-    found: dict[str, list[_Queue]] = {}
-    for name, queues in answers:
-        found.setdefault(name, []).extend(queues)
-    return found
+def _by_name(replies: Iterable[tuple[str, list[_Queue]]]) -> dict[str, list[_Queue]]:
+    by_name: dict[str, list[_Queue]] = {}
+    for name, queues in replies:
+        by_name.setdefault(name, []).extend(queues)
+    return by_name
 
 
 def _bindings(queues: Iterable[_Queue]) -> Iterator[Binding]:
-    """Yield the ways into these queues; by the default exchange there is always one, which is left out."""
+    """Yield the bindings of these queues, except the one that every queue has to the default exchange."""
     for queue in queues:
         own = _Binding(queue.exchange, queue.routing_key)
-        for each in (own, *(queue.bindings or ())):
-            exchange = each.exchange or _Exchange()
+        for binding in (own, *(queue.bindings or ())):
+            exchange = binding.exchange or _Exchange()
             if exchange.name:
-                kind, key = exchange.type or "direct", each.routing_key or ""
-                yield Binding(queue.name, exchange.name, kind, key, queue.alias or None)
+                exchange_type, routing_key = exchange.type or "direct", binding.routing_key or ""
+                yield Binding(queue.name, exchange.name, exchange_type, routing_key, queue.alias or None)
 
 
 def _checked(replies: Collection[Any], shape: Any) -> Iterable[tuple[str, Any]]:
     for reply in replies:
-        for name, answer in reply.items() if isinstance(reply, dict) else ():
-            with suppress(msgspec.ValidationError, UnicodeEncodeError):  # for one, {"error": …}
-                msgspec.json.encode((name, answer))  # refuses lone surrogates, at any depth
-                yield msgspec.convert(name, _Text), msgspec.convert(answer, shape)
+        for name, content in reply.items() if isinstance(reply, dict) else ():
+            with suppress(msgspec.ValidationError, UnicodeEncodeError):  # such as {"error": …}
+                msgspec.json.encode((name, content))  # refuses lone surrogates, at any depth
+                yield msgspec.convert(name, _Text), msgspec.convert(content, shape)
 
 
 def _from_stats(stats: _Stats) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _from_stats(stats: _Stats) -> dict[str, Any]:
     name = module.rpartition(".")[2]
     resident = stats.rusage and stats.rusage.maxrss
     return {
-        "pool": _POOLS.get(name, name) or _unnamed(stats, pool),
+        "pool": _POOLS.get(name, name) or _unnamed_pool(stats, pool),
         "pool_size": _pool_size(pool),
         "pool_max": _pool_max(stats.autoscaler),
         "prefetch_count": stats.prefetch_count or None,  # 0 is no limit
@@ -257,23 +257,23 @@ def _from_stats(stats: _Stats) -> dict[str, Any]:
 
 
 def _pool_size(pool: _Pool) -> int | None:
-    """Return how many tasks a pool can execute at once now.
+    """Return how many tasks a pool can execute at once.
 
-    A prefork pool answers max-concurrency as it was at its start, whatever pool_grow or --autoscale did
-    since, and the processes that there are. Of gevent and eventlet pools max-concurrency is what it is now.
-    Threads pools, which answer how many threads they have needed so far, do not grow.
+    max-concurrency of a prefork pool is the value at its start, whatever pool_grow or --autoscale changed;
+    its list of processes is current. max-concurrency of gevent and eventlet pools is current. Thread pools do
+    not grow.
     """
     return len(pool.processes) if isinstance(pool.processes, list) else pool.max_concurrency
 
 
 def _pool_max(autoscaler: Any) -> int | None:
-    """Return to how many processes --autoscale may take a pool."""
+    """Return the largest size that --autoscale may give a pool."""
     try:
         return msgspec.convert(autoscaler, _Autoscaler).max
     except msgspec.ValidationError:
         return None
 
 
-def _unnamed(stats: _Stats, pool: _Pool) -> str | None:
-    """Return the pool of a worker before Celery 5.3, which does not name it: solo is the worker itself."""
+def _unnamed_pool(stats: _Stats, pool: _Pool) -> str | None:
+    """Return the pool of a worker before Celery 5.3, which does not name it: solo runs in the worker."""
     return "solo" if stats.pid is not None and pool.processes == [stats.pid] else None

@@ -1,7 +1,7 @@
-"""The settings as they are now: --broker-url-file may be rewritten while the exporter runs.
+"""The current config of the broker: --broker-url-file may change while the exporter runs.
 
-Passwords are rotated, so whoever opens a connection asks for the current settings right before it does. A
-connection that is open stays open when only the login changes, for the broker does not end it either.
+Passwords are rotated, so every new connection reads the current config first. An open connection stays open
+when only the login changes, because the broker keeps it as well.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ log = logging.getLogger(__name__)
 
 
 class ConfigSource:
-    """Gives the settings with the broker URL that the file holds now. For any number of threads."""
+    """Returns the config with the URL that the file holds now. For any number of threads."""
 
     def __init__(self, config: BrokerConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
-        self._complaint = ""
+        self._problem = ""
 
     def current(self) -> BrokerConfig:
-        """Return the settings; those from before where the file is missing or holds no usable URL."""
+        """Return the config; the previous one if the file is missing or its URL cannot be used."""
         path = self._config.broker_url_file
         if path is None or _is_pipe(path):
             return self._config
         try:
             url = url_from_file(path)
             if url == self._config.broker_url:
-                self._complaint = ""
+                self._problem = ""
                 return self._config
             return self._adopt(replace(self._config, broker_url=url), path)
         except BadSettingError as error:
             return self._keep(str(error))
 
     def leads_elsewhere(self, used: BrokerConfig) -> bool:
-        """Tell whether the URL names another broker now than the one that was `used`."""
+        """Tell whether the URL now names another broker than that of the config in use."""
         url = self.current().broker_url
-        return url != used.broker_url and _places(url) != _places(used.broker_url)
+        return url != used.broker_url and _addresses(url) != _addresses(used.broker_url)
 
     def masked_url(self) -> str:
         """Return the URL that was read last, without secrets."""
         return masked(self._config.broker_url)
 
     def identity(self) -> str:
-        """Return which broker it is, whoever logs in: addresses and virtual hosts, one a line."""
+        """Return addresses and virtual hosts of the broker, without the login, one per line."""
         return identity(self.current().broker_url)
 
     def _adopt(self, changed: BrokerConfig, path: Path) -> BrokerConfig:
@@ -67,35 +67,37 @@ class ConfigSource:
             )
         with self._lock:
             if changed.broker_url != self._config.broker_url:
-                log.info("%s has changed, new connections use %s", path, masked(changed.broker_url))
-            self._config, self._complaint = changed, ""
+                log.info("%s has changed; new connections use %s", path, masked(changed.broker_url))
+            self._config, self._problem = changed, ""
             return changed
 
-    def _keep(self, complaint: str) -> BrokerConfig:
+    def _keep(self, problem: str) -> BrokerConfig:
         with self._lock:
-            if complaint != self._complaint:  # logged once, not at every attempt
-                self._complaint = complaint
-                log.warning("%s; still using %s", complaint, masked(self._config.broker_url))
+            if problem != self._problem:  # once, not at every attempt
+                self._problem = problem
+                log.warning("%s; still using %s", problem, masked(self._config.broker_url))
             return self._config
 
 
 def identity(url: str) -> str:
-    """Return which brokers a URL leads to, one a line: host, port, and virtual host or database."""
-    found = []
+    """Return host, port, and virtual host or database of each URL that is failed over to, one per line."""
+    identities = []
     for part in parts(url):
-        read = parse_url(part)
+        fields = parse_url(part)
         scheme = part.partition("://")[0].partition("+")[0]
-        port = read["port"] or _PORTS.get(scheme)
-        found.append(f"{read['hostname'] or 'localhost'}:{port or ''}/{read['virtual_host'] or ''}".lower())
-    return "\n".join(sorted(found))
+        port = fields["port"] or _PORTS.get(scheme)
+        identities.append(
+            f"{fields['hostname'] or 'localhost'}:{port or ''}/{fields['virtual_host'] or ''}".lower()
+        )
+    return "\n".join(sorted(identities))
 
 
-def is_same_broker(one: str, other: str) -> bool:
+def is_same_broker(identity_a: str, identity_b: str) -> bool:
     """Tell whether two identities have a broker in common."""
-    return not set(one.split("\n")).isdisjoint(other.split("\n"))
+    return not set(identity_a.split("\n")).isdisjoint(identity_b.split("\n"))
 
 
-#: Where brokers listen. That of TLS is not another broker.
+#: Default ports. The port for TLS leads to the same broker.
 _PORTS = {
     "redis": 6379,
     "rediss": 6379,
@@ -106,7 +108,7 @@ _PORTS = {
 
 
 def _is_pipe(path: Path) -> bool:
-    """Tell whether it can be read only once, as a shell's <(command): a second read would wait for ever."""
+    """Tell whether a file can be read only once, such as a shell's <(command): another read would block."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -115,13 +117,13 @@ def _is_pipe(path: Path) -> bool:
 
 
 def _kind(config: BrokerConfig) -> str:
-    """Return what a connection to the broker needs: one kind is not replaced by another at run time."""
+    """Return the kind of broker, which cannot change while the exporter runs."""
     if is_redis(config):
         return "redis"
     return "amqp" if is_amqp(config) else config.broker_url.partition("://")[0]
 
 
-def _places(url: str) -> list[tuple[str, str]]:
-    """Return scheme and address of each URL that is failed over to: all but user and password."""
+def _addresses(url: str) -> list[tuple[str, str]]:
+    """Return scheme and address of each URL that is failed over to, without user and password."""
     split = (part.partition("://") for part in parts(url))
     return [(scheme, rest.rpartition("@")[2]) for scheme, _, rest in split]

@@ -1,1 +1,1 @@
-"""Options, and how their texts become typed settings."""
+"""Options, and how their texts become typed configs, one per component."""

@@ -1,1 +1,1 @@
-"""Event streams in a file: the format, and the commands that record and replay them."""
+"""Event streams in a file: the format, and the commands that record and replay one."""

@@ -110,7 +110,7 @@ def test_each_check_that_may_go_wrong_is_in_the_table():
 def test_what_brokers_say_is_in_the_table():
     lines = advice.chapter(advice.sources()).splitlines()
     for check, found, remedy in [
-        ("url", "unknown scheme", "kombu knows"),
+        ("url", "unknown scheme", "kombu supports"),
         ("url", "cannot be read", "percent-encode"),
         ("login", "NOAUTH or WRONGPASS", "rabbitmqctl change_password USER PASSWORD"),
         ("login", "NOAUTH or WRONGPASS", "guest may log in from localhost only"),

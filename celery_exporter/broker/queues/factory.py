@@ -1,6 +1,6 @@
-"""What queues hold, one file a broker kind; `queue_reader_for` chooses.
+"""What every queue reader promises, and which one a broker gets.
 
-A queue that cannot be read is an `Absence` in the answer, never 0, and costs no other queue its number.
+A queue that cannot be read is an `Absence` in the result, never 0, and does not affect the other queues.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from celery_exporter.core.snapshot import QueueStats
 
 
 class QueueReader(Protocol):
-    """Measures queues over a connection of its own."""
+    """Reads the lengths of queues."""
 
-    #: Whether each question costs a round trip, and each one about a queue that is not there an error.
+    #: Whether each queue costs a round trip, and a missing one an error on the broker.
     costly: bool
 
     def read(
         self, queues: Iterable[str], *, requested: Collection[str], consumed: Collection[str]
     ) -> Mapping[str, QueueStats | Absence]:
-        """Return what these queues hold, or why that is not known; of those that were not reached, nothing.
+        """Return the contents of these queues, or why they are unknown; a queue that was skipped is missing.
 
-        A `requested` queue that the broker does not have is empty: whoever scales from zero waits for it.
-        A queue that a worker has `consumed` exists, also where the broker does not know empty ones.
+        A `requested` queue that does not exist counts as empty, so that autoscalers can scale from zero. A
+        queue that a worker has `consumed` exists, even if the broker does not store empty queues.
         """
 
     def unacked(self) -> int | None:
-        """Return how many messages workers hold unacknowledged, of all queues."""
+        """Return the number of unacknowledged messages of all queues, None if it is unknown."""
 
 
 def queue_reader_for(connection: kombu.Connection) -> QueueReader:
-    """Return the measure for the kind of broker that an open connection leads to."""
+    """Return the reader for the broker of an open connection."""
     driver = connection.transport.driver_type
     if driver == "redis":
-        from celery_exporter.broker.queues.redis_queues import RedisDepths  # noqa: PLC0415  only where it is used
+        from celery_exporter.broker.queues.redis_queues import RedisQueueReader  # noqa: PLC0415  only where it is used
 
-        return RedisDepths(connection)
+        return RedisQueueReader(connection)
     if not has_fanout(connection.transport):
-        from celery_exporter.broker.queues.virtual_queues import VirtualDepths  # noqa: PLC0415
+        from celery_exporter.broker.queues.virtual_queues import VirtualQueueReader  # noqa: PLC0415
 
-        return VirtualDepths(connection)
-    from celery_exporter.broker.queues.passive_declare import DeclaredDepths  # noqa: PLC0415
+        return VirtualQueueReader(connection)
+    from celery_exporter.broker.queues.passive_declare import PassiveDeclareReader  # noqa: PLC0415
 
-    return DeclaredDepths(connection, counts_consumers=driver == "amqp")
+    return PassiveDeclareReader(connection, counts_consumers=driver == "amqp")

@@ -1,4 +1,4 @@
-"""Queues on AMQP and on kombu's other transports: a passive declaration answers with the length."""
+"""Queue lengths on AMQP and on kombu's other transports with fan-out, by passive declaration."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from celery_exporter.broker.connection import broker_errors
 from celery_exporter.core.queues import MAX_PROBES, Absence
 from celery_exporter.core.snapshot import QueueStats
 
-#: What AMQP answers about a queue that is not there, and kombu's virtual transports, as a text.
+#: Reply code for a missing queue, of AMQP and of kombu's virtual transports, as a text.
 NOT_FOUND = "404"
-#: Bytes that a name has at most on AMQP, and what RabbitMQ says of it.
-LONGEST = 255
+#: Longest short string of AMQP: a queue name, or the text of an error.
+MAX_SHORT_STRING_BYTES = 255
 
 
-class DeclaredDepths:
-    """See `QueueReader`. AMQP counts consumers; kombu's virtual transports answer 0, which says nothing.
+class PassiveDeclareReader:
+    """See `QueueReader`. AMQP counts consumers; kombu's virtual transports always reply 0, which is ignored.
 
-    RabbitMQ logs each error, so a round ends after as many of them.
+    RabbitMQ logs each error, so one read ends after `MAX_PROBES` of them.
     """
 
     costly = True
@@ -36,30 +36,30 @@ class DeclaredDepths:
         queues: Iterable[str],
         *,
         requested: Collection[str],
-        consumed: Collection[str],  # noqa: ARG002  the broker knows it
+        consumed: Collection[str],  # noqa: ARG002  RabbitMQ stores empty queues, too
     ) -> Mapping[str, QueueStats | Absence]:
-        """Return what the queues hold; an exclusive one is unreadable."""
-        answers: dict[str, QueueStats | Absence] = {}
+        """Return the contents of the queues; an exclusive one is unreadable."""
+        stats: dict[str, QueueStats | Absence] = {}
         errors = 0
         with broker_errors(self._connection):
             for queue in queues:
                 if errors >= MAX_PROBES:
                     break
-                answer = self._declare(queue)
-                errors += isinstance(answer, Absence) and queue not in requested
-                if answer is Absence.MISSING and queue in requested:
-                    answer = QueueStats(0, 0 if self._counts_consumers else None)
-                answers[queue] = answer
-        return answers
+                result = self._declare(queue)
+                errors += isinstance(result, Absence) and queue not in requested
+                if result is Absence.MISSING and queue in requested:
+                    result = QueueStats(0, 0 if self._counts_consumers else None)
+                stats[queue] = result
+        return stats
 
     def unacked(self) -> int | None:
-        """Return None: only RabbitMQ's management API knows."""
+        """Return None: only RabbitMQ's management API reports it."""
         return None
 
     def _declare(self, queue: str) -> QueueStats | Absence:
-        if not self._is_askable(queue):
-            return Absence.UNREADABLE  # a sender of events said it; there is none
-        # An error (404 no such queue, 405 exclusive) closes its channel; py-amqp has opened it again by then.
+        if not self._is_safe_name(queue):
+            return Absence.UNREADABLE  # a name from an event; no such queue exists
+        # An error (404 no such queue, 405 exclusive) closes the channel; py-amqp has reopened it by then.
         if self._channel is None:
             self._channel = self._connection.channel()
         try:
@@ -68,17 +68,17 @@ class DeclaredDepths:
             not_found = str(getattr(error, "reply_code", None)) == NOT_FOUND
             return Absence.MISSING if not_found else Absence.UNREADABLE
         except UnicodeDecodeError:
-            # RabbitMQ cuts its words to size, be it in the middle of a letter, and py-amqp stumbles over it.
+            # RabbitMQ cuts a long error text, perhaps inside a character, which py-amqp cannot decode.
             channel, self._channel = self._channel, None
             channel.send_method(spec.Channel.CloseOk)
             channel.collect()
             return Absence.UNREADABLE
         return QueueStats(declared.message_count, declared.consumer_count if self._counts_consumers else None)
 
-    def _is_askable(self, queue: str) -> bool:
-        """Tell whether no more than a channel is at stake.
+    def _is_safe_name(self, queue: str) -> bool:
+        """Tell whether an error about this queue closes no more than the channel.
 
-        RabbitMQ 4.3 cuts its words to letters, not bytes: it ends the connection over those that do not fit.
+        RabbitMQ 4.3 cuts an error text by characters, and closes the connection if its bytes are too many.
         """
         refusal = f"NOT_FOUND - no queue '{queue}' in vhost '{self._connection.virtual_host}'"
-        return len((queue if refusal.isascii() else refusal).encode()) <= LONGEST
+        return len((queue if refusal.isascii() else refusal).encode()) <= MAX_SHORT_STRING_BYTES

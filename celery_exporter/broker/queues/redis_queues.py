@@ -1,7 +1,7 @@
-"""Queues on Redis: a list for each priority step, read in one round trip for all queues.
+"""Queue lengths on Redis, where a queue is one list per priority step.
 
-Keys are those of kombu/transport/redis.py: `name`, and `name + sep + step` for the steps above 0; messages
-are pushed on the left and taken from the right, so the last one is the oldest.
+Keys are those of kombu/transport/redis.py: `name`, and `name + sep + step` for steps above 0. Messages are
+pushed on the left and taken from the right, so the last one is the oldest.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ class _Headers(Struct):
 
 
 class _Message(Struct):
-    """A task message of protocol 2, as far as it is looked at."""
+    """The fields read of a task message, protocol 2."""
 
     headers: _Headers
 
 
-#: Queues asked about in one go: whole messages come back, of which any number of MB would be one too many.
-AT_ONCE = 20
+#: Queues per round trip: each returns a whole message, so memory is bounded.
+PIPELINE_QUEUES = 20
 
 _decode = msgspec.json.Decoder(_Message).decode
 
 
-class RedisDepths:
+class RedisQueueReader:
     """See `QueueReader`."""
 
     def __init__(self, connection: kombu.Connection) -> None:
         self._connection = connection
         self._channel = connection.default_channel
-        # A client without kombu's key prefixing, which knows some commands only: keys are prefixed here.
+        # Not kombu's client, which adds the key prefix to some commands only: it is added here.
         self._client = redis.Redis(connection_pool=self._channel.pool)
 
     costly = False
@@ -50,16 +50,17 @@ class RedisDepths:
     def read(
         self, queues: Iterable[str], *, requested: Collection[str], consumed: Collection[str]
     ) -> Mapping[str, QueueStats | Absence]:
-        """Return what the queues hold.
+        """Return the contents of the queues.
 
-        An empty list is a missing key, so an empty queue exists if a worker consumes it, or if it is bound to
-        the exchange of its name, which it is from its declaration on.
+        Redis deletes an empty list. So an empty queue exists if a worker consumes it, or if it has a binding,
+        which its declaration makes.
         """
-        names, answers = iter(queues), {}
+        names = iter(queues)
+        stats: dict[str, QueueStats | Absence] = {}
         expected = {*requested, *consumed}
-        while some := list(islice(names, AT_ONCE)):
-            answers.update(self._read(some, expected))
-        return answers
+        while batch := list(islice(names, PIPELINE_QUEUES)):
+            stats.update(self._read(batch, expected))
+        return stats
 
     def _read(self, queues: list[str], expected: Collection[str]) -> dict[str, QueueStats | Absence]:
         with broker_errors(self._connection), self._client.pipeline(transaction=False) as pipe:
@@ -69,21 +70,21 @@ class RedisDepths:
                     pipe.llen(key)
                     pipe.lindex(key, -1)
             replies = iter(pipe.execute(raise_on_error=False))
-        answers: dict[str, QueueStats | Absence] = {}
+        stats: dict[str, QueueStats | Absence] = {}
         for queue in queues:
-            bound = next(replies) == 1
+            is_bound = next(replies) == 1
             pairs = [(next(replies), next(replies)) for _ in self._channel.priority_steps]
             lengths, heads = zip(*pairs, strict=True)
             if not all(isinstance(length, int) for length in lengths):
-                answers[queue] = Absence.UNREADABLE
-            elif any(lengths) or bound or queue in expected:
-                answers[queue] = QueueStats(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
+                stats[queue] = Absence.UNREADABLE
+            elif any(lengths) or is_bound or queue in expected:
+                stats[queue] = QueueStats(sum(lengths), None, tuple(filter(None, map(_task_id, heads))))
             else:
-                answers[queue] = Absence.MISSING
-        return answers
+                stats[queue] = Absence.MISSING
+        return stats
 
     def unacked(self) -> int | None:
-        """Return the size of the hash in which kombu keeps what workers hold; None if it may not be seen."""
+        """Return the size of the hash of unacknowledged messages of kombu, None if access is denied."""
         with broker_errors(self._connection), suppress(redis.ResponseError):
             return int(self._client.hlen(self._prefixed(self._channel.unacked_key)))
         return None
