@@ -162,7 +162,7 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
     from celery_exporter.recording.commands import replay  # noqa: PLC0415  the exporter does not need it
-    from celery_exporter.recording.format import NotATapeError  # noqa: PLC0415
+    from celery_exporter.recording.format import NotARecordingError  # noqa: PLC0415
 
     if fast and speed is not None:
         raise BadSettingError("--speed: got one, and --fast too; one of the two says how fast it goes")
@@ -170,7 +170,7 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
     pace = None if fast else speed or 1.0
     try:
         whole = replay(settings.monitor.broker, Path(file), speed=pace, ended=ended_by(None), say=say)
-    except NotATapeError as error:
+    except NotARecordingError as error:
         return fail(str(error), EXIT_USAGE)
     except BrokerError as error:
         return fail(str(error), EXIT_FAILED)

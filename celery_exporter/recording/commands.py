@@ -1,4 +1,4 @@
-"""The commands `record` and `replay`: the event stream of a broker into a file, and a file onto a broker."""
+"""The commands `record` and `replay`: the event stream of a broker to a file, and a file to a broker."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import masked
 from celery_exporter.core.events import decode
-from celery_exporter.recording.format import Record, RecordingReader, Scrubber, Writer, paced, short
+from celery_exporter.recording.format import Record, RecordingReader, RecordingWriter, paced, valid_property
+from celery_exporter.recording.scrubber import Scrubber
 from celery_exporter.runtime.backoff import back_off
 
-#: Seconds to wait for messages, and between two lines of progress.
-POLL, PROGRESS = 0.25, 1.0
-#: How a batch of events is addressed (celery/events/dispatcher.py).
-BATCH_KEY = "task.multi"
+#: Longest wait before `ended` is called again, and time between two lines of progress.
+POLL_SECONDS, PROGRESS_SECONDS = 0.25, 1.0
+#: Routing key of a batch of events (celery/events/dispatcher.py).
+BATCH_ROUTING_KEY = "task.multi"
 
 
 def record(
     config: BrokerConfig, path: Path, *, scrub: bool, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
-    """Write what comes into a new file until `ended`.
+    """Write arriving messages to a new file until `ended`; `say` prints progress.
 
     Raises BrokerError, UnusableURLError, or OSError for the file.
     """
@@ -47,58 +48,56 @@ def record(
     scrubber = Scrubber({CONTENT_TYPES[name] for name in config.accept_content}) if scrub else None
     if no_events := why_no_events(config):
         raise BrokerError(no_events)
-    reader = consumer_for(
-        ConfigSource(config.read_only())
-    )  # a queue that outlasts the exporter is the exporter's
-    left_out = 0
-    reader.open()  # before there is a file, which a broker that is away would leave behind
-    with closing(reader), closing(Writer(path)) as tape:
-        say(f"recording from {masked(config.broker_url)} into {path}; Ctrl-C ends it")
-        start = said = time.monotonic()
+    consumer = consumer_for(ConfigSource(config.read_only()))
+    skipped = 0
+    consumer.open()  # before the file is created, so that an unreachable broker leaves none behind
+    with closing(consumer), closing(RecordingWriter(path)) as writer:
+        say(f"recording from {masked(config.broker_url)} into {path}; Ctrl-C stops")
+        start = reported = time.monotonic()
         try:
-            for payloads in _heard(reader, config, ended, say):
-                for payload in payloads:
-                    shown = payload if scrubber is None else scrubber.scrub(payload)
-                    if shown is None:
-                        left_out += 1
+            for messages in _batches(consumer, config, ended, say):
+                for message in messages:
+                    recorded = message if scrubber is None else scrubber.scrub(message)
+                    if recorded is None:
+                        skipped += 1
                     else:
-                        tape.write(Record(time.monotonic() - start, shown))
-                tape.keep()
-                if time.monotonic() > said + PROGRESS:
-                    said = time.monotonic()
-                    say(f"{tape.messages:,} messages in {said - start:.0f} s")
+                        writer.write(Record(time.monotonic() - start, recorded))
+                writer.flush()
+                if time.monotonic() > reported + PROGRESS_SECONDS:
+                    reported = time.monotonic()
+                    say(f"{writer.messages:,} messages in {reported - start:.0f} s")
         finally:
-            left_out += tape.too_large
-            also = f"; {left_out:,} that could not be read were left out" if left_out else ""
-            say(f"{path}: {tape.messages:,} messages{also}")
+            skipped += writer.too_large
+            note = f"; {skipped:,} unreadable messages were left out" if skipped else ""
+            say(f"{path}: {writer.messages:,} messages{note}")
 
 
-def _heard(
-    reader: EventConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
+def _batches(
+    consumer: EventConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> Iterator[list[Message]]:
-    """Yield what comes until `ended`, whatever becomes of the broker meanwhile."""
+    """Yield batches of messages until `ended`; reconnect as often as needed."""
     while not ended():
         try:
             while not ended():
-                yield reader.read(POLL)
-        except BrokerError as error:  # noqa: PERF203  not a thousand times a second
-            say(f"nothing is recorded now, trying again: {error}")
-            _come_back(reader, config, ended, say)
+                yield consumer.read(POLL_SECONDS)
+        except BrokerError as error:  # noqa: PERF203  rare
+            say(f"recording is interrupted, reconnecting: {error}")
+            _reconnect(consumer, config, ended, say)
 
 
-def _come_back(
-    reader: EventConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
+def _reconnect(
+    consumer: EventConsumer, config: BrokerConfig, ended: Callable[[], bool], say: Callable[[str], None]
 ) -> None:
     for wait in back_off(config.retry_interval):
-        reader.close()
-        end = time.monotonic() + wait
-        while time.monotonic() < end and not ended():
-            time.sleep(min(wait, POLL))
+        consumer.close()
+        deadline = time.monotonic() + wait
+        while time.monotonic() < deadline and not ended():
+            time.sleep(min(wait, POLL_SECONDS))
         if ended():
             return
         with suppress(BrokerError):
-            reader.open()
-            say("recording again; what was published meanwhile is missing")
+            consumer.open()
+            say("recording again; messages published meanwhile are missing")
             return
 
 
@@ -110,42 +109,42 @@ def replay(
     ended: Callable[[], bool],
     say: Callable[[str], None],
 ) -> bool:
-    """Publish a file's messages, at `speed` times their own or at once; tell whether the file was whole.
+    """Publish the messages of a file at `speed` times the recorded speed, None for as fast as possible.
 
-    Raises NotATapeError, BrokerError, or UnusableURLError.
+    Return whether the file is undamaged. Raises NotARecordingError, BrokerError, or UnusableURLError.
     """
     check(config)
-    tape = RecordingReader(path)
-    messages = paced(iter(tape), speed)
-    first = next(messages, None)  # so that a file that is none costs no connection
+    reader = RecordingReader(path)
+    records = paced(iter(reader), speed)
+    due_record = next(records, None)  # before the connection, which another kind of file does not need
     with _connected(config) as connection:
         producer = Producer(connection.default_channel, event_exchange(config, connection))
         say(f"replaying {path} to {masked(config.broker_url)}")
-        start = said = time.monotonic()
+        start = reported = time.monotonic()
         published = 0
-        while first is not None and not ended():
-            due, each = first
+        while due_record is not None and not ended():
+            due, record_ = due_record
             while (wait := start + due - time.monotonic()) > 0 and not ended():
-                _idle(connection, min(wait, POLL))
+                _wait(connection, min(wait, POLL_SECONDS))
             if ended():
                 break
-            _publish(producer, each.payload)
+            _publish(producer, record_.message)
             published += 1
-            if time.monotonic() > said + PROGRESS:
-                said = time.monotonic()
-                say(f"{published:,} messages, {each.at:.0f} s of the recording")
-            first = next(messages, None)
-        # RabbitMQ answers when it has taken all that was published; of a line that is cut it drops the rest.
+            if time.monotonic() > reported + PROGRESS_SECONDS:
+                reported = time.monotonic()
+                say(f"{published:,} messages, {record_.at:.0f} s of the recording")
+            due_record = next(records, None)
+        # RabbitMQ replies when it has processed all messages; after a hard close it would drop the rest.
         producer.channel.close()
     say(f"{published:,} messages replayed")
-    if tape.broken is not None:
-        say(f"what could be read was used: {tape.broken}")
-    return tape.broken is None
+    if reader.damage is not None:
+        say(f"replayed up to the damage: {reader.damage}")
+    return reader.damage is None
 
 
 @contextmanager
 def _connected(config: BrokerConfig) -> Iterator[Connection]:
-    """Give out an open connection, and hang up after that; raise BrokerError when the broker is gone."""
+    """Yield an open connection, and close it. Raises BrokerError."""
     connection = connect(config)
     try:
         with broker_errors(connection):
@@ -155,8 +154,8 @@ def _connected(config: BrokerConfig) -> Iterator[Connection]:
         close_quietly(connection)
 
 
-def _idle(connection: Connection, seconds: float) -> None:
-    """Wait, on AMQP with signs of life: its broker ends a connection of which it hears nothing."""
+def _wait(connection: Connection, seconds: float) -> None:
+    """Wait, with heartbeats on AMQP, whose broker closes a silent connection."""
     if connection.transport.driver_type != "amqp":
         time.sleep(seconds)
         return
@@ -165,21 +164,21 @@ def _idle(connection: Connection, seconds: float) -> None:
     connection.heartbeat_check()
 
 
-def _publish(producer: Producer, payload: Message) -> None:
+def _publish(producer: Producer, message: Message) -> None:
     producer.publish(
-        payload.body,
-        routing_key=_key(payload),
-        content_type=short(payload.content_type) or JSON,
-        content_encoding=short(payload.content_encoding) or "utf-8",
-        headers={"compression": payload.compression} if payload.compression else None,
+        message.body,
+        routing_key=_routing_key(message),
+        content_type=valid_property(message.content_type) or JSON,
+        content_encoding=valid_property(message.content_encoding) or "utf-8",
+        headers={"compression": message.compression} if message.compression else None,
         retry=False,
         delivery_mode=1,
     )
 
 
-def _key(payload: Message) -> str:
-    """Return how such a message is addressed; the recording does not have it, and it is in the message."""
-    if payload.content_type not in (JSON, None) or payload.compression or payload.body[:1] != b"{":
-        return BATCH_KEY
-    kind = getattr(decode(payload.body)[0], "type", BATCH_KEY)
-    return short(kind.replace("-", ".")) or BATCH_KEY
+def _routing_key(message: Message) -> str:
+    """Return the routing key of a message, which is not in the recording but follows from the event."""
+    if message.content_type not in (JSON, None) or message.compression or message.body[:1] != b"{":
+        return BATCH_ROUTING_KEY
+    event_type = getattr(decode(message.body)[0], "type", BATCH_ROUTING_KEY)
+    return valid_property(event_type.replace("-", ".")) or BATCH_ROUTING_KEY

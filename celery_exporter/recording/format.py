@@ -1,8 +1,8 @@
-"""A recorded event stream in a file: raw messages with their times, for bug reports, tests and benchmarks.
+"""The file format of a recorded event stream: raw messages and their times.
 
-The file is gzip of a line that names the format, and records, each of its length (4 bytes, big-endian) and a
-msgpack array: seconds since the recording began, content type, content encoding, compression, body. It is
-flushed once a second, so what was recorded a second before a crash can be read.
+The file is gzip of one line that names the format, and records. A record is its length (4 bytes, big-endian)
+and a msgpack array: seconds since the start of the recording, content type, content encoding, compression,
+body. The file is flushed once a second, so a crash loses the last second only.
 """
 
 from __future__ import annotations
@@ -10,50 +10,38 @@ from __future__ import annotations
 import gzip
 import itertools
 import os
-import re
 import struct
 import time
 import zlib
-from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple
-from uuid import UUID, uuid4, uuid5
 
 import msgspec
-from msgspec import Meta, structs
+from msgspec import Meta
 
-from celery_exporter.broker.codecs import JSON, MAX_BODY
-from celery_exporter.broker.message import Message, events_of
-from celery_exporter.core.events import (
-    TASK_TYPES,
-    WORKER_TYPES,
-    Event,
-    exception_class,
-    unregistered_name,
-    unwrap,
-)
+from celery_exporter.broker.codecs import MAX_BODY
+from celery_exporter.broker.message import Message
 
 FORMAT = b"celery-exporter events 1\n"
-#: Seconds between two flushes.
-FLUSH = 1.0
-#: Bytes of a text beside a message, on AMQP.
-LONGEST = 255
-_OF_CELERY = frozenset(TASK_TYPES + WORKER_TYPES)
+FLUSH_INTERVAL_SECONDS = 1.0
+#: Longest text beside a message on AMQP.
+MAX_PROPERTY_BYTES = 255
+#: Size of a record beside its body, at most.
+MAX_OVERHEAD_BYTES = 1_000
 _LENGTH = struct.Struct(">I")
 
 
-class NotATapeError(Exception):
-    """The file is none of ours, or cannot be read at all; the text is one line for people."""
+class NotARecordingError(Exception):
+    """The file is not a recording, or cannot be read at all. The text is one line."""
 
 
 class Record(NamedTuple):
-    """A message, and when it came: seconds since the recording began."""
+    """A message, and when it arrived: seconds since the start of the recording."""
 
     at: float
-    payload: Message
+    message: Message
 
 
 class _Line(msgspec.Struct, array_like=True):
@@ -64,21 +52,24 @@ class _Line(msgspec.Struct, array_like=True):
     body: bytes
 
 
-def short(value: object) -> str | None:
-    """Return what stands beside a message, if it is a text that can: senders write what they like."""
-    fits = isinstance(value, str) and value.isprintable() and len(value.encode()) <= LONGEST
-    return value if isinstance(value, str) and fits else None
+def valid_property(value: object) -> str | None:
+    """Return a property of a message, None if it is not a short printable text: senders write any value."""
+    is_valid = isinstance(value, str) and value.isprintable() and len(value.encode()) <= MAX_PROPERTY_BYTES
+    return value if isinstance(value, str) and is_valid else None
 
 
-class Writer:
-    """Writes a new file, its owner's alone, for tasks' arguments are in it; an OSError tells its path."""
+class RecordingWriter:
+    """Writes a new file that only its owner can read, because it has arguments of tasks.
+
+    Raises OSError, with the path, on creation and in each method.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        under = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-        # Its name is nobody's business: gzip would write it into the file.
-        self._file = gzip.GzipFile(filename="", fileobj=under, mode="wb", compresslevel=6)
-        self._under = under
+        raw = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        # Without a name: gzip would write it into the file.
+        self._file = gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6)
+        self._raw = raw
         self._file.write(FORMAT)
         self._file.flush()
         self._flushed = time.monotonic()
@@ -86,37 +77,37 @@ class Writer:
         self.too_large = 0
 
     def write(self, record: Record) -> None:
-        """Add a message, or count it as `too_large`: no exporter reads it either."""
-        said = record.payload
-        if len(said.body) > MAX_BODY:
+        """Add a message. One that exceeds the limit of the exporter is counted in `too_large` instead."""
+        message = record.message
+        if len(message.body) > MAX_BODY:
             self.too_large += 1
             return
         line = _Line(
             record.at,
-            short(said.content_type),
-            short(said.content_encoding),
-            short(said.compression),
-            said.body,
+            valid_property(message.content_type),
+            valid_property(message.content_encoding),
+            valid_property(message.compression),
+            message.body,
         )
         data = msgspec.msgpack.encode(line)
-        with self._of_its_path():
+        with self._errors_with_path():
             self._file.write(_LENGTH.pack(len(data)) + data)
         self.messages += 1
 
-    def keep(self) -> None:
-        """Have what was written outlast this process, if it is a second since that was last done."""
-        if time.monotonic() - self._flushed > FLUSH:
+    def flush(self) -> None:
+        """Flush the file, if the last flush is a second ago."""
+        if time.monotonic() - self._flushed > FLUSH_INTERVAL_SECONDS:
             self._flushed = time.monotonic()
-            with self._of_its_path():
+            with self._errors_with_path():
                 self._file.flush()
 
     def close(self) -> None:
-        """End the file."""
-        with self._of_its_path(), self._under:
+        """Complete the file."""
+        with self._errors_with_path(), self._raw:
             self._file.close()
 
     @contextmanager
-    def _of_its_path(self) -> Iterator[None]:
+    def _errors_with_path(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -124,139 +115,56 @@ class Writer:
 
 
 class RecordingReader:
-    """Reads a file. Where it is damaged it ends, and `broken` says where and why."""
+    """Iterates over the records of a file, up to the first damage, which `damage` then describes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.broken: str | None = None
+        self.damage: str | None = None
         self.messages = 0
-        self._is_one = False
+        self._is_recording = False
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield the messages that can be read; raise NotATapeError for a file that is none of ours."""
+        """Yield the records. Raises NotARecordingError for another kind of file."""
         try:
             with gzip.open(self._path) as file:
                 yield from self._records(file)
         except (EOFError, OSError, zlib.error) as error:
-            if not self._is_one:
-                raise NotATapeError(f"{self._path}: cannot be read: {error}") from None
-            self._break(str(error))
+            if not self._is_recording:
+                raise NotARecordingError(f"{self._path}: cannot be read: {error}") from None
+            self._stop(str(error))
 
     def _records(self, file: gzip.GzipFile) -> Iterator[Record]:
         if file.read(len(FORMAT)) != FORMAT:
-            raise NotATapeError(f"{self._path}: is not a recording of celery-exporter")
-        self._is_one = True
+            raise NotARecordingError(f"{self._path}: is not a recording of celery-exporter")
+        self._is_recording = True
         while head := file.read(_LENGTH.size):
             if len(head) < _LENGTH.size:
-                return self._break("it ends within a record")
+                return self._stop("it ends within a record")
             (size,) = _LENGTH.unpack(head)
-            if size > MAX_BODY + 1_000:
-                return self._break(f"a record of {size} bytes")
+            if size > MAX_BODY + MAX_OVERHEAD_BYTES:
+                return self._stop(f"a record of {size} bytes")
             data = file.read(size)
             if len(data) < size:
-                return self._break("it ends within a record")
+                return self._stop("it ends within a record")
             try:
                 line = msgspec.msgpack.decode(data, type=_Line)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                return self._break(str(error))
+                return self._stop(str(error))
             self.messages += 1
-            said = line.content_type, line.content_encoding, line.compression
-            yield Record(line.at, Message(line.body, *said))
+            message = Message(line.body, line.content_type, line.content_encoding, line.compression)
+            yield Record(line.at, message)
         return None
 
-    def _break(self, why: str) -> None:
-        self.broken = f"{self._path} is damaged after message {self.messages:,}: {why}"
-
-
-class Scrubber:
-    """Makes messages that can be shown to anybody: names are replaced, each by the same one.
-
-    So are types of events that an application chose, and ids but those that Celery makes up (uuid4). What
-    nobody here reads (args, kwargs, results, tracebacks) is left out; of an exception its class stays.
-    """
-
-    def __init__(self, accept: Collection[str]) -> None:
-        self._accept = accept
-        self._names: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        self._salt = uuid4()  # nobody can find out an id by trying
-
-    def scrub(self, payload: Message) -> Message | None:
-        """Return the message without what is nobody's business; None if nothing of it can be read."""
-        events = [self._event(one) for one in events_of(payload, self._accept) if isinstance(one, Event)]
-        return Message(msgspec.json.encode(events), JSON, "utf-8") if events else None
-
-    def _event(self, event: Event) -> dict[str, object]:
-        unwrap(event)  # the class of a wrapped exception is in the traceback
-        shown = {name: value for name, value in structs.asdict(event).items() if value is not None}
-        shown.pop("traceback", None)
-        if event.type not in _OF_CELERY:
-            shown["type"] = self._name("type", event.type)
-        for field, usual in _SOFTWARE.items():
-            if event.type not in WORKER_TYPES or not usual.fullmatch(str(shown.get(field))):
-                shown.pop(field, None)
-        for field in ("eta", "expires"):
-            if not _is_time(getattr(event, field)):
-                shown.pop(field, None)
-        if event.uuid is not None and not _says_nothing(event.uuid):
-            shown["uuid"] = str(uuid5(self._salt, event.uuid))
-        for field, kind in (("name", "task"), ("queue", "queue")):
-            if field in shown:
-                shown[field] = self._name(kind, shown[field])
-        shown |= self._route(event)
-        process, at, host = event.hostname.partition("@")
-        shown["hostname"] = self._name("node", process) + (at and at + self._name("host", host))
-        if "exception" in shown:
-            unknown = unregistered_name(event.exception)
-            what = repr(self._name("task", unknown)) if unknown else ""
-            shown["exception"] = f"{exception_class(event.exception) or 'Exception'}({what})"
-        return shown
-
-    def _route(self, event: Event) -> dict[str, str]:
-        """Return exchange and routing key under the names of queues, with which the core compares them."""
-        route = {}
-        if event.exchange:
-            delays = _DELAY_EXCHANGE.fullmatch(event.exchange)
-            route["exchange"] = delays[1] if delays else self._name("queue", event.exchange)
-        if event.routing_key:
-            bits = _DELAY_BITS.match(event.routing_key)
-            start = bits[0] if bits else ""
-            route["routing_key"] = start + self._name("queue", event.routing_key.removeprefix(start))
-        return route
-
-    def _name(self, kind: str, name: str) -> str:
-        names = self._names[kind]
-        return names.setdefault(name, f"{kind}-{len(names) + 1}")
-
-
-#: What a worker says of its software and system where no application changed that.
-_SOFTWARE = {
-    "sw_ident": re.compile("py-celery"),
-    "sw_ver": re.compile(r"\d+(\.\d+){0,3}((a|b|rc|\.dev|\.post)\d+)?", re.ASCII),
-    "sw_sys": re.compile("Linux|Darwin|Windows|FreeBSD|OpenBSD|NetBSD|SunOS|AIX|Java"),
-}
-#: Celery's own names in native delayed delivery, which say nothing of an application; see core/routing.py.
-_DELAY_EXCHANGE = re.compile(r"(?:.+_)?(celery_delayed_\d{1,2})")
-_DELAY_BITS = re.compile(r"(?:[01]\.){28}")
-
-
-def _says_nothing(id_: str) -> bool:
-    """Tell whether an id is by chance, as Celery's are; others have a time, a host or a name in them."""
-    try:
-        return UUID(id_).version == 4 and str(UUID(id_)) == id_
-    except ValueError:
-        return False
-
-
-def _is_time(eta: str | None) -> bool:
-    try:
-        return eta is not None and bool(datetime.fromisoformat(eta))
-    except ValueError:
-        return False
+    def _stop(self, reason: str) -> None:
+        self.damage = f"{self._path} is damaged after message {self.messages:,}: {reason}"
 
 
 def paced(records: Iterator[Record], speed: float | None) -> Iterator[tuple[float, Record]]:
-    """Yield each record with the seconds after which it is due, at `speed` times its own; None is at once."""
-    first, rest = next(records, None), records
+    """Yield (seconds after which a record is due, record), at `speed` times the recorded speed.
+
+    `speed` None: each record is due at once.
+    """
+    first = next(records, None)
     if first is not None:
-        for record in itertools.chain([first], rest):
+        for record in itertools.chain([first], records):
             yield (0.0 if speed is None else (record.at - first.at) / speed), record

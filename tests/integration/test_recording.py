@@ -21,7 +21,7 @@ from harness.waiting import eventually, until_equal
 
 from celery_exporter.broker.message import Message
 from celery_exporter.recording.commands import replay
-from celery_exporter.recording.format import Record, RecordingReader, Writer
+from celery_exporter.recording.format import Record, RecordingReader, RecordingWriter
 
 TASKS = 20
 
@@ -114,7 +114,7 @@ def test_a_broker_that_was_away_does_not_end_a_recording(running, tmp_path):
     publish_events(server.url, *one_task(1))
     eventually(lambda: "1 messages" in recorder.text(), 20)
     server.stop()
-    eventually(lambda: "nothing is recorded now, trying again: " in recorder.text(), 20)
+    eventually(lambda: "recording is interrupted, reconnecting: " in recorder.text(), 20)
     running(server)
     eventually(lambda: "recording again; " in recorder.text(), 60)
     publish_events(server.url, *one_task(2))
@@ -127,7 +127,7 @@ def test_it_ends_when_it_is_asked_to_while_the_broker_is_away(running, tmp_path)
     server = running(RedisServer(tmp_path / "redis"))
     recorder = running(Recorder(tmp_path / "record", server.url, "--seconds", "600"))
     server.stop()
-    eventually(lambda: "nothing is recorded now" in recorder.text(), 20)
+    eventually(lambda: "recording is interrupted" in recorder.text(), 20)
     assert recorder.stop(signal.SIGINT) == 0
     assert recorder.ending.seconds < 6
 
@@ -177,7 +177,7 @@ def test_one_odd_message_is_not_the_end(running, exporter, broker, tmp_path):
 
 def written(path: Path, *times: float) -> Path:
     """Return a recording of tasks that came at these seconds."""
-    tape = Writer(path)
+    tape = RecordingWriter(path)
     for number, at in enumerate(times):
         tape.write(Record(at, Message(json.dumps(one_task(number)).encode())))
     tape.close()
@@ -278,4 +278,4 @@ def test_it_ends_by_itself_after_so_many_seconds(broker, tmp_path):
     assert done.returncode == 0, done.stderr
     reader = RecordingReader(tmp_path / "events")
     list(reader)
-    assert reader.broken is None
+    assert reader.damage is None

@@ -1,0 +1,113 @@
+"""Removes from recorded messages what identifies an application."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection
+from datetime import datetime
+from uuid import UUID, uuid4, uuid5
+
+import msgspec
+from msgspec import structs
+
+from celery_exporter.broker.codecs import JSON
+from celery_exporter.broker.message import Message, events_of
+from celery_exporter.core.events import (
+    TASK_TYPES,
+    WORKER_TYPES,
+    Event,
+    exception_class,
+    unregistered_name,
+    unwrap,
+)
+
+_CELERY_TYPES = frozenset(TASK_TYPES + WORKER_TYPES)
+#: What a worker reports about its software and system, unless an application changed it.
+_SOFTWARE = {
+    "sw_ident": re.compile("py-celery"),
+    "sw_ver": re.compile(r"\d+(\.\d+){0,3}((a|b|rc|\.dev|\.post)\d+)?", re.ASCII),
+    "sw_sys": re.compile("Linux|Darwin|Windows|FreeBSD|OpenBSD|NetBSD|SunOS|AIX|Java"),
+}
+#: Celery's own names of native delayed delivery, which are the same everywhere; see core/routing.py.
+_DELAY_EXCHANGE = re.compile(r"(?:.+_)?(celery_delayed_\d{1,2})")
+_DELAY_BITS = re.compile(r"(?:[01]\.){28}")
+
+
+class Scrubber:
+    """Replaces names, each by the same substitute, and drops what the exporter does not read.
+
+    Names are those of tasks, queues, nodes and hosts, event types of an application, and ids other than those
+    that Celery generates (uuid4). Dropped are args, kwargs, results and tracebacks; the class of an exception
+    stays. `accept` are the content types that may be deserialised.
+    """
+
+    def __init__(self, accept: Collection[str]) -> None:
+        self._accept = accept
+        self._names: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        self._salt = uuid4()  # so that no id can be found by trying
+
+    def scrub(self, message: Message) -> Message | None:
+        """Return the scrubbed message, None if no event in it can be read."""
+        events = [
+            self._scrubbed(event) for event in events_of(message, self._accept) if isinstance(event, Event)
+        ]
+        return Message(msgspec.json.encode(events), JSON, "utf-8") if events else None
+
+    def _scrubbed(self, event: Event) -> dict[str, object]:
+        unwrap(event)  # the class of a wrapped exception is in the traceback
+        fields = {name: value for name, value in structs.asdict(event).items() if value is not None}
+        fields.pop("traceback", None)
+        if event.type not in _CELERY_TYPES:
+            fields["type"] = self._substitute("type", event.type)
+        for field, pattern in _SOFTWARE.items():
+            if event.type not in WORKER_TYPES or not pattern.fullmatch(str(fields.get(field))):
+                fields.pop(field, None)
+        for field in ("eta", "expires"):
+            if not _is_time(getattr(event, field)):
+                fields.pop(field, None)
+        if event.uuid is not None and not _is_random(event.uuid):
+            fields["uuid"] = str(uuid5(self._salt, event.uuid))
+        for field, kind in (("name", "task"), ("queue", "queue")):
+            if field in fields:
+                fields[field] = self._substitute(kind, fields[field])
+        fields |= self._route(event)
+        process, at, host = event.hostname.partition("@")
+        fields["hostname"] = self._substitute("node", process) + (at and at + self._substitute("host", host))
+        if "exception" in fields:
+            task = unregistered_name(event.exception)
+            argument = repr(self._substitute("task", task)) if task else ""
+            fields["exception"] = f"{exception_class(event.exception) or 'Exception'}({argument})"
+        return fields
+
+    def _route(self, event: Event) -> dict[str, str]:
+        """Return exchange and routing key with substitutes of queues, because the core compares them."""
+        route = {}
+        if event.exchange:
+            delayed = _DELAY_EXCHANGE.fullmatch(event.exchange)
+            route["exchange"] = delayed[1] if delayed else self._substitute("queue", event.exchange)
+        if event.routing_key:
+            bits = _DELAY_BITS.match(event.routing_key)
+            prefix = bits[0] if bits else ""
+            name = event.routing_key.removeprefix(prefix)
+            route["routing_key"] = prefix + self._substitute("queue", name)
+        return route
+
+    def _substitute(self, kind: str, name: str) -> str:
+        names = self._names[kind]
+        return names.setdefault(name, f"{kind}-{len(names) + 1}")
+
+
+def _is_random(id_: str) -> bool:
+    """Tell whether an id is a uuid4 as Celery's are; any other may contain a time, a host or a name."""
+    try:
+        return UUID(id_).version == 4 and str(UUID(id_)) == id_
+    except ValueError:
+        return False
+
+
+def _is_time(text: str | None) -> bool:
+    try:
+        return text is not None and bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
