@@ -1,7 +1,7 @@
-"""What can be set, in one table: names, groups, help, how a text becomes a value, defaults.
+"""The option table: names, groups, help texts, parsers, defaults.
 
-The command line, its help and completion, and docs/reference/options.md are printed from
-it; `settings.load` reads it.
+The command line, its help and completion, and docs/reference/options.md are generated from it; `loader.load`
+reads it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter.config import parsers as parsing
+from celery_exporter.config import parsers
 from celery_exporter.core.task_lifecycle import TOMBSTONE_SECONDS
 from celery_exporter.core.task_names import QUEUE_NAME_RULES
 from celery_exporter.core.types import UNKNOWN
@@ -24,14 +24,14 @@ from celery_exporter.metrics.registry import PROFILES
 ENV_PREFIXES = ("CELERY_EXPORTER_", "CE_")
 
 RETRY_INTERVAL = 5.0
-#: Seconds; by then the last late events of a finished task have found its tombstone.
-LEAST_SERIES_TTL = 2 * TOMBSTONE_SECONDS
+#: By then the last late events of a finished task have met its tombstone.
+MIN_SERIES_TTL_SECONDS = 2 * TOMBSTONE_SECONDS
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("logfmt", "json")
 EVENT_CONSUMERS = ("auto", "kombu")
 CONTENT_TYPES = ("json", "msgpack", "yaml", "pickle")
-#: Levels that other exporters have besides, and what shows the same of ours.
+#: Levels of other exporters → the level here that shows the same.
 _LEVELS = {"trace": "debug", "success": "warning"}
 _MEDIA_TYPES = {
     "application/json": "json",
@@ -42,16 +42,16 @@ _MEDIA_TYPES = {
 
 
 class Option(Struct, frozen=True, kw_only=True):
-    """One option: how it is called, what it takes, and how its text becomes a value.
+    """One option: its names, what it expects, and how a text becomes a value.
 
-    `parse` takes one text (a tuple of them when `many`) and raises ValueError for what it does not take.
+    `parse` takes one text, or a tuple of them if `multiple`, and raises ValueError for an invalid one.
     """
 
     name: str
     group: str
     help: str
     expects: str
-    metavar: str = "NAME"  # what stands for its value in --help; a PATH is completed as one
+    metavar: str = "NAME"  # placeholder in --help; shells complete PATH to files
     parse: Callable[[Any], Any] = str
     default: Any = None
     display_default: Any = None  # shown as the default in help and docs, where it differs from `default`
@@ -60,9 +60,9 @@ class Option(Struct, frozen=True, kw_only=True):
     is_flag: bool = False
     secret: bool = False
     allow_empty: bool = False  # an empty variable is a value; elsewhere it counts as not set
-    choices: tuple[str, ...] = ()  # what a shell may complete it to
-    env: tuple[str, ...] = ()  # read besides the ones with our prefixes
-    old_name: str = ""  # still taken, and not documented
+    choices: tuple[str, ...] = ()  # for shell completion
+    env: tuple[str, ...] = ()  # further environment variables, besides those with a prefix
+    old_name: str = ""  # still accepted, not documented
 
     @property
     def key(self) -> str:
@@ -71,39 +71,39 @@ class Option(Struct, frozen=True, kw_only=True):
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Return its environment variables, the first that is set wins."""
+        """Return its environment variables; the first one that is set wins."""
         names = [self.key.upper(), *([self.old_name.upper()] if self.old_name else [])]
         return (*(prefix + name for name in names for prefix in ENV_PREFIXES), *self.env)
 
 
 def _retry_interval(text: str) -> float:
-    return parsing.number(0, 86_400)(text) or RETRY_INTERVAL  # 0 is how other exporters spell their default
+    return parsers.number(0, 86_400)(text) or RETRY_INTERVAL  # 0 is the default of other exporters
 
 
 def _worker_timeout(text: str) -> float:
-    return parsing.number(1, 1e9)(text) if parsing.number(0)(text) else math.inf
+    return parsers.number(1, 1e9)(text) if parsers.number(0)(text) else math.inf
 
 
 def _content(text: str) -> tuple[str, ...]:
     parts = (part.strip().lower() for part in text.split(","))
-    return parsing.list_of(CONTENT_TYPES)(",".join(_MEDIA_TYPES.get(part, part) for part in parts))
+    return parsers.list_of(CONTENT_TYPES)(",".join(_MEDIA_TYPES.get(part, part) for part in parts))
 
 
 def _log_level(text: str) -> str:
-    return parsing.one_of(LOG_LEVELS)(_LEVELS.get(text.lower(), text))
+    return parsers.one_of(LOG_LEVELS)(_LEVELS.get(text.lower(), text))
 
 
 def _series_ttl(text: str) -> float | None:
-    seconds = parsing.seconds_or_off(text)
-    return None if seconds is None else parsing.number(LEAST_SERIES_TTL)(text)
+    seconds = parsers.seconds_or_off(text)
+    return None if seconds is None else parsers.number(MIN_SERIES_TTL_SECONDS)(text)
 
 
 def _labels(texts: tuple[str, ...]) -> dict[str, str]:
-    pairs = parsing.pairs(texts)
+    pairs = parsers.pairs(texts)
     for name in pairs:
         if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", name) or name.startswith("__"):
             raise ValueError(name)
-        pairs[name].encode()  # UnicodeEncodeError is a ValueError: what was no UTF-8 on the command line
+        pairs[name].encode()  # a UnicodeEncodeError, which is a ValueError, if it was not UTF-8
     return pairs
 
 
@@ -111,28 +111,28 @@ OPTIONS = (
     Option(
         name="broker-url",
         group="Broker",
-        help="The broker that Celery uses; several, separated by `;`, are failed over to.",
+        help="The broker of Celery; several URLs for failover are separated by `;`.",
         expects="a URL such as redis://host:6379/0 or amqp://user:password@host/vhost",
         metavar="URL",
-        parse=parsing.url,
+        parse=parsers.url,
         secret=True,
         env=("CELERY_BROKER_URL",),
     ),
     Option(
         name="broker-url-file",
         group="Broker",
-        help="A file that holds the broker URL, out of the process list; reread when it changes.",
+        help="A file with the broker URL, which hides it from the process list; reread when it changes.",
         expects="the path of a readable file",
         metavar="PATH",
-        parse=parsing.path,
+        parse=parsers.path,
     ),
     Option(
         name="broker-transport-option",
         group="Broker",
-        help="A kombu transport option, as Celery's broker_transport_options. Repeatable.",
+        help="A kombu transport option, as in Celery's broker_transport_options. Repeatable.",
         expects="name=value, the value JSON or plain text",
         metavar="NAME=VALUE",
-        parse=parsing.json_pairs,
+        parse=parsers.json_pairs,
         default={},
         multiple=True,
         secret=True,
@@ -140,10 +140,10 @@ OPTIONS = (
     Option(
         name="broker-ssl-option",
         group="Broker",
-        help="A TLS option, as Celery's broker_use_ssl. Repeatable.",
+        help="A TLS option, as in Celery's broker_use_ssl. Repeatable.",
         expects="name=value, such as ssl_ca_certs=/etc/ssl/ca.pem or cert_reqs=none",
         metavar="NAME=VALUE",
-        parse=parsing.json_pairs,
+        parse=parsers.json_pairs,
         default={},
         multiple=True,
         secret=True,
@@ -151,7 +151,7 @@ OPTIONS = (
     Option(
         name="accept-content",
         group="Broker",
-        help="Serialisers of events to accept. Pickle can run code that the sender chose.",
+        help="Accepted serialisers of events. Pickle lets a sender run any code here.",
         expects=f"a comma-separated list of {', '.join(CONTENT_TYPES)}",
         metavar="NAMES",
         parse=_content,
@@ -161,7 +161,7 @@ OPTIONS = (
     Option(
         name="retry-interval",
         group="Broker",
-        help="The longest wait between two attempts to reach the broker; it retries indefinitely.",
+        help="Longest wait between two connection attempts, in seconds; retries indefinitely.",
         expects="seconds up to 86400; 0 means the default",
         metavar="SECONDS",
         parse=_retry_interval,
@@ -170,25 +170,25 @@ OPTIONS = (
     Option(
         name="event-exchange",
         group="Events",
-        help="The exchange of events, where Celery's event_exchange was changed.",
+        help="Exchange of events, if Celery's event_exchange is not the default.",
         expects="a name",
-        parse=parsing.name,
+        parse=parsers.name,
         default="celeryev",
     ),
     Option(
         name="control-exchange",
         group="Events",
-        help="The exchange of remote control commands, where Celery's control_exchange was changed.",
+        help="Exchange of remote control commands, if Celery's control_exchange is not the default.",
         expects="a name",
-        parse=parsing.name,
+        parse=parsers.name,
         default="celery",
     ),
     Option(
         name="event-consumer",
         group="Events",
-        help="How events are consumed: auto is the fastest way for the broker, kombu works for every broker.",
+        help="Event consumer: auto is the fastest one for the broker, kombu works with every broker.",
         expects="auto or kombu",
-        parse=parsing.one_of(EVENT_CONSUMERS),
+        parse=parsers.one_of(EVENT_CONSUMERS),
         default="auto",
         choices=EVENT_CONSUMERS,
         old_name="reader",
@@ -196,28 +196,28 @@ OPTIONS = (
     Option(
         name="event-queue-durable",
         group="Events",
-        help="RabbitMQ: a durable queue; events wait there while the one exporter that has it is away.",
+        help="RabbitMQ: use a durable queue, which keeps events while its one exporter is down.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="enable-events",
         group="Events",
-        help="Switch task events on, every update interval, in workers that send none.",
+        help="Enable task events in workers that send none, at every update interval.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="update-interval",
         group="Queues and workers",
-        help="How often queues are measured and workers asked, in seconds.",
+        help="Interval between two readings of queue lengths and two inspections of workers, in seconds.",
         expects="seconds, 0.5 or more",
         metavar="SECONDS",
-        parse=parsing.number(0.5, 86_400),
+        parse=parsers.number(0.5, 86_400),
         default=15.0,
         env=("METRICS_UPDATE_INTERVAL",),
     ),
@@ -225,37 +225,37 @@ OPTIONS = (
         name="queues",
         group="Queues and workers",
         short="Q",
-        help="Queues to measure besides those that workers and events name. Comma-separated, repeatable.",
+        help="Queues to monitor besides those that workers and events name. Comma-separated, repeatable.",
         expects="queue names",
         metavar="NAMES",
-        parse=parsing.names,
+        parse=parsers.names,
         default=(),
         multiple=True,
     ),
     Option(
         name="queue-include",
         group="Queues and workers",
-        help="Show only queues whose whole name matches this regular expression.",
+        help="Monitor only queues whose full name matches this regular expression.",
         expects="a regular expression",
         metavar="REGEX",
-        parse=parsing.pattern,
+        parse=parsers.pattern,
     ),
     Option(
         name="queue-exclude",
         group="Queues and workers",
-        help="Do not measure queues whose whole name matches; their tasks count under queue_name other.",
+        help='Exclude queues whose full name matches; their tasks count as queue_name="other".',
         expects="a regular expression",
         metavar="REGEX",
-        parse=parsing.pattern,
+        parse=parsers.pattern,
     ),
     Option(
         name="queue-name-rule",
         group="Queues and workers",
-        help="Show queues whose whole name matches under another one, added up. Repeatable. Rules for "
-        "uuids and the like follow, unless an empty one is given.",
-        expects="regex=replacement, such as 'customer-[0-9]+=customer-*', or nothing, for no rules but yours",
+        help="Rename queues whose full name matches, and add up equal names. Repeatable. Built-in rules for "
+        "uuids and the like follow, unless one rule is empty.",
+        expects="regex=replacement, such as 'customer-[0-9]+=customer-*', or empty for no built-in rules",
         metavar="REGEX=NAME",
-        parse=parsing.queue_name_rules,
+        parse=parsers.queue_name_rules,
         default=QUEUE_NAME_RULES,
         display_default="",
         multiple=True,
@@ -264,7 +264,7 @@ OPTIONS = (
     Option(
         name="worker-timeout",
         group="Queues and workers",
-        help="Seconds of silence after which a worker is down (three heartbeats at least); 0: never.",
+        help="Silence after which a worker is down, in seconds, at least three heartbeats; 0: never.",
         expects="seconds, 1 or more; 0 is off",
         metavar="SECONDS",
         parse=_worker_timeout,
@@ -273,34 +273,34 @@ OPTIONS = (
     Option(
         name="purge-offline-worker-metrics",
         group="Queues and workers",
-        help="Seconds after which a worker that is down is forgotten; 0: never.",
+        help="Time after which a worker that is down is removed, in seconds; 0: never.",
         expects="seconds, 0 or more",
         metavar="SECONDS",
-        parse=parsing.seconds_or_off,
+        parse=parsers.seconds_or_off,
         default=600.0,
     ),
     Option(
         name="max-tasks",
         group="Tasks",
-        help="Unfinished tasks kept in memory, at 400 bytes each; beyond it the oldest go.",
+        help="Limit of unfinished tasks in memory, 400 bytes each; the oldest are dropped.",
         expects="a whole number, 1000 or more",
         metavar="NUMBER",
-        parse=parsing.whole(1000, 10**9),
+        parse=parsers.whole(1000, 10**9),
         default=300_000,
     ),
     Option(
         name="max-series",
         group="Tasks",
-        help="Label sets in each family of task metrics; further ones are added up under task_name other.",
+        help='Limit of label sets in each family of task metrics; further ones count as task_name="other".',
         expects="a whole number, 100 or more",
         metavar="NUMBER",
-        parse=parsing.whole(100, 10**7),
+        parse=parsers.whole(100, 10**7),
         default=20_000,
     ),
     Option(
         name="series-ttl",
         group="Tasks",
-        help="Seconds after which label sets of tasks that are not heard of any more are added up as other.",
+        help='Time without events after which a label set counts as task_name="other", in seconds; 0: never.',
         expects="seconds, 120 or more; 0 (the default) is off",
         metavar="SECONDS",
         parse=_series_ttl,
@@ -308,98 +308,98 @@ OPTIONS = (
     Option(
         name="task-include",
         group="Tasks",
-        help="Show only tasks whose whole name matches this regular expression.",
+        help="Monitor only tasks whose full name matches this regular expression.",
         expects="a regular expression",
         metavar="REGEX",
-        parse=parsing.pattern,
+        parse=parsers.pattern,
     ),
     Option(
         name="task-exclude",
         group="Tasks",
-        help="Do not show tasks whose whole name matches this regular expression.",
+        help="Exclude tasks whose full name matches this regular expression.",
         expects="a regular expression",
         metavar="REGEX",
-        parse=parsing.pattern,
+        parse=parsers.pattern,
     ),
     Option(
         name="task-name-rule",
         group="Tasks",
-        help="Show tasks whose whole name matches under another one, for names made at run time. Repeatable.",
+        help="Rename tasks whose full name matches, for names generated at run time. Repeatable.",
         expects="regex=replacement, such as 'job-[0-9]+=job' or '(\\w+)\\.[0-9a-f]{8}=\\1'",
         metavar="REGEX=NAME",
-        parse=parsing.name_rules,
+        parse=parsers.name_rules,
         default=(),
         multiple=True,
     ),
     Option(
         name="task-ttl",
         group="Tasks",
-        help="How long an unfinished task is remembered after its last event, in seconds.",
+        help="Time after which an unfinished task without events is dropped, in seconds.",
         expects="seconds, 1 or more",
         metavar="SECONDS",
-        parse=parsing.number(1, 1e9),
+        parse=parsers.number(1, 1e9),
         default=86_400.0,
     ),
     Option(
         name="reorder-window",
         group="Tasks",
-        help="How long a task's events wait for its task-sent, which alone names the queue, in seconds.",
+        help="How long events of a task wait for its task-sent, which has the queue name, in seconds.",
         expects="seconds, 0 to 60",
         metavar="SECONDS",
-        parse=parsing.number(0, 60),
+        parse=parsers.number(0, 60),
         default=2.0,
     ),
     Option(
         name="state-file",
         group="State",
-        help="A file with which sums and unfinished tasks outlast a restart; for one exporter.",
-        expects="a path in a folder that can be written",
+        help="A file that keeps counters and unfinished tasks over a restart. For one exporter.",
+        expects="a path in a writable directory",
         metavar="PATH",
-        parse=parsing.path,
+        parse=parsers.path,
     ),
     Option(
         name="host",
         group="HTTP",
-        help="The address to listen on.",
+        help="Address to listen on.",
         expects="an address of this machine",
         metavar="ADDRESS",
-        default="0.0.0.0",  # noqa: S104  a scraper is on another host; as every exporter
+        default="0.0.0.0",  # noqa: S104  as every exporter: Prometheus is on another host
     ),
     Option(
         name="port",
         group="HTTP",
-        help="The port to listen on.",
+        help="Port to listen on.",
         expects="a port, 0 (any free one) to 65535",
         metavar="NUMBER",
-        parse=parsing.whole(0, 65_535),
+        parse=parsers.whole(0, 65_535),
         default=9808,
         env=("PROMETHEUS_PORT",),
     ),
     Option(
         name="web.config.file",
         group="HTTP",
-        help="A file with TLS, users and headers for the listener, as Prometheus' exporters take it.",
+        help="Web configuration file, as of other Prometheus exporters: TLS, users and headers.",
         expects="the path of a readable file",
         metavar="PATH",
-        parse=parsing.path,
-        allow_empty=True,  # nobody is let in because a variable is empty
+        parse=parsers.path,
+        allow_empty=True,  # an empty variable must not disable authentication
     ),
     Option(
         name="no-status-page",
         group="HTTP",
         help="Serve a short page at / instead of the status page, and no /api/v1/status.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="profile",
         group="Metrics and labels",
-        help="The metric names to serve, of those that `celery-exporter profiles` lists.",
+        help="Metric names to serve; `celery-exporter profiles` lists them.",
         expects=f"a comma-separated list of {', '.join(PROFILES)}",
         metavar="NAMES",
-        parse=parsing.list_of(tuple(PROFILES)),
+        parse=parsers.list_of(tuple(PROFILES)),
         default=("native",),
         choices=tuple(PROFILES),
     ),
@@ -409,7 +409,7 @@ OPTIONS = (
         help="Labels of task metrics besides task_name and state; empty for none.",
         expects=f"a comma-separated list of {', '.join(TASK_LABELS)}",
         metavar="NAMES",
-        parse=parsing.list_of(TASK_LABELS, least=0),
+        parse=parsers.list_of(TASK_LABELS, least=0),
         allow_empty=True,
         default=("queue_name",),
         choices=TASK_LABELS,
@@ -417,44 +417,44 @@ OPTIONS = (
     Option(
         name="default-queue-name",
         group="Metrics and labels",
-        help="Profile danihodovic: what a queue is called that nobody told.",
+        help="Profile danihodovic: queue_name of an unknown queue.",
         expects="a name",
-        parse=parsing.name,
+        parse=parsers.name,
         default=UNKNOWN,
     ),
     Option(
         name="generic-hostname-task-sent-metric",
         group="Metrics and labels",
-        help="Profile danihodovic: call hosts of clients `generic`, for fewer series.",
+        help="Profile danihodovic: use `generic` as the host of clients, for fewer series.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="generic-hostname-worker-task-metric",
         group="Metrics and labels",
-        help="Profile danihodovic: call hosts of workers `generic` on task metrics, for fewer series.",
+        help="Profile danihodovic: use `generic` as the host of workers in task metrics, for fewer series.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="namespace",
         group="Metrics and labels",
-        help="Profile ovalmoney: the value of the label `namespace`.",
+        help="Profile ovalmoney: value of the label `namespace`.",
         expects="a name",
-        parse=parsing.name,
+        parse=parsers.name,
         default="celery",
     ),
     Option(
         name="metric-prefix",
         group="Metrics and labels",
-        help="What metric names begin with.",
+        help="Prefix of metric names.",
         expects="letters, digits, underscores and colons",
         metavar="PREFIX",
-        parse=parsing.prefix,
+        parse=parsers.prefix,
         default="celery_",
     ),
     Option(
@@ -470,60 +470,60 @@ OPTIONS = (
     Option(
         name="buckets",
         group="Histograms",
-        help="Upper bucket bounds of task run times, in seconds; other profiles have their own defaults.",
-        expects="rising numbers, separated by commas",
+        help="Upper bucket bounds of task runtimes, in seconds; other profiles have their own defaults.",
+        expects="increasing numbers, separated by commas",
         metavar="NUMBERS",
-        parse=parsing.buckets,
+        parse=parsers.buckets,
         display_default=native.RUNTIME_BUCKETS,
     ),
     Option(
         name="queue-wait-buckets",
         group="Histograms",
         help="Upper bucket bounds of waiting times, in seconds; other profiles have their own defaults.",
-        expects="rising numbers, separated by commas",
+        expects="increasing numbers, separated by commas",
         metavar="NUMBERS",
-        parse=parsing.buckets,
+        parse=parsers.buckets,
         display_default=native.WAIT_BUCKETS,
     ),
     Option(
         name="native-histograms",
         group="Histograms",
-        help="Native histograms beside the buckets, for a Prometheus that asks for its protobuf format.",
+        help="Serve native histograms besides the classic ones, to a Prometheus that negotiates protobuf.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="no-classic-histograms",
         group="Histograms",
-        help="Leave the buckets of histograms out; a native one is one series then, instead of 17.",
+        help="Omit the buckets of classic histograms; a native histogram then is one series instead of 17.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="exemplars",
         group="Histograms",
-        help="The uuid of a recent task beside each bucket, in OpenMetrics.",
+        help="Add the uuid of a recent task to each bucket, in OpenMetrics.",
         expects="true or false",
-        parse=parsing.switch,
+        parse=parsers.switch,
         default=False,
         is_flag=True,
     ),
     Option(
         name="histogram-sample-rate",
         group="Histograms",
-        help="The share of tasks, chosen by uuid, that histograms observe; counters count all.",
+        help="Share of tasks, chosen by uuid, that histograms observe; counters count all tasks.",
         expects="a number above 0, 1 at most",
         metavar="NUMBER",
-        parse=parsing.number(1e-6, 1),
+        parse=parsers.number(1e-6, 1),
     ),
     Option(
         name="log-level",
         group="Log",
-        help="What to log: debug, info, warning, error or critical.",
+        help="Lowest level to log: debug, info, warning, error or critical.",
         expects=f"one of {', '.join(LOG_LEVELS)}",
         metavar="LEVEL",
         parse=_log_level,
@@ -533,10 +533,10 @@ OPTIONS = (
     Option(
         name="log-format",
         group="Log",
-        help="How to log: logfmt or json, a line each.",
+        help="Format of log lines: logfmt or json.",
         expects="logfmt or json",
         metavar="FORMAT",
-        parse=parsing.one_of(LOG_FORMATS),
+        parse=parsers.one_of(LOG_FORMATS),
         default="logfmt",
         choices=LOG_FORMATS,
     ),

@@ -1,4 +1,4 @@
-"""Texts that people type → values. Each takes one text (or a tuple of them) and raises ValueError."""
+"""Parsers of option values. Each takes one text (or a tuple of them) and raises ValueError."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery_exporter.core.task_names import QUEUE_NAME_RULES, Pattern
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """Take a number of this range; not an infinite one."""
+    """Return a parser for finite numbers in this range."""
 
     def parse(text: str) -> float:
         value = float(text)
@@ -26,7 +26,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
-    """Take a whole number of this range."""
+    """Return a parser for integers in this range."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -38,12 +38,12 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def seconds_or_off(text: str) -> float | None:
-    """Take seconds; 0 is how users spell off."""
+    """Parse seconds; 0 is off, which is None."""
     return number(0)(text) or None
 
 
 def buckets(text: str) -> tuple[float, ...]:
-    """Take rising bucket bounds; +Inf at the end is understood."""
+    """Parse increasing bucket bounds; a final +Inf is removed, because every histogram has it."""
     bounds = [float(part) for part in text.split(",")]
     if bounds[-1] == math.inf:
         bounds.pop()
@@ -53,7 +53,7 @@ def buckets(text: str) -> tuple[float, ...]:
 
 
 def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """Take one of these words, in any case."""
+    """Return a parser for one of these words, in upper or lower case."""
 
     def parse(text: str) -> str:
         if text.lower() not in choices:
@@ -64,25 +64,25 @@ def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
 
 
 def list_of(choices: tuple[str, ...], *, least: int = 1) -> Callable[[str], tuple[str, ...]]:
-    """Take some of these words, separated by commas."""
+    """Return a parser for these words, separated by commas; at least `least` of them."""
 
     def parse(text: str) -> tuple[str, ...]:
-        one = one_of(choices)
-        found = tuple(one(part.strip()) for part in text.split(",") if part.strip())
-        if len(found) < least:
+        parse_word = one_of(choices)
+        words = tuple(parse_word(part.strip()) for part in text.split(",") if part.strip())
+        if len(words) < least:
             raise ValueError(text)
-        return found
+        return words
 
     return parse
 
 
 def names(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """Take names, separated by commas."""
+    """Parse names, separated by commas."""
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
 def pairs(texts: tuple[str, ...]) -> dict[str, str]:
-    """Take name=value pairs."""
+    """Parse name=value pairs."""
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -93,7 +93,7 @@ def pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def json_pairs(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Take name=value pairs whose values are JSON, or texts where they are none."""
+    """Parse name=value pairs; a value is JSON, or a text if it is not valid JSON."""
     return {name: _json_or_text(value) for name, value in pairs(texts).items()}
 
 
@@ -105,29 +105,29 @@ def _json_or_text(text: str) -> Any:
 
 
 def prefix(text: str) -> str:
-    """Take the beginning of a metric name, which may be none."""
+    """Parse a prefix of metric names, which may be empty."""
     if not re.fullmatch(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?", text):
         raise ValueError(text)
     return text
 
 
 def name(text: str) -> str:
-    """Take any text but an empty one."""
+    """Parse a text that is not empty."""
     if not text.strip():
         raise ValueError(text)
-    text.encode()  # UnicodeEncodeError is a ValueError: what was no UTF-8 on the command line
+    text.encode()  # a UnicodeEncodeError, which is a ValueError, if it was not UTF-8
     return text
 
 
 def path(text: str) -> Path:
-    """Take a path, which a URL is not."""
+    """Parse a path; a URL is refused, because it may hold a password."""
     if "://" in text:
         raise ValueError(text)
     return Path(text)
 
 
 def url(text: str) -> str:
-    """Take a URL, as far as a scheme makes one; kombu knows the rest."""
+    """Parse a URL: only its scheme is checked here."""
     if not is_url(text):
         raise ValueError(text)
     return text
@@ -137,44 +137,44 @@ _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", 
 
 
 def switch(text: str) -> bool:
-    """Take a word for on or off."""
+    """Parse a word for on or off."""
     return one_of(_TRUE + _FALSE)(text.strip()) in _TRUE
 
 
 def pattern(text: str) -> Pattern:
-    """Take a regular expression, of RE2 as in Prometheus: no name from the wire takes it long to match."""
-    import re2  # type: ignore[import-untyped]  # noqa: PLC0415  only who has such a setting needs it
+    """Parse a regular expression of RE2, as in Prometheus: it matches any name in linear time."""
+    import re2  # type: ignore[import-untyped]  # noqa: PLC0415  only some options need it
 
     options = re2.Options()
     options.log_errors = False
     try:
-        found: Pattern = re2.compile(text, options)
+        compiled: Pattern = re2.compile(text, options)
     except re2.error:
         raise ValueError(text) from None
-    return found
+    return compiled
 
 
 def name_rules(texts: tuple[str, ...]) -> tuple[tuple[Pattern, str], ...]:
-    """Take regex=replacement rules; the last equals sign separates, for a regex may have some."""
+    """Parse regex=replacement rules; the last equals sign separates, because a regex may contain some."""
     return tuple(map(_name_rule, texts))
 
 
 def queue_name_rules(texts: tuple[str, ...]) -> tuple[tuple[Pattern, str], ...]:
-    """Take the same; the shipped rules follow, unless one of the texts is empty."""
-    given = tuple(text for text in texts if text.strip())
-    shipped = QUEUE_NAME_RULES if given and len(given) == len(texts) else ()
-    return name_rules(given) + shipped
+    """Parse the same; the built-in rules follow, unless one of the texts is empty."""
+    rules = tuple(text for text in texts if text.strip())
+    built_in = QUEUE_NAME_RULES if rules and len(rules) == len(texts) else ()
+    return name_rules(rules) + built_in
 
 
 def _name_rule(text: str) -> tuple[Pattern, str]:
     regex, equals, replacement = text.rpartition("=")
     if not (regex and equals and replacement):
         raise ValueError(text)
-    found = pattern(regex)
-    names = {index: name for name, index in found.groupindex.items()}
-    groups = (f"(?P<{names[index]}>)" if index in names else "()" for index in range(1, found.groups + 1))
+    compiled = pattern(regex)
+    names = {index: name for name, index in compiled.groupindex.items()}
+    groups = (f"(?P<{names[index]}>)" if index in names else "()" for index in range(1, compiled.groups + 1))
     try:
-        re.sub("".join(groups), replacement, "")  # which may name a group that is not there
+        re.sub("".join(groups), replacement, "")  # raises if the replacement names a missing group
     except (re.error, IndexError):
         raise ValueError(text) from None
-    return found, replacement
+    return compiled, replacement
