@@ -122,8 +122,8 @@ def test_unknown_options_are_refused():
 @pytest.mark.parametrize(
     ("url", "what"),
     [
-        ("nosuch://user:s3cret@127.0.0.1/0", "unknown scheme 'nosuch'; it is redis://"),
-        ("http://s3cret", "unknown scheme 'http'; it is redis://"),
+        ("nosuch://user:s3cret@127.0.0.1/0", "unknown scheme 'nosuch'; use redis://"),
+        ("http://s3cret", "unknown scheme 'http'; use redis://"),
         ("user:s3cret@host", "takes"),  # not a URL at all
         ("://s3cret", "takes"),
         ("redis://:s3cret/x@127.0.0.1/0", "percent-encode"),
