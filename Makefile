@@ -69,14 +69,14 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 golden: .venv/synced  ## write golden texts, and what is printed in docs/, anew, after a change that is meant
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_view.py
 	$(PY) deploy/kubernetes/generate.py
-	$(PY) -m docs
+	$(PY) -m tools.docgen
 	git diff --stat
 
 docs: .venv/synced  ## build the pages into site/; a link that leads nowhere is an error
 	.venv/bin/zensical build --clean --strict
 
 alerts: .venv/synced  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
-	$(PY) -m docs
+	$(PY) -m tools.docgen
 	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
 
 dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, after a change that is meant
@@ -93,7 +93,7 @@ soak: .venv/synced servers  ## an hour under load with churn (SOAK_SECONDS=3600)
 	PYTHONPATH=tests SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m benchmarks.soak
 
 bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/explanation/performance.md and its chart
-	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m docs
+	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m tools.docgen
 
 servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
 	@tests/install-servers.sh

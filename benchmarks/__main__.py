@@ -32,7 +32,7 @@ from benchmarks.contenders import ALL, Contender, Floor, Ours, OursOverKombu, Pe
 from benchmarks.measure import Rate, Replayed, measure_replay, sustained
 from benchmarks.table import Line, Row, Target, draw, median, ratio
 from benchmarks.tape import Cluster, Form, Tape, record
-from docs.marks import filled
+from tools.docgen.marks import filled
 
 #: Celery's clients send each event by itself; its prefork workers fill messages as far as they are busy.
 FORMS = {"messages of one": Form(1, 1), "messages of ten": Form(10, 10)}

@@ -18,7 +18,7 @@ from harness.processes import ROOT
 
 from celery_integration import page, source
 from celery_integration.run import BROKERS, DESELECTED, FILES, Outcome, prepare, run
-from docs.marks import filled
+from tools.docgen.marks import filled
 
 PAGE = ROOT / "docs" / "explanation" / "accuracy.md"
 #: More failures than this mean that the tests did not run as they should, so the sums say little.

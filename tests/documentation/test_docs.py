@@ -33,8 +33,8 @@ from celery_exporter.core.snapshot import take_snapshot
 from celery_exporter.doctor import remedies
 from celery_exporter.status.model import Status
 from celery_exporter.web import web_config
-from docs import advice, metrics, printed
-from docs.marks import filled
+from tools.docgen import advice, metrics, printed
+from tools.docgen.marks import filled
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

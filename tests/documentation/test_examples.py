@@ -26,8 +26,8 @@ from harness.waiting import BUSY_FACTOR, eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
 
-from docs import metrics
 from documentation.test_docs import BLOCKS
+from tools.docgen import metrics
 
 #: Programs that are run here, but for those of our own.
 RUN = ("celery", "curl", "promtool", "redis-cli", "zcat")

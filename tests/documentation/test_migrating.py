@@ -21,7 +21,7 @@ from unit.test_golden_replay import TAPE, read, replay
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, select
-from docs import migrating
+from tools.docgen import migrating
 
 OTHERS = [name for name in PROFILES if name != "native"]
 #: Which worker consumes which queue, how many tasks it says that it runs, how many messages it ends early.

@@ -21,7 +21,7 @@ from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
 from celery_exporter.broker.connection import READ_BYTES
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.redis_consumer import FEED_BYTES
-from docs import costs
+from tools.docgen import costs
 
 SMALL = Cluster(tasks=50, names=5, workers=3)
 

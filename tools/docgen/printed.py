@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs import advice, api, costs, layers, metrics, migrating, options, runbooks, thresholds
-from docs.marks import filled
+from tools.docgen import advice, api, costs, layers, metrics, migrating, options, runbooks, thresholds
+from tools.docgen.marks import filled
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 REFERENCE, EXPLANATION = DOCS / "reference", DOCS / "explanation"
 PERFORMANCE = EXPLANATION / "performance.md"

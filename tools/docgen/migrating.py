@@ -10,7 +10,7 @@ from celery_exporter.metrics.model import MetricFamily, MetricOptions, Profile
 from celery_exporter.metrics.profiles import native
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, select
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NATIVE = {row.name: row for row in [*native.rows(MetricOptions()), *native.EXPORTER_ROWS]}
 OTHERS = [profile for profile in PROFILES.values() if profile.name != "native"]
 
@@ -45,7 +45,9 @@ def needs_worker(profile: Profile) -> bool:
 def rule_file(profile: Profile) -> str:
     """Return the recording rules of a profile, those under names that native has, too, in a second group."""
     rows = profile.rows(MetricOptions())
-    text = f"# Made by docs/migrating.py from celery_exporter/profiles/{profile.name}.py: make golden.\n"
+    text = (
+        f"# Made by tools/docgen/migrating.py from celery_exporter/profiles/{profile.name}.py: make golden.\n"
+    )
     if needs_worker(profile):
         text += "# For an exporter with --task-labels queue_name,worker.\n"
     text += "groups:\n" + _group(profile.name, [row for row in rows if row.name not in NATIVE])

@@ -10,7 +10,7 @@ import tomllib
 import celery_exporter
 
 PACKAGE = Path(celery_exporter.__file__).parent
-_CONTRACT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+_CONTRACT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
 def layers() -> list[list[str]]:

@@ -16,7 +16,7 @@ from msgspec import structs
 
 from celery_exporter.config.loader import load
 from celery_exporter.doctor.remedies import REFUSALS, BrokerAddress, Refusal, grant, place_of
-from docs.layers import PACKAGE
+from tools.docgen.layers import PACKAGE
 
 WRONG = {"warning", "critical"}
 _CASE = "…"

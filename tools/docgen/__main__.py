@@ -1,8 +1,8 @@
-"""Write all that is printed anew: `python -m docs`."""
+"""Write every generated part: `python -m tools.docgen`."""
 
 from __future__ import annotations
 
-from docs.printed import made
+from tools.docgen.printed import made
 
 for path, text in made().items():
     path.write_text(text)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from celery_exporter.status.thresholds import LONG_WINDOW, POLLING_TASKS, TABLE, WINDOW
-from docs.layers import PACKAGE
+from tools.docgen.layers import PACKAGE
 
-PATH = Path(__file__).resolve().parents[1] / "alerts" / "thresholds.libsonnet"
+PATH = Path(__file__).resolve().parents[2] / "alerts" / "thresholds.libsonnet"
 _HEAD = f"// Made from {PACKAGE.name}/thresholds.py by make alerts: set _config of the mixin instead."
 
 

@@ -1,0 +1,1 @@
+"""Programs for the repository: no part of the package."""
