@@ -185,8 +185,8 @@ def _doctor(
     A line for each thing looked at, and the command or setting that mends it. Exit code 0: all is well; 1:
     warnings; 2: something fails.
     """
-    from celery_exporter.doctor import DoctorOptions, run_doctor  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415
+    from celery_exporter.doctor.runner import DoctorOptions, run_doctor  # noqa: PLC0415  the exporter does not need it
 
     what = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management)
     tell = (lambda _: None) if json else lambda finding: click.echo(printed(finding))

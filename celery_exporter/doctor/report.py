@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from celery_exporter.doctor import Report
+from celery_exporter.doctor.runner import Report
 from celery_exporter.quoting import printable, printable_json
 from celery_exporter.status.finding import Finding
 

@@ -16,8 +16,8 @@ from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import JobView, Snapshot, WorkerView
 from celery_exporter.quoting import printable, shell_word
 from celery_exporter.status.finding import Finding, Severity, count, lasting, names, some
-from celery_exporter.status.limits import exceeded
 from celery_exporter.status.recent import Growth
+from celery_exporter.status.threshold_checks import exceeded
 from celery_exporter.status.thresholds import BY_CHECK
 
 #: Seconds of listening after which a worker that lives was heard: three heartbeats.

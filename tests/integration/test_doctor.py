@@ -38,12 +38,12 @@ from redis import Redis
 from celery_exporter.broker.connection import CONNECT_TIMEOUT_SECONDS, BrokerError, CachedConnection
 from celery_exporter.broker.inspect import WorkerInspector
 from celery_exporter.broker.source import ConfigSource
-from celery_exporter.doctor import DoctorOptions, _of_broker
 from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor import redis_checks as redis
 from celery_exporter.doctor.connectivity import check_connectivity
 from celery_exporter.doctor.remedies import to_ask_workers, to_forget
+from celery_exporter.doctor.runner import DoctorOptions, _of_broker
 from celery_exporter.status.checks import CHURN
 
 from .test_urls import Certificates, OddRedis

@@ -37,7 +37,11 @@ def sources(package: Path = PACKAGE) -> list[Path]:
     """Return the modules that say it; none where there is no advice yet."""
     return [
         path
-        for folder, pattern in (("status", "checks.py"), ("status", "limits.py"), ("doctor", "*.py"))
+        for folder, pattern in (
+            ("status", "checks.py"),
+            ("status", "threshold_checks.py"),
+            ("doctor", "*.py"),
+        )
         for path in sorted((package / folder).glob(pattern))
     ]
 

@@ -11,12 +11,12 @@ from harness.configs import monitor_config
 
 from celery_exporter.broker.inspect import Configuration
 from celery_exporter.cli.main import _command
-from celery_exporter.doctor import Report
 from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import ListenResult
 from celery_exporter.doctor.queue_names import is_passing, is_task_queue
 from celery_exporter.doctor.redis_checks import judge_buffer, judge_eviction, pubsub_limits
 from celery_exporter.doctor.report import as_json, printed
+from celery_exporter.doctor.runner import Report
 from celery_exporter.status.checks import PATIENCE
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Recent

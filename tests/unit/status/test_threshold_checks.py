@@ -9,9 +9,9 @@ from celery_exporter.core.limits import Limits
 from celery_exporter.core.snapshot import QueueStats, Snapshot
 from celery_exporter.status.checks import run_checks
 from celery_exporter.status.finding import Finding
-from celery_exporter.status.limits import SAMPLE, SAMPLE_SECONDS, exceeded
 from celery_exporter.status.notifier import FindingNotifier
 from celery_exporter.status.recent import ENOUGH, SHORT_STEP, Growth, Recent
+from celery_exporter.status.threshold_checks import SAMPLE, SAMPLE_SECONDS, exceeded
 from celery_exporter.status.thresholds import BY_CHECK, LONG_WINDOW, POLLING_TASKS
 from unit.core.cluster_driver import (
     T0,
