@@ -1,4 +1,4 @@
-// Made from celery_exporter/thresholds.py by make alerts: set _config of the mixin instead.
+// Made from celery_exporter/status/thresholds.py by make alerts: set _config of the mixin instead.
 {
   failureRatio: 0.1,
   retryRatio: 0.05,

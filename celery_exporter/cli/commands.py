@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from celery_exporter.cli.params import Number, Sections, parameter
 from celery_exporter.config.loader import load, load_listen
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.config.schema import Settings
+from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.registry import PROFILES, overview, table
 from celery_exporter.web.listen_config import ListenConfig
@@ -34,26 +36,26 @@ _OF_BROKER = frozenset(
     }
 )
 
+
+def _doctor_checks() -> str:
+    """Return the names of the checks of `doctor`, a paragraph for each subject."""
+    return "\n".join(
+        textwrap.fill(
+            ", ".join(names),
+            width=76,
+            initial_indent=f"  {subject:12}",
+            subsequent_indent=" " * 14,
+            break_on_hyphens=False,
+        )
+        for subject, names in CHECKS_BY_SUBJECT.items()
+    )
+
+
 #: At the end of a command's --help.
 _EXAMPLES = {
-    "doctor": """\b
-Looked at, in this order:
-  the way there  url, transport, host, port, answer, tls, login,
-                 database or virtual-host, subscription, publishers
-  the broker     broker-version, eviction, output-buffer, transient-queues,
-                 orphaned-queues
-  events         listening, event-stream, first-event, serializer,
-                 heartbeats, task-events, missed-events, task-sent-events,
-                 series
-  workers        workers, worker-versions, worker-names,
-                 duplicate-node-names, remote-control, clock-skew,
-                 silent-workers
-  queues         queue-lengths, queue-names, queues-without-consumers,
-                 unconsumed-messages, queue-depth, queue-waits,
-                 oldest-messages
-  tasks          failures, retries, redeliveries, slow-tasks, stuck-tasks,
-                 orphaned-tasks
-  Prometheus     prometheus, prometheus-agrees, prometheus-native
+    "doctor": f"""\b
+Checks, in this order:
+{_doctor_checks()}
 
 \b
 Examples:
@@ -180,24 +182,26 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
 def _doctor(
     settings: Settings, seconds: float, prometheus: str | None, management: str | None, *, json: bool
 ) -> int:
-    """Find out why there is nothing to see.
+    """Find out why metrics are missing.
 
-    A line for each thing looked at, and the command or setting that mends it. Exit code 0: all is well; 1:
-    warnings; 2: something fails.
+    Prints a line for each check, and the command or setting that helps. Exit code 0: no problem; 1: warnings;
+    2: a critical problem.
     """
-    from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415
-    from celery_exporter.doctor.runner import DoctorOptions, run_doctor  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.doctor.runner import DoctorOptions, run_doctor  # noqa: PLC0415
+    from celery_exporter.runtime.logging import forward  # noqa: PLC0415
 
-    what = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management)
-    tell = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
-    ended: list[Callable[[], bool]] = []
+    forward(say, ignored="celery_exporter.status.checks")  # the report has all findings
+    options = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management)
+    print_finding = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
+    has_signal: list[Callable[[], bool]] = []
 
-    def asked() -> bool:
-        """Only while it listens does it go on to what is known by then; before, it just ends."""
-        ended[:] = ended or [ended_by(None)]
-        return ended[0]()
+    def is_stopped() -> bool:
+        """Take signals from the first call on, while listening; before, a signal ends the command at once."""
+        has_signal[:] = has_signal or [ended_by(None)]
+        return has_signal[0]()
 
-    report = run_doctor(settings.monitor, what, tell=tell, say=say, ended=asked)
+    report = run_doctor(settings.monitor, options, report=print_finding, say=say, is_stopped=is_stopped)
     if json:
         click.echo(as_json(report))
     return report.exit_code

@@ -1,4 +1,4 @@
-"""The rungs between a URL and an event subscription, each of which hangs on the one before."""
+"""Connectivity checks: the steps from a URL to an event subscription, each of which needs the one before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import (
@@ -25,198 +25,195 @@ from celery_exporter.broker.connection import (
 from celery_exporter.broker.consumers.factory import consumer_for
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.broker.url import UnusableURLError, masked, parts
+from celery_exporter.doctor.problems import (
+    CONNECT_FAILED,
+    CONNECT_TIMED_OUT,
+    CONTAINER_HINT,
+    LOOKUP_FAILED,
+    LOOKUP_TIMEOUT,
+    TLS_MISSING,
+    TLS_UNSUPPORTED,
+    UNUSABLE_URL,
+)
 from celery_exporter.doctor.remedies import (
-    LOCAL,
+    LOCAL_HOSTS,
     BrokerAddress,
-    allow,
-    place_of,
+    broker_address,
     refusal,
+    subscription_remedy,
 )
 from celery_exporter.quoting import shell_word
-from celery_exporter.status.checks import NO_EVENTS_REMEDY
 from celery_exporter.status.finding import Finding
+from celery_exporter.status.problems import NO_EVENTS, NOT_SUBSCRIBED
 
-#: Seconds for a name to resolve: the system's resolver tries its servers for longer.
-RESOLVE_TIMEOUT = 5.0
+#: Limit of a DNS lookup; the system's resolver tries its servers for longer.
+LOOKUP_TIMEOUT_SECONDS = 5.0
 
-#: What is tried when a connection is opened, in this order: what comes before the one that fails went well.
-_AFTER_THE_PORT = ("answer", "tls", "login", "database")
+#: Checks of an opened connection, in this order: those before the one that fails are ok.
+_LOGIN_CHECKS = ("answer", "tls", "login", "database")
 
 
 def check_connectivity(config: BrokerConfig, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Yield what is found on the way up; nothing is a failure if one of several URLs leads to the top."""
+    """Yield the findings of each step; the first critical one ends them.
+
+    Of several URLs one that works is enough: then the problems of the others are warnings.
+    """
     try:
         check(config)
     except UnusableURLError as error:
-        found, _, remedy = str(error).partition("; ")
-        yield Finding("url", "critical", found.removeprefix("--broker-url: "), f"--broker-url: {remedy}")
+        text, _, remedy = str(error).partition("; ")
+        yield UNUSABLE_URL.finding(error=text.removeprefix("--broker-url: "), remedy=remedy)
         return
-    yield Finding("url", "ok", masked(config.broker_url))
-    if no_events := why_no_events(config):
-        yield Finding("transport", "critical", no_events, NO_EVENTS_REMEDY)
+    yield UNUSABLE_URL.ok(masked(config.broker_url))
+    if reason := why_no_events(config):
+        yield NO_EVENTS.finding(no_fanout=reason)
         return
     urls = parts(config.broker_url)
     if len(urls) == 1:
-        yield from _rungs(config, say)
+        yield from _check_url(config, say)
         return
-    ways = [list(_rungs(msgspec.structs.replace(config, broker_url=url), say)) for url in urls]
-    leads = any(all(finding.severity != "critical" for finding in way) for way in ways)
-    for way in ways:
-        for finding in way:
-            spared = leads and finding.severity == "critical"
-            yield msgspec.structs.replace(finding, severity="warning") if spared else finding
+    results = [list(_check_url(replace(config, broker_url=url), say)) for url in urls]
+    works = any(all(finding.severity != "critical" for finding in findings) for findings in results)
+    for findings in results:
+        for finding in findings:
+            is_spare = works and finding.severity == "critical"
+            yield replace(finding, severity="warning") if is_spare else finding
 
 
-def _rungs(config: BrokerConfig, say: Callable[[str], None]) -> Iterator[Finding]:
-    place = place_of(config)
-    for rung, doing in ((_resolve, "looking for"), (_reach, "connecting to")) if place.network else ():
-        say(f"{doing} {place.address}")
-        finding = rung(place)
+def _check_url(config: BrokerConfig, say: Callable[[str], None]) -> Iterator[Finding]:
+    broker = broker_address(config)
+    for step, action in ((_resolve, "resolving"), (_reach, "connecting to")) if broker.network else ():
+        say(f"{action} {broker.address}")
+        finding = step(broker)
         yield finding
         if finding.severity == "critical":
             return
     say("logging in")
-    yield from (login := _log_in(config, place))
+    yield from (login := _log_in(config, broker))
     if all(finding.severity != "critical" for finding in login):
         say("subscribing")
-        yield from _subscribe(config, place)
+        yield from _subscribe(config, broker)
 
 
-def _resolve(place: BrokerAddress) -> Finding:
-    """In a thread: nothing bounds the system's resolver."""
-    answer: list[Any] = []
+def _resolve(broker: BrokerAddress) -> Finding:
+    """Resolve the host, in a thread: nothing limits the time of the system's resolver."""
+    result: list[list[Any] | Exception] = []
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            answer.append(sorted({info[4][0] for info in socket.getaddrinfo(place.host, place.port)}))
+            result.append(sorted({info[4][0] for info in socket.getaddrinfo(broker.host, broker.port)}))
         except (OSError, UnicodeError) as error:
-            answer.append(error)
+            result.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(RESOLVE_TIMEOUT)
-    asked = shell_word(place.host)
-    remedy = f"correct the host in --broker-url; what the system knows of it: getent hosts {asked}"
-    if not answer:
-        return Finding(
-            "host", "critical", f"no answer in {RESOLVE_TIMEOUT:.0f} s what {place.host} is", remedy
-        )
-    if isinstance(answer[0], Exception):
-        why = getattr(answer[0], "strerror", None) or "it cannot be a host's name"
-        return Finding("host", "critical", f"{place.host} does not resolve: {why}", remedy)
-    return Finding("host", "ok", f"{place.host} resolves to {', '.join(answer[0][:3])}")
+    thread.join(LOOKUP_TIMEOUT_SECONDS)
+    host, quoted = broker.host, shell_word(broker.host)
+    if not result:
+        return LOOKUP_TIMEOUT.finding(host=host, seconds=LOOKUP_TIMEOUT_SECONDS, quoted_host=quoted)
+    if isinstance(result[0], Exception):
+        error = getattr(result[0], "strerror", None) or "it cannot be the name of a host"
+        return LOOKUP_FAILED.finding(host=host, error=error, quoted_host=quoted)
+    return LOOKUP_FAILED.ok(f"{host} resolves to {', '.join(result[0][:3])}")
 
 
-def _reach(place: BrokerAddress) -> Finding:
+def _reach(broker: BrokerAddress) -> Finding:
+    host, port = broker.host, broker.port
     try:
-        socket.create_connection((place.host, place.port), CONNECT_TIMEOUT_SECONDS).close()
+        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
     except TimeoutError:
-        remedy = f"a firewall, or a wrong host; try it with: nc -vz {shell_word(place.host)} {place.port}"
-        return Finding(
-            "port", "critical", f"no answer from {place.address} in {CONNECT_TIMEOUT_SECONDS:.0f} s", remedy
+        return CONNECT_TIMED_OUT.finding(
+            address=broker.address, seconds=CONNECT_TIMEOUT, quoted_host=shell_word(host), port=port
         )
     except OSError as error:
-        remedy = "start the broker, or correct host and port in --broker-url"
-        if place.host in LOCAL:
-            remedy += " (in a container, 127.0.0.1 is the container itself)"
-        return Finding("port", "critical", f"{place.address}: {error.strerror}", remedy)
-    return Finding("port", "ok", f"{place.address} takes connections")
+        hint = CONTAINER_HINT if host in LOCAL_HOSTS else ""
+        return CONNECT_FAILED.finding(address=broker.address, error=error.strerror, container_hint=hint)
+    return CONNECT_FAILED.ok(f"{broker.address} accepts connections")
 
 
-# -- what opening a connection says ---------------------------------------------------------------------
+# -- opening a connection --------------------------------------------------------------------------------
 
 
-def _log_in(config: BrokerConfig, place: BrokerAddress) -> list[Finding]:
+def _log_in(config: BrokerConfig, broker: BrokerAddress) -> list[Finding]:
     connection = connect(config)
     try:
         with broker_errors(connection):
             open_(connection)
     except (BrokerError, ValueError) as error:  # ValueError: a Redis database that is no number
-        return _refused(config, place, str(error))
+        return _refused(config, broker, str(error))
     finally:
         close_quietly(connection)
-    return _well(place)
+    return _passed(broker, _LOGIN_CHECKS if broker.server else _LOGIN_CHECKS[:1])
 
 
-def _well(place: BrokerAddress, until: str | None = None) -> list[Finding]:
+def _passed(broker: BrokerAddress, checks: tuple[str, ...]) -> list[Finding]:
     texts = {
         "answer": "the broker answers",
-        "tls": "the broker's certificate is taken" if place.tls else "no TLS is asked for",
-        "login": f"logged in as {place.user or ('guest' if place.amqp else 'the default user')}",
-        "database": f"{'virtual host' if place.amqp else 'database'} {place.vhost} is there",
+        "tls": "the broker's certificate is accepted" if broker.tls else "the URL does not use TLS",
+        "login": f"logged in as {broker.user or ('guest' if broker.amqp else 'the default user')}",
+        "database": f"{'virtual host' if broker.amqp else 'database'} {broker.vhost} exists",
     }
-    rungs: tuple[str, ...] = _AFTER_THE_PORT if place.server else _AFTER_THE_PORT[:1]
-    rungs = rungs if until is None else rungs[: _AFTER_THE_PORT.index(until)]
-    return [Finding(_named(rung, place), "ok", texts[rung]) for rung in rungs]
+    return [Finding(_shown_name(name, broker), "ok", texts[name]) for name in checks]
 
 
-def _refused(config: BrokerConfig, place: BrokerAddress, text: str) -> list[Finding]:
-    row = refusal(config, text)
-    mismatch = _tls_mismatch(place) if row.rung in ("answer", "tls") else None
+def _refused(config: BrokerConfig, broker: BrokerAddress, error: str) -> list[Finding]:
+    row = refusal(config, error)
+    mismatch = _tls_mismatch(broker) if row.check in ("answer", "tls") else None
     if mismatch is not None:
         return [mismatch]
-    return [*_well(place, row.rung), Finding(_named(row.rung, place), "critical", text, row.remedy(place))]
+    checks = _LOGIN_CHECKS if broker.server else _LOGIN_CHECKS[:1]
+    passed = _passed(broker, checks[: _LOGIN_CHECKS.index(row.check)])
+    return [*passed, Finding(_shown_name(row.check, broker), "critical", error, row.remedy(broker))]
 
 
-def _named(rung: str, place: BrokerAddress) -> str:
-    return "virtual-host" if rung == "database" and place.amqp else rung
+def _shown_name(name: str, broker: BrokerAddress) -> str:
+    return "virtual-host" if name == "database" and broker.amqp else name
 
 
-def _tls_mismatch(place: BrokerAddress) -> Finding | None:
-    """Tell when one side speaks TLS and the other does not, of which neither says anything useful."""
-    if not place.network:
+def _tls_mismatch(broker: BrokerAddress) -> Finding | None:
+    """Detect TLS on one side only, for which neither side has a useful error."""
+    if not broker.network:
         return None
-    schemes = ("amqp", "amqps") if place.amqp else ("redis", "rediss")
-    if not place.tls and _speaks_tls(place):
-        return Finding(
-            "tls",
-            "critical",
-            f"{place.address} speaks TLS, and the URL does not",
-            f"--broker-url {schemes[1]}://…",
-        )
-    if place.tls and _speaks_plainly(place):
-        return Finding(
-            "tls",
-            "critical",
-            f"the URL asks for TLS, which {place.address} does not speak",
-            f"--broker-url {schemes[0]}://…, or the port on which the broker has TLS",
-        )
+    plain, secure = ("amqp", "amqps") if broker.amqp else ("redis", "rediss")
+    if not broker.tls and _speaks_tls(broker):
+        return TLS_MISSING.finding(address=broker.address, scheme=secure)
+    if broker.tls and _speaks_without_tls(broker):
+        return TLS_UNSUPPORTED.finding(address=broker.address, scheme=plain)
     return None
 
 
-def _speaks_tls(place: BrokerAddress) -> bool:
+def _speaks_tls(broker: BrokerAddress) -> bool:
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is said to it
-    address = (place.host, place.port)
-    with suppress(OSError), socket.create_connection(address, CONNECT_TIMEOUT_SECONDS) as sock:
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
+    with suppress(OSError), socket.create_connection((broker.host, broker.port), CONNECT_TIMEOUT) as sock:
         try:
-            context.wrap_socket(sock, server_hostname=place.host).close()
-        except ssl.SSLError as error:  # it may want a certificate of ours
+            context.wrap_socket(sock, server_hostname=broker.host).close()
+        except ssl.SSLError as error:  # it may require a client certificate
             return "ALERT" in (error.reason or "")
         return True
     return False
 
 
-def _speaks_plainly(place: BrokerAddress) -> bool:
-    """Ask a word that a broker answers to in its protocol (AMQP: any word), not in a TLS alert."""
-    address = (place.host, place.port)
-    with suppress(OSError), socket.create_connection(address, CONNECT_TIMEOUT_SECONDS) as sock:
+def _speaks_without_tls(broker: BrokerAddress) -> bool:
+    """Send a word that a broker answers in its protocol (AMQP: any word), not with a TLS alert."""
+    with suppress(OSError), socket.create_connection((broker.host, broker.port), CONNECT_TIMEOUT) as sock:
         sock.sendall(b"PING\r\n" + b" " * 2)
         return sock.recv(8)[:1] in (b"+", b"-", b"A")
     return False
 
 
-# -- the subscription -------------------------------------------------------------------------------------
+# -- the subscription ------------------------------------------------------------------------------------
 
 
-def _subscribe(config: BrokerConfig, place: BrokerAddress) -> list[Finding]:
-    """Try it; that it is open is told later, after a while of listening."""
-    reader = consumer_for(ConfigSource(config))
+def _subscribe(config: BrokerConfig, broker: BrokerAddress) -> list[Finding]:
+    """Try to subscribe; that the subscription is open is reported after listening."""
+    consumer = consumer_for(ConfigSource(config))
     try:
-        reader.open()
+        consumer.open()
     except BrokerError as error:
         text = str(error)
-        return [Finding("subscription", "critical", text, allow(config, place, text))]
+        remedy = subscription_remedy(config, broker, text)
+        return [Finding(NOT_SUBSCRIBED.check, "critical", text, remedy)]
     finally:
-        reader.close()
+        consumer.close()
     return []

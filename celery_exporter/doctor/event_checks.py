@@ -1,234 +1,194 @@
-"""What was heard and answered → findings: those of `run_checks`, and what only one who asks can tell."""
+"""What was received while listening → findings: those of `run_checks`, and those of `doctor` only."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 
-import msgspec
+from msgspec.structs import replace
 
 from celery_exporter.broker.codecs import CONTENT_TYPES
+from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.inspect import Configuration
 from celery_exporter.core.queues import MAX_QUEUES
 from celery_exporter.core.snapshot import Snapshot, WorkerView
+from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.doctor.listener import ListenResult
-from celery_exporter.doctor.remedies import place_of, to_ask, to_ask_workers, to_forget, to_measure
+from celery_exporter.doctor.problems import (
+    CONTENT_TYPE_REJECTED,
+    MIXED_VERSIONS,
+    NO_EVENT_YET,
+    NO_FIRST_EVENT,
+    OTHER_EXCHANGE,
+    STOPPED_EARLY,
+    TASK_SENT_EVENTS_OFF,
+)
+from celery_exporter.doctor.remedies import (
+    broker_address,
+    delete_queues_command,
+    diagnose_command,
+    inspection_remedy,
+    queue_lengths_remedy,
+)
 from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.quoting import shell_word
-from celery_exporter.status.checks import (
-    ASK_DOCTOR,
-    ENABLE_EVENTS,
-    LONGEST_INTERVAL,
-    PATIENCE,
-    can_hear,
-    idle_queues,
-    run_checks,
-    same_names,
-    too_many_queues,
-)
-from celery_exporter.status.finding import MOST_NAMES, Finding, Severity, names
+from celery_exporter.status.checks import run_checks
+from celery_exporter.status.facts import DISCOVERY_SECONDS, can_receive_events, workers_up
+from celery_exporter.status.finding import MAX_NAMES, Finding, names
+from celery_exporter.status.problems import ASK_DOCTOR, ENABLE_EVENTS, NO_TASK_EVENTS, TOO_MANY_QUEUES
+from celery_exporter.status.queue_checks import idle_queues
+from celery_exporter.status.worker_checks import LONGEST_HEARTBEAT_INTERVAL_SECONDS, shared_names
 
-#: In this order they are told.
-_ORDER = (
-    "listening",
-    "subscription",
-    "event-stream",
-    "publishers",
-    "first-event",
-    "serializer",
-    "workers",
-    "worker-versions",
-    "worker-names",
-    "duplicate-node-names",
-    "heartbeats",
-    "remote-control",
-    "clock-skew",
-    "task-events",
-    "task-sent-events",
-    "queue-lengths",
-    "queue-names",
-    "queues-without-consumers",
-    "unconsumed-messages",
-    "failures",
-    "retries",
-    "redeliveries",
-    "slow-tasks",
-    "stuck-tasks",
-    "orphaned-tasks",
-    "queue-depth",
-    "queue-waits",
-    "oldest-messages",
-    "silent-workers",
-    "missed-events",
-    "series",
-)
+_ORDER = [name for checks in CHECKS_BY_SUBJECT.values() for name in checks]
 
-#: Check → who asked the broker, and what mends it.
-_MENDS = {"remote-control": ("workers", to_ask_workers), "queue-lengths": ("queues", to_measure)}
+#: Check → the job whose request the broker refused, and what helps on this broker.
+_BROKER_REMEDIES: Mapping[str, tuple[str, Callable[[BrokerConfig, str], str]]] = {
+    "remote-control": ("workers", inspection_remedy),
+    "queue-lengths": ("queues", queue_lengths_remedy),
+}
 
-_NAMES = {kind: name for name, kind in CONTENT_TYPES.items()}
+_SERIALIZERS = {content_type: name for name, content_type in CONTENT_TYPES.items()}
 
 
-def run_event_checks(heard: ListenResult, config: MonitorConfig) -> list[Finding]:
-    """Return the findings of a while of listening; `config` are those that were given."""
-    # The listener asked for all queues that the broker has.
-    heard = msgspec.structs.replace(
-        heard, snapshot=msgspec.structs.replace(heard.snapshot, requested=config.queues)
-    )
-    found = {finding.check: finding for finding in run_checks(heard.snapshot, heard.growth)}
-    if not heard.snapshot.exporter.broker_up and "subscription" in found:
-        remedy = to_ask(place_of(config.broker))
-        return [msgspec.structs.replace(finding, remedy=remedy) for finding in found.values()]
-    if not can_hear(heard.snapshot):  # what did not come is not known to be missing
-        found.update({finding.check: finding for finding in _of_this_broker(heard, config, found)})
-        return list(found.values())
-    own = (
-        _cut(heard),
-        _first_event(heard, config),
-        _versions(heard.snapshot),
-        _shared_names(heard.configurations, found.get("duplicate-node-names")),
-        _serializer(heard, config, found.get("serializer")),
-        _task_events(heard, found.get("task-events")),
-        _task_sent(heard, found.get("task-sent-events")),
-        *_of_this_broker(heard, config, found),
-        _queue_names(heard.snapshot, config),
-        _idle_queues(heard.snapshot, config, found.get("queues-without-consumers")),
-    )
-    found.update({finding.check: finding for finding in own if finding is not None})
-    return sorted(found.values(), key=lambda finding: _ORDER.index(finding.check))
+def run_event_checks(result: ListenResult, config: MonitorConfig) -> list[Finding]:
+    """Return the findings of a while of listening; `config` is that of the command line."""
+    # The listener requested all queues of the broker.
+    snapshot = replace(result.snapshot, requested=config.queues)
+    findings = {finding.check: finding for finding in run_checks(snapshot, result.growth)}
+    if not snapshot.exporter.broker_up and "subscription" in findings:
+        remedy = diagnose_command(broker_address(config.broker))
+        return [replace(finding, remedy=remedy) for finding in findings.values()]
+    own = [*_refused_by_broker(snapshot, config, findings)]
+    if can_receive_events(snapshot):  # otherwise what is missing may exist
+        own += [
+            _stopped_early(result),
+            _first_event(result, config),
+            _worker_versions(snapshot),
+            _duplicate_node_names(result.configurations, findings.get("duplicate-node-names")),
+            _serializer(result, config),
+            _task_events(result, findings.get("task-events")),
+            _task_sent_events(result, findings.get("task-sent-events")),
+            _queue_names(snapshot, config),
+            _queues_without_consumers(snapshot, config, findings.get("queues-without-consumers")),
+        ]
+    findings.update({finding.check: finding for finding in own if finding is not None})
+    return sorted(findings.values(), key=lambda finding: _ORDER.index(finding.check))
 
 
-def _cut(heard: ListenResult) -> Finding | None:
-    if not heard.cut:
-        return None
-    found = (
-        f"ended after {heard.snapshot.exporter.listening:.0f} s of listening: what is not told is not known"
-    )
-    return Finding("listening", "warning", found, "let it listen to its end")
-
-
-def _first_event(heard: ListenResult, config: MonitorConfig) -> Finding | None:
-    if heard.first_event is not None:
-        return Finding("first-event", "ok", f"the first event came after {heard.first_event:.1f} s")
-    listened = heard.snapshot.exporter.listening
-    if listened < PATIENCE:
-        return Finding(
-            "first-event", "warning", f"no event in {listened:.0f} s", "listen longer: --seconds 30"
-        )
-    exchanges = {said.event_exchange for _, said in heard.configurations if said.event_exchange}
-    other = sorted(exchanges - {config.broker.event_exchange})
-    if other:
-        found = f"no event in {listened:.0f} s: workers publish theirs to the exchange {other[0]}"
-        return Finding("first-event", "critical", found, f"--event-exchange {shell_word(other[0])}")
-    if heard.configurations:
-        answered = names(sorted({name for name, _ in heard.configurations}))
-        found = f"no event in {listened:.0f} s, though workers answered: {answered}"
-        severity: Severity = "critical" if listened > LONGEST_INTERVAL else "warning"
-        remedy = (
-            "start workers with -E and without --without-heartbeat; if they have a --heartbeat-interval, "
-            f"listen longer: --seconds {LONGEST_INTERVAL + 5}"
-        )
-        return Finding("first-event", severity, found, remedy)
-    return None  # there is no worker, which is told as such
-
-
-def _versions(snapshot: Snapshot) -> Finding | None:
-    known = [worker for worker in snapshot.workers if worker.up and worker.version]
-    if not known:
-        return None
-    versions: dict[str, list[WorkerView]] = {}
-    for worker in known:
-        versions.setdefault(f"{worker.software} {worker.version}", []).append(worker)
-    text = "; ".join(f"{version}: {names(workers)}" for version, workers in sorted(versions.items()))
-    if len({worker.version.rpartition(".")[0] for worker in known}) == 1:
-        return Finding("worker-versions", "ok", text)
-    newest = max((worker.version for worker in known), key=_digits)
-    return Finding(
-        "worker-versions",
-        "warning",
-        text,
-        f"the same everywhere: pip install {shell_word(f'celery=={newest}')}",
-    )
-
-
-def _digits(version: str) -> list[int]:
-    return [int(part) if part.isdecimal() else -1 for part in version.split(".")]
-
-
-def _shared_names(configurations: list[tuple[str, Configuration]], advised: Finding | None) -> Finding | None:
-    """Look for one name that several workers answer to. On RabbitMQ only one of them does at a time."""
-    twice = [name for name, count in Counter(name for name, _ in configurations).items() if count > 1]
-    return same_names(twice) if twice or (configurations and advised is None) else advised
-
-
-def _serializer(heard: ListenResult, config: MonitorConfig, advised: Finding | None) -> Finding | None:
-    if not heard.content_types:
-        return advised
-    seen = sorted(heard.content_types)
-    refused = [kind for kind in seen if _NAMES.get(kind) not in config.broker.accept_content]
-    if not refused:
-        return Finding("serializer", "ok", f"events come as {', '.join(seen)}")
-    known = [_NAMES[kind] for kind in refused if kind in _NAMES]
-    remedy = "event_serializer = 'json' in the workers' configuration"
-    if known:
-        remedy += f", or here --accept-content {','.join([*config.broker.accept_content, *known])}"
-        remedy += " (pickle runs what a sender wants)" if "pickle" in known else ""
-    return Finding(
-        "serializer", "critical", f"events come as {names(refused)}, which is not accepted here", remedy
-    )
-
-
-def _task_events(heard: ListenResult, advised: Finding | None) -> Finding | None:
-    """Say more of workers that ran no task, which their own configuration may tell."""
-    up = [worker for worker in heard.snapshot.workers if worker.up]
-    if advised is None or advised.severity != "ok" or all(worker.events for worker in up):
-        return advised
-    told = {name for name, said in heard.configurations if said.worker_send_task_events}
-    idle = [worker for worker in up if not worker.events and worker.name not in told]
-    if not idle:
-        return Finding(
-            "task-events", "ok", f"task events come from, or are on by configuration in, {names(up)}"
-        )
-    return Finding(
-        "task-events",
-        "ok",
-        f"no task ran on {names(idle)}, so whether it sends task events is not known; to be sure: "
-        f"{ENABLE_EVENTS}",
-    )
-
-
-def _of_this_broker(heard: ListenResult, config: MonitorConfig, found: dict[str, Finding]) -> list[Finding]:
-    """Return what the broker was asked in vain, with what mends it there."""
-    said = {each.name: each.error for each in heard.snapshot.exporter.jobs}
+def _refused_by_broker(
+    snapshot: Snapshot, config: MonitorConfig, findings: Mapping[str, Finding]
+) -> list[Finding | None]:
+    """Return the findings on what the broker refused, with what helps on this broker."""
+    errors = {job.name: job.error for job in snapshot.exporter.jobs}
     return [
-        msgspec.structs.replace(found[check], remedy=remedy(config.broker, said[collector]))
-        for check, (collector, remedy) in _MENDS.items()
-        if check in found and found[check].remedy == ASK_DOCTOR
+        replace(findings[check], remedy=remedy(config.broker, errors[job]))
+        for check, (job, remedy) in _BROKER_REMEDIES.items()
+        if check in findings and findings[check].remedy == ASK_DOCTOR
     ]
 
 
-def _queue_names(snapshot: Snapshot, config: MonitorConfig) -> Finding | None:
-    """Look for more queues than are measured; those that the broker has are all requested here."""
-    others = snapshot.queue_names - len(set(config.queues))
-    return too_many_queues(snapshot.queue_names) if others >= MAX_QUEUES else None
+def _stopped_early(result: ListenResult) -> Finding | None:
+    return STOPPED_EARLY.finding(seconds=result.snapshot.exporter.listening) if result.stopped_early else None
 
 
-def _idle_queues(snapshot: Snapshot, config: MonitorConfig, advised: Finding | None) -> Finding | None:
-    if advised is None or advised.severity == "ok":
-        return advised
-    forget = to_forget(config.broker, idle_queues(snapshot)[:MOST_NAMES])
-    return msgspec.structs.replace(advised, remedy=f"{advised.remedy}; if nobody should: {forget}")
+def _first_event(result: ListenResult, config: MonitorConfig) -> Finding | None:
+    if result.first_event_seconds is not None:
+        return NO_EVENT_YET.ok(f"the first event came after {result.first_event_seconds:.1f} s")
+    seconds = result.snapshot.exporter.listening
+    if seconds < DISCOVERY_SECONDS:
+        return NO_EVENT_YET.finding(seconds=seconds)
+    exchanges = {reply.event_exchange for _, reply in result.configurations if reply.event_exchange}
+    others = sorted(exchanges - {config.broker.event_exchange})
+    if others:
+        exchange = others[0]
+        return OTHER_EXCHANGE.finding(
+            seconds=seconds, exchange=exchange, quoted_exchange=shell_word(exchange)
+        )
+    if not result.configurations:
+        return None  # there is no worker, which is a finding of its own
+    workers = names({name for name, _ in result.configurations})
+    finding = NO_FIRST_EVENT.finding(seconds=seconds, workers=workers)
+    return finding if seconds > LONGEST_HEARTBEAT_INTERVAL_SECONDS else replace(finding, severity="warning")
 
 
-def _task_sent(heard: ListenResult, advised: Finding | None) -> Finding | None:
-    if advised is not None or not heard.configurations:
-        return advised
-    if all(said.task_send_sent_event for _, said in heard.configurations):
-        message = "task_send_sent_event is on in the configuration of the workers"
-        return Finding("task-sent-events", "ok", message)
-    return Finding(
-        "task-sent-events",
-        "warning",
-        "no task was sent meanwhile, so whether clients say what they send is not known; "
-        "task_send_sent_event is not set in the workers' configuration",
-        "task_send_sent_event = True in the configuration of whoever sends tasks",
+def _worker_versions(snapshot: Snapshot) -> Finding | None:
+    workers = [worker for worker in workers_up(snapshot) if worker.version]
+    if not workers:
+        return None
+    by_version: dict[str, list[WorkerView]] = {}
+    for worker in workers:
+        by_version.setdefault(f"{worker.software} {worker.version}", []).append(worker)
+    versions = "; ".join(f"{version}: {names(group)}" for version, group in sorted(by_version.items()))
+    if len({worker.version.rpartition(".")[0] for worker in workers}) == 1:
+        return MIXED_VERSIONS.ok(versions)
+    newest = max((worker.version for worker in workers), key=_numbers)
+    return MIXED_VERSIONS.finding(versions=versions, quoted_package=shell_word(f"celery=={newest}"))
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) if part.isdecimal() else -1 for part in version.split(".")]
+
+
+def _duplicate_node_names(
+    configurations: list[tuple[str, Configuration]], finding: Finding | None
+) -> Finding | None:
+    """Look for one name with several replies. On RabbitMQ only one worker of a name replies at a time."""
+    shared = [name for name, replies in Counter(name for name, _ in configurations).items() if replies > 1]
+    return shared_names(shared) if shared or (configurations and finding is None) else None
+
+
+def _serializer(result: ListenResult, config: MonitorConfig) -> Finding | None:
+    content_types = sorted(result.content_types)
+    if not content_types:
+        return None
+    rejected = [kind for kind in content_types if _SERIALIZERS.get(kind) not in config.broker.accept_content]
+    if not rejected:
+        return CONTENT_TYPE_REJECTED.ok(f"events arrive as {', '.join(content_types)}")
+    acceptable = [_SERIALIZERS[kind] for kind in rejected if kind in _SERIALIZERS]
+    option = ""
+    if acceptable:
+        option = f", or --accept-content {','.join([*config.broker.accept_content, *acceptable])} here"
+        option += " (pickle runs code of the sender)" if "pickle" in acceptable else ""
+    return CONTENT_TYPE_REJECTED.finding(content_types=names(rejected), or_accept_content=option)
+
+
+def _task_events(result: ListenResult, finding: Finding | None) -> Finding | None:
+    """Add what the configuration of workers that ran no task tells about their task events."""
+    up = workers_up(result.snapshot)
+    if finding is None or finding.severity != "ok" or all(worker.events for worker in up):
+        return None
+    enabled = {name for name, reply in result.configurations if reply.worker_send_task_events}
+    unknown = [worker for worker in up if not worker.events and worker.name not in enabled]
+    if not unknown:
+        return NO_TASK_EVENTS.ok(f"task events arrive from, or are on in the configuration of, {names(up)}")
+    return NO_TASK_EVENTS.ok(
+        f"no task ran on {names(unknown)}, so it is unknown whether task events are on; to be sure: "
+        f"{ENABLE_EVENTS}"
     )
+
+
+def _task_sent_events(result: ListenResult, finding: Finding | None) -> Finding | None:
+    """Use the configuration of workers where no task was sent meanwhile."""
+    if finding is not None or not result.configurations:
+        return None
+    if all(reply.task_send_sent_event for _, reply in result.configurations):
+        return TASK_SENT_EVENTS_OFF.ok("task_send_sent_event is on in the workers' configuration")
+    return TASK_SENT_EVENTS_OFF.finding()
+
+
+def _queue_names(snapshot: Snapshot, config: MonitorConfig) -> Finding | None:
+    """Look for more queues than are measured, not counting those of --queues."""
+    if snapshot.queue_names - len(set(config.queues)) < MAX_QUEUES:
+        return None
+    return TOO_MANY_QUEUES.finding(number=snapshot.queue_names, limit=MAX_QUEUES)
+
+
+def _queues_without_consumers(
+    snapshot: Snapshot, config: MonitorConfig, finding: Finding | None
+) -> Finding | None:
+    """Add the command that deletes idle queues."""
+    if finding is None or finding.severity == "ok":
+        return None
+    idle = idle_queues(snapshot)[:MAX_NAMES]
+    command = delete_queues_command(config.broker, broker_address(config.broker), idle)
+    return replace(finding, remedy=f"{finding.remedy}; if not: {command}")

@@ -1,4 +1,4 @@
-"""Ask a web server within a bounded time, whatever it does."""
+"""An HTTP GET with a limit on the total time and size, whatever the server does."""
 
 from __future__ import annotations
 
@@ -8,57 +8,58 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-#: Bytes that are read at once.
-_CHUNK = 2**16
+#: Bytes of one read.
+_CHUNK_BYTES = 2**16
 
 
-class _Here(urllib.request.HTTPRedirectHandler):
-    """Follows nobody elsewhere, who would be given the login."""
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, whose target would receive the password."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
-_anywhere, _here = urllib.request.build_opener(), urllib.request.build_opener(_Here)
+_with_redirects = urllib.request.build_opener()
+_without_redirects = urllib.request.build_opener(_NoRedirects)
 
 
-def fetch(url: str, *, timeout: float, most: int, headers: Mapping[str, str] | None = None) -> bytes:
-    """Return the first `most` bytes of the body; raise OSError, ValueError, http.client.HTTPException.
+def fetch(url: str, *, timeout: float, max_bytes: int, headers: Mapping[str, str] | None = None) -> bytes:
+    """Return the first `max_bytes` of the body; raise OSError, ValueError, http.client.HTTPException.
 
-    All of it takes `timeout` seconds at most: in a thread, as nothing else bounds the system's resolver, nor
-    a server that sends a byte now and then.
+    All of it takes at most `timeout` seconds. It runs in a thread, since nothing else limits the time of the
+    system's resolver, or of a server that sends a byte now and then.
     """
     end = time.monotonic() + timeout
-    answer: list[bytes | Exception] = []
+    result: list[bytes | Exception] = []
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            answer.append(_fetch(url, end, most, headers or {}))
-        except Exception as error:  # noqa: BLE001  raised where it was asked for
-            answer.append(error)
+            result.append(_fetch(url, end, max_bytes, headers or {}))
+        except Exception as error:  # noqa: BLE001  raised in the caller's thread
+            result.append(error)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(timeout)
-    if not answer:
-        raise _late(timeout)
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0]
+    if not result:
+        raise _timeout_error(timeout)
+    if isinstance(result[0], Exception):
+        raise result[0]
+    return result[0]
 
 
-def _fetch(url: str, end: float, most: int, headers: Mapping[str, str]) -> bytes:
+def _fetch(url: str, end: float, max_bytes: int, headers: Mapping[str, str]) -> bytes:
     request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310  the user's
-    opener = _here if any(name.lower() == "authorization" for name in headers) else _anywhere
+    has_password = any(name.lower() == "authorization" for name in headers)
     timeout = max(end - time.monotonic(), 0.1)
     body = bytearray()
-    with opener.open(request, timeout=timeout) as answer:
-        while len(body) < most and (chunk := answer.read1(min(_CHUNK, most - len(body)))):
+    with (_without_redirects if has_password else _with_redirects).open(request, timeout=timeout) as response:
+        while len(body) < max_bytes and (chunk := response.read1(min(_CHUNK_BYTES, max_bytes - len(body)))):
             body += chunk
             if time.monotonic() > end:
-                raise _late(timeout)
+                raise _timeout_error(timeout)
     return bytes(body)
 
 
-def _late(timeout: float) -> TimeoutError:
-    return TimeoutError(f"no whole answer in {timeout:.0f} s")
+def _timeout_error(timeout: float) -> TimeoutError:
+    return TimeoutError(f"no complete answer within {timeout:.0f} s")

@@ -1,4 +1,4 @@
-"""A while of listening with the exporter's own monitor, and a question to the workers."""
+"""Listen for a while with the exporter's own monitor, and inspect the configuration of workers."""
 
 from __future__ import annotations
 
@@ -21,117 +21,131 @@ from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.monitor import Monitor
-from celery_exporter.status.checks import PATIENCE, can_hear, is_decided
+from celery_exporter.status.checks import is_decided
+from celery_exporter.status.facts import can_receive_events, has_discovered, workers_up
 from celery_exporter.status.recent import Growth
 
-#: Seconds between two looks, and between two lines of progress.
-LOOK, PROGRESS = 0.1, 2.0
-#: Seconds for the monitor's threads to end.
-FAREWELL = 1.3
-#: Different content types that are remembered; they are as long as a sender likes.
-MOST_TYPES = 10
+#: Time between two snapshots, and between two lines of progress.
+SNAPSHOT_INTERVAL_SECONDS, PROGRESS_INTERVAL_SECONDS = 0.1, 2.0
+#: Time for the monitor's threads to end.
+STOP_TIMEOUT_SECONDS = 1.3
+#: Different content types that are remembered, and the length of each: a sender chooses both.
+MAX_CONTENT_TYPES, MAX_CONTENT_TYPE_LENGTH = 10, 100
 
 
 class ListenResult(Struct, frozen=True):
-    """What was learnt: by listening for so many seconds, and by asking."""
+    """What was received, and what workers replied."""
 
     snapshot: Snapshot
     growth: Growth
-    content_types: dict[str, int]
-    first_event: float | None  # seconds after the subscription
-    configurations: list[tuple[str, Configuration]]  # each answer, by node name; one name may come twice
-    cut: bool = False  # somebody ended it
+    content_types: dict[str, int]  # → number of messages
+    first_event_seconds: float | None  # after the subscription
+    configurations: list[tuple[str, Configuration]]  # each reply, by node name; one name may occur twice
+    stopped_early: bool = False  # by the user
 
 
 class RecordingConsumer:
-    """A reader that notes what kind of messages pass, and when the first one did. See `EventConsumer`."""
+    """An `EventConsumer` that counts content types, and measures the time until the first message."""
 
-    def __init__(self, reader: EventConsumer) -> None:
-        self._reader = reader
-        self.last_alive = 0.0
+    def __init__(self, consumer: EventConsumer) -> None:
+        self._consumer = consumer
+        self.proven = 0.0
         self.mark: tuple[int, int] | None = None  # the doctor takes nothing off a durable queue
-        self.release = reader.release
-        self.unconfirmed = reader.unconfirmed
-        self.expect_again = reader.expect_again
-        self.is_waiting = reader.is_waiting
+        self.release = consumer.release
+        self.unconfirmed = consumer.unconfirmed
+        self.expect_again = consumer.expect_again
+        self.is_waiting = consumer.is_waiting
         self._opened: float | None = None
-        self.first: float | None = None
+        self.first_event_seconds: float | None = None
         self.content_types: Counter[str] = Counter()
 
     def open(self) -> None:
-        """Subscribe."""
-        self._reader.open()
-        self.last_alive = self._reader.last_alive
+        """Subscribe; raise BrokerError."""
+        self._consumer.open()
+        self.proven = self._consumer.proven
         self._opened = self._opened or time.monotonic()
 
     def read(self, timeout: float) -> list[Message]:
-        """Return messages."""
-        payloads = self._reader.read(timeout)
-        self.last_alive = self._reader.last_alive
-        if payloads and self.first is None and self._opened is not None:
-            self.first = time.monotonic() - self._opened
-        for payload in payloads:
-            kind: Any = payload.content_type or JSON
-            if isinstance(kind, str) and (kind in self.content_types or len(self.content_types) < MOST_TYPES):
-                self.content_types[kind[:100]] += 1
-        return payloads
+        """Return messages, waiting for at most `timeout` seconds; raise BrokerError."""
+        messages = self._consumer.read(timeout)
+        self.proven = self._consumer.proven
+        if messages and self.first_event_seconds is None and self._opened is not None:
+            self.first_event_seconds = time.monotonic() - self._opened
+        for message in messages:
+            self._count(message.content_type or JSON)
+        return messages
+
+    def _count(self, content_type: Any) -> None:
+        if isinstance(content_type, str):
+            name = content_type[:MAX_CONTENT_TYPE_LENGTH]
+            if name in self.content_types or len(self.content_types) < MAX_CONTENT_TYPES:
+                self.content_types[name] += 1
 
     def close(self) -> None:
-        """Unsubscribe and hang up."""
-        self._reader.close()
+        """Unsubscribe and disconnect."""
+        self._consumer.close()
 
 
 def listen(
-    config: MonitorConfig, seconds: float, say: Callable[[str], None], ended: Callable[[], bool]
+    config: MonitorConfig, seconds: float, say: Callable[[str], None], is_stopped: Callable[[], bool]
 ) -> ListenResult:
-    """Listen for so many seconds, fewer if all that can be known is known by then, or if `ended`."""
-    tap = RecordingConsumer(consumer_for(ConfigSource(config.broker)))
-    monitor = Monitor(config, consumer=tap)
+    """Listen for so many seconds; fewer if everything is decided, or the user stops it."""
+    consumer = RecordingConsumer(consumer_for(ConfigSource(config.broker)))
+    monitor = Monitor(config, consumer=consumer)
     end = time.monotonic() + seconds
     monitor.start()
     try:
-        configurations = _ask(config.broker, say)
-        said = 0.0
+        configurations = _inspect(config.broker, say)
+        last_progress = 0.0
         while True:
             snapshot = monitor.snapshot(web_config_up_to_date=None)
+            growth = monitor.growth(snapshot)
             now = time.monotonic()
-            cut = ended()
-            if cut or now > end or _is_known(snapshot):
-                growth, types = monitor.growth(snapshot), dict(tap.content_types)
-                return ListenResult(snapshot, growth, types, tap.first, configurations, cut)
-            if now > said + PROGRESS:
-                said = now
+            stopped_early = is_stopped()
+            if stopped_early or now > end or _is_complete(snapshot, growth):
+                return ListenResult(
+                    snapshot,
+                    growth,
+                    dict(consumer.content_types),
+                    consumer.first_event_seconds,
+                    configurations,
+                    stopped_early,
+                )
+            if now > last_progress + PROGRESS_INTERVAL_SECONDS:
+                last_progress = now
                 say(_progress(snapshot, end - now))
-            time.sleep(LOOK)
+            time.sleep(SNAPSHOT_INTERVAL_SECONDS)
     finally:
         monitor.stop()
-        monitor.join(time.monotonic() + FAREWELL)
+        monitor.join(time.monotonic() + STOP_TIMEOUT_SECONDS)
 
 
-def _ask(config: BrokerConfig, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:
-    control = partial(WorkerInspector, control_exchange=config.control_exchange, accept=config.accept_content)
-    inspector = CachedConnection(ConfigSource(config), control)
+def _inspect(config: BrokerConfig, say: Callable[[str], None]) -> list[tuple[str, Configuration]]:
+    inspector_class = partial(
+        WorkerInspector, control_exchange=config.control_exchange, accept=config.accept_content
+    )
+    connection = CachedConnection(ConfigSource(config), inspector_class)
     try:
-        with inspector.use() as asked:
-            return asked.configurations()
+        with connection.use() as inspector:
+            return inspector.configurations()
     except BrokerError as error:
-        say(f"workers could not be asked: {error}")
+        say(f"workers could not be inspected: {error}")
         return []
     finally:
-        inspector.close()
+        connection.close()
 
 
-def _is_known(snapshot: Snapshot) -> bool:
-    """Tell whether more would bring nothing new: each check is decided, and each worker was heard to work."""
-    if snapshot.exporter.broker_up and not can_hear(snapshot):
-        return is_decided(snapshot)
-    up = [worker for worker in snapshot.workers if worker.up]
-    if snapshot.exporter.listening < PATIENCE or not up or any(worker.events is None for worker in up):
+def _is_complete(snapshot: Snapshot, growth: Growth) -> bool:
+    """Tell whether each check is decided, and whether each worker sends task events."""
+    if snapshot.exporter.broker_up and not can_receive_events(snapshot):
+        return is_decided(snapshot, growth)
+    up = workers_up(snapshot)
+    if not has_discovered(snapshot) or not up or any(worker.events is None for worker in up):
         return False
-    return is_decided(snapshot)
+    return is_decided(snapshot, growth)
 
 
-def _progress(snapshot: Snapshot, left: float) -> str:
-    up = sum(worker.up for worker in snapshot.workers)
+def _progress(snapshot: Snapshot, seconds_left: float) -> str:
+    up = len(workers_up(snapshot))
     events = sum(snapshot.events.values())
-    return f"listening for {left:.0f} s more: events {events:,}, workers {up}"
+    return f"listening for {seconds_left:.0f} s more: events {events:,}, workers {up}"

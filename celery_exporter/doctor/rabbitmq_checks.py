@@ -1,4 +1,4 @@
-"""Which RabbitMQ it is, what it denies, and what was left on it."""
+"""Checks of RabbitMQ: its version, whether it denies transient queues, and orphaned queues."""
 
 from __future__ import annotations
 
@@ -26,104 +26,94 @@ from celery_exporter.broker.connection import (
 from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.core.snapshot import QueueStats, WorkerView
 from celery_exporter.doctor.http_client import fetch
-from celery_exporter.doctor.queue_names import is_passing, is_task_queue
-from celery_exporter.doctor.remedies import BrokerAddress, place_of
+from celery_exporter.doctor.problems import ORPHANED_QUEUES, QUERY_FAILED, TRANSIENT_QUEUES_DENIED
+from celery_exporter.doctor.queue_names import is_task_queue, is_temporary
+from celery_exporter.doctor.remedies import BrokerAddress, broker_address, delete_queues_command
 from celery_exporter.quoting import shell_word
-from celery_exporter.status.finding import Finding
+from celery_exporter.status.finding import MAX_NAMES, Finding, first_of
 
 #: From this version on, transient queues that are not exclusive are denied unless permitted
 #: (https://github.com/rabbitmq/rabbitmq-server/releases/tag/v4.3.0), and deprecated since 4.0.
-DENIED, DEPRECATED = (4, 3), (4, 0)
+DENIED_SINCE, DEPRECATED_SINCE = (4, 3), (4, 0)
 #: Declares exclusive ones (celery/app/defaults.py; https://github.com/celery/celery/pull/10290,
-#: https://github.com/celery/kombu/pull/2531). 5.6 can be told to.
-EXCLUSIVE_SINCE = "5.7"
-#: Bytes of an answer of the management API: some 100,000 queues.
-MOST_BYTES = 16 * 2**20
-MOST_NAMES = 5
-
-#: The check that hangs on who is heard, too: see `with_workers`.
-TRANSIENT = "transient-queues"
+#: https://github.com/celery/kombu/pull/2531). 5.6 has config for it.
+EXCLUSIVE_SINCE = (5, 7)
+#: Size of an answer of the management API: some 100,000 queues.
+MAX_ANSWER_BYTES = 16 * 2**20
 
 #: What --event-queue-durable declares.
-_DURABLE = "celeryev.celery-exporter"
+_DURABLE_QUEUE = "celeryev.celery-exporter"
 
 
-def look(
+def run_rabbitmq_checks(
     config: BrokerConfig, management: str | None, say: Callable[[str], None]
 ) -> tuple[list[Finding], set[str]]:
-    """Return what was found, and the task queues that are known; raise BrokerError.
+    """Return the findings, and the names of the task queues that are known; raise BrokerError.
 
-    `management` is the URL of the management API, where it is not on the broker's host, port 15672.
+    `management` is the URL of the management API, None for port 15672 of the broker's host.
     """
     connection = connect(config)
     try:
         with broker_errors(connection):
             open_(connection)
-            place = place_of(config, connection)
-        said = connection.connection.server_properties
-        say("asking the management API")
-        queues = _managed_queues(connection, place, management)
-        durable = queue_reader_for(connection).read([_DURABLE], requested=(), consumed=())[_DURABLE]
+            broker = broker_address(config, connection)
+        properties = connection.connection.server_properties
+        say("querying the management API")
+        consumers = _consumers_of_queues(connection, broker, management)
+        reader = queue_reader_for(connection)
+        durable = reader.read([_DURABLE_QUEUE], requested=(), consumed=())[_DURABLE_QUEUE]
     finally:
         close_quietly(connection)
-    product, version = said.get("product", "AMQP broker"), str(said.get("version", ""))
+    product, version = properties.get("product", "AMQP broker"), str(properties.get("version", ""))
+    if consumers is None and isinstance(durable, QueueStats) and not durable.consumers:
+        consumers = {_DURABLE_QUEUE: 0}
     findings = [
-        Finding("broker-version", "ok", f"{product} {version}"),
-        judge_transient(version, permitted=_permits_transient(config)),
+        QUERY_FAILED.ok(f"{product} {version}"),
+        check_transient_queues(version, permitted=_permits_transient_queues(config)),
+        _check_orphaned_queues(consumers, config, broker),
     ]
-    if queues is None and isinstance(durable, QueueStats) and not durable.consumers:
-        queues = {_DURABLE: 0}
-    findings.append(_leftovers(queues, place))
-    return findings, {name for name in queues or () if is_task_queue(name)}
+    return findings, {name for name in consumers or () if is_task_queue(name)}
 
 
-def judge_transient(version: str, *, permitted: bool | None) -> Finding:
-    """Judge whether workers can have their event and control queues, which Celery made transient and shared.
+# -- transient queues ------------------------------------------------------------------------------------
 
-    `permitted` is whether such a queue could be declared; None: nobody could try.
+
+def check_transient_queues(version: str, *, permitted: bool | None) -> Finding:
+    """Check whether workers can declare the transient queues for events and control of Celery before 5.7.
+
+    `permitted` tells whether such a queue could be declared; None if it could not be tried.
     """
-    digits = _digits(version)
-    remedy = (
-        f"Celery {EXCLUSIVE_SINCE} or later everywhere; or, with 5.6, control_queue_exclusive = True and "
-        "event_queue_exclusive = True; or in rabbitmq.conf: "
-        "deprecated_features.permit.transient_nonexcl_queues = true"
-    )
-    if permitted is False or (permitted is None and digits >= DENIED):
-        found = (
-            f"RabbitMQ {version} denies the transient queues that Celery before {EXCLUSIVE_SINCE} declares"
+    release = _release(version)
+    if permitted is False or (permitted is None and release >= DENIED_SINCE):
+        return TRANSIENT_QUEUES_DENIED.finding(version=version)
+    if release >= DEPRECATED_SINCE:
+        return TRANSIENT_QUEUES_DENIED.ok(
+            f"RabbitMQ {version} permits the transient queues that Celery before 5.7 declares; from 4.3 on "
+            f"only if configured so, as Debian does"
         )
-        return Finding("transient-queues", "warning", found, remedy)
-    if digits >= DEPRECATED:
-        found = (
-            f"RabbitMQ {version} permits the transient queues that Celery before {EXCLUSIVE_SINCE} declares"
-        )
-        return Finding(
-            "transient-queues", "ok", f"{found}; 4.3 does not, unless it is told to or is Debian's"
-        )
-    return Finding(
-        "transient-queues", "ok", "queues of events and of control are permitted as Celery declares them"
-    )
+    return TRANSIENT_QUEUES_DENIED.ok("the transient queues for events and remote control are permitted")
 
 
-def with_workers(finding: Finding, workers: Iterable[WorkerView]) -> Finding:
-    """Return the finding on transient queues in the light of who was heard: whom it is for may be gone."""
+def consider_workers(finding: Finding, workers: Iterable[WorkerView]) -> Finding:
+    """Return the finding on transient queues, or an ok if all workers that are up declare none."""
     up = [worker for worker in workers if worker.up]
-    if finding.severity == "ok" or not up or not all(map(_is_exclusive, up)):
+    if finding.severity == "ok" or not up or not all(map(_declares_exclusive, up)):
         return finding
-    found = f"{finding.message}; the workers heard are of {EXCLUSIVE_SINCE} or later, and declare none"
-    return Finding("transient-queues", "ok", found)
+    return TRANSIENT_QUEUES_DENIED.ok(
+        f"{finding.message}; the workers here have Celery 5.7 or later, and declare none"
+    )
 
 
-def _is_exclusive(worker: WorkerView) -> bool:
-    return worker.software == "py-celery" and _digits(worker.version) >= _digits(EXCLUSIVE_SINCE)
+def _declares_exclusive(worker: WorkerView) -> bool:
+    return worker.software == "py-celery" and _release(worker.version) >= EXCLUSIVE_SINCE
 
 
-def _digits(version: str | None) -> tuple[int, ...]:
+def _release(version: str | None) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version or "")[:2]))
 
 
-def _permits_transient(config: BrokerConfig) -> bool | None:
-    """Try it with a queue that is gone at once; on a connection of its own, which a refusal ends."""
+def _permits_transient_queues(config: BrokerConfig) -> bool | None:
+    """Declare such a queue and delete it, on a connection of its own, which a denial closes."""
     connection = connect(config)
     try:
         with broker_errors(connection):
@@ -140,34 +130,36 @@ def _permits_transient(config: BrokerConfig) -> bool | None:
     return True
 
 
-def _leftovers(queues: dict[str, int] | None, place: BrokerAddress) -> Finding:
-    if queues is None:
-        look = f"rabbitmqctl list_queues -p {shell_word(place.vhost)} name consumers messages"
-        found = f"not known, since the management API does not answer (see --management): {look}"
-        return Finding("orphaned-queues", "ok", found)
-    left = sorted(name for name, consumers in queues.items() if not consumers and is_passing(name))
-    if not left:
-        return Finding("orphaned-queues", "ok", "no queue was left by somebody who listened or asked")
-    names = ", ".join(left[:MOST_NAMES]) + (
-        f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
-    )
-    delete = f"rabbitmqctl delete_queue -p {shell_word(place.vhost)} {shell_word(left[0])}"
-    remedy = f"{delete}, and so each" if len(left) > 1 else delete
-    message = f"nobody reads what was made for one who listened or asked: {names}"
-    return Finding("orphaned-queues", "warning", message, remedy)
+# -- orphaned queues -------------------------------------------------------------------------------------
 
 
-def _managed_queues(
-    connection: kombu.Connection, place: BrokerAddress, management: str | None
+def _check_orphaned_queues(
+    consumers: dict[str, int] | None, config: BrokerConfig, broker: BrokerAddress
+) -> Finding:
+    if consumers is None:
+        command = f"rabbitmqctl list_queues -p {shell_word(broker.vhost)} name consumers messages"
+        return ORPHANED_QUEUES.ok(
+            f"unknown, since the management API does not answer (see --management); to list them: {command}"
+        )
+    orphans = sorted(name for name, number in consumers.items() if not number and is_temporary(name))
+    if not orphans:
+        return ORPHANED_QUEUES.ok("no event or reply queue without a consumer")
+    command = delete_queues_command(config, broker, orphans[:MAX_NAMES])
+    return ORPHANED_QUEUES.finding(queues=first_of(orphans), delete_command=command)
+
+
+def _consumers_of_queues(
+    connection: kombu.Connection, broker: BrokerAddress, management: str | None
 ) -> dict[str, int] | None:
-    """Return the consumers of each queue of the virtual host; None where no management API tells."""
-    secure = place.tls and management is None
-    base = management or f"http{'s' if secure else ''}://{place.host}:{15671 if secure else 15672}"
+    """Return the number of consumers of each queue of the virtual host; None without a management API."""
+    tls = broker.tls and management is None
+    base = management or f"http{'s' if tls else ''}://{broker.host}:{15671 if tls else 15672}"
     login = f"{connection.userid or 'guest'}:{connection.password or 'guest'}"
-    url = f"{base.rstrip('/')}/api/queues/{quote(place.vhost, safe='')}?columns=name,consumers"
+    url = f"{base.rstrip('/')}/api/queues/{quote(broker.vhost, safe='')}?columns=name,consumers"
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     try:
-        found: Any = json.loads(fetch(url, timeout=CONNECT_TIMEOUT_SECONDS, most=MOST_BYTES, headers=headers))
-        return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in found}
+        answer = fetch(url, timeout=CONNECT_TIMEOUT, max_bytes=MAX_ANSWER_BYTES, headers=headers)
+        queues: Any = json.loads(answer)
+        return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in queues}
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

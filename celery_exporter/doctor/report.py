@@ -1,4 +1,4 @@
-"""Findings as people and programs read them."""
+"""Findings as text for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from celery_exporter.doctor.runner import Report
 from celery_exporter.quoting import printable, printable_json
 from celery_exporter.status.finding import Finding
 
-#: How a severity is written, in which colour (where there is a terminal).
+#: Word and colour of each severity; the colour is for terminals.
 _SEVERITIES = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "critical": ("CRITICAL", "red")}
-#: Columns of the severity and of the check: the longest has 24 letters.
-_SEVERITY, _CHECK = 9, 26
+#: Width of the columns of severity and check, in characters; the longest name has 24.
+_SEVERITY_WIDTH, _CHECK_WIDTH = 9, 26
 
 
 def printed(finding: Finding) -> str:
-    """Return a line, and one under it that says what mends it."""
+    """Return the finding as one line, and its remedy as a second one."""
     word, colour = _SEVERITIES[finding.severity]
-    line = (
-        f"{click.style(f'{word:{_SEVERITY}}', fg=colour)}{finding.check:{_CHECK}}{printable(finding.message)}"
-    )
-    return f"{line}\n{'':{_SEVERITY + _CHECK}}-> {printable(finding.remedy)}" if finding.remedy else line
+    severity = click.style(f"{word:{_SEVERITY_WIDTH}}", fg=colour)
+    line = f"{severity}{finding.check:{_CHECK_WIDTH}}{printable(finding.message)}"
+    if not finding.remedy:
+        return line
+    return f"{line}\n{'':{_SEVERITY_WIDTH + _CHECK_WIDTH}}-> {printable(finding.remedy)}"
 
 
 def as_json(report: Report) -> str:

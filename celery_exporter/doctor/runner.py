@@ -1,39 +1,40 @@
-"""The command `doctor`: from the URL to the numbers, what is wrong on the way and what mends it.
+"""Run the checks of `doctor` in order: the connection, the broker, events and workers, Prometheus.
 
-In the order in which things hang on each other: the ladder to a subscription, what the broker is set to, then
-a while of listening with the exporter's own monitor, whose snapshot is judged by `advice`, as those of the
-status page and the log are. What fails on the ladder ends the way; the rest is not guessed.
+Each part needs the one before: a critical finding of the connection ends the run. Events are judged by the
+exporter's own monitor and health checks, as on the status page and in the log.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 
-import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis
 from celery_exporter.broker.url import masked
-from celery_exporter.doctor import prometheus_checks as prometheus
-from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor.connectivity import check_connectivity
 from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import listen
-from celery_exporter.doctor.rabbitmq_checks import TRANSIENT, with_workers
-from celery_exporter.doctor.remedies import place_of, to_ask
+from celery_exporter.doctor.problems import QUERY_FAILED, TRANSIENT_QUEUES_DENIED
+from celery_exporter.doctor.prometheus_checks import run_prometheus_checks
+from celery_exporter.doctor.rabbitmq_checks import consider_workers, run_rabbitmq_checks
+from celery_exporter.doctor.remedies import broker_address, diagnose_command
 from celery_exporter.metrics.config import MetricsConfig
 from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.status.finding import Finding
 
-#: Exit codes, by the worst level.
+#: Exit code of the worst severity.
 EXIT_CODES = {"ok": 0, "warning": 1, "critical": 2}
+REPORT_VERSION = 1
+#: Between two measurements of queues and inspections of workers: shorter than an exporter's.
+UPDATE_INTERVAL_SECONDS = 2.0
 
 
 class DoctorOptions(Struct, frozen=True, kw_only=True):
-    """What to look at besides the broker, and for how long."""
+    """The options of the command: seconds to listen, and the URLs of Prometheus and of the management API."""
 
     seconds: float
     prometheus: str | None = None
@@ -41,7 +42,7 @@ class DoctorOptions(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True):
-    """What `--json` prints. `version` is that of this shape."""
+    """What `--json` prints. `version` is that of this format; `seconds` is how long the run took."""
 
     version: int
     broker: str
@@ -52,87 +53,69 @@ class Report(Struct, frozen=True):
 
 def run_doctor(
     config: MonitorConfig,
-    what: DoctorOptions,
+    options: DoctorOptions,
     *,
-    tell: Callable[[Finding], None],
+    report: Callable[[Finding], None],
     say: Callable[[str], None],
-    ended: Callable[[], bool],
+    is_stopped: Callable[[], bool],
 ) -> Report:
-    """Look at everything; `tell` each finding as it is made, `say` what is going on. Raises no BrokerError.
+    """Run all checks; `report` each finding at once, `say` what is going on. Raises no BrokerError.
 
-    It takes some 15 s for each URL that does not answer, and `what.seconds` beyond.
+    A URL that does not answer takes some 15 s, listening `options.seconds` more. `is_stopped` ends listening.
     """
     start = time.monotonic()
     findings: list[Finding] = []
 
-    def found(some: Iterable[Finding]) -> bool:
-        """Pass them on; tell whether the way goes on."""
-        new = []
-        for finding in some:
-            new.append(finding)
-            tell(finding)
-        findings.extend(new)
-        return all(finding.severity != "critical" for finding in new)
+    def add(new: Iterable[Finding]) -> None:
+        for finding in new:
+            findings.append(finding)
+            report(finding)
 
-    _quiet(say)
-    if found(check_connectivity(config.broker, say)):
-        made, queues = _of_broker(config.broker, what, say)
-        found(finding for finding in made if finding.check != TRANSIENT)
-        heard = listen(_for_listening(config, queues), what.seconds, say, ended)
-        found(with_workers(each, heard.snapshot.workers) for each in made if each.check == TRANSIENT)
-        found(run_event_checks(heard, config))
-        if what.prometheus is not None:
-            say("asking Prometheus")
-            up = {worker.name for worker in heard.snapshot.workers if worker.up}
-            found(prometheus.look(what.prometheus, config.metrics.metric_prefix, up, _native(config.metrics)))
-    worst = max((EXIT_CODES[finding.severity] for finding in findings), default=0)
-    return Report(1, masked(config.broker.broker_url), round(time.monotonic() - start, 1), worst, findings)
+    add(check_connectivity(config.broker, say))
+    if all(finding.severity != "critical" for finding in findings):
+        by_broker, queues = _run_broker_checks(config.broker, options, say)
+        transient = [finding for finding in by_broker if finding.check == TRANSIENT_QUEUES_DENIED.check]
+        add(finding for finding in by_broker if finding not in transient)
+        result = listen(_for_listening(config, queues), options.seconds, say, is_stopped)
+        workers = result.snapshot.workers
+        add(consider_workers(finding, workers) for finding in transient)
+        add(run_event_checks(result, config))
+        if options.prometheus is not None:
+            say("querying Prometheus")
+            up = {worker.name for worker in workers if worker.up}
+            names = _native_histogram_names(config.metrics)
+            add(run_prometheus_checks(options.prometheus, config.metrics.metric_prefix, up, names))
+    exit_code = max((EXIT_CODES[finding.severity] for finding in findings), default=0)
+    seconds = round(time.monotonic() - start, 1)
+    return Report(REPORT_VERSION, masked(config.broker.broker_url), seconds, exit_code, findings)
 
 
-def _of_broker(
-    config: BrokerConfig, what: DoctorOptions, say: Callable[[str], None]
+def _run_broker_checks(
+    config: BrokerConfig, options: DoctorOptions, say: Callable[[str], None]
 ) -> tuple[list[Finding], set[str]]:
-    """Return what the broker is set to, and the task queues that it knows."""
-    say("asking the broker")
+    """Return the findings on the broker, and the names of its task queues."""
+    say("querying the broker")
     try:
         if is_redis(config):
-            from celery_exporter.doctor.redis_checks import look  # noqa: PLC0415  only where it is used
+            from celery_exporter.doctor.redis_checks import (  # noqa: PLC0415  imports its client
+                run_redis_checks,
+            )
 
-            return look(config)
+            return run_redis_checks(config)
         if is_amqp(config):
-            return amqp.look(config, what.management, say)
+            return run_rabbitmq_checks(config, options.management, say)
     except BrokerError as error:
-        found = f"the broker could not be asked: {error}"
-        return [Finding("broker-version", "warning", found, to_ask(place_of(config)))], set()
+        command = diagnose_command(broker_address(config))
+        return [QUERY_FAILED.finding(error=error, diagnose_command=command)], set()
     return [], set()
 
 
-def _native(config: MetricsConfig) -> list[str]:
-    """Return the names of the histograms that are native ones, too."""
+def _native_histogram_names(config: MetricsConfig) -> list[str]:
     rows = config.selection.rows if config.native_histograms else []
     return [row.full_name(config.metric_prefix) for row in rows if row.type == "histogram"]
 
 
 def _for_listening(config: MonitorConfig, queues: set[str]) -> MonitorConfig:
-    """Return settings of an exporter that only looks, and is quick."""
-    return msgspec.structs.replace(
-        config.read_only(), queues=tuple(sorted({*config.queues, *queues})), update_interval=2.0
-    )
-
-
-class _Said(logging.Handler):
-    """Says what the monitor logs as what is going on."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._say(record.getMessage())
-
-
-def _quiet(say: Callable[[str], None]) -> None:
-    log = logging.getLogger("celery_exporter")
-    log.handlers = [_Said(say)]
-    log.propagate = False
-    logging.getLogger("celery_exporter.status.checks").disabled = True  # it is told in full
+    """Return the config of an exporter that changes nothing, and measures all these queues often."""
+    all_queues = tuple(sorted({*config.queues, *queues}))
+    return replace(config.read_only(), queues=all_queues, update_interval=UPDATE_INTERVAL_SECONDS)

@@ -17,7 +17,7 @@ from celery_exporter.broker.message import Message, events_of
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.runtime.backoff import back_off
-from celery_exporter.status.checks import ASK_DOCTOR
+from celery_exporter.status.problems import ASK_DOCTOR
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.core.workers import Worker, WorkerInfo
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.monitor.config import MonitorConfig
-from celery_exporter.status.checks import NOBODY_ANSWERED
+from celery_exporter.status.worker_checks import NOBODY_ANSWERED
 
 #: Seconds after which a queue length is stale, and is missing rather than wrong.
 STALE_AFTER_SECONDS = 30.0

@@ -51,6 +51,22 @@ _RENDERERS: dict[str, Callable[[dict[str, str]], str]] = {
 }
 
 
+class _Forwarder(logging.Handler):
+    def __init__(self, callback: Callable[[str], None], ignored: str) -> None:
+        super().__init__(logging.WARNING)
+        self._callback, self._ignored = callback, ignored
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name != self._ignored:
+            self._callback(record.getMessage())
+
+
+def forward(callback: Callable[[str], None], *, ignored: str) -> None:
+    """Pass warnings and errors to a callback from now on, except those of the logger `ignored`."""
+    logger = logging.getLogger("celery_exporter")
+    logger.handlers, logger.propagate = [_Forwarder(callback, ignored)], False
+
+
 def configure(level: str, form: str) -> None:
     """Log to stderr from now on. Other libraries only when something is wrong, unless debugging."""
     handler = logging.StreamHandler(sys.stderr)

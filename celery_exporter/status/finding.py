@@ -1,4 +1,4 @@
-"""What checks return: a finding each, in words for people. No checks, no I/O."""
+"""What checks return: a finding, made from a row of a table of problems. No checks, no I/O."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from celery_exporter.quoting import printable
 
 Severity = Literal["ok", "warning", "critical"]
 
-#: Names in one line.
-MOST_NAMES = 5
+#: Names listed in one message or command.
+MAX_NAMES = 5
 
 
 class Finding(Struct, frozen=True):
-    """What one check found, in one line, and the command or setting that mends it."""
+    """The result of one health check."""
 
     check: str  # its name
     severity: Severity
@@ -26,25 +26,44 @@ class Finding(Struct, frozen=True):
     alert: str = ""  # of alerts/, whose condition this is; /runbooks has a chapter on it
 
 
-def names(some_: Iterable[WorkerView | str]) -> str:
-    """Return names of workers, or others that came from the wire, in one line that can be printed."""
-    return some(sorted(printable(each if isinstance(each, str) else each.name) for each in some_))
+class Problem(Struct, frozen=True):
+    """One thing that can be wrong. `message` and `remedy` are templates of `str.format`."""
+
+    check: str
+    severity: Severity  # the highest that it can have
+    message: str
+    remedy: str
+    alert: str = ""
+
+    def finding(self, **values: object) -> Finding:
+        """Return a finding of this problem; raise KeyError if a template has a field without a value."""
+        message, remedy = self.message.format(**values), self.remedy.format(**values)
+        return Finding(self.check, self.severity, message, remedy, self.alert)
+
+    def ok(self, message: str) -> Finding:
+        """Return the finding that the check of this problem did not find it."""
+        return Finding(self.check, "ok", message)
 
 
-def some(texts: list[str]) -> str:
-    """Return the first of these texts in one line, and how many more there are."""
-    more = len(texts) - MOST_NAMES
-    return ", ".join(texts[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+def names(workers: Iterable[WorkerView | str]) -> str:
+    """Return the first names in one printable line; they may come from the wire."""
+    return first_of(sorted(printable(item if isinstance(item, str) else item.name) for item in workers))
 
 
-def count(number: int, what: str) -> str:
-    """Return a number with its noun, in the plural where it is not 1."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def first_of(texts: list[str]) -> str:
+    """Return the first `MAX_NAMES` texts in one line, and how many more there are."""
+    more = len(texts) - MAX_NAMES
+    return ", ".join(texts[:MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def lasting(seconds: float) -> str:
-    """Return a duration for people, in the largest unit of which there are two."""
-    for unit, name in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in the largest unit of which there are at least two."""
+    for unit_seconds, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:.0f} {unit}"
     return f"{seconds:.0f} s"

@@ -1,11 +1,11 @@
-"""Findings → what the log has to say about them: a problem once, and its end once. Pure: time comes in."""
+"""Findings of each run → those to log: a problem once, and its end once. Pure: time comes in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from celery_exporter.status.finding import Finding, Severity
-from celery_exporter.status.thresholds import BY_CHECK, WINDOW
+from celery_exporter.status.thresholds import BY_ALERT, WINDOW
 
 #: Seconds for which a problem has to last before it is logged. Workers that restart are away for less.
 HOLD_SECONDS = 20.0
@@ -14,12 +14,12 @@ LOGGED_ELSEWHERE = frozenset({"subscription", "transport"})
 
 
 class FindingNotifier:
-    """Compares the findings of each run with those before, and reports what the log has to say."""
+    """Compares the findings of each run with earlier ones, and returns those to log."""
 
     def __init__(self) -> None:
-        self._since: dict[str, float] = {}
+        self._since: dict[str, float] = {}  # check → when its problem began
         self._logged: dict[str, Severity] = {}
-        self._seen: dict[str, float] = {}  # when each check found something last
+        self._last_found: dict[str, float] = {}  # check → when it had a finding last
 
     def changes(self, findings: Iterable[Finding], now: float) -> list[Finding]:
         """Return the findings to log; `now` is in seconds of a monotonic clock.
@@ -28,30 +28,27 @@ class FindingNotifier:
         check without a finding has not ended. A problem that returns after `WINDOW` without a finding is
         logged again.
         """
-        since, new = self._since, []
+        since, changes = self._since, []
         self._since = {}
         for finding in findings:
             check, severity = finding.check, finding.severity
-            if now - self._seen.get(check, now) > WINDOW:
+            if now - self._last_found.get(check, now) > WINDOW:
                 self._logged.pop(check, None)
-            self._seen[check] = now
+            self._last_found[check] = now
             if severity == "ok":
                 if self._logged.pop(check, None):
-                    new.append(finding)
+                    changes.append(finding)
                 continue
             self._since[check] = since.get(check, now)
-            held = now - self._since[check] >= _pending(check)
-            if (
-                held
-                and check not in LOGGED_ELSEWHERE
-                and self._logged.get(check) not in (severity, "critical")
-            ):
+            has_lasted = now - self._since[check] >= _pending_seconds(finding)
+            is_new = self._logged.get(check) not in (severity, "critical")
+            if has_lasted and is_new and check not in LOGGED_ELSEWHERE:
                 self._logged[check] = severity
-                new.append(finding)
-        return new
+                changes.append(finding)
+        return changes
 
 
-def _pending(check: str) -> float:
+def _pending_seconds(finding: Finding) -> float:
     """Return the seconds for which a problem has to last: longer where a value goes up and down."""
-    row = BY_CHECK.get(check)
-    return row.pending if row is not None and row.limit else HOLD_SECONDS
+    threshold = BY_ALERT.get(finding.alert)
+    return threshold.pending if threshold is not None and threshold.limit else HOLD_SECONDS

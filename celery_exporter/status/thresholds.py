@@ -1,6 +1,6 @@
-"""What is too much: one table for the alerts and for the checks of the status page, the log and doctor.
+"""The thresholds of the alerts, and of the health checks that look for the same conditions. Pure data.
 
-`make alerts` writes it into `alerts/thresholds.libsonnet`, from where the mixin has it. Pure data.
+`make alerts` writes them into `alerts/thresholds.libsonnet`, which the mixin imports.
 """
 
 from __future__ import annotations
@@ -9,44 +9,43 @@ from typing import Literal
 
 from msgspec import Struct
 
-#: Seconds over which rates, ratios and quantiles of tasks are taken; and those of what is rare.
+#: Seconds over which rates, ratios and quantiles of tasks are computed; and those of rare events.
 WINDOW, LONG_WINDOW = 300, 900
-#: Tasks that retry until something else has happened, as Celery's own does where the result backend cannot
-#: count the parts of a chord (celery/app/builtins.py): their retries are no failures.
+#: Tasks that retry until a condition holds, as Celery's own does where the result backend cannot count the
+#: parts of a chord (celery/app/builtins.py): their retries are no failures.
 POLLING_TASKS = frozenset({"celery.chord_unlock"})
 
 
 class Threshold(Struct, frozen=True):
-    """An alert, and the check that looks for the same."""
+    """An alert. The rows of problems.py with the name of this alert have the same condition."""
 
     alert: str
-    severity: Literal["warning", "critical", "info"]  # info: nothing has to be done, so there is no check
-    pending: int  # seconds that it has to last before the alert fires and the log says it
-    check: str = ""  # empty where only Prometheus can tell, or nothing has to be done
+    severity: Literal["warning", "critical", "info"]  # info: no action is needed, so there is no check
+    pending: int  # seconds for which the condition has to hold before the alert fires and the log reports it
     setting: str = ""  # of the mixin's _config, which has the limit
     limit: float = 0.0
 
 
 TABLE = (
-    Threshold("CeleryHighFailureRate", "critical", 300, "failures", "failureRatio", 0.10),
-    Threshold("CeleryHighRetryRate", "warning", 300, "retries", "retryRatio", 0.05),
-    Threshold("CelerySlowTaskProcessing", "warning", 600, "slow-tasks", "meanRuntimeSeconds", 60),
-    Threshold("CeleryTaskStuck", "warning", 300, "stuck-tasks", "stuckSeconds", 3_600),
-    Threshold("CeleryTasksOrphaned", "warning", 900, "orphaned-tasks", "orphans", 0.5),
-    Threshold("CeleryRedeliveryStorm", "warning", 600, "redeliveries", "redeliveryRatio", 0.10),
+    Threshold("CeleryHighFailureRate", "critical", 300, "failureRatio", 0.10),
+    Threshold("CeleryHighRetryRate", "warning", 300, "retryRatio", 0.05),
+    Threshold("CelerySlowTaskProcessing", "warning", 600, "meanRuntimeSeconds", 60),
+    Threshold("CeleryTaskStuck", "warning", 300, "stuckSeconds", 3_600),
+    Threshold("CeleryTasksOrphaned", "warning", 900, "orphans", 0.5),
+    Threshold("CeleryRedeliveryStorm", "warning", 600, "redeliveryRatio", 0.10),
     Threshold("CeleryPeriodicTaskAbsent", "warning", 300),
-    Threshold("CeleryHighQueueDepth", "warning", 600, "queue-depth", "queueDepth", 1_000),
-    Threshold("CeleryQueueWithoutConsumers", "critical", 300, "unconsumed-messages"),
-    Threshold("CeleryQueueWaitHigh", "warning", 600, "queue-waits", "queueWaitSeconds", 300),
-    Threshold("CeleryOldestMessageWaiting", "warning", 300, "oldest-messages", "oldestWaitingSeconds", 900),
-    Threshold("CeleryNoWorkersOnline", "critical", 120, "workers"),
-    Threshold("CeleryWorkerDown", "warning", 120, "silent-workers"),
+    Threshold("CeleryHighQueueDepth", "warning", 600, "queueDepth", 1_000),
+    Threshold("CeleryQueueWithoutConsumers", "critical", 300),
+    Threshold("CeleryQueueWaitHigh", "warning", 600, "queueWaitSeconds", 300),
+    Threshold("CeleryOldestMessageWaiting", "warning", 300, "oldestWaitingSeconds", 900),
+    Threshold("CeleryNoWorkersOnline", "critical", 120),
+    Threshold("CeleryWorkerDown", "warning", 120),
     Threshold("CeleryWorkerPoolFull", "info", 900),
-    Threshold("CeleryTaskEventsDisabled", "warning", 600, "task-events"),
+    Threshold("CeleryTaskEventsDisabled", "warning", 600),
     Threshold("CeleryExporterDown", "critical", 120),
-    Threshold("CeleryExporterBlind", "critical", 120, "event-stream", "silenceSeconds", 120),
-    Threshold("CeleryBrokerBlocked", "critical", 120, "publishers"),
-    Threshold("CeleryEventsMissed", "warning", 300, "missed-events", "missedRatio", 0.01),
-    Threshold("CelerySeriesOverflow", "warning", 300, "series"),
+    Threshold("CeleryExporterBlind", "critical", 120, "silenceSeconds", 120),
+    Threshold("CeleryBrokerBlocked", "critical", 120),
+    Threshold("CeleryEventsMissed", "warning", 300, "missedRatio", 0.01),
+    Threshold("CelerySeriesOverflow", "warning", 300),
 )
-BY_CHECK = {row.check: row for row in TABLE if row.check}
+BY_ALERT = {row.alert: row for row in TABLE}

@@ -22,7 +22,7 @@ from celery_exporter.broker.url import masked
 from celery_exporter.errors import BadSettingError
 from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.monitor import Monitor
-from celery_exporter.status.checks import PATIENCE as HEARD
+from celery_exporter.status.facts import DISCOVERY_SECONDS
 from celery_exporter.status.model import VERSION, Status
 from celery_exporter.web.healthcheck import reachable
 from celery_exporter.web.listen_config import ListenConfig
@@ -35,7 +35,7 @@ SLOW = 1.0
 #: Seconds between two measurements of a broker that somebody looks at.
 UPDATE_INTERVAL = 5.0
 #: Seconds in which a broker has to be there for one look, and that its workers are listened to.
-CONNECT, LISTEN = 5.0, HEARD
+CONNECT, LISTEN = 5.0, DISCOVERY_SECONDS
 #: Seconds for the monitor's threads to end.
 FAREWELL = 1.3
 

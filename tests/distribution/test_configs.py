@@ -19,7 +19,7 @@ from harness.webhook import Webhook
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_exporter.doctor.prometheus_checks import _SCRAPE
+from celery_exporter.doctor.problems import NOT_SCRAPED
 
 SERVICES = compose.load()["services"]
 #: Where each service listens, as far as others look for it.
@@ -292,7 +292,7 @@ def test_whatever_scrapes_does_so_in_one_interval():
         *(prometheus["global"][f"{each}_interval"] for each in ("scrape", "evaluation")),
         *(endpoint["interval"] for endpoint in monitor["spec"]["endpoints"]),
         *re.findall(r"\[\d+m:(\w+)\]", rules),
-        *re.findall(r"scrape_interval: (\w+)", _SCRAPE),
+        *re.findall(r"scrape_interval: (\w+)", NOT_SCRAPED.remedy),
     }
     assert intervals == {INTERVAL}
 

@@ -30,10 +30,11 @@ from celery_exporter.cli.main import _command
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.snapshot import take_snapshot
-from celery_exporter.doctor import remedies
+from celery_exporter.doctor import problems as doctor_problems
+from celery_exporter.status import problems as status_problems
 from celery_exporter.status.model import Status
 from celery_exporter.web import web_config
-from tools.docgen import advice, metrics, printed
+from tools.docgen import checks, metrics, printed
 from tools.docgen.marks import filled
 
 DOCS = ROOT / "docs"
@@ -61,54 +62,19 @@ def test_marks_that_are_lost_are_told_of():
         filled("<!-- b -->\nold", {"b": "new"})
 
 
-ADVICE = """
-COMMAND = "celery worker -E"
-def check(workers):
-    if workers:
-        return Finding("workers", "ok", "all is well")
-    remedy = f"start one: {COMMAND}"
-    found = f"no worker in {seconds} s"
-    many = Finding("events", "warning" if some else "critical", found, remedy)
-    remedy = "another"
-    if many:
-        return Finding("events", judged(many), f"{many} are too many", by(many))
-    return Finding("events", "critical", text(), remedy)
-def by(many):
-    return "this" if many else f"that of {many}"
-    return f"{COMMAND} | tee"
-"""
-
-
-def test_what_the_doctor_says_is_read_off_its_source(tmp_path):
-    (tmp_path / "status").mkdir()
-    (tmp_path / "status" / "checks.py").write_text(ADVICE)
-    assert advice.chapter(advice.sources(tmp_path)).splitlines() == [
-        "| check | message | remedy |",
-        "|---|---|---|",
-        "| events | no worker in … s | start one: celery worker -E |",
-        "| events | … are too many | this, or: that of …, or: celery worker -E \\| tee |",
-        "| events | it says what | another |",
-    ]
-    assert advice.chapter(advice.sources(tmp_path / "nowhere")) == ""
-
-
-def test_each_check_that_may_go_wrong_is_in_the_table():
-    table = advice.chapter(advice.sources())
-    shown = set(re.findall(r"^\| ([a-z-]+) \|", table, re.MULTILINE))
-    nodes = [node for path in advice.sources() for node in ast.walk(ast.parse(path.read_text()))]
-    calls = [node for node in nodes if isinstance(node, ast.Call)]
-    found = [call.args for call in calls if ast.unparse(call.func) == "Finding"]
-    judged = {call.args[0].value for call in calls if ast.unparse(call.func) == "_judged"}
-    known = {ast.unparse(one.targets[0]): one.value for one in nodes if isinstance(one, ast.Assign)}
-    may = {known.get(ast.unparse(check), check) for check, level, *_ in found if ast.unparse(level) != "'ok'"}
-    of_rungs = [check for check in may if not isinstance(check, ast.Constant)]
-    assert len(of_rungs) == 2  # of the ladder's rows, and of those of the thresholds
-    rungs = {row.rung for row in remedies.REFUSALS} | {"virtual-host"}
-    assert {check.value for check in may - {*of_rungs}} | rungs | judged == shown - {"check"}
+def test_every_problem_is_in_the_table():
+    lines = checks.table().splitlines()
+    for module in (status_problems, doctor_problems):
+        for name, row in checks.problems(module).items():
+            words = re.split(r"\{.*?\}", row.message)  # around the fields
+            assert any(
+                line.startswith(f"| {row.check} | {row.severity} |") and all(word in line for word in words)
+                for line in lines
+            ), name
 
 
 def test_what_brokers_say_is_in_the_table():
-    lines = advice.chapter(advice.sources()).splitlines()
+    lines = checks.table().splitlines()
     for check, found, remedy in [
         ("url", "unknown scheme", "kombu supports"),
         ("url", "cannot be read", "percent-encode"),

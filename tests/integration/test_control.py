@@ -77,7 +77,7 @@ def test_pickled_answers_are_one_finding(
 ):
     pickles = {"task_serializer": "pickle", "accept_content": ["pickle", "json"]}
     app, _ = running(exporter(), worker(**pickles, environment=AS_ROOT))
-    said = "workers answer in pickle, which is not accepted here"
+    said = "workers reply in pickle, which is not accepted here"
     eventually(lambda: findings(app)["remote-control"]["message"].startswith(said), 60, ignore=(KeyError,))
     assert "--accept-content" in findings(app)["remote-control"]["remedy"]
     assert app.text().count("workers answer in pickle") == 1

@@ -42,9 +42,9 @@ from celery_exporter.doctor import prometheus_checks as prometheus
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor import redis_checks as redis
 from celery_exporter.doctor.connectivity import check_connectivity
-from celery_exporter.doctor.remedies import to_ask_workers, to_forget
-from celery_exporter.doctor.runner import DoctorOptions, _of_broker
-from celery_exporter.status.checks import CHURN
+from celery_exporter.doctor.remedies import broker_address, delete_queues_command, inspection_remedy
+from celery_exporter.doctor.runner import DoctorOptions, _run_broker_checks
+from celery_exporter.status.worker_checks import MIN_CHANGED_HOSTS
 
 from .test_urls import Certificates, OddRedis
 
@@ -131,7 +131,7 @@ def test_a_socket_that_is_not_there_and_one_that_is(running, tmp_path):
     assert {finding.severity for finding in rungs(url).values()} == {"ok"}
     client = Redis(unix_socket_path=str(path))
     client.config_set("maxmemory-policy", "allkeys-lru")
-    found = by_check(redis.look(settings_of(url))[0])["eviction"]
+    found = by_check(redis.run_redis_checks(settings_of(url))[0])["eviction"]
     assert found.remedy.startswith(f"redis-cli -s {path} CONFIG SET")
 
 
@@ -269,7 +269,7 @@ def test_a_user_who_may_not_ask_workers(running, tmp_path, rights, prefix):
 
     with pytest.raises(BrokerError) as refused:
         ask(settings)
-    as_administrator(to_ask_workers(settings, str(refused.value)))
+    as_administrator(inspection_remedy(settings, str(refused.value)))
     assert ask(settings) == {"w@box"}
 
 
@@ -309,10 +309,10 @@ def test_the_password_of_a_socket_is_not_printed(running, tmp_path, login, query
     if login == ":s3cret@" and "99" not in query:
         assert last_level(found) == "ok"
         assert "password" not in found["database"].message
-        assert found["database"].message == f"database {3 if query else 0} is there"
+        assert found["database"].message == f"database {3 if query else 0} exists"
         client = Redis(unix_socket_path=str(path), password="s3cret")
         client.config_set("maxmemory-policy", "allkeys-lru")
-        eviction = by_check(redis.look(settings_of(url))[0])["eviction"]
+        eviction = by_check(redis.run_redis_checks(settings_of(url))[0])["eviction"]
         assert eviction.remedy.startswith(f"redis-cli -s {path} --askpass CONFIG SET")
     else:
         check, _, remedy = last(found)
@@ -357,7 +357,7 @@ def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
     settings = settings_of(url)
     with pytest.raises(BrokerError, match=r"\(403\) ACCESS_REFUSED") as refused:
         ask(settings)
-    remedy = to_ask_workers(settings, str(refused.value))
+    remedy = inspection_remedy(settings, str(refused.value))
     assert remedy == f"rabbitmqctl set_permissions -p {vhost} guest '.*' '.*' '.*'"
     rabbit_server.control(*shlex.split(remedy)[1:])
     ask(settings)
@@ -401,27 +401,27 @@ def test_settings_of_redis_that_lose_tasks_or_events(running, tmp_path):
     client, settings = server.client(), settings_of(server.url)
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.config_set("client-output-buffer-limit", "pubsub 1048576 0 0")
-    found = by_check(redis.look(settings)[0])
+    found = by_check(redis.run_redis_checks(settings)[0])
     assert (found["eviction"].severity, found["output-buffer"].severity) == ("warning", "warning")
     assert "1,048,576 bytes" in found["output-buffer"].message
     client.config_set("maxmemory", "1gb")
     # Behind a URL that is dead, too, the command is for the one that lives.
     dead = settings_of(f"redis://127.0.0.1:{free_port()}/0;{server.url}")
-    found["eviction"] = by_check(redis.look(dead)[0])["eviction"]
+    found["eviction"] = by_check(redis.run_redis_checks(dead)[0])["eviction"]
     assert found["eviction"].severity == "critical"
     assert found["eviction"].remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} CONFIG SET")
     for check in ("eviction", "output-buffer"):
         words = shlex.split(found[check].remedy.partition(", and")[0])
         client.execute_command(*words[words.index("CONFIG") :])
-    assert {each.severity for each in redis.look(settings)[0]} == {"ok"}
+    assert {each.severity for each in redis.run_redis_checks(settings)[0]} == {"ok"}
     client.config_set("maxmemory-policy", "volatile-lru")
-    assert by_check(redis.look(settings)[0])["eviction"].severity == "warning"
+    assert by_check(redis.run_redis_checks(settings)[0])["eviction"].severity == "warning"
 
 
 def test_a_broker_that_went_away_before_it_was_asked(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     server.stop()
-    (found,), queues = _of_broker(settings_of(server.url), DoctorOptions(seconds=8), print)
+    (found,), queues = _run_broker_checks(settings_of(server.url), DoctorOptions(seconds=8), print)
     assert (found.check, found.severity, queues) == ("broker-version", "warning", set())
     assert found.remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
 
@@ -430,7 +430,7 @@ def test_a_redis_that_may_not_be_asked(running, tmp_path):
     """As where others run it: said to be not seen, with how to see it."""
     server = running(RedisServer(tmp_path / "redis"))
     server.client().execute_command(*EVE, "&*", "-config", "-info", "-scan")
-    found = by_check(redis.look(settings_of(f"redis://eve:pw@127.0.0.1:{server.port}/0"))[0])
+    found = by_check(redis.run_redis_checks(settings_of(f"redis://eve:pw@127.0.0.1:{server.port}/0"))[0])
     assert {each.severity for each in found.values()} == {"ok"}
     commands = {"eviction": "CONFIG GET", "output-buffer": "CONFIG GET", "orphaned-queues": "--scan"}
     for check, how in commands.items():
@@ -445,14 +445,14 @@ def test_what_was_left_on_redis_by_those_who_asked_workers(running, tmp_path):
         names = [f"{uuid.uuid4()}.reply.celery.pidbox" for _ in range(30)]
         for name in names:
             kombu.Queue(name, exchange, name)(connection.default_channel).declare()
-    found = by_check(redis.look(settings)[0])["orphaned-queues"]
+    found = by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"]
     assert (found.severity, "30 reply queues are bound" in found.message) == ("warning", True)
     client.rpush("model", b"answer")
     client.restore(names[0], 0, client.dump("model"), idletime=3600)
-    found = by_check(redis.look(settings)[0])["orphaned-queues"]
+    found = by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"]
     assert (found.severity, found.remedy.endswith(f"DEL {names[0]}")) == ("warning", True)
     client.flushall()
-    assert by_check(redis.look(settings)[0])["orphaned-queues"].severity == "ok"
+    assert by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"].severity == "ok"
 
 
 class ManagedRabbit(RabbitServer):
@@ -490,9 +490,9 @@ def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
 
     with kombu.Connection(server.url) as connection:
         kombu.Queue(left)(connection.default_channel).delete()
-    found = by_check(amqp.look(settings_of(server.url), management, print)[0])
+    found = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), management, print)[0])
     assert found["orphaned-queues"].severity == "ok"
-    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1", print)[0])
+    found = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), "http://127.0.0.1:1", print)[0])
     assert (
         found["orphaned-queues"].severity,
         "rabbitmqctl list_queues" in found["orphaned-queues"].message,
@@ -502,7 +502,9 @@ def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
     )
     with kombu.Connection(server.url) as connection:  # of an exporter with --event-queue-durable that is away
         kombu.Queue("celeryev.celery-exporter")(connection.default_channel).queue_declare()
-    found = by_check(amqp.look(settings_of(server.url), "http://127.0.0.1:1", print)[0])["orphaned-queues"]
+    found = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), "http://127.0.0.1:1", print)[0])[
+        "orphaned-queues"
+    ]
     assert (found.severity, found.remedy.endswith("test0 celeryev.celery-exporter")) == ("warning", True)
 
 
@@ -522,7 +524,9 @@ def test_the_login_is_given_to_the_management_api_and_to_nobody_that_it_points_t
     with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        found = by_check(amqp.look(settings_of(rabbit_server.clean()), url, print)[0])["orphaned-queues"]
+        found = by_check(amqp.run_rabbitmq_checks(settings_of(rabbit_server.clean()), url, print)[0])[
+            "orphaned-queues"
+        ]
         server.shutdown()
     assert [path.partition("?")[0].rpartition("/")[0] for path, _ in asked] == ["/api/queues"]
     assert asked[0][1]
@@ -547,11 +551,13 @@ def test_a_management_api_that_never_ends_is_not_waited_for(rabbit_server, sent)
         management = f"http://127.0.0.1:{server.getsockname()[1]}"
         with Span() as span:
             found = by_check(
-                _of_broker(settings_of(url), DoctorOptions(seconds=8, management=management), said.append)[0]
+                _run_broker_checks(
+                    settings_of(url), DoctorOptions(seconds=8, management=management), said.append
+                )[0]
             )
         assert span.seconds < CONNECT_TIMEOUT_SECONDS + 2
     assert "management API does not answer" in found["orphaned-queues"].message
-    assert said == ["asking the broker", "asking the management API"]
+    assert said == ["querying the broker", "querying the management API"]
 
 
 def test_a_number_within_a_name_is_no_code(monkeypatch, rabbit_server):
@@ -561,9 +567,9 @@ def test_a_number_within_a_name_is_no_code(monkeypatch, rabbit_server):
     name = uuid.UUID("54154154-1541-4541-8541-541541541541")
     monkeypatch.setattr(amqp.uuid, "uuid4", lambda: name)
     rabbit_server.control("set_permissions", "-p", vhost, "guest", "^$", ".*", ".*")
-    assert amqp._permits_transient(settings_of(url)) is None
+    assert amqp._permits_transient_queues(settings_of(url)) is None
     rabbit_server.control("set_permissions", "-p", vhost, "guest", ".*", ".*", ".*")
-    assert amqp._permits_transient(settings_of(url)) is True
+    assert amqp._permits_transient_queues(settings_of(url)) is True
 
 
 @pytest.mark.parametrize(
@@ -581,11 +587,11 @@ def test_transient_queues_by_the_versions_of_workers(workers, level):
     """Of those that are up."""
     views = [SimpleNamespace(software=name, version=version, up=True) for name, version in workers]
     down = SimpleNamespace(software="py-celery", version="5.4.0", up=False)
-    denied = amqp.judge_transient("4.3.0", permitted=False)
-    found = amqp.with_workers(denied, [*views, down])
+    denied = amqp.check_transient_queues("4.3.0", permitted=False)
+    found = amqp.consider_workers(denied, [*views, down])
     assert (found.severity, bool(found.remedy)) == (level, level == "warning")
-    permitted = amqp.judge_transient("4.2.1", permitted=True)
-    assert amqp.with_workers(permitted, views) is permitted
+    permitted = amqp.check_transient_queues("4.2.1", permitted=True)
+    assert amqp.consider_workers(permitted, views) is permitted
 
 
 @pytest.mark.parametrize(
@@ -601,7 +607,7 @@ def test_transient_queues_by_the_versions_of_workers(workers, level):
     ],
 )
 def test_transient_queues_by_version_and_by_trying(version, permitted, level):
-    found = amqp.judge_transient(version, permitted=permitted)
+    found = amqp.check_transient_queues(version, permitted=permitted)
     assert found.severity == level
     assert ("permit.transient_nonexcl_queues = true" in found.remedy) == (level == "warning")
 
@@ -644,7 +650,7 @@ def sick(tmp_path_factory):
 
 def test_workers_are_named_with_their_versions(sick):
     assert sick.code == 2
-    assert sick.found["workers"].message == "2 workers heard: w@pod, w@pod.example.org"
+    assert sick.found["workers"].message == "2 workers up: w@pod, w@pod.example.org"
     assert re.fullmatch(
         r"py-celery [\d.]+: w@pod, w@pod\.example\.org", sick.found["worker-versions"].message
     )
@@ -658,10 +664,10 @@ def test_workers_are_named_with_their_versions(sick):
     [
         ("serializer", "critical", "application/x-yaml", "--accept-content json,yaml"),
         ("task-events", "warning", "no task events from worker w@pod", "control enable_events"),
-        ("task-sent-events", "warning", "no client said", "task_send_sent_event = True"),
+        ("task-sent-events", "warning", "no task-sent event", "task_send_sent_event = True"),
         ("clock-skew", "warning", "w@pod.example.org by +120 s", "timedatectl set-ntp true"),
         ("worker-names", "warning", "w@pod, w@pod.example.org", "-n NAME@HOST"),
-        ("queues-without-consumers", "warning", "nobody consumes idle ", "-Q idle"),
+        ("queues-without-consumers", "warning", "empty queues without consumers: idle", "-Q idle"),
         ("unconsumed-messages", "warning", "backlog (3)", "celery -A yourapp worker -E -Q backlog"),
     ],
 )
@@ -674,17 +680,24 @@ def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, foun
 
 def test_a_queue_that_nobody_should_consume_can_be_forgotten(sick, running, tmp_path):
     """By the command that is printed; on RabbitMQ too."""
-    forget = sick.found["queues-without-consumers"].remedy.partition("; if nobody should: ")[2]
+    forget = sick.found["queues-without-consumers"].remedy.partition("; if not: ")[2]
     server = running(RedisServer(tmp_path / "redis"))
     with kombu.Connection(server.url) as connection:
         kombu.Queue("idle", kombu.Exchange("idle"), "idle")(connection.default_channel).declare()
     settings = settings_of(server.url)
-    assert redis.look(settings)[1] == {"idle"}
-    assert to_forget(settings, ["idle"]).partition(" DEL ")[2] == forget.partition(" DEL ")[2]
-    subprocess.run(shlex.split(to_forget(settings, ["idle"])), check=True, capture_output=True)
-    assert redis.look(settings)[1] == set()
+    assert redis.run_redis_checks(settings)[1] == {"idle"}
+    assert (
+        delete_queues_command(settings, broker_address(settings), ["idle"]).partition(" DEL ")[2]
+        == forget.partition(" DEL ")[2]
+    )
+    subprocess.run(
+        shlex.split(delete_queues_command(settings, broker_address(settings), ["idle"])),
+        check=True,
+        capture_output=True,
+    )
+    assert redis.run_redis_checks(settings)[1] == set()
     amqp_ = settings_of("amqp://guest:guest@127.0.0.1/a b")
-    assert to_forget(amqp_, ["x"]) == "rabbitmqctl delete_queue -p 'a b' x"
+    assert delete_queues_command(amqp_, broker_address(amqp_), ["x"]) == "rabbitmqctl delete_queue -p 'a b' x"
 
 
 def test_progress_is_shown_while_it_listens_and_not_on_stdout(sick):
@@ -712,7 +725,7 @@ def odd(tmp_path_factory):
         def beat():
             now = {"timestamp": time.time(), "freq": 2.0, "active": 0, "processed": 0}
             said = {**now, "sw_ident": "py-celery", "sw_ver": "5.3.6"}
-            gone = [f"w@{number:012x}" for number in range(CHURN)]
+            gone = [f"w@{number:012x}" for number in range(MIN_CHANGED_HOSTS)]
             publish_events(
                 server.url,
                 *({"type": "worker-offline", "hostname": name, **said} for name in gone),
@@ -737,9 +750,9 @@ def odd(tmp_path_factory):
     ("check", "found", "remedy"),
     [
         ("worker-versions", "py-celery 5.3.6: old@box, w@abc; py-celery ", "pip install celery==5."),
-        ("remote-control", "no answer from mute@box, old@box, w@abc", "worker_enable_remote_control = True"),
-        ("worker-names", "4 names that differ only by host, of which 3 are down", "docker run --hostname"),
-        ("queue-lengths", "workers consume celery, whose length the broker", "eve '~*' +exists +llen"),
+        ("remote-control", "no reply from mute@box, old@box, w@abc", "worker_enable_remote_control = True"),
+        ("worker-names", "4 names that differ only in the host, 3 of them down", "docker run --hostname"),
+        ("queue-lengths", "workers consume celery, but the broker does not", "eve '~*' +exists +llen"),
     ],
 )
 def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, remedy):
@@ -752,9 +765,9 @@ def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, remed
 def test_who_may_not_ask_workers_is_told_so(odd):
     """And not that they do not answer."""
     before, after = (each.found["remote-control"].message for each in odd.bob)
-    assert before.startswith("workers could not be asked: ")
+    assert before.startswith("workers could not be inspected: ")
     assert "no permissions" in before
-    assert after.startswith("no answer from mute@box")
+    assert after.startswith("no reply from mute@box")
 
 
 def test_what_is_printed_for_lengths_brings_them(odd):
@@ -766,7 +779,7 @@ def test_workers_that_answer_and_publish_nothing(running, tmp_path, redis_broker
     url = redis_broker.url
     worker = running(Worker(tmp_path / "a", url, "w@box", pool="solo", events=False, arguments=quiet))
     found = doctor(url).found["first-event"]
-    assert (found.severity, found.message.endswith("though workers answered: w@box")) == ("warning", True)
+    assert (found.severity, found.message.endswith("though workers replied: w@box")) == ("warning", True)
     assert found.remedy.startswith("start workers with -E and without --without-heartbeat")
     worker.stop()
     running(Worker(tmp_path / "b", url, "w@box", pool="solo"))
@@ -782,7 +795,7 @@ def test_what_was_ended_early_says_so(redis_broker):
         said, more, _ = communicate(process)
     assert "Traceback" not in more
     assert process.returncode == 1
-    assert re.search(r"^warning +listening +ended after \d s of listening", said, re.MULTILINE)
+    assert re.search(r"^warning +listening +stopped early, after \d s; ", said, re.MULTILINE)
 
 
 def test_ctrl_c_ends_it_while_a_broker_does_not_answer(running, tmp_path):
@@ -817,7 +830,7 @@ def test_a_full_redis_is_seen_though_each_worker_answered_before(running, tmp_pa
 def test_nobody_at_all(redis_broker):
     result = doctor(redis_broker.url)
     assert result.code == 2
-    assert result.found["workers"].message.startswith("no worker was heard in ")
+    assert result.found["workers"].message.startswith("no worker found in ")
     assert "worker -E" in result.found["workers"].remedy
 
 
@@ -903,9 +916,9 @@ def test_a_prometheus_that_scrapes_us_and_agrees(watched):
 
 def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
     found = watched.deaf.found["prometheus-agrees"]
-    assert (found.severity, "hears nothing itself" in found.message) == ("critical", True)
+    assert (found.severity, "receives no events itself" in found.message) == ("critical", True)
     assert (
-        f"celery-exporter doctor, with the options that the exporter at {watched.targets['deaf']}"
+        f"celery-exporter doctor with the options of the exporter at {watched.targets['deaf']}"
         in found.remedy
     )
 
@@ -913,7 +926,7 @@ def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
 @pytest.mark.parametrize(
     ("which", "found", "remedy"),
     [
-        ("down", "it cannot scrape http://127.0.0.1", "curl 'http://127.0.0.1"),
+        ("down", "cannot scrape http://127.0.0.1", "curl 'http://127.0.0.1"),
         ("others", "scrapes no celery-exporter", "scrape_configs"),
         ("nobody", "does not answer as Prometheus does", "/-/ready"),
         ("exporter", "does not answer as Prometheus does", "correct --prometheus"),
@@ -942,7 +955,9 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
     beat = {"type": "worker-heartbeat", "hostname": "w@box", "timestamp": time.time(), "freq": 2.0}
     publish_events(redis_broker.url, {**beat, "active": 0, "processed": 0, "pid": 1})
     eventually(lambda: server.query("celery_worker_up == 1"), 15)
-    found = by_check(prometheus.look(f"http://127.0.0.1:{server.port}", "celery_", {"x@box"}))
+    found = by_check(
+        prometheus.run_prometheus_checks(f"http://127.0.0.1:{server.port}", "celery_", {"x@box"})
+    )
     differs = found["prometheus-agrees"]
     assert (differs.severity, differs.message.endswith("without x@box, and with w@box")) == ("warning", True)
 
@@ -975,7 +990,9 @@ def test_native_histograms_are_switched_on_as_the_release_wants_it(version, reme
         threading.Thread(target=server.serve_forever).start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            found = by_check(prometheus.look(url, "celery_", set(), ["celery_h"]))["prometheus-native"]
+            found = by_check(prometheus.run_prometheus_checks(url, "celery_", set(), ["celery_h"]))[
+                "prometheus-native"
+            ]
         finally:
             server.shutdown()
     assert (found.severity, remedy in found.remedy) == ("warning", True)
@@ -985,7 +1002,7 @@ def test_native_histograms_are_switched_on_as_the_release_wants_it(version, reme
     ("profile", "agrees", "differs"),
     [
         ("danihodovic", "has the same 2 workers up", "without x@else, and with box"),
-        ("flower", "runs a profile without worker_up, so workers cannot be compared", "without x@else"),
+        ("flower", "has a profile without worker_up, so workers cannot be compared", "without x@else"),
     ],
 )
 def test_a_prometheus_of_an_exporter_with_another_profile(
@@ -999,7 +1016,7 @@ def test_a_prometheus_of_an_exporter_with_another_profile(
     url = f"http://127.0.0.1:{server.port}"
 
     def compared(*up: str):
-        return by_check(prometheus.look(url, "celery_", set(up)))["prometheus-agrees"]
+        return by_check(prometheus.run_prometheus_checks(url, "celery_", set(up)))["prometheus-agrees"]
 
     assert (compared().severity, compared("w@box").severity) == ("ok", "warning")  # nobody is heard there
     for name in ("w@box", "v@box"):
@@ -1026,15 +1043,17 @@ def test_a_prometheus_that_sends_its_answer_byte_by_byte(monkeypatch):
         def log_message(self, *_):
             pass
 
-    monkeypatch.setattr(prometheus, "TIMEOUT", 0.5)
+    monkeypatch.setattr(prometheus, "TIMEOUT_SECONDS", 0.5)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Drips)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     late = threading.Timer(10, over.set)
     late.start()
     try:
-        (finding,) = prometheus.look(f"http://127.0.0.1:{server.server_port}", "celery_", set())
+        (finding,) = prometheus.run_prometheus_checks(
+            f"http://127.0.0.1:{server.server_port}", "celery_", set()
+        )
         assert not over.is_set()
-        assert (finding.severity, "no whole answer in" in finding.message) == ("critical", True)
+        assert (finding.severity, "no complete answer within" in finding.message) == ("critical", True)
     finally:
         late.cancel()
         over.set()
@@ -1073,7 +1092,7 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
         eventually(lambda: exporter.total("celery_tasks_total", state="SUCCESS") > 0, 20)
         again = doctor(url, "--prometheus", f"http://127.0.0.1:{server.port}")
         assert (again.code, {each.severity for each in again.found.values()}) == (0, {"ok"}), again.text
-        assert "over: task events come from w@box" in eventually(
+        assert "over: task events arrive from w@box" in eventually(
             lambda: exporter.text() if "over: " in exporter.text() else "", 20
         )
     assert exporter.text().count(said) == 1

@@ -13,7 +13,7 @@ from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 
 from celery_exporter.core.aggregates import is_chosen
-from celery_exporter.doctor.prometheus_checks import look
+from celery_exporter.doctor.prometheus_checks import run_prometheus_checks
 
 NATIVE = "celery_task_runtime_seconds"
 RUNTIME = 'celery_task_runtime_seconds{task_name="made.up"}'
@@ -112,7 +112,7 @@ def test_doctor_says_whether_prometheus_stores_native_histograms(watched, broker
     publish_events(broker.url, *lives([0.5]))
     stored = f'{{__name__=~"{NATIVE}|{NATIVE}_count"}}'
     eventually(lambda: prometheus.query(stored), 15)
-    *_, found = look(f"http://127.0.0.1:{prometheus.port}", "celery_", set(), [NATIVE])
+    *_, found = run_prometheus_checks(f"http://127.0.0.1:{prometheus.port}", "celery_", set(), [NATIVE])
     assert (found.check, found.severity) == ("prometheus-native", level)
     assert level == "ok" or found.remedy == "start Prometheus with --enable-feature=native-histograms"
 

@@ -22,12 +22,12 @@ from celery_exporter.broker.queues.factory import queue_reader_for
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.doctor import rabbitmq_checks as amqp
-from celery_exporter.doctor.remedies import to_measure
+from celery_exporter.doctor.remedies import queue_lengths_remedy
 
 from .test_doctor import by_check, doctor, every, rungs, settings_of
 
 #: What the doctor has people put into rabbitmq.conf.
-PERMIT = amqp.judge_transient("4.3.0", permitted=False).remedy.rpartition("in rabbitmq.conf: ")[2]
+PERMIT = amqp.check_transient_queues("4.3.0", permitted=False).remedy.rpartition("in rabbitmq.conf: ")[2]
 #: What Celery before 5.7 does.
 SHARED = {"control_queue_exclusive": False, "event_queue_exclusive": False}
 
@@ -74,9 +74,11 @@ def test_the_doctor_says_how_to_permit_them_and_that_permits_them(strict, lenien
     assert denied.severity == "warning"
     assert denied.message.startswith(f"RabbitMQ {version} denies the transient queues")
     assert denied.remedy.endswith(f"in rabbitmq.conf: {PERMIT}")
-    assert found["workers"].message == "1 worker heard: old@box"
+    assert found["workers"].message == "1 worker up: old@box"
 
-    permitted = by_check(amqp.look(settings_of(lenient.clean()), None, print)[0])["transient-queues"]
+    permitted = by_check(amqp.run_rabbitmq_checks(settings_of(lenient.clean()), None, print)[0])[
+        "transient-queues"
+    ]
     assert permitted.severity == "ok"
     assert permitted.message.startswith(f"RabbitMQ {version} permits the transient queues")
 
@@ -85,10 +87,10 @@ def test_the_doctor_is_content_with_workers_that_declare_none(running, tmp_path,
     url = strict.clean()
     running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
     found = doctor(url).found
-    assert (found["workers"].message, found["remote-control"].severity) == ("1 worker heard: w@box", "ok")
+    assert (found["workers"].message, found["remote-control"].severity) == ("1 worker up: w@box", "ok")
     denied = found["transient-queues"]
     assert denied.severity == "ok"
-    assert denied.message.endswith("; the workers heard are of 5.7 or later, and declare none")
+    assert denied.message.endswith("; the workers here have Celery 5.7 or later, and declare none")
 
 
 def test_a_user_who_may_not_ask_for_queue_lengths(strict):
@@ -104,7 +106,7 @@ def test_a_user_who_may_not_ask_for_queue_lengths(strict):
             return queue_reader_for(connection).read(["jobs"], requested=["jobs"], consumed=())["jobs"]
 
     assert measured() is Absence.UNREADABLE
-    remedy = to_measure(settings_of(url), "")
+    remedy = queue_lengths_remedy(settings_of(url), "")
     assert remedy.startswith("exclusive=False ")
     command = remedy[remedy.index("rabbitmqctl set_permissions") :]
     strict.control(*shlex.split(command)[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools.docgen import advice, api, costs, layers, metrics, migrating, options, runbooks, thresholds
+from tools.docgen import api, checks, costs, layers, metrics, migrating, options, runbooks, thresholds
 from tools.docgen.marks import filled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
         REFERENCE / "options.md": {"options": options.long()},
         REFERENCE / "metrics.md": {"metrics": metrics.long(), "profiles": metrics.others()},
         REFERENCE / "status-api.md": {"api": api.fields()},
-        REFERENCE / "checks.md": {"checks": advice.chapter(advice.sources())},
+        REFERENCE / "checks.md": {"checks": checks.table()},
         REFERENCE / "alerts.md": {"thresholds": thresholds.table(f"../{RUNBOOKS.name}")},
         RUNBOOKS: {"thresholds": thresholds.table()},
         PERFORMANCE: {"costs": costs.short(PERFORMANCE.read_text())},

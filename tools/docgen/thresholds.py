@@ -1,19 +1,20 @@
-"""The thresholds of alerts and checks: as the mixin has them, and as a table for people."""
+"""The thresholds of alerts and checks: as Jsonnet for the mixin, and as a table for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from celery_exporter.status import problems as status_problems
 from celery_exporter.status.thresholds import LONG_WINDOW, POLLING_TASKS, TABLE, WINDOW
-from tools.docgen.layers import PACKAGE
+from tools.docgen.checks import problems
 
 PATH = Path(__file__).resolve().parents[2] / "alerts" / "thresholds.libsonnet"
-_HEAD = f"// Made from {PACKAGE.name}/thresholds.py by make alerts: set _config of the mixin instead."
+_HEAD = "// Made from celery_exporter/status/thresholds.py by make alerts: set _config of the mixin instead."
 
 
 def libsonnet() -> str:
-    """Return what the mixin's _config begins with, laid out as jsonnetfmt does."""
+    """Return the first part of the mixin's _config, in the layout of jsonnetfmt."""
     lines = [f"  {row.setting}: {row.limit:g}," for row in TABLE if row.setting]
     lines += [f"  window: '{_duration(WINDOW)}',", f"  longWindow: '{_duration(LONG_WINDOW)}',"]
     polling = "|".join(sorted(name.replace(".", "[.]") for name in POLLING_TASKS))
@@ -26,18 +27,21 @@ def libsonnet() -> str:
 
 
 def table(runbooks: str = "") -> str:
-    """Return which check looks for what alert fires on, with links to the runbooks, if on another page."""
+    """Return a table of the alerts, with the checks of the same condition; `runbooks` is a page."""
+    checks_by_alert: dict[str, dict[str, None]] = {}
+    for problem in problems(status_problems).values():
+        checks_by_alert.setdefault(problem.alert, {})[f"`{problem.check}`"] = None
     rows = []
     for row in TABLE:
-        check = f"`{row.check}`" if row.check else ""
+        checks = ", ".join(checks_by_alert.get(row.alert, ()))
         limit = f"`{row.setting}` {row.limit:g}" if row.setting else ""
         alert = f"[{row.alert}]({runbooks}#{row.alert.lower()})"
-        rows.append(f"| {alert} | {row.severity} | {_duration(row.pending)} | {check} | {limit} |")
-    return "\n".join(["| alert | severity | pending | check | threshold |", "|---|---|---|---|---|", *rows])
+        rows.append(f"| {alert} | {row.severity} | {_duration(row.pending)} | {checks} | {limit} |")
+    return "\n".join(["| alert | severity | pending | checks | threshold |", "|---|---|---|---|---|", *rows])
 
 
 def made() -> Mapping[Path, str]:
-    """Return what has to be in which file."""
+    """Return the generated file and its text."""
     return {PATH: libsonnet()}
 
 

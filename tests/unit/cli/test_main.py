@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from harness.exporter import run_cli
 
-import celery_exporter
 from celery_exporter import __version__
 from celery_exporter.config.options import OPTIONS
+from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.runtime.version import about
 
 GROUPS = list(dict.fromkeys(option.group for option in OPTIONS))
@@ -75,15 +75,11 @@ def test_help_of_a_command_has_the_same_groups_and_ends_with_examples_of_its_opt
 
 
 def test_help_of_the_doctor_names_each_check():
-    package = Path(celery_exporter.__file__).parent
-    sources = [package / "status" / "checks.py", *(package / "doctor").glob("*.py")]
-    text = "\n".join(path.read_text() for path in sources)
-    checks = set(re.findall(r'Finding\(\s*"([a-z-]+)"', text)) | {"answer", "tls", "login", "database"}
-    checks -= {"state"}  # of the file of an exporter that runs, which doctor is not
     lines = shown("doctor")
-    listed = "\n".join(lines[lines.index("  Looked at, in this order:") : lines.index("  Examples:")])
-    assert checks >= {"url", "host", "port", "prometheus-agrees", "worker-versions"}
-    assert checks | {"virtual-host"} <= set(re.split(r"[\s,]+", listed))
+    rows = lines[lines.index("  Checks, in this order:") + 1 : lines.index("  Examples:")]
+    listed = " ".join(row[len("    Prometheus  ") :] for row in rows)
+    names = [name for checks in CHECKS_BY_SUBJECT.values() for name in checks]
+    assert re.findall(r"[^\s,]+", listed) == names
 
 
 def test_no_command_is_cut_short_in_the_list(page):

@@ -13,11 +13,12 @@ from celery_exporter.broker.inspect import Configuration
 from celery_exporter.cli.main import _command
 from celery_exporter.doctor.event_checks import run_event_checks
 from celery_exporter.doctor.listener import ListenResult
-from celery_exporter.doctor.queue_names import is_passing, is_task_queue
-from celery_exporter.doctor.redis_checks import judge_buffer, judge_eviction, pubsub_limits
+from celery_exporter.doctor.problems import EVICTS_QUEUES, EVICTS_RESULTS, EVICTS_WHEN_LIMITED
+from celery_exporter.doctor.queue_names import is_task_queue, is_temporary
+from celery_exporter.doctor.redis_checks import eviction_problem, max_lag, pubsub_limits
 from celery_exporter.doctor.report import as_json, printed
 from celery_exporter.doctor.runner import Report
-from celery_exporter.status.checks import PATIENCE
+from celery_exporter.status.facts import DISCOVERY_SECONDS
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.recent import Recent
 from unit.core.cluster_driver import ClusterDriver, heartbeat, received
@@ -30,8 +31,8 @@ def judged(*events: dict, said: dict[str, Configuration] | None = None, **heard)
     """Return what is said of these events, and of what workers said of their configuration, by check."""
     driver = ClusterDriver()
     driver.apply(*events)
-    told = {"content_types": {"application/json": 3}, "first_event": 0.5, **heard}
-    shown, answers = driver.shown(listening=PATIENCE), list((said or {}).items())
+    told = {"content_types": {"application/json": 3}, "first_event_seconds": 0.5, **heard}
+    shown, answers = driver.shown(listening=DISCOVERY_SECONDS), list((said or {}).items())
     found = ListenResult(shown, Recent().growth(shown, 0.0), configurations=answers, **told)
     return {finding.check: finding for finding in run_event_checks(found, CONFIG)}
 
@@ -42,7 +43,7 @@ def test_workers_of_different_versions():
         for name, ver in (("a", "5.10.1"), ("b", "5.9.2"))
     ]
     found = judged(*driver)["worker-versions"]
-    assert found.message == "py-celery 5.10.1: a@h; py-celery 5.9.2: b@h"
+    assert found.message == "versions differ: py-celery 5.10.1: a@h; py-celery 5.9.2: b@h"
     assert (found.severity, found.remedy.endswith(" celery==5.10.1")) == ("warning", True)
     assert judged(driver[0])["worker-versions"].severity == "ok"
 
@@ -53,7 +54,7 @@ def test_what_workers_say_cannot_be_a_command_of_its_own():
     remedy = judged(*driver)["worker-versions"].remedy
     assert f"celery=={hostile}" in shlex.split(remedy)
     exchange = "x; touch /tmp/it"
-    said = judged(heartbeat(), first_event=None, said={"w@h": Configuration(event_exchange=exchange)})
+    said = judged(heartbeat(), first_event_seconds=None, said={"w@h": Configuration(event_exchange=exchange)})
     assert shlex.split(said["first-event"].remedy)[-1] == exchange
 
 
@@ -77,7 +78,7 @@ def test_whether_clients_say_what_they_send_may_be_told_by_the_configuration_of_
 
 
 def test_the_first_event_and_what_may_keep_it_away():
-    silent = {"first_event": None, "content_types": {}}
+    silent = {"first_event_seconds": None, "content_types": {}}
     assert judged(heartbeat())["first-event"].message == "the first event came after 0.5 s"
     elsewhere = {"w@h": Configuration(event_exchange="mine")}
     assert judged(said=elsewhere, **silent)["first-event"].remedy == "--event-exchange mine"
@@ -92,8 +93,11 @@ def test_the_first_event_and_what_may_keep_it_away():
 
 
 def test_what_was_cut_short_is_not_well():
-    found = judged(heartbeat(), cut=True)["listening"]
-    assert (found.severity, found.message.startswith(f"ended after {PATIENCE:.0f} s")) == ("warning", True)
+    found = judged(heartbeat(), stopped_early=True)["listening"]
+    assert (found.severity, found.message.startswith(f"stopped early, after {DISCOVERY_SECONDS:.0f} s")) == (
+        "warning",
+        True,
+    )
     assert "listening" not in judged(heartbeat())
 
 
@@ -109,7 +113,7 @@ def test_a_broker_that_goes_away_meanwhile_is_not_mended_by_another_look():
 def test_pickle_is_not_recommended_without_a_word():
     found = judged(content_types={"application/x-python-serialize": 1, "text/odd\n": 1})["serializer"]
     assert (found.severity, "text/odd?" in found.message) == ("critical", True)
-    assert "--accept-content json,pickle (pickle runs what a sender wants)" in found.remedy
+    assert "--accept-content json,pickle here (pickle runs code of the sender)" in found.remedy
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_pickle_is_not_recommended_without_a_word():
     ],
 )
 def test_queues_are_told_apart_by_their_names(name, tasks, passing):
-    assert (is_task_queue(name), is_passing(name)) == (tasks, passing)
+    assert (is_task_queue(name), is_temporary(name)) == (tasks, passing)
 
 
 def test_limits_of_redis():
@@ -135,18 +139,15 @@ def test_limits_of_redis():
         2**23,
         60,
     )
-    assert judge_buffer(2**25, 2**23, 60) is None
-    assert judge_buffer(0, 0, 0) is None
-    assert judge_buffer(2**20, 0, 0) == "1,048,576 bytes behind"
-    assert judge_buffer(0, 2**20, 60) == "after 60 s of being 1,048,576 bytes behind"
-    assert judge_buffer(0, 2**24, 5) == "after 5 s of being 16,777,216 bytes behind"
-    assert [
-        judge_eviction(*policy)[0] for policy in (("allkeys-lru", 0), ("volatile-ttl", 1), ("allkeys-lfu", 1))
-    ] == [
-        "warning",
-        "warning",
-        "critical",
-    ]
+    assert max_lag(2**25, 2**23, 60) is None
+    assert max_lag(0, 0, 0) is None
+    assert max_lag(2**20, 0, 0) == "1,048,576 bytes"
+    assert max_lag(0, 2**20, 60) == "1,048,576 bytes for 60 s"
+    assert max_lag(0, 2**24, 5) == "16,777,216 bytes for 5 s"
+    assert eviction_problem("noeviction", 1) is None
+    assert eviction_problem("allkeys-lru", 0) is EVICTS_WHEN_LIMITED
+    assert eviction_problem("volatile-ttl", 1) is EVICTS_RESULTS
+    assert eviction_problem("allkeys-lfu", 1) is EVICTS_QUEUES
 
 
 def test_how_findings_are_written():

@@ -1,0 +1,84 @@
+"""Checks of the broker, the event subscription and the exporter's own state. Pure."""
+
+from __future__ import annotations
+
+from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.status.facts import DISCOVERY_SECONDS, job, short, workers_up
+from celery_exporter.status.finding import Finding, duration
+from celery_exporter.status.problems import (
+    EVENTS_REJECTED,
+    NO_EVENTS,
+    NOT_SUBSCRIBED,
+    PUBLISHERS_BLOCKED,
+    SILENCE,
+    STATE_NOT_SAVED,
+)
+from celery_exporter.status.recent import Growth
+from celery_exporter.status.thresholds import BY_ALERT
+
+#: Seconds for which a rejected event counts as current. Heartbeats arrive every 2 s.
+REJECTED_RECENTLY_SECONDS = 60.0
+
+#: A word of RabbitMQ's reason (rabbit_reader.erl: "low on memory", "low on disk") → how to end that alarm.
+ALARM_REMEDIES = {
+    "memory": (
+        "rabbitmq-diagnostics memory_breakdown shows what uses the memory: consume or purge long queues, or "
+        "raise vm_memory_high_watermark"
+    ),
+    "disk": "df -h shows the disk: free space on it, or lower disk_free_limit",
+}
+
+
+def transport(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Report a transport on which no event can arrive."""
+    reason = snapshot.exporter.no_events
+    return NO_EVENTS.finding(no_fanout=reason) if reason else None
+
+
+def publishers(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Report an alarm by which RabbitMQ blocks all publishers."""
+    reason = snapshot.exporter.blocked
+    if reason is None:
+        return None
+    if not reason:
+        return PUBLISHERS_BLOCKED.ok("RabbitMQ accepts messages from publishers")
+    remedies = [remedy for word, remedy in ALARM_REMEDIES.items() if word in reason]
+    alarm_remedies = "; ".join(remedies or ALARM_REMEDIES.values())
+    return PUBLISHERS_BLOCKED.finding(reason=short(reason), alarm_remedies=alarm_remedies)
+
+
+def subscription(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Check that the event subscription is open."""
+    exporter = snapshot.exporter
+    if exporter.broker_up:
+        return NOT_SUBSCRIBED.ok("the event subscription is open")
+    return NOT_SUBSCRIBED.finding() if exporter.at - exporter.started >= DISCOVERY_SECONDS else None
+
+
+def event_stream(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Report that no event arrives, not even a heartbeat, though workers are up."""
+    exporter, limit_seconds = snapshot.exporter, BY_ALERT[SILENCE.alert].limit
+    if not workers_up(snapshot) or exporter.listening < limit_seconds or exporter.last_event is None:
+        return None
+    silence_seconds = exporter.at - exporter.last_event
+    if silence_seconds < limit_seconds:
+        return SILENCE.ok("events arrive")
+    return SILENCE.finding(silence=duration(silence_seconds))
+
+
+def serializer(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Report events in a serializer that is not accepted."""
+    exporter = snapshot.exporter
+    if exporter.last_refused is not None and exporter.at - exporter.last_refused < REJECTED_RECENTLY_SECONDS:
+        return EVENTS_REJECTED.finding()
+    if exporter.last_event is None:
+        return None
+    return EVENTS_REJECTED.ok("events arrive in a serializer that is accepted")
+
+
+def state(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Check that the state file can be written."""
+    saving = job(snapshot, "state")
+    if saving is None or saving.success is None:
+        return None
+    return STATE_NOT_SAVED.ok("the state is saved") if saving.success else STATE_NOT_SAVED.finding()
