@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from celery_exporter.core.snapshot import WorkerView
 from celery_exporter.quoting import printable
@@ -19,11 +19,14 @@ MAX_NAMES = 5
 class Finding(Struct, frozen=True):
     """The result of one health check."""
 
-    check: str  # its name
-    severity: Severity
-    message: str  # for people: its words may change
-    remedy: str = ""  # empty where all is well
-    alert: str = ""  # of alerts/, whose condition this is; /runbooks has a chapter on it
+    check: Annotated[str, Meta(description="Name of the check.")]
+    severity: Annotated[Severity, Meta(description="`ok` if there is no problem.")]
+    message: Annotated[str, Meta(description="One line for people. Its wording may change.")]
+    remedy: Annotated[str, Meta(description="What helps: a command or a setting. Empty if `ok`.")] = ""
+    alert: Annotated[
+        str,
+        Meta(description="The shipped alert with the same condition; /runbooks describes it. May be empty."),
+    ] = ""
 
 
 class Problem(Struct, frozen=True):

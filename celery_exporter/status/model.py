@@ -1,14 +1,15 @@
-"""The answer of /api/v1/status: what the status page and `top` show.
+"""The answer of /api/v1/status, which the status page and `top` show.
 
-Within a version fields are added, and none is renamed, removed or given another meaning. Times are epoch
-seconds of this exporter's clock, durations are seconds, rates are per second; null is what is not known.
+The descriptions are those of its JSON Schema, docs/reference/status-api.schema.json. Within a version fields
+are added; none is renamed, removed or given another meaning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from celery_exporter.status.finding import Finding
 
@@ -16,80 +17,99 @@ VERSION = 1
 
 
 class BrokerStatus(Struct, frozen=True):
-    """The event path: whether it is open, and how it does."""
+    """The broker, and the event subscription on it."""
 
-    url: str  # without secrets
-    up: bool  # the event subscription is open
-    reconnects: int  # since this exporter started
-    last_event: float | None  # when the newest event was read
-    event_lag: float | None  # by how much it was late, by its sender's clock
-    events_per_second: float | None  # over the window
-    unacked: int | None  # messages that workers hold and did not acknowledge; Redis only
-    blocked: bool | None = None  # the broker blocks publishers, so no event can be sent; RabbitMQ only
+    url: Annotated[str, Meta(description="Broker URL without passwords.")]
+    up: Annotated[bool, Meta(description="Whether the event subscription is open.")]
+    reconnects: Annotated[int, Meta(description="Reconnects since the start of the exporter.")]
+    last_event: Annotated[float | None, Meta(description="When the last event was received.")]
+    event_lag: Annotated[float | None, Meta(description="Seconds from its timestamp until it was received.")]
+    events_per_second: Annotated[float | None, Meta(description="Events received in `window`, a second.")]
+    unacked: Annotated[
+        int | None, Meta(description="Messages that workers received and did not acknowledge. Redis only.")
+    ]
+    blocked: Annotated[
+        bool | None, Meta(description="Whether the broker blocks publishers. RabbitMQ only.")
+    ] = None
 
 
 class WorkerStatus(Struct, frozen=True):
-    """One worker; what it does now is not known of one that is down."""
+    """One worker. What it executes is null if it is down."""
 
-    name: str
-    up: bool  # it did not say goodbye, and was heard within --worker-timeout
-    active: int | None  # tasks that it executes now
-    pool_size: int | None  # tasks that it can execute at once, as its pool is now
-    processed: int  # tasks that its pool accepted, over restarts that were seen
-    load: float | None  # of its host, over a minute
-    clock_skew: float | None  # its clock minus this exporter's
-    task_events: bool | None  # whether it sends them (-E)
-    heartbeat: float | None  # when it was last heard
-    version: str  # of its Celery; empty where it did not say
-    pool_max: int | None = None  # tasks that it can execute at once when --autoscale has grown its pool
+    name: Annotated[str, Meta(description="Node name.")]
+    up: Annotated[bool, Meta(description="Not offline, and an event came within --worker-timeout.")]
+    active: Annotated[int | None, Meta(description="Tasks that it executes.")]
+    pool_size: Annotated[int | None, Meta(description="Tasks that it can execute at once.")]
+    processed: Annotated[
+        int, Meta(description="Tasks accepted by its pool, including those before a restart.")
+    ]
+    load: Annotated[float | None, Meta(description="Load average of its host over one minute.")]
+    clock_skew: Annotated[float | None, Meta(description="Its clock minus that of the exporter, in seconds.")]
+    task_events: Annotated[bool | None, Meta(description="Whether it sends task events (-E).")]
+    heartbeat: Annotated[float | None, Meta(description="When the last heartbeat was received.")]
+    version: Annotated[str, Meta(description="Version of its Celery. Empty if unknown.")]
+    pool_max: Annotated[int | None, Meta(description="The `pool_size` up to which --autoscale grows.")] = None
 
 
 class QueueStatus(Struct, frozen=True):
     """One queue."""
 
-    name: str
-    length: int | None  # messages that wait in it
-    oldest: float | None  # when its oldest message was sent
-    consumers: int | None  # workers that take from it
-    processes: int | None  # tasks that these can execute at once
-    lengths: Sequence[tuple[float, int | None]]  # [when, length] of the last 15 minutes, up to now
+    name: Annotated[str, Meta(description="Name, as shown by --queue-name-rule.")]
+    length: Annotated[int | None, Meta(description="Messages ready for delivery.")]
+    oldest: Annotated[float | None, Meta(description="When its oldest message was sent.")]
+    consumers: Annotated[int | None, Meta(description="Workers that consume it.")]
+    processes: Annotated[int | None, Meta(description="Tasks that these workers can execute at once.")]
+    lengths: Annotated[
+        Sequence[tuple[float, int | None]], Meta(description="Time and length, over the last 15 minutes.")
+    ]
 
 
 class TaskStatus(Struct, frozen=True):
-    """One task name: what happened in the last `window` seconds, and what is open now."""
+    """One task name: what happened in `window`, and unfinished tasks."""
 
-    name: str
-    rates: Mapping[str, float]  # tasks that entered a state of celery.states; empty right after a start
-    failure_share: float | None  # of those that ended in SUCCESS or FAILURE
-    runtime_p50: float | None  # half of the executions took less
-    runtime_p95: float | None  # 95 % took less
-    wait_p50: float | None  # from sent (or eta) to started: half waited less
-    wait_p95: float | None  # 95 % waited less
-    open: Mapping[str, int]  # unfinished tasks, by the state they are in
-    oldest: float | None  # since when the one is in its state that is longest in it
+    name: Annotated[str, Meta(description="Name of the task.")]
+    rates: Annotated[
+        Mapping[str, float],
+        Meta(description="Tasks a second that entered each Celery state. Empty right after the start."),
+    ]
+    failure_share: Annotated[float | None, Meta(description="FAILURE / (SUCCESS + FAILURE).")]
+    runtime_p50: Annotated[float | None, Meta(description="Median run time in seconds.")]
+    runtime_p95: Annotated[float | None, Meta(description="95th percentile of the run time in seconds.")]
+    wait_p50: Annotated[float | None, Meta(description="Median seconds from sent (or eta) to started.")]
+    wait_p95: Annotated[float | None, Meta(description="95th percentile of the same.")]
+    open: Annotated[Mapping[str, int], Meta(description="Unfinished tasks by state.")]
+    oldest: Annotated[
+        float | None, Meta(description="When the task that is longest in its state entered it.")
+    ]
 
 
 class FailureStatus(Struct, frozen=True):
-    """One failure of late. Arguments, the exception's text and the traceback are not kept."""
+    """One recent failure. The exporter stores no arguments, exception texts or tracebacks."""
 
-    at: float  # by the worker's clock
-    task: str
-    worker: str
-    exception: str  # its class
-    uuid: str  # of the task
+    at: Annotated[float, Meta(description="When the task failed, by the worker's clock.")]
+    task: Annotated[str, Meta(description="Name of the task.")]
+    worker: Annotated[str, Meta(description="Node name of the worker.")]
+    exception: Annotated[str, Meta(description="Class of the exception.")]
+    uuid: Annotated[str, Meta(description="Id of the task.")]
 
 
 class Status(Struct, frozen=True):
-    """All of it. Rates and quantiles are over `window` seconds."""
+    """The whole answer. Times are Unix times in seconds, by the exporter's clock. Null means unknown."""
 
-    version: int  # of what is described here
-    exporter_version: str  # as --version has it
-    at: float  # when this was made; it is given to all who ask for 2 s, longer where it is large
-    started: float  # when this exporter was
-    window: float  # 300 to 375, or less after a start
-    broker: BrokerStatus  # the event path
-    findings: Sequence[Finding]  # also of what is well
-    workers: Sequence[WorkerStatus]  # by name, as the next two are
-    queues: Sequence[QueueStatus]
-    tasks: Sequence[TaskStatus]
-    failures: Sequence[FailureStatus]  # the newest first, 50 at most
+    version: Annotated[int, Meta(description="Version of this format.")]
+    exporter_version: Annotated[str, Meta(description="Version of the exporter.")]
+    at: Annotated[float, Meta(description="When this answer was computed. It is reused for at least 2 s.")]
+    started: Annotated[float, Meta(description="When the exporter started.")]
+    window: Annotated[
+        float, Meta(description="Seconds of rates and quantiles: 300 to 375, less right after the start.")
+    ]
+    broker: Annotated[BrokerStatus, Meta(description="The broker, and the event subscription on it.")]
+    findings: Annotated[
+        Sequence[Finding], Meta(description="Results of all health checks, also of those that are ok.")
+    ]
+    workers: Annotated[Sequence[WorkerStatus], Meta(description="Workers by name.")]
+    queues: Annotated[Sequence[QueueStatus], Meta(description="Queues by name.")]
+    tasks: Annotated[Sequence[TaskStatus], Meta(description="Task names in alphabetical order.")]
+    failures: Annotated[
+        Sequence[FailureStatus], Meta(description="At most 50 recent failures, the newest first.")
+    ]

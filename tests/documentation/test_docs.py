@@ -157,10 +157,6 @@ def test_each_page_is_built_and_in_the_navigation(site):
     assert built == pages | {Path("404.md")}
 
 
-def test_programs_are_not_in_the_site(site):
-    assert not [path for path in site.rglob("*") if path.suffix in {".py", ".pyc"}]
-
-
 def test_nothing_is_fetched_from_elsewhere(site):
     fetched = {what for path in site.rglob("*.html") for what in Page(path).fetched}
     assert fetched

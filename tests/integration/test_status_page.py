@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import bcrypt
+import jsonschema
 import pytest
 from harness import statuses
 from harness.browser import Visitor, chromium
@@ -30,6 +31,7 @@ from harness.workers import client as make_client
 from celery_exporter import __version__
 from celery_exporter.status.columns import TABLES
 from celery_exporter.web.status_page import POLICY
+from tools.docgen.api import PATH as SCHEMA
 
 API = "/api/v1/status"
 SECRET = "hunter2-in-arguments"
@@ -396,7 +398,15 @@ def test_what_is_sent_with_it_keeps_scripts_of_others_out(cluster):
     assert cluster.exporter.get("/static/../page.py").status == 404
 
 
-def test_the_api_says_what_the_documented_answer_has(cluster):
+def test_the_api_answers_by_its_published_schema(cluster):
+    answer = status(cluster)
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validate(answer, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**answer, "at": None}, schema)
+
+
+def test_the_api_compresses_its_answer(cluster):
     found = status(cluster)
     assert found["version"] == 1
     assert found["exporter_version"] == __version__

@@ -1,86 +1,62 @@
-"""What /api/v1/status answers: a table for each object, read off the structs that are encoded."""
+"""The JSON Schema of /api/v1/status, and a table for each object in it."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from msgspec import Struct
-from msgspec import inspect as types
+import msgspec
 
 from celery_exporter.status.model import Status
 
-_FIELD = re.compile(r"    (\w+): [^#]*(?:# (.*))?")
+PATH = Path(__file__).resolve().parents[2] / "docs" / "reference" / "status-api.schema.json"
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+Schema = dict[str, Any]
+
+
+def made() -> dict[Path, str]:
+    """Return the generated file and its text."""
+    schema = {"$schema": _DIALECT, **msgspec.json.schema(Status)}
+    return {PATH: msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n"}
 
 
 def fields() -> str:
-    """Return a heading and a table for the answer, and for each object in it."""
-    return "\n\n".join(map(_chapter, structs(Status)))
+    """Return a link to the schema, and a heading and a table for each object, the whole answer first."""
+    link = f"The tables are made from the [JSON Schema]({PATH.name}) of the answer."
+    return "\n\n".join([link, *map(_object, msgspec.json.schema(Status)["$defs"].values())])
 
 
-def structs(first: type[Struct]) -> Iterator[type[Struct]]:
-    """Yield a struct and those in it, from the top down."""
-    yield first
-    for field in _fields(first):
-        for inner in _inside(field.type):
-            yield from structs(inner)
-
-
-def _chapter(struct: type[Struct]) -> str:
-    meanings = dict(_meanings(struct))
-    rows = [f"| `{each.name}` | {_words(each.type)} | {meanings[each.name]} |" for each in _fields(struct)]
-    title = "The answer" if struct is Status else struct.__name__
+def _object(schema: Schema) -> str:
     head = [
-        f"## {title}",
+        f"## {schema['title']}",
         "",
-        inspect.getdoc(struct) or "",
+        schema["description"],
         "",
         "| field | type | meaning |",
         "|---|---|---|",
     ]
+    rows = [
+        f"| `{name}` | {_type(field)} | {field['description']} |"
+        for name, field in schema["properties"].items()
+    ]
     return "\n".join([*head, *rows])
 
 
-def _fields(struct: type[Struct]) -> tuple[types.Field, ...]:
-    found = types.type_info(struct)
-    return found.fields if isinstance(found, types.StructType) else ()
-
-
-def _meanings(struct: type[Struct]) -> Iterator[tuple[str, str]]:
-    """Yield what the comment beside each field says."""
-    for line in inspect.getsource(struct).splitlines():
-        found = _FIELD.fullmatch(line)
-        if found:
-            yield found[1], found[2] or ""
-
-
-def _inside(kind: types.Type) -> list[type[Struct]]:
-    if isinstance(kind, types.StructType):
-        return [kind.cls]
-    return _inside(kind.item_type) if isinstance(kind, types.CollectionType) else []
-
-
-def _words(kind: types.Type) -> str:
-    if isinstance(kind, types.StructType):
-        return f"[{kind.cls.__name__}](#{kind.cls.__name__.lower()})"
-    if isinstance(kind, types.UnionType):
-        return " or ".join(map(_words, kind.types))
-    if isinstance(kind, types.CollectionType):
-        return f"list of {_words(kind.item_type)}"
-    if isinstance(kind, types.TupleType):
-        return f"pairs ({', '.join(map(_words, kind.item_types))})"
-    if isinstance(kind, types.DictType):
-        return f"object: {_words(kind.key_type)} to {_words(kind.value_type)}"
-    if isinstance(kind, types.LiteralType):
-        return " or ".join(f"`{value}`" for value in kind.values)
-    return _PLAIN[type(kind)]
-
-
-_PLAIN = {
-    types.IntType: "integer",
-    types.FloatType: "number",
-    types.StrType: "string",
-    types.BoolType: "boolean",
-    types.NoneType: "null",
-}
+def _type(schema: Schema) -> str:
+    match schema:
+        case {"$ref": reference}:
+            name = reference.rpartition("/")[2]
+            return f"[{name}](#{name.lower()})"
+        case {"anyOf": options}:
+            return " or ".join(map(_type, options))
+        case {"enum": values}:
+            return " or ".join(f"`{value}`" for value in values)
+        case {"prefixItems": items}:
+            return f"pair ({', '.join(map(_type, items))})"
+        case {"type": "array", "items": items}:
+            return f"array of {_type(items)}"
+        case {"type": "object", "additionalProperties": values}:
+            return f"object of {_type(values)}"
+        case _:
+            return str(schema["type"])

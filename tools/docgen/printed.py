@@ -37,4 +37,4 @@ def made() -> Mapping[Path, str]:
     """Return what has to be in which file."""
     pages = {path: filled(path.read_text(), filling) for path, filling in parts().items()}
     served = {SERVED: runbooks.page(pages[RUNBOOKS])}
-    return {**pages, **served, **migrating.made(), **thresholds.made()}
+    return {**pages, **served, **api.made(), **migrating.made(), **thresholds.made()}
