@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from celery_exporter.status.model import Status
+from tools.docgen.markdown import table
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "reference" / "status-api.schema.json"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -28,19 +29,9 @@ def fields() -> str:
 
 
 def _object(schema: Schema) -> str:
-    head = [
-        f"## {schema['title']}",
-        "",
-        schema["description"],
-        "",
-        "| field | type | meaning |",
-        "|---|---|---|",
-    ]
-    rows = [
-        f"| `{name}` | {_type(field)} | {field['description']} |"
-        for name, field in schema["properties"].items()
-    ]
-    return "\n".join([*head, *rows])
+    fields = schema["properties"].items()
+    rows = [(f"`{name}`", _type(field), field["description"]) for name, field in fields]
+    return f"## {schema['title']}\n\n{schema['description']}\n\n{table(('field', 'type', 'meaning'), rows)}"
 
 
 def _type(schema: Schema) -> str:

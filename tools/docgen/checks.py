@@ -35,6 +35,7 @@ from celery_exporter.status import problems as status_problems
 from celery_exporter.status.broker_checks import ALARM_REMEDIES
 from celery_exporter.status.finding import Problem
 from celery_exporter.status.queue_checks import start_worker_command
+from tools.docgen import markdown
 
 _URLS = {
     "RabbitMQ": "amqp://USER:PASSWORD@HOST/VHOST",
@@ -84,8 +85,8 @@ def table() -> str:
     """Return a row for each problem, in the order in which `doctor` prints the checks."""
     order = [*(name for names in CHECKS_BY_SUBJECT.values() for name in names), "state"]
     rows = sorted(_rows(), key=lambda row: order.index(row.check))
-    lines = [f"| {row.check} | {row.severity} | {_cell(row.message)} | {_cell(row.remedy)} |" for row in rows]
-    return "\n".join(["| check | severity at most | message | remedy |", "|---|---|---|---|", *lines])
+    cells = [(row.check, row.severity, markdown.cell(row.message), markdown.cell(row.remedy)) for row in rows]
+    return markdown.table(("check", "severity at most", "message", "remedy"), cells)
 
 
 def problems(module: ModuleType) -> dict[str, Problem]:
@@ -154,7 +155,3 @@ def _denials() -> Iterator[Problem]:
     for denied in ("run the 'psubscribe' command", "access one of the channels", "access one of the keys"):
         remedy = _without_port(acl_command(_CONFIGS["Redis"], _BROKERS["Redis"], denied))
         yield Problem("subscription", "critical", f"this user has no permissions to {denied}", remedy)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

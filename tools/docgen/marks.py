@@ -1,4 +1,4 @@
-"""Parts of a page that are printed: between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+"""Generated parts of a page: between `<!-- NAME -->` and `<!-- end of NAME -->`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def filled(text: str, parts: Mapping[str, str]) -> str:
-    """Return the text with what is between the marks of each name made anew; ValueError where one is lost."""
+    """Return a page with each part between its marks; raise ValueError if the page lacks the marks."""
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)

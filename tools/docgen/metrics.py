@@ -1,11 +1,12 @@
-"""The metrics: a heading each for docs/reference/metrics.md."""
+"""The metrics of the native profile, a section for each; and a table of the other profiles."""
 
 from __future__ import annotations
 
 from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import PROFILES, select
+from tools.docgen.markdown import table
 
-#: Chapters, by how names begin.
+#: Headings, and how the names below them begin.
 CHAPTERS = {
     "Tasks": ("celery_task",),
     "Workers": ("celery_worker",),
@@ -15,19 +16,19 @@ CHAPTERS = {
 
 
 def rows() -> tuple[MetricFamily, ...]:
-    """Return those of the native profile, as they are by default."""
+    """Return the metrics of the native profile with default options."""
     return tuple(select(("native",), MetricOptions()).rows)
 
 
 def long() -> str:
-    """Return the chapters, with when a metric is absent and a query that it answers."""
+    """Return a section for each metric: labels, when it is absent, and an example query."""
     return "\n\n".join(
-        "\n\n".join([f"## {title}", *(_described(row) for row in rows() if row.name.startswith(begin))])
-        for title, begin in CHAPTERS.items()
+        "\n\n".join([f"## {title}", *(_section(row) for row in rows() if row.name.startswith(prefixes))])
+        for title, prefixes in CHAPTERS.items()
     )
 
 
-def _described(row: MetricFamily) -> str:
+def _section(row: MetricFamily) -> str:
     labels = ", ".join(f"`{label}`" for label in row.labels)
     kind = row.type.capitalize() + (f", labels {labels}." if labels else ", no labels.")
     absent = f"**Absent:** {row.absent}" if row.absent else "Never absent."
@@ -36,9 +37,13 @@ def _described(row: MetricFamily) -> str:
 
 def others() -> str:
     """Return a table of the other profiles."""
-    lines = ["| profile | metrics | known from |", "|---|---|---|"]
-    for name, profile in PROFILES.items():
-        if name != "native":
-            count = len(profile.rows(MetricOptions()))
-            lines.append(f"| [{name}](../how-to/migrate-from-{name}.md) | {count} | {profile.about} |")
-    return "\n".join(lines)
+    cells = [
+        (
+            f"[{name}](../how-to/migrate-from-{name}.md)",
+            str(len(profile.rows(MetricOptions()))),
+            profile.about,
+        )
+        for name, profile in PROFILES.items()
+        if name != "native"
+    ]
+    return table(("profile", "metrics", "known from"), cells)

@@ -1,4 +1,4 @@
-"""The runbooks as a page that the exporter serves, so that links of alerts lead somewhere by themselves."""
+"""The runbooks as HTML, which the exporter serves: alerts link to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PAGE = """<!doctype html>
 
 
 def page(markdown: str) -> str:
-    """Return it as HTML, each heading with the id that GitHub gives it."""
+    """Return the page as HTML, with the ids of headings that GitHub has."""
     text = MarkdownIt("commonmark").enable("table").render(markdown)
     return _PAGE.format(text=re.sub(r"<(h[23])>(.*?)</\1>", _with_id, text))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from celery_exporter.status import problems as status_problems
 from celery_exporter.status.thresholds import LONG_WINDOW, POLLING_TASKS, TABLE, WINDOW
+from tools.docgen import markdown
 from tools.docgen.checks import problems
 
 PATH = Path(__file__).resolve().parents[2] / "alerts" / "thresholds.libsonnet"
@@ -27,7 +28,7 @@ def libsonnet() -> str:
 
 
 def table(runbooks: str = "") -> str:
-    """Return a table of the alerts, with the checks of the same condition; `runbooks` is a page."""
+    """Return a table of the alerts, with checks of the same condition; `runbooks` is the page to link to."""
     checks_by_alert: dict[str, dict[str, None]] = {}
     for problem in problems(status_problems).values():
         checks_by_alert.setdefault(problem.alert, {})[f"`{problem.check}`"] = None
@@ -36,8 +37,8 @@ def table(runbooks: str = "") -> str:
         checks = ", ".join(checks_by_alert.get(row.alert, ()))
         limit = f"`{row.setting}` {row.limit:g}" if row.setting else ""
         alert = f"[{row.alert}]({runbooks}#{row.alert.lower()})"
-        rows.append(f"| {alert} | {row.severity} | {_duration(row.pending)} | {checks} | {limit} |")
-    return "\n".join(["| alert | severity | pending | checks | threshold |", "|---|---|---|---|---|", *rows])
+        rows.append((alert, row.severity, _duration(row.pending), checks, limit))
+    return markdown.table(("alert", "severity", "pending", "checks", "threshold"), rows)
 
 
 def made() -> Mapping[Path, str]:
