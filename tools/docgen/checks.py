@@ -25,11 +25,11 @@ from celery_exporter.doctor.prometheus_checks import ENABLE_NATIVE_HISTOGRAMS
 from celery_exporter.doctor.remedies import (
     REFUSALS,
     BrokerAddress,
-    acl_command,
     broker_address,
     delete_queues_command,
     diagnose_command,
     redis_cli,
+    subscription_remedy,
 )
 from celery_exporter.status import problems as status_problems
 from celery_exporter.status.broker_checks import ALARM_REMEDIES
@@ -97,7 +97,7 @@ def problems(module: ModuleType) -> dict[str, Problem]:
 def _rows() -> Iterator[Problem]:
     yield from _unusable_urls()
     yield from _refusals()
-    yield from _denials()
+    yield from _refused_subscriptions()
     for module in (status_problems, doctor_problems):
         for row in problems(module).values():
             if row is not UNUSABLE_URL:
@@ -150,8 +150,13 @@ def _is_of(broker: BrokerAddress, remedy: str) -> bool:
     return ("redis" if broker.amqp else "rabbitmq") not in remedy
 
 
-def _denials() -> Iterator[Problem]:
-    """Yield what an ACL of Redis denies to an event subscription."""
-    for denied in ("run the 'psubscribe' command", "access one of the channels", "access one of the keys"):
-        remedy = _without_port(acl_command(_CONFIGS["Redis"], _BROKERS["Redis"], denied))
-        yield Problem("subscription", "critical", f"this user has no permissions to {denied}", remedy)
+def _refused_subscriptions() -> Iterator[Problem]:
+    """Yield what brokers answer to an event subscription."""
+    for name, answer in (
+        ("Redis", "this user has no permissions to run the 'psubscribe' command"),
+        ("Redis", "this user has no permissions to access one of the channels"),
+        ("Redis", "this user has no permissions to access one of the keys"),
+        ("RabbitMQ", "PRECONDITION_FAILED"),
+    ):
+        remedy = _without_port(subscription_remedy(_CONFIGS[name], _BROKERS[name], answer))
+        yield Problem("subscription", "critical", answer, remedy)
