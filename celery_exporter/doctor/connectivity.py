@@ -120,10 +120,10 @@ def _resolve(broker: BrokerAddress) -> Finding:
 def _reach(broker: BrokerAddress) -> Finding:
     host, port = broker.host, broker.port
     try:
-        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
+        socket.create_connection((host, port), CONNECT_TIMEOUT_SECONDS).close()
     except TimeoutError:
         return CONNECT_TIMED_OUT.finding(
-            address=broker.address, seconds=CONNECT_TIMEOUT, quoted_host=shell_word(host), port=port
+            address=broker.address, seconds=CONNECT_TIMEOUT_SECONDS, quoted_host=shell_word(host), port=port
         )
     except OSError as error:
         hint = CONTAINER_HINT if host in LOCAL_HOSTS else ""
@@ -185,7 +185,10 @@ def _tls_mismatch(broker: BrokerAddress) -> Finding | None:
 def _speaks_tls(broker: BrokerAddress) -> bool:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
-    with suppress(OSError), socket.create_connection((broker.host, broker.port), CONNECT_TIMEOUT) as sock:
+    with (
+        suppress(OSError),
+        socket.create_connection((broker.host, broker.port), CONNECT_TIMEOUT_SECONDS) as sock,
+    ):
         try:
             context.wrap_socket(sock, server_hostname=broker.host).close()
         except ssl.SSLError as error:  # it may require a client certificate
@@ -196,7 +199,10 @@ def _speaks_tls(broker: BrokerAddress) -> bool:
 
 def _speaks_without_tls(broker: BrokerAddress) -> bool:
     """Send a word that a broker answers in its protocol (AMQP: any word), not with a TLS alert."""
-    with suppress(OSError), socket.create_connection((broker.host, broker.port), CONNECT_TIMEOUT) as sock:
+    with (
+        suppress(OSError),
+        socket.create_connection((broker.host, broker.port), CONNECT_TIMEOUT_SECONDS) as sock,
+    ):
         sock.sendall(b"PING\r\n" + b" " * 2)
         return sock.recv(8)[:1] in (b"+", b"-", b"A")
     return False

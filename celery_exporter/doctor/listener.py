@@ -49,7 +49,7 @@ class RecordingConsumer:
 
     def __init__(self, consumer: EventConsumer) -> None:
         self._consumer = consumer
-        self.proven = 0.0
+        self.last_alive = 0.0
         self.mark: tuple[int, int] | None = None  # the doctor takes nothing off a durable queue
         self.release = consumer.release
         self.unconfirmed = consumer.unconfirmed
@@ -62,13 +62,13 @@ class RecordingConsumer:
     def open(self) -> None:
         """Subscribe; raise BrokerError."""
         self._consumer.open()
-        self.proven = self._consumer.proven
+        self.last_alive = self._consumer.last_alive
         self._opened = self._opened or time.monotonic()
 
     def read(self, timeout: float) -> list[Message]:
         """Return messages, waiting for at most `timeout` seconds; raise BrokerError."""
         messages = self._consumer.read(timeout)
-        self.proven = self._consumer.proven
+        self.last_alive = self._consumer.last_alive
         if messages and self.first_event_seconds is None and self._opened is not None:
             self.first_event_seconds = time.monotonic() - self._opened
         for message in messages:

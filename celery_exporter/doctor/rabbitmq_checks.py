@@ -158,7 +158,7 @@ def _consumers_of_queues(
     url = f"{base.rstrip('/')}/api/queues/{quote(broker.vhost, safe='')}?columns=name,consumers"
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     try:
-        answer = fetch(url, timeout=CONNECT_TIMEOUT, max_bytes=MAX_ANSWER_BYTES, headers=headers)
+        answer = fetch(url, timeout=CONNECT_TIMEOUT_SECONDS, max_bytes=MAX_ANSWER_BYTES, headers=headers)
         queues: Any = json.loads(answer)
         return {str(queue["name"]): int(queue.get("consumers") or 0) for queue in queues}
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError, RecursionError):
