@@ -23,7 +23,7 @@ from msgspec import Struct
 from celery_exporter.core.events import Event
 
 #: Bytes of one read, and of what the parser gets at a time: the exporter's own.
-CHUNK, FEED = 2**18, 2**14
+READ_BYTES, FEED_BYTES = 2**18, 2**14
 
 _decode = msgspec.json.Decoder(Event | list[Event]).decode
 
@@ -41,9 +41,9 @@ def on_redis(host: str, port: int) -> Iterator[bytes]:
     wire = socket.create_connection((host, port))
     wire.sendall(hiredis.pack_command(("PSUBSCRIBE", "/0.celeryev/*")))
     parser = hiredis.Reader()
-    while data := wire.recv(CHUNK):
-        for start in range(0, len(data), FEED):
-            parser.feed(data[start : start + FEED])
+    while data := wire.recv(READ_BYTES):
+        for start in range(0, len(data), FEED_BYTES):
+            parser.feed(data[start : start + FEED_BYTES])
             while (answer := parser.gets()) is not False:
                 if answer[0] == b"pmessage":
                     yield base64.b64decode(_open(answer[3]).body)
@@ -64,7 +64,7 @@ def on_amqp(host: str, port: int, user: str, password: str, vhost: str) -> Itera
     wire.settimeout(None)
     print("ready", flush=True)
     rest = b""
-    while data := wire.recv(CHUNK):
+    while data := wire.recv(READ_BYTES):
         data, position = rest + data, 0
         while len(data) >= position + 8:
             kind, _, size = _head(data, position)

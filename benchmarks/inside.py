@@ -67,7 +67,7 @@ class Exporter:
         self._tracker = SeriesTracker(time.monotonic(), time.time())
         self._exposition = Exposition(config.metrics.selection.rows)
 
-    def hear(self, messages: Iterable[bytes]) -> None:
+    def receive(self, messages: Iterable[bytes]) -> None:
         """Do what the events thread does with what one read returned."""
         self._monitor.state.advance(EVERY)
         self._monitor.subscription.apply([Message(body, JSON) for body in messages])
@@ -86,7 +86,7 @@ class Exporter:
         exporter = cls()
         sets = max(1, samples // SAMPLES)
         for message in bodies(Cluster(tasks=2 * sets, names=sets, queues=1)):
-            exporter.touch([message])
+            exporter.receive([message])
         return exporter
 
 
@@ -150,7 +150,7 @@ def stall(samples: int) -> dict[str, float]:
         while not ended.is_set():
             start = time.perf_counter()
             time.sleep(EVERY)
-            exporter.touch([messages[position % len(messages)]])
+            exporter.receive([messages[position % len(messages)]])
             worst = max(worst, time.perf_counter() - start - EVERY)
             position += 1
 
@@ -173,14 +173,14 @@ def memory(tasks: int) -> dict[str, float]:
     """
     exporter, process, found = Exporter(), psutil.Process(), {"tasks": float(tasks)}
     for kind in OPEN:
-        exporter.touch([open_task(kind, number) for number in range(1_000)])
+        exporter.receive([open_task(kind, number) for number in range(1_000)])
     gc.collect()
     before = process.memory_info().rss
     for kind in OPEN:
         for number in range(1_000, tasks + 1_000):
-            exporter.touch([open_task(kind, number)])
+            exporter.receive([open_task(kind, number)])
         for _ in range(int(2 * SWEEP_SECONDS / EVERY)):
-            exporter.touch([])
+            exporter.receive([])
         found[kind] = (process.memory_info().rss - before) / tasks
     return found
 
