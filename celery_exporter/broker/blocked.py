@@ -73,7 +73,7 @@ class BlockedWatch:
         self._wait_seconds = INTERVAL_SECONDS
         self._next_attempt = 0.0  # monotonic time, after a failure
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check once. Raises BrokerError if the broker does not reply."""
         if self._failure is not None and time.monotonic() < self._next_attempt:
             raise self._failure

@@ -134,7 +134,7 @@ class WorkerInspector:
         """Return the serialisers of refused replies to the newest command."""
         return frozenset(self._control.refused)
 
-    def ask(
+    def inspect(
         self, before: dict[str, WorkerInfo], only: Collection[str] | None = None
     ) -> dict[str, WorkerInfo]:
         """Return each worker that replied; what is missing in its replies keeps its value in `before`.

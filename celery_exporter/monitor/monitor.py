@@ -117,7 +117,7 @@ class Monitor:
         jobs.append(PeriodicJob("reconcile", RECONCILE_INTERVAL_SECONDS, self._reconcile))
         jobs.append(PeriodicJob("status", min(interval, SHORT_STEP), self._update_status))
         if is_amqp(self._config.broker):
-            jobs.append(PeriodicJob("blocked", INTERVAL_SECONDS, self._blocked.look, self._blocked.close))
+            jobs.append(PeriodicJob("blocked", INTERVAL_SECONDS, self._blocked.check, self._blocked.close))
         return jobs
 
     def _new_checkpoint(self, file: StateFile, *, holds_state: bool) -> CheckpointWriter:

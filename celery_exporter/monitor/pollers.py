@@ -182,7 +182,7 @@ class WorkerPoller:
         with self._inspector.use() as inspector:
             if self._enable_events and without_events:
                 inspector.enable_events(without_events)
-            infos = inspector.ask(before, only)
+            infos = inspector.inspect(before, only)
             return infos, sorted(inspector.refused)
 
     def _compare_tasks(self) -> None:

@@ -368,7 +368,7 @@ def ask(settings) -> set[str]:
     roster = CachedConnection(ConfigSource(settings), WorkerInspector)
     try:
         with roster.use() as asked:
-            return set(asked.ask({}))
+            return set(asked.inspect({}))
     finally:
         roster.close()
 

@@ -191,4 +191,4 @@ def test_workers_are_asked_whatever_kombu_declares(monkeypatch, running, tmp_pat
     url = strict.clean()
     running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
     with connect(settings_of(url)) as connection:
-        assert set(WorkerInspector(connection).ask({})) == {"w@box"}
+        assert set(WorkerInspector(connection).inspect({})) == {"w@box"}
