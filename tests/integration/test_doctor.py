@@ -572,46 +572,6 @@ def test_a_number_within_a_name_is_no_code(monkeypatch, rabbit_server):
     assert amqp._permits_transient_queues(settings_of(url)) is True
 
 
-@pytest.mark.parametrize(
-    ("workers", "level"),
-    [
-        ((), "warning"),
-        ((("py-celery", "5.7.0"),), "ok"),
-        ((("py-celery", "5.10.0rc1"), ("py-celery", "6.0")), "ok"),
-        ((("py-celery", "5.7.0"), ("py-celery", "5.6.9")), "warning"),
-        ((("py-celery", "5.7.0"), (None, None)), "warning"),
-        ((("gocelery", "9.0"),), "warning"),
-    ],
-)
-def test_transient_queues_by_the_versions_of_workers(workers, level):
-    """Of those that are up."""
-    views = [SimpleNamespace(software=name, version=version, up=True) for name, version in workers]
-    down = SimpleNamespace(software="py-celery", version="5.4.0", up=False)
-    denied = amqp.check_transient_queues("4.3.0", permitted=False)
-    found = amqp.consider_workers(denied, [*views, down])
-    assert (found.severity, bool(found.remedy)) == (level, level == "warning")
-    permitted = amqp.check_transient_queues("4.2.1", permitted=True)
-    assert amqp.consider_workers(permitted, views) is permitted
-
-
-@pytest.mark.parametrize(
-    ("version", "permitted", "level"),
-    [
-        ("3.10.8", True, "ok"),
-        ("4.2.1", True, "ok"),
-        ("4.3.0", True, "ok"),
-        ("4.3.0", False, "warning"),
-        ("4.3.0-rc.1", None, "warning"),
-        ("5.0", None, "warning"),
-        ("", None, "ok"),
-    ],
-)
-def test_transient_queues_by_version_and_by_trying(version, permitted, level):
-    found = amqp.check_transient_queues(version, permitted=permitted)
-    assert found.severity == level
-    assert ("permit.transient_nonexcl_queues = true" in found.remedy) == (level == "warning")
-
-
 # -- workers, events, queues ---------------------------------------------------------------------------------
 
 
@@ -963,42 +923,6 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("version", "remedy"),
-    [
-        ("3.9.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
-        ("3.13.1-rc.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
-        ("2.55.1", "start Prometheus with --enable-feature=native-histograms"),
-        ("", "(before 3.9), or add"),
-        (["3.9"], "add scrape_native_histograms"),
-    ],
-)
-def test_native_histograms_are_switched_on_as_the_release_wants_it(version, remedy):
-    """Of releases that cannot be had here; the answers are what theirs look like."""
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self):
-            series = [{"metric": {"__name__": "celery_h_count", "instance": "a"}, "value": [0, "1"]}]
-            data = {"version": version} if "buildinfo" in self.path else {"result": series}
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"status": "success", "data": data}).encode())
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}"
-            found = by_check(prometheus.run_prometheus_checks(url, "celery_", set(), ["celery_h"]))[
-                "prometheus-native"
-            ]
-        finally:
-            server.shutdown()
-    assert (found.severity, remedy in found.remedy) == ("warning", True)
-
-
-@pytest.mark.parametrize(
     ("profile", "agrees", "differs"),
     [
         ("danihodovic", "has the same 2 workers up", "without x@else, and with box"),
@@ -1027,38 +951,6 @@ def test_a_prometheus_of_an_exporter_with_another_profile(
     assert (both.severity, agrees in both.message) == ("ok", True)
     other = compared("x@else")
     assert (other.severity, other.message.endswith(differs)) == ("warning", True)
-
-
-def test_a_prometheus_that_sends_its_answer_byte_by_byte(monkeypatch):
-    over = threading.Event()
-
-    class Drips(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            with suppress(OSError):
-                while not over.wait(0.1):
-                    self.wfile.write(b" ")
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.setattr(prometheus, "TIMEOUT_SECONDS", 0.5)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Drips)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    late = threading.Timer(10, over.set)
-    late.start()
-    try:
-        (finding,) = prometheus.run_prometheus_checks(
-            f"http://127.0.0.1:{server.server_port}", "celery_", set()
-        )
-        assert not over.is_set()
-        assert (finding.severity, "no complete answer within" in finding.message) == ("critical", True)
-    finally:
-        late.cancel()
-        over.set()
-        server.shutdown()
-        server.server_close()
 
 
 # -- from nothing to numbers ---------------------------------------------------------------------------------
