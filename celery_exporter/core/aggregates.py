@@ -1,6 +1,6 @@
-"""What is concluded from events is added up here, at the finest grain in use.
+"""Sums by label set: counts of transitions, histograms of times, failures by exception.
 
-Sums only grow; folding moves them, losing none.
+Invariant: sums only grow. Merging a label set into another moves its sums, and the total stays the same.
 """
 
 from __future__ import annotations
@@ -15,40 +15,37 @@ from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.task_names import clipped
 from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet, State
 
-#: Distinct exception classes kept per task and queue; code that makes classes at run time has no end of
-#: them. The rest is added up as "other".
+#: Exception classes per label set. The others are added up as `other`: code may create classes at run time.
 MAX_EXCEPTIONS = 50
-#: Distinct hosts of clients kept per task and queue.
+#: Hosts of clients per label set. The others are added up as `other`.
 MAX_CLIENTS = 100
-#: Failures that are remembered one by one, for people to look into.
+#: Newest failures that are kept with their details, for the status page.
 MAX_FAILURES = 50
 
 
 class Aggregate(Struct, gc=False):
-    """Everything added up under one key."""
+    """All sums of one label set."""
 
     transitions: list[int]  # by State
-    last: dict[State, float]  # state → newest epoch second a task entered it
-    exceptions: dict[str, int]
+    last: dict[State, float]  # newest epoch second at which a task entered the state
+    exceptions: dict[str, int]  # failures by exception class
     redeliveries: int
     runtime: dict[State, Histogram]
     queue_wait: Histogram | None
     prefetch_wait: Histogram | None
-    clients: dict[str, int] = {}  # host → tasks that it sent, where somebody wants to know
-    latency: Histogram | None = None  # where somebody wants to know
-    newest_prefetch: float | None = None  # seconds, of the task that was started last
-    inherited: bool = False  # some of it was counted under another key before
+    clients: dict[str, int] = {}  # sent tasks by host, if a profile shows them
+    latency: Histogram | None = None  # if a profile shows it
+    newest_prefetch_wait_seconds: float | None = None  # of the task that was started last
+    inherited: bool = False  # some of it was counted under another label set before
 
     @classmethod
     def empty(cls) -> Aggregate:
-        """Return a cell in which nothing happened yet."""
+        """Return an aggregate whose sums are all 0."""
         return cls([0] * len(State), {}, {}, 0, {}, None, None)
 
     def merge(self, other: Aggregate) -> None:
-        """Add another cell's sums to these, but for those by exception and client."""
-        self.transitions = [
-            mine + theirs for mine, theirs in zip(self.transitions, other.transitions, strict=True)
-        ]
+        """Add the sums of another aggregate, except those by exception and client: they have a quota."""
+        self.transitions = [sum(pair) for pair in zip(self.transitions, other.transitions, strict=True)]
         for state, at in other.last.items():
             self.last[state] = max(at, self.last.get(state, at))
         self.redeliveries += other.redeliveries
@@ -60,11 +57,11 @@ class Aggregate(Struct, gc=False):
             _merged(self.prefetch_wait, other.prefetch_wait) if other.prefetch_wait else self.prefetch_wait
         )
         self.latency = _merged(self.latency, other.latency) if other.latency else self.latency
-        if self.newest_prefetch is None:
-            self.newest_prefetch = other.newest_prefetch
+        if self.newest_prefetch_wait_seconds is None:
+            self.newest_prefetch_wait_seconds = other.newest_prefetch_wait_seconds
 
     def copy(self) -> Aggregate:
-        """Return a copy that what is booked later does not change."""
+        """Return a copy that shares no mutable value with this aggregate."""
         return Aggregate(
             self.transitions.copy(),
             self.last.copy(),
@@ -75,39 +72,39 @@ class Aggregate(Struct, gc=False):
             self.prefetch_wait and self.prefetch_wait.copy(),
             self.clients.copy(),
             self.latency and self.latency.copy(),
-            self.newest_prefetch,
+            self.newest_prefetch_wait_seconds,
             self.inherited,
         )
 
 
-def _merged(mine: Histogram | None, theirs: Histogram) -> Histogram:
-    if mine is None:
-        return theirs.copy()
-    mine.merge(theirs)
-    return mine
+def _merged(histogram: Histogram | None, other: Histogram) -> Histogram:
+    if histogram is None:
+        return other.copy()
+    histogram.merge(other)
+    return histogram
 
 
-class _Quota(Struct, gc=False):
-    """How many series there may be of a label whose values are not in the key, and how many there are."""
+class _SeriesQuota(Struct, gc=False):
+    """The number of series, and its limits, of a label whose values are not part of the label set."""
 
     per_label_set: int
     limit: int
     used: int = 0
 
-    def count(self, sums: dict[str, int], value: str, times: int) -> int:
-        """Add to a key's sum for a value; return how much of it went to `other`, for want of room."""
+    def count(self, sums: dict[str, int], value: str, count: int) -> int:
+        """Add `count` to the sum of a label value; return how much was added to `other` instead."""
         overflowed = 0
         if value not in sums:
             full = len(sums) >= self.per_label_set or self.used >= self.limit
             if full and value not in (UNKNOWN, OTHER):
-                value, overflowed = OTHER, times
+                value, overflowed = OTHER, count
             self.used += value not in sums
-        sums[value] = sums.get(value, 0) + times
+        sums[value] = sums.get(value, 0) + count
         return overflowed
 
 
 class Failure(Struct, frozen=True, gc=False):
-    """One failure, of some class of exception, at an epoch second of the worker's clock."""
+    """One failure. `at` is epoch seconds of the worker's clock, `exception` the name of its class."""
 
     at: float
     label_set: LabelSet
@@ -117,13 +114,14 @@ class Failure(Struct, frozen=True, gc=False):
 
 
 class Aggregates:
-    """Sums by key, and a door for each thing that is concluded from events.
+    """Sums by label set, with a method for each kind of count and observation. Not thread-safe.
 
-    `runtime_bounds` and `wait_bounds` are upper bucket bounds in seconds, rising, without +Inf. Exceptions
-    and clients are labels whose values are not in the label set; each may have `max_series` series.
-    Histograms have native buckets with `native_histograms`, and exemplars with `exemplars`; they observe the
-    share `histogram_sample_rate` of the tasks, chosen by uuid, None for all. `latency`: observe the time from
-    sent to started, or from received where no task-sent is known.
+    `runtime_bounds` and `wait_bounds` are the upper bounds of buckets in seconds, ascending, without +Inf.
+    The labels `exception` and `client` are not part of a label set. Each of the two has at most `max_series`
+    series. `native_histograms` and `exemplars` say whether histograms have native buckets and exemplars.
+    `histogram_sample_rate` is the ratio of tasks that they observe, chosen by uuid; None means all.
+    `latency` says whether a profile shows the time from sent (or from received, if no sending is known) to
+    started.
     """
 
     def __init__(  # noqa: PLR0913  what is measured, and how
@@ -143,34 +141,34 @@ class Aggregates:
         self.exemplars = exemplars
         self._sample_rate = histogram_sample_rate
         self._latency = latency
-        self.negative_waits = 0  # that were counted as 0 s
-        self.overflowed = 0  # failures and sendings whose exception or client was counted as other
-        self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # the newest last
-        self._exceptions = _Quota(MAX_EXCEPTIONS, max_series)
-        self._clients = _Quota(MAX_CLIENTS, max_series)
+        self.negative_waits = 0  # observations that were negative, and counted as 0 s
+        self.overflowed = 0  # failures and sendings whose exception or client was counted as `other`
+        self.failures: deque[Failure] = deque(maxlen=MAX_FAILURES)  # oldest first
+        self._exceptions = _SeriesQuota(MAX_EXCEPTIONS, max_series)
+        self._clients = _SeriesQuota(MAX_CLIENTS, max_series)
         self._aggregates: dict[LabelSet, Aggregate] = {}
-        self._unshared: dict[LabelSet, Aggregate] = {}  # those of them that are in no snapshot
+        self._unshared: dict[LabelSet, Aggregate] = {}  # those of them that no snapshot contains
 
     def snapshot(self) -> dict[LabelSet, Aggregate]:
-        """Return all sums as they are now. They stay so: what is booked next is booked in copies.
+        """Return all sums as they are now. Later changes do not affect the returned aggregates.
 
-        So it takes as long as a dict of them does, and each scrape costs one copy of what changed since.
+        This copies only the dict. The first change of an aggregate after a snapshot copies that aggregate.
         """
         self._unshared.clear()
         return self._aggregates.copy()
 
     def restore(self, label_set: LabelSet, aggregate: Aggregate) -> None:
-        """Add the sums of an earlier process under a key."""
+        """Add the sums that an earlier process had under a label set."""
         self._absorb(label_set, aggregate)
 
-    # -- what is booked. Of a time the seconds, below 0 by the skew of two clocks, and the task's uuid ------
+    # -- counts and observations. Seconds are negative where two clocks differ ---------------------------
 
     def touch(self, label_set: LabelSet) -> None:
-        """Note that a label set exists: its sums start at 0."""
+        """Add a label set whose sums are 0, if it is new."""
         self._writable(label_set)
 
     def count_transition(self, label_set: LabelSet, state: State, at: float) -> None:
-        """Count a task that entered a state, at an epoch second of the sender's clock."""
+        """Count a task that entered a state at an epoch second of the sender's clock."""
         aggregate = self._unshared.get(label_set) or self._writable(label_set)
         aggregate.transitions[state] += 1
         if at > aggregate.last.get(state, 0.0):
@@ -185,7 +183,7 @@ class Aggregates:
             self.overflowed += self._clients.count(clients, client, 1)
 
     def count_failure(self, failure: Failure) -> None:
-        """Count a failure by its class of exception, and remember it for a while."""
+        """Count a failure by its exception class, and keep it among the newest ones."""
         exceptions = self._writable(failure.label_set).exceptions
         self.overflowed += self._exceptions.count(exceptions, clipped(failure.exception), 1)
         if failure.label_set is not EXCLUDED:
@@ -194,7 +192,7 @@ class Aggregates:
     def observe_runtime(
         self, label_set: LabelSet, state: State, seconds: float, uuid: str | None = None
     ) -> None:
-        """Observe how long an execution took that ended in SUCCESS, FAILURE or RETRY."""
+        """Observe the runtime of an execution that ended in SUCCESS, FAILURE or RETRY."""
         aggregate = self._unshared.get(label_set) or self._writable(label_set)
         histogram = aggregate.runtime.get(state)
         if histogram is None:
@@ -204,9 +202,10 @@ class Aggregates:
     def observe_start(
         self, label_set: LabelSet, at: float, ready: float | None, received: float | None, uuid: str
     ) -> None:
-        """Observe how long a task waited that was started at an epoch second.
+        """Observe how long a task waited that was started at the epoch second `at`.
 
-        `ready` is when it was sent (or its eta), `received` when a worker received it (or its eta).
+        `ready` is when it was sent, `received` when its worker received it, both not before its eta. None
+        means unknown.
         """
         if ready is not None:
             self.observe_queue_wait(label_set, at - ready, uuid)
@@ -227,19 +226,19 @@ class Aggregates:
         self._observe(aggregate.queue_wait, self.wait_bounds, seconds, uuid)
 
     def observe_prefetch_wait(self, label_set: LabelSet, seconds: float, uuid: str | None = None) -> None:
-        """Observe the time from received by a worker (or eta) to started by it."""
+        """Observe the time from received (or eta) to started, on one worker."""
         aggregate = self._unshared.get(label_set) or self._writable(label_set)
         if aggregate.prefetch_wait is None:
             aggregate.prefetch_wait = self._histogram(self.wait_bounds)
-        aggregate.newest_prefetch = seconds
+        aggregate.newest_prefetch_wait_seconds = seconds
         self._observe(aggregate.prefetch_wait, self.wait_bounds, seconds, uuid)
 
     def count_redelivery(self, label_set: LabelSet) -> None:
-        """Count a task that was received again, in the same attempt."""
+        """Count an attempt of a task that was received again."""
         self._writable(label_set).redeliveries += 1
 
     def merge(self, label_set: LabelSet, into: LabelSet) -> None:
-        """Give a label set up: what was counted under it moves to another."""
+        """Remove a label set; add its sums to another one."""
         if label_set in self._aggregates:
             aggregate = self._writable(label_set)
             del self._aggregates[label_set]
@@ -250,21 +249,22 @@ class Aggregates:
             self._absorb(into, aggregate)
 
     def remove_clients(self, hosts: Collection[str]) -> None:
-        """Drop what clients on these hosts sent from the sums by client; it stays in all others."""
-        for label_set in [
+        """Remove the sums by client of clients on these hosts; other sums still include what they sent."""
+        affected = [
             label_set
             for label_set, aggregate in self._aggregates.items()
             if not aggregate.clients.keys().isdisjoint(hosts)
-        ]:
+        ]
+        for label_set in affected:
             clients = self._writable(label_set).clients
             for client in clients.keys() & hosts:
                 del clients[client]
                 self._clients.used -= 1
 
-    # -- how -------------------------------------------------------------------------------------------
+    # -- internals -------------------------------------------------------------------------------------
 
     def _writable(self, label_set: LabelSet) -> Aggregate:
-        """Return the sums of a key, to be changed."""
+        """Return the aggregate of a label set, to be changed; it is new, or a copy if a snapshot has it."""
         aggregate = self._unshared.get(label_set)
         if aggregate is None:
             shared = self._aggregates.get(label_set)
@@ -279,22 +279,22 @@ class Aggregates:
         if seconds < 0:
             self.negative_waits += 1
             seconds = 0.0
-        if self._sample_rate is None or is_chosen(uuid or "", self._sample_rate):
+        if self._sample_rate is None or is_sampled(uuid or "", self._sample_rate):
             histogram.observe(bounds, seconds, uuid)
 
     def _absorb(self, label_set: LabelSet, other: Aggregate) -> None:
         aggregate = self._writable(label_set)
         aggregate.merge(other)
-        for exception, times in other.exceptions.items():
-            self.overflowed += self._exceptions.count(aggregate.exceptions, exception, times)
-        for client, times in other.clients.items():
-            self.overflowed += self._clients.count(aggregate.clients, client, times)
+        for exception, count in other.exceptions.items():
+            self.overflowed += self._exceptions.count(aggregate.exceptions, exception, count)
+        for client, count in other.clients.items():
+            self.overflowed += self._clients.count(aggregate.clients, client, count)
 
     def _histogram(self, bounds: Sequence[float]) -> Histogram:
         counts, native, exemplars = [0] * (len(bounds) + 1), self.native_histograms, self.exemplars
         return Histogram(counts, 0.0, {} if native else None, {} if exemplars else None)
 
 
-def is_chosen(uuid: str, share: float) -> bool:
-    """Tell whether a task is of the share that histograms observe: all of its observations, or none."""
-    return zlib.crc32(uuid.encode()) < share * 2**32
+def is_sampled(uuid: str, sample_rate: float) -> bool:
+    """Return whether histograms observe a task; the result is the same for all its observations."""
+    return zlib.crc32(uuid.encode()) < sample_rate * 2**32

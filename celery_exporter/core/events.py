@@ -1,12 +1,12 @@
-"""Payload bytes → events.
+"""The event schema, and its decoder from message bodies.
 
-Invariant: whatever bytes arrive, `decode` returns, and each bad event becomes exactly one `Malformed`; its
-neighbours in the batch are used. What it takes, in time and memory, is bounded by the length of the body.
-This file knows what is on the wire and nothing of what it means.
+Invariant: for any bytes, `decode` returns; each bad event becomes exactly one `Malformed`, and its neighbours
+in the batch are used. Time and memory are bounded by the length of the body. This module knows the format of
+events, but not their meaning.
 
 The fields are those of celery/events/dispatcher.py, celery/worker/request.py (task events),
-celery/app/amqp.py (task-sent) and celery/worker/heartbeat.py (worker events). Fields that nobody here
-uses (args, kwargs, result, traceback …) are skipped by the decoder and never become objects.
+celery/app/amqp.py (task-sent) and celery/worker/heartbeat.py (worker events). The decoder skips unused fields
+(args, kwargs, result …), so they never become objects.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from celery_exporter.core.json_array import MAX_ITEMS, items
-from celery_exporter.core.task_names import LONGEST
+from celery_exporter.core.task_names import MAX_VALUE_BYTES
 
-#: Task events, in the order of a task's life. Celery names no others.
+#: All task events of Celery, in the order in which they happen to a task.
 TASK_TYPES = (
     "task-sent",
     "task-received",
@@ -37,22 +37,22 @@ TASK_TYPES = (
 )
 WORKER_TYPES = ("worker-online", "worker-heartbeat", "worker-offline")
 
-#: Why an event is not used; the label values of celery_exporter_events_malformed_total.
+#: Why an event is rejected; the label values of celery_exporter_events_malformed_total.
 REASONS = ("undecodable", "content_type", "not_an_object", "missing_field", "bad_field")
-#: The one of a serialiser that is not accepted.
+#: The reason for a serialiser that is not accepted.
 REFUSED = REASONS[1]
 
-# Names, queues, hosts and uuids become label values and dict keys, so their length bounds our memory.
-# 255 is what RabbitMQ allows for a queue name and celery's database backend for a task's name and id.
+# Names, queues, hosts and uuids become label values and dict keys, so their length bounds the memory.
+# RabbitMQ allows 255 for a queue name, and Celery's database backend for the name and id of a task.
 _Text = Annotated[str, Meta(min_length=1, max_length=255)]
-# Exchanges and routing keys, of as many characters; both may be empty.
+# Exchanges and routing keys may be empty.
 _Name = Annotated[str, Meta(max_length=255)]
-# Later than 1970, earlier than the year 5000: what is outside is not a time but an attack or an accident.
+# From 1970 to the year 5138. Other values are errors or attacks.
 _Epoch = Annotated[float, Meta(gt=0, lt=1e11)]
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
-# Attempts are numbered in blocks of this size; see core/identity.py.
+# `task_history.MAX_ATTEMPTS`: the attempts of one generation.
 _Retries = Annotated[int, Meta(ge=0, lt=2**31)]
-# More tasks than a worker process gets through in its life; they are added up over its restarts.
+# Far more tasks than a worker process can run. Restarts add up, and the total has to stay below 2**53.
 _Tasks = Annotated[int, Meta(ge=0, lt=2**40)]
 _Load = Annotated[float, Meta(ge=0, lt=1e11)]
 
@@ -60,7 +60,7 @@ _Load = Annotated[float, Meta(ge=0, lt=1e11)]
 class Event(Struct, gc=False):
     """One event as its sender wrote it. Times are epoch seconds of the sender's clock.
 
-    An application's own event (type in neither table) may lack everything but its type.
+    An event of an application, with a type that Celery does not have, needs a type only.
     """
 
     type: str
@@ -78,7 +78,7 @@ class Event(Struct, gc=False):
     # how a task ended
     runtime: Annotated[float, Meta(ge=0, lt=1e11)] | None = None
     exception: str | None = None
-    traceback: str | None = None  # read where the exception is a wrapper, and dropped
+    traceback: str | None = None  # read if the exception is a wrapper, and then removed
     requeue: bool | None = None
     # worker events
     pid: _Count | None = None
@@ -92,87 +92,91 @@ class Event(Struct, gc=False):
 
 
 class Malformed(Struct, frozen=True, gc=False):
-    """Something that is no event; `reason` is one of `REASONS`."""
+    """A rejected event; `reason` is one of `REASONS`."""
 
     reason: str
 
 
 _UNDECODABLE, _CONTENT_TYPE, _NOT_AN_OBJECT, _MISSING_FIELD, _BAD_FIELD = map(Malformed, REASONS)
 
-#: Characters of an id whose bytes need not be counted: four a character are most.
-_SURELY_SHORT = LONGEST // 4
-#: Bytes of an item that may become objects, to be judged: they take up to 35 times as much memory.
-MAX_LOOSE = 2**20
-#: Digits of a whole number that is parsed; longer ones are outside of every range, and take long.
-MAX_DIGITS = 400
-#: A body this short does not hold too many events: the shortest is '{"type":""}'.
-_FEW = 11 * MAX_ITEMS
+#: Characters of an id that cannot exceed the limit in bytes: UTF-8 has at most four bytes a character.
+_SHORT_ID_LENGTH = MAX_VALUE_BYTES // 4
+#: Bytes of an item that the standard JSON parser may load: the objects take up to 35 times as much memory.
+MAX_LOOSE_BYTES = 2**20
+#: Digits of an integer that is parsed. Longer ones exceed every range, and take long.
+MAX_INTEGER_DIGITS = 400
+#: Bytes of a body that cannot have more than `MAX_ITEMS` events: the shortest event is '{"type":""}'.
+_FEW_ITEMS_BYTES = 11 * MAX_ITEMS
 
-_NAMED = frozenset(TASK_TYPES)
-_KNOWN = frozenset(TASK_TYPES + WORKER_TYPES)
-_fast = msgspec.json.Decoder(Event | list[Event]).decode
-_fast_one = msgspec.json.Decoder(Event).decode
+_TASK_TYPES = frozenset(TASK_TYPES)
+_CELERY_TYPES = frozenset(TASK_TYPES + WORKER_TYPES)
+_decode_body = msgspec.json.Decoder(Event | list[Event]).decode
+_decode_event = msgspec.json.Decoder(Event).decode
 _required = ("timestamp", "hostname")
 
 
 def decode(body: bytes) -> list[Event | Malformed]:
-    """Decode one JSON message body: an event, or a list of events (`task.multi`)."""
-    if len(body) > _FEW and body.count(b"{") > MAX_ITEMS:
+    """Return the events of a JSON message body: one event, or a list of events (`task.multi`)."""
+    if len(body) > _FEW_ITEMS_BYTES and body.count(b"{") > MAX_ITEMS:
         return _decode_one_by_one(body)
     try:
-        found = _fast(body)
+        decoded = _decode_body(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_one_by_one(body)
-    events = found if type(found) is list else [found]
+    events = decoded if type(decoded) is list else [decoded]
     for event in events:
         uuid = event.uuid
-        if (event.type in _NAMED) if uuid is None else (len(uuid) > _SURELY_SHORT and not _is_kept(event)):
+        if uuid is None:
+            is_malformed = event.type in _TASK_TYPES
+        else:
+            is_malformed = len(uuid) > _SHORT_ID_LENGTH and not _has_valid_id(event)
+        if is_malformed:
             return _decode_one_by_one(body)
     return events
 
 
-def _is_kept(event: Event) -> bool:
-    """Tell whether an id has 255 bytes at most, if it is of a task: so many of them are remembered."""
+def _has_valid_id(event: Event) -> bool:
+    """Return whether the id of a task has at most 255 bytes; other events may have any id."""
     uuid = event.uuid or ""
-    is_short = len(uuid) <= _SURELY_SHORT or len(uuid.encode("utf-8", "replace")) <= LONGEST
-    return is_short or event.type not in _KNOWN
+    is_short = len(uuid) <= _SHORT_ID_LENGTH or len(uuid.encode("utf-8", "replace")) <= MAX_VALUE_BYTES
+    return is_short or event.type not in _CELERY_TYPES
 
 
 def _decode_one_by_one(body: bytes) -> list[Event | Malformed]:
-    """One bad event must not cost its neighbours: tell them apart, then judge each by itself."""
+    """Return the events of a batch that contains a bad one, each decoded on its own."""
     return [_UNDECODABLE if item is None else _decode_item(item) for item in items(body)]
 
 
 def _decode_item(item: bytes) -> Event | Malformed:
     try:
-        event = _fast_one(item)
+        event = _decode_event(item)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _decode_loosely(item)
     if event.uuid is None:
-        return _MISSING_FIELD if event.type in _NAMED else event
-    return event if _is_kept(event) else _BAD_FIELD
+        return _MISSING_FIELD if event.type in _TASK_TYPES else event
+    return event if _has_valid_id(event) else _BAD_FIELD
 
 
 def _decode_loosely(item: bytes) -> Event | Malformed:
-    """The standard parser also takes what senders' `json.dumps` writes though JSON has no such thing: NaN."""
-    if len(item) > MAX_LOOSE:
+    """Return an item decoded by the standard parser: it accepts NaN, which `json.dumps` writes."""
+    if len(item) > MAX_LOOSE_BYTES:
         return _UNDECODABLE
     try:
-        return _judge(json.loads(item, parse_int=_whole))
+        return _from_object(json.loads(item, parse_int=_parse_int))
     except (ValueError, RecursionError):
         return _UNDECODABLE
 
 
-def _whole(digits: str) -> float:
-    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
+def _parse_int(digits: str) -> float:
+    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else math.inf
 
 
 def from_objects(loaded: Any) -> list[Event | Malformed]:
-    """Turn an already deserialised body (for serialisers other than JSON) into events."""
-    return [_judge(item) for item in (loaded if isinstance(loaded, (list, tuple)) else [loaded])]
+    """Return the events of a deserialised body, for serialisers other than JSON."""
+    return [_from_object(item) for item in (loaded if isinstance(loaded, (list, tuple)) else [loaded])]
 
 
-def _judge(item: Any) -> Event | Malformed:
+def _from_object(item: Any) -> Event | Malformed:
     if not isinstance(item, dict):
         return _NOT_AN_OBJECT
     kind = item.get("type")
@@ -180,20 +184,20 @@ def _judge(item: Any) -> Event | Malformed:
         return _MISSING_FIELD
     if not isinstance(kind, str):
         return _BAD_FIELD
-    if kind not in _KNOWN:
+    if kind not in _CELERY_TYPES:
         return Event(type=kind, timestamp=0.0, hostname="")
-    required = (*_required, "uuid") if kind in _NAMED else _required
+    required = (*_required, "uuid") if kind in _TASK_TYPES else _required
     if any(item.get(field) is None for field in required):
         return _MISSING_FIELD
     try:
         event = msgspec.convert(item, Event)
-        # Texts for people: what is odd in them must not cost the failure.
+        # Invalid characters in these texts must not make the event of a failure malformed.
         event.exception, event.traceback = _without_surrogates(event.exception, event.traceback)
-        # str.encode refuses lone surrogates, which json.loads lets through. NaN is within no bounds.
+        # str.encode rejects lone surrogates, which json.loads accepts. NaN is outside of all bounds.
         "".join(value for value in msgspec.structs.astuple(event) if isinstance(value, str)).encode()
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
         return _BAD_FIELD
-    return event if _is_kept(event) else _BAD_FIELD
+    return event if _has_valid_id(event) else _BAD_FIELD
 
 
 # repr() of an exception: `ValueError('x')`, `pkg.mod.Err(...)`, `Outer.Inner(...)`, `<AioRpcError of …>`.
@@ -201,16 +205,16 @@ def _judge(item: Any) -> Event | Malformed:
 _class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*([^\W\d]\w*)")
 _REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
 _WRAPPER = "ExceptionWithTraceback()"
-_HEAD = "Traceback (most recent call last):\n"
-#: Characters; a thousand frames, which is how deep Python goes, have some 100,000.
-MAX_TRACEBACK = 2**18
-_past_frames = re.compile(r"\n(?![ \t])")
-_raised = re.compile(r"([\w.]{1,255})(?=:|\s|\Z)")
+_TRACEBACK_HEAD = "Traceback (most recent call last):\n"
+#: A thousand frames, which is Python's recursion limit, have some 100,000 characters.
+MAX_TRACEBACK_CHARACTERS = 2**18
+_after_frames = re.compile(r"\n(?![ \t])")
+_raised_class = re.compile(r"([\w.]{1,255})(?=:|\s|\Z)")
 _not_registered = re.compile(r"NotRegistered\(\s*(['\"])(.{1,255}?)\1")
 
 
 def exception_class(text: str | None) -> str | None:
-    """Return the class name in an exception's repr, without its module, or None."""
+    """Return the class name in the repr of an exception, without its module; None if there is none."""
     if text and text.startswith(_REJECT):
         return "Reject"
     match = _class_name.match(text, 0, 255) if text else None
@@ -218,26 +222,26 @@ def exception_class(text: str | None) -> str | None:
 
 
 def unwrap(event: Event) -> None:
-    """Take the exception from the traceback where the event has billiard's wrapper; drop the traceback.
+    """Replace billiard's exception wrapper by the exception in the traceback; remove the traceback.
 
-    Celery 5.7 writes `ExceptionWithTraceback()` for what its main process raises about a task (a lost pool
-    process, a time limit; celery/worker/request.py, on_failure and on_timeout). A traceback of several
-    exceptions is not read, for which of them it was does not show.
+    Celery 5.7 writes `ExceptionWithTraceback()` for exceptions that its main process raises for a task: a
+    lost pool process, or a time limit (celery/worker/request.py, on_failure and on_timeout). A traceback with
+    several exceptions is ignored, since it does not show which one was wrapped.
     """
     if event.exception == _WRAPPER:
-        name = _raised_in(event.traceback or "")
+        name = _class_in_traceback(event.traceback or "")
         event.exception = f"{name}()" if name else None
     event.traceback = None
 
 
-def _raised_in(traceback: str) -> str | None:
-    """Return what stands right under the frames; they are indented, and there may be any number of lines."""
-    if len(traceback) > MAX_TRACEBACK or traceback.count(_HEAD) != 1:
+def _class_in_traceback(traceback: str) -> str | None:
+    """Return the class name in the line after the frames, which are indented; None if there is none."""
+    if len(traceback) > MAX_TRACEBACK_CHARACTERS or traceback.count(_TRACEBACK_HEAD) != 1:
         return None
-    if not traceback.startswith((f"{_HEAD} ", f"{_HEAD}\t")):
+    if not traceback.startswith((f"{_TRACEBACK_HEAD} ", f"{_TRACEBACK_HEAD}\t")):
         return None
-    end = _past_frames.search(traceback, len(_HEAD))
-    match = _raised.match(traceback, end.end()) if end else None
+    end = _after_frames.search(traceback, len(_TRACEBACK_HEAD))
+    match = _raised_class.match(traceback, end.end()) if end else None
     return match[1] if match else None
 
 
@@ -247,6 +251,9 @@ def _without_surrogates(*texts: str | None) -> Iterator[str | None]:
 
 
 def unregistered_name(text: str | None) -> str | None:
-    """Return the task name in `NotRegistered('name')`: such a task fails without `task-received`."""
+    """Return the task name in `NotRegistered('name')`; None for other exceptions.
+
+    A worker sends no `task-received` for a task that it does not register.
+    """
     match = _not_registered.match(text, 0, 512) if text else None
     return match[2] if match else None

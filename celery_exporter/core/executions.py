@@ -46,15 +46,15 @@ class ExecutionMatcher:
         if task.expanded is None and event.name == name and (task.sent is None or retries > task.sent):
             return
         history = task.history()
-        known, shown = generations(history, name), self._shown(event.name)
-        attempt = find_sent(known, history, shown, retries, event.timestamp)
+        existing, shown = generations(history, name), self._shown(event.name)
+        attempt = find_sent(existing, history, shown, retries, event.timestamp)
         if (
-            attempt == known[-1].base > 0
+            attempt == existing[-1].base > 0
             and self._is_older(history, event)
             and not history.is_received(attempt)
         ):
             # a deferred receipt was taken for that of a successor
-            history.generations, attempt = known[:-1], None
+            history.generations, attempt = existing[:-1], None
         event.retries = self._add_generation(task, event) + retries if attempt is None else attempt
 
     def number_received(self, task: Task, event: Event) -> bool:
@@ -69,12 +69,12 @@ class ExecutionMatcher:
             return task.sent is not None and retries != task.sent and retries >= task.attempt
         history, shown = task.history(), self._shown(event.name)
         is_shadow = self._workers.is_shadow_name(event.name, event.hostname)
-        known = generations(history, name)
-        attempts = find_received(known, history, shown, retries)
+        existing = generations(history, name)
+        attempts = find_received(existing, history, shown, retries)
         is_unsure = len(attempts) > 1  # the receipt of the other one may follow
         attempt = next(iter(attempts), None)
         if attempt is None and is_shadow is not False:
-            attempt = find_shadowed(known, history, retries)
+            attempt = find_shadowed(existing, history, retries)
             is_unsure = is_shadow is None and attempt is not None
         event.retries = self._add_generation(task, event) + retries if attempt is None else attempt
         # One that was given back, or sent to several workers, is expected to be received again.
@@ -112,13 +112,13 @@ class ExecutionMatcher:
     def _add_generation(self, task: Task, event: Event) -> int:
         """Begin a generation for other work under the id of a task; return the base of its attempts."""
         history, shown = task.expand(), self._shown(event.name)
-        known = generations(history, task.bucket.group.label_set.task_name)
+        existing = generations(history, task.bucket.group.label_set.task_name)
         # A worker's clock may be off: its timestamp is compared with a client's only if nothing else helps.
         is_comparable = event.type == "task-sent" or task.bucket.state is State.PENDING
         is_older = is_comparable and self._is_older(history, event)
         is_older = is_older or self._is_received_before(history, event)
-        add = add_predecessor if is_older and len(known) == 1 else add_successor
-        return add(history, known, shown)
+        add = add_predecessor if is_older and len(existing) == 1 else add_successor
+        return add(history, existing, shown)
 
     def _is_older(self, history: TaskHistory, event: Event) -> bool:
         """Return whether an event is older than all that is known of its task.
@@ -159,7 +159,7 @@ def generations(history: TaskHistory, name: str) -> list[Generation]:
 
 
 def find_sent(
-    known: list[Generation], history: TaskHistory, name: str, retries: int, at: float
+    existing: list[Generation], history: TaskHistory, name: str, retries: int, at: float
 ) -> int | None:
     """Return the attempt that a `task-sent` announces; None for one that begins a successor.
 
@@ -167,50 +167,50 @@ def find_sent(
     attempt that was received already, and to the oldest such one; that of a retry to the newest generation
     that had been sent by then.
     """
-    alike = (generation.base for generation in known if is_alike(generation.name, name))
+    alike = (generation.base for generation in existing if is_alike(generation.name, name))
     bases = [base for base in alike if base + retries not in history.sent]
     if retries:
         bases = [base for base in bases if history.sent.get(base, at) <= at][::-1] or bases
     return bases[0] + retries if bases else None
 
 
-def find_received(known: list[Generation], history: TaskHistory, name: str, retries: int) -> list[int]:
+def find_received(existing: list[Generation], history: TaskHistory, name: str, retries: int) -> list[int]:
     """Return the attempts of that name that a `task-received` may be about, the likeliest first.
 
     Those are the ones that were not received yet, since queues are first in, first out; else the newest one,
     which is delivered again. None where the id is now used for work of another name whose `task-sent` is
     missing: then the `task-sent` of this one may be missing, too.
     """
-    named = [generation.base + retries for generation in known if is_alike(generation.name, name)]
+    named = [generation.base + retries for generation in existing if is_alike(generation.name, name)]
     new = [attempt for attempt in named if not history.is_received(attempt)]
-    newest = known[-1]
+    newest = existing[-1]
     is_unsent = not is_alike(newest.name, name) and newest.base not in history.sent
     return new or ([] if is_unsent and history.is_received(newest.base) else named[-1:])
 
 
-def find_shadowed(known: Iterable[Generation], history: TaskHistory, retries: int) -> int | None:
+def find_shadowed(existing: Iterable[Generation], history: TaskHistory, retries: int) -> int | None:
     """Return the oldest attempt that was sent, under any name, and not received yet."""
-    attempts = (generation.base + retries for generation in known)
+    attempts = (generation.base + retries for generation in existing)
     waiting = (attempt for attempt in attempts if attempt in history.sent)
     return next((attempt for attempt in waiting if not history.is_received(attempt)), None)
 
 
-def add_successor(history: TaskHistory, known: list[Generation], name: str) -> int:
+def add_successor(history: TaskHistory, existing: list[Generation], name: str) -> int:
     """Begin a generation after all that are known; return the base of its attempts."""
-    base = min(generation_of(known[-1].base) + 1, _LAST_GENERATION) * MAX_ATTEMPTS
-    history.generations = [*known[1 - MAX_GENERATIONS :], Generation(base, name)]
+    base = min(generation_of(existing[-1].base) + 1, _LAST_GENERATION) * MAX_ATTEMPTS
+    history.generations = [*existing[1 - MAX_GENERATIONS :], Generation(base, name)]
     return base
 
 
-def add_predecessor(history: TaskHistory, known: list[Generation], name: str) -> int:
+def add_predecessor(history: TaskHistory, existing: list[Generation], name: str) -> int:
     """Begin a generation before all that are known; return the base of its attempts."""
-    base = (generation_of(known[0].base) - 1) * MAX_ATTEMPTS
-    history.generations = [Generation(base, name), *known[: MAX_GENERATIONS - 1]]
+    base = (generation_of(existing[0].base) - 1) * MAX_ATTEMPTS
+    history.generations = [Generation(base, name), *existing[: MAX_GENERATIONS - 1]]
     if history.received is not None:
         history.skipped = {*(history.skipped or ()), base}
     return base
 
 
-def is_alike(known: str, name: str) -> bool:
+def is_alike(name: str, other: str) -> bool:
     """Return whether two names may be of one execution."""
-    return known == name or known in _ANY_NAME or name in _ANY_NAME
+    return name == other or name in _ANY_NAME or other in _ANY_NAME

@@ -1,7 +1,7 @@
-"""Observations by size: in the buckets that somebody chose, and, if asked for, in those of native histograms.
+"""Histograms: classic buckets with configured bounds and, optionally, native ones.
 
-The bounds of a native histogram's buckets are powers of 2^(1/8), schema 3 of Prometheus
-(prometheus.io/docs/specs/native_histograms): each is 9 % wider than the one below.
+The bounds of native buckets are powers of 2^(1/8), which is schema 3 of Prometheus
+(prometheus.io/docs/specs/native_histograms). Each bucket is 9 % wider than the one below.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 SCHEMA = 3
-_A_DOUBLING = 1 << SCHEMA
-#: Buckets from a microsecond to half a year; what is below or above is counted in the first or the last. So
-#: there are 352 of them at most, and the first is the one around zero.
-ZERO, LAST = -20 * _A_DOUBLING, 24 * _A_DOUBLING
+_BUCKETS_PER_DOUBLING = 1 << SCHEMA
+#: Indexes of the first native bucket (the zero bucket) and of the last one: a microsecond to half a year.
+#: Smaller and larger values are counted in these two, so a histogram has at most 353 native buckets.
+ZERO_INDEX, MAX_INDEX = -20 * _BUCKETS_PER_DOUBLING, 24 * _BUCKETS_PER_DOUBLING
 ZERO_THRESHOLD = 2.0**-20
-#: The label of exemplars. With its value it has 128 characters at most (OpenMetrics 1.0).
+#: The label of exemplars. Together with its value it may have 128 characters (OpenMetrics 1.0).
 EXEMPLAR_LABEL = "task_id"
-LONGEST = 128 - len(EXEMPLAR_LABEL)
+MAX_EXEMPLAR_ID_LENGTH = 128 - len(EXEMPLAR_LABEL)
 
 
 class Exemplar(Struct, frozen=True, gc=False):
-    """One task, by its uuid, of those in a bucket."""
+    """An observation in a bucket, with the uuid of its task."""
 
     uuid: str
     seconds: float
 
 
 class Histogram(Struct, gc=False):
-    """Counts per bucket (not cumulative; the last one is +Inf) and the sum of what was observed.
+    """Counts by bucket (not cumulative; the last bucket is +Inf) and the sum of all observations.
 
-    `native` counts by index, from `ZERO` on; `exemplars` has the newest of each bucket. None: not wanted.
+    `native` has counts by index, from `ZERO_INDEX` on. `exemplars` has the newest one of each bucket, by its
+    index in `counts`. Both are None if they are off.
     """
 
     counts: list[int]
@@ -42,20 +43,20 @@ class Histogram(Struct, gc=False):
     exemplars: dict[int, Exemplar] | None = None
 
     def observe(self, bounds: Sequence[float], value: float, uuid: str | None = None) -> None:
-        """Count `value` in the first bucket whose upper bound is not below it."""
+        """Count a value in the first bucket whose upper bound is equal or greater."""
         bucket = bisect_left(bounds, value)
         self.counts[bucket] += 1
         self.total += value
         if self.native is not None:
             index = native_index(value)
             self.native[index] = self.native.get(index, 0) + 1
-        # Prometheus refuses a page with a NUL in an exemplar; and no other control is of use to anybody.
-        if self.exemplars is not None and uuid and len(uuid) <= LONGEST and uuid.isprintable():
+        # Prometheus rejects a whole page for a NUL in an exemplar; other control characters are useless.
+        if self.exemplars is not None and uuid and len(uuid) <= MAX_EXEMPLAR_ID_LENGTH and uuid.isprintable():
             self.exemplars[bucket] = Exemplar(uuid, value)
 
     def merge(self, other: Histogram) -> None:
-        """Add another histogram's observations to these; both count natively, or neither does."""
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        """Add the observations of another histogram with the same buckets."""
+        self.counts = [sum(pair) for pair in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
         if self.native is not None and other.native is not None:
             for index, count in other.native.items():
@@ -64,7 +65,7 @@ class Histogram(Struct, gc=False):
             self.exemplars |= other.exemplars
 
     def copy(self) -> Histogram:
-        """Return a copy that later observations do not change."""
+        """Return a copy that shares no mutable value with this histogram."""
         return Histogram(
             self.counts.copy(),
             self.total,
@@ -72,26 +73,31 @@ class Histogram(Struct, gc=False):
             None if self.exemplars is None else self.exemplars.copy(),
         )
 
-    def thinned(self, places: Sequence[int]) -> Histogram:
-        """Return one with fewer buckets: `places` says for each of these which one it goes to."""
-        counts = [0] * (places[-1] + 1)
-        for place, count in zip(places, self.counts, strict=True):
-            counts[place] += count
-        exemplars = self.exemplars and {places[at]: one for at, one in self.exemplars.items()}
+    def rebucketed(self, indexes: Sequence[int]) -> Histogram:
+        """Return a histogram with fewer buckets; `indexes` has the new index of each bucket."""
+        counts = [0] * (indexes[-1] + 1)
+        for index, count in zip(indexes, self.counts, strict=True):
+            counts[index] += count
+        exemplars = self.exemplars and {
+            indexes[bucket]: exemplar for bucket, exemplar in self.exemplars.items()
+        }
         return Histogram(counts, self.total, self.native, exemplars)
 
     def empty(self) -> Histogram:
-        """Return one with the same buckets in which nothing was observed."""
+        """Return a histogram with the same buckets and no observations."""
         return Histogram([0] * len(self.counts), 0.0, None if self.native is None else {})
 
 
-def places(before: Sequence[float], now: Sequence[float]) -> list[int]:
-    """Return to which of today's buckets each of those before goes; all of today's bounds are among these."""
-    return [bisect_left(now, bound) for bound in (*before, math.inf)]
+def bucket_indexes(before: Sequence[float], after: Sequence[float]) -> list[int]:
+    """Return the index among the bounds `after` for each bucket of the bounds `before`, +Inf included.
+
+    All of `after` must be in `before`.
+    """
+    return [bisect_left(after, bound) for bound in (*before, math.inf)]
 
 
 def native_index(value: float) -> int:
-    """Return the index of the native bucket for a value: the lowest whose upper bound is not below it."""
+    """Return the index of the first native bucket whose upper bound is equal or greater."""
     if value <= ZERO_THRESHOLD:
-        return ZERO
-    return min(math.ceil(math.log2(value) * _A_DOUBLING), LAST)
+        return ZERO_INDEX
+    return min(math.ceil(math.log2(value) * _BUCKETS_PER_DOUBLING), MAX_INDEX)

@@ -1,8 +1,8 @@
-"""Where the items of a JSON array begin and end, found by its brackets and quotes alone.
+"""Splits a JSON array into its items by brackets and quotes alone.
 
-Invariant: no item can spoil its neighbours. One that is no JSON, that is nested too deeply to be parsed, or
-that holds bytes which are no text, is still one item, as long as its brackets balance and its quotes close.
-Nothing is built but the item's own bytes, and nothing recurses.
+Invariant: no item affects its neighbours. An item that is invalid JSON, nested too deeply for a parser, or
+not UTF-8 is still one item, as long as its brackets balance and its quotes close. Only the bytes of the items
+are copied, and nothing recurses.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-#: Items told apart in one array. Batches of Celery have 24 (celery/events/dispatcher.py, buffer_limit); each
-#: event costs some 300 bytes until it is applied.
+#: Items of one array. Batches of Celery have 24 (celery/events/dispatcher.py, buffer_limit). Each event takes
+#: some 300 bytes of memory until it is applied.
 MAX_ITEMS = 200_000
-#: Marks looked at in one array, at some 0.5 us each; real events have two to four.
+#: Marks (brackets, commas and quotes) of one array that are examined, 0.5 us each. Usual events have two to
+#: four.
 MAX_MARKS = 2_000_000
 
 _SPACE = b" \t\r\n"
@@ -21,18 +22,18 @@ _COMMA, _QUOTE, _BACKSLASH = b',"\\'
 _OPENERS = b"[{"
 
 _OPENING = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\[")
-# What comes before the next mark, and the mark. Texts without escapes are passed over; the quote that opens
-# another one is a mark, and its end is looked for. No pattern repeats a group without a limit, for `re` uses
-# memory at each round.
+# Each pattern matches up to the next mark, and captures the mark. Strings without escapes are skipped. The
+# quote that opens any other string is a mark, and its end is searched separately. No pattern repeats a group
+# without a limit, because `re` uses memory for each repetition.
 _AT_TOP = re.compile(rb'[^"\[\]{},]*([\[{]+|[\]},"])')
 _INSIDE = re.compile(rb'(?:[^"\[\]{}]*"[^"\\]*"){0,50}[^"\[\]{}]*([\[{]+|[\]}]+|")')
-_IN_TEXT = re.compile(rb'[^"\\]*("|(?:\\.){1,100})', re.DOTALL)
+_IN_STRING = re.compile(rb'[^"\\]*("|(?:\\.){1,100})', re.DOTALL)
 
 
 def items(body: bytes) -> Iterator[bytes | None]:
-    """Yield the text of each item of an array; a body that is none is one item.
+    """Yield the bytes of each item of an array; a body that is not an array is one item.
 
-    The last one is None for a rest in which items cannot be told apart, or which is too long.
+    The last item is None if the rest of the body is too long, or has items that cannot be told apart.
     """
     opening = _OPENING.match(body)
     if opening is None:
@@ -41,7 +42,7 @@ def items(body: bytes) -> Iterator[bytes | None]:
     start, closed = opening.end(), False
     for count, end in enumerate(_ends(body, start), 1):
         item, start, closed = body[start:end].strip(_SPACE), end + 1, body[end] != _COMMA
-        if item or not closed or count > 1:  # [] has none
+        if item or not closed or count > 1:  # [] has no item
             yield item
         if closed or count == MAX_ITEMS:
             break
@@ -50,16 +51,16 @@ def items(body: bytes) -> Iterator[bytes | None]:
 
 
 def _ends(body: bytes, position: int) -> Iterator[int]:
-    """Yield where each item ends: at a comma, and the last one at the bracket that closes the array."""
-    depth, in_text = 1, False
+    """Yield the position of the end of each item: a comma, or the bracket that closes the array."""
+    depth, in_string = 1, False
     for _ in range(MAX_MARKS):
-        mark = (_IN_TEXT if in_text else _AT_TOP if depth == 1 else _INSIDE).match(body, position)
+        mark = (_IN_STRING if in_string else _AT_TOP if depth == 1 else _INSIDE).match(body, position)
         if mark is None:
             return
         start, position = mark.span(1)
         first = body[start]
         if first == _QUOTE:
-            in_text = not in_text
+            in_string = not in_string
         elif first == _COMMA:
             yield start
         elif first in _OPENERS:

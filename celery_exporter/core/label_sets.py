@@ -86,9 +86,9 @@ class LabelSets:
         """Return the admitted label set of a task by its own name and queue; None is unknown."""
         label_set = self._of_tasks.get((name, queue))
         if label_set is None:
-            made = self.make(name, queue)
-            label_set = self.admit(made)
-            if label_set == made and len(self._of_tasks) < self._limit:  # an overflow is counted each time
+            wanted = self.make(name, queue)
+            label_set = self.admit(wanted)
+            if label_set == wanted and len(self._of_tasks) < self._limit:  # an overflow is counted each time
                 self._of_tasks[name, queue] = label_set
         return label_set
 
@@ -104,9 +104,9 @@ class LabelSets:
             return cached[label_set]
         if not self.by_worker or label_set is EXCLUDED:
             return label_set
-        made = LabelSet(label_set.task_name, label_set.queue_name, worker)
-        admitted = self.admit(made)
-        if admitted == made:  # an overflow is counted each time
+        wanted = LabelSet(label_set.task_name, label_set.queue_name, worker)
+        admitted = self.admit(wanted)
+        if admitted == wanted:  # an overflow is counted each time
             self._at_workers.setdefault(worker, {})[label_set] = admitted
         return admitted
 
@@ -166,7 +166,11 @@ class LabelSets:
 
     def of_tasks(self, label_sets: set[LabelSet]) -> list[LabelSet]:
         """Return these label sets of tasks, and those of each worker that acted on such tasks."""
-        return [one for one in self._admitted if LabelSet(one.task_name, one.queue_name) in label_sets]
+        return [
+            admitted
+            for admitted in self._admitted
+            if LabelSet(admitted.task_name, admitted.queue_name) in label_sets
+        ]
 
 
 def _size(label_set: LabelSet) -> int:

@@ -1,14 +1,18 @@
 """The processes that send heartbeats under one node name.
 
 Usually there is one, and another one after a restart. Containers with a fixed hostname run several at a
-time, often all with pid 1, so three things tell which process sent an event. Its pid. Its `processed`, which
-never falls in one process. And its clock: Celery's timer lets no heartbeat come early, so two that are
-closer together than a period are of two processes. (The Lamport clock in events tells nothing: workers set
-theirs by what they hear of others.)
+time, often all with pid 1. Three things tell which process sent an event:
 
-Where several processes may have sent an event, the one that counted most is taken to have counted on. Then
-the counts that are known, from the highest to the lowest, are never above those that the processes have, and
-no task is counted twice; some may be counted late.
+- Its pid.
+- Its `processed`, which never falls in one process.
+- Its clock: Celery's timer never fires early, so two heartbeats that are closer together than a period come
+  from two processes.
+
+The Lamport clock of events is of no use: workers set theirs by the events that they receive.
+
+If several processes may have sent an event, the count is added to the process with the highest count. Then
+the counts in this table, sorted, are never above the real ones, so no task is counted twice. Some may be
+counted late.
 """
 
 from __future__ import annotations
@@ -18,20 +22,21 @@ from msgspec import Struct
 from celery_exporter.core.events import Event
 from celery_exporter.core.types import Timestamp
 
-#: Processes of one name that are told apart. What further ones count is left out.
+#: Processes of one name that are told apart. The counts of further ones are ignored.
 MAX_PROCESSES = 8
-#: Times that an earlier process must be heard again before a name counts as shared: two heartbeats of each.
-SHARED_AFTER = 2
-#: Periods within which the next heartbeat of a process that runs is received.
-LATEST_HEARTBEATS = 2
-#: Part of a period within which no process sends two heartbeats: its clock is read a little late at times.
-EARLIEST_HEARTBEAT = 0.75
+#: Heartbeats of an earlier process, after those of a later one, until a name counts as shared.
+SHARED_MIN_ALTERNATIONS = 2
+#: Periods within which the next heartbeat of a running process is received.
+MAX_HEARTBEAT_PERIODS = 2
+#: Periods within which no process sends two heartbeats. Less than one: its clock may be read a little late.
+MIN_HEARTBEAT_PERIODS = 0.75
 
 
 class Process(Struct, gc=False):
-    """One process. `timestamp` is by its clock, `heard` is listening time; both of its newest event.
+    """One process. Its newest event is at `timestamp` by its clock, and at the listening time `last_seen`.
 
-    `first` and `last` are the places of its events among all of the name. A goodbye is none of these.
+    `first_event` and `last_event` are sequence numbers among all events of the name. A worker-offline event
+    changes none of these.
     """
 
     pid: int | None
@@ -39,18 +44,18 @@ class Process(Struct, gc=False):
     timestamp: float
     last_seen: float
     active: int | None = None
-    left: bool = False  # it said goodbye
-    replaced: bool = False  # another one took its place, as far as is known
-    replaces: bool = False  # it took the place of another one
-    first: int = 0
-    last: int = 0
-    again: int = 0  # times that it was heard since its first event, or since another one might be it
-    # Tasks to add to those counted once it is sure that this is a process of its own; None: it is.
-    unsure: int | None = None
+    left: bool = False  # it sent worker-offline
+    replaced: bool = False  # another process has taken its place, as far as is known
+    replaces: bool = False  # it has taken the place of another process
+    first_event: int = 0
+    last_event: int = 0
+    later_events: int = 0  # since its first one, or since a process appeared that may be the same
+    # Processed tasks that count once this is certainly a process of its own. None: it is one.
+    uncounted: int | None = None
 
 
 class Observation(Struct, frozen=True, gc=False):
-    """What an event tells: who sent it, and how many tasks and restarts it adds to those counted."""
+    """The sender of an event, and the numbers of processed tasks and restarts that the event adds."""
 
     process: Process
     is_new: bool
@@ -59,67 +64,67 @@ class Observation(Struct, frozen=True, gc=False):
 
 
 class Processes(Struct, gc=False):
-    """The processes of a name, in the order in which they were last heard."""
+    """The processes of a name. The one with the newest event is last in `tracked`."""
 
-    known: list[Process] = []
-    alternations: int = 0  # heartbeats of an earlier process while a later one was heard, too
+    tracked: list[Process] = []
+    alternations: int = 0  # heartbeats of an earlier process after those of a later one
     events: int = 0
 
     def observe(
         self, event: Event, now: Timestamp, period_seconds: float, silence_seconds: float
     ) -> Observation:
-        """Take in a worker event.
+        """Record a worker event.
 
-        `period_seconds` is the time between two heartbeats, `silence_seconds` how long one of several
+        `period_seconds` is the time between two heartbeats. `silence_seconds` is how long one of several
         processes may be silent.
         """
         self.events += 1
         if self._is_usual(event, now):
-            only = self.known[0]
-            tasks = _count(only, event, self.known)
-            self._note(only, event, now)
+            only = self.tracked[0]
+            tasks = _count(only, event, self.tracked)
+            self._record(only, event, now)
             return Observation(only, is_new=False, tasks=tasks, restarts=0)
-        silence = silence_seconds if self.alternations else LATEST_HEARTBEATS * period_seconds
-        self._pass_over_silence(now.listening, period_seconds)
-        restarts = self._replace(None, event, now, silence)
-        newest = self.known[-1] if self.known else None
-        fitting = [process for process in self.known if self._may_have_sent(process, event)]
-        possible = [process for process in fitting if not _is_early(process, event, now)]
+        silence = silence_seconds if self.alternations else MAX_HEARTBEAT_PERIODS * period_seconds
+        self._discount_common_silence(now.listening, period_seconds)
+        restarts = self._mark_replaced(None, event, now, silence)
+        newest = self.tracked[-1] if self.tracked else None
+        matching = [process for process in self.tracked if self._may_have_sent(process, event)]
+        possible = [process for process in matching if not _is_early(process, event, now)]
         if not possible:
-            process, tasks = self._add(event, now, fitting)
+            process, tasks = self._add(event, now, matching)
         else:
             process = self._likeliest(possible, event, period_seconds)
             self.alternations += process is not newest and event.type == "worker-heartbeat"
             tasks = _count(process, event, possible)
-            self._note(process, event, now)
-        restarts += self._replace(process, event, now, silence)
+            self._record(process, event, now)
+        restarts += self._mark_replaced(process, event, now, silence)
         return Observation(process, not possible, tasks + self._confirm(now.listening, silence), restarts)
 
     def _is_usual(self, event: Event, now: Timestamp) -> bool:
-        """Tell whether an event is of the only process that is known, as nearly all are."""
-        if len(self.known) != 1 or self.alternations:
+        """Return whether an event comes from the only process of the name, as nearly all do."""
+        if len(self.tracked) != 1 or self.alternations:
             return False
-        only = self.known[0]
+        only = self.tracked[0]
         return self._may_have_sent(only, event) and not _is_early(only, event, now)
 
-    def _pass_over_silence(self, listening: float, period: float) -> None:
-        """Take no process for gone because of a time in which nobody of the name was heard.
+    def _discount_common_silence(self, listening: float, period: float) -> None:
+        """Discount a time in which no process of the name was seen: they are slow, not gone.
 
-        One that stays silent while each of the others is heard twice is gone: these are merely slow.
+        A process that is silent while two events of each of the others arrive is gone.
         """
-        running = [process for process in self.known if not (process.left or process.replaced)]
-        silence = listening - self.known[-1].last_seen if len(running) > 1 else 0.0
+        running = [process for process in self.tracked if not (process.left or process.replaced)]
+        silence = listening - self.tracked[-1].last_seen if len(running) > 1 else 0.0
         if silence <= period:
             return
-        beyond = min(silence, 2 * (silence - period))  # a heartbeat may be a little late
-        heard_twice = 2 * (len(running) - 1)
+        discount = min(silence, 2 * (silence - period))  # a heartbeat may be a little late
+        two_of_each = 2 * (len(running) - 1)
         for process in running:
-            if self.events - 1 - process.last < heard_twice:
-                process.last_seen += beyond
+            if self.events - 1 - process.last_event < two_of_each:
+                process.last_seen += discount
 
     def _may_have_sent(self, process: Process, event: Event) -> bool:
-        """Tell whether a process may have sent an event, by what it counted, and by whether it still runs."""
-        newest = self.known[-1]
+        """Return whether a process may have sent an event: it still runs, and its pid and count match."""
+        newest = self.tracked[-1]
         if None not in (process.pid, event.pid) and process.pid != event.pid:
             return False
         if process is not newest and process.pid == newest.pid and (process.left or process.replaced):
@@ -127,118 +132,132 @@ class Processes(Struct, gc=False):
         return event.processed is None or event.processed >= (process.processed or 0)
 
     def _likeliest(self, possible: list[Process], event: Event, period: float) -> Process:
-        """Return the process whose heartbeat is due, of those that may have sent an event."""
+        """Return the most likely sender of an event: of a heartbeat, the process whose heartbeat is due."""
         if event.type == "worker-heartbeat" and event.processed is not None:
-            return min(possible, key=lambda each: (each.left, abs(event.timestamp - each.timestamp - period)))
-        if event.processed is None and self.known[-1] in possible:
-            return self.known[-1]
-        return _highest(possible)  # it may come at any time
+            return min(
+                possible,
+                key=lambda process: (process.left, abs(event.timestamp - process.timestamp - period)),
+            )
+        if event.processed is None and self.tracked[-1] in possible:
+            return self.tracked[-1]
+        return _highest(possible)  # the other events come at any time
 
-    def _add(self, event: Event, now: Timestamp, fitting: list[Process]) -> tuple[Process, int]:
-        """Add a new process; return it with the number of tasks that it adds to those counted.
+    def _add(self, event: Event, now: Timestamp, matching: list[Process]) -> tuple[Process, int]:
+        """Add a new process; return it and the number of processed tasks that it adds.
 
-        If only the time tells it from those that fit, a clock may have been set, so all but what one of these
-        may have counted since waits until it is heard again beside them.
+        If only the time distinguishes it from matching processes, a clock may have been set. Then only the
+        tasks that one of these may have processed since are added. The others are added when it is seen
+        again beside them.
         """
         process = Process(event.pid, event.processed, event.timestamp, now.listening, event.active)
-        process.first = process.last = self.events
+        process.first_event = process.last_event = self.events
         process.left = event.type == "worker-offline"
-        if len(self.known) >= MAX_PROCESSES:
-            gone = next((each for each in self.known if each.left or each.replaced), None)
-            if gone is None:
+        if len(self.tracked) >= MAX_PROCESSES:
+            over = next((other for other in self.tracked if other.left or other.replaced), None)
+            if over is None:
                 return process, 0
-            self.known.remove(gone)
-        self.known.append(process)
-        if fitting:
-            for each in fitting:
-                each.again = 0
-            process.unsure = _highest(fitting).processed or 0
-        return process, (event.processed or 0) - (process.unsure or 0)
+            self.tracked.remove(over)
+        self.tracked.append(process)
+        if matching:
+            for other in matching:
+                other.later_events = 0
+            process.uncounted = _highest(matching).processed or 0
+        return process, (event.processed or 0) - (process.uncounted or 0)
 
-    def _note(self, process: Process, event: Event, now: Timestamp) -> None:
-        """Note that a known process was heard."""
+    def _record(self, process: Process, event: Event, now: Timestamp) -> None:
+        """Record an event of a tracked process."""
         process.left = event.type == "worker-offline"
-        process.again += 1
+        process.later_events += 1
         if event.active is not None:
             process.active = event.active
         if process.left:
             return
         process.replaced = False
-        process.last_seen, process.last = now.listening, self.events
+        process.last_seen, process.last_event = now.listening, self.events
         if event.processed is not None:
             process.timestamp = event.timestamp
-        if process is not self.known[-1]:
-            self.known.remove(process)
-            self.known.append(process)
+        if process is not self.tracked[-1]:
+            self.tracked.remove(process)
+            self.tracked.append(process)
 
-    def _replace(self, last_seen: Process | None, event: Event, now: Timestamp, silence: float) -> int:
-        """Find who took the place of processes that are gone; return the number of restarts.
+    def _mark_replaced(self, sender: Process | None, event: Event, now: Timestamp, silence: float) -> int:
+        """Find the successors of processes that are gone; return the number of restarts.
 
-        That is one that was not heard before the last heartbeat of the other. `heard` sent the event, if that
-        is known already.
+        A successor is a process whose first event came after the last one of the other. `sender` sent the
+        event; None if it is not determined yet.
         """
         restarts = 0
-        for process in self.known[:]:
-            if process.replaced or not _is_gone(process, last_seen, event, now, silence):
+        for process in self.tracked[:]:
+            if process.replaced or not _is_gone(process, sender, event, now, silence):
                 continue
-            later = (each for each in self.known if each.first > process.last and not each.replaces)
+            later = (
+                other
+                for other in self.tracked
+                if other.first_event > process.last_event and not other.replaces
+            )
             successor = next(later, None)
             if successor is None:
                 continue
             process.replaced = True
-            if successor.unsure is not None:  # it is the same one, whose clock was set
-                self.known.remove(process)
-                successor.unsure = None
+            if successor.uncounted is not None:  # it is the same process, whose clock was set
+                self.tracked.remove(process)
+                successor.uncounted = None
             else:
                 successor.replaces = True
                 restarts += 1
         return restarts
 
     def _confirm(self, listening: float, silence: float) -> int:
-        """Return the tasks of processes that are sure by now: all that may be one were heard side by side."""
+        """Return the uncounted tasks of processes that are certain by now.
+
+        A process is certain when it and all that may be the same process were seen side by side.
+        """
         tasks = 0
-        for process in self.known if self.alternations >= SHARED_AFTER else ():
-            alike = [each for each in self.alive(listening, silence) if each.pid == process.pid]
-            if process.unsure is not None and all(each.again >= SHARED_AFTER for each in alike):
-                tasks += process.unsure
-                process.unsure = None
+        for process in self.tracked if self.alternations >= SHARED_MIN_ALTERNATIONS else ():
+            alike = [other for other in self.alive(listening, silence) if other.pid == process.pid]
+            is_certain = all(other.later_events >= SHARED_MIN_ALTERNATIONS for other in alike)
+            if process.uncounted is not None and is_certain:
+                tasks += process.uncounted
+                process.uncounted = None
         return tasks
 
     def restore(self, shift: float) -> None:
-        """Go on with a listening clock that is `shift` seconds ahead. Nobody was silent meanwhile."""
-        for process in self.known:
+        """Move all listening times by `shift` seconds, so that the time between does not count as silence."""
+        for process in self.tracked:
             process.last_seen += shift
 
     def alive(self, listening: float, silence_seconds: float) -> list[Process]:
         """Return the processes that run now, as far as is known."""
         return [
             process
-            for process in self.known
+            for process in self.tracked
             if not (process.left or process.replaced) and listening - process.last_seen <= silence_seconds
         ]
 
     def is_shared(self, listening: float, silence_seconds: float) -> bool:
-        """Tell whether several processes use the name now."""
+        """Return whether several processes use the name now."""
         if self.alternations and len(self.alive(listening, silence_seconds)) < 2:
             self.alternations = 0
-        return self.alternations >= SHARED_AFTER
+        return self.alternations >= SHARED_MIN_ALTERNATIONS
 
 
 def _is_early(process: Process, event: Event, now: Timestamp) -> bool:
-    """Tell whether a heartbeat comes too early for a process that was heard of last.
+    """Return whether a heartbeat comes too early after the newest event of a process to be sent by it.
 
-    By its clock and by ours: clocks of several hosts differ, and events that were held up come together.
+    It has to be early by its own clock and by ours. Clocks of several hosts differ, and events that were
+    delayed arrive together.
     """
     if event.type != "worker-heartbeat" or event.processed is None or not event.freq:
         return False
-    earliest = EARLIEST_HEARTBEAT * event.freq
+    earliest = MIN_HEARTBEAT_PERIODS * event.freq
     return event.timestamp - process.timestamp < earliest and now.listening - process.last_seen < earliest
 
 
 def _count(process: Process, event: Event, possible: list[Process]) -> int:
-    """Give a process what it counted; return how many tasks were processed, at least.
+    """Set the count of a process; return how many tasks were processed, at least.
 
-    That is since the highest count that it may have had, which it then leaves to the other one.
+    That is the difference to the highest count of the possible senders. The process with that count gets the
+    previous count of this one in exchange.
     """
     if event.processed is None:
         return 0
@@ -249,18 +268,17 @@ def _count(process: Process, event: Event, possible: list[Process]) -> int:
 
 
 def _highest(processes: list[Process]) -> Process:
-    return max(processes, key=lambda each: each.processed or 0)
+    return max(processes, key=lambda process: process.processed or 0)
 
 
-def _is_gone(
-    process: Process, last_seen: Process | None, event: Event, now: Timestamp, silence: float
-) -> bool:
-    """Tell whether a process is gone, now that this event was heard.
+def _is_gone(process: Process, sender: Process | None, event: Event, now: Timestamp, silence: float) -> bool:
+    """Return whether a process is gone at the time of an event; `sender` sent it, None if undetermined.
 
-    Its clock tells only of events that were held up and come together, two of another one among them.
+    The clock of the event counts only for events that were delayed and arrive together, with at least two of
+    another process among them.
     """
     waited = now.listening - process.last_seen
-    if process is last_seen or process.left or waited >= silence:
-        return process.left or process is not last_seen
-    is_heard_again = last_seen is not None and last_seen.again > 0 and last_seen.first > process.last
-    return is_heard_again and waited == 0 and event.timestamp - process.timestamp >= silence
+    if process is sender or process.left or waited >= silence:
+        return process.left or process is not sender
+    is_seen_twice = sender is not None and sender.later_events > 0 and sender.first_event > process.last_event
+    return is_seen_twice and waited == 0 and event.timestamp - process.timestamp >= silence

@@ -1,10 +1,10 @@
-"""Which queue a message goes to, by the exchange, the routing key and the bindings that workers report.
+"""Resolves the queue of a message by exchange, routing key and the bindings that workers report.
 
-`task-sent` names the default queue where an application routes by exchange and routing key, and none where
-the broker delays the message. So the queue is taken from the bindings; the name in `task-sent` stands where
-nothing that is known contradicts it.
+`task-sent` names the default queue if an application routes by exchange and routing key, and no queue if the
+broker delays the message. So the bindings determine the queue. The queue in `task-sent` is used if it agrees
+with them, or if they say nothing about it.
 
-Everything here comes from the wire: the number of bindings, the cost of a match and the cache are bounded.
+All input comes from the network, so the number of bindings, the time of a match and the cache are bounded.
 """
 
 from __future__ import annotations
@@ -14,57 +14,58 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-#: Bindings remembered at a time, as many as queues are measured.
+#: Bindings at a time, as many as measured queues.
 MAX_BINDINGS = 1_000
-#: Topic patterns that are tried for one routing key, of up to so many words: 4 ms at worst.
+#: Topic patterns that are tried for one routing key, and words of each: 4 ms at worst.
 MAX_PATTERNS = 100
 MAX_WORDS = 20
-#: Routing keys whose queue is remembered: an application uses some dozens.
+#: Cached routes. An application uses some dozens.
 MAX_ROUTES = 5_000
 
-#: kombu.transport.native_delayed_delivery: an exchange for each bit of the delay, the bits before the key.
+#: kombu.transport.native_delayed_delivery has an exchange for each bit of the delay. The routing key begins
+#: with all bits of the delay.
 _delay_exchange = re.compile(r"(?:.+_)?celery_delayed_\d{1,2}")
 _delay_bits = re.compile(r"(?:[01]\.){28}")
-#: kombu.common.Broadcast: each process that declares one has a queue of its own.
-_own_queue = re.compile(r".+\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: kombu.common.Broadcast: each process that declares one has its own queue.
+_broadcast_queue = re.compile(r".+\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Binding(Struct, frozen=True):
-    """One way into a queue, as `active_queues` reports it."""
+    """A binding of a queue to an exchange, as `active_queues` reports it."""
 
     queue: str
     exchange: str
     exchange_type: str
     routing_key: str
-    alias: str | None = None  # what the application calls a broadcast queue
+    alias: str | None = None  # the name of a broadcast queue in the application
 
 
 class Route(Struct, frozen=True):
-    """Where a message goes. `queue` is None where that is not known."""
+    """The queue of a message; None if it is unknown."""
 
     queue: str | None
-    copied: bool = False  # to each of several queues: that several workers receive it is no redelivery
+    copied: bool = False  # to each of several queues, so receipts by several workers are no redeliveries
 
 
-#: Exchange (None: through the delay exchanges) and routing key (None: any, for a fanout exchange).
+#: Exchange (None: the delay exchanges) and routing key (None: any, for a fanout exchange).
 _Address = tuple[str | None, str | None]
 
 
 class Routes:
-    """Maps exchange and routing key to a queue. `update` records bindings, `find` resolves."""
+    """Maps exchange and routing key to a queue: `update` records bindings, `find` resolves a message."""
 
     def __init__(self) -> None:
         self._current: frozenset[Binding] = frozenset()
         self._by_queue: dict[str, tuple[Binding, ...]] = {}
         self._exact: dict[_Address, list[Binding]] = {}
         self._patterns: dict[_Address, list[Binding]] = {}  # by exchange and first word, "" for a wildcard
-        self._opaque: set[str] = set()  # exchanges of types whose rules are not known here
+        self._opaque: set[str] = set()  # exchanges whose routing rules are unknown here
         self._cache: dict[tuple[str | None, str | None, str | None], Route] = {}
 
     def update(self, bindings: Iterable[Binding]) -> None:
-        """Replace what is known of these queues, and keep what is known of others while there is room.
+        """Replace the bindings of these queues; keep those of other queues up to the limit.
 
-        A broker keeps the bindings of a queue while none of its workers runs.
+        The broker keeps the bindings of a queue while no worker of the queue runs.
         """
         current = frozenset(bindings)
         if current == self._current:
@@ -73,63 +74,63 @@ class Routes:
         reported: dict[str, tuple[Binding, ...]] = {}
         for binding in sorted(current, key=lambda binding: binding.queue):
             reported[binding.queue] = (*reported.get(binding.queue, ()), binding)
-        others = {queue: known for queue, known in self._by_queue.items() if queue not in reported}
+        others = {queue: bindings for queue, bindings in self._by_queue.items() if queue not in reported}
         self._by_queue = _bounded({**reported, **others})
         self._index()
 
     def find(self, queue: str | None, exchange: str | None, routing_key: str | None) -> Route:
-        """Return the route of a message, where `task-sent` names these."""
-        triple = (queue, exchange, routing_key)
-        route = self._cache.get(triple)
+        """Return the route of a message by the fields of its `task-sent`."""
+        fields = (queue, exchange, routing_key)
+        route = self._cache.get(fields)
         if route is None:
             if len(self._cache) >= MAX_ROUTES:
                 self._cache.clear()
-            route = self._cache[triple] = self._resolve(queue, exchange, routing_key)
+            route = self._cache[fields] = self._resolve(queue, exchange, routing_key)
         return route
 
     def label(self, queue: str) -> str:
-        """Return what to call a queue that a worker consumes: the alias, if it is one copy of a broadcast."""
-        known = self._by_queue.get(queue)
-        return _label(known[0]) if known else queue
+        """Return the name to show for a queue that a worker consumes: the alias of a broadcast queue."""
+        bindings = self._by_queue.get(queue)
+        return _label(bindings[0]) if bindings else queue
 
     def _resolve(self, queue: str | None, exchange: str | None, routing_key: str | None) -> Route:
         if exchange is None or routing_key is None:
             return Route(queue)
         if not exchange:  # the default exchange: the routing key is the name of the queue
             return Route(routing_key or queue)
-        matches = self._match(exchange, routing_key)
-        if matches:
-            return self._agree(queue, exchange, matches)
+        bindings = self._match(exchange, routing_key)
+        if bindings:
+            return self._route_of(bindings, queue, exchange)
         if queue is None:
             return Route(None)
-        known = self._by_queue.get(queue)
-        if known is None and _own_queue.fullmatch(queue):
+        is_bound = queue in self._by_queue
+        if not is_bound and _broadcast_queue.fullmatch(queue):
             return Route(exchange, copied=True)
-        contradicted = known is not None and exchange not in self._opaque
-        return Route(None if contradicted else queue)
+        is_contradicted = is_bound and exchange not in self._opaque
+        return Route(None if is_contradicted else queue)
 
     def _match(self, exchange: str, routing_key: str) -> list[Binding]:
         at: str | None = exchange
         if _delay_exchange.fullmatch(exchange) and (bits := _delay_bits.match(routing_key)):
             at, routing_key = None, routing_key[bits.end() :]
-        found = [*self._exact.get((at, routing_key), ()), *self._exact.get((at, None), ())]
+        bindings = [*self._exact.get((at, routing_key), ()), *self._exact.get((at, None), ())]
         words = routing_key.split(".")
         if len(words) <= MAX_WORDS:
-            patterns = [*self._patterns.get((at, words[0]), ()), *self._patterns.get((at, ""), ())]
-            found += [each for each in patterns if matches(each.routing_key.split("."), words)]
-        return found
+            candidates = [*self._patterns.get((at, words[0]), ()), *self._patterns.get((at, ""), ())]
+            bindings += [binding for binding in candidates if matches(binding.routing_key.split("."), words)]
+        return bindings
 
-    def _agree(self, queue: str | None, exchange: str, found: Sequence[Binding]) -> Route:
-        """Return the one queue that these bindings lead to, or what copies of the message have in common."""
-        found = [each for each in found if each in self._current] or found
-        queues, labels = {each.queue for each in found}, {_label(each) for each in found}
-        broadcast = all(each.exchange_type == "fanout" for each in found)
-        copied = broadcast or len(queues) > 1
+    def _route_of(self, bindings: Sequence[Binding], queue: str | None, exchange: str) -> Route:
+        """Return the only queue of these bindings; for copies of a broadcast, their common name."""
+        bindings = [binding for binding in bindings if binding in self._current] or bindings
+        queues, labels = {binding.queue for binding in bindings}, {*map(_label, bindings)}
+        is_broadcast = all(binding.exchange_type == "fanout" for binding in bindings)
+        is_copied = is_broadcast or len(queues) > 1
         if len(labels) == 1:
-            return Route(labels.pop(), copied)
-        if broadcast:
-            return Route(exchange, copied)
-        return Route(queue if queue in queues else None, copied)
+            return Route(labels.pop(), is_copied)
+        if is_broadcast:
+            return Route(exchange, is_copied)
+        return Route(queue if queue in queues else None, is_copied)
 
     def _index(self) -> None:
         self._cache.clear()
@@ -139,13 +140,13 @@ class Routes:
                 self._add(binding)
 
     def _add(self, binding: Binding) -> None:
-        exchange, key = binding.exchange, binding.routing_key
+        exchange, routing_key = binding.exchange, binding.routing_key
         if binding.exchange_type == "fanout":
             self._exact.setdefault((exchange, None), []).append(binding)
-            if binding.alias is None:  # Celery delays nothing for a broadcast
-                self._exact.setdefault((None, key), []).append(binding)
+            if binding.alias is None:  # Celery does not delay broadcasts
+                self._exact.setdefault((None, routing_key), []).append(binding)
         elif binding.exchange_type == "direct":
-            self._exact.setdefault((exchange, key), []).append(binding)
+            self._exact.setdefault((exchange, routing_key), []).append(binding)
         elif binding.exchange_type == "topic":
             for at in (exchange, None):
                 self._add_topic(at, binding)
@@ -166,35 +167,34 @@ class Routes:
 
 
 def matches(pattern: Sequence[str], words: Sequence[str]) -> bool:
-    """Tell whether a topic pattern matches: `*` stands for one word, `#` for any number of them."""
-    at = place = 0
-    star, after = -1, 0  # the newest "#", and up to where it reaches
-    while place < len(words):
-        if at < len(pattern) and pattern[at] == "#":
-            star, after = at, place
-            at += 1
-        elif at < len(pattern) and pattern[at] in ("*", words[place]):
-            at += 1
-            place += 1
-        elif star >= 0:
-            after += 1
-            at, place = star + 1, after
+    """Return whether a topic pattern matches: `*` is one word, `#` is any number of words."""
+    at_pattern = at_word = 0
+    newest_hash, hash_end = -1, 0  # position of the newest "#", and of the first word after its match
+    while at_word < len(words):
+        if at_pattern < len(pattern) and pattern[at_pattern] == "#":
+            newest_hash, hash_end = at_pattern, at_word
+            at_pattern += 1
+        elif at_pattern < len(pattern) and pattern[at_pattern] in ("*", words[at_word]):
+            at_pattern += 1
+            at_word += 1
+        elif newest_hash >= 0:  # backtrack: the "#" matches one word more
+            hash_end += 1
+            at_pattern, at_word = newest_hash + 1, hash_end
         else:
             return False
-    return all(word == "#" for word in pattern[at:])
+    return all(word == "#" for word in pattern[at_pattern:])
 
 
 def _label(binding: Binding) -> str:
-    shared = binding.exchange_type == "fanout" and binding.alias
-    return binding.alias or binding.queue if shared else binding.queue
+    return binding.alias or binding.queue if binding.exchange_type == "fanout" else binding.queue
 
 
-def _bounded(queues: dict[str, tuple[Binding, ...]]) -> dict[str, tuple[Binding, ...]]:
-    """Return the first queues that have, together, no more bindings than there may be."""
-    kept, room = {}, MAX_BINDINGS
-    for queue, bindings in queues.items():
-        room -= len(bindings)
-        if room < 0:
+def _bounded(bindings_by_queue: dict[str, tuple[Binding, ...]]) -> dict[str, tuple[Binding, ...]]:
+    """Return the first queues whose bindings number at most `MAX_BINDINGS` together."""
+    bounded, total = {}, 0
+    for queue, bindings in bindings_by_queue.items():
+        total += len(bindings)
+        if total > MAX_BINDINGS:
             break
-        kept[queue] = bindings
-    return kept
+        bounded[queue] = bindings
+    return bounded

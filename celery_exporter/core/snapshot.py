@@ -1,6 +1,6 @@
-"""An immutable copy of everything that is shown, at one moment. Times are epoch seconds of our clock.
+"""The snapshot: an immutable copy of everything that metrics and pages show. None means unknown, not shown.
 
-Whoever renders (a profile, a page, a sink) sees this and nothing else. None means: not known, so not shown.
+Profiles, pages and sinks read a snapshot only. Times are epoch seconds of this machine.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from celery_exporter.core.tasks import TasksInState
 from celery_exporter.core.types import EXCLUDED, LabelSet
 from celery_exporter.core.workers import Worker
 
+_WorkersByQueue = Mapping[str, Sequence[Worker]]
+
 
 class WorkerView(Struct, frozen=True):
-    """One worker, as celery_worker_* metrics show it. What it does now is not known of one that is down."""
+    """One worker, as celery_worker_* metrics show it. The activity of a worker that is down is None."""
 
     name: str
     up: bool
@@ -39,15 +41,15 @@ class WorkerView(Struct, frozen=True):
     max_resident_bytes: int | None
     pool_max: int | None = None
     shared: bool = False  # several processes use this name
-    left: bool = False  # it said goodbye
-    down_for: float | None = None  # seconds of listening
+    left: bool = False  # it sent worker-offline
+    down_for: float | None = None  # listening seconds
 
 
 class QueueView(Struct, frozen=True):
-    """One queue, as the broker and the workers told it; or several that have one name by --queue-name-rule.
+    """One queue, or several queues that have one name by --queue-name-rule.
 
-    `consumers` is None of one that needs none (`QueueTable.needs_consumer`) and has none. Of several queues
-    it is 0 if messages wait in one of them that has none.
+    `consumers` is None for a queue that has none and needs none (`QueueTable.needs_consumer`). For several
+    queues it is 0 if messages wait in one of them that has no consumer.
     """
 
     name: str
@@ -59,17 +61,17 @@ class QueueView(Struct, frozen=True):
 
 
 class JobView(Struct, frozen=True):
-    """How one background collector fares; `success` is None until it has run once."""
+    """The last run of one periodic job; `success` is None before its first run."""
 
     name: str
     success: bool | None
     seconds: float | None
     last_success: float | None
-    error: str = ""  # why it failed the last time; empty if it did not
+    error: str = ""  # of the last run; empty if it succeeded
 
 
 class QueueStats(Struct, frozen=True):
-    """What a broker says that a queue holds. None: this kind of broker does not tell."""
+    """What a broker reports of a queue. None: this kind of broker does not report it."""
 
     length: int
     consumers: int | None = None
@@ -77,15 +79,15 @@ class QueueStats(Struct, frozen=True):
 
 
 class ExporterState(Struct, frozen=True):
-    """What is not of the cluster: the broker, this exporter, the time."""
+    """The state of this exporter and of its connection to the broker."""
 
     at: float
-    started: float  # when this exporter began
+    started: float  # when this exporter was started
     version: str
     broker_up: bool
     queue_stats: Mapping[str, QueueStats]
     unacked: int | None
-    workers_known: bool  # workers were asked, and answered
+    workers_known: bool  # workers were inspected, and have answered
     jobs: Sequence[JobView]
     malformed: Mapping[str, int]
     event_lag: float | None
@@ -93,40 +95,37 @@ class ExporterState(Struct, frozen=True):
     reconnects: int
     state_errors: Mapping[str, int]  # by operation; empty without a state file
     web_config_up_to_date: bool | None  # None without a file
-    listening: float = (
-        0.0  # seconds for which the event subscription was open: what is not known may yet come
-    )
-    last_refused: float | None = None  # when an event in a serialiser that is not accepted was last read
-    unmeasured: Collection[str] = ()  # queues that workers consume, and of which the broker did not tell
-    missing: Collection[str] = ()  # queues that the broker says it does not have
-    blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: it does not tell
-    no_events: str = ""  # why no event can arrive on this transport; empty: they can
-    refused_answers: Collection[str] = ()  # serialisers of answers to inspection that are not accepted
+    listening: float = 0.0  # seconds for which the event subscription was open
+    last_refused: float | None = None  # time of the newest event in a serialiser that is not accepted
+    unmeasured: Collection[str] = ()  # queues that workers consume and that the broker reported no value for
+    missing: Collection[str] = ()  # queues that do not exist on the broker
+    blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: unknown
+    no_events: str = ""  # why events cannot arrive on this transport; empty: they can
+    refused_answers: Collection[str] = ()  # serialisers of inspection answers that are not accepted
 
 
 class Snapshot(Struct, frozen=True):
-    """The cluster and this exporter, at one moment."""
+    """The cluster and this exporter at one time."""
 
     exporter: ExporterState
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
     aggregates: Mapping[LabelSet, Aggregate]
     tasks: Sequence[TasksInState]
-    prefetched: (
-        Mapping[tuple[LabelSet, str], int] | None
-    )  # received and not started, by worker; None: not counted
-    failures: Sequence[Failure]  # some of the newest, the newest first
+    #: Tasks that were received and not started, by label set and worker; None: not counted.
+    prefetched: Mapping[tuple[LabelSet, str], int] | None
+    failures: Sequence[Failure]  # newest first
     workers: Sequence[WorkerView]
     queues: Sequence[QueueView]
     unconsumed: Mapping[str, int | None]  # length of each queue that needs a consumer and has none
-    requested: Collection[str]  # names of queues that were asked for
-    queue_names: int  # known, before they are called something else
+    requested: Collection[str]  # names of queues that the configuration requests
+    queue_names: int  # number of queues before --queue-name-rule
     queue_table_full: bool
     events: Mapping[str, int]
     fallbacks: Mapping[str, int]
     limit_rejections: Mapping[str, int]
-    reconciled: Mapping[str, int]  # tasks by the reason for which they were taken out without an event
-    repeated: Mapping[str, int]  # events by type that told once more what was counted already
+    reconciled: Mapping[str, int]  # tasks that were ended or requeued without an event, by reason
+    repeated: Mapping[str, int]  # events that reported an end that is counted already, by type
     tasks_tracked: int
     tasks_evicted: int
     negative_waits: int
@@ -135,12 +134,12 @@ class Snapshot(Struct, frozen=True):
 
 
 def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool = False) -> Snapshot:
-    """Return a copy of everything, for which nobody needs the lock any more.
+    """Return a copy of everything that is shown; it can be read without the lock.
 
-    What workers have `prefetched` is told if it is asked for, since each of these tasks is looked at for it.
+    `prefetched` says whether to count the tasks that workers have prefetched, which scans them.
     """
     aggregates = cluster.aggregates
-    serving = _serving(cluster, exporter)
+    workers_by_queue = _workers_by_queue(cluster, exporter)
     return Snapshot(
         exporter=exporter,
         runtime_bounds=aggregates.runtime_bounds,
@@ -150,8 +149,8 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(aggregates.failures)),
         workers=[_worker_view(worker, exporter.listening) for worker in cluster.workers.values()],
-        queues=_queue_views(cluster, exporter, serving),
-        unconsumed=_unconsumed(cluster, exporter, serving),
+        queues=_queue_views(cluster, exporter, workers_by_queue),
+        unconsumed=_unconsumed(cluster, exporter, workers_by_queue),
         requested=cluster.queues.requested,
         queue_names=len(cluster.queues),
         queue_table_full=cluster.queues.is_full,
@@ -173,45 +172,46 @@ def _shown(aggregates: dict[LabelSet, Aggregate]) -> dict[LabelSet, Aggregate]:
     return aggregates
 
 
-def _serving(cluster: Cluster, exporter: ExporterState) -> dict[str, list[Worker]] | None:
-    """Return the workers of each queue; None while one did not say yet which queues it consumes."""
+def _workers_by_queue(cluster: Cluster, exporter: ExporterState) -> dict[str, list[Worker]] | None:
+    """Return the workers of each queue; None while the queues of any worker that is up are unknown."""
     up = [worker for worker in cluster.workers.values() if worker.up]
     if not exporter.workers_known or any(worker.info.queues is None for worker in up):
         return None
-    serving: dict[str, list[Worker]] = {}
+    workers_by_queue: dict[str, list[Worker]] = {}
     for worker in up:
         for name in worker.info.queues or ():
-            serving.setdefault(name, []).append(worker)
-    return serving
+            workers_by_queue.setdefault(name, []).append(worker)
+    return workers_by_queue
 
 
 def _unconsumed(
-    cluster: Cluster, exporter: ExporterState, serving: Mapping[str, Sequence[Worker]] | None
+    cluster: Cluster, exporter: ExporterState, workers_by_queue: _WorkersByQueue | None
 ) -> dict[str, int | None]:
-    """Return the length of each queue that needs a consumer and has none, by its real name."""
-    found: dict[str, int | None] = {}
-    for name in _shown_names(cluster, exporter):
-        depth = exporter.queue_stats.get(name)
-        length = depth.length if depth else None
-        if _consumers(name, cluster, exporter, serving) == 0:
-            found[name] = length
-    return found
+    """Return the length of each queue that needs a consumer and has none, by its own name."""
+    return {
+        name: stats.length if (stats := exporter.queue_stats.get(name)) else None
+        for name in _shown_names(cluster, exporter)
+        if _consumers(name, cluster, exporter, workers_by_queue) == 0
+    }
 
 
 def _shown_names(cluster: Cluster, exporter: ExporterState) -> list[str]:
-    """Return the names of the queues that are shown, and are there as far as is known."""
+    """Return the names of the queues that are shown: those that exist, as far as is known."""
     names = {*cluster.queues.names(), *exporter.queue_stats}
-    there = (name for name in names if name in exporter.queue_stats or name not in exporter.missing)
-    return sorted(filter(cluster.label_sets.show_queue, there))
+    existing = (name for name in names if name in exporter.queue_stats or name not in exporter.missing)
+    return sorted(filter(cluster.label_sets.show_queue, existing))
 
 
 def _queue_views(
-    cluster: Cluster, exporter: ExporterState, serving: Mapping[str, Sequence[Worker]] | None
+    cluster: Cluster, exporter: ExporterState, workers_by_queue: _WorkersByQueue | None
 ) -> list[QueueView]:
-    labels: dict[str, list[str]] = {}  # the names of the queues that are shown as one
+    names_by_label: dict[str, list[str]] = {}
     for name in _shown_names(cluster, exporter):
-        labels.setdefault(cluster.label_sets.show_queue(name) or "", []).append(name)
-    return [_queue_view(label, names, cluster, exporter, serving) for label, names in sorted(labels.items())]
+        names_by_label.setdefault(cluster.label_sets.show_queue(name) or "", []).append(name)
+    return [
+        _queue_view(label, names, cluster, exporter, workers_by_queue)
+        for label, names in sorted(names_by_label.items())
+    ]
 
 
 def _queue_view(
@@ -219,36 +219,36 @@ def _queue_view(
     names: list[str],
     cluster: Cluster,
     exporter: ExporterState,
-    serving: Mapping[str, Sequence[Worker]] | None,
+    workers_by_queue: _WorkersByQueue | None,
 ) -> QueueView:
     queue_stats = [exporter.queue_stats[name] for name in names if name in exporter.queue_stats]
-    heads = (cluster.tasks.get(uuid) for depth in queue_stats for uuid in depth.oldest_ids)
-    sent = (task.waiting_since for task in heads if task)
-    consumers = [_consumers(name, cluster, exporter, serving) for name in names]
-    waiting = [name in exporter.queue_stats and exporter.queue_stats[name].length > 0 for name in names]
-    if any(there and each == 0 for there, each in zip(waiting, consumers, strict=True)):
+    oldest_tasks = (cluster.tasks.get(uuid) for stats in queue_stats for uuid in stats.oldest_ids)
+    waiting_since = (task.waiting_since for task in oldest_tasks if task)
+    consumers = [_consumers(name, cluster, exporter, workers_by_queue) for name in names]
+    has_messages = [name in exporter.queue_stats and exporter.queue_stats[name].length > 0 for name in names]
+    if any(waits and count == 0 for waits, count in zip(has_messages, consumers, strict=True)):
         consumers = [0]
     workers = None
-    if serving is not None:  # a worker that consumes several of these queues is one worker
-        workers = {worker.name: worker for name in names for worker in serving.get(name, ())}
+    if workers_by_queue is not None:  # a worker that consumes several of these queues is one worker
+        workers = {worker.name: worker for name in names for worker in workers_by_queue.get(name, ())}
     return QueueView(
         label,
-        _sum_of_known(depth.length for depth in queue_stats),
+        _sum_of_known(stats.length for stats in queue_stats),
         _sum_of_known(consumers),
         _processes(workers.values()) if workers is not None else None,
-        min((at for at in sent if at is not None), default=None),
+        min((at for at in waiting_since if at is not None), default=None),
         None if workers is None else len(workers),
     )
 
 
 def _consumers(
-    name: str, cluster: Cluster, exporter: ExporterState, serving: Mapping[str, Sequence[Worker]] | None
+    name: str, cluster: Cluster, exporter: ExporterState, workers_by_queue: _WorkersByQueue | None
 ) -> int | None:
-    """Return how many consumers a queue has, by the broker or else by the workers."""
-    depth = exporter.queue_stats.get(name)
-    consumers = depth.consumers if depth else None
-    if consumers is None and serving is not None:
-        consumers = len(serving.get(name, ()))
+    """Return the number of consumers of a queue, by the broker or else by the workers."""
+    stats = exporter.queue_stats.get(name)
+    consumers = stats.consumers if stats else None
+    if consumers is None and workers_by_queue is not None:
+        consumers = len(workers_by_queue.get(name, ()))
     if not consumers and not cluster.queues.needs_consumer(name):
         return None
     return consumers

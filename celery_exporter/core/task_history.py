@@ -67,7 +67,10 @@ class TaskHistory(Struct, gc=False):
 
     def is_open_before(self, generation: int) -> bool:
         """Return whether a worker has an attempt of an earlier generation."""
-        return any(not one.ended and generation_of(one.attempt) < generation for one in self.deliveries)
+        return any(
+            not delivery.ended and generation_of(delivery.attempt) < generation
+            for delivery in self.deliveries
+        )
 
     def give_back(self, worker: str) -> None:
         """Remove a worker's deliveries; remember the newest one if it was not started."""

@@ -116,11 +116,11 @@ class TaskLabels:
 
         None for the first attempt of a successor, which does other work and may come from anywhere.
         """
-        known = history.attempt_label_sets or dict.fromkeys(history.attempts(), label_set)
+        label_sets = history.attempt_label_sets or dict.fromkeys(history.attempts(), label_set)
         generation = generation_of(attempt)
-        nearest = max((other for other in known if generation_of(other) == generation), default=None)
+        nearest = max((other for other in label_sets if generation_of(other) == generation), default=None)
         if nearest is not None:
-            return known[nearest]
+            return label_sets[nearest]
         if not generation:
             return label_set
         self._fallbacks["queue_name"] += self._label_sets.by_queue

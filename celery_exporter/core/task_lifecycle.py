@@ -172,7 +172,7 @@ class TaskLifecycle:
         return now.listening - newest > self._limits.reorder_window and event.timestamp > task.since
 
     def _is_lost(self, task: Task, event: Event) -> bool:
-        """Return whether a worker that receives a task anew has lost what it had received of it before."""
+        """Return whether a worker that receives a task again has lost its earlier delivery of the task."""
         worker = event.hostname
         return task.current_worker() == worker and self._workers.has_lost(worker, task.since)
 

@@ -1,4 +1,4 @@
-"""What tasks and queues are called on metrics: rules over the names that applications gave them."""
+"""Label values of tasks and queues: include, exclude and rename rules for their names."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
-#: Names whose outcome is remembered: an application has some hundreds, and a lookup costs less than a match.
-REMEMBERED = 10_000
+#: Names whose label values are cached. An application has some hundreds; a lookup is faster than a match.
+MAX_CACHED_NAMES = 10_000
 
 
 class Match(Protocol):
-    """What matched, as in `re`."""
+    """A match, as in `re`."""
 
     def expand(self, template: str, /) -> str:
-        """Return the template with the groups that it names."""
+        """Return the template with its group references replaced."""
 
 
 class Pattern(Protocol):
-    """A regular expression, as in `re` (whose own one hostile text can keep busy for ever)."""
+    """A regular expression, as in `re`. Implementations may be safe against catastrophic backtracking."""
 
     @property
     def pattern(self) -> str:
-        """The text that it was made from."""
+        """The source text."""
 
     @property
     def groups(self) -> int:
-        """How many groups it has."""
+        """The number of groups."""
 
     @property
     def groupindex(self) -> Mapping[str, int]:
-        """The numbers of the groups that have names."""
+        """The numbers of the named groups."""
 
     def fullmatch(self, text: str, /) -> Match | None:
-        """Return what matched, if all of the text does."""
+        """Return the match of the whole text, None if it does not match."""
 
 
-#: Bytes of a label's value: RabbitMQ takes no longer name of a queue, and no task has one.
-LONGEST = 255
+#: Maximum length of a label value in bytes, as of a queue name in RabbitMQ.
+MAX_VALUE_BYTES = 255
 
 
 def clipped(text: str) -> str:
-    """Return a text of `LONGEST` bytes at most in UTF-8; a longer one ends with an ellipsis."""
-    if len(text) <= LONGEST and text.isascii():
+    """Return the text, cut to `MAX_VALUE_BYTES` bytes of UTF-8; a cut one ends with an ellipsis."""
+    if len(text) <= MAX_VALUE_BYTES and text.isascii():
         return text
     encoded = text.encode("utf-8", "replace")
-    if len(encoded) <= LONGEST:
+    if len(encoded) <= MAX_VALUE_BYTES:
         return text
-    return encoded[: LONGEST - 3].decode("utf-8", "ignore") + "…"
+    return encoded[: MAX_VALUE_BYTES - 3].decode("utf-8", "ignore") + "…"
 
 
-#: A name of a task or queue → what it is shown as; "" for one that is not shown.
+#: Returns the label value for the name of a task or queue; "" if it is excluded.
 ShownAs = Callable[[str], str]
 
 _UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-f]{32}"
-#: Queues whose names are made at run time. An asterisk takes the place of what differs, for hardly a queue
-#: has one in its own name. In turn: the direct queue of each worker (worker_direct), its mailbox
-#: (kombu.pidbox), the levels of native delayed delivery, uuids (kombu.common.Broadcast names its queues
-#: bcast.<uuid>), and numbers of eight digits or more (dates, timestamps, builds).
-#: Patterns of `re`, of which none backtracks far: the default does without google-re2 and its memory.
+#: Default rules for queue names that are generated at run time. An asterisk replaces the variable part, since
+#: almost no queue name contains one. The rules are, in this order: the direct queue of each worker
+#: (worker_direct), its mailbox (kombu.pidbox), the levels of native delayed delivery, uuids
+#: (kombu.common.Broadcast names its queues bcast.<uuid>), and numbers with eight or more digits (dates,
+#: timestamps, builds). The patterns are of `re`, to save the memory of google-re2; none backtracks far.
 QUEUE_NAME_RULES: tuple[tuple[Pattern, str], ...] = tuple(
     (re.compile(regex, re.DOTALL), replacement)
     for regex, replacement in (
@@ -75,14 +75,14 @@ QUEUE_NAME_RULES: tuple[tuple[Pattern, str], ...] = tuple(
 def shown_as(
     include: Pattern | None, exclude: Pattern | None, rules: Sequence[tuple[Pattern, str]]
 ) -> ShownAs:
-    """Return the function that applies these; patterns are matched against the whole name as it was given.
+    """Return a function that applies the patterns and rules to a name; patterns match the whole name.
 
-    `rules` are pairs of a pattern and a replacement as for `re.sub`; the first that matches is applied.
+    `rules` are pairs of a pattern and a replacement as for `re.sub`. The first rule that matches applies.
     """
     if not (include or exclude or rules):
         return str
 
-    @lru_cache(REMEMBERED)
+    @lru_cache(MAX_CACHED_NAMES)
     def show(name: str) -> str:
         if (include and not include.fullmatch(name)) or (exclude and exclude.fullmatch(name)):
             return ""

@@ -18,7 +18,7 @@ from celery_exporter.core.label_sets import LabelSets
 from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
 from celery_exporter.core.task_labels import TaskLabels
 from celery_exporter.core.tasks import Task, TaskTable
-from celery_exporter.core.transitions import EFFECTS, at_sent, epoch, usually_sent
+from celery_exporter.core.transitions import EFFECTS, apply_sent, apply_usual_sent, epoch
 from celery_exporter.core.types import State, Timestamp
 from celery_exporter.core.workers import host
 
@@ -59,8 +59,9 @@ class TaskUpdates:
     def record_sent(self, task: Task, event: Event, now: Timestamp) -> None:
         """Count the sending of a task, or of a retry of it; the task keeps its state."""
         label_set = task.label_set_of(event.retries) if task.expanded else task.bucket.group.label_set
-        if task.expanded or not usually_sent(task, event):
-            at_sent(task.expand(), event, partial(self._labels.at_worker, label_set), self._aggregates)
+        if task.expanded or not apply_usual_sent(task, event):
+            label_set_at = partial(self._labels.at_worker, label_set)
+            apply_sent(task.expand(), event, label_set_at, self._aggregates)
             task.compact()
         self._aggregates.count_transition(label_set, PENDING, min(event.timestamp, now.wall))
         if self._clients:
@@ -98,9 +99,9 @@ class TaskUpdates:
         at = event.timestamp
         self._aggregates.count_transition(label_set, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         task.last_seen = now.listening
-        if effect.lands is None:
+        if effect.next_state is None:
             return self._tasks.finish(task, task.bucket.group, effect.counts, at)
-        self._tasks.move(task, task.bucket.group, effect.lands, at)
+        self._tasks.move(task, task.bucket.group, effect.next_state, at)
         return None
 
     def reopen(self, task: Task, event: Event, now: Timestamp, ended_by: str) -> list[Task] | None:
@@ -120,26 +121,26 @@ class TaskUpdates:
         is_open = task.bucket.state is not None
         if not is_open:
             self.ends.add_finished(task, now.listening)
-        delivery = effect.find(history, event)
+        delivery = effect.find_delivery(history, event)
         if event.type in self.repeated:
             self._add_end(event, delivery, effect.counts, now)
         attempt = event.retries if delivery is None else delivery.attempt
         group_label_set = task.label_set_of(attempt)
         label_set = self._labels.at_worker(group_label_set, event.hostname)
         is_successor = self._executions.is_successor(history, task, event)
-        is_newest = effect.measure(history, event, delivery, label_set, self._aggregates)
+        is_newest = effect.apply_to_history(history, event, delivery, label_set, self._aggregates)
         self._aggregates.count_transition(label_set, effect.counts, min(event.timestamp, now.wall))
-        lands = PENDING if event.requeue and effect.counts is REJECTED else effect.lands
+        next_state = PENDING if event.requeue and effect.counts is REJECTED else effect.next_state
         if not is_newest or not (is_open or is_successor or self._reopens(task, event, now)):
             self._tasks.touch(task, now.listening)
-            if is_open and lands is None and not history.is_superseded(attempt or 0):
+            if is_open and next_state is None and not history.is_superseded(attempt or 0):
                 history.ended_by = event.hostname  # over when its later deliveries are
             return None
         task.last_seen = now.listening
         group = self._tasks.group(group_label_set) if history.generations else task.bucket.group
-        landing = _landing(history, event, lands)
-        if landing is not None:
-            self._tasks.move(task, group, landing, event.timestamp)
+        state = _state_after(history, event, next_state)
+        if state is not None:
+            self._tasks.move(task, group, state, event.timestamp)
             return None
         surplus = self._tasks.finish(task, group, effect.counts, event.timestamp)
         if attempt is not None:
@@ -163,9 +164,10 @@ class TaskUpdates:
             self._tasks.move(task, group, PENDING, history.sent[successor])
 
     def _reopens(self, task: Task, event: Event, now: Timestamp) -> bool:
-        """Return whether a finished task was received anew; if not, the event is a late one.
+        """Return whether a finished task was received again; if not, the event is a late one.
 
-        Anew is later by the clock of the worker that ended it, or later than the reorder window by ours.
+        A new receipt is later by the clock of the worker that ended it, or later than the reorder window by
+        the listening clock.
         """
         if task.bucket.effective_state is None:  # it ended without an event
             return event.type in {"task-received", "task-started"}
@@ -175,7 +177,7 @@ class TaskUpdates:
         return is_later or now.listening - task.last_seen > self._reorder_window
 
 
-def _landing(history: TaskHistory, event: Event, state: State | None) -> State | None:
+def _state_after(history: TaskHistory, event: Event, state: State | None) -> State | None:
     """Return the state of a task after an event of its newest delivery; another delivery may be over."""
     if state is RECEIVED:
         history.ended_by = ""

@@ -130,7 +130,11 @@ class Task(Struct, gc=False):
     def is_due_after(self, at: float) -> bool:
         """Return whether the task is known not to be due before this epoch second."""
         history = self.history()
-        ready = (one.ready or one.received or 0.0 for one in history.deliveries if not one.ended)
+        ready = (
+            delivery.ready or delivery.received or 0.0
+            for delivery in history.deliveries
+            if not delivery.ended
+        )
         return max((*history.sent.values(), *ready), default=0.0) > at
 
     def is_sent(self, attempt: int) -> bool:
@@ -150,7 +154,11 @@ class Task(Struct, gc=False):
     def open_deliveries(self, worker: str, pid: int | None) -> list[Delivery]:
         """Return the deliveries to this worker process that are not over."""
         deliveries = self.history().deliveries
-        return [one for one in deliveries if one.worker == worker and one.pid == pid and not one.ended]
+        return [
+            delivery
+            for delivery in deliveries
+            if delivery.worker == worker and delivery.pid == pid and not delivery.ended
+        ]
 
     def current_worker(self) -> str:
         """Return the worker that has its newest delivery; empty if none has."""

@@ -1,8 +1,24 @@
-"""What each task event does: which state it is counted as, where the task is afterwards, what is measured.
+"""The transition table: what each task event does to the state of its task and to the sums.
 
-One row a type. The measuring matches events to deliveries, which `Delivery` explains; each of its functions
-books what it can and tells whether the event is of the task's newest delivery. If it is not, the task is
-further on already, and stays where it is.
+`EFFECTS` has one row for each type of event. A row has two implementations (docs/explanation/adr/0002).
+
+Usual: one worker process receives, starts and ends an attempt. The fields of the task hold everything.
+
+    PENDING ┐  task-received           task-started
+    RETRY   ┴────────────────▶ RECEIVED ────────────▶ STARTED ─┬─ task-succeeded ─▶ SUCCESS
+                                                               └─ task-failed ────▶ FAILURE
+
+With history: everything else, in any order. An event of the newest delivery determines the state. An event
+of another delivery only adds to the sums, since the task has gone on already.
+
+                           ┌── task-received ───────────────────▶ RECEIVED
+                           ├── task-started ────────────────────▶ STARTED
+    PENDING  ┐             ├── task-retried, task-cancelled ────▶ RETRY
+    RECEIVED ├─────────────┼── task-rejected with requeue ──────▶ PENDING
+    STARTED  │             ├── task-rejected ───────────────────▶ REJECTED ┐
+    RETRY    ┘             ├── task-succeeded ──────────────────▶ SUCCESS  ├── task-received: RECEIVED,
+                           ├── task-failed ─────────────────────▶ FAILURE  │   if it is a new delivery
+                           └── task-revoked ────────────────────▶ REVOKED  ┘
 """
 
 from __future__ import annotations
@@ -19,241 +35,327 @@ from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistor
 from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import UNKNOWN, LabelSet, State
 
-#: Open deliveries kept for one task, and sendings: it has worse problems than a lost runtime if it has more.
+#: Open deliveries, and sendings, that are kept for one task. For a task with more, some runtimes are lost.
 MAX_DELIVERIES = 8
-#: Seconds between the end of a task's body and the event that tells of it, on a worker that keeps up.
-MAX_DELAY = 0.5
-# An enum's members are looked up each time they are named.
+#: Seconds from the end of a task's body to the event that reports it, on a worker that keeps up.
+MAX_END_DELAY_SECONDS = 0.5
+# Looking up a member of an enum is slow.
 RECEIVED, STARTED, SUCCESS, FAILURE = State.RECEIVED, State.STARTED, State.SUCCESS, State.FAILURE
 
-#: The delivery that an event speaks of, if it is known.
-Find = Callable[[TaskHistory, Event], Delivery | None]
-#: Worker name → the key under which what it did is booked.
-KeyAt = Callable[[str], LabelSet]
-#: What to book under the key of what the event's worker did; tells whether it is of the newest delivery.
-Measure = Callable[[TaskHistory, Event, Delivery | None, LabelSet, Aggregates], bool]
-#: Whether an event is the usual one for a task without a story, which has none after it either.
+#: Returns whether an event is the expected next one of a task without an expanded history.
 IsUsual = Callable[[Task, Event], bool]
-#: What to book, and to remember, if it is.
-Usually = Callable[[Task, Event, LabelSet, Aggregates], None]
+#: Adds such an event to the sums under a label set, and to the fields of the task.
+ApplyUsual = Callable[[Task, Event, LabelSet, Aggregates], None]
+#: Returns the delivery that an event is about, None if it is unknown.
+FindDelivery = Callable[[TaskHistory, Event], Delivery | None]
+#: Adds an event about a delivery to the sums under a label set, and to the history of the task. Returns
+#: whether the event determines the state: the delivery is the newest one.
+ApplyToHistory = Callable[[TaskHistory, Event, Delivery | None, LabelSet, Aggregates], bool]
+#: Returns the label set for what a worker did, by its name.
+LabelSetAtWorker = Callable[[str], LabelSet]
 
 
-# -- usually: an attempt is received, started and ended by one worker process ----------------------------
+# -- usual -----------------------------------------------------------------------------------------------
 
 
-def usually_sent(task: Task, event: Event) -> bool:
-    """Note since when the newest attempt of a task without a story waits; tell whether that is all."""
+def apply_usual_sent(task: Task, event: Event) -> bool:
+    """Record since when the newest attempt waits; return False if the fields of the task cannot hold it."""
     if task.worker is not None or (event.retries or 0) != task.attempt:
         return False
-    task.sent, task.ready = task.attempt, _from(event)
+    task.sent, task.ready = task.attempt, _ready_at(event)
     return True
 
 
-def _is_received(task: Task, event: Event) -> bool:
+def _is_usual_receipt(task: Task, event: Event) -> bool:
     return task.worker is None and (event.retries or 0) == task.attempt
 
 
-def _usually_received(task: Task, event: Event, _: LabelSet, __: Aggregates) -> None:
-    at = _from(event)
+def _apply_usual_receipt(task: Task, event: Event, _: LabelSet, __: Aggregates) -> None:
+    at = _ready_at(event)
     if task.sent != task.attempt:
         task.ready = epoch(event.eta) or None
     task.worker, task.pid = event.hostname, event.pid
     task.at = task.ready if task.ready == at else at  # one object for both, if it is the eta
 
 
-def _is_started(task: Task, event: Event) -> bool:
-    here = task.worker == event.hostname and task.pid == event.pid
-    return here and task.bucket.state is RECEIVED and task.at is not None
+def _is_usual_start(task: Task, event: Event) -> bool:
+    is_same_process = task.worker == event.hostname and task.pid == event.pid
+    return is_same_process and task.bucket.state is RECEIVED and task.at is not None
 
 
-def _usually_started(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
+def _apply_usual_start(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     started = event.timestamp
     aggregates.observe_start(label_set, started, task.ready, task.at, task.uuid)
     task.at = started
 
 
-def _is_ended(task: Task, event: Event) -> bool:
-    here = task.worker == event.hostname and task.pid == event.pid
-    return here and task.bucket.state is STARTED and task.at is not None
+def _is_usual_end(task: Task, event: Event) -> bool:
+    is_same_process = task.worker == event.hostname and task.pid == event.pid
+    return is_same_process and task.bucket.state is STARTED and task.at is not None
 
 
-def _usually_succeeded(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
+def _apply_usual_success(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     if event.runtime is not None:
         aggregates.observe_runtime(label_set, SUCCESS, event.runtime, event.uuid)
-    _end(task)
+    _close_usual(task)
 
 
-def _usually_failed(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
+def _apply_usual_failure(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     aggregates.count_failure(_failure(label_set, event))
     if task.at is not None:
         aggregates.observe_runtime(label_set, FAILURE, event.timestamp - task.at, event.uuid)
-    _end(task)
+    _close_usual(task)
 
 
-def _end(task: Task) -> None:
-    if task.ready is not None:  # otherwise its wait is outstanding
+def _close_usual(task: Task) -> None:
+    if task.ready is not None:  # otherwise its task-sent, and so its wait, is outstanding
         task.at = None
 
 
-# -- otherwise -------------------------------------------------------------------------------------------
+# -- with history ----------------------------------------------------------------------------------------
 
 
-def at_sent(history: TaskHistory, event: Event, key_at: KeyAt, aggregates: Aggregates) -> None:
-    """Note since when an attempt waits, and book the wait of one that was started before we heard of it."""
-    attempt, ready = event.retries or 0, _from(event)
+def apply_sent(
+    history: TaskHistory, event: Event, label_set_at: LabelSetAtWorker, aggregates: Aggregates
+) -> None:
+    """Record since when an attempt waits; observe its wait if its `task-started` came first."""
+    attempt, ready = event.retries or 0, _ready_at(event)
     for delivery in history.deliveries:
-        if delivery.attempt == attempt and delivery.ready is None:  # this was overtaken
+        if delivery.attempt == attempt and delivery.ready is None:  # its receipt came first
             delivery.ready = ready
             if delivery.started is not None:
-                aggregates.observe_queue_wait(key_at(delivery.worker), delivery.started - ready, event.uuid)
+                label_set = label_set_at(delivery.worker)
+                aggregates.observe_queue_wait(label_set, delivery.started - ready, event.uuid)
     history.sent[attempt] = ready
     if len(history.sent) > MAX_DELIVERIES:
-        del history.sent[min((each for each in history.sent if each != attempt), key=_use)]
+        del history.sent[min((other for other in history.sent if other != attempt), key=_sending_priority)]
 
 
-def _use(attempt: int) -> tuple[int, bool, int]:
-    """Return by what it is judged which sending is of least use: by the first one others are told apart."""
+def _sending_priority(attempt: int) -> tuple[int, bool, int]:
+    """Return the priority of keeping a sending: the first one of a generation identifies later ones."""
     return generation_of(attempt), attempt % MAX_ATTEMPTS == 0, attempt
 
 
-def _at_received(
+def _apply_received(
     history: TaskHistory, event: Event, _: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
     attempt, eta = event.retries or 0, epoch(event.eta)
-    received = _from(event)
+    received = _ready_at(event)
     ready = history.sent.get(attempt)
-    late = attempt in (history.skipped or ())
-    if _is_again(history, attempt) and not _is_copy(history, event):
+    is_late = attempt in (history.skipped or ())
+    if _record_receipt(history, attempt) and not _is_copy(history, event):
         aggregates.count_redelivery(label_set)
-        is_unstarted = _take_unstarted(history, attempt)
+        is_unstarted = _remove_given_back(history, attempt)
         if not (eta and is_unstarted):
-            ready = received  # not before its eta, which a redelivered message still carries
-    for delivery in _held(history, event):
+            ready = received  # not before its eta, which the redelivered message still has
+    for delivery in _open_deliveries(history, event):
         is_this = delivery.attempt == attempt or delivery.attempt not in history.sent
-        if is_this and delivery.received is None and delivery.started is not None:  # it was overtaken
+        if is_this and delivery.received is None and delivery.started is not None:  # its start came first
             aggregates.observe_prefetch_wait(label_set, delivery.started - received, event.uuid)
             delivery.received = received
             return False
-    newest = _deliver(history, Delivery(event.hostname, event.pid, attempt, ready or eta or None, received))
-    return newest and not late
+    delivery = Delivery(event.hostname, event.pid, attempt, ready or eta or None, received)
+    return _add_delivery(history, delivery) and not is_late
 
 
-def _is_again(history: TaskHistory, attempt: int) -> bool:
-    """Tell whether an attempt was received before; from now on it was.
+def _record_receipt(history: TaskHistory, attempt: int) -> bool:
+    """Record that an attempt was received; return whether it had been received before.
 
-    An older attempt than was received already may have been another worker's, whose events are late.
+    An attempt that is older than the newest one may have been received by another worker, whose events are
+    late.
     """
     if history.is_received(attempt):
         return True
     if history.received is not None and attempt <= history.received:
         history.skipped = (history.skipped or set()) - {attempt}
     else:
-        _pass_by(history, attempt)
+        _set_newest_received(history, attempt)
     return False
 
 
-def _pass_by(history: TaskHistory, attempt: int) -> None:
-    """Note that an attempt is the newest one received; receipts of older ones may come late."""
-    base = attempt - attempt % MAX_ATTEMPTS  # between two generations there are no attempts
+def _set_newest_received(history: TaskHistory, attempt: int) -> None:
+    """Make an attempt the newest one that was received; receipts of the skipped ones may come late."""
+    base = attempt - attempt % MAX_ATTEMPTS  # no attempts exist between two generations
     newest = base - 1 if history.received is None else history.received
     between = range(max(newest + 1, base, attempt - MAX_DELIVERIES), attempt)
-    sent = (each for each in history.sent if each < attempt and (history.received is None or each > newest))
+    sent = (
+        other for other in history.sent if other < attempt and (history.received is None or other > newest)
+    )
     skipped = sorted({*(history.skipped or ()), *between, *sent})
     history.skipped = set(skipped[-MAX_DELIVERIES:]) if skipped else history.skipped
     history.received = attempt
 
 
 def _close_attempt(history: TaskHistory, attempt: int) -> None:
-    """Note that an attempt is over whose receipt was lost, or comes late: that is no redelivery then."""
+    """Record that an attempt without a receipt is over: a late receipt of it is no redelivery."""
     if history.received is None or attempt > history.received:
-        _pass_by(history, attempt)
+        _set_newest_received(history, attempt)
         history.skipped = {*(history.skipped or ()), attempt}
 
 
-def _take_unstarted(history: TaskHistory, attempt: int) -> bool:
-    """Tell whether nobody has started an attempt that was received; forget who gave it back."""
-    before = [each for each in history.deliveries if each.attempt == attempt]
-    history.deliveries = [each for each in history.deliveries if not each.is_given_back()]
-    return bool(before) and all(each.started is None for each in before)
+def _remove_given_back(history: TaskHistory, attempt: int) -> bool:
+    """Remove deliveries that were given back; return whether the attempt was received and never started."""
+    before = [delivery for delivery in history.deliveries if delivery.attempt == attempt]
+    history.deliveries = [delivery for delivery in history.deliveries if not delivery.is_given_back()]
+    return bool(before) and all(delivery.started is None for delivery in before)
 
 
 def _is_copy(history: TaskHistory, event: Event) -> bool:
-    """Tell whether the worker received its own copy of a task that was sent to several queues."""
+    """Return whether the worker received its own copy of a task that was sent to several queues."""
     return history.copied and all(delivery.worker != event.hostname for delivery in history.deliveries)
 
 
-def _at_started(
+def _apply_started(
     history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
-    assert delivery is not None  # noqa: S101  `_find_started` makes one
+    assert delivery is not None  # noqa: S101  `_find_or_add_unstarted` returns one
     aggregates.observe_start(label_set, event.timestamp, delivery.ready, delivery.received, event.uuid or "")
     delivery.started = event.timestamp
     return delivery is history.deliveries[-1]
 
 
-def _at_success(
+def _apply_success(
     history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
     if event.runtime is not None:
         aggregates.observe_runtime(label_set, State.SUCCESS, event.runtime, event.uuid)
-    return _ended(history, delivery)
+    return _close(history, delivery)
 
 
-def _at_failure(
+def _apply_failure(
     history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
     aggregates.count_failure(_failure(label_set, event))
-    _time(delivery, event, State.FAILURE, label_set, aggregates)
-    return _ended(history, delivery)
+    _observe_runtime(delivery, event, State.FAILURE, label_set, aggregates)
+    return _close(history, delivery)
 
 
-def _at_retry(
+def _apply_retry(
     history: TaskHistory, event: Event, delivery: Delivery | None, label_set: LabelSet, aggregates: Aggregates
 ) -> bool:
-    _time(delivery, event, State.RETRY, label_set, aggregates)
-    # One of a delivery that is over already is told once more, and the next attempt may have been received.
-    newest = _ended(history, delivery) and (
-        delivery is not None or all(each.ended for each in history.deliveries)
+    _observe_runtime(delivery, event, State.RETRY, label_set, aggregates)
+    # A retry of a closed delivery is a repeat, and the next attempt may have been received.
+    is_newest = _close(history, delivery) and (
+        delivery is not None or all(other.ended for other in history.deliveries)
     )
     if delivery is not None and not history.is_received(delivery.attempt):
         _close_attempt(history, delivery.attempt)
-    # Where nobody tells of sendings each retry would be remembered for it. A late one comes before the end.
-    history.deliveries = [each for each in history.deliveries if each is not delivery]
-    return newest
+    # Without task-sent events every retry would be kept for its wait. A late task-sent of a retry still comes
+    # before the end of the retry.
+    history.deliveries = [other for other in history.deliveries if other is not delivery]
+    return is_newest
 
 
-def _at_end(history: TaskHistory, _: Event, delivery: Delivery | None, __: LabelSet, ___: Aggregates) -> bool:
-    return _ended(history, delivery)
+def _apply_end(
+    history: TaskHistory, _: Event, delivery: Delivery | None, __: LabelSet, ___: Aggregates
+) -> bool:
+    return _close(history, delivery)
 
 
 # -- deliveries ----------------------------------------------------------------------------------------
 
 
-def _none(_: TaskHistory, __: Event) -> None:
-    """Find none: the event is not about a delivery, or makes one."""
+def _find_none(_: TaskHistory, __: Event) -> None:
+    """Return None: the event is about no delivery, or begins one."""
 
 
-def _find_started(history: TaskHistory, event: Event) -> Delivery:
-    """Return the delivery that a worker starts: the oldest one that it has not started.
+def _find_or_add_unstarted(history: TaskHistory, event: Event) -> Delivery:
+    """Return the oldest delivery that a worker has not started; add one if its receipt was not seen.
 
-    If its receipt did not reach us it is of the oldest attempt that was sent after the newest that was
-    received; else of one that nobody was heard to send.
+    An added delivery is of the oldest attempt that was sent after the newest received one. If there is none,
+    its `task-sent` was not seen either.
     """
-    for each in _held(history, event):
-        if each.started is None:
-            return each
-    taken = {each.attempt for each in history.deliveries}
-    newer = (each for each in history.sent if history.received is None or each > history.received)
-    attempt = min((each for each in newer if each not in taken), default=None)
+    for delivery in _open_deliveries(history, event):
+        if delivery.started is None:
+            return delivery
+    delivered = {delivery.attempt for delivery in history.deliveries}
+    newer = (sent for sent in history.sent if history.received is None or sent > history.received)
+    attempt = min((sent for sent in newer if sent not in delivered), default=None)
     if attempt is None:
-        over = history.received is not None and not any(not each.ended for each in history.deliveries)
-        attempt = (history.received or 0) + over
+        is_over = history.received is not None and all(delivery.ended for delivery in history.deliveries)
+        attempt = (history.received or 0) + is_over
         ready = None
     else:
         ready = history.sent[attempt]
     delivery = Delivery(event.hostname, event.pid, attempt, ready, None)
-    _deliver(history, delivery)
+    _add_delivery(history, delivery)
     return delivery
+
+
+def _find_continued(history: TaskHistory, event: Event) -> Delivery | None:
+    """Return the delivery that an event may end after which the task goes on.
+
+    That is the oldest one of the newest generation: earlier generations may have ended without an event.
+    """
+    return max(
+        reversed(_endable_deliveries(history, event)),
+        key=lambda delivery: (generation_of(delivery.attempt), -delivery.attempt),
+        default=None,
+    )
+
+
+def _find_finished(history: TaskHistory, event: Event) -> Delivery | None:
+    """Return the delivery that an event may end which finishes the task.
+
+    If the event has a runtime, that is the delivery which started nearest to the time that follows from it.
+    Otherwise it is one of the last attempt, and of several the newest.
+    """
+    deliveries = _endable_deliveries(history, event)
+    if len(deliveries) > 1 and event.runtime is not None:
+        started = event.timestamp - event.runtime
+        nearest = min(reversed(deliveries), key=lambda delivery: abs((delivery.started or 0.0) - started))
+        if abs((nearest.started or 0.0) - started) < MAX_END_DELAY_SECONDS:
+            return nearest
+    return max(reversed(deliveries), key=attrgetter("attempt"), default=None)
+
+
+def _endable_deliveries(history: TaskHistory, event: Event) -> list[Delivery]:
+    """Return the open deliveries that the sender's process started; all open ones if it started none."""
+    deliveries = _open_deliveries(history, event)
+    return [delivery for delivery in deliveries if delivery.started is not None] or deliveries
+
+
+def _open_deliveries(history: TaskHistory, event: Event) -> list[Delivery]:
+    """Return the open deliveries to the sender's process, oldest first."""
+    worker, pid = event.hostname, event.pid
+    return [
+        delivery
+        for delivery in history.deliveries
+        if delivery.worker == worker and delivery.pid == pid and not delivery.ended
+    ]
+
+
+def _add_delivery(history: TaskHistory, delivery: Delivery) -> bool:
+    """Add a delivery; return whether it is the newest one.
+
+    The open deliveries to an earlier process of its worker are removed: that process does not run any more.
+    """
+    remaining = [
+        other
+        for other in history.deliveries
+        if other.worker != delivery.worker or other.pid == delivery.pid or other.ended
+    ]
+    history.deliveries = sorted([*remaining[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
+    return history.deliveries[-1] is delivery
+
+
+def _close(history: TaskHistory, delivery: Delivery | None) -> bool:
+    """End a delivery; return whether it was the newest one. An unknown delivery counts as the newest."""
+    if delivery is None:
+        return True
+    is_newest = history.deliveries[-1] is delivery
+    delivery.ended = True
+    if delivery.ready is not None or delivery.started is None:
+        history.deliveries.remove(delivery)
+    return is_newest
+
+
+def _observe_runtime(
+    delivery: Delivery | None, event: Event, state: State, label_set: LabelSet, aggregates: Aggregates
+) -> None:
+    """Observe the runtime of an event that has none, by the clock of its worker."""
+    if delivery is not None and delivery.started is not None:
+        aggregates.observe_runtime(label_set, state, event.timestamp - delivery.started, event.uuid)
 
 
 def _failure(label_set: LabelSet, event: Event) -> Failure:
@@ -261,83 +363,15 @@ def _failure(label_set: LabelSet, event: Event) -> Failure:
     return Failure(event.timestamp, label_set, event.hostname, exception, event.uuid or "")
 
 
-def _time(
-    delivery: Delivery | None, event: Event, state: State, label_set: LabelSet, aggregates: Aggregates
-) -> None:
-    """Book a runtime that the event does not carry, by the clock of the worker that ran it."""
-    if delivery is not None and delivery.started is not None:
-        aggregates.observe_runtime(label_set, state, event.timestamp - delivery.started, event.uuid)
-
-
-def _ended(history: TaskHistory, delivery: Delivery | None) -> bool:
-    """Close a delivery; tell whether it was the newest (as one that we know nothing of must be)."""
-    if delivery is None:
-        return True
-    newest = history.deliveries[-1] is delivery
-    delivery.ended = True
-    if delivery.ready is not None or delivery.started is None:
-        history.deliveries.remove(delivery)
-    return newest
-
-
-def _first_held(history: TaskHistory, event: Event) -> Delivery | None:
-    """Return the delivery that an event may end after which the task goes on.
-
-    That is the oldest one of the newest generation: what it succeeded may have ended without an event.
-    """
-    held = _started_or_held(history, event)
-    return max(reversed(held), key=lambda each: (generation_of(each.attempt), -each.attempt), default=None)
-
-
-def _last_held(history: TaskHistory, event: Event) -> Delivery | None:
-    """Return the delivery that an event may end which ends the task.
-
-    That is the one that was started nearest to when the event says, where it tells the run time; else one of
-    the last attempt, and of equal ones the newest.
-    """
-    held = _started_or_held(history, event)
-    if len(held) > 1 and event.runtime is not None:
-        started = event.timestamp - event.runtime
-        nearest = min(reversed(held), key=lambda each: abs((each.started or 0.0) - started))
-        if abs((nearest.started or 0.0) - started) < MAX_DELAY:
-            return nearest
-    return max(reversed(held), key=attrgetter("attempt"), default=None)
-
-
-def _started_or_held(history: TaskHistory, event: Event) -> list[Delivery]:
-    """Return the open deliveries to the sender's process that it started, or all if it started none."""
-    held = _held(history, event)
-    return [each for each in held if each.started is not None] or held
-
-
-def _held(history: TaskHistory, event: Event) -> list[Delivery]:
-    """Return the open deliveries to the sender's process, the oldest first."""
-    worker, pid = event.hostname, event.pid
-    return [
-        each for each in history.deliveries if each.worker == worker and each.pid == pid and not each.ended
-    ]
-
-
-def _deliver(history: TaskHistory, delivery: Delivery) -> bool:
-    """Add a delivery and tell whether it is the newest; those to an earlier process of its worker died."""
-    alive = [
-        each
-        for each in history.deliveries
-        if each.worker != delivery.worker or each.pid == delivery.pid or each.ended
-    ]
-    history.deliveries = sorted([*alive[1 - MAX_DELIVERIES :], delivery], key=attrgetter("attempt"))
-    return history.deliveries[-1] is delivery
-
-
-def _from(event: Event) -> float:
-    """Return since when a task waits that was sent or received: not before its eta."""
+def _ready_at(event: Event) -> float:
+    """Return since when (epoch seconds) a sent or received task waits: not before its eta."""
     return event.timestamp if event.eta is None else max(event.timestamp, epoch(event.eta))
 
 
 def epoch(eta: str | None) -> float:
-    """Return an ISO 8601 time as epoch seconds; 0.0 (long ago) for none and for what is no time.
+    """Return an ISO 8601 time as epoch seconds; 0.0 for None and for text that is not a time.
 
-    Celery writes UTC offsets (kombu.utils.json, celery/app/amqp.py); a time without one is UTC.
+    Celery writes UTC offsets (kombu.utils.json, celery/app/amqp.py). A time without an offset is UTC.
     """
     if not eta:
         return 0.0
@@ -352,31 +386,40 @@ def epoch(eta: str | None) -> float:
 
 
 class Effect(Struct, frozen=True):
-    """What a worker's event does: the state it is counted as entering, and where the task is afterwards.
-
-    `lands` is None when the task is finished.
-    """
+    """What an event of a worker does. `counts` is the state in which the event is counted."""
 
     counts: State
-    find: Find
-    measure: Measure
-    lands: State | None = None
-    usual: tuple[IsUsual, Usually] | None = None  # None: a task always has a story then
+    find_delivery: FindDelivery
+    apply_to_history: ApplyToHistory
+    next_state: State | None = None  # of the task; None: it is finished
+    usual: tuple[IsUsual, ApplyUsual] | None = None  # None: such an event always needs the history
 
 
-#: The transition table. All unfinished states take each event alike, for each may be the next that
-#: reaches us. Celery records RETRY for a cancelled task (mark_as_retry); it will be delivered again.
+#: The transition table. Each row holds for all open states, since any event may be missing or late. Celery
+#: records RETRY for a cancelled task (mark_as_retry): it will be delivered again.
 EFFECTS = {
     "task-received": Effect(
-        State.RECEIVED, _none, _at_received, State.RECEIVED, (_is_received, _usually_received)
+        State.RECEIVED,
+        _find_none,
+        _apply_received,
+        State.RECEIVED,
+        (_is_usual_receipt, _apply_usual_receipt),
     ),
     "task-started": Effect(
-        State.STARTED, _find_started, _at_started, State.STARTED, (_is_started, _usually_started)
+        State.STARTED,
+        _find_or_add_unstarted,
+        _apply_started,
+        State.STARTED,
+        (_is_usual_start, _apply_usual_start),
     ),
-    "task-succeeded": Effect(State.SUCCESS, _last_held, _at_success, usual=(_is_ended, _usually_succeeded)),
-    "task-failed": Effect(State.FAILURE, _last_held, _at_failure, usual=(_is_ended, _usually_failed)),
-    "task-retried": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
-    "task-revoked": Effect(State.REVOKED, _last_held, _at_end),
-    "task-rejected": Effect(State.REJECTED, _first_held, _at_end),
-    "task-cancelled": Effect(State.RETRY, _first_held, _at_retry, State.RETRY),
+    "task-succeeded": Effect(
+        State.SUCCESS, _find_finished, _apply_success, usual=(_is_usual_end, _apply_usual_success)
+    ),
+    "task-failed": Effect(
+        State.FAILURE, _find_finished, _apply_failure, usual=(_is_usual_end, _apply_usual_failure)
+    ),
+    "task-retried": Effect(State.RETRY, _find_continued, _apply_retry, State.RETRY),
+    "task-revoked": Effect(State.REVOKED, _find_finished, _apply_end),
+    "task-rejected": Effect(State.REJECTED, _find_continued, _apply_end),
+    "task-cancelled": Effect(State.RETRY, _find_continued, _apply_retry, State.RETRY),
 }

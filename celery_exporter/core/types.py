@@ -1,4 +1,4 @@
-"""The words of what is booked: states, label values, moments. Plain values, no behaviour."""
+"""Shared value types: task states, timestamps, label sets. They have no behaviour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from msgspec import Struct
 
 
 class State(IntEnum):
-    """The states of celery.states that a task can enter, as indexes of a cell's counts."""
+    """The states of celery.states that a task can enter, as indexes of `Aggregate.transitions`."""
 
     PENDING = 0
     RECEIVED = 1
@@ -20,18 +20,18 @@ class State(IntEnum):
     REJECTED = 7
 
 
-#: What an unknown name or queue is called. Never a plausible guess under a real name.
+#: Label value of an unknown task name or queue.
 UNKNOWN = "unknown"
-#: Where label values beyond a limit are added up.
+#: Label value under which everything beyond a limit is added up.
 OTHER = "other"
 
 
 class Timestamp(Struct, frozen=True, gc=False):
-    """One instant on two clocks, both given by the caller.
+    """One instant on two clocks, which the caller reads.
 
-    `listened`: seconds spent listening to the broker, monotonic. It stands still while the event path
-    is down or the process is frozen, so that nobody is taken for dead, and no event for lost, because
-    *we* were not there to hear. `wall`: epoch seconds of this machine.
+    `listening` is the seconds spent listening to the broker, monotonic. This clock stops while the exporter
+    receives no events, so that a gap in the subscription does not count as silence of a worker. `wall` is
+    epoch seconds of this machine.
     """
 
     listening: float
@@ -39,12 +39,12 @@ class Timestamp(Struct, frozen=True, gc=False):
 
 
 class LabelSet(Struct, frozen=True, gc=False, cache_hash=True):
-    """The label values that a sum stands under; a label that no profile uses is ''."""
+    """The label values of a sum. A label that no profile uses is ''."""
 
     task_name: str
     queue_name: str = ""
     worker: str = ""
 
 
-#: Under which tasks are booked that the user does not want to see. It is in no snapshot.
+#: The label set of tasks that the user excluded. It is in no snapshot.
 EXCLUDED = LabelSet("")

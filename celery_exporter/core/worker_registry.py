@@ -57,7 +57,7 @@ class WorkerRegistry:
             return
         worker = self._get_or_add(event.hostname, now)
         if worker is not None:
-            # One that comes online has begun anew, whatever its pid is, or subscribed anew.
+            # worker-online means a new process, whatever its pid is, or a new consumer.
             is_online = event.type == "worker-online" and worker.is_info_current
             if worker.on_worker_event(event, now) or is_online:
                 self._on_restart(worker, now)

@@ -1,7 +1,7 @@
-"""Workers: who is alive, whose clock is off, and how many of their events never reached us.
+"""Workers: whether each is up, how far its clock is off, and how many of its events were missed.
 
-Liveness is judged by how long *we* listened in vain and by the worker's own heartbeat interval, never by
-its clock.
+Invariant: a worker is down after a time of listening without an event of it. The time depends on its own
+heartbeat interval, and never on its clock.
 """
 
 from __future__ import annotations
@@ -10,158 +10,156 @@ import msgspec
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.processes import Processes
+from celery_exporter.core.processes import Process, Processes
 from celery_exporter.core.routing import Binding
 from celery_exporter.core.types import Timestamp
 
-#: Workers remembered at a time. The biggest clusters known have some thousands; beyond the limit new
-#: names are refused (and counted), which keeps the honest ones.
+#: Workers at a time. The biggest known clusters have some thousands. Beyond the limit new names are rejected
+#: and counted, so that existing workers stay.
 MAX_WORKERS = 5_000
-#: A heartbeat that is late by less than this many intervals proves nothing.
-MISSED_HEARTBEATS = 3
-#: Seconds of silence, at least, after which one of several processes of a name counts as gone.
+#: Heartbeat intervals without an event after which a worker is down.
+MAX_MISSED_HEARTBEATS = 3
+#: Minimum seconds of silence after which one of several processes of a name counts as gone.
 PROCESS_SILENCE_SECONDS = 10.0
-#: Seconds between two heartbeats, where a worker does not say.
+#: Seconds between two heartbeats of a worker that does not report its interval.
 DEFAULT_HEARTBEAT_SECONDS = 2.0
-#: The slowest heartbeat that is believed, in seconds.
+#: Longest heartbeat interval that is accepted, in seconds.
 MAX_HEARTBEAT_SECONDS = 3_600.0
-#: Seconds that a solo worker may be silent, for it is while it runs a task. One that takes longer looks dead.
+#: Seconds for which a solo worker may be silent: it sends nothing while it runs a task.
 SOLO_MAX_SILENCE_SECONDS = 600.0
-#: Skew is the least delayed event of the last one to two such spans, in seconds.
+#: Seconds of a window for clock skew. The least delayed event of the last two windows determines the skew.
 SKEW_WINDOW_SECONDS = 60.0
-#: Tasks that a worker may say it processed, over all restarts: what a float, so a sample, holds exactly.
+#: Processed tasks of a worker over all restarts: the largest count that a sample (a float) holds exactly.
 MAX_PROCESSED = 2**53
-#: Heartbeats in a row with `processed` grown and no `task-started`, before task events count as off: for a
-#: worker never heard to send any (one may be overtaken by the heartbeat), and for one that did.
+#: Heartbeats in a row with more processed tasks and without `task-started` after which task events count as
+#: off. By whether the worker sends task events (None: unknown). A heartbeat may overtake a `task-started`.
 SILENT_HEARTBEATS = {None: 2, True: 3, False: 1}
+#: Seconds by which a start may be stamped before or after its worker counts it. Between the two the worker
+#: acknowledges the message, which takes as long as the broker needs.
+MAX_START_OFFSET_SECONDS = 1.0
 
 
 class WorkerInfo(Struct, frozen=True, gc=False):
-    """What a worker answers when asked (control inspect). None: it did not say."""
+    """The answers of a worker to inspection (celery inspect). None: no answer."""
 
     queues: tuple[str, ...] | None = None
     registered: tuple[str, ...] | None = None
     silent_tasks: tuple[str, ...] | None = None  # those of them with send_events = False
     pool: str | None = None  # prefork, threads, solo …
-    pool_size: int | None = None  # tasks it can run at once, as it is now
-    pool_max: int | None = None  # to which it may grow by itself; None: it does not
+    pool_size: int | None = None  # tasks that it can run at once now
+    pool_max: int | None = None  # upper limit of autoscaling; None: off
     prefetch_count: int | None = None
     max_resident_bytes: int | None = None
-    auto_delete: tuple[str, ...] = ()  # of its queues, those that the broker deletes without a consumer
+    auto_delete: tuple[str, ...] = ()  # those of its queues that the broker deletes without a consumer
     bindings: tuple[Binding, ...] = ()
     answers: int = 1  # processes that answered under this name
 
 
-#: Seconds by which a start may be stamped after its worker has counted it, or before. Threads take turns, and
-#: acknowledge the message in between, which takes as long as the broker does.
-UNSURE_SECONDS = 1.0
-
-
 class MissedEventEstimator(Struct, gc=False):
-    """Compares the growth of a worker's `processed` count with the `task-started` events that came.
+    """Compares the growth of a worker's `processed` count with the received `task-started` events.
 
-    `processed` is raised when the pool accepts a task, right before its `task-started` is buffered
-    (celery/worker/request.py, on_accepted); a heartbeat may overtake that buffer. So the comparison is
-    made one heartbeat later, by the worker's own timestamps: until then all has come that will come. What is
-    missing is told when it is more than the starts can explain that came right after the mark.
+    A worker increments `processed` when its pool accepts a task, right before it buffers `task-started`
+    (celery/worker/request.py, on_accepted). A heartbeat may overtake that buffer. So the comparison is made
+    one heartbeat later, by the worker's own timestamps: by then all events before the previous heartbeat have
+    arrived. A difference counts when the starts right after that heartbeat cannot explain it.
     """
 
-    base: int  # processed, at the first heartbeat
-    since: float  # timestamp of the first heartbeat
-    mark: float  # timestamp of the newest heartbeat
-    due: int = 0  # started events owed up to the mark
-    seen: int = 0  # … and seen
-    fresh: int = 0  # seen since the mark
-    unsure: int = 0  # seen that the first heartbeat may have counted or not
-    late: int = 0  # seen that the mark may have counted or not
-    reported: int = 0  # missing, for sure
-    silent: int = 0  # heartbeats in a row that owed more and brought nothing
+    first_processed: int  # at the first heartbeat
+    first_at: float  # timestamp of the first heartbeat
+    newest_at: float  # timestamp of the newest heartbeat
+    expected: int = 0  # starts between the first and the newest heartbeat, by `processed`
+    received: int = 0  # starts between these two, by events
+    received_since: int = 0  # starts after the newest heartbeat
+    unsure_at_first: int = 0  # starts that the first heartbeat may have counted or not
+    unsure_at_newest: int = 0  # starts that the newest heartbeat may have counted or not
+    missed: int = 0  # starts that are certainly missing
+    silent_heartbeats: int = 0  # in a row: more were expected, and none was received
 
     def started(self, timestamp: float) -> None:
         """Count one `task-started`."""
-        self.silent = 0
-        if timestamp > self.mark:
-            self.fresh += 1
-            self.late += timestamp <= self.mark + UNSURE_SECONDS
-        elif timestamp > self.since:
-            self.seen += 1
-        elif timestamp > self.since - UNSURE_SECONDS:
-            self.unsure += 1
+        self.silent_heartbeats = 0
+        if timestamp > self.newest_at:
+            self.received_since += 1
+            self.unsure_at_newest += timestamp <= self.newest_at + MAX_START_OFFSET_SECONDS
+        elif timestamp > self.first_at:
+            self.received += 1
+        elif timestamp > self.first_at - MAX_START_OFFSET_SECONDS:
+            self.unsure_at_first += 1
 
     def is_set_back(self, timestamp: float) -> bool:
-        """Tell whether the worker's clock was set back: its heartbeats come in the order it sends them."""
-        return timestamp < self.mark
+        """Return whether the worker's clock was set back: its heartbeats arrive in the order of sending."""
+        return timestamp < self.newest_at
 
     def on_heartbeat(self, processed: int, timestamp: float) -> int:
-        """Close the span up to the last heartbeat; return how many events are missing since `base`."""
-        missing = self.due - self.seen
-        if missing > max(self.reported, self.unsure) + self.late:
-            self.reported = missing
-        if processed - self.base > self.due and not self.fresh:
-            self.silent += 1
-        self.seen += self.fresh
-        self.fresh = self.late = 0
-        self.due, self.mark = processed - self.base, timestamp
-        return self.reported
+        """Compare up to the previous heartbeat; return how many starts were missed since the first one."""
+        missing = self.expected - self.received
+        if missing > max(self.missed, self.unsure_at_first) + self.unsure_at_newest:
+            self.missed = missing
+        if processed - self.first_processed > self.expected and not self.received_since:
+            self.silent_heartbeats += 1
+        self.received += self.received_since
+        self.received_since = self.unsure_at_newest = 0
+        self.expected, self.newest_at = processed - self.first_processed, timestamp
+        return self.missed
 
 
 class NewProcess(Struct, gc=False):
-    """A process that may have replaced another one: what it had processed when it was heard first."""
+    """A process that may have replaced another one, as it was at its first event."""
 
     pid: int | None
     processed: int
-    seen: int  # of its starts, those that came before
+    received_starts: int  # its starts that were received before
     restarts: int  # of its worker, before it
 
 
 class Worker(Struct, gc=False):
-    """What is known of one worker; `name` is the node name."""
+    """The state of one worker; `name` is the node name."""
 
     name: str
     last_seen: float  # listening time of its newest event
     up: bool = True
-    left: bool = False  # it said goodbye
-    returned: float = 0.0  # by its clock, when it was heard again after that
+    left: bool = False  # it sent worker-offline
+    returned: float = 0.0  # timestamp, by its clock, of its first event after that
     down_since: float | None = None  # listening time
     heartbeat: float | None = None  # wall time of the newest heartbeat
     freq: float | None = None
     pid: int | None = None
     active: int | None = None
-    processed: int | None = None  # as the worker counts, since its process started
-    processed_total: int = 0  # over restarts
+    processed: int | None = None  # by its current process
+    processed_total: int = 0  # over all restarts
     restarts: int = 0
     loadavg: tuple[float, float, float] | None = None
     software: str = ""
     version: str = ""
     system: str = ""
     info: WorkerInfo = WorkerInfo()
-    events: bool | None = None  # does it send task events? None: nothing proves it yet
+    events: bool | None = None  # whether it sends task events; None: unknown
     estimator: MissedEventEstimator | None = None
-    last_start: float = 0.0  # by its clock, of a task
-    starts_of: int | None = None  # the process that started it, …
-    starts_since: int = 0  # … and how many since its last heartbeat
+    last_start: float = 0.0  # timestamp of its newest task-started
+    last_start_pid: int | None = None  # of the process that sent it, …
+    recent_starts: int = 0  # … and how many that process sent since its last heartbeat
     new_process: NewProcess | None = None  # until it is known whether it replaced the other one
-    online: float = 0.0  # when its newest consumer began, by its clock
+    online: float = 0.0  # timestamp, by its clock, of its newest worker-online
     missed: int = 0
-    missed_before: int = 0  # in reckonings that are closed
-    skew: float | None = None  # its clock minus ours, least delayed event of this span
-    skew_before: float | None = None  # … of the span before
-    skew_until: float = 0.0  # listening time at which this span ends
+    missed_before: int = 0  # by earlier estimators
+    skew: float | None = None  # its clock minus ours, by the least delayed event of this window
+    skew_before: float | None = None  # … of the window before
+    skew_until: float = 0.0  # listening time at which this window ends
     task_pid: int | None = None  # of its newest task event
-    idle_since: float | None = None  # listening time since which it reports that it runs no task
+    idle_since: float | None = None  # listening time since which it reports no active task
     processes: Processes = msgspec.field(default_factory=Processes)
-    shared: bool = False  # several processes use the name, as their heartbeats show
-    starts: int = 0  # processes seen under this name, beyond the first
-    is_info_current: bool = False  # `profile` was answered by the process that runs now
+    shared: bool = False  # several processes use the name, by their heartbeats
+    starts: int = 0  # processes of this name after the first
+    is_info_current: bool = False  # the current process answered `info`
 
     @property
     def clock_skew(self) -> float | None:
-        """Return the worker's clock minus ours, in seconds: what it says when the delay is least."""
+        """Return the worker's clock minus ours in seconds, by the least delayed event; None: unknown."""
         return max((skew for skew in (self.skew, self.skew_before) if skew is not None), default=None)
 
     @property
     def is_shared(self) -> bool:
-        """Tell whether several processes use this name, by their heartbeats or their answers."""
+        """Return whether several processes use this name, by their heartbeats or their answers."""
         return self.shared or self.info.answers > 1
 
     def count_processes(self, listening: float) -> int:
@@ -171,70 +169,67 @@ class Worker(Struct, gc=False):
 
     @property
     def current_info(self) -> WorkerInfo:
-        """Return the profile without what only the process before is known to have said of its queues."""
+        """Return the info, without the queues if an earlier process answered it."""
         if self.is_info_current:
             return self.info
         return msgspec.structs.replace(self.info, queues=None, bindings=())
 
     def on_task_event(self, event: Event) -> None:
-        """Learn from a task event that it sends them."""
+        """Record a task event of this worker."""
         if self.events is False:
-            self.estimator = None  # events sent from now on; what came before is not owed
+            self.estimator = None  # task events are on now; those before are not missed
         self.events = True
         if event.type == "task-started":
             self.idle_since = None
             self.last_start = event.timestamp
-            self.starts_since = self.starts_since + 1 if event.pid == self.starts_of else 1
-            self.starts_of = event.pid
+            self.recent_starts = self.recent_starts + 1 if event.pid == self.last_start_pid else 1
+            self.last_start_pid = event.pid
             if self.estimator is not None:
                 self.estimator.started(event.timestamp)
 
     def update_liveness(self, listening: float, timeout: float) -> None:
-        """Decide whether it is up, after `timeout` seconds of silence at least."""
-        patience = max(timeout, MISSED_HEARTBEATS * min(self.freq or 0.0, MAX_HEARTBEAT_SECONDS))
+        """Update whether it is up: it may be silent for `timeout` seconds, or longer by its heartbeats."""
+        interval = min(self.freq or 0.0, MAX_HEARTBEAT_SECONDS)
+        max_silence = max(timeout, MAX_MISSED_HEARTBEATS * interval)
         if self.info.pool == "solo":
-            patience = max(patience, SOLO_MAX_SILENCE_SECONDS)
+            max_silence = max(max_silence, SOLO_MAX_SILENCE_SECONDS)
         self.shared = self.processes.is_shared(listening, self._silence_seconds())
-        self.up = not self.left and listening - self.last_seen <= patience
+        self.up = not self.left and listening - self.last_seen <= max_silence
         if self.up:
             self.down_since = None
         elif self.down_since is None:
             self.down_since = listening
 
     def on_worker_event(self, event: Event, now: Timestamp) -> bool:
-        """Learn from a worker event; tell whether it is the first one of another process."""
+        """Record a worker event; return whether it is the first one of another process."""
         silence = self._silence_seconds()
-        newest = self.processes.known[-1] if self.processes.known else None
-        last_seen = self.processes.observe(
+        newest = self.processes.tracked[-1] if self.processes.tracked else None
+        observation = self.processes.observe(
             event, now, event.freq or self.freq or DEFAULT_HEARTBEAT_SECONDS, silence
         )
-        process = last_seen.process
-        self.restarts += last_seen.restarts
-        self.processed_total = min(self.processed_total + last_seen.tasks, MAX_PROCESSED)
-        if process.left and process is not self.processes.known[-1]:
+        process = observation.process
+        self.restarts += observation.restarts
+        self.processed_total = min(self.processed_total + observation.tasks, MAX_PROCESSED)
+        if process.left and process is not self.processes.tracked[-1]:
             return False  # the last event of a process while another one runs
         self._describe(event, now)
         if process is not newest:
             self._close_estimate()
         self.shared = self.processes.is_shared(now.listening, silence)
-        if last_seen.is_new and newest is not None:
-            seen = self.starts_since if self.starts_of == process.pid else 0
-            self.new_process = NewProcess(
-                process.pid, event.processed or 0, seen, self.restarts - last_seen.restarts
-            )
+        if observation.is_new and newest is not None:
+            starts = self.recent_starts if self.last_start_pid == process.pid else 0
+            restarts_before = self.restarts - observation.restarts
+            self.new_process = NewProcess(process.pid, event.processed or 0, starts, restarts_before)
         elif self.new_process is not None and event.processed is not None:
-            self._judge_beginning(self.new_process)
-        if self.starts_of == process.pid:
-            self.starts_since = 0
-        others = self.processes.alive(now.listening, silence) if process.left else ()
-        # One of the same pid may be the same one, a heartbeat of which came early.
-        is_left = process.left and not any(self.shared or each.pid != process.pid for each in others)
-        self.returned = event.timestamp if self.left and not is_left else self.returned
-        self.left = is_left
+            self._add_missed_at_start(self.new_process)
+        if self.last_start_pid == process.pid:
+            self.recent_starts = 0
+        self._update_left(process, event, now, silence)
         self.pid = process.pid if event.pid is None else event.pid
         self.active = process.active
         if self.shared:
-            self.active = sum(each.active or 0 for each in self.processes.alive(now.listening, silence))
+            alive = self.processes.alive(now.listening, silence)
+            self.active = sum(process.active or 0 for process in alive)
         if event.active is not None:
             self.idle_since = None if self.active else self.idle_since or now.listening
         if event.processed is not None:
@@ -243,29 +238,38 @@ class Worker(Struct, gc=False):
                 self._close_estimate()
             else:
                 self._estimate_missed(event.processed, event.timestamp)
-        return last_seen.is_new and newest is not None
+        return observation.is_new and newest is not None
 
     def has_process(self, pid: int | None) -> bool:
-        """Tell whether a process with this pid is known."""
-        return any(process.pid == pid for process in self.processes.known)
+        """Return whether a process with this pid is known."""
+        return any(process.pid == pid for process in self.processes.tracked)
+
+    def _update_left(self, process: Process, event: Event, now: Timestamp, silence: float) -> None:
+        """Update whether the worker has left: the sender has, and no other process of the name runs."""
+        others = self.processes.alive(now.listening, silence) if process.left else ()
+        # Another process with the same pid may be the same one: a heartbeat of it was early.
+        has_left = process.left and not any(self.shared or other.pid != process.pid for other in others)
+        self.returned = event.timestamp if self.left and not has_left else self.returned
+        self.left = has_left
 
     def _silence_seconds(self) -> float:
-        """Return for how long one process may be silent while others of its name are heard."""
+        """Return for how long one process may be silent while others of its name send events."""
         if self.info.pool == "solo":
             return SOLO_MAX_SILENCE_SECONDS
-        return max(PROCESS_SILENCE_SECONDS, MISSED_HEARTBEATS * min(self.freq or 0.0, MAX_HEARTBEAT_SECONDS))
+        interval = min(self.freq or 0.0, MAX_HEARTBEAT_SECONDS)
+        return max(PROCESS_SILENCE_SECONDS, MAX_MISSED_HEARTBEATS * interval)
 
-    def _judge_beginning(self, new_process: NewProcess) -> None:
-        """Count what a process did before it was heard first, if it is known by now that it replaced another.
+    def _add_missed_at_start(self, new_process: NewProcess) -> None:
+        """Count the events that a process sent before its first received one, if it replaced another one.
 
-        A process that runs beside another one of its name may have run for long before we did.
+        A process that runs beside another one of its name may have run long before the exporter.
         """
         if self.shared:
             self.new_process = None
         elif self.restarts > new_process.restarts:
             self.new_process = None
-            unsure = self.estimator.unsure if self.estimator else 0
-            missing = max(0, new_process.processed - new_process.seen - unsure)
+            unsure = self.estimator.unsure_at_first if self.estimator else 0
+            missing = max(0, new_process.processed - new_process.received_starts - unsure)
             if missing and self.events and not self.info.silent_tasks:
                 self.missed_before = min(self.missed_before + missing, MAX_PROCESSED)
                 self.missed = min(self.missed + missing, MAX_PROCESSED)
@@ -290,24 +294,24 @@ class Worker(Struct, gc=False):
 
     def _estimate_missed(self, processed: int, timestamp: float) -> None:
         if self.estimator is not None and self.estimator.is_set_back(timestamp):
-            self._close_estimate()  # which starts it has counted cannot be told by their times
+            self._close_estimate()  # timestamps no longer show which starts it has counted
         if self.estimator is None:
-            unsure = int(self.last_start > timestamp - UNSURE_SECONDS)
-            self.estimator = MissedEventEstimator(processed, timestamp, timestamp, unsure=unsure)
+            unsure = int(self.last_start > timestamp - MAX_START_OFFSET_SECONDS)
+            self.estimator = MissedEventEstimator(processed, timestamp, timestamp, unsure_at_first=unsure)
             return
-        missing = self.estimator.on_heartbeat(processed, timestamp)
-        if self.info.silent_tasks:  # that it ran something without an event proves nothing
+        missed = self.estimator.on_heartbeat(processed, timestamp)
+        if self.info.silent_tasks:  # it runs tasks without events
             return
-        if self.estimator.silent >= SILENT_HEARTBEATS[self.events]:
+        if self.estimator.silent_heartbeats >= SILENT_HEARTBEATS[self.events]:
             self.events = False
             self._close_estimate()
         elif self.events:
-            self.missed = min(self.missed_before + missing, MAX_PROCESSED)
+            self.missed = min(self.missed_before + missed, MAX_PROCESSED)
 
     def _close_estimate(self) -> None:
         self.missed_before, self.estimator = self.missed, None
 
 
 def host(node: str) -> str:
-    """Return the host's part of a node name."""
+    """Return the host part of a node name."""
     return node.partition("@")[2] or node

@@ -66,7 +66,7 @@ class SavedState:
     """The records of a file, added up in their order."""
 
     def __init__(self) -> None:
-        self.cluster = state.Memory()
+        self.cluster = state.SavedCluster()
         self.tracker = SeriesTrackerMemory()
         self.exporter: ExporterRecord | None = None
         self._decode = msgspec.msgpack.Decoder(Checkpoint).decode
@@ -74,7 +74,7 @@ class SavedState:
     def add(self, record: bytes) -> None:
         """Add the next record; raise msgspec.MsgspecError for bytes that are none."""
         checkpoint = self._decode(record)
-        self.cluster.take(checkpoint.cluster)
+        self.cluster.apply(checkpoint.cluster)
         if checkpoint.exporter is not None:
             self.exporter = checkpoint.exporter
             self.tracker.take(checkpoint.exporter.tracker)
@@ -193,8 +193,8 @@ class CheckpointWriter:
             self._saving.release()
 
     def _save(self) -> None:
-        needs_rewrite = self._file.is_long or self._is_behind or self._recorder.is_lost
-        is_usual = self._file.is_sound and not needs_rewrite
+        needs_rewrite = self._file.needs_compaction or self._is_behind or self._recorder.is_incomplete
+        is_usual = self._file.is_intact and not needs_rewrite
         self._is_behind = True
         try:
             pending = self._append() if is_usual else self._rewrite()
@@ -269,7 +269,7 @@ class CheckpointWriter:
             return
         if self._holds_state:
             reason = "it could not be written, and what is shown is newer by now"
-            self._holds_state = not self._file.put_aside(reason)
+            self._holds_state = not self._file.move_aside(reason)
         with self._state.lock:
             self._exporter_record(everything=False)  # settles new series, though nothing is written
             pending = self._pending()

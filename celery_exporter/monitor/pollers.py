@@ -53,14 +53,14 @@ class QueuePoller:
                 with self._state.lock:
                     queues, at = self._state.cluster.queues, self._state.listening
                     names, requested, consumed = queues.names(), queues.requested, queues.consumed
-                    self._schedule.keep(set(names))
+                    self._schedule.retain(set(names))
                     if reader.costly:
                         names = self._schedule.pick(names, requested | consumed, time.monotonic())
                 answers = reader.read(names, requested=requested, consumed=consumed)
         except Exception:
             with self._state.lock:  # a length that cannot be read is missing, not the old one
                 self._unacked, self._polled = None, time.monotonic()
-                self._schedule.forget_values()
+                self._schedule.clear_values()
             raise
         with self._state.lock:
             self._unacked, self._polled = unacked, time.monotonic()
@@ -188,7 +188,7 @@ class WorkerPoller:
     def _compare_tasks(self) -> None:
         """Ask workers for their tasks that have more by their events than by their heartbeats."""
         with self._state.lock:
-            suspects, at = self._state.reconciler.suspects(self._state.now()), self._state.listening
+            suspects, at = self._state.reconciler.workers_to_inspect(self._state.now()), self._state.listening
         if not suspects:
             return
         with self._inspector.use() as inspector:

@@ -1,12 +1,12 @@
-"""A file that outlasts the process: one line that says what it is, then records, each written after the last.
+"""The state file: a header line, followed by records that are appended one after the other.
 
     celery-exporter state <version>
-    <length> <CRC-32 of that> <CRC-32 of the content> <content>   … numbers of 4 bytes, little-endian
+    <length> <CRC-32 of the length> <CRC-32 of the content> <content>   … numbers: 4 bytes, little-endian
 
-A process that is killed while it writes leaves a part of a record at the end: nobody was told of that, so it
-is cut off. Anything else that does not fit is damage. Such a file is never written over but moved aside, for
-somebody may want to know what it was. A file that is no state file is not touched. A lock (flock) keeps a
-second process from it. Should it be removed or moved while it is in use, it is rewritten.
+A process that is killed while it writes leaves an incomplete record at the end. That record is cut off, since
+no page has shown its content. Any other mismatch is damage. A damaged file is moved aside, never overwritten,
+so that the user can examine it. A file that is not a state file stays unchanged. A lock (flock) keeps other
+processes out. A file that is removed or moved while it is in use is rewritten.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
-#: Of the format. An older or newer one is not read: what a field means may have changed.
-VERSION = 3
-#: Bytes; a state of a million tasks is a third of it.
-MAX_SIZE = 2**30
-#: Bytes whose reading takes long enough to say so.
-MUCH = 20 * 2**20
-#: Bytes that may be added before a file is long, at least; or as many as it had.
-LONG = 8 * 2**20
+#: Version of the format. Other versions are rejected, since the meaning of a field may have changed.
+VERSION = 4
+#: Maximum size that is read. The state of a million tasks has a third of it.
+MAX_FILE_BYTES = 2**30
+#: Size from which on reading is logged, because it takes noticeable time.
+LARGE_FILE_BYTES = 20 * 2**20
+#: Minimum growth after which a file is rewritten. A larger file has to double.
+COMPACTION_BYTES = 8 * 2**20
 
-#: Files that were moved aside and are kept; the oldest makes room.
-MOST_ASIDE = 9
+#: Files that were moved aside and are kept. The next one replaces the oldest.
+MAX_ASIDE_FILES = 9
 
-_TITLE = b"celery-exporter state"
-_HEAD = b"%s %d\n" % (_TITLE, VERSION)
-_LONGEST_HEAD = 200
-_MOST_NOTHING = 2**20
+_MAGIC = b"celery-exporter state"
+_HEADER = b"%s %d\n" % (_MAGIC, VERSION)
+_MAX_HEADER_BYTES = 200
+_MAX_PADDING_BYTES = 2**20
 _frame = Struct("<III")
 _length = Struct("<I").pack
 
@@ -49,32 +49,34 @@ class StateFileError(Exception):
 
 
 class UnavailableError(StateFileError):
-    """The file cannot be had now: another process has it, or the system could not open it."""
+    """The file is not available now: another process has locked it, or the system cannot open it."""
 
 
 class UnusablePathError(StateFileError):
-    """The path is of something else than a state file, or of nothing that one can be in."""
+    """The path is not that of a state file, or a state file cannot be created there."""
 
 
 class StateFile:
-    """Keeps records of bytes. `errors` counts what went wrong, by operation; used by one thread at a time."""
+    """A file of records, each of which is bytes. Used by one thread at a time.
+
+    `errors` counts failures by operation, "read" or "write".
+    """
 
     def __init__(self, path: Path) -> None:
         self.errors = {"read": 0, "write": 0}
-        self._path = Path(os.path.realpath(path))  # a link stays one
-        self._descriptor: int | None = None  # of the file that is at the path, and locked by us
-        self._is_sound = False  # it holds all that was written, and ends with a whole record
-        self._size = self._size_at_first = 0  # bytes of whole records
-        self._said = ""  # of what went wrong last
-        self._taken: str | None = None  # why nothing may be written there
+        self._path = Path(os.path.realpath(path))  # so that a symbolic link stays one
+        self._descriptor: int | None = None  # of the locked file at the path
+        self._is_intact = False  # it has all that was written, and ends with a complete record
+        self._size = self._compacted_size = 0  # bytes, now and after the last rewrite
+        self._logged = ""  # the last error that was logged
+        self._write_blocked: str | None = None  # why the path must not be written to
 
     def load(self, take: Callable[[bytes], None]) -> bool:
-        """Give each record of the file to `take`; tell whether there were any.
+        """Call `take` with each record of the file; return whether there were any.
 
-        Raise UnavailableError or UnusablePathError, and leave alone what is there.
-
-        What else is wrong with the file, or what `take` raises, is logged and counted, and the file moved
-        aside: what `take` was given before is then of no use.
+        Raises UnavailableError or UnusablePathError; the file then stays unchanged. All other errors, and
+        any exception of `take`, are logged and counted, and the file is moved aside. The caller then discards
+        the records that `take` received before.
         """
         try:
             return self._read(take)
@@ -83,68 +85,68 @@ class StateFile:
             raise
         except StateFileError as error:
             self.refuse(str(error))
-        except Exception as error:  # noqa: BLE001  whole, but no exporter wrote it
+        except Exception as error:  # noqa: BLE001  a valid file that this exporter did not write
             self.refuse(f"it holds a state that cannot be used ({error!r})")
         return False
 
     def refuse(self, why: str) -> None:
-        """Say and count that what it holds is not used, and put it aside."""
+        """Log and count that the state is not used, and move the file aside. `why` begins with "it"."""
         self.errors["read"] += 1
-        log.error("state file %s: %s; sums begin at 0. %s", self._path, why, self._put_aside())
+        log.error("state file %s: %s. Counters start at 0. %s", self._path, why, self._move_unread_aside())
 
-    def put_aside(self, why: str) -> bool:
-        """Move away what is older than what was shown, so that no later process goes on from there.
+    def move_aside(self, why: str) -> bool:
+        """Move the file aside, so that no later process restores an outdated state.
 
-        Tell whether it is away; where not even that is possible it is tried again, and said once.
+        Return whether it is no longer at the path. An error is logged once, and the caller tries again later.
         """
-        if not self._is_in_place():  # but another one, or none
+        if not self._is_in_place():
             return True
-        aside, failed = self._next_aside(), ""
+        aside, failure = self._next_aside(), ""
         try:
             self._path.rename(aside)
         except OSError as error:
-            failed = f"it could not be moved aside: {error.strerror}"
-        self._say(f"{why}; {failed or f'it was moved to {aside}'}")
-        if not failed:
+            failure = f"it could not be moved aside: {error.strerror}"
+        self._log_once(f"{why}; {failure or f'it was moved to {aside}'}")
+        if not failure:
             self.close()
             self._size = 0
-        return not failed
+        return not failure
 
     @property
-    def is_sound(self) -> bool:
-        """Tell whether all that is at the path was written by us, and takes a further record."""
-        return self._is_sound and self._is_in_place() and self._is_whole()
+    def is_intact(self) -> bool:
+        """Return whether a record can be appended: the file has all that was written, and nothing else."""
+        return self._is_intact and self._is_in_place() and self._is_unchanged()
 
     @property
-    def is_long(self) -> bool:
-        """Tell whether it should be written anew, without what is outdated."""
-        return self._size > max(2 * self._size_at_first, self._size_at_first + LONG)
+    def needs_compaction(self) -> bool:
+        """Return whether a rewrite without outdated records would make the file much smaller."""
+        return self._size > max(2 * self._compacted_size, self._compacted_size + COMPACTION_BYTES)
 
     def append(self, record: bytes) -> None:
-        """Add a record to those of `rewrite`, and see it on the disk; raise StateFileError."""
+        """Append a record and sync the file; raise StateFileError. Requires a `rewrite` before."""
         assert self._descriptor is not None, "rewrite comes first"  # noqa: S101
-        self._is_sound = False
+        self._is_intact = False
         try:
             self._size = self._write(self._descriptor, self._size, [record])
         except StateFileError:
             self.errors["write"] += 1
-            with suppress(OSError):  # a full disk has room again for a new file
+            with suppress(OSError):  # frees space on a full disk for a new file
                 os.ftruncate(self._descriptor, self._size)
             raise
-        self._is_sound = True
+        self._is_intact = True
 
     def rewrite(self, records: Iterable[bytes]) -> None:
-        """Write the file anew: beside its place, and then moved there; raise StateFileError."""
-        self._is_sound = False
+        """Write a new file and move it to the path; raise StateFileError."""
+        self._is_intact = False
         try:
             self._rewrite(records)
         except StateFileError:
             self.errors["write"] += 1
             raise
-        self._is_sound = True
+        self._is_intact = True
 
     def close(self) -> None:
-        """Let others have it."""
+        """Close the file, which releases its lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = None
@@ -156,7 +158,9 @@ class StateFile:
         try:
             self._descriptor = self._open()
         except FileNotFoundError:
-            raise UnusablePathError(f"there is no folder {self._path.parent}") from None
+            raise UnusablePathError(
+                f"cannot open {self._path}: directory {self._path.parent} does not exist"
+            ) from None
         except (NotADirectoryError, IsADirectoryError, PermissionError) as error:
             raise UnusablePathError(f"cannot open {self._path}: {error.strerror}") from None
         except OSError as error:
@@ -165,54 +169,55 @@ class StateFile:
             with os.fdopen(os.dup(self._descriptor), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size:
-                    self._check_head(file.readline(_LONGEST_HEAD))
-                if size > MAX_SIZE:
-                    raise StateFileError(f"it has {size} bytes, more than any state")
-                if size > MUCH:
+                    self._check_header(file.readline(_MAX_HEADER_BYTES))
+                if size > MAX_FILE_BYTES:
+                    raise StateFileError(f"it has {size} bytes, more than the limit of {MAX_FILE_BYTES}")
+                if size > LARGE_FILE_BYTES:
                     log.info("reading %d MB from %s", size // 2**20, self._path)
                 for number, record in enumerate(_records(file, size), 1):  # noqa: B007
                     take(record)
-                if not number and size > len(_HEAD):  # it was written whole, and moved here then
+                if not number and size > len(_HEADER):  # `rewrite` moves only complete files to the path
                     raise StateFileError("it is damaged: it ends within its first record")
         except OSError as error:
-            raise StateFileError(f"cannot be read: {error.strerror}") from None
+            raise StateFileError(f"it cannot be read: {error.strerror}") from None
         return number > 0
 
     def _open(self) -> int:
-        """Return a descriptor of the file at the path, which is locked, and empty if there was none."""
+        """Return a descriptor of the locked file at the path; create an empty file if there is none."""
         while True:
             if not self._path.exists():
                 os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))
             if not stat.S_ISREG(self._path.stat().st_mode):
-                raise UnusablePathError(f"{self._path} is no regular file")
+                raise UnusablePathError(f"{self._path} is not a regular file")
             descriptor = os.open(self._path, os.O_RDONLY)
             self._lock(descriptor)
-            if _is_at(self._path, descriptor):
+            if _is_open_file_at(self._path, descriptor):
                 return descriptor
-            os.close(descriptor)  # whoever had it has moved another one there
+            os.close(descriptor)  # another process replaced the file before the lock was taken
 
-    def _say(self, what: str) -> None:
-        """Log it, once."""
-        if what != self._said:
-            log.error("state file %s: %s", self._path, what)
-        self._said = what
+    def _log_once(self, message: str) -> None:
+        """Log an error unless it is the same as the last one."""
+        if message != self._logged:
+            log.error("state file %s: %s", self._path, message)
+        self._logged = message
 
-    def _is_whole(self) -> bool:
-        """Tell whether nobody wrote to it, or cut it, but us."""
+    def _is_unchanged(self) -> bool:
+        """Return whether the size is as written: no other process has appended to it or truncated it."""
         return self._descriptor is not None and os.fstat(self._descriptor).st_size == self._size
 
     def _is_in_place(self) -> bool:
-        return self._descriptor is not None and _is_at(self._path, self._descriptor)
+        return self._descriptor is not None and _is_open_file_at(self._path, self._descriptor)
 
-    def _check_head(self, head: bytes) -> None:
-        if _HEAD.startswith(head.rstrip(b"\0")) and head != _HEAD:
-            raise StateFileError("it is damaged: its first line is not whole")
-        if not head.startswith(_TITLE):
-            raise UnusablePathError(f"{self._path} is no state file of celery-exporter, so it is left alone")
-        if head != _HEAD:
-            found = head[len(_TITLE) :].split()[:1]
-            said = found[0].decode(errors="replace") if found else ""
-            raise StateFileError(f"it is of version {said!r}, this one reads {VERSION}")
+    def _check_header(self, line: bytes) -> None:
+        if _HEADER.startswith(line.rstrip(b"\0")) and line != _HEADER:
+            raise StateFileError("it is damaged: its first line is incomplete")
+        if not line.startswith(_MAGIC):
+            raise UnusablePathError(
+                f"{self._path} is not a state file of celery-exporter, and stays unchanged. Give another path"
+            )
+        if line != _HEADER:
+            version = (line[len(_MAGIC) :].split() or [b""])[0].decode(errors="replace")
+            raise StateFileError(f"it has version {version!r}, this exporter reads version {VERSION}")
 
     def _lock(self, descriptor: int) -> None:
         try:
@@ -220,28 +225,28 @@ class StateFile:
         except BlockingIOError:
             os.close(descriptor)
             raise UnavailableError(
-                f"the state file {self._path} is in use by another exporter: give each one of its own"
+                f"the state file {self._path} is in use by another exporter. Give each exporter its own file"
             ) from None
         except OSError as error:  # a file system without locks
             log.warning("cannot lock %s: %s", self._path, error.strerror)
 
-    def _put_aside(self) -> str:
-        """Move the file out of the way; return what was done, for people."""
+    def _move_unread_aside(self) -> str:
+        """Move a file aside that was not read; return a message about what was done."""
         self.close()
-        if self._taken is not None:
-            return "Nothing will be saved."
+        if self._write_blocked is not None:
+            return "No state will be saved."
         aside = self._next_aside()
         try:
             self._path.rename(aside)
         except FileNotFoundError:
-            return "It is gone."
+            return "The file no longer exists."
         except OSError as error:
-            self._taken = f"there is a file that could not be read, nor moved: {error.strerror}"
-            return f"It could not be moved aside ({error.strerror}), so nothing will be saved."
-        return f"It was moved to {aside}."
+            self._write_blocked = f"it exists, and could be neither read nor moved: {error.strerror}"
+            return f"The file could not be moved aside ({error.strerror}), so no state will be saved."
+        return f"The file was moved to {aside}."
 
     def _next_aside(self) -> Path:
-        names = [Path(f"{self._path}.unread-{number}") for number in range(1, MOST_ASIDE + 1)]
+        names = [Path(f"{self._path}.unread-{number}") for number in range(1, MAX_ASIDE_FILES + 1)]
         free = (name for name in names if not os.path.lexists(name))
         files = (name for name in names if name.is_file() and not name.is_symlink())
         return next(free, None) or min(files, key=lambda name: name.stat().st_mtime, default=names[-1])
@@ -249,19 +254,19 @@ class StateFile:
     # -- writing -----------------------------------------------------------------------------------------
 
     def _rewrite(self, records: Iterable[bytes]) -> None:
-        if self._taken is not None:
-            raise StateFileError(f"cannot write {self._path}: {self._taken}")
+        if self._write_blocked is not None:
+            raise StateFileError(f"cannot write {self._path}: {self._write_blocked}")
         beside = self._path.with_name(self._path.name + ".new")
         was_lost = self._size > 0 and not self._is_in_place()
         try:
             if not self._is_in_place():
                 self._reopen()
-            _clear(beside)
+            _remove_leftover(beside)
             new = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
                 self._lock(new)
-                _write_all(new, _HEAD)
-                size = self._write(new, len(_HEAD), records)
+                _write_all(new, _HEADER)
+                size = self._write(new, len(_HEADER), records)
                 beside.replace(self._path)
             except BaseException:
                 os.close(new)
@@ -269,38 +274,38 @@ class StateFile:
                     beside.unlink()
                 raise
             self.close()
-            self._descriptor, self._size, self._size_at_first = new, size, size
-            _sync_folder(self._path.parent)
+            self._descriptor, self._size, self._compacted_size = new, size, size
+            _sync_directory(self._path.parent)
         except OSError as error:
             raise StateFileError(f"cannot write {self._path}: {error.strerror}") from None
-        self._said = ""
+        self._logged = ""
         if was_lost:
             log.error("state file %s: it was removed or moved, and was rewritten", self._path)
 
     def _reopen(self) -> None:
-        """Have the file at the path again, which is another one than ours, or none.
+        """Open the file at the path after the previous one was removed or replaced.
 
-        A state of before that nobody uses is moved aside; anything else that is there stays.
+        Another state file is moved aside unless a process uses it. Any other file stays.
         """
         self.close()
-        found = self._open()
-        with os.fdopen(os.dup(found), "rb") as file:
-            head = file.read(len(_TITLE))
-        if head == _TITLE:
+        descriptor = self._open()
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            start = file.read(len(_MAGIC))
+        if start == _MAGIC:
             aside = self._next_aside()
             self._path.rename(aside)
-            log.error("state file %s: another state was put there; it was moved to %s", self._path, aside)
-            os.close(found)
-            found = self._open()
-        elif head:
-            os.close(found)
+            log.error("state file %s: another state file replaced it and was moved to %s", self._path, aside)
+            os.close(descriptor)
+            descriptor = self._open()
+        elif start:
+            os.close(descriptor)
             raise StateFileError(
-                f"cannot write {self._path}: a file that is no state file was put there; move it away"
+                f"cannot write {self._path}: a file that is not a state file replaced it. Move that file away"
             )
-        self._descriptor = found
+        self._descriptor = descriptor
 
     def _write(self, descriptor: int, size: int, records: Iterable[bytes]) -> int:
-        """Add records to a file of this size; return its size then."""
+        """Append records to a file of this size, and sync it; return its new size."""
         try:
             for record in records:
                 frame = _frame.pack(len(record), zlib.crc32(_length(len(record))), zlib.crc32(record))
@@ -313,35 +318,35 @@ class StateFile:
 
 
 def _records(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Yield the content of each record, but for one that was not written to its end."""
-    position = len(_HEAD)
+    """Yield the content of each record, except of an incomplete one at the end."""
+    position = len(_HEADER)
     while len(frame := file.read(_frame.size)) == _frame.size:
-        length, of_length, of_content = _frame.unpack(frame)
-        if zlib.crc32(_length(length)) != of_length:
-            _check_nothing(frame + file.read(_MOST_NOTHING))
+        length, length_checksum, content_checksum = _frame.unpack(frame)
+        if zlib.crc32(_length(length)) != length_checksum:
+            _check_padding(frame + file.read(_MAX_PADDING_BYTES))
             return
         position += _frame.size + length
         record = file.read(length) if position <= size else b""
         if len(record) < length:
             return
-        if zlib.crc32(record) != of_content:
-            _check_nothing(file.read(_MOST_NOTHING))
+        if zlib.crc32(record) != content_checksum:
+            _check_padding(file.read(_MAX_PADDING_BYTES))
             return
         yield record
 
 
-def _check_nothing(rest: bytes) -> None:
-    """Raise StateFileError unless it is zeros: what the disk had not written when the power failed."""
+def _check_padding(rest: bytes) -> None:
+    """Raise StateFileError unless it is zeros, which a disk leaves if the power fails during a write."""
     if any(rest):
-        raise StateFileError("it is damaged: a checksum does not fit")
+        raise StateFileError("it is damaged: a checksum does not match")
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _is_open_file_at(path: Path, descriptor: int) -> bool:
     try:
-        there, ours = path.stat(), os.fstat(descriptor)
+        at_path, opened = path.stat(), os.fstat(descriptor)
     except OSError:
         return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+    return (at_path.st_dev, at_path.st_ino) == (opened.st_dev, opened.st_ino)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -350,23 +355,23 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _clear(beside: Path) -> None:
-    """Remove what a process left that ended while it wrote; anything else stays, and is an error."""
+def _remove_leftover(beside: Path) -> None:
+    """Remove the new file of a process that was killed while it wrote; raise an error for any other file."""
     try:
         status = beside.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
-        raise StateFileError(f"cannot write {beside}: something is there that is no file")
+        raise StateFileError(f"cannot write {beside}: it exists and is not a regular file")
     with beside.open("rb") as file:
-        if not _TITLE.startswith(file.read(len(_TITLE))):
-            raise StateFileError(f"cannot write {beside}: there is a file that is not ours")
+        if not _MAGIC.startswith(file.read(len(_MAGIC))):
+            raise StateFileError(f"cannot write {beside}: it exists and is not a state file")
     beside.unlink()

@@ -12,7 +12,7 @@ from harness.marks import on_redis
 from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 
-from celery_exporter.core.aggregates import is_chosen
+from celery_exporter.core.aggregates import is_sampled
 from celery_exporter.doctor.prometheus_checks import run_prometheus_checks
 
 NATIVE = "celery_task_runtime_seconds"
@@ -166,7 +166,7 @@ def test_histograms_observe_a_share_of_the_tasks_and_counters_all(running, expor
     app = running(exporter("--histogram-sample-rate", "0.25")).connected()
     publish_events(broker.url, *lives([1.0] * 400))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 400)
-    chosen = sum(is_chosen(f"task-{number}", 0.25) for number in range(400))
+    chosen = sum(is_sampled(f"task-{number}", 0.25) for number in range(400))
     assert 70 < chosen < 130
     for name in ("runtime", "queue_wait", "prefetch_wait"):
         assert app.total(f"celery_task_{name}_seconds_count") == chosen, name

@@ -112,9 +112,9 @@ def no_state(state: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (no_state, "is no state file of celery-exporter, so it is left alone"),
-        (Path.mkdir, "is no regular file"),
-        (lambda state: state.parent.rmdir(), "there is no folder"),
+        (no_state, "is not a state file of celery-exporter, and stays unchanged"),
+        (Path.mkdir, "is not a regular file"),
+        (lambda state: state.parent.rmdir(), "does not exist"),
     ],
 )
 def test_a_path_at_which_no_state_can_be_is_a_wrong_value(state, make, why):

@@ -10,7 +10,14 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from celery_exporter.core.histogram import EXEMPLAR_LABEL, SCHEMA, ZERO, ZERO_THRESHOLD, Exemplar, Histogram
+from celery_exporter.core.histogram import (
+    EXEMPLAR_LABEL,
+    SCHEMA,
+    ZERO_INDEX,
+    ZERO_THRESHOLD,
+    Exemplar,
+    Histogram,
+)
 
 PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
@@ -77,7 +84,7 @@ def _native(counts: Mapping[int, int]) -> bytes:
     spans: list[list[int]] = []  # gap to the one before, length
     deltas, before, last = [], 0, 0
     for index, count in sorted(counts.items()):
-        if index == ZERO:
+        if index == ZERO_INDEX:
             continue
         if not spans or index != last + 1:
             spans.append([index - last - (1 if spans else 0), 0])
@@ -88,7 +95,7 @@ def _native(counts: Mapping[int, int]) -> bytes:
         (
             _number(5, _zigzag(SCHEMA)),
             _double(6, ZERO_THRESHOLD),
-            _number(7, counts.get(ZERO, 0)),
+            _number(7, counts.get(ZERO_INDEX, 0)),
             *(_text(12, _number(1, _zigzag(gap)) + _number(2, length)) for gap, length in spans),
             _text(13, b"".join(_varint(_zigzag(delta)) for delta in deltas)) if deltas else b"",
         )

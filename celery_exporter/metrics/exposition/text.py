@@ -17,7 +17,7 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString as number  # noqa: N813  what it makes
 
-from celery_exporter.core.histogram import EXEMPLAR_LABEL, Histogram, places
+from celery_exporter.core.histogram import EXEMPLAR_LABEL, Histogram, bucket_indexes
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import OTHER, LabelSet
 from celery_exporter.metrics.exposition import protobuf
@@ -190,8 +190,8 @@ class _Family:
         self._bounds = bounds if buckets is None else tuple(bound for bound in bounds if bound in buckets)
         if self._bounds == bounds:
             return samples
-        into = places(bounds, self._bounds)
-        return ((values, histogram.thinned(into)) for values, histogram in samples)
+        into = bucket_indexes(bounds, self._bounds)
+        return ((values, histogram.rebucketed(into)) for values, histogram in samples)
 
     def _learn(self, values: tuple[str, ...]) -> _Series:
         escaped = [_escape(value) for value in values]

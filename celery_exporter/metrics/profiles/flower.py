@@ -105,10 +105,14 @@ def _prefetch_time(snapshot: Snapshot) -> Iterable[Sample]:
     """Return the wait of the task that was started last, 0 if one ended since."""
     newest: dict[tuple[str, str], tuple[float, float]] = {}  # when, and the value since then
     for key, aggregate in _at_workers(snapshot):
-        if aggregate.newest_prefetch is not None:
+        if aggregate.newest_prefetch_wait_seconds is not None:
             started = aggregate.last.get(State.STARTED, 0.0)
             ended = max(aggregate.last.get(state, 0.0) for state in _ENDS)
-            told = (ended, 0.0) if ended >= started else (started, max(0.0, aggregate.newest_prefetch))
+            told = (
+                (ended, 0.0)
+                if ended >= started
+                else (started, max(0.0, aggregate.newest_prefetch_wait_seconds))
+            )
             newest[key.worker, key.task_name] = max(told, newest.get((key.worker, key.task_name), told))
     return ((labels, value) for labels, (_, value) in newest.items())
 

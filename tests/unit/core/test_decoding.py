@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from celery_exporter.core.events import MAX_LOOSE, Event, Malformed, decode, from_objects
+from celery_exporter.core.events import MAX_LOOSE_BYTES, Event, Malformed, decode, from_objects
 
 from .cluster_driver import failed, sent
 
@@ -26,7 +26,7 @@ def test_nothing_between_two_commas_is_one_bad_event():
 
 def test_a_bad_event_longer_than_a_megabyte_is_not_looked_into():
     bad = b'[{"type": NaN, "args": "%s"}]'
-    longest = b"x" * (MAX_LOOSE - len(bad % b"") + 2)  # the brackets are no part of it
+    longest = b"x" * (MAX_LOOSE_BYTES - len(bad % b"") + 2)  # the brackets are no part of it
     assert decode(bad % longest) == [Malformed("bad_field")]
     assert decode(bad % (longest + b"x")) == [Malformed("undecodable")]
 

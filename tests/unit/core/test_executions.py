@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from celery_exporter.core.limits import Limits
-from celery_exporter.core.reconcile import GOODBYE_SECONDS, Reconciler
+from celery_exporter.core.reconcile import LATE_EVENT_SECONDS, Reconciler
 from celery_exporter.core.worker_registry import ANSWER_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
@@ -449,7 +449,7 @@ def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redeliv
 def leave(driver: ClusterDriver, worker: dict) -> None:
     """Let a worker say goodbye, and what it had received go back."""
     driver.apply(heartbeat(worker["host"], kind="offline", pid=worker["pid"], at=driver.now))
-    driver.wait(GOODBYE_SECONDS)
+    driver.wait(LATE_EVENT_SECONDS)
     for _ in Reconciler(driver.cluster, drops_expired=False).reconcile(driver.moment()):
         pass
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_exporter.core.aggregates import Aggregates, is_chosen
-from celery_exporter.core.histogram import LAST, SCHEMA, ZERO, Exemplar, Histogram, native_index
+from celery_exporter.core.aggregates import Aggregates, is_sampled
+from celery_exporter.core.histogram import MAX_INDEX, SCHEMA, ZERO_INDEX, Exemplar, Histogram, native_index
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.persistence import state as memory
 from unit.persistence.kept import remembered
@@ -23,13 +23,15 @@ def bound(index: int) -> float:
     return 2.0 ** (index / 2**SCHEMA)
 
 
-@given(st.floats(bound(ZERO + 1), bound(LAST)))
+@given(st.floats(bound(ZERO_INDEX + 1), bound(MAX_INDEX)))
 def test_a_native_bucket_has_what_is_between_its_bounds(value):
     index = native_index(value)
     assert bound(index - 1) * (1 - 1e-12) < value <= bound(index) * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("value", "index"), [(0.0, ZERO), (1e-9, ZERO), (1.0, 0), (2.0, 8), (1e11, LAST)])
+@pytest.mark.parametrize(
+    ("value", "index"), [(0.0, ZERO_INDEX), (1e-9, ZERO_INDEX), (1.0, 0), (2.0, 8), (1e11, MAX_INDEX)]
+)
 def test_native_buckets_end_somewhere(value, index):
     assert native_index(value) == index
 
@@ -121,7 +123,7 @@ def test_of_a_task_all_is_observed_or_nothing(uuids, share):
     found = Aggregates(BOUNDS, BOUNDS, histogram_sample_rate=share)
     for uuid in uuids:
         book(found, [Ran(A, State.SUCCESS, 0.5, uuid), Queued(A, 3.0, uuid), Prefetched(A, 1.5, uuid)])
-    aggregate, chosen = found.snapshot()[A], sum(is_chosen(uuid, share) for uuid in uuids)
+    aggregate, chosen = found.snapshot()[A], sum(is_sampled(uuid, share) for uuid in uuids)
     assert [
         sum(each.counts)
         for each in (aggregate.runtime[State.SUCCESS], aggregate.queue_wait, aggregate.prefetch_wait)
@@ -136,8 +138,8 @@ def test_invariant_7_waits_below_0_are_counted_of_all_tasks():
 
 def test_the_share_is_the_share_and_1_is_all():
     uuids = [f"task-{number}" for number in range(10_000)]
-    assert sum(is_chosen(uuid, 0.1) for uuid in uuids) == pytest.approx(1_000, rel=0.1)
-    assert all(is_chosen(uuid, 1) for uuid in uuids)
+    assert sum(is_sampled(uuid, 0.1) for uuid in uuids) == pytest.approx(1_000, rel=0.1)
+    assert all(is_sampled(uuid, 1) for uuid in uuids)
 
 
 @pytest.mark.parametrize(("before", "after"), [(False, False), (False, True), (True, False), (True, True)])

@@ -109,11 +109,11 @@ def test_the_newest_failure_is_the_first():
 def test_fewer_buckets_hold_what_more_did():
     native = {0: 9}
     exemplars = {0: Exemplar("a", 0.1), 2: Exemplar("b", 5.0)}
-    thin = Histogram([1, 2, 4, 8], 7.5, native, exemplars).thinned([0, 1, 1, 2])
+    thin = Histogram([1, 2, 4, 8], 7.5, native, exemplars).rebucketed([0, 1, 1, 2])
     assert (thin.counts, thin.total, thin.native) == ([1, 6, 8], 7.5, native)
     assert thin.exemplars == {0: Exemplar("a", 0.1), 1: Exemplar("b", 5.0)}
 
 
 def test_places_that_are_not_those_of_the_buckets_are_refused():
     with pytest.raises(ValueError, match="argument 2"):
-        Histogram([1, 2, 3]).thinned([0, 1])
+        Histogram([1, 2, 3]).rebucketed([0, 1])

@@ -206,7 +206,7 @@ def test_a_value_is_kept_while_it_is_fresh_and_not_beyond():
     assert schedule.values(129, 30) == {"q": 0}
     assert schedule.values(130, 30) == {}
     assert schedule.absent(UNREADABLE) == {"denied"}
-    schedule.forget_values()
+    schedule.clear_values()
     assert schedule.values(101, 30) == {}
     assert schedule.pick([], (), 102) == []
     assert schedule.absent(UNREADABLE) == set(), "names that are gone are forgotten"

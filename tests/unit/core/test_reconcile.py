@@ -9,7 +9,7 @@ import pytest
 
 from celery_exporter.core import reconcile
 from celery_exporter.core.limits import Limits
-from celery_exporter.core.reconcile import CHUNK, GOODBYE_SECONDS, REASONS, Measurement, Reconciler
+from celery_exporter.core.reconcile import CHUNK_TASKS, LATE_EVENT_SECONDS, REASONS, Measurement, Reconciler
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
@@ -42,7 +42,7 @@ class Watched(ClusterDriver):
 
     def ask(self, **held: Collection[str]) -> set[str]:
         """Ask the workers that are to be asked, of which these answer; return which were asked."""
-        suspects, asked = self.reconciler.suspects(self.moment()), self.now
+        suspects, asked = self.reconciler.workers_to_inspect(self.moment()), self.now
         answers = {f"{name}@h": uuids for name, uuids in held.items() if f"{name}@h" in suspects}
         for _ in self.reconciler.compare(answers, asked, self.moment()):
             pass
@@ -264,18 +264,18 @@ def test_what_was_taken_out_can_come_again_when_its_label_set_is_gone():
 
 def test_any_number_is_taken_out_with_pauses_for_others():
     driver = Watched()
-    driver.apply(*(sent(f"u{number}") for number in range(3 * CHUNK)))
+    driver.apply(*(sent(f"u{number}") for number in range(3 * CHUNK_TASKS)))
     driver.wait(1)
     driver.reconciler.add_measurement(Measurement(driver.now, {"q": 0}, {"q"}, 0))
     driver.wait(1.5)
     pauses = sum(1 for _ in driver.reconciler.reconcile(driver.moment()))
     assert pauses >= 3
-    assert driver.reasons() == {"message_gone": 3 * CHUNK}
+    assert driver.reasons() == {"message_gone": 3 * CHUNK_TASKS}
 
 
 def few_at_a_time(monkeypatch: pytest.MonkeyPatch, most: int, chunk: int) -> None:
-    monkeypatch.setattr(reconcile, "MAX_LOOKED_AT", most)
-    monkeypatch.setattr(reconcile, "CHUNK", chunk)
+    monkeypatch.setattr(reconcile, "MAX_ROUND_TASKS", most)
+    monkeypatch.setattr(reconcile, "CHUNK_TASKS", chunk)
 
 
 def test_a_round_looks_at_a_bounded_number_of_tasks_and_all_have_their_turn(monkeypatch):
@@ -369,7 +369,7 @@ def test_what_a_worker_had_received_waits_again_after_its_goodbye():
     driver = Watched()
     driver.apply(heartbeat(), sent("a"), received("a"), sent("b"), received("b"), started("b"))
     driver.apply(sent("c"), received("c", host="other@h"), heartbeat(kind="offline"))
-    driver.wait(GOODBYE_SECONDS)
+    driver.wait(LATE_EVENT_SECONDS)
     driver.reconcile()
     assert driver.gauges() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1}
     assert driver.reasons() == {"returned": 1}
@@ -421,24 +421,24 @@ def test_a_worker_is_asked_that_has_more_than_its_heartbeats_say_and_what_it_has
     driver.apply(heartbeat(), *(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     driver.apply(sent("new"), received("new"))
     driver.beat(40, active=1)
-    assert driver.reconciler.suspects(driver.moment()) == {"w@h": 1}
+    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 1}
     asked = driver.now
     driver.apply(sent("d"), received("d"))
     for _ in driver.reconciler.compare({"w@h": {"a", "new"}}, asked, driver.moment()):
         pass
     assert driver.gauges() == {"STARTED": 1, "RECEIVED": 2}
-    assert driver.reconciler.suspects(driver.moment()) == {}
+    assert driver.reconciler.workers_to_inspect(driver.moment()) == {}
 
 
 def test_a_worker_is_asked_that_is_idle_and_has_received_what_is_due():
     driver = Watched()
     driver.apply(heartbeat(), sent("a"), received("a"), sent("b", eta=LATER), received("b", eta=LATER))
     driver.beat(20, active=0)
-    assert driver.reconciler.suspects(driver.moment()) == {}
+    assert driver.reconciler.workers_to_inspect(driver.moment()) == {}
     driver.beat(20, active=0)
-    assert driver.reconciler.suspects(driver.moment()) == {"w@h": 1}
+    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 1}
     driver.beat(10, active=1)
-    assert driver.reconciler.suspects(driver.moment()) == {}
+    assert driver.reconciler.workers_to_inspect(driver.moment()) == {}
 
 
 def run_short_tasks(driver: Watched, seconds: float, host: str = "w@h", **held: Collection[str]) -> int:
@@ -531,12 +531,12 @@ def test_all_processes_of_a_worker_that_is_asked_have_to_answer():
     for _ in range(20):
         for pid in (1, 2):
             driver.beat(2, pid=pid, active=1)
-    assert driver.reconciler.suspects(driver.moment()) == {"w@h": 2}
+    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 2}
     driver = Watched()
     driver.cluster.record_inspection({"w@h": WorkerInfo(answers=3)}, driver.moment())
     driver.apply(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     driver.beat(40, active=1)
-    assert driver.reconciler.suspects(driver.moment()) == {"w@h": 3}
+    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 3}
 
 
 # -- expired -----------------------------------------------------------------------------------------------

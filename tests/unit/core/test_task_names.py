@@ -8,7 +8,7 @@ import pytest
 
 from celery_exporter.core.label_sets import MEAN_BYTES
 from celery_exporter.core.limits import Limits
-from celery_exporter.core.task_names import LONGEST, clipped, shown_as
+from celery_exporter.core.task_names import MAX_VALUE_BYTES, clipped, shown_as
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.persistence import state as memory
@@ -221,7 +221,7 @@ def test_registered_tasks_are_foreseen_under_the_name_of_their_queue():
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("a" * LONGEST, "a" * LONGEST),
+        ("a" * MAX_VALUE_BYTES, "a" * MAX_VALUE_BYTES),
         ("é" * 127, "é" * 127),
         ("é" * 128, "é" * 126 + "…"),
         ("\U0001f600" * 255, "\U0001f600" * 63 + "…"),
@@ -231,7 +231,7 @@ def test_registered_tasks_are_foreseen_under_the_name_of_their_queue():
 )
 def test_a_name_is_clipped_by_its_bytes(name, shown):
     assert clipped(name) == shown
-    assert len(shown.encode()) <= LONGEST
+    assert len(shown.encode()) <= MAX_VALUE_BYTES
 
 
 def test_tasks_with_long_names_are_counted_under_what_is_left_of_them():

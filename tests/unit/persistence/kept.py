@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from celery_exporter.persistence.state import Changes, Memory, Recorder
+from celery_exporter.persistence.state import Changes, Recorder, SavedCluster
 from unit.core.cluster_driver import ClusterDriver
 
 
@@ -12,7 +12,7 @@ class Kept:
     """The records of a file that was written anew, and of what changed at each `save` since."""
 
     def __init__(self, driver: ClusterDriver) -> None:
-        self.memory = Memory()
+        self.memory = SavedCluster()
         self._story = driver
         self._recorder = Recorder(driver.cluster)
         first = self._recorder.changes(driver.moment())
@@ -24,9 +24,9 @@ class Kept:
         self._take(self._recorder.changes(self._story.moment()))
 
     def _take(self, changes: Changes) -> None:
-        self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=Changes))
+        self.memory.apply(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=Changes))
 
 
-def remembered(driver: ClusterDriver) -> Memory:
+def remembered(driver: ClusterDriver) -> SavedCluster:
     """Return what a state file holds of a story that is saved once."""
     return Kept(driver).memory

@@ -17,7 +17,7 @@ from celery_exporter.core.types import EXCLUDED, LabelSet, State
 from celery_exporter.core.worker_registry import ANSWER_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.persistence import state as memory
-from celery_exporter.persistence.state import Memory
+from celery_exporter.persistence.state import SavedCluster
 from unit.core.cluster_driver import (
     T0,
     ClusterDriver,
@@ -36,7 +36,7 @@ from .kept import Kept, remembered
 
 
 def restarted(
-    old: ClusterDriver, away: float = 0.0, clock: float = 0.0, kept: Memory | None = None, **changed
+    old: ClusterDriver, away: float = 0.0, clock: float = 0.0, kept: SavedCluster | None = None, **changed
 ) -> ClusterDriver:
     """Return a story that goes on from what the old one left, through the bytes of a state file."""
     usual = {"limits": old.cluster.limits, "labels": old.labels, "clients": old.clients}

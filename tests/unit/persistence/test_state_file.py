@@ -11,10 +11,10 @@ import pytest
 
 from celery_exporter.persistence import state_file as statefile
 from celery_exporter.persistence.state_file import (
-    LONG,
-    MAX_SIZE,
-    MOST_ASIDE,
-    MUCH,
+    COMPACTION_BYTES,
+    LARGE_FILE_BYTES,
+    MAX_ASIDE_FILES,
+    MAX_FILE_BYTES,
     VERSION,
     StateFile,
     StateFileError,
@@ -58,7 +58,7 @@ def test_what_was_written_is_loaded_in_its_order(path):
 
 
 def test_the_first_line_says_what_it_is(path):
-    assert written(path, b"a").startswith(b"celery-exporter state 3\n")
+    assert written(path, b"a").startswith(b"celery-exporter state 4\n")
 
 
 def test_there_is_nothing_in_a_file_that_is_not_there(path):
@@ -87,10 +87,10 @@ def test_a_part_that_the_disk_had_not_written_when_the_power_failed_is_cut_off(p
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"\x00" * 100, "its first line is not whole"),
-        (HEAD[:12], "its first line is not whole"),
-        (b"celery-exporter state 1 00\n", "of version '1', this one reads 3"),
-        (b"celery-exporter state", "its first line is not whole"),
+        (b"\x00" * 100, "its first line is incomplete"),
+        (HEAD[:12], "its first line is incomplete"),
+        (b"celery-exporter state 1 00\n", "it has version '1', this exporter reads version 4"),
+        (b"celery-exporter state", "its first line is incomplete"),
         (HEAD + b"x" * 20, "damaged"),
         (HEAD + b"\x00" * 20, "ends within its first record"),
     ],
@@ -124,7 +124,7 @@ def test_a_byte_that_changed_before_the_last_record_is_damage(path, at):
 def test_a_file_that_is_no_state_file_is_left_alone(path, content):
     path.write_bytes(content)
     file = StateFile(path)
-    with pytest.raises(UnusablePathError, match="is no state file of celery-exporter"):
+    with pytest.raises(UnusablePathError, match="is not a state file of celery-exporter"):
         file.load(pytest.fail)
     assert path.read_bytes() == content
     assert list(path.parent.iterdir()) == [path]
@@ -140,7 +140,7 @@ def test_what_nobody_can_use_is_said_counted_and_moved_aside(path, caplog):
     file = StateFile(path)
     assert not file.load(take_snapshot)
     assert "it holds a state that cannot be used (ValueError('it does not fit'))" in caplog.text
-    assert f"It was moved to {path}.unread-1." in caplog.text
+    assert f"The file was moved to {path}.unread-1." in caplog.text
     assert file.errors == {"read": 1, "write": 0}
     assert not path.exists()
 
@@ -178,10 +178,10 @@ def test_what_could_not_be_added_is_not_added_to(path):
         file.append(b"second")
     os.close(full)
     file._descriptor = kept
-    assert not file.is_sound
+    assert not file.is_intact
     assert file.errors == {"read": 0, "write": 1}
     file.rewrite([b"third"])
-    assert file.is_sound
+    assert file.is_intact
     file.close()
     assert loaded(path) == [b"third"]
 
@@ -189,20 +189,20 @@ def test_what_could_not_be_added_is_not_added_to(path):
 def test_it_is_long_when_it_is_twice_as_long_as_it_was_or_much_was_added(path):
     file = StateFile(path)
     file.rewrite([b"first"])
-    file.append(bytes(LONG // 2))
-    assert not file.is_long
-    file.append(bytes(LONG // 2))
-    assert file.is_long
-    file.rewrite([bytes(3 * LONG)])
-    file.append(bytes(2 * LONG))
-    assert not file.is_long
+    file.append(bytes(COMPACTION_BYTES // 2))
+    assert not file.needs_compaction
+    file.append(bytes(COMPACTION_BYTES // 2))
+    assert file.needs_compaction
+    file.rewrite([bytes(3 * COMPACTION_BYTES)])
+    file.append(bytes(2 * COMPACTION_BYTES))
+    assert not file.needs_compaction
     file.close()
 
 
 def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
     with path.open("wb") as file:
         file.write(b"somebody's")
-        file.truncate(MAX_SIZE + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
     tracemalloc.start()
     try:
         with pytest.raises(UnusablePathError):
@@ -213,7 +213,7 @@ def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
 
 
 def test_of_a_large_file_it_is_said_that_it_takes_a_while(path, caplog):
-    written(path, bytes(MUCH))
+    written(path, bytes(LARGE_FILE_BYTES))
     with caplog.at_level(logging.INFO):
         loaded(path)
     assert f"reading 20 MB from {path}" in caplog.text
@@ -238,22 +238,24 @@ def test_what_somebody_else_put_where_the_new_one_is_written_stays(path, make):
 
 
 def test_what_was_moved_aside_before_stays_there(path):
-    for number in range(1, MOST_ASIDE + 3):
+    for number in range(1, MAX_ASIDE_FILES + 3):
         path.write_bytes(HEAD + b"x" * number)
         loaded(path)
-        os.utime(path.with_name(f"state.unread-{(number - 1) % MOST_ASIDE + 1}"), (number, number))
-    kept = [path.with_name(f"state.unread-{number}").stat().st_size for number in range(1, MOST_ASIDE + 1)]
+        os.utime(path.with_name(f"state.unread-{(number - 1) % MAX_ASIDE_FILES + 1}"), (number, number))
+    kept = [
+        path.with_name(f"state.unread-{number}").stat().st_size for number in range(1, MAX_ASIDE_FILES + 1)
+    ]
     # The oldest of them made room for the newest.
     assert kept == [
-        len(HEAD) + MOST_ASIDE + 1,
-        len(HEAD) + MOST_ASIDE + 2,
+        len(HEAD) + MAX_ASIDE_FILES + 1,
+        len(HEAD) + MAX_ASIDE_FILES + 2,
         *range(len(HEAD) + 3, len(HEAD) + 10),
     ]
 
 
 def test_what_is_no_regular_file_is_left_alone(path):
     path.mkdir()
-    with pytest.raises(UnusablePathError, match="is no regular file"):
+    with pytest.raises(UnusablePathError, match="is not a regular file"):
         StateFile(path).load(pytest.fail)
     assert path.is_dir()
 
@@ -268,14 +270,14 @@ def test_a_file_that_cannot_be_moved_is_not_written_over(path, monkeypatch):
     monkeypatch.setattr(Path, "rename", refuse)
     file = StateFile(path)
     file.load(pytest.fail)
-    with pytest.raises(StateFileError, match="could not be read, nor moved"):
+    with pytest.raises(StateFileError, match="could be neither read nor moved"):
         file.rewrite([b"a"])
     assert path.read_bytes() == HEAD + b"damaged"
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path):
     file = StateFile(tmp_path / "nowhere" / "state")
-    with pytest.raises(UnusablePathError, match=r"there is no folder .*/nowhere$"):
+    with pytest.raises(UnusablePathError, match=r"directory .*/nowhere does not exist$"):
         file.load(pytest.fail)
     with pytest.raises(StateFileError, match=r"cannot write .*/nowhere/state: No such file or directory"):
         file.rewrite([b"a"])
@@ -286,11 +288,11 @@ def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path):
 def test_a_file_that_is_removed_or_moved_is_not_written_to_but_anew(path, move, caplog):
     file = StateFile(path)
     file.rewrite([b"a"])
-    assert file.is_sound
+    assert file.is_intact
     move(path)
-    assert not file.is_sound
+    assert not file.is_intact
     file.rewrite([b"a", b"b"])
-    assert file.is_sound
+    assert file.is_intact
     assert f"{path}: it was removed or moved, and was rewritten" in caplog.text
     with pytest.raises(UnavailableError):
         loaded(path)
@@ -306,9 +308,9 @@ def test_a_file_that_is_cut_or_written_to_by_others_is_written_anew(path):
         lambda: os.truncate(path, 5),
         lambda: path.write_bytes(HEAD * 9),
     ):
-        assert file.is_sound
+        assert file.is_intact
         change()
-        assert not file.is_sound
+        assert not file.is_intact
         file.rewrite([b"a", b"b"])
     file.close()
     assert loaded(path) == [b"a", b"b"]
@@ -318,12 +320,12 @@ def test_a_folder_that_could_not_be_synced_is_tried_again(path, monkeypatch):
     file = StateFile(path)
     file.rewrite([b"a"])
     with monkeypatch.context() as patch:
-        patch.setattr(statefile, "_sync_folder", refuse)
+        patch.setattr(statefile, "_sync_directory", refuse)
         with pytest.raises(StateFileError):
             file.rewrite([b"b"])
-    assert not file.is_sound
+    assert not file.is_intact
     file.rewrite([b"c"])
-    assert file.is_sound
+    assert file.is_intact
     file.close()
     assert loaded(path) == [b"c"]
     assert list(path.parent.iterdir()) == [path]
@@ -333,10 +335,10 @@ def test_an_older_state_that_is_put_back_is_moved_aside(path):
     file = StateFile(path)
     file.rewrite([b"a"])
     path.rename(path.with_name("backup"))
-    assert not file.is_sound
+    assert not file.is_intact
     file.rewrite([b"b"])
     path.with_name("backup").replace(path)
-    assert not file.is_sound
+    assert not file.is_intact
     file.rewrite([b"c"])
     file.close()
     assert loaded(path) == [b"c"]
@@ -347,14 +349,14 @@ def test_a_path_that_cannot_be_looked_at_is_no_place_of_ours(path, monkeypatch):
     file = StateFile(path)
     file.rewrite([b"a"])
     monkeypatch.setattr(Path, "stat", refuse)
-    assert not file.is_sound
-    assert file.put_aside("it is behind")
+    assert not file.is_intact
+    assert file.move_aside("it is behind")
 
 
 def test_a_file_that_was_moved_aside_is_no_file_that_somebody_moved(path, caplog):
     file = StateFile(path)
     file.rewrite([b"a"])
-    assert file.put_aside("it is behind")
+    assert file.move_aside("it is behind")
     file.rewrite([b"b"])
     assert "was removed" not in caplog.text
     file.close()
@@ -366,15 +368,15 @@ def test_what_another_process_put_in_its_place_stays(path):
     file.rewrite([b"a"])
     path.unlink()
     other.rewrite([b"other"])
-    assert not file.is_sound
+    assert not file.is_intact
     with pytest.raises(UnavailableError):
         file.rewrite([b"a"])
-    assert file.put_aside("it is behind")
+    assert file.move_aside("it is behind")
     assert path.exists()
     other.close()
     path.write_bytes(b"somebody's")
     for _ in range(2):
-        with pytest.raises(StateFileError, match="no state file was put there; move it away"):
+        with pytest.raises(StateFileError, match=r"not a state file replaced it\. Move that file away"):
             file.rewrite([b"a"])
     assert path.read_bytes() == b"somebody's"
 

@@ -9,7 +9,7 @@ import pytest
 
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.message import Message
-from celery_exporter.core.events import MAX_LOOSE
+from celery_exporter.core.events import MAX_LOOSE_BYTES
 from celery_exporter.recording.scrubber import Scrubber
 
 ID = "6f0c9a52-9a4c-4d7b-8f43-0d5ab1a6a1c7"
@@ -138,7 +138,7 @@ def test_what_an_application_says_of_its_software_is_left_out(field):
 def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():
     scrubber = Scrubber({JSON})
     assert scrubber.scrub(Message(b"secret", JSON)) is None
-    assert scrubber.scrub(Message(b"secret" * MAX_LOOSE, JSON)) is None
+    assert scrubber.scrub(Message(b"secret" * MAX_LOOSE_BYTES, JSON)) is None
     assert scrubber.scrub(Message(b"secret", "application/x-python-serialize")) is None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_exporter.core.histogram import ZERO, Histogram
+from celery_exporter.core.histogram import ZERO_INDEX, Histogram
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import PROTOBUF, Exposition
 from unit.metrics.exposition.test_text import AWKWARD, BOUNDS, moment, row
@@ -116,7 +116,9 @@ def test_a_histogram_says_what_was_observed_in_both_ways(values):
     ]
     assert [3 in bucket for bucket in buckets] == [count > 0 for count in observed.counts[: len(bounds)]]
     assert (signed(said[5]), said[6], said[7]) == (3, 2.0**-20, sum(value <= 2.0**-20 for value in values))
-    assert native(histogram) == {index: count for index, count in observed.native.items() if index != ZERO}
+    assert native(histogram) == {
+        index: count for index, count in observed.native.items() if index != ZERO_INDEX
+    }
 
 
 def created(exposition: Exposition, snapshot: Any, tracker: SeriesTracker) -> dict[str, list[float | None]]:
