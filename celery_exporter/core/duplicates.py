@@ -12,7 +12,8 @@ from itertools import takewhile
 
 from msgspec import Struct
 
-from celery_exporter.core.events import Event, exception_class, unregistered_name
+from celery_exporter.core.events import Event
+from celery_exporter.core.task_exceptions import exception_class, unregistered_name
 from celery_exporter.core.task_history import Delivery
 from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import State

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from celery_exporter.core.events import Event, unregistered_name
+from celery_exporter.core.events import Event
 from celery_exporter.core.label_sets import LabelSets
+from celery_exporter.core.task_exceptions import unregistered_name
 from celery_exporter.core.task_history import TaskHistory, generation_of
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet

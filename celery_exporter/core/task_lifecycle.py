@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregates
-from celery_exporter.core.events import Event, unwrap
+from celery_exporter.core.events import Event
 from celery_exporter.core.executions import ExecutionMatcher
 from celery_exporter.core.label_sets import LabelSets
 from celery_exporter.core.limits import Limits
+from celery_exporter.core.task_exceptions import unwrap
 from celery_exporter.core.task_labels import TaskLabels
 from celery_exporter.core.task_updates import TaskUpdates
 from celery_exporter.core.tasks import StateBucket, Task, TaskTable

@@ -30,7 +30,8 @@ from operator import attrgetter
 from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregates, Failure
-from celery_exporter.core.events import Event, exception_class
+from celery_exporter.core.events import Event
+from celery_exporter.core.task_exceptions import exception_class
 from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
 from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import UNKNOWN, LabelSet, State

@@ -13,14 +13,8 @@ from msgspec import structs
 
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.message import Message, events_of
-from celery_exporter.core.events import (
-    TASK_TYPES,
-    WORKER_TYPES,
-    Event,
-    exception_class,
-    unregistered_name,
-    unwrap,
-)
+from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event
+from celery_exporter.core.task_exceptions import exception_class, unregistered_name, unwrap
 
 _CELERY_TYPES = frozenset(TASK_TYPES + WORKER_TYPES)
 #: What a worker reports about its software and system, unless an application changed it.

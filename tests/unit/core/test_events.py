@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -15,11 +14,9 @@ from celery_exporter.core.events import (
     Event,
     Malformed,
     decode,
-    exception_class,
     from_objects,
-    unregistered_name,
-    unwrap,
 )
+from celery_exporter.core.task_exceptions import unregistered_name
 
 from .cluster_driver import heartbeat, received, sent, succeeded
 
@@ -208,58 +205,3 @@ def test_a_batch_of_anything_gives_one_result_each(items):
 @given(st.binary(max_size=200))
 def test_any_bytes_are_survived(body):
     assert all(isinstance(each, Event) or each.reason in REASONS for each in decode(body))
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("ValueError('x')", "ValueError"),
-        ("KeyError()", "KeyError"),
-        ("pkg.mod.Err('a', 1)", "Err"),
-        ("Outer.Inner('a')", "Inner"),
-        ("<AioRpcError of RPC that terminated with:\n\tstatus = 14>", "AioRpcError"),
-        ("1 validation error for Model\nfield required", None),
-        ("something (went) wrong", None),
-        ("reject requeue=False: no", "Reject"),
-        ("'quoted'", None),
-        ("", None),
-        (None, None),
-        ("x" * 1000 + "(", None),
-    ],
-)
-def test_the_class_name_where_there_is_one(text, name):
-    assert exception_class(text) == name
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "NotRegistered(" + " " * 10**7,
-        "a." * 10**7,
-        "<" + "a" * 10**7,
-        "A" * 10**7 + "(",
-        "NotRegistered('" + "'" * 10**7,
-    ],
-    ids=lambda text: text[:18],
-)
-def test_what_an_exception_says_is_looked_at_no_further_than_its_start(text):
-    begin = time.thread_time()
-    exception_class(text)
-    unregistered_name(text)
-    assert time.thread_time() - begin < 0.05
-
-
-@pytest.mark.parametrize("line", [" ", " x", "\t", "", "a"], ids=repr)
-def test_a_traceback_of_ten_megabytes_takes_no_time(line):
-    head = "Traceback (most recent call last):\n x\n"
-    text = head + f"{line}\n" * (10**7 // (len(line) + 1))
-    event = Event("task-failed", 1.5, "h", exception="ExceptionWithTraceback()", traceback=text)
-    begin = time.thread_time()
-    unwrap(event)
-    assert time.thread_time() - begin < 0.05
-    assert (event.exception, event.traceback) == (None, None)
-
-
-def test_an_unregistered_task_s_name_is_in_its_exception():
-    assert unregistered_name("NotRegistered('shop.tasks.pay')") == "shop.tasks.pay"
-    assert unregistered_name("KeyError('shop.tasks.pay')") is None

@@ -1,0 +1,60 @@
+"""Reads exceptions of events: the class name, and the name of a task that a worker does not register."""
+
+from __future__ import annotations
+
+import re
+
+from celery_exporter.core.events import Event
+
+# repr() of an exception: `ValueError('x')`, `pkg.mod.Err(...)`, `Outer.Inner(...)`, `<AioRpcError of …>`.
+# A repr that is a sentence (pydantic's "1 validation error for …") has no class name in it.
+_class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*([^\W\d]\w*)")
+_REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
+_WRAPPER = "ExceptionWithTraceback()"
+_TRACEBACK_HEAD = "Traceback (most recent call last):\n"
+#: A thousand frames, which is Python's recursion limit, have some 100,000 characters.
+MAX_TRACEBACK_CHARACTERS = 2**18
+_after_frames = re.compile(r"\n(?![ \t])")
+_raised_class = re.compile(r"([\w.]{1,255})(?=:|\s|\Z)")
+_not_registered = re.compile(r"NotRegistered\(\s*(['\"])(.{1,255}?)\1")
+
+
+def exception_class(text: str | None) -> str | None:
+    """Return the class name in the repr of an exception, without its module; None if there is none."""
+    if text and text.startswith(_REJECT):
+        return "Reject"
+    match = _class_name.match(text, 0, 255) if text else None
+    return match[1] if match else None
+
+
+def unwrap(event: Event) -> None:
+    """Replace billiard's exception wrapper by the exception in the traceback; remove the traceback.
+
+    Celery 5.7 writes `ExceptionWithTraceback()` for exceptions that its main process raises for a task: a
+    lost pool process, or a time limit (celery/worker/request.py, on_failure and on_timeout). A traceback with
+    several exceptions is ignored, since it does not show which one was wrapped.
+    """
+    if event.exception == _WRAPPER:
+        name = _class_in_traceback(event.traceback or "")
+        event.exception = f"{name}()" if name else None
+    event.traceback = None
+
+
+def _class_in_traceback(traceback: str) -> str | None:
+    """Return the class name in the line after the frames, which are indented; None if there is none."""
+    if len(traceback) > MAX_TRACEBACK_CHARACTERS or traceback.count(_TRACEBACK_HEAD) != 1:
+        return None
+    if not traceback.startswith((f"{_TRACEBACK_HEAD} ", f"{_TRACEBACK_HEAD}\t")):
+        return None
+    end = _after_frames.search(traceback, len(_TRACEBACK_HEAD))
+    match = _raised_class.match(traceback, end.end()) if end else None
+    return match[1] if match else None
+
+
+def unregistered_name(text: str | None) -> str | None:
+    """Return the task name in `NotRegistered('name')`; None for other exceptions.
+
+    A worker sends no `task-received` for a task that it does not register.
+    """
+    match = _not_registered.match(text, 0, 512) if text else None
+    return match[2] if match else None

@@ -1,0 +1,65 @@
+"""Class names in the texts of exceptions, whatever their length."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from celery_exporter.core.events import Event
+from celery_exporter.core.task_exceptions import exception_class, unregistered_name, unwrap
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ValueError('x')", "ValueError"),
+        ("KeyError()", "KeyError"),
+        ("pkg.mod.Err('a', 1)", "Err"),
+        ("Outer.Inner('a')", "Inner"),
+        ("<AioRpcError of RPC that terminated with:\n\tstatus = 14>", "AioRpcError"),
+        ("1 validation error for Model\nfield required", None),
+        ("something (went) wrong", None),
+        ("reject requeue=False: no", "Reject"),
+        ("'quoted'", None),
+        ("", None),
+        (None, None),
+        ("x" * 1000 + "(", None),
+    ],
+)
+def test_the_class_name_where_there_is_one(text, name):
+    assert exception_class(text) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NotRegistered(" + " " * 10**7,
+        "a." * 10**7,
+        "<" + "a" * 10**7,
+        "A" * 10**7 + "(",
+        "NotRegistered('" + "'" * 10**7,
+    ],
+    ids=lambda text: text[:18],
+)
+def test_what_an_exception_says_is_looked_at_no_further_than_its_start(text):
+    begin = time.thread_time()
+    exception_class(text)
+    unregistered_name(text)
+    assert time.thread_time() - begin < 0.05
+
+
+@pytest.mark.parametrize("line", [" ", " x", "\t", "", "a"], ids=repr)
+def test_a_traceback_of_ten_megabytes_takes_no_time(line):
+    head = "Traceback (most recent call last):\n x\n"
+    text = head + f"{line}\n" * (10**7 // (len(line) + 1))
+    event = Event("task-failed", 1.5, "h", exception="ExceptionWithTraceback()", traceback=text)
+    begin = time.thread_time()
+    unwrap(event)
+    assert time.thread_time() - begin < 0.05
+    assert (event.exception, event.traceback) == (None, None)
+
+
+def test_an_unregistered_task_s_name_is_in_its_exception():
+    assert unregistered_name("NotRegistered('shop.tasks.pay')") == "shop.tasks.pay"
+    assert unregistered_name("KeyError('shop.tasks.pay')") is None
