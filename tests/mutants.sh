@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make mutants: break the core in some two thousand places, one at a time, and see whether a test of tests/unit/core
-# notices. It works on a copy of the tree. Settings are in pyproject.toml, survivors in tests/unit/core/SURVIVORS.md.
+# notices. It works on a copy of the tree. Settings are in pyproject.toml, survivors in tests/unit/core/mutation_survivors.md.
 #   tests/mutants.sh [MUTANT ...]    all of them, or those named, as in "celery_exporter.core.transitions.*"
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -10,7 +10,7 @@ from celery_exporter.core.aggregates import Aggregates, is_sampled
 from celery_exporter.core.histogram import MAX_INDEX, SCHEMA, ZERO_INDEX, Exemplar, Histogram, native_index
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.persistence import state as memory
-from unit.persistence.kept import remembered
+from unit.persistence.state_records import remembered
 
 from .aggregate_ops import Folded, Prefetched, Queued, Ran, book
 from .cluster_driver import ClusterDriver, failed, received, retried, sent, started, succeeded

@@ -12,7 +12,7 @@ from celery_exporter.core.task_names import MAX_VALUE_BYTES, clipped, shown_as
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.persistence import state as memory
-from unit.persistence.kept import remembered
+from unit.persistence.state_records import remembered
 
 from .cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded, task_event
 

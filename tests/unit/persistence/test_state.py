@@ -32,7 +32,7 @@ from unit.core.cluster_driver import (
 )
 from unit.core.test_cluster import LIFE, RETRY_LIFE, RIGHT, anything
 
-from .kept import Kept, remembered
+from .state_records import Kept, remembered
 
 
 def restarted(
