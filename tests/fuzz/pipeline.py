@@ -33,7 +33,7 @@ class Pipeline(ClusterDriver):
                 assert each.reason in REASONS
                 self.malformed[each.reason] += 1
             else:
-                self.cluster.apply(each, self.moment())
+                self.cluster.apply(each, self.timestamp())
         self.keeps_little()
         return found
 

@@ -285,7 +285,7 @@ def answer(data: bytes) -> None:
     }
     profiles |= {name: WorkerInfo(registered=tuple(found)) for name, found in registered.items()}
     pipeline = Pipeline()
-    pipeline.cluster.record_inspection(profiles, pipeline.moment())
+    pipeline.cluster.record_inspection(profiles, pipeline.timestamp())
     msgspec.msgpack.encode(list(pipeline.cluster.workers.values()))  # as the state file does
     shown = pipeline.shown()
     pipeline.exposition.render(shown).decode()

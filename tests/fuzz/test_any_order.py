@@ -126,12 +126,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(answers=st.dictionaries(few["host"], profiles, max_size=3))
     def learn(self, answers) -> None:
-        self.driver.cluster.record_inspection(answers, self.driver.moment())
+        self.driver.cluster.record_inspection(answers, self.driver.timestamp())
 
     @rule(seconds=st.sampled_from([0.0, 0.25, 1.0, 2.1, 31.0, 61.0, 400.0]))
     def wait(self, seconds) -> None:
         self.driver.now += seconds
-        self.driver.cluster.expire(self.driver.moment())
+        self.driver.cluster.expire(self.driver.timestamp())
 
     @precondition(lambda self: self.told.total() > 3)
     @rule(away=st.sampled_from([0.0, 10.0, 1000.0]), clock=st.sampled_from([0.0, 500.0]))
@@ -151,7 +151,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def sums(self) -> tuple[Counter[object], Counter[object]]:
         """Over all tasks; and by task and queue, over all workers."""
-        cluster, ledger = self.driver.cluster, self.driver.ledger
+        cluster, ledger = self.driver.cluster, self.driver.aggregates
         total: Counter[object] = Counter(
             evicted=cluster.tasks.evicted,
             overflowed=cluster.label_sets.overflowed,
@@ -203,8 +203,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(cluster.queues) <= LOW[queues_module]["MAX_QUEUES"]
         others = 2  # with and without a worker
         assert len(cluster.label_sets) <= SERIES + others
-        assert len(self.driver.ledger.snapshot()) <= SERIES + others
-        for aggregate in self.driver.ledger.snapshot().values():
+        assert len(self.driver.aggregates.snapshot()) <= SERIES + others
+        for aggregate in self.driver.aggregates.snapshot().values():
             assert (
                 len(aggregate.exceptions) <= LOW[ledger_module]["MAX_EXCEPTIONS"] + others
             )  # other, and unknown
@@ -224,7 +224,7 @@ class AnyOrder(RuleBasedStateMachine):
         # What a worker received after it restarted waits for its answer.
         self.wait(ANSWER_SECONDS + 2 * self.limits.reorder_window)
         counted: Counter[State] = Counter()
-        for aggregate in self.driver.ledger.snapshot().values():
+        for aggregate in self.driver.aggregates.snapshot().values():
             counted.update({state: aggregate.transitions[state] for state in State})
         for kind, times in self.driver.cluster.repeated.items():
             counted[EFFECTS[kind].counts] += times

@@ -1,4 +1,4 @@
-"""What a ledger can be told, as values: one for each of its doors."""
+"""The operations of `Aggregates` as values, so that a test can apply a list of them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from operator import methodcaller
 from celery_exporter.core.aggregates import Aggregates, Failure
 from celery_exporter.core.types import LabelSet
 
-Booking = Callable[[Aggregates], None]
+Operation = Callable[[Aggregates], None]
 
-Moved = partial(methodcaller, "count_transition")
-SentBy = partial(methodcaller, "count_sender")
-
-
-def Raised(key: LabelSet, exception: str, uuid: str = "u1") -> Booking:  # noqa: N802  as the others
-    return methodcaller("count_failure", Failure(1.0, key, "w@h", exception, uuid))
-
-
-Ran = partial(methodcaller, "observe_runtime")
-Queued = partial(methodcaller, "observe_queue_wait")
-Prefetched = partial(methodcaller, "observe_prefetch_wait")
-Redelivered = partial(methodcaller, "count_redelivery")
-Folded = partial(methodcaller, "merge")
+count_transition = partial(methodcaller, "count_transition")
+count_sender = partial(methodcaller, "count_sender")
+count_redelivery = partial(methodcaller, "count_redelivery")
+observe_runtime = partial(methodcaller, "observe_runtime")
+observe_queue_wait = partial(methodcaller, "observe_queue_wait")
+observe_prefetch_wait = partial(methodcaller, "observe_prefetch_wait")
+merge = partial(methodcaller, "merge")
 
 
-def book(ledger: Aggregates, bookings: Iterable[Booking]) -> None:
-    for each in bookings:
-        each(ledger)
+def count_failure(label_set: LabelSet, exception: str, uuid: str = "u1") -> Operation:
+    return methodcaller("count_failure", Failure(1.0, label_set, "w@h", exception, uuid))
+
+
+def apply_all(aggregates: Aggregates, operations: Iterable[Operation]) -> None:
+    for operation in operations:
+        operation(aggregates)

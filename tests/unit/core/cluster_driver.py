@@ -1,4 +1,4 @@
-"""Short ways to tell a story to the core: events, moments, and what came out."""
+"""Drives a cluster in tests: builders of events, a clock, and short forms of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T0 = 1_700_000_000.0
 
 
 class ClusterDriver:
-    """A cluster and a ledger that are told events, through the wire format."""
+    """A cluster and its aggregates, with a clock. Events pass through the decoder, as on a broker."""
 
     def __init__(
         self,
@@ -30,35 +30,41 @@ class ClusterDriver:
         show_queue: ShownAs = str,
         clients: bool = False,
         hosts: bool = False,
-        ledger: Aggregates | None = None,
+        aggregates: Aggregates | None = None,
     ) -> None:
-        self.ledger = ledger or Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
+        self.aggregates = aggregates or Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.cluster = Cluster(
-            limits or Limits(), self.ledger, labels, show, show_queue=show_queue, clients=clients, hosts=hosts
+            limits or Limits(),
+            self.aggregates,
+            labels,
+            show,
+            show_queue=show_queue,
+            clients=clients,
+            hosts=hosts,
         )
         self.labels = labels
         self.clients = clients
         self.now = 100.0
-        self.epoch = T0  # when the listening clock began
+        self.epoch = T0  # epoch seconds at which the listening clock was 0
 
     def apply(self, *events: dict) -> None:
-        for found in decode(json.dumps(list(events)).encode()):
-            assert isinstance(found, Event), found
-            self.cluster.apply(found, self.moment())
+        for event in decode(json.dumps(list(events)).encode()):
+            assert isinstance(event, Event), event
+            self.cluster.apply(event, self.timestamp())
 
     def wait(self, seconds: float) -> None:
-        """Listen for so long, a quarter of a second at a time, as the monitor does."""
+        """Let listening time pass, a quarter of a second at a time, as the monitor does."""
         end = self.now + seconds
         while self.now < end:
             self.now = min(self.now + 0.25, end)
-            self.cluster.expire(self.moment())
+            self.cluster.expire(self.timestamp())
 
-    def moment(self) -> Timestamp:
+    def timestamp(self) -> Timestamp:
         return Timestamp(self.now, self.epoch + self.now)
 
-    def shown(self, *, prefetched: bool = False, **around) -> Snapshot:
-        """Return what is shown now, where these things around the cluster are as given."""
-        usual = ExporterState(
+    def shown(self, *, prefetched: bool = False, **exporter_state) -> Snapshot:
+        """Return a snapshot with these fields of the exporter state."""
+        defaults = ExporterState(
             at=self.epoch + self.now,
             started=T0,
             version="0",
@@ -74,34 +80,35 @@ class ClusterDriver:
             state_errors={},
             web_config_up_to_date=None,
         )
-        around = msgspec.structs.replace(usual, **around)
-        return take_snapshot(self.cluster, around, prefetched=prefetched)
+        exporter = msgspec.structs.replace(defaults, **exporter_state)
+        return take_snapshot(self.cluster, exporter, prefetched=prefetched)
 
     def counts(self) -> dict[tuple[str, str, str], int]:
-        """What was counted: (task, queue, state) → transitions, zeros left out."""
+        """Return the transitions by task name, queue name and state, without zeros."""
         return {
-            (key.task_name, key.queue_name, state.name): aggregate.transitions[state]
-            for key, aggregate in self.ledger.snapshot().items()
+            (label_set.task_name, label_set.queue_name, state.name): aggregate.transitions[state]
+            for label_set, aggregate in self.aggregates.snapshot().items()
             for state in State
             if aggregate.transitions[state]
         }
 
     def by_state(self, task: str = "add") -> Counter[str]:
-        found: Counter[str] = Counter()
+        """Return the transitions of a task name by state, over all queues."""
+        counts: Counter[str] = Counter()
         for (name, _, state), count in self.counts().items():
             if name == task:
-                found[state] += count
-        return found
+                counts[state] += count
+        return counts
 
     def gauges(self) -> dict[str, int]:
-        """How many tasks are in which state now, zeros left out."""
-        found: Counter[str] = Counter()
+        """Return how many tasks are in each state now, without zeros."""
+        counts: Counter[str] = Counter()
         for group in self.cluster.tasks.in_states():
-            found[group.state.name] += group.count
-        return {state: count for state, count in found.items() if count}
+            counts[group.state.name] += group.count
+        return {state: count for state, count in counts.items() if count}
 
     def aggregate(self, task: str = "add", queue: str = "q", worker: str = ""):
-        return self.ledger.snapshot()[LabelSet(task, queue, worker)]
+        return self.aggregates.snapshot()[LabelSet(task, queue, worker)]
 
 
 def task_event(kind: str, uuid: str = "u1", at: float = 0.0, host: str = "w@h", **fields) -> dict:
@@ -137,5 +144,5 @@ def rejected(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
 
 
 def heartbeat(host: str = "w@h", at: float = 0.0, kind: str = "heartbeat", **fields) -> dict:
-    usual = {"pid": 1, "freq": 2.0, "active": 0, "processed": 0, "loadavg": [0.1, 0.2, 0.3]}
-    return {"hostname": host, **usual, **fields, "timestamp": T0 + at, "type": f"worker-{kind}"}
+    defaults = {"pid": 1, "freq": 2.0, "active": 0, "processed": 0, "loadavg": [0.1, 0.2, 0.3]}
+    return {"hostname": host, **defaults, **fields, "timestamp": T0 + at, "type": f"worker-{kind}"}

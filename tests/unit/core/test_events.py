@@ -1,4 +1,4 @@
-"""Invariant: whatever bytes arrive, each good event of a batch is used and each bad one is one Malformed."""
+"""Invariant: for any bytes, each good event of a batch is used, and each bad one is one Malformed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.core.events import (
+    MAX_LOOSE_BYTES,
     REASONS,
     TASK_TYPES,
     Event,
@@ -18,21 +19,22 @@ from celery_exporter.core.events import (
 )
 from celery_exporter.core.task_exceptions import unregistered_name
 
-from .cluster_driver import heartbeat, received, sent, succeeded
+from .cluster_driver import failed, heartbeat, received, sent, succeeded
 
 GOOD = sent()
+TEXT = json.dumps(GOOD).encode()
 
 
 def reasons(body: bytes) -> list[str]:
-    """Each event's type, or why it is none."""
-    return [found.type if isinstance(found, Event) else found.reason for found in decode(body)]
+    """Return the type of each event, or the reason why it is malformed."""
+    return [event.type if isinstance(event, Event) else event.reason for event in decode(body)]
 
 
 def test_one_event_and_a_batch_decode_alike():
-    one = decode(json.dumps(GOOD).encode())
+    single = decode(json.dumps(GOOD).encode())
     batch = decode(json.dumps([GOOD, GOOD]).encode())
-    assert batch == one * 2
-    assert (one[0].uuid, one[0].queue, one[0].timestamp) == ("u1", "q", GOOD["timestamp"])
+    assert batch == single * 2
+    assert (single[0].uuid, single[0].queue, single[0].timestamp) == ("u1", "q", GOOD["timestamp"])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_one_event_and_a_batch_decode_alike():
         ({**heartbeat(), "processed": 2**40}, "bad_field"),
     ],
 )
-def test_a_bad_event_costs_itself_and_says_why(bad, reason):
+def test_a_bad_event_is_malformed_with_a_reason_and_its_neighbours_are_used(bad, reason):
     body = json.dumps([GOOD, bad, GOOD]).encode()
     assert reasons(body) == ["task-sent", reason, "task-sent"]
 
@@ -94,10 +96,10 @@ def test_a_bad_event_costs_itself_and_says_why(bad, reason):
         (received(name=None), "name"),
     ],
 )
-def test_null_in_a_field_that_may_be_absent_is_absent(event, field):
-    (found,) = decode(json.dumps(event).encode())
-    assert isinstance(found, Event)
-    assert getattr(found, field) is None
+def test_null_in_an_optional_field_counts_as_absent(event, field):
+    (decoded,) = decode(json.dumps(event).encode())
+    assert isinstance(decoded, Event)
+    assert getattr(decoded, field) is None
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_null_in_a_field_that_may_be_absent_is_absent(event, field):
         b'{"type":"task-sent","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
     ],
 )
-def test_what_is_no_json_is_one_undecodable(body):
+def test_invalid_json_is_one_undecodable_event(body):
     assert reasons(body) == ["undecodable"]
 
 
@@ -135,33 +137,35 @@ def test_what_is_no_json_is_one_undecodable(body):
     ],
     ids=lambda value: repr(value[:30]),
 )
-def test_what_cannot_be_parsed_costs_itself_only(item, reason):
+def test_an_item_that_cannot_be_parsed_does_not_affect_its_neighbours(item, reason):
     good = json.dumps(GOOD).encode()
     if item.count(b"{") == item.count(b"}"):
         assert reasons(b"[" + good + b"," + item + b"," + good + b"]") == ["task-sent", reason, "task-sent"]
-    assert reasons(b"[" + good + b"," + item) == ["task-sent", "undecodable"], "and nothing after it is found"
+    assert reasons(b"[" + good + b"," + item) == ["task-sent", "undecodable"], (
+        "and nothing after it is decoded"
+    )
 
 
-def test_a_number_of_any_length_where_nobody_looks_costs_nothing():
+def test_a_number_of_any_length_in_an_unused_field_is_ignored():
     event = json.dumps({**GOOD, "clock": 88}).replace("88", "9" * 10_000)
     assert reasons(f"[{event}, 5]".encode()) == ["task-sent", "not_an_object"]
 
 
-def test_the_last_of_duplicate_keys_counts_as_in_json_everywhere():
+def test_the_last_of_duplicate_keys_counts():
     body = json.dumps(GOOD).encode()[:-1] + b', "uuid": "second"}'
     assert decode(body)[0].uuid == "second"
     assert decode(b'{"uuid": 5, "timestamp": null, ' + body[1:])[0].uuid == "second"
     assert reasons(body[:-1] + b', "uuid": null}') == ["missing_field"]
 
 
-def test_a_lone_surrogate_in_an_exception_does_not_cost_the_failure():
+def test_a_lone_surrogate_in_an_exception_does_not_make_the_failure_malformed():
     event = {**GOOD, "type": "task-failed", "exception": "NotRegistered('\ud800')"}
-    (found,) = decode(json.dumps(event).encode())
-    assert isinstance(found, Event)
-    assert unregistered_name(found.exception) == "?"
+    (decoded,) = decode(json.dumps(event).encode())
+    assert isinstance(decoded, Event)
+    assert unregistered_name(decoded.exception) == "?"
 
 
-def test_an_application_s_own_event_needs_nothing_but_a_type():
+def test_a_custom_event_needs_a_type_only():
     assert reasons(b'{"type": "order-shipped", "uuid": {"a": 1}, "timestamp": "monday"}') == ["order-shipped"]
 
 
@@ -170,11 +174,55 @@ def test_a_large_body_and_a_large_batch_are_decoded():
     assert len(decode(json.dumps([GOOD] * 100_000).encode())) == 100_000
 
 
-def test_objects_of_other_serialisers_are_judged_the_same():
+def test_objects_of_other_serialisers_are_checked_alike():
     assert from_objects((GOOD, {"type": "task-sent"}, b"x"))[1:] == [
         Malformed("missing_field"),
         Malformed("not_an_object"),
     ]
+
+
+@pytest.mark.parametrize("space", [b"\x0b", b"\x0c", b"\xc2\xa0"])
+def test_only_json_white_space_is_accepted(space):
+    assert decode(b"[" + space + TEXT + b"," + TEXT + b"]")[0] == Malformed("undecodable")
+    assert decode(b"[" + TEXT + b"]" + space)[1:] == [Malformed("undecodable")]
+
+
+def test_an_empty_item_is_one_malformed_event():
+    assert decode(b"[" + TEXT + b",," + TEXT + b"]")[1] == Malformed("undecodable")
+
+
+def test_a_bad_event_of_more_than_a_megabyte_is_not_loaded():
+    bad = b'[{"type": NaN, "args": "%s"}]'
+    longest = b"x" * (MAX_LOOSE_BYTES - len(bad % b"") + 2)  # without the brackets
+    assert decode(bad % longest) == [Malformed("bad_field")]
+    assert decode(bad % (longest + b"x")) == [Malformed("undecodable")]
+
+
+def test_a_number_of_any_length_is_out_of_range():
+    digits = b"9" * 5_000
+    assert decode(TEXT.replace(b'"retries": 0', b'"retries": ' + digits)) == [Malformed("bad_field")]
+
+
+def test_a_custom_event_has_its_type_only():
+    custom = {"type": "order-shipped", "timestamp": 17, "hostname": "shop@h", "uuid": {"a": 1}}
+    assert decode(json.dumps(custom).encode()) == [Event("order-shipped", 0.0, "")]
+
+
+@pytest.mark.parametrize("missing", ["type", "timestamp", "hostname", "uuid"])
+def test_an_object_of_another_serialiser_needs_the_required_fields(missing):
+    event = {field: value for field, value in GOOD.items() if field != missing}
+    assert from_objects(event) == from_objects([event]) == [Malformed("missing_field")]
+
+
+def test_one_object_of_another_serialiser_is_one_event():
+    assert from_objects(GOOD) == from_objects((GOOD,)) == decode(TEXT)
+
+
+def test_a_lone_surrogate_in_a_traceback_does_not_make_the_failure_malformed():
+    event = failed(exception="ExceptionWithTraceback()", traceback="\ud800 x")
+    (decoded,) = decode(json.dumps(event).encode())
+    assert isinstance(decoded, Event)
+    assert decoded.traceback == "? x"
 
 
 json_values = st.recursive(
@@ -192,16 +240,16 @@ odd_events = st.fixed_dictionaries(
 
 
 @given(st.lists(odd_events | json_values, max_size=5))
-def test_a_batch_of_anything_gives_one_result_each(items):
+def test_a_batch_of_anything_gives_one_result_for_each_item(items):
     good = json.dumps(GOOD)
     texts = [json.dumps(item) for item in items]
-    found = decode(f"[{','.join([good, *texts, good])}]".encode())
-    assert len(found) == len(items) + 2
-    assert isinstance(found[0], Event)
-    assert isinstance(found[-1], Event)
-    assert all(isinstance(each, Event) or each.reason in REASONS for each in found)
+    events = decode(f"[{','.join([good, *texts, good])}]".encode())
+    assert len(events) == len(items) + 2
+    assert isinstance(events[0], Event)
+    assert isinstance(events[-1], Event)
+    assert all(isinstance(event, Event) or event.reason in REASONS for event in events)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_survived(body):
-    assert all(isinstance(each, Event) or each.reason in REASONS for each in decode(body))
+def test_any_bytes_are_decoded_or_malformed(body):
+    assert all(isinstance(event, Event) or event.reason in REASONS for event in decode(body))

@@ -1,4 +1,4 @@
-"""One uuid, several executions: `Task.replace`, ids that are used again, ends that are reported twice."""
+"""One uuid, several executions: `Task.replace`, reused ids, ends that are reported twice."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ LIMIT = {"exception": "TimeLimitExceeded(3600)"}
 A, B = {"host": "a@h", "pid": 7}, {"host": "b@h", "pid": 8}
 
 
-def interleavings(*senders: list[dict], most: int = 200) -> list[list[dict]]:
-    """Return orders in which events may come that keep each sender's own order."""
+def interleavings(*senders: list[dict], limit: int = 200) -> list[list[dict]]:
+    """Return orders of events that keep the order of each sender."""
     turns = [number for number, events in enumerate(senders) for _ in events]
     chosen = random.Random(1)
-    orders = {tuple(chosen.sample(turns, len(turns))) for _ in range(10 * most)}
-    found = []
-    for order in sorted(orders)[:most]:
-        left = [iter(events) for events in senders]
-        found.append([next(left[number]) for number in order])
-    return found
+    orders = {tuple(chosen.sample(turns, len(turns))) for _ in range(10 * limit)}
+    results = []
+    for order in sorted(orders)[:limit]:
+        remaining = [iter(events) for events in senders]
+        results.append([next(remaining[number]) for number in order])
+    return results
 
 
 def replaced(first: str = "fetch", then: str = "process", *, sends: bool = True) -> tuple[list[dict], ...]:
-    """Return what client, pool process and two workers say of a task that replaces itself."""
+    """Return the events of a client, a pool process and two workers for a task that replaces itself."""
     return (
         [sent(at=0, name=first)],
         [sent(at=2, name=then, queue="other")] if sends else [],
@@ -54,10 +54,10 @@ def replaced(first: str = "fetch", then: str = "process", *, sends: bool = True)
 
 
 def by_name(driver: ClusterDriver) -> dict[tuple[str, str], int]:
-    found: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     for (name, _, state), count in driver.counts().items():
-        found[name, state] += count
-    return dict(found)
+        counts[name, state] += count
+    return dict(counts)
 
 
 RUN = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
@@ -69,8 +69,8 @@ def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
     driver = ClusterDriver()
     if registered:
         names = ("fetch", "process")
-        profiles = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(registered=names)}
-        driver.cluster.record_inspection(profiles, driver.moment())
+        infos = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(registered=names)}
+        driver.cluster.record_inspection(infos, driver.timestamp())
     for event in order:
         driver.apply(event)
         driver.wait(0.2)
@@ -80,7 +80,7 @@ def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
         **{("process", "other", state): 1 for state in RUN},
     }
     assert driver.gauges() == {}
-    assert sum(aggregate.redeliveries for aggregate in driver.ledger.snapshot().values()) == 0
+    assert sum(aggregate.redeliveries for aggregate in driver.aggregates.snapshot().values()) == 0
     assert driver.aggregate("fetch").queue_wait.total == pytest.approx(1.5)
     assert driver.aggregate("process", "other").queue_wait.total == pytest.approx(2)
 
@@ -88,11 +88,11 @@ def test_a_replaced_task_is_two_executions_in_any_order(order, registered):
 @pytest.mark.parametrize("ahead", [0, 300, -300])
 @pytest.mark.parametrize("order", interleavings(*replaced()[1:]))
 def test_a_replaced_task_is_two_executions_when_only_workers_publish_task_sent(order, ahead):
-    """Which of two workers is heard first is chance; heartbeats tell how far a clock is ahead."""
+    """The first of two receipts is random. Heartbeats show how far a clock is ahead."""
     driver, names = ClusterDriver(), ("fetch", "process")
     driver.apply(heartbeat("a@h", at=driver.now), heartbeat("b@h", at=driver.now + ahead))
-    profiles = {worker: WorkerInfo(queues=("q", "other"), registered=names) for worker in ("a@h", "b@h")}
-    driver.cluster.record_inspection(profiles, driver.moment())
+    infos = {worker: WorkerInfo(queues=("q", "other"), registered=names) for worker in ("a@h", "b@h")}
+    driver.cluster.record_inspection(infos, driver.timestamp())
     for event in order:
         skew = ahead if event["hostname"] == "b@h" else 0
         driver.apply(event | {"timestamp": event["timestamp"] + skew})
@@ -103,13 +103,13 @@ def test_a_replaced_task_is_two_executions_when_only_workers_publish_task_sent(o
         **{("process", state): 1 for state in RUN},
     }
     assert driver.gauges() == {}
-    assert sum(aggregate.redeliveries for aggregate in driver.ledger.snapshot().values()) == 0
+    assert sum(aggregate.redeliveries for aggregate in driver.aggregates.snapshot().values()) == 0
 
 
-def told_apart() -> list[list[dict]]:
-    """Return orders in which a successor of the same name is told from its predecessor.
+def distinguishable() -> list[list[dict]]:
+    """Return orders in which a successor of the same name differs from its predecessor.
 
-    Where its receipt comes before its sending and before the receipt of that one, nothing tells them apart.
+    There is no difference if its receipt comes before its sending and before the receipt of its predecessor.
     """
     first, *others = replaced(then="fetch")
     orders = []
@@ -121,8 +121,8 @@ def told_apart() -> list[list[dict]]:
     return orders
 
 
-@pytest.mark.parametrize("order", told_apart())
-def test_a_task_that_is_replaced_by_one_of_its_name_is_two_executions_in_any_order(order):
+@pytest.mark.parametrize("order", distinguishable())
+def test_a_task_that_replaces_itself_under_the_same_name_is_two_executions_in_any_order(order):
     driver = ClusterDriver()
     for event in order:
         driver.apply(event)
@@ -130,15 +130,15 @@ def test_a_task_that_is_replaced_by_one_of_its_name_is_two_executions_in_any_ord
     driver.wait(5)
     assert by_name(driver) == {("fetch", state): 1 + (state != "SUCCESS") for state in RUN}
     assert driver.gauges() == {}
-    assert sum(aggregate.redeliveries for aggregate in driver.ledger.snapshot().values()) == 0
+    assert sum(aggregate.redeliveries for aggregate in driver.aggregates.snapshot().values()) == 0
 
 
 @pytest.mark.parametrize("order", interleavings(*replaced(sends=False)))
 def test_a_replaced_task_is_two_executions_when_only_clients_publish_task_sent(order):
     driver = ClusterDriver()
     names = ("fetch", "process")
-    profiles = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(queues=("other",), registered=names)}
-    driver.cluster.record_inspection(profiles, driver.moment())
+    infos = {"a@h": WorkerInfo(registered=names), "b@h": WorkerInfo(queues=("other",), registered=names)}
+    driver.cluster.record_inspection(infos, driver.timestamp())
     for event in order:
         driver.apply(event)
         driver.wait(0.2)
@@ -151,7 +151,7 @@ def test_a_replaced_task_is_two_executions_when_only_clients_publish_task_sent(o
     assert driver.gauges() == {}
 
 
-def test_the_successor_of_a_task_waits_in_its_own_queue_and_from_its_own_eta():
+def test_a_successor_waits_in_its_own_queue_and_from_its_own_eta():
     driver = ClusterDriver()
     driver.apply(sent(name="fetch"), received(name="fetch"), started())
     driver.apply(sent(at=1, name="process", queue="other", eta="2023-11-14T22:13:50+00:00"))  # T0 + 30 s
@@ -161,7 +161,7 @@ def test_the_successor_of_a_task_waits_in_its_own_queue_and_from_its_own_eta():
     assert driver.gauges() == {"STARTED": 1}
 
 
-def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_run_times():
+def test_a_child_with_the_id_of_its_running_parent_is_matched_by_runtime():
     driver = ClusterDriver()
     driver.apply(sent(name="parent"), received(name="parent"), started(at=1))
     driver.apply(sent(at=2, name="child"), received(at=3, name="child"), started(at=4))
@@ -176,7 +176,7 @@ def test_an_id_that_a_running_task_sends_on_is_two_executions_that_end_by_their_
 
 @pytest.mark.parametrize("started_last", [1.05, 1.3])
 @pytest.mark.parametrize("first", ["child", "parent"])
-def test_ends_that_fit_two_executions_are_of_the_one_whose_run_time_they_fit_better(first, started_last):
+def test_an_end_is_matched_to_the_execution_with_the_nearest_runtime(first, started_last):
     driver = ClusterDriver()
     driver.apply(sent(name="parent"), received(name="parent"), started(at=1))
     driver.apply(sent(at=1.01, name="child"), received(at=1.02, name="child"), started(at=started_last))
@@ -191,7 +191,7 @@ def test_ends_that_fit_two_executions_are_of_the_one_whose_run_time_they_fit_bet
     assert (runtimes, driver.gauges()) == ({"parent": 0.6, "child": 0.4}, {})
 
 
-def test_a_task_whose_id_waits_again_when_it_ends_is_pending_and_then_done():
+def test_a_task_whose_id_was_sent_again_before_its_end_is_pending_then():
     driver = ClusterDriver()
     driver.apply(sent(), received(), started(), sent(at=1, queue="other"), succeeded(at=2, runtime=1.8))
     assert [(group.label_set.queue_name, group.state.name) for group in groups(driver)] == [
@@ -204,7 +204,7 @@ def test_a_task_whose_id_waits_again_when_it_ends_is_pending_and_then_done():
 
 @pytest.mark.parametrize("pause", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("late", [False, True])
-def test_a_fixed_id_that_is_sent_again_and_again_is_a_new_task_each_time(pause, late):
+def test_a_fixed_id_that_is_sent_repeatedly_is_a_new_task_each_time(pause, late):
     driver = ClusterDriver()
     for number in range(5):
         at = 10.0 * number
@@ -220,7 +220,7 @@ def test_a_fixed_id_that_is_sent_again_and_again_is_a_new_task_each_time(pause, 
     assert driver.aggregate().queue_wait.total == pytest.approx(10)
 
 
-def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_the_order_of_their_sending():
+def test_an_id_that_is_sent_twice_before_it_is_received_is_two_tasks_in_order_of_sending():
     driver = ClusterDriver()
     driver.apply(sent(), sent(at=5), received(at=6, **A), started(at=7, **A), received(at=8, **B))
     driver.wait(2.5)
@@ -250,7 +250,7 @@ def test_an_end_that_is_reported_twice_is_counted_once(end):
     assert driver.gauges() == {}
 
 
-def test_an_end_that_is_reported_twice_is_counted_once_where_two_workers_had_the_task():
+def test_an_end_that_is_reported_twice_is_counted_once_if_two_workers_had_the_task():
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **B), started(at=10, **B))
     driver.wait(2.5)
@@ -308,7 +308,7 @@ def test_an_end_that_is_reported_twice_after_its_id_was_sent_again(apart):
     assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
 
 
-def test_two_deliveries_that_one_process_starts_and_ends_within_a_moment_are_two():
+def test_two_deliveries_that_one_process_starts_and_ends_within_a_second_are_two():
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **A))
     driver.wait(2.5)
@@ -328,8 +328,8 @@ def test_an_id_that_is_sent_twice_and_runs_twice_at_once_ends_twice(end, other):
 
 @pytest.mark.parametrize("second", [0.5, 3600])
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_time_limit_that_is_told_twice_while_a_redelivery_runs_is_one_failure(second, waits):
-    """A run that is longer than Redis' visibility timeout; its time limit may be that, too."""
+def test_a_time_limit_that_is_reported_twice_while_a_redelivery_runs_is_one_failure(second, waits):
+    """A runtime beyond the visibility timeout of Redis. The time limit may be beyond it, too."""
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(at=1, **A), received(at=3600, **A))
     driver.wait(0.5 if waits else 2.5)
@@ -349,7 +349,7 @@ def test_two_runs_of_one_id_that_reach_their_time_limit_together_are_two_failure
     assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
 
 
-def test_deliveries_that_one_process_revokes_within_a_moment_are_several():
+def test_deliveries_that_one_process_revokes_within_a_second_are_several():
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), received(at=1, **A))
     driver.wait(2.5)
@@ -357,7 +357,7 @@ def test_deliveries_that_one_process_revokes_within_a_moment_are_several():
     assert (driver.by_state()["REVOKED"], driver.gauges()) == (2, {})
 
 
-def test_another_worker_that_ends_a_finished_task_is_counted():
+def test_the_end_of_a_finished_task_by_another_worker_is_counted():
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(at=1, **A), failed(at=2, **A), failed(at=2.1, **B))
     driver.apply(failed(at=2.13, **B), failed(at=2.14, **A))
@@ -368,7 +368,7 @@ def test_another_worker_that_ends_a_finished_task_is_counted():
 
 
 def test_a_retry_by_a_worker_that_publishes_no_task_sent_does_not_stay_started():
-    """The next attempt is received before the end of the last one is told: a process was free."""
+    """A process was free, so the next attempt is received before the end of the last one is reported."""
     driver = ClusterDriver()
     driver.apply(
         sent(), received(**A), started(at=1, **A), received(at=2, retries=1, **A), retried(at=2, **A)
@@ -388,7 +388,7 @@ def test_a_retry_whose_task_received_was_lost_waits_from_its_own_sending():
     assert driver.gauges() == {}
 
 
-def test_a_retry_whose_task_received_was_lost_has_no_wait_where_nobody_told_of_its_sending():
+def test_a_retry_without_task_received_and_task_sent_has_no_wait():
     driver = ClusterDriver()
     driver.apply(sent(), started(at=1), retried(at=60), started(at=62), failed(at=63))
     assert driver.aggregate().queue_wait.total == pytest.approx(1)
@@ -406,8 +406,8 @@ def test_a_redelivered_task_with_an_eta_waits_from_its_eta(by):
     assert driver.aggregate().queue_wait.total == pytest.approx(1)
 
 
-def test_a_late_sending_opens_no_task_that_ended_while_it_was_waited_for():
-    """By the clock of the worker that sent it, it is later than the end on another one."""
+def test_a_late_task_sent_does_not_reopen_a_task_that_ended_meanwhile():
+    """The clock of its sender is ahead, so its timestamp is later than the end on another worker."""
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(at=1, **A), retried(at=2, **A))
     driver.apply(received(at=3, retries=1, **B))
@@ -423,22 +423,22 @@ def test_a_late_sending_opens_no_task_that_ended_while_it_was_waited_for():
 ETA = "2023-11-14T22:14:20+00:00"  # T0 + 60 s
 
 
-@pytest.mark.parametrize("saved", [True, False])
-@pytest.mark.parametrize("goodbye", [True, False])
+@pytest.mark.parametrize("is_saved", [True, False])
+@pytest.mark.parametrize("offline", [True, False])
 @pytest.mark.parametrize("by", [A, {"host": "a@h", "pid": 9}, B], ids=["process", "worker", "other worker"])
-def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, goodbye, saved):
+def test_a_task_that_is_redelivered_after_its_eta_waits_from_its_eta(by, offline, is_saved):
     driver = ClusterDriver()
     driver.apply(heartbeat("a@h", pid=7), sent(eta=ETA), received(at=1, eta=ETA, **A))
-    if goodbye:
-        leave(driver, A)
+    if offline:
+        take_offline(driver, A)
         assert driver.gauges() == {"PENDING": 1}
-    driver = restarted(driver) if saved else driver
+    driver = restarted(driver) if is_saved else driver
     driver.apply(received(at=100, eta=ETA, **by), started(at=101, **by))
     driver.wait(2.5)
     assert (driver.aggregate().redeliveries, driver.aggregate().queue_wait.total) == (1, pytest.approx(41))
 
 
-def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redelivery():
+def test_a_started_task_that_is_redelivered_after_its_eta_waits_from_its_redelivery():
     driver = ClusterDriver()
     driver.apply(sent(eta=ETA), received(at=1, eta=ETA, **A), started(at=62, **A))
     driver.apply(received(at=100, eta=ETA, **B), started(at=103, **B))
@@ -446,19 +446,19 @@ def test_a_task_that_ran_and_is_redelivered_after_its_eta_waits_from_its_redeliv
     assert (driver.aggregate().redeliveries, driver.aggregate().queue_wait.total) == (1, pytest.approx(2 + 3))
 
 
-def leave(driver: ClusterDriver, worker: dict) -> None:
-    """Let a worker say goodbye, and what it had received go back."""
+def take_offline(driver: ClusterDriver, worker: dict) -> None:
+    """Send worker-offline, and requeue the received tasks of the worker."""
     driver.apply(heartbeat(worker["host"], kind="offline", pid=worker["pid"], at=driver.now))
     driver.wait(LATE_EVENT_SECONDS)
-    for _ in Reconciler(driver.cluster, drops_expired=False).reconcile(driver.moment()):
+    for _ in Reconciler(driver.cluster, drops_expired=False).reconcile(driver.timestamp()):
         pass
 
 
-def test_a_task_that_two_workers_received_is_with_the_other_one_when_one_leaves():
+def test_a_task_that_two_workers_received_stays_with_one_when_the_other_leaves():
     driver = ClusterDriver()
     driver.apply(sent(eta=ETA), received(at=1, eta=ETA, **A), received(at=30, eta=ETA, **B))
     driver.wait(2.5)
-    leave(driver, B)
+    take_offline(driver, B)
     driver.apply(started(at=61, **A))
     assert driver.gauges() == {"STARTED": 1}
     driver.apply(succeeded(at=62, **A))
@@ -466,20 +466,20 @@ def test_a_task_that_two_workers_received_is_with_the_other_one_when_one_leaves(
 
 
 @pytest.mark.parametrize("eta", [None, ETA])
-def test_a_task_that_was_given_back_costs_no_more_than_another_one(eta):
+def test_a_task_that_was_given_back_takes_no_more_memory(eta):
     driver = ClusterDriver()
     driver.apply(sent(eta=eta))
     for number, worker in enumerate((A, B, A, B)):
         driver.apply(received(at=1 + number, eta=eta, **worker))
         driver.wait(2.5)
-        leave(driver, worker)
+        take_offline(driver, worker)
         assert driver.cluster.tasks.get("u1").expanded is None
     driver.apply(received(at=9, eta=eta, **A), started(at=61, **A))
     driver.wait(2.5)
     assert (driver.cluster.tasks.get("u1").expanded, driver.gauges()) == (None, {"STARTED": 1})
 
 
-def test_a_receipt_is_older_than_another_worker_s_only_if_their_clocks_are_known():
+def test_receipts_of_two_workers_are_ordered_only_if_their_clock_skew_is_known():
     driver = ClusterDriver()
     driver.apply(received(at=100, name="fetch", **A), started(at=100.1, **A))
     driver.wait(5)
@@ -488,17 +488,17 @@ def test_a_receipt_is_older_than_another_worker_s_only_if_their_clocks_are_known
     assert driver.gauges() == {}
 
 
-# -- shadows -----------------------------------------------------------------------------------------------
+# -- shadow names ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("registered", [("add",), None])
 @pytest.mark.parametrize("sent_after", range(4))
-def test_a_task_that_is_received_under_its_shadow_is_one_execution_under_its_own_name(sent_after, registered):
+def test_a_task_that_is_received_under_its_shadow_name_is_one_execution(sent_after, registered):
     life = [received(at=0.01, name="shadow"), started(at=0.02), succeeded(at=0.03)]
     life.insert(sent_after, sent(at=0))
     driver = ClusterDriver()
     driver.apply(heartbeat())
-    driver.cluster.record_inspection({"w@h": WorkerInfo(registered=registered)}, driver.moment())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(registered=registered)}, driver.timestamp())
     for event in life:
         driver.apply(event)
     driver.wait(5)
@@ -509,7 +509,7 @@ def test_a_task_that_is_received_under_its_shadow_is_one_execution_under_its_own
 # -- restarts of the exporter ------------------------------------------------------------------------------
 
 
-def test_generations_outlast_a_restart_of_the_exporter():
+def test_generations_survive_a_restart_of_the_exporter():
     driver = ClusterDriver()
     driver.apply(sent(name="fetch"), received(name="fetch"), started(at=1), sent(at=2, name="process"))
     driver = restarted(driver)
@@ -519,7 +519,7 @@ def test_generations_outlast_a_restart_of_the_exporter():
     assert driver.aggregate("process").redeliveries == 0
 
 
-def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
+def test_a_repeated_end_is_detected_after_a_restart_of_the_exporter():
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(at=1, **A), failed(at=5, **A))
     driver = restarted(driver)
@@ -527,18 +527,18 @@ def test_a_repeated_end_is_known_after_a_restart_of_the_exporter():
     assert driver.by_state()["FAILURE"] == 1
 
 
-# -- in the course of time ---------------------------------------------------------------------------------
+# -- in order of time --------------------------------------------------------------------------------------
 
 
-def told_in_time(
+def driver_after(
     *events: dict, queues: tuple[str, ...] = ("q",), names: tuple[str, ...] = ("add", "mul")
 ) -> ClusterDriver:
-    """Return a story whose workers answered what they know, and that heard each event when it happened."""
+    """Return a driver whose workers have answered, and that received each event at its own time."""
     driver = ClusterDriver()
     for worker in ("w@h", "v@h"):
         driver.apply(heartbeat(worker, at=100))
         driver.cluster.record_inspection(
-            {worker: WorkerInfo(queues=queues, registered=names)}, driver.moment()
+            {worker: WorkerInfo(queues=queues, registered=names)}, driver.timestamp()
         )
     for event in events:
         driver.wait(max(0.0, event["timestamp"] - driver.epoch - driver.now + 100))
@@ -552,21 +552,21 @@ HERE = {"hostname": "w@h"}
 
 
 @pytest.mark.parametrize("pause", [0.1, 3.0])
-def test_a_retry_that_replaces_itself_by_its_own_name_is_two_executions(pause):
-    tale = [
+def test_a_retry_that_replaces_itself_under_the_same_name_is_two_executions(pause):
+    events = [
         *(sent(), received(), started(), sent(retries=1, **HERE), retried(), received(retries=1)),
         *(started(), sent(**HERE), received(**V), started(**V), succeeded(**V)),
     ]
-    for number, event in enumerate(tale):
+    for number, event in enumerate(events):
         event["timestamp"] += number * pause
-    driver = told_in_time(*tale)
+    driver = driver_after(*events)
     assert (driver.gauges(), driver.aggregate().redeliveries) == ({}, 0)
     assert driver.by_state()["SUCCESS"] == 1
     assert driver.by_state()["STARTED"] == 3
 
 
 def test_an_end_that_is_reported_twice_is_counted_once_while_another_worker_has_the_task():
-    """After a visibility timeout, and a hard time limit of Celery 5.7."""
+    """This happens after a visibility timeout, and a hard time limit of Celery 5.7."""
     driver = ClusterDriver()
     driver.apply(sent(), received(at=0.1, **A), started(at=0.2, **A))
     driver.wait(5)
@@ -578,7 +578,7 @@ def test_an_end_that_is_reported_twice_is_counted_once_while_another_worker_has_
     assert (driver.by_state()["SUCCESS"], driver.gauges()) == (1, {})
 
 
-def test_a_retry_that_is_reported_twice_leaves_the_next_attempt_where_it_is():
+def test_a_retry_that_is_reported_twice_does_not_change_the_state_of_the_next_attempt():
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(**A), sent(at=0.3, retries=1, hostname="a@h"))
     driver.apply(retried(at=0.31, **A), received(at=0.4, retries=1, **B), retried(at=0.34, **A))
@@ -587,7 +587,7 @@ def test_a_retry_that_is_reported_twice_leaves_the_next_attempt_where_it_is():
 
 @pytest.mark.parametrize("ahead", [0.0, 0.3, 300.0, -300.0])
 @pytest.mark.parametrize("worker", [A, B])
-def test_a_replaced_task_is_two_executions_whatever_the_clock_of_the_client_says(ahead, worker):
+def test_a_replaced_task_is_two_executions_with_any_clock_of_the_client(ahead, worker):
     client, pool, first, then = replaced()
     client[0]["timestamp"] += ahead
     then = [{**event, "hostname": worker["host"], "pid": worker["pid"]} for event in then]
@@ -604,13 +604,13 @@ def test_a_replaced_task_is_two_executions_whatever_the_clock_of_the_client_says
 
 @pytest.mark.parametrize("late", [0.0, 0.015, 420.0, -420.0], ids=["exact", "preempted", "ahead", "behind"])
 @pytest.mark.parametrize("second", [A, B], ids=["one worker", "two workers"])
-def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(second, late):
-    """A client that is not run for a while writes `task-sent` when the task is at its retry already."""
+def test_a_retried_task_is_one_execution_in_any_order_and_by_any_clock(second, late):
+    """A client that is suspended for a while writes `task-sent` when the task is at its retry already."""
     first = [received(at=1.001, **A), started(at=1.002, **A), retried(at=1.011, **A)]
     then = [received(at=1.02, retries=1, **second), started(at=1.021, **second), succeeded(at=1.03, **second)]
     sends = [sent(at=1 + late)], [sent(at=1.01, retries=1, hostname="a@h")]
-    told = [first + then] if second is A else [first, then]
-    for order in interleavings(*sends, *told, most=400):
+    workers = [first + then] if second is A else [first, then]
+    for order in interleavings(*sends, *workers, limit=400):
         driver = ClusterDriver()
         driver.apply(*order)
         driver.wait(3)
@@ -620,8 +620,8 @@ def test_a_task_that_is_retried_is_one_execution_in_any_order_and_by_any_clock(s
         assert driver.by_state() == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
 
 
-def test_what_comes_late_of_an_older_attempt_opens_no_finished_task():
-    """Only clients publish task-sent; the events of one worker are late."""
+def test_late_events_of_an_older_attempt_do_not_reopen_a_finished_task():
+    """Only clients publish task-sent, and the events of one worker are late."""
     late = {"host": "b@h", "pid": 8}
     driver = ClusterDriver()
     driver.apply(heartbeat("a@h", pid=7), heartbeat("b@h", pid=8), sent(at=0))
@@ -632,8 +632,8 @@ def test_what_comes_late_of_an_older_attempt_opens_no_finished_task():
     assert driver.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
 
 
-def test_the_retry_of_a_successor_is_sent_to_the_queue_that_its_task_sent_names():
-    driver = told_in_time(
+def test_the_retry_of_a_successor_has_the_queue_of_its_task_sent():
+    driver = driver_after(
         *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, **HERE), received(at=0.4), started(at=0.5)),
         *(sent(at=0.6, retries=1, **HERE), retried(at=0.61), received(at=0.7, retries=1), started(at=0.8)),
         succeeded(at=0.9),
@@ -643,8 +643,8 @@ def test_the_retry_of_a_successor_is_sent_to_the_queue_that_its_task_sent_names(
     assert driver.gauges() == {}
 
 
-def test_the_retry_of_a_successor_that_nobody_was_heard_to_send_is_in_the_queue_of_the_successor():
-    driver = told_in_time(
+def test_the_retry_of_a_successor_without_task_sent_has_the_queue_of_the_successor():
+    driver = driver_after(
         *(sent(), received(at=0.1), started(at=0.2), succeeded(at=0.3), sent(at=0.6), received(at=0.7)),
         *(started(at=0.8), retried(at=0.9), received(at=1, retries=1), started(at=1.1), succeeded(at=1.2)),
         queues=("q", "r"),
@@ -655,8 +655,8 @@ def test_the_retry_of_a_successor_that_nobody_was_heard_to_send_is_in_the_queue_
 
 @pytest.mark.parametrize("last", [{}, V])
 def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_executions(last):
-    """Where only clients publish `task-sent`, another name tells of the second, and so of the third one."""
-    driver = told_in_time(
+    """Only clients publish `task-sent`: the other name shows the second, and so the third execution."""
+    driver = driver_after(
         *(sent(), received(at=0.1), started(at=0.2), received(at=1, name="mul"), started(at=1.1)),
         *(received(at=2, **last), started(at=2.1, **last), failed(at=3, **last)),
     )
@@ -671,8 +671,8 @@ def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_execu
     assert (driver.gauges(), driver.aggregate().redeliveries) == ({}, 0)
 
 
-def test_the_end_of_a_successor_that_is_reported_twice_is_no_end_of_the_task_that_it_replaced():
-    driver = told_in_time(
+def test_a_repeated_end_of_a_successor_does_not_end_the_replaced_task():
+    driver = driver_after(
         *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, name="mul", **HERE)),
         *(received(at=0.4, name="mul"), started(at=0.5), failed(at=1, **LIMIT), failed(at=1.03, **LIMIT)),
     )
@@ -680,8 +680,8 @@ def test_the_end_of_a_successor_that_is_reported_twice_is_no_end_of_the_task_tha
     assert driver.cluster.repeated["task-failed"] == 1
 
 
-def test_an_end_that_is_reported_twice_of_an_id_that_another_worker_ended_before():
-    driver = told_in_time(
+def test_a_repeated_end_of_an_id_that_another_worker_ended_before_is_detected():
+    driver = driver_after(
         *(received(at=0.1), started(at=0.2), succeeded(at=0.3), received(at=1.7, name="mul", **V)),
         *(started(at=1.8, **V), failed(at=1.9, **V), failed(at=1.93, **V)),
     )
@@ -691,9 +691,9 @@ def test_an_end_that_is_reported_twice_of_an_id_that_another_worker_ended_before
 @pytest.mark.parametrize(
     ("kind", "fields"), [("revoked", {"expired": True}), ("failed", {"exception": "NotRegistered('x')"})]
 )
-def test_ends_of_an_id_that_come_without_a_receipt_are_those_of_several_executions(kind, fields):
-    """A worker receives what it revokes, or does not know, without an event (celery/worker/strategy.py)."""
-    driver = told_in_time(*(task_event(kind, at=5 * number, **fields) for number in range(3)))
+def test_ends_of_an_id_without_a_receipt_are_of_several_executions(kind, fields):
+    """A worker sends no receipt for a revoked or unregistered task (celery/worker/strategy.py)."""
+    driver = driver_after(*(task_event(kind, at=5 * number, **fields) for number in range(3)))
     assert sum(driver.counts().values()) == 3
     assert driver.cluster.repeated[f"task-{kind}"] == 0
 
@@ -702,10 +702,12 @@ def test_ends_of_an_id_that_come_without_a_receipt_are_those_of_several_executio
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_a_successor_on_a_worker_that_has_not_answered_is_no_shadow_of_what_it_replaced(late):
+def test_a_successor_on_a_worker_that_has_not_answered_has_no_shadow_name(late):
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0), heartbeat("v@h"))
-    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("q",), registered=("add",))}, driver.moment())
+    driver.cluster.record_inspection(
+        {"w@h": WorkerInfo(queues=("q",), registered=("add",))}, driver.timestamp()
+    )
     first = [received(at=0.1), started(at=0.11)]
     then = [received(at=0.2, name="mul", **V), started(at=0.21, **V), succeeded(at=0.25, **V)]
     driver.apply(sent())
@@ -714,16 +716,16 @@ def test_a_successor_on_a_worker_that_has_not_answered_is_no_shadow_of_what_it_r
         driver.apply(*events)
     driver.wait(4)
     names = WorkerInfo(queues=("q",), registered=("add", "mul"))
-    driver.cluster.record_inspection({"w@h": names, "v@h": names}, driver.moment())
+    driver.cluster.record_inspection({"w@h": names, "v@h": names}, driver.timestamp())
     assert by_name(driver)["mul", "SUCCESS"] == 1
     assert driver.cluster.label_sets.shadows == {}
 
 
-def test_a_shadow_name_that_a_worker_registers_later_is_a_task_from_then_on():
-    driver = told_in_time(sent(), received(name="report"), started(), succeeded())
+def test_a_shadow_name_that_a_worker_registers_later_is_a_task_name_then():
+    driver = driver_after(sent(), received(name="report"), started(), succeeded())
     assert driver.cluster.label_sets.shadows == {"report": "add"}
     driver.cluster.record_inspection(
-        {"w@h": WorkerInfo(queues=("q",), registered=("add", "report"))}, driver.moment()
+        {"w@h": WorkerInfo(queues=("q",), registered=("add", "report"))}, driver.timestamp()
     )
     assert driver.cluster.label_sets.shadows == {}
     driver.apply(sent("u2", name="report"), received("u2", name="report"), succeeded("u2"))
@@ -734,12 +736,12 @@ def test_a_shadow_name_that_a_worker_registers_later_is_a_task_from_then_on():
 # -- bounds ------------------------------------------------------------------------------------------------
 
 
-def test_tasks_do_not_wait_for_the_answer_of_a_worker_that_seems_to_restart_all_the_time():
+def test_tasks_do_not_wait_for_answers_of_a_worker_that_seems_to_restart_continuously():
     driver = ClusterDriver()
     driver.apply(received("u", pid=7))
     driver.wait(4)
     driver.cluster.record_inspection(
-        {"w@h": WorkerInfo(queues=("q", "r"), registered=("add",))}, driver.moment()
+        {"w@h": WorkerInfo(queues=("q", "r"), registered=("add",))}, driver.timestamp()
     )
     for number in range(60):
         pid = 7 + number % 2
@@ -749,11 +751,11 @@ def test_tasks_do_not_wait_for_the_answer_of_a_worker_that_seems_to_restart_all_
     assert len(driver.cluster.tasks.unidentified.tasks) < 2 * ANSWER_SECONDS + 5
 
 
-def test_what_was_taken_out_can_be_heard_of_after_its_series_was_idle():
+def test_a_task_that_ended_silently_may_go_on_after_its_series_was_idle():
     driver = ClusterDriver(Limits(series_ttl=120))
     driver.apply(heartbeat(), sent())
     driver.wait(180)
-    driver.cluster.end_silently(driver.cluster.tasks.get("u1"), "message_gone", driver.moment())
+    driver.cluster.end_silently(driver.cluster.tasks.get("u1"), "message_gone", driver.timestamp())
     for _ in range(10):
         driver.wait(3)
     driver.apply(received(at=210), started(at=211), succeeded(at=212))

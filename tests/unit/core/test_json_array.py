@@ -1,15 +1,15 @@
-"""Where items begin and end. The same for bytes that nobody thought of: tests/fuzz."""
+"""Splitting JSON arrays into items. tests/fuzz does the same with random bytes."""
 
 from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core import json_array as batch
+from celery_exporter.core import json_array
 from celery_exporter.core.json_array import items
 
 
 @pytest.mark.parametrize(
-    ("body", "found"),
+    ("body", "expected"),
     [
         (b"", [b""]),
         (b"{}", [b"{}"]),
@@ -29,12 +29,12 @@ from celery_exporter.core.json_array import items
         (b"[{[}],2]", [b"{[}]", b"2"]),
     ],
 )
-def test_items_are_told_apart_by_brackets_and_quotes(body, found):
-    assert list(items(body)) == found
+def test_items_are_split_by_brackets_and_quotes(body, expected):
+    assert list(items(body)) == expected
 
 
 @pytest.mark.parametrize(
-    ("body", "whole"),
+    ("body", "complete"),
     [
         (b"[", []),
         (b"[1,", [b"1"]),
@@ -51,16 +51,16 @@ def test_items_are_told_apart_by_brackets_and_quotes(body, found):
         (b"[{]},2]", [b"{]"]),
     ],
 )
-def test_what_cannot_be_told_apart_is_one_rest(body, whole):
-    assert list(items(body)) == [*whole, None]
+def test_a_rest_that_cannot_be_split_is_one_item(body, complete):
+    assert list(items(body)) == [*complete, None]
 
 
-def test_only_so_many_items_are_told_apart(monkeypatch):
-    monkeypatch.setattr(batch, "MAX_ITEMS", 3)
+def test_items_are_bounded(monkeypatch):
+    monkeypatch.setattr(json_array, "MAX_ITEMS", 3)
     assert list(items(b"[1,2,3]")) == [b"1", b"2", b"3"]
     assert list(items(b"[1,2,3,4,5]")) == [b"1", b"2", b"3", None]
 
 
-def test_only_so_many_brackets_are_looked_at(monkeypatch):
-    monkeypatch.setattr(batch, "MAX_MARKS", 6)
+def test_marks_are_bounded(monkeypatch):
+    monkeypatch.setattr(json_array, "MAX_MARKS", 6)
     assert list(items(b"[{},{},{}]")) == [b"{}", b"{}", None]

@@ -1,4 +1,4 @@
-"""Which queue names are kept and for how long, and which are asked about in which round."""
+"""The table of queue names and their expiry, and the schedule of queries."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LATER = QUEUE_TTL_SECONDS + 1
 
 
 def table(limit: int = 3, **used: float) -> QueueTable:
-    made = QueueTable(limit)
+    names = QueueTable(limit)
     for name, at in used.items():
-        assert made.use(name, at) == 0
-    return made
+        assert names.use(name, at) == 0
+    return names
 
 
 # -- names -----------------------------------------------------------------------------------------------
 
 
-def test_a_name_that_nothing_keeps_expires_by_its_last_use():
+def test_an_unused_name_expires():
     names = table(old=0, new=LATER)
     names.expire(LATER)
     assert names.names() == ["new"]
@@ -48,27 +48,27 @@ def test_a_name_that_nothing_keeps_expires_by_its_last_use():
     ],
     ids=["requested", "consumed", "declared"],
 )
-def test_a_name_that_something_keeps_does_not_expire(keep):
+def test_a_requested_consumed_or_declared_name_does_not_expire(keep):
     names = table(q=0)
     keep(names)
     names.expire(LATER)
     assert names.names() == ["q"]
 
 
-def test_what_keeps_a_name_may_end():
+def test_a_name_expires_when_it_is_no_longer_declared_or_consumed():
     names = table(declared=0)
     names.declare({"declared": object()})
     names.consume({"consumed": False}, 5)
     names.declare({"declared": UNREADABLE})
     names.expire(LATER)
-    assert names.names() == ["declared", "consumed"], "an error proves nothing"
+    assert names.names() == ["declared", "consumed"], "an error changes nothing"
     names.declare({"declared": MISSING})
     names.consume({}, LATER)
     names.expire(LATER + 5)
     assert names.names() == []
 
 
-def test_in_a_full_table_the_stalest_name_gives_way():
+def test_a_full_table_evicts_the_longest_unused_name():
     names = table(a=1, b=2, c=3)
     names.use("a", 4)
     assert names.is_full
@@ -77,33 +77,33 @@ def test_in_a_full_table_the_stalest_name_gives_way():
     assert names.recent == {"a", "c", "d"}
 
 
-def test_a_name_that_is_declared_gives_way_after_those_that_are_not():
-    names = table(declared=1, junk=2, rubbish=3)
-    names.declare({"declared": object(), "junk": MISSING})
+def test_undeclared_names_are_evicted_before_declared_ones():
+    names = table(declared=1, missing=2, unknown=3)
+    names.declare({"declared": object(), "missing": MISSING})
     names.use("d", 4)
     names.use("e", 5)
     assert names.names() == ["declared", "d", "e"]
     names.declare({name: object() for name in names.names()})
     assert names.use("f", 6) == 1
-    assert names.names() == ["d", "e", "f"], "new names are never refused for ever"
+    assert names.names() == ["d", "e", "f"], "new names are always admitted"
 
 
-def test_consumed_and_requested_names_give_way_to_nobody():
+def test_consumed_and_requested_names_are_never_evicted():
     names = table(2)
-    names.request(["asked"])
+    names.request(["requested"])
     names.consume({"a": False, "b": False}, 1)
     assert names.use("c", 2) == 1
-    assert names.names() == ["asked", "a", "b"], "requested names take nobody's place"
+    assert names.names() == ["requested", "a", "b"], "requested names do not count towards the limit"
     names.consume({"b": False}, 3)
     assert names.use("c", 4) == 1
-    assert names.names() == ["asked", "b", "c"]
+    assert names.names() == ["requested", "b", "c"]
 
 
-def test_a_queue_that_needs_no_consumer_is_known_by_its_name_or_by_its_worker():
+def test_a_queue_needs_no_consumer_by_its_name_or_by_its_auto_delete_flag():
     names = QueueTable()
     names.consume({"mine": True, "jobs": False}, 0)
     names.consume({}, 1)
-    passing = [
+    exempt = [
         "mine",
         "bcast.1",
         "celeryev",
@@ -112,20 +112,20 @@ def test_a_queue_that_needs_no_consumer_is_known_by_its_name_or_by_its_worker():
         "w@h.dq2",
         "celery_delayed_27",
     ]
-    assert [name for name in [*passing, "jobs", "bcast", "dq2"] if names.needs_consumer(name)] == [
+    assert [name for name in [*exempt, "jobs", "bcast", "dq2"] if names.needs_consumer(name)] == [
         "jobs",
         "bcast",
         "dq2",
     ]
 
 
-def test_ages_outlast_a_restart():
+def test_ages_survive_a_restart():
     old = table(a=10, b=600)
     old.declare({"b": object()})
     new = QueueTable(5)
     new.request(["b"])
     new.restore(old.records(), shift=-600, at=5)
-    assert [(queue.name, queue.used) for queue in sorted(new.records(), key=lambda each: each.used)] == [
+    assert [(queue.name, queue.used) for queue in sorted(new.records(), key=lambda queue: queue.used)] == [
         ("a", -590),
         ("b", 0),
     ]
@@ -133,39 +133,40 @@ def test_ages_outlast_a_restart():
     assert new.names() == ["b"]
 
 
-def test_a_file_with_more_names_than_there_is_room_for_leaves_the_newest():
+def test_restoring_more_names_than_the_limit_keeps_the_newest():
     names = QueueTable(2)
     names.restore([Queue("a", 3), Queue("b", 1), Queue("c", 2)], shift=0, at=9)
     assert names.names() == ["c", "a"]
 
 
-# -- turns -----------------------------------------------------------------------------------------------
+# -- schedule --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def few(monkeypatch):
+def low_limits(monkeypatch):
     monkeypatch.setattr(queues, "MAX_POLLS", 4)
     monkeypatch.setattr(queues, "MAX_PROBES", 2)
 
 
-def answered(schedule: PollSchedule[int], asked: list[str], now: float, missing: str = "") -> list[str]:
-    schedule.record({name: MISSING if name in missing else 1 for name in asked}, now, 15)
-    return asked
+def answered(schedule: PollSchedule[int], queried: list[str], now: float, missing: str = "") -> list[str]:
+    """Record an answer to each query; return the queried names."""
+    schedule.record({name: MISSING if name in missing else 1 for name in queried}, now, 15)
+    return queried
 
 
-@pytest.mark.usefixtures("few")
-def test_queues_take_turns_and_none_becomes_stale():
+@pytest.mark.usefixtures("low_limits")
+def test_queues_take_turns_and_no_value_becomes_stale():
     schedule: PollSchedule[int] = PollSchedule()
     names = [f"q{number}" for number in range(9)]
     for step in range(12):
-        asked = answered(schedule, schedule.pick(names, (), 15 * step), 15 * step)
-        assert len(asked) <= 5 + 2
+        queried = answered(schedule, schedule.pick(names, (), 15 * step), 15 * step)
+        assert len(queried) <= 5 + 2
         if step > 1:
             assert schedule.values(15 * step, 45) == dict.fromkeys(names, 1)
 
 
-@pytest.mark.usefixtures("few")
-def test_a_queue_that_is_missing_is_asked_about_less_and_less_often():
+@pytest.mark.usefixtures("low_limits")
+def test_a_missing_queue_is_queried_less_and_less_often():
     schedule: PollSchedule[int] = PollSchedule()
     times = [at for at in range(0, 3600, 15) if answered(schedule, schedule.pick(["q"], (), at), at, "q")]
     gaps = [after - before for before, after in pairwise(times)]
@@ -175,24 +176,24 @@ def test_a_queue_that_is_missing_is_asked_about_less_and_less_often():
     assert schedule.absent(MISSING) == {"q"}
 
 
-@pytest.mark.usefixtures("few")
-def test_the_missing_are_a_bounded_number_in_a_round_and_keep_no_queue_from_its_turn():
+@pytest.mark.usefixtures("low_limits")
+def test_queries_for_missing_queues_are_bounded_and_delay_no_other_queue():
     schedule: PollSchedule[int] = PollSchedule()
-    good, dead = ["a", "b", "c"], ["U", "V", "W", "X", "Y", "Z"]
-    answered(schedule, [*good, *dead], 0, "UVWXYZ")
-    asked = schedule.pick([*good, *dead], (), 10_000)
-    assert asked[:3] == good
-    assert len(asked) == max(queues.MAX_POLLS, 5) + queues.MAX_PROBES
+    existing, missing = ["a", "b", "c"], ["U", "V", "W", "X", "Y", "Z"]
+    answered(schedule, [*existing, *missing], 0, "UVWXYZ")
+    queried = schedule.pick([*existing, *missing], (), 10_000)
+    assert queried[:3] == existing
+    assert len(queried) == max(queues.MAX_POLLS, 5) + queues.MAX_PROBES
 
 
-@pytest.mark.usefixtures("few")
-def test_a_consumed_queue_comes_first_and_of_new_names_the_newest():
+@pytest.mark.usefixtures("low_limits")
+def test_a_consumed_queue_comes_first_and_then_the_newest_names():
     schedule: PollSchedule[int] = PollSchedule()
     names = ["a", "b", "c", "d", "e", "f", "g", "h", "jobs", "i"]
     assert schedule.pick(names, {"jobs"}, 0)[:3] == ["jobs", "i", "h"]
 
 
-def test_a_queue_that_is_consumed_anew_is_asked_about_at_once():
+def test_a_newly_consumed_queue_is_queried_at_once():
     schedule: PollSchedule[int] = PollSchedule()
     for at in (0, 100, 200, 300):
         answered(schedule, ["q"], at, "q")
@@ -200,7 +201,7 @@ def test_a_queue_that_is_consumed_anew_is_asked_about_at_once():
     assert schedule.pick(["q"], {"q"}, 302) == ["q"]
 
 
-def test_a_value_is_kept_while_it_is_fresh_and_not_beyond():
+def test_a_value_is_returned_until_it_is_stale():
     schedule: PollSchedule[int] = PollSchedule()
     schedule.record({"q": 0, "denied": UNREADABLE}, 100, 15)
     assert schedule.values(129, 30) == {"q": 0}
@@ -209,10 +210,10 @@ def test_a_value_is_kept_while_it_is_fresh_and_not_beyond():
     schedule.clear_values()
     assert schedule.values(101, 30) == {}
     assert schedule.pick([], (), 102) == []
-    assert schedule.absent(UNREADABLE) == set(), "names that are gone are forgotten"
+    assert schedule.absent(UNREADABLE) == set(), "names that are gone are removed"
 
 
-# -- the shipped rules -------------------------------------------------------------------------------------
+# -- default rules   -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,5 +233,5 @@ def test_a_value_is_kept_while_it_is_fresh_and_not_beyond():
         ),
     ],
 )
-def test_names_made_at_run_time_are_one_name_by_default(name, shown):
+def test_generated_names_have_one_label_value_by_default(name, shown):
     assert shown_as(None, None, QUEUE_NAME_RULES)(name) == shown

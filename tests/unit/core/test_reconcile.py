@@ -1,4 +1,4 @@
-"""Gauges come down without an event: what the broker and the workers report is held against the table."""
+"""Reconciliation: tasks end without an event, by reports of the broker and the workers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .cluster_driver import ClusterDriver, heartbeat, received, retried, sent, s
 SOON, LATER = "2023-11-14T22:13:40+00:00", "2023-11-14T22:30:00+00:00"  # T0 + 20 s, T0 + 1,000 s
 
 
-KNOWN = ("q",)
+LABELS = ("q",)
 
 
-class Watched(ClusterDriver):
-    """A story whose queues are measured; it begins at T0 on the clock of its events."""
+class ReconciledDriver(ClusterDriver):
+    """A driver with a reconciler, whose listening clock starts at T0 of the clock of the events."""
 
     def __init__(self, *arguments, drops_expired: bool = False, **options) -> None:
         super().__init__(*arguments, **options)
@@ -31,25 +31,25 @@ class Watched(ClusterDriver):
         self.reconciler = Reconciler(self.cluster, drops_expired=drops_expired)
 
     def measure(self, unacked: int | None = 0, **lengths: int) -> None:
-        """Measure the queues, let events that are on their way come, and compare."""
-        self.reconciler.add_measurement(Measurement(self.now, lengths, {*lengths, *KNOWN}, unacked))
+        """Add a measurement, wait for the grace period, and reconcile."""
+        self.reconciler.add_measurement(Measurement(self.now, lengths, {*lengths, *LABELS}, unacked))
         self.wait(1.5)
         self.reconcile()
 
     def reconcile(self) -> None:
-        for _ in self.reconciler.reconcile(self.moment()):
+        for _ in self.reconciler.reconcile(self.timestamp()):
             pass
 
-    def ask(self, **held: Collection[str]) -> set[str]:
-        """Ask the workers that are to be asked, of which these answer; return which were asked."""
-        suspects, asked = self.reconciler.workers_to_inspect(self.moment()), self.now
-        answers = {f"{name}@h": uuids for name, uuids in held.items() if f"{name}@h" in suspects}
-        for _ in self.reconciler.compare(answers, asked, self.moment()):
+    def inspect(self, **uuids_by_name: Collection[str]) -> set[str]:
+        """Inspect the workers that are due; return them. These workers answer with these tasks."""
+        due, inspected_at = self.reconciler.workers_to_inspect(self.timestamp()), self.now
+        answers = {f"{name}@h": uuids for name, uuids in uuids_by_name.items() if f"{name}@h" in due}
+        for _ in self.reconciler.compare(answers, inspected_at, self.timestamp()):
             pass
-        return set(suspects)
+        return set(due)
 
     def beat(self, seconds: float, host: str = "w@h", **fields) -> None:
-        """Let a worker send heartbeats for so long."""
+        """Apply heartbeats of a worker for some seconds."""
         end = self.now + seconds
         while self.now < end:
             self.wait(2)
@@ -62,8 +62,8 @@ class Watched(ClusterDriver):
 # -- messages that are gone --------------------------------------------------------------------------------
 
 
-def test_a_task_waits_no_more_whose_queue_is_empty_and_that_no_worker_has():
-    driver = Watched()
+def test_a_task_whose_queue_is_empty_and_that_no_worker_has_is_ended():
+    driver = ReconciledDriver()
     driver.apply(sent("a"), sent("b", queue="other"))
     driver.wait(1)
     driver.measure(q=0, other=1)
@@ -72,9 +72,11 @@ def test_a_task_waits_no_more_whose_queue_is_empty_and_that_no_worker_has():
     assert driver.by_state() == {"PENDING": 2}
 
 
-@pytest.mark.parametrize("lengths", [{"q": 1}, {}, {"other": 0}], ids=["not empty", "unknown", "another's"])
-def test_a_task_waits_whose_queue_is_not_known_to_be_empty(lengths):
-    driver = Watched()
+@pytest.mark.parametrize(
+    "lengths", [{"q": 1}, {}, {"other": 0}], ids=["not empty", "unknown", "another queue"]
+)
+def test_a_task_stays_unless_its_queue_is_known_to_be_empty(lengths):
+    driver = ReconciledDriver()
     driver.apply(sent())
     driver.wait(1)
     for _ in range(3):
@@ -82,8 +84,8 @@ def test_a_task_waits_whose_queue_is_not_known_to_be_empty(lengths):
     assert driver.gauges() == {"PENDING": 1}
 
 
-def test_a_task_that_was_sent_after_the_measurement_waits():
-    driver = Watched()
+def test_a_task_that_was_sent_after_the_measurement_stays():
+    driver = ReconciledDriver()
     driver.reconciler.add_measurement(Measurement(driver.now, {"q": 0}, {"q"}, 0))
     driver.apply(sent())
     driver.wait(5)
@@ -91,8 +93,8 @@ def test_a_task_that_was_sent_after_the_measurement_waits():
     assert driver.gauges() == {"PENDING": 1}
 
 
-def test_an_event_that_was_on_its_way_is_waited_for():
-    driver = Watched()
+def test_a_measurement_takes_effect_after_a_grace_period_for_events():
+    driver = ReconciledDriver()
     driver.apply(sent())
     driver.wait(1)
     driver.reconciler.add_measurement(Measurement(driver.now, {"q": 0}, {"q"}, 0))
@@ -105,8 +107,8 @@ def test_an_event_that_was_on_its_way_is_waited_for():
     assert driver.gauges() == {"STARTED": 1}
 
 
-def test_a_task_that_is_not_due_yet_waits_somewhere():
-    driver = Watched()
+def test_a_task_that_is_not_due_stays():
+    driver = ReconciledDriver()
     driver.apply(sent(eta=SOON))
     driver.wait(10)
     driver.measure(q=0)
@@ -116,38 +118,40 @@ def test_a_task_that_is_not_due_yet_waits_somewhere():
     assert driver.gauges() == {}
 
 
-def test_where_held_messages_are_not_counted_two_measurements_and_a_heartbeat_of_each_consumer_are_needed():
-    driver = Watched()
+def test_without_a_count_of_unacked_messages_two_measurements_and_all_heartbeats_are_needed():
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), heartbeat("busy@h"), sent())
     driver.cluster.record_inspection(
-        {"w@h": WorkerInfo(queues=("other",)), "busy@h": WorkerInfo(queues=("q",))}, driver.moment()
+        {"w@h": WorkerInfo(queues=("other",)), "busy@h": WorkerInfo(queues=("q",))}, driver.timestamp()
     )
     driver.wait(1)
     driver.measure(None, q=0)
     driver.measure(None, q=0)
     assert driver.gauges() == {"PENDING": 1}, (
-        "the solo pool runs a task, and its process has read nothing since"
+        "a worker with the solo pool is busy and may hold a message that it has not read"
     )
     driver.apply(heartbeat("busy@h", at=5))
     driver.reconcile()
     assert driver.gauges() == {}
 
 
-def test_a_worker_that_is_busy_is_waited_for_whose_queue_has_another_name_on_metrics():
-    driver = Watched(show_queue=shown_as(None, None, [(re.compile("customer-[0-9]+"), "customer-*")]))
+def test_a_heartbeat_is_needed_from_a_consumer_of_a_renamed_queue_too():
+    driver = ReconciledDriver(
+        show_queue=shown_as(None, None, [(re.compile("customer-[0-9]+"), "customer-*")])
+    )
     driver.apply(heartbeat(), sent(queue="customer-1"))
-    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("customer-1",))}, driver.moment())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("customer-1",))}, driver.timestamp())
     driver.wait(1)
     for _ in range(3):
         driver.measure(None, **{"customer-*": 0})
-    assert driver.gauges() == {"PENDING": 1}, "its process has read nothing since"
+    assert driver.gauges() == {"PENDING": 1}, "its worker may hold a message that it has not read"
     driver.apply(heartbeat(at=5))
     driver.reconcile()
     assert driver.gauges() == {}
 
 
-def test_a_message_that_is_not_acknowledged_may_be_of_a_task_whose_receipt_was_lost():
-    driver = Watched()
+def test_an_unacked_message_may_be_of_a_task_whose_receipt_was_lost():
+    driver = ReconciledDriver()
     driver.apply(sent("a"), sent("b"), received("b"))
     for _ in range(3):
         driver.beat(2)
@@ -155,19 +159,19 @@ def test_a_message_that_is_not_acknowledged_may_be_of_a_task_whose_receipt_was_l
     assert driver.gauges() == {"PENDING": 1, "RECEIVED": 1}
 
 
-def test_purged_tasks_wait_no_more_although_workers_hold_messages_of_their_tasks():
-    driver = Watched()
+def test_purged_tasks_are_ended_while_workers_hold_messages_of_others():
+    driver = ReconciledDriver()
     driver.apply(sent("a"), *(sent(uuid) for uuid in "bc"), received("b"), *(received("c"), started("c")))
     driver.beat(2, active=1)
     driver.measure(2, q=0)
-    assert driver.gauges()["PENDING"] == 1, "the messages may have been others at first"
+    assert driver.gauges()["PENDING"] == 1, "one measurement is not enough"
     driver.beat(2, active=1)
     driver.measure(2, q=0)
     assert driver.gauges() == {"RECEIVED": 1, "STARTED": 1}
 
 
-def test_what_a_dead_worker_had_received_is_delivered_again_while_messages_are_not_acknowledged():
-    driver = Watched(Limits(worker_timeout=10))
+def test_a_task_of_a_dead_worker_stays_while_messages_are_unacked():
+    driver = ReconciledDriver(Limits(worker_timeout=10))
     driver.apply(heartbeat(), heartbeat("other@h"), sent("a"), received("a"))
     for _ in range(8):
         driver.beat(2, "other@h")
@@ -175,8 +179,8 @@ def test_what_a_dead_worker_had_received_is_delivered_again_while_messages_are_n
     assert driver.gauges() == {"RECEIVED": 1}
 
 
-def test_one_measurement_in_two_that_is_not_empty_proves_that_there_are_messages():
-    driver = Watched()
+def test_a_measurement_that_is_not_empty_proves_that_there_are_messages():
+    driver = ReconciledDriver()
     driver.apply(sent())
     driver.wait(1)
     for length in (0, 1, 0, 1):
@@ -185,7 +189,7 @@ def test_one_measurement_in_two_that_is_not_empty_proves_that_there_are_messages
 
 
 def test_without_the_queue_label_all_queues_have_to_be_empty():
-    driver = Watched(labels=())
+    driver = ReconciledDriver(labels=())
     driver.apply(sent())
     driver.wait(1)
     driver.measure(q=0, other=1)
@@ -194,8 +198,8 @@ def test_without_the_queue_label_all_queues_have_to_be_empty():
     assert driver.gauges() == {}
 
 
-def test_a_retry_whose_countdown_nobody_told_waits_where_held_messages_are_not_counted():
-    driver = Watched()
+def test_a_retry_without_task_sent_stays_without_a_count_of_unacked_messages():
+    driver = ReconciledDriver()
     driver.apply(sent(), received(), started(), retried())
     driver.wait(10)
     for _ in range(3):
@@ -205,8 +209,8 @@ def test_a_retry_whose_countdown_nobody_told_waits_where_held_messages_are_not_c
     assert driver.gauges() == {}
 
 
-def test_what_is_taken_out_and_goes_on_all_the_same_is_open_again_and_keeps_its_queue():
-    driver = Watched()
+def test_a_task_that_goes_on_after_it_was_ended_reopens_in_its_queue():
+    driver = ReconciledDriver()
     driver.apply(sent())
     driver.wait(1)
     driver.measure(q=0)
@@ -220,41 +224,40 @@ def test_what_is_taken_out_and_goes_on_all_the_same_is_open_again_and_keeps_its_
 
 
 @pytest.mark.parametrize("hours", [0.01, 1, 23])
-def test_what_is_taken_out_and_delivered_again_much_later_is_redelivered_and_waits_from_then(hours):
-    """As Redis does after its visibility timeout, which is an hour if nobody says so."""
-    driver = Watched()
+def test_a_task_that_is_delivered_again_after_it_was_ended_waits_from_its_redelivery(hours):
+    """Redis does so after its visibility timeout, an hour by default."""
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent(), received(at=1), started(at=2))
     driver.wait(3)
-    driver.cluster.end_silently(driver.cluster.tasks.get("u1"), "not_running", driver.moment())
+    driver.cluster.end_silently(driver.cluster.tasks.get("u1"), "not_running", driver.timestamp())
     driver = restarted(driver)
     assert driver.gauges() == {}
     driver.now += 3600 * hours
     driver.wait(1)
     late = {"host": "w@h", "pid": 2}
-    driver.apply(
-        *(each(at=3600 * hours + at, **late) for at, each in enumerate((received, started, succeeded)))
-    )
+    events = (received, started, succeeded)
+    driver.apply(*(event(at=3600 * hours + at, **late) for at, event in enumerate(events)))
     driver.wait(3)
     assert driver.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "SUCCESS": 1}
     assert (driver.aggregate().redeliveries, sum(driver.aggregate().queue_wait.counts)) == (1, 2)
     assert (driver.gauges(), len(driver.cluster.tasks)) == ({}, 0)
 
 
-def test_what_is_taken_out_is_forgotten_after_the_time_for_tasks():
-    driver = Watched(Limits(task_ttl=100.0))
+def test_a_task_that_was_ended_silently_expires_after_the_task_ttl():
+    driver = ReconciledDriver(Limits(task_ttl=100.0))
     driver.apply(sent("a"), sent("b"))
     for uuid in ("a", "b"):
-        driver.cluster.end_silently(driver.cluster.tasks.get(uuid), "message_gone", driver.moment())
+        driver.cluster.end_silently(driver.cluster.tasks.get(uuid), "message_gone", driver.timestamp())
     driver.wait(99)
     assert driver.cluster.tasks.uuids() == ["a", "b"]
     driver.wait(3)
     assert (driver.cluster.tasks.uuids(), driver.cluster.tasks.evicted) == ([], 0)
 
 
-def test_what_was_taken_out_can_come_again_when_its_label_set_is_gone():
-    driver = Watched(Limits(series_ttl=120.0))
+def test_a_task_that_was_ended_silently_may_go_on_after_its_label_set_was_removed():
+    driver = ReconciledDriver(Limits(series_ttl=120.0))
     driver.apply(sent())
-    driver.cluster.end_silently(driver.cluster.tasks.get("u1"), "message_gone", driver.moment())
+    driver.cluster.end_silently(driver.cluster.tasks.get("u1"), "message_gone", driver.timestamp())
     driver.wait(200)
     driver.apply(received(at=200), started(at=201), succeeded(at=202))
     driver.wait(3)
@@ -262,49 +265,51 @@ def test_what_was_taken_out_can_come_again_when_its_label_set_is_gone():
     assert driver.by_state()["SUCCESS"] == 1
 
 
-def test_any_number_is_taken_out_with_pauses_for_others():
-    driver = Watched()
+def test_many_tasks_are_ended_with_pauses():
+    driver = ReconciledDriver()
     driver.apply(*(sent(f"u{number}") for number in range(3 * CHUNK_TASKS)))
     driver.wait(1)
     driver.reconciler.add_measurement(Measurement(driver.now, {"q": 0}, {"q"}, 0))
     driver.wait(1.5)
-    pauses = sum(1 for _ in driver.reconciler.reconcile(driver.moment()))
+    pauses = sum(1 for _ in driver.reconciler.reconcile(driver.timestamp()))
     assert pauses >= 3
     assert driver.reasons() == {"message_gone": 3 * CHUNK_TASKS}
 
 
-def few_at_a_time(monkeypatch: pytest.MonkeyPatch, most: int, chunk: int) -> None:
-    monkeypatch.setattr(reconcile, "MAX_ROUND_TASKS", most)
-    monkeypatch.setattr(reconcile, "CHUNK_TASKS", chunk)
+def limit_rounds(monkeypatch: pytest.MonkeyPatch, round_tasks: int, chunk_tasks: int) -> None:
+    monkeypatch.setattr(reconcile, "MAX_ROUND_TASKS", round_tasks)
+    monkeypatch.setattr(reconcile, "CHUNK_TASKS", chunk_tasks)
 
 
-def test_a_round_looks_at_a_bounded_number_of_tasks_and_all_have_their_turn(monkeypatch):
-    few_at_a_time(monkeypatch, 20, 5)
-    driver = Watched()
+def test_a_round_checks_a_bounded_number_of_tasks_and_all_have_their_turn(monkeypatch):
+    limit_rounds(monkeypatch, 20, 5)
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), *(event(f"w{n}", eta=LATER) for n in range(100) for event in (sent, received)))
     driver.apply(*(sent(f"g{n}", queue=f"q{n % 3}") for n in range(100)))
     driver.wait(1)
-    driver.reconciler.add_measurement(Measurement(driver.now, dict.fromkeys(("q0", "q1", "q2"), 0), KNOWN, 9))
+    driver.reconciler.add_measurement(
+        Measurement(driver.now, dict.fromkeys(("q0", "q1", "q2"), 0), LABELS, 9)
+    )
     driver.wait(1)
-    assert sum(1 for _ in driver.reconciler.reconcile(driver.moment())) == 4
+    assert sum(1 for _ in driver.reconciler.reconcile(driver.timestamp())) == 4
     for _ in range(25):
         driver.measure(9, q=0, q0=0, q1=0, q2=0)
         driver.apply(heartbeat(at=driver.now - 100))
     assert driver.gauges() == {"RECEIVED": 100}
 
 
-def test_tasks_that_come_and_go_while_others_are_looked_at_do_no_harm(monkeypatch):
-    few_at_a_time(monkeypatch, 20, 5)
-    driver = Watched(Limits(max_tasks=50))
+def test_tasks_may_be_added_and_removed_during_a_round(monkeypatch):
+    limit_rounds(monkeypatch, 20, 5)
+    driver = ReconciledDriver(Limits(max_tasks=50))
     driver.apply(*(sent(f"a{number}") for number in range(50)))
     driver.wait(1)
     driver.reconciler.add_measurement(Measurement(driver.now, {"q": 0}, {"q"}, 0))
     driver.wait(1.5)
-    for number, _ in enumerate(driver.reconciler.reconcile(driver.moment())):
+    for number, _ in enumerate(driver.reconciler.reconcile(driver.timestamp())):
         for event in (sent, received, started, succeeded):
             driver.apply(*(event(f"b{number}-{new}", at=3) for new in range(3)))
         driver.apply(*(sent(f"c{number}-{new}", at=3) for new in range(9)))
-    assert driver.reasons() == {"message_gone": 5}, "the others were too many"
+    assert driver.reasons() == {"message_gone": 5}, "the table had evicted the others"
     driver.wait(1)
     driver.measure(q=0)
     for _ in range(5):
@@ -313,12 +318,12 @@ def test_tasks_that_come_and_go_while_others_are_looked_at_do_no_harm(monkeypatc
 
 
 @pytest.mark.parametrize("count", [20, 40, 45])
-def test_all_that_a_worker_does_not_have_is_taken_out_however_much_it_is(count, monkeypatch):
-    few_at_a_time(monkeypatch, 20, 5)
-    driver = Watched()
+def test_all_tasks_that_a_worker_does_not_have_are_ended(count, monkeypatch):
+    limit_rounds(monkeypatch, 20, 5)
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), *(event(f"u{n}") for n in range(count) for event in (sent, received)))
     driver.wait(1)
-    for _ in driver.reconciler.compare({"w@h": {"u7"}}, driver.now, driver.moment()):
+    for _ in driver.reconciler.compare({"w@h": {"u7"}}, driver.now, driver.timestamp()):
         pass
     assert driver.gauges() == {"RECEIVED": 1}
 
@@ -326,21 +331,21 @@ def test_all_that_a_worker_does_not_have_is_taken_out_however_much_it_is(count, 
 # -- workers -----------------------------------------------------------------------------------------------
 
 
-def test_a_task_does_not_run_on_a_worker_that_reports_none():
-    """`task.Ignore`, the end of a task that was lost."""
-    driver = Watched()
+def test_a_started_task_of_a_worker_without_active_tasks_is_ended():
+    """This follows `task.Ignore`, or the loss of the event that ends a task."""
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent(), received(), started(at=1))
     driver.beat(4, active=0)
     driver.reconcile()
-    assert driver.gauges() == {"STARTED": 1}, "a heartbeat may have been overtaken"
+    assert driver.gauges() == {"STARTED": 1}, "a task event may have overtaken a heartbeat"
     driver.beat(8, active=0)
     driver.reconcile()
     assert driver.gauges() == {}
     assert driver.reasons() == {"not_running": 1}
 
 
-def test_a_worker_is_idle_by_the_heartbeats_that_came_since_a_restart():
-    driver = Watched()
+def test_a_worker_is_idle_by_the_heartbeats_after_a_restart_of_the_exporter():
+    driver = ReconciledDriver()
     driver.wait(1_000)
     driver.apply(heartbeat(), sent(), received(), started())
     driver.beat(2, active=0)
@@ -350,13 +355,13 @@ def test_a_worker_is_idle_by_the_heartbeats_that_came_since_a_restart():
     for seconds, gauges in ((2, {"STARTED": 1}), (8, {})):
         new.wait(seconds)
         new.apply(heartbeat())
-        for _ in reconciler.reconcile(new.moment()):
+        for _ in reconciler.reconcile(new.timestamp()):
             pass
         assert new.gauges() == gauges
 
 
-def test_a_task_runs_on_a_worker_that_reports_one_now_and_then():
-    driver = Watched()
+def test_a_started_task_of_a_worker_that_sometimes_reports_one_stays():
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent(), received(), started(at=1))
     for _ in range(5):
         driver.beat(4, active=0)
@@ -365,8 +370,8 @@ def test_a_task_runs_on_a_worker_that_reports_one_now_and_then():
     assert driver.gauges() == {"STARTED": 1}
 
 
-def test_what_a_worker_had_received_waits_again_after_its_goodbye():
-    driver = Watched()
+def test_a_received_task_is_pending_again_after_worker_offline():
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent("a"), received("a"), sent("b"), received("b"), started("b"))
     driver.apply(sent("c"), received("c", host="other@h"), heartbeat(kind="offline"))
     driver.wait(LATE_EVENT_SECONDS)
@@ -378,9 +383,9 @@ def test_what_a_worker_had_received_waits_again_after_its_goodbye():
     assert driver.aggregate().queue_wait.total == pytest.approx(0.2 + 1)
 
 
-def test_what_follows_a_goodbye_is_of_the_delivery_before_it():
-    """A worker sends the last events of its tasks when it closes the buffer that they wait in."""
-    driver = Watched()
+def test_task_events_after_worker_offline_are_of_the_delivery_before():
+    """A worker sends the last events of its tasks when it closes its buffer of events."""
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent(), received(), heartbeat(kind="offline"))
     driver.reconcile()
     driver.apply(started(at=0.5), succeeded(at=1))
@@ -389,8 +394,8 @@ def test_what_follows_a_goodbye_is_of_the_delivery_before_it():
     assert driver.reasons() == {}
 
 
-def test_what_a_worker_had_received_waits_again_when_it_comes_back_at_once():
-    driver = Watched()
+def test_a_received_task_is_pending_again_when_its_worker_returns_at_once():
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent(), received(at=1), heartbeat(at=2, kind="offline"))
     driver.wait(1)
     driver.apply(heartbeat(at=4, kind="online"), sent("b", at=4.1), received("b", at=4.2))
@@ -399,15 +404,15 @@ def test_what_a_worker_had_received_waits_again_when_it_comes_back_at_once():
     assert driver.reasons() == {"returned": 1}
 
 
-def test_a_worker_that_came_back_keeps_what_it_received_since():
-    driver = Watched()
+def test_a_worker_that_returned_keeps_its_new_tasks():
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), heartbeat(kind="offline"), heartbeat(kind="online"), sent(), received())
     driver.reconcile()
     assert driver.gauges() == {"RECEIVED": 1}
 
 
-def test_what_a_dead_worker_had_received_is_gone_with_its_message():
-    driver = Watched(Limits(worker_timeout=10))
+def test_a_task_of_a_dead_worker_is_ended_when_its_message_is_gone():
+    driver = ReconciledDriver(Limits(worker_timeout=10))
     driver.apply(heartbeat(), sent(), received())
     driver.wait(20)
     driver.measure(q=0, unacked=1)
@@ -416,34 +421,36 @@ def test_what_a_dead_worker_had_received_is_gone_with_its_message():
     assert driver.gauges() == {}
 
 
-def test_a_worker_is_asked_that_has_more_than_its_heartbeats_say_and_what_it_has_not_is_taken_out():
-    driver = Watched()
+def test_a_worker_with_more_tasks_than_it_reports_is_inspected_and_missing_tasks_are_ended():
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), *(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     driver.apply(sent("new"), received("new"))
     driver.beat(40, active=1)
-    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 1}
-    asked = driver.now
+    assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {"w@h": 1}
+    inspected_at = driver.now
     driver.apply(sent("d"), received("d"))
-    for _ in driver.reconciler.compare({"w@h": {"a", "new"}}, asked, driver.moment()):
+    for _ in driver.reconciler.compare({"w@h": {"a", "new"}}, inspected_at, driver.timestamp()):
         pass
     assert driver.gauges() == {"STARTED": 1, "RECEIVED": 2}
-    assert driver.reconciler.workers_to_inspect(driver.moment()) == {}
+    assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {}
 
 
-def test_a_worker_is_asked_that_is_idle_and_has_received_what_is_due():
-    driver = Watched()
+def test_an_idle_worker_with_a_due_task_is_inspected():
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent("a"), received("a"), sent("b", eta=LATER), received("b", eta=LATER))
     driver.beat(20, active=0)
-    assert driver.reconciler.workers_to_inspect(driver.moment()) == {}
+    assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {}
     driver.beat(20, active=0)
-    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 1}
+    assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {"w@h": 1}
     driver.beat(10, active=1)
-    assert driver.reconciler.workers_to_inspect(driver.moment()) == {}
+    assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {}
 
 
-def run_short_tasks(driver: Watched, seconds: float, host: str = "w@h", **held: Collection[str]) -> int:
-    """Let a worker run one short task after the other; return how often one was asked for its tasks."""
-    asked = 0
+def run_short_tasks(
+    driver: ReconciledDriver, seconds: float, host: str = "w@h", **uuids_by_name: Collection[str]
+) -> int:
+    """Run one short task after the other on a worker; return the number of inspections."""
+    inspections = 0
     end = driver.now + seconds
     while driver.now < end:
         uuid, at = f"short {driver.now}", driver.now - 100
@@ -451,37 +458,38 @@ def run_short_tasks(driver: Watched, seconds: float, host: str = "w@h", **held: 
         driver.apply(heartbeat(host, at, active=1))
         driver.wait(5)
         driver.reconcile()
-        asked += len(driver.ask(**{name: [*uuids, uuid] for name, uuids in held.items()}))
+        answers = {name: [*uuids, uuid] for name, uuids in uuids_by_name.items()}
+        inspections += len(driver.inspect(**answers))
         driver.apply(succeeded(uuid, at + 5, host=host))
-    return asked
+    return inspections
 
 
-def test_what_is_stuck_on_a_worker_that_is_always_busy_is_found_by_asking():
-    """`task.Ignore`, or what celery-batches received."""
-    driver = Watched()
+def test_tasks_that_are_stuck_on_a_busy_worker_are_found_by_inspection():
+    """This follows `task.Ignore`, or celery-batches."""
+    driver = ReconciledDriver()
     driver.apply(heartbeat(), sent("a"), received("a"), started("a"))
     driver.apply(*(event(f"b{number}") for number in range(50) for event in (sent, received)))
-    assert run_short_tasks(driver, 200, w=[]) == 0, "as it is with many workers"
+    assert run_short_tasks(driver, 200, w=[]) == 0, "not before the long silence"
     assert driver.gauges() == {"STARTED": 1, "RECEIVED": 50}
     assert run_short_tasks(driver, 200, w=[]) == 1
     assert driver.gauges() == {}
     assert driver.reasons() == {"not_running": 51}
 
 
-def test_a_worker_that_runs_a_task_for_long_is_asked_seldom_and_the_task_outlives_its_ttl():
-    driver = Watched(Limits(task_ttl=36_000))
+def test_a_worker_with_a_long_task_is_inspected_rarely_and_the_task_outlives_its_ttl():
+    driver = ReconciledDriver(Limits(task_ttl=36_000))
     driver.apply(heartbeat(), sent("a"), received("a"), started("a"))
-    asked = 0
+    inspections = 0
     for _ in range(3_000):
         driver.beat(1, active=1)
         driver.now += 33
-        asked += len(driver.ask(w={"a"}))
-    assert 30 < asked < 40
+        inspections += len(driver.inspect(w={"a"}))
+    assert 30 < inspections < 40
     assert driver.gauges() == {"STARTED": 1}
 
 
-def test_of_the_tasks_of_a_busy_worker_the_one_that_it_runs_outlives_its_ttl():
-    driver = Watched(Limits(task_ttl=600))
+def test_only_the_running_task_of_a_busy_worker_outlives_its_ttl():
+    driver = ReconciledDriver(Limits(task_ttl=600))
     driver.apply(
         heartbeat(), *(event(uuid) for uuid in ("runs", "stuck") for event in (sent, received, started))
     )
@@ -491,60 +499,60 @@ def test_of_the_tasks_of_a_busy_worker_the_one_that_it_runs_outlives_its_ttl():
 
 
 @pytest.mark.parametrize(("active", "gauges"), [(1, {}), (2, {"STARTED": 2})])
-def test_the_tasks_of_a_worker_that_does_not_answer_outlive_their_ttl_if_it_says_so_many(active, gauges):
-    driver = Watched(Limits(task_ttl=600))
+def test_tasks_of_a_worker_that_does_not_answer_outlive_their_ttl_if_it_reports_as_many(active, gauges):
+    driver = ReconciledDriver(Limits(task_ttl=600))
     driver.apply(heartbeat(), *(event(uuid) for uuid in "ab" for event in (sent, received, started)))
-    asked = 0
+    inspections = 0
     for _ in range(100):
         driver.beat(10, active=active)
-        asked += len(driver.ask())
+        inspections += len(driver.inspect())
     assert driver.gauges() == gauges
-    assert asked <= 5
+    assert inspections <= 5
 
 
-def test_who_has_what_is_stuck_is_found_in_turn_behind_many_tasks_that_are_not_due(monkeypatch):
-    few_at_a_time(monkeypatch, 20, 5)
-    driver = Watched()
+def test_a_worker_with_a_stuck_task_is_found_after_many_tasks_that_are_not_due(monkeypatch):
+    limit_rounds(monkeypatch, 20, 5)
+    driver = ReconciledDriver()
     driver.apply(*(event(f"w{n}", eta=LATER) for n in range(55) for event in (sent, received)))
     driver.apply(sent("stuck", queue="r"), received("stuck"))
     driver.wait(400)
     driver.beat(10, active=1)
-    assert [len(driver.ask()) for _ in range(6)] == [0, 0, 0, 0, 0, 1]
+    assert [len(driver.inspect()) for _ in range(6)] == [0, 0, 0, 0, 0, 1]
 
 
-def test_workers_are_asked_in_turn():
-    driver = Watched()
+def test_workers_are_inspected_in_turn():
+    driver = ReconciledDriver()
     names = [f"w{number:02}@h" for number in range(25)]
     driver.apply(*(event(f"u {name}", host=name) for name in names for event in (received, started)))
     driver.wait(400)
     for _ in range(10):
         driver.wait(1)
         driver.apply(*(heartbeat(name, at=driver.now - 100, active=1) for name in names))
-    turns = [driver.ask() for _ in range(4)]
+    turns = [driver.inspect() for _ in range(4)]
     assert [len(turn) for turn in turns] == [10, 10, 5, 0]
     assert set().union(*turns) == set(names)
 
 
-def test_all_processes_of_a_worker_that_is_asked_have_to_answer():
-    driver = Watched()
+def test_all_processes_of_an_inspected_worker_have_to_answer():
+    driver = ReconciledDriver()
     driver.apply(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     for _ in range(20):
         for pid in (1, 2):
             driver.beat(2, pid=pid, active=1)
-    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 2}
-    driver = Watched()
-    driver.cluster.record_inspection({"w@h": WorkerInfo(answers=3)}, driver.moment())
+    assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {"w@h": 2}
+    driver = ReconciledDriver()
+    driver.cluster.record_inspection({"w@h": WorkerInfo(answers=3)}, driver.timestamp())
     driver.apply(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     driver.beat(40, active=1)
-    assert driver.reconciler.workers_to_inspect(driver.moment()) == {"w@h": 3}
+    assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {"w@h": 3}
 
 
 # -- expired -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("drops_expired", [True, False])
-def test_a_task_that_expired_in_its_queue_waits_no_more_where_the_broker_drops_it(drops_expired):
-    driver = Watched(drops_expired=drops_expired)
+def test_a_task_that_expired_in_its_queue_is_ended_if_the_broker_drops_it(drops_expired):
+    driver = ReconciledDriver(drops_expired=drops_expired)
     driver.apply(
         sent("a", expires=SOON), sent("b", expires=LATER), sent("c"), sent("d", expires=SOON), received("d")
     )
@@ -554,8 +562,8 @@ def test_a_task_that_expired_in_its_queue_waits_no_more_where_the_broker_drops_i
     assert driver.reasons() == ({"expired": 1} if drops_expired else {})
 
 
-def test_what_is_known_of_expiry_is_bounded_by_the_tasks_that_are_open():
-    driver = Watched()
+def test_expiry_times_are_kept_for_open_tasks_only():
+    driver = ReconciledDriver()
     driver.apply(*(event(expires=LATER) for event in (sent, received)), started(), succeeded())
     assert driver.cluster.tasks.expires == {}
 
@@ -564,7 +572,7 @@ def test_what_is_known_of_expiry_is_bounded_by_the_tasks_that_are_open():
 
 
 def test_a_task_that_a_live_worker_runs_outlives_its_ttl():
-    driver = Watched(Limits(task_ttl=20))
+    driver = ReconciledDriver(Limits(task_ttl=20))
     driver.apply(heartbeat(), sent(), received(), started())
     driver.beat(60, active=1)
     assert driver.gauges() == {"STARTED": 1}
@@ -575,7 +583,7 @@ def test_a_task_that_a_live_worker_runs_outlives_its_ttl():
 
 @pytest.mark.parametrize("life", [[sent], [sent, received]], ids=["sent", "received"])
 def test_a_task_that_is_not_due_outlives_its_ttl_and_a_restart(life):
-    driver = Watched(Limits(task_ttl=20))
+    driver = ReconciledDriver(Limits(task_ttl=20))
     driver.apply(*(event(eta=LATER) for event in life))
     driver.wait(100)
     driver = restarted(driver, away=500)
@@ -585,16 +593,16 @@ def test_a_task_that_is_not_due_outlives_its_ttl_and_a_restart(life):
 
 
 def test_tasks_that_are_never_due_are_bounded_by_count():
-    driver = Watched(Limits(max_tasks=100))
+    driver = ReconciledDriver(Limits(max_tasks=100))
     driver.apply(*(sent(f"u{number}", eta="9999-12-31T23:59:59+00:00") for number in range(300)))
     assert driver.gauges()["PENDING"] <= 100
 
 
-# -- what is known of it -----------------------------------------------------------------------------------
+# -- reasons and settings ----------------------------------------------------------------------------------
 
 
-def test_each_reason_is_shown_from_the_start_and_outlasts_a_restart():
-    driver = Watched()
+def test_each_reason_is_shown_from_the_start_and_survives_a_restart():
+    driver = ReconciledDriver()
     assert dict(driver.shown().reconciled) == dict.fromkeys(REASONS, 0)
     driver.apply(sent())
     driver.wait(1)
@@ -602,9 +610,9 @@ def test_each_reason_is_shown_from_the_start_and_outlasts_a_restart():
     assert restarted(driver).shown().reconciled["message_gone"] == 1
 
 
-def test_a_worker_with_tasks_that_send_no_events_is_not_taken_for_one_that_sends_none():
-    driver = Watched()
-    driver.cluster.record_inspection({"w@h": WorkerInfo(silent_tasks=("ping",))}, driver.moment())
+def test_a_worker_with_silent_tasks_still_counts_as_sending_events():
+    driver = ReconciledDriver()
+    driver.cluster.record_inspection({"w@h": WorkerInfo(silent_tasks=("ping",))}, driver.timestamp())
     driver.apply(heartbeat(), sent(), received(), started(), succeeded())
     for processed in range(1, 10):
         driver.beat(2, processed=processed)

@@ -1,4 +1,4 @@
-"""Which queue a message went to, by what `task-sent` names and what workers reported."""
+"""The queue of a message, by the fields of `task-sent` and the bindings that workers report."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
 
 
 @pytest.mark.parametrize(
-    ("triple", "route"),
+    ("fields", "route"),
     [
-        (("celery", None, None), Route("celery")),  # it is not said
+        (("celery", None, None), Route("celery")),  # no exchange in the event
         (("celery", "", "celery"), Route("celery")),
         (("celery", "", "videos"), Route("videos")),
         ((None, "", "videos"), Route("videos")),
@@ -53,19 +53,19 @@ UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
         ((None, DELAY, BITS + "mails"), Route("mails")),
         ((None, f"prefix_{DELAY}", BITS + "mails"), Route("mails")),
         ((None, DELAY, BITS + "feed.a"), Route("feeds")),
-        ((None, DELAY, BITS + "video"), Route(None)),  # a direct exchange delays nothing
+        ((None, DELAY, BITS + "video"), Route(None)),  # delays need a topic exchange
         ((None, DELAY, BITS + "unheard"), Route(None)),
         ((None, DELAY, "mails"), Route(None)),
     ],
 )
-def test_routes(triple, route):
+def test_a_message_is_routed_by_the_bindings(fields, route):
     routes = Routes()
     routes.update(BINDINGS)
-    assert routes.find(*triple) == route
-    assert routes.find(*triple) == route
+    assert routes.find(*fields) == route
+    assert routes.find(*fields) == route, "from the cache"
 
 
-def test_a_new_answer_replaces_the_bindings_of_its_queues_and_leaves_others():
+def test_an_update_replaces_the_bindings_of_its_queues_only():
     routes = Routes()
     routes.update(BINDINGS)
     assert routes.find("celery", "media", "video").queue == "videos"
@@ -75,7 +75,7 @@ def test_a_new_answer_replaces_the_bindings_of_its_queues_and_leaves_others():
     assert routes.find("celery", "media", "image").queue == "images"
 
 
-def test_a_queue_that_a_worker_consumes_wins_over_one_of_before():
+def test_a_currently_consumed_queue_takes_precedence():
     routes = Routes()
     routes.update([Binding("old", "media", "direct", "video")])
     routes.update([Binding("new", "media", "direct", "video")])
@@ -83,7 +83,7 @@ def test_a_queue_that_a_worker_consumes_wins_over_one_of_before():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "key", "does"),
+    ("pattern", "routing_key", "expected"),
     [
         ("a", "a", True),
         ("a", "a.b", False),
@@ -99,26 +99,26 @@ def test_a_queue_that_a_worker_consumes_wins_over_one_of_before():
         ("#.#", "", True),
     ],
 )
-def test_topic_patterns(pattern, key, does):
-    assert matches(pattern.split("."), key.split(".") if key else []) is does
+def test_topic_patterns(pattern, routing_key, expected):
+    assert matches(pattern.split("."), routing_key.split(".") if routing_key else []) is expected
 
 
 words = st.lists(st.sampled_from(["a", "b"]), max_size=6)
 
 
 @given(st.lists(st.sampled_from(["a", "b", "*", "#"]), max_size=6), words)
-def test_topic_patterns_match_as_rabbitmq_says(pattern, key):
-    def does(pattern, key):
+def test_topic_patterns_match_as_rabbitmq_says(pattern, routing_key):
+    def expected(pattern, words):
         if not pattern:
-            return not key
+            return not words
         if pattern[0] == "#":
-            return any(does(pattern[1:], key[skipped:]) for skipped in range(len(key) + 1))
-        return bool(key) and pattern[0] in ("*", key[0]) and does(pattern[1:], key[1:])
+            return any(expected(pattern[1:], words[skipped:]) for skipped in range(len(words) + 1))
+        return bool(words) and pattern[0] in ("*", words[0]) and expected(pattern[1:], words[1:])
 
-    assert matches(pattern, key) is does(pattern, key)
+    assert matches(pattern, routing_key) is expected(pattern, routing_key)
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
+def test_bindings_and_cached_routes_are_bounded(monkeypatch):
     monkeypatch.setattr(routing, "MAX_BINDINGS", 5)
     monkeypatch.setattr(routing, "MAX_ROUTES", 5)
     routes = Routes()
@@ -129,7 +129,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
         assert len(routes._cache) <= 5
 
 
-def test_too_many_patterns_and_words_contradict_nothing(monkeypatch):
+def test_patterns_and_words_beyond_the_limit_are_ignored(monkeypatch):
     monkeypatch.setattr(routing, "MAX_PATTERNS", 3)
     routes = Routes()
     routes.update(Binding(f"q{number}", "e", "topic", f"#.{number}") for number in range(9))
@@ -141,10 +141,10 @@ def test_too_many_patterns_and_words_contradict_nothing(monkeypatch):
 # -- in the cluster --------------------------------------------------------------------------------------
 
 
-def cluster_of(**profiles: WorkerInfo) -> ClusterDriver:
+def cluster_of(**infos: WorkerInfo) -> ClusterDriver:
     driver = ClusterDriver()
-    driver.apply(*(heartbeat(f"{node}@h") for node in profiles))
-    driver.cluster.record_inspection({f"{node}@h": info for node, info in profiles.items()}, driver.moment())
+    driver.apply(*(heartbeat(f"{node}@h") for node in infos))
+    driver.cluster.record_inspection({f"{node}@h": info for node, info in infos.items()}, driver.timestamp())
     return driver
 
 
@@ -158,7 +158,7 @@ SEVERAL = WorkerInfo(queues=("videos", "celery"), bindings=(BINDINGS[0], BINDING
 STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
 
 
-@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("info", "route", "queue"),
     [
@@ -169,12 +169,10 @@ STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
         (VIDEOS, {"queue": None}, "videos"),
     ],
 )
-def test_a_task_is_of_the_queue_that_its_message_went_to_in_whatever_order_it_is_told(
-    info, route, queue, first
-):
+def test_a_task_has_the_queue_of_its_message_in_any_order_of_events(info, route, queue, position):
     driver = cluster_of(w=info)
-    told, *events = life(**route)
-    events.insert(first, told)
+    message, *events = life(**route)
+    events.insert(position, message)
     driver.apply(*events)
     driver.wait(2.5)
     assert driver.counts() == {("add", queue, state): 1 for state in STATES}
@@ -182,10 +180,10 @@ def test_a_task_is_of_the_queue_that_its_message_went_to_in_whatever_order_it_is
     assert driver.cluster.fallbacks["queue_name"] == (queue == "unknown" or route["queue"] is None)
 
 
-def test_a_task_that_waits_in_a_queue_that_is_not_known_is_pending_there_and_goes_on_in_its_workers_queue():
+def test_a_task_in_an_unknown_queue_is_pending_there_and_continues_in_the_queue_of_its_worker():
     driver = cluster_of(w=VIDEOS)
-    told, *events = life(queue=None)
-    driver.apply(told)
+    message, *events = life(queue=None)
+    driver.apply(message)
     assert driver.gauges() == {}
     driver.wait(2.5)
     assert driver.gauges() == {"PENDING": 1}
@@ -196,7 +194,7 @@ def test_a_task_that_waits_in_a_queue_that_is_not_known_is_pending_there_and_goe
     }
 
 
-def test_without_the_label_nothing_waits_for_a_queue():
+def test_without_the_queue_label_no_task_waits_for_its_queue():
     driver = ClusterDriver(labels=())
     driver.apply(sent(queue=None))
     assert driver.gauges() == {"PENDING": 1}
@@ -205,19 +203,19 @@ def test_without_the_label_nothing_waits_for_a_queue():
 ALL = {"queue": f"bcast.{UUID}", "exchange": "all", "routing_key": "celery"}
 
 
-@pytest.mark.parametrize("told", [0, 1, 3, 6])
+@pytest.mark.parametrize("position", [0, 1, 3, 6])
 @pytest.mark.parametrize("labels", [("queue_name",), ()])
-def test_each_worker_that_receives_a_broadcast_has_a_copy_of_its_own(told, labels):
+def test_each_worker_that_receives_a_broadcast_has_its_own_copy(position, labels):
     driver = ClusterDriver(labels=labels)
     driver.apply(heartbeat("a@h"), heartbeat("b@h"))
-    profiles = {
-        node: WorkerInfo(queues=(one.queue,), bindings=(one,))
-        for node, one in zip(("a@h", "b@h"), BINDINGS[6:8], strict=True)
+    infos = {
+        node: WorkerInfo(queues=(binding.queue,), bindings=(binding,))
+        for node, binding in zip(("a@h", "b@h"), BINDINGS[6:8], strict=True)
     }
-    driver.cluster.record_inspection(profiles, driver.moment())
+    driver.cluster.record_inspection(infos, driver.timestamp())
     (message, *first), (_, *second) = life(host="a@h", **ALL), life(host="b@h", **ALL)
     events = [event for pair in zip(first, second, strict=True) for event in pair]
-    events.insert(told, message)
+    events.insert(position, message)
     driver.apply(*events)
     driver.wait(2.5)
     queue = "all" if labels else ""
@@ -229,18 +227,18 @@ def test_each_worker_that_receives_a_broadcast_has_a_copy_of_its_own(told, label
     assert driver.aggregate(queue=queue).redeliveries == 1, "the same worker, twice"
 
 
-def test_without_task_sent_a_copy_is_of_the_broadcast_and_not_of_the_queue_that_each_process_makes():
+def test_without_task_sent_a_copy_has_the_name_of_the_broadcast():
     driver = cluster_of(a=WorkerInfo(queues=("bcast.1",), bindings=(BINDINGS[6],)))
     driver.apply(*life(host="a@h", **ALL)[1:])
     driver.wait(2.5)
     assert set(driver.counts()) == {("add", "all", state) for state in STATES[1:]}
 
 
-# -- a worker that comes back --------------------------------------------------------------------------
+# -- restarts of workers -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seen_by", ["heartbeat", "task"])
-def test_tasks_of_a_worker_that_restarted_wait_for_its_answer(seen_by):
+def test_tasks_of_a_restarted_worker_wait_for_its_answer(seen_by):
     driver = cluster_of(w=WorkerInfo(queues=("alpha",)))
     driver.apply(received("u0"), started("u0"))
     if seen_by == "heartbeat":
@@ -250,17 +248,17 @@ def test_tasks_of_a_worker_that_restarted_wait_for_its_answer(seen_by):
     assert driver.cluster.registry.uninspected.keys() == {"w@h"}
     driver.wait(5)
     assert {queue for (_, queue, _) in driver.counts()} <= {"alpha", "unknown"}
-    assert sum(driver.counts().values()) in (0, 2), "what the process before did may be known"
-    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("beta",))}, driver.moment())
+    assert sum(driver.counts().values()) in (0, 2), "tasks of the previous process may be counted"
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("beta",))}, driver.timestamp())
     driver.wait(2.5)
     assert [driver.counts().get(("add", "beta", state)) for state in STATES[1:]].count(None) == 0
 
 
-def test_an_answer_of_the_process_before_is_none_of_the_one_that_runs_now():
+def test_an_answer_of_the_previous_process_does_not_count():
     driver = cluster_of(w=WorkerInfo(queues=("alpha",)))
-    asked = {"w@h": driver.cluster.workers["w@h"].starts}
+    starts = {"w@h": driver.cluster.workers["w@h"].starts}
     driver.apply(heartbeat(kind="online", pid=2))
-    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("alpha",))}, driver.moment(), asked)
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("alpha",))}, driver.timestamp(), starts)
     assert driver.cluster.registry.uninspected.keys() == {"w@h"}
     driver.apply(received(pid=2))
     driver.wait(2.5)
@@ -270,14 +268,16 @@ def test_an_answer_of_the_process_before_is_none_of_the_one_that_runs_now():
 
 
 @pytest.mark.parametrize("info", [WorkerInfo(queues=("alpha",)), WorkerInfo()])
-def test_a_worker_that_does_not_answer_is_asked_again_for_a_while(info):
-    """Its first event comes before it takes questions."""
+def test_a_worker_that_does_not_answer_is_inspected_again_for_a_while(info):
+    """Its first event comes before it answers inspection."""
     driver = cluster_of(w=info)
     assert driver.cluster.registry.uninspected == {}
     driver.apply(heartbeat(kind="online", pid=2))
     for _ in range(3):
         driver.wait(3)
-        driver.cluster.record_inspection({}, driver.moment(), {"w@h": driver.cluster.workers["w@h"].starts})
+        driver.cluster.record_inspection(
+            {}, driver.timestamp(), {"w@h": driver.cluster.workers["w@h"].starts}
+        )
         assert driver.cluster.registry.uninspected.keys() == {"w@h"}
     driver.wait(3)
     assert driver.cluster.registry.uninspected == {}
@@ -286,12 +286,12 @@ def test_a_worker_that_does_not_answer_is_asked_again_for_a_while(info):
 # -- shadow names ----------------------------------------------------------------------------------------
 
 
-def test_a_task_with_a_shadow_name_is_the_task_that_was_sent_whoever_sent_it():
+def test_a_task_with_a_shadow_name_is_counted_under_the_name_that_was_sent():
     driver = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
-    told, got, *rest = life()
-    got["name"] = "my.shadow"
-    driver.apply(told, got, *rest)
-    driver.apply(received("u2", name="my.shadow"), started("u2"), succeeded("u2"))  # nobody tells who sent it
+    message, receipt, *rest = life()
+    receipt["name"] = "my.shadow"
+    driver.apply(message, receipt, *rest)
+    driver.apply(received("u2", name="my.shadow"), started("u2"), succeeded("u2"))  # without task-sent
     driver.apply(
         sent("u3"),
         received("u3", name="my.shadow"),
@@ -304,13 +304,13 @@ def test_a_task_with_a_shadow_name_is_the_task_that_was_sent_whoever_sent_it():
 
 
 @pytest.mark.parametrize("name", ["mul", "celery.accumulate"])
-def test_a_task_that_was_replaced_is_no_shadow(name):
+def test_a_replaced_task_has_no_shadow_name(name):
     driver = cluster_of(w=WorkerInfo(queues=("q",), registered=("add", "mul")))
     driver.apply(sent(), received(name=name))
     assert driver.cluster.label_sets.shadows == {}
 
 
-def test_only_so_many_shadow_names_are_remembered(monkeypatch):
+def test_shadow_names_are_bounded(monkeypatch):
     monkeypatch.setattr("celery_exporter.core.label_sets.MAX_SHADOWS", 3)
     driver = cluster_of(w=WorkerInfo(queues=("q",), registered=("add",)))
     for number in range(9):

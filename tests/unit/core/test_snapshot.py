@@ -1,4 +1,4 @@
-"""What is shown: what is known, and nothing in the place of what is not."""
+"""Snapshots show what is known, and None for what is not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from celery_exporter.core.workers import WorkerInfo
 
 from .cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started
 
-SAID = {"sw_ident": "py-celery", "sw_ver": "5.5.3", "sw_sys": "Linux", "loadavg": [0.5, 1.5, 2.5]}
+REPORTED = {"sw_ident": "py-celery", "sw_ver": "5.5.3", "sw_sys": "Linux", "loadavg": [0.5, 1.5, 2.5]}
 ANSWERED = WorkerInfo(
     queues=("q",),
     registered=("add",),
@@ -25,12 +25,14 @@ ANSWERED = WorkerInfo(
 )
 
 
-def test_a_worker_is_shown_as_it_said_and_answered():
+def test_a_worker_is_shown_by_its_events_and_answers():
     driver = ClusterDriver()
-    driver.apply(heartbeat(at=100, processed=3, **SAID), heartbeat(at=100, pid=2, processed=0, **SAID))
-    driver.apply(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **SAID))
-    driver.apply(heartbeat(at=104, pid=2, processed=3, active=1, **SAID))
-    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
+    driver.apply(
+        heartbeat(at=100, processed=3, **REPORTED), heartbeat(at=100, pid=2, processed=0, **REPORTED)
+    )
+    driver.apply(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **REPORTED))
+    driver.apply(heartbeat(at=104, pid=2, processed=3, active=1, **REPORTED))
+    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.timestamp())
     assert driver.shown().workers == [
         WorkerView(
             name="w@h",
@@ -55,10 +57,10 @@ def test_a_worker_is_shown_as_it_said_and_answered():
     ]
 
 
-def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
+def test_the_activity_of_a_worker_that_is_down_is_unknown():
     driver = ClusterDriver()
     driver.apply(heartbeat(active=2, processed=7))
-    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.moment())
+    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.timestamp())
     driver.apply(heartbeat(kind="offline", active=2, processed=7))
     (worker,) = driver.shown().workers
     assert not worker.up
@@ -68,7 +70,7 @@ def test_what_a_worker_does_now_is_not_known_of_one_that_is_down():
     assert (worker.processed_total, worker.pool, worker.max_resident_bytes) == (7, "prefork", 2**20)
 
 
-def test_a_worker_that_said_nothing_of_itself_is_shown_with_nothing_in_its_place():
+def test_unreported_values_of_a_worker_are_absent():
     driver = ClusterDriver()
     driver.apply(started())
     (worker,) = driver.shown().workers
@@ -80,20 +82,20 @@ def test_a_worker_that_said_nothing_of_itself_is_shown_with_nothing_in_its_place
 # -- queues ----------------------------------------------------------------------------------------------
 
 
-def queues(profiles: dict[str, WorkerInfo], *events: dict, **around) -> list[QueueView]:
-    """Tell events, let these workers answer, and return the queues that are shown."""
+def queues(infos: dict[str, WorkerInfo], *events: dict, **exporter_state) -> list[QueueView]:
+    """Apply events and the answers of workers; return the queues that are shown."""
     driver = ClusterDriver()
     driver.apply(*events)
-    driver.cluster.record_inspection(profiles, driver.moment())
-    return driver.shown(**around).queues
+    driver.cluster.record_inspection(infos, driver.timestamp())
+    return driver.shown(**exporter_state).queues
 
 
-def test_a_queue_is_served_by_the_workers_that_consume_it():
-    profiles = {
+def test_consumers_of_a_queue_are_counted_by_the_answers_of_workers():
+    infos = {
         "a@h": WorkerInfo(queues=("mail", "both"), pool_size=4),
         "b@h": WorkerInfo(queues=("both",), pool_size=2),
     }
-    assert queues(profiles, sent(queue="lonely")) == [
+    assert queues(infos, sent(queue="lonely")) == [
         QueueView("both", None, 2, 6, None, 2),
         QueueView("lonely", None, 0, 0, None, 0),
         QueueView("mail", None, 1, 4, None, 1),
@@ -101,65 +103,65 @@ def test_a_queue_is_served_by_the_workers_that_consume_it():
 
 
 @pytest.mark.parametrize(
-    ("profiles", "around", "shown"),
+    ("infos", "exporter_state", "shown"),
     [
         ({"a@h": WorkerInfo(queues=("q",), pool_size=4)}, {"workers_known": False}, (None, None)),
         ({"a@h": WorkerInfo(queues=("q",), pool_size=4), "b@h": WorkerInfo()}, {}, (None, None)),
         ({"a@h": WorkerInfo(queues=("q",), pool_size=4), "b@h": WorkerInfo(queues=("q",))}, {}, (2, None)),
         ({"a@h": WorkerInfo(queues=("q",), pool_size=0)}, {}, (1, 0)),
     ],
-    ids=["nobody-answered", "one-did-not-say-its-queues", "one-did-not-say-its-size", "an-empty-pool"],
+    ids=["no-answers", "unknown-queues", "unknown-pool-size", "an-empty-pool"],
 )
-def test_consumers_and_processes_are_known_when_all_workers_said_so(profiles, around, shown):
-    (queue,) = queues(profiles, sent(), **around)
+def test_consumers_and_processes_are_known_when_all_workers_answered(infos, exporter_state, shown):
+    (queue,) = queues(infos, sent(), **exporter_state)
     assert (queue.consumers, queue.worker_processes) == shown
 
 
-def test_a_worker_that_left_serves_no_queue():
-    profiles = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
-    (queue,) = queues(profiles, heartbeat("a@h", kind="offline"))
+def test_a_worker_that_left_consumes_no_queue():
+    infos = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
+    (queue,) = queues(infos, heartbeat("a@h", kind="offline"))
     assert (queue.name, queue.consumers, queue.worker_processes) == ("q", 0, 0)
 
 
-def test_a_worker_that_left_without_an_answer_makes_nothing_unknown():
-    profiles = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
-    (queue,) = queues(profiles, heartbeat("gone@h", kind="offline"))
+def test_a_worker_that_left_without_an_answer_is_ignored():
+    infos = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
+    (queue,) = queues(infos, heartbeat("gone@h", kind="offline"))
     assert (queue.consumers, queue.worker_processes) == (1, 4)
 
 
-@pytest.mark.parametrize(("told", "consumers"), [(None, 1), (0, 0), (3, 3)])
-def test_what_the_broker_says_of_a_queue_comes_first(told, consumers):
-    profiles = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
-    assert queues(profiles, queue_stats={"q": QueueStats(7, told), "other": QueueStats(1, 5)}) == [
+@pytest.mark.parametrize(("reported", "consumers"), [(None, 1), (0, 0), (3, 3)])
+def test_the_count_of_the_broker_takes_precedence(reported, consumers):
+    infos = {"a@h": WorkerInfo(queues=("q",), pool_size=4)}
+    assert queues(infos, queue_stats={"q": QueueStats(7, reported), "other": QueueStats(1, 5)}) == [
         QueueView("other", 1, 5, 0, None, 0),
         QueueView("q", 7, consumers, 4, None, 1),
     ]
 
 
-def test_the_oldest_of_a_queue_waits_since_the_earliest_of_the_tasks_at_its_heads():
-    depth = QueueStats(3, None, ("u1", "u2", "unheard of", "not sent"))
+def test_the_oldest_task_of_a_queue_is_the_earliest_of_those_at_its_heads():
+    stats = QueueStats(3, None, ("u1", "u2", "unknown", "not sent"))
     events = [sent("u1", at=5), sent("u2", at=3), received("not sent")]
-    (queue,) = queues({}, *events, queue_stats={"q": depth})
+    (queue,) = queues({}, *events, queue_stats={"q": stats})
     assert queue.oldest == T0 + 3
 
 
-def test_a_retry_at_the_head_of_a_queue_waits_since_it_was_sent_anew():
+def test_a_retry_at_the_head_of_a_queue_waits_since_its_own_sending():
     events = [sent(at=1), received(at=2), sent(at=9, retries=1), sent(at=30, retries=2)]
     (queue,) = queues({}, *events, queue_stats={"q": QueueStats(1, None, ("u1",))})
     assert queue.oldest == T0 + 30
 
 
-def overflowed(profiles: dict[str, WorkerInfo], *events: dict, **around) -> list[QueueView]:
-    """Return the queues of customers, which have one name."""
+def customer_queues(infos: dict[str, WorkerInfo], *events: dict, **exporter_state) -> list[QueueView]:
+    """Return the shown queues, where all queues of customers have one label value."""
     rules = [(re.compile("customer-[0-9]+"), "customer-*")]
     driver = ClusterDriver(show_queue=shown_as(None, None, rules))
     driver.apply(*events)
-    driver.cluster.record_inspection(profiles, driver.moment())
-    return driver.shown(**around).queues
+    driver.cluster.record_inspection(infos, driver.timestamp())
+    return driver.shown(**exporter_state).queues
 
 
-def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker():
-    profiles = {
+def test_queues_with_one_label_are_added_up_and_a_worker_of_several_counts_once():
+    infos = {
         "a@h": WorkerInfo(queues=("customer-1", "customer-2"), pool_size=4),
         "b@h": WorkerInfo(queues=("customer-2", "q"), pool_size=2),
     }
@@ -169,27 +171,29 @@ def test_queues_of_one_name_are_added_up_and_a_worker_of_several_is_one_worker()
         "q": QueueStats(1),
     }
     events = [sent("u1", at=5, queue="customer-1"), sent("u2", at=3, queue="customer-2")]
-    assert overflowed(profiles, *events, sent("u3", queue="customer-3"), queue_stats=queue_stats) == [
+    assert customer_queues(infos, *events, sent("u3", queue="customer-3"), queue_stats=queue_stats) == [
         QueueView("customer-*", 7, 3, 6, T0 + 3, 2),
         QueueView("q", 1, 1, 2, None, 1),
     ]
 
 
 @pytest.mark.parametrize(("waiting", "consumers"), [(4, 0), (0, 5)])
-def test_one_consumed_queue_does_not_hide_another_of_its_name_in_which_messages_wait(waiting, consumers):
-    told = {"customer-1": QueueStats(3, 5), "customer-2": QueueStats(waiting, 0)}
-    assert overflowed({}, queue_stats=told) == [QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)]
+def test_a_consumed_queue_does_not_hide_an_unconsumed_one_with_the_same_label(waiting, consumers):
+    queue_stats = {"customer-1": QueueStats(3, 5), "customer-2": QueueStats(waiting, 0)}
+    assert customer_queues({}, queue_stats=queue_stats) == [
+        QueueView("customer-*", 3 + waiting, consumers, 0, None, 0)
+    ]
 
 
-def test_a_queue_that_the_broker_does_not_have_is_not_shown():
+def test_a_queue_that_does_not_exist_is_not_shown():
     shown = queues({}, sent(queue="dead"), sent("u2", queue="dark"), missing={"dead"})
     assert [queue.name for queue in shown] == ["dark"]
 
 
-def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
-    profiles = {"a@h": WorkerInfo(queues=("mine", "bcast.1"), auto_delete=("mine",), pool_size=4)}
+def test_a_queue_that_needs_no_consumer_has_no_count_without_one():
+    infos = {"a@h": WorkerInfo(queues=("mine", "bcast.1"), auto_delete=("mine",), pool_size=4)}
     driver = ClusterDriver()
-    driver.cluster.record_inspection(profiles, driver.moment())
+    driver.cluster.record_inspection(infos, driver.timestamp())
     assert [queue.consumers for queue in driver.shown().queues] == [1, 1]
     driver.apply(heartbeat("a@h", kind="offline"))
     shown = driver.shown(
@@ -198,15 +202,15 @@ def test_a_queue_without_a_consumer_that_needs_none_has_no_number_of_them():
     assert {queue.name: queue.consumers for queue in shown} == {"bcast.1": None, "q": 0, "mine": None}
 
 
-# -- the rest --------------------------------------------------------------------------------------------
+# -- other values ----------------------------------------------------------------------------------------
 
 
-def test_what_was_bounded_forgotten_and_folded_is_shown_in_numbers():
+def test_evictions_and_overflows_are_counted():
     driver = ClusterDriver(Limits(max_tasks=10, max_series=16))
     for number in range(12):
         driver.apply(sent(f"u{number}", name=f"task{number}"))
     driver.apply(started("u11", at=-5))
-    driver.ledger.overflowed = 100
+    driver.aggregates.overflowed = 100
     shown = driver.shown()
     assert (shown.runtime_bounds, shown.wait_bounds) == ((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
     assert (shown.tasks_tracked, shown.tasks_evicted) == (10, 2)
@@ -214,7 +218,7 @@ def test_what_was_bounded_forgotten_and_folded_is_shown_in_numbers():
     assert shown.negative_waits == 1
 
 
-def test_a_snapshot_stays_as_it_was_taken():
+def test_a_snapshot_does_not_change():
     driver = ClusterDriver()
     driver.apply(sent(), received())
     shown = driver.shown()
@@ -228,6 +232,6 @@ def test_a_snapshot_stays_as_it_was_taken():
     assert (shown.fallbacks["task_name"], driver.shown().fallbacks["task_name"]) == (0, 1)
 
 
-def test_a_snapshot_carries_what_is_not_of_the_cluster():
+def test_a_snapshot_has_the_exporter_state():
     shown = ClusterDriver().shown(version="1.2.3", unacked=5)
     assert (shown.exporter.version, shown.exporter.unacked, shown.exporter.at) == ("1.2.3", 5, T0 + 100)

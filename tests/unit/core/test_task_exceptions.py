@@ -27,7 +27,7 @@ from celery_exporter.core.task_exceptions import exception_class, unregistered_n
         ("x" * 1000 + "(", None),
     ],
 )
-def test_the_class_name_where_there_is_one(text, name):
+def test_the_class_name_is_read_from_the_repr(text, name):
     assert exception_class(text) == name
 
 
@@ -42,7 +42,7 @@ def test_the_class_name_where_there_is_one(text, name):
     ],
     ids=lambda text: text[:18],
 )
-def test_what_an_exception_says_is_looked_at_no_further_than_its_start(text):
+def test_only_the_start_of_an_exception_is_read(text):
     begin = time.thread_time()
     exception_class(text)
     unregistered_name(text)
@@ -50,7 +50,7 @@ def test_what_an_exception_says_is_looked_at_no_further_than_its_start(text):
 
 
 @pytest.mark.parametrize("line", [" ", " x", "\t", "", "a"], ids=repr)
-def test_a_traceback_of_ten_megabytes_takes_no_time(line):
+def test_a_traceback_of_ten_megabytes_is_read_in_milliseconds(line):
     head = "Traceback (most recent call last):\n x\n"
     text = head + f"{line}\n" * (10**7 // (len(line) + 1))
     event = Event("task-failed", 1.5, "h", exception="ExceptionWithTraceback()", traceback=text)
@@ -60,6 +60,6 @@ def test_a_traceback_of_ten_megabytes_takes_no_time(line):
     assert (event.exception, event.traceback) == (None, None)
 
 
-def test_an_unregistered_task_s_name_is_in_its_exception():
+def test_the_name_of_an_unregistered_task_is_read_from_its_exception():
     assert unregistered_name("NotRegistered('shop.tasks.pay')") == "shop.tasks.pay"
     assert unregistered_name("KeyError('shop.tasks.pay')") is None

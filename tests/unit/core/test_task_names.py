@@ -1,4 +1,4 @@
-"""Which tasks are shown, and under which names."""
+"""Label values of tasks and queues, and the limits of series and label values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import MAX_VALUE_BYTES, clipped, shown_as
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 from celery_exporter.core.workers import WorkerInfo
-from celery_exporter.persistence import state as memory
-from unit.persistence.state_records import remembered
+from celery_exporter.persistence import state
+from unit.persistence.state_records import saved_cluster
 
 from .cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded, task_event
 
@@ -34,16 +34,22 @@ def rule(regex: str, replacement: str) -> tuple[re.Pattern[str], str]:
         (None, None, [rule("job-[0-9]+", "job")], "job-17-b", "job-17-b"),
         (None, None, [rule(r"(\w+)\.[0-9a-f]{4}", r"\1.N")], "report.00ff", "report.N"),
         (None, None, [rule("a.*", "first"), rule("ab.*", "second")], "abc", "first"),
-        (None, None, [rule("job(-.*)?", r"\1")], "job", "job"),  # nothing is left: as it was
-        ("job-.*", None, [rule("job-.*", "job")], "job-1", "job"),  # chosen by the name that the app gave
+        (None, None, [rule("job(-.*)?", r"\1")], "job", "job"),  # an empty result: the name is unchanged
+        (
+            "job-.*",
+            None,
+            [rule("job-.*", "job")],
+            "job-1",
+            "job",
+        ),  # include matches the name before the rules
     ],
 )
-def test_a_name_is_shown_as_the_rules_say(include, exclude, rules, name, shown):
+def test_a_name_is_shown_by_the_rules(include, exclude, rules, name, shown):
     compiled = [pattern and re.compile(pattern) for pattern in (include, exclude)]
     assert shown_as(*compiled, rules)(name) == shown
 
 
-def test_names_made_at_run_time_are_one_series():
+def test_generated_names_are_one_series():
     driver = ClusterDriver(show=shown_as(None, None, [rule("job-[0-9]+", "job")]))
     for number in range(5):
         uuid, name = f"u{number}", f"job-{number}"
@@ -51,10 +57,10 @@ def test_names_made_at_run_time_are_one_series():
     assert driver.counts() == {
         ("job", "q", state): 5 for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
     }
-    assert set(driver.ledger.snapshot()) == {LabelSet("job", "q")}
+    assert set(driver.aggregates.snapshot()) == {LabelSet("job", "q")}
 
 
-def test_a_task_that_is_not_shown_is_followed_but_in_no_sum_and_no_gauge():
+def test_an_excluded_task_is_tracked_but_not_shown():
     driver = ClusterDriver(show=shown_as(None, re.compile("noise"), []), labels=("queue_name", "worker"))
     driver.apply(sent(name="noise"), received(name="noise"), started())
     driver.apply(failed("u2", exception="NotRegistered('noise')"), received("u3", name="noise"))
@@ -64,23 +70,23 @@ def test_a_task_that_is_not_shown_is_followed_but_in_no_sum_and_no_gauge():
     assert driver.cluster.fallbacks.total() == 0
     assert len(driver.cluster.tasks) == 2
     driver.apply(succeeded())
-    assert set(driver.ledger.snapshot()) == {EXCLUDED}
+    assert set(driver.aggregates.snapshot()) == {EXCLUDED}
     assert len(driver.cluster.tasks) == 1
-    assert len(driver.cluster.label_sets) == 0, "it takes no room from what is shown"
+    assert len(driver.cluster.label_sets) == 0, "it does not count towards the limit"
 
 
-def test_a_task_without_a_name_is_shown_as_unknown_whatever_is_included():
+def test_a_task_without_a_name_is_unknown_whatever_is_included():
     driver = ClusterDriver(show=shown_as(re.compile("shop.*"), None, []))
     driver.apply(succeeded())
     driver.wait(3)
     assert driver.counts() == {("unknown", "unknown", "SUCCESS"): 1}
 
 
-def test_registered_tasks_are_foreseen_by_the_name_they_are_shown_as():
+def test_registered_tasks_are_added_with_their_label_value():
     driver = ClusterDriver(show=shown_as(None, re.compile("noise"), [rule("job-.*", "job")]))
     info = WorkerInfo(queues=("q",), registered=("job-a", "job-b", "noise"))
-    driver.cluster.record_inspection({"w@h": info}, driver.moment())
-    assert set(driver.ledger.snapshot()) == {LabelSet("job", "q")}
+    driver.cluster.record_inspection({"w@h": info}, driver.timestamp())
+    assert set(driver.aggregates.snapshot()) == {LabelSet("job", "q")}
 
 
 # -- --series-ttl --------------------------------------------------------------------------------------
@@ -95,39 +101,39 @@ def life(uuid: str, at: float = 0.0, **names: str) -> list[dict]:
     ]
 
 
-def test_invariant_5_an_idle_series_is_added_up_as_other_and_no_sum_falls():
+def test_invariant_5_an_idle_series_is_added_to_other_and_no_sum_falls():
     driver = ClusterDriver(Limits(series_ttl=200), labels=("queue_name", "worker"))
     driver.apply(*life("u1", name="once"), *life("u2", name="often"))
     driver.wait(150)
     driver.apply(*life("u3", 150, name="often"))
     driver.wait(100)
-    assert {key.task_name for key in driver.ledger.snapshot()} == {"often", "other"}
+    assert {label_set.task_name for label_set in driver.aggregates.snapshot()} == {"often", "other"}
     assert driver.by_state("other") == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
     assert driver.by_state("often") == {"PENDING": 2, "RECEIVED": 2, "STARTED": 2, "FAILURE": 2}
     other = driver.aggregate("other", "other", "other")
     assert other.exceptions == {"ValueError": 1}
     assert other.runtime[State.FAILURE].total == 1.0
     assert driver.aggregate("other", "other", "").queue_wait is None
-    assert len(driver.cluster.label_sets) == len(driver.ledger.snapshot())
+    assert len(driver.cluster.label_sets) == len(driver.aggregates.snapshot())
 
 
 def test_a_series_with_an_open_task_is_not_idle():
     driver = ClusterDriver(Limits(series_ttl=200))
     driver.apply(sent(), received(), started())
     driver.wait(1000)
-    assert set(driver.ledger.snapshot()) == {LabelSet("add", "q")}
+    assert set(driver.aggregates.snapshot()) == {LabelSet("add", "q")}
 
 
-def test_a_series_of_a_registered_task_is_not_given_up():
+def test_the_series_of_a_registered_task_is_not_removed():
     driver = ClusterDriver(Limits(series_ttl=200))
     info = WorkerInfo(queues=("q",), registered=("add",))
-    driver.cluster.record_inspection({"w@h": info}, driver.moment())
+    driver.cluster.record_inspection({"w@h": info}, driver.timestamp())
     driver.apply(*life("u1"), *life("u2", name="mul"), heartbeat())
     driver.wait(300)
-    assert {key.task_name for key in driver.ledger.snapshot()} == {"add", "other"}
+    assert {label_set.task_name for label_set in driver.aggregates.snapshot()} == {"add", "other"}
 
 
-def test_a_series_that_was_given_up_begins_anew():
+def test_a_removed_series_starts_again():
     driver = ClusterDriver(Limits(series_ttl=200))
     driver.apply(*life("u1"))
     driver.wait(300)
@@ -139,7 +145,7 @@ def test_a_series_that_was_given_up_begins_anew():
     assert driver.by_state() == {}
 
 
-def test_waits_of_tasks_that_overtook_their_task_sent_are_their_worker_s():
+def test_a_wait_that_is_known_late_is_observed_at_its_worker():
     driver = ClusterDriver(labels=("queue_name", "worker"))
     driver.apply(received(at=1), started(at=2))
     driver.wait(3)
@@ -147,21 +153,21 @@ def test_waits_of_tasks_that_overtook_their_task_sent_are_their_worker_s():
     assert driver.aggregate(worker="w@h").queue_wait.total == 2.0
 
 
-def test_each_task_that_finds_no_room_is_counted_as_folded_and_names_are_not_hoarded():
+def test_each_overflow_is_counted_and_its_name_is_not_cached():
     driver = ClusterDriver(Limits(max_series=2 * len(State)))
     for number in range(100):
         driver.apply(sent(f"u{number}", name=f"task{number % 50}"))
-    keys = driver.cluster.label_sets
-    assert keys.overflowed >= 2 * (50 - 2)
-    assert len(keys._of_tasks) <= 2
+    label_sets = driver.cluster.label_sets
+    assert label_sets.overflowed >= 2 * (50 - 2)
+    assert len(label_sets._of_tasks) <= 2
 
 
 # -- queues ----------------------------------------------------------------------------------------------
 
 
-def customers(**more) -> ClusterDriver:
+def customers(**options) -> ClusterDriver:
     return ClusterDriver(
-        show_queue=shown_as(None, re.compile("secret"), [rule("customer-[0-9]+", "customer-*")]), **more
+        show_queue=shown_as(None, re.compile("secret"), [rule("customer-[0-9]+", "customer-*")]), **options
     )
 
 
@@ -169,7 +175,7 @@ def in_queue(uuid: str, queue: str) -> list[dict]:
     return [sent(uuid, queue=queue), received(uuid), started(uuid), succeeded(uuid)]
 
 
-def test_queues_made_at_run_time_are_one_label():
+def test_generated_queues_have_one_label_value():
     driver = customers()
     for number in range(5):
         driver.apply(*in_queue(f"u{number}", f"customer-{number}"))
@@ -186,7 +192,7 @@ def test_tasks_of_an_excluded_queue_are_counted_as_other_and_the_queue_is_not_me
     assert [queue.name for queue in driver.shown().queues] == ["q"]
 
 
-def test_a_rule_is_applied_once_also_where_an_attempt_takes_its_queue_from_the_one_before():
+def test_a_rule_is_applied_once_to_the_queue_of_a_retry_too():
     rules = [rule("a", "b"), rule("b", "c")]
     driver = ClusterDriver(show_queue=shown_as(re.compile("a|b"), None, rules))
     driver.apply(sent(queue="a"), received(), task_event("retried", at=1, exception="E()"))
@@ -195,7 +201,7 @@ def test_a_rule_is_applied_once_also_where_an_attempt_takes_its_queue_from_the_o
     assert {queue for _, queue, _ in driver.counts()} == {"b", "unknown"}
 
 
-def test_what_is_restored_is_called_by_the_queue_rules_of_today():
+def test_restored_sums_follow_the_current_queue_rules():
     old = ClusterDriver()
     for number in range(2):
         old.apply(*in_queue(f"u{number}", f"customer-{number}"), *in_queue(f"s{number}", "secret"))
@@ -203,19 +209,19 @@ def test_what_is_restored_is_called_by_the_queue_rules_of_today():
     old.wait(3)
     driver = customers()
     driver.cluster.label_sets.queues_renamed = True
-    memory.restore(remembered(old), driver.cluster, driver.moment())
+    state.restore(saved_cluster(old), driver.cluster, driver.timestamp())
     assert driver.counts()["add", "customer-*", "SUCCESS"] == 2
     assert driver.counts()["add", "other", "SUCCESS"] == 2
     assert driver.counts()["add", "unknown", "RECEIVED"] == 1
     assert set(driver.cluster.queues.names()) == {"customer-0", "customer-1"}
 
 
-def test_registered_tasks_are_foreseen_under_the_name_of_their_queue():
+def test_registered_tasks_are_added_with_the_label_value_of_their_queue():
     driver = customers()
     driver.cluster.record_inspection(
-        {"w@h": WorkerInfo(queues=("customer-1",), registered=("add",))}, driver.moment()
+        {"w@h": WorkerInfo(queues=("customer-1",), registered=("add",))}, driver.timestamp()
     )
-    assert LabelSet("add", "customer-*") in driver.ledger.snapshot()
+    assert LabelSet("add", "customer-*") in driver.aggregates.snapshot()
 
 
 @pytest.mark.parametrize(
@@ -227,14 +233,14 @@ def test_registered_tasks_are_foreseen_under_the_name_of_their_queue():
         ("\U0001f600" * 255, "\U0001f600" * 63 + "…"),
         ("\ud800" * 300, "?" * 252 + "…"),
     ],
-    ids=["", "two bytes each", "one too many", "four bytes each", "half characters"],
+    ids=["", "two-byte characters", "one too many", "four-byte characters", "lone surrogates"],
 )
 def test_a_name_is_clipped_by_its_bytes(name, shown):
     assert clipped(name) == shown
     assert len(shown.encode()) <= MAX_VALUE_BYTES
 
 
-def test_tasks_with_long_names_are_counted_under_what_is_left_of_them():
+def test_tasks_with_long_names_are_counted_under_clipped_names():
     driver = ClusterDriver()
     long = "\U0001f600" * 255
     driver.apply(sent(name=long, queue=long), received(name=long), started(at=1), succeeded(at=2))
@@ -243,8 +249,8 @@ def test_tasks_with_long_names_are_counted_under_what_is_left_of_them():
     }
 
 
-def test_label_sets_are_folded_when_their_bytes_are_too_many():
-    """Of the usual length there are as many as were asked for."""
+def test_label_sets_beyond_the_limit_of_bytes_overflow():
+    """Label sets of usual length are limited by their number only."""
     limits = Limits(max_series=8 * 100)
     driver, usual = ClusterDriver(limits), ClusterDriver(limits)
     for number in range(100):
@@ -257,7 +263,7 @@ def test_label_sets_are_folded_when_their_bytes_are_too_many():
     assert usual.cluster.label_sets.overflowed == 0
 
 
-def test_a_worker_whose_name_is_too_long_is_refused_and_counted():
+def test_a_worker_with_too_long_a_name_is_rejected_and_counted():
     driver = ClusterDriver()
     driver.apply(heartbeat("\U0001f600" * 100), heartbeat())
     assert driver.cluster.workers.keys() == {"w@h"}

@@ -1,4 +1,4 @@
-"""Which delivery an event speaks of: what is measured of it, and where the task is afterwards."""
+"""Which delivery an event is about, what is observed, and the state of the task afterwards."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .cluster_driver import (
 )
 
 
-def told(*events: dict, **options) -> ClusterDriver:
+def driver_after(*events: dict, **options) -> ClusterDriver:
     driver = ClusterDriver(**options)
     driver.apply(*events)
     return driver
 
 
-def runtimes(driver: ClusterDriver, **key: str) -> dict[str, float]:
-    return {state.name: histogram.total for state, histogram in driver.aggregate(**key).runtime.items()}
+def runtimes(driver: ClusterDriver, **label_set: str) -> dict[str, float]:
+    return {state.name: histogram.total for state, histogram in driver.aggregate(**label_set).runtime.items()}
 
 
-# -- whose it is -----------------------------------------------------------------------------------------
+# -- label sets -----------------------------------------------------------------------------------------
 
 
-def test_what_a_worker_did_is_booked_under_it():
-    driver = told(
+def test_actions_of_a_worker_are_counted_under_its_label_set():
+    driver = driver_after(
         *(sent("a"), received("a", at=1), started("a", at=2), succeeded("a", at=5, runtime=3.0)),
         *(sent("b"), received("b", at=1), started("b", at=2), failed("b", at=6)),
         *(sent("c"), received("c", at=1), received("c", at=2), task_event("revoked", "c")),
@@ -46,11 +46,11 @@ def test_what_a_worker_did_is_booked_under_it():
         labels=("queue_name", "worker"),
     )
     driver.wait(2.5)
-    assert {key.worker for key in driver.ledger.snapshot()} == {"", "w@h"}
-    mine, client = driver.aggregate(worker="w@h"), driver.aggregate()
+    assert {label_set.worker for label_set in driver.aggregates.snapshot()} == {"", "w@h"}
+    worker, client = driver.aggregate(worker="w@h"), driver.aggregate()
     assert runtimes(driver, worker="w@h") == {"SUCCESS": 3.0, "FAILURE": 4.0, "RETRY": 5.0}
-    assert (mine.queue_wait.total, mine.prefetch_wait.total) == (2 + 2 + 4, 1 + 1 + 1)
-    assert (mine.exceptions, mine.redeliveries) == ({"ValueError": 1}, 1)
+    assert (worker.queue_wait.total, worker.prefetch_wait.total) == (2 + 2 + 4, 1 + 1 + 1)
+    assert (worker.exceptions, worker.redeliveries) == ({"ValueError": 1}, 1)
     assert (client.runtime, client.queue_wait, client.prefetch_wait) == ({}, None, None)
     assert (client.exceptions, client.redeliveries) == ({}, 0)
 
@@ -60,8 +60,8 @@ def test_what_a_worker_did_is_booked_under_it():
     [succeeded, failed, retried, rejected, lambda at: task_event("revoked", at=at)],
     ids=["succeeded", "failed", "retried", "rejected", "revoked"],
 )
-def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
-    driver = told(sent(), received(), started(), received(at=9, host="b@h", pid=7))
+def test_the_end_of_an_older_delivery_does_not_change_the_state(end):
+    driver = driver_after(sent(), received(), started(), received(at=9, host="b@h", pid=7))
     driver.apply(started(at=9.5, host="b@h", pid=7), end(at=10))
     driver.wait(2.5)
     assert driver.gauges() == {"STARTED": 1}
@@ -70,31 +70,31 @@ def test_the_end_of_an_older_delivery_leaves_the_task_where_it_is(end):
     assert runtimes(driver)["FAILURE"] == pytest.approx(2.5 + (9.8 if end is failed else 0))
 
 
-def test_the_late_start_of_an_older_delivery_leaves_the_task_where_it_is():
-    driver = told(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
+def test_the_late_start_of_an_older_delivery_does_not_change_the_state():
+    driver = driver_after(sent(), received(at=1), received(at=50, host="b@h", pid=7), started(at=51))
     driver.wait(2.5)
     assert driver.gauges() == {"RECEIVED": 1}
 
 
-def test_with_the_worker_label_what_is_booked_is_admitted_once_and_nothing_else_is():
-    driver = told(
+def test_with_the_worker_label_only_counted_label_sets_are_admitted():
+    driver = driver_after(
         *(sent(queue="a"), received(), started(), sent(queue="b", retries=1, at=0.25), retried()),
         labels=("queue_name", "worker"),
     )
-    assert len(driver.cluster.label_sets) == len(driver.ledger.snapshot())
+    assert len(driver.cluster.label_sets) == len(driver.aggregates.snapshot())
 
 
 @pytest.mark.parametrize(
     "event", [received(), started(pid=9), retried(), task_event("revoked")], ids=lambda event: event["type"]
 )
-def test_what_is_folded_is_counted_once_for_each_event(event):
-    driver = told(sent(), limits=Limits(max_series=len(State)), labels=("queue_name", "worker"))
+def test_an_overflow_is_counted_once_for_each_event(event):
+    driver = driver_after(sent(), limits=Limits(max_series=len(State)), labels=("queue_name", "worker"))
     driver.apply(event)
     assert driver.cluster.label_sets.overflowed == 1
 
 
-def test_an_unusual_event_puts_off_the_end_of_a_task_too():
-    driver = told(sent(), received(), received(at=9, host="b@h", pid=7), limits=Limits(task_ttl=30))
+def test_an_unusual_event_postpones_the_expiry_of_a_task_too():
+    driver = driver_after(sent(), received(), received(at=9, host="b@h", pid=7), limits=Limits(task_ttl=30))
     driver.wait(20)
     driver.apply(started(at=20, host="b@h", pid=7))
     driver.wait(20)
@@ -106,16 +106,18 @@ def test_an_unusual_event_puts_off_the_end_of_a_task_too():
 B = {"host": "b@h"}
 
 
-def test_a_retry_that_stays_costs_nothing_but_its_time():
-    driver = told(sent(), received(), started(), sent(at=1, retries=1), retried(), received(at=2, retries=1))
+def test_a_retry_in_the_same_queue_needs_no_expanded_history():
+    driver = driver_after(
+        sent(), received(), started(), sent(at=1, retries=1), retried(), received(at=2, retries=1)
+    )
     task = driver.cluster.tasks.get("u1")
     assert task.expanded is None
-    assert task.history().sent == {0: T0 + 1, 1: T0 + 1}  # that the first one was sent, too, is known
+    assert task.history().sent == {0: T0 + 1, 1: T0 + 1}  # the first attempt was sent, too
 
 
 def test_each_attempt_keeps_its_queue_however_often_the_task_moves():
     queues = ["q", "right", "right", "q"]
-    driver = told(*(sent(at=at, retries=at, queue=queue) for at, queue in enumerate(queues)))
+    driver = driver_after(*(sent(at=at, retries=at, queue=queue) for at, queue in enumerate(queues)))
     for attempt in range(4):
         driver.apply(received(at=9, retries=attempt, host=f"{attempt}@h"))
     assert driver.counts() == {
@@ -124,20 +126,20 @@ def test_each_attempt_keeps_its_queue_however_often_the_task_moves():
     driver.apply(received(at=10, retries=4))
     driver.wait(2.5)
     assert driver.counts()["add", "q", "RECEIVED"] == 3, (
-        "an attempt that nobody sent is of the task's newest queue"
+        "an attempt without task-sent has the newest queue of the task"
     )
 
 
-def test_what_is_told_late_of_an_earlier_attempt_opens_no_finished_task():
-    driver = told(sent(), sent(at=1, retries=1), received(at=2, retries=1, **B), started(at=3, **B))
+def test_a_late_receipt_of_an_earlier_attempt_does_not_reopen_a_finished_task():
+    driver = driver_after(sent(), sent(at=1, retries=1), received(at=2, retries=1, **B), started(at=3, **B))
     driver.apply(succeeded(at=4, **B))
     driver.wait(2.5)
     driver.apply(received(at=0.5))
     assert driver.gauges() == {}
 
 
-def test_a_task_is_where_its_newest_attempt_is_also_when_an_earlier_one_is_delivered_again():
-    driver = told(
+def test_the_newest_attempt_determines_the_state_when_an_earlier_one_is_redelivered():
+    driver = driver_after(
         sent(), sent(at=1, retries=1), received(), received(at=2, retries=1, **B), started(at=3, **B)
     )
     driver.apply(received(at=4, host="c@h"))
@@ -146,8 +148,8 @@ def test_a_task_is_where_its_newest_attempt_is_also_when_an_earlier_one_is_deliv
     assert driver.aggregate().redeliveries == 1
 
 
-def test_attempts_that_were_not_heard_of_are_no_redeliveries_and_those_that_were_are():
-    driver = told(*(sent(at=at, retries=at) for at in range(4)), received(), received(retries=3, **B))
+def test_late_receipts_of_skipped_attempts_are_no_redeliveries():
+    driver = driver_after(*(sent(at=at, retries=at) for at in range(4)), received(), received(retries=3, **B))
     for attempt in (1, 2):
         driver.apply(received(retries=attempt))
     assert driver.aggregate().redeliveries == 0
@@ -157,16 +159,16 @@ def test_attempts_that_were_not_heard_of_are_no_redeliveries_and_those_that_were
     assert driver.aggregate().redeliveries == 4
 
 
-def test_an_attempt_of_any_number_costs_as_much_as_another():
-    driver = told(sent(), received(), received(retries=2**31 - 1))
+def test_skipped_attempts_are_bounded():
+    driver = driver_after(sent(), received(), received(retries=2**31 - 1))
     driver.wait(2.5)
     assert len(driver.cluster.tasks.get("u1").history().skipped) == MAX_DELIVERIES
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_the_wait_of_a_retry_is_known_although_its_task_sent_comes_after_the_window(at):
+def test_the_wait_of_a_retry_is_observed_if_its_task_sent_comes_after_the_window(at):
     life = [received(at=10, retries=1), started(at=12), succeeded(at=15)]
-    driver = told(sent(), *life[:at])
+    driver = driver_after(sent(), *life[:at])
     driver.wait(2.5)
     assert driver.aggregate().queue_wait is None
     driver.apply(sent(at=9, retries=1), *life[at:])
@@ -176,14 +178,14 @@ def test_the_wait_of_a_retry_is_known_although_its_task_sent_comes_after_the_win
 # -- redelivered -----------------------------------------------------------------------------------------
 
 
-def test_a_task_is_redelivered_as_often_as_it_is():
-    driver = told(sent(), *(received(at=at) for at in range(1, 6)))
+def test_every_redelivery_is_counted():
+    driver = driver_after(sent(), *(received(at=at) for at in range(1, 6)))
     driver.wait(2.5)
     assert driver.aggregate().redeliveries == 4
 
 
-def test_a_task_that_is_redelivered_to_the_process_that_runs_it_waits_and_runs_twice():
-    driver = told(sent(), received(at=1), started(at=2), received(at=50))
+def test_a_task_that_is_redelivered_to_its_own_process_waits_and_runs_twice():
+    driver = driver_after(sent(), received(at=1), started(at=2), received(at=50))
     driver.wait(2.5)
     assert driver.gauges() == {"RECEIVED": 1}
     driver.apply(started(at=53))
@@ -196,8 +198,8 @@ def test_a_task_that_is_redelivered_to_the_process_that_runs_it_waits_and_runs_t
     )
 
 
-def test_a_task_that_is_put_back_before_it_was_started_waits_from_its_redelivery():
-    driver = told(sent(), received(at=1), rejected(at=2, requeue=True))
+def test_a_task_that_is_requeued_before_its_start_waits_from_its_redelivery():
+    driver = driver_after(sent(), received(at=1), rejected(at=2, requeue=True))
     assert driver.gauges() == {"PENDING": 1}
     driver.apply(received(at=10), started(at=11), failed(at=13))
     assert (driver.aggregate().queue_wait.total, driver.aggregate().prefetch_wait.total) == (1, 1)
@@ -205,9 +207,9 @@ def test_a_task_that_is_put_back_before_it_was_started_waits_from_its_redelivery
     assert driver.gauges() == {}
 
 
-def test_only_so_many_open_deliveries_of_a_task_are_told_apart():
+def test_open_deliveries_of_a_task_are_bounded():
     hosts = [f"w{number}@h" for number in range(MAX_DELIVERIES + 1)]
-    driver = told(sent())
+    driver = driver_after(sent())
     for pid, host in enumerate(hosts, 2):
         driver.apply(received(at=pid, host=host, pid=pid), started(at=pid, host=host, pid=pid))
     driver.wait(2.5)
@@ -217,11 +219,11 @@ def test_only_so_many_open_deliveries_of_a_task_are_told_apart():
     assert driver.by_state()["FAILURE"] == MAX_DELIVERIES + 1
 
 
-# -- overtaken, or lost ----------------------------------------------------------------------------------
+# -- late or lost events --------------------------------------------------------------------------------
 
 
-def test_a_start_that_overtakes_its_task_received_is_not_undone_by_it():
-    driver = told(sent(), started(at=4), received(at=1))
+def test_a_late_task_received_does_not_undo_a_start():
+    driver = driver_after(sent(), started(at=4), received(at=1))
     assert driver.gauges() == {"STARTED": 1}
     assert (driver.aggregate().queue_wait.total, driver.aggregate().prefetch_wait.total) == (4, 3)
     driver.apply(received(at=50))
@@ -230,36 +232,36 @@ def test_a_start_that_overtakes_its_task_received_is_not_undone_by_it():
     assert (driver.aggregate().redeliveries, driver.aggregate().prefetch_wait.total) == (1, 3)
 
 
-def test_a_task_whose_task_received_was_lost_is_timed_all_the_same():
-    driver = told(sent(), started(at=2), failed(at=5))
+def test_a_task_whose_task_received_was_lost_has_times():
+    driver = driver_after(sent(), started(at=2), failed(at=5))
     assert (driver.aggregate().queue_wait.total, driver.aggregate().prefetch_wait) == (2, None)
     assert runtimes(driver) == {"FAILURE": 3.0}
 
 
-def test_a_wait_is_booked_when_task_sent_comes_after_the_window():
-    driver = told(started(at=2))
+def test_a_wait_is_observed_when_task_sent_comes_after_the_window():
+    driver = driver_after(started(at=2))
     driver.wait(2.5)
     driver.apply(sent())
     assert driver.aggregate().queue_wait.total == 2
 
 
 def test_an_attempt_whose_task_received_was_lost_has_no_wait():
-    driver = told(sent(), received(at=1), started(at=2), retried(at=3), started(at=9))
+    driver = driver_after(sent(), received(at=1), started(at=2), retried(at=3), started(at=9))
     assert driver.aggregate().queue_wait.total == 2
     assert driver.aggregate().prefetch_wait.total == 1
     driver.apply(failed(at=13))
     assert runtimes(driver) == {"RETRY": 1.0, "FAILURE": 4.0}
 
 
-def test_the_sending_of_a_retry_says_nothing_of_how_long_the_first_attempt_waited():
-    driver = told(received(at=1), started(at=2))
+def test_the_task_sent_of_a_retry_does_not_determine_the_wait_of_the_first_attempt():
+    driver = driver_after(received(at=1), started(at=2))
     driver.wait(2.5)
     driver.apply(sent(at=3, retries=1))
     assert driver.aggregate().queue_wait is None
 
 
-def test_each_attempt_is_timed_by_itself_when_no_task_sent_comes():
-    driver = told(received(at=1), started(at=2), retried(at=3))
+def test_each_attempt_has_its_own_times_without_task_sent():
+    driver = driver_after(received(at=1), started(at=2), retried(at=3))
     driver.wait(2.5)
     driver.apply(received(at=4, retries=1), started(at=5), retried(at=7))
     assert runtimes(driver, queue="unknown") == {"RETRY": 1.0 + 2.0}
@@ -269,32 +271,34 @@ def test_each_attempt_is_timed_by_itself_when_no_task_sent_comes():
 
 
 def test_an_attempt_may_fail_although_it_sent_the_next_one():
-    driver = told(sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1))
+    driver = driver_after(
+        sent(), received(at=1), started(at=2), sent(at=3, retries=1), received(at=4, retries=1)
+    )
     driver.apply(failed(at=5))
     assert runtimes(driver) == {"FAILURE": 3.0}
     assert driver.gauges() == {"RECEIVED": 1}
 
 
-def test_a_revoked_task_of_which_nothing_was_started_is_over():
-    driver = told(sent(), received(at=1), sent(at=3, retries=1), received(at=4, retries=1))
+def test_a_revoked_task_that_was_never_started_is_finished():
+    driver = driver_after(sent(), received(at=1), sent(at=3, retries=1), received(at=4, retries=1))
     driver.apply(task_event("revoked", at=5))
     assert driver.gauges() == {}
 
 
 def test_an_attempt_that_ended_takes_no_memory():
-    driver = told(sent())
+    driver = driver_after(sent())
     for attempt in range(10):
         driver.apply(received(retries=attempt), started(), sent(retries=attempt + 1), retried())
     assert driver.cluster.tasks.get("u1").history().deliveries == []
 
 
 @pytest.mark.parametrize("queue", ["q", "elsewhere"])
-def test_only_so_many_sendings_of_a_task_are_remembered_the_first_and_the_newest_ones(queue):
+def test_the_first_and_the_newest_sendings_of_a_task_are_kept(queue):
     attempts = range(1, 101)
-    driver = told(sent(), *(sent(at=5, retries=attempt, queue=queue) for attempt in attempts))
-    remembered = driver.cluster.tasks.get("u1").history()
-    assert sorted(remembered.sent) == [0, *attempts[1 - MAX_DELIVERIES :]]
-    assert len(remembered.attempt_label_sets or ()) in (0, MAX_DELIVERIES + 1)
+    driver = driver_after(sent(), *(sent(at=5, retries=attempt, queue=queue) for attempt in attempts))
+    history = driver.cluster.tasks.get("u1").history()
+    assert sorted(history.sent) == [0, *attempts[1 - MAX_DELIVERIES :]]
+    assert len(history.attempt_label_sets or ()) in (0, MAX_DELIVERIES + 1)
     driver.apply(received(at=6, retries=100), started(at=8))
     assert driver.aggregate(queue=queue).queue_wait.total == 3
 
@@ -312,6 +316,6 @@ def in_tokyo(monkeypatch):
 
 
 @pytest.mark.usefixtures("in_tokyo")
-def test_invariant_7_an_eta_without_a_zone_is_utc_wherever_we_are():
-    driver = told(sent(eta="2023-11-14T22:13:30"), received(at=1), started(at=12))
+def test_invariant_7_an_eta_without_a_time_zone_is_utc():
+    driver = driver_after(sent(eta="2023-11-14T22:13:30"), received(at=1), started(at=12))
     assert driver.aggregate().queue_wait.total == 2.0

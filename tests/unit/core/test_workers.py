@@ -1,4 +1,4 @@
-"""Missed events: what a worker's `processed` count says against the started events that came."""
+"""Workers: missed events, restarts, clock skew, and several processes under one name."""
 
 from __future__ import annotations
 
@@ -15,97 +15,97 @@ from unit.persistence.test_state import restarted
 from .cluster_driver import ClusterDriver, heartbeat, sent, started
 
 
-def told(*pairs):
-    """Tell heartbeats and started events: (at, processed) or (at,); return the worker."""
+def worker_after(*moments):
+    """Apply heartbeats (at, processed) and starts (at,); return the worker."""
     driver = ClusterDriver()
-    for number, (at, *processed) in enumerate(pairs):
+    for number, (at, *processed) in enumerate(moments):
         driver.apply(heartbeat(at=at, processed=processed[0]) if processed else started(f"u{number}", at=at))
     return driver.cluster.workers["w@h"]
 
 
-def test_nothing_is_missed_while_all_events_come():
-    worker = told((0, 5), (1,), (1.5,), (2, 7), (3,), (4, 8), (6, 8))
+def test_no_event_is_missed_while_all_arrive():
+    worker = worker_after((0, 5), (1,), (1.5,), (2, 7), (3,), (4, 8), (6, 8))
     assert (worker.missed, worker.events, worker.processed_total) == (0, True, 8)
     assert worker.restarts == 0
 
 
 def test_a_heartbeat_that_overtakes_buffered_events_is_no_loss():
-    assert told((0, 0), (2, 2), (1.9,), (1.95,), (4, 2), (6, 2)).missed == 0
-    assert told((0, 0), (2, 2), (1.9,), (4, 2), (6, 2)).missed == 1
+    assert worker_after((0, 0), (2, 2), (1.9,), (1.95,), (4, 2), (6, 2)).missed == 0
+    assert worker_after((0, 0), (2, 2), (1.9,), (4, 2), (6, 2)).missed == 1
 
 
 @pytest.mark.parametrize("start_first", [True, False])
 def test_a_start_between_the_count_and_the_time_of_the_first_heartbeat_is_not_missed(start_first):
-    """A thread of the pool may have had its turn there: in no `processed` yet, and with an earlier time."""
+    """A thread of the pool ran in between: the start is not in `processed`, but has an earlier timestamp."""
     first = [(1.99,), (2, 10)] if start_first else [(2, 10), (1.99,)]
-    assert told(*first, (4, 11), (6, 11)).missed == 0
-    assert told(*first, (4, 13), (6, 13)).missed == 3, "more than it can explain"
+    assert worker_after(*first, (4, 11), (6, 11)).missed == 0
+    assert worker_after(*first, (4, 13), (6, 13)).missed == 3, "more than one uncertain start explains"
 
 
 def test_each_start_that_may_have_been_counted_explains_one():
     first = [(2, 10), (1.95,), (1.99,)]
-    assert told(*first, (4, 12), (6, 12)).missed == 0
-    assert told(*first, (4, 13), (6, 13)).missed == 3
+    assert worker_after(*first, (4, 12), (6, 12)).missed == 0
+    assert worker_after(*first, (4, 13), (6, 13)).missed == 3
 
 
 def test_a_start_that_was_counted_before_a_heartbeat_and_stamped_after_it_is_not_missed():
-    """A thread of the pool counts, acknowledges the message, and only then says that it started."""
+    """A thread of the pool counts the task, acknowledges the message, and then sends task-started."""
     started_late = [(0, 0), (1,), (2, 2), (2.6,), (4, 2), (6, 2)]
-    assert told(*started_late).missed == 0
-    assert told(*started_late, (7,), (8, 9), (10, 9)).missed == 6
+    assert worker_after(*started_late).missed == 0
+    assert worker_after(*started_late, (7,), (8, 9), (10, 9)).missed == 6
 
 
-def test_what_is_missed_while_starts_come_all_the_time_is_told_late_and_in_full():
-    """One in nine is lost, and five of each beat come so soon after it that it may have counted them."""
-    busy = [
+def test_missed_events_between_frequent_starts_are_counted_late_and_completely():
+    """One of nine starts is lost. Five are so close to a heartbeat that it may have counted them."""
+    moments = [
         moment
         for beat in range(10)
         for moment in ((2 * beat, 9 * beat), *((2 * beat + n / 5,) for n in range(1, 9)))
     ]
-    assert told(*busy).missed == 6
-    assert told(*busy, (20, 90), (22, 90)).missed == 10
+    assert worker_after(*moments).missed == 6
+    assert worker_after(*moments, (20, 90), (22, 90)).missed == 10
 
 
-def test_what_the_worker_processed_and_we_did_not_hear_of_is_missed():
-    worker = told((0, 0), (1,), (2, 1), (3,), (4, 11), (6, 11))
+def test_processed_tasks_without_task_started_are_missed():
+    worker = worker_after((0, 0), (1,), (2, 1), (3,), (4, 11), (6, 11))
     assert worker.missed == 9
     assert worker.events is True
 
 
-def test_events_from_before_the_first_heartbeat_make_up_for_no_loss():
-    assert told((10, 100), (9,), (9.5,), (11,), (12, 103), (14, 103)).missed == 2
+def test_events_before_the_first_heartbeat_do_not_reduce_missed_events():
+    assert worker_after((10, 100), (9,), (9.5,), (11,), (12, 103), (14, 103)).missed == 2
 
 
-def test_a_worker_without_task_events_misses_none_and_says_so():
-    worker = told((0, 0), (2, 5), (4, 9), (6, 12), (8, 20))
+def test_a_worker_without_task_events_has_no_missed_events():
+    worker = worker_after((0, 0), (2, 5), (4, 9), (6, 12), (8, 20))
     assert (worker.missed, worker.events) == (0, False)
 
 
-def test_events_that_are_switched_on_count_from_then_on():
-    worker = told((0, 0), (2, 5), (4, 9), (6, 12), (7,), (8, 13), (9,), (10, 14), (12, 14))
+def test_events_that_are_enabled_count_from_then_on():
+    worker = worker_after((0, 0), (2, 5), (4, 9), (6, 12), (7,), (8, 13), (9,), (10, 14), (12, 14))
     assert (worker.missed, worker.events) == (0, True)
 
 
 @pytest.mark.parametrize(
     ("beats", "events"),
     [
-        ([(0, 5), (2, 5), (4, 5)], None),  # an idle worker proves nothing
+        ([(0, 5), (2, 5), (4, 5)], None),  # an idle worker
         ([(0, 0), (2, 5)], None),  # the heartbeat may have overtaken the event
         ([(0, 0), (2, 5), (4, 9)], False),
-        ([(0, 0), (1,), (2, 1), (4, 5), (6, 9)], True),  # they may have been lost
+        ([(0, 0), (1,), (2, 1), (4, 5), (6, 9)], True),  # the starts may have been lost
         ([(0, 0), (1,), (2, 1), (4, 5), (6, 9), (8, 12)], False),
-        ([(0, 0), (1,), (2, 1), (4, 5), (6, 9), (7,), (8, 12), (10, 13), (12, 14)], True),  # anew
+        ([(0, 0), (1,), (2, 1), (4, 5), (6, 9), (7,), (8, 12), (10, 13), (12, 14)], True),  # enabled again
     ],
 )
-def test_a_worker_that_works_and_sends_no_task_events_for_some_heartbeats_has_them_off(beats, events):
-    assert told(*beats).events is events
+def test_task_events_count_as_off_after_some_heartbeats_with_work_and_without_events(beats, events):
+    assert worker_after(*beats).events is events
 
 
-def test_a_worker_that_was_just_heard_of_has_not_restarted():
-    assert told((0, 0), (2, 0)).restarts == 0
+def test_the_first_process_of_a_worker_is_no_restart():
+    assert worker_after((0, 0), (2, 0)).restarts == 0
 
 
-def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
+def test_a_restart_is_detected_by_the_pid_and_processed_tasks_add_up():
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0, processed=10), heartbeat(at=2, processed=12))
     driver.apply(heartbeat(at=9, kind="online", pid=2, processed=0), heartbeat(at=11, pid=2, processed=3))
@@ -114,7 +114,7 @@ def test_a_restart_is_seen_by_its_pid_and_processed_goes_on():
     assert worker.missed == 0
 
 
-def test_a_restart_after_a_kill_is_seen_though_the_next_process_soon_says_goodbye():
+def test_a_restart_after_a_kill_is_detected_if_the_next_process_goes_offline_soon():
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0, processed=10), heartbeat(at=9, kind="online", pid=2, processed=0))
     driver.apply(heartbeat(at=10, kind="offline", pid=2, processed=3))
@@ -122,15 +122,15 @@ def test_a_restart_after_a_kill_is_seen_though_the_next_process_soon_says_goodby
     assert (worker.restarts, worker.processed_total) == (1, 13)
 
 
-def test_a_worker_that_lies_about_its_tasks_counts_no_more_than_a_sample_holds():
+def test_the_processed_total_is_limited_to_what_a_sample_holds():
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0))
-    driver.cluster.workers["w@h"].processed_total = 2**53 - 2**39  # after so many restarts
+    driver.cluster.workers["w@h"].processed_total = 2**53 - 2**39  # after many restarts
     driver.apply(*(heartbeat(at=at, processed=0 if at % 2 else 2**39) for at in range(1, 5)))
     assert driver.cluster.workers["w@h"].processed_total == 2**53
 
 
-def test_a_restart_in_a_container_where_the_pid_is_always_1_is_seen_by_its_count():
+def test_a_restart_with_the_same_pid_is_detected_by_the_processed_count():
     driver = ClusterDriver()
     for at, processed in ((0, 50), (2, 100), (9, 5), (11, 7)):
         driver.apply(heartbeat(at=at, processed=processed))
@@ -138,7 +138,7 @@ def test_a_restart_in_a_container_where_the_pid_is_always_1_is_seen_by_its_count
     assert (worker.restarts, worker.processed_total) == (1, 107)
 
 
-def test_the_last_words_of_the_process_before_count_for_nothing():
+def test_worker_offline_of_the_previous_process_changes_nothing():
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0, processed=1000), heartbeat(at=2, kind="online", pid=2, processed=0))
     driver.apply(heartbeat(at=3, kind="offline", pid=1, processed=1000), heartbeat(at=4, pid=2, processed=3))
@@ -146,7 +146,7 @@ def test_the_last_words_of_the_process_before_count_for_nothing():
     assert (worker.restarts, worker.processed_total, worker.up) == (1, 1003, True)
 
 
-def test_a_process_whose_pid_was_used_before_is_another_one_when_it_says_so():
+def test_worker_online_with_a_reused_pid_is_a_new_process():
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0, processed=9), heartbeat(at=2, kind="online", pid=2, processed=0))
     driver.apply(heartbeat(at=4, pid=2, processed=5), heartbeat(at=6, kind="online", pid=1, processed=0))
@@ -155,7 +155,7 @@ def test_a_process_whose_pid_was_used_before_is_another_one_when_it_says_so():
     assert (worker.restarts, worker.processed_total) == (2, 16)
 
 
-def test_two_processes_of_one_name_do_not_count_each_other():
+def test_two_processes_of_one_name_are_counted_separately():
     driver = ClusterDriver()
     for at in range(10):
         driver.apply(heartbeat(at=at, pid=at % 2, processed=1000 * (1 + at % 2)))
@@ -163,7 +163,7 @@ def test_two_processes_of_one_name_do_not_count_each_other():
     assert driver.cluster.workers["w@h"].restarts == 0
 
 
-def test_a_forced_heartbeat_without_active_leaves_what_was_known():
+def test_a_heartbeat_without_active_tasks_leaves_the_count_unchanged():
     driver = ClusterDriver()
     driver.apply(heartbeat(active=3))
     driver.apply(
@@ -172,7 +172,7 @@ def test_a_forced_heartbeat_without_active_leaves_what_was_known():
     assert driver.cluster.workers["w@h"].active == 3
 
 
-def test_skew_is_the_least_delayed_event_of_the_last_minutes():
+def test_the_least_delayed_event_of_the_last_minutes_determines_the_skew():
     driver = ClusterDriver()
     driver.apply(heartbeat(at=driver.now + 420 - 5))  # delayed by 5 s
     driver.wait(2)
@@ -183,13 +183,13 @@ def test_skew_is_the_least_delayed_event_of_the_last_minutes():
         driver.apply(heartbeat(at=driver.now + 420 - delay))
     assert driver.cluster.workers["w@h"].clock_skew == 420
     driver.wait(130)
-    driver.apply(heartbeat(at=driver.now))  # its clock was set right
+    driver.apply(heartbeat(at=driver.now))  # its clock was corrected
     driver.wait(61)
     driver.apply(heartbeat(at=driver.now))
     assert driver.cluster.workers["w@h"].clock_skew == 0
 
 
-def test_the_started_event_of_a_sent_task_counts_as_heard():
+def test_the_start_of_an_identified_task_counts_for_its_worker():
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0, processed=0), sent("u"), started("u", at=1), heartbeat(at=2, processed=1))
     driver.apply(heartbeat(at=4, processed=1))
@@ -200,7 +200,7 @@ def test_the_started_event_of_a_sent_task_counts_as_heard():
 
 
 def alternate(driver, *counts, rounds=4, period=2.0, pids=(1, 1, 1)):
-    """Tell heartbeats of processes in turn, each a part of the period after the one before."""
+    """Apply heartbeats of processes in turn, spread over the period; return the worker."""
     for _ in range(rounds):
         for pid, count in zip(pids[: len(counts)], counts, strict=True):
             driver.apply(heartbeat(at=driver.now, processed=count, pid=pid))
@@ -224,7 +224,7 @@ def test_processes_of_one_name_are_not_counted_twice(counts, pids):
 
 @pytest.mark.parametrize("last", ["offline", None])
 @pytest.mark.parametrize("pids", [(1, 1), (7, 8)])
-def test_a_name_that_one_process_is_left_of_is_as_any_other(pids, last):
+def test_a_shared_name_with_one_process_left_is_not_shared(pids, last):
     driver = ClusterDriver()
     alternate(driver, 140, 60, pids=pids)
     if last is not None:
@@ -235,7 +235,7 @@ def test_a_name_that_one_process_is_left_of_is_as_any_other(pids, last):
     assert (worker.shared, worker.processed_total, worker.restarts) == (False, 210, 0)
 
 
-def test_what_the_processes_of_a_name_do_now_is_added_up():
+def test_active_tasks_of_the_processes_of_a_name_are_added_up():
     driver = ClusterDriver()
     for _ in range(4):
         for pid, active in ((1, 3), (2, 0)):
@@ -244,7 +244,7 @@ def test_what_the_processes_of_a_name_do_now_is_added_up():
     assert driver.cluster.workers["w@h"].active == 3
 
 
-def test_a_name_whose_processes_miss_no_event_misses_none():
+def test_a_shared_name_without_missed_events_reports_none():
     driver = ClusterDriver()
     for number in range(1, 9):
         for pid in (1, 2):
@@ -256,65 +256,67 @@ def test_a_name_whose_processes_miss_no_event_misses_none():
 
 
 @pytest.mark.parametrize("pid", [1, 2])
-@pytest.mark.parametrize("goodbye", [True, False])
-def test_a_worker_that_restarts_again_and_again_is_one_process_at_a_time(goodbye, pid):
-    """Each process does a little more than the one before, which is when they may be mixed up."""
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_worker_that_restarts_repeatedly_is_one_process_at_a_time(offline, pid):
+    """Each process runs a few more tasks than the one before, so that they are hard to distinguish."""
     driver = ClusterDriver()
     for number in range(1, 9):
-        one = {"pid": 1 + number * (pid - 1)}
-        driver.apply(heartbeat(at=driver.now, kind="online", processed=0, **one))
+        process = {"pid": 1 + number * (pid - 1)}
+        driver.apply(heartbeat(at=driver.now, kind="online", processed=0, **process))
         for beat in (1, 2):
             driver.wait(2)
-            driver.apply(heartbeat(at=driver.now, processed=number * beat, **one))
-        if goodbye:
-            driver.apply(heartbeat(at=driver.now, kind="offline", processed=number * 2, **one))
+            driver.apply(heartbeat(at=driver.now, processed=number * beat, **process))
+        if offline:
+            driver.apply(heartbeat(at=driver.now, kind="offline", processed=number * 2, **process))
         driver.wait(3)
     worker = driver.cluster.workers["w@h"]
     assert (worker.restarts, worker.processed_total, worker.shared) == (7, 72, False)
 
 
-class Crowd:
-    """Processes of one name that run at the same time, as their heartbeats show them.
+class SharedName:
+    """Simulates the heartbeats of processes that run under one name at the same time.
 
-    Celery's timer lets no heartbeat come early, and each one some milliseconds late.
+    As with Celery's timer, no heartbeat is early, and each is some milliseconds late.
     """
 
     def __init__(self, counts, pids, *, rate=1, skews=None, seed=0, period=2.0):
-        self.expanded, self.random, self.period = ClusterDriver(), Random(seed), period
+        self.driver, self.random, self.period = ClusterDriver(), Random(seed), period
         self.counts, self.pids, self.rate = list(counts), pids, rate
         self.skews = skews or [0.0] * len(counts)
-        self.told = [0] * len(counts)  # what each one said that it processed
-        self.due = [(self.expanded.now + self.random.uniform(0, period), one) for one in range(len(counts))]
+        self.reported = [0] * len(counts)  # the last count of each process
+        self.due = [
+            (self.driver.now + self.random.uniform(0, period), process) for process in range(len(counts))
+        ]
         heapq.heapify(self.due)
 
     @property
     def worker(self):
-        return self.expanded.cluster.workers["w@h"]
+        return self.driver.cluster.workers["w@h"]
 
     def be_silent(self, seconds):
-        """Let no heartbeat of anybody come for so long, though all run."""
-        self.due = [(at + seconds, one) for at, one in self.due]
+        """Delay the next heartbeats of all processes."""
+        self.due = [(at + seconds, process) for at, process in self.due]
 
     def beat(self, **fields):
-        """Tell the next heartbeat."""
-        at, one = heapq.heappop(self.due)
-        self.expanded.now = at
-        self.expanded.cluster.expire(self.expanded.moment())
-        self.counts[one] += self.random.randint(0, self.rate)
-        self.told[one] = self.counts[one]
-        heapq.heappush(self.due, (at + self.period + self.random.uniform(0, 0.02), one))
-        there = {"pid": self.pids[one], "processed": self.counts[one], "freq": self.period}
-        self.expanded.apply(heartbeat(at=at + self.skews[one], **there, **fields))
+        """Apply the next heartbeat."""
+        at, process = heapq.heappop(self.due)
+        self.driver.now = at
+        self.driver.cluster.expire(self.driver.timestamp())
+        self.counts[process] += self.random.randint(0, self.rate)
+        self.reported[process] = self.counts[process]
+        heapq.heappush(self.due, (at + self.period + self.random.uniform(0, 0.02), process))
+        sender = {"pid": self.pids[process], "processed": self.counts[process], "freq": self.period}
+        self.driver.apply(heartbeat(at=at + self.skews[process], **sender, **fields))
 
     def run(self, rounds, beats=0):
-        """Tell so many heartbeats of each, or in all; no task may be counted twice, or taken back."""
+        """Apply `rounds` heartbeats of each process, and `beats` more; no task is counted twice."""
         for _ in range(rounds * len(self.counts) + beats):
-            before = self.worker.processed_total if any(self.told) else 0
+            before = self.worker.processed_total if any(self.reported) else 0
             self.beat()
-            assert before <= self.worker.processed_total <= sum(self.told)
+            assert before <= self.worker.processed_total <= sum(self.reported)
 
 
-crowds = st.integers(2, 4).flatmap(
+shared_names = st.integers(2, 4).flatmap(
     lambda size: st.fixed_dictionaries(
         {
             "counts": st.lists(
@@ -332,62 +334,62 @@ skews = st.lists(st.sampled_from([0.0, 0.0, 0.7, -5.3, 61.0]), min_size=4, max_s
 
 
 @settings(max_examples=150)
-@given(crowds, skews)
-def test_invariant_processes_with_one_pid_are_never_counted_twice(crowd, skews):
-    told = Crowd(**crowd, skews=skews, pids=[1] * 4)
-    told.run(20)
-    assert told.worker.shared or any(skews)  # a clock that is far ahead may hide a process
-    assert told.worker.restarts == 0
-    assert told.worker.processed_total >= max(told.told)
-    assert told.worker.missed == 0
+@given(shared_names, skews)
+def test_invariant_processes_with_one_pid_are_never_counted_twice(options, skews):
+    name = SharedName(**options, skews=skews, pids=[1] * 4)
+    name.run(20)
+    assert name.worker.shared or any(skews)  # a clock that is far ahead may hide a process
+    assert name.worker.restarts == 0
+    assert name.worker.processed_total >= max(name.reported)
+    assert name.worker.missed == 0
 
 
 @settings(max_examples=150)
-@given(crowds, st.integers(0, 9), st.sampled_from([2, 2.5, 5, 35]))
-def test_invariant_nobody_is_gone_while_nobody_is_heard(crowd, beats, periods):
-    told = Crowd(**crowd, pids=[1] * 4)
-    told.run(3, beats)  # so that they are known to be several
-    told.be_silent(periods * told.period)
-    told.run(20)
-    assert told.worker.processed_total >= max(told.told)
-    assert told.worker.shared
-    assert told.worker.restarts == 0 or len(told.counts) > 2  # of several, some may be taken for one another
+@given(shared_names, st.integers(0, 9), st.sampled_from([2, 2.5, 5, 35]))
+def test_invariant_no_process_is_gone_after_a_common_silence(options, beats, periods):
+    name = SharedName(**options, pids=[1] * 4)
+    name.run(3, beats)  # so that the name counts as shared
+    name.be_silent(periods * name.period)
+    name.run(20)
+    assert name.worker.processed_total >= max(name.reported)
+    assert name.worker.shared
+    assert name.worker.restarts == 0 or len(name.counts) > 2  # three or more may be mistaken for each other
 
 
 @settings(max_examples=100)
-@given(crowds, skews)
-def test_invariant_processes_with_a_pid_each_are_counted_in_full(crowd, skews):
-    told = Crowd(**crowd, skews=skews, pids=[7, 8, 9, 10])
-    told.run(12)
-    assert told.worker.processed_total == sum(told.told)
-    assert told.worker.shared
-    assert told.worker.restarts == 0
+@given(shared_names, skews)
+def test_invariant_processes_with_a_pid_each_are_counted_in_full(options, skews):
+    name = SharedName(**options, skews=skews, pids=[7, 8, 9, 10])
+    name.run(12)
+    assert name.worker.processed_total == sum(name.reported)
+    assert name.worker.shared
+    assert name.worker.restarts == 0
 
 
 @settings(max_examples=100)
 @given(st.permutations([100, 40_000, 90_000, 900_000]), st.integers(2, 4), st.integers(0, 2**32))
 def test_invariant_processes_with_one_pid_and_counts_far_apart_are_counted_in_full(counts, size, seed):
-    told = Crowd(counts[:size], rate=9, pids=[1] * 4, seed=seed)
-    told.run(20)
-    assert told.worker.processed_total == sum(told.told)
-    assert told.worker.restarts == 0
+    name = SharedName(counts[:size], rate=9, pids=[1] * 4, seed=seed)
+    name.run(20)
+    assert name.worker.processed_total == sum(name.reported)
+    assert name.worker.restarts == 0
 
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("apart", [0, 3, 20])
-def test_processes_with_one_pid_and_nearly_the_same_load_are_told_apart(apart, seed):
-    told = Crowd([100_000, 100_000 + apart], pids=[1, 1], seed=seed)
-    told.run(300)
-    assert sum(told.told) - told.worker.processed_total <= 1
-    assert (told.worker.shared, told.worker.restarts) == (True, 0)
+def test_processes_with_one_pid_and_similar_load_are_told_apart(apart, seed):
+    name = SharedName([100_000, 100_000 + apart], pids=[1, 1], seed=seed)
+    name.run(300)
+    assert sum(name.reported) - name.worker.processed_total <= 1
+    assert (name.worker.shared, name.worker.restarts) == (True, 0)
 
 
 def test_processes_that_overtake_one_another_are_counted_once_each():
     driver, counts = ClusterDriver(), [100_000, 100_300, 99_500]
     for _ in range(60):
-        for one in range(3):
-            counts[one] += one + 1
-            driver.apply(heartbeat(at=driver.now, processed=counts[one]))
+        for process in range(3):
+            counts[process] += process + 1
+            driver.apply(heartbeat(at=driver.now, processed=counts[process]))
             driver.wait(0.66)
     worker = driver.cluster.workers["w@h"]
     assert sum(counts) - 6 <= worker.processed_total <= sum(counts)
@@ -395,10 +397,10 @@ def test_processes_that_overtake_one_another_are_counted_once_each():
 
 
 @pytest.mark.parametrize("pids", [(1, 1, 1, 1), (7, 8, 9, 10)])
-def test_more_processes_than_are_told_apart_are_counted_too_low(pids):
-    told = Crowd([1000 * one for one in range(1, 13)], pids=pids * 3, rate=9)
-    told.run(30)
-    assert (told.worker.shared, told.worker.restarts) == (True, 0)
+def test_processes_beyond_the_limit_are_not_counted(pids):
+    name = SharedName([1000 * number for number in range(1, 13)], pids=pids * 3, rate=9)
+    name.run(30)
+    assert (name.worker.shared, name.worker.restarts) == (True, 0)
 
 
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
@@ -411,8 +413,8 @@ def test_a_process_of_a_shared_name_that_is_killed_and_replaced_is_one_restart(p
 
 
 @pytest.mark.parametrize("count", [0, 100_000])
-def test_one_heartbeat_too_early_is_no_other_process(count):
-    """The clock of the worker was set back, and events came late."""
+def test_one_early_heartbeat_is_not_another_process(count):
+    """The clock of the worker was set back, and events were delayed."""
     driver = ClusterDriver()
     for at in (0, 2, 4, 4.5, 6.5, 8.5, 10.5, 12.5):
         driver.apply(heartbeat(at=at, processed=count + int(at)))
@@ -421,7 +423,7 @@ def test_one_heartbeat_too_early_is_no_other_process(count):
     assert worker.active == 0
 
 
-def test_a_worker_one_heartbeat_of_which_came_too_early_is_down_when_it_says_goodbye():
+def test_a_worker_with_one_early_heartbeat_is_down_after_worker_offline():
     driver = ClusterDriver()
     driver.apply(heartbeat(kind="online", processed=3), heartbeat(at=0.1, processed=3))
     driver.wait(2)
@@ -432,7 +434,7 @@ def test_a_worker_one_heartbeat_of_which_came_too_early_is_down_when_it_says_goo
 @pytest.mark.parametrize("every", [4.1, 20])
 @pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
 def test_a_process_is_replaced_by_one_whose_heartbeats_are_slow(pids, every):
-    """As those of a solo worker are, which sends one between two tasks."""
+    """A solo worker sends heartbeats only between two tasks."""
     driver = ClusterDriver()
     for _ in range(5):
         driver.apply(heartbeat(at=driver.now, processed=5, pid=pids[0]))
@@ -450,7 +452,7 @@ def test_a_process_is_replaced_by_one_whose_heartbeats_are_slow(pids, every):
 
 @pytest.mark.parametrize("every", [4.1, 20])
 @pytest.mark.parametrize("pids", [(1, 1), (5, 9)])
-def test_a_name_that_one_slow_process_is_left_of_is_as_any_other(pids, every):
+def test_a_shared_name_with_one_slow_process_left_is_not_shared(pids, every):
     driver = ClusterDriver()
     alternate(driver, 140, 60, pids=pids, rounds=6)
     for count in range(60, 60 + int(200 / every)):
@@ -472,7 +474,7 @@ def test_a_worker_that_is_killed_as_soon_as_it_comes_up_restarts_each_time(pid):
     assert (worker.restarts, worker.processed_total, worker.shared) == (5, 21, False)
 
 
-def test_last_words_of_one_of_several_processes_are_counted():
+def test_worker_offline_of_one_of_several_processes_is_counted():
     driver = ClusterDriver()
     alternate(driver, 140, 60, pids=(7, 8))
     driver.apply(heartbeat(at=driver.now, kind="offline", processed=143, pid=7))
@@ -480,11 +482,11 @@ def test_last_words_of_one_of_several_processes_are_counted():
     assert (worker.processed_total, worker.up, worker.restarts) == (203, True, 0)
 
 
-def test_processes_of_one_pid_that_may_be_silent_for_long_are_counted_as_soon():
-    """As solo workers are, while they run a task."""
+def test_solo_processes_with_one_pid_are_counted_without_delay():
+    """Solo workers are silent while they run a task."""
     driver = ClusterDriver()
     driver.apply(heartbeat(processed=0))
-    driver.cluster.record_inspection({"w@h": WorkerInfo(pool="solo")}, driver.moment())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(pool="solo")}, driver.timestamp())
     worker = alternate(driver, 14, 6, rounds=5)
     driver.wait(1)
     assert (worker.processed_total, worker.restarts, worker.shared) == (20, 0, True)
@@ -499,7 +501,7 @@ def beats(driver, pid, processed, first, count=4):
         driver.wait(2)
 
 
-def test_what_a_process_did_that_replaced_another_while_nobody_listened_is_missed():
+def test_tasks_of_a_process_that_started_while_the_exporter_was_down_are_missed():
     driver = ClusterDriver()
     beats(driver, 1, 0, 0, 1)
     driver.apply(started("a", at=1, pid=1), started("b", at=1.5, pid=1))
@@ -512,7 +514,7 @@ def test_what_a_process_did_that_replaced_another_while_nobody_listened_is_misse
     assert new.cluster.workers["w@h"].missed == 510
 
 
-def test_what_was_heard_of_a_new_process_before_its_first_heartbeat_is_not_missed():
+def test_starts_of_a_new_process_before_its_first_heartbeat_are_not_missed():
     driver = ClusterDriver()
     beats(driver, 1, 7, 0, 2)
     driver.apply(*(started(f"u{n}", at=3 + n / 10, pid=2) for n in range(5)))
@@ -520,8 +522,8 @@ def test_what_was_heard_of_a_new_process_before_its_first_heartbeat_is_not_misse
     assert driver.cluster.workers["w@h"].missed == 1
 
 
-def test_what_a_process_did_before_it_was_heard_beside_another_one_is_not_missed():
-    """Two of one name, of which one is heard first: the other one may have run for long before we did."""
+def test_earlier_tasks_of_a_process_of_a_shared_name_are_not_missed():
+    """The second of two processes of a name may have run long before the exporter."""
     driver = ClusterDriver()
     for number in range(10):
         for pid, processed in ((1, 1_000), (2, 2_000)):
@@ -533,7 +535,7 @@ def test_what_a_process_did_before_it_was_heard_beside_another_one_is_not_missed
 
 @pytest.mark.parametrize("back", [1.5, 60.0, 3_600.0])
 @pytest.mark.parametrize("after", [2, 5, 20])
-def test_a_clock_that_is_set_back_makes_nothing_missed(back, after):
+def test_a_clock_that_is_set_back_causes_no_missed_events(back, after):
     driver = ClusterDriver()
     processed = 0
     for number in range(40):

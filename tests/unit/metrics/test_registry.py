@@ -38,7 +38,7 @@ LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
 def told(selection: Selection, *events: dict) -> ClusterDriver:
     ledger = Aggregates(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
     driver = ClusterDriver(
-        labels=selection.labels, clients=selection.clients, hosts=selection.hosts, ledger=ledger
+        labels=selection.labels, clients=selection.clients, hosts=selection.hosts, aggregates=ledger
     )
     driver.apply(*events)
     return driver
@@ -213,7 +213,7 @@ def test_what_a_host_did_does_not_fall_when_one_of_its_workers_is_forgotten(shap
     driver.wait(700)  # until the other one is forgotten, too
     text = Exposition(selection.rows).render(driver.shown()).decode()
     assert ("celery_task_succeeded_total{" in text) == shape.generic_hostname_worker_task_metric
-    assert {key.worker for key in driver.ledger.snapshot()} == {""}
+    assert {key.worker for key in driver.aggregates.snapshot()} == {""}
 
 
 def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_others():
@@ -252,7 +252,7 @@ def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
 def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, after, known):
     new = select(after, MetricOptions())
     ledger = Aggregates(new.runtime_bounds, new.wait_bounds)
-    driver = restarted(told(select(before, MetricOptions()), *LIFE), labels=new.labels, ledger=ledger)
+    driver = restarted(told(select(before, MetricOptions()), *LIFE), labels=new.labels, aggregates=ledger)
     text = Exposition(new.rows).render(driver.shown()).decode()
     series = 'celery_task_runtime_seconds_bucket{le="10",queue_name="q",state="SUCCESS",task_name="add"}'
     assert (f"{series} 1.0" in text) == known

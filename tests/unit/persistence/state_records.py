@@ -1,4 +1,4 @@
-"""What a state file holds of a story's cluster: records, through the bytes that they have there."""
+"""The records of a state file, encoded and decoded as in the file."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from celery_exporter.persistence.state import Changes, Recorder, SavedCluster
 from unit.core.cluster_driver import ClusterDriver
 
 
-class Kept:
-    """The records of a file that was written anew, and of what changed at each `save` since."""
+class StateRecords:
+    """Records the cluster of a driver: everything at first, and then the changes at each `save`."""
 
     def __init__(self, driver: ClusterDriver) -> None:
-        self.memory = SavedCluster()
-        self._story = driver
+        self.saved = SavedCluster()
+        self._driver = driver
         self._recorder = Recorder(driver.cluster)
-        first = self._recorder.changes(driver.moment())
-        self._take(first)
-        self._take(self._recorder.tasks(driver.cluster.tasks.uuids(), driver.moment()))
+        first = self._recorder.changes(driver.timestamp())
+        self._apply(first)
+        self._apply(self._recorder.tasks(driver.cluster.tasks.uuids(), driver.timestamp()))
 
     def save(self) -> None:
         """Add a record."""
-        self._take(self._recorder.changes(self._story.moment()))
+        self._apply(self._recorder.changes(self._driver.timestamp()))
 
-    def _take(self, changes: Changes) -> None:
-        self.memory.apply(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=Changes))
+    def _apply(self, changes: Changes) -> None:
+        self.saved.apply(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=Changes))
 
 
-def remembered(driver: ClusterDriver) -> SavedCluster:
-    """Return what a state file holds of a story that is saved once."""
-    return Kept(driver).memory
+def saved_cluster(driver: ClusterDriver) -> SavedCluster:
+    """Return the content of a state file that is saved once."""
+    return StateRecords(driver).saved

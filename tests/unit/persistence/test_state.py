@@ -1,4 +1,4 @@
-"""A restart changes nothing: what is put back goes on as if it had never been taken out."""
+"""A restart changes nothing: a restored cluster behaves as the saved one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 from celery_exporter.core.worker_registry import ANSWER_SECONDS
 from celery_exporter.core.workers import WorkerInfo
-from celery_exporter.persistence import state as memory
+from celery_exporter.persistence import state
 from celery_exporter.persistence.state import SavedCluster
 from unit.core.cluster_driver import (
     T0,
@@ -30,41 +30,47 @@ from unit.core.cluster_driver import (
     succeeded,
     task_event,
 )
-from unit.core.test_cluster import LIFE, RETRY_LIFE, RIGHT, anything
+from unit.core.test_cluster import LIFE, RETRY_ELSEWHERE, RETRY_LIFE, any_task_event
 
-from .state_records import Kept, remembered
+from .state_records import StateRecords, saved_cluster
 
 
 def restarted(
-    old: ClusterDriver, away: float = 0.0, clock: float = 0.0, kept: SavedCluster | None = None, **changed
+    old: ClusterDriver, away: float = 0.0, clock: float = 0.0, saved: SavedCluster | None = None, **changed
 ) -> ClusterDriver:
-    """Return a story that goes on from what the old one left, through the bytes of a state file."""
-    usual = {"limits": old.cluster.limits, "labels": old.labels, "clients": old.clients}
-    new = ClusterDriver(**{**usual, **changed})
+    """Return a new driver with the state of the old one, restored from a state file.
+
+    `away` is the downtime in seconds, `clock` the first reading of the new listening clock.
+    """
+    defaults = {"limits": old.cluster.limits, "labels": old.labels, "clients": old.clients}
+    new = ClusterDriver(**{**defaults, **changed})
     new.now, new.epoch = clock, old.epoch + old.now + away - clock
-    memory.restore(kept or remembered(old), new.cluster, new.moment())
+    state.restore(saved or saved_cluster(old), new.cluster, new.timestamp())
     return new
 
 
-def test_tasks_that_were_heard_of_at_one_time_stay_in_their_order():
+def test_tasks_with_equal_times_stay_in_their_order():
     driver = ClusterDriver()
     driver.apply(*(sent(f"u{number}", at=number) for number in range(600)))
     (bucket,) = restarted(driver).cluster.tasks.occupied(State.PENDING)
     assert list(bucket.tasks) == [f"u{number}" for number in range(600)]
 
 
-def seen(driver: ClusterDriver) -> tuple:
+def results(driver: ClusterDriver) -> tuple:
     workers = {
         name: (worker.up, worker.pid, worker.processed_total, worker.restarts, worker.missed, worker.events)
         for name, worker in driver.cluster.workers.items()
     }
-    aggregates = {key: msgspec.to_builtins(aggregate) for key, aggregate in driver.ledger.snapshot().items()}
+    aggregates = {
+        label_set: msgspec.to_builtins(aggregate)
+        for label_set, aggregate in driver.aggregates.snapshot().items()
+    }
     return aggregates, driver.gauges(), workers, driver.cluster.fallbacks, len(driver.cluster.tasks)
 
 
-tales = st.lists(
+event_sequences = st.lists(
     st.tuples(
-        anything
+        any_task_event
         | st.builds(heartbeat, st.sampled_from(["a@h", "b@h"]), st.floats(0, 9), processed=st.integers(0, 9)),
         st.sampled_from([0.0, 0.5, 3.0, 70.0]),
     ),
@@ -73,29 +79,29 @@ tales = st.lists(
 
 
 @settings(max_examples=300)
-@given(tales, tales, st.sets(st.integers(0, 15)))
-def test_invariant_5_whatever_happened_a_restart_in_between_changes_no_sum(before, after, saves):
-    """However often it was saved: each record holds all that changed since the one before."""
+@given(event_sequences, event_sequences, st.sets(st.integers(0, 15)))
+def test_invariant_5_a_restart_after_any_events_changes_no_sum(before, after, saves):
+    """The number of saves does not matter: each record has all changes since the one before."""
     whole = ClusterDriver(labels=("queue_name", "worker"))
-    kept = Kept(whole)
+    records = StateRecords(whole)
     for number, (event, pause) in enumerate(before):
         whole.apply(event)
         whole.wait(pause)
         if number in saves:
-            kept.save()
-    kept.save()
-    broken = restarted(whole, clock=whole.now, kept=kept.memory)
+            records.save()
+    records.save()
+    broken = restarted(whole, clock=whole.now, saved=records.saved)
     for event, pause in after:
         for driver in (whole, broken):
             driver.apply(event)
             driver.wait(pause)
     for driver in (whole, broken):
         driver.wait(3)
-    assert seen(broken) == seen(whole)
+    assert results(broken) == results(whole)
 
 
-def test_an_unfinished_task_keeps_its_name_its_queue_and_its_times():
-    driver = restarted(told(sent(), received(at=1), started(at=2)), away=60)
+def test_an_unfinished_task_keeps_its_name_queue_and_times():
+    driver = restarted(driver_after(sent(), received(at=1), started(at=2)), away=60)
     assert driver.gauges() == {"STARTED": 1}
     driver.apply(failed(at=5))
     assert driver.by_state() == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1, "FAILURE": 1}
@@ -103,27 +109,27 @@ def test_an_unfinished_task_keeps_its_name_its_queue_and_its_times():
     assert [histogram.total for histogram in driver.aggregate().runtime.values()] == [3.0]
 
 
-def test_which_clients_sent_is_known_after_a_restart_and_goes_on():
-    old = told(sent(), sent("u2", hostname="gen2@web"), clients=True)
+def test_sums_by_client_survive_a_restart():
+    old = driver_after(sent(), sent("u2", hostname="gen2@web"), clients=True)
     driver = restarted(old)
     assert driver.aggregate().clients == {"h": 1, "web": 1}
     driver.apply(sent("u3", hostname="gen3@web"))
     assert driver.aggregate().clients == {"h": 1, "web": 2}
 
 
-def test_clients_that_nobody_shows_any_more_are_forgotten():
-    driver = restarted(told(sent(), clients=True), clients=False)
+def test_sums_by_client_are_dropped_if_they_are_no_longer_shown():
+    driver = restarted(driver_after(sent(), clients=True), clients=False)
     assert driver.aggregate().clients == {}
     assert driver.aggregate().transitions[State.PENDING] == 1
 
 
-def test_clients_add_up_when_a_label_that_told_tasks_apart_is_not_in_use_any_more():
-    old = told(sent(), sent("u2", queue="r"), sent("u3", queue="r", hostname="c@web"), clients=True)
+def test_sums_by_client_add_up_when_a_label_is_no_longer_in_use():
+    old = driver_after(sent(), sent("u2", queue="r"), sent("u3", queue="r", hostname="c@web"), clients=True)
     driver = restarted(old, labels=())
     assert driver.aggregate(queue="").clients == {"h": 2, "web": 1}
 
 
-def told(*events: dict, **options) -> ClusterDriver:
+def driver_after(*events: dict, **options) -> ClusterDriver:
     driver = ClusterDriver(**options)
     driver.apply(*events)
     return driver
@@ -131,8 +137,8 @@ def told(*events: dict, **options) -> ClusterDriver:
 
 LIVES = {
     "a retry that comes back to the same queue": RETRY_LIFE,
-    "a retry that goes elsewhere": RIGHT,
-    "a retry that another worker is heard of with first": [
+    "a retry that goes elsewhere": RETRY_ELSEWHERE,
+    "a retry whose worker is seen first": [
         *(sent(), sent(at=1, retries=1, queue="right"), received(at=2, retries=1, host="b@h")),
         *(
             started(at=3, host="b@h"),
@@ -150,29 +156,29 @@ LIVES = {
 @pytest.mark.parametrize(
     ("life", "cut"), [(life, cut) for life, events in LIVES.items() for cut in range(1, len(events))]
 )
-def test_invariant_5_a_restart_anywhere_in_a_life_changes_nothing(life, cut, clock):
-    told_before, told_after = LIVES[life][:cut], LIVES[life][cut:]
-    whole = told(*told_before, labels=("queue_name", "worker"))
+def test_invariant_5_a_restart_between_any_two_events_changes_no_sum(life, cut, clock):
+    before, after = LIVES[life][:cut], LIVES[life][cut:]
+    whole = driver_after(*before, labels=("queue_name", "worker"))
     broken = restarted(whole, clock=clock)
     for driver in (whole, broken):
-        for event in told_after:
+        for event in after:
             driver.apply(event)
             driver.wait(0.25)
-    assert seen(broken) == seen(whole)
+    assert results(broken) == results(whole)
 
 
-def test_what_waits_with_nothing_is_not_taken():
-    kept = remembered(told(sent(), received()))
-    task = kept.tasks["u1"]
-    kept.tasks["u2"] = msgspec.structs.replace(task, uuid="u2", label_set=None, state=None, deferred=None)
-    driver = restarted(ClusterDriver(), kept=kept)
+def test_an_unidentified_task_without_deferred_events_is_not_restored():
+    saved = saved_cluster(driver_after(sent(), received()))
+    task = saved.tasks["u1"]
+    saved.tasks["u2"] = msgspec.structs.replace(task, uuid="u2", label_set=None, state=None, deferred=None)
+    driver = restarted(ClusterDriver(), saved=saved)
     assert driver.gauges() == {"RECEIVED": 1}
     assert driver.cluster.tasks.uuids() == ["u1"]
 
 
 @pytest.mark.parametrize("clock", [0.0, 500.0])
-def test_a_retry_that_waited_for_its_task_sent_waits_for_the_rest_of_the_window(clock):
-    old = told(sent(), received(), started(), retried(), received(at=1, retries=1))
+def test_a_retry_that_awaits_its_task_sent_waits_for_the_rest_of_the_window(clock):
+    old = driver_after(sent(), received(), started(), retried(), received(at=1, retries=1))
     old.wait(1)
     driver = restarted(old, clock=clock)
     driver.wait(0.75)
@@ -181,58 +187,58 @@ def test_a_retry_that_waited_for_its_task_sent_waits_for_the_rest_of_the_window(
     assert driver.gauges() == {"RECEIVED": 1}
 
 
-def test_a_receipt_that_waits_and_may_be_of_other_work_waits_on_after_a_restart():
-    old = told(sent(name="add"), received(at=1, name="mul", retries=1))
+def test_a_deferred_receipt_that_may_be_of_other_work_stays_deferred_after_a_restart():
+    old = driver_after(sent(name="add"), received(at=1, name="mul", retries=1))
     driver = restarted(old, clock=old.now)
     assert list(driver.cluster.tasks.awaiting_sent) == ["u1"]
-    for each in (old, driver):
-        each.apply(started(at=2), succeeded(at=3))
-        each.wait(3)
-    assert seen(driver) == seen(old)
+    for current in (old, driver):
+        current.apply(started(at=2), succeeded(at=3))
+        current.wait(3)
+    assert results(driver) == results(old)
 
 
-def test_a_receipt_that_waits_is_applied_no_later_after_a_restart():
-    old = told(sent(), sent(retries=1, at=1), received(at=1, retries=2))
+def test_a_deferred_receipt_is_applied_at_the_same_time_after_a_restart():
+    old = driver_after(sent(), sent(retries=1, at=1), received(at=1, retries=2))
     old.wait(1)
     old.apply(sent(retries=5, at=3))
     driver = restarted(old, clock=old.now)
-    for each in (old, driver):
-        each.wait(1.25)
-        assert not each.cluster.tasks.awaiting_sent
+    for current in (old, driver):
+        current.wait(1.25)
+        assert not current.cluster.tasks.awaiting_sent
 
 
-def test_a_worker_process_that_was_silent_before_a_restart_is_as_silent_after_it():
-    old = told(heartbeat("a@h", processed=1), heartbeat("a@h", processed=0))
+def test_the_silence_of_a_worker_process_continues_after_a_restart():
+    old = driver_after(heartbeat("a@h", processed=1), heartbeat("a@h", processed=0))
     old.wait(70)
     driver = restarted(old, clock=old.now)
-    for each in (old, driver):
-        each.apply(*(heartbeat("a@h", at=at, processed=count) for at, count in ((0, 1), (5, 0), (5, 0))))
-    assert seen(driver) == seen(old)
+    for current in (old, driver):
+        current.apply(*(heartbeat("a@h", at=at, processed=count) for at, count in ((0, 1), (5, 0), (5, 0))))
+    assert results(driver) == results(old)
 
 
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
 @pytest.mark.parametrize("before", [1, 2, 4, 5, 7, 30])
-def test_processes_of_one_name_are_told_apart_after_a_restart_as_before(before, pids):
+def test_processes_of_one_name_are_told_apart_after_a_restart(before, pids):
     old = ClusterDriver()
     for beat in range(before):
-        told_by_one_of_three(old, beat, pids)
+        beat_of_one_of_three(old, beat, pids)
     driver = restarted(old, clock=old.now)
-    for each in (old, driver):
+    for current in (old, driver):
         for beat in range(before, before + 30):
-            told_by_one_of_three(each, beat, pids)
-    assert seen(driver) == seen(old)
+            beat_of_one_of_three(current, beat, pids)
+    assert results(driver) == results(old)
     worker = driver.cluster.workers["w@h"]
     assert (worker.processed_total, worker.restarts, worker.shared) == (3 * 500 + 30 + before, 0, True)
 
 
-def told_by_one_of_three(driver: ClusterDriver, beat: int, pids: tuple[int, ...]) -> None:
-    """Tell the next heartbeat of three processes that do the same work."""
+def beat_of_one_of_three(driver: ClusterDriver, beat: int, pids: tuple[int, ...]) -> None:
+    """Apply the next heartbeat of three processes with the same load."""
     driver.apply(heartbeat(at=driver.now, pid=pids[beat % 3], processed=501 + beat // 3))
     driver.wait(2 / 3)
 
 
-def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
-    old = told(heartbeat("a@h"), *(sent(f"u{number}") for number in range(2)))
+def test_tasks_of_one_worker_share_its_name_after_a_restart():
+    old = driver_after(heartbeat("a@h"), *(sent(f"u{number}") for number in range(2)))
     old.apply(*(received(f"u{number}", host="a@h") for number in range(2)), received("u1", host="b@h"))
     old.wait(2.5)
     del old.cluster.workers["b@h"]
@@ -240,21 +246,21 @@ def test_tasks_of_one_worker_share_its_name_after_a_restart_as_before():
     name = driver.cluster.workers["a@h"].name
     histories = [driver.cluster.tasks.get(uuid).history() for uuid in ("u0", "u1")]
     deliveries = [delivery for history in histories for delivery in history.deliveries]
-    assert [each.worker for each in deliveries] == ["a@h", "a@h", "b@h"]
-    assert all(each.worker is name for each in deliveries[:2])
+    assert [delivery.worker for delivery in deliveries] == ["a@h", "a@h", "b@h"]
+    assert all(delivery.worker is name for delivery in deliveries[:2])
 
 
-def test_tasks_of_a_worker_that_was_restarted_are_those_of_its_processes_after_a_restart_of_ours_too():
+def test_tasks_of_a_restarted_worker_keep_the_pid_of_their_process():
     events = [
         event(uuid, pid=pid) for uuid, pid in (("u1", 4711), ("u2", 4712)) for event in (sent, received)
     ]
-    driver = restarted(told(*events))
+    driver = restarted(driver_after(*events))
     assert [driver.cluster.tasks.get(uuid).pid for uuid in ("u1", "u2")] == [4711, 4712]
     assert driver.cluster.tasks.get("u2").pid is driver.cluster.workers["w@h"].task_pid
 
 
-def test_an_idle_series_is_given_up_after_a_restart_too():
-    old = told(*LIFE, limits=Limits(series_ttl=200))
+def test_an_idle_series_is_removed_after_a_restart_too():
+    old = driver_after(*LIFE, limits=Limits(series_ttl=200))
     old.wait(50)
     driver = restarted(old)
     driver.wait(145)
@@ -265,8 +271,8 @@ def test_an_idle_series_is_given_up_after_a_restart_too():
 
 @pytest.mark.parametrize("labels", [("queue_name",), ("queue_name", "worker")])
 @pytest.mark.parametrize("events", [LIFE, LIFE[1:]], ids=["sent", "not-sent"])
-def test_invariant_5_the_gauges_after_a_restart_are_those_of_before(labels, events):
-    old = told(*events, labels=labels)
+def test_invariant_5_gauges_survive_a_restart(labels, events):
+    old = driver_after(*events, labels=labels)
     old.wait(3)
     driver = restarted(old)
     assert {group.label_set for group in driver.shown().tasks} == {
@@ -275,9 +281,9 @@ def test_invariant_5_the_gauges_after_a_restart_are_those_of_before(labels, even
     assert driver.shown().series == old.shown().series
 
 
-def test_an_unfinished_task_that_is_older_than_its_time_is_dropped():
+def test_an_unfinished_task_beyond_the_task_ttl_is_not_restored():
     limits = Limits(task_ttl=100)
-    old = told(sent("u1"), limits=limits)
+    old = driver_after(sent("u1"), limits=limits)
     old.wait(60)
     old.apply(sent("u2"))
     driver = restarted(old, away=60)
@@ -286,15 +292,17 @@ def test_an_unfinished_task_that_is_older_than_its_time_is_dropped():
     assert driver.gauges() == {"RECEIVED": 1}
 
 
-def test_invariant_5_what_waits_for_its_task_sent_counts_after_a_long_time_away():
-    old = told(sent(), received(), started(), retried(), received(retries=1), limits=Limits(task_ttl=100))
+def test_invariant_5_deferred_events_are_counted_after_a_long_downtime():
+    old = driver_after(
+        sent(), received(), started(), retried(), received(retries=1), limits=Limits(task_ttl=100)
+    )
     driver = restarted(old, away=1_000)
     driver.wait(3)
     assert driver.by_state()["RECEIVED"] == 2
 
 
-def test_the_time_away_makes_no_worker_silent():
-    old = told(heartbeat(), limits=Limits(worker_timeout=60))
+def test_the_downtime_of_the_exporter_is_no_silence_of_workers():
+    old = driver_after(heartbeat(), limits=Limits(worker_timeout=60))
     old.wait(50)
     driver = restarted(old, away=1_000_000)
     driver.wait(9)
@@ -303,8 +311,8 @@ def test_the_time_away_makes_no_worker_silent():
     assert not driver.cluster.workers["w@h"].up
 
 
-def test_a_worker_that_was_down_is_forgotten_when_it_would_have_been():
-    old = told(heartbeat(), limits=Limits(worker_timeout=10, purge_offline_worker_metrics=60))
+def test_a_worker_that_was_down_is_removed_at_the_same_time():
+    old = driver_after(heartbeat(), limits=Limits(worker_timeout=10, purge_offline_worker_metrics=60))
     old.wait(50)
     driver = restarted(old, away=1_000)
     driver.wait(15)
@@ -313,7 +321,7 @@ def test_a_worker_that_was_down_is_forgotten_when_it_would_have_been():
     assert driver.cluster.workers == {}
 
 
-def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_before_a_restart_or_two():
+def test_a_late_worker_offline_does_not_restore_a_worker_that_was_removed_before_a_restart():
     driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10))
     driver.apply(heartbeat(), heartbeat("x@h"))
     driver.wait(30)
@@ -325,8 +333,8 @@ def test_a_late_goodbye_brings_back_no_worker_that_was_forgotten_before_a_restar
     assert driver.cluster.workers["w@h"].left
 
 
-def test_a_clock_that_was_set_back_makes_no_task_younger_or_older():
-    old = told(sent(), limits=Limits(task_ttl=10))
+def test_a_clock_that_was_set_back_does_not_change_the_age_of_tasks():
+    old = driver_after(sent(), limits=Limits(task_ttl=10))
     old.wait(9)
     driver = restarted(old, away=-100)
     driver.wait(0.75)
@@ -335,16 +343,16 @@ def test_a_clock_that_was_set_back_makes_no_task_younger_or_older():
     assert driver.gauges() == {}
 
 
-def test_what_was_started_while_we_were_away_is_missed():
-    old = told(heartbeat(at=0, processed=5), started(at=1), heartbeat(at=2, processed=6))
+def test_starts_during_a_downtime_are_missed():
+    old = driver_after(heartbeat(at=0, processed=5), started(at=1), heartbeat(at=2, processed=6))
     driver = restarted(old, away=60)
     driver.apply(heartbeat(at=62, processed=26), heartbeat(at=64, processed=26))
     assert driver.cluster.workers["w@h"].missed == 20
     assert driver.cluster.workers["w@h"].processed_total == 26
 
 
-def test_events_that_waited_for_their_task_sent_wait_on():
-    driver = restarted(told(received(), started()), away=10)
+def test_deferred_events_stay_deferred_after_a_restart():
+    driver = restarted(driver_after(received(), started()), away=10)
     driver.wait(1.75)
     driver.apply(sent(), succeeded())
     assert driver.counts() == {
@@ -353,7 +361,7 @@ def test_events_that_waited_for_their_task_sent_wait_on():
 
 
 def test_a_late_event_of_a_finished_task_finds_its_tombstone():
-    driver = restarted(told(*LIFE), away=5)
+    driver = restarted(driver_after(*LIFE), away=5)
     driver.apply(retried(at=0.25))
     assert driver.by_state()["RETRY"] == 1
     assert driver.gauges() == {}
@@ -374,7 +382,7 @@ def test_the_oldest_stays_the_oldest_and_expiry_goes_by_age():
 
 
 @pytest.mark.parametrize(
-    ("labels", "key"),
+    ("labels", "label_set"),
     [
         (("queue_name", "worker"), LabelSet("add", "q", "w@h")),
         (("queue_name",), LabelSet("add", "q")),
@@ -382,15 +390,15 @@ def test_the_oldest_stays_the_oldest_and_expiry_goes_by_age():
         (("worker",), LabelSet("add", "", "w@h")),
     ],
 )
-def test_labels_that_are_not_in_use_any_more_are_summed_away(labels, key):
-    driver = restarted(told(*LIFE, labels=("queue_name", "worker")), labels=labels)
-    assert driver.ledger.snapshot()[key].transitions[3] == 1
-    assert sum(aggregate.transitions[0] for aggregate in driver.ledger.snapshot().values()) == 1
+def test_sums_are_added_up_over_labels_that_are_no_longer_in_use(labels, label_set):
+    driver = restarted(driver_after(*LIFE, labels=("queue_name", "worker")), labels=labels)
+    assert driver.aggregates.snapshot()[label_set].transitions[3] == 1
+    assert sum(aggregate.transitions[0] for aggregate in driver.aggregates.snapshot().values()) == 1
 
 
-def test_a_label_that_is_new_has_no_value_for_the_sums_of_before():
-    driver = restarted(told(*LIFE, labels=()), labels=("queue_name",))
-    assert set(driver.ledger.snapshot()) == {LabelSet("add", "unknown")}
+def test_a_new_label_is_unknown_for_earlier_sums():
+    driver = restarted(driver_after(*LIFE, labels=()), labels=("queue_name",))
+    assert set(driver.aggregates.snapshot()) == {LabelSet("add", "unknown")}
 
 
 NAMES = ["job-1", "job-2", "shop", "mail"]
@@ -403,42 +411,44 @@ NAMES = ["job-1", "job-2", "shop", "mail"]
         (True, {"job": 2, "": 1, "mail": 1, "unknown": 1, "other": 1}),
     ],
 )
-def test_rules_for_names_apply_to_the_sums_of_before_when_they_are_new(renamed, shown):
-    old = told(*(started(name, at=1) for name in (*NAMES, "nameless")), labels=("queue_name", "worker"))
+def test_new_name_rules_apply_to_earlier_sums(renamed, shown):
+    old = driver_after(
+        *(started(name, at=1) for name in (*NAMES, "nameless")), labels=("queue_name", "worker")
+    )
     old.apply(*(sent(name, name=name) for name in NAMES))
     old.wait(3)
-    old.ledger.count_transition(LabelSet("other", "other", "other"), State.STARTED, T0)
-    kept = remembered(old)
+    old.aggregates.count_transition(LabelSet("other", "other", "other"), State.STARTED, T0)
+    saved = saved_cluster(old)
     rules = shown_as(None, re.compile("shop|unknown|other"), [(re.compile("job-.*"), "job")])
     driver = ClusterDriver(labels=("queue_name", "worker"), show=rules)
     if renamed:
         driver.cluster.label_sets.renamed = True
-    memory.restore(kept, driver.cluster, driver.moment())
-    aggregates = driver.ledger.snapshot()
-    began = {
-        key.task_name: aggregate.transitions[State.STARTED]
-        for key, aggregate in aggregates.items()
-        if key.worker or key == EXCLUDED
+    state.restore(saved, driver.cluster, driver.timestamp())
+    aggregates = driver.aggregates.snapshot()
+    started_tasks = {
+        label_set.task_name: aggregate.transitions[State.STARTED]
+        for label_set, aggregate in aggregates.items()
+        if label_set.worker or label_set == EXCLUDED
     }
-    assert began == shown
+    assert started_tasks == shown
     assert (EXCLUDED in aggregates) is renamed
-    assert {key.queue_name for key in aggregates if key.task_name in NAMES} <= {"q"}
+    assert {label_set.queue_name for label_set in aggregates if label_set.task_name in NAMES} <= {"q"}
 
 
-def test_a_full_table_of_label_sets_is_full_of_the_same_ones():
+def test_a_full_table_of_label_sets_is_restored_with_the_same_ones():
     old = ClusterDriver(Limits(max_series=24))
     for number in range(5):
         old.apply(sent(f"u{number}", name=f"task{number}"))
     driver = restarted(old)
     driver.apply(sent("u9", name="task9"))
-    assert set(driver.ledger.snapshot()) == set(old.ledger.snapshot())
+    assert set(driver.aggregates.snapshot()) == set(old.aggregates.snapshot())
     assert driver.counts()["other", "other", "PENDING"] == 3
 
 
 @pytest.mark.parametrize("labels", [("queue_name",), ("queue_name", "worker")])
 @pytest.mark.parametrize("events", [LIFE, LIFE[1:]], ids=["sent", "not-sent"])
-def test_an_idle_series_whose_tasks_are_forgotten_is_given_up_after_a_restart_too(labels, events):
-    old = told(*events, limits=Limits(series_ttl=200), labels=labels)
+def test_an_idle_series_without_tasks_is_removed_after_a_restart_too(labels, events):
+    old = driver_after(*events, limits=Limits(series_ttl=200), labels=labels)
     old.wait(150)
     driver = restarted(old)
     driver.wait(190)
@@ -447,18 +457,17 @@ def test_an_idle_series_whose_tasks_are_forgotten_is_given_up_after_a_restart_to
     assert driver.by_state("other")["SUCCESS"] == 1
 
 
-def test_hidden_tasks_stay_hidden():
-    old = told(sent(name="noise"), show=lambda _: "")
+def test_excluded_tasks_stay_excluded():
+    old = driver_after(sent(name="noise"), show=lambda _: "")
     driver = restarted(old)
-    assert set(driver.ledger.snapshot()) == {EXCLUDED}
+    assert set(driver.aggregates.snapshot()) == {EXCLUDED}
     assert driver.shown().aggregates == {}
 
 
-def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
-    old = told(*LIFE)
-    driver = ClusterDriver(ledger=Aggregates((2.0,), (0.1, 1.0, 10.0)))
-    kept = remembered(old)
-    memory.restore(kept, driver.cluster, driver.moment())
+def test_histograms_with_other_bounds_start_at_zero_and_counters_continue():
+    old = driver_after(*LIFE)
+    driver = ClusterDriver(aggregates=Aggregates((2.0,), (0.1, 1.0, 10.0)))
+    state.restore(saved_cluster(old), driver.cluster, driver.timestamp())
     aggregate = driver.aggregate()
     assert aggregate.transitions[3] == 1
     assert aggregate.runtime == {}
@@ -466,50 +475,54 @@ def test_histograms_over_other_bounds_begin_anew_and_counters_go_on():
 
 
 @pytest.mark.parametrize("wrong", ["runtime", "queue_wait", "prefetch_wait"])
-def test_a_histogram_without_the_buckets_it_should_have_is_refused(wrong):
-    old = told(*LIFE)
-    kept = remembered(old)
-    aggregate = kept.aggregates[LabelSet("add", "q")]
+def test_a_histogram_with_missing_buckets_is_rejected(wrong):
+    old = driver_after(*LIFE)
+    saved = saved_cluster(old)
+    aggregate = saved.aggregates[LabelSet("add", "q")]
     (aggregate.runtime[State.SUCCESS] if wrong == "runtime" else getattr(aggregate, wrong)).counts.pop()
     driver = ClusterDriver()
     with pytest.raises(ValueError, match="buckets"):
-        memory.restore(kept, driver.cluster, driver.moment())
+        state.restore(saved, driver.cluster, driver.timestamp())
 
 
-def test_counters_of_our_own_go_on():
-    old = told(received(at=9), sent(at=10), started("u2"), limits=Limits(max_series=8))
+def test_counters_of_the_exporter_continue():
+    old = driver_after(received(at=9), sent(at=10), started("u2"), limits=Limits(max_series=8))
     old.wait(3)
-    old.cluster.tasks.evicted, old.ledger.negative_waits = 7, 3
+    old.cluster.tasks.evicted, old.aggregates.negative_waits = 7, 3
     old.cluster.limit_rejections.update(worker=2, queue=1)
     driver = restarted(old)
     assert driver.cluster.limit_rejections == {"worker": 2, "queue": 1}
     assert driver.cluster.events == old.cluster.events
     assert driver.cluster.fallbacks == old.cluster.fallbacks
     assert driver.cluster.queues.names() == ["q"]
-    assert (driver.cluster.tasks.evicted, driver.ledger.negative_waits) == (7, 3)
+    assert (driver.cluster.tasks.evicted, driver.aggregates.negative_waits) == (7, 3)
     assert driver.cluster.label_sets.overflowed >= old.cluster.label_sets.overflowed > 0
 
 
-@pytest.mark.parametrize(("queue", "booked"), [("mail", "mail"), ("other", "other"), (None, "unknown")])
-def test_tasks_wait_for_what_workers_answer_now(queue, booked):
-    """The worker may have restarted with another queue meanwhile."""
-    old = told(heartbeat())
-    old.cluster.record_inspection({"w@h": WorkerInfo(queues=("mail",), pool="solo")}, old.moment())
+@pytest.mark.parametrize(("queue", "counted"), [("mail", "mail"), ("other", "other"), (None, "unknown")])
+def test_after_a_restart_tasks_wait_for_the_answers_of_workers(queue, counted):
+    """A worker may have restarted with another queue meanwhile."""
+    old = driver_after(heartbeat())
+    old.cluster.record_inspection({"w@h": WorkerInfo(queues=("mail",), pool="solo")}, old.timestamp())
     driver = restarted(old)
     assert driver.cluster.registry.uninspected.keys() == {"w@h"}
     driver.apply(received())
     driver.wait(5)
     assert driver.counts() == {}
     if queue is not None:
-        driver.cluster.record_inspection({"w@h": WorkerInfo(queues=(queue,), pool="solo")}, driver.moment())
+        driver.cluster.record_inspection(
+            {"w@h": WorkerInfo(queues=(queue,), pool="solo")}, driver.timestamp()
+        )
     driver.wait(ANSWER_SECONDS)
-    assert driver.counts() == {("add", booked, "RECEIVED"): 1}
+    assert driver.counts() == {("add", counted, "RECEIVED"): 1}
 
 
-def test_a_broadcast_is_one_after_a_restart_too():
+def test_a_broadcast_is_recognised_after_a_restart():
     bindings = (Binding("bcast.1", "all", "fanout", "celery", "all"),)
-    old = told(heartbeat())
-    old.cluster.record_inspection({"w@h": WorkerInfo(queues=("bcast.1",), bindings=bindings)}, old.moment())
+    old = driver_after(heartbeat())
+    old.cluster.record_inspection(
+        {"w@h": WorkerInfo(queues=("bcast.1",), bindings=bindings)}, old.timestamp()
+    )
     old.apply(sent(queue="bcast.2", exchange="all", routing_key="celery"), received(host="a@h"))
     driver = restarted(old)
     driver.apply(received(host="b@h"), sent("u2", queue="bcast.3", exchange="all", routing_key="celery"))
@@ -517,9 +530,9 @@ def test_a_broadcast_is_one_after_a_restart_too():
     assert driver.aggregate(queue="all").redeliveries == 0
 
 
-def test_shadow_names_are_known_after_a_restart():
-    old = told(heartbeat())
-    old.cluster.record_inspection({"w@h": WorkerInfo(registered=("add",))}, old.moment())
+def test_shadow_names_survive_a_restart():
+    old = driver_after(heartbeat())
+    old.cluster.record_inspection({"w@h": WorkerInfo(registered=("add",))}, old.timestamp())
     old.apply(sent(), received(name="shadow"))
     driver = restarted(old)
     driver.apply(received("u2", name="shadow"))

@@ -1,4 +1,4 @@
-"""A state file is whole or refused, and one that is refused is never written over."""
+"""A state file is complete or rejected, and a rejected one is never overwritten."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_exporter.persistence import state_file as statefile
+from celery_exporter.persistence import state_file
 from celery_exporter.persistence.state_file import (
     COMPACTION_BYTES,
     LARGE_FILE_BYTES,
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def written(path: Path, *records: bytes, later: tuple[bytes, ...] = ()) -> bytes:
-    """Write a file, whose process then ends; return what is in it."""
+    """Write and close a file; return its content."""
     file = StateFile(path)
     file.load(lambda _: None)
     file.rewrite(records)
@@ -42,14 +42,14 @@ def written(path: Path, *records: bytes, later: tuple[bytes, ...] = ()) -> bytes
 
 
 def loaded(path: Path) -> list[bytes]:
-    found: list[bytes] = []
+    records: list[bytes] = []
     file = StateFile(path)
-    file.load(found.append)
+    file.load(records.append)
     file.close()
-    return found
+    return records
 
 
-def test_what_was_written_is_loaded_in_its_order(path):
+def test_records_are_loaded_in_order(path):
     written(path, b"old")
     written(path, b"a", b"", b"b", later=(b"c", b"d" * 100_000))
     assert loaded(path) == [b"a", b"", b"b", b"c", b"d" * 100_000]
@@ -57,30 +57,30 @@ def test_what_was_written_is_loaded_in_its_order(path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_first_line_says_what_it_is(path):
+def test_the_first_line_has_the_format_and_its_version(path):
     assert written(path, b"a").startswith(b"celery-exporter state 4\n")
 
 
-def test_there_is_nothing_in_a_file_that_is_not_there(path):
+def test_a_missing_file_has_no_records(path):
     file = StateFile(path)
     assert not file.load(pytest.fail)
     assert file.errors == {"read": 0, "write": 0}
 
 
-def test_wherever_it_was_killed_what_was_written_before_is_there(path):
-    whole = written(path, b"first", later=(b"second", b"third"))
-    ends = [len(HEAD) + 12 + 5, len(HEAD) + 2 * 12 + 11, len(whole)]
-    for length in range(ends[0], len(whole) + 1):
-        path.write_bytes(whole[:length])
+def test_complete_records_survive_a_kill_at_any_byte(path):
+    content = written(path, b"first", later=(b"second", b"third"))
+    ends = [len(HEAD) + 12 + 5, len(HEAD) + 2 * 12 + 11, len(content)]
+    for length in range(ends[0], len(content) + 1):
+        path.write_bytes(content[:length])
         assert loaded(path) == [b"first", b"second", b"third"][: sum(length >= end for end in ends)]
-        assert [*path.parent.iterdir()] == [path], "and nothing was moved aside"
+        assert [*path.parent.iterdir()] == [path], "no file was moved aside"
 
 
-def test_a_part_that_the_disk_had_not_written_when_the_power_failed_is_cut_off(path):
-    whole = written(path, b"first", later=(b"second",))
-    path.write_bytes(whole[:-4] + bytes(4))
+def test_a_part_that_was_not_written_before_a_power_failure_is_cut_off(path):
+    content = written(path, b"first", later=(b"second",))
+    path.write_bytes(content[:-4] + bytes(4))
     assert loaded(path) == [b"first"]
-    path.write_bytes(whole + bytes(5_000))
+    path.write_bytes(content + bytes(5_000))
     assert loaded(path) == [b"first", b"second"]
 
 
@@ -95,7 +95,7 @@ def test_a_part_that_the_disk_had_not_written_when_the_power_failed_is_cut_off(p
         (HEAD + b"\x00" * 20, "ends within its first record"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_said_counted_and_moved_aside(path, content, why, caplog):
+def test_an_unreadable_file_is_logged_counted_and_moved_aside(path, content, why, caplog):
     path.write_bytes(content)
     file = StateFile(path)
     with caplog.at_level(logging.ERROR):
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_read_is_said_counted_and_moved_aside(path, conten
 
 
 @pytest.mark.parametrize("at", range(len(HEAD), len(HEAD) + 34))
-def test_a_byte_that_changed_before_the_last_record_is_damage(path, at):
+def test_a_changed_byte_before_the_last_record_is_damage(path, at):
     content = bytearray(written(path, b"first", b"second", b"third"))
     content[at] ^= 0x40
     path.write_bytes(content)
@@ -121,7 +121,7 @@ def test_a_byte_that_changed_before_the_last_record_is_damage(path, at):
 
 
 @pytest.mark.parametrize("content", [b"\x00\xff" * 100, b"[Unit]\nDescription=x\n", b"celerity"])
-def test_a_file_that_is_no_state_file_is_left_alone(path, content):
+def test_a_file_that_is_not_a_state_file_stays_unchanged(path, content):
     path.write_bytes(content)
     file = StateFile(path)
     with pytest.raises(UnusablePathError, match="is not a state file of celery-exporter"):
@@ -130,23 +130,23 @@ def test_a_file_that_is_no_state_file_is_left_alone(path, content):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_nobody_can_use_is_said_counted_and_moved_aside(path, caplog):
-    written(path, b"whole", b"but wrong")
+def test_an_unusable_state_is_logged_counted_and_moved_aside(path, caplog):
+    written(path, b"valid", b"wrong")
 
-    def take_snapshot(record):
-        if record == b"but wrong":
+    def take(record):
+        if record == b"wrong":
             raise ValueError("it does not fit")
 
     file = StateFile(path)
-    assert not file.load(take_snapshot)
+    assert not file.load(take)
     assert "it holds a state that cannot be used (ValueError('it does not fit'))" in caplog.text
     assert f"The file was moved to {path}.unread-1." in caplog.text
     assert file.errors == {"read": 1, "write": 0}
     assert not path.exists()
 
 
-def test_a_second_process_is_refused_while_the_first_one_has_it(path):
-    """However often it is written anew meanwhile, by which another file comes to be there."""
+def test_a_second_process_is_rejected_while_the_first_has_the_lock(path):
+    """A rewrite, which puts another file at the path, does not change that."""
     first = StateFile(path)
     first.load(pytest.fail)
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_a_second_process_is_refused_while_the_first_one_has_it(path):
     assert loaded(path) == [b"first", b"more"]
 
 
-def test_two_that_begin_where_there_is_no_file_do_not_both_have_it(path):
+def test_two_processes_that_start_without_a_file_do_not_share_it(path):
     first, second = StateFile(path), StateFile(path)
     first.rewrite([b"first"])
     with pytest.raises(UnavailableError):
@@ -168,16 +168,16 @@ def test_two_that_begin_where_there_is_no_file_do_not_both_have_it(path):
     assert loaded(path) == [b"first", b"more"]
 
 
-def test_what_could_not_be_added_is_not_added_to(path):
-    """A part of a record in the middle would be damage."""
+def test_no_record_is_appended_after_a_failed_one(path):
+    """An incomplete record in the middle would be damage."""
     file = StateFile(path)
     file.rewrite([b"first"])
     full = os.open("/dev/full", os.O_WRONLY)
-    kept, file._descriptor = file._descriptor, full
+    descriptor, file._descriptor = file._descriptor, full
     with pytest.raises(StateFileError, match=r"cannot write .*/state: No space left on device"):
         file.append(b"second")
     os.close(full)
-    file._descriptor = kept
+    file._descriptor = descriptor
     assert not file.is_intact
     assert file.errors == {"read": 0, "write": 1}
     file.rewrite([b"third"])
@@ -186,7 +186,7 @@ def test_what_could_not_be_added_is_not_added_to(path):
     assert loaded(path) == [b"third"]
 
 
-def test_it_is_long_when_it_is_twice_as_long_as_it_was_or_much_was_added(path):
+def test_a_file_needs_compaction_when_it_doubled_or_grew_a_lot(path):
     file = StateFile(path)
     file.rewrite([b"first"])
     file.append(bytes(COMPACTION_BYTES // 2))
@@ -199,9 +199,9 @@ def test_it_is_long_when_it_is_twice_as_long_as_it_was_or_much_was_added(path):
     file.close()
 
 
-def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
+def test_only_the_start_of_a_large_foreign_file_is_read(path):
     with path.open("wb") as file:
-        file.write(b"somebody's")
+        file.write(b"foreign")
         file.truncate(MAX_FILE_BYTES + 1)
     tracemalloc.start()
     try:
@@ -212,23 +212,23 @@ def test_of_a_large_foreign_file_no_more_than_its_beginning_is_read(path):
         tracemalloc.stop()
 
 
-def test_of_a_large_file_it_is_said_that_it_takes_a_while(path, caplog):
+def test_reading_a_large_file_is_logged(path, caplog):
     written(path, bytes(LARGE_FILE_BYTES))
     with caplog.at_level(logging.INFO):
         loaded(path)
     assert f"reading 20 MB from {path}" in caplog.text
 
 
-def test_what_a_process_left_that_was_killed_while_it_wrote_is_replaced(path):
+def test_the_new_file_of_a_killed_process_is_replaced(path):
     beside = path.with_name("state.new")
-    for left in (b"", HEAD[:10], HEAD + b"\x00"):
-        beside.write_bytes(left)
+    for leftover in (b"", HEAD[:10], HEAD + b"\x00"):
+        beside.write_bytes(leftover)
         written(path, b"a")
         assert not beside.exists()
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda beside: beside.write_bytes(b"precious")])
-def test_what_somebody_else_put_where_the_new_one_is_written_stays(path, make):
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda beside: beside.write_bytes(b"foreign")])
+def test_a_foreign_file_at_the_path_of_the_new_file_stays(path, make):
     beside = path.with_name("state.new")
     make(beside)
     with pytest.raises(StateFileError, match=r"cannot write .*/state.new: "):
@@ -237,37 +237,37 @@ def test_what_somebody_else_put_where_the_new_one_is_written_stays(path, make):
     assert path.read_bytes() == b""
 
 
-def test_what_was_moved_aside_before_stays_there(path):
+def test_files_that_were_moved_aside_are_kept_up_to_a_limit(path):
     for number in range(1, MAX_ASIDE_FILES + 3):
         path.write_bytes(HEAD + b"x" * number)
         loaded(path)
         os.utime(path.with_name(f"state.unread-{(number - 1) % MAX_ASIDE_FILES + 1}"), (number, number))
-    kept = [
+    sizes = [
         path.with_name(f"state.unread-{number}").stat().st_size for number in range(1, MAX_ASIDE_FILES + 1)
     ]
-    # The oldest of them made room for the newest.
-    assert kept == [
+    # The newest replaced the oldest.
+    assert sizes == [
         len(HEAD) + MAX_ASIDE_FILES + 1,
         len(HEAD) + MAX_ASIDE_FILES + 2,
         *range(len(HEAD) + 3, len(HEAD) + 10),
     ]
 
 
-def test_what_is_no_regular_file_is_left_alone(path):
+def test_a_path_that_is_not_a_regular_file_stays_unchanged(path):
     path.mkdir()
     with pytest.raises(UnusablePathError, match="is not a regular file"):
         StateFile(path).load(pytest.fail)
     assert path.is_dir()
 
 
-def refuse(*_: object) -> None:
+def deny(*_: object) -> None:
     raise PermissionError(13, "Permission denied")
 
 
-def test_a_file_that_cannot_be_moved_is_not_written_over(path, monkeypatch):
+def test_a_file_that_cannot_be_moved_is_not_overwritten(path, monkeypatch):
     path.write_bytes(HEAD + b"damaged")
-    # Root may write into any folder, so the folder's mode would not stop the test.
-    monkeypatch.setattr(Path, "rename", refuse)
+    # Root may write into any directory, so the mode of the directory would not cause an error.
+    monkeypatch.setattr(Path, "rename", deny)
     file = StateFile(path)
     file.load(pytest.fail)
     with pytest.raises(StateFileError, match="could be neither read nor moved"):
@@ -275,7 +275,7 @@ def test_a_file_that_cannot_be_moved_is_not_written_over(path, monkeypatch):
     assert path.read_bytes() == HEAD + b"damaged"
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path):
+def test_a_missing_directory_is_an_error_of_one_line(tmp_path):
     file = StateFile(tmp_path / "nowhere" / "state")
     with pytest.raises(UnusablePathError, match=r"directory .*/nowhere does not exist$"):
         file.load(pytest.fail)
@@ -285,7 +285,7 @@ def test_a_folder_that_is_not_there_is_an_error_of_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("move", [Path.unlink, lambda path: path.rename(path.with_name("elsewhere"))])
-def test_a_file_that_is_removed_or_moved_is_not_written_to_but_anew(path, move, caplog):
+def test_a_file_that_was_removed_or_moved_is_rewritten(path, move, caplog):
     file = StateFile(path)
     file.rewrite([b"a"])
     assert file.is_intact
@@ -300,7 +300,7 @@ def test_a_file_that_is_removed_or_moved_is_not_written_to_but_anew(path, move, 
     assert loaded(path) == [b"a", b"b"]
 
 
-def test_a_file_that_is_cut_or_written_to_by_others_is_written_anew(path):
+def test_a_file_that_others_changed_is_rewritten(path):
     file = StateFile(path)
     file.rewrite([b"a"])
     for change in (
@@ -316,11 +316,11 @@ def test_a_file_that_is_cut_or_written_to_by_others_is_written_anew(path):
     assert loaded(path) == [b"a", b"b"]
 
 
-def test_a_folder_that_could_not_be_synced_is_tried_again(path, monkeypatch):
+def test_a_failed_sync_of_the_directory_is_repeated(path, monkeypatch):
     file = StateFile(path)
     file.rewrite([b"a"])
     with monkeypatch.context() as patch:
-        patch.setattr(statefile, "_sync_directory", refuse)
+        patch.setattr(state_file, "_sync_directory", deny)
         with pytest.raises(StateFileError):
             file.rewrite([b"b"])
     assert not file.is_intact
@@ -331,7 +331,7 @@ def test_a_folder_that_could_not_be_synced_is_tried_again(path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_older_state_that_is_put_back_is_moved_aside(path):
+def test_an_older_state_file_that_was_copied_back_is_moved_aside(path):
     file = StateFile(path)
     file.rewrite([b"a"])
     path.rename(path.with_name("backup"))
@@ -345,15 +345,15 @@ def test_an_older_state_that_is_put_back_is_moved_aside(path):
     assert loaded(path.with_name("state.unread-1")) == [b"a"]
 
 
-def test_a_path_that_cannot_be_looked_at_is_no_place_of_ours(path, monkeypatch):
+def test_a_path_that_cannot_be_examined_counts_as_another_file(path, monkeypatch):
     file = StateFile(path)
     file.rewrite([b"a"])
-    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "stat", deny)
     assert not file.is_intact
     assert file.move_aside("it is behind")
 
 
-def test_a_file_that_was_moved_aside_is_no_file_that_somebody_moved(path, caplog):
+def test_moving_a_file_aside_is_not_logged_as_a_removal(path, caplog):
     file = StateFile(path)
     file.rewrite([b"a"])
     assert file.move_aside("it is behind")
@@ -363,7 +363,7 @@ def test_a_file_that_was_moved_aside_is_no_file_that_somebody_moved(path, caplog
     assert loaded(path) == [b"b"]
 
 
-def test_what_another_process_put_in_its_place_stays(path):
+def test_a_file_that_another_process_put_in_its_place_stays(path):
     file, other = StateFile(path), StateFile(path)
     file.rewrite([b"a"])
     path.unlink()
@@ -374,24 +374,24 @@ def test_what_another_process_put_in_its_place_stays(path):
     assert file.move_aside("it is behind")
     assert path.exists()
     other.close()
-    path.write_bytes(b"somebody's")
+    path.write_bytes(b"foreign")
     for _ in range(2):
         with pytest.raises(StateFileError, match=r"not a state file replaced it\. Move that file away"):
             file.rewrite([b"a"])
-    assert path.read_bytes() == b"somebody's"
+    assert path.read_bytes() == b"foreign"
 
 
-def test_a_rewriting_that_breaks_off_leaves_the_file_of_before(path):
+def test_a_failed_rewrite_leaves_the_previous_file(path):
     file = StateFile(path)
     file.rewrite([b"a"])
-    path.with_name("state.new").mkdir()  # where the new one is to be written first
+    path.with_name("state.new").mkdir()  # the path of the new file
     with pytest.raises(StateFileError):
         file.rewrite([b"b"])
     file.close()
     assert loaded(path) == [b"a"]
 
 
-def test_a_link_stays_a_link(tmp_path):
+def test_a_symbolic_link_stays_one(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "state")
     written(link, b"a")

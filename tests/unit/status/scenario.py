@@ -25,7 +25,7 @@ def findings(*events: dict, profiles: dict[str, WorkerInfo] | None = None, **exp
     driver.apply(*events)
     if profiles is None:
         profiles = dict.fromkeys(driver.cluster.workers, REPLIED)
-    driver.cluster.record_inspection(profiles, driver.moment())
+    driver.cluster.record_inspection(profiles, driver.timestamp())
     values = {"listening": DISCOVERY_SECONDS, "jobs": HEALTHY, "last_event": T0, **exporter}
     return {finding.check: finding for finding in run(driver.shown(**values))}
 

@@ -86,7 +86,7 @@ def test_what_is_added_up_elsewhere_is_no_news_there():
         driver.apply(*life(number, number))
     recent.look(driver.shown(), driver.now)
     driver.wait(60)
-    assert {key.task_name for key in driver.ledger.snapshot()} == {"other"}
+    assert {key.task_name for key in driver.aggregates.snapshot()} == {"other"}
     (task,) = status(driver, recent).tasks
     assert (task.name, set(task.rates.values()), task.runtime_p50) == ("other", {0}, None)
 

@@ -85,7 +85,7 @@ def test_on_a_transport_without_events_workers_are_not_checked():
 def test_all_is_decided_once_each_check_that_applies_has_a_finding(blocked):
     driver = ClusterDriver()
     driver.apply(*beats(), *TASK)
-    driver.cluster.record_inspection({"w@h": REPLIED}, driver.moment())
+    driver.cluster.record_inspection({"w@h": REPLIED}, driver.timestamp())
     well = {
         "listening": DISCOVERY_SECONDS,
         "jobs": HEALTHY,

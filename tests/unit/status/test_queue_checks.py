@@ -55,7 +55,7 @@ def test_a_queue_without_consumers_has_the_name_that_a_worker_can_consume():
     rules = [(re.compile("customer-[0-9]+"), "customer-*")]
     driver = ClusterDriver(show_queue=shown_as(None, None, rules))
     driver.apply(*beats())
-    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("customer-1",))}, driver.moment())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("customer-1",))}, driver.timestamp())
     queue_stats = {"customer-1": QueueStats(0), "customer-2": QueueStats(2), "customer-3": QueueStats(0)}
     shown = driver.shown(listening=DISCOVERY_SECONDS, jobs=HEALTHY, last_event=T0, queue_stats=queue_stats)
     by_check = {finding.check: finding for finding in run(shown)}
@@ -68,7 +68,7 @@ def test_a_requested_queue_may_be_empty_without_a_consumer():
     driver = ClusterDriver()
     driver.cluster.queues.request(["from-zero"])
     driver.apply(*beats())
-    driver.cluster.record_inspection({"w@h": REPLIED}, driver.moment())
+    driver.cluster.record_inspection({"w@h": REPLIED}, driver.timestamp())
     for length, level in ((0, "ok"), (3, "warning")):
         values = {"q": QueueStats(0), "from-zero": QueueStats(length)}
         shown = driver.shown(listening=DISCOVERY_SECONDS, jobs=HEALTHY, last_event=T0, queue_stats=values)

@@ -179,7 +179,7 @@ def test_long_queues_and_old_messages(watched):
 
 def test_waits_are_of_a_queue():
     bounds = (1.0, 100.0, 1_000.0)
-    watched = Watched(ClusterDriver(ledger=Aggregates(bounds, bounds)))
+    watched = Watched(ClusterDriver(aggregates=Aggregates(bounds, bounds)))
     watched.driver.apply(*life(1, queued=0.5))
     assert watched.found()["queue-waits"].severity == "ok"
     for number in range(20):
@@ -275,7 +275,7 @@ def test_what_is_given_up_is_no_news_under_its_new_name():
     watched = Watched(driver)
     driver.wait(30)
     driver.apply(*life(99))
-    assert {key.task_name for key in driver.ledger.snapshot()} == {"add", "other"}
+    assert {key.task_name for key in driver.aggregates.snapshot()} == {"add", "other"}
     assert (watched.found()["failures"].severity, "0 of " in watched.found()["failures"].message) == (
         "ok",
         True,

@@ -343,7 +343,7 @@ def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
 
 def test_invariant_8_buckets_are_those_the_ledger_counts_in():
     """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
-    driver = ClusterDriver(ledger=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
+    driver = ClusterDriver(aggregates=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
         driver.apply(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))

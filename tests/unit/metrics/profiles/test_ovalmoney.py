@@ -29,7 +29,7 @@ ADD = 'name="add",namespace="celery"'
 def page(*events: dict) -> dict[str, float]:
     """Return the samples that are shown after these events."""
     ledger = Aggregates(SELECTION.runtime_bounds, SELECTION.wait_bounds, latency=SELECTION.latency)
-    driver = ClusterDriver(labels=SELECTION.labels, ledger=ledger)
+    driver = ClusterDriver(labels=SELECTION.labels, aggregates=ledger)
     driver.apply(*events)
     driver.wait(3)
     lines = Exposition(SELECTION.rows).render(driver.shown()).decode().splitlines()
