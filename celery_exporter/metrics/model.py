@@ -1,4 +1,7 @@
-"""Tables that show a snapshot under one family of metric names. No state, no I/O: a row for each metric."""
+"""The types of a metrics profile: a table with one row, a `MetricFamily`, for each metric.
+
+A row reads its samples from a snapshot. It has no state and does no I/O.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +14,42 @@ from msgspec import Struct
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import UNKNOWN
 
-#: One sample: its label values, in the order of the row's labels, and its value: a number, or a `Histogram`
-#: where the row has bounds.
+#: One sample: its label values, in the order of the row's labels, and its value. The value is a number, or a
+#: `Histogram` if the row has bounds.
 Sample = tuple[tuple[str, ...], Any]
-#: Joins the values of two samples into one.
+#: Combines the values of two samples into one.
 Merge = Callable[[Any, Any], Any]
 
 
-#: What --metric-prefix replaces.
+#: The prefix that --metric-prefix replaces.
 PREFIX = "celery_"
-#: The labels of rows about tasks, in the order of `LabelSet`.
-KEY_LABELS = ("task_name", "queue_name", "worker")
-#: What profiles call the first of them.
-TASK_NAMES = frozenset({"task_name", "name", "task", "task_type"})
-#: Those that are optional, of the sums and so of what is in memory.
+#: The names of the labels of a `LabelSet`, in its order.
+LABEL_SET_NAMES = ("task_name", "queue_name", "worker")
+#: The names that profiles give to the label with the task name.
+TASK_NAME_LABELS = frozenset({"task_name", "name", "task", "task_type"})
+#: The optional labels of task metrics. Aggregates are kept by those in use.
 TASK_LABELS = ("queue_name", "worker")
 
-#: Upper bucket bounds in seconds: what prometheus_client has by itself, and so most exporters.
+#: Upper bucket bounds in seconds: the default of prometheus_client, and so of most exporters.
 COMMON_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 
 class MetricFamily(Struct, frozen=True):
-    """One metric family: what it is called and how a snapshot tells its samples.
+    """One metric family: its name, type, help and labels, and how to read its samples from a snapshot.
 
-    `--metric-prefix` replaces the `celery_` that a name begins with. A counter's name ends in `_total`.
-    `merge` joins the values of samples with equal labels, where the snapshot is finer than the row.
-    `bounds` returns the upper bucket bounds that a histogram was counted with, without +Inf; `buckets` are
-    those of them that are shown, None for all; `decimal` ones are written as Python does, le="1.0", where
-    ours are short, le="1". A counter `has_external_baseline` if something else counted before this exporter
-    started: a 0 before its first value would make all of that an increase. `remark` says where a value
-    differs on purpose from that of the exporter which the name is from; `query` makes it out of native
-    metrics, in PromQL, of a histogram its buckets (its sum and count are made likewise). `absent` says when
-    there is no sample, where that can be, and `example` is a question that it answers, in PromQL.
+    - `name` may begin with `celery_`, which `--metric-prefix` replaces. A counter's name ends in `_total`.
+    - `merge` combines the values of samples with equal labels. It is needed where the aggregates have more
+      labels than the row.
+    - `bounds` returns the upper bucket bounds that a histogram was counted with, without +Inf. `buckets` are
+      the bounds that are exposed, None for all of them.
+    - `decimal` bounds are written as in Python, le="1.0"; others as in Go, le="1".
+    - `has_external_baseline` is true for a counter that a worker started before this exporter did. A 0 before
+      its first value would turn all earlier counts into an increase.
+    - `remark` says where the value differs on purpose from that of the exporter which the name comes from.
+    - `query` is PromQL that computes the metric from native metrics. For a histogram it computes the buckets;
+      sum and count are computed likewise.
+    - `absent` says when there is no sample; empty if there always is one.
+    - `example` is a PromQL query that uses the metric.
     """
 
     name: str
@@ -61,15 +68,15 @@ class MetricFamily(Struct, frozen=True):
     example: str = ""
 
     def full_name(self, prefix: str) -> str:
-        """Return the name with another beginning than `PREFIX`; a name that has another one keeps it."""
+        """Return the name with `prefix` instead of `PREFIX`; a name without `PREFIX` stays as it is."""
         return prefix + self.name.removeprefix(PREFIX) if self.name.startswith(PREFIX) else self.name
 
 
 class MetricOptions(Struct, frozen=True, kw_only=True):
-    """What somebody chose of how rows look. Upper bucket bounds in seconds; None for the profile's own."""
+    """User options that change rows. Upper bucket bounds are in seconds; None for those of the profile."""
 
     task_labels: tuple[str, ...] = ("queue_name",)
-    needs_merge: bool = False  # another profile needs more labels, so several sums may be one sample
+    needs_merge: bool = False  # another profile needs more labels, so several aggregates may be one sample
     buckets: tuple[float, ...] | None = None
     queue_wait_buckets: tuple[float, ...] | None = None
     default_queue_name: str = UNKNOWN
@@ -79,7 +86,7 @@ class MetricOptions(Struct, frozen=True, kw_only=True):
 
 
 class Profile(Struct, frozen=True, kw_only=True):
-    """A family of metric names, where it is known from, and what it needs to be known."""
+    """A set of metric names, a description of its origin, and the data that it needs."""
 
     name: str
     about: str
@@ -87,26 +94,29 @@ class Profile(Struct, frozen=True, kw_only=True):
     labels: Callable[[MetricOptions], tuple[str, ...]]  # of `TASK_LABELS`
     buckets: tuple[float, ...] = COMMON_BUCKETS
     queue_wait_buckets: tuple[float, ...] = COMMON_BUCKETS
-    clients: Callable[[MetricOptions], bool] = lambda _: False  # which host sent a task
+    clients: Callable[[MetricOptions], bool] = lambda _: False  # counts of sent tasks by the client's host
     hosts: bool = False  # sums over the workers of a host
-    prefetched: bool = False  # what each worker has received and not started
-    latency: bool = False  # the time from sent to started, or from received where no sending is known
+    prefetched: bool = False  # how many tasks each worker has received and not started
+    latency: bool = False  # the time from sent to started; from received if no task-sent is published
 
 
-#: Samples of a row are added up, histograms too.
+#: Adds up the samples of a row, also histograms.
 add: Merge = operator.add
 
 
-def of_each(things: str, field: Callable[[Any], float | None]) -> Callable[[Snapshot], Iterable[Sample]]:
-    """Return samples for a row: of each of a snapshot's `things`, by its name, a field where it is known."""
-    found = operator.attrgetter(things)
+def of_each(path: str, field: Callable[[Any], float | None]) -> Callable[[Snapshot], Iterable[Sample]]:
+    """Return a function that reads a row's samples: one for each item at `path` of a snapshot.
+
+    The label value is the item's name, the value is `field` of it. An item whose field is None has no sample.
+    """
+    items = operator.attrgetter(path)
     return lambda snapshot: (
-        ((each.name,), value) for each in found(snapshot) if (value := field(each)) is not None
+        ((item.name,), value) for item in items(snapshot) if (value := field(item)) is not None
     )
 
 
 def means(samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Return the mean of what histograms observed, by labels."""
+    """Return the mean of the values that histograms observed, by label values."""
     sums: dict[tuple[str, ...], tuple[float, int]] = {}
     for labels, histogram in samples:
         total, count = sums.get(labels, (0.0, 0))
@@ -115,11 +125,11 @@ def means(samples: Iterable[Sample]) -> Iterable[Sample]:
 
 
 def summed(vector: str, *without: str, how: str = "sum", **names: str) -> str:
-    """Return PromQL that calls labels by new names (new=old), and adds up what differs in others of them.
+    """Return PromQL that renames labels (new=old) and aggregates over the labels `without`.
 
-    Labels that are not named here stay: whatever Prometheus adds to tell exporters apart, and `le`.
+    All other labels stay: those that Prometheus adds to distinguish exporters, and `le`.
     """
     for new, old in names.items():
-        pattern = "(?:[^@]*@)?(.+)" if new == "hostname" else "(.*)"  # as core.cluster.host
+        pattern = "(?:[^@]*@)?(.+)" if new == "hostname" else "(.*)"  # as core.workers.host
         vector = f'label_replace({vector}, "{new}", "$1", "{old}", "{pattern}")'
     return f"{how} without ({', '.join([*without, *names.values()])}) ({vector})"

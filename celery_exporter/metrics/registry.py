@@ -1,4 +1,4 @@
-"""Which profiles there are, and what those that are switched on need and show together."""
+"""The profiles by name, and what the selected ones need and expose together."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PROFILES = {
 
 
 class ProfilesClashError(Exception):
-    """Two profiles claim one name; the text is one line for people."""
+    """Two profiles define one metric name differently; the text is one line for the user."""
 
 
 class Selection(Struct, frozen=True):
-    """What the profiles that are switched on show, and what they need to be known for it.
+    """The rows that the selected profiles expose, and the data that they need.
 
-    `labels` are the optional labels that sums are kept under, of `TASK_LABELS`; bounds are all upper bucket
-    bounds, in seconds, that one of them shows.
+    `labels` are the optional labels that aggregates are kept by, of `TASK_LABELS`. The bounds are all upper
+    bucket bounds, in seconds, that one of the profiles exposes.
     """
 
     names: tuple[str, ...]
-    shape: MetricOptions
+    options: MetricOptions
     rows: tuple[MetricFamily, ...]
     labels: tuple[str, ...]
     runtime_bounds: tuple[float, ...]
@@ -39,42 +39,45 @@ class Selection(Struct, frozen=True):
     latency: bool
 
 
-def select(names: Sequence[str], shape: MetricOptions, prefix: str = PREFIX) -> Selection:
-    """Return what these profiles need and show; raise ProfilesClashError if they cannot be on together."""
-    chosen = [PROFILES[name] for name in dict.fromkeys(names)]
-    needed = {label for profile in chosen for label in profile.labels(shape)}
+def select(names: Sequence[str], options: MetricOptions, prefix: str = PREFIX) -> Selection:
+    """Return what these profiles need and expose.
+
+    Raises ProfilesClashError if two of them define one metric name differently.
+    """
+    profiles = [PROFILES[name] for name in dict.fromkeys(names)]
+    needed = {label for profile in profiles for label in profile.labels(options)}
     tables = [
-        (profile, profile.rows(structs.replace(shape, needs_merge=needed != set(profile.labels(shape)))))
-        for profile in chosen
+        (profile, profile.rows(structs.replace(options, needs_merge=needed != set(profile.labels(options)))))
+        for profile in profiles
     ]
     return Selection(
-        tuple(profile.name for profile in chosen),
-        shape,
-        tuple(_joined(tables, prefix)),
+        tuple(profile.name for profile in profiles),
+        options,
+        tuple(_combined(tables, prefix)),
         tuple(label for label in TASK_LABELS if label in needed),
-        _union(shape.buckets or profile.buckets for profile in chosen),
-        _union(shape.queue_wait_buckets or profile.queue_wait_buckets for profile in chosen),
-        any(profile.clients(shape) for profile in chosen),
-        any(profile.hosts for profile in chosen),
-        any(profile.prefetched for profile in chosen),
-        any(profile.latency for profile in chosen),
+        _union(options.buckets or profile.buckets for profile in profiles),
+        _union(options.queue_wait_buckets or profile.queue_wait_buckets for profile in profiles),
+        any(profile.clients(options) for profile in profiles),
+        any(profile.hosts for profile in profiles),
+        any(profile.prefetched for profile in profiles),
+        any(profile.latency for profile in profiles),
     )
 
 
-def _joined(tables: Iterable[tuple[Profile, list[MetricFamily]]], prefix: str) -> Iterable[MetricFamily]:
-    """Return the rows of all, each name once, and the exporter's own, which nobody can do without."""
-    claimed: dict[str, tuple[MetricFamily, Profile]] = {}
+def _combined(tables: Iterable[tuple[Profile, list[MetricFamily]]], prefix: str) -> Iterable[MetricFamily]:
+    """Return the rows of all profiles, each name once, and the exporter's own, which are always exposed."""
+    defined: dict[str, tuple[MetricFamily, Profile]] = {}
     for profile, rows in tables:
         for row in rows:
             name = row.full_name(prefix)
-            before, by = claimed.setdefault(name, (row, profile))
-            if _form(before) != _form(row):
+            first_row, first_profile = defined.setdefault(name, (row, profile))
+            if _form(first_row) != _form(row):
                 raise ProfilesClashError(
-                    f"--profile: {by.name} and {profile.name} both have {name}, not the same one: "
-                    f"{_described(before)} and {_described(row)}; drop one of the two from --profile"
+                    f"--profile: {first_profile.name} and {profile.name} define {name} differently: "
+                    f"{_described(first_row)} and {_described(row)}; remove one of the two from --profile"
                 )
     own = {row.full_name(prefix): row for row in native.EXPORTER_ROWS}
-    return ({name: row for name, (row, _) in claimed.items()} | own).values()
+    return ({name: row for name, (row, _) in defined.items()} | own).values()
 
 
 def _form(row: MetricFamily) -> tuple[object, ...]:
@@ -89,17 +92,17 @@ def _described(row: MetricFamily) -> str:
 
 
 def _union(bounds: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
-    return tuple(sorted({bound for each in bounds for bound in each}))
+    return tuple(sorted({bound for profile_bounds in bounds for bound in profile_bounds}))
 
 
 def overview(profile: Profile) -> str:
-    """Return a paragraph for people: what the profile is, and its metrics."""
+    """Return a paragraph that describes the profile and names its metrics."""
     names = ", ".join(row.name for row in profile.rows(MetricOptions()))
     return textwrap.fill(f"{profile.name}: {profile.about}. {names}", 100, subsequent_indent="  ")
 
 
 def table(profile: Profile) -> str:
-    """Return the profile's metrics for people, with remarks where values differ from the original's."""
+    """Return the profile's metrics as text, with remarks where values differ from the original's."""
     return "\n".join(
         f"{row.name}{{{', '.join(row.labels)}}} ({row.type})\n    {row.help}"
         + (f"\n    Differs: {row.remark}." if row.remark else "")

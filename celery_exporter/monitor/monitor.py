@@ -106,7 +106,9 @@ class Monitor:
         self.subscription.restore(record.malformed, record.subscriptions, record.unconfirmed)
         if self._file is not None:
             self._file.errors.update(record.file_errors)
-        self._tracker.restore(restored.tracker, time.monotonic(), time.time(), renamed=restored.is_renamed)
+        self._tracker.restore(
+            restored.tracker, time.monotonic(), time.time(), names_changed=restored.is_renamed
+        )
 
     def _new_jobs(self) -> list[PeriodicJob]:
         interval = self._config.update_interval

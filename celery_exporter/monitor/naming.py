@@ -36,7 +36,7 @@ class Naming(Struct, frozen=True):
 def naming_of(config: MonitorConfig) -> Naming:
     """Return the naming settings of a config."""
     metrics, selection = config.metrics, config.metrics.selection
-    options = selection.shape
+    options = selection.options
     return Naming(
         tasks=_rules(config.task_include, config.task_exclude, config.task_name_rule),
         queues=_rules(config.queue_include, config.queue_exclude, config.queue_name_rule),

@@ -20,10 +20,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.metrics.exposition.negotiation import accepts_gzip, negotiate
 from celery_exporter.metrics.exposition.series_tracker import ScrapeSession, SeriesTracker
-from celery_exporter.metrics.exposition.text import Exposition, negotiate
+from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.web.connections import READ, Connection
-from celery_exporter.web.encodings import takes_gzip
 from celery_exporter.web.status_routes import NOSNIFF
 
 #: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
@@ -70,7 +70,7 @@ class MetricsPage:
     async def answer(self, request: Request) -> Response:
         """Return the page; 503 if so much of others waits to be read that it is not made."""
         content_type = negotiate(request.headers.get("accept"))
-        zipped = takes_gzip(request.headers.get("accept-encoding", ""))
+        zipped = accepts_gzip(request.headers.get("accept-encoding", ""))
         scraper = _scraper(request)
         if not await self._readers.has_room():
             why = f"{self._readers.unread()} bytes of pages wait for clients that do not read them\n"

@@ -13,9 +13,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from celery_exporter.metrics.exposition.negotiation import accepts_gzip
 from celery_exporter.status.model import Status
 from celery_exporter.web import status_page as page
-from celery_exporter.web.encodings import takes_gzip
 
 #: Seconds for which a status is given to all who ask. Pages ask every two: ten of them cost as much as one.
 LASTS = 1.9
@@ -46,7 +46,7 @@ def pages(status: Callable[[], Status]) -> dict[str, Page]:
     async def api(request: Request) -> Response:
         made = await newest.get()
         headers = {**SAFE, "Vary": "Accept-Encoding"}
-        if takes_gzip(request.headers.get("accept-encoding", "")):
+        if accepts_gzip(request.headers.get("accept-encoding", "")):
             headers["Content-Encoding"] = "gzip"
         body = made.zipped if "Content-Encoding" in headers else made.json
         return Response(body, media_type="application/json", headers=headers)

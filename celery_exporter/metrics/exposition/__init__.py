@@ -1,1 +1,1 @@
-"""Exposition formats, and which series are at 0 first."""
+"""Exposition formats, content negotiation, and the series that are exposed at 0 first."""

@@ -1,7 +1,8 @@
 """Samples → Prometheus' protobuf format, the only one with native histograms.
 
-Messages and fields are those of io/prometheus/client/metrics.proto (github.com/prometheus/client_model).
-Each family has its length before it (delimited). Bytes are put together here: a dozen fields need no library.
+Messages and fields are those of io/prometheus/client/metrics.proto (github.com/prometheus/client_model). The
+encoding is delimited: each family has its length before it. This module writes the bytes itself, because a
+dozen fields do not justify a library.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from celery_exporter.core.histogram import (
 
 PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
-#: Type of a family → its number, and the field of a metric that has its value.
+#: Type of a family → its number, and the field of a metric that holds its value.
 _TYPES = {"counter": (0, 3), "gauge": (1, 2), "histogram": (4, 7)}
 _VARINT, _DOUBLE, _BYTES = 0, 1, 2  # wire types
 
 
 def family(name: str, type_: str, help_: str, metrics: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield a family with these metrics, its length before it; nothing for one without any."""
+    """Yield a family with these metrics, its length before it; nothing if it has no metrics."""
     number, _ = _TYPES[type_]
     parts = [_text(4, metric) for metric in metrics]
     if parts:
@@ -37,34 +38,37 @@ def family(name: str, type_: str, help_: str, metrics: Iterable[bytes]) -> Itera
 
 
 def labels(pairs: Mapping[str, str]) -> bytes:
-    """Return the labels of a metric, in the order of their names."""
+    """Return the encoded labels of a metric, in the order of their names."""
     return b"".join(
         _text(1, _text(1, name.encode()) + _text(2, value.encode("utf-8", "replace")))
         for name, value in sorted(pairs.items())
     )
 
 
-def metric(type_: str, labelled: bytes, value: float, created: float | None = None) -> bytes:
-    """Return a metric with a number; of a counter also when it was `created`, at 0, in epoch seconds."""
+def metric(type_: str, encoded_labels: bytes, value: float, created: float | None = None) -> bytes:
+    """Return a metric whose value is a number.
+
+    `created` is the epoch second at which a counter was at 0.
+    """
     _, field = _TYPES[type_]
     timestamp = b"" if created is None else _timestamp(3, created)
-    return labelled + _text(field, _double(1, value) + timestamp)
+    return encoded_labels + _text(field, _double(1, value) + timestamp)
 
 
 def histogram(
-    labelled: bytes, bounds: tuple[float, ...], value: Histogram, created: float | None = None
+    encoded_labels: bytes, bounds: tuple[float, ...], value: Histogram, created: float | None = None
 ) -> bytes:
-    """Return a metric with a histogram: its buckets, and the native ones where it has some.
+    """Return a metric whose value is a histogram: its buckets, and its native buckets if it has any.
 
-    It was empty when it was `created`, in epoch seconds.
+    `created` is the epoch second at which it was empty.
     """
     parts = [_number(1, sum(value.counts)), _double(2, value.total)]
     count = 0
-    for place, bound in enumerate((*bounds, math.inf)):
-        count += value.counts[place]
-        exemplar = (value.exemplars or {}).get(place)
+    for index, bound in enumerate((*bounds, math.inf)):
+        count += value.counts[index]
+        exemplar = (value.exemplars or {}).get(index)
         if exemplar is None and bound == math.inf:
-            break  # it is the count, and said already
+            break  # this bucket equals the count of the histogram, which is there already
         parts.append(
             _text(3, _number(1, count) + _double(2, bound) + (_exemplar(exemplar) if exemplar else b""))
         )
@@ -72,7 +76,7 @@ def histogram(
         parts.append(_native(value.native))
     if created is not None:
         parts.append(_timestamp(15, created))
-    return labelled + _text(7, b"".join(parts))
+    return encoded_labels + _text(7, b"".join(parts))
 
 
 def _exemplar(exemplar: Exemplar) -> bytes:
@@ -80,17 +84,17 @@ def _exemplar(exemplar: Exemplar) -> bytes:
 
 
 def _native(counts: Mapping[int, int]) -> bytes:
-    """Return the fields of a native histogram: runs of buckets, and by how much their counts differ."""
-    spans: list[list[int]] = []  # gap to the one before, length
-    deltas, before, last = [], 0, 0
+    """Return the fields of a native histogram: spans of buckets, and the differences of their counts."""
+    spans: list[list[int]] = []  # the gap to the previous span, and the length
+    deltas, last_count, last_index = [], 0, 0
     for index, count in sorted(counts.items()):
         if index == ZERO_INDEX:
             continue
-        if not spans or index != last + 1:
-            spans.append([index - last - (1 if spans else 0), 0])
+        if not spans or index != last_index + 1:
+            spans.append([index - last_index - (1 if spans else 0), 0])
         spans[-1][1] += 1
-        deltas.append(count - before)
-        before, last = count, index
+        deltas.append(count - last_count)
+        last_count, last_index = count, index
     return b"".join(
         (
             _number(5, _zigzag(SCHEMA)),
@@ -118,7 +122,7 @@ def _double(field: int, value: float) -> bytes:
 
 
 def _timestamp(field: int, at: float) -> bytes:
-    """Return a google.protobuf.Timestamp: seconds, and nanoseconds that are added to them."""
+    """Return a google.protobuf.Timestamp: seconds, and the nanoseconds to add to them."""
     seconds = math.floor(at)
     return _text(field, _number(1, seconds) + _number(2, int((at - seconds) * 1e9)))
 
@@ -130,9 +134,9 @@ def _zigzag(value: int) -> int:
 def _varint(value: int) -> bytes:
     if value < 0x80:
         return bytes((value,))
-    found = bytearray()
+    encoded = bytearray()
     while value >= 0x80:
-        found.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    found.append(value)
-    return bytes(found)
+    encoded.append(value)
+    return bytes(encoded)

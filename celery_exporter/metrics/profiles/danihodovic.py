@@ -1,6 +1,7 @@
-"""The names of danihodovic/celery-exporter 0.12.2 (its README, section Metrics), the most used one.
+"""The danihodovic profile: the names of danihodovic/celery-exporter 0.12.2, the most used exporter.
 
-It names a worker by its host. What happened at a worker goes when it is purged, there and here.
+Source: its README, section Metrics. It names a worker by its host. Like the original, this profile drops the
+series of a worker when the worker is removed.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from celery_exporter.metrics.profiles import native
 
 #: Upper bucket bounds of queue waits, in seconds (DEFAULT_QUEUE_WAIT_BUCKETS there).
 WAIT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-#: What hosts are called of which nobody wants to know.
+#: The label value of all hosts if the user does not distinguish them.
 GENERIC = "generic"
-#: What exceptions are called of which nobody knows the class.
+#: The label value of exceptions whose class is unknown.
 UNKNOWN_EXCEPTION = "UnknownException"
 
 _COUNTERS = {
@@ -43,31 +44,31 @@ _COUNTERS = {
 }
 _TASK = ("name", "hostname", "queue_name")
 _QUEUES = (
-    "where nobody told the queue the original says celery, as --default-queue-name celery does here; where "
-    "events of a task overtake each other it takes host or queue from another one than the one it counts"
+    "the original shows an unknown queue as celery, as --default-queue-name celery does here; if events of a "
+    "task arrive out of order, the original takes the host or the queue from a different event"
 )
 _EXCEPTIONS = (
-    f"{_QUEUES}; a class that is written with its module, Reject, and one in a traceback alone are "
-    "UnknownException or ExceptionWithTraceback to it, and here what they are"
+    f"{_QUEUES}; the original shows UnknownException or ExceptionWithTraceback for Reject, for a class with "
+    "a module path and for a class that only the traceback names; this shows the class"
 )
-_HOSTS = "of several workers on a host the original shows the one that was heard last; this is "
+_HOSTS = "for several workers on one host the original shows the one with the newest event; this shows "
 _SENT = summed('celery_tasks_total{state="PENDING"}', "state", "worker", name="task_name")
 _FAILED = 'celery_task_failures_total{worker!=""}'
 _ACTIVE = 'celery_worker_active_tasks or ignoring (hostname) 0 * celery_worker_up{worker!=""}'
 
 
-def rows(shape: MetricOptions) -> list[MetricFamily]:
-    """Return the table."""
-    return [*_counters(shape), *_histograms(shape), *_HOST_ROWS, native.QUEUE_LENGTH, *_QUEUE_ROWS]
+def rows(options: MetricOptions) -> list[MetricFamily]:
+    """Return the rows of this profile."""
+    return [*_counters(options), *_histograms(options), *_HOST_ROWS, native.QUEUE_LENGTH, *_QUEUE_ROWS]
 
 
-def _counters(shape: MetricOptions) -> list[MetricFamily]:
+def _counters(options: MetricOptions) -> list[MetricFamily]:
     return [
         _counter(
             "sent",
             "Sent when a task message is published.",
             _TASK,
-            partial(_sent, shape),
+            partial(_sent, options),
             f'label_replace({_SENT}, "hostname", "{GENERIC}", "", "")',
         ),
         *(
@@ -75,7 +76,7 @@ def _counters(shape: MetricOptions) -> list[MetricFamily]:
                 name,
                 help_,
                 _TASK,
-                partial(_moved, shape, state),
+                partial(_transitions, options, state),
                 _at_hosts(f'celery_tasks_total{{state="{state.name}",worker!=""}}', "state"),
             )
             for state, (name, help_) in _COUNTERS.items()
@@ -84,36 +85,36 @@ def _counters(shape: MetricOptions) -> list[MetricFamily]:
             "failed",
             "Sent if the execution of the task failed.",
             ("name", "hostname", "exception", "queue_name"),
-            partial(_failed, shape),
+            partial(_failed, options),
             _at_hosts(_FAILED, "state"),
             remark=_EXCEPTIONS,
         ),
     ]
 
 
-def _histograms(shape: MetricOptions) -> list[MetricFamily]:
+def _histograms(options: MetricOptions) -> list[MetricFamily]:
     return [
         _histogram(
             "runtime",
             "Run time of tasks that succeeded.",
-            shape,
+            options,
             _runtime,
-            shape.buckets or COMMON_BUCKETS,
+            options.buckets or COMMON_BUCKETS,
             query=_at_hosts('celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}', "state"),
         ),
         _histogram(
             "queue_wait_time",
-            "From sent (or eta) to started.",
-            shape,
+            "Time from sent (or eta) to started.",
+            options,
             attrgetter("queue_wait"),
-            shape.queue_wait_buckets or WAIT_BUCKETS,
+            options.queue_wait_buckets or WAIT_BUCKETS,
             waits=True,
             query=_at_hosts('celery_task_queue_wait_seconds_bucket{worker!=""}'),
         ),
     ]
 
 
-def _counter(  # noqa: PLR0913  what differs between them
+def _counter(  # noqa: PLR0913  the differences between the counters
     name: str,
     help_: str,
     labels: tuple[str, ...],
@@ -126,55 +127,56 @@ def _counter(  # noqa: PLR0913  what differs between them
     return MetricFamily(name, "counter", help_, labels, samples, merge=add, remark=remark, query=query)
 
 
-def _at_hosts(counted: str, *without: str) -> str:
-    return summed(counted, *without, name="task_name", hostname="worker")
+def _at_hosts(vector: str, *without: str) -> str:
+    return summed(vector, *without, name="task_name", hostname="worker")
 
 
-def _labels(shape: MetricOptions, key: LabelSet) -> tuple[str, str, str]:
-    hostname = GENERIC if shape.generic_hostname_worker_task_metric else host(key.worker)
-    return key.task_name, hostname, _queue(shape, key)
+def _labels(options: MetricOptions, label_set: LabelSet) -> tuple[str, str, str]:
+    hostname = GENERIC if options.generic_hostname_worker_task_metric else host(label_set.worker)
+    return label_set.task_name, hostname, _queue(options, label_set)
 
 
-def _queue(shape: MetricOptions, key: LabelSet) -> str:
-    return shape.default_queue_name if key.queue_name == UNKNOWN else key.queue_name
+def _queue(options: MetricOptions, label_set: LabelSet) -> str:
+    return options.default_queue_name if label_set.queue_name == UNKNOWN else label_set.queue_name
 
 
-def _moved(shape: MetricOptions, state: State, snapshot: Snapshot) -> Iterable[Sample]:
+def _transitions(options: MetricOptions, state: State, snapshot: Snapshot) -> Iterable[Sample]:
     return (
-        (_labels(shape, key), aggregate.transitions[state]) for key, aggregate in _at_workers(shape, snapshot)
+        (_labels(options, label_set), aggregate.transitions[state])
+        for label_set, aggregate in _at_workers(options, snapshot)
     )
 
 
-def _sent(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
-    for key, aggregate in snapshot.aggregates.items():
-        if key.worker:
+def _sent(options: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
+    for label_set, aggregate in snapshot.aggregates.items():
+        if label_set.worker:
             continue
         clients = (
             {GENERIC: aggregate.transitions[State.PENDING]}
-            if shape.generic_hostname_task_sent_metric
+            if options.generic_hostname_task_sent_metric
             else aggregate.clients
         )
         for client, count in clients.items():
-            yield (key.task_name, client, _queue(shape, key)), count
+            yield (label_set.task_name, client, _queue(options, label_set)), count
 
 
-def _failed(shape: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
-    for key, aggregate in _at_workers(shape, snapshot):
-        name, hostname, queue = _labels(shape, key)
+def _failed(options: MetricOptions, snapshot: Snapshot) -> Iterable[Sample]:
+    for label_set, aggregate in _at_workers(options, snapshot):
+        name, hostname, queue = _labels(options, label_set)
         if (
             sum(aggregate.transitions) > aggregate.transitions[State.FAILURE]
-        ):  # as the original, whose other events show it
+        ):  # as in the original, where each event of another type creates this series
             yield (name, hostname, "", queue), 0
         for exception, count in aggregate.exceptions.items():
             yield (name, hostname, UNKNOWN_EXCEPTION if exception == UNKNOWN else exception, queue), count
 
 
-def _at_workers(shape: MetricOptions, snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
-    """Return what workers did; where all have one name, that of workers that are gone is there, too."""
+def _at_workers(options: MetricOptions, snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
+    """Return the aggregates of workers; with generic workers also those of removed ones."""
     return (
-        (key, aggregate)
-        for key, aggregate in snapshot.aggregates.items()
-        if key.worker or shape.generic_hostname_worker_task_metric
+        (label_set, aggregate)
+        for label_set, aggregate in snapshot.aggregates.items()
+        if label_set.worker or options.generic_hostname_worker_task_metric
     )
 
 
@@ -182,11 +184,11 @@ def _runtime(aggregate: Aggregate) -> object:
     return aggregate.runtime.get(State.SUCCESS)
 
 
-def _histogram(  # noqa: PLR0913  what differs between the two
+def _histogram(  # noqa: PLR0913  the differences between the two histograms
     name: str,
     help_: str,
-    shape: MetricOptions,
-    which: Callable[[Aggregate], object],
+    options: MetricOptions,
+    histogram_of: Callable[[Aggregate], object],
     bounds: tuple[float, ...],
     *,
     waits: bool = False,
@@ -198,9 +200,9 @@ def _histogram(  # noqa: PLR0913  what differs between the two
         help_,
         _TASK,
         lambda snapshot: (
-            (_labels(shape, key), histogram)
-            for key, aggregate in _at_workers(shape, snapshot)
-            if (histogram := which(aggregate)) is not None
+            (_labels(options, label_set), histogram)
+            for label_set, aggregate in _at_workers(options, snapshot)
+            if (histogram := histogram_of(aggregate)) is not None
         ),
         merge=add,
         bounds=attrgetter("wait_bounds" if waits else "runtime_bounds"),
@@ -211,8 +213,8 @@ def _histogram(  # noqa: PLR0913  what differs between the two
     )
 
 
-def _of_host(  # noqa: PLR0913  what differs between the two
-    name: str, help_: str, field: Callable[[WorkerView], float], merge: Merge, *, how: str, query: str
+def _of_host(  # noqa: PLR0913  the differences between the two gauges
+    name: str, help_: str, field: Callable[[WorkerView], float], merge: Merge, *, value: str, query: str
 ) -> MetricFamily:
     return MetricFamily(
         f"celery_worker_{name}",
@@ -221,7 +223,7 @@ def _of_host(  # noqa: PLR0913  what differs between the two
         ("hostname",),
         lambda snapshot: (((host(worker.name),), field(worker)) for worker in snapshot.workers),
         merge=merge,
-        remark=_HOSTS + how,
+        remark=_HOSTS + value,
         query=query,
     )
 
@@ -233,18 +235,18 @@ def _active(worker: WorkerView) -> int:
 _HOST_ROWS = [
     _of_host(
         "up",
-        "Whether a worker is heard.",
+        "1 while a worker on the host sends events.",
         attrgetter("up"),
         max,
-        how="1 if any of them is up",
+        value="1 if any of them is up",
         query=summed('celery_worker_up{worker!=""}', how="max", hostname="worker"),
     ),
     _of_host(
         "tasks_active",
-        "Tasks the workers execute now.",
+        "Tasks that the workers on the host execute now.",
         _active,
         add,
-        how="their sum",
+        value="their sum",
         query=summed(_ACTIVE, hostname="worker"),
     ),
 ]
@@ -262,7 +264,7 @@ _QUEUE_ROWS = [
     _of_queue("worker", "Workers that consume the queue.", attrgetter("workers")),
     _of_queue(
         "process",
-        "Processes of the workers that consume the queue, as their pools are now.",
+        "Processes in the current pools of the workers that consume the queue.",
         attrgetter("worker_processes"),
         "celery_queue_worker_processes",
     ),
@@ -275,6 +277,6 @@ PROFILE = Profile(
     rows=rows,
     labels=lambda _: ("queue_name", "worker"),
     queue_wait_buckets=WAIT_BUCKETS,
-    clients=lambda shape: not shape.generic_hostname_task_sent_metric,
+    clients=lambda options: not options.generic_hostname_task_sent_metric,
     hosts=True,
 )

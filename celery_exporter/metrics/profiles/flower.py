@@ -1,6 +1,7 @@
-"""The names of mher/flower's Prometheus integration, 2.2 (flower/events.py; docs/prometheus-integration.rst).
+"""The flower profile: the names of the Prometheus integration of mher/flower 2.2.
 
-What a worker did goes when it is purged, as in Flower with --purge_offline_workers.
+Sources: flower/events.py and docs/prometheus-integration.rst. The series of a worker are dropped when the
+worker is removed, as in Flower with --purge_offline_workers.
 """
 
 from __future__ import annotations
@@ -31,53 +32,55 @@ _TYPES = {
     State.REVOKED: "task-revoked",
     State.REJECTED: "task-rejected",
 }
-_MOVED = 'celery_tasks_total{state!="PENDING",worker!=""} or celery_tasks_total{state="PENDING",worker=""}'
+_TRANSITIONS = (
+    'celery_tasks_total{state!="PENDING",worker!=""} or celery_tasks_total{state="PENDING",worker=""}'
+)
 
 
-def rows(shape: MetricOptions) -> list[MetricFamily]:
-    """Return the table."""
-    return [_EVENTS, _runtime(shape), *_PREFETCH_ROWS, *_WORKER_ROWS]
+def rows(options: MetricOptions) -> list[MetricFamily]:
+    """Return the rows of this profile."""
+    return [_EVENTS, _runtime(options), *_PREFETCH_ROWS, *_WORKER_ROWS]
 
 
-def _counted() -> str:
+def _events_query() -> str:
     types = {State.PENDING: "task-sent", **_TYPES}
-    query = _MOVED
+    query = _TRANSITIONS
     for state, type_ in types.items():
         query = f'label_replace({query}, "type", "{type_}", "state", "{state.name}")'
     return summed(query, "state", "queue_name", task="task_name")
 
 
 def _events(snapshot: Snapshot) -> Iterable[Sample]:
-    for key, aggregate in snapshot.aggregates.items():
+    for label_set, aggregate in snapshot.aggregates.items():
         for client, count in aggregate.clients.items():
-            yield (client, "task-sent", key.task_name), count
-    for key, aggregate in _at_workers(snapshot):
+            yield (client, "task-sent", label_set.task_name), count
+    for label_set, aggregate in _at_workers(snapshot):
         for state, type_ in _TYPES.items():
-            yield (key.worker, type_, key.task_name), aggregate.transitions[state]
+            yield (label_set.worker, type_, label_set.task_name), aggregate.transitions[state]
 
 
 def _at_workers(snapshot: Snapshot) -> Iterable[tuple[LabelSet, Aggregate]]:
-    """Return what workers did that are known; what others did is added up by host ("@host") or without it."""
+    """Return the aggregates of present workers; those of removed ones are merged by host ("@host")."""
     return (
-        (key, aggregate)
-        for key, aggregate in snapshot.aggregates.items()
-        if key.worker and key.worker[0] != "@"
+        (label_set, aggregate)
+        for label_set, aggregate in snapshot.aggregates.items()
+        if label_set.worker and label_set.worker[0] != "@"
     )
 
 
 _EVENTS = MetricFamily(
     "flower_events_total",
     "counter",
-    "Task events by worker, of task-sent by the client's host.",
+    "Task events by worker; those of type task-sent by the client's host.",
     ("worker", "type", "task"),
     _events,
     merge=add,
     remark="the original shows task-sent by the client's process, such as gen123@host",
-    query=_counted(),
+    query=_events_query(),
 )
 
 
-def _runtime(shape: MetricOptions) -> MetricFamily:
+def _runtime(options: MetricOptions) -> MetricFamily:
     succeeded = 'celery_task_runtime_seconds_bucket{state="SUCCESS",worker!=""}'
     return MetricFamily(
         "flower_task_runtime_seconds",
@@ -85,56 +88,53 @@ def _runtime(shape: MetricOptions) -> MetricFamily:
         "Run time of tasks that succeeded.",
         ("worker", "task"),
         lambda snapshot: (
-            ((key.worker, key.task_name), aggregate.runtime[State.SUCCESS])
-            for key, aggregate in _at_workers(snapshot)
+            ((label_set.worker, label_set.task_name), aggregate.runtime[State.SUCCESS])
+            for label_set, aggregate in _at_workers(snapshot)
             if State.SUCCESS in aggregate.runtime
         ),
         merge=add,
         bounds=attrgetter("runtime_bounds"),
-        buckets=shape.buckets or COMMON_BUCKETS,
+        buckets=options.buckets or COMMON_BUCKETS,
         decimal=True,
         query=summed(succeeded, "state", "queue_name", task="task_name"),
     )
 
 
-#: Of a task that was started; one is also revoked while it waits.
-_ENDS = (State.SUCCESS, State.FAILURE, State.RETRY, State.REJECTED)
+#: The states that end an execution. REVOKED is none of them: a task may also be revoked while it waits.
+_END_STATES = (State.SUCCESS, State.FAILURE, State.RETRY, State.REJECTED)
 
 
 def _prefetch_time(snapshot: Snapshot) -> Iterable[Sample]:
-    """Return the wait of the task that was started last, 0 if one ended since."""
-    newest: dict[tuple[str, str], tuple[float, float]] = {}  # when, and the value since then
-    for key, aggregate in _at_workers(snapshot):
+    """Return the prefetch wait of the task that started last; 0 if a task has ended since."""
+    newest: dict[tuple[str, str], tuple[float, float]] = {}  # (worker, task name) → since when, and the value
+    for label_set, aggregate in _at_workers(snapshot):
         if aggregate.newest_prefetch_wait_seconds is not None:
             started = aggregate.last.get(State.STARTED, 0.0)
-            ended = max(aggregate.last.get(state, 0.0) for state in _ENDS)
-            told = (
-                (ended, 0.0)
-                if ended >= started
-                else (started, max(0.0, aggregate.newest_prefetch_wait_seconds))
-            )
-            newest[key.worker, key.task_name] = max(told, newest.get((key.worker, key.task_name), told))
+            ended = max(aggregate.last.get(state, 0.0) for state in _END_STATES)
+            wait = (ended, 0.0) if ended >= started else (started, max(0.0, aggregate.newest_prefetch_wait_seconds))
+            labels = (label_set.worker, label_set.task_name)
+            newest[labels] = max(wait, newest.get(labels, wait))
     return ((labels, value) for labels, (_, value) in newest.items())
 
 
 def _prefetched(snapshot: Snapshot) -> Iterable[Sample]:
-    """Return how many tasks each worker has received and not started, 0 where it has started all."""
+    """Return how many tasks each worker has received and not started; 0 if it has started all of them."""
     if snapshot.prefetched is not None:
-        for key, aggregate in _at_workers(snapshot):
+        for label_set, aggregate in _at_workers(snapshot):
             if aggregate.transitions[State.RECEIVED]:
-                yield (key.worker, key.task_name), 0
-        for (key, worker), count in snapshot.prefetched.items():
-            yield (worker, key.task_name), count
+                yield (label_set.worker, label_set.task_name), 0
+        for (label_set, worker), count in snapshot.prefetched.items():
+            yield (worker, label_set.task_name), count
 
 
 _PREFETCH_ROWS = [
     MetricFamily(
         "flower_task_prefetch_time_seconds",
         "gauge",
-        "From received by a worker (or eta) to started by it, of the task it started last; 0 once one ended.",
+        "Time from received (or eta) to started, of the task that a worker started last; 0 after one ends.",
         ("worker", "task"),
         _prefetch_time,
-        remark="the original leaves out tasks with an eta, and keeps the time of one that was retried or "
+        remark="the original omits tasks with an eta, and keeps the time of a task that was retried or "
         "rejected",
     ),
     MetricFamily(
@@ -144,28 +144,28 @@ _PREFETCH_ROWS = [
         ("worker", "task"),
         _prefetched,
         merge=add,
-        remark="the original's leaves out tasks with an eta, and drifts with each event that it misses; "
-        "this is absent above 50,000",
+        remark="the original omits tasks with an eta, and becomes wrong with each event that it misses; "
+        "this metric is absent above 50,000 tasks",
     ),
 ]
 _WORKER_ROWS = [
     MetricFamily(
         "flower_worker_online",
         "gauge",
-        "1 while the worker is heard.",
+        "1 while the worker sends events.",
         ("worker",),
         of_each("workers", attrgetter("up")),
-        remark="what is shown of a worker goes when it was silent for --purge-offline-worker-metrics, as "
-        "with purge_offline_workers there; a goodbye that comes later brings none of it back",
+        remark="the series of a worker are dropped after --purge-offline-worker-metrics without events, as "
+        "with purge_offline_workers in the original; here a later worker-offline event does not restore them",
         query='max without (hostname) (celery_worker_up{worker!=""})',
     ),
     MetricFamily(
         "flower_worker_number_of_currently_executing_tasks",
         "gauge",
-        "Tasks the worker runs.",
+        "Tasks that the worker executes now.",
         ("worker",),
         of_each("workers", attrgetter("active")),
-        remark="the original keeps the last value of a worker that is gone",
+        remark="the original keeps the last value of a worker that is down",
         query="celery_worker_active_tasks",
     ),
 ]

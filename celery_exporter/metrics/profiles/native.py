@@ -1,7 +1,7 @@
-"""The native profile: names that follow Prometheus' conventions and Celery's words.
+"""The native profile: names that follow Prometheus' conventions and Celery's terms.
 
-States are those of celery.states. A metric name is API: whoever changes one writes into CHANGELOG.md what
-users have to edit.
+States are those of celery.states. A metric name is API: for each change of one, CHANGELOG.md says what users
+have to edit.
 """
 
 from __future__ import annotations
@@ -14,138 +14,138 @@ from celery_exporter.core.snapshot import JobView, QueueView, Snapshot, WorkerVi
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptions, Profile, add, of_each
 
-#: By State: what an enum's member is called takes long to ask for each sample.
+#: The names of the states, by State. Reading the name of an enum member for each sample takes too long.
 STATES = tuple(state.name for state in State)
-_LASTING = (State.SUCCESS, State.FAILURE)
+_TIMED_STATES = (State.SUCCESS, State.FAILURE)
 
 
-#: prometheus_client's bounds thinned out, and minutes added, for tasks.
+#: Seconds: some of prometheus_client's bounds, and minutes, which tasks may take.
 RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-#: Waits go on for longer: a backlog of an hour is still told from one of ten minutes.
+#: Seconds, up to an hour: they distinguish a backlog of an hour from one of ten minutes.
 WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0)
 
 
-def rows(shape: MetricOptions) -> list[MetricFamily]:
-    """Return the table, without what the exporter tells of itself."""
-    return [*_task_rows(shape), *_WORKER_ROWS, *_QUEUE_ROWS]
+def rows(options: MetricOptions) -> list[MetricFamily]:
+    """Return the rows of this profile, without those about the exporter itself."""
+    return [*_task_rows(options), *_WORKER_ROWS, *_QUEUE_ROWS]
 
 
-def _task_rows(shape: MetricOptions) -> list[MetricFamily]:
+def _task_rows(options: MetricOptions) -> list[MetricFamily]:
     return [
-        _transitions(shape),
-        _failures(shape),
-        runtime(shape),
+        _transitions(options),
+        _failures(options),
+        runtime(options),
         _wait(
-            shape,
+            options,
             "queue",
-            "From sent (or eta) to started; absent for tasks whose task-sent nobody published.",
+            "Time from sent (or eta) to started. Absent if the client publishes no task-sent events.",
             attrgetter("queue_wait"),
-            absent="No such task was started yet, or nobody publishes task-sent "
-            "(task_send_sent_event is off in the clients).",
+            absent="No such task has started yet, or its clients publish no task-sent events "
+            "(task_send_sent_event is off).",
             example="histogram_quantile(0.95, sum by (queue_name, le) "
             "(rate(celery_task_queue_wait_seconds_bucket[5m])))",
         ),
         _wait(
-            shape,
+            options,
             "prefetch",
-            "From received by a worker (or eta) to started by it.",
+            "Time from received by a worker (or eta) to started by it.",
             attrgetter("prefetch_wait"),
-            absent="No such task was started yet.",
+            absent="No such task has started yet.",
             example="sum by (task_name) (rate(celery_task_prefetch_wait_seconds_sum[5m])) / "
             "sum by (task_name) (rate(celery_task_prefetch_wait_seconds_count[5m]))",
         ),
-        _now(shape),
+        _in_flight(options),
         _OLDEST,
         _LAST,
-        _redeliveries(shape),
+        _redeliveries(options),
     ]
 
 
-def task_labels(shape: MetricOptions) -> tuple[str, ...]:
-    """Return the labels of rows about tasks, of which task_name is the first."""
-    return "task_name", *(label for label in TASK_LABELS if label in shape.task_labels)
+def task_labels(options: MetricOptions) -> tuple[str, ...]:
+    """Return the labels of rows about tasks; task_name is the first."""
+    return "task_name", *(label for label in TASK_LABELS if label in options.task_labels)
 
 
 def values_of(labels: tuple[str, ...]) -> Callable[[LabelSet], tuple[str, ...]]:
-    """Return what gives the values of these labels, of which task_name is the first."""
-    if len(labels) == 1:  # attrgetter of one name gives no tuple
-        return lambda key: (key.task_name,)
+    """Return a function that reads the values of these labels; task_name is the first."""
+    if len(labels) == 1:  # attrgetter with one name returns no tuple
+        return lambda label_set: (label_set.task_name,)
     return attrgetter(*labels)
 
 
-def _transitions(shape: MetricOptions) -> MetricFamily:
-    task = task_labels(shape)
+def _transitions(options: MetricOptions) -> MetricFamily:
+    task = task_labels(options)
     values = values_of(task)
     return MetricFamily(
         "celery_tasks_total",
         "counter",
-        "Transitions of tasks into a state; PENDING is sent.",
+        "Transitions of tasks into a state; PENDING means sent.",
         ("state", *task),
         lambda snapshot: (
-            ((state, *of_key), count)
-            for key, aggregate in snapshot.aggregates.items()
-            for of_key in [values(key)]
+            ((state, *task_values), count)
+            for label_set, aggregate in snapshot.aggregates.items()
+            for task_values in [values(label_set)]
             for state, count in zip(STATES, aggregate.transitions, strict=True)
         ),
-        merge=add if shape.needs_merge else None,
-        absent="No event has named the task and no worker that answers has registered "
-        "it; from then on each state is there, at 0 to begin with.",
+        merge=add if options.needs_merge else None,
+        absent="No event has named the task, and no worker that answers inspection has registered it. "
+        "After that every state has a series, starting at 0.",
         example="sum by (task_name, state) (rate(celery_tasks_total[5m]))",
     )
 
 
-def _failures(shape: MetricOptions) -> MetricFamily:
-    task = task_labels(shape)
+def _failures(options: MetricOptions) -> MetricFamily:
+    task = task_labels(options)
     values = values_of(task)
     return MetricFamily(
         "celery_task_failures_total",
         "counter",
-        "Failed tasks by class of the exception.",
+        "Failed tasks by exception class.",
         (*task, "exception"),
         lambda snapshot: (
-            ((*values(key), exception), count)
-            for key, aggregate in snapshot.aggregates.items()
+            ((*values(label_set), exception), count)
+            for label_set, aggregate in snapshot.aggregates.items()
             for exception, count in aggregate.exceptions.items()
         ),
-        merge=add if shape.needs_merge else None,
+        merge=add if options.needs_merge else None,
         absent="The task has not failed with that exception yet.",
         example="topk(10, sum by (task_name, exception) (increase(celery_task_failures_total[1h])))",
     )
 
 
-def runtime(shape: MetricOptions) -> MetricFamily:
-    """Return the histogram of run times."""
-    task = task_labels(shape)
+def runtime(options: MetricOptions) -> MetricFamily:
+    """Return the row of the run time histogram."""
+    task = task_labels(options)
     values = values_of(task)
     return MetricFamily(
         "celery_task_runtime_seconds",
         "histogram",
-        "Run time of an execution that ended in SUCCESS, FAILURE or RETRY.",
+        "Run time of executions that ended in SUCCESS, FAILURE or RETRY.",
         (*task, "state"),
         lambda snapshot: (
-            ((*values(key), STATES[state]), histogram)
-            for key, aggregate in snapshot.aggregates.items()
+            ((*values(label_set), STATES[state]), histogram)
+            for label_set, aggregate in snapshot.aggregates.items()
             for state, histogram in aggregate.runtime.items()
         ),
-        merge=add if shape.needs_merge else None,
+        merge=add if options.needs_merge else None,
         bounds=attrgetter("runtime_bounds"),
-        buckets=shape.buckets or RUNTIME_BUCKETS,
+        buckets=options.buckets or RUNTIME_BUCKETS,
         absent="No execution of the task has ended in that state yet.",
         example="histogram_quantile(0.95, sum by (task_name, le) "
         "(rate(celery_task_runtime_seconds_bucket[5m])))",
     )
 
 
-def _wait(  # noqa: PLR0913  a row has so many cells
-    shape: MetricOptions,
+def _wait(  # noqa: PLR0913  a row has as many columns
+    options: MetricOptions,
     name: str,
     help_: str,
-    which: Callable[[Aggregate], object],
+    histogram_of: Callable[[Aggregate], object],
     *,
     absent: str = "",
     example: str = "",
 ) -> MetricFamily:
-    task = task_labels(shape)
+    task = task_labels(options)
     values = values_of(task)
     return MetricFamily(
         f"celery_task_{name}_wait_seconds",
@@ -153,31 +153,31 @@ def _wait(  # noqa: PLR0913  a row has so many cells
         help_,
         task,
         lambda snapshot: (
-            (values(key), histogram)
-            for key, aggregate in snapshot.aggregates.items()
-            if (histogram := which(aggregate)) is not None
+            (values(label_set), histogram)
+            for label_set, aggregate in snapshot.aggregates.items()
+            if (histogram := histogram_of(aggregate)) is not None
         ),
-        merge=add if shape.needs_merge else None,
+        merge=add if options.needs_merge else None,
         bounds=attrgetter("wait_bounds"),
-        buckets=shape.queue_wait_buckets or WAIT_BUCKETS,
+        buckets=options.queue_wait_buckets or WAIT_BUCKETS,
         absent=absent,
         example=example,
     )
 
 
-def _now(shape: MetricOptions) -> MetricFamily:
-    labels = tuple(label for label in task_labels(shape) if label != "worker")  # which a gauge does not know
+def _in_flight(options: MetricOptions) -> MetricFamily:
+    labels = tuple(label for label in task_labels(options) if label != "worker")  # buckets have no worker
     values = values_of(labels)
     return MetricFamily(
         "celery_tasks_in_flight",
         "gauge",
-        "Tasks that are in a state now.",
+        "Unfinished tasks by current state.",
         ("state", *labels),
         lambda snapshot: (
             ((STATES[group.state], *values(group.label_set)), group.count) for group in snapshot.tasks
         ),
-        merge=add if shape.needs_merge else None,
-        absent="The task is not known yet.",
+        merge=add if options.needs_merge else None,
+        absent="No event has named the task yet.",
         example='sum by (task_name) (celery_tasks_in_flight{state="STARTED"})',
     )
 
@@ -185,7 +185,7 @@ def _now(shape: MetricOptions) -> MetricFamily:
 _OLDEST = MetricFamily(
     "celery_task_oldest_timestamp_seconds",
     "gauge",
-    "Since when the oldest task in a state is in it; absent while there is none.",
+    "Time at which the oldest task in a state entered it. Absent while no task is in the state.",
     ("state", "task_name"),
     lambda snapshot: (
         ((STATES[group.state], group.label_set.task_name), group.since)
@@ -193,44 +193,45 @@ _OLDEST = MetricFamily(
         if group.since is not None
     ),
     merge=min,
-    absent="No task of that name is in that state.",
+    absent="No task of that name is in the state.",
     example='time() - celery_task_oldest_timestamp_seconds{state="STARTED"} > 3600',
 )
 _LAST = MetricFamily(
     "celery_task_last_timestamp_seconds",
     "gauge",
-    "When a task last entered SUCCESS or FAILURE; absent until one does.",
+    "Time at which a task last entered SUCCESS or FAILURE. Absent until one does.",
     ("state", "task_name"),
     lambda snapshot: (
-        ((STATES[state], key.task_name), aggregate.last[state])
-        for key, aggregate in snapshot.aggregates.items()
-        for state in _LASTING
+        ((STATES[state], label_set.task_name), aggregate.last[state])
+        for label_set, aggregate in snapshot.aggregates.items()
+        for state in _TIMED_STATES
         if state in aggregate.last
     ),
     merge=max,
-    absent="The task has not entered that state since the exporter began, or since its state file did.",
+    absent="No task of that name has entered the state since the exporter, or its state file, started.",
     example='time() - max by (task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"}) > 86400',
 )
 
 
-def _redeliveries(shape: MetricOptions) -> MetricFamily:
-    task = task_labels(shape)
+def _redeliveries(options: MetricOptions) -> MetricFamily:
+    task = task_labels(options)
     values = values_of(task)
     return MetricFamily(
         "celery_task_redeliveries_total",
         "counter",
-        "Tasks received again in the same attempt (worker lost, requeued, visibility timeout).",
+        "Tasks received again in the same attempt (worker lost, requeued, visibility timeout passed).",
         task,
         lambda snapshot: (
-            (values(key), aggregate.redeliveries) for key, aggregate in snapshot.aggregates.items()
+            (values(label_set), aggregate.redeliveries)
+            for label_set, aggregate in snapshot.aggregates.items()
         ),
-        merge=add if shape.needs_merge else None,
-        absent="The task is not known yet.",
+        merge=add if options.needs_merge else None,
+        absent="No event has named the task yet.",
         example="sum by (task_name) (increase(celery_task_redeliveries_total[1h])) > 0",
     )
 
 
-def _worker(  # noqa: PLR0913  a row has so many cells
+def _worker(  # noqa: PLR0913  a row has as many columns
     name: str,
     type_: str,
     help_: str,
@@ -240,7 +241,7 @@ def _worker(  # noqa: PLR0913  a row has so many cells
     absent: str = "",
     example: str = "",
 ) -> MetricFamily:
-    """Return a row with one sample a worker, where the field is known."""
+    """Return a row with one sample for each worker whose field is known."""
     return MetricFamily(
         f"celery_worker_{name}",
         type_,  # type: ignore[arg-type]
@@ -256,21 +257,21 @@ def _worker(  # noqa: PLR0913  a row has so many cells
 WORKER_UP = MetricFamily(
     "celery_worker_up",
     "gauge",
-    "1 while the worker is heard, 0 from its goodbye or --worker-timeout on until it is purged.",
+    "1 while the worker sends events; 0 after worker-offline or --worker-timeout, until it is removed.",
     ("worker", "hostname"),
     lambda snapshot: (
         ((worker.name, worker.name.partition("@")[2]), worker.up) for worker in snapshot.workers
     ),
-    absent="The worker was never heard, or was down for longer than --purge-offline-worker-metrics.",
+    absent="The worker has sent no event, or was down for longer than --purge-offline-worker-metrics.",
     example="celery_worker_up == 0",
 )
 
 
 def _workers_online(snapshot: Snapshot) -> list[tuple[tuple[str, ...], float]]:
-    """Return how many workers are up: nothing where they cannot be heard, and none was heard before."""
+    """Return how many workers are up; no sample if events cannot arrive and no worker is known."""
     exporter = snapshot.exporter
-    is_deaf = exporter.blocked or not exporter.listening
-    if exporter.no_events or (is_deaf and not snapshot.workers):
+    cannot_receive = exporter.blocked or not exporter.listening
+    if exporter.no_events or (cannot_receive and not snapshot.workers):
         return []
     return [((), sum(worker.up for worker in snapshot.workers))]
 
@@ -282,51 +283,51 @@ _WORKER_ROWS = [
         "Workers that are up.",
         (),
         _workers_online,
-        absent="No event can arrive on this transport; or none could since the exporter started: the broker "
-        "was not reached, or blocked all publishers.",
+        absent="This transport delivers no events; or the exporter has received none since its start because "
+        "the broker is unreachable or blocks publishers.",
         example="celery_workers_online == 0",
     ),
     WORKER_UP,
     _worker(
         "active_tasks",
         "gauge",
-        "Tasks the worker executes now, as it says; absent when it is down.",
+        "Tasks that the worker reports as executing. Absent while it is down.",
         attrgetter("active"),
-        absent="The worker is down, or its heartbeats do not tell.",
+        absent="The worker is down, or its heartbeats do not include it.",
         example="sum(celery_worker_active_tasks) / sum(celery_worker_pool_max or celery_worker_pool_size)",
     ),
     _worker(
         "pool_size",
         "gauge",
-        "Tasks the worker can execute at once, as its pool is now; absent when it is down.",
+        "Tasks that the worker can execute at once with its current pool. Absent while it is down.",
         attrgetter("pool_size"),
-        absent="The worker is down, or has not answered when asked (a busy solo worker does not).",
+        absent="The worker is down, or has not answered inspection (a busy solo worker cannot).",
         example="sum(celery_worker_pool_size)",
     ),
     _worker(
         "pool_max",
         "gauge",
-        "Tasks the worker can execute at once when its autoscaler has grown the pool to the limit.",
+        "Tasks that the worker can execute at once after its autoscaler has grown the pool to the limit.",
         attrgetter("pool_max"),
-        absent="The worker has no --autoscale (its limit is celery_worker_pool_size), is down, or has not "
-        "answered when asked.",
+        absent="The worker runs without --autoscale (its limit is celery_worker_pool_size), is down, or has "
+        "not answered inspection.",
         example="celery_worker_pool_max or celery_worker_pool_size",
     ),
     _worker(
         "prefetch_limit",
         "gauge",
-        "Messages the worker takes ahead; absent when it has no limit.",
+        "Messages that the worker may prefetch. Absent if it has no limit.",
         attrgetter("prefetch_count"),
-        absent="The worker is down, has not answered when asked, or has no limit.",
+        absent="The worker is down, has not answered inspection, or has no limit.",
         example="celery_worker_prefetch_limit > 100",
     ),
     _worker(
         "processed_tasks_total",
         "counter",
-        "Tasks accepted by the worker's pool, as it counts them, over restarts that were seen.",
+        "Tasks accepted by the worker's pool, by its own count, added up over observed restarts.",
         attrgetter("processed_total"),
         has_external_baseline=True,
-        absent="The worker was never heard, or is forgotten.",
+        absent="The worker has sent no event, or was removed.",
         example="sum by (worker) (rate(celery_worker_processed_tasks_total[5m]))",
     ),
     _worker(
@@ -334,7 +335,7 @@ _WORKER_ROWS = [
         "counter",
         "Restarts of the worker (its pid changed).",
         attrgetter("restarts"),
-        absent="The worker was never heard, or is forgotten.",
+        absent="The worker has sent no event, or was removed.",
         example="increase(celery_worker_restarts_total[1h]) > 3",
     ),
     MetricFamily(
@@ -347,51 +348,51 @@ _WORKER_ROWS = [
             for worker in snapshot.workers
             for window, load in zip(("1m", "5m", "15m"), worker.loadavg or (), strict=False)
         ),
-        absent="The worker is down, or its heartbeats do not tell.",
+        absent="The worker is down, or its heartbeats do not include it.",
         example='celery_worker_load_average{window="5m"}',
     ),
     _worker(
         "last_heartbeat_timestamp_seconds",
         "gauge",
-        "When the worker's newest heartbeat was heard, by this exporter's clock.",
+        "Time at which the worker's newest heartbeat was received, by the exporter's clock.",
         attrgetter("heartbeat"),
-        absent="No heartbeat of the worker has come (--without-heartbeat).",
+        absent="No heartbeat of the worker was received (--without-heartbeat).",
         example="time() - celery_worker_last_heartbeat_timestamp_seconds",
     ),
     _worker(
         "clock_skew_seconds",
         "gauge",
-        "The worker's clock minus this exporter's, by its least delayed heartbeat.",
+        "The worker's clock minus the exporter's clock, by its least delayed heartbeat.",
         attrgetter("clock_skew"),
-        absent="No heartbeat of the worker has come.",
+        absent="No heartbeat of the worker was received.",
         example="abs(celery_worker_clock_skew_seconds) > 5",
     ),
     _worker(
         "max_resident_memory_bytes",
         "gauge",
-        "Largest resident set the worker's main process has had.",
+        "Largest resident set size of the worker's main process so far.",
         attrgetter("max_resident_bytes"),
-        absent="The worker has not answered when asked, or its platform does not tell.",
+        absent="The worker has not answered inspection, or its platform does not report it.",
         example="topk(5, celery_worker_max_resident_memory_bytes)",
     ),
     MetricFamily(
         "celery_worker_info",
         "gauge",
-        "1, with what the worker says of itself.",
+        "Constant 1, with the worker's software, version, system and pool as labels.",
         ("worker", "software", "version", "system", "pool"),
         lambda snapshot: (
             ((worker.name, worker.software, worker.version, worker.system, worker.pool or ""), 1)
             for worker in snapshot.workers
         ),
-        absent="The worker was never heard, or is forgotten.",
+        absent="The worker has sent no event, or was removed.",
         example="count by (software, version) (celery_worker_info)",
     ),
     _worker(
         "task_events_enabled",
         "gauge",
-        "1 when the worker sends task events, 0 when it runs tasks without; absent until one is proved.",
+        "1 if the worker sends task events, 0 if it runs tasks without them. Absent while this is unknown.",
         attrgetter("events"),
-        absent="Nothing proves it yet: no task event, and no task that ran without one.",
+        absent="The worker has sent no task event, and has run no task without one.",
         example="celery_worker_task_events_enabled == 0",
     ),
 ]
@@ -400,7 +401,7 @@ _WORKER_ROWS = [
 def _queue(
     name: str, help_: str, field: Callable[[QueueView], float | None], *, absent: str = "", example: str = ""
 ) -> MetricFamily:
-    """Return a row with one sample a queue, where the field is known."""
+    """Return a row with one sample for each queue whose field is known."""
     return MetricFamily(
         f"celery_queue_{name}",
         "gauge",
@@ -414,10 +415,10 @@ def _queue(
 
 QUEUE_LENGTH = _queue(
     "length",
-    "Messages waiting in the queue, all priorities; absent when it could not be read.",
+    "Messages waiting in the queue, of all priorities. Absent if it could not be read.",
     attrgetter("length"),
-    absent="The queue does not exist (one of --queues is 0 then), is exclusive, or could not be read; the "
-    "log says which.",
+    absent="The queue does not exist (0 for one of --queues), is exclusive, or could not be read (see the "
+    "log).",
     example="celery_queue_length > 1000",
 )
 _QUEUE_ROWS = [
@@ -426,38 +427,38 @@ _QUEUE_ROWS = [
         "consumers",
         "Consumers of the queue.",
         attrgetter("consumers"),
-        absent="Where the broker does not count them (Redis), not all workers have said what they consume; "
-        "or the queue has none and needs none (auto-delete, broadcast, reply, delayed delivery).",
+        absent="The broker does not count consumers (Redis) and not all workers have answered inspection; or "
+        "the queue has none and needs none (auto-delete, broadcast, reply, delayed delivery).",
         example="celery_queue_length > 0 and celery_queue_consumers == 0",
     ),
     _queue(
         "worker_processes",
-        "Tasks that the queue's consuming workers can execute at once, as their pools are now.",
+        "Tasks that the workers consuming the queue can execute at once with their current pools.",
         attrgetter("worker_processes"),
-        absent="Not all workers have said what they consume and how large their pools are.",
+        absent="Not all workers have answered inspection with their queues and pool sizes.",
         example="celery_queue_length / (celery_queue_worker_processes > 0)",
     ),
     _queue(
         "oldest_timestamp_seconds",
-        "When the message at the head of the queue was sent; absent where this is not known.",
+        "Time at which the message at the head of the queue was sent. Absent if this is unknown.",
         attrgetter("oldest"),
-        absent="The queue is empty, the broker is not Redis, or nobody published "
-        "task-sent for the message at its head.",
+        absent="The queue is empty, the broker is not Redis, or no task-sent event was received for the "
+        "message at its head.",
         example="time() - celery_queue_oldest_timestamp_seconds > 900",
     ),
     MetricFamily(
         "celery_broker_up",
         "gauge",
-        "1 while the event subscription is open and answers.",
+        "1 while the event subscription is open and the broker answers on it.",
         (),
         lambda snapshot: [] if snapshot.exporter.no_events else [((), snapshot.exporter.broker_up)],
-        absent="No event can arrive on this transport.",
+        absent="This transport delivers no events.",
         example="celery_broker_up == 0",
     ),
     MetricFamily(
         "celery_broker_blocked",
         "gauge",
-        "1 while the broker blocks publishers (RabbitMQ: memory or disk alarm): no event can be sent.",
+        "1 while the broker blocks publishers (RabbitMQ memory or disk alarm), so that no event is sent.",
         (),
         lambda snapshot: [] if snapshot.exporter.blocked is None else [((), bool(snapshot.exporter.blocked))],
         absent="The broker is not RabbitMQ, or does not answer.",
@@ -466,16 +467,16 @@ _QUEUE_ROWS = [
     MetricFamily(
         "celery_broker_unacked_messages",
         "gauge",
-        "Messages that workers hold and have not acknowledged, of all queues (Redis only).",
+        "Messages of all queues that were delivered to workers and not acknowledged (Redis only).",
         (),
         lambda snapshot: [] if snapshot.exporter.unacked is None else [((), snapshot.exporter.unacked)],
-        absent="The broker is not Redis, or the hash may not be read.",
+        absent="The broker is not Redis, or the exporter may not read the hash.",
         example="celery_broker_unacked_messages",
     ),
 ]
 
 
-def _counts(  # noqa: PLR0913  a row has so many cells
+def _counts(  # noqa: PLR0913  a row has as many columns
     name: str,
     help_: str,
     label: str,
@@ -496,7 +497,7 @@ def _counts(  # noqa: PLR0913  a row has so many cells
     )
 
 
-def _self(  # noqa: PLR0913  a row has so many cells
+def _self(  # noqa: PLR0913  a row has as many columns
     name: str,
     type_: str,
     help_: str,
@@ -505,7 +506,7 @@ def _self(  # noqa: PLR0913  a row has so many cells
     absent: str = "",
     example: str = "",
 ) -> MetricFamily:
-    """Return a row with one sample, without labels, where the field is known."""
+    """Return a row without labels, with one sample if the field is known."""
     return MetricFamily(
         f"celery_exporter_{name}",
         type_,  # type: ignore[arg-type]
@@ -525,7 +526,7 @@ def _collector(
     absent: str = "",
     example: str = "",
 ) -> MetricFamily:
-    """Return a row with one sample a collector, where the field is known."""
+    """Return a row with one sample for each periodic job whose field is known."""
     return MetricFamily(
         f"celery_exporter_collector_{name}",
         "gauge",
@@ -537,33 +538,33 @@ def _collector(
     )
 
 
-#: What the exporter tells of itself, whichever profiles are on.
+#: Rows about the exporter itself, which every selection of profiles includes.
 EXPORTER_ROWS = [
     MetricFamily(
         "celery_exporter_build_info",
         "gauge",
-        "1, with the exporter's version.",
+        "Constant 1, with the exporter's version as a label.",
         ("version",),
         lambda snapshot: [((snapshot.exporter.version,), 1)],
         example="count by (version) (celery_exporter_build_info)",
     ),
     _counts(
         "events",
-        "Events applied, by type; an application's own are other.",
+        "Events applied, by type; custom types of an application count as other.",
         "kind",
         attrgetter("events"),
         example="sum by (kind) (rate(celery_exporter_events_total[5m]))",
     ),
     _counts(
         "events_malformed",
-        "Events that could not be used, by reason.",
+        "Events that could not be applied, by reason.",
         "reason",
         attrgetter("exporter.malformed"),
         example="sum by (reason) (increase(celery_exporter_events_malformed_total[1h])) > 0",
     ),
     _counts(
         "events_repeated",
-        "Events by which a worker reported the end of one execution again; they are counted once.",
+        "Events that reported the end of an execution a second time, by type; the end is counted once.",
         "kind",
         attrgetter("repeated"),
         example="sum by (kind) (increase(celery_exporter_events_repeated_total[1h])) > 0",
@@ -571,33 +572,33 @@ EXPORTER_ROWS = [
     MetricFamily(
         "celery_exporter_events_missed_total",
         "counter",
-        "Started events that a worker must have sent, by its processed count, and that never came. "
-        "Stands still for workers that have tasks with send_events off.",
+        "Started events that a worker's processed count implies and that were not received. "
+        "Does not change for workers that have tasks with send_events off.",
         ("worker",),
         lambda snapshot: (((worker.name,), worker.missed) for worker in snapshot.workers),
-        absent="The worker was never heard, or is forgotten.",
+        absent="The worker has sent no event, or was removed.",
         example="sum by (worker) (increase(celery_exporter_events_missed_total[1h])) > 0",
     ),
     _self(
         "event_lag_seconds",
         "gauge",
-        "Age of the newest event when it was read, by its sender's clock (so its skew is in it).",
+        "Age of the newest event when it was received, by its sender's clock (it includes the clock skew).",
         attrgetter("exporter.event_lag"),
-        absent="No event has come yet.",
+        absent="No event was received yet.",
         example="celery_exporter_event_lag_seconds > 10",
     ),
     _self(
         "last_event_timestamp_seconds",
         "gauge",
-        "When an event was last read.",
+        "Time at which the last event was received.",
         attrgetter("exporter.last_event"),
-        absent="No event has come yet.",
+        absent="No event was received yet.",
         example="time() - celery_exporter_last_event_timestamp_seconds > 60",
     ),
     _self(
         "reconnects_total",
         "counter",
-        "Times the event subscription was opened again.",
+        "Number of times the event subscription was opened again.",
         attrgetter("exporter.reconnects"),
         example="increase(celery_exporter_reconnects_total[1h]) > 3",
     ),
@@ -611,89 +612,89 @@ EXPORTER_ROWS = [
     _self(
         "tasks_evicted_total",
         "counter",
-        "Unfinished tasks forgotten for --max-tasks or --task-ttl.",
+        "Unfinished tasks removed because of --max-tasks or --task-ttl.",
         attrgetter("tasks_evicted"),
         example="increase(celery_exporter_tasks_evicted_total[1h]) > 0",
     ),
     _counts(
         "tasks_reconciled",
-        "Tasks whose state was corrected without an event, by reason. Taken out: message_gone (purged, or "
-        "run without events), expired, not_running (its worker does not have it). Waiting again: returned "
-        "(its worker said goodbye before it started it).",
+        "Tasks whose state was corrected without an event, by reason. Finished: message_gone (purged, or run "
+        "without events), expired, not_running (its worker does not report it). Waiting again: returned (its "
+        "worker went offline before it started the task).",
         "reason",
         attrgetter("reconciled"),
         example='increase(celery_exporter_tasks_reconciled_total{reason!="returned"}[1h]) > 0',
     ),
     _counts(
         "label_fallbacks",
-        "Tasks booked under a stand-in, since the true value of the label was not known in time.",
+        "Tasks counted under a fallback value because the true value of the label was not known in time.",
         "label",
         attrgetter("fallbacks"),
         example="sum by (label) (rate(celery_exporter_label_fallbacks_total[5m]))",
     ),
     _counts(
         "limit_rejections",
-        "Times a worker was not taken in, or a queue at the cost of another one, since there are too many.",
+        "Number of times a worker was ignored, or a queue was dropped for a new one, because of a limit.",
         "kind",
         attrgetter("limit_rejections"),
         example="increase(celery_exporter_limit_rejections_total[1h]) > 0",
     ),
     _counts(
         "state_file_errors",
-        "Times --state-file could not be read or written.",
+        "Number of times --state-file could not be read or written.",
         "operation",
         attrgetter("exporter.state_errors"),
-        absent="There is no --state-file.",
+        absent="--state-file is not set.",
         example="increase(celery_exporter_state_file_errors_total[1h]) > 0",
     ),
     _self(
         "web_config_up_to_date",
         "gauge",
-        "1 while what --web.config.file says is in force, 0 while it cannot be used and an older one is.",
+        "1 while the current --web.config.file is used; 0 while it is invalid and its last version is used.",
         attrgetter("exporter.web_config_up_to_date"),
-        absent="There is no --web.config.file.",
+        absent="--web.config.file is not set.",
         example="celery_exporter_web_config_up_to_date == 0",
     ),
     _self(
         "negative_waits_total",
         "counter",
-        "Waits below 0, counted as 0 s: two clocks differ, or task-sent was written after the start.",
+        "Waits below 0 s, counted as 0 s: clocks differ, or task-sent was published after the start.",
         attrgetter("negative_waits"),
         example="rate(celery_exporter_negative_waits_total[5m]) > 0",
     ),
     _self(
         "series",
         "gauge",
-        "Label sets of task metrics in memory, each of which makes several series.",
+        "Label sets of task metrics in memory. Each has several series.",
         attrgetter("series"),
         example="celery_exporter_series",
     ),
     _self(
         "series_overflow_total",
         "counter",
-        "Times a task name, or an exception, was counted as other, since --max-series were taken.",
+        "Number of times a task name or an exception was counted as other because of --max-series.",
         attrgetter("series_overflowed"),
         example="increase(celery_exporter_series_overflow_total[1h]) > 0",
     ),
     _collector(
         "success",
-        "1 when the collector's last run succeeded.",
+        "1 if the last run of the periodic job succeeded, 0 if it failed.",
         attrgetter("success"),
-        absent="The collector has not run yet.",
+        absent="The job has not run yet.",
         example="celery_exporter_collector_success == 0",
     ),
     _collector(
         "duration_seconds",
-        "Duration of the collector's last run.",
+        "Duration of the last run of the periodic job.",
         attrgetter("seconds"),
-        absent="The collector has not run yet.",
+        absent="The job has not run yet.",
         example="celery_exporter_collector_duration_seconds > 5",
     ),
     _collector(
         "last_success_timestamp_seconds",
-        "When the collector last succeeded.",
+        "Time at which the periodic job last succeeded.",
         attrgetter("last_success"),
-        absent="The collector has not succeeded yet.",
+        absent="The job has not succeeded yet.",
         example="time() - celery_exporter_collector_last_success_timestamp_seconds > 120",
     ),
 ]
@@ -701,7 +702,7 @@ EXPORTER_ROWS = [
 
 PROFILE = Profile(
     name="native",
-    about="Prometheus' conventions and Celery's words; what dashboards and alerts here are made for",
+    about="Prometheus' conventions and Celery's terms; the dashboards and alerts of this project use it",
     rows=rows,
     labels=attrgetter("task_labels"),
     buckets=RUNTIME_BUCKETS,

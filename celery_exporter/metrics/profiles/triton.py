@@ -1,6 +1,6 @@
-"""The names of a monitoring guide that many followed, for Flower and Grafana: a counter for each state.
+"""The triton profile: the names of a widely used monitoring guide for Flower and Grafana.
 
-Labels are those of the native profile, whose histograms and queues it shares.
+It has a counter for each state. Labels, histograms and queue metrics are those of the native profile.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _COUNTERS = {
 }
 
 
-def rows(shape: MetricOptions) -> list[MetricFamily]:
-    """Return the table."""
+def rows(options: MetricOptions) -> list[MetricFamily]:
+    """Return the rows of this profile."""
     return [
-        *(_counter(shape, state) for state in _COUNTERS),
+        *(_counter(options, state) for state in _COUNTERS),
         _ACTIVE,
         WORKERS,
-        native.runtime(shape),
+        native.runtime(options),
         native.WORKER_UP,
         native.QUEUE_LENGTH,
     ]
@@ -53,8 +53,8 @@ WORKERS = MetricFamily(
 )
 
 
-def _counter(shape: MetricOptions, state: State) -> MetricFamily:
-    task = native.task_labels(shape)
+def _counter(options: MetricOptions, state: State) -> MetricFamily:
+    task = native.task_labels(options)
     values = native.values_of(task)
     name, help_ = _COUNTERS[state]
     return MetricFamily(
@@ -63,9 +63,10 @@ def _counter(shape: MetricOptions, state: State) -> MetricFamily:
         help_,
         task,
         lambda snapshot: (
-            (values(key), aggregate.transitions[state]) for key, aggregate in snapshot.aggregates.items()
+            (values(label_set), aggregate.transitions[state])
+            for label_set, aggregate in snapshot.aggregates.items()
         ),
-        merge=add if shape.needs_merge else None,
+        merge=add if options.needs_merge else None,
         query=f'sum without (state) (celery_tasks_total{{state="{state.name}"}})',
     )
 

@@ -194,14 +194,14 @@ def test_a_replacement_names_groups_as_in_python(rule):
 
 @pytest.mark.parametrize("value", ["shop-eu.1", "Läden", 'a "b"'])
 def test_what_ends_as_the_value_of_a_label_may_be_any_text(value):
-    shape = settings(namespace=value, default_queue_name=value).monitor.metrics.selection.shape
-    assert (shape.namespace, shape.default_queue_name) == (value, value)
+    options = settings(namespace=value, default_queue_name=value).monitor.metrics.selection.options
+    assert (options.namespace, options.default_queue_name) == (value, value)
 
 
 @pytest.mark.parametrize("variable", ["CELERY_EXPORTER_NAMESPACE", "CE_DEFAULT_QUEUE_NAME"])
 def test_a_variable_that_is_empty_is_the_default_as_in_the_originals(variable):
     metrics, defaults = settings({variable: ""}).monitor.metrics, settings().monitor.metrics
-    assert metrics.selection.shape == defaults.selection.shape
+    assert metrics.selection.options == defaults.selection.options
 
 
 def test_a_static_label_is_text():

@@ -1,4 +1,4 @@
-"""Profiles: what can be on together, and what they share."""
+"""Which profiles can be combined, and the data that they share."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ NATIVE, BOTH = ("native",), ("native", "flower")
 LIFE = (sent(), received(), started(at=1), succeeded(at=8, runtime=7.0))
 
 
-def told(selection: Selection, *events: dict) -> ClusterDriver:
-    ledger = Aggregates(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
+def driver_after(selection: Selection, *events: dict) -> ClusterDriver:
+    aggregates = Aggregates(selection.runtime_bounds, selection.wait_bounds, latency=selection.latency)
     driver = ClusterDriver(
-        labels=selection.labels, clients=selection.clients, hosts=selection.hosts, aggregates=ledger
+        labels=selection.labels, clients=selection.clients, hosts=selection.hosts, aggregates=aggregates
     )
     driver.apply(*events)
     return driver
@@ -49,60 +49,63 @@ def label(series: str, name: str) -> str:
 
 
 def page(selection: Selection, *events: dict) -> dict[str, str]:
-    driver = told(selection, *events)
-    driver.wait(2.5)  # what may be new work under a known id has its time to be sent
+    driver = driver_after(selection, *events)
+    driver.wait(2.5)  # deferred events may still wait for a task-sent
     text = Exposition(selection.rows).render(driver.shown(prefetched=selection.prefetched)).decode()
     return dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
 
 
 PAIRS = list(itertools.combinations(PROFILES, 2))
-APART = {name: {row.name: row for row in select((name,), MetricOptions()).rows} for name in PROFILES}
+ROWS_BY_PROFILE = {
+    name: {row.name: row for row in select((name,), MetricOptions()).rows} for name in PROFILES
+}
 
 
 def differing(pair: tuple[str, str]) -> set[str]:
-    """Return the names that both claim for something else."""
+    """Return the metric names that the two profiles define differently."""
     forms = [
-        {row.name: (row.type, set(row.labels), row.buckets) for row in APART[name].values()} for name in pair
+        {row.name: (row.type, set(row.labels), row.buckets) for row in ROWS_BY_PROFILE[name].values()}
+        for name in pair
     ]
     return {name for name in forms[0].keys() & forms[1].keys() if forms[0][name] != forms[1][name]}
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if differing(pair)], ids="+".join)
-def test_two_profiles_that_differ_in_a_name_are_not_on_together(pair):
+def test_profiles_with_clashing_names_cannot_be_combined(pair):
     with pytest.raises(ProfilesClashError) as caught:
         select(pair, MetricOptions())
     assert all(profile in str(caught.value) for profile in pair)
-    assert any(f" {name}," in str(caught.value) for name in differing(pair))
+    assert any(f" {name} " in str(caught.value) for name in differing(pair))
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if not differing(pair)], ids="+".join)
-def test_two_other_profiles_are_both_there_and_nothing_is_twice(pair):
+def test_other_profiles_can_be_combined_and_each_name_occurs_once(pair):
     names = [row.name for row in select(pair, MetricOptions()).rows]
-    assert sorted(names) == sorted({*APART[pair[0]], *APART[pair[1]]})
+    assert sorted(names) == sorted({*ROWS_BY_PROFILE[pair[0]], *ROWS_BY_PROFILE[pair[1]]})
 
 
-def test_a_clash_is_an_error_at_start_that_says_what_to_leave_out():
+def test_clash_is_a_settings_error_that_names_both_profiles():
     with pytest.raises(BadSettingError) as caught:
         load({"broker_url": URL, "profile": "native,danihodovic"}, {})
     assert str(caught.value) == (
-        "--profile: native and danihodovic both have celery_worker_up, not the same one: "
-        "a gauge with worker, hostname and a gauge with hostname; drop one of the two from --profile"
+        "--profile: native and danihodovic define celery_worker_up differently: "
+        "a gauge with worker, hostname and a gauge with hostname; remove one of the two from --profile"
     )
 
 
-def test_bounds_that_differ_are_a_clash_too():
+def test_different_bounds_are_a_clash():
     with pytest.raises(BadSettingError, match=r"buckets 0\.005, 0\.01"):
         load({"broker_url": URL, "profile": "zerok,ovalmoney"}, {})
 
 
-def test_sums_are_kept_by_no_more_labels_than_somebody_shows():
+def test_aggregates_have_only_the_labels_that_a_profile_needs():
     assert select(("native",), MetricOptions()).labels == ("queue_name",)
     assert select(("zerok",), MetricOptions(task_labels=TASK_LABELS)).labels == ()
     assert select(("zerok", "flower"), MetricOptions()).labels == ("worker",)
     assert select(("native", "flower"), MetricOptions()).labels == TASK_LABELS
 
 
-def test_who_sent_what_is_counted_where_somebody_shows_it():
+def test_clients_are_counted_if_a_profile_exposes_them():
     assert [name for name in PROFILES if select((name,), MetricOptions()).clients] == [
         "danihodovic",
         "flower",
@@ -111,11 +114,15 @@ def test_who_sent_what_is_counted_where_somebody_shows_it():
     assert select(("danihodovic", "flower"), MetricOptions(generic_hostname_task_sent_metric=True)).clients
 
 
-def test_each_profile_has_its_own_buckets_of_what_was_counted_once():
+def test_each_profile_exposes_its_own_buckets_of_one_aggregate():
     both = page(select(("native", "flower"), MetricOptions()), *LIFE)
 
     def buckets(name: str) -> dict[str, str]:
-        return {label(each, "le"): value for each, value in both.items() if each.startswith(f"{name}_bucket")}
+        return {
+            label(series, "le"): value
+            for series, value in both.items()
+            if series.startswith(f"{name}_bucket")
+        }
 
     native, flower = buckets("celery_task_runtime_seconds"), buckets("flower_task_runtime_seconds")
     assert list(map(float, [*native][:-1])) == list(PROFILES["native"].buckets)
@@ -123,22 +130,22 @@ def test_each_profile_has_its_own_buckets_of_what_was_counted_once():
     assert (native["5"], native["10"]) == (flower["5.0"], flower["7.5"]) == ("0.0", "1.0")
 
 
-def test_buckets_that_somebody_chose_are_those_of_all():
-    chosen = load(
+def test_buckets_option_applies_to_all_profiles():
+    selection = load(
         {"broker_url": URL, "profile": "native,flower", "buckets": "1,2"}, {}
     ).monitor.metrics.selection
-    assert chosen.runtime_bounds == (1.0, 2.0)
-    assert {row.buckets for row in chosen.rows if row.name.endswith("runtime_seconds")} == {(1.0, 2.0)}
+    assert selection.runtime_bounds == (1.0, 2.0)
+    assert {row.buckets for row in selection.rows if row.name.endswith("runtime_seconds")} == {(1.0, 2.0)}
 
 
-def test_a_name_of_another_family_keeps_its_beginning():
+def test_prefix_option_changes_only_names_that_begin_with_celery():
     rows = select(("flower",), MetricOptions()).rows
     text = Exposition(rows, prefix="my_").render(ClusterDriver().shown()).decode()
     assert "# TYPE flower_worker_online gauge" in text
     assert "# TYPE my_exporter_build_info gauge" in text
 
 
-def test_what_a_worker_has_received_and_not_started_is_of_the_one_that_has_it():
+def test_prefetched_task_belongs_to_the_worker_that_received_it_last():
     selection = select(("flower",), MetricOptions())
     events = [
         *(event(uuid, host="a@h") for uuid in ("u1", "u2") for event in (received,)),
@@ -157,7 +164,7 @@ def test_what_a_worker_has_received_and_not_started_is_of_the_one_that_has_it():
     }
 
 
-def test_a_mean_is_of_what_was_observed():
+def test_mean_is_that_of_all_observed_run_times():
     shown = page(
         select(("triss",), MetricOptions()),
         *LIFE,
@@ -168,28 +175,30 @@ def test_a_mean_is_of_what_was_observed():
 
 
 @pytest.mark.parametrize("profile", ["", *PROFILES])
-def test_the_command_lists_profiles_and_the_metrics_of_one(profile):
+def test_command_lists_profiles_or_the_metrics_of_one(profile):
     command = [sys.executable, "-m", "celery_exporter", "profiles", *profile.split()]
-    said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
     for name in [profile] if profile else PROFILES:
         rows = PROFILES[name].rows(MetricOptions())
-        assert all(row.name in said for row in rows)
-        assert not profile or all(row.remark in said for row in rows)
+        assert all(row.name in output for row in rows)
+        assert not profile or all(row.remark in output for row in rows)
 
 
-def test_a_prefix_may_make_two_names_one():
-    with pytest.raises(BadSettingError, match="both have flower_task_runtime_seconds"):
+def test_prefix_may_cause_a_clash():
+    with pytest.raises(BadSettingError, match="define flower_task_runtime_seconds differently"):
         load({"broker_url": URL, "profile": "native,flower", "metric_prefix": "flower_"}, {})
 
 
-def test_a_profile_that_is_named_twice_is_on_once():
+def test_profile_named_twice_is_selected_once():
     assert monitor_config(URL, profile="flower,flower").metrics.selection.names == ("flower",)
 
 
 def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> ClusterDriver:
-    """Return a story in which one of two workers is forgotten after a while."""
+    """Return the state after one of two workers was removed."""
     events = [event(uuid, host=one) for uuid in ("u1", "u2") for event in (received, started, succeeded)]
-    driver = told(selection, *events, *(event("u3", host=other) for event in (received, started, succeeded)))
+    driver = driver_after(
+        selection, *events, *(event("u3", host=other) for event in (received, started, succeeded))
+    )
     for _ in range(14):
         driver.wait(50)
         driver.apply(heartbeat(other))
@@ -198,26 +207,26 @@ def two_workers(selection: Selection, one: str = "a@h", other: str = "b@h") -> C
 
 
 @pytest.mark.parametrize(
-    "shape",
+    "options",
     [MetricOptions(), MetricOptions(generic_hostname_worker_task_metric=True)],
     ids=["hosts", "generic"],
 )
-def test_what_a_host_did_does_not_fall_when_one_of_its_workers_is_forgotten(shape):
-    selection = select(("danihodovic",), shape)
+def test_counts_of_a_host_stay_when_one_of_its_workers_is_removed(options):
+    selection = select(("danihodovic",), options)
     driver = two_workers(selection)
     text = Exposition(selection.rows).render(driver.shown()).decode()
-    hostname = "generic" if shape.generic_hostname_worker_task_metric else "h"
+    hostname = "generic" if options.generic_hostname_worker_task_metric else "h"
     series = f'{{hostname="{hostname}",name="add",queue_name="unknown"}}'
     assert f"celery_task_succeeded_total{series} 3.0" in text
     assert f"celery_task_runtime_count{series} 3.0" in text
-    driver.wait(700)  # until the other one is forgotten, too
+    driver.wait(700)  # until the other worker is removed
     text = Exposition(selection.rows).render(driver.shown()).decode()
-    assert ("celery_task_succeeded_total{" in text) == shape.generic_hostname_worker_task_metric
-    assert {key.worker for key in driver.aggregates.snapshot()} == {""}
+    assert ("celery_task_succeeded_total{" in text) == options.generic_hostname_worker_task_metric
+    assert {label_set.worker for label_set in driver.aggregates.snapshot()} == {""}
 
 
-def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_others():
-    """What is new of its task is shown at 0 first, as without the others."""
+def test_removed_worker_of_another_profile_keeps_new_native_series_at_0_first():
+    """A new series of the worker's task is exposed at 0 first, as in the native profile alone."""
     selection = select(("native", "flower"), MetricOptions())
     driver = two_workers(selection)
     exposition = Exposition(selection.rows)
@@ -238,9 +247,9 @@ def test_a_worker_that_is_forgotten_makes_nothing_old_for_native_metrics_beside_
         assert f"{series} {value}" in scrape(at)
 
 
-def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
+def test_prefetched_tasks_are_absent_without_a_known_worker_or_beyond_the_limit(monkeypatch):
     selection = select(("flower",), MetricOptions())
-    driver = told(selection, received("u1", host="a@h"), received("u2", host="b@h"))
+    driver = driver_after(selection, received("u1", host="a@h"), received("u2", host="b@h"))
     driver.wait(3)
     del driver.cluster.workers["a@h"]
     assert [worker for _, worker in driver.shown(prefetched=True).prefetched] == ["b@h"]
@@ -248,14 +257,16 @@ def test_what_is_of_no_worker_that_is_known_is_not_prefetched(monkeypatch):
     assert driver.shown(prefetched=True).prefetched is None
 
 
-@pytest.mark.parametrize(("before", "after", "known"), [(BOTH, NATIVE, True), (NATIVE, BOTH, False)])
-def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, after, known):
+@pytest.mark.parametrize(("before", "after", "has_buckets"), [(BOTH, NATIVE, True), (NATIVE, BOTH, False)])
+def test_histograms_survive_a_restart_if_the_state_has_their_buckets(before, after, has_buckets):
     new = select(after, MetricOptions())
-    ledger = Aggregates(new.runtime_bounds, new.wait_bounds)
-    driver = restarted(told(select(before, MetricOptions()), *LIFE), labels=new.labels, aggregates=ledger)
+    aggregates = Aggregates(new.runtime_bounds, new.wait_bounds)
+    driver = restarted(
+        driver_after(select(before, MetricOptions()), *LIFE), labels=new.labels, aggregates=aggregates
+    )
     text = Exposition(new.rows).render(driver.shown()).decode()
     series = 'celery_task_runtime_seconds_bucket{le="10",queue_name="q",state="SUCCESS",task_name="add"}'
-    assert (f"{series} 1.0" in text) == known
+    assert (f"{series} 1.0" in text) == has_buckets
 
 
 @pytest.mark.parametrize(
@@ -272,7 +283,7 @@ def test_histograms_go_on_after_a_restart_where_their_buckets_are_known(before, 
     ],
     ids=str,
 )
-def test_names_in_a_state_file_are_made_anew_if_the_rules_for_names_changed_and_only_then(changed, renamed):
-    """By a rule that is applied twice a name would not be the same."""
+def test_names_in_a_state_file_are_renamed_only_if_the_rules_for_names_changed(changed, renamed):
+    """Applying a rule twice could change a name twice."""
     before, after = (naming_of(monitor_config(URL, **options)) for options in ({}, changed))
     assert ((before.tasks, before.queues) != (after.tasks, after.queues)) == renamed

@@ -1,4 +1,4 @@
-"""A new series is at 0 first, for every Prometheus server; and no page shows less than one before it."""
+"""New series are exposed at 0 first to every Prometheus server; no page shows less than an earlier one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.metrics.exposition.series_tracker import (
-    FIRST_CONTACT,
+    FIRST_SCRAPE_SECONDS,
     MAX_SCRAPERS,
-    PATIENCE,
+    MAX_WAIT_SECONDS,
     SeriesTracker,
     SeriesTrackerChanges,
     SeriesTrackerMemory,
@@ -20,7 +20,7 @@ WALL = 1.7e9
 
 
 class Pages:
-    """What servers see of some series, whose values only grow; `saved` as with a state file."""
+    """The pages that Prometheus servers read of some growing series; `saved`: with a state file."""
 
     def __init__(self, *, saved: bool = False) -> None:
         self.now = 0.0
@@ -33,10 +33,10 @@ class Pages:
             self.save(everything=True)
 
     def scrape(self, scraper: str = "one", *, cut: bool = False, after: float = 15.0) -> dict[int, int]:
-        """Return what a server sees, that many seconds after the last scrape."""
+        """Return the page that a server reads, `after` seconds after the last scrape."""
         self.now += after
         session = self.tracker.begin(scraper, self.now)
-        page = {series: value if session.shows(series) else 0 for series, value in self.values.items()}
+        page = {series: 0 if session.needs_zero(series) else value for series, value in self.values.items()}
         if not cut:
             self.tracker.end(scraper, session, self.now)
         self.seen.setdefault(scraper, []).append(page)
@@ -52,30 +52,30 @@ class Pages:
         changes = self.tracker.changes(self.now, everything=everything)
         self.memory.take(msgspec.msgpack.decode(msgspec.msgpack.encode(changes), type=SeriesTrackerChanges))
 
-    def restart(self, *, renamed: bool = False, away: float = 5.0) -> None:
-        """Go on in another process, whose clock begins elsewhere."""
+    def restart(self, *, names_changed: bool = False, away: float = 5.0) -> None:
+        """Continue in another process."""
         self.now += away
         self.tracker = SeriesTracker(self.now, WALL + self.now, is_saved=True)
-        self.tracker.restore(self.memory, self.now, WALL + self.now, renamed=renamed)
+        self.tracker.restore(self.memory, self.now, WALL + self.now, names_changed=names_changed)
         self.memory = SeriesTrackerMemory()
         self.save(everything=True)
 
 
 @pytest.fixture(params=[False, True], ids=["", "saved"])
 def pages(request):
-    found = Pages(saved=request.param)
+    pages = Pages(saved=request.param)
     for _ in range(3):
-        found.scrape()
-    return found
+        pages.scrape()
+    return pages
 
 
-def test_a_server_sees_a_new_series_at_0_once(pages):
+def test_new_series_is_exposed_at_0_once(pages):
     pages.values[1] = 5
     assert pages.scrape() == {1: 0}
     assert pages.scrape() == {1: 5}
 
 
-def test_a_series_is_as_it_is_when_every_server_has_seen_it_at_0(pages):
+def test_series_is_opened_when_every_server_has_read_its_0(pages):
     pages.scrape("two")
     pages.values[1] = 5
     assert pages.scrape("one") == {1: 0}
@@ -84,22 +84,22 @@ def test_a_series_is_as_it_is_when_every_server_has_seen_it_at_0(pages):
     assert pages.scrape("one") == pages.scrape("two") == {1: 5}
 
 
-def test_one_that_does_not_come_again_is_not_waited_for_for_long(pages):
+def test_server_that_stops_scraping_is_awaited_for_a_limited_time(pages):
     pages.scrape("two")
     pages.values[1] = 5
     assert pages.scrape() == {1: 0}
-    pages.scrape(after=PATIENCE)
+    pages.scrape(after=MAX_WAIT_SECONDS)
     assert pages.scrape() == {1: 5}
 
 
-def test_those_whose_address_changes_each_time_see_no_fall_and_the_count_after_a_while(pages):
+def test_scrapes_from_changing_addresses_see_the_value_within_the_limit_and_no_fall(pages):
     pages.values[1] = 5
     seen = [pages.scrape(f"address {number}")[1] for number in range(100)]
     assert seen == sorted(seen)
-    assert seen.index(5) * 15.0 <= PATIENCE + 30.0
+    assert seen.index(5) * 15.0 <= MAX_WAIT_SECONDS + 30.0
 
 
-def test_more_servers_than_are_remembered_see_no_fall(pages):
+def test_more_servers_than_are_tracked_see_no_fall(pages):
     pages.values[1] = 5
     for _ in range(3):
         for number in range(MAX_SCRAPERS + 1):
@@ -107,24 +107,24 @@ def test_more_servers_than_are_remembered_see_no_fall(pages):
     for seen in pages.seen.values():
         values = [page.get(1, 0) for page in seen]
         assert values == sorted(values)
-        assert values.count(5) <= 1 or values[0] == 0, "each has seen it at 0"
+        assert values.count(5) <= 1 or values[0] == 0, "each has read the 0"
 
 
-def test_a_server_that_comes_alone_and_seldom_sees_it_at_0_once(pages):
+def test_single_server_with_a_long_interval_reads_a_0_once(pages):
     pages.scrape(after=300.0)
     pages.values[1] = 5
     assert pages.scrape(after=300.0) == {1: 0}
     assert pages.scrape(after=300.0) == {1: 5}
 
 
-def test_a_page_that_was_cut_off_has_shown_nothing(pages):
+def test_page_that_was_cut_off_does_not_count_as_read(pages):
     pages.values[1] = 5
     assert pages.scrape(cut=True) == {1: 0}
     assert pages.scrape() == {1: 0}
     assert pages.scrape() == {1: 5}
 
 
-def test_before_anybody_has_come_often_another_one_may_come_for_the_first_time():
+def test_first_scrapes_of_a_second_server_are_awaited():
     pages = Pages()
     pages.values[1] = 5
     for scraper in ("one", "one", "two", "one"):
@@ -132,14 +132,14 @@ def test_before_anybody_has_come_often_another_one_may_come_for_the_first_time()
     assert pages.scrape("one") == pages.scrape("two") == {1: 5}
 
 
-def test_one_that_is_just_reading_its_first_page_is_waited_for(pages):
+def test_server_that_reads_its_first_page_is_awaited(pages):
     pages.scrape("two", cut=True)
     pages.values[1] = 5
     assert [pages.scrape("one"), pages.scrape("one"), pages.scrape("two")] == [{1: 0}] * 3
     assert pages.scrape("one") == {1: 5}
 
 
-def test_a_series_that_was_gone_begins_at_0_again(pages):
+def test_series_that_was_gone_is_exposed_at_0_again(pages):
     pages.values[1], pages.values[2] = 5, 5
     pages.scrape()
     assert pages.scrape() == {1: 5, 2: 5}
@@ -149,34 +149,34 @@ def test_a_series_that_was_gone_begins_at_0_again(pages):
     assert pages.scrape() == {1: 5, 2: 0}
 
 
-def test_what_is_old_when_the_first_server_comes_is_no_news():
+def test_series_older_than_a_late_first_scrape_is_exposed_with_its_value():
     pages = Pages()
     pages.values[1] = 5
-    assert pages.scrape(after=FIRST_CONTACT + 1) == {1: 5}
+    assert pages.scrape(after=FIRST_SCRAPE_SECONDS + 1) == {1: 5}
     assert pages.scrape() == {1: 5}
 
 
-def test_what_inherited_what_others_counted_is_no_news(pages):
+def test_series_that_inherited_counts_is_exposed_with_its_value(pages):
     session = pages.tracker.begin("one", pages.now)
-    assert not session.shows(1)
-    session.show(1)
+    assert session.needs_zero(1)
+    session.skip_zero(1)
     pages.tracker.end("one", session, pages.now)
-    assert pages.tracker.begin("one", pages.now).shows(1)
+    assert not pages.tracker.begin("one", pages.now).needs_zero(1)
 
 
-def test_what_was_shown_under_other_names_is_no_news():
+def test_series_is_exposed_with_its_value_after_a_change_of_names():
     pages = Pages(saved=True)
     pages.values[1] = 5
     for _ in range(3):
         pages.scrape()
     pages.values = {2: 5}
-    pages.restart(renamed=True)
+    pages.restart(names_changed=True)
     assert pages.scrape("one") == pages.scrape("two") == {2: 5}
     pages.values[3] = 1
     assert pages.scrape("two") == {2: 5, 3: 0}
 
 
-def test_a_second_server_is_waited_for_after_a_restart():
+def test_second_server_is_awaited_after_a_restart():
     pages = Pages(saved=True)
     for scraper in ("one", "two") * 3:
         pages.scrape(scraper)
@@ -202,7 +202,7 @@ steps = st.lists(
 
 @settings(max_examples=500)
 @given(steps)
-def test_invariant_no_page_shows_less_than_one_before_whoever_reads_them_and_whenever_it_is_killed(steps):
+def test_invariant_no_page_shows_less_than_an_earlier_one_even_after_a_kill(steps):
     pages = Pages(saved=True)
     shown: dict[int, int] = {}
     for step, value in steps:
@@ -216,7 +216,7 @@ def test_invariant_no_page_shows_less_than_one_before_whoever_reads_them_and_whe
             pages.restart(away=value)
         else:
             scraper, cut, after = value
-            pages.saved = not cut  # or it is killed before the next saving
+            pages.saved = not cut  # as if the process were killed before the next save
             page = pages.scrape(scraper, cut=cut, after=after)
-            assert all(page[series] >= was for series, was in shown.items())
+            assert all(page[series] >= value for series, value in shown.items())
             shown = page

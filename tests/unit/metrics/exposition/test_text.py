@@ -1,4 +1,4 @@
-"""Byte for byte what prometheus_client's encoders give for the same families."""
+"""The text formats, compared byte by byte with the encoders of prometheus_client."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.limits import Limits
-from celery_exporter.metrics.exposition.protobuf import PROTOBUF
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
-from celery_exporter.metrics.exposition.text import AT_ONCE, OPENMETRICS, SPARE, TEXT, Exposition, negotiate
+from celery_exporter.metrics.exposition.text import (
+    MAX_SPARE_SERIES,
+    OPENMETRICS,
+    SAMPLES_PER_CHUNK,
+    TEXT,
+    Exposition,
+)
 from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import select
 from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
@@ -38,10 +43,10 @@ def row(name, type_, samples, labels=("task_name",), **more) -> MetricFamily:
 
 
 def histogram(*values):
-    found = Histogram([0] * (len(BOUNDS) + 1))
+    observed = Histogram([0] * (len(BOUNDS) + 1))
     for value in values:
-        found.observe(BOUNDS, value)
-    return found
+        observed.observe(BOUNDS, value)
+    return observed
 
 
 ROWS = [
@@ -91,25 +96,25 @@ ROWS = [
 
 
 def oracle(rows, *, openmetrics=False, clashing=()):
-    """The same families through prometheus_client."""
-    made = []
-    for each in rows:
-        name = each.name
-        samples = list(each.samples(None))
-        if each.type == "histogram":
-            family = HistogramMetricFamily(name, each.help, labels=each.labels)
-            for values, found in samples:
-                cumulative = [sum(found.counts[: index + 1]) for index in range(len(found.counts))]
+    """Return the same families as prometheus_client writes them."""
+    families = []
+    for row in rows:
+        name = row.name
+        samples = list(row.samples(None))
+        if row.type == "histogram":
+            family = HistogramMetricFamily(name, row.help, labels=row.labels)
+            for values, value in samples:
+                cumulative = [sum(value.counts[: index + 1]) for index in range(len(value.counts))]
                 bounds = ["0.005", "0.1", "1", "30", "+Inf"]  # as Go writes them
-                family.add_metric(values, list(zip(bounds, cumulative, strict=True)), found.total)
+                family.add_metric(values, list(zip(bounds, cumulative, strict=True)), value.total)
         else:
-            kind = CounterMetricFamily if each.type == "counter" else GaugeMetricFamily
+            kind = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
             kind = UnknownMetricFamily if openmetrics and name in clashing else kind
-            family = kind(name, each.help, labels=each.labels)
+            family = kind(name, row.help, labels=row.labels)
             for values, value in samples:
                 family.add_metric(values, value)
-        made.append(family)
-    registry = SimpleNamespace(collect=lambda: made)
+        families.append(family)
+    registry = SimpleNamespace(collect=lambda: families)
     return openmetrics_exposition.generate_latest(registry) if openmetrics else generate_latest(registry)
 
 
@@ -123,17 +128,19 @@ def without_process(text: bytes) -> bytes:
     return ("\n".join(kept) + "\n").encode()
 
 
-@pytest.mark.parametrize("each", ROWS, ids=lambda each: each.name)
-def test_a_family_reads_as_prometheus_client_writes_it(each):
-    assert without_process(Exposition([each]).render(None)) == oracle([each])
-    assert without_process(Exposition([each]).render(None, OPENMETRICS)) == oracle([each], openmetrics=True)
+@pytest.mark.parametrize("family", ROWS, ids=lambda family: family.name)
+def test_family_equals_that_of_prometheus_client(family):
+    assert without_process(Exposition([family]).render(None)) == oracle([family])
+    assert without_process(Exposition([family]).render(None, OPENMETRICS)) == oracle(
+        [family], openmetrics=True
+    )
 
 
-def test_all_families_together_and_in_their_order():
+def test_families_keep_their_order():
     assert without_process(Exposition(ROWS).render(None)) == oracle(ROWS)
 
 
-def test_a_counter_beside_a_family_of_its_stem_keeps_its_sample_name_in_openmetrics():
+def test_clashing_counter_keeps_its_sample_name_in_openmetrics():
     rows = [row("celery_tasks_total", "counter", [(("a",), 1)]), row("celery_tasks", "gauge", [(("a",), 2)])]
     text = Exposition(rows).render(None, OPENMETRICS)
     assert without_process(text) == oracle(rows, openmetrics=True, clashing={"celery_tasks_total"})
@@ -141,7 +148,7 @@ def test_a_counter_beside_a_family_of_its_stem_keeps_its_sample_name_in_openmetr
     assert (families["celery_tasks_total"], families["celery_tasks"]) == ("unknown", "gauge")
 
 
-def test_static_labels_are_on_every_sample_and_sorted_in():
+def test_static_labels_are_on_every_sample_in_sorted_order():
     rows = [row("celery_a", "gauge", [(("x",), 1)]), ROWS[-1]]
     text = Exposition(rows, static_labels={"env": 'p"ro{d', "zone": "z"}).render(None).decode()
     samples = [line for line in text.splitlines() if not line.startswith("#")]
@@ -149,18 +156,18 @@ def test_static_labels_are_on_every_sample_and_sorted_in():
     assert all('env="p\\"ro{d"' in line and 'zone="z"' in line for line in samples)
 
 
-def test_the_prefix_replaces_celery_and_nothing_else():
+def test_prefix_replaces_only_the_beginning_of_metric_names():
     text = Exposition([row("celery_a", "gauge", [(("celery_x",), 1)])], prefix="jobs_").render(None).decode()
     assert 'jobs_a{task_name="celery_x"} 1.0' in text
 
 
-def test_samples_with_equal_labels_are_merged_where_the_row_says_so():
+def test_samples_with_equal_labels_are_merged_by_the_row():
     samples = [(("a",), 3.0), (("b",), 1.0), (("a",), 2.0)]
     text = Exposition([row("celery_a", "gauge", samples, merge=min)]).render(None).decode()
     assert 'celery_a{task_name="a"} 2.0\ncelery_a{task_name="b"} 1.0\n' in text
 
 
-def test_process_metrics_are_there_and_openmetrics_ends_with_eof():
+def test_page_has_process_metrics_and_openmetrics_ends_with_eof():
     text = Exposition([]).render(None, OPENMETRICS).decode()
     assert "# TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total " in text
     assert text.endswith("\n# EOF\n")
@@ -172,7 +179,7 @@ def moment(at):
 
 
 class Server:
-    """A Prometheus server that has come often, and each second since."""
+    """A Prometheus server that scrapes each second."""
 
     def __init__(self, exposition, snapshot=None):
         self._exposition = exposition
@@ -188,7 +195,7 @@ class Server:
         return without_process(page).decode().splitlines()
 
 
-def test_invariant_6_a_server_sees_each_new_counting_series_at_0_once():
+def test_invariant_6_each_new_counting_series_is_exposed_at_0_once():
     samples = []
     exposition = Exposition(
         [row("celery_sent_total", "counter", samples), row("celery_now", "gauge", samples)]
@@ -200,14 +207,14 @@ def test_invariant_6_a_server_sees_each_new_counting_series_at_0_once():
 
     shown(), shown(), shown()
     samples.append((("a",), 5))
-    assert b" 0.0\n" not in exposition.render(moment(1.0)), "people see the count at once"
+    assert b" 0.0\n" not in exposition.render(moment(1.0)), "without a scraper, the count is there at once"
     assert shown() == ["0.0", "5.0"]
     samples.append((("b",), 1))
     assert shown() == ["5.0", "0.0", "5.0", "1.0"]
     assert shown() == ["5.0", "1.0", "5.0", "1.0"]
 
 
-def test_invariant_6_what_somebody_else_counted_before_we_heard_of_it_is_no_news():
+def test_invariant_6_external_baseline_is_exposed_without_a_0():
     rows = [row("celery_done_total", "counter", [(("a",), 1_000_000)], has_external_baseline=True)]
     assert Server(Exposition(rows)).scrape()[-1].endswith(" 1e+06")
     assert native_row("celery_worker_processed_tasks_total").has_external_baseline
@@ -217,8 +224,8 @@ def native_row(name):
     return next(row for row in select(("native",), MetricOptions()).rows if row.name == name)
 
 
-def test_invariant_6_what_is_folded_into_a_new_series_is_no_news():
-    """A worker's sums move to one without a worker when it is forgotten; nothing happened then."""
+def test_invariant_6_series_that_inherits_counts_is_exposed_without_a_0():
+    """The sums of a removed worker move to a label set without worker; that is no increase."""
     labels = ("queue_name", "worker")
     driver = ClusterDriver(Limits(purge_offline_worker_metrics=60), labels=labels)
     rows = select(("native",), MetricOptions(task_labels=labels)).rows
@@ -237,7 +244,7 @@ def test_invariant_6_what_is_folded_into_a_new_series_is_no_news():
     assert shown() == {'""} 1.0'}
 
 
-def test_invariant_6_a_histogram_is_0_as_a_whole():
+def test_invariant_6_new_histogram_has_all_its_lines_at_0():
     samples = []
     exposition = Exposition([row("celery_wait_seconds", "histogram", samples, bounds=lambda _: BOUNDS)])
     server = Server(exposition)
@@ -247,93 +254,42 @@ def test_invariant_6_a_histogram_is_0_as_a_whole():
     assert server.scrape() == without_process(exposition.render(moment(1.0))).decode().splitlines()
 
 
-def test_the_text_of_series_that_are_gone_is_forgotten():
-    samples = [((str(number),), 1) for number in range(5 * SPARE)]
+def test_cache_drops_series_that_are_gone():
+    samples = [((str(number),), 1) for number in range(5 * MAX_SPARE_SERIES)]
     exposition = Exposition([row("celery_sent_total", "counter", samples)])
     exposition.render(moment(1.0))
     (family,) = exposition._families
-    assert len(family._series) == 5 * SPARE
+    assert len(family._series) == 5 * MAX_SPARE_SERIES
     del samples[1:]
     exposition.render(moment(1.0))
-    assert len(family._series) <= 2 + SPARE
+    assert len(family._series) <= 2 + MAX_SPARE_SERIES
 
 
-def test_a_page_is_made_in_parts_between_which_other_threads_come():
-    samples = [((str(number),), 1) for number in range(3 * AT_ONCE)]
+def test_page_is_joined_from_bounded_chunks():
+    samples = [((str(number),), 1) for number in range(3 * SAMPLES_PER_CHUNK)]
     exposition = Exposition([row("celery_sent_total", "counter", samples)])
-    parts = list(exposition._texts(moment(1.0), None, False))
-    assert max(part.count(b"\n") for part in parts) == AT_ONCE <= 5_000
+    chunks = list(exposition._texts(moment(1.0), None, False))
+    assert max(chunk.count(b"\n") for chunk in chunks) == SAMPLES_PER_CHUNK <= 5_000
 
 
-def test_exemplars_are_in_openmetrics_alone_and_beside_their_buckets():
-    found = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
+def test_exemplars_are_on_their_buckets_and_only_in_openmetrics():
+    observed = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
     for value, uuid in ((0.001, "a-uuid"), (2.5, "back\\slash"), (1e9, "%d")):
-        found.observe(BOUNDS, value, uuid)
-    wait = row("celery_wait_seconds", "histogram", [(("%d",), found)], bounds=lambda _: BOUNDS)
+        observed.observe(BOUNDS, value, uuid)
+    wait = row("celery_wait_seconds", "histogram", [(("%d",), observed)], bounds=lambda _: BOUNDS)
     (family, *_) = text_string_to_metric_families(
         Exposition([wait]).render(moment(1.0), OPENMETRICS).decode()
     )
-    named = {
+    exemplars = {
         (sample.labels["le"], sample.exemplar.labels["task_id"], sample.exemplar.value)
         for sample in family.samples
         if sample.exemplar
     }
-    assert named == {("0.005", "a-uuid", 0.001), ("30", "back\\slash", 2.5), ("+Inf", "%d", 1e9)}
+    assert exemplars == {("0.005", "a-uuid", 0.001), ("30", "back\\slash", 2.5), ("+Inf", "%d", 1e9)}
     assert b" # {" not in Exposition([wait]).render(moment(1.0), TEXT)
 
 
-PROMETHEUS_2_42 = (
-    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
-    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-)
-
-
-ASKS_FOR_PROTOBUF = (
-    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,"
-    "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-)
-
-
-@pytest.mark.parametrize(
-    ("accept", "expected"),
-    [
-        (ASKS_FOR_PROTOBUF, PROTOBUF),
-        (ASKS_FOR_PROTOBUF.replace("delimited", "text"), OPENMETRICS),
-        (ASKS_FOR_PROTOBUF.replace("delimited", "delimited;q=0.1"), OPENMETRICS),
-        (ASKS_FOR_PROTOBUF.replace("delimited", "delimited;q=0.8"), PROTOBUF),
-        (PROMETHEUS_2_42, OPENMETRICS),
-        (None, TEXT),
-    ],
-)
-def test_protobuf_is_for_who_asks_for_it(accept, expected):
-    assert negotiate(accept) == expected
-
-
-@pytest.mark.parametrize(
-    ("accept", "expected"),
-    [
-        (None, TEXT),
-        ("", TEXT),
-        ("*/*", TEXT),
-        ("text/html,application/xhtml+xml,*/*;q=0.8", TEXT),
-        (PROMETHEUS_2_42, OPENMETRICS),
-        ("application/openmetrics-text", OPENMETRICS),
-        ("application/openmetrics-text; version=0.0.1", OPENMETRICS),
-        ('application/openmetrics-text; version="1.0.0"', OPENMETRICS),
-        ("application/openmetrics-text; version=2.0.0", OPENMETRICS),
-        ("application/openmetrics-text;q=0.4,text/plain;q=0.5", TEXT),
-        ("application/openmetrics-text;q=0.5,text/plain;q=0.5", OPENMETRICS),
-        ("text/plain;q=0.5,application/openmetrics-text;q=0.5", OPENMETRICS),
-        ("application/openmetrics-text;q=0", TEXT),
-        ("application/openmetrics-text;q=high", TEXT),
-        (";;;,,q=1", TEXT),
-    ],
-)
-def test_the_format_is_the_best_that_was_asked_for(accept, expected):
-    assert negotiate(accept) == expected
-
-
-def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
+def test_invalid_character_is_replaced_and_the_page_stays_readable():
     row = MetricFamily("celery_odd", "gauge", "Odd.", ("name",), lambda _: [(("a\ud800b",), 1), (("c",), 2)])
     assert Exposition([row]).render(ClusterDriver().shown()).decode().splitlines()[2:4] == [
         'celery_odd{name="a?b"} 1.0',
@@ -341,9 +297,9 @@ def test_what_cannot_be_encoded_costs_one_letter_and_not_the_page():
     ]
 
 
-def test_invariant_8_buckets_are_those_the_ledger_counts_in():
-    """Each bound of the ledger is shown, no other is, and each count is of what the ledger put below it."""
-    driver = ClusterDriver(aggregates=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
+def test_invariant_8_buckets_are_those_that_were_counted_in():
+    """The exposed bounds are those of the aggregates, with the counts below them."""
+    driver = ClusterDriver(ledger=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
         driver.apply(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))

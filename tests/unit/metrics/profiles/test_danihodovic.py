@@ -1,7 +1,7 @@
-"""Who leaves danihodovic's exporter for ours: the same numbers, the same options.
+"""The danihodovic profile: the same values and the same options as danihodovic/celery-exporter.
 
-The numbers are those that contracts/record.py recorded of the original: of its newest source, 0.12.2, and of
-the newest package on the index, 0.11.2.
+The values are those that tests/data/compat/record.py recorded with the original: its newest source, 0.12.2,
+and its newest package on PyPI, 0.11.2.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from celery_exporter.monitor.naming import naming_of
 from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 from unit.test_golden_replay import replay
 
-#: What the original asks the broker and the workers for, and what is our own.
-OURS = re.compile(r"celery_(queue_length|active_|exporter_)|process_")
-#: A task that nobody sent: the workers of a replay say that they know it.
+#: Metrics that the original reads from the broker and from inspection, and metrics of this exporter.
+NOT_COMPARED = re.compile(r"celery_(queue_length|active_|exporter_)|process_")
+#: A task that was never sent: the workers of a replay register it.
 REGISTERED = 'name="tasks.idle"'
-#: What the remark says of celery_task_failed_total.
+#: The difference that the remark of celery_task_failed_total describes.
 REJECT = ('exception="Reject"', 'exception="UnknownException"')
-#: A sample of what happened to tasks: the label set, and the value.
-COUNTED = re.compile(r'celery_task_(?:(?!sent)\w+)_total\{(?:exception="\w*",)?(.*)\} (.*)')
-#: Of the package alone: a 0 for each worker of a task, as if it had been sent there, and one for a worker
-#: that was purged before it said goodbye; and it knows no waits.
-BETTER_SINCE = re.compile(r'(celery_task_sent_total\{.*|celery_worker_up\{hostname="box-2")\} 0\.0')
+#: A sample of a task counter: the label set, and the value.
+TASK_COUNTER = re.compile(r'celery_task_(?:(?!sent)\w+)_total\{(?:exception="\w*",)?(.*)\} (.*)')
+#: Samples of only the package: a 0 of celery_task_sent_total for each worker of a task, and one for a worker
+#: that was removed before its worker-offline. It has no wait times.
+FIXED_IN_SOURCE = re.compile(r'(celery_task_sent_total\{.*|celery_worker_up\{hostname="box-2")\} 0\.0')
 WAITS = "celery_task_queue_wait_time"
 
-SHAPES = {
+OPTIONS_BY_CASE = {
     "generic-sent": MetricOptions(generic_hostname_task_sent_metric=True),
     "generic-worker": MetricOptions(generic_hostname_worker_task_metric=True),
     "buckets": MetricOptions(buckets=(0.25, 1.0, 30.0)),
@@ -51,29 +51,29 @@ SHAPES = {
 
 
 def shown(case: str) -> list[str]:
-    """Return the samples that our profile shows of a stream, as far as the original has them from events."""
+    """Return the samples of our profile for a stream, as far as the original computes them from events."""
     stream, _, sendings = CASES[case]
-    selection = select(("danihodovic",), SHAPES.get(case, MetricOptions()))
+    selection = select(("danihodovic",), OPTIONS_BY_CASE.get(case, MetricOptions()))
     snapshot = replay(messages(stream, sendings=sendings), selection)
     page = samples(Exposition(selection.rows).render(snapshot).decode()).splitlines()
-    known = [line for line in page if not OURS.match(line) and REGISTERED not in line]
-    return sorted(line.replace(*REJECT) for line in without_idle(known))
+    compared = [line for line in page if not NOT_COMPARED.match(line) and REGISTERED not in line]
+    return sorted(line.replace(*REJECT) for line in without_idle(compared))
 
 
 def without_idle(lines: list[str]) -> list[str]:
-    """Leave out label sets under which nothing happened.
+    """Return the lines without the label sets whose counters are all 0.
 
-    The original has them for the host of each client, too; we have them for each task that workers know.
+    The original also has them for the host of each client; we have them for each registered task.
     """
-    found = [(line, COUNTED.fullmatch(line)) for line in lines]
-    busy = {match[1] for _, match in found if match and match[2] != "0.0"}
-    return [line for line, match in found if match is None or match[1] in busy]
+    matches = [(line, TASK_COUNTER.fullmatch(line)) for line in lines]
+    busy = {match[1] for _, match in matches if match and match[2] != "0.0"}
+    return [line for line, match in matches if match is None or match[1] in busy]
 
 
 @pytest.mark.parametrize("case", FOLDERS["danihodovic-0.12.2"])
-def test_a_stream_is_shown_as_by_the_original_sample_by_sample(case):
+def test_stream_has_the_samples_of_the_original(case):
     recorded = without_idle((HERE / "danihodovic-0.12.2" / f"{case}.txt").read_text().splitlines())
-    if case == "unsent":  # it knows no wait then; we do, of a task with an eta
+    if case == "unsent":  # the original has no wait time then; we have that of a task with an eta
         assert [line for line in shown(case) if WAITS not in line] == recorded
         assert f'{WAITS}_sum{{hostname="box-1",name="shop.remind",queue_name="celery"}} 2.03125' in shown(
             case
@@ -83,45 +83,45 @@ def test_a_stream_is_shown_as_by_the_original_sample_by_sample(case):
 
 
 @pytest.mark.parametrize("case", FOLDERS["danihodovic-0.11.2"])
-def test_a_stream_is_shown_as_by_the_package_but_for_what_became_better_since(case):
+def test_stream_has_the_samples_of_the_package_except_what_its_source_fixed(case):
     recorded = (HERE / "danihodovic-0.11.2" / f"{case}.txt").read_text().splitlines()
-    there = [line for line in without_idle(recorded) if not BETTER_SINCE.match(line)]
-    assert [line for line in shown(case) if WAITS not in line and not BETTER_SINCE.match(line)] == there
+    expected = [line for line in without_idle(recorded) if not FIXED_IN_SOURCE.match(line)]
+    assert [line for line in shown(case) if WAITS not in line and not FIXED_IN_SOURCE.match(line)] == expected
 
 
-# -- what flags do ---------------------------------------------------------------------------------------
+# -- flags ----------------------------------------------------------------------------------------------
 
 
-def page(*events: dict, **shape) -> list[str]:
-    """Return the lines of what was told."""
-    selection = select(("danihodovic",), MetricOptions(**shape))
+def page(*events: dict, **options) -> list[str]:
+    """Return the lines of the page after these events."""
+    selection = select(("danihodovic",), MetricOptions(**options))
     driver = ClusterDriver(labels=selection.labels, clients=selection.clients)
     driver.apply(*events)
     driver.wait(3)  # for a task-sent that does not come
     return Exposition(selection.rows).render(driver.shown()).decode().splitlines()
 
 
-def of(family: str, *events: dict, **shape) -> set[str]:
+def of(family: str, *events: dict, **options) -> set[str]:
     """Return a family's samples without its name."""
-    return {line.removeprefix(family) for line in page(*events, **shape) if line.startswith(family + "{")}
+    return {line.removeprefix(family) for line in page(*events, **options) if line.startswith(family + "{")}
 
 
 def life(uuid: str, client: str, worker: str) -> list[dict]:
-    done = [each(uuid, host=worker) for each in (received, started, succeeded)]
-    return [sent(uuid, hostname=client), *done]
+    worker_events = [event(uuid, host=worker) for event in (received, started, succeeded)]
+    return [sent(uuid, hostname=client), *worker_events]
 
 
 LIVES = [*life("u1", "gen1@web-1", "a@box-1"), *life("u2", "gen2@web-2", "a@box-2")]
 
 
-def test_clients_and_workers_are_told_apart_by_their_hosts():
+def test_clients_are_distinguished_by_their_hosts():
     assert of("celery_task_sent_total", *LIVES) == {
         '{hostname="web-1",name="add",queue_name="q"} 1.0',
         '{hostname="web-2",name="add",queue_name="q"} 1.0',
     }
 
 
-def test_a_client_on_the_host_of_a_worker_and_a_node_name_without_a_host():
+def test_client_may_share_a_workers_host_or_have_a_name_without_a_host():
     lives = [*life("u1", "gen1@box-1", "a@box-1"), sent("u2", hostname="laptop")]
     assert of("celery_task_sent_total", *lives) == {
         '{hostname="box-1",name="add",queue_name="q"} 1.0',
@@ -129,7 +129,7 @@ def test_a_client_on_the_host_of_a_worker_and_a_node_name_without_a_host():
     }
 
 
-def test_generic_clients_are_added_up_and_workers_keep_their_hosts():
+def test_generic_clients_are_one_sum_and_workers_keep_their_hosts():
     assert of("celery_task_sent_total", *LIVES, generic_hostname_task_sent_metric=True) == {
         '{hostname="generic",name="add",queue_name="q"} 2.0',
     }
@@ -139,12 +139,12 @@ def test_generic_clients_are_added_up_and_workers_keep_their_hosts():
     }
 
 
-def test_no_client_is_remembered_where_all_are_called_the_same():
+def test_generic_clients_need_no_counts_by_client():
     assert not select(("danihodovic",), MetricOptions(generic_hostname_task_sent_metric=True)).clients
 
 
-def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_twice():
-    driver = ClusterDriver(labels=("queue_name", "worker"), clients=True)  # as a state file brings it
+def test_counts_by_client_from_before_the_flag_are_not_counted_twice():
+    driver = ClusterDriver(labels=("queue_name", "worker"), clients=True)  # as restored from a state file
     driver.apply(*LIVES)
     rows = select(("danihodovic",), MetricOptions(generic_hostname_task_sent_metric=True)).rows
     text = Exposition(rows).render(driver.shown()).decode()
@@ -153,28 +153,28 @@ def test_clients_that_were_told_apart_before_the_flag_was_set_are_not_counted_tw
 
 
 @pytest.mark.parametrize(
-    "given",
+    "argv",
     [
         ["--default-queue-name", "celery"],
         ["--namespace", "jobs"],
         ["--generic-hostname-task-sent-metric"],
         ["--generic-hostname-worker-task-metric"],
     ],
-    ids=lambda given: given[0],
+    ids=lambda argv: argv[0],
 )
-def test_series_that_a_flag_renames_are_no_news_after_a_restart(given):
-    changed, defaults = begun("--broker-url", URL, *given), begun("--broker-url", URL)
+def test_flag_that_renames_series_changes_the_naming_in_the_state_file(argv):
+    changed, defaults = settings("--broker-url", URL, *argv), settings("--broker-url", URL)
     assert naming_of(changed.monitor) != naming_of(defaults.monitor)
 
 
-def test_generic_workers_are_added_up_on_task_metrics_alone():
+def test_generic_workers_are_one_sum_only_on_task_metrics():
     events = [*LIVES, received("u3", host="a@box-2"), failed("u3", host="a@box-2")]
     generic = '{hostname="generic",name="add",queue_name="q"}'
-    found = page(*LIVES, heartbeat("a@box-1", active=2), generic_hostname_worker_task_metric=True)
-    assert f"celery_task_succeeded_total{generic} 2.0" in found
-    assert f"celery_task_runtime_count{generic} 2.0" in found
-    assert f"celery_task_queue_wait_time_count{generic} 2.0" in found
-    assert 'celery_worker_tasks_active{hostname="box-1"} 2.0' in found
+    lines = page(*LIVES, heartbeat("a@box-1", active=2), generic_hostname_worker_task_metric=True)
+    assert f"celery_task_succeeded_total{generic} 2.0" in lines
+    assert f"celery_task_runtime_count{generic} 2.0" in lines
+    assert f"celery_task_queue_wait_time_count{generic} 2.0" in lines
+    assert 'celery_worker_tasks_active{hostname="box-1"} 2.0' in lines
     assert of("celery_worker_up", *LIVES, generic_hostname_worker_task_metric=True) == {
         '{hostname="box-1"} 1.0',
         '{hostname="box-2"} 1.0',
@@ -186,40 +186,40 @@ def test_generic_workers_are_added_up_on_task_metrics_alone():
     }
 
 
-def test_both_hosts_may_be_generic_and_are_one_sum_then():
-    found = of(
+def test_generic_clients_and_workers_together_are_one_sum():
+    samples = of(
         "celery_task_sent_total",
         *LIVES,
         generic_hostname_task_sent_metric=True,
         generic_hostname_worker_task_metric=True,
     )
-    assert found == {'{hostname="generic",name="add",queue_name="q"} 2.0'}
+    assert samples == {'{hostname="generic",name="add",queue_name="q"} 2.0'}
 
 
-def test_a_queue_that_nobody_told_is_unknown_or_what_somebody_chose():
+def test_unknown_queue_has_the_default_queue_name():
     events = [received(), started(), succeeded()]
-    for shape, queue in (({}, "unknown"), ({"default_queue_name": "celery"}, "celery")):
-        found = {f'{{hostname="h",name="add",queue_name="{queue}"}} 1.0'}
-        assert of("celery_task_succeeded_total", *events, **shape) == found
+    for options, queue in (({}, "unknown"), ({"default_queue_name": "celery"}, "celery")):
+        expected = {f'{{hostname="h",name="add",queue_name="{queue}"}} 1.0'}
+        assert of("celery_task_succeeded_total", *events, **options) == expected
 
 
-def test_a_queue_of_the_chosen_name_and_those_that_nobody_told_are_one_sum():
-    told = [*life("u1", "c@web", "w@h"), received("u2"), started("u2"), succeeded("u2")]
-    found = of("celery_task_succeeded_total", *told, default_queue_name="q")
-    assert found == {'{hostname="h",name="add",queue_name="q"} 2.0'}
+def test_unknown_queue_and_a_queue_with_the_default_name_are_one_sum():
+    events = [*life("u1", "c@web", "w@h"), received("u2"), started("u2"), succeeded("u2")]
+    samples = of("celery_task_succeeded_total", *events, default_queue_name="q")
+    assert samples == {'{hostname="h",name="add",queue_name="q"} 2.0'}
 
 
-def test_of_several_workers_on_a_host_one_that_is_up_will_do_and_tasks_are_added_up():
+def test_host_is_up_if_one_of_its_workers_is_and_active_tasks_are_summed():
     workers = [heartbeat("a@h", active=2), heartbeat("b@h", active=3), heartbeat("c@h", active=9)]
-    found = page(*workers, heartbeat("c@h", kind="offline", active=9))
-    assert 'celery_worker_up{hostname="h"} 1.0' in found
-    assert 'celery_worker_tasks_active{hostname="h"} 5.0' in found
-    both = page(*(heartbeat(f"{name}@h", kind="offline") for name in "ab"))
-    assert 'celery_worker_up{hostname="h"} 0.0' in both
-    assert 'celery_worker_tasks_active{hostname="h"} 0.0' in both
+    lines = page(*workers, heartbeat("c@h", kind="offline", active=9))
+    assert 'celery_worker_up{hostname="h"} 1.0' in lines
+    assert 'celery_worker_tasks_active{hostname="h"} 5.0' in lines
+    lines = page(*(heartbeat(f"{name}@h", kind="offline") for name in "ab"))
+    assert 'celery_worker_up{hostname="h"} 0.0' in lines
+    assert 'celery_worker_tasks_active{hostname="h"} 0.0' in lines
 
 
-def test_of_several_workers_on_a_host_tasks_are_added_up():
+def test_task_counts_of_several_workers_on_a_host_are_summed():
     lives = [*life("u1", "c@web", "a@h"), *life("u2", "c@web", "b@h")]
     assert of("celery_task_succeeded_total", *lives) == {'{hostname="h",name="add",queue_name="q"} 2.0'}
 
@@ -229,12 +229,12 @@ def test_of_several_workers_on_a_host_tasks_are_added_up():
     [
         ("ValueError('x')", "ValueError"),
         ("1 validation error for Order", "UnknownException"),
-        # The remark of the metric says so:
+        # The original shows other classes, see the remark of the metric:
         ("requests.exceptions.HTTPError('x')", "HTTPError"),
         ("reject requeue=False", "Reject"),
     ],
 )
-def test_what_an_exception_is_called(exception, shown):
+def test_exception_class(exception, shown):
     events = [sent(), received(), started(), failed(exception=exception)]
     labels = f'exception="{shown}",hostname="h",name="add",queue_name="q"'
     assert f"{{{labels}}} 1.0" in of("celery_task_failed_total", *events)
@@ -243,10 +243,10 @@ def test_what_an_exception_is_called(exception, shown):
 # -- options: those of src/cli.py of 0.11.2 --------------------------------------------------------------
 
 URL = "redis://redis.service.consul/1"
-RECOMMENDED = {"CE_PROFILE": "danihodovic"}  # the one thing that is added
+RECOMMENDED = {"CE_PROFILE": "danihodovic"}  # the only setting that users have to add
 BUCKETS = "0.005,0.01,0.025,0.05,0.075,0.1,0.25,0.5,0.75,1.0,2.5,5.0,7.5,10.0,inf"
 
-#: Option, type of its value there, and which texts are taken as which of our settings.
+#: Option, type of its value in the original, our setting, and text → value of our setting.
 ORIGINAL = [
     (
         "broker-url",
@@ -289,7 +289,7 @@ ORIGINAL = [
         int,
         "monitor.broker.retry_interval",
         {"0": 5.0, "5": 5.0, "600": 600.0},
-    ),  # we never give up
+    ),  # 0: no retries there; we always retry
     ("host", str, "listen.host", {"0.0.0.0": "0.0.0.0", "::": "::"}),
     ("port", int, "listen.port", {"9808": 9808, "80": 80}),
     (
@@ -324,7 +324,7 @@ ORIGINAL = [
         "monitor.metrics.static_label",
         {"env=prod": {"env": "prod"}, "namespace=jobs": {"namespace": "jobs"}, "worker=": {"worker": ""}},
     ),
-    # Of 0.12; what they do is below.
+    # Options of 0.12; the tests of flags above show their effect.
     (
         "generic-hostname-worker-task-metric",
         bool,
@@ -340,8 +340,8 @@ VALUES = [
 ]
 
 
-def begun(*argv: str, **environ: str) -> Settings:
-    """Return the settings of a command line, read by the parser that is in use."""
+def settings(*argv: str, **environ: str) -> Settings:
+    """Return the settings of a command line, parsed as the exporter does."""
     params = _command.make_context("celery-exporter", list(argv)).params
     return load(params, {**RECOMMENDED, **environ})
 
@@ -350,88 +350,88 @@ def variable(option: str) -> str:
     return f"CE_{option.replace('-', '_').upper()}"
 
 
-def test_the_command_of_its_readme_starts_ours():
-    assert begun(f"--broker-url={URL}").monitor.broker.broker_url == URL
+def test_command_line_of_the_originals_readme_is_accepted():
+    assert settings(f"--broker-url={URL}").monitor.broker.broker_url == URL
 
 
 @pytest.mark.parametrize(("option", "kind", "text", "field", "expected"), VALUES)
-def test_an_option_of_the_original_is_taken(option, kind, text, field, expected):
-    given = [f"--{option}"] if kind is bool else [f"--{option}", text]
-    assert attrgetter(field)(begun("--broker-url", URL, *given)) == expected
+def test_option_of_the_original_is_accepted(option, kind, text, field, expected):
+    argv = [f"--{option}"] if kind is bool else [f"--{option}", text]
+    assert attrgetter(field)(settings("--broker-url", URL, *argv)) == expected
 
 
 @pytest.mark.parametrize(("option", "kind", "text", "field", "expected"), VALUES)
-def test_a_variable_of_the_original_is_taken(option, kind, text, field, expected):  # noqa: ARG001
+def test_variable_of_the_original_is_accepted(option, kind, text, field, expected):  # noqa: ARG001
     environ = {"CE_BROKER_URL": URL, variable(option): text}
-    assert attrgetter(field)(begun(**environ)) == expected
+    assert attrgetter(field)(settings(**environ)) == expected
 
 
 @pytest.mark.parametrize("text", ["1", "true", "True", "t", "yes", "Y", "on", " on "])
-def test_a_flag_is_on_by_a_variable_as_there(text):
-    found = begun(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
-    assert found.monitor.metrics.selection.clients is False
+def test_variable_turns_a_flag_on_as_in_the_original(text):
+    result = settings(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
+    assert result.monitor.metrics.selection.clients is False
 
 
 @pytest.mark.parametrize("text", ["0", "false", "f", "no", "N", "off", ""])
-def test_a_flag_is_off_by_a_variable_as_there(text):
-    found = begun(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
-    assert found.monitor.metrics.selection.clients is True
+def test_variable_turns_a_flag_off_as_in_the_original(text):
+    result = settings(CE_BROKER_URL=URL, CE_GENERIC_HOSTNAME_TASK_SENT_METRIC=text)
+    assert result.monitor.metrics.selection.clients is True
 
 
-def test_lists_are_repeated_options_and_variables_with_spaces():
-    given = ["--static-label", "a=1", "--static-label", "b=2", "-Q", "celery,mail"]
-    for found in (
-        begun("--broker-url", URL, *given),
-        begun(CE_BROKER_URL=URL, CE_STATIC_LABEL="a=1 b=2", CE_QUEUES="celery,mail"),
+def test_list_is_a_repeated_option_or_a_variable_with_spaces():
+    argv = ["--static-label", "a=1", "--static-label", "b=2", "-Q", "celery,mail"]
+    for result in (
+        settings("--broker-url", URL, *argv),
+        settings(CE_BROKER_URL=URL, CE_STATIC_LABEL="a=1 b=2", CE_QUEUES="celery,mail"),
     ):
-        assert (found.monitor.metrics.static_label, found.monitor.queues) == (
+        assert (result.monitor.metrics.static_label, result.monitor.queues) == (
             {"a": "1", "b": "2"},
             ("celery", "mail"),
         )
 
 
 @pytest.mark.parametrize("option", [option for option, *_ in ORIGINAL if option != "broker-url"])
-def test_an_empty_variable_is_none_as_there(option):
-    with_empty = begun(**{"CE_BROKER_URL": URL, variable(option): ""})
-    assert fields_of(with_empty) == fields_of(begun(CE_BROKER_URL=URL))
+def test_empty_variable_is_ignored_as_in_the_original(option):
+    with_empty = settings(**{"CE_BROKER_URL": URL, variable(option): ""})
+    assert fields_of(with_empty) == fields_of(settings(CE_BROKER_URL=URL))
 
 
 def fields_of(config: Struct) -> dict[str, object]:
     """Return the values of a config, and of the configs in it, by name."""
     values = {name: getattr(config, name) for name in config.__struct_fields__}
-    values.pop("selection", None)  # has functions, which are made anew
+    values.pop("selection", None)  # its functions differ in each instance
     return {name: fields_of(value) if isinstance(value, Struct) else value for name, value in values.items()}
 
 
-def test_an_empty_variable_opens_no_door_and_takes_labels_off():
-    assert begun(CE_BROKER_URL=URL, CE_WEB_CONFIG_FILE="").listen.web_config_file is not None
-    native = begun("--profile", "native", CE_BROKER_URL=URL, CE_TASK_LABELS="")
+def test_empty_variable_keeps_security_on_and_turns_labels_off():
+    assert settings(CE_BROKER_URL=URL, CE_WEB_CONFIG_FILE="").listen.web_config_file is not None
+    native = settings("--profile", "native", CE_BROKER_URL=URL, CE_TASK_LABELS="")
     assert native.monitor.metrics.selection.labels == ()
 
 
 @pytest.mark.parametrize("timeout", ["0", "60"])
-def test_that_there_is_no_worker_is_known_after_a_while_without_a_timeout_as_with_one(timeout):
-    monitor = Monitor(begun("--broker-url", URL, "--worker-timeout", timeout).monitor)
+def test_absence_of_workers_is_certain_after_a_while_with_any_timeout(timeout):
+    monitor = Monitor(settings("--broker-url", URL, "--worker-timeout", timeout).monitor)
     monitor.workers._inspected = 0.0
-    for listened, known in ((9.0, False), (11.0, True)):
+    for listened, is_certain in ((9.0, False), (11.0, True)):
         monitor.state.listening = listened
-        assert monitor.workers.has_result() is known
+        assert monitor.workers.has_result() is is_certain
 
 
-def test_metrics_may_have_no_prefix():
-    metrics = begun("--broker-url", URL, "--metric-prefix", "").monitor.metrics
+def test_metric_prefix_may_be_empty():
+    metrics = settings("--broker-url", URL, "--metric-prefix", "").monitor.metrics
     page = Exposition(metrics.selection.rows, metrics.metric_prefix).render(replay(messages("made-up")))
     assert b"\nworker_up{" in page
 
 
-def test_a_static_label_is_refused_where_a_metric_that_is_shown_has_it():
+def test_static_label_is_rejected_if_a_metric_has_it():
     for name in ("hostname", "queue_name", "exception", "le"):
         with pytest.raises(BadSettingError, match=f"--static-label: got '{name}=x'"):
-            begun("--broker-url", URL, "--static-label", f"{name}=x")
+            settings("--broker-url", URL, "--static-label", f"{name}=x")
 
 
-def test_a_metric_of_the_exporter_itself_keeps_its_own_label():
-    metrics = begun("--broker-url", URL, "--static-label", "version=mine").monitor.metrics
+def test_metric_about_the_exporter_keeps_its_own_label():
+    metrics = settings("--broker-url", URL, "--static-label", "version=mine").monitor.metrics
     page = Exposition(metrics.selection.rows, static_labels=metrics.static_label).render(
         replay(messages("made-up"))
     )
@@ -439,5 +439,5 @@ def test_a_metric_of_the_exporter_itself_keeps_its_own_label():
     assert b'celery_exporter_build_info{version="0.0.0"} 1.0' in page
 
 
-def test_options_keep_their_names():
+def test_options_of_the_original_exist():
     assert {option for option, *_ in ORIGINAL} <= {option.name for option in OPTIONS}

@@ -1,6 +1,7 @@
-"""Who leaves OvalMoney's exporter for ours: what its source does (celery_exporter/monitor.py, src/lib.rs).
+"""The ovalmoney profile: the same values as OvalMoney/celery-exporter.
 
-Its extension is written in Rust for an interface that today's Python does not have: nothing is recorded.
+The expected values follow its source (celery_exporter/monitor.py, src/lib.rs). There are no recordings,
+because its Rust extension does not run on a current Python.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ ADD = 'name="add",namespace="celery"'
 
 
 def page(*events: dict) -> dict[str, float]:
-    """Return the samples that are shown after these events."""
-    ledger = Aggregates(SELECTION.runtime_bounds, SELECTION.wait_bounds, latency=SELECTION.latency)
-    driver = ClusterDriver(labels=SELECTION.labels, aggregates=ledger)
+    """Return the exposed samples after these events."""
+    aggregates = Aggregates(SELECTION.runtime_bounds, SELECTION.wait_bounds, latency=SELECTION.latency)
+    driver = ClusterDriver(labels=SELECTION.labels, aggregates=aggregates)
     driver.apply(*events)
     driver.wait(3)
     lines = Exposition(SELECTION.rows).render(driver.shown()).decode().splitlines()
@@ -38,7 +39,7 @@ def page(*events: dict) -> dict[str, float]:
 
 
 def latency(shown: dict[str, float], queue: str) -> tuple[float, float]:
-    """Return how many were observed, and their sum in seconds."""
+    """Return the count of a queue's latencies, and their sum in seconds."""
     labels = f'{{{ADD},queue="{queue}"}}'
     return tuple(shown[f"celery_tasks_latency_seconds_{part}{labels}"] for part in ("count", "sum"))
 
@@ -46,26 +47,26 @@ def latency(shown: dict[str, float], queue: str) -> tuple[float, float]:
 WORK = (received(at=4), started(at=6))
 
 
-def test_latency_is_from_sent_to_started_where_sendings_are_known():
+def test_latency_is_from_sent_to_started_with_task_sent_events():
     assert latency(page(sent(at=1), *WORK), "q") == (1.0, 5.0)
 
 
-def test_latency_is_from_received_to_started_where_they_are_not():
+def test_latency_is_from_received_to_started_without_task_sent_events():
     assert latency(page(*WORK), "undefined") == (1.0, 2.0)
 
 
-def test_latencies_of_both_kinds_add_up_under_one_label_set():
+def test_latencies_of_one_label_set_add_up():
     shown = page(sent(at=1), *WORK, sent("u2", at=1), received("u2", at=2), started("u2", at=9))
     assert latency(shown, "q") == (2.0, 13.0)
 
 
-def test_a_retry_waits_from_its_own_sending():
+def test_latency_of_a_retry_starts_when_the_retry_is_sent():
     again = (sent(at=7, retries=1), retried(at=7), received(at=8, retries=1), started(at=10))
     assert latency(page(sent(at=1), *WORK, *again), "q") == (2.0, 8.0)
 
 
 @pytest.mark.parametrize("end", [succeeded, failed])
-def test_a_queue_that_is_not_known_is_undefined(end):
+def test_unknown_queue_is_undefined(end):
     shown = page(heartbeat(), *WORK, end(at=7))
     assert not [series for series in shown if 'queue="unknown"' in series]
     state = "SUCCESS" if end is succeeded else "FAILURE"
