@@ -111,7 +111,11 @@ def _prefetch_time(snapshot: Snapshot) -> Iterable[Sample]:
         if aggregate.newest_prefetch_wait_seconds is not None:
             started = aggregate.last.get(State.STARTED, 0.0)
             ended = max(aggregate.last.get(state, 0.0) for state in _END_STATES)
-            wait = (ended, 0.0) if ended >= started else (started, max(0.0, aggregate.newest_prefetch_wait_seconds))
+            wait = (
+                (ended, 0.0)
+                if ended >= started
+                else (started, max(0.0, aggregate.newest_prefetch_wait_seconds))
+            )
             labels = (label_set.worker, label_set.task_name)
             newest[labels] = max(wait, newest.get(labels, wait))
     return ((labels, value) for labels, (_, value) in newest.items())

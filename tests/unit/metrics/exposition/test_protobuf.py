@@ -118,7 +118,9 @@ def test_histogram_has_classic_and_native_buckets(values):
     assert [3 in bucket for bucket in buckets] == [count > 0 for count in observed.counts[: len(bounds)]]
     schema, threshold, zeros = (values_by_field[number] for number in (5, 6, 7))
     assert (signed(schema), threshold, zeros) == (3, 2.0**-20, sum(value <= 2.0**-20 for value in values))
-    assert native(histogram) == {index: count for index, count in observed.native.items() if index != ZERO_INDEX}
+    assert native(histogram) == {
+        index: count for index, count in observed.native.items() if index != ZERO_INDEX
+    }
 
 
 def created(exposition: Exposition, snapshot: Any, tracker: SeriesTracker) -> dict[str, list[float | None]]:
