@@ -67,7 +67,7 @@ mutants: .venv/synced  ## break the core in a thousand places, and see whether a
 	tests/mutants.sh
 
 golden: .venv/synced  ## write golden texts, and what is printed in docs/, anew, after a change that is meant
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_view.py
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_app.py
 	$(PY) deploy/kubernetes/generate.py
 	$(PY) -m tools.docgen
 	git diff --stat

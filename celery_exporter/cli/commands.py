@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,22 +268,25 @@ _DOCTOR = _broker_command(
 def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     """Show the status page in this terminal; q quits.
 
-    Workers, queues, tasks, recent failures, and what to look at: from the exporter that runs here, or the one
-    at --url; with --broker-url from a broker, without any. Where there is no terminal it is written once.
+    Workers, queues, tasks, recent failures and problems of the exporter on this machine or at --url; with
+    --broker-url, of a broker without an exporter. Without a terminal, prints one snapshot and exits.
     """
     take_signals()
-    from celery_exporter.top import show  # noqa: PLC0415  the exporter does not need it
-    from celery_exporter.top.status_source import awaited, broker, exporter, here, patient  # noqa: PLC0415
+    from celery_exporter.runtime.logging import forward  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.top import show  # noqa: PLC0415
+    from celery_exporter.top.status_source import broker, exporter_at, local_url  # noqa: PLC0415
 
     before = context.parent.params if context.parent else {}
     given = {key: argv[key] or before.get(key) for key in argv}
     if not (given["broker_url"] or given["broker_url_file"]):
-        url = url or os.environ.get("CELERY_EXPORTER_URL") or here(load_listen(before, os.environ))
-        context.exit(show(exporter(url), awaited))
+        url = url or os.environ.get("CELERY_EXPORTER_URL") or local_url(load_listen(before, os.environ))
+        context.exit(show(exporter_at(url)))
     if url:
         raise BadSettingError("--url: got one, and a --broker-url too; it takes a running exporter, alone")
-    with broker(load(given, os.environ).monitor) as source:
-        code = show(source, patient)
+    warnings: deque[str] = deque(maxlen=1)
+    forward(warnings.append, ignored="celery_exporter.status.checks")  # the status has all findings
+    with broker(load(given, os.environ).monitor, warnings) as source:
+        code = show(source)
     context.exit(code)
 
 

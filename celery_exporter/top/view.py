@@ -1,274 +1,146 @@
-"""What is on the screen, and what a key changes about it: a `News` and a `View` → lines. Pure."""
+"""A `Status` → what `top` shows: header, findings, and rows that are sorted and filtered. Pure."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from celery_exporter.status.columns import BROKER, TABLES, Column, Table, ordered, text
+from celery_exporter.status.columns import BROKER, TABLES, Column, Table, ordered
+from celery_exporter.status.finding import Finding
 from celery_exporter.status.model import Status
-from celery_exporter.top.layout import GAP, LEAST_TEXT, Line, clean, clipped, drawn, fit, width
+from celery_exporter.top.cells import cell, clean, width
 
-#: The sections from the top down, by what they are called in a `Status`.
-SECTIONS = ("findings", *(table.name for table in TABLES))
-#: The one that can be sorted and filtered, and by what it is sorted when nobody says.
-SORTED, SORT = "tasks", "name"
-#: Longest part of a name that tasks are looked for by.
-LONGEST = 255
-#: Lines that an error may take.
-MOST_PROBLEM = 4
+#: A text and its style in Rich.
+Part = tuple[str, str]
 
-_TABLES = {table.name: table for table in TABLES}
-_FIELDS = {column.field: column for column in _TABLES[SORTED].columns}
+FINDINGS = Table("findings", "What to look at", "No problems found.", ())
+#: The table whose rows are filtered by name.
+FILTERED = "tasks"
+#: Fields that come first: a narrow terminal shows no more without scrolling.
+_FIRST_FIELDS = {
+    "workers": ("name", "up", "active", "processed", "load", "heartbeat"),
+    "queues": ("name", "length", "oldest", "consumers", "lengths"),
+    "tasks": (
+        *("name", "rates.SUCCESS", "rates.FAILURE", "failure_share", "runtime_p95", "wait_p95", "open"),
+        *("oldest", "rates.PENDING", "rates.STARTED", "runtime_p50", "wait_p50", "rates.RETRY"),
+    ),
+}
 _AT = Column("", "at", "clock")
-_WELL = "Nothing: what can be seen from here is well."
-_STYLES = {"warning": "warn", "critical": "bad"}
-#: Columns of a severity.
-_INDENT = 9
-_FOOT = "q quit  / filter  ←→ sort  r reverse  ↑↓ scroll  tab next  enter alone"
-_TYPING_FOOT = "▏  enter keeps it, escape forgets it"
+_LEFT_KINDS = frozenset({"text", "up", "yes", "part", "line", "clock"})
 
 
-class News(Struct, frozen=True):
-    """What a source told: the newest status, or the last one there was and why there is no newer one."""
-
-    source: str  # where it comes from
-    status: Status | None = None
-    problem: str = ""
+def _reordered(table: Table) -> Table:
+    rank = {field: index for index, field in enumerate(_FIRST_FIELDS.get(table.name, ()))}
+    return replace(table, columns=sorted(table.columns, key=lambda column: rank.get(column.field, len(rank))))
 
 
-class View(Struct, frozen=True):
-    """How somebody looks at it."""
-
-    sort: str = SORT
-    contains: str = ""
-    typing: bool = False
-    selected: str = SORTED
-    alone: bool = False
-    offset: int = 0  # rows of the selected section that are above
+#: The tables from top to bottom.
+SECTIONS = (FINDINGS, *map(_reordered, TABLES))
 
 
-class Screen(Struct, frozen=True):
-    """The lines, and how far the selected section can be scrolled: at once, and at most."""
+class Rows(Struct, frozen=True):
+    """The rows of a table that are shown, or what is shown if there are none."""
 
-    lines: list[Line]
-    page: int = 1
-    most: int = 0
-
-
-class _Section(Struct, frozen=True):
-    """A part of the screen: what stands over its first column, heads of the others, rows, how many exist."""
-
-    name: str
     title: str
-    heads: str
-    rows: list[Line]
-    total: int
+    rows: Sequence[Any]
+    empty: str
 
 
-def screen(news: News, view: View, cells: int, height: int | None = None) -> Screen:
-    """Return what is to be seen, in so many cells and lines; of no height, all of it, and no keys."""
-    head = _head(news, cells)
-    sections = [] if news.status is None else _sections(news.status, view, cells)
-    room = math.inf if height is None else height - len(head) - len(sections) - 1
-    shares = share([len(section.rows) for section in sections], room)
-    lines, page, most = head, 1, 0
-    for section, rows in zip(sections, shares, strict=True):
-        here = section.name == view.selected
-        if here:
-            page, most = max(1, rows), len(section.rows) - rows
-        above = min(view.offset, most) if here else 0
-        lines.append(_titled(section, above, rows, selected=here and height is not None))
-        lines += section.rows[above : above + rows]
-    if height is not None:
-        lines = [*lines, *([[]] * height)][: max(0, height - 1)]
-        lines.append(_foot(view))
-    return Screen([clipped(line, cells) for line in lines], page, most)
+def rows_of(status: Status, table: Table, sort: str = "", contains: str = "") -> Rows:
+    """Return at most `table.most` rows; of tasks, those whose name contains a text in any case.
 
-
-def share(wanted: Sequence[int], room: float) -> list[int]:
-    """Return how many lines each gets: as many as it wants, and where there are too few, none gets more than
-    another that wants as many.
+    `sort` is a field, with a "-" before it for the largest first, or "" for the order of the status.
     """
-    given = [0] * len(wanted)
-    left = room
-    for rank, index in enumerate(sorted(range(len(wanted)), key=lambda index: wanted[index])):
-        fair = max(0, left / (len(wanted) - rank))
-        given[index] = int(min(wanted[index], fair))
-        left -= given[index]
-    return given
+    rows = getattr(status, table.name)
+    if table is FINDINGS:
+        rows = [finding for finding in rows if finding.severity != "ok"]
+    filtered = table.name == FILTERED and contains
+    matching = [row for row in rows if contains.lower() in row.name.lower()] if filtered else rows
+    shown = (ordered(matching, sort) if sort else matching)[: table.most]
+    number = f"{len(shown):,} of {len(rows):,}" if len(shown) < len(rows) else f"{len(rows):,}"
+    return Rows(f"{table.title} {number}", shown, "No name contains this text." if rows else table.empty)
 
 
-# -- the head and the foot -----------------------------------------------------------------------------
+def key_of(row: Any) -> str:
+    """Return what identifies a row in its table."""
+    return next(str(getattr(row, field)) for field in ("name", "uuid", "check") if hasattr(row, field))
 
 
-def _head(news: News, cells: int) -> list[Line]:
-    problem = [[(line, "bad")] for line in _wrapped(news.problem, cells)[:MOST_PROBLEM]]
-    status = news.status
-    if status is None:
-        return [
-            [("celery-exporter top  ", "title"), (clean(news.source), "")],
-            *(problem or [[("…", "dim")]]),
-        ]
-    name = f"celery-exporter {clean(status.exporter_version)}"
-    up, state = ("good", "up") if status.broker.up else ("bad", "DOWN")
-    at = f"as of {text(_AT, status, status.at)} UTC"
-    left = cells - sum(map(width, (name, state, at))) - 3 * GAP
-    url = fit(clean(status.broker.url), max(0, left))
-    gap = (" " * GAP, "")
-    facts = [f"{column.title.lower()} {text(column, status, status.at)}" for column in BROKER[2:]]
-    since = [[("no news since: ", "bad"), *problem[0]], *problem[1:]] if problem else []
+def sort_after(table: Table, sort: str, step: int) -> str:
+    """Return the order by the column that is so many columns after the present one; 0 reverses the order.
+
+    Names are in alphabetical order, numbers and times from the largest.
+    """
+    if not step:
+        return sort.removeprefix("-") if sort.startswith("-") else f"-{sort}"
+    columns = [column for column in table.columns if column.kind != "line"]
+    index = [column.field for column in columns].index(sort.removeprefix("-"))
+    return first_sort(columns[(index + step) % len(columns)])
+
+
+def first_sort(column: Column) -> str:
+    """Return the order that a column is sorted in first."""
+    return column.field if column.kind == "text" else f"-{column.field}"
+
+
+def is_right(column: Column) -> bool:
+    """Tell whether the cells of a column are aligned right, as numbers are."""
+    return column.kind not in _LEFT_KINDS
+
+
+def header(status: Status, *, outdated: bool = False) -> list[Part]:
+    """Return two lines about the exporter, the broker and how events arrive."""
+    at, *facts = [cell(column, status, status.at)[0] for column in (_AT, *BROKER[2:])]
+    named = [f"{column.title.lower()} {fact}" for column, fact in zip(BROKER[2:], facts, strict=True)]
     return [
-        [(name, "title"), gap, (url, ""), gap, (state, up), gap, (at, "bad" if problem else "")],
-        [((" " * GAP).join(facts), "")],
-        *since,
+        (f"celery-exporter {clean(status.exporter_version)}  ", "bold"),
+        ("up  ", "green") if status.broker.up else ("DOWN  ", "bold red"),
+        (f"as of {at} UTC  ", "bold red" if outdated else ""),
+        (f"{clean(status.broker.url)}\n{'  '.join(named)}", ""),
     ]
 
 
-def _wrapped(value: str, cells: int) -> list[str]:
-    return textwrap.wrap(clean(value), max(LEAST_TEXT, cells), break_on_hyphens=False)
+def finding_parts(finding: Finding, cells: int = 10_000) -> list[Part]:
+    """Return a finding and its remedy on two lines, which are wrapped to so many terminal cells."""
+    indent = " " * 9
+    fill = partial(
+        textwrap.fill,
+        width=max(30, cells),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+    message, remedy = (
+        fill(clean(content)).removeprefix(indent) for content in (finding.message, finding.remedy)
+    )
+    style = {"warning": "yellow", "critical": "bold red"}[finding.severity]
+    return [(f"{finding.severity:9}", style), (f"{message}\n", ""), ("      -> ", "dim"), (remedy, "")]
 
 
-def _foot(view: View) -> Line:
-    if view.typing:
-        return [("/" + clean(view.contains), "warn"), (_TYPING_FOOT, "dim")]
-    filtered = [(f"/{clean(view.contains)}  ", "warn")] if view.contains else []
-    return [*filtered, (_FOOT, "dim")]
+def plain(status: Status) -> str:
+    """Return the whole status as text, with all columns and whole names."""
+    lines = ["".join(content for content, _ in header(status))]
+    for table in SECTIONS:
+        shown = rows_of(status, table)
+        if table is FINDINGS or not shown.rows:
+            findings = ["".join(content for content, _ in finding_parts(finding)) for finding in shown.rows]
+            lines += [shown.title, *(findings or [shown.empty])]
+        else:
+            lines += _plain_table(table, shown, status.at)
+    return "\n".join(lines)
 
 
-# -- sections ------------------------------------------------------------------------------------------
-
-
-def _sections(status: Status, view: View, cells: int) -> list[_Section]:
-    shown = [view.selected] if view.alone else SECTIONS
-    return [
-        _findings(status, cells) if name == "findings" else _table(_TABLES[name], status, view, cells)
-        for name in shown
-    ]
-
-
-def _findings(status: Status, cells: int) -> _Section:
-    wrong = [finding for finding in status.findings if finding.severity != "ok"]
-    lines: list[Line] = []
-    for finding in wrong:
-        found, *more = _wrapped(finding.message, cells - _INDENT) or [""]
-        lines.append([(fit(finding.severity, _INDENT), _STYLES[finding.severity]), (found, "")])
-        lines += [[(" " * _INDENT, ""), (line, "")] for line in more]
-        lines += [
-            [(f"{'->' if index == 0 else '':>{_INDENT - 1}} ", "dim"), (line, "")]
-            for index, line in enumerate(_wrapped(finding.remedy, cells - _INDENT))
-        ]
-    return _Section("findings", "What to look at", "", lines or [[(_WELL, "dim")]], len(wrong))
-
-
-def _table(table: Table, status: Status, view: View, cells: int) -> _Section:
-    rows: Sequence[Any] = getattr(status, table.name)
-    sort, title = "", table.title
-    if table.name == SORTED:
-        sort = view.sort
-        rows = ordered([row for row in rows if view.contains.lower() in row.name.lower()], sort)
-        title += {table.columns[0].field: "▲", f"-{table.columns[0].field}": "▼"}.get(sort, "")
-    heads, lines = drawn(table, rows[: table.most], status.at, cells, sort)
-    empty = table.empty if not getattr(status, table.name) else "None has this in its name."
-    return _Section(table.name, title, heads, lines or [[(empty, "dim")]], len(rows))
-
-
-def _titled(section: _Section, above: int, rows: int, *, selected: bool) -> Line:
-    """Return the line over a section; which of its rows are shown is told where it is not all of them."""
-    many = f"{section.total:,}"
-    lines = section.name == "findings"  # of which several are one
-    there = len(section.rows) if lines else section.total
-    if 0 < rows < there:
-        part = f"{above + 1}-{above + rows} of"
-        many = f"{many}, lines {part} {there}" if lines else f"{part} {many}"
-    title = f"{section.title} {many}"
-    style = "selected" if selected else "title"
-    return [(title, style), (section.heads[width(title) :], "head")]
-
-
-# -- keys ----------------------------------------------------------------------------------------------
-
-
-def pressed(view: View, seen: Screen, key: str, character: str = "") -> View:
-    """Return how it is looked at after a key, by its name, and what it writes. Others change nothing."""
-    if view.typing:
-        change = _TYPING_KEYS.get(key)
-        return change(view) if change else _typed(view, character)
-    act = _KEYS.get(key)
-    return act(view, seen) if act else view
-
-
-def pasted(view: View, text: str) -> View:
-    """Return how it is looked at after somebody pasted a text, which is part of a name if of anything."""
-    return _typed(view, "".join(text.split())) if view.typing else view
-
-
-def _scrolled(by: Callable[[Screen], float]) -> Callable[[View, Screen], View]:
-    def act(view: View, seen: Screen) -> View:
-        return replace(view, offset=int(min(max(0, min(view.offset, seen.most) + by(seen)), seen.most)))
-
-    return act
-
-
-def _next(step: int) -> Callable[[View, Screen], View]:
-    def act(view: View, _: Screen) -> View:
-        index = (SECTIONS.index(view.selected) + step) % len(SECTIONS)
-        return replace(view, selected=SECTIONS[index], offset=0)
-
-    return act
-
-
-def _sorted(step: int) -> Callable[[View, Screen], View]:
-    """Names from the first on, numbers from the largest on, as on the status page."""
-
-    def act(view: View, _: Screen) -> View:
-        fields = list(_FIELDS)
-        field = fields[(fields.index(view.sort.removeprefix("-")) + step) % len(fields)]
-        return replace(view, sort=field if _FIELDS[field].kind == "text" else f"-{field}", offset=0)
-
-    return act
-
-
-def _reversed(view: View, _: Screen) -> View:
-    return replace(view, sort=view.sort[1:] if view.sort.startswith("-") else f"-{view.sort}")
-
-
-def _filtering(view: View, _: Screen) -> View:
-    alone = view.alone and view.selected == SORTED
-    return replace(view, typing=True, selected=SORTED, alone=alone, offset=0)
-
-
-def _typed(view: View, character: str) -> View:
-    if not character.isprintable():
-        return view
-    return replace(view, contains=(view.contains + character)[:LONGEST])
-
-
-_KEYS: Mapping[str, Callable[[View, Screen], View]] = {
-    "up": _scrolled(lambda _: -1),
-    "down": _scrolled(lambda _: 1),
-    "pageup": _scrolled(lambda seen: -seen.page),
-    "pagedown": _scrolled(lambda seen: seen.page),
-    "home": _scrolled(lambda _: -math.inf),
-    "end": _scrolled(lambda _: math.inf),
-    "tab": _next(1),
-    "shift+tab": _next(-1),
-    "enter": lambda view, _: replace(view, alone=not view.alone, offset=0),
-    "escape": lambda view, _: replace(view, alone=False, contains="", offset=0),
-    "left": _sorted(-1),
-    "right": _sorted(1),
-    "s": _sorted(1),
-    "r": _reversed,
-    "slash": _filtering,
-}
-_TYPING_KEYS: Mapping[str, Callable[[View], View]] = {
-    "enter": lambda view: replace(view, typing=False),
-    "escape": lambda view: replace(view, typing=False, contains=""),
-    "backspace": lambda view: replace(view, contains=view.contains[:-1]),
-    "ctrl+u": lambda view: replace(view, contains=""),
-}
+def _plain_table(table: Table, shown: Rows, now: float) -> list[str]:
+    columns: list[list[str]] = []
+    for column in table.columns:
+        title = column.title if columns else shown.title
+        texts = [title, *(cell(column, row, now)[0] for row in shown.rows)]
+        paddings = [" " * (max(map(width, texts)) - width(content)) for content in texts]
+        pairs = (paddings, texts) if is_right(column) else (texts, paddings)
+        columns.append(list(map("".join, zip(*pairs, strict=True))))
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""`celery-exporter top` in a real terminal: from a real exporter, and straight from a real broker."""
+"""`celery-exporter top` in a real terminal, with a real exporter and a real broker."""
 
 from __future__ import annotations
 
@@ -41,62 +41,62 @@ def terminal(running, tmp_path):
     return make
 
 
-def ends_well(shown: Terminal) -> None:
+def assert_quits(shown: Terminal) -> None:
     assert shown.wait() == 0
     eventually(shown.is_restored)
 
 
-def test_of_a_running_exporter(app, terminal):
-    """With its port in the environment, as where it runs."""
+def test_a_running_exporter_is_shown(app, terminal):
+    """Its port is in the environment, as on the host of the exporter."""
     shown = terminal(environment={"CELERY_EXPORTER_PORT": str(app.port)}).shows(NODE)
     shown.resize(150, 40)
     shown.shows("Task events")
     app.stop()
-    shown.shows("no news since")
-    shown.shows("nobody listens there")
+    shown.shows("not updated since")
+    shown.shows("connection refused")
     shown.press("q")
-    ends_well(shown)
+    assert_quits(shown)
 
 
-def test_straight_from_a_broker(terminal, cluster):
-    """Without an exporter; and no name of a task gets at the terminal."""
+def test_a_broker_is_shown_without_an_exporter(terminal, cluster):
+    """No name of a task controls the terminal."""
     shown = terminal("--broker-url", cluster).shows(NODE)
     with workers.client(cluster) as client:
 
-        def sent() -> bool:
+        def is_shown() -> bool:
             client.send_task(HOSTILE, queue="elsewhere")
             return "[red]evil" in shown.written()
 
-        eventually(sent, 20, every=1.0)
+        eventually(is_shown, 20, every=1.0)
     assert b"pwned\x07" not in shown.raw
     assert b"\x1b]0;pwned" not in shown.raw
     shown.press("\x03")
-    ends_well(shown)
+    assert_quits(shown)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda each: each.name)
 def test_a_signal_leaves_the_terminal_as_it_was(terminal, number):
-    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("nobody listens there")
+    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("connection refused")
     assert shown.stop(number) == 0
     eventually(shown.is_restored)
 
 
 def test_q_does_not_wait_for_an_answer(terminal):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        shown = terminal("--url", f"http://127.0.0.1:{silent.getsockname()[1]}").shows("q quit")
+        shown = terminal("--url", f"http://127.0.0.1:{silent.getsockname()[1]}").shows("q Quit")
         shown.press("q")
         assert shown.wait() == 0
-        assert shown.ending.seconds < 2, "it waits 5 s for an answer"
+        assert shown.ending.seconds < 2, "it waited for the answer"
         eventually(shown.is_restored)
 
 
-def test_it_ends_with_its_terminal(terminal):
-    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("nobody listens there")
+def test_a_closed_terminal_ends_it(terminal):
+    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("connection refused")
     shown.close()
     shown.wait()
 
 
-def test_no_colours_where_nobody_wants_them(terminal, app):
+def test_no_color_is_respected(terminal, app):
     """By default the terminal's own ones."""
     coloured = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
     url = f"http://127.0.0.1:{app.port}"
@@ -104,7 +104,7 @@ def test_no_colours_where_nobody_wants_them(terminal, app):
         shown = terminal("--url", url, environment=environment).shows(NODE)
         assert bool(coloured.search(shown.raw)) is expected
         shown.press("q")
-        ends_well(shown)
+        assert_quits(shown)
 
 
 def test_without_the_extra_a_line_says_what_to_install(terminal, tmp_path):
@@ -116,7 +116,7 @@ def test_without_the_extra_a_line_says_what_to_install(terminal, tmp_path):
     assert shown.written().count("\n") == 1
 
 
-def test_a_script_gets_it_once_from_a_broker_or_a_line_that_there_is_none(cluster):
+def test_without_a_terminal_a_broker_is_printed_once_or_its_error(cluster):
     """Both at a time, for each listens for a while."""
     nobody = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
     with ThreadPoolExecutor(2) as pool:
@@ -124,7 +124,7 @@ def test_a_script_gets_it_once_from_a_broker_or_a_line_that_there_is_none(cluste
             lambda url: run_cli("top", "--broker-url", url, deadline=30), [cluster, nobody]
         )
     assert done.returncode == 0
-    assert done.stderr == f"top: listening to {cluster} for 6 s, in which its workers are heard\n"
+    assert done.stderr == f"top: listening to {cluster} for 6 s, for a heartbeat of each worker\n"
     assert NODE in done.stdout
     assert "\x1b" not in done.stdout
     assert (failed.returncode, failed.stdout) == (1, "")
@@ -133,7 +133,7 @@ def test_a_script_gets_it_once_from_a_broker_or_a_line_that_there_is_none(cluste
     assert "s3cret" not in failed.stderr
 
 
-def test_a_script_that_has_to_wait_is_told_what_for():
+def test_a_long_wait_is_announced_on_stderr():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         done = run_cli("top", "--url", url, deadline=30)
