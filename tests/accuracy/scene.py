@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import workers
 from harness.exporter import Exporter, Samples
-from harness.ledger import Entry, RedisLedger, keep
+from harness.outcomes import Entry, RedisLedger, keep
 from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 from harness.workers import Worker
 

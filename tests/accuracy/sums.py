@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from harness.exporter import Samples
-from harness.ledger import EXCEPTION, REDELIVERED, Entry
+from harness.outcomes import EXCEPTION, REDELIVERED, Entry
 
 Sums = dict[tuple[str, ...], int]
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 
 import psutil
-from harness.ledger import Entry
-from harness.marks import on_redis
+from harness.broker_marks import on_redis
+from harness.outcomes import Entry
 from harness.proxy import Proxy
 
 from .jobs import PLAIN, send_shuffled

@@ -6,8 +6,8 @@ from collections import Counter
 from typing import NamedTuple
 
 import pytest
-from harness.late import LateDispatcher
-from harness.ledger import Entry
+from harness.delayed_events import LateDispatcher
+from harness.outcomes import Entry
 from harness.waiting import eventually, until_equal
 
 from .jobs import PLAIN, send_shuffled

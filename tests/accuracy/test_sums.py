@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.ledger import Entry, FileLedger
+from harness.outcomes import Entry, FileLedger
 
 from .sums import FAILURES, PREFETCHED, QUEUED, REDELIVERIES, RUNS, TASKS, differences, excesses, written
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from harness.broker_marks import on_redis
 from harness.events import one_task, publish_events
-from harness.marks import on_redis
 from harness.waiting import eventually, until_equal
 
 #: Seconds from sending to the eta: longer than a worker usually needs to stop, and another one to start.

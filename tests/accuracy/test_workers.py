@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from uuid import uuid4
 
-from harness.clocks import off_by
+from harness.broker_marks import on_redis
 from harness.exporter import Samples
-from harness.marks import on_redis
+from harness.faked_clock import off_by
 from harness.waiting import until_equal
 
 from .jobs import LATER, PLAIN, send_shuffled

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from harness.exporter import Exporter
-from harness.ledger import RedisLedger
+from harness.outcomes import RedisLedger
 from harness.servers import PROMETHEUSES, Alertmanager, RedisServer
 from harness.waiting import eventually
 from harness.webhook import Webhook

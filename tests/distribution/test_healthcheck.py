@@ -9,9 +9,9 @@ import threading
 import bcrypt
 import pytest
 from harness.exporter import Exporter, run_cli
-from harness.guarded import Guarded, nobody
 from harness.processes import free_port
 from harness.waiting import ANSWER_TIMEOUT, eventually
+from harness.web_config import Guarded, nobody
 
 LOGIN = {"basic_auth_users": {"someone": bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}}
 MUTUAL = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "clients.pem"}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from harness.dockerfile import Build, Stage, context, installed, steps
 from harness.exporter import Exporter
-from harness.guarded import nobody
 from harness.processes import ROOT, free_port, missing, need
+from harness.web_config import nobody
 
 import celery_exporter
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.bounds import MAX_MEMORY_BYTES
+from harness.memory_limits import MAX_MEMORY_BYTES
 from harness.processes import ROOT, missing, need
 
 import celery_exporter

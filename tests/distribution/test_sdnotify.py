@@ -11,9 +11,9 @@ from statistics import median
 
 import pytest
 from harness.exporter import Exporter
-from harness.guarded import Guarded, nobody
-from harness.spans import Span
+from harness.time_spans import Span
 from harness.waiting import ANSWER_TIMEOUT, eventually
+from harness.web_config import Guarded, nobody
 
 WATCHDOG = 0.8  # seconds until systemd would act
 EVERY = WATCHDOG / 2

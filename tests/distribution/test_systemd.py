@@ -11,8 +11,8 @@ import subprocess
 import bcrypt
 import psutil
 import pytest
-from harness.bounds import MAX_MEMORY_BYTES
 from harness.exporter import SCRAPER, Exporter
+from harness.memory_limits import MAX_MEMORY_BYTES
 from harness.processes import ROOT, need
 from harness.waiting import eventually
 from resilience.availability_contract import WORST

@@ -39,7 +39,7 @@ ELSEWHERE = {
     "echo": "into a file of root's; tests/distribution/test_systemd.py",
     "python3": "asks for a password, or makes the environment that this runs in",
     "sudo": "changes the machine; tests/distribution/test_systemd.py",
-    "rabbitmq-diagnostics": "of RabbitMQ's host; tests/integration/test_blocked.py has the alarm",
+    "rabbitmq-diagnostics": "of RabbitMQ's host; tests/integration/test_blocked_publishers.py has the alarm",
     "docker": "no engine; tests/distribution/test_image.py, test_compose.py",
     "export": "sets what the others have here anyhow",
     "journalctl": "of the machine",

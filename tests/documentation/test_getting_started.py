@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from harness.broker_marks import on_redis
 from harness.exporter import clean_environment
-from harness.marks import on_redis
 from harness.processes import ROOT, free_port
 from harness.waiting import eventually
 

@@ -16,7 +16,7 @@ import click
 import hiredis
 import msgspec
 from harness.configs import broker_config
-from harness.emulator import bash_words, drawn
+from harness.text_interpreters import bash_words, drawn
 from kombu.utils import json as kombu_json
 from unit.core.cluster_driver import sent
 

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from harness.processes import Process, communicate, free_port
-from harness.spans import Span
+from harness.time_spans import Span
 from harness.waiting import ANSWER_TIMEOUT, eventually
 
 QUICK = 2.0  # seconds in which it has to end, beside what it has to wait for a processor

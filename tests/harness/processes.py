@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 import pytest
 
-from harness.spans import Span
+from harness.time_spans import Span
 from harness.waiting import ANSWER_TIMEOUT, BUSY_FACTOR, eventually
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.common import Broadcast
 
-from harness.late import LateDispatcher
-from harness.ledger import Entry, RedisLedger, keep, ledger_at, note_failure
+from harness.delayed_events import LateDispatcher
+from harness.outcomes import Entry, RedisLedger, keep, ledger_at, note_failure
 from harness.waiting import eventually
 
 LEDGER = "TEST_LEDGER"

@@ -9,8 +9,8 @@ from typing import Any
 from celery import Celery
 
 from harness import tasks
-from harness.ledger import FileLedger
-from harness.ledger import Ledger as AnyLedger
+from harness.outcomes import FileLedger
+from harness.outcomes import Ledger as AnyLedger
 from harness.processes import TESTS, Process
 
 Ledger = FileLedger  # the one for tests that have no Redis for it

@@ -22,14 +22,14 @@ from types import SimpleNamespace
 
 import kombu
 import pytest
-from harness.clocks import off_by
 from harness.configs import broker_config
 from harness.events import publish_event_bytes, publish_events
 from harness.exporter import Exporter, run_cli
+from harness.faked_clock import off_by
 from harness.processes import TESTS, communicate, free_port, listening, side_by_side
 from harness.servers import Prometheus, RabbitServer, RedisServer
-from harness.spans import Span
 from harness.tasks import BROKER_URL
+from harness.time_spans import Span
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
@@ -46,7 +46,7 @@ from celery_exporter.doctor.remedies import broker_address, delete_queues_comman
 from celery_exporter.doctor.runner import DoctorOptions, _run_broker_checks
 from celery_exporter.status.worker_checks import MIN_CHANGED_HOSTS
 
-from .test_urls import Certificates, OddRedis
+from .test_broker_urls import Certificates, OddRedis
 
 SECONDS = "8"  # the least
 EVE = ("ACL", "SETUSER", "eve", "on", ">pw", "~*", "+@all")  # may do all that is not taken from her

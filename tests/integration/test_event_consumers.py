@@ -11,7 +11,7 @@ from celery.events.event import get_exchange
 from harness.configs import broker_config
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.proxy import Proxy
-from harness.spans import Span
+from harness.time_spans import Span
 from harness.waiting import eventually
 
 from celery_exporter.broker.codecs import CONTENT_TYPES

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from harness.processes import listening, need
 from harness.servers import RabbitServer, RedisServer
-from harness.spans import Span
+from harness.time_spans import Span
 from harness.waiting import BUSY_FACTOR, eventually, until_equal
 
 
@@ -34,7 +34,7 @@ WORKS = "import time; print(flush=True)\nwhile time.process_time() < 0.5: pass"
 @pytest.mark.parametrize(("program", "least", "most"), [(WAITS, 1.5, 3.0), (WORKS, 0.0, 0.2)])
 def test_a_span_has_what_a_process_waited_and_not_what_it_worked(monkeypatch, program, least, most):
     """However many others want the processors meanwhile."""
-    monkeypatch.setattr("harness.spans.QUIET", False)
+    monkeypatch.setattr("harness.time_spans.QUIET", False)
     crowd = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:

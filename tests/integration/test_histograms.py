@@ -7,8 +7,8 @@ import time
 
 import pytest
 from fuzz.batches import AWKWARD
+from harness.broker_marks import on_redis
 from harness.events import publish_events
-from harness.marks import on_redis
 from harness.servers import PROMETHEUSES, Prometheus
 from harness.waiting import eventually, until_equal
 

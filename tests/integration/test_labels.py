@@ -1,6 +1,6 @@
 """A label is right or says `unknown`: what happens when clients or workers don't say all."""
 
-from harness.marks import on_redis
+from harness.broker_marks import on_redis
 from harness.waiting import eventually, until_equal
 from harness.workers import client as make_client
 

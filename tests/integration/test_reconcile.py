@@ -45,7 +45,7 @@ def test_tasks_that_nobody_reports_and_that_are_ignored_leave_the_gauges(
     watching: Exporter, client: Any, worker: Callable[..., Worker], running: Callable[..., Any]
 ) -> None:
     """The worker that runs them is not taken for one that sends no task events either."""
-    running(worker(arguments=("--include", "harness.unreported")))
+    running(worker(arguments=("--include", "harness.tasks_without_events")))
     for name in ("tasks.succeed", "tasks.unreported", "tasks.ignore"):
         for _ in range(5):
             client.send_task(name)

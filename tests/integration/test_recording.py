@@ -11,10 +11,10 @@ import amqp
 import kombu
 import pytest
 import redis
+from harness.broker_marks import on_rabbitmq, on_redis
 from harness.configs import broker_config
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.exporter import clean_environment, run_cli
-from harness.marks import on_rabbitmq, on_redis
 from harness.processes import Process
 from harness.servers import RedisServer
 from harness.waiting import eventually, until_equal

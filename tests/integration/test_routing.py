@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import workers
+from harness.broker_marks import on_rabbitmq
 from harness.exporter import Exporter
-from harness.marks import on_rabbitmq
 from harness.waiting import eventually, stays, until_equal
 from harness.workers import Worker
 from kombu import Exchange, Queue

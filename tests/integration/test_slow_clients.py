@@ -9,12 +9,12 @@ from functools import partial
 
 import psutil
 import pytest
-from harness import slow
+from harness import slow_clients as slow
 from harness.exporter import Exporter, ask
-from harness.guarded import Guarded, nobody
-from harness.slow import Deaf, Dribbling, HalfClosed, HandshakeStuck, Silent, crowd
-from harness.spans import Span
+from harness.slow_clients import Deaf, Dribbling, HalfClosed, HandshakeStuck, Silent, crowd
+from harness.time_spans import Span
 from harness.waiting import ANSWER_TIMEOUT, eventually
+from harness.web_config import Guarded, nobody
 
 from celery_exporter.web import connections, server
 

@@ -21,10 +21,10 @@ from harness import statuses
 from harness.browser import Visitor, chromium
 from harness.events import publish_events
 from harness.exporter import Exporter
-from harness.guarded import Guarded, nobody
 from harness.servers import RedisServer
 from harness.statuses import HOSTILE, shown
 from harness.waiting import eventually, until_equal
+from harness.web_config import Guarded, nobody
 from harness.workers import Worker
 from harness.workers import client as make_client
 

@@ -19,9 +19,9 @@ import bcrypt
 import pytest
 import trustme
 from harness.exporter import Answer, ask, run_cli
-from harness.guarded import Guarded, nobody
 from harness.servers import Prometheus
 from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
+from harness.web_config import Guarded, nobody
 
 PATHS = ("/", "/metrics", "/-/ready", "/health", "/nosuch", "/-/healthy/", "/-/")
 PASSWORD = "p@ss/w0rd:secret"

@@ -1,7 +1,7 @@
 """Workers: pools, several on one host, going away in good order and dying."""
 
 import celery
-from harness.marks import on_redis
+from harness.broker_marks import on_redis
 from harness.waiting import eventually, stays, until_equal
 
 NODES = {"fork@box": ("prefork", 2), "thread@box": ("threads", 3), "solo@box": ("solo", 1)}

@@ -4,8 +4,8 @@
 readiness turns red within 15 s, and green again within 10 s of the end of the fault; threads and sockets
 return to their number before it.
 
-Seconds in which the exporter waits for a processor do not count (see `harness.spans`): `make faults` measures
-them too, on a machine that does nothing else.
+Seconds in which the exporter waits for a processor do not count (see `harness.time_spans`): `make faults`
+measures them too, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 from harness.events import one_task, publish_events
 from harness.exporter import Exporter, Samples
-from harness.spans import Span
+from harness.time_spans import Span
 from harness.waiting import eventually
 
 RED, GREEN = 15.0, 10.0

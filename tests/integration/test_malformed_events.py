@@ -13,9 +13,9 @@ import psutil
 import pytest
 import yaml
 from celery.events.event import get_exchange
+from harness.broker_marks import on_redis
 from harness.events import one_task, publish_event_bytes, publish_events
 from harness.exporter import Exporter
-from harness.marks import on_redis
 from harness.waiting import ANSWER_TIMEOUT, until_equal
 from kombu import compression as compression_module
 

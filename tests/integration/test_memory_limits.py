@@ -7,10 +7,10 @@ from itertools import islice
 
 import psutil
 import pytest
-from harness.bounds import FLOODED_BYTES
+from harness.broker_marks import on_redis
 from harness.events import one_task, publish_events
 from harness.exporter import SCRAPER
-from harness.marks import on_redis
+from harness.memory_limits import FLOODED_BYTES
 from harness.waiting import eventually, until_equal
 from prometheus_client.utils import floatToGoString
 

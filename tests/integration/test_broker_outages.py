@@ -7,7 +7,7 @@ import pytest
 from harness.events import one_task, publish_events
 from harness.exporter import Exporter
 from harness.servers import RabbitServer, RedisServer
-from harness.spans import Span
+from harness.time_spans import Span
 from harness.waiting import eventually, stays, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client

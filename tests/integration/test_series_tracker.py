@@ -6,9 +6,9 @@ import socket
 import struct
 
 import pytest
+from harness.broker_marks import on_redis
 from harness.events import one_task, publish_events
 from harness.exporter import SCRAPER, Exporter
-from harness.marks import on_redis
 from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 
 pytestmark = on_redis

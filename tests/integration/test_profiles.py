@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from harness.events import publish_events
 from harness.exporter import Exporter
-from harness.ledger import RedisLedger
+from harness.outcomes import RedisLedger
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client

@@ -1,6 +1,6 @@
-"""A task that runs without an event, for workers that are started with `--include harness.unreported`.
+"""A task that runs without events, for workers with `--include harness.tasks_without_events`.
 
-It is in no other worker: of one that has such a task nobody can tell how many events were lost.
+No other worker has it: the number of missed events is unknown for a worker with such a task.
 """
 
 from harness.tasks import Noting, app

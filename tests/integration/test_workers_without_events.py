@@ -1,6 +1,6 @@
 """Workers that send no task events: said so, and switched on when asked to."""
 
-from harness.marks import on_redis
+from harness.broker_marks import on_redis
 from harness.waiting import eventually, until_equal
 
 

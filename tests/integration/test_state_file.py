@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from harness.broker_marks import on_redis
 from harness.events import one_task, publish_events
 from harness.exporter import SCRAPER, Exporter, run_cli
-from harness.marks import on_redis
 from harness.proxy import Proxy
 from harness.servers import Prometheus, Prometheus3
 from harness.waiting import eventually, until_equal
