@@ -59,7 +59,7 @@ def main() -> int:
             exporter.connected()
             say(HEADS)
             rows = [row for row in watch(server.url, exporter, state) if say(row) is None]
-            exporter.end_well()
+            exporter.stop_cleanly()
     return judge(rows)
 
 

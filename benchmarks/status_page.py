@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 from harness.events import publish_events
-from harness.exporter import Exporter, ask
+from harness.exporter import Exporter, send_request
 from harness.servers import RedisServer
 from harness.waiting import ANSWER_TIMEOUT, until_equal
 
@@ -107,7 +107,7 @@ def look(exporter: Exporter, over: threading.Event, phase: float) -> None:
     over.wait(phase * INTERVAL_SECONDS)
     connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT)
     while not over.is_set():
-        if ask(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
+        if send_request(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
             raise SystemExit("the exporter does not answer: there is nothing to measure")
         over.wait(INTERVAL_SECONDS)
     connection.close()

@@ -1,4 +1,4 @@
-"""Fixtures over `harness`: brokers, and a hand that starts processes and ends them after the test."""
+"""Fixtures: brokers, and functions that start processes and end them after the test."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,38 +10,40 @@ import hypothesis
 import pytest
 from harness import processes, workers
 from harness.exporter import Exporter
+from harness.outcomes import FileOutcomes
 from harness.processes import TESTS, Process
 from harness.servers import VHOSTS, RabbitServer, RedisServer
-from harness.workers import Ledger, Worker
+from harness.workers import Worker
 
 pytest_plugins = ["harness.tables"]
 
-# Two cores are shared; what may not take long has tests of its own.
+# Parallel tests share the processors, so an example may take long. Other tests check durations.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
 
-#: What waits for processes, the longest first. `make test` gives out files in this order, so that its end is
-#: made of short ones, which the processes take in turn.
-LONGEST = (
+#: The longest files and folders, in the order in which `make test` assigns them to its processes: short files
+#: at the end keep all processes busy.
+LONGEST_FIRST = (
     *("integration/test_demo.py", "integration/test_doctor.py", "integration", "documentation"),
     *("accuracy", "resilience", "alerts", "dashboards", "distribution"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest first; the order is otherwise kept."""
+    """Move the longest to the front; the rest keep their order."""
 
-    def place(item: pytest.Item) -> int:
+    def rank(item: pytest.Item) -> int:
         path = item.path.relative_to(TESTS)
-        return next((at for at, part in enumerate(LONGEST) if path.is_relative_to(part)), len(LONGEST))
+        ranks = (rank for rank, part in enumerate(LONGEST_FIRST) if path.is_relative_to(part))
+        return next(ranks, len(LONGEST_FIRST))
 
-    items.sort(key=place)
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Any:
-    """Show the logs of the processes that run, under a test that failed."""
+    """Add the logs of running processes to the report of a failed test."""
     report = yield
     if report.failed and call.when in {"setup", "call"}:
         for process in processes.running:
@@ -50,15 +52,15 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Any:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Say at once what failed: a run that is ended from outside never comes to its summary."""
+    """Print each failure immediately: a run that is killed prints no summary."""
     if report.failed and (crash := getattr(report.longrepr, "reprcrash", None)):
-        where = f"{crash.path}:{crash.lineno}"
-        print(f"\n{report.when} of {report.nodeid} failed at {where}: {crash.message[:2000]}")
+        location = f"{crash.path}:{crash.lineno}"
+        print(f"\n{report.when} of {report.nodeid} failed at {location}: {crash.message[:2000]}")
 
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker that holds nothing yet."""
+    """An empty broker."""
 
     kind: str  # "redis" or "rabbitmq"
     url: str
@@ -89,27 +91,27 @@ def rabbit_broker(rabbit_server: RabbitServer) -> Broker:
 
 @pytest.fixture(params=["redis", "rabbitmq"])
 def broker(request: pytest.FixtureRequest) -> Broker:
-    """Run the test once over each broker."""
+    """Run the test on each broker."""
     fixture = {"redis": "redis_broker", "rabbitmq": "rabbit_broker"}[request.param]
-    found: Broker = request.getfixturevalue(fixture)
-    return found
+    broker: Broker = request.getfixturevalue(fixture)
+    return broker
 
 
 @pytest.fixture
 def running() -> Iterator[Callable[..., Any]]:
-    """`running(process, ...)` starts them side by side, waits until all are ready, ends them after the test.
+    """`running(process, ...)` starts processes, waits until all are ready, and ends them after the test.
 
-    An exporter has to end well: with exit code 0 when asked to, and without a traceback in its log.
+    An exporter must end with exit code 0 after SIGTERM, without a traceback in its log.
     """
     with ExitStack() as stack:
 
-        def start(*started: Process) -> Any:
-            for process in started:
+        def start(*processes: Process) -> Any:
+            for process in processes:
                 stack.callback(_end, process)
                 process.start()
-            for process in started:
+            for process in processes:
                 process.wait_ready()
-            return started[0] if len(started) == 1 else started
+            return processes[0] if len(processes) == 1 else processes
 
         yield start
 
@@ -117,29 +119,29 @@ def running() -> Iterator[Callable[..., Any]]:
 def _end(process: Process) -> None:
     try:
         if isinstance(process, Exporter) and process.alive():
-            process.end_well()
+            process.stop_cleanly()
     finally:
         process.__exit__(None, None, None)
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(tmp_path / "ledger")
+def outcomes(tmp_path: Path) -> FileOutcomes:
+    return FileOutcomes(tmp_path / "outcomes")
 
 
 @pytest.fixture
-def worker(tmp_path: Path, broker: Broker, ledger: Ledger) -> Callable[..., Worker]:
-    """`worker(node, queues=..., pool=...)` makes one on the test's broker; `running` starts it."""
+def worker(tmp_path: Path, broker: Broker, outcomes: FileOutcomes) -> Callable[..., Worker]:
+    """`worker(node, queues=..., pool=...)` returns a worker on the test's broker; `running` starts it."""
 
     def make(node: str = "worker@test", **options: Any) -> Worker:
-        return Worker(tmp_path / f"worker-{node}", broker.url, node, ledger=ledger, **options)
+        return Worker(tmp_path / f"worker-{node}", broker.url, node, outcomes=outcomes, **options)
 
     return make
 
 
 @pytest.fixture
 def exporter(tmp_path: Path, broker: Broker) -> Callable[..., Exporter]:
-    """`exporter(*arguments)` makes one on the test's broker; `running` starts it."""
+    """`exporter(*arguments)` returns an exporter on the test's broker; `running` starts it."""
 
     def make(*arguments: str, **options: Any) -> Exporter:
         return Exporter(tmp_path / "exporter", broker.url, *arguments, **options)
@@ -149,6 +151,6 @@ def exporter(tmp_path: Path, broker: Broker) -> Callable[..., Exporter]:
 
 @pytest.fixture
 def client(broker: Broker) -> Iterator[Any]:
-    """Return a Celery app that sends tasks, and says so, to the test's broker."""
+    """Return a Celery app that sends tasks and task-sent events to the broker of the test."""
     with workers.client(broker.url) as app:
         yield app

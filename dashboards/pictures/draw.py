@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.demo import watched_demo
+from harness.demo import scraped_demo
 from harness.processes import ROOT, need
 from harness.servers import Prometheus, RedisServer
 
@@ -42,7 +42,7 @@ def main() -> None:
     bundle = bundled()
     with tempfile.TemporaryDirectory(prefix="pictures-") as name:
         folder = Path(name)
-        with RedisServer(folder / "redis") as redis, watched_demo(folder, redis.url) as prometheus:
+        with RedisServer(folder / "redis") as redis, scraped_demo(folder, redis.url) as prometheus:
             time.sleep(seconds)
             pages = [page(path, prometheus, seconds) for path in sorted(BOARDS.glob("*.json"))]
         PICTURES.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from harness import workers
-from harness.browser import Visitor, chromium
-from harness.demo import at_work
+from harness.browser import BrowserPage, chromium
+from harness.demo import running_demo
 from harness.exporter import Exporter
 from harness.servers import RedisServer
 
@@ -33,7 +33,7 @@ def main() -> None:
         with (
             RedisServer(folder / "redis") as redis,
             Exporter(folder / "exporter", redis.url) as exporter,
-            at_work(folder, exporter.connected() and redis.url),
+            running_demo(folder, exporter.connected() and redis.url),
         ):
             queue, task, count = FORGOTTEN
             with workers.client(redis.url) as client:
@@ -49,7 +49,7 @@ def draw(url: str) -> None:
     with chromium() as browser:
         for name, (width, height, scale) in WINDOWS.items():
             window = {"width": width, "height": height}
-            visitor = Visitor(browser, url, viewport=window, device_scale_factor=scale)
+            visitor = BrowserPage(browser, url, viewport=window, device_scale_factor=scale)
             visitor.page.wait_for_load_state("networkidle")
             visitor.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
             visitor.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import workers
 from harness.exporter import Exporter, Samples
-from harness.outcomes import Entry, RedisLedger, keep
+from harness.outcomes import Outcome, RedisOutcomes, record_signals
 from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 from harness.workers import Worker
 
@@ -60,8 +60,8 @@ class Scene:
 
     def __init__(self, folder: Path, broker: Any, ledger_url: str, running: Callable[..., Any]) -> None:
         self.broker = broker
-        self.ledger = RedisLedger(ledger_url)
-        self.seen: Callable[[Counter[Entry]], Counter[Entry]] = lambda entries: entries
+        self.ledger = RedisOutcomes(ledger_url)
+        self.seen: Callable[[Counter[Outcome]], Counter[Outcome]] = lambda entries: entries
         self.is_introduced: Callable[[str], bool] = lambda _: True
         self.sent = 0  # tasks, by the client
         self.results: list[Result] = []
@@ -71,7 +71,7 @@ class Scene:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.callback(keep(self.ledger))
+        self._stack.callback(record_signals(self.ledger))
         self.client = self.make_client()
         self.exporter = self.make_exporter()
         return self
@@ -92,7 +92,7 @@ class Scene:
 
     def make_worker(self, node: str = "worker@test", **options: Any) -> Worker:
         folder = self._folder / f"worker-{len(self._workers)}"
-        worker = Worker(folder, self.broker.url, node, ledger=self.ledger, **options)
+        worker = Worker(folder, self.broker.url, node, outcomes=self.ledger, **options)
         self._workers.append(worker)
         return worker
 
@@ -137,7 +137,7 @@ class Scene:
 
         def has_ended() -> bool:
             counts: Counter[str] = Counter()
-            for entry, count in self.ledger.entries().items():
+            for entry, count in self.ledger.counts_by_worker().items():
                 counts[entry.state] += count
             ends = sum(counts[end] for end in ENDS)
             assert ends + lost >= counts["PENDING"] - counts["RETRY"], counts
@@ -166,7 +166,7 @@ class Scene:
 
     def differences(self, samples: Samples | None = None) -> dict[tuple[str, ...], tuple[int, int]]:
         """Return the sums that are not what the ledger says."""
-        entries = self.seen(self.ledger.entries())
+        entries = self.seen(self.ledger.counts_by_worker())
         return differences(shown(samples or self.exporter.samples()), written(entries, self.is_introduced))
 
     def await_counted(self) -> None:
@@ -193,7 +193,7 @@ class Scene:
 
     def holds_what_came(self) -> Samples:
         """Hold, where events were lost, that as many are reported, and that nothing was counted twice."""
-        entries = self.seen(self.ledger.entries())
+        entries = self.seen(self.ledger.counts_by_worker())
         try:
             eventually(self._reports_what_is_missing, SOON)
         finally:
@@ -205,7 +205,7 @@ class Scene:
 
     def missed(self, samples: Samples) -> tuple[int, int]:
         """Return how many started events are missing, and how many are reported."""
-        really = self.seen(self.ledger.entries())
+        really = self.seen(self.ledger.counts_by_worker())
         started = sum(count for entry, count in really.items() if entry.state == "STARTED")
         reported = samples.total("celery_exporter_events_missed_total")
         return started - int(samples.total(TASKS[0], state="STARTED")), int(reported)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from harness.exporter import Samples
-from harness.outcomes import EXCEPTION, REDELIVERED, Entry
+from harness.outcomes import EXCEPTION_PREFIX, REDELIVERED, Outcome
 
 Sums = dict[tuple[str, ...], int]
 
@@ -35,7 +35,7 @@ def shown(samples: Samples) -> Sums:
     }
 
 
-def written(entries: Counter[Entry], is_introduced: Callable[[str], bool] = lambda _: True) -> Sums:
+def written(entries: Counter[Outcome], is_introduced: Callable[[str], bool] = lambda _: True) -> Sums:
     """Return what the ledger says, in the same form. `is_introduced` tells of a task's name whether its
     task-sent was published, without which its first time in the queue is not known.
     """
@@ -46,7 +46,7 @@ def written(entries: Counter[Entry], is_introduced: Callable[[str], bool] = lamb
     return {key: count for key, count in sums.items() if count}
 
 
-def _consequences(entry: Entry, introduced: bool) -> Iterator[tuple[tuple[str, ...], int]]:
+def _consequences(entry: Outcome, introduced: bool) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield what one such entry adds to which sums."""
     task, queue, state, worker = entry
     place = (task, queue, worker)
@@ -60,9 +60,9 @@ def _consequences(entry: Entry, introduced: bool) -> Iterator[tuple[tuple[str, .
         yield (QUEUED[0], *place), 1
     if state == REDELIVERED:
         yield (REDELIVERIES[0], task, queue), 1
-    if state.startswith(EXCEPTION):
-        yield (FAILURES[0], *place, state.removeprefix(EXCEPTION)), 1
-    if state == EXCEPTION + "NotRegistered":  # it failed without having run
+    if state.startswith(EXCEPTION_PREFIX):
+        yield (FAILURES[0], *place, state.removeprefix(EXCEPTION_PREFIX)), 1
+    if state == EXCEPTION_PREFIX + "NotRegistered":  # it failed without having run
         yield (RUNS[0], *place, "FAILURE"), -1
 
 

@@ -14,7 +14,7 @@ import pytest
 from celery_integration import blame, comparison, page, source
 from celery_integration.comparison import REDELIVERED, Difference, Unpublished
 from celery_integration.run import Outcome, compare
-from harness.events import one_task
+from harness.events import task_events
 from harness.exporter import Samples
 from harness.processes import TESTS
 from prometheus_client.parser import text_string_to_metric_families
@@ -143,13 +143,13 @@ def test_an_event_more_than_was_written_is_not_expected_to_be_shown():
 
 
 def test_a_task_that_is_shown_rightly_alone_is_no_example():
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)]
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)]
     lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
     assert blame.examples(comparison.read_written(lines), events, [], {"made.up"}) == []
 
 
 def test_a_task_that_is_shown_wrongly_alone_is_an_example_that_names_its_test():
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)[:3]]  # it never ended
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)[:3]]  # it never ended
     lines = [task(state, "made.up", "task-1", test=TEST) for state in ("PENDING", "RECEIVED", "RETRY")]
     (example,) = blame.examples(comparison.read_written(lines), events, [], {"made.up"})
     assert example.differences == [
@@ -165,7 +165,7 @@ def test_a_task_that_is_shown_wrongly_alone_is_an_example_that_names_its_test():
 
 
 def test_a_recorded_run_is_judged_again(tmp_path, capsys):
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)]
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)]
     lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
     for name, text in (("tests/ledger", lines), ("recorder/events", list(map(json.dumps, events)))):
         (tmp_path / name).parent.mkdir()
@@ -215,7 +215,7 @@ def test_the_outcome_of_a_run():
     states = ("PENDING", "RECEIVED", "STARTED", "RETRY")  # that it was retried was not published
     lines = [task(state, "made.up", "task-1", test=TEST) for state in states]
     written = comparison.read_written([*lines, result("passed"), result("failed", "other")])
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)[:3]]
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)[:3]]
     seen = samples(SHOWN.replace('"add"', '"made.up"'))
     made, examples = compare("Redis", 60.0, written, events, seen)
     assert (made.tests, made.failed) == (Counter(passed=1, failed=1), ["other"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 from harness.broker_marks import on_redis
-from harness.outcomes import Entry
+from harness.outcomes import Outcome
 from harness.proxy import Proxy
 
 from .jobs import PLAIN, send_shuffled
@@ -26,7 +26,7 @@ def test_started_in_the_middle(scene: Scene) -> None:
     scene.await_total(started + 2, "STARTED")
     scene.await_total(received + 4, "RECEIVED")  # two run, two wait in the worker, the others in the queue
     scene.await_flush()
-    before = scene.ledger.entries()
+    before = scene.ledger.counts_by_worker()
     scene.seen = lambda entries: nameless(entries - before, "tasks.hold", STARTED=2, SUCCESS=4)
     scene.is_introduced = lambda task: task != "tasks.hold"
     scene.start(late)
@@ -36,11 +36,11 @@ def test_started_in_the_middle(scene: Scene) -> None:
     scene.holds()
 
 
-def nameless(entries: Counter[Entry], task: str, **transitions: int) -> Counter[Entry]:
+def nameless(entries: Counter[Outcome], task: str, **transitions: int) -> Counter[Outcome]:
     """Have so many transitions of a task be those of an unknown one."""
     found = entries.copy()
     for state, count in transitions.items():
-        named = Entry(task, "celery", state, "worker@test")
+        named = Outcome(task, "celery", state, "worker@test")
         found[named] -= count
         found[named._replace(task=UNKNOWN)] += count
     return found
@@ -51,7 +51,7 @@ def test_restarted_with_a_state_file(scene: Scene) -> None:
     durable = ("--event-queue-durable",) if scene.broker.kind == "rabbitmq" else ()
     exporter = scene.make_exporter("--state-file", "state", *durable)
     scene.start(exporter, scene.make_worker(pool="threads", concurrency=4))
-    run_meanwhile(scene, exporter.end_well, lambda: scene.start(exporter))
+    run_meanwhile(scene, exporter.stop_cleanly, lambda: scene.start(exporter))
     if durable:
         scene.holds()
     else:
@@ -66,7 +66,7 @@ def test_cut_off_for_a_while(scene: Scene) -> None:
             scene.make_exporter(url=scene.broker.url.replace(f":{port}", f":{proxy.port}")),
             scene.make_worker(pool="threads", concurrency=4),
         )
-        run_meanwhile(scene, proxy.refuse, proxy.pass_on)
+        run_meanwhile(scene, proxy.refuse, proxy.forward)
         scene.holds_what_came()
 
 

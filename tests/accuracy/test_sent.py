@@ -6,8 +6,8 @@ from collections import Counter
 from typing import NamedTuple
 
 import pytest
-from harness.delayed_events import LateDispatcher
-from harness.outcomes import Entry
+from harness.delayed_events import DelayedDispatcher
+from harness.outcomes import Outcome
 from harness.waiting import eventually, until_equal
 
 from .jobs import PLAIN, send_shuffled
@@ -39,8 +39,8 @@ def test_without_task_sent_the_queue_is_the_only_one_it_can_be_or_unknown(
 ) -> None:
     """Every other sum is exact; how long tasks were queued is not said at all."""
 
-    def seen(entries: Counter[Entry]) -> Counter[Entry]:
-        found: Counter[Entry] = Counter()
+    def seen(entries: Counter[Outcome]) -> Counter[Outcome]:
+        found: Counter[Outcome] = Counter()
         for entry, count in entries.items():
             if entry.state != "PENDING":
                 found[entry._replace(queue=scenario.shown_as)] += count
@@ -65,15 +65,15 @@ def test_worker_events_that_overtake_task_sent(scene: Scene) -> None:
     scene.start(exporter, scene.make_worker(), scene.make_worker("threads@test", pool="threads"))
     for _ in range(size(1, 10)):  # as many at a time as workers can begin with while the news of them waits
         sent, done = scene.sent, scene.total("SUCCESS")
-        with LateDispatcher(scene.client, 0.0, LATEST_SECONDS) as late:
+        with DelayedDispatcher(scene.client, 0.0, LATEST_SECONDS) as late:
             send_shuffled(scene, PLAIN, full=1, event_dispatcher=late)
-            scene.send("tasks.retry_told_late", times=6)
+            scene.send("tasks.retry_with_late_task_sent", times=6)
             eventually(
                 lambda: scene.total("SUCCESS") - done + late.waiting > scene.sent - sent,  # noqa: B023  at once
                 every=0.02,
                 what="a task that ended before its task-sent was published",
             )
-            late.hurry(1.5)
+            late.deliver_within(1.5)
         scene.await_ends()
     scene.await_counted()  # what the workers themselves tell late dies with them
     samples = scene.holds()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.outcomes import Entry, FileLedger
+from harness.outcomes import FileOutcomes, Outcome
 
 from .sums import FAILURES, PREFETCHED, QUEUED, REDELIVERIES, RUNS, TASKS, differences, excesses, written
 
 WORKER = "w@h"
 
 
-def entries(**counts: int) -> Counter[Entry]:
+def entries(**counts: int) -> Counter[Outcome]:
     states = {state.replace("exception_", "exception="): count for state, count in counts.items()}
-    return Counter({Entry("add", "q", state, WORKER): count for state, count in states.items()})
+    return Counter({Outcome("add", "q", state, WORKER): count for state, count in states.items()})
 
 
 def place(metric: tuple[str, ...], *more: str) -> tuple[str, ...]:
@@ -71,9 +71,9 @@ def test_a_task_without_a_name_is_one_of_those_that_are_missing():
 
 
 def test_a_ledger_in_a_file_counts_alike(tmp_path):
-    ledger = FileLedger(tmp_path / "ledger")
-    assert ledger.entries() == {}
+    ledger = FileOutcomes(tmp_path / "ledger")
+    assert ledger.counts_by_worker() == {}
     for _ in range(2):
-        ledger.note(Entry("add", "q", "SUCCESS", WORKER))
-    assert ledger.entries() == entries(SUCCESS=2)
+        ledger.record(Outcome("add", "q", "SUCCESS", WORKER))
+    assert ledger.counts_by_worker() == entries(SUCCESS=2)
     assert (ledger.total("SUCCESS"), ledger.total("FAILURE")) == (2, 0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from harness.broker_marks import on_redis
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.waiting import eventually, until_equal
 
 #: Seconds from sending to the eta: longer than a worker usually needs to stop, and another one to start.
@@ -41,7 +41,7 @@ def times_of(events: list[dict[str, Any]], kind: str, worker: str) -> dict[str, 
 
 
 def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
-    running, exporter, worker, client, ledger
+    running, exporter, worker, client, outcomes
 ):
     """A deployment: the worker that holds such tasks stops, and the broker delivers them to the next one."""
     app = running(exporter()).connected()
@@ -55,7 +55,7 @@ def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
         until_equal(lambda: app.value("celery_tasks_in_flight", state="RECEIVED", **labels), 4)
         first.stop()
         running(worker("second@box"))
-        until_equal(lambda: ledger.total("SUCCESS"), 4, ETA_SECONDS + 60)
+        until_equal(lambda: outcomes.total("SUCCESS"), 4, ETA_SECONDS + 60)
         eventually(lambda: len(times_of(events, "task-started", "second@box")) == 4)
     waits = [at - eta.timestamp() for at in times_of(events, "task-started", "second@box").values()]
     until_equal(lambda: app.value("celery_task_queue_wait_seconds_count", **labels), 4)
@@ -64,7 +64,7 @@ def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
 
 
 @on_redis
-def test_waits_are_measured_from_the_eta(running, exporter, worker, client, ledger):
+def test_waits_are_measured_from_the_eta(running, exporter, worker, client, outcomes):
     """A task with an eta has waited since its eta; each start gives one wait, none below zero."""
     app = running(exporter()).connected()
     late = running(worker("late@box"))
@@ -74,7 +74,7 @@ def test_waits_are_measured_from_the_eta(running, exporter, worker, client, ledg
         eta = datetime.now(timezone.utc) + timedelta(seconds=4)
         for _ in range(3):
             client.send_task("tasks.succeed", queue="celery", eta=eta)
-        until_equal(lambda: ledger.total("SUCCESS"), 3, 60)
+        until_equal(lambda: outcomes.total("SUCCESS"), 3, 60)
         eventually(lambda: len(times_of(events, "task-started", "late@box")) == 3)
     waits = [at - eta.timestamp() for at in times_of(events, "task-started", "late@box").values()]
     assert min(waits) >= 0
@@ -91,7 +91,7 @@ def test_waits_are_measured_from_the_eta(running, exporter, worker, client, ledg
 def test_a_retry_told_after_its_next_attempt_ended(running, exporter, broker):
     """The pool process of the first attempt may report later than that of the second: nothing stays open."""
     app = running(exporter()).connected()
-    sent, received, started, succeeded = one_task(1)
+    sent, received, started, succeeded = task_events(1)
     retried = {**started, "type": "task-retried", "exception": "OSError('x')", "traceback": ""}
     attempts = [(sent, received, started), ({**sent, "retries": 1}, {**received, "retries": 1}, started)]
     events = [*attempts[0], *attempts[1], succeeded, retried]

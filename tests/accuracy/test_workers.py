@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from harness.broker_marks import on_redis
 from harness.exporter import Samples
-from harness.faked_clock import off_by
+from harness.faked_clock import clock_offset
 from harness.waiting import until_equal
 
 from .jobs import LATER, PLAIN, send_shuffled
@@ -116,7 +116,7 @@ def test_killed_and_restarted(scene: Scene) -> None:
 
 def test_clocks_seven_minutes_off_in_other_time_zones(scene: Scene) -> None:
     """Counts are exact; a wait that one clock can measure is right, one that is negative says so."""
-    fast, slow = off_by(OFF, "Asia/Kolkata"), off_by(-OFF, "America/New_York")
+    fast, slow = clock_offset(OFF, "Asia/Kolkata"), clock_offset(-OFF, "America/New_York")
     scene.start(
         scene.exporter,
         scene.make_worker("fast@test", queues="fast", environment=fast),

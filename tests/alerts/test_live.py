@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from harness.exporter import Exporter
-from harness.outcomes import RedisLedger
+from harness.outcomes import RedisOutcomes
 from harness.servers import PROMETHEUSES, Alertmanager, RedisServer
 from harness.waiting import eventually
 from harness.webhook import Webhook
@@ -55,7 +55,7 @@ def scene(request, tmp_path_factory):
     rules.write_text(yaml.safe_dump(hurried(yaml.safe_load(RULES.read_text()))))
     with ExitStack() as stack:
         url = stack.enter_context(broker).url
-        ledger = RedisLedger(url.removesuffix("/0") + "/5")
+        ledger = RedisOutcomes(url.removesuffix("/0") + "/5")
         pager = stack.enter_context(Webhook())
         options = (
             "--worker-timeout",
@@ -74,7 +74,9 @@ def scene(request, tmp_path_factory):
             folder / "prometheus", target, job=JOB, rules=rules, alertmanager=manager.address
         )
         workers = {
-            name: Worker(folder / name, url, f"{name}@box", queues=name, ledger=ledger, events=name != SILENT)
+            name: Worker(
+                folder / name, url, f"{name}@box", queues=name, outcomes=ledger, events=name != SILENT
+            )
             for name in ("celery", "held", SILENT)
         }
         processes = (exporter, manager, watch, *workers.values())

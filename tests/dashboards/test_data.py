@@ -8,7 +8,7 @@ import math
 import re
 
 import pytest
-from harness.demo import JOB, watched_demo
+from harness.demo import JOB, scraped_demo
 from harness.waiting import eventually
 
 from dashboards.committed import BOARDS, label, panels, targets, variables
@@ -26,7 +26,7 @@ LONG = 45.0  # seconds for what happens now and then, on two busy cores
 
 @pytest.fixture(scope="module")
 def prometheus(redis_server, tmp_path_factory):
-    with watched_demo(tmp_path_factory.mktemp("demo"), redis_server.clean()) as server:
+    with scraped_demo(tmp_path_factory.mktemp("demo"), redis_server.clean()) as server:
         yield server
 
 

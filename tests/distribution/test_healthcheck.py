@@ -11,7 +11,7 @@ import pytest
 from harness.exporter import Exporter, run_cli
 from harness.processes import free_port
 from harness.waiting import ANSWER_TIMEOUT, eventually
-from harness.web_config import Guarded, nobody
+from harness.web_config import WebConfigExporter, unreachable_url
 
 LOGIN = {"basic_auth_users": {"someone": bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}}
 MUTUAL = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "clients.pem"}
@@ -29,7 +29,7 @@ def check(*arguments: str, **environment: str) -> tuple[int, str]:
 @pytest.fixture
 def app(tmp_path, running):
     """Run an exporter whose broker is not there: that is no reason to restart it."""
-    return running(Exporter(tmp_path, nobody()))
+    return running(Exporter(tmp_path, unreachable_url()))
 
 
 def test_a_healthy_one(app):
@@ -47,11 +47,11 @@ def test_options_before_the_command_count_too(app):
 
 @pytest.mark.parametrize("host", ["::", "::1", "localhost"])
 def test_any_address_that_it_may_listen_on(tmp_path, host):
-    app = Exporter(tmp_path, nobody(), "--host", host)
+    app = Exporter(tmp_path, unreachable_url(), "--host", host)
     try:
         app.start()
         eventually(lambda: check("--host", host, "--port", str(app.port))[0] == 0, 20)
-        app.end_well()
+        app.stop_cleanly()
     finally:
         app.kill()
 
@@ -121,7 +121,7 @@ def test_a_wrong_setting_is_unhealthy(arguments, said):
 )
 def test_behind_a_web_config_file(tmp_path, running, section, scheme):
     """It needs neither password nor certificate, and believes any certificate of its own listener."""
-    app = Guarded(tmp_path, **section)
+    app = WebConfigExporter(tmp_path, **section)
     if app.client:
         app.client.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         app.client.set_ciphers("ALL:@SECLEVEL=0")
@@ -137,6 +137,6 @@ def test_behind_a_web_config_file(tmp_path, running, section, scheme):
 )
 def test_a_file_that_was_spoilt_does_not_end_an_exporter_that_is_well(tmp_path, running, section, spoilt):
     """It holds on to what it read; a restart, which is what this check leads to, would be its end."""
-    app = running(Guarded(tmp_path, **section))
+    app = running(WebConfigExporter(tmp_path, **section))
     app.file.unlink() if spoilt is None else app.file.write_text(spoilt)
     assert check("--port", str(app.port), "--web.config.file", str(app.file))[0] == 0

@@ -15,7 +15,7 @@ import pytest
 from harness.dockerfile import Build, Stage, context, installed, steps
 from harness.exporter import Exporter
 from harness.processes import ROOT, free_port, missing, need
-from harness.web_config import nobody
+from harness.web_config import unreachable_url
 
 import celery_exporter
 
@@ -73,7 +73,7 @@ def container(build, tmp_path):
     app.port = free_port()
     app.extra = {
         **build.environment(stage),
-        "CELERY_BROKER_URL": nobody(),
+        "CELERY_BROKER_URL": unreachable_url(),
         "CELERY_EXPORTER_PORT": str(app.port),
         "PYTHONPATH": "",
     }
@@ -133,7 +133,7 @@ def test_it_runs_as_a_number_on_a_read_only_root(build, container, running):
     assert re.search(rf"^Uid:(\s+{user}){{4}}$", status, re.MULTILINE)
     mounts = Path(f"/proc/{container.pid}/mountinfo").read_text()
     assert re.search(r"^\S+ \S+ \S+ \S+ / ro\b", mounts, re.MULTILINE)
-    container.end_well()
+    container.stop_cleanly()
 
 
 def test_the_engine_sees_whether_it_is_healthy(build, container, running):
@@ -146,7 +146,7 @@ def test_the_engine_sees_whether_it_is_healthy(build, container, running):
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert check().stdout == f"healthy: http://127.0.0.1:{container.port}/-/healthy answered 200\n"
-    container.end_well()
+    container.stop_cleanly()
     assert check().returncode == 1
 
 

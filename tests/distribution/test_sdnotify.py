@@ -11,9 +11,9 @@ from statistics import median
 
 import pytest
 from harness.exporter import Exporter
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import ANSWER_TIMEOUT, eventually
-from harness.web_config import Guarded, nobody
+from harness.web_config import WebConfigExporter, unreachable_url
 
 WATCHDOG = 0.8  # seconds until systemd would act
 EVERY = WATCHDOG / 2
@@ -54,7 +54,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 
 
 def exporter(folder: Path, environment: dict[str, str], **options) -> Exporter:
-    return Exporter(folder / "exporter", nobody(), environment=environment, **options)
+    return Exporter(folder / "exporter", unreachable_url(), environment=environment, **options)
 
 
 def test_ready_when_it_serves_then_alive_then_stopping(tmp_path, manager):
@@ -65,7 +65,7 @@ def test_ready_when_it_serves_then_alive_then_stopping(tmp_path, manager):
         assert manager.next() == "READY=1"
         assert app.get("/-/healthy").status == 200, "it said that it serves"
         assert [manager.next() for _ in range(5)] == ["WATCHDOG=1"] * 5
-        app.end_well()
+        app.stop_cleanly()
     finally:
         app.kill()
     rest = [manager.next()]
@@ -79,7 +79,7 @@ def test_signs_of_life_come_at_half_the_time_that_systemd_waits(tmp_path, runnin
     assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG=1"]
     gaps = []
     for _ in range(5):  # the first may have waited for us
-        with Span(app.pid) as span:
+        with TimeSpan(app.pid) as span:
             assert manager.next() == "WATCHDOG=1"
         gaps.append(span)
     assert median(gap.elapsed_seconds for gap in gaps) > 0.8, gaps
@@ -88,7 +88,7 @@ def test_signs_of_life_come_at_half_the_time_that_systemd_waits(tmp_path, runnin
 
 def test_a_stuck_event_loop_gives_no_sign_of_life(tmp_path, running, manager):
     """Its thread reads a file that does not come, and all others go on: as with one on a dead NFS server."""
-    app = Guarded(tmp_path / "exporter")
+    app = WebConfigExporter(tmp_path / "exporter")
     app.extra = manager.environment()
     running(app)
     assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG=1"]
@@ -114,7 +114,7 @@ def test_without_a_watchdog_it_says_only_when_it_begins_and_ends(tmp_path, runni
     app = running(exporter(tmp_path, manager.environment(None)))
     assert manager.next() == "READY=1"
     assert manager.next_in(1) is None
-    app.end_well()
+    app.stop_cleanly()
     assert manager.next() == "STOPPING=1"
 
 
@@ -137,7 +137,7 @@ def test_a_watchdog_that_is_meant_for_another_process(tmp_path, running, manager
 )
 def test_no_systemd(tmp_path, running, environment):
     """Nothing of it may keep the exporter from running."""
-    running(exporter(tmp_path, environment)).end_well()
+    running(exporter(tmp_path, environment)).stop_cleanly()
 
 
 def test_a_socket_that_nobody_holds_is_told_in_the_log(tmp_path, running):
@@ -160,4 +160,4 @@ def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path, running, manager
     app = running(exporter(tmp_path, manager.environment(0.1)))
     for _ in range(5):
         assert app.get("/-/healthy").status == 200
-    app.end_well()
+    app.stop_cleanly()

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from celery.app.defaults import NAMESPACES, flatten
 from harness.processes import ROOT, need
-from harness.statuses import shown
+from harness.statuses import serve_status
 from unit.test_golden_replay import surroundings
 
 from celery_exporter.cli.main import _command
@@ -348,7 +348,7 @@ def test_what_the_pages_ask_the_api_is_answered_so():
     assert console.count(API) > 1
     need("curl")
     need("jq")
-    with shown(msgspec.json.decode(example, type=Status)) as served:
+    with serve_status(msgspec.json.decode(example, type=Status)) as served:
         for part in console.removeprefix("$ ").split("\n$ "):
             command, _, printed_ = part.partition("\n")
             here = command.replace("http://127.0.0.1:9808/", served.url)

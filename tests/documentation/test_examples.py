@@ -95,7 +95,7 @@ def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
     with ExitStack() as stack:
         broker = stack.enter_context(RedisServer(folder / "redis"))
         exporter = stack.enter_context(Exporter(folder / "exporter", broker.url)).connected()
-        stack.callback(exporter.end_well)
+        stack.callback(exporter.stop_cleanly)
         worker = stack.enter_context(Worker(folder / "worker", broker.url, "w@box"))
         server = stack.enter_context(Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}"))
         with make_client(broker.url) as client:

@@ -16,7 +16,7 @@ import click
 import hiredis
 import msgspec
 from harness.configs import broker_config
-from harness.text_interpreters import bash_words, drawn
+from harness.text_interpreters import bash_words, terminal_output
 from kombu.utils import json as kombu_json
 from unit.core.cluster_driver import sent
 
@@ -117,7 +117,7 @@ def terminal(data: bytes) -> None:
     for text in _told(data):
         record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
         for line in (clean(text), printable(text), LineFormatter("logfmt").format(record)):
-            assert drawn(line) == (line, [])
+            assert terminal_output(line) == (line, [])
 
 
 def log(data: bytes) -> None:
@@ -126,10 +126,10 @@ def log(data: bytes) -> None:
     for text in texts:
         record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
         line = LineFormatter("json").format(record)
-        assert drawn(line) == (line, [])
+        assert terminal_output(line) == (line, [])
         assert json.loads(line)["msg"] == text
     document = printable_json(msgspec.json.encode(texts).decode())
-    assert drawn(document) == (document, [])
+    assert terminal_output(document) == (document, [])
     assert json.loads(document) == texts
 
 

@@ -1,6 +1,6 @@
-"""Real servers, real workers and our own program, each as a process of its own.
+"""Servers, workers, clients and the exporter, each in a process of its own.
 
-Everything listens on 127.0.0.1, on a port that was free, in a folder that pytest throws away, and
-is ended by its own process id. Nobody here sleeps for a fixed time: ``waiting.eventually`` does the
-waiting, and says what it saw last when time is up.
+Every process listens on 127.0.0.1, on a free port, with files in a folder that pytest removes. Tests end a
+process by its process id. No test sleeps for a fixed time: `waiting.eventually` waits for a condition, and
+its error shows the last state.
 """

@@ -1,8 +1,8 @@
-"""Marks for tests."""
+"""Marks that run a test on one kind of broker."""
 
 import pytest
 
-#: For what does not depend on the kind of broker: tried on the one that costs less time.
+#: For tests that do not depend on the kind of broker. Redis starts faster.
 on_redis = pytest.mark.parametrize("broker", ["redis"], indirect=True)
-#: For what only AMQP has.
+#: For features of AMQP.
 on_rabbitmq = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)

@@ -1,4 +1,4 @@
-"""docker-compose.yml as an engine sees it: variables at their defaults, and files where they are mounted."""
+"""docker-compose.yml with its variables filled in, and its files where the engine would mount them."""
 
 import re
 import shutil
@@ -16,20 +16,20 @@ Service = dict[str, Any]
 
 
 def load(**environment: str) -> dict[str, Any]:
-    """Return it with its variables filled in: from here, or with their defaults."""
-    text = VARIABLE.sub(lambda found: environment.get(found[1], found[2] or ""), FILE.read_text())
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
+    """Return the file's content. Variables have the values of `environment`, or their defaults."""
+    text = VARIABLE.sub(lambda match: environment.get(match[1], match[2] or ""), FILE.read_text())
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
 
 
 def volumes(service: Service) -> list[tuple[str, str, str]]:
-    """Return source, target and mode of each."""
-    split = [volume.split(":") for volume in service.get("volumes", [])]
-    return [(source, target, mode[0] if mode else "rw") for source, target, *mode in split]
+    """Return source, target and mode of each volume."""
+    parts = [volume.split(":") for volume in service.get("volumes", [])]
+    return [(source, target, mode[0] if mode else "rw") for source, target, *mode in parts]
 
 
 def secrets(service: Service) -> dict[str, str]:
-    """Return the names of its secrets, and where each is in the container."""
+    """Return the paths of a service's secrets in the container, by name."""
     return {
         name: target
         for secret in service.get("secrets", [])
@@ -41,11 +41,14 @@ def secrets(service: Service) -> dict[str, str]:
     }
 
 
-def mount(name: str, folder: Path, made: Path, **environment: str) -> Path:
-    """Copy a service's files, and its secrets from what secrets.sh made, below this folder; return it."""
+def mount(name: str, folder: Path, secrets_folder: Path, **environment: str) -> Path:
+    """Copy the files and secrets of a service to their places below `folder`, and return that.
+
+    `secrets_folder` has the secrets that secrets.sh created.
+    """
     service = load(**environment)["services"][name]
     files = [(ROOT / source, target) for source, target, _ in volumes(service) if source.startswith("./")]
-    files += [(made / secret, target) for secret, target in secrets(service).items()]
+    files += [(secrets_folder / secret, target) for secret, target in secrets(service).items()]
     for source, target in files:
         copy = folder / target.lstrip("/")
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Configs as the command line makes them: only what a test is about is given, the rest are defaults."""
+"""Configs as the command line builds them. Tests set the options that they need; the rest are defaults."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from celery_exporter.monitor.config import MonitorConfig
 
 
 def monitor_config(broker_url: str | None, **options: Any) -> MonitorConfig:
-    """Return the config of a monitor; `options` by the names of their settings, as texts."""
+    """Return the config of a monitor. `options` are by setting name, with the text of the command line."""
     return load({"broker_url": broker_url, **options}, {}).monitor
 
 
 def broker_config(broker_url: str | None, **options: Any) -> BrokerConfig:
-    """Return the config of a broker."""
+    """Return the config of a broker, from the same arguments."""
     return monitor_config(broker_url, **options).broker

@@ -1,4 +1,4 @@
-"""A client whose task-sent is slow on its way: the message is there at once, and overtaken are its words."""
+"""A client whose task-sent events arrive late, after the events of the worker that runs the task."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class LateDispatcher:
-    """What `send_task(..., event_dispatcher=…)` publishes task-sent with: at its true time of sending, and
-    up to `longest` seconds later on the wire. `shortest` and `longest` are seconds.
+class DelayedDispatcher:
+    """An event dispatcher for `send_task(..., event_dispatcher=…)` that publishes task-sent events late.
+
+    Each event keeps its time of sending, and is published between `shortest` and `longest` seconds later.
     """
 
     def __init__(self, app: Celery, shortest: float, longest: float) -> None:
         self._app = app
-        self._delays = random.Random(1)
-        self._between = shortest, longest
+        self._random = random.Random(1)
+        self._delay = shortest, longest
         self._queue: list[tuple[float, int, dict[str, Any]]] = []
-        self._taken = 0
+        self._count = 0
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="late task-sent", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="delayed task-sent", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -42,11 +43,11 @@ class LateDispatcher:
 
     @property
     def waiting(self) -> int:
-        """How many are still on their way."""
+        """How many events are not published yet."""
         return len(self._queue)
 
-    def hurry(self, longest: float) -> None:
-        """Let each that is still on its way come within so many seconds."""
+    def deliver_within(self, longest: float) -> None:
+        """Publish all waiting events within this many seconds."""
         with self._changed:
             latest = time.monotonic() + longest
             self._queue = [(min(due, latest), number, fields) for due, number, fields in self._queue]
@@ -54,12 +55,12 @@ class LateDispatcher:
             self._changed.notify()
 
     def publish(self, type: str, fields: dict[str, Any], producer: Any, **_: Any) -> None:  # noqa: A002, ARG002
-        """Take an event as `celery.events.EventDispatcher.publish` does."""
+        """Take an event, as `celery.events.EventDispatcher.publish` does."""
         assert type == "task-sent"
-        due = time.monotonic() + self._delays.uniform(*self._between)
+        due = time.monotonic() + self._random.uniform(*self._delay)
         with self._changed:
-            self._taken += 1
-            heapq.heappush(self._queue, (due, self._taken, {**fields, "timestamp": time.time()}))
+            self._count += 1
+            heapq.heappush(self._queue, (due, self._count, {**fields, "timestamp": time.time()}))
             self._changed.notify()
 
     def _run(self) -> None:
@@ -71,8 +72,8 @@ class LateDispatcher:
     def _next(self) -> dict[str, Any] | None:
         with self._changed:
             while self._queue or not self._stopping:
-                left = self._queue[0][0] - time.monotonic() if self._queue else None
-                if left is not None and left <= 0:
+                remaining = self._queue[0][0] - time.monotonic() if self._queue else None
+                if remaining is not None and remaining <= 0:
                     return heapq.heappop(self._queue)[2]
-                self._changed.wait(left)
+                self._changed.wait(remaining)
         return None

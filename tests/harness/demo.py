@@ -1,4 +1,4 @@
-"""The demo on a broker of the tests, watched by an exporter that has all to show, and by Prometheus."""
+"""The demo on a broker of the tests, with an exporter and a Prometheus."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ JOB = "celery"
 QUEUES = ("emails", "reports")
 
 
-class Part(Process):
-    """A module of the demo, which reads the broker's URL from its environment."""
+class DemoProcess(Process):
+    """A module of the demo, which reads the URL of the broker from its environment."""
 
     deadline = 40.0
 
-    def __init__(self, folder: Path, url: str, *module: str, sign: str = "") -> None:
+    def __init__(self, folder: Path, url: str, *module: str, ready_text: str = "") -> None:
         super().__init__(folder)
         self.name = folder.name
         self.module = module
         self.url = url
-        self.sign = sign  # what stands in its log when it is ready
+        self.ready_text = ready_text  # in its log when it is ready
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", *self.module]
@@ -36,38 +36,38 @@ class Part(Process):
         return clean_environment({"CELERY_BROKER_URL": self.url})
 
     def ready(self) -> bool:
-        return self.sign in self.text()
+        return self.ready_text in self.text()
 
 
-def worker(folder: Path, url: str, queue: str) -> Part:
-    """Return one as `celery-exporter demo` starts it."""
+def worker(folder: Path, url: str, queue: str) -> DemoProcess:
+    """Return a worker as `celery-exporter demo` starts it."""
     command = (
         f"celery -A celery_exporter.demo.tasks worker -n {queue}@demo -Q {queue} -c 2 -E --loglevel INFO"
     )
     quiet = "--without-gossip --without-mingle"
-    return Part(folder, url, *command.split(), *quiet.split(), sign=f"{queue}@demo ready.")
+    return DemoProcess(folder, url, *command.split(), *quiet.split(), ready_text=f"{queue}@demo ready.")
 
 
 @contextmanager
-def at_work(folder: Path, url: str, *, with_problems: bool = True) -> Iterator[None]:
-    """Run the demo's workers, and its client, who sends tasks all the time."""
+def running_demo(folder: Path, url: str, *, with_problems: bool = True) -> Iterator[None]:
+    """Run the workers and the client of the demo; the client sends tasks until the end."""
     workers = (worker(folder / queue, url, queue) for queue in QUEUES)
     options = ["--with-problems"] if with_problems else []
-    client = Part(folder / "client", url, "celery_exporter.demo.client", *options)
+    client = DemoProcess(folder / "client", url, "celery_exporter.demo.client", *options)
     with side_by_side(*workers), client:
         yield
 
 
 @contextmanager
-def watched_demo(folder: Path, url: str) -> Iterator[Prometheus]:
-    """Yield a Prometheus that scrapes the exporter while the demo's client sends its tasks."""
-    web = folder / "web.yml"
-    web.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
-    files = ("--web.config.file", str(web), "--state-file", str(folder / "state"))
+def scraped_demo(folder: Path, url: str) -> Iterator[Prometheus]:
+    """Yield a Prometheus that scrapes an exporter of the running demo."""
+    web_config = folder / "web.yml"
+    web_config.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
+    files = ("--web.config.file", str(web_config), "--state-file", str(folder / "state"))
     exporter = Exporter(folder / "exporter", url, *files)
     prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
     with side_by_side(exporter, prometheus):
         exporter.connected()
-        with at_work(folder, url):
+        with running_demo(folder, url):
             eventually(lambda: prometheus.query("celery_workers_online == 2"), 30)
             yield prometheus

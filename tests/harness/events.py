@@ -1,4 +1,4 @@
-"""Events made by hand, and bytes that are none, on the event channel of a real broker."""
+"""Events that a test builds, and malformed bytes, published to the event exchange of a real broker."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from celery.events.event import get_exchange
 def publish_event_bytes(
     url: str, body: bytes, *, content_type: str = "application/json", routing_key: str = "task.multi"
 ) -> None:
-    """Put bytes on the event channel as they are, in the envelope of the transport."""
+    """Publish bytes unchanged as the body of an event message."""
     with kombu.Connection(url) as connection:
         connection.Producer(exchange=get_exchange(connection)).publish(
             body,
@@ -23,12 +23,12 @@ def publish_event_bytes(
 
 
 def publish_events(url: str, *events: dict[str, Any]) -> None:
-    """Publish well-formed events, in one batch as a worker does."""
+    """Publish events as one batch, as a worker does."""
     publish_event_bytes(url, json.dumps(events).encode())
 
 
-def one_task(number: int) -> tuple[dict[str, Any], ...]:
-    """Return the events of a task's life, from sent to succeeded."""
+def task_events(number: int) -> tuple[dict[str, Any], ...]:
+    """Return the task-sent, task-received, task-started and task-succeeded events of a task."""
     now = time.time()
     common = {"uuid": f"task-{number}", "clock": number, "utcoffset": 0, "pid": 1}
     name = {"name": "made.up", "queue": "made", "args": "()", "kwargs": "{}", "retries": 0, "eta": None}

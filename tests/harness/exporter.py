@@ -1,4 +1,4 @@
-"""Our program as its users run it: a process with options, an environment and an HTTP port."""
+"""The exporter as its users run it: a process with options, an environment and an HTTP port."""
 
 import contextlib
 import http.client
@@ -16,20 +16,21 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from harness.processes import Process, communicate, free_port
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import ANSWER_TIMEOUT, eventually
 
-QUICK = 2.0  # seconds in which it has to end, beside what it has to wait for a processor
+MAX_STOP_SECONDS = 2.0  # time that it waits for a processor does not count
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-SCRAPER = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}  # how the exporter tells Prometheus from curl
-OURS = ("CELERY_", "CE_", "PROMETHEUS_", "METRICS_")  # what the desk's environment must not bring in
+SCRAPER = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}  # Prometheus sends it, curl does not
+#: Variables that set options of the exporter; those of the machine must not affect tests.
+OPTION_PREFIXES = ("CELERY_", "CE_", "PROMETHEUS_", "METRICS_")
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An HTTP answer; header names are in lower case."""
+class Response:
+    """An HTTP response; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -41,7 +42,7 @@ class Answer:
 
 
 class Samples(dict[Series, float]):
-    """One scrape: {(name, labels): value}, with the questions that tests ask."""
+    """The samples of one scrape: {(name, labels): value}."""
 
     @classmethod
     def of(cls, families: Iterable[Metric]) -> "Samples":
@@ -49,12 +50,12 @@ class Samples(dict[Series, float]):
         for family in families:
             for sample in family.samples:
                 series = (sample.name, frozenset(sample.labels.items()))
-                assert series not in samples, f"{series} stands there twice"
+                assert series not in samples, f"{series} is exposed twice"
                 samples[series] = float(sample.value)
         return samples
 
     def matching(self, name: str, /, **labels: str) -> dict[Series, float]:
-        """Return the series of this name that carry these labels, whatever else they carry."""
+        """Return the series of this name that have these labels, among others."""
         return {
             series: value
             for series, value in self.items()
@@ -62,34 +63,34 @@ class Samples(dict[Series, float]):
         }
 
     def value(self, name: str, /, **labels: str) -> float | None:
-        """Return the one value that matches, None where nothing does."""
-        found = self.matching(name, **labels)
-        assert len(found) < 2, f"{name} {labels} is not one series: {found}"
-        return next(iter(found.values()), None)
+        """Return the value of the only series that matches; None if there is no match."""
+        series = self.matching(name, **labels)
+        assert len(series) < 2, f"{name} {labels} is not one series: {series}"
+        return next(iter(series.values()), None)
 
     def total(self, name: str, /, **labels: str) -> float:
         return sum(self.matching(name, **labels).values())
 
     def by(self, name: str, /, *keys: str, **labels: str) -> dict[tuple[str, ...], float]:
-        """Return sums by the values of these labels ("" where a series lacks one)."""
+        """Return sums by the values of these labels; a missing label counts as ""."""
         sums: dict[tuple[str, ...], float] = defaultdict(float)
-        for (_, own), value in self.matching(name, **labels).items():
-            sums[tuple(dict(own).get(key, "") for key in keys)] += value
+        for (_, pairs), value in self.matching(name, **labels).items():
+            sums[tuple(dict(pairs).get(key, "") for key in keys)] += value
         return dict(sums)
 
     def label_values(self, label: str, name: str | None = None) -> set[str]:
-        """Return the values of a label, in one metric or in all of them."""
+        """Return the values of a label, in one metric or in all."""
         return {
             value
-            for (own_name, labels) in self
-            if name in {None, own_name}
+            for (metric, labels) in self
+            if name in {None, metric}
             for key, value in labels
             if key == label
         }
 
 
 class Exporter(Process):
-    """`python -m celery_exporter`; a `url` or `port` of None leaves that option out."""
+    """`python -m celery_exporter`. A `url` or `port` of None omits that option."""
 
     name = "exporter"
 
@@ -123,13 +124,13 @@ class Exporter(Process):
         return clean_environment(self.extra)
 
     def ready(self) -> bool:
-        """Ready for the tests is what `/-/healthy` says; see `connected` for the broker."""
+        """Return whether `/-/healthy` answers; `connected` waits for the broker."""
         with contextlib.suppress(OSError, http.client.HTTPException):
             return self.get("/-/healthy").status == 200
         return False
 
     def connected(self, deadline: float = 20.0) -> "Exporter":
-        """Wait until it hears events, so that what a test does next is counted."""
+        """Wait until it receives events, so that it counts what the test does next."""
         eventually(
             lambda: self.get("/-/ready").status == 200 and self.value("celery_broker_up") == 1,
             deadline,
@@ -137,11 +138,12 @@ class Exporter(Process):
         )
         return self
 
-    def end_well(self, sig: signal.Signals = signal.SIGTERM, pid: int | None = None) -> None:
-        """Ask it to end, and hold that it does so in time, with code 0 and without a traceback."""
+    def stop_cleanly(self, sig: signal.Signals = signal.SIGTERM, pid: int | None = None) -> None:
+        """Send a signal, and check that it ends in time, with code 0 and without a traceback."""
         os.kill(pid or self.pid, sig)
         code = self.wait()
-        assert (code, self.ending.seconds < QUICK) == (0, True), f"code {code}, {self.ending}\n{self.tail()}"
+        in_time = self.ending.seconds < MAX_STOP_SECONDS
+        assert (code, in_time) == (0, True), f"code {code}, {self.ending}\n{self.tail()}"
         assert "Traceback" not in self.text(), self.text()
 
     # HTTP
@@ -153,10 +155,10 @@ class Exporter(Process):
         *,
         method: str = "GET",
         timeout: float = ANSWER_TIMEOUT,
-    ) -> Answer:
+    ) -> Response:
         connection = self.connect(timeout)
         try:
-            return ask(connection, path, {**self.login, **(headers or {})}, method)
+            return send_request(connection, path, {**self.login, **(headers or {})}, method)
         finally:
             connection.close()
 
@@ -164,13 +166,13 @@ class Exporter(Process):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def samples(self, headers: dict[str, str] | None = None) -> Samples:
-        """Scrape it as curl does (send `SCRAPER` to be taken for Prometheus)."""
-        answer = self.get("/metrics", headers)
-        assert answer.status == 200, f"/metrics answered {answer.status}: {answer.text[:200]}"
-        return Samples.of(parse_text(answer.text))
+        """Scrape it as curl does, or with the headers `SCRAPER` as Prometheus does."""
+        response = self.get("/metrics", headers)
+        assert response.status == 200, f"/metrics returned {response.status}: {response.text[:200]}"
+        return Samples.of(parse_text(response.text))
 
     def openmetrics(self) -> Samples:
-        """Scrape it in the other format."""
+        """Scrape it in the OpenMetrics format."""
         return Samples.of(parse_openmetrics(self.get("/metrics", {"Accept": OPENMETRICS}).text))
 
     def value(self, name: str, /, **labels: str) -> float | None:
@@ -180,32 +182,35 @@ class Exporter(Process):
         return self.samples().total(name, **labels)
 
 
-def ask(
+def send_request(
     connection: http.client.HTTPConnection, path: str, headers: dict[str, str], method: str = "GET"
-) -> Answer:
+) -> Response:
     connection.request(method, path, headers=headers)
-    answer = connection.getresponse()
-    return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
+    response = connection.getresponse()
+    lower_case = {name.lower(): value for name, value in response.getheaders()}
+    return Response(response.status, lower_case, response.read())
 
 
 def clean_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the environment without anything that would set an option of the exporter."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    return {**kept, **(extra or {})}
+    """Return the environment without variables that set options of the exporter."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(OPTION_PREFIXES)}
+    return {**inherited, **(extra or {})}
 
 
 @dataclass(frozen=True)
-class Done:
-    """What came of a command, and the time that it took."""
+class CompletedCommand:
+    """The result of a command, and the time that it took."""
 
     returncode: int
     stdout: str
     stderr: str
-    span: Span
+    span: TimeSpan
 
 
-def run_cli(*arguments: str, environment: dict[str, str] | None = None, deadline: float = 10.0) -> Done:
-    """Run the exporter to its own end; stdout and stderr apart. On the deadline see `eventually`."""
+def run_cli(
+    *arguments: str, environment: dict[str, str] | None = None, deadline: float = 10.0
+) -> CompletedCommand:
+    """Run a command of the exporter until it ends. On the deadline see `eventually`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "celery_exporter", *arguments],
         env=clean_environment(environment),
@@ -215,4 +220,4 @@ def run_cli(*arguments: str, environment: dict[str, str] | None = None, deadline
         text=True,
     )
     stdout, stderr, span = communicate(process, deadline, what=f"end of {' '.join(arguments)}")
-    return Done(process.returncode, stdout, stderr, span)
+    return CompletedCommand(process.returncode, stdout, stderr, span)

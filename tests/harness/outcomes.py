@@ -1,7 +1,8 @@
-"""The truth: what clients, workers and tasks write down of themselves, one count at a time.
+"""Recorded outcomes: what clients, workers and tasks did, recorded where it happened.
 
-Task bodies write what they come to (see `tasks.Noting`); what has no body, Celery's signals write, in the
-process where it happens and right beside the event. Nothing here is ever taken from an event.
+Tests compare the exporter's sums with these counts. Task bodies record their own state (see
+`tasks.RecordingTask`). For states without a task body, Celery's signals record them in the same process, next
+to the event. No count is taken from an event.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import redis
 from celery import signals
 from celery.exceptions import WorkerLostError
 
-EXCEPTION = "exception="  # begins the "state" of a line that says how a failure was called
+EXCEPTION_PREFIX = "exception="  # begins the state of an outcome that names the exception of a failure
 REDELIVERED = "redelivered"  # received again in the same attempt
 _SEPARATOR = "|"
 
 
-class Entry(NamedTuple):
-    """What is counted. `worker` is empty for what clients did; `state` may also be one of the two above."""
+class Outcome(NamedTuple):
+    """What is counted. `worker` is empty for clients; `state` may also be one of the two above."""
 
     task: str
     queue: str
@@ -32,29 +33,29 @@ class Entry(NamedTuple):
     worker: str
 
 
-class Ledger(ABC):
-    """Counts by `Entry`, kept outside of all processes that write them. `place` tells where."""
+class RecordedOutcomes(ABC):
+    """Counts of outcomes, stored outside of all processes that record them, at `location`."""
 
-    place: str
-
-    @abstractmethod
-    def note(self, entry: Entry) -> None:
-        """Count one."""
+    location: str
 
     @abstractmethod
-    def entries(self) -> Counter[Entry]:
+    def record(self, outcome: Outcome) -> None:
+        """Count one outcome."""
+
+    @abstractmethod
+    def counts_by_worker(self) -> Counter[Outcome]:
         """Return all counts."""
 
     @abstractmethod
-    def is_new(self, what: str) -> bool:
-        """Tell whether nobody asked this before; True where that is not remembered."""
+    def is_new(self, key: str) -> bool:
+        """Return whether this is the first call with this key; True where calls are not stored."""
 
     def counts(self) -> Counter[tuple[str, str, str]]:
         """Return the counts by (task, queue, state)."""
-        found: Counter[tuple[str, str, str]] = Counter()
-        for entry, count in self.entries().items():
-            found[entry[:3]] += count
-        return found
+        counts: Counter[tuple[str, str, str]] = Counter()
+        for outcome, count in self.counts_by_worker().items():
+            counts[outcome[:3]] += count
+        return counts
 
     def of(self, *states: str) -> dict[tuple[str, str, str], int]:
         """Return the counts of these states only."""
@@ -64,116 +65,118 @@ class Ledger(ABC):
         return sum(self.of(*states).values())
 
     def exceptions(self) -> dict[tuple[str, str, str], int]:
-        """Return how many failures there are for each (task, queue, exception)."""
+        """Return the number of failures by (task, queue, exception)."""
         return {
-            (task, queue, state.removeprefix(EXCEPTION)): count
+            (task, queue, state.removeprefix(EXCEPTION_PREFIX)): count
             for (task, queue, state), count in self.counts().items()
-            if state.startswith(EXCEPTION)
+            if state.startswith(EXCEPTION_PREFIX)
         }
 
 
-class FileLedger(Ledger):
-    """A line for each count: needs no server, and is slow to read when it is long."""
+class FileOutcomes(RecordedOutcomes):
+    """One line in a file per outcome. It needs no server; reading a long file is slow."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.place = str(path)
+        self.location = str(path)
 
-    def note(self, entry: Entry) -> None:
-        """Append one line; O_APPEND makes that whole, whoever else writes."""
-        ledger = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(ledger, f"{_SEPARATOR.join(entry)}\n".encode())
-        os.close(ledger)
+    def record(self, outcome: Outcome) -> None:
+        """Append one line. O_APPEND keeps it whole when several processes write."""
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(file, f"{_SEPARATOR.join(outcome)}\n".encode())
+        os.close(file)
 
-    def entries(self) -> Counter[Entry]:
+    def counts_by_worker(self) -> Counter[Outcome]:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return Counter(Entry(*line.split(_SEPARATOR)) for line in lines)
+        return Counter(Outcome(*line.split(_SEPARATOR)) for line in lines)
 
-    def is_new(self, what: str) -> bool:  # noqa: ARG002
+    def is_new(self, key: str) -> bool:  # noqa: ARG002
         return True
 
 
-class RedisLedger(Ledger):
-    """Counters in a Redis that no broker and no event comes near. Tasks can also wait there (`Gate`)."""
+class RedisOutcomes(RecordedOutcomes):
+    """Counters in a Redis that is not the broker. Tasks can also wait there for a gate to open."""
 
     COUNTS, SEEN = "counts", "seen"
 
     def __init__(self, url: str) -> None:
-        self.place = url
+        self.location = url
         self.redis = redis.Redis.from_url(url, decode_responses=True)
 
-    def note(self, entry: Entry) -> None:
-        self.redis.hincrby(self.COUNTS, _SEPARATOR.join(entry), 1)
+    def record(self, outcome: Outcome) -> None:
+        self.redis.hincrby(self.COUNTS, _SEPARATOR.join(outcome), 1)
 
-    def entries(self) -> Counter[Entry]:
+    def counts_by_worker(self) -> Counter[Outcome]:
         counts: dict[str, str] = self.redis.hgetall(self.COUNTS)
-        return Counter({Entry(*key.split(_SEPARATOR)): int(count) for key, count in counts.items()})
+        return Counter({Outcome(*key.split(_SEPARATOR)): int(count) for key, count in counts.items()})
 
-    def is_new(self, what: str) -> bool:
-        return bool(self.redis.sadd(self.SEEN, what))
+    def is_new(self, key: str) -> bool:
+        return bool(self.redis.sadd(self.SEEN, key))
 
     def open_gate(self, name: str) -> None:
-        """Let the tasks go on that wait at this gate, and those that come to it later."""
+        """Let tasks continue that wait at this gate, and those that reach it later."""
         self.redis.set(name, "open")
 
     def is_open(self, gate: str) -> bool:
         return bool(self.redis.exists(gate))
 
 
-def ledger_at(place: str) -> Ledger:
-    return RedisLedger(place) if place.startswith("redis://") else FileLedger(Path(place))
+def outcomes_at(location: str) -> RecordedOutcomes:
+    """Return the outcomes at a Redis URL or a path."""
+    return RedisOutcomes(location) if location.startswith("redis://") else FileOutcomes(Path(location))
 
 
-# What Celery's signals tell. Each receiver is handed the ledger and the signal's own arguments.
+# Receivers of Celery's signals. Each takes the outcomes and the signal's own arguments.
 
 
-def _published(ledger: Ledger, *, sender: str, routing_key: str, **_: Any) -> None:
-    """A message went out (celery/app/amqp.py); with the anonymous exchange its routing key is the queue."""
-    ledger.note(Entry(sender, routing_key, "PENDING", ""))
+def _on_published(outcomes: RecordedOutcomes, *, sender: str, routing_key: str, **_: Any) -> None:
+    """Record a sent message (celery/app/amqp.py). In the default exchange the routing key is the queue."""
+    outcomes.record(Outcome(sender, routing_key, "PENDING", ""))
 
 
-def _received(ledger: Ledger, *, request: Any, **_: Any) -> None:
-    entry = Entry(request.name, request.delivery_info["routing_key"], "RECEIVED", request.hostname)
-    ledger.note(entry)
-    if not ledger.is_new(f"{request.id} {request.request_dict.get('retries', 0)}"):
-        ledger.note(entry._replace(state=REDELIVERED))
+def _on_received(outcomes: RecordedOutcomes, *, request: Any, **_: Any) -> None:
+    outcome = Outcome(request.name, request.delivery_info["routing_key"], "RECEIVED", request.hostname)
+    outcomes.record(outcome)
+    if not outcomes.is_new(f"{request.id} {request.request_dict.get('retries', 0)}"):
+        outcomes.record(outcome._replace(state=REDELIVERED))
 
 
-def _turned(state: str, ledger: Ledger, *, request: Any, sender: Any, **_: Any) -> None:
-    ledger.note(Entry(sender.name, request.delivery_info["routing_key"], state, request.hostname))
+def _on_state(state: str, outcomes: RecordedOutcomes, *, request: Any, sender: Any, **_: Any) -> None:
+    outcomes.record(Outcome(sender.name, request.delivery_info["routing_key"], state, request.hostname))
 
 
-def _failed(ledger: Ledger, *, sender: Any, exception: Exception, **_: Any) -> None:
-    """Only the failure of a task whose process died is not for its body to note."""
+def _on_failure(outcomes: RecordedOutcomes, *, sender: Any, exception: Exception, **_: Any) -> None:
+    """Record the failure of a task whose process was killed. Task bodies record all other failures."""
     if isinstance(exception, WorkerLostError):
         request = sender.request
         queue = request.delivery_info["routing_key"]
-        note_failure(ledger, sender.name, queue, request.hostname, type(exception).__name__)
+        record_failure(outcomes, sender.name, queue, request.hostname, type(exception).__name__)
 
 
-def _unknown(ledger: Ledger, *, sender: Any, message: Any, name: str, **_: Any) -> None:
+def _on_unknown(outcomes: RecordedOutcomes, *, sender: Any, message: Any, name: str, **_: Any) -> None:
     queue = message.delivery_info["routing_key"]
-    note_failure(ledger, name, queue, sender.hostname, "NotRegistered")
+    record_failure(outcomes, name, queue, sender.hostname, "NotRegistered")
 
 
-def note_failure(ledger: Ledger, task: str, queue: str, worker: str, exception: str) -> None:
-    for state in ("FAILURE", EXCEPTION + exception):
-        ledger.note(Entry(task, queue, state, worker))
+def record_failure(outcomes: RecordedOutcomes, task: str, queue: str, worker: str, exception: str) -> None:
+    """Record a failure, and the class of its exception."""
+    for state in ("FAILURE", EXCEPTION_PREFIX + exception):
+        outcomes.record(Outcome(task, queue, state, worker))
 
 
 RECEIVERS: tuple[tuple[Any, Callable[..., None]], ...] = (
-    (signals.after_task_publish, _published),
-    (signals.task_received, _received),
-    (signals.task_retry, partial(_turned, "RETRY")),
-    (signals.task_revoked, partial(_turned, "REVOKED")),
-    (signals.task_failure, _failed),
-    (signals.task_unknown, _unknown),
+    (signals.after_task_publish, _on_published),
+    (signals.task_received, _on_received),
+    (signals.task_retry, partial(_on_state, "RETRY")),
+    (signals.task_revoked, partial(_on_state, "REVOKED")),
+    (signals.task_failure, _on_failure),
+    (signals.task_unknown, _on_unknown),
 )
 
 
-def keep(ledger: Ledger) -> Callable[[], None]:
-    """Have this process's Celery signals write to the ledger; return what ends that."""
-    connected = [(signal, partial(receiver, ledger)) for signal, receiver in RECEIVERS]
+def record_signals(outcomes: RecordedOutcomes) -> Callable[[], None]:
+    """Record the outcomes that this process's Celery signals report; return a function that ends it."""
+    connected = [(signal, partial(receiver, outcomes)) for signal, receiver in RECEIVERS]
     for signal, receiver in connected:
         signal.connect(receiver, weak=False)
 

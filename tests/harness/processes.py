@@ -1,4 +1,4 @@
-"""A process that a test starts, looks into and ends: the base of servers, workers and the exporter."""
+"""A process that a test starts and ends: the base class of servers, workers and the exporter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 import pytest
 
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import ANSWER_TIMEOUT, BUSY_FACTOR, eventually
 
 if TYPE_CHECKING:
@@ -27,67 +27,68 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
-MORE_PATH = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/sbin")  # where Debian keeps what users don't run
+#: Folders of system programs on Debian, which are not on every user's PATH.
+SYSTEM_PATH = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/sbin")
 
-running: list[Process] = []  # conftest shows their logs under a failed test
-LOWEST_PORT, PORTS_AT_ONCE = 10_000, 500
-OF_OUTGOING_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+running: list[Process] = []  # conftest.py adds their logs to the report of a failed test
+LOWEST_PORT, PORTS_PER_PROCESS = 10_000, 500
+EPHEMERAL_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @functools.cache
-def _own_ports() -> Iterator[int]:
-    """Claim ports for this process, until it ends, and return them over and over.
+def _reserved_ports() -> Iterator[int]:
+    """Reserve ports for this process until it ends, and yield them in turn, endlessly.
 
-    The kernel gives the ports above them to outgoing connections of anybody, for as long as nobody listens
-    there yet or again. Another run of these tests on this machine finds the name of the socket taken.
+    The kernel uses the ports above them for outgoing connections, so a server cannot rely on those. The
+    name of an abstract socket reserves a block against other runs of these tests on this machine.
     """
-    highest = int(OF_OUTGOING_CONNECTIONS.read_text().split()[0])
-    firsts = range(LOWEST_PORT, highest - PORTS_AT_ONCE, PORTS_AT_ONCE)
-    for first in random.sample(firsts, len(firsts)):
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    highest = int(EPHEMERAL_PORT_RANGE.read_text().split()[0])
+    blocks = range(LOWEST_PORT, highest - PORTS_PER_PROCESS, PORTS_PER_PROCESS)
+    for first in random.sample(blocks, len(blocks)):
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            claim.bind(f"\0celery-exporter-tests-{first}")
+            lock.bind(f"\0celery-exporter-tests-{first}")
         except OSError:
-            claim.close()
+            lock.close()
             continue
-        _claims.append(claim)
-        return itertools.cycle(range(first, first + PORTS_AT_ONCE))
-    pytest.fail(f"{len(firsts)} other runs of the tests have all ports below {highest}")
+        _port_locks.append(lock)
+        return itertools.cycle(range(first, first + PORTS_PER_PROCESS))
+    pytest.fail(f"other runs of the tests have reserved all {len(blocks)} blocks of ports below {highest}")
 
 
-_claims: list[socket.socket] = []
+_port_locks: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nobody listens, and which nobody here was given of late."""
-    for port in itertools.islice(_own_ports(), PORTS_AT_ONCE):
+    """Return a free TCP port of 127.0.0.1 that this function has not returned recently."""
+    for port in itertools.islice(_reserved_ports(), PORTS_PER_PROCESS):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    pytest.fail(f"somebody listens on all of {PORTS_AT_ONCE} ports")
+    pytest.fail(f"all {PORTS_PER_PROCESS} reserved ports are in use")
 
 
 def missing(what: str) -> NoReturn:
-    """Skip at a desk, fail in CI."""
+    """Skip the test for a missing program; fail it in CI."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{what} is not installed")
 
 
 def need(command: str) -> str:
-    """Return the full path of a program that the test can't do without."""
-    ours = str(Path(sys.executable).parent)  # what the lock file installed, whether it is activated or not
-    path = os.pathsep.join((ours, *MORE_PATH, os.environ.get("PATH", "")))
+    """Return the full path of a program; skip the test, or fail it in CI, if it is missing."""
+    venv = str(Path(sys.executable).parent)  # which need not be activated
+    path = os.pathsep.join((venv, *SYSTEM_PATH, os.environ.get("PATH", "")))
     return shutil.which(command, path=path) or missing(command)
 
 
 def listening(port: int) -> bool:
-    """Tell whether someone accepts connections on this port of 127.0.0.1."""
+    """Return whether a process accepts connections on this port of 127.0.0.1."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=ANSWER_TIMEOUT):
         return True
     return False
 
 
 class Process:
-    """A child process in a group of its own, its output in a file; `with` starts and ends it."""
+    """A child process in its own process group, with its output in a file. `with` starts and ends it."""
 
     name = "process"
     deadline = 30.0  # seconds to become ready (see `eventually`)
@@ -107,11 +108,11 @@ class Process:
     def ready(self) -> bool:
         return True
 
-    # life
+    # -- start and end -----------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Start it without waiting; several can come up side by side."""
-        assert not self.alive(), f"{self.name} runs already"
+        """Start it without waiting until it is ready."""
+        assert not self.alive(), f"{self.name} is already running"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
@@ -156,23 +157,23 @@ class Process:
         return None if self.process is None else self.process.poll()
 
     def wait(self, deadline: float = 10.0) -> int:
-        """Wait for it to end by itself; return its exit code. `ending` is then how long that took."""
+        """Wait until it ends by itself; return its exit code. `ending` is then the time that it took."""
         pids = (self.pid, *(child.pid for child in _family(self.pid)))
-        self.ending = Span.until(
+        self.ending = TimeSpan.until(
             lambda: not self.alive(), *pids, deadline=deadline, every=0.02, what=f"end of {self.name}"
         )
-        self._forget()
+        self._remove_from_running()
         code = self.exit_code()
         assert code is not None
         return code
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, deadline: float = 15.0) -> int:
-        """Ask it to end, as an init system would: a signal to the main process only."""
+        """Send a signal to the main process only, as an init system does; return the exit code."""
         os.kill(self.pid, sig)
         return self.wait(deadline)
 
     def kill(self) -> None:
-        """End it and its children now, whatever state it is in."""
+        """Kill it and its children, in any state."""
         if self.process is not None and self.process.poll() is None:
             family = _family(self.process.pid)
             with contextlib.suppress(ProcessLookupError):
@@ -181,10 +182,10 @@ class Process:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             self.process.wait(BUSY_FACTOR * 10)
-        self._forget()
+        self._remove_from_running()
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): connections stay open and nobody answers."""
+        """Stop it with SIGSTOP: its connections stay open without answers."""
         self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -194,11 +195,11 @@ class Process:
         for process in (psutil.Process(self.pid), *_family(self.pid)):
             process.send_signal(sig)
 
-    def _forget(self) -> None:
+    def _remove_from_running(self) -> None:
         if self in running:
             running.remove(self)
 
-    # log
+    # -- log -----------------------------------------------------------------------------------------------
 
     def text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
@@ -209,7 +210,7 @@ class Process:
 
 @contextlib.contextmanager
 def side_by_side(*processes: Process) -> Iterator[None]:
-    """Start them at the same time, go on when all are ready, and end them."""
+    """Start processes at the same time, wait until all are ready, and kill them at the end."""
     with contextlib.ExitStack() as stack:
         for process in processes:
             stack.callback(process.kill)
@@ -221,9 +222,8 @@ def side_by_side(*processes: Process) -> Iterator[None]:
 
 def communicate(
     process: subprocess.Popen[str], deadline: float = 10.0, what: str = "end"
-) -> tuple[str, str, Span]:
-    """Return what a process still prints until it ends by itself, and the time that it took."""
-
+) -> tuple[str, str, TimeSpan]:
+    """Return the rest of stdout and stderr until a process ends by itself, and the time that it took."""
     outputs: tuple[str, str] | None = None
 
     def has_ended() -> bool:
@@ -234,7 +234,7 @@ def communicate(
 
     with process:
         try:
-            span = Span.until(has_ended, process.pid, deadline=deadline, every=0, what=what)
+            span = TimeSpan.until(has_ended, process.pid, deadline=deadline, every=0, what=what)
         except BaseException:
             process.kill()
             raise

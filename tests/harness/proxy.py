@@ -1,4 +1,4 @@
-"""A TCP proxy between the exporter and a broker that can fail in the ways that networks do."""
+"""A TCP proxy between the exporter and a broker, which simulates network faults."""
 
 from __future__ import annotations
 
@@ -16,46 +16,50 @@ from harness.processes import free_port
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-CHUNK = 65_536
-TICK = 0.05
-#: What only the connection of an event subscription says, on each broker; the others have this way, too.
+CHUNK_BYTES = 65_536
+POLL_SECONDS = 0.05
+#: Bytes that a client sends on the connection of its event subscription only, for each broker.
 SUBSCRIPTION = b"celeryev"
 
 
 @dataclass
 class Link:
-    """One client's connection and the one made for it; either may be closed already."""
+    """A client's connection and the one to the server; either may be closed."""
 
     client: socket.socket | None
     server: socket.socket | None
-    waiting: list[tuple[float, socket.socket, bytes]] = field(default_factory=list)  # due, to, bytes
-    said: bytes = b""  # by the client, at first
-    left: int | None = None  # bytes that the client may still get
+    waiting: list[tuple[float, socket.socket, bytes]] = field(default_factory=list)  # due time, target, bytes
+    sent: bytes = b""  # the first bytes from the client
+    remaining: int | None = None  # bytes that are still forwarded to the client; None for no limit
 
 
 class Proxy:
-    """Forwards to `127.0.0.1:port`. What it does to connections is set by its methods, from any thread.
+    """Forwards connections to `127.0.0.1:port`. Call its methods from any thread to set a fault:
 
-    `pass_on` (as at first), `cut` (all connections end), `refuse` (and none is taken), `black_hole` (bytes
-    are swallowed both ways, connections stay open, new ones are taken and get no answer), `orphan` (the
-    server's side ends, the client is not told: a half-open connection), `strand` (the other way round),
-    `half_close` (the client is told that no more comes, and may go on sending), `stall` (the client gets so
-    many bytes more), `delay` (each byte comes so many seconds later).
+    forward            forward all bytes, as at the start
+    cut                close all connections
+    refuse             close all connections, and refuse new ones
+    black_hole         drop all bytes in both directions; accept new connections without an answer
+    close_server_side  close the connection to the server only: the client's is half-open
+    close_client_side  close the connection to the client only: the server's is half-open
+    half_close         shut down the sending side of the client's connection
+    stall              forward only this many more bytes to the client
+    delay              forward each byte this many seconds later
 
-    `orphan`, `strand` and `stall` leave new connections alone; with `only`, those too whose client has never
-    said this.
+    `close_server_side`, `close_client_side` and `stall` affect only connections that are open; with `only`,
+    only those whose client has sent these bytes.
     """
 
     def __init__(self, port: int, *, source: str = "127.0.0.1") -> None:
         self._target = port
-        self._source = source  # the address that its target sees
+        self._source = source  # address from which it connects to the target
         self._links: list[Link] = []
-        self._swallowing = False
+        self._dropping = False
         self._delay = 0.0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._listener: socket.socket | None = None
-        self._place: socket.socket | None = None  # keeps the port while nobody listens on it
+        self._reserved: socket.socket | None = None  # keeps the port while the proxy does not listen
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self.port = free_port()
         self._listen()
@@ -70,55 +74,55 @@ class Proxy:
         self._stopping.set()
         self._thread.join(5)
         self.refuse()
-        if self._place is not None:
-            self._place.close()
+        if self._reserved is not None:
+            self._reserved.close()
 
-    # faults
+    # -- faults ------------------------------------------------------------------------------------------
 
-    def pass_on(self) -> None:
-        """Forward, from now on; connections that swallowed bytes are ended, for their streams have holes."""
+    def forward(self) -> None:
+        """Forward all bytes from now on; close connections whose bytes were dropped."""
         with self._lock:
-            if self._swallowing or any(link.left is not None for link in self._links):
-                self._end_all()
-            self._swallowing, self._delay = False, 0.0
-            for link in self._links:  # nothing that comes from now on overtakes it
-                link.waiting = [(0.0, to, data) for _, to, data in link.waiting]
+            if self._dropping or any(link.remaining is not None for link in self._links):
+                self._close_all()
+            self._dropping, self._delay = False, 0.0
+            for link in self._links:  # delayed bytes are due before all later ones
+                link.waiting = [(0.0, target, data) for _, target, data in link.waiting]
             if self._listener is None:
                 self._listen()
 
     def cut(self) -> None:
         with self._lock:
-            self._end_all()
+            self._close_all()
 
     def refuse(self) -> None:
         with self._lock:
-            self._end_all()
+            self._close_all()
             if self._listener is not None:
-                self._listener.shutdown(socket.SHUT_RDWR)  # it listens no more, and keeps its port
-                self._listener, self._place = None, self._listener
+                self._listener.shutdown(socket.SHUT_RDWR)  # it stops listening, and keeps its port
+                self._listener, self._reserved = None, self._listener
 
     def black_hole(self) -> None:
         with self._lock:
-            self._swallowing = True
+            self._dropping = True
 
-    def orphan(self, only: bytes = b"") -> None:
+    def close_server_side(self, only: bytes = b"") -> None:
         with self._lock:
-            for link in self._which(only):
+            for link in self._select(only):
                 if link.server is not None:
                     link.server.close()
                     link.server = None
 
-    def strand(self, only: bytes = b"") -> None:
+    def close_client_side(self, only: bytes = b"") -> None:
         with self._lock:
-            for link in self._which(only):
+            for link in self._select(only):
                 if link.client is not None:
                     link.client.close()
                     link.client = None
 
     def stall(self, after: int, only: bytes = b"") -> None:
         with self._lock:
-            for link in self._which(only):
-                link.left = after
+            for link in self._select(only):
+                link.remaining = after
 
     def half_close(self) -> None:
         with self._lock:
@@ -135,34 +139,33 @@ class Proxy:
         with self._lock:
             return len(self._links)
 
-    def _which(self, only: bytes) -> list[Link]:
-        found = [link for link in self._links if only in link.said]
-        assert found, f"no connection has said {only!r}"
-        return found
+    def _select(self, only: bytes) -> list[Link]:
+        links = [link for link in self._links if only in link.sent]
+        assert links, f"no client has sent {only!r}"
+        return links
 
-    # the loop
+    # -- the loop ----------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        if self._place is None:
-            self._place = socket.socket()
-            self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._place.bind(("127.0.0.1", self.port))
-        self._listener, self._place = self._place, None
+        if self._reserved is None:
+            self._reserved = socket.socket()
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._reserved.bind(("127.0.0.1", self.port))
+        self._listener, self._reserved = self._reserved, None
         self._listener.listen()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             with self._lock:
-                sockets = [
-                    one for link in self._links for one in (link.client, link.server) if one is not None
-                ]
+                pairs = [(link.client, link.server) for link in self._links]
+                sockets = [end for pair in pairs for end in pair if end is not None]
                 listener = self._listener
             with selectors.SelectSelector() as selector:
-                for one in [*sockets, *([listener] if listener else [])]:
+                for watched in [*sockets, *([listener] if listener else [])]:
                     with contextlib.suppress(ValueError):  # closed meanwhile
-                        selector.register(one, selectors.EVENT_READ)
+                        selector.register(watched, selectors.EVENT_READ)
                 with contextlib.suppress(OSError, ValueError):
-                    ready = [key.fileobj for key, _ in selector.select(TICK)]
+                    ready = [key.fileobj for key, _ in selector.select(POLL_SECONDS)]
                     with self._lock:
                         self._handle(ready)
 
@@ -170,15 +173,15 @@ class Proxy:
         if self._listener is not None and self._listener in ready:
             self._accept(self._listener)
         for link in list(self._links):
-            for mine, other in ((link.client, link.server), (link.server, link.client)):
-                if mine is not None and mine in ready and mine.fileno() != -1:
-                    self._read(link, mine, other)
+            for source, target in ((link.client, link.server), (link.server, link.client)):
+                if source is not None and source in ready and source.fileno() != -1:
+                    self._read(link, source, target)
         self._deliver()
 
     def _accept(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
         try:
-            server = None if self._swallowing else self._connect()
+            server = None if self._dropping else self._connect()
         except OSError:
             client.close()
         else:
@@ -187,38 +190,38 @@ class Proxy:
     def _connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self._target), 2, source_address=(self._source, 0))
 
-    def _read(self, link: Link, mine: socket.socket, other: socket.socket | None) -> None:
+    def _read(self, link: Link, source: socket.socket, target: socket.socket | None) -> None:
         try:
-            data = mine.recv(CHUNK)
+            data = source.recv(CHUNK_BYTES)
         except OSError:
             data = b""
         if not data:
-            self._end(link)
-        elif other is not None and not self._swallowing:
-            if mine is link.client and len(link.said) < CHUNK:
-                link.said += data
-            elif mine is link.server and link.left is not None:
-                data, link.left = data[: link.left], max(0, link.left - len(data))
-            link.waiting.append((time.monotonic() + self._delay, other, data))
+            self._close(link)
+        elif target is not None and not self._dropping:
+            if source is link.client and len(link.sent) < CHUNK_BYTES:
+                link.sent += data
+            elif source is link.server and link.remaining is not None:
+                data, link.remaining = data[: link.remaining], max(0, link.remaining - len(data))
+            link.waiting.append((time.monotonic() + self._delay, target, data))
 
     def _deliver(self) -> None:
         now = time.monotonic()
         for link in list(self._links):
-            due = [each for each in link.waiting if each[0] <= now]
-            link.waiting = [each for each in link.waiting if each[0] > now]
+            due = [item for item in link.waiting if item[0] <= now]
+            link.waiting = [item for item in link.waiting if item[0] > now]
             try:
-                for _, to, data in due:
-                    to.sendall(data)
+                for _, target, data in due:
+                    target.sendall(data)
             except OSError:
-                self._end(link)
+                self._close(link)
 
-    def _end(self, link: Link) -> None:
-        for one in (link.client, link.server):
-            if one is not None:
-                one.close()
+    def _close(self, link: Link) -> None:
+        for end in (link.client, link.server):
+            if end is not None:
+                end.close()
         if link in self._links:
             self._links.remove(link)
 
-    def _end_all(self) -> None:
+    def _close_all(self) -> None:
         for link in list(self._links):
-            self._end(link)
+            self._close(link)

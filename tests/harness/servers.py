@@ -1,4 +1,4 @@
-"""Brokers, Prometheus and Alertmanager, each with its own port and folder, never the machine's own."""
+"""Brokers, Prometheus and Alertmanager. Each server has its own port, folder and configuration."""
 
 import base64
 import contextlib
@@ -19,12 +19,13 @@ import redis
 from harness.processes import ROOT, Process, free_port, missing, need
 from harness.waiting import ANSWER_TIMEOUT
 
-VHOSTS = 100  # one for each test that wants RabbitMQ for itself; made at boot, as rabbitmqctl takes seconds
+#: One for each test that needs an empty RabbitMQ. Created at the start, as rabbitmqctl takes seconds.
+VHOSTS = 100
 PASSWORD = "guest"
 
 
 class RedisServer(Process):
-    """redis-server without persistence: what it held is gone when it stops."""
+    """redis-server without persistence: it is empty after a restart."""
 
     name = "redis-server"
 
@@ -59,13 +60,13 @@ class RedisServer(Process):
         return redis.Redis(port=self.port, password=self.password or None, socket_timeout=ANSWER_TIMEOUT)
 
     def clean(self) -> str:
-        """Empty it, and return the URL for the next test."""
+        """Delete all keys, and return the URL."""
         self.client().flushall()
         return self.url
 
 
 class Epmd(Process):
-    """Erlang's port mapper in the foreground, for one RabbitMQ: Erlang would start one that outlives it."""
+    """Erlang's port mapper in the foreground. One that RabbitMQ starts would outlive it."""
 
     name = "epmd"
     wrapper: tuple[str, ...] = ()
@@ -84,21 +85,21 @@ class Epmd(Process):
 
 
 class RabbitServer(Process):
-    """rabbitmq-server with its own node, data, cookie and port mapper; no config of the machine's."""
+    """rabbitmq-server with its own node, data, cookie, port mapper and configuration."""
 
     name = "rabbitmq-server"
-    deadline = 90.0  # Erlang takes its time when two cores are busy
-    wrapper: tuple[str, ...] = ()  # what starts it, and rabbitmqctl
+    deadline = 90.0  # Erlang starts slowly on a busy machine
+    wrapper: tuple[str, ...] = ()  # precedes the commands of the server and of rabbitmqctl
 
     def __init__(self, folder: Path, *, vhosts: int = 1, advanced: str = "[].") -> None:
         super().__init__(folder)
-        # Debian's /usr/sbin/rabbitmq-server insists on being root or rabbitmq and uses su: not that one.
+        # Debian's /usr/sbin/rabbitmq-server runs as root or rabbitmq only, so another script is needed.
         self.program = need("rabbitmq-server")
         self.port = free_port()
         self.distribution_port = free_port()
         self.epmd = Epmd(folder / "epmd")
         self.vhosts = [f"test{number}" for number in range(vhosts)]
-        self._fresh = iter(self.vhosts)
+        self._unused = iter(self.vhosts)
         self._write_configuration(advanced)
 
     def _write_configuration(self, advanced: str) -> None:
@@ -122,8 +123,8 @@ class RabbitServer(Process):
         (self.folder / "definitions.json").write_text(json.dumps(definitions))
         (self.folder / "rabbitmq.conf").write_text(
             f"load_definitions = {self.folder / 'definitions.json'}\n"
-            "disk_free_limit.absolute = 1MB\n"  # a full desk disk must not block publishers
-            "log.console.level = error\n"  # killed clients are no news here
+            "disk_free_limit.absolute = 1MB\n"  # a full disk must not block publishers
+            "log.console.level = error\n"  # tests kill clients
         )
         (self.folder / "advanced.config").write_text(advanced + "\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
@@ -135,8 +136,8 @@ class RabbitServer(Process):
         return {
             "PATH": os.environ["PATH"],
             "LANG": "C.UTF-8",
-            "HOME": str(self.folder),  # where Erlang puts its cookie
-            "detached": "1",  # has the start script become the server instead of standing before it
+            "HOME": str(self.folder),  # Erlang writes its cookie there
+            "detached": "1",  # the start script executes the server, instead of waiting for it
             "ERL_EPMD_PORT": str(self.epmd.port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"test{self.port}@localhost",
@@ -159,7 +160,7 @@ class RabbitServer(Process):
         return super().start()
 
     def ready(self) -> bool:
-        """Ready means that a client can log in, not that the port is open."""
+        """Return whether a client can log in; the port opens earlier."""
         try:
             with kombu.Connection(self.url_of(self.vhosts[-1]), connect_timeout=ANSWER_TIMEOUT) as connection:
                 connection.connect()
@@ -176,54 +177,54 @@ class RabbitServer(Process):
         return self.url_of(self.vhosts[0])
 
     def control(self, *arguments: str) -> str:
-        """Run rabbitmqctl on it, which takes seconds; return what it printed."""
-        done = subprocess.run(
+        """Run rabbitmqctl, which takes seconds; return its output."""
+        process = subprocess.run(
             [*self.wrapper, need("rabbitmqctl"), "--quiet", *arguments],
             env=self.environment(),
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     def url_of(self, vhost: str) -> str:
         return f"amqp://guest:{PASSWORD}@127.0.0.1:{self.port}/{vhost}"
 
     def clean(self) -> str:
-        """Return the URL of a vhost that nobody has used yet."""
-        vhost = next(self._fresh, None)
-        assert vhost, f"more than {len(self.vhosts)} tests want a vhost: raise VHOSTS"
+        """Return the URL of an unused virtual host."""
+        vhost = next(self._unused, None)
+        assert vhost, f"more than {len(self.vhosts)} tests use a virtual host: raise VHOSTS"
         return self.url_of(vhost)
 
 
 class RabbitServer4(RabbitServer):
-    """RabbitMQ 4.3 or later, of Debian's testing suite (tests/install-newer.sh).
+    """RabbitMQ 4.3 or later, from Debian's testing suite (tests/install-newer.sh).
 
-    It has that suite's /usr in the place of the machine's, in a mount namespace of its own, which ends with
-    it; and it ends with us, even if we are killed.
+    It runs in its own mount namespace, where /usr is that of the suite. It ends with this process, even if
+    this process is killed.
     """
 
     usr = ROOT / ".cache" / "rabbitmq-4" / "usr"
-    #: The default from 4.3 on, but for Debian's, which permits such queues by a patch of its own
-    #: (do-not-deprecate-transient_nonexcl_queues.patch): this has it do as everybody else's.
-    default = "deprecated_features.permit.transient_nonexcl_queues = false"
+    #: The upstream default from 4.3 on. Debian permits such queues by a patch
+    #: (do-not-deprecate-transient_nonexcl_queues.patch).
+    upstream_default = "deprecated_features.permit.transient_nonexcl_queues = false"
 
     def __init__(self, folder: Path, *more: str, vhosts: int = 1) -> None:
         """`more` are lines of rabbitmq.conf."""
         if not self.usr.exists():
             missing("RabbitMQ 4 (make newer)")
         super().__init__(folder, vhosts=vhosts)
-        like_us = ("setpriv", "--pdeathsig", "KILL")
-        in_its_place = ("sh", "-c", 'mount --bind "$0" /usr && exec "$@"', str(self.usr))
-        self.wrapper = (*like_us, "unshare", "--mount", *in_its_place)
-        self.epmd.wrapper = like_us
+        end_with_parent = ("setpriv", "--pdeathsig", "KILL")
+        replace_usr = ("sh", "-c", 'mount --bind "$0" /usr && exec "$@"', str(self.usr))
+        self.wrapper = (*end_with_parent, "unshare", "--mount", *replace_usr)
+        self.epmd.wrapper = end_with_parent
         with (self.folder / "rabbitmq.conf").open("a") as configuration:
-            configuration.writelines(f"{line}\n" for line in (self.default, *more))
+            configuration.writelines(f"{line}\n" for line in (self.upstream_default, *more))
 
 
 class Prometheus(Process):
-    """A real Prometheus that scrapes one target each second, and tells an Alertmanager of alerts."""
+    """A Prometheus that scrapes one target each second, and sends alerts to an Alertmanager."""
 
     name = "prometheus"
 
@@ -240,11 +241,11 @@ class Prometheus(Process):
         relabel: list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(folder)
-        self.program = self.installed()
+        self.program = self.find_program()
         self.features = features
         self.port = free_port()
-        scraped = {"targets": [target], "labels": {"__metrics_path__": path}}
-        jobs = [{"job_name": job, "static_configs": [scraped], "metric_relabel_configs": relabel or []}]
+        static_config = {"targets": [target], "labels": {"__metrics_path__": path}}
+        jobs = [{"job_name": job, "static_configs": [static_config], "metric_relabel_configs": relabel or []}]
         managers = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
         (folder / "prometheus.yml").write_text(
             json.dumps(  # JSON is YAML
@@ -258,13 +259,13 @@ class Prometheus(Process):
         )
 
     @staticmethod
-    def installed() -> str:
-        """Return the path of its program."""
+    def find_program() -> str:
+        """Return the path of prometheus."""
         return need("prometheus")
 
     @staticmethod
     def promtool() -> str:
-        """Return the path of the program that checks rules for it."""
+        """Return the path of promtool."""
         return need("promtool")
 
     def command(self) -> list[str]:
@@ -286,8 +287,8 @@ class Prometheus(Process):
 
     def query(self, promql: str, at: float | None = None) -> list[dict[str, Any]]:
         """Return the samples of an instant query: [{"metric": labels, "value": [time, text]}, ...]."""
-        moment = {} if at is None else {"time": f"{at:.3f}"}
-        result: list[dict[str, Any]] = self._api("/api/v1/query", query=promql, **moment)["result"]
+        time_parameter = {} if at is None else {"time": f"{at:.3f}"}
+        result: list[dict[str, Any]] = self._api("/api/v1/query", query=promql, **time_parameter)["result"]
         return result
 
     def query_range(self, promql: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
@@ -299,8 +300,8 @@ class Prometheus(Process):
     def exemplars(self, promql: str) -> list[dict[str, Any]]:
         """Return the exemplars of the series of a query over the last hour."""
         window = {"start": f"{time.time() - 3600:.3f}", "end": f"{time.time() + 60:.3f}"}
-        found: Any = self._api("/api/v1/query_exemplars", query=promql, **window)
-        return [each for series in found for each in series["exemplars"]]
+        matches: Any = self._api("/api/v1/query_exemplars", query=promql, **window)
+        return [exemplar for series in matches for exemplar in series["exemplars"]]
 
     def rules(self) -> list[dict[str, Any]]:
         """Return all rules, each with its health and last error."""
@@ -322,12 +323,12 @@ class Prometheus(Process):
 
 
 class Prometheus3(Prometheus):
-    """Prometheus 3, of Debian's testing suite (tests/install-newer.sh), on the machine's libraries."""
+    """Prometheus 3, from Debian's testing suite (tests/install-newer.sh), with the machine's libraries."""
 
     bin = ROOT / ".cache" / "prometheus-3" / "usr" / "bin"
 
     @staticmethod
-    def installed() -> str:
+    def find_program() -> str:
         return Prometheus3._program("prometheus")
 
     @staticmethod
@@ -342,12 +343,12 @@ class Prometheus3(Prometheus):
         return str(program)
 
 
-#: Those that everything has to work with.
+#: The supported major versions.
 PROMETHEUSES = (Prometheus, Prometheus3)
 
 
 class Alertmanager(Process):
-    """A real Alertmanager that passes each alert on to a webhook, at once, and says when it is over."""
+    """An Alertmanager that immediately sends firing and resolved alerts to a webhook."""
 
     name = "alertmanager"
 
@@ -365,7 +366,7 @@ class Alertmanager(Process):
             f"--config.file={self.folder / 'alertmanager.yml'}",
             f"--storage.path={self.folder / 'data'}",
             f"--web.listen-address={self.address}",
-            "--cluster.listen-address=",  # one alone
+            "--cluster.listen-address=",  # no cluster
         ]
 
     def ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""Clients that keep a server waiting, in crowds: each kind is what it does once it is connected."""
+"""Clients that keep a server waiting, many at a time. Each class is one behaviour of a connected client."""
 
 from __future__ import annotations
 
@@ -19,51 +19,52 @@ if TYPE_CHECKING:
 REQUEST = (
     b"GET /metrics HTTP/1.1\r\nHost: slow\r\nAccept: text/plain\r\nX-Padding: " + b"a" * 1000 + b"\r\n\r\n"
 )
-ANYBODY = ssl.create_default_context()
-PACE = 1.0  # seconds between two bytes, of those that give or take them one by one
+DEFAULT_CONTEXT = ssl.create_default_context()
+#: Seconds between two steps of a client, each of one byte.
+STEP_SECONDS = 1.0
 
 
-class Slow:
-    """One of them. `gone` is when, by the monotonic clock, the server hung up; None while it has not."""
+class SlowClient:
+    """One client. `closed_at` is the monotonic time at which the server closed its connection, or None."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the server is left with the rest
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the rest of a page stays in the server
         raw.settimeout(ANSWER_TIMEOUT)
-        self.since = time.monotonic()
+        self.connected_at = time.monotonic()
         raw.connect(("127.0.0.1", port))
         self.socket = tls.wrap_socket(raw, server_hostname="localhost") if tls else raw
         self.begin()
         self.socket.setblocking(False)
-        self.gone: float | None = None
-        self.heard = False  # whether it has read anything
+        self.closed_at: float | None = None
+        self.has_read = False
 
     def begin(self) -> None:
-        """Do what this kind does at first."""
+        """Do the first step, right after connecting."""
 
     def step(self) -> None:
-        """Do what this kind does each second; raise OSError when the server has hung up."""
+        """Do the next step; raise OSError when the server has closed the connection."""
         self._read(1)
 
     def _read(self, size: int) -> None:
         with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
             if not self.socket.recv(size):
                 raise ConnectionResetError
-            self.heard = True
+            self.has_read = True
 
 
-class Silent(Slow):
-    """Says nothing. On a TLS port, it does not begin the handshake."""
+class IdleClient(SlowClient):
+    """Sends nothing. On a TLS port it does not begin the handshake."""
 
 
-class HalfClosed(Slow):
-    """Says that it will say nothing."""
+class HalfClosedClient(SlowClient):
+    """Closes its side of the connection without sending anything."""
 
     def begin(self) -> None:
         self.socket.shutdown(socket.SHUT_WR)
 
 
-class Dribbling(Slow):
+class SlowSender(SlowClient):
     """Sends its request byte by byte."""
 
     def begin(self) -> None:
@@ -74,75 +75,77 @@ class Dribbling(Slow):
         self._read(1)
 
 
-class Deaf(Slow):
-    """Asks, and reads its answer byte by byte."""
+class SlowReader(SlowClient):
+    """Sends a request, and reads the response byte by byte."""
 
     def begin(self) -> None:
         self.socket.sendall(REQUEST)
 
 
-class HandshakeStuck(Slow):
-    """Says hello, as TLS does, and nothing more."""
+class StalledHandshake(SlowClient):
+    """Sends a TLS ClientHello, and nothing after it."""
 
     def begin(self) -> None:
         outgoing = ssl.MemoryBIO()
         with contextlib.suppress(ssl.SSLWantReadError):
-            ANYBODY.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+            DEFAULT_CONTEXT.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
         self.socket.sendall(outgoing.read())
 
     def step(self) -> None:
-        self._read(65_536)  # the server's hello
+        self._read(65_536)  # the ServerHello
 
 
-Factory = Callable[[], Slow]
+Factory = Callable[[], SlowClient]
 
 
-class Crowd:
-    """Many of them at once, kept busy by one thread."""
+class SlowClients:
+    """Many clients at once, in one thread."""
 
     def __init__(self, factories: list[Factory]) -> None:
-        self.members = [make() for make in factories]
-        self._over = threading.Event()
+        self.clients = [factory() for factory in factories]
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def of(self, kind: type[Slow]) -> list[Slow]:
-        return [one for one in self.members if type(one) is kind]
+    def of(self, kind: type[SlowClient]) -> list[SlowClient]:
+        return [client for client in self.clients if type(client) is kind]
 
-    def connected(self, *kinds: type[Slow]) -> int:
-        """Return how many, of these kinds, the server still has."""
-        return sum(one.gone is None for kind in kinds for one in self.of(kind))
+    def connected(self, *kinds: type[SlowClient]) -> int:
+        """Return how many clients of these kinds are still connected."""
+        return sum(client.closed_at is None for kind in kinds for client in self.of(kind))
 
-    def shortest_stay(self, *kinds: type[Slow]) -> float:
-        """Return the seconds after which the server hung up on the first of these kinds; inf for on none."""
-        members = (one for kind in kinds for one in self.of(kind))
-        return min((one.gone - one.since for one in members if one.gone is not None), default=math.inf)
+    def shortest_connection(self, *kinds: type[SlowClient]) -> float:
+        """Return the duration of the first closed connection of these kinds; inf if none is closed."""
+        clients = (client for kind in kinds for client in self.of(kind))
+        closed = (client for client in clients if client.closed_at is not None)
+        return min((client.closed_at - client.connected_at for client in closed), default=math.inf)
 
-    def served(self, *kinds: type[Slow]) -> bool:
-        """Tell whether the server has answered, or turned out, all of these kinds."""
-        return all(one.heard or one.gone is not None for kind in kinds for one in self.of(kind))
+    def served(self, *kinds: type[SlowClient]) -> bool:
+        """Return whether the server has answered or disconnected all clients of these kinds."""
+        clients = (client for kind in kinds for client in self.of(kind))
+        return all(client.has_read or client.closed_at is not None for client in clients)
 
     def _run(self) -> None:
-        while not self._over.wait(PACE):
-            for one in self.members:
-                if one.gone is None:
+        while not self._stopping.wait(STEP_SECONDS):
+            for client in self.clients:
+                if client.closed_at is None:
                     try:
-                        one.step()
+                        client.step()
                     except (OSError, StopIteration):
-                        one.gone = time.monotonic()
+                        client.closed_at = time.monotonic()
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopping.set()
         self._thread.join()
-        for one in self.members:
-            one.socket.close()
+        for client in self.clients:
+            client.socket.close()
 
 
 @contextlib.contextmanager
-def crowd(count: int, *factories: Factory) -> Iterator[Crowd]:
-    """Have so many of each kind connected, those of all kinds mixed."""
-    with Crowd([make for _ in range(count) for make in factories]) as found:
-        yield found
+def slow_clients(count: int, *factories: Factory) -> Iterator[SlowClients]:
+    """Connect `count` clients of each kind; the kinds alternate."""
+    with SlowClients([factory for _ in range(count) for factory in factories]) as clients:
+        yield clients

@@ -1,4 +1,4 @@
-"""Statuses made by hand, and a server that shows them: every page there is, without a cluster."""
+"""Sample statuses, and a server for their pages, without a broker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import Server, bind
 
 NOW = 1_800_000_000.25
-HOSTILE = (
+HOSTILE_NAMES = (
     "<script>alert(1)</script>",
     "\"'><img src=x onerror=alert(1)>",
     "&lt;b&gt; {0} %s </td></table>",
@@ -43,23 +43,23 @@ FINDINGS = (
         "CeleryQueueWithoutConsumers",
     ),
 )
-#: Where texts change their unit or their length, halves, and numbers that are no halves in binary.
-AWKWARD = (
+#: Values at which formatted numbers change their unit or length, and values that are hard to round.
+EDGE_VALUES = (
     *(0.0, 0.0004, 0.0005, 0.001, 0.0049999, 0.005, 0.05, 0.125, 0.25, 0.375, 0.5, 0.995, 0.9994, 0.9995),
     *(0.99999, 1.0, 1.005, 1.25, 2.675, 9.95, 59.0, 59.94, 59.95, 59.96, 59.999, 60.0, 61.5, 3599.0, 3599.99),
     *(3600.0, 86_399.0, 86_399.99, 86_400.0, 1e6, 1_234_567.891, 1e9, 99_999_999_999.0, 1e-9, 0.1 + 0.2),
 )
 
 
-def awkward(count: int) -> list[float]:
-    """Return so many values that are not negative: the awkward ones first, then some by chance."""
-    dice = random.Random(1)
-    return [*AWKWARD, *(10 ** dice.uniform(-4, 9) for _ in range(count))][:count]
+def sample_values(count: int) -> list[float]:
+    """Return this many values of at least 0: the edge values first, then random ones."""
+    rng = random.Random(1)
+    return [*EDGE_VALUES, *(10 ** rng.uniform(-4, 9) for _ in range(count))][:count]
 
 
-def status(**changed: Any) -> Status:
-    """Return one of a cluster that has nothing, or what is given."""
-    nothing: dict[str, Any] = {
+def status(**fields: Any) -> Status:
+    """Return the status of an empty cluster, with these fields replaced."""
+    empty: dict[str, Any] = {
         "version": 1,
         "exporter_version": "0.1.0",
         "at": NOW,
@@ -72,7 +72,7 @@ def status(**changed: Any) -> Status:
         "tasks": (),
         "failures": (),
     }
-    return Status(**nothing | changed)
+    return Status(**empty | fields)
 
 
 def broker(up: bool = True, value: float | None = None) -> BrokerStatus:
@@ -99,7 +99,7 @@ def task(name: str = "t", value: float | None = None) -> TaskStatus:
     if value is None:
         return TaskStatus(name, {}, None, None, None, None, None, {}, None)
     states = ("PENDING", "RECEIVED", "STARTED", "SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED")
-    rates = {state: value / (place + 1) for place, state in enumerate(states)}
+    rates = {state: value / (index + 1) for index, state in enumerate(states)}
     open_ = {"PENDING": int(value), "STARTED": 1}
     return TaskStatus(name, rates, value % 1, value, value * 2, value / 3, value * 7, open_, NOW - value)
 
@@ -108,10 +108,15 @@ def failure(name: str = "t", value: float = 0.0, exception: str = "KeyError") ->
     return FailureStatus(NOW - value, name, "w@h", exception, "7e5d0a8f-5a3f-4ca1-9f5e-0d6a0b1c2d3e")
 
 
-def everything(rows: int = 260) -> Status:
-    """Return one with everything in it that a text can be made of, and more rows than are shown."""
-    values: Sequence[float | None] = [*[1.5] * len(HOSTILE), None, *awkward(rows - 1 - len(HOSTILE))]
-    names = [*HOSTILE, *(f"name-{place:03}" for place in range(rows - len(HOSTILE)))]
+def full_status(rows: int = 260) -> Status:
+    """Return a status with all kinds of values and names, and more rows than a page shows."""
+    count = rows - 1 - len(HOSTILE_NAMES)
+    values: Sequence[float | None] = [
+        *[1.5] * len(HOSTILE_NAMES),
+        None,
+        *sample_values(count),
+    ]
+    names = [*HOSTILE_NAMES, *(f"name-{index:03}" for index in range(rows - len(HOSTILE_NAMES)))]
     named = list(zip(names, values, strict=True))
     return status(
         broker=broker(value=1234.125),
@@ -123,8 +128,8 @@ def everything(rows: int = 260) -> Status:
     )
 
 
-def ordinary() -> Status:
-    """Return one of a small cluster that is well but for its findings."""
+def small_status() -> Status:
+    """Return the status of a small cluster with some findings."""
     return status(
         broker=broker(value=12.5),
         findings=FINDINGS,
@@ -136,37 +141,37 @@ def ordinary() -> Status:
 
 
 @dataclass
-class Shown:
-    """Where the pages are, and the status they show from now on."""
+class StatusPages:
+    """The port of the pages, and the status that they show. `requests` has the monotonic times of reads."""
 
     port: int
     status: Status
-    asked: list[float] = field(default_factory=list)  # when, of the status
+    requests: list[float] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
     def __call__(self) -> Status:
-        self.asked.append(time.monotonic())
+        self.requests.append(time.monotonic())
         return self.status
 
 
 @contextmanager
-def shown(first: Status) -> Iterator[Shown]:
-    """Serve the pages of a status, which may be changed meanwhile."""
-    bound = bind("127.0.0.1", 0)
-    source = Shown(bound.getsockname()[1], first)
+def serve_status(first: Status) -> Iterator[StatusPages]:
+    """Serve the pages of a status. A test may replace the status."""
+    listener = bind("127.0.0.1", 0)
+    pages = StatusPages(listener.getsockname()[1], first)
     metrics = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
-    app = build(metrics, lambda: True, str, status=source)
-    server = Server(app, bound)
+    app = build(metrics, lambda: True, str, status=pages)
+    server = Server(app, listener)
     server.start()
     try:
-        yield source
+        yield pages
     finally:
         server.stop()
         server.join(time.monotonic() + 5)
 
 
 def no_snapshot() -> Any:
-    raise AssertionError("nobody asks for metrics here")
+    raise AssertionError("a test of status pages must not request metrics")

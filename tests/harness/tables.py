@@ -1,6 +1,6 @@
-"""Tables under a test run: each test may add a row to one, and they are printed at its end.
+"""Tables of results, printed at the end of a test run. A test adds rows with `add_row`.
 
-A row travels with the report of its test, so that it comes from the processes of pytest-xdist too.
+A row is part of the report of its test, so it is also sent by the processes of pytest-xdist.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import pytest
 
 _PREFIX = "table: "
 
-#: Rows by the table's title, in the order of the tests' ends.
+#: Rows by the title of the table, in the order in which the tests ended.
 _tables: dict[str, list[dict[str, str]]] = {}
 
 
 def add_row(item: pytest.Item, table: str, row: Mapping[str, object]) -> None:
-    """Add cells by their headings; the first row's are the table's."""
+    """Add a row of cells by heading. The first row determines the headings of the table."""
     item.user_properties.append((_PREFIX + table, {heading: str(cell) for heading, cell in row.items()}))
 
 
@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _lines(rows: list[dict[str, str]]) -> list[str]:
-    """Return the table's lines: what looks like a number to the right, the rest to the left."""
+    """Return the lines of a table, with numbers aligned right and other cells aligned left."""
     columns = {heading: [row[heading] for row in rows] for heading in rows[0]}
     aligned = [_aligned(heading, cells) for heading, cells in columns.items()]
     return ["  ".join(cells).rstrip() for cells in zip(*aligned, strict=True)]

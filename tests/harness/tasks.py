@@ -1,7 +1,7 @@
-"""The Celery app of the tests. Each task writes down itself what it did, in a ledger that owes nothing to
-events, and is what the exporter is held against.
+"""The Celery app of the tests. Each task records its own outcome, independent of events.
 
-Workers read their settings from the environment (see `workers.Worker`).
+Tests compare the exporter with these outcomes. Workers read their settings from the environment (see
+`workers.Worker`).
 """
 
 import functools
@@ -16,18 +16,18 @@ from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.common import Broadcast
 
-from harness.delayed_events import LateDispatcher
-from harness.outcomes import Entry, RedisLedger, keep, ledger_at, note_failure
+from harness.delayed_events import DelayedDispatcher
+from harness.outcomes import Outcome, RedisOutcomes, outcomes_at, record_failure, record_signals
 from harness.waiting import eventually
 
-LEDGER = "TEST_LEDGER"
+OUTCOMES = "TEST_OUTCOMES"
 BROKER_URL = "TEST_BROKER_URL"
 CONFIGURATION = "TEST_CELERY_CONFIGURATION"
-PATIENCE = 60.0  # seconds for which a task waits at a gate
+GATE_TIMEOUT_SECONDS = 60.0
 
 
 def make_app(broker_url: str, *, broadcast: str | None = None, **configuration: Any) -> Celery:
-    """Build the app as workers and clients of the tests use it; `broadcast` names a queue of that kind."""
+    """Return the app that workers and clients of the tests use. `broadcast` names a broadcast queue."""
     if broadcast is not None:
         configuration["task_queues"] = (kombu.Queue("celery"), Broadcast(broadcast))
     app = Celery("tests", broker=broker_url, set_as_current=False)
@@ -42,157 +42,157 @@ def make_app(broker_url: str, *, broadcast: str | None = None, **configuration: 
 
 
 app = make_app(os.environ.get(BROKER_URL, "memory://"), **json.loads(os.environ.get(CONFIGURATION, "{}")))
-app.set_current()  # in the worker; a pool process looks for it
+app.set_current()  # a pool process of the worker uses the current app
 
-ledger = ledger_at(os.environ[LEDGER]) if LEDGER in os.environ else None
-if ledger:
-    keep(ledger)
+outcomes = outcomes_at(os.environ[OUTCOMES]) if OUTCOMES in os.environ else None
+if outcomes:
+    record_signals(outcomes)
 
 
-class Noting(Task):  # type: ignore[misc]
-    """Notes that its body began, and what it came to; a retry is noted by its signal (see `ledger`)."""
+class RecordingTask(Task):  # type: ignore[misc]
+    """Records the start and the end of its body. Celery's signal records a retry (see `outcomes`)."""
 
-    def note(self, state: str) -> None:
-        if ledger:
-            ledger.note(Entry(self.name, self.queue_name, state, self.request.hostname))
+    def record(self, state: str) -> None:
+        if outcomes:
+            outcomes.record(Outcome(self.name, self.queue_name, state, self.request.hostname))
 
-    def note_failure(self, exception: str) -> None:
-        if ledger:
-            note_failure(ledger, self.name, self.queue_name, self.request.hostname, exception)
+    def record_failure(self, exception: str) -> None:
+        if outcomes:
+            record_failure(outcomes, self.name, self.queue_name, self.request.hostname, exception)
 
     @property
     def queue_name(self) -> str:
         return str(self.request.delivery_info["routing_key"])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.note("STARTED")
+        self.record("STARTED")
         try:
             result = super().__call__(*args, **kwargs)
         except (Retry, Ignore):
             raise
         except Reject as rejection:
-            self.note("REJECTED")
-            if not rejection.requeue:  # it never runs again: since 5.7 Celery says that it failed as well
-                self.note_failure(type(rejection).__name__)
+            self.record("REJECTED")
+            if not rejection.requeue:  # Celery from 5.7 on reports a failure as well
+                self.record_failure(type(rejection).__name__)
             raise
         except Exception as error:
-            self.note_failure(type(error).__name__)
+            self.record_failure(type(error).__name__)
             raise
-        self.note("SUCCESS")
+        self.record("SUCCESS")
         return result
 
 
 class Outer:
-    """Only here to be around a class."""
+    """The outer class of an exception."""
 
     class InnerError(Exception):
         """An exception whose qualified name has a dot."""
 
 
-@app.task(bind=True, base=Noting, name="tasks.succeed")
-def succeed(self: Noting, seconds: float = 0) -> None:  # noqa: ARG001
+@app.task(bind=True, base=RecordingTask, name="tasks.succeed")
+def succeed(self: RecordingTask, seconds: float = 0) -> None:  # noqa: ARG001
     time.sleep(seconds)
 
 
-@app.task(bind=True, base=Noting, name="tasks.fail_with_value_error")
-def fail_with_value_error(self: Noting, text: str = "x") -> None:  # noqa: ARG001
+@app.task(bind=True, base=RecordingTask, name="tasks.fail_with_value_error")
+def fail_with_value_error(self: RecordingTask, text: str = "x") -> None:  # noqa: ARG001
     raise ValueError(text)
 
 
-@app.task(bind=True, base=Noting, name="tasks.fail_with_key_error")
-def fail_with_key_error(self: Noting) -> None:  # noqa: ARG001
+@app.task(bind=True, base=RecordingTask, name="tasks.fail_with_key_error")
+def fail_with_key_error(self: RecordingTask) -> None:  # noqa: ARG001
     raise KeyError("a key, (with) 'quotes'")
 
 
-@app.task(bind=True, base=Noting, name="tasks.fail_with_inner_error")
-def fail_with_inner_error(self: Noting) -> None:  # noqa: ARG001
+@app.task(bind=True, base=RecordingTask, name="tasks.fail_with_inner_error")
+def fail_with_inner_error(self: RecordingTask) -> None:  # noqa: ARG001
     raise Outer.InnerError("x", 1)
 
 
-@app.task(bind=True, base=Noting, name="tasks.retry_once")
-def retry_once(self: Noting, countdown: float = 0) -> None:
+@app.task(bind=True, base=RecordingTask, name="tasks.retry_once")
+def retry_once(self: RecordingTask, countdown: float = 0) -> None:
     if self.request.retries == 0:
         raise self.retry(countdown=countdown, exc=OSError("first time"))
 
 
-@app.task(bind=True, base=Noting, name="tasks.retry_elsewhere")
-def retry_elsewhere(self: Noting, queue: str) -> None:
-    """Go to another queue for the second attempt."""
+@app.task(bind=True, base=RecordingTask, name="tasks.retry_elsewhere")
+def retry_elsewhere(self: RecordingTask, queue: str) -> None:
+    """Send the second attempt to another queue."""
     if self.request.retries == 0:
         raise self.retry(countdown=0, queue=queue, exc=OSError("not here"))
 
 
-@app.task(bind=True, base=Noting, name="tasks.retry_told_late")
-def retry_told_late(self: Noting) -> None:
-    """Have the second attempt overtake the word that it was sent."""
+@app.task(bind=True, base=RecordingTask, name="tasks.retry_with_late_task_sent")
+def retry_with_late_task_sent(self: RecordingTask) -> None:
+    """Publish the task-sent event of the second attempt after its other events."""
     if self.request.retries == 0:
-        raise self.retry(countdown=0, exc=OSError("first time"), event_dispatcher=late_dispatcher())
+        raise self.retry(countdown=0, exc=OSError("first time"), event_dispatcher=delayed_dispatcher())
 
 
 @functools.cache
-def late_dispatcher() -> LateDispatcher:
-    """Return the one of this process, which has to live until all is said."""
-    return LateDispatcher(app, 0.5, 1.5).__enter__()
+def delayed_dispatcher() -> DelayedDispatcher:
+    """Return the dispatcher of this process, which runs until the process ends."""
+    return DelayedDispatcher(app, 0.5, 1.5).__enter__()
 
 
-@app.task(bind=True, base=Noting, name="tasks.retry_and_fail", max_retries=1)
-def retry_and_fail(self: Noting) -> None:
+@app.task(bind=True, base=RecordingTask, name="tasks.retry_and_fail", max_retries=1)
+def retry_and_fail(self: RecordingTask) -> None:
     raise self.retry(countdown=0, exc=TimeoutError("always"))
 
 
 @app.task(
     bind=True,
-    base=Noting,
+    base=RecordingTask,
     name="tasks.back_off",
     autoretry_for=(OSError,),
     retry_backoff=1,
     retry_jitter=False,
     max_retries=3,
 )
-def back_off(self: Noting) -> None:
-    """Succeed at the third attempt, 1 s and 2 s after the ones before."""
+def back_off(self: RecordingTask) -> None:
+    """Succeed at the third attempt; the retries wait for 1 s and 2 s."""
     if self.request.retries < 2:
         raise ConnectionError("not yet")
 
 
-@app.task(bind=True, base=Noting, name="tasks.reject", acks_late=True)
-def reject(self: Noting) -> None:  # noqa: ARG001
+@app.task(bind=True, base=RecordingTask, name="tasks.reject", acks_late=True)
+def reject(self: RecordingTask) -> None:  # noqa: ARG001
     raise Reject("no", requeue=False)
 
 
-@app.task(bind=True, base=Noting, name="tasks.requeue_once", acks_late=True)
-def requeue_once(self: Noting) -> None:
+@app.task(bind=True, base=RecordingTask, name="tasks.requeue_once", acks_late=True)
+def requeue_once(self: RecordingTask) -> None:
     if not self.request.delivery_info["redelivered"]:
         raise Reject("later", requeue=True)
 
 
-@app.task(bind=True, base=Noting, name="tasks.hold")
-def hold(self: Noting, gate: str) -> None:  # noqa: ARG001
+@app.task(bind=True, base=RecordingTask, name="tasks.hold")
+def hold(self: RecordingTask, gate: str) -> None:  # noqa: ARG001
     """Wait until the test opens the gate."""
-    assert isinstance(ledger, RedisLedger)
-    books = ledger
-    eventually(lambda: books.is_open(gate), PATIENCE, every=0.05, what=f"gate {gate}")
+    assert isinstance(outcomes, RedisOutcomes)
+    gates = outcomes
+    eventually(lambda: gates.is_open(gate), GATE_TIMEOUT_SECONDS, every=0.05, what=f"gate {gate}")
 
 
-@app.task(bind=True, base=Noting, name="tasks.hold_late", acks_late=True)
-def hold_late(self: Noting, gate: str) -> None:  # noqa: ARG001
-    """Wait likewise, and acknowledge after that only."""
+@app.task(bind=True, base=RecordingTask, name="tasks.hold_late", acks_late=True)
+def hold_late(self: RecordingTask, gate: str) -> None:  # noqa: ARG001
+    """Wait until the test opens the gate, and acknowledge the message after that."""
     hold.run(gate)
 
 
-@app.task(bind=True, base=Noting, name="tasks.ignore")
-def ignore(self: Noting) -> None:  # noqa: ARG001
+@app.task(bind=True, base=RecordingTask, name="tasks.ignore")
+def ignore(self: RecordingTask) -> None:  # noqa: ARG001
     """End without an event."""
     raise Ignore
 
 
-@app.task(bind=True, base=Noting, name="tasks.replace")
-def replace(self: Noting, name: str, queue: str) -> None:
-    """Have other work done under the same id, in another queue; it ends as that does."""
+@app.task(bind=True, base=RecordingTask, name="tasks.replace")
+def replace(self: RecordingTask, name: str, queue: str) -> None:
+    """Replace the task with another one, under the same id, in another queue."""
     raise self.replace(app.tasks[name].si().set(queue=queue))
 
 
-@app.task(bind=True, base=Noting, name="tasks.die")
-def die(self: Noting) -> None:  # noqa: ARG001
-    """Take the pool's process away."""
+@app.task(bind=True, base=RecordingTask, name="tasks.die")
+def die(self: RecordingTask) -> None:  # noqa: ARG001
+    """Kill the pool process."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -3,9 +3,9 @@
 No other worker has it: the number of missed events is unknown for a worker with such a task.
 """
 
-from harness.tasks import Noting, app
+from harness.tasks import RecordingTask, app
 
 
-@app.task(bind=True, base=Noting, name="tasks.unreported", send_events=False)
-def unreported(self: Noting) -> None:
+@app.task(bind=True, base=RecordingTask, name="tasks.without_events", send_events=False)
+def without_events(self: RecordingTask) -> None:
     """Run without any event of the worker."""

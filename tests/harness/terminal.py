@@ -1,4 +1,4 @@
-"""A program in a real terminal (a pty): what it writes, keys, other sizes, what it leaves behind."""
+"""A command of the exporter in a pseudo-terminal: its output, keys, window sizes, and terminal modes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 
 
 class Terminal(Process):
-    """`python -m celery_exporter` with a terminal of its own."""
+    """`python -m celery_exporter` with its own controlling terminal."""
 
     name = "terminal"
 
@@ -37,7 +37,7 @@ class Terminal(Process):
         self.arguments, self.extra = arguments, environment or {}
         self.master, self.slave = pty.openpty()
         self._closing = os.pipe()
-        self._ends: tuple[int, ...] = (self.slave, self.master, *self._closing)
+        self._descriptors: tuple[int, ...] = (self.slave, self.master, *self._closing)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self.resize(*size)
         self.before = termios.tcgetattr(self.slave)
@@ -47,9 +47,9 @@ class Terminal(Process):
         return [sys.executable, "-m", "celery_exporter", *self.arguments]
 
     def environment(self) -> dict[str, str]:
-        named = ("TERM", "NO_COLOR", "COLUMNS", "LINES")
-        kept = {name: value for name, value in clean_environment().items() if name not in named}
-        return {**kept, "TERM": "xterm-256color", **self.extra}
+        excluded = ("TERM", "NO_COLOR", "COLUMNS", "LINES")
+        inherited = {name: value for name, value in clean_environment().items() if name not in excluded}
+        return {**inherited, "TERM": "xterm-256color", **self.extra}
 
     def start(self) -> Terminal:
         self.process = subprocess.Popen(
@@ -60,7 +60,7 @@ class Terminal(Process):
             stdout=self.slave,
             stderr=self.slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  no threads before it
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  no threads yet
         )
         running.append(self)
         self._reader.start()
@@ -69,10 +69,10 @@ class Terminal(Process):
     def _read(self) -> None:
         while self._closing[0] not in select.select([self.master, self._closing[0]], [], [])[0]:
             try:
-                found = os.read(self.master, 65_536)
-            except OSError:  # nobody has it open any more
+                chunk = os.read(self.master, 65_536)
+            except OSError:  # no process has the terminal open
                 return
-            self.raw += found
+            self.raw += chunk
             self.log.write_bytes(self.raw)
 
     def kill(self) -> None:
@@ -80,16 +80,16 @@ class Terminal(Process):
         self.close()
 
     def close(self) -> None:
-        """Take it away, as who closes the window does."""
-        if self._ends:
+        """Close the terminal, as when its window is closed."""
+        if self._descriptors:
             os.write(self._closing[1], b"x")
             if self._reader.is_alive():
                 self._reader.join()
-            for end in self._ends:
-                os.close(end)
-        self._ends = ()
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+        self._descriptors = ()
 
-    # what a person does and sees
+    # -- input and output ----------------------------------------------------------------------------------
 
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
@@ -98,16 +98,16 @@ class Terminal(Process):
         os.write(self.master, keys.encode())
 
     def written(self) -> str:
-        """Return all that was ever on it, as text."""
+        """Return all output so far, without escape sequences."""
         return _ESCAPES.sub("", self.raw.decode(errors="replace"))
 
     def shows(self, text: str, deadline: float = 20.0) -> Terminal:
-        """Wait until it was written there."""
+        """Wait until the output contains this text."""
         eventually(lambda: text in self.written(), deadline, what=f"{text!r} in {self.written()[-3_000:]}")
         return self
 
     def is_restored(self) -> bool:
-        """Tell whether it is as it was: its modes, its first screen, its cursor."""
+        """Return whether the terminal has its initial modes, the main screen, and a visible cursor."""
         modes = termios.tcgetattr(self.slave) == self.before
-        first = self.raw.rfind(b"\x1b[?1049l") > self.raw.rfind(b"\x1b[?1049h")
-        return modes and first and self.raw.rfind(b"\x1b[?25h") > self.raw.rfind(b"\x1b[?25l")
+        is_main_screen = self.raw.rfind(b"\x1b[?1049l") > self.raw.rfind(b"\x1b[?1049h")
+        return modes and is_main_screen and self.raw.rfind(b"\x1b[?25h") > self.raw.rfind(b"\x1b[?25l")

@@ -1,4 +1,4 @@
-"""What readers of printed text make of it: a terminal emulator, and bash."""
+"""How a terminal emulator and bash interpret text."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 import pyte
 
 
-class _Orders:
-    """A screen that notes what it is ordered to do, besides drawing text."""
+class _Screen:
+    """A pyte screen that records the text that is drawn, and the names of all other operations."""
 
     def __init__(self) -> None:
-        self.drawn = ""
-        self.others: list[str] = []
+        self.text = ""
+        self.operations: list[str] = []
 
     def draw(self, text: str) -> None:
-        self.drawn += text
+        self.text += text
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: self.others.append(name)
+        return lambda *_, **__: self.operations.append(name)
 
 
-def drawn(line: str) -> tuple[str, list[str]]:
-    """Return what a terminal shows of a line, and what else it does because of it."""
-    orders = _Orders()
-    pyte.Stream(orders, strict=False).feed(line)
-    return orders.drawn, orders.others
+def terminal_output(line: str) -> tuple[str, list[str]]:
+    """Return the text that a terminal shows for a line, and the operations that control codes trigger."""
+    screen = _Screen()
+    pyte.Stream(screen, strict=False).feed(line)
+    return screen.text, screen.operations
 
 
 @cache
@@ -38,13 +38,13 @@ def _bash() -> subprocess.Popen[bytes]:
 
 
 def bash_words(line: str) -> list[str]:
-    """Return the words that bash makes of a line; it is one process for all lines."""
+    """Return the words into which bash splits a line. One process reads all lines."""
     shell = _bash()
-    # A command that the line itself holds, or a quotation that does not end, shows in what is answered.
+    # A command inside the line, or an open quotation, shows in the output.
     shell.stdin.write(f"printf '%s\\0' {line} $'\\x04'\n".encode())
-    found = b""
-    while not found.endswith(b"\x04\0"):
-        piece = shell.stdout.read(65_536)
-        assert piece, "bash ended"
-        found += piece
-    return found.decode().split("\0")[:-2]
+    output = b""
+    while not output.endswith(b"\x04\0"):
+        chunk = shell.stdout.read(65_536)
+        assert chunk, "bash ended"
+        output += chunk
+    return output.decode().split("\0")[:-2]

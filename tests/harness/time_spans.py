@@ -1,8 +1,8 @@
-"""Time spans held to a bound, on a machine whose processors other programs use too.
+"""Time spans that tests limit, on a machine whose processors other programs use as well.
 
-Each thread of Linux has an account of how long it ran and how long it was ready to run while other threads
-had the processor. What is left of a span is time in which the thread was blocked: it slept, or waited for an
-answer, a lock or a file. That is what a program can be held to, however busy the machine is.
+Linux counts how long each thread ran, and how long it waited for a processor. The rest of a span is time in
+which the thread was blocked: it slept, or waited for an answer, a lock or a file. A test can limit that time
+on a busy machine.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.waiting import EVERY, eventually
+from harness.waiting import POLL_SECONDS, eventually
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Where nothing else runs (`make faults` says so), spans are held to their bounds as the clock measures them.
+#: On a machine where nothing else runs, as for `make faults`, limits apply to the elapsed time.
 QUIET = os.environ.get("MACHINE") == "quiet"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-class Look(NamedTuple):
-    """What is read at a moment."""
+class Reading(NamedTuple):
+    """The counters at one moment."""
 
-    at: float
-    accounts: dict[Path, int]  # of threads, in nanoseconds
+    at: float  # monotonic seconds
+    thread_times: dict[Path, int]  # nanoseconds by thread, running or waiting for a processor
     stolen_seconds: float
 
 
-class Span:
-    """A span of time, less what the threads of some processes ran or waited to run.
+class TimeSpan:
+    """A span of time without the time that the threads of some processes ran or waited for a processor.
 
-    `with Span(pid) as span:` is for a call that waits for that process; this process is one of the two then.
-    `Span.until(condition, pid)` waits for a condition.
+    `with TimeSpan(pid) as span:` measures a call that waits for that process. The times of both processes
+    are subtracted. `TimeSpan.until(condition, pid)` waits for a condition.
 
-    Threads that run side by side are deducted one after the other, so `blocked_seconds` is the least that it
-    may have been, and 0 for processes that were busy throughout.
+    The times of parallel threads are added, so `blocked_seconds` is a lower bound. It is 0 for processes
+    that were busy for the whole span.
     """
 
     def __init__(self, *pids: int) -> None:
         self._pids = (*pids, os.getpid())
 
     def __enter__(self) -> Self:
-        self._begin = self._end = self._look()
-        self._due_seconds = 0.0
+        self._begin = self._end = self._read()
+        self._busy_seconds = 0.0
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._extend(self._look())
+        self._extend(self._read())
 
     @classmethod
     def until(
@@ -59,19 +59,19 @@ class Span:
         condition: Callable[[], object],
         *pids: int,
         deadline: float = 10.0,
-        every: float = EVERY,
+        every: float = POLL_SECONDS,
         what: str = "",
     ) -> Self:
-        """Wait as `eventually` does; the span ends when the condition was last seen not to be met.
+        """Wait as `eventually` does. The span ends at the last check before the condition is met.
 
-        So this process, which may be late to see it, takes no part in it.
+        So a delay of this process between two checks does not count.
         """
         span = cls()
         span._pids = pids
         span.__enter__()
 
         def is_met() -> object:
-            before = span._look()
+            before = span._read()
             if not (state := condition()):
                 span._extend(before)
             return state
@@ -86,34 +86,34 @@ class Span:
     @property
     def blocked_seconds(self) -> float:
         stolen_seconds = self._end.stolen_seconds - self._begin.stolen_seconds
-        return max(0.0, self.elapsed_seconds - self._due_seconds - stolen_seconds)
+        return max(0.0, self.elapsed_seconds - self._busy_seconds - stolen_seconds)
 
     @property
     def seconds(self) -> float:
-        """What is held to a bound."""
+        """The time to which limits apply."""
         return self.elapsed_seconds if QUIET else self.blocked_seconds
 
     def __repr__(self) -> str:
         return f"{self.elapsed_seconds:.2f} s, of which blocked {self.blocked_seconds:.2f} s"
 
-    def _extend(self, look: Look) -> None:
-        """Have the span end at this look; the account of a thread that has ended stays as it was."""
-        before = self._end.accounts
-        self._due_seconds += sum(now - before.get(thread, 0) for thread, now in look.accounts.items()) / 1e9
-        self._end = look._replace(accounts={**before, **look.accounts})
+    def _extend(self, reading: Reading) -> None:
+        """Let the span end at this reading; the last times of threads that have ended stay."""
+        before, now = self._end.thread_times, reading.thread_times
+        self._busy_seconds += sum(total - before.get(thread, 0) for thread, total in now.items()) / 1e9
+        self._end = reading._replace(thread_times={**before, **now})
 
-    def _look(self) -> Look:
-        accounts = {}
+    def _read(self) -> Reading:
+        thread_times = {}
         for pid in self._pids:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 for thread in Path(f"/proc/{pid}/task").iterdir():
                     with contextlib.suppress(OSError):
                         ran, waited, _ = (thread / "schedstat").read_text().split()
-                        accounts[thread] = int(ran) + int(waited)
-        return Look(time.monotonic(), accounts, _stolen_seconds())
+                        thread_times[thread] = int(ran) + int(waited)
+        return Reading(time.monotonic(), thread_times, _stolen_seconds())
 
 
 def _stolen_seconds() -> float:
-    """Return how long the host of this virtual machine kept its processors, since it was started."""
+    """Return how long the host of this virtual machine used its processors for others, since boot."""
     fields = Path("/proc/stat").read_text().partition("\n")[0].split()
     return int(fields[8]) / TICKS_PER_SECOND

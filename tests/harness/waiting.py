@@ -1,7 +1,7 @@
-"""Waiting for a condition, with a deadline: the one place in the tests that sleeps.
+"""Waiting for a condition, with a deadline. Tests sleep only here.
 
-Tests share their machine: with each other, and with whatever else people do there. A condition costs what it
-takes to come true, so a deadline is for what never comes, and may be far away.
+Tests share the machine with each other and with other programs. A wait ends as soon as its condition is met,
+so long deadlines cost time only in tests that fail.
 """
 
 import time
@@ -10,24 +10,24 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-EVERY = 0.1  # fine enough for people, coarse enough to leave two cores to the workers
-BUSY_FACTOR = 10  # how many times what a quiet machine may need is waited for
-ANSWER_TIMEOUT = 60.0  # seconds for an answer over the network that comes in milliseconds
+POLL_SECONDS = 0.1
+BUSY_FACTOR = 10  # a busy machine may take this many times as long as a quiet one
+ANSWER_TIMEOUT = 60.0  # seconds, for a response that takes milliseconds on a quiet machine
 
 
 def eventually(
     probe: Callable[[], T],
     deadline: float = 10.0,
     *,
-    every: float = EVERY,
+    every: float = POLL_SECONDS,
     ignore: tuple[type[Exception], ...] = (),
     what: str = "",
 ) -> T:
-    """Return what `probe` returns as soon as that is true.
+    """Call `probe` until its result is true, and return that.
 
-    `deadline` is the seconds that a quiet machine may need; `BUSY_FACTOR` times that are waited.
-    An AssertionError, and what `ignore` names, count as "not yet". When time is up the last state
-    is in the message, so let the probe return or assert something that tells a reader what it saw.
+    `deadline` is in seconds of a quiet machine; the wait takes up to `BUSY_FACTOR` times as long. A probe
+    that raises AssertionError, or an error of `ignore`, is called again. After the deadline, raises
+    AssertionError with the last result or error, so a probe should return or assert a descriptive value.
     """
     seconds = BUSY_FACTOR * deadline
     end = time.monotonic() + seconds
@@ -37,12 +37,12 @@ def eventually(
             state = probe()
             if state:
                 return state
-            seen = repr(state)
+            last = repr(state)
         except (AssertionError, *ignore) as caught:
             error = caught
-            seen = f"{type(caught).__name__}: {caught}"
+            last = f"{type(caught).__name__}: {caught}"
         if time.monotonic() > end:
-            raise AssertionError(f"{what or 'condition'} not met in {seconds:g} s; last: {seen}") from error
+            raise AssertionError(f"{what or 'condition'} not met in {seconds:g} s; last: {last}") from error
         time.sleep(every)
 
 
@@ -53,7 +53,7 @@ def until_equal(
     *,
     ignore: tuple[type[Exception], ...] = (),
 ) -> None:
-    """Wait until `get()` equals `want`; of two dicts that don't, only the differences are told."""
+    """Wait until `get()` equals `want`. The error for two dicts has only their differences."""
 
     def compare() -> bool:
         got = get()
@@ -70,8 +70,8 @@ def _difference(got: Any, want: Any) -> str:
     return f"got {got!r}, want {want!r}"
 
 
-def stays(probe: Callable[[], Any], seconds: float, *, every: float = EVERY, what: str = "") -> None:
-    """Hold that `probe` is true at every look during `seconds` (for what must *not* happen)."""
+def stays(probe: Callable[[], Any], seconds: float, *, every: float = POLL_SECONDS, what: str = "") -> None:
+    """Check repeatedly for `seconds` that `probe` is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert probe(), f"{what or 'condition'} did not hold"

@@ -1,4 +1,4 @@
-"""Whoever is on call: an HTTP server in the test's own process that keeps what an Alertmanager sends it."""
+"""An HTTP server in the process of the test, which stores the notifications of an Alertmanager."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Webhook:
-    """`with Webhook() as pager`: its `url` takes alerts, `alerts` is what came, in the order it came.
+    """Receives notifications at `url`. `alerts` has their alerts in the order of arrival.
 
-    `bodies` is all of it: what is sent to Slack or PagerDuty has a form of its own, without `alerts`.
+    `bodies` has all request bodies: those for Slack and PagerDuty have other formats, without `alerts`.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Webhook:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Say nothing: the alerts are kept."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="webhook", daemon=True)
@@ -50,7 +50,7 @@ class Webhook:
         return f"http://127.0.0.1:{self._server.server_port}/"
 
     def labels(self, name: str, status: str = "firing") -> list[dict[str, str]]:
-        """Return the labels of all alerts of this name that came, without the name."""
+        """Return the labels of all received alerts of this name, without the name."""
         return [
             {label: value for label, value in alert["labels"].items() if label != "alertname"}
             for alert in list(self.alerts)

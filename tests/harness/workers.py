@@ -1,4 +1,4 @@
-"""Real Celery workers as processes, and clients that send them tasks."""
+"""Celery workers as processes, and clients that send them tasks."""
 
 import json
 import os
@@ -9,11 +9,8 @@ from typing import Any
 from celery import Celery
 
 from harness import tasks
-from harness.outcomes import FileLedger
-from harness.outcomes import Ledger as AnyLedger
+from harness.outcomes import RecordedOutcomes
 from harness.processes import TESTS, Process
-
-Ledger = FileLedger  # the one for tests that have no Redis for it
 
 
 class Worker(Process):
@@ -32,7 +29,7 @@ class Worker(Process):
         pool: str = "prefork",
         concurrency: int = 2,
         events: bool = True,
-        ledger: AnyLedger | None = None,
+        outcomes: RecordedOutcomes | None = None,
         environment: dict[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         **configuration: Any,
@@ -43,11 +40,11 @@ class Worker(Process):
         self.arguments = [
             *("--hostname", node, "--queues", queues, "--pool", pool, "--concurrency", str(concurrency)),
             *(["--task-events"] if events else []),
-            *("--loglevel", "INFO", "--without-mingle"),  # mingle asks other workers, and waits a second
+            *("--loglevel", "INFO", "--without-mingle"),  # mingle waits a second for other workers
             *arguments,
         ]
         self.extra = {
-            **({tasks.LEDGER: ledger.place} if ledger else {}),
+            **({tasks.OUTCOMES: outcomes.location} if outcomes else {}),
             tasks.CONFIGURATION: json.dumps(configuration),
             **(environment or {}),
         }
@@ -63,5 +60,5 @@ class Worker(Process):
 
 
 def client(url: str, **configuration: Any) -> Celery:
-    """Return an app that sends tasks and, unless told otherwise, says so (`task_send_sent_event`)."""
+    """Return an app that sends tasks and, by default, task-sent events (`task_send_sent_event`)."""
     return tasks.make_app(url, **configuration)

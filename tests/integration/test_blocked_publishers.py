@@ -115,7 +115,7 @@ def test_an_alarm_is_known_without_workers_and_costs_one_connection(
         eventually(lambda: is_blocked(app), 60)
         eventually(lambda: f"low on {kind}" in findings(app)["publishers"]["message"], 30, ignore=(KeyError,))
         eventually(connections_stay, 60, what="the same connections as before some looks")
-        app.end_well()
+        app.stop_cleanly()
 
 
 def test_rabbitmq_4_tells_of_its_alarms_too(running: Callable[..., Exporter], tmp_path):

@@ -4,10 +4,10 @@ import signal
 from itertools import count
 
 import pytest
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.exporter import Exporter
 from harness.servers import RabbitServer, RedisServer
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import eventually, stays, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
@@ -78,7 +78,7 @@ def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_ser
     """
 
     def scrape_time():
-        with Span(app.pid) as span:
+        with TimeSpan(app.pid) as span:
             assert app.get("/metrics").status == 200
         return span.seconds
 
@@ -89,27 +89,27 @@ def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_ser
         )
         for each in running(app, first, second):
             each.connected()
-        publish_events(own_server.url, *one_task(1))
+        publish_events(own_server.url, *task_events(1))
         until_equal(lambda: successes(app), 1)
         own_server.pause()
         try:
-            first.end_well(signal.SIGTERM)
+            first.stop_cleanly(signal.SIGTERM)
             running(late)
             stays(lambda: scrape_time() < 1.0, 2)
             assert late.value("celery_broker_up") == 0
-            late.end_well(signal.SIGINT)
+            late.stop_cleanly(signal.SIGINT)
             until_equal(lambda: app.value("celery_broker_up"), 0, PATIENCE)
             until_equal(lambda: statuses(app), DEAF, PATIENCE)
             assert scrape_time() < 1.0
             until_equal(lambda: app.value("celery_queue_length"), None, PATIENCE)  # absent, not as it was
-            second.end_well(signal.SIGTERM)
+            second.stop_cleanly(signal.SIGTERM)
         finally:
             own_server.resume()
         app.connected(PATIENCE)
         numbers = count(2)
 
         def heard():
-            publish_events(own_server.url, *one_task(next(numbers)))
+            publish_events(own_server.url, *task_events(next(numbers)))
             return successes(app) > 1
 
         eventually(heard, PATIENCE, every=0.5)
@@ -118,10 +118,10 @@ def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_ser
 def test_redis_cutting_off_a_subscriber_is_survived(running, tmp_path, redis_broker):
     """Redis drops a subscriber that lags (here: on command): it subscribes again and counts on."""
     app = running(Exporter(tmp_path / "exporter", redis_broker.url)).connected()
-    publish_events(redis_broker.url, *one_task(1))
+    publish_events(redis_broker.url, *task_events(1))
     until_equal(lambda: successes(app), 1)
     assert redis_broker.server.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub") >= 1
     eventually(lambda: app.total("celery_exporter_reconnects_total") >= 1, PATIENCE)
     app.connected(PATIENCE)
-    publish_events(redis_broker.url, *one_task(2))
+    publish_events(redis_broker.url, *task_events(2))
     until_equal(lambda: successes(app), 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from conftest import Broker
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.exporter import Exporter
 from harness.servers import RedisServer
 from harness.waiting import eventually
@@ -83,7 +83,7 @@ def test_a_new_address_is_gone_to_though_the_old_one_still_answers(
         replace(url_file, other.url)
 
         def heard() -> bool:
-            publish_events(other.url, *one_task(1))
+            publish_events(other.url, *task_events(1))
             return app.total("celery_tasks_total", state="SUCCESS") > 0
 
         eventually(heard, 60, every=1.0)
@@ -131,6 +131,6 @@ def test_a_pipe_is_read_once(tmp_path: Path, redis_broker: Broker):
         app.wait_ready().connected()
         redis.Redis.from_url(redis_broker.url).execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         eventually(lambda: app.value("celery_exporter_reconnects_total") == 1, 60)
-        app.connected().end_well()
+        app.connected().stop_cleanly()
     finally:
         app.__exit__(None, None, None)

@@ -286,7 +286,7 @@ def test_log_formats(running, tmp_path, redis_broker):
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT], ids=str)
 def test_a_signal_ends_it_in_good_order(running, exporter, sig):
     """Within two seconds, with code 0, while it hears events."""
-    running(exporter()).connected().end_well(sig)
+    running(exporter()).connected().stop_cleanly(sig)
 
 
 def test_under_nohup_a_terminal_that_is_closed_does_not_end_it(tmp_path, running):
@@ -294,7 +294,7 @@ def test_under_nohup_a_terminal_that_is_closed_does_not_end_it(tmp_path, running
     os.kill(app.pid, signal.SIGHUP)
     eventually(lambda: app.value("celery_broker_up") == 0)
     assert app.get("/-/healthy").status == 200
-    app.end_well()
+    app.stop_cleanly()
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -306,7 +306,7 @@ def test_a_signal_ends_it_while_the_broker_is_absent(running, tmp_path, url, sig
             Exporter(tmp_path, url.format(silent=f"127.0.0.1:{silent.getsockname()[1]}"), "-Q", "celery")
         )
         eventually(lambda: app.value("celery_broker_up") == 0)
-        app.end_well(sig)
+        app.stop_cleanly(sig)
 
 
 def test_an_early_signal_is_not_lost(tmp_path):
@@ -363,7 +363,7 @@ def test_it_goes_on_after_it_was_frozen(running, exporter):
         app.resume()
     stays(app.alive, 2.5)
     app.connected()
-    app.end_well(signal.SIGTERM)
+    app.stop_cleanly(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -376,4 +376,4 @@ def test_a_signal_ends_it_as_pid_1(running, tmp_path, redis_broker, sig):
         missing("unshare --pid, as root,")
     app = running(Exporter(tmp_path, redis_broker.url, wrapper=wrapper)).connected()
     (inner,) = psutil.Process(app.pid).children()
-    app.end_well(sig, inner.pid)
+    app.stop_cleanly(sig, inner.pid)

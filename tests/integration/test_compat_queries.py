@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from harness.demo import JOB, at_work
+from harness.demo import JOB, running_demo
 from harness.exporter import Exporter
 from harness.processes import ROOT, TESTS, side_by_side
 from harness.servers import PROMETHEUSES
@@ -101,7 +101,7 @@ def watched(redis_server, tmp_path_factory):
     with side_by_side(*exporters.values(), *servers.values()):
         for exporter in exporters.values():
             eventually(lambda ask=exporter.get: ask("/-/ready").status == 200, LONG)
-        with at_work(folder, url):
+        with running_demo(folder, url):
             yield SimpleNamespace(exporters=exporters, servers=servers)
 
 

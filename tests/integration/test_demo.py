@@ -7,7 +7,7 @@ import re
 
 import pytest
 from alerts.rulebook import RULES
-from harness.demo import JOB, at_work
+from harness.demo import JOB, running_demo
 from harness.exporter import Exporter, run_cli
 from harness.processes import side_by_side
 from harness.servers import PROMETHEUSES, Prometheus
@@ -59,7 +59,7 @@ def in_log(app: Exporter) -> set[str]:
 
 def test_a_demo_that_is_well_is_well_by_page_log_doctor_and_alerts(watched, tmp_path):
     app, servers, url = watched
-    with at_work(tmp_path, url, with_problems=False):
+    with running_demo(tmp_path, url, with_problems=False):
         eventually(lambda: app.total("celery_tasks_total", state="SUCCESS") > ENOUGH, DEADLINE)
         until_equal(lambda: alerts(servers, "pending|firing"), [set(), set()], DEADLINE)
         until_equal(lambda: on_page(app), set(), DEADLINE)
@@ -69,7 +69,7 @@ def test_a_demo_that_is_well_is_well_by_page_log_doctor_and_alerts(watched, tmp_
 
 def test_page_log_doctor_and_alerts_have_the_same_problems(watched, tmp_path):
     app, servers, url = watched
-    with at_work(tmp_path, url, with_problems=True):
+    with running_demo(tmp_path, url, with_problems=True):
         until_equal(lambda: alerts(servers, "pending|firing"), [PROBLEMS, PROBLEMS], DEADLINE)
         until_equal(lambda: on_page(app), PROBLEMS, DEADLINE)
         until_equal(lambda: by_doctor(url), PROBLEMS, DEADLINE)

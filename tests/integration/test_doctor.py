@@ -25,11 +25,11 @@ import pytest
 from harness.configs import broker_config
 from harness.events import publish_event_bytes, publish_events
 from harness.exporter import Exporter, run_cli
-from harness.faked_clock import off_by
+from harness.faked_clock import clock_offset
 from harness.processes import TESTS, communicate, free_port, listening, side_by_side
 from harness.servers import Prometheus, RabbitServer, RedisServer
 from harness.tasks import BROKER_URL
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
@@ -549,7 +549,7 @@ def test_a_management_api_that_never_ends_is_not_waited_for(rabbit_server, sent)
 
         threading.Thread(target=drip, daemon=True).start()
         management = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with Span() as span:
+        with TimeSpan() as span:
             found = by_check(
                 _run_broker_checks(
                     settings_of(url), DoctorOptions(seconds=8, management=management), said.append
@@ -589,7 +589,7 @@ def sick(tmp_path_factory):
                 "w@pod.example.org",
                 queues="other",
                 pool="solo",
-                environment=off_by(120, "UTC"),
+                environment=clock_offset(120, "UTC"),
                 **quiet,
             ),
         ]

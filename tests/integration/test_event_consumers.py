@@ -9,9 +9,9 @@ import kombu
 import pytest
 from celery.events.event import get_exchange
 from harness.configs import broker_config
-from harness.events import one_task, publish_event_bytes, publish_events
+from harness.events import publish_event_bytes, publish_events, task_events
 from harness.proxy import Proxy
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import eventually
 
 from celery_exporter.broker.codecs import CONTENT_TYPES
@@ -80,7 +80,7 @@ def uuids(events: list[Event]) -> list[str | None]:
 @each
 def test_each_message_comes_once_and_in_its_order(reader, broker):
     for number in range(30):
-        publish_events(broker.url, one_task(number)[0])
+        publish_events(broker.url, task_events(number)[0])
     assert uuids(read_until(reader, 30)) == [f"task-{number}" for number in range(30)]
     assert reader.read(0.3) == []
 
@@ -93,15 +93,15 @@ def test_what_is_more_than_a_batch_comes_with_the_next_ones(reader, broker):
 
 @each
 def test_a_large_message_is_whole(reader, broker):
-    event = {**one_task(1)[0], "args": "x" * 3_000_000}
-    publish_events(broker.url, event, one_task(2)[0])
+    event = {**task_events(1)[0], "args": "x" * 3_000_000}
+    publish_events(broker.url, event, task_events(2)[0])
     assert uuids(read_until(reader, 2)) == ["task-1", "task-2"]
 
 
 @each
 def test_it_waits_no_longer_than_it_was_told(reader):
     reader.read(0.1)
-    with Span() as span:
+    with TimeSpan() as span:
         assert reader.read(0.5) == []
     assert span.elapsed_seconds > 0.3
     assert span.seconds < 2
@@ -120,7 +120,7 @@ def test_a_living_subscription_proves_it_though_nobody_says_anything(reader):
 
 @each
 def test_the_end_of_the_connection_is_an_error_and_another_can_be_opened(reader, broker, way):
-    publish_events(broker.url, one_task(1)[0])
+    publish_events(broker.url, task_events(1)[0])
     read_until(reader, 1)
     way.cut()
 
@@ -134,9 +134,9 @@ def test_the_end_of_the_connection_is_an_error_and_another_can_be_opened(reader,
     eventually(ended, 10)
     reader.close()
     reader.close()
-    way.pass_on()
+    way.forward()
     reader.open()
-    publish_events(broker.url, one_task(2)[0])
+    publish_events(broker.url, task_events(2)[0])
     assert uuids(read_until(reader, 1)) == ["task-2"]
 
 
@@ -146,9 +146,9 @@ def test_half_a_message_of_the_connection_before_is_forgotten(reader, broker, wa
     publish_event_bytes(broker.url, b"[" + b" " * 5_000 + b"]")
     reader.read(0.3)
     reader.close()
-    way.pass_on()
+    way.forward()
     reader.open()
-    publish_events(broker.url, one_task(2)[0])
+    publish_events(broker.url, task_events(2)[0])
     assert uuids(read_until(reader, 1)) == ["task-2"]
 
 
@@ -161,7 +161,7 @@ def test_what_was_read_of_the_connection_before_and_not_returned_is_forgotten(re
         assert len(reader.read(5)) == BATCH_MESSAGES
         reader.close()
         reader.open()
-        publish_events(redis_broker.url, one_task(9_999)[0])
+        publish_events(redis_broker.url, task_events(9_999)[0])
         assert uuids(read_until(reader, 1)) == ["task-9999"]
     finally:
         reader.close()
@@ -172,7 +172,7 @@ def publish_many(url: str, count: int) -> None:
     with kombu.Connection(url) as connection:
         producer = connection.Producer(exchange=get_exchange(connection))
         for number in range(count):
-            body = json.dumps(one_task(number)[0]).encode()
+            body = json.dumps(task_events(number)[0]).encode()
             how = {
                 "content_type": "application/json",
                 "content_encoding": "utf-8",

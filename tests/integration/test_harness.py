@@ -7,7 +7,7 @@ import psutil
 import pytest
 from harness.processes import listening, need
 from harness.servers import RabbitServer, RedisServer
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import BUSY_FACTOR, eventually, until_equal
 
 
@@ -39,7 +39,7 @@ def test_a_span_has_what_a_process_waited_and_not_what_it_worked(monkeypatch, pr
     try:
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            span = Span.until(lambda: process.poll() is not None, process.pid, every=0.02)
+            span = TimeSpan.until(lambda: process.poll() is not None, process.pid, every=0.02)
         assert least <= span.seconds <= most, span
     finally:
         for other in crowd:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from celery.events.event import get_exchange
 from harness.broker_marks import on_redis
-from harness.events import one_task, publish_event_bytes, publish_events
+from harness.events import publish_event_bytes, publish_events, task_events
 from harness.exporter import Exporter
 from harness.waiting import ANSWER_TIMEOUT, until_equal
 from kombu import compression as compression_module
@@ -70,7 +70,7 @@ def test_each_malformed_body_is_counted_and_the_next_event_is_used(running, expo
     for number, (what, body) in enumerate(BODIES.items(), 1):
         publish_event_bytes(broker.url, body)
         until_equal(lambda what=what: (what, malformed(app)), (what, number))
-        publish_events(broker.url, *one_task(number))
+        publish_events(broker.url, *task_events(number))
         until_equal(lambda what=what: (what, successes(app)), (what, number))
     samples = app.samples()
     reasons = samples.by("celery_exporter_events_malformed_total", "reason")
@@ -82,7 +82,7 @@ def test_each_malformed_body_is_counted_and_the_next_event_is_used(running, expo
 def test_the_rest_of_a_batch_is_used(running, exporter, broker):
     """Bad items between good ones: each is counted, and the good ones make a task's whole life."""
     app = running(exporter()).connected()
-    sent, received, started, succeeded = (json.dumps(event).encode() for event in one_task(1))
+    sent, received, started, succeeded = (json.dumps(event).encode() for event in task_events(1))
     bad = [
         b"42",
         json.dumps({**HEAD, "type": "task-failed", "uuid": None}).encode(),
@@ -113,7 +113,7 @@ def test_a_batch_of_a_hundred_thousand_events_is_used(running, exporter, broker)
 def test_events_with_odd_fields_are_survived(running, exporter, broker):
     """`runtime: null`, `exception: null`, `freq: null`, a bad eta, a custom type: nobody falls over."""
     app = running(exporter()).connected()
-    sent, received, started, succeeded = one_task(1)
+    sent, received, started, succeeded = task_events(1)
     failed = {**started, "type": "task-failed", "exception": None, "traceback": None}
     odd = [
         {**sent, "eta": "tomorrow, perhaps"},
@@ -123,7 +123,7 @@ def test_events_with_odd_fields_are_survived(running, exporter, broker):
         {**HEAD, "type": "worker-heartbeat", "freq": None, "active": None, "processed": None},
         {**HEAD, "type": "shop-order-placed", "order": 7},
         *({**event, "uuid": "b"} for event in (sent, received, started, failed)),
-        *one_task(2),
+        *task_events(2),
     ]
     publish_event_bytes(broker.url, json.dumps(odd).encode())
     until_equal(lambda: app.value("celery_worker_up", worker="w@box"), 1)
@@ -140,7 +140,7 @@ def test_pickle_is_never_loaded(running, exporter, broker, tmp_path):
     for number, content_type in enumerate(("application/x-python-serialize", "application/json"), 1):
         publish_event_bytes(broker.url, bomb, content_type=content_type)
         until_equal(lambda: malformed(app), number)
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     until_equal(lambda: successes(app), 1)
     assert not mark.exists()
 
@@ -148,7 +148,7 @@ def test_pickle_is_never_loaded(running, exporter, broker, tmp_path):
 def test_pickle_is_loaded_when_asked_for(running, exporter, broker):
     """`--accept-content json,pickle` is for clusters that serialise their events so."""
     app = running(exporter("--accept-content", "json,pickle")).connected()
-    body = pickle.dumps(list(one_task(1)))
+    body = pickle.dumps(list(task_events(1)))
     publish_event_bytes(broker.url, body, content_type="application/x-python-serialize")
     until_equal(lambda: successes(app), 1)
     assert malformed(app) == 0
@@ -158,7 +158,7 @@ def test_compressed_bodies_are_read_and_bombs_are_not(running, exporter, broker)
     """By each compression of kombu's, over one connection that outlives them."""
     app = running(exporter()).connected()
     for number, compression in enumerate(compression_module.encoders(), 1):
-        publish_compressed(broker.url, json.dumps(one_task(number)).encode(), compression)
+        publish_compressed(broker.url, json.dumps(task_events(number)).encode(), compression)
         until_equal(lambda: successes(app), number)
         publish_compressed(broker.url, b" " * (MAX_BODY + 1), compression)
         until_equal(lambda: malformed(app), number)
@@ -203,7 +203,7 @@ def test_an_answer_of_a_worker_that_inflates_to_anything_is_not_read(running, ex
                     headers={"compression": "gzip", "ticket": question["ticket"]},
                 )
                 answered += 1
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     until_equal(lambda: successes(app), 1)
     assert most_memory(app) < 300 * 2**20
 
@@ -229,7 +229,7 @@ def test_other_serialisers_are_read_when_asked_for(running, exporter, broker, ki
     for number, body in enumerate(bad, 1):
         publish_event_bytes(broker.url, body, content_type=kind)
         until_equal(lambda: malformed(app), number)
-    body = dump(list(one_task(1)))
+    body = dump(list(task_events(1)))
     publish_event_bytes(broker.url, body if isinstance(body, bytes) else body.encode(), content_type=kind)
     until_equal(lambda: successes(app), 1)
 
@@ -253,7 +253,7 @@ def test_redis_envelopes_that_kombu_never_wrote(redis_app, redis_broker_of_app, 
     receivers = redis_broker_of_app.client().publish("/0.celeryev/task.multi", envelope)
     assert receivers >= 1
     until_equal(lambda: malformed(redis_app), before + 1)
-    publish_events(redis_broker_of_app.url, *one_task(done + 100))
+    publish_events(redis_broker_of_app.url, *task_events(done + 100))
     until_equal(lambda: successes(redis_app), done + 1)
     assert redis_app.total("celery_exporter_reconnects_total") == 0
 

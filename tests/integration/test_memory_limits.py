@@ -8,7 +8,7 @@ from itertools import islice
 import psutil
 import pytest
 from harness.broker_marks import on_redis
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.exporter import SCRAPER
 from harness.memory_limits import FLOODED_BYTES
 from harness.waiting import eventually, until_equal
@@ -55,7 +55,7 @@ def flood(redis, first: int, count: int) -> None:
 def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks):
     """Every name is new: tasks, queues, hosts, exceptions. Memory stays within 300 MB, honest sums go on."""
     app = running(exporter("--task-labels", "queue_name,worker")).connected()
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", task_name="made.up", state="SUCCESS"), 1)
     process, redis = psutil.Process(app.pid), broker.server.client()
     redis.config_set("client-output-buffer-limit", "pubsub 0 0 0")
@@ -65,7 +65,7 @@ def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks)
         line = f'celery_exporter_events_total{{kind="task-failed"}} {floatToGoString(first + STEP)}\n'
         eventually(lambda: line in app.get(headers=SCRAPER, timeout=30).text, 120, what=line)  # noqa: B023
         most = max(most, process.memory_info().rss)
-    publish_events(broker.url, *one_task(2))
+    publish_events(broker.url, *task_events(2))
     # The page is long by now, and takes a client seconds to take apart.
     until_equal(lambda: app.total("celery_tasks_total", task_name="made.up", state="SUCCESS"), 2, 60)
     samples = app.samples()

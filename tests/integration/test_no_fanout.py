@@ -46,7 +46,7 @@ def test_a_database_as_the_broker(running: Callable[..., Exporter], tmp_path):
     with client(url) as app:
         app.send_task("tasks.succeed", queue="mail")
     eventually(lambda: exporter.value("celery_queue_length", queue_name="mail") == 2, 60)
-    exporter.end_well()
+    exporter.stop_cleanly()
     assert queues_in(path) == before
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from harness.events import publish_events
 from harness.exporter import Exporter
-from harness.outcomes import RedisLedger
+from harness.outcomes import RedisOutcomes
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
@@ -29,16 +29,16 @@ FROM_COMMAND_LINE = "queue_from_command_line"
 @pytest.fixture
 def scene(request, running, redis_broker, tmp_path):
     """Return an exporter, a way to start a worker, and a client."""
-    url, ledger = redis_broker.url, RedisLedger(redis_broker.url.removesuffix("/0") + "/5")
+    url, outcomes = redis_broker.url, RedisOutcomes(redis_broker.url.removesuffix("/0") + "/5")
     app = running(Exporter(tmp_path / "exporter", url, *request.param))
     until_equal(lambda: app.get("/-/ready").status, 200, WAITS)
 
     def work() -> Worker:
         folder = tmp_path / f"worker-{time.monotonic_ns()}"
-        return running(Worker(folder, url, NODE, concurrency=1, ledger=ledger))
+        return running(Worker(folder, url, NODE, concurrency=1, outcomes=outcomes))
 
     with make_client(url) as client:
-        yield SimpleNamespace(app=app, work=work, send=client.send_task, url=url, open=ledger.open_gate)
+        yield SimpleNamespace(app=app, work=work, send=client.send_task, url=url, open=outcomes.open_gate)
 
 
 def with_options(*options: str) -> pytest.MarkDecorator:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import kombu
 import pytest
 from harness import workers
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.exporter import Exporter
 from harness.servers import RabbitServer4
 from harness.waiting import eventually, until_equal
@@ -121,7 +121,7 @@ def test_the_doctor_can_subscribe(strict):
 def test_events_are_counted(running, tmp_path, strict, reader):
     url = strict.clean()
     app = running(Exporter(tmp_path / "exporter", url, "--event-consumer", reader)).connected()
-    publish_events(url, *one_task(1))
+    publish_events(url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     assert app.get("/-/ready").status == 200
     assert "level=warning" not in app.text(), app.text()

@@ -46,7 +46,7 @@ def test_tasks_that_nobody_reports_and_that_are_ignored_leave_the_gauges(
 ) -> None:
     """The worker that runs them is not taken for one that sends no task events either."""
     running(worker(arguments=("--include", "harness.tasks_without_events")))
-    for name in ("tasks.succeed", "tasks.unreported", "tasks.ignore"):
+    for name in ("tasks.succeed", "tasks.without_events", "tasks.ignore"):
         for _ in range(5):
             client.send_task(name)
     eventually(lambda: watching.total("celery_worker_processed_tasks_total") == 15, DEADLINE)
@@ -55,7 +55,7 @@ def test_tasks_that_nobody_reports_and_that_are_ignored_leave_the_gauges(
     assert (reasons["message_gone",], reasons["not_running",]) == (5, 5)
     for _ in range(5):  # as many heartbeats as take a worker without events to be noticed, and more
         processed = watching.total("celery_worker_processed_tasks_total")
-        client.send_task("tasks.unreported")
+        client.send_task("tasks.without_events")
         eventually(
             lambda before=processed: watching.total("celery_worker_processed_tasks_total") > before, DEADLINE
         )

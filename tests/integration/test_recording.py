@@ -13,7 +13,7 @@ import pytest
 import redis
 from harness.broker_marks import on_rabbitmq, on_redis
 from harness.configs import broker_config
-from harness.events import one_task, publish_event_bytes, publish_events
+from harness.events import publish_event_bytes, publish_events, task_events
 from harness.exporter import clean_environment, run_cli
 from harness.processes import Process
 from harness.servers import RedisServer
@@ -111,13 +111,13 @@ def test_what_can_be_read_of_a_damaged_recording_is_replayed(recorded, running, 
 def test_a_broker_that_was_away_does_not_end_a_recording(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     recorder = running(Recorder(tmp_path / "record", server.url))
-    publish_events(server.url, *one_task(1))
+    publish_events(server.url, *task_events(1))
     eventually(lambda: "1 messages" in recorder.text(), 20)
     server.stop()
     eventually(lambda: "recording is interrupted, reconnecting: " in recorder.text(), 20)
     running(server)
     eventually(lambda: "recording again; " in recorder.text(), 60)
-    publish_events(server.url, *one_task(2))
+    publish_events(server.url, *task_events(2))
     eventually(lambda: "2 messages" in recorder.text(), 20)
     assert recorder.stop() == 0
     assert len(list(RecordingReader(recorder.file))) == 2
@@ -137,7 +137,7 @@ def test_what_was_recorded_can_be_read_before_its_end(running, broker, tmp_path)
     """Also what came last, with nothing after it: a crash would lose no more than a second."""
     recorder = running(Recorder(tmp_path / "record", broker.url))
     for number in range(300):
-        publish_events(broker.url, *one_task(number))
+        publish_events(broker.url, *task_events(number))
     eventually(lambda: len(list(RecordingReader(recorder.file))) == 300, 20)
     recorder.kill()
 
@@ -151,7 +151,7 @@ def test_a_recording_takes_nothing_from_the_exporter(running, exporter, broker, 
     recorder.extra = durable
     running(recorder)
     for number in range(10):
-        publish_events(broker.url, *one_task(number))
+        publish_events(broker.url, *task_events(number))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 10)
     eventually(lambda: len(list(RecordingReader(recorder.file))) == 10, 20)
 
@@ -166,7 +166,7 @@ def test_one_odd_message_is_not_the_end(running, exporter, broker, tmp_path):
             channel.basic_publish(amqp.Message(b"{}", content_type=content_type), "celeryev", "x")
     own = {"type": "é" * 200, "hostname": "w@h", "timestamp": time.time()}
     publish_event_bytes(broker.url, json.dumps(own).encode())
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     eventually(lambda: len(list(RecordingReader(recorder.file))) == 4, 20)
     assert recorder.stop() == 0
     app = running(exporter()).connected()
@@ -179,7 +179,7 @@ def written(path: Path, *times: float) -> Path:
     """Return a recording of tasks that came at these seconds."""
     tape = RecordingWriter(path)
     for number, at in enumerate(times):
-        tape.write(Record(at, Message(json.dumps(one_task(number)).encode())))
+        tape.write(Record(at, Message(json.dumps(task_events(number)).encode())))
     tape.close()
     return path
 

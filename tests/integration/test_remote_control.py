@@ -82,7 +82,7 @@ def test_pickled_answers_are_one_finding(
     assert "--accept-content" in findings(app)["remote-control"]["remedy"]
     assert app.text().count("workers answer in pickle") == 1
     assert (pool_sizes(app), CRITICAL in app.text(), "Traceback" in app.text()) == ({}, False, False)
-    app.end_well()
+    app.stop_cleanly()
     app = running(exporter("--accept-content", "json,pickle"))
     eventually(lambda: pool_sizes(app) == {"worker@test": 2}, 60)
 
@@ -95,7 +95,7 @@ def test_workers_that_take_nothing_but_pickle(
     app, process = running(exporter(), worker(**pickles, environment=AS_ROOT))
     found = eventually(lambda: findings(app).get("remote-control"), 60)
     assert "accept_content" in found["remedy"]
-    app.end_well()
+    app.stop_cleanly()
     refused = process.text().count(CRITICAL)
     app = running(exporter("--accept-content", "pickle,json"))
     eventually(lambda: pool_sizes(app) == {"worker@test": 2}, 60)

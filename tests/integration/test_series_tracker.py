@@ -7,7 +7,7 @@ import struct
 
 import pytest
 from harness.broker_marks import on_redis
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.exporter import SCRAPER, Exporter
 from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
 
@@ -27,7 +27,7 @@ def app(running, exporter) -> Exporter:
 
 def fail(app: Exporter, broker: object) -> None:
     """Have it count a failure, and see that it has."""
-    *life, end = one_task(1)
+    *life, end = task_events(1)
     publish_events(broker.url, *life, {**end, "type": "task-failed", "exception": "FirstError('x')"})
     until_equal(lambda: app.total(FAILED), 1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from harness.broker_marks import on_redis
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.exporter import SCRAPER, Exporter, run_cli
 from harness.proxy import Proxy
 from harness.servers import Prometheus, Prometheus3
@@ -51,16 +51,16 @@ def kept(exporter, state):
 def test_sums_and_unfinished_tasks_outlast_a_restart(running, kept, broker):
     """Each counter is what it was, a task goes on under its name, and its wait is measured."""
     app = running(kept()).connected()
-    publish_events(broker.url, *one_task(1))
-    publish_events(broker.url, *one_task(2)[:2])
+    publish_events(broker.url, *task_events(1))
+    publish_events(broker.url, *task_events(2)[:2])
     until_equal(lambda: app.total("celery_tasks_total", state="RECEIVED"), 2)
     before = counters(app.samples())
-    app.end_well()
+    app.stop_cleanly()
 
     app = running(kept()).connected()
     assert counters(app.samples()) == before
     assert app.value("celery_tasks_in_flight", state="RECEIVED", task_name="made.up", queue_name="made") == 1
-    publish_events(broker.url, *one_task(2)[2:])
+    publish_events(broker.url, *task_events(2)[2:])
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 2)
     assert app.samples().label_values("task_name", "celery_tasks_total") == {"made.up"}
     assert app.total("celery_task_queue_wait_seconds_count") == 2
@@ -77,7 +77,7 @@ def saved(app: Exporter) -> float:
 def test_no_counter_that_prometheus_saw_falls_when_the_process_is_killed(running, kept, broker):
     """A scrape is followed by a save, so what was shown is in the file soon after."""
     app = running(kept()).connected()
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     seen = counters(app.samples(SCRAPER))
     when = saved(app)
@@ -100,7 +100,7 @@ def test_a_state_of_another_version_is_said_shown_and_kept(running, kept, state)
     running(app).connected()
     assert app.value("celery_exporter_state_file_errors_total", operation="read") == 1
     assert [line for line in app.text().splitlines() if "level=error" in line and str(state) in line]
-    app.end_well()
+    app.stop_cleanly()
     assert state.with_name("state.unread-1").read_bytes() == content
     assert state.read_bytes().startswith(b"celery-exporter state")
 
@@ -130,12 +130,12 @@ def test_a_path_at_which_no_state_can_be_is_a_wrong_value(state, make, why):
 @on_redis
 def test_a_file_that_is_removed_while_it_is_in_use_is_written_anew(running, kept, state, broker):
     app = running(kept()).connected()
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     state.unlink()
     eventually(lambda: state.exists() and state.stat().st_size)
     eventually(lambda: "it was removed or moved, and was rewritten" in app.text())
-    app.end_well()
+    app.stop_cleanly()
     app = running(kept()).connected()
     assert app.total("celery_tasks_total", state="SUCCESS") == 1
 
@@ -145,9 +145,9 @@ def test_a_file_that_is_removed_while_it_is_in_use_is_written_anew(running, kept
 def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, state, broker, part):
     """Whole, and of the right types, but with sums that do not fit together."""
     app = running(kept()).connected()
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
-    app.end_well()
+    app.stop_cleanly()
     records = []
     file = StateFile(state)
     file.load(lambda record: records.append(msgspec.msgpack.decode(record, strict=False)))
@@ -162,7 +162,7 @@ def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, st
     assert app.value("celery_exporter_state_file_errors_total", operation="read") == 1
     assert "cannot be used" in app.text()
     assert state.with_name("state.unread-1").exists()
-    publish_events(broker.url, *one_task(2))
+    publish_events(broker.url, *task_events(2))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
 
 
@@ -182,11 +182,11 @@ def test_settings_of_names_apply_to_what_is_restored_and_a_new_name_is_no_news(
     """What was counted under another name, and shown, is not shown at 0 again: that would be an increase."""
     state.parent.mkdir()
     app = running(exporter("--state-file", str(state))).connected()
-    publish_events(broker.url, *one_task(1))
+    publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     for _ in range(2):
         app.samples(SCRAPER)
-    app.end_well()
+    app.stop_cleanly()
     app = running(exporter("--state-file", str(state), *setting)).connected()
     samples = app.samples(SCRAPER)
     assert samples.label_values("task_name", "celery_tasks_total") == task_names
@@ -229,7 +229,7 @@ def test_invariant_6_first_failures_are_seen_by_two_prometheus_servers_across_a_
     app = running(make()).connected()
 
     def fails(number: int, exception: str) -> None:
-        *life, end = one_task(number)
+        *life, end = task_events(number)
         publish_events(broker.url, *life, {**end, "type": "task-failed", "exception": f"{exception}('x')"})
         walls.show(f"{count_of(exception)} == 1")
         walls.show(f"changes({count_of(exception)}[1m]) == 1")
@@ -242,7 +242,7 @@ def test_invariant_6_first_failures_are_seen_by_two_prometheus_servers_across_a_
         walls.show("up == 1")
         fails(1, "FirstError")
         walls.show(f"increase({count_of('FirstError')}[1m]) > 0.9")
-        app.end_well()
+        app.stop_cleanly()
         app = running(make(app.port)).connected()
         fails(2, "SecondError")
         walls.show(f"increase({count_of('SecondError')}[1m]) > 0.9")
@@ -299,16 +299,16 @@ def test_a_prometheus_that_takes_created_timestamps_has_a_0_where_the_state_file
     try:
         prometheus.start()
         prometheus.wait_ready()
-        publish_events(broker.url, *one_task(1))
+        publish_events(broker.url, *task_events(1))
         until_equal(lambda: values()[-1:] and values()[-1][1], 1.0)
         first_scrape = float(prometheus.query("min_over_time(timestamp(up)[1h:1s])")[0]["value"][1])
         at, number = values()[0]
         assert number == 0
         assert began <= at < first_scrape
 
-        app.end_well()
+        app.stop_cleanly()
         app = running(kept(app.port)).connected()
-        publish_events(broker.url, *one_task(2))
+        publish_events(broker.url, *task_events(2))
         until_equal(lambda: values()[-1][1], 2.0)
         found = [number for _, number in values()]
         assert found == sorted(found)

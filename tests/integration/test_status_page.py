@@ -18,13 +18,13 @@ import bcrypt
 import jsonschema
 import pytest
 from harness import statuses
-from harness.browser import Visitor, chromium
+from harness.browser import BrowserPage, chromium
 from harness.events import publish_events
 from harness.exporter import Exporter
 from harness.servers import RedisServer
-from harness.statuses import HOSTILE, shown
+from harness.statuses import HOSTILE_NAMES, serve_status
 from harness.waiting import eventually, until_equal
-from harness.web_config import Guarded, nobody
+from harness.web_config import WebConfigExporter, unreachable_url
 from harness.workers import Worker
 from harness.workers import client as make_client
 
@@ -50,21 +50,21 @@ def browser():
 
 
 @pytest.fixture
-def visit(browser) -> Iterator[Callable[..., Visitor]]:
+def visit(browser) -> Iterator[Callable[..., BrowserPage]]:
     """`visit(url, **options of the context)` opens a page; none may have anything to complain of."""
     with ExitStack() as stack:
-        visitors: list[tuple[Visitor, str]] = []
+        visitors: list[tuple[BrowserPage, str]] = []
 
-        def open_page(url: str, **options: Any) -> Visitor:
-            visitor = Visitor(browser, url, **{"viewport": WIDE, **options})
+        def open_page(url: str, **options: Any) -> BrowserPage:
+            visitor = BrowserPage(browser, url, **{"viewport": WIDE, **options})
             stack.callback(visitor.close)
             visitors.append((visitor, url))
             return visitor
 
         yield open_page
         for visitor, url in visitors:
-            assert visitor.complaints() == []
-            places = {urlsplit(asked).netloc for asked in visitor.asked if not asked.startswith("data:")}
+            assert visitor.problems() == []
+            places = {urlsplit(asked).netloc for asked in visitor.requests if not asked.startswith("data:")}
             assert places == {urlsplit(url).netloc}, "it asks nobody else"
 
 
@@ -77,7 +77,7 @@ def cluster(tmp_path_factory):
             tmp_path_factory.mktemp("exporter"), server.url, *("-Q", "idle"), *("--worker-timeout", "6")
         )
         stack.enter_context(exporter).connected()
-        stack.callback(exporter.end_well)
+        stack.callback(exporter.stop_cleanly)
         one = Worker(tmp_path_factory.mktemp("one"), server.url, "one@test", queues="celery")
         two = Worker(tmp_path_factory.mktemp("two"), server.url, "two@test", queues="second", pool="solo")
         for each in (one, two):
@@ -143,20 +143,21 @@ def test_a_failure_is_told_without_arguments_text_and_traceback(cluster, visit):
 
 def test_hostile_names_are_text(cluster, visit):
     """Of tasks as clients name them, workers and exceptions as events do; with a script and without."""
-    for name in HOSTILE:
+    for name in HOSTILE_NAMES:
         cluster.client.send_task(name, args=[SECRET], queue="idle")
-    now = {"utcoffset": 0, "pid": 1, "clock": 1, "timestamp": time.time(), "uuid": HOSTILE[0]}
-    mark = {**now, "hostname": HOSTILE[1], "type": "task-failed", "exception": f"{HOSTILE[0]}('x')"}
-    received = {**mark, "type": "task-received", "name": HOSTILE[0], "args": SECRET, "kwargs": "{}"}
-    publish_events(cluster.server.url, received, mark)
+    now = {"utcoffset": 0, "pid": 1, "clock": 1, "timestamp": time.time(), "uuid": HOSTILE_NAMES[0]}
+    common = {**now, "hostname": HOSTILE_NAMES[1]}
+    received = {**common, "type": "task-received", "name": HOSTILE_NAMES[0], "args": SECRET, "kwargs": "{}"}
+    failed = {**common, "type": "task-failed", "exception": f"{HOSTILE_NAMES[0]}('x')"}
+    publish_events(cluster.server.url, received, failed)
     page = visit(cluster.url, viewport=PHONE)
-    for name in HOSTILE:
+    for name in HOSTILE_NAMES:
         eventually(lambda name=name: page.row("tasks", name), 20, what=name)
-    eventually(lambda: page.row("failures", HOSTILE[0]), 20)
+    eventually(lambda: page.row("failures", HOSTILE_NAMES[0]), 20)
     plain = visit(cluster.url, java_script_enabled=False, viewport=PHONE)
     for one in (page, plain):
-        assert set(HOSTILE) <= set(one.column("tasks", "Task"))
-        assert HOSTILE[1] in one.column("failures", "Worker")
+        assert set(HOSTILE_NAMES) <= set(one.column("tasks", "Task"))
+        assert HOSTILE_NAMES[1] in one.column("failures", "Worker")
         assert one.page.locator("main script, main img").count() == 0
         assert one.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         assert SECRET not in one.page.content()
@@ -186,7 +187,7 @@ def test_the_page_works_without_a_script(cluster, visit):
 def tasks():
     """Serve a page with three tasks; `sort` is by what."""
     made = [statuses.task("b", 2.0), statuses.task("c"), statuses.task("a", 1.0)]
-    with shown(statuses.status(tasks=made)) as source:
+    with serve_status(statuses.status(tasks=made)) as source:
         yield source
 
 
@@ -206,7 +207,7 @@ def test_tasks_are_sorted_by_a_click(tasks, visit, scripted):
         found = page.page.locator("#tasks th:not([aria-sort=none])")
         assert found.get_attribute("aria-sort") == direction
         assert found.inner_text().startswith(title)
-    documents = [asked for asked in page.asked if "sort=" in asked]  # which the server was asked for
+    documents = [asked for asked in page.requests if "sort=" in asked]  # which the server was asked for
     assert bool(documents) is not scripted
 
 
@@ -215,8 +216,8 @@ def test_tasks_are_filtered_as_one_types_and_stay_so(tasks, visit):
     assert page.column("tasks", "Task") == ["a"]
     page.page.get_by_role("searchbox").fill("B")
     until_equal(lambda: page.column("tasks", "Task"), ["b"])
-    asked = len(tasks.asked)
-    eventually(lambda: len(tasks.asked) > asked + 1, 20, what="two more answers")
+    asked = len(tasks.requests)
+    eventually(lambda: len(tasks.requests) > asked + 1, 20, what="two more answers")
     assert page.column("tasks", "Task") == ["b"]
     page.page.get_by_role("searchbox").press("Enter")
     page.page.get_by_role("searchbox").fill("nosuch")
@@ -246,9 +247,9 @@ def test_what_a_person_holds_stays_while_numbers_change(tasks, visit):
     page = visit(tasks.url, viewport=PHONE)
     page.page.get_by_role("columnheader", name="Run p50").get_by_role("link").focus()
     page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft = 77")
-    asked = len(tasks.asked)
+    asked = len(tasks.requests)
     tasks.status = statuses.status(tasks=[*tasks.status.tasks, statuses.task("d", 1.0)])
-    eventually(lambda: len(tasks.asked) > asked + 1, 20)
+    eventually(lambda: len(tasks.requests) > asked + 1, 20)
     eventually(lambda: page.row("tasks", "d"))
     assert page.page.evaluate("document.activeElement.textContent") == "Run p50"
     assert page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft") == 77
@@ -259,7 +260,7 @@ def test_what_a_person_holds_stays_while_numbers_change(tasks, visit):
 
 def test_no_news_is_said_and_goes_away_by_itself(tmp_path, visit, running):
     """Of an exporter that hangs, one that has ended, and one that is back."""
-    exporter = running(Exporter(tmp_path, nobody()))
+    exporter = running(Exporter(tmp_path, unreachable_url()))
     page = visit(f"http://127.0.0.1:{exporter.port}/")
     page.page.evaluate("window.kept = 'not loaded anew'")
     fresh = page.page.locator("#fresh")
@@ -271,7 +272,7 @@ def test_no_news_is_said_and_goes_away_by_itself(tmp_path, visit, running):
     assert fresh.get_attribute("class") == "stale"
     exporter.resume()
     eventually(lambda: "No news" not in fresh.inner_text(), 20)
-    exporter.end_well()
+    exporter.stop_cleanly()
     eventually(lambda: "No news since" in fresh.inner_text(), 20)
     at = page.page.locator("#at").inner_text()
     exporter.start().wait_ready()
@@ -287,7 +288,7 @@ def test_no_news_is_said_and_goes_away_by_itself(tmp_path, visit, running):
 PARTS = ("#at", "#exporter", "#broker", "#findings", "#workers", "#queues", "#tasks", "#failures")
 
 
-def outlines(visitor: Visitor) -> list[str]:
+def outlines(visitor: BrowserPage) -> list[str]:
     """Return the parts as they stand in the page, attributes and all, and the counts beside them."""
     parts = [visitor.page.locator(part).evaluate("each => each.outerHTML") for part in PARTS]
     texts = visitor.page.locator("h2, .more").all_text_contents()
@@ -297,15 +298,15 @@ def outlines(visitor: Visitor) -> list[str]:
 @pytest.mark.parametrize(
     "made",
     [
-        statuses.everything(),
-        statuses.ordinary(),
+        statuses.full_status(),
+        statuses.small_status(),
         statuses.status(broker=statuses.broker(up=False)),
     ],
     ids=["everything", "ordinary", "broker down"],
 )
 def test_the_script_says_what_the_server_says(visit, made):
     """To the letter, of each kind of value. A page that was of another status is made one of this."""
-    with shown(statuses.status(tasks=[statuses.task("before")])) as source:
+    with serve_status(statuses.status(tasks=[statuses.task("before")])) as source:
         page = visit(source.url)
         source.status = made
         until_equal(lambda: page.row("tasks", "before"), {})
@@ -316,12 +317,12 @@ def test_the_script_says_what_the_server_says(visit, made):
 
 @pytest.mark.parametrize(
     "made",
-    [statuses.ordinary(), statuses.status(), statuses.status(broker=statuses.broker(up=False))],
+    [statuses.small_status(), statuses.status(), statuses.status(broker=statuses.broker(up=False))],
     ids=["findings", "empty", "broker down"],
 )
 def test_axe_finds_nothing_serious(visit, made):
     """In light and dark, on a desk and on a phone."""
-    with shown(made) as source:
+    with serve_status(made) as source:
         page = visit(source.url)
         for scheme, window in itertools.product(("light", "dark"), (WIDE, PHONE)):
             page.page.emulate_media(color_scheme=scheme)
@@ -330,7 +331,7 @@ def test_axe_finds_nothing_serious(visit, made):
 
 
 def test_axe_would_find_what_cannot_be_read_or_told(visit):
-    with shown(statuses.ordinary()) as source:
+    with serve_status(statuses.small_status()) as source:
         page = visit(source.url)
         page.page.evaluate("document.querySelector('label').replaceWith(document.createElement('input'))")
         page.page.evaluate("document.querySelector('h1').style.color = '#eee'")
@@ -342,7 +343,7 @@ def test_axe_would_find_what_cannot_be_read_or_told(visit):
 
 @pytest.mark.parametrize("scripted", [True, False], ids=["script", "no script"])
 def test_a_phone_scrolls_tables_and_not_the_page(visit, scripted):
-    with shown(statuses.everything()) as source:
+    with serve_status(statuses.full_status()) as source:
         page = visit(source.url, viewport=PHONE, java_script_enabled=scripted)
         assert page.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         wide = page.page.locator(".wide").evaluate_all("all => all.map(each => each.scrollWidth)")
@@ -350,7 +351,7 @@ def test_a_phone_scrolls_tables_and_not_the_page(visit, scripted):
 
 
 def test_what_is_bad_does_not_look_good(visit):
-    with shown(statuses.ordinary()) as source:
+    with serve_status(statuses.small_status()) as source:
         page = visit(source.url)
         cells = page.page.locator("#workers td.up")
         up, down, _ = cells.evaluate_all("all => all.map(each => getComputedStyle(each).color)")
@@ -359,13 +360,13 @@ def test_what_is_bad_does_not_look_good(visit):
 
 
 def test_long_names_do_not_push_the_other_columns_away(visit):
-    with shown(statuses.status(failures=[statuses.failure("x" * 250, exception="y" * 250)])) as source:
+    with serve_status(statuses.status(failures=[statuses.failure("x" * 250, exception="y" * 250)])) as source:
         page = visit(source.url)
         assert page.page.locator("#failures td").last.bounding_box()["x"] < WIDE["width"]
 
 
 def test_a_phone_keeps_names_in_sight_and_has_no_text_cut_off(visit):
-    with shown(statuses.ordinary()) as source:
+    with serve_status(statuses.small_status()) as source:
         page = visit(source.url, viewport=PHONE)
         page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft = 300")
         box = page.page.locator("#tasks td").first.bounding_box()
@@ -377,7 +378,7 @@ def test_a_phone_keeps_names_in_sight_and_has_no_text_cut_off(visit):
 
 
 def test_no_table_needs_scrolling_on_a_desk(visit):
-    with shown(statuses.ordinary()) as source:
+    with serve_status(statuses.small_status()) as source:
         page = visit(source.url)
         spare = "all => all.map(each => each.scrollWidth - each.clientWidth)"
         assert page.page.locator(".wide").evaluate_all(spare) == [0] * len(TABLES)
@@ -419,7 +420,7 @@ def test_the_api_compresses_its_answer(cluster):
 
 
 def test_it_can_be_switched_off(tmp_path, running):
-    exporter = running(Exporter(tmp_path, nobody(), "--no-status-page"))
+    exporter = running(Exporter(tmp_path, unreachable_url(), "--no-status-page"))
     assert exporter.get(API).status == 404
     assert exporter.get("/runbooks").status == exporter.get("/static/status.css").status == 200
     landing = exporter.get("/")
@@ -429,7 +430,7 @@ def test_it_can_be_switched_off(tmp_path, running):
 
 
 def test_it_wants_the_password_as_the_rest_does(tmp_path, visit, running):
-    exporter = running(Guarded(tmp_path, basic_auth_users={"prometheus": HASH}))
+    exporter = running(WebConfigExporter(tmp_path, basic_auth_users={"prometheus": HASH}))
     for path in ("/", API, "/static/status.js", "/static/status.css", "/static/icon.svg"):
         assert exporter.get(path).status == 401
         assert exporter.get(path, LOGIN).status == 200

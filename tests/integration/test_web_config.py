@@ -18,10 +18,10 @@ from pathlib import Path
 import bcrypt
 import pytest
 import trustme
-from harness.exporter import Answer, ask, run_cli
+from harness.exporter import Response, run_cli, send_request
 from harness.servers import Prometheus
 from harness.waiting import ANSWER_TIMEOUT, eventually, until_equal
-from harness.web_config import Guarded, nobody
+from harness.web_config import WebConfigExporter, unreachable_url
 
 PATHS = ("/", "/metrics", "/-/ready", "/health", "/nosuch", "/-/healthy/", "/-/")
 PASSWORD = "p@ss/w0rd:secret"
@@ -39,7 +39,7 @@ HEADERS = {
 @pytest.fixture
 def guarded(tmp_path, running):
     """`guarded(section={...}, ...)` runs an exporter with these sections in its file."""
-    return lambda **sections: running(Guarded(tmp_path / "exporter", **sections))
+    return lambda **sections: running(WebConfigExporter(tmp_path / "exporter", **sections))
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +51,12 @@ def shared(tmp_path_factory):
     with ExitStack() as stack:
         sections = {"plain": {}, "tls": {"tls_server_config": {}}}
         exporters = {
-            name: Guarded(tmp_path_factory.mktemp(name), **each).start() for name, each in sections.items()
+            name: WebConfigExporter(tmp_path_factory.mktemp(name), **each).start()
+            for name, each in sections.items()
         }
         for exporter in exporters.values():
             stack.callback(exporter.kill)
-            stack.callback(exporter.end_well)
+            stack.callback(exporter.stop_cleanly)
             exporter.wait_ready()
         yield exporters
 
@@ -121,13 +122,13 @@ def test_the_scheme_may_be_in_any_case(with_password):
 
 def test_users_change_without_a_restart_even_on_an_open_connection(with_password):
     connection = with_password.connect()
-    assert ask(connection, "/metrics", LOGIN).status == 200
+    assert send_request(connection, "/metrics", LOGIN).status == 200
     with_password.configure(basic_auth_users={"other": HASH})
-    assert ask(connection, "/metrics", LOGIN).status == 401
+    assert send_request(connection, "/metrics", LOGIN).status == 401
     with_password.configure(basic_auth_users={"prometheus": HASH})
-    assert ask(connection, "/metrics", LOGIN).status == 200
+    assert send_request(connection, "/metrics", LOGIN).status == 200
     with_password.configure()
-    assert ask(connection, "/metrics", {}).status == 200
+    assert send_request(connection, "/metrics", {}).status == 200
     connection.close()
 
 
@@ -188,8 +189,8 @@ def test_headers_are_on_every_answer(shared):
     exporter = shared["plain"]
     exporter.configure(http_server_config={"headers": HEADERS}, basic_auth_users={"prometheus": HASH})
 
-    def missing(answer: Answer) -> set[str]:
-        return {name for name, value in HEADERS.items() if answer.headers.get(name.lower()) != value}
+    def missing(response: Response) -> set[str]:
+        return {name for name, value in HEADERS.items() if response.headers.get(name.lower()) != value}
 
     for path in (*PATHS, "/-/healthy"):
         assert not missing(exporter.get(path)), path
@@ -218,9 +219,11 @@ def test_a_tls_listener_speaks_http_to_those_who_speak_tls_only(tls):
     assert exporter.get("/metrics").status == 200
     assert f"serves https://127.0.0.1:{exporter.port}/metrics" in exporter.text()
     with pytest.raises((OSError, http.client.HTTPException)):
-        ask(http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT), "/metrics", {})
+        send_request(
+            http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT), "/metrics", {}
+        )
     with pytest.raises(ssl.SSLCertVerificationError):
-        ask(exporter.connect(client=ssl.create_default_context()), "/metrics", {})
+        send_request(exporter.connect(client=ssl.create_default_context()), "/metrics", {})
     assert exporter.get("/metrics").status == 200
 
 
@@ -267,10 +270,10 @@ def test_a_new_certificate_is_shown_without_a_restart(tls):
     before = serial()
     assert serial() == before
     kept = exporter.connect()
-    assert ask(kept, "/metrics", {}).headers.get("connection") != "close"
+    assert send_request(kept, "/metrics", {}).headers.get("connection") != "close"
     exporter.issue()
     assert serial() != before
-    answer = ask(kept, "/metrics", {})
+    answer = send_request(kept, "/metrics", {})
     assert (answer.status, answer.headers["connection"]) == (200, "close"), "it shall not live for ever"
 
 
@@ -284,11 +287,11 @@ def test_tls_is_switched_off_by_a_restart_only(guarded):
 # -- client certificates -----------------------------------------------------------------------------------
 
 
-def status(exporter: Guarded, client: ssl.SSLContext, path: str = "/metrics") -> int | None:
+def status(exporter: WebConfigExporter, client: ssl.SSLContext, path: str = "/metrics") -> int | None:
     """Return the status, None where the handshake fails."""
     connection = exporter.connect(client=client)
     try:
-        return ask(connection, path, {}).status
+        return send_request(connection, path, {}).status
     except OSError:
         return None
     finally:
@@ -366,7 +369,7 @@ def test_a_certificate_is_no_password(guarded):
 class SecretivePrometheus(Prometheus):
     """Scrapes with TLS, a client certificate and a password."""
 
-    def __init__(self, folder: Path, exporter: Guarded, password: str = PASSWORD) -> None:
+    def __init__(self, folder: Path, exporter: WebConfigExporter, password: str = PASSWORD) -> None:
         super().__init__(folder, f"127.0.0.1:{exporter.port}")
         exporter.authority.cert_pem.write_to_path(folder / "ca.pem")
         issued = exporter.client_authority.issue_cert("prometheus.example")
@@ -417,7 +420,7 @@ def test_a_bad_file_ends_the_start_with_one_line(tmp_path, text, says):
     path = tmp_path / "web.yml"
     if text is not None:
         path.write_text(text)
-    ended = run_cli("--broker-url", nobody(), "--port", "0", "--web.config.file", str(path))
+    ended = run_cli("--broker-url", unreachable_url(), "--port", "0", "--web.config.file", str(path))
     assert ended.returncode == 2
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
@@ -429,7 +432,7 @@ def test_a_bad_file_ends_the_start_with_one_line(tmp_path, text, says):
 
 @pytest.mark.parametrize("variable", ["CE_WEB_CONFIG_FILE", "CELERY_EXPORTER_WEB_CONFIG_FILE"])
 def test_the_file_may_be_named_by_a_variable(variable):
-    ended = run_cli("--broker-url", nobody(), environment={variable: "none.yml"})
+    ended = run_cli("--broker-url", unreachable_url(), environment={variable: "none.yml"})
     assert (ended.returncode, "--web.config.file: cannot read none.yml" in ended.stderr) == (2, True)
 
 
@@ -453,7 +456,7 @@ def test_the_file_may_be_a_pipe_which_is_read_once(tmp_path):
     """`--web.config.file <(sops -d web.yml)`: no copy of it lies on the disk."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    exporter = Guarded(tmp_path / "exporter")
+    exporter = WebConfigExporter(tmp_path / "exporter")
     exporter.arguments[exporter.arguments.index("--web.config.file") + 1] = str(pipe)
     exporter.start()
     pipe.write_text(f"basic_auth_users: {{prometheus: {HASH}}}")
@@ -462,4 +465,4 @@ def test_the_file_may_be_a_pipe_which_is_read_once(tmp_path):
         assert [exporter.get("/metrics", LOGIN).status for _ in range(3)] == [200] * 3
         assert exporter.get("/metrics").status == 401
     finally:
-        exporter.end_well()
+        exporter.stop_cleanly()

@@ -71,7 +71,9 @@ def test_a_pool_has_the_size_that_it_has_now(running, exporter, worker, client):
 
 
 @on_redis
-def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(running, exporter, worker, client, ledger):
+def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(
+    running, exporter, worker, client, outcomes
+):
     """Killed: `celery_worker_up` 0 by its silence, later no series; what it did stays counted."""
     app = running(exporter("--worker-timeout", "6", "--purge-offline-worker-metrics", "12")).connected()
     doomed, _ = running(worker("doomed@box", queues="left"), worker("other@box", queues="right"))
@@ -85,7 +87,7 @@ def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(running, expo
     eventually(lambda: "doomed@box" not in app.samples().label_values("worker"), 30)
     assert app.value("celery_worker_up", worker="other@box") == 1
     assert app.total("celery_tasks_total", state="SUCCESS", queue_name="left") == 1
-    assert ledger.total("SUCCESS") == 1
+    assert outcomes.total("SUCCESS") == 1
 
 
 @on_redis

@@ -5,7 +5,7 @@ from harness.waiting import eventually, until_equal
 
 
 @on_redis
-def test_a_worker_without_events_is_pointed_out(running, exporter, worker, client, ledger):
+def test_a_worker_without_events_is_pointed_out(running, exporter, worker, client, outcomes):
     """Its tasks run, its heartbeats say so, no task event comes: `celery_worker_task_events_enabled` 0."""
     app = running(exporter()).connected()
     running(worker("quiet@box", events=False), worker("loud@box", queues="loud"))
@@ -18,7 +18,7 @@ def test_a_worker_without_events_is_pointed_out(running, exporter, worker, clien
     eventually(quiet, 25, every=0.5)
     assert app.value("celery_worker_task_events_enabled", worker="loud@box") == 1
     assert app.value("celery_worker_up", worker="quiet@box") == 1
-    assert ledger.total("SUCCESS") > 0
+    assert outcomes.total("SUCCESS") > 0
     assert app.total("celery_exporter_events_missed_total") == 0  # not sent is not missed
 
 

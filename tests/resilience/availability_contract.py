@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.exporter import Exporter, Samples
-from harness.time_spans import Span
+from harness.time_spans import TimeSpan
 from harness.waiting import eventually
 
 RED, GREEN = 15.0, 10.0
@@ -66,7 +66,7 @@ class Watched(Exporter):
         before = self.successes()
 
         def heard() -> bool:
-            publish_events(self.broker_url, *one_task(next(numbers)))
+            publish_events(self.broker_url, *task_events(next(numbers)))
             return self.successes() >= before + more
 
         eventually(heard, GREEN, every=0.5)
@@ -87,7 +87,7 @@ class Watch(threading.Thread):
     def __init__(self, app: Watched) -> None:
         super().__init__(daemon=True)
         self.app = app
-        self.spans: list[Span] = []
+        self.spans: list[TimeSpan] = []
         self.faults: list[str] = []
         self._last = Samples()
         self._stopping = threading.Event()
@@ -96,7 +96,7 @@ class Watch(threading.Thread):
         while not self._stopping.wait(0.1):
             paused = self.app.is_paused, self.app.pauses
             try:
-                with Span(self.app.pid) as span:
+                with TimeSpan(self.app.pid) as span:
                     samples = self.app.samples()
             except (OSError, AssertionError) as error:
                 self.faults.append(f"/metrics: {error!r}")
@@ -124,9 +124,9 @@ class Availability:
     app: Watched
     fault: str
     broker: str
-    red: Span | None = None  # from the fault
-    green: Span | None = None  # from its end
-    scrapes: list[Span] = field(default_factory=list)
+    red: TimeSpan | None = None  # from the fault
+    green: TimeSpan | None = None  # from its end
+    scrapes: list[TimeSpan] = field(default_factory=list)
 
     def turns_red(self, fault: Callable[[], object]) -> None:
         """Do this, and hold that it is said in time."""
@@ -154,7 +154,7 @@ class Availability:
         before = self.app.successes()
 
         def heard() -> bool:
-            publish_events(self.app.broker_url, *one_task(next(numbers)))
+            publish_events(self.app.broker_url, *task_events(next(numbers)))
             return self.app.successes() > before
 
         self.green = self._span(fault, heard, RED, "counted")
@@ -171,10 +171,12 @@ class Availability:
             "worst": f"{max(times):.0f} ms",
         }
 
-    def _span(self, act: Callable[[], object], probe: Callable[[], bool], seconds: float, what: str) -> Span:
+    def _span(
+        self, act: Callable[[], object], probe: Callable[[], bool], seconds: float, what: str
+    ) -> TimeSpan:
         """Do this, hold that something is so within so many seconds, and return how long it took."""
         act()
-        span = Span.until(probe, self.app.pid, deadline=seconds, what=what)
+        span = TimeSpan.until(probe, self.app.pid, deadline=seconds, what=what)
         assert span.seconds < seconds, f"{what} after {span}"
         return span
 
@@ -212,5 +214,5 @@ def hold(availability: Availability, *, deaf: bool) -> Iterator[Availability]:
     eventually(is_back, 15, what=f"threads and connections back to {before}")
 
 
-def _shown(span: Span | None) -> str:
+def _shown(span: TimeSpan | None) -> str:
     return "-" if span is None else f"{span.elapsed_seconds:.1f} s"

@@ -34,7 +34,7 @@ def test_frozen(own, served, running, watched, seconds, tmp_path):
         try:
             begin = time.monotonic()
             availability.turns_red(own.pause)
-            other.end_well()  # which waits for an answer to its attempt to connect
+            other.stop_cleanly()  # which waits for an answer to its attempt to connect
             stays(lambda: not app.is_ready(), max(2.0, begin + seconds - time.monotonic()))
             assert app.value("celery_exporter_collector_success", collector="queues") == 0
             assert not seconds or app.value("celery_queue_length", queue_name="celery") is None
@@ -47,10 +47,10 @@ def test_ends_in_time_beside_a_frozen_broker(own, served, running, tmp_path):
     app = served()
     own.pause()
     try:
-        app.end_well(signal.SIGTERM)
+        app.stop_cleanly(signal.SIGTERM)
         late = running(Watched(tmp_path / "late", own.url))
         stays(lambda: not late.is_ready(), 1)
-        late.end_well(signal.SIGINT)
+        late.stop_cleanly(signal.SIGINT)
     finally:
         own.resume()
 

@@ -9,7 +9,7 @@ import time
 import kombu
 import pytest
 from celery.events.event import get_exchange
-from harness.events import one_task
+from harness.events import task_events
 from harness.exporter import SCRAPER
 from harness.proxy import SUBSCRIPTION
 from harness.waiting import eventually, stays, until_equal
@@ -20,7 +20,7 @@ STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
 #: Seconds between two tasks: 200 a second, in 400 messages.
 PACE = 0.005
 #: What the proxy does to the subscription, and how.
-FAULTS = {"cut": (), "half_close": (), "strand": (SUBSCRIPTION,), "stall": (10_000, SUBSCRIPTION)}
+FAULTS = {"cut": (), "half_close": (), "close_client_side": (SUBSCRIPTION,), "stall": (10_000, SUBSCRIPTION)}
 
 
 class Traffic(threading.Thread):
@@ -40,7 +40,7 @@ class Traffic(threading.Thread):
         with kombu.Connection(self.url) as connection:
             producer = connection.Producer(exchange=get_exchange(connection))
             while most > 0 and not self.stopping.wait(pace):
-                sent, *others = one_task(next(numbers))
+                sent, *others = task_events(next(numbers))
                 for events in ([sent], others):
                     producer.publish(
                         json.dumps(events),
@@ -102,7 +102,7 @@ def test_events_wait_while_the_exporter_is_away(running, app, traffic, seconds):
     running(app).connected()
     stream = traffic()
     some_are_counted(app)
-    app.end_well()
+    app.stop_cleanly()
     stays(stream.is_alive, seconds)
     running(app).connected()
     some_are_counted(app)
@@ -115,12 +115,12 @@ def test_a_backlog_is_read_by_two(running, app, rabbit_broker):
     """The first is stopped while it reads, with as many messages on their way to it as it may be given."""
     with app:
         app.connected()
-        app.end_well()
+        app.stop_cleanly()
     stream = Traffic(rabbit_broker.url)
     stream.publish(most=20_000)
     running(app).connected()
     eventually(lambda: counts(app)["SUCCESS"], 20)
-    app.end_well()
+    app.stop_cleanly()
     running(app).connected()
     until_equal(lambda: counts(app), all_of(stream.tasks), 30)
     stays(lambda: counts(app) == all_of(stream.tasks), 2)
@@ -148,7 +148,13 @@ def test_events_wait_when_the_exporter_was_killed(running, app, traffic, tmp_pat
 @pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 @pytest.mark.parametrize(
     "fault",
-    ["cut", *(pytest.param(each, marks=pytest.mark.long) for each in ("half_close", "strand", "stall"))],
+    [
+        "cut",
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ("half_close", "close_client_side", "stall")
+        ),
+    ],
 )
 def test_connections_that_are_lost_cost_no_event(behind, proxy, traffic, fault):
     """Time and again, under traffic: what was counted, and comes again, is known."""
@@ -171,4 +177,4 @@ def test_it_ends_in_time_though_nobody_takes_its_farewell(behind, proxy, traffic
     traffic()
     some_are_counted(app)
     proxy.black_hole()
-    app.end_well()
+    app.stop_cleanly()

@@ -30,7 +30,7 @@ def test_black_hole(behind, proxy, watched):
     """Bytes are swallowed both ways, and connections stay open."""
     with watched(behind()) as availability:
         availability.turns_red(proxy.black_hole)
-        availability.turns_green(proxy.pass_on)
+        availability.turns_green(proxy.forward)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "cut", "half_close"])
@@ -38,7 +38,7 @@ def test_connections_end(behind, proxy, watched, fault):
     with watched(behind()) as availability:
         if fault == "refuse":
             availability.turns_red(proxy.refuse)
-            availability.turns_green(proxy.pass_on)
+            availability.turns_green(proxy.forward)
         else:
             availability.comes_back(getattr(proxy, fault))
 
@@ -47,7 +47,7 @@ def test_connections_end(behind, proxy, watched, fault):
 def test_half_open(behind, proxy, watched):
     """The broker has forgotten all connections, and nobody told us."""
     with watched(behind()) as availability:
-        availability.comes_back(proxy.orphan)
+        availability.comes_back(proxy.close_server_side)
 
 
 @pytest.mark.parametrize("broker", [on_redis, on_rabbitmq_in_full], indirect=True)
@@ -55,7 +55,7 @@ def test_only_the_subscription_half_open(behind, proxy, watched):
     """Nothing comes on it, and nothing is the matter on the others."""
     app = behind()
     with watched(app) as availability:
-        availability.comes_back(lambda: proxy.orphan(only=SUBSCRIPTION))
+        availability.comes_back(lambda: proxy.close_server_side(only=SUBSCRIPTION))
         assert app.value("celery_exporter_collector_success", collector="queues") == 1
 
 
@@ -63,7 +63,7 @@ def test_only_the_subscription_half_open(behind, proxy, watched):
 def test_broker_not_told_of_the_end(behind, proxy, watched):
     """Only our side has ended: the broker keeps the old subscription, and what is locked by it."""
     with watched(behind()) as availability:
-        availability.comes_back(lambda: proxy.strand(only=SUBSCRIPTION))
+        availability.comes_back(lambda: proxy.close_client_side(only=SUBSCRIPTION))
         assert availability.green is not None
         assert availability.green.seconds < 3
         proxy.cut()
@@ -93,7 +93,7 @@ def test_slow_way(behind, proxy, watched):
         app.counted(3)
         assert app.is_ready()
         assert app.reconnects() == 0
-        proxy.pass_on()
+        proxy.forward()
 
 
 #: No name server can be asked for a name of more than 253 letters, so what is not in the file is nowhere.

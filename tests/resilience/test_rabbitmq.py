@@ -11,7 +11,7 @@ import amqp
 import kombu
 import psutil
 import pytest
-from harness.events import one_task, publish_events
+from harness.events import publish_events, task_events
 from harness.proxy import Proxy
 from harness.servers import RabbitServer
 from harness.waiting import eventually, stays, until_equal
@@ -60,9 +60,9 @@ def test_channel_closed(running, impatient, watched, tmp_path):
         def dawdle():
             proxy.delay(3)
             for _ in range(100):
-                publish_events(impatient.url, *one_task(next(numbers)))
+                publish_events(impatient.url, *task_events(next(numbers)))
             eventually(lambda: "delivery acknowledgement on channel" in impatient.text(), 20)
-            proxy.pass_on()
+            proxy.forward()
 
         with watched(app) as availability:
             before = app.successes()
@@ -137,7 +137,7 @@ def test_heartbeats_under_steady_traffic(app, rabbit_broker, watched, seconds, r
         ports = connections(exporter)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            publish_events(rabbit_broker.url, *one_task(next(numbers)))
+            publish_events(rabbit_broker.url, *task_events(next(numbers)))
         assert exporter.reconnects() == 0
         assert len(ports - connections(exporter)) <= replaced
 

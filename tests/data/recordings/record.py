@@ -20,9 +20,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from harness.outcomes import FileOutcomes  # noqa: E402
 from harness.servers import RabbitServer, RedisServer  # noqa: E402
 from harness.waiting import eventually  # noqa: E402
-from harness.workers import Ledger, Worker, client  # noqa: E402
+from harness.workers import Worker, client  # noqa: E402
 
 from celery_exporter.broker.consumers.factory import consumer_for  # noqa: E402
 from celery_exporter.broker.source import ConfigSource  # noqa: E402
@@ -68,14 +69,14 @@ def record(url: str, folder: Path, pool: str, tape: Path) -> None:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    ledger = Ledger(folder / f"ledger-{pool}")
-    worker = Worker(folder / f"worker-{pool}", url, f"{pool}@tape", pool=pool, ledger=ledger)
+    outcomes = FileOutcomes(folder / f"outcomes-{pool}")
+    worker = Worker(folder / f"worker-{pool}", url, f"{pool}@tape", pool=pool, outcomes=outcomes)
     with worker, client(url) as app:
         worker.wait_ready()
         for name, times, arguments, options in SCRIPT:
             for _ in range(times):
                 app.send_task(name, arguments, queue="celery", **options)
-        eventually(lambda: ledger.total(*ENDS) == NOTED, 30)
+        eventually(lambda: outcomes.total(*ENDS) == NOTED, 30)
         seen = eventually(lambda: sum("task-revoked" in line for line in lines) >= 1, 10)
         assert seen
         worker.stop()

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 from harness import statuses
-from harness.statuses import HOSTILE, NOW, failure, queue, status, task, worker
+from harness.statuses import HOSTILE_NAMES, NOW, failure, queue, status, task, worker
 
 from celery_exporter.core.types import State
 from celery_exporter.status.columns import TABLES, UNKNOWN, fixed, ordered, seconds
@@ -73,7 +73,7 @@ def names(*, sort: str = page.SORT, contains: str = "", tasks=None) -> list[str]
 
 @pytest.mark.parametrize(
     "found",
-    [status(), statuses.everything(), statuses.ordinary(), status(broker=statuses.broker(up=False))],
+    [status(), statuses.full_status(), statuses.small_status(), status(broker=statuses.broker(up=False))],
     ids=["empty", "everything", "ordinary", "broker down"],
 )
 def test_the_page_is_well_formed(found):
@@ -82,7 +82,7 @@ def test_the_page_is_well_formed(found):
 
 def test_what_came_from_the_wire_is_text():
     """In every place where a text may come from elsewhere, and in what was asked for too."""
-    for name in HOSTILE:
+    for name in HOSTILE_NAMES:
         broker = statuses.broker()
         found = status(
             broker=type(broker)(name, *(getattr(broker, each) for each in broker.__struct_fields__[1:])),
@@ -102,7 +102,7 @@ def test_what_came_from_the_wire_is_text():
         assert not any(key.startswith("on") for _, found in parsed.elements for key in found)
 
 
-@pytest.mark.parametrize("asked", HOSTILE)
+@pytest.mark.parametrize("asked", HOSTILE_NAMES)
 def test_what_was_asked_for_is_text(asked):
     parsed = Parsed(page.html(status(), sort=asked, contains=asked))
     (box,) = (found for tag, found in parsed.elements if tag == "input" and found["name"] == "filter")
@@ -139,7 +139,7 @@ def test_a_status_that_costs_much_is_given_out_for_longer():
 
 
 def test_no_script_and_no_style_is_in_the_page():
-    for tag, found in Parsed(page.html(statuses.everything())).elements:
+    for tag, found in Parsed(page.html(statuses.full_status())).elements:
         assert "style" not in found
         assert tag != "style"
         assert tag != "script" or found["src"]
@@ -149,7 +149,7 @@ def test_no_script_and_no_style_is_in_the_page():
 
 
 def test_everything_that_is_shown_is_of_here():
-    for _, found in Parsed(page.html(statuses.everything())).elements:
+    for _, found in Parsed(page.html(statuses.full_status())).elements:
         for attribute in ("src", "href", "action"):
             assert "//" not in (found.get(attribute) or ""), "it works behind a proxy that adds a path, too"
             assert not (found.get(attribute) or "").startswith("/")
@@ -207,7 +207,7 @@ def test_so_many_rows_are_shown_and_how_many_more_there_are_is_said():
 
 def test_each_table_is_of_fields_that_there_are():
     """A name that is written wrong would be shown as not known, for ever."""
-    found = statuses.everything()
+    found = statuses.full_status()
     for table in TABLES:
         row = getattr(found, table.name)[-1]
         for column in table.columns:
@@ -259,7 +259,7 @@ def test_clocks_that_are_ahead_make_no_age_negative():
 
 
 def test_scripts_get_back_what_went_in():
-    found = statuses.everything()
+    found = statuses.full_status()
     decoded = msgspec.json.decode(msgspec.json.encode(found), type=Status)
     assert msgspec.json.encode(decoded) == msgspec.json.encode(found)
     assert decoded.at == NOW
