@@ -1,1 +1,1 @@
-"""Black-box tests: our program as a process, on real brokers, with real workers and a real Prometheus."""
+"""Black-box tests: the exporter as a process, with real brokers, workers and Prometheus servers."""

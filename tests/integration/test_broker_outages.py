@@ -1,4 +1,4 @@
-"""The broker absent, gone, frozen, cut: `/metrics` answers from memory, and hearing comes back by itself."""
+"""A broker that is down, stopped or frozen: `/metrics` is served from memory, and the exporter reconnects."""
 
 import signal
 from itertools import count
@@ -12,12 +12,13 @@ from harness.waiting import eventually, stays, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
 
-PATIENCE = 45.0  # for a broken connection to be noticed or mended: heartbeats, pings and back-off with a cap
+#: For detecting a broken connection, or for reconnecting: heartbeats, pings and the longest back-off.
+RECONNECT_SECONDS = 45.0
 
 
 @pytest.fixture(params=[RedisServer, RabbitServer])
 def own_server(request, tmp_path):
-    """Return a broker of this test's own, not started."""
+    """Return a broker for one test, which has not started."""
     server = request.param(tmp_path / "server")
     yield server
     server.__exit__(None, None, None)
@@ -28,53 +29,53 @@ def successes(app):
 
 
 def statuses(app):
-    """Return what the four pages say that are asked when a broker is in trouble."""
+    """Return the statuses of /metrics, liveness, readiness and /health."""
     return tuple(app.get(path).status for path in ("/metrics", "/-/healthy", "/-/ready", "/health"))
 
 
-WELL, DEAF = (200, 200, 200, 200), (200, 200, 503, 503)
+UP, DOWN = (200, 200, 200, 200), (200, 200, 503, 503)
 
 
-def test_absent_at_start_then_there_then_gone_then_back(running, tmp_path, own_server):
-    """One exporter lives through all of it; what it counted stays, what happens next is counted."""
+def test_a_broker_starts_after_the_exporter_and_restarts(running, tmp_path, own_server):
+    """One exporter keeps its counts, and counts the tasks after each start of the broker."""
     app = running(Exporter(tmp_path / "exporter", own_server.url))
     assert app.value("celery_broker_up") == 0
-    assert statuses(app) == DEAF
+    assert statuses(app) == DOWN
 
-    def work(node, done):
+    def run_tasks(node, total):
         with (
             Worker(tmp_path / node, own_server.url, node, pool="solo") as worker,
             make_client(own_server.url) as client,
         ):
             for _ in range(5):
                 client.send_task("tasks.succeed", queue="celery")
-            until_equal(lambda: successes(app), done, 20)
-            worker.stop()  # in good order: what it has not acknowledged would be run again by the next one
+            until_equal(lambda: successes(app), total, 20)
+            worker.stop()  # so that it acknowledges all messages, and the next worker runs none of them again
 
     with own_server:
-        app.connected(PATIENCE)
-        assert statuses(app) == WELL
+        app.connected(RECONNECT_SECONDS)
+        assert statuses(app) == UP
         before = app.total("celery_exporter_reconnects_total")
-        work("first@box", 5)
+        run_tasks("first@box", 5)
 
         own_server.stop()
-        until_equal(lambda: app.value("celery_broker_up"), 0, PATIENCE)
-        until_equal(lambda: statuses(app), DEAF)
+        until_equal(lambda: app.value("celery_broker_up"), 0, RECONNECT_SECONDS)
+        until_equal(lambda: statuses(app), DOWN)
         assert successes(app) == 5
         assert app.value("celery_worker_up", worker="first@box") is not None
 
         own_server.start().wait_ready()
-        app.connected(PATIENCE)
-        assert statuses(app) == WELL
+        app.connected(RECONNECT_SECONDS)
+        assert statuses(app) == UP
         assert app.total("celery_exporter_reconnects_total") > before
         assert successes(app) == 5
-        work("second@box", 10)
+        run_tasks("second@box", 10)
 
 
-def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_server):
-    """SIGSTOP leaves connections open and silent: scrapes stay fast, `celery_broker_up` falls, then rises.
+def test_a_frozen_broker_is_detected_and_delays_neither_scrapes_nor_shutdown(running, tmp_path, own_server):
+    """SIGSTOP leaves connections open. `celery_broker_up` becomes 0, and 1 again after SIGCONT.
 
-    And an exporter ends in time: right after the freeze, when it started into it, and when it has noticed.
+    Three exporters stop in time: right after the freeze, after a start during it, and after it is detected.
     """
 
     def scrape_time():
@@ -87,8 +88,8 @@ def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_ser
             Exporter(tmp_path / name, own_server.url, "-Q", "celery")
             for name in ("exporter", "first", "second", "late")
         )
-        for each in running(app, first, second):
-            each.connected()
+        for instance in running(app, first, second):
+            instance.connected()
         publish_events(own_server.url, *task_events(1))
         until_equal(lambda: successes(app), 1)
         own_server.pause()
@@ -98,30 +99,32 @@ def test_a_frozen_broker_slows_nothing_and_is_noticed(running, tmp_path, own_ser
             stays(lambda: scrape_time() < 1.0, 2)
             assert late.value("celery_broker_up") == 0
             late.stop_cleanly(signal.SIGINT)
-            until_equal(lambda: app.value("celery_broker_up"), 0, PATIENCE)
-            until_equal(lambda: statuses(app), DEAF, PATIENCE)
+            until_equal(lambda: app.value("celery_broker_up"), 0, RECONNECT_SECONDS)
+            until_equal(lambda: statuses(app), DOWN, RECONNECT_SECONDS)
             assert scrape_time() < 1.0
-            until_equal(lambda: app.value("celery_queue_length"), None, PATIENCE)  # absent, not as it was
+            until_equal(
+                lambda: app.value("celery_queue_length"), None, RECONNECT_SECONDS
+            )  # absent instead of stale
             second.stop_cleanly(signal.SIGTERM)
         finally:
             own_server.resume()
-        app.connected(PATIENCE)
+        app.connected(RECONNECT_SECONDS)
         numbers = count(2)
 
-        def heard():
+        def is_counting():
             publish_events(own_server.url, *task_events(next(numbers)))
             return successes(app) > 1
 
-        eventually(heard, PATIENCE, every=0.5)
+        eventually(is_counting, RECONNECT_SECONDS, every=0.5)
 
 
-def test_redis_cutting_off_a_subscriber_is_survived(running, tmp_path, redis_broker):
-    """Redis drops a subscriber that lags (here: on command): it subscribes again and counts on."""
+def test_the_exporter_resubscribes_after_redis_disconnects_it(running, tmp_path, redis_broker):
+    """Redis disconnects slow subscribers; here, on a command."""
     app = running(Exporter(tmp_path / "exporter", redis_broker.url)).connected()
     publish_events(redis_broker.url, *task_events(1))
     until_equal(lambda: successes(app), 1)
     assert redis_broker.server.client().execute_command("CLIENT", "KILL", "TYPE", "pubsub") >= 1
-    eventually(lambda: app.total("celery_exporter_reconnects_total") >= 1, PATIENCE)
-    app.connected(PATIENCE)
+    eventually(lambda: app.total("celery_exporter_reconnects_total") >= 1, RECONNECT_SECONDS)
+    app.connected(RECONNECT_SECONDS)
     publish_events(redis_broker.url, *task_events(2))
     until_equal(lambda: successes(app), 2)

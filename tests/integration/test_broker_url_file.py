@@ -1,4 +1,4 @@
-"""--broker-url-file is read again: rotated passwords, another address, a file that is of no use."""
+"""--broker-url-file is read again: rotated passwords, another address, and an invalid file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def started(running: Callable[..., Exporter], folder: Path, url_file: Path) -> E
 
 
 def replace(path: Path, text: str) -> None:
-    """Put a new file in the place of the old one, as Kubernetes and Vault's agent do."""
+    """Replace a file by renaming a new one, as Kubernetes and the Vault agent do."""
     (new := path.with_suffix(".new")).write_text(text)
-    os.replace(new, path)  # noqa: PTH105  what is tested
+    os.replace(new, path)  # noqa: PTH105  the call under test
 
 
-def well(app: Exporter) -> bool:
+def is_healthy(app: Exporter) -> bool:
     return (
         app.value("celery_broker_up") == 1
         and app.value("celery_exporter_collector_success", collector="queues") == 1
@@ -40,7 +40,7 @@ def well(app: Exporter) -> bool:
     )
 
 
-def test_a_rotated_password_of_redis(running: Callable[..., Exporter], tmp_path: Path, url_file: Path):
+def test_a_rotated_redis_password_is_used(running: Callable[..., Exporter], tmp_path: Path, url_file: Path):
     with RedisServer(tmp_path / "redis", password="old") as server:
         url_file.write_text(server.url)
         app = started(running, tmp_path, url_file)
@@ -50,11 +50,11 @@ def test_a_rotated_password_of_redis(running: Callable[..., Exporter], tmp_path:
             server.client().execute_command("CLIENT", "KILL", "TYPE", kind)
         eventually(lambda: app.value("celery_broker_up") == 0, 60)
         replace(url_file, f"{server.url}\n")
-        eventually(lambda: well(app), 60)
+        eventually(lambda: is_healthy(app), 60)
         assert (":old@" in app.text(), ":new@" in app.text()) == (False, False)
 
 
-def test_a_rotated_user_of_rabbitmq(
+def test_a_rotated_rabbitmq_user_is_used(
     running: Callable[..., Exporter], tmp_path: Path, url_file: Path, rabbit_broker: Broker
 ):
     server, url = rabbit_broker.server, rabbit_broker.url
@@ -66,15 +66,15 @@ def test_a_rotated_user_of_rabbitmq(
         url_file.write_text(url.replace("guest:guest", "first:first"))
         app = started(running, tmp_path, url_file)
         replace(url_file, url.replace("guest:guest", "second:second"))
-        server.control("delete_user", "first")  # which ends its connections
+        server.control("delete_user", "first")  # which closes its connections
         eventually(lambda: "new connections use amqp://second:***@" in app.text(), 60)
-        eventually(lambda: well(app), 60)
+        eventually(lambda: is_healthy(app), 60)
         assert "second:***@" in app.get("/").text
     finally:
         server.control("delete_user", "second")
 
 
-def test_a_new_address_is_gone_to_though_the_old_one_still_answers(
+def test_the_exporter_moves_to_a_new_address_while_the_old_broker_is_up(
     running: Callable[..., Exporter], tmp_path: Path, url_file: Path, redis_broker: Broker
 ):
     url_file.write_text(redis_broker.url)
@@ -82,16 +82,16 @@ def test_a_new_address_is_gone_to_though_the_old_one_still_answers(
     with RedisServer(tmp_path / "redis") as other:
         replace(url_file, other.url)
 
-        def heard() -> bool:
+        def is_counting() -> bool:
             publish_events(other.url, *task_events(1))
             return app.total("celery_tasks_total", state="SUCCESS") > 0
 
-        eventually(heard, 60, every=1.0)
+        eventually(is_counting, 60, every=1.0)
         assert str(other.port) in json.loads(app.get("/api/v1/status").text)["broker"]["url"]
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "error"),
     [
         (None, "No such file"),
         ("", "holds no URL"),
@@ -100,13 +100,13 @@ def test_a_new_address_is_gone_to_though_the_old_one_still_answers(
         ("amqp://me:hunter2@h//", "another kind of broker"),
     ],
 )
-def test_a_file_of_no_use_leaves_everything_as_it_is(
+def test_an_invalid_file_is_logged_and_the_old_url_stays_in_use(
     running: Callable[..., Exporter],
     tmp_path: Path,
     url_file: Path,
     redis_broker: Broker,
     text: str | None,
-    complaint: str,
+    error: str,
 ):
     url_file.write_text(redis_broker.url)
     app = started(running, tmp_path, url_file)
@@ -114,20 +114,20 @@ def test_a_file_of_no_use_leaves_everything_as_it_is(
         url_file.unlink()
     else:
         replace(url_file, text)
-    eventually(lambda: complaint in app.text(), 30)
+    eventually(lambda: error in app.text(), 30)
     redis.Redis.from_url(redis_broker.url).execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    eventually(lambda: app.value("celery_exporter_reconnects_total") == 1 and well(app), 60)
+    eventually(lambda: app.value("celery_exporter_reconnects_total") == 1 and is_healthy(app), 60)
     assert app.text().count("still using") == 1
     assert "hunter2" not in app.text()
 
 
 def test_a_pipe_is_read_once(tmp_path: Path, redis_broker: Broker):
-    """As a shell's <(command) is: to read it again would wait for ever."""
+    """A second read of a pipe, such as <(command) of a shell, would block."""
     os.mkfifo(pipe := tmp_path / "pipe")
     app = Exporter(tmp_path / "exporter", None, "--broker-url-file", str(pipe))
     app.start()
     try:
-        pipe.write_text(redis_broker.url)  # waits until it is read
+        pipe.write_text(redis_broker.url)  # blocks until it is read
         app.wait_ready().connected()
         redis.Redis.from_url(redis_broker.url).execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         eventually(lambda: app.value("celery_exporter_reconnects_total") == 1, 60)

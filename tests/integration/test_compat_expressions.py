@@ -1,4 +1,4 @@
-"""A real Prometheus answers from our numbers what it answers from an original's: by each of its labels."""
+"""Prometheus evaluates an expression on our metrics as on those of the original exporter, for each label."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ SAMPLE = re.compile(r"(\w+)\{(.*)\} \S+")
 
 
 @pytest.mark.parametrize("family", ORIGINALS)
-def test_whatever_the_original_has_can_be_asked_of_ours(family):
+def test_expressions_on_the_metrics_of_an_original_have_results_on_ours(family):
     page = (HERE / ORIGINALS[family] / f"{CASE}.txt").read_text()
     labels: dict[str, set[str]] = {}
     for name, pairs in SAMPLE.findall(page):
         labels.setdefault(name, set()).update(re.findall(r'(\w+)="', pairs))
     expressions = [f"sum({name})" for name in labels]
     expressions += [f"sum by ({label}) (increase({name}[5m]))" for name in labels for label in labels[name]]
-    found = compared(family, expressions)
-    assert len(found) > 20
-    assert {each: said for each, said in found.items() if said != [ANSWERED, ANSWERED]} == {}
+    results = compared(family, expressions)
+    assert len(results) > 20
+    assert {text: pair for text, pair in results.items() if pair != [ANSWERED, ANSWERED]} == {}

@@ -1,4 +1,4 @@
-"""The demo is a cluster that is well, or with problems one that is not: by whoever looks at it."""
+"""The demo without problems has no findings and alerts; with problems, all views report the same ones."""
 
 from __future__ import annotations
 
@@ -15,63 +15,66 @@ from harness.waiting import eventually, until_equal
 
 from celery_exporter.status.thresholds import TABLE
 
-#: So many tasks that the shares are near what they are meant to be: a few in a hundred, or more than ten.
-ENOUGH = 600
+#: Tasks after which the rates of failures and retries are close to those of the demo.
+MIN_TASKS = 600
 DEADLINE = 120.0
-#: Of a demo with problems; nothing else is wrong with it.
+#: The alerts of the demo with problems.
 PROBLEMS = {"CeleryHighFailureRate", "CeleryHighRetryRate"}
-#: Seconds for which these are pending.
-PENDING = max(row.pending for row in TABLE if row.alert in PROBLEMS)
+#: Seconds for which these alerts are pending.
+PENDING_SECONDS = max(row.pending for row in TABLE if row.alert in PROBLEMS)
 
 
 @pytest.fixture
-def watched(redis_server, tmp_path):
+def scene(redis_server, tmp_path):
     """Yield an exporter, each Prometheus with the shipped rules, and the URL of the broker."""
     url = redis_server.clean()
     app = Exporter(tmp_path / "exporter", url)
     target = f"127.0.0.1:{app.port}"
-    servers = [each(tmp_path / each.__name__, target, job=JOB, rules=RULES) for each in PROMETHEUSES]
+    servers = [kind(tmp_path / kind.__name__, target, job=JOB, rules=RULES) for kind in PROMETHEUSES]
     with side_by_side(app, *servers):
         yield app.connected(), servers, url
 
 
 def alerts(servers: list[Prometheus], states: str) -> list[set[str]]:
-    """Return the alerts in one of these states, by server; one whose severity is info is no problem."""
+    """Return the alerts in one of these states for each server, except those of severity info."""
     query = f'ALERTS{{alertstate=~"{states}",severity!="info"}}'
-    return [{each["metric"]["alertname"] for each in server.query(query)} for server in servers]
+    return [{sample["metric"]["alertname"] for sample in server.query(query)} for server in servers]
+
+
+def problems(findings: list[dict[str, str]]) -> set[str]:
+    """Return the alerts of findings with problems, or the checks of those without an alert."""
+    bad = [finding for finding in findings if finding["severity"] != "ok"]
+    return {finding["alert"] or finding["check"] for finding in bad}
 
 
 def on_page(app: Exporter) -> set[str]:
-    """Return the alerts whose conditions the status page shows, and anything else that it complains of."""
-    findings = json.loads(app.get("/api/v1/status").body)["findings"]
-    return {each["alert"] or each["check"] for each in findings if each["severity"] != "ok"}
+    return problems(json.loads(app.get("/api/v1/status").body)["findings"])
 
 
 def by_doctor(url: str) -> set[str]:
     done = run_cli("doctor", "--broker-url", url, "--seconds", "30", "--json", deadline=60)
-    findings = json.loads(done.stdout)["findings"]
-    return {each["alert"] or each["check"] for each in findings if each["severity"] != "ok"}
+    return problems(json.loads(done.stdout)["findings"])
 
 
 def in_log(app: Exporter) -> set[str]:
     return set(re.findall(r"\(alert (\w+)\)", app.text()))
 
 
-def test_a_demo_that_is_well_is_well_by_page_log_doctor_and_alerts(watched, tmp_path):
-    app, servers, url = watched
+def test_a_demo_without_problems_has_none_on_the_page_in_the_log_in_doctor_and_in_alerts(scene, tmp_path):
+    app, servers, url = scene
     with running_demo(tmp_path, url, with_problems=False):
-        eventually(lambda: app.total("celery_tasks_total", state="SUCCESS") > ENOUGH, DEADLINE)
+        eventually(lambda: app.total("celery_tasks_total", state="SUCCESS") > MIN_TASKS, DEADLINE)
         until_equal(lambda: alerts(servers, "pending|firing"), [set(), set()], DEADLINE)
         until_equal(lambda: on_page(app), set(), DEADLINE)
         until_equal(lambda: by_doctor(url), set(), DEADLINE)
         assert in_log(app) == set()
 
 
-def test_page_log_doctor_and_alerts_have_the_same_problems(watched, tmp_path):
-    app, servers, url = watched
+def test_a_demo_with_problems_has_the_same_on_the_page_in_the_log_in_doctor_and_in_alerts(scene, tmp_path):
+    app, servers, url = scene
     with running_demo(tmp_path, url, with_problems=True):
         until_equal(lambda: alerts(servers, "pending|firing"), [PROBLEMS, PROBLEMS], DEADLINE)
         until_equal(lambda: on_page(app), PROBLEMS, DEADLINE)
         until_equal(lambda: by_doctor(url), PROBLEMS, DEADLINE)
-        until_equal(lambda: alerts(servers, "firing"), [PROBLEMS, PROBLEMS], PENDING + DEADLINE)
+        until_equal(lambda: alerts(servers, "firing"), [PROBLEMS, PROBLEMS], PENDING_SECONDS + DEADLINE)
         until_equal(lambda: in_log(app), PROBLEMS, DEADLINE)

@@ -1,4 +1,4 @@
-"""A label is right or says `unknown`: what happens when clients or workers don't say all."""
+"""Labels of task metrics: a queue is correct or `unknown`, and the options that change labels."""
 
 from harness.broker_marks import on_redis
 from harness.waiting import eventually, until_equal
@@ -6,13 +6,13 @@ from harness.workers import client as make_client
 
 
 def send(broker, queue, count=5, task="tasks.succeed"):
-    with make_client(broker.url, task_send_sent_event=False) as silent:
+    with make_client(broker.url, task_send_sent_event=False) as client:
         for _ in range(count):
-            silent.send_task(task, queue=queue)
+            client.send_task(task, queue=queue)
 
 
-def test_without_sent_events_the_only_queue_of_a_worker_is_the_queue(running, exporter, worker, broker):
-    """One queue consumed: that is it, and the fall-back is counted. Two: `unknown`, never a guess."""
+def test_without_task_sent_the_queue_is_that_of_a_worker_with_one_queue(running, exporter, worker, broker):
+    """The fall-back is counted. For a worker with two queues, the queue is `unknown`."""
     app = running(exporter()).connected()
     running(
         worker("one@box", queues="left", task_send_sent_event=False),
@@ -26,12 +26,14 @@ def test_without_sent_events_the_only_queue_of_a_worker_is_the_queue(running, ex
     send(broker, "right", 3)
     send(broker, "right", 2, "tasks.fail_with_value_error")
 
-    def done():
-        by = app.samples().by("celery_tasks_total", "task_name", "queue_name", "state")
-        return {key: n for key, n in by.items() if n and key[2] in {"SUCCESS", "FAILURE", "PENDING"}}
+    def counts():
+        sums = app.samples().by("celery_tasks_total", "task_name", "queue_name", "state")
+        return {
+            key: count for key, count in sums.items() if count and key[2] in {"SUCCESS", "FAILURE", "PENDING"}
+        }
 
     until_equal(
-        done,
+        counts,
         {
             ("tasks.succeed", "left", "SUCCESS"): 5,
             ("tasks.succeed", "unknown", "SUCCESS"): 3,
@@ -45,8 +47,8 @@ def test_without_sent_events_the_only_queue_of_a_worker_is_the_queue(running, ex
 
 
 @on_redis
-def test_task_labels_choose_what_task_metrics_carry(running, exporter, worker, client):
-    """`--task-labels worker` adds the node name and takes the queue away."""
+def test_task_labels_sets_the_labels_of_task_metrics(running, exporter, worker, client):
+    """`--task-labels worker` adds the node name and removes the queue."""
     app = running(exporter("--task-labels", "worker")).connected()
     running(worker("w@box", queues="left"))
     client.send_task("tasks.succeed", queue="left")
@@ -59,8 +61,8 @@ def test_task_labels_choose_what_task_metrics_carry(running, exporter, worker, c
 
 
 @on_redis
-def test_prefix_and_static_labels_are_on_every_metric_of_ours(running, exporter, worker, client):
-    """`--metric-prefix` and `--static-label` name a whole installation."""
+def test_metric_prefix_and_static_labels_are_on_all_own_metrics(running, exporter, worker, client):
+    """The metrics of the process keep their names."""
     options = ("--metric-prefix", "shop_", "--static-label", "site=north", "--static-label", "tier=a b")
     app = running(exporter(*options))
     eventually(lambda: app.get("/-/ready").status == 200)
@@ -68,16 +70,16 @@ def test_prefix_and_static_labels_are_on_every_metric_of_ours(running, exporter,
     client.send_task("tasks.succeed", queue="left")
     series = {"state": "SUCCESS", "task_name": "tasks.succeed", "site": "north", "tier": "a b"}
     until_equal(lambda: app.value("shop_tasks_total", **series), 1)
-    ours = {
+    own = {
         name: dict(labels) for name, labels in app.samples() if not name.startswith(("process_", "python_"))
     }
-    assert all(name.startswith("shop_") for name in ours)
-    assert all(labels.get("site") == "north" for labels in ours.values())
+    assert all(name.startswith("shop_") for name in own)
+    assert all(labels.get("site") == "north" for labels in own.values())
 
 
 @on_redis
-def test_task_names_that_workers_registered_start_at_zero(running, exporter, worker):
-    """Before the first failure its series is there, at 0, so that `increase()` sees the first one."""
+def test_series_of_registered_tasks_start_at_0(running, exporter, worker):
+    """So `increase()` includes the first failure."""
     app = running(exporter()).connected()
     running(worker(queues="left", pool="solo"))
     labels = {"state": "FAILURE", "task_name": "tasks.fail_with_value_error"}

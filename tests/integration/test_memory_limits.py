@@ -1,4 +1,4 @@
-"""Whatever is published, memory stays within what somebody chose, and what is honest is still counted."""
+"""A flood of new names: memory stays within its limit, and valid tasks are counted."""
 
 import base64
 import json
@@ -14,12 +14,12 @@ from harness.memory_limits import FLOODED_BYTES
 from harness.waiting import eventually, until_equal
 from prometheus_client.utils import floatToGoString
 
-#: Tasks between two scrapes, each of which has to wait until they are counted.
-STEP = 20_000
+#: Tasks between two scrapes. Each scrape waits until they are counted.
+TASKS_PER_SCRAPE = 20_000
 
 
 def hostile(number: int) -> list[dict]:
-    """Return a task whose every name is new."""
+    """Return the events of a task with new names for everything."""
     now = time.time()
     common = {"uuid": f"h{number}", "pid": number, "timestamp": now}
     name = {"name": f"task-{number}", "queue": f"queue-{number}", "retries": 0}
@@ -34,7 +34,7 @@ def hostile(number: int) -> list[dict]:
 
 
 def flood(redis, first: int, count: int) -> None:
-    """Publish so many hostile tasks, in batches, waiting where the exporter is behind."""
+    """Publish `count` hostile tasks in batches."""
     numbers = iter(range(first, first + count))
     while chunk := list(islice(numbers, 20)):
         events = [event for number in chunk for event in hostile(number)]
@@ -52,21 +52,22 @@ def flood(redis, first: int, count: int) -> None:
 @on_redis
 @pytest.mark.parametrize("tasks", [60_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 @pytest.mark.timeout(3_600)
-def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks):
-    """Every name is new: tasks, queues, hosts, exceptions. Memory stays within 300 MB, honest sums go on."""
+def test_memory_is_bounded_in_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks):
+    """All names of tasks, queues, hosts and exceptions are new. Tasks of known names are still counted."""
     app = running(exporter("--task-labels", "queue_name,worker")).connected()
     publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", task_name="made.up", state="SUCCESS"), 1)
     process, redis = psutil.Process(app.pid), broker.server.client()
     redis.config_set("client-output-buffer-limit", "pubsub 0 0 0")
-    most = 0
-    for first in range(0, tasks, STEP):
-        flood(redis, first, STEP)
-        line = f'celery_exporter_events_total{{kind="task-failed"}} {floatToGoString(first + STEP)}\n'
+    peak = 0
+    for first in range(0, tasks, TASKS_PER_SCRAPE):
+        flood(redis, first, TASKS_PER_SCRAPE)
+        failures = floatToGoString(first + TASKS_PER_SCRAPE)
+        line = f'celery_exporter_events_total{{kind="task-failed"}} {failures}\n'
         eventually(lambda: line in app.get(headers=SCRAPER, timeout=30).text, 120, what=line)  # noqa: B023
-        most = max(most, process.memory_info().rss)
+        peak = max(peak, process.memory_info().rss)
     publish_events(broker.url, *task_events(2))
-    # The page is long by now, and takes a client seconds to take apart.
+    # The page is long, and a client needs seconds to parse it.
     until_equal(lambda: app.total("celery_tasks_total", task_name="made.up", state="SUCCESS"), 2, 60)
     samples = app.samples()
     assert samples.total("celery_tasks_total", state="FAILURE") == tasks
@@ -74,5 +75,5 @@ def test_a_flood_of_names_hosts_and_exceptions(running, exporter, broker, tasks)
     assert samples.total("celery_exporter_series_overflow_total") > 0
     assert samples.total("celery_exporter_limit_rejections_total", kind="worker") > 0
     assert samples.total("celery_exporter_limit_rejections_total", kind="queue") > 0
-    assert most < FLOODED_BYTES, f"{most / 2**20:.0f} MB"
-    print(f"{tasks} hostile tasks: {most / 2**20:.0f} MB at most")
+    assert peak < FLOODED_BYTES, f"{peak / 2**20:.0f} MB"
+    print(f"{tasks} hostile tasks: {peak / 2**20:.0f} MB at most")

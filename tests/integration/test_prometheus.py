@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the exporter while a real worker runs: it holds what was counted, all of it."""
+"""Prometheus scrapes the exporter of a real worker, and stores the counts of the exporter."""
 
 from types import SimpleNamespace
 
@@ -13,9 +13,9 @@ from harness.workers import client as make_client
 JOB = "celery"
 
 
-@pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda each: each.__name__)
+@pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda server: server.__name__)
 def scene(request, redis_server, tmp_path_factory):
-    """Return a Prometheus, an exporter, and a client, of a cluster with one worker."""
+    """Return a Prometheus, an exporter and a client, for one worker."""
     url = redis_server.clean()
     folder = tmp_path_factory.mktemp("scene")
     exporter = Exporter(folder / "exporter", url)
@@ -28,8 +28,8 @@ def scene(request, redis_server, tmp_path_factory):
             yield SimpleNamespace(prometheus=prometheus, client=client, exporter=exporter)
 
 
-def test_the_first_failure_is_seen_by_increase(scene):
-    """An exception that nobody could foresee: Prometheus sees its series at 0 before it sees 1."""
+def test_increase_counts_the_first_failure(scene):
+    """The series of a new exception is exposed at 0 before it is exposed at 1."""
     failures = 'celery_task_failures_total{exception="InnerError"}'
     assert scene.prometheus.query(failures) == []
     scene.client.send_task("tasks.fail_with_inner_error", queue="celery")
@@ -37,8 +37,8 @@ def test_the_first_failure_is_seen_by_increase(scene):
     eventually(lambda: scene.prometheus.query(f"sum(increase({failures}[1m])) > 0.9"), 15)
 
 
-def test_what_prometheus_holds_is_what_the_exporter_says(scene):
-    """No scrape failed, and the sums arrive as they were."""
+def test_prometheus_stores_the_counts_of_the_exporter(scene):
+    """No scrape fails."""
     (target,) = scene.prometheus.targets()
     assert (target["health"], target["lastError"]) == ("up", "")
     assert scene.prometheus.query(f'min_over_time(up{{job="{JOB}"}}[30s])')[0]["value"][1] == "1"

@@ -1,4 +1,4 @@
-"""Remote control: a control_exchange of its own, answers in other serialisers, solo workers of old."""
+"""Inspection of workers with another control_exchange, or with other serializers."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from harness.waiting import eventually
 from harness.workers import Worker
 
 CRITICAL = "CRITICAL"
-#: Who runs the tests may be root, for whom Celery refuses pickle otherwise.
+#: Celery accepts pickle for root only with this variable, and tests may run as root.
 AS_ROOT = {"C_FORCE_ROOT": "1"}
 
 
 def findings(app: Exporter) -> dict[str, dict[str, str]]:
-    found = json.loads(app.get("/api/v1/status").text)["findings"]
-    return {each["check"]: each for each in found if each["severity"] != "ok"}
+    """Return the findings of the status API with problems, by check."""
+    all_findings = json.loads(app.get("/api/v1/status").text)["findings"]
+    return {finding["check"]: finding for finding in all_findings if finding["severity"] != "ok"}
 
 
 def pool_sizes(app: Exporter) -> dict[str, float]:
-    found = app.samples().by("celery_worker_pool_size", "worker")
-    return {worker: size for (worker,), size in found.items()}
+    sizes = app.samples().by("celery_worker_pool_size", "worker")
+    return {worker: size for (worker,), size in sizes.items()}
 
 
-def test_a_control_exchange_that_is_named(
+def test_workers_of_the_control_exchange_of_the_option_answer(
     running: Callable[..., Exporter],
     worker: Callable[..., Worker],
     exporter: Callable[..., Exporter],
@@ -41,12 +42,12 @@ def test_a_control_exchange_that_is_named(
     eventually(lambda: "remote-control" not in findings(app), 30)
 
 
-def test_a_control_exchange_that_is_not_named_is_found_on_redis(
+def test_redis_workers_of_any_control_exchange_answer_without_the_option(
     running: Callable[..., Exporter], tmp_path: Path, redis_broker: Broker
 ):
-    """kombu keeps there which queues are bound to it."""
+    """On Redis, kombu stores the queues that are bound to each exchange."""
     url = redis_broker.url
-    redis.Redis.from_url(url).sadd("_kombu.binding.nobody.pidbox", "x")
+    redis.Redis.from_url(url).sadd("_kombu.binding.unused.pidbox", "x")
     app, *_ = running(
         Exporter(tmp_path / "exporter", url),
         Worker(tmp_path / "shop", url, "shop@box", control_exchange="shop", concurrency=3),
@@ -55,30 +56,30 @@ def test_a_control_exchange_that_is_not_named_is_found_on_redis(
     eventually(lambda: pool_sizes(app) == {"shop@box": 3, "plain@box": 2}, 60)
     assert "remote-control" not in findings(app)
     doctor = run_cli("doctor", "--json", "--seconds", "20", "--broker-url", url, deadline=90)
-    found = {each["check"]: each for each in json.loads(doctor.stdout)["findings"]}
-    assert found["remote-control"]["severity"] == "ok"
+    checks = {finding["check"]: finding for finding in json.loads(doctor.stdout)["findings"]}
+    assert checks["remote-control"]["severity"] == "ok"
 
 
-def test_on_rabbitmq_the_remedy_names_the_option(
+def test_the_remedy_on_rabbitmq_names_the_control_exchange_option(
     running: Callable[..., Exporter], tmp_path: Path, rabbit_broker: Broker
 ):
     url = rabbit_broker.url
     app, _ = running(
         Exporter(tmp_path / "exporter", url), Worker(tmp_path / "worker", url, control_exchange="shop")
     )
-    found = eventually(lambda: findings(app).get("remote-control"), 60)
-    assert "control_exchange" in found["remedy"]
-    assert "--control-exchange" in found["remedy"]
+    finding = eventually(lambda: findings(app).get("remote-control"), 60)
+    assert "control_exchange" in finding["remedy"]
+    assert "--control-exchange" in finding["remedy"]
     assert pool_sizes(app) == {}
 
 
-def test_pickled_answers_are_one_finding(
+def test_pickled_answers_are_one_finding_until_accept_content_lists_pickle(
     running: Callable[..., Exporter], worker: Callable[..., Worker], exporter: Callable[..., Exporter]
 ):
     pickles = {"task_serializer": "pickle", "accept_content": ["pickle", "json"]}
     app, _ = running(exporter(), worker(**pickles, environment=AS_ROOT))
-    said = "workers reply in pickle, which is not accepted here"
-    eventually(lambda: findings(app)["remote-control"]["message"].startswith(said), 60, ignore=(KeyError,))
+    message = "workers reply in pickle, which is not accepted here"
+    eventually(lambda: findings(app)["remote-control"]["message"].startswith(message), 60, ignore=(KeyError,))
     assert "--accept-content" in findings(app)["remote-control"]["remedy"]
     assert app.text().count("workers answer in pickle") == 1
     assert (pool_sizes(app), CRITICAL in app.text(), "Traceback" in app.text()) == ({}, False, False)
@@ -87,27 +88,27 @@ def test_pickled_answers_are_one_finding(
     eventually(lambda: pool_sizes(app) == {"worker@test": 2}, 60)
 
 
-def test_workers_that_take_nothing_but_pickle(
+def test_workers_that_accept_only_pickle_are_inspected_less_often(
     running: Callable[..., Exporter], worker: Callable[..., Worker], exporter: Callable[..., Exporter]
 ):
-    """They log each question that they do not take, so they are asked more and more seldom."""
+    """They log an error for each inspection that they refuse."""
     pickles = {"task_serializer": "pickle", "accept_content": ["pickle"]}
-    app, process = running(exporter(), worker(**pickles, environment=AS_ROOT))
-    found = eventually(lambda: findings(app).get("remote-control"), 60)
-    assert "accept_content" in found["remedy"]
+    app, pickle_worker = running(exporter(), worker(**pickles, environment=AS_ROOT))
+    finding = eventually(lambda: findings(app).get("remote-control"), 60)
+    assert "accept_content" in finding["remedy"]
     app.stop_cleanly()
-    refused = process.text().count(CRITICAL)
+    refusals = pickle_worker.text().count(CRITICAL)
     app = running(exporter("--accept-content", "pickle,json"))
     eventually(lambda: pool_sizes(app) == {"worker@test": 2}, 60)
-    assert process.text().count(CRITICAL) == refused
+    assert pickle_worker.text().count(CRITICAL) == refusals
     assert "remote-control" not in findings(app)
 
 
 @pytest.mark.parametrize("exchange", ["shop", "my shop; touch /tmp/it"])
-def test_the_doctor_takes_the_option(redis_broker: Broker, exchange: str):
-    done = run_cli(
+def test_doctor_accepts_the_control_exchange_option(redis_broker: Broker, exchange: str):
+    command = run_cli(
         "doctor", "--json", "--seconds", "8", "--broker-url", redis_broker.url,
         "--control-exchange", exchange, deadline=60,
     )  # fmt: skip
-    found = {each["check"] for each in json.loads(done.stdout)["findings"]}
-    assert {"subscription", "workers"} <= found
+    checks = {finding["check"] for finding in json.loads(command.stdout)["findings"]}
+    assert {"subscription", "workers"} <= checks

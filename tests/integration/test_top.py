@@ -1,4 +1,4 @@
-"""`celery-exporter top` in a real terminal, with a real exporter and a real broker."""
+"""`celery-exporter top` in a terminal, with an exporter and directly with a broker."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness.terminal import Terminal
 from harness.waiting import eventually
 from harness.workers import Worker
 
-NODE = "seen@top"
-HOSTILE = "\x1b]0;pwned\x07[red]evil\x1b[2J"
+NODE = "worker@top"
+HOSTILE_NAME = "\x1b]0;pwned\x07[red]evil\x1b[2J"
 
 
 @pytest.fixture(scope="module")
@@ -35,108 +35,113 @@ def app(running, tmp_path, cluster) -> Exporter:
 
 @pytest.fixture
 def terminal(running, tmp_path):
-    def make(*arguments: str, **options) -> Terminal:
+    """`terminal(*arguments)` starts `top` in a terminal."""
+
+    def start(*arguments: str, **options) -> Terminal:
         return running(Terminal(tmp_path / "terminal", "top", *arguments, **options))
 
-    return make
+    return start
 
 
-def assert_quits(shown: Terminal) -> None:
-    assert shown.wait() == 0
-    eventually(shown.is_restored)
+def wait_for_exit(top: Terminal) -> None:
+    """Wait until it exits with code 0, and the terminal is restored."""
+    assert top.wait() == 0
+    eventually(top.is_restored)
 
 
-def test_a_running_exporter_is_shown(app, terminal):
-    """Its port is in the environment, as on the host of the exporter."""
-    shown = terminal(environment={"CELERY_EXPORTER_PORT": str(app.port)}).shows(NODE)
-    shown.resize(150, 40)
-    shown.shows("Task events")
+def test_top_shows_an_exporter_and_reports_its_end(app, terminal):
+    """The port of the exporter is in the environment."""
+    top = terminal(environment={"CELERY_EXPORTER_PORT": str(app.port)}).shows(NODE)
+    top.resize(150, 40)
+    top.shows("Task events")
     app.stop()
-    shown.shows("not updated since")
-    shown.shows("connection refused")
-    shown.press("q")
-    assert_quits(shown)
+    top.shows("not updated since")
+    top.shows("connection refused")
+    top.press("q")
+    wait_for_exit(top)
 
 
-def test_a_broker_is_shown_without_an_exporter(terminal, cluster):
-    """No name of a task controls the terminal."""
-    shown = terminal("--broker-url", cluster).shows(NODE)
+def test_top_shows_a_broker_without_an_exporter(terminal, cluster):
+    """Control characters in task names do not reach the terminal."""
+    top = terminal("--broker-url", cluster).shows(NODE)
     with workers.client(cluster) as client:
 
         def is_shown() -> bool:
-            client.send_task(HOSTILE, queue="elsewhere")
-            return "[red]evil" in shown.written()
+            client.send_task(HOSTILE_NAME, queue="elsewhere")
+            return "[red]evil" in top.written()
 
         eventually(is_shown, 20, every=1.0)
-    assert b"pwned\x07" not in shown.raw
-    assert b"\x1b]0;pwned" not in shown.raw
-    shown.press("\x03")
-    assert_quits(shown)
+    assert b"pwned\x07" not in top.raw
+    assert b"\x1b]0;pwned" not in top.raw
+    top.press("\x03")
+    wait_for_exit(top)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda each: each.name)
-def test_a_signal_leaves_the_terminal_as_it_was(terminal, number):
-    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("connection refused")
-    assert shown.stop(number) == 0
-    eventually(shown.is_restored)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_a_signal_ends_top_and_restores_the_terminal(terminal, number):
+    top = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("connection refused")
+    assert top.stop(number) == 0
+    eventually(top.is_restored)
 
 
-def test_q_does_not_wait_for_an_answer(terminal):
+def test_q_ends_top_while_a_request_is_pending(terminal):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        shown = terminal("--url", f"http://127.0.0.1:{silent.getsockname()[1]}").shows("q Quit")
-        shown.press("q")
-        assert shown.wait() == 0
-        assert shown.ending.seconds < 2, "it waited for the answer"
-        eventually(shown.is_restored)
+        top = terminal("--url", f"http://127.0.0.1:{silent.getsockname()[1]}").shows("q Quit")
+        top.press("q")
+        assert top.wait() == 0
+        assert top.ending.seconds < 2, "the request times out after 5 s"
+        eventually(top.is_restored)
 
 
-def test_a_closed_terminal_ends_it(terminal):
-    shown = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("connection refused")
-    shown.close()
-    shown.wait()
+def test_top_ends_when_its_terminal_is_closed(terminal):
+    top = terminal("--url", f"http://127.0.0.1:{free_port()}").shows("connection refused")
+    top.close()
+    top.wait()
 
 
-def test_no_color_is_respected(terminal, app):
-    """By default the terminal's own ones."""
-    coloured = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
+def test_no_color_disables_colors(terminal, app):
+    """By default, the colors are those of the terminal."""
+    color_code = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
     url = f"http://127.0.0.1:{app.port}"
     for environment, expected in (({}, True), ({"NO_COLOR": "1"}, False)):
-        shown = terminal("--url", url, environment=environment).shows(NODE)
-        assert bool(coloured.search(shown.raw)) is expected
-        shown.press("q")
-        assert_quits(shown)
+        top = terminal("--url", url, environment=environment).shows(NODE)
+        assert bool(color_code.search(top.raw)) is expected
+        top.press("q")
+        wait_for_exit(top)
 
 
-def test_without_the_extra_a_line_says_what_to_install(terminal, tmp_path):
-    missing = "raise ModuleNotFoundError(\"No module named 'textual'\", name='textual')"
-    (tmp_path / "textual.py").write_text(missing)
-    shown = terminal(environment={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
-    assert shown.wait() == 1
-    shown.shows("pip install 'celery-event-exporter[top]'")
-    assert shown.written().count("\n") == 1
+def test_without_textual_one_line_names_the_extra_to_install(terminal, tmp_path):
+    module = "raise ModuleNotFoundError(\"No module named 'textual'\", name='textual')"
+    (tmp_path / "textual.py").write_text(module)
+    top = terminal(environment={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert top.wait() == 1
+    top.shows("pip install 'celery-event-exporter[top]'")
+    assert top.written().count("\n") == 1
 
 
-def test_without_a_terminal_a_broker_is_printed_once_or_its_error(cluster):
-    """Both at a time, for each listens for a while."""
-    nobody = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
+def test_without_a_terminal_top_prints_one_snapshot_or_an_error(cluster):
+    """Both commands run at the same time, since each listens for some seconds."""
+    unreachable = f"redis://:s3cret@127.0.0.1:{free_port()}/0"
     with ThreadPoolExecutor(2) as pool:
-        done, failed = pool.map(
-            lambda url: run_cli("top", "--broker-url", url, deadline=30), [cluster, nobody]
+        completed, failed = pool.map(
+            lambda url: run_cli("top", "--broker-url", url, deadline=30), [cluster, unreachable]
         )
-    assert done.returncode == 0
-    assert done.stderr == f"top: listening to {cluster} for 6 s, for a heartbeat of each worker\n"
-    assert NODE in done.stdout
-    assert "\x1b" not in done.stdout
+    assert completed.returncode == 0
+    assert completed.stderr == f"top: listening to {cluster} for 6 s, for a heartbeat of each worker\n"
+    assert NODE in completed.stdout
+    assert "\x1b" not in completed.stdout
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "listening to redis://:***@127.0.0.1" in failed.stderr
     assert failed.stderr.count("\n") == 2
     assert "s3cret" not in failed.stderr
 
 
-def test_a_long_wait_is_announced_on_stderr():
+def test_without_a_terminal_top_prints_what_it_waits_for():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = run_cli("top", "--url", url, deadline=30)
-    waits, why = done.stderr.splitlines()
-    assert waits == f"top: waiting for {url}/api/v1/status"
-    assert why.startswith(f"top: {url}/api/v1/status: no answer in 5 s")
+        completed = run_cli("top", "--url", url, deadline=30)
+    waiting, error = completed.stderr.splitlines()
+    assert waiting == f"top: waiting for {url}/api/v1/status"
+    assert error.startswith(f"top: {url}/api/v1/status: no answer in 5 s")

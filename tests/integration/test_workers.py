@@ -1,14 +1,14 @@
-"""Workers: pools, several on one host, going away in good order and dying."""
+"""Worker metrics: pools, several workers on one host, shutdown, failure and restart."""
 
 import celery
 from harness.broker_marks import on_redis
 from harness.waiting import eventually, stays, until_equal
 
-NODES = {"fork@box": ("prefork", 2), "thread@box": ("threads", 3), "solo@box": ("solo", 1)}
+POOLS = {"fork@box": ("prefork", 2), "thread@box": ("threads", 3), "solo@box": ("solo", 1)}
 
 
-def test_pools_and_workers_of_one_host(running, exporter, worker):
-    """Three pools on one host stand side by side; one leaves, and only that one goes down."""
+def test_workers_of_one_host_have_separate_series(running, exporter, worker):
+    """One of three workers shuts down; the others stay up."""
     app = running(exporter()).connected()
     fork, thread, _ = running(
         worker("fork@box", queues="left,right", pool="prefork", concurrency=2),
@@ -17,13 +17,13 @@ def test_pools_and_workers_of_one_host(running, exporter, worker):
     )
     until_equal(
         lambda: app.samples().by("celery_worker_pool_size", "worker"),
-        {(node,): size for node, (_, size) in NODES.items()},
+        {(node,): size for node, (_, size) in POOLS.items()},
         20,
     )
     samples = app.samples()
-    assert samples.by("celery_worker_up", "worker", "hostname") == {(node, "box"): 1 for node in NODES}
+    assert samples.by("celery_worker_up", "worker", "hostname") == {(node, "box"): 1 for node in POOLS}
     assert samples.value("celery_workers_online") == 3
-    for node, (pool, _) in NODES.items():
+    for node, (pool, _) in POOLS.items():
         info = samples.matching("celery_worker_info", worker=node)
         assert list(info.values()) == [1], node
         labels = dict(next(iter(info))[1])
@@ -49,8 +49,8 @@ def test_pools_and_workers_of_one_host(running, exporter, worker):
     stays(lambda: app.value("celery_worker_up", worker="solo@box") == 1, 3)
 
 
-def test_a_pool_has_the_size_that_it_has_now(running, exporter, worker, client):
-    """--autoscale and pool_grow: the processes that there are, and the limit where there is one."""
+def test_pool_size_follows_autoscale_and_pool_grow(running, exporter, worker, client):
+    """`celery_worker_pool_max` exists only with --autoscale."""
     app = running(exporter()).connected()
     options = {"pool": "prefork", "concurrency": 2}
     running(
@@ -71,28 +71,26 @@ def test_a_pool_has_the_size_that_it_has_now(running, exporter, worker, client):
 
 
 @on_redis
-def test_a_worker_that_dies_without_a_word_goes_down_and_then_away(
-    running, exporter, worker, client, outcomes
-):
-    """Killed: `celery_worker_up` 0 by its silence, later no series; what it did stays counted."""
+def test_a_killed_worker_is_down_and_then_removed(running, exporter, worker, client, outcomes):
+    """Its heartbeats stop, so it is down, and later has no series. Its tasks stay counted."""
     app = running(exporter("--worker-timeout", "6", "--purge-offline-worker-metrics", "12")).connected()
-    doomed, _ = running(worker("doomed@box", queues="left"), worker("other@box", queues="right"))
+    killed, _ = running(worker("killed@box", queues="left"), worker("other@box", queues="right"))
     eventually(lambda: app.value("celery_workers_online") == 2)
     client.send_task("tasks.succeed", queue="left")
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS", queue_name="left"), 1)
 
-    doomed.kill()
-    until_equal(lambda: app.value("celery_worker_up", worker="doomed@box"), 0, 30)
+    killed.kill()
+    until_equal(lambda: app.value("celery_worker_up", worker="killed@box"), 0, 30)
     assert app.value("celery_worker_up", worker="other@box") == 1
-    eventually(lambda: "doomed@box" not in app.samples().label_values("worker"), 30)
+    eventually(lambda: "killed@box" not in app.samples().label_values("worker"), 30)
     assert app.value("celery_worker_up", worker="other@box") == 1
     assert app.total("celery_tasks_total", state="SUCCESS", queue_name="left") == 1
     assert outcomes.total("SUCCESS") == 1
 
 
 @on_redis
-def test_a_restarted_worker_is_counted_as_such(running, exporter, worker, client):
-    """The same name with another process: one restart, and its processed count goes on growing."""
+def test_a_restart_of_a_worker_is_counted(running, exporter, worker, client):
+    """A new process with the same node name: one restart, and its processed count continues."""
     app = running(exporter()).connected()
     first = running(worker("w@box", pool="solo"))
     client.send_task("tasks.succeed", queue="celery")
