@@ -1,4 +1,4 @@
-"""RabbitMQ's memory and disk alarms: publishers are blocked, nobody is dead."""
+"""RabbitMQ's memory and disk alarms block publishers; workers stay up."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.servers import RabbitServer, RabbitServer4
 from harness.waiting import eventually
 from harness.workers import Worker, client
 
-#: The shortest there is: three heartbeats.
-SHORT = ("--worker-timeout", "1")
-PATIENCE = 6.0
+#: The effective minimum is three heartbeats.
+SHORT_TIMEOUT = ("--worker-timeout", "1")
+MIN_WORKER_TIMEOUT_SECONDS = 6.0
 ALARMS = {
     "memory": (
         ("set_vm_memory_high_watermark", "0.00000001"),
@@ -28,6 +28,7 @@ ALARMS = {
 
 @contextmanager
 def alarm(server: RabbitServer, kind: str = "memory") -> Iterator[None]:
+    """Raise an alarm, and clear it at the end."""
     on, off = ALARMS[kind]
     try:
         server.control(*on)
@@ -37,12 +38,12 @@ def alarm(server: RabbitServer, kind: str = "memory") -> Iterator[None]:
 
 
 def findings(app: Exporter) -> dict[str, dict[str, str]]:
-    """Return what the status API finds that is not well, by check."""
-    found = json.loads(app.get("/api/v1/status").text)["findings"]
-    return {each["check"]: each for each in found if each["severity"] != "ok"}
+    """Return the findings of the status API with problems, by check."""
+    all_findings = json.loads(app.get("/api/v1/status").text)["findings"]
+    return {finding["check"]: finding for finding in all_findings if finding["severity"] != "ok"}
 
 
-def silence(app: Exporter) -> float:
+def heartbeat_age(app: Exporter) -> float:
     """Return the seconds since the newest heartbeat."""
     return time.time() - (app.value("celery_worker_last_heartbeat_timestamp_seconds") or 0.0)
 
@@ -51,74 +52,75 @@ def is_blocked(app: Exporter) -> bool:
     return app.value("celery_broker_blocked") == 1
 
 
-def test_workers_are_not_judged_while_publishers_are_blocked(
+def test_workers_stay_up_while_publishers_are_blocked(
     running: Callable[..., Exporter], tmp_path, rabbit_broker: Broker
 ):
     url = rabbit_broker.url
     app, _ = running(
-        Exporter(tmp_path / "exporter", url, *SHORT, "--purge-offline-worker-metrics", "1"),
+        Exporter(tmp_path / "exporter", url, *SHORT_TIMEOUT, "--purge-offline-worker-metrics", "1"),
         Worker(tmp_path / "worker", url, pool="threads"),
     )
     eventually(lambda: app.value("celery_worker_pool_size") == 2, 60)
     assert app.value("celery_broker_blocked") == 0
     with alarm(rabbit_broker.server):
         eventually(lambda: is_blocked(app), 30)
-        eventually(lambda: silence(app) > 2 * PATIENCE, 60)
+        eventually(lambda: heartbeat_age(app) > 2 * MIN_WORKER_TIMEOUT_SECONDS, 60)
         assert app.value("celery_worker_up") == 1
         assert app.value("celery_workers_online") == 1
         assert app.get("/-/ready").status == 200, "the subscription is open"
-        (found,) = findings(app).values()
-        assert (found["check"], found["severity"]) == ("publishers", "critical")
-        assert "low on memory" in found["message"]
-        assert "rabbitmq-diagnostics alarms" in found["remedy"]
+        (finding,) = findings(app).values()
+        assert (finding["check"], finding["severity"]) == ("publishers", "critical")
+        assert "low on memory" in finding["message"]
+        assert "rabbitmq-diagnostics alarms" in finding["remedy"]
         assert json.loads(app.get("/api/v1/status").text)["broker"]["blocked"] is True
         doctor = run_cli("doctor", "--json", "--seconds", "8", "--broker-url", url, deadline=60)
-        bad = [each for each in json.loads(doctor.stdout)["findings"] if each["severity"] != "ok"]
-        assert [each["check"] for each in bad] == ["publishers"]
-        assert "rabbitmq-diagnostics alarms" in bad[0]["remedy"]
+        results = json.loads(doctor.stdout)["findings"]
+        problems = [finding for finding in results if finding["severity"] != "ok"]
+        assert [finding["check"] for finding in problems] == ["publishers"]
+        assert "rabbitmq-diagnostics alarms" in problems[0]["remedy"]
     eventually(lambda: app.value("celery_broker_blocked") == 0, 30)
-    eventually(lambda: silence(app) < PATIENCE, 30)
-    with client(url) as clients:
-        clients.send_task("tasks.succeed", (0.01,), queue="celery")
+    eventually(lambda: heartbeat_age(app) < MIN_WORKER_TIMEOUT_SECONDS, 30)
+    with client(url) as celery_app:
+        celery_app.send_task("tasks.succeed", (0.01,), queue="celery")
     eventually(lambda: app.total("celery_tasks_total", state="SUCCESS") == 1, 30)
     assert app.value("celery_worker_up") == 1
     eventually(lambda: not findings(app), 30)
     assert "all workers are down" not in app.text()
-    said = [
+    lines = [
         line
         for line in app.text().splitlines()
         if "celery_exporter.status.checks" in line and "publishers" in line
     ]
-    assert len(said) <= 2, "once when it stood for long, once when it was over"
+    assert len(lines) <= 2, "one line for the finding, one for its end"
 
 
 @pytest.mark.parametrize("kind", ALARMS)
-def test_an_alarm_is_known_without_workers_and_costs_one_connection(
+def test_an_alarm_is_detected_without_workers_over_one_connection(
     running: Callable[..., Exporter], tmp_path, rabbit_broker: Broker, kind: str
 ):
-    """RabbitMQ does not notice that a blocked connection was closed: new ones would collect there."""
+    """RabbitMQ does not detect the end of a blocked connection, so new ones would accumulate."""
     server = rabbit_broker.server
 
-    def looked() -> float:
+    def last_check() -> float:
         return (
             app.value("celery_exporter_collector_last_success_timestamp_seconds", collector="blocked") or 0.0
         )
 
-    def connections_stay() -> bool:
-        """The others open theirs once, which may take a busy machine a while."""
-        connections, begin = server.control("list_connections", "pid"), looked()
-        eventually(lambda: looked() > begin + 6, 60)
+    def has_stable_connections() -> bool:
+        """Return whether the connections stay the same; other jobs open theirs at the start."""
+        connections, begin = server.control("list_connections", "pid"), last_check()
+        eventually(lambda: last_check() > begin + 6, 60)
         return server.control("list_connections", "pid") == connections
 
     with alarm(server, kind):
         app = running(Exporter(tmp_path / "exporter", rabbit_broker.url))
         eventually(lambda: is_blocked(app), 60)
         eventually(lambda: f"low on {kind}" in findings(app)["publishers"]["message"], 30, ignore=(KeyError,))
-        eventually(connections_stay, 60, what="the same connections as before some looks")
+        eventually(has_stable_connections, 60, what="the same connections after some checks")
         app.stop_cleanly()
 
 
-def test_rabbitmq_4_tells_of_its_alarms_too(running: Callable[..., Exporter], tmp_path):
+def test_an_alarm_is_detected_on_rabbitmq_4(running: Callable[..., Exporter], tmp_path):
     with RabbitServer4(tmp_path / "rabbitmq") as server:
         app = running(Exporter(tmp_path / "exporter", server.url)).connected(60)
         eventually(lambda: app.value("celery_broker_blocked") == 0, 30)
@@ -127,7 +129,7 @@ def test_rabbitmq_4_tells_of_its_alarms_too(running: Callable[..., Exporter], tm
         eventually(lambda: app.value("celery_broker_blocked") == 0, 30)
 
 
-def test_a_user_who_may_not_publish_leaves_it_unknown(
+def test_blocked_is_unknown_without_the_permission_to_publish(
     running: Callable[..., Exporter], tmp_path, rabbit_broker: Broker
 ):
     vhost = rabbit_broker.url.rpartition("/")[2]
@@ -138,7 +140,7 @@ def test_a_user_who_may_not_publish_leaves_it_unknown(
     assert app.get("/-/ready").status == 200
 
 
-def test_redis_does_not_tell(running: Callable[..., Exporter], tmp_path, redis_broker: Broker):
+def test_blocked_is_absent_on_redis(running: Callable[..., Exporter], tmp_path, redis_broker: Broker):
     app = running(Exporter(tmp_path / "exporter", redis_broker.url)).connected()
     assert app.value("celery_broker_blocked") is None
     assert app.value("celery_exporter_collector_success", collector="blocked") is None

@@ -102,9 +102,8 @@ def test_a_frozen_broker_is_detected_and_delays_neither_scrapes_nor_shutdown(run
             until_equal(lambda: app.value("celery_broker_up"), 0, RECONNECT_SECONDS)
             until_equal(lambda: statuses(app), DOWN, RECONNECT_SECONDS)
             assert scrape_time() < 1.0
-            until_equal(
-                lambda: app.value("celery_queue_length"), None, RECONNECT_SECONDS
-            )  # absent instead of stale
+            # The length is absent instead of stale.
+            until_equal(lambda: app.value("celery_queue_length"), None, RECONNECT_SECONDS)
             second.stop_cleanly(signal.SIGTERM)
         finally:
             own_server.resume()

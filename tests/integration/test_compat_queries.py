@@ -1,8 +1,8 @@
-"""The contract with people who have queries on their walls: a real Prometheus answers every one of them.
+"""Prometheus returns samples for all queries of the compatibility contract (tests/data/compat/queries.yaml).
 
-The demo runs once, on real workers. Exporters listen to it with each profile alone, and with each set of
-profiles to which no other can be added; those that are asked queries have a Prometheus each, so that they run
-as they are.
+The demo runs once, on real workers. Exporters subscribe to its events with each profile alone, and with each
+set of profiles to which no other can be added. Each exporter with queries has its own Prometheus, so that the
+queries run unchanged.
 """
 
 import math
@@ -25,17 +25,18 @@ COPY = TESTS / "data" / "compat" / "queries.yaml"
 SHARED = ROOT.parent / "shared" / "contracts" / "queries.yaml"
 CONTRACT = {entry["profile"]: entry for entry in yaml.safe_load(COPY.read_text())}
 NATIVE = CONTRACT["native"]
-HELD = {"queries", "queries_with_worker_label", "curl", "families"}
-HELD_ELSEWHERE = {"alerts", "panels"}  # in tests/alerts/test_rules.py and tests/dashboards/test_generated.py
+TESTED_HERE = {"queries", "queries_with_worker_label", "curl", "families"}
+#: In tests/alerts/test_rules.py and tests/dashboards/test_generated.py.
+TESTED_ELSEWHERE = {"alerts", "panels"}
 
-#: Prometheus 3 stores le="30" as le="30.0"; this has it stored as it was (docs/reference/metrics.md).
+#: Prometheus 3 stores le="30" as le="30.0". This rule restores the bound (docs/reference/metrics.md).
 SHORT_BOUNDS = [{"source_labels": ["le"], "regex": r"(\d+)\.0", "target_label": "le"}]
 
-LONG = 30.0  # seconds for what the demo does now and then, on two busy cores
+DEADLINE_SECONDS = 30.0  # for tasks that the demo sends rarely
 
 
-def fit(profiles):
-    """Tell whether they can be on together."""
+def are_compatible(profiles):
+    """Return whether profiles can be enabled together."""
     try:
         select(profiles, MetricOptions())
     except ProfilesClashError:
@@ -43,102 +44,105 @@ def fit(profiles):
     return True
 
 
-def together():
-    """Return the sets of profiles that can be on together and to which no other can be added."""
+def maximal_sets():
+    """Return the sets of compatible profiles to which no other profile can be added."""
     sizes = range(2, len(CONTRACT) + 1)
-    fitting = [names for size in sizes for names in combinations(CONTRACT, size) if fit(names)]
-    return [names for names in fitting if not any(set(names) < set(more) for more in fitting)]
+    compatible = [names for size in sizes for names in combinations(CONTRACT, size) if are_compatible(names)]
+    return [names for names in compatible if not any(set(names) < set(other) for other in compatible)]
 
 
 BY_WORKER = "native by worker"
 BY_TASK_ALONE = "native by task alone"
-#: What is switched on, by the names of the exporters.
-SETS = {"+".join(names): names for names in [*((name,) for name in CONTRACT), *together()]}
+#: The enabled profiles by the name of the exporter.
+PROFILES = {"+".join(names): names for names in [*((name,) for name in CONTRACT), *maximal_sets()]}
 OPTIONS = {
-    **{under: ("--profile", ",".join(names)) for under, names in SETS.items()},
+    **{exporter_name: ("--profile", ",".join(names)) for exporter_name, names in PROFILES.items()},
     BY_WORKER: ("--task-labels", "queue_name,worker"),
     BY_TASK_ALONE: ("--task-labels", ""),
 }
 QUERIES = [
-    (under, query)
-    for under, names in SETS.items()
+    (exporter_name, query)
+    for exporter_name, names in PROFILES.items()
     for name in names
     for query in CONTRACT[name].get("queries", ())
 ] + [(BY_WORKER, query) for query in NATIVE["queries_with_worker_label"]]
 FAMILIES = [
-    pytest.param(under, family, promise, id=f"{under}-{family}")
-    for under, names in SETS.items()
+    pytest.param(exporter_name, family, contract, id=f"{exporter_name}-{family}")
+    for exporter_name, names in PROFILES.items()
     for name in names
-    for family, promise in CONTRACT[name].get("families", {}).items()
+    for family, contract in CONTRACT[name].get("families", {}).items()
 ]
 
 
-def test_our_copy_of_the_contract_is_the_shared_one():
+def test_the_contract_equals_its_source():
     if not SHARED.exists():
         pytest.skip("this checkout has no ../shared")
     assert COPY.read_text() == SHARED.read_text()
 
 
-def test_no_part_of_the_contract_is_left_out():
-    assert set().union(*CONTRACT.values()) == {"profile", "from"} | HELD | HELD_ELSEWHERE
+def test_each_part_of_the_contract_has_a_test():
+    assert set().union(*CONTRACT.values()) == {"profile", "from"} | TESTED_HERE | TESTED_ELSEWHERE
 
 
 @pytest.fixture(scope="module")
-def watched(redis_server, tmp_path_factory):
-    """Return the exporters, and the Prometheus servers of those that are asked queries, by their names."""
+def demo(redis_server, tmp_path_factory):
+    """Return the exporters by name, and the Prometheus servers by the names of exporter and class."""
     url, folder = redis_server.clean(), tmp_path_factory.mktemp("contracts")
-    exporters = {under: Exporter(folder / under, url, *options) for under, options in OPTIONS.items()}
+    exporters = {
+        exporter_name: Exporter(folder / exporter_name, url, *options)
+        for exporter_name, options in OPTIONS.items()
+    }
     servers = {
-        (under, server): server(
-            folder / under / server.__name__,
-            f"127.0.0.1:{exporters[under].port}",
+        (exporter_name, server): server(
+            folder / exporter_name / server.__name__,
+            f"127.0.0.1:{exporters[exporter_name].port}",
             job=JOB,
             relabel=SHORT_BOUNDS,
         )
-        for under in {under for under, _ in QUERIES}
+        for exporter_name in {exporter_name for exporter_name, _ in QUERIES}
         for server in PROMETHEUSES
     }
     with side_by_side(*exporters.values(), *servers.values()):
         for exporter in exporters.values():
-            eventually(lambda ask=exporter.get: ask("/-/ready").status == 200, LONG)
+            eventually(lambda ask=exporter.get: ask("/-/ready").status == 200, DEADLINE_SECONDS)
         with running_demo(folder, url):
             yield SimpleNamespace(exporters=exporters, servers=servers)
 
 
-@pytest.mark.parametrize("server", PROMETHEUSES, ids=lambda each: each.__name__)
-@pytest.mark.parametrize(("under", "query"), QUERIES)
-def test_a_query_of_the_contract_returns_samples(watched, under, query, server):
-    """At least one that is a number, and has a value in each label that the query groups by."""
+@pytest.mark.parametrize("server", PROMETHEUSES, ids=lambda server: server.__name__)
+@pytest.mark.parametrize(("exporter_name", "query"), QUERIES)
+def test_a_query_of_the_contract_returns_samples(demo, exporter_name, query, server):
+    """At least one sample is a number, and has all labels by which the query groups."""
     groups = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", query))))
 
     def numbers():
-        found = watched.servers[under, server].query(query.replace("$job", JOB))
-        whole = [sample for sample in found if groups <= sample["metric"].keys()]
-        return [sample for sample in whole if not math.isnan(float(sample["value"][1]))]
+        samples = demo.servers[exporter_name, server].query(query.replace("$job", JOB))
+        labelled = [sample for sample in samples if groups <= sample["metric"].keys()]
+        return [sample for sample in labelled if not math.isnan(float(sample["value"][1]))]
 
-    eventually(numbers, LONG, every=0.5, what=query)
+    eventually(numbers, DEADLINE_SECONDS, every=0.5, what=query)
 
 
-@pytest.mark.parametrize(("under", "family", "promise"), FAMILIES)
-def test_a_family_of_the_contract_has_its_type_and_labels(watched, under, family, promise):
-    """Those labels and no others on each sample, and a value in each of them on one at least."""
-    exporter = watched.exporters[under]
-    parts = ("_bucket", "_sum", "_count") if promise["type"] == "histogram" else ("",)
+@pytest.mark.parametrize(("exporter_name", "family", "contract"), FAMILIES)
+def test_a_family_of_the_contract_has_its_type_and_labels(demo, exporter_name, family, contract):
+    """Each sample has exactly these labels, and at least one sample has a value in each."""
+    exporter = demo.exporters[exporter_name]
+    parts = ("_bucket", "_sum", "_count") if contract["type"] == "histogram" else ("",)
     names = {family + part for part in parts}
 
-    def shown():
+    def samples_of_family():
         samples = [dict(labels) for name, labels in exporter.samples() if name in names]
         return samples if any(all(labels.values()) for labels in samples) else []
 
-    samples = eventually(shown, LONG, what=family)
-    assert {frozenset(labels) - {"le"} for labels in samples} == {frozenset(promise["labels"])}
-    assert f"# TYPE {family} {promise['type']}" in exporter.get().text.splitlines()
+    samples = eventually(samples_of_family, DEADLINE_SECONDS, what=family)
+    assert {frozenset(labels) - {"le"} for labels in samples} == {frozenset(contract["labels"])}
+    assert f"# TYPE {family} {contract['type']}" in exporter.get().text.splitlines()
 
 
 @pytest.mark.parametrize("line", NATIVE["curl"])
-def test_a_line_of_the_guide_is_what_curl_shows(watched, line):
-    """Its name and its labels, in the same order; values are those of the demo."""
+def test_curl_shows_a_line_of_the_guide(demo, line):
+    """Its name and its labels are the same, in the same order."""
     shape = re.sub(r'"[^"]*"', '"[^"]+"', re.escape(line))
     shape = re.compile(re.sub(r"\d+$", r"[\\d.]+", shape))
-    curl = watched.exporters[BY_TASK_ALONE].get
-    eventually(lambda: any(map(shape.fullmatch, curl().text.splitlines())), LONG, what=line)
+    curl = demo.exporters[BY_TASK_ALONE].get
+    eventually(lambda: any(map(shape.fullmatch, curl().text.splitlines())), DEADLINE_SECONDS, what=line)

@@ -1,4 +1,4 @@
-"""What each reader promises (see `EventConsumer`), on each broker that it reads."""
+"""The contract of event consumers (see `EventConsumer`), for each consumer on each broker."""
 
 from __future__ import annotations
 
@@ -25,157 +25,159 @@ from celery_exporter.broker.message import UNREADABLE, events_of
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event
 
-#: Messages that a broker has ready before the first of them is read: several batches.
-MANY = 3 * BATCH_MESSAGES + 7
+#: Messages in several batches, published before the first read.
+SEVERAL_BATCHES = 3 * BATCH_MESSAGES + 7
 
 
 @pytest.fixture
-def way(broker):
-    """Return a proxy before the broker."""
+def proxy(broker):
+    """Return a proxy to the broker."""
     with Proxy(urlsplit(broker.url).port) as proxy:
         yield proxy
 
 
-#: Brokers, and the ways of reading each.
-ALL = [(broker, way) for broker in ("redis", "rabbitmq") for way in ("auto", "kombu")]
-each = pytest.mark.parametrize(("broker", "reader"), ALL, indirect=True)
-#: On Redis kombu waits for ever for the rest of a message: for which Redis has a reader of its own.
-but_kombu_on_redis = pytest.mark.parametrize(
-    ("broker", "reader"), [pair for pair in ALL if pair != ("redis", "kombu")], indirect=True
+#: Brokers, and values of --event-consumer.
+CONSUMERS = [(broker, option) for broker in ("redis", "rabbitmq") for option in ("auto", "kombu")]
+on_each_consumer = pytest.mark.parametrize(("broker", "consumer"), CONSUMERS, indirect=True)
+#: On Redis, kombu waits indefinitely for the rest of a message. RedisConsumer does not.
+on_each_but_kombu_on_redis = pytest.mark.parametrize(
+    ("broker", "consumer"), [pair for pair in CONSUMERS if pair != ("redis", "kombu")], indirect=True
 )
 
 
 @pytest.fixture
-def reader(request, broker, way):
-    """Return a reader of the broker, open, whose way can be cut."""
-    url = broker.url.replace(str(urlsplit(broker.url).port), str(way.port))
-    made = consumer_for(ConfigSource(broker_config(url, event_consumer=request.param)))
+def consumer(request, broker, proxy):
+    """Return an open consumer that is connected through the proxy."""
+    url = broker.url.replace(str(urlsplit(broker.url).port), str(proxy.port))
+    consumer = consumer_for(ConfigSource(broker_config(url, event_consumer=request.param)))
     fastest = {"redis": RedisConsumer, "rabbitmq": AmqpConsumer}[broker.kind]
-    assert type(made) is (KombuConsumer if request.param == "kombu" else fastest)
-    made.open()
-    yield made
-    made.close()
+    assert type(consumer) is (KombuConsumer if request.param == "kombu" else fastest)
+    consumer.open()
+    yield consumer
+    consumer.close()
 
 
-def read_until(reader: EventConsumer, count: int) -> list[Event]:
-    """Return the events of so many messages, as they come."""
-    found: list[Event] = []
+def read_events(consumer: EventConsumer, count: int) -> list[Event]:
+    """Read messages until they have this many events, and return these."""
+    events: list[Event] = []
 
-    def came() -> bool:
-        batch = reader.read(0.1)
+    def is_complete() -> bool:
+        batch = consumer.read(0.1)
         assert len(batch) <= BATCH_MESSAGES
-        for payload in batch:
-            assert payload is not UNREADABLE
-            found.extend(events_of(payload, {CONTENT_TYPES["json"]}))
-        return len(found) >= count
+        for message in batch:
+            assert message is not UNREADABLE
+            events.extend(events_of(message, {CONTENT_TYPES["json"]}))
+        return len(events) >= count
 
-    eventually(came, 20, every=0)
-    return found
+    eventually(is_complete, 20, every=0)
+    return events
 
 
 def uuids(events: list[Event]) -> list[str | None]:
     return [event.uuid for event in events]
 
 
-@each
-def test_each_message_comes_once_and_in_its_order(reader, broker):
+@on_each_consumer
+def test_messages_arrive_once_and_in_order(consumer, broker):
     for number in range(30):
         publish_events(broker.url, task_events(number)[0])
-    assert uuids(read_until(reader, 30)) == [f"task-{number}" for number in range(30)]
-    assert reader.read(0.3) == []
+    assert uuids(read_events(consumer, 30)) == [f"task-{number}" for number in range(30)]
+    assert consumer.read(0.3) == []
 
 
-@each
-def test_what_is_more_than_a_batch_comes_with_the_next_ones(reader, broker):
-    publish_many(broker.url, MANY)
-    assert uuids(read_until(reader, MANY)) == [f"task-{number}" for number in range(MANY)]
+@on_each_consumer
+def test_messages_beyond_a_batch_arrive_with_the_next_reads(consumer, broker):
+    publish_many(broker.url, SEVERAL_BATCHES)
+    assert uuids(read_events(consumer, SEVERAL_BATCHES)) == [
+        f"task-{number}" for number in range(SEVERAL_BATCHES)
+    ]
 
 
-@each
-def test_a_large_message_is_whole(reader, broker):
+@on_each_consumer
+def test_a_large_message_is_complete(consumer, broker):
     event = {**task_events(1)[0], "args": "x" * 3_000_000}
     publish_events(broker.url, event, task_events(2)[0])
-    assert uuids(read_until(reader, 2)) == ["task-1", "task-2"]
+    assert uuids(read_events(consumer, 2)) == ["task-1", "task-2"]
 
 
-@each
-def test_it_waits_no_longer_than_it_was_told(reader):
-    reader.read(0.1)
+@on_each_consumer
+def test_read_returns_after_its_timeout(consumer):
+    consumer.read(0.1)
     with TimeSpan() as span:
-        assert reader.read(0.5) == []
+        assert consumer.read(0.5) == []
     assert span.elapsed_seconds > 0.3
     assert span.seconds < 2
 
 
-@each
-def test_a_living_subscription_proves_it_though_nobody_says_anything(reader):
-    opened = reader.last_alive
+@on_each_consumer
+def test_proven_advances_on_an_idle_subscription(consumer):
+    opened = consumer.proven
 
-    def proved() -> bool:
-        reader.read(0.1)
-        return reader.last_alive > opened + 1
+    def has_advanced() -> bool:
+        consumer.read(0.1)
+        return consumer.proven > opened + 1
 
-    eventually(proved, 10)
+    eventually(has_advanced, 10)
 
 
-@each
-def test_the_end_of_the_connection_is_an_error_and_another_can_be_opened(reader, broker, way):
+@on_each_consumer
+def test_a_closed_connection_raises_and_the_consumer_can_be_reopened(consumer, broker, proxy):
     publish_events(broker.url, task_events(1)[0])
-    read_until(reader, 1)
-    way.cut()
+    read_events(consumer, 1)
+    proxy.cut()
 
-    def ended() -> bool:
+    def raises() -> bool:
         try:
-            reader.read(0.1)
+            consumer.read(0.1)
         except BrokerError:
             return True
         return False
 
-    eventually(ended, 10)
-    reader.close()
-    reader.close()
-    way.forward()
-    reader.open()
+    eventually(raises, 10)
+    consumer.close()
+    consumer.close()
+    proxy.forward()
+    consumer.open()
     publish_events(broker.url, task_events(2)[0])
-    assert uuids(read_until(reader, 1)) == ["task-2"]
+    assert uuids(read_events(consumer, 1)) == ["task-2"]
 
 
-@but_kombu_on_redis
-def test_half_a_message_of_the_connection_before_is_forgotten(reader, broker, way):
-    way.stall(100)
+@on_each_but_kombu_on_redis
+def test_an_incomplete_message_of_the_previous_connection_is_dropped(consumer, broker, proxy):
+    proxy.stall(100)
     publish_event_bytes(broker.url, b"[" + b" " * 5_000 + b"]")
-    reader.read(0.3)
-    reader.close()
-    way.forward()
-    reader.open()
+    consumer.read(0.3)
+    consumer.close()
+    proxy.forward()
+    consumer.open()
     publish_events(broker.url, task_events(2)[0])
-    assert uuids(read_until(reader, 1)) == ["task-2"]
+    assert uuids(read_events(consumer, 1)) == ["task-2"]
 
 
-def test_what_was_read_of_the_connection_before_and_not_returned_is_forgotten(redis_broker):
-    """A read that has more than a batch leaves some for the next one, which may be on another connection."""
-    reader = consumer_for(ConfigSource(broker_config(redis_broker.url)))
-    reader.open()
+def test_messages_buffered_from_the_previous_connection_are_dropped(redis_broker):
+    """A read of more than a batch buffers the rest, and the next read may be on another connection."""
+    consumer = consumer_for(ConfigSource(broker_config(redis_broker.url)))
+    consumer.open()
     try:
         publish_many(redis_broker.url, 3 * BATCH_MESSAGES)
-        assert len(reader.read(5)) == BATCH_MESSAGES
-        reader.close()
-        reader.open()
+        assert len(consumer.read(5)) == BATCH_MESSAGES
+        consumer.close()
+        consumer.open()
         publish_events(redis_broker.url, task_events(9_999)[0])
-        assert uuids(read_until(reader, 1)) == ["task-9999"]
+        assert uuids(read_events(consumer, 1)) == ["task-9999"]
     finally:
-        reader.close()
+        consumer.close()
 
 
 def publish_many(url: str, count: int) -> None:
-    """Publish a message for each of so many events, over one connection."""
+    """Publish this many messages with one event each, over one connection."""
     with kombu.Connection(url) as connection:
         producer = connection.Producer(exchange=get_exchange(connection))
         for number in range(count):
             body = json.dumps(task_events(number)[0]).encode()
-            how = {
+            options = {
                 "content_type": "application/json",
                 "content_encoding": "utf-8",
                 "delivery_mode": "transient",
             }
-            producer.publish(body, routing_key="task.sent", **how)
+            producer.publish(body, routing_key="task.sent", **options)

@@ -20,7 +20,8 @@ def scene(request, redis_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scene")
     exporter = Exporter(folder / "exporter", url)
     prometheus = request.param(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
-    with side_by_side(exporter, prometheus, Worker(folder / "worker", url, "celery@box")):
+    # Prometheus starts last, so that its first scrape succeeds.
+    with side_by_side(exporter, Worker(folder / "worker", url, "celery@box")), prometheus:
         exporter.connected()
         eventually(lambda: prometheus.query(f'up{{job="{JOB}"}} == 1'), 15)
         eventually(lambda: prometheus.query("celery_workers_online == 1"), 15)
