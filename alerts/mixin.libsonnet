@@ -1,103 +1,110 @@
-// Alert and recording rules for Celery, on the metrics of the native profile: the one source of celery.rules.yml.
+// Alerting and recording rules for Celery, on the metrics of the native profile. celery.rules.yml is generated from here.
 //
 //   local celery = (import 'mixin.libsonnet') + { _config+:: { queueDepth: 5000 } };
 //
-// Records stand in the group of the alerts that use them, so no alert sees the value of an evaluation before.
-// An exporter that is asked twice (two replicas on one broker) gives two of each series: gauges are taken by max or
-// min, ratios are the same, and what is the difference of two sums is made within an instance first.
+// A recording rule is in the same group as the alerts that use it: rules of a group are evaluated in order, so the alerts
+// use the value of the same evaluation.
+// Two replicas of the exporter on one broker expose each series twice. Gauges are therefore aggregated by max or min, a
+// ratio is the same for both, and a difference of two sums is calculated for each instance first.
 //
-// Thresholds and windows, and the severity and the time that each alert is pending, are in thresholds.libsonnet. What is
-// set here in _config goes before them: { queueDepth: 5000, alerts+: { CeleryWorkerDown+: { 'for': '5m' } } }. The health
-// checks of the exporter keep theirs.
+// thresholds.libsonnet contains the thresholds, the windows, and the severity and pending time of each alert. Values that
+// are set in _config override it: { queueDepth: 5000, alerts+: { CeleryWorkerDown+: { 'for': '5m' } } }. The health checks
+// of the exporter keep their own thresholds.
 {
   _config+:: (import 'thresholds.libsonnet') + {
-    // Labels that tell one Celery cluster (one broker) from another. Those that a series lacks do no harm. Add what
-    // your scrape configuration adds, such as 'cluster'. Where one job scrapes exporters of several brokers: 'instance',
-    // but then a pod that replaces another is a cluster of its own, and a job for each broker serves better.
+    // Labels that identify a Celery cluster (one broker). Labels that a series does not have are ignored. Add the ones that
+    // your scrape configuration sets, such as 'cluster'. If one job scrapes exporters of several brokers, add 'instance'.
+    // A job for each broker is better: with 'instance', a pod that replaces another one counts as a new cluster.
     clusterLabels: ['job', 'namespace'],
-    // Where the links of alerts lead: to the dashboards, and to the runbooks, which every exporter serves.
+    // Base URLs of the links in alerts: Grafana for the dashboards, and the runbooks, which every exporter serves.
     grafanaUrl: 'http://localhost:3000',
     runbookUrl: 'http://localhost:9808/runbooks',
 
-    // Matchers of task counters. What moves into worker="" or task_name="other" when a worker or an idle task is given up
-    // looks like growth. One of them is in a window for less time than `for`; workers that are given up one after the
-    // other, as a rolling restart does, are in it for longer, and what failed long ago fires CeleryHighFailureRate. So
-    // with --task-labels worker it has to be 'worker!=""', with --series-ttl 'task_name!="other"'.
+    // Label matchers for task counters. When the exporter removes a worker or an idle task, its counts move to worker="" or
+    // task_name="other", which looks like growth. A single removal stays in the window for less time than `for`. Workers
+    // that are removed one after the other, as in a rolling restart, stay in it for longer, and their old failures fire
+    // CeleryHighFailureRate. Set 'worker!=""' with --task-labels worker, and 'task_name!="other"' with --series-ttl.
     taskSelector: '',
-    // Regular expressions of task names: which run for long by intention, and which several workers each receive.
+    // Regular expressions for names of tasks that are meant to run long, and of tasks that several workers receive.
     longTasks: '',
     broadcastTasks: '',
-    // Task name → seconds within which it has to succeed again, for what Beat starts: { 'reports.nightly': 26 * 3600 }.
-    // It is asked of each cluster that knows the task; for one job only, record it in a file of yours (see `periodic`).
+    // Seconds within which a task that Celery beat starts has to succeed again, by name: { 'reports.nightly': 26 * 3600 }.
+    // They apply to each cluster that has the task. For a single job, use a recording rule of your own (see `periodic`).
     periodicTasks: {},
 
-    withinSeconds: 30,  // a bucket's bound: the share of executions that took no longer is recorded, for dashboards
+    withinSeconds: 30,  // upper bound of a bucket; dashboards use the recorded share of executions within it
 
-    // Whether CeleryNoWorkersOnline fires where no message waits, too. Where workers are scaled to zero, that is rest.
+    // Whether CeleryNoWorkersOnline also fires while no message waits. With workers scaled to zero, that state is normal.
     noWorkersAtRest: false,
 
-    clockSkewSeconds: 2,  // between the exporter and Prometheus
+    clockSkewSeconds: 2,  // between the clocks of the exporter and Prometheus
 
-    // An exporter that does not answer is known by what it said before; one that is no target any more is missed for as
-    // long as it is not clear that this is meant.
+    // A target that does not answer counts as an exporter if it was one within `exporterKnown`. A target that was removed
+    // is reported for `exporterMissed`, since the removal may be intended.
     exporterKnown: '7d',
     exporterMissed: '1h',
   },
 
   local config = $._config,
-  local words = { [name]: text(config[name]) for name in std.objectFields(config) } + {
+  local parameters = { [name]: numberText(config[name]) for name in std.objectFields(config) } + {
     cluster: std.join(', ', config.clusterLabels),
     exporter: std.join(', ', std.filter(function(label) label != 'instance', config.clusterLabels) + ['instance']),
-    tasks: selector(counted),
-    within: selector(['le=~"%(bound)s|%(bound)s[.]0"' % { bound: text(config.withinSeconds) }] + counted),
-    receivedTasks: selector(['state="RECEIVED"'] + counted),
-    shortTasks: selector(butNot(config.longTasks)),
-    startedShortTasks: selector(['state="STARTED"'] + butNot(config.longTasks)),
-    retriedTasks: selector(['state="RETRY"'] + counted + butNot(config.pollingTasks)),
-    startedTasks: selector(['state="STARTED"'] + counted + butNot(config.pollingTasks)),
-    noBroadcasts: selector(butNot(config.broadcastTasks)),
+    tasks: selector(taskMatchers),
+    within: selector(['le=~"%(bound)s|%(bound)s[.]0"' % { bound: numberText(config.withinSeconds) }] + taskMatchers),
+    receivedTasks: selector(['state="RECEIVED"'] + taskMatchers),
+    shortTasks: selector(excluding(config.longTasks)),
+    startedShortTasks: selector(['state="STARTED"'] + excluding(config.longTasks)),
+    retriedTasks: selector(['state="RETRY"'] + taskMatchers + excluding(config.pollingTasks)),
+    startedTasks: selector(['state="STARTED"'] + taskMatchers + excluding(config.pollingTasks)),
+    noBroadcasts: selector(excluding(config.broadcastTasks)),
     interval: 'task_name:celery_task_success_interval_seconds:max',
-    // While the broker blocks publishers no event comes: what began before seems to go on. That is CeleryBrokerBlocked.
+    failurePercent: numberText(config.failureRatio * 100) + '%',
+    retryPercent: numberText(config.retryRatio * 100) + '%',
+    // While the broker blocks publishers, no events arrive, so tasks and workers seem unchanged: see CeleryBrokerBlocked.
     notBlocked: 'unless on (%(cluster)s) max by (%(cluster)s) (celery_broker_blocked) == 1' % {
       cluster: std.join(', ', config.clusterLabels),
     },
   },
-  // %g of 0 is an error in jsonnet 0.18, and %s of 0.1 is 0.10000000000000001.
-  local text(value) = if !std.isNumber(value) then value else if value == std.floor(value) then '%d' % value else '%g' % value,
-  local counted = if config.taskSelector == '' then [] else [config.taskSelector],
-  local butNot(tasks) = if tasks == '' then [] else ['task_name!~' + std.escapeStringJson(tasks)],
+  // In jsonnet 0.18, %g of 0 is an error, and %s of 0.1 is 0.10000000000000001.
+  local numberText(value) =
+    if !std.isNumber(value) then value else if value == std.floor(value) then '%d' % value else '%g' % value,
+  local taskMatchers = if config.taskSelector == '' then [] else [config.taskSelector],
+  local excluding(tasks) = if tasks == '' then [] else ['task_name!~' + std.escapeStringJson(tasks)],
   local selector(matchers) = if matchers == [] then '' else '{%s}' % std.join(',', matchers),
 
   local record(name, expr, labels={}) = {
-    record: name % words,
-    expr: expr % words,
+    record: name % parameters,
+    expr: expr % parameters,
     [if labels != {} then 'labels']: labels,
   },
 
-  // Dashboards by uid, and the variables by which they show what an alert is about.
+  // Dashboard variables that select the value of an alert's label.
   local variables = { queue_name: 'queue', task_name: 'task', worker: 'worker' },
-  // Some alerts are about no job that is known; what else they are about, they always name.
-  local link(dashboard, about) =
+  // An alert about a missing series may have no job. It always has its other labels.
+  local link(dashboard, extraLabels) =
     local job = 'var-job={{ . | urlquery }}';
-    local named = ['var-%s={{ $labels.%s | urlquery }}' % [variables[label], label] for label in about];
+    local queries = ['var-%s={{ $labels.%s | urlquery }}' % [variables[label], label] for label in extraLabels];
     '%s/d/celery-%s' % [config.grafanaUrl, dashboard]
-    + if about == []
+    + if extraLabels == []
     then '{{ with $labels.job }}?%s{{ end }}' % job
-    else '?{{ with $labels.job }}%s&{{ end }}' % job + std.join('&', named),
+    else '?{{ with $labels.job }}%s&{{ end }}' % job + std.join('&', queries),
 
-  // `about` are the labels that an alert has besides those of the cluster.
-  local alert(name, dashboard, expr, summary, description, about=[]) = {
-    alert: name,
-    expr: expr % words,
-    'for': config.alerts[name]['for'],
-    labels: { severity: config.alerts[name].severity },
-    annotations: {
-      summary: summary,
-      description: description % words,
-      runbook_url: '%s#%s' % [config.runbookUrl, std.asciiLower(name)],
-      dashboard_url: link(dashboard, about),
+  // `extraLabels` are the labels that an alert has besides those of the cluster.
+  local alert(name, dashboard, expr, summary, description, extraLabels=[]) =
+    local pending = config.alerts[name]['for'];
+    local texts = parameters { pending: pending };
+    {
+      alert: name,
+      expr: expr % parameters,
+      'for': pending,
+      labels: { severity: config.alerts[name].severity },
+      annotations: {
+        summary: summary % texts,
+        description: description % texts,
+        runbook_url: '%s#%s' % [config.runbookUrl, std.asciiLower(name)],
+        dashboard_url: link(dashboard, extraLabels),
+      },
     },
-  },
 
   prometheusAlerts+:: {
     groups+: [
@@ -114,19 +121,21 @@
       sum by (%(cluster)s, state) (rate(celery_tasks_total%(tasks)s[%(window)s]))
     |||),
 
-    // REVOKED tasks never ran, and Celery says FAILURE as well for those that are REJECTED for good.
+    // REVOKED tasks did not run. A task that is rejected without requeue is counted as REJECTED and as FAILURE.
     record('job:celery_task_failures_per_finished:ratio_rate%(window)s', |||
       sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state="FAILURE"})
       /
       (sum by (%(cluster)s) (job_state:celery_tasks:rate%(window)s{state=~"SUCCESS|FAILURE"}) > 0)
     |||),
-    // A failure is in the window for less time than `for`, so no single one fires, however few tasks there are.
+    // A single failure cannot fire, even with few tasks: it stays in the window for less time than `for`.
     alert(
       'CeleryHighFailureRate',
       'tasks',
       'job:celery_task_failures_per_finished:ratio_rate%(window)s > %(failureRatio)s',
-      'Celery tasks fail in {{ $labels.job }}',
-      '{{ $value | humanizePercentage }} of the tasks that finished in the last %(window)s failed.',
+      '{{ $value | humanizePercentage }} of the Celery tasks that finished in {{ $labels.job }} in the last ' +
+      '%(window)s failed',
+      'The share of failed tasks has been above %(failurePercent)s for at least %(pending)s. ' +
+      'Check which task and which exception have the most failures, and whether a release was deployed before.',
     ),
 
     record('job:celery_task_retries_per_started:ratio_rate%(window)s', |||
@@ -138,8 +147,10 @@
       'CeleryHighRetryRate',
       'tasks',
       'job:celery_task_retries_per_started:ratio_rate%(window)s > %(retryRatio)s',
-      'Celery tasks are retried in {{ $labels.job }}',
-      '{{ $value | humanizePercentage }} of the tasks that were started in the last %(window)s ended in a retry.',
+      '{{ $value | humanizePercentage }} of the Celery tasks that started in {{ $labels.job }} in the last ' +
+      '%(window)s ended in a retry',
+      'The share of retries has been above %(retryPercent)s for at least %(pending)s. Work is repeated and late. ' +
+      'Check which task is retried most, and the services that it needs.',
     ),
 
     // Prometheus 3 stores le="30" as le="30.0".
@@ -158,8 +169,9 @@
       'CelerySlowTaskProcessing',
       'tasks',
       'job_task_name:celery_task_runtime_seconds:mean%(window)s%(shortTasks)s > %(meanRuntimeSeconds)s',
-      'Celery task {{ $labels.task_name }} is slow',
-      'It took {{ $value | humanizeDuration }} on average over the last %(window)s.',
+      'Celery task {{ $labels.task_name }} took {{ $value | humanizeDuration }} on average in the last %(window)s',
+      'The mean run time has been above %(meanRuntimeSeconds)s s for at least %(pending)s. ' +
+      'Check the services and databases that the task uses, and the load of the workers.',
       ['task_name'],
     ),
 
@@ -172,13 +184,14 @@
         ) > %(stuckSeconds)s
         %(notBlocked)s
       |||,
-      'Celery task {{ $labels.task_name }} does not end',
-      'One was started {{ $value | humanizeDuration }} ago, and nobody has said since that it ended.',
+      'Celery task {{ $labels.task_name }} started {{ $value | humanizeDuration }} ago and has not ended',
+      'The exporter has received no event for the end of this task. ' +
+      'Check with `celery inspect active` whether a worker still runs it. If none does, it was lost with its worker.',
       ['task_name'],
     ),
 
-    // Workers that are down have no active tasks: then the series is absent, and what they had started is left over.
-    // One that is up and has none either sends no heartbeats, so nobody knows what is an orphan.
+    // A worker that is down has no celery_worker_active_tasks, so the tasks that it started remain as the difference. A
+    // worker that is up and has no such series sends no heartbeats: then the number of orphans is unknown.
     record('job_instance:celery_tasks_orphaned:sum', |||
       sum by (%(exporter)s) (celery_tasks_in_flight{state="STARTED"})
       - (
@@ -189,7 +202,7 @@
       unless on (%(exporter)s)
         (celery_worker_up == 1 unless on (%(exporter)s, worker) celery_worker_active_tasks)
     |||),
-    // The mean first: the greater of what two exporters say at a moment would be above the mean of either.
+    // The average is taken before the maximum: a maximum of two exporters at each moment exceeds the average of both.
     alert(
       'CeleryTasksOrphaned',
       'tasks',
@@ -197,9 +210,10 @@
         max by (%(cluster)s) (avg_over_time(job_instance:celery_tasks_orphaned:sum[%(longWindow)s])) > %(orphans)s
         %(notBlocked)s
       |||,
-      'Celery tasks of {{ $labels.job }} have lost their worker',
-      'Tasks that were started, have not ended, and that no worker says it executes: {{ printf "%%.0f" $value }}, ' +
-      'on average over %(longWindow)s.',
+      'No worker reports running {{ printf "%%.0f" $value }} of the started Celery tasks in {{ $labels.job }}',
+      'The number is the average over %(longWindow)s. The worker of these tasks was killed, or their last event ' +
+      'was lost. ' +
+      'Check for workers that ran out of memory or were killed. With acks_late, the tasks are delivered again.',
     ),
 
     record('job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s', |||
@@ -211,15 +225,17 @@
       'CeleryRedeliveryStorm',
       'tasks',
       'job_task_name:celery_task_redeliveries_per_received:ratio_rate%(window)s%(noBroadcasts)s > %(redeliveryRatio)s',
-      'Celery task {{ $labels.task_name }} is delivered again and again',
-      '{{ $value | humanizePercentage }} of those received in the last %(window)s had been received before.',
+      '{{ $value | humanizePercentage }} of the deliveries of Celery task {{ $labels.task_name }} in the last ' +
+      '%(window)s were redeliveries',
+      'Workers receive the same task again, so work is repeated. Compare the run time and the eta of the task with the ' +
+      'visibility timeout (Redis) or the consumer timeout (RabbitMQ), and check whether workers restart.',
       ['task_name'],
     ),
   ],
 
-  // A template: it looks at the tasks for which there is such a record, made from `periodicTasks` or in a file of yours:
+  // The alert applies to tasks that have an interval, from `periodicTasks` or from a recording rule of your own:
   //   - record: task_name:celery_task_success_interval_seconds:max
-  //     labels: {task_name: reports.nightly}  # and job: NAME, where not every cluster that knows the task has it run
+  //     labels: {task_name: reports.nightly}  # add job: NAME if only some of the clusters that have the task run it
   //     expr: vector(93600)
   local periodic = [
     record(
@@ -229,7 +245,7 @@
     )
     for name in std.objectFields(config.periodicTasks)
   ] + [
-    // Its last success, or the start of an exporter that knows the task and saw none.
+    // Seconds since the last success, or since the start of an exporter that has the task and no success of it.
     record('job_task_name:celery_task_since_success_seconds:min', |||
       time() - (
         max by (%(cluster)s, task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"})
@@ -241,7 +257,8 @@
         )
       )
     |||),
-    // In turn: what is due in this job; what is due in each that knows it; and, with a value of 0, what nobody knows.
+    // In this order: tasks that are due in this job; tasks that are due in each job that has them; and, with the value 0,
+    // tasks that no exporter has.
     alert(
       'CeleryPeriodicTaskAbsent',
       'tasks',
@@ -270,11 +287,13 @@
         )
         and on () max(celery_broker_up) == 1
       |||,
-      'Celery task {{ $labels.task_name }} has not succeeded in time',
-      'It is due at least once in {{ with printf `max(%(interval)s{task_name=%%q,job=%%q}) or ' +
+      'Celery task {{ $labels.task_name }} {{ if $value }}has not succeeded for {{ $value | humanizeDuration }}' +
+      '{{ else }}has an interval, but no worker has registered it{{ end }}',
+      'It has to succeed at least once in {{ with printf `max(%(interval)s{task_name=%%q,job=%%q}) or ' +
       'max(%(interval)s{task_name=%%q,job=""})` $labels.task_name $labels.job $labels.task_name | query }}' +
       '{{ . | first | value | humanizeDuration }}{{ end }}. ' +
-      '{{ if $value }}It did not succeed for {{ $value | humanizeDuration }}.{{ else }}Nobody has spoken of it.{{ end }}',
+      '{{ if $value }}Check whether Celery beat runs, and whether the task fails or waits in a queue.{{ else }}' +
+      'No event has named it either. Check the name of the task in the rule, and the tasks of the workers.{{ end }}',
       ['task_name'],
     ),
   ],
@@ -284,12 +303,13 @@
       'CeleryHighQueueDepth',
       'overview',
       'max by (%(cluster)s, queue_name) (celery_queue_length) > %(queueDepth)s',
-      'Celery queue {{ $labels.queue_name }} is long',
-      '{{ printf "%%.0f" $value }} messages wait in it.',
+      '{{ printf "%%.0f" $value }} messages wait in Celery queue {{ $labels.queue_name }}',
+      'The queue has held more than %(queueDepth)s messages for at least %(pending)s. ' +
+      'Check how long messages wait, whether the queue still grows, and whether its workers are up.',
       ['queue_name'],
     ),
 
-    // Growing, for some queues are kept full on purpose.
+    // The queue has to grow, because some queues hold messages by design.
     alert(
       'CeleryQueueWithoutConsumers',
       'overview',
@@ -298,8 +318,9 @@
         and max by (%(cluster)s, queue_name) (delta(celery_queue_length[10m])) > 0
         and max by (%(cluster)s, queue_name) (celery_queue_consumers) == 0
       |||,
-      'Nobody consumes Celery queue {{ $labels.queue_name }}, which grows',
-      '{{ printf "%%.0f" $value }} messages wait in it, more than there were 10 minutes ago, and no worker takes any.',
+      'No worker consumes Celery queue {{ $labels.queue_name }}, and its length has grown to {{ printf "%%.0f" $value }}',
+      'It has grown in the last 10 minutes. Its messages wait until a worker consumes the queue. ' +
+      'Check the name of the queue in task_routes, and the option -Q of the workers.',
       ['queue_name'],
     ),
 
@@ -312,13 +333,14 @@
       'CeleryQueueWaitHigh',
       'overview',
       'job_queue_name:celery_task_queue_wait_seconds:p95_rate%(window)s > %(queueWaitSeconds)s',
-      'Tasks in Celery queue {{ $labels.queue_name }} wait for long',
-      'One in twenty of those that were started in the last %(window)s had waited for ' +
-      '{{ $value | humanizeDuration }} or longer.',
+      '5%% of the tasks in Celery queue {{ $labels.queue_name }} waited {{ $value | humanizeDuration }} or ' +
+      'longer before they started',
+      'This 95th percentile over %(window)s has been above %(queueWaitSeconds)s s for at least %(pending)s. ' +
+      'Check whether the pools of its workers are full, and whether long tasks share the queue with short ones.',
       ['queue_name'],
     ),
 
-    // One with an eta counts from its eta, so it may be younger than nothing.
+    // The age of a message with an eta counts from the eta, so it can be negative.
     record('job_queue_name:celery_queue_oldest_age_seconds:max', |||
       time() - min by (%(cluster)s, queue_name) (celery_queue_oldest_timestamp_seconds)
     |||),
@@ -326,15 +348,16 @@
       'CeleryOldestMessageWaiting',
       'overview',
       'job_queue_name:celery_queue_oldest_age_seconds:max > %(oldestWaitingSeconds)s',
-      'A message in Celery queue {{ $labels.queue_name }} waits for long',
-      'The message at its head has waited for {{ $value | humanizeDuration }}.',
+      'The message at the head of Celery queue {{ $labels.queue_name }} has waited for {{ $value | humanizeDuration }}',
+      'It has waited longer than %(oldestWaitingSeconds)s s for at least %(pending)s. ' +
+      'Check whether a worker consumes the queue, and whether its workers are busy or prefer a higher priority.',
       ['queue_name'],
     ),
   ],
 
   local workers = [
-    // Without an event subscription workers are not known: that is CeleryExporterBlind. Work waits in a queue, or
-    // unacknowledged; where no queue is measured, it may.
+    // Without an event subscription, the state of workers is unknown: see CeleryExporterBlind. The alert requires messages
+    // in a queue or unacknowledged messages. If no queue is measured, it assumes them.
     alert(
       'CeleryNoWorkersOnline',
       'workers',
@@ -352,12 +375,14 @@
         unless max by (%(cluster)s) (celery_broker_up) == 0
         %(notBlocked)s
       |||,
-      'No Celery worker is online in {{ $labels.job }}',
-      'No task has been executed for 2 minutes at least.',
+      'No Celery worker has been online in {{ $labels.job }} for at least %(pending)s',
+      'No task is executed. ' +
+      'Check whether workers run or crash at start, and whether they can reach the broker that the exporter uses.',
     ),
 
-    // One that says goodbye (a roll-out, scaling down) is heard after it was last seen up; one that dies is seen up
-    // until it has been silent for --worker-timeout. Of one that was not up in the window nobody can tell.
+    // A worker that stops in order (a rollout, scaling down) sends worker-offline, so its last event is later than the
+    // last sample with celery_worker_up 1. A worker that dies stays up until --worker-timeout has passed, so its last event
+    // is earlier. For a worker that was not up within the window, the difference is unknown.
     alert(
       'CeleryWorkerDown',
       'workers',
@@ -372,12 +397,14 @@
             max_over_time((timestamp(celery_worker_up) and celery_worker_up == 1)[%(longWindow)s:15s])
           )
       |||,
-      'Celery worker {{ $labels.worker }} is down',
-      'It fell silent without a goodbye. What it was executing may be lost, or wait to be delivered again.',
+      'Celery worker {{ $labels.worker }} has been down for at least %(pending)s',
+      'Its events stopped without a worker-offline event. The tasks that it was running may be lost, or ' +
+      'delivered again. ' +
+      'Check its process, its log, its host and `dmesg` (out of memory).',
       ['worker'],
     ),
 
-    // A pool that grows by itself (--autoscale) is full at its limit, any other one at the size that it has now.
+    // A pool with --autoscale is full at its maximum, any other pool at its current size.
     record('job_worker:celery_worker_active_tasks_per_pool_size:ratio', |||
       max by (%(cluster)s, worker) (celery_worker_active_tasks)
       /
@@ -387,8 +414,10 @@
       'CeleryWorkerPoolFull',
       'workers',
       'job_worker:celery_worker_active_tasks_per_pool_size:ratio >= 1 %(notBlocked)s',
-      'The pool of Celery worker {{ $labels.worker }} is full',
-      'Its active tasks are {{ $value | humanizePercentage }} of what its pool can execute at once.',
+      'Celery worker {{ $labels.worker }} has used its whole pool for at least %(pending)s',
+      'Its active tasks are {{ $value | humanizePercentage }} of its pool size. This is good use of the machine ' +
+      'while no messages wait. ' +
+      'If messages wait, add workers, and check for tasks that hang.',
       ['worker'],
     ),
 
@@ -400,15 +429,16 @@
         and on (%(cluster)s, worker)
           max by (%(cluster)s, worker) (celery_worker_up) == 1
       |||,
-      'Celery worker {{ $labels.worker }} sends no task events',
-      'It executes tasks, and none of them is counted.',
+      'Celery worker {{ $labels.worker }} has run tasks without task events for at least %(pending)s',
+      'The exporter does not count its tasks, and no alert on tasks can fire for it. ' +
+      'Start the worker with -E, set worker_send_task_events, or start the exporter with --enable-events.',
       ['worker'],
     ),
   ],
 
   local exporter = [
-    // In turn: a target that was an exporter does not answer; a cluster's targets are gone, and nobody has taken their
-    // place; there is no exporter at all, nor a target that was one.
+    // In this order: a target that was an exporter does not answer; the exporters of a cluster are no longer targets, and
+    // no other target replaces them; there is no exporter, and no target that was one.
     alert(
       'CeleryExporterDown',
       'exporter',
@@ -431,13 +461,15 @@
             (up == 0 and on (%(exporter)s) last_over_time(celery_exporter_build_info[%(exporterKnown)s]))
         )
       |||,
-      'A Celery exporter cannot be scraped',
-      '{{ if $labels.instance }}Target {{ $labels.instance }} does not answer. ' +
-      '{{ else if $labels.job }}No target of {{ $labels.job }} is left. {{ else }}There is no target. {{ end }}' +
-      'No other alert on what it watches can fire.',
+      '{{ if $labels.instance }}Celery exporter {{ $labels.instance }} has not answered for at least %(pending)s' +
+      '{{ else if $labels.job }}No Celery exporter is among the targets of job {{ $labels.job }}' +
+      '{{ else }}No target of Prometheus is a Celery exporter that answers{{ end }}',
+      'While no exporter of a cluster answers, no other alert on that cluster can fire. ' +
+      'Check the process and the log of the exporter, its address, and the scrape configuration.',
     ),
 
-    // Heartbeats come every few seconds from every worker: no event for long is no subscription, or the wrong one.
+    // Every worker sends a heartbeat every few seconds. A long time without events therefore means a broken subscription,
+    // or one to the wrong broker.
     alert(
       'CeleryExporterBlind',
       'exporter',
@@ -452,17 +484,19 @@
           max by (%(exporter)s) (celery_broker_blocked) == 1
         )
       |||,
-      'The Celery exporter {{ $labels.instance }} hears nothing',
-      'Its event subscription is not open, or no event came for %(silenceSeconds)s s though workers are up. ' +
-      'What it counts stands still.',
+      'Celery exporter {{ $labels.instance }} has received no events for at least %(pending)s',
+      'Its event subscription is not open, or workers are up and no event has arrived for %(silenceSeconds)s s. ' +
+      'Its counters do not change. Check the broker, the log of the exporter, and that workers use the same broker.',
     ),
 
     alert(
       'CeleryBrokerBlocked',
       'exporter',
       'max by (%(cluster)s) (celery_broker_blocked) == 1',
-      'RabbitMQ blocks publishers in {{ $labels.job }}',
-      'It has a memory or disk alarm: no task, event or heartbeat can be sent, and what the exporter counts stands still.',
+      'RabbitMQ has blocked publishers in {{ $labels.job }} for at least %(pending)s',
+      'It has a memory or disk alarm. No task, event or heartbeat can be sent, so the counters of the exporter ' +
+      'do not change. ' +
+      'Check `rabbitmq-diagnostics alarms`, then free memory or disk space.',
     ),
 
     record('job:celery_exporter_events_missed_per_processed:ratio_rate%(longWindow)s', |||
@@ -474,16 +508,20 @@
       'CeleryEventsMissed',
       'exporter',
       'job:celery_exporter_events_missed_per_processed:ratio_rate%(longWindow)s > %(missedRatio)s',
-      'The Celery exporter of {{ $labels.job }} misses events',
-      '{{ $value | humanizePercentage }} of the tasks that workers processed in the last %(longWindow)s are not counted.',
+      '{{ $value | humanizePercentage }} of the tasks that Celery workers in {{ $labels.job }} processed in the ' +
+      'last %(longWindow)s are not counted',
+      'The exporter did not receive their events, so rates are too low by this share. ' +
+      'Check whether the exporter or the broker restarted, and whether the exporter reaches its CPU limit.',
     ),
 
     alert(
       'CelerySeriesOverflow',
       'exporter',
       'max by (%(cluster)s) (increase(celery_exporter_series_overflow_total[%(longWindow)s])) > 0',
-      'The Celery exporter of {{ $labels.job }} has no room for more series',
-      '{{ printf "%%.0f" $value }} times in the last %(longWindow)s a task or an exception was counted as other.',
+      'The Celery exporter of {{ $labels.job }} has reached --max-series',
+      'Counts under the name other in the last %(longWindow)s: {{ printf "%%.0f" $value }}. Sums are correct, ' +
+      'but names are lost. ' +
+      'Check for names of tasks, queues or exceptions that are generated at run time.',
     ),
   ],
 }

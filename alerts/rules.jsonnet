@@ -1,5 +1,5 @@
-// make alerts: the rules of the mixin as YAML that people read. (std.manifestYamlDoc puts what a rule is behind what is
-// noted about it, and takes seconds.)
+// Prints the rules of the mixin as YAML in a layout for readers. Used by make alerts. std.manifestYamlDoc sorts `expr` below
+// `annotations`, and takes seconds.
 local groups = (import 'mixin.libsonnet').prometheusAlerts.groups;
 
 local quoted(text) = local json = std.toString([text]); std.substr(json, 1, std.length(json) - 2);
@@ -18,6 +18,6 @@ local lines(rule) =
   + mapping(rule, 'annotations');
 
 std.lines(
-  ['# Made from mixin.libsonnet by make alerts; thresholds are set there, in _config.', 'groups:']
+  ['# Generated from mixin.libsonnet by make alerts. Change thresholds there, in _config.', 'groups:']
   + std.flatMap(function(group) ['- name: ' + group.name, '  rules:'] + std.flatMap(lines, group.rules), groups)
 )

@@ -1,4 +1,4 @@
-"""The shipped rules as Python sees them, and as much of PromQL as it takes to know what they speak of."""
+"""The shipped rules as Python objects, and enough of PromQL to find the metrics and labels that they use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RULES = FOLDER / "celery.rules.yml"
 CASES = FOLDER / "celery.rules.test.yml"
 RUNBOOKS = ROOT / "docs" / "runbooks.md"
 
-WORDS = {"and", "or", "unless", "bool", "offset"}
+KEYWORDS = {"and", "or", "unless", "bool", "offset"}
 LISTS = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
 SELECTOR = re.compile(r"(?<![\w:.])([a-zA-Z_:][\w:]*)\s*(?:\{([^}]*)\})?(?!\s*\(|[\w:])")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"((?:[^"\\]|\\.)*)"')
@@ -32,7 +32,7 @@ def selectors(promql: str) -> Iterator[tuple[str, list[Matcher]]]:
     """Yield the metrics that an expression selects, with their matchers."""
     bare = re.sub(r"\[[^\]]*\]|#.*", "", LISTS.sub("", promql))
     for name, matchers in SELECTOR.findall(bare):
-        if name not in WORDS:
+        if name not in KEYWORDS:
             yield name, MATCHER.findall(matchers)
 
 
@@ -42,12 +42,12 @@ def grouped_by(promql: str) -> set[str]:
 
 
 def read(promql: str) -> set[str]:
-    """Return the metrics that an expression rests on, by way of records, too."""
+    """Return the metrics that an expression uses, directly and through recording rules."""
     names = {name for name, _ in selectors(promql)}
-    return {found for name in names for found in (read(RECORDS[name]) if name in RECORDS else {name})}
+    return {metric for name in names for metric in (read(RECORDS[name]) if name in RECORDS else {name})}
 
 
 def seconds(duration: str) -> float:
-    """Return a duration such as 1h30m in seconds."""
+    """Return the seconds of a duration such as 1h30m."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
     return sum(int(count) * units[unit] for count, unit in re.findall(r"(\d+)([smhd])", duration))

@@ -1,7 +1,7 @@
-"""Real causes, the shipped rules, a real Prometheus and Alertmanager: the alert reaches who is on call.
+"""Real causes, the shipped rules, a real Prometheus and Alertmanager: alerts reach a receiver.
 
-The rules are a copy in which a minute is a second, in `for` and in windows; nothing else differs. Tests build
-on each other's scene, from a cluster that works to one without an exporter.
+The rules are a copy in which a minute is a second, in `for` and in windows. The tests run in order and share
+one scene, from a cluster that works to one without an exporter.
 """
 
 import re
@@ -21,47 +21,47 @@ from harness.workers import client as make_client
 from .rulebook import ALERTS, RULES, seconds
 
 JOB = "celery"
-SILENT = "quiet"
-#: Seconds of silence after which a worker is down: three of Celery's heartbeats, and no less.
-TIMEOUT = "6"
-#: Seconds until it is forgotten: 10 minutes, hurried like the rules.
-PURGE = "10"
+WITHOUT_EVENTS = "quiet"
+#: Without events for three of Celery's heartbeats, the minimum, a worker is down.
+WORKER_TIMEOUT_SECONDS = "6"
+#: The default of 10 minutes, shortened like the rules.
+PURGE_SECONDS = "10"
 
 
-def hurried(rules):
-    """Return rules in which a minute is a second, and a second the least there is."""
+def shortened(rules):
+    """Return the rules with each minute turned into a second; the shortest duration is 1 s."""
 
-    def sooner(duration):
+    def shorter(duration):
         return f"{max(1, round(seconds(duration) / 60))}s"
 
     for group in rules["groups"]:
         for rule in group["rules"]:
             rule["expr"] = re.sub(
                 r"\[([^\]]+)\]",
-                lambda found: "[" + ":".join(map(sooner, found.group(1).split(":"))) + "]",
+                lambda match: "[" + ":".join(map(shorter, match.group(1).split(":"))) + "]",
                 rule["expr"],
             )
             if "for" in rule:
-                rule["for"] = sooner(rule["for"])
+                rule["for"] = shorter(rule["for"])
     return rules
 
 
-@pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda each: each.__name__)
+@pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda server: server.__name__)
 def scene(request, tmp_path_factory):
-    """Three workers, of which one sends no events; whoever watches; nothing to complain of yet."""
+    """Yield an exporter, Prometheus, Alertmanager and three workers, of which one sends no task events."""
     folder = tmp_path_factory.mktemp("alerts")
     broker = RedisServer(folder / "redis")
     rules = folder / "rules.yml"
-    rules.write_text(yaml.safe_dump(hurried(yaml.safe_load(RULES.read_text()))))
+    rules.write_text(yaml.safe_dump(shortened(yaml.safe_load(RULES.read_text()))))
     with ExitStack() as stack:
         url = stack.enter_context(broker).url
         ledger = RedisOutcomes(url.removesuffix("/0") + "/5")
         pager = stack.enter_context(Webhook())
         options = (
             "--worker-timeout",
-            TIMEOUT,
+            WORKER_TIMEOUT_SECONDS,
             "--purge-offline-worker-metrics",
-            PURGE,
+            PURGE_SECONDS,
             "-Q",
             "flooded",
             "--retry-interval",
@@ -70,16 +70,16 @@ def scene(request, tmp_path_factory):
         exporter = Exporter(folder / "exporter", url, *options)
         manager = Alertmanager(folder / "alertmanager", pager.url)
         target = f"127.0.0.1:{exporter.port}"
-        watch = request.param(
+        prometheus = request.param(
             folder / "prometheus", target, job=JOB, rules=rules, alertmanager=manager.address
         )
         workers = {
             name: Worker(
-                folder / name, url, f"{name}@box", queues=name, outcomes=ledger, events=name != SILENT
+                folder / name, url, f"{name}@box", queues=name, outcomes=ledger, events=name != WITHOUT_EVENTS
             )
-            for name in ("celery", "held", SILENT)
+            for name in ("celery", "held", WITHOUT_EVENTS)
         }
-        processes = (exporter, manager, watch, *workers.values())
+        processes = (exporter, manager, prometheus, *workers.values())
         for process in processes:
             stack.callback(process.kill)
             process.start()
@@ -87,23 +87,28 @@ def scene(request, tmp_path_factory):
             process.wait_ready()
         exporter.connected()
         client = stack.enter_context(make_client(url))
-        eventually(lambda: watch.query("celery_workers_online == 3"), 20)
+        eventually(lambda: prometheus.query("celery_workers_online == 3"), 20)
         yield SimpleNamespace(
-            broker=broker, pager=pager, exporter=exporter, prometheus=watch, workers=workers, client=client
+            broker=broker,
+            pager=pager,
+            exporter=exporter,
+            prometheus=prometheus,
+            workers=workers,
+            client=client,
         )
 
 
-def expect(scene, *, doing=lambda: None, deadline=30, status="firing", **wanted):
-    """Wait, doing something again and again, for these alerts with these labels."""
+def expect(scene, *, repeat=lambda: None, deadline=30, status="firing", **alerts):
+    """Wait for these alerts with these labels, and call `repeat` before each check."""
 
-    def came():
-        doing()
-        for name, labels in wanted.items():
-            full = {"job": JOB, "severity": ALERTS[name]["labels"]["severity"], **labels}
-            assert full in scene.pager.labels(name, status), f"{name}: {scene.pager.labels(name, status)}"
+    def have_arrived():
+        repeat()
+        for name, labels in alerts.items():
+            expected = {"job": JOB, "severity": ALERTS[name]["labels"]["severity"], **labels}
+            assert expected in scene.pager.labels(name, status), f"{name}: {scene.pager.labels(name, status)}"
         return True
 
-    eventually(came, deadline, every=0.25)
+    eventually(have_arrived, deadline, every=0.25)
 
 
 def test_every_rule_is_evaluated_without_an_error(scene):
@@ -112,7 +117,7 @@ def test_every_rule_is_evaluated_without_an_error(scene):
     assert [(rule["name"], rule["lastError"]) for rule in rules if rule["health"] != "ok"] == []
 
 
-def test_tasks_that_fail_a_queue_that_floods_a_pool_that_is_full(scene):
+def test_alerts_on_failures_retries_queues_and_workers(scene):
     send = scene.client.send_task
     for _ in range(4):  # two processes; two wait
         send("tasks.hold", ("gate",), queue="held")
@@ -128,7 +133,7 @@ def test_tasks_that_fail_a_queue_that_floods_a_pool_that_is_full(scene):
 
     expect(
         scene,
-        doing=work,
+        repeat=work,
         CeleryHighFailureRate={},
         CeleryHighRetryRate={},
         CeleryHighQueueDepth={"queue_name": "flooded"},
@@ -138,20 +143,20 @@ def test_tasks_that_fail_a_queue_that_floods_a_pool_that_is_full(scene):
     )
 
 
-def test_what_was_sent_says_what_it_is_and_where_to_look(scene):
+def test_delivered_alerts_have_texts_and_links(scene):
     for alert in scene.pager.alerts:
-        notes = alert["annotations"]
-        assert notes["runbook_url"].endswith("#" + alert["labels"]["alertname"].lower())
-        assert f"var-job={JOB}" in notes["dashboard_url"]
-        assert "<" not in notes["summary"] + notes["description"]
+        annotations = alert["annotations"]
+        assert annotations["runbook_url"].endswith("#" + alert["labels"]["alertname"].lower())
+        assert f"var-job={JOB}" in annotations["dashboard_url"]
+        assert "<" not in annotations["summary"] + annotations["description"]
 
 
-def test_a_worker_that_dies_is_missed_and_one_that_leaves_is_not(scene):
-    left, dead, last = scene.workers.values()
+def test_a_worker_that_dies_fires_and_one_that_stops_does_not(scene):
+    stopped, dead, last = scene.workers.values()
     dead.kill()
     eventually(lambda: scene.exporter.total("celery_tasks_in_flight", queue_name="celery") == 0)
-    assert left.stop() == 0  # idle: Celery can hang when told to end in the middle of a task
-    eventually(lambda: scene.prometheus.query(f'celery_worker_up{{worker="{left.name}"}} == 0'))
+    assert stopped.stop() == 0  # idle: Celery can hang if it is stopped while a task runs
+    eventually(lambda: scene.prometheus.query(f'celery_worker_up{{worker="{stopped.name}"}} == 0'))
     expect(scene, CeleryWorkerDown={"worker": dead.name, "hostname": "box"})
     assert [labels["worker"] for labels in scene.pager.labels("CeleryWorkerDown")] == [dead.name]
     assert scene.pager.labels("CeleryNoWorkersOnline") == []
@@ -159,11 +164,11 @@ def test_a_worker_that_dies_is_missed_and_one_that_leaves_is_not(scene):
     expect(scene, CeleryNoWorkersOnline={}, CeleryTasksOrphaned={})
 
 
-def test_an_alert_is_over_when_its_cause_is(scene):
+def test_alerts_resolve_when_their_cause_ends(scene):
     expect(scene, status="resolved", CeleryHighFailureRate={}, CeleryHighRetryRate={})
 
 
-def test_an_exporter_that_hears_nothing_and_one_that_is_gone(scene):
+def test_an_exporter_without_a_broker_and_one_that_is_down(scene):
     target = {"instance": f"127.0.0.1:{scene.exporter.port}"}
     scene.broker.kill()
     expect(scene, CeleryExporterBlind=target)

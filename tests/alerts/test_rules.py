@@ -1,4 +1,4 @@
-"""The rules, without a server: they are the mixin's, promtool takes them, they speak of what exists."""
+"""The shipped rules without a server: generated from the mixin, valid, and with existing names only."""
 
 import itertools
 import json
@@ -28,14 +28,14 @@ CONTRACT = {
     if entry["profile"] == "native"
     for alert in entry["alerts"]
 }
-both = pytest.mark.parametrize("server", PROMETHEUSES, ids=lambda each: each.__name__)
-#: Given by whoever scrapes, not by the exporter.
-TARGET = {"job", "namespace", "instance"}
-#: Metrics of other making, and the labels of those that the exporter makes.
+each_prometheus = pytest.mark.parametrize("server", PROMETHEUSES, ids=lambda server: server.__name__)
+#: Labels that Prometheus adds when it scrapes.
+TARGET_LABELS = {"job", "namespace", "instance"}
+#: Labels by metric: of Prometheus, of a user's recording rule, and of the exporter.
 LABELS: dict[str, set[str]] = {
     "up": set(),
     "process_start_time_seconds": set(),
-    "task_name:celery_task_success_interval_seconds:max": {"task_name"},  # what a user records
+    "task_name:celery_task_success_interval_seconds:max": {"task_name"},  # a user's rule
 }
 for row in select(("native",), MetricOptions()).rows:
     if row.type == "histogram":
@@ -52,26 +52,27 @@ DASHBOARDS = {
 
 
 def jsonnet(program, *options):
-    done = subprocess.run(
+    """Run jsonnet, and return its output."""
+    result = subprocess.run(
         [need("jsonnet"), "--jpath", str(FOLDER), *options, program],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def promtool(*arguments, server=Prometheus):
-    """Run promtool, and return what it said when it did not agree."""
-    done = subprocess.run(
+    """Run promtool, and return its output if it fails, or an empty string."""
+    result = subprocess.run(
         [server.promtool(), *map(str, arguments)], capture_output=True, text=True, check=False
     )
-    return "" if done.returncode == 0 else done.stdout + done.stderr
+    return "" if result.returncode == 0 else result.stdout + result.stderr
 
 
-def mixed(*configs):
-    """Return the rules that the mixin gives with each of these additions to its configuration."""
+def rules_with(*configs):
+    """Return the rules of the mixin for each of these additions to its configuration."""
     program = f"""
       [((import "mixin.libsonnet") + {{ _config+:: config }}).prometheusAlerts
        for config in {json.dumps(configs)}]
@@ -80,23 +81,24 @@ def mixed(*configs):
 
 
 def configuration():
+    """Return the default configuration of the mixin."""
     return json.loads(jsonnet('(import "mixin.libsonnet")._config', "-e"))
 
 
 # -- the mixin -----------------------------------------------------------------------------------------
 
 
-def test_the_rules_are_those_of_the_mixin():
-    """After a change that is meant: make alerts."""
+def test_rules_are_generated_from_the_mixin():
+    """Run `make alerts` after an intended change."""
     assert RULES.read_text() == jsonnet(str(FOLDER / "rules.jsonnet"), "--string")
 
 
 @pytest.mark.parametrize(
     "file", [MIXIN, FOLDER / "rules.jsonnet", FOLDER / "thresholds.libsonnet"], ids=lambda file: file.name
 )
-def test_jsonnet_is_laid_out_as_its_own_tool_does(file):
-    done = subprocess.run([need("jsonnetfmt"), "--test", file], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"jsonnetfmt -i {file.name}\n{done.stderr}"
+def test_jsonnet_is_formatted(file):
+    result = subprocess.run([need("jsonnetfmt"), "--test", file], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"run jsonnetfmt -i {file.name}\n{result.stderr}"
 
 
 OTHER_VALUES = {
@@ -110,31 +112,31 @@ OTHER_VALUES = {
 }
 
 
-def test_every_setting_changes_rules_that_promtool_takes(tmp_path):
-    """Numbers grow, other values are those above, and durations get a second more."""
+def test_every_setting_changes_the_rules_and_they_stay_valid(tmp_path):
+    """Change one setting at a time: a greater number, a value of OTHER_VALUES, or a longer duration."""
     config = configuration()
     assert set(OTHER_VALUES) <= set(config)
-    others = {
+    other_values = {
         **OTHER_VALUES,
-        "alerts": {name: {**each, "for": "17m"} for name, each in config["alerts"].items()},
+        "alerts": {name: {**alert, "for": "17m"} for name, alert in config["alerts"].items()},
     }
-    other = {
-        name: others.get(name, old + 17 if isinstance(old, int | float) else f"{old}1s")
+    changes = {
+        name: other_values.get(name, old + 17 if isinstance(old, int | float) else f"{old}1s")
         for name, old in config.items()
     }
-    shipped, *changed = mixed({}, *({name: value} for name, value in other.items()))
-    for name, rules in zip(other, changed, strict=True):
-        assert rules != shipped, f"{name} is used nowhere"
+    shipped, *changed = rules_with({}, *({name: value} for name, value in changes.items()))
+    for name, rules in zip(changes, changed, strict=True):
+        assert rules != shipped, f"no rule uses {name}"
         file = tmp_path / f"{name}.yml"
         file.write_text(json.dumps(rules))
         assert promtool("check", "rules", file) == "", name
 
 
-def test_the_unconditional_form_of_the_guide_is_a_switch(tmp_path):
-    """It is what contracts/queries.yaml means by its name: no worker online for 2 minutes."""
-    (tmp_path / "rules.json").write_text(json.dumps(mixed({"noWorkersAtRest": True})[0]))
+def test_no_workers_at_rest_makes_the_alert_unconditional(tmp_path):
+    """The contract in queries.yaml defines it like this: no worker online for 2 minutes."""
+    (tmp_path / "rules.json").write_text(json.dumps(rules_with({"noWorkersAtRest": True})[0]))
     series = {"celery_workers_online": "3x8 0x40", "celery_broker_up": "1x48", "celery_queue_length": "0x48"}
-    of_group = {
+    group = {
         "interval": "15s",
         "input_series": [
             {"series": f'{name}{{job="celery"}}', "values": values} for name, values in series.items()
@@ -148,8 +150,9 @@ def test_the_unconditional_form_of_the_guide_is_a_switch(tmp_path):
                     {
                         "exp_labels": {"job": "celery", "severity": "critical"},
                         "exp_annotations": {
-                            "summary": "No Celery worker is online in celery",
-                            "description": "No task has been executed for 2 minutes at least.",
+                            "summary": "No Celery worker has been online in celery for at least 2m",
+                            "description": "No task is executed. Check whether workers run or crash at "
+                            "start, and whether they can reach the broker that the exporter uses.",
                             "runbook_url": "http://localhost:9808/runbooks#celerynoworkersonline",
                             "dashboard_url": "http://localhost:3000/d/celery-workers?var-job=celery",
                         },
@@ -158,30 +161,30 @@ def test_the_unconditional_form_of_the_guide_is_a_switch(tmp_path):
             },
         ],
     }
-    (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.json"], "tests": [of_group]}))
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.json"], "tests": [group]}))
     assert promtool("test", "rules", tmp_path / "test.yml") == ""
 
 
-def test_a_threshold_of_nothing_is_a_number():
+def test_a_threshold_can_be_zero():
     zeros = {name: 0 for name, value in configuration().items() if type(value) in (int, float)}
-    assert "celery_queue_length) > 0" in json.dumps(mixed(zeros))
+    assert "celery_queue_length) > 0" in json.dumps(rules_with(zeros))
 
 
 # -- promtool ------------------------------------------------------------------------------------------
 
 
-@both
-def test_promtool_takes_the_rules(server):
+@each_prometheus
+def test_promtool_accepts_the_rules(server):
     assert promtool("check", "rules", "--lint=all", "--lint-fatal", RULES, server=server) == ""
 
 
-@both
-def test_promtool_sees_each_alert_fire_and_stay_silent(server):
+@each_prometheus
+def test_promtool_passes_the_cases(server):
     assert promtool("test", "rules", CASES, server=server) == ""
 
 
 def cases(alert):
-    """Return the groups of celery.rules.test.yml that are about an alert, by their kind."""
+    """Return the groups of an alert in celery.rules.test.yml, by kind."""
     kinds: dict[str, list[dict]] = {"fires": [], "silent": [], "missing": []}
     for group in yaml.safe_load(CASES.read_text())["tests"]:
         name, kind = re.match(r"(\w+) (\w+): ", group["name"]).groups()
@@ -192,78 +195,80 @@ def cases(alert):
 
 
 def inputs(group):
-    """Return the metrics that a group is given, and whether one of them has a gap or ends."""
-    series = group["input_series"]
-    gaps = any(re.search(r"stale|_", str(each["values"])) for each in series)
-    return {re.match(r"[\w:]+", each["series"]).group() for each in series}, gaps
+    """Return the input metrics of a group, and whether one of them has a gap or ends."""
+    inputs = group["input_series"]
+    has_gaps = any(re.search(r"stale|_", str(row["values"])) for row in inputs)
+    return {re.match(r"[\w:]+", row["series"]).group() for row in inputs}, has_gaps
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_is_tried_firing_silent_and_without_data(alert):
-    read = rulebook.read(ALERTS[alert]["expr"])
-    found = cases(alert)
-    for group in found["fires"]:
-        given, _ = inputs(group)
-        assert given >= read, group["name"]
+def test_every_alert_has_cases_that_fire_stay_silent_and_lack_data(alert):
+    required = rulebook.read(ALERTS[alert]["expr"])
+    groups_by_kind = cases(alert)
+    for group in groups_by_kind["fires"]:
+        metrics, _ = inputs(group)
+        assert metrics >= required, group["name"]
         first = min(group["alert_rule_test"], key=lambda test: rulebook.seconds(test["eval_time"]))
         assert first["exp_alerts"] == [], f"{group['name']}: not before `for` has passed"
         assert any(test["exp_alerts"] for test in group["alert_rule_test"]), group["name"]
-    for group in found["silent"]:
-        given, _ = inputs(group)
-        assert given >= read, group["name"]
+    for group in groups_by_kind["silent"]:
+        metrics, _ = inputs(group)
+        assert metrics >= required, group["name"]
         assert not any(test["exp_alerts"] for test in group["alert_rule_test"]), group["name"]
-    for group in found["missing"]:
-        given, gaps = inputs(group)
-        assert gaps or not given >= read, f"{group['name']}: nothing is missing"
-    assert all(found.values()), {kind: len(groups) for kind, groups in found.items()}
+    for group in groups_by_kind["missing"]:
+        metrics, has_gaps = inputs(group)
+        assert has_gaps or not metrics >= required, f"{group['name']}: nothing is missing"
+    assert all(groups_by_kind.values()), {kind: len(groups) for kind, groups in groups_by_kind.items()}
 
 
-def test_no_case_is_of_an_alert_that_is_gone():
+def test_cases_name_existing_alerts_only():
     names = {group["name"].split()[0] for group in yaml.safe_load(CASES.read_text())["tests"]}
     assert names == set(ALERTS)
 
 
-def elsewhere(group, label, prefix):
-    """Return the input of a group as that of other clusters; what a user records for all of them stays."""
-    for each in group["input_series"]:
-        name, labels = re.fullmatch(r"([\w:]+)\{(.*)\}", each["series"]).groups()
+def in_other_cluster(group, label, prefix):
+    """Yield the input of a group for other clusters; intervals that a user records for all clusters stay."""
+    for row in group["input_series"]:
+        name, labels = re.fullmatch(r"([\w:]+)\{(.*)\}", row["series"]).groups()
         if not name.startswith("task_name:"):
-            found = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-            found[label] = prefix + found.get(label, "")
-            labels = ",".join(f'{key}="{value}"' for key, value in found.items())
-        yield {"series": f"{name}{{{labels}}}", "values": each["values"]}
+            values = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            values[label] = prefix + values.get(label, "")
+            labels = ",".join(f'{key}="{value}"' for key, value in values.items())
+        yield {"series": f"{name}{{{labels}}}", "values": row["values"]}
 
 
-def beside(ill, well, label):
-    """Return a group of two: the clusters of one have another job, or both have namespaces."""
-    tests = ill["alert_rule_test"]
-    series = [*ill["input_series"], *elsewhere(well, label, "well")]
+def combined(firing, silent, label):
+    """Return a group with the input of both; the clusters differ by this label, job or namespace."""
+    tests = firing["alert_rule_test"]
+    series = [*firing["input_series"], *in_other_cluster(silent, label, "well")]
     if label == "namespace":
-        series = [*elsewhere(ill, label, "ill"), *elsewhere(well, label, "well")]
+        series = [*in_other_cluster(firing, label, "ill"), *in_other_cluster(silent, label, "well")]
         tests = [
-            {**test, "exp_alerts": [within(alert, label) for alert in test["exp_alerts"]]} for test in tests
+            {**test, "exp_alerts": [with_label(alert, label) for alert in test["exp_alerts"]]}
+            for test in tests
         ]
     return {
-        "name": f"{ill['name']} / {well['name']}",
-        "interval": ill["interval"],
-        "input_series": list({each["series"]: each for each in series}.values()),
+        "name": f"{firing['name']} / {silent['name']}",
+        "interval": firing["interval"],
+        "input_series": list({row["series"]: row for row in series}.values()),
         "alert_rule_test": tests,
     }
 
 
-def within(alert, label):
+def with_label(alert, label):
+    """Return an expected alert with the label value that `combined` gives to the firing cluster."""
     labels = alert["exp_labels"]
     return {**alert, "exp_labels": {**labels, label: "ill" + labels.get(label, "")}}
 
 
 @pytest.mark.parametrize("label", ["job", "namespace"])
-def test_a_cluster_that_is_well_hides_none_that_is_not(tmp_path, label):
-    """Each case in which an alert fires, with each beside it in which it does not."""
+def test_a_healthy_cluster_does_not_hide_an_alert_of_another_one(tmp_path, label):
+    """Combine each case in which an alert fires with each case in which it stays silent."""
     pairs = [
-        beside(ill, well, label)
-        for found in map(cases, ALERTS)
-        for ill, well in itertools.product(found["fires"], found["silent"])
-        if ill["interval"] == well["interval"]
+        combined(firing, silent, label)
+        for groups in map(cases, ALERTS)
+        for firing, silent in itertools.product(groups["fires"], groups["silent"])
+        if firing["interval"] == silent["interval"]
     ]
     assert {pair["name"].split()[0] for pair in pairs} == set(ALERTS)
     file = tmp_path / "pairs.yml"
@@ -276,38 +281,39 @@ def test_a_cluster_that_is_well_hides_none_that_is_not(tmp_path, label):
 
 @pytest.mark.parametrize("promql", EXPRESSIONS.values(), ids=EXPRESSIONS)
 def test_every_metric_label_and_state_exists(promql):
-    known = {**LABELS, **{record: rulebook.grouped_by(expr) for record, expr in RECORDS.items()}}
-    there = set(TARGET)
+    labels_by_metric = {**LABELS, **{record: rulebook.grouped_by(expr) for record, expr in RECORDS.items()}}
+    available = set(TARGET_LABELS)
     for metric, matchers in rulebook.selectors(promql):
-        assert metric in known
-        there |= known[metric]
+        assert metric in labels_by_metric
+        available |= labels_by_metric[metric]
         for label, operator, value in matchers:
-            assert label in known[metric] | TARGET, metric
+            assert label in labels_by_metric[metric] | TARGET_LABELS, metric
             if label == "state":
                 assert operator in {"=", "=~"}
                 assert set(value.split("|")) <= {state.name for state in State}
-    assert rulebook.grouped_by(promql) <= there
+    assert rulebook.grouped_by(promql) <= available
 
 
 @pytest.mark.parametrize("promql", EXPRESSIONS.values(), ids=EXPRESSIONS)
-def test_a_counter_is_read_through_its_growth_only(promql):
-    """Counters fall when the exporter begins anew; `0 *` and `unless` ask only whether one is there."""
+def test_counters_are_used_in_rate_or_increase_only(promql):
+    """A restart of the exporter resets counters. `0 *` and `unless` only use whether a series exists."""
     bare = re.sub(r"(?:rate|increase)\([^()]*\)|0 \* \w+|unless on \([^)]*\) \w+_total", "", promql)
     ends = ("_total", "_bucket", "_sum", "_count")
     assert [name for name, _ in rulebook.selectors(bare) if name.endswith(ends)] == []
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_a_record_is_called_level_metric_operations(record):
+def test_a_record_is_named_level_metric_operations(record):
     level, metric, operations = record.split(":")
-    kept = set(re.findall(r"\w+", rulebook.LISTS.findall(RECORDS[record])[0])) - {"namespace", "le"}
-    assert sorted(level.split("_")) == sorted("_".join(kept).split("_"))
+    labels = set(re.findall(r"\w+", rulebook.LISTS.findall(RECORDS[record])[0])) - {"namespace", "le"}
+    assert sorted(level.split("_")) == sorted("_".join(labels).split("_"))
     assert re.fullmatch(r"celery_[a-z_]+", metric)
     assert not metric.endswith("_total")
     assert re.fullmatch(r"(?:ratio_|p95_)?rate\d+m|mean\d+m|ratio|sum|min|max", operations)
 
 
-#: What the contract's words say of a number, and which setting has it; the minutes after "for" are `for`.
+#: Phrases of the contract with a number, the setting that holds the number, and its unit. The minutes after
+#: "for" are the pending time of the alert.
 NUMBERS = {
     "CeleryHighFailureRate": {"over {failureRatio} %": 0.01, "over {window} minutes": "m"},
     "CeleryHighRetryRate": {"above {retryRatio} %": 0.01},
@@ -317,50 +323,50 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("name", CONTRACT)
-def test_an_alert_of_the_contract_has_its_name_and_numbers(name):
-    promised, alert = CONTRACT[name], ALERTS[name]
-    assert alert["labels"]["severity"] == promised["severity"]
-    *before, last = re.findall(r"for (\d+) minutes", promised["means"])
+def test_an_alert_of_the_contract_has_the_numbers_of_the_contract(name):
+    contract, alert = CONTRACT[name], ALERTS[name]
+    assert alert["labels"]["severity"] == contract["severity"]
+    *before, last = re.findall(r"for (\d+) minutes", contract["means"])
     assert (before, alert["for"]) == ([], f"{last}m")
-    config, spoken = configuration(), [last]
-    for words, unit in NUMBERS.get(name, {}).items():
-        setting = re.search(r"\{(\w+)\}", words).group(1)
-        (number,) = re.findall(re.sub(r"\{\w+\}", r"(\\d+)", words), promised["means"])
-        spoken.append(number)
+    config, compared = configuration(), [last]
+    for phrase, unit in NUMBERS.get(name, {}).items():
+        setting = re.search(r"\{(\w+)\}", phrase).group(1)
+        (number,) = re.findall(re.sub(r"\{\w+\}", r"(\\d+)", phrase), contract["means"])
+        compared.append(number)
         if unit == "m":
             assert config[setting] == f"{number}m", setting
         else:
             assert config[setting] == pytest.approx(int(number) * unit), setting
             (threshold,) = re.findall(r"> ([\d.]+)$", alert["expr"])
             assert float(threshold) == config[setting], alert["expr"]
-    assert sorted(re.findall(r"\d+", promised["means"])) == sorted(spoken), "a number that nobody compares"
+    assert sorted(re.findall(r"\d+", contract["means"])) == sorted(compared), "a number is not compared"
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_says_how_bad_it_is_what_it_is_and_where_to_look(name):
+def test_every_alert_has_a_severity_texts_and_links(name):
     alert = ALERTS[name]
     assert alert["labels"].keys() == {"severity"}
     assert alert["labels"]["severity"] in {"critical", "warning", "info"}
     assert rulebook.seconds(alert["for"]) >= 120
-    notes = alert["annotations"]
-    assert notes.keys() == {"summary", "description", "runbook_url", "dashboard_url"}
-    assert all(notes.values())
-    base, _, anchor = notes["runbook_url"].partition("#")
+    annotations = alert["annotations"]
+    assert annotations.keys() == {"summary", "description", "runbook_url", "dashboard_url"}
+    assert all(annotations.values())
+    base, _, anchor = annotations["runbook_url"].partition("#")
     assert base == "http://localhost:9808/runbooks"
     assert anchor in anchors(), f"{RUNBOOKS.name} has no heading {name}"
-    uid = re.match(r"https?://[^/]+/d/([\w-]+)(?:\?|\{\{)", notes["dashboard_url"]).group(1)
-    variables = set(re.findall(r"\bvar-(\w+)=\{\{", notes["dashboard_url"]))
+    uid = re.match(r"https?://[^/]+/d/([\w-]+)(?:\?|\{\{)", annotations["dashboard_url"]).group(1)
+    variables = set(re.findall(r"\bvar-(\w+)=\{\{", annotations["dashboard_url"]))
     assert {"job"} <= variables <= DASHBOARDS[uid], uid
 
 
-def test_the_dashboards_that_alerts_link_to_take_these_variables():
+def test_linked_dashboards_have_the_variables_of_the_links():
     for file in (ROOT / "dashboards").glob("provisioning/celery-*.json"):
         board = json.loads(file.read_text())
-        taken = {variable["name"] for variable in board["templating"]["list"]}
-        assert DASHBOARDS[board["uid"]] <= taken
+        variables = {variable["name"] for variable in board["templating"]["list"]}
+        assert DASHBOARDS[board["uid"]] <= variables
 
 
-def test_an_alert_that_fires_leaves_no_placeholder_empty():
+def test_expected_alerts_have_no_empty_placeholder():
     for group in yaml.safe_load(CASES.read_text())["tests"]:
         for test in group["alert_rule_test"]:
             for alert in test["exp_alerts"]:
@@ -371,8 +377,8 @@ def test_an_alert_that_fires_leaves_no_placeholder_empty():
                 assert all(re.fullmatch(r"var-\w+=.+", part) for part in query.split("&") if query), query
 
 
-def test_the_links_are_set_without_jsonnet(tmp_path):
-    """By the commands of docs/how-to/alerts.md, on a copy of the rules."""
+def test_links_can_be_set_without_jsonnet(tmp_path):
+    """Run the commands of docs/how-to/alerts.md on a copy of the rules."""
     lines = map(str.strip, (ROOT / "docs/how-to/alerts.md").read_text().splitlines())
     commands = [line for line in lines if line.startswith("$ sed -i ")]
     assert len(commands) == 2
@@ -384,13 +390,13 @@ def test_the_links_are_set_without_jsonnet(tmp_path):
         subprocess.run(shlex.split(command.removeprefix("$ ")), cwd=tmp_path, check=True)
     copy, kubernetes = (path.read_text() for path in copies)
     assert "localhost" not in copy + kubernetes
-    notes = yaml.safe_load(copy)["groups"][0]["rules"]
-    urls = [rule["annotations"]["dashboard_url"] for rule in notes if "alert" in rule]
+    rules = yaml.safe_load(copy)["groups"][0]["rules"]
+    urls = [rule["annotations"]["dashboard_url"] for rule in rules if "alert" in rule]
     assert {url.partition("/d/")[0] for url in urls} == {"https://grafana.example.com"}
 
 
-def test_severities_and_times_are_those_of_the_table():
-    """So are thresholds and windows, which the mixin imports; each alert has its row there."""
+def test_severities_and_pending_times_match_the_table():
+    """The mixin imports thresholds and windows from the table, so they need no comparison."""
     assert {row.alert: (row.severity, row.pending) for row in TABLE} == {
         name: (alert["labels"]["severity"], rulebook.seconds(alert["for"])) for name, alert in ALERTS.items()
     }
@@ -400,11 +406,12 @@ def test_severities_and_times_are_those_of_the_table():
 
 
 def anchors():
-    """Return the anchors of the runbooks' headings, as GitHub and others make them."""
+    """Return the anchors of the headings in the runbooks, as GitHub generates them."""
     return {heading.lower() for heading in re.findall(r"^### (\w+)$", RUNBOOKS.read_text(), re.MULTILINE)}
 
 
 def chapters():
+    """Return the text of the runbooks by heading."""
     parts = re.split(r"^#{2,3} (.+)$", RUNBOOKS.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -417,20 +424,20 @@ def test_a_runbook_has_three_commands_and_usual_causes(name):
     assert "sual causes" in chapter
 
 
-def test_there_is_no_runbook_without_an_alert():
+def test_every_runbook_has_an_alert():
     assert anchors() == {name.lower() for name in ALERTS}
 
 
-def test_the_runbooks_speak_of_metrics_options_alerts_and_settings_that_exist():
+def test_runbooks_name_existing_metrics_options_alerts_and_settings():
     text = RUNBOOKS.read_text()
-    ours = r"(?<![\w:-])celery_(?:tasks?|workers?|queue|broker|exporter)_[a-z_]*[a-z](?![\w(])"
-    spoken = set(re.findall(ours, text))
-    assert [name for name in spoken if not any(metric.startswith(name) for metric in LABELS)] == []
+    metric_name = r"(?<![\w:-])celery_(?:tasks?|workers?|queue|broker|exporter)_[a-z_]*[a-z](?![\w(])"
+    names = set(re.findall(metric_name, text))
+    assert [name for name in names if not any(metric.startswith(name) for metric in LABELS)] == []
     assert set(re.findall(r"\b\w+:celery\w+:\w+", text)) <= {*RECORDS, *LABELS}
     assert set(re.findall(r"\bCelery[A-Z]\w+", text)) == set(ALERTS)
     assert set(re.findall(r"`([a-z]+[A-Z]\w+)`", text)) <= set(configuration())
-    ours = {f"--{option.name}" for option in OPTIONS}
-    theirs = {
+    exporter_options = {f"--{option.name}" for option in OPTIONS}
+    other_options = {
         "--app",
         "--broker",
         "--destination",
@@ -441,22 +448,22 @@ def test_the_runbooks_speak_of_metrics_options_alerts_and_settings_that_exist():
         "--pid",
         "--cacert",
     }
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= ours | theirs
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) <= exporter_options | other_options
 
 
-def test_the_runbooks_ask_workers_what_they_can_answer():
-    asked = set(re.findall(r"celery --app \$APP (?:inspect|control) (\w+)", RUNBOOKS.read_text()))
-    assert asked
-    assert asked <= set(Panel.data)
+def test_runbooks_use_existing_remote_control_commands():
+    commands = set(re.findall(r"celery --app \$APP (?:inspect|control) (\w+)", RUNBOOKS.read_text()))
+    assert commands
+    assert commands <= set(Panel.data)
 
 
-# -- what the exporter and the rules have to agree on --------------------------------------------------
+# -- defaults of the exporter that the rules depend on ------------------------------------------------
 
 
-def test_a_dead_worker_is_shown_for_longer_than_its_alert_waits():
-    """A minute is between two scrapes, and between two evaluations, unless Prometheus is told otherwise."""
+def test_a_dead_worker_is_exposed_for_longer_than_its_alert_is_pending():
+    """By default, one minute passes between two scrapes and between two evaluations."""
     (purge,) = (option.default for option in OPTIONS if option.name == "purge-offline-worker-metrics")
     rule = ALERTS["CeleryWorkerDown"]
     assert rulebook.seconds(rule["for"]) + 60 + 60 < purge
     (window,) = re.findall(r"\[(\w+):\w+\]", rule["expr"])
-    assert rulebook.seconds(window) > purge + 60, "what it was when it was last up is forgotten too early"
+    assert rulebook.seconds(window) > purge + 60, "the window ends before the worker is removed"
