@@ -1,6 +1,6 @@
-"""The Grafana dashboards as tables of panels: `python -m dashboards` (make dashboards) writes them as JSON.
+"""The Grafana dashboards as tables of panels. `python -m dashboards` (make dashboards) writes them as JSON.
 
-`overview`, `tasks`, `workers` and `exporter` say what is shown, `promql` by which expressions, `panels` how
-a panel of each kind looks. `build` makes JSON of it: `provisioning/` for Grafana to read from a folder,
-`import/` to upload by hand.
+`overview`, `tasks`, `workers` and `exporter` list the panels. `promql` has their expressions, and `panels`
+the settings of each kind of panel. `build` generates the JSON: `provisioning/` for a folder that Grafana
+reads, `import/` for an upload by hand.
 """

@@ -13,7 +13,7 @@ VARIANTS = {"provisioning": provisioned, "import": importable}
 
 
 def main(folder: Path) -> None:
-    """Write them below this folder, and nothing else."""
+    """Write the dashboards below this folder."""
     for name, variant in VARIANTS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for board in BOARDS:

@@ -1,4 +1,4 @@
-"""From tables to JSON: variables, matchers, places, links; and the two variants that are committed."""
+"""Generates the JSON of a dashboard from its table of panels, in the two variants that are committed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from dashboards.panels import Panel
 Json = dict[str, Any]
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-GRAFANA = "12.0.0"  # the oldest that reads this schema without converting it
+GRAFANA = "12.0.0"  # the oldest version that reads this schema without a conversion
 
-#: Variable → its title, the label that it narrows, and the metric that knows the label's values.
+#: Variable → its title, the label that it filters by, and the metric that has the values of the label.
 VARIABLES = {
     "job": ("Job", "job", "celery_exporter_build_info"),
     "queue": ("Queue", "queue_name", "celery_tasks_total"),
     "task": ("Task", "task_name", "celery_tasks_total"),
     "worker": ("Worker", "worker", "celery_worker_up"),
 }
-# All jobs are those that have a name. A label that --task-labels left out is empty, so all queues are any.
+# Matches for "All". A job always has a name. A label that --task-labels leaves out is empty, so others use
+# ".*".
 ALL = {"job": ".+"}
 
-#: Metric → its labels; every series has a job besides.
+#: Metric → its labels. Every series also has a job.
 LABELS: dict[str, tuple[str, ...]] = {
     **{row.name: row.labels for row in select(("native",), MetricOptions()).rows},
     **dict.fromkeys(("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"), ()),
@@ -46,48 +47,48 @@ METRIC = re.compile(r"\b((?:celery|process)_\w+)(?:\{([^}]*)\})?")
 class Board:
     """One dashboard."""
 
-    uid: str  # others link to it; it never changes
+    uid: str  # must not change: other dashboards and alerts link to it
     title: str
     description: str
     variables: Sequence[str]
     rows: Mapping[str, Sequence[Panel]]
-    links: Mapping[str, str]  # of each panel: title → uid of another dashboard
+    links: Mapping[str, str]  # on each panel: title → uid of another dashboard
 
 
-def there(uid: str) -> str:
-    """Return the address of another dashboard, with the time and the variables of this one."""
+def dashboard_url(uid: str) -> str:
+    """Return the URL of another dashboard, with the time range and the variables of this one."""
     return f"/d/{uid}?${{__url_time_range}}&${{__all_variables}}"
 
 
-def only(uid: str, variable: str, column: str) -> str:
-    """Return the address of another dashboard where this variable is what was clicked."""
-    chosen = f"var-{variable}=${{__data.fields.{column}}}"
-    return f"/d/{uid}?${{__url_time_range}}&var-datasource=${{datasource}}&${{job:queryparam}}&{chosen}"
+def url_of_value(uid: str, variable: str, column: str) -> str:
+    """Return the URL of another dashboard with this variable set to the value of the clicked cell."""
+    setting = f"var-{variable}=${{__data.fields.{column}}}"
+    return f"/d/{uid}?${{__url_time_range}}&var-datasource=${{datasource}}&${{job:queryparam}}&{setting}"
 
 
-def narrowed(expr: str, variables: Sequence[str]) -> str:
-    """Give each metric of an expression the matchers for these variables, by the labels that it has."""
+def filtered(expr: str, variables: Sequence[str]) -> str:
+    """Add matchers for these variables to each metric of an expression, by the labels that it has."""
 
-    def with_matchers(found: re.Match[str]) -> str:
-        name, own = found.groups()
+    def with_matchers(match: re.Match[str]) -> str:
+        name, own = match.groups()
         matchers = [
             f'{label}=~"${variable}"'
             for variable, (_, label, _) in VARIABLES.items()
             if variable in variables and label in ("job", *labels_of(name))
         ]
-        inside = ", ".join([*matchers, *([own] if own else [])])
-        return f"{name}{{{inside}}}" if inside else name
+        selector = ", ".join([*matchers, *([own] if own else [])])
+        return f"{name}{{{selector}}}" if selector else name
 
     return METRIC.sub(with_matchers, expr)
 
 
 def labels_of(name: str) -> tuple[str, ...]:
-    """Return a metric's labels; a name that nobody exports is an error."""
+    """Return a metric's labels; raise KeyError for a metric that the exporter does not expose."""
     return LABELS[name if name in LABELS else re.sub("_(bucket|sum|count)$", "", name)]
 
 
 def provisioned(board: Board) -> Json:
-    """Return the dashboard for a folder that Grafana reads: it asks which data source to use."""
+    """Return the dashboard for a folder that Grafana reads, with a variable for the data source."""
     builder = (
         sdk.Dashboard(board.title)
         .uid(board.uid)
@@ -98,7 +99,7 @@ def provisioned(board: Board) -> Json:
         .time("now-1h", "now")
         .refresh("30s")
         .timezone("browser")
-        .link(_bar())
+        .link(_dashboard_links())
         .with_variable(
             sdk.DatasourceVariable("datasource").label("Data source").type("prometheus").multi(False)
         )
@@ -108,21 +109,21 @@ def provisioned(board: Board) -> Json:
     for title, panels in board.rows.items():
         builder = builder.with_row(sdk.Row(title))
         for panel in panels:
-            builder = builder.with_panel(deepcopy(panel))  # what is made here stays out of the table
-    built = builder.build()
-    for number, placed in enumerate(built.panels or [], start=1):
-        placed.id_val = number
-        if isinstance(placed, model.Panel):
-            _finish(placed, board)
-    return _json(built)
+            builder = builder.with_panel(deepcopy(panel))  # the SDK changes it
+    dashboard = builder.build()
+    for number, panel in enumerate(dashboard.panels or [], start=1):
+        panel.id_val = number
+        if isinstance(panel, model.Panel):
+            _complete(panel, board)
+    return _json(dashboard)
 
 
 def importable(board: Board) -> Json:
-    """Return the dashboard for Grafana's import dialog, which asks for the data source itself."""
+    """Return the dashboard for Grafana's import dialog, which asks for the data source."""
     dashboard = json.loads(text(provisioned(board)).replace("${datasource}", "${DS_PROMETHEUS}"))
     dashboard["editable"] = True
     variables = dashboard["templating"]["list"]
-    dashboard["templating"]["list"] = [one for one in variables if one["type"] != "datasource"]
+    dashboard["templating"]["list"] = [variable for variable in variables if variable["type"] != "datasource"]
     kinds = sorted({panel["type"] for panel in dashboard["panels"]} - {"row"})
     return {
         "__inputs": [
@@ -147,24 +148,25 @@ def importable(board: Board) -> Json:
 
 
 def text(dashboard: Json) -> str:
-    """Return it as it stands in the file."""
+    """Return a dashboard as the text of its file."""
     return json.dumps(dashboard, indent=2, ensure_ascii=False) + "\n"
 
 
-def _finish(panel: model.Panel, board: Board) -> None:
+def _complete(panel: model.Panel, board: Board) -> None:
+    """Set the data source, the links, and the matchers of the queries."""
     panel.datasource = SOURCE
     panel.links = [_panel_link(title, uid) for title, uid in board.links.items()]
-    for place, target in enumerate(panel.targets or []):
+    for index, target in enumerate(panel.targets or []):
         if isinstance(target, Dataquery):
-            target.ref_id = chr(ord("A") + place)
+            target.ref_id = chr(ord("A") + index)
             target.datasource = SOURCE
-            target.expr = narrowed(target.expr, board.variables)
+            target.expr = filtered(target.expr, board.variables)
 
 
 def _variable(name: str) -> sdk.QueryVariable:
     title, label, metric = VARIABLES[name]
-    others = [other for other in ("job",) if other != name]
-    query = f"label_values({narrowed(metric, others)}, {label})"
+    filters = () if name == "job" else ("job",)
+    query = f"label_values({filtered(metric, filters)}, {label})"
     return (
         sdk.QueryVariable(name)
         .label(title)
@@ -179,8 +181,8 @@ def _variable(name: str) -> sdk.QueryVariable:
     )
 
 
-def _bar() -> sdk.DashboardLink:
-    """Return the links to the other dashboards, above the panels."""
+def _dashboard_links() -> sdk.DashboardLink:
+    """Return the links to the other dashboards, which Grafana shows above the panels."""
     return (
         sdk.DashboardLink("Celery")
         .type(model.DashboardLinkType.DASHBOARDS)
@@ -192,23 +194,23 @@ def _bar() -> sdk.DashboardLink:
 
 
 def _panel_link(title: str, uid: str) -> model.DashboardLink:
-    return model.DashboardLink(title=title, type_val=model.DashboardLinkType.LINK, url=there(uid))
+    return model.DashboardLink(title=title, type_val=model.DashboardLinkType.LINK, url=dashboard_url(uid))
 
 
-def _json(built: model.Dashboard) -> Json:
-    """Return plain JSON, without defaults of the SDK that Grafana's types do not know or that do harm."""
-    dashboard: Json = json.loads(JSONEncoder().encode(built))
+def _json(board: model.Dashboard) -> Json:
+    """Return plain JSON, without the SDK's defaults that Grafana's types lack or that change the layout."""
+    dashboard: Json = json.loads(JSONEncoder().encode(board))
     panels = dashboard["panels"]
     _drop(dashboard["templating"]["list"], "auto", "auto_min", "auto_count")
     _drop(
         [panel.get("options", {}) for panel in panels if panel["type"] == "table"], "footer", "showTypeIcons"
     )
-    # The SDK's placement would move links into a menu.
-    _drop([link for shown in (dashboard, *panels) for link in shown.get("links", ())], "placement")
+    # With the SDK's placement, Grafana shows the links in a menu.
+    _drop([link for item in (dashboard, *panels) for link in item.get("links", ())], "placement")
     return dashboard
 
 
 def _drop(objects: list[Json], *names: str) -> None:
-    for one in objects:
+    for item in objects:
         for name in names:
-            one.pop(name, None)
+            item.pop(name, None)

@@ -1,19 +1,31 @@
-"""The exporter itself: whether to believe the other dashboards."""
+"""The dashboard of the exporter: whether the data of the other dashboards are complete."""
 
 from dashboards import promql as q
 from dashboards.build import Board
-from dashboards.panels import BYTES, HEARS, PLAIN, RATE, SECONDS, SHARE, YES, Column, lines, stat, table
+from dashboards.panels import (
+    BYTES,
+    PLAIN,
+    RATE,
+    RECEIVING_STATES,
+    SECONDS,
+    SHARE,
+    YES,
+    Column,
+    lines,
+    stat,
+    table,
+)
 
 
 def rate(counter: str, by: str) -> dict[str, str]:
-    """Return the lines of a counter's growth a second, by this label."""
+    """Return lines with the rate of a counter per second, by this label."""
     return {f"{{{{{by}}}}}": q.rate(counter, by)}
 
 
 BOARD = Board(
     uid="celery-exporter",
     title="Celery / Exporter",
-    description="The exporter itself: whether it hears everything, what it could not use, what it costs.",
+    description="The exporter: whether it receives all events, its errors, its limits and its resources.",
     variables=("job",),
     links={"Overview": "celery-overview", "Workers": "celery-workers"},
     rows={
@@ -21,10 +33,10 @@ BOARD = Board(
             stat(
                 "Exporter",
                 PLAIN,
-                q.HEARING_MEANS,
-                q.HEARING,
-                meanings=HEARS,
-                none="not scraped",
+                q.RECEIVING_DESCRIPTION,
+                q.RECEIVING,
+                meanings=RECEIVING_STATES,
+                no_value="not scraped",
             ),
             stat(
                 "Subscription",
@@ -32,75 +44,77 @@ BOARD = Board(
                 "Whether the event subscription is open and answers, and whether RabbitMQ blocks publishers.",
                 "min(celery_broker_up) + max(celery_broker_blocked) or min(celery_broker_up)",
                 meanings={0: ("closed", "red"), 1: ("open", "green"), 2: ("publishers blocked", "red")},
-                none="not scraped",
+                no_value="not scraped",
             ),
             stat(
                 "Since the last event",
                 SECONDS,
-                "Time since an event was read. Heartbeats are events: with one worker it is below 3 s.",
-                q.since("celery_exporter_last_event_timestamp_seconds"),
-                none="none yet",
+                "Time since the exporter received an event. With one worker it is below 3 s, because of "
+                "heartbeats.",
+                q.since_last("celery_exporter_last_event_timestamp_seconds"),
+                no_value="none yet",
                 bad=(10, 60),
             ),
             stat(
                 "Event lag",
                 SECONDS,
-                "Age of the newest event when it was read, by its sender's clock.",
-                q.most("celery_exporter_event_lag_seconds"),
-                none="none yet",
+                "Age of the newest event when it was received, by the clock of its sender.",
+                q.maximum("celery_exporter_event_lag_seconds"),
+                no_value="none yet",
                 bad=(2, 10),
             ),
             stat(
                 "Tasks in memory",
                 PLAIN,
-                "Unfinished tasks in memory; --max-tasks bounds them.",
+                "Unfinished tasks in memory. --max-tasks limits them.",
                 "sum(celery_exporter_tasks_tracked)",
             ),
             stat(
                 "Label sets",
                 PLAIN,
-                "Label sets of task metrics; --max-series bounds them in each family.",
+                "Label sets of task metrics. --max-series limits them in each family.",
                 "sum(celery_exporter_series)",
             ),
             stat(
                 "Unacknowledged",
                 PLAIN,
-                "Messages that workers hold and have not acknowledged, of all queues. Only Redis tells.",
+                "Messages of all queues that workers hold and have not acknowledged. Only on Redis.",
                 "sum(celery_broker_unacked_messages)",
-                none="not known",
+                no_value="unknown",
             ),
             stat(
-                "Collectors",
+                "Periodic jobs",
                 PLAIN,
-                "Whether the last run of each collector (queues, roster, state file) succeeded.",
+                "Whether the last run of every periodic job (queue lengths, worker inspection, state file) "
+                "succeeded.",
                 "min(celery_exporter_collector_success)",
-                meanings={0: ("one fails", "red"), 1: ("fine", "green")},
-                none="none ran",
+                meanings={0: ("failing", "red"), 1: ("ok", "green")},
+                no_value="no run yet",
             ),
         ],
         "Events": [
             lines(
                 "Events",
                 RATE,
-                "Events applied, a second, by their type.",
+                "Applied events per second, by type.",
                 rate("celery_exporter_events_total", "kind"),
                 stacked=True,
             ),
             lines(
-                "Lag and silence",
+                "Event lag",
                 SECONDS,
-                "How old the newest event was when it was read, and how long ago that was.",
+                "Age of the newest event when it was received, and the time since then.",
                 {
-                    "lag": q.most("celery_exporter_event_lag_seconds"),
-                    "since the last event": q.since("celery_exporter_last_event_timestamp_seconds"),
+                    "lag": q.maximum("celery_exporter_event_lag_seconds"),
+                    "since the last event": q.since_last("celery_exporter_last_event_timestamp_seconds"),
                 },
                 signed=True,
             ),
             lines(
                 "Malformed and repeated events",
                 RATE,
-                "A second: events that could not be used, by reason, and events that reported the end of one "
-                "execution again, by type.",
+                "Per second: events that could not be used, by reason, and repeated events about the end "
+                "of the same execution, by type.",
                 {
                     "{{reason}}": q.rate("celery_exporter_events_malformed_total", "reason"),
                     "{{kind}} repeated": q.rate("celery_exporter_events_repeated_total", "kind"),
@@ -109,30 +123,31 @@ BOARD = Board(
             lines(
                 "Missed events",
                 RATE,
-                "Tasks that a worker started, by its own count, and that no event told of, a second.",
+                "Tasks per second that a worker counted as started and that the exporter received no event "
+                "for.",
                 rate("celery_exporter_events_missed_total", "worker"),
             ),
             lines(
                 "Connection",
                 PLAIN,
-                "1 while the event subscription is open; how often it was opened again.",
+                "1 while the event subscription is open, and the number of reconnects.",
                 {
                     "open": "min(celery_broker_up)",
-                    "reconnects": q.growth("celery_exporter_reconnects_total"),
+                    "reconnects": q.increase("celery_exporter_reconnects_total"),
                 },
             ),
             lines(
-                "Stand-ins and clocks",
+                "Unknown labels and negative waits",
                 RATE,
-                "Tasks booked under unknown or their worker's only queue, a second, and waits that two "
-                "clocks made negative.",
+                "Per second: tasks counted without the value of a label (as unknown, or under the only "
+                "queue of their worker), and waits that are negative because of clock skew.",
                 {
-                    "{{label}} not known": q.rate("celery_exporter_label_fallbacks_total", "label"),
+                    "{{label}} unknown": q.rate("celery_exporter_label_fallbacks_total", "label"),
                     "negative waits": q.rate("celery_exporter_negative_waits_total"),
                 },
             ),
         ],
-        "Bounds": [
+        "Limits": [
             lines(
                 "In memory",
                 PLAIN,
@@ -144,39 +159,42 @@ BOARD = Board(
                 width=8,
             ),
             lines(
-                "Beyond the bounds",
+                "Limits reached",
                 RATE,
-                "A second: tasks forgotten (--max-tasks, --task-ttl), names counted as other (--max-series, "
-                "--series-ttl), workers and queues not taken in.",
+                "Per second: evicted tasks (--max-tasks, --task-ttl), counts under the name other "
+                "(--max-series, --series-ttl), rejected workers and queues.",
                 {
                     "tasks evicted": q.rate("celery_exporter_tasks_evicted_total"),
-                    "series folded": q.rate("celery_exporter_series_overflow_total"),
-                    "{{kind}} refused": q.rate("celery_exporter_limit_rejections_total", "kind"),
+                    "series overflow": q.rate("celery_exporter_series_overflow_total"),
+                    "{{kind}} rejected": q.rate("celery_exporter_limit_rejections_total", "kind"),
                 },
                 width=8,
             ),
             lines(
                 "Reconciled tasks",
                 RATE,
-                "Unfinished tasks taken out or put back without an event, a second, by reason: their message "
-                "is gone or expired, no worker runs them, or the worker that had received them left.",
+                "Unfinished tasks per second that were ended or requeued without an event, by reason: "
+                "their message is gone or expired, no worker runs them, or the worker that had received "
+                "them stopped.",
                 rate("celery_exporter_tasks_reconciled_total", "reason"),
                 width=8,
             ),
         ],
-        "Collectors and files": [
+        "Periodic jobs and files": [
             table(
-                "Collectors",
-                "What runs in the background, asking brokers and workers and writing files, and how it went.",
-                Column("Collector", "collector"),
+                "Periodic jobs",
+                "Background jobs that query the broker and the workers and write files, and their last run.",
+                Column("Job", "collector"),
                 [
-                    Column("Fine", "min by (collector) (celery_exporter_collector_success)", meanings=YES),
+                    Column("Success", "min by (collector) (celery_exporter_collector_success)", meanings=YES),
                     Column(
-                        "Took", q.most("celery_exporter_collector_duration_seconds", "collector"), SECONDS
+                        "Duration",
+                        q.maximum("celery_exporter_collector_duration_seconds", "collector"),
+                        SECONDS,
                     ),
                     Column(
                         "Last success",
-                        q.since("celery_exporter_collector_last_success_timestamp_seconds", "collector"),
+                        q.since_last("celery_exporter_collector_last_success_timestamp_seconds", "collector"),
                         SECONDS,
                     ),
                 ],
@@ -185,21 +203,21 @@ BOARD = Board(
             lines(
                 "Files",
                 PLAIN,
-                "1 while --web.config.file is in force as it stands (no line without one); "
-                "errors with --state-file.",
+                "1 while the exporter uses the current --web.config.file (no line without that option), "
+                "and errors of --state-file.",
                 {
-                    "web config in force": "min(celery_exporter_web_config_up_to_date)",
-                    "state file, {{operation}} errors": q.growth(
+                    "web config up to date": "min(celery_exporter_web_config_up_to_date)",
+                    "state file, {{operation}} errors": q.increase(
                         "celery_exporter_state_file_errors_total", "operation"
                     ),
                 },
             ),
         ],
-        "Cost": [
+        "Resources": [
             lines(
                 "CPU",
                 SHARE,
-                "CPU time of the exporter, as a share of one core.",
+                "CPU usage of the exporter, as a share of one core.",
                 {"{{instance}}": q.rate("process_cpu_seconds_total", "instance")},
                 width=6,
             ),
@@ -213,13 +231,13 @@ BOARD = Board(
             lines(
                 "Open files",
                 PLAIN,
-                "File descriptors of the exporter: sockets, mostly.",
+                "Open file descriptors of the exporter. Most are sockets.",
                 {"{{instance}}": "max by (instance) (process_open_fds)"},
                 width=6,
             ),
             table(
                 "Versions",
-                "The exporters that are scraped.",
+                "Instances of the exporter that Prometheus scrapes.",
                 Column("Instance", "instance"),
                 [
                     Column("Exporters", "count by (instance, version) (celery_exporter_build_info)"),

@@ -1,12 +1,12 @@
-"""How the cluster is doing: what to look at first."""
+"""The dashboard of a cluster: workers, throughput, failures, queues."""
 
 from dashboards import promql as q
-from dashboards.build import Board, only
+from dashboards.build import Board, url_of_value
 from dashboards.panels import (
-    HEARS,
     ONLINE,
     PLAIN,
     RATE,
+    RECEIVING_STATES,
     SECONDS,
     SHARE,
     Column,
@@ -18,7 +18,7 @@ from dashboards.panels import (
 BOARD = Board(
     uid="celery-overview",
     title="Celery / Overview",
-    description="How a Celery cluster is doing: workers, throughput, failures, queues, waiting times.",
+    description="A Celery cluster: workers, throughput, failures, queues, waiting times.",
     variables=("job", "queue", "task", "worker"),
     links={"Tasks": "celery-tasks", "Workers": "celery-workers", "Exporter": "celery-exporter"},
     rows={
@@ -26,76 +26,76 @@ BOARD = Board(
             stat(
                 "Active workers",
                 PLAIN,
-                "Workers that are up, on all queues.",
+                "Workers that are up, for all queues.",
                 "sum(celery_workers_online)",
                 good=1,
             ),
             stat(
-                "Tasks a second",
+                "Tasks per second",
                 RATE,
                 "Tasks that succeeded or failed.",
                 q.FINISHED,
-                over=300,
+                average_seconds=300,
             ),
             stat(
                 "Active tasks",
                 PLAIN,
-                "Tasks that workers execute now, as they say.",
+                "Tasks that workers report as running.",
                 "sum(celery_worker_active_tasks)",
-                none="no worker",
+                no_value="no worker",
             ),
             stat(
                 "Success rate",
                 SHARE,
-                "Share of successes among tasks that finished. Retries have not finished.",
+                "Share of successes among finished tasks. A task that is retried has not finished.",
                 q.SUCCESS_SHARE,
-                over=300,
-                none="none finished",
+                average_seconds=300,
+                no_value="none finished",
                 good=0.9,
             ),
             stat(
                 "Saturation",
                 SHARE,
-                "Active tasks as a share of what all pools can execute at once. At 100 % new tasks wait.",
+                "Active tasks as a share of the size of all pools. At 100 %, new tasks wait.",
                 q.SATURATION,
-                none="no worker",
+                no_value="no worker",
                 bad=(0.8, 0.95),
             ),
             stat(
                 "Messages waiting",
                 PLAIN,
-                "Messages in the queues that could be read, all priorities.",
+                "Messages in all queues whose length is known, with all priorities.",
                 "sum(celery_queue_length)",
-                none="not read",
+                no_value="unknown",
             ),
             stat(
                 "Oldest waiting",
                 SECONDS,
-                "Time since the oldest task that was not started was sent or received; "
-                "tasks with a countdown or eta are among them.",
+                "Time since the oldest task that has not started was sent or received. "
+                "This includes tasks with a countdown or eta.",
                 q.OLDEST_WAITING,
                 bad=(60, 600),
             ),
             stat(
                 "Exporter",
                 PLAIN,
-                q.HEARING_MEANS,
-                q.HEARING,
-                meanings=HEARS,
-                none="not scraped",
+                q.RECEIVING_DESCRIPTION,
+                q.RECEIVING,
+                meanings=RECEIVING_STATES,
+                no_value="not scraped",
             ),
         ],
         "Tasks": [
             lines(
                 "Success and failure rate",
                 RATE,
-                "Tasks that succeeded and tasks that failed, a second.",
+                "Succeeded and failed tasks per second.",
                 {"{{state}}": q.rate('celery_tasks_total{state=~"SUCCESS|FAILURE"}', "state")},
             ),
             lines(
                 "Tasks by state",
                 RATE,
-                "Tasks that entered each state, a second. PENDING is sent.",
+                "Tasks that entered each state, per second. PENDING means sent.",
                 {
                     "{{state}}": q.rate(
                         'celery_tasks_total{state=~"PENDING|STARTED|SUCCESS|FAILURE|RETRY"}', "state"
@@ -106,7 +106,7 @@ BOARD = Board(
             lines(
                 "Execution time by task",
                 SECONDS,
-                "Run time of executions, median and 95th percentile.",
+                "Median and 95th percentile of the run time.",
                 {
                     "{{task_name}} p50": q.quantile(0.5, "celery_task_runtime_seconds", "task_name"),
                     "{{task_name}} p95": q.quantile(0.95, "celery_task_runtime_seconds", "task_name"),
@@ -115,8 +115,8 @@ BOARD = Board(
             lines(
                 "Queue wait by queue",
                 SECONDS,
-                "From sent (or eta) to started, median and 95th percentile. "
-                "Only of tasks whose client publishes task-sent.",
+                "Median and 95th percentile of the time from sent (or eta) to started. "
+                "Only for tasks whose client sends task-sent events.",
                 {
                     "{{queue_name}} p50": q.quantile(0.5, "celery_task_queue_wait_seconds", "queue_name"),
                     "{{queue_name}} p95": q.quantile(0.95, "celery_task_queue_wait_seconds", "queue_name"),
@@ -127,43 +127,43 @@ BOARD = Board(
             lines(
                 "Queue length",
                 PLAIN,
-                "Messages waiting in each queue, all priorities. A queue that cannot be read has no line.",
+                "Messages waiting in each queue, with all priorities. A queue of unknown length has no line.",
                 {"{{queue_name}}": q.total("celery_queue_length", "queue_name")},
             ),
             lines(
                 "Age of the oldest message",
                 SECONDS,
-                "Time since the message at the head of each queue was sent, 0 when it is empty. "
-                "No line where the broker cannot tell.",
+                "Time since the message at the head of each queue was sent; 0 if the queue is empty. "
+                "The age is known on Redis only.",
                 {"{{queue_name}}": q.OLDEST_MESSAGE},
             ),
             table(
                 "Queues",
-                "What waits in each queue, and who takes it.",
+                "Waiting messages, consumers, and processes of the workers of each queue.",
                 Column("Queue", "queue_name"),
                 [
                     Column("Waiting", q.total("celery_queue_length", "queue_name")),
                     Column("Consumers", q.total("celery_queue_consumers", "queue_name")),
-                    Column("Tasks at once", q.total("celery_queue_worker_processes", "queue_name")),
+                    Column("Processes", q.total("celery_queue_worker_processes", "queue_name")),
                 ],
-                link=only("celery-tasks", "queue", "Queue"),
+                link=url_of_value("celery-tasks", "queue", "Queue"),
                 width=12,
             ),
             table(
                 "Worker status",
-                "Workers that are up, and those that went down and are not forgotten yet.",
+                "Workers that are up, and workers that are down and not removed yet.",
                 Column("Worker", "worker"),
                 [
-                    Column("Status", q.most("celery_worker_up", "worker"), meanings=ONLINE),
-                    Column("Active", q.most("celery_worker_active_tasks", "worker")),
-                    Column("Pool", q.most("celery_worker_pool_size", "worker")),
+                    Column("Status", q.maximum("celery_worker_up", "worker"), meanings=ONLINE),
+                    Column("Active", q.maximum("celery_worker_active_tasks", "worker")),
+                    Column("Pool", q.maximum("celery_worker_pool_size", "worker")),
                     Column(
-                        "Heard",
-                        q.since("celery_worker_last_heartbeat_timestamp_seconds", "worker"),
+                        "Last seen",
+                        q.since_last("celery_worker_last_heartbeat_timestamp_seconds", "worker"),
                         SECONDS,
                     ),
                 ],
-                link=only("celery-workers", "worker", "Worker"),
+                link=url_of_value("celery-workers", "worker", "Worker"),
                 width=12,
             ),
         ],

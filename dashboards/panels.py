@@ -1,6 +1,7 @@
-"""One function for each kind of panel: how it looks here, so that a dashboard only says what it shows.
+"""Builds panels: a function for each kind, with the settings that all dashboards share.
 
-Expressions carry no matchers for the dashboard's variables and targets no data source: `build` puts both in.
+Expressions have no matchers for the variables of the dashboard, and targets no data source. `build` adds
+both.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 Panel: TypeAlias = stat_.Panel | timeseries.Panel | heatmap_.Panel | table_.Panel
-Meanings: TypeAlias = Mapping[int, tuple[str, str]]  # a value → what it means, and in which colour
+Meanings: TypeAlias = Mapping[int, tuple[str, str]]  # value → text, colour
 
-# Units: as Grafana calls them.
+# Units, by Grafana's names.
 PLAIN = "short"
 RATE = "ops"  # operations a second
 SECONDS = "s"
 SHARE = "percentunit"  # 0 to 1
 BYTES = "bytes"
-MOMENT = "dateTimeFromNow"  # of milliseconds since the epoch
+AGO = "dateTimeFromNow"  # of milliseconds since the epoch
 
 ONLINE: Meanings = {0: ("offline", "red"), 1: ("online", "green")}
-HEARS: Meanings = {0: ("blind", "red"), 1: ("hears", "green")}
+RECEIVING_STATES: Meanings = {0: ("missing events", "red"), 1: ("receiving", "green")}
 YES: Meanings = {0: ("no", "red"), 1: ("yes", "green")}
 
-# A state has its colour wherever it is a line.
+# The colour of each state in graphs.
 COLORS = {
     "PENDING": "purple",
     "RECEIVED": "super-light-blue",
@@ -47,43 +48,47 @@ COLORS = {
     "REJECTED": "dark-red",
 }
 
-#: How a stat has an average of some minutes, whatever range the dashboard shows. $__rate_interval is four
-#: times the least step of a query, unless that step and the range divided by the points are more.
-LEAST_STEPS = 4
+#: A stat shows an average over some minutes, independent of the time range of the dashboard. $__rate_interval
+#: is four times the minimum step of a query, or that step plus the range divided by the points, if that is
+#: longer.
+RATE_INTERVAL_STEPS = 4
 POINTS = 10_000
-DAYS = 24  # in which a point is one of 3.5 minutes, which Grafana makes two; longer ones it makes five
+MAX_DAYS = 24  # with a range up to this, a point is at most 3.5 minutes, which Grafana rounds to two
 
 STAT_HEIGHT = 4
 HEIGHT = 8
 
 
-def stat(  # noqa: PLR0913  a row of a table: most have three
+def stat(  # noqa: PLR0913  a row of a table; most rows use three
     title: str,
     unit: str,
     description: str,
     expr: str,
     *,
     width: int = 3,
-    over: int = 0,
-    none: str = "no data",
+    average_seconds: int = 0,
+    no_value: str = "no data",
     meanings: Meanings | None = None,
     bad: tuple[float, float] | None = None,
     good: float | None = None,
 ) -> Panel:
-    """One number, as of now: averaged `over` so many seconds, `none` where there is none.
+    """Return a panel with the current value, or its average over `average_seconds`.
 
-    `bad`: yellow and red from these on; `good`: green from there on, red below.
+    `no_value` is the text without a value. `bad` are the values from which it is yellow and red; `good` is
+    the value from which it is green instead of red.
     """
     query = prometheus.Dataquery().expr(expr).instant()
-    if over:
-        query = query.interval(f"{over // LEAST_STEPS}s")
-        description += f" {over // 60}-minute average, or a longer one where more than {DAYS} days are shown."
+    if average_seconds:
+        query = query.interval(f"{average_seconds // RATE_INTERVAL_STEPS}s")
+        description += (
+            f" {average_seconds // 60}-minute average; longer if more than {MAX_DAYS} days are shown."
+        )
     panel = (
         stat_.Panel()
         .title(title)
         .description(description)
         .unit(unit)
-        .no_value(none)
+        .no_value(no_value)
         .with_target(query)
         .reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(common.BigValueGraphMode.NONE)
@@ -93,7 +98,7 @@ def stat(  # noqa: PLR0913  a row of a table: most have three
         .span(width)
         .height(STAT_HEIGHT)
     )
-    if over:
+    if average_seconds:
         panel = panel.max_data_points(POINTS)
     return panel.max(1).min(0) if unit == SHARE else panel
 
@@ -108,7 +113,7 @@ def lines(  # noqa: PLR0913
     stacked: bool = False,
     signed: bool = False,
 ) -> Panel:
-    """Lines over time, {legend: expression}; from 0 up unless they are `signed`."""
+    """Return a graph of lines, {legend: expression}, with a minimum of 0 unless `signed`."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -143,7 +148,7 @@ def lines(  # noqa: PLR0913
 
 
 def heatmap(title: str, description: str, histogram: str, *, width: int = 12) -> Panel:
-    """How the observations of a histogram, in seconds, spread over its buckets."""
+    """Return a heatmap of the buckets of a histogram, in seconds."""
     return (
         heatmap_.Panel()
         .title(title)
@@ -169,10 +174,10 @@ def heatmap(title: str, description: str, histogram: str, *, width: int = 12) ->
 
 @dataclass(frozen=True)
 class Column:
-    """A column of numbers, or, without an expression, of a label's values."""
+    """A column with the values of an expression or of a label."""
 
     name: str
-    source: str  # an expression that leaves the table's key label, or the name of a label
+    source: str  # an expression whose result has the key label of the table, or the name of a label
     unit: str = PLAIN
     meanings: Meanings | None = None
 
@@ -187,9 +192,9 @@ def table(  # noqa: PLR0913
     width: int = 24,
     height: int = HEIGHT,
 ) -> Panel:
-    """One row for each value of the label `key`, as of now; a click on it goes to `link`.
+    """Return a table of current values with a row for each value of the label `key`, which links to `link`.
 
-    What other columns name as labels must come with the first column's expression.
+    The expression of the first column must have the labels that other columns show.
     """
     names = {"Time": "Time", key.source: key.name}
     panel = table_.Panel().title(title).description(description).unit(PLAIN).span(width).height(height)
@@ -202,19 +207,18 @@ def table(  # noqa: PLR0913
         else:
             names[column.source] = column.name
         panel = panel.override_by_name(column.name, _of_column(column))
-    of_key = [_property("custom.minWidth", 160)]  # names are longer than numbers
+    key_properties = [_property("custom.minWidth", 160)]  # names are longer than numbers
     if link:
-        of_key.append(_property("links", [_data_link(key, link)]))
-    panel = panel.override_by_name(key.name, of_key)
-    shown = [source for source in names if source != "Time"]
-    order = {names[source]: source for source in shown}
+        key_properties.append(_property("links", [_data_link(key, link)]))
+    panel = panel.override_by_name(key.name, key_properties)
+    sources = [source for source in names if source != "Time"]
+    source_of = {names[source]: source for source in sources}
+    titles = [key.name, *(column.name for column in columns)]
     options = {
         "excludeByName": {"Time": True},
         "includeByName": {},
-        "indexByName": {
-            order[name]: place for place, name in enumerate([key.name, *(column.name for column in columns)])
-        },
-        "renameByName": {source: names[source] for source in shown},
+        "indexByName": {source_of[title]: index for index, title in enumerate(titles)},
+        "renameByName": {source: names[source] for source in sources},
     }
     return (
         panel.show_header(True)

@@ -1,4 +1,4 @@
-"""The expressions that stand on more than one panel, and what they are made of."""
+"""PromQL expressions that several panels use, and functions that compose them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ def _by(labels: tuple[str, ...]) -> str:
 
 
 def rate(counter: str, *by: str) -> str:
-    """Return its growth a second, summed up by these labels."""
+    """Return the rate of a counter per second, summed by these labels."""
     return f"sum{_by(by)}(rate({counter}[$__rate_interval]))"
 
 
-def growth(counter: str, *by: str) -> str:
-    """Return by how much it grew over a step of the graph."""
+def increase(counter: str, *by: str) -> str:
+    """Return the increase of a counter over a step of the graph, summed by these labels."""
     return f"sum{_by(by)}(increase({counter}[$__rate_interval]))"
 
 
 def share(part: str, whole: str) -> str:
-    """Return a share that is absent, not NaN, of nothing."""
+    """Return a share, which is absent instead of NaN if the whole is 0."""
     return f"{part} / ({whole} > 0)"
 
 
@@ -33,54 +33,56 @@ def mean(histogram: str) -> str:
 
 
 def total(gauge: str, *by: str) -> str:
-    """Return the sum by these labels."""
+    """Return the sum of a gauge by these labels."""
     return f"sum{_by(by)}({gauge})"
 
 
-def most(gauge: str, *by: str) -> str:
-    """Return the largest by these labels; mostly there is one."""
+def maximum(gauge: str, *by: str) -> str:
+    """Return the maximum of a gauge by these labels; in most cases there is only one value."""
     return f"max{_by(by)}({gauge})"
 
 
-def since(timestamp: str, *by: str) -> str:
-    """Return the seconds since the latest of these moments; two clocks never make them negative."""
-    return f"clamp_min(time() - {most(timestamp, *by)}, 0)"
+def since_last(timestamp: str, *by: str) -> str:
+    """Return the seconds since the latest timestamp, at least 0 despite clock skew."""
+    return f"clamp_min(time() - {maximum(timestamp, *by)}, 0)"
 
 
 def since_first(timestamp: str, *by: str) -> str:
-    """Return the seconds since the earliest of them."""
+    """Return the seconds since the earliest timestamp, at least 0 despite clock skew."""
     return f"clamp_min(time() - min{_by(by)}({timestamp}), 0)"
 
 
-def or_none(age: str) -> str:
-    """Return an age of the oldest that is 0 s where there is none, but only while the exporter hears."""
+def or_zero(age: str) -> str:
+    """Return an age that is 0 if there is no task, but only while the event subscription is open."""
     return f"{age} or 0 * max(celery_broker_up == 1)"
 
 
 FINISHED = rate('celery_tasks_total{state=~"SUCCESS|FAILURE"}')
 SUCCESS_SHARE = share(rate('celery_tasks_total{state="SUCCESS"}'), FINISHED)
-# What a worker can execute at once when it has grown its pool as far as it may (--autoscale).
+# The number of tasks that a worker can run at once: the maximum of its pool with --autoscale.
 POOL_LIMIT = "(celery_worker_pool_max or celery_worker_pool_size)"
-# Of those workers only that say both.
+# Only workers that report both values.
 SATURATION = share(
     f"sum(celery_worker_active_tasks and {POOL_LIMIT})",
     f"sum({POOL_LIMIT} and celery_worker_active_tasks)",
 )
-OLDEST_WAITING = or_none(since_first('celery_task_oldest_timestamp_seconds{state=~"PENDING|RECEIVED"}'))
+OLDEST_WAITING = or_zero(since_first('celery_task_oldest_timestamp_seconds{state=~"PENDING|RECEIVED"}'))
 OLDEST_MESSAGE = (
     f"{since_first('celery_queue_oldest_timestamp_seconds', 'queue_name')}"
-    f" or {most('celery_queue_length == 0', 'queue_name')}"
+    f" or {maximum('celery_queue_length == 0', 'queue_name')}"
 )
-OLDEST_RUNNING = or_none(since_first('celery_task_oldest_timestamp_seconds{state="STARTED"}'))
-# As the alert CeleryExporterBlind has it (silenceSeconds in alerts/mixin.libsonnet), and workers without -E.
-# The silence first: it stands in the place of a subscription that is open.
-SILENCE = 120
-HEARING = (
+OLDEST_RUNNING = or_zero(since_first('celery_task_oldest_timestamp_seconds{state="STARTED"}'))
+# The condition of the alert CeleryExporterBlind (silenceSeconds in alerts/mixin.libsonnet), and workers
+# without -E. The silence is the first operand of `or`, so that it replaces celery_broker_up of the same
+# exporter.
+SILENCE_SECONDS = 120
+RECEIVING = (
     "min(0 * (celery_workers_online > 0"
-    f" unless time() - celery_exporter_last_event_timestamp_seconds < {SILENCE})"
+    f" unless time() - celery_exporter_last_event_timestamp_seconds < {SILENCE_SECONDS})"
     " or celery_broker_up or celery_worker_task_events_enabled)"
 )
-HEARING_MEANS = (
-    f"Hears, or is blind: its event subscription is closed, no event came for {SILENCE} s though workers "
-    "are up, or a worker runs tasks without sending events."
+RECEIVING_DESCRIPTION = (
+    "Whether the exporter receives all events. It does not if the event subscription is closed or no event "
+    f"has arrived for {SILENCE_SECONDS} s while workers are up (alert CeleryExporterBlind), or if a worker "
+    "runs tasks without task events."
 )

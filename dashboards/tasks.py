@@ -1,30 +1,26 @@
-"""One task, or some of them: rates, failures, times, what is in flight."""
+"""The dashboard of tasks: rates, failures, run times, waits, tasks in flight."""
 
 from dashboards import promql as q
-from dashboards.build import Board, only
-from dashboards.panels import MOMENT, PLAIN, RATE, SECONDS, SHARE, Column, heatmap, lines, stat, table
+from dashboards.build import Board, url_of_value
+from dashboards.panels import AGO, PLAIN, RATE, SECONDS, SHARE, Column, heatmap, lines, stat, table
 
 
-def times(histogram: str) -> dict[str, str]:
-    """Return the lines of a histogram of seconds, over all that is chosen."""
+def quantiles_and_mean(histogram: str) -> dict[str, str]:
+    """Return lines with the quantiles and the mean of a histogram, over all selected tasks."""
     quantiles = {f"p{percent}": q.quantile(percent / 100, histogram) for percent in (50, 95, 99)}
     return {**quantiles, "mean": q.mean(histogram)}
 
 
-def moment(state: str) -> str:
-    """Return the metric of when a task last entered it."""
-    return f'celery_task_last_timestamp_seconds{{state="{state}"}}'
-
-
-def last(state: str) -> str:
-    """Return an expression for when each task last entered it, in milliseconds."""
-    return f"1000 * {q.most(moment(state), 'task_name')}"
+def last_milliseconds(state: str, *by: str) -> str:
+    """Return an expression for the time at which a task last entered a state."""
+    timestamp = f'celery_task_last_timestamp_seconds{{state="{state}"}}'
+    return f"1000 * {q.maximum(timestamp, *by)}"
 
 
 BOARD = Board(
     uid="celery-tasks",
     title="Celery / Tasks",
-    description="What happens to a task: choose one above, or several to see their sums.",
+    description="Tasks by name. With several selected tasks, the panels show their sums.",
     variables=("job", "queue", "task"),
     links={"Overview": "celery-overview", "Workers": "celery-workers"},
     rows={
@@ -32,24 +28,24 @@ BOARD = Board(
             stat(
                 "Success rate",
                 SHARE,
-                "Share of successes among executions that finished.",
+                "Share of successes among finished tasks.",
                 q.SUCCESS_SHARE,
-                over=300,
-                none="none finished",
+                average_seconds=300,
+                no_value="none finished",
                 good=0.9,
                 width=4,
             ),
             stat(
                 "In flight",
                 PLAIN,
-                "Tasks that were sent and have not finished: pending, received, started or due for a retry.",
+                "Tasks that have not finished: pending, received, started, or waiting for a retry.",
                 "sum(celery_tasks_in_flight)",
                 width=4,
             ),
             stat(
                 "Oldest waiting",
                 SECONDS,
-                "Time since the oldest task that was not started was sent or received.",
+                "Time since the oldest task that has not started was sent or received.",
                 q.OLDEST_WAITING,
                 bad=(60, 600),
                 width=4,
@@ -57,24 +53,24 @@ BOARD = Board(
             stat(
                 "Oldest running",
                 SECONDS,
-                "Time since the oldest task that runs was started.",
+                "Time since the start of the oldest running task.",
                 q.OLDEST_RUNNING,
                 width=4,
             ),
             stat(
                 "Last success",
-                MOMENT,
-                "When a task last succeeded, since the exporter knows it.",
-                f"1000 * {q.most(moment('SUCCESS'))}",
-                none="never",
+                AGO,
+                "Time of the last success that the exporter has recorded.",
+                last_milliseconds("SUCCESS"),
+                no_value="never",
                 width=4,
             ),
             stat(
                 "Last failure",
-                MOMENT,
-                "When a task last failed, since the exporter knows it.",
-                f"1000 * {q.most(moment('FAILURE'))}",
-                none="never",
+                AGO,
+                "Time of the last failure that the exporter has recorded.",
+                last_milliseconds("FAILURE"),
+                no_value="never",
                 width=4,
             ),
         ],
@@ -82,13 +78,13 @@ BOARD = Board(
             lines(
                 "Rate by state",
                 RATE,
-                "Tasks that entered each state, a second. PENDING is sent.",
+                "Tasks that entered each state, per second. PENDING means sent.",
                 {"{{state}}": q.rate("celery_tasks_total", "state")},
             ),
             lines(
                 "Failures by exception",
                 RATE,
-                "Failed tasks a second, by the class of the exception.",
+                "Failed tasks per second, by the class of the exception.",
                 {
                     "{{exception}}": q.rate("celery_task_failures_total", "exception"),
                 },
@@ -97,7 +93,7 @@ BOARD = Board(
             lines(
                 "Failures by task",
                 SHARE,
-                "Share of failures among executions that finished.",
+                "Share of failures among finished tasks.",
                 {
                     "{{task_name}}": q.share(
                         q.rate('celery_tasks_total{state="FAILURE"}', "task_name"),
@@ -108,8 +104,9 @@ BOARD = Board(
             lines(
                 "Redeliveries",
                 RATE,
-                "Tasks received again in the same attempt, a second: their worker was lost, they were put "
-                "back, or the broker's visibility timeout is shorter than they take.",
+                "Tasks per second that were received again in the same attempt: their worker was lost, "
+                "they were requeued, or the visibility timeout of the broker is shorter than their run "
+                "time.",
                 {"{{task_name}}": q.rate("celery_task_redeliveries_total", "task_name")},
             ),
         ],
@@ -118,11 +115,11 @@ BOARD = Board(
                 "Run time",
                 SECONDS,
                 "Run time of executions that ended in SUCCESS, FAILURE or RETRY.",
-                times("celery_task_runtime_seconds"),
+                quantiles_and_mean("celery_task_runtime_seconds"),
             ),
             heatmap(
-                "Run time, spread",
-                "Executions by their run time.",
+                "Run time, distribution",
+                "Executions by run time.",
                 "celery_task_runtime_seconds",
             ),
         ],
@@ -130,24 +127,24 @@ BOARD = Board(
             lines(
                 "Queue wait",
                 SECONDS,
-                "From sent (or eta) to started. Only of tasks whose client publishes task-sent.",
-                times("celery_task_queue_wait_seconds"),
+                "Time from sent (or eta) to started. Only for tasks whose client sends task-sent events.",
+                quantiles_and_mean("celery_task_queue_wait_seconds"),
             ),
             heatmap(
-                "Queue wait, spread",
-                "Executions by how long they waited from sent (or eta) to started.",
+                "Queue wait, distribution",
+                "Executions by the time from sent (or eta) to started.",
                 "celery_task_queue_wait_seconds",
             ),
             lines(
                 "Prefetch wait",
                 SECONDS,
-                "From received by a worker (or eta) to started by it: long where workers take more than "
-                "they can do.",
-                times("celery_task_prefetch_wait_seconds"),
+                "Time from received by a worker (or eta) to started. It is long if workers prefetch more "
+                "tasks than they can run.",
+                quantiles_and_mean("celery_task_prefetch_wait_seconds"),
             ),
             heatmap(
-                "Prefetch wait, spread",
-                "Executions by how long they waited in the worker.",
+                "Prefetch wait, distribution",
+                "Executions by the time that they waited in the worker.",
                 "celery_task_prefetch_wait_seconds",
             ),
         ],
@@ -155,15 +152,15 @@ BOARD = Board(
             lines(
                 "In flight by state",
                 PLAIN,
-                "Tasks that are in each state.",
+                "Unfinished tasks by state.",
                 {"{{state}}": q.total("celery_tasks_in_flight", "state")},
                 stacked=True,
             ),
             lines(
                 "Age of the oldest by state",
                 SECONDS,
-                "Since when the oldest task in each state is in it; 0 while there is none. "
-                "A task that only grows older is stuck, or its worker is gone.",
+                "Time since the oldest task in each state entered it; 0 if there is none. "
+                "If it grows without end, the task is stuck or its worker is gone.",
                 {
                     "{{state}}": f"{q.since_first('celery_task_oldest_timestamp_seconds', 'state')}"
                     f" or 0 * {q.total('celery_tasks_in_flight', 'state')}"
@@ -171,7 +168,7 @@ BOARD = Board(
             ),
             table(
                 "Tasks",
-                "Each task by name. Last success tells of periodic tasks that stopped.",
+                "Tasks by name. An old last success can be a periodic task that no longer runs.",
                 Column("Task", "task_name"),
                 [
                     Column("In flight", q.total("celery_tasks_in_flight", "task_name")),
@@ -180,10 +177,10 @@ BOARD = Board(
                         q.since_first("celery_task_oldest_timestamp_seconds", "task_name"),
                         SECONDS,
                     ),
-                    Column("Last success", last("SUCCESS"), MOMENT),
-                    Column("Last failure", last("FAILURE"), MOMENT),
+                    Column("Last success", last_milliseconds("SUCCESS", "task_name"), AGO),
+                    Column("Last failure", last_milliseconds("FAILURE", "task_name"), AGO),
                 ],
-                link=only("celery-tasks", "task", "Task"),
+                link=url_of_value("celery-tasks", "task", "Task"),
             ),
         ],
     },

@@ -1,7 +1,7 @@
-"""The workers, one by one: up or down, how busy, what they run on."""
+"""The dashboard of workers: liveness, load of their pools, hosts."""
 
 from dashboards import promql as q
-from dashboards.build import Board, only
+from dashboards.build import Board, url_of_value
 from dashboards.panels import (
     BYTES,
     ONLINE,
@@ -17,15 +17,15 @@ from dashboards.panels import (
 )
 
 
-def each(metric: str) -> str:
-    """Return a gauge of each worker."""
-    return q.most(metric, "worker")
+def by_worker(metric: str) -> str:
+    """Return a gauge by worker."""
+    return q.maximum(metric, "worker")
 
 
 BOARD = Board(
     uid="celery-workers",
     title="Celery / Workers",
-    description="Celery workers: up or down, how busy their pools are, and what they say of themselves.",
+    description="Celery workers: up or down, the load of their pools, and the values that they report.",
     variables=("job", "worker"),
     links={"Overview": "celery-overview", "Tasks": "celery-tasks"},
     rows={
@@ -34,7 +34,7 @@ BOARD = Board(
             stat(
                 "Offline",
                 PLAIN,
-                "Workers that went down and are not forgotten yet.",
+                "Workers that are down and not removed yet.",
                 "sum(1 - celery_worker_up)",
                 width=4,
                 bad=(1, 1),
@@ -42,21 +42,21 @@ BOARD = Board(
             stat(
                 "Active tasks",
                 PLAIN,
-                "Tasks that workers execute now, as they say.",
+                "Tasks that workers report as running.",
                 "sum(celery_worker_active_tasks)",
                 width=4,
             ),
             stat(
-                "Tasks at once",
+                "Pool size",
                 PLAIN,
-                "What the pools of all workers can execute at once now; with --autoscale they may grow.",
+                "Tasks that the pools of all workers can run at once. With --autoscale, pools can grow.",
                 "sum(celery_worker_pool_size)",
                 width=4,
             ),
             stat(
                 "Saturation",
                 SHARE,
-                "Active tasks as a share of what the pools can execute at once; --autoscale: at their limit.",
+                "Active tasks as a share of the pool size; with --autoscale, of its maximum.",
                 q.SATURATION,
                 width=4,
                 bad=(0.8, 0.95),
@@ -64,18 +64,19 @@ BOARD = Board(
             stat(
                 "Events missed",
                 RATE,
-                "Tasks that workers started and that no event told of, a second.",
+                "Tasks per second that workers counted as started and that the exporter received no event "
+                "for.",
                 q.rate("celery_exporter_events_missed_total"),
                 width=4,
-                over=300,
+                average_seconds=300,
                 bad=(0.01, 1),
             ),
         ],
         "Workers": [
             table(
                 "Workers",
-                "What each worker says of itself. Active, pool and memory are empty for one that is down, "
-                "pool limit without --autoscale, prefetch without a limit. Restarts: in the time shown.",
+                "Values that workers report. Active, pool size and memory are empty for a worker that is "
+                "down, and prefetch without a limit. Restarts are those in the time range of the dashboard.",
                 Column("Worker", "worker"),
                 [
                     Column(
@@ -85,82 +86,85 @@ BOARD = Board(
                         " celery_worker_info)",
                         meanings=ONLINE,
                     ),
-                    Column("Active", each("celery_worker_active_tasks")),
-                    Column("Pool size", each("celery_worker_pool_size")),
-                    Column("Pool limit", each(q.POOL_LIMIT)),
-                    Column("Prefetch", each("celery_worker_prefetch_limit")),
-                    Column("Restarts", each("increase(celery_worker_restarts_total[$__range])")),
-                    Column("Clock skew", each("celery_worker_clock_skew_seconds"), SECONDS),
+                    Column("Active", by_worker("celery_worker_active_tasks")),
+                    Column("Pool size", by_worker("celery_worker_pool_size")),
+                    Column("Pool limit", by_worker(q.POOL_LIMIT)),
+                    Column("Prefetch", by_worker("celery_worker_prefetch_limit")),
+                    Column("Restarts", by_worker("increase(celery_worker_restarts_total[$__range])")),
+                    Column("Clock skew", by_worker("celery_worker_clock_skew_seconds"), SECONDS),
                     Column(
-                        "Heard", q.since("celery_worker_last_heartbeat_timestamp_seconds", "worker"), SECONDS
+                        "Last seen",
+                        q.since_last("celery_worker_last_heartbeat_timestamp_seconds", "worker"),
+                        SECONDS,
                     ),
-                    Column("Memory", each("celery_worker_max_resident_memory_bytes"), BYTES),
-                    Column("Task events", each("celery_worker_task_events_enabled"), meanings=YES),
+                    Column("Memory", by_worker("celery_worker_max_resident_memory_bytes"), BYTES),
+                    Column("Task events", by_worker("celery_worker_task_events_enabled"), meanings=YES),
                     Column("Host", "hostname"),
                     Column("Pool", "pool"),
                     Column("Software", "software"),
                     Column("Version", "version"),
                     Column("System", "system"),
                 ],
-                link=only("celery-workers", "worker", "Worker"),
+                link=url_of_value("celery-workers", "worker", "Worker"),
             ),
         ],
         "Work": [
             lines(
                 "Active tasks and pool size",
                 PLAIN,
-                "Tasks that each worker executes, and what it can execute at once: now, and as a limit.",
+                "Running tasks of each worker, the size of its pool, and the maximum of that size.",
                 {
-                    "{{worker}} active": each("celery_worker_active_tasks"),
-                    "{{worker}} pool": each("celery_worker_pool_size"),
-                    "{{worker}} limit": each(q.POOL_LIMIT),
+                    "{{worker}} active": by_worker("celery_worker_active_tasks"),
+                    "{{worker}} pool": by_worker("celery_worker_pool_size"),
+                    "{{worker}} limit": by_worker(q.POOL_LIMIT),
                 },
             ),
             lines(
                 "Saturation",
                 SHARE,
-                "Active tasks as a share of the worker's pool, with --autoscale at its limit.",
-                {"{{worker}}": q.share(each("celery_worker_active_tasks"), each(q.POOL_LIMIT))},
+                "Active tasks as a share of the worker's pool size; with --autoscale, of its maximum.",
+                {"{{worker}}": q.share(by_worker("celery_worker_active_tasks"), by_worker(q.POOL_LIMIT))},
             ),
             lines(
                 "Processed tasks",
                 RATE,
-                "Tasks that each worker's pool accepted, a second, as the worker counts them.",
-                {"{{worker}}": each("rate(celery_worker_processed_tasks_total[$__rate_interval])")},
+                "Tasks per second that the pool of each worker accepted, as counted by the worker.",
+                {"{{worker}}": by_worker("rate(celery_worker_processed_tasks_total[$__rate_interval])")},
             ),
             lines(
                 "Restarts",
                 PLAIN,
-                "Restarts of each worker (its pid changed).",
-                {"{{worker}}": each("increase(celery_worker_restarts_total[$__rate_interval])")},
+                "Restarts of each worker: changes of its process id.",
+                {"{{worker}}": by_worker("increase(celery_worker_restarts_total[$__rate_interval])")},
             ),
         ],
-        "Machines": [
+        "Hosts": [
             lines(
                 "Load average",
                 PLAIN,
-                "Load of each worker's host, over 1, 5 and 15 minutes.",
-                {"{{worker}} {{window}}": q.most("celery_worker_load_average", "worker", "window")},
+                "Load of the host of each worker, over 1, 5 and 15 minutes.",
+                {"{{worker}} {{window}}": q.maximum("celery_worker_load_average", "worker", "window")},
             ),
             lines(
                 "Memory",
                 BYTES,
-                "Largest resident set that each worker's main process has had.",
-                {"{{worker}}": each("celery_worker_max_resident_memory_bytes")},
+                "Maximum resident memory of the main process of each worker.",
+                {"{{worker}}": by_worker("celery_worker_max_resident_memory_bytes")},
             ),
             lines(
                 "Clock skew",
                 SECONDS,
-                "Each worker's clock minus the exporter's: waiting times are wrong by as much.",
-                {"{{worker}}": each("celery_worker_clock_skew_seconds")},
+                "Clock of each worker minus the clock of the exporter. Waiting times are wrong by "
+                "this amount.",
+                {"{{worker}}": by_worker("celery_worker_clock_skew_seconds")},
                 signed=True,
             ),
             lines(
                 "Time since the last heartbeat",
                 SECONDS,
-                "How long each worker has been silent. A heartbeat comes every 2 s unless told otherwise; "
-                "the solo pool is silent while it runs a task.",
-                {"{{worker}}": q.since("celery_worker_last_heartbeat_timestamp_seconds", "worker")},
+                "Time since the last event of each worker. By default, workers send a heartbeat every 2 s. "
+                "The solo pool sends none while it runs a task.",
+                {"{{worker}}": q.since_last("celery_worker_last_heartbeat_timestamp_seconds", "worker")},
             ),
         ],
     },

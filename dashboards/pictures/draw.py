@@ -1,8 +1,7 @@
-"""`make screenshots`: each dashboard as a picture, from a real Prometheus that watched the demo for a while.
+"""Draws each dashboard with the data of a real Prometheus that scraped the demo (make screenshots).
 
-Drawn by Grafana's own panel components (@grafana/ui), bundled with esbuild, in a headless Chromium; not by
-Grafana itself, which has more around them. Needs node, npm and chromium; the harness of the tests starts the
-servers.
+A headless Chromium renders Grafana's panel components (@grafana/ui), which esbuild bundles. The frame that
+Grafana shows around them is missing. Needs node, npm and chromium. The test harness starts the servers.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from harness.demo import scraped_demo
 from harness.processes import ROOT, need
 from harness.servers import Prometheus, RedisServer
 
-from dashboards.panels import LEAST_STEPS
+from dashboards.panels import RATE_INTERVAL_STEPS
 
 HERE = Path(__file__).parent
 BOARDS = ROOT / "dashboards" / "provisioning"
 PICTURES = ROOT / "docs" / "img"
-WIDTH = 1600
+WIDTH_PIXELS = 1600
 POINTS = 200  # of a line
-# Root has no sandbox; the page is our own. The budget is how long it may go on drawing, in its own time.
+# Chromium has no sandbox for root, and the page is ours. The budget is the virtual time for rendering, in ms.
 CHROMIUM = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000")
 ALL = {"job": ".+", "queue": ".*", "task": ".*", "worker": ".*"}
 
@@ -35,23 +34,23 @@ Json = dict[str, Any]
 
 
 def main() -> None:
-    """Run the demo, ask every query, draw every dashboard."""
+    """Run the demo, send every query, and draw every dashboard."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=360, help="how long the demo runs first")
+    parser.add_argument("--seconds", type=int, default=360, help="how long the demo runs before")
     seconds: int = parser.parse_args().seconds
-    bundle = bundled()
+    bundle = build_script()
     with tempfile.TemporaryDirectory(prefix="pictures-") as name:
         folder = Path(name)
         with RedisServer(folder / "redis") as redis, scraped_demo(folder, redis.url) as prometheus:
             time.sleep(seconds)
             pages = [page(path, prometheus, seconds) for path in sorted(BOARDS.glob("*.json"))]
         PICTURES.mkdir(parents=True, exist_ok=True)
-        for one in pages:
-            draw(one, bundle, folder)
+        for data in pages:
+            draw(data, bundle, folder)
 
 
-def bundled() -> str:
-    """Install what package-lock.json says, and make one script of it."""
+def build_script() -> str:
+    """Install the packages of package-lock.json, and return them and page.jsx as one script."""
     if not (HERE / "node_modules").exists():
         subprocess.run(
             [need("npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=HERE, check=True
@@ -64,12 +63,12 @@ def bundled() -> str:
 
 
 def page(path: Path, prometheus: Prometheus, seconds: int) -> Json:
-    """Return a dashboard with the answers to its queries, as Grafana would ask them with all chosen."""
+    """Return a dashboard and the results of its queries, with "All" selected in each variable."""
     board: Json = json.loads(path.read_text())
     end = time.time()
     answers = {
         panel["id"]: {
-            target["refId"]: ask(prometheus, target, end - seconds, end) for target in panel["targets"]
+            target["refId"]: query(prometheus, target, end - seconds, end) for target in panel["targets"]
         }
         for panel in board["panels"]
         if panel["type"] != "row"
@@ -79,26 +78,27 @@ def page(path: Path, prometheus: Prometheus, seconds: int) -> Json:
         "remote-control": answers,
         "from": (end - seconds) * 1000,
         "to": end * 1000,
-        "width": WIDTH,
+        "width": WIDTH_PIXELS,
     }
 
 
-def ask(prometheus: Prometheus, target: Json, start: float, end: float) -> list[Json]:
-    """Ask one query, over the time shown or as of its end."""
+def query(prometheus: Prometheus, target: Json, start: float, end: float) -> list[Json]:
+    """Return the result of a target's query, over the time range or at its end."""
     step = (end - start) / POINTS
-    least = float(target.get("interval", "0s").removesuffix("s"))
-    window = max(15, LEAST_STEPS * (least or step))  # as Grafana does
+    min_step = float(target.get("interval", "0s").removesuffix("s"))
+    window = max(15, RATE_INTERVAL_STEPS * (min_step or step))  # as Grafana does
     values = {**ALL, "__rate_interval": f"{window:.0f}s", "__range": f"{end - start:.0f}s"}
-    query = re.sub(r"\$(\w+)", lambda found: values[found[1]], target["expr"])
-    return (
-        prometheus.query(query, end) if target["instant"] else prometheus.query_range(query, start, end, step)
-    )
+    expr = re.sub(r"\$(\w+)", lambda match: values[match[1]], target["expr"])
+    if target["instant"]:
+        return prometheus.query(expr, end)
+    return prometheus.query_range(expr, start, end, step)
 
 
 def draw(page: Json, bundle: str, folder: Path) -> None:
-    """Let the browser open the page, and keep what it shows."""
+    """Write a screenshot of the page."""
     uid = page["board"]["uid"]
-    height = 60 + 38 * max(one["gridPos"]["y"] + one["gridPos"]["h"] for one in page["board"]["panels"])
+    places = [panel["gridPos"] for panel in page["board"]["panels"]]
+    height = 60 + 38 * max(place["y"] + place["h"] for place in places)
     html = folder / f"{uid}.html"
     data = json.dumps(page).replace("<", "\\u003c")
     styles = (HERE / "node_modules" / "uplot" / "dist" / "uPlot.min.css").read_text()
@@ -113,7 +113,7 @@ def draw(page: Json, bundle: str, folder: Path) -> None:
             need("chromium"),
             *CHROMIUM,
             f"--user-data-dir={folder / 'profile'}",
-            f"--window-size={WIDTH + 8},{height}",
+            f"--window-size={WIDTH_PIXELS + 8},{height}",
             f"--screenshot={PICTURES / uid}.png",
             html.as_uri(),
         ],

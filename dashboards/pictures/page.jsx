@@ -1,5 +1,5 @@
-// Draws one dashboard with Grafana's components, from what Prometheus answered (window.PAGE, see draw.py).
-// By require: the ES modules of these packages import CommonJS ones in a way that esbuild reads differently.
+// Draws a dashboard with Grafana's components and the results of its queries (window.PAGE, see draw.py).
+// Uses require, because esbuild resolves the imports of CommonJS modules in the ES modules of these packages differently.
 const {
   FieldType,
   ThemeContext,
@@ -27,7 +27,7 @@ standardTransformersRegistry.setInit(() =>
   [mergeTransformer, organizeFieldsTransformer].map((transformation) => ({ ...transformation, transformation })),
 );
 
-// Grafana's core applies defaults and overrides through a registry that its packages do not have.
+// Grafana's core applies defaults and overrides with a registry that is not in the published packages.
 function configOf(panel, name) {
   const { defaults, overrides } = panel.fieldConfig;
   const color = { mode: panel.type === "timeseries" ? "palette-classic" : "thresholds" };
@@ -132,25 +132,25 @@ function Rows({ panel, width, height }) {
         ],
       });
     });
-    const drawn = transformDataFrame(panel.transformations, frames).subscribe(([merged]) => {
+    const subscription = transformDataFrame(panel.transformations, frames).subscribe(([merged]) => {
       const fields = merged.fields.map((field) => {
         const name = field.config.displayName ?? field.name;
         return { ...field, name, config: { ...configOf(panel, name), displayName: name } };
       });
       setFrame(displayed([{ ...merged, fields }])[0]);
     });
-    return () => drawn.unsubscribe();
+    return () => subscription.unsubscribe();
   }, [panel]);
   return frame && <Table data={frame} width={width} height={height} cellHeight={panel.options.cellHeight} />;
 }
 
-const Elsewhere = () => (
+const Unsupported = () => (
   <p style={{ padding: 16, color: theme.colors.text.secondary }}>
-    A heatmap, which only Grafana itself draws: it is not among its published components.
+    A heatmap. Grafana does not publish this component, so only Grafana can draw it.
   </p>
 );
 
-const KINDS = { timeseries: Lines, stat: Stat, table: Rows, heatmap: Elsewhere };
+const KINDS = { timeseries: Lines, stat: Stat, table: Rows, heatmap: Unsupported };
 
 function Placed({ panel }) {
   const { x, y, w, h } = panel.gridPos;

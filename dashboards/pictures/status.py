@@ -1,6 +1,6 @@
-"""`make screenshots`, the status page: two pictures of it, after it watched the demo for a while.
+"""Draws two pictures of the status page of an exporter that monitors the demo (make screenshots).
 
-Somebody sends to a queue that nobody consumes, so that there is a finding to see.
+Some tasks go to a queue without a consumer, so that the page shows a finding.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from harness.servers import RedisServer
 
 from dashboards.pictures.draw import PICTURES
 
-#: File name → width and height of the window, in pixels, and how many of them the picture has for each.
+#: File name → width and height of the window in CSS pixels, and pixels of the picture for each of them.
 WINDOWS = {"status": (1280, 800, 1), "status-phone": (390, 844, 2)}
-FORGOTTEN = ("thumbnails", "thumbnail.make", 3)
+UNCONSUMED = ("thumbnails", "thumbnail.make", 3)
 
 
 def main() -> None:
-    """Run the demo, look at it."""
+    """Run the demo, and draw its status page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=240, help="how long the demo runs first")
+    parser.add_argument("--seconds", type=int, default=240, help="how long the demo runs before")
     seconds: int = parser.parse_args().seconds
     with tempfile.TemporaryDirectory(prefix="pictures-") as name:
         folder = Path(name)
@@ -35,7 +35,7 @@ def main() -> None:
             Exporter(folder / "exporter", redis.url) as exporter,
             running_demo(folder, exporter.connected() and redis.url),
         ):
-            queue, task, count = FORGOTTEN
+            queue, task, count = UNCONSUMED
             with workers.client(redis.url) as client:
                 for _ in range(count):
                     client.send_task(task, queue=queue)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def draw(url: str) -> None:
-    """Keep what a browser shows, from the top of the page to its end."""
+    """Write screenshots of the whole page, one for each window size."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         for name, (width, height, scale) in WINDOWS.items():

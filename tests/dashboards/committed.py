@@ -1,4 +1,4 @@
-"""The dashboards as they are committed, and how to go through them."""
+"""The committed dashboards, and iterators over their panels and queries."""
 
 import json
 import re
@@ -16,13 +16,14 @@ UIDS = (
     "celery-tasks",
     "celery-workers",
     "celery-exporter",
-)  # for ever: others link to them
+)  # must not change: links depend on them
 VARIANTS = ("provisioning", "import")
 
 Json = dict[str, Any]
 
 
 def load(variant: str) -> dict[str, Json]:
+    """Return the dashboards of a variant by uid."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((FOLDER / variant).glob("*.json"))}
 
 
@@ -32,7 +33,7 @@ ROWS = {row.name: row for row in select(("native",), MetricOptions()).rows}
 
 
 def panels() -> Iterator[tuple[str, Json]]:
-    """Go through (uid, panel) of all that shows something."""
+    """Yield (uid, panel) for each panel except the rows."""
     for uid, board in BOARDS.items():
         for panel in board["panels"]:
             if panel["type"] != "row":
@@ -40,21 +41,23 @@ def panels() -> Iterator[tuple[str, Json]]:
 
 
 def targets() -> Iterator[tuple[str, Json, Json]]:
+    """Yield (uid, panel, target) for each query."""
     for uid, panel in panels():
         for target in panel["targets"]:
             yield uid, panel, target
 
 
 def variables(board: Json) -> dict[str, Json]:
+    """Return the variables of a dashboard by name."""
     return {variable["name"]: variable for variable in board["templating"]["list"]}
 
 
 def names_in(expr: str) -> set[str]:
-    """Return the metrics of an expression; those with a suffix of a histogram by the histogram's name."""
-    found = set(re.findall(r"\b(?:celery|process)_\w+", re.sub(r"\{[^}]*\}", "", expr)))
-    return {name if name in ROWS else re.sub("_(bucket|sum|count)$", "", name) for name in found}
+    """Return the metrics of an expression; the series of a histogram count as its name."""
+    names = set(re.findall(r"\b(?:celery|process)_\w+", re.sub(r"\{[^}]*\}", "", expr)))
+    return {name if name in ROWS else re.sub("_(bucket|sum|count)$", "", name) for name in names}
 
 
 def label(uid: str, panel: Json, target: Json | None = None) -> str:
-    """Return what pytest calls it."""
+    """Return the test id of a panel or a query."""
     return "-".join([uid, panel["title"].replace(" ", "_"), *([target["refId"]] if target else [])])

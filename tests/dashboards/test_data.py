@@ -1,7 +1,7 @@
-"""No panel is empty: each query, as Grafana would send it, has data from a real run of the demo.
+"""No panel is empty: each query, as Grafana sends it, has data from a real run of the demo.
 
-Once with everything chosen, once with one job, queue, task and worker. What legends and columns name has to
-be there too.
+Each query runs with "All" in every variable, and with one job, queue, task and worker. The results must have
+the labels that legends and columns name.
 """
 
 import math
@@ -21,7 +21,7 @@ CHOICES = {
     "one": {"job": JOB, "queue": "emails", "task": "mail.send", "worker": "emails@demo"},
 }
 FALLBACK = r" or (?=0 \* |max by )"
-LONG = 45.0  # seconds for what happens now and then, on two busy cores
+DEADLINE_SECONDS = 45.0  # for rare events, on two busy cores
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,16 @@ def prometheus(redis_server, tmp_path_factory):
         yield server
 
 
-def filled_in(query: str, choice: str) -> str:
+def expand(query: str, choice: str) -> str:
+    """Return a query with the values of a choice in place of the variables."""
     values = {**CHOICES[choice], **WINDOWS}
-    return re.sub(r"\$(\w+)", lambda found: values[found[1]], query)
+    return re.sub(r"\$(\w+)", lambda match: values[match[1]], query)
 
 
-def numbers(prometheus, query: str) -> list[dict[str, str]]:
-    """Return the labels of each sample that is a number."""
-    return [one["metric"] for one in prometheus.query(query) if not math.isnan(float(one["value"][1]))]
+def numeric_samples(prometheus, query: str) -> list[dict[str, str]]:
+    """Return the labels of each sample except NaN."""
+    samples = prometheus.query(query)
+    return [sample["metric"] for sample in samples if not math.isnan(float(sample["value"][1]))]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -45,24 +47,24 @@ def numbers(prometheus, query: str) -> list[dict[str, str]]:
     ("panel", "target"), [pytest.param(p, t, id=label(uid, p, t)) for uid, p, t in targets()]
 )
 def test_a_panel_has_data(prometheus, panel, target, choice):
-    query = filled_in(target["expr"], choice)
-    found = eventually(lambda: numbers(prometheus, query), LONG, every=0.5, what=query)
+    query = expand(target["expr"], choice)
+    samples = eventually(lambda: numeric_samples(prometheus, query), DEADLINE_SECONDS, every=0.5, what=query)
     for name in re.findall(r"\{\{(\w+)\}\}", target.get("legendFormat", "")):
-        assert all(name in labels for labels in found), f"no {name} in {found}"
+        assert all(name in labels for labels in samples), f"no {name} in {samples}"
     if panel["type"] == "table":
-        columns = organised(panel)
-        labels = set().union(*found)
+        columns = named_fields(panel)
+        labels = set().union(*samples)
         assert labels <= columns, f"columns without a name: {labels - columns}"
 
 
-STANDING_IN = sorted({target["expr"] for _, _, target in targets() if re.search(FALLBACK, target["expr"])})
+WITH_FALLBACK = sorted({target["expr"] for _, _, target in targets() if re.search(FALLBACK, target["expr"])})
 
 
-@pytest.mark.parametrize("query", STANDING_IN)
-def test_what_has_a_fallback_has_data_without_it(prometheus, query):
-    """It stands in where 0 is the truth; it must not hide that the rest never says anything."""
-    first = filled_in(re.split(FALLBACK, query)[0], "all")
-    eventually(lambda: numbers(prometheus, first), LONG, every=0.5, what=first)
+@pytest.mark.parametrize("query", WITH_FALLBACK)
+def test_a_query_with_a_fallback_has_data_without_it(prometheus, query):
+    """A fallback of 0 must not hide a query that never has data."""
+    first = expand(re.split(FALLBACK, query)[0], "all")
+    eventually(lambda: numeric_samples(prometheus, first), DEADLINE_SECONDS, every=0.5, what=first)
 
 
 @pytest.mark.parametrize(
@@ -70,25 +72,30 @@ def test_what_has_a_fallback_has_data_without_it(prometheus, query):
 )
 def test_a_column_of_a_table_has_a_source(prometheus, panel):
     values = {f"Value #{target['refId']}" for target in panel["targets"]}
-    found = eventually(lambda: numbers(prometheus, filled_in(panel["targets"][0]["expr"], "all")), LONG)
-    assert organised(panel) == values | set().union(*found)
-    shown = set(panel["transformations"][-1]["options"]["renameByName"].values())
-    assert {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]} <= shown
+    query = expand(panel["targets"][0]["expr"], "all")
+    samples = eventually(lambda: numeric_samples(prometheus, query), DEADLINE_SECONDS)
+    assert named_fields(panel) == values | set().union(*samples)
+    columns = set(panel["transformations"][-1]["options"]["renameByName"].values())
+    assert {override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]} <= columns
 
 
-def organised(panel) -> set[str]:
-    """Return the fields to which a table's columns give names."""
-    (organize,) = [one for one in panel["transformations"] if one["id"] == "organize"]
+def named_fields(panel) -> set[str]:
+    """Return the fields that have a name in a table."""
+    (organize,) = [
+        transformation for transformation in panel["transformations"] if transformation["id"] == "organize"
+    ]
     return set(organize["options"]["renameByName"])
 
 
 @pytest.mark.parametrize("variable", ["job", "queue", "task", "worker"])
-def test_a_variable_offers_something(prometheus, variable):
+def test_a_variable_has_values(prometheus, variable):
     query = variables(BOARDS["celery-overview"])[variable]["query"]["query"]
     metric, name = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()
-    expr = f"count by ({name}) ({filled_in(metric, 'all')})"
+    expr = f"count by ({name}) ({expand(metric, 'all')})"
     eventually(
-        lambda: CHOICES["one"][variable] in {labels.get(name) for labels in numbers(prometheus, expr)},
-        LONG,
+        lambda: (
+            CHOICES["one"][variable] in {labels.get(name) for labels in numeric_samples(prometheus, expr)}
+        ),
+        DEADLINE_SECONDS,
         what=expr,
     )

@@ -1,7 +1,7 @@
-"""The rules of Grafana's dashboard-linter, which is a program in Go, and some of our own.
+"""The rules of Grafana's dashboard-linter, a program in Go, and some of our own.
 
-Two of its rules are left out, template-instance-rule and target-instance-rule: one exporter watches one
-broker, so a job is enough to tell them apart.
+Two of its rules are left out: template-instance-rule and target-instance-rule. An exporter monitors one
+broker, so the job identifies it.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import pytest
 from dashboards.committed import BOARDS, IMPORTS, ROWS, UIDS, label, panels, targets, variables
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-UNITS = {"short", "ops", "s", "percentunit", "bytes", "dateTimeFromNow"}  # what Grafana has a format for
+UNITS = {"short", "ops", "s", "percentunit", "bytes", "dateTimeFromNow"}  # formats of Grafana
 MATCHERS = {"queue": "queue_name", "task": "task_name", "worker": "worker"}
 NAME = r"\b(?:celery|process)_\w+"
 COUNTERS = {row.name for row in ROWS.values() if row.type == "counter"} | {"process_cpu_seconds_total"}
@@ -34,8 +34,8 @@ every_target = pytest.mark.parametrize(
 
 @boards
 def test_template_datasource_rule(board):
-    (one,) = [variable for variable in variables(board).values() if variable["type"] == "datasource"]
-    assert (one["name"], one["label"], one["query"]) == ("datasource", "Data source", "prometheus")
+    (source,) = [variable for variable in variables(board).values() if variable["type"] == "datasource"]
+    assert (source["name"], source["label"], source["query"]) == ("datasource", "Data source", "prometheus")
 
 
 @boards
@@ -50,9 +50,9 @@ def test_template_label_promql_rule(board):
     for name, variable in variables(board).items():
         if variable["type"] == "query":
             query = variable["query"]["query"]
-            found = re.fullmatch(r"label_values\((celery_\w+)(\{job=~\"\$job\"\})?, (\w+)\)", query)
-            assert found, query
-            assert found[3] in ({"job"} if name == "job" else ROWS[found[1]].labels)
+            match = re.fullmatch(r"label_values\((celery_\w+)(\{job=~\"\$job\"\})?, (\w+)\)", query)
+            assert match, query
+            assert match[3] in ({"job"} if name == "job" else ROWS[match[1]].labels)
 
 
 @boards
@@ -62,7 +62,7 @@ def test_template_on_time_change_reload_rule(board):
 
 
 @boards
-def test_a_variable_is_there_since_a_query_uses_it(board):
+def test_every_variable_is_used_in_a_query(board):
     used = set(
         re.findall(r"\$(\w+)", " ".join(t["expr"] for p in board["panels"] for t in p.get("targets", [])))
     )
@@ -70,7 +70,7 @@ def test_a_variable_is_there_since_a_query_uses_it(board):
     assert used - builtin == variables(board).keys() - {"datasource"}
 
 
-def test_the_variables_are_those_of_the_labels():
+def test_overview_has_all_variables():
     assert set(variables(BOARDS["celery-overview"])) == {"datasource", "job", "queue", "task", "worker"}
 
 
@@ -99,8 +99,8 @@ def test_panel_title_description_rule(panel):
 def test_panel_units_rule(panel):
     assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
     for override in panel["fieldConfig"]["overrides"]:
-        for one in override["properties"]:
-            assert one["id"] != "unit" or one["value"] in UNITS | {"string"}
+        for item in override["properties"]:
+            assert item["id"] != "unit" or item["value"] in UNITS | {"string"}
 
 
 @every_panel
@@ -117,14 +117,14 @@ def test_a_panel_links_to_other_dashboards(panel):
 
 
 @every_panel
-def test_each_line_has_a_legend(panel):
+def test_every_line_has_a_legend(panel):
     if panel["type"] == "timeseries":
         legends = [target.get("legendFormat") for target in panel["targets"]]
         assert all(legends)
         assert len(set(legends)) == len(legends)
 
 
-# -- target-…-rule (that Prometheus takes the expression is seen in test_data) -------------------------------
+# -- target-…-rule (test_data checks that Prometheus accepts the expression) ---------------------------------
 
 
 @every_target
@@ -136,17 +136,17 @@ def test_target_rate_interval_rule(uid, expr):  # noqa: ARG001
 
 
 @every_panel
-def test_an_average_is_over_the_time_that_it_says(panel):
-    """By Grafana's $__rate_interval: four times the least step, or that and the range's part."""
+def test_an_average_covers_the_time_in_its_description(panel):
+    """$__rate_interval is four times the minimum step, or that step plus the interval of a point."""
     (target, *_) = panel["targets"]
     if panel["type"] != "stat" or "$__rate_interval" not in target["expr"]:
         assert "average" not in panel["description"]
         return
-    said = re.search(r"(\d+)-minute average, or a longer one .* (\d+) days", panel["description"])
+    match = re.search(r"(\d+)-minute average; longer if more than (\d+) days", panel["description"])
     step = int(re.fullmatch(r"(\d+)s", target["interval"])[1])
-    seconds, longest = int(said[1]) * 60, int(said[2]) * 86_400
-    assert longest >= 7 * 86_400
-    assert max(4 * step, step + longest / panel["maxDataPoints"]) == seconds
+    seconds, max_range_seconds = int(match[1]) * 60, int(match[2]) * 86_400
+    assert max_range_seconds >= 7 * 86_400
+    assert max(4 * step, step + max_range_seconds / panel["maxDataPoints"]) == seconds
 
 
 @every_target
@@ -156,25 +156,26 @@ def test_target_job_rule(uid, expr):  # noqa: ARG001
 
 @every_target
 def test_target_required_matchers_rule(uid, expr):
-    """A variable of the dashboard narrows every metric that has its label."""
+    """A variable of the dashboard filters every metric that has its label."""
     for name, matchers in re.findall(rf"({NAME})\{{([^}}]*)\}}", expr):
         row = ROWS.get(re.sub("_(bucket|sum|count)$", "", name)) or ROWS.get(name)
         for variable in variables(BOARDS[uid]).keys() & MATCHERS.keys():
-            has = row is not None and MATCHERS[variable] in row.labels
-            assert (f'{MATCHERS[variable]}=~"${variable}"' in matchers) == has
+            has_label = row is not None and MATCHERS[variable] in row.labels
+            assert (f'{MATCHERS[variable]}=~"${variable}"' in matchers) == has_label
 
 
 @every_target
 def test_target_counter_agg_rule(uid, expr):  # noqa: ARG001
-    """A counter is shown by its growth, a gauge never is."""
+    """Counters are used in rate or increase only, and gauges never are."""
     bare = without_matchers(expr)
-    growing = set(re.findall(rf"(?:rate|increase)\(({NAME})\[", bare))
+    in_rate = set(re.findall(rf"(?:rate|increase)\(({NAME})\[", bare))
     for name in re.findall(NAME, bare):
-        counts = name in COUNTERS or re.sub("_(bucket|sum|count)$", "", name) in HISTOGRAMS
-        assert (name in growing) == counts, name
+        is_counter = name in COUNTERS or re.sub("_(bucket|sum|count)$", "", name) in HISTOGRAMS
+        assert (name in in_rate) == is_counter, name
 
 
 def without_matchers(expr: str) -> str:
+    """Return an expression without its label matchers."""
     return re.sub(r"\{[^}]*\}", "", expr)
 
 
@@ -212,38 +213,43 @@ def test_panels_fill_the_page_without_overlap(board):
 
 
 @boards
-def test_the_bar_leads_to_the_others(board):
-    (bar,) = board["links"]
-    assert bar["type"] == "dashboards"
-    assert bar["tags"] == board["tags"] == ["celery"]
-    assert bar["includeVars"]
-    assert bar["keepTime"]
+def test_a_dashboard_links_to_the_others(board):
+    (link,) = board["links"]
+    assert link["type"] == "dashboards"
+    assert link["tags"] == board["tags"] == ["celery"]
+    assert link["includeVars"]
+    assert link["keepTime"]
 
 
-# -- the variant to import by hand ---------------------------------------------------------------------------
+# -- the variant for an import by hand -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_an_import_asks_for_the_data_source_and_differs_in_nothing_else(uid):
+def test_an_import_differs_by_the_input_for_the_data_source_only(uid):
     board, imported = BOARDS[uid], dict(IMPORTS[uid])
-    (asked,) = imported.pop("__inputs")
-    assert (asked["name"], asked["type"], asked["pluginId"]) == ("DS_PROMETHEUS", "datasource", "prometheus")
-    required = {(one["type"], one["id"]) for one in imported.pop("__requires")}
+    (source,) = imported.pop("__inputs")
+    assert (source["name"], source["type"], source["pluginId"]) == (
+        "DS_PROMETHEUS",
+        "datasource",
+        "prometheus",
+    )
+    required = {(plugin["type"], plugin["id"]) for plugin in imported.pop("__requires")}
     kinds = {("panel", panel["type"]) for panel in board["panels"] if panel["type"] != "row"}
     assert required == {("grafana", "grafana"), ("datasource", "prometheus"), *kinds}
     assert imported.pop("__elements") == {}
     assert imported.pop("id") is None
     assert imported["editable"] is True
 
-    sourced = [variable for variable in board["templating"]["list"] if variable["type"] != "datasource"]
-    want = {**board, "editable": True, "templating": {"list": sourced}}
-    assert imported == replaced(want)
+    queries = [variable for variable in board["templating"]["list"] if variable["type"] != "datasource"]
+    expected = {**board, "editable": True, "templating": {"list": queries}}
+    assert imported == with_import_source(expected)
     assert "${datasource}" not in str(imported)
 
 
-def replaced(node):
+def with_import_source(node):
+    """Return JSON with the data source of the import variant."""
     if isinstance(node, dict):
-        return {key: replaced(value) for key, value in node.items()}
+        return {key: with_import_source(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [replaced(value) for value in node]
+        return [with_import_source(value) for value in node]
     return node.replace("${datasource}", "${DS_PROMETHEUS}") if isinstance(node, str) else node

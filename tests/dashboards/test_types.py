@@ -1,6 +1,6 @@
-"""The dashboards against Grafana's own TypeScript types, by the compiler.
+"""The TypeScript compiler checks the dashboards against Grafana's types.
 
-Node and npm come with the machine. Without them, or the packages, it skips at a desk and fails in CI.
+Without node, npm or the packages, the tests are skipped on a developer's machine and fail in CI.
 """
 
 import copy
@@ -22,26 +22,26 @@ MODULES = TYPES / "node_modules"
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    """Install the two packages, at the versions and hashes that are locked; return the path of node."""
+    """Install the two packages with locked versions and hashes, and return the path of node."""
     program, npm, lock = need("node"), need("npm"), TYPES / "package-lock.json"
     installed = MODULES / ".package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        done = subprocess.run(
+        result = subprocess.run(
             [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
             cwd=TYPES,
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode != 0:
-            missing(f"@grafana/schema (npm ci: {done.stderr.strip()[-300:]})")
+        if result.returncode != 0:
+            missing(f"@grafana/schema (npm ci: {result.stderr.strip()[-300:]})")
         installed.touch()
     return program
 
 
 @pytest.fixture
-def complaints(node: str, tmp_path: Path) -> Callable[[dict[str, Json]], list[str]]:
-    """`complaints(boards)` has the compiler read them, and returns its errors."""
+def compile_errors(node: str, tmp_path: Path) -> Callable[[dict[str, Json]], list[str]]:
+    """Return a function that compiles dashboards and returns the errors."""
 
     def check(boards: dict[str, Json]) -> list[str]:
         for name in ("tsconfig.json", "dashboard.ts"):
@@ -52,25 +52,25 @@ def complaints(node: str, tmp_path: Path) -> Callable[[dict[str, Json]], list[st
                 'import type { Provisioned } from "./dashboard";\n'
                 f"export const board: Provisioned = {json.dumps(board, indent=1)};\n"
             )
-        done = subprocess.run(
+        result = subprocess.run(
             [node, MODULES / "typescript" / "bin" / "tsc", "--pretty", "false", "-p", tmp_path],
             cwd=tmp_path,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.stderr == ""
-        return done.stdout.splitlines()
+        assert result.stderr == ""
+        return result.stdout.splitlines()
 
     return check
 
 
-def test_the_dashboards_are_what_grafana_takes(complaints):
-    assert complaints(BOARDS) == []
+def test_the_dashboards_have_the_types_of_grafana(compile_errors):
+    assert compile_errors(BOARDS) == []
 
 
-def wrong(change: Callable[[dict[str, Any]], Any], kind: str) -> Json:
-    """Return Overview, or another board that has it, with one panel of this kind changed."""
+def with_mistake(change: Callable[[dict[str, Any]], Any], kind: str) -> Json:
+    """Return a dashboard that has a panel of this kind, with one such panel changed."""
     for board in copy.deepcopy(BOARDS).values():
         for panel in board["panels"]:
             if panel["type"] == kind:
@@ -80,22 +80,22 @@ def wrong(change: Callable[[dict[str, Any]], Any], kind: str) -> Json:
 
 
 MISTAKES = {
-    "an option that is none": (lambda panel: panel["options"].update(colour="red"), "stat"),
-    "a word that is none": (lambda panel: panel["options"].update(colorMode="valu"), "stat"),
+    "an unknown option": (lambda panel: panel["options"].update(colour="red"), "stat"),
+    "an unknown value": (lambda panel: panel["options"].update(colorMode="valu"), "stat"),
     "an option of another panel": (lambda panel: panel["options"].update(graphMode="none"), "timeseries"),
-    "a custom option that is none": (
+    "an unknown custom option": (
         lambda panel: panel["fieldConfig"]["defaults"]["custom"].update(linewidth=1),
         "timeseries",
     ),
-    "a text for a number": (lambda panel: panel["gridPos"].update(h="8"), "table"),
-    "a query without expression": (lambda panel: panel["targets"][0].pop("expr"), "heatmap"),
-    "a panel that is none": (lambda panel: panel.update(type="tabel"), "table"),
-    "a field that is none": (lambda panel: panel.update(titel="x"), "stat"),
+    "a string instead of a number": (lambda panel: panel["gridPos"].update(h="8"), "table"),
+    "a query without an expression": (lambda panel: panel["targets"][0].pop("expr"), "heatmap"),
+    "an unknown panel type": (lambda panel: panel.update(type="tabel"), "table"),
+    "an unknown field": (lambda panel: panel.update(titel="x"), "stat"),
 }
 
 
-def test_the_types_find_mistakes(complaints):
-    """One run over all: the compiler takes seconds to start. That they are fine without is the test above."""
-    boards = {f"mistake{place}": wrong(*mistake) for place, mistake in enumerate(MISTAKES.values())}
-    blamed = {line.partition(".ts(")[0] for line in complaints(boards)}
-    assert boards.keys() - blamed == set()
+def test_the_types_find_mistakes(compile_errors):
+    """One run compiles all mistakes, because the compiler takes seconds to start."""
+    boards = {f"mistake{index}": with_mistake(*mistake) for index, mistake in enumerate(MISTAKES.values())}
+    with_errors = {line.partition(".ts(")[0] for line in compile_errors(boards)}
+    assert boards.keys() - with_errors == set()

@@ -1,4 +1,4 @@
-// What a dashboard's JSON has to be, by Grafana's types: the page, and panel by panel the options of its plugin.
+// The type of a dashboard's JSON, by Grafana's types: the page, and for each panel the options of its plugin.
 import type { DataQuery, Dashboard, FieldConfigSource, Panel, RowPanel } from "@grafana/schema";
 import type * as heatmap from "@grafana/schema/dist/esm/raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen";
 import type * as stat from "@grafana/schema/dist/esm/raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen";
@@ -14,7 +14,7 @@ export type Json<T> = unknown extends T
       ? { [K in keyof T]: Json<T[K]> }
       : T;
 
-// Prometheus' own query type is in a package of its own; this is what its data source documents.
+// The query type of Prometheus is in a separate package. These are the documented fields of its data source.
 interface Query extends DataQuery {
   expr: string;
   format?: "time_series" | "table" | "heatmap";
@@ -24,7 +24,7 @@ interface Query extends DataQuery {
   range?: boolean;
 }
 
-// FieldConfig lets any custom option pass: here only those that the plugin knows.
+// FieldConfig accepts any custom option. This type accepts those of the plugin only.
 interface Fields<TCustom> extends Omit<FieldConfigSource, "defaults"> {
   defaults: Omit<FieldConfigSource["defaults"], "custom"> & { custom?: TCustom };
 }
