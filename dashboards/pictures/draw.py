@@ -75,7 +75,7 @@ def page(path: Path, prometheus: Prometheus, seconds: int) -> Json:
     }
     return {
         "board": board,
-        "remote-control": answers,
+        "answers": answers,
         "from": (end - seconds) * 1000,
         "to": end * 1000,
         "width": WIDTH_PIXELS,
