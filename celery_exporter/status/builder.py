@@ -1,8 +1,9 @@
-"""A snapshot, and what was counted in the last minutes → `Status`. Pure."""
+"""Builds the `Status` from a snapshot and the recent growth of its counts. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 
 from msgspec import Struct
 
@@ -24,7 +25,7 @@ _STATES = tuple(state.name for state in State)
 
 
 def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
-    """Return what goes on, as of a snapshot; `growth` is what was counted up to it."""
+    """Return the status at the time of a snapshot; `growth` has the counts of the last minutes."""
     exporter, window = snapshot.exporter, growth.seconds
     return Status(
         version=VERSION,
@@ -43,12 +44,14 @@ def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
             None if exporter.blocked is None else bool(exporter.blocked),
         ),
         findings=run_checks(snapshot, growth),
-        workers=[_worker(worker) for worker in sorted(snapshot.workers, key=lambda each: each.name)],
+        workers=[_worker(worker) for worker in sorted(snapshot.workers, key=attrgetter("name"))],
         queues=[_queue(queue, exporter.at, growth.lengths) for queue in snapshot.queues],
         tasks=_tasks(snapshot, growth),
         failures=[
-            FailureStatus(each.at, each.label_set.task_name, each.worker, each.exception, each.uuid)
-            for each in snapshot.failures
+            FailureStatus(
+                failure.at, failure.label_set.task_name, failure.worker, failure.exception, failure.uuid
+            )
+            for failure in snapshot.failures
         ],
     )
 
@@ -70,45 +73,48 @@ def _worker(worker: WorkerView) -> WorkerStatus:
 
 
 def _queue(
-    queue: QueueView, now: float, lengths: Iterable[tuple[float, Mapping[str, int | None]]]
+    queue: QueueView, now: float, samples: Iterable[tuple[float, Mapping[str, int | None]]]
 ) -> QueueStatus:
-    told = [(at, found[queue.name]) for at, found in lengths if queue.name in found]
-    told.append((now, queue.length))
-    return QueueStatus(queue.name, queue.length, queue.oldest, queue.consumers, queue.worker_processes, told)
+    lengths = [(at, by_name[queue.name]) for at, by_name in samples if queue.name in by_name]
+    lengths.append((now, queue.length))
+    return QueueStatus(
+        queue.name, queue.length, queue.oldest, queue.consumers, queue.worker_processes, lengths
+    )
 
 
 # -- tasks ---------------------------------------------------------------------------------------------
 
 
 class _Open(Struct):
-    """The unfinished tasks of a name."""
+    """The unfinished tasks of one name."""
 
     states: dict[str, int]
-    oldest: float | None = None
+    oldest: float | None = None  # epoch seconds
 
 
 def _tasks(snapshot: Snapshot, growth: Growth) -> list[TaskStatus]:
     open_: dict[str, _Open] = {}
     for group in snapshot.tasks:
         if group.count:
-            one = open_.setdefault(group.label_set.task_name, _Open({}))
-            one.states[group.state.name] = one.states.get(group.state.name, 0) + group.count
-            one.oldest = min(filter(None, (group.since, one.oldest)), default=None)
+            tasks = open_.setdefault(group.label_set.task_name, _Open({}))
+            tasks.states[group.state.name] = tasks.states.get(group.state.name, 0) + group.count
+            tasks.oldest = min(filter(None, (group.since, tasks.oldest)), default=None)
     return [
         _task(name, growth.tasks.get(name), growth.seconds, open_.get(name, _Open({})))
         for name in sorted(growth.tasks.keys() | open_.keys())
     ]
 
 
-def _task(name: str, grown: TaskGrowth | None, window: float, open_: _Open) -> TaskStatus:
-    if grown is None:  # it is open, and has counted nothing under this name
+def _task(name: str, growth: TaskGrowth | None, window: float, open_: _Open) -> TaskStatus:
+    if growth is None:  # unfinished tasks, and no counts under this name
         return TaskStatus(name, {}, None, None, None, None, None, open_.states, open_.oldest)
-    rates = dict(zip(_STATES, [count / window for count in grown.transitions], strict=True)) if window else {}
-    (runtime_p50, runtime_p95), (wait_p50, wait_p95) = grown.runtimes, grown.waits
+    counts = zip(_STATES, growth.transitions, strict=True)
+    rates = {state: count / window for state, count in counts} if window else {}
+    (runtime_p50, runtime_p95), (wait_p50, wait_p95) = growth.runtimes, growth.waits
     return TaskStatus(
         name,
         rates,
-        grown.failure_share,
+        growth.failure_share,
         runtime_p50,
         runtime_p95,
         wait_p50,

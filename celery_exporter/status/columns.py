@@ -1,7 +1,6 @@
-"""What people are shown of a `Status`, on the page and in the terminal: tables, and how a value is written.
+"""The tables that the status page and `top` show of a `Status`, and the format of their values.
 
-A column is a row here. The page's script has the same few kinds of texts (web/static/status.js), and a test
-that compares the two.
+web/static/status.js formats the same kinds of values. A test compares the two.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from typing import Any
 
 from msgspec import Struct
 
-#: What stands where nothing is known.
+#: The text for an unknown value.
 UNKNOWN = "–"  # noqa: RUF001  a dash
 
 
 class Column(Struct, frozen=True):
-    """One column: its title, the field it shows ("a.b" is b of a), of which `KINDS`, and what it means.
+    """A column: its title, its field ("a.b" is b of a), its kind (see `KINDS`), and its tooltip.
 
-    `of` is the field that is the whole of which this one is a part.
+    `of` is a field that has the whole of which this one is a part.
     """
 
     title: str
@@ -31,9 +30,9 @@ class Column(Struct, frozen=True):
 
 
 class Table(Struct, frozen=True):
-    """One table: its place in a `Status`, its title, what stands there when it has no rows, its columns.
+    """A table: its field of `Status`, its title, the text for no rows, and its columns.
 
-    `most` rows are shown: more would take a browser a while, every time.
+    At most `most` rows are shown, since a browser needs long to draw more.
     """
 
     name: str
@@ -43,61 +42,53 @@ class Table(Struct, frozen=True):
     most: int = 200
 
 
-_RATE = "A second, over the last 5 minutes."
+_RATE = "Per second, over the last 5 minutes."
 
-#: What is said of the event path and of this exporter: fields of a `Status` itself. The first two stand out.
+#: Fields of the broker and of the exporter. The first two are emphasised.
 BROKER = (
     Column("Broker", "broker.url", "text"),
-    Column("Event subscription", "broker.up", "open", "Without it nothing is heard."),
+    Column("Event subscription", "broker.up", "open", "Without it, no events arrive."),
     Column("Events/s", "broker.events_per_second", "decimal", "Over the last 5 minutes."),
-    Column("Late by", "broker.event_lag", "seconds", "The newest event, by its sender's clock."),
-    Column("Reconnects", "broker.reconnects", "count", "Times the subscription was opened again."),
-    Column("Held by workers", "broker.unacked", "count", "Messages that are not acknowledged yet (Redis)."),
-    Column("Up for", "started", "ago", "This exporter."),
+    Column("Event lag", "broker.event_lag", "seconds", "Age of the newest event, by its sender's clock."),
+    Column("Reconnects", "broker.reconnects", "count", "Times the subscription was reopened."),
+    Column("Unacknowledged", "broker.unacked", "count", "Messages that workers hold (Redis only)."),
+    Column("Uptime", "started", "ago", "Of the exporter."),
 )
 
 TABLES = (
     Table(
         "workers",
         "Workers",
-        "No worker was heard yet.",
+        "No worker has been seen yet.",
         (
             Column("Worker", "name", "text"),
-            Column("State", "up", "up", "Down is who said goodbye, or was not heard for --worker-timeout."),
-            Column(
-                "Busy",
-                "active",
-                "part",
-                "Tasks it executes now, of those it can execute at once, as its pool is now.",
-                "pool_size",
-            ),
-            Column(
-                "Processed", "processed", "count", "Tasks its pool accepted, over restarts that were seen."
-            ),
-            Column("Load", "load", "decimal", "Of its host, over a minute."),
-            Column("Clock", "clock_skew", "skew", "Its clock minus this exporter's."),
-            Column("Task events", "task_events", "yes", "Whether it sends them (-E)."),
-            Column("Heartbeat", "heartbeat", "ago", "Since it was last heard."),
+            Column("State", "up", "up", "Down: stopped, or without events for --worker-timeout."),
+            Column("Busy", "active", "part", "Running tasks, and the size of the pool.", "pool_size"),
+            Column("Processed", "processed", "count", "Tasks that the pool accepted, across restarts."),
+            Column("Load", "load", "decimal", "Load average of the host over one minute."),
+            Column("Clock", "clock_skew", "skew", "Clock of the worker minus clock of the exporter."),
+            Column("Task events", "task_events", "yes", "Whether the worker sends them (-E)."),
+            Column("Heartbeat", "heartbeat", "ago", "Time since the worker was last seen."),
             Column("Celery", "version", "text"),
         ),
     ),
     Table(
         "queues",
         "Queues",
-        "No queue is known yet: none was named by an event, a worker or --queues.",
+        "No queue yet. Queues come from events, workers and --queues.",
         (
             Column("Queue", "name", "text"),
-            Column("Length", "length", "count", "Messages that wait in it."),
-            Column("Oldest", "oldest", "ago", "Since its oldest message was sent."),
-            Column("Consumers", "consumers", "count", "Workers that take from it."),
-            Column("Processes", "processes", "count", "Tasks that these can execute at once."),
-            Column("Last 15 minutes", "lengths", "line", "Its length."),
+            Column("Length", "length", "count", "Waiting messages."),
+            Column("Oldest", "oldest", "ago", "Time since the oldest message was sent."),
+            Column("Consumers", "consumers", "count", "Workers that consume the queue."),
+            Column("Processes", "processes", "count", "Tasks that these workers can run at once."),
+            Column("Last 15 minutes", "lengths", "line", "Length of the queue."),
         ),
     ),
     Table(
         "tasks",
         "Tasks",
-        "No task was heard of yet.",
+        "No task has been seen yet.",
         (
             Column("Task", "name", "text"),
             Column("Sent", "rates.PENDING", "decimal", _RATE),
@@ -108,21 +99,19 @@ TABLES = (
             Column("Retried", "rates.RETRY", "decimal", _RATE),
             Column("Revoked", "rates.REVOKED", "decimal", _RATE),
             Column("Rejected", "rates.REJECTED", "decimal", _RATE),
-            Column("Failures", "failure_share", "share", "Of what ended in SUCCESS or FAILURE."),
-            Column("Run p50", "runtime_p50", "seconds", "Half of the executions took less."),
-            Column("Run p95", "runtime_p95", "seconds", "Nearly all (95 %) took less."),
-            Column("Wait p50", "wait_p50", "seconds", "From sent (or eta) to started: half waited less."),
-            Column(
-                "Wait p95", "wait_p95", "seconds", "From sent (or eta) to started: nearly all waited less."
-            ),
-            Column("Open", "open", "sum", "Tasks that are sent, received, started or to be retried."),
-            Column("Oldest", "oldest", "ago", "Since the one that is longest in its state entered it."),
+            Column("Failures", "failure_share", "share", "Of the tasks that ended in SUCCESS or FAILURE."),
+            Column("Run p50", "runtime_p50", "seconds", "Median of the run time."),
+            Column("Run p95", "runtime_p95", "seconds", "95th percentile of the run time."),
+            Column("Wait p50", "wait_p50", "seconds", "Median of the time from sent (or eta) to started."),
+            Column("Wait p95", "wait_p95", "seconds", "95th percentile from sent (or eta) to started."),
+            Column("Open", "open", "sum", "Tasks that are sent, received, started or due for a retry."),
+            Column("Oldest", "oldest", "ago", "Longest time that an open task has been in its state."),
         ),
     ),
     Table(
         "failures",
         "Recent failures",
-        "None was seen since this exporter started.",
+        "No failure since the exporter started.",
         (
             Column("Time (UTC)", "at", "clock", "By the worker's clock."),
             Column("Task", "task", "text"),
@@ -136,14 +125,14 @@ TABLES = (
 
 
 def get(row: Any, field: str) -> Any:
-    """Return a field of a row; None where it is not known."""
+    """Return a field of a row; None if it is unknown."""
     for name in field.split("."):
         row = row.get(name) if isinstance(row, dict) else getattr(row, name, None)
     return row
 
 
 def text(column: Column, row: Any, now: float) -> str:
-    """Return what stands in a cell; `now` is the epoch second that the row is of."""
+    """Return the text of a cell; `now` is the time of the row in epoch seconds."""
     value = get(row, column.field)
     if column.of:
         whole = get(row, column.of)
@@ -152,45 +141,45 @@ def text(column: Column, row: Any, now: float) -> str:
 
 
 def ordered(rows: Sequence[Any], sort: str) -> list[Any]:
-    """Return rows by a field, from the largest on where its name has a "-" before it; unknown ones last.
+    """Return rows sorted by a field, descending if its name starts with "-"; unknown values come last.
 
-    Of a moment the largest is the one that is longest ago, for how long ago it is, is what is shown.
+    Times sort by their age, since the age is shown.
     """
     field = sort.removeprefix("-")
-    known = [row for row in rows if _rank(row, field) is not None]
+    ranked = [row for row in rows if _rank(row, field) is not None]
     unknown = [row for row in rows if _rank(row, field) is None]
-    return sorted(known, key=lambda row: _rank(row, field), reverse=sort.startswith("-")) + unknown
+    return sorted(ranked, key=lambda row: _rank(row, field), reverse=sort.startswith("-")) + unknown
 
 
 def _rank(row: Any, field: str) -> Any:
     value = get(row, field)
     if isinstance(value, dict):
         return sum(value.values())
-    return -value if field in _MOMENTS and value is not None else value
+    return -value if field in _TIMES and value is not None else value
 
 
-_MOMENTS = {column.field for table in TABLES for column in table.columns if column.kind == "ago"}
+_TIMES = {column.field for table in TABLES for column in table.columns if column.kind == "ago"}
 
 
-# -- how values are written ----------------------------------------------------------------------------
+# -- formats of values ---------------------------------------------------------------------------------
 
 
 def fixed(value: float, digits: int) -> str:
-    """Return a number with so many digits after the point, halves rounded up, as JavaScript's Math.round."""
+    """Return a number with this many decimals; halves are rounded up, as by JavaScript's Math.round."""
     scale = 10**digits
     return f"{math.floor(value * scale + 0.5) / scale:,.{digits}f}"
 
 
 def seconds(value: float) -> str:
-    """Return a duration in the unit that people would use."""
-    for below, unit, name in _UNITS:
-        if value < below:
+    """Return a duration in a unit that fits its size."""
+    for limit, unit, name in _UNITS:
+        if value < limit:
             return f"{fixed(value / unit, 0 if name == 'ms' else 1)} {name}"
     return f"{fixed(value / 86_400, 1)} d"
 
 
-#: Durations below so many seconds are written in a unit of so many seconds. From there on they would be
-#: rounded up to a whole one of the next.
+#: Upper limit of a duration in seconds, seconds of its unit, name of the unit. A duration at the limit would
+#: be rounded up to 1 of the next unit.
 _UNITS = ((0.9995, 0.001, "ms"), (59.95, 1.0, "s"), (3_597.0, 60.0, "min"), (86_220.0, 3_600.0, "h"))
 
 
@@ -207,7 +196,7 @@ def _skew(value: float, _: float) -> str:
     return f"{'' if size == '0.0' else '+' if value > 0 else '-'}{size} s"
 
 
-#: Kind of a column → how its values are written, given the value and the epoch second they are of.
+#: Kind of a column → its format, a function of the value and of the time of the row in epoch seconds.
 KINDS: dict[str, Callable[[Any, float], str]] = {
     "text": lambda value, _: value or UNKNOWN,
     "up": lambda value, _: "up" if value else "down",

@@ -1,6 +1,6 @@
-"""What was counted in the last minutes: a snapshot, compared with some that were taken before.
+"""Calculates the growth of counts in the last minutes, by a comparison of a snapshot with earlier ones.
 
-The windows are those of the shipped alerts. Pure: time comes in, in seconds of a clock that does not jump.
+The windows are those of the shipped alerts. Pure: callers pass the time, in seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -18,262 +18,262 @@ from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import OTHER, LabelSet, State
 from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 
-#: Seconds between two moments of which sums are remembered (of a busy cluster these are megabytes), and
-#: between two of which a number is.
+#: Seconds between two stored samples of sums (megabytes in a busy cluster), and between two of a number.
 STEP, SHORT_STEP = 60.0, 15.0
-#: Seconds over which a mean has to be taken until it says something.
+#: Seconds that a mean has to cover.
 ENOUGH = 300.0
 
 _ENDED = (State.SUCCESS, State.FAILURE)
-_SHARES = (0.5, 0.95)
+_QUANTILES = (0.5, 0.95)
 
 T = TypeVar("T")
 
 
 class TaskGrowth(Struct, frozen=True):
-    """What tasks of one name did in the window; `cells` and `since` are what it was made of."""
+    """The growth of the tasks of one name in the window, from `aggregates` compared with `since`."""
 
     aggregates: Sequence[Aggregate]
     since: _Sums | None
     transitions: Sequence[int]  # by State
-    failure_share: float | None  # of those that ended in SUCCESS or FAILURE
-    runtimes: Sequence[float | None]  # p50 and p95
-    waits: Sequence[float | None]
-    mean_runtime: float | None
+    failure_share: float | None  # of the tasks that ended in SUCCESS or FAILURE
+    runtimes: Sequence[float | None]  # p50 and p95, in seconds
+    waits: Sequence[float | None]  # p50 and p95, in seconds
+    mean_runtime: float | None  # seconds
     redeliveries: int
-    lost: _Sums | None  # what is added up under another name now
+    moved: _Sums | None  # sums that are under another name now
 
 
 class WorkerGrowth(Struct, frozen=True):
-    """What one worker did in the long window."""
+    """The growth of the counts of one worker in the long window."""
 
     processed: int  # tasks that its pool accepted, by its own count
-    missed: int  # those of them whose `task-started` did not come
+    missed: int  # of these, tasks without a `task-started` event
 
 
 class Growth(Struct, frozen=True):
-    """All that was counted in the last minutes. Seconds of a window are fewer after a start."""
+    """The growth of all counts in the last minutes. After a start, a window has fewer seconds."""
 
     seconds: float
     events: int
     tasks: Mapping[str, TaskGrowth]
-    waits: Mapping[str, float]  # p95 of the waits in a queue, of tasks that were started
+    waits: Mapping[str, float]  # p95 in seconds by queue, of tasks that were started
     long_seconds: float
     workers: Mapping[str, WorkerGrowth]
-    folded: int  # times that something was counted as other, for want of room
-    orphans: float | None  # tasks that were started and that no worker has, on average
+    folded: int  # counts under the name other because a limit was reached
+    orphans: float | None  # started tasks that no worker reports, on average
     lengths: Sequence[
         tuple[float, Mapping[str, int | None]]
-    ]  # of queues, at epoch seconds of the long window
+    ]  # of queues by name, with epoch seconds, in the long window
 
 
 class _Sums(Struct, frozen=True):
-    """What a task name counted: states, and run times and waits by bucket (not cumulative)."""
+    """The sums of a task name: transitions, and run times and waits by bucket (not cumulative)."""
 
     transitions: tuple[int, ...]
     runtime_counts: tuple[int, ...]
     queue_wait_counts: tuple[int, ...]
-    runtime_seconds: float = 0.0  # seconds in all
+    runtime_seconds: float = 0.0
     redeliveries: int = 0
 
 
-class _Point(Struct, frozen=True):
-    """One remembered moment of what tasks count."""
+class _TaskSample(Struct, frozen=True):
+    """The sums of all tasks at one time."""
 
     events: int
     tasks: Mapping[str, _Sums]
     waits: Mapping[str, tuple[int, ...]]  # by queue and bucket
 
 
-class _LongPoint(Struct, frozen=True):
-    """One of what is counted of workers, and of this exporter's room."""
+class _WorkerSample(Struct, frozen=True):
+    """The counts of all workers, and of series beyond the limit, at one time."""
 
-    workers: Mapping[str, tuple[int, int]]  # processed, and missed
-    folded: int
+    workers: Mapping[str, tuple[int, int]]  # processed, missed
+    overflowed: int
 
 
 class _Window(Generic[T]):
-    """Remembers a value of some moments. For several threads: it is replaced, never changed."""
+    """Stores samples of a value over some time. For several threads: `samples` is replaced, not changed."""
 
     def __init__(self, seconds: float, step: float) -> None:
         self._seconds, self._step = seconds, step
-        self.moments: tuple[tuple[float, T], ...] = ()  # the oldest first
+        self.samples: tuple[tuple[float, T], ...] = ()  # with their time, the oldest first
 
-    def look(self, value: Callable[[], T], now: float) -> None:
-        """Remember this moment, unless the last one is hardly over."""
-        moments = self.moments
-        if not moments or now - moments[-1][0] >= self._step:
-            moments = (*moments, (now, value()))
-        while len(moments) > 1 and now - moments[0][0] > self._seconds:
-            moments = moments[1:]
-        self.moments = moments
+    def add(self, value: Callable[[], T], now: float) -> None:
+        """Store a sample, unless the last one is more recent than one step."""
+        samples = self.samples
+        if not samples or now - samples[-1][0] >= self._step:
+            samples = (*samples, (now, value()))
+        while len(samples) > 1 and now - samples[0][0] > self._seconds:
+            samples = samples[1:]
+        self.samples = samples
 
 
 class Recent:
-    """Remembers some moments, and tells what was counted since the oldest of them."""
+    """Stores samples of the counts, and returns their growth since the oldest sample."""
 
     def __init__(self) -> None:
-        self._points: _Window[_Point] = _Window(WINDOW, STEP)
-        self._long_points: _Window[_LongPoint] = _Window(LONG_WINDOW, STEP)
+        self._tasks: _Window[_TaskSample] = _Window(WINDOW, STEP)
+        self._workers: _Window[_WorkerSample] = _Window(LONG_WINDOW, STEP)
         self._orphans: _Window[int | None] = _Window(LONG_WINDOW, SHORT_STEP)
         self._lengths: _Window[tuple[float, Mapping[str, int | None]]] = _Window(LONG_WINDOW, SHORT_STEP)
-        self._known: Mapping[str, TaskGrowth] = {}
+        self._cache: Mapping[str, TaskGrowth] = {}  # by task name
 
     def look(self, snapshot: Snapshot, now: float) -> None:
-        """Remember this moment."""
-        self._points.look(lambda: _point(snapshot), now)
-        self._long_points.look(lambda: _long_point(snapshot), now)
-        self._orphans.look(lambda: _orphans(snapshot), now)
+        """Store samples of a snapshot that was taken now."""
+        self._tasks.add(lambda: _task_sample(snapshot), now)
+        self._workers.add(lambda: _worker_sample(snapshot), now)
+        self._orphans.add(lambda: _orphans(snapshot), now)
         lengths = {queue.name: queue.length for queue in snapshot.queues}
-        self._lengths.look(lambda: (snapshot.exporter.at, lengths), now)
+        self._lengths.add(lambda: (snapshot.exporter.at, lengths), now)
 
     def growth(self, snapshot: Snapshot, now: float) -> Growth:
-        """Return what was counted up to a snapshot that was taken now; nothing if none was remembered."""
-        since, first = (self._points.moments or ((now, _point(snapshot)),))[0]
-        long_since, long_first = (self._long_points.moments or ((now, _long_point(snapshot)),))[0]
-        tasks = self._known = _tasks(snapshot, first, self._known)
+        """Return the growth up to a snapshot that was taken now; 0 s and no growth without a sample."""
+        since, first = (self._tasks.samples or ((now, _task_sample(snapshot)),))[0]
+        long_since, long_first = (self._workers.samples or ((now, _worker_sample(snapshot)),))[0]
+        tasks = self._cache = _tasks(snapshot, first, self._cache)
         return Growth(
             seconds=now - since,
             events=max(0, sum(snapshot.events.values()) - first.events),
             tasks=tasks,
             waits=dict(_waits(snapshot, first)),
             long_seconds=now - long_since,
-            workers=_workers(snapshot, [point for _, point in self._long_points.moments]),
-            folded=max(0, snapshot.series_overflowed - long_first.folded),
-            orphans=_mean(self._orphans.moments, now),
-            lengths=[lengths for at, lengths in self._lengths.moments if now - at < LONG_WINDOW],
+            workers=_workers(snapshot, [sample for _, sample in self._workers.samples]),
+            folded=max(0, snapshot.series_overflowed - long_first.overflowed),
+            orphans=_mean(self._orphans.samples, now),
+            lengths=[lengths for at, lengths in self._lengths.samples if now - at < LONG_WINDOW],
         )
 
 
 def quantile(share: float, bounds: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Return the value below which a share of the observations is; None if there are none, or no bounds.
+    """Return a quantile of a histogram; None without observations or without bounds.
 
-    As PromQL's histogram_quantile: within a bucket in proportion, and what is in the last, which has no
-    upper bound, is at the highest bound.
+    The result is that of PromQL's histogram_quantile: linear within a bucket, and the highest bound for the
+    last bucket, which has no upper bound.
     """
-    upto = list(accumulate(counts))
-    if not bounds or not upto or not upto[-1]:
+    cumulative = list(accumulate(counts))
+    if not bounds or not cumulative or not cumulative[-1]:
         return None
-    rank = share * upto[-1]
-    bucket = bisect_left(upto, rank)
+    rank = share * cumulative[-1]
+    bucket = bisect_left(cumulative, rank)
     if bucket == len(bounds):
         return bounds[-1]
-    lower, below = (bounds[bucket - 1], upto[bucket - 1]) if bucket else (0.0, 0)
-    # The share first: multiplied first, 3 of 3 observations up to 0.1 would be above 0.1.
+    lower, below = (bounds[bucket - 1], cumulative[bucket - 1]) if bucket else (0.0, 0)
+    # The division comes first. With the multiplication first, 3 of 3 observations up to 0.1 would exceed 0.1.
     within = lower + (bounds[bucket] - lower) * ((rank - below) / counts[bucket])
     return min(within, bounds[bucket])
 
 
-# -- moments -------------------------------------------------------------------------------------------
+# -- samples -------------------------------------------------------------------------------------------
 
 
-def _point(snapshot: Snapshot) -> _Point:
+def _task_sample(snapshot: Snapshot) -> _TaskSample:
     tasks = {
-        name: _added(aggregates) for name, aggregates in _by(snapshot, lambda key: key.task_name).items()
+        name: _total(aggregates)
+        for name, aggregates in _group(snapshot, lambda label_set: label_set.task_name).items()
     }
-    return _Point(sum(snapshot.events.values()), tasks, _waits_by_queue(snapshot))
+    return _TaskSample(sum(snapshot.events.values()), tasks, _waits_by_queue(snapshot))
 
 
-def _long_point(snapshot: Snapshot) -> _LongPoint:
-    workers = {each.name: (each.processed_total, each.missed) for each in snapshot.workers}
-    return _LongPoint(workers, snapshot.series_overflowed)
+def _worker_sample(snapshot: Snapshot) -> _WorkerSample:
+    workers = {worker.name: (worker.processed_total, worker.missed) for worker in snapshot.workers}
+    return _WorkerSample(workers, snapshot.series_overflowed)
 
 
 def _orphans(snapshot: Snapshot) -> int | None:
-    """Return how many tasks were started, have not ended, and are with no worker, as workers say.
+    """Return the number of started tasks minus those that workers report as active.
 
-    Workers that are down have none. Of one that is up and does not say how many it has, nobody can tell.
+    A worker that is down has no active tasks. None if a worker that is up does not report its number.
     """
     active = [worker.active for worker in snapshot.workers if worker.up]
     if None in active:
         return None
     running = sum(group.count for group in snapshot.tasks if group.state is State.STARTED)
-    return running - sum(each for each in active if each is not None)
+    return running - sum(count for count in active if count is not None)
 
 
-# -- what was counted between them -----------------------------------------------------------------------
+# -- growth between samples ----------------------------------------------------------------------------
 
 
-def _mean(moments: Sequence[tuple[float, int | None]], now: float) -> float | None:
-    known = [value for _, value in moments if value is not None]
-    return sum(known) / len(known) if known and now - moments[0][0] >= ENOUGH else None
+def _mean(samples: Sequence[tuple[float, int | None]], now: float) -> float | None:
+    values = [value for _, value in samples if value is not None]
+    return sum(values) / len(values) if values and now - samples[0][0] >= ENOUGH else None
 
 
-def _workers(snapshot: Snapshot, points: Sequence[_LongPoint]) -> dict[str, WorkerGrowth]:
-    """Return it by worker, from when it was seen first: what it had processed before is of no window.
+def _workers(snapshot: Snapshot, samples: Sequence[_WorkerSample]) -> dict[str, WorkerGrowth]:
+    """Return the growth by worker since its first sample: its earlier counts belong to no window.
 
-    One that was forgotten meanwhile, and came back, counts from 0 again.
+    A worker that was removed and came back counts from 0 again.
     """
-    found = {}
-    for each in snapshot.workers:
-        now = each.processed_total, each.missed
-        processed, missed = next((it.workers[each.name] for it in points if each.name in it.workers), now)
-        if each.processed_total < processed or each.missed < missed:
+    growth = {}
+    for worker in snapshot.workers:
+        name, now = worker.name, (worker.processed_total, worker.missed)
+        processed, missed = next((old.workers[name] for old in samples if name in old.workers), now)
+        if worker.processed_total < processed or worker.missed < missed:
             processed = missed = 0
-        found[each.name] = WorkerGrowth(each.processed_total - processed, each.missed - missed)
-    return found
+        growth[name] = WorkerGrowth(worker.processed_total - processed, worker.missed - missed)
+    return growth
 
 
-def _waits(snapshot: Snapshot, first: _Point) -> Iterable[tuple[str, float]]:
+def _waits(snapshot: Snapshot, first: _TaskSample) -> Iterable[tuple[str, float]]:
     now, before = _waits_by_queue(snapshot), dict(first.waits)
-    lost = [_minus(counts, now.get(queue, ())) for queue, counts in before.items() if counts]
-    before[OTHER] = _columns(counts for counts in (before.get(OTHER, ()), *lost) if any(counts))
+    moved = [_minus(counts, now.get(queue, ())) for queue, counts in before.items() if counts]
+    before[OTHER] = _columns(counts for counts in (before.get(OTHER, ()), *moved) if any(counts))
     for queue, counts in now.items():
-        p95 = quantile(_SHARES[1], snapshot.wait_bounds, _minus(counts, before.get(queue, ())))
+        p95 = quantile(_QUANTILES[1], snapshot.wait_bounds, _minus(counts, before.get(queue, ())))
         if p95 is not None:
             yield queue, p95
 
 
 def _waits_by_queue(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
     return {
-        name: _added(aggregates).queue_wait_counts
-        for name, aggregates in _by(snapshot, lambda key: key.queue_name).items()
+        name: _total(aggregates).queue_wait_counts
+        for name, aggregates in _group(snapshot, lambda label_set: label_set.queue_name).items()
     }
 
 
-def _tasks(snapshot: Snapshot, first: _Point, known: Mapping[str, TaskGrowth]) -> dict[str, TaskGrowth]:
-    """Return it by name; `known` is what was returned the last time, for most names do not move."""
-    aggregates, before = _by(snapshot, lambda key: key.task_name), dict(first.tasks)
-    found: dict[str, TaskGrowth] = {}
-    # What was counted under labels that were given up is under `other` now, and is no news there.
-    lost = [before.pop(name) for name in before.keys() - aggregates.keys()]
-    for name in sorted(aggregates, key=OTHER.__eq__):  # that one last
+def _tasks(snapshot: Snapshot, first: _TaskSample, cache: Mapping[str, TaskGrowth]) -> dict[str, TaskGrowth]:
+    """Return the growth by task name; `cache` has the previous result, which most names keep."""
+    aggregates, before = _group(snapshot, lambda label_set: label_set.task_name), dict(first.tasks)
+    growth: dict[str, TaskGrowth] = {}
+    # The counts of removed label sets are under `other` now. They are no growth of `other`.
+    moved = [before.pop(name) for name in before.keys() - aggregates.keys()]
+    for name in sorted(aggregates, key=OTHER.__eq__):  # `other` last
         if name == OTHER:
-            before[OTHER] = _plus(before.get(OTHER, _NOTHING), *lost)
-        old, since = known.get(name), before.get(name)
-        is_same = old is not None and old.since == since and old.aggregates == aggregates[name]
-        task = old if old is not None and is_same else _task(aggregates[name], since, snapshot)
-        found[name] = task
-        if task.lost is not None:
-            lost.append(task.lost)
-    return found
+            before[OTHER] = _plus(before.get(OTHER, _ZERO), *moved)
+        cached, since = cache.get(name), before.get(name)
+        is_same = cached is not None and cached.since == since and cached.aggregates == aggregates[name]
+        task = cached if cached is not None and is_same else _task(aggregates[name], since, snapshot)
+        growth[name] = task
+        if task.moved is not None:
+            moved.append(task.moved)
+    return growth
 
 
 def _task(aggregates: Sequence[Aggregate], since: _Sums | None, snapshot: Snapshot) -> TaskGrowth:
-    added = _added(aggregates)
-    grown, lost = _grown(added, since), _grown(since or _NOTHING, added)
-    ended, ran = sum(grown.transitions[state] for state in _ENDED), sum(grown.runtime_counts)
+    total = _total(aggregates)
+    growth, moved = _difference(total, since), _difference(since or _ZERO, total)
+    ended, runs = sum(growth.transitions[state] for state in _ENDED), sum(growth.runtime_counts)
     return TaskGrowth(
         aggregates,
         since,
-        grown.transitions,
-        failure_share=grown.transitions[State.FAILURE] / ended if ended else None,
-        runtimes=[quantile(share, snapshot.runtime_bounds, grown.runtime_counts) for share in _SHARES],
-        waits=[quantile(share, snapshot.wait_bounds, grown.queue_wait_counts) for share in _SHARES],
-        mean_runtime=grown.runtime_seconds / ran if ran else None,
-        redeliveries=grown.redeliveries,
-        lost=lost if any(lost.transitions) else None,
+        growth.transitions,
+        failure_share=growth.transitions[State.FAILURE] / ended if ended else None,
+        runtimes=[quantile(share, snapshot.runtime_bounds, growth.runtime_counts) for share in _QUANTILES],
+        waits=[quantile(share, snapshot.wait_bounds, growth.queue_wait_counts) for share in _QUANTILES],
+        mean_runtime=growth.runtime_seconds / runs if runs else None,
+        redeliveries=growth.redeliveries,
+        moved=moved if any(moved.transitions) else None,
     )
 
 
-def _by(snapshot: Snapshot, label: Callable[[LabelSet], str]) -> dict[str, list[Aggregate]]:
+def _group(snapshot: Snapshot, label: Callable[[LabelSet], str]) -> dict[str, list[Aggregate]]:
     aggregates: dict[str, list[Aggregate]] = {}
-    for key, aggregate in snapshot.aggregates.items():
-        aggregates.setdefault(label(key), []).append(aggregate)
+    for label_set, aggregate in snapshot.aggregates.items():
+        aggregates.setdefault(label(label_set), []).append(aggregate)
     return aggregates
 
 
-def _added(aggregates: Sequence[Aggregate]) -> _Sums:
+def _total(aggregates: Sequence[Aggregate]) -> _Sums:
     return _Sums(
         _columns(aggregate.transitions for aggregate in aggregates),
         _columns(histogram.counts for aggregate in aggregates for histogram in aggregate.runtime.values()),
@@ -284,13 +284,14 @@ def _added(aggregates: Sequence[Aggregate]) -> _Sums:
 
 
 def _columns(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Return the sum of each column."""
     first, *more = rows if (rows := list(rows)) else ((),)
     return tuple(map(sum, zip(first, *more, strict=True))) if more else tuple(first)
 
 
-def _grown(now: _Sums, first: _Sums | None) -> _Sums:
-    """Return what was counted between two moments. After folding that may be less than nothing: nothing."""
-    first = first or _NOTHING
+def _difference(now: _Sums, first: _Sums | None) -> _Sums:
+    """Return the growth between two samples, at least 0: counts can move to another name."""
+    first = first or _ZERO
     return _Sums(
         _minus(now.transitions, first.transitions),
         _minus(now.runtime_counts, first.runtime_counts),
@@ -300,19 +301,20 @@ def _grown(now: _Sums, first: _Sums | None) -> _Sums:
     )
 
 
-def _plus(*all_: _Sums) -> _Sums:
+def _plus(*parts: _Sums) -> _Sums:
     return _Sums(
-        _columns(each.transitions for each in all_),
-        _columns(each.runtime_counts for each in all_ if each.runtime_counts),
-        _columns(each.queue_wait_counts for each in all_ if each.queue_wait_counts),
-        sum(each.runtime_seconds for each in all_),
-        sum(each.redeliveries for each in all_),
+        _columns(part.transitions for part in parts),
+        _columns(part.runtime_counts for part in parts if part.runtime_counts),
+        _columns(part.queue_wait_counts for part in parts if part.queue_wait_counts),
+        sum(part.runtime_seconds for part in parts),
+        sum(part.redeliveries for part in parts),
     )
 
 
 def _minus(now: Sequence[int], first: Sequence[int]) -> tuple[int, ...]:
-    grown = tuple(map(sub, now, first)) if first else tuple(now)
-    return tuple(max(0, each) for each in grown) if min(grown, default=0) < 0 else grown
+    difference = tuple(map(sub, now, first)) if first else tuple(now)
+    is_growth = min(difference, default=0) >= 0
+    return difference if is_growth else tuple(max(0, count) for count in difference)
 
 
-_NOTHING = _Sums((0,) * len(State), (), ())
+_ZERO = _Sums((0,) * len(State), (), ())

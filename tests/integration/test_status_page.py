@@ -221,7 +221,7 @@ def test_tasks_are_filtered_as_one_types_and_stay_so(tasks, visit):
     assert page.column("tasks", "Task") == ["b"]
     page.page.get_by_role("searchbox").press("Enter")
     page.page.get_by_role("searchbox").fill("nosuch")
-    until_equal(lambda: page.column("tasks", "Task"), ["No task was heard of yet."])
+    until_equal(lambda: page.column("tasks", "Task"), ["No task has been seen yet."])
     page.page.get_by_role("searchbox").fill("")
     until_equal(lambda: page.column("tasks", "Task"), ["c", "b", "a"])
 

@@ -1,4 +1,4 @@
-"""What the page and the API say: of a snapshot, and of what was a while ago."""
+"""The status of the page and the API: from a snapshot, and from the growth since earlier ones."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 
 
-def life(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:
+def task_events(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:
+    """Return all events of a task that is sent at a time and runs for some seconds."""
     uuid = f"u{number}"
     ended = end(uuid, at=at + 1 + runtime, runtime=runtime, **more)
     return [sent(uuid, at=at), received(uuid, at=at), started(uuid, at=at + 1), ended]
 
 
 def status(driver: ClusterDriver, recent: Recent, **around) -> Status:
-    shown = driver.shown(**around)
-    found = build(shown, recent.growth(shown, driver.now), "redis://broker/0")
-    return msgspec.json.decode(msgspec.json.encode(found), type=Status)  # as scripts get it
+    """Return the status as clients of the API receive it."""
+    snapshot = driver.shown(**around)
+    result = build(snapshot, recent.growth(snapshot, driver.now), "redis://broker/0")
+    return msgspec.json.decode(msgspec.json.encode(result), type=Status)
 
 
-def test_rates_and_quantiles_are_of_the_last_minutes():
+def test_rates_and_quantiles_cover_the_last_minutes():
     driver, recent = ClusterDriver(), Recent()
     recent.look(driver.shown(), driver.now)
     for number in range(30):
-        driver.apply(*life(number, number))
+        driver.apply(*task_events(number, number))
     driver.now += 60
     (task,) = status(driver, recent).tasks
     assert task.rates["SUCCESS"] == task.rates["PENDING"] == pytest.approx(0.5)
@@ -44,63 +46,63 @@ def test_rates_and_quantiles_are_of_the_last_minutes():
     assert task.wait_p95 == pytest.approx(0.1 + 0.9 * 0.95)
 
 
-def test_what_is_kept_of_names_that_do_not_move_is_what_would_be_told_anew():
-    """Some of them move at each look, and the moment since which they did changes too."""
+def test_the_cache_does_not_change_the_status():
+    """Some names have new events in each step, and the oldest sample changes, too."""
     driver, recent = ClusterDriver(), Recent()
-    for look in range(60):
+    for step in range(60):
         recent.look(driver.shown(), driver.now)
-        for name in range(look % 4):
-            at, uuid = driver.now, f"{look}-{name}"
-            driver.apply(*(dict(event, name=f"t{name}") for event in life(uuid, at, runtime=look % 7)))
+        for name in range(step % 4):
+            at, uuid = driver.now, f"{step}-{name}"
+            driver.apply(*(dict(event, name=f"t{name}") for event in task_events(uuid, at, runtime=step % 7)))
         driver.now += 20
-        found, forgetful = status(driver, recent), copy.copy(recent)
-        forgetful._known = {}
-        assert status(driver, forgetful) == found
-    assert len({task.rates["SUCCESS"] for task in found.tasks}) > 1
+        cached, without_cache = status(driver, recent), copy.copy(recent)
+        without_cache._cache = {}
+        assert status(driver, without_cache) == cached
+    assert len({task.rates["SUCCESS"] for task in cached.tasks}) > 1
 
 
-def test_what_is_longer_ago_is_in_no_rate():
+def test_events_before_the_window_are_in_no_rate():
     driver, recent = ClusterDriver(), Recent()
-    driver.apply(*life(1, 0, end=failed))
+    driver.apply(*task_events(1, 0, end=failed))
     for _ in range(int(2 * WINDOW / SHORT_STEP)):
         recent.look(driver.shown(), driver.now)
         driver.now += SHORT_STEP
-    found = status(driver, recent)
-    (task,) = found.tasks
-    assert WINDOW <= found.window <= WINDOW + STEP + SHORT_STEP
+    result = status(driver, recent)
+    (task,) = result.tasks
+    assert WINDOW <= result.window <= WINDOW + STEP + SHORT_STEP
     assert set(task.rates.values()) == {0}
     assert (task.failure_share, task.runtime_p50, task.wait_p50) == (None, None, None)
 
 
-def test_before_the_first_look_no_rate_is_known():
+def test_without_an_earlier_sample_rates_are_unknown():
     driver = ClusterDriver()
-    driver.apply(*life(1, 0))
+    driver.apply(*task_events(1, 0))
     (task,) = status(driver, Recent()).tasks
-    assert (task.rates, task.runtime_p50, task.failure_share) == ({}, None, None), "it may be of long ago"
+    assert (task.rates, task.runtime_p50, task.failure_share) == ({}, None, None), "events may be old"
     assert status(driver, Recent()).broker.events_per_second is None
 
 
-def test_what_is_added_up_elsewhere_is_no_news_there():
+def test_counts_that_move_to_other_are_no_growth():
     driver, recent = ClusterDriver(Limits(series_ttl=10)), Recent()
     for number in range(30):
-        driver.apply(*life(number, number))
+        driver.apply(*task_events(number, number))
     recent.look(driver.shown(), driver.now)
     driver.wait(60)
-    assert {key.task_name for key in driver.aggregates.snapshot()} == {"other"}
+    assert {label_set.task_name for label_set in driver.ledger.snapshot()} == {"other"}
     (task,) = status(driver, recent).tasks
     assert (task.name, set(task.rates.values()), task.runtime_p50) == ("other", {0}, None)
 
 
-def test_of_a_busy_cluster_little_is_remembered():
+def test_the_number_of_stored_samples_is_bounded():
     driver, recent = ClusterDriver(), Recent()
     for step in range(int(2 * WINDOW / SHORT_STEP)):
-        driver.apply(*life(step, step))
+        driver.apply(*task_events(step, step))
         recent.look(driver.shown(), driver.now)
         driver.now += SHORT_STEP
-    assert len(recent._points.moments) <= WINDOW / STEP + 2
+    assert len(recent._tasks.samples) <= WINDOW / STEP + 2
 
 
-def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
+def test_open_tasks_are_counted_by_state_and_have_the_oldest_time():
     driver, recent = ClusterDriver(), Recent()
     driver.apply(sent("a", at=5), sent("b", at=3), received("b", at=4), sent("c", at=6, queue="other"))
     (task,) = status(driver, recent).tasks
@@ -108,16 +110,18 @@ def test_open_tasks_are_counted_by_state_and_the_oldest_is_told():
     assert task.oldest == pytest.approx(sent("b", at=4)["timestamp"])
 
 
-def test_of_failures_class_and_place_are_told_and_no_more():
+def test_failures_have_class_task_and_worker_only():
     driver = ClusterDriver()
-    driver.apply(*life(1, 0, end=failed), *life(2, 10, end=failed, exception="KeyError('secret')"))
+    driver.apply(
+        *task_events(1, 0, end=failed), *task_events(2, 10, end=failed, exception="KeyError('secret')")
+    )
     newest, oldest = status(driver, Recent()).failures
     assert (newest.uuid, newest.task, newest.worker, newest.exception) == ("u2", "add", "w@h", "KeyError")
     assert newest.at > oldest.at
     assert b"secret" not in msgspec.json.encode(status(driver, Recent()))
 
 
-def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
+def test_lengths_of_queues_cover_the_long_window():
     driver, recent = ClusterDriver(), Recent()
     for number in range(int(2 * LONG_WINDOW / SHORT_STEP)):
         recent.look(driver.shown(queue_stats={"q": QueueStats(number)}), driver.now)
@@ -126,11 +130,11 @@ def test_lengths_of_queues_are_remembered_for_a_while_and_no_longer():
     (queue,) = status(driver, recent, queue_stats={"q": QueueStats(7)}).queues
     assert queue.length == 7
     newest = int(2 * LONG_WINDOW / SHORT_STEP) - 1
-    remembered = range(newest - int(LONG_WINDOW / SHORT_STEP) + 2, newest + 1)
-    assert [length for _, length in queue.lengths] == [*remembered, 7]
+    stored = range(newest - int(LONG_WINDOW / SHORT_STEP) + 2, newest + 1)
+    assert [length for _, length in queue.lengths] == [*stored, 7]
 
 
-def test_a_queue_whose_length_is_not_known_has_none():
+def test_a_queue_of_unknown_length_has_none():
     driver, recent = ClusterDriver(), Recent()
     driver.apply(sent())
     recent.look(driver.shown(), driver.now)
@@ -138,7 +142,7 @@ def test_a_queue_whose_length_is_not_known_has_none():
     assert (queue.length, [length for _, length in queue.lengths]) == (None, [None, None])
 
 
-def test_workers_are_told_by_name():
+def test_workers_are_sorted_by_name():
     driver = ClusterDriver()
     driver.apply(
         heartbeat(hostname="b@h", active=3, processed=7, loadavg=[1.5, 1, 1]), heartbeat(hostname="a@h")
@@ -163,7 +167,7 @@ BOUNDS = (0.1, 1.0, 10.0)
         (0.5, (0, 2, 0, 0), 0.55),
     ],
 )
-def test_a_quantile_is_that_of_promql(share, counts, expected):
+def test_a_quantile_equals_that_of_promql(share, counts, expected):
     assert quantile(share, BOUNDS, counts) == (expected if expected is None else pytest.approx(expected))
 
 
@@ -173,11 +177,11 @@ def test_without_buckets_there_is_no_quantile():
 
 @given(st.lists(st.floats(0.001, 9), min_size=1), st.floats(0.01, 1))
 @example([0.0625] * 3 + [1.0] * 3, 0.5)
-def test_a_quantile_is_in_the_bucket_of_the_true_one(values, share):
+def test_a_quantile_is_in_the_bucket_of_the_exact_quantile(values, share):
     counts = [0] * (len(BOUNDS) + 1)
     for value in values:
         counts[bisect.bisect_left(BOUNDS, value)] += 1
-    found = quantile(share, BOUNDS, counts)
-    true = sorted(values)[max(0, -int(-share * len(values) // 1) - 1)]
-    assert bisect.bisect_left(BOUNDS, found) <= bisect.bisect_left(BOUNDS, true)
-    assert found <= 10
+    estimate = quantile(share, BOUNDS, counts)
+    exact = sorted(values)[max(0, -int(-share * len(values) // 1) - 1)]
+    assert bisect.bisect_left(BOUNDS, estimate) <= bisect.bisect_left(BOUNDS, exact)
+    assert estimate <= 10

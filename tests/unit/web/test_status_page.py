@@ -189,7 +189,7 @@ def test_tasks_are_found_by_a_part_of_their_name_in_any_case(contains, found):
 
 
 def test_a_table_without_rows_says_so():
-    assert names(contains="nosuch") == ["No task was heard of yet."]
+    assert names(contains="nosuch") == ["No task has been seen yet."]
     parsed = Parsed(page.html(status()))
     for table in TABLES:
         assert parsed.tables[table.name][1:] == [[table.empty]]
