@@ -1,23 +1,23 @@
-# The last stage is the exporter alone, as a user that owns nothing. It writes nothing either, so --read-only is fine.
+# The last stage contains the exporter only, and runs as an unprivileged user. It writes no files, so --read-only works.
 #
 #   docker build -t celery-exporter --build-arg REVISION="$(git rev-parse HEAD)" .
 #   docker run --network celery --read-only --cap-drop ALL -p 9808:9808 -e CELERY_BROKER_URL=redis://redis:6379/0 \
 #     celery-exporter
 #
-# tests/distribution/test_image.py follows these steps without an engine.
+# tests/distribution/test_image.py runs these steps without a container engine.
 
-# The version that the tests run on.
+# The Python version of the tests.
 ARG PYTHON=3.11
 
 FROM python:${PYTHON}-slim-bookworm AS build
 WORKDIR /build
 ENV UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
 COPY requirements.lock ./
-# pip checks uv, and uv the rest: each against the hashes in the lock file.
+# pip installs uv, and uv installs the rest. Both verify the hashes of the lock file.
 RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
     && pip install --no-cache-dir --require-hashes -r uv.txt
 COPY pyproject.toml README.md LICENSE ./
-# What the exporter needs, in the versions of the lock file, which has the tools of its developers in it as well.
+# The dependencies of the exporter, constrained by the lock file, which also contains development tools.
 RUN uv venv /opt/celery-exporter \
     && uv pip install --python /opt/celery-exporter --compile-bytecode --only-binary :all: \
         --require-hashes --constraints requirements.lock -r pyproject.toml
@@ -29,7 +29,7 @@ RUN echo "${REVISION}" > REVISION \
     && uv pip install --python /opt/celery-exporter --compile-bytecode --no-deps wheels/*.whl \
     && mkdir state
 
-# For docker-compose.yml: the demo's workers and client, with what it takes to keep results in Postgres.
+# For docker-compose.yml: the workers and the client of the demo, with the result backend for PostgreSQL.
 FROM build AS demo
 RUN uv pip install --python /opt/celery-exporter --compile-bytecode --only-binary :all: \
         --require-hashes --constraints requirements.lock --group results
@@ -47,13 +47,13 @@ LABEL org.opencontainers.image.title="celery-exporter" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="docker.io/library/python:${PYTHON}-slim-bookworm"
 COPY --from=build /opt/celery-exporter /opt/celery-exporter
-# For a volume with the --state-file, which takes over who owns it.
+# A volume for --state-file takes its owner from this directory.
 COPY --from=build --chown=65532:65532 /build/state /var/lib/celery-exporter
 ENV PATH=/opt/celery-exporter/bin:$PATH PYTHONDONTWRITEBYTECODE=1
-# A number, so that Kubernetes' runAsNonRoot can see that it is not root.
+# A numeric user id, which runAsNonRoot of Kubernetes requires.
 USER 65532:65532
 EXPOSE 9808
 ENTRYPOINT ["celery-exporter"]
-# It reads host, port and --web.config.file from the environment as the exporter does: set them there.
+# The check reads host, port and --web.config.file from the same environment variables as the exporter.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=10s --retries=3 \
     CMD ["celery-exporter", "healthcheck"]

@@ -1,4 +1,4 @@
-# Everything a newcomer needs: make demo, make test. All of it happens in .venv, from requirements.lock.
+# Start with `make demo` or `make test`. All targets use .venv, with the versions of requirements.lock.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PY := .venv/bin/python
@@ -7,16 +7,16 @@ DEMO_PORT ?= 9808
 STACK_SECONDS ?=
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 3600
-# Where this is set, each of the hundreds of processes that tests start compiles all that it imports.
+# With this variable, each of the hundreds of processes that tests start compiles its imports again.
 unexport PYTHONDONTWRITEBYTECODE
 UV_VERSION := 0.13.8
 
 .PHONY: help demo stack test coverage lint format truth faults celery-integration fuzz mutants golden docs dashboards screenshots alerts soak bench lock servers newer clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-# uv brings itself: it is in the lock file too, so that the sync keeps it.
+# The lock file contains uv, so that the sync does not remove it.
 .venv/synced: requirements.lock pyproject.toml
 	@python3 -m venv .venv || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && apt-get update -q && apt-get install -y -q python3-venv && python3 -m venv .venv; } \
@@ -26,85 +26,85 @@ help:  ## this list
 	.venv/bin/uv pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: .venv/synced  ## an embedded broker, workers, a client and the exporter; Ctrl-C (or DEMO_SECONDS=20) ends it
+demo: .venv/synced  ## run an embedded broker, workers, a client and the exporter until Ctrl-C (or for DEMO_SECONDS=20)
 	@exec .venv/bin/celery-exporter demo --port $(DEMO_PORT) $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
-stack: .venv/synced servers  ## docker-compose.yml without Docker; Ctrl-C (or STACK_SECONDS=60) ends it
+stack: .venv/synced servers  ## run docker-compose.yml without Docker until Ctrl-C (or for STACK_SECONDS=60)
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
-test: .venv/synced servers newer lint  ## everything, on real brokers, four files at a time
+test: .venv/synced servers newer lint  ## run make lint and all tests, on real brokers, in four processes
 	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25
 
-coverage: .venv/synced  ## branch coverage of the package by the unit tests, in percent
+coverage: .venv/synced  ## print the branch coverage of the package by the unit tests, in percent
 	@data=$$(mktemp) && trap 'rm -f "$$data"' EXIT && export COVERAGE_FILE=$$data \
 	  && .venv/bin/coverage run --branch --source=celery_exporter -m pytest tests/unit -q \
 	  && .venv/bin/coverage report --format=total
 
-lint: .venv/synced  ## ruff, mypy --strict, and import-linter
+lint: .venv/synced  ## run ruff, mypy --strict and import-linter
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 
-format: .venv/synced  ## let ruff lay the code out
+format: .venv/synced  ## format the code with ruff
 	.venv/bin/ruff check --fix-only -q .
 	.venv/bin/ruff format .
 
-truth: .venv/synced servers  ## each scenario in full against what the tasks wrote down themselves, as a table
+truth: .venv/synced servers  ## compare the counts of full scenarios with the records of the tasks, and print a table
 	TRUTH_SIZE=full $(PY) -m pytest tests/accuracy -m ""
 
-faults: .venv/synced servers  ## every fault on every broker, the long ones too, as a table; on a quiet machine
+faults: .venv/synced servers  ## test every fault on every broker, including the long ones, and print a table; needs an idle machine
 	MACHINE=quiet $(PY) -m pytest tests/resilience -m ""
 
-celery-integration: .venv/synced servers  ## Celery's own integration tests, and sums equal to what their tasks wrote: docs/explanation/accuracy.md
+celery-integration: .venv/synced servers  ## run Celery's integration tests, and compare the counts with the records of their tasks
 	PYTHONPATH=tests $(PY) -m celery_integration
 
-fuzz: .venv/synced  ## hostile input for twice 10 minutes (FUZZ_SECONDS=600), as tables
+fuzz: .venv/synced  ## fuzz for twice 10 minutes (FUZZ_SECONDS=600), and print tables
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest tests/fuzz -m ""
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) tests/fuzz/run_atheris.py
 
-mutants: .venv/synced  ## break the core in a thousand places, and see whether a test notices
+mutants: .venv/synced  ## run mutation tests of the core
 	tests/mutants.sh
 
-golden: .venv/synced  ## write golden texts, and what is printed in docs/, anew, after a change that is meant
-	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_app.py
+golden: .venv/synced  ## update golden texts, Kubernetes manifests and generated parts of docs/ after an intended change
+	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_view.py
 	$(PY) deploy/kubernetes/generate.py
 	$(PY) -m tools.docgen
 	git diff --stat
 
-docs: .venv/synced  ## build the pages into site/; a link that leads nowhere is an error
+docs: .venv/synced  ## build the pages into site/; a broken link is an error
 	.venv/bin/zensical build --clean --strict
 
-alerts: .venv/synced  ## write alerts/celery.rules.yml anew from the mixin (Debian: apt-get install jsonnet)
+alerts: .venv/synced  ## generate alerts/celery.rules.yml from the mixin (Debian: apt-get install jsonnet)
 	$(PY) -m tools.docgen
 	jsonnet --string alerts/rules.jsonnet --output-file alerts/celery.rules.yml
 
-dashboards: .venv/synced  ## write the JSON of the Grafana dashboards anew, after a change that is meant
+dashboards: .venv/synced  ## generate the JSON of the Grafana dashboards
 	$(PY) -m dashboards
 	git diff --stat dashboards
 
-screenshots: .venv/synced servers  ## draw the dashboards and the status page into docs/img, from minutes of the demo
+screenshots: .venv/synced servers  ## draw the dashboards and the status page of the demo into docs/img
 	@for program in node npm chromium; do \
 	  command -v $$program >/dev/null || { echo "make screenshots needs $$program" >&2; exit 1; }; done
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.draw
 	PYTHONPATH=tests $(PY) -m dashboards.pictures.status
 
-soak: .venv/synced servers  ## an hour under load with churn (SOAK_SECONDS=3600): memory, threads, descriptors stay flat
+soak: .venv/synced servers  ## check memory, threads and descriptors for an hour under load with churn (SOAK_SECONDS=3600)
 	PYTHONPATH=tests SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m benchmarks.soak
 
-bench: .venv/synced servers  ## CPU an event beside a floor and the peers, events a second, scrapes, memory: docs/explanation/performance.md and its chart
+bench: .venv/synced servers  ## measure the exporter and its peers, and write the tables and the chart of docs/explanation/performance.md
 	PYTHONPATH=tests $(PY) -m benchmarks && $(PY) -m tools.docgen
 
-servers:  ## redis-server, rabbitmq-server, prometheus and what else the tests start
+servers:  ## install redis-server, rabbitmq-server, prometheus and the other programs that tests start
 	@tests/install-servers.sh
 
-newer: servers  ## RabbitMQ 4 and Prometheus 3, which Debian 12 does not have, for the tests; 380 MB
+newer: servers  ## download RabbitMQ 4 and Prometheus 3 for the tests, because Debian 12 has older ones; 380 MB
 	@tests/install-newer.sh rabbitmq-4 rabbitmq-server base-files coreutils dash grep sed
 	@tests/install-newer.sh prometheus-3 prometheus base-files coreutils dash
 
-lock:  ## newest versions that fit, pinned with their hashes
+lock:  ## update requirements.lock to the newest versions, with hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	  --no-annotate --upgrade --extra demo --extra top --group dev --group docs --group results -o requirements.lock pyproject.toml
 
-clean:  ## forget the virtual environment and caches
+clean:  ## remove the virtual environment and caches
 	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,dashboards/pictures}/node_modules

@@ -1,4 +1,4 @@
-"""Writes down which commit a package is made of, for `celery-exporter --version`."""
+"""Stores the commit that a package is built from, for `celery-exporter --version`."""
 
 from __future__ import annotations
 
@@ -10,52 +10,55 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-#: In a source package, in an image's build (see Dockerfile), and, in the package itself, in a wheel.
+#: The file is in the root of a source package and of an image build (see Dockerfile), and in the package of a
+#: wheel.
 NAME = "REVISION"
 
 
 class Revision(BuildHookInterface[Any]):
-    """Of sources that are not in git, and in which nobody wrote it down, there is none."""
+    """Adds the commit to a package, if the sources are in git or contain the file."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Add the file, but for an editable install: what runs there changes."""
+        """Add the file. An editable install gets none, because its sources change."""
         root = Path(self.root)
-        revision = None if version == "editable" else _written(root) or _asked(root)
+        revision = None if version == "editable" else _revision_from_file(root) or _revision_from_git(root)
         if revision is None:
             return
         self._folder = tempfile.TemporaryDirectory()  # until the end of this process
         path = Path(self._folder.name, NAME)
         path.write_text(revision + "\n")
-        place = NAME if self.target_name == "sdist" else f"celery_exporter/{NAME}"
-        build_data["force_include"][str(path)] = place
+        target = NAME if self.target_name == "sdist" else f"celery_exporter/{NAME}"
+        build_data["force_include"][str(path)] = target
 
 
-def _written(root: Path) -> str | None:
+def _revision_from_file(root: Path) -> str | None:
     path = root / NAME
     return path.read_text().strip() or None if path.exists() else None
 
 
-def _asked(root: Path) -> str | None:
-    if not (root / ".git").exists():  # a repository around it is another one
+def _revision_from_git(root: Path) -> str | None:
+    if not (root / ".git").exists():  # a repository in a parent folder is another one
         return None
     try:
         revision = _git(root, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-        # What is not in git is not dirty to it, and goes into the package all the same.
-        new = _git(root, "status", "--porcelain", "--untracked-files", "--", "celery_exporter")
+        # Untracked files are part of the package, but `git describe` does not report them as dirty.
+        untracked = _git(root, "status", "--porcelain", "--untracked-files", "--", "celery_exporter")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{revision}-dirty" if new and not revision.endswith("-dirty") else revision
+    return f"{revision}-dirty" if untracked and not revision.endswith("-dirty") else revision
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """Ask the repository that is here, whatever the environment of a hook says."""
-    ours = {
+    """Return the output of git for this repository, independent of GIT_* variables that a hook sets."""
+    environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")
     }
     command = ["git", "-C", str(root), *arguments]
-    done = subprocess.run(command, env=ours, capture_output=True, text=True, check=True)  # noqa: S603  git
-    return done.stdout.strip()
+    result = subprocess.run(  # noqa: S603  git
+        command, env=environment, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""`make stack`: what docker-compose.yml starts, without Docker, on free ports, from the same configuration.
+"""Starts the services of docker-compose.yml without Docker, on free ports (make stack).
 
-That is copied as it is into a temporary folder, beside what differs: Prometheus' targets, and the secrets.
+The configuration files are copied into a temporary folder. Only the targets of Prometheus and the secrets
+differ.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from celery_exporter.demo.runner import get
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Addresses: TypeAlias = "dict[str, str]"  # name of a part → 127.0.0.1:port
+Addresses: TypeAlias = "dict[str, str]"  # name of a service → 127.0.0.1:port
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What the containers have mounted, and its name in the folder in which the programs start.
+#: Files that the containers mount → their names in the working directory of the programs.
 FILES = {
     "deploy/redis/redis.conf": "redis.conf",
     "deploy/prometheus/prometheus.yml": "prometheus.yml",
     "deploy/alertmanager/alertmanager.yml": "alertmanager.yml",
     "alerts/celery.rules.yml": "alerts/celery.rules.yml",
 }
-#: The parts in the order of their start, with Debian's names of the programs.
+#: Commands of the services in the order of their start, with the program names of Debian.
 COMMANDS = {
     "redis": "redis-server redis.conf --bind 127.0.0.1 --port {port}",
     "exporter": "{python} -m celery_exporter --broker-url-file secrets/redis_url"
@@ -56,17 +57,17 @@ COMMANDS = {
     " --redis.addr=redis://{redis} --redis.password-file=secrets/redis_exporter.json",
     "client": "{python} -m celery_exporter.demo.client",
 }
-#: Who is scraped.
-SERVING = ("exporter", "prometheus", "alertmanager", "node-exporter", "redis-exporter")
+#: Services that Prometheus scrapes.
+SCRAPED = ("exporter", "prometheus", "alertmanager", "node-exporter", "redis-exporter")
 JOBS = {"prometheus": "prometheus", "node": "node-exporter", "redis": "redis-exporter"}
-START_LIMIT = 60.0  # seconds for every target to be up, of which the first scrape takes up to 15
+START_TIMEOUT_SECONDS = 60.0  # until every target is up; the first scrape takes up to 15
 
 
 def main() -> int:
-    """Run it until Ctrl-C, or for so many seconds; the exit code."""
+    """Run the stack until Ctrl-C or for --seconds, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="end after so long, instead of on Ctrl-C"
+        "--seconds", type=float, default=math.inf, help="stop after this time instead of on Ctrl-C"
     )
     seconds = parser.parse_args().seconds
     stop = Stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -86,34 +87,34 @@ def main() -> int:
 
 
 def run(stage: Stage) -> None:
-    """Start all of it, and wait until Prometheus finds each of its targets up."""
-    began = time.monotonic()
+    """Start all services, and wait until all targets of Prometheus are up."""
+    start_time = time.monotonic()
     click.echo(f"starting {', '.join(COMMANDS)}")
     addresses = free_addresses()
     configure(stage.folder, addresses)
     for name in COMMANDS:
-        if name == "client":  # what it sends before the exporter listens would not be counted
+        if name == "client":  # the exporter does not count tasks that are sent before it is ready
             wait(stage, lambda: answers(addresses["exporter"], "/-/ready"), "the exporter to be ready")
         start(stage, name, addresses)
         if name == "redis":
             wait(stage, lambda: listens(addresses["redis"]), "Redis")
     wait(stage, lambda: all_up(addresses["prometheus"]), "all targets to be up")
-    took = time.monotonic() - began
-    click.echo(f"Every target is up, {took:.0f} s after the start. Logs are in {stage.folder}.")
-    for name in SERVING:
+    seconds = time.monotonic() - start_time
+    click.echo(f"Every target is up, {seconds:.0f} s after the start. Logs are in {stage.folder}.")
+    for name in SCRAPED:
         click.echo(f"  {name:15} http://{addresses[name]}/")
     click.echo("Ctrl-C stops everything.")
 
 
 def free_addresses() -> Addresses:
-    """Return a free one for each: held all at the same time, or two would get the same."""
-    with ExitStack() as held:
-        servers = {name: held.enter_context(socket.create_server(("127.0.0.1", 0))) for name in COMMANDS}
+    """Return a free address for each service. All are open at the same time, so that they differ."""
+    with ExitStack() as sockets:
+        servers = {name: sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for name in COMMANDS}
         return {name: f"127.0.0.1:{server.getsockname()[1]}" for name, server in servers.items()}
 
 
 def configure(folder: Path, addresses: Addresses) -> None:
-    """Put the configuration there, and what differs: targets, and secrets that name the address of Redis."""
+    """Write the configuration, the targets, and the secrets with the address of Redis."""
     for source, name in FILES.items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / source, folder / name)
@@ -129,7 +130,7 @@ def configure(folder: Path, addresses: Addresses) -> None:
 
 
 def start(stage: Stage, name: str, addresses: Addresses) -> None:
-    """Start one of them. Of the environment only Celery takes notice."""
+    """Start a service. The environment variable is for Celery."""
     values = {**addresses, "port": addresses[name].rpartition(":")[2], "python": sys.executable}
     command = [word.format_map(values) for word in COMMANDS[name].split()]
     stage.start(
@@ -141,38 +142,41 @@ def start(stage: Stage, name: str, addresses: Addresses) -> None:
 
 
 def program(name: str) -> str:
-    """Return its path, which may be where only root looks."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
-    if found := shutil.which(name, path=path):
-        return found
-    raise DemoError(f"{name} is not installed: make servers")
+    """Return the path of a program; raise DemoError if it is not installed.
+
+    Debian installs some of them in directories that are in the PATH of root only.
+    """
+    search_path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+    if path := shutil.which(name, path=search_path):
+        return path
+    raise DemoError(f"{name} is not installed. Run make servers.")
 
 
 def wait(stage: Stage, condition: Callable[[], bool], what: str) -> None:
-    """Wait for it, but not for ever."""
-    if not stage.wait(condition, START_LIMIT):
-        raise DemoError(f"waited {START_LIMIT:.0f} s for {what}")
+    """Wait for a condition; raise DemoError after `START_TIMEOUT_SECONDS`."""
+    if not stage.wait(condition, START_TIMEOUT_SECONDS):
+        raise DemoError(f"waited {START_TIMEOUT_SECONDS:.0f} s for {what}")
 
 
 def listens(address: str) -> bool:
-    """Whether somebody accepts connections; an OSError if not."""
+    """Return True if a server accepts connections; raise OSError if none does."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=1).close()
     return True
 
 
 def answers(address: str, path: str) -> bool:
-    """Whether it is served."""
+    """Return whether an HTTP server answers this path with 200."""
     return get(int(address.rpartition(":")[2]), path)[0] == 200
 
 
 def all_up(prometheus: str) -> bool:
-    """Whether it has scraped each of its targets."""
+    """Return whether Prometheus has scraped all targets with success."""
     status, text = get(int(prometheus.rpartition(":")[2]), "/api/v1/targets?state=active")
     if status != 200:
         return False
     targets = json.loads(text)["data"]["activeTargets"]
-    return len(targets) == len(SERVING) and all(target["health"] == "up" for target in targets)
+    return len(targets) == len(SCRAPED) and all(target["health"] == "up" for target in targets)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# install-newer.sh NAME PACKAGE...: a server that is newer than Debian 12's, from Debian's testing suite, with no
-# more of its /usr than the packages need, in .cache/NAME/usr. The tests put that in the place of /usr, for this
-# server alone (Newer in tests/harness/servers.py). The machine's own packages and apt's lists stay as they are.
+# install-newer.sh NAME PACKAGE...: downloads a newer server than that of Debian 12 from Debian's testing suite, with its
+# dependencies, into .cache/NAME/usr. The tests mount this as /usr for this server only (Newer in
+# tests/harness/servers.py). Installed packages and apt's lists do not change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 home=.cache/$1 suite=forky
@@ -9,7 +9,7 @@ name=$1
 shift
 [ -e "$home/usr" ] && exit 0
 
-cannot() {  # what does not fail in CI is skipped at a desk, with these words
+cannot() {  # an error in CI; elsewhere the tests of this server are skipped
   echo "No $name for the tests: $1" >&2
   [ -z "${CI:-}" ]
   exit
@@ -22,7 +22,7 @@ unshare --mount true 2>/dev/null || cannot "unshare --mount is denied; it needs 
 mirror=$(apt-get update --print-uris | sed -n "s#^'\(.*\)/dists/$codename/InRelease'.*#\1#p" | head -n 1)
 [ -n "$mirror" ] || cannot "apt knows no mirror of Debian $codename"
 
-# Made beside its place, and moved there when it is whole.
+# Build it in a temporary folder, and move it when it is complete.
 rm -rf "$home"
 mkdir -p "$home"
 work=$(mktemp -d "$PWD/$home/making.XXXXXX")

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The servers that the tests start (on ports and in folders of their own), and tools: installed when they are
-# missing and we are root on Debian, named otherwise. Debian starts a service when it installs it;
-# the policy file keeps it from doing so, so that a test run leaves no server behind.
+# Installs the missing servers and tools of the tests if it runs as root on Debian. Otherwise it prints their names.
+# Debian starts a service when it installs it. The policy file prevents that, so that no server keeps running.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin:/usr/lib/rabbitmq/bin"
 
@@ -30,7 +29,7 @@ missing=()
 for command in "${!package[@]}"; do
   command -v "$command" >/dev/null || missing+=("${package[$command]}")
 done
-# Not a command but a library to preload: a resolver whose names a test can take away.
+# A library to preload, without a command: a resolver whose host names a test can change.
 compgen -G '/usr/lib/*/libnss_wrapper.so' >/dev/null || missing+=(libnss-wrapper)
 [ ${#missing[@]} -eq 0 ] && exit 0
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# make mutants: break the core in some two thousand places, one at a time, and see whether a test of tests/unit/core
-# notices. It works on a copy of the tree. Settings are in pyproject.toml, survivors in tests/unit/core/mutation_survivors.md.
-#   tests/mutants.sh [MUTANT ...]    all of them, or those named, as in "celery_exporter.core.transitions.*"
+# Runs mutation tests of the core on a copy of the tree (make mutants): each mutant is one change in a line, and a test of
+# tests/unit/core should fail. Settings are in pyproject.toml, accepted survivors in tests/unit/core/SURVIVORS.md.
+#   tests/mutants.sh [MUTANT ...]    all mutants, or the named ones, such as "celery_exporter.core.transitions.*"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
