@@ -1,1 +1,1 @@
-"""`make bench`: the exporter beside a floor below it and its peers, in one run, as one table and a chart."""
+"""Measures the exporter, a lower bound and its peers in one run, as a table and a chart (make bench)."""

@@ -1,11 +1,11 @@
-"""`make bench`: the exporter beside a floor and its peers, on real brokers: a page and its chart.
+"""Measures the exporter, a lower bound and its peers on real brokers, for a page and its chart (make bench).
 
-CPU is what the kernel booked on a process, less what it spends when nothing comes. What else runs on the
-machine disturbs it through caches and clock rates only; wall times it disturbs fully. Hence several rounds in
-which all take their turns, medians, and the least and the most beside them. Ratios within one run count.
+CPU is the CPU time of a process minus its CPU time while idle. Other processes affect it through caches and
+clock rates only, but they fully affect wall times. The contenders therefore take turns in several rounds, and
+the table has medians, minimum and maximum. Compare ratios within one run.
 
-A target missed is a result, exit code 0. A run in which the exporter or the floor did not count every event
-is void and repeated; where that does not help, there is no figure, and the exit code is 1.
+A missed target is a result, with exit code 0. A run in which the exporter or the lower bound did not count
+every event is void and is repeated. If it stays void, there is no figure, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ from benchmarks.table import Line, Row, Target, draw, median, ratio
 from benchmarks.tape import Cluster, Form, Tape, record
 from tools.docgen.marks import filled
 
-#: Celery's clients send each event by itself; its prefork workers fill messages as far as they are busy.
+#: Clients of Celery send a message for each event. Prefork workers put several into one message under load.
 FORMS = {"messages of one": Form(1, 1), "messages of ten": Form(10, 10)}
 TENS = "messages of ten"
-#: What is changed, one at a time, of a cluster of 10 workers and 10 task names.
+#: Changes, one at a time, to a cluster of 10 workers and 10 task names.
 VARIANTS = {"1 worker": {"workers": 1}, "100 workers": {"workers": 100}, "1,000 task names": {"names": 1_000}}
-#: Who counts less than everything is void; of the other two it is said.
+#: A run is void if one of these does not count all events. For the others, the table shows the share.
 EXACT = (Floor, Ours, OursOverKombu)
-#: Times that a void run is made again.
-AGAIN = 3
-#: Tasks of the tape that is played over and over: more than the exporter remembers, so all are new to it.
-LONG = 60_000
-#: Where the search for the highest rate begins: this share of what CPU an event leaves room for.
-FIRST = 0.7
-#: Samples of the pages that are timed, and times that each is, in processes that take turns.
+#: Attempts of a run that is void.
+ATTEMPTS = 3
+#: Tasks of the tape that is replayed repeatedly: more than the exporter stores, so that they are new each
+#: time.
+LONG_TAPE_TASKS = 60_000
+#: The search for the highest rate starts at this share of the rate that the CPU time of an event allows.
+START_SHARE = 0.7
+#: Samples of the timed pages, and the number of processes that render each.
 PAGES, PAGE_ROUNDS = (1_000, 100_000), 3
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 CHART = ROOT / "docs" / "img" / "bench.svg"
 
-#: (broker, form) → how much of the floor's and of the peer's CPU an event may cost.
+#: (broker, form) → targets for the CPU time of an event, relative to the lower bound and to the peer.
 OF_FLOOR = {("Redis", form): Target("<= 2 x floor", 2) for form in FORMS}
 OF_PEER = {
     **{("Redis", form): Target("<= 1/15 of peer", 1 / 15) for form in FORMS},
@@ -66,6 +67,8 @@ PROFILES = Target("<= 1.1 x one profile", 1.1)
 
 
 class Options(argparse.Namespace):
+    """The options of the command line."""
+
     rounds: int
     tasks: int
     hold: float
@@ -76,7 +79,7 @@ class Options(argparse.Namespace):
 
 
 class Bench:
-    """What was measured so far."""
+    """Runs the contenders, and holds the results."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -87,11 +90,12 @@ class Bench:
         python = peer.installed()
         if python is not None:
             Peer.python = python
-        self.contenders = [each for each in ALL if each is not Peer or python is not None]
+        self.contenders = [contender for contender in ALL if contender is not Peer or python is not None]
 
     # -- measuring ---------------------------------------------------------------------------------------
 
     def run(self, brokers: list[Broker], folder: Path) -> None:
+        """Measure all contenders."""
         forms = {
             (broker.wire, name): self.tape(broker, form) for broker in brokers for name, form in FORMS.items()
         }
@@ -101,7 +105,7 @@ class Bench:
             for name, change in VARIANTS.items()
         }
         for number in range(self.options.rounds):
-            tell(f"round {number + 1} of {self.options.rounds}")
+            log(f"round {number + 1} of {self.options.rounds}")
             for broker in brokers:
                 for name in FORMS:
                     for contender in self.contenders:
@@ -113,35 +117,37 @@ class Bench:
         forms.clear()
         variants.clear()
         for broker in brokers:
-            self.hold(broker, folder)
+            self.measure_rates(broker, folder)
 
     def tape(self, broker: Broker, form: Form, **change: int) -> Tape:
         return record(Cluster(tasks=self.options.tasks, **change), form, broker.wire)
 
     def replay(self, contender: type[Contender], broker: Broker, folder: Path, tape: Tape, name: str) -> None:
-        for _ in range(AGAIN):
+        """Replay a tape to a contender, again if the run is void."""
+        for _ in range(ATTEMPTS):
             try:
-                found = measure_replay(contender, broker, folder, tape)
+                result = measure_replay(contender, broker, folder, tape)
             except VoidError as error:
                 self.void.append(f"{broker.name}, {name}: {error}")
                 continue
-            if contender not in EXACT or found.share == 1:
-                self.replays[broker.name, name, contender].append(found)
+            if contender not in EXACT or result.share == 1:
+                self.replays[broker.name, name, contender].append(result)
                 return
             self.void.append(
-                f"{broker.name}, {name}: {contender.name} counted {found.share:.3%} of the events"
+                f"{broker.name}, {name}: {contender.name} counted {result.share:.3%} of the events"
             )
         self.failed = True
 
-    def hold(self, broker: Broker, folder: Path) -> None:
-        tell(f"{broker.name}: events a second")
-        tape = record(Cluster(tasks=LONG), FORMS[TENS], broker.wire)
+    def measure_rates(self, broker: Broker, folder: Path) -> None:
+        """Find the highest rate of the exporter and of the peer."""
+        log(f"{broker.name}: events a second")
+        tape = record(Cluster(tasks=LONG_TAPE_TASKS), FORMS[TENS], broker.wire)
         for contender in (Ours, Peer):
             cost = self.cpu(broker.name, TENS, contender)
             if cost is None:
                 continue
             try:
-                guess = FIRST * 1e6 / cost
+                guess = START_SHARE * 1e6 / cost
                 self.rates[broker.name, contender] = sustained(
                     contender, broker, folder, tape, guess, self.options.hold
                 )
@@ -149,25 +155,27 @@ class Bench:
                 self.void.append(f"{broker.name}, events a second: {error}")
                 self.failed = True
 
-    # -- telling -----------------------------------------------------------------------------------------
+    # -- report ------------------------------------------------------------------------------------------
 
     def cpu(self, broker: str, name: str, contender: type[Contender]) -> float | None:
-        return median([each.cpu for each in self.replays[broker, name, contender]])
+        """Return the median CPU time of an event in microseconds."""
+        return median([replayed.cpu for replayed in self.replays[broker, name, contender]])
 
     def cpu_row(self, broker: str, name: str, contender: type[Contender], label: str) -> Row:
+        """Return the row of a contender, with its targets."""
         replays = self.replays[broker, name, contender]
         floor, peers = self.cpu(broker, name, Floor), self.cpu(broker, name, Peer)
-        found = self.cpu(broker, name, contender)
+        cpu = self.cpu(broker, name, contender)
         targets = []
         if contender is Ours:
             for table, other in ((OF_FLOOR, floor), (OF_PEER, peers)):
                 if (broker, name) in table:
-                    targets.append((table[broker, name], ratio(found, other)))
-        share = median([each.share for each in replays])
+                    targets.append((table[broker, name], ratio(cpu, other)))
+        share = median([replayed.share for replayed in replays])
         return Row(
             label,
             "us",
-            [each.cpu for each in replays],
+            [replayed.cpu for replayed in replays],
             None if contender is Floor else floor,
             None if contender is Peer else peers,
             targets,
@@ -179,7 +187,9 @@ class Bench:
         for broker in brokers:
             for name in FORMS:
                 lines.append(f"CPU an event, {broker.name}, {name}")
-                lines += [self.cpu_row(broker.name, name, each, f"  {each.name}") for each in ALL]
+                lines += [
+                    self.cpu_row(broker.name, name, contender, f"  {contender.name}") for contender in ALL
+                ]
         for broker in brokers:
             lines.append(f"CPU an event, {broker.name}, {TENS}, but for")
             for name in VARIANTS:
@@ -191,25 +201,26 @@ class Bench:
     def rate_lines(self, brokers: list[Broker]) -> list[Line]:
         lines: list[Line] = [f"events a second for {self.options.hold:g} s without falling behind, {TENS}"]
         for broker in brokers:
-            ours, peers = (self.rates.get((broker.name, each)) for each in (Ours, Peer))
+            ours, peers = (self.rates.get((broker.name, contender)) for contender in (Ours, Peer))
             other = peers.rate if peers else None
             for contender, rate in ((Ours, ours), (Peer, peers)):
                 values = [rate.rate] if rate else []
                 remark = f"at {rate.cores:.0%} of a core" if rate else ""
                 remark += ", more could not be published" if rate and rate.is_limit else ""
-                mine = contender is Ours
-                target = [(SUSTAINED, ratio(rate.rate if rate else None, other))] if mine else []
+                is_ours = contender is Ours
+                target = [(SUSTAINED, ratio(rate.rate if rate else None, other))] if is_ours else []
                 label = f"  {broker.name}: {contender.name}"
-                lines.append(Row(label, "events/s", values, None, other if mine else None, target, remark, 0))
+                peer_rate = other if is_ours else None
+                lines.append(Row(label, "events/s", values, None, peer_rate, target, remark, 0))
         return lines
 
     def start_lines(self, brokers: list[Broker]) -> list[Line]:
         lines: list[Line] = ["start, and memory when nothing has happened yet"]
         for broker in brokers:
-            runs = [each for name in FORMS for each in self.replays[broker.name, name, Ours]]
-            peers = median([each.memory for name in FORMS for each in self.replays[broker.name, name, Peer]])
-            start = [each.start for each in runs if each.start is not None]
-            idle = [each.memory for each in runs]
+            runs = [run for name in FORMS for run in self.replays[broker.name, name, Ours]]
+            peers = median([run.memory for name in FORMS for run in self.replays[broker.name, name, Peer]])
+            start = [run.start for run in runs if run.start is not None]
+            idle = [run.memory for run in runs]
             lines += [
                 Row(
                     f"  {broker.name}: start to first /metrics",
@@ -228,47 +239,50 @@ class Bench:
         groups = {}
         for broker in brokers:
             for name in FORMS:
-                found = [(each, self.cpu(broker.name, name, each)) for each in ALL]
+                costs = [(contender, self.cpu(broker.name, name, contender)) for contender in ALL]
                 groups[f"{broker.name}, {name}"] = [
-                    chart.Bar(each.name, cost, kinds.get(each, "bar")) for each, cost in found if cost
+                    chart.Bar(contender.name, cost, kinds.get(contender, "bar"))
+                    for contender, cost in costs
+                    if cost
                 ]
         self.options.chart.write_text(chart.draw(groups, source))
 
 
 def inside(*arguments: str) -> dict[str, float]:
-    """Measure something in a process of its own."""
+    """Run a measurement of `benchmarks.inside` in a separate process, and return its figures."""
     command = [sys.executable, "-m", "benchmarks.inside", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=dict(os.environ))
-    return json.loads(done.stdout)
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=dict(os.environ))
+    return json.loads(result.stdout)
 
 
 def inside_lines(options: Options) -> list[Line]:
-    tell("scrapes, stalls, memory")
+    """Return the lines of scrapes, stalls, memory and stages."""
+    log("scrapes, stalls, memory")
     lines: list[Line] = []
     for samples in (*PAGES, options.samples):
         rounds = 1 if samples > max(PAGES) else PAGE_ROUNDS
-        found = [inside("scrape", str(samples)) for _ in range(rounds)]
-        theirs, later = ([each[what] for each in found] for what in ("theirs", "later"))
+        results = [inside("scrape", str(samples)) for _ in range(rounds)]
+        theirs, later = ([result[figure] for result in results] for figure in ("theirs", "later"))
         times = ratio(median(theirs), median(later))
         target = [(SCRAPE, times)] if samples == 100_000 else []
-        size = f"{found[0]['samples']:,} samples, {found[0]['bytes'] / 1e6:.1f} MB"
+        size = f"{results[0]['samples']:,} samples, {results[0]['bytes'] / 1e6:.1f} MB"
         lines += [
             f"scrape of {size}",
             Row("  this exporter", "ms", later, None, None, target, f"{times:.1f} x faster"),
-            Row("  this exporter, the first time", "ms", [each["first"] for each in found]),
+            Row("  this exporter, the first time", "ms", [result["first"] for result in results]),
             Row(f"  prometheus_client {version('prometheus-client')}, encoding", "ms", theirs),
         ]
-    spent = inside("stages", str(options.tasks))
+    stages = inside("stages", str(options.tasks))
     profiles = inside("profiles", str(options.tasks))
-    one, *_ = profiles.values()
+    single_profile, *_ = profiles.values()
     stall = inside("stall", str(options.samples))
     task = inside("memory", str(options.in_flight))
     return [
         "where it goes, an event, Redis, messages of ten (without the system's share)",
-        *(Row(f"  {stage}", "us", [cost], digits=2) for stage, cost in spent.items()),
+        *(Row(f"  {stage}", "us", [cost], digits=2) for stage, cost in stages.items()),
         "the same in all, by the profiles that are on",
         *(
-            Row(f"  {names}", "us", [cost], None, None, [(PROFILES, ratio(cost, one))], "", 2)
+            Row(f"  {names}", "us", [cost], None, None, [(PROFILES, ratio(cost, single_profile))], "", 2)
             for names, cost in profiles.items()
         ),
         *lines,
@@ -284,13 +298,14 @@ def inside_lines(options: Options) -> list[Line]:
         ),
         f"memory with {task.pop('tasks'):,.0f} tasks in flight",
         *(
-            Row(f"  each, {state}", "bytes", [took], None, None, [(TASK, took)], "", 0)
-            for state, took in task.items()
+            Row(f"  each, {state}", "bytes", [size], None, None, [(TASK, size)], "", 0)
+            for state, size in task.items()
         ),
     ]
 
 
 def describe(brokers: list[Broker]) -> str:
+    """Return the machine and the versions."""
     models = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     packages = ("celery-event-exporter", "celery", "kombu", "redis", "hiredis", "msgspec", "uvicorn")
     return (
@@ -302,33 +317,36 @@ def describe(brokers: list[Broker]) -> str:
     )
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
+    """Print the progress."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def parse() -> Options:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="default: 5")
-    add("--tasks", type=int, default=12_500, help="on a tape, at four events each; default: 12500")
-    add("--hold", type=float, default=10.0, help="seconds for which a rate is held; default: 10")
-    add("--samples", type=int, default=1_000_000, help="of the largest scrape; default: 1000000")
-    add("--in-flight", type=int, default=1_000_000, help="tasks at a time; default: 1000000")
+    add("--tasks", type=int, default=12_500, help="tasks on a tape, with four events each; default: 12500")
+    add("--hold", type=float, default=10.0, help="seconds for which a rate is kept; default: 10")
+    add("--samples", type=int, default=1_000_000, help="samples of the largest scrape; default: 1000000")
+    add("--in-flight", type=int, default=1_000_000, help="tasks in flight; default: 1000000")
     add("--page", type=Path, default=PAGE, help="default: docs/explanation/performance.md")
     add("--chart", type=Path, default=CHART, help="default: docs/img/bench.svg")
     return parser.parse_args(namespace=Options())
 
 
 def write(page: Path, report: str) -> None:
-    """Put a report into a page, between its marks."""
+    """Write a report into a page, between its marks."""
     day = report.partition(",")[0]
-    said = f"What it printed on {day} (machines are noisy; compare numbers of one run):"
-    page.write_text(filled(page.read_text(), {"bench": f"{said}\n\n```text\n{report}\n```"}))
+    heading = f"What it printed on {day} (machines are noisy; compare numbers of one run):"
+    page.write_text(filled(page.read_text(), {"bench": f"{heading}\n\n```text\n{report}\n```"}))
 
 
 def main() -> int:
+    """Measure, print the report, and write the page and the chart."""
     options = parse()
     load = os.getloadavg()[0]
     bench = Bench(options)
@@ -344,7 +362,7 @@ def main() -> int:
     lines = [*bench.cpu_lines(brokers), *bench.rate_lines(brokers), *rest, *bench.start_lines(brokers)]
     size = f"{4 * options.tasks:,} events a replay, 10 workers, 10 task names, {options.rounds} rounds"
     loads = f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after"
-    void = [f"void: {each}" for each in bench.void]
+    void = [f"void: {reason}" for reason in bench.void]
     report = "\n".join([about, f"{size}; {loads}\n", draw(lines), *void])
     print(report)
     write(options.page, report)

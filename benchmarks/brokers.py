@@ -1,4 +1,4 @@
-"""The brokers, and how a tape gets into them: bytes that were made before, written to one socket."""
+"""Publishes tapes on brokers: writes prepared bytes to a socket."""
 
 from __future__ import annotations
 
@@ -13,61 +13,62 @@ from kombu.utils.url import url_to_parts
 
 from benchmarks.tape import EXCHANGE, Tape
 
-#: Messages written in one go; 0.2 MB of single events, 1 MB of tens.
-CHUNK = 200
-#: Bytes that may wait in Redis for a subscriber, where 8 MB for a minute, or 32 MB, get it cut off.
-BACKLOG = 2 * 2**20
+#: Messages in one write: 0.2 MB of single events, or 1 MB of tens.
+CHUNK_MESSAGES = 200
+#: Limit of the output buffer of a subscriber in Redis, which disconnects one with 8 MB for a minute, or with
+#: 32 MB.
+MAX_BACKLOG_BYTES = 2 * 2**20
 
 
 class VoidError(Exception):
-    """The run measured nothing; the text says why."""
+    """The run has no valid result; the message says why."""
 
 
 class Broker(Protocol):
-    """A broker with one subscriber at a time: the contender."""
+    """A broker with the contender as its only subscriber."""
 
     name: str
     wire: str
     url: str
 
-    def is_heard(self) -> bool:
-        """Tell whether somebody is subscribed to events."""
+    def has_subscriber(self) -> bool:
+        """Return whether a process is subscribed to events."""
 
     def send(self, messages: list[bytes]) -> None:
-        """Publish messages, and return when the broker has them, or the kernel has."""
+        """Publish messages, and return when the broker or the kernel has received them."""
 
     def backlog(self) -> int:
-        """Return how many bytes wait in the broker, as far as it tells."""
+        """Return the bytes that wait for the subscriber in the broker; 0 if that is unknown."""
 
     def settle(self) -> None:
-        """Return when the broker has taken all that was sent."""
+        """Return when the broker has received all messages."""
 
 
 def replay(broker: Broker, messages: list[bytes]) -> None:
-    """Publish messages as fast as broker and subscriber take them."""
-    for start in range(0, len(messages), CHUNK):
-        broker.send(messages[start : start + CHUNK])
-        while broker.backlog() > BACKLOG:
+    """Publish messages as fast as the broker and the subscriber accept them."""
+    for start in range(0, len(messages), CHUNK_MESSAGES):
+        broker.send(messages[start : start + CHUNK_MESSAGES])
+        while broker.backlog() > MAX_BACKLOG_BYTES:
             time.sleep(0.002)
     broker.settle()
 
 
 def due(tape: Tape, rate: float, seconds: float) -> Iterator[tuple[list[bytes], int]]:
-    """Yield what is due of the tape, over and over, at so many events a second, with how many they are.
+    """Yield the messages that are due at a rate in events per second, with the number of their events.
 
-    Whoever cannot send so fast gets all that is due, later.
+    The tape repeats. Messages that the caller could not publish in time come later.
     """
     position = sent = 0
     start = time.monotonic()
     while (now := time.monotonic() - start) < seconds:
         batch: list[bytes] = []
         before = sent
-        while sent < rate * now and len(batch) < CHUNK:
+        while sent < rate * now and len(batch) < CHUNK_MESSAGES:
             batch.append(tape.messages[position])
             sent += tape.sizes[position]
             position = (position + 1) % len(tape.messages)
         yield batch, sent - before
-        if len(batch) < CHUNK:
+        if len(batch) < CHUNK_MESSAGES:
             time.sleep(0.002)
 
 
@@ -83,7 +84,7 @@ class Redis:
         _, host, port, *_ = url_to_parts(url)
         self._socket = socket.create_connection((host, port), timeout=5)
 
-    def is_heard(self) -> bool:
+    def has_subscriber(self) -> bool:
         return bool(self._client.pubsub_numpat())
 
     def send(self, messages: list[bytes]) -> None:
@@ -116,26 +117,28 @@ class Rabbit:
         self.version = f"rabbitmq-server {self._connection.server_properties['version']}"
         self._channel = self._connection.channel(1)  # the one on the tape
         self._channel.exchange_declare(EXCHANGE, "topic", durable=True, auto_delete=False)
-        self._asking = self._connection.channel(2)
-        self._asking.events["basic_return"].add(self._on_return)
+        self._probe_channel = self._connection.channel(2)
+        self._probe_channel.events["basic_return"].add(self._on_return)
         self._returned = False
 
     def _on_return(self, *_: object) -> None:
         self._returned = True
 
-    def is_heard(self) -> bool:
-        """Publish what has to come back when there is no queue for it."""
+    def has_subscriber(self) -> bool:
+        """Publish a mandatory message, which the broker returns if no queue is bound."""
         self._returned = False
         body = '{"type": "bench-probe", "hostname": "bench", "timestamp": 1.75e9, "utcoffset": 0, "clock": 1}'
         message = amqp.Message(body, content_type="application/json", content_encoding="utf-8")
-        self._asking.basic_publish(message, EXCHANGE, "bench.probe", mandatory=True)
+        self._probe_channel.basic_publish(message, EXCHANGE, "bench.probe", mandatory=True)
         return not self._returned
 
     def send(self, messages: list[bytes]) -> None:
         self._connection.transport.sock.sendall(b"".join(messages))
 
     def backlog(self) -> int:
-        return 0  # it keeps what the subscriber has not taken, and slows us down by itself
+        return 0  # unknown; RabbitMQ applies flow control itself
 
     def settle(self) -> None:
-        self._channel.exchange_declare(EXCHANGE, "topic", passive=True)  # a channel is served in order
+        self._channel.exchange_declare(
+            EXCHANGE, "topic", passive=True
+        )  # RabbitMQ processes a channel in order

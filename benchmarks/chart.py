@@ -1,4 +1,4 @@
-"""The chart: CPU an event by contender, broker and form, as an SVG that suits light and dark pages."""
+"""Draws CPU time per event by contender, broker and form, as an SVG for light and dark pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLE = """
 
 
 class Bar(NamedTuple):
-    """One contender's figure; `kind` is "ours", "floor" or "bar"."""
+    """The figure of a contender; `kind` is the CSS class: "ours", "floor" or "bar"."""
 
     label: str
     figure: float
@@ -30,7 +30,7 @@ class Bar(NamedTuple):
 
 
 def draw(groups: Mapping[str, Sequence[Bar]], source: str) -> str:
-    """Return the SVG; bars are to one scale, so that groups can be compared, too."""
+    """Return the SVG. All bars have the same scale, so that groups can be compared."""
     longest = max((bar.figure for bars in groups.values() for bar in bars), default=1.0)
     scale = (WIDTH - LEFT - RIGHT) / longest
     parts, y = [], TOP

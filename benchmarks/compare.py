@@ -1,8 +1,8 @@
-"""This checkout beside another one: `PYTHONPATH=tests .venv/bin/python -m benchmarks.compare ../before`.
+"""Compares two checkouts: `PYTHONPATH=tests .venv/bin/python -m benchmarks.compare ../before`.
 
-The other checkout needs a virtual environment of its own (`make .venv/synced` there). Both take turns, first
-one and then the other, on the same tapes and brokers. A row has the least of each, which other processes
-disturb less than the median, and the ratios of both.
+The other checkout needs its own virtual environment (`make .venv/synced` there). Both take turns on the same
+tapes and brokers, and each of them starts every second round. A row has the minimum of each, which other
+processes affect less than the median, and the ratios of minimum and median.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.contenders import Ours
 from benchmarks.measure import measure_replay
 from benchmarks.tape import Cluster, Tape, record
 
-#: What `benchmarks.inside` is asked for, and which of its figures are not results.
+#: Measurements of `benchmarks.inside`, and figures of them that are no results.
 INSIDE = (("scrape", "100000"), ("stall", "100000"), ("memory", "100000"), ("stages", "12500"))
 NOT_RESULTS = {"samples", "bytes", "tasks", "theirs"}
 
@@ -47,18 +47,18 @@ class Other(Ours):
 
 
 def main() -> None:
-    """Measure both and print a table."""
+    """Measure both checkouts, and print a table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("other", type=Path, help="the folder of the other checkout")
+    parser.add_argument("other", type=Path, help="folder of the other checkout")
     parser.add_argument("--rounds", type=int, default=6, help="default: 6")
-    parser.add_argument("--tasks", type=int, default=12_500, help="on a tape; default: 12500")
+    parser.add_argument("--tasks", type=int, default=12_500, help="tasks on a tape; default: 12500")
     options = parser.parse_args()
     Other.root = options.other.resolve()
-    for root in (ROOT, Other.root):  # what a process compiles when it starts is in its time and its memory
+    for root in (ROOT, Other.root):  # compilation would count as start time and memory
         compile_all = ["-m", "compileall", "-q", str(root / "celery_exporter"), str(root / ".venv/lib")]
         subprocess.run([str(root / ".venv/bin/python"), *compile_all], check=False)
     rows: Rows = defaultdict(lambda: ([], []))
@@ -71,58 +71,60 @@ def main() -> None:
         tapes = [(broker, *tape) for broker in brokers for tape in tapes_for(broker, options.tasks)]
         for number in range(options.rounds):
             sys.stderr.write(f"compare: round {number + 1} of {options.rounds}\n")
-            for broker, what, tape in tapes:
-                replay_both(rows, broker, what, tape, Path(folder), turned=number % 2 == 1)
-            ask_both(rows, turned=number % 2 == 1)
+            for broker, name, tape in tapes:
+                replay_both(rows, broker, name, tape, Path(folder), this_first=number % 2 == 1)
+            measure_both(rows, this_first=number % 2 == 1)
     draw(rows)
 
 
 def tapes_for(broker: Broker, tasks: int) -> list[tuple[str, Tape]]:
-    """Return the tapes of a broker, by what is special of them."""
-    changed = [
+    """Return the names and tapes of a broker."""
+    variants = [
         (name, record(Cluster(tasks=tasks, **change), FORMS[TENS], broker.wire))
         for name, change in VARIANTS.items()
     ]
-    return [(name, record(Cluster(tasks=tasks), form, broker.wire)) for name, form in FORMS.items()] + changed
+    return [
+        (name, record(Cluster(tasks=tasks), form, broker.wire)) for name, form in FORMS.items()
+    ] + variants
 
 
-def replay_both(rows: Rows, broker: Broker, what: str, tape: Tape, folder: Path, *, turned: bool) -> None:
-    """Replay a tape to both; `turned`: to the other one last."""
-    for contender in (Ours, Other) if turned else (Other, Ours):
-        found = measure_replay(contender, broker, folder, tape)
-        if found.share != 1:
-            raise SystemExit(f"{contender.name} counted {found.share:.3%} of the events")
+def replay_both(rows: Rows, broker: Broker, name: str, tape: Tape, folder: Path, *, this_first: bool) -> None:
+    """Replay a tape to the exporters of both checkouts."""
+    for contender in (Ours, Other) if this_first else (Other, Ours):
+        replayed = measure_replay(contender, broker, folder, tape)
+        if replayed.share != 1:
+            raise SystemExit(f"{contender.name} counted {replayed.share:.3%} of the events")
         figures = {
-            f"{broker.name}, {what}: CPU an event, us": found.cpu,
-            f"{broker.name}: idle memory, MB": found.memory,
-            f"{broker.name}: start to first /metrics, ms": found.start,
+            f"{broker.name}, {name}: CPU an event, us": replayed.cpu,
+            f"{broker.name}: idle memory, MB": replayed.memory,
+            f"{broker.name}: start to first /metrics, ms": replayed.start,
         }
         for row, value in figures.items():
             if value is not None:
                 rows[row][contender is Ours].append(value)
 
 
-def ask_both(rows: Rows, *, turned: bool) -> None:
-    """Have both checkouts measure what is inside of a process."""
+def measure_both(rows: Rows, *, this_first: bool) -> None:
+    """Run `benchmarks.inside` of both checkouts."""
     for arguments in INSIDE:
-        for root in (ROOT, Other.root) if turned else (Other.root, ROOT):
+        for root in (ROOT, Other.root) if this_first else (Other.root, ROOT):
             command = [str(root / ".venv/bin/python"), "-m", "benchmarks.inside", *arguments]
             environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
-            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=root, env=environment)
-            for what, value in json.loads(done.stdout).items():
-                if what not in NOT_RESULTS:
-                    rows[f"{arguments[0]} ({int(arguments[1]):,}): {what}"][root is ROOT].append(value)
+            result = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=root, env=environment)
+            for figure, value in json.loads(result.stdout).items():
+                if figure not in NOT_RESULTS:
+                    rows[f"{arguments[0]} ({int(arguments[1]):,}): {figure}"][root is ROOT].append(value)
 
 
 def draw(rows: Rows) -> None:
     """Print the table."""
     width = max(map(len, rows))
-    sys.stdout.write(f"{'':{width}}  {'other':>9}  {'this':>9}  {'of least':>8}  {'of median':>9}\n")
+    sys.stdout.write(f"{'':{width}}  {'other':>9}  {'this':>9}  {'of min':>8}  {'of median':>9}\n")
     for row, (other, this) in rows.items():
-        least = min(this) / min(other)
-        middle = statistics.median(this) / statistics.median(other)
+        of_min = min(this) / min(other)
+        of_median = statistics.median(this) / statistics.median(other)
         sys.stdout.write(
-            f"{row:{width}}  {min(other):9.2f}  {min(this):9.2f}  {least:7.3f}x  {middle:8.3f}x\n"
+            f"{row:{width}}  {min(other):9.2f}  {min(this):9.2f}  {of_min:7.3f}x  {of_median:8.3f}x\n"
         )
 
 

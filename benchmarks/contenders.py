@@ -1,4 +1,4 @@
-"""The five that are compared, each a process of its own, seen from outside."""
+"""The five contenders. Each runs in its own process, and is measured from outside."""
 
 from __future__ import annotations
 
@@ -22,71 +22,73 @@ from benchmarks.peer import START
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Seconds without work after which a process has done all there is; one look; CPU seconds that are no work.
-QUIET, LOOK, REST = 0.4, 0.05, 0.004
-#: Seconds after which a process that does not come to rest is given up.
-PATIENCE = 120.0
+#: A process is idle after so many seconds without work; seconds between checks; CPU seconds that count as
+#: idle.
+IDLE_SECONDS, CHECK_SECONDS, IDLE_CPU_SECONDS = 0.4, 0.05, 0.004
+#: Seconds after which a process that does not become idle fails.
+IDLE_TIMEOUT_SECONDS = 120.0
 
 
 class Contender(Process):
-    """A process that listens to events. `name` is what the table calls it."""
+    """A process that receives events. `name` is its name in the table."""
 
     letter: ClassVar[str]
 
     def __init__(self, folder: Path, broker: Broker) -> None:
         super().__init__(folder)
         self.broker = broker
-        self.idle = 0.0  # CPU seconds a second, while nothing comes
+        self.idle = 0.0  # CPU seconds per second without events
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def counted(self) -> int:
-        """Return how many events it has counted; it may end by that."""
+        """Return how many events the process has counted; this may stop it."""
         raise NotImplementedError
 
     def expected(self, kinds: Counter[str]) -> int:
-        """Return how many of these it should have counted."""
+        """Return how many of these events the process should have counted, by type."""
         return kinds.total()
 
     def cpu(self) -> float:
-        """Return the CPU seconds of it and its children, user and system, to the nanosecond."""
+        """Return the CPU seconds of the process and its children, user and system."""
         family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
         return sum(_cpu(process.pid) for process in family)
 
     def memory(self) -> float:
-        """Return the MB it has in memory."""
+        """Return the resident memory in MB."""
         return psutil.Process(self.pid).memory_info().rss / 2**20
 
     def measure_idle(self, seconds: float) -> None:
+        """Measure the CPU usage without events."""
         before, start = self.cpu(), time.monotonic()
         time.sleep(seconds)
         self.idle = (self.cpu() - before) / (time.monotonic() - start)
 
-    def rest(self) -> float:
-        """Wait until it has done all there was to do; return when that was (monotonic)."""
+    def wait_until_idle(self) -> float:
+        """Wait until the process is idle, and return the monotonic time of its last work."""
         start = busy = now = time.monotonic()
         cpu = self.cpu()
-        while now - busy < QUIET:
-            time.sleep(LOOK)
-            before, then = cpu, now
+        while now - busy < IDLE_SECONDS:
+            time.sleep(CHECK_SECONDS)
+            cpu_before, before = cpu, now
             cpu, now = self.cpu(), time.monotonic()
-            if cpu - before > REST + self.idle * (now - then):
+            if cpu - cpu_before > IDLE_CPU_SECONDS + self.idle * (now - before):
                 busy = now
-            if now - start > PATIENCE:
-                raise VoidError(f"{self.name} is busy {PATIENCE:.0f} s after the last event")
+            if now - start > IDLE_TIMEOUT_SECONDS:
+                raise VoidError(f"{self.name} is busy {IDLE_TIMEOUT_SECONDS:.0f} s after the last event")
         return busy
 
 
 def _cpu(pid: int) -> float:
-    """psutil has it in hundredths of a second; this clock (clock_getcpuclockid(3)) is the same, but finer."""
+    """Return CPU seconds from clock_getcpuclockid(3), which is finer than the hundredths of psutil."""
     with contextlib.suppress(OSError):
         return time.clock_gettime(~pid << 3 | 2)
     return 0.0
 
 
 class Script(Contender):
-    """One of ours that says "ready", and what it counted when it is ended."""
+    """A script of this package that prints "ready", and the number of events when it stops."""
 
     def ready(self) -> bool:
         return "ready" in self.text()
@@ -111,25 +113,25 @@ class Receiver(Script):
 
 
 class Page(Contender):
-    """One that has /metrics."""
+    """A contender with /metrics."""
 
     def __init__(self, folder: Path, broker: Broker) -> None:
         super().__init__(folder, broker)
         self.port = free_port()
-        self.came_up = 0.0  # seconds from start to the first /metrics
+        self.start_seconds = 0.0  # from the start to the first /metrics
 
     def get(self, path: str) -> str | None:
-        """Return the page, or None when there is none."""
+        """Return a page, or None if the response is an error."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)
         with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
             connection.request("GET", path)
-            answer = connection.getresponse()
-            body = answer.read()
-            return body.decode() if answer.status == 200 else None
+            response = connection.getresponse()
+            body = response.read()
+            return body.decode() if response.status == 200 else None
         return None
 
     def sums(self, name: str) -> int:
-        """Return the sum over all series of the metrics whose name matches."""
+        """Return the sum of all series whose metric name matches a regular expression."""
         values = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", self.get("/metrics") or "", re.MULTILINE)
         return int(sum(map(float, values)))
 
@@ -139,16 +141,16 @@ class Ours(Page):
     options: tuple[str, ...] = ()
 
     def command(self) -> list[str]:
-        where = ["--broker-url", self.broker.url, "--host", "127.0.0.1", "--port", str(self.port)]
-        return [sys.executable, "-m", "celery_exporter", *where, *self.options]
+        address = ["--broker-url", self.broker.url, "--host", "127.0.0.1", "--port", str(self.port)]
+        return [sys.executable, "-m", "celery_exporter", *address, *self.options]
 
     def start(self) -> Self:
-        self.came_up = -time.monotonic()
+        self.start_seconds = -time.monotonic()
         return super().start()
 
     def wait_ready(self) -> Self:
         eventually(lambda: self.get("/metrics"), self.deadline, every=0.005, what="first /metrics")
-        self.came_up += time.monotonic()
+        self.start_seconds += time.monotonic()
         return super().wait_ready()
 
     def ready(self) -> bool:
@@ -164,22 +166,23 @@ class OursOverKombu(Ours):
 
 
 class Peer(Page):
-    """The most used exporter. It shows no worker's events as a count, so tasks' are those it is asked for."""
+    """The most used exporter. It does not count worker events, so only task events are compared."""
 
     name, letter = "prometheus-exporter-celery", "d"
-    python = Path()  # set when it is installed
+    python = Path()  # interpreter of its virtual environment, set after the installation
 
     def command(self) -> list[str]:
-        where = ["--broker-url", self.broker.url, "--host", "127.0.0.1", "--port", str(self.port)]
-        # The workers on the tape are long gone, and with them would go what it counted.
-        keep = ["--worker-timeout", "0", "--purge-offline-worker-metrics", "0"]
-        return [str(self.python), "-c", START, *where, *keep]
+        address = ["--broker-url", self.broker.url, "--host", "127.0.0.1", "--port", str(self.port)]
+        # Timestamps of the tape are old. With timeouts, the exporter would remove the workers and their
+        # counts.
+        no_timeouts = ["--worker-timeout", "0", "--purge-offline-worker-metrics", "0"]
+        return [str(self.python), "-c", START, *address, *no_timeouts]
 
     def environment(self) -> dict[str, str]:
         return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def ready(self) -> bool:
-        return self.broker.is_heard()
+        return self.broker.has_subscriber()
 
     def counted(self) -> int:
         return self.sums(r"celery_task_[a-z]+_total")

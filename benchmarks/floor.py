@@ -1,7 +1,7 @@
-"""The floor: a process that subscribes, decodes each event into the exporter's `Event`, and counts. No more.
+"""The lower bound: a process that subscribes, decodes each event into the exporter's `Event`, and counts it.
 
-Nobody who uses events can do with less, in Python: hiredis, or bare frames, then msgspec. What comes is
-believed, and nothing is remembered. It says "ready" when it hears, and "counted …" when it is ended.
+Each Python program that uses events needs at least this: hiredis or AMQP frames, and msgspec. It validates
+and stores nothing. It prints "ready" when it is subscribed, and "counted …" when it stops.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from celery_exporter.core.events import Event
 
-#: Bytes of one read, and of what the parser gets at a time: the exporter's own.
+#: Bytes of one read, and of one chunk for the parser: the values of the exporter.
 READ_BYTES, FEED_BYTES = 2**18, 2**14
 
 _decode = msgspec.json.Decoder(Event | list[Event]).decode
@@ -44,15 +44,15 @@ def on_redis(host: str, port: int) -> Iterator[bytes]:
     while data := wire.recv(READ_BYTES):
         for start in range(0, len(data), FEED_BYTES):
             parser.feed(data[start : start + FEED_BYTES])
-            while (answer := parser.gets()) is not False:
-                if answer[0] == b"pmessage":
-                    yield base64.b64decode(_open(answer[3]).body)
+            while (reply := parser.gets()) is not False:
+                if reply[0] == b"pmessage":
+                    yield base64.b64decode(_open(reply[3]).body)
                 else:
                     print("ready", flush=True)
 
 
 def on_amqp(host: str, port: int, user: str, password: str, vhost: str) -> Iterator[bytes]:
-    """Yield the body of each message; they are shorter than a frame."""
+    """Yield the body of each message. Each body fits into one frame."""
     connection = amqp.Connection(f"{host}:{port}", user, password, virtual_host=vhost)
     connection.connect()
     channel = connection.channel()
@@ -78,20 +78,21 @@ def on_amqp(host: str, port: int, user: str, password: str, vhost: str) -> Itera
 
 
 def count(bodies: Iterator[bytes]) -> None:
-    """Decode and count, until SIGTERM."""
+    """Decode and count events until SIGTERM."""
 
-    def leave(_: int, __: FrameType | None) -> None:
+    def stop(_: int, __: FrameType | None) -> None:
         print(f"counted {counted}", flush=True)
         sys.exit()
 
     counted = 0
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, stop)
     for body in bodies:
-        found = _decode(body)
-        counted += len(found) if type(found) is list else 1
+        events = _decode(body)
+        counted += len(events) if type(events) is list else 1
 
 
 def main() -> None:
+    """Count the events of the broker in the first argument."""
     scheme, host, port, user, password, path, _ = url_to_parts(sys.argv[1])
     assert host
     assert port

@@ -1,7 +1,7 @@
-"""What is measured inside of a process: scrapes, the stall that they are to events, memory, stages.
+"""Measurements inside a process: scrapes, the delay that they cause for events, memory, stages.
 
-`python -m benchmarks.inside scrape 100000` prints one line of JSON. Each is a process of its own, so that
-what one leaves in memory does not slow the next.
+`python -m benchmarks.inside scrape 100000` prints one line of JSON. Each measurement needs a new process, so
+that the memory of one does not slow the next.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from celery_exporter.config.loader import load
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import SWEEP_SECONDS
 from celery_exporter.core.cluster import Cluster as Cluster_
+from celery_exporter.core.events import Event
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.types import Timestamp
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -43,20 +44,19 @@ from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selec
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.runtime import malloc
 
-#: Samples of a label set whose tasks succeed; the exporter has some hundred of its own.
-SAMPLES = 64
-#: Who asks: a Prometheus server, for which new series are told from known ones.
+#: Samples of a label set whose tasks succeed. The exporter has some hundred samples of its own.
+SAMPLES_PER_LABEL_SET = 64
+#: The address of the Prometheus server; series are new or old for each server.
 SCRAPER = "127.0.0.1"
-#: Scrapes after the first, and turns that profiles take.
+#: Scrapes after the first one, and measurements of each selection of profiles.
 SCRAPES, TURNS = 5, 10
-#: Seconds between two reads.
-EVERY = 0.001
-#: What is told of a task before it ends.
+READ_INTERVAL_SECONDS = 0.001
+#: Events of a task before it ends.
 OPEN = ("sent", "received", "started")
 
 
 class Exporter:
-    """The exporter without its threads: what they would do is done by hand."""
+    """The exporter without its threads; the methods do their work."""
 
     def __init__(self) -> None:
         malloc.return_large()  # as cli.py does
@@ -68,12 +68,12 @@ class Exporter:
         self._exposition = Exposition(config.metrics.selection.rows)
 
     def receive(self, messages: Iterable[bytes]) -> None:
-        """Do what the events thread does with what one read returned."""
-        self._monitor.state.advance(EVERY)
+        """Process the messages of one read, like the event subscription."""
+        self._monitor.state.advance(READ_INTERVAL_SECONDS)
         self._monitor.subscription.apply([Message(body, JSON) for body in messages])
 
     def scrape(self) -> bytes:
-        """Do what a scrape does, but for HTTP."""
+        """Return the page of a scrape, without HTTP."""
         snapshot = self._monitor.snapshot(web_config_up_to_date=None)
         session = self._tracker.begin(SCRAPER, time.monotonic())
         page = self._exposition.render(snapshot, session=session)
@@ -82,35 +82,35 @@ class Exporter:
 
     @classmethod
     def with_samples(cls, samples: int) -> Exporter:
-        """Return one whose pages have about so many samples, of tasks that succeeded."""
+        """Return an exporter whose pages have about this number of samples, of tasks that succeeded."""
         exporter = cls()
-        sets = max(1, samples // SAMPLES)
-        for message in bodies(Cluster(tasks=2 * sets, names=sets, queues=1)):
+        label_sets = max(1, samples // SAMPLES_PER_LABEL_SET)
+        for message in bodies(Cluster(tasks=2 * label_sets, names=label_sets, queues=1)):
             exporter.receive([message])
         return exporter
 
 
 def bodies(cluster: Cluster) -> list[bytes]:
-    """Return a tape without its envelopes."""
+    """Return the bodies of the messages on a tape."""
     return [json.dumps(body).encode() for _, body in pack_messages(make_events(cluster), Form(10, 10))]
 
 
 def timed(function: Any) -> tuple[float, Any]:
-    """Return the milliseconds that it took, and what it returned."""
+    """Return the duration of a call in milliseconds, and its result."""
     start = time.perf_counter()
     result = function()
     return (time.perf_counter() - start) * 1e3, result
 
 
 def scrape(samples: int) -> dict[str, float]:
-    """Compare our scrape with prometheus_client's encoder over the same families, which are ready for it."""
+    """Return the duration of a scrape, and that of prometheus_client's encoder for the same families."""
     exporter = Exporter.with_samples(samples)
     first, text = timed(exporter.scrape)
-    timed(exporter.scrape)  # news are shown at 0 first, so this one is the first that is like all others
+    timed(exporter.scrape)  # the first scrape shows new series at 0, so measure from the third on
     later, text = zip(*(timed(exporter.scrape) for _ in range(SCRAPES)), strict=True)
     page = text[-1]
     families = Families(page.decode())
-    gc.freeze()  # its samples are a million objects, which an encoder by itself would not have to look at
+    gc.freeze()  # the garbage collector would traverse a million samples, which is no part of encoding
     theirs, encoded = zip(*(timed(lambda: generate_latest(families)) for _ in range(2)), strict=True)
     if count(encoded[-1]) != count(page):
         raise SystemExit("the two pages do not have the same number of samples")
@@ -124,7 +124,7 @@ def scrape(samples: int) -> dict[str, float]:
 
 
 class Families:
-    """A registry that has what a page has."""
+    """A registry with the metric families of a page."""
 
     def __init__(self, page: str) -> None:
         self._families = list(text_string_to_metric_families(page))
@@ -134,44 +134,45 @@ class Families:
 
 
 def count(page: bytes) -> int:
+    """Return the number of samples of a page."""
     return sum(not line.startswith(b"#") for line in page.splitlines())
 
 
 def stall(samples: int) -> dict[str, float]:
-    """Return by how much the handling of a message is late at worst, without scrapes and during them."""
+    """Return the maximum delay of a message, without scrapes and during scrapes."""
     exporter = Exporter.with_samples(samples)
     exporter.scrape()
-    worst, ended = 0.0, threading.Event()
+    max_delay, stopped = 0.0, threading.Event()
     messages = bodies(Cluster(tasks=20_000))
 
     def listen() -> None:
-        nonlocal worst
+        nonlocal max_delay
         position = 0
-        while not ended.is_set():
+        while not stopped.is_set():
             start = time.perf_counter()
-            time.sleep(EVERY)
+            time.sleep(READ_INTERVAL_SECONDS)
             exporter.receive([messages[position % len(messages)]])
-            worst = max(worst, time.perf_counter() - start - EVERY)
+            max_delay = max(max_delay, time.perf_counter() - start - READ_INTERVAL_SECONDS)
             position += 1
 
     thread = threading.Thread(target=listen)
     thread.start()
     time.sleep(1)
-    worst = 0.0
+    max_delay = 0.0
     time.sleep(2)
-    still, worst = worst, 0.0
+    still, max_delay = max_delay, 0.0
     pages = [exporter.scrape() for _ in range(2)]
-    ended.set()
+    stopped.set()
     thread.join()
-    return {"samples": count(pages[-1]), "still": still * 1e3, "stall": worst * 1e3}
+    return {"samples": count(pages[-1]), "still": still * 1e3, "stall": max_delay * 1e3}
 
 
 def memory(tasks: int) -> dict[str, float]:
-    """Return the bytes that a task costs which is in each open state, as the system sees it.
+    """Return the resident bytes of a task in each open state.
 
-    The same ones are told of again for each state, one event at a time, so that none shares its time.
+    The same tasks receive the event of each state. Each message has one event, so that no two share a time.
     """
-    exporter, process, found = Exporter(), psutil.Process(), {"tasks": float(tasks)}
+    exporter, process, figures = Exporter(), psutil.Process(), {"tasks": float(tasks)}
     for kind in OPEN:
         exporter.receive([open_task(kind, number) for number in range(1_000)])
     gc.collect()
@@ -179,57 +180,61 @@ def memory(tasks: int) -> dict[str, float]:
     for kind in OPEN:
         for number in range(1_000, tasks + 1_000):
             exporter.receive([open_task(kind, number)])
-        for _ in range(int(2 * SWEEP_SECONDS / EVERY)):
+        for _ in range(int(2 * SWEEP_SECONDS / READ_INTERVAL_SECONDS)):
             exporter.receive([])
-        found[kind] = (process.memory_info().rss - before) / tasks
-    return found
+        figures[kind] = (process.memory_info().rss - before) / tasks
+    return figures
 
 
 def open_task(kind: str, number: int) -> bytes:
-    """Return an event of a task that is not finished by it."""
+    """Return an event of a task that does not finish it."""
     task = str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128, version=4))
     event = {"type": f"task-{kind}", "uuid": task, "name": f"shop.tasks.handle_{number % 10:02}"}
-    told = {"timestamp": START + number / 1e3 + OPEN.index(kind), "queue": "queue-1"}
-    return json.dumps(event | told | {"hostname": "w@web-1.example.org", "pid": 4711}).encode()
+    fields = {"timestamp": START + number / 1e3 + OPEN.index(kind), "queue": "queue-1"}
+    return json.dumps(event | fields | {"hostname": "w@web-1.example.org", "pid": 4711}).encode()
 
 
 def stages(tasks: int) -> dict[str, float]:
-    """Return what each stage costs an event of messages of ten off Redis, in us; the best of some rounds."""
+    """Return the us of each stage for an event, in messages of ten from Redis; the best of some rounds."""
     tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
     stream = b"".join(map(pushed, tape.messages))
     native = select(("native",), MetricOptions())
     rounds = [stages_once(stream, native) for _ in range(SCRAPES)]
-    best = min(rounds, key=lambda each: sum(each.values()))
+    best = min(rounds, key=lambda seconds: sum(seconds.values()))
     return {name: seconds / tape.kinds.total() * 1e6 for name, seconds in best.items()}
 
 
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
-    reader = RedisConsumer(ConfigSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {}).monitor.broker))
-    ledger, now = Aggregates(selection.runtime_bounds, selection.wait_bounds), Timestamp(10.0, START)
-    cluster = Cluster_(Limits(), ledger, selection.labels, clients=selection.clients)
-    spent = dict.fromkeys(("reading", "decoding", "Cluster.apply"), 0.0)
+    """Return the CPU seconds of each stage for a stream."""
+    consumer = RedisConsumer(ConfigSource(load({"broker_url": "redis://127.0.0.1:1/0"}, {}).monitor.broker))
+    aggregates, now = Aggregates(selection.runtime_bounds, selection.wait_bounds), Timestamp(10.0, START)
+    cluster = Cluster_(Limits(), aggregates, selection.labels, clients=selection.clients)
+    seconds = dict.fromkeys(("reading", "decoding", "Cluster.apply"), 0.0)
 
-    def spend(stage: str, function: Any) -> Any:
+    def measure(stage: str, function: Any) -> Any:
         start = time.process_time()
-        found = function()
-        spent[stage] += time.process_time() - start
-        return found
+        result = function()
+        seconds[stage] += time.process_time() - start
+        return result
+
+    def decode(batch: Iterable[Message]) -> list[Event]:
+        return [event for message in batch for event in events_of(message, {JSON})]
 
     for start in range(0, len(stream), FEED_BYTES):
-        spend("reading", lambda: reader._parser.feed(stream[start : start + FEED_BYTES]))  # noqa: B023, SLF001
-        full = True
-        while full:
-            full = spend("reading", lambda: parse_batch(reader))
-            batch = reader._batch  # noqa: SLF001
-            events = spend("decoding", lambda: [one for each in batch for one in events_of(each, {JSON})])  # noqa: B023
-            spend("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
-    return spent
+        measure("reading", lambda: consumer._parser.feed(stream[start : start + FEED_BYTES]))  # noqa: B023, SLF001
+        is_full = True
+        while is_full:
+            is_full = measure("reading", lambda: parse_batch(consumer))
+            batch = consumer._batch  # noqa: SLF001
+            events = measure("decoding", lambda: decode(batch))  # noqa: B023
+            measure("Cluster.apply", lambda: [cluster.apply(event, now) for event in events])  # noqa: B023
+    return seconds
 
 
 def profiles(tasks: int) -> dict[str, float]:
-    """Return what an event costs with one profile and with all that can be on with it, as `stages` counts.
+    """Return the us of an event with one profile, and with all profiles that can be active with it.
 
-    They take turns; the best of each is returned, in us.
+    The two take turns. The result has the best of each, with the stages of `stages`.
     """
     names: tuple[str, ...] = ()
     for name in PROFILES:
@@ -239,25 +244,25 @@ def profiles(tasks: int) -> dict[str, float]:
     stream = b"".join(map(pushed, tape.messages))
     best: dict[str, float] = {}
     for _ in range(TURNS):
-        for chosen in (names[:1], names):
-            spent = sum(stages_once(stream, select(chosen, MetricOptions())).values())
-            label = ", ".join(chosen)
-            best[label] = min(best.get(label, math.inf), spent / tape.kinds.total() * 1e6)
+        for selected in (names[:1], names):
+            seconds = sum(stages_once(stream, select(selected, MetricOptions())).values())
+            label = ", ".join(selected)
+            best[label] = min(best.get(label, math.inf), seconds / tape.kinds.total() * 1e6)
     return best
 
 
-def parse_batch(reader: RedisConsumer) -> bool:
-    """Take a batch; tell whether it is full."""
-    reader._start_batch()  # noqa: SLF001
+def parse_batch(consumer: RedisConsumer) -> bool:
+    """Parse a batch of messages, and return whether it is full."""
+    consumer._start_batch()  # noqa: SLF001
     try:
-        reader._parse()  # noqa: SLF001
+        consumer._parse()  # noqa: SLF001
     except BatchFull:
         return True
     return False
 
 
 def pushed(published: bytes) -> bytes:
-    """Return the message that a subscriber gets for a PUBLISH command."""
+    """Return the message that a subscriber receives for a PUBLISH command."""
     parser = hiredis.Reader()
     parser.feed(published)
     _, channel, data = parser.gets()
@@ -265,5 +270,5 @@ def pushed(published: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    measured = {each.__name__: each for each in (scrape, stall, memory, stages, profiles)}[sys.argv[1]]
-    print(json.dumps(measured(int(sys.argv[2]))))
+    measurements = {function.__name__: function for function in (scrape, stall, memory, stages, profiles)}
+    print(json.dumps(measurements[sys.argv[1]](int(sys.argv[2]))))

@@ -1,6 +1,6 @@
-"""Celery's own receiver with a handler that counts and does nothing else.
+"""Celery's event receiver with a handler that only counts.
 
-It says "ready" when it hears, and "counted …" when it is ended.
+It prints "ready" when it is subscribed, and "counted …" when it stops.
 """
 
 from __future__ import annotations
@@ -15,22 +15,25 @@ from celery.events import EventReceiver
 
 
 class Receiver(EventReceiver):  # type: ignore[misc]
+    """Prints "ready" when it is subscribed."""
+
     def on_consume_ready(self, *_: Any, **__: Any) -> None:
         print("ready", flush=True)
 
 
 def main() -> None:
+    """Count the events of the broker in the first argument."""
     counted = 0
 
     def handler(_: dict[str, Any]) -> None:
         nonlocal counted
         counted += 1
 
-    def leave(_: int, __: FrameType | None) -> None:
+    def stop(_: int, __: FrameType | None) -> None:
         print(f"counted {counted}", flush=True)
         sys.exit()
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, stop)
     app = Celery(broker=sys.argv[1])
     with app.connection_for_read() as connection:
         Receiver(connection, handlers={"*": handler}, app=app).capture()

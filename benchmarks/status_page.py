@@ -1,7 +1,7 @@
-"""What open status pages cost: `PYTHONPATH=tests .venv/bin/python -m benchmarks.status_page`, two minutes.
+"""Measures the CPU usage of open status pages: `PYTHONPATH=tests .venv/bin/python -m benchmarks.status_page`.
 
-It is the CPU time of an exporter to which nothing happens, with ten pages open and without, as a share of one
-core. The two take turns, and medians of three rounds are printed.
+It compares an exporter without events, with ten open pages and without pages. The two take turns. The table
+has medians of three rounds, as shares of one core. It takes two minutes.
 """
 
 from __future__ import annotations
@@ -26,90 +26,95 @@ from harness.servers import RedisServer
 from harness.waiting import ANSWER_TIMEOUT, until_equal
 
 API = "/api/v1/status"
-#: Pages, and the seconds after which each asks again, as status.js does.
+#: Open pages, and seconds between two requests of each, as in status.js.
 PAGES, INTERVAL_SECONDS = 10, 2.0
-#: Task names: a few, and as many as fit.
+#: Task names: a few, and the maximum.
 NAMES = (50, 2_499)
-#: Task names of which events are published at a time.
-BATCH = 100
-ROUNDS, WATCHED_SECONDS = 3, 10.0
+#: Task names whose events are published in one message.
+BATCH_NAMES = 100
+ROUNDS, MEASURE_SECONDS = 3, 10.0
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure, and print a table."""
     sys.stdout.write("pages  task names  CPU without  CPU with    cost\n")
     for names in NAMES:
         with tempfile.TemporaryDirectory() as folder:
-            without, beside = measure(Path(folder), names)
-        cost = beside - without
-        sys.stdout.write(f"{PAGES:5}  {names:10}  {without:11.2%}  {beside:8.2%}  {cost:6.2%}\n")
+            without_pages, with_pages = measure(Path(folder), names)
+        cost = with_pages - without_pages
+        sys.stdout.write(f"{PAGES:5}  {names:10}  {without_pages:11.2%}  {with_pages:8.2%}  {cost:6.2%}\n")
 
 
 def measure(folder: Path, names: int) -> tuple[float, float]:
-    """Return the shares of a core that are used without open pages and with them."""
+    """Return the CPU usage without open pages and with them, as shares of a core."""
     with RedisServer(folder / "redis") as redis, Exporter(folder / "exporter", redis.url) as exporter:
         exporter.connected()
         numbers = itertools.count()
-        for first in [*range(0, names, BATCH)] * 3:
-            made = (make_events(name, next(numbers)) for name in range(first, min(first + BATCH, names)))
-            publish_events(redis.url, *itertools.chain.from_iterable(made))
+        for first in [*range(0, names, BATCH_NAMES)] * 3:
+            batch = range(first, min(first + BATCH_NAMES, names))
+            events = (make_events(name, next(numbers)) for name in batch)
+            publish_events(redis.url, *itertools.chain.from_iterable(events))
         until_equal(lambda: exporter.total("celery_tasks_total", state="SUCCESS"), 3 * names, 60)
-        found = json.loads(exporter.get(API).text)["tasks"]
-        if len(found) != names or not all(one["rates"]["SUCCESS"] and one["runtime_p95"] for one in found):
-            raise SystemExit("the page does not show what was published: there is nothing to measure")
+        tasks = json.loads(exporter.get(API).text)["tasks"]
+        if len(tasks) != names or not all(task["rates"]["SUCCESS"] and task["runtime_p95"] for task in tasks):
+            raise SystemExit("the status does not contain the published tasks, so there is no result")
         shares = []
         for _ in range(ROUNDS):
             without = cpu_share(exporter)
             with open_pages(exporter):
                 shares.append((without, cpu_share(exporter)))
-    return statistics.median(each[0] for each in shares), statistics.median(each[1] for each in shares)
+    without_pages, with_pages = zip(*shares, strict=True)
+    return statistics.median(without_pages), statistics.median(with_pages)
 
 
 def make_events(name: int, number: int) -> list[dict[str, Any]]:
-    """Return the events of a task that ran for some time after some other."""
-    now, about = time.time() - 10, {"uuid": f"task-{number}", "hostname": "w@box"}
-    wait, ran = number * 7 % 1009 / 100, number * 11 % 1013 / 1000
+    """Return the events of a task whose wait and run time depend on its number."""
+    now, fields = time.time() - 10, {"uuid": f"task-{number}", "hostname": "w@box"}
+    wait, runtime = number * 7 % 1009 / 100, number * 11 % 1013 / 1000
     task = {"name": f"app.module.task_number_{name}", "queue": "made"}
     return [
-        {**about, "type": "task-sent", "timestamp": now - wait, **task, "hostname": "client@box"},
-        {**about, "type": "task-received", "timestamp": now - wait, **task},
-        {**about, "type": "task-started", "timestamp": now},
-        {**about, "type": "task-succeeded", "timestamp": now + ran, "runtime": ran},
+        {**fields, "type": "task-sent", "timestamp": now - wait, **task, "hostname": "client@box"},
+        {**fields, "type": "task-received", "timestamp": now - wait, **task},
+        {**fields, "type": "task-started", "timestamp": now},
+        {**fields, "type": "task-succeeded", "timestamp": now + runtime, "runtime": runtime},
     ]
 
 
 def cpu_share(exporter: Exporter) -> float:
-    """Return the share of a core that the exporter uses, over some seconds."""
+    """Return the CPU usage of the exporter over `MEASURE_SECONDS`, as a share of a core."""
     process = psutil.Process(exporter.pid)
     begin, before = time.monotonic(), process.cpu_times()
-    time.sleep(WATCHED_SECONDS)
-    after, took = process.cpu_times(), time.monotonic() - begin
-    return (after.user + after.system - before.user - before.system) / took
+    time.sleep(MEASURE_SECONDS)
+    after, seconds = process.cpu_times(), time.monotonic() - begin
+    return (after.user + after.system - before.user - before.system) / seconds
 
 
 @contextmanager
 def open_pages(exporter: Exporter) -> Iterator[None]:
-    """Ask as so many open pages do, which were opened one after the other."""
-    over = threading.Event()
-    pages = [threading.Thread(target=look, args=(exporter, over, at / PAGES)) for at in range(PAGES)]
+    """Send the requests of open pages, which were opened one after the other."""
+    closed = threading.Event()
+    pages = [
+        threading.Thread(target=send_requests, args=(exporter, closed, number / PAGES))
+        for number in range(PAGES)
+    ]
     for page in pages:
         page.start()
     try:
         yield
     finally:
-        over.set()
+        closed.set()
         for page in pages:
             page.join()
 
 
-def look(exporter: Exporter, over: threading.Event, phase: float) -> None:
-    """Ask as an open page does, on one connection."""
-    over.wait(phase * INTERVAL_SECONDS)
+def send_requests(exporter: Exporter, closed: threading.Event, phase: float) -> None:
+    """Send the requests of an open page, on one connection."""
+    closed.wait(phase * INTERVAL_SECONDS)
     connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT)
-    while not over.is_set():
-        if send_request(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
-            raise SystemExit("the exporter does not answer: there is nothing to measure")
-        over.wait(INTERVAL_SECONDS)
+    while not closed.is_set():
+        if ask(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
+            raise SystemExit("the exporter does not answer, so there is no result")
+        closed.wait(INTERVAL_SECONDS)
     connection.close()
 
 

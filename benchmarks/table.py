@@ -1,4 +1,4 @@
-"""The table: what was measured, beside the floor and the peer, and which targets it meets."""
+"""Draws the table of results, with ratios to the lower bound and to the peer, and with targets."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import NamedTuple
 
 
 class Target(NamedTuple):
-    """A bound on a figure: `text` says it to people. A target that is missed is a result like any other."""
+    """A limit for a figure, and its text in the table."""
 
     text: str
     limit: float
     at_least: bool = False
 
     def judge(self, figure: float | None) -> str:
-        """Return the target with what came of it."""
+        """Return the text of the target, and whether a figure meets it."""
         if figure is None:
-            verdict = "not measured"
+            outcome = "not measured"
         elif figure >= self.limit if self.at_least else figure <= self.limit:
-            verdict = "ok"
+            outcome = "ok"
         else:
-            verdict = "missed"
-        return f"{self.text} {verdict}"
+            outcome = "missed"
+        return f"{self.text} {outcome}"
 
 
 class Row(NamedTuple):
-    """A line: the values of all rounds, and medians of the same round's floor and peer to compare with."""
+    """A line: the values of all rounds, and the medians of the lower bound and of the peer."""
 
     label: str
     unit: str
@@ -38,33 +38,37 @@ class Row(NamedTuple):
     digits: int = 1
 
 
-Line = Row | str  # a text is a headline
+Line = Row | str  # a string is a headline
 
 _HEAD = f"{'':46}{'median':>11} {'':9}{'least … most':22}{'of floor':>9}{'of peer':>9}  target"
 
 
 def ratio(figure: float | None, other: float | None) -> float | None:
+    """Return the ratio of two figures; None if one is missing."""
     return None if figure is None or not other else figure / other
 
 
 def median(values: Sequence[float]) -> float | None:
+    """Return the median; None without values."""
     return statistics.median(values) if values else None
 
 
 def draw(lines: Sequence[Line]) -> str:
-    return "\n".join([_HEAD, *(each if isinstance(each, str) else draw_row(each) for each in lines)])
+    """Return the table as text."""
+    return "\n".join([_HEAD, *(line if isinstance(line, str) else draw_row(line) for line in lines)])
 
 
 def draw_row(row: Row) -> str:
-    found = median(row.values)
-    if found is None:
+    """Return a row as text."""
+    figure = median(row.values)
+    if figure is None:
         figures = f"{'-':>11} {row.unit:9}{'':22}"
     else:
         spread = f"{min(row.values):,.{row.digits}f} … {max(row.values):,.{row.digits}f}"
-        figures = f"{found:11,.{row.digits}f} {row.unit:9}{spread if len(row.values) > 1 else '':22}"
-    compared = "".join(f"{_times(ratio(found, other)):>9}" for other in (row.floor, row.peer))
-    said = [target.judge(figure) for target, figure in row.targets] + [row.remark] * bool(row.remark)
-    return f"{row.label:46}{figures}{compared}  {', '.join(said)}".rstrip()
+        figures = f"{figure:11,.{row.digits}f} {row.unit:9}{spread if len(row.values) > 1 else '':22}"
+    ratios = "".join(f"{_times(ratio(figure, other)):>9}" for other in (row.floor, row.peer))
+    remarks = [target.judge(value) for target, value in row.targets] + [row.remark] * bool(row.remark)
+    return f"{row.label:46}{figures}{ratios}  {', '.join(remarks)}".rstrip()
 
 
 def _times(figure: float | None) -> str:

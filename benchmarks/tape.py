@@ -1,9 +1,9 @@
-"""A tape: what clients and workers of a busy cluster publish; made up, and the same each time.
+"""Generates a tape: the messages of clients and workers of a busy cluster, the same in each run.
 
-Fields, their order and the envelopes are those seen of Celery 5.7 and kombu 5.7: events are made in
+Fields, their order and the envelopes are those of Celery 5.7 and kombu 5.7. Events are built in
 celery/events/dispatcher.py, the envelope and the channel of Redis in kombu/transport/virtual/base.py and
-redis.py, the properties of AMQP in kombu/transport/pyamqp.py. A message is on the tape as the bytes that a
-client writes to the broker's socket.
+redis.py, and the properties of AMQP in kombu/transport/pyamqp.py. A message on the tape has the bytes that a
+client writes to the socket of the broker.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from amqp.basic_message import Message
 
 Event = dict[str, Any]
 
-#: Epoch seconds at which the tape starts: fixed, so that each run replays the same bytes.
+#: Start of the tape in epoch seconds; constant, so that each run replays the same bytes.
 START = 1_750_000_000.0
-#: Tasks sent in a second of tape; a task ends within 0.1 s, so that some 50 of them are open at a time.
-RATE = 1_000
+#: Tasks that are sent in a second. A task ends within 0.1 s, so about 50 are open at a time.
+TASKS_PER_SECOND = 1_000
 #: Seconds between two heartbeats of a worker.
-FREQ = 2.0
+HEARTBEAT_SECONDS = 2.0
 #: The exchange of Celery's events.
 EXCHANGE = "celeryev"
 
 
 class Cluster(NamedTuple):
-    """What is on the tape: four events a task, and heartbeats."""
+    """The cluster on the tape, with four events for each task, and heartbeats."""
 
     tasks: int
     names: int = 10
@@ -42,14 +42,14 @@ class Cluster(NamedTuple):
 
 
 class Form(NamedTuple):
-    """How many events clients and workers put into a message; heartbeats always travel alone."""
+    """The number of events in a message of clients and of workers. A heartbeat has its own message."""
 
     client: int
     worker: int
 
 
 class Tape(NamedTuple):
-    """Messages as bytes for the broker's socket, how many events are in each, and how many of each type."""
+    """Messages as bytes for the socket, the number of events in each, and the number of events by type."""
 
     messages: list[bytes]
     sizes: list[int]
@@ -57,7 +57,7 @@ class Tape(NamedTuple):
 
 
 def record(cluster: Cluster, form: Form, wire: str) -> Tape:
-    """Return the tape of a cluster whose clients and workers publish in this form, on "redis" or "amqp"."""
+    """Return the tape of a cluster whose clients and workers publish in a form, on "redis" or "amqp"."""
     events = make_events(cluster)
     messages = list(pack_messages(events, form))
     return Tape(
@@ -71,14 +71,18 @@ def record(cluster: Cluster, form: Form, wire: str) -> Tape:
 
 
 def make_events(cluster: Cluster) -> list[Event]:
-    """Return all events in the order of their timestamps, each sender's clock and counts in step."""
+    """Return all events sorted by timestamp, with consistent clocks and counts of each sender."""
     rng = random.Random(20)
     workers = [f"celery@worker-{number}.example.org" for number in range(cluster.workers)]
-    beats = range(1, int(cluster.tasks / RATE / FREQ) + 1)
+    beats = range(1, int(cluster.tasks / TASKS_PER_SECOND / HEARTBEAT_SECONDS) + 1)
     events = [_beat(worker, START, "worker-online") for worker in workers]
-    events += [_beat(worker, START + beat * FREQ, "worker-heartbeat") for beat in beats for worker in workers]
+    events += [
+        _beat(worker, START + beat * HEARTBEAT_SECONDS, "worker-heartbeat")
+        for beat in beats
+        for worker in workers
+    ]
     for number in range(cluster.tasks):
-        events += _life(number, cluster, rng, rng.choice(workers))
+        events += _task_events(number, cluster, rng, rng.choice(workers))
     events.sort(key=lambda event: event["timestamp"])
     clocks: Counter[str] = Counter()
     started: Counter[str] = Counter()
@@ -92,7 +96,7 @@ def make_events(cluster: Cluster) -> list[Event]:
     return events
 
 
-def _life(number: int, cluster: Cluster, rng: random.Random, worker: str) -> Iterator[Event]:
+def _task_events(number: int, cluster: Cluster, rng: random.Random, worker: str) -> Iterator[Event]:
     """Yield the four events of a task that succeeds."""
     task = str(uuid.UUID(int=rng.getrandbits(128), version=4))
     name = f"shop.tasks.handle_{number % cluster.names:02}"
@@ -102,7 +106,7 @@ def _life(number: int, cluster: Cluster, rng: random.Random, worker: str) -> Ite
     ancestry = {"root_id": task, "parent_id": None}
     plan = {"retries": 0, "eta": None, "expires": None}
     route = {"queue": queue, "exchange": "", "routing_key": queue}
-    at = START + number / RATE + rng.random() / RATE
+    at = START + number / TASKS_PER_SECOND + rng.random() / TASKS_PER_SECOND
     yield _event("task-sent", client, at, uuid=task, **ancestry, name=name, **arguments, **plan, **route)
     at += rng.uniform(0.001, 0.005)
     yield _event("task-received", worker, at, uuid=task, name=name, **arguments, **ancestry, **plan)
@@ -116,7 +120,7 @@ def _life(number: int, cluster: Cluster, rng: random.Random, worker: str) -> Ite
 def _beat(worker: str, at: float, kind: str) -> Event:
     software = {"sw_ident": "py-celery", "sw_ver": "5.7.0", "sw_sys": "Linux"}
     load = [0.52, 0.58, 0.59]
-    return _event(kind, worker, at, freq=FREQ, active=8, processed=0, loadavg=load, **software)
+    return _event(kind, worker, at, freq=HEARTBEAT_SECONDS, active=8, processed=0, loadavg=load, **software)
 
 
 def _event(kind: str, sender: str, at: float, **fields: Any) -> Event:
@@ -128,7 +132,7 @@ def _event(kind: str, sender: str, at: float, **fields: Any) -> Event:
 
 
 def pack_messages(events: list[Event], form: Form) -> Iterator[tuple[str, Event | list[Event]]]:
-    """Yield messages with their routing keys: each sender fills one, then sends it."""
+    """Yield messages with their routing keys. Each sender buffers events until a message is full."""
     buffers: defaultdict[str, list[Event]] = defaultdict(list)
     for event in events:
         size = form.client if event["type"] == "task-sent" else form.worker

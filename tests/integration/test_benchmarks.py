@@ -15,7 +15,7 @@ from benchmarks.__main__ import PAGE, inside, write
 from benchmarks.brokers import Rabbit, Redis, due, replay
 from benchmarks.contenders import Floor
 from benchmarks.inside import OPEN
-from benchmarks.measure import Held, search
+from benchmarks.measure import Attempt, search
 from benchmarks.table import Row, Target, draw, draw_row
 from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
 from celery_exporter.broker.connection import READ_BYTES
@@ -93,14 +93,14 @@ def test_a_rate_is_that_many_events_over_and_over_the_tape():
 
 @pytest.mark.parametrize("capacity", [1_000, 9_000, 100_000])
 def test_the_highest_rate_is_found_from_any_guess(capacity):
-    def attempt(rate: float) -> Held:
-        return Held(0, rate, 1.0, rate <= capacity)
+    def attempt(rate: float) -> Attempt:
+        return Attempt(0, rate, 1.0, rate <= capacity)
 
     assert 0.9 * capacity < search(attempt, guess=10_000).rate <= capacity
 
 
 def test_a_rate_that_cannot_be_published_ends_the_search():
-    assert search(lambda rate: Held(0, min(rate, 15_000), 1.0, True), 10_000) == (15_000, 1.0, True)
+    assert search(lambda rate: Attempt(0, min(rate, 15_000), 1.0, True), 10_000) == (15_000, 1.0, True)
 
 
 def test_a_scrape_is_compared_over_the_same_samples():
@@ -120,10 +120,10 @@ def test_the_floor_counts_each_event(broker, tmp_path):
     ours = (Redis if broker.kind == "redis" else Rabbit)(broker.url)
     tape = record(Cluster(tasks=500), Form(1, 10), ours.wire)
     with Floor(tmp_path / "floor", ours) as floor:
-        eventually(ours.is_heard)
+        eventually(ours.has_subscriber)
         probes = 0 if broker.kind == "redis" else 1  # RabbitMQ is asked with a message
         replay(ours, tape.messages)
-        floor.rest()
+        floor.wait_until_idle()
         assert floor.cpu() > 0
         assert floor.counted() - probes == floor.expected(tape.kinds) == 2_000 + 10
 
