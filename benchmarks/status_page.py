@@ -112,7 +112,7 @@ def send_requests(exporter: Exporter, closed: threading.Event, phase: float) -> 
     closed.wait(phase * INTERVAL_SECONDS)
     connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT)
     while not closed.is_set():
-        if ask(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
+        if send_request(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
             raise SystemExit("the exporter does not answer, so there is no result")
         closed.wait(INTERVAL_SECONDS)
     connection.close()

@@ -39,7 +39,7 @@ from celery_exporter.quoting import printable, printable_json, shell_word
 from celery_exporter.runtime.logging import LineFormatter
 from celery_exporter.status.checks import run_checks
 from celery_exporter.status.recent import Recent
-from celery_exporter.top.layout import clean
+from celery_exporter.top.cells import clean
 
 from .pipeline import Pipeline
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import kombu
 import pytest
-from harness.spans import Span
+from harness.time_spans import TimeSpan
 from kombu.pidbox import Mailbox
 
 from celery_exporter.broker.codecs import CONTENT_TYPES, MAX_BODY
@@ -59,7 +59,7 @@ def client(connection: kombu.Connection, *accept: str) -> ControlClient:
 def test_every_worker_is_asked_and_the_wait_ends_with_the_last_expected_reply(connection):
     for name in ("a@h", "b@h"):
         worker(connection, name)
-    with Span() as span:
+    with TimeSpan() as span:
         replies = client(connection).call("ping", limit=2)
     assert sorted(map(str, replies)) == ["{'a@h': 'ok'}", "{'b@h': 'ok'}"]
     assert span.seconds < 0.9
@@ -73,7 +73,7 @@ def test_only_the_named_workers_are_asked(connection):
 
 def test_a_command_without_a_reply_does_not_wait(connection):
     commands = worker(connection, "a@h")
-    with Span() as span:
+    with TimeSpan() as span:
         client(connection).cast("enable_events", ["a@h"])
     connection.drain_events(timeout=1)
     assert commands == ["enable_events"]
