@@ -125,11 +125,11 @@ def decode(body: bytes) -> list[Event | Malformed]:
     events = decoded if type(decoded) is list else [decoded]
     for event in events:
         uuid = event.uuid
-        if uuid is None:
-            is_malformed = event.type in _TASK_TYPES
-        else:
-            is_malformed = len(uuid) > _SHORT_ID_LENGTH and not _has_valid_id(event)
-        if is_malformed:
+        if (
+            event.type in _TASK_TYPES
+            if uuid is None
+            else len(uuid) > _SHORT_ID_LENGTH and not _has_valid_id(event)
+        ):
             return _decode_one_by_one(body)
     return events
 
