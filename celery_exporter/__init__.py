@@ -1,3 +1,3 @@
-"""Prometheus exporter for Celery: true, bounded and present."""
+"""Prometheus exporter for Celery: accurate, bounded and available."""
 
 __version__ = "0.1.0"

@@ -6,23 +6,22 @@ import os
 import signal
 import sys
 
-from celery_exporter.runtime.signals import ending
+from celery_exporter.runtime.signals import stop_signals
 
 
 def main() -> None:
     """Run the command line and end the process with its exit code.
 
-    The signals that end the exporter are blocked before anything slow is imported, so that an early one
-    waits until `serve` looks for it; as PID 1 it would be lost otherwise. Commands that want the usual
-    handlers unblock them.
+    The stop signals are blocked before the slow imports. So an early one stays pending until `serve` waits
+    for it; PID 1 would ignore it otherwise. Commands that use the default handlers unblock them.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, ending())
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
     from celery_exporter.cli.main import run  # noqa: PLC0415
 
     code = run()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: the interpreter would wait for a page that is being made for a client that does not read.
+    # Not sys.exit: the interpreter would wait for threads that render pages.
     os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""The exporter's life: Settings → build → run → stop."""
+"""The composition root: build the exporter from its settings, run it, stop it."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.persistence.state_file import UnavailableError, UnusablePathError
 from celery_exporter.runtime import malloc
 from celery_exporter.runtime.logging import configure
-from celery_exporter.runtime.signals import ending
-from celery_exporter.runtime.systemd import STOPPING, Notifier
+from celery_exporter.runtime.signals import stop_signals
+from celery_exporter.runtime.systemd import STOPPING, SystemdNotifier
 from celery_exporter.web.app import build
 from celery_exporter.web.auth import require_auth
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import CannotListenError, Server, bind
-from celery_exporter.web.web_config_reloader import ProtectionFile, unprotected
+from celery_exporter.web.web_config_reloader import WebConfigReloader, no_security
 
 log = logging.getLogger("celery_exporter")
 
-#: Seconds that everything has to end in: an init system, and a person, wait for two.
-STOP_TIMEOUT = 1.3
-#: Seconds between two looks whether the HTTP server still lives.
-LOOK_EVERY = 1.0
+#: Seconds for the whole shutdown: init systems and users accept two.
+STOP_TIMEOUT_SECONDS = 1.3
+#: Seconds between two checks whether the HTTP server is alive.
+ALIVE_CHECK_SECONDS = 1.0
 
 
 class CannotServeError(Exception):
-    """It cannot start, or did not go on; the text is one line."""
+    """The exporter cannot start, or its HTTP server ended; the text is one line."""
 
 
 def serve(settings: Settings) -> None:
-    """Run the exporter until a signal ends it, which have to be blocked.
+    """Run the exporter until a stop signal is received. The caller blocks these signals.
 
-    Raise CannotServeError, or BadSettingError for a value that cannot be used.
+    Raises CannotServeError, or BadSettingError for an invalid setting.
     """
     configure(settings.log_level, settings.log_format)
     config, listen = settings.monitor, settings.listen
     check(config.broker)
-    file = None if listen.web_config_file is None else ProtectionFile(listen.web_config_file)
+    web_config = None if listen.web_config_file is None else WebConfigReloader(listen.web_config_file)
     try:
         listener = bind(listen.host, listen.port)
     except CannotListenError as error:
         raise CannotServeError(str(error)) from None
-    is_saved, notifier = config.state_file is not None, Notifier(os.environ)
+    is_saved, notifier = config.state_file is not None, SystemdNotifier(os.environ)
     tracker = SeriesTracker(time.monotonic(), time.time(), is_saved=is_saved)
     try:
         monitor = Monitor(config, tracker)
@@ -62,32 +62,32 @@ def serve(settings: Settings) -> None:
         raise CannotServeError(str(error)) from None
     except UnusablePathError as error:
         raise BadSettingError(f"--state-file: {error}") from None
-    protection = unprotected if file is None else file.current
-    app = require_auth(_app(settings, monitor, tracker, file), protection)
-    server = Server(app, listener, protection, notifier)
+    security = no_security if web_config is None else web_config.current
+    app = require_auth(_app(settings, monitor, tracker, web_config), security)
+    server = Server(app, listener, security, notifier)
     malloc.return_large()
-    scheme = "http" if protection().context is None else "https"
+    scheme = "http" if security().context is None else "https"
     server.start()
     monitor.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
     malloc.trim()
-    ended_by = _wait(server.is_alive)
+    stop_signal = _wait_for_signal(server.is_alive)
     notifier.send(STOPPING)
-    deadline = time.monotonic() + STOP_TIMEOUT
+    deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     server.stop()
     monitor.stop()
     server.join(deadline)
     monitor.join(deadline)
-    if ended_by is None:
-        raise CannotServeError("the HTTP server ended by itself; its error is above")
-    log.info("ended by %s", ended_by.name)
+    if stop_signal is None:
+        raise CannotServeError("the HTTP server ended because of the error that is logged above")
+    log.info("stopped by %s", stop_signal.name)
 
 
 def _app(
-    settings: Settings, monitor: Monitor, tracker: SeriesTracker, file: ProtectionFile | None
+    settings: Settings, monitor: Monitor, tracker: SeriesTracker, web_config: WebConfigReloader | None
 ) -> Starlette:
     def snapshot() -> Snapshot:
-        return monitor.snapshot(web_config_up_to_date=file.up_to_date if file else None)
+        return monitor.snapshot(web_config_up_to_date=web_config.up_to_date if web_config else None)
 
     metrics = settings.monitor.metrics
     exposition = Exposition(metrics.selection.rows, metrics.metric_prefix, metrics.static_label)
@@ -100,13 +100,13 @@ def _app(
     )
 
 
-def _wait(is_alive: Callable[[], bool]) -> signal.Signals | None:
-    """Wait for a signal to end, while the server lives; return the one that came."""
-    signals = ending()
+def _wait_for_signal(is_alive: Callable[[], bool]) -> signal.Signals | None:
+    """Return the stop signal that was received; None if the server is not alive any more."""
+    signals = stop_signals()
     while is_alive():
-        # Blocked (see __main__) and waited for: so no handler can come in between anything.
-        found = signal.sigtimedwait(signals, LOOK_EVERY)
-        # A process that was frozen and goes on is told of a signal 0 here (CPython 3.11).
-        if found is not None and found.si_signo in signals:
-            return signal.Signals(found.si_signo)
+        # The signals are blocked (see __main__), so no signal handler can interrupt other code.
+        info = signal.sigtimedwait(signals, ALIVE_CHECK_SECONDS)
+        # A process that continues after SIGSTOP may get signal 0 here (CPython 3.11).
+        if info is not None and info.si_signo in signals:
+            return signal.Signals(info.si_signo)
     return None

@@ -1,7 +1,7 @@
-"""Texts from elsewhere on their way to a person: in terminals and logs, in commands for a shell.
+"""Escapes texts from external sources, for terminals, logs and shell commands.
 
-A terminal obeys what is in them: ESC and the C1 controls begin commands, a carriage return or a bidirectional
-override shows a line as another one. Python calls all of these not printable (str.isprintable).
+A terminal executes control sequences in a text: ESC and the C1 controls begin commands, and a carriage return
+or a bidirectional override makes a line look like another one. None of these is printable (str.isprintable).
 """
 
 from __future__ import annotations
@@ -10,40 +10,44 @@ import shlex
 
 
 def printable(text: str) -> str:
-    """Return one line without what a terminal would obey; a question mark is in its place."""
+    """Return one line in which a question mark replaces each character that is not printable."""
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def printable_json(document: str) -> str:
-    """Return a JSON document of the same value, with escapes for what a terminal would obey; lines stay."""
+    """Return a JSON document with the same value, whose characters that are not printable are escaped.
+
+    Line breaks stay.
+    """
     if document.isprintable():
         return document
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else _json_escaped(letter) for letter in document
+        character if character.isprintable() or character == "\n" else _json_escaped(character)
+        for character in document
     )
 
 
-def _json_escaped(letter: str) -> str:
-    units = letter.encode("utf-16-be", "surrogatepass")
+def _json_escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def shell_word(text: str) -> str:
-    """Return a text as one word of bash, in characters that a terminal shows.
+    """Return a text quoted as one word of bash, in printable characters.
 
-    Others are bytes of UTF-8 in an ANSI-C quotation (bash(1), QUOTING). No word can have a NUL; there is a
-    question mark instead.
+    Other characters become escaped bytes of UTF-8 in ANSI-C quotes (bash(1), QUOTING). A question mark
+    replaces NUL, which no word can contain.
     """
     if text.isprintable():
         return shlex.quote(text)
-    return "$'" + "".join(map(_escaped, text.replace("\0", "?"))) + "'"
+    return "$'" + "".join(map(_ansi_c_escaped, text.replace("\0", "?"))) + "'"
 
 
-def _escaped(letter: str) -> str:
-    if letter in "\\'":
-        return "\\" + letter
-    if letter.isprintable():
-        return letter
-    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "replace"))
+def _ansi_c_escaped(character: str) -> str:
+    if character in "\\'":
+        return "\\" + character
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""The commands beside the exporter itself. Each imports what it needs when it runs."""
+"""The subcommands. Each imports its dependencies when it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from urllib.parse import urlsplit
 
 import click
 
-from celery_exporter.cli.common import EXIT_FAILED, EXIT_USAGE, ended_by, fail, say, take_signals
+from celery_exporter.cli.common import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    fail,
+    print_progress,
+    stop_condition,
+    unblock_signals,
+)
 from celery_exporter.cli.params import Number, Sections, parameter
 from celery_exporter.config.loader import load, load_listen
 from celery_exporter.config.options import OPTIONS
@@ -23,8 +30,8 @@ from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.registry import PROFILES, overview, table
 from celery_exporter.web.listen_config import ListenConfig
 
-#: Options of subcommands that talk to the broker.
-_OF_BROKER = frozenset(
+#: The options of subcommands that connect to the broker.
+_BROKER_OPTIONS = frozenset(
     {
         "broker_url",
         "broker_url_file",
@@ -52,8 +59,8 @@ def _doctor_checks() -> str:
     )
 
 
-#: At the end of a command's --help.
-_EXAMPLES = {
+#: The text at the end of a command's --help.
+_EPILOGS = {
     "doctor": f"""\b
 Checks, in this order:
 {_doctor_checks()}
@@ -90,15 +97,15 @@ Examples:
 
 @click.command()
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=9808, show_default=True, help="For the exporter."
+    "--port", type=click.IntRange(0, 65_535), default=9808, show_default=True, help="Port of the exporter."
 )
-@click.option("--seconds", type=Number(min=1), help="End by itself after so many seconds.")
-@click.option("--with-problems", is_flag=True, help="More tasks fail and are retried than should.")
+@click.option("--seconds", type=Number(min=1), help="Stop after this many seconds.")
+@click.option("--with-problems", is_flag=True, help="Let too many tasks fail and be retried.")
 @click.pass_context
 def demo(context: click.Context, port: int, seconds: float | None, *, with_problems: bool) -> None:
-    """Run a broker, workers, a client and the exporter, to look at. All is well there."""
-    take_signals()
-    from celery_exporter.demo import run  # noqa: PLC0415  needs an extra that the exporter does not
+    """Run a demo: a broker, workers, a client and the exporter."""
+    unblock_signals()
+    from celery_exporter.demo import run  # noqa: PLC0415  it needs the extra `demo`
 
     context.exit(run(port, seconds, with_problems=with_problems))
 
@@ -107,49 +114,59 @@ def _broker_command(
     name: str,
     function: Callable[..., int],
     *parameters: click.Parameter,
-    keys: frozenset[str] = _OF_BROKER,
+    keys: frozenset[str] = _BROKER_OPTIONS,
 ) -> click.Command:
-    """Return a subcommand that talks to the broker: it takes these options as the exporter does."""
+    """Return a subcommand that connects to the broker, with these options of the exporter."""
 
     @click.pass_context
-    def run_it(context: click.Context, /, **argv: Any) -> None:
-        take_signals()
-        before = context.parent.params if context.parent else {}
-        given = {key: argv.pop(key) or before.get(key) for key in list(argv) if key in keys}
-        context.exit(function(load(given, os.environ), **argv))
+    def callback(context: click.Context, /, **argv: Any) -> None:
+        unblock_signals()
+        values = {key: argv.pop(key) or _root_params(context).get(key) for key in list(argv) if key in keys}
+        context.exit(function(load(values, os.environ), **argv))
 
     options = [parameter(option) for option in OPTIONS if option.key in keys]
     return Sections(
         name,
-        callback=run_it,
+        callback=callback,
         params=[*parameters, *options],
         help=function.__doc__,
-        epilog=_EXAMPLES[name],
+        epilog=_EPILOGS[name],
     )
 
 
-def _refuse_url(file: str) -> None:
-    """Raise BadSettingError for a URL, with its password, where a file belongs."""
+def _root_params(context: click.Context) -> dict[str, Any]:
+    """Return the parameters before the subcommand's name."""
+    return context.parent.params if context.parent else {}
+
+
+def _reject_url(file: str) -> None:
+    """Raise BadSettingError for a URL instead of a path. The message omits it: it may contain a password."""
     if re.search(":.*@|://", file):
-        raise BadSettingError("FILE: takes a path; a broker's URL is given as --broker-url URL")
+        raise BadSettingError("FILE: got a URL, expected a path; use --broker-url URL for the broker")
 
 
 def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool) -> int:
     """Record the events of a broker into FILE.
 
-    For a bug report, a test or a benchmark: compressed, with times. FILE must not exist. With --scrub names
-    of tasks, queues and hosts are replaced, and of all else that senders write nothing is kept that this
-    exporter does not read.
+    The recording is compressed and includes the times; use it for a bug report, a test or a benchmark. FILE
+    must not exist. With --scrub, names of tasks, queues and hosts are replaced, and fields that the exporter
+    does not use are removed.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
-    from celery_exporter.recording.commands import record  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.recording.commands import record  # noqa: PLC0415  only this command needs it
 
-    _refuse_url(file)
-    exists = f"FILE: got {file!r}, which exists; give the name of a new file, for none is written over"
+    _reject_url(file)
+    exists = f"FILE: {file!r} already exists; existing files are not overwritten, so use a new name"
     if os.path.lexists(file):
         return fail(exists, EXIT_USAGE)
     try:
-        record(settings.monitor.broker, Path(file), scrub=scrub, ended=ended_by(seconds), say=say)
+        record(
+            settings.monitor.broker,
+            Path(file),
+            scrub=scrub,
+            ended=stop_condition(seconds),
+            say=print_progress,
+        )
     except FileExistsError:
         return fail(exists, EXIT_USAGE)
     except (BrokerError, OSError) as error:
@@ -160,24 +177,26 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
 def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -> int:
     """Publish the events of FILE to a broker.
 
-    As fast as they came, or faster; exit code 2 if the file is damaged. Whoever listens there gets them,
-    other exporters too: use a broker that is for this.
+    They are published at the recorded speed or faster. All consumers on the broker receive them, including
+    other exporters, so use a broker for tests. Exit code 2: FILE is damaged.
     """
     from celery_exporter.broker.connection import BrokerError  # noqa: PLC0415
-    from celery_exporter.recording.commands import replay  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.recording.commands import replay  # noqa: PLC0415  only this command needs it
     from celery_exporter.recording.format import NotARecordingError  # noqa: PLC0415
 
     if fast and speed is not None:
-        raise BadSettingError("--speed: got one, and --fast too; one of the two says how fast it goes")
-    _refuse_url(file)
+        raise BadSettingError("--speed and --fast: got both; use one of the two")
+    _reject_url(file)
     pace = None if fast else speed or 1.0
     try:
-        whole = replay(settings.monitor.broker, Path(file), speed=pace, ended=ended_by(None), say=say)
+        is_complete = replay(
+            settings.monitor.broker, Path(file), speed=pace, ended=stop_condition(None), say=print_progress
+        )
     except NotARecordingError as error:
         return fail(str(error), EXIT_USAGE)
     except BrokerError as error:
         return fail(str(error), EXIT_FAILED)
-    return 0 if whole else EXIT_USAGE
+    return 0 if is_complete else EXIT_USAGE
 
 
 def _doctor(
@@ -185,39 +204,44 @@ def _doctor(
 ) -> int:
     """Find out why metrics are missing.
 
-    Prints a line for each check, and the command or setting that helps. Exit code 0: no problem; 1: warnings;
+    Prints one line for each check, with the remedy of each problem. Exit code 0: no problems; 1: warnings;
     2: a critical problem.
     """
-    from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415  the exporter does not need it
+    from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415  only this command needs it
     from celery_exporter.doctor.runner import DoctorOptions, run_doctor  # noqa: PLC0415
     from celery_exporter.runtime.logging import forward  # noqa: PLC0415
 
-    forward(say, ignored="celery_exporter.status.checks")  # the report has all findings
+    forward(print_progress, ignored="celery_exporter.status.checks")  # the report has all findings
     options = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management)
     print_finding = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
-    has_signal: list[Callable[[], bool]] = []
+    conditions: list[Callable[[], bool]] = []
 
     def is_stopped() -> bool:
-        """Take signals from the first call on, while listening; before, a signal ends the command at once."""
-        has_signal[:] = has_signal or [ended_by(None)]
-        return has_signal[0]()
+        """Return whether to stop listening and print the results so far.
 
-    report = run_doctor(settings.monitor, options, report=print_finding, say=say, is_stopped=is_stopped)
+        Before the first call, when the doctor does not listen yet, a signal ends the command.
+        """
+        conditions[:] = conditions or [stop_condition(None)]
+        return conditions[0]()
+
+    report = run_doctor(
+        settings.monitor, options, report=print_finding, say=print_progress, is_stopped=is_stopped
+    )
     if json:
         click.echo(as_json(report))
     return report.exit_code
 
 
 def _http_url(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Return a URL that can be asked; what else it is, is not printed, for there may be a password in it."""
+    """Return a valid HTTP URL. The message omits an invalid one, because it may contain a password."""
     try:
-        parts = urlsplit(value or "http://nobody")
-        well = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        parts = urlsplit(value or "http://localhost")
+        is_valid = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
-        well = False
-    if not well or "@" in (value or "") or "?" in (value or ""):
+        is_valid = False
+    if not is_valid or "@" in (value or "") or "?" in (value or ""):
         raise BadSettingError(
-            f"--{parameter.name}: takes a URL such as http://127.0.0.1:9090, without a login"
+            f"--{parameter.name}: invalid URL; expected one such as http://127.0.0.1:9090, without a password"
         )
     return value
 
@@ -227,15 +251,17 @@ _RECORD = _broker_command(
     "record",
     _record,
     _FILE,
-    click.Option(["--seconds"], type=Number(min=0.1), help="End by itself after so many."),
-    click.Option(["--scrub"], is_flag=True, help="Replace names; leave out what is not read here."),
+    click.Option(["--seconds"], type=Number(min=0.1), help="Stop after this many seconds."),
+    click.Option(["--scrub"], is_flag=True, help="Replace names and remove unused fields."),
 )
 _REPLAY = _broker_command(
     "replay",
     _replay,
     _FILE,
-    click.Option(["--speed"], type=Number(0, min_open=True), help="So many times as fast."),
-    click.Option(["--fast"], is_flag=True, help="As fast as it goes."),
+    click.Option(
+        ["--speed"], type=Number(0, min_open=True), help="Speed, as a multiple of the recorded speed."
+    ),
+    click.Option(["--fast"], is_flag=True, help="Publish as fast as possible."),
 )
 _DOCTOR = _broker_command(
     "doctor",
@@ -245,47 +271,47 @@ _DOCTOR = _broker_command(
         type=Number(min=8),
         default=20,
         show_default=True,
-        help="Listen for so many, fewer if all is known by then.",
+        help="Seconds to listen for events; fewer if all checks are decided earlier.",
     ),
-    click.Option(["--json"], is_flag=True, help="One JSON document; what is going on is on stderr."),
+    click.Option(["--json"], is_flag=True, help="Print one JSON document; progress goes to stderr."),
     click.Option(
         ["--prometheus"],
         metavar="URL",
         callback=_http_url,
-        help="A Prometheus that should scrape the exporter.",
+        help="Prometheus server that should scrape the exporter.",
     ),
     click.Option(
         ["--management"],
         metavar="URL",
         callback=_http_url,
-        help="RabbitMQ's management API, if not on port 15672.",
+        help="Management API of RabbitMQ, if not on port 15672.",
     ),
-    keys=_OF_BROKER | {"queues", "metric_prefix"},
+    keys=_BROKER_OPTIONS | {"queues", "metric_prefix"},
 )
 
 
 @click.pass_context
 def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
-    """Show the status page in this terminal; q quits.
+    """Show the status page in the terminal; q quits.
 
     Workers, queues, tasks, recent failures and problems of the exporter on this machine or at --url; with
     --broker-url, of a broker without an exporter. Without a terminal, prints one snapshot and exits.
     """
-    take_signals()
+    unblock_signals()
     from celery_exporter.runtime.logging import forward  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.top import show  # noqa: PLC0415
     from celery_exporter.top.status_source import broker, exporter_at, local_url  # noqa: PLC0415
 
-    before = context.parent.params if context.parent else {}
-    given = {key: argv[key] or before.get(key) for key in argv}
-    if not (given["broker_url"] or given["broker_url_file"]):
-        url = url or os.environ.get("CELERY_EXPORTER_URL") or local_url(load_listen(before, os.environ))
+    root = _root_params(context)
+    values = {key: argv[key] or root.get(key) for key in argv}
+    if not (values["broker_url"] or values["broker_url_file"]):
+        url = url or os.environ.get("CELERY_EXPORTER_URL") or local_url(load_listen(root, os.environ))
         context.exit(show(exporter_at(url)))
     if url:
-        raise BadSettingError("--url: got one, and a --broker-url too; it takes a running exporter, alone")
+        raise BadSettingError("--url and --broker-url: got both; use one of the two")
     warnings: deque[str] = deque(maxlen=1)
     forward(warnings.append, ignored="celery_exporter.status.checks")  # the status has all findings
-    with broker(load(given, os.environ).monitor, warnings) as source:
+    with broker(load(values, os.environ).monitor, warnings) as source:
         code = show(source)
     context.exit(code)
 
@@ -293,10 +319,12 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
 _TOP = Sections(
     "top",
     callback=_top,
-    epilog=_EXAMPLES["top"],
+    epilog=_EPILOGS["top"],
     params=[
-        click.Option(["--url"], metavar="URL", help="A running exporter. [default: http://127.0.0.1:9808]"),
-        *(parameter(option) for option in OPTIONS if option.key in _OF_BROKER | {"queues"}),
+        click.Option(
+            ["--url"], metavar="URL", help="URL of a running exporter. [default: http://127.0.0.1:9808]"
+        ),
+        *(parameter(option) for option in OPTIONS if option.key in _BROKER_OPTIONS | {"queues"}),
     ],
     help=_top.__doc__,
 )
@@ -305,29 +333,30 @@ _TOP = Sections(
 @click.command()
 @click.argument("name", required=False, type=click.Choice(tuple(PROFILES)))
 def profiles(name: str | None) -> None:
-    """List the profiles for --profile with their metrics. Of one: all that it has."""
-    take_signals()
+    """List the metric profiles, or the metrics of one."""
+    unblock_signals()
     click.echo("\n\n".join(map(overview, PROFILES.values())) if name is None else table(PROFILES[name]))
 
 
 @click.pass_context
 def _healthcheck(context: click.Context, /, **argv: Any) -> None:
-    """Ask the exporter here if it is well: exit code 0, or 1.
+    """Check whether the local exporter is healthy.
 
-    For container engines. It takes these options as the exporter does, from the same environment; the broker
-    is not asked.
+    For container engines. Exit code 0: healthy; 1: unhealthy. It reads the same options and variables as the
+    exporter, and does not connect to the broker.
     """
-    take_signals()
-    from celery_exporter.web.healthcheck import ask  # noqa: PLC0415  the exporter does not need it
+    unblock_signals()
+    from celery_exporter.web.healthcheck import check_health  # noqa: PLC0415  only this command needs it
 
-    before = context.parent.params if context.parent else {}
+    root = _root_params(context)
     try:
-        well, line = ask(load_listen({key: argv[key] or before.get(key) for key in argv}, os.environ))
-    except BadSettingError as error:  # container engines know 0 and 1
-        well, line = False, str(error)
-    if well:
+        listen = load_listen({key: argv[key] or root.get(key) for key in argv}, os.environ)
+        is_healthy, line = check_health(listen)
+    except BadSettingError as error:  # container engines distinguish only 0 and 1
+        is_healthy, line = False, str(error)
+    if is_healthy:
         click.echo(line)
-    context.exit(0 if well else fail(line, EXIT_FAILED))
+    context.exit(0 if is_healthy else fail(line, EXIT_FAILED))
 
 
 _HEALTHCHECK = Sections(

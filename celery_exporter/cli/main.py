@@ -1,6 +1,6 @@
-"""argv → Settings → the exporter, or a command.
+"""The root command: argv → Settings → the exporter, or a subcommand.
 
---help, completion and a wrong value need not wait for the rest.
+The exporter is imported only when it runs, so that --help, completion and usage errors are fast.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ Examples:
   celery-exporter --profile native,triton --task-labels queue_name,worker
   eval "$(_CELERY_EXPORTER_COMPLETE=bash_source celery-exporter)"
 
-Each option is also read from CELERY_EXPORTER_<NAME> and CE_<NAME>; an option beats a variable. Metrics are
-at /metrics on --port. Exit code 2 is a wrong value, a broker URL of no use among them; 1 is a port in use.
+Each option can also be set by the variables CELERY_EXPORTER_<NAME> and CE_<NAME>; the option takes
+precedence. Metrics are at /metrics on --port. Exit code 1: cannot listen on the port. Exit code 2: invalid
+value, such as an invalid broker URL.
 """
 
 
 @click.pass_context
 def _main(context: click.Context, /, **argv: Any) -> None:
-    """Prometheus exporter for Celery: counts tasks, watches workers, measures queues."""
+    """Prometheus exporter for Celery: metrics of tasks, workers and queues."""
     if context.invoked_subcommand is None:
         context.exit(_serve(load(argv, os.environ)))
 
@@ -60,16 +61,16 @@ _command = Group(
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 100,
-        "token_normalize_func": current_name,  # of subcommands, too
+        "token_normalize_func": current_name,  # also for subcommands
     },
 )
 
 
-def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
-    if asked and not context.resilient_parsing:
-        from celery_exporter.runtime.version import about  # noqa: PLC0415  nobody else needs it
+def _print_version(context: click.Context, _parameter: click.Parameter, is_given: bool) -> None:
+    if is_given and not context.resilient_parsing:
+        from celery_exporter.runtime.version import version_text  # noqa: PLC0415  only --version needs it
 
-        click.echo(about(__version__))
+        click.echo(version_text(__version__))
         context.exit()
 
 
@@ -80,31 +81,34 @@ _command.params.append(
         expose_value=False,
         is_eager=True,
         callback=_print_version,
-        help="Show the version, and those of what it runs on, and exit.",
+        help="Show the versions of the exporter and its dependencies, and exit.",
     )
 )
 
 
-def _usage(message: str) -> str:
-    """Return what is wrong with a command line. A URL in it has a password in it: it is not shown."""
-    hidden = re.sub(r"\S*(?:://|:\S*@)\S*", "***", message)
-    if hidden != message and message.startswith(("No such command", "Got unexpected extra argument")):
-        return "a URL was given without an option; --broker-url URL takes it, or CELERY_BROKER_URL"
-    return f"{hidden} (see celery-exporter --help)"
+def _usage_error(message: str) -> str:
+    """Return the message of a usage error, without URLs: they may contain a password."""
+    masked = re.sub(r"\S*(?:://|:\S*@)\S*", "***", message)
+    if masked != message and message.startswith(("No such command", "Got unexpected extra argument")):
+        return "got a URL without an option; use --broker-url URL or CELERY_BROKER_URL"
+    return f"{masked} (see celery-exporter --help)"
 
 
-for _each in COMMANDS:
-    _command.add_command(_each)
+for _subcommand in COMMANDS:
+    _command.add_command(_subcommand)
 
 
 def run() -> int:
-    """Run the command line; return its exit code. A wrong value gives one line and code 2, no usage text."""
+    """Run the command line; return its exit code.
+
+    An invalid value causes one line on stderr and exit code 2, without a usage text.
+    """
     try:
         code = _command.main(prog_name="celery-exporter", standalone_mode=False)
     except click.Abort:
         code = EXIT_INTERRUPTED
     except click.UsageError as error:
-        code = fail(_usage(error.format_message()), EXIT_USAGE)
+        code = fail(_usage_error(error.format_message()), EXIT_USAGE)
     except BadSettingError as error:
         code = fail(str(error), EXIT_USAGE)
     return int(code or 0)

@@ -1,4 +1,4 @@
-"""Options as click has them: parameters, what a shell completes, and --help under headings."""
+"""click parameters for the options, shell completion, and --help with headings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from click.shell_completion import CompletionItem
 
 from celery_exporter.config.options import OPTIONS, Option
 
-#: Where what an option does begins in --help; longer names have a line of their own.
+#: The column of the help texts in --help. Longer option names have a line of their own.
 HELP_COLUMN = 26
 _OLD_NAMES = {option.old_name: option.name for option in OPTIONS if option.old_name}
 
 
 def parameter(option: Option) -> click.Option:
-    """Return the option as click takes it: a text as it was typed, which `settings.load` reads."""
-    # With its key: of a name with dots click would make none.
+    """Return the click option. Its value is the text as it was typed, which `config.loader.load` parses."""
+    # The key is explicit, because click derives no valid one from a name with dots.
     names = [option.key, f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
     if option.is_flag:
         return click.Option(names, is_flag=True, flag_value="true", default=None, help=option.help)
@@ -39,9 +39,9 @@ def current_name(token: str) -> str:
 
 
 def _completion(option: Option) -> Callable[..., list[CompletionItem]]:
-    """Return what a shell completes a value to: a file, or words, of which some options take several.
+    """Return a function that completes a value: to a path, or to one of the choices.
 
-    Only that: what a value may be, and how a wrong one is told of, is `settings.load`'s business.
+    Some options accept a comma-separated list of choices. Values are validated by `config.loader.load`.
     """
 
     def complete(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -50,18 +50,18 @@ def _completion(option: Option) -> Callable[..., list[CompletionItem]]:
         before, comma, last = typed.rpartition(",")
         if comma and not isinstance(option.default, tuple):
             return []
-        taken = before.split(",")
+        used = before.split(",")
         return [
-            CompletionItem(before + comma + word)
-            for word in option.choices
-            if word.startswith(last) and word not in taken
+            CompletionItem(before + comma + choice)
+            for choice in option.choices
+            if choice.startswith(last) and choice not in used
         ]
 
     return complete
 
 
 def shown(option: Option) -> str:
-    """Return an option's default as one would type it; empty where it has none."""
+    """Return an option's default as a user would type it; empty if it has none."""
     default = option.default if option.display_default is None else option.display_default
     return "" if default in (None, (), {}) else _typed(default)
 
@@ -75,47 +75,47 @@ def _typed(default: Any) -> str:
 
 
 class Number(click.FloatRange):
-    """A number in a range; click takes "nan" for one, and everything comes after it."""
+    """A number in a range. Unlike click.FloatRange it rejects NaN, which is within any range."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
-        """Return the number; raise click.BadParameter."""
-        found: float = super().convert(value, parameter, context)
-        if math.isnan(found):
-            self.fail(f"{value!r} is no number.", parameter, context)
-        return found
+        """Return the number. Raises click.BadParameter."""
+        number: float = super().convert(value, parameter, context)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", parameter, context)
+        return number
 
 
 class Sections(click.Command):
-    """A command whose --help has the exporter's options under their headings, as they are everywhere."""
+    """A command whose --help shows the exporter's options under the headings of their groups."""
 
-    own = "Options"
+    own_heading = "Options"  # of the other options
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write them."""
+        """Write the options under their headings."""
         groups = {option.key: option.group for option in OPTIONS}
         sections: dict[str, list[tuple[str, str]]] = {}
-        for each in self.get_params(ctx):
-            line = each.get_help_record(ctx)
-            if line is not None:
-                names, does = line
-                section = sections.setdefault(groups.get(each.name or "", self.own), [])
-                section.append((names.ljust(HELP_COLUMN), does))
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and record[1]:  # FILE, which the usage line shows, has no help
+                names, help_ = record
+                section = sections.setdefault(groups.get(param.name or "", self.own_heading), [])
+                section.append((names.ljust(HELP_COLUMN), help_))
         for heading, lines in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(lines, col_max=HELP_COLUMN)
 
 
 class Group(Sections, click.Group):
-    """The exporter's options, and subcommands beside it."""
+    """The root command, with the exporter's options and the subcommands."""
 
-    own = "Other"
+    own_heading = "Other"
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write how both are called."""
+        """Write the usage of the exporter and of the subcommands."""
         formatter.write_usage(ctx.command_path, "--broker-url URL [OPTIONS]")
         formatter.write_usage(ctx.command_path, "COMMAND --help", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write options under the headings of their groups, and then the commands."""
+        """Write the options under their headings, and then the commands."""
         super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)

@@ -1,7 +1,8 @@
-"""A whole Celery cluster on one machine, to see the exporter at work: `celery-exporter demo`.
+"""A Celery cluster on one machine that shows the exporter in use: `celery-exporter demo`.
 
-`show` is its course, `stage` runs the parts as processes, `tasks` is what the workers do, `client` what they
-are asked, `ledger` the truth as the tasks tell it. Nothing here knows the exporter's insides.
+`runner` runs the demo and `processes` its processes. `tasks` defines the tasks of the workers, `client` sends
+them, and `outcomes` counts their outcomes independently of events. The demo uses only the exporter's command
+line and HTTP interface.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ import signal
 
 
 class Stop:
-    """A signal handler. Only a flag: an exception could come between a process's start and its listing."""
+    """A signal handler that sets a flag.
 
-    asked = False
+    An exception could be raised after a process is started and before it is registered.
+    """
+
+    requested = False
 
     def __init__(self, *signals: signal.Signals) -> None:
         for number in signals:
             signal.signal(number, self)
 
     def __call__(self, *_: object) -> None:
-        """Take note."""
-        self.asked = True
+        """Set the flag."""
+        self.requested = True
 
 
 def run(port: int, seconds: float | None, *, with_problems: bool = False) -> int:
-    """Play it on that port until Ctrl-C, or for about so many seconds, and then check; the exit code.
+    """Run the demo with the exporter on this port; return the exit code.
 
-    All is well there, or more tasks fail and are retried than should.
+    It runs until Ctrl-C, or for about this many seconds and then compares the metrics with the tasks' own
+    counts. With `with_problems`, too many tasks fail and are retried.
     """
     stop = Stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # Here, as it takes half a second, in which Ctrl-C is already clean; workers import this package too.
-    from celery_exporter.demo.runner import show  # noqa: PLC0415
+    # Imported here, after the signal handlers are set: it takes half a second. Workers import this package
+    # too.
+    from celery_exporter.demo.runner import run_demo  # noqa: PLC0415
 
-    return show(port, seconds, stop, *(["--with-problems"] if with_problems else []))
+    return run_demo(port, seconds, stop, *(["--with-problems"] if with_problems else []))

@@ -1,4 +1,4 @@
-"""The demo's processes: started, watched, waited for, and ended without leaving anything behind."""
+"""The demo's processes: starting, monitoring and stopping them, including their children and files."""
 
 from __future__ import annotations
 
@@ -19,36 +19,46 @@ if TYPE_CHECKING:
 
     from celery_exporter.demo import Stop
 
-POLL = 0.1  # seconds between two looks at a condition: what a person takes for at once
-PATIENCE = 5.0  # seconds from SIGTERM to SIGKILL: a worker ends the task it runs, 0.4 s at most, and hangs up
-FOREIGN = ("CELERY_", "CE_", "PROMETHEUS_", "METRICS_")  # settings of the user's own cluster, not the demo's
+#: Seconds between two checks of a condition.
+POLL_SECONDS = 0.1
+#: Seconds from SIGTERM to SIGKILL: a worker finishes its task, in at most 0.4 s, and closes its connection.
+STOP_TIMEOUT_SECONDS = 5.0
+#: Prefixes of variables that may belong to the user's own cluster.
+EXCLUDED_VARIABLES = ("CELERY_", "CE_", "PROMETHEUS_", "METRICS_")
+#: Lines of a log that an error quotes.
+QUOTED_LINES = 8
 
 
 class StoppedError(Exception):
-    """Somebody asked for the end."""
+    """The user stopped the demo."""
 
 
 class DemoError(Exception):
-    """Why the demo cannot go on, in words for a person."""
+    """The demo cannot continue; the text is for the user."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One process, in a session of its own: the terminal's Ctrl-C reaches only us, who end all in order."""
+    """One process, in a session of its own: Ctrl-C reaches only this process, which stops all in order."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def require_running(self) -> None:
-        """Raise, with what it said last, if it has ended."""
+        """Raise DemoError, with the end of its log, if the process has ended."""
         if self.process.poll() is not None:
-            lines = self.log.read_text(errors="replace").splitlines()[-8:] or ["(its log is empty)"]
+            lines = self.log.read_text(errors="replace").splitlines()[-QUOTED_LINES:] or [
+                "(its log is empty)"
+            ]
             tail = "".join(f"\n  {line}" for line in lines)
             raise DemoError(f"{self.name} ended, exit code {self.process.returncode}:{tail}")
 
     def end_by(self, deadline: float) -> None:
-        """Wait until then, and kill what is left: the part, or pool processes that outlived their worker."""
+        """Wait until a monotonic time, then kill the process group.
+
+        Pool processes may outlive their worker.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, deadline - time.monotonic()))
         with contextlib.suppress(ProcessLookupError):
@@ -57,7 +67,7 @@ class Part:
 
 
 class Stage:
-    """The parts that run, in the order of their start."""
+    """The running processes, in the order of their start. Their logs are in `folder`."""
 
     def __init__(self, folder: Path, stop: Stop) -> None:
         self.folder = folder
@@ -65,14 +75,16 @@ class Stage:
         self._parts: list[Part] = []
 
     def start(self, name: str, *command: str, **environment: str) -> Part:
-        """Start a part, its output in a log of that name."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+        """Start a process; its output goes to a log of that name."""
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(EXCLUDED_VARIABLES)
+        }
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603  our own commands
+            process = subprocess.Popen(  # noqa: S603  only the demo's commands
                 command,
                 cwd=self.folder,
-                # What a part that had to be killed leaves in its temporary folder goes with ours.
+                # Temporary files of a killed process are removed with our folder.
                 env=inherited | {"TMPDIR": str(self.folder)} | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -83,30 +95,33 @@ class Stage:
         return self._parts[-1]
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Whether the condition came true in time. Raises if a part ends meanwhile or a stop is asked for."""
+        """Return whether the condition became true within these seconds.
+
+        Raises StoppedError if the user stops the demo, and DemoError if a process ends.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self._stop.asked:
+            if self._stop.requested:
                 raise StoppedError
             for part in self._parts:
                 part.require_running()
-            # Whom the condition asks may not be up yet, or be going down: the next round knows.
+            # The server that the condition queries may be starting or stopping.
             with contextlib.suppress(OSError, HTTPException, RedisError):
                 if condition():
                     return True
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         return False
 
     def end(self, *parts: Part) -> None:
-        """End these, all at the same time."""
+        """Stop these processes, all at the same time."""
         for part in parts:
             self._parts.remove(part)
             part.process.terminate()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
         for part in parts:
             part.end_by(deadline)
 
     def end_all(self) -> None:
-        """The broker, started first, ends last: without it the others would try to reconnect, not end."""
+        """Stop all processes, the broker last: without it the others would try to reconnect."""
         self.end(*self._parts[1:])
         self.end(*self._parts)

@@ -1,6 +1,6 @@
-"""What the demo's workers do: `python -m celery -A celery_exporter.demo.tasks worker`.
+"""The tasks of the demo's workers: `python -m celery -A celery_exporter.demo.tasks worker`.
 
-The client says in the arguments how each call shall go, so that a task needs no dice of its own.
+The arguments of a task determine its outcome, so tasks are deterministic.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 
 from celery import Celery, signals
 
-from celery_exporter.demo.outcomes import Ledger
+from celery_exporter.demo.outcomes import OutcomeStore
 
 Decorator: TypeAlias = Callable[[Callable[..., None]], Any]
 
-# Celery reads the first two by itself, though not from files, which docker-compose.yml has for passwords.
-for setting in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "DEMO_LEDGER_URL"):
+# Celery reads the first two variables itself, but not from files, which docker-compose.yml uses for
+# passwords.
+for setting in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "DEMO_OUTCOMES_URL"):
     if file := os.environ.get(f"{setting}_FILE"):
         os.environ[setting] = Path(file).read_text().strip()
 
@@ -27,13 +28,13 @@ app = Celery("demo")
 app.conf.update(
     task_send_sent_event=True,  # the only event that names the queue
     task_ignore_result="CELERY_RESULT_BACKEND" not in os.environ,
-    worker_prefetch_multiplier=2,  # leaves the backlog in the queue, where it can be seen
+    worker_prefetch_multiplier=2,  # so that a backlog stays in the queue, where it is counted
     broker_connection_retry_on_startup=True,
 )
 
 
 class MailboxFullError(Exception):
-    """An exception of the application's own, beside Python's."""
+    """An exception class of the application."""
 
 
 FAILURES = {
@@ -42,29 +43,29 @@ FAILURES = {
 
 
 def task(name: str) -> Decorator:
-    """`app.task`, typed. `throws`: they are meant to fail, their tracebacks would only fill the log."""
+    """Return a typed `app.task`. `throws` keeps the tracebacks of intended failures out of the log."""
     decorator: Decorator = app.task(name=name, bind=True, throws=(Exception,))
     return decorator
 
 
 @task("mail.send")
 def send_mail(_self: Any, seconds: float, failure: str | None = None) -> None:
-    """Take so long, and fail if told to."""
+    """Take this many seconds, and fail with an exception class if one is named."""
     time.sleep(seconds)
     if failure:
-        raise FAILURES[failure](f"{failure} was asked for")
+        raise FAILURES[failure](f"{failure} was requested")
 
 
 @task("mail.sync_contacts")
 def sync_contacts(self: Any, retries: int) -> None:
-    """Succeed after so many retries."""
+    """Succeed after this many retries."""
     if self.request.retries < retries:
-        raise self.retry(countdown=0.5, exc=ConnectionResetError("the other side hung up"))
+        raise self.retry(countdown=0.5, exc=ConnectionResetError("connection reset by peer"))
 
 
 @task("report.build")
 def build_report(_self: Any, pages: int) -> None:
-    """Take 30 ms a page, and fail on the 14th."""
+    """Take 30 ms for each page, and fail on the 14th."""
     for page in range(pages):
         time.sleep(0.03)
         if page == 13:
@@ -73,27 +74,27 @@ def build_report(_self: Any, pages: int) -> None:
 
 @task("audit.log")
 def log_audit(_self: Any) -> None:
-    """Goes to both queues: one name, two sums."""
+    """Do nothing. The client sends it to both queues, so one task name has two label sets."""
 
 
 @cache
-def ledger() -> Ledger:
-    """Opened at the first use; redis-py opens new connections in a process that was forked."""
-    return Ledger(os.environ.get("DEMO_LEDGER_URL") or os.environ["CELERY_BROKER_URL"])
+def outcome_store() -> OutcomeStore:
+    """Return the store of this process. redis-py opens new connections in a forked process."""
+    return OutcomeStore(os.environ.get("DEMO_OUTCOMES_URL") or os.environ["CELERY_BROKER_URL"])
 
 
-def book(outcome: str, sender: Any, request: Any = None, **_: Any) -> None:
-    """Count one outcome where it is decided: in the pool's process, or for REVOKED in the worker's own.
+def record(outcome: str, sender: Any, request: Any = None, **_: Any) -> None:
+    """Record an outcome in the process that decides it: a pool process, or for REVOKED the main process.
 
-    Celery sends `task_revoked` from the one place that publishes `task-revoked`, expired tasks included.
-    The request comes with that signal and with `task_retry`; else it is on the task, which still runs.
+    Celery sends the signal `task_revoked` where it publishes `task-revoked`, also for expired tasks. Only
+    this signal and `task_retry` have a request; for the others it is that of the running task.
     """
     queue = (request or sender.request).delivery_info["routing_key"]
-    ledger().add_outcome(sender.name, queue, outcome)
+    outcome_store().add_outcome(sender.name, queue, outcome)
 
 
-signals.task_success.connect(partial(book, "SUCCESS"), weak=False)
-signals.task_failure.connect(partial(book, "FAILURE"), weak=False)
-signals.task_retry.connect(partial(book, "RETRY"), weak=False)
-signals.task_revoked.connect(partial(book, "REVOKED"), weak=False)
-signals.worker_ready.connect(lambda sender, **_: ledger().add_worker(sender.hostname), weak=False)
+signals.task_success.connect(partial(record, "SUCCESS"), weak=False)
+signals.task_failure.connect(partial(record, "FAILURE"), weak=False)
+signals.task_retry.connect(partial(record, "RETRY"), weak=False)
+signals.task_revoked.connect(partial(record, "REVOKED"), weak=False)
+signals.worker_ready.connect(lambda sender, **_: outcome_store().add_worker(sender.hostname), weak=False)

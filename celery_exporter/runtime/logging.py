@@ -1,4 +1,4 @@
-"""Log lines: one event a line, logfmt or JSON, on stderr, with the time in UTC."""
+"""Log lines in logfmt or JSON on stderr, with the time in UTC."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from celery_exporter.quoting import printable_json
 
 
 class LineFormatter(logging.Formatter):
-    """Renders a record as one line; a traceback becomes a field of it."""
+    """Formats a record as one line; a traceback is one of its fields.
 
-    def __init__(self, form: str) -> None:
+    `log_format` is "logfmt" or "json".
+    """
+
+    def __init__(self, log_format: str) -> None:
         super().__init__()
-        self._render = _RENDERERS[form]
+        self._render = _RENDERERS[log_format]
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -62,18 +65,18 @@ class _Forwarder(logging.Handler):
 
 
 def forward(callback: Callable[[str], None], *, ignored: str) -> None:
-    """Pass warnings and errors to a callback from now on, except those of the logger `ignored`."""
+    """Pass the messages of warnings and errors to a callback, except those of the logger `ignored`."""
     logger = logging.getLogger("celery_exporter")
     logger.handlers, logger.propagate = [_Forwarder(callback, ignored)], False
 
 
-def configure(level: str, form: str) -> None:
-    """Log to stderr from now on. Other libraries only when something is wrong, unless debugging."""
+def configure(level: str, log_format: str) -> None:
+    """Log to stderr from this level on. Other libraries log from "warning" on, except with "debug"."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(form))
-    ours = logging.getLevelName(level.upper())
-    others = ours if level == "debug" else max(ours, logging.WARNING)
-    logging.basicConfig(level=others, handlers=[handler], force=True)
-    logging.getLogger("celery_exporter").setLevel(ours)
-    if level != "debug":  # it warns of each request that is no HTTP, of which strangers may send any number
+    handler.setFormatter(LineFormatter(log_format))
+    own_level = logging.getLevelName(level.upper())
+    library_level = own_level if level == "debug" else max(own_level, logging.WARNING)
+    logging.basicConfig(level=library_level, handlers=[handler], force=True)
+    logging.getLogger("celery_exporter").setLevel(own_level)
+    if level != "debug":  # uvicorn warns of each invalid request, and clients may send any number of them
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

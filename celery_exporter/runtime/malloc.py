@@ -1,38 +1,37 @@
-"""What the C library is asked for: to give memory back that is not used any more. Only glibc has to be asked.
+"""Makes glibc return unused memory to the operating system: mallopt(3), malloc_trim(3).
 
-mallopt(3), malloc_trim(3). A sandbox may have no ctypes, and another C library neither of the two.
+Other C libraries have neither function, and do not need them. A sandbox may have no ctypes.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-#: glibc/malloc/malloc.h
+#: From glibc/malloc/malloc.h.
 _M_MMAP_THRESHOLD = -3
-#: Bytes; what is at least as large goes back to the system when it is freed.
-_LARGE = 2**20
+#: The size from which a block is returned to the system when it is freed.
+_LARGE_BYTES = 2**20
 
-_ABSENT = (ImportError, OSError, AttributeError, MemoryError)
+_NOT_AVAILABLE = (ImportError, OSError, AttributeError, MemoryError)
 
 
 def return_large() -> None:
-    """Give large blocks back at once: a table of tasks that has emptied, a page that was sent.
+    """Return large blocks to the system when they are freed, such as those of a page that was sent.
 
-    By itself glibc comes to keep them: it takes what was freed once for what is needed again soon.
+    By default glibc increases its threshold after the first one and keeps blocks of that size.
     """
-    with suppress(*_ABSENT):
+    with suppress(*_NOT_AVAILABLE):
         import ctypes  # noqa: PLC0415
 
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def trim() -> None:
-    """Give back what is free now.
+    """Return the memory that is free now to the system.
 
-    After starting that is 10 MB where Python had to compile what it imported, as in an image that is not
-    written to.
+    After the start that is 10 MB if Python had to compile its imports, as in a read-only image.
     """
-    with suppress(*_ABSENT):
+    with suppress(*_NOT_AVAILABLE):
         import ctypes  # noqa: PLC0415
 
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,11 +1,14 @@
-"""The signals that end the exporter in good order, with its state saved."""
+"""The signals that stop the exporter, which saves its state first."""
 
 from __future__ import annotations
 
 import signal
 
 
-def ending() -> set[signal.Signals]:
-    """Return them. A terminal that is closed sends SIGHUP, which is none of them under nohup."""
-    found = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
-    return found if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else {*found, signal.SIGHUP}
+def stop_signals() -> set[signal.Signals]:
+    """Return the signals that stop the process.
+
+    SIGHUP, which a closed terminal sends, is one of them except under nohup.
+    """
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+    return signals if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else {*signals, signal.SIGHUP}

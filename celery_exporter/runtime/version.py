@@ -1,4 +1,4 @@
-"""What runs here, for `--version` and bug reports, as the installer wrote it down: nothing is imported."""
+"""Versions for `--version` and bug reports, from package metadata: no package is imported."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import suppress
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 
-#: Whose version explains most of what a bug report tells.
-_BELOW = ("celery", "kombu", "redis", "prometheus_client")
+#: The dependencies whose versions help most with a bug report.
+_DEPENDENCIES = ("celery", "kombu", "redis", "prometheus_client")
 
 
-def about(own: str) -> str:
-    """Return two lines: the version, which scripts read, and what it is made of and runs on."""
-    made = revision()
-    parts = [*([f"commit {made}"] if made else []), f"Python {platform.python_version()}"]
-    for name in _BELOW:
+def version_text(own: str) -> str:
+    """Return two lines: the exporter's own version, for scripts; commit, dependencies and platform."""
+    commit = revision()
+    parts = [*([f"commit {commit}"] if commit else []), f"Python {platform.python_version()}"]
+    for name in _DEPENDENCIES:
         with suppress(PackageNotFoundError):
             parts.append(f"{name} {version(name)}")
     parts.append(platform.platform(terse=True))
@@ -23,6 +23,6 @@ def about(own: str) -> str:
 
 
 def revision() -> str | None:
-    """Return the commit that this was built from, which hatch_build.py wrote down; None if nobody knew it."""
+    """Return the commit of this build, which hatch_build.py writes; None if it is unknown."""
     file = resources.files("celery_exporter") / "REVISION"
     return file.read_text().strip() if file.is_file() else None

@@ -1,4 +1,4 @@
-"""The pages. Each is made from a snapshot; none of them asks the broker."""
+"""The routes of the web server. They answer from memory, without a request to the broker."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LANDING = """<!doctype html>
 <h1>celery-exporter {version}</h1>
 <p>Prometheus metrics of the Celery cluster on <code>{broker}</code>. The event subscription is {state}.</p>
 <ul>
-<li><a href="metrics">/metrics</a>: the metrics</li>
-<li><a href="-/ready">/-/ready</a>: 200 while events are heard (also <a href="health">/health</a>)</li>
-<li><a href="-/healthy">/-/healthy</a>: 200 while this process lives</li>
-<li><a href="runbooks">/runbooks</a>: what the alerts mean, and what to do</li>
+<li><a href="metrics">/metrics</a>: Prometheus metrics</li>
+<li><a href="-/ready">/-/ready</a>, <a href="health">/health</a>: 200 while the event subscription is up</li>
+<li><a href="-/healthy">/-/healthy</a>: 200 while the process runs</li>
+<li><a href="runbooks">/runbooks</a>: what each alert means, and what to do</li>
 </ul>
 </body></html>
 """
@@ -54,17 +54,17 @@ def build(
     status: Callable[[], Status] | None = None,
     no_events: str = "",
 ) -> Starlette:
-    """Return the ASGI application; `broker` gives the masked URL.
+    """Return the ASGI application.
 
-    With `status` there is a status page at /, without it one that says little. `no_events` is why no event
-    can ever arrive.
+    `broker` returns the broker's URL without its password. With `status` there is a status page at /, without
+    it a landing page with links. `no_events` is the reason if the transport delivers no events.
     """
 
     async def ready(_: Request) -> Response:
         if is_ready():
             return PlainTextResponse("ready\n", headers=NOSNIFF)
-        why = no_events or "no live event subscription on the broker"
-        return PlainTextResponse(f"not ready: {why}\n", 503, NOSNIFF)
+        reason = no_events or "no live event subscription on the broker"
+        return PlainTextResponse(f"not ready: {reason}\n", 503, NOSNIFF)
 
     async def landing(_: Request) -> Response:
         state = "open" if is_ready() else "not open"

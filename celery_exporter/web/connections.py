@@ -1,7 +1,7 @@
-"""Connections, and how long each may keep us waiting: uvicorn's, with a bound on all that one can put off.
+"""HTTP connections: those of uvicorn, with a timeout for each thing that the server waits for.
 
-uvicorn bounds the time between two requests. A client that connects and says nothing, says it byte by byte,
-never ends its TLS handshake, or does not read its answer is kept for ever there, with what it costs.
+uvicorn has a timeout only between two requests. It keeps forever a client that sends no request, sends it
+byte by byte, does not finish its TLS handshake or does not read its answer.
 """
 
 from __future__ import annotations
@@ -22,32 +22,33 @@ from celery_exporter.web.web_config_reloader import WebSecurity
 
 log = logging.getLogger(__name__)
 
-#: Seconds for the TLS handshake, and for the head of a request from its first byte (or the connection's) on.
-HEAD = 10.0
-#: Seconds for reading an answer. Prometheus' own patience is 10 s, unless it is told otherwise.
-READ = 30.0
+#: Seconds for the TLS handshake, and for the head of a request. The latter count from the first byte of the
+#: head; for the first request of a connection from the start of the connection.
+REQUEST_HEAD_TIMEOUT_SECONDS = 10.0
+#: Seconds for reading an answer. The default timeout of a Prometheus scrape is 10 s.
+READ_TIMEOUT_SECONDS = 30.0
 #: Seconds between two requests: longer than the usual scrape interval.
-IDLE = 75.0
-#: Bytes of answers that wait in memory to be read: some large answers, of which everybody has a copy.
-UNREAD = 32_000_000
-#: Seconds after which an answer that was taken, and not refused, counts as read.
-TAKEN = 1.0
-#: Bytes of an answer that may wait before we call it unread: many such clients are few bytes still.
-HIGH_WATER = 16_384
-#: Bytes read from a TLS connection at once: its largest record is as long.
-TLS_BUFFER = 16_384
+IDLE_TIMEOUT_SECONDS = 75.0
+#: Bytes of unread answers in memory, of all connections: some large answers, each of them a copy.
+MAX_UNREAD_BYTES = 32_000_000
+#: Seconds after which an answer that was sent counts as read if the connection was not reset.
+READ_DELAY_SECONDS = 1.0
+#: Unsent bytes above which a connection is paused: for many slow clients that is still little memory.
+HIGH_WATER_BYTES = 16_384
+#: Bytes that are read from a TLS connection at once: the size of its largest record.
+TLS_BUFFER_BYTES = 16_384
 
 
-# Python 3.11 and later read each TLS connection through a buffer of 256 KiB of its own; a request is a few
-# hundred bytes. (Older ones have no such attribute, and no such buffer.)
-SSLProtocol.max_size = TLS_BUFFER  # type: ignore[attr-defined]
+# Python 3.11 and later have a read buffer of 256 KiB for each TLS connection, and a request is a few hundred
+# bytes. (Older versions have neither this attribute nor this buffer.)
+SSLProtocol.max_size = TLS_BUFFER_BYTES  # type: ignore[attr-defined]
 
 
-def buffered(transport: asyncio.Transport) -> int:
-    """Return how many bytes wait in a transport to be sent.
+def unsent_bytes(transport: asyncio.Transport) -> int:
+    """Return how many bytes in a transport's buffer are not sent yet.
 
-    One of TLS that is closed for the second time, as uvicorn and we may do it, cannot tell: it forgets its
-    other half (CPython 3.11, _SSLProtocolTransport.close in asyncio/sslproto.py), which asyncio ends.
+    A TLS transport that was closed twice, as uvicorn and this module may do, has no buffer any more: it drops
+    its protocol, and asyncio closes that (CPython 3.11, _SSLProtocolTransport.close in asyncio/sslproto.py).
     """
     if getattr(transport, "_ssl_protocol", transport) is None:
         return 0
@@ -55,10 +56,11 @@ def buffered(transport: asyncio.Transport) -> int:
 
 
 def _layers(transport: asyncio.Transport) -> list[asyncio.Transport]:
-    """Return all transports that hold a part of what is not sent yet.
+    """Return all transports whose buffers may hold unsent bytes.
 
-    asyncio's TLS passes on what it is given, and neither counts it from then on nor pauses for it. Before
-    Python 3.11 it held nothing itself, and asked the one below, which in the end is not there any more.
+    asyncio's TLS transport passes bytes on to the one below, and then neither counts them nor pauses for
+    them. Before Python 3.11 it has no buffer of its own, and refers to the one below, which may be gone at
+    the end.
     """
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     if below is None:
@@ -67,59 +69,61 @@ def _layers(transport: asyncio.Transport) -> list[asyncio.Transport]:
 
 
 class ConnectionPool:
-    """All connections; those that wait for their client, in the order in which they began to."""
+    """All connections, and those that wait for their client, the one that waits for longest first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._all: set[Connection] = set()
         self._waiting: dict[Connection, None] = {}
 
-    def everybody(self) -> list[Connection]:
-        """Return all of them, those in their handshake too."""
+    def connections(self) -> list[Connection]:
+        """Return all connections, including those in their TLS handshake."""
         return list(self._all)
 
-    def make_room(self) -> None:
-        """Turn out who has kept us waiting for longest.
+    def evict_longest_waiting(self) -> None:
+        """Abort the connection that has waited for its client for longest.
 
-        So a crowd that does nothing shuts nobody out: who has something to say says it at once.
+        So idle connections cannot keep out a client that sends a request at once.
         """
         longest = next(iter(self._waiting), None)
         if longest is not None:
             longest.abort()
-            self.leave(longest)
+            self.remove(longest)
 
-    def enter(self, one: Connection) -> None:
-        """Take one in."""
+    def add(self, connection: Connection) -> None:
+        """Add a connection; if the limit is reached, evict another one."""
         if len(self._all) >= self._limit:
-            self.make_room()
-        self._all.add(one)
-        self._waiting[one] = None
+            self.evict_longest_waiting()
+        self._all.add(connection)
+        self._waiting[connection] = None
 
-    def leave(self, one: Connection) -> None:
-        """Forget one."""
-        self._all.discard(one)
-        self._waiting.pop(one, None)
+    def remove(self, connection: Connection) -> None:
+        """Remove a connection."""
+        self._all.discard(connection)
+        self._waiting.pop(connection, None)
 
-    def turn(self, one: Connection, *, ours: bool) -> None:
-        """Note whether it is our turn now to do something, or its client's."""
-        self._waiting.pop(one, None)
-        if not ours and one in self._all:
-            self._waiting[one] = None
+    def set_waiting_for_client(self, connection: Connection, *, waiting: bool) -> None:
+        """Record whether a connection waits for its client from now on."""
+        self._waiting.pop(connection, None)
+        if waiting and connection in self._all:
+            self._waiting[connection] = None
 
     def evict_slow_readers(self, newest: Connection) -> None:
-        """Turn out those that have not read their answers for longest, until the rest is within bounds."""
-        unread = {one: one.unread() for one in self._waiting if one is not newest}
-        excess = sum(unread.values()) + newest.unread() - UNREAD
-        for one, size in unread.items():
+        """Abort the connections whose answers are unread for longest, down to the limit of unread bytes."""
+        unread = {
+            connection: connection.unread_bytes() for connection in self._waiting if connection is not newest
+        }
+        excess = sum(unread.values()) + newest.unread_bytes() - MAX_UNREAD_BYTES
+        for connection, size in unread.items():
             if excess <= 0:
                 return
             if size:
-                one.abort()
+                connection.abort()
                 excess -= size
 
 
 class Connection(H11Protocol):
-    """One connection, from its being accepted on."""
+    """One connection, from accept() on."""
 
     def __init__(
         self,
@@ -129,118 +133,122 @@ class Connection(H11Protocol):
         current: Callable[[], WebSecurity],
     ) -> None:
         super().__init__(config, state, {})
-        self._crowd = pool
+        self._pool = pool
         self._current = current
         self._opening: asyncio.Task[None] | None = None
         self._transports: list[asyncio.Transport] = []
-        self._bound: float | None = None
+        self._timeout: float | None = None  # of what it waits for now, None if not for its client
         self._timer: asyncio.TimerHandle | None = None
-        self._done: Callable[[], None] | None = None  # what follows from its answer being read
-        pool.enter(self)
+        self._on_read: Callable[[], None] | None = None  # called when its answer was read
+        pool.add(self)
 
     def open(self, sock: socket.socket) -> None:
-        """Begin: with the handshake, where the listener speaks TLS."""
+        """Start to serve an accepted socket; with TLS, by the handshake."""
         self._opening = self.loop.create_task(self._open(sock))
         self._opening.add_done_callback(self._opened)
 
     async def _open(self, sock: socket.socket) -> None:
         context = self._current().context
-        # What the guard wants to know of the connection that a request came by.
-        self.app_state = {"context": context, "connection": self}
+        self.app_state = {"context": context, "connection": self}  # for the authentication of its requests
         await self.loop.connect_accepted_socket(
-            lambda: self, sock, ssl=context, ssl_handshake_timeout=HEAD if context else None
+            lambda: self,
+            sock,
+            ssl=context,
+            ssl_handshake_timeout=REQUEST_HEAD_TIMEOUT_SECONDS if context else None,
         )
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening = None
         if self.transport is None:
-            self._crowd.leave(self)
+            self._pool.remove(self)
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, OSError):  # as all are that TLS can be unhappy with
-            log.debug("handshake: %s", error)
+        if isinstance(error, OSError):  # all TLS errors are
+            log.debug("TLS handshake failed: %s", error)
         elif error is not None:
-            log.error("a connection could not be opened", exc_info=error)
+            log.error("cannot open a connection", exc_info=error)
 
     def abort(self) -> None:
-        """End it now, whatever it is in the middle of."""
-        self._done = None
+        """Close it now, also during a request or an answer."""
+        self._on_read = None
         if self._transports:
-            self._transports[-1].abort()  # the lowest: one of TLS that was closed twice cannot pass it on
+            self._transports[
+                -1
+            ].abort()  # the lowest: a TLS transport that was closed twice cannot pass it on
         elif self.transport is not None:
             self.transport.abort()
         elif self._opening is not None:
             self._opening.cancel()
 
-    def unread(self) -> int:
-        """Return how many bytes of its answers wait to be read."""
-        return sum(map(buffered, self._transports))
+    def unread_bytes(self) -> int:
+        """Return how many bytes of its answers are in memory because the client has not read them."""
+        return sum(map(unsent_bytes, self._transports))
 
-    # what asyncio and uvicorn call
+    # -- callbacks of asyncio and uvicorn ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Wait for a request."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(HIGH_WATER)
+        transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._transports = _layers(transport)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             self.app_state["certificate"] = tls.getpeercert()
-        self._rebound()
+        self._update_timeout()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of a request."""
-        self._has_read()
+        """Process bytes of a request."""
+        self._check_read()
         super().data_received(data)
-        self._rebound()
+        self._update_timeout()
 
     def on_response_complete(self) -> None:
-        """Wait for the answer to be read, and for the next request."""
+        """Wait until the answer is read, and for the next request."""
         super().on_response_complete()
-        if self.unread():
-            self._crowd.evict_slow_readers(self)
-        self._rebound()
-        self.loop.call_later(TAKEN, self._has_read)
+        if self.unread_bytes():
+            self._pool.evict_slow_readers(self)
+        self._update_timeout()
+        self.loop.call_later(READ_DELAY_SECONDS, self._check_read)
 
     def pause_writing(self) -> None:
-        """Wait for the client to read."""
+        """Wait until the client reads."""
         super().pause_writing()
-        self._rebound()
+        self._update_timeout()
 
     def resume_writing(self) -> None:
-        """Go on: it has read."""
+        """Continue: the client has read."""
         super().resume_writing()
-        self._rebound()
+        self._update_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Remove it from the pool."""
         if exc is None:
-            self._has_read()
-        self._done = None
-        self._crowd.leave(self)
+            self._check_read()
+        self._on_read = None
+        self._pool.remove(self)
         self._transports = []
         if self._timer is not None:
             self._timer.cancel()
         super().connection_lost(exc)
 
     def timeout_keep_alive_handler(self) -> None:
-        """End it: no further request came. (Our bound is as long.)"""
+        """Close it: no further request was received. (Our timeout is as long.)"""
         self.abort()
 
     def shutdown(self) -> None:
-        """End it as soon as its answer, if there is one under way, is read."""
-        if self.transport is None or not (self._answering() or self.unread()):
+        """Close it as soon as the answer under way, if there is one, is read."""
+        if self.transport is None or not (self._is_answering() or self.unread_bytes()):
             self.abort()
-        elif self._answering():
+        elif self._is_answering():
             self.cycle.keep_alive = False
         else:
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, with the headers that every answer has."""
-        if self._answering():
-            self.cycle.disconnected = True  # it stood behind a good request, which gets this instead
+        """Answer bytes that are no HTTP request, with the headers of every answer."""
+        if self._is_answering():
+            self.cycle.disconnected = True  # they follow a valid request, which gets this answer instead
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.abort()  # and that one has its answer, or a part of it
+            self.abort()  # the valid request has its answer, or a part of it
             return
         body = msg.encode()
         answer = h11.Response(
@@ -258,41 +266,44 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    # what follows from its answers
+    # -- answers that were read ----------------------------------------------------------------------------
 
-    def when_read(self, done: Callable[[], None]) -> None:
-        """Have `done` called when the answer that is made now was read."""
-        self._done = done
+    def when_read(self, on_read: Callable[[], None]) -> None:
+        """Register a callback for when the client has read the current answer."""
+        self._on_read = on_read
 
-    def _has_read(self) -> None:
-        """Take the answer for read that the client's kernel has taken, if it did not refuse it since."""
-        if self._done is not None and not self._answering() and not self.unread():
-            done, self._done = self._done, None
-            done()
+    def _check_read(self) -> None:
+        """Call the callback if the answer is sent completely: it counts as read then."""
+        if self._on_read is not None and not self._is_answering() and not self.unread_bytes():
+            on_read, self._on_read = self._on_read, None
+            on_read()
 
-    # bounds
+    # -- timeouts ------------------------------------------------------------------------------------------
 
-    def _answering(self) -> bool:
+    def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _rebound(self) -> None:
-        """See to it that what we wait for now, if it is the client's turn, has its bound, from now on."""
-        if (self.cycle is not None and self.unread()) or self.transport.is_closing():
-            bound: float | None = READ
-        elif self._answering():
-            bound = None
+    def _update_timeout(self) -> None:
+        """Start the timeout of what the connection waits for now, unless it is running."""
+        if (self.cycle is not None and self.unread_bytes()) or self.transport.is_closing():
+            timeout: float | None = READ_TIMEOUT_SECONDS
+        elif self._is_answering():
+            timeout = None
+        elif self.timeout_keep_alive_task is not None:
+            timeout = IDLE_TIMEOUT_SECONDS
         else:
-            bound = IDLE if self.timeout_keep_alive_task is not None else HEAD
-        if bound == self._bound:
+            timeout = REQUEST_HEAD_TIMEOUT_SECONDS
+        if timeout == self._timeout:
             return
-        self._bound = bound
-        self._crowd.turn(self, ours=bound is None)
+        self._timeout = timeout
+        self._pool.set_waiting_for_client(self, waiting=timeout is not None)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if bound is None else self.loop.call_later(bound, self._out_of_time)
+        self._timer = None if timeout is None else self.loop.call_later(timeout, self._on_timeout)
 
-    def _out_of_time(self) -> None:
-        if self._bound == READ and not self.unread() and not self.transport.is_closing():
-            self._rebound()  # it has read all, which nobody tells us
+    def _on_timeout(self) -> None:
+        is_read = not self.unread_bytes() and not self.transport.is_closing()
+        if self._timeout == READ_TIMEOUT_SECONDS and is_read:
+            self._update_timeout()  # the client has read all, of which asyncio does not notify
         else:
             self.abort()

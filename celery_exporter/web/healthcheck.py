@@ -1,4 +1,4 @@
-"""What `celery-exporter healthcheck` asks for a container engine: does the exporter still answer?"""
+"""The `healthcheck` command for container engines: one HTTP request to the exporter."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from celery_exporter.quoting import printable
 from celery_exporter.web.listen_config import ListenConfig
 from celery_exporter.web.web_config import BadWebConfigError, parse
 
-PATH = "/-/healthy"  # open to everybody, whatever --web.config.file says
-#: Seconds to connect in, and to answer in; the exporter needs milliseconds.
-PATIENCE = 2.0
+PATH = "/-/healthy"  # needs no authentication, whatever --web.config.file requires
+#: Seconds for the connection, and for the answer. The exporter needs milliseconds.
+TIMEOUT_SECONDS = 2.0
 
 
-def ask(listener: ListenConfig) -> tuple[bool, str]:
-    """Return whether the exporter that listens there is well, and a line that says why."""
+def check_health(listener: ListenConfig) -> tuple[bool, str]:
+    """Return whether the exporter with this listener is healthy, and a line with the reason."""
     if listener.port == 0:
-        return False, "--port: got 0, any free one, which only its exporter knows; it takes the port to ask"
+        return False, "--port: got 0 (any free port); set the port on which the exporter listens"
     host = reachable(listener.host)
-    complaints = []
+    errors = []
     for scheme in _schemes(listener.web_config_file):
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.port}{PATH}"
         try:
             status = _status(scheme, host, listener.port)
         except (ssl.SSLError, http.client.HTTPException, ConnectionError) as error:
-            complaints.append(f"unhealthy: {url}: {_why(error)}")  # perhaps it speaks the other scheme
+            errors.append(f"unhealthy: {url}: {_reason(error)}")  # the exporter may use the other scheme
         except (OSError, UnicodeError) as error:
-            return False, f"unhealthy: {url}: {_why(error)}"
+            return False, f"unhealthy: {url}: {_reason(error)}"
         else:
             return status == 200, f"{'' if status == 200 else 'un'}healthy: {url} answered {status}"
-    return False, complaints[0]
+    return False, errors[0]
 
 
 def _status(scheme: str, host: str, port: int) -> int:
     connection = (
-        http.client.HTTPConnection(host, port, timeout=PATIENCE)
+        http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
         if scheme == "http"
-        else http.client.HTTPSConnection(host, port, timeout=PATIENCE, context=_trusting())
+        else http.client.HTTPSConnection(
+            host, port, timeout=TIMEOUT_SECONDS, context=_context_without_verification()
+        )
     )
     with closing(connection):
         connection.request("GET", PATH)
@@ -48,26 +50,27 @@ def _status(scheme: str, host: str, port: int) -> int:
 
 
 def _schemes(path: Path | None) -> tuple[str, ...]:
-    """Return the schemes that the exporter may speak, the likeliest first.
+    """Return the schemes that the exporter may use, the more likely one first.
 
-    With a --web.config.file there are two: the exporter holds on to what the file said before somebody
-    spoilt it, and a check that fails for that would end an exporter that is well.
+    With a --web.config.file both are possible. The exporter keeps its last valid configuration when the file
+    becomes invalid, and a health check must not restart it for that.
     """
     if path is None:
         return ("http",)
-    return ("https", "http") if _says_tls(path) else ("http", "https")
+    return ("https", "http") if _is_tls_likely(path) else ("http", "https")
 
 
-def _says_tls(path: Path) -> bool:
+def _is_tls_likely(path: Path) -> bool:
     with suppress(OSError, BadWebConfigError):
         return parse(path.read_bytes()).tls_server_config.enabled
     return True
 
 
-def _trusting() -> ssl.SSLContext:
-    """Return a context for any certificate and version: nothing is told, and nothing but "ok" is learned.
+def _context_without_verification() -> ssl.SSLContext:
+    """Return a context that accepts any certificate and TLS version.
 
-    The certificate is for the name that Prometheus uses, which is not the one that is used here.
+    The certificate is for the name that Prometheus uses, which differs from the address used here. The
+    request contains no secret, and of the answer only the status is used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -78,7 +81,7 @@ def _trusting() -> ssl.SSLContext:
 
 
 def reachable(host: str) -> str:
-    """Return the address at which one that listens on `host` is found from the same machine."""
+    """Return the address at which a server that listens on `host` is reachable from the same machine."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
         if address.is_unspecified:
@@ -86,8 +89,8 @@ def reachable(host: str) -> str:
     return host
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer in {PATIENCE:g} s"
+        return f"no answer in {TIMEOUT_SECONDS:g} s"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return printable(" ".join(text.split())[:100])  # whatever a stranger has answered
+    return printable(" ".join(text.split())[:100])  # the text may come from any server

@@ -1,4 +1,7 @@
-"""Passwords against bcrypt hashes: off the event loop, one at a time; a flood of guesses ends there."""
+"""Checks passwords against bcrypt hashes, one at a time, in a thread beside the event loop.
+
+The number of waiting checks is bounded, so that many login attempts cannot occupy the exporter.
+"""
 
 from __future__ import annotations
 
@@ -15,99 +18,106 @@ from functools import partial
 import bcrypt
 from msgspec import Struct
 
-#: Good comparisons remembered: there are a few scrapers. (The toolkit keeps 100 as well.)
-REMEMBERED = 100
-#: Comparisons that wait for their turn, of all clients and of one address. Each takes some 60 ms at the usual
-#: cost, and addresses take turns: so who knows the password waits for 8 s at worst, once, while no more than
-#: these are guessed at a time from his address; then it is remembered.
-WAITING = 512
-WAITING_OF_ONE = 128
-#: What bcrypt looks at; its library refuses to be given more, other tools just cut.
-_LONGEST = 72
-#: Any salt, and a hash that no password is known for.
-_NOBODY = "QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi"
+#: Successful checks that are cached: there are a few scrapers. (The exporter-toolkit caches 100 as well.)
+MAX_CACHED = 100
+#: Checks that wait, of all clients and of one address. Each takes some 60 ms at the usual cost, and addresses
+#: take turns. So a client with the right password waits for at most 8 s, if its own address has the maximum
+#: of waiting attempts. After that the result is cached.
+MAX_WAITING = 512
+MAX_WAITING_PER_ADDRESS = 128
+#: The bytes of a password that bcrypt uses. Its library rejects longer passwords; other tools cut them.
+_MAX_BYTES = 72
+#: A salt and a hash for which no password is known.
+_UNMATCHABLE = "QOauhQNbBCuQDKes6eFzPeMqBSjb7Mr5DUmpZ/VcEd00UAV/LDeSi"
 _USUAL_COST = b"10"
+#: Niceness of the thread that compares: events and scrapes have priority.
+_NICENESS = 10
 
 
-class TooManyGuessesError(Exception):
-    """So many passwords wait to be compared that this one is not."""
+class TooManyAttemptsError(Exception):
+    """The limit of waiting checks is reached, so the password was not checked."""
 
 
-class _Question(Struct, frozen=True, eq=False):
-    """Whether a password is that of a hash, and who waits for the answer."""
+class _Check(Struct, frozen=True, eq=False):
+    """A password and a hash to compare, and the future of the result."""
 
     password: bytes
     hashed: bytes
-    answer: asyncio.Future[bool]
+    result: asyncio.Future[bool]
 
 
-class Passwords:
-    """Tells whether a password is right. For one event loop."""
+class PasswordChecker:
+    """Checks users and passwords. For one event loop."""
 
     def __init__(self) -> None:
-        self._good: OrderedDict[bytes, None] = OrderedDict()
-        self._asked: dict[bytes, asyncio.Future[bool]] = {}  # all that wait, and the one that is compared
-        self._waiting: dict[str, deque[_Question]] = {}  # by address, the one whose turn it is first
+        self._cached: OrderedDict[bytes, None] = OrderedDict()  # digests of successful checks
+        self._pending: dict[bytes, asyncio.Future[bool]] = {}  # all that wait, and the one that runs
+        self._waiting: dict[str, deque[_Check]] = {}  # by address, in the order of their turns
         self._is_comparing = False
-        self._secret = os.urandom(32)  # so that what is remembered says nothing of the password
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bcrypt", initializer=_step_back)
+        self._secret = os.urandom(32)  # a key for the digests, so that they reveal nothing about passwords
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="bcrypt", initializer=_lower_priority)
 
     async def match(self, users: Mapping[bytes, bytes], user: bytes, password: bytes, address: str) -> bool:
-        """Tell whether it is the user's password; raise TooManyGuessesError.
+        """Return whether it is the user's password.
 
-        An unknown user takes as long as a wrong password. A changed hash is another question.
+        Raises TooManyAttemptsError. An unknown user takes as long as a wrong password. The cache does not
+        apply after a change of the user's hash.
         """
-        hashed = users.get(user) or self._nobody(users, user)
-        question = self._digest(repr((user, hashed, password)).encode())
-        if question in self._good:
-            self._good.move_to_end(question)
+        hashed = users.get(user) or self._unmatchable_hash(users, user)
+        digest = self._digest(repr((user, hashed, password)).encode())
+        if digest in self._cached:
+            self._cached.move_to_end(digest)
             return True
-        # Asked by several at once, it is compared once: so a crowd of good scrapers is no flood.
-        answer = self._asked.get(question) or self._ask(question, hashed, password, address)
-        right = await asyncio.shield(answer) and user in users
-        if right:
-            self._good[question] = None
-            if len(self._good) > REMEMBERED:
-                self._good.popitem(last=False)
-        return right
+        # Equal requests at the same time share one comparison.
+        result = self._pending.get(digest) or self._enqueue(digest, hashed, password, address)
+        is_match = await asyncio.shield(result) and user in users
+        if is_match:
+            self._cached[digest] = None
+            if len(self._cached) > MAX_CACHED:
+                self._cached.popitem(last=False)
+        return is_match
 
-    def _ask(self, question: bytes, hashed: bytes, password: bytes, address: str) -> asyncio.Future[bool]:
+    def _enqueue(self, digest: bytes, hashed: bytes, password: bytes, address: str) -> asyncio.Future[bool]:
         waiting = self._waiting.get(address, deque())
-        if len(self._asked) >= WAITING or len(waiting) >= WAITING_OF_ONE:
-            raise TooManyGuessesError
-        answer = self._asked[question] = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(lambda _: self._asked.pop(question))
-        self._waiting.setdefault(address, waiting).append(_Question(password, hashed, answer))
+        if len(self._pending) >= MAX_WAITING or len(waiting) >= MAX_WAITING_PER_ADDRESS:
+            raise TooManyAttemptsError
+        result = self._pending[digest] = asyncio.get_running_loop().create_future()
+        result.add_done_callback(lambda _: self._pending.pop(digest))
+        self._waiting.setdefault(address, waiting).append(_Check(password, hashed, result))
         if not self._is_comparing:
             self._compare_next()
-        return answer
+        return result
 
     def _compare_next(self) -> None:
-        """Compare the oldest password of the address whose turn it is."""
+        """Start the oldest check of the address whose turn it is."""
         self._is_comparing = bool(self._waiting)
         if not self._waiting:
             return
         address = next(iter(self._waiting))
         waiting = self._waiting.pop(address)
-        question = waiting.popleft()
+        check = waiting.popleft()
         if waiting:
             self._waiting[address] = waiting
         loop = asyncio.get_running_loop()
-        compared = loop.run_in_executor(self._thread, _compare, question.password, question.hashed)
-        compared.add_done_callback(partial(self._answer, question.answer))
+        comparison = loop.run_in_executor(self._thread, _compare, check.password, check.hashed)
+        comparison.add_done_callback(partial(self._finish, check.result))
 
-    def _answer(self, answer: asyncio.Future[bool], compared: asyncio.Future[bool]) -> None:
-        if compared.cancelled() or compared.exception() is not None:
-            answer.set_result(False)
+    def _finish(self, result: asyncio.Future[bool], comparison: asyncio.Future[bool]) -> None:
+        if comparison.cancelled() or comparison.exception() is not None:
+            result.set_result(False)
         else:
-            answer.set_result(compared.result())
+            result.set_result(comparison.result())
         self._compare_next()
 
-    def _nobody(self, users: Mapping[bytes, bytes], user: bytes) -> bytes:
-        """Return a hash that nothing matches, as costly as that of some user, always the same one."""
+    def _unmatchable_hash(self, users: Mapping[bytes, bytes], user: bytes) -> bytes:
+        """Return a hash that no password matches.
+
+        Its cost is that of some user's hash, always the same one for one name. So the time of a check does
+        not reveal whether a user exists.
+        """
         costs = sorted(hashed[4:6] for hashed in users.values()) or [_USUAL_COST]
-        chosen = int.from_bytes(self._digest(user), "big") % len(costs)
-        return b"$2b$" + costs[chosen] + b"$" + _NOBODY.encode()
+        index = int.from_bytes(self._digest(user), "big") % len(costs)
+        return b"$2b$" + costs[index] + b"$" + _UNMATCHABLE.encode()
 
     def _digest(self, data: bytes) -> bytes:
         return hashlib.blake2b(data, key=self._secret).digest()
@@ -115,12 +125,12 @@ class Passwords:
 
 def _compare(password: bytes, hashed: bytes) -> bool:
     try:
-        return bcrypt.checkpw(password[:_LONGEST], hashed)
-    except ValueError:  # some versions refuse a NUL byte
+        return bcrypt.checkpw(password[:_MAX_BYTES], hashed)
+    except ValueError:  # some versions reject a NUL byte
         return False
 
 
-def _step_back() -> None:
-    """Leave the processor to events and scrapes where it is scarce (Linux: in this thread alone)."""
-    with suppress(OSError):  # a sandbox may forbid it, and a login must not fail for that
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+def _lower_priority() -> None:
+    """Lower the priority of the current thread (Linux: of this thread alone)."""
+    with suppress(OSError):  # a sandbox may forbid it; checks work without it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

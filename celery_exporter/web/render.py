@@ -1,7 +1,8 @@
-"""/metrics: made in a thread, a few at a time, and sent at the pace of whoever reads it.
+"""/metrics: rendered in a few threads, and sent as fast as each client reads.
 
-Until it is read a page waits in memory, compressed also for those that want it plain: a tenth of what it is.
-So some hundred clients that do not read hold up nobody, and none is cut off for the sake of another.
+While a page is sent, memory holds only its compressed form, a tenth of its size, also for clients that accept
+no compression. So some hundred clients that do not read neither delay other clients nor have to be closed for
+them.
 """
 
 from __future__ import annotations
@@ -23,38 +24,39 @@ from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.metrics.exposition.negotiation import accepts_gzip, negotiate
 from celery_exporter.metrics.exposition.series_tracker import ScrapeSession, SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.web.connections import READ, Connection
+from celery_exporter.web.connections import READ_TIMEOUT_SECONDS, Connection
 from celery_exporter.web.status_routes import NOSNIFF
 
-#: Expositions made at a time. Two Prometheus servers are usual; more would only share the same core.
+#: Pages that are rendered at a time. Two Prometheus servers are usual; more threads would share the same
+#: core.
 RENDERERS = 2
-#: Bytes of pages that wait in memory to be read; while there are more, none is made.
-MOST_UNREAD = 64 * 2**20
-#: Seconds that a request waits for that, and after which a client that reads makes room if others wait:
-#: Prometheus' own patience is 10 s, unless it is told otherwise.
-PATIENCE = 4.0
-#: Bytes that are given to the connection at a time.
-PIECE = 2**14
-#: Compressed bytes that zlib gets at a time: it copies what it has not used yet.
-FED = 2**10
+#: Bytes of unread pages in memory above which no further page is rendered.
+MAX_UNREAD_BYTES = 64 * 2**20
+#: Seconds that a request waits while there are more, and after which an answer may be cut for waiting
+#: requests. The default timeout of a Prometheus scrape is 10 s.
+MAX_WAIT_SECONDS = 4.0
+#: Bytes that are passed to the connection at a time.
+CHUNK_BYTES = 2**14
+#: Compressed bytes that zlib gets at a time: it copies those that it has not used yet.
+INPUT_BYTES = 2**10
 
-#: What is used of zlib: its gzip format.
+#: zlib's window size, with the flag of the gzip format.
 _GZIP = 16 + zlib.MAX_WBITS
 
-#: Content type, address of the scraper (None for people).
-_Wanted = tuple[str, str | None]
+#: Content type, and address of the Prometheus server (None for other clients).
+_PageKey = tuple[str, str | None]
 
 
-class _Made(Struct, frozen=True):
-    """A page, and what it shows to whom if it is for a scraper."""
+class _Page(Struct, frozen=True):
+    """A rendered page, with its scrape session if it is for a Prometheus server."""
 
     zipped: bytes
-    length: int  # when it is not
+    length: int  # bytes before compression
     session: ScrapeSession | None
 
 
 class MetricsPage:
-    """Answers a request for /metrics from a snapshot."""
+    """Answers requests for /metrics, each from a new snapshot."""
 
     def __init__(
         self, snapshot: Callable[[], Snapshot], exposition: Exposition, tracker: SeriesTracker
@@ -64,137 +66,143 @@ class MetricsPage:
         self._tracker = tracker
         self._renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
         self._free = asyncio.Semaphore(RENDERERS)
-        self._queued: dict[_Wanted, asyncio.Task[_Made]] = {}
-        self._readers = _Readers()
+        self._queued: dict[_PageKey, asyncio.Task[_Page]] = {}
+        self._unread = _UnreadAnswers()
 
     async def answer(self, request: Request) -> Response:
-        """Return the page; 503 if so much of others waits to be read that it is not made."""
+        """Return the page; status 503 if too many bytes of other pages are unread."""
         content_type = negotiate(request.headers.get("accept"))
         zipped = accepts_gzip(request.headers.get("accept-encoding", ""))
         scraper = _scraper(request)
-        if not await self._readers.has_room():
-            why = f"{self._readers.unread()} bytes of pages wait for clients that do not read them\n"
-            return PlainTextResponse(why, 503, {**NOSNIFF, "Retry-After": "1"})
-        page = await self._made((content_type, scraper))
+        if not await self._unread.wait_for_space():
+            reason = (
+                f"{self._unread.size()} bytes of other pages are unread; the limit is {MAX_UNREAD_BYTES}\n"
+            )
+            return PlainTextResponse(reason, 503, {**NOSNIFF, "Retry-After": "1"})
+        page = await self._page((content_type, scraper))
         session = page.session
         headers = {**NOSNIFF, "Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         headers |= {"Content-Encoding": "gzip"} if zipped else {"Content-Length": str(page.length)}
         connection: Connection | None = request.scope.get("state", {}).get("connection")
         if session is not None and scraper is not None and request.method == "GET":
             (connection.when_read if connection else _call)(partial(self._end, scraper, session))
-        if connection is None:  # not our server
+        if connection is None:  # another server than ours
             return Response(page.zipped if zipped else gzip.decompress(page.zipped), headers=headers)
-        return _InPieces(page, headers, connection, self._readers)
+        return _ChunkedPage(page, headers, connection, self._unread)
 
     def _end(self, scraper: str, session: ScrapeSession) -> None:
         self._tracker.end(scraper, session, time.monotonic())
 
-    async def _made(self, wanted: _Wanted) -> _Made:
-        # Whoever wants the same while it waits to be made shares it: a crowd waits no longer than two do.
-        if wanted not in self._queued:
-            self._queued[wanted] = asyncio.create_task(self._make(wanted))
-        return await asyncio.shield(self._queued[wanted])
+    async def _page(self, key: _PageKey) -> _Page:
+        # Equal requests share a page that is not being rendered yet. So many requests wait no longer than
+        # two.
+        if key not in self._queued:
+            self._queued[key] = asyncio.create_task(self._make(key))
+        return await asyncio.shield(self._queued[key])
 
-    async def _make(self, wanted: _Wanted) -> _Made:
+    async def _make(self, key: _PageKey) -> _Page:
         async with self._free:
-            del self._queued[wanted]  # who asks from now on gets a newer one
-            # In a thread: the loop goes on answering the other requests while text is made.
-            return await asyncio.get_running_loop().run_in_executor(self._renderers, self._render, *wanted)
+            del self._queued[key]  # later requests get a newer snapshot
+            # In a thread, so that the event loop can answer other requests meanwhile.
+            return await asyncio.get_running_loop().run_in_executor(self._renderers, self._render, *key)
 
-    def _render(self, content_type: str, scraper: str | None) -> _Made:
+    def _render(self, content_type: str, scraper: str | None) -> _Page:
         session = None if scraper is None else self._tracker.begin(scraper, time.monotonic())
         text = self._exposition.render(self._snapshot(), content_type, session)
-        return _Made(gzip.compress(text, 1), len(text), session)
+        return _Page(gzip.compress(text, 1), len(text), session)
 
 
-class _Readers:
-    """The answers that are being read, since when (monotonic), the longest first."""
+class _UnreadAnswers:
+    """The answers that clients are reading, by their start (monotonic seconds), the oldest first."""
 
     def __init__(self) -> None:
-        self._since: dict[_InPieces, float] = {}
-        self._fewer = asyncio.Event()
+        self._started: dict[_ChunkedPage, float] = {}
+        self._removed = asyncio.Event()
 
-    def unread(self) -> int:
-        """Return how many bytes wait to be read."""
-        return sum(len(answer.body) for answer in self._since)
+    def size(self) -> int:
+        """Return how many bytes of pages are unread."""
+        return sum(len(answer.body) for answer in self._started)
 
-    def enter(self, answer: _InPieces) -> None:
-        """Take one in."""
-        self._since[answer] = time.monotonic()
+    def add(self, answer: _ChunkedPage) -> None:
+        """Add an answer."""
+        self._started[answer] = time.monotonic()
 
-    def leave(self, answer: _InPieces) -> None:
-        """Forget one."""
-        self._since.pop(answer, None)
-        self._fewer.set()
+    def remove(self, answer: _ChunkedPage) -> None:
+        """Remove an answer that was read or cut."""
+        self._started.pop(answer, None)
+        self._removed.set()
 
-    async def has_room(self) -> bool:
-        """Wait until less is unread; then end the answer that has been read for longest, if that is long."""
-        deadline = time.monotonic() + PATIENCE
-        while self.unread() > MOST_UNREAD:
-            self._fewer.clear()
+    async def wait_for_space(self) -> bool:
+        """Wait until fewer bytes are unread than the limit; return whether they are.
+
+        After the maximum wait, cut the oldest answer if its client has read it for as long.
+        """
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
+        while self.size() > MAX_UNREAD_BYTES:
+            self._removed.clear()
             try:
-                await asyncio.wait_for(self._fewer.wait(), max(0.0, deadline - time.monotonic()))
+                await asyncio.wait_for(self._removed.wait(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
-                longest, since = next(iter(self._since.items()))
-                if time.monotonic() - since < PATIENCE:
+                oldest, started = next(iter(self._started.items()))
+                if time.monotonic() - started < MAX_WAIT_SECONDS:
                     return False
-                longest.cut()
+                oldest.cut()
         return True
 
 
-class _InPieces(Response):
-    """A page that is given to the connection as fast as its client reads."""
+class _ChunkedPage(Response):
+    """A page that is passed to the connection as fast as the client reads."""
 
     def __init__(
-        self, made: _Made, headers: dict[str, str], connection: Connection, readers: _Readers
+        self, page: _Page, headers: dict[str, str], connection: Connection, unread: _UnreadAnswers
     ) -> None:
-        super().__init__(made.zipped, headers=headers)
-        self._zipped = made.zipped
+        super().__init__(page.zipped, headers=headers)
+        self._zipped = page.zipped
         self._is_plain = "Content-Encoding" not in headers
         self._connection = connection
-        self._readers = readers
+        self._unread = unread
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        self._readers.enter(self)
+        self._unread.add(self)
         try:
-            await asyncio.wait_for(self._send_all(send), READ)
+            await asyncio.wait_for(self._send_all(send), READ_TIMEOUT_SECONDS)
         except asyncio.TimeoutError:
             self.cut()
         finally:
-            self._readers.leave(self)
+            self._unread.remove(self)
 
     def cut(self) -> None:
-        """End the connection in the middle of the answer."""
-        self._readers.leave(self)
+        """Close the connection during the answer."""
+        self._unread.remove(self)
         self._connection.abort()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for piece in _plain(self._zipped) if self._is_plain else _parts(self._zipped):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await asyncio.sleep(0)  # the others have their turn, also while it is read as fast as it is sent
+        for chunk in _decompressed(self._zipped) if self._is_plain else _chunks(self._zipped):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await asyncio.sleep(0)  # lets the loop serve other requests, also if the client reads very fast
         await send({"type": "http.response.body", "body": b""})
 
 
-def _parts(body: bytes) -> Iterator[memoryview]:
-    whole = memoryview(body)
-    return (whole[start : start + PIECE] for start in range(0, len(whole), PIECE))
+def _chunks(body: bytes) -> Iterator[memoryview]:
+    view = memoryview(body)
+    return (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
 
 
-def _plain(zipped: bytes) -> Iterator[bytes]:
-    unzip = zlib.decompressobj(_GZIP)
-    for start in range(0, len(zipped), FED):
-        rest = zipped[start : start + FED]
-        while piece := unzip.decompress(rest, PIECE):
-            yield piece
-            rest = unzip.unconsumed_tail
+def _decompressed(zipped: bytes) -> Iterator[bytes]:
+    decompressor = zlib.decompressobj(_GZIP)
+    for start in range(0, len(zipped), INPUT_BYTES):
+        rest = zipped[start : start + INPUT_BYTES]
+        while chunk := decompressor.decompress(rest, CHUNK_BYTES):
+            yield chunk
+            rest = decompressor.unconsumed_tail
 
 
 def _scraper(request: Request) -> str | None:
-    """Return the address of a Prometheus server, which says how long it will wait; None for people."""
-    scrapes = "x-prometheus-scrape-timeout-seconds" in request.headers
-    return request.client.host if scrapes and request.client else None
+    """Return the address of a Prometheus server, which sends its scrape timeout; None for other clients."""
+    is_scrape = "x-prometheus-scrape-timeout-seconds" in request.headers
+    return request.client.host if is_scrape and request.client else None
 
 
-def _call(done: Callable[[], None]) -> None:
-    done()
+def _call(function: Callable[[], None]) -> None:
+    function()

@@ -1,6 +1,6 @@
-"""The status page as HTML. It says all there is without a script; with one, it says it anew by itself.
+"""The status page as HTML. It is complete without JavaScript; with JavaScript it refreshes itself.
 
-Nothing on it comes from elsewhere, and nothing that came from the wire gets into it unescaped.
+It loads nothing from other servers. Texts from events, workers and requests are escaped.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from celery_exporter.status.columns import (
 from celery_exporter.status.model import Status
 from celery_exporter.status.thresholds import LONG_WINDOW
 
-#: Allows what the page is made of, and nothing else: no inline script or style, nobody else's frame.
+#: Allows only the page's own files: no inline script or style, no frame of another site.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-#: What the page is made of besides itself; their address changes with what is in them.
+#: The static files of the page. Their URLs contain a content hash.
 STATIC = {
     name: (resources.files(__package__) / "static" / name).read_bytes()
     for name in ("status.css", "status.js", "icon.svg")
 }
 _DIGEST = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]
 #: The table that can be sorted and filtered.
-SORTED = "tasks"
-#: By what it is sorted when nobody says.
+SORTED_TABLE = "tasks"
+#: The field that it is sorted by if the request names none.
 SORT = "name"
-#: Size of the drawing of a queue's length, in its own units.
+#: Size of the line chart of a queue's length, in SVG units.
 WIDTH, HEIGHT = 120, 24
 
 _PAGE = """<!doctype html>
@@ -93,7 +93,10 @@ _FORM = """<form method="get" id="filter" role="search">
 
 
 def html(status: Status, *, sort: str = SORT, contains: str = "") -> str:
-    """Return the page; `sort` is a field of the tasks, "-" before it for the largest first."""
+    """Return the page, with the tasks whose name contains a text.
+
+    `sort` is the field that tasks are sorted by, with a "-" before it for descending order.
+    """
     if sort.removeprefix("-") not in {column.field for table in TABLES for column in table.columns}:
         sort = SORT
     return _PAGE.format(
@@ -114,9 +117,9 @@ _AT = Column("", "at", "clock")
 def _broker(status: Status) -> str:
     return "".join(
         f"<div{_meaning(column)}><dt>{column.title}</dt>"
-        f'<dd data-field="{column.field}" data-kind="{column.kind}">{said}</dd></div>'
+        f'<dd data-field="{column.field}" data-kind="{column.kind}">{value}</dd></div>'
         for column in BROKER
-        for said in [escape(text(column, status, status.at))]
+        for value in [escape(text(column, status, status.at))]
     )
 
 
@@ -125,14 +128,14 @@ def _meaning(column: Column) -> str:
 
 
 def _findings(status: Status) -> str:
-    wrong = [finding for finding in status.findings if finding.severity != "ok"]
-    if not wrong:
-        return '<li class="ok">Nothing: what can be seen from here is well.</li>'
+    problems = [finding for finding in status.findings if finding.severity != "ok"]
+    if not problems:
+        return '<li class="ok">No problems found.</li>'
     return "".join(
         f'<li class="{finding.severity}"><b>{finding.severity}</b> '
         f"{escape(finding.message)}{_runbook(finding.alert)}"
         f"<br><code>{escape(finding.remedy)}</code></li>"
-        for finding in wrong
+        for finding in problems
     )
 
 
@@ -145,13 +148,15 @@ def _runbook(alert: str) -> str:
 
 def _table(table: Table, status: Status, sort: str, contains: str) -> str:
     rows: Sequence[Any] = getattr(status, table.name)
-    total, form, by = len(rows), "", ""
-    if table.name == SORTED:
+    total, form, sort_attribute = len(rows), "", ""
+    if table.name == SORTED_TABLE:
         rows = ordered([row for row in rows if contains.lower() in row.name.lower()], sort)
         form = _FORM.format(filter=escape(contains), sort=escape(sort))
-        by = f' data-sort="{escape(sort)}"'
-    heads = (_head(column, sort, contains, sorts=table.name == SORTED) for column in table.columns)
-    shown = "".join(_row(table, row, status.at) for row in rows[: table.most])
+        sort_attribute = f' data-sort="{escape(sort)}"'
+    heads = (
+        _head(column, sort, contains, is_sortable=table.name == SORTED_TABLE) for column in table.columns
+    )
+    cells = "".join(_row(table, row, status.at) for row in rows[: table.most])
     empty = f'<tr><td colspan="{len(table.columns)}">{escape(table.empty)}</td></tr>'
     more = len(rows) - table.most
     return _TABLE.format(
@@ -161,24 +166,24 @@ def _table(table: Table, status: Status, sort: str, contains: str) -> str:
         form=form,
         most=table.most,
         empty=escape(table.empty),
-        sort=by,
+        sort=sort_attribute,
         heads="".join(heads),
-        rows=shown or empty,
+        rows=cells or empty,
         more=f"and {more:,} more" if more > 0 else "",
     )
 
 
-def _head(column: Column, sort: str, contains: str, *, sorts: bool) -> str:
+def _head(column: Column, sort: str, contains: str, *, is_sortable: bool) -> str:
     meaning = _meaning(column)
     data = f'data-field="{column.field}" data-kind="{column.kind}" data-of="{column.of}"'
-    if not sorts:
+    if not is_sortable:
         return f'<th scope="col" {data}{meaning}>{column.title}</th>'
-    by = {column.field: "ascending", f"-{column.field}": "descending"}.get(sort, "none")
-    # Names from the first on, numbers from the largest on; then the other way round.
-    first, other = (column.field, f"-{column.field}")[:: 1 if column.kind == "text" else -1]
-    query = urlencode({"sort": other if sort == first else first, "filter": contains})
+    order = {column.field: "ascending", f"-{column.field}": "descending"}.get(sort, "none")
+    # The first click sorts texts ascending and numbers descending, the second one reverses the order.
+    first, second = (column.field, f"-{column.field}")[:: 1 if column.kind == "text" else -1]
+    query = urlencode({"sort": second if sort == first else first, "filter": contains})
     link = f'<a href="?{escape(query)}#tasks-title">{column.title}</a>'
-    return f'<th scope="col" aria-sort="{by}" {data}{meaning}>{link}</th>'
+    return f'<th scope="col" aria-sort="{order}" {data}{meaning}>{link}</th>'
 
 
 def _row(table: Table, row: Any, now: float) -> str:
@@ -186,12 +191,12 @@ def _row(table: Table, row: Any, now: float) -> str:
 
 
 def _cell(column: Column, row: Any, now: float) -> str:
-    said = escape(text(column, row, now))
+    value = escape(text(column, row, now))
     if column.kind == "part":
-        return f'<td class="part">{_meter(column, row)}{said}</td>'
+        return f'<td class="part">{_meter(column, row)}{value}</td>'
     if column.kind == "line":
         return f'<td class="line">{_line(get(row, column.field), now)}</td>'
-    return f'<td class="{column.kind} {said if column.kind in {"up", "yes"} else ""}">{said}</td>'
+    return f'<td class="{column.kind} {value if column.kind in {"up", "yes"} else ""}">{value}</td>'
 
 
 def _meter(column: Column, row: Any) -> str:
@@ -202,17 +207,17 @@ def _meter(column: Column, row: Any) -> str:
 
 
 def _line(points: Sequence[tuple[float, int | None]], now: float) -> str:
-    known = [(at, length) for at, length in points if length is not None]
-    if not known:
+    lengths = [(at, length) for at, length in points if length is not None]
+    if not lengths:
         return UNKNOWN
-    most = max(length for _, length in known)
+    least, most = (extreme(length for _, length in lengths) for extreme in (min, max))
     scale = (HEIGHT - 2) / max(most, 1)
-    places = (
+    coordinates = (
         f"{fixed((1 - (now - at) / LONG_WINDOW) * WIDTH, 1)},{fixed(HEIGHT - 1 - length * scale, 1)}"
-        for at, length in known
+        for at, length in lengths
     )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
-        f'aria-label="between {min(length for _, length in known):,} and {most:,}">'
-        f'<polyline points="{" ".join(places)}"/></svg><small>max {most:,}</small>'
+        f'aria-label="between {least:,} and {most:,}">'
+        f'<polyline points="{" ".join(coordinates)}"/></svg><small>max {most:,}</small>'
     )

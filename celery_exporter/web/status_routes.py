@@ -1,4 +1,4 @@
-"""What is asked by people who look: the status page, what it is made of, and the same for scripts."""
+"""The routes of the status page, its static files, and the same data as JSON."""
 
 from __future__ import annotations
 
@@ -15,53 +15,59 @@ from starlette.responses import HTMLResponse, Response
 
 from celery_exporter.metrics.exposition.negotiation import accepts_gzip
 from celery_exporter.status.model import Status
-from celery_exporter.web import status_page as page
+from celery_exporter.web import status_page
 
-#: Seconds for which a status is given to all who ask. Pages ask every two: ten of them cost as much as one.
-LASTS = 1.9
-#: … or this many times the CPU seconds that it took: so it takes 1 % of a core, of however large a cluster.
-SHARE = 100
-#: Longest part of a name that tasks are looked for by.
-LONGEST = 255
+#: Seconds for which a status is cached for all requests. Pages refresh every two: ten cost as much as one.
+CACHE_SECONDS = 1.9
+#: A status is cached for at least this many times the CPU seconds of making it. So the status of a cluster of
+#: any size needs at most 1 % of a core.
+CACHE_CPU_FACTOR = 100
+#: The longest text that tasks are filtered by, in characters.
+MAX_FILTER_LENGTH = 255
 
 _T = TypeVar("_T")
 Page = Callable[[Request], Awaitable[Response]]
 
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 SAFE = {**NOSNIFF, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
-_KINDS = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+_CONTENT_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 
 
 def pages(status: Callable[[], Status]) -> dict[str, Page]:
-    """Return the pages by path; `status` is called in a thread of its own, once for all who ask at a time."""
-    newest = _Newest(status)
+    """Return the pages by path. `status` is called in a thread, once for all requests at a time."""
+    cache = _StatusCache(status)
 
     async def html(request: Request) -> Response:
-        asked = request.query_params
-        sort, contains = asked.get("sort", page.SORT), asked.get("filter", "")[:LONGEST]
-        found = (await newest.get()).status
-        text = await newest.work(lambda: page.html(found, sort=sort, contains=contains))
-        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": page.POLICY})
+        query = request.query_params
+        sort, contains = query.get("sort", status_page.SORT), query.get("filter", "")[:MAX_FILTER_LENGTH]
+        newest = (await cache.get()).status
+        text = await cache.run(lambda: status_page.html(newest, sort=sort, contains=contains))
+        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": status_page.POLICY})
 
     async def api(request: Request) -> Response:
-        made = await newest.get()
+        encoded = await cache.get()
         headers = {**SAFE, "Vary": "Accept-Encoding"}
         if accepts_gzip(request.headers.get("accept-encoding", "")):
             headers["Content-Encoding"] = "gzip"
-        body = made.zipped if "Content-Encoding" in headers else made.json
+        body = encoded.zipped if "Content-Encoding" in headers else encoded.json
         return Response(body, media_type="application/json", headers=headers)
 
     return {"/": html, "/api/v1/status": api}
 
 
 def static_pages() -> dict[str, Page]:
-    """Return what pages are made of besides themselves, by path."""
-    return {f"/static/{name}": _static(name, body) for name, body in page.STATIC.items()}
+    """Return the static files of the pages, by path."""
+    return {f"/static/{name}": _static(name, body) for name, body in status_page.STATIC.items()}
 
 
 def _static(name: str, body: bytes) -> Page:
-    # Its address has what is in it in it.
-    headers = {**SAFE, "Cache-Control": "max-age=86400", "Content-Type": _KINDS[name.rpartition(".")[2]]}
+    # The URL contains a content hash, so a cached file is never outdated.
+    content_type = _CONTENT_TYPES[name.rpartition(".")[2]]
+    headers = {**SAFE, "Cache-Control": "max-age=86400", "Content-Type": content_type}
 
     async def static(_: Request) -> Response:
         return Response(body, headers=headers)
@@ -69,36 +75,39 @@ def _static(name: str, body: bytes) -> Page:
     return static
 
 
-class _Made(NamedTuple):
-    """A status, and what is sent of it: zipped to all but a few scripts."""
+class _EncodedStatus(NamedTuple):
+    """A status, and its JSON: compressed for browsers, plain for scripts that accept no gzip."""
 
     status: Status
     json: bytes
     zipped: bytes
 
 
-class _Newest:
-    """The newest status, made by one thread for all who ask."""
+class _StatusCache:
+    """The newest status, made in one thread for all requests."""
 
     def __init__(self, make: Callable[[], Status]) -> None:
         self._make = make
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="status")
-        self._made: asyncio.Task[_Made] | None = None
-        self._until = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="status")
+        self._newest: asyncio.Task[_EncodedStatus] | None = None
+        self._expires = 0.0  # monotonic seconds
 
-    async def get(self) -> _Made:
-        if self._made is None or (self._made.done() and time.monotonic() > self._until):
-            self._until = time.monotonic() + LASTS
-            self._made = asyncio.create_task(self.work(self._anew))
-        return await asyncio.shield(self._made)
+    async def get(self) -> _EncodedStatus:
+        """Return the newest status, made now if the cached one has expired."""
+        if self._newest is None or (self._newest.done() and time.monotonic() > self._expires):
+            self._expires = time.monotonic() + CACHE_SECONDS
+            self._newest = asyncio.create_task(self.run(self._encode))
+        return await asyncio.shield(self._newest)
 
-    async def work(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+    async def run(self, function: Callable[[], _T]) -> _T:
+        """Return the result of a function that runs in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _anew(self) -> _Made:
-        begin = time.thread_time()
+    def _encode(self) -> _EncodedStatus:
+        started = time.thread_time()
         status = self._make()
         body = msgspec.json.encode(status)
-        made = _Made(status, body, gzip.compress(body, 1))
-        self._until = max(self._until, time.monotonic() + SHARE * (time.thread_time() - begin))
-        return made
+        encoded = _EncodedStatus(status, body, gzip.compress(body, 1))
+        cpu_seconds = time.thread_time() - started
+        self._expires = max(self._expires, time.monotonic() + CACHE_CPU_FACTOR * cpu_seconds)
+        return encoded

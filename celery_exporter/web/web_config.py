@@ -1,8 +1,8 @@
-"""`--web.config.file`: the format of Prometheus' exporter-toolkit, from text to `WebConfig`. Pure.
+"""`--web.config.file` in the format of Prometheus' exporter-toolkit: from text to `WebConfig`. Pure.
 
-https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md says what is in it.
-As there, keys that nobody knows, and keys that stand twice, are errors. `promtool check web-config` is the
-oracle of the tests; where we take less than it does, the reason stands here.
+Format: https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md As there, unknown
+and duplicate keys are errors. The tests compare the result with `promtool check web-config`; a comment gives
+the reason where this parser rejects more.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Switch = Literal["true", "True", "yes", "on", "false", "False", "no", "off"]
 ClientAuth = Literal[
     "NoClientCert",
     "RequestClientCert",
-    "RequireClientCert",  # an old name of the next
+    "RequireClientCert",  # the old name of the next value
     "RequireAnyClientCert",
     "VerifyClientCertIfGiven",
     "RequireAndVerifyClientCert",
 ]
-#: One only: Python hands OpenSSL one curve, or leaves the choice, and the order, to it.
+#: At most one: Python can set one curve, or leave the choice and the order to OpenSSL.
 Curve = Literal["CurveP256", "CurveP384", "CurveP521", "X25519"]
-#: Go's names of those that it does not call insecure (tls.CipherSuites).
+#: Go's names of the ciphers that it considers secure (tls.CipherSuites).
 Cipher = Literal[
     "TLS_AES_128_GCM_SHA256",
     "TLS_AES_256_GCM_SHA384",
@@ -47,18 +47,18 @@ Cipher = Literal[
 
 _REQUIRING = frozenset({"RequireClientCert", "RequireAnyClientCert", "RequireAndVerifyClientCert"})
 _VERIFYING = _REQUIRING | {"VerifyClientCertIfGiven"}
-#: Go's default; a file that wants less has to say so.
-_OLDEST: Version = "TLS12"
+#: The default of Go.
+_DEFAULT_MIN_VERSION: Version = "TLS12"
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BCRYPT = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 
 class BadWebConfigError(BadSettingError):
-    """The file, or one that it names, is not usable; the text is one line without secrets."""
+    """The file, or a file that it names, is invalid; the text is one line without secrets."""
 
 
 class TLS(Struct, frozen=True, forbid_unknown_fields=True):
-    """`tls_server_config`. Inline PEM texts, or the names of files that hold them; a file beats a text."""
+    """`tls_server_config`: inline PEM texts, or the paths of PEM files, which take precedence."""
 
     cert: str = ""
     key: str = ""
@@ -68,7 +68,7 @@ class TLS(Struct, frozen=True, forbid_unknown_fields=True):
     client_ca_file: str = ""
     client_auth_type: ClientAuth | Literal[""] = ""
     client_allowed_sans: tuple[str, ...] | None = None
-    min_version: Version = _OLDEST
+    min_version: Version = _DEFAULT_MIN_VERSION
     max_version: Version = "TLS13"
     cipher_suites: tuple[Cipher, ...] = ()
     prefer_server_cipher_suites: Switch = "true"
@@ -76,30 +76,33 @@ class TLS(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def enabled(self) -> bool:
-        """Tell whether the listener speaks TLS: as in the toolkit, a minimum version alone is not enough."""
+        """Return whether the listener uses TLS.
+
+        As in the exporter-toolkit, a minimum version alone does not enable it.
+        """
         return any((self.cert, self.cert_file, self.key, self.key_file, self.has_ca, self.client_auth_type))
 
     @property
     def has_ca(self) -> bool:
-        """Tell whether there is a CA of client certificates."""
+        """Return whether there is a CA for client certificates."""
         return bool(self.client_ca or self.client_ca_file)
 
     @property
     def verifies_clients(self) -> bool:
-        """Tell whether clients are asked for a certificate.
+        """Return whether clients are asked for a certificate.
 
-        Not with RequestClientCert: it is never looked at there, so we need not ask.
+        With RequestClientCert they are not, because that certificate is not verified anyway.
         """
         return self.client_auth_type in _VERIFYING
 
     @property
     def requires_certificate(self) -> bool:
-        """Tell whether a client without a certificate is refused."""
+        """Return whether a client without a certificate is rejected."""
         return self.client_auth_type in _REQUIRING
 
     @property
     def prefers_own_ciphers(self) -> bool:
-        """Tell whether the order of our ciphers counts, not that of the client's."""
+        """Return whether the server's order of ciphers takes precedence over the client's."""
         return self.prefer_server_cipher_suites in ("true", "True", "yes", "on")
 
 
@@ -115,7 +118,7 @@ class Headers(
         "hsts": "Strict-Transport-Security",
     },
 ):
-    """The headers that can be set; an empty one is not sent."""
+    """The headers that can be set. An empty one is not sent."""
 
     csp: str = ""
     frames: Literal["deny", "sameorigin", ""] = ""
@@ -125,14 +128,14 @@ class Headers(
 
 
 class HTTP(Struct, frozen=True, forbid_unknown_fields=True):
-    """`http_server_config`. HTTP/2 is never spoken here, which is what its clients are told (ALPN)."""
+    """`http_server_config`. This server supports no HTTP/2, as it tells clients by ALPN."""
 
     http2: Switch = "true"
     headers: Headers = field(default_factory=Headers)
 
 
 class WebConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. `rate_limit` is not in it: strangers would use up what Prometheus needs."""
+    """The whole file. `rate_limit` is not supported: other clients could use up the limit of Prometheus."""
 
     tls_server_config: TLS = field(default_factory=TLS)
     http_server_config: HTTP = field(default_factory=HTTP)
@@ -140,73 +143,78 @@ class WebConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(text: bytes) -> WebConfig:
-    """Return the configuration; raise BadWebConfigError for what is not one."""
+    """Return the configuration of a file's content. Raises BadWebConfigError."""
     if not text.strip():
-        # Most likely somebody is writing it in place just now; it would let everybody in.
-        raise BadWebConfigError("empty; for a listener that is open to everybody it takes {}")
+        # The file is probably being written in place. Accepting it would disable authentication.
+        raise BadWebConfigError("the file is empty; for a listener without authentication write {}")
     tree = _tree(text)
     try:
         config = msgspec.convert({} if tree is None else tree, WebConfig)
     except msgspec.ValidationError as error:
-        raise BadWebConfigError(_complaint(str(error))) from None
+        raise BadWebConfigError(_message(str(error))) from None
     _check_tls(config.tls_server_config)
     for name, value in headers(config).items():
         if not (value.isascii() and value.isprintable()):
-            raise BadWebConfigError(f"http_server_config.headers.{name} takes printable ASCII, on one line")
+            raise BadWebConfigError(
+                f"http_server_config.headers.{name}: invalid value; expected one line of printable ASCII"
+            )
     for user, hashed in config.basic_auth_users.items():
         if not _BCRYPT.fullmatch(hashed):
-            # Not shown: it may be the password itself.
+            # The value is not in the message: it may be the password itself.
             raise BadWebConfigError(
-                f"basic_auth_users: got no bcrypt hash for {user!r}; it takes one, as htpasswd -nBC 10 prints"
+                f"basic_auth_users: no bcrypt hash for {user!r}; create one with htpasswd -nBC 10 USER"
             )
     return config
 
 
 def headers(config: WebConfig) -> dict[str, str]:
-    """Return the headers to send with each answer."""
-    found: dict[str, str] = msgspec.to_builtins(config.http_server_config.headers)
-    return {name: value.strip() for name, value in found.items() if value.strip()}
+    """Return the headers of each answer."""
+    values: dict[str, str] = msgspec.to_builtins(config.http_server_config.headers)
+    return {name: value.strip() for name, value in values.items() if value.strip()}
 
 
 def _check_tls(tls: TLS) -> None:
-    """Refuse what fits the form and makes no sense, as the toolkit does, and what we could only ignore."""
+    """Raise BadWebConfigError for fields that contradict each other, or that this server cannot apply."""
     if not tls.enabled:
         return
     for name in ("cert", "key"):
         if not (getattr(tls, name) or getattr(tls, f"{name}_file")):
-            raise BadWebConfigError(f"tls_server_config: missing one of {name} and {name}_file")
+            raise BadWebConfigError(f"tls_server_config: missing {name} or {name}_file")
     if tls.has_ca and tls.client_auth_type in ("", "NoClientCert"):
         raise BadWebConfigError(
-            "tls_server_config: client_ca_file without client_auth_type; it takes RequireAndVerifyClientCert"
+            "tls_server_config: client_ca_file requires client_auth_type, such as RequireAndVerifyClientCert"
         )
     if tls.client_allowed_sans is not None and not tls.requires_certificate:
         raise BadWebConfigError(
-            "tls_server_config: client_allowed_sans without client_auth_type: RequireAndVerifyClientCert"
+            "tls_server_config: client_allowed_sans requires client_auth_type: RequireAndVerifyClientCert"
         )
     if tls.client_auth_type in ("RequireClientCert", "RequireAnyClientCert") and not tls.has_ca:
-        # Anybody can make one. OpenSSL, as Python drives it, verifies each that it is given.
+        # Without a CA, any certificate would be accepted. Python's ssl always verifies certificates.
         raise BadWebConfigError(
-            f"tls_server_config.client_auth_type: got {tls.client_auth_type} without client_ca_file; "
-            "it takes one, as certificates are always verified here"
+            f"tls_server_config.client_auth_type: {tls.client_auth_type} requires client_ca_file, "
+            "because certificates are always verified"
         )
-    if tls.min_version > tls.max_version:  # their names sort
+    if tls.min_version > tls.max_version:  # the names sort by version
         raise BadWebConfigError(
             f"tls_server_config: min_version {tls.min_version} is above max_version {tls.max_version}"
         )
     if len(tls.curve_preferences) > 1:
         raise BadWebConfigError(
-            f"tls_server_config.curve_preferences: got {len(tls.curve_preferences)}; "
-            "it takes one, or none for OpenSSL's own order"
+            f"tls_server_config.curve_preferences: got {len(tls.curve_preferences)} curves; "
+            "expected one, or none for OpenSSL's default order"
         )
 
 
 # -- from text to plain dicts -------------------------------------------------------------------------
 
 
-class _Loader(yaml.BaseLoader):
-    """Leaves scalars text, so that a user may be called 123 or yes; a key that stands twice is an error.
+_DUPLICATE_KEY = "duplicate key"
 
-    An empty value is as good as none, so it is left out.
+
+class _Loader(yaml.BaseLoader):
+    """Loads all scalars as text, so that 123 and yes are valid user names. Duplicate keys are errors.
+
+    Keys with an empty value are omitted.
     """
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
@@ -215,27 +223,27 @@ class _Loader(yaml.BaseLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
-        found = super().construct_mapping(node, deep)
-        if len(found) < len(keys):
-            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
-        return {key: value for key, value in found.items() if value is not None}
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(keys):
+            raise yaml.constructor.ConstructorError(None, None, _DUPLICATE_KEY, node.start_mark)
+        return {key: value for key, value in mapping.items() if value is not None}
 
 
 def _tree(text: bytes) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  makes less than SafeLoader does: text, lists and dicts
+        return yaml.load(text, _Loader)  # noqa: S506  creates only texts, lists and dicts
     except RecursionError:
-        raise BadWebConfigError("not YAML: nested too deep") from None
+        raise BadWebConfigError("invalid YAML: nested too deeply") from None
     except yaml.YAMLError as error:
-        # PyYAML's own words quote the line, and a hash or a key may be in it.
+        # PyYAML's own message quotes the line, which may contain a hash or a key.
         mark = getattr(error, "problem_mark", None)
-        twice = getattr(error, "problem", "") == "a key stands twice"
-        what = "a key stands twice below" if twice else "not YAML at"
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "some character"
-        raise BadWebConfigError(f"{what} {where}") from None
+        is_duplicate = getattr(error, "problem", "") == _DUPLICATE_KEY
+        problem = "duplicate key in the mapping" if is_duplicate else "invalid YAML"
+        position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise BadWebConfigError(f"{problem}{position}") from None
 
 
-_TAKES: dict[str, tuple[str, ...]] = {
+_EXPECTED: dict[str, tuple[str, ...]] = {
     "": WebConfig.__struct_encode_fields__,
     "tls_server_config": TLS.__struct_encode_fields__,
     "http_server_config": HTTP.__struct_encode_fields__,
@@ -250,21 +258,21 @@ _TAKES: dict[str, tuple[str, ...]] = {
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-Content-Type-Options": ("nosniff",),
 }
-_WORDS = {
-    "Object contains unknown field": "got the unknown key",
+_REPLACEMENTS = {
+    "Object contains unknown field": "unknown key",
     "Invalid enum value": "got",
-    "Expected `object`": "Expected keys and values",
-    "got `object`": "got keys and values",
-    "Expected `array`": "Expected a list",
+    "Expected `object`": "expected a mapping",
+    "got `object`": "got a mapping",
+    "Expected `array`": "expected a list",
     "got `array`": "got a list",
 }
 
 
-def _complaint(error: str) -> str:
-    """Return what msgspec says, with the key first and what it takes last."""
-    what, _, where = error.partition(" - at ")
+def _message(error: str) -> str:
+    """Return msgspec's message, with the key first and the expected values last."""
+    problem, _, where = error.partition(" - at ")
     path = re.sub(r"[`$]|\[\d+\]", "", where).strip(".")
-    takes = ", ".join(_TAKES.get(path.rpartition(".")[2], ()))
-    for theirs, ours in _WORDS.items():
-        what = what.replace(theirs, ours)
-    return f"{path or 'the file'}: {what}" + (f"; it takes {takes}" if takes else "")
+    expected = ", ".join(_EXPECTED.get(path.rpartition(".")[2], ()))
+    for old, new in _REPLACEMENTS.items():
+        problem = problem.replace(old, new)
+    return f"{path or 'the file'}: {problem}" + (f"; expected {expected}" if expected else "")

@@ -1,4 +1,4 @@
-"""What stands between the listener and strangers, and the file that says so, read again when it changes."""
+"""The security settings of the listener, and `--web.config.file`, which is reloaded when it changes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from celery_exporter.web.web_config import BadWebConfigError, headers, parse
 
 log = logging.getLogger(__name__)
 
-#: What a file was like when it was read: when it was written, how long it was, which one it was.
+#: Modification time (ns), size (bytes) and inode of a file.
 _Stamp = tuple[int, int, int] | None
 
 
 class WebSecurity(Struct, frozen=True):
-    """What a configuration comes to. `context` is None where the listener speaks plain HTTP."""
+    """The settings of a configuration. `context` is None if the listener uses plain HTTP."""
 
     context: ssl.SSLContext | None = None
     requires_certificate: bool = False
@@ -30,49 +30,49 @@ class WebSecurity(Struct, frozen=True):
 
 
 _TLS_FIELDS = ("context", "requires_certificate", "allowed_sans")
-#: What a listener without a file has: nothing.
-_OPEN = WebSecurity()
+_NO_SECURITY = WebSecurity()
 
 
-def unprotected() -> WebSecurity:
-    """Return what is in force where there is no file."""
-    return _OPEN
+def no_security() -> WebSecurity:
+    """Return the settings without a file: plain HTTP without authentication."""
+    return _NO_SECURITY
 
 
-class ProtectionFile:
-    """A `--web.config.file`. For one thread.
+class WebConfigReloader:
+    """A `--web.config.file` and its current settings. For one thread.
 
-    Raises BadWebConfigError when it cannot be used as it is made; later the last good one stays in force.
+    The constructor raises BadWebConfigError if the file is invalid. Later the last valid settings stay in
+    use.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamps: dict[Path, _Stamp] = {}
-        self._protection = self._read()
-        #: Whether what is in force is what the file says.
+        self._security = self._read()
+        #: Whether the settings in use are those of the file.
         self.up_to_date = True
 
     def current(self) -> WebSecurity:
-        """Return what is in force, after a look (of microseconds) whether one of the files has changed."""
-        if any(_stamp(path) != old for path, old in self._stamps.items()):
-            self._read_again()
-        return self._protection
+        """Return the settings in use; reload them first if a file has changed, which takes microseconds."""
+        if any(_stamp(path) != stamp for path, stamp in self._stamps.items()):
+            self._reload()
+        return self._security
 
-    def _read_again(self) -> None:
+    def _reload(self) -> None:
         try:
-            found = self._read()
+            security = self._read()
         except BadWebConfigError as error:
             self.up_to_date = False
-            log.warning("%s; the old configuration stays in force", error)
+            log.warning("%s; the old configuration stays in use", error)
             return
         self.up_to_date = True
-        if (found.context is None) is not (self._protection.context is None):
-            log.warning("--web.config.file: TLS is switched on and off by a restart only")
-            kept = {name: getattr(self._protection, name) for name in _TLS_FIELDS}
-            found = structs.replace(found, **kept)
+        if (security.context is None) is not (self._security.context is None):
+            log.warning("--web.config.file: turning TLS on or off requires a restart of the exporter")
+            old_tls = {name: getattr(self._security, name) for name in _TLS_FIELDS}
+            security = structs.replace(security, **old_tls)
             self.up_to_date = False
-        self._protection = found
-        log.info("--web.config.file: read again")
+        self._security = security
+        log.info("--web.config.file: reloaded")
 
     def _read(self) -> WebSecurity:
         self._stamps = {}
@@ -81,7 +81,7 @@ class ProtectionFile:
             section = config.tls_server_config
             sans = section.client_allowed_sans
             return WebSecurity(
-                context=tls.context(section, self._referenced) if section.enabled else None,
+                context=tls.server_context(section, self._referenced) if section.enabled else None,
                 requires_certificate=section.enabled and section.requires_certificate,
                 allowed_sans=None if sans is None else frozenset(sans),
                 users={name.encode(): hashed.encode() for name, hashed in config.basic_auth_users.items()},
@@ -93,9 +93,9 @@ class ProtectionFile:
             ) from None
         except BadWebConfigError as error:
             raise BadWebConfigError(f"--web.config.file: {self._path}: {error}") from None
-        except ValueError:  # a zero byte in a path, half of a character in a name
+        except ValueError:  # a null byte in a path, a lone surrogate in a name
             raise BadWebConfigError(
-                f"--web.config.file: {self._path}: there is a character in it that cannot be used"
+                f"--web.config.file: {self._path}: it contains an invalid character"
             ) from None
 
     def _referenced(self, key: str, name: str) -> bytes:
@@ -108,14 +108,14 @@ class ProtectionFile:
             ) from None
 
     def _content(self, path: Path) -> bytes:
-        self._stamps[path] = _stamp(path)  # before: who writes it meanwhile changes it
+        self._stamps[path] = _stamp(path)  # before the content, so that a write in between is a change
         return path.read_bytes()
 
 
 def _stamp(path: Path) -> _Stamp:
-    """Return None for what is not there, and for a pipe, which can be read once only."""
+    """Return None for a missing file, and for a pipe, which can be read only once."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return (found.st_mtime_ns, found.st_size, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_mtime_ns, status.st_size, status.st_ino) if stat.S_ISREG(status.st_mode) else None

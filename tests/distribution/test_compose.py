@@ -226,9 +226,9 @@ def test_a_worker_is_asked_by_the_name_that_it_has():
 
 
 SHOW = """
-from celery_exporter.demo.tasks import app, ledger
+from celery_exporter.demo.tasks import app, outcome_store
 print(app.conf.broker_url, app.conf.result_backend, app.conf.task_ignore_result)
-print(ledger()._redis.connection_pool.connection_kwargs["host"])
+print(outcome_store()._redis.connection_pool.connection_kwargs["host"])
 """
 
 

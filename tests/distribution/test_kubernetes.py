@@ -16,14 +16,14 @@ from harness.memory_limits import MAX_MEMORY_BYTES
 from harness.processes import ROOT, missing, need
 
 import celery_exporter
-from celery_exporter.app import STOP_TIMEOUT
+from celery_exporter.app import STOP_TIMEOUT_SECONDS
 from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.metrics.model import TASK_LABELS, MetricOptions
 from celery_exporter.metrics.registry import select
 from celery_exporter.monitor.monitor import LAST_SAVE_SECONDS
 from celery_exporter.web.auth import UNAUTHENTICATED_PATHS
-from celery_exporter.web.healthcheck import PATIENCE
+from celery_exporter.web.healthcheck import TIMEOUT_SECONDS
 
 KUBERNETES = ROOT / "deploy/kubernetes"
 SECOND = ROOT / "deploy/kubernetes-second-broker"
@@ -277,10 +277,10 @@ def test_probes_ask_what_the_exporter_answers(deployment):
 def test_probes_are_patient_with_the_process_and_not_with_its_subscription(deployment):
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     live, ready = container["livenessProbe"], container["readinessProbe"]
-    assert live["timeoutSeconds"] >= PATIENCE
+    assert live["timeoutSeconds"] >= TIMEOUT_SECONDS
     assert live["failureThreshold"] >= 3
     assert live["failureThreshold"] * live["periodSeconds"] <= 60
-    assert ready["timeoutSeconds"] >= PATIENCE
+    assert ready["timeoutSeconds"] >= TIMEOUT_SECONDS
     assert ready["failureThreshold"] * ready["periodSeconds"] <= 15
 
 
@@ -292,7 +292,7 @@ def test_behind_a_password_the_probe_of_the_process_still_asks_what_is_open(depl
 def test_it_has_time_to_end(deployment):
     assert (
         deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-        > STOP_TIMEOUT + LAST_SAVE_SECONDS
+        > STOP_TIMEOUT_SECONDS + LAST_SAVE_SECONDS
     )
 
 

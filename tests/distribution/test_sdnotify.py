@@ -143,7 +143,7 @@ def test_no_systemd(tmp_path, running, environment):
 def test_a_socket_that_nobody_holds_is_told_in_the_log(tmp_path, running):
     """systemd will end what it does not hear of; then this line says why."""
     app = running(exporter(tmp_path, {"NOTIFY_SOCKET": str(tmp_path / "nosuch")}))
-    eventually(lambda: "cannot tell systemd READY=1" in app.text())
+    eventually(lambda: "cannot notify systemd of READY=1" in app.text())
 
 
 def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path, running, manager):

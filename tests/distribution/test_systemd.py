@@ -17,7 +17,7 @@ from harness.processes import ROOT, need
 from harness.waiting import eventually
 from resilience.availability_contract import WORST
 
-from celery_exporter.app import STOP_TIMEOUT
+from celery_exporter.app import STOP_TIMEOUT_SECONDS
 from celery_exporter.cli.common import EXIT_USAGE
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.monitor.monitor import LAST_SAVE_SECONDS
@@ -137,7 +137,7 @@ def test_it_is_restarted_when_it_is_stuck_or_gone_and_for_ever():
 
 
 def test_it_has_time_to_end():
-    assert seconds("TimeoutStopSec") > STOP_TIMEOUT + LAST_SAVE_SECONDS
+    assert seconds("TimeoutStopSec") > STOP_TIMEOUT_SECONDS + LAST_SAVE_SECONDS
 
 
 def test_it_can_tell_when_it_was_started():

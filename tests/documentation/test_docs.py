@@ -24,7 +24,7 @@ import yaml
 from celery.app.defaults import NAMESPACES, flatten
 from harness.processes import ROOT, need
 from harness.statuses import serve_status
-from unit.test_golden_replay import surroundings
+from unit.test_golden_replay import exporter_state
 
 from celery_exporter.cli.main import _command
 from celery_exporter.core.aggregates import Aggregates
@@ -98,7 +98,7 @@ def test_what_brokers_say_is_in_the_table():
 
 def test_each_metric_says_when_it_is_absent_if_it_can_be():
     """An exporter that has just begun, and knows nothing, is what shows it."""
-    nothing = surroundings(0.0)
+    nothing = exporter_state(0.0)
     nothing = type(nothing)(
         **{field: getattr(nothing, field) for field in nothing.__struct_fields__}
         | {"queue_stats": {}, "unacked": None, "jobs": [], "event_lag": None, "last_event": None}

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from harness.processes import ROOT, need
 from msgspec import structs
-from unit.test_golden_replay import TAPE, read, replay
+from unit.test_golden_replay import RECORDING, read, replay
 
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import MetricFamily, MetricOptions
@@ -109,7 +109,7 @@ def busy() -> list[tuple[float, bytes]]:
     for number, (worker, queue, active, cut) in enumerate(WORKERS):
         mine = [
             (at, body.decode())
-            for at, body in read(TAPE)
+            for at, body in read(RECORDING)
             if b"worker-offline" not in body or worker == LEAVES
         ]
         for at, body in mine[: len(mine) - cut] + mine[-1:]:

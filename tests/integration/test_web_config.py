@@ -28,7 +28,7 @@ PASSWORD = "p@ss/w0rd:secret"
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"prometheus:{PASSWORD}".encode()).decode()}
 VERIFY = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "clients.pem"}
-STAYS = "; the old configuration stays in force"
+STAYS = "; the old configuration stays in use"
 HEADERS = {
     "X-Frame-Options": "deny",
     "X-Content-Type-Options": "nosniff",
@@ -281,7 +281,7 @@ def test_tls_is_switched_off_by_a_restart_only(guarded):
     exporter = guarded(tls_server_config={})
     exporter.configure(basic_auth_users={"prometheus": HASH})
     assert exporter.get("/metrics").status == 401
-    assert "TLS is switched on and off by a restart only" in exporter.text()
+    assert "turning TLS on or off requires a restart" in exporter.text()
 
 
 # -- client certificates -----------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ def test_a_real_prometheus_scrapes_through_all_of_it_and_through_a_rotation(tmp_
         (None, "cannot read"),
         (
             "tls_server_config: {min_version: TLS14}",
-            "min_version: got 'TLS14'; it takes TLS10, TLS11, TLS12, TLS13",
+            "min_version: got 'TLS14'; expected TLS10, TLS11, TLS12, TLS13",
         ),
         ("basic_auth_users: {alice: hunter2}", "no bcrypt hash for 'alice'"),
         ("tls_server_config: {cert_file: a.pem, key_file: b.pem}", "a.pem: No such file"),

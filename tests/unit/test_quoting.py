@@ -1,9 +1,8 @@
-"""What is printed to be pasted is one word of bash, whatever is in it, and moves no terminal's cursor."""
+"""Texts from external sources, escaped for terminals, JSON documents and shell commands."""
 
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.quoting import printable, printable_json, shell_word
-from celery_exporter.runtime.logging import LineFormatter
 
 texts = st.text(st.sampled_from(AWKWARD) | st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -23,15 +21,15 @@ texts = st.text(st.sampled_from(AWKWARD) | st.characters(exclude_categories=["Cs
     ["", "-", "'", "\\", "$(touch x)", "`x`", "$IFS", ";", "a b", "!!", "~", "*", "\x1b]0;x\x07", "\x7f1"]
 )
 @example(["a\nb", "\n", "\x01'\"\\", "é\u202e", "\x85", "\0", "\ud7ff\x9b[2J", "$'\\x41'\x02"])
-def test_bash_reads_each_text_as_one_word(found):
-    words = " ".join(map(shell_word, found))
+def test_bash_reads_each_text_as_one_word(values):
+    words = " ".join(map(shell_word, values))
     assert words.isprintable()
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {words}"], capture_output=True, check=True)
-    assert done.stdout.decode().split("\0")[:-1] == [text.replace("\0", "?") for text in found]
+    assert done.stdout.decode().split("\0")[:-1] == [text.replace("\0", "?") for text in values]
 
 
 @pytest.mark.parametrize("text", ["celery", "worker@host", "10.0.0.1", "/", "a-b_c.d:e"])
-def test_what_needs_no_quotes_has_none(text):
+def test_word_without_special_characters_has_no_quotes(text):
     assert shell_word(text) == text
 
 
@@ -40,24 +38,14 @@ anything = st.text(st.sampled_from(AWKWARD) | st.characters(), max_size=30)
 
 @given(anything)
 @example("\x1b]0;x\x07\x9b2J\u202e\u2028\r\n\0\ud800\U000e0001")
-def test_a_terminal_obeys_nothing_in_a_line(text):
+def test_line_has_only_printable_characters(text):
     assert printable(text).isprintable()
     assert len(printable(text)) == len(text)
 
 
 @given(anything)
 @example("\x1b]0;x\x07\x9b2J\u202e\u2028\r\n\0\U000e0001\U0001f600")
-def test_a_terminal_obeys_nothing_in_a_json_document_and_its_value_is_the_same(text):
+def test_json_document_is_printable_and_has_the_same_value(text):
     document = printable_json(json.dumps([text], ensure_ascii=False, indent=1))
     assert all(line.isprintable() for line in document.split("\n"))
     assert json.loads(document) == [text]
-
-
-@given(anything)
-def test_a_terminal_obeys_nothing_in_a_log_and_its_reader_finds_the_text(text):
-    record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
-    lines = {form: LineFormatter(form).format(record) for form in ("logfmt", "json")}
-    assert all(line.isprintable() for line in lines.values())
-    assert json.loads(lines["json"])["msg"] == text
-    said = lines["logfmt"].partition(" msg=")[2]
-    assert (json.loads(said) if said.startswith('"') else said) == text

@@ -1,11 +1,11 @@
-// The status page, said anew every two seconds from /api/v1/status. What the columns are stands in the page's
-// table heads; how a value is written is as in celery_exporter/status/columns.py, and a test compares the two.
+// Refreshes the status page every two seconds from /api/v1/status. The table heads of the page define the columns.
+// Values are formatted as in celery_exporter/status/columns.py; a test compares the two.
 "use strict";
 
-const EVERY = 2000; // ms
-const PATIENCE = 8000; // ms that an answer may take
+const REFRESH_MS = 2000;
+const TIMEOUT_MS = 8000;
 const UNKNOWN = "–";
-const LENGTHS = 900, WIDTH = 120, HEIGHT = 24; // as in status.py and web/page.py
+const HISTORY_SECONDS = 900, WIDTH = 120, HEIGHT = 24; // as in status/thresholds.py and web/status_page.py
 
 const byId = (id) => document.getElementById(id);
 const grouped = (number) => number.toLocaleString("en-US");
@@ -49,7 +49,7 @@ const KINDS = {
   sum: (value) => grouped(total(value)),
 };
 
-const get = (row, field) => field.split(".").reduce((found, name) => found?.[name] ?? null, row);
+const get = (row, field) => field.split(".").reduce((value, name) => value?.[name] ?? null, row);
 
 function make(name, properties = {}, ...children) {
   const element = document.createElement(name);
@@ -64,41 +64,41 @@ function cell({ field, kind, of }, title, row, now) {
   const value = get(row, field);
   if (kind === "line") return make("td", { class: "line" }, ...line(value, now));
   if (kind === "part") return make("td", { class: "part" }, ...part(value, get(row, of), title));
-  const shown = said({ field, kind }, row, now);
-  const more = kind === "up" || kind === "yes" ? shown : "";
-  return make("td", { class: `${kind} ${more}` }, shown);
+  const text = formatted({ field, kind }, row, now);
+  const state = kind === "up" || kind === "yes" ? text : "";
+  return make("td", { class: `${kind} ${state}` }, text);
 }
 
-function said({ field, kind }, row, now) {
+function formatted({ field, kind }, row, now) {
   const value = get(row, field);
   return value === null ? UNKNOWN : KINDS[kind](value, now);
 }
 
 function part(value, whole, title) {
   if (value === null) return [UNKNOWN];
-  const said = `${grouped(value)} / ${whole === null ? UNKNOWN : grouped(whole)}`;
-  if (!whole) return [said];
-  return [make("meter", { min: 0, max: whole, value: value, "aria-label": title }), " ", said];
+  const text = `${grouped(value)} / ${whole === null ? UNKNOWN : grouped(whole)}`;
+  if (!whole) return [text];
+  return [make("meter", { min: 0, max: whole, value: value, "aria-label": title }), " ", text];
 }
 
 function line(points, now) {
-  const known = points.filter(([, length]) => length !== null);
-  if (!known.length) return [UNKNOWN];
-  const lengths = known.map(([, length]) => length);
+  const measured = points.filter(([, length]) => length !== null);
+  if (!measured.length) return [UNKNOWN];
+  const lengths = measured.map(([, length]) => length);
   const least = Math.min(...lengths), most = Math.max(...lengths);
   const scale = (HEIGHT - 2) / Math.max(most, 1);
-  const place = ([at, length]) =>
-    `${fixed((1 - (now - at) / LENGTHS) * WIDTH, 1)},${fixed(HEIGHT - 1 - length * scale, 1)}`;
-  const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const coordinates = ([at, length]) =>
+    `${fixed((1 - (now - at) / HISTORY_SECONDS) * WIDTH, 1)},${fixed(HEIGHT - 1 - length * scale, 1)}`;
+  const chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const properties = {
     viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, role: "img",
     "aria-label": `between ${grouped(least)} and ${grouped(most)}`,
   };
-  for (const [key, value] of Object.entries(properties)) drawing.setAttribute(key, value);
-  const path = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-  path.setAttribute("points", known.map(place).join(" "));
-  drawing.append(path);
-  return [drawing, make("small", {}, `max ${grouped(most)}`)];
+  for (const [key, value] of Object.entries(properties)) chart.setAttribute(key, value);
+  const polyline = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+  polyline.setAttribute("points", measured.map(coordinates).join(" "));
+  chart.append(polyline);
+  return [chart, make("small", {}, `max ${grouped(most)}`)];
 }
 
 // -- tables ---------------------------------------------------------------------------------------------
@@ -107,21 +107,21 @@ const tables = [...document.querySelectorAll("table")].map((table) => ({
   table,
   columns: [...table.querySelectorAll("th")].map((head) => ({ head, ...head.dataset })),
 }));
-const sorted = byId("tasks");
+const taskTable = byId("tasks");
 const search = document.querySelector("input[name=filter]");
-let newest = null; // the status that is shown
-let timer = null; // of the next look
+let newest = null; // the status on the page
+let timer = null; // of the next refresh
 
-const moments = new Set([...sorted.querySelectorAll("[data-kind=ago]")].map((head) => head.dataset.field));
+const timestamps = new Set([...taskTable.querySelectorAll("[data-kind=ago]")].map((head) => head.dataset.field));
 
 function rank(row, field) {
   const value = get(row, field);
   if (value === null) return null;
-  return typeof value === "object" ? total(value) : moments.has(field) ? -value : value;
+  return typeof value === "object" ? total(value) : timestamps.has(field) ? -value : value;
 }
 
 function ordered(rows) {
-  const sort = sorted.dataset.sort, field = sort.replace(/^-/, ""), sign = sort === field ? 1 : -1;
+  const sort = taskTable.dataset.sort, field = sort.replace(/^-/, ""), sign = sort === field ? 1 : -1;
   const compare = (a, b) => {
     const [left, right] = [rank(a, field), rank(b, field)];
     if (left === null || right === null) return (left === null) - (right === null);
@@ -133,20 +133,20 @@ function ordered(rows) {
 function fill({ table, columns }, status) {
   let rows = status[table.id];
   byId(`${table.id}-count`).textContent = grouped(rows.length);
-  if (table === sorted) {
+  if (table === taskTable) {
     const contains = search.value.toLowerCase();
     rows = ordered(rows.filter((row) => row.name.toLowerCase().includes(contains)));
   }
-  const most = Number(table.dataset.most);
-  const shown = rows.slice(0, most).map((row) =>
+  const limit = Number(table.dataset.most);
+  const lines = rows.slice(0, limit).map((row) =>
     make("tr", {}, ...columns.map((column) => cell(column, column.head.textContent, row, status.at))));
-  if (!shown.length) shown.push(make("tr", {}, make("td", { colspan: columns.length }, table.dataset.empty)));
-  table.tBodies[0].replaceChildren(...shown);
+  if (!lines.length) lines.push(make("tr", {}, make("td", { colspan: columns.length }, table.dataset.empty)));
+  table.tBodies[0].replaceChildren(...lines);
   byId(`${table.id}-more`).textContent =
-    rows.length > most ? `and ${grouped(rows.length - most)} more` : "";
+    rows.length > limit ? `and ${grouped(rows.length - limit)} more` : "";
 }
 
-// -- all of it ------------------------------------------------------------------------------------------
+// -- page -----------------------------------------------------------------------------------------------
 
 function finding({ severity, message, remedy, alert }) {
   const runbook = alert ? [" ", make("a", { href: `runbooks#${alert.toLowerCase()}` }, alert)] : [];
@@ -160,50 +160,50 @@ function show(status) {
   byId("at").textContent = clock(status.at);
   byId("exporter").textContent = status.exporter_version;
   byId("broker").className = status.broker.up ? "good" : "bad";
-  for (const entry of byId("broker").querySelectorAll("dd")) entry.textContent = said(entry.dataset, status, status.at);
-  const wrong = status.findings.filter(({ severity }) => severity !== "ok").map(finding);
-  const well = make("li", { class: "ok" }, "Nothing: what can be seen from here is well.");
-  byId("findings").replaceChildren(...(wrong.length ? wrong : [well]));
+  for (const entry of byId("broker").querySelectorAll("dd")) entry.textContent = formatted(entry.dataset, status, status.at);
+  const problems = status.findings.filter(({ severity }) => severity !== "ok").map(finding);
+  const none = make("li", { class: "ok" }, "No problems found.");
+  byId("findings").replaceChildren(...(problems.length ? problems : [none]));
   tables.forEach((table) => fill(table, status));
 }
 
-function stale(why) {
-  byId("fresh").classList.toggle("stale", Boolean(why));
-  if (byId("why").textContent !== why) byId("why").textContent = why; // what changes is read aloud
+function showError(reason) {
+  byId("fresh").classList.toggle("stale", Boolean(reason));
+  if (byId("why").textContent !== reason) byId("why").textContent = reason; // screen readers read each change
 }
 
 async function update() {
   try {
-    const answer = await fetch("api/v1/status", { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
-    if (!answer.ok) throw new Error(`it answers ${answer.status}`);
+    const answer = await fetch("api/v1/status", { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+    if (!answer.ok) throw new Error(`status ${answer.status}`);
     show(await answer.json());
-    stale("");
+    showError("");
   } catch (error) {
-    stale(` No news since: ${error.message}.`);
+    showError(` Refresh failed: ${error.message}.`);
   }
   clearTimeout(timer);
-  if (!document.hidden) timer = setTimeout(update, EVERY);
+  if (!document.hidden) timer = setTimeout(update, REFRESH_MS);
 }
 
-function chosen() {
+function applyChoice() {
   if (newest) show(newest);
-  const query = new URLSearchParams({ sort: sorted.dataset.sort, filter: search.value });
-  history.replaceState(null, "", `?${query}`); // the last thing: browsers refuse it to who types too fast
+  const query = new URLSearchParams({ sort: taskTable.dataset.sort, filter: search.value });
+  history.replaceState(null, "", `?${query}`); // last: browsers throw an error if it is called too often
 }
 
 function sortBy(event, { head, field, kind }) {
   event.preventDefault();
-  const [first, other] = kind === "text" ? [field, `-${field}`] : [`-${field}`, field];
-  sorted.dataset.sort = sorted.dataset.sort === first ? other : first;
-  for (const each of sorted.querySelectorAll("th")) each.setAttribute("aria-sort", "none");
-  head.setAttribute("aria-sort", sorted.dataset.sort === field ? "ascending" : "descending");
-  chosen();
+  const [first, second] = kind === "text" ? [field, `-${field}`] : [`-${field}`, field];
+  taskTable.dataset.sort = taskTable.dataset.sort === first ? second : first;
+  for (const other of taskTable.querySelectorAll("th")) other.setAttribute("aria-sort", "none");
+  head.setAttribute("aria-sort", taskTable.dataset.sort === field ? "ascending" : "descending");
+  applyChoice();
 }
 
 document.body.classList.add("scripted");
-for (const column of tables.find(({ table }) => table === sorted).columns)
+for (const column of tables.find(({ table }) => table === taskTable).columns)
   column.head.querySelector("a").addEventListener("click", (event) => sortBy(event, column));
-search.addEventListener("input", chosen);
+search.addEventListener("input", applyChoice);
 byId("filter").addEventListener("submit", (event) => event.preventDefault());
 document.addEventListener("visibilitychange", () => document.hidden || update());
 update();

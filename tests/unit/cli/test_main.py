@@ -1,4 +1,4 @@
-"""`--help` in groups, `--version`, and what a shell completes."""
+"""`--help`, `--version` and shell completion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.exporter import run_cli
 from celery_exporter import __version__
 from celery_exporter.config.options import OPTIONS
 from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
-from celery_exporter.runtime.version import about
+from celery_exporter.runtime.version import version_text
 
 GROUPS = list(dict.fromkeys(option.group for option in OPTIONS))
 
@@ -29,32 +29,32 @@ def page(request) -> list[str]:
     return lines
 
 
-def test_options_of_a_group_stand_together():
+def test_options_of_a_group_are_adjacent():
     assert [group for group, _ in groupby(option.group for option in OPTIONS)] == GROUPS
 
 
 def test_help_has_each_option_under_the_heading_of_its_group(page):
     headings = [line.removesuffix(":") for line in page if line.endswith(":") and not line.startswith(" ")]
     assert headings == [*GROUPS, "Other", "Commands"]
-    found = {}
+    groups = {}
     for line in page:
         if not line.startswith(" "):
             heading = line.removesuffix(":")
         words = line.replace(",", "").split()
-        found |= {word: heading for word in words[:2] if line.startswith("  -") and word.startswith("--")}
-    assert {name: found[name] for name in found if name not in ("--help", "--version")} == {
+        groups |= {word: heading for word in words[:2] if line.startswith("  -") and word.startswith("--")}
+    assert {name: groups[name] for name in groups if name not in ("--help", "--version")} == {
         f"--{option.name}": option.group for option in OPTIONS
     }
 
 
 def test_help_ends_with_examples_whose_options_exist(page):
     examples = page[page.index("  Examples:") :]
-    named = {word.rstrip(".,") for line in examples for word in line.split() if word.startswith("--")}
-    assert "--broker-url" in named
-    assert named <= {f"--{option.name}" for option in OPTIONS}
+    options = {word.rstrip(".,") for line in examples for word in line.split() if word.startswith("--")}
+    assert "--broker-url" in options
+    assert options <= {f"--{option.name}" for option in OPTIONS}
 
 
-def shown(command: str) -> list[str]:
+def help_of(command: str) -> list[str]:
     done = run_cli(command, "--help", environment={"COLUMNS": "80"})
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -64,25 +64,25 @@ def shown(command: str) -> list[str]:
 
 @pytest.mark.parametrize("command", ["doctor", "record", "replay", "top"])
 def test_help_of_a_command_has_the_same_groups_and_ends_with_examples_of_its_options(command):
-    lines = shown(command)
+    lines = help_of(command)
     options, examples = lines[: lines.index("  Examples:")], lines[lines.index("  Examples:") + 1 :]
     headings = [line.removesuffix(":") for line in options if line.endswith(":") and line[0] != " "]
     assert headings == ["Options", *(group for group in GROUPS if group in headings)]
     assert "Broker" in headings
     assert all(f"celery-exporter {command}" in line or line.lstrip().startswith("--") for line in examples)
-    given = {word for line in examples for word in line.split() if word.startswith("--")}
-    assert given <= {word.rstrip(",") for line in options for word in line.split()[:2]}
+    used = {word for line in examples for word in line.split() if word.startswith("--")}
+    assert used <= {word.rstrip(",") for line in options for word in line.split()[:2]}
 
 
-def test_help_of_the_doctor_names_each_check():
-    lines = shown("doctor")
+def test_help_of_doctor_names_each_check():
+    lines = help_of("doctor")
     rows = lines[lines.index("  Checks, in this order:") + 1 : lines.index("  Examples:")]
     listed = " ".join(row[len("    Prometheus  ") :] for row in rows)
     names = [name for checks in CHECKS_BY_SUBJECT.values() for name in checks]
     assert re.findall(r"[^\s,]+", listed) == names
 
 
-def test_no_command_is_cut_short_in_the_list(page):
+def test_help_texts_of_commands_fit_the_list(page):
     commands = page[page.index("Commands:") : page.index("  Examples:")]
     assert not [line for line in commands if line.endswith("...")]
 
@@ -90,20 +90,20 @@ def test_no_command_is_cut_short_in_the_list(page):
 # -- version -------------------------------------------------------------------------------------------
 
 
-def test_version_is_a_line_for_scripts_and_one_for_people():
+def test_version_option_prints_two_lines():
     done = run_cli("--version")
     first, second = done.stdout.splitlines()
     assert (done.returncode, first) == (0, f"celery-exporter {__version__}")
-    for what in ("Python 3.", "celery ", "kombu ", "redis ", "prometheus_client "):
-        assert what in second
-    assert done.stdout == about(__version__) + "\n"
+    for part in ("Python 3.", "celery ", "kombu ", "redis ", "prometheus_client "):
+        assert part in second
+    assert done.stdout == version_text(__version__) + "\n"
 
 
 # -- completion ----------------------------------------------------------------------------------------
 
 
 def completed(*words: str) -> list[str]:
-    """Return what a shell is told after these words, the last of which is being typed."""
+    """Return the completions after these words, the last of which is being typed."""
     done = run_cli(
         environment={
             "_CELERY_EXPORTER_COMPLETE": "bash_complete",
@@ -115,7 +115,7 @@ def completed(*words: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "found"),
+    ("words", "expected"),
     [
         (
             ["--brok"],
@@ -137,16 +137,16 @@ def completed(*words: str) -> list[str]:
     ],
     ids=" ".join,
 )
-def test_words_are_completed(words, found):
-    assert completed(*words) == [f"plain,{each}" for each in found]
+def test_words_are_completed(words, expected):
+    assert completed(*words) == [f"plain,{word}" for word in expected]
 
 
 @pytest.mark.parametrize("option", [option.name for option in OPTIONS if option.metavar == "PATH"])
-def test_paths_are_completed_as_such(option):
+def test_paths_are_completed_by_the_shell(option):
     assert completed(f"--{option}", "/et") == ["file,/et"]
 
 
-def test_bash_takes_the_completion_as_the_docs_say():
+def test_completion_works_in_bash_as_documented():
     script = """
     eval "$(_CELERY_EXPORTER_COMPLETE=bash_source celery-exporter)"
     COMP_WORDS=(celery-exporter --broker-url-); COMP_CWORD=1

@@ -1,4 +1,4 @@
-"""Memory that is not used any more goes back to the system."""
+"""Unused memory is returned to the operating system."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-#: The first block teaches glibc to keep what is as large; of the others one is freed that is not the last.
+#: The first block raises glibc's threshold. Then a large block is freed that is not the last one of the heap.
 BLOCKS = """
 import sys, psutil
 from celery_exporter.runtime import malloc
@@ -16,20 +16,21 @@ if sys.argv[1] == "return_large":
     malloc.return_large()
 bytearray(24 << 20)
 before = psutil.Process().memory_info().rss
-table, stays = b"x" * (20 << 20), b"x" * 100_000
+table, last = b"x" * (20 << 20), b"x" * 100_000
 del table
 print(psutil.Process().memory_info().rss - before)
 """
 
 
-def kept(how: str) -> int:
+def kept_bytes(how: str) -> int:
+    """Return how many bytes the process keeps after it has freed 20 MiB."""
     command = [sys.executable, "-c", BLOCKS, how]
     return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
 @pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="other C libraries keep nothing, or cannot be asked"
+    platform.libc_ver()[0] != "glibc", reason="other C libraries keep no blocks, or have no mallopt"
 )
-def test_what_a_large_table_took_is_given_back():
-    assert kept("as it is") > 15 << 20, "then nobody has to ask for it"
-    assert kept("return_large") < 5 << 20
+def test_large_block_is_returned():
+    assert kept_bytes("default") > 15 << 20, "otherwise return_large is not needed"
+    assert kept_bytes("return_large") < 5 << 20

@@ -1,101 +1,76 @@
-"""The pages, asked without a server between."""
+"""The routes of the web server, requested without a server."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import re
-import threading
-import time
-from types import SimpleNamespace
 from typing import Any
+
+import pytest
+from harness import statuses
 
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
-from celery_exporter.metrics.model import MetricFamily
 from celery_exporter.web.app import build
-from celery_exporter.web.render import RENDERERS, MetricsPage
-
-PATIENCE = 10.0  # seconds, for what takes milliseconds
+from celery_exporter.web.render import MetricsPage
 
 
-class Pages:
-    """An application whose only metric is the number of the snapshot, which is taken when `go` is set."""
+def get(
+    path: str, *, is_ready: bool = True, broker: str = "redis://localhost", **options: Any
+) -> tuple[int, str]:
+    """Return the status and the text of an answer."""
 
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.begun = threading.Semaphore(0)
-        self._numbers = itertools.count(1)
-        row = MetricFamily(
-            "celery_snapshot", "gauge", "Which one.", (), lambda snapshot: [((), snapshot.number)]
-        )
-        page = MetricsPage(self._snapshot, Exposition([row]), SeriesTracker(0.0, 0.0))
-        self.app = build(page, lambda: True, str)
+    async def request() -> list[dict[str, Any]]:
+        page = MetricsPage(lambda: None, Exposition([]), SeriesTracker(0.0, 0.0))
+        app = build(page, lambda: is_ready, lambda: broker, **options)
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+        messages: list[dict[str, Any]] = []
 
-    def _snapshot(self) -> Any:
-        found = next(self._numbers)
-        self.begun.release()
-        assert self.go.wait(PATIENCE)
-        return SimpleNamespace(number=found, exporter=SimpleNamespace(at=time.time(), started=time.time()))
+        async def send(message: dict[str, Any]) -> None:
+            messages.append(message)
 
-    async def ask(self, *headers: tuple[bytes, bytes], client: str = "10.0.0.1") -> float:
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/metrics",
-            "query_string": b"",
-            "headers": list(headers),
-            "client": (client, 1),
-        }
-        sent = []
+        await app(scope, None, send)
+        return messages
 
-        async def send(message) -> None:
-            sent.append(message)
-
-        await self.app(scope, None, send)
-        return float(re.search(rb"^celery_snapshot (\S+)$", sent[1]["body"], re.MULTILINE)[1])
+    start, *bodies = asyncio.run(request())
+    return start["status"], b"".join(body["body"] for body in bodies).decode()
 
 
-def test_a_crowd_that_wants_the_same_waits_for_one_page_more():
-    async def driver() -> None:
-        pages = Pages()
-        busy = []
-        for _ in range(RENDERERS):
-            busy.append(asyncio.create_task(pages.ask()))
-            assert await asyncio.to_thread(pages.begun.acquire, timeout=PATIENCE)
-        crowd = [asyncio.create_task(pages.ask()) for _ in range(200)]
-        await asyncio.sleep(0)
-        pages.go.set()
-        assert await asyncio.gather(*busy) == [*range(1, RENDERERS + 1)]
-        assert set(await asyncio.gather(*crowd)) == {RENDERERS + 1}
-
-    asyncio.run(driver())
+@pytest.mark.parametrize("path", ["/-/ready", "/health"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (200, "ready\n")),
+        ({"is_ready": False}, (503, "not ready: no live event subscription on the broker\n")),
+        ({"is_ready": False, "no_events": "SQS has no fanout"}, (503, "not ready: SQS has no fanout\n")),
+    ],
+    ids=["ready", "not ready", "no events"],
+)
+def test_readiness_is_that_of_the_event_subscription(path, options, expected):
+    assert get(path, **options) == expected
 
 
-def test_nobody_gets_a_page_whose_snapshot_is_older_than_the_question():
-    async def driver() -> None:
-        pages = Pages()
-        first = asyncio.create_task(pages.ask())
-        assert await asyncio.to_thread(pages.begun.acquire, timeout=PATIENCE)
-        second = asyncio.create_task(pages.ask())
-        assert await asyncio.to_thread(pages.begun.acquire, timeout=PATIENCE), "it has to be made anew"
-        pages.go.set()
-        assert (await first, await second) == (1, 2)
-
-    asyncio.run(driver())
+@pytest.mark.parametrize("path", ["/-/healthy", "/healthcheck"])
+def test_liveness_is_independent_of_the_broker(path):
+    status, text = get(path, is_ready=False)
+    assert (status, text.strip().lower()) == (200, "ok")
 
 
-def test_scrapers_and_people_get_pages_of_their_own():
-    async def driver() -> list[float]:
-        pages = Pages()
-        pages.go.set()
-        scrape = (b"x-prometheus-scrape-timeout-seconds", b"10")
-        asked = (
-            pages.ask(),
-            pages.ask(scrape),
-            pages.ask(scrape, client="10.0.0.2"),
-            pages.ask((b"accept", b"application/openmetrics-text")),
-        )
-        return await asyncio.gather(*asked)
+def test_without_a_status_there_is_a_landing_page_with_links():
+    status, text = get("/", broker="redis://<script>")
+    assert status == 200
+    assert "redis://&lt;script&gt;" in text
+    for path in ("/metrics", "/-/ready", "/health", "/-/healthy", "/runbooks"):
+        assert f'<a href="{path.removeprefix("/")}">{path}</a>' in text
+        assert get(path)[0] == 200
+    assert get("/api/v1/status")[0] == 404
 
-    assert sorted(asyncio.run(driver())) == [1, 2, 3, 4]
+
+def test_with_a_status_there_is_a_status_page():
+    status = statuses.ordinary
+    assert "<h1>celery-exporter" in get("/", status=status)[1]
+    assert get("/api/v1/status", status=status)[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics/", "/nosuch", "/static/nosuch.js", "/static/../app.py"])
+def test_unknown_path_is_not_found(path):
+    assert get(path)[0] == 404

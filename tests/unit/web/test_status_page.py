@@ -1,28 +1,23 @@
-"""The status page as HTML and JSON, of statuses made by hand; for a browser see live/test_status_page.py."""
+"""The status page as HTML. For tests in a browser see tests/integration/test_status_page.py."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-import time
 from html.parser import HTMLParser
 
 import msgspec
 import pytest
 from harness import statuses
-from harness.statuses import HOSTILE_NAMES, NOW, failure, queue, status, task, worker
+from harness.statuses import HOSTILE_NAMES, failure, queue, status, task, worker
 
 from celery_exporter.core.types import State
 from celery_exporter.status.columns import TABLES, UNKNOWN, fixed, ordered, seconds
-from celery_exporter.status.model import Status
-from celery_exporter.web import status_page as page
-from celery_exporter.web.status_routes import LASTS, _Newest
+from celery_exporter.web import status_page
 
 VOID = {"meta", "link", "br", "input"}
 
 
 class Parsed(HTMLParser):
-    """A page that is well-formed, or an AssertionError: its elements, and its tables as texts."""
+    """The elements of a page, and the texts of its tables. Raises AssertionError if it is malformed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -33,17 +28,17 @@ class Parsed(HTMLParser):
         self.feed(text)
         self.close()
         assert self.open == []
-        assert len(self.ids) == len(set(self.ids)), "an id stands twice"
+        assert len(self.ids) == len(set(self.ids)), "duplicate id"
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        assert len(attributes) == len(dict(attributes)), f"an attribute of {tag} stands twice"
-        found = dict(attributes)
-        self.elements.append((tag, found))
-        self.ids += [found["id"] or ""] if "id" in found else []
+        assert len(attributes) == len(dict(attributes)), f"duplicate attribute of {tag}"
+        values = dict(attributes)
+        self.elements.append((tag, values))
+        self.ids += [values["id"] or ""] if "id" in values else []
         if tag not in VOID:
             self.open.append(tag)
         if tag == "table":
-            self.rows = self.tables[found["id"] or ""] = []
+            self.rows = self.tables[values["id"] or ""] = []
         elif tag == "tr":
             self.rows.append([])
         elif tag in {"td", "th"}:
@@ -54,7 +49,7 @@ class Parsed(HTMLParser):
         self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> ends nothing"
+        assert self.open, f"</{tag}> without a start tag"
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -66,93 +61,71 @@ class Parsed(HTMLParser):
         return [row[heads.index(title)] for row in rows]
 
 
-def names(*, sort: str = page.SORT, contains: str = "", tasks=None) -> list[str]:
-    found = status(tasks=[task("b", 2), task("c"), task("a", 1)] if tasks is None else tasks)
-    return Parsed(page.html(found, sort=sort, contains=contains)).column("tasks", "Task")
+def names(*, sort: str = status_page.SORT, contains: str = "", tasks=None) -> list[str]:
+    shown = status(tasks=[task("b", 2), task("c"), task("a", 1)] if tasks is None else tasks)
+    return Parsed(status_page.html(shown, sort=sort, contains=contains)).column("tasks", "Task")
 
 
 @pytest.mark.parametrize(
-    "found",
+    "shown",
     [status(), statuses.full_status(), statuses.small_status(), status(broker=statuses.broker(up=False))],
     ids=["empty", "everything", "ordinary", "broker down"],
 )
-def test_the_page_is_well_formed(found):
-    assert set(Parsed(page.html(found)).tables) == {table.name for table in TABLES}
+def test_page_is_well_formed(shown):
+    assert set(Parsed(status_page.html(shown)).tables) == {table.name for table in TABLES}
 
 
-def test_what_came_from_the_wire_is_text():
-    """In every place where a text may come from elsewhere, and in what was asked for too."""
+def test_texts_from_events_are_escaped():
+    """This holds for each field with an external text, and for the filter of the request."""
     for name in HOSTILE_NAMES:
         broker = statuses.broker()
-        found = status(
-            broker=type(broker)(name, *(getattr(broker, each) for each in broker.__struct_fields__[1:])),
+        shown = status(
+            broker=msgspec.structs.replace(broker, url=name),
             exporter_version=name,
             findings=[statuses.Finding(name, "critical", name, name)],
             workers=[msgspec.structs.replace(worker(), name=name, version=name)],
             queues=[queue(name, 1)],
             tasks=[task(name, 1)],
-            failures=[type(one)(one.at, name, name, name, name) for one in [failure()]],
+            failures=[type(failure())(failure().at, name, name, name, name)],
         )
-        text = page.html(found, contains=name[:3])
-        parsed = Parsed(text)
+        parsed = Parsed(status_page.html(shown, contains=name[:3]))
         assert parsed.column("workers", "Worker") == parsed.column("workers", "Celery") == [name]
         assert parsed.column("queues", "Queue") == parsed.column("tasks", "Task") == [name]
         assert parsed.tables["failures"][1][1:] == [name] * 4
         assert [tag for tag, _ in parsed.elements if tag in {"script", "img", "b"}] == ["script", "b"]
-        assert not any(key.startswith("on") for _, found in parsed.elements for key in found)
+        assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes)
 
 
-@pytest.mark.parametrize("asked", HOSTILE_NAMES)
-def test_what_was_asked_for_is_text(asked):
-    parsed = Parsed(page.html(status(), sort=asked, contains=asked))
-    (box,) = (found for tag, found in parsed.elements if tag == "input" and found["name"] == "filter")
-    assert box["value"] == asked
+@pytest.mark.parametrize("text", HOSTILE_NAMES)
+def test_parameters_of_the_request_are_escaped(text):
+    parsed = Parsed(status_page.html(status(), sort=text, contains=text))
+    inputs = [attributes for tag, attributes in parsed.elements if tag == "input"]
+    assert [attributes["value"] for attributes in inputs if attributes["name"] == "filter"] == [text]
     assert [tag for tag, _ in parsed.elements if tag in {"script", "img", "b"}] == ["script"]
 
 
-def test_each_state_has_a_column_of_its_rate():
+def test_each_state_has_a_column_with_its_rate():
     (tasks,) = (table for table in TABLES if table.name == "tasks")
-    assert [each.field for each in tasks.columns if each.field.startswith("rates.")] == [
+    assert [column.field for column in tasks.columns if column.field.startswith("rates.")] == [
         f"rates.{state.name}" for state in State
     ]
 
 
-def test_a_status_that_costs_much_is_given_out_for_longer():
-    """So however large a cluster is, pages that are open cost 1 % of a core for what is made anew."""
-    made = []
-
-    def costly() -> Status:
-        made.append(end := time.thread_time() + 0.03)
-        while time.thread_time() < end:
-            pass
-        return status()
-
-    async def ask() -> None:
-        newest = _Newest(costly)
-        begin = time.monotonic()
-        while time.monotonic() < begin + LASTS + 0.3:
-            await newest.get()
-            await asyncio.sleep(0.1)
-
-    asyncio.run(ask())
-    assert len(made) == 1
-
-
-def test_no_script_and_no_style_is_in_the_page():
-    for tag, found in Parsed(page.html(statuses.full_status())).elements:
-        assert "style" not in found
+def test_page_has_no_inline_script_or_style():
+    for tag, attributes in Parsed(status_page.html(statuses.full_status())).elements:
+        assert "style" not in attributes
         assert tag != "style"
-        assert tag != "script" or found["src"]
-    assert "unsafe" not in page.POLICY
-    assert "script-src 'self';" in page.POLICY
-    assert page.POLICY.startswith("default-src 'none';")
+        assert tag != "script" or attributes["src"]
+    assert "unsafe" not in status_page.POLICY
+    assert "script-src 'self';" in status_page.POLICY
+    assert status_page.POLICY.startswith("default-src 'none';")
 
 
-def test_everything_that_is_shown_is_of_here():
-    for _, found in Parsed(page.html(statuses.full_status())).elements:
-        for attribute in ("src", "href", "action"):
-            assert "//" not in (found.get(attribute) or ""), "it works behind a proxy that adds a path, too"
-            assert not (found.get(attribute) or "").startswith("/")
+def test_links_are_relative():
+    for _, attributes in Parsed(status_page.html(statuses.full_status())).elements:
+        for name in ("src", "href", "action"):
+            assert "//" not in (attributes.get(name) or "")
+            assert not (attributes.get(name) or "").startswith("/"), "a proxy may add a path prefix"
 
 
 @pytest.mark.parametrize(
@@ -172,44 +145,44 @@ def test_everything_that_is_shown_is_of_here():
         ("", ["a", "b", "c"]),
     ],
 )
-def test_tasks_are_sorted_and_what_is_not_known_comes_last(sort, order):
+def test_tasks_are_sorted_with_unknown_values_last(sort, order):
     assert names(sort=sort) == order
 
 
-def test_what_is_equal_stays_in_order():
+def test_sorting_is_stable():
     rows = [task("a", 1), task("b", 1), task("c", 1)]
     assert [row.name for row in ordered(rows, "-runtime_p50")] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
-    ("contains", "found"), [("", ["App.Add", "app.mul"]), ("APP.M", ["app.mul"]), ("add", ["App.Add"])]
+    ("contains", "expected"), [("", ["App.Add", "app.mul"]), ("APP.M", ["app.mul"]), ("add", ["App.Add"])]
 )
-def test_tasks_are_found_by_a_part_of_their_name_in_any_case(contains, found):
-    assert names(contains=contains, tasks=[task("App.Add"), task("app.mul")]) == found
+def test_tasks_are_filtered_by_a_part_of_their_name_in_any_case(contains, expected):
+    assert names(contains=contains, tasks=[task("App.Add"), task("app.mul")]) == expected
 
 
-def test_a_table_without_rows_says_so():
+def test_empty_table_has_a_text():
     assert names(contains="nosuch") == ["No task has been seen yet."]
-    parsed = Parsed(page.html(status()))
+    parsed = Parsed(status_page.html(status()))
     for table in TABLES:
         assert parsed.tables[table.name][1:] == [[table.empty]]
 
 
-def test_so_many_rows_are_shown_and_how_many_more_there_are_is_said():
+def test_rows_beyond_the_limit_are_only_counted():
     for table in TABLES:
-        made = {"workers": worker, "queues": queue, "tasks": task, "failures": failure}[table.name]
-        found = status(**{table.name: [made(f"n{place:05}") for place in range(table.most + 1_001)]})
-        text = page.html(found)
+        make = {"workers": worker, "queues": queue, "tasks": task, "failures": failure}[table.name]
+        rows = [make(f"n{index:05}") for index in range(table.most + 1_001)]
+        text = status_page.html(status(**{table.name: rows}))
         assert len(Parsed(text).tables[table.name]) == 1 + table.most
         assert f'<p class="more" id="{table.name}-more">and 1,001 more</p>' in text
         assert f'id="{table.name}-count">{table.most + 1_001:,}<' in text
 
 
-def test_each_table_is_of_fields_that_there_are():
-    """A name that is written wrong would be shown as not known, for ever."""
-    found = statuses.full_status()
+def test_columns_name_existing_fields():
+    """A misspelled field would always be shown as unknown."""
+    shown = statuses.full_status()
     for table in TABLES:
-        row = getattr(found, table.name)[-1]
+        row = getattr(shown, table.name)[-1]
         for column in table.columns:
             field, _, key = column.field.partition(".")
             assert field in row.__struct_fields__
@@ -234,7 +207,7 @@ def test_each_table_is_of_fields_that_there_are():
         (1e9, "11,574.1 d"),
     ],
 )
-def test_durations_are_written_in_the_unit_that_people_use(value, text):
+def test_durations_have_a_readable_unit(value, text):
     assert seconds(value) == text
 
 
@@ -242,25 +215,17 @@ def test_durations_are_written_in_the_unit_that_people_use(value, text):
     ("value", "digits", "text"),
     [(0.125, 2, "0.13"), (2.5, 0, "3"), (0, 1, "0.0"), (1e6, 0, "1,000,000"), (999.996, 2, "1,000.00")],
 )
-def test_numbers_have_halves_rounded_up(value, digits, text):
+def test_numbers_are_rounded_half_up(value, digits, text):
     assert fixed(value, digits) == text
 
 
-def test_what_is_not_known_is_a_dash():
-    parsed = Parsed(page.html(status(workers=[worker()], tasks=[task()])))
+def test_unknown_value_is_a_dash():
+    parsed = Parsed(status_page.html(status(workers=[worker()], tasks=[task()])))
     assert parsed.column("workers", "Busy") == parsed.column("workers", "Load") == [UNKNOWN]
     assert parsed.tables["tasks"][1][1:-2] == [UNKNOWN] * 13
 
 
-def test_clocks_that_are_ahead_make_no_age_negative():
+def test_age_is_never_negative():
     ahead = status(workers=[worker(value=-5.0)], queues=[queue("q", -2.0)], tasks=[task("t", -3.0)])
-    parsed = Parsed(page.html(ahead))
+    parsed = Parsed(status_page.html(ahead))
     assert parsed.column("workers", "Heartbeat") == parsed.column("queues", "Oldest") == ["0 s"]
-
-
-def test_scripts_get_back_what_went_in():
-    found = statuses.full_status()
-    decoded = msgspec.json.decode(msgspec.json.encode(found), type=Status)
-    assert msgspec.json.encode(decoded) == msgspec.json.encode(found)
-    assert decoded.at == NOW
-    assert re.fullmatch(rb'\{"version":1,.*\}', msgspec.json.encode(found))
