@@ -75,7 +75,7 @@ def refusals():
 
 
 @pytest.mark.parametrize(("option", "value"), WRONG, ids=lambda text: text)
-def test_a_wrong_value_ends_with_code_2_and_one_line(refusals, option, value):
+def test_invalid_value_exits_with_code_2_and_one_line(refusals, option, value):
     """The line names the option and what it got, and says what it takes."""
     result = refusals[option, value]
     assert result, f"{option} {value} was accepted"
@@ -88,7 +88,7 @@ def test_a_wrong_value_ends_with_code_2_and_one_line(refusals, option, value):
 
 
 @pytest.mark.parametrize("name", ["CELERY_EXPORTER_PORT", "CE_PORT", "PROMETHEUS_PORT"])
-def test_a_wrong_value_in_the_environment(name):
+def test_invalid_variable_exits_with_code_2_and_one_line(name):
     result = run_cli("--broker-url", NOBODY, environment={name: "abc"})
     line = one_line(result)
     assert result.returncode == 2
@@ -107,13 +107,13 @@ def test_a_wrong_value_in_the_environment(name):
     ],
     ids=" ".join,
 )
-def test_a_wrong_value_of_a_command_ends_with_code_2_and_one_line(arguments):
+def test_invalid_value_of_a_command_exits_with_code_2_and_one_line(arguments):
     result = run_cli(*arguments, "--broker-url", NOBODY)
     assert (result.returncode, result.stderr.count("\n"), result.stdout) == (2, 1, "")
     assert "s3cret" not in result.stderr
 
 
-def test_unknown_options_are_refused():
+def test_unknown_option_is_rejected():
     result = run_cli("--broker-url", NOBODY, "--nosuch")
     assert result.returncode == 2
     assert "--nosuch" in result.stderr
@@ -143,7 +143,7 @@ def test_unknown_options_are_refused():
         ("redis://127.0.0.1/0;redis://:s3cret@127.0.0.2:99999/0", "port is not between 1 and 65535"),
     ],
 )
-def test_a_broker_url_of_no_use_ends_with_one_line(url, what):
+def test_invalid_broker_url_exits_with_one_line(url, what):
     """It says what is wrong. In no case a word of the password."""
     result = run_cli("--broker-url", url)
     line = one_line(result)
@@ -162,14 +162,14 @@ def test_a_password_in_the_wrong_place_is_not_shown(argv):
     assert "s3cret" not in one_line(result)
 
 
-def test_a_url_that_ends_with_a_newline_is_one(running, tmp_path, redis_broker):
+def test_url_may_end_with_a_newline(running, tmp_path, redis_broker):
     """As a secret does that was written by echo."""
     environment = {"CELERY_BROKER_URL": f"{redis_broker.url}\n"}
     running(Exporter(tmp_path, None, environment=environment)).connected()
 
 
 @pytest.mark.parametrize("argv", [[], ["doctor"], ["record", "file"]])
-def test_a_url_without_an_option_is_answered_with_the_option(argv):
+def test_error_for_a_url_without_an_option_names_the_option(argv):
     result = run_cli(*argv, "redis://:s3cret@127.0.0.1/0")
     assert result.returncode == 2
     line = one_line(result)
@@ -182,7 +182,7 @@ def subscription_error(log: str) -> str | None:
 
 
 @pytest.mark.parametrize("scheme", ["rediss", "amqps"])
-def test_a_port_without_tls_is_asked_about_in_the_log_which_names_doctor(running, tmp_path, scheme):
+def test_tls_error_in_the_log_names_doctor(running, tmp_path, scheme):
     with socket.create_server(("127.0.0.1", 0)) as plain:
         url = f"{scheme}://127.0.0.1:{plain.getsockname()[1]}/0"
         app = running(Exporter(tmp_path, url))
@@ -232,12 +232,12 @@ def test_the_broker_url_comes_from_the_environment(running, tmp_path, redis_brok
     running(Exporter(tmp_path, None, environment={name: redis_broker.url})).connected()
 
 
-def test_an_option_beats_the_environment(running, tmp_path, redis_broker):
+def test_option_takes_precedence_over_the_environment(running, tmp_path, redis_broker):
     wrong = {**dict.fromkeys(URL_NAMES, NOBODY), "PROMETHEUS_PORT": "1", "CELERY_EXPORTER_HOST": "192.0.2.1"}
     running(Exporter(tmp_path, redis_broker.url, environment=wrong)).connected()
 
 
-def test_our_own_name_beats_those_of_others(running, tmp_path, redis_broker):
+def test_own_variable_takes_precedence_over_those_of_other_exporters(running, tmp_path, redis_broker):
     """CELERY_EXPORTER_…, then CE_…, then what Celery itself reads."""
     names = {URL_NAMES[0]: redis_broker.url, URL_NAMES[1]: NOBODY, URL_NAMES[2]: NOBODY}
     running(Exporter(tmp_path, None, environment=names)).connected()
@@ -284,12 +284,12 @@ def test_log_formats(running, tmp_path, redis_broker):
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT], ids=str)
-def test_a_signal_ends_it_in_good_order(running, exporter, sig):
+def test_signal_stops_the_exporter(running, exporter, sig):
     """Within two seconds, with code 0, while it hears events."""
     running(exporter()).connected().stop_cleanly(sig)
 
 
-def test_under_nohup_a_terminal_that_is_closed_does_not_end_it(tmp_path, running):
+def test_closed_terminal_does_not_stop_it_under_nohup(tmp_path, running):
     app = running(Exporter(tmp_path, NOBODY, wrapper=("nohup",)))
     os.kill(app.pid, signal.SIGHUP)
     eventually(lambda: app.value("celery_broker_up") == 0)
@@ -299,7 +299,7 @@ def test_under_nohup_a_terminal_that_is_closed_does_not_end_it(tmp_path, running
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("url", [NOBODY, "amqp://127.0.0.1:1//", "redis://{silent}/0", "amqp://{silent}//"])
-def test_a_signal_ends_it_while_the_broker_is_absent(running, tmp_path, url, sig):
+def test_signal_stops_it_without_a_broker(running, tmp_path, url, sig):
     """Refused, or never answered, it must not wait for the broker to end."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         app = running(
@@ -343,7 +343,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def test_ctrl_c_ends_a_command_wherever_the_program_is(tmp_path):
+def test_ctrl_c_ends_a_command_at_any_time(tmp_path):
     """Python drops an exception that is raised in a finalizer, of which an import has many."""
     (tmp_path / "sitecustomize.py").write_text(IN_A_FINALIZER)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -352,7 +352,7 @@ def test_ctrl_c_ends_a_command_wherever_the_program_is(tmp_path):
     assert (done.returncode, "Traceback" in done.stderr) == (130, False), done.stderr
 
 
-def test_it_goes_on_after_it_was_frozen(running, exporter):
+def test_exporter_continues_after_sigstop(running, exporter):
     """SIGSTOP and SIGCONT, as `docker pause` and debuggers send them."""
     app = running(exporter()).connected()
     app.pause()
@@ -367,7 +367,7 @@ def test_it_goes_on_after_it_was_frozen(running, exporter):
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_ends_it_as_pid_1(running, tmp_path, redis_broker, sig):
+def test_signal_stops_it_as_pid_1(running, tmp_path, redis_broker, sig):
     """PID 1 has no default handlers: in a container without an init it has to end all the same."""
     wrapper = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     try:

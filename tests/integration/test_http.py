@@ -39,7 +39,7 @@ process_cpu_seconds_total process_resident_memory_bytes process_start_time_secon
 """.split()  # noqa: SIM905 - a list literal would take a screen
 
 
-def test_the_runbooks_are_where_the_links_of_alerts_lead(app):
+def test_runbook_links_of_alerts_exist(app):
     """By default, to an exporter on this machine; the page needs nothing from elsewhere."""
     page = app.get("/runbooks")
     text = page.body.decode()
@@ -160,7 +160,7 @@ def test_format_is_negotiated(app, accept, openmetrics):
         assert "# EOF" not in answer.text
 
 
-def test_both_formats_tell_the_same(app):
+def test_formats_have_the_same_samples(app):
     """Each series of ours is in both, and the counts of tasks are equal."""
     text, openmetrics = app.samples(), app.openmetrics()
     assert {series for series in text if series[0].startswith("celery_")} == {
@@ -184,7 +184,7 @@ def test_gzip_on_request(app, accept):
 
 @pytest.mark.parametrize("path", ["/metrics", "/-/healthy", "/"])
 @pytest.mark.parametrize("header", ["Accept", "Accept-Encoding", "Authorization"])
-def test_a_header_longer_than_anybody_needs_is_refused_unread(app, path, header):
+def test_too_long_header_is_rejected(app, path, header):
     """It would be read on the event loop, that answers nobody else meanwhile."""
     assert app.get(path, {header: "," * 1_024}).status == 200
     for length in (1_025, 30_000):
@@ -196,7 +196,7 @@ def test_a_header_longer_than_anybody_needs_is_refused_unread(app, path, header)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/-/healthy", "/"])
-def test_a_query_longer_than_anybody_needs_is_refused_unread(app, path):
+def test_too_long_query_is_rejected(app, path):
     assert app.get(f"{path}?{'a&' * 512}").status == 200
     assert app.get(f"{path}?{'a&' * 513}").status == 414
 
@@ -207,7 +207,7 @@ def test_cookies_may_be_longer(app):
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_no_browser_takes_a_page_for_what_it_does_not_say_it_is(app, path):
+def test_pages_have_nosniff(app, path):
     assert app.get(path).headers["x-content-type-options"] == "nosniff"
 
 
@@ -222,7 +222,7 @@ def test_promtool_has_nothing_to_say(app):
     assert (check.returncode, check.stdout + check.stderr) == (0, b"")
 
 
-def test_values_look_as_in_the_guide(app):
+def test_number_format_is_that_of_the_guide(app):
     """Lines of the shapes that people grep for, labels and numbers as prometheus_client writes them."""
     lines = app.get("/metrics").text.splitlines()
     for shape in (
@@ -233,7 +233,7 @@ def test_values_look_as_in_the_guide(app):
         assert [line for line in lines if re.fullmatch(shape, line)], shape
 
 
-def test_a_scrape_asks_nothing_of_the_broker(app):
+def test_scrape_sends_nothing_to_the_broker(app):
     """Two in a row have the same numbers of the broker's, unless the exporter asked it between them."""
 
     def stamps() -> dict:
@@ -242,7 +242,7 @@ def test_a_scrape_asks_nothing_of_the_broker(app):
     eventually(lambda: (found := stamps()) and found == stamps())
 
 
-def test_the_password_appears_nowhere(app):
+def test_password_is_in_no_page_and_no_log_line(app):
     """Not on any page, in any format, in the log at level debug, nor quoted."""
     pages = [app.get(path).text for path in (*PAGES, "/nosuch")]
     pages += [app.get("/metrics", {"Accept": OPENMETRICS}).text, app.text()]

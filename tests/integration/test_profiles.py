@@ -1,8 +1,8 @@
-"""What the test suites of the originals assert of them, asserted of our profiles, with real workers.
+"""The tests of other exporters, repeated for our profiles with real workers.
 
-Of danihodovic's exporter: src/test_cli.py, test_metrics.py and test_http_server.py of 0.12.2. Of Flower:
-tests/unit/views/test_monitor.py of 2.2.0. What they assert of a stream of events is a folder up, in
-test_danihodovic.py and test_flower.py. docs/how-to/ says what differs.
+From danihodovic/celery-exporter 0.12.2: src/test_cli.py, test_metrics.py and test_http_server.py. From Flower
+2.2.0: tests/unit/views/test_monitor.py. Their tests of event streams are in tests/unit/metrics/profiles. The
+pages docs/how-to/migrate-from-*.md list the differences.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from harness.workers import client as make_client
 
 NODE, HOST = "celery@box", "box"
 WAITS = 60.0
-#: Seconds: so that a worker is down and purged soon.
-SHORT = ("--worker-timeout", "5", "--purge-offline-worker-metrics", "8")
+#: Seconds: a worker is down and removed soon.
+SHORT_TIMEOUTS = ("--worker-timeout", "5", "--purge-offline-worker-metrics", "8")
 FROM_COMMAND_LINE = "queue_from_command_line"
 
 
@@ -64,7 +64,7 @@ def counted(app: Exporter, what: str, /, **labels: str) -> float | None:
     indirect=["scene"],
     ids=["plain", "static-labels"],
 )
-def test_queues_and_tasks_before_while_and_after_a_worker_runs(scene, static):
+def test_queues_and_tasks_before_during_and_after_a_worker(scene, static):
     """test_integration and test_integration_static_labels."""
     app = scene.app
     of_queue = ("celery_queue_length", "celery_active_worker_count", "celery_active_process_count")
@@ -94,8 +94,8 @@ def test_queues_and_tasks_before_while_and_after_a_worker_runs(scene, static):
     until_equal(lambda: shown("celery"), [0.0, 0.0, 0.0], WAITS)
 
 
-@with_options("--profile", "danihodovic", *SHORT)
-def test_a_worker_is_up_down_and_purged(scene):
+@with_options("--profile", "danihodovic", *SHORT_TIMEOUTS)
+def test_worker_is_up_down_and_removed(scene):
     """test_worker_status, test_worker_tasks_active, test_worker_timeout_status and the purge."""
     app = scene.app
     worker = scene.work()
@@ -132,7 +132,7 @@ def test_a_worker_is_up_down_and_purged(scene):
     indirect=["scene"],
     ids=["sent", "worker"],
 )
-def test_hosts_are_generic_where_that_is_asked_for(scene, sent_at, done_at):
+def test_hosts_are_generic_with_the_options(scene, sent_at, done_at):
     """test_worker_generic_task_sent_hostname and test_worker_generic_task_hostname."""
     app, task = scene.app, {"name": "tasks.succeed", "queue_name": "celery"}
     scene.work()
@@ -145,8 +145,8 @@ def test_hosts_are_generic_where_that_is_asked_for(scene, sent_at, done_at):
     assert app.value("celery_worker_up", hostname="generic") is None
 
 
-@with_options("--profile", "flower", *SHORT)
-def test_flower_s_metrics_of_a_worker_and_its_tasks(scene):
+@with_options("--profile", "flower", *SHORT_TIMEOUTS)
+def test_flower_metrics_of_a_worker_and_its_tasks(scene):
     """test_metrics, the four on prefetch, test_worker_online_metric and the three on purging."""
     app, here = scene.app, {"worker": NODE}
     worker = scene.work()
@@ -171,7 +171,7 @@ def test_flower_s_metrics_of_a_worker_and_its_tasks(scene):
 
 
 @with_options("--profile", "danihodovic")
-def test_health_tells_whether_the_broker_answers(scene, redis_broker):
+def test_health_follows_the_broker(scene, redis_broker):
     """test_health…: 200 with a broker, an error without, 200 when it is back; and what the index links to."""
     app = scene.app
     assert app.get("/health").status == 200
