@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: its tape, its floor, and how its table judges."""
+"""The benchmark: its prepared messages, its floor, its measurements, and its tables."""
 
 import base64
 import json
@@ -43,20 +43,20 @@ def bodies_on_amqp(tape: Tape) -> list[list[dict]]:
 
 
 def loaded(body: bytes) -> list[dict]:
-    found = json.loads(body)
-    return found if isinstance(found, list) else [found]
+    events = json.loads(body)
+    return events if isinstance(events, list) else [events]
 
 
-def test_the_floor_reads_as_the_exporter_does():
+def test_the_floor_reads_chunks_of_the_same_size_as_the_exporter():
     assert (floor.READ_BYTES, floor.FEED_BYTES) == (READ_BYTES, FEED_BYTES)
 
 
 @pytest.mark.parametrize("size", [1, 10])
-@pytest.mark.parametrize(("wire", "read"), [("redis", bodies_on_redis), ("amqp", bodies_on_amqp)])
-def test_a_tape_has_the_events_of_its_cluster_in_messages_of_its_form(wire, read, size):
+@pytest.mark.parametrize(("wire", "decode"), [("redis", bodies_on_redis), ("amqp", bodies_on_amqp)])
+def test_a_tape_has_the_events_of_its_cluster_in_messages_of_its_form(wire, decode, size):
     tape = record(SMALL, Form(size, size), wire)
-    assert tape == record(SMALL, Form(size, size), wire), "the same each time"
-    batches = read(tape)
+    assert tape == record(SMALL, Form(size, size), wire), "the same in each run"
+    batches = decode(tape)
     events = [event for batch in batches for event in batch]
     kinds = ["task-sent", "task-received", "task-started", "task-succeeded"]
     assert tape.kinds == Counter(dict.fromkeys(kinds, 50) | {"worker-online": 3})
@@ -68,67 +68,67 @@ def test_a_tape_has_the_events_of_its_cluster_in_messages_of_its_form(wire, read
     }
     assert len({event["uuid"] for event in events if "uuid" in event}) == 50
 
-    def in_order(events: list[dict]) -> list[str]:
+    def as_sorted_text(events: list[dict]) -> list[str]:
         return sorted(json.dumps(event, sort_keys=True) for event in events)
 
-    assert in_order(events) == in_order(make_events(SMALL))
+    assert as_sorted_text(events) == as_sorted_text(make_events(SMALL))
 
 
-def test_each_task_on_a_tape_is_sent_received_started_and_ended_in_that_order():
-    lives: dict[str, list[str]] = {}
+def test_each_task_on_a_tape_has_its_events_in_order():
+    types: dict[str, list[str]] = {}
     for event in make_events(SMALL):
         assert START <= event["timestamp"] < START + 1
-        lives.setdefault(event.get("uuid", ""), []).append(event["type"])
-    del lives[""]
-    assert set(map(tuple, lives.values())) == {
+        types.setdefault(event.get("uuid", ""), []).append(event["type"])
+    del types[""]
+    assert set(map(tuple, types.values())) == {
         ("task-sent", "task-received", "task-started", "task-succeeded")
     }
 
 
-def test_a_rate_is_that_many_events_over_and_over_the_tape():
+def test_due_repeats_the_tape_at_the_rate():
     tape = record(Cluster(tasks=10), Form(1, 1), "redis")
     sent = sum(events for _, events in due(tape, 2_000, 0.3))
     assert sum(tape.sizes) < sent <= 600 + 1
 
 
 @pytest.mark.parametrize("capacity", [1_000, 9_000, 100_000])
-def test_the_highest_rate_is_found_from_any_guess(capacity):
+def test_search_finds_the_capacity(capacity):
     def attempt(rate: float) -> Attempt:
         return Attempt(0, rate, 1.0, rate <= capacity)
 
     assert 0.9 * capacity < search(attempt, guess=10_000).rate <= capacity
 
 
-def test_a_rate_that_cannot_be_published_ends_the_search():
+def test_search_ends_at_a_rate_that_cannot_be_published():
     assert search(lambda rate: Attempt(0, min(rate, 15_000), 1.0, True), 10_000) == (15_000, 1.0, True)
 
 
-def test_a_scrape_is_compared_over_the_same_samples():
-    found = inside("scrape", "1000")
-    assert found["samples"] == pytest.approx(1_000, rel=0.5)
-    assert 50 < found["bytes"] / found["samples"] < 500
-    assert min(found["later"], found["theirs"]) > 0
+def test_scrapes_are_compared_for_the_same_number_of_samples():
+    result = inside("scrape", "1000")
+    assert result["samples"] == pytest.approx(1_000, rel=0.5)
+    assert 50 < result["bytes"] / result["samples"] < 500
+    assert min(result["later"], result["theirs"]) > 0
 
 
-def test_a_task_in_flight_takes_memory():
-    found = inside("memory", "20000")
-    assert all(100 < found[state] < 1_000 for state in OPEN)
+def test_memory_per_task_in_flight_is_plausible():
+    result = inside("memory", "20000")
+    assert all(100 < result[state] < 1_000 for state in OPEN)
 
 
 def test_the_floor_counts_each_event(broker, tmp_path):
     need("redis-server")
-    ours = (Redis if broker.kind == "redis" else Rabbit)(broker.url)
-    tape = record(Cluster(tasks=500), Form(1, 10), ours.wire)
-    with Floor(tmp_path / "floor", ours) as floor:
-        eventually(ours.has_subscriber)
-        probes = 0 if broker.kind == "redis" else 1  # RabbitMQ is asked with a message
-        replay(ours, tape.messages)
+    benchmark_broker = (Redis if broker.kind == "redis" else Rabbit)(broker.url)
+    tape = record(Cluster(tasks=500), Form(1, 10), benchmark_broker.wire)
+    with Floor(tmp_path / "floor", benchmark_broker) as floor:
+        eventually(benchmark_broker.has_subscriber)
+        probes = 0 if broker.kind == "redis" else 1  # the probe on RabbitMQ is a message
+        replay(benchmark_broker, tape.messages)
         floor.wait_until_idle()
         assert floor.cpu() > 0
         assert floor.counted() - probes == floor.expected(tape.kinds) == 2_000 + 10
 
 
-def test_a_missed_target_is_called_missed():
+def test_judge_reports_targets_as_ok_missed_or_not_measured():
     at_most, at_least = Target("<= 2 x floor", 2), Target(">= 12 x peer", 12, at_least=True)
     assert at_most.judge(2.0) == "<= 2 x floor ok"
     assert at_most.judge(2.01) == "<= 2 x floor missed"
@@ -137,7 +137,7 @@ def test_a_missed_target_is_called_missed():
     assert at_least.judge(None) == ">= 12 x peer not measured"
 
 
-def test_a_row_shows_the_median_its_spread_and_how_it_compares():
+def test_a_row_shows_median_spread_ratios_and_targets():
     row = Row("here", "us", [4.0, 3.0, 9.0], floor=2.0, peer=60.0, targets=[(Target("<= 3", 3), 4.0)])
     assert " ".join(draw_row(row).split()) == "here 4.0 us 3.0 … 9.0 2.0 x 1/15.0 <= 3 missed"
     lines = draw(["headline", row, Row("nothing", "ms", [])]).splitlines()
@@ -148,12 +148,12 @@ def test_a_row_shows_the_median_its_spread_and_how_it_compares():
 def test_the_chart_has_a_bar_for_each_figure():
     bars = [chart.Bar("a <floor>", 2.0, "floor"), chart.Bar("ours", 4.0, "ours")]
     picture = ET.fromstring(chart.draw({"Redis": bars, "RabbitMQ": bars}, "some machine"))
-    drawn = [each.attrib for each in picture.iter("{http://www.w3.org/2000/svg}rect")]
-    assert [each["class"] for each in drawn] == ["page", "floor", "ours", "floor", "ours"]
-    assert float(drawn[2]["width"]) == 2 * float(drawn[1]["width"])
+    bars_drawn = [rect.attrib for rect in picture.iter("{http://www.w3.org/2000/svg}rect")]
+    assert [attributes["class"] for attributes in bars_drawn] == ["page", "floor", "ours", "floor", "ours"]
+    assert float(bars_drawn[2]["width"]) == 2 * float(bars_drawn[1]["width"])
 
 
-def test_a_report_goes_into_the_page_and_the_summary_is_made_of_it(tmp_path):
+def test_write_puts_a_report_into_the_page_and_short_summarises_it(tmp_path):
     page = tmp_path / "benchmarks.md"
     page.write_text(PAGE.read_text())
     report = PAGE.read_text().partition("```text\n")[2].partition("\n```")[0]

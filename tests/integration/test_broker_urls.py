@@ -1,4 +1,4 @@
-"""Contract: whatever kombu takes as a broker URL works here alike: events come, queues are measured."""
+"""Broker URLs that kombu accepts: events are counted and queues measured for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Start = Callable[..., Any]
 
 
 class Certificates:
-    """A certificate authority, and a certificate of 127.0.0.1 by it."""
+    """A certificate authority, and a certificate that it issued for 127.0.0.1."""
 
     def __init__(self, folder: Path) -> None:
         authority = trustme.CA()
@@ -34,23 +34,23 @@ def certificates(tmp_path: Path) -> Certificates:
     return Certificates(tmp_path)
 
 
-class OddRedis(RedisServer):
-    """redis-server with more options; `there` tells when it is ready."""
+class RedisWithOptions(RedisServer):
+    """redis-server with more options. `is_ready` returns whether it is ready."""
 
-    def __init__(self, folder: Path, *options: str, there: Callable[[], bool]) -> None:
+    def __init__(self, folder: Path, *options: str, is_ready: Callable[[], bool]) -> None:
         super().__init__(folder)
         self.options = options
-        self.there = there
+        self.is_ready = is_ready
 
     def command(self) -> list[str]:
         return [*super().command(), *self.options]
 
     def ready(self) -> bool:
-        return self.there()
+        return self.is_ready()
 
 
 class Sentinel(Process):
-    """Watches one master, alone."""
+    """One Sentinel for one master."""
 
     name = "sentinel"
 
@@ -86,10 +86,10 @@ class TLSRabbit(RabbitServer):
             )
 
 
-def hold(
+def check_broker(
     running: Start, folder: Path, url: str, *options: str, worker_url: str = "", **configuration: Any
 ) -> None:
-    """Five tasks through this broker are counted, under their queue, and the queue is measured."""
+    """Check that tasks on this broker are counted by queue, and that the queue is measured."""
     exporter = running(Exporter(folder / "exporter", url, *options)).connected()
     worker = Worker(folder / "worker", worker_url or url, pool="threads", **configuration)
     with client(worker_url or url, **configuration) as app:
@@ -101,29 +101,29 @@ def hold(
     eventually(lambda: exporter.value("celery_queue_consumers", queue_name="celery") == 1)
 
 
-def test_a_unix_socket(running: Start, tmp_path: Path) -> None:
+def test_a_unix_socket_works(running: Start, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
-    running(OddRedis(tmp_path / "redis", "--unixsocket", str(path), there=path.exists))
-    hold(running, tmp_path, f"redis+socket://{path}?virtual_host=2")
+    running(RedisWithOptions(tmp_path / "redis", "--unixsocket", str(path), is_ready=path.exists))
+    check_broker(running, tmp_path, f"redis+socket://{path}?virtual_host=2")
 
 
-def test_tls_on_redis_with_a_certificate_that_is_verified(
+def test_tls_on_redis_verifies_the_certificate(
     running: Start, tmp_path: Path, certificates: Certificates
 ) -> None:
     port = free_port()
     files = {"cert": certificates.cert, "key": certificates.key, "ca-cert": certificates.ca}
     options = [text for name, path in files.items() for text in (f"--tls-{name}-file", str(path))]
     running(
-        OddRedis(
+        RedisWithOptions(
             tmp_path / "redis",
             *("--tls-port", str(port), "--tls-auth-clients", "no", *options),
-            there=lambda: listening(port),
+            is_ready=lambda: listening(port),
         )
     )
     url = f"rediss://127.0.0.1:{port}/0"
     worker_url = f"{url}?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificates.ca}"
     refused = running(Exporter(tmp_path / "refused", url))
-    hold(
+    check_broker(
         running,
         tmp_path,
         url,
@@ -131,27 +131,29 @@ def test_tls_on_redis_with_a_certificate_that_is_verified(
         f"ssl_ca_certs={certificates.ca}",
         worker_url=worker_url,
     )
-    assert refused.get("/-/ready").status == 503, "a certificate of an unknown authority is not taken"
+    assert refused.get("/-/ready").status == 503, "a certificate of an unknown authority is refused"
     assert "certificate verify failed" in refused.text()
     insecure = running(Exporter(tmp_path / "insecure", url, "--broker-ssl-option", "ssl_cert_reqs=none"))
     insecure.connected()
 
 
-def test_tls_on_rabbitmq_with_a_certificate_that_is_verified(
+def test_tls_on_rabbitmq_verifies_the_certificate(
     running: Start, tmp_path: Path, certificates: Certificates
 ) -> None:
     rabbit = running(TLSRabbit(tmp_path / "rabbit", certificates))
     url = rabbit.url.replace("amqp://", "amqps://").replace(str(rabbit.port), str(rabbit.tls_port))
     refused = running(Exporter(tmp_path / "refused", url))
-    hold(running, tmp_path, url, "--broker-ssl-option", f"ca_certs={certificates.ca}", worker_url=rabbit.url)
+    check_broker(
+        running, tmp_path, url, "--broker-ssl-option", f"ca_certs={certificates.ca}", worker_url=rabbit.url
+    )
     assert refused.get("/-/ready").status == 503
     assert "certificate verify failed" in refused.text()
 
 
-def test_sentinel(running: Start, tmp_path: Path) -> None:
+def test_sentinel_works(running: Start, tmp_path: Path) -> None:
     master = running(RedisServer(tmp_path / "redis"))
     sentinel = running(Sentinel(tmp_path / "sentinel", master))
-    hold(
+    check_broker(
         running,
         tmp_path,
         f"sentinel://127.0.0.1:{sentinel.port}/0",
@@ -160,10 +162,10 @@ def test_sentinel(running: Start, tmp_path: Path) -> None:
     )
 
 
-def test_a_url_that_is_down_is_failed_over_from(running: Start, tmp_path: Path) -> None:
+def test_the_exporter_fails_over_to_the_url_that_is_up(running: Start, tmp_path: Path) -> None:
     redis = running(RedisServer(tmp_path / "redis"))
     dead = [f"redis://127.0.0.1:{free_port()}/0" for _ in range(2)]
-    hold(running, tmp_path, ";".join([*dead, redis.url]), worker_url=redis.url)
+    check_broker(running, tmp_path, ";".join([*dead, redis.url]), worker_url=redis.url)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_a_url_that_is_down_is_failed_over_from(running: Start, tmp_path: Path) 
     [{"global_keyprefix": "shop:"}, {"fanout_prefix": False, "fanout_patterns": False}, {"sep": ":"}],
     ids=lambda options: next(iter(options)),
 )
-def test_transport_options_that_change_what_is_on_the_wire(
+def test_transport_options_that_rename_keys_and_channels_work(
     running: Start, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     redis = running(RedisServer(tmp_path / "redis"))
@@ -180,11 +182,11 @@ def test_transport_options_that_change_what_is_on_the_wire(
         for name, value in options.items()
         for text in ("--broker-transport-option", f"{name}={str(value).lower() if value is False else value}")
     ]
-    hold(running, tmp_path, redis.url, *flags, broker_transport_options=options)
+    check_broker(running, tmp_path, redis.url, *flags, broker_transport_options=options)
 
 
-def test_another_kombu_transport(running: Start, tmp_path: Path) -> None:
-    """A folder as a broker: slow, but with fan-out, and no server at all."""
+def test_the_filesystem_transport_works(running: Start, tmp_path: Path) -> None:
+    """A folder as a broker has fan-out, and needs no server."""
     folders = {f"data_folder_{side}": str(tmp_path / "folder") for side in ("in", "out")}
     options = {**folders, "control_folder": str(tmp_path / "control")}
     (tmp_path / "folder").mkdir()
@@ -195,12 +197,12 @@ def test_another_kombu_transport(running: Start, tmp_path: Path) -> None:
             app.send_task("tasks.succeed", queue="celery")
     until_equal(lambda: exporter.total("celery_tasks_total", state="PENDING", queue_name="celery"), 5, 20)
     eventually(lambda: exporter.value("celery_queue_length", queue_name="celery") == 5)
-    assert exporter.value("celery_queue_consumers", queue_name="celery") is None, "nobody told"
+    assert exporter.value("celery_queue_consumers", queue_name="celery") is None, "unknown"
 
 
 def test_a_transport_whose_package_is_missing_is_one_line_and_exit_code_2() -> None:
-    done = run_cli("--broker-url", "zookeeper://127.0.0.1/")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    command = run_cli("--broker-url", "zookeeper://127.0.0.1/")
+    assert command.returncode == 2
+    (line,) = command.stderr.splitlines()
     assert "zookeeper" in line
     assert "pip install" in line

@@ -46,7 +46,7 @@ from celery_exporter.doctor.remedies import broker_address, delete_queues_comman
 from celery_exporter.doctor.runner import DoctorOptions, _run_broker_checks
 from celery_exporter.status.worker_checks import MIN_CHANGED_HOSTS
 
-from .test_broker_urls import Certificates, OddRedis
+from .test_broker_urls import Certificates, RedisWithOptions
 
 SECONDS = "8"  # the least
 EVE = ("ACL", "SETUSER", "eve", "on", ">pw", "~*", "+@all")  # may do all that is not taken from her
@@ -60,7 +60,7 @@ def by_check(findings) -> dict:
     return {finding.check: finding for finding in findings}
 
 
-def rungs(url: str, *ssl_options: str) -> dict:
+def connectivity(url: str, *ssl_options: str) -> dict:
     """Return what is found on the way to a subscription, by check."""
     return by_check(check_connectivity(settings_of(url, *ssl_options), lambda _: None))
 
@@ -86,7 +86,7 @@ def doctor(url: str, *arguments: str, deadline: float = 60.0) -> SimpleNamespace
     assert len(findings) == len(report["findings"])
     assert all(bool(each.remedy) == (each.severity != "ok") for each in findings.values())
     return SimpleNamespace(
-        code=done.returncode, found=findings, text=done.stdout, said=done.stderr, span=done.span
+        code=done.returncode, findings=findings, text=done.stdout, said=done.stderr, span=done.span
     )
 
 
@@ -117,18 +117,18 @@ def certificates(tmp_path):
 
 
 def test_a_url_of_nothing():
-    check, found, remedy = last(rungs("rediz://127.0.0.1:6379/0"))
+    check, found, remedy = last(connectivity("rediz://127.0.0.1:6379/0"))
     assert (check, "'rediz'" in found, "redis" in remedy) == ("url", True, True)
 
 
 def test_a_socket_that_is_not_there_and_one_that_is(running, tmp_path):
     path = tmp_path / "redis.sock"
-    check, _, remedy = last(rungs(f"redis+socket://{path}"))
+    check, _, remedy = last(connectivity(f"redis+socket://{path}"))
     assert (check, remedy.startswith(f"unixsocket {path} ")) == ("answer", True)
     options = ("--unixsocket", str(path), "--port", "0")
-    running(OddRedis(tmp_path / "redis", *options, there=path.exists))
+    running(RedisWithOptions(tmp_path / "redis", *options, is_ready=path.exists))
     url = f"redis+socket://{path}"
-    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
+    assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
     client = Redis(unix_socket_path=str(path))
     client.config_set("maxmemory-policy", "allkeys-lru")
     found = by_check(redis.run_redis_checks(settings_of(url))[0])["eviction"]
@@ -136,14 +136,14 @@ def test_a_socket_that_is_not_there_and_one_that_is(running, tmp_path):
 
 
 def test_a_host_that_does_not_exist():
-    check, found, remedy = last(rungs("redis://no-such-host.invalid:6379/0"))
+    check, found, remedy = last(connectivity("redis://no-such-host.invalid:6379/0"))
     assert (check, remedy.endswith("getent hosts no-such-host.invalid")) == ("host", True)
     assert "does not resolve" in found
 
 
 def test_a_port_on_which_nobody_listens():
     port = free_port()
-    check, found, remedy = last(rungs(f"amqp://127.0.0.1:{port}//"))
+    check, found, remedy = last(connectivity(f"amqp://127.0.0.1:{port}//"))
     assert (check, found) == ("port", f"127.0.0.1:{port}: Connection refused")
     assert "start the broker" in remedy
 
@@ -151,10 +151,10 @@ def test_a_port_on_which_nobody_listens():
 def test_a_password_that_is_wrong_or_missing_on_redis(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis", password="s3cret"))
     for url in (f"redis://127.0.0.1:{server.port}/0", f"redis://:wr0ng@127.0.0.1:{server.port}/0"):
-        check, _, remedy = last(rungs(url))
+        check, _, remedy = last(connectivity(url))
         assert (check, f"redis://USER:PASSWORD@127.0.0.1:{server.port}/0" in remedy) == ("login", True)
         assert "wr0ng" not in remedy
-    assert list(rungs(server.url))[-1] == "database"
+    assert list(connectivity(server.url))[-1] == "database"
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_a_password_that_is_wrong_or_missing_on_redis(running, tmp_path):
 )
 def test_a_database_that_redis_does_not_have(redis_server, database, finds, says):
     url = redis_server.url.rpartition("/")[0]
-    check, _, remedy = last(rungs(f"{url}/{database}"))
+    check, _, remedy = last(connectivity(f"{url}/{database}"))
     assert (check, says in remedy) == (finds, True)
 
 
 def test_a_broker_that_is_another_one(redis_server, rabbit_server):
-    assert last(rungs(f"redis://127.0.0.1:{rabbit_server.port}/0"))[0] == "answer"
-    assert last(rungs(f"amqp://guest:guest@127.0.0.1:{redis_server.port}//"))[0] == "answer"
+    assert last(connectivity(f"redis://127.0.0.1:{rabbit_server.port}/0"))[0] == "answer"
+    assert last(connectivity(f"amqp://guest:guest@127.0.0.1:{redis_server.port}//"))[0] == "answer"
 
 
 def test_tls_on_one_side_only_and_an_authority_that_is_not_known(
@@ -178,18 +178,18 @@ def test_tls_on_one_side_only_and_an_authority_that_is_not_known(
     files = {"cert": certificates.cert, "key": certificates.key, "ca-cert": certificates.ca}
     options = [text for name, path in files.items() for text in (f"--tls-{name}-file", str(path))]
     options += ["--tls-port", str(port), "--tls-auth-clients", "no"]
-    running(OddRedis(tmp_path / "redis", *options, there=lambda: listening(port)))
+    running(RedisWithOptions(tmp_path / "redis", *options, is_ready=lambda: listening(port)))
 
-    check, found, remedy = last(rungs(f"redis://127.0.0.1:{port}/0"))
+    check, found, remedy = last(connectivity(f"redis://127.0.0.1:{port}/0"))
     assert (check, remedy) == ("tls", "--broker-url rediss://…")
     assert "speaks TLS" in found
-    check, found, remedy = last(rungs(redis_server.url.replace("redis:", "rediss:")))
+    check, found, remedy = last(connectivity(redis_server.url.replace("redis:", "rediss:")))
     assert (check, remedy.startswith("--broker-url redis://…")) == ("tls", True)
     url = f"rediss://127.0.0.1:{port}/0"
-    check, found, remedy = last(rungs(url))
+    check, found, remedy = last(connectivity(url))
     assert (check, "certificate verify failed" in found) == ("tls", True)
     option = re.search(r"--broker-ssl-option (\S+)=", remedy)[1]
-    well = rungs(url, f"{option}={certificates.ca}")
+    well = connectivity(url, f"{option}={certificates.ca}")
     assert {finding.severity for finding in well.values()} == {"ok"}
 
 
@@ -228,11 +228,11 @@ def test_a_user_who_may_not_subscribe(running, tmp_path, rights, check, denied):
     admin = acl(client, "default")
     url = f"redis://eve:pw@127.0.0.1:{server.port}/0"
     for number, word in enumerate(denied):
-        failed, found, remedy = last(rungs(url))
+        failed, found, remedy = last(connectivity(url))
         assert (failed, word in found) == (check if number == 0 else "subscription", True), found
         assert " -@" not in remedy
         as_administrator(remedy)
-    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
+    assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
     assert acl(client, "default") == admin
 
 
@@ -241,9 +241,9 @@ def test_the_default_user_keeps_what_he_has(running, tmp_path):
     client = server.client()
     client.execute_command("ACL", "SETUSER", "default", "-psubscribe")
     url = server.url
-    as_administrator(last(rungs(url))[2])
+    as_administrator(last(connectivity(url))[2])
     assert client.acl_setuser("somebody", enabled=True)
-    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
+    assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
 
 
 @pytest.mark.parametrize("prefix", ["", "{shop}"])
@@ -276,7 +276,7 @@ def test_a_user_who_may_not_ask_workers(running, tmp_path, rights, prefix):
 def test_a_replica_of_redis(running, tmp_path):
     master, replica = running(RedisServer(tmp_path / "master")), running(RedisServer(tmp_path / "replica"))
     replica.client().replicaof("127.0.0.1", master.port)
-    check, found, remedy = last(rungs(replica.url))
+    check, found, remedy = last(connectivity(replica.url))
     assert (check, "read only replica" in found) == ("subscription", True)
     line = remedy[remedy.index("redis-cli") :]
     done = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
@@ -297,13 +297,13 @@ def test_a_replica_of_redis(running, tmp_path):
 )
 def test_the_password_of_a_socket_is_not_printed(running, tmp_path, login, query):
     path = tmp_path / "redis.sock"
-    server = OddRedis(
-        tmp_path / "redis", "--unixsocket", str(path), "--requirepass", "s3cret", there=path.exists
+    server = RedisWithOptions(
+        tmp_path / "redis", "--unixsocket", str(path), "--requirepass", "s3cret", is_ready=path.exists
     )
     url = f"redis+socket://{login}{path}{query}"
-    before = rungs(url)
+    before = connectivity(url)
     running(server)
-    found = rungs(url)
+    found = connectivity(url)
     assert "s3cret" not in repr((before, found))
     assert last(before)[2].startswith(f"unixsocket {path} ")
     if login == ":s3cret@" and "99" not in query:
@@ -326,10 +326,10 @@ def last_level(found: dict) -> str:
 
 def test_logins_on_rabbitmq(rabbit_server):
     url = rabbit_server.clean()
-    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
-    check, _, remedy = last(rungs(url.replace("guest:guest", "guest:wr0ng")))
+    assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
+    check, _, remedy = last(connectivity(url.replace("guest:guest", "guest:wr0ng")))
     assert (check, "rabbitmqctl change_password guest" in remedy) == ("login", True)
-    check, _, remedy = last(rungs(rabbit_server.url_of("no such")))
+    check, _, remedy = last(connectivity(rabbit_server.url_of("no such")))
     assert check == "virtual-host"
     assert remedy.startswith(
         "rabbitmqctl add_vhost 'no such' && rabbitmqctl set_permissions -p 'no such' guest"
@@ -341,12 +341,12 @@ def test_a_user_of_rabbitmq_who_may_not_declare_a_queue(rabbit_server):
     url = rabbit_server.clean()
     vhost = url.rpartition("/")[2]
     rabbit_server.control("set_permissions", "-p", vhost, "guest", "^$", ".*", ".*")
-    check, found, remedy = last(rungs(url))
+    check, found, remedy = last(connectivity(url))
     assert (check, "ACCESS_REFUSED" in found) == ("subscription", True)
     program, *words = shlex.split(remedy)
     assert program == "rabbitmqctl"
     rabbit_server.control(*words)
-    assert {finding.severity for finding in rungs(url).values()} == {"ok"}
+    assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
 
 
 def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
@@ -388,8 +388,8 @@ def test_a_broker_that_hangs_does_not_hang_the_doctor(broker):
         assert result.span.seconds < 20
     finally:
         broker.server.resume()
-    assert (result.code, list(result.found)[-1]) == (2, "answer")
-    assert "does not answer" in result.found["answer"].remedy
+    assert (result.code, list(result.findings)[-1]) == (2, "answer")
+    assert "does not answer" in result.findings["answer"].remedy
 
 
 # -- what the broker is set to -------------------------------------------------------------------------------
@@ -480,10 +480,10 @@ def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
         for _ in range(4):
             connection.Producer().publish({}, routing_key="jobs", declare=[jobs])
     result = doctor(server.url, "--management", management)
-    assert result.found["broker-version"].message.startswith("RabbitMQ 3.")
-    assert result.found["transient-queues"].severity == "ok"
-    assert result.found["orphaned-queues"].remedy == f"rabbitmqctl delete_queue -p test0 {left}"
-    waiting = result.found["unconsumed-messages"]
+    assert result.findings["broker-version"].message.startswith("RabbitMQ 3.")
+    assert result.findings["transient-queues"].severity == "ok"
+    assert result.findings["orphaned-queues"].remedy == f"rabbitmqctl delete_queue -p test0 {left}"
+    waiting = result.findings["unconsumed-messages"]
     assert (waiting.severity, waiting.message.endswith(": jobs (4)")) == ("critical", True)
     assert waiting.remedy == "celery -A yourapp worker -E -Q jobs"
     assert "guest:guest" not in result.text + result.said
@@ -610,13 +610,13 @@ def sick(tmp_path_factory):
 
 def test_workers_are_named_with_their_versions(sick):
     assert sick.code == 2
-    assert sick.found["workers"].message == "2 workers up: w@pod, w@pod.example.org"
+    assert sick.findings["workers"].message == "2 workers up: w@pod, w@pod.example.org"
     assert re.fullmatch(
-        r"py-celery [\d.]+: w@pod, w@pod\.example\.org", sick.found["worker-versions"].message
+        r"py-celery [\d.]+: w@pod, w@pod\.example\.org", sick.findings["worker-versions"].message
     )
-    assert sick.found["remote-control"].severity == sick.found["heartbeats"].severity == "ok"
-    assert sick.found["duplicate-node-names"].severity == "ok"
-    assert re.fullmatch(r"the first event came after [\d.]+ s", sick.found["first-event"].message)
+    assert sick.findings["remote-control"].severity == sick.findings["heartbeats"].severity == "ok"
+    assert sick.findings["duplicate-node-names"].severity == "ok"
+    assert re.fullmatch(r"the first event came after [\d.]+ s", sick.findings["first-event"].message)
 
 
 @pytest.mark.parametrize(
@@ -632,7 +632,7 @@ def test_workers_are_named_with_their_versions(sick):
     ],
 )
 def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, found, remedy):
-    finding = sick.found[check]
+    finding = sick.findings[check]
     assert finding.severity == level
     assert found in finding.message
     assert remedy in finding.remedy
@@ -640,7 +640,7 @@ def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, foun
 
 def test_a_queue_that_nobody_should_consume_can_be_forgotten(sick, running, tmp_path):
     """By the command that is printed; on RabbitMQ too."""
-    forget = sick.found["queues-without-consumers"].remedy.partition("; if not: ")[2]
+    forget = sick.findings["queues-without-consumers"].remedy.partition("; if not: ")[2]
     server = running(RedisServer(tmp_path / "redis"))
     with kombu.Connection(server.url) as connection:
         kombu.Queue("idle", kombu.Exchange("idle"), "idle")(connection.default_channel).declare()
@@ -696,7 +696,7 @@ def odd(tmp_path_factory):
             """Look, do what is printed, and look again."""
             url = f"redis://{user}:pw@127.0.0.1:{server.port}/0"
             before = doctor(url)
-            words = shlex.split(before.found[check].remedy)
+            words = shlex.split(before.findings[check].remedy)
             server.client().execute_command(*words[words.index("ACL") :])
             return before, doctor(url)
 
@@ -716,7 +716,7 @@ def odd(tmp_path_factory):
     ],
 )
 def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, remedy):
-    finding = odd.eve[0].found[check]
+    finding = odd.eve[0].findings[check]
     assert finding.severity == "warning"
     assert found in finding.message
     assert remedy in finding.remedy
@@ -724,26 +724,26 @@ def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, remed
 
 def test_who_may_not_ask_workers_is_told_so(odd):
     """And not that they do not answer."""
-    before, after = (each.found["remote-control"].message for each in odd.bob)
+    before, after = (each.findings["remote-control"].message for each in odd.bob)
     assert before.startswith("workers could not be inspected: ")
     assert "no permissions" in before
     assert after.startswith("no reply from mute@box")
 
 
 def test_what_is_printed_for_lengths_brings_them(odd):
-    assert odd.eve[1].found["queue-lengths"].severity == "ok"
+    assert odd.eve[1].findings["queue-lengths"].severity == "ok"
 
 
 def test_workers_that_answer_and_publish_nothing(running, tmp_path, redis_broker):
     quiet = ("--without-heartbeat", "--without-gossip")
     url = redis_broker.url
     worker = running(Worker(tmp_path / "a", url, "w@box", pool="solo", events=False, arguments=quiet))
-    found = doctor(url).found["first-event"]
+    found = doctor(url).findings["first-event"]
     assert (found.severity, found.message.endswith("though workers replied: w@box")) == ("warning", True)
     assert found.remedy.startswith("start workers with -E and without --without-heartbeat")
     worker.stop()
     running(Worker(tmp_path / "b", url, "w@box", pool="solo"))
-    assert doctor(url).found["first-event"].severity == "ok"
+    assert doctor(url).findings["first-event"].severity == "ok"
 
 
 def test_what_was_ended_early_says_so(redis_broker):
@@ -790,8 +790,8 @@ def test_a_full_redis_is_seen_though_each_worker_answered_before(running, tmp_pa
 def test_nobody_at_all(redis_broker):
     result = doctor(redis_broker.url)
     assert result.code == 2
-    assert result.found["workers"].message.startswith("no worker found in ")
-    assert "worker -E" in result.found["workers"].remedy
+    assert result.findings["workers"].message.startswith("no worker found in ")
+    assert "worker -E" in result.findings["workers"].remedy
 
 
 def test_workers_that_publish_elsewhere_and_share_a_name(running, tmp_path, redis_broker):
@@ -802,17 +802,17 @@ def test_workers_that_publish_elsewhere_and_share_a_name(running, tmp_path, redi
     ]
     running(*workers)
     result = doctor(redis_broker.url)
-    assert (result.code, result.found["heartbeats"].severity) == (2, "warning")
+    assert (result.code, result.findings["heartbeats"].severity) == (2, "warning")
     assert (
-        result.found["duplicate-node-names"].severity,
-        "w@box" in result.found["duplicate-node-names"].message,
+        result.findings["duplicate-node-names"].severity,
+        "w@box" in result.findings["duplicate-node-names"].message,
     ) == (
         "critical",
         True,
     )
-    assert result.found["first-event"].remedy == "--event-exchange mine"
-    result = doctor(redis_broker.url, *result.found["first-event"].remedy.split())
-    assert (result.found["first-event"].severity, result.found["heartbeats"].severity) == ("ok", "ok")
+    assert result.findings["first-event"].remedy == "--event-exchange mine"
+    result = doctor(redis_broker.url, *result.findings["first-event"].remedy.split())
+    assert (result.findings["first-event"].severity, result.findings["heartbeats"].severity) == ("ok", "ok")
 
 
 # -- Prometheus ----------------------------------------------------------------------------------------------
@@ -869,13 +869,13 @@ def watched(tmp_path_factory):
 
 
 def test_a_prometheus_that_scrapes_us_and_agrees(watched):
-    found = watched.well.found
+    found = watched.well.findings
     assert (found["prometheus"].severity, found["prometheus-agrees"].severity) == ("ok", "ok")
     assert watched.targets["well"] in found["prometheus"].message
 
 
 def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
-    found = watched.deaf.found["prometheus-agrees"]
+    found = watched.deaf.findings["prometheus-agrees"]
     assert (found.severity, "receives no events itself" in found.message) == ("critical", True)
     assert (
         f"celery-exporter doctor with the options of the exporter at {watched.targets['deaf']}"
@@ -893,14 +893,14 @@ def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
     ],
 )
 def test_a_prometheus_that_does_not_scrape_us(watched, which, found, remedy):
-    finding = getattr(watched, which).found["prometheus"]
+    finding = getattr(watched, which).findings["prometheus"]
     assert finding.severity == "critical"
     assert found in finding.message
     assert remedy in finding.remedy
 
 
 def test_a_command_that_is_printed_runs_nothing_that_service_discovery_says(watched):
-    command = watched.down.found["prometheus"].remedy.partition("try: ")[2]
+    command = watched.down.findings["prometheus"].remedy.partition("try: ")[2]
     subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
     assert command.startswith("curl ")
     assert not watched.ran.exists()
@@ -964,18 +964,18 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
     running(exporter, server, Worker(tmp_path / "worker", url, "w@box", events=False))
     exporter.connected()
     idle = doctor(url)
-    assert "to be sure: celery -A yourapp control enable_events" in idle.found["task-events"].message
+    assert "to be sure: celery -A yourapp control enable_events" in idle.findings["task-events"].message
     with make_client(url) as client, every(0.3, lambda: client.send_task("tasks.succeed", queue="celery")):
         result = doctor(url)
-        assert (result.code, result.found["task-events"].severity) == (2, "critical")
+        assert (result.code, result.findings["task-events"].severity) == (2, "critical")
         said = "no task events from worker w@box: start workers with -E, or now: "
         eventually(lambda: said in exporter.text(), 45, what="the log says what to do")
         assert exporter.total("celery_tasks_total", state="SUCCESS") == 0
         page = html.unescape(exporter.get("/").body.decode())
         assert "no task events from worker w@box" in page
-        assert f"<code>{result.found['task-events'].remedy}</code>" in page
+        assert f"<code>{result.findings['task-events'].remedy}</code>" in page
 
-        command = re.search(r"celery -A yourapp [\w ]+", result.found["task-events"].remedy)[0]
+        command = re.search(r"celery -A yourapp [\w ]+", result.findings["task-events"].remedy)[0]
         subprocess.run(
             [sys.executable, "-m", *shlex.split(command.replace("yourapp", "harness.tasks"))],
             env={**os.environ, "PYTHONPATH": str(TESTS), BROKER_URL: url},
@@ -983,7 +983,7 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
         )
         eventually(lambda: exporter.total("celery_tasks_total", state="SUCCESS") > 0, 20)
         again = doctor(url, "--prometheus", f"http://127.0.0.1:{server.port}")
-        assert (again.code, {each.severity for each in again.found.values()}) == (0, {"ok"}), again.text
+        assert (again.code, {each.severity for each in again.findings.values()}) == (0, {"ok"}), again.text
         assert "over: task events arrive from w@box" in eventually(
             lambda: exporter.text() if "over: " in exporter.text() else "", 20
         )

@@ -1,4 +1,4 @@
-"""The HTTP side, asked by a plain client, on a broker that wants a password."""
+"""The HTTP endpoints, with a broker that requires a password."""
 
 import gzip
 import re
@@ -19,7 +19,7 @@ PASSWORD = "p@ss/w0rd:secret"
 PAGES = ("/metrics", "/-/healthy", "/healthcheck", "/-/ready", "/health", "/runbooks", "/")
 TEXT = "text/plain"
 
-# Section 6 of DESIGN.md; families that only RabbitMQ or other circumstances bring are left out.
+#: The families of the native profile, except those that need RabbitMQ or other conditions.
 NATIVE = """
 celery_tasks_total celery_task_failures_total celery_task_runtime_seconds celery_task_queue_wait_seconds
 celery_task_prefetch_wait_seconds celery_tasks_in_flight celery_task_oldest_timestamp_seconds
@@ -36,11 +36,11 @@ celery_exporter_tasks_evicted_total celery_exporter_label_fallbacks_total celery
 celery_exporter_series_overflow_total celery_exporter_collector_success
 celery_exporter_collector_duration_seconds celery_exporter_collector_last_success_timestamp_seconds
 process_cpu_seconds_total process_resident_memory_bytes process_start_time_seconds
-""".split()  # noqa: SIM905 - a list literal would take a screen
+""".split()  # noqa: SIM905  a list literal would take 40 lines
 
 
-def test_runbook_links_of_alerts_exist(app):
-    """By default, to an exporter on this machine; the page needs nothing from elsewhere."""
+def test_the_runbook_links_of_alerts_lead_to_sections_of_the_page(app):
+    """By default they lead to an exporter on the same machine. The page loads nothing from other hosts."""
     page = app.get("/runbooks")
     text = page.body.decode()
     ids = set(re.findall(r'<h3 id="([^"]+)"', text))
@@ -53,7 +53,7 @@ def test_runbook_links_of_alerts_exist(app):
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """Return an exporter that has seen successes, failures and a backlog."""
+    """Return an exporter that has counted successes, failures and a backlog."""
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer(tmp_path_factory.mktemp("redis"), password=PASSWORD))
         exporter = Exporter(
@@ -69,14 +69,12 @@ def app(tmp_path_factory):
         for state in ("SUCCESS", "FAILURE"):
             until_equal(lambda state=state: exporter.total("celery_tasks_total", state=state), 3, 15)
         until_equal(lambda: exporter.value("celery_queue_length", queue_name="backlog"), 3)
-        until_equal(
-            lambda: exporter.value("celery_worker_pool_size", worker="worker@test"), 1
-        )  # it was asked
+        until_equal(lambda: exporter.value("celery_worker_pool_size", worker="worker@test"), 1)
         yield exporter
 
 
 def test_metrics_are_prometheus_text(app):
-    """Text 0.0.4 by default, ended by a newline, and its headers say so."""
+    """The default format is text 0.0.4, which ends with a newline."""
     answer = app.get("/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -85,8 +83,8 @@ def test_metrics_are_prometheus_text(app):
     assert "content-encoding" not in answer.headers
 
 
-def test_every_metric_of_the_design_is_there(app):
-    """All families of the native profile are announced with a type and a help text, or have samples."""
+def test_each_native_family_has_a_type_and_a_help_text(app):
+    """Counters, and only they, end in _total."""
     text = app.get("/metrics").text
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     helps = dict(re.findall(r"^# HELP (\S+) (\S.*)$", text, re.MULTILINE))
@@ -105,13 +103,13 @@ def test_every_metric_of_the_design_is_there(app):
         ("/-/healthy", 200, ""),
         ("/-/ready", 200, ""),
         ("/health", 200, ""),
-        ("/healthcheck", 200, "OK"),  # Flower's
+        ("/healthcheck", 200, "OK"),  # as for Flower
         ("/nosuch", 404, ""),
         ("/metrics/more", 404, ""),
         ("/-/", 404, ""),
     ],
 )
-def test_pages(app, path, status, part):
+def test_paths_return_their_status_and_text(app, path, status, part):
     answer = app.get(path)
     assert answer.status == status
     assert part in answer.text
@@ -138,7 +136,7 @@ def test_other_methods_are_refused(app, path, method):
         (OPENMETRICS, True),
         ("application/openmetrics-text", True),
         ("application/openmetrics-text; version=0.0.1", True),
-        ("application/openmetrics-text; version=2.0.0", True),  # clamped to what we speak
+        ("application/openmetrics-text; version=2.0.0", True),  # a later version is answered with 1.0.0
         ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", True),
         ("application/openmetrics-text;version=1.0.0;q=0.2,text/plain;version=0.0.4;q=0.3", False),
         ("application/openmetrics-text;version=1.0.0;q=0", False),
@@ -148,7 +146,7 @@ def test_other_methods_are_refused(app, path, method):
         (";;;q=,", False),
     ],
 )
-def test_format_is_negotiated(app, accept, openmetrics):
+def test_the_accept_header_selects_the_format(app, accept, openmetrics):
     answer = app.get("/metrics", {"Accept": accept})
     assert answer.status == 200
     kind = answer.headers["content-type"]
@@ -160,8 +158,8 @@ def test_format_is_negotiated(app, accept, openmetrics):
         assert "# EOF" not in answer.text
 
 
-def test_formats_have_the_same_samples(app):
-    """Each series of ours is in both, and the counts of tasks are equal."""
+def test_both_formats_have_the_same_series_and_counts(app):
+    """All own series are compared."""
     text, openmetrics = app.samples(), app.openmetrics()
     assert {series for series in text if series[0].startswith("celery_")} == {
         series for series in openmetrics if series[0].startswith("celery_")
@@ -170,7 +168,7 @@ def test_formats_have_the_same_samples(app):
 
 
 @pytest.mark.parametrize("accept", [TEXT, OPENMETRICS])
-def test_gzip_on_request(app, accept):
+def test_gzip_is_used_on_request(app, accept):
     packed = app.get("/metrics", {"Accept": accept, "Accept-Encoding": "gzip"})
     assert packed.headers["content-encoding"] == "gzip"
     assert int(packed.headers["content-length"]) == len(packed.body)
@@ -184,8 +182,8 @@ def test_gzip_on_request(app, accept):
 
 @pytest.mark.parametrize("path", ["/metrics", "/-/healthy", "/"])
 @pytest.mark.parametrize("header", ["Accept", "Accept-Encoding", "Authorization"])
-def test_too_long_header_is_rejected(app, path, header):
-    """It would be read on the event loop, that answers nobody else meanwhile."""
+def test_a_header_of_more_than_1_kb_is_refused(app, path, header):
+    """Parsing it would block the event loop."""
     assert app.get(path, {header: "," * 1_024}).status == 200
     for length in (1_025, 30_000):
         answer = app.get(path, {header: "," * length})
@@ -196,23 +194,23 @@ def test_too_long_header_is_rejected(app, path, header):
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/-/healthy", "/"])
-def test_too_long_query_is_rejected(app, path):
+def test_a_query_of_more_than_1_kb_is_refused(app, path):
     assert app.get(f"{path}?{'a&' * 512}").status == 200
     assert app.get(f"{path}?{'a&' * 513}").status == 414
 
 
-def test_cookies_may_be_longer(app):
-    """A proxy in front of the page has some."""
+def test_a_cookie_of_8_kb_is_accepted(app):
+    """A proxy before the exporter may need one."""
     assert app.get("/", {"Cookie": "session=" + "x" * 8_000}).status == 200
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_pages_have_nosniff(app, path):
+def test_pages_have_the_nosniff_header(app, path):
     assert app.get(path).headers["x-content-type-options"] == "nosniff"
 
 
-def test_promtool_has_nothing_to_say(app):
-    """`promtool check metrics`: names, units, types and help texts are as they should be."""
+def test_promtool_check_metrics_reports_nothing(app):
+    """It checks names, units, types and help texts."""
     check = subprocess.run(
         [need("promtool"), "check", "metrics"],
         input=app.get("/metrics").body,
@@ -222,8 +220,8 @@ def test_promtool_has_nothing_to_say(app):
     assert (check.returncode, check.stdout + check.stderr) == (0, b"")
 
 
-def test_number_format_is_that_of_the_guide(app):
-    """Lines of the shapes that people grep for, labels and numbers as prometheus_client writes them."""
+def test_lines_have_the_format_of_the_guide(app):
+    """Labels and numbers have the format of prometheus_client."""
     lines = app.get("/metrics").text.splitlines()
     for shape in (
         r'celery_tasks_total\{queue_name="celery",state="SUCCESS",task_name="tasks\.succeed"\} 3.0',
@@ -233,17 +231,17 @@ def test_number_format_is_that_of_the_guide(app):
         assert [line for line in lines if re.fullmatch(shape, line)], shape
 
 
-def test_scrape_sends_nothing_to_the_broker(app):
-    """Two in a row have the same numbers of the broker's, unless the exporter asked it between them."""
+def test_a_scrape_does_not_poll_the_broker(app):
+    """Two scrapes in a row have the same poll times, unless a poll runs between them."""
 
     def stamps() -> dict:
         return app.samples(SCRAPER).matching("celery_exporter_collector_last_success_timestamp_seconds")
 
-    eventually(lambda: (found := stamps()) and found == stamps())
+    eventually(lambda: (first := stamps()) and first == stamps())
 
 
-def test_password_is_in_no_page_and_no_log_line(app):
-    """Not on any page, in any format, in the log at level debug, nor quoted."""
+def test_the_password_is_on_no_page_and_not_in_the_log(app):
+    """Neither plain nor percent-encoded, in both formats, and at log level debug."""
     pages = [app.get(path).text for path in (*PAGES, "/nosuch")]
     pages += [app.get("/metrics", {"Accept": OPENMETRICS}).text, app.text()]
     for secret in (PASSWORD, "p%40ss", "w0rd"):
@@ -255,9 +253,9 @@ def test_password_is_in_no_page_and_no_log_line(app):
     [b"\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00", b"GET /metrics HTTP/9.9\r\n\r\n", b"A" * 100_000],
     ids=["nothing", "half", "TLS", "version", "long"],
 )
-def test_bytes_that_are_not_http(app, request_bytes):
-    """Whoever speaks something else is turned away, and the next one is served."""
-    with socket.create_connection(("127.0.0.1", app.port), timeout=ANSWER_TIMEOUT) as stranger:
-        stranger.sendall(request_bytes)
+def test_invalid_requests_do_not_affect_others(app, request_bytes):
+    """The next request is served."""
+    with socket.create_connection(("127.0.0.1", app.port), timeout=ANSWER_TIMEOUT) as client_socket:
+        client_socket.sendall(request_bytes)
         assert app.get("/-/healthy").status == 200
     assert app.alive()

@@ -1,4 +1,4 @@
-"""Any bytes may arrive on the event channel: each bad one is counted, its neighbours are used."""
+"""Malformed events are counted, and all valid events are applied."""
 
 import base64
 import json
@@ -55,23 +55,23 @@ def malformed(app):
 
 
 class Bomb:
-    """A pickle that leaves a mark in the file system when somebody loads it."""
+    """A pickle that creates a file when it is loaded."""
 
-    def __init__(self, mark):
-        self.mark = str(mark)
+    def __init__(self, path):
+        self.path = str(path)
 
     def __reduce__(self):
-        return (open, (self.mark, "w"))
+        return (open, (self.path, "w"))
 
 
-def test_each_malformed_body_is_counted_and_the_next_event_is_used(running, exporter, broker):
-    """One count for each, under a reason; the process lives, keeps its connection and counts on."""
+def test_each_malformed_body_is_counted_and_the_next_event_is_applied(running, exporter, broker):
+    """Each count has a reason. The connection stays open."""
     app = running(exporter()).connected()
-    for number, (what, body) in enumerate(BODIES.items(), 1):
+    for number, (name, body) in enumerate(BODIES.items(), 1):
         publish_event_bytes(broker.url, body)
-        until_equal(lambda what=what: (what, malformed(app)), (what, number))
+        until_equal(lambda name=name: (name, malformed(app)), (name, number))
         publish_events(broker.url, *task_events(number))
-        until_equal(lambda what=what: (what, successes(app)), (what, number))
+        until_equal(lambda name=name: (name, successes(app)), (name, number))
     samples = app.samples()
     reasons = samples.by("celery_exporter_events_malformed_total", "reason")
     assert all(reason for (reason,), count in reasons.items() if count)
@@ -79,11 +79,11 @@ def test_each_malformed_body_is_counted_and_the_next_event_is_used(running, expo
     assert samples.total("celery_exporter_reconnects_total") == 0
 
 
-def test_the_rest_of_a_batch_is_used(running, exporter, broker):
-    """Bad items between good ones: each is counted, and the good ones make a task's whole life."""
+def test_the_valid_events_of_a_damaged_batch_are_applied(running, exporter, broker):
+    """Malformed items between valid ones are counted."""
     app = running(exporter()).connected()
     sent, received, started, succeeded = (json.dumps(event).encode() for event in task_events(1))
-    bad = [
+    malformed_items = [
         b"42",
         json.dumps({**HEAD, "type": "task-failed", "uuid": None}).encode(),
         b"[" + succeeded + b"]",
@@ -91,31 +91,33 @@ def test_the_rest_of_a_batch_is_used(running, exporter, broker):
         b'{"type": task-failed}',
         b'{"type": "task-failed", "uuid": "\xff"}',
     ]
-    publish_event_bytes(broker.url, b"[" + b",".join([sent, *bad, received, started, succeeded, b'{"ty']))
-    until_equal(lambda: (malformed(app), successes(app)), (len(bad) + 1, 1))
+    publish_event_bytes(
+        broker.url, b"[" + b",".join([sent, *malformed_items, received, started, succeeded, b'{"ty'])
+    )
+    until_equal(lambda: (malformed(app), successes(app)), (len(malformed_items) + 1, 1))
     labels = {"task_name": "made.up", "queue_name": "made"}
     for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS"):
         assert app.value("celery_tasks_total", state=state, **labels) == 1
 
 
-def test_a_batch_of_a_hundred_thousand_events_is_used(running, exporter, broker):
-    """While it is read pages are served, and what it takes in memory is given back, or bounded at least."""
+def test_a_batch_of_100_000_events_is_applied_in_bounded_memory(running, exporter, broker):
+    """Pages are served meanwhile."""
     app = running(exporter()).connected()
     event = json.dumps({**HEAD, "type": "task-sent", "name": "made.up", "queue": "made"})
     publish_event_bytes(broker.url, f"[{','.join([event] * 100_000)}]".encode())
-    counted = {"state": "PENDING", "task_name": "made.up", "queue_name": "made"}
-    until_equal(lambda: app.value("celery_tasks_total", **counted), 100_000, 30)
+    labels = {"state": "PENDING", "task_name": "made.up", "queue_name": "made"}
+    until_equal(lambda: app.value("celery_tasks_total", **labels), 100_000, 30)
     assert malformed(app) == 0
     assert app.total("celery_exporter_reconnects_total") == 0
     assert psutil.Process(app.pid).memory_info().rss < 300 * 2**20
 
 
-def test_events_with_odd_fields_are_survived(running, exporter, broker):
-    """`runtime: null`, `exception: null`, `freq: null`, a bad eta, a custom type: nobody falls over."""
+def test_events_with_null_or_invalid_fields_are_applied(running, exporter, broker):
+    """Such as `runtime: null`, an invalid eta, or a custom type."""
     app = running(exporter()).connected()
     sent, received, started, succeeded = task_events(1)
     failed = {**started, "type": "task-failed", "exception": None, "traceback": None}
-    odd = [
+    events = [
         {**sent, "eta": "tomorrow, perhaps"},
         {**received, "eta": 12, "retries": None},
         started,
@@ -125,28 +127,28 @@ def test_events_with_odd_fields_are_survived(running, exporter, broker):
         *({**event, "uuid": "b"} for event in (sent, received, started, failed)),
         *task_events(2),
     ]
-    publish_event_bytes(broker.url, json.dumps(odd).encode())
+    publish_event_bytes(broker.url, json.dumps(events).encode())
     until_equal(lambda: app.value("celery_worker_up", worker="w@box"), 1)
     until_equal(lambda: app.total("celery_tasks_total", state="FAILURE", task_name="made.up"), 1)
     assert app.value("celery_task_failures_total", exception="unknown", task_name="made.up") == 1
     assert successes(app) >= 1
 
 
-def test_pickle_is_never_loaded(running, exporter, broker, tmp_path):
-    """A pickled body is one malformed event; it isn't loaded, so its bomb does not go off."""
+def test_pickle_is_not_loaded_by_default(running, exporter, broker, tmp_path):
+    """A pickled body is one malformed event."""
     app = running(exporter()).connected()
-    mark = tmp_path / "mark"
-    bomb = pickle.dumps(Bomb(mark))
+    created = tmp_path / "created"
+    bomb = pickle.dumps(Bomb(created))
     for number, content_type in enumerate(("application/x-python-serialize", "application/json"), 1):
         publish_event_bytes(broker.url, bomb, content_type=content_type)
         until_equal(lambda: malformed(app), number)
     publish_events(broker.url, *task_events(1))
     until_equal(lambda: successes(app), 1)
-    assert not mark.exists()
+    assert not created.exists()
 
 
-def test_pickle_is_loaded_when_asked_for(running, exporter, broker):
-    """`--accept-content json,pickle` is for clusters that serialise their events so."""
+def test_pickle_is_loaded_with_accept_content(running, exporter, broker):
+    """For clusters with pickled events."""
     app = running(exporter("--accept-content", "json,pickle")).connected()
     body = pickle.dumps(list(task_events(1)))
     publish_event_bytes(broker.url, body, content_type="application/x-python-serialize")
@@ -154,8 +156,8 @@ def test_pickle_is_loaded_when_asked_for(running, exporter, broker):
     assert malformed(app) == 0
 
 
-def test_compressed_bodies_are_read_and_bombs_are_not(running, exporter, broker):
-    """By each compression of kombu's, over one connection that outlives them."""
+def test_compressed_bodies_are_applied_up_to_the_size_limit(running, exporter, broker):
+    """For each compression of kombu, over one connection."""
     app = running(exporter()).connected()
     for number, compression in enumerate(compression_module.encoders(), 1):
         publish_compressed(broker.url, json.dumps(task_events(number)).encode(), compression)
@@ -177,56 +179,58 @@ def publish_compressed(url, body, compression):
 
 
 @on_redis
-def test_an_answer_of_a_worker_that_inflates_to_anything_is_not_read(running, exporter, broker):
-    """Whoever may publish can see the roster's question, and answer it."""
+def test_a_compression_bomb_in_an_inspection_reply_is_not_decompressed(running, exporter, broker):
+    """Any client that may publish can reply to an inspection."""
     app = running(exporter()).connected()
     deflater = zlib.compressobj()
     bomb = b"".join([deflater.compress(b" " * 2**20) for _ in range(500)]) + deflater.flush()
-    questions = broker.server.client().pubsub()
-    questions.psubscribe("*pidbox*")
+    requests = broker.server.client().pubsub()
+    requests.psubscribe("*pidbox*")
     with kombu.Connection(broker.url) as connection:
-        answered = 0
-        while answered < 2:
-            said = questions.get_message(timeout=ANSWER_TIMEOUT)
-            assert said, "nobody was asked anything"
-            question = (
-                json.loads(base64.b64decode(json.loads(said["data"])["body"]))
-                if said["type"] == "pmessage"
+        replies = 0
+        while replies < 2:
+            message = requests.get_message(timeout=ANSWER_TIMEOUT)
+            assert message, "no inspection request"
+            request = (
+                json.loads(base64.b64decode(json.loads(message["data"])["body"]))
+                if message["type"] == "pmessage"
                 else {}
             )
-            if "reply_to" in question:
+            if "reply_to" in request:
                 connection.Producer().publish(
                     bomb,
-                    **question["reply_to"],
+                    **request["reply_to"],
                     content_type="application/json",
                     content_encoding="utf-8",
-                    headers={"compression": "gzip", "ticket": question["ticket"]},
+                    headers={"compression": "gzip", "ticket": request["ticket"]},
                 )
-                answered += 1
+                replies += 1
     publish_events(broker.url, *task_events(1))
     until_equal(lambda: successes(app), 1)
-    assert most_memory(app) < 300 * 2**20
+    assert peak_memory(app) < 300 * 2**20
 
 
-def most_memory(app):
+def peak_memory(app):
     (line,) = [
         line for line in Path(f"/proc/{app.pid}/status").read_text().splitlines() if line.startswith("VmHWM")
     ]
     return int(line.split()[1]) * 1024
 
 
-LAUGHS = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 121))
-OTHERS = {
-    "application/x-yaml": (yaml.safe_dump, [LAUGHS, b"!!python/none x", b"[" * 10_000]),
+BILLION_LAUGHS = b"a: &a [x, x]\n" + b"".join(
+    b"%c: &%c [*%c, *%c]\n" % (i + 1, i + 1, i, i) for i in range(97, 121)
+)
+SERIALIZERS = {
+    "application/x-yaml": (yaml.safe_dump, [BILLION_LAUGHS, b"!!python/none x", b"[" * 10_000]),
     "application/x-msgpack": (msgspec.msgpack.encode, [b"\xdd\xff\xff\xff\xff", b"\x91" * 10_000, b"\xc1"]),
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_other_serialisers_are_read_when_asked_for(running, exporter, broker, kind):
+@pytest.mark.parametrize("kind", SERIALIZERS)
+def test_other_serializers_are_read_with_accept_content(running, exporter, broker, kind):
     app = running(exporter("--accept-content", "json,yaml,msgpack")).connected()
-    dump, bad = OTHERS[kind]
-    for number, body in enumerate(bad, 1):
+    dump, malformed_bodies = SERIALIZERS[kind]
+    for number, body in enumerate(malformed_bodies, 1):
         publish_event_bytes(broker.url, body, content_type=kind)
         until_equal(lambda: malformed(app), number)
     body = dump(list(task_events(1)))
@@ -247,14 +251,16 @@ ENVELOPES = [
 
 
 @pytest.mark.parametrize("envelope", ENVELOPES, ids=lambda envelope: repr(envelope[:24]))
-def test_redis_envelopes_that_kombu_never_wrote(redis_app, redis_broker_of_app, envelope):
-    """On Redis anyone can publish to the channel without kombu's envelope: counted, and life goes on."""
-    before, done = malformed(redis_app), successes(redis_app)
+def test_malformed_redis_envelopes_are_counted_and_the_next_event_is_applied(
+    redis_app, redis_broker_of_app, envelope
+):
+    """On Redis, clients can publish to the channel without the envelope of kombu."""
+    before, completed = malformed(redis_app), successes(redis_app)
     receivers = redis_broker_of_app.client().publish("/0.celeryev/task.multi", envelope)
     assert receivers >= 1
     until_equal(lambda: malformed(redis_app), before + 1)
-    publish_events(redis_broker_of_app.url, *task_events(done + 100))
-    until_equal(lambda: successes(redis_app), done + 1)
+    publish_events(redis_broker_of_app.url, *task_events(completed + 100))
+    until_equal(lambda: successes(redis_app), completed + 1)
     assert redis_app.total("celery_exporter_reconnects_total") == 0
 
 
@@ -266,6 +272,6 @@ def redis_broker_of_app(redis_server):
 
 @pytest.fixture(scope="module")
 def redis_app(redis_broker_of_app, tmp_path_factory):
-    """Return one exporter for all broken envelopes."""
+    """Return one exporter for all malformed envelopes."""
     with Exporter(tmp_path_factory.mktemp("exporter"), redis_broker_of_app.url) as app:
         yield app.connected()

@@ -1,4 +1,4 @@
-"""Queue lengths: priorities, what is unacked, what is absent, and one queue's trouble staying its own."""
+"""Queue lengths: priorities, unacked messages, missing queues, and errors of single queues."""
 
 import json
 import uuid
@@ -13,7 +13,7 @@ from celery_exporter.core.queues import MAX_QUEUES
 
 
 def publish(url, queue, priorities, **transport_options):
-    """Put one message on the queue for each priority; nobody is there to consume it."""
+    """Publish one message for each priority to a queue without consumers."""
     with kombu.Connection(url, transport_options=transport_options) as connection:
         producer = connection.Producer()
         for priority in priorities:
@@ -24,15 +24,15 @@ def lengths(app):
     return app.samples().by("celery_queue_length", "queue_name")
 
 
-def test_redis_priorities_are_summed(running, tmp_path, redis_broker):
-    """Redis keeps one list for each priority step: the length of the queue is the sum of them."""
+def test_a_redis_queue_length_is_the_sum_over_priorities(running, tmp_path, redis_broker):
+    """kombu has one list for each priority step on Redis."""
     publish(redis_broker.url, kombu.Queue("jobs"), [0, 0, 0, 3, 3, 6, 9, 9])
     app = running(Exporter(tmp_path / "exporter", redis_broker.url, "-Q", "jobs")).connected()
     until_equal(lambda: lengths(app), {("jobs",): 8})
 
 
-def test_redis_transport_options_reach_the_depths(running, tmp_path, redis_broker):
-    """`sep`, `priority_steps` and `global_keyprefix` are the transport's; lengths follow them."""
+def test_redis_queue_lengths_follow_transport_options(running, tmp_path, redis_broker):
+    """`sep`, `priority_steps` and `global_keyprefix` change the keys of queues."""
     steps, sep, prefix = list(range(10)), ":", "{shop}"
     options = {"priority_steps": steps, "sep": sep, "global_keyprefix": prefix}
     publish(redis_broker.url, kombu.Queue("jobs"), [0, 1, 1, 5, 9], **options)
@@ -49,23 +49,23 @@ def test_redis_transport_options_reach_the_depths(running, tmp_path, redis_broke
     until_equal(lambda: lengths(app), {("jobs",): 5})
 
 
-def test_redis_unacked(running, tmp_path, redis_broker):
-    """What consumers hold without having acknowledged it is neither lost nor in the queue."""
+def test_redis_unacked_messages_are_not_in_the_queue_length(running, tmp_path, redis_broker):
+    """They have a metric of their own."""
     queue = kombu.Queue("jobs")
     publish(redis_broker.url, queue, [None] * 5)
     with kombu.Connection(redis_broker.url) as connection:
-        held = [queue(connection.default_channel).get() for _ in range(3)]
+        unacked = [queue(connection.default_channel).get() for _ in range(3)]
         app = running(Exporter(tmp_path / "exporter", redis_broker.url, "-Q", "jobs")).connected()
         until_equal(lambda: app.value("celery_broker_unacked_messages"), 3)
         assert lengths(app) == {("jobs",): 2}
-        for message in held:
+        for message in unacked:
             message.ack()
         until_equal(lambda: app.value("celery_broker_unacked_messages"), 0)
         assert lengths(app) == {("jobs",): 2}
 
 
-def test_rabbitmq_one_queue_cannot_spoil_another(running, tmp_path, rabbit_broker):
-    """Priorities count; a requested queue that is not there is empty, one that is locked absent."""
+def test_rabbitmq_queues_are_measured_beside_a_missing_and_an_exclusive_one(running, tmp_path, rabbit_broker):
+    """A requested queue that does not exist has length 0; the exclusive one has no length."""
     publish(rabbit_broker.url, kombu.Queue("jobs", max_priority=10), [0, 1, 5, 9, None])
     with kombu.Connection(rabbit_broker.url) as other:
         kombu.Queue("mine", exclusive=True)(other.default_channel).declare()
@@ -81,13 +81,13 @@ def test_rabbitmq_one_queue_cannot_spoil_another(running, tmp_path, rabbit_broke
     assert app.total("celery_exporter_reconnects_total") == 0
 
 
-def test_queues_of_workers_are_seen_unasked_and_stay_without_them(running, exporter, worker, client):
-    """Known from its worker, a queue's length is still there, and grows, when no worker is left."""
+def test_the_queue_of_a_worker_is_measured_after_the_worker_stops(running, exporter, worker, client):
+    """No option names the queue."""
     app = running(exporter()).connected()
-    only = running(worker(queues="jobs", pool="solo"))
+    only_worker = running(worker(queues="jobs", pool="solo"))
     until_equal(lambda: lengths(app), {("jobs",): 0})
     until_equal(lambda: app.value("celery_queue_consumers", queue_name="jobs"), 1)
-    only.stop()
+    only_worker.stop()
     for _ in range(4):
         client.send_task("tasks.succeed", queue="jobs")
     until_equal(lambda: lengths(app), {("jobs",): 4})
@@ -98,8 +98,8 @@ def test_queues_of_workers_are_seen_unasked_and_stay_without_them(running, expor
     assert oldest is None or started < oldest < started + 240
 
 
-def test_a_backlog_is_pending_since_it_was_sent(running, exporter, client):
-    """Tasks that nobody takes are PENDING, and the age of the oldest can be told."""
+def test_tasks_in_a_queue_without_workers_are_pending(running, exporter, client):
+    """The time of the oldest one is exposed."""
     app = running(exporter("-Q", "jobs")).connected()
     for _ in range(3):
         client.send_task("tasks.succeed", queue="jobs")
@@ -110,19 +110,19 @@ def test_a_backlog_is_pending_since_it_was_sent(running, exporter, client):
     until_equal(lambda: app.value("celery_queue_length", queue_name="jobs"), 3)
 
 
-# -- names that come and go ------------------------------------------------------------------------------
+# -- dynamic queue names -----------------------------------------------------------------------------------
 
 
 def sent(queue: str) -> dict:
-    """Return the event of a client that sent a task to a queue."""
+    """Return a task-sent event for a queue."""
     common = {"uuid": str(uuid.uuid4()), "pid": 1, "timestamp": 1_700_000_000.0, "hostname": "c@box"}
     return {**common, "type": "task-sent", "name": "made.up", "queue": queue, "retries": 0}
 
 
 def problems(app) -> dict[str, str]:
-    """Return what the status page finds wrong, by check."""
+    """Return the messages of findings with problems, by check."""
     findings = json.loads(app.get("/api/v1/status").text)["findings"]
-    return {each["check"]: each["message"] for each in findings if each["severity"] != "ok"}
+    return {finding["check"]: finding["message"] for finding in findings if finding["severity"] != "ok"}
 
 
 def delete(broker, *queues: str) -> None:
@@ -135,18 +135,18 @@ def delete(broker, *queues: str) -> None:
             kombu.Queue(queue)(connection.default_channel).delete()
 
 
-def test_a_queue_that_was_requested_is_empty_before_anybody_declared_it(running, exporter, broker):
-    """Whoever scales from zero needs the 0, and the length as soon as there is one."""
+def test_a_requested_queue_has_length_0_before_it_is_declared(running, exporter, broker):
+    """Autoscalers that scale from zero need the 0."""
     app = running(exporter("-Q", "jobs")).connected()
     until_equal(lambda: lengths(app), {("jobs",): 0})
-    if broker.kind == "rabbitmq":  # Redis does not count them: no worker was heard for --worker-timeout
+    if broker.kind == "rabbitmq":  # on Redis the number is unknown until --worker-timeout
         assert app.value("celery_queue_consumers", queue_name="jobs") == 0
     publish(broker.url, kombu.Queue("jobs"), [None])
     until_equal(lambda: lengths(app), {("jobs",): 1})
 
 
-def test_a_dead_queue_has_no_length_and_a_new_one_has(running, exporter, broker):
-    """More names than there is room for, of queues that are gone: what is new is measured, and it is told."""
+def test_a_new_queue_is_measured_after_too_many_deleted_ones(running, exporter, broker):
+    """There are more names than the limit. Deleted queues have no length, and a finding reports the limit."""
     app = running(exporter()).connected()
     publish(broker.url, kombu.Queue("job-0"), [None])
     publish_events(broker.url, sent("job-0"))
@@ -161,26 +161,26 @@ def test_a_dead_queue_has_no_length_and_a_new_one_has(running, exporter, broker)
     eventually(lambda: "queue-names" in problems(app), 60)
 
 
-def test_rabbitmq_is_not_asked_about_a_dead_queue_in_each_round(running, tmp_path, rabbit_broker):
-    """Each question about it is an error in the broker's log; a queue that exists is still asked about."""
-    dead = f"dead-{uuid.uuid4()}"
-    publish(rabbit_broker.url, kombu.Queue("alive"), [None])
+def test_rabbitmq_is_polled_less_often_for_a_deleted_queue(running, tmp_path, rabbit_broker):
+    """Each passive declaration of it is an error in the log of RabbitMQ."""
+    deleted = f"deleted-{uuid.uuid4()}"
+    publish(rabbit_broker.url, kombu.Queue("existing"), [None])
     app = running(Exporter(tmp_path / "exporter", rabbit_broker.url)).connected()
-    publish_events(rabbit_broker.url, sent(dead), sent("alive"))
+    publish_events(rabbit_broker.url, sent(deleted), sent("existing"))
     success = "celery_exporter_collector_last_success_timestamp_seconds"
-    until_equal(lambda: lengths(app), {("alive",): 1})
-    rounds = {app.value(success, collector="queues")}
+    until_equal(lambda: lengths(app), {("existing",): 1})
+    polls = {app.value(success, collector="queues")}
 
-    def asked_often() -> bool:
-        rounds.add(app.value(success, collector="queues"))
-        return len(rounds) >= 8
+    def has_polled_often() -> bool:
+        polls.add(app.value(success, collector="queues"))
+        return len(polls) >= 8
 
-    eventually(asked_often, 120)
-    errors = rabbit_broker.server.text().count(dead)
-    assert 1 <= errors <= 4, f"{errors} errors in {len(rounds)} rounds"
+    eventually(has_polled_often, 120)
+    errors = rabbit_broker.server.text().count(deleted)
+    assert 1 <= errors <= 4, f"{errors} errors in {len(polls)} polls"
 
 
-def test_names_made_at_run_time_are_one_series_whose_numbers_are_sums(running, exporter, broker):
+def test_queues_with_generated_names_are_one_series_with_sums(running, exporter, broker):
     names = [f"customer-{uuid.uuid4()}" for _ in range(3)]
     for name in names:
         publish(broker.url, kombu.Queue(name), [None, None])
@@ -191,8 +191,8 @@ def test_names_made_at_run_time_are_one_series_whose_numbers_are_sums(running, e
     assert app.value("celery_tasks_total", **tasks, queue_name="customer-*") == 3
 
 
-def test_own_rules_for_queues_and_an_empty_one_for_no_others(running, exporter, broker):
-    """An excluded queue has no length, and its tasks still count, as other."""
+def test_queue_name_rules_replace_the_default_ones_after_an_empty_rule(running, exporter, broker):
+    """An excluded queue has no length; its tasks are counted under `other`."""
     customer = f"customer-{uuid.uuid4()}"
     for name in (customer, "shop-1", "shop-2", "secret"):
         publish(broker.url, kombu.Queue(name), [None])
@@ -208,19 +208,17 @@ def test_own_rules_for_queues_and_an_empty_one_for_no_others(running, exporter, 
     }
 
 
-@pytest.mark.parametrize("name", [f"bcast.{uuid.UUID(int=7)}", "passing"])
-def test_queues_of_one_process_are_not_queues_without_consumers(
-    running, exporter, worker, client, broker, name
-):
-    """A broadcast queue, and any that the broker deletes with its last consumer, which Redis does not do."""
+@pytest.mark.parametrize("name", [f"bcast.{uuid.UUID(int=7)}", "temporary"])
+def test_auto_delete_queues_are_no_finding_without_consumers(running, exporter, worker, client, broker, name):
+    """A broadcast queue, and another one. RabbitMQ deletes them with the last consumer; Redis does not."""
     app = running(exporter()).connected()
-    only = running(worker("w@box", pool="solo"))
+    only_worker = running(worker("w@box", pool="solo"))
     client.control.add_consumer(name, options={"auto_delete": True}, destination=["w@box"])
     label = "bcast.*" if name.startswith("bcast") else name
     until_equal(lambda: app.value("celery_queue_consumers", queue_name=label), 1, 60)
-    only.stop()
+    only_worker.stop()
     until_equal(lambda: app.value("celery_workers_online"), 0, 60)
     publish(broker.url, kombu.Queue(name, auto_delete=True), [None])
     until_equal(lambda: app.value("celery_queue_length", queue_name=label), 1, 60)
     assert app.value("celery_queue_consumers", queue_name=label) is None
-    assert not any(label in found or name in found for found in problems(app).values())
+    assert not any(label in message or name in message for message in problems(app).values())

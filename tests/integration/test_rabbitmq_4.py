@@ -1,4 +1,4 @@
-"""RabbitMQ from 4.3 on, which denies transient queues that are shared, as Celery before 5.7 declares them."""
+"""RabbitMQ from 4.3 on, which denies transient non-exclusive queues, as Celery before 5.7 declares them."""
 
 from __future__ import annotations
 
@@ -24,82 +24,98 @@ from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.doctor import rabbitmq_checks as amqp
 from celery_exporter.doctor.remedies import queue_lengths_remedy
 
-from .test_doctor import by_check, doctor, every, rungs, settings_of
+from .test_doctor import by_check, connectivity, doctor, every, settings_of
 
-#: What the doctor has people put into rabbitmq.conf.
+#: The line for rabbitmq.conf that doctor prints.
 PERMIT = amqp.check_transient_queues("4.3.0", permitted=False).remedy.rpartition("in rabbitmq.conf: ")[2]
-#: What Celery before 5.7 does.
-SHARED = {"control_queue_exclusive": False, "event_queue_exclusive": False}
+#: The defaults before Celery 5.7.
+NOT_EXCLUSIVE = {"control_queue_exclusive": False, "event_queue_exclusive": False}
 
 
 @pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
-    with RabbitServer4(tmp_path_factory.mktemp("strict"), vhosts=20) as server:
+def denying_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
+    with RabbitServer4(tmp_path_factory.mktemp("denying"), vhosts=20) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def lenient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
-    with RabbitServer4(tmp_path_factory.mktemp("lenient"), PERMIT, vhosts=20) as server:
+def permitting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer4]:
+    with RabbitServer4(tmp_path_factory.mktemp("permitting"), PERMIT, vhosts=20) as server:
         yield server
 
 
-def declare_shared(url: str) -> None:
+def declare_transient_queue(url: str) -> None:
     with kombu.Connection(url) as connection:
-        kombu.Queue("shared", durable=False)(connection.default_channel).queue_declare()
+        kombu.Queue("transient", durable=False)(connection.default_channel).queue_declare()
 
 
-def test_it_is_one_that_denies_them(strict, lenient):
-    """Without the exporter: what the tests below stand on."""
+def test_the_servers_deny_and_permit_transient_queues(denying_server, permitting_server):
+    """The other tests depend on this."""
     with pytest.raises(Exception, match=r"\(541\) INTERNAL_ERROR - Feature `transient_nonexcl_queues`"):
-        declare_shared(strict.clean())
-    declare_shared(lenient.clean())
+        declare_transient_queue(denying_server.clean())
+    declare_transient_queue(permitting_server.clean())
 
 
-def heartbeat_of_before() -> dict[str, object]:
-    """Return that of a worker of Celery 5.4, which cannot come up here."""
-    about = {"sw_ident": "py-celery", "sw_ver": "5.4.0", "sw_sys": "Linux", "freq": 2.0, "clock": 1, "pid": 1}
+def heartbeat_of_celery_5_4() -> dict[str, object]:
+    """Return the heartbeat of a worker that cannot start on a denying server."""
+    software = {
+        "sw_ident": "py-celery",
+        "sw_ver": "5.4.0",
+        "sw_sys": "Linux",
+        "freq": 2.0,
+        "clock": 1,
+        "pid": 1,
+    }
     numbers = {"active": 0, "processed": 0, "loadavg": [0, 0, 0], "utcoffset": 0}
-    return {"type": "worker-heartbeat", "hostname": "old@box", "timestamp": time.time(), **about, **numbers}
+    return {
+        "type": "worker-heartbeat",
+        "hostname": "old@box",
+        "timestamp": time.time(),
+        **software,
+        **numbers,
+    }
 
 
-def test_the_doctor_says_how_to_permit_them_and_that_permits_them(strict, lenient):
+def test_the_remedy_of_doctor_permits_transient_queues(denying_server, permitting_server):
     assert PERMIT == "deprecated_features.permit.transient_nonexcl_queues = true"
-    url = strict.clean()
-    with every(1, lambda: publish_events(url, heartbeat_of_before())):
-        found = doctor(url).found
-    version = found["broker-version"].message.removeprefix("RabbitMQ ")
+    url = denying_server.clean()
+    with every(1, lambda: publish_events(url, heartbeat_of_celery_5_4())):
+        findings = doctor(url).findings
+    version = findings["broker-version"].message.removeprefix("RabbitMQ ")
     assert tuple(map(int, version.split(".")[:2])) >= (4, 3)
-    denied = found["transient-queues"]
+    denied = findings["transient-queues"]
     assert denied.severity == "warning"
     assert denied.message.startswith(f"RabbitMQ {version} denies the transient queues")
     assert denied.remedy.endswith(f"in rabbitmq.conf: {PERMIT}")
-    assert found["workers"].message == "1 worker up: old@box"
+    assert findings["workers"].message == "1 worker up: old@box"
 
-    permitted = by_check(amqp.run_rabbitmq_checks(settings_of(lenient.clean()), None, print)[0])[
+    permitted = by_check(amqp.run_rabbitmq_checks(settings_of(permitting_server.clean()), None, print)[0])[
         "transient-queues"
     ]
     assert permitted.severity == "ok"
     assert permitted.message.startswith(f"RabbitMQ {version} permits the transient queues")
 
 
-def test_the_doctor_is_content_with_workers_that_declare_none(running, tmp_path, strict):
-    url = strict.clean()
+def test_doctor_reports_ok_if_no_worker_declares_transient_queues(running, tmp_path, denying_server):
+    url = denying_server.clean()
     running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
-    found = doctor(url).found
-    assert (found["workers"].message, found["remote-control"].severity) == ("1 worker up: w@box", "ok")
-    denied = found["transient-queues"]
+    findings = doctor(url).findings
+    assert (findings["workers"].message, findings["remote-control"].severity) == (
+        "1 worker up: w@box",
+        "ok",
+    )
+    denied = findings["transient-queues"]
     assert denied.severity == "ok"
     assert denied.message.endswith("; the workers here have Celery 5.7 or later, and declare none")
 
 
-def test_a_user_who_may_not_ask_for_queue_lengths(strict):
-    """RabbitMQ before 4.3 told everybody; and the command that is printed lets him. An error is never a 0."""
-    url = strict.clean()
+def test_a_length_is_unreadable_without_permission_until_the_remedy_is_applied(denying_server):
+    """RabbitMQ before 4.3 needs no permission for passive declarations."""
+    url = denying_server.clean()
     vhost = url.rpartition("/")[2]
     with kombu.Connection(url) as connection:
         kombu.Queue("jobs")(connection.default_channel).queue_declare()
-    strict.control("set_permissions", "-p", vhost, "guest", "^celeryev", "^celeryev", "^celeryev")
+    denying_server.control("set_permissions", "-p", vhost, "guest", "^celeryev", "^celeryev", "^celeryev")
 
     def measured() -> QueueStats | Absence:
         with kombu.Connection(url) as connection:
@@ -109,27 +125,29 @@ def test_a_user_who_may_not_ask_for_queue_lengths(strict):
     remedy = queue_lengths_remedy(settings_of(url), "")
     assert remedy.startswith("exclusive=False ")
     command = remedy[remedy.index("rabbitmqctl set_permissions") :]
-    strict.control(*shlex.split(command)[1:])
+    denying_server.control(*shlex.split(command)[1:])
     assert measured() == QueueStats(0, 0)
 
 
-def test_the_doctor_can_subscribe(strict):
-    assert {finding.severity for finding in rungs(strict.clean()).values()} == {"ok"}
+def test_the_connectivity_checks_of_doctor_are_ok(denying_server):
+    assert {finding.severity for finding in connectivity(denying_server.clean()).values()} == {"ok"}
 
 
-@pytest.mark.parametrize("reader", ["auto", "kombu"])
-def test_events_are_counted(running, tmp_path, strict, reader):
-    url = strict.clean()
-    app = running(Exporter(tmp_path / "exporter", url, "--event-consumer", reader)).connected()
+@pytest.mark.parametrize("consumer", ["auto", "kombu"])
+def test_events_are_counted(running, tmp_path, denying_server, consumer):
+    url = denying_server.clean()
+    app = running(Exporter(tmp_path / "exporter", url, "--event-consumer", consumer)).connected()
     publish_events(url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     assert app.get("/-/ready").status == 200
     assert "level=warning" not in app.text(), app.text()
 
 
-@pytest.mark.parametrize(("broker", "configuration"), [("strict", {}), ("lenient", SHARED)])
-def test_workers_are_seen_and_asked(request, running, tmp_path, broker, configuration):
-    """Those of today on a RabbitMQ as it comes, and those of before on one that was told to permit them."""
+@pytest.mark.parametrize(
+    ("broker", "configuration"), [("denying_server", {}), ("permitting_server", NOT_EXCLUSIVE)]
+)
+def test_workers_are_counted_and_inspected(request, running, tmp_path, broker, configuration):
+    """Current workers on a denying server, and workers with older defaults on a permitting one."""
     url = request.getfixturevalue(broker).clean()
     app = running(Exporter(tmp_path / "exporter", url)).connected()
     running(Worker(tmp_path / "worker", url, "w@box", pool="solo", **configuration))
@@ -138,23 +156,25 @@ def test_workers_are_seen_and_asked(request, running, tmp_path, broker, configur
         client.send_task("tasks.succeed", queue="backlog")
     until_equal(lambda: app.value("celery_worker_up", worker="w@box"), 1)
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS", queue_name="celery"), 1)
-    # Its answers:
+    # From its answers:
     until_equal(lambda: app.value("celery_worker_pool_size", worker="w@box"), 1, 20)
     until_equal(lambda: app.value("celery_queue_consumers", queue_name="celery"), 1)
-    # Its queue, and one that nobody consumes:
+    # Its queue, and a queue without consumers:
     until_equal(lambda: app.value("celery_queue_length", queue_name="celery"), 0)
     until_equal(lambda: app.value("celery_queue_length", queue_name="backlog"), 1)
     samples = app.samples().matching("celery_exporter_collector_success")
     assert set(samples.values()) == {1}, samples
     assert app.get("/-/ready").status == 200
     warnings = [line for line in app.text().splitlines() if "level=warning" in line]
-    # A busy worker may take longer for its first answer than is waited for it.
+    # On a busy machine, the first answer of a worker may be late.
     assert all("no worker answered" in line for line in warnings), warnings
 
 
-def test_a_name_too_long_for_a_refusal_costs_no_other_queue_its_length(running, tmp_path, strict):
-    """RabbitMQ ends the connection over the question, which anybody can bring about with an event."""
-    url, name = strict.clean(), "é" * 120
+def test_other_queues_are_measured_despite_a_name_that_closes_the_connection(
+    running, tmp_path, denying_server
+):
+    """RabbitMQ closes the connection for a declaration of a long name, which any event may contain."""
+    url, name = denying_server.clean(), "é" * 120
     connection = kombu.Connection(url)
     with connection, pytest.raises(connection.connection_errors, match="INTERNAL_ERROR"):
         connection.default_channel.queue_declare(name, passive=True)
@@ -167,28 +187,30 @@ def test_a_name_too_long_for_a_refusal_costs_no_other_queue_its_length(running, 
     assert app.value("celery_exporter_collector_success", collector="queues") == 1
 
 
-def test_workers_of_before_are_denied(tmp_path, strict):
-    """As the doctor says: they do not come up."""
-    worker = Worker(tmp_path / "worker", strict.clean(), "w@box", pool="solo", **SHARED)
+def test_workers_with_older_defaults_do_not_start(tmp_path, denying_server):
+    """As doctor reports."""
+    worker = Worker(tmp_path / "worker", denying_server.clean(), "w@box", pool="solo", **NOT_EXCLUSIVE)
     try:
         worker.start()
-        eventually(lambda: "transient_nonexcl_queues" in worker.text(), 40, what="the refusal in its log")
+        eventually(lambda: "transient_nonexcl_queues" in worker.text(), 40, what="the error in its log")
         assert not worker.ready()
     finally:
         worker.kill()
 
 
-def test_workers_are_asked_whatever_kombu_declares(monkeypatch, running, tmp_path, strict):
-    """Before 5.7 it has the queue of the answers shared; the exporter takes kombu from 5.4 on."""
-    real = Mailbox.get_reply_queue
+def test_inspection_works_though_kombu_declares_reply_queues_as_not_exclusive(
+    monkeypatch, running, tmp_path, denying_server
+):
+    """As kombu does before 5.7; the exporter supports kombu from 5.4 on."""
+    get_reply_queue = Mailbox.get_reply_queue
 
-    def shared(mailbox):
-        queue = real(mailbox)
+    def not_exclusive(mailbox):
+        queue = get_reply_queue(mailbox)
         queue.exclusive = False
         return queue
 
-    monkeypatch.setattr(Mailbox, "get_reply_queue", shared)
-    url = strict.clean()
+    monkeypatch.setattr(Mailbox, "get_reply_queue", not_exclusive)
+    url = denying_server.clean()
     running(Worker(tmp_path / "worker", url, "w@box", pool="solo"))
     with connect(settings_of(url)) as connection:
         assert set(WorkerInspector(connection).inspect({})) == {"w@box"}

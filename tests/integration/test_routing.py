@@ -1,4 +1,4 @@
-"""Which queue and which name a task is booked under, and which worker did it, where Celery does not say."""
+"""The queue, name and worker of a task, where its events do not have them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUEUES = {
     "videos": {"exchange": "media", "exchange_type": "direct", "binding_key": "video"},
     "feeds": {"exchange": "news", "exchange_type": "topic", "binding_key": "feed.#"},
 }
-#: What kombu declares before it publishes: on Redis a process knows the types of these exchanges only.
+#: Declared before publishing: on Redis, a kombu process knows the types of declared exchanges only.
 VIDEOS = Queue("videos", Exchange("media", "direct"), "video")
 FEEDS = Queue("feeds", Exchange("news", "topic"), "feed.#")
 QUORUM = {
@@ -31,31 +31,33 @@ QUORUM = {
     "task_default_exchange_type": "topic",
     "task_default_routing_key": "mails",
 }
-#: Two workers of one name can come up on RabbitMQ only with what Celery did before 5.7.
+#: The defaults before Celery 5.7. With those of 5.7, two workers of one name cannot start on RabbitMQ.
 SHARED = {"control_queue_exclusive": False, "event_queue_exclusive": False}
-IN_CONTAINER = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+IN_PID_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
 
 
-def answered(app: Exporter, *nodes: str) -> None:
-    """Wait until these workers answered."""
+def wait_for_inspection(app: Exporter, *nodes: str) -> None:
+    """Wait until these workers have wait_for_inspection an inspection."""
     eventually(lambda: set(nodes) <= app.samples().label_values("worker", "celery_worker_pool_size"), 60)
 
 
 def successes(app: Exporter, label: str = "queue_name") -> dict[str, float]:
-    by = app.samples().by("celery_tasks_total", label, state="SUCCESS")
-    return {value: count for (value,), count in by.items() if count}
+    """Return the numbers of successful tasks by a label."""
+    sums = app.samples().by("celery_tasks_total", label, state="SUCCESS")
+    return {value: count for (value,), count in sums.items() if count}
 
 
-def finding(app: Exporter, check: str) -> str:
+def severity(app: Exporter, check: str) -> str:
+    """Return the severity of a check in the status; "" if it has no finding."""
     findings = json.loads(app.get("/api/v1/status").body)["findings"]
-    return next((each["severity"] for each in findings if each["check"] == check), "")
+    return next((finding["severity"] for finding in findings if finding["check"] == check), "")
 
 
-def test_routing_by_exchange_and_key(running, exporter, broker, worker):
-    """`task-sent` names the default queue, wherever the message goes."""
+def test_the_queue_follows_from_exchange_and_routing_key(running, exporter, broker, worker):
+    """`task-sent` always has the default queue."""
     app = running(exporter()).connected()
     running(worker("w@box", queues="celery,videos,feeds", pool="solo", task_queues=QUEUES))
-    answered(app, "w@box")
+    wait_for_inspection(app, "w@box")
     with workers.client(broker.url, task_queues=QUEUES) as client:
         for _ in range(3):
             client.send_task("tasks.succeed", exchange="media", routing_key="video", declare=[VIDEOS])
@@ -74,11 +76,11 @@ def test_routing_by_exchange_and_key(running, exporter, broker, worker):
     assert app.value("celery_exporter_label_fallbacks_total", label="queue_name") == 0
 
 
-def test_a_broadcast_is_one_task_that_each_worker_runs(running, exporter, broker, worker):
+def test_a_broadcast_is_sent_once_and_succeeds_on_each_worker(running, exporter, broker, worker):
     app = running(exporter()).connected()
     nodes = ("a@box", "b@box")
     running(*(worker(node, queues="bulletin", pool="solo", broadcast="bulletin") for node in nodes))
-    answered(app, *nodes)
+    wait_for_inspection(app, *nodes)
     with workers.client(broker.url, broadcast="bulletin") as client:
         for _ in range(3):
             client.send_task("tasks.succeed", queue="bulletin", declare=[client.amqp.queues["bulletin"]])
@@ -90,10 +92,10 @@ def test_a_broadcast_is_one_task_that_each_worker_runs(running, exporter, broker
 
 
 @on_rabbitmq
-def test_what_rabbitmq_delays_is_of_the_queue_that_it_will_reach(running, exporter, broker, worker):
+def test_a_task_with_native_delayed_delivery_has_its_final_queue(running, exporter, broker, worker):
     app = running(exporter()).connected()
     running(worker("w@box", queues="mails", pool="solo", **QUORUM))
-    answered(app, "w@box")
+    wait_for_inspection(app, "w@box")
     with workers.client(broker.url, **QUORUM) as client:
         client.send_task("tasks.succeed")
         client.send_task("tasks.succeed", countdown=2)
@@ -103,8 +105,8 @@ def test_what_rabbitmq_delays_is_of_the_queue_that_it_will_reach(running, export
     assert app.value("celery_exporter_label_fallbacks_total", label="queue_name") == 0
 
 
-def test_a_worker_that_comes_back_with_another_queue(running, exporter, broker, worker):
-    """Nobody says where tasks were sent, and the next round of questions is far away."""
+def test_a_worker_that_restarts_with_another_queue_is_inspected_early(running, exporter, broker, worker):
+    """There are no task-sent events, and the update interval is long."""
     app = running(exporter(update_interval="300")).connected()
     with workers.client(broker.url, task_send_sent_event=False) as client:
         for queue, expected in (("left", {"left": 3}), ("right", {"left": 3, "right": 3})):
@@ -115,11 +117,11 @@ def test_a_worker_that_comes_back_with_another_queue(running, exporter, broker, 
             assert process.stop() == 0
 
 
-class Contained(Worker):
-    """A worker that has pid 1, as in a container of its own."""
+class ContainerWorker(Worker):
+    """A worker with pid 1, as in a container."""
 
     def command(self) -> list[str]:
-        return [*IN_CONTAINER, *super().command()]
+        return [*IN_PID_NAMESPACE, *super().command()]
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, deadline: float = 15.0) -> int:
         (worker,) = psutil.Process(self.pid).children()
@@ -127,10 +129,12 @@ class Contained(Worker):
         return self.wait(deadline)
 
 
-@pytest.mark.parametrize("kind", [Worker, Contained])
-def test_two_workers_of_one_name(running, exporter, broker, tmp_path: Path, kind: type[Worker]):
-    if kind is Contained and subprocess.run([*IN_CONTAINER, "true"], check=False).returncode:
-        pytest.skip("who runs the tests may make no namespaces")
+@pytest.mark.parametrize("kind", [Worker, ContainerWorker])
+def test_two_workers_of_one_name_are_a_finding_and_all_their_tasks_are_counted(
+    running, exporter, broker, tmp_path: Path, kind: type[Worker]
+):
+    if kind is ContainerWorker and subprocess.run([*IN_PID_NAMESPACE, "true"], check=False).returncode:
+        pytest.skip("the user must not create namespaces")
     app = running(exporter()).connected()
     pair = [
         kind(tmp_path / queue, broker.url, "w@box", queues=queue, pool="solo", **SHARED)
@@ -143,7 +147,7 @@ def test_two_workers_of_one_name(running, exporter, broker, tmp_path: Path, kind
                 client.send_task("tasks.succeed", queue=queue)
     until_equal(lambda: successes(app), {"left": 14, "right": 6}, 60)
     until_equal(lambda: app.value("celery_worker_processed_tasks_total", worker="w@box"), 20, 60)
-    eventually(lambda: finding(app, "duplicate-node-names") == "critical", 60)
+    eventually(lambda: severity(app, "duplicate-node-names") == "critical", 60)
     stays(
         lambda: (
             app.value("celery_worker_processed_tasks_total", worker="w@box") == 20
@@ -153,20 +157,21 @@ def test_two_workers_of_one_name(running, exporter, broker, tmp_path: Path, kind
     )
     assert app.value("celery_exporter_events_missed_total", worker="w@box") == 0
     assert pair[0].stop() == 0
-    until_equal(lambda: finding(app, "duplicate-node-names"), "ok", 60)
+    until_equal(lambda: severity(app, "duplicate-node-names"), "ok", 60)
     assert app.value("celery_worker_up", worker="w@box") == 1
 
 
 @pytest.mark.parametrize("shadow", ["shown.in.logs"])
-def test_a_task_with_a_shadow_name_is_the_task_that_was_sent(running, exporter, broker, worker, shadow):
-    """`task-sent` has the task's own name, and `task-received` the one to be shown."""
+def test_a_task_with_a_shadow_name_is_counted_under_its_own_name(running, exporter, broker, worker, shadow):
+    """`task-sent` has the name of the task, and `task-received` the shadow name."""
     app = running(exporter()).connected()
     running(worker("w@box", pool="solo", task_send_sent_event=False))
-    answered(app, "w@box")
-    for says_so in (True, False):
-        with workers.client(broker.url, task_send_sent_event=says_so) as client:
+    wait_for_inspection(app, "w@box")
+    for sends_event in (True, False):
+        with workers.client(broker.url, task_send_sent_event=sends_event) as client:
             client.send_task("tasks.succeed", queue="celery", shadow=shadow)
             client.send_task("tasks.retry_once", queue="celery", shadow=f"{shadow}.retry")
-        done = {"tasks.succeed": 2 - says_so, "tasks.retry_once": 2 - says_so}
-        until_equal(lambda: successes(app, "task_name"), done, 60)
+        count = 2 - sends_event
+        expected = {"tasks.succeed": count, "tasks.retry_once": count}
+        until_equal(lambda: successes(app, "task_name"), expected, 60)
     assert shadow not in app.samples().label_values("task_name")

@@ -1,4 +1,4 @@
-"""A restart with --state-file: sums go on, tasks keep their names, and Prometheus sees no reset."""
+"""A restart with --state-file: counters continue, tasks keep their labels, and there is no counter reset."""
 
 import os
 import re
@@ -19,27 +19,32 @@ from harness.waiting import eventually, until_equal
 
 from celery_exporter.persistence.state_file import StateFile
 
-COUNTING = ("_total", "_count", "_bucket", "_sum")
-OWN = ("process_", "celery_exporter_collector", "celery_exporter_reconnects", "celery_exporter_state")
+COUNTER_SUFFIXES = ("_total", "_count", "_bucket", "_sum")
+EXPORTER_PREFIXES = (
+    "process_",
+    "celery_exporter_collector",
+    "celery_exporter_reconnects",
+    "celery_exporter_state",
+)
 
 
 def counters(samples):
-    """Return the sums over tasks and workers."""
+    """Return the counters of tasks and workers."""
     return {
         series: value
         for series, value in samples.items()
-        if series[0].endswith(COUNTING) and not series[0].startswith(OWN)
+        if series[0].endswith(COUNTER_SUFFIXES) and not series[0].startswith(EXPORTER_PREFIXES)
     }
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    return tmp_path / "kept" / "state"
+    return tmp_path / "saved" / "state"
 
 
 @pytest.fixture
-def kept(exporter, state):
-    """Make exporters that share a state file; it takes another's port to be its successor for Prometheus."""
+def with_state_file(exporter, state):
+    """`with_state_file(port)` returns an exporter with the same state file each time."""
     state.parent.mkdir()
 
     def make(port: int = 0) -> Exporter:
@@ -48,16 +53,16 @@ def kept(exporter, state):
     return make
 
 
-def test_sums_and_unfinished_tasks_outlast_a_restart(running, kept, broker):
-    """Each counter is what it was, a task goes on under its name, and its wait is measured."""
-    app = running(kept()).connected()
+def test_counters_and_unfinished_tasks_continue_after_a_restart(running, with_state_file, broker):
+    """The unfinished task keeps its labels, and its queue wait is measured."""
+    app = running(with_state_file()).connected()
     publish_events(broker.url, *task_events(1))
     publish_events(broker.url, *task_events(2)[:2])
     until_equal(lambda: app.total("celery_tasks_total", state="RECEIVED"), 2)
     before = counters(app.samples())
     app.stop_cleanly()
 
-    app = running(kept()).connected()
+    app = running(with_state_file()).connected()
     assert counters(app.samples()) == before
     assert app.value("celery_tasks_in_flight", state="RECEIVED", task_name="made.up", queue_name="made") == 1
     publish_events(broker.url, *task_events(2)[2:])
@@ -69,33 +74,33 @@ def test_sums_and_unfinished_tasks_outlast_a_restart(running, kept, broker):
     assert app.value("celery_exporter_collector_success", collector="state") == 1
 
 
-def saved(app: Exporter) -> float:
+def last_saved(app: Exporter) -> float:
     return app.value("celery_exporter_collector_last_success_timestamp_seconds", collector="state") or 0
 
 
 @on_redis
-def test_no_counter_that_prometheus_saw_falls_when_the_process_is_killed(running, kept, broker):
-    """A scrape is followed by a save, so what was shown is in the file soon after."""
-    app = running(kept()).connected()
+def test_no_exposed_counter_decreases_after_a_kill(running, with_state_file, broker):
+    """A scrape shows only counts that are in the file."""
+    app = running(with_state_file()).connected()
     publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
-    seen = counters(app.samples(SCRAPER))
-    when = saved(app)
-    eventually(lambda: saved(app) > when)
+    exposed = counters(app.samples(SCRAPER))
+    before = last_saved(app)
+    eventually(lambda: last_saved(app) > before)
     os.kill(app.pid, signal.SIGKILL)
     app.wait()
 
-    app = running(kept()).connected()
+    app = running(with_state_file()).connected()
     after = app.samples()
-    assert [series for series, was in seen.items() if after.get(series, 0) < was] == []
+    assert [series for series, before in exposed.items() if after.get(series, 0) < before] == []
     assert app.total("celery_tasks_total", state="SUCCESS") == 1
 
 
 @on_redis
-def test_a_state_of_another_version_is_said_shown_and_kept(running, kept, state):
-    """The exporter starts fresh, and what was there is moved aside."""
+def test_a_state_file_of_another_version_is_reported_and_moved_aside(running, with_state_file, state):
+    """The exporter starts without state."""
     content = b"celery-exporter state 1 00\nof another version"
-    app = kept()
+    app = with_state_file()
     state.write_bytes(content)
     running(app).connected()
     assert app.value("celery_exporter_state_file_errors_total", operation="read") == 1
@@ -105,46 +110,48 @@ def test_a_state_of_another_version_is_said_shown_and_kept(running, kept, state)
     assert state.read_bytes().startswith(b"celery-exporter state")
 
 
-def no_state(state: Path) -> None:
-    state.write_bytes(b"somebody's\n")
+def write_other_file(state: Path) -> None:
+    state.write_bytes(b"text\n")
 
 
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("prepare", "error"),
     [
-        (no_state, "is not a state file of celery-exporter, and stays unchanged"),
-        (Path.mkdir, "is not a regular file"),
-        (lambda state: state.parent.rmdir(), "does not exist"),
+        (write_other_file, "is no state file of celery-exporter, so it is left alone"),
+        (Path.mkdir, "is no regular file"),
+        (lambda state: state.parent.rmdir(), "there is no folder"),
     ],
 )
-def test_a_path_at_which_no_state_can_be_is_a_wrong_value(state, make, why):
+def test_an_unusable_state_file_path_is_an_invalid_value(state, prepare, error):
     state.parent.mkdir()
-    make(state)
-    done = run_cli("--broker-url", "redis://127.0.0.1:1/0", "--state-file", str(state), "--port", "0")
-    assert done.returncode == 2
-    assert why in done.stderr
-    assert str(state.parent) in done.stderr
-    assert not state.is_file() or state.read_bytes() == b"somebody's\n"
+    prepare(state)
+    command = run_cli("--broker-url", "redis://127.0.0.1:1/0", "--state-file", str(state), "--port", "0")
+    assert command.returncode == 2
+    assert error in command.stderr
+    assert str(state.parent) in command.stderr
+    assert not state.is_file() or state.read_bytes() == b"text\n"
 
 
 @on_redis
-def test_a_file_that_is_removed_while_it_is_in_use_is_written_anew(running, kept, state, broker):
-    app = running(kept()).connected()
+def test_a_state_file_that_is_removed_while_in_use_is_rewritten(running, with_state_file, state, broker):
+    app = running(with_state_file()).connected()
     publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     state.unlink()
     eventually(lambda: state.exists() and state.stat().st_size)
     eventually(lambda: "it was removed or moved, and was rewritten" in app.text())
     app.stop_cleanly()
-    app = running(kept()).connected()
+    app = running(with_state_file()).connected()
     assert app.total("celery_tasks_total", state="SUCCESS") == 1
 
 
 @on_redis
 @pytest.mark.parametrize("part", ["transitions", "queue_wait"])
-def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, state, broker, part):
-    """Whole, and of the right types, but with sums that do not fit together."""
-    app = running(kept()).connected()
+def test_an_inconsistent_state_file_is_reported_and_moved_aside(
+    running, with_state_file, state, broker, part
+):
+    """It decodes, but its counts do not match each other."""
+    app = running(with_state_file()).connected()
     publish_events(broker.url, *task_events(1))
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 1)
     app.stop_cleanly()
@@ -158,7 +165,7 @@ def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, st
             aggregate["queue_wait"]["counts"].pop()
     file.rewrite(map(msgspec.msgpack.encode, records))
     file.close()
-    app = running(kept()).connected()
+    app = running(with_state_file()).connected()
     assert app.value("celery_exporter_state_file_errors_total", operation="read") == 1
     assert "cannot be used" in app.text()
     assert state.with_name("state.unread-1").exists()
@@ -176,10 +183,10 @@ def test_a_state_that_no_exporter_wrote_is_said_shown_and_kept(running, kept, st
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_settings_of_names_apply_to_what_is_restored_and_a_new_name_is_no_news(
+def test_naming_options_apply_to_restored_series_without_a_zero_first(
     running, exporter, state, broker, setting, task_names
 ):
-    """What was counted under another name, and shown, is not shown at 0 again: that would be an increase."""
+    """A restored count was exposed under another name. A 0 first would count it as an increase again."""
     state.parent.mkdir()
     app = running(exporter("--state-file", str(state))).connected()
     publish_events(broker.url, *task_events(1))
@@ -194,23 +201,23 @@ def test_settings_of_names_apply_to_what_is_restored_and_a_new_name_is_no_news(
 
 
 @on_redis
-def test_a_file_that_cannot_be_written_is_said_and_shown(running, kept, state):
-    """It runs all the same."""
-    app = running(kept()).connected()
+def test_a_write_error_of_the_state_file_is_logged_and_counted(running, with_state_file, state):
+    """The exporter keeps running."""
+    app = running(with_state_file()).connected()
     shutil.rmtree(state.parent)
     eventually(lambda: app.value("celery_exporter_state_file_errors_total", operation="write"))
     assert app.value("celery_exporter_collector_success", collector="state") == 0
     assert f"cannot write {state}" in app.text()
 
 
-class Walls:
-    """Two Prometheus servers on two hosts, as the exporter sees it."""
+class PrometheusPair:
+    """Two Prometheus servers with different client addresses."""
 
     def __init__(self, first: Prometheus, second: Prometheus) -> None:
         self.servers = (first, second)
 
-    def show(self, promql: str) -> None:
-        """Wait until both of them have a sample for a query."""
+    def wait_for(self, promql: str) -> None:
+        """Wait until a query has samples on both."""
         for server in self.servers:
             eventually(lambda: server.query(promql), 40, what=promql)  # noqa: B023  called here
 
@@ -220,42 +227,42 @@ def count_of(exception: str) -> str:
 
 
 @on_redis
-@pytest.mark.parametrize("keeps", [True, False])
-def test_invariant_6_first_failures_are_seen_by_two_prometheus_servers_across_a_restart(
-    running, kept, exporter, broker, tmp_path, keeps
+@pytest.mark.parametrize("has_state_file", [True, False])
+def test_invariant_6_two_prometheus_servers_count_first_failures_across_a_restart(
+    running, with_state_file, exporter, broker, tmp_path, has_state_file
 ):
-    """Each sees 0 before it sees 1, so increase() is 1; what was kept is not shown at 0 again."""
-    make = kept if keeps else lambda port=0: exporter(port=port)
+    """Each receives 0 before 1, so increase() is 1. A restored count is not exposed at 0 again."""
+    make = with_state_file if has_state_file else lambda port=0: exporter(port=port)
     app = running(make()).connected()
 
-    def fails(number: int, exception: str) -> None:
-        *life, end = task_events(number)
-        publish_events(broker.url, *life, {**end, "type": "task-failed", "exception": f"{exception}('x')"})
-        walls.show(f"{count_of(exception)} == 1")
-        walls.show(f"changes({count_of(exception)}[1m]) == 1")
-        walls.show(f"resets({count_of(exception)}[1m]) == 0")
+    def fail(number: int, exception: str) -> None:
+        *events, end = task_events(number)
+        publish_events(broker.url, *events, {**end, "type": "task-failed", "exception": f"{exception}('x')"})
+        servers.wait_for(f"{count_of(exception)} == 1")
+        servers.wait_for(f"changes({count_of(exception)}[1m]) == 1")
+        servers.wait_for(f"resets({count_of(exception)}[1m]) == 0")
 
     with Proxy(app.port, source="127.0.0.2") as other_host:
         first = Prometheus(tmp_path / "first", f"127.0.0.1:{app.port}")
         second = Prometheus(tmp_path / "second", f"127.0.0.1:{other_host.port}")
-        walls = Walls(*running(first, second))
-        walls.show("up == 1")
-        fails(1, "FirstError")
-        walls.show(f"increase({count_of('FirstError')}[1m]) > 0.9")
+        servers = PrometheusPair(*running(first, second))
+        servers.wait_for("up == 1")
+        fail(1, "FirstError")
+        servers.wait_for(f"increase({count_of('FirstError')}[1m]) > 0.9")
         app.stop_cleanly()
         app = running(make(app.port)).connected()
-        fails(2, "SecondError")
-        walls.show(f"increase({count_of('SecondError')}[1m]) > 0.9")
-        if keeps:
-            walls.show(f"changes({count_of('FirstError')}[1m]) == 1")
-            walls.show(f"{count_of('FirstError')} == 1")
+        fail(2, "SecondError")
+        servers.wait_for(f"increase({count_of('SecondError')}[1m]) > 0.9")
+        if has_state_file:
+            servers.wait_for(f"changes({count_of('FirstError')}[1m]) == 1")
+            servers.wait_for(f"{count_of('FirstError')} == 1")
 
 
 @on_redis
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_million_unfinished_tasks_outlast_a_restart(running, exporter, state, broker):
-    """What was counted since the last saving is in the file when the process has ended."""
+def test_a_million_unfinished_tasks_are_restored(running, exporter, state, broker):
+    """The last write happens at the end of the process."""
     count, step = 1_000_000, 1_000
     state.parent.mkdir()
     make = partial(exporter, "--state-file", str(state), "--max-tasks", str(count))
@@ -263,7 +270,7 @@ def test_a_million_unfinished_tasks_outlast_a_restart(running, exporter, state, 
     head = {"type": "task-sent", "hostname": "client@box", "name": "made.up", "queue": "made"}
     head = {**head, "timestamp": time.time()}
     for first in range(0, count, step):
-        publish_events(broker.url, *({**head, "uuid": f"task-{first + each}"} for each in range(step)))
+        publish_events(broker.url, *({**head, "uuid": f"task-{first + number}"} for number in range(step)))
     until_equal(lambda: app.total("celery_tasks_in_flight", state="PENDING"), count, 60)
     end(app)
     app = running(make()).connected(60)
@@ -274,27 +281,27 @@ def test_a_million_unfinished_tasks_outlast_a_restart(running, exporter, state, 
 
 
 def end(app: Exporter) -> None:
-    """Have it end well, which may take as long as saving does."""
+    """Stop it, and wait for the last write."""
     os.kill(app.pid, signal.SIGTERM)
     assert app.wait(10) == 0
     assert "not saved" not in app.text()
 
 
 @on_redis
-def test_a_prometheus_that_takes_created_timestamps_has_a_0_where_the_state_file_began(
-    running, kept, broker, tmp_path
+def test_created_timestamps_are_those_of_the_start_of_the_state_file(
+    running, with_state_file, broker, tmp_path
 ):
-    """And none since: not at the start of the process that went on from the file."""
-    began = time.time()
-    app = running(kept()).connected()
+    """Prometheus adds a 0 at that time only, and none at a restart with the file."""
+    start = time.time()
+    app = running(with_state_file()).connected()
     prometheus = Prometheus3(
         tmp_path / "prometheus", f"127.0.0.1:{app.port}", features="created-timestamp-zero-ingestion"
     )
     series = 'celery_tasks_total{state="SUCCESS",worker="w@box"}'
 
     def values() -> list[tuple[float, float]]:
-        found = prometheus.query(f"{series}[1h]")
-        return [(float(at), float(text)) for at, text in found[0]["values"]] if found else []
+        result = prometheus.query(f"{series}[1h]")
+        return [(float(at), float(text)) for at, text in result[0]["values"]] if result else []
 
     try:
         prometheus.start()
@@ -304,13 +311,13 @@ def test_a_prometheus_that_takes_created_timestamps_has_a_0_where_the_state_file
         first_scrape = float(prometheus.query("min_over_time(timestamp(up)[1h:1s])")[0]["value"][1])
         at, number = values()[0]
         assert number == 0
-        assert began <= at < first_scrape
+        assert start <= at < first_scrape
 
         app.stop_cleanly()
-        app = running(kept(app.port)).connected()
+        app = running(with_state_file(app.port)).connected()
         publish_events(broker.url, *task_events(2))
         until_equal(lambda: values()[-1][1], 2.0)
-        found = [number for _, number in values()]
-        assert found == sorted(found)
+        counts = [number for _, number in values()]
+        assert counts == sorted(counts)
     finally:
         prometheus.kill()
