@@ -1,6 +1,6 @@
-"""`--web.config.file` in the running exporter: TLS, client certificates, passwords, headers, changes to them.
+"""`--web.config.file`: TLS, client certificates, passwords, headers, and changes at run time.
 
-None of it needs a broker; the one that these exporters are given is not there.
+No test needs a broker, so the broker URL is unreachable.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PASSWORD = "p@ss/w0rd:secret"
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"prometheus:{PASSWORD}".encode()).decode()}
 VERIFY = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "clients.pem"}
-STAYS = "; the old configuration stays in use"
+NOT_RELOADED = "; the old configuration stays in force"
 HEADERS = {
     "X-Frame-Options": "deny",
     "X-Content-Type-Options": "nosniff",
@@ -37,16 +37,16 @@ HEADERS = {
 
 
 @pytest.fixture
-def guarded(tmp_path, running):
-    """`guarded(section={...}, ...)` runs an exporter with these sections in its file."""
+def start(tmp_path, running):
+    """`start(section={...}, ...)` runs an exporter with these sections in its file."""
     return lambda **sections: running(WebConfigExporter(tmp_path / "exporter", **sections))
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Return two exporters that run for all tests here: `shared["plain"]`, `shared["tls"]`.
+    """Return two running exporters for all tests: `shared["plain"]` and `shared["tls"]`.
 
-    A test gives them the rest of their configuration while they run.
+    A test changes their configuration at run time.
     """
     with ExitStack() as stack:
         sections = {"plain": {}, "tls": {"tls_server_config": {}}}
@@ -63,7 +63,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def tls(shared):
-    """`tls(...)` is the shared exporter with TLS, with this `tls_server_config`."""
+    """`tls(...)` configures the shared exporter with this `tls_server_config`, and returns it."""
 
     def configure(**section):
         shared["tls"].configure(tls_server_config=section)
@@ -82,15 +82,15 @@ def with_password(shared):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-def test_everything_but_healthy_wants_the_password(with_password, method):
+def test_all_paths_but_healthy_require_the_password(with_password, method):
     for path in PATHS:
         refused = with_password.get(path, method=method)
         assert refused.status == 401, path
         assert refused.headers["www-authenticate"].startswith("Basic")
-        let_in = with_password.get(path, LOGIN, method=method)
-        assert let_in.status != 401, path
+        accepted = with_password.get(path, LOGIN, method=method)
+        assert accepted.status != 401, path
     assert with_password.get("/-/healthy").status == 200
-    assert with_password.get("/-/%68ealthy").status == 200, "it is the same page"
+    assert with_password.get("/-/%68ealthy").status == 200, "the same path, percent-encoded"
     assert with_password.get("/metrics", LOGIN).status == 200
 
 
@@ -103,14 +103,14 @@ def test_everything_but_healthy_wants_the_password(with_password, method):
         "Basic " + base64.b64encode(b"prometheus").decode(),
         "Basic " + base64.b64encode(b"prometheus:").decode(),
         "Basic " + base64.b64encode(b"prometheus:wrong").decode(),
-        "Basic " + base64.b64encode(f"nobody:{PASSWORD}".encode()).decode(),
+        "Basic " + base64.b64encode(f"unknown:{PASSWORD}".encode()).decode(),
         "Basic " + base64.b64encode(f"prometheus:{HASH}".encode()).decode(),
         "Basic " + base64.b64encode(b"\xff\x00:\xff").decode(),
         "Bearer " + LOGIN["Authorization"][6:],
         "Basic " + "A" * 1_000,
     ],
 )
-def test_what_is_not_the_password_is_401(with_password, header):
+def test_an_invalid_authorization_header_is_401(with_password, header):
     assert with_password.get("/metrics", {"Authorization": header}).status == 401
 
 
@@ -120,7 +120,7 @@ def test_the_scheme_may_be_in_any_case(with_password):
     )
 
 
-def test_users_change_without_a_restart_even_on_an_open_connection(with_password):
+def test_changed_users_apply_to_open_connections(with_password):
     connection = with_password.connect()
     assert send_request(connection, "/metrics", LOGIN).status == 200
     with_password.configure(basic_auth_users={"other": HASH})
@@ -132,42 +132,42 @@ def test_users_change_without_a_restart_even_on_an_open_connection(with_password
     connection.close()
 
 
-def test_a_file_that_breaks_lets_nobody_in_and_is_told_once(with_password):
+def test_an_invalid_file_keeps_the_old_users_and_is_logged_once(with_password):
     assert with_password.get("/metrics").status == 401
-    told = with_password.text().count(STAYS)
+    before = with_password.text().count(NOT_RELOADED)
     for text in ("", "basic_auth_users: {prometheus: hunter2}", "not: known"):
         with_password.file.write_text(text)
         assert [with_password.get("/metrics").status for _ in range(3)] == [401] * 3
         page = with_password.get("/metrics", LOGIN)
         assert page.status == 200
         assert "celery_exporter_web_config_up_to_date 0.0" in page.text
-    assert with_password.text().count(STAYS) - told == 3
+    assert with_password.text().count(NOT_RELOADED) - before == 3
     assert "hunter2" not in with_password.text()
 
 
-def test_a_flood_of_guesses_does_not_hold_up_a_scrape(guarded):
-    """150 clients guess at a hash that takes long to compare; whoever is known scrapes as ever."""
-    slow = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(11)).decode()
-    exporter = guarded(basic_auth_users={"prometheus": slow})
+def test_many_wrong_passwords_do_not_delay_a_scrape(start):
+    """150 clients send wrong passwords for a slow hash. A password that was compared before is cached."""
+    slow_hash = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(11)).decode()
+    exporter = start(basic_auth_users={"prometheus": slow_hash})
     assert exporter.get("/metrics", LOGIN, timeout=ANSWER_TIMEOUT).status == 200
-    over = threading.Event()
+    stopping = threading.Event()
     statuses: list[int] = []
     scrapes = 20
 
     def guess(number: int) -> None:
-        while not over.is_set():
+        while not stopping.is_set():
             wrong = base64.b64encode(f"prometheus:{number}".encode()).decode()
-            with suppress(TimeoutError):  # its turn did not come
+            with suppress(TimeoutError):  # the request waited for too long
                 statuses.append(
                     exporter.get(
                         "/metrics", {"Authorization": f"Basic {wrong}"}, timeout=ANSWER_TIMEOUT
                     ).status
                 )
-            over.wait(0.2)
+            stopping.wait(0.2)
 
-    crowd = [threading.Thread(target=guess, args=(number,)) for number in range(150)]
-    for one in crowd:
-        one.start()
+    threads = [threading.Thread(target=guess, args=(number,)) for number in range(150)]
+    for thread in threads:
+        thread.start()
     try:
         eventually(lambda: statuses.count(429) > 100, 40)
         compared = statuses.count(401)
@@ -175,17 +175,17 @@ def test_a_flood_of_guesses_does_not_hold_up_a_scrape(guarded):
             assert exporter.get("/metrics", LOGIN).status == 200
         compared = statuses.count(401) - compared
     finally:
-        over.set()
-        for one in crowd:
-            one.join()
-    assert compared < scrapes, "a scrape that waited for a comparison would see at least one end"
+        stopping.set()
+        for thread in threads:
+            thread.join()
+    assert compared < scrapes, "a scrape that waits for a comparison sees at least one end"
     assert set(statuses) <= {401, 429}
 
 
 # -- headers ---------------------------------------------------------------------------------------------
 
 
-def test_headers_are_on_every_answer(shared):
+def test_headers_are_on_every_response(shared):
     exporter = shared["plain"]
     exporter.configure(http_server_config={"headers": HEADERS}, basic_auth_users={"prometheus": HASH})
 
@@ -196,14 +196,14 @@ def test_headers_are_on_every_answer(shared):
         assert not missing(exporter.get(path)), path
         assert not missing(exporter.get(path, LOGIN)), path
     assert not missing(exporter.get("/metrics", LOGIN, method="POST"))
-    with socket.create_connection(("127.0.0.1", exporter.port), timeout=ANSWER_TIMEOUT) as stranger:
-        stranger.sendall(b"GET\r\n\r\n")
-        answer = stranger.makefile().read()
+    with socket.create_connection(("127.0.0.1", exporter.port), timeout=ANSWER_TIMEOUT) as client_socket:
+        client_socket.sendall(b"GET\r\n\r\n")
+        answer = client_socket.makefile().read()
     assert answer.startswith("HTTP/1.1 400 ")
     assert all(f"{name}: {value}" in answer for name, value in HEADERS.items()), answer
 
 
-def test_headers_change_without_a_restart(shared):
+def test_changed_headers_apply_without_a_restart(shared):
     exporter = shared["plain"]
     exporter.configure(http_server_config={"headers": {"X-Frame-Options": "deny"}})
     assert exporter.get("/").headers["x-frame-options"] == "deny"
@@ -214,7 +214,7 @@ def test_headers_change_without_a_restart(shared):
 # -- TLS ------------------------------------------------------------------------------------------------
 
 
-def test_a_tls_listener_speaks_http_to_those_who_speak_tls_only(tls):
+def test_a_tls_listener_accepts_only_trusting_tls_clients(tls):
     exporter = tls()
     assert exporter.get("/metrics").status == 200
     assert f"serves https://127.0.0.1:{exporter.port}/metrics" in exporter.text()
@@ -229,7 +229,7 @@ def test_a_tls_listener_speaks_http_to_those_who_speak_tls_only(tls):
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 @pytest.mark.parametrize(
-    ("section", "spoken", "refused"),
+    ("section", "accepted", "refused"),
     [
         ({}, ("TLSv1_2", "TLSv1_3"), ("TLSv1_1",)),
         ({"min_version": "TLS13"}, ("TLSv1_3",), ("TLSv1_2",)),
@@ -237,12 +237,12 @@ def test_a_tls_listener_speaks_http_to_those_who_speak_tls_only(tls):
         ({"min_version": "TLS10"}, ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"), ()),
     ],
 )
-def test_tls_versions_are_those_of_the_file(tls, section, spoken, refused):
+def test_min_version_and_max_version_limit_tls_versions(tls, section, accepted, refused):
     exporter = tls(**section)
 
-    def shake_hands(version: str) -> str | None:
+    def connect(version: str) -> str | None:
         client = exporter.context()
-        client.set_ciphers("DEFAULT:@SECLEVEL=0")  # or the client itself would not speak the old ones
+        client.set_ciphers("DEFAULT:@SECLEVEL=0")  # so that the client supports old versions
         client.minimum_version = client.maximum_version = ssl.TLSVersion[version]
         with (
             socket.create_connection(("127.0.0.1", exporter.port), timeout=ANSWER_TIMEOUT) as raw,
@@ -250,14 +250,14 @@ def test_tls_versions_are_those_of_the_file(tls, section, spoken, refused):
         ):
             return wrapped.version()
 
-    for version in spoken:
-        assert shake_hands(version) == version.replace("_", ".")
+    for version in accepted:
+        assert connect(version) == version.replace("_", ".")
     for version in refused:
         with pytest.raises(OSError):  # noqa: PT011  alerts and resets
-            shake_hands(version)
+            connect(version)
 
 
-def test_a_new_certificate_is_shown_without_a_restart(tls):
+def test_a_new_certificate_is_used_without_a_restart(tls):
     exporter = tls()
 
     def serial() -> str:
@@ -269,16 +269,16 @@ def test_a_new_certificate_is_shown_without_a_restart(tls):
 
     before = serial()
     assert serial() == before
-    kept = exporter.connect()
-    assert send_request(kept, "/metrics", {}).headers.get("connection") != "close"
+    persistent = exporter.connect()
+    assert send_request(persistent, "/metrics", {}).headers.get("connection") != "close"
     exporter.issue()
     assert serial() != before
-    answer = send_request(kept, "/metrics", {})
-    assert (answer.status, answer.headers["connection"]) == (200, "close"), "it shall not live for ever"
+    response = send_request(persistent, "/metrics", {})
+    assert (response.status, response.headers["connection"]) == (200, "close"), "it has the old certificate"
 
 
-def test_tls_is_switched_off_by_a_restart_only(guarded):
-    exporter = guarded(tls_server_config={})
+def test_tls_is_not_disabled_without_a_restart(start):
+    exporter = start(tls_server_config={})
     exporter.configure(basic_auth_users={"prometheus": HASH})
     assert exporter.get("/metrics").status == 401
     assert "turning TLS on or off requires a restart" in exporter.text()
@@ -288,7 +288,7 @@ def test_tls_is_switched_off_by_a_restart_only(guarded):
 
 
 def status(exporter: WebConfigExporter, client: ssl.SSLContext, path: str = "/metrics") -> int | None:
-    """Return the status, None where the handshake fails."""
+    """Return the status of a request; None if the handshake fails."""
     connection = exporter.connect(client=client)
     try:
         return send_request(connection, path, {}).status
@@ -299,31 +299,31 @@ def status(exporter: WebConfigExporter, client: ssl.SSLContext, path: str = "/me
 
 
 @pytest.mark.parametrize(
-    ("policy", "without", "known", "stranger"),
+    ("policy", "no_certificate", "trusted", "untrusted"),
     [
         ("RequireAndVerifyClientCert", 403, 200, None),
         ("RequireAnyClientCert", 403, 200, None),
         ("VerifyClientCertIfGiven", 200, 200, None),
     ],
 )
-def test_client_certificates_by_policy(tls, policy, without, known, stranger):
+def test_client_auth_type_decides_about_client_certificates(tls, policy, no_certificate, trusted, untrusted):
     exporter = tls(client_auth_type=policy, client_ca_file="clients.pem")
-    assert status(exporter, exporter.context()) == without
-    assert status(exporter, exporter.context("prometheus.example")) == known
-    assert status(exporter, exporter.context("prometheus.example", authority=trustme.CA())) == stranger
-    assert status(exporter, exporter.context(), "/-/healthy") == 200, "a liveness probe has none"
+    assert status(exporter, exporter.context()) == no_certificate
+    assert status(exporter, exporter.context("prometheus.example")) == trusted
+    assert status(exporter, exporter.context("prometheus.example", authority=trustme.CA())) == untrusted
+    assert status(exporter, exporter.context(), "/-/healthy") == 200, "a liveness probe has no certificate"
     for path in PATHS:
-        assert (status(exporter, exporter.context(), path) == 403) == (without == 403), path
+        assert (status(exporter, exporter.context(), path) == 403) == (no_certificate == 403), path
 
 
-def test_a_certificate_that_is_asked_for_and_not_looked_at_is_no_hindrance(tls):
+def test_request_client_cert_accepts_any_certificate_and_none(tls):
     exporter = tls(client_auth_type="RequestClientCert")
     assert status(exporter, exporter.context()) == 200
-    assert status(exporter, exporter.context("anybody", authority=trustme.CA())) == 200
+    assert status(exporter, exporter.context("any.example", authority=trustme.CA())) == 200
 
 
 @pytest.mark.parametrize(
-    ("names", "let_in"),
+    ("names", "is_allowed"),
     [
         (["prometheus.example"], True),
         (["other.example", "prometheus.example"], True),
@@ -334,25 +334,25 @@ def test_a_certificate_that_is_asked_for_and_not_looked_at_is_no_hindrance(tls):
         ([], False),
     ],
 )
-def test_the_names_in_a_certificate_have_to_be_allowed(tls, names, let_in):
+def test_client_allowed_sans_limits_the_names_in_certificates(tls, names, is_allowed):
     exporter = tls(**VERIFY, client_allowed_sans=names)
     client = exporter.context("prometheus.example", "10.0.0.7", "::1", "ops@prometheus.example")
-    assert status(exporter, client) == (200 if let_in else 403)
+    assert status(exporter, client) == (200 if is_allowed else 403)
     assert status(exporter, client, "/-/healthy") == 200
 
 
-def test_another_ca_of_clients_counts_without_a_restart(tls):
+def test_a_new_client_ca_is_used_without_a_restart(tls):
     exporter = tls(**VERIFY)
-    known = exporter.context("prometheus.example")
-    assert status(exporter, known) == 200
+    old_client = exporter.context("prometheus.example")
+    assert status(exporter, old_client) == 200
     exporter.client_authority = trustme.CA()
     exporter.client_authority.cert_pem.write_to_path(exporter.file.parent / "clients.pem")
-    assert status(exporter, known) is None
+    assert status(exporter, old_client) is None
     assert status(exporter, exporter.context("prometheus.example")) == 200
 
 
-def test_a_certificate_is_no_password(guarded):
-    exporter = guarded(
+def test_a_certificate_does_not_replace_the_password(start):
+    exporter = start(
         tls_server_config=VERIFY,
         basic_auth_users={"prometheus": HASH},
     )
@@ -363,17 +363,17 @@ def test_a_certificate_is_no_password(guarded):
     assert exporter.get("/metrics").status == 200
 
 
-# -- Prometheus, and the start -----------------------------------------------------------------------------
+# -- Prometheus and the start ------------------------------------------------------------------------------
 
 
-class SecretivePrometheus(Prometheus):
+class AuthenticatedPrometheus(Prometheus):
     """Scrapes with TLS, a client certificate and a password."""
 
     def __init__(self, folder: Path, exporter: WebConfigExporter, password: str = PASSWORD) -> None:
         super().__init__(folder, f"127.0.0.1:{exporter.port}")
         exporter.authority.cert_pem.write_to_path(folder / "ca.pem")
-        issued = exporter.client_authority.issue_cert("prometheus.example")
-        issued.private_key_and_cert_chain_pem.write_to_path(folder / "client.pem")
+        certificate = exporter.client_authority.issue_cert("prometheus.example")
+        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "client.pem")
         path = folder / "prometheus.yml"
         configuration = json.loads(path.read_text())
         configuration["scrape_configs"][0] |= {
@@ -387,25 +387,25 @@ class SecretivePrometheus(Prometheus):
         return [target["health"] for target in self.targets()]
 
 
-def test_a_real_prometheus_scrapes_through_all_of_it_and_through_a_rotation(tmp_path, guarded, running):
-    exporter = guarded(
+def test_prometheus_scrapes_with_tls_certificate_and_password_during_a_rotation(tmp_path, start, running):
+    exporter = start(
         tls_server_config={**VERIFY, "client_allowed_sans": ["prometheus.example"], "min_version": "TLS13"},
         basic_auth_users={"prometheus": HASH},
         http_server_config={"headers": HEADERS},
     )
-    welcome = SecretivePrometheus(tmp_path / "welcome", exporter)
-    stranger = SecretivePrometheus(tmp_path / "stranger", exporter, "wrong")
-    running(welcome, stranger)
-    until_equal(welcome.health, ["up"], 20)
-    until_equal(stranger.health, ["down"], 20)
-    assert "401" in stranger.targets()[0]["lastError"]
+    prometheus = AuthenticatedPrometheus(tmp_path / "prometheus", exporter)
+    unauthorized = AuthenticatedPrometheus(tmp_path / "unauthorized", exporter, "wrong")
+    running(prometheus, unauthorized)
+    until_equal(prometheus.health, ["up"], 20)
+    until_equal(unauthorized.health, ["down"], 20)
+    assert "401" in unauthorized.targets()[0]["lastError"]
     exporter.issue()
-    eventually(lambda: len(welcome.query("count_over_time(up[1m]) > 5")) == 1, 20)
-    assert welcome.query("min_over_time(up[1m])")[0]["value"][1] == "1"
+    eventually(lambda: len(prometheus.query("count_over_time(up[1m]) > 5")) == 1, 20)
+    assert prometheus.query("min_over_time(up[1m])")[0]["value"][1] == "1"
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "error"),
     [
         (None, "cannot read"),
         (
@@ -416,28 +416,28 @@ def test_a_real_prometheus_scrapes_through_all_of_it_and_through_a_rotation(tmp_
         ("tls_server_config: {cert_file: a.pem, key_file: b.pem}", "a.pem: No such file"),
     ],
 )
-def test_a_bad_file_ends_the_start_with_one_line(tmp_path, text, says):
+def test_an_invalid_file_at_the_start_ends_with_one_line(tmp_path, text, error):
     path = tmp_path / "web.yml"
     if text is not None:
         path.write_text(text)
-    ended = run_cli("--broker-url", unreachable_url(), "--port", "0", "--web.config.file", str(path))
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
+    command = run_cli("--broker-url", unreachable_url(), "--port", "0", "--web.config.file", str(path))
+    assert command.returncode == 2
+    assert command.stdout == ""
+    (line,) = command.stderr.splitlines()
     assert line.startswith("celery-exporter: --web.config.file: ")
     assert str(path) in line
-    assert says in line
+    assert error in line
     assert "hunter2" not in line
 
 
 @pytest.mark.parametrize("variable", ["CE_WEB_CONFIG_FILE", "CELERY_EXPORTER_WEB_CONFIG_FILE"])
-def test_the_file_may_be_named_by_a_variable(variable):
-    ended = run_cli("--broker-url", unreachable_url(), environment={variable: "none.yml"})
-    assert (ended.returncode, "--web.config.file: cannot read none.yml" in ended.stderr) == (2, True)
+def test_a_variable_may_name_the_file(variable):
+    command = run_cli("--broker-url", unreachable_url(), environment={variable: "none.yml"})
+    assert (command.returncode, "--web.config.file: cannot read none.yml" in command.stderr) == (2, True)
 
 
-def test_hashes_and_keys_are_shown_nowhere(guarded):
-    exporter = guarded(tls_server_config={}, basic_auth_users={"prometheus": HASH})
+def test_hashes_and_keys_are_on_no_page_and_not_in_the_log(start):
+    exporter = start(tls_server_config={}, basic_auth_users={"prometheus": HASH})
     exporter.login = LOGIN
     pages = [exporter.get(path).text for path in (*PATHS, "/-/healthy")]
     exporter.login = {}
@@ -447,13 +447,13 @@ def test_hashes_and_keys_are_shown_nowhere(guarded):
     assert "duplicate key" in exporter.text()
     key = (exporter.file.parent / "server.key").read_text().splitlines()[1]
     process = Path("/proc", str(exporter.pid))
-    told = [*pages, exporter.text(), (process / "cmdline").read_text(), (process / "environ").read_text()]
+    texts = [*pages, exporter.text(), (process / "cmdline").read_text(), (process / "environ").read_text()]
     for secret in (HASH[7:], PASSWORD, LOGIN["Authorization"][6:], key):
-        assert not [text for text in told if secret in text], secret
+        assert not [text for text in texts if secret in text], secret
 
 
-def test_the_file_may_be_a_pipe_which_is_read_once(tmp_path):
-    """`--web.config.file <(sops -d web.yml)`: no copy of it lies on the disk."""
+def test_a_pipe_is_read_once(tmp_path):
+    """`--web.config.file <(sops -d web.yml)` leaves no copy of the file on the disk."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     exporter = WebConfigExporter(tmp_path / "exporter")
