@@ -1,4 +1,4 @@
-"""`doctor` on real brokers, each put into the state that a check is there for; its remedy helps."""
+"""`doctor` on real brokers: each check reports its problem, and its remedy solves it."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ from celery_exporter.status.worker_checks import MIN_CHANGED_HOSTS
 
 from .test_broker_urls import Certificates, RedisWithOptions
 
-SECONDS = "8"  # the least
-EVE = ("ACL", "SETUSER", "eve", "on", ">pw", "~*", "+@all")  # may do all that is not taken from her
+SECONDS = "8"  # the minimum
+#: Creates a Redis user with all permissions, from which a test removes some.
+CREATE_USER = ("ACL", "SETUSER", "eve", "on", ">pw", "~*", "+@all")
 
 
 def settings_of(url: str, *ssl_options: str):
@@ -61,54 +62,58 @@ def by_check(findings) -> dict:
 
 
 def connectivity(url: str, *ssl_options: str) -> dict:
-    """Return what is found on the way to a subscription, by check."""
+    """Return the findings of the connectivity checks, by check."""
     return by_check(check_connectivity(settings_of(url, *ssl_options), lambda _: None))
 
 
-def last(found: dict) -> tuple[str, str, str]:
-    """Return the check that failed, which has to be the last one; what was found; and what mends it."""
-    *before, finding = found.values()
-    assert {each.severity for each in before} <= {"ok"}, before
+def failure(findings: dict) -> tuple[str, str, str]:
+    """Return check, message and remedy of the last finding, which must be the only one with a problem."""
+    *before, finding = findings.values()
+    assert {previous.severity for previous in before} <= {"ok"}, before
     assert finding.severity == "critical", finding
     return finding.check, finding.message, finding.remedy
 
 
 def doctor(url: str, *arguments: str, deadline: float = 60.0) -> SimpleNamespace:
-    """Run it as people do, but for the format."""
-    done = run_cli(
+    """Run doctor; return its exit code, findings by check, output and duration."""
+    command = run_cli(
         "doctor", "--json", "--broker-url", url, "--seconds", SECONDS, *arguments, deadline=deadline
     )
-    assert "Traceback" not in done.stderr, done.stderr
-    report = json.loads(done.stdout)
+    assert "Traceback" not in command.stderr, command.stderr
+    report = json.loads(command.stdout)
     assert report["version"] == 1
-    assert report["exit_code"] == done.returncode
-    findings = {each["check"]: SimpleNamespace(**each) for each in report["findings"]}
+    assert report["exit_code"] == command.returncode
+    findings = {fields["check"]: SimpleNamespace(**fields) for fields in report["findings"]}
     assert len(findings) == len(report["findings"])
-    assert all(bool(each.remedy) == (each.severity != "ok") for each in findings.values())
+    assert all(bool(finding.remedy) == (finding.severity != "ok") for finding in findings.values())
     return SimpleNamespace(
-        code=done.returncode, findings=findings, text=done.stdout, said=done.stderr, span=done.span
+        code=command.returncode,
+        findings=findings,
+        stdout=command.stdout,
+        stderr=command.stderr,
+        span=command.span,
     )
 
 
 @contextmanager
-def every(seconds: float, do) -> Iterator[None]:
-    """Do something again and again meanwhile."""
-    over = threading.Event()
+def every(seconds: float, function) -> Iterator[None]:
+    """Call a function repeatedly in a thread."""
+    stopping = threading.Event()
 
     def loop():
-        while not over.wait(seconds):
-            do()
+        while not stopping.wait(seconds):
+            function()
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stopping.set()
         thread.join(10)
 
 
-# -- from the URL to the subscription ----------------------------------------------------------------------
+# -- connectivity -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -116,14 +121,14 @@ def certificates(tmp_path):
     return Certificates(tmp_path)
 
 
-def test_a_url_of_nothing():
-    check, found, remedy = last(connectivity("rediz://127.0.0.1:6379/0"))
-    assert (check, "'rediz'" in found, "redis" in remedy) == ("url", True, True)
+def test_an_unknown_scheme_fails_the_url_check():
+    check, message, remedy = failure(connectivity("rediz://127.0.0.1:6379/0"))
+    assert (check, "'rediz'" in message, "redis" in remedy) == ("url", True, True)
 
 
-def test_a_socket_that_is_not_there_and_one_that_is(running, tmp_path):
+def test_a_missing_unix_socket_fails_and_an_existing_one_is_ok(running, tmp_path):
     path = tmp_path / "redis.sock"
-    check, _, remedy = last(connectivity(f"redis+socket://{path}"))
+    check, _, remedy = failure(connectivity(f"redis+socket://{path}"))
     assert (check, remedy.startswith(f"unixsocket {path} ")) == ("answer", True)
     options = ("--unixsocket", str(path), "--port", "0")
     running(RedisWithOptions(tmp_path / "redis", *options, is_ready=path.exists))
@@ -131,47 +136,48 @@ def test_a_socket_that_is_not_there_and_one_that_is(running, tmp_path):
     assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
     client = Redis(unix_socket_path=str(path))
     client.config_set("maxmemory-policy", "allkeys-lru")
-    found = by_check(redis.run_redis_checks(settings_of(url))[0])["eviction"]
-    assert found.remedy.startswith(f"redis-cli -s {path} CONFIG SET")
+    finding = by_check(redis.run_redis_checks(settings_of(url))[0])["eviction"]
+    assert finding.remedy.startswith(f"redis-cli -s {path} CONFIG SET")
 
 
-def test_a_host_that_does_not_exist():
-    check, found, remedy = last(connectivity("redis://no-such-host.invalid:6379/0"))
+def test_an_unknown_host_fails_the_host_check():
+    check, message, remedy = failure(connectivity("redis://no-such-host.invalid:6379/0"))
     assert (check, remedy.endswith("getent hosts no-such-host.invalid")) == ("host", True)
-    assert "does not resolve" in found
+    assert "does not resolve" in message
 
 
-def test_a_port_on_which_nobody_listens():
+def test_a_closed_port_fails_the_port_check():
     port = free_port()
-    check, found, remedy = last(connectivity(f"amqp://127.0.0.1:{port}//"))
-    assert (check, found) == ("port", f"127.0.0.1:{port}: Connection refused")
+    check, message, remedy = failure(connectivity(f"amqp://127.0.0.1:{port}//"))
+    assert (check, message) == ("port", f"127.0.0.1:{port}: Connection refused")
     assert "start the broker" in remedy
 
 
-def test_a_password_that_is_wrong_or_missing_on_redis(running, tmp_path):
+def test_a_wrong_or_missing_redis_password_fails_the_login_check(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis", password="s3cret"))
     for url in (f"redis://127.0.0.1:{server.port}/0", f"redis://:wr0ng@127.0.0.1:{server.port}/0"):
-        check, _, remedy = last(connectivity(url))
+        check, _, remedy = failure(connectivity(url))
         assert (check, f"redis://USER:PASSWORD@127.0.0.1:{server.port}/0" in remedy) == ("login", True)
         assert "wr0ng" not in remedy
     assert list(connectivity(server.url))[-1] == "database"
 
 
 @pytest.mark.parametrize(
-    ("database", "finds", "says"), [("99", "database", "databases"), ("mine", "url", "redis://HOST:6379/0")]
+    ("database", "failed_check", "hint"),
+    [("99", "database", "databases"), ("mine", "url", "redis://HOST:6379/0")],
 )
-def test_a_database_that_redis_does_not_have(redis_server, database, finds, says):
+def test_an_unknown_redis_database_fails(redis_server, database, failed_check, hint):
     url = redis_server.url.rpartition("/")[0]
-    check, _, remedy = last(connectivity(f"{url}/{database}"))
-    assert (check, says in remedy) == (finds, True)
+    check, _, remedy = failure(connectivity(f"{url}/{database}"))
+    assert (check, hint in remedy) == (failed_check, True)
 
 
-def test_a_broker_that_is_another_one(redis_server, rabbit_server):
-    assert last(connectivity(f"redis://127.0.0.1:{rabbit_server.port}/0"))[0] == "answer"
-    assert last(connectivity(f"amqp://guest:guest@127.0.0.1:{redis_server.port}//"))[0] == "answer"
+def test_the_protocol_of_another_broker_fails_the_answer_check(redis_server, rabbit_server):
+    assert failure(connectivity(f"redis://127.0.0.1:{rabbit_server.port}/0"))[0] == "answer"
+    assert failure(connectivity(f"amqp://guest:guest@127.0.0.1:{redis_server.port}//"))[0] == "answer"
 
 
-def test_tls_on_one_side_only_and_an_authority_that_is_not_known(
+def test_tls_on_one_side_or_an_unknown_authority_fails_the_tls_check(
     running, tmp_path, certificates, redis_server
 ):
     port = free_port()
@@ -180,28 +186,29 @@ def test_tls_on_one_side_only_and_an_authority_that_is_not_known(
     options += ["--tls-port", str(port), "--tls-auth-clients", "no"]
     running(RedisWithOptions(tmp_path / "redis", *options, is_ready=lambda: listening(port)))
 
-    check, found, remedy = last(connectivity(f"redis://127.0.0.1:{port}/0"))
+    check, message, remedy = failure(connectivity(f"redis://127.0.0.1:{port}/0"))
     assert (check, remedy) == ("tls", "--broker-url rediss://…")
-    assert "speaks TLS" in found
-    check, found, remedy = last(connectivity(redis_server.url.replace("redis:", "rediss:")))
+    assert "speaks TLS" in message
+    check, message, remedy = failure(connectivity(redis_server.url.replace("redis:", "rediss:")))
     assert (check, remedy.startswith("--broker-url redis://…")) == ("tls", True)
     url = f"rediss://127.0.0.1:{port}/0"
-    check, found, remedy = last(connectivity(url))
-    assert (check, "certificate verify failed" in found) == ("tls", True)
+    check, message, remedy = failure(connectivity(url))
+    assert (check, "certificate verify failed" in message) == ("tls", True)
     option = re.search(r"--broker-ssl-option (\S+)=", remedy)[1]
-    well = connectivity(url, f"{option}={certificates.ca}")
-    assert {finding.severity for finding in well.values()} == {"ok"}
+    trusted = connectivity(url, f"{option}={certificates.ca}")
+    assert {finding.severity for finding in trusted.values()} == {"ok"}
 
 
-def as_administrator(remedy: str) -> None:
-    """Run the line that is printed, as people paste it: as the default user, who may all."""
+def run_as_administrator(remedy: str) -> None:
+    """Run the command of a remedy as the default user, who has all permissions."""
     line = remedy.removeprefix("as an administrator: ")
     assert line.startswith("redis-cli "), remedy
-    done = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
-    assert done.stdout == "OK\n", done.stdout + line
+    process = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
+    assert process.stdout == "OK\n", process.stdout + line
 
 
 def acl(client: Redis, user: str) -> str:
+    """Return the ACL rules of a Redis user."""
     return next(
         line for line in map(bytes.decode, client.execute_command("ACL", "LIST")) if f" {user} " in line
     )
@@ -213,36 +220,36 @@ def acl(client: Redis, user: str) -> str:
         (("allchannels", "-psubscribe"), "subscription", ["psubscribe"]),
         (("&nothing",), "subscription", ["channels"]),
         (("&nothing", "-psubscribe"), "subscription", ["psubscribe", "channels"]),
-        (("allchannels", "-llen"), "subscription", ["llen"]),  # kombu makes a queue of its own
+        (("allchannels", "-llen"), "subscription", ["llen"]),  # the class of kombu calls it
         (("allchannels", "resetkeys"), "subscription", ["keys"]),
         (("allchannels", "resetkeys", "~mine"), "subscription", ["keys"]),
         (("allchannels", "-@all"), "login", ["run the"]),
         (("&nothing", "resetkeys", "-@all"), "login", ["run the", "keys", "channels"]),
     ],
 )
-def test_a_user_who_may_not_subscribe(running, tmp_path, rights, check, denied):
-    """And the commands that are printed let him, one for each kind of what is denied; nothing is taken."""
+def test_remedies_grant_a_redis_user_what_a_subscription_needs(running, tmp_path, rights, check, denied):
+    """There is one remedy for each kind of denial. No remedy removes a permission."""
     server = running(RedisServer(tmp_path / "redis"))
     client = server.client()
-    client.execute_command(*EVE, *rights)
+    client.execute_command(*CREATE_USER, *rights)
     admin = acl(client, "default")
     url = f"redis://eve:pw@127.0.0.1:{server.port}/0"
     for number, word in enumerate(denied):
-        failed, found, remedy = last(connectivity(url))
-        assert (failed, word in found) == (check if number == 0 else "subscription", True), found
+        failed_check, message, remedy = failure(connectivity(url))
+        assert (failed_check, word in message) == (check if number == 0 else "subscription", True), message
         assert " -@" not in remedy
-        as_administrator(remedy)
+        run_as_administrator(remedy)
     assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
     assert acl(client, "default") == admin
 
 
-def test_the_default_user_keeps_what_he_has(running, tmp_path):
+def test_a_remedy_for_the_default_redis_user_keeps_its_permissions(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     client = server.client()
     client.execute_command("ACL", "SETUSER", "default", "-psubscribe")
     url = server.url
-    as_administrator(last(connectivity(url))[2])
-    assert client.acl_setuser("somebody", enabled=True)
+    run_as_administrator(failure(connectivity(url))[2])
+    assert client.acl_setuser("another", enabled=True)
     assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
 
 
@@ -256,31 +263,31 @@ def test_the_default_user_keeps_what_he_has(running, tmp_path):
         ("resetchannels", "&*/0.celeryev/*"),
     ],
 )
-def test_a_user_who_may_not_ask_workers(running, tmp_path, rights, prefix):
-    """He may when he has what is printed, in a few steps."""
+def test_the_remedy_grants_a_redis_user_what_inspection_needs(running, tmp_path, rights, prefix):
+    """Also with a global key prefix."""
     server = running(RedisServer(tmp_path / "redis"))
     options = {"global_keyprefix": prefix} if prefix else {}
     running(Worker(tmp_path / "worker", server.url, "w@box", pool="solo", broker_transport_options=options))
-    server.client().execute_command(*EVE, "&*", *rights)
+    server.client().execute_command(*CREATE_USER, "&*", *rights)
     settings = broker_config(
         f"redis://eve:pw@127.0.0.1:{server.port}/0",
         broker_transport_option=[f"{name}={value}" for name, value in options.items()],
     )
 
-    with pytest.raises(BrokerError) as refused:
-        ask(settings)
-    as_administrator(inspection_remedy(settings, str(refused.value)))
-    assert ask(settings) == {"w@box"}
+    with pytest.raises(BrokerError) as error:
+        inspect(settings)
+    run_as_administrator(inspection_remedy(settings, str(error.value)))
+    assert inspect(settings) == {"w@box"}
 
 
-def test_a_replica_of_redis(running, tmp_path):
+def test_a_redis_replica_fails_the_subscription_check(running, tmp_path):
     master, replica = running(RedisServer(tmp_path / "master")), running(RedisServer(tmp_path / "replica"))
     replica.client().replicaof("127.0.0.1", master.port)
-    check, found, remedy = last(connectivity(replica.url))
-    assert (check, "read only replica" in found) == ("subscription", True)
+    check, message, remedy = failure(connectivity(replica.url))
+    assert (check, "read only replica" in message) == ("subscription", True)
     line = remedy[remedy.index("redis-cli") :]
-    done = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
-    assert f"master_port:{master.port}" in done.stdout
+    process = subprocess.run(shlex.split(line), capture_output=True, text=True, check=True)
+    assert f"master_port:{master.port}" in process.stdout
     assert remedy.startswith("--broker-url ")
     assert "master_host" in remedy
 
@@ -295,7 +302,7 @@ def test_a_replica_of_redis(running, tmp_path):
         (":s3cretx@", ""),
     ],
 )
-def test_the_password_of_a_socket_is_not_printed(running, tmp_path, login, query):
+def test_the_password_of_a_unix_socket_url_is_not_printed(running, tmp_path, login, query):
     path = tmp_path / "redis.sock"
     server = RedisWithOptions(
         tmp_path / "redis", "--unixsocket", str(path), "--requirepass", "s3cret", is_ready=path.exists
@@ -303,85 +310,86 @@ def test_the_password_of_a_socket_is_not_printed(running, tmp_path, login, query
     url = f"redis+socket://{login}{path}{query}"
     before = connectivity(url)
     running(server)
-    found = connectivity(url)
-    assert "s3cret" not in repr((before, found))
-    assert last(before)[2].startswith(f"unixsocket {path} ")
+    findings = connectivity(url)
+    assert "s3cret" not in repr((before, findings))
+    assert failure(before)[2].startswith(f"unixsocket {path} ")
     if login == ":s3cret@" and "99" not in query:
-        assert last_level(found) == "ok"
-        assert "password" not in found["database"].message
-        assert found["database"].message == f"database {3 if query else 0} exists"
+        assert last_severity(findings) == "ok"
+        assert "password" not in findings["database"].message
+        assert findings["database"].message == f"database {3 if query else 0} exists"
         client = Redis(unix_socket_path=str(path), password="s3cret")
         client.config_set("maxmemory-policy", "allkeys-lru")
         eviction = by_check(redis.run_redis_checks(settings_of(url))[0])["eviction"]
         assert eviction.remedy.startswith(f"redis-cli -s {path} --askpass CONFIG SET")
     else:
-        check, _, remedy = last(found)
+        check, _, remedy = failure(findings)
         assert check == ("database" if "99" in query else "login")
         assert re.match(f"--broker-url redis\\+socket://(USER:PASSWORD|…)@{path}[ ,]", remedy)
 
 
-def last_level(found: dict) -> str:
-    return list(found.values())[-1].severity
+def last_severity(findings: dict) -> str:
+    return list(findings.values())[-1].severity
 
 
-def test_logins_on_rabbitmq(rabbit_server):
+def test_a_wrong_rabbitmq_password_or_virtual_host_fails(rabbit_server):
     url = rabbit_server.clean()
     assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
-    check, _, remedy = last(connectivity(url.replace("guest:guest", "guest:wr0ng")))
+    check, _, remedy = failure(connectivity(url.replace("guest:guest", "guest:wr0ng")))
     assert (check, "rabbitmqctl change_password guest" in remedy) == ("login", True)
-    check, _, remedy = last(connectivity(rabbit_server.url_of("no such")))
+    check, _, remedy = failure(connectivity(rabbit_server.url_of("no such")))
     assert check == "virtual-host"
     assert remedy.startswith(
         "rabbitmqctl add_vhost 'no such' && rabbitmqctl set_permissions -p 'no such' guest"
     )
 
 
-def test_a_user_of_rabbitmq_who_may_not_declare_a_queue(rabbit_server):
-    """And the command that is printed lets him."""
+def test_the_remedy_grants_a_rabbitmq_user_what_a_subscription_needs(rabbit_server):
+    """The user must not declare queues at first."""
     url = rabbit_server.clean()
     vhost = url.rpartition("/")[2]
     rabbit_server.control("set_permissions", "-p", vhost, "guest", "^$", ".*", ".*")
-    check, found, remedy = last(connectivity(url))
-    assert (check, "ACCESS_REFUSED" in found) == ("subscription", True)
+    check, message, remedy = failure(connectivity(url))
+    assert (check, "ACCESS_REFUSED" in message) == ("subscription", True)
     program, *words = shlex.split(remedy)
     assert program == "rabbitmqctl"
     rabbit_server.control(*words)
     assert {finding.severity for finding in connectivity(url).values()} == {"ok"}
 
 
-def test_a_user_of_rabbitmq_who_may_not_ask_workers(rabbit_server):
-    """And the command that is printed lets him: his password is right."""
+def test_the_remedy_grants_a_rabbitmq_user_what_inspection_needs(rabbit_server):
+    """The password is correct, so the remedy does not change it."""
     url = rabbit_server.clean()
     vhost = url.rpartition("/")[2]
     rabbit_server.control("set_permissions", "-p", vhost, "guest", "celeryev.*", "celeryev.*", ".*")
     settings = settings_of(url)
-    with pytest.raises(BrokerError, match=r"\(403\) ACCESS_REFUSED") as refused:
-        ask(settings)
-    remedy = inspection_remedy(settings, str(refused.value))
+    with pytest.raises(BrokerError, match=r"\(403\) ACCESS_REFUSED") as error:
+        inspect(settings)
+    remedy = inspection_remedy(settings, str(error.value))
     assert remedy == f"rabbitmqctl set_permissions -p {vhost} guest '.*' '.*' '.*'"
     rabbit_server.control(*shlex.split(remedy)[1:])
-    ask(settings)
+    inspect(settings)
 
 
-def ask(settings) -> set[str]:
-    """Ask the workers as the exporter does; return the names of those that answered."""
-    roster = CachedConnection(ConfigSource(settings), WorkerInspector)
+def inspect(settings) -> set[str]:
+    """Inspect workers as the exporter does; return the names of those that answered."""
+    connection = CachedConnection(ConfigSource(settings), WorkerInspector)
     try:
-        with roster.use() as asked:
-            return set(asked.inspect({}))
+        with connection.use() as inspector:
+            return set(inspector.inspect({}))
     finally:
-        roster.close()
+        connection.close()
 
 
-def test_of_several_urls_one_that_leads_to_a_broker_is_enough(redis_server):
+def test_one_reachable_broker_of_several_urls_is_enough(redis_server):
     dead = f"redis://127.0.0.1:{free_port()}/0"
-    found = list(check_connectivity(settings_of(f"{dead};{redis_server.url}"), lambda _: None))
-    assert [(each.check, each.severity) for each in found if each.severity != "ok"] == [("port", "warning")]
-    found = list(check_connectivity(settings_of(f"{dead};{dead}"), lambda _: None))
-    assert [each.severity for each in found].count("critical") == 2
+    findings = list(check_connectivity(settings_of(f"{dead};{redis_server.url}"), lambda _: None))
+    problems = [finding for finding in findings if finding.severity != "ok"]
+    assert [(finding.check, finding.severity) for finding in problems] == [("port", "warning")]
+    findings = list(check_connectivity(settings_of(f"{dead};{dead}"), lambda _: None))
+    assert [finding.severity for finding in findings].count("critical") == 2
 
 
-def test_a_broker_that_hangs_does_not_hang_the_doctor(broker):
+def test_a_frozen_broker_fails_the_answer_check_in_time(broker):
     broker.server.pause()
     try:
         result = doctor(broker.url)
@@ -392,52 +400,55 @@ def test_a_broker_that_hangs_does_not_hang_the_doctor(broker):
     assert "does not answer" in result.findings["answer"].remedy
 
 
-# -- what the broker is set to -------------------------------------------------------------------------------
+# -- settings of the broker ---------------------------------------------------------------------------------
 
 
-def test_settings_of_redis_that_lose_tasks_or_events(running, tmp_path):
-    """Each is mended by the command that is printed."""
+def test_remedies_change_redis_settings_that_lose_tasks_or_events(running, tmp_path):
+    """They are commands for the server that is up."""
     server = running(RedisServer(tmp_path / "redis"))
     client, settings = server.client(), settings_of(server.url)
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.config_set("client-output-buffer-limit", "pubsub 1048576 0 0")
-    found = by_check(redis.run_redis_checks(settings)[0])
-    assert (found["eviction"].severity, found["output-buffer"].severity) == ("warning", "warning")
-    assert "1,048,576 bytes" in found["output-buffer"].message
+    findings = by_check(redis.run_redis_checks(settings)[0])
+    assert (findings["eviction"].severity, findings["output-buffer"].severity) == ("warning", "warning")
+    assert "1,048,576 bytes" in findings["output-buffer"].message
     client.config_set("maxmemory", "1gb")
-    # Behind a URL that is dead, too, the command is for the one that lives.
+    # With an unreachable first URL, the command is for the second server.
     dead = settings_of(f"redis://127.0.0.1:{free_port()}/0;{server.url}")
-    found["eviction"] = by_check(redis.run_redis_checks(dead)[0])["eviction"]
-    assert found["eviction"].severity == "critical"
-    assert found["eviction"].remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} CONFIG SET")
+    findings["eviction"] = by_check(redis.run_redis_checks(dead)[0])["eviction"]
+    assert findings["eviction"].severity == "critical"
+    assert findings["eviction"].remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} CONFIG SET")
     for check in ("eviction", "output-buffer"):
-        words = shlex.split(found[check].remedy.partition(", and")[0])
+        words = shlex.split(findings[check].remedy.partition(", and")[0])
         client.execute_command(*words[words.index("CONFIG") :])
-    assert {each.severity for each in redis.run_redis_checks(settings)[0]} == {"ok"}
+    assert {finding.severity for finding in redis.run_redis_checks(settings)[0]} == {"ok"}
     client.config_set("maxmemory-policy", "volatile-lru")
     assert by_check(redis.run_redis_checks(settings)[0])["eviction"].severity == "warning"
 
 
-def test_a_broker_that_went_away_before_it_was_asked(running, tmp_path):
+def test_a_broker_that_stops_before_the_checks_is_a_warning(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     server.stop()
-    (found,), queues = _run_broker_checks(settings_of(server.url), DoctorOptions(seconds=8), print)
-    assert (found.check, found.severity, queues) == ("broker-version", "warning", set())
-    assert found.remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
+    (finding,), queues = _run_broker_checks(settings_of(server.url), DoctorOptions(seconds=8), print)
+    assert (finding.check, finding.severity, queues) == ("broker-version", "warning", set())
+    assert finding.remedy.startswith(f"redis-cli -h 127.0.0.1 -p {server.port} INFO")
 
 
-def test_a_redis_that_may_not_be_asked(running, tmp_path):
-    """As where others run it: said to be not seen, with how to see it."""
+def test_redis_settings_without_permission_are_ok_with_a_command_to_see_them(running, tmp_path):
+    """Managed servers often deny these commands."""
     server = running(RedisServer(tmp_path / "redis"))
-    server.client().execute_command(*EVE, "&*", "-config", "-info", "-scan")
-    found = by_check(redis.run_redis_checks(settings_of(f"redis://eve:pw@127.0.0.1:{server.port}/0"))[0])
-    assert {each.severity for each in found.values()} == {"ok"}
+    server.client().execute_command(*CREATE_USER, "&*", "-config", "-info", "-scan")
+    findings = by_check(redis.run_redis_checks(settings_of(f"redis://eve:pw@127.0.0.1:{server.port}/0"))[0])
+    assert {finding.severity for finding in findings.values()} == {"ok"}
     commands = {"eviction": "CONFIG GET", "output-buffer": "CONFIG GET", "orphaned-queues": "--scan"}
-    for check, how in commands.items():
-        assert f"redis-cli -h 127.0.0.1 -p {server.port} --user eve --askpass {how}" in found[check].message
+    for check, command in commands.items():
+        assert (
+            f"redis-cli -h 127.0.0.1 -p {server.port} --user eve --askpass {command}"
+            in findings[check].message
+        )
 
 
-def test_what_was_left_on_redis_by_those_who_asked_workers(running, tmp_path):
+def test_orphaned_reply_queues_on_redis_are_reported(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     client, settings = server.client(), settings_of(server.url)
     with kombu.Connection(server.url) as connection:
@@ -445,12 +456,12 @@ def test_what_was_left_on_redis_by_those_who_asked_workers(running, tmp_path):
         names = [f"{uuid.uuid4()}.reply.celery.pidbox" for _ in range(30)]
         for name in names:
             kombu.Queue(name, exchange, name)(connection.default_channel).declare()
-    found = by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"]
-    assert (found.severity, "30 reply queues are bound" in found.message) == ("warning", True)
+    finding = by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"]
+    assert (finding.severity, "30 reply queues are bound" in finding.message) == ("warning", True)
     client.rpush("model", b"answer")
     client.restore(names[0], 0, client.dump("model"), idletime=3600)
-    found = by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"]
-    assert (found.severity, found.remedy.endswith(f"DEL {names[0]}")) == ("warning", True)
+    finding = by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"]
+    assert (finding.severity, finding.remedy.endswith(f"DEL {names[0]}")) == ("warning", True)
     client.flushall()
     assert by_check(redis.run_redis_checks(settings)[0])["orphaned-queues"].severity == "ok"
 
@@ -468,52 +479,53 @@ class ManagedRabbit(RabbitServer):
             )
 
 
-def test_what_was_left_on_rabbitmq_and_what_waits_there(running, tmp_path):
-    """Nobody speaks of the queue with the tasks: the management API has its name."""
+def test_orphaned_queues_and_unconsumed_messages_on_rabbitmq_are_reported(running, tmp_path):
+    """No event names the queue with the messages, but the management API does."""
     server = running(ManagedRabbit(tmp_path / "rabbit"))
     management = f"http://127.0.0.1:{server.management_port}"
-    left = f"celeryev.{uuid.uuid4()}"
+    orphaned = f"celeryev.{uuid.uuid4()}"
     with kombu.Connection(server.url) as connection:
         channel = connection.default_channel
-        kombu.Queue(left, kombu.Exchange("celeryev", "topic"), "#", durable=True)(channel).declare()
+        kombu.Queue(orphaned, kombu.Exchange("celeryev", "topic"), "#", durable=True)(channel).declare()
         jobs = kombu.Queue("jobs")
         for _ in range(4):
             connection.Producer().publish({}, routing_key="jobs", declare=[jobs])
     result = doctor(server.url, "--management", management)
     assert result.findings["broker-version"].message.startswith("RabbitMQ 3.")
     assert result.findings["transient-queues"].severity == "ok"
-    assert result.findings["orphaned-queues"].remedy == f"rabbitmqctl delete_queue -p test0 {left}"
+    assert result.findings["orphaned-queues"].remedy == f"rabbitmqctl delete_queue -p test0 {orphaned}"
     waiting = result.findings["unconsumed-messages"]
     assert (waiting.severity, waiting.message.endswith(": jobs (4)")) == ("critical", True)
     assert waiting.remedy == "celery -A yourapp worker -E -Q jobs"
-    assert "guest:guest" not in result.text + result.said
+    assert "guest:guest" not in result.stdout + result.stderr
 
     with kombu.Connection(server.url) as connection:
-        kombu.Queue(left)(connection.default_channel).delete()
-    found = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), management, print)[0])
-    assert found["orphaned-queues"].severity == "ok"
-    found = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), "http://127.0.0.1:1", print)[0])
+        kombu.Queue(orphaned)(connection.default_channel).delete()
+    findings = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), management, print)[0])
+    assert findings["orphaned-queues"].severity == "ok"
+    findings = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), "http://127.0.0.1:1", print)[0])
     assert (
-        found["orphaned-queues"].severity,
-        "rabbitmqctl list_queues" in found["orphaned-queues"].message,
+        findings["orphaned-queues"].severity,
+        "rabbitmqctl list_queues" in findings["orphaned-queues"].message,
     ) == (
         "ok",
         True,
     )
-    with kombu.Connection(server.url) as connection:  # of an exporter with --event-queue-durable that is away
+    # The queue of an exporter with --event-queue-durable that does not run.
+    with kombu.Connection(server.url) as connection:
         kombu.Queue("celeryev.celery-exporter")(connection.default_channel).queue_declare()
-    found = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), "http://127.0.0.1:1", print)[0])[
+    finding = by_check(amqp.run_rabbitmq_checks(settings_of(server.url), "http://127.0.0.1:1", print)[0])[
         "orphaned-queues"
     ]
-    assert (found.severity, found.remedy.endswith("test0 celeryev.celery-exporter")) == ("warning", True)
+    assert (finding.severity, finding.remedy.endswith("test0 celeryev.celery-exporter")) == ("warning", True)
 
 
-def test_the_login_is_given_to_the_management_api_and_to_nobody_that_it_points_to(rabbit_server):
-    asked: list[tuple[str, str | None]] = []
+def test_a_redirect_of_the_management_api_does_not_receive_the_password(rabbit_server):
+    requests: list[tuple[str, str | None]] = []
 
-    class Elsewhere(BaseHTTPRequestHandler):
+    class Redirecting(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append((self.path, self.headers["Authorization"]))
+            requests.append((self.path, self.headers["Authorization"]))
             self.send_response(302)
             self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
             self.end_headers()
@@ -521,47 +533,47 @@ def test_the_login_is_given_to_the_management_api_and_to_nobody_that_it_points_t
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        found = by_check(amqp.run_rabbitmq_checks(settings_of(rabbit_server.clean()), url, print)[0])[
+        finding = by_check(amqp.run_rabbitmq_checks(settings_of(rabbit_server.clean()), url, print)[0])[
             "orphaned-queues"
         ]
         server.shutdown()
-    assert [path.partition("?")[0].rpartition("/")[0] for path, _ in asked] == ["/api/queues"]
-    assert asked[0][1]
-    assert "management API does not answer" in found.message
+    assert [path.partition("?")[0].rpartition("/")[0] for path, _ in requests] == ["/api/queues"]
+    assert requests[0][1]
+    assert "management API does not answer" in finding.message
 
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_a_management_api_that_never_ends_is_not_waited_for(rabbit_server, sent):
-    """A byte now and then is within the time of each read; and it is said what is being waited for."""
-    said: list[str] = []
+def test_a_slow_response_of_the_management_api_is_not_awaited(rabbit_server, sent):
+    """Single bytes arrive within the timeout of each read. Progress messages name the pending request."""
+    progress: list[str] = []
     url = rabbit_server.clean()
     with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
 
-        def drip():
+        def send_slowly():
             with suppress(OSError):
                 client, _ = server.accept()
                 stack.enter_context(client)
                 client.sendall(sent)
                 stack.enter_context(every(0.5, lambda: sent and client.sendall(b" ")))
 
-        threading.Thread(target=drip, daemon=True).start()
+        threading.Thread(target=send_slowly, daemon=True).start()
         management = f"http://127.0.0.1:{server.getsockname()[1]}"
         with TimeSpan() as span:
-            found = by_check(
+            findings = by_check(
                 _run_broker_checks(
-                    settings_of(url), DoctorOptions(seconds=8, management=management), said.append
+                    settings_of(url), DoctorOptions(seconds=8, management=management), progress.append
                 )[0]
             )
         assert span.seconds < CONNECT_TIMEOUT_SECONDS + 2
-    assert "management API does not answer" in found["orphaned-queues"].message
-    assert said == ["querying the broker", "querying the management API"]
+    assert "management API does not answer" in findings["orphaned-queues"].message
+    assert progress == ["querying the broker", "querying the management API"]
 
 
-def test_a_number_within_a_name_is_no_code(monkeypatch, rabbit_server):
-    """A refusal has the name of the queue in it, which is made of anybody's digits."""
+def test_digits_in_a_queue_name_are_no_reply_code(monkeypatch, rabbit_server):
+    """The error of RabbitMQ contains the name of the queue, here with the digits 541."""
     url = rabbit_server.clean()
     vhost = url.rpartition("/")[2]
     name = uuid.UUID("54154154-1541-4541-8541-541541541541")
@@ -572,13 +584,53 @@ def test_a_number_within_a_name_is_no_code(monkeypatch, rabbit_server):
     assert amqp._permits_transient_queues(settings_of(url)) is True
 
 
+@pytest.mark.parametrize(
+    ("workers", "severity"),
+    [
+        ((), "warning"),
+        ((("py-celery", "5.7.0"),), "ok"),
+        ((("py-celery", "5.10.0rc1"), ("py-celery", "6.0")), "ok"),
+        ((("py-celery", "5.7.0"), ("py-celery", "5.6.9")), "warning"),
+        ((("py-celery", "5.7.0"), (None, None)), "warning"),
+        ((("gocelery", "9.0"),), "warning"),
+    ],
+)
+def test_denied_transient_queues_are_ok_if_all_workers_are_of_celery_5_7_or_later(workers, severity):
+    """Workers that are down do not count."""
+    views = [SimpleNamespace(software=name, version=version, up=True) for name, version in workers]
+    down = SimpleNamespace(software="py-celery", version="5.4.0", up=False)
+    denied = amqp.check_transient_queues("4.3.0", permitted=False)
+    finding = amqp.consider_workers(denied, [*views, down])
+    assert (finding.severity, bool(finding.remedy)) == (severity, severity == "warning")
+    permitted = amqp.check_transient_queues("4.2.1", permitted=True)
+    assert amqp.consider_workers(permitted, views) is permitted
+
+
+@pytest.mark.parametrize(
+    ("version", "permitted", "severity"),
+    [
+        ("3.10.8", True, "ok"),
+        ("4.2.1", True, "ok"),
+        ("4.3.0", True, "ok"),
+        ("4.3.0", False, "warning"),
+        ("4.3.0-rc.1", None, "warning"),
+        ("5.0", None, "warning"),
+        ("", None, "ok"),
+    ],
+)
+def test_transient_queues_are_a_warning_if_denied_or_unknown_from_4_3_on(version, permitted, severity):
+    finding = amqp.check_transient_queues(version, permitted=permitted)
+    assert finding.severity == severity
+    assert ("permit.transient_nonexcl_queues = true" in finding.remedy) == (severity == "warning")
+
+
 # -- workers, events, queues ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def sick(tmp_path_factory):
-    """Return what is found on a cluster with all that can be wrong at the same time."""
-    folder = tmp_path_factory.mktemp("sick")
+def misconfigured(tmp_path_factory):
+    """Return the result of doctor for a cluster with many problems at once."""
+    folder = tmp_path_factory.mktemp("misconfigured")
     quiet = {"task_send_sent_event": False}
     with RedisServer(folder / "redis") as server:
         workers = [
@@ -599,28 +651,32 @@ def sick(tmp_path_factory):
             for _ in range(3):
                 client.send_task("tasks.succeed", queue="backlog")
 
-            def work():
+            def publish():
                 for queue in ("celery", "other"):
                     client.send_task("tasks.succeed", queue=queue)
                 publish_event_bytes(server.url, b"- {}", content_type="application/x-yaml")
 
-            with every(0.4, work):
+            with every(0.4, publish):
                 yield doctor(server.url)
 
 
-def test_workers_are_named_with_their_versions(sick):
-    assert sick.code == 2
-    assert sick.findings["workers"].message == "2 workers up: w@pod, w@pod.example.org"
+def test_workers_and_their_versions_are_reported(misconfigured):
+    assert misconfigured.code == 2
+    assert misconfigured.findings["workers"].message == "2 workers up: w@pod, w@pod.example.org"
     assert re.fullmatch(
-        r"py-celery [\d.]+: w@pod, w@pod\.example\.org", sick.findings["worker-versions"].message
+        r"py-celery [\d.]+: w@pod, w@pod\.example\.org", misconfigured.findings["worker-versions"].message
     )
-    assert sick.findings["remote-control"].severity == sick.findings["heartbeats"].severity == "ok"
-    assert sick.findings["duplicate-node-names"].severity == "ok"
-    assert re.fullmatch(r"the first event came after [\d.]+ s", sick.findings["first-event"].message)
+    assert (
+        misconfigured.findings["remote-control"].severity
+        == misconfigured.findings["heartbeats"].severity
+        == "ok"
+    )
+    assert misconfigured.findings["duplicate-node-names"].severity == "ok"
+    assert re.fullmatch(r"the first event came after [\d.]+ s", misconfigured.findings["first-event"].message)
 
 
 @pytest.mark.parametrize(
-    ("check", "level", "found", "remedy"),
+    ("check", "severity", "message", "remedy"),
     [
         ("serializer", "critical", "application/x-yaml", "--accept-content json,yaml"),
         ("task-events", "warning", "no task events from worker w@pod", "control enable_events"),
@@ -631,16 +687,16 @@ def test_workers_are_named_with_their_versions(sick):
         ("unconsumed-messages", "warning", "backlog (3)", "celery -A yourapp worker -E -Q backlog"),
     ],
 )
-def test_what_is_wrong_with_workers_and_queues_is_found(sick, check, level, found, remedy):
-    finding = sick.findings[check]
-    assert finding.severity == level
-    assert found in finding.message
+def test_problems_of_workers_and_queues_are_reported(misconfigured, check, severity, message, remedy):
+    finding = misconfigured.findings[check]
+    assert finding.severity == severity
+    assert message in finding.message
     assert remedy in finding.remedy
 
 
-def test_a_queue_that_nobody_should_consume_can_be_forgotten(sick, running, tmp_path):
-    """By the command that is printed; on RabbitMQ too."""
-    forget = sick.findings["queues-without-consumers"].remedy.partition("; if not: ")[2]
+def test_the_remedy_deletes_an_unused_queue(misconfigured, running, tmp_path):
+    """The command for RabbitMQ is only compared."""
+    delete = misconfigured.findings["queues-without-consumers"].remedy.partition("; if not: ")[2]
     server = running(RedisServer(tmp_path / "redis"))
     with kombu.Connection(server.url) as connection:
         kombu.Queue("idle", kombu.Exchange("idle"), "idle")(connection.default_channel).declare()
@@ -648,7 +704,7 @@ def test_a_queue_that_nobody_should_consume_can_be_forgotten(sick, running, tmp_
     assert redis.run_redis_checks(settings)[1] == {"idle"}
     assert (
         delete_queues_command(settings, broker_address(settings), ["idle"]).partition(" DEL ")[2]
-        == forget.partition(" DEL ")[2]
+        == delete.partition(" DEL ")[2]
     )
     subprocess.run(
         shlex.split(delete_queues_command(settings, broker_address(settings), ["idle"])),
@@ -660,54 +716,54 @@ def test_a_queue_that_nobody_should_consume_can_be_forgotten(sick, running, tmp_
     assert delete_queues_command(amqp_, broker_address(amqp_), ["x"]) == "rabbitmqctl delete_queue -p 'a b' x"
 
 
-def test_progress_is_shown_while_it_listens_and_not_on_stdout(sick):
-    assert re.search(r"listening for \d+ s more: events \d+, workers \d", sick.said)
-    assert "listening" not in sick.text
+def test_progress_goes_to_stderr(misconfigured):
+    assert re.search(r"listening for \d+ s more: events \d+, workers \d", misconfigured.stderr)
+    assert "listening" not in misconfigured.stdout
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory):
-    """Return what two users find who may not see all keys, and what they find after doing what is printed.
+def restricted(tmp_path_factory):
+    """Return the results of doctor for two Redis users without all keys, before and after its remedies.
 
-    On a cluster where one worker does not answer, one is older, and one has another name after each restart;
-    of the last two there are the events alone.
+    One worker does not answer, one is older, and one has a new name after each restart. The last two
+    consist of events only.
     """
-    folder = tmp_path_factory.mktemp("odd")
-    may = {"eve": ("~*.pidbox*", "~unacked*"), "bob": ("~celery",)}
+    folder = tmp_path_factory.mktemp("restricted")
+    keys_of = {"eve": ("~*.pidbox*", "~unacked*"), "bob": ("~celery",)}
     with RedisServer(folder / "redis") as server:
-        for user, keys in may.items():
+        for user, keys in keys_of.items():
             rules = ("on", ">pw", "+@all", "&*", "~_kombu.*", "~celeryev.*", *keys)
             server.client().execute_command("ACL", "SETUSER", user, *rules)
-        alone = {"pool": "solo", "worker_enable_remote_control": False}
-        mute = Worker(folder / "mute", server.url, "mute@box", **alone)
+        options = {"pool": "solo", "worker_enable_remote_control": False}
+        silent = Worker(folder / "silent", server.url, "mute@box", **options)
         answering = Worker(folder / "answering", server.url, "new@box", pool="solo")
 
-        def beat():
+        def send_heartbeats():
             now = {"timestamp": time.time(), "freq": 2.0, "active": 0, "processed": 0}
-            said = {**now, "sw_ident": "py-celery", "sw_ver": "5.3.6"}
-            gone = [f"w@{number:012x}" for number in range(MIN_CHANGED_HOSTS)]
+            fields = {**now, "sw_ident": "py-celery", "sw_ver": "5.3.6"}
+            names = [f"w@{number:012x}" for number in range(MIN_CHANGED_HOSTS)]
             publish_events(
                 server.url,
-                *({"type": "worker-offline", "hostname": name, **said} for name in gone),
-                *({"type": "worker-heartbeat", "hostname": name, **said} for name in ("w@abc", "old@box")),
+                *({"type": "worker-offline", "hostname": name, **fields} for name in names),
+                *({"type": "worker-heartbeat", "hostname": name, **fields} for name in ("w@abc", "old@box")),
             )
 
-        def look(user: str, check: str):
-            """Look, do what is printed, and look again."""
+        def apply_remedy(user: str, check: str):
+            """Return the results before and after the remedy of a check."""
             url = f"redis://{user}:pw@127.0.0.1:{server.port}/0"
             before = doctor(url)
             words = shlex.split(before.findings[check].remedy)
             server.client().execute_command(*words[words.index("ACL") :])
             return before, doctor(url)
 
-        with side_by_side(mute, answering), every(1.0, beat), ThreadPoolExecutor(2) as pool:
-            eve = pool.submit(look, "eve", "queue-lengths")
-            bob = pool.submit(look, "bob", "remote-control")
+        with side_by_side(silent, answering), every(1.0, send_heartbeats), ThreadPoolExecutor(2) as pool:
+            eve = pool.submit(apply_remedy, "eve", "queue-lengths")
+            bob = pool.submit(apply_remedy, "bob", "remote-control")
             yield SimpleNamespace(eve=eve.result(), bob=bob.result())
 
 
 @pytest.mark.parametrize(
-    ("check", "found", "remedy"),
+    ("check", "message", "remedy"),
     [
         ("worker-versions", "py-celery 5.3.6: old@box, w@abc; py-celery ", "pip install celery==5."),
         ("remote-control", "no reply from mute@box, old@box, w@abc", "worker_enable_remote_control = True"),
@@ -715,64 +771,64 @@ def odd(tmp_path_factory):
         ("queue-lengths", "workers consume celery, but the broker does not", "eve '~*' +exists +llen"),
     ],
 )
-def test_what_is_odd_about_workers_and_lengths_is_found(odd, check, found, remedy):
-    finding = odd.eve[0].findings[check]
+def test_problems_with_restricted_keys_are_reported(restricted, check, message, remedy):
+    finding = restricted.eve[0].findings[check]
     assert finding.severity == "warning"
-    assert found in finding.message
+    assert message in finding.message
     assert remedy in finding.remedy
 
 
-def test_who_may_not_ask_workers_is_told_so(odd):
-    """And not that they do not answer."""
-    before, after = (each.findings["remote-control"].message for each in odd.bob)
+def test_remote_control_reports_a_missing_permission(restricted):
+    """Instead of workers that do not answer."""
+    before, after = (result.findings["remote-control"].message for result in restricted.bob)
     assert before.startswith("workers could not be inspected: ")
     assert "no permissions" in before
     assert after.startswith("no reply from mute@box")
 
 
-def test_what_is_printed_for_lengths_brings_them(odd):
-    assert odd.eve[1].findings["queue-lengths"].severity == "ok"
+def test_the_remedy_makes_queue_lengths_readable(restricted):
+    assert restricted.eve[1].findings["queue-lengths"].severity == "ok"
 
 
-def test_workers_that_answer_and_publish_nothing(running, tmp_path, redis_broker):
+def test_workers_that_answer_without_events_are_a_warning(running, tmp_path, redis_broker):
     quiet = ("--without-heartbeat", "--without-gossip")
     url = redis_broker.url
     worker = running(Worker(tmp_path / "a", url, "w@box", pool="solo", events=False, arguments=quiet))
-    found = doctor(url).findings["first-event"]
-    assert (found.severity, found.message.endswith("though workers replied: w@box")) == ("warning", True)
-    assert found.remedy.startswith("start workers with -E and without --without-heartbeat")
+    finding = doctor(url).findings["first-event"]
+    assert (finding.severity, finding.message.endswith("though workers replied: w@box")) == ("warning", True)
+    assert finding.remedy.startswith("start workers with -E and without --without-heartbeat")
     worker.stop()
     running(Worker(tmp_path / "b", url, "w@box", pool="solo"))
     assert doctor(url).findings["first-event"].severity == "ok"
 
 
-def test_what_was_ended_early_says_so(redis_broker):
-    """And still says what it knows by then."""
+def test_sigint_ends_doctor_early_with_the_findings_so_far(redis_broker):
+    """A finding reports the early end."""
     command = [sys.executable, "-m", "celery_exporter", "doctor", "--broker-url", redis_broker.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         next(line for line in process.stderr if line.startswith("listening for"))
         process.send_signal(signal.SIGINT)
-        said, more, _ = communicate(process)
-    assert "Traceback" not in more
+        stdout, stderr, _ = communicate(process)
+    assert "Traceback" not in stderr
     assert process.returncode == 1
-    assert re.search(r"^warning +listening +stopped early, after \d s; ", said, re.MULTILINE)
+    assert re.search(r"^warning +listening +stopped early, after \d s; ", stdout, re.MULTILINE)
 
 
-def test_ctrl_c_ends_it_while_a_broker_does_not_answer(running, tmp_path):
+def test_sigint_ends_doctor_while_the_broker_does_not_answer(running, tmp_path):
     server = running(RedisServer(tmp_path / "redis"))
     server.pause()
     command = [sys.executable, "-m", "celery_exporter", "doctor", "--broker-url", server.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         next(line for line in process.stderr if line.startswith("logging in"))
         process.send_signal(signal.SIGINT)
-        _, more, span = communicate(process)
+        _, stderr, span = communicate(process)
     server.resume()
     assert span.seconds < 2
-    assert (process.returncode, "Traceback" in more) == (130, False)
+    assert (process.returncode, "Traceback" in stderr) == (130, False)
 
 
-def test_a_full_redis_is_seen_though_each_worker_answered_before(running, tmp_path):
-    """Nobody can send a task then; a running exporter says so."""
+def test_the_status_reports_a_full_redis(running, tmp_path):
+    """Workers answered before Redis was full, and no client can send a task."""
     server = running(RedisServer(tmp_path / "redis"))
     exporter = Exporter(tmp_path / "exporter", server.url)
     running(exporter, Worker(tmp_path / "worker", server.url, "w@box", pool="solo"))
@@ -780,22 +836,22 @@ def test_a_full_redis_is_seen_though_each_worker_answered_before(running, tmp_pa
     until_equal(lambda: exporter.value("celery_worker_pool_size", worker="w@box"), 1, 20)
     server.client().config_set("maxmemory", "1")
 
-    def wrong() -> dict:
-        found = json.loads(exporter.get("/api/v1/status").text)["findings"]
-        return {each["check"]: each["message"] for each in found if each["severity"] != "ok"}
+    def problems() -> dict:
+        findings = json.loads(exporter.get("/api/v1/status").text)["findings"]
+        return {finding["check"]: finding["message"] for finding in findings if finding["severity"] != "ok"}
 
-    eventually(lambda: "maxmemory" in wrong().get("remote-control", ""), 30)
+    eventually(lambda: "maxmemory" in problems().get("remote-control", ""), 30)
 
 
-def test_nobody_at_all(redis_broker):
+def test_a_broker_without_workers_is_critical(redis_broker):
     result = doctor(redis_broker.url)
     assert result.code == 2
     assert result.findings["workers"].message.startswith("no worker found in ")
     assert "worker -E" in result.findings["workers"].remedy
 
 
-def test_workers_that_publish_elsewhere_and_share_a_name(running, tmp_path, redis_broker):
-    """They answer, and no event comes: the option that is printed brings them."""
+def test_another_event_exchange_and_a_duplicate_node_name_are_reported(running, tmp_path, redis_broker):
+    """Workers answer, but no event arrives until the option of the remedy is set."""
     workers = [
         Worker(tmp_path / name, redis_broker.url, "w@box", pool="solo", event_exchange="mine")
         for name in "ab"
@@ -820,94 +876,97 @@ def test_workers_that_publish_elsewhere_and_share_a_name(running, tmp_path, redi
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """Return what doctor finds by Prometheus servers that do well, and by others that do not."""
+    """Return the results of doctor for Prometheus servers with and without problems."""
     folder = tmp_path_factory.mktemp("watched")
     with ExitStack() as stack:
-        redis_server, gone = (stack.enter_context(RedisServer(folder / name)) for name in ("redis", "gone"))
-        well, deaf = (
-            stack.enter_context(Exporter(folder / server.folder.name, server.url)).connected()
-            for server in (redis_server, gone)
+        redis_server, stopped = (
+            stack.enter_context(RedisServer(folder / name)) for name in ("redis", "stopped")
         )
-        gone.stop()
+        connected, disconnected = (
+            stack.enter_context(Exporter(folder / server.folder.name, server.url)).connected()
+            for server in (redis_server, stopped)
+        )
+        stopped.stop()
         url = redis_server.url
         targets = {
-            "well": f"127.0.0.1:{well.port}",
-            "deaf": f"127.0.0.1:{deaf.port}",
+            "connected": f"127.0.0.1:{connected.port}",
+            "disconnected": f"127.0.0.1:{disconnected.port}",
             "down": f"127.0.0.1:{free_port()}",
         }
-        ran = folder / "ran"  # by a command that service discovery says
+        injected = folder / "injected"  # created by a shell command in a path of service discovery
         servers = {
             name: stack.enter_context(
                 Prometheus(
                     folder / f"of-{name}",
                     target,
-                    path=f"/metrics;touch$IFS{ran};" if name == "down" else "/metrics",
+                    path=f"/metrics;touch$IFS{injected};" if name == "down" else "/metrics",
                 )
             )
             for name, target in targets.items()
         }
-        others = f"127.0.0.1:{servers['well'].port}"
+        others = f"127.0.0.1:{servers['connected'].port}"
         servers["others"] = stack.enter_context(Prometheus(folder / "of-others", others, job="itself"))
 
-        def beat():
-            about = {"hostname": "w@box", "freq": 2.0, "active": 0, "processed": 0}
-            publish_events(url, {"type": "worker-heartbeat", "timestamp": time.time(), **about})
+        def send_heartbeat():
+            fields = {"hostname": "w@box", "freq": 2.0, "active": 0, "processed": 0}
+            publish_events(url, {"type": "worker-heartbeat", "timestamp": time.time(), **fields})
 
-        with every(0.5, beat):
-            eventually(lambda: servers["well"].query("celery_worker_up == 1"), 20)
-            eventually(lambda: servers["deaf"].query("celery_broker_up == 0"), 30)
+        with every(0.5, send_heartbeat):
+            eventually(lambda: servers["connected"].query("celery_worker_up == 1"), 20)
+            eventually(lambda: servers["disconnected"].query("celery_broker_up == 0"), 30)
             eventually(lambda: servers["down"].targets()[0]["health"] == "down", 20)
             eventually(lambda: servers["others"].query("up == 1"), 20)
-            asked = {name: f"http://127.0.0.1:{server.port}" for name, server in servers.items()}
-            asked |= {
-                "nobody": f"http://127.0.0.1:{free_port()}",
-                "exporter": f"http://127.0.0.1:{well.port}",
+            urls = {name: f"http://127.0.0.1:{server.port}" for name, server in servers.items()}
+            urls |= {
+                "unused": f"http://127.0.0.1:{free_port()}",
+                "exporter": f"http://127.0.0.1:{connected.port}",
             }
             with ThreadPoolExecutor(3) as pool:
-                found = pool.map(lambda each: doctor(url, "--prometheus", each), asked.values())
-                yield SimpleNamespace(targets=targets, ran=ran, **dict(zip(asked, found, strict=True)))
+                results = pool.map(lambda server_url: doctor(url, "--prometheus", server_url), urls.values())
+                by_name = dict(zip(urls, results, strict=True))
+                yield SimpleNamespace(targets=targets, injected=injected, **by_name)
 
 
-def test_a_prometheus_that_scrapes_us_and_agrees(watched):
-    found = watched.well.findings
-    assert (found["prometheus"].severity, found["prometheus-agrees"].severity) == ("ok", "ok")
-    assert watched.targets["well"] in found["prometheus"].message
+def test_a_prometheus_with_the_same_workers_is_ok(watched):
+    findings = watched.connected.findings
+    assert (findings["prometheus"].severity, findings["prometheus-agrees"].severity) == ("ok", "ok")
+    assert watched.targets["connected"] in findings["prometheus"].message
 
 
-def test_a_prometheus_that_scrapes_an_exporter_that_hears_nothing(watched):
-    found = watched.deaf.findings["prometheus-agrees"]
-    assert (found.severity, "receives no events itself" in found.message) == ("critical", True)
+def test_an_exporter_without_events_is_reported(watched):
+    finding = watched.disconnected.findings["prometheus-agrees"]
+    assert (finding.severity, "receives no events itself" in finding.message) == ("critical", True)
     assert (
-        f"celery-exporter doctor with the options of the exporter at {watched.targets['deaf']}"
-        in found.remedy
+        f"celery-exporter doctor with the options of the exporter at {watched.targets['disconnected']}"
+        in finding.remedy
     )
 
 
 @pytest.mark.parametrize(
-    ("which", "found", "remedy"),
+    ("server", "message", "remedy"),
     [
         ("down", "cannot scrape http://127.0.0.1", "curl 'http://127.0.0.1"),
         ("others", "scrapes no celery-exporter", "scrape_configs"),
-        ("nobody", "does not answer as Prometheus does", "/-/ready"),
+        ("unused", "does not answer as Prometheus does", "/-/ready"),
         ("exporter", "does not answer as Prometheus does", "correct --prometheus"),
     ],
 )
-def test_a_prometheus_that_does_not_scrape_us(watched, which, found, remedy):
-    finding = getattr(watched, which).findings["prometheus"]
+def test_a_prometheus_that_does_not_scrape_the_exporter_is_critical(watched, server, message, remedy):
+    finding = getattr(watched, server).findings["prometheus"]
     assert finding.severity == "critical"
-    assert found in finding.message
+    assert message in finding.message
     assert remedy in finding.remedy
 
 
-def test_a_command_that_is_printed_runs_nothing_that_service_discovery_says(watched):
+def test_a_remedy_quotes_texts_of_service_discovery(watched):
     command = watched.down.findings["prometheus"].remedy.partition("try: ")[2]
     subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
     assert command.startswith("curl ")
-    assert not watched.ran.exists()
+    assert not watched.injected.exists()
 
 
-def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path, redis_broker):
-    """For one, those of another broker."""
+def test_a_prometheus_with_other_workers_is_a_warning(running, tmp_path, redis_broker):
+    """For example workers of another broker."""
     exporter = Exporter(tmp_path / "exporter", redis_broker.url)
     server = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{exporter.port}")
     running(exporter, server)
@@ -915,11 +974,47 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
     beat = {"type": "worker-heartbeat", "hostname": "w@box", "timestamp": time.time(), "freq": 2.0}
     publish_events(redis_broker.url, {**beat, "active": 0, "processed": 0, "pid": 1})
     eventually(lambda: server.query("celery_worker_up == 1"), 15)
-    found = by_check(
+    findings = by_check(
         prometheus.run_prometheus_checks(f"http://127.0.0.1:{server.port}", "celery_", {"x@box"})
     )
-    differs = found["prometheus-agrees"]
+    differs = findings["prometheus-agrees"]
     assert (differs.severity, differs.message.endswith("without x@box, and with w@box")) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        ("3.9.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
+        ("3.13.1-rc.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
+        ("2.55.1", "start Prometheus with --enable-feature=native-histograms"),
+        ("", "(before 3.9), or add"),
+        (["3.9"], "add scrape_native_histograms"),
+    ],
+)
+def test_the_remedy_for_native_histograms_depends_on_the_prometheus_version(version, remedy):
+    """A server imitates the responses of versions that are not installed."""
+
+    class Imitation(BaseHTTPRequestHandler):
+        def do_GET(self):
+            series = [{"metric": {"__name__": "celery_h_count", "instance": "a"}, "value": [0, "1"]}]
+            data = {"version": version} if "buildinfo" in self.path else {"result": series}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"status": "success", "data": data}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Imitation) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            finding = by_check(prometheus.run_prometheus_checks(url, "celery_", set(), ["celery_h"]))[
+                "prometheus-native"
+            ]
+        finally:
+            server.shutdown()
+    assert (finding.severity, remedy in finding.remedy) == ("warning", True)
 
 
 @pytest.mark.parametrize(
@@ -929,7 +1024,7 @@ def test_a_prometheus_that_holds_other_workers_than_are_heard(running, tmp_path,
         ("flower", "has a profile without worker_up, so workers cannot be compared", "without x@else"),
     ],
 )
-def test_a_prometheus_of_an_exporter_with_another_profile(
+def test_workers_are_compared_for_an_exporter_with_another_profile(
     running, tmp_path, redis_broker, profile, agrees, differs
 ):
     exporter = Exporter(tmp_path / "exporter", redis_broker.url, "--profile", profile)
@@ -939,25 +1034,58 @@ def test_a_prometheus_of_an_exporter_with_another_profile(
     eventually(lambda: server.query("celery_exporter_build_info"), 15)
     url = f"http://127.0.0.1:{server.port}"
 
-    def compared(*up: str):
+    def compare(*up: str):
         return by_check(prometheus.run_prometheus_checks(url, "celery_", set(up)))["prometheus-agrees"]
 
-    assert (compared().severity, compared("w@box").severity) == ("ok", "warning")  # nobody is heard there
+    # The exporter has received no event yet.
+    assert (compare().severity, compare("w@box").severity) == ("ok", "warning")
     for name in ("w@box", "v@box"):
         beat = {"type": "worker-heartbeat", "hostname": name, "timestamp": time.time(), "freq": 2.0}
         publish_events(redis_broker.url, {**beat, "active": 0, "processed": 0, "pid": 1})
     eventually(lambda: len(server.query("celery_exporter_events_missed_total")) == 2, 15)
-    both = compared("w@box", "v@box")
+    both = compare("w@box", "v@box")
     assert (both.severity, agrees in both.message) == ("ok", True)
-    other = compared("x@else")
+    other = compare("x@else")
     assert (other.severity, other.message.endswith(differs)) == ("warning", True)
 
 
-# -- from nothing to numbers ---------------------------------------------------------------------------------
+def test_a_slow_response_of_prometheus_is_not_awaited(monkeypatch):
+    stopping = threading.Event()
+
+    class SlowResponse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while not stopping.wait(0.1):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(prometheus, "TIMEOUT_SECONDS", 0.5)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SlowResponse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    timer = threading.Timer(10, stopping.set)
+    timer.start()
+    try:
+        (finding,) = prometheus.run_prometheus_checks(
+            f"http://127.0.0.1:{server.server_port}", "celery_", set()
+        )
+        assert not stopping.is_set()
+        assert (finding.severity, "no complete answer within" in finding.message) == ("critical", True)
+    finally:
+        timer.cancel()
+        stopping.set()
+        server.shutdown()
+        server.server_close()
 
 
-def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
-    """Workers without -E: doctor, log and page say what to do; then all are content, and numbers come."""
+# -- as a user runs it --------------------------------------------------------------------------------------
+
+
+def test_the_remedy_for_workers_without_events_starts_the_metrics(running, tmp_path, redis_broker):
+    """Doctor, log and page have the remedy. After it doctor reports no problem, and tasks are counted."""
     url = redis_broker.url
     exporter = Exporter(tmp_path / "exporter", url)
     server = Prometheus(tmp_path / "prometheus", f"127.0.0.1:{exporter.port}")
@@ -968,8 +1096,8 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
     with make_client(url) as client, every(0.3, lambda: client.send_task("tasks.succeed", queue="celery")):
         result = doctor(url)
         assert (result.code, result.findings["task-events"].severity) == (2, "critical")
-        said = "no task events from worker w@box: start workers with -E, or now: "
-        eventually(lambda: said in exporter.text(), 45, what="the log says what to do")
+        message = "no task events from worker w@box: start workers with -E, or now: "
+        eventually(lambda: message in exporter.text(), 45, what="the remedy in the log")
         assert exporter.total("celery_tasks_total", state="SUCCESS") == 0
         page = html.unescape(exporter.get("/").body.decode())
         assert "no task events from worker w@box" in page
@@ -983,21 +1111,23 @@ def test_from_nothing_to_see_to_numbers(running, tmp_path, redis_broker):
         )
         eventually(lambda: exporter.total("celery_tasks_total", state="SUCCESS") > 0, 20)
         again = doctor(url, "--prometheus", f"http://127.0.0.1:{server.port}")
-        assert (again.code, {each.severity for each in again.findings.values()}) == (0, {"ok"}), again.text
+        assert (again.code, {finding.severity for finding in again.findings.values()}) == (0, {"ok"}), (
+            again.stdout
+        )
         assert "over: task events arrive from w@box" in eventually(
             lambda: exporter.text() if "over: " in exporter.text() else "", 20
         )
-    assert exporter.text().count(said) == 1
+    assert exporter.text().count(message) == 1
 
 
-def test_what_people_read(running, tmp_path):
-    """A line for each check, and what mends it under it; the password nowhere."""
+def test_the_text_output_has_a_line_per_check_and_its_remedy(running, tmp_path):
+    """It does not contain the password."""
     server = running(RedisServer(tmp_path / "redis", password="s3cret"))
-    done = run_cli("doctor", "--broker-url", server.url.replace("/0", "/99"), deadline=30)
-    assert done.returncode == 2
-    *lines, fail, remedy = done.stdout.splitlines()
-    assert all(re.fullmatch(r"ok       [a-z-]+ +\S.*", line) for line in lines), done.stdout
-    assert re.fullmatch(r"CRITICAL database {18}\S.*", fail)
+    command = run_cli("doctor", "--broker-url", server.url.replace("/0", "/99"), deadline=30)
+    assert command.returncode == 2
+    *lines, problem, remedy = command.stdout.splitlines()
+    assert all(re.fullmatch(r"ok       [a-z-]+ +\S.*", line) for line in lines), command.stdout
+    assert re.fullmatch(r"CRITICAL database {18}\S.*", problem)
     assert re.fullmatch(r" {35}-> \S.*", remedy)
-    assert "s3cret" not in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert "s3cret" not in command.stdout + command.stderr
+    assert "Traceback" not in command.stderr
