@@ -1,4 +1,4 @@
-"""A scene for each scenario, which is a row of a table."""
+"""Fixtures of the accuracy scenarios. Each scenario is a row of a table."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from .scene import FULL, Scene
 
 @pytest.fixture(scope="session")
 def ledger_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that is no broker."""
+    """Yield a Redis for the ledger, which is not the broker."""
     with RedisServer(tmp_path_factory.mktemp("ledger")) as server:
         yield server
 
@@ -34,14 +34,14 @@ def scene(
 
 
 def title(item: pytest.Item) -> str:
-    """Return what the table calls a scenario: the id of its row, or else the name of its function."""
+    """Return the name of a scenario in the table: the name of its row, or that of its function."""
     parameters = getattr(item, "callspec", None)
     row = parameters.params.get("scenario") if parameters else None
     return row.name if row else item.originalname.removeprefix("test_").replace("_", " ")  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In full some take minutes, which is no reason to think that they hang."""
+    """Increase the timeout of the full form, in which some scenarios take minutes."""
     for item in items:
         if FULL and item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.timeout(1_800))

@@ -1,4 +1,4 @@
-"""What scenarios send."""
+"""The tasks that scenarios send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .scene import Scene, size
 
 
 class Job(NamedTuple):
-    """A task that is sent so many times, and usually ten times as often in the full form."""
+    """A task, and the number of times that it is sent; usually ten times as many in the full form."""
 
     task: str
     times: int
@@ -44,8 +44,8 @@ def send_shuffled(
     full: int = 10,
     **options: Any,
 ) -> None:
-    """Send all jobs to each queue, so many times in the full form, in an order that is the same each time."""
-    sent = [(job, queue) for queue in queues for job in jobs for _ in range(job.times * size(1, full))]
-    random.Random(2).shuffle(sent)
-    for job, queue in sent:
+    """Send all jobs to each queue, `full` times as many in the full form, in a reproducible order."""
+    messages = [(job, queue) for queue in queues for job in jobs for _ in range(job.times * size(1, full))]
+    random.Random(2).shuffle(messages)
+    for job, queue in messages:
         scene.send(job.task, *job.arguments, queue=queue, **dict(job.options), **options)

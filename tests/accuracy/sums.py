@@ -1,4 +1,4 @@
-"""The same sums from both sides: from the ledger, and from what the exporter shows."""
+"""The same sums from two sources: the ledger, and the metrics of the exporter."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from harness.outcomes import EXCEPTION_PREFIX, REDELIVERED, Outcome
 Sums = dict[tuple[str, ...], int]
 
 STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED")
-RAN = ("SUCCESS", "FAILURE", "RETRY")
+STATES_WITH_RUNTIME = ("SUCCESS", "FAILURE", "RETRY")
 UNKNOWN = "unknown"
-PLACE = ("task_name", "queue_name", "worker")
-#: What is compared: a metric, and the labels that it is summed up by.
-TASKS = ("celery_tasks_total", *PLACE, "state")
-FAILURES = ("celery_task_failures_total", *PLACE, "exception")
-RUNS = ("celery_task_runtime_seconds_count", *PLACE, "state")
-QUEUED = ("celery_task_queue_wait_seconds_count", *PLACE)
-PREFETCHED = ("celery_task_prefetch_wait_seconds_count", *PLACE)
-#: Not by worker: of two workers that receive a task at a time, who is the second one depends on who is asked.
+LABELS = ("task_name", "queue_name", "worker")
+#: The compared metrics, with the labels by which they are summed.
+TASKS = ("celery_tasks_total", *LABELS, "state")
+FAILURES = ("celery_task_failures_total", *LABELS, "exception")
+RUNTIMES = ("celery_task_runtime_seconds_count", *LABELS, "state")
+QUEUE_WAITS = ("celery_task_queue_wait_seconds_count", *LABELS)
+PREFETCH_WAITS = ("celery_task_prefetch_wait_seconds_count", *LABELS)
+#: Without the worker: if two workers receive a task at the same time, ledger and exporter may differ in the
+#: order.
 REDELIVERIES = ("celery_task_redeliveries_total", "task_name", "queue_name")
-COMPARED = (TASKS, FAILURES, RUNS, QUEUED, PREFETCHED, REDELIVERIES)
+COMPARED = (TASKS, FAILURES, RUNTIMES, QUEUE_WAITS, PREFETCH_WAITS, REDELIVERIES)
 
 
-def shown(samples: Samples) -> Sums:
-    """Return what the exporter shows: {(metric, label values): sum}, without zeros."""
+def exposed_sums(samples: Samples) -> Sums:
+    """Return the sums of the exporter, without zeros: {(metric, label values): sum}."""
     return {
         (name, *values): int(count)
         for name, *labels in COMPARED
@@ -35,65 +36,67 @@ def shown(samples: Samples) -> Sums:
     }
 
 
-def written(entries: Counter[Outcome], is_introduced: Callable[[str], bool] = lambda _: True) -> Sums:
-    """Return what the ledger says, in the same form. `is_introduced` tells of a task's name whether its
-    task-sent was published, without which its first time in the queue is not known.
+def recorded_sums(entries: Counter[Entry], has_sent_event: Callable[[str], bool] = lambda _: True) -> Sums:
+    """Return the sums of the ledger, in the same form.
+
+    `has_sent_event` returns whether `task-sent` was published for a task name. Without it, the first queue
+    wait is unknown.
     """
     sums: Counter[tuple[str, ...]] = Counter()
     for entry, count in entries.items():
-        for key, factor in _consequences(entry, entry.task != UNKNOWN and is_introduced(entry.task)):
+        for key, factor in _contributions(entry, entry.task != UNKNOWN and has_sent_event(entry.task)):
             sums[key] += factor * count
     return {key: count for key, count in sums.items() if count}
 
 
-def _consequences(entry: Outcome, introduced: bool) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield what one such entry adds to which sums."""
+def _contributions(entry: Entry, is_sent_known: bool) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the sums that an entry belongs to, with the amounts that it adds."""
     task, queue, state, worker = entry
-    place = (task, queue, worker)
+    labels = (task, queue, worker)
     if state in STATES:
-        yield (TASKS[0], *place, state), 1
-    if state in RAN:
-        yield (RUNS[0], *place, state), 1
+        yield (TASKS[0], *labels, state), 1
+    if state in STATES_WITH_RUNTIME:
+        yield (RUNTIMES[0], *labels, state), 1
     if state == "STARTED" and task != UNKNOWN:
-        yield (PREFETCHED[0], *place), 1
-    if state == ("STARTED" if introduced else REDELIVERED):  # what is redelivered waits from then on
-        yield (QUEUED[0], *place), 1
+        yield (PREFETCH_WAITS[0], *labels), 1
+    if state == ("STARTED" if is_sent_known else REDELIVERED):  # a redelivered task waits from its redelivery
+        yield (QUEUE_WAITS[0], *labels), 1
     if state == REDELIVERED:
         yield (REDELIVERIES[0], task, queue), 1
-    if state.startswith(EXCEPTION_PREFIX):
-        yield (FAILURES[0], *place, state.removeprefix(EXCEPTION_PREFIX)), 1
-    if state == EXCEPTION_PREFIX + "NotRegistered":  # it failed without having run
-        yield (RUNS[0], *place, "FAILURE"), -1
+    if state.startswith(EXCEPTION):
+        yield (FAILURES[0], *labels, state.removeprefix(EXCEPTION)), 1
+    if state == EXCEPTION + "NotRegistered":  # a failure without a run
+        yield (RUNTIMES[0], *labels, "FAILURE"), -1
 
 
-def differences(got: Sums, want: Sums) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Return the sums that differ: {(metric, label values): (shown, written)}."""
-    keys = got.keys() | want.keys()
+def differences(exposed: Sums, recorded: Sums) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Return the sums that differ: {(metric, label values): (exposed, recorded)}."""
+    keys = exposed.keys() | recorded.keys()
     return {
-        key: (got.get(key, 0), want.get(key, 0))
+        key: (exposed.get(key, 0), recorded.get(key, 0))
         for key in sorted(keys)
-        if got.get(key, 0) != want.get(key, 0)
+        if exposed.get(key, 0) != recorded.get(key, 0)
     }
 
 
-def excesses(got: Sums, want: Sums) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Return where more was counted than happened in any queue: {(task, worker, state): (shown, written)}.
+def excesses(exposed: Sums, recorded: Sums) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Return the sums over all queues that are too high: {(task, worker, state): (exposed, recorded)}.
 
-    Of a task whose task-sent was lost the queue is `unknown`, and if its task-received was lost, too, so is
-    the name: it is one of those that miss such a transition. Its transitions were still there, or were not.
+    A task whose task-sent was lost has the queue `unknown`. If its task-received was lost, too, its name is
+    also `unknown`. Such a transition may then belong to any task that lacks a transition of this kind.
     """
-    mine, true = _by_task(got), _by_task(want)
-    named = [key for key in true if key[0] != UNKNOWN]
-    for unknown in [key for key in mine if key[0] == UNKNOWN]:
-        alike = (key for key in named if key[1:] == unknown[1:])
-        true[unknown] += sum(max(0, true[key] - mine[key]) for key in alike)
-    return {key: (count, true[key]) for key, count in sorted(mine.items()) if count > true[key]}
+    counted, actual = _by_task(exposed), _by_task(recorded)
+    named = [key for key in actual if key[0] != UNKNOWN]
+    for unknown in [key for key in counted if key[0] == UNKNOWN]:
+        candidates = (key for key in named if key[1:] == unknown[1:])
+        actual[unknown] += sum(max(0, actual[key] - counted[key]) for key in candidates)
+    return {key: (count, actual[key]) for key, count in sorted(counted.items()) if count > actual[key]}
 
 
 def _by_task(sums: Sums) -> Counter[tuple[str, ...]]:
-    found: Counter[tuple[str, ...]] = Counter()
+    totals: Counter[tuple[str, ...]] = Counter()
     for (metric, *values), count in sums.items():
         if metric == TASKS[0]:
             task, _, worker, state = values
-            found[task, worker, state] += count
-    return found
+            totals[task, worker, state] += count
+    return totals

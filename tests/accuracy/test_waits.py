@@ -1,4 +1,4 @@
-"""What the waits are, beside how many; and an order of events that no worker can be made to keep to."""
+"""The values of waits, and an order of events that a test cannot make a worker produce."""
 
 import threading
 import time
@@ -13,13 +13,13 @@ from harness.broker_marks import on_redis
 from harness.events import publish_events, task_events
 from harness.waiting import eventually, until_equal
 
-#: Seconds from sending to the eta: longer than a worker usually needs to stop, and another one to start.
+#: Seconds from sending to the eta: more than one worker needs to stop and another one to start.
 ETA_SECONDS = 15
 
 
 @contextmanager
-def heard(client: Celery) -> Iterator[list[dict[str, Any]]]:
-    """Collect the events of tasks with Celery's own receiver, as long as it is open."""
+def received_events(client: Celery) -> Iterator[list[dict[str, Any]]]:
+    """Yield a list to which Celery's event receiver appends events."""
     events: list[dict[str, Any]] = []
     with client.connection_for_read() as connection:
         receiver = client.events.Receiver(connection, handlers={"*": events.append})
@@ -35,20 +35,20 @@ def heard(client: Celery) -> Iterator[list[dict[str, Any]]]:
 
 
 def times_of(events: list[dict[str, Any]], kind: str, worker: str) -> dict[str, float]:
-    """Return when a worker published an event of this type, by task id, in epoch seconds."""
-    found = (each for each in events if (each["type"], each["hostname"]) == (kind, worker))
-    return {each["uuid"]: each["timestamp"] for each in found}
+    """Return the timestamps of a worker's events of this type, by task id, in epoch seconds."""
+    matching = (event for event in events if (event["type"], event["hostname"]) == (kind, worker))
+    return {event["uuid"]: event["timestamp"] for event in matching}
 
 
 def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
     running, exporter, worker, client, outcomes
 ):
-    """A deployment: the worker that holds such tasks stops, and the broker delivers them to the next one."""
+    """In a rollout, the worker with the tasks stops, and the broker delivers them to the next one."""
     app = running(exporter()).connected()
     first = running(worker("first@box"))
     labels = {"task_name": "tasks.succeed", "queue_name": "celery"}
-    with heard(client) as events:
-        eventually(lambda: events, what="a heartbeat: the subscription is there")
+    with received_events(client) as events:
+        eventually(lambda: events, what="a heartbeat, which shows that the subscription is open")
         eta = datetime.now(timezone.utc) + timedelta(seconds=ETA_SECONDS)
         for _ in range(4):
             client.send_task("tasks.succeed", queue="celery", eta=eta)
@@ -64,13 +64,13 @@ def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
 
 
 @on_redis
-def test_waits_are_measured_from_the_eta(running, exporter, worker, client, outcomes):
-    """A task with an eta has waited since its eta; each start gives one wait, none below zero."""
+def test_waits_are_measured_from_the_eta(running, exporter, worker, client, ledger):
+    """A task with an eta waits from its eta. Each start has one wait, and none is negative."""
     app = running(exporter()).connected()
     late = running(worker("late@box"))
     labels = {"task_name": "tasks.succeed", "queue_name": "celery"}
-    with heard(client) as events:
-        eventually(lambda: events, what="a heartbeat: the subscription is there")
+    with received_events(client) as events:
+        eventually(lambda: events, what="a heartbeat, which shows that the subscription is open")
         eta = datetime.now(timezone.utc) + timedelta(seconds=4)
         for _ in range(3):
             client.send_task("tasks.succeed", queue="celery", eta=eta)
@@ -88,8 +88,8 @@ def test_waits_are_measured_from_the_eta(running, exporter, worker, client, outc
 
 
 @on_redis
-def test_a_retry_told_after_its_next_attempt_ended(running, exporter, broker):
-    """The pool process of the first attempt may report later than that of the second: nothing stays open."""
+def test_a_retry_event_after_the_end_of_the_next_attempt(running, exporter, broker):
+    """The pool process of the first attempt may report after that of the second; no task stays in flight."""
     app = running(exporter()).connected()
     sent, received, started, succeeded = task_events(1)
     retried = {**started, "type": "task-retried", "exception": "OSError('x')", "traceback": ""}

@@ -1,1 +1,1 @@
-"""What networks and brokers do to an exporter, and what it may make of it."""
+"""Tests of faults of networks and brokers, and of the availability of the exporter during them."""

@@ -1,11 +1,12 @@
-"""The availability under every fault, held by `Availability`:
+"""The availability that `check` requires under every fault.
 
-/metrics answers in 100 ms (median) and 500 ms (worst) and its counters never fall; liveness stays green;
-readiness turns red within 15 s, and green again within 10 s of the end of the fault; threads and sockets
-return to their number before it.
+- /metrics responds within 100 ms (median) and 500 ms (maximum), and its counters do not fall.
+- Liveness stays green.
+- Readiness turns red within 15 s, and green within 10 s of the end of the fault.
+- The numbers of threads and sockets return to their values before the fault.
 
-Seconds in which the exporter waits for a processor do not count (see `harness.time_spans`): `make faults`
-measures them too, on a machine that does nothing else.
+Time in which the exporter waits for a CPU does not count (see `harness.spans`). `make faults` measures it,
+too, on an idle machine.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from harness.exporter import Exporter, Samples
 from harness.time_spans import TimeSpan
 from harness.waiting import eventually
 
-RED, GREEN = 15.0, 10.0
-MEDIAN, WORST = 0.1, 0.5
-#: Threads that are made as scrapes come in side by side.
-RENDERERS = 2
-COUNTING = ("_total", "_count", "_bucket", "_sum")
+MAX_RED_SECONDS, MAX_GREEN_SECONDS = 15.0, 10.0
+MAX_MEDIAN_SECONDS, MAX_SCRAPE_SECONDS = 0.1, 0.5
+#: Threads that start for scrapes at the same time.
+RENDER_THREADS = 2
+COUNTER_SUFFIXES = ("_total", "_count", "_bucket", "_sum")
 
 numbers = itertools.count(1)
 
 
 class Watched(Exporter):
-    """An exporter, and the broker's own address for what the test publishes beside it."""
+    """An exporter, with the URL of the broker for the events that the test publishes."""
 
     def __init__(self, folder: Path, broker_url: str, *arguments: str, url: str = "", **options: Any) -> None:
         super().__init__(folder, url or broker_url, "-Q", "celery", *arguments, **options)
@@ -61,34 +62,36 @@ class Watched(Exporter):
     def successes(self) -> float:
         return self.total("celery_tasks_total", state="SUCCESS")
 
-    def counted(self, more: float) -> None:
-        """Hold that it hears: what is published is counted, if need be at the second try."""
+    def counts_events(self, count: float) -> None:
+        """Publish tasks until this number of them is counted."""
         before = self.successes()
 
-        def heard() -> bool:
-            publish_events(self.broker_url, *task_events(next(numbers)))
-            return self.successes() >= before + more
+        def is_counted() -> bool:
+            publish_events(self.broker_url, *one_task(next(numbers)))
+            return self.successes() >= before + count
 
-        eventually(heard, GREEN, every=0.5)
+        eventually(is_counted, MAX_GREEN_SECONDS, every=0.5)
 
-    def size(self) -> tuple[int, int]:
-        """Return how many threads it has, and how many connections besides those of HTTP clients."""
+    def resources(self) -> tuple[int, int]:
+        """Return the numbers of threads and of connections, without those of HTTP clients."""
         process = psutil.Process(self.pid)
-        others = [one for one in process.net_connections() if not self._is_of_http(one)]
-        return process.num_threads(), len(others)
+        connections = [
+            connection for connection in process.net_connections() if not self._is_http(connection)
+        ]
+        return process.num_threads(), len(connections)
 
-    def _is_of_http(self, connection: Any) -> bool:
+    def _is_http(self, connection: Any) -> bool:
         return bool(connection.laddr and connection.laddr.port == self.port)
 
 
-class Watch(threading.Thread):
-    """Scrapes all the time, and remembers what should not have been."""
+class Scraper(threading.Thread):
+    """Scrapes continuously, and collects violations of the contract."""
 
     def __init__(self, app: Watched) -> None:
         super().__init__(daemon=True)
         self.app = app
-        self.spans: list[TimeSpan] = []
-        self.faults: list[str] = []
+        self.spans: list[Span] = []
+        self.violations: list[str] = []
         self._last = Samples()
         self._stopping = threading.Event()
 
@@ -99,16 +102,16 @@ class Watch(threading.Thread):
                 with TimeSpan(self.app.pid) as span:
                     samples = self.app.samples()
             except (OSError, AssertionError) as error:
-                self.faults.append(f"/metrics: {error!r}")
+                self.violations.append(f"/metrics: {error!r}")
                 continue
-            if paused == (False, self.app.pauses):  # else it was the test that kept it waiting
+            if paused == (False, self.app.pauses):  # otherwise the test had paused the exporter
                 self.spans.append(span)
             if self.app.get("/-/healthy").status != 200:
-                self.faults.append("/-/healthy is not 200")
-            self.faults += [
-                f"{series} fell from {was} to {samples.get(series)}"
-                for series, was in self._last.items()
-                if series[0].endswith(COUNTING) and samples.get(series, 0.0) < was
+                self.violations.append("/-/healthy is not 200")
+            self.violations += [
+                f"{series} fell from {before} to {samples.get(series)}"
+                for series, before in self._last.items()
+                if series[0].endswith(COUNTER_SUFFIXES) and samples.get(series, 0.0) < before
             ]
             self._last = samples
 
@@ -119,45 +122,48 @@ class Watch(threading.Thread):
 
 @dataclass
 class Availability:
-    """What is asked of an exporter under a fault; what was measured of it is a line of the table."""
+    """The checks of an exporter under a fault. The measured times are a row of the table."""
 
     app: Watched
     fault: str
     broker: str
-    red: TimeSpan | None = None  # from the fault
-    green: TimeSpan | None = None  # from its end
-    scrapes: list[TimeSpan] = field(default_factory=list)
+    red: Span | None = None  # since the start of the fault
+    green: Span | None = None  # since its end
+    scrapes: list[Span] = field(default_factory=list)
 
     def turns_red(self, fault: Callable[[], object]) -> None:
-        """Do this, and hold that it is said in time."""
-        self.red = self._span(fault, lambda: not self.app.is_ready(), RED, "red")
+        """Cause a fault, and assert that readiness turns red in time."""
+        self.red = self._span(fault, lambda: not self.app.is_ready(), MAX_RED_SECONDS, "red")
         assert self.app.value("celery_broker_up") == 0
         assert self.app.get("/health").status == 503
 
     def turns_green(self, end: Callable[[], object]) -> None:
-        """Undo it, and hold that it hears again in time."""
-        self.green = self._span(end, self.app.is_ready, GREEN, "green")
+        """End the fault, and assert that readiness turns green in time."""
+        self.green = self._span(end, self.app.is_ready, MAX_GREEN_SECONDS, "green")
         assert self.app.value("celery_broker_up") == 1
         assert self.app.get("/health").status == 200
 
-    def comes_back(self, fault: Callable[[], object]) -> None:
-        """Do this, which ends a subscription but not the next one: it may be back before anybody looks."""
+    def resubscribes(self, fault: Callable[[], object]) -> None:
+        """Cause a fault that ends the subscription, and assert that a new one is open in time.
+
+        Readiness may be green again before a request sees it red.
+        """
         before = self.app.reconnects()
 
         def is_back() -> bool:
             return self.app.reconnects() > before and self.app.is_ready()
 
-        self.green = self._span(fault, is_back, RED, "a new subscription")
+        self.green = self._span(fault, is_back, MAX_RED_SECONDS, "a new subscription")
 
-    def hears_again(self, fault: Callable[[], object]) -> None:
-        """Do this, by which no connection ends, and hold that what is published is counted again in time."""
+    def counts_again(self, fault: Callable[[], object]) -> None:
+        """Cause a fault that ends no connection, and assert that events are counted again in time."""
         before = self.app.successes()
 
-        def heard() -> bool:
-            publish_events(self.app.broker_url, *task_events(next(numbers)))
+        def is_counted() -> bool:
+            publish_events(self.app.broker_url, *one_task(next(numbers)))
             return self.app.successes() > before
 
-        self.green = self._span(fault, heard, RED, "counted")
+        self.green = self._span(fault, is_counted, MAX_RED_SECONDS, "counted")
 
     def cells(self) -> dict[str, str]:
         """Return a row of the table."""
@@ -165,16 +171,14 @@ class Availability:
         return {
             "fault": self.fault,
             "broker": self.broker,
-            "red after": _shown(self.red),
-            "green after": _shown(self.green),
+            "red after": _format(self.red),
+            "green after": _format(self.green),
             "/metrics median": f"{statistics.median(times):.0f} ms",
             "worst": f"{max(times):.0f} ms",
         }
 
-    def _span(
-        self, act: Callable[[], object], probe: Callable[[], bool], seconds: float, what: str
-    ) -> TimeSpan:
-        """Do this, hold that something is so within so many seconds, and return how long it took."""
+    def _span(self, act: Callable[[], object], probe: Callable[[], bool], seconds: float, what: str) -> Span:
+        """Call `act`, assert that `probe` returns true within some seconds, and return the time."""
         act()
         span = TimeSpan.until(probe, self.app.pid, deadline=seconds, what=what)
         assert span.seconds < seconds, f"{what} after {span}"
@@ -182,37 +186,39 @@ class Availability:
 
 
 @contextmanager
-def hold(availability: Availability, *, deaf: bool) -> Iterator[Availability]:
-    """Check availability over what happens inside.
+def check(availability: Availability, *, is_connected: bool) -> Iterator[Availability]:
+    """Check the availability during the body of the `with` statement.
 
-    The exporter receives events at its end and, if not `deaf`, before it.
+    The exporter must count events after it and, if `is_connected`, before it.
     """
-    if not deaf:
-        availability.app.counted(1)
-    before = availability.app.size()
-    watch = Watch(availability.app)
-    watch.start()
+    if is_connected:
+        availability.app.counts_events(1)
+    before = availability.app.resources()
+    scraper = Scraper(availability.app)
+    scraper.start()
     try:
         yield availability
-        availability.app.counted(1)
+        availability.app.counts_events(1)
     finally:
-        watch.stop()
-        availability.scrapes = watch.spans
-    assert watch.faults == []
+        scraper.stop()
+        availability.scrapes = scraper.spans
+    assert scraper.violations == []
     times = [scrape.seconds for scrape in availability.scrapes]
-    assert statistics.median(times) < MEDIAN
-    assert max(times) < WORST, sorted(availability.scrapes, key=lambda scrape: scrape.seconds)[-5:]
-    if deaf:
+    assert statistics.median(times) < MAX_MEDIAN_SECONDS
+    assert max(times) < MAX_SCRAPE_SECONDS, sorted(availability.scrapes, key=lambda scrape: scrape.seconds)[
+        -5:
+    ]
+    if not is_connected:
         return
 
     def is_back() -> bool:
-        now = availability.app.size()
-        assert now[0] <= before[0] + RENDERERS, now
+        now = availability.app.resources()
+        assert now[0] <= before[0] + RENDER_THREADS, now
         assert now[1] <= before[1], now
         return True
 
     eventually(is_back, 15, what=f"threads and connections back to {before}")
 
 
-def _shown(span: TimeSpan | None) -> str:
+def _format(span: Span | None) -> str:
     return "-" if span is None else f"{span.elapsed_seconds:.1f} s"

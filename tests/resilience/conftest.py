@@ -1,4 +1,4 @@
-"""Fixtures of the faults, each of which is a row of a table."""
+"""Fixtures of the faults. Each fault is a row of a table."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from harness.proxy import Proxy
 from harness.servers import RabbitServer, RedisServer
 from harness.tables import add_row
 
-from resilience.availability_contract import Availability, Watched, hold
+from resilience.availability_contract import Availability, Watched, check
 
 Start = Callable[..., Any]
-Hold = Callable[..., AbstractContextManager[Availability]]
+Check = Callable[..., AbstractContextManager[Availability]]
 
 
 @pytest.fixture
-def watched(request: pytest.FixtureRequest) -> Iterator[Hold]:
-    """`with watched(app) as availability:` holds the availability over a fault, which gets a line in the
-    table.
+def watched(request: pytest.FixtureRequest) -> Iterator[Check]:
+    """Return a context manager that checks the availability of an exporter during a fault.
 
-    `deaf`: the fault is there already, so nothing is heard, and nothing known of threads and connections.
+    The fault gets a row in the table. `is_connected=False`: the fault is present from the start, so no events
+    arrive before it, and the numbers of threads and connections are not compared.
     """
     availabilities: list[Availability] = []
     name = request.node.originalname.removeprefix("test_").replace("_", " ")
     callspec = getattr(request.node, "callspec", None)
-    choices = callspec.id.split("-") if callspec else []
-    more = [choice for choice in choices if choice not in {"redis", "rabbitmq", ""}]
+    parameters = callspec.id.split("-") if callspec else []
+    variant = [parameter for parameter in parameters if parameter not in {"redis", "rabbitmq", ""}]
 
-    def watch(app: Watched, *, deaf: bool = False) -> AbstractContextManager[Availability]:
+    def watch(app: Watched, *, is_connected: bool = True) -> AbstractContextManager[Availability]:
         kind = "redis" if app.broker_url.startswith("redis") else "rabbitmq"
-        availability = Availability(app, f"{name}: {' '.join(more)}" if more else name, kind)
+        availability = Availability(app, f"{name}: {' '.join(variant)}" if variant else name, kind)
         availabilities.append(availability)
-        return hold(availability, deaf=deaf)
+        return check(availability, is_connected=is_connected)
 
     yield watch
     for availability in availabilities:
@@ -45,14 +45,14 @@ def watched(request: pytest.FixtureRequest) -> Iterator[Hold]:
 
 @pytest.fixture
 def proxy(broker: Any) -> Iterator[Proxy]:
-    """A way to the test's broker."""
+    """Yield a proxy to the broker of the test."""
     with Proxy(broker.server.port) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def behind(running: Start, broker: Any, proxy: Proxy, tmp_path: Path) -> Callable[..., Watched]:
-    """`behind(*arguments)` starts an exporter behind the proxy; the tests publish beside it."""
+    """Return a function that starts an exporter behind the proxy; the tests publish without the proxy."""
 
     def start(*arguments: str) -> Watched:
         url = broker.url.replace(f":{broker.server.port}", f":{proxy.port}")
@@ -65,7 +65,7 @@ def behind(running: Start, broker: Any, proxy: Proxy, tmp_path: Path) -> Callabl
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A broker that runs, and that a test may stop, freeze and start again."""
+    """Yield a running broker that a test may stop, freeze and start again."""
     kind = {"redis": RedisServer, "rabbitmq": RabbitServer}[request.param]
     with kind(tmp_path_factory.mktemp("own")) as server:
         yield server
@@ -73,7 +73,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def served(running: Start, own: Any, tmp_path: Path) -> Callable[..., Watched]:
-    """`served(*arguments)` starts an exporter on that broker, which has a queue."""
+    """Return a function that starts an exporter on that broker, which has a queue."""
     with kombu.Connection(own.url) as connection:
         kombu.Queue("celery", kombu.Exchange("celery"), "celery")(connection.default_channel).declare()
 

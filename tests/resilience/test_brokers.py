@@ -1,4 +1,4 @@
-"""A broker that is stopped, frozen, absent, or at odds with one of its clients."""
+"""A broker that is stopped, frozen or absent, or that disconnects a client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ in_full = pytest.mark.long
 
 
 def test_restarted(own, served, watched):
-    """The same port again, and nothing left of what it knew of us."""
+    """The broker comes back on the same port, without state of the exporter."""
 
     def start():
         own.start().wait_ready()
@@ -26,7 +26,7 @@ def test_restarted(own, served, watched):
 
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(60.0, marks=in_full)], ids=["", "a minute"])
 def test_frozen(own, served, running, watched, seconds, tmp_path):
-    """SIGSTOP: connections stay open, new ones are taken by the kernel, and nobody answers."""
+    """SIGSTOP: connections stay open, the kernel accepts new ones, and the broker does not respond."""
     app = served()
     other = running(Watched(tmp_path / "other", own.url)).connected()
     until_equal(lambda: app.value("celery_queue_length", queue_name="celery"), 0)
@@ -34,7 +34,7 @@ def test_frozen(own, served, running, watched, seconds, tmp_path):
         try:
             begin = time.monotonic()
             availability.turns_red(own.pause)
-            other.stop_cleanly()  # which waits for an answer to its attempt to connect
+            other.end_well()  # it is waiting for the response to a connection attempt
             stays(lambda: not app.is_ready(), max(2.0, begin + seconds - time.monotonic()))
             assert app.value("celery_exporter_collector_success", collector="queues") == 0
             assert not seconds or app.value("celery_queue_length", queue_name="celery") is None
@@ -42,8 +42,8 @@ def test_frozen(own, served, running, watched, seconds, tmp_path):
             availability.turns_green(own.resume)
 
 
-def test_ends_in_time_beside_a_frozen_broker(own, served, running, tmp_path):
-    """Before it has noticed, and when it has started into it."""
+def test_stops_in_time_with_a_frozen_broker(own, served, running, tmp_path):
+    """Before the exporter has detected the fault, and if it has started during the fault."""
     app = served()
     own.pause()
     try:
@@ -59,11 +59,11 @@ def test_ends_in_time_beside_a_frozen_broker(own, served, running, tmp_path):
     "seconds", [3.0, pytest.param(30.0, marks=pytest.mark.long)], ids=["", "half a minute"]
 )
 def test_absent_at_start(own, running, watched, seconds, tmp_path):
-    """A process that is well, and not ready until there is a broker."""
+    """The process is healthy, and not ready until the broker is up."""
     own.stop()
     try:
         app = running(Watched(tmp_path / "exporter", own.url))
-        with watched(app, deaf=True) as availability:
+        with watched(app, is_connected=False) as availability:
             stays(lambda: not app.is_ready(), seconds)
             assert app.value("celery_broker_up") == 0
             availability.turns_green(lambda: own.start().wait_ready())
@@ -73,7 +73,7 @@ def test_absent_at_start(own, running, watched, seconds, tmp_path):
 
 
 def test_redis_cuts_off_a_subscriber_that_is_too_slow(redis_broker, running, watched, tmp_path):
-    """Its output-buffer limit ends the subscription: what had come is used, and it is opened again."""
+    """The output-buffer limit closes the subscription: received events are used, and it is reopened."""
     app = running(Watched(tmp_path / "exporter", redis_broker.url)).connected()
     redis = redis_broker.server.client()
     limit = redis.config_get("client-output-buffer-limit")
@@ -87,14 +87,14 @@ def test_redis_cuts_off_a_subscriber_that_is_too_slow(redis_broker, running, wat
     redis.config_set("client-output-buffer-limit", "pubsub 1mb 1mb 1")
     try:
         with watched(app) as availability:
-            availability.comes_back(overflow)
+            availability.resubscribes(overflow)
             assert app.total("celery_exporter_events_malformed_total") > 0
     finally:
         redis.config_set(*limit.popitem())
 
 
-def test_redis_key_of_another_kind(redis_broker, running, tmp_path):
-    """A queue that is called as kombu's hash costs that number, and no queue its length."""
+def test_redis_key_of_another_type(redis_broker, running, tmp_path):
+    """With a queue named like kombu's hash, that number is unknown, and all lengths are known."""
     redis = redis_broker.server.client()
     redis.rpush("unacked", b"{}")
     redis.rpush("celery", b"{}", b"{}")

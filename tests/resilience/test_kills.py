@@ -1,8 +1,8 @@
-"""kill -9 at random moments, under load, with many unfinished tasks: what Prometheus adds up is the truth.
+"""Counts in Prometheus are exact after kill -9 at random times, under load and with many unfinished tasks.
 
-The events wait in a durable queue on RabbitMQ, so none is lost; the state file has all that was shown. What
-is held against the truth is `increase()` without its extrapolation: the sum of what the samples rise by,
-where a fall is taken for a reset to 0, as Prometheus does.
+Events wait in a durable queue on RabbitMQ, so none is lost. The state file has all exposed values. The test
+compares `increase()` without its extrapolation: the sum of the increases between samples, where a decrease
+counts as a reset to 0, as in Prometheus.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from harness.waiting import eventually, until_equal
 from .availability_contract import Watched
 from .test_durable import Traffic
 
-DONE = 'celery_tasks_total{state="SUCCESS",task_name="made.up"}'
-#: Open tasks that are sent in one message.
-AT_ONCE = 500
+SUCCEEDED = 'celery_tasks_total{state="SUCCESS",task_name="made.up"}'
+#: Open tasks in one message.
+MESSAGE_TASKS = 500
 
 
 def send_open(url: str, count: int) -> None:
@@ -34,14 +34,14 @@ def send_open(url: str, count: int) -> None:
     with kombu.Connection(url) as connection:
         producer = connection.Producer(exchange=get_exchange(connection))
         head = {"type": "task-sent", "hostname": "client@box", "name": "open", "queue": "made", "eta": eta}
-        for first in range(0, count, AT_ONCE):
+        for first in range(0, count, MESSAGE_TASKS):
             now = time.time()
-            events = [{**head, "timestamp": now, "uuid": f"open-{first + n}"} for n in range(AT_ONCE)]
+            events = [{**head, "timestamp": now, "uuid": f"open-{first + n}"} for n in range(MESSAGE_TASKS)]
             producer.publish(events, serializer="json", routing_key="task.multi", delivery_mode="transient")
 
 
-def rises(samples: list[list[Any]]) -> float:
-    """Return by how much a counter rose, as Prometheus has it."""
+def increase(samples: list[list[Any]]) -> float:
+    """Return the increase of a counter, with resets as in Prometheus."""
     values = [0.0, *(float(text) for _, text in samples)]
     return sum(now - before if now >= before else now for before, now in pairwise(values))
 
@@ -51,7 +51,7 @@ def rises(samples: list[list[Any]]) -> float:
     [(20_000, 5), pytest.param(250_000, 200, marks=[pytest.mark.long, pytest.mark.timeout(5_400)])],
     ids=["", "250,000 open tasks"],
 )
-def test_killed_at_random_moments(request, running, rabbit_broker, tmp_path, open_tasks, kills):
+def test_killed_at_random_times(request, running, rabbit_broker, tmp_path, open_tasks, kills):
     arguments = ("--event-queue-durable", "--state-file", str(tmp_path / "state"))
     app = Watched(tmp_path / "exporter", rabbit_broker.url, *arguments)
     app.start()
@@ -64,33 +64,35 @@ def test_killed_at_random_moments(request, running, rabbit_broker, tmp_path, ope
         eventually(lambda: prometheus.query("up == 1"), 60)
         stream = Traffic(rabbit_broker.url)
         stream.start()
-        chosen = random.Random(kills)
-        slowest = 0.0
+        rng = random.Random(kills)
+        max_start_seconds = 0.0
         for _ in range(kills):
             before = app.successes()
-            eventually(lambda before=before: app.successes() > before, 120)  # it reads again
-            time.sleep(chosen.uniform(0.0, 2.0))
+            eventually(lambda before=before: app.successes() > before, 120)  # it counts again
+            time.sleep(rng.uniform(0.0, 2.0))
             app.kill()
             begin = time.monotonic()
             app.start()
             app.wait_ready()
-            slowest = max(slowest, time.monotonic() - begin)
+            max_start_seconds = max(max_start_seconds, time.monotonic() - begin)
         tasks = stream.end()
         until_equal(app.successes, tasks, 120)
-        eventually(lambda: [each["value"][1] for each in prometheus.query(DONE)] == [str(tasks)], 120)
-        (series,) = prometheus.query(f"{DONE}[6h]")
-        (resets,) = (float(each["value"][1]) for each in prometheus.query(f"resets({DONE}[6h])"))
-        told = rises(series["values"])
+        eventually(
+            lambda: [sample["value"][1] for sample in prometheus.query(SUCCEEDED)] == [str(tasks)], 120
+        )
+        (series,) = prometheus.query(f"{SUCCEEDED}[6h]")
+        (resets,) = (float(sample["value"][1]) for sample in prometheus.query(f"resets({SUCCEEDED}[6h])"))
+        counted = increase(series["values"])
         row = {
             "open tasks": open_tasks,
             "kills": kills,
             "tasks": tasks,
-            "increase": f"{told:.0f}",
+            "increase": f"{counted:.0f}",
             "resets": f"{resets:.0f}",
-            "longest start": f"{slowest:.1f} s",
+            "longest start": f"{max_start_seconds:.1f} s",
         }
         add_row(request.node, "kills", row)
-        assert (resets, abs(told - tasks) <= 0.01 * tasks) == (0, True), row
+        assert (resets, abs(counted - tasks) <= 0.01 * tasks) == (0, True), row
         assert app.total("celery_tasks_in_flight", state="PENDING", task_name="open") == open_tasks
     finally:
         app.kill()

@@ -1,6 +1,4 @@
-"""What RabbitMQ does to a client that it is otherwise well disposed to: queues, channels and connections that
-it takes away, refuses or forgets, and heartbeats that it wants to have.
-"""
+"""RabbitMQ deletes, closes or refuses queues, channels and connections, and requires heartbeats."""
 
 from __future__ import annotations
 
@@ -18,12 +16,12 @@ from harness.waiting import eventually, stays, until_equal
 
 from resilience.availability_contract import Watched, numbers
 
-DURABLE = "celeryev.celery-exporter"
+DURABLE_QUEUE = "celeryev.celery-exporter"
 
 
 @pytest.fixture
 def app(running, rabbit_broker, tmp_path):
-    """`app(*arguments)` starts an exporter on RabbitMQ."""
+    """Return a function that starts an exporter on RabbitMQ."""
 
     def start(*arguments, url="", **options):
         exporter = Watched(tmp_path / "exporter", url or rabbit_broker.url, *arguments, **options)
@@ -34,103 +32,103 @@ def app(running, rabbit_broker, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def impatient(tmp_path_factory):
-    """RabbitMQ that takes a channel from who holds a message for two seconds without acknowledging it."""
+def short_consumer_timeout(tmp_path_factory):
+    """Yield a RabbitMQ that closes a channel if a message is not acknowledged within two seconds."""
     advanced = "[{rabbit, [{consumer_timeout, 2000}, {channel_tick_interval, 500}]}]."  # milliseconds
-    with RabbitServer(tmp_path_factory.mktemp("impatient"), advanced=advanced) as server:
+    with RabbitServer(tmp_path_factory.mktemp("rabbitmq"), advanced=advanced) as server:
         yield server
 
 
 def test_queue_deleted(app, rabbit_broker, watched):
-    """RabbitMQ cancels the consumer."""
+    """RabbitMQ cancels the consumer if the queue is deleted."""
     with (
         watched(app("--event-queue-durable")) as availability,
         kombu.Connection(rabbit_broker.url) as connection,
     ):
-        availability.comes_back(lambda: connection.default_channel.queue_delete(DURABLE))
+        availability.resubscribes(lambda: connection.default_channel.queue_delete(DURABLE_QUEUE))
 
 
-def test_channel_closed(running, impatient, watched, tmp_path):
-    """And nothing but the channel, as our acknowledgements take too long on their way. None counts twice."""
-    with Proxy(impatient.port) as proxy:
-        url = impatient.url.replace(f":{impatient.port}", f":{proxy.port}")
-        app = Watched(tmp_path / "exporter", impatient.url, "--event-queue-durable", url=url)
+def test_channel_closed(running, short_consumer_timeout, watched, tmp_path):
+    """RabbitMQ closes the channel only, because acknowledgements are late. No event is counted twice."""
+    with Proxy(short_consumer_timeout.port) as proxy:
+        url = short_consumer_timeout.url.replace(f":{short_consumer_timeout.port}", f":{proxy.port}")
+        app = Watched(tmp_path / "exporter", short_consumer_timeout.url, "--event-queue-durable", url=url)
         running(app).connected()
 
-        def dawdle():
+        def delay_acknowledgements():
             proxy.delay(3)
             for _ in range(100):
-                publish_events(impatient.url, *task_events(next(numbers)))
-            eventually(lambda: "delivery acknowledgement on channel" in impatient.text(), 20)
-            proxy.forward()
+                publish_events(short_consumer_timeout.url, *one_task(next(numbers)))
+            eventually(lambda: "delivery acknowledgement on channel" in short_consumer_timeout.text(), 20)
+            proxy.pass_on()
 
         with watched(app) as availability:
             before = app.successes()
-            availability.comes_back(dawdle)
+            availability.resubscribes(delay_acknowledgements)
             until_equal(app.successes, before + 100)
         assert "delivery acknowledgement on channel" in app.text()
 
 
 def test_connections_closed(app, rabbit_broker, watched):
-    """By an operator: all of them, with a reason, which is said."""
+    """An operator closes all connections with a reason, which is logged."""
     vhost = rabbit_broker.url.rpartition("/")[2]
     exporter = app()
     with watched(exporter) as availability:
-        availability.comes_back(
-            lambda: rabbit_broker.server.control("close_all_connections", "--vhost", vhost, "so it is")
+        availability.resubscribes(
+            lambda: rabbit_broker.server.control("close_all_connections", "--vhost", vhost, "maintenance")
         )
-    assert "so it is" in exporter.text()
+    assert "maintenance" in exporter.text()
 
 
 def test_exchange_deleted(app, rabbit_broker, watched):
-    """With its bindings; workers make it anew, nothing on the way here is broken, and nothing comes."""
+    """The bindings are deleted, too. Workers declare the exchange again, and no error occurs."""
     exporter = app()
     with watched(exporter) as availability, kombu.Connection(rabbit_broker.url) as connection:
-        availability.hears_again(lambda: connection.default_channel.exchange_delete("celeryev"))
+        availability.counts_again(lambda: connection.default_channel.exchange_delete("celeryev"))
 
 
 def test_queues_refused(app, rabbit_broker, watched):
-    """One is another's alone (405), one is not there (404), one cannot be: the others keep their length."""
-    mine = ("mine", "é" * 100, "x" + "é" * 100)  # RabbitMQ cuts what it says of one of them within a letter
-    names = (*mine, "nowhere", "much-too-long" * 20, "é" * 120, "jobs")
+    """Exclusive (405), missing (404) and invalid queues do not affect the lengths of others."""
+    exclusive = ("mine", "é" * 100, "x" + "é" * 100)  # RabbitMQ cuts one error message within a character
+    names = (*exclusive, "nowhere", "much-too-long" * 20, "é" * 120, "jobs")
     with kombu.Connection(rabbit_broker.url) as other:
-        for name in mine:
+        for name in exclusive:
             kombu.Queue(name, exclusive=True)(other.default_channel).declare()
         queue = kombu.Queue("jobs")(other.default_channel)
         queue.declare()
         for _ in range(3):
             other.Producer().publish({}, routing_key="jobs")
         exporter = app("-Q", ",".join(names))
-        lengths = {("jobs",): 3, ("nowhere",): 0, ("celery",): 0}  # of -Q, and not declared: as if empty
+        lengths = {("jobs",): 3, ("nowhere",): 0, ("celery",): 0}  # undeclared queues of -Q count as empty
         until_equal(lambda: exporter.samples().by("celery_queue_length", "queue_name"), lengths)
         with watched(exporter):
             ports = connections(exporter)
             stays(lambda: exporter.value("celery_exporter_collector_success", collector="queues") == 1, 5)
             assert exporter.value("celery_queue_length", queue_name="jobs") == 3
-            assert connections(exporter) == ports, "a refusal costs a channel, not the connection"
+            assert connections(exporter) == ports, "an error closes the channel, not the connection"
             assert exporter.reconnects() == 0
             vhost = rabbit_broker.url.rpartition("/")[2]
-            listed = rabbit_broker.server.control("list_channels", "--vhost", vhost, "number").split()
-            assert max(map(int, listed[1:])) <= 2, "and the channel is opened again, not left behind"
+            channels = rabbit_broker.server.control("list_channels", "--vhost", vhost, "number").split()
+            assert max(map(int, channels[1:])) <= 2, "a closed channel is reopened, and none stays behind"
 
 
 @pytest.mark.long
 def test_two_share_a_durable_queue(app, rabbit_broker, running, tmp_path):
-    """Each event reaches one of them: both say so, when the other cannot be a dead connection of theirs."""
+    """Each event reaches one of them. Both log this when the other is no old connection of theirs."""
     first = app("--event-queue-durable")
     second = running(Watched(tmp_path / "second", rabbit_broker.url, "--event-queue-durable")).connected()
-    for each in (first, second):
-        eventually(lambda each=each: "2 consumers share the queue" in each.text(), 45)
+    for exporter in (first, second):
+        eventually(lambda exporter=exporter: "2 consumers share the queue" in exporter.text(), 45)
 
 
 @pytest.mark.parametrize(
     ("seconds", "replaced"), [(12, 0), pytest.param(60, 1, marks=pytest.mark.long)], ids=["", "a minute"]
 )
 def test_heartbeats_under_steady_traffic(app, rabbit_broker, watched, seconds, replaced):
-    """With a heartbeat of 4 s RabbitMQ ends a silent client within 12 s, however much it sends to it.
+    """With a heartbeat of 4 s, RabbitMQ closes the connection of a silent client within 12 s.
 
-    The connection on which workers are asked is idle for longer and longer, for none answers here: it is made
-    again at the next question. No other one may be.
+    The connection for inspection is idle for longer and longer, because no worker answers. It is replaced at
+    the next inspection. No other connection may be replaced.
     """
     exporter = app("--broker-transport-option", "heartbeat=4")
     with watched(exporter):
@@ -144,7 +142,7 @@ def test_heartbeats_under_steady_traffic(app, rabbit_broker, watched, seconds, r
 
 @pytest.mark.parametrize("heartbeat", ["0", pytest.param("60", marks=pytest.mark.long)])
 def test_silence_with_another_heartbeat(app, watched, heartbeat):
-    """Without traffic, and with rare heartbeats or none, life is shown by RabbitMQ's answers."""
+    """Without traffic and with rare heartbeats or none, responses of RabbitMQ show that it is alive."""
     exporter = app("--broker-transport-option", f"heartbeat={heartbeat}")
     with watched(exporter):
         stays(exporter.is_ready, 14)
@@ -152,14 +150,14 @@ def test_silence_with_another_heartbeat(app, watched, heartbeat):
 
 
 def test_connections_that_are_seldom_used(app, watched):
-    """RabbitMQ ends a connection after two silent heartbeats: that of the queues is made anew unasked."""
+    """RabbitMQ closes a connection after two missed heartbeats; the one for queues is reopened in time."""
     exporter = app("--broker-transport-option", "heartbeat=2", update_interval="7")
     with watched(exporter):
         stays(lambda: exporter.value("celery_exporter_collector_success", collector="queues") == 1, 16)
 
 
 class RawMessage(amqp.Message):
-    """A message whose properties are bytes as they are."""
+    """A message with raw bytes as properties."""
 
     raw = b""
 
@@ -183,7 +181,7 @@ def nested(depth: int) -> bytes:
     return table(a=value)
 
 
-#: Flags of the properties, as AMQP has them, and what stands behind them.
+#: AMQP flags of the properties, and the bytes of the properties.
 PROPERTIES = {
     "a content type that is not UTF-8": (1 << 15, short(b"\xff\xfe")),
     "a header in the far future": (1 << 13, table(x=b"T" + struct.pack(">Q", 2**62))),
@@ -195,8 +193,8 @@ PROPERTIES = {
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["", "durable"])
-def test_properties_that_cannot_be_read(app, rabbit_broker, watched, durable):
-    """RabbitMQ passes on what a sender wrote: it costs that message only, and does not come again."""
+def test_unreadable_properties(app, rabbit_broker, watched, durable):
+    """RabbitMQ delivers properties unchecked. Only that message is lost, and it is not redelivered."""
     exporter = app(*["--event-queue-durable"] * durable)
     host = rabbit_broker.url.rpartition("@")[2]
     address, _, vhost = host.partition("/")
@@ -207,12 +205,12 @@ def test_properties_that_cannot_be_read(app, rabbit_broker, watched, durable):
             message.raw = struct.pack(">H", flag) + values
             channel.basic_publish(message, exchange="celeryev", routing_key="task.multi")
             until_equal(lambda: exporter.total("celery_exporter_events_malformed_total"), number)
-            exporter.counted(1)
+            exporter.counts_events(1)
         assert exporter.reconnects() == 0
 
 
 def test_body_of_any_size(app, rabbit_broker, watched):
-    """Three of 100 MB, one after the other: counted, thrown away as they come, and no scrape waits for it."""
+    """Three messages of 100 MB are counted and discarded, and scrapes do not wait for them."""
     exporter = app()
     with watched(exporter), kombu.Connection(rabbit_broker.url) as connection:
         before = exporter.value("process_resident_memory_bytes")
@@ -225,9 +223,9 @@ def test_body_of_any_size(app, rabbit_broker, watched):
 
 
 def connections(app):
-    """Return the local ports of its connections to the broker."""
+    """Return the local ports of the connections to the broker."""
     return {
-        one.laddr.port
-        for one in psutil.Process(app.pid).net_connections()
-        if one.raddr and one.laddr.port != app.port
+        connection.laddr.port
+        for connection in psutil.Process(app.pid).net_connections()
+        if connection.raddr and connection.laddr.port != app.port
     }
