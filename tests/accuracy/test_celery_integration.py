@@ -1,4 +1,4 @@
-"""The helpers of `make celery-integration`: what is pinned, what is compared, what the page says."""
+"""The helpers of `make celery-integration`: pinned versions, the comparison, and the page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ TEST = "t/integration/test_canvas.py::test_chain::test_simple_chain"
 
 
 def task(state: str, name: str = "add", task_id: str = "id", **more: object) -> str:
+    """Return the record of a state change."""
     return json.dumps({"kind": "task", "state": state, "name": name, "id": task_id, "test": "", **more})
 
 
 def result(outcome: str, test: str = TEST) -> str:
+    """Return the record of the result of a test."""
     return json.dumps({"kind": "result", "test": test, "outcome": outcome})
 
 
 def samples(text: str) -> Samples:
+    """Return the samples of a page."""
     return Samples.of(text_string_to_metric_families(text))
 
 
@@ -40,14 +43,14 @@ def samples(text: str) -> Samples:
 def test_one_release_is_pinned_with_the_hash_of_its_source_package_only():
     version, sha256 = source.pinned(source.SOURCE.read_text())
     locked = source.ENVIRONMENT.read_text()
-    assert f"celery=={version} " in locked  # the tests run with the release that they belong to
+    assert f"celery=={version} " in locked  # the tests belong to this release
     assert f"sha256:{sha256}" in locked
     for text in ("", "celery==1.0\n", f"celery==1.0 --hash=sha256:{sha256}\n" * 2):
         with pytest.raises(ValueError, match="must pin"):
             source.pinned(text)
 
 
-def test_an_archive_with_another_hash_is_refused_and_removed(tmp_path):
+def test_an_archive_with_another_hash_is_rejected_and_removed(tmp_path):
     archive = tmp_path / "celery.tar.gz"
     archive.write_bytes(b"right")
     source.verify(archive, hashlib.sha256(b"right").hexdigest())
@@ -56,33 +59,33 @@ def test_an_archive_with_another_hash_is_refused_and_removed(tmp_path):
     assert not archive.exists()
 
 
-# -- what was written ----------------------------------------------------------------------------------
+# -- records -------------------------------------------------------------------------------------------
 
 
 def test_states_are_counted_by_name_under_each_id():
     lines = [
         task("PENDING", "old", test=TEST, root_id="id"),
         task("STARTED", "old"),
-        task("IGNORED", "old"),  # no event, no state of ours
+        task("IGNORED", "old"),  # a state without an event
         task("PENDING", "new", task_id="child", root_id="id"),
         task("STARTED", "new"),
     ]
-    written = comparison.read_written(lines)
-    assert written.sums() == {
+    records = comparison.read_records(lines)
+    assert records.sums() == {
         ("old", "PENDING"): 1,
         ("old", "STARTED"): 1,
         ("new", "PENDING"): 1,
         ("new", "STARTED"): 1,
     }
-    assert (written.test_of("id"), written.test_of("child"), written.test_of("other")) == (TEST, TEST, "")
+    assert (records.test_of("id"), records.test_of("child"), records.test_of("other")) == (TEST, TEST, "")
 
 
-def test_redelivered_is_what_the_broker_flagged_or_nobody_sent():
+def test_redelivered_tasks_are_flagged_or_received_without_being_sent():
     flagged = [task("PENDING"), task("RECEIVED"), task("RECEIVED", redelivered=True)]
     unsent = [task("PENDING"), task("RECEIVED"), task("RECEIVED")]
     sent_twice = [task("PENDING"), task("RECEIVED")] * 2
     for lines, count in ((flagged, 1), (unsent, 1), (sent_twice, 0)):
-        assert comparison.read_written(lines).sums()["add", REDELIVERED] == count
+        assert comparison.read_records(lines).sums()["add", REDELIVERED] == count
 
 
 def test_outcomes_of_tests():
@@ -94,16 +97,16 @@ def test_outcomes_of_tests():
         result("skipped", "skipped"),
         json.dumps({"kind": "finished"}),
     ]
-    written = comparison.read_written(lines)
-    assert written.outcomes == {"flaky": "passed", "subtests": "failed", "skipped": "skipped"}
-    assert (written.reruns, written.finished) == (1, True)
+    records = comparison.read_records(lines)
+    assert records.outcomes == {"flaky": "passed", "subtests": "failed", "skipped": "skipped"}
+    assert (records.reruns, records.finished) == (1, True)
 
 
-# -- what is compared ----------------------------------------------------------------------------------
+# -- comparison ----------------------------------------------------------------------------------------
 
-WRITTEN = [task("PENDING", test=TEST), task("RECEIVED"), task("STARTED"), task("SUCCESS")]
+RECORDED = [task("PENDING", test=TEST), task("RECEIVED"), task("STARTED"), task("SUCCESS")]
 EVENTS = [{"type": type_, "uuid": "id"} for type_ in ("task-sent", "task-received", "task-started")]
-SHOWN = """
+EXPOSED = """
 celery_tasks_total{task_name="add",state="PENDING"} 1
 celery_tasks_total{task_name="add",state="RECEIVED"} 1
 celery_tasks_total{task_name="add",state="STARTED"} 1
@@ -114,44 +117,46 @@ celery_tasks_in_flight{task_name="add",state="PENDING"} 0
 """
 
 
-def test_what_was_not_published_is_no_difference():
-    written = comparison.read_written(WRITTEN)
-    gaps = comparison.unpublished(written, EVENTS)
+def test_an_unpublished_change_is_no_difference():
+    records = comparison.read_records(RECORDED)
+    gaps = comparison.unpublished(records, EVENTS)
     assert gaps == [Unpublished(TEST, "id", "add", "SUCCESS", 1, 0)]
-    assert comparison.differences(written.sums(), gaps, comparison.shown(samples(SHOWN))) == []
-    assert comparison.in_flight(samples(SHOWN)) == {("add", "STARTED"): 1}
+    assert comparison.differences(records.sums(), gaps, comparison.exposed_sums(samples(EXPOSED))) == []
+    assert comparison.in_flight(samples(EXPOSED)) == {("add", "STARTED"): 1}
 
 
-def test_what_is_shown_otherwise_is_a_difference_whichever_way():
-    written = comparison.read_written(WRITTEN)
-    gaps = comparison.unpublished(written, EVENTS)
-    seen = comparison.shown(samples(SHOWN)) + Counter({("add", REDELIVERED): 1, ("unknown", "SUCCESS"): 1})
-    seen["add", "STARTED"] = 2
-    assert comparison.differences(written.sums(), gaps, seen) == [
+def test_higher_lower_and_unknown_sums_are_differences():
+    records = comparison.read_records(RECORDED)
+    gaps = comparison.unpublished(records, EVENTS)
+    exposed = comparison.exposed_sums(samples(EXPOSED)) + Counter(
+        {("add", REDELIVERED): 1, ("unknown", "SUCCESS"): 1}
+    )
+    exposed["add", "STARTED"] = 2
+    assert comparison.differences(records.sums(), gaps, exposed) == [
         Difference("add", "STARTED", 1, 1, 2),
         Difference("add", REDELIVERED, 0, 0, 1),
         Difference("unknown", "SUCCESS", 0, 0, 1),
     ]
 
 
-def test_an_event_more_than_was_written_is_not_expected_to_be_shown():
-    written = comparison.read_written(WRITTEN[:3])
+def test_a_surplus_event_is_not_expected():
+    records = comparison.read_records(RECORDED[:3])
     twice = [*EVENTS, EVENTS[-1], {"type": "worker-heartbeat"}]
-    assert comparison.unpublished(written, twice) == []
-    seen = comparison.shown(samples(SHOWN))
-    assert comparison.differences(written.sums(), [], seen) == []
+    assert comparison.unpublished(records, twice) == []
+    exposed = comparison.exposed_sums(samples(EXPOSED))
+    assert comparison.differences(records.sums(), [], exposed) == []
 
 
-def test_a_task_that_is_shown_rightly_alone_is_no_example():
-    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)]
+def test_a_task_with_correct_metrics_is_no_example():
+    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)]
     lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
-    assert blame.examples(comparison.read_written(lines), events, [], {"made.up"}) == []
+    assert blame.examples(comparison.read_records(lines), events, [], {"made.up"}) == []
 
 
-def test_a_task_that_is_shown_wrongly_alone_is_an_example_that_names_its_test():
-    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)[:3]]  # it never ended
+def test_a_task_with_wrong_metrics_is_an_example_that_names_its_test():
+    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)[:3]]  # without an end
     lines = [task(state, "made.up", "task-1", test=TEST) for state in ("PENDING", "RECEIVED", "RETRY")]
-    (example,) = blame.examples(comparison.read_written(lines), events, [], {"made.up"})
+    (example,) = blame.examples(comparison.read_records(lines), events, [], {"made.up"})
     assert example.differences == [
         Difference("made.up", "RETRY", 1, 1, 0),
         Difference("made.up", "STARTED", 0, 0, 1),
@@ -161,37 +166,40 @@ def test_a_task_that_is_shown_wrongly_alone_is_an_example_that_names_its_test():
     assert example.text().splitlines()[0] == f"{TEST}  task-1"
     assert "task-received hostname=w@box pid=1 name=made.up" in example.text()
     assert blame.report([example, example]) == f"2 x {example.text()}"
-    assert blame.examples(comparison.read_written(lines), events, [], {"another"}) == []
+    assert blame.examples(comparison.read_records(lines), events, [], {"another"}) == []
 
 
-def test_a_recorded_run_is_judged_again(tmp_path, capsys):
-    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)]
+def test_a_recorded_run_can_be_evaluated_again(tmp_path, capsys):
+    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)]
     lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
     for name, text in (("tests/ledger", lines), ("recorder/events", list(map(json.dumps, events)))):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in text))
     assert blame.main(tmp_path) == 0
     with (tmp_path / "tests/ledger.jsonl").open("a") as ledger:
-        ledger.write(f"{task('RETRY', 'made.up', 'task-1')}\n")  # which was not published
+        ledger.write(f"{task('RETRY', 'made.up', 'task-1')}\n")  # not published
     assert blame.main(tmp_path) == 0
     with (tmp_path / "recorder/events.jsonl").open("a") as file:
-        file.write(json.dumps({**events[1], "type": "task-received"}) + '\n{"type":')  # received unsent
+        file.write(
+            json.dumps({**events[1], "type": "task-received"}) + '\n{"type":'
+        )  # received without being sent
     assert blame.main(tmp_path) == 1
     assert "made.up RECEIVED: published 1, shown 2" in capsys.readouterr().out
 
 
-# -- what the page says --------------------------------------------------------------------------------
+# -- page ----------------------------------------------------------------------------------------------
 
 
 def outcome(**changes: object) -> Outcome:
+    """Return the outcome of a run with some fields changed."""
     fields = {
         "broker": "Redis",
         "seconds": 60.0,
         "tests": Counter(passed=2),
         "failed": [],
         "reruns": 0,
-        "written": Counter({("add", "SUCCESS"): 1_000, ("add", REDELIVERED): 1}),
-        "shown": Counter({("add", "SUCCESS"): 999, ("add", REDELIVERED): 1}),
+        "recorded": Counter({("add", "SUCCESS"): 1_000, ("add", REDELIVERED): 1}),
+        "exposed": Counter({("add", "SUCCESS"): 999, ("add", REDELIVERED): 1}),
         "published": Counter({("add", "SUCCESS"): 999, ("add", REDELIVERED): 1}),
         "differences": [],
         "unpublished": [Unpublished(TEST, "id", "add", "SUCCESS", 1, 0)],
@@ -212,20 +220,20 @@ def test_the_page_of_runs_that_agree():
 
 
 def test_the_outcome_of_a_run():
-    states = ("PENDING", "RECEIVED", "STARTED", "RETRY")  # that it was retried was not published
+    states = ("PENDING", "RECEIVED", "STARTED", "RETRY")  # the retry was not published
     lines = [task(state, "made.up", "task-1", test=TEST) for state in states]
-    written = comparison.read_written([*lines, result("passed"), result("failed", "other")])
-    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)[:3]]
-    seen = samples(SHOWN.replace('"add"', '"made.up"'))
-    made, examples = compare("Redis", 60.0, written, events, seen)
-    assert (made.tests, made.failed) == (Counter(passed=1, failed=1), ["other"])
-    assert [gap.state for gap in made.unpublished] == ["RETRY"]
-    assert made.in_flight == {("made.up", "STARTED"): 1}
-    assert made.blamed == {"made.up": {TEST}}
+    records = comparison.read_records([*lines, result("passed"), result("failed", "other")])
+    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)[:3]]
+    exposed = samples(EXPOSED.replace('"add"', '"made.up"'))
+    compared, examples = compare("Redis", 60.0, records, events, exposed)
+    assert (compared.tests, compared.failed) == (Counter(passed=1, failed=1), ["other"])
+    assert [gap.state for gap in compared.unpublished] == ["RETRY"]
+    assert compared.in_flight == {("made.up", "STARTED"): 1}
+    assert compared.blamed == {"made.up": {TEST}}
     assert examples.startswith(f"1 x {TEST}  task-1\n  made.up STARTED: 1 in flight\n")
 
 
-def test_the_page_of_a_run_that_does_not():
+def test_the_page_of_a_run_that_differs():
     wrong = outcome(
         tests=Counter(passed=1, failed=1),
         failed=["t/test.py::test_a[x|y]"],
@@ -264,12 +272,12 @@ def test_eager(celery_session_app):
 """
 
 
-def test_the_plugin_writes_what_tasks_did_and_what_came_of_tests(tmp_path):
+def test_the_plugin_records_tasks_and_results_of_tests(tmp_path):
     (tmp_path / "test_suite.py").write_text(SUITE)
     ledger, stop = tmp_path / "ledger.jsonl", tmp_path / "stop"
     stop.touch()
     plugins = ("-p", "celery.contrib.pytest", "-p", "celery_integration.plugin", "-p", "no:cacheprovider")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", f"--rootdir={tmp_path}", "-c", os.devnull, *plugins, "."],
         cwd=tmp_path,
         env={
@@ -283,21 +291,21 @@ def test_the_plugin_writes_what_tasks_did_and_what_came_of_tests(tmp_path):
         timeout=200,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    written = comparison.read_written(ledger.read_text().splitlines())
-    assert written.finished
-    assert {test.rpartition("::")[2]: outcome for test, outcome in written.outcomes.items()} == {
+    assert process.returncode == 0, process.stdout + process.stderr
+    records = comparison.read_records(ledger.read_text().splitlines())
+    assert records.finished
+    assert {test.rpartition("::")[2]: outcome for test, outcome in records.outcomes.items()} == {
         "test_replaced": "passed",
         "test_eager": "passed",
     }
-    ran = dict.fromkeys(("PENDING", "RECEIVED", "STARTED", "SUCCESS"), 1)
-    sums = written.sums()
-    assert {state: count for (name, state), count in sums.items() if name == "test_suite.one"} == ran
+    transitions = dict.fromkeys(("PENDING", "RECEIVED", "STARTED", "SUCCESS"), 1)
+    sums = records.sums()
+    assert {state: count for (name, state), count in sums.items() if name == "test_suite.one"} == transitions
     started = {state: count for (name, state), count in sums.items() if name == "test_suite.replaced"}
     assert started == {"PENDING": 1, "RECEIVED": 1, "STARTED": 1}
-    (task_id,) = [each for each, by in written.by_id.items() if ("test_suite.one", "STARTED") in by]
-    assert written.test_of(task_id).endswith("::test_replaced")
+    (task_id,) = [task_id for task_id, by in records.by_id.items() if ("test_suite.one", "STARTED") in by]
+    assert records.test_of(task_id).endswith("::test_replaced")
 
 
-def test_nothing_here_is_collected_by_make_test():
+def test_make_test_collects_no_test_of_the_folder():
     assert not list(Path(source.HERE).glob("test_*.py"))

@@ -1,4 +1,4 @@
-"""Celery's own integration tests, black-box, and the exporter held against what their tasks wrote.
+"""Runs Celery's own integration tests, and compares the exporter with the records of their tasks.
 
-`make celery-integration` runs it. docs/explanation/accuracy.md has the result.
+Run it with `make celery-integration`. docs/explanation/accuracy.md has the result.
 """

@@ -1,8 +1,8 @@
-"""`make celery-integration`: run it on both brokers, write the tables into docs/explanation/accuracy.md.
+"""Runs the tests on both brokers, and writes the tables into docs/explanation/accuracy.md.
 
-Exits with 1 if the exporter disagrees with what the tasks wrote. Tests of Celery's that fail are listed.
-With ids of tests or options of pytest (`PYTHONPATH=tests .venv/bin/python -m celery_integration
-t/integration/test_tasks.py -k retry`) it runs these only, and leaves the page as it is.
+The exit code is 1 if the exporter differs from the records of the tasks. Failed tests of Celery are listed.
+With test ids or options of pytest (`PYTHONPATH=tests .venv/bin/python -m celery_integration
+t/integration/test_tasks.py -k retry`), it runs these tests only, and does not change the page.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from celery_integration.run import BROKERS, DESELECTED, FILES, Outcome, prepare,
 from tools.docgen.marks import filled
 
 PAGE = ROOT / "docs" / "explanation" / "accuracy.md"
-#: More failures than this mean that the tests did not run as they should, so the sums say little.
+#: With more failures than this, the tests did not run properly, and the sums are not conclusive.
 MAX_FAILED = 15
 
 
 def main(*tests: str) -> int:
+    """Run the tests, print and write the tables, and return the exit code."""
     job = prepare(tests or FILES)
     folder = source.CACHE / "runs" / f"{_now():%Y-%m-%dT%H-%M-%S}"
-    what = f"Celery {source.version()} on {' and '.join(BROKERS)}"
-    print(f"celery-integration: {what}; logs in {folder.relative_to(ROOT)}", flush=True)
-    with ProcessPoolExecutor(len(BROKERS)) as pool:  # processes, as Ctrl-C has to end what each has started
+    run_name = f"Celery {source.version()} on {' and '.join(BROKERS)}"
+    print(f"celery-integration: {run_name}; logs in {folder.relative_to(ROOT)}", flush=True)
+    with ProcessPoolExecutor(len(BROKERS)) as pool:  # with processes, Ctrl-C stops the servers of each run
         outcomes = list(pool.map(partial(run, folder=folder, job=job), BROKERS))
     text = page.markdown(heading(), outcomes, DESELECTED)
     print(text)
@@ -40,6 +41,7 @@ def main(*tests: str) -> int:
 
 
 def heading() -> str:
+    """Return the line above the tables: versions and date."""
     packages = " and ".join(f"{name} {version(name)}" for name in ("kombu", "redis"))
     python = f"Python {platform.python_version()}"
     return f"Celery {source.version()}, on {_now():%Y-%m-%d}, with {python}, {packages}:"

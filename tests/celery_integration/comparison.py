@@ -1,4 +1,4 @@
-"""What the tasks wrote, what was on the wire, and what the exporter shows: pure functions over the three."""
+"""Compares the records of the tasks, the published events, and the metrics of the exporter. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness.exporter import Samples
 
-#: States in the order of a task's life. Celery publishes no event for IGNORED, the end of a replaced task.
+#: States in their usual order. Celery publishes no event for IGNORED, the end of a replaced task.
 STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED")
 #: Not a state: a message that the broker delivered again.
 REDELIVERED = "redelivered"
@@ -30,8 +30,8 @@ Sums = Counter[tuple[str, str]]  # by task name, and state or REDELIVERED
 
 
 @dataclass
-class Written:
-    """What Celery's test process and its pool wrote down."""
+class Records:
+    """The records of Celery's test process and its pool."""
 
     by_id: dict[str, Sums] = field(default_factory=lambda: defaultdict(Counter))
     outcomes: dict[str, str] = field(default_factory=dict)  # test → passed, failed or skipped
@@ -41,17 +41,18 @@ class Written:
     _roots: dict[str, str] = field(default_factory=dict)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Take in one line."""
+        """Add a line of the file."""
         {"task": self._add_task, "result": self._add_result, "finished": self._finish}[line["kind"]](line)
 
     def sums(self) -> Sums:
+        """Return the sums over all tasks."""
         total: Sums = Counter()
         for sums in self.by_id.values():
             total.update(sums)
         return +total
 
     def test_of(self, task_id: str) -> str:
-        """Return the test that sent a task, or the first one of the tree that it belongs to."""
+        """Return the test that sent a task or the root of its tree."""
         return self._tests.get(task_id) or self._tests.get(self._roots.get(task_id, ""), "")
 
     def _add_task(self, line: Mapping[str, Any]) -> None:
@@ -77,29 +78,29 @@ class Written:
         self.finished = True
 
 
-def read_written(lines: Iterable[str]) -> Written:
-    """Return what these lines say."""
-    written = Written()
+def read_records(lines: Iterable[str]) -> Records:
+    """Return the records in these lines."""
+    records = Records()
     for line in lines:
-        written.add(json.loads(line))
-    for sums in written.by_id.values():
+        records.add(json.loads(line))
+    for sums in records.by_id.values():
         for name in {name for name, _ in sums}:
             sums[name, REDELIVERED] = max(sums[name, REDELIVERED], _received_unsent(name, sums))
-    return written
+    return records
 
 
 def _received_unsent(name: str, sums: Sums) -> int:
-    """Return how often a task was received beyond its sendings: a duplicate that no broker has flagged."""
+    """Return how often a task was received without being sent: duplicates without the broker's flag."""
     return sums[name, "RECEIVED"] - sums[name, "PENDING"]
 
 
 def read_events(file: Path) -> list[dict[str, Any]]:
-    """Return the events in a file; its last line may still be being written."""
+    """Return the events in a file, without an incomplete last line."""
     return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
 
 
 def transitions(events: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
-    """Return how often each task id entered each state, by the events on the wire."""
+    """Return how often each task id entered each state, by the published events."""
     by_id: dict[str, Counter[str]] = defaultdict(Counter)
     for event in events:
         state = EVENTS.get(event["type"])
@@ -109,40 +110,41 @@ def transitions(events: Iterable[Mapping[str, Any]]) -> dict[str, Counter[str]]:
 
 
 class Unpublished(NamedTuple):
-    """State changes of a task that were published less often than they were written."""
+    """State changes of a task with fewer published events than records."""
 
     test: str
     task_id: str
     task: str
     state: str
-    written: int
-    on_wire: int
+    recorded: int
+    published: int
 
     @property
     def missing(self) -> int:
-        return self.written - self.on_wire
+        """Return the number of missing events."""
+        return self.recorded - self.published
 
 
-def unpublished(written: Written, events: Iterable[Mapping[str, Any]]) -> list[Unpublished]:
-    """Return where the wire lacks what a task wrote, so that no exporter can show it.
+def unpublished(records: Records, events: Iterable[Mapping[str, Any]]) -> list[Unpublished]:
+    """Return the recorded state changes without an event, which no exporter can count.
 
-    An event more than was written changes nothing: what happened once has to be shown once.
+    A surplus event changes nothing: one change has to be counted once.
     """
-    on_wire = transitions(events)
+    published = transitions(events)
     rows = []
-    for task_id, sums in written.by_id.items():
+    for task_id, sums in records.by_id.items():
         for state in STATES:
             names = [name for name, own in sums if own == state and sums[name, own]]
             count = sum(sums[name, state] for name in names)
-            published = on_wire[task_id][state]
-            if count > published:
-                test = written.test_of(task_id)
-                rows.append(Unpublished(test, task_id, names[-1], state, count, published))
+            published_count = published[task_id][state]
+            if count > published_count:
+                test = records.test_of(task_id)
+                rows.append(Unpublished(test, task_id, names[-1], state, count, published_count))
     return rows
 
 
-def shown(samples: Samples) -> Sums:
-    """Return what a scrape shows, without zeros."""
+def exposed_sums(samples: Samples) -> Sums:
+    """Return the sums of a scrape, without zeros."""
     sums: Sums = Counter()
     for (name, state), count in samples.by("celery_tasks_total", "task_name", "state").items():
         sums[name, state] += int(count)
@@ -152,31 +154,35 @@ def shown(samples: Samples) -> Sums:
 
 
 def in_flight(samples: Samples) -> dict[tuple[str, str], int]:
-    """Return the tasks that a scrape says have not ended: {(task name, state): count}."""
+    """Return the unfinished tasks of a scrape: {(task name, state): count}."""
     gauges = samples.by("celery_tasks_in_flight", "task_name", "state")
     return {(name, state): int(count) for (name, state), count in sorted(gauges.items()) if count}
 
 
 class Difference(NamedTuple):
-    """A sum that is not what the tasks wrote, as far as the wire has it."""
+    """A sum of the exporter that differs from the published one."""
 
     task: str
     state: str
-    written: int
+    recorded: int
     published: int
-    shown: int
+    exposed: int
 
 
 def published(sums: Sums, gaps: Iterable[Unpublished]) -> Sums:
-    """Return what the tasks wrote, as far as the wire has it."""
-    rest = Counter(sums)
+    """Return the recorded sums without the state changes that have no event."""
+    remaining = Counter(sums)
     for gap in gaps:
-        rest[gap.task, gap.state] -= gap.missing
-    return rest
+        remaining[gap.task, gap.state] -= gap.missing
+    return remaining
 
 
-def differences(sums: Sums, gaps: Iterable[Unpublished], seen: Sums) -> list[Difference]:
-    """Return each sum, by name and state, in which the exporter and what was published differ."""
-    rest = published(sums, gaps)
-    keys = sorted(rest.keys() | seen.keys())
-    return [Difference(*key, sums[key], rest[key], seen[key]) for key in keys if rest[key] != seen[key]]
+def differences(sums: Sums, gaps: Iterable[Unpublished], exposed: Sums) -> list[Difference]:
+    """Return the sums, by name and state, in which the exporter and the published events differ."""
+    expected = published(sums, gaps)
+    keys = sorted(expected.keys() | exposed.keys())
+    return [
+        Difference(*key, sums[key], expected[key], exposed[key])
+        for key in keys
+        if expected[key] != exposed[key]
+    ]

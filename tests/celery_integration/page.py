@@ -1,4 +1,4 @@
-"""The result as Markdown, for docs/explanation/accuracy.md."""
+"""Renders the result as Markdown for docs/explanation/accuracy.md."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from celery_integration.comparison import REDELIVERED, STATES
 from celery_integration.run import Outcome
 
-#: The rows of the summary: what it is called, and how it is read from the outcome of a broker.
+#: The rows of the summary: title, and a function that returns the value of a broker.
 SUMMARY: tuple[tuple[str, Callable[[Outcome], int]], ...] = (
     ("duration in seconds", lambda outcome: round(outcome.seconds)),
     ("tests passed", lambda outcome: outcome.tests["passed"]),
     ("tests failed", lambda outcome: outcome.tests["failed"]),
     ("tests skipped by Celery", lambda outcome: outcome.tests["skipped"]),
     ("attempts of flaky tests repeated", lambda outcome: outcome.reruns),
-    ("state changes written by the tasks", lambda outcome: _total(outcome.written, STATES)),
+    ("state changes written by the tasks", lambda outcome: _total(outcome.recorded, STATES)),
     ("state changes without an event", lambda outcome: sum(gap.missing for gap in outcome.unpublished)),
-    ("sums by name and state", lambda outcome: len(outcome.written)),
+    ("sums by name and state", lambda outcome: len(outcome.recorded)),
     ("sums that differ", lambda outcome: len(outcome.differences)),
     ("tasks in flight at the end, by the gauges", lambda outcome: sum(outcome.in_flight.values())),
 )
 
 
 def markdown(heading: str, outcomes: Sequence[Outcome], deselected: Mapping[str, str]) -> str:
-    """Return all tables; those without rows are left out."""
+    """Return all tables that have rows."""
     brokers = [outcome.broker for outcome in outcomes]
     parts = [
         heading,
@@ -64,12 +64,12 @@ def _states() -> tuple[str, ...]:
 
 
 def _columns(brokers: Sequence[str]) -> list[str]:
-    return [f"{broker}: {what}" for broker in brokers for what in ("written", "published", "shown")]
+    return [f"{broker}: {column}" for broker in brokers for column in ("written", "published", "shown")]
 
 
 def _by_state(state: str, outcomes: Sequence[Outcome]) -> list[str]:
-    sums = [sums for outcome in outcomes for sums in (outcome.written, outcome.published, outcome.shown)]
-    return [f"{_total(each, [state]):,}" for each in sums]
+    sums = [sums for outcome in outcomes for sums in (outcome.recorded, outcome.published, outcome.exposed)]
+    return [f"{_total(counts, [state]):,}" for counts in sums]
 
 
 def _total(sums: Counter[tuple[str, str]], states: Sequence[str]) -> int:
@@ -78,24 +78,31 @@ def _total(sums: Counter[tuple[str, str]], states: Sequence[str]) -> int:
 
 def _differences(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[object]]]:
     headings = ["broker", "task", "state", "written", "published", "shown", "tests"]
-    rows = [[each.broker, *row, _tests(each, row.task)] for each in outcomes for row in each.differences]
+    rows = [
+        [outcome.broker, *row, _tests(outcome, row.task)]
+        for outcome in outcomes
+        for row in outcome.differences
+    ]
     return headings, rows
 
 
 def _in_flight(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[object]]]:
     headings = ["broker", "task", "state", "tasks", "tests"]
-    gauges = [(each, *key, count) for each in outcomes for key, count in each.in_flight.items()]
-    rows = [[each.broker, task, state, count, _tests(each, task)] for each, task, state, count in gauges]
+    rows = [
+        [outcome.broker, task, state, count, _tests(outcome, task)]
+        for outcome in outcomes
+        for (task, state), count in outcome.in_flight.items()
+    ]
     return headings, rows
 
 
 def _tests(outcome: Outcome, task: str) -> str:
-    """Return the tests whose tasks of that name the exporter gets wrong when they are all it receives."""
+    """Return the tests whose tasks of this name have wrong metrics after their own events."""
     return ", ".join(sorted({test.rpartition("::")[2] for test in outcome.blamed.get(task, ())}))
 
 
 def _unpublished(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[object]]]:
-    """Return a row for each name and state of a test; what several of its tasks lack is added up."""
+    """Return a row for each task name and state of a test, with the sum over its tasks."""
     sums: Counter[tuple[str, str, str, str]] = Counter()
     for outcome in outcomes:
         for gap in outcome.unpublished:
@@ -105,4 +112,4 @@ def _unpublished(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[obje
 
 
 def _failed(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[object]]]:
-    return ["broker", "test"], [[each.broker, test] for each in outcomes for test in each.failed]
+    return ["broker", "test"], [[outcome.broker, test] for outcome in outcomes for test in outcome.failed]

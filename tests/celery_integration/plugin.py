@@ -1,8 +1,8 @@
-"""A pytest plugin for Celery's own test process: writes what the tasks did into a file, one line each.
+"""A pytest plugin for Celery's test process that records what the tasks do, one line of JSON for each change.
 
-It runs in Celery's virtual environment, so it imports nothing of ours. The pool's processes are forked from
-the test process and inherit the signal handlers; O_APPEND keeps the lines of all of them whole. Nothing
-here is taken from an event.
+It runs in Celery's virtual environment, so it imports no module of this project. Pool processes are forked
+from the test process and inherit the signal handlers. With O_APPEND, lines of several processes do not mix.
+No record comes from an event.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from celery import signals
 
-#: The file of the lines, and the one whose appearance lets the worker stop.
+#: The file of the records, and a file that lets the worker stop when it exists.
 LEDGER, STOP = os.environ["INTEGRATION_LEDGER"], os.environ["INTEGRATION_STOP"]
 NODE = "integration@localhost"
-#: Seconds for which the worker outlives the last test at most.
+#: Maximum time for which the worker runs after the last test.
 STOP_DEADLINE_SECONDS = 1_800.0
 
 _main_pid = os.getpid()
@@ -73,7 +73,7 @@ def _ended(task_id: str, task: Any, state: str, **_: Any) -> None:
 
 @signals.task_failure.connect(weak=False)
 def _failed(sender: Any, task_id: str, **_: Any) -> None:
-    """Only a failure that the worker's main process tells of: its pool process cannot any more."""
+    """Record a failure that the main process of the worker reports, because its pool process has ended."""
     if os.getpid() == _main_pid and not sender.request.is_eager:
         _write_state("FAILURE", sender.name, task_id)
 
@@ -93,13 +93,13 @@ def _unknown(name: str, id: str, **_: Any) -> None:  # noqa: A002  Celery's own 
 
 @pytest.fixture(scope="session")
 def celery_worker_parameters() -> dict[str, Any]:
-    """Have the session's worker send heartbeats, which Celery's test worker does not by default."""
+    """Enable heartbeats, which Celery's test worker does not send by default."""
     return {"without_heartbeat": False, "hostname": NODE}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _worker_until_told(celery_session_worker: Any) -> Any:  # noqa: ARG001  it has to end later
-    """Keep the worker after the last test until all its tasks have ended and were counted."""
+def _keep_worker(celery_session_worker: Any) -> Any:  # noqa: ARG001  the worker stops after this fixture
+    """Keep the worker after the last test until all its tasks have ended and are counted."""
     yield
     _write(kind="finished")
     end = time.monotonic() + STOP_DEADLINE_SECONDS
@@ -109,7 +109,7 @@ def _worker_until_told(celery_session_worker: Any) -> Any:  # noqa: ARG001  it h
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logstart(nodeid: str) -> None:
-    global _test  # noqa: PLW0603  it is the process that runs one test at a time
+    global _test  # noqa: PLW0603  this process runs one test at a time
     _test = nodeid
 
 

@@ -1,7 +1,7 @@
-"""Write every event of a broker into a file, one JSON object a line: `python -m celery_integration.receiver`.
+"""Writes all events of a broker to a file, one JSON object a line.
 
-It is Celery's own receiver, so that what was on the wire is known without any code of the exporter.
-It prints "ready" when it is subscribed.
+It uses Celery's receiver, so that the published events are known without code of the exporter. Run it with
+`python -m celery_integration.receiver`. It prints "ready" when it is subscribed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from celery.events import EventReceiver
 
 
 class Receiver(EventReceiver):  # type: ignore[misc]
+    """Prints "ready" when it is subscribed."""
+
     def on_consume_ready(self, *_: Any, **__: Any) -> None:
         print("ready", flush=True)
 
 
 def main(url: str, path: str) -> None:
+    """Write the events of a broker to a file until the process is stopped."""
     app = Celery(broker=url, set_as_current=False)
     with Path(path).open("w", buffering=1) as file, app.connection_for_read() as connection:
 

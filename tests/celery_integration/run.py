@@ -1,4 +1,4 @@
-"""One run of Celery's integration tests on one broker, with an exporter and a recorder beside them."""
+"""Runs Celery's integration tests on one broker, with an exporter and a recorder."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from harness.servers import RabbitServer, RedisServer
 from harness.waiting import eventually
 
 from celery_integration import blame, comparison, source
-from celery_integration.comparison import Difference, Sums, Unpublished, Written
+from celery_integration.comparison import Difference, Records, Sums, Unpublished
 
 BROKERS = ("Redis", "RabbitMQ")
 FILES = ("t/integration/test_canvas.py", "t/integration/test_tasks.py")
-#: Tests that cannot run here, and why; Celery's own skips are not among them.
+#: Tests that cannot run here, with the reason; without those that Celery skips.
 DESELECTED: dict[str, str] = {}
-#: How often a failed test is repeated: Celery's five times are minutes each on a busy machine.
+#: Repetitions of a failed test. Celery's five repetitions take minutes each on a busy machine.
 RERUNS = 1
-#: The file by which Celery's conftest takes settings from outside; both are what users switch on for events.
+#: The file from which Celery's conftest reads settings; these are the settings that enable events.
 SETTINGS_FILE = "integration-tests-config.json"
 SETTINGS = {"worker_send_task_events": True, "task_send_sent_event": True}
-#: The line that our plugin writes after the last test.
+#: Part of the line that the plugin writes after the last test.
 FINISHED = '"kind": "finished"'
-#: Seconds: both brokers at a time take some seven minutes on two quiet cores.
-TESTS_DEADLINE = 3_600.0
-#: Seconds for tasks that outlive their tests; one is retried with Celery's default delay of three minutes.
-QUIET_DEADLINE = 600.0
-CONNECTED_DEADLINE = 120.0
-#: Seconds for what the exporter received to be counted, and for its gauges to come down without an event.
-COUNTED_DEADLINE = 60.0
-GAUGES_DEADLINE = 120.0
+#: Both brokers in parallel take about seven minutes on two idle cores.
+TESTS_TIMEOUT_SECONDS = 3_600.0
+#: For tasks that end after their tests; one is retried with Celery's default delay of three minutes.
+IDLE_TIMEOUT_SECONDS = 600.0
+CONNECT_TIMEOUT_SECONDS = 120.0
+#: For the last events to be counted, and for gauges to decrease without an event.
+COUNT_TIMEOUT_SECONDS = 60.0
+GAUGES_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """Tests by their ids, or options of pytest, with the package and the interpreter to run them."""
+    """Test ids or options of pytest, with the source package and the interpreter."""
 
     package: Path
     python: Path
@@ -54,28 +54,29 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run on a broker came to."""
+    """The result of a run on one broker."""
 
     broker: str
     seconds: float
     tests: Counter[str]  # by outcome
     failed: list[str]
     reruns: int
-    written: Sums
-    shown: Sums
+    recorded: Sums
+    exposed: Sums
     published: Sums
     differences: list[Difference]
     unpublished: list[Unpublished]
     in_flight: dict[tuple[str, str], int]
-    blamed: dict[str, set[str]]  # tests, by the names of tasks that they get shown wrongly
+    blamed: dict[str, set[str]]  # tests that cause wrong metrics, by task name
 
     @property
     def agrees(self) -> bool:
+        """Return whether the exporter and the published events have the same sums."""
         return not self.differences and not self.in_flight
 
 
 class Recorder(Process):
-    """Celery's own receiver, which writes the events into a file."""
+    """Celery's event receiver, which writes the events to a file."""
 
     name = "recorder"
 
@@ -94,12 +95,12 @@ class Recorder(Process):
         return "ready" in self.text()
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events so far."""
+        """Return the received events."""
         return comparison.read_events(self.file)
 
 
 class CeleryTests(Process):
-    """pytest on Celery's source package, in Celery's own environment, with our plugin."""
+    """pytest for Celery's source package, in Celery's environment, with the plugin."""
 
     name = "celery's tests"
 
@@ -111,7 +112,7 @@ class CeleryTests(Process):
         self.extra = {
             "TEST_BROKER": url,
             "TEST_BACKEND": backend.url,
-            "REDIS_HOST": "127.0.0.1",  # what the tests' own Redis keys are written to
+            "REDIS_HOST": "127.0.0.1",  # the Redis for keys of the tests
             "REDIS_PORT": str(backend.port),
             "WORKER_LOGLEVEL": "INFO",  # some tests read the worker's log
             "INTEGRATION_LEDGER": str(self.ledger),
@@ -122,7 +123,7 @@ class CeleryTests(Process):
     def command(self) -> list[str]:
         package = self.job.package
         plugins = ("-p", "celery.contrib.pytest", "-p", "plugin", "-p", "no:cacheprovider")
-        where = ("--rootdir", str(package), "-c", str(package / "pyproject.toml"))
+        paths = ("--rootdir", str(package), "-c", str(package / "pyproject.toml"))
         deselected = [f"--deselect={name}" for name in DESELECTED]
         tests = [str(package / name) if name.startswith("t/") else name for name in self.job.tests]
         return [
@@ -131,7 +132,7 @@ class CeleryTests(Process):
             "pytest",
             "-v",
             "--tb=short",
-            *where,
+            *paths,
             *plugins,
             *deselected,
             *tests,
@@ -140,112 +141,113 @@ class CeleryTests(Process):
     def environment(self) -> dict[str, str]:
         return {**os.environ, **self.extra}
 
-    def written(self) -> Written:
+    def records(self) -> Records:
+        """Return the records of the tasks."""
         lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
-        return comparison.read_written(lines)
+        return comparison.read_records(lines)
 
     def await_last_test(self) -> None:
-        """Wait until the last test has run; the worker goes on until `let_stop`."""
+        """Wait until the last test has run; the worker runs until `let_stop`."""
 
-        def is_over() -> bool:
-            if not self.alive():  # no AssertionError: that would mean "not yet"
+        def is_finished() -> bool:
+            if not self.alive():  # an AssertionError would continue the wait
                 raise RuntimeError(f"pytest ended with {self.exit_code()} before the end:\n{self.tail()}")
             return self.ledger.exists() and FINISHED in self.ledger.read_text()
 
-        eventually(is_over, TESTS_DEADLINE, every=1.0, what="the last test")
+        eventually(is_finished, TESTS_TIMEOUT_SECONDS, every=1.0, what="the last test")
 
     def let_stop(self) -> int:
-        """Have the worker stop; return pytest's exit code."""
+        """Let the worker stop, and return the exit code of pytest."""
         self.stop_file.touch()
         return self.wait(120)
 
 
 def prepare(tests: Sequence[str] = FILES) -> Job:
-    """Return these tests with all that they need, and the settings in their place."""
+    """Install the package and its environment, write the settings, and return the job."""
     job = Job(source.unpacked(), source.interpreter(), tests)
     (job.package / SETTINGS_FILE).write_text(json.dumps(SETTINGS))
     return job
 
 
 def run(broker: str, folder: Path, job: Job) -> Outcome:
-    """Run the tests on a broker and compare; logs go into a folder of its own under this one."""
+    """Run the tests on a broker, and compare the sums; logs go into a subfolder."""
     folder /= broker.lower()
     with ExitStack() as stack:
         start: Any = stack.enter_context
         backend = start(RedisServer(folder / "backend"))
         servers = {"Redis": RedisServer, "RabbitMQ": RabbitServer}
         server = start(servers[broker](folder / "broker"))
-        exporter = start(Exporter(folder / "exporter", server.url)).connected(CONNECTED_DEADLINE)
+        exporter = start(Exporter(folder / "exporter", server.url)).connected(CONNECT_TIMEOUT_SECONDS)
         recorder = start(Recorder(folder / "recorder", server.url))
         begin = time.monotonic()
         tests = start(CeleryTests(folder / "tests", job, server.url, backend))
         tests.await_last_test()
-        _await_quiet(server.url)
-        samples = _last_scrape(exporter, recorder, tests.written())
+        _await_idle(server.url)
+        samples = _last_scrape(exporter, recorder, tests.records())
         events = recorder.events()
-        code = tests.let_stop()  # only then pytest tells what came of the last test
+        code = tests.let_stop()  # pytest reports the result of the last test after this
         assert code in {0, 1}, f"pytest ended with {code}:\n{tests.tail()}"
-        outcome, examples = compare(broker, time.monotonic() - begin, tests.written(), events, samples)
+        outcome, examples = compare(broker, time.monotonic() - begin, tests.records(), events, samples)
         (tests.folder / "examples.txt").write_text(examples)
         return outcome
 
 
-def _await_quiet(url: str) -> None:
-    """Wait until the worker has nothing to do, now or later."""
+def _await_idle(url: str) -> None:
+    """Wait until the worker has no active, reserved or scheduled tasks."""
     app = Celery(broker=url, set_as_current=False)
 
-    def is_quiet() -> bool:
+    def is_idle() -> bool:
         inspect = app.control.inspect(timeout=5)
         answers = [inspect.active(), inspect.reserved(), inspect.scheduled()]
         assert all(answers), f"the worker did not answer: {answers}"
-        left = [task for answer in answers for tasks in answer.values() for task in tasks]
-        assert not left, left
+        remaining = [task for answer in answers for tasks in answer.values() for task in tasks]
+        assert not remaining, remaining
         return True
 
-    eventually(is_quiet, QUIET_DEADLINE, every=1.0, what="all tasks ended")
+    eventually(is_idle, IDLE_TIMEOUT_SECONDS, every=1.0, what="all tasks ended")
 
 
-def _last_scrape(exporter: Exporter, recorder: Recorder, written: Written) -> Samples:
-    """Return what the exporter shows when it had time to come to its last word."""
-    sums = written.sums()
+def _last_scrape(exporter: Exporter, recorder: Recorder, records: Records) -> Samples:
+    """Return a scrape after the exporter had time to count all events."""
+    sums = records.sums()
 
     def differing() -> list[Difference]:
-        gaps = comparison.unpublished(written, recorder.events())
-        return comparison.differences(sums, gaps, comparison.shown(exporter.samples()))
+        gaps = comparison.unpublished(records, recorder.events())
+        return comparison.differences(sums, gaps, comparison.exposed_sums(exporter.samples()))
 
-    _until_empty(differing, COUNTED_DEADLINE)
-    _until_empty(lambda: comparison.in_flight(exporter.samples()), GAUGES_DEADLINE)
+    _until_empty(differing, COUNT_TIMEOUT_SECONDS)
+    _until_empty(lambda: comparison.in_flight(exporter.samples()), GAUGES_TIMEOUT_SECONDS)
     return exporter.samples()
 
 
 def compare(
-    broker: str, seconds: float, written: Written, events: list[dict[str, Any]], samples: Samples
+    broker: str, seconds: float, records: Records, events: list[dict[str, Any]], samples: Samples
 ) -> tuple[Outcome, str]:
-    """Return the outcome, and the examples of what is wrong as a text."""
-    sums, shown, left = written.sums(), comparison.shown(samples), comparison.in_flight(samples)
-    gaps = comparison.unpublished(written, events)
-    wrong = comparison.differences(sums, gaps, shown)
-    names = {row.task for row in wrong} | {name for name, _ in left}
-    examples = blame.examples(written, events, gaps, names)
+    """Return the outcome, and the examples of wrong metrics as text."""
+    sums, exposed, in_flight = records.sums(), comparison.exposed_sums(samples), comparison.in_flight(samples)
+    gaps = comparison.unpublished(records, events)
+    differences = comparison.differences(sums, gaps, exposed)
+    names = {row.task for row in differences} | {name for name, _ in in_flight}
+    examples = blame.examples(records, events, gaps, names)
     outcome = Outcome(
         broker=broker,
         seconds=seconds,
-        tests=Counter(written.outcomes.values()),
-        failed=sorted(test for test, outcome in written.outcomes.items() if outcome == "failed"),
-        reruns=written.reruns,
-        written=sums,
+        tests=Counter(records.outcomes.values()),
+        failed=sorted(test for test, outcome in records.outcomes.items() if outcome == "failed"),
+        reruns=records.reruns,
+        recorded=sums,
         published=comparison.published(sums, gaps),
-        shown=shown,
-        differences=wrong,
+        exposed=exposed,
+        differences=differences,
         unpublished=gaps,
-        in_flight=left,
+        in_flight=in_flight,
         blamed=blame.blamed(examples),
     )
     return outcome, blame.report(examples)
 
 
-def _until_empty(get: Callable[[], object], deadline: float) -> None:
-    """Give it time; that there is something left is a result, not an error."""
-    end = time.monotonic() + deadline
+def _until_empty(get: Callable[[], object], timeout_seconds: float) -> None:
+    """Wait until the value is empty or the time is over; a remaining value is a result, not an error."""
+    end = time.monotonic() + timeout_seconds
     while get() and time.monotonic() < end:
         time.sleep(1)

@@ -1,4 +1,4 @@
-"""Celery's source package of one fixed release, and a virtual environment that its tests run in."""
+"""Provides the source package of a pinned Celery release, and a virtual environment for its tests."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pathlib import Path
 from harness.processes import ROOT, need
 
 HERE = Path(__file__).parent
-#: Pins the release and the hash of its source package; no other package has that hash.
+#: Pins the release, with the hash of its source package.
 SOURCE = HERE / "celery.txt"
-#: Pins what the tests run with, Celery included.
+#: Pins the packages of the environment, including Celery.
 ENVIRONMENT = HERE / "requirements.txt"
 CACHE = ROOT / ".cache" / "celery-integration"
-#: What the package must contain for this to make sense.
-NEEDED = ("t/integration/conftest.py", "t/integration/tasks.py", "t/canvas_helpers.py", "pyproject.toml")
+#: Files that the package must contain.
+REQUIRED = ("t/integration/conftest.py", "t/integration/tasks.py", "t/canvas_helpers.py", "pyproject.toml")
 _PIN = re.compile(r"^celery==(?P<version>\S+) --hash=sha256:(?P<sha256>[0-9a-f]{64})$", re.MULTILINE)
 
 
 def pinned(text: str) -> tuple[str, str]:
-    """Return the version and the SHA-256 that a file of `SOURCE`'s form pins."""
+    """Return the version and the SHA-256 in a file with the format of `SOURCE`."""
     pins = _PIN.findall(text)
     if len(pins) != 1:
         raise ValueError(
@@ -36,28 +36,29 @@ def pinned(text: str) -> tuple[str, str]:
 
 
 def version() -> str:
+    """Return the pinned release."""
     return pinned(SOURCE.read_text())[0]
 
 
 def unpacked() -> Path:
-    """Return the folder of the unchanged source package; download it where it is missing."""
+    """Return the folder of the unchanged source package, and download it if it is missing."""
     release, sha256 = pinned(SOURCE.read_text())
     archive = CACHE / f"celery-{release}.tar.gz"
     if not archive.exists():
         _download()
     verify(archive, sha256)
     folder = CACHE / f"celery-{release}"
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier run may have left files there
+    shutil.rmtree(folder, ignore_errors=True)  # it may contain files of an earlier run
     with tarfile.open(archive) as package:
         package.extractall(CACHE, filter="data")
-    missing = [name for name in NEEDED if not (folder / name).exists()]
+    missing = [name for name in REQUIRED if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(f"{archive.name} lacks {', '.join(missing)}")
     return folder
 
 
 def verify(archive: Path, sha256: str) -> None:
-    """Raise ValueError, and remove the archive, unless it is what `SOURCE` pins."""
+    """Remove the archive and raise ValueError if it has another hash than the pinned one."""
     actual = hashlib.sha256(archive.read_bytes()).hexdigest()
     if actual != sha256:
         archive.unlink()
@@ -65,7 +66,7 @@ def verify(archive: Path, sha256: str) -> None:
 
 
 def interpreter() -> Path:
-    """Return the Python of an environment with exactly what `ENVIRONMENT` pins."""
+    """Return the Python of an environment with exactly the packages that `ENVIRONMENT` pins."""
     folder = CACHE / "venv"
     python = folder / "bin" / "python"
     environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never"}

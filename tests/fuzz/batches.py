@@ -1,4 +1,4 @@
-"""Batches as JSON texts made by hand, so that they may hold what no serialiser writes."""
+"""Batches as JSON texts, which may contain values that no serializer writes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from celery_exporter.core.events import WORKER_TYPES
 from celery_exporter.core.transitions import EFFECTS
 from celery_exporter.core.types import State
 
-# -- texts and values, as they stand in the body ---------------------------------------------------------
+# -- texts and values in a body ---------------------------------------------------------------------------
 
-#: What breaks labels, lines, logs, Go's lexers and badly written escapes.
+#: Characters that break labels, lines, logs, Go's lexers and wrong escaping.
 AWKWARD = (
     "\\\"'\n\r\t{}[]=,:;# %$\x00\x01\x0b\x1c\x1f\x7f\x85\u2028\u2029\u00a0\ufeff\ufffd\uffff\U0001f600aA0."
 )
@@ -25,7 +25,7 @@ labels = (
     | st.just("\U0001f600" * 255)
 )
 
-#: Ways to write the same text.
+#: JSON encodings of the same string.
 SPELLINGS = (
     lambda text: json.dumps(text).encode(),
     lambda text: json.dumps(text, ensure_ascii=False).encode(),
@@ -39,7 +39,7 @@ def _units(text: str) -> list[int]:
     return [int.from_bytes(raw[index : index + 2], "big") for index in range(0, len(raw), 2)]
 
 
-#: Values of fields that nobody reads: they cost nothing, whatever they are.
+#: Values of fields that the decoder ignores.
 IGNORED = (
     b"null",
     b"NaN",
@@ -52,7 +52,7 @@ IGNORED = (
     rb'"\"}],[{\\"',
     b'"' + b"]}" * 500 + b'"',
 )
-#: Texts that are no value, between brackets that balance.
+#: Invalid JSON with balanced brackets.
 NO_JSON = (
     b"nul",
     b"01",
@@ -70,7 +70,7 @@ NO_JSON = (
     b"[" * 100_000 + b"]" * 100_000,
     b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
 )
-#: JSON, and no object with a type that is a text.
+#: Valid JSON that is no object with a string as type.
 NO_EVENT = (
     b"5",
     b"null",
@@ -89,8 +89,8 @@ NO_EVENT = (
 _NO_TEXT = (b"5", b"true", b"[]", b"{}", b'""', b'"' + b"n" * 10_000 + b'"', rb'"\ud800"', rb'"\udc00x"')
 _NO_COUNT = (b"-1", b"1.5", b'"1"', b"true", b"[]", b"9" * 400, b"9" * 5_000, b"NaN", b"9007199254740992")
 _NO_SPAN = (b"-1", b"1e308", b"1e999", b"NaN", b"Infinity", b'"1"', b"true", b"[]", b"9" * 5_000)
-#: What makes a bad event of a good one, by field.
-BAD = {
+#: Values that make an event invalid, by field.
+INVALID = {
     "timestamp": (*_NO_SPAN, b"null", b"0", b"1e11", b"-0.0", b'"2026-01-01"'),
     "hostname": (*_NO_TEXT, b"null"),
     "uuid": (*_NO_TEXT, b"null"),
@@ -110,29 +110,28 @@ BAD = {
     "requeue": (b"1", b'"true"', b"[]", b"NaN"),
     "loadavg": (b"1", b"[]", b"[1,2]", b"[1,2,NaN]", b"[1,2,3,4]", b"[1,2,1e308]", b'[1,2,"3"]', b"{}"),
 }
-#: What it is bad to leave out.
-NEEDED = ("type", "timestamp", "hostname", "uuid")
+REQUIRED = ("type", "timestamp", "hostname", "uuid")
 
 
 # -- events ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a good event has to become."""
+class Expected:
+    """The expected result of a valid event."""
 
-    state: State | None  # None: it is not of a task
+    state: State | None  # None: no task event
     name: str
     queue: str
-    worker: str | None  # whom we hear of by it; clients are none
+    worker: str | None  # None for events of clients
 
 
 Field = tuple[str, bytes]
-#: The text of an item, and what it says; None for one malformed.
-Item = tuple[bytes, Told | None]
+#: The text of an item, and its expected result; None for a malformed one.
+Item = tuple[bytes, Expected | None]
 
-#: Fields that an event may have, null among their values.
-MAY_HAVE = {
+#: Optional fields with valid values.
+OPTIONAL = {
     "pid": ("null", "1", "4194304"),
     "retries": ("null", "0", "3", "2147483647"),
     "runtime": ("null", "0", "0.25", "99999999999", "1e-320"),
@@ -167,13 +166,13 @@ _KINDS = st.sampled_from(sorted(EFFECTS)) | st.sampled_from([*WORKER_TYPES, "sho
 
 
 @st.composite
-def fields(draw: st.DrawFn, number: int, kinds: st.SearchStrategy[str]) -> tuple[list[Field], Told]:
-    """A good event, of a task of its own if it is of one."""
+def fields(draw: st.DrawFn, number: int, kinds: st.SearchStrategy[str]) -> tuple[list[Field], Expected]:
+    """Return the fields of a valid event; each number has its own task."""
     kind = draw(kinds)
     name, queue = draw(st.none() | labels), draw(st.none() | labels)
     host = draw(labels | labels.map(lambda text: f"w@{text}"[:255]))
     spell = draw(st.sampled_from(SPELLINGS))
-    made = [
+    pairs = [
         ("type", spell(kind)),
         ("timestamp", f"{T0 + draw(st.integers(0, 100))}".encode()),
         ("hostname", spell(host)),
@@ -181,47 +180,50 @@ def fields(draw: st.DrawFn, number: int, kinds: st.SearchStrategy[str]) -> tuple
         ("name", b"null" if name is None else spell(name)),
         ("queue", b"null" if queue is None else spell(queue)),
     ]
-    made += [
-        (field, draw(st.sampled_from(MAY_HAVE[field])).encode())
-        for field in draw(st.lists(st.sampled_from(sorted(MAY_HAVE)), unique=True, max_size=4))
+    pairs += [
+        (field, draw(st.sampled_from(OPTIONAL[field])).encode())
+        for field in draw(st.lists(st.sampled_from(sorted(OPTIONAL)), unique=True, max_size=4))
     ]
     of_worker = kind in WORKER_TYPES or (kind in EFFECTS and kind != "task-sent")
-    told = Told(
+    expected = Expected(
         EFFECTS[kind].counts if kind in EFFECTS else None,
         name or "unknown",
         queue or "unknown",
         host if of_worker else None,
     )
-    return draw(st.permutations(made)), told
+    return draw(st.permutations(pairs)), expected
 
 
 @st.composite
-def good(draw: st.DrawFn, number: int) -> Item:
-    """The same with fields that do not matter, and values that the last of their name overrules."""
-    made, told = draw(fields(number, _KINDS))
+def valid(draw: st.DrawFn, number: int) -> Item:
+    """Return a valid event with ignored fields and overridden values of the same name."""
+    pairs, expected = draw(fields(number, _KINDS))
     ignored = draw(
         st.lists(st.tuples(st.sampled_from(["args", "x", "", "Type"]), st.sampled_from(IGNORED)), max_size=2)
     )
-    overruled = draw(
-        st.lists(st.sampled_from([(key, value) for key, bad in BAD.items() for value in bad]), max_size=1)
+    overridden = draw(
+        st.lists(
+            st.sampled_from([(key, value) for key, values in INVALID.items() for value in values]), max_size=1
+        )
     )
-    overruled = [(key, value) for key, value in overruled if key in dict(made)]
-    return draw(objects([*overruled, *draw(st.permutations(ignored)), *made])), told
+    overridden = [(key, value) for key, value in overridden if key in dict(pairs)]
+    return draw(objects([*overridden, *draw(st.permutations(ignored)), *pairs])), expected
 
 
 @st.composite
-def bad(draw: st.DrawFn, number: int) -> Item:
-    """One field of a good event of a task made bad, or left out."""
-    made, _ = draw(fields(number, st.sampled_from(sorted(EFFECTS))))
-    key = draw(st.sampled_from(sorted(BAD)))
-    rest = [pair for pair in made if pair[0] != key]
-    if key not in NEEDED or draw(st.booleans()):
-        rest.insert(draw(st.integers(0, len(rest))), (key, draw(st.sampled_from(BAD[key]))))
+def invalid(draw: st.DrawFn, number: int) -> Item:
+    """Return a task event with one field that is invalid or missing."""
+    pairs, _ = draw(fields(number, st.sampled_from(sorted(EFFECTS))))
+    key = draw(st.sampled_from(sorted(INVALID)))
+    rest = [pair for pair in pairs if pair[0] != key]
+    if key not in REQUIRED or draw(st.booleans()):
+        rest.insert(draw(st.integers(0, len(rest))), (key, draw(st.sampled_from(INVALID[key]))))
     return draw(objects(rest)), None
 
 
 @st.composite
 def objects(draw: st.DrawFn, pairs: list[Field]) -> bytes:
+    """Return a JSON object with these fields, which may repeat names."""
     space = draw(spaces)
     spell = draw(st.sampled_from(SPELLINGS))
     texts = [spell(key) + space + b":" + value for key, value in pairs]
@@ -230,7 +232,7 @@ def objects(draw: st.DrawFn, pairs: list[Field]) -> bytes:
 
 nonsense = st.sampled_from(NO_JSON + NO_EVENT).map(lambda text: (text, None))
 
-#: What follows the last item: the end, or none, which is one malformed.
+#: Text after the last item, and the number of malformed events in it.
 endings = st.sampled_from(
     [(b"]", 0)] * 6 + [(b"", 1), (b',{"type":', 1), (b',"', 1), (b"]x", 1), (b",[[]", 1), (b"]]", 1)]
 )
@@ -238,22 +240,25 @@ endings = st.sampled_from(
 
 @dataclass(frozen=True)
 class Batch:
+    """A body, and its expected events and number of malformed events."""
+
     body: bytes
-    told: list[Told]
+    events: list[Expected]
     malformed: int
 
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
-    kinds = draw(st.lists(st.sampled_from([good, good, bad, None]), max_size=6))
+    """Return a batch of valid and invalid items."""
+    kinds = draw(st.lists(st.sampled_from([valid, valid, invalid, None]), max_size=6))
     items = [draw(nonsense if kind is None else kind(number)) for number, kind in enumerate(kinds)]
-    ending, broken = draw(endings)
+    ending, malformed = draw(endings)
     if not items and ending.startswith(b","):
         ending = b""
-    if items and not ending:  # nobody knows whether the last one was all
-        items[-1], broken = (items[-1][0], None), 0
+    if items and not ending:  # the last item may be incomplete
+        items[-1], malformed = (items[-1][0], None), 0
     space = draw(spaces)
     start = draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf", b" "]))
     body = start + b"[" + (space + b"," + space).join(text for text, _ in items) + space + ending
-    told = [said for _, said in items if said is not None]
-    return Batch(body, told, len(items) - len(told) + broken)
+    events = [expected for _, expected in items if expected is not None]
+    return Batch(body, events, len(items) - len(events) + malformed)

@@ -1,4 +1,4 @@
-"""How many inputs are tried, and how many were."""
+"""The number of inputs of each test, from the available time, and a row of the table for each."""
 
 import os
 
@@ -6,33 +6,34 @@ import pytest
 from harness import tables
 from hypothesis import HealthCheck, settings
 
-#: About how long the tests of this folder take.
-USUAL = 40.0
-SECONDS = float(os.environ.get("FUZZ_SECONDS", USUAL))
+#: Approximate duration of the tests in this folder.
+DEFAULT_SECONDS = 40.0
+SECONDS = float(os.environ.get("FUZZ_SECONDS", DEFAULT_SECONDS))
 
-#: Inputs of the test that runs.
+#: Inputs of the running test.
 inputs = 0
 
 
 def count(number: int = 1) -> None:
-    global inputs  # noqa: PLW0603  hypothesis takes no fixtures
+    """Add to the number of inputs."""
+    global inputs  # noqa: PLW0603  hypothesis supports no fixtures
     inputs += number
 
 
-def tries(usually: int, **more: object) -> settings:
-    """Return settings for so many examples in the usual time, and more in more."""
+def examples(by_default: int, **more: object) -> settings:
+    """Return settings with this number of examples in the default time, and in proportion in other times."""
     return settings(
-        max_examples=max(1, round(usually * SECONDS / USUAL)),
+        max_examples=max(1, round(by_default * SECONDS / DEFAULT_SECONDS)),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         **more,
     )
 
 
-def add_row(item: pytest.Item, tried: int, seconds: float, growth: int, *, failed: bool) -> None:
-    """Add a row to the table below the run; `growth` of the resident set, in bytes."""
+def add_row(item: pytest.Item, count: int, seconds: float, growth: int, *, failed: bool) -> None:
+    """Add a row to the table; `growth` is that of the resident memory in bytes."""
     row = {
         "target": item.name,
-        "inputs": f"{tried:,}",
+        "inputs": f"{count:,}",
         "seconds": f"{seconds:.1f}",
         "peak RSS": f"{growth / 2**20:+.0f} MB",
         "failures": int(failed),

@@ -1,4 +1,4 @@
-"""What each test tried is a row of a table."""
+"""Adds a row to the table for each test."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One test gets a part of the time only, and some more for making a failing input small."""
+    """Set a timeout that includes the time to shrink a failing input."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(1_200 + budget.SECONDS))
@@ -27,6 +27,6 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
         failed = False
         return result
     finally:
-        if budget.inputs > 1:  # one is a case of its own
+        if budget.inputs > 1:  # a test with one input adds its own row
             seconds = time.monotonic() - begin
             budget.add_row(item, budget.inputs, seconds, watch.growth(), failed=failed)

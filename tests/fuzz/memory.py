@@ -1,4 +1,4 @@
-"""What memory something takes, as the kernel counts it."""
+"""Measures the growth of resident memory."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ def _bytes(field: str) -> int:
 
 
 class Watch:
-    """From here on."""
+    """Measures from its creation on."""
 
     def __init__(self) -> None:
-        (_SELF / "clear_refs").write_text("5")  # forget the peak (proc(5))
+        (_SELF / "clear_refs").write_text("5")  # resets the peak; see proc(5)
         self._before = _bytes("VmRSS")
 
     def growth(self) -> int:
-        """Return by how many bytes the resident set was larger, at its peak, than when this was made."""
+        """Return the growth of the peak resident memory in bytes."""
         return max(0, _bytes("VmHWM") - self._before)

@@ -1,4 +1,4 @@
-"""The way of a body through the pipeline, and what is on the page then."""
+"""Passes a body through the pipeline, up to the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PARSE = {TEXT: parse_text, OPENMETRICS: parse_openmetrics}
 
 
 class Pipeline(ClusterDriver):
-    """A story that takes bodies, bad ones too."""
+    """A cluster driver that accepts bodies, including invalid ones."""
 
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
@@ -25,27 +25,29 @@ class Pipeline(ClusterDriver):
         self.exposition = Exposition(select(("native",), MetricOptions(task_labels=self.labels)).rows)
 
     def feed(self, body: bytes) -> list[Event | Malformed]:
+        """Decode a body, apply its events, and return them."""
         return self.take(decode(body))
 
-    def take(self, found: list[Event | Malformed]) -> list[Event | Malformed]:
-        for each in found:
-            if isinstance(each, Malformed):
-                assert each.reason in REASONS
-                self.malformed[each.reason] += 1
+    def take(self, decoded: list[Event | Malformed]) -> list[Event | Malformed]:
+        """Apply decoded events, count malformed ones, and return all."""
+        for event in decoded:
+            if isinstance(event, Malformed):
+                assert event.reason in REASONS
+                self.malformed[event.reason] += 1
             else:
-                self.cluster.apply(each, self.timestamp())
-        self.keeps_little()
-        return found
+                self.cluster.apply(event, self.moment())
+        self.check_deferred()
+        return decoded
 
-    def keeps_little(self) -> None:
-        """No event that waits for its task-sent keeps a text that has no bound."""
+    def check_deferred(self) -> None:
+        """Assert that deferred events have no text of unlimited length."""
         for events in self.cluster.tasks.deferred.values():
             for event in events:
                 texts = [value for value in msgspec.structs.astuple(event) if isinstance(value, str)]
                 assert max(map(len, texts)) <= 512, event
 
     def pages(self) -> list[Samples]:
-        """What Prometheus reads, in either format; `Samples` holds that each series stands there once."""
+        """Return the samples of both formats; `Samples` asserts that each series occurs once."""
         shown = self.shown()
         return [
             Samples.of(parse(self.exposition.render(shown, content_type).decode()))

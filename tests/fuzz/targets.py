@@ -1,4 +1,4 @@
-"""What takes bytes off the wire. Each target is a function of them that raises when something is wrong."""
+"""The fuzzing targets: functions of bytes from the network that raise if an invariant does not hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.text_interpreters import bash_words, terminal_output
 from kombu.utils import json as kombu_json
 from unit.core.cluster_driver import sent
 
-from celery_exporter.broker import inspect as roster
+from celery_exporter.broker import inspect
 from celery_exporter.broker.codecs import CONTENT_TYPES
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers import amqp_consumer as amqp
@@ -28,7 +28,7 @@ from celery_exporter.broker.consumers import redis_consumer as redis
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.base import BatchFull
 from celery_exporter.broker.message import Message, events_of
-from celery_exporter.broker.queues import redis_queues as redis_depths
+from celery_exporter.broker.queues import redis_queues
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event, Malformed, decode
 from celery_exporter.core.json_array import MAX_ITEMS, items
@@ -45,7 +45,7 @@ from .pipeline import Pipeline
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
-TAPES = HERE.parent / "data" / "recordings"
+RECORDINGS = HERE.parent / "data" / "recordings"
 
 GOOD = json.dumps(sent("good", name="good", queue="good")).encode()
 (GOOD_EVENT,) = decode(GOOD)
@@ -54,44 +54,44 @@ Target = Callable[[bytes], None]
 
 
 def body(data: bytes) -> None:
-    """A JSON body."""
-    found = decode(data)
-    assert isinstance(found, list)
-    assert len(found) <= MAX_ITEMS + 1
-    told = sum(isinstance(each, Event) for each in found)
+    """Decode and apply a JSON body."""
+    decoded = decode(data)
+    assert isinstance(decoded, list)
+    assert len(decoded) <= MAX_ITEMS + 1
+    valid = sum(isinstance(event, Event) for event in decoded)
     pipeline = Pipeline(labels=("queue_name", "worker"))
-    pipeline.take(found)
+    pipeline.take(decoded)
     pipeline.wait(pipeline.cluster.limits.reorder_window + 0.5)
     pipeline.shown()
-    assert sum(pipeline.cluster.events.values()) == told
-    assert pipeline.malformed.total() == len(found) - told
+    assert sum(pipeline.cluster.events.values()) == valid
+    assert pipeline.malformed.total() == len(decoded) - valid
 
 
 def between(data: bytes) -> None:
-    """An item of a batch, between two good events."""
-    found = decode(b"[" + GOOD + b"," + data + b"," + GOOD + b"]")
-    assert found[0] == GOOD_EVENT
+    """Decode an item of a batch between two valid events."""
+    decoded = decode(b"[" + GOOD + b"," + data + b"," + GOOD + b"]")
+    assert decoded[0] == GOOD_EVENT
     try:
         json.loads(data.decode())
     except (ValueError, RecursionError):
         return
-    assert len(found) == 3
-    assert found[2] == GOOD_EVENT
+    assert len(decoded) == 3
+    assert decoded[2] == GOOD_EVENT
 
 
 def split(data: bytes) -> None:
-    """The same, as texts: what is told apart is what was there."""
-    found = list(items(b"[" + data + b"]"))
-    assert None not in found[:-1]
+    """Split a batch into the texts of its items, which must be those of the JSON array."""
+    texts = list(items(b"[" + data + b"]"))
+    assert None not in texts[:-1]
     try:
         values = json.loads(b"[" + data + b"]")
     except (ValueError, RecursionError):
         return
-    assert [json.loads(item) for item in found] == values or b"NaN" in data
+    assert [json.loads(text) for text in texts] == values or b"NaN" in data
 
 
 def page(data: bytes) -> None:
-    """A JSON body, up to the page."""
+    """Render the page after a JSON body."""
     pipeline = Pipeline(labels=("queue_name", "worker"))
     pipeline.feed(data)
     pipeline.wait(pipeline.cluster.limits.reorder_window + 0.5)
@@ -99,30 +99,31 @@ def page(data: bytes) -> None:
         assert samples.total("celery_exporter_events_total") == sum(pipeline.cluster.events.values())
 
 
-def _told(data: bytes) -> list[str]:
-    """Return the texts that a JSON body brings into what people read."""
+def _output_texts(data: bytes) -> list[str]:
+    """Return the texts that appear in output after a JSON body."""
     pipeline = Pipeline(labels=("queue_name", "worker"))
     pipeline.feed(data)
     pipeline.wait(40)
-    shown = pipeline.shown()
-    names = {key.task_name for key in shown.aggregates} | {worker.name for worker in shown.workers}
-    texts = [*names, *(failure.exception for failure in shown.failures)]
-    for finding in run_checks(shown, Recent().growth(shown, 0.0)):
+    snapshot = pipeline.shown()
+    names = {label_set.task_name for label_set in snapshot.aggregates}
+    names |= {worker.name for worker in snapshot.workers}
+    texts = [*names, *(failure.exception for failure in snapshot.failures)]
+    for finding in run_checks(snapshot, Recent().growth(snapshot, 0.0)):
         texts += [finding.message, finding.remedy, *click.unstyle(printed(finding)).split("\n")]
     return texts
 
 
 def terminal(data: bytes) -> None:
-    """A JSON body, up to a terminal: it draws what doctor, top and the log print, and does nothing else."""
-    for text in _told(data):
+    """Print the output of doctor, top and the log to a terminal emulator, which must only draw it."""
+    for text in _output_texts(data):
         record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
         for line in (clean(text), printable(text), LineFormatter("logfmt").format(record)):
             assert terminal_output(line) == (line, [])
 
 
 def log(data: bytes) -> None:
-    """A JSON body, up to what reads JSON of ours: log lines, and documents that are printed."""
-    texts = _told(data)
+    """Parse the JSON of log lines and of printed documents."""
+    texts = _output_texts(data)
     for text in texts:
         record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
         line = LineFormatter("json").format(record)
@@ -134,8 +135,8 @@ def log(data: bytes) -> None:
 
 
 def command(data: bytes) -> None:
-    """A JSON body, up to bash: whatever is printed to be pasted is one word for it."""
-    texts = [*_told(data), data.decode(errors="replace")]
+    """Parse printed commands with bash: each quoted text must be one word."""
+    texts = [*_output_texts(data), data.decode(errors="replace")]
     assert bash_words(" ".join(map(shell_word, texts))) == [text.replace("\0", "?") for text in texts]
 
 
@@ -145,7 +146,7 @@ KINDS = [CONTENT_TYPES["json"], CONTENT_TYPES["yaml"], CONTENT_TYPES["msgpack"],
 ACCEPT = set(KINDS[:3])
 
 
-#: kombu's compressions, and where they are to be had.
+#: The compressions of kombu, and the modules that provide them.
 _COMPRESSIONS = {
     "gzip": ["zlib"],
     "bzip2": ["bz2"],
@@ -156,16 +157,16 @@ _COMPRESSIONS = {
 
 
 def _available() -> dict[str, Callable[[bytes], bytes]]:
-    found = {}
+    functions = {}
     for name, modules in _COMPRESSIONS.items():
         for module in modules:
             with suppress(ImportError):
-                found[name] = importlib.import_module(module).compress
-    return found
+                functions[name] = importlib.import_module(module).compress
+    return functions
 
 
 COMPRESS = _available()
-#: What is done to a body, and whether it can be read then.
+#: Compression header, change to the body, and whether the result is readable; None: depends on the body.
 TREATMENTS: list[tuple[str | None, Callable[[bytes], bytes], bool | None]] = [(None, bytes, True)]
 for _name, _compress in COMPRESS.items():
     TREATMENTS += [
@@ -178,124 +179,123 @@ for _name, _compress in COMPRESS.items():
 
 
 def message(data: bytes) -> None:
-    """A message: what its sender says of it (two bytes), and its body."""
+    """Decode a message: two bytes choose its headers, and the rest is the body."""
     if len(data) < 2:
         return
     kind = KINDS[data[0] % len(KINDS)]
     compression, treat, readable = TREATMENTS[data[1] % len(TREATMENTS)]
-    found = events_of(Message(treat(data[2:]), kind, "utf-8", compression), ACCEPT)
+    decoded = events_of(Message(treat(data[2:]), kind, "utf-8", compression), ACCEPT)
     pipeline = Pipeline()
-    pipeline.take(found)
+    pipeline.take(decoded)
     pipeline.wait(pipeline.cluster.limits.reorder_window + 0.5)
     if kind not in ACCEPT:
-        assert found == [Malformed("content_type")]
+        assert decoded == [Malformed("content_type")]
     elif readable is False:
-        assert found == [Malformed("undecodable")]
+        assert decoded == [Malformed("undecodable")]
     elif readable and compression:
-        assert found == events_of(Message(data[2:], kind), ACCEPT)
+        assert decoded == events_of(Message(data[2:], kind), ACCEPT)
 
 
 def message_of(kind: str, compression: str | None, data: bytes) -> bytes:
-    """Return the bytes for which `message` takes this body, compressed as it should be."""
-    which = next(
+    """Return the input of `message` for this body with a correct compression."""
+    treatment = next(
         index for index, (name, _, readable) in enumerate(TREATMENTS) if name == compression and readable
     )
-    return bytes((KINDS.index(kind), which)) + data
+    return bytes((KINDS.index(kind), treatment)) + data
 
 
 @cache
-def _redis_reader() -> Any:
+def _redis_consumer() -> Any:
     return redis.RedisConsumer(ConfigSource(broker_config("redis://127.0.0.1:1/0")))
 
 
 def envelope(data: bytes) -> None:
-    """What is published on Redis."""
-    reader = _redis_reader()
-    reader._start_batch()
-    reader._on_envelope(data)
-    (payload,) = reader._batch
-    Pipeline().take(events_of(payload, ACCEPT))
+    """Decode the envelope of a message on Redis."""
+    consumer = _redis_consumer()
+    consumer._start_batch()
+    consumer._on_envelope(data)
+    (decoded,) = consumer._batch
+    Pipeline().take(events_of(decoded, ACCEPT))
 
 
 def properties(data: bytes) -> None:
-    """What stands round a message on AMQP."""
+    """Decode the properties of a message on AMQP."""
     Pipeline().take(events_of(amqp._message(data, GOOD), ACCEPT))
 
 
 def pushed(data: bytes) -> None:
-    """What Redis sends on a subscription."""
-    reader = _redis_reader()
-    reader._parser = hiredis.Reader()
-    reader._parser.feed(data)
-    reader._start_batch()
+    """Parse the bytes of a Redis subscription."""
+    consumer = _redis_consumer()
+    consumer._parser = hiredis.Reader()
+    consumer._parser.feed(data)
+    consumer._start_batch()
     with suppress(BrokerError, BatchFull):
-        reader._parse()
+        consumer._parse()
 
 
 def frames(data: bytes) -> None:
-    """Frames off AMQP: the same ones, and the same end, whatever pieces the bytes come in."""
-    whole = _framed([data])
-    assert _framed([data[:1], data[1:]]) == whole
-    assert _framed([data[at : at + 1] for at in range(len(data))]) == whole
+    """Parse AMQP frames; the result must not depend on the sizes of the reads."""
+    frames_at_once = _parse_frames([data])
+    assert _parse_frames([data[:1], data[1:]]) == frames_at_once
+    assert _parse_frames([data[at : at + 1] for at in range(len(data))]) == frames_at_once
 
 
-def _framed(pieces: list[bytes]) -> list[Any]:
-    reader, found = Frames(1_000), []
+def _parse_frames(pieces: list[bytes]) -> list[Any]:
+    """Return the frames, and the error message if there is an error."""
+    parser, results = Frames(1_000), []
     try:
         for piece in pieces:
-            reader.feed(piece)
-            while (frame := reader.next()) is not None:
-                found.append(frame)
+            parser.feed(piece)
+            while (frame := parser.next()) is not None:
+                results.append(frame)
     except BrokerError as error:
-        found.append(str(error))
-    return found
+        results.append(str(error))
+    return results
 
 
 def deliveries(data: bytes) -> None:
-    """Frames with messages in them, off AMQP: the rest is the library's, or ends the connection."""
-    taken: list[Any] = []
-    reader: Any = amqp.AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
-    reader._amqp = SimpleNamespace(bytes_recv=0)
-    reader._channel = SimpleNamespace(channel_id=1)
-    reader._handle_by_amqp = taken.append
-    reader._frames = Frames(131_072, data)
+    """Parse AMQP frames with messages; other frames go to the library, or close the connection."""
+    others: list[Any] = []
+    consumer: Any = amqp.AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
+    consumer._amqp = SimpleNamespace(bytes_recv=0)
+    consumer._channel = SimpleNamespace(channel_id=1)
+    consumer._handle_by_amqp = others.append
+    consumer._frames = Frames(131_072, data)
     with suppress(BrokerError, BatchFull):
-        reader._take_frames()
-    assert all(channel != 1 or kind == 1 for kind, channel, _ in taken), "content of our channel is ours"
-    for payload in reader._batch:
-        Pipeline().take(events_of(payload, ACCEPT))
+        consumer._take_frames()
+    assert all(channel != 1 or kind == 1 for kind, channel, _ in others), "the consumer handles its content"
+    for decoded in consumer._batch:
+        Pipeline().take(events_of(decoded, ACCEPT))
 
 
-# -- answers -----------------------------------------------------------------------------------------------
+# -- replies of workers ------------------------------------------------------------------------------------
 
 
 def answer(data: bytes) -> None:
-    """What a worker answers when it is asked: statistics, queues, tasks."""
+    """Record the replies of a worker to inspection: statistics, queues, tasks."""
     try:
         replies = kombu_json.loads(data.decode())
-    except Exception:  # noqa: BLE001  kombu reads it before we do
+    except Exception:  # noqa: BLE001  kombu decodes replies, and discards this one
         return
     replies = replies if isinstance(replies, list) else [replies]
-    stats = dict(roster._checked(replies, roster._Stats))
-    queues = dict(roster._checked(replies, roster._Queues))
-    registered = dict(roster._checked(replies, roster._Names))
-    profiles = {name: WorkerInfo(**roster._from_stats(found)) for name, found in stats.items()}
-    profiles |= {
-        name: WorkerInfo(queues=tuple(queue.name for queue in found)) for name, found in queues.items()
-    }
-    profiles |= {name: WorkerInfo(registered=tuple(found)) for name, found in registered.items()}
+    stats = dict(inspect._checked(replies, inspect._Stats))
+    queues = dict(inspect._checked(replies, inspect._Queues))
+    registered = dict(inspect._checked(replies, inspect._Names))
+    infos = {name: WorkerInfo(**inspect._from_stats(reply)) for name, reply in stats.items()}
+    infos |= {name: WorkerInfo(queues=tuple(queue.name for queue in reply)) for name, reply in queues.items()}
+    infos |= {name: WorkerInfo(registered=tuple(reply)) for name, reply in registered.items()}
     pipeline = Pipeline()
-    pipeline.cluster.record_inspection(profiles, pipeline.timestamp())
+    pipeline.cluster.record_inspection(infos, pipeline.moment())
     msgspec.msgpack.encode(list(pipeline.cluster.workers.values()))  # as the state file does
-    shown = pipeline.shown()
-    pipeline.exposition.render(shown).decode()
-    assert {worker.name for worker in shown.workers} == {each for each in profiles if clipped(each) == each}
+    snapshot = pipeline.shown()
+    pipeline.exposition.render(snapshot).decode()
+    assert {worker.name for worker in snapshot.workers} == {name for name in infos if clipped(name) == name}
 
 
 def head(data: bytes) -> None:
-    """The oldest message in a queue on Redis."""
-    found = redis_depths._task_id(data)
-    assert found is None or found.encode() is not None
+    """Read the task id of the oldest message in a queue on Redis."""
+    task_id = redis_queues._task_id(data)
+    assert task_id is None or task_id.encode() is not None
 
 
 TARGETS: dict[str, Target] = {
@@ -312,14 +312,18 @@ TARGETS: dict[str, Target] = {
 
 @cache
 def seeds(name: str) -> list[bytes]:
-    """Return what is known to lead somewhere: real bodies, and files of what once did harm."""
+    """Return real bodies, and the inputs of corpus/ that once failed."""
     files = [path.read_bytes() for path in sorted((CORPUS / name).glob("*"))]
-    lines = [line for tape in sorted(TAPES.glob("*.jsonl")) for line in tape.read_text().splitlines()]
+    lines = [line for path in sorted(RECORDINGS.glob("*.jsonl")) for line in path.read_text().splitlines()]
     bodies = [json.loads(line)["body"].encode() for line in lines][::7]
     if name in ("body", "between", "split", "page", "terminal", "log", "command"):
-        bodied = [path.read_bytes() for path in sorted((CORPUS / "body").glob("*"))]
-        return [*dict.fromkeys([*files, *bodied, *bodies])]
+        body_files = [path.read_bytes() for path in sorted((CORPUS / "body").glob("*"))]
+        return [*dict.fromkeys([*files, *body_files, *bodies])]
     if name == "message":
         json_type = CONTENT_TYPES["json"]
-        return files + [message_of(json_type, how, text) for text in bodies[:3] for how in (None, *COMPRESS)]
+        return files + [
+            message_of(json_type, compression, text)
+            for text in bodies[:3]
+            for compression in (None, *COMPRESS)
+        ]
     return files

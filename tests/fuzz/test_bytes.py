@@ -1,4 +1,4 @@
-"""Whatever takes bytes takes any. What has to hold for which is in `targets`."""
+"""Functions that accept bytes accept any bytes. Their invariants are in `targets`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from . import budget
 from .targets import CORPUS, TARGETS, seeds
 
-#: Examples in the usual time: what is slow is tried less.
-TRIES = {"page": 60, "terminal": 60, "log": 60, "command": 60, "body": 250, "message": 250}
+#: Examples in the default time; slow targets have fewer.
+EXAMPLES = {"page": 60, "terminal": 60, "log": 60, "command": 60, "body": 250, "message": 250}
 TOKENS = [
     b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}',
     *(f'"{word}"'.encode() for word in ("type", "timestamp", "hostname", "uuid", "task-failed", "exception")),
@@ -20,7 +20,7 @@ TOKENS = [
 
 @st.composite
 def mutated(draw: st.DrawFn, name: str) -> bytes:
-    """Something known, with some of it cut out, doubled, or put where it does not belong."""
+    """Return a seed with parts removed, doubled or replaced."""
     text = draw(st.sampled_from(seeds(name)) if seeds(name) else st.just(b""))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(text)))
@@ -31,23 +31,23 @@ def mutated(draw: st.DrawFn, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_any_bytes_are_taken_by(name):
-    @budget.tries(TRIES.get(name, 400))
+def test_any_bytes(name):
+    @budget.examples(EXAMPLES.get(name, 400))
     @given(mutated(name) | st.binary(max_size=100))
-    def holds(data: bytes) -> None:
+    def run(data: bytes) -> None:
         budget.count()
         TARGETS[name](data)
 
-    holds()
+    run()
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_once_did_harm_does_none_to(name):
+def test_seeds(name):
     for data in seeds(name):
         budget.count()
         TARGETS[name](data)
 
 
-def test_the_corpus_is_of_targets_that_there_are():
+def test_the_corpus_has_existing_targets_only():
     assert {path.name for path in CORPUS.iterdir()} <= TARGETS.keys()
     assert all(path.stat().st_size < 10_000 for path in CORPUS.glob("*/*")), "small files only"

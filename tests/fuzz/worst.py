@@ -1,6 +1,6 @@
-"""The worst bodies that we could think of, each read in a process of its own: python -m fuzz.worst CASE
+"""Measures memory and time of the worst known bodies: python -m fuzz.worst CASE
 
-What it takes is printed as JSON, for test_bounds.py.
+Each case needs its own process. The result is printed as JSON, for test_bounds.py.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from . import memory
 
 JSON, YAML, MSGPACK = (CONTENT_TYPES[name] for name in ("json", "yaml", "msgpack"))
 EVENT = b'{"type":"task-sent","timestamp":1.5,"hostname":"h","uuid":"%d"}'
-#: Of what takes one byte in a text and four in memory, as soon as one of its neighbours does.
+#: With this character, all characters of a string take four bytes in memory.
 FACE = "\U0001f600".encode()
 WIDE = EVENT[:-1] % 1 + b',"name":"' + FACE + b"n" * 254 + b'","queue":"' + FACE + b"q" * 254 + b'"},'
-#: The shortest event that the fast decoder takes.
-OWN = b'{"type":"x","timestamp":1,"hostname":"h"},'
+#: The shortest event that the fast decoder accepts.
+SHORTEST = b'{"type":"x","timestamp":1,"hostname":"h"},'
 
 Case = Callable[[], Message]
 
 
 def filled(piece: bytes, size: int = MAX_BODY, head: bytes = b"[", tail: bytes = b"0]") -> Message:
-    """A body with as many pieces as there is room for."""
+    """Return a body that repeats a piece up to a size."""
     return Message(head + piece * ((size - len(head) - len(tail)) // len(piece)) + tail)
 
 
@@ -53,12 +53,12 @@ def yaml(text: bytes) -> Message:
 
 
 def laughs(merge: bytes = b"") -> bytes:
-    """Ten lines that make a billion things, with aliases or, in YAML, with merged keys."""
+    """Return ten lines of YAML that expand to a billion items, with aliases or with merged keys."""
     names = [b"%c" % letter for letter in b"abcdefghij"]
     lines = [b"a: &a " + (b"{x: 1}" if merge else b"[x, x, x, x, x, x, x, x, x]")]
     for before, name in pairwise(names):
-        many = b"[" + b",".join([b"*" + before] * 9) + b"]"
-        lines.append(name + b": &" + name + b" " + (b"{" + merge + many + b"}" if merge else many))
+        aliases = b"[" + b",".join([b"*" + before] * 9) + b"]"
+        lines.append(name + b": &" + name + b" " + (b"{" + merge + aliases + b"}" if merge else aliases))
     return b"\n".join(lines)
 
 
@@ -73,19 +73,23 @@ def compressed(how: str, compress: Callable[[bytes], bytes], body: bytes) -> Mes
 
 FULL = b"[" + b",".join(EVENT % number for number in range(200_000)) + b"]"
 
-#: name → the message, and how many good events and malformed ones are in it.
+#: Name → the message, and the numbers of valid and malformed events; None: any number.
 CASES: dict[str, tuple[Case, int | None, int | None]] = {
     "10 MB of arguments": (lambda: batch(1, sent(args="x" * 10_000_000)), 1, 0),
     "100,000 events": (lambda: batch(100_000, {**sent(), "args": "x" * 60}), 100_000, 0),
-    "100,000 events and a bad one": (lambda: batch(100_000, {**sent(), "args": "x" * 60}, 5), 100_000, 1),
+    "100,000 events and an invalid one": (
+        lambda: batch(100_000, {**sent(), "args": "x" * 60}, 5),
+        100_000,
+        1,
+    ),
     "100,000 heartbeats": (lambda: batch(100_000, heartbeat()), 100_000, 0),
     "200,000 events, inflated": (lambda: compressed("gzip", zlib.compress, FULL), 200_000, 0),
-    "more events than are told apart": (
-        lambda: filled(b'{"type":"x","timestamp":1,"hostname":"h"},'),
+    "more events than MAX_ITEMS": (
+        lambda: filled(SHORTEST),
         200_000,
         1,
     ),
-    "events without anything": (lambda: filled(b'{"type":""},'), 200_000, 1),
+    "events without fields": (lambda: filled(b'{"type":""},'), 200_000, 1),
     "numbers": (lambda: filled(b"0,"), 0, 200_001),
     "lists": (lambda: filled(b"[],"), 0, 200_001),
     "an object full of objects": (lambda: filled(b'{"":0},', head=b'[{"x":[', tail=b"NaN]}]"), 0, 1),
@@ -94,8 +98,8 @@ CASES: dict[str, tuple[Case, int | None, int | None]] = {
         0,
         None,
     ),
-    "texts that are wide in memory": (lambda: filled(WIDE), None, 1),
-    "one text that is wide in memory": (
+    "strings that are wide in memory": (lambda: filled(WIDE), None, 1),
+    "one string that is wide in memory": (
         lambda: one_with(b'"exception":"' + FACE + b"x" * (MAX_BODY - 100) + b'"'),
         1,
         0,
@@ -107,7 +111,7 @@ CASES: dict[str, tuple[Case, int | None, int | None]] = {
     "spaces": (lambda: filled(b" ", tail=b""), 0, 1),
     "commas": (lambda: filled(b",", tail=b""), 0, 200_001),
     "digits": (lambda: one_with(b'"pid":' + b"9" * 20_000_000), 0, 1),
-    "one byte too much": (lambda: Message(b" " * (MAX_BODY + 1)), 0, 1),
+    "one byte too many": (lambda: Message(b" " * (MAX_BODY + 1)), 0, 1),
     "a gzip bomb": (lambda: compressed("gzip", zlib.compress, b" " * (4 * MAX_BODY)), 0, 1),
     "a bzip2 bomb": (lambda: compressed("bzip2", bz2.compress, b" " * (4 * MAX_BODY)), 0, 1),
     "an xz bomb": (lambda: compressed("xz", lzma.compress, b" " * (4 * MAX_BODY)), 0, 1),
@@ -121,7 +125,7 @@ CASES: dict[str, tuple[Case, int | None, int | None]] = {
     "YAML, an event a million times": (lambda: yaml(b"- &a {type: x}\n" + b"- *a\n" * 50_000), 0, 1),
     "YAML, full": (lambda: yaml((b"- a: [[], {}]\n" * MAX_YAML)[: MAX_YAML // 14 * 14]), 0, None),
     "YAML, deep": (lambda: yaml(b"[" * MAX_YAML), 0, 1),
-    "YAML, numbers to the base of 60": (lambda: yaml(b"1" + b":59" * 80_000), 0, 1),
+    "YAML, numbers in base 60": (lambda: yaml(b"1" + b":59" * 80_000), 0, 1),
     "YAML, too long": (lambda: yaml(b"#" * MAX_YAML + b"\n"), 0, 1),
     "msgpack, lists": (lambda: packed(b"\x90"), 0, None),
     "msgpack, objects": (lambda: packed(b"\x81\xa0\x00"), 0, None),
@@ -130,18 +134,18 @@ CASES: dict[str, tuple[Case, int | None, int | None]] = {
         None,
         0,
     ),
-    "msgpack, a list that is said to be huge": (lambda: Message(b"\xdd\xff\xff\xff\xff", MSGPACK), 0, 1),
+    "msgpack, a list with a huge declared size": (lambda: Message(b"\xdd\xff\xff\xff\xff", MSGPACK), 0, 1),
 }
 
-#: Those that are tried whenever all tests are: of each kind the worst.
-FEW = (
+#: The cases of a short run: the worst of each kind.
+SHORT_RUN = (
     "10 MB of arguments",
-    "100,000 events and a bad one",
+    "100,000 events and an invalid one",
     "200,000 events, inflated",
-    "events without anything",
+    "events without fields",
     "numbers",
     "an object full of objects",
-    "texts that are wide in memory",
+    "strings that are wide in memory",
     "an xz bomb",
     "YAML, a billion laughs",
     "YAML, a billion merged keys",
@@ -150,15 +154,16 @@ FEW = (
 
 
 def measure(name: str) -> dict[str, float]:
-    payload = CASES[name][0]()
+    """Decode the message of a case, and return memory, time and numbers of events."""
+    message = CASES[name][0]()
     watch, begin = memory.Watch(), time.process_time()
-    found = events_of(payload, {JSON, YAML, MSGPACK})
-    good = sum(isinstance(each, Event) for each in found)
+    decoded = events_of(message, {JSON, YAML, MSGPACK})
+    valid = sum(isinstance(event, Event) for event in decoded)
     return {
         "growth": watch.growth(),
         "seconds": time.process_time() - begin,
-        "good": good,
-        "malformed": len(found) - good,
+        "valid": valid,
+        "malformed": len(decoded) - valid,
     }
 
 

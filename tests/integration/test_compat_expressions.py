@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from data.compat.expressions import ANSWERED, CASE, ORIGINALS, compared
+from data.compat.expressions import CASE, HAS_RESULT, ORIGINALS, compare
 from data.compat.streams import HERE
 
 SAMPLE = re.compile(r"(\w+)\{(.*)\} \S+")
@@ -19,6 +19,6 @@ def test_expressions_on_the_metrics_of_an_original_have_results_on_ours(family):
         labels.setdefault(name, set()).update(re.findall(r'(\w+)="', pairs))
     expressions = [f"sum({name})" for name in labels]
     expressions += [f"sum by ({label}) (increase({name}[5m]))" for name in labels for label in labels[name]]
-    results = compared(family, expressions)
-    assert len(results) > 20
-    assert {text: pair for text, pair in results.items() if pair != [ANSWERED, ANSWERED]} == {}
+    found = compare(family, expressions)
+    assert len(found) > 20
+    assert {each: said for each, said in found.items() if said != [HAS_RESULT, HAS_RESULT]} == {}

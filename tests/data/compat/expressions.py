@@ -1,9 +1,10 @@
-"""Ask a real Prometheus what public dashboards and alerts ask: of an original's numbers, and of ours.
+"""Evaluates expressions of public dashboards and alerts with the metrics of an original and with ours.
 
     python -m data.compat.expressions danihodovic FILE    # in tests/; FILE has lines {"family": …, "expr": …}
 
-Both are what the stream "made-up" comes to, spread over an hour. Prints how many expressions the original
-answers, and each of these that we do not. The expressions are other people's, so none is kept here.
+Both sets of metrics are those after the stream "made-up", spread over an hour. The program prints how many
+expressions have a result for the original, and which of these have none for ours. The expressions belong to
+other projects, so this repository has none.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from celery_exporter.metrics.registry import select
 
 ORIGINALS = {"danihodovic": "danihodovic-0.12.2", "flower": "flower-2.2.0"}
 CASE = "made-up"
-ANSWERED = "answered"
-SECONDS, STEP = 3_600, 15
-COUNTING = re.compile(r"\w+_(total|bucket|count|sum)\{")
-#: What scrapes add.
+HAS_RESULT = "result"
+RANGE_SECONDS, STEP_SECONDS = 3_600, 15
+COUNTER = re.compile(r"\w+_(total|bucket|count|sum)\{")
+#: Labels that Prometheus adds.
 JOB = 'job="celery"'
 TARGET = f'{JOB},namespace="default",cluster="here",instance="a:9808",service_name="celery"'
-#: What both read from the broker and from workers, which is in no stream.
-ASKED = """\
+#: Metrics of both exporters from the broker and from inspection, which are in no stream.
+POLLED = """\
 celery_queue_length{queue_name="celery"} 3
 celery_active_consumer_count{queue_name="celery"} 2
 celery_active_worker_count{queue_name="celery"} 2
 celery_active_process_count{queue_name="celery"} 8"""
-#: What stands for what is filled in elsewhere: variables of Grafana, jsonnet and Helm.
-FILLED = (
+#: Values for variables of Grafana, jsonnet and Helm.
+VARIABLES = (
     (r"%\((\w*Selector|queue|task|default|defaultQueue)\)s", JOB),
     (r"%\(\w*Interval\)s|\$\{?(__\w+|Interval|window|range|TIME_FRAME)\}?", "5m"),
     (r"%\(\w*Threshold\)s", "1"),
@@ -51,21 +52,21 @@ FILLED = (
 
 
 def series(page: list[str], end: int) -> str:
-    """Return samples in OpenMetrics over an hour: what counts grows evenly, the rest stays."""
+    """Return samples in OpenMetrics over an hour: counters grow evenly, and others are constant."""
     lines = []
     for line in page:
         name, _, number = line.rpartition(" ")
         bare, _, labels = name.partition("{")
-        of_series = f"{bare}{{{TARGET}{',' + labels if labels else '}'}"
-        for at in range(end - SECONDS, end + 1, STEP):
-            share = (at - end + SECONDS) / SECONDS if COUNTING.match(f"{bare}{{") else 1.0
-            lines.append(f"{of_series} {float(number) * share} {at}")
+        full_name = f"{bare}{{{TARGET}{',' + labels if labels else '}'}"
+        for at in range(end - RANGE_SECONDS, end + 1, STEP_SECONDS):
+            share = (at - end + RANGE_SECONDS) / RANGE_SECONDS if COUNTER.match(f"{bare}{{") else 1.0
+            lines.append(f"{full_name} {float(number) * share} {at}")
     return "\n".join([*lines, "# EOF", ""])
 
 
-def asked(expression: str) -> str:
-    """Return an expression without placeholders: what selects takes all there is."""
-    for pattern, text in FILLED:
+def without_variables(expression: str) -> str:
+    """Return an expression with values for its variables, which select everything."""
+    for pattern, text in VARIABLES:
         expression = re.sub(pattern, text, expression)
     return re.sub(r'=\s*"\.\*"', '=~".*"', expression)
 
@@ -74,12 +75,12 @@ def ours(profile: str) -> list[str]:
     """Return the samples of our profile."""
     selection = select((profile,), MetricOptions())
     page = Exposition(selection.rows).render(replay(messages(CASE), selection)).decode()
-    known = tuple(line.partition("{")[0] for line in ASKED.splitlines())
-    return [line for line in samples(page).splitlines() if not line.startswith(("celery_exporter", *known))]
+    polled = tuple(line.partition("{")[0] for line in POLLED.splitlines())
+    return [line for line in samples(page).splitlines() if not line.startswith(("celery_exporter", *polled))]
 
 
-def started(folder: Path, page: list[str], end: int) -> Prometheus3:
-    """Return a Prometheus that has these samples."""
+def prometheus_with(folder: Path, page: list[str], end: int) -> Prometheus3:
+    """Return a Prometheus with these samples, which has not started."""
     folder.mkdir()
     text = folder / "samples.txt"
     text.write_text(series(page, end))
@@ -96,43 +97,48 @@ def started(folder: Path, page: list[str], end: int) -> Prometheus3:
     return server
 
 
-def answer(server: Prometheus3, expression: str, at: int) -> str:
-    """Return what it says: the values, nothing, or why it takes no such expression."""
+def evaluate(server: Prometheus3, expression: str, at: int) -> str:
+    """Return `HAS_RESULT`, an empty string, or the error."""
     try:
-        found = server.query(expression, at)
-    except Exception as error:  # noqa: BLE001  whatever is wrong with an expression of somebody else
+        result = server.query(expression, at)
+    except Exception as error:  # noqa: BLE001  an external expression can have any error
         return f"error: {error}"
-    return ANSWERED if found else ""
+    return HAS_RESULT if result else ""
 
 
-def compared(family: str, expressions: list[str]) -> dict[str, list[str]]:
-    """Return what is said of each expression: by the original's numbers, and by ours."""
-    end = int(time.time()) // STEP * STEP
+def compare(family: str, expressions: list[str]) -> dict[str, list[str]]:
+    """Return the outcomes of each expression with the original's metrics and with ours."""
+    end = int(time.time()) // STEP_SECONDS * STEP_SECONDS
     pages = [(HERE / ORIGINALS[family] / f"{CASE}.txt").read_text().splitlines(), ours(family)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        asked_ = ASKED.splitlines()
+        polled = POLLED.splitlines()
         servers = [
-            started(Path(folder) / str(place), [*page, *asked_], end) for place, page in enumerate(pages)
+            prometheus_with(Path(folder) / str(index), [*page, *polled], end)
+            for index, page in enumerate(pages)
         ]
         for server in servers:
             stack.enter_context(server)
-        return {each: [answer(server, each, end) for server in servers] for each in expressions}
+        return {
+            expression: [evaluate(server, expression, end) for server in servers]
+            for expression in expressions
+        }
 
 
 def main(family: str, file: Path) -> None:
-    """Compare the expressions of a file, and print where we have no answer."""
-    known = [json.loads(line) for line in file.read_text().splitlines()]
-    found = compared(family, sorted({asked(each["expr"]) for each in known if each["family"] == family}))
-    wrong = [each for each, (theirs, _) in found.items() if theirs.startswith("error")]
-    answered = [each for each, (theirs, _) in found.items() if theirs == ANSWERED]
-    missing = [each for each in answered if found[each][1] != ANSWERED]
-    for each in wrong:
-        print("not taken:", each)
-    for each in missing:
-        print("not answered:", each)
+    """Compare the expressions of a file, and print those without a result for our metrics."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    expressions = sorted({without_variables(row["expr"]) for row in rows if row["family"] == family})
+    outcomes = compare(family, expressions)
+    invalid = [expression for expression, (theirs, _) in outcomes.items() if theirs.startswith("error")]
+    with_result = [expression for expression, (theirs, _) in outcomes.items() if theirs == HAS_RESULT]
+    missing = [expression for expression in with_result if outcomes[expression][1] != HAS_RESULT]
+    for expression in invalid:
+        print("invalid:", expression)
+    for expression in missing:
+        print("no result:", expression)
     print(
-        f"{len(found)} expressions, of which Prometheus does not take {len(wrong)}; "
-        f"the original answers {len(answered)}, and we answer {len(answered) - len(missing)} of these"
+        f"{len(outcomes)} expressions, {len(invalid)} of them invalid; {len(with_result)} have a result for "
+        f"the original, and {len(with_result) - len(missing)} of these have one for ours"
     )
 
 

@@ -1,4 +1,4 @@
-"""Record what another exporter makes of the streams; its numbers are our contract.
+"""Records the metrics of other exporters after the streams. Tests compare ours with them.
 
     git clone https://github.com/danihodovic/celery-exporter /tmp/original   # 0.12.2: commit 95e8e49
     python3.11 -m venv /tmp/venv && /tmp/venv/bin/pip install celery==5.6.3 kombu==5.6.2 'redis>=7.1,<8' \
@@ -7,11 +7,11 @@
     TZ=UTC PYTHONPATH=/tmp/original /tmp/venv/bin/python -m data.compat.record danihodovic-0.12.2
     TZ=UTC /tmp/venv/bin/python -m data.compat.record flower-2.2.0
 
-writes the sorted samples of each stream into the folder of that name; `_created` lines are left out.
-danihodovic-0.11.2 is the newest package of the first one on the index (`make bench` installs it into
-.venv-peer); it is what people have whose requirements name it.
+writes the sorted samples of each stream into the folder of that name, without `_created`. danihodovic-0.11.2
+is the newest package of that exporter on the index (`make bench` installs it into .venv-peer), so users who
+install it from there have this version.
 
-The original's clock is that of the stream, for what it does after some time without an event.
+The original runs with the timestamps of the stream as its clock, since it has timeouts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 from data.compat.streams import HERE, messages, samples
 
 Event = dict[str, Any]
-#: Seconds without a heartbeat after which a worker is forgotten, by default there and here.
-PURGE = 600.0
+#: Seconds without a heartbeat after which a worker is purged, by default in all exporters.
+PURGE_SECONDS = 600.0
 
-#: Golden file → the stream, the options that the original is given, and whether task-sent is in it.
+#: Golden file → the stream, the options of the original, and whether the stream has task-sent.
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "made-up": ("made-up", {}, True),
     "recorded": ("recorded", {}, True),
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "buckets": ("made-up", {"buckets": [0.25, 1.0, 30.0]}, True),
     "wait-buckets": ("made-up", {"queue_wait_buckets": [1.0, 20.0, 60.0]}, True),
 }
-#: Folder → what is recorded there; the package of 0.11.2 has no more options.
+#: Folder → the recorded cases; 0.11.2 has fewer options.
 FOLDERS = {
     "danihodovic-0.11.2": ("made-up", "recorded", "purged", "unsent", "generic-sent", "buckets"),
     "danihodovic-0.12.2": tuple(CASES),
@@ -49,6 +49,7 @@ FOLDERS = {
 
 
 def of_danihodovic(events: Iterable[Event], options: dict[str, Any]) -> str:
+    """Return the samples of danihodovic's exporter."""
     from celery import Celery  # noqa: PLC0415
     from prometheus_client import generate_latest  # noqa: PLC0415
     from src import exporter as module  # noqa: PLC0415
@@ -59,7 +60,7 @@ def of_danihodovic(events: Iterable[Event], options: dict[str, Any]) -> str:
         kind = event["type"]
         module.time = SimpleNamespace(time=lambda at=event["timestamp"]: at)
         exporter.track_timed_out_workers()  # as at each scrape
-        event = {**event, "local_received": time.time()}  # noqa: PLW2901  Celery's State asks the true clock
+        event = {**event, "local_received": time.time()}  # noqa: PLW2901  Celery's State uses the system clock
         if kind == "worker-heartbeat":
             exporter.track_worker_heartbeat(event)
         elif kind.startswith("worker-"):
@@ -70,7 +71,8 @@ def of_danihodovic(events: Iterable[Event], options: dict[str, Any]) -> str:
 
 
 def of_flower(events: Iterable[Event], _: dict[str, Any]) -> str:
-    import flower.options  # noqa: F401, PLC0415  defines what the next one reads
+    """Return the samples of Flower."""
+    import flower.options  # noqa: F401, PLC0415  defines the options that the next import reads
     from flower import events as module  # noqa: PLC0415
     from prometheus_client import REGISTRY, generate_latest  # noqa: PLC0415
 
@@ -81,9 +83,11 @@ def of_flower(events: Iterable[Event], _: dict[str, Any]) -> str:
     for event in events:
         now = event["timestamp"]
         state.event({**event, "local_received": now})
-        seen = {name: max(each.heartbeats, default=each.timestamp) for name, each in state.workers.items()}
-        gone = {name for name, at in seen.items() if at and now - at >= PURGE}
-        state.metrics.remove_workers(gone)  # as --purge_offline_workers=600 does at each scrape
+        last_seen = {
+            name: max(worker.heartbeats, default=worker.timestamp) for name, worker in state.workers.items()
+        }
+        purged = {name for name, at in last_seen.items() if at and now - at >= PURGE_SECONDS}
+        state.metrics.remove_workers(purged)  # as --purge_offline_workers=600 does at each scrape
     return samples(generate_latest(REGISTRY).decode())
 
 
@@ -94,6 +98,7 @@ ORIGINALS: dict[str, Callable[[Iterable[Event], dict[str, Any]], str]] = {
 
 
 def main(folder: str) -> None:
+    """Write the golden files of an exporter."""
     record = ORIGINALS[folder.partition("-")[0]]
     for name in FOLDERS[folder]:
         stream, options, sendings = CASES[name]

@@ -1,9 +1,9 @@
-"""Record tapes: raw event messages of real workers, one line of JSON each.
+"""Records raw event messages of real workers, one line of JSON each.
 
     .venv/bin/python tests/data/recordings/record.py
 
-starts each broker and pool in turn, runs the same tasks, and writes `<broker>-<pool>.jsonl` beside this
-file. Run it when Celery changes what it sends; the golden texts then change too, and show what.
+starts each broker and pool in turn, runs the same tasks, and writes `<broker>-<pool>.jsonl` into this folder.
+Run it after a change of Celery's events. The golden texts then show the differences.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from celery_exporter.broker.consumers.factory import consumer_for  # noqa: E402
 from celery_exporter.broker.source import ConfigSource  # noqa: E402
 from celery_exporter.config.loader import load  # noqa: E402
 
-TAPES = [
+RECORDINGS = [
     (RedisServer, "redis", "prefork"),
     (RedisServer, "redis", "solo"),
     (RabbitServer, "rabbitmq", "threads"),
 ]
-ENDS = ("SUCCESS", "FAILURE", "REJECTED")
-#: Task, how often, arguments, options.
-SCRIPT = [
+END_STATES = ("SUCCESS", "FAILURE", "REJECTED")
+#: Task, number of times, arguments, options.
+TASKS = [
     ("tasks.succeed", 6, (0.01,), {}),
     ("tasks.fail_with_value_error", 2, (), {}),
     ("tasks.fail_with_inner_error", 1, (), {}),
@@ -47,25 +47,26 @@ SCRIPT = [
     ("tasks.succeed", 2, (), {"countdown": 1}),
     ("tasks.succeed", 2, (), {"countdown": 1, "expires": 0.5}),
 ]
-#: Folders of this machine, in tracebacks.
+#: Folders of the machine in tracebacks.
 FOLDERS = re.compile(r'File \\\\"/(?:[^"\\\\/]+/)*')
-#: Ends that tasks note themselves: all but the unregistered one and the two that expire.
-NOTED = 16
+#: Ends in the ledger: of all tasks except the unregistered one and the two that expire.
+RECORDED_ENDS = 16
 
 
-def record(url: str, folder: Path, pool: str, tape: Path) -> None:
-    reader = consumer_for(ConfigSource(load({"broker_url": url}, {}).monitor.broker))
-    reader.open()
+def record(url: str, folder: Path, pool: str, recording: Path) -> None:
+    """Run the tasks, and write the messages of their events to a file."""
+    consumer = consumer_for(ConfigSource(load({"broker_url": url}, {}).monitor.broker))
+    consumer.open()
     stop = threading.Event()
     lines: list[str] = []
     begin = time.monotonic()
 
     def listen() -> None:
         while not stop.is_set():
-            for payload in reader.read(0.1):
+            for message in consumer.read(0.1):
                 at = round(time.monotonic() - begin, 3)
-                body = FOLDERS.sub(r'File \\"/app/', payload.body.decode())
-                lines.append(json.dumps({"at": at, "type": payload.content_type, "body": body}))
+                body = FOLDERS.sub(r'File \\"/app/', message.body.decode())
+                lines.append(json.dumps({"at": at, "type": message.content_type, "body": body}))
 
     listener = threading.Thread(target=listen)
     listener.start()
@@ -73,23 +74,23 @@ def record(url: str, folder: Path, pool: str, tape: Path) -> None:
     worker = Worker(folder / f"worker-{pool}", url, f"{pool}@tape", pool=pool, outcomes=outcomes)
     with worker, client(url) as app:
         worker.wait_ready()
-        for name, times, arguments, options in SCRIPT:
+        for name, times, arguments, options in TASKS:
             for _ in range(times):
                 app.send_task(name, arguments, queue="celery", **options)
-        eventually(lambda: outcomes.total(*ENDS) == NOTED, 30)
-        seen = eventually(lambda: sum("task-revoked" in line for line in lines) >= 1, 10)
-        assert seen
+        eventually(lambda: ledger.total(*END_STATES) == RECORDED_ENDS, 30)
+        assert eventually(lambda: any("task-revoked" in line for line in lines), 10)
         worker.stop()
     eventually(lambda: any("worker-offline" in line for line in lines), 10)
     stop.set()
     listener.join()
-    reader.close()
-    tape.write_text("\n".join(lines) + "\n")
-    print(tape.name, len(lines), "messages")
+    consumer.close()
+    recording.write_text("\n".join(lines) + "\n")
+    print(recording.name, len(lines), "messages")
 
 
 def main() -> None:
-    for kind, broker, pool in TAPES:
+    """Record all brokers and pools."""
+    for kind, broker, pool in RECORDINGS:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             server = stack.enter_context(kind(folder / "server"))
