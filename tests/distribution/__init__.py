@@ -1,1 +1,1 @@
-"""What the exporter is run by: an image, a systemd unit, Kubernetes manifests. None needs its engine here."""
+"""Tests of the image, systemd unit, Compose file and Kubernetes manifests, without their engines."""

@@ -1,4 +1,4 @@
-"""docker-compose.yml: what its tools say of it, and the rules of the house for each service."""
+"""docker-compose.yml is valid for its tools, and each service follows the rules of this project."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ PROFILES = {
     "with-flower": {"flower"},
 }
 PORTS = {9808, 9809, 9090, 9093, 3000, 3100, 9121, 9187, 5555}
-#: They send, and nobody can ask them anything.
+#: Services that only send tasks.
 NO_HEALTH_CHECK = {"client", "client-rabbitmq"}
-#: Folders of the host that are not ours, and who may look into them.
-HOST = {
+#: Folders of the host that a service may mount.
+HOST_FOLDERS = {
     "alloy": {"/var/lib/docker/containers"},
     "node-exporter": {"/proc", "/sys"},
 }
-each = pytest.mark.parametrize("name", SERVICES)
+every_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def texts(value) -> list[str]:
-    """Return all strings in it."""
+    """Return all strings in a value."""
     if isinstance(value, dict):
         return [text for item in value.items() for part in item for text in texts(part)]
     if isinstance(value, list):
@@ -48,10 +48,12 @@ def texts(value) -> list[str]:
 
 
 def environment(service) -> dict[str, str]:
+    """Return the environment of a service."""
     return service.get("environment", {})
 
 
 def run(*command, **more):
+    """Run a command, with these variables in addition to the environment."""
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE", "CELERY"))
     }
@@ -60,42 +62,42 @@ def run(*command, **more):
     )
 
 
-def test_it_is_of_the_compose_specification():
+def test_it_follows_the_compose_specification():
     schema = "--builtin-schema=vendor.compose-spec"
-    done = run(need("check-jsonschema"), schema, "docker-compose.yml")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = run(need("check-jsonschema"), schema, "docker-compose.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("profile", ["", *PROFILES])
-def test_docker_compose_takes_it(profile):
-    chosen = ["--profile", profile] if profile else []
-    done = run(need("docker-compose"), *chosen, "config")
-    assert (done.stderr, done.returncode) == ("", 0)
-    assert yaml.safe_load(done.stdout)["services"].keys() == SERVICES.keys()
+def test_docker_compose_accepts_it(profile):
+    arguments = ["--profile", profile] if profile else []
+    result = run(need("docker-compose"), *arguments, "config")
+    assert (result.stderr, result.returncode) == ("", 0)
+    assert yaml.safe_load(result.stdout)["services"].keys() == SERVICES.keys()
 
 
 def test_profiles():
-    found: dict[str, set[str]] = {}
+    services: dict[str, set[str]] = {}
     for name, service in SERVICES.items():
         for profile in service.get("profiles", [""]):
-            found.setdefault(profile, set()).add(name)
-    assert found == {"": CORE, **PROFILES}
+            services.setdefault(profile, set()).add(name)
+    assert services == {"": CORE, **PROFILES}
 
 
-@each
+@every_service
 def test_its_image_has_a_version(name):
     image = SERVICES[name]["image"]
-    parts = 2 if name == "postgres" else 3  # so they count there
+    parts = 2 if name == "postgres" else 3  # versions of PostgreSQL have two parts
     assert re.fullmatch(rf"[\w./-]+:v?\d+(\.\d+){{{parts - 1}}}(-alpine)?", image), image
     if "build" in SERVICES[name]:
         assert image.endswith(f":{celery_exporter.__version__}")
 
 
-def test_grafana_is_one_that_the_dashboards_are_for():
+def test_grafana_supports_the_dashboards():
     assert int(SERVICES["grafana"]["image"].rpartition(":")[2].partition(".")[0]) >= 12
 
 
-@each
+@every_service
 def test_its_limits(name):
     service = SERVICES[name]
     assert 0 < service["cpus"] <= 1
@@ -104,19 +106,19 @@ def test_its_limits(name):
     assert service["logging"]["options"].keys() >= {"max-size", "max-file"}
 
 
-@each
-def test_it_may_do_little(name):
+@every_service
+def test_its_privileges(name):
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not service.keys() & {"privileged", "cap_add", "devices", "network_mode", "ipc", "env_file"}
-    assert (service.get("user") == "root") == (name == "alloy"), "the logs are root's"
-    assert ("pid" in service) == (name == "node-exporter"), "the host's processes are its business"
+    assert (service.get("user") == "root") == (name == "alloy"), "root owns the log files"
+    assert ("pid" in service) == (name == "node-exporter"), "it measures the processes of the host"
 
 
-@each
-def test_it_says_whether_it_is_healthy(name):
+@every_service
+def test_it_has_a_health_check(name):
     check = SERVICES[name].get("healthcheck")
     assert (check is None) == (name in NO_HEALTH_CHECK)
     if check:
@@ -124,17 +126,17 @@ def test_it_says_whether_it_is_healthy(name):
         assert check.keys() == {"test", "interval", "timeout", "retries", "start_period"}
 
 
-@each
-def test_it_waits_until_others_are_healthy(name):
+@every_service
+def test_it_waits_until_its_dependencies_are_healthy(name):
     service = SERVICES[name]
-    for other, how in service.get("depends_on", {}).items():
-        assert how == {"condition": "service_healthy"}
+    for other, condition in service.get("depends_on", {}).items():
+        assert condition == {"condition": "service_healthy"}
         assert "healthcheck" in SERVICES[other]
-        assert other in CORE or SERVICES[other]["profiles"] == service["profiles"], "else it may not be there"
+        assert other in CORE or SERVICES[other]["profiles"] == service["profiles"], "otherwise it may not run"
 
 
-@each
-def test_its_ports_are_for_this_machine_alone(name):
+@every_service
+def test_its_ports_are_local_by_default(name):
     for port in SERVICES[name].get("ports", []):
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
         assert compose.load(BIND="10.0.0.1")["services"][name]["ports"][0].startswith("10.0.0.1:")
@@ -146,7 +148,7 @@ def test_ports():
     } == (PORTS)
 
 
-@each
+@every_service
 def test_its_volumes(name):
     for source, target, mode in compose.volumes(SERVICES[name]):
         assert target.startswith("/")
@@ -154,7 +156,7 @@ def test_its_volumes(name):
             assert (ROOT / source).exists(), source
             assert mode == "ro"
         elif source.startswith("/"):
-            assert source in HOST.get(name, set())
+            assert source in HOST_FOLDERS.get(name, set())
             assert mode == "ro"
         else:
             assert source in STACK["volumes"]
@@ -169,24 +171,26 @@ def test_every_volume_and_secret_is_used():
     }
 
 
-@each
-def test_it_has_no_password_but_from_a_file(name):
+@every_service
+def test_its_passwords_are_in_files_only(name):
     service = SERVICES[name]
     for key, value in environment(service).items():
         if re.search("PASS|SECRET|TOKEN|AUTH|KEY|BROKER|BACKEND", key):
             assert key.endswith("_FILE")
             assert value.startswith("/run/secrets/")
     for text in texts(service):
-        assert not re.search(r"://[^/\s]*:[^/\s]*@", text), "a URL with a password in it"
+        assert not re.search(r"://[^/\s]*:[^/\s]*@", text), "a URL with a password"
         assert not re.search(
             r"(?i)(pass(word)?|token|auth)=(?!\"?(/run/secrets/|\$\$\(cat /run/secrets/))", text
         )
-    wanted = set(re.findall(r"/run/secrets/([\w.]+)", " ".join(texts(service))))
-    given = {secret for secret, path in compose.secrets(service).items() if path.startswith("/run/secrets/")}
-    assert wanted == given
+    used = set(re.findall(r"/run/secrets/([\w.]+)", " ".join(texts(service))))
+    mounted = {
+        secret for secret, path in compose.secrets(service).items() if path.startswith("/run/secrets/")
+    }
+    assert used == mounted
 
 
-def test_secrets_stay_out_of_the_repository_and_of_images(tmp_path):
+def test_secrets_are_not_in_the_repository_and_in_images(tmp_path):
     assert {"deploy/secrets/", ".env"} <= set((ROOT / ".gitignore").read_text().split())
     for secret in STACK["secrets"].values():
         assert secret["file"].startswith("deploy/secrets/")
@@ -202,7 +206,7 @@ def test_every_variable_has_its_default_in_the_example():
     assert example == used
 
 
-def test_what_is_built_is_there_to_be_built():
+def test_built_images_have_stages_in_the_dockerfile():
     stages = {step.text.partition(" AS ")[2] for step in steps(ROOT / "Dockerfile") if step.name == "FROM"}
     builds = [service["build"] for service in SERVICES.values() if "build" in service]
     assert {build["target"] for build in builds if isinstance(build, dict)} == stages - {"build", ""}
@@ -217,7 +221,7 @@ def test_exporters_are_started_with_options_that_exist():
         assert {word.partition("=")[0] for word in SERVICES[name]["command"]} <= flags
 
 
-def test_a_worker_is_asked_by_the_name_that_it_has():
+def test_the_health_check_of_a_worker_has_its_node_name():
     for name, service in SERVICES.items():
         if name.startswith("worker"):
             node = re.search(r"-n (\S+)", service["command"])
@@ -225,22 +229,22 @@ def test_a_worker_is_asked_by_the_name_that_it_has():
             assert service["healthcheck"]["test"][-1] == node[1]
 
 
-SHOW = """
-from celery_exporter.demo.tasks import app, outcome_store
+PRINT_URLS = """
+from celery_exporter.demo.tasks import app, ledger
 print(app.conf.broker_url, app.conf.result_backend, app.conf.task_ignore_result)
 print(outcome_store()._redis.connection_pool.connection_kwargs["host"])
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "expected"),
     [
         ("worker", "redis://:pw@redis/0 None True redis"),
         ("worker-rabbitmq", "amqp://pw@rabbitmq// None True redis"),
         ("worker-postgres", "redis://:pw@redis/0 db+postgresql+psycopg://pw@postgres/celery False redis"),
     ],
 )
-def test_the_demo_reads_its_urls_from_the_files(name, shown, tmp_path):
+def test_the_demo_reads_its_urls_from_the_files(name, expected, tmp_path):
     urls = {
         "redis_url": "redis://:pw@redis/0",
         "rabbitmq_url": "amqp://pw@rabbitmq//",
@@ -252,4 +256,4 @@ def test_the_demo_reads_its_urls_from_the_files(name, shown, tmp_path):
         variable: path.replace("/run/secrets", str(tmp_path))
         for variable, path in SERVICES[name]["environment"].items()
     }
-    assert run(sys.executable, "-c", SHOW, **files).stdout.split() == shown.split()
+    assert run(sys.executable, "-c", PRINT_URLS, **files).stdout.split() == expected.split()

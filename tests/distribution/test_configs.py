@@ -1,4 +1,4 @@
-"""What docker-compose.yml mounts, laid out as it mounts it: each checked by the program that reads it."""
+"""The files that docker-compose.yml mounts are valid for the programs that read them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from redis.retry import Retry
 from celery_exporter.doctor.problems import NOT_SCRAPED
 
 SERVICES = compose.load()["services"]
-#: Where each service listens, as far as others look for it.
-LISTENING = {
+#: Ports of the services that others connect to.
+PORTS = {
     "exporter": 9808,
     "exporter-rabbitmq": 9808,
     "prometheus": 9090,
@@ -37,68 +37,70 @@ LISTENING = {
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made") / "secrets"
+def secrets(tmp_path_factory):
+    """Return a folder with secrets."""
+    folder = tmp_path_factory.mktemp("stack") / "secrets"
     subprocess.run([ROOT / "deploy/secrets.sh", folder], check=True)
     return folder
 
 
 @pytest.fixture
-def mounted(made, tmp_path):
-    """`mounted(service)` is a folder with what that service has mounted."""
-    return lambda name, **environment: compose.mount(name, tmp_path / name, made, **environment)
+def mounted(secrets, tmp_path):
+    """Return a function that returns a folder with the mounted files of a service."""
+    return lambda name, **environment: compose.mount(name, tmp_path / name, secrets, **environment)
 
 
 def run(*command, cwd):
+    """Run a command in a folder."""
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def option(name, flag):
-    """Return the value of a flag in a service's command."""
+    """Return the value of a flag in the command of a service."""
     (value,) = [word.partition("=")[2] for word in SERVICES[name]["command"] if word.startswith(f"{flag}=")]
     return value
 
 
 def service_of(url, *, profile="monitoring"):
-    """Return the host of an address, which has to be a service that listens there and is up, too."""
+    """Return the host of an address, which must be a service of this profile with this port."""
     host, port = urlsplit(url if "//" in url else f"//{url}").netloc.split(":")
-    assert LISTENING[host] == int(port)
+    assert PORTS[host] == int(port)
     assert SERVICES[host].get("profiles", [profile]) == [profile]
     return host
 
 
-# Prometheus
+# -- Prometheus
 
 
 @pytest.mark.parametrize("targets", ["celery", "celery-rabbitmq"])
-def test_promtool_takes_the_configuration(mounted, targets):
+def test_promtool_accepts_the_configuration(mounted, targets):
     folder = mounted("prometheus", CELERY_TARGETS=targets)
     config = folder / option("prometheus", "--config.file").lstrip("/")
-    done = run(need("promtool"), "check", "config", config, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stdout, "a file with targets that is not there"
-    assert re.search(r"[1-9]\d* rules found", done.stdout)
+    result = run(need("promtool"), "check", "config", config, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "WARNING" not in result.stdout, "a file with targets is missing"
+    assert re.search(r"[1-9]\d* rules found", result.stdout)
 
 
 @pytest.mark.parametrize(("targets", "clusters"), [("celery", 1), ("celery-rabbitmq", 2)])
-def test_prometheus_watches_all_that_can_be_watched(mounted, targets, clusters):
+def test_prometheus_scrapes_all_services_with_metrics(mounted, targets, clusters):
     folder = mounted("prometheus", CELERY_TARGETS=targets) / "etc/prometheus"
     groups = [group for file in folder.glob("targets/*.yml") for group in yaml.safe_load(file.read_text())]
-    found = {}
+    services = {}
     for group in groups:
         (address,) = group["targets"]
         job = group.get("labels", {}).get("job", "celery")
-        assert job not in found
+        assert job not in services
         if address == "127.0.0.1:9090":
-            found[job] = "prometheus"
+            services[job] = "prometheus"
         else:
-            found[job] = service_of(address, profile="rabbitmq" if "rabbitmq" in job else "monitoring")
-    wanted = LISTENING.keys() - ({"exporter-rabbitmq"} if clusters == 1 else set())
-    assert sorted(found.values()) == sorted(wanted)
-    assert len([job for job in found if re.fullmatch(".*celery.*", job)]) == clusters, "as alerts find them"
+            services[job] = service_of(address, profile="rabbitmq" if "rabbitmq" in job else "monitoring")
+    expected = PORTS.keys() - ({"exporter-rabbitmq"} if clusters == 1 else set())
+    assert sorted(services.values()) == sorted(expected)
+    assert len([job for job in services if re.fullmatch(".*celery.*", job)]) == clusters, "a job for each"
 
 
-# Alertmanager
+# -- Alertmanager
 
 
 @pytest.fixture
@@ -107,10 +109,10 @@ def alertmanager_yml(mounted):
     return folder / option("alertmanager", "--config.file")
 
 
-def test_amtool_takes_the_configuration(alertmanager_yml):
-    done = run(need("amtool"), "check-config", alertmanager_yml, cwd=alertmanager_yml.parent)
-    assert done.returncode == 0, done.stderr
-    assert {"2 inhibit rules", "3 receivers"} <= set(re.findall(r"\d+ [a-z ]+(?=\n)", done.stdout))
+def test_amtool_accepts_the_configuration(alertmanager_yml):
+    result = run(need("amtool"), "check-config", alertmanager_yml, cwd=alertmanager_yml.parent)
+    assert result.returncode == 0, result.stderr
+    assert {"2 inhibit rules", "3 receivers"} <= set(re.findall(r"\d+ [a-z ]+(?=\n)", result.stdout))
 
 
 @pytest.mark.parametrize(
@@ -119,10 +121,10 @@ def test_amtool_takes_the_configuration(alertmanager_yml):
         (("alertname=CeleryExporterDown", "severity=critical"), "page"),
         (("alertname=CeleryWorkerDown", "severity=warning"), "chat"),
         (("alertname=CeleryWorkerPoolFull", "severity=info"), "mail"),
-        (("alertname=OfSomebodyElse",), "mail"),
+        (("alertname=Unrelated",), "mail"),
     ],
 )
-def test_who_is_told(alertmanager_yml, labels, receiver):
+def test_receivers(alertmanager_yml, labels, receiver):
     arguments = (
         "config",
         "routes",
@@ -130,17 +132,19 @@ def test_who_is_told(alertmanager_yml, labels, receiver):
         f"--config.file={alertmanager_yml}",
         f"--verify.receivers={receiver}",
     )
-    done = run(need("amtool"), *arguments, *labels, cwd=alertmanager_yml.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = run(need("amtool"), *arguments, *labels, cwd=alertmanager_yml.parent)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_every_severity_of_the_alerts_is_known():
+def test_severities_of_the_alerts():
     groups = yaml.safe_load((ROOT / "alerts/celery.rules.yml").read_text())["groups"]
-    found = {rule["labels"]["severity"] for group in groups for rule in group["rules"] if "alert" in rule}
-    assert found == {"critical", "warning", "info"}
+    severities = {
+        rule["labels"]["severity"] for group in groups for rule in group["rules"] if "alert" in rule
+    }
+    assert severities == {"critical", "warning", "info"}
 
 
-def test_receivers_take_their_secrets_from_the_files_mounted(alertmanager_yml):
+def test_receivers_read_their_secrets_from_mounted_files(alertmanager_yml):
     config = alertmanager_yml.read_text()
     files = re.findall(r"_file: (\S+)", config)
     assert len(files) == 3
@@ -150,7 +154,7 @@ def test_receivers_take_their_secrets_from_the_files_mounted(alertmanager_yml):
 
 @pytest.fixture
 def manager(alertmanager_yml, running):
-    """Return an Alertmanager so configured, but for its patience, and for whom it tells: `manager.pager`."""
+    """Yield an Alertmanager with this configuration, without group_wait, that notifies `manager.pager`."""
     with Webhook() as pager:
         config = yaml.safe_load(re.sub(r"group_wait: \S+", "group_wait: 0s", alertmanager_yml.read_text()))
         config["global"]["pagerduty_url"] = pager.url
@@ -164,10 +168,12 @@ def manager(alertmanager_yml, running):
 
 
 def url(manager):
+    """Return the URL of the alerts API."""
     return f"http://{manager.address}/api/v2/alerts"
 
 
 def fire(manager, *alerts):
+    """Send alerts to an Alertmanager."""
     body = json.dumps(
         [{"labels": {"job": "celery", **alert}, "annotations": {"summary": "Look"}} for alert in alerts]
     )
@@ -178,12 +184,12 @@ def fire(manager, *alerts):
 
 
 def states(manager):
-    """Return which alerts it passes on ("active"), and which it keeps to itself ("suppressed")."""
-    with urllib.request.urlopen(url(manager), timeout=ANSWER_TIMEOUT) as answer:
-        return {alert["labels"]["alertname"]: alert["status"]["state"] for alert in json.load(answer)}
+    """Return the state of each alert, "active" or "suppressed"."""
+    with urllib.request.urlopen(url(manager), timeout=ANSWER_TIMEOUT) as response:
+        return {alert["labels"]["alertname"]: alert["status"]["state"] for alert in json.load(response)}
 
 
-def test_messages_go_out_with_the_secrets_from_the_files(manager):
+def test_notifications_use_the_secrets_from_the_files(manager):
     fire(manager, {"alertname": "CeleryExporterDown", "severity": "critical"})
     bodies = eventually(lambda: len(manager.pager.bodies) == 2 and manager.pager.bodies)
     chat, page = sorted(bodies, key=lambda body: "routing_key" in body)
@@ -192,39 +198,39 @@ def test_messages_go_out_with_the_secrets_from_the_files(manager):
     assert "CeleryExporterDown: Look" in chat["attachments"][0]["title"]
 
 
-def test_a_critical_silences_the_warnings_that_follow_from_it(manager):
+def test_a_critical_alert_inhibits_the_warnings_that_it_causes(manager):
     warnings = [
         {"alertname": "CeleryWorkerDown", "severity": "warning", "worker": "a@b"},
         {"alertname": "CeleryHighQueueDepth", "severity": "warning", "queue_name": "emails"},
         {"alertname": "CeleryQueueWaitHigh", "severity": "warning", "queue_name": "reports"},
         {"alertname": "CeleryEventsMissed", "severity": "warning", "job": "celery-rabbitmq"},
-        {"alertname": "OfSomebodyElse", "severity": "warning"},
+        {"alertname": "Unrelated", "severity": "warning"},
     ]
     expected = dict.fromkeys((alert["alertname"] for alert in warnings), "active")
 
-    def follows(critical, *silenced):
+    def inhibits(critical, *warnings):
         fire(manager, critical)
-        expected.update({critical["alertname"]: "active"} | dict.fromkeys(silenced, "suppressed"))
+        expected.update({critical["alertname"]: "active"} | dict.fromkeys(warnings, "suppressed"))
         until_equal(lambda: states(manager), expected)
 
     fire(manager, *warnings)
     until_equal(lambda: states(manager), expected)
-    follows(
+    inhibits(
         {"alertname": "CeleryQueueWithoutConsumers", "severity": "critical", "queue_name": "emails"},
         "CeleryHighQueueDepth",
     )
-    follows(
+    inhibits(
         {"alertname": "CeleryNoWorkersOnline", "severity": "critical"},
         "CeleryWorkerDown",
         "CeleryQueueWaitHigh",
     )
 
 
-# Redis
+# -- Redis
 
 
 class Configured(RedisServer):
-    """As in the stack, on a port of its own."""
+    """Redis with the command of the stack, on another port."""
 
     def command(self):
         return [
@@ -237,9 +243,9 @@ class Configured(RedisServer):
         ]
 
 
-def test_redis_takes_the_configuration_and_asks_for_the_password(mounted, made, running):
+def test_redis_accepts_the_configuration_and_requires_the_password(mounted, secrets, running):
     folder = mounted("redis") / SERVICES["redis"]["working_dir"].lstrip("/")
-    server = Configured(folder, password=(made / "redis_password").read_text().strip())
+    server = Configured(folder, password=(secrets / "redis_password").read_text().strip())
     client = running(server).client()
     settings = client.config_get("maxmemory", "maxmemory-policy", "appendonly", "save")
     assert settings == {
@@ -254,10 +260,10 @@ def test_redis_takes_the_configuration_and_asks_for_the_password(mounted, made, 
         redis.Redis(port=server.port, retry=Retry(NoBackoff(), 0)).ping()
 
 
-# Grafana, Loki and Alloy have no tool here: what they name has to be there.
+# -- Grafana, Loki and Alloy: without their programs, the tests check that the named files and services exist
 
 
-def test_grafana_is_provisioned_with_what_is_mounted(mounted):
+def test_grafana_is_provisioned_with_the_mounted_files(mounted):
     folder = mounted("grafana")
     provisioning = folder / "etc/grafana/provisioning"
     (provider,) = yaml.safe_load((provisioning / "dashboards/celery.yml").read_text())["providers"]
@@ -269,13 +275,13 @@ def test_grafana_is_provisioned_with_what_is_mounted(mounted):
     for source in sources:
         assert service_of(source["url"]) == source["type"] == source["uid"]
     (default,) = [source for source in sources if source.get("isDefault")]
-    wanted = {
+    types = {
         variable["query"]
         for path in boards
         for variable in json.loads(path.read_text())["templating"]["list"]
         if variable["type"] == "datasource"
     }
-    assert wanted == {default["type"]}
+    assert types == {default["type"]}
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     assert default["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
 
@@ -283,13 +289,13 @@ def test_grafana_is_provisioned_with_what_is_mounted(mounted):
 INTERVAL = "15s"
 
 
-def test_whatever_scrapes_does_so_in_one_interval():
-    """The rules are made for it: the subquery of CeleryWorkerDown has it as its step."""
+def test_all_scrape_intervals_are_equal():
+    """The rules depend on it: it is the step of the subquery in CeleryWorkerDown."""
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     monitor = yaml.safe_load((ROOT / "deploy/kubernetes/servicemonitor.yaml").read_text())
     rules = (ROOT / "alerts/celery.rules.yml").read_text()
     intervals = {
-        *(prometheus["global"][f"{each}_interval"] for each in ("scrape", "evaluation")),
+        *(prometheus["global"][f"{name}_interval"] for name in ("scrape", "evaluation")),
         *(endpoint["interval"] for endpoint in monitor["spec"]["endpoints"]),
         *re.findall(r"\[\d+m:(\w+)\]", rules),
         *re.findall(r"scrape_interval: (\w+)", NOT_SCRAPED.remedy),
@@ -297,36 +303,36 @@ def test_whatever_scrapes_does_so_in_one_interval():
     assert intervals == {INTERVAL}
 
 
-def test_logs_go_from_the_engine_to_loki(mounted):
+def test_alloy_sends_container_logs_to_loki(mounted):
     *_, path = SERVICES["alloy"]["command"]
     config = (mounted("alloy") / path.lstrip("/")).read_text()
     targets = {target: mode for _, target, mode in compose.volumes(SERVICES["alloy"])}
-    assert targets[option("alloy", "--storage.path")] == "rw"  # where it has read up to
+    assert targets[option("alloy", "--storage.path")] == "rw"  # the positions in the log files
     assert targets[path] == "ro"
     assert service_of(re.findall(r'url = "(.*)"', config)[0]) == "loki"
     assert targets[re.findall(r'"__path__" = "(.*?)/\*', config)[0]] == "ro"
     port = option("alloy", "--server.http.listen-addr").rpartition(":")[2]
     assert f"/{port}" in SERVICES["alloy"]["healthcheck"]["test"][-1]
-    # Each component that another one names is there, and of that kind.
-    made = {f"{kind}.{name}" for kind, name in re.findall(r'^([a-z._]+) "(\w+)" {', config, re.MULTILINE)}
+    # Each referenced component is defined.
+    defined = {f"{kind}.{name}" for kind, name in re.findall(r'^([a-z._]+) "(\w+)" {', config, re.MULTILINE)}
     used = set(re.findall(r"\b((?:local|loki)\.[a-z_]+\.\w+)\.(?:targets|receiver)", config))
-    assert used == made - {"loki.source.file.containers"}
+    assert used == defined - {"loki.source.file.containers"}
     assert {service["logging"]["driver"] for service in SERVICES.values()} == {"json-file"}
     assert {service["logging"]["options"]["tag"] for service in SERVICES.values()} == {"{{.Name}}"}
 
 
-def test_loki_writes_where_it_has_a_volume(mounted):
+def test_loki_writes_to_its_volume(mounted):
     config = yaml.safe_load((mounted("loki") / "etc/loki/loki.yml").read_text())
     (volume,) = [target for _, target, mode in compose.volumes(SERVICES["loki"]) if mode == "rw"]
-    places = (config["common"]["path_prefix"], config["compactor"]["working_directory"])
+    folders = (config["common"]["path_prefix"], config["compactor"]["working_directory"])
     assert all(
-        place.startswith(volume) for place in (*places, *config["common"]["storage"]["filesystem"].values())
+        path.startswith(volume) for path in (*folders, *config["common"]["storage"]["filesystem"].values())
     )
-    assert config["server"]["http_listen_port"] == LISTENING["loki"]
+    assert config["server"]["http_listen_port"] == PORTS["loki"]
 
 
 @pytest.mark.parametrize("name", ["prometheus", "alertmanager", "loki"])
-def test_a_program_reads_the_file_that_is_mounted(name):
+def test_a_program_reads_its_mounted_file(name):
     flag = "--config.file" if name in {"prometheus", "alertmanager"} else "-config.file"
     path = option(name, flag)
     folder = SERVICES[name].get("working_dir", "")

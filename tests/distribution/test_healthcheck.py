@@ -1,4 +1,4 @@
-"""`celery-exporter healthcheck`: 0 or 1, and one line, from the settings that the exporter itself has."""
+"""`celery-exporter healthcheck` exits with 0 or 1 and prints one line, with the settings of the exporter."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ MUTUAL = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "c
 
 
 def check(*arguments: str, **environment: str) -> tuple[int, str]:
-    """Return its exit code and its one line."""
+    """Return the exit code and the printed line."""
     result = run_cli("healthcheck", *arguments, environment=environment, deadline=20)
     lines = (result.stdout + result.stderr).splitlines()
     assert len(lines) == 1, lines
-    assert bool(result.stderr) is bool(result.returncode), "good news go to stdout, bad ones to stderr"
+    assert bool(result.stderr) is bool(result.returncode), "success is printed on stdout, failure on stderr"
     return result.returncode, lines[0]
 
 
 @pytest.fixture
 def app(tmp_path, running):
-    """Run an exporter whose broker is not there: that is no reason to restart it."""
-    return running(Exporter(tmp_path, unreachable_url()))
+    """Run an exporter without a broker, which is healthy: a restart would not help."""
+    return running(Exporter(tmp_path, nobody()))
 
 
-def test_a_healthy_one(app):
+def test_a_healthy_exporter(app):
     line = f"healthy: http://127.0.0.1:{app.port}/-/healthy answered 200"
     assert check("--port", str(app.port)) == (0, line)
     assert check(CELERY_EXPORTER_PORT=str(app.port)) == (0, line)
@@ -40,14 +40,14 @@ def test_a_healthy_one(app):
     assert check(PROMETHEUS_PORT=str(app.port), CELERY_EXPORTER_HOST="::ffff:127.0.0.1")[0] == 0
 
 
-def test_options_before_the_command_count_too(app):
+def test_options_before_the_command_apply(app):
     result = run_cli("--port", str(app.port), "healthcheck")
     assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("host", ["::", "::1", "localhost"])
-def test_any_address_that_it_may_listen_on(tmp_path, host):
-    app = Exporter(tmp_path, unreachable_url(), "--host", host)
+def test_every_listen_address(tmp_path, host):
+    app = Exporter(tmp_path, nobody(), "--host", host)
     try:
         app.start()
         eventually(lambda: check("--host", host, "--port", str(app.port))[0] == 0, 20)
@@ -56,7 +56,7 @@ def test_any_address_that_it_may_listen_on(tmp_path, host):
         app.kill()
 
 
-def test_nobody_listens():
+def test_no_listener():
     port = free_port()
     assert check("--port", str(port)) == (
         1,
@@ -64,7 +64,7 @@ def test_nobody_listens():
     )
 
 
-def test_nobody_answers(app):
+def test_no_answer(app):
     app.pause()
     try:
         code, line = check("--port", str(app.port))
@@ -73,16 +73,16 @@ def test_nobody_answers(app):
     assert (code, line.rpartition(": ")[2]) == (1, "no answer in 2 s")
 
 
-def test_a_stranger_answers():
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        stranger.settimeout(ANSWER_TIMEOUT)
-        port = str(stranger.getsockname()[1])
+def test_another_program_answers():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(ANSWER_TIMEOUT)
+        port = str(server.getsockname()[1])
 
         def answer() -> None:
-            taken, _ = stranger.accept()
-            with taken:
-                taken.recv(4096)
-                taken.sendall(b"220 mail.example ESMTP\r\n")
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"220 mail.example ESMTP\r\n")
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -92,7 +92,7 @@ def test_a_stranger_answers():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--port", "x"), "--port: got 'x'"),
         (("--port", "0"), "--port: got 0"),
@@ -100,11 +100,11 @@ def test_a_stranger_answers():
         (("--host", "no such host"), "unhealthy"),
     ],
 )
-def test_a_wrong_setting_is_unhealthy(arguments, said):
-    """Container engines know 0 and 1; what is 2 for the exporter is 1 here."""
+def test_an_invalid_setting_is_unhealthy(arguments, message):
+    """Container engines support 0 and 1 only, so usage errors exit with 1."""
     code, line = check(*arguments)
     assert code == 1
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_a_wrong_setting_is_unhealthy(arguments, said):
     ],
     ids=["nothing", "password", "TLS", "old TLS", "new TLS and password", "client certificate"],
 )
-def test_behind_a_web_config_file(tmp_path, running, section, scheme):
-    """It needs neither password nor certificate, and believes any certificate of its own listener."""
-    app = WebConfigExporter(tmp_path, **section)
+def test_with_a_web_config_file(tmp_path, running, section, scheme):
+    """It needs no password or client certificate, and accepts any certificate of the exporter."""
+    app = Guarded(tmp_path, **section)
     if app.client:
         app.client.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         app.client.set_ciphers("ALL:@SECLEVEL=0")
@@ -133,10 +133,10 @@ def test_behind_a_web_config_file(tmp_path, running, section, scheme):
 
 @pytest.mark.parametrize("section", [{}, {"tls_server_config": {}}], ids=["plain", "TLS"])
 @pytest.mark.parametrize(
-    "spoilt", ["nosuch: 1", '{"tls_server_config": {"cert": "x", "key": "x"}}', "{}", None]
+    "content", ["nosuch: 1", '{"tls_server_config": {"cert": "x", "key": "x"}}', "{}", None]
 )
-def test_a_file_that_was_spoilt_does_not_end_an_exporter_that_is_well(tmp_path, running, section, spoilt):
-    """It holds on to what it read; a restart, which is what this check leads to, would be its end."""
-    app = running(WebConfigExporter(tmp_path, **section))
-    app.file.unlink() if spoilt is None else app.file.write_text(spoilt)
+def test_an_exporter_with_an_invalid_file_stays_healthy(tmp_path, running, section, content):
+    """It uses the last valid configuration. A failed check would restart it, and the start would fail."""
+    app = running(Guarded(tmp_path, **section))
+    app.file.unlink() if content is None else app.file.write_text(content)
     assert check("--port", str(app.port), "--web.config.file", str(app.file))[0] == 0

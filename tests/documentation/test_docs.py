@@ -1,7 +1,7 @@
-"""The pages: what is printed is current, the site builds strictly and fetches nothing, examples are right.
+"""The pages: generated parts are current, the site builds in strict mode, and examples are valid.
 
-Each block of a page has a language, and each language a check (`CHECKS`). After a change that is meant:
-make golden.
+Each block of a page has a language, and each language has a check (`CHECKS`). Run `make golden` after an
+intended change.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 README = ROOT / "README.md"
 API = "/api/v1/status"
-#: As often as the stack is scraped.
+#: The scrape interval of the stack.
 INTERVAL = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"][
     "scrape_interval"
 ]
 
 
-# -- what is printed -----------------------------------------------------------------------------------
+# -- generated parts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", printed.made(), ids=lambda path: path.name)
-def test_what_is_committed_is_what_the_code_says(path):
+def test_generated_parts_are_current(path):
     assert path.read_text() == printed.made()[path]
 
 
-def test_marks_that_are_lost_are_told_of():
+def test_missing_marks_are_an_error():
     assert filled("<!-- a -->\nold\n<!-- end of a -->", {"a": "new"}) == "<!-- a -->\nnew\n<!-- end of a -->"
     assert filled("<!-- a -->\n<!-- end of a -->\n", {"a": ""}) == "<!-- a -->\n\n<!-- end of a -->\n"
     with pytest.raises(ValueError, match="marks of b"):
@@ -73,9 +73,9 @@ def test_every_problem_is_in_the_table():
             ), name
 
 
-def test_what_brokers_say_is_in_the_table():
+def test_errors_of_brokers_are_in_the_table():
     lines = checks.table().splitlines()
-    for check, found, remedy in [
+    for check, message, remedy in [
         ("url", "unknown scheme", "kombu supports"),
         ("url", "cannot be read", "percent-encode"),
         ("login", "NOAUTH or WRONGPASS", "rabbitmqctl change_password USER PASSWORD"),
@@ -88,28 +88,28 @@ def test_what_brokers_say_is_in_the_table():
         ("subscription", "access one of the channels", "ACL SETUSER USER '&/0.celeryev/"),
         ("eviction", "maxmemory-policy is", "noeviction"),
     ]:
-        assert any(line.startswith(f"| {check} |") and found in line and remedy in line for line in lines), (
-            check
-        )
+        assert any(
+            line.startswith(f"| {check} |") and message in line and remedy in line for line in lines
+        ), check
 
 
 # -- metrics -------------------------------------------------------------------------------------------
 
 
-def test_each_metric_says_when_it_is_absent_if_it_can_be():
-    """An exporter that has just begun, and knows nothing, is what shows it."""
-    nothing = exporter_state(0.0)
-    nothing = type(nothing)(
-        **{field: getattr(nothing, field) for field in nothing.__struct_fields__}
+def test_every_metric_that_can_be_absent_says_when():
+    """Such metrics are missing in an exporter that has just started."""
+    exporter = surroundings(0.0)
+    exporter = type(exporter)(
+        **{field: getattr(exporter, field) for field in exporter.__struct_fields__}
         | {"queue_stats": {}, "unacked": None, "jobs": [], "event_lag": None, "last_event": None}
         | {"no_events": "memory:// has no fan-out"}
     )
-    snapshot = take_snapshot(Cluster(Limits(), Aggregates((), ())), nothing)
+    snapshot = take_snapshot(Cluster(Limits(), Aggregates((), ())), exporter)
     missing = {row.name for row in metrics.rows() if not list(row.samples(snapshot))}
     assert {row.name for row in metrics.rows() if row.absent} == missing
 
 
-def test_each_metric_has_an_example_that_asks_for_it():
+def test_every_metric_has_an_example_that_uses_it():
     for row in metrics.rows():
         assert re.search(rf"\b{row.name}(_bucket|_sum|_count)?\b", row.example), row.name
 
@@ -118,7 +118,7 @@ def test_each_metric_has_an_example_that_asks_for_it():
 
 
 class Page(HTMLParser):
-    """What a built page links to, and what a browser fetches with it."""
+    """The links of a built page, and the files that a browser loads with it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -135,21 +135,22 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
+    """Return the folder of the built site."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(DOCS, folder / "docs")
     shutil.copy(ROOT / "zensical.toml", folder)
-    done = subprocess.run(
+    result = subprocess.run(
         [need("zensical"), "build", "--strict", "--clean"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     return folder / "site"
 
 
-def test_each_page_is_built_and_in_the_navigation(site):
+def test_every_page_is_built_and_in_the_navigation(site):
     nav = re.findall(r'" = "(.+)" }', (ROOT / "zensical.toml").read_text())
     pages = {page.relative_to(DOCS) for page in PAGES}
     assert sorted(nav) == sorted(map(str, pages))
@@ -157,15 +158,15 @@ def test_each_page_is_built_and_in_the_navigation(site):
     assert built == pages | {Path("404.md")}
 
 
-def test_nothing_is_fetched_from_elsewhere(site):
-    fetched = {what for path in site.rglob("*.html") for what in Page(path).fetched}
-    assert fetched
-    assert {what for what in fetched if urlsplit(what).netloc} == set()
+def test_the_site_loads_no_external_files(site):
+    urls = {url for path in site.rglob("*.html") for url in Page(path).fetched}
+    assert urls
+    assert {url for url in urls if urlsplit(url).netloc} == set()
     styles = "".join(path.read_text() for kind in ("css", "html") for path in site.rglob(f"*.{kind}"))
     assert re.findall(r"url\(\s*['\"]?(?:https?:)?//[^)]*|@import[^;]*//[^;]*", styles) == []
 
 
-def test_every_file_that_a_page_shows_or_links_to_is_there(site):
+def test_every_linked_or_loaded_file_exists(site):
     for path in site.rglob("*.html"):
         page = Page(path)
         for target in (*page.links, *page.fetched):
@@ -178,7 +179,7 @@ def test_every_file_that_a_page_shows_or_links_to_is_there(site):
 
 
 class Block(NamedTuple):
-    """A block of a page between its fences."""
+    """A fenced block of a page."""
 
     page: str
     line: int
@@ -187,30 +188,32 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
+    """Yield the fenced blocks of a page."""
     lines = iter(enumerate(page.read_text().splitlines(), 1))
     for number, line in lines:
         fence = re.fullmatch(r"( *)```(.*)", line)
         if fence:
-            inside = []
+            content = []
             for _, text in lines:
                 if text.strip() == "```":
                     break
-                inside.append(text.removeprefix(fence[1]))
+                content.append(text.removeprefix(fence[1]))
             language = fence[2].partition(" ")[0]
-            yield Block(str(page.relative_to(ROOT)), number, language, "\n".join(inside) + "\n")
+            yield Block(str(page.relative_to(ROOT)), number, language, "\n".join(content) + "\n")
 
 
 BLOCKS = [block for page in (README, *PAGES) for block in blocks(page)]
 
 
 def check_console(text: str, _folder: Path) -> None:
-    """A dollar, and a command that is right as far as it is ours; lines without one are what it prints."""
+    """Check the commands, which begin with a dollar; other lines are output."""
     commands = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
-    assert commands, "a block of output is text"
+    assert commands, "a block of output has the language text"
     check_sh("\n".join(commands), _folder)
 
 
 def check_sh(text: str, _folder: Path) -> None:
+    """Check the syntax, and the options and files of this project."""
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     for command in text.splitlines():
         words = list(shlex.shlex(command, punctuation_chars=True, posix=True))
@@ -220,77 +223,83 @@ def check_sh(text: str, _folder: Path) -> None:
             elif word == "make":
                 assert re.search(rf"^{words[index + 1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
             elif word.startswith(("deploy/", "alerts/", "dashboards/")):
-                made = "deploy/secrets/" in word
-                assert made or (ROOT / word).exists(), word
+                is_generated = "deploy/secrets/" in word
+                assert is_generated or (ROOT / word).exists(), word
 
 
 def is_command(before: list[str]) -> bool:
-    """Tell whether a command begins after these words."""
+    """Return whether a command begins after these words."""
     return not before or before[-1] in {"|", "||", "&&", ";", "(", "sudo", "exec"} or "=" in before[-1]
 
 
 def until_operator(words: list[str]) -> list[str]:
+    """Return the words of a command, up to a shell operator."""
     ends = (index for index, word in enumerate(words) if set(word) <= set("|&;<>()"))
     return words[: next(ends, len(words))]
 
 
 def check_options(words: list[str]) -> None:
-    named = [word for word in words if word in _command.commands]
-    commands = [_command, *(_command.commands[name] for name in named)]
-    ours = {flag for each in commands for parameter in each.params for flag in parameter.opts}
+    """Check that the options of a celery-exporter command exist."""
+    names = [word for word in words if word in _command.commands]
+    commands = [_command, *(_command.commands[name] for name in names)]
+    existing = {flag for command in commands for parameter in command.params for flag in parameter.opts}
     flags = {word.partition("=")[0] for word in words if word.startswith("-")}
-    assert flags <= ours | {"--help", "-h"}, flags - ours
+    assert flags <= existing | {"--help", "-h"}, flags - existing
 
 
 def check_promql(text: str, folder: Path) -> None:
+    """Check an expression."""
     check_rules([{"record": "example", "expr": text}], folder)
 
 
 def check_rules(rules: list[object], folder: Path) -> None:
+    """Check recording and alerting rules."""
     path = folder / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "example", "rules": rules}]}))
     promtool("check", "rules", str(path))
 
 
 def promtool(*arguments: str) -> None:
-    done = subprocess.run([need("promtool"), *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Run promtool, which must succeed."""
+    result = subprocess.run([need("promtool"), *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def check_yaml(text: str, folder: Path) -> None:
-    """Prometheus' own are for promtool; what Kubernetes reads is held by tests/distribution, where it is."""
-    for found in yaml.safe_load_all(text):
-        if isinstance(found, list):
-            check_rules(found, folder)
-        elif "scrape_configs" in found:
-            assert {job["scrape_interval"] for job in found["scrape_configs"]} == {INTERVAL}
+    """Check files of Prometheus with promtool; tests/distribution checks those of Kubernetes."""
+    for document in yaml.safe_load_all(text):
+        if isinstance(document, list):
+            check_rules(document, folder)
+        elif "scrape_configs" in document:
+            assert {job["scrape_interval"] for job in document["scrape_configs"]} == {INTERVAL}
             path = folder / "prometheus.yml"
             path.write_text(text)
             promtool("check", "config", "--syntax-only", str(path))
-        elif "basic_auth_users" in found:
+        elif "basic_auth_users" in document:
             web_config.parse(text.encode())
         else:
-            assert "apiVersion" in found or "resources" in found, found.keys()
+            assert "apiVersion" in document or "resources" in document, document.keys()
 
 
 def check_python(text: str, _folder: Path) -> None:
-    known = {name for name, _ in flatten(NAMESPACES)}
+    """Check that assigned Celery settings exist."""
+    existing = {name for name, _ in flatten(NAMESPACES)}
     tree = ast.parse(text)
     targets = [node.targets[0] for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-    settings = {each.attr for each in targets if isinstance(each, ast.Attribute)}
-    names = {each.id for each in targets if isinstance(each, ast.Name)}
+    settings = {target.attr for target in targets if isinstance(target, ast.Attribute)}
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
     settings |= {name.removeprefix("CELERY_").lower() for name in names if name.startswith("CELERY_")}
-    assert settings <= known
+    assert settings <= existing
 
 
 def check_json(text: str, _folder: Path) -> None:
-    """What the API answers: with each field that there is, and none that there is not."""
-    found = msgspec.json.decode(text, type=Status, strict=True)
-    assert json.loads(msgspec.json.encode(found)) == json.loads(text)
+    """Check that a response of the status API has all fields and no others."""
+    status = msgspec.json.decode(text, type=Status, strict=True)
+    assert json.loads(msgspec.json.encode(status)) == json.loads(text)
 
 
 def check_mermaid(text: str, _folder: Path) -> None:
-    """A flowchart whose arrows go from box to box."""
+    """Check that the arrows of a flowchart connect existing boxes."""
     kind, *lines = text.splitlines()
     boxes = set(re.findall(r"^  (\w+)\[", text, re.MULTILINE))
     arrows = [re.fullmatch(r"  (\w+) --> (\w+)", line) for line in lines if "-->" in line]
@@ -307,7 +316,7 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "yaml": check_yaml,
     "python": check_python,
     "json": check_json,
-    "text": lambda _text, _folder: None,  # what something printed
+    "text": lambda _text, _folder: None,  # output of a program
 }
 
 
@@ -316,8 +325,8 @@ def test_every_block_has_a_language_and_every_language_a_check():
     assert {block.language for block in BLOCKS} == set(CHECKS)
 
 
-def test_what_is_in_a_list_is_indented_as_markdown_wants_it():
-    """By four: with three GitHub sees a list, and the site's Markdown its end."""
+def test_blocks_in_lists_are_indented_by_four():
+    """With three spaces, the Markdown of the site ends the list, unlike GitHub's."""
     for page in PAGES:
         assert not re.search(r"^(?: {4})* {1,3}```", page.read_text(), re.MULTILINE), page.name
 
@@ -325,14 +334,14 @@ def test_what_is_in_a_list_is_indented_as_markdown_wants_it():
 @pytest.mark.parametrize(
     "block",
     [block for block in BLOCKS if block.language != "promql"],
-    ids=lambda each: f"{each.page}:{each.line}",
+    ids=lambda block: f"{block.page}:{block.line}",
 )
-def test_an_example_is_right(block, tmp_path):
+def test_an_example_is_valid(block, tmp_path):
     CHECKS[block.language](block.text, tmp_path)
 
 
-def test_promql_examples_are_right(tmp_path):
-    """All of them in one go, for promtool takes a while to start."""
+def test_promql_examples_are_valid(tmp_path):
+    """One run of promtool checks all of them, because it starts slowly."""
     queries = [block.text for block in BLOCKS if block.language == "promql"]
     assert len(queries) > len(metrics.rows())
     check_rules(
@@ -340,31 +349,31 @@ def test_promql_examples_are_right(tmp_path):
     )
 
 
-def test_what_the_pages_ask_the_api_is_answered_so():
-    """Each command that asks it is run, on an exporter that shows the example."""
-    own = [block for block in BLOCKS if block.page == "docs/reference/status-api.md"]
-    (example,) = (block.text for block in own if block.language == "json")
-    (console,) = (block.text for block in own if block.language == "console")
+def test_the_commands_for_the_status_api_print_the_shown_output():
+    """The commands run against a server that responds with the example of the page."""
+    page_blocks = [block for block in BLOCKS if block.page == "docs/reference/status-api.md"]
+    (example,) = (block.text for block in page_blocks if block.language == "json")
+    (console,) = (block.text for block in page_blocks if block.language == "console")
     assert console.count(API) > 1
     need("curl")
     need("jq")
     with serve_status(msgspec.json.decode(example, type=Status)) as served:
         for part in console.removeprefix("$ ").split("\n$ "):
-            command, _, printed_ = part.partition("\n")
-            here = command.replace("http://127.0.0.1:9808/", served.url)
-            done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True)
-            assert done.stdout.strip() == printed_.strip()
+            command, _, output = part.partition("\n")
+            command = command.replace("http://127.0.0.1:9808/", served.url)
+            result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+            assert result.stdout.strip() == output.strip()
 
 
-def test_only_what_needs_newer_servers_fetches_them():
-    def does(target: str) -> str:
+def test_only_targets_that_need_newer_servers_download_them():
+    def commands_of(target: str) -> str:
         command = [need("make"), "--dry-run", "--directory", ROOT, target]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert "install-newer.sh" in does("test")
+    assert "install-newer.sh" in commands_of("test")
     for target in ("servers", "stack", "truth", "faults", "screenshots", "bench"):
-        assert "install-servers.sh" in does(target)
-        assert "install-newer.sh" not in does(target)
+        assert "install-servers.sh" in commands_of(target)
+        assert "install-newer.sh" not in commands_of(target)
 
 
 def test_a_wrong_example_is_found(tmp_path):

@@ -1,6 +1,6 @@
-"""The commands of README and pages are run, on a real cluster.
+"""Runs the commands of README and pages on a real cluster.
 
-Those of programs that are not ours to start here are named in `ELSEWHERE`, with where they are held.
+`NOT_RUN` names the programs that do not run here, with the reason or the test that covers them.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ from harness.workers import client as make_client
 from documentation.test_docs import BLOCKS
 from tools.docgen import metrics
 
-#: Programs that are run here, but for those of our own.
+#: Programs that run here, besides celery-exporter.
 RUN = ("celery", "curl", "promtool", "redis-cli", "zcat")
-#: Program → why it is not run here.
-ELSEWHERE = {
+#: Program → why it does not run here, or the test that covers it.
+NOT_RUN = {
     ".venv/bin/pip": "tests/distribution/test_package.py",
     "deploy/secrets.sh": "tests/distribution/test_compose.py",
-    "dmesg": "of the machine",
-    "echo": "into a file of root's; tests/distribution/test_systemd.py",
-    "python3": "asks for a password, or makes the environment that this runs in",
+    "dmesg": "reads the log of the machine",
+    "echo": "writes a file of root; tests/distribution/test_systemd.py",
+    "python3": "asks for a password, or creates the environment of the tests",
     "sudo": "changes the machine; tests/distribution/test_systemd.py",
-    "rabbitmq-diagnostics": "of RabbitMQ's host; tests/integration/test_blocked_publishers.py has the alarm",
+    "rabbitmq-diagnostics": "runs on the host of RabbitMQ; tests/integration/test_blocked.py has the alarm",
     "docker": "no engine; tests/distribution/test_image.py, test_compose.py",
-    "export": "sets what the others have here anyhow",
-    "journalctl": "of the machine",
+    "export": "sets variables that all commands have here",
+    "journalctl": "reads the log of the machine",
     "kubectl": "no cluster; tests/distribution/test_kubernetes.py",
     "make": "tests/integration/test_harness.py, tests/integration/test_benchmarks.py",
-    "py-spy": "of who wants it",
-    "sed": "changes the rules; on a copy in tests/alerts/test_rules.py",
-    "systemctl": "of the machine; tests/distribution/test_systemd.py",
+    "py-spy": "not installed",
+    "sed": "changes the rules; tests/alerts/test_rules.py runs it on a copy",
+    "systemctl": "changes the machine; tests/distribution/test_systemd.py",
 }
 #: Page → the test that runs its commands.
 TESTED_ELSEWHERE = {
     "docs/reference/status-api.md": "test_docs.py",
     "docs/tutorials/getting-started.md": "test_getting_started.py",
 }
-#: What runs until it is ended, is: after so many seconds.
-ENOUGH = 4
-#: What docs/how-to/migrate.md shows the error of.
+#: A command that does not end by itself is stopped after this time.
+RUN_SECONDS = 4
+#: The command whose error docs/how-to/migrate.md shows.
 CLASH = "celery-exporter --broker-url redis://127.0.0.1:6379/0 --profile native,danihodovic"
-#: How they end that say by it what they found.
+#: Expected exit codes of commands whose code is a result.
 CODES = {"celery-exporter doctor": {0, 1}, CLASH: {2}}
 
 
 def commands(page: str) -> list[str]:
-    """Return a page's commands in their order, each once."""
+    """Return the commands of a page in order, without repetitions."""
     lines = [
         line.removeprefix("$ ").partition("    #")[0].strip()
         for block in BLOCKS
@@ -79,18 +79,18 @@ def program(command: str) -> str:
     return next(word for word in shlex.split(command, comments=True) if "=" not in word)
 
 
-#: Page → its commands of programs that are run here.
+#: Page → its commands that run here.
 PAGES = {
-    page: mine
+    page: runnable
     for page in dict.fromkeys(block.page for block in BLOCKS)
     if page not in TESTED_ELSEWHERE
-    and (mine := [each for each in commands(page) if program(each) in (*RUN, "celery-exporter")])
+    and (runnable := [command for command in commands(page) if program(command) in (*RUN, "celery-exporter")])
 }
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """Return where things are: a broker, a worker that ran tasks of each kind, an exporter, a Prometheus."""
+    """Yield a broker, an exporter and a Prometheus, with a worker that ran tasks of each kind."""
     folder = tmp_path_factory.mktemp("cluster")
     with ExitStack() as stack:
         broker = stack.enter_context(RedisServer(folder / "redis"))
@@ -107,48 +107,48 @@ def cluster(tmp_path_factory) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(broker=broker, exporter=exporter, prometheus=server)
 
 
-def here(command: str, cluster: SimpleNamespace) -> str:
-    """Return a command with what it has in capitals, and addresses, as they are here."""
-    ours = f"http://127.0.0.1:{cluster.exporter.port}"
+def with_addresses(command: str, cluster: SimpleNamespace) -> str:
+    """Return a command with the names and addresses of the cluster in place of those of the page."""
+    exporter_url = f"http://127.0.0.1:{cluster.exporter.port}"
     words = {
         "TASK_NAME": "tasks.succeed",
         "QUEUE_NAME": "celery",
         "WORKER": "w@box",
-        "https://exporter.example:9808": ours,
-        "http://127.0.0.1:9808": ours,
+        "https://exporter.example:9808": exporter_url,
+        "http://127.0.0.1:9808": exporter_url,
         "redis://127.0.0.1:6379/0": cluster.broker.url,
         "redis://127.0.0.1:6380/0": cluster.broker.url,
         "--seconds 60": "--seconds 1",
     }
-    return re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], command)
+    return re.sub("|".join(map(re.escape, words)), lambda match: words[match[0]], command)
 
 
 def run(command: str, cluster: SimpleNamespace, folder: Path) -> str | None:
-    """Run it; return what was wrong, or None. A command that is endless may need longer on a busy machine."""
+    """Run a command, and return its error or None; an endless command has a second, longer attempt."""
     if not is_endless(command):
         return run_once(command, cluster, folder)
-    wrong = run_once(command, cluster, folder, ENOUGH)
-    return wrong and run_once(command, cluster, folder, BUSY_FACTOR * ENOUGH)
+    error = run_once(command, cluster, folder, RUN_SECONDS)
+    return error and run_once(command, cluster, folder, BUSY_FACTOR * RUN_SECONDS)
 
 
 def run_once(command: str, cluster: SimpleNamespace, folder: Path, seconds: int | None = None) -> str | None:
-    """Run it, for so many seconds at most; its code is that of the first program of a pipe."""
+    """Run a command for some seconds at most; the exit code of a pipe is that of its first program."""
     environment = clean_environment(
         {
             "PATH": f"{strict_curl(folder)}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(TESTS),
             BROKER_URL: cluster.broker.url,
             "CELERY_BROKER_URL": cluster.broker.url,
-            "CELERY_EXPORTER_PORT": str(cluster.exporter.port if is_of_another(command) else free_port()),
+            "CELERY_EXPORTER_PORT": str(cluster.exporter.port if uses_the_exporter(command) else free_port()),
             "APP": "harness.tasks",
             "BROKER": cluster.broker.url,
             "EXPORTER": f"http://127.0.0.1:{cluster.exporter.port}",
             "PROMETHEUS": f"http://127.0.0.1:{cluster.prometheus.port}",
         }
     )
-    text = here(command, cluster)
+    text = with_addresses(command, cluster)
     bounded = f"timeout --preserve-status --signal INT {seconds} {text}" if seconds else text
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", f"{bounded}; exit ${{PIPESTATUS[0]}}"],
         cwd=folder,
         env=environment,
@@ -158,29 +158,30 @@ def run_once(command: str, cluster: SimpleNamespace, folder: Path, seconds: int 
         check=False,
     )
     codes = next((codes for begin, codes in CODES.items() if command.startswith(begin)), {0})
-    well = done.returncode in codes and "Traceback" not in done.stderr and (done.stdout or done.stderr)
-    quiet = " | grep " in command  # what is looked for may not be there
-    if well or (quiet and done.returncode in codes and not done.stderr):
+    is_expected = result.returncode in codes
+    has_output = "Traceback" not in result.stderr and (result.stdout or result.stderr)
+    may_be_empty = " | grep " in command and not result.stderr  # grep may find no line
+    if is_expected and (has_output or may_be_empty):
         return None
-    return f"{text}: {done.returncode}\n{done.stdout[-500:]}{done.stderr[-500:]}"
+    return f"{text}: {result.returncode}\n{result.stdout[-500:]}{result.stderr[-500:]}"
 
 
 def strict_curl(folder: Path) -> Path:
-    """Return a folder with a curl that ends with an error where the server answers with one."""
+    """Return a folder with a curl that fails if the response is an error."""
     path = folder / "strict" / "curl"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        made = path.with_name(f"curl.{threading.get_ident()}")
-        made.write_text(f'#!/bin/sh\nexec {need("curl")} --fail-with-body "$@"\n')
-        made.chmod(0o755)
-        made.rename(path)
+        script = path.with_name(f"curl.{threading.get_ident()}")
+        script.write_text(f'#!/bin/sh\nexec {need("curl")} --fail-with-body "$@"\n')
+        script.chmod(0o755)
+        script.rename(path)
     return path.parent
 
 
-def looked_for(command: str) -> Iterator[str]:
-    """Yield each beginning of a metric's name that it greps for; with a brace where a name is whole."""
-    asked, found, rest = command.partition("/metrics | grep ")
-    if not found or not asked.startswith("curl "):
+def metric_prefixes(command: str) -> Iterator[str]:
+    """Yield the prefixes of metrics in a grep pattern; a whole name ends with a brace."""
+    request, separator, rest = command.partition("/metrics | grep ")
+    if not separator or not request.startswith("curl "):
         return
     patterns = [next(word for word in shlex.split(rest) if not word.startswith("-")).replace("\\{", "{")]
     while patterns:
@@ -188,38 +189,40 @@ def looked_for(command: str) -> Iterator[str]:
         group = re.search(r"\(([^()]*)\)", pattern)
         if group:
             begin, end = pattern[: group.start()], pattern[group.end() :]
-            patterns += [begin + each + end for each in group[1].split("|")]
+            patterns += [begin + alternative + end for alternative in group[1].split("|")]
         else:
             yield re.match(r"\^?(\w*\{?)", pattern)[1]
 
 
 def unknown(command: str, names: set[str]) -> list[str]:
-    """Return what it looks for among metrics and no metric is called."""
+    """Return the prefixes in a grep pattern that no metric has."""
     lines = [name + "{" for name in names]
-    return [begin for begin in looked_for(command) if not any(line.startswith(begin) for line in lines)]
+    return [
+        prefix for prefix in metric_prefixes(command) if not any(line.startswith(prefix) for line in lines)
+    ]
 
 
-def is_of_another(command: str) -> bool:
-    """Tell whether it asks an exporter that runs, or is none."""
+def uses_the_exporter(command: str) -> bool:
+    """Return whether a command uses the running exporter, instead of starting one."""
     return program(command) != "celery-exporter" or " top" in command
 
 
 def is_endless(command: str) -> bool:
-    """Tell whether it runs until somebody ends it."""
+    """Return whether a command runs until it is stopped."""
     words = command.split()
     serves = words[0] == "celery-exporter" and (len(words) == 1 or words[1] == "--broker-url")
     return (serves and command != CLASH) or command.endswith("events --dump")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_do_what_they_are_for(page, cluster, tmp_path):
+def test_the_commands_of_a_page_succeed(page, cluster, tmp_path):
     for name in RUN:
         need(name)
-    mine = PAGES[page]
-    # In order where one makes what the next one reads; celery takes its time to start.
-    with ThreadPoolExecutor(1 if any("events.gz" in each for each in mine) else 2) as pool:
-        wrong = list(filter(None, pool.map(lambda each: run(each, cluster, tmp_path), mine)))
-    assert wrong == []
+    runnable = PAGES[page]
+    # In order if one command writes a file for the next; otherwise in parallel, since celery starts slowly.
+    with ThreadPoolExecutor(1 if any("events.gz" in command for command in runnable) else 2) as pool:
+        errors = list(filter(None, pool.map(lambda command: run(command, cluster, tmp_path), runnable)))
+    assert errors == []
 
 
 def test_a_wrong_command_is_found(cluster, tmp_path):
@@ -238,17 +241,17 @@ def test_a_wrong_command_is_found(cluster, tmp_path):
 def test_the_metrics_that_the_pages_grep_for_exist(cluster):
     names = {row.name for row in metrics.rows()} | {name for name, _ in cluster.exporter.samples()}
     pages = [line[2:] for block in BLOCKS for line in block.text.splitlines() if line.startswith("$ ")]
-    asked = [command for command in pages if [*looked_for(command)]]
-    assert len(asked) > 10
-    assert {command: wrong for command in asked if (wrong := unknown(command, names))} == {}
+    requests = [command for command in pages if [*metric_prefixes(command)]]
+    assert len(requests) > 10
+    assert {command: prefixes for command in requests if (prefixes := unknown(command, names))} == {}
     for pattern in ("^celery_broker_upp", "-E '^celery_(broker_upp|tasks)'", "'^celery_task{.*STARTED'"):
         assert unknown(f"curl -s $EXPORTER/metrics | grep {pattern}", names), pattern
     alternatives = "curl -s $EXPORTER/metrics | grep -E '^celery_(broker_up|exporter_(series|nosuch))'"
     assert unknown(alternatives, names) == ["celery_exporter_nosuch"]
 
 
-def test_every_command_is_run_somewhere():
+def test_every_program_is_run_or_has_a_reason():
     pages = {block.page for block in BLOCKS if block.language == "console"}
     assert pages > TESTED_ELSEWHERE.keys()
-    programs = {program(each) for page in pages - TESTED_ELSEWHERE.keys() for each in commands(page)}
-    assert programs <= {*RUN, "celery-exporter", *ELSEWHERE}
+    programs = {program(command) for page in pages - TESTED_ELSEWHERE.keys() for command in commands(page)}
+    assert programs <= {*RUN, "celery-exporter", *NOT_RUN}

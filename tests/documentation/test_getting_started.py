@@ -1,4 +1,4 @@
-"""The tutorial does what it says: its commands are run, in their order, on a real Redis."""
+"""The commands of the tutorial run in order on a real Redis, and print what the page shows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PAGE = ROOT / "docs/tutorials/getting-started.md"
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Yield each command of the page with what it prints."""
+    """Yield each command of the page with its output."""
     for block in blocks(PAGE):
         if block.language == "console":
             for part in block.text.removeprefix("$ ").split("\n$ "):
-                command, _, printed = part.partition("\n")
-                yield command, printed.strip()
+                command, _, output = part.partition("\n")
+                yield command, output.strip()
 
 
 @pytest.fixture
-def here(broker, tmp_path):
-    """Return what the page's addresses are here, and what it runs in."""
+def run_command(broker, tmp_path):
+    """Return a function that runs a command of the page with the addresses of the test."""
     port = str(free_port())
     (program,) = [block.text for block in blocks(PAGE) if block.language == "python"]
     (tmp_path / "tasks.py").write_text(program.replace("redis://127.0.0.1:6379/0", broker.url))
@@ -45,23 +45,24 @@ def here(broker, tmp_path):
     return run
 
 
-def ended(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str]) -> None:
+    """Stop a process, and wait for its end."""
     process.terminate()
     process.wait()
 
 
 @on_redis
-def test_the_page_does_what_it_says(here):
+def test_the_commands_of_the_page(run_command):
     with ExitStack() as stack:
-        for command, printed in commands():
+        for command, output in commands():
             if command.endswith(" &"):
-                process = here(f"exec {command.removesuffix(' &')}", subprocess.Popen)
-                stack.callback(ended, process)
-            elif printed:
+                process = run_command(f"exec {command.removesuffix(' &')}", subprocess.Popen)
+                stack.callback(stop, process)
+            elif output:
                 eventually(
-                    lambda: here(command, capture_output=True).stdout.strip() == printed,  # noqa: B023
+                    lambda: run_command(command, capture_output=True).stdout.strip() == output,  # noqa: B023
                     30,
-                    what=f"{command} prints what the page says",
+                    what=f"the output of {command} is that of the page",
                 )
             else:
-                here(command, check=True)
+                run_command(command, check=True)

@@ -1,4 +1,4 @@
-"""What README and pages name exists: make targets, files, metrics and options. The README stays short."""
+"""Make targets, files, metrics and options in README and pages exist. The README stays short."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ NATIVE = {row.name for row in select(("native",), MetricOptions()).rows}
 OTHERS = {row.name for profile in PROFILES.values() for row in profile.rows(MetricOptions())}
 METRICS = {name + suffix for name in NATIVE | OTHERS for suffix in ("", "_bucket", "_sum", "_count")}
 FLAGS = {f"--{option.name}" for option in OPTIONS} | {"--help", "--version"}
-FLAGS |= {flag for command in _command.commands.values() for one in command.params for flag in one.opts}
+FLAGS |= {
+    flag for command in _command.commands.values() for parameter in command.params for flag in parameter.opts
+}
 #: Options of other programs.
-OF_OTHERS = {
+OTHER_FLAGS = {
     "celery": "--app --autoscale --broker --concurrency --destination --dump --heartbeat-interval --hostname "
     "--without-heartbeat",
     "curl": "--cacert",
@@ -33,26 +35,26 @@ OF_OTHERS = {
     "other exporters": "--addr --listen-address --transport-options --tz --use-ssl --verbose",
 }
 
-named = pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+every_page = pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 200
 
 
-@named
+@every_page
 def test_every_make_target_exists(page):
     assert set(re.findall(r"`make ([a-z]+(?:-[a-z]+)*)", page.read_text())) <= TARGETS
 
 
-@named
-def test_every_file_that_is_linked_to_exists(page):
+@every_page
+def test_every_linked_file_exists(page):
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@named
-def test_every_heading_that_is_linked_to_exists(page):
+@every_page
+def test_every_linked_heading_exists(page):
     for path, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text()):
         target = page.parent / path if path else page
         headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
@@ -60,7 +62,7 @@ def test_every_heading_that_is_linked_to_exists(page):
         assert anchor in anchors, f"{path}#{anchor}"
 
 
-@named
+@every_page
 def test_every_path_in_the_repository_exists(page):
     folders = "alerts|celery_exporter|dashboards|deploy|docs|tests"
     paths = re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text())
@@ -68,7 +70,7 @@ def test_every_path_in_the_repository_exists(page):
     assert [path for path in paths if not generated.match(path) and not (ROOT / path).exists()] == []
 
 
-@named
+@every_page
 def test_every_metric_exists(page):
     names = re.findall(
         r"(?<![\w:/-])celery_(?:tasks?|workers?|queue|broker|exporter)_[a-z_]+[a-z]\b(?!/)", page.read_text()
@@ -76,7 +78,7 @@ def test_every_metric_exists(page):
     assert {name for name in names if not any(metric.startswith(name) for metric in METRICS)} == set()
 
 
-@named
+@every_page
 def test_every_option_exists(page):
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", page.read_text()))
-    assert flags - FLAGS - set(" ".join(OF_OTHERS.values()).split()) == set()
+    assert flags - FLAGS - set(" ".join(OTHER_FLAGS.values()).split()) == set()
