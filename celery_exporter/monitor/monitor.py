@@ -41,7 +41,7 @@ from celery_exporter.monitor.status_history import StatusHistory
 from celery_exporter.persistence.state_file import StateFile
 from celery_exporter.status.builder import build
 from celery_exporter.status.model import Status
-from celery_exporter.status.recent import SHORT_STEP, Growth
+from celery_exporter.status.recent import SHORT_STEP_SECONDS, Growth
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Monitor:
             workers = self.workers
             jobs.append(PeriodicJob("workers", interval, workers.poll, workers.close, is_due=workers.is_due))
         jobs.append(PeriodicJob("reconcile", RECONCILE_INTERVAL_SECONDS, self._reconcile))
-        jobs.append(PeriodicJob("status", min(interval, SHORT_STEP), self._update_status))
+        jobs.append(PeriodicJob("status", min(interval, SHORT_STEP_SECONDS), self._update_status))
         if is_amqp(self._config.broker):
             jobs.append(PeriodicJob("blocked", INTERVAL_SECONDS, self._blocked.check, self._blocked.close))
         return jobs

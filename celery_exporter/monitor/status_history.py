@@ -21,7 +21,7 @@ class StatusHistory:
 
     def update(self, snapshot: Snapshot, now: float) -> None:
         """Add a snapshot that was taken now, and log what changed in the findings."""
-        self._recent.look(snapshot, now)
+        self._recent.add(snapshot, now)
         findings = run_checks(snapshot, self._recent.growth(snapshot, now))
         for finding in self._notifier.changes(findings, now):
             if finding.severity == "ok":

@@ -19,9 +19,9 @@ from celery_exporter.core.types import OTHER, LabelSet, State
 from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 
 #: Seconds between two stored samples of sums (megabytes in a busy cluster), and between two of a number.
-STEP, SHORT_STEP = 60.0, 15.0
+STEP_SECONDS, SHORT_STEP_SECONDS = 60.0, 15.0
 #: Seconds that a mean has to cover.
-ENOUGH = 300.0
+MIN_MEAN_SECONDS = 300.0
 
 _ENDED = (State.SUCCESS, State.FAILURE)
 _QUANTILES = (0.5, 0.95)
@@ -59,7 +59,7 @@ class Growth(Struct, frozen=True):
     waits: Mapping[str, float]  # p95 in seconds by queue, of tasks that were started
     long_seconds: float
     workers: Mapping[str, WorkerGrowth]
-    folded: int  # counts under the name other because a limit was reached
+    overflowed: int  # counts under the name other because a limit was reached
     orphans: float | None  # started tasks that no worker reports, on average
     lengths: Sequence[
         tuple[float, Mapping[str, int | None]]
@@ -112,13 +112,15 @@ class Recent:
     """Stores samples of the counts, and returns their growth since the oldest sample."""
 
     def __init__(self) -> None:
-        self._tasks: _Window[_TaskSample] = _Window(WINDOW, STEP)
-        self._workers: _Window[_WorkerSample] = _Window(LONG_WINDOW, STEP)
-        self._orphans: _Window[int | None] = _Window(LONG_WINDOW, SHORT_STEP)
-        self._lengths: _Window[tuple[float, Mapping[str, int | None]]] = _Window(LONG_WINDOW, SHORT_STEP)
+        self._tasks: _Window[_TaskSample] = _Window(WINDOW, STEP_SECONDS)
+        self._workers: _Window[_WorkerSample] = _Window(LONG_WINDOW, STEP_SECONDS)
+        self._orphans: _Window[int | None] = _Window(LONG_WINDOW, SHORT_STEP_SECONDS)
+        self._lengths: _Window[tuple[float, Mapping[str, int | None]]] = _Window(
+            LONG_WINDOW, SHORT_STEP_SECONDS
+        )
         self._cache: Mapping[str, TaskGrowth] = {}  # by task name
 
-    def look(self, snapshot: Snapshot, now: float) -> None:
+    def add(self, snapshot: Snapshot, now: float) -> None:
         """Store samples of a snapshot that was taken now."""
         self._tasks.add(lambda: _task_sample(snapshot), now)
         self._workers.add(lambda: _worker_sample(snapshot), now)
@@ -138,7 +140,7 @@ class Recent:
             waits=dict(_waits(snapshot, first)),
             long_seconds=now - long_since,
             workers=_workers(snapshot, [sample for _, sample in self._workers.samples]),
-            folded=max(0, snapshot.series_overflowed - long_first.overflowed),
+            overflowed=max(0, snapshot.series_overflowed - long_first.overflowed),
             orphans=_mean(self._orphans.samples, now),
             lengths=[lengths for at, lengths in self._lengths.samples if now - at < LONG_WINDOW],
         )
@@ -196,7 +198,7 @@ def _orphans(snapshot: Snapshot) -> int | None:
 
 def _mean(samples: Sequence[tuple[float, int | None]], now: float) -> float | None:
     values = [value for _, value in samples if value is not None]
-    return sum(values) / len(values) if values and now - samples[0][0] >= ENOUGH else None
+    return sum(values) / len(values) if values and now - samples[0][0] >= MIN_MEAN_SECONDS else None
 
 
 def _workers(snapshot: Snapshot, samples: Sequence[_WorkerSample]) -> dict[str, WorkerGrowth]:

@@ -200,8 +200,8 @@ def missed_events(_: Snapshot, growth: Growth) -> Finding | None:
 
 def series(_: Snapshot, growth: Growth) -> Finding | None:
     """Look for names that were counted as `other` because a limit was reached."""
-    if growth.folded:
-        return SERIES_OVERFLOW.finding(times=growth.folded, window=duration(growth.long_seconds))
+    if growth.overflowed:
+        return SERIES_OVERFLOW.finding(times=growth.overflowed, window=duration(growth.long_seconds))
     return SERIES_OVERFLOW.ok("no task or exception was newly counted as other")
 
 

@@ -14,7 +14,7 @@ from celery_exporter.core.limits import Limits
 from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.status.builder import build
 from celery_exporter.status.model import Status
-from celery_exporter.status.recent import SHORT_STEP, STEP, Recent, quantile
+from celery_exporter.status.recent import SHORT_STEP_SECONDS, STEP_SECONDS, Recent, quantile
 from celery_exporter.status.thresholds import LONG_WINDOW, WINDOW
 from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
 
@@ -35,7 +35,7 @@ def status(driver: ClusterDriver, recent: Recent, **around) -> Status:
 
 def test_rates_and_quantiles_cover_the_last_minutes():
     driver, recent = ClusterDriver(), Recent()
-    recent.look(driver.shown(), driver.now)
+    recent.add(driver.shown(), driver.now)
     for number in range(30):
         driver.apply(*task_events(number, number))
     driver.now += 60
@@ -50,7 +50,7 @@ def test_the_cache_does_not_change_the_status():
     """Some names have new events in each step, and the oldest sample changes, too."""
     driver, recent = ClusterDriver(), Recent()
     for step in range(60):
-        recent.look(driver.shown(), driver.now)
+        recent.add(driver.shown(), driver.now)
         for name in range(step % 4):
             at, uuid = driver.now, f"{step}-{name}"
             driver.apply(*(dict(event, name=f"t{name}") for event in task_events(uuid, at, runtime=step % 7)))
@@ -64,12 +64,12 @@ def test_the_cache_does_not_change_the_status():
 def test_events_before_the_window_are_in_no_rate():
     driver, recent = ClusterDriver(), Recent()
     driver.apply(*task_events(1, 0, end=failed))
-    for _ in range(int(2 * WINDOW / SHORT_STEP)):
-        recent.look(driver.shown(), driver.now)
-        driver.now += SHORT_STEP
+    for _ in range(int(2 * WINDOW / SHORT_STEP_SECONDS)):
+        recent.add(driver.shown(), driver.now)
+        driver.now += SHORT_STEP_SECONDS
     result = status(driver, recent)
     (task,) = result.tasks
-    assert WINDOW <= result.window <= WINDOW + STEP + SHORT_STEP
+    assert WINDOW <= result.window <= WINDOW + STEP_SECONDS + SHORT_STEP_SECONDS
     assert set(task.rates.values()) == {0}
     assert (task.failure_share, task.runtime_p50, task.wait_p50) == (None, None, None)
 
@@ -86,7 +86,7 @@ def test_counts_that_move_to_other_are_no_growth():
     driver, recent = ClusterDriver(Limits(series_ttl=10)), Recent()
     for number in range(30):
         driver.apply(*task_events(number, number))
-    recent.look(driver.shown(), driver.now)
+    recent.add(driver.shown(), driver.now)
     driver.wait(60)
     assert {label_set.task_name for label_set in driver.ledger.snapshot()} == {"other"}
     (task,) = status(driver, recent).tasks
@@ -95,11 +95,11 @@ def test_counts_that_move_to_other_are_no_growth():
 
 def test_the_number_of_stored_samples_is_bounded():
     driver, recent = ClusterDriver(), Recent()
-    for step in range(int(2 * WINDOW / SHORT_STEP)):
+    for step in range(int(2 * WINDOW / SHORT_STEP_SECONDS)):
         driver.apply(*task_events(step, step))
-        recent.look(driver.shown(), driver.now)
-        driver.now += SHORT_STEP
-    assert len(recent._tasks.samples) <= WINDOW / STEP + 2
+        recent.add(driver.shown(), driver.now)
+        driver.now += SHORT_STEP_SECONDS
+    assert len(recent._tasks.samples) <= WINDOW / STEP_SECONDS + 2
 
 
 def test_open_tasks_are_counted_by_state_and_have_the_oldest_time():
@@ -123,21 +123,23 @@ def test_failures_have_class_task_and_worker_only():
 
 def test_lengths_of_queues_cover_the_long_window():
     driver, recent = ClusterDriver(), Recent()
-    for number in range(int(2 * LONG_WINDOW / SHORT_STEP)):
-        recent.look(driver.shown(queue_stats={"q": QueueStats(number)}), driver.now)
-        recent.look(driver.shown(queue_stats={"q": QueueStats(-1)}), driver.now + SHORT_STEP / 2)  # too soon
-        driver.now += SHORT_STEP
+    for number in range(int(2 * LONG_WINDOW / SHORT_STEP_SECONDS)):
+        recent.add(driver.shown(queue_stats={"q": QueueStats(number)}), driver.now)
+        recent.add(
+            driver.shown(queue_stats={"q": QueueStats(-1)}), driver.now + SHORT_STEP_SECONDS / 2
+        )  # too soon
+        driver.now += SHORT_STEP_SECONDS
     (queue,) = status(driver, recent, queue_stats={"q": QueueStats(7)}).queues
     assert queue.length == 7
-    newest = int(2 * LONG_WINDOW / SHORT_STEP) - 1
-    stored = range(newest - int(LONG_WINDOW / SHORT_STEP) + 2, newest + 1)
+    newest = int(2 * LONG_WINDOW / SHORT_STEP_SECONDS) - 1
+    stored = range(newest - int(LONG_WINDOW / SHORT_STEP_SECONDS) + 2, newest + 1)
     assert [length for _, length in queue.lengths] == [*stored, 7]
 
 
 def test_a_queue_of_unknown_length_has_none():
     driver, recent = ClusterDriver(), Recent()
     driver.apply(sent())
-    recent.look(driver.shown(), driver.now)
+    recent.add(driver.shown(), driver.now)
     (queue,) = status(driver, recent).queues
     assert (queue.length, [length for _, length in queue.lengths]) == (None, [None, None])
 

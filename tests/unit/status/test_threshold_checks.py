@@ -11,7 +11,7 @@ from celery_exporter.status.checks import THRESHOLD_CHECKS, run_checks
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.notifier import FindingNotifier
 from celery_exporter.status.problems import FAILURES, RETRIES
-from celery_exporter.status.recent import ENOUGH, SHORT_STEP, Growth, Recent
+from celery_exporter.status.recent import MIN_MEAN_SECONDS, SHORT_STEP_SECONDS, Growth, Recent
 from celery_exporter.status.threshold_checks import MIN_SAMPLE_SECONDS, MIN_SAMPLE_TASKS
 from celery_exporter.status.thresholds import BY_ALERT, LONG_WINDOW, POLLING_TASKS
 from unit.core.cluster_driver import (
@@ -40,7 +40,7 @@ class Watched:
         self.look()
 
     def look(self, **around) -> None:
-        self.recent.look(self.driver.shown(**around), self.driver.now)
+        self.recent.add(self.driver.shown(**around), self.driver.now)
 
     def shown(self, **around) -> tuple[Snapshot, Growth]:
         shown = self.driver.shown(at=T0 + self.driver.now, **around)
@@ -110,7 +110,7 @@ def test_what_failed_before_the_window_is_over(watched):
     watched.driver.now += MIN_SAMPLE_SECONDS
     assert watched.found()["failures"].severity == "warning"
     for _ in range(30):
-        watched.driver.now += SHORT_STEP
+        watched.driver.now += SHORT_STEP_SECONDS
         watched.look()
     assert "failures" not in watched.found(), "no task ended"
 
@@ -146,20 +146,20 @@ def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
     """An average: a start may come a moment before the heartbeat that has it."""
     driver = watched.driver
     driver.apply(heartbeat(active=1), *life(1)[:3])
-    for _ in range(int(ENOUGH / SHORT_STEP)):
+    for _ in range(int(MIN_MEAN_SECONDS / SHORT_STEP_SECONDS)):
         watched.look()
         assert "orphaned-tasks" not in watched.found()
-        driver.now += SHORT_STEP
+        driver.now += SHORT_STEP_SECONDS
     assert watched.found()["orphaned-tasks"].severity == "ok"
     driver.apply(*life(2)[:3])
-    for _ in range(int(LONG_WINDOW / SHORT_STEP)):
-        driver.now += SHORT_STEP
+    for _ in range(int(LONG_WINDOW / SHORT_STEP_SECONDS)):
+        driver.now += SHORT_STEP_SECONDS
         watched.look()
     found = watched.found()["orphaned-tasks"]
     assert (found.severity, found.message.partition(" ")[0]) == ("warning", "1.0")
     driver.apply(heartbeat("x@h", active=None))  # it does not say what it executes
-    for _ in range(int(LONG_WINDOW / SHORT_STEP) + 1):
-        driver.now += SHORT_STEP
+    for _ in range(int(LONG_WINDOW / SHORT_STEP_SECONDS) + 1):
+        driver.now += SHORT_STEP_SECONDS
         watched.look()
     assert "orphaned-tasks" not in watched.found()
 
@@ -213,7 +213,7 @@ def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
     watched.look()
     assert watched.found()["missed-events"].severity == "warning", "the window is longer"
     for _ in range(70):
-        watched.driver.now += SHORT_STEP
+        watched.driver.now += SHORT_STEP_SECONDS
         watched.look()
     assert "missed-events" not in watched.found(), "it has processed nothing since"
 
@@ -245,7 +245,7 @@ def test_queues_without_consumers_are_an_alert_when_they_grow(watched):
         found = {each.check: each for each in run_checks(*watched.shown(queue_stats=queue_stats, **told))}
         assert found["unconsumed-messages"].alert == alert
         watched.look(at=T0 + watched.driver.now, queue_stats=queue_stats)
-        watched.driver.now += SHORT_STEP
+        watched.driver.now += SHORT_STEP_SECONDS
 
 
 def test_a_single_failure_is_in_no_log(watched):
@@ -258,7 +258,7 @@ def test_a_single_failure_is_in_no_log(watched):
         for _ in range(40):
             watched.look()
             changes += watch.changes(watched.found().values(), watched.driver.now)
-            watched.driver.now += SHORT_STEP
+            watched.driver.now += SHORT_STEP_SECONDS
         assert [each.check for each in changes if each.severity != "ok"] == []
 
 
