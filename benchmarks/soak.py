@@ -62,7 +62,7 @@ def main() -> int:
             exporter.connected()
             print_row(COLUMNS)
             rows = [row for row in run(server.url, exporter, state) if print_row(row) is None]
-            exporter.end_well()
+            exporter.stop_cleanly()
     return compare(rows)
 
 

@@ -130,6 +130,7 @@ class Top(App[None]):
     #header { padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     #problem { padding: 0 1; max-height: 4; color: ansi_red; text-style: bold; }
     Footer { padding: 0 1; }
+    .footer-key--key, .footer-key--description { background: ansi_default; color: ansi_default; }
     #problem, Input { display: none; }
     Input, Input:focus { border: none; height: 1; padding: 0 1; }
     Input > .input--cursor { text-style: reverse; }
@@ -147,13 +148,15 @@ class Top(App[None]):
         self._source = source
         self._ended = threading.Event()
         self.status: Status | None = None
+        # Not queried: messages still arrive while the app ends and the widgets are removed.
+        self.header = Static(Text(f"{self.TITLE}  {clean(source.name)}\n…"), id="header")
+        self.problem = Static(id="problem")
+        self.tables = Vertical(*map(StatusTable, view.SECTIONS))
+        self.filter = Input(placeholder="part of a task's name", max_length=MAX_FILTER_LENGTH)
 
     def compose(self) -> ComposeResult:
         """Return the widgets from top to bottom."""
-        yield Static(Text(f"{self.TITLE}  {clean(self._source.name)}\n…"), id="header")
-        yield Static(id="problem")
-        yield Vertical(*map(StatusTable, view.SECTIONS))
-        yield Input(placeholder="part of a task's name", max_length=MAX_FILTER_LENGTH)
+        yield from (self.header, self.problem, self.tables, self.filter)
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -172,25 +175,21 @@ class Top(App[None]):
             self.call_later(self.show_status, *_read(self._source))
             self._ended.wait(READ_INTERVAL_SECONDS)
 
-    def show_status(self, status: Status | None, problem_text: str) -> None:
+    def show_status(self, status: Status | None, problem: str) -> None:
         """Show a new status, or a problem and the last status."""
-        if not self.query(StatusTable):  # the app is ending
-            return
         self.status = status or self.status
-        problem = self.query_one("#problem", Static)
-        problem.display = bool(problem_text)
-        problem.update(Text(("not updated since: " if self.status else "") + clean(problem_text)))
+        self.problem.display = bool(problem)
+        self.problem.update(Text(("not updated since: " if self.status else "") + clean(problem)))
         if self.status:
-            header = view.header(self.status, outdated=problem.display)
-            self.query_one("#header", Static).update(_text(*header))
+            self.header.update(_text(*view.header(self.status, outdated=bool(problem))))
         self._show()
 
     @on(Input.Changed)
     def _show(self) -> None:
         if self.status:
             with self.batch_update():
-                for table in self.query(StatusTable):
-                    table.show(self.status, self.query_one(Input).value, self.size.width)
+                for table in self.tables.query(StatusTable):
+                    table.show(self.status, self.filter.value, self.size.width)
 
     def on_resize(self) -> None:
         """Use the new width, which `size` has after this event."""
@@ -204,23 +203,22 @@ class Top(App[None]):
 
     def action_filter(self) -> None:
         """Let the user type a part of a name."""
-        self.query_one(Vertical).remove_class("alone")
-        self.query_one(Input).display = True
-        self.query_one(Input).focus()
+        self.tables.remove_class("alone")
+        self.filter.display = True
+        self.filter.focus()
 
     def action_reset(self) -> None:
         """Show all tables and all rows."""
-        self.query_one(Vertical).remove_class("alone")
-        self.query_one(Input).clear()
+        self.tables.remove_class("alone")
+        self.filter.clear()
         self._leave_filter()
 
     @on(Input.Submitted)
     @on(Input.Blurred)
     def _leave_filter(self) -> None:
-        field = self.query_one(Input)
-        field.display = bool(field.value)
-        if field.has_focus:
-            self.query_one(self.AUTO_FOCUS).focus()
+        self.filter.display = bool(self.filter.value)
+        if self.filter.has_focus:
+            self.tables.query_one(self.AUTO_FOCUS).focus()
 
 
 def _read(source: Source) -> tuple[Status | None, str]:

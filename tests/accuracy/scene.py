@@ -62,7 +62,7 @@ class Scene:
     def __init__(self, folder: Path, broker: Any, ledger_url: str, running: Callable[..., Any]) -> None:
         self.broker = broker
         self.ledger = RedisOutcomes(ledger_url)
-        self.expected: Callable[[Counter[Entry]], Counter[Entry]] = lambda entries: entries
+        self.expected: Callable[[Counter[Outcome]], Counter[Outcome]] = lambda entries: entries
         self.has_sent_event: Callable[[str], bool] = lambda _: True
         self.sent = 0  # tasks of the client
         self.results: list[Result] = []
@@ -175,7 +175,7 @@ class Scene:
 
     def differences(self, samples: Samples | None = None) -> dict[tuple[str, ...], tuple[int, int]]:
         """Return the sums of the exporter that differ from the ledger."""
-        entries = self.expected(self.ledger.entries())
+        entries = self.expected(self.ledger.counts_by_worker())
         exposed = exposed_sums(samples or self.exporter.samples())
         return differences(exposed, recorded_sums(entries, self.has_sent_event))
 
@@ -204,7 +204,7 @@ class Scene:
 
     def assert_losses_reported(self) -> Samples:
         """Assert that lost events are reported and none is counted twice; return the last scrape."""
-        entries = self.expected(self.ledger.entries())
+        entries = self.expected(self.ledger.counts_by_worker())
         try:
             eventually(self._are_losses_reported, COUNT_TIMEOUT_SECONDS)
         finally:
@@ -216,7 +216,7 @@ class Scene:
 
     def missed(self, samples: Samples) -> tuple[int, int]:
         """Return how many task-started events are missing, and how many are reported as missed."""
-        entries = self.expected(self.ledger.entries())
+        entries = self.expected(self.ledger.counts_by_worker())
         started = sum(count for entry, count in entries.items() if entry.state == "STARTED")
         reported = samples.total("celery_exporter_events_missed_total")
         return started - int(samples.total(TASKS[0], state="STARTED")), int(reported)

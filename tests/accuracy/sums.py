@@ -36,7 +36,7 @@ def exposed_sums(samples: Samples) -> Sums:
     }
 
 
-def recorded_sums(entries: Counter[Entry], has_sent_event: Callable[[str], bool] = lambda _: True) -> Sums:
+def recorded_sums(entries: Counter[Outcome], has_sent_event: Callable[[str], bool] = lambda _: True) -> Sums:
     """Return the sums of the ledger, in the same form.
 
     `has_sent_event` returns whether `task-sent` was published for a task name. Without it, the first queue
@@ -49,7 +49,7 @@ def recorded_sums(entries: Counter[Entry], has_sent_event: Callable[[str], bool]
     return {key: count for key, count in sums.items() if count}
 
 
-def _contributions(entry: Entry, is_sent_known: bool) -> Iterator[tuple[tuple[str, ...], int]]:
+def _contributions(entry: Outcome, is_sent_known: bool) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield the sums that an entry belongs to, with the amounts that it adds."""
     task, queue, state, worker = entry
     labels = (task, queue, worker)
@@ -63,9 +63,9 @@ def _contributions(entry: Entry, is_sent_known: bool) -> Iterator[tuple[tuple[st
         yield (QUEUE_WAITS[0], *labels), 1
     if state == REDELIVERED:
         yield (REDELIVERIES[0], task, queue), 1
-    if state.startswith(EXCEPTION):
-        yield (FAILURES[0], *labels, state.removeprefix(EXCEPTION)), 1
-    if state == EXCEPTION + "NotRegistered":  # a failure without a run
+    if state.startswith(EXCEPTION_PREFIX):
+        yield (FAILURES[0], *labels, state.removeprefix(EXCEPTION_PREFIX)), 1
+    if state == EXCEPTION_PREFIX + "NotRegistered":  # a failure without a run
         yield (RUNTIMES[0], *labels, "FAILURE"), -1
 
 

@@ -148,13 +148,13 @@ def test_a_surplus_event_is_not_expected():
 
 
 def test_a_task_with_correct_metrics_is_no_example():
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)]
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)]
     lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
     assert blame.examples(comparison.read_records(lines), events, [], {"made.up"}) == []
 
 
 def test_a_task_with_wrong_metrics_is_an_example_that_names_its_test():
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)[:3]]  # without an end
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)[:3]]  # without an end
     lines = [task(state, "made.up", "task-1", test=TEST) for state in ("PENDING", "RECEIVED", "RETRY")]
     (example,) = blame.examples(comparison.read_records(lines), events, [], {"made.up"})
     assert example.differences == [
@@ -170,7 +170,7 @@ def test_a_task_with_wrong_metrics_is_an_example_that_names_its_test():
 
 
 def test_a_recorded_run_can_be_evaluated_again(tmp_path, capsys):
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)]
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)]
     lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
     for name, text in (("tests/ledger", lines), ("recorder/events", list(map(json.dumps, events)))):
         (tmp_path / name).parent.mkdir()
@@ -223,7 +223,7 @@ def test_the_outcome_of_a_run():
     states = ("PENDING", "RECEIVED", "STARTED", "RETRY")  # the retry was not published
     lines = [task(state, "made.up", "task-1", test=TEST) for state in states]
     records = comparison.read_records([*lines, result("passed"), result("failed", "other")])
-    events = [{**event, "arrived": event["timestamp"]} for event in one_task(1)[:3]]
+    events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)[:3]]
     exposed = samples(EXPOSED.replace('"add"', '"made.up"'))
     compared, examples = compare("Redis", 60.0, records, events, exposed)
     assert (compared.tests, compared.failed) == (Counter(passed=1, failed=1), ["other"])

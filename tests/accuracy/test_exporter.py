@@ -26,7 +26,7 @@ def test_started_in_the_middle(scene: Scene) -> None:
     scene.await_total(started + 2, "STARTED")
     scene.await_total(received + 4, "RECEIVED")  # two run, two are prefetched, the others are in the queue
     scene.await_flush()
-    before = scene.ledger.entries()
+    before = scene.ledger.counts_by_worker()
     scene.expected = lambda entries: without_name(entries - before, "tasks.hold", STARTED=2, SUCCESS=4)
     scene.has_sent_event = lambda task: task != "tasks.hold"
     scene.start(late)
@@ -36,11 +36,11 @@ def test_started_in_the_middle(scene: Scene) -> None:
     scene.assert_exact()
 
 
-def without_name(entries: Counter[Entry], task: str, **transitions: int) -> Counter[Entry]:
+def without_name(entries: Counter[Outcome], task: str, **transitions: int) -> Counter[Outcome]:
     """Return the entries with some transitions of a task moved to the name `unknown`."""
     moved = entries.copy()
     for state, count in transitions.items():
-        named = Entry(task, "celery", state, "worker@test")
+        named = Outcome(task, "celery", state, "worker@test")
         moved[named] -= count
         moved[named._replace(task=UNKNOWN)] += count
     return moved
@@ -66,7 +66,7 @@ def test_cut_off_for_a_while(scene: Scene) -> None:
             scene.make_exporter(url=scene.broker.url.replace(f":{port}", f":{proxy.port}")),
             scene.make_worker(pool="threads", concurrency=4),
         )
-        run_meanwhile(scene, proxy.refuse, proxy.pass_on)
+        run_meanwhile(scene, proxy.refuse, proxy.forward)
         scene.assert_losses_reported()
 
 

@@ -39,8 +39,8 @@ def test_without_task_sent_the_queue_is_the_only_one_of_the_worker_or_unknown(
 ) -> None:
     """All other sums are exact, and there are no queue waits."""
 
-    def expected(entries: Counter[Entry]) -> Counter[Entry]:
-        relabelled: Counter[Entry] = Counter()
+    def expected(entries: Counter[Outcome]) -> Counter[Outcome]:
+        relabelled: Counter[Outcome] = Counter()
         for entry, count in entries.items():
             if entry.state != "PENDING":
                 relabelled[entry._replace(queue=scenario.label)] += count
@@ -65,7 +65,7 @@ def test_worker_events_that_overtake_task_sent(scene: Scene) -> None:
     scene.start(exporter, scene.make_worker(), scene.make_worker("threads@test", pool="threads"))
     for _ in range(size(1, 10)):  # so many that workers can start them while their task-sent is delayed
         sent, succeeded = scene.sent, scene.total("SUCCESS")
-        with LateDispatcher(scene.client, 0.0, MAX_DELAY_SECONDS) as late:
+        with DelayedDispatcher(scene.client, 0.0, MAX_DELAY_SECONDS) as late:
             send_shuffled(scene, PLAIN, full=1, event_dispatcher=late)
             scene.send("tasks.retry_with_late_task_sent", times=6)
             eventually(

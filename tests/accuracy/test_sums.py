@@ -21,7 +21,7 @@ from .sums import (
 WORKER = "w@h"
 
 
-def entries(**counts: int) -> Counter[Entry]:
+def entries(**counts: int) -> Counter[Outcome]:
     """Return ledger entries of one task, by state."""
     states = {state.replace("exception_", "exception="): count for state, count in counts.items()}
     return Counter({Outcome("add", "q", state, WORKER): count for state, count in states.items()})
@@ -83,8 +83,8 @@ def test_a_transition_without_a_name_counts_for_a_missing_one():
 
 
 def test_a_ledger_in_a_file_has_the_same_counts(tmp_path):
-    ledger = FileLedger(tmp_path / "ledger")
-    assert ledger.entries() == {}
+    ledger = FileOutcomes(tmp_path / "ledger")
+    assert ledger.counts_by_worker() == {}
     for _ in range(2):
         ledger.record(Outcome("add", "q", "SUCCESS", WORKER))
     assert ledger.counts_by_worker() == entries(SUCCESS=2)

@@ -64,7 +64,7 @@ def test_a_countdown_that_another_worker_takes_over_waits_from_its_eta(
 
 
 @on_redis
-def test_waits_are_measured_from_the_eta(running, exporter, worker, client, ledger):
+def test_waits_are_measured_from_the_eta(running, exporter, worker, client, outcomes):
     """A task with an eta waits from its eta. Each start has one wait, and none is negative."""
     app = running(exporter()).connected()
     late = running(worker("late@box"))

@@ -116,7 +116,10 @@ def test_killed_and_restarted(scene: Scene) -> None:
 
 def test_clocks_seven_minutes_off_in_other_time_zones(scene: Scene) -> None:
     """Counts and the waits by one clock are exact. Negative waits are reported."""
-    fast, slow = off_by(CLOCK_ERROR_SECONDS, "Asia/Kolkata"), off_by(-CLOCK_ERROR_SECONDS, "America/New_York")
+    fast, slow = (
+        clock_offset(CLOCK_ERROR_SECONDS, "Asia/Kolkata"),
+        clock_offset(-CLOCK_ERROR_SECONDS, "America/New_York"),
+    )
     scene.start(
         scene.exporter,
         scene.make_worker("fast@test", queues="fast", environment=fast),

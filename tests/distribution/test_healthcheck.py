@@ -29,7 +29,7 @@ def check(*arguments: str, **environment: str) -> tuple[int, str]:
 @pytest.fixture
 def app(tmp_path, running):
     """Run an exporter without a broker, which is healthy: a restart would not help."""
-    return running(Exporter(tmp_path, nobody()))
+    return running(Exporter(tmp_path, unreachable_url()))
 
 
 def test_a_healthy_exporter(app):
@@ -47,7 +47,7 @@ def test_options_before_the_command_apply(app):
 
 @pytest.mark.parametrize("host", ["::", "::1", "localhost"])
 def test_every_listen_address(tmp_path, host):
-    app = Exporter(tmp_path, nobody(), "--host", host)
+    app = Exporter(tmp_path, unreachable_url(), "--host", host)
     try:
         app.start()
         eventually(lambda: check("--host", host, "--port", str(app.port))[0] == 0, 20)
@@ -121,7 +121,7 @@ def test_an_invalid_setting_is_unhealthy(arguments, message):
 )
 def test_with_a_web_config_file(tmp_path, running, section, scheme):
     """It needs no password or client certificate, and accepts any certificate of the exporter."""
-    app = Guarded(tmp_path, **section)
+    app = WebConfigExporter(tmp_path, **section)
     if app.client:
         app.client.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         app.client.set_ciphers("ALL:@SECLEVEL=0")
@@ -137,6 +137,6 @@ def test_with_a_web_config_file(tmp_path, running, section, scheme):
 )
 def test_an_exporter_with_an_invalid_file_stays_healthy(tmp_path, running, section, content):
     """It uses the last valid configuration. A failed check would restart it, and the start would fail."""
-    app = running(Guarded(tmp_path, **section))
+    app = running(WebConfigExporter(tmp_path, **section))
     app.file.unlink() if content is None else app.file.write_text(content)
     assert check("--port", str(app.port), "--web.config.file", str(app.file))[0] == 0

@@ -67,7 +67,7 @@ def test_ready_when_it_serves_then_alive_then_stopping(tmp_path, manager):
         assert manager.next() == "READY=1"
         assert app.get("/-/healthy").status == 200, "READY=1 means that it serves"
         assert [manager.next() for _ in range(5)] == ["WATCHDOG_SECONDS=1"] * 5
-        app.end_well()
+        app.stop_cleanly()
     finally:
         app.kill()
     rest = [manager.next()]
@@ -81,7 +81,7 @@ def test_keep_alive_messages_arrive_at_half_the_watchdog_time(tmp_path, running,
     assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG_SECONDS=1"]
     gaps = []
     for _ in range(5):  # the first one may have waited in the socket
-        with Span(app.pid) as span:
+        with TimeSpan(app.pid) as span:
             assert manager.next() == "WATCHDOG_SECONDS=1"
         gaps.append(span)
     assert median(gap.elapsed_seconds for gap in gaps) > 0.8, gaps
@@ -90,7 +90,7 @@ def test_keep_alive_messages_arrive_at_half_the_watchdog_time(tmp_path, running,
 
 def test_a_blocked_event_loop_sends_no_keep_alive_messages(tmp_path, running, manager):
     """Its thread blocks in a read of a file, as on a dead NFS server, and the other threads run."""
-    app = Guarded(tmp_path / "exporter")
+    app = WebConfigExporter(tmp_path / "exporter")
     app.extra = manager.environment()
     running(app)
     assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG_SECONDS=1"]
@@ -139,7 +139,7 @@ def test_a_watchdog_of_another_process(tmp_path, running, manager):
 )
 def test_no_systemd(tmp_path, running, environment):
     """The exporter runs with missing or invalid variables."""
-    running(exporter(tmp_path, environment)).end_well()
+    running(exporter(tmp_path, environment)).stop_cleanly()
 
 
 def test_a_missing_socket_is_logged(tmp_path, running):

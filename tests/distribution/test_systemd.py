@@ -143,7 +143,7 @@ def test_it_is_always_restarted_when_it_hangs_or_exits():
 
 
 def test_it_has_time_to_stop():
-    assert seconds("TimeoutStopSec") > STOP_TIMEOUT + LAST_SAVE_SECONDS
+    assert seconds("TimeoutStopSec") > STOP_TIMEOUT_SECONDS + LAST_SAVE_SECONDS
 
 
 def test_it_can_read_its_start_time():

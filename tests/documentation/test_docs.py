@@ -98,7 +98,7 @@ def test_errors_of_brokers_are_in_the_table():
 
 def test_every_metric_that_can_be_absent_says_when():
     """Such metrics are missing in an exporter that has just started."""
-    exporter = surroundings(0.0)
+    exporter = exporter_state(0.0)
     exporter = type(exporter)(
         **{field: getattr(exporter, field) for field in exporter.__struct_fields__}
         | {"queue_stats": {}, "unacked": None, "jobs": [], "event_lag": None, "last_event": None}

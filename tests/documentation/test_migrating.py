@@ -109,7 +109,7 @@ def busy() -> list[tuple[float, bytes]]:
     for number, (worker, queue, active, cut) in enumerate(WORKERS):
         messages_of_worker = [
             (at, body.decode())
-            for at, body in read(TAPE)
+            for at, body in read(RECORDING)
             if b"worker-offline" not in body or worker == STOPPED_WORKER
         ]
         count = len(messages_of_worker) - cut

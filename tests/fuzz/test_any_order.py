@@ -150,7 +150,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def sums(self) -> tuple[Counter[object], Counter[object]]:
         """Return the sums over all tasks, and those by task and queue over all workers."""
-        cluster, aggregates = self.driver.cluster, self.driver.ledger
+        cluster, aggregates = self.driver.cluster, self.driver.aggregates
         totals: Counter[object] = Counter(
             evicted=cluster.tasks.evicted,
             overflowed=cluster.label_sets.overflowed,

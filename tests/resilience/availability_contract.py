@@ -67,7 +67,7 @@ class Watched(Exporter):
         before = self.successes()
 
         def is_counted() -> bool:
-            publish_events(self.broker_url, *one_task(next(numbers)))
+            publish_events(self.broker_url, *task_events(next(numbers)))
             return self.successes() >= before + count
 
         eventually(is_counted, MAX_GREEN_SECONDS, every=0.5)
@@ -90,7 +90,7 @@ class Scraper(threading.Thread):
     def __init__(self, app: Watched) -> None:
         super().__init__(daemon=True)
         self.app = app
-        self.spans: list[Span] = []
+        self.spans: list[TimeSpan] = []
         self.violations: list[str] = []
         self._last = Samples()
         self._stopping = threading.Event()
@@ -127,9 +127,9 @@ class Availability:
     app: Watched
     fault: str
     broker: str
-    red: Span | None = None  # since the start of the fault
-    green: Span | None = None  # since its end
-    scrapes: list[Span] = field(default_factory=list)
+    red: TimeSpan | None = None  # since the start of the fault
+    green: TimeSpan | None = None  # since its end
+    scrapes: list[TimeSpan] = field(default_factory=list)
 
     def turns_red(self, fault: Callable[[], object]) -> None:
         """Cause a fault, and assert that readiness turns red in time."""
@@ -160,7 +160,7 @@ class Availability:
         before = self.app.successes()
 
         def is_counted() -> bool:
-            publish_events(self.app.broker_url, *one_task(next(numbers)))
+            publish_events(self.app.broker_url, *task_events(next(numbers)))
             return self.app.successes() > before
 
         self.green = self._span(fault, is_counted, MAX_RED_SECONDS, "counted")
@@ -177,7 +177,9 @@ class Availability:
             "worst": f"{max(times):.0f} ms",
         }
 
-    def _span(self, act: Callable[[], object], probe: Callable[[], bool], seconds: float, what: str) -> Span:
+    def _span(
+        self, act: Callable[[], object], probe: Callable[[], bool], seconds: float, what: str
+    ) -> TimeSpan:
         """Call `act`, assert that `probe` returns true within some seconds, and return the time."""
         act()
         span = TimeSpan.until(probe, self.app.pid, deadline=seconds, what=what)
@@ -220,5 +222,5 @@ def check(availability: Availability, *, is_connected: bool) -> Iterator[Availab
     eventually(is_back, 15, what=f"threads and connections back to {before}")
 
 
-def _format(span: Span | None) -> str:
+def _format(span: TimeSpan | None) -> str:
     return "-" if span is None else f"{span.elapsed_seconds:.1f} s"

@@ -34,7 +34,7 @@ def test_frozen(own, served, running, watched, seconds, tmp_path):
         try:
             begin = time.monotonic()
             availability.turns_red(own.pause)
-            other.end_well()  # it is waiting for the response to a connection attempt
+            other.stop_cleanly()  # it is waiting for the response to a connection attempt
             stays(lambda: not app.is_ready(), max(2.0, begin + seconds - time.monotonic()))
             assert app.value("celery_exporter_collector_success", collector="queues") == 0
             assert not seconds or app.value("celery_queue_length", queue_name="celery") is None

@@ -40,7 +40,7 @@ class Traffic(threading.Thread):
         with kombu.Connection(self.url) as connection:
             producer = connection.Producer(exchange=get_exchange(connection))
             while count > 0 and not self.stopping.wait(interval):
-                sent, *others = one_task(next(numbers))
+                sent, *others = task_events(next(numbers))
                 for events in ([sent], others):
                     producer.publish(
                         json.dumps(events),
@@ -105,7 +105,7 @@ def test_events_wait_while_the_exporter_is_stopped(running, app, traffic, second
     running(app).connected()
     stream = traffic()
     await_counts(app)
-    app.end_well()
+    app.stop_cleanly()
     stays(stream.is_alive, seconds)
     running(app).connected()
     await_counts(app)

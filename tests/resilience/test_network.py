@@ -47,7 +47,7 @@ def test_connections_end(behind, proxy, watched, fault):
 def test_half_open(behind, proxy, watched):
     """The broker has dropped all connections, and the exporter receives no notice."""
     with watched(behind()) as availability:
-        availability.resubscribes(proxy.orphan)
+        availability.resubscribes(proxy.close_server_side)
 
 
 @pytest.mark.parametrize("broker", [on_redis, on_rabbitmq_in_full], indirect=True)
@@ -55,7 +55,7 @@ def test_only_the_subscription_half_open(behind, proxy, watched):
     """No bytes arrive on the subscription, and other connections work."""
     app = behind()
     with watched(app) as availability:
-        availability.resubscribes(lambda: proxy.orphan(only=SUBSCRIPTION))
+        availability.resubscribes(lambda: proxy.close_server_side(only=SUBSCRIPTION))
         assert app.value("celery_exporter_collector_success", collector="queues") == 1
 
 
@@ -63,7 +63,7 @@ def test_only_the_subscription_half_open(behind, proxy, watched):
 def test_broker_keeps_the_old_connection(behind, proxy, watched):
     """Only the exporter's side is closed: the broker keeps the old subscription and its locks."""
     with watched(behind()) as availability:
-        availability.resubscribes(lambda: proxy.strand(only=SUBSCRIPTION))
+        availability.resubscribes(lambda: proxy.close_client_side(only=SUBSCRIPTION))
         assert availability.green is not None
         assert availability.green.seconds < 3
         proxy.cut()

@@ -58,9 +58,9 @@ def test_channel_closed(running, short_consumer_timeout, watched, tmp_path):
         def delay_acknowledgements():
             proxy.delay(3)
             for _ in range(100):
-                publish_events(short_consumer_timeout.url, *one_task(next(numbers)))
+                publish_events(short_consumer_timeout.url, *task_events(next(numbers)))
             eventually(lambda: "delivery acknowledgement on channel" in short_consumer_timeout.text(), 20)
-            proxy.pass_on()
+            proxy.forward()
 
         with watched(app) as availability:
             before = app.successes()

@@ -77,7 +77,7 @@ def record(url: str, folder: Path, pool: str, recording: Path) -> None:
         for name, times, arguments, options in TASKS:
             for _ in range(times):
                 app.send_task(name, arguments, queue="celery", **options)
-        eventually(lambda: ledger.total(*END_STATES) == RECORDED_ENDS, 30)
+        eventually(lambda: outcomes.total(*END_STATES) == RECORDED_ENDS, 30)
         assert eventually(lambda: any("task-revoked" in line for line in lines), 10)
         worker.stop()
     eventually(lambda: any("worker-offline" in line for line in lines), 10)

@@ -88,7 +88,7 @@ def test_counts_that_move_to_other_are_no_growth():
         driver.apply(*task_events(number, number))
     recent.add(driver.shown(), driver.now)
     driver.wait(60)
-    assert {label_set.task_name for label_set in driver.ledger.snapshot()} == {"other"}
+    assert {label_set.task_name for label_set in driver.aggregates.snapshot()} == {"other"}
     (task,) = status(driver, recent).tasks
     assert (task.name, set(task.rates.values()), task.runtime_p50) == ("other", {0}, None)
 

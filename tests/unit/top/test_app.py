@@ -79,7 +79,7 @@ async def running(
     app = Top(Source("http://127.0.0.1:9808/api/v1/status", read, lambda _: read()))
     async with app.run_test(size=size) as pilot:
         terminal = Terminal(app, pilot)
-        while not app.query("FooterKey") or not (app.status or app.query_one("#problem").display):
+        while not app.query("FooterKey") or not (app.status or app.problem.display):
             await pilot.pause()
         app.on_unmount()  # a test shows what else it wants to
         await terminal.settle()
@@ -178,6 +178,15 @@ async def test_states_have_colours():
 async def test_it_quits(key):
     async with running() as terminal:
         await terminal.press(key)
+    assert terminal.app.return_code == 0
+
+
+@asynchronous
+async def test_it_quits_while_a_filter_is_typed_and_a_status_arrives():
+    async with running() as terminal:
+        await terminal.press("slash", "x")
+        await terminal.pilot.press("y", "ctrl+c")
+        terminal.app.call_later(terminal.app.show_status, LARGE, "a problem")
     assert terminal.app.return_code == 0
 
 

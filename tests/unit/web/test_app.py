@@ -66,7 +66,7 @@ def test_without_a_status_there_is_a_landing_page_with_links():
 
 
 def test_with_a_status_there_is_a_status_page():
-    status = statuses.ordinary
+    status = statuses.small_status
     assert "<h1>celery-exporter" in get("/", status=status)[1]
     assert get("/api/v1/status", status=status)[0] == 200
 
