@@ -21,7 +21,7 @@ from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.types import OTHER, UNKNOWN, State
 from celery_exporter.core.worker_registry import WorkerRegistry
 
-#: Generations of one task that are told apart at a time. For an id that is sent more often before it is
+#: Generations of one task that are distinguished at a time. For an id that is sent more often before it is
 #: finished, the oldest one is dropped.
 MAX_GENERATIONS = 8
 #: Generations of one task in all, so that the number of an attempt stays below 2**63 for the state file.

@@ -33,7 +33,7 @@ _IN_STRING = re.compile(rb'[^"\\]*("|(?:\\.){1,100})', re.DOTALL)
 def items(body: bytes) -> Iterator[bytes | None]:
     """Yield the bytes of each item of an array; a body that is not an array is one item.
 
-    The last item is None if the rest of the body is too long, or has items that cannot be told apart.
+    The last item is None if the rest of the body is too long, or has items without a recognisable end.
     """
     opening = _OPENING.match(body)
     if opening is None:

@@ -22,7 +22,7 @@ from msgspec import Struct
 from celery_exporter.core.events import Event
 from celery_exporter.core.types import Timestamp
 
-#: Processes of one name that are told apart. The counts of further ones are ignored.
+#: Processes of one name that are distinguished. The counts of further ones are ignored.
 MAX_PROCESSES = 8
 #: Heartbeats of an earlier process, after those of a later one, until a name counts as shared.
 SHARED_MIN_ALTERNATIONS = 2

@@ -226,7 +226,7 @@ class TaskTable:
         self.finished: dict[str, Task] = {}  # tombstones of every group, in the order they finished
         #: Tombstones of tasks that ended without an event, which may be delivered again much later.
         self.ended_silently: dict[str, Task] = {}
-        #: The ids of tasks that changed since a recorder emptied it; None: nobody records changes.
+        #: The ids of tasks that changed since a recorder emptied it; None: changes are not recorded.
         self.changed: set[str] | None = None
         self._tombstone_limit = tombstone_limit
         self._tasks: dict[str, Task] = {}
@@ -235,7 +235,7 @@ class TaskTable:
         self._groups: dict[LabelSet, TaskGroup] = {}
 
     def bound_changes(self) -> None:
-        """Stop recording changes when there are too many: nobody has fetched them for long."""
+        """Stop recording changes when there are too many: no recorder has fetched them for long."""
         if self.changed is not None and len(self.changed) > MAX_CHANGED:
             self.changed = None
 

@@ -153,7 +153,7 @@ def _serializer(result: ListenResult, config: MonitorConfig) -> Finding | None:
 
 
 def _task_events(result: ListenResult, finding: Finding | None) -> Finding | None:
-    """Add what the configuration of workers that ran no task tells about their task events."""
+    """Add what the configuration of workers that ran no task shows about their task events."""
     up = workers_up(result.snapshot)
     if finding is None or finding.severity != "ok" or all(worker.events for worker in up):
         return None

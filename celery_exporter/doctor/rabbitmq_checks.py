@@ -81,7 +81,7 @@ def run_rabbitmq_checks(
 def check_transient_queues(version: str, *, permitted: bool | None) -> Finding:
     """Check whether workers can declare the transient queues for events and control of Celery before 5.7.
 
-    `permitted` tells whether such a queue could be declared; None if it could not be tried.
+    `permitted` says whether such a queue could be declared; None if it could not be tried.
     """
     release = _release(version)
     if permitted is False or (permitted is None and release >= DENIED_SINCE):

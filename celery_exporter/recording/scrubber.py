@@ -39,7 +39,7 @@ class Scrubber:
     def __init__(self, accept: Collection[str]) -> None:
         self._accept = accept
         self._names: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        self._salt = uuid4()  # so that no id can be found by trying
+        self._salt = uuid4()  # so that ids cannot be guessed
 
     def scrub(self, message: Message) -> Message | None:
         """Return the scrubbed message, None if no event in it can be read."""

@@ -160,7 +160,7 @@ class Top(App[None]):
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
-        """Start reading, in a thread that nobody waits for: an answer may take a while."""
+        """Start reading, in a thread of its own: an answer may take a while."""
         for number in ENDING_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self.exit)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)

@@ -32,7 +32,7 @@ PATH = "/api/v1/status"
 HTTP_TIMEOUT_SECONDS = 5.0
 #: The status of some 50,000 task names.
 MAX_ANSWER_BYTES = 64 * 2**20
-#: After which a script is told what is awaited.
+#: Seconds after which a script prints what it waits for.
 SLOW_SECONDS = 1.0
 #: For a broker to accept the subscription, and then for a heartbeat of each worker.
 CONNECT_SECONDS, LISTEN_SECONDS = 5.0, DISCOVERY_SECONDS

@@ -63,7 +63,7 @@ def bind(host: str, port: int) -> socket.socket:
 class Server:
     """Serves an ASGI application on a listening socket, with the TLS and the headers that `current` returns.
 
-    `notifier` tells systemd when the server is ready, and sends the watchdog message from the event loop.
+    `notifier` notifies systemd when the server is ready, and sends the watchdog message from the event loop.
     """
 
     def __init__(

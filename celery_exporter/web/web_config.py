@@ -128,7 +128,7 @@ class Headers(
 
 
 class HTTP(Struct, frozen=True, forbid_unknown_fields=True):
-    """`http_server_config`. This server supports no HTTP/2, as it tells clients by ALPN."""
+    """`http_server_config`. This server has no HTTP/2; ALPN announces HTTP/1.1 only."""
 
     http2: Switch = "true"
     headers: Headers = field(default_factory=Headers)

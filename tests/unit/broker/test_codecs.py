@@ -47,9 +47,9 @@ def test_yaml_is_read_when_somebody_asked_for_it():
 
 def test_msgpack_is_read_when_somebody_asked_for_it():
     body = msgspec.msgpack.encode([EVENT, 5, {b"type": 1, 5: 6}])
-    found = events_of(Message(body, MSGPACK, "binary"), {JSON, MSGPACK})
-    assert isinstance(found[0], Event)
-    assert found[1:] == [Malformed("not_an_object"), Malformed("missing_field")]
+    events = events_of(Message(body, MSGPACK, "binary"), {JSON, MSGPACK})
+    assert isinstance(events[0], Event)
+    assert events[1:] == [Malformed("not_an_object"), Malformed("missing_field")]
 
 
 BY_ALIAS = b"- &a {type: task-sent, timestamp: 1.5, hostname: h, uuid: u}\n- *a\n"
@@ -86,9 +86,9 @@ def test_odd_things_in_yaml_cost_their_event_only():
     - {type: task-sent, timestamp: .nan, hostname: h, uuid: u}
     - {type: task-sent, timestamp: 1.5, hostname: h, uuid: u, clock: 999999999999999999999999, args: [[], {}]}
     """
-    found = events_of(Message(events, YAML), {YAML})
-    assert found[:5] == [Malformed("bad_field")] * 5
-    assert isinstance(found[5], Event)
+    events = events_of(Message(events, YAML), {YAML})
+    assert events[:5] == [Malformed("bad_field")] * 5
+    assert isinstance(events[5], Event)
 
 
 @pytest.mark.parametrize(

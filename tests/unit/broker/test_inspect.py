@@ -8,7 +8,7 @@ import kombu
 import msgspec
 import pytest
 
-from celery_exporter.broker import inspect as roster
+from celery_exporter.broker import inspect as inspect_module
 from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError
 from celery_exporter.broker.inspect import WorkerInspector, _checked, _from_stats, _Stats
 from celery_exporter.broker.message import Message, RefusedError, object_of
@@ -98,7 +98,7 @@ class Answering:
             return replies(command)[:limit]
 
         self.call = call
-        monkeypatch.setattr(roster, "ControlClient", lambda *_: self)
+        monkeypatch.setattr(inspect_module, "ControlClient", lambda *_: self)
 
 
 def held_tasks(monkeypatch: pytest.MonkeyPatch, workers: dict, replies: Callable[[str], list[dict]]) -> dict:
@@ -111,11 +111,11 @@ def test_a_task_that_goes_on_while_its_worker_is_asked_is_held(monkeypatch):
     has = {"scheduled": ["a"], "reserved": ["b"], "active": ["c"]}
 
     def reply(command: str) -> list[dict]:
-        found, into = has[command], moves[command]
+        uuids, into = has[command], moves[command]
         has[command] = []
         if into:
-            has[into] = has[into] + found
-        wrapped = [{"request": {"id": uuid}} for uuid in found]
+            has[into] = has[into] + uuids
+        wrapped = [{"request": {"id": uuid}} for uuid in uuids]
         return [{"w@h": wrapped if command == "scheduled" else [each["request"] for each in wrapped]}]
 
     assert held_tasks(monkeypatch, {"w@h": 1}, reply) == {"w@h": {"a", "b", "c"}}

@@ -36,9 +36,9 @@ def complaint(environ=None, **argv) -> str:
 
 
 def test_defaults_are_those_of_the_table():
-    found = settings()
-    selection = found.monitor.metrics.selection
-    assert (found.listen.port, selection.labels, found.monitor.limits.reorder_window) == (
+    defaults = settings()
+    selection = defaults.monitor.metrics.selection
+    assert (defaults.listen.port, selection.labels, defaults.monitor.limits.reorder_window) == (
         9808,
         ("queue_name",),
         2.0,
@@ -137,7 +137,7 @@ def test_purging_is_off_at_0_which_is_how_other_exporters_spell_never():
         ("worker_timeout", "inf"),
         ("max_tasks", "1.5"),
         ("task_labels", "hostname"),
-        ("profile", "nobody"),
+        ("profile", "nosuch"),
         ("log_level", "loud"),
         ("metric_prefix", "1x"),
         ("accept_content", "exe"),
@@ -181,9 +181,9 @@ def test_the_last_equals_sign_of_a_name_rule_separates():
 
 def test_patterns_are_matched_in_time_whatever_the_name_is():
     """Python's own `re` takes as long as anybody likes for this one, and holds up every thread."""
-    found = settings(task_include=r"([a-z_]+\.?)+[0-9]+").monitor.task_include
-    assert found.fullmatch("a" * 10_000 + "!") is None
-    assert found.fullmatch("shop.pay1")
+    pattern = settings(task_include=r"([a-z_]+\.?)+[0-9]+").monitor.task_include
+    assert pattern.fullmatch("a" * 10_000 + "!") is None
+    assert pattern.fullmatch("shop.pay1")
 
 
 @pytest.mark.parametrize("rule", [r"(?P<app>\w+)-\d+=\g<app>", r"(\w+)-(\d+)(x)?=\1\3"])
@@ -234,8 +234,8 @@ def test_the_url_from_a_file(tmp_path):
     path = tmp_path / "url"
     path.write_text("amqp://u:p@h//\n")
     assert load({"broker_url_file": str(path)}, {}).monitor.broker.broker_url == "amqp://u:p@h//"
-    found = load({"broker_url": URL}, {"CE_BROKER_URL_FILE": str(path)})
-    assert found.monitor.broker.broker_url == URL, "an option beats a variable"
+    loaded = load({"broker_url": URL}, {"CE_BROKER_URL_FILE": str(path)})
+    assert loaded.monitor.broker.broker_url == URL, "an option beats a variable"
     assert "got both" in complaint(broker_url=URL, broker_url_file=str(path))
     path.write_text("hunter2")
     assert "hunter2" not in complaint(broker_url=None, broker_url_file=str(path))
@@ -243,14 +243,14 @@ def test_the_url_from_a_file(tmp_path):
 
 
 def test_a_durable_queue_is_not_for_a_reader_that_acknowledges_nothing():
-    said = complaint(event_queue_durable="true", event_consumer="kombu")
-    assert said.startswith("--event-consumer: got 'kombu'")
+    message = complaint(event_queue_durable="true", event_consumer="kombu")
+    assert message.startswith("--event-consumer: got 'kombu'")
 
 
 @pytest.mark.parametrize("patterns", [{"queue_exclude": "slow|extra.*"}, {"queue_include": "celery"}])
 def test_a_queue_that_is_asked_for_and_left_out(patterns):
-    said = complaint(queues=("celery,slow",), **patterns)
-    assert said.startswith("--queues: got 'slow', which --queue-include or --queue-exclude excludes")
+    message = complaint(queues=("celery,slow",), **patterns)
+    assert message.startswith("--queues: got 'slow', which --queue-include or --queue-exclude excludes")
 
 
 def test_no_url_at_all():

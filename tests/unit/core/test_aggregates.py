@@ -128,7 +128,7 @@ def test_merging_adds_clients_up_and_frees_their_series():
     aggregates = aggregates_after(*sendings(A, 2), *sendings(B, 2, first=1), max_series=4)
     apply_all(aggregates, [merge(A, B)])
     assert aggregates.snapshot()[B].clients == {"host-0": 1, "host-1": 2, "host-2": 1}
-    apply_all(aggregates, sendings(C, 2))  # the limit has room for one of them
+    apply_all(aggregates, sendings(C, 2))  # the limit allows one of them
     assert aggregates.snapshot()[C].clients == {"host-0": 1, "other": 1}
 
 

@@ -40,21 +40,21 @@ UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
         (("celery", "media", "video"), Route("videos")),
         ((None, "media", "image"), Route("images")),
         (("celery", "media", "nothing"), Route(None)),
-        (("celery", "unheard", "of"), Route(None)),  # the queue is bound to its own exchange only
-        (("elsewhere", "unheard", "of"), Route("elsewhere")),  # nothing contradicts it
+        (("celery", "unbound", "of"), Route(None)),  # the queue is bound to its own exchange only
+        (("elsewhere", "unbound", "of"), Route("elsewhere")),  # nothing contradicts it
         (("tasks", "tasks", "tasks"), Route("tasks")),
         (("celery", "news", "feed.a"), Route("feeds")),
         (("sport", "news", "feed.a.sport"), Route("sport", copied=True)),
         (("celery", "news", "feed.a.sport"), Route(None, copied=True)),
         (("hashed", "odd", "42"), Route("hashed")),
         ((f"bcast.{UUID}", "all", "celery"), Route("all", copied=True)),
-        ((f"bcast.{UUID}", "unheard", "celery"), Route("unheard", copied=True)),
+        ((f"bcast.{UUID}", "unbound", "celery"), Route("unbound", copied=True)),
         (("left", "both", ""), Route("both", copied=True)),
         ((None, DELAY, BITS + "mails"), Route("mails")),
         ((None, f"prefix_{DELAY}", BITS + "mails"), Route("mails")),
         ((None, DELAY, BITS + "feed.a"), Route("feeds")),
         ((None, DELAY, BITS + "video"), Route(None)),  # delays need a topic exchange
-        ((None, DELAY, BITS + "unheard"), Route(None)),
+        ((None, DELAY, BITS + "unbound"), Route(None)),
         ((None, DELAY, "mails"), Route(None)),
     ],
 )
@@ -163,9 +163,9 @@ STATES = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
     ("info", "route", "queue"),
     [
         (SEVERAL, {"queue": "celery", "exchange": "media", "routing_key": "video"}, "videos"),
-        (SEVERAL, {"queue": "celery", "exchange": "unheard", "routing_key": "of"}, "unknown"),
+        (SEVERAL, {"queue": "celery", "exchange": "unbound", "routing_key": "of"}, "unknown"),
         (SEVERAL, {"queue": "celery", "exchange": "", "routing_key": "celery"}, "celery"),
-        (VIDEOS, {"queue": None, "exchange": DELAY, "routing_key": BITS + "unheard"}, "videos"),
+        (VIDEOS, {"queue": None, "exchange": DELAY, "routing_key": BITS + "unbound"}, "videos"),
         (VIDEOS, {"queue": None}, "videos"),
     ],
 )

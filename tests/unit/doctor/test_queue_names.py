@@ -1,4 +1,4 @@
-"""Task queues are told from other queues by their names."""
+"""Task queues are distinguished from other queues by their names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"
         ("celeryev.celery-exporter", False, True),
         ("w@box.celery.pidbox", False, False),
         (f"{UUID}.reply.celery.pidbox", False, True),
-        (UUID, False, False),  # results that wait for whoever asked for them
+        (UUID, False, False),  # results that wait for their client
         ("amq.gen-JzTY20BRgKO-HjmUJj0wLg", False, False),
     ],
 )

@@ -25,8 +25,8 @@ def test_transient_queues_by_the_versions_of_workers(workers, level):
     views = [SimpleNamespace(software=name, version=version, up=True) for name, version in workers]
     down = SimpleNamespace(software="py-celery", version="5.4.0", up=False)
     denied = check_transient_queues("4.3.0", permitted=False)
-    found = consider_workers(denied, [*views, down])
-    assert (found.severity, bool(found.remedy)) == (level, level == "warning")
+    finding = consider_workers(denied, [*views, down])
+    assert (finding.severity, bool(finding.remedy)) == (level, level == "warning")
     permitted = check_transient_queues("4.2.1", permitted=True)
     assert consider_workers(permitted, views) is permitted
 
@@ -44,6 +44,6 @@ def test_transient_queues_by_the_versions_of_workers(workers, level):
     ],
 )
 def test_transient_queues_by_version_and_by_trying(version, permitted, level):
-    found = check_transient_queues(version, permitted=permitted)
-    assert found.severity == level
-    assert ("permit.transient_nonexcl_queues = true" in found.remedy) == (level == "warning")
+    finding = check_transient_queues(version, permitted=permitted)
+    assert finding.severity == level
+    assert ("permit.transient_nonexcl_queues = true" in finding.remedy) == (level == "warning")

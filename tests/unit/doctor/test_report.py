@@ -13,10 +13,10 @@ from celery_exporter.status.finding import Finding
 
 
 def test_how_findings_are_written():
-    mended = Finding("clock-skew", "critical", "found", "remedy")
-    plain = re.sub(r"\x1b\[\d+m", "", printed(mended))
-    assert plain.splitlines() == ["CRITICAL clock-skew                found", " " * 35 + "-> remedy"]
-    report = Report(1, "redis://h", 1.5, 2, [mended])
+    finding = Finding("clock-skew", "critical", "message", "remedy")
+    plain = re.sub(r"\x1b\[\d+m", "", printed(finding))
+    assert plain.splitlines() == ["CRITICAL clock-skew                message", " " * 35 + "-> remedy"]
+    report = Report(1, "redis://h", 1.5, 2, [finding])
     assert msgspec.json.decode(as_json(report), type=Report) == report
 
 

@@ -77,9 +77,9 @@ class Counting:
 
 @pytest.fixture
 def disk(monkeypatch):
-    found = Disk()
-    monkeypatch.setattr(statefile, "os", found)
-    return found
+    disk = Disk()
+    monkeypatch.setattr(statefile, "os", disk)
+    return disk
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_new_series_leave_their_0_though_something_is_in_the_place_of_the_file(
     counting, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
-    (tmp_path / "new").write_bytes(b"somebody's")
+    (tmp_path / "new").write_bytes(b"of another program")
     (tmp_path / "new").replace(tmp_path / "state")
     firsts = counting.monitor._tracker
     shown = []
@@ -139,7 +139,7 @@ def test_new_series_leave_their_0_though_something_is_in_the_place_of_the_file(
         fail_to_save(counting)
     assert shown[0] is False
     assert shown[-1] is True
-    assert (tmp_path / "state").read_bytes() == b"somebody's"
+    assert (tmp_path / "state").read_bytes() == b"of another program"
 
 
 def test_a_file_that_cannot_be_moved_away_is_written_over_when_the_disk_is_back(

@@ -26,7 +26,7 @@ class Stopping(threading.Event):
 
 
 def fail() -> None:
-    raise BrokerError("nobody answers")
+    raise BrokerError("no answer")
 
 
 def test_a_job_that_is_always_wanted_and_fails_at_once_keeps_no_processor_busy():

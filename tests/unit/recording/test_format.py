@@ -91,18 +91,18 @@ def test_a_file_may_end_at_every_byte(recording, tmp_path):
     whole, cut = recording.read_bytes(), tmp_path / "cut"
     for size in range(len(whole)):
         cut.write_bytes(whole[:size])
-        found, why = read(cut)
-        assert found == RECORDS[: len(found)]
+        records, why = read(cut)
+        assert records == RECORDS[: len(records)]
         assert str(cut) in why
-        assert not found or f"after message {len(found)}: " in why
+        assert not records or f"after message {len(records)}: " in why
 
 
 def test_a_file_may_be_wrong_at_every_byte(recording, tmp_path):
     whole, wrong = recording.read_bytes(), tmp_path / "wrong"
     for at in range(len(whole)):
         wrong.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-        found, why = read(wrong)
-        assert why or found == RECORDS, at
+        records, why = read(wrong)
+        assert why or records == RECORDS, at
 
 
 def framed(record: list) -> bytes:

@@ -20,10 +20,10 @@ def test_queues_without_consumers():
         "q": QueueStats(5),
         "some": QueueStats(7),
         "most; ls": QueueStats(1200),
-        "said": QueueStats(4, 1),
+        "counted": QueueStats(4, 1),
     }
-    told = findings(*beats(), queue_stats={**queue_stats, "some": QueueStats(7, 0)})["unconsumed-messages"]
-    assert told.severity == "critical", "the broker itself says that it has no consumer"
+    finding = findings(*beats(), queue_stats={**queue_stats, "some": QueueStats(7, 0)})["unconsumed-messages"]
+    assert finding.severity == "critical", "the broker itself says that it has no consumer"
     by_check = findings(*beats(), queue_stats=queue_stats)
     assert by_check["queues-without-consumers"] == Finding(
         "queues-without-consumers",
@@ -80,8 +80,8 @@ def test_a_requested_queue_may_be_empty_without_a_consumer():
 def test_a_queue_of_unknown_length_is_not_empty():
     by_check = findings(*beats(), sent(queue="dark"), queue_stats={"q": QueueStats(0)})
     assert by_check["queues-without-consumers"].severity == "ok"
-    said = by_check["unconsumed-messages"]
-    assert (said.severity, said.message) == (
+    finding = by_check["unconsumed-messages"]
+    assert (finding.severity, finding.message) == (
         "ok",
         "no messages in queues without consumers (2 queues checked); the length of dark is unknown",
     )

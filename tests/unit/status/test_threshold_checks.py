@@ -46,7 +46,7 @@ class Watched:
         shown = self.driver.shown(at=T0 + self.driver.now, **around)
         return shown, self.recent.growth(shown, self.driver.now)
 
-    def found(self, **around) -> dict[str, Finding]:
+    def findings(self, **around) -> dict[str, Finding]:
         return {finding.check: finding for finding in run(*self.shown(**around))}
 
 
@@ -68,8 +68,8 @@ def life(
 
 
 def test_where_nothing_was_counted_nothing_is_said(watched):
-    assert set(watched.found()) == {"series"}
-    assert {each.severity for each in watched.found().values()} == {"ok"}
+    assert set(watched.findings()) == {"series"}
+    assert {each.severity for each in watched.findings().values()} == {"ok"}
 
 
 @pytest.mark.parametrize(("problem", "end"), [(FAILURES, failed), (RETRIES, retried)])
@@ -79,10 +79,10 @@ def test_a_share_of_the_tasks_up_to_the_threshold_is_well(watched, problem, end)
         watched.driver.apply(*life(number))
     for number in range(of_100):
         watched.driver.apply(*life(number, end, "bad"))
-    at_limit = watched.found()[check]
+    at_limit = watched.findings()[check]
     assert (at_limit.severity, at_limit.alert, at_limit.remedy) == ("ok", "", at_limit.remedy)
     watched.driver.apply(*life(of_100, end, "bad"))
-    over = watched.found()[check]
+    over = watched.findings()[check]
     assert (over.severity, over.alert) == ("warning", problem.alert)
     assert over.message.startswith(f"{of_100 + 1} of 101 tasks ")
     assert over.message.endswith(f"%): bad {of_100 + 1}")
@@ -92,27 +92,27 @@ def test_a_share_of_the_tasks_up_to_the_threshold_is_well(watched, problem, end)
 def test_tasks_that_poll_are_no_retries(watched):
     for number in range(5):
         watched.driver.apply(*life(number, retried, next(iter(POLLING_TASKS))))
-    assert "retries" not in watched.found()
+    assert "retries" not in watched.findings()
     watched.driver.apply(*life(1))
-    assert watched.found()["retries"].severity == "ok"
+    assert watched.findings()["retries"].severity == "ok"
 
 
 def test_few_tasks_right_after_a_start_are_no_sample(watched):
     for number in range(MIN_SAMPLE_TASKS - 1):
         watched.driver.apply(*life(number, failed))
-    assert watched.found()["failures"].severity == "ok"
+    assert watched.findings()["failures"].severity == "ok"
     watched.driver.apply(*life(MIN_SAMPLE_TASKS, failed))
-    assert watched.found()["failures"].severity == "warning"
+    assert watched.findings()["failures"].severity == "warning"
 
 
 def test_what_failed_before_the_window_is_over(watched):
     watched.driver.apply(*life(1, failed))
     watched.driver.now += MIN_SAMPLE_SECONDS
-    assert watched.found()["failures"].severity == "warning"
+    assert watched.findings()["failures"].severity == "warning"
     for _ in range(30):
         watched.driver.now += SHORT_STEP_SECONDS
         watched.look()
-    assert "failures" not in watched.found(), "no task ended"
+    assert "failures" not in watched.findings(), "no task ended"
 
 
 def test_one_task_that_is_delivered_again_and_again(watched):
@@ -120,8 +120,8 @@ def test_one_task_that_is_delivered_again_and_again(watched):
         watched.driver.apply(*life(number))
     watched.driver.apply(*(received("x", at=at, name="again", host=f"{at}@h") for at in (5, 9)))
     watched.driver.wait(3)
-    found = watched.found()["redeliveries"]
-    assert (found.severity, found.message) == (
+    finding = watched.findings()["redeliveries"]
+    assert (finding.severity, finding.message) == (
         "warning",
         "redelivered, as a share of the tasks received in 3 s: again 50%",
     )
@@ -129,17 +129,17 @@ def test_one_task_that_is_delivered_again_and_again(watched):
 
 def test_a_mean_run_time_above_the_threshold(watched):
     watched.driver.apply(*life(1, runtime=100), *life(2, runtime=20), *life(1, name="slow", runtime=125))
-    found = watched.found()["slow-tasks"]
-    assert (found.severity, found.message) == ("warning", "mean run time in 0 s: slow 2 minutes")
+    finding = watched.findings()["slow-tasks"]
+    assert (finding.severity, finding.message) == ("warning", "mean run time in 0 s: slow 2 minutes")
 
 
 def test_a_task_that_was_started_and_does_not_end(watched):
     watched.driver.apply(heartbeat(), *life(1)[:3])
     watched.driver.now += 3_500
-    assert "stuck-tasks" not in watched.found(), "whoever came an hour ago was not seen"
+    assert "stuck-tasks" not in watched.findings(), "a task of an hour ago was not seen"
     watched.driver.now += 100 + 4_000
-    found = watched.found(listening=7_600)["stuck-tasks"]
-    assert (found.severity, found.message) == ("warning", "started, and not ended since: add 2 hours")
+    finding = watched.findings(listening=7_600)["stuck-tasks"]
+    assert (finding.severity, finding.message) == ("warning", "started, and not ended since: add 2 hours")
 
 
 def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
@@ -148,55 +148,58 @@ def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
     driver.apply(heartbeat(active=1), *life(1)[:3])
     for _ in range(int(MIN_MEAN_SECONDS / SHORT_STEP_SECONDS)):
         watched.look()
-        assert "orphaned-tasks" not in watched.found()
+        assert "orphaned-tasks" not in watched.findings()
         driver.now += SHORT_STEP_SECONDS
-    assert watched.found()["orphaned-tasks"].severity == "ok"
+    assert watched.findings()["orphaned-tasks"].severity == "ok"
     driver.apply(*life(2)[:3])
     for _ in range(int(LONG_WINDOW / SHORT_STEP_SECONDS)):
         driver.now += SHORT_STEP_SECONDS
         watched.look()
-    found = watched.found()["orphaned-tasks"]
-    assert (found.severity, found.message.partition(" ")[0]) == ("warning", "1.0")
+    finding = watched.findings()["orphaned-tasks"]
+    assert (finding.severity, finding.message.partition(" ")[0]) == ("warning", "1.0")
     driver.apply(heartbeat("x@h", active=None))  # it does not say what it executes
     for _ in range(int(LONG_WINDOW / SHORT_STEP_SECONDS) + 1):
         driver.now += SHORT_STEP_SECONDS
         watched.look()
-    assert "orphaned-tasks" not in watched.found()
+    assert "orphaned-tasks" not in watched.findings()
 
 
 def test_long_queues_and_old_messages(watched):
-    assert "queue-depth" not in watched.found()
-    assert watched.found(queue_stats={"q": QueueStats(1_000)})["queue-depth"].severity == "ok"
-    found = watched.found(queue_stats={"q": QueueStats(1_001), "r": QueueStats(7_000), "s": QueueStats(3)})[
-        "queue-depth"
-    ]
-    assert (found.severity, found.message) == ("warning", "messages wait: r 7,000, q 1,001")
+    assert "queue-depth" not in watched.findings()
+    assert watched.findings(queue_stats={"q": QueueStats(1_000)})["queue-depth"].severity == "ok"
+    finding = watched.findings(
+        queue_stats={"q": QueueStats(1_001), "r": QueueStats(7_000), "s": QueueStats(3)}
+    )["queue-depth"]
+    assert (finding.severity, finding.message) == ("warning", "messages wait: r 7,000, q 1,001")
     watched.driver.apply(sent("u9"))
     watched.driver.now = 1_100
-    found = watched.found(queue_stats={"q": QueueStats(1, oldest_ids=("u9",))})["oldest-messages"]
-    assert (found.severity, found.message) == ("warning", "the oldest message has waited for: q 18 minutes")
+    finding = watched.findings(queue_stats={"q": QueueStats(1, oldest_ids=("u9",))})["oldest-messages"]
+    assert (finding.severity, finding.message) == (
+        "warning",
+        "the oldest message has waited for: q 18 minutes",
+    )
 
 
 def test_waits_are_of_a_queue():
     bounds = (1.0, 100.0, 1_000.0)
     watched = Watched(ClusterDriver(aggregates=Aggregates(bounds, bounds)))
     watched.driver.apply(*life(1, queued=0.5))
-    assert watched.found()["queue-waits"].severity == "ok"
+    assert watched.findings()["queue-waits"].severity == "ok"
     for number in range(20):
         watched.driver.apply(*life(number, name="late", queued=900))
-    found = watched.found()["queue-waits"]
-    assert found.severity == "warning"
-    assert found.message.startswith("5 % of the tasks started in 0 s had waited longer than: q 1")
+    finding = watched.findings()["queue-waits"]
+    assert finding.severity == "warning"
+    assert finding.message.startswith("5 % of the tasks started in 0 s had waited longer than: q 1")
 
 
 def test_workers_that_fall_silent_are_told_from_those_that_say_goodbye():
     watched = Watched(ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10_000)))
     watched.driver.apply(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
     watched.driver.wait(60)
-    found = watched.found(listening=watched.driver.now)["silent-workers"]
-    assert (found.severity, found.message) == ("warning", "down without a worker-offline event: dead@h")
+    finding = watched.findings(listening=watched.driver.now)["silent-workers"]
+    assert (finding.severity, finding.message) == ("warning", "down without a worker-offline event: dead@h")
     watched.driver.wait(LONG_WINDOW)
-    assert watched.found(listening=watched.driver.now)["silent-workers"].severity == "ok", "for long"
+    assert watched.findings(listening=watched.driver.now)["silent-workers"].severity == "ok", "for long"
 
 
 def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
@@ -206,24 +209,24 @@ def test_tasks_that_workers_processed_and_of_which_no_event_came(watched):
     watched.driver.now += 60
     watched.look()
     watched.driver.apply(*beats)
-    found = watched.found()["missed-events"]
+    finding = watched.findings()["missed-events"]
     message = "no events for 10 of 10 tasks processed in 60 s: w@h"
-    assert (found.severity, found.message) == ("warning", message)
-    assert "--event-queue-durable" in found.remedy
+    assert (finding.severity, finding.message) == ("warning", message)
+    assert "--event-queue-durable" in finding.remedy
     watched.look()
-    assert watched.found()["missed-events"].severity == "warning", "the window is longer"
+    assert watched.findings()["missed-events"].severity == "warning", "the window is longer"
     for _ in range(70):
         watched.driver.now += SHORT_STEP_SECONDS
         watched.look()
-    assert "missed-events" not in watched.found(), "it has processed nothing since"
+    assert "missed-events" not in watched.findings(), "it has processed nothing since"
 
 
 def test_what_was_counted_as_other_for_want_of_room(watched):
     for number in range(MAX_EXCEPTIONS + 2):
         *begun, ended = life(number, failed)
         watched.driver.apply(*begun, {**ended, "exception": f"E{number}('')"})
-    found = watched.found()["series"]
-    assert (found.severity, "2 times" in found.message) == ("warning", True)
+    finding = watched.findings()["series"]
+    assert (finding.severity, "2 times" in finding.message) == ("warning", True)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +242,11 @@ def test_while_no_event_can_come_only_queues_are_judged(watched, around):
 
 def test_queues_without_consumers_are_an_alert_when_they_grow(watched):
     watched.driver.apply(heartbeat())
-    told = {"listening": 60.0, "workers_known": True}
+    known = {"listening": 60.0, "workers_known": True}
     for length, alert in ((5, ""), (5, ""), (6, "CeleryQueueWithoutConsumers")):
         queue_stats = {"q": QueueStats(length, consumers=0)}
-        found = {each.check: each for each in run_checks(*watched.shown(queue_stats=queue_stats, **told))}
-        assert found["unconsumed-messages"].alert == alert
+        findings = {each.check: each for each in run_checks(*watched.shown(queue_stats=queue_stats, **known))}
+        assert findings["unconsumed-messages"].alert == alert
         watched.look(at=T0 + watched.driver.now, queue_stats=queue_stats)
         watched.driver.now += SHORT_STEP_SECONDS
 
@@ -257,7 +260,7 @@ def test_a_single_failure_is_in_no_log(watched):
         changes = []
         for _ in range(40):
             watched.look()
-            changes += watch.changes(watched.found().values(), watched.driver.now)
+            changes += watch.changes(watched.findings().values(), watched.driver.now)
             watched.driver.now += SHORT_STEP_SECONDS
         assert [each.check for each in changes if each.severity != "ok"] == []
 
@@ -276,11 +279,11 @@ def test_what_is_given_up_is_no_news_under_its_new_name():
     driver.wait(30)
     driver.apply(*life(99))
     assert {key.task_name for key in driver.aggregates.snapshot()} == {"add", "other"}
-    assert (watched.found()["failures"].severity, "0 of " in watched.found()["failures"].message) == (
+    assert (watched.findings()["failures"].severity, "0 of " in watched.findings()["failures"].message) == (
         "ok",
         True,
     )
-    assert "queue-waits" not in watched.found() or watched.found()["queue-waits"].severity == "ok"
+    assert "queue-waits" not in watched.findings() or watched.findings()["queue-waits"].severity == "ok"
 
 
 def test_what_a_worker_processed_before_it_was_seen_is_of_no_window(watched):
@@ -289,5 +292,5 @@ def test_what_a_worker_processed_before_it_was_seen_is_of_no_window(watched):
     watched.look()
     beats = [heartbeat(at=4 + 2 * n, processed=1_000_000 + count) for n, count in enumerate((10, 20, 20, 20))]
     watched.driver.apply(*beats)
-    found = watched.found()["missed-events"]
-    assert (found.severity, " of 20 tasks " in found.message) == ("warning", True)
+    finding = watched.findings()["missed-events"]
+    assert (finding.severity, " of 20 tasks " in finding.message) == ("warning", True)

@@ -31,7 +31,7 @@ def test_no_worker_and_workers_that_are_down():
     assert "event_exchange" in findings()["workers"].remedy
     gone = findings(heartbeat("w@h", kind="offline"))["workers"]
     assert (gone.severity, gone.message) == ("critical", "all workers are down: w@h"), (
-        "work may wait: nobody measures"
+        "work may wait: no queue is measured"
     )
     for depth, unacked, level in ((0, None, "warning"), (1, None, "critical"), (0, 1, "critical")):
         values = {"queue_stats": {"q": QueueStats(depth)}, "unacked": unacked}
@@ -61,7 +61,7 @@ def test_a_worker_before_celery_5_3_replies_without_the_kind_of_its_pool():
 
 
 def test_workers_that_could_not_be_inspected():
-    """Nothing is said of them then."""
+    """There is no finding then."""
     full = [HEALTHY[0], JobView("workers", False, 0.1, None, "used memory > 'maxmemory'")]
     finding = findings(*beats(), jobs=full)["remote-control"]
     assert (finding.severity, "maxmemory" in finding.message) == ("warning", True), (
@@ -70,8 +70,8 @@ def test_workers_that_could_not_be_inspected():
     failed = [HEALTHY[0], JobView("workers", False, 0.1, None, "NOPERM")]
     finding = findings(*beats(), profiles={}, jobs=failed)["remote-control"]
     assert (finding.severity, finding.message) == ("warning", "workers could not be inspected: NOPERM")
-    nobody = [HEALTHY[0], JobView("workers", False, 0.1, None, NOBODY_ANSWERED)]
-    assert "no reply from w@h" in findings(*beats(), profiles={}, jobs=nobody)["remote-control"].message
+    jobs = [HEALTHY[0], JobView("workers", False, 0.1, None, NOBODY_ANSWERED)]
+    assert "no reply from w@h" in findings(*beats(), profiles={}, jobs=jobs)["remote-control"].message
 
 
 def test_workers_that_run_tasks_without_task_events():
