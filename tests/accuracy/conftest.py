@@ -12,9 +12,9 @@ from .scene import FULL, Scene
 
 
 @pytest.fixture(scope="session")
-def ledger_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Yield a Redis for the ledger, which is not the broker."""
-    with RedisServer(tmp_path_factory.mktemp("ledger")) as server:
+def outcome_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Yield a Redis for the recorded outcomes, which is not the broker."""
+    with RedisServer(tmp_path_factory.mktemp("outcomes")) as server:
         yield server
 
 
@@ -23,10 +23,10 @@ def scene(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     broker: Any,
-    ledger_server: RedisServer,
+    outcome_server: RedisServer,
     running: Callable[..., Any],
 ) -> Iterator[Scene]:
-    with Scene(tmp_path, broker, ledger_server.clean(), running) as scene:
+    with Scene(tmp_path, broker, outcome_server.clean(), running) as scene:
         yield scene
         for result in scene.results:
             head = {"scenario": title(request.node), "broker": broker.kind}

@@ -1,4 +1,4 @@
-"""A broker, workers, a client and the exporter, and the ledger that the exporter is compared with."""
+"""A broker, workers, a client and the exporter, and the recorded outcomes that it is compared with."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Result(NamedTuple):
     """The result of a scenario."""
 
     tasks: int  # sent by clients
-    differences: int  # sums that differ from the ledger
+    differences: int  # sums that differ from the recorded outcomes
     unknowns: int  # transitions with the name or queue "unknown"
     missed_really: int  # started tasks minus counted task-started events
     missed_reported: int
@@ -53,15 +53,15 @@ class Result(NamedTuple):
 
 
 class Scene:
-    """Starts processes, sends tasks, and compares the exporter with the ledger at the end.
+    """Starts processes, sends tasks, and compares the exporter with the recorded outcomes at the end.
 
-    If the exporter cannot see all events, a scenario sets `expected`, which turns the entries of the ledger
+    If the exporter cannot see all events, a scenario sets `expected`, which turns the recorded outcomes
     into the expected ones, and `has_sent_event` (see `sums.recorded_sums`).
     """
 
-    def __init__(self, folder: Path, broker: Any, ledger_url: str, running: Callable[..., Any]) -> None:
+    def __init__(self, folder: Path, broker: Any, outcomes_url: str, running: Callable[..., Any]) -> None:
         self.broker = broker
-        self.ledger = RedisOutcomes(ledger_url)
+        self.outcomes = RedisOutcomes(outcomes_url)
         self.expected: Callable[[Counter[Outcome]], Counter[Outcome]] = lambda entries: entries
         self.has_sent_event: Callable[[str], bool] = lambda _: True
         self.sent = 0  # tasks of the client
@@ -72,7 +72,7 @@ class Scene:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.callback(record_signals(self.ledger))
+        self._stack.callback(record_signals(self.outcomes))
         self.client = self.make_client()
         self.exporter = self.make_exporter()
         return self
@@ -96,7 +96,7 @@ class Scene:
     def make_worker(self, node: str = "worker@test", **options: Any) -> Worker:
         """Return a worker that has not started."""
         folder = self._folder / f"worker-{len(self._workers)}"
-        worker = Worker(folder, self.broker.url, node, outcomes=self.ledger, **options)
+        worker = Worker(folder, self.broker.url, node, outcomes=self.outcomes, **options)
         self._workers.append(worker)
         return worker
 
@@ -126,13 +126,13 @@ class Scene:
         self.sent += times
 
     def total(self, *states: str) -> int:
-        """Return how many entries of these states are in the ledger."""
-        return self.ledger.total(*states)
+        """Return how many entries of these states are in the recorded outcomes."""
+        return self.outcomes.total(*states)
 
     def await_total(self, count: int, *states: str) -> None:
-        """Wait until the ledger has at least this number of entries of these states."""
+        """Wait until the recorded outcomes has at least this number of entries of these states."""
         eventually(
-            lambda: self.total(*states) >= count, RUN_TIMEOUT_SECONDS, what=f"{count} {states} in the ledger"
+            lambda: self.total(*states) >= count, RUN_TIMEOUT_SECONDS, what=f"{count} {states} recorded"
         )
 
     def await_ends(self, *, lost: int = 0) -> None:
@@ -143,7 +143,7 @@ class Scene:
 
         def has_ended() -> bool:
             counts: Counter[str] = Counter()
-            for entry, count in self.ledger.counts_by_worker().items():
+            for entry, count in self.outcomes.counts_by_worker().items():
                 counts[entry.state] += count
             ends = sum(counts[state] for state in END_STATES)
             assert ends + lost >= counts["PENDING"] - counts["RETRY"], counts
@@ -174,13 +174,13 @@ class Scene:
     # -- results
 
     def differences(self, samples: Samples | None = None) -> dict[tuple[str, ...], tuple[int, int]]:
-        """Return the sums of the exporter that differ from the ledger."""
-        entries = self.expected(self.ledger.counts_by_worker())
+        """Return the sums of the exporter that differ from the recorded outcomes."""
+        entries = self.expected(self.outcomes.counts_by_worker())
         exposed = exposed_sums(samples or self.exporter.samples())
         return differences(exposed, recorded_sums(entries, self.has_sent_event))
 
     def await_counted(self) -> None:
-        """Wait until the exporter has counted all entries of the ledger."""
+        """Wait until the exporter has counted all entries of the recorded outcomes."""
         until_equal(self.differences, {}, COUNT_TIMEOUT_SECONDS)
 
     def assert_exact(self) -> Samples:
@@ -204,7 +204,7 @@ class Scene:
 
     def assert_losses_reported(self) -> Samples:
         """Assert that lost events are reported and none is counted twice; return the last scrape."""
-        entries = self.expected(self.ledger.counts_by_worker())
+        entries = self.expected(self.outcomes.counts_by_worker())
         try:
             eventually(self._are_losses_reported, COUNT_TIMEOUT_SECONDS)
         finally:
@@ -216,7 +216,7 @@ class Scene:
 
     def missed(self, samples: Samples) -> tuple[int, int]:
         """Return how many task-started events are missing, and how many are reported as missed."""
-        entries = self.expected(self.ledger.counts_by_worker())
+        entries = self.expected(self.outcomes.counts_by_worker())
         started = sum(count for entry, count in entries.items() if entry.state == "STARTED")
         reported = samples.total("celery_exporter_events_missed_total")
         return started - int(samples.total(TASKS[0], state="STARTED")), int(reported)

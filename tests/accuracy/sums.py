@@ -1,4 +1,4 @@
-"""The same sums from two sources: the ledger, and the metrics of the exporter."""
+"""The same sums from two sources: the recorded outcomes, and the metrics of the exporter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAILURES = ("celery_task_failures_total", *LABELS, "exception")
 RUNTIMES = ("celery_task_runtime_seconds_count", *LABELS, "state")
 QUEUE_WAITS = ("celery_task_queue_wait_seconds_count", *LABELS)
 PREFETCH_WAITS = ("celery_task_prefetch_wait_seconds_count", *LABELS)
-#: Without the worker: if two workers receive a task at the same time, ledger and exporter may differ in the
+#: Without the worker: if two workers receive a task at the same time, outcomes and exporter may differ in the
 #: order.
 REDELIVERIES = ("celery_task_redeliveries_total", "task_name", "queue_name")
 COMPARED = (TASKS, FAILURES, RUNTIMES, QUEUE_WAITS, PREFETCH_WAITS, REDELIVERIES)
@@ -37,7 +37,7 @@ def exposed_sums(samples: Samples) -> Sums:
 
 
 def recorded_sums(entries: Counter[Outcome], has_sent_event: Callable[[str], bool] = lambda _: True) -> Sums:
-    """Return the sums of the ledger, in the same form.
+    """Return the sums of the recorded outcomes, in the same form.
 
     `has_sent_event` returns whether `task-sent` was published for a task name. Without it, the first queue
     wait is unknown.

@@ -172,12 +172,12 @@ def test_a_task_with_wrong_metrics_is_an_example_that_names_its_test():
 def test_a_recorded_run_can_be_evaluated_again(tmp_path, capsys):
     events = [{**event, "arrived": event["timestamp"]} for event in task_events(1)]
     lines = [task(state, "made.up", "task-1") for state in ("PENDING", "RECEIVED", "STARTED", "SUCCESS")]
-    for name, text in (("tests/ledger", lines), ("recorder/events", list(map(json.dumps, events)))):
+    for name, text in (("tests/outcomes", lines), ("recorder/events", list(map(json.dumps, events)))):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in text))
     assert blame.main(tmp_path) == 0
-    with (tmp_path / "tests/ledger.jsonl").open("a") as ledger:
-        ledger.write(f"{task('RETRY', 'made.up', 'task-1')}\n")  # not published
+    with (tmp_path / "tests/outcomes.jsonl").open("a") as outcomes:
+        outcomes.write(f"{task('RETRY', 'made.up', 'task-1')}\n")  # not published
     assert blame.main(tmp_path) == 0
     with (tmp_path / "recorder/events.jsonl").open("a") as file:
         file.write(
@@ -274,7 +274,7 @@ def test_eager(celery_session_app):
 
 def test_the_plugin_records_tasks_and_results_of_tests(tmp_path):
     (tmp_path / "test_suite.py").write_text(SUITE)
-    ledger, stop = tmp_path / "ledger.jsonl", tmp_path / "stop"
+    outcomes, stop = tmp_path / "outcomes.jsonl", tmp_path / "stop"
     stop.touch()
     plugins = ("-p", "celery.contrib.pytest", "-p", "celery_integration.plugin", "-p", "no:cacheprovider")
     process = subprocess.run(
@@ -283,7 +283,7 @@ def test_the_plugin_records_tasks_and_results_of_tests(tmp_path):
         env={
             **os.environ,
             "PYTHONPATH": str(TESTS),
-            "INTEGRATION_LEDGER": str(ledger),
+            "INTEGRATION_OUTCOMES": str(outcomes),
             "INTEGRATION_STOP": str(stop),
         },
         capture_output=True,
@@ -292,7 +292,7 @@ def test_the_plugin_records_tasks_and_results_of_tests(tmp_path):
         check=False,
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    records = comparison.read_records(ledger.read_text().splitlines())
+    records = comparison.read_records(outcomes.read_text().splitlines())
     assert records.finished
     assert {test.rpartition("::")[2]: outcome for test, outcome in records.outcomes.items()} == {
         "test_replaced": "passed",

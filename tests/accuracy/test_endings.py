@@ -60,7 +60,7 @@ def send_expired(scene: Scene, queues: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("scenario", ROWS, ids=lambda row: row.name)
 def test_every_ending_is_counted(scene: Scene, scenario: Row) -> None:
-    """All sums equal the ledger, no label is unknown, and no task stays in a gauge."""
+    """All sums equal the recorded outcomes, no label is unknown, and no task stays in a gauge."""
     scene.start(scene.exporter, *(scene.make_worker(node, **options) for node, options in scenario.workers))
     queues = tuple(options.get("queues", "celery") for _, options in scenario.workers)
     send_expired(scene, queues)

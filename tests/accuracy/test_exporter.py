@@ -26,11 +26,11 @@ def test_started_in_the_middle(scene: Scene) -> None:
     scene.await_total(started + 2, "STARTED")
     scene.await_total(received + 4, "RECEIVED")  # two run, two are prefetched, the others are in the queue
     scene.await_flush()
-    before = scene.ledger.counts_by_worker()
+    before = scene.outcomes.counts_by_worker()
     scene.expected = lambda entries: without_name(entries - before, "tasks.hold", STARTED=2, SUCCESS=4)
     scene.has_sent_event = lambda task: task != "tasks.hold"
     scene.start(late)
-    scene.ledger.open_gate("gate")
+    scene.outcomes.open_gate("gate")
     send_shuffled(scene, PLAIN)
     scene.await_ends()
     scene.assert_exact()

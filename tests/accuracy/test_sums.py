@@ -1,4 +1,4 @@
-"""The comparison itself: it derives the right sums from a ledger, and finds differences."""
+"""The comparison itself: it derives the right sums from recorded outcomes, and finds differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKER = "w@h"
 
 
 def entries(**counts: int) -> Counter[Outcome]:
-    """Return ledger entries of one task, by state."""
+    """Return recorded outcomes of one task, by state."""
     states = {state.replace("exception_", "exception="): count for state, count in counts.items()}
     return Counter({Outcome("add", "q", state, WORKER): count for state, count in states.items()})
 
@@ -82,10 +82,10 @@ def test_a_transition_without_a_name_counts_for_a_missing_one():
     assert excesses({started: 2, other: 1}, recorded) == {("unknown", WORKER, "SUCCESS"): (1, 0)}
 
 
-def test_a_ledger_in_a_file_has_the_same_counts(tmp_path):
-    ledger = FileOutcomes(tmp_path / "ledger")
-    assert ledger.counts_by_worker() == {}
+def test_outcomes_in_a_file_have_the_same_counts(tmp_path):
+    outcomes = FileOutcomes(tmp_path / "outcomes")
+    assert outcomes.counts_by_worker() == {}
     for _ in range(2):
-        ledger.record(Outcome("add", "q", "SUCCESS", WORKER))
-    assert ledger.counts_by_worker() == entries(SUCCESS=2)
-    assert (ledger.total("SUCCESS"), ledger.total("FAILURE")) == (2, 0)
+        outcomes.record(Outcome("add", "q", "SUCCESS", WORKER))
+    assert outcomes.counts_by_worker() == entries(SUCCESS=2)
+    assert (outcomes.total("SUCCESS"), outcomes.total("FAILURE")) == (2, 0)

@@ -44,13 +44,13 @@ def test_redelivered_from_a_worker_that_was_killed(scene: Scene) -> None:
     scene.await_total(2, "STARTED")
     scene.await_counted()
     killed.kill()
-    scene.ledger.open_gate("gate")
+    scene.outcomes.open_gate("gate")
     options = VISIBILITY if scene.broker.kind == "redis" else {}
     scene.start(scene.make_worker("b@test", broker_transport_options=options))
     send_shuffled(scene, PLAIN)
     scene.await_ends()
     scene.assert_exact()
-    assert scene.ledger.of("redelivered")["tasks.hold_late", "celery", "redelivered"] == 6
+    assert scene.outcomes.of("redelivered")["tasks.hold_late", "celery", "redelivered"] == 6
 
 
 def test_put_back_and_taken_by_another_worker(scene: Scene) -> None:
@@ -71,7 +71,7 @@ def test_delivered_twice_at_a_time(scene: Scene) -> None:
     scene.send("tasks.hold_late", "gate", times=2)
     scene.await_total(2, "redelivered")
     scene.await_total(4, "STARTED")
-    scene.ledger.open_gate("gate")
+    scene.outcomes.open_gate("gate")
     scene.await_total(scene.total("STARTED"), "SUCCESS")
     scene.assert_exact()
 

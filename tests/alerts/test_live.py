@@ -55,7 +55,7 @@ def scene(request, tmp_path_factory):
     rules.write_text(yaml.safe_dump(shortened(yaml.safe_load(RULES.read_text()))))
     with ExitStack() as stack:
         url = stack.enter_context(broker).url
-        ledger = RedisOutcomes(url.removesuffix("/0") + "/5")
+        outcomes = RedisOutcomes(url.removesuffix("/0") + "/5")
         pager = stack.enter_context(Webhook())
         options = (
             "--worker-timeout",
@@ -75,7 +75,12 @@ def scene(request, tmp_path_factory):
         )
         workers = {
             name: Worker(
-                folder / name, url, f"{name}@box", queues=name, outcomes=ledger, events=name != WITHOUT_EVENTS
+                folder / name,
+                url,
+                f"{name}@box",
+                queues=name,
+                outcomes=outcomes,
+                events=name != WITHOUT_EVENTS,
             )
             for name in ("celery", "held", WITHOUT_EVENTS)
         }

@@ -138,7 +138,7 @@ def main(*folders: Path) -> int:
 
 def recorded_examples(folder: Path) -> list[Example]:
     """Return the examples of a recorded run."""
-    records = comparison.read_records((folder / "tests/ledger.jsonl").read_text().splitlines())
+    records = comparison.read_records((folder / "tests/outcomes.jsonl").read_text().splitlines())
     events = comparison.read_events(folder / "recorder/events.jsonl")
     names = {name for name, _ in records.sums()}
     return examples(records, events, comparison.unpublished(records, events), names)

@@ -17,7 +17,7 @@ import pytest
 from celery import signals
 
 #: The file of the records, and a file that lets the worker stop when it exists.
-LEDGER, STOP = os.environ["INTEGRATION_LEDGER"], os.environ["INTEGRATION_STOP"]
+OUTCOMES, STOP = os.environ["INTEGRATION_OUTCOMES"], os.environ["INTEGRATION_STOP"]
 NODE = "integration@localhost"
 #: Maximum time for which the worker runs after the last test.
 STOP_DEADLINE_SECONDS = 1_800.0
@@ -28,7 +28,7 @@ _test = ""
 
 def _write(**line: Any) -> None:
     line["at"] = time.time()
-    descriptor = os.open(LEDGER, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    descriptor = os.open(OUTCOMES, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(descriptor, (json.dumps(line) + "\n").encode())
     os.close(descriptor)
 

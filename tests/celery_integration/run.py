@@ -107,7 +107,7 @@ class CeleryTests(Process):
     def __init__(self, folder: Path, job: Job, url: str, backend: RedisServer) -> None:
         super().__init__(folder)
         self.job = job
-        self.ledger = folder / "ledger.jsonl"
+        self.outcomes = folder / "outcomes.jsonl"
         self.stop_file = folder / "stop"
         self.extra = {
             "TEST_BROKER": url,
@@ -115,7 +115,7 @@ class CeleryTests(Process):
             "REDIS_HOST": "127.0.0.1",  # the Redis for keys of the tests
             "REDIS_PORT": str(backend.port),
             "WORKER_LOGLEVEL": "INFO",  # some tests read the worker's log
-            "INTEGRATION_LEDGER": str(self.ledger),
+            "INTEGRATION_OUTCOMES": str(self.outcomes),
             "INTEGRATION_STOP": str(self.stop_file),
             "PYTHONPATH": os.pathsep.join((str(job.package), str(source.HERE))),
         }
@@ -143,7 +143,7 @@ class CeleryTests(Process):
 
     def records(self) -> Records:
         """Return the records of the tasks."""
-        lines = self.ledger.read_text().splitlines() if self.ledger.exists() else []
+        lines = self.outcomes.read_text().splitlines() if self.outcomes.exists() else []
         return comparison.read_records(lines)
 
     def await_last_test(self) -> None:
@@ -152,7 +152,7 @@ class CeleryTests(Process):
         def is_finished() -> bool:
             if not self.alive():  # an AssertionError would continue the wait
                 raise RuntimeError(f"pytest ended with {self.exit_code()} before the end:\n{self.tail()}")
-            return self.ledger.exists() and FINISHED in self.ledger.read_text()
+            return self.outcomes.exists() and FINISHED in self.outcomes.read_text()
 
         eventually(is_finished, TESTS_TIMEOUT_SECONDS, every=1.0, what="the last test")
 

@@ -230,7 +230,7 @@ def test_the_health_check_of_a_worker_has_its_node_name():
 
 
 PRINT_URLS = """
-from celery_exporter.demo.tasks import app, ledger
+from celery_exporter.demo.tasks import app, outcome_store
 print(app.conf.broker_url, app.conf.result_backend, app.conf.task_ignore_result)
 print(outcome_store()._redis.connection_pool.connection_kwargs["host"])
 """

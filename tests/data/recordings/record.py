@@ -49,7 +49,7 @@ TASKS = [
 ]
 #: Folders of the machine in tracebacks.
 FOLDERS = re.compile(r'File \\\\"/(?:[^"\\\\/]+/)*')
-#: Ends in the ledger: of all tasks except the unregistered one and the two that expire.
+#: Ends in the recorded outcomes: of all tasks except the unregistered one and the two that expire.
 RECORDED_ENDS = 16
 
 

@@ -299,7 +299,7 @@ def test_invalid_character_is_replaced_and_the_page_stays_readable():
 
 def test_invariant_8_buckets_are_those_that_were_counted_in():
     """The exposed bounds are those of the aggregates, with the counts below them."""
-    driver = ClusterDriver(ledger=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
+    driver = ClusterDriver(aggregates=Aggregates((0.5, 30.0), (1.0, 7.5, 60.0)))
     for number, seconds in enumerate((0.1, 0.5, 20.0, 31.0)):
         uuid = f"u{number}"
         driver.apply(sent(uuid), received(uuid), started(uuid, at=seconds), succeeded(uuid, runtime=seconds))
