@@ -29,9 +29,9 @@ from harness.servers import RabbitServer, RedisServer
 from benchmarks import chart, peer
 from benchmarks.brokers import Broker, Rabbit, Redis, VoidError
 from benchmarks.contenders import ALL, Contender, Floor, Ours, OursOverKombu, Peer
+from benchmarks.event_stream import Cluster, EventStream, Form, record
 from benchmarks.measure import Rate, Replayed, measure_replay, sustained
 from benchmarks.table import Line, Row, Target, draw, median, ratio
-from benchmarks.tape import Cluster, Form, Tape, record
 from tools.docgen.marks import filled
 
 #: Clients of Celery send a message for each event. Prefork workers put several into one message under load.
@@ -43,9 +43,9 @@ VARIANTS = {"1 worker": {"workers": 1}, "100 workers": {"workers": 100}, "1,000 
 EXACT = (Floor, Ours, OursOverKombu)
 #: Attempts of a run that is void.
 ATTEMPTS = 3
-#: Tasks of the tape that is replayed repeatedly: more than the exporter stores, so that they are new each
-#: time.
-LONG_TAPE_TASKS = 60_000
+#: Tasks of the event stream that is replayed repeatedly: more than the exporter stores, so that they are
+#: new each time.
+LONG_STREAM_TASKS = 60_000
 #: The search for the highest rate starts at this share of the rate that the CPU time of an event allows.
 START_SHARE = 0.7
 #: Samples of the timed pages, and the number of processes that render each.
@@ -97,10 +97,12 @@ class Bench:
     def run(self, brokers: list[Broker], folder: Path) -> None:
         """Measure all contenders."""
         forms = {
-            (broker.wire, name): self.tape(broker, form) for broker in brokers for name, form in FORMS.items()
+            (broker.wire, name): self.event_stream(broker, form)
+            for broker in brokers
+            for name, form in FORMS.items()
         }
         variants = {
-            (broker.wire, name): self.tape(broker, FORMS[TENS], **change)
+            (broker.wire, name): self.event_stream(broker, FORMS[TENS], **change)
             for broker in brokers
             for name, change in VARIANTS.items()
         }
@@ -119,14 +121,16 @@ class Bench:
         for broker in brokers:
             self.measure_rates(broker, folder)
 
-    def tape(self, broker: Broker, form: Form, **change: int) -> Tape:
+    def event_stream(self, broker: Broker, form: Form, **change: int) -> EventStream:
         return record(Cluster(tasks=self.options.tasks, **change), form, broker.wire)
 
-    def replay(self, contender: type[Contender], broker: Broker, folder: Path, tape: Tape, name: str) -> None:
-        """Replay a tape to a contender, again if the run is void."""
+    def replay(
+        self, contender: type[Contender], broker: Broker, folder: Path, event_stream: EventStream, name: str
+    ) -> None:
+        """Replay an event stream to a contender, again if the run is void."""
         for _ in range(ATTEMPTS):
             try:
-                result = measure_replay(contender, broker, folder, tape)
+                result = measure_replay(contender, broker, folder, event_stream)
             except VoidError as error:
                 self.void.append(f"{broker.name}, {name}: {error}")
                 continue
@@ -141,7 +145,7 @@ class Bench:
     def measure_rates(self, broker: Broker, folder: Path) -> None:
         """Find the highest rate of the exporter and of the peer."""
         log(f"{broker.name}: events a second")
-        tape = record(Cluster(tasks=LONG_TAPE_TASKS), FORMS[TENS], broker.wire)
+        event_stream = record(Cluster(tasks=LONG_STREAM_TASKS), FORMS[TENS], broker.wire)
         for contender in (Ours, Peer):
             cost = self.cpu(broker.name, TENS, contender)
             if cost is None:
@@ -149,7 +153,7 @@ class Bench:
             try:
                 guess = START_SHARE * 1e6 / cost
                 self.rates[broker.name, contender] = sustained(
-                    contender, broker, folder, tape, guess, self.options.hold
+                    contender, broker, folder, event_stream, guess, self.options.hold
                 )
             except VoidError as error:
                 self.void.append(f"{broker.name}, events a second: {error}")
@@ -329,7 +333,12 @@ def parse() -> Options:
     )
     add = parser.add_argument
     add("--rounds", type=int, default=5, help="default: 5")
-    add("--tasks", type=int, default=12_500, help="tasks on a tape, with four events each; default: 12500")
+    add(
+        "--tasks",
+        type=int,
+        default=12_500,
+        help="tasks on an event stream, with four events each; default: 12500",
+    )
     add("--hold", type=float, default=10.0, help="seconds for which a rate is kept; default: 10")
     add("--samples", type=int, default=1_000_000, help="samples of the largest scrape; default: 1000000")
     add("--in-flight", type=int, default=1_000_000, help="tasks in flight; default: 1000000")

@@ -1,4 +1,4 @@
-"""Publishes tapes on brokers: writes prepared bytes to a socket."""
+"""Publishes event streams on brokers: writes prepared bytes to a socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import amqp
 import redis
 from kombu.utils.url import url_to_parts
 
-from benchmarks.tape import EXCHANGE, Tape
+from benchmarks.event_stream import EXCHANGE, EventStream
 
 #: Messages in one write: 0.2 MB of single events, or 1 MB of tens.
 CHUNK_MESSAGES = 200
@@ -53,10 +53,10 @@ def replay(broker: Broker, messages: list[bytes]) -> None:
     broker.settle()
 
 
-def due(tape: Tape, rate: float, seconds: float) -> Iterator[tuple[list[bytes], int]]:
+def due(event_stream: EventStream, rate: float, seconds: float) -> Iterator[tuple[list[bytes], int]]:
     """Yield the messages that are due at a rate in events per second, with the number of their events.
 
-    The tape repeats. Messages that the caller could not publish in time come later.
+    The event stream repeats. Messages that the caller could not publish in time come later.
     """
     position = sent = 0
     start = time.monotonic()
@@ -64,9 +64,9 @@ def due(tape: Tape, rate: float, seconds: float) -> Iterator[tuple[list[bytes], 
         batch: list[bytes] = []
         before = sent
         while sent < rate * now and len(batch) < CHUNK_MESSAGES:
-            batch.append(tape.messages[position])
-            sent += tape.sizes[position]
-            position = (position + 1) % len(tape.messages)
+            batch.append(event_stream.messages[position])
+            sent += event_stream.sizes[position]
+            position = (position + 1) % len(event_stream.messages)
         yield batch, sent - before
         if len(batch) < CHUNK_MESSAGES:
             time.sleep(0.002)
@@ -115,7 +115,7 @@ class Rabbit:
         )
         self._connection.connect()
         self.version = f"rabbitmq-server {self._connection.server_properties['version']}"
-        self._channel = self._connection.channel(1)  # the one on the tape
+        self._channel = self._connection.channel(1)  # the one on the event stream
         self._channel.exchange_declare(EXCHANGE, "topic", durable=True, auto_delete=False)
         self._probe_channel = self._connection.channel(2)
         self._probe_channel.events["basic_return"].add(self._on_return)

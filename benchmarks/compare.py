@@ -1,8 +1,8 @@
 """Compares two checkouts: `PYTHONPATH=tests .venv/bin/python -m benchmarks.compare ../before`.
 
 The other checkout needs its own virtual environment (`make .venv/synced` there). Both take turns on the same
-tapes and brokers, and each of them starts every second round. A row has the minimum of each, which other
-processes affect less than the median, and the ratios of minimum and median.
+event streams and brokers, and each of them starts every second round. A row has the minimum of each, which
+other processes affect less than the median, and the ratios of minimum and median.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from harness.servers import RabbitServer, RedisServer
 from benchmarks.__main__ import FORMS, TENS, VARIANTS
 from benchmarks.brokers import Broker, Rabbit, Redis
 from benchmarks.contenders import Ours
+from benchmarks.event_stream import Cluster, EventStream, record
 from benchmarks.measure import measure_replay
-from benchmarks.tape import Cluster, Tape, record
 
 #: Measurements of `benchmarks.inside`, and figures of them that are no results.
 INSIDE = (("scrape", "100000"), ("stall", "100000"), ("memory", "100000"), ("stages", "12500"))
@@ -55,7 +55,7 @@ def main() -> None:
     )
     parser.add_argument("other", type=Path, help="folder of the other checkout")
     parser.add_argument("--rounds", type=int, default=6, help="default: 6")
-    parser.add_argument("--tasks", type=int, default=12_500, help="tasks on a tape; default: 12500")
+    parser.add_argument("--tasks", type=int, default=12_500, help="tasks on an event stream; default: 12500")
     options = parser.parse_args()
     Other.root = options.other.resolve()
     for root in (ROOT, Other.root):  # compilation would count as start time and memory
@@ -68,17 +68,21 @@ def main() -> None:
         RabbitServer(Path(folder) / "rabbit") as rabbit,
     ):
         brokers: list[Broker] = [Redis(redis.url), Rabbit(rabbit.url)]
-        tapes = [(broker, *tape) for broker in brokers for tape in tapes_for(broker, options.tasks)]
+        event_streams = [
+            (broker, *event_stream)
+            for broker in brokers
+            for event_stream in event_streams_for(broker, options.tasks)
+        ]
         for number in range(options.rounds):
             sys.stderr.write(f"compare: round {number + 1} of {options.rounds}\n")
-            for broker, name, tape in tapes:
-                replay_both(rows, broker, name, tape, Path(folder), this_first=number % 2 == 1)
+            for broker, name, event_stream in event_streams:
+                replay_both(rows, broker, name, event_stream, Path(folder), this_first=number % 2 == 1)
             measure_both(rows, this_first=number % 2 == 1)
     draw(rows)
 
 
-def tapes_for(broker: Broker, tasks: int) -> list[tuple[str, Tape]]:
-    """Return the names and tapes of a broker."""
+def event_streams_for(broker: Broker, tasks: int) -> list[tuple[str, EventStream]]:
+    """Return the names and event streams of a broker."""
     variants = [
         (name, record(Cluster(tasks=tasks, **change), FORMS[TENS], broker.wire))
         for name, change in VARIANTS.items()
@@ -88,10 +92,12 @@ def tapes_for(broker: Broker, tasks: int) -> list[tuple[str, Tape]]:
     ] + variants
 
 
-def replay_both(rows: Rows, broker: Broker, name: str, tape: Tape, folder: Path, *, this_first: bool) -> None:
-    """Replay a tape to the exporters of both checkouts."""
+def replay_both(
+    rows: Rows, broker: Broker, name: str, event_stream: EventStream, folder: Path, *, this_first: bool
+) -> None:
+    """Replay an event stream to the exporters of both checkouts."""
     for contender in (Ours, Other) if this_first else (Other, Ours):
-        replayed = measure_replay(contender, broker, folder, tape)
+        replayed = measure_replay(contender, broker, folder, event_stream)
         if replayed.share != 1:
             raise SystemExit(f"{contender.name} counted {replayed.share:.3%} of the events")
         figures = {

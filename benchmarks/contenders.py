@@ -173,8 +173,8 @@ class Peer(Page):
 
     def command(self) -> list[str]:
         address = ["--broker-url", self.broker.url, "--host", "127.0.0.1", "--port", str(self.port)]
-        # Timestamps of the tape are old. With timeouts, the exporter would remove the workers and their
-        # counts.
+        # Timestamps of the event stream are old. With timeouts, the exporter would remove the workers
+        # and their counts.
         no_timeouts = ["--worker-timeout", "0", "--purge-offline-worker-metrics", "0"]
         return [str(self.python), "-c", START, *address, *no_timeouts]
 

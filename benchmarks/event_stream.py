@@ -1,9 +1,9 @@
-"""Generates a tape: the messages of clients and workers of a busy cluster, the same in each run.
+"""Generates an event stream: the messages of clients and workers of a busy cluster, the same in each run.
 
 Fields, their order and the envelopes are those of Celery 5.7 and kombu 5.7. Events are built in
 celery/events/dispatcher.py, the envelope and the channel of Redis in kombu/transport/virtual/base.py and
-redis.py, and the properties of AMQP in kombu/transport/pyamqp.py. A message on the tape has the bytes that a
-client writes to the socket of the broker.
+redis.py, and the properties of AMQP in kombu/transport/pyamqp.py. A message of the stream has the bytes that
+a client writes to the socket of the broker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from amqp.basic_message import Message
 
 Event = dict[str, Any]
 
-#: Start of the tape in epoch seconds; constant, so that each run replays the same bytes.
+#: Start of the event stream in epoch seconds; constant, so that each run replays the same bytes.
 START = 1_750_000_000.0
 #: Tasks that are sent in a second. A task ends within 0.1 s, so about 50 are open at a time.
 TASKS_PER_SECOND = 1_000
@@ -33,7 +33,7 @@ EXCHANGE = "celeryev"
 
 
 class Cluster(NamedTuple):
-    """The cluster on the tape, with four events for each task, and heartbeats."""
+    """The cluster on the event stream, with four events for each task, and heartbeats."""
 
     tasks: int
     names: int = 10
@@ -48,7 +48,7 @@ class Form(NamedTuple):
     worker: int
 
 
-class Tape(NamedTuple):
+class EventStream(NamedTuple):
     """Messages as bytes for the socket, the number of events in each, and the number of events by type."""
 
     messages: list[bytes]
@@ -56,11 +56,11 @@ class Tape(NamedTuple):
     kinds: Counter[str]
 
 
-def record(cluster: Cluster, form: Form, wire: str) -> Tape:
-    """Return the tape of a cluster whose clients and workers publish in a form, on "redis" or "amqp"."""
+def record(cluster: Cluster, form: Form, wire: str) -> EventStream:
+    """Return the event stream of a cluster that publishes in a form, on "redis" or "amqp"."""
     events = make_events(cluster)
     messages = list(pack_messages(events, form))
-    return Tape(
+    return EventStream(
         [WIRES[wire](*message) for message in messages],
         [len(body) if isinstance(body, list) else 1 for _, body in messages],
         Counter(event["type"] for event in events),

@@ -24,7 +24,7 @@ from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.tape import START, Cluster, Form, make_events, pack_messages, record
+from benchmarks.event_stream import START, Cluster, Form, make_events, pack_messages, record
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.consumers.base import BatchFull
 from celery_exporter.broker.consumers.redis_consumer import FEED_BYTES, RedisConsumer
@@ -91,7 +91,7 @@ class Exporter:
 
 
 def bodies(cluster: Cluster) -> list[bytes]:
-    """Return the bodies of the messages on a tape."""
+    """Return the bodies of the messages on an event stream."""
     return [json.dumps(body).encode() for _, body in pack_messages(make_events(cluster), Form(10, 10))]
 
 
@@ -196,12 +196,12 @@ def open_task(kind: str, number: int) -> bytes:
 
 def stages(tasks: int) -> dict[str, float]:
     """Return the us of each stage for an event, in messages of ten from Redis; the best of some rounds."""
-    tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
-    stream = b"".join(map(pushed, tape.messages))
+    event_stream = record(Cluster(tasks=tasks), Form(10, 10), "redis")
+    stream = b"".join(map(pushed, event_stream.messages))
     native = select(("native",), MetricOptions())
     rounds = [stages_once(stream, native) for _ in range(SCRAPES)]
     best = min(rounds, key=lambda seconds: sum(seconds.values()))
-    return {name: seconds / tape.kinds.total() * 1e6 for name, seconds in best.items()}
+    return {name: seconds / event_stream.kinds.total() * 1e6 for name, seconds in best.items()}
 
 
 def stages_once(stream: bytes, selection: Selection) -> dict[str, float]:
@@ -240,14 +240,14 @@ def profiles(tasks: int) -> dict[str, float]:
     for name in PROFILES:
         with suppress(ProfilesClashError):
             names = select((*names, name), MetricOptions()).names
-    tape = record(Cluster(tasks=tasks), Form(10, 10), "redis")
-    stream = b"".join(map(pushed, tape.messages))
+    event_stream = record(Cluster(tasks=tasks), Form(10, 10), "redis")
+    stream = b"".join(map(pushed, event_stream.messages))
     best: dict[str, float] = {}
     for _ in range(TURNS):
         for selected in (names[:1], names):
             seconds = sum(stages_once(stream, select(selected, MetricOptions())).values())
             label = ", ".join(selected)
-            best[label] = min(best.get(label, math.inf), seconds / tape.kinds.total() * 1e6)
+            best[label] = min(best.get(label, math.inf), seconds / event_stream.kinds.total() * 1e6)
     return best
 
 

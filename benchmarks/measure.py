@@ -13,10 +13,10 @@ from harness.waiting import eventually
 
 from benchmarks.brokers import Broker, VoidError, due, replay
 from benchmarks.contenders import Contender, Ours
-from benchmarks.tape import Tape
+from benchmarks.event_stream import EventStream
 
-#: Share of a tape that is replayed before the measurement: it fills caches, and the exporter inspects new
-#: workers.
+#: Share of an event stream that is replayed before the measurement: it fills caches, and the exporter
+#: inspects new workers.
 WARM_UP_SHARE = 1 / 10
 #: Wait after that, and duration of the measurement of idle CPU usage.
 SETTLE_SECONDS, IDLE_SECONDS = 1.2, 0.6
@@ -47,7 +47,7 @@ def started(contender: type[Contender], broker: Broker, folder: Path) -> Iterato
 
 
 class Replayed(NamedTuple):
-    """The result of a replay of a tape."""
+    """The result of a replay of an event stream."""
 
     cpu: float  # us for an event
     share: float  # of events that were counted
@@ -55,30 +55,32 @@ class Replayed(NamedTuple):
     memory: float  # MB before the first event
 
 
-def measure_replay(contender: type[Contender], broker: Broker, folder: Path, tape: Tape) -> Replayed:
-    """Replay a tape as fast as the contender processes it."""
+def measure_replay(
+    contender: type[Contender], broker: Broker, folder: Path, event_stream: EventStream
+) -> Replayed:
+    """Replay an event stream as fast as the contender processes it."""
     with started(contender, broker, folder) as process:
         memory = process.memory()
-        warm_up = int(WARM_UP_SHARE * len(tape.messages))
-        replay(broker, tape.messages[:warm_up])
+        warm_up = int(WARM_UP_SHARE * len(event_stream.messages))
+        replay(broker, event_stream.messages[:warm_up])
         time.sleep(SETTLE_SECONDS)
         process.measure_idle(IDLE_SECONDS)
         before, start = process.cpu(), time.monotonic()
-        replay(broker, tape.messages[warm_up:])
+        replay(broker, event_stream.messages[warm_up:])
         process.wait_until_idle()
         seconds, cpu = time.monotonic() - start, process.cpu() - before
-        counted, expected = count(process, tape)
+        counted, expected = count(process, event_stream)
         return Replayed(
-            cpu=(cpu - process.idle * seconds) / sum(tape.sizes[warm_up:]) * 1e6,
+            cpu=(cpu - process.idle * seconds) / sum(event_stream.sizes[warm_up:]) * 1e6,
             share=counted / expected,
             start=process.start_seconds * 1e3 if isinstance(process, Ours) else None,
             memory=memory,
         )
 
 
-def count(process: Contender, tape: Tape) -> tuple[int, int]:
+def count(process: Contender, event_stream: EventStream) -> tuple[int, int]:
     """Return how many events a process has counted, and how many it should have counted."""
-    counted, expected = process.counted(), process.expected(tape.kinds)
+    counted, expected = process.counted(), process.expected(event_stream.kinds)
     end = time.monotonic() + COUNT_TIMEOUT_SECONDS
     while counted != expected and process.alive() and time.monotonic() < end:
         time.sleep(0.1)
@@ -107,7 +109,12 @@ class Attempt(NamedTuple):
 
 
 def sustained(
-    contender: type[Contender], broker: Broker, folder: Path, tape: Tape, guess: float, hold: float
+    contender: type[Contender],
+    broker: Broker,
+    folder: Path,
+    event_stream: EventStream,
+    guess: float,
+    hold: float,
 ) -> Rate:
     """Return the highest rate that a contender sustains for `hold` seconds, to about 5 %."""
     with started(contender, broker, folder) as process:
@@ -116,7 +123,7 @@ def sustained(
         attempts: list[Attempt] = []
 
         def attempt(rate: float) -> Attempt:
-            attempts.append(try_rate(process, tape, rate, hold))
+            attempts.append(try_rate(process, event_stream, rate, hold))
             return attempts[-1]
 
         rate = search(attempt, guess)
@@ -146,11 +153,11 @@ def search(attempt: Callable[[float], Attempt], guess: float) -> Rate:
     return Rate(best.rate, best.cores)
 
 
-def try_rate(process: Contender, tape: Tape, rate: float, hold: float) -> Attempt:
+def try_rate(process: Contender, event_stream: EventStream, rate: float, hold: float) -> Attempt:
     """Publish at a rate for `hold` seconds, and return the result."""
     broker, sent, next_check, kept_up = process.broker, 0, 0.0, True
     start, cpu = time.monotonic(), process.cpu()
-    for batch, events in due(tape, rate, hold):
+    for batch, events in due(event_stream, rate, hold):
         if batch:
             broker.send(batch)
             sent += events

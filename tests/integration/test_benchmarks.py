@@ -14,10 +14,10 @@ from benchmarks import chart, floor
 from benchmarks.__main__ import PAGE, inside, write
 from benchmarks.brokers import Rabbit, Redis, due, replay
 from benchmarks.contenders import Floor
+from benchmarks.event_stream import START, Cluster, EventStream, Form, make_events, record
 from benchmarks.inside import OPEN
 from benchmarks.measure import Attempt, search
 from benchmarks.table import Row, Target, draw, draw_row
-from benchmarks.tape import START, Cluster, Form, Tape, make_events, record
 from celery_exporter.broker.connection import READ_BYTES
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.redis_consumer import FEED_BYTES
@@ -26,19 +26,19 @@ from tools.docgen import costs
 SMALL = Cluster(tasks=50, names=5, workers=3)
 
 
-def bodies_on_redis(tape: Tape) -> list[list[dict]]:
+def bodies_on_redis(event_stream: EventStream) -> list[list[dict]]:
     parser = hiredis.Reader()
-    for message in tape.messages:
+    for message in event_stream.messages:
         parser.feed(message)
-    commands = [parser.gets() for _ in tape.messages]
+    commands = [parser.gets() for _ in event_stream.messages]
     assert {command[0] for command in commands} == {b"PUBLISH"}
     return [loaded(base64.b64decode(json.loads(command[2])["body"])) for command in commands]
 
 
-def bodies_on_amqp(tape: Tape) -> list[list[dict]]:
-    frames = Frames(2**17, b"".join(tape.messages))
+def bodies_on_amqp(event_stream: EventStream) -> list[list[dict]]:
+    frames = Frames(2**17, b"".join(event_stream.messages))
     kinds, _, payloads = zip(*iter(frames.next, None), strict=True)
-    assert kinds == (1, 2, 3) * len(tape.messages)
+    assert kinds == (1, 2, 3) * len(event_stream.messages)
     return [loaded(payload) for payload in payloads[2::3]]
 
 
@@ -53,16 +53,16 @@ def test_the_floor_reads_chunks_of_the_same_size_as_the_exporter():
 
 @pytest.mark.parametrize("size", [1, 10])
 @pytest.mark.parametrize(("wire", "decode"), [("redis", bodies_on_redis), ("amqp", bodies_on_amqp)])
-def test_a_tape_has_the_events_of_its_cluster_in_messages_of_its_form(wire, decode, size):
-    tape = record(SMALL, Form(size, size), wire)
-    assert tape == record(SMALL, Form(size, size), wire), "the same in each run"
-    batches = decode(tape)
+def test_a_event_stream_has_the_events_of_its_cluster_in_messages_of_its_form(wire, decode, size):
+    event_stream = record(SMALL, Form(size, size), wire)
+    assert event_stream == record(SMALL, Form(size, size), wire), "the same in each run"
+    batches = decode(event_stream)
     events = [event for batch in batches for event in batch]
     kinds = ["task-sent", "task-received", "task-started", "task-succeeded"]
-    assert tape.kinds == Counter(dict.fromkeys(kinds, 50) | {"worker-online": 3})
-    assert Counter(event["type"] for event in events) == tape.kinds
-    assert [len(batch) for batch in batches] == tape.sizes
-    assert max(tape.sizes) == size
+    assert event_stream.kinds == Counter(dict.fromkeys(kinds, 50) | {"worker-online": 3})
+    assert Counter(event["type"] for event in events) == event_stream.kinds
+    assert [len(batch) for batch in batches] == event_stream.sizes
+    assert max(event_stream.sizes) == size
     assert {event["name"] for event in events if "name" in event} == {
         f"shop.tasks.handle_0{n}" for n in range(5)
     }
@@ -74,7 +74,7 @@ def test_a_tape_has_the_events_of_its_cluster_in_messages_of_its_form(wire, deco
     assert as_sorted_text(events) == as_sorted_text(make_events(SMALL))
 
 
-def test_each_task_on_a_tape_has_its_events_in_order():
+def test_each_task_on_a_event_stream_has_its_events_in_order():
     types: dict[str, list[str]] = {}
     for event in make_events(SMALL):
         assert START <= event["timestamp"] < START + 1
@@ -85,10 +85,10 @@ def test_each_task_on_a_tape_has_its_events_in_order():
     }
 
 
-def test_due_repeats_the_tape_at_the_rate():
-    tape = record(Cluster(tasks=10), Form(1, 1), "redis")
-    sent = sum(events for _, events in due(tape, 2_000, 0.3))
-    assert sum(tape.sizes) < sent <= 600 + 1
+def test_due_repeats_the_event_stream_at_the_rate():
+    event_stream = record(Cluster(tasks=10), Form(1, 1), "redis")
+    sent = sum(events for _, events in due(event_stream, 2_000, 0.3))
+    assert sum(event_stream.sizes) < sent <= 600 + 1
 
 
 @pytest.mark.parametrize("capacity", [1_000, 9_000, 100_000])
@@ -118,14 +118,14 @@ def test_memory_per_task_in_flight_is_plausible():
 def test_the_floor_counts_each_event(broker, tmp_path):
     need("redis-server")
     benchmark_broker = (Redis if broker.kind == "redis" else Rabbit)(broker.url)
-    tape = record(Cluster(tasks=500), Form(1, 10), benchmark_broker.wire)
+    event_stream = record(Cluster(tasks=500), Form(1, 10), benchmark_broker.wire)
     with Floor(tmp_path / "floor", benchmark_broker) as floor:
         eventually(benchmark_broker.has_subscriber)
         probes = 0 if broker.kind == "redis" else 1  # the probe on RabbitMQ is a message
-        replay(benchmark_broker, tape.messages)
+        replay(benchmark_broker, event_stream.messages)
         floor.wait_until_idle()
         assert floor.cpu() > 0
-        assert floor.counted() - probes == floor.expected(tape.kinds) == 2_000 + 10
+        assert floor.counted() - probes == floor.expected(event_stream.kinds) == 2_000 + 10
 
 
 def test_judge_reports_targets_as_ok_missed_or_not_measured():
