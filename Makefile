@@ -40,11 +40,13 @@ coverage: .venv/synced  ## print the branch coverage of the package by the unit 
 	  && .venv/bin/coverage run --branch --source=celery_exporter -m pytest tests/unit -q \
 	  && .venv/bin/coverage report --format=total
 
-lint: .venv/synced  ## run ruff, mypy --strict and import-linter
+lint: .venv/synced  ## run ruff, mypy --strict, import-linter and codespell
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
+	.venv/bin/codespell
+	.venv/bin/codespell --regex '[A-Za-z]+' --dictionary tools/retired-words.txt
 
 format: .venv/synced  ## format the code with ruff
 	.venv/bin/ruff check --fix-only -q .

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs mutation tests of the core on a copy of the tree (make mutants): each mutant is one change in a line, and a test of
-# tests/unit/core should fail. Settings are in pyproject.toml, accepted survivors in tests/unit/core/SURVIVORS.md.
+# tests/unit/core should fail. Settings are in pyproject.toml, accepted survivors in tests/unit/core/mutation_survivors.md.
 #   tests/mutants.sh [MUTANT ...]    all mutants, or the named ones, such as "celery_exporter.core.transitions.*"
 set -euo pipefail
 cd "$(dirname "$0")/.."

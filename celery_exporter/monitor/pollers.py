@@ -18,7 +18,7 @@ from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.core.workers import Worker, WorkerInfo
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.monitor.config import MonitorConfig
-from celery_exporter.status.worker_checks import NOBODY_ANSWERED
+from celery_exporter.status.worker_checks import NO_REPLY
 
 #: Seconds after which a queue length is stale, and is missing rather than wrong.
 STALE_AFTER_SECONDS = 30.0
@@ -149,7 +149,7 @@ class WorkerPoller:
         if reason := self._blocked_reason():
             raise BlockedError(reason)
         if begin < self._next and only is None:
-            raise BrokerError(NOBODY_ANSWERED)
+            raise BrokerError(NO_REPLY)
         infos, refused = self._inspect(workers, before, only)
         with self._state.lock:
             self.refused_serializers = refused
@@ -165,7 +165,7 @@ class WorkerPoller:
         if refused:
             raise BrokerError(f"workers answer in {', '.join(refused)}, which --accept-content does not list")
         if is_silent:
-            raise BrokerError(NOBODY_ANSWERED)
+            raise BrokerError(NO_REPLY)
         self._compare_tasks()
 
     def _select(self, now: float) -> list[str] | None:

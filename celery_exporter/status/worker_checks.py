@@ -35,7 +35,7 @@ MAX_CLOCK_SKEW_SECONDS = 5.0
 MIN_CHANGED_HOSTS = 3
 
 #: The error of the job `workers` when no worker replies.
-NOBODY_ANSWERED = "no worker answered"
+NO_REPLY = "no worker answered"
 
 
 def workers(snapshot: Snapshot, _: Growth) -> Finding | None:
@@ -80,7 +80,7 @@ def remote_control(snapshot: Snapshot, _: Growth) -> Finding | None:
     rejected = sorted(snapshot.exporter.refused_answers)
     if rejected:
         return REPLIES_REJECTED.finding(serializers=names(rejected))
-    if inspection.error not in ("", NOBODY_ANSWERED):
+    if inspection.error not in ("", NO_REPLY):
         return INSPECTION_FAILED.finding(error=short(inspection.error))
     # Before Celery 5.3 a reply does not have the kind of the pool.
     silent = [worker for worker in up if worker.pool is None and worker.pool_size is None]

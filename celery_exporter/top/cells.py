@@ -1,6 +1,7 @@
 """A value of a status → the text of one cell: safe characters, bars, sparklines. Pure.
 
-Whoever can publish events chooses names. `clean` is applied to each, so that none controls the terminal.
+Every client that can publish events chooses names. `clean` is applied to each, so that none controls the
+terminal.
 """
 
 from __future__ import annotations

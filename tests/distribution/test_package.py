@@ -34,7 +34,7 @@ def git_environment() -> dict[str, str]:
 
 def git(folder: Path, *arguments: str) -> str:
     """Return the output of a git command."""
-    author = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    author = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
     result = subprocess.run(
         [need("git"), "-C", folder, *author, *arguments],
         env=git_environment(),

@@ -70,7 +70,7 @@ STATUS = Status(
         Finding(
             "unconsumed-messages",
             "warning",
-            "messages wait in queues that nobody consumes: thumbnails (3)",
+            "messages wait in queues without consumers: thumbnails (3)",
             "celery -A yourapp worker -E -Q thumbnails",
         ),
     ],

@@ -21,4 +21,6 @@ def test_expressions_on_the_metrics_of_an_original_have_results_on_ours(family):
     expressions += [f"sum by ({label}) (increase({name}[5m]))" for name in labels for label in labels[name]]
     found = compare(family, expressions)
     assert len(found) > 20
-    assert {each: said for each, said in found.items() if said != [HAS_RESULT, HAS_RESULT]} == {}
+    assert {
+        expression: results for expression, results in found.items() if results != [HAS_RESULT, HAS_RESULT]
+    } == {}

@@ -40,12 +40,12 @@ for _zstd in ("compression.zstd", "backports.zstd"):
         COMPRESS["application/zstd"] = importlib.import_module(_zstd).compress
 
 
-def test_yaml_is_read_when_somebody_asked_for_it():
+def test_yaml_is_read_if_it_is_accepted():
     body = serialization.dumps([dict(EVENT), dict(EVENT)], "yaml")[2].encode()
     assert [type(each) for each in events_of(Message(body, YAML, "utf-8"), {JSON, YAML})] == [Event, Event]
 
 
-def test_msgpack_is_read_when_somebody_asked_for_it():
+def test_msgpack_is_read_if_it_is_accepted():
     body = msgspec.msgpack.encode([EVENT, 5, {b"type": 1, 5: 6}])
     events = events_of(Message(body, MSGPACK, "binary"), {JSON, MSGPACK})
     assert isinstance(events[0], Event)

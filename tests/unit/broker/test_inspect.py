@@ -129,7 +129,7 @@ def test_processes_that_share_a_name_hold_what_all_of_them_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("silent_at", ["scheduled", "reserved", "active"])
-def test_who_did_not_answer_in_full_holds_nobody_knows_what(silent_at, monkeypatch):
+def test_tasks_of_a_worker_with_a_missing_answer_are_unknown(silent_at, monkeypatch):
     def reply(command: str) -> list[dict]:
         rest = [] if command == silent_at else [{"w@h": []}]
         return [{"w@h": []}, *rest, {"v@h": []}]

@@ -122,7 +122,7 @@ def test_refused_serialisers_are_those_of_the_newest_command(connection):
     control = client(connection)
     control.call("ping", limit=1)
     assert control.refused == {"text/plain"}
-    control.call("ping", 1, ["nobody@h"])
+    control.call("ping", 1, ["absent@h"])
     assert control.refused == set()
 
 

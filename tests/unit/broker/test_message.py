@@ -43,7 +43,7 @@ def test_what_is_not_accepted_is_never_deserialised(kind):
     assert not Armed.fired
 
 
-def test_pickle_is_read_when_somebody_asked_for_it():
+def test_pickle_is_read_if_it_is_accepted():
     kind = "application/x-python-serialize"
     assert isinstance(events_of(Message(pickle.dumps(EVENT), kind, "binary"), {JSON, kind})[0], Event)
     assert events_of(Message(b"no pickle", kind, "binary"), {JSON, kind}) == [Malformed("undecodable")]

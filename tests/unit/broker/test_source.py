@@ -66,7 +66,7 @@ def test_a_new_url_is_taken_and_only_another_address_ends_connections(path, sour
         b" " * MAX_URL_LENGTH,
     ],
 )
-def test_a_file_of_no_use_is_said_once_and_leaves_the_old_one(path, source, caplog, content):
+def test_an_unusable_file_is_logged_once_and_the_old_url_stays(path, source, caplog, content):
     if content is None:
         path.unlink()
     else:

@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_table():
     assert 30.0 in selection.runtime_bounds, "a query of the integration guide asks for this bound"
 
 
-def test_buckets_that_nobody_chose_are_those_of_the_profile_and_chosen_ones_are_not():
+def test_default_buckets_are_those_of_the_profile():
     for option, field in (("buckets", "runtime_bounds"), ("queue_wait_buckets", "wait_bounds")):
         (usual,) = (each.display_default for each in OPTIONS if each.key == option)
         assert getattr(settings().monitor.metrics.selection, field) == usual

@@ -377,7 +377,7 @@ def test_invariant_processes_with_one_pid_and_counts_far_apart_are_counted_in_fu
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("apart", [0, 3, 20])
-def test_processes_with_one_pid_and_similar_load_are_told_apart(apart, seed):
+def test_processes_with_one_pid_and_similar_load_are_distinguished(apart, seed):
     name = SharedName([100_000, 100_000 + apart], pids=[1, 1], seed=seed)
     name.run(300)
     assert sum(name.reported) - name.worker.processed_total <= 1

@@ -22,5 +22,5 @@ UUID = "9e0a9f8e-1d5a-4b7e-8a5c-0a4c4e4b9d11"
         ("amq.gen-JzTY20BRgKO-HjmUJj0wLg", False, False),
     ],
 )
-def test_queues_are_told_apart_by_their_names(name, tasks, passing):
+def test_queues_are_distinguished_by_their_names(name, tasks, passing):
     assert (is_task_queue(name), is_temporary(name)) == (tasks, passing)

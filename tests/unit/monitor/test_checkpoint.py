@@ -20,7 +20,7 @@ from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.persistence import state_file as statefile
 from celery_exporter.persistence.state_file import StateFileError
 
-NOBODY = "redis://127.0.0.1:1/0"
+UNREACHABLE_URL = "redis://127.0.0.1:1/0"
 
 
 class Disk:
@@ -50,7 +50,7 @@ class Counting:
         self.checkpoint.save()
 
     def _new(self) -> Monitor:
-        config = monitor_config(NOBODY, state_file=str(self.path))
+        config = monitor_config(UNREACHABLE_URL, state_file=str(self.path))
         return Monitor(config, SeriesTracker(time.monotonic(), time.time(), is_saved=True))
 
     @property
@@ -198,7 +198,7 @@ def test_changes_that_are_too_many_to_note_are_written_as_a_whole(counting, monk
     assert len(counting.monitor.state.cluster.tasks) == 10
 
 
-def test_after_a_record_that_cannot_be_written_all_is_written_anew(counting, monkeypatch):
+def test_after_a_record_that_cannot_be_written_the_file_is_rewritten(counting, monkeypatch):
     counting.send(5)
     with monkeypatch.context() as broken:
         broken.setattr(

@@ -218,7 +218,7 @@ def test_the_silence_of_a_worker_process_continues_after_a_restart():
 
 @pytest.mark.parametrize("pids", [(1, 1, 1), (7, 8, 9)])
 @pytest.mark.parametrize("before", [1, 2, 4, 5, 7, 30])
-def test_processes_of_one_name_are_told_apart_after_a_restart(before, pids):
+def test_processes_of_one_name_are_distinguished_after_a_restart(before, pids):
     old = ClusterDriver()
     for beat in range(before):
         beat_of_one_of_three(old, beat, pids)

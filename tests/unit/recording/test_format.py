@@ -140,14 +140,14 @@ NONE = {
 
 
 @pytest.mark.parametrize("content", NONE.values(), ids=NONE)
-def test_what_is_no_recording_is_said_to_be_none(tmp_path, content):
+def test_a_file_of_another_format_is_an_error(tmp_path, content):
     path = tmp_path / "other"
     path.write_bytes(content)
     with pytest.raises(NotARecordingError, match="other"):
         list(RecordingReader(path))
 
 
-def test_a_file_that_is_not_there_is_said_so(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(NotARecordingError, match="nowhere"):
         list(RecordingReader(tmp_path / "nowhere"))
 

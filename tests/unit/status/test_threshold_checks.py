@@ -67,7 +67,7 @@ def life(
     ]
 
 
-def test_where_nothing_was_counted_nothing_is_said(watched):
+def test_without_counts_there_are_no_findings(watched):
     assert set(watched.findings()) == {"series"}
     assert {each.severity for each in watched.findings().values()} == {"ok"}
 
@@ -142,7 +142,7 @@ def test_a_task_that_was_started_and_does_not_end(watched):
     assert (finding.severity, finding.message) == ("warning", "started, and not ended since: add 2 hours")
 
 
-def test_tasks_without_a_worker_are_told_from_events_that_are_late(watched):
+def test_tasks_without_a_worker_are_distinguished_from_late_events(watched):
     """An average: a start may come a moment before the heartbeat that has it."""
     driver = watched.driver
     driver.apply(heartbeat(active=1), *life(1)[:3])
@@ -192,7 +192,7 @@ def test_waits_are_of_a_queue():
     assert finding.message.startswith("5 % of the tasks started in 0 s had waited longer than: q 1")
 
 
-def test_workers_that_fall_silent_are_told_from_those_that_say_goodbye():
+def test_silent_workers_are_distinguished_from_stopped_ones():
     watched = Watched(ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10_000)))
     watched.driver.apply(heartbeat("left@h", kind="offline"), heartbeat("dead@h"))
     watched.driver.wait(60)

@@ -10,7 +10,7 @@ from celery_exporter.status.finding import Finding
 from celery_exporter.status.worker_checks import (
     LONGEST_HEARTBEAT_INTERVAL_SECONDS,
     MIN_CHANGED_HOSTS,
-    NOBODY_ANSWERED,
+    NO_REPLY,
 )
 from unit.core.cluster_driver import heartbeat, received
 from unit.status.scenario import HEALTHY, REPLIED, TASK, beats, findings
@@ -70,7 +70,7 @@ def test_workers_that_could_not_be_inspected():
     failed = [HEALTHY[0], JobView("workers", False, 0.1, None, "NOPERM")]
     finding = findings(*beats(), profiles={}, jobs=failed)["remote-control"]
     assert (finding.severity, finding.message) == ("warning", "workers could not be inspected: NOPERM")
-    jobs = [HEALTHY[0], JobView("workers", False, 0.1, None, NOBODY_ANSWERED)]
+    jobs = [HEALTHY[0], JobView("workers", False, 0.1, None, NO_REPLY)]
     assert "no reply from w@h" in findings(*beats(), profiles={}, jobs=jobs)["remote-control"].message
 
 
