@@ -66,23 +66,23 @@ def test_ready_when_it_serves_then_alive_then_stopping(tmp_path, manager):
         app.start()
         assert manager.next() == "READY=1"
         assert app.get("/-/healthy").status == 200, "READY=1 means that it serves"
-        assert [manager.next() for _ in range(5)] == ["WATCHDOG_SECONDS=1"] * 5
+        assert [manager.next() for _ in range(5)] == ["WATCHDOG=1"] * 5
         app.stop_cleanly()
     finally:
         app.kill()
     rest = [manager.next()]
-    while rest[-1] == "WATCHDOG_SECONDS=1":
+    while rest[-1] == "WATCHDOG=1":
         rest.append(manager.next())
     assert rest[-1] == "STOPPING=1"
 
 
 def test_keep_alive_messages_arrive_at_half_the_watchdog_time(tmp_path, running, manager):
     app = running(exporter(tmp_path, manager.environment(2.0)))
-    assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG_SECONDS=1"]
+    assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG=1"]
     gaps = []
     for _ in range(5):  # the first one may have waited in the socket
         with TimeSpan(app.pid) as span:
-            assert manager.next() == "WATCHDOG_SECONDS=1"
+            assert manager.next() == "WATCHDOG=1"
         gaps.append(span)
     assert median(gap.elapsed_seconds for gap in gaps) > 0.8, gaps
     assert median(gap.seconds for gap in gaps) < 1.6, gaps
@@ -93,7 +93,7 @@ def test_a_blocked_event_loop_sends_no_keep_alive_messages(tmp_path, running, ma
     app = WebConfigExporter(tmp_path / "exporter")
     app.extra = manager.environment()
     running(app)
-    assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG_SECONDS=1"]
+    assert [manager.next(), manager.next()] == ["READY=1", "WATCHDOG=1"]
     os.mkfifo(pipe := tmp_path / "pipe")
     pipe.replace(app.file)  # atomically, because a file that was missing is not read again
     with pytest.raises(TimeoutError):  # the request triggers a check of the file
@@ -103,7 +103,7 @@ def test_a_blocked_event_loop_sends_no_keep_alive_messages(tmp_path, running, ma
     eventually(lambda: turns_of_the_main_thread(app) > before, what="the main thread runs")
     assert manager.next_in(INTERVAL_SECONDS) is None
     app.file.write_text("{}\n")
-    assert manager.next() == "WATCHDOG_SECONDS=1", "the event loop runs again"
+    assert manager.next() == "WATCHDOG=1", "the event loop runs again"
 
 
 def turns_of_the_main_thread(app: Exporter) -> int:
