@@ -1,4 +1,4 @@
-"""Measures the exporter, a lower bound and its peers on real brokers, for a page and its chart (make bench).
+"""Measures the exporter, a lower bound and its peers on real brokers (make bench).
 
 CPU is the CPU time of a process minus its CPU time while idle. Other processes affect it through caches and
 clock rates only, but they fully affect wall times. The contenders therefore take turns in several rounds, and

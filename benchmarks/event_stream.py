@@ -167,7 +167,7 @@ def _on_redis(routing_key: str, body: Event | list[Event]) -> bytes:
 
 
 def _on_amqp(routing_key: str, body: Event | list[Event]) -> bytes:
-    """Return the three frames of a message on channel 1: basic.publish (60, 40), its header, its body."""
+    """Return the frames of a message on channel 1: basic.publish (60, 40), header, body."""
     text = json.dumps(body).encode()
     message = Message(
         text,

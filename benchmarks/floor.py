@@ -1,4 +1,4 @@
-"""The lower bound: a process that subscribes, decodes each event into the exporter's `Event`, and counts it.
+"""The lower bound: subscribes, decodes each event into the exporter's `Event`, and counts.
 
 Each Python program that uses events needs at least this: hiredis or AMQP frames, and msgspec. It validates
 and stores nothing. It prints "ready" when it is subscribed, and "counted …" when it stops.

@@ -134,7 +134,7 @@ def sustained(
 
 
 def search(attempt: Callable[[float], Attempt], guess: float) -> Rate:
-    """Step up or down from a guess until the highest rate is between two rates, and narrow the interval."""
+    """Find the highest rate: step up or down from a guess, then narrow the interval."""
     best, high, rate = None, None, guess
     for _ in range(STEPS):
         result = attempt(rate)

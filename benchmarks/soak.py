@@ -1,4 +1,4 @@
-"""Runs the exporter under load with churn until all limits are reached (make soak, SOAK_SECONDS=3600).
+"""Runs the exporter under load with churn until all limits are reached (make soak).
 
 There are 1,000 events per second, with new names of tasks, queues and workers all the time, and 10 % of the
 tasks never finish. The metrics and the status page are requested regularly, and there is a state file. Twelve

@@ -1,4 +1,6 @@
-"""Measures the CPU usage of open status pages: `PYTHONPATH=tests .venv/bin/python -m benchmarks.status_page`.
+"""Measures the CPU usage of open status pages.
+
+    PYTHONPATH=tests .venv/bin/python -m benchmarks.status_page
 
 It compares an exporter without events, with ten open pages and without pages. The two take turns. The table
 has medians of three rounds, as shares of one core. It takes two minutes.

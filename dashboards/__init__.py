@@ -1,4 +1,4 @@
-"""The Grafana dashboards as tables of panels. `python -m dashboards` (make dashboards) writes them as JSON.
+"""The Grafana dashboards as tables of panels. `make dashboards` writes them as JSON.
 
 `overview`, `tasks`, `workers` and `exporter` list the panels. `promql` has their expressions, and `panels`
 the settings of each kind of panel. `build` generates the JSON: `provisioning/` for a folder that Grafana

@@ -1,4 +1,4 @@
-"""Generates the JSON of a dashboard from its table of panels, in the two variants that are committed."""
+"""Generates the two variants of a dashboard's JSON from its table of panels."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _panel_link(title: str, uid: str) -> model.DashboardLink:
 
 
 def _json(board: model.Dashboard) -> Json:
-    """Return plain JSON, without the SDK's defaults that Grafana's types lack or that change the layout."""
+    """Return plain JSON, without SDK defaults that Grafana lacks or that change the layout."""
     dashboard: Json = json.loads(JSONEncoder().encode(board))
     panels = dashboard["panels"]
     _drop(dashboard["templating"]["list"], "auto", "auto_min", "auto_count")

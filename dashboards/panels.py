@@ -192,7 +192,7 @@ def table(  # noqa: PLR0913
     width: int = 24,
     height: int = HEIGHT,
 ) -> Panel:
-    """Return a table of current values with a row for each value of the label `key`, which links to `link`.
+    """Return a table of current values by the label `key`, whose cells link to `link`.
 
     The expression of the first column must have the labels that other columns show.
     """

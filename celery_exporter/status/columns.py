@@ -141,7 +141,7 @@ def text(column: Column, row: Any, now: float) -> str:
 
 
 def ordered(rows: Sequence[Any], sort: str) -> list[Any]:
-    """Return rows sorted by a field, descending if its name starts with "-"; unknown values come last.
+    """Return rows sorted by a field, descending with "-" before it; unknown values last.
 
     Times sort by their age, since the age is shown.
     """

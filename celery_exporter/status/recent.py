@@ -1,4 +1,4 @@
-"""Calculates the growth of counts in the last minutes, by a comparison of a snapshot with earlier ones.
+"""Calculates the growth of counts in the last minutes, from earlier snapshots.
 
 The windows are those of the shipped alerts. Pure: callers pass the time, in seconds of a monotonic clock.
 """
@@ -92,7 +92,7 @@ class _WorkerSample(Struct, frozen=True):
 
 
 class _Window(Generic[T]):
-    """Stores samples of a value over some time. For several threads: `samples` is replaced, not changed."""
+    """Stores samples of a value. For several threads: `samples` is replaced, not changed."""
 
     def __init__(self, seconds: float, step: float) -> None:
         self._seconds, self._step = seconds, step

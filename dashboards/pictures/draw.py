@@ -1,4 +1,4 @@
-"""Draws each dashboard with the data of a real Prometheus that scraped the demo (make screenshots).
+"""Draws each dashboard with data of the demo from a real Prometheus (make screenshots).
 
 A headless Chromium renders Grafana's panel components (@grafana/ui), which esbuild bundles. The frame that
 Grafana shows around them is missing. Needs node, npm and chromium. The test harness starts the servers.

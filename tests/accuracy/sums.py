@@ -80,7 +80,7 @@ def differences(exposed: Sums, recorded: Sums) -> dict[tuple[str, ...], tuple[in
 
 
 def excesses(exposed: Sums, recorded: Sums) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Return the sums over all queues that are too high: {(task, worker, state): (exposed, recorded)}.
+    """Return sums that are too high: {(task, worker, state): (exposed, recorded)}.
 
     A task whose task-sent was lost has the queue `unknown`. If its task-received was lost, too, its name is
     also `unknown`. Such a transition may then belong to any task that lacks a transition of this kind.

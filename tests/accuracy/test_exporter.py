@@ -47,7 +47,7 @@ def without_name(entries: Counter[Outcome], task: str, **transitions: int) -> Co
 
 
 def test_restarted_with_a_state_file(scene: Scene) -> None:
-    """Counters continue. RabbitMQ keeps events meanwhile; on Redis, lost events are reported within 5 %."""
+    """Counters continue. RabbitMQ keeps events; on Redis, losses are reported within 5 %."""
     durable = ("--event-queue-durable",) if scene.broker.kind == "rabbitmq" else ()
     exporter = scene.make_exporter("--state-file", "state", *durable)
     scene.start(exporter, scene.make_worker(pool="threads", concurrency=4))

@@ -89,7 +89,7 @@ def test_waits_are_measured_from_the_eta(running, exporter, worker, client, outc
 
 @on_redis
 def test_a_retry_event_after_the_end_of_the_next_attempt(running, exporter, broker):
-    """The pool process of the first attempt may report after that of the second; no task stays in flight."""
+    """The first attempt may report after the second; no task stays in flight."""
     app = running(exporter()).connected()
     sent, received, started, succeeded = task_events(1)
     retried = {**started, "type": "task-retried", "exception": "OSError('x')", "traceback": ""}

@@ -36,7 +36,7 @@ def test_revoked_while_running(scene: Scene) -> None:
 
 
 def test_redelivered_from_a_worker_that_was_killed(scene: Scene) -> None:
-    """With acks_late, the other worker receives all tasks again, and runs those again that had started."""
+    """With acks_late, the other worker receives all tasks, and runs started ones again."""
     killed = scene.make_worker("a@test")
     scene.start(scene.exporter, killed)
     scene.send("tasks.hold_late", "gate", times=6)
@@ -65,7 +65,7 @@ def test_put_back_and_taken_by_another_worker(scene: Scene) -> None:
 
 @on_redis
 def test_delivered_twice_at_a_time(scene: Scene) -> None:
-    """A task that takes longer than the visibility timeout is delivered again: it runs and ends twice."""
+    """A task that exceeds the visibility timeout is delivered again: it runs and ends twice."""
     workers = (scene.make_worker(node, broker_transport_options=VISIBILITY) for node in ("a@test", "b@test"))
     scene.start(scene.exporter, *workers)
     scene.send("tasks.hold_late", "gate", times=2)

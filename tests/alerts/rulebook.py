@@ -1,4 +1,4 @@
-"""The shipped rules as Python objects, and enough of PromQL to find the metrics and labels that they use."""
+"""The shipped rules, and enough of PromQL to find the metrics and labels in them."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def shortened(rules):
 
 @pytest.fixture(scope="module", params=PROMETHEUSES, ids=lambda server: server.__name__)
 def scene(request, tmp_path_factory):
-    """Yield an exporter, Prometheus, Alertmanager and three workers, of which one sends no task events."""
+    """Yield an exporter, Prometheus, Alertmanager and workers, one without task events."""
     folder = tmp_path_factory.mktemp("alerts")
     broker = RedisServer(folder / "redis")
     rules = folder / "rules.yml"

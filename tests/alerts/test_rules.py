@@ -1,4 +1,4 @@
-"""The shipped rules without a server: generated from the mixin, valid, and with existing names only."""
+"""The shipped rules are generated from the mixin, valid, and use existing names."""
 
 import itertools
 import json
@@ -227,7 +227,7 @@ def test_cases_name_existing_alerts_only():
 
 
 def in_other_cluster(group, label, prefix):
-    """Yield the input of a group for other clusters; intervals that a user records for all clusters stay."""
+    """Yield the input of a group for other clusters; intervals for all clusters stay."""
     for row in group["input_series"]:
         name, labels = re.fullmatch(r"([\w:]+)\{(.*)\}", row["series"]).groups()
         if not name.startswith("task_name:"):

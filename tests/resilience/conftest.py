@@ -52,7 +52,7 @@ def proxy(broker: Any) -> Iterator[Proxy]:
 
 @pytest.fixture
 def behind(running: Start, broker: Any, proxy: Proxy, tmp_path: Path) -> Callable[..., Watched]:
-    """Return a function that starts an exporter behind the proxy; the tests publish without the proxy."""
+    """Return a function that starts an exporter behind the proxy; tests publish directly."""
 
     def start(*arguments: str) -> Watched:
         url = broker.url.replace(f":{broker.server.port}", f":{proxy.port}")

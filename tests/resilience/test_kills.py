@@ -1,4 +1,4 @@
-"""Counts in Prometheus are exact after kill -9 at random times, under load and with many unfinished tasks.
+"""Counts in Prometheus are exact after kill -9 at random times under load.
 
 Events wait in a durable queue on RabbitMQ, so none is lost. The state file has all exposed values. The test
 compares `increase()` without its extrapolation: the sum of the increases between samples, where a decrease

@@ -1,4 +1,4 @@
-"""The shipped memory limits suffice when all limits are reached at once, and for a start from that state.
+"""The shipped memory limits suffice with all limits reached, and for a start from that.
 
 The events have the largest values that the exporter accepts: names and ids of 255 bytes, texts of workers of
 maximum length, and more of everything than it stores. A server scrapes meanwhile, and there is a state file.

@@ -150,7 +150,7 @@ def test_silence_with_another_heartbeat(app, watched, heartbeat):
 
 
 def test_connections_that_are_seldom_used(app, watched):
-    """RabbitMQ closes a connection after two missed heartbeats; the one for queues is reopened in time."""
+    """After two missed heartbeats RabbitMQ closes the queues' connection; it is reopened."""
     exporter = app("--broker-transport-option", "heartbeat=2", update_interval="7")
     with watched(exporter):
         stays(lambda: exporter.value("celery_exporter_collector_success", collector="queues") == 1, 16)
