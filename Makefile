@@ -32,13 +32,13 @@ demo: .venv/synced  ## run an embedded broker, workers, a client and the exporte
 stack: .venv/synced servers  ## run docker-compose.yml without Docker until Ctrl-C (or for STACK_SECONDS=60)
 	@exec $(PY) deploy/stack.py $(if $(STACK_SECONDS),--seconds $(STACK_SECONDS))
 
-test: .venv/synced servers newer lint  ## run make lint and all tests, on real brokers, in four processes
-	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25
+test: .venv/synced servers newer lint coverage  ## run make lint and all tests, on real brokers, in four processes
+	$(PY) -m pytest -n 4 --dist loadfile --no-loadscope-reorder --maxfail=25 --ignore=tests/unit
 
-coverage: .venv/synced  ## print the branch coverage of the package by the unit tests, in percent
-	@data=$$(mktemp) && trap 'rm -f "$$data"' EXIT && export COVERAGE_FILE=$$data \
-	  && .venv/bin/coverage run --branch --source=celery_exporter -m pytest tests/unit -q \
-	  && .venv/bin/coverage report --format=total
+coverage: .venv/synced  ## run the unit tests, and print the branch coverage of the package by them, in percent
+	@data=$$(mktemp -d) && trap 'rm -rf "$$data"' EXIT && export COVERAGE_FILE=$$data/coverage \
+	  && .venv/bin/coverage run -m pytest tests/unit -q -n 4 --dist loadfile --maxfail=25 \
+	  && .venv/bin/coverage combine -q && .venv/bin/coverage report --format=total
 
 lint: .venv/synced  ## run ruff, mypy --strict, import-linter and codespell
 	.venv/bin/ruff check .
