@@ -110,12 +110,12 @@ def test_read_returns_after_its_timeout(consumer):
 
 
 @on_each_consumer
-def test_proven_advances_on_an_idle_subscription(consumer):
-    opened = consumer.proven
+def test_last_alive_advances_on_an_idle_subscription(consumer):
+    opened = consumer.last_alive
 
     def has_advanced() -> bool:
         consumer.read(0.1)
-        return consumer.proven > opened + 1
+        return consumer.last_alive > opened + 1
 
     eventually(has_advanced, 10)
 
