@@ -94,7 +94,7 @@ def test_many_slow_clients_do_not_delay_scrapes_and_shutdown(scene):
         assert times[len(times) // 2] < 0.1, times
         assert times[-1] < 0.5, times
         shortest = clients.shortest_connection(IdleClient, StalledHandshake, SlowSender)
-        assert shortest > connections.HEAD - STEP_SECONDS
+        assert shortest > connections.REQUEST_HEAD_TIMEOUT_SECONDS - STEP_SECONDS
         assert psutil.Process(exporter.pid).memory_info().rss < MAX_MEMORY_BYTES
         exporter.stop_cleanly()
 
@@ -107,8 +107,8 @@ def test_clients_without_a_complete_request_are_disconnected(scene):
             exporter.pid,
             deadline=20,
         )
-    assert clients.shortest_connection(SlowSender, IdleClient) > connections.HEAD - STEP_SECONDS
-    assert span.seconds < connections.HEAD + STEP_SECONDS + 2
+    assert clients.shortest_connection(SlowSender, IdleClient) > connections.REQUEST_HEAD_TIMEOUT_SECONDS - STEP_SECONDS
+    assert span.seconds < connections.REQUEST_HEAD_TIMEOUT_SECONDS + STEP_SECONDS + 2
 
 
 @pytest.mark.long
@@ -117,8 +117,8 @@ def test_clients_that_do_not_read_are_disconnected(scene):
     with slow_clients(20, *(kind for kind in kinds if kind.func is SlowReader)):
         eventually(lambda: sockets(exporter) == 20, 10)
         with TimeSpan() as span:
-            eventually(lambda: sockets(exporter) == 0, connections.READ + 10)
-        assert span.elapsed_seconds > connections.READ - 5
+            eventually(lambda: sockets(exporter) == 0, connections.READ_TIMEOUT_SECONDS + 10)
+        assert span.elapsed_seconds > connections.READ_TIMEOUT_SECONDS - 5
 
 
 def test_unread_responses_use_little_memory_and_delay_no_scrape(scene):
