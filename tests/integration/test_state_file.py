@@ -117,9 +117,9 @@ def write_other_file(state: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "error"),
     [
-        (write_other_file, "is no state file of celery-exporter, so it is left alone"),
-        (Path.mkdir, "is no regular file"),
-        (lambda state: state.parent.rmdir(), "there is no folder"),
+        (write_other_file, "is not a state file of celery-exporter, and stays unchanged"),
+        (Path.mkdir, "is not a regular file"),
+        (lambda state: state.parent.rmdir(), "does not exist"),
     ],
 )
 def test_an_unusable_state_file_path_is_an_invalid_value(state, prepare, error):

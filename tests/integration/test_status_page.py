@@ -263,17 +263,17 @@ def test_missing_updates_are_reported_until_the_exporter_is_back(tmp_path, visit
     fresh = page.page.locator("#fresh")
     loaded = fresh.inner_text()
     eventually(lambda: fresh.inner_text() != loaded, 10)
-    assert "No news" not in fresh.inner_text()
+    assert "Refresh failed" not in fresh.inner_text()
     exporter.pause()
     eventually(lambda: "Refresh failed" in fresh.inner_text(), 20)
     assert fresh.get_attribute("class") == "stale"
     exporter.resume()
-    eventually(lambda: "No news" not in fresh.inner_text(), 20)
+    eventually(lambda: "Refresh failed" not in fresh.inner_text(), 20)
     exporter.stop_cleanly()
     eventually(lambda: "Refresh failed" in fresh.inner_text(), 20)
     at = page.page.locator("#at").inner_text()
     exporter.start().wait_ready()
-    eventually(lambda: "No news" not in fresh.inner_text(), 20)
+    eventually(lambda: "Refresh failed" not in fresh.inner_text(), 20)
     assert page.page.locator("#at").inner_text() > at
     assert fresh.get_attribute("class") == ""
     assert page.page.evaluate("window.marker") == "not reloaded"

@@ -28,7 +28,7 @@ PASSWORD = "p@ss/w0rd:secret"
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 LOGIN = {"Authorization": "Basic " + base64.b64encode(f"prometheus:{PASSWORD}".encode()).decode()}
 VERIFY = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "clients.pem"}
-NOT_RELOADED = "; the old configuration stays in force"
+NOT_RELOADED = "; the old configuration stays in use"
 HEADERS = {
     "X-Frame-Options": "deny",
     "X-Content-Type-Options": "nosniff",
