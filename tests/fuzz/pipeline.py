@@ -35,7 +35,7 @@ class Pipeline(ClusterDriver):
                 assert event.reason in REASONS
                 self.malformed[event.reason] += 1
             else:
-                self.cluster.apply(event, self.moment())
+                self.cluster.apply(event, self.timestamp())
         self.check_deferred()
         return decoded
 

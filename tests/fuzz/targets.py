@@ -285,7 +285,7 @@ def answer(data: bytes) -> None:
     infos |= {name: WorkerInfo(queues=tuple(queue.name for queue in reply)) for name, reply in queues.items()}
     infos |= {name: WorkerInfo(registered=tuple(reply)) for name, reply in registered.items()}
     pipeline = Pipeline()
-    pipeline.cluster.record_inspection(infos, pipeline.moment())
+    pipeline.cluster.record_inspection(infos, pipeline.timestamp())
     msgspec.msgpack.encode(list(pipeline.cluster.workers.values()))  # as the state file does
     snapshot = pipeline.shown()
     pipeline.exposition.render(snapshot).decode()

@@ -125,7 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(answers=st.dictionaries(few["host"], worker_infos, max_size=3))
     def record_inspection(self, answers) -> None:
-        self.driver.cluster.record_inspection(answers, self.driver.moment())
+        self.driver.cluster.record_inspection(answers, self.driver.timestamp())
 
     @rule(seconds=st.sampled_from([0.0, 0.25, 1.0, 2.1, 31.0, 61.0, 400.0]))
     def wait(self, seconds) -> None:
