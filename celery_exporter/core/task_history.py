@@ -82,7 +82,20 @@ class TaskHistory(Struct, gc=False):
 
     def attempts(self) -> set[int]:
         """Return the attempts that were sent or delivered, as far as they are remembered."""
-        return {*self.sent, *(delivery.attempt for delivery in self.deliveries)}
+        return {*self.sent, *self.delivered()}
+
+    def drop_label_set_if_over(self, attempt: int) -> None:
+        """Drop the label set of an attempt that ended before a later one was received.
+
+        If it is received again, it counts under that of the task, as without an expanded history.
+        """
+        is_over = self.received is not None and attempt < self.received and self.is_received(attempt)
+        if self.attempt_label_sets and is_over and attempt not in self.delivered():
+            self.attempt_label_sets.pop(attempt, None)
+
+    def delivered(self) -> set[int]:
+        """Return the attempts of the deliveries."""
+        return {delivery.attempt for delivery in self.deliveries}
 
     def next_sent(self, attempt: int) -> int | None:
         """Return the oldest later attempt that was sent and not received yet."""

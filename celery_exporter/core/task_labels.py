@@ -65,6 +65,8 @@ class TaskLabels:
 
     def update_at_receipt(self, task: Task, event: Event) -> None:
         """Take from a receipt what was unknown when the task was sent."""
+        if task.expanded is not None:
+            task.expanded.drop_label_set_if_over(event.retries or 0)
         if not task.is_sent(event.retries or 0):
             self.update(task, event, self._workers.only_queue(event.hostname))
             return

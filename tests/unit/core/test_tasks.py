@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from celery_exporter.core import task_lifecycle
 from celery_exporter.core.aggregates import Aggregates
@@ -60,8 +60,18 @@ def test_a_usual_task_has_no_expanded_history_after_a_restart(life):
     assert restarted(driver).cluster.tasks.get("u1").history() == driver.cluster.tasks.get("u1").history()
 
 
+#: An attempt that ended without an event is received again after the next one, which has another label set.
+RECEIVED_AGAIN = [
+    sent(name=None),
+    received(at=1, host="b@h", pid=2),
+    received(at=1, host="b@h", pid=1, retries=1),
+    received(at=1, host="a@h", pid=1),
+]
+
+
 @settings(max_examples=300)
 @given(event_sequences)
+@example([(event, 0.0) for event in RECEIVED_AGAIN])
 def test_usual_transitions_and_those_with_history_give_the_same_results(events):
     usual, expanded = driver_after([], labels=("queue_name", "worker")), expanded_driver()
     for event, pause in events:
