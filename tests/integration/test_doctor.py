@@ -584,46 +584,6 @@ def test_digits_in_a_queue_name_are_no_reply_code(monkeypatch, rabbit_server):
     assert amqp._permits_transient_queues(settings_of(url)) is True
 
 
-@pytest.mark.parametrize(
-    ("workers", "severity"),
-    [
-        ((), "warning"),
-        ((("py-celery", "5.7.0"),), "ok"),
-        ((("py-celery", "5.10.0rc1"), ("py-celery", "6.0")), "ok"),
-        ((("py-celery", "5.7.0"), ("py-celery", "5.6.9")), "warning"),
-        ((("py-celery", "5.7.0"), (None, None)), "warning"),
-        ((("gocelery", "9.0"),), "warning"),
-    ],
-)
-def test_denied_transient_queues_are_ok_if_all_workers_are_of_celery_5_7_or_later(workers, severity):
-    """Workers that are down do not count."""
-    views = [SimpleNamespace(software=name, version=version, up=True) for name, version in workers]
-    down = SimpleNamespace(software="py-celery", version="5.4.0", up=False)
-    denied = amqp.check_transient_queues("4.3.0", permitted=False)
-    finding = amqp.consider_workers(denied, [*views, down])
-    assert (finding.severity, bool(finding.remedy)) == (severity, severity == "warning")
-    permitted = amqp.check_transient_queues("4.2.1", permitted=True)
-    assert amqp.consider_workers(permitted, views) is permitted
-
-
-@pytest.mark.parametrize(
-    ("version", "permitted", "severity"),
-    [
-        ("3.10.8", True, "ok"),
-        ("4.2.1", True, "ok"),
-        ("4.3.0", True, "ok"),
-        ("4.3.0", False, "warning"),
-        ("4.3.0-rc.1", None, "warning"),
-        ("5.0", None, "warning"),
-        ("", None, "ok"),
-    ],
-)
-def test_transient_queues_are_a_warning_if_denied_or_unknown_from_4_3_on(version, permitted, severity):
-    finding = amqp.check_transient_queues(version, permitted=permitted)
-    assert finding.severity == severity
-    assert ("permit.transient_nonexcl_queues = true" in finding.remedy) == (severity == "warning")
-
-
 # -- workers, events, queues ---------------------------------------------------------------------------------
 
 
@@ -982,42 +942,6 @@ def test_a_prometheus_with_other_workers_is_a_warning(running, tmp_path, redis_b
 
 
 @pytest.mark.parametrize(
-    ("version", "remedy"),
-    [
-        ("3.9.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
-        ("3.13.1-rc.0", "add scrape_native_histograms: true to the job in prometheus.yml"),
-        ("2.55.1", "start Prometheus with --enable-feature=native-histograms"),
-        ("", "(before 3.9), or add"),
-        (["3.9"], "add scrape_native_histograms"),
-    ],
-)
-def test_the_remedy_for_native_histograms_depends_on_the_prometheus_version(version, remedy):
-    """A server imitates the responses of versions that are not installed."""
-
-    class Imitation(BaseHTTPRequestHandler):
-        def do_GET(self):
-            series = [{"metric": {"__name__": "celery_h_count", "instance": "a"}, "value": [0, "1"]}]
-            data = {"version": version} if "buildinfo" in self.path else {"result": series}
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"status": "success", "data": data}).encode())
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Imitation) as server:
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            url = f"http://127.0.0.1:{server.server_port}"
-            finding = by_check(prometheus.run_prometheus_checks(url, "celery_", set(), ["celery_h"]))[
-                "prometheus-native"
-            ]
-        finally:
-            server.shutdown()
-    assert (finding.severity, remedy in finding.remedy) == ("warning", True)
-
-
-@pytest.mark.parametrize(
     ("profile", "agrees", "differs"),
     [
         ("danihodovic", "has the same 2 workers up", "without x@else, and with box"),
@@ -1047,38 +971,6 @@ def test_workers_are_compared_for_an_exporter_with_another_profile(
     assert (both.severity, agrees in both.message) == ("ok", True)
     other = compare("x@else")
     assert (other.severity, other.message.endswith(differs)) == ("warning", True)
-
-
-def test_a_slow_response_of_prometheus_is_not_awaited(monkeypatch):
-    stopping = threading.Event()
-
-    class SlowResponse(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            with suppress(OSError):
-                while not stopping.wait(0.1):
-                    self.wfile.write(b" ")
-
-        def log_message(self, *_):
-            pass
-
-    monkeypatch.setattr(prometheus, "TIMEOUT_SECONDS", 0.5)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), SlowResponse)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    timer = threading.Timer(10, stopping.set)
-    timer.start()
-    try:
-        (finding,) = prometheus.run_prometheus_checks(
-            f"http://127.0.0.1:{server.server_port}", "celery_", set()
-        )
-        assert not stopping.is_set()
-        assert (finding.severity, "no complete answer within" in finding.message) == ("critical", True)
-    finally:
-        timer.cancel()
-        stopping.set()
-        server.shutdown()
-        server.server_close()
 
 
 # -- as a user runs it --------------------------------------------------------------------------------------
