@@ -3,7 +3,7 @@
 from celery_exporter.config.options import OPTIONS
 
 (_MAX_TASKS,) = (int(str(option.default)) for option in OPTIONS if option.name == "max-tasks")
-#: One unfinished task, as in the help of --max-tasks and in tests/unit/core/test_cluster.py.
+#: One unfinished task, as in the help of --max-tasks and in tests/unit/core/test_tasks.py.
 _TASK_BYTES = 400
 #: The process during and after a flood of names; see tests/integration/test_memory_limits.py.
 FLOODED_BYTES = 300 * 2**20

@@ -12,7 +12,6 @@ from celery_exporter.broker import inspect as inspect_module
 from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError
 from celery_exporter.broker.inspect import WorkerInspector, _checked, _from_stats, _Stats
 from celery_exporter.broker.message import Message, RefusedError, object_of
-from celery_exporter.monitor.pollers import MAX_INSPECTION_WAIT_SECONDS, MAX_UNANSWERED, inspection_wait
 
 #: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.
 SOLO_52 = {
@@ -76,14 +75,6 @@ def test_an_answer_is_read_by_the_rules_of_accept_content():
             object_of(Message(broken), accept)
     packed = Message(msgspec.msgpack.encode({"a": 1}), CONTENT_TYPES["msgpack"], "binary")
     assert object_of(packed, {CONTENT_TYPES["msgpack"]}) == {"a": 1}
-
-
-def test_who_does_not_answer_is_asked_more_seldom():
-    waits = [inspection_wait(rounds, 15.0) for rounds in range(1_000)]
-    assert waits[: MAX_UNANSWERED + 1] == [0.0] * (MAX_UNANSWERED + 1)
-    assert waits[MAX_UNANSWERED + 1] == 30.0
-    assert waits == sorted(waits)
-    assert waits[-1] == MAX_INSPECTION_WAIT_SECONDS
 
 
 class Answering:

@@ -17,6 +17,13 @@ from celery_exporter.core.queues import (
     QueueTable,
 )
 from celery_exporter.core.task_names import QUEUE_NAME_RULES, shown_as
+from celery_exporter.core.workers import WorkerInfo
+
+from .cluster_driver import (
+    ClusterDriver,
+    heartbeat,
+    sent,
+)
 
 MISSING, UNREADABLE = Absence.MISSING, Absence.UNREADABLE
 LATER = QUEUE_TTL_SECONDS + 1
@@ -235,3 +242,40 @@ def test_a_value_is_returned_until_it_is_stale():
 )
 def test_generated_names_have_one_label_value_by_default(name, shown):
     assert shown_as(None, None, QUEUE_NAME_RULES)(name) == shown
+
+
+def test_queues_beyond_the_limit_do_not_replace_consumed_and_declared_ones(monkeypatch):
+    monkeypatch.setattr(queues, "MAX_QUEUES", 10)
+    driver = ClusterDriver()
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("consumed",))}, driver.timestamp())
+    driver.apply(sent(queue="declared"), sent("u2", queue=None))
+    driver.cluster.queues.declare({"declared": object()})
+    driver.apply(*(sent(f"a{number}", queue=f"q{number}") for number in range(12)))
+    newest = {f"q{number}" for number in range(4, 12)}
+    assert set(driver.cluster.queues.names()) == {"consumed", "declared", *newest}
+    assert driver.cluster.limit_rejections["queue"] == 4
+
+
+def test_queues_come_from_events_and_from_workers():
+    driver = ClusterDriver()
+    driver.apply(sent(queue="mail"))
+    driver.cluster.record_inspection(
+        {"a@h": WorkerInfo(queues=("mail", "celery")), "b@h": WorkerInfo()}, driver.timestamp()
+    )
+    assert set(driver.cluster.queues.names()) == {"mail", "celery"}
+
+
+def test_unused_queues_expire():
+    driver = ClusterDriver()
+    driver.apply(heartbeat("w@h"), sent(queue="once"))
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("consumed",))}, driver.timestamp())
+    for _ in range(2):
+        driver.now += queues.QUEUE_TTL_SECONDS / 2 + 60
+        driver.apply(sent("u2", queue="busy"), heartbeat("w@h"))
+        driver.cluster.expire(driver.timestamp())
+    assert set(driver.cluster.queues.names()) == {"busy", "consumed"}
+    driver.apply(heartbeat("w@h", kind="offline"))
+    driver.now += queues.QUEUE_TTL_SECONDS + 60
+    driver.cluster.expire(driver.timestamp())
+    driver.cluster.expire(driver.timestamp())
+    assert driver.cluster.queues.names() == []

@@ -9,6 +9,12 @@ import pytest
 from celery_exporter.core.events import Event
 from celery_exporter.core.task_exceptions import exception_class, unregistered_name, unwrap
 
+from .cluster_driver import (
+    ClusterDriver,
+    failed,
+    sent,
+)
+
 
 @pytest.mark.parametrize(
     ("text", "name"),
@@ -63,3 +69,48 @@ def test_a_traceback_of_ten_megabytes_is_read_in_milliseconds(line):
 def test_the_name_of_an_unregistered_task_is_read_from_its_exception():
     assert unregistered_name("NotRegistered('shop.tasks.pay')") == "shop.tasks.pay"
     assert unregistered_name("KeyError('shop.tasks.pay')") is None
+
+
+HEAD = "Traceback (most recent call last):\n"
+LOST = HEAD + '  File "x.py", line 1, in f\n    f()\n    ^^^\nbilliard.exceptions.WorkerLostError: exited\n'
+
+
+@pytest.mark.parametrize(
+    ("traceback", "raised"),
+    [
+        (LOST, "WorkerLostError"),
+        (HEAD + "  File\nbilliard.exceptions.TimeLimitExceeded", "TimeLimitExceeded"),
+        (HEAD + "  File\nValueError: two\nKeyError: lines", "ValueError"),
+        (
+            LOST + "\nDuring handling of the above exception, another exception occurred:\n\n" + LOST,
+            "unknown",
+        ),
+        (HEAD + "  File\n", "unknown"),
+        (HEAD + "  File", "unknown"),
+        (HEAD + "ValueError: x", "unknown"),
+        ("", "unknown"),
+        (None, "unknown"),
+        ("billiard.exceptions.WorkerLostError", "unknown"),
+    ],
+)
+@pytest.mark.parametrize("wait", [0, 3])
+def test_a_wrapped_exception_is_read_from_the_traceback(traceback, raised, wait):
+    driver = ClusterDriver()
+    event = failed(exception="ExceptionWithTraceback()", name="add", queue="q", traceback=traceback)
+    driver.apply(*([] if wait else [sent()]), event)
+    driver.wait(wait)
+    assert driver.aggregate().exceptions == {raised: 1}
+
+
+def test_the_traceback_of_another_exception_is_not_read():
+    driver = ClusterDriver()
+    driver.apply(sent(), failed(exception="KeyError('x')", traceback=LOST))
+    assert driver.aggregate().exceptions == {"KeyError": 1}
+
+
+def test_tracebacks_are_not_kept():
+    driver = ClusterDriver()
+    lost = failed("u2", exception="ExceptionWithTraceback()", traceback=LOST)
+    driver.apply(failed(traceback="x" * 100_000), lost)
+    deferred = driver.cluster.tasks.deferred.values()
+    assert [event.traceback for events in deferred for event in events] == [None, None]

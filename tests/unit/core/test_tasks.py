@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import tracemalloc
+from collections import Counter
+from functools import partial
+from uuid import uuid4
 
 import pytest
 from hypothesis import example, given, settings
 
 from celery_exporter.core import task_lifecycle
 from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.duplicates import RETENTION_SECONDS
+from celery_exporter.core.events import decode
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import State
 from unit.persistence.test_state import event_sequences, restarted, results
 
-from .cluster_driver import ClusterDriver, received, retried, sent, started, succeeded, task_event
-from .test_cluster import OPEN_LIVES
+from .cluster_driver import (
+    T0,
+    ClusterDriver,
+    received,
+    rejected,
+    retried,
+    sent,
+    started,
+    succeeded,
+    task_event,
+)
 
 B = {"host": "b@h"}
+LATER = "2038-01-19T03:14:07+00:00"
+RETRIED = [sent, received, started, partial(sent, retries=1), retried]
+OPEN_LIVES = {
+    "waits": ("PENDING", [sent]),
+    "was received": ("RECEIVED", [sent, received]),
+    "waits for its eta": ("RECEIVED", [partial(sent, eta=LATER), partial(received, eta=LATER)]),
+    "without task-sent": ("RECEIVED", [partial(received, eta=LATER)]),
+    "runs": ("STARTED", [sent, received, started]),
+    "will be retried": ("RETRY", RETRIED),
+    "will be retried, without any task-sent": ("RETRY", [received, started, retried]),
+    "will be retried, without the task-sent of the retry": ("RETRY", [sent, received, started, retried]),
+    "will be retried, from another queue": (
+        "RETRY",
+        [sent, received, started, partial(sent, retries=1, queue="elsewhere"), retried],
+    ),
+    "was given back": ("PENDING", [sent, received, partial(rejected, requeue=True)]),
+    "was given back, and received again": (
+        "RECEIVED",
+        [sent, received, partial(rejected, requeue=True), partial(received, at=2)],
+    ),
+    "was received by the worker's next process": ("RECEIVED", [sent, received, partial(received, pid=2)]),
+    "runs again, in the worker's next process": (
+        "STARTED",
+        [sent, received, started, partial(received, pid=2), partial(started, pid=2)],
+    ),
+    "was received for its first retry": ("RECEIVED", [*RETRIED, partial(received, retries=1)]),
+    "runs, for the first retry": ("STARTED", [*RETRIED, partial(received, retries=1), started]),
+}
 
 
 class ExpandedTable(TaskTable):
@@ -181,3 +225,76 @@ def test_a_task_whose_wait_exceeds_the_task_ttl_is_removed():
     driver.apply(received("u1", name="new", retries=1), received("u2", name="newer", retries=1))
     driver.wait(3)
     assert driver.gauges() == {}
+
+
+def test_invariant_3_the_table_is_bounded_by_count_and_counts_evictions():
+    driver = ClusterDriver(Limits(max_tasks=100))
+    for index in range(250):
+        driver.apply(sent(f"u{index}"))
+    assert len(driver.cluster.tasks) <= 100
+    assert driver.cluster.tasks.evicted == 250 - len(driver.cluster.tasks)
+    assert driver.gauges()["PENDING"] == len(driver.cluster.tasks)
+    assert driver.by_state()["PENDING"] == 250
+
+
+def test_the_oldest_task_is_known_although_its_event_is_late():
+    driver = ClusterDriver()
+    driver.apply(received("late", at=11))
+    driver.wait(3)
+    driver.apply(sent("other", at=52), received("other", at=52), sent("late", at=1))
+    since = {
+        group.label_set.queue_name: group.since for group in driver.cluster.tasks.in_states() if group.count
+    }
+    assert since == {"q": T0 + 11}
+
+
+def test_oldest_and_last_are_timestamps_of_events():
+    driver = ClusterDriver()
+    driver.apply(sent("a", at=1), sent("b", at=2), sent("c", at=3), received("a", at=4))
+    (pending,) = [group for group in driver.cluster.tasks.in_states() if group.state.name == "PENDING"]
+    assert (pending.count, pending.since) == (2, T0 + 2)
+    driver.apply(started("a", at=5), succeeded("a", at=6))
+    assert {state.name: at for state, at in driver.aggregate().last.items()}["SUCCESS"] == T0 + 6
+
+
+@pytest.mark.parametrize("tasks", [3_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("life", OPEN_LIVES)
+@pytest.mark.timeout(1800)
+def test_a_task_in_flight_costs_less_than_400_bytes(life, tasks):
+    state, events = OPEN_LIVES[life]
+    driver = ClusterDriver(Limits(max_tasks=2_000_000, reorder_window=0.1))
+    uuids = (str(uuid4()) for _ in range(tasks))
+    lives = ([event(uuid) for event in events] for uuid in uuids)
+    bodies = (json.dumps([event | {"pid": 4711 + event["pid"]} for event in life]).encode() for life in lives)
+    driver.apply(sent("first"))
+    tracemalloc.start()
+    try:
+        for body in bodies:
+            driver.wait(0.001)  # so that no two tasks share the object of `last_seen`
+            for event in decode(body):
+                driver.cluster.apply(event, driver.timestamp())
+        del body, event
+        driver.wait(RETENTION_SECONDS + 1)  # recent ends expire after it
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert driver.gauges() == Counter({state: tasks}) + Counter({"PENDING": 1})
+    print(f"{used / tasks:.0f} bytes a task")
+    assert used / tasks < 400, "the help of --max-tasks says 400"
+
+
+def test_an_emptied_bucket_takes_no_memory():
+    driver = ClusterDriver()
+    for index in range(1_000):
+        driver.apply(sent(f"u{index}"), received(f"u{index}"))
+    driver.wait(2)
+    buckets = driver.cluster.tasks.buckets()
+    assert {sys.getsizeof(bucket.tasks) for bucket in buckets if not bucket.tasks} == {sys.getsizeof({})}
+
+
+def test_finished_tasks_do_not_count_towards_the_limit_of_tasks():
+    driver = ClusterDriver(Limits(max_tasks=5))
+    for index in range(20):
+        driver.apply(sent(f"u{index}"), received(f"u{index}"), started(f"u{index}"), succeeded(f"u{index}"))
+    driver.apply(*(sent(f"v{index}") for index in range(5)))
+    assert (driver.gauges(), driver.cluster.tasks.evicted) == ({"PENDING": 5}, 0)

@@ -30,7 +30,7 @@ from unit.core.cluster_driver import (
     succeeded,
     task_event,
 )
-from unit.core.test_cluster import LIFE, RETRY_ELSEWHERE, RETRY_LIFE, any_task_event
+from unit.core.lives import LIFE, RETRY_ELSEWHERE, RETRY_LIFE, any_task_event
 
 from .state_records import StateRecords, saved_cluster
 
