@@ -76,7 +76,7 @@ def test_every_problem_is_in_the_table():
 def test_errors_of_brokers_are_in_the_table():
     lines = checks.table().splitlines()
     for check, message, remedy in [
-        ("url", "unknown scheme", "kombu supports"),
+        ("url", "unknown scheme", "kombu supports …"),
         ("url", "cannot be read", "percent-encode"),
         ("login", "NOAUTH or WRONGPASS", "rabbitmqctl change_password USER PASSWORD"),
         ("login", "NOAUTH or WRONGPASS", "guest may log in from localhost only"),

@@ -116,7 +116,7 @@ def _unusable_urls() -> Iterator[Problem]:
     ]
     for error in errors:
         message, _, remedy = str(error).removeprefix("--broker-url: ").partition("; ")
-        remedy = re.sub("(?<=kombu knows ).*", "…", remedy)
+        remedy = re.sub("(?<=kombu supports ).*", "…", remedy)
         yield replace(UNUSABLE_URL, message=message, remedy=UNUSABLE_URL.remedy.format(remedy=remedy))
 
 
