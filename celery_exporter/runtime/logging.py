@@ -67,7 +67,8 @@ class _Forwarder(logging.Handler):
 def forward(callback: Callable[[str], None], *, ignored: str) -> None:
     """Pass the messages of warnings and errors to a callback, except those of the logger `ignored`."""
     logger = logging.getLogger("celery_exporter")
-    logger.handlers, logger.propagate = [_Forwarder(callback, ignored)], False
+    logger.addHandler(_Forwarder(callback, ignored))
+    logger.propagate = False  # so that no handler of the root logger prints them, too
 
 
 def configure(level: str, log_format: str) -> None:

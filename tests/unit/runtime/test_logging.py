@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 
+import pytest
 from fuzz.batches import AWKWARD
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_exporter.runtime.logging import LineFormatter
+from celery_exporter.runtime.logging import LineFormatter, forward
 
 
 def record(text: str, exception: BaseException | None = None) -> logging.LogRecord:
@@ -37,3 +38,28 @@ def test_line_has_time_level_and_logger():
 def test_traceback_is_a_field():
     fields = json.loads(LineFormatter("json").format(record("failed", ValueError("x"))))
     assert fields["traceback"] == "ValueError: x"
+
+
+@pytest.fixture
+def logger():
+    logger = logging.getLogger("celery_exporter")
+    handlers, propagate = list(logger.handlers), logger.propagate
+    yield logger
+    logger.handlers[:], logger.propagate = handlers, propagate
+
+
+def test_warnings_are_forwarded_once_and_not_printed(logger, caplog):
+    messages: list[str] = []
+    forward(messages.append, ignored="celery_exporter.status.checks")
+    logger.warning("lost %s", "connection")
+    logger.info("connected")
+    logger.getChild("status.checks").warning("no workers")
+    assert messages == ["lost connection"]
+    assert caplog.messages == []
+
+
+def test_other_handlers_of_the_logger_stay(logger):
+    handler = logging.NullHandler()
+    logger.addHandler(handler)
+    forward(print, ignored="")
+    assert handler in logger.handlers
