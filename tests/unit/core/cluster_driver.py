@@ -14,6 +14,7 @@ from celery_exporter.core.limits import Limits
 from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
 from celery_exporter.core.task_names import ShownAs
 from celery_exporter.core.types import LabelSet, State, Timestamp
+from celery_exporter.core.workers import WorkerInfo
 
 T0 = 1_700_000_000.0
 
@@ -146,3 +147,28 @@ def rejected(uuid: str = "u1", at: float = 0.3, **fields) -> dict:
 def heartbeat(host: str = "w@h", at: float = 0.0, kind: str = "heartbeat", **fields) -> dict:
     defaults = {"pid": 1, "freq": 2.0, "active": 0, "processed": 0, "loadavg": [0.1, 0.2, 0.3]}
     return {"hostname": host, **defaults, **fields, "timestamp": T0 + at, "type": f"worker-{kind}"}
+
+
+def by_name(driver: ClusterDriver) -> dict[tuple[str, str], int]:
+    """Return the transitions of all queues by task name and state."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for (name, _, state), count in driver.counts().items():
+        counts[name, state] += count
+    return dict(counts)
+
+
+def driver_after(
+    *events: dict, queues: tuple[str, ...] = ("q",), names: tuple[str, ...] = ("add", "mul")
+) -> ClusterDriver:
+    """Return a driver whose workers have answered, and that received each event at its own time."""
+    driver = ClusterDriver()
+    for worker in ("w@h", "v@h"):
+        driver.apply(heartbeat(worker, at=100))
+        driver.cluster.record_inspection(
+            {worker: WorkerInfo(queues=queues, registered=names)}, driver.timestamp()
+        )
+    for event in events:
+        driver.wait(max(0.0, event["timestamp"] - driver.epoch - driver.now + 100))
+        driver.apply(event)
+    driver.wait(5)
+    return driver

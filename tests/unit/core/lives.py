@@ -6,6 +6,10 @@ from hypothesis import strategies as st
 
 from .cluster_driver import received, retried, sent, started, succeeded, task_event
 
+#: Fields of the events of some workers, and of a `task-sent` by the worker "w@h".
+A, B, V = {"host": "a@h", "pid": 7}, {"host": "b@h", "pid": 8}, {"host": "v@h"}
+HERE = {"hostname": "w@h"}
+
 #: The events of a task that succeeds.
 LIFE = [sent(), received(), started(), succeeded()]
 # The order of events of a real worker: the pool process sends the retry before the worker reports the end.

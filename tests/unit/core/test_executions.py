@@ -1,10 +1,8 @@
-"""One uuid, several executions: `Task.replace`, reused ids, ends that are reported twice."""
+"""One uuid, several executions: `Task.replace`, reused ids, attempts, shadow names."""
 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from functools import partial
 
 import pytest
 
@@ -16,19 +14,17 @@ from unit.persistence.test_state import restarted
 
 from .cluster_driver import (
     ClusterDriver,
+    by_name,
+    driver_after,
     failed,
     heartbeat,
     received,
-    rejected,
     retried,
     sent,
     started,
     succeeded,
-    task_event,
 )
-
-LIMIT = {"exception": "TimeLimitExceeded(3600)"}
-A, B = {"host": "a@h", "pid": 7}, {"host": "b@h", "pid": 8}
+from .lives import HERE, A, B, V
 
 
 def interleavings(*senders: list[dict], limit: int = 200) -> list[list[dict]]:
@@ -51,13 +47,6 @@ def replaced(first: str = "fetch", then: str = "process", *, sends: bool = True)
         [received(at=1, name=first, **A), started(at=1.5, **A)],
         [received(at=3, name=then, **B), started(at=4, **B), succeeded(at=6, runtime=2.0, **B)],
     )
-
-
-def by_name(driver: ClusterDriver) -> dict[tuple[str, str], int]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for (name, _, state), count in driver.counts().items():
-        counts[name, state] += count
-    return dict(counts)
 
 
 RUN = ("PENDING", "RECEIVED", "STARTED", "SUCCESS")
@@ -236,134 +225,6 @@ def groups(driver: ClusterDriver) -> list:
     return [group for group in driver.cluster.tasks.in_states() if group.count]
 
 
-# -- ends that are reported twice ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "end", [succeeded, failed, rejected, lambda at, **more: task_event("revoked", at=at, **more)]
-)
-def test_an_end_that_is_reported_twice_is_counted_once(end):
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), end(at=5, **A), end(at=5.03, **A))
-    assert sum(driver.by_state().values()) == 4
-    assert driver.cluster.repeated.total() == 1
-    assert driver.gauges() == {}
-
-
-def test_an_end_that_is_reported_twice_is_counted_once_if_two_workers_had_the_task():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **B), started(at=10, **B))
-    driver.wait(2.5)
-    driver.apply(failed(at=11, **A), failed(at=12, **B), failed(at=12.03, **B))
-    assert driver.by_state()["FAILURE"] == 2
-    assert driver.aggregate().exceptions == {"ValueError": 2}
-    assert driver.gauges() == {}
-
-
-def test_a_retry_that_is_reported_twice_is_counted_once_and_a_second_one_is_not():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), retried(at=2, **A), retried(at=2.03, **A))
-    assert (driver.by_state()["RETRY"], driver.cluster.repeated["task-retried"]) == (1, 1)
-    driver.apply(
-        sent(at=2, retries=1), received(at=2.1, retries=1, **A), started(at=2.2, **A), retried(at=2.3, **A)
-    )
-    assert (driver.by_state()["RETRY"], driver.cluster.repeated["task-retried"]) == (2, 1)
-
-
-@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
-@pytest.mark.parametrize("other", [A, B], ids=["there", "elsewhere"])
-@pytest.mark.parametrize(
-    "end", [succeeded, failed, lambda at, **more: task_event("rejected", at=at, requeue=False, **more)]
-)
-def test_an_end_that_is_reported_twice_while_another_delivery_waits_to_be_started(end, other, apart):
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **other))
-    driver.wait(2.5)
-    driver.apply(end(at=11, **A), end(at=11 + apart, **A))
-    assert (driver.cluster.repeated.total(), driver.gauges()) == (1, {"RECEIVED": 1})
-    driver.apply(started(at=12, **other), end(at=13, **other), end(at=13 + apart, **other))
-    assert (driver.cluster.repeated.total(), driver.gauges()) == (2, {})
-
-
-@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
-@pytest.mark.parametrize("other", [A, B], ids=["there", "elsewhere"])
-def test_a_retry_that_is_reported_twice_while_the_next_attempt_is_received(other, apart):
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), sent(at=2, retries=1), retried(at=2, **A))
-    driver.apply(received(at=2.01, retries=1, **other), retried(at=2 + apart, **A))
-    assert (driver.by_state()["RETRY"], driver.gauges()) == (1, {"RECEIVED": 1})
-    driver.apply(started(at=2.02, **other), retried(at=2.03, **other))
-    assert (driver.by_state()["RETRY"], driver.gauges()) == (2, {"RETRY": 1})
-
-
-@pytest.mark.parametrize("apart", [0.0, 0.03, 0.9])
-def test_an_end_that_is_reported_twice_after_its_id_was_sent_again(apart):
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), failed(at=2, **A))
-    driver.apply(sent(at=2.01, **HERE), failed(at=2 + apart, **A))
-    assert (driver.by_state()["FAILURE"], driver.gauges()) == (1, {"PENDING": 1})
-    driver.apply(received(at=3, **A), failed(at=2.95, **A))
-    assert (driver.by_state()["FAILURE"], driver.gauges()) == (1, {"RECEIVED": 1})
-    driver.apply(started(at=3.1, **A), failed(at=3.2, **A))
-    assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
-
-
-def test_two_deliveries_that_one_process_starts_and_ends_within_a_second_are_two():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **A))
-    driver.wait(2.5)
-    driver.apply(started(at=9.1, **A), failed(at=9.2, **A), failed(at=9.23, **A), failed(at=9.26, **A))
-    assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
-
-
-@pytest.mark.parametrize("other", ["add", "mul"])
-@pytest.mark.parametrize("end", [failed, retried, partial(rejected, requeue=True)])
-def test_an_id_that_is_sent_twice_and_runs_twice_at_once_ends_twice(end, other):
-    driver = ClusterDriver()
-    driver.apply(sent(), sent(at=0.05, name=other), received(at=0.1, **A), received(at=0.12, name=other, **A))
-    driver.wait(2.5)
-    driver.apply(started(at=0.2, **A), started(at=0.21, **A), end(at=1, **A), end(at=1.02, **A))
-    assert (sum(driver.counts().values()), driver.cluster.repeated.total()) == (8, 0)
-
-
-@pytest.mark.parametrize("second", [0.5, 3600])
-@pytest.mark.parametrize("waits", [True, False])
-def test_a_time_limit_that_is_reported_twice_while_a_redelivery_runs_is_one_failure(second, waits):
-    """A runtime beyond the visibility timeout of Redis. The time limit may be beyond it, too."""
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), received(at=3600, **A))
-    driver.wait(0.5 if waits else 2.5)
-    ends = [failed(at=3600 + second, **LIMIT, **A), failed(at=3600.03 + second, **LIMIT, **A)]
-    driver.apply(*ends, started(at=3600.6, **A)) if waits else driver.apply(started(at=3600.1, **A), *ends)
-    driver.wait(2.5)
-    driver.apply(succeeded(at=9000, **A))
-    assert (driver.by_state()["FAILURE"], driver.by_state()["SUCCESS"], driver.gauges()) == (1, 1, {})
-
-
-def test_two_runs_of_one_id_that_reach_their_time_limit_together_are_two_failures():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), received(at=0.2, **A))
-    driver.wait(2.5)
-    driver.apply(started(at=1, **A), started(at=1.1, **A))
-    driver.apply(*(failed(at=10 + at, **LIMIT, **A) for at in (0, 0.03, 0.1, 0.13)))
-    assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
-
-
-def test_deliveries_that_one_process_revokes_within_a_second_are_several():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), received(at=1, **A))
-    driver.wait(2.5)
-    driver.apply(*(task_event("revoked", at=3 + n / 100, **A) for n in range(3)))
-    assert (driver.by_state()["REVOKED"], driver.gauges()) == (2, {})
-
-
-def test_the_end_of_a_finished_task_by_another_worker_is_counted():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), failed(at=2, **A), failed(at=2.1, **B))
-    driver.apply(failed(at=2.13, **B), failed(at=2.14, **A))
-    assert driver.by_state()["FAILURE"] == 2
-
-
 # -- attempts --------------------------------------------------------------------------------------------
 
 
@@ -519,36 +380,7 @@ def test_generations_survive_a_restart_of_the_exporter():
     assert driver.aggregate("process").redeliveries == 0
 
 
-def test_a_repeated_end_is_detected_after_a_restart_of_the_exporter():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(at=1, **A), failed(at=5, **A))
-    driver = restarted(driver)
-    driver.apply(failed(at=5.03, **A))
-    assert driver.by_state()["FAILURE"] == 1
-
-
 # -- in order of time --------------------------------------------------------------------------------------
-
-
-def driver_after(
-    *events: dict, queues: tuple[str, ...] = ("q",), names: tuple[str, ...] = ("add", "mul")
-) -> ClusterDriver:
-    """Return a driver whose workers have answered, and that received each event at its own time."""
-    driver = ClusterDriver()
-    for worker in ("w@h", "v@h"):
-        driver.apply(heartbeat(worker, at=100))
-        driver.cluster.record_inspection(
-            {worker: WorkerInfo(queues=queues, registered=names)}, driver.timestamp()
-        )
-    for event in events:
-        driver.wait(max(0.0, event["timestamp"] - driver.epoch - driver.now + 100))
-        driver.apply(event)
-    driver.wait(5)
-    return driver
-
-
-V = {"host": "v@h"}
-HERE = {"hostname": "w@h"}
 
 
 @pytest.mark.parametrize("pause", [0.1, 3.0])
@@ -563,26 +395,6 @@ def test_a_retry_that_replaces_itself_under_the_same_name_is_two_executions(paus
     assert (driver.gauges(), driver.aggregate().redeliveries) == ({}, 0)
     assert driver.by_state()["SUCCESS"] == 1
     assert driver.by_state()["STARTED"] == 3
-
-
-def test_an_end_that_is_reported_twice_is_counted_once_while_another_worker_has_the_task():
-    """This happens after a visibility timeout, and a hard time limit of Celery 5.7."""
-    driver = ClusterDriver()
-    driver.apply(sent(), received(at=0.1, **A), started(at=0.2, **A))
-    driver.wait(5)
-    driver.apply(received(at=5.5, **B))
-    driver.wait(3)
-    driver.apply(failed(at=9, **A), failed(at=9.03, **A))
-    assert (driver.by_state()["FAILURE"], driver.gauges()) == (1, {"RECEIVED": 1})
-    driver.apply(started(at=10, **B), succeeded(at=11, **B))
-    assert (driver.by_state()["SUCCESS"], driver.gauges()) == (1, {})
-
-
-def test_a_retry_that_is_reported_twice_does_not_change_the_state_of_the_next_attempt():
-    driver = ClusterDriver()
-    driver.apply(sent(), received(**A), started(**A), sent(at=0.3, retries=1, hostname="a@h"))
-    driver.apply(retried(at=0.31, **A), received(at=0.4, retries=1, **B), retried(at=0.34, **A))
-    assert driver.gauges() == {"RECEIVED": 1}
 
 
 @pytest.mark.parametrize("ahead", [0.0, 0.3, 300.0, -300.0])
@@ -669,33 +481,6 @@ def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_execu
         ("mul", "STARTED"): 1,
     }
     assert (driver.gauges(), driver.aggregate().redeliveries) == ({}, 0)
-
-
-def test_a_repeated_end_of_a_successor_does_not_end_the_replaced_task():
-    driver = driver_after(
-        *(sent(), received(at=0.1), started(at=0.2), sent(at=0.3, name="mul", **HERE)),
-        *(received(at=0.4, name="mul"), started(at=0.5), failed(at=1, **LIMIT), failed(at=1.03, **LIMIT)),
-    )
-    assert (by_name(driver)["mul", "FAILURE"], by_name(driver).get(("add", "FAILURE"), 0)) == (1, 0)
-    assert driver.cluster.repeated["task-failed"] == 1
-
-
-def test_a_repeated_end_of_an_id_that_another_worker_ended_before_is_detected():
-    driver = driver_after(
-        *(received(at=0.1), started(at=0.2), succeeded(at=0.3), received(at=1.7, name="mul", **V)),
-        *(started(at=1.8, **V), failed(at=1.9, **V), failed(at=1.93, **V)),
-    )
-    assert by_name(driver)["mul", "FAILURE"] == 1
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields"), [("revoked", {"expired": True}), ("failed", {"exception": "NotRegistered('x')"})]
-)
-def test_ends_of_an_id_without_a_receipt_are_of_several_executions(kind, fields):
-    """A worker sends no receipt for a revoked or unregistered task (celery/worker/strategy.py)."""
-    driver = driver_after(*(task_event(kind, at=5 * number, **fields) for number in range(3)))
-    assert sum(driver.counts().values()) == 3
-    assert driver.cluster.repeated[f"task-{kind}"] == 0
 
 
 # -- shadow names ------------------------------------------------------------------------------------------
