@@ -174,24 +174,6 @@ def test_a_name_rule_is_a_pattern_and_a_replacement_that_fits_it(rule):
     assert f"got {rule!r}; it takes regex=replacement" in complaint(task_name_rule=(rule,))
 
 
-def test_the_last_equals_sign_of_a_name_rule_separates():
-    ((pattern, replacement),) = settings(task_name_rule=(r"job=\w+=work",)).monitor.task_name_rule
-    assert (pattern.pattern, replacement) == (r"job=\w+", "work")
-
-
-def test_patterns_are_matched_in_time_whatever_the_name_is():
-    """Python's own `re` takes as long as anybody likes for this one, and holds up every thread."""
-    pattern = settings(task_include=r"([a-z_]+\.?)+[0-9]+").monitor.task_include
-    assert pattern.fullmatch("a" * 10_000 + "!") is None
-    assert pattern.fullmatch("shop.pay1")
-
-
-@pytest.mark.parametrize("rule", [r"(?P<app>\w+)-\d+=\g<app>", r"(\w+)-(\d+)(x)?=\1\3"])
-def test_a_replacement_names_groups_as_in_python(rule):
-    ((pattern, replacement),) = settings(task_name_rule=(rule,)).monitor.task_name_rule
-    assert pattern.fullmatch("job-17").expand(replacement) == "job"
-
-
 @pytest.mark.parametrize("value", ["shop-eu.1", "Läden", 'a "b"'])
 def test_what_ends_as_the_value_of_a_label_may_be_any_text(value):
     options = settings(namespace=value, default_queue_name=value).monitor.metrics.selection.options

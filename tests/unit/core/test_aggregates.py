@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from celery_exporter.core.aggregates import MAX_CLIENTS, MAX_EXCEPTIONS, MAX_FAILURES, Aggregate, Aggregates
+from celery_exporter.core.aggregates import (
+    MAX_CLIENTS,
+    MAX_EXCEPTIONS,
+    MAX_FAILURES,
+    Aggregate,
+    Aggregates,
+    Failure,
+)
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 
@@ -20,6 +27,7 @@ from .aggregate_ops import (
     observe_queue_wait,
     observe_runtime,
 )
+from .cluster_driver import T0, ClusterDriver, failed, received, sent, started
 
 A, B, C = LabelSet("a", "q"), LabelSet("b", "q"), LabelSet("c", "q")
 
@@ -246,3 +254,19 @@ def test_removing_the_clients_of_a_host_frees_their_series():
     apply_all(aggregates, sendings(B, 1, first=3))
     assert aggregates.snapshot()[A].clients == {"host-0": 1}
     assert aggregates.snapshot()[B].clients == {"other": 1, "host-3": 1}
+
+
+@pytest.mark.parametrize("usual", [True, False], ids=["usual", "reported in part"])
+def test_a_failure_is_kept_with_its_details(usual):
+    driver = ClusterDriver()
+    driver.apply(sent(), *([received(), started()] if usual else []), failed(at=5, exception="KeyError('x')"))
+    (failure,) = driver.shown().failures
+    assert failure == Failure(T0 + 5, LabelSet("add", "q"), "w@h", "KeyError", "u1")
+
+
+def test_the_newest_failure_comes_first():
+    driver = ClusterDriver()
+    driver.apply(
+        *(event for uuid in "ab" for event in (sent(uuid), received(uuid), started(uuid), failed(uuid)))
+    )
+    assert [failure.uuid for failure in driver.shown().failures] == ["b", "a"]

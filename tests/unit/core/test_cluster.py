@@ -5,9 +5,11 @@ Numbers of invariants are those of docs/explanation/architecture.md.
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_exporter.core import cluster
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.core.workers import WorkerInfo
@@ -21,6 +23,8 @@ from .cluster_driver import (
     succeeded,
 )
 from .lives import LIFE, any_task_event
+
+A = LabelSet("add", "q")
 
 
 def test_sums_of_clients_on_a_host_are_shown_until_its_last_worker_is_removed():
@@ -111,3 +115,73 @@ def test_every_event_is_counted_once_and_every_task_is_in_one_bucket(events):
     in_buckets = sum(len(bucket.tasks) for bucket in tasks.buckets())
     assert in_buckets == len(tasks)
     assert in_buckets + len(tasks.finished) <= 2
+
+
+# -- prefetched tasks -----------------------------------------------------------------------------------
+
+
+def test_prefetched_tasks_are_counted_by_worker():
+    driver = ClusterDriver(show=lambda name: "" if name == "noise" else name)
+    driver.apply(sent("a"), received("a"), sent("b"), received("b"), sent("c"), received("c", host="b@h"))
+    driver.apply(sent("d"), received("d"), started("d"), sent("e"), sent("f", name="noise"))
+    driver.apply(received("f", name="noise"))
+    assert driver.shown(prefetched=True).prefetched == {(A, "w@h"): 2, (A, "b@h"): 1}
+    assert driver.shown().prefetched is None, "it was not requested"
+
+
+def test_a_task_that_several_workers_have_counts_for_the_newest_delivery():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(), received(at=9, host="b@h", pid=7), received(at=19, host="c@h", pid=8))
+    driver.wait(2.5)
+    assert driver.cluster.tasks.get("u1").expanded is not None
+    assert driver.shown(prefetched=True).prefetched == {(A, "c@h"): 1}
+
+
+def test_prefetched_tasks_of_a_removed_worker_are_not_counted():
+    driver = ClusterDriver(Limits(worker_timeout=10, purge_offline_worker_metrics=10))
+    driver.apply(heartbeat(), sent(), received())
+    driver.wait(30)
+    assert driver.cluster.workers == {}
+    assert driver.shown(prefetched=True).prefetched == {}
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(2, {(A, "w@h"): 2}), (1, None)])
+def test_too_many_prefetched_tasks_are_not_scanned(monkeypatch, limit, shown):
+    monkeypatch.setattr(cluster, "MAX_PREFETCHED", limit)
+    driver = ClusterDriver()
+    driver.apply(sent("a"), received("a"), sent("b"), received("b"))
+    assert driver.shown(prefetched=True).prefetched == shown
+
+
+# -- hosts of removed workers ---------------------------------------------------------------------------
+
+
+def life(uuid: str, host: str) -> list[dict]:
+    at_host = {"host": host}
+    return [sent(uuid), received(uuid, **at_host), started(uuid, **at_host), succeeded(uuid, **at_host)]
+
+
+def at_workers(driver: ClusterDriver) -> dict[str, int]:
+    return {
+        label_set.worker: aggregate.transitions[3]
+        for label_set, aggregate in driver.aggregates.snapshot().items()
+        if aggregate.transitions[3]
+    }
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expected"),
+    [(True, {"b@box": 1, "@box": 1}), (False, {"b@box": 1, "": 1})],
+    ids=["shown", "not"],
+)
+def test_sums_of_a_removed_worker_stay_with_its_host_if_hosts_are_shown(hosts, expected):
+    driver = ClusterDriver(
+        Limits(worker_timeout=10, purge_offline_worker_metrics=10), ("queue_name", "worker"), hosts=hosts
+    )
+    driver.apply(*life("u1", "a@box"), *life("u2", "b@box"), heartbeat("b@box"))
+    for _ in range(30):
+        driver.wait(1)
+        driver.apply(heartbeat("b@box"))
+    assert at_workers(driver) == expected
+    driver.wait(60)
+    assert at_workers(driver) == {"": 2}, "its last worker was removed"

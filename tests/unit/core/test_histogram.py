@@ -190,3 +190,16 @@ def test_a_state_with_inconsistent_histograms_is_rejected():
     saved.aggregates[A].queue_wait.native = None
     with pytest.raises(ValueError, match="not native"):
         state.restore(saved, new.cluster, new.timestamp())
+
+
+def test_rebucketing_moves_every_count_and_exemplar():
+    native = {0: 9}
+    exemplars = {0: Exemplar("a", 0.1), 2: Exemplar("b", 5.0)}
+    rebucketed = Histogram([1, 2, 4, 8], 7.5, native, exemplars).rebucketed([0, 1, 1, 2])
+    assert (rebucketed.counts, rebucketed.total, rebucketed.native) == ([1, 6, 8], 7.5, native)
+    assert rebucketed.exemplars == {0: Exemplar("a", 0.1), 1: Exemplar("b", 5.0)}
+
+
+def test_rebucketing_with_too_few_indexes_is_an_error():
+    with pytest.raises(ValueError, match="argument 2"):
+        Histogram([1, 2, 3]).rebucketed([0, 1])

@@ -1,14 +1,18 @@
-"""Events and replies → the findings of all checks, by check."""
+"""Events and replies → the findings of all checks, by check, or the status that the API returns."""
 
 from __future__ import annotations
 
+import msgspec
+
 from celery_exporter.core.snapshot import JobView, Snapshot
 from celery_exporter.core.workers import WorkerInfo
+from celery_exporter.status.builder import build
 from celery_exporter.status.checks import run_checks
 from celery_exporter.status.facts import DISCOVERY_SECONDS
 from celery_exporter.status.finding import Finding
+from celery_exporter.status.model import Status
 from celery_exporter.status.recent import Recent
-from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started
+from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started, succeeded
 
 REPLIED = WorkerInfo(queues=("q",), registered=(), pool="prefork", pool_size=4)
 HEALTHY = [JobView("queues", True, 0.1, T0), JobView("workers", True, 0.1, T0)]
@@ -37,3 +41,17 @@ def run(snapshot: Snapshot) -> list[Finding]:
 
 def severities(by_check: dict[str, Finding]) -> set[str]:
     return {finding.severity for finding in by_check.values()}
+
+
+def task_events(number: int, at: float, runtime: float = 0.5, end=succeeded, **more) -> list[dict]:
+    """Return all events of a task that is sent at a time and runs for some seconds."""
+    uuid = f"u{number}"
+    ended = end(uuid, at=at + 1 + runtime, runtime=runtime, **more)
+    return [sent(uuid, at=at), received(uuid, at=at), started(uuid, at=at + 1), ended]
+
+
+def status(driver: ClusterDriver, recent: Recent, **around) -> Status:
+    """Return the status as clients of the API receive it."""
+    snapshot = driver.shown(**around)
+    result = build(snapshot, recent.growth(snapshot, driver.now), "redis://broker/0")
+    return msgspec.json.decode(msgspec.json.encode(result), type=Status)
