@@ -1,4 +1,4 @@
-"""Keeps recent counts for the status page, and logs findings that are new or over."""
+"""Keeps recent counts for the status page, and logs findings that are new or resolved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StatusHistory:
         findings = run_checks(snapshot, self._recent.growth(snapshot, now))
         for finding in self._notifier.changes(findings, now):
             if finding.severity == "ok":
-                log.info("over: %s", finding.message)
+                log.info("resolved: %s", finding.message)
             else:
                 alert = f" (alert {finding.alert})" if finding.alert else ""
                 log.warning("%s: %s%s", finding.message, finding.remedy, alert)

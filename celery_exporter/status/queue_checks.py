@@ -50,7 +50,7 @@ def queues_without_consumers(snapshot: Snapshot, _: Growth) -> Finding | None:
         return None
     idle = idle_queues(snapshot)
     if not idle:
-        return IDLE_QUEUES.ok("no empty queue lacks a consumer")
+        return IDLE_QUEUES.ok("each empty queue has a consumer")
     return IDLE_QUEUES.finding(
         queues=first_of(list(map(printable, idle))), start_worker=start_worker_command(idle)
     )

@@ -1006,8 +1006,8 @@ def test_the_remedy_for_workers_without_events_starts_the_metrics(running, tmp_p
         assert (again.code, {finding.severity for finding in again.findings.values()}) == (0, {"ok"}), (
             again.stdout
         )
-        assert "over: task events arrive from w@box" in eventually(
-            lambda: exporter.text() if "over: " in exporter.text() else "", 20
+        assert "resolved: task events arrive from w@box" in eventually(
+            lambda: exporter.text() if "resolved: " in exporter.text() else "", 20
         )
     assert exporter.text().count(message) == 1
 
