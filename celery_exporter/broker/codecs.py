@@ -1,4 +1,4 @@
-"""Deserialisers and decompressors for bodies that anybody may have written: bounded in time and memory."""
+"""Deserializers and decompressors for bodies that anybody may have written: bounded in time and memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JSON = CONTENT_TYPES["json"]
 MAX_BODY = 32 * 2**20
 #: Bytes that a decompressor may use for its window; the strongest usual presets use 65 MiB.
 MAX_WINDOW = 80 * 2**20
-#: Bytes of a body that is deserialised to objects, of which each byte may cost 64 bytes.
+#: Bytes of a body that is deserialized to objects, of which each byte may cost 64 bytes.
 MAX_LOADED = 2**20
 #: The same for YAML: PyYAML reads 300 kB a second. (Its fast parser, in C, can be made to crash.)
 MAX_YAML = 2**18
@@ -43,7 +43,7 @@ class UndecodableError(Exception):
     """A body that does not match what its sender wrote about it, or is too large."""
 
 
-# -- serialisers other than JSON -----------------------------------------------------------------------
+# -- serializers other than JSON -----------------------------------------------------------------------
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -68,7 +68,7 @@ class _YamlLoader(yaml.SafeLoader):
 
 _YamlLoader.add_constructor("tag:yaml.org,2002:int", _YamlLoader.construct_yaml_int)
 
-#: By content type: the longest body, and its deserialiser.
+#: By content type: the longest body, and its deserializer.
 _LOADERS: dict[str, tuple[int, Callable[[bytes], Any]]] = {
     CONTENT_TYPES["msgpack"]: (MAX_LOADED, msgspec.msgpack.decode),
     CONTENT_TYPES["yaml"]: (MAX_YAML, partial(yaml.load, Loader=_YamlLoader)),
@@ -78,12 +78,12 @@ _LOADERS: dict[str, tuple[int, Callable[[bytes], Any]]] = {
 
 def load(body: bytes, content_type: str) -> Any:
     """Return the objects in a body of an accepted content type other than JSON. Raises UndecodableError."""
-    limit, deserialise = _LOADERS[content_type]
+    limit, deserialize = _LOADERS[content_type]
     if len(body) > limit:
         raise UndecodableError(f"{len(body)} bytes")
     try:
-        return deserialise(body)
-    except Exception as error:  # a deserialiser of hostile bytes may raise anything
+        return deserialize(body)
+    except Exception as error:  # a deserializer of hostile bytes may raise anything
         raise UndecodableError(content_type) from error
 
 

@@ -118,7 +118,7 @@ _SILENT = " [send_events=False]"
 class WorkerInspector:
     """Inspects workers on one connection, which must stay open.
 
-    `control_exchange` is Celery's setting; `accept` are the serialisers of --accept-content.
+    `control_exchange` is Celery's setting; `accept` are the serializers of --accept-content.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class WorkerInspector:
 
     @property
     def refused(self) -> Collection[str]:
-        """Return the serialisers of refused replies to the newest command."""
+        """Return the serializers of refused replies to the newest command."""
         return frozenset(self._control.refused)
 
     def inspect(
@@ -157,7 +157,7 @@ class WorkerInspector:
         shared: dict[str, str] = {}  # most workers have the same tasks
         same: dict[tuple[Binding, ...], tuple[Binding, ...]] = {}  # and the same queues
         for name, reply in dict(stats).items():
-            changes = _from_stats(reply) | {"answers": replies[name]}
+            changes = _from_stats(reply) | {"replies": replies[name]}
             if name in queues:
                 changes["queues"] = tuple(dict.fromkeys(queue.name for queue in queues[name]))
                 changes["auto_delete"] = tuple(queue.name for queue in queues[name] if queue.auto_delete)

@@ -1,6 +1,6 @@
 """Remote control commands to workers, and their replies, over kombu's mailbox as in celery.app.control.
 
-Commands go to `<control_exchange>.pidbox`. Anybody may send a reply, so only accepted serialisers are read
+Commands go to `<control_exchange>.pidbox`. Anybody may send a reply, so only accepted serializers are read
 (unpickling runs code that the sender chose), and an unreadable reply does not affect the others.
 """
 
@@ -40,7 +40,7 @@ FIRST_SEARCH_WAIT_SECONDS, MAX_SEARCH_WAIT_SECONDS = 15.0, 3_600.0
 class ControlClient:
     """Sends commands to workers on one open connection. For one thread.
 
-    `refused` are the serialisers of refused replies to the newest command: their names in --accept-content,
+    `refused` are the serializers of refused replies to the newest command: their names in --accept-content,
     or else their content types.
     """
 
@@ -168,7 +168,7 @@ def _drop(_: Any, error: Exception) -> None:
 
 
 def _serializer(content_type: str) -> str:
-    """Return the name of a serialiser in --accept-content, or else the content type."""
+    """Return the name of a serializer in --accept-content, or else the content type."""
     names = {kind: name for name, kind in CONTENT_TYPES.items()}
     return names.get(content_type, content_type[:MAX_TYPE_LENGTH])
 

@@ -1,4 +1,4 @@
-"""Messages of the event exchange → events: which serialiser, whether it is trusted, how much is read."""
+"""Messages of the event exchange → events: which serializer, whether it is trusted, how much is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from celery_exporter.core.events import Event, Malformed, decode, from_objects
 
 
 class RefusedError(Exception):
-    """A body in a serialiser that is not accepted."""
+    """A body in a serializer that is not accepted."""
 
     def __init__(self, content_type: str) -> None:
         super().__init__(content_type)
@@ -44,7 +44,7 @@ def from_kombu(message: Any) -> Message:
 
 
 def object_of(message: Message, accept: Collection[str]) -> Any:
-    """Return the deserialised body; `accept` are the content types that may be deserialised.
+    """Return the deserialized body; `accept` are the content types that may be deserialized.
 
     Raises RefusedError for any other content type, UndecodableError for a body that cannot be read.
     """
@@ -62,9 +62,9 @@ def object_of(message: Message, accept: Collection[str]) -> Any:
 
 
 def events_of(message: Message, accept: Collection[str]) -> list[Event | Malformed]:
-    """Return the events in a message; `accept` are the content types that may be deserialised.
+    """Return the events in a message; `accept` are the content types that may be deserialized.
 
-    Nothing else is ever deserialised: unpickling runs code that the sender chose.
+    Nothing else is ever deserialized: unpickling runs code that the sender chose.
     """
     content_type, encoding = message.content_type or JSON, message.content_encoding
     compression = message.compression

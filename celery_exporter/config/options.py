@@ -151,7 +151,7 @@ OPTIONS = (
     Option(
         name="accept-content",
         group="Broker",
-        help="Accepted serialisers of events. Pickle lets a sender run any code here.",
+        help="Accepted serializers of events. Pickle lets a sender run any code here.",
         expects=f"a comma-separated list of {', '.join(CONTENT_TYPES)}",
         metavar="NAMES",
         parse=_content,

@@ -96,10 +96,10 @@ class Cluster:
     def record_inspection(
         self, infos: Mapping[str, WorkerInfo], now: Timestamp, starts: Mapping[str, int] | None = None
     ) -> None:
-        """Record what workers answered, by node name, and the label sets that follow from it.
+        """Record what workers replied, by node name, and the label sets that follow from it.
 
         `starts` has `Worker.starts` of the workers as it was when the question was sent: one that restarted
-        since has not answered yet.
+        since has not replied yet.
         """
         registered = self.registry.record_inspection(infos, now, starts or {})
         self.label_sets.remove_shadows(self.registry.registered_names)

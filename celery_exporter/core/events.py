@@ -38,7 +38,7 @@ WORKER_TYPES = ("worker-online", "worker-heartbeat", "worker-offline")
 
 #: Why an event is rejected; the label values of celery_exporter_events_malformed_total.
 REASONS = ("undecodable", "content_type", "not_an_object", "missing_field", "bad_field")
-#: The reason for a serialiser that is not accepted.
+#: The reason for a serializer that is not accepted.
 REFUSED = REASONS[1]
 
 # Names, queues, hosts and uuids become label values and dict keys, so their length bounds the memory.
@@ -171,7 +171,7 @@ def _parse_int(digits: str) -> float:
 
 
 def from_objects(loaded: Any) -> list[Event | Malformed]:
-    """Return the events of a deserialised body, for serialisers other than JSON."""
+    """Return the events of a deserialized body, for serializers other than JSON."""
     return [_from_object(item) for item in (loaded if isinstance(loaded, (list, tuple)) else [loaded])]
 
 

@@ -46,7 +46,7 @@ class Queue(Struct, array_like=True, gc=False):
     name: str
     used: float  # listening time at which an event or a worker named it last
     declared: bool = False  # the broker had it at the last query
-    auto_delete: bool = False  # by the answer of a worker that consumed it
+    auto_delete: bool = False  # by the reply of a worker that consumed it
 
 
 class QueueTable:

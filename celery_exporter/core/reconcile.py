@@ -1,7 +1,7 @@
 """Ends tasks that no event will end: their message is gone, or no worker runs them.
 
 No event reports a purged queue, a task that expires in RabbitMQ, a task with `send_events = False`,
-`task.Ignore`, or a lost event. Queue lengths, heartbeats and the answers of workers show them.
+`task.Ignore`, or a lost event. Queue lengths, heartbeats and the replies of workers show them.
 
 Invariant: a task is ended only by an observation that is newer than its newest event, by more than the time
 that an event needs to arrive. A tombstone stays, and a receipt or a start reopens the task. No sum changes.
@@ -264,10 +264,10 @@ class Reconciler:
     # -- workers -----------------------------------------------------------------------------------------
 
     def workers_to_inspect(self, now: Timestamp) -> dict[str, int]:
-        """Return the workers to inspect now, with the number of processes that have to answer.
+        """Return the workers to inspect now, with the number of processes that have to reply.
 
         By events, these have more tasks than their heartbeats report, or have had one for long. The time
-        between two inspections doubles for a worker that does not answer.
+        between two inspections doubles for a worker that does not reply.
         """
         suspects = self._suspects(now)
         workers = self._cluster.workers
@@ -278,7 +278,7 @@ class Reconciler:
         due = sorted(due, key=lambda name: inspections[name].at)[:MAX_INSPECTED_WORKERS]
         for name in due:
             wait = min(max(2 * inspections[name].wait, MIN_SILENCE_SECONDS), MAX_SILENCE_SECONDS)
-            self._inspections[name] = Inspection(now.listening, wait)  # `compare` resets it after an answer
+            self._inspections[name] = Inspection(now.listening, wait)  # `compare` resets it after a reply
         return {name: workers[name].count_processes(now.listening) for name in due}
 
     def _suspects(self, now: Timestamp) -> set[str]:
@@ -316,7 +316,7 @@ class Reconciler:
     def _is_silent_for_long(self, task: Task, worker: Worker, now: Timestamp) -> bool:
         """Return whether a task had no event for so long that its worker is inspected in any case.
 
-        The time is as long as the task had been in its state when it was last seen. An answer of the worker
+        The time is as long as the task had been in its state when it was last seen. A reply of the worker
         counts as seen.
         """
         silent = now.listening - task.last_seen

@@ -87,7 +87,7 @@ class ExporterState(Struct, frozen=True):
     broker_up: bool
     queue_stats: Mapping[str, QueueStats]
     unacked: int | None
-    workers_known: bool  # workers were inspected, and have answered
+    workers_known: bool  # workers were inspected, and have replied
     jobs: Sequence[JobView]
     malformed: Mapping[str, int]
     event_lag: float | None
@@ -96,12 +96,12 @@ class ExporterState(Struct, frozen=True):
     state_errors: Mapping[str, int]  # by operation; empty without a state file
     web_config_up_to_date: bool | None  # None without a file
     listening: float = 0.0  # seconds for which the event subscription was open
-    last_refused: float | None = None  # time of the newest event in a serialiser that is not accepted
+    last_refused: float | None = None  # time of the newest event in a serializer that is not accepted
     unmeasured: Collection[str] = ()  # queues that workers consume and that the broker reported no value for
     missing: Collection[str] = ()  # queues that do not exist on the broker
     blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: unknown
     no_events: str = ""  # why events cannot arrive on this transport; empty: they can
-    refused_answers: Collection[str] = ()  # serialisers of inspection answers that are not accepted
+    refused_replies: Collection[str] = ()  # serializers of inspection replies that are not accepted
 
 
 class Snapshot(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Which label set a task has, by its events and by what workers answered.
+"""Which label set a task has, by its events and by what workers replied.
 
 A retry may go to another queue than the first attempt, and other work under the same id has another name. So
 each attempt may have a label set of its own; the task has that of its newest one.

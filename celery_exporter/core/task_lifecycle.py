@@ -286,23 +286,23 @@ class TaskLifecycle:
         return any(self._workers.is_info_current(event.hostname) for event in deferred)
 
     def _waits_for_worker(self, task: Task, event: Event) -> bool:
-        """Return whether the answer of a worker will show the queue of an identified task."""
+        """Return whether the reply of a worker will show the queue of an identified task."""
         return self._labels.is_missing(task) and self._workers.is_awaited(event.hostname)
 
     # -- time ----------------------------------------------------------------------------------------------
 
     def expire_waits(self, now: Timestamp) -> None:
-        """Release the tasks whose reorder window has passed, except where a worker's answer is awaited."""
+        """Release the tasks whose reorder window has passed, except where a worker's reply is awaited."""
         tasks = self.tasks
         before = now.listening - self._limits.reorder_window
         unidentified = tasks.overdue(tasks.unidentified.tasks, before)
         for task in (*unidentified, *tasks.awaiting_sent_before(before)):
-            if self._workers.is_any_awaited() and self._is_answer_awaited(task, now):
+            if self._workers.is_any_awaited() and self._is_reply_awaited(task, now):
                 tasks.restart_wait(task, now.listening)
             else:
                 self._release(task, now)
 
-    def _is_answer_awaited(self, task: Task, now: Timestamp) -> bool:
+    def _is_reply_awaited(self, task: Task, now: Timestamp) -> bool:
         deferred = self.tasks.deferred.get(task.uuid, ())
         return any(self._workers.is_awaited_in_time(event.hostname, now.listening) for event in deferred)
 
@@ -332,7 +332,7 @@ class TaskLifecycle:
         """Return whether a task stays beyond --task-ttl: it is not due yet, or its worker must be running it.
 
         The latter holds while a worker reports as many active tasks as it has started (`started`, by name).
-        The answer to an inspection, which names them, counts as an event of each. The limit of tasks bounds
+        The reply to an inspection, which names them, counts as an event of each. The limit of tasks bounds
         them, too.
         """
         if task.is_due_after(wall):

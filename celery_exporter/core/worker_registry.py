@@ -14,8 +14,8 @@ from celery_exporter.core.types import OTHER, UNKNOWN, LabelSet, Timestamp
 from celery_exporter.core.workers import MAX_WORKERS, Worker, WorkerInfo, host
 
 #: Seconds within which a worker that started is inspected before its turn. If it restarted, tasks whose queue
-#: is unknown wait for its answer as long. Its first event comes before it answers inspection.
-ANSWER_SECONDS = 10.0
+#: is unknown wait for its reply as long. Its first event comes before it replies to inspection.
+REPLY_SECONDS = 10.0
 
 
 class WorkerRegistry:
@@ -42,7 +42,7 @@ class WorkerRegistry:
         self.limit_rejections: Counter[str] = Counter({"worker": 0, "queue": 0})
         #: Workers that started recently and are to be inspected, by the listening time of their first event.
         self.uninspected: dict[str, float] = {}
-        #: Those of them that restarted, and for whose answer tasks wait.
+        #: Those of them that restarted, and for whose reply tasks wait.
         self._awaited: dict[str, float] = {}
         self._label_sets = label_sets
         self._fallbacks = fallbacks
@@ -101,7 +101,7 @@ class WorkerRegistry:
         worker.starts += 1
         worker.is_info_current = False
         self.uninspected[worker.name] = now.listening
-        if worker.info.queues is not None:  # one that never answered may never do
+        if worker.info.queues is not None:  # one that never replied may never do
             self._awaited.setdefault(worker.name, now.listening)  # however often it restarts
 
     def restore(self, worker: Worker, now: Timestamp) -> None:
@@ -114,9 +114,9 @@ class WorkerRegistry:
     def record_inspection(
         self, infos: Mapping[str, WorkerInfo], now: Timestamp, starts: Mapping[str, int]
     ) -> dict[str, set[str]]:
-        """Record what workers answered, by node name; return the same as `registered`.
+        """Record what workers replied, by node name; return the same as `registered`.
 
-        `starts` has `Worker.starts` as it was when the question was sent: the answer of a worker that
+        `starts` has `Worker.starts` as it was when the command was sent: the reply of a worker that
         restarted since is that of its earlier process.
         """
         for name, info in infos.items():
@@ -165,7 +165,7 @@ class WorkerRegistry:
         worker = self.workers.get(name)
         if worker is None or not worker.is_info_current:
             return None
-        if worker.shared and worker.info.answers == 1:  # the queues of its other process are unknown
+        if worker.shared and worker.info.replies == 1:  # the queues of its other process are unknown
             return None
         queues = worker.info.queues
         return self.routes.label(queues[0]) if queues and len(queues) == 1 else None
@@ -194,17 +194,17 @@ class WorkerRegistry:
         return since < worker.online
 
     def is_any_awaited(self) -> bool:
-        """Return whether tasks wait for the answer of any worker."""
+        """Return whether tasks wait for the reply of any worker."""
         return bool(self._awaited)
 
     def is_awaited(self, name: str) -> bool:
-        """Return whether tasks wait for the answer of this worker."""
+        """Return whether tasks wait for the reply of this worker."""
         return name in self._awaited
 
     def is_awaited_in_time(self, name: str, listening: float) -> bool:
         """Return whether they do, and not for too long by this listening time."""
         since = self._awaited.get(name)
-        return since is not None and listening - since < ANSWER_SECONDS
+        return since is not None and listening - since < REPLY_SECONDS
 
     # -- queues --------------------------------------------------------------------------------------------
 
@@ -244,11 +244,11 @@ class WorkerRegistry:
         if self.queues.is_expiry_due(now.listening):
             self.update_consumed(now)
             self.queues.expire(now.listening)
-        self._stop_waiting(now.listening - ANSWER_SECONDS)
+        self._stop_waiting(now.listening - REPLY_SECONDS)
         return removed
 
     def _stop_waiting(self, before: float) -> None:
-        """Wait no longer for answers of workers that started before a listening time."""
+        """Wait no longer for replies of workers that started before a listening time."""
         for waiting in (self.uninspected, self._awaited):
             for name in [name for name, since in waiting.items() if since <= before]:
                 del waiting[name]

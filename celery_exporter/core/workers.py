@@ -40,7 +40,7 @@ MAX_START_OFFSET_SECONDS = 1.0
 
 
 class WorkerInfo(Struct, frozen=True, gc=False):
-    """The answers of a worker to inspection (celery inspect). None: no answer."""
+    """The replies of a worker to inspection (celery inspect). None: no reply."""
 
     queues: tuple[str, ...] | None = None
     registered: tuple[str, ...] | None = None
@@ -52,7 +52,7 @@ class WorkerInfo(Struct, frozen=True, gc=False):
     max_resident_bytes: int | None = None
     auto_delete: tuple[str, ...] = ()  # those of its queues that the broker deletes without a consumer
     bindings: tuple[Binding, ...] = ()
-    answers: int = 1  # processes that answered under this name
+    replies: int = 1  # processes that replied under this name
 
 
 class MissedEventEstimator(Struct, gc=False):
@@ -150,7 +150,7 @@ class Worker(Struct, gc=False):
     processes: Processes = msgspec.field(default_factory=Processes)
     shared: bool = False  # several processes use the name, by their heartbeats
     starts: int = 0  # processes of this name after the first
-    is_info_current: bool = False  # the current process answered `info`
+    is_info_current: bool = False  # the current process replied with `info`
 
     @property
     def clock_skew(self) -> float | None:
@@ -159,17 +159,17 @@ class Worker(Struct, gc=False):
 
     @property
     def is_shared(self) -> bool:
-        """Return whether several processes use this name, by their heartbeats or their answers."""
-        return self.shared or self.info.answers > 1
+        """Return whether several processes use this name, by their heartbeats or their replies."""
+        return self.shared or self.info.replies > 1
 
     def count_processes(self, listening: float) -> int:
-        """Return how many processes use this name now, by their heartbeats or their answers."""
+        """Return how many processes use this name now, by their heartbeats or their replies."""
         alive = self.processes.alive(listening, self._silence_seconds()) if self.shared else ()
-        return max(1, self.info.answers, len(alive))
+        return max(1, self.info.replies, len(alive))
 
     @property
     def current_info(self) -> WorkerInfo:
-        """Return the info, without the queues if an earlier process answered it."""
+        """Return the info, without the queues if an earlier process sent it."""
         if self.is_info_current:
             return self.info
         return msgspec.structs.replace(self.info, queues=None, bindings=())

@@ -55,7 +55,7 @@ class EventSubscription:
         self.malformed: Counter[str] = Counter(dict.fromkeys((*REASONS, NOT_APPLIED), 0))
         self.event_lag: float | None = None  # seconds from the newest event's timestamp to its arrival
         self.last_event: float | None = None  # epoch seconds
-        self.last_refused: float | None = None  # epoch seconds, of an event in a serialiser not accepted
+        self.last_refused: float | None = None  # epoch seconds, of an event in a serializer not accepted
         #: Up to where the messages of a durable queue were applied. Written under the lock of the state.
         self.mark: tuple[int, int] | None = None
         self._config = config

@@ -251,5 +251,5 @@ class Monitor:
             last_refused=subscription.last_refused,
             blocked=self._blocked.reason,
             no_events=self.no_events,
-            refused_answers=self.workers.refused_serializers,
+            refused_replies=self.workers.refused_serializers,
         )

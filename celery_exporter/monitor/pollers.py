@@ -24,13 +24,13 @@ from celery_exporter.status.worker_checks import NO_REPLY
 STALE_AFTER_SECONDS = 30.0
 #: … or this many update intervals: a queue may be asked about in every other one only.
 STALE_AFTER_INTERVALS = 3
-#: Seconds of listening without an answer and an event of a worker after which there is none: five heartbeats.
+#: Seconds of listening without a reply or an event of a worker after which there is none: five heartbeats.
 NO_WORKER_SECONDS = 10.0
 #: Workers that are inspected by name at a time: each worker receives the list.
 MAX_INSPECTED = 200
-#: Inspections without any answer after which workers are inspected less often, and seconds of the longest
-#: wait. A worker whose accept_content lacks the serialiser of the question logs a traceback for each.
-MAX_UNANSWERED, MAX_INSPECTION_WAIT_SECONDS = 3, 300.0
+#: Inspections without any reply after which workers are inspected less often, and seconds of the longest
+#: wait. A worker whose accept_content lacks the serializer of the command logs a traceback for each.
+MAX_WITHOUT_REPLY, MAX_INSPECTION_WAIT_SECONDS = 3, 300.0
 
 
 class QueuePoller:
@@ -121,7 +121,7 @@ class WorkerPoller:
         state: ClusterState,
         blocked_reason: Callable[[], str | None],
     ) -> None:
-        self.refused_serializers: Collection[str] = ()  # of answers; see --accept-content
+        self.refused_serializers: Collection[str] = ()  # of replies; see --accept-content
         self._state = state
         self._interval = config.update_interval
         self._enable_events = config.enable_events
@@ -131,14 +131,14 @@ class WorkerPoller:
             WorkerInspector, control_exchange=broker.control_exchange, accept=broker.accept_content
         )
         self._inspector = CachedConnection(source, inspector)
-        self._has_answer = False  # of any worker, ever
+        self._has_reply = False  # of any worker, ever
         self._inspected: float | None = None  # monotonic time of the last inspection of all workers
-        self._unanswered, self._next = 0, 0.0  # inspections without an answer; monotonic time of the next
+        self._without_reply, self._next = 0, 0.0  # inspections without a reply; monotonic time of the next
 
     def poll(self) -> None:
         """Inspect all workers, or between the regular inspections those that started since.
 
-        Raises BrokerError if none answers, and BlockedError if RabbitMQ blocks publishers.
+        Raises BrokerError if none replies, and BlockedError if RabbitMQ blocks publishers.
         """
         begin = time.monotonic()
         with self._state.lock:
@@ -154,16 +154,16 @@ class WorkerPoller:
         with self._state.lock:
             self.refused_serializers = refused
             self._state.cluster.record_inspection(infos, self._state.now(), starts)
-            self._has_answer = self._has_answer or bool(infos)
+            self._has_reply = self._has_reply or bool(infos)
         if only is None:
             self._inspected = begin
-        elif self._has_answer:  # a worker without an answer may be starting
+        elif self._has_reply:  # a worker without a reply may be starting
             return
         is_silent = not infos and not refused and any(worker.up for worker in workers)
-        self._unanswered = self._unanswered + 1 if is_silent else 0
-        self._next = time.monotonic() + inspection_wait(self._unanswered, self._interval)
+        self._without_reply = self._without_reply + 1 if is_silent else 0
+        self._next = time.monotonic() + inspection_wait(self._without_reply, self._interval)
         if refused:
-            raise BrokerError(f"workers answer in {', '.join(refused)}, which --accept-content does not list")
+            raise BrokerError(f"workers reply in {', '.join(refused)}, which --accept-content does not list")
         if is_silent:
             raise BrokerError(NO_REPLY)
         self._compare_tasks()
@@ -177,7 +177,7 @@ class WorkerPoller:
     def _inspect(
         self, workers: Collection[Worker], before: dict[str, WorkerInfo], only: list[str] | None
     ) -> tuple[dict[str, WorkerInfo], list[str]]:
-        """Return the answers by worker, and the serialisers of answers that are not accepted."""
+        """Return the replies by worker, and the serializers of replies that are not accepted."""
         without_events = [worker.name for worker in workers if worker.up and not worker.events]
         with self._inspector.use() as inspector:
             if self._enable_events and without_events:
@@ -196,21 +196,21 @@ class WorkerPoller:
         self._state.run(self._state.reconciler.compare(held, at, self._state.now()))
 
     def is_due(self) -> bool:
-        """Return whether workers started recently and were not inspected: tasks may wait for their answer."""
+        """Return whether workers started recently and were not inspected: tasks may wait for their reply."""
         with self._state.lock:
             return self._inspected is not None and bool(self._state.cluster.registry.uninspected)
 
     def has_result(self) -> bool:
-        """Return whether a worker has answered, or there is none as far as events show. Under the lock."""
+        """Return whether a worker has replied, or there is none as far as events show. Under the lock."""
         is_empty = self._state.listening > NO_WORKER_SECONDS and not self._state.cluster.workers
-        return self._has_answer or (is_empty and self._inspected is not None)
+        return self._has_reply or (is_empty and self._inspected is not None)
 
     def close(self) -> None:
         """Close the connection."""
         self._inspector.close()
 
 
-def inspection_wait(unanswered: int, interval: float) -> float:
-    """Return the seconds until the next inspection, after this many without an answer."""
-    more = unanswered - MAX_UNANSWERED
+def inspection_wait(without_reply: int, interval: float) -> float:
+    """Return the seconds until the next inspection, after this many without a reply."""
+    more = without_reply - MAX_WITHOUT_REPLY
     return min(interval * 2 ** min(more, 10), MAX_INSPECTION_WAIT_SECONDS) if more > 0 else 0.0

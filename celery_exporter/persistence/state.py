@@ -299,7 +299,7 @@ def restore(saved: SavedCluster, cluster: Cluster, now: Timestamp) -> None:
     _restore_workers(saved, cluster, shift, now)
     shown = (queue for queue in saved.queues.values() if cluster.label_sets.show_queue(queue.name))
     cluster.queues.restore(shown, shift, now.listening)
-    cluster.record_inspection({}, now)  # derives label sets from the restored answers
+    cluster.record_inspection({}, now)  # derives label sets from the restored replies
     cluster.events.update({kind: count for kind, count in sums.events.items() if kind in cluster.events})
     cluster.fallbacks.update(sums.fallbacks)
     cluster.limit_rejections.update(sums.limit_rejections)

@@ -35,7 +35,7 @@ MAX_CLOCK_SKEW_SECONDS = 5.0
 MIN_CHANGED_HOSTS = 3
 
 #: The error of the job `workers` when no worker replies.
-NO_REPLY = "no worker answered"
+NO_REPLY = "no worker replied"
 
 
 def workers(snapshot: Snapshot, _: Growth) -> Finding | None:
@@ -77,7 +77,7 @@ def remote_control(snapshot: Snapshot, _: Growth) -> Finding | None:
     up, inspection = workers_up(snapshot), job(snapshot, "workers")
     if not up or inspection is None or inspection.success is None or not has_discovered(snapshot):
         return None
-    rejected = sorted(snapshot.exporter.refused_answers)
+    rejected = sorted(snapshot.exporter.refused_replies)
     if rejected:
         return REPLIES_REJECTED.finding(serializers=names(rejected))
     if inspection.error not in ("", NO_REPLY):

@@ -23,7 +23,7 @@ from celery_exporter.core import worker_registry as registry_module
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.transitions import EFFECTS
 from celery_exporter.core.types import State
-from celery_exporter.core.worker_registry import ANSWER_SECONDS
+from celery_exporter.core.worker_registry import REPLY_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 
 from . import budget
@@ -123,9 +123,9 @@ class AnyOrder(RuleBasedStateMachine):
     def apply_worker_event(self, kind, host, at, **more) -> None:
         self.driver.apply(heartbeat(host, at, kind, **more))
 
-    @rule(answers=st.dictionaries(few["host"], worker_infos, max_size=3))
-    def record_inspection(self, answers) -> None:
-        self.driver.cluster.record_inspection(answers, self.driver.timestamp())
+    @rule(replies=st.dictionaries(few["host"], worker_infos, max_size=3))
+    def record_inspection(self, replies) -> None:
+        self.driver.cluster.record_inspection(replies, self.driver.timestamp())
 
     @rule(seconds=st.sampled_from([0.0, 0.25, 1.0, 2.1, 31.0, 61.0, 400.0]))
     def wait(self, seconds) -> None:
@@ -221,8 +221,8 @@ class AnyOrder(RuleBasedStateMachine):
             self.patch.undo()
 
     def every_event_is_counted_once(self) -> None:
-        # Tasks that a worker received after a restart wait for its answer.
-        self.wait(ANSWER_SECONDS + 2 * self.limits.reorder_window)
+        # Tasks that a worker received after a restart wait for its reply.
+        self.wait(REPLY_SECONDS + 2 * self.limits.reorder_window)
         counted: Counter[State] = Counter()
         for aggregate in self.driver.aggregates.snapshot().values():
             counted.update({state: aggregate.transitions[state] for state in State})

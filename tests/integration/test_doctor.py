@@ -371,7 +371,7 @@ def test_the_remedy_grants_a_rabbitmq_user_what_inspection_needs(rabbit_server):
 
 
 def inspect(settings) -> set[str]:
-    """Inspect workers as the exporter does; return the names of those that answered."""
+    """Inspect workers as the exporter does; return the names of those that replied."""
     connection = CachedConnection(ConfigSource(settings), WorkerInspector)
     try:
         with connection.use() as inspector:
@@ -685,7 +685,7 @@ def test_progress_goes_to_stderr(misconfigured):
 def restricted(tmp_path_factory):
     """Return the results of doctor for two Redis users without all keys, before and after its remedies.
 
-    One worker does not answer, one is older, and one has a new name after each restart. The last two
+    One worker does not reply, one is older, and one has a new name after each restart. The last two
     consist of events only.
     """
     folder = tmp_path_factory.mktemp("restricted")
@@ -739,7 +739,7 @@ def test_problems_with_restricted_keys_are_reported(restricted, check, message, 
 
 
 def test_remote_control_reports_a_missing_permission(restricted):
-    """Instead of workers that do not answer."""
+    """Instead of workers that do not reply."""
     before, after = (result.findings["remote-control"].message for result in restricted.bob)
     assert before.startswith("workers could not be inspected: ")
     assert "no permissions" in before
@@ -788,7 +788,7 @@ def test_sigint_ends_doctor_while_the_broker_does_not_answer(running, tmp_path):
 
 
 def test_the_status_reports_a_full_redis(running, tmp_path):
-    """Workers answered before Redis was full, and no client can send a task."""
+    """Workers replied before Redis was full, and no client can send a task."""
     server = running(RedisServer(tmp_path / "redis"))
     exporter = Exporter(tmp_path / "exporter", server.url)
     running(exporter, Worker(tmp_path / "worker", server.url, "w@box", pool="solo"))
@@ -811,7 +811,7 @@ def test_a_broker_without_workers_is_critical(redis_broker):
 
 
 def test_another_event_exchange_and_a_duplicate_node_name_are_reported(running, tmp_path, redis_broker):
-    """Workers answer, but no event arrives until the option of the remedy is set."""
+    """Workers reply, but no event arrives until the option of the remedy is set."""
     workers = [
         Worker(tmp_path / name, redis_broker.url, "w@box", pool="solo", event_exchange="mine")
         for name in "ab"

@@ -166,8 +166,8 @@ def test_workers_are_counted_and_inspected(request, running, tmp_path, broker, c
     assert set(samples.values()) == {1}, samples
     assert app.get("/-/ready").status == 200
     warnings = [line for line in app.text().splitlines() if "level=warning" in line]
-    # On a busy machine, the first answer of a worker may be late.
-    assert all("no worker answered" in line for line in warnings), warnings
+    # On a busy machine, the first reply of a worker may be late.
+    assert all("no worker replied" in line for line in warnings), warnings
 
 
 def test_other_queues_are_measured_despite_a_name_that_closes_the_connection(

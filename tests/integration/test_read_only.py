@@ -21,7 +21,7 @@ def test_a_message_unacked_for_long_stays_unacked(running, tmp_path):
     client.hset("unacked", "tag", json.dumps([message, "", "celery"]))
     client.zadd("unacked_index", {"tag": time.time() - UNACKED_SECONDS})
     app = running(Exporter(tmp_path / "exporter", server.url, "--update-interval", "1")).connected()
-    # It inspects workers at each update at first. Each inspection starts a consumer of the answers.
+    # It inspects workers at each update at first. Each inspection starts a consumer of the replies.
     eventually(lambda: client.info("commandstats")["cmdstat_publish"]["calls"] > 5, 60)
     assert app.alive()
     assert client.hlen("unacked") == client.zcard("unacked_index") == 1

@@ -29,7 +29,7 @@ def pool_sizes(app: Exporter) -> dict[str, float]:
     return {worker: size for (worker,), size in sizes.items()}
 
 
-def test_workers_of_the_control_exchange_of_the_option_answer(
+def test_workers_of_the_control_exchange_of_the_option_reply(
     running: Callable[..., Exporter],
     worker: Callable[..., Worker],
     exporter: Callable[..., Exporter],
@@ -81,7 +81,7 @@ def test_pickled_answers_are_one_finding_until_accept_content_lists_pickle(
     message = "workers reply in pickle, which is not accepted here"
     eventually(lambda: findings(app)["remote-control"]["message"].startswith(message), 60, ignore=(KeyError,))
     assert "--accept-content" in findings(app)["remote-control"]["remedy"]
-    assert app.text().count("workers answer in pickle") == 1
+    assert app.text().count("workers reply in pickle") == 1
     assert (pool_sizes(app), CRITICAL in app.text(), "Traceback" in app.text()) == ({}, False, False)
     app.stop_cleanly()
     app = running(exporter("--accept-content", "json,pickle"))

@@ -88,7 +88,7 @@ def _transitions(options: MetricOptions) -> MetricFamily:
             for state, count in zip(STATES, aggregate.transitions, strict=True)
         ),
         merge=add if options.needs_merge else None,
-        absent="No event has named the task, and no worker that answers inspection has registered it. "
+        absent="No event has named the task, and no worker that replies to inspection has registered it. "
         "After that every state has a series, starting at 0.",
         example="sum by (task_name, state) (rate(celery_tasks_total[5m]))",
     )
@@ -301,7 +301,7 @@ _WORKER_ROWS = [
         "gauge",
         "Tasks that the worker can execute at once with its current pool. Absent while it is down.",
         attrgetter("pool_size"),
-        absent="The worker is down, or has not answered inspection (a busy solo worker cannot).",
+        absent="The worker is down, or has not replied to inspection (a busy solo worker cannot).",
         example="sum(celery_worker_pool_size)",
     ),
     _worker(
@@ -310,7 +310,7 @@ _WORKER_ROWS = [
         "Tasks that the worker can execute at once after its autoscaler has grown the pool to the limit.",
         attrgetter("pool_max"),
         absent="The worker runs without --autoscale (its limit is celery_worker_pool_size), is down, or has "
-        "not answered inspection.",
+        "not replied to inspection.",
         example="celery_worker_pool_max or celery_worker_pool_size",
     ),
     _worker(
@@ -318,7 +318,7 @@ _WORKER_ROWS = [
         "gauge",
         "Messages that the worker may prefetch. Absent if it has no limit.",
         attrgetter("prefetch_count"),
-        absent="The worker is down, has not answered inspection, or has no limit.",
+        absent="The worker is down, has not replied to inspection, or has no limit.",
         example="celery_worker_prefetch_limit > 100",
     ),
     _worker(
@@ -372,7 +372,7 @@ _WORKER_ROWS = [
         "gauge",
         "Largest resident set size of the worker's main process so far.",
         attrgetter("max_resident_bytes"),
-        absent="The worker has not answered inspection, or its platform does not report it.",
+        absent="The worker has not replied to inspection, or its platform does not report it.",
         example="topk(5, celery_worker_max_resident_memory_bytes)",
     ),
     MetricFamily(
@@ -427,15 +427,15 @@ _QUEUE_ROWS = [
         "consumers",
         "Consumers of the queue.",
         attrgetter("consumers"),
-        absent="The broker does not count consumers (Redis) and not all workers have answered inspection; or "
-        "the queue has none and needs none (auto-delete, broadcast, reply, delayed delivery).",
+        absent="The broker does not count consumers (Redis) and not all workers have replied to inspection; "
+        "or the queue has none and needs none (auto-delete, broadcast, reply, delayed delivery).",
         example="celery_queue_length > 0 and celery_queue_consumers == 0",
     ),
     _queue(
         "worker_processes",
         "Tasks that the workers consuming the queue can execute at once with their current pools.",
         attrgetter("worker_processes"),
-        absent="Not all workers have answered inspection with their queues and pool sizes.",
+        absent="Not all workers have replied to inspection with their queues and pool sizes.",
         example="celery_queue_length / (celery_queue_worker_processes > 0)",
     ),
     _queue(

@@ -1,4 +1,4 @@
-"""What workers' answers are taken for."""
+"""Replies of workers to inspection become their pools, queues and tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from celery_exporter.broker.codecs import CONTENT_TYPES, UndecodableError
 from celery_exporter.broker.inspect import WorkerInspector, _checked, _from_stats, _Stats
 from celery_exporter.broker.message import Message, RefusedError, object_of
 
-#: What workers of Celery 5.2.7 answered (`inspect stats`), as far as it is looked at.
+#: The reply of a worker of Celery 5.2.7 to `inspect stats`, as far as it is used.
 SOLO_52 = {
     "pid": 17966,
     "pool": {
@@ -41,8 +41,8 @@ THREADS_52 = {"pid": 17968, "pool": {"max-concurrency": 1, "threads": 0}, "prefe
 
 
 def pool_of(stats: dict) -> str | None:
-    ((_, answer),) = _checked([{"w@h": stats}], _Stats)
-    pool: str | None = _from_stats(answer)["pool"]
+    ((_, reply),) = _checked([{"w@h": stats}], _Stats)
+    pool: str | None = _from_stats(reply)["pool"]
     return pool
 
 
@@ -77,14 +77,14 @@ def test_an_answer_is_read_by_the_rules_of_accept_content():
     assert object_of(packed, {CONTENT_TYPES["msgpack"]}) == {"a": 1}
 
 
-class Answering:
-    """A control client of workers that answer each command in turn with these replies."""
+class ReplyingWorkers:
+    """A control client of workers that send these replies to each command."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, replies: Callable[[str], list[dict]]) -> None:
-        self.asked: list[str] = []
+        self.commands: list[str] = []
 
         def call(command: str, limit: int, only: Collection[str], _: object) -> list[dict]:
-            self.asked.append(command)
+            self.commands.append(command)
             assert limit == len(only), "kombu waits for as many"
             return replies(command)[:limit]
 
@@ -93,7 +93,7 @@ class Answering:
 
 
 def held_tasks(monkeypatch: pytest.MonkeyPatch, workers: dict, replies: Callable[[str], list[dict]]) -> dict:
-    Answering(monkeypatch, replies)
+    ReplyingWorkers(monkeypatch, replies)
     return WorkerInspector(kombu.Connection("memory://")).held_tasks(workers)
 
 
@@ -107,7 +107,7 @@ def test_a_task_that_goes_on_while_its_worker_is_asked_is_held(monkeypatch):
         if into:
             has[into] = has[into] + uuids
         wrapped = [{"request": {"id": uuid}} for uuid in uuids]
-        return [{"w@h": wrapped if command == "scheduled" else [each["request"] for each in wrapped]}]
+        return [{"w@h": wrapped if command == "scheduled" else [task["request"] for task in wrapped]}]
 
     assert held_tasks(monkeypatch, {"w@h": 1}, reply) == {"w@h": {"a", "b", "c"}}
 

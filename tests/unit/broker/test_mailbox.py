@@ -27,7 +27,7 @@ def connection() -> Iterator[kombu.Connection]:
 
 
 def worker(connection: kombu.Connection, name: str, *replies: dict[str, Any]) -> list[str]:
-    """Start a worker that answers each command with these; return the commands that it receives.
+    """Start a worker that replies to each command with these; return the commands that it receives.
 
     A reply is a body, and whatever else `Producer.publish` takes; by default the worker replies that it is
     ok.
@@ -103,7 +103,7 @@ class Armed:
         return pytest.fail, ("unpickled",)
 
 
-def test_a_reply_in_a_serialiser_that_is_not_accepted_is_not_read_and_its_name_is_known(connection):
+def test_a_reply_in_a_serializer_that_is_not_accepted_is_not_read_and_its_name_is_known(connection):
     armed = {"body": pickle.dumps(Armed()), "content_type": PICKLE, "content_encoding": "binary"}
     worker(connection, "a@h", armed, readable("a@h"))
     control = client(connection)
@@ -111,13 +111,13 @@ def test_a_reply_in_a_serialiser_that_is_not_accepted_is_not_read_and_its_name_i
     assert control.refused == {"pickle"}
 
 
-def test_an_accepted_serialiser_is_read(connection):
+def test_an_accepted_serializer_is_read(connection):
     body = pickle.dumps({"a@h": "ok"})
     worker(connection, "a@h", {"body": body, "content_type": PICKLE, "content_encoding": "binary"})
     assert client(connection, "json", "pickle").call("ping", limit=1) == [{"a@h": "ok"}]
 
 
-def test_refused_serialisers_are_those_of_the_newest_command(connection):
+def test_refused_serializers_are_those_of_the_newest_command(connection):
     worker(connection, "a@h", {"body": b"x", "content_type": "text/plain"}, readable("a@h"))
     control = client(connection)
     control.call("ping", limit=1)

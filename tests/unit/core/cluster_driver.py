@@ -160,7 +160,7 @@ def by_name(driver: ClusterDriver) -> dict[tuple[str, str], int]:
 def driver_after(
     *events: dict, queues: tuple[str, ...] = ("q",), names: tuple[str, ...] = ("add", "mul")
 ) -> ClusterDriver:
-    """Return a driver whose workers have answered, and that received each event at its own time."""
+    """Return a driver whose workers have replied, and that received each event at its own time."""
     driver = ClusterDriver()
     for worker in ("w@h", "v@h"):
         driver.apply(heartbeat(worker, at=100))

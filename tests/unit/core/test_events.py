@@ -174,7 +174,7 @@ def test_a_large_body_and_a_large_batch_are_decoded():
     assert len(decode(json.dumps([GOOD] * 100_000).encode())) == 100_000
 
 
-def test_objects_of_other_serialisers_are_checked_alike():
+def test_objects_of_other_serializers_are_checked_alike():
     assert from_objects((GOOD, {"type": "task-sent"}, b"x"))[1:] == [
         Malformed("missing_field"),
         Malformed("not_an_object"),
@@ -209,12 +209,12 @@ def test_a_custom_event_has_its_type_only():
 
 
 @pytest.mark.parametrize("missing", ["type", "timestamp", "hostname", "uuid"])
-def test_an_object_of_another_serialiser_needs_the_required_fields(missing):
+def test_an_object_of_another_serializer_needs_the_required_fields(missing):
     event = {field: value for field, value in GOOD.items() if field != missing}
     assert from_objects(event) == from_objects([event]) == [Malformed("missing_field")]
 
 
-def test_one_object_of_another_serialiser_is_one_event():
+def test_one_object_of_another_serializer_is_one_event():
     assert from_objects(GOOD) == from_objects((GOOD,)) == decode(TEXT)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.reconcile import LATE_EVENT_SECONDS, Reconciler
-from celery_exporter.core.worker_registry import ANSWER_SECONDS
+from celery_exporter.core.worker_registry import REPLY_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
 
@@ -487,7 +487,7 @@ def test_a_task_that_replaces_itself_twice_back_to_its_first_name_is_three_execu
 
 
 @pytest.mark.parametrize("late", [True, False])
-def test_a_successor_on_a_worker_that_has_not_answered_has_no_shadow_name(late):
+def test_a_successor_on_a_worker_that_has_not_replied_has_no_shadow_name(late):
     driver = ClusterDriver()
     driver.apply(heartbeat(at=0), heartbeat("v@h"))
     driver.cluster.record_inspection(
@@ -521,7 +521,7 @@ def test_a_shadow_name_that_a_worker_registers_later_is_a_task_name_then():
 # -- bounds ------------------------------------------------------------------------------------------------
 
 
-def test_tasks_do_not_wait_for_answers_of_a_worker_that_seems_to_restart_continuously():
+def test_tasks_do_not_wait_for_replies_of_a_worker_that_seems_to_restart_continuously():
     driver = ClusterDriver()
     driver.apply(received("u", pid=7))
     driver.wait(4)
@@ -533,7 +533,7 @@ def test_tasks_do_not_wait_for_answers_of_a_worker_that_seems_to_restart_continu
         for event in (received, started, succeeded):
             driver.apply(event(f"u{number}", at=driver.now - 100, pid=pid))
         driver.wait(1)
-    assert len(driver.cluster.tasks.unidentified.tasks) < 2 * ANSWER_SECONDS + 5
+    assert len(driver.cluster.tasks.unidentified.tasks) < 2 * REPLY_SECONDS + 5
 
 
 def test_a_task_that_ended_silently_may_go_on_after_its_series_was_idle():

@@ -41,10 +41,10 @@ class ReconciledDriver(ClusterDriver):
             pass
 
     def inspect(self, **uuids_by_name: Collection[str]) -> set[str]:
-        """Inspect the workers that are due; return them. These workers answer with these tasks."""
+        """Inspect the workers that are due; return them. These workers reply with these tasks."""
         due, inspected_at = self.reconciler.workers_to_inspect(self.timestamp()), self.now
-        answers = {f"{name}@h": uuids for name, uuids in uuids_by_name.items() if f"{name}@h" in due}
-        for _ in self.reconciler.compare(answers, inspected_at, self.timestamp()):
+        replies = {f"{name}@h": uuids for name, uuids in uuids_by_name.items() if f"{name}@h" in due}
+        for _ in self.reconciler.compare(replies, inspected_at, self.timestamp()):
             pass
         return set(due)
 
@@ -458,8 +458,8 @@ def run_short_tasks(
         driver.apply(heartbeat(host, at, active=1))
         driver.wait(5)
         driver.reconcile()
-        answers = {name: [*uuids, uuid] for name, uuids in uuids_by_name.items()}
-        inspections += len(driver.inspect(**answers))
+        replies = {name: [*uuids, uuid] for name, uuids in uuids_by_name.items()}
+        inspections += len(driver.inspect(**replies))
         driver.apply(succeeded(uuid, at + 5, host=host))
     return inspections
 
@@ -541,7 +541,7 @@ def test_all_processes_of_an_inspected_worker_have_to_answer():
             driver.beat(2, pid=pid, active=1)
     assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {"w@h": 2}
     driver = ReconciledDriver()
-    driver.cluster.record_inspection({"w@h": WorkerInfo(answers=3)}, driver.timestamp())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(replies=3)}, driver.timestamp())
     driver.apply(*(event(uuid) for uuid in "abc" for event in (sent, received, started)))
     driver.beat(40, active=1)
     assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {"w@h": 3}

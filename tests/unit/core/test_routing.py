@@ -18,8 +18,8 @@ BINDINGS = [
     Binding("celery", "celery", "direct", "celery"),
     Binding("videos", "media", "direct", "video"),
     Binding("images", "media", "direct", "image"),
-    Binding("feeds", "news", "topic", "feed.#"),
-    Binding("sport", "news", "topic", "feed.*.sport"),
+    Binding("feeds", "topics", "topic", "feed.#"),
+    Binding("sport", "topics", "topic", "feed.*.sport"),
     Binding("mails", "mails", "topic", "mails"),
     Binding("bcast.1", "all", "fanout", "celery", "all"),
     Binding("bcast.2", "all", "fanout", "celery", "all"),
@@ -43,9 +43,9 @@ UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
         (("celery", "unbound", "of"), Route(None)),  # the queue is bound to its own exchange only
         (("elsewhere", "unbound", "of"), Route("elsewhere")),  # nothing contradicts it
         (("tasks", "tasks", "tasks"), Route("tasks")),
-        (("celery", "news", "feed.a"), Route("feeds")),
-        (("sport", "news", "feed.a.sport"), Route("sport", copied=True)),
-        (("celery", "news", "feed.a.sport"), Route(None, copied=True)),
+        (("celery", "topics", "feed.a"), Route("feeds")),
+        (("sport", "topics", "feed.a.sport"), Route("sport", copied=True)),
+        (("celery", "topics", "feed.a.sport"), Route(None, copied=True)),
         (("hashed", "odd", "42"), Route("hashed")),
         ((f"bcast.{UUID}", "all", "celery"), Route("all", copied=True)),
         ((f"bcast.{UUID}", "unbound", "celery"), Route("unbound", copied=True)),
@@ -269,7 +269,7 @@ def test_an_answer_of_the_previous_process_does_not_count():
 
 @pytest.mark.parametrize("info", [WorkerInfo(queues=("alpha",)), WorkerInfo()])
 def test_a_worker_that_does_not_answer_is_inspected_again_for_a_while(info):
-    """Its first event comes before it answers inspection."""
+    """Its first event comes before it replies to inspection."""
     driver = cluster_of(w=info)
     assert driver.cluster.registry.uninspected == {}
     driver.apply(heartbeat(kind="online", pid=2))

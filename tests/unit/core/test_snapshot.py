@@ -14,7 +14,7 @@ from celery_exporter.core.workers import WorkerInfo
 from .cluster_driver import T0, ClusterDriver, heartbeat, received, sent, started
 
 REPORTED = {"sw_ident": "py-celery", "sw_ver": "5.5.3", "sw_sys": "Linux", "loadavg": [0.5, 1.5, 2.5]}
-ANSWERED = WorkerInfo(
+REPLIED = WorkerInfo(
     queues=("q",),
     registered=("add",),
     pool="prefork",
@@ -32,7 +32,7 @@ def test_a_worker_is_shown_by_its_events_and_answers():
     )
     driver.apply(started(at=101), heartbeat(at=102, pid=2, processed=3, active=1, **REPORTED))
     driver.apply(heartbeat(at=104, pid=2, processed=3, active=1, **REPORTED))
-    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.timestamp())
+    driver.cluster.record_inspection({"w@h": REPLIED}, driver.timestamp())
     assert driver.shown().workers == [
         WorkerView(
             name="w@h",
@@ -60,7 +60,7 @@ def test_a_worker_is_shown_by_its_events_and_answers():
 def test_the_activity_of_a_worker_that_is_down_is_unknown():
     driver = ClusterDriver()
     driver.apply(heartbeat(active=2, processed=7))
-    driver.cluster.record_inspection({"w@h": ANSWERED}, driver.timestamp())
+    driver.cluster.record_inspection({"w@h": REPLIED}, driver.timestamp())
     driver.apply(heartbeat(kind="offline", active=2, processed=7))
     (worker,) = driver.shown().workers
     assert not worker.up
@@ -83,7 +83,7 @@ def test_unreported_values_of_a_worker_are_absent():
 
 
 def queues(infos: dict[str, WorkerInfo], *events: dict, **exporter_state) -> list[QueueView]:
-    """Apply events and the answers of workers; return the queues that are shown."""
+    """Apply events and the replies of workers; return the queues that are shown."""
     driver = ClusterDriver()
     driver.apply(*events)
     driver.cluster.record_inspection(infos, driver.timestamp())
@@ -110,7 +110,7 @@ def test_consumers_of_a_queue_are_counted_by_the_answers_of_workers():
         ({"a@h": WorkerInfo(queues=("q",), pool_size=4), "b@h": WorkerInfo(queues=("q",))}, {}, (2, None)),
         ({"a@h": WorkerInfo(queues=("q",), pool_size=0)}, {}, (1, 0)),
     ],
-    ids=["no-answers", "unknown-queues", "unknown-pool-size", "an-empty-pool"],
+    ids=["no-replies", "unknown-queues", "unknown-pool-size", "an-empty-pool"],
 )
 def test_consumers_and_processes_are_known_when_all_workers_answered(infos, exporter_state, shown):
     (queue,) = queues(infos, sent(), **exporter_state)

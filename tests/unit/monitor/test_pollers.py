@@ -1,4 +1,4 @@
-"""Queue lengths when the broker is gone, and how often workers that do not answer are inspected."""
+"""Queue lengths when the broker is gone, and how often workers that do not reply are inspected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery_exporter.core.snapshot import QueueStats
 from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
 from celery_exporter.monitor.pollers import (
     MAX_INSPECTION_WAIT_SECONDS,
-    MAX_UNANSWERED,
+    MAX_WITHOUT_REPLY,
     QueuePoller,
     inspection_wait,
 )
@@ -25,7 +25,7 @@ def queue_poller(url: str) -> QueuePoller:
     return QueuePoller(config, ConfigSource(config.broker), ClusterState(new_cluster(config), config))
 
 
-def test_lengths_are_missing_rather_than_old_when_the_broker_is_gone(tmp_path: Path):
+def test_lengths_are_missing_when_the_broker_is_gone(tmp_path: Path):
     database = tmp_path / "broker.db"
     url = f"sqla+sqlite:///{database}"
     with client(url) as app:
@@ -40,9 +40,9 @@ def test_lengths_are_missing_rather_than_old_when_the_broker_is_gone(tmp_path: P
     poller.close()
 
 
-def test_workers_that_do_not_answer_are_inspected_less_often():
+def test_workers_that_do_not_reply_are_inspected_less_often():
     waits = [inspection_wait(rounds, 15.0) for rounds in range(1_000)]
-    assert waits[: MAX_UNANSWERED + 1] == [0.0] * (MAX_UNANSWERED + 1)
-    assert waits[MAX_UNANSWERED + 1] == 30.0
+    assert waits[: MAX_WITHOUT_REPLY + 1] == [0.0] * (MAX_WITHOUT_REPLY + 1)
+    assert waits[MAX_WITHOUT_REPLY + 1] == 30.0
     assert waits == sorted(waits)
     assert waits[-1] == MAX_INSPECTION_WAIT_SECONDS

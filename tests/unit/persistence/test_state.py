@@ -14,7 +14,7 @@ from celery_exporter.core.limits import Limits
 from celery_exporter.core.routing import Binding
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
-from celery_exporter.core.worker_registry import ANSWER_SECONDS
+from celery_exporter.core.worker_registry import REPLY_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.persistence import state
 from celery_exporter.persistence.state import SavedCluster
@@ -513,7 +513,7 @@ def test_after_a_restart_tasks_wait_for_the_answers_of_workers(queue, counted):
         driver.cluster.record_inspection(
             {"w@h": WorkerInfo(queues=(queue,), pool="solo")}, driver.timestamp()
         )
-    driver.wait(ANSWER_SECONDS)
+    driver.wait(REPLY_SECONDS)
     assert driver.counts() == {("add", counted, "RECEIVED"): 1}
 
 

@@ -17,8 +17,8 @@ from unit.status.scenario import HEALTHY, REPLIED, TASK, beats, findings
 
 
 def test_replies_in_a_serializer_that_is_not_accepted():
-    failed = [HEALTHY[0], JobView("workers", False, 0.1, None, "workers answer in pickle")]
-    finding = findings(*beats(), profiles={}, jobs=failed, refused_answers=["pickle"])["remote-control"]
+    failed = [HEALTHY[0], JobView("workers", False, 0.1, None, "workers reply in pickle")]
+    finding = findings(*beats(), profiles={}, jobs=failed, refused_replies=["pickle"])["remote-control"]
     assert (finding.severity, "pickle" in finding.message, "--accept-content" in finding.remedy) == (
         "warning",
         True,
@@ -65,7 +65,7 @@ def test_workers_that_could_not_be_inspected():
     full = [HEALTHY[0], JobView("workers", False, 0.1, None, "used memory > 'maxmemory'")]
     finding = findings(*beats(), jobs=full)["remote-control"]
     assert (finding.severity, "maxmemory" in finding.message) == ("warning", True), (
-        "though each answered before"
+        "though each replied before"
     )
     failed = [HEALTHY[0], JobView("workers", False, 0.1, None, "NOPERM")]
     finding = findings(*beats(), profiles={}, jobs=failed)["remote-control"]
