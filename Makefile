@@ -46,7 +46,7 @@ lint: .venv/synced  ## run ruff, mypy --strict, import-linter and codespell
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 	.venv/bin/codespell
-	.venv/bin/codespell --regex '[A-Za-z]+' --dictionary tools/retired-words.txt
+	.venv/bin/codespell --regex '[A-Z]+(?![a-z])|[A-Z]?[a-z]+' --dictionary tools/retired-words.txt
 
 format: .venv/synced  ## format the code with ruff
 	.venv/bin/ruff check --fix-only -q .

@@ -19,11 +19,11 @@ from kombu import Exchange, Queue
 QUEUES = {
     "celery": {"exchange": "celery", "binding_key": "celery"},
     "videos": {"exchange": "media", "exchange_type": "direct", "binding_key": "video"},
-    "feeds": {"exchange": "news", "exchange_type": "topic", "binding_key": "feed.#"},
+    "feeds": {"exchange": "topics", "exchange_type": "topic", "binding_key": "feed.#"},
 }
 #: Declared before publishing: on Redis, a kombu process knows the types of declared exchanges only.
 VIDEOS = Queue("videos", Exchange("media", "direct"), "video")
-FEEDS = Queue("feeds", Exchange("news", "topic"), "feed.#")
+FEEDS = Queue("feeds", Exchange("topics", "topic"), "feed.#")
 QUORUM = {
     "task_default_queue_type": "quorum",
     "task_default_queue": "mails",
@@ -37,7 +37,7 @@ IN_PID_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "
 
 
 def wait_for_inspection(app: Exporter, *nodes: str) -> None:
-    """Wait until these workers have wait_for_inspection an inspection."""
+    """Wait until these workers have replied to an inspection."""
     eventually(lambda: set(nodes) <= app.samples().label_values("worker", "celery_worker_pool_size"), 60)
 
 
@@ -62,7 +62,7 @@ def test_the_queue_follows_from_exchange_and_routing_key(running, exporter, brok
         for _ in range(3):
             client.send_task("tasks.succeed", exchange="media", routing_key="video", declare=[VIDEOS])
         for _ in range(2):
-            client.send_task("tasks.succeed", exchange="news", routing_key="feed.a.b", declare=[FEEDS])
+            client.send_task("tasks.succeed", exchange="topics", routing_key="feed.a.b", declare=[FEEDS])
         client.send_task("tasks.retry_once", exchange="media", routing_key="video", declare=[VIDEOS])
         client.send_task("tasks.succeed", queue="videos")
         client.send_task("tasks.succeed")

@@ -356,7 +356,7 @@ def test_up_and_down_have_different_colors(visit):
         assert up != down
 
 
-def test_long_names_leave_room_for_other_columns(visit):
+def test_long_names_leave_space_for_other_columns(visit):
     with serve_status(statuses.status(failures=[statuses.failure("x" * 250, exception="y" * 250)])) as pages:
         page = visit(pages.url)
         assert page.page.locator("#failures td").last.bounding_box()["x"] < DESKTOP["width"]

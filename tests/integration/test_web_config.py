@@ -51,8 +51,8 @@ def shared(tmp_path_factory):
     with ExitStack() as stack:
         sections = {"plain": {}, "tls": {"tls_server_config": {}}}
         exporters = {
-            name: WebConfigExporter(tmp_path_factory.mktemp(name), **each).start()
-            for name, each in sections.items()
+            name: WebConfigExporter(tmp_path_factory.mktemp(name), **section).start()
+            for name, section in sections.items()
         }
         for exporter in exporters.values():
             stack.callback(exporter.kill)

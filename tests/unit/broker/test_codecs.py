@@ -1,4 +1,4 @@
-"""What deserialisers and decompressors make of hostile bodies, and that it is bounded."""
+"""Deserializers and decompressors of hostile bodies are bounded."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ for _zstd in ("compression.zstd", "backports.zstd"):
 
 def test_yaml_is_read_if_it_is_accepted():
     body = serialization.dumps([dict(EVENT), dict(EVENT)], "yaml")[2].encode()
-    assert [type(each) for each in events_of(Message(body, YAML, "utf-8"), {JSON, YAML})] == [Event, Event]
+    assert [type(event) for event in events_of(Message(body, YAML, "utf-8"), {JSON, YAML})] == [Event, Event]
 
 
 def test_msgpack_is_read_if_it_is_accepted():

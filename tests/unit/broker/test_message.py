@@ -1,4 +1,4 @@
-"""Which messages are deserialised, and into what."""
+"""Messages of accepted content types become events; others are not deserialized."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENT = {"type": "task-sent", "timestamp": 1.5, "hostname": "h", "uuid": "u"}
 
 
 class Armed:
-    """Says so when it is unpickled."""
+    """An object that records when it is unpickled."""
 
     fired = False
 
@@ -29,7 +29,7 @@ class Armed:
         return EVENT
 
 
-def test_json_is_read_whether_or_not_the_sender_says_that_it_is():
+def test_json_is_read_with_and_without_a_content_type():
     assert isinstance(events_of(Message(BODY, JSON), {JSON})[0], Event)
     assert isinstance(events_of(Message(BODY), {JSON})[0], Event)
     assert events_of(UNREADABLE, {JSON}) == [Malformed("undecodable")]
@@ -38,7 +38,7 @@ def test_json_is_read_whether_or_not_the_sender_says_that_it_is():
 @pytest.mark.parametrize(
     "kind", ["application/x-python-serialize", "application/x-yaml", "text/plain", "x" * 300]
 )
-def test_what_is_not_accepted_is_never_deserialised(kind):
+def test_a_content_type_that_is_not_accepted_is_never_deserialized(kind):
     assert events_of(Message(pickle.dumps(Armed()), kind, "binary"), {JSON}) == [Malformed("content_type")]
     assert not Armed.fired
 
@@ -56,7 +56,7 @@ def test_a_body_that_is_too_long_is_undecodable():
 
 
 @pytest.mark.parametrize("odd", [["json"], {"a": 1}, 5, b"x"])
-def test_what_a_sender_says_of_its_body_may_be_anything(odd):
+def test_properties_of_any_type_are_undecodable(odd):
     assert events_of(Message(BODY, odd), {JSON}) == [Malformed("undecodable")]
     assert events_of(Message(BODY, JSON, odd), {JSON}) == [Malformed("undecodable")]
     assert events_of(Message(BODY, JSON, "utf-8", odd), {JSON}) == [Malformed("undecodable")]

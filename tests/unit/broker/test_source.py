@@ -1,4 +1,4 @@
-"""The settings as they are now: which URL of a rewritten --broker-url-file is used, and what is logged."""
+"""The current settings: which URL of a rewritten --broker-url-file is used, and what is logged."""
 
 from __future__ import annotations
 

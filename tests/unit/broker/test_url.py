@@ -1,4 +1,4 @@
-"""Which broker URLs are refused before a byte is sent: only those of which no transport can make anything."""
+"""Broker URLs that are refused before connecting: those that no transport can use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from celery_exporter.broker.url import UnusableURLError, check_text
         "celery.contrib.testing.mocks:Transport://",
     ],
 )
-def test_what_kombu_takes_is_taken(url):
+def test_a_url_that_kombu_accepts_is_accepted(url):
     check_text(url)
 
 

@@ -48,7 +48,7 @@ def test_defaults_are_those_of_the_table():
 
 def test_default_buckets_are_those_of_the_profile():
     for option, field in (("buckets", "runtime_bounds"), ("queue_wait_buckets", "wait_bounds")):
-        (usual,) = (each.display_default for each in OPTIONS if each.key == option)
+        (usual,) = (row.display_default for row in OPTIONS if row.key == option)
         assert getattr(settings().monitor.metrics.selection, field) == usual
         assert getattr(settings(profile="zerok").monitor.metrics.selection, field) == COMMON_BUCKETS
         chosen = {option: ",".join(map(str, usual))}
@@ -159,7 +159,7 @@ def test_a_wrong_value_names_the_option_what_it_got_and_what_it_takes(option, va
     text = complaint(**{option: value})
     assert f"--{option.replace('_', '-')}" in text
     assert repr(value) in text
-    takes = next(each.expects for each in OPTIONS if each.key == option)
+    takes = next(row.expects for row in OPTIONS if row.key == option)
     assert text.endswith(f"it takes {takes}")
 
 

@@ -1,4 +1,4 @@
-"""Pages and a state file whose disk hangs, is full, or comes back: no page shows less than one before it."""
+"""A state file whose disk hangs or is full for a while: no page shows less than an earlier one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from harness.waiting import eventually
 from celery_exporter.core import tasks
 from celery_exporter.core.events import Event
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
-from celery_exporter.monitor import checkpoint as saving
+from celery_exporter.monitor import checkpoint
 from celery_exporter.monitor.monitor import Monitor
-from celery_exporter.persistence import state_file as statefile
+from celery_exporter.persistence import state_file
 from celery_exporter.persistence.state_file import StateFileError
 
 UNREACHABLE_URL = "redis://127.0.0.1:1/0"
@@ -37,12 +37,12 @@ class Disk:
         os.fdatasync(descriptor)
 
 
-def full() -> None:
+def fail_full() -> None:
     raise OSError(28, "No space left on device")
 
 
-class Counting:
-    """A monitor that counts tasks that were sent, with a state file on a disk of its own."""
+class CountingMonitor:
+    """A monitor that counts sent tasks, with a state file on a simulated disk."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self.path, self.disk, self.sent = path, disk, 0
@@ -54,7 +54,7 @@ class Counting:
         return Monitor(config, SeriesTracker(time.monotonic(), time.time(), is_saved=True))
 
     @property
-    def checkpoint(self) -> saving.CheckpointWriter:
+    def checkpoint(self) -> checkpoint.CheckpointWriter:
         return self.monitor.checkpoint
 
     def send(self, count: int = 1) -> None:
@@ -68,8 +68,8 @@ class Counting:
         aggregates = self.monitor.snapshot(web_config_up_to_date=None).aggregates
         return sum(sum(aggregate.transitions) for aggregate in aggregates.values())
 
-    def killed(self) -> int:
-        """Go on in another process; return what it shows."""
+    def restart(self) -> int:
+        """Replace the process; return what the new one shows."""
         self.monitor._file.close()
         self.monitor = self._new()
         return self.shown()
@@ -78,16 +78,16 @@ class Counting:
 @pytest.fixture
 def disk(monkeypatch):
     disk = Disk()
-    monkeypatch.setattr(statefile, "os", disk)
+    monkeypatch.setattr(state_file, "os", disk)
     return disk
 
 
 @pytest.fixture
 def counting(tmp_path, disk):
-    return Counting(tmp_path / "state", disk)
+    return CountingMonitor(tmp_path / "state", disk)
 
 
-def fail_to_save(counting: Counting) -> None:
+def fail_to_save(counting: CountingMonitor) -> None:
     with pytest.raises(StateFileError):
         counting.checkpoint.save()
 
@@ -97,23 +97,23 @@ def test_a_page_shows_what_is_written(counting):
     assert counting.shown() == 0
     counting.checkpoint.save()
     counting.send(2)
-    assert counting.shown() == counting.killed() == 5
+    assert counting.shown() == counting.restart() == 5
 
 
-def test_a_disk_that_is_full_for_a_while_changes_nothing_that_is_shown(counting, disk):
+def test_a_disk_that_is_full_for_a_while_does_not_change_the_page(counting, disk):
     counting.send(5)
-    disk.before_sync = full
+    disk.before_sync = fail_full
     fail_to_save(counting)
     assert counting.shown() == 0
     disk.before_sync = lambda: None
     counting.checkpoint.save()
-    assert counting.shown() == counting.killed() == 5
+    assert counting.shown() == counting.restart() == 5
 
 
-def test_a_disk_that_stays_full_leaves_no_file_that_is_behind(counting, disk, monkeypatch, tmp_path):
-    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
+def test_a_disk_that_stays_full_leaves_no_outdated_file(counting, disk, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "MAX_UNSAVED_SECONDS", 0.0)
     counting.send(5)
-    disk.before_sync = full
+    disk.before_sync = fail_full
     fail_to_save(counting)
     assert counting.shown() == 5
     assert not (tmp_path / "state").exists() or not (tmp_path / "state").read_bytes()
@@ -121,33 +121,31 @@ def test_a_disk_that_stays_full_leaves_no_file_that_is_behind(counting, disk, mo
     disk.before_sync = lambda: None
     counting.send()
     counting.checkpoint.save()
-    assert counting.killed() == 6
+    assert counting.restart() == 6
 
 
-def test_new_series_leave_their_0_though_something_is_in_the_place_of_the_file(
-    counting, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
+def test_new_series_leave_0_although_another_file_has_the_path(counting, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "MAX_UNSAVED_SECONDS", 0.0)
     (tmp_path / "new").write_bytes(b"of another program")
     (tmp_path / "new").replace(tmp_path / "state")
-    firsts = counting.monitor._tracker
+    tracker = counting.monitor._tracker
     shown = []
     for _ in range(5):
-        visit = firsts.begin("prometheus", time.monotonic())
-        shown.append(not visit.needs_zero(1))
-        firsts.end("prometheus", visit, time.monotonic())
+        session = tracker.begin("prometheus", time.monotonic())
+        shown.append(not session.needs_zero(1))
+        tracker.end("prometheus", session, time.monotonic())
         fail_to_save(counting)
     assert shown[0] is False
     assert shown[-1] is True
     assert (tmp_path / "state").read_bytes() == b"of another program"
 
 
-def test_a_file_that_cannot_be_moved_away_is_written_over_when_the_disk_is_back(
+def test_a_file_that_cannot_be_moved_away_is_overwritten_when_the_disk_works_again(
     counting, disk, monkeypatch, caplog
 ):
-    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "MAX_UNSAVED_SECONDS", 0.0)
     counting.send(5)
-    disk.before_sync = full
+    disk.before_sync = fail_full
     with monkeypatch.context() as readonly:
         readonly.setattr(
             Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
@@ -157,44 +155,44 @@ def test_a_file_that_cannot_be_moved_away_is_written_over_when_the_disk_is_back(
     assert caplog.text.count("it could not be moved aside: Read-only file system") == 1
     disk.before_sync = lambda: None
     counting.checkpoint.save()
-    assert counting.killed() == 5
+    assert counting.restart() == 5
 
 
-def test_what_was_shown_while_a_write_hung_is_not_taken_back_when_it_ends(counting, disk, monkeypatch):
-    over = threading.Event()
-    disk.before_sync = over.wait
+def test_counts_that_were_shown_during_a_slow_write_do_not_decrease_after_it(counting, disk, monkeypatch):
+    finished = threading.Event()
+    disk.before_sync = finished.wait
     counting.send(5)
-    saves = threading.Thread(target=counting.checkpoint.save)
-    saves.start()
+    save = threading.Thread(target=counting.checkpoint.save)
+    save.start()
     eventually(counting.checkpoint._saving.locked)
-    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "MAX_UNSAVED_SECONDS", 0.0)
     counting.send(100)
     assert counting.shown() == 105
-    monkeypatch.setattr(saving, "MAX_UNSAVED_SECONDS", 600.0)
-    over.set()
-    saves.join()
-    assert counting.shown() == counting.killed() == 105
+    monkeypatch.setattr(checkpoint, "MAX_UNSAVED_SECONDS", 600.0)
+    finished.set()
+    save.join()
+    assert counting.shown() == counting.restart() == 105
 
 
-def test_who_waits_while_a_write_hangs_does_not_wait_for_ever(counting, disk):
-    over = threading.Event()
-    disk.before_sync = over.wait
-    saves = threading.Thread(target=counting.checkpoint.save)
-    saves.start()
+def test_a_save_during_a_slow_write_times_out(counting, disk):
+    finished = threading.Event()
+    disk.before_sync = finished.wait
+    save = threading.Thread(target=counting.checkpoint.save)
+    save.start()
     eventually(counting.checkpoint._saving.locked)
     with pytest.raises(StateFileError, match="takes long"):
         counting.checkpoint.save(wait=0.01)
-    over.set()
-    saves.join()
+    finished.set()
+    save.join()
 
 
-def test_changes_that_are_too_many_to_note_are_written_as_a_whole(counting, monkeypatch):
+def test_after_too_many_changes_the_whole_state_is_written(counting, monkeypatch):
     monkeypatch.setattr(tasks, "MAX_CHANGED", 3)
     counting.send(10)
     counting.monitor.state.cluster.expire(counting.monitor.state.now())
     assert counting.monitor.state.cluster.tasks.changed is None
     counting.checkpoint.save()
-    assert counting.killed() == 10
+    assert counting.restart() == 10
     assert len(counting.monitor.state.cluster.tasks) == 10
 
 
@@ -202,10 +200,10 @@ def test_after_a_record_that_cannot_be_written_the_file_is_rewritten(counting, m
     counting.send(5)
     with monkeypatch.context() as broken:
         broken.setattr(
-            saving, "_encode", lambda _: (_ for _ in ()).throw(UnicodeEncodeError("a", "", 0, 1, ""))
+            checkpoint, "_encode", lambda _: (_ for _ in ()).throw(UnicodeEncodeError("a", "", 0, 1, ""))
         )
         with pytest.raises(UnicodeEncodeError):
             counting.checkpoint.save()
     counting.send(2)
     counting.checkpoint.save()
-    assert counting.shown() == counting.killed() == 7
+    assert counting.shown() == counting.restart() == 7

@@ -1,4 +1,4 @@
-"""How soon a subscription that ended is opened again, and how its messages become events of the cluster."""
+"""When a lost subscription is opened again, and how its messages become events of the cluster."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from celery_exporter.monitor.event_subscription import EventSubscription
 HEARTBEAT = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.7e9, "freq": 2.0}
 
 
-class CutOff:
-    """A subscription that is cut off at the second read; `brings` something at the first one, or is empty."""
+class FailingConsumer:
+    """A consumer that fails at the second read; the first one returns messages if `has_messages`."""
 
     mark = None
 
-    def __init__(self, *, brings: bool) -> None:
+    def __init__(self, *, has_messages: bool) -> None:
         self.last_alive = 0.0
         self.opened = self._read = 0
-        self._brings = brings
+        self._has_messages = has_messages
 
     def open(self) -> None:
         self.opened += 1
@@ -34,8 +34,10 @@ class CutOff:
     def read(self, _timeout: float) -> list[Message]:
         self._read += 1
         if self._read > 1:
-            raise BrokerError("cut off")
-        return [Message(json.dumps(HEARTBEAT).encode(), "application/json", "utf-8", None)] * self._brings
+            raise BrokerError("connection lost")
+        return [
+            Message(json.dumps(HEARTBEAT).encode(), "application/json", "utf-8", None)
+        ] * self._has_messages
 
     def close(self) -> None:
         pass
@@ -44,7 +46,7 @@ class CutOff:
         return False
 
 
-def subscription(consumer: CutOff, retry_interval: str = "60") -> EventSubscription:
+def subscription(consumer: FailingConsumer, retry_interval: str = "60") -> EventSubscription:
     config = monitor_config("redis://127.0.0.1:1/0", retry_interval=retry_interval)
     state = ClusterState(new_cluster(config), config)
     return EventSubscription(config.broker, consumer, state, lambda: "redis://", lambda: False)
@@ -55,7 +57,7 @@ def opened():
     """Start a subscription in a thread, which waits a minute at most between two attempts."""
     stopping, threads = threading.Event(), []
 
-    def start(consumer: CutOff) -> CutOff:
+    def start(consumer: FailingConsumer) -> FailingConsumer:
         threads.append(threading.Thread(target=subscription(consumer).run, args=[stopping]))
         threads[-1].start()
         return consumer
@@ -66,21 +68,21 @@ def opened():
         thread.join(60)
 
 
-def test_after_a_cut_that_followed_events_it_is_back_at_once(opened):
-    """Doubling the wait each time, it would take five minutes."""
-    consumer = opened(CutOff(brings=True))
+def test_a_subscription_that_failed_after_events_is_opened_again_at_once(opened):
+    """With a wait that doubles each time, this would take five minutes."""
+    consumer = opened(FailingConsumer(has_messages=True))
     eventually(lambda: consumer.opened > 12, 60)
 
 
-def test_after_a_cut_that_followed_nothing_it_waits_longer_each_time(opened):
-    """It misses no events by that, and spares a broker that refuses it."""
-    quick, slow = opened(CutOff(brings=True)), opened(CutOff(brings=False))
+def test_a_subscription_that_failed_without_events_waits_longer_each_time(opened):
+    """It misses no events meanwhile, and causes less load on a broker that refuses it."""
+    quick, slow = opened(FailingConsumer(has_messages=True)), opened(FailingConsumer(has_messages=False))
     eventually(lambda: quick.opened > 60, 60)
     assert slow.opened < 12
 
 
 def test_messages_become_events_and_unreadable_ones_are_counted():
-    events = subscription(CutOff(brings=True))
+    events = subscription(FailingConsumer(has_messages=True))
     events.apply([Message(json.dumps(HEARTBEAT).encode(), "application/json", "utf-8", None), Message(b"{")])
     assert events._state.cluster.workers["w@h"].up
     assert {reason: count for reason, count in events.malformed.items() if count} == {"undecodable": 1}

@@ -63,13 +63,13 @@ def test_what_a_sender_calls_its_content_is_kept_if_it_is_text(tmp_path):
 
 
 def test_what_no_exporter_would_read_is_not_in_the_file(tmp_path):
-    """It would be the end of it for who reads it."""
+    """A reader would stop there."""
     writer = RecordingWriter(tmp_path / "large")
     for body in (b"a", bytes(MAX_BODY + 1), bytes(MAX_BODY), b"b"):
         writer.write(Record(0.0, Message(body)))
     writer.close()
     assert (writer.messages, writer.too_large) == (3, 1)
-    assert [len(each.message.body) for each in RecordingReader(tmp_path / "large")] == [1, MAX_BODY, 1]
+    assert [len(record.message.body) for record in RecordingReader(tmp_path / "large")] == [1, MAX_BODY, 1]
 
 
 def test_the_first_name_of_a_file_is_not_in_it(tmp_path):

@@ -32,7 +32,7 @@ def test_what_is_scrubbed_says_nothing_of_the_application():
     }
     scrubber = Scrubber({JSON})
     bodies = [
-        scrubber.scrub(Message(json.dumps(each).encode(), JSON)).body for each in (event, [event, event])
+        scrubber.scrub(Message(json.dumps(fields).encode(), JSON)).body for fields in (event, [event, event])
     ]
     first, second, third = itertools.chain.from_iterable(map(json.loads, bodies))
     assert first == second == third

@@ -19,7 +19,7 @@ HEALTHY = [JobView("queues", True, 0.1, T0), JobView("workers", True, 0.1, T0)]
 TASK = (sent(), received(), started())
 
 
-def beats(host: str = "w@h", processed: tuple[int, ...] = (0,), **fields) -> list[dict]:
+def heartbeats(host: str = "w@h", processed: tuple[int, ...] = (0,), **fields) -> list[dict]:
     return [heartbeat(host, 100 + 2 * n, processed=count, **fields) for n, count in enumerate(processed)]
 
 

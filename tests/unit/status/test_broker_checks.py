@@ -5,16 +5,16 @@ from __future__ import annotations
 from celery_exporter.core.snapshot import JobView
 from celery_exporter.status.broker_checks import REJECTED_RECENTLY_SECONDS
 from unit.core.cluster_driver import T0, ClusterDriver
-from unit.status.scenario import HEALTHY, beats, findings
+from unit.status.scenario import HEALTHY, findings, heartbeats
 
 
 def test_a_state_that_cannot_be_saved_is_always_reported():
     for failed, level in ((False, "ok"), (True, "warning")):
         saving = JobView("state", not failed, 0.1, None, "cannot write" if failed else "")
         for around in ({}, {"broker_up": False}, {"blocked": "disk"}, {"no_events": "none"}):
-            by_check = findings(*beats(), jobs=[*HEALTHY, saving], **around)
+            by_check = findings(*heartbeats(), jobs=[*HEALTHY, saving], **around)
             assert by_check["state"].severity == level
-    assert "state" not in findings(*beats())
+    assert "state" not in findings(*heartbeats())
 
 
 def test_events_in_a_serializer_that_is_not_accepted():

@@ -9,11 +9,11 @@ from celery_exporter.status.checks import is_decided
 from celery_exporter.status.facts import DISCOVERY_SECONDS
 from celery_exporter.status.recent import Recent
 from unit.core.cluster_driver import T0, ClusterDriver, heartbeat, received
-from unit.status.scenario import HEALTHY, REPLIED, TASK, beats, findings, run, severities
+from unit.status.scenario import HEALTHY, REPLIED, TASK, findings, heartbeats, run, severities
 
 
 def test_a_healthy_cluster_has_no_problem():
-    by_check = findings(*beats(), *TASK, queue_stats={"q": QueueStats(3)})
+    by_check = findings(*heartbeats(), *TASK, queue_stats={"q": QueueStats(3)})
     assert severities(by_check) == {"ok"}
     assert {finding.remedy for finding in by_check.values()} == {""}
     assert list(by_check) == [
@@ -38,7 +38,7 @@ def test_a_healthy_cluster_has_no_problem():
 
 @pytest.mark.parametrize("listening", [0.0, DISCOVERY_SECONDS - 0.1])
 def test_there_is_no_problem_before_discovery(listening):
-    """At the start: no worker, no heartbeat, no answer, no task-sent, no consumer was seen by then."""
+    """At the start: no worker, no heartbeat, no reply, no task-sent, no consumer was seen by then."""
     jobs = [JobView("queues", None, None, None), JobView("workers", None, None, None)]
     quiet = {"listening": listening, "jobs": jobs, "last_event": None}
     assert severities(findings(**quiet)) == {"ok"}
@@ -49,7 +49,7 @@ def test_there_is_no_problem_before_discovery(listening):
 
 def test_without_a_subscription_there_is_no_other_finding():
     driver = ClusterDriver()
-    driver.apply(*beats("quiet@h", (0, 5, 9, 12)))
+    driver.apply(*heartbeats("quiet@h", (0, 5, 9, 12)))
     down = {"broker_up": False, "jobs": HEALTHY, "listening": 100.0}
     assert run(driver.shown(started=T0 + driver.now, at=T0 + driver.now, **down)) == []
     (only,) = run(driver.shown(**down))
@@ -59,7 +59,7 @@ def test_without_a_subscription_there_is_no_other_finding():
 def test_while_publishers_are_blocked_workers_are_not_checked():
     gone = heartbeat("w@h", kind="offline")
     by_check = findings(gone, blocked="low on memory & disk", queue_stats={"q": QueueStats(3, 0)})
-    assert {check: each.severity for check, each in by_check.items()} == {
+    assert {check: finding.severity for check, finding in by_check.items()} == {
         "subscription": "ok",
         "publishers": "critical",
         "queue-lengths": "ok",
@@ -68,13 +68,13 @@ def test_while_publishers_are_blocked_workers_are_not_checked():
     for word in ("rabbitmq-diagnostics alarms", "vm_memory_high_watermark", "disk_free_limit"):
         assert word in by_check["publishers"].remedy
     assert "vm_memory_high_watermark" not in findings(gone, blocked="low on disk")["publishers"].remedy
-    assert findings(*beats(), blocked="")["publishers"].severity == "ok"
-    assert "publishers" not in findings(*beats(), blocked=None)
+    assert findings(*heartbeats(), blocked="")["publishers"].severity == "ok"
+    assert "publishers" not in findings(*heartbeats(), blocked=None)
 
 
 def test_on_a_transport_without_events_workers_are_not_checked():
     by_check = findings(no_events="no fan-out", broker_up=False, queue_stats={"q": QueueStats(3)})
-    assert [(check, each.severity) for check, each in by_check.items()] == [
+    assert [(check, finding.severity) for check, finding in by_check.items()] == [
         ("transport", "critical"),
         ("queue-lengths", "ok"),
         ("queue-depth", "ok"),
@@ -84,7 +84,7 @@ def test_on_a_transport_without_events_workers_are_not_checked():
 @pytest.mark.parametrize("blocked", [None, "", "low on memory"])
 def test_all_is_decided_once_each_check_that_applies_has_a_finding(blocked):
     driver = ClusterDriver()
-    driver.apply(*beats(), *TASK)
+    driver.apply(*heartbeats(), *TASK)
     driver.cluster.record_inspection({"w@h": REPLIED}, driver.timestamp())
     well = {
         "listening": DISCOVERY_SECONDS,
@@ -100,7 +100,7 @@ def test_all_is_decided_once_each_check_that_applies_has_a_finding(blocked):
 
 def test_long_lists_are_shortened_and_names_are_printable():
     names = [f"w{number}\n\x1b[2J@h" for number in range(8)]
-    by_check = findings(*(beat for name in names for beat in beats(name)))
+    by_check = findings(*(beat for name in names for beat in heartbeats(name)))
     assert by_check["workers"].message.startswith("8 workers up: w0??[2J@h, ")
     assert by_check["workers"].message.endswith(" and 3 more")
     assert all(

@@ -13,12 +13,12 @@ from celery_exporter.status.worker_checks import (
     NO_REPLY,
 )
 from unit.core.cluster_driver import heartbeat, received
-from unit.status.scenario import HEALTHY, REPLIED, TASK, beats, findings
+from unit.status.scenario import HEALTHY, REPLIED, TASK, findings, heartbeats
 
 
 def test_replies_in_a_serializer_that_is_not_accepted():
     failed = [HEALTHY[0], JobView("workers", False, 0.1, None, "workers reply in pickle")]
-    finding = findings(*beats(), profiles={}, jobs=failed, refused_replies=["pickle"])["remote-control"]
+    finding = findings(*heartbeats(), profiles={}, jobs=failed, refused_replies=["pickle"])["remote-control"]
     assert (finding.severity, "pickle" in finding.message, "--accept-content" in finding.remedy) == (
         "warning",
         True,
@@ -36,7 +36,7 @@ def test_no_worker_and_workers_that_are_down():
     for depth, unacked, level in ((0, None, "warning"), (1, None, "critical"), (0, 1, "critical")):
         values = {"queue_stats": {"q": QueueStats(depth)}, "unacked": unacked}
         assert findings(heartbeat("w@h", kind="offline"), **values)["workers"].severity == level
-    some = findings(heartbeat("w@h", kind="offline"), *beats("x@h"))["workers"]
+    some = findings(heartbeat("w@h", kind="offline"), *heartbeats("x@h"))["workers"]
     assert (some.severity, some.message) == ("ok", "1 worker up: x@h; 1 down")
 
 
@@ -46,37 +46,41 @@ def test_a_worker_that_replies_without_a_heartbeat():
     assert "-E and without --without-heartbeat" in finding.remedy
     long = findings(profiles={"w@h": REPLIED}, listening=LONGEST_HEARTBEAT_INTERVAL_SECONDS + 1)["heartbeats"]
     assert long.severity == "critical", "no interval is as long"
-    assert findings(*beats(), profiles={"w@h": REPLIED, "x@h": REPLIED})["heartbeats"].severity == "warning"
+    assert (
+        findings(*heartbeats(), profiles={"w@h": REPLIED, "x@h": REPLIED})["heartbeats"].severity == "warning"
+    )
 
 
 def test_a_worker_that_does_not_reply():
-    finding = findings(*beats("w@h"), *beats("x@h"), profiles={"x@h": REPLIED})["remote-control"]
+    finding = findings(*heartbeats("w@h"), *heartbeats("x@h"), profiles={"x@h": REPLIED})["remote-control"]
     assert (finding.severity, finding.message.partition(",")[0]) == ("warning", "no reply from w@h")
     assert "worker_enable_remote_control = True" in finding.remedy
 
 
 def test_a_worker_before_celery_5_3_replies_without_the_kind_of_its_pool():
     old = WorkerInfo(queues=("q",), registered=(), pool_size=2)
-    assert findings(*beats(), profiles={"w@h": old})["remote-control"].severity == "ok"
+    assert findings(*heartbeats(), profiles={"w@h": old})["remote-control"].severity == "ok"
 
 
 def test_workers_that_could_not_be_inspected():
     """There is no finding then."""
     full = [HEALTHY[0], JobView("workers", False, 0.1, None, "used memory > 'maxmemory'")]
-    finding = findings(*beats(), jobs=full)["remote-control"]
+    finding = findings(*heartbeats(), jobs=full)["remote-control"]
     assert (finding.severity, "maxmemory" in finding.message) == ("warning", True), (
         "though each replied before"
     )
     failed = [HEALTHY[0], JobView("workers", False, 0.1, None, "NOPERM")]
-    finding = findings(*beats(), profiles={}, jobs=failed)["remote-control"]
+    finding = findings(*heartbeats(), profiles={}, jobs=failed)["remote-control"]
     assert (finding.severity, finding.message) == ("warning", "workers could not be inspected: NOPERM")
     jobs = [HEALTHY[0], JobView("workers", False, 0.1, None, NO_REPLY)]
-    assert "no reply from w@h" in findings(*beats(), profiles={}, jobs=jobs)["remote-control"].message
+    assert "no reply from w@h" in findings(*heartbeats(), profiles={}, jobs=jobs)["remote-control"].message
 
 
 def test_workers_that_run_tasks_without_task_events():
     """Their `processed` grows; each is named, and so is the command."""
-    by_check = findings(*beats("a@h", (0, 5, 9, 12)), *beats("b@h", (0, 5, 9, 12)), *beats("c@h"), *TASK)
+    by_check = findings(
+        *heartbeats("a@h", (0, 5, 9, 12)), *heartbeats("b@h", (0, 5, 9, 12)), *heartbeats("c@h"), *TASK
+    )
     assert by_check["task-events"] == Finding(
         "task-events",
         "warning",  # of another one they come
@@ -87,20 +91,20 @@ def test_workers_that_run_tasks_without_task_events():
 
 
 def test_it_is_unknown_whether_idle_workers_send_task_events():
-    finding = findings(*beats("a@h"))["task-events"]
+    finding = findings(*heartbeats("a@h"))["task-events"]
     assert finding.severity == "ok"
     assert "unknown" in finding.message
 
 
 def test_tasks_without_task_sent_events():
-    finding = findings(*beats(), received())["task-sent-events"]
+    finding = findings(*heartbeats(), received())["task-sent-events"]
     assert (finding.severity, "task_send_sent_event = True" in finding.remedy) == ("warning", True)
-    assert "task-sent-events" not in findings(*beats())
+    assert "task-sent-events" not in findings(*heartbeats())
 
 
 @pytest.mark.parametrize(("offset", "level"), [(0, "ok"), (-4, "ok"), (60, "warning"), (-3600, "warning")])
 def test_a_clock_that_is_wrong(offset, level):
-    finding = findings(*beats(), heartbeat("x@h", 100 + offset))["clock-skew"]
+    finding = findings(*heartbeats(), heartbeat("x@h", 100 + offset))["clock-skew"]
     assert finding.severity == level
     if level == "warning":
         assert f"x@h by {offset:+d} s" in finding.message
@@ -129,11 +133,11 @@ def test_the_clock_that_is_wrong_may_be_the_one_here():
 )
 def test_one_worker_under_two_names(names, level):
     """The name is what a worker is known by: two spellings of one host make two of it."""
-    assert findings(*(beat for name in names for beat in beats(name)))["worker-names"].severity == level
+    assert findings(*(beat for name in names for beat in heartbeats(name)))["worker-names"].severity == level
 
 
 def test_names_that_change_with_each_restart():
     gone = [heartbeat(f"w@{number:012x}", kind="offline") for number in range(MIN_CHANGED_HOSTS)]
-    finding = findings(*gone, *beats("w@abc"))["worker-names"]
+    finding = findings(*gone, *heartbeats("w@abc"))["worker-names"]
     assert (finding.severity, "--purge-offline-worker-metrics" in finding.remedy) == ("warning", True)
-    assert findings(*gone[1:], *beats("w@abc"))["worker-names"].severity == "ok"
+    assert findings(*gone[1:], *heartbeats("w@abc"))["worker-names"].severity == "ok"

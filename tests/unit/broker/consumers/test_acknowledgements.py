@@ -12,7 +12,7 @@ PREFETCH = 10
 def delivered(
     acks: Acknowledgements, tag: int, body: bytes = b"message", *, redelivered: bool = False
 ) -> bool:
-    """Deliver one message on a connection of its own, and use it; tell whether it was new."""
+    """Deliver one message on a connection of its own, and use it; return whether it was new."""
     acks.start_connection()
     is_new = acks.deliver(tag, body, redelivered=redelivered)
     acks.end_read()
@@ -74,7 +74,7 @@ def test_messages_wait_to_be_released_when_half_of_the_prefetch_count_does(count
     assert acks.is_waiting() is is_urgent
 
 
-def test_what_may_be_redelivered_is_bounded():
+def test_the_number_of_unconfirmed_messages_is_bounded():
     acks = Acknowledgements(PREFETCH)
     for number in range(20 * PREFETCH):
         delivered(acks, 1, b"%d" % number)

@@ -1,4 +1,4 @@
-"""Frames off AMQP, and the messages in them, whatever pieces they come in and whatever comes in between."""
+"""Parse AMQP frames split at any byte, with frames of other channels between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery_exporter.broker.message import Message
 from celery_exporter.broker.source import ConfigSource
 
 BODY = b'{"type":"task-sent","timestamp":1,"hostname":"h","uuid":"u"}'
-PAYLOAD = Message(BODY, "application/json", "utf-8")
+MESSAGE = Message(BODY, "application/json", "utf-8")
 LIMIT = 4_096
 
 
@@ -44,8 +44,8 @@ HEARTBEAT = frame(8, 0, b"")
 ELSEWHERE = [frame(2, 2, b"x" * 20), frame(3, 2, b"another channel's")]
 
 
-def reader(*pieces: bytes) -> AmqpConsumer:
-    """Return one that has taken these bytes, as if it had read them one after the other."""
+def consumer_after(*pieces: bytes) -> AmqpConsumer:
+    """Return a consumer that has read these bytes, one piece after the other."""
     consumer = AmqpConsumer(ConfigSource(broker_config("amqp://127.0.0.1:1//")))
     consumer.others = []
     consumer._amqp, consumer._channel = SimpleNamespace(bytes_recv=0), SimpleNamespace(channel_id=1)
@@ -57,34 +57,34 @@ def reader(*pieces: bytes) -> AmqpConsumer:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 100, 10_000])
-def test_messages_are_whole_whatever_pieces_they_come_in(size):
+def test_messages_are_complete_for_any_size_of_the_pieces(size):
     stream = (DELIVER + HEADER + frame(3, 1, BODY) + HEARTBEAT) * 3
-    taken = reader(*(stream[at : at + size] for at in range(0, len(stream), size)))
-    assert taken._batch == [PAYLOAD] * 3
-    assert taken.others == [(8, 0, b"")] * 3
+    consumer = consumer_after(*(stream[at : at + size] for at in range(0, len(stream), size)))
+    assert consumer._batch == [MESSAGE] * 3
+    assert consumer.others == [(8, 0, b"")] * 3
 
 
 def test_a_message_may_be_split_at_every_byte():
     stream = DELIVER + HEADER + frame(3, 1, BODY)
     for at in range(len(stream) + 1):
-        assert reader(stream[:at], stream[at:])._batch == [PAYLOAD], at
+        assert consumer_after(stream[:at], stream[at:])._batch == [MESSAGE], at
 
 
-def test_what_comes_in_between_is_not_the_message_s():
+def test_frames_between_those_of_a_message_are_not_part_of_it():
     bodies = [frame(3, 1, BODY[start:end]) for start, end in pairwise((0, 5, 6, len(BODY)))]
     mixed = [DELIVER, HEARTBEAT, HEADER, *ELSEWHERE, bodies[0], *ELSEWHERE, bodies[1], HEARTBEAT, bodies[2]]
-    taken = reader(b"".join(mixed))
-    assert taken._batch == [PAYLOAD]
-    assert [channel for _, channel, _ in taken.others] == [0, 2, 2, 2, 2, 0]
+    consumer = consumer_after(b"".join(mixed))
+    assert consumer._batch == [MESSAGE]
+    assert [channel for _, channel, _ in consumer.others] == [0, 2, 2, 2, 2, 0]
 
 
-def test_a_method_of_the_channel_is_the_library_s():
+def test_a_method_of_the_channel_is_passed_to_py_amqp():
     close = struct.pack(">HHH", 20, 40, 404) + short(b"gone") + struct.pack(">HH", 0, 0)
-    assert reader(frame(1, 1, close)).others == [(1, 1, close)]
+    assert consumer_after(frame(1, 1, close)).others == [(1, 1, close)]
 
 
 @pytest.mark.parametrize(
-    ("stream", "complaint"),
+    ("stream", "error"),
     [
         (struct.pack(">BHI", 3, 1, LIMIT + 1), "a frame of 4097 bytes; the limit agreed on is 4096"),
         (struct.pack(">BHI", 3, 1, 2**32 - 1), "a frame of 4294967295 bytes"),
@@ -94,6 +94,6 @@ def test_a_method_of_the_channel_is_the_library_s():
         (DELIVER + frame(2, 1, b"\0"), "cannot be read"),
     ],
 )
-def test_what_is_no_frame_ends_the_connection(stream, complaint):
-    with pytest.raises(BrokerError, match=complaint):
-        reader(stream)
+def test_an_invalid_frame_ends_the_connection(stream, error):
+    with pytest.raises(BrokerError, match=error):
+        consumer_after(stream)
