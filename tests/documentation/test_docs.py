@@ -78,8 +78,8 @@ def test_errors_of_brokers_are_in_the_table():
     for check, message, remedy in [
         ("url", "unknown scheme", "kombu supports …"),
         ("url", "cannot be read", "percent-encode"),
-        ("login", "NOAUTH or WRONGPASS", "rabbitmqctl change_password USER PASSWORD"),
-        ("login", "NOAUTH or WRONGPASS", "guest may log in from localhost only"),
+        ("login", '"NOAUTH", "WRONGPASS"', "rabbitmqctl change_password USER PASSWORD"),
+        ("login", '"NOAUTH", "WRONGPASS"', "guest may log in from localhost only"),
         ("virtual-host", "vhost … not found", "rabbitmqctl add_vhost VHOST"),
         ("database", "DB index is out of range", "databases"),
         ("tls", "certificate verify failed", "RabbitMQ: --broker-ssl-option ca_certs="),

@@ -139,14 +139,22 @@ def _refusals() -> Iterator[Problem]:
         if remedies.get("RabbitMQ as guest", "").replace("guest", "USER") == remedies.get("RabbitMQ"):
             remedies.pop("RabbitMQ as guest", None)
         check = "virtual-host" if row.check == "database" and "Redis" not in remedies else row.check
-        answer = re.sub(r"\(.*?\)|\.\*", "…", row.pattern).replace("|", " or ") or "anything else"
         texts = [f"{name}: {text}" for name, text in remedies.items()]
         remedy = "; ".join(texts) if len(set(remedies.values())) > 1 else next(iter(remedies.values()))
-        yield Problem(check, "critical", answer, remedy)
+        yield Problem(check, "critical", _error_text(row.pattern), remedy)
+
+
+def _error_text(pattern: str) -> str:
+    """Return which errors a regular expression with alternatives matches, in words."""
+    group = re.search(r"\((.*?)\)", pattern)
+    texts = [pattern.replace(group[0], text) for text in group[1].split("|")] if group else pattern.split("|")
+    *others, last = (f'"{text.strip()}"'.replace(".*", "…") for text in texts)
+    alternatives = f"{', '.join(others)} or {last}" if others else last
+    return f"error contains {alternatives}" if pattern else "any other error"
 
 
 def _is_of(broker: BrokerAddress, remedy: str) -> bool:
-    """Tell whether a remedy does not name the tools of the other broker."""
+    """Return whether a remedy does not name the tools of the other broker."""
     return ("redis" if broker.amqp else "rabbitmq") not in remedy
 
 
