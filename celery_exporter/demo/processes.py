@@ -38,21 +38,21 @@ class DemoError(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class DemoProcess:
     """One process, in a session of its own: Ctrl-C reaches only this process, which stops all in order."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes]
     log: Path
 
     def require_running(self) -> None:
         """Raise DemoError, with the end of its log, if the process has ended."""
-        if self.process.poll() is not None:
+        if self.popen.poll() is not None:
             lines = self.log.read_text(errors="replace").splitlines()[-QUOTED_LINES:] or [
                 "(its log is empty)"
             ]
             tail = "".join(f"\n  {line}" for line in lines)
-            raise DemoError(f"{self.name} ended, exit code {self.process.returncode}:{tail}")
+            raise DemoError(f"{self.name} ended, exit code {self.popen.returncode}:{tail}")
 
     def end_by(self, deadline: float) -> None:
         """Wait until a monotonic time, then kill the process group.
@@ -60,21 +60,21 @@ class Part:
         Pool processes may outlive their worker.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(max(0.0, deadline - time.monotonic()))
+            self.popen.wait(max(0.0, deadline - time.monotonic()))
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait()
 
 
-class Stage:
+class DemoProcesses:
     """The running processes, in the order of their start. Their logs are in `folder`."""
 
     def __init__(self, folder: Path, stop: Stop) -> None:
         self.folder = folder
         self._stop = stop
-        self._parts: list[Part] = []
+        self._processes: list[DemoProcess] = []
 
-    def start(self, name: str, *command: str, **environment: str) -> Part:
+    def start(self, name: str, *command: str, **environment: str) -> DemoProcess:
         """Start a process; its output goes to a log of that name."""
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(EXCLUDED_VARIABLES)
@@ -91,8 +91,8 @@ class Stage:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._parts.append(Part(name, process, log))
-        return self._parts[-1]
+        self._processes.append(DemoProcess(name, process, log))
+        return self._processes[-1]
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Return whether the condition became true within these seconds.
@@ -103,8 +103,8 @@ class Stage:
         while time.monotonic() < deadline:
             if self._stop.requested:
                 raise StoppedError
-            for part in self._parts:
-                part.require_running()
+            for process in self._processes:
+                process.require_running()
             # The server that the condition queries may be starting or stopping.
             with contextlib.suppress(OSError, HTTPException, RedisError):
                 if condition():
@@ -112,16 +112,16 @@ class Stage:
             time.sleep(POLL_SECONDS)
         return False
 
-    def end(self, *parts: Part) -> None:
+    def end(self, *processes: DemoProcess) -> None:
         """Stop these processes, all at the same time."""
-        for part in parts:
-            self._parts.remove(part)
-            part.process.terminate()
+        for process in processes:
+            self._processes.remove(process)
+            process.popen.terminate()
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
-        for part in parts:
-            part.end_by(deadline)
+        for process in processes:
+            process.end_by(deadline)
 
     def end_all(self) -> None:
         """Stop all processes, the broker last: without it the others would try to reconnect."""
-        self.end(*self._parts[1:])
-        self.end(*self._parts)
+        self.end(*self._processes[1:])
+        self.end(*self._processes)

@@ -16,7 +16,7 @@ import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_exporter.demo.outcomes import COUNTED, Outcomes, OutcomeStore
-from celery_exporter.demo.processes import DemoError, Stage, StoppedError
+from celery_exporter.demo.processes import DemoError, DemoProcesses, StoppedError
 
 if TYPE_CHECKING:
     from celery_exporter.demo import Stop
@@ -62,9 +62,9 @@ def run_demo(port: int, seconds: float | None, stop: Stop, *options: str) -> int
         )
         return 1
     with tempfile.TemporaryDirectory(prefix="celery-demo-") as folder:
-        stage = Stage(Path(folder), stop)
+        processes = DemoProcesses(Path(folder), stop)
         try:
-            return start_and_compare(stage, port, seconds, *options)
+            return start_and_compare(processes, port, seconds, *options)
         except StoppedError:
             click.echo("stopping")
             return 0
@@ -72,57 +72,59 @@ def run_demo(port: int, seconds: float | None, stop: Stop, *options: str) -> int
             click.echo(f"demo: {error}", err=True)
             return 1
         finally:
-            stage.end_all()
+            processes.end_all()
 
 
-def start_and_compare(stage: Stage, port: int, seconds: float | None, *options: str) -> int:
+def start_and_compare(processes: DemoProcesses, port: int, seconds: float | None, *options: str) -> int:
     """Start the processes, let the client send, and compare; return the exit code.
 
     The client starts last: the exporter would miss the events of tasks that are sent before it listens.
     """
     deadline = math.inf if seconds is None else time.monotonic() + seconds
     click.echo("starting a broker, two workers, the exporter and a client")
-    url = start_broker(stage)
-    start_exporter_and_workers(stage, url, port)
+    url = start_broker(processes)
+    start_exporter_and_workers(processes, url, port)
     store = OutcomeStore(url)
 
     def is_ready() -> bool:
         return store.workers() == len(QUEUES) and get(port, "/-/ready")[0] == 200
 
-    if not stage.wait(is_ready, START_TIMEOUT_SECONDS):
+    if not processes.wait(is_ready, START_TIMEOUT_SECONDS):
         raise DemoError(f"the exporter or a worker was not ready within {START_TIMEOUT_SECONDS:.0f} s")
     command = (sys.executable, "-m", "celery_exporter.demo.client", *options)
-    client = stage.start("client", *command, CELERY_BROKER_URL=url)
-    click.echo(RUNNING.format(folder=stage.folder, url=url, port=port))
-    stage.wait(lambda: False, max(deadline - CLOSING_SECONDS - time.monotonic(), MIN_SENDING_SECONDS))
-    stage.end(client)
-    return compare(stage, store, port)
+    client = processes.start("client", *command, CELERY_BROKER_URL=url)
+    click.echo(RUNNING.format(folder=processes.folder, url=url, port=port))
+    processes.wait(lambda: False, max(deadline - CLOSING_SECONDS - time.monotonic(), MIN_SENDING_SECONDS))
+    processes.end(client)
+    return compare(processes, store, port)
 
 
-def start_broker(stage: Stage) -> str:
+def start_broker(processes: DemoProcesses) -> str:
     """Start Valkey on a free port, without persistence; return its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     options = f"--bind 127.0.0.1 --port {port} --loglevel warning --appendonly no --save"
-    stage.start("broker", str(get_binary_path()), *options.split(), "")
+    processes.start("broker", str(get_binary_path()), *options.split(), "")
 
     def answers() -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
         return True
 
-    if not stage.wait(answers, START_TIMEOUT_SECONDS):
+    if not processes.wait(answers, START_TIMEOUT_SECONDS):
         raise DemoError(f"the broker did not answer within {START_TIMEOUT_SECONDS:.0f} s")
     return f"redis://127.0.0.1:{port}/0"
 
 
-def start_exporter_and_workers(stage: Stage, url: str, port: int) -> None:
+def start_exporter_and_workers(processes: DemoProcesses, url: str, port: int) -> None:
     """Start the exporter and the workers at the same time."""
     exporter = f"-m celery_exporter --broker-url {url} --host 127.0.0.1 --port {port} --update-interval 2"
-    stage.start("exporter", sys.executable, *exporter.split())
+    processes.start("exporter", sys.executable, *exporter.split())
     for queue in QUEUES:
         worker = f"-m celery -q -A celery_exporter.demo.tasks worker -n {queue}@demo -Q {queue} -c 2 -E"
         quiet = "--loglevel ERROR --without-gossip --without-mingle"
-        stage.start(f"worker-{queue}", sys.executable, *worker.split(), *quiet.split(), CELERY_BROKER_URL=url)
+        processes.start(
+            f"worker-{queue}", sys.executable, *worker.split(), *quiet.split(), CELERY_BROKER_URL=url
+        )
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -147,12 +149,12 @@ def exported(port: int) -> Outcomes:
     return outcomes
 
 
-def compare(stage: Stage, store: OutcomeStore, port: int) -> int:
+def compare(processes: DemoProcesses, store: OutcomeStore, port: int) -> int:
     """Wait for the last task, and until the exporter's counts equal those of the tasks."""
-    if not stage.wait(lambda: store.unfinished() == 0, DRAIN_TIMEOUT_SECONDS):
+    if not processes.wait(lambda: store.unfinished() == 0, DRAIN_TIMEOUT_SECONDS):
         raise DemoError(f"{store.unfinished()} tasks did not end within {DRAIN_TIMEOUT_SECONDS:.0f} s")
     expected = store.outcomes()
-    if not stage.wait(lambda: exported(port) == expected, COUNT_TIMEOUT_SECONDS):
+    if not processes.wait(lambda: exported(port) == expected, COUNT_TIMEOUT_SECONDS):
         raise DemoError(
             "the exporter's counts differ from those of the tasks:\n" + differences(expected, exported(port))
         )
