@@ -106,17 +106,17 @@ def connect(config: BrokerConfig, heartbeat: int = HEARTBEAT_SECONDS) -> kombu.C
 
 
 def is_redis(config: BrokerConfig) -> bool:
-    """Tell whether the broker is Redis, with or without Sentinel."""
+    """Return whether the broker is Redis, with or without Sentinel."""
     return scheme_of(config.broker_url) in REDIS
 
 
 def has_tls(config: BrokerConfig) -> bool:
-    """Tell whether the URL or an option asks for TLS."""
+    """Return whether the URL or an option asks for TLS."""
     return bool(_tls(scheme_of(config.broker_url), config.broker_ssl_option))
 
 
 def is_amqp(config: BrokerConfig) -> bool:
-    """Tell whether the broker is reached through py-amqp."""
+    """Return whether the broker is reached through py-amqp."""
     return scheme_of(config.broker_url) in AMQP
 
 
@@ -135,7 +135,7 @@ def why_no_events(config: BrokerConfig) -> str:
 
 
 def has_fanout(transport: Any) -> bool:
-    """Tell whether messages of one process reach the queues of every other process."""
+    """Return whether messages of one process reach the queues of every other process."""
     fans_out = "fanout" in transport.implements.exchange_type
     return fans_out and transport.driver_type not in _ONE_PROCESS
 
@@ -196,7 +196,7 @@ class Source(Protocol):
         """Return the config."""
 
     def leads_elsewhere(self, used: BrokerConfig) -> bool:
-        """Tell whether the URL now names another broker than that of the config in use."""
+        """Return whether the URL now names another broker than that of the config in use."""
 
 
 class CachedConnection(Generic[T]):
@@ -248,7 +248,7 @@ class CachedConnection(Generic[T]):
 
 
 def _is_usable(connection: kombu.Connection, idle: float) -> bool:
-    """Tell whether a connection is still open after so many seconds without use."""
+    """Return whether a connection is still open after so many seconds without use."""
     if connection.transport.driver_type != "amqp":
         return True  # redis-py checks by itself
     if not connection.connected or 0 < connection.get_heartbeat_interval() < idle:

@@ -80,7 +80,7 @@ class ControlClient:
                 mailbox.cast(list(workers), command, {})
 
     def search_exchanges(self) -> bool:
-        """Search for control exchanges that are not used yet; tell whether there are any.
+        """Search for control exchanges that are not used yet; return whether there are any.
 
         For workers with another control_exchange. Only Redis can be searched; the searches are rare.
         """

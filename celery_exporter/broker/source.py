@@ -46,7 +46,7 @@ class ConfigSource:
             return self._keep(str(error))
 
     def leads_elsewhere(self, used: BrokerConfig) -> bool:
-        """Tell whether the URL now names another broker than that of the config in use."""
+        """Return whether the URL now names another broker than that of the config in use."""
         url = self.current().broker_url
         return url != used.broker_url and _addresses(url) != _addresses(used.broker_url)
 
@@ -93,7 +93,7 @@ def identity(url: str) -> str:
 
 
 def is_same_broker(identity_a: str, identity_b: str) -> bool:
-    """Tell whether two identities have a broker in common."""
+    """Return whether two identities have a broker in common."""
     return not set(identity_a.split("\n")).isdisjoint(identity_b.split("\n"))
 
 
@@ -108,7 +108,7 @@ _PORTS = {
 
 
 def _is_pipe(path: Path) -> bool:
-    """Tell whether a file can be read only once, such as a shell's <(command): another read would block."""
+    """Return whether a file can be read only once, such as a shell's <(command): another read would block."""
     try:
         mode = path.stat().st_mode
     except OSError:

@@ -12,7 +12,7 @@ MAX_URL_LENGTH = 2**16
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a text starts with a scheme. Whether kombu can use the URL is checked later."""
+    """Return whether a text starts with a scheme. Whether kombu can use the URL is checked later."""
     return re.match(r"[\w+.:]+://", text) is not None
 
 

@@ -260,8 +260,8 @@ def _processes(workers: Iterable[Worker]) -> int | None:
 
 
 def _sum_of_known(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if numbers else None
 
 
 def _worker_view(worker: Worker, listening: float) -> WorkerView:

@@ -30,7 +30,7 @@ from celery_exporter.core.worker_registry import WorkerRegistry
 TOMBSTONE_SECONDS = 60.0
 #: Tombstones at a time: 15 MB at the usual 300 bytes each.
 MAX_TOMBSTONES = 50_000
-#: Deferred events of one task; no honest sender has more, and more are not worth waiting for.
+#: Deferred events of one task; no Celery worker or client sends more of one task within the reorder window.
 MAX_DEFERRED_EVENTS = 64
 #: Tasks that wait for their task-sent at a time, 2 KB each: 10,000 new ones a second.
 MAX_UNIDENTIFIED = 20_000

@@ -136,7 +136,7 @@ def _inspect(config: BrokerConfig, say: Callable[[str], None]) -> list[tuple[str
 
 
 def _is_complete(snapshot: Snapshot, growth: Growth) -> bool:
-    """Tell whether each check is decided, and whether each worker sends task events."""
+    """Return whether each check is decided, and whether each worker sends task events."""
     if snapshot.exporter.broker_up and not can_receive_events(snapshot):
         return is_decided(snapshot, growth)
     up = workers_up(snapshot)

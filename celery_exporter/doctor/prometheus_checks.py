@@ -51,7 +51,7 @@ def run_prometheus_checks(
             return [_not_scraped(url)]
         workers = _query(url, f"{prefix}worker_up == 1")
         with_worker_up = _targets(_query(url, f"{prefix}worker_up"))
-        known = _query(url, f"{prefix}exporter_events_missed_total")
+        worker_series = _query(url, f"{prefix}exporter_events_missed_total")
         blind = _targets(_query(url, f"{prefix}broker_up == 0"))
         native = _check_native_histograms(url, native_histograms) if native_histograms else []
     except _NoAnswerError as error:
@@ -62,8 +62,8 @@ def run_prometheus_checks(
         target: _workers_of(_of_target(target, workers), up) for target in _targets([*builds, *workers])
     }
     for target in up_by_target.keys() - with_worker_up:  # a profile without it, or no worker there
-        up_by_target[target] = up & {series.get("worker", "") for series in _of_target(target, known)}
-    without_worker_up = _targets(known) - with_worker_up
+        up_by_target[target] = up & {series.get("worker", "") for series in _of_target(target, worker_series)}
+    without_worker_up = _targets(worker_series) - with_worker_up
     return [scraped, _check_workers(up_by_target, without_worker_up, blind, up), *native]
 
 

@@ -14,10 +14,10 @@ _TEMPORARY = re.compile(rf"celeryev\..*|{_UUID}\.reply\..*pidbox")
 
 
 def is_task_queue(name: str) -> bool:
-    """Tell whether a queue of this name holds tasks."""
+    """Return whether a queue of this name holds tasks."""
     return not _INTERNAL.fullmatch(name)
 
 
 def is_temporary(name: str) -> bool:
-    """Tell whether a queue of this name is of no use once its process has ended."""
+    """Return whether a queue of this name is of no use once its process has ended."""
     return bool(_TEMPORARY.fullmatch(name))

@@ -102,8 +102,10 @@ def restore(file: StateFile, config: MonitorConfig, broker: str) -> Restored | N
         return None
     exporter = saved.exporter
     if not is_same_broker(exporter.broker, broker):
-        there, here = (" and ".join(identity.split("\n")) for identity in (exporter.broker, broker))
-        file.refuse(f"it is of another broker, {there}, and not of {here}")
+        saved_broker, own_broker = (
+            " and ".join(identity.split("\n")) for identity in (exporter.broker, broker)
+        )
+        file.refuse(f"it is of another broker, {saved_broker}, and not of {own_broker}")
         return None
     naming = naming_of(config)
     cluster = new_cluster(config)

@@ -1,4 +1,4 @@
-"""Periodic jobs that ask the broker and the workers: queue lengths, and inspection."""
+"""Periodic jobs that query the broker and inspect the workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from celery_exporter.status.worker_checks import NO_REPLY
 
 #: Seconds after which a queue length is stale, and is missing rather than wrong.
 STALE_AFTER_SECONDS = 30.0
-#: … or this many update intervals: a queue may be asked about in every other one only.
+#: … or this many update intervals: a queue may be read only in every second round.
 STALE_AFTER_INTERVALS = 3
 #: Seconds of listening without a reply or an event of a worker after which there is none: five heartbeats.
 NO_WORKER_SECONDS = 10.0
@@ -186,7 +186,7 @@ class WorkerPoller:
             return infos, sorted(inspector.refused)
 
     def _compare_tasks(self) -> None:
-        """Ask workers for their tasks that have more by their events than by their heartbeats."""
+        """Inspect the tasks of workers that have more by their events than by their heartbeats."""
         with self._state.lock:
             suspects, at = self._state.reconciler.workers_to_inspect(self._state.now()), self._state.listening
         if not suspects:

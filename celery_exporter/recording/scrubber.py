@@ -93,7 +93,7 @@ class Scrubber:
 
 
 def _is_random(id_: str) -> bool:
-    """Tell whether an id is a uuid4 as Celery's are; any other may contain a time, a host or a name."""
+    """Return whether an id is a uuid4 as Celery's are; any other may contain a time, a host or a name."""
     try:
         return UUID(id_).version == 4 and str(UUID(id_)) == id_
     except ValueError:

@@ -69,7 +69,7 @@ def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
 
 
 def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
-    """Tell whether each check that applies has decided, so that more time adds no finding."""
+    """Return whether each check that applies has decided, so that more time adds no finding."""
     optional = {broker.state, broker.event_stream}
     if snapshot.exporter.blocked is None:
         optional.add(broker.publishers)

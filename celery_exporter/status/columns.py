@@ -19,27 +19,27 @@ UNKNOWN = "–"  # noqa: RUF001  a dash
 class Column(Struct, frozen=True):
     """A column: its title, its field ("a.b" is b of a), its kind (see `KINDS`), and its tooltip.
 
-    `of` is a field that has the whole of which this one is a part.
+    `total_field` is the field with the total of which this one is a part.
     """
 
     title: str
     field: str
     kind: str
     meaning: str = ""
-    of: str = ""
+    total_field: str = ""
 
 
 class Table(Struct, frozen=True):
     """A table: its field of `Status`, its title, the text for no rows, and its columns.
 
-    At most `most` rows are shown, since a browser needs long to draw more.
+    At most `max_rows` rows are shown, since a browser needs long to draw more.
     """
 
     name: str
     title: str
     empty: str
     columns: Sequence[Column]
-    most: int = 200
+    max_rows: int = 200
 
 
 _RATE = "Per second, over the last 5 minutes."
@@ -119,7 +119,7 @@ TABLES = (
             Column("Exception", "exception", "text"),
             Column("Id", "uuid", "text"),
         ),
-        most=15,
+        max_rows=15,
     ),
 )
 
@@ -134,8 +134,8 @@ def get(row: Any, field: str) -> Any:
 def text(column: Column, row: Any, now: float) -> str:
     """Return the text of a cell; `now` is the time of the row in epoch seconds."""
     value = get(row, column.field)
-    if column.of:
-        whole = get(row, column.of)
+    if column.total_field:
+        whole = get(row, column.total_field)
         return UNKNOWN if value is None else f"{value:,} / {UNKNOWN if whole is None else format(whole, ',')}"
     return UNKNOWN if value is None else KINDS[column.kind](value, now)
 

@@ -13,13 +13,13 @@ _MAX_ERROR_LENGTH = 200
 
 
 def can_receive_events(snapshot: Snapshot) -> bool:
-    """Tell whether events can arrive; if not, a worker without events may be up."""
+    """Return whether events can arrive; if not, a worker without events may be up."""
     exporter = snapshot.exporter
     return exporter.broker_up and not exporter.blocked and not exporter.no_events
 
 
 def has_discovered(snapshot: Snapshot) -> bool:
-    """Tell whether each live worker had time to send an event."""
+    """Return whether each live worker had time to send an event."""
     return snapshot.exporter.listening >= DISCOVERY_SECONDS
 
 

@@ -58,15 +58,15 @@ def queues_without_consumers(snapshot: Snapshot, _: Growth) -> Finding | None:
 
 def unconsumed_messages(snapshot: Snapshot, growth: Growth) -> Finding | None:
     """Look for messages in queues without consumers; the alert is for those that grow."""
-    known = sum(queue.consumers is not None for queue in snapshot.queues)
-    if not known or not has_discovered(snapshot):
+    checked = sum(queue.consumers is not None for queue in snapshot.queues)
+    if not checked or not has_discovered(snapshot):
         return None
     lengths = {name: length for name, length in snapshot.unconsumed.items() if length}
     if not lengths:
         unmeasured = [name for name, length in snapshot.unconsumed.items() if length is None]
         but = f"; the length of {names(unmeasured)} is unknown" if unmeasured else ""
         return UNCONSUMED.ok(
-            f"no messages in queues without consumers ({count(known, 'queue')} checked){but}"
+            f"no messages in queues without consumers ({count(checked, 'queue')} checked){but}"
         )
     longest = sorted(lengths, key=lambda name: (-lengths[name], name))
     finding = UNCONSUMED.finding(
@@ -84,7 +84,7 @@ def unconsumed_messages(snapshot: Snapshot, growth: Growth) -> Finding | None:
 
 
 def _grew(snapshot: Snapshot, growth: Growth) -> bool:
-    """Tell whether a queue without consumers is longer than `GROWTH_SECONDS` ago, as far as is known.
+    """Return whether a queue without consumers is longer than `GROWTH_SECONDS` ago, as far as is known.
 
     Others may be kept full on purpose.
     """

@@ -84,7 +84,7 @@ def redeliveries(_: Snapshot, growth: Growth) -> Finding | None:
 
 
 def _is_sample(tasks: int, growth: Growth) -> bool:
-    """Tell whether so many tasks are a sample, which a few right after a start are not."""
+    """Return whether so many tasks are a sample, which a few right after a start are not."""
     return tasks >= MIN_SAMPLE_TASKS or growth.seconds >= MIN_SAMPLE_SECONDS
 
 

@@ -74,7 +74,7 @@ def cell(column: Column, row: Any, now: float) -> tuple[str, str]:
 
 def _content(column: Column, row: Any, now: float) -> str:
     value, content = get(row, column.field), text(column, row, now)
-    if column.kind == "part" and value is not None and (whole := get(row, column.of)):
+    if column.kind == "part" and value is not None and (whole := get(row, column.total_field)):
         return f"{bar(value, whole)} {content}"
     if column.kind == "line":
         lengths = [length for _, length in value if length is not None]

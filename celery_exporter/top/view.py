@@ -52,7 +52,7 @@ class Rows(Struct, frozen=True):
 
 
 def rows_of(status: Status, table: Table, sort: str = "", contains: str = "") -> Rows:
-    """Return at most `table.most` rows; of tasks, those whose name contains a text in any case.
+    """Return at most `table.max_rows` rows; of tasks, those whose name contains a text in any case.
 
     `sort` is a field, with a "-" before it for the largest first, or "" for the order of the status.
     """
@@ -61,7 +61,7 @@ def rows_of(status: Status, table: Table, sort: str = "", contains: str = "") ->
         rows = [finding for finding in rows if finding.severity != "ok"]
     filtered = table.name == FILTERED and contains
     matching = [row for row in rows if contains.lower() in row.name.lower()] if filtered else rows
-    shown = (ordered(matching, sort) if sort else matching)[: table.most]
+    shown = (ordered(matching, sort) if sort else matching)[: table.max_rows]
     number = f"{len(shown):,} of {len(rows):,}" if len(shown) < len(rows) else f"{len(rows):,}"
     return Rows(f"{table.title} {number}", shown, "No name contains this text." if rows else table.empty)
 
@@ -89,7 +89,7 @@ def first_sort(column: Column) -> str:
 
 
 def is_right(column: Column) -> bool:
-    """Tell whether the cells of a column are aligned right, as numbers are."""
+    """Return whether the cells of a column are aligned right, as numbers are."""
     return column.kind not in _LEFT_KINDS
 
 

@@ -76,7 +76,7 @@ _PAGE = """<!doctype html>
 _TABLE = """<section aria-labelledby="{name}-title">
 <h2 id="{name}-title">{title} <small id="{name}-count">{count}</small></h2>
 {form}<div class="wide" role="region" aria-labelledby="{name}-title" tabindex="0">
-<table id="{name}" data-most="{most}" data-empty="{empty}"{sort}>
+<table id="{name}" data-max-rows="{max_rows}" data-empty="{empty}"{sort}>
 <thead><tr>{heads}</tr></thead>
 <tbody>{rows}</tbody>
 </table>
@@ -156,15 +156,15 @@ def _table(table: Table, status: Status, sort: str, contains: str) -> str:
     heads = (
         _head(column, sort, contains, is_sortable=table.name == SORTED_TABLE) for column in table.columns
     )
-    cells = "".join(_row(table, row, status.at) for row in rows[: table.most])
+    cells = "".join(_row(table, row, status.at) for row in rows[: table.max_rows])
     empty = f'<tr><td colspan="{len(table.columns)}">{escape(table.empty)}</td></tr>'
-    more = len(rows) - table.most
+    more = len(rows) - table.max_rows
     return _TABLE.format(
         name=table.name,
         title=table.title,
         count=f"{total:,}",
         form=form,
-        most=table.most,
+        max_rows=table.max_rows,
         empty=escape(table.empty),
         sort=sort_attribute,
         heads="".join(heads),
@@ -175,7 +175,7 @@ def _table(table: Table, status: Status, sort: str, contains: str) -> str:
 
 def _head(column: Column, sort: str, contains: str, *, is_sortable: bool) -> str:
     meaning = _meaning(column)
-    data = f'data-field="{column.field}" data-kind="{column.kind}" data-of="{column.of}"'
+    data = f'data-field="{column.field}" data-kind="{column.kind}" data-total-field="{column.total_field}"'
     if not is_sortable:
         return f'<th scope="col" {data}{meaning}>{column.title}</th>'
     order = {column.field: "ascending", f"-{column.field}": "descending"}.get(sort, "none")
@@ -200,7 +200,7 @@ def _cell(column: Column, row: Any, now: float) -> str:
 
 
 def _meter(column: Column, row: Any) -> str:
-    part, whole = get(row, column.field), get(row, column.of)
+    part, whole = get(row, column.field), get(row, column.total_field)
     if part is None or not whole:
         return ""
     return f'<meter min="0" max="{whole}" value="{part}" aria-label="{column.title}"></meter> '

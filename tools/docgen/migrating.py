@@ -36,7 +36,7 @@ def page(profile: Profile) -> Path:
 
 
 def is_native(row: MetricFamily) -> bool:
-    """Tell whether the native profile has the same metric."""
+    """Return whether the native profile has the same metric."""
     same = NATIVE.get(row.name)
     return same is not None and (row.type, row.labels, row.buckets) == (same.type, same.labels, same.buckets)
 
@@ -51,7 +51,7 @@ def rules(row: MetricFamily) -> dict[str, str]:
 
 
 def needs_worker(profile: Profile) -> bool:
-    """Tell whether the rules read the optional label `worker` of task metrics."""
+    """Return whether the rules read the optional label `worker` of task metrics."""
     return any(
         re.search(r'celery_tasks?_\w*\{[^}]*worker!=""', row.query) for row in profile.rows(MetricOptions())
     )

@@ -1,1 +1,1 @@
-"""Event subscriptions, one file per way of reading; `factory` chooses, `base` says what each promises."""
+"""Event subscriptions, one file per way of reading; `factory` chooses, `base` has their interface."""

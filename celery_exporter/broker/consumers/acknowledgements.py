@@ -1,7 +1,7 @@
 """Which messages of a durable queue were used, and which of them RabbitMQ may redeliver.
 
 A message is acknowledged when it was used: with a state file, when the file has what the message changed.
-RabbitMQ confirms nothing, but it answers a later question in order. Until then it may redeliver a message
+RabbitMQ confirms nothing, but it replies to a later method in order. Until then it may redeliver a message
 that was used; such a message has a known digest and is dropped, so each counts once. No I/O here.
 """
 
@@ -40,7 +40,7 @@ class Acknowledgements:
 
     @property
     def is_confirmed(self) -> bool:
-        """Tell whether RabbitMQ has processed the newest acknowledgement."""
+        """Return whether RabbitMQ has processed the newest acknowledgement."""
         return self._confirmed >= self.acknowledged
 
     def start_connection(self) -> None:
@@ -55,7 +55,7 @@ class Acknowledgements:
         self._delivered = self.acknowledged = self._confirmed = 0
 
     def deliver(self, tag: int, body: bytes, *, redelivered: bool) -> bool:
-        """Take note of a message; tell whether it is new, and not one that was used before."""
+        """Take note of a message; return whether it is new, and not one that was used before."""
         self._delivered = tag
         digest = _digest(body)
         if redelivered and self._repeatable[digest] > 0:
@@ -105,7 +105,7 @@ class Acknowledgements:
         self._repeatable.update(digests)
 
     def is_waiting(self) -> bool:
-        """Tell whether half of the prefetch count waits for its acknowledgement."""
+        """Return whether half of the prefetch count waits for its acknowledgement."""
         return self._delivered - self.acknowledged > self.prefetch // 2
 
 

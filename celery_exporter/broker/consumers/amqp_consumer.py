@@ -48,7 +48,7 @@ MAX_DEAD_CONNECTION_SECONDS = 30.0
 CACHED_PROPERTIES, MAX_CACHED_BYTES = 1_000, 500
 
 _METHOD, _HEADER, _BODY = 1, 2, 3  # types of frames
-_ANSWERS = frozenset({spec.Queue.DeclareOk, spec.Queue.BindOk})
+_PROBE_REPLIES = frozenset({spec.Queue.DeclareOk, spec.Queue.BindOk})
 #: The first properties of a message: flag, and type as in amqp.serialization.
 _PROPERTIES = ((1 << 15, "s"), (1 << 14, "s"), (1 << 13, "F"))  # content type, content encoding, headers
 
@@ -74,8 +74,8 @@ class AmqpConsumer(BaseConsumer):
         self._missing_bytes = 0
         self._is_kept = True
         # Signs of life.
-        self._asked: int | None = None  # acknowledged when the question was sent that has no answer yet
-        self._has_answer = False
+        self._probed: int | None = None  # acknowledged when the probe was sent that has no reply yet
+        self._is_alive = False
         self._last_message = self._last_bound = self._last_alone = 0.0  # monotonic times
 
     # -- subscription
@@ -87,7 +87,7 @@ class AmqpConsumer(BaseConsumer):
         if self._acks is not None:
             self._channel.basic_qos(0, self._acks.prefetch, a_global=False)
         queue.consume("", None, no_ack=self._acks is None)
-        # py-amqp has had all of its answers, so it reads no more.
+        # py-amqp has received all replies, so it reads no more.
         transport = self._amqp.transport
         self._socket = transport.sock
         self._frames = Frames(self._amqp.frame_max, transport._read_buffer)  # noqa: SLF001  empty, mostly
@@ -99,7 +99,7 @@ class AmqpConsumer(BaseConsumer):
         self._handle_by_amqp = self._amqp.on_inbound_frame
         self._amqp.on_inbound_frame = self._on_frame
         self._properties, self._body, self._missing_bytes, self._is_kept = b"", [], 0, True
-        self._asked, self._has_answer = None, False
+        self._probed, self._is_alive = None, False
         self._last_message = self._last_bound = self._last_alone = time.monotonic()
         if self._acks is not None:
             self._acks.start_connection()
@@ -156,7 +156,7 @@ class AmqpConsumer(BaseConsumer):
         self._take_frames()
 
     def _take_frames(self) -> bool:
-        """Take the complete frames, up to one batch of messages; tell whether there were any."""
+        """Take the complete frames, up to one batch of messages; return whether there were any."""
         has_frames = False
         while (frame := self._frames.next()) is not None:
             has_frames = True
@@ -171,8 +171,8 @@ class AmqpConsumer(BaseConsumer):
         kind, channel, data = frame
         method = unpack_from(">HH", data) if kind == _METHOD else spec.Basic.Deliver
         if method != spec.Basic.Deliver or channel != self._channel.channel_id:
-            if self._asked is not None and method in _ANSWERS:
-                self._on_answer()
+            if self._probed is not None and method in _PROBE_REPLIES:
+                self._on_probe_reply()
                 if method == spec.Queue.DeclareOk:
                     self._check_consumers(*unpack_from(">I", data, len(data) - 4))
             return self._handle_by_amqp(frame)
@@ -193,7 +193,7 @@ class AmqpConsumer(BaseConsumer):
 
     def _on_message(self, body: bytes) -> None:
         self._last_message = time.monotonic()
-        self._has_answer = True
+        self._is_alive = True
         if self._acks is not None:
             tag, redelivered = self._delivery
             if not self._acks.deliver(tag, body, redelivered=redelivered):
@@ -205,15 +205,15 @@ class AmqpConsumer(BaseConsumer):
     def _check_alive(self) -> bool:
         # A heartbeat of RabbitMQ does not count: it belongs to the connection, and the queue may be gone.
         self._amqp.heartbeat_tick(rate=2)
-        self._ask()
-        has_answer, self._has_answer = self._has_answer, False
-        return has_answer
+        self._send_probe()
+        is_alive, self._is_alive = self._is_alive, False
+        return is_alive
 
-    def _ask(self) -> None:
-        """Ask about the queue, one question at a time. Its answer confirms the acknowledgements before it."""
-        if self._asked is not None:
+    def _send_probe(self) -> None:
+        """Query the queue, one probe at a time. Its reply confirms the acknowledgements before it."""
+        if self._probed is not None:
             return
-        self._asked = self._acks.acknowledged if self._acks is not None else 0
+        self._probed = self._acks.acknowledged if self._acks is not None else 0
         now = time.monotonic()
         if now < max(self._last_message, self._last_bound) + REBIND_SECONDS:
             self._send(spec.Queue.Declare, "BsbbbbbF", 0, self._queue_name, 1, 0, 0, 0, 0, {})  # passive
@@ -222,10 +222,10 @@ class AmqpConsumer(BaseConsumer):
             exchange = self._config.event_exchange
             self._send(spec.Queue.Bind, "BsssbF", 0, self._queue_name, exchange, "#", 0, {})
 
-    def _on_answer(self) -> None:
+    def _on_probe_reply(self) -> None:
         if self._acks is not None:
-            self._acks.confirm(self._asked or 0)
-        self._asked, self._has_answer = None, True
+            self._acks.confirm(self._probed or 0)
+        self._probed, self._is_alive = None, True
 
     def _check_consumers(self, consumers: int) -> None:
         """Log a warning, once per connection, when another consumer takes a part of the events."""
@@ -253,7 +253,7 @@ class AmqpConsumer(BaseConsumer):
             self._acks.expect_again(digests)
 
     def is_waiting(self) -> bool:
-        """Tell whether so many messages wait to be released that it is urgent."""
+        """Return whether so many messages wait to be released that it is urgent."""
         return self._acks is not None and self._acks.is_waiting()
 
     def _acknowledge(self, acks: Acknowledgements) -> None:
@@ -266,7 +266,7 @@ class AmqpConsumer(BaseConsumer):
         self._acknowledge(acks)
         deadline = time.monotonic() + CLOSE_TIMEOUT_SECONDS
         while not acks.is_confirmed and (left := deadline - time.monotonic()) > 0:
-            self._ask()
+            self._send_probe()
             self._start_batch()  # these messages are not used, so they are redelivered
             with suppress(TimeoutError, BatchFull):
                 self._drain(left)

@@ -1,4 +1,4 @@
-"""What every event consumer promises, and the part that all of them share.
+"""The interface of event consumers, and the part that all of them share.
 
 To add a broker, write one file with a subclass of `BaseConsumer`, and name it in `factory`.
 """
@@ -74,7 +74,7 @@ class EventConsumer(Protocol):
         """Drop these messages, which another process has used, if the broker redelivers them."""
 
     def is_waiting(self) -> bool:
-        """Tell whether so many messages wait to be released that it is urgent. For any thread."""
+        """Return whether so many messages wait to be released that it is urgent. For any thread."""
 
 
 class BatchFull(Exception):  # noqa: N818  leaves a callback of a driver that would go on while messages arrive
@@ -108,7 +108,7 @@ class BaseConsumer(ABC):
 
     @abstractmethod
     def _check_alive(self) -> bool:
-        """Tell whether there was a sign of life since the last call, and ask for the next one if needed."""
+        """Return whether there was a sign of life since the last call, and ask for the next one if needed."""
 
     def _settle(self) -> list[Message]:
         """Wait until the broker has confirmed the subscription; return messages that arrive meanwhile."""

@@ -28,7 +28,7 @@ class KombuConsumer(BaseConsumer):
         return self._read(SETTLE_SECONDS)
 
     def _check_alive(self) -> bool:
-        return True  # kombu has no question that every transport answers; a dead connection raises by itself
+        return True  # kombu has no probe for every transport; a dead connection raises by itself
 
     def _drain(self, timeout: float) -> None:
         try:
@@ -41,7 +41,7 @@ class KombuConsumer(BaseConsumer):
             self._add(UNREADABLE)
 
     def _has_unread_reply(self) -> bool:
-        """Tell whether redis-py has read more than fitted into the last batch, which no poll reports."""
+        """Return whether redis-py has read more than fitted into the last batch, which no poll reports."""
         subscription = self._connection.default_channel.__dict__.get("subclient")
         connection = subscription and subscription.connection
         return bool(connection and connection.can_read(timeout=0))
@@ -54,6 +54,6 @@ class KombuConsumer(BaseConsumer):
             super()._add(message)
         except BatchFull:
             # UNREADABLE stands for an error of the transport, which may not have taken a message.
-            if all(one is UNREADABLE for one in self._batch):
+            if all(message is UNREADABLE for message in self._batch):
                 raise BrokerError("kombu cannot read any message") from None
             raise

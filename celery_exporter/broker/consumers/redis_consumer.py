@@ -1,8 +1,8 @@
 """Consumes events from a Redis subscription.
 
 kombu connects and subscribes, so all of its options apply. Messages are read here, many in one read, without
-an object of kombu or redis-py for each, and without kombu's trust in their envelope. The envelope is that of
-kombu/transport/virtual/base.py (prepare_message): JSON, with the body in base64.
+an object of kombu or redis-py for each, and without kombu's assumption that envelopes are valid. An envelope
+is that of kombu/transport/virtual/base.py (prepare_message): JSON, with the body in base64.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class RedisConsumer(BaseConsumer):
         self._parse()
 
     def _parse(self) -> bool:
-        """Take the complete replies in the parser, up to one batch; tell whether there were any."""
+        """Take the complete replies in the parser, up to one batch; return whether there were any."""
         gets, has_replies = self._parser.gets, False
         try:
             while (reply := gets()) is not False:
@@ -151,7 +151,7 @@ class RedisConsumer(BaseConsumer):
             raise BatchFull
 
     def _is_duplicate(self, envelope: _Envelope) -> bool:
-        """Tell whether the message has arrived on the other topic already."""
+        """Return whether the message has arrived on the other topic already."""
         message = {"properties": {"delivery_tag": envelope.properties.delivery_tag}}
         return bool(self._channel._is_duplicate_fanout_message(message, ""))  # noqa: SLF001  kombu has no other
 

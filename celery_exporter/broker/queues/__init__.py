@@ -1,1 +1,1 @@
-"""Queue lengths, one file per kind of broker; `factory` chooses."""
+"""Queue lengths, one file per kind of broker; `factory` chooses, `base` has their interface."""

@@ -1,4 +1,4 @@
-"""What every queue reader promises.
+"""The interface of queue readers.
 
 A queue that cannot be read is an `Absence` in the result, never 0, and does not affect the other queues.
 """

@@ -76,7 +76,7 @@ class PassiveDeclareReader:
         return QueueStats(declared.message_count, declared.consumer_count if self._counts_consumers else None)
 
     def _is_safe_name(self, queue: str) -> bool:
-        """Tell whether an error about this queue closes no more than the channel.
+        """Return whether an error about this queue closes no more than the channel.
 
         RabbitMQ 4.3 cuts an error text by characters, and closes the connection if its bytes are too many.
         """

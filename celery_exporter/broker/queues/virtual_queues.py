@@ -18,7 +18,7 @@ from celery_exporter.core.snapshot import QueueStats
 
 
 def _is_row(channel: Any, queue: str) -> bool:
-    """Tell whether SQL has a row for the queue (kombu/transport/sqlalchemy)."""
+    """Return whether SQL has a row for the queue (kombu/transport/sqlalchemy)."""
     rows = channel.session.query(channel.queue_cls).filter(channel.queue_cls.name == queue)
     exists = rows.first() is not None
     channel.session.rollback()  # so that the next query does not see the same snapshot again
@@ -26,7 +26,7 @@ def _is_row(channel: Any, queue: str) -> bool:
 
 
 def _is_on_sqs(channel: Any, queue: str) -> bool:
-    """Tell whether SQS has the queue, as kombu does before it creates one (kombu/transport/SQS)."""
+    """Return whether SQS has the queue, as kombu does before it creates one (kombu/transport/SQS)."""
     try:
         channel._resolve_queue_url(queue)  # noqa: SLF001  every public method creates the queue
     except Exception as error:

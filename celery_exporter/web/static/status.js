@@ -60,10 +60,10 @@ function make(name, properties = {}, ...children) {
 
 // -- cells ----------------------------------------------------------------------------------------------
 
-function cell({ field, kind, of }, title, row, now) {
+function cell({ field, kind, totalField }, title, row, now) {
   const value = get(row, field);
   if (kind === "line") return make("td", { class: "line" }, ...line(value, now));
-  if (kind === "part") return make("td", { class: "part" }, ...part(value, get(row, of), title));
+  if (kind === "part") return make("td", { class: "part" }, ...part(value, get(row, totalField), title));
   const text = formatted({ field, kind }, row, now);
   const state = kind === "up" || kind === "yes" ? text : "";
   return make("td", { class: `${kind} ${state}` }, text);
@@ -137,7 +137,7 @@ function fill({ table, columns }, status) {
     const contains = search.value.toLowerCase();
     rows = ordered(rows.filter((row) => row.name.toLowerCase().includes(contains)));
   }
-  const limit = Number(table.dataset.most);
+  const limit = Number(table.dataset.maxRows);
   const lines = rows.slice(0, limit).map((row) =>
     make("tr", {}, ...columns.map((column) => cell(column, column.head.textContent, row, status.at))));
   if (!lines.length) lines.push(make("tr", {}, make("td", { colspan: columns.length }, table.dataset.empty)));

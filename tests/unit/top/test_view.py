@@ -57,7 +57,7 @@ def test_tasks_are_filtered_by_a_part_of_the_name():
 def test_the_title_says_that_there_are_more_rows_than_shown():
     many = replace(STATUS, tasks=[task_status(f"task_{number}", 1.0) for number in range(1_201)])
     shown = rows_of(many, TASKS)
-    assert (shown.title, len(shown.rows)) == (f"Tasks {TASKS.most} of 1,201", TASKS.most)
+    assert (shown.title, len(shown.rows)) == (f"Tasks {TASKS.max_rows} of 1,201", TASKS.max_rows)
 
 
 def test_only_problems_are_findings():

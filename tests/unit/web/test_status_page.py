@@ -171,11 +171,11 @@ def test_empty_table_has_a_text():
 def test_rows_beyond_the_limit_are_only_counted():
     for table in TABLES:
         make = {"workers": worker, "queues": queue, "tasks": task, "failures": failure}[table.name]
-        rows = [make(f"n{index:05}") for index in range(table.most + 1_001)]
+        rows = [make(f"n{index:05}") for index in range(table.max_rows + 1_001)]
         text = status_page.html(status(**{table.name: rows}))
-        assert len(Parsed(text).tables[table.name]) == 1 + table.most
+        assert len(Parsed(text).tables[table.name]) == 1 + table.max_rows
         assert f'<p class="more" id="{table.name}-more">and 1,001 more</p>' in text
-        assert f'id="{table.name}-count">{table.most + 1_001:,}<' in text
+        assert f'id="{table.name}-count">{table.max_rows + 1_001:,}<' in text
 
 
 def test_columns_name_existing_fields():
@@ -187,7 +187,7 @@ def test_columns_name_existing_fields():
             field, _, key = column.field.partition(".")
             assert field in row.__struct_fields__
             assert not key or key in getattr(row, field)
-            assert not column.of or column.of in row.__struct_fields__
+            assert not column.total_field or column.total_field in row.__struct_fields__
 
 
 @pytest.mark.parametrize(
