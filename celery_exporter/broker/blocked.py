@@ -1,4 +1,6 @@
-"""Whether RabbitMQ blocks publishers: its memory and disk alarms do, and so stop heartbeats of workers.
+"""Detects that RabbitMQ blocks publishers.
+
+Its memory and disk alarms block them, which also stops the heartbeats of workers.
 
 RabbitMQ reports it to a connection that publishes during an alarm, and reads nothing more from that
 connection until the alarm is over (https://www.rabbitmq.com/docs/connection-blocked). So this publishes on a

@@ -1,4 +1,4 @@
-"""Deserializers and decompressors for bodies that anybody may have written: bounded in time and memory."""
+"""Deserializers and decompressors for untrusted bodies, bounded in time and memory."""
 
 from __future__ import annotations
 

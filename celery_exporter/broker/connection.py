@@ -1,4 +1,6 @@
-"""BrokerConfig → kombu connections, and everything that depends on the URL's scheme before a byte is sent.
+"""Creates kombu connections from a BrokerConfig.
+
+Everything that depends on the URL's scheme before a byte is sent is here, too.
 
 kombu builds every connection, so every URL, TLS option and transport option of Celery works here.
 """

@@ -1,4 +1,6 @@
-"""Inspects workers with remote control commands, as `celery inspect` does: one broadcast for all of them.
+"""Inspects workers with remote control commands, as `celery inspect` does.
+
+Each command is one broadcast for all workers.
 
 Anybody may send a reply, so each is validated; an invalid one is ignored.
 """

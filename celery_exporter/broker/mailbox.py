@@ -1,4 +1,6 @@
-"""Remote control commands to workers, and their replies, over kombu's mailbox as in celery.app.control.
+"""Remote control commands to workers, and their replies.
+
+They use kombu's mailbox, as celery.app.control does.
 
 Commands go to `<control_exchange>.pidbox`. Anybody may send a reply, so only accepted serializers are read
 (unpickling runs code that the sender chose), and an unreadable reply does not affect the others.

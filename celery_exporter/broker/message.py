@@ -1,4 +1,7 @@
-"""Messages of the event exchange → events: which serializer, whether it is trusted, how much is read."""
+"""Messages of the event exchange → events.
+
+Only accepted serializers are read, and bodies of a limited size.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,10 @@ _PORTS = {
 
 
 def _is_pipe(path: Path) -> bool:
-    """Return whether a file can be read only once, such as a shell's <(command): another read would block."""
+    """Return whether a file can be read only once.
+
+    A second read of a pipe, such as a shell's <(command), would block.
+    """
     try:
         mode = path.stat().st_mode
     except OSError:

@@ -94,7 +94,10 @@ def _check_address(url: str) -> None:
 
 
 def _is_database(path: str) -> bool:
-    """Return whether kombu accepts a path as a database of Redis (kombu/transport/redis.py, _connparams)."""
+    """Return whether kombu accepts a path as a database of Redis.
+
+    See kombu/transport/redis.py, _connparams.
+    """
     try:
         return path in ("", "/") or int(path.removeprefix("/")) >= 0
     except ValueError:
@@ -102,7 +105,9 @@ def _is_database(path: str) -> bool:
 
 
 def _has_login_in_path(rest: str) -> bool:
-    """Return whether a password contains one of `/?#`, so that kombu would read a part of it as the host.
+    """Return whether a password contains one of `/?#`.
+
+    kombu would read a part of such a password as the host.
 
     Logs and pages show the host.
     """

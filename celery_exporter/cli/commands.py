@@ -140,7 +140,10 @@ def _root_params(context: click.Context) -> dict[str, Any]:
 
 
 def _reject_url(file: str) -> None:
-    """Raise BadSettingError for a URL instead of a path. The message omits it: it may contain a password."""
+    """Raise BadSettingError for a URL instead of a path.
+
+    The message omits the URL, because it may contain a password.
+    """
     if re.search(":.*@|://", file):
         raise BadSettingError("FILE: got a URL, expected a path; use --broker-url URL for the broker")
 

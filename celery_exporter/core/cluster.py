@@ -1,4 +1,6 @@
-"""The state machine of a cluster: events go in, and what follows from them is added to the aggregates.
+"""The state machine of a cluster.
+
+Events go in, and their effects are added to the aggregates.
 
 Invariant: every event goes through `apply`, in any order, and the resulting sums do not depend on the order
 within the reorder window.

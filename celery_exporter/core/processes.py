@@ -33,7 +33,9 @@ MIN_HEARTBEAT_PERIODS = 0.75
 
 
 class Process(Struct, gc=False):
-    """One process. Its newest event is at `timestamp` by its clock, and at the listening time `last_seen`.
+    """One process of a node name.
+
+    Its newest event is at `timestamp` by its clock, and at the listening time `last_seen`.
 
     `first_event` and `last_event` are sequence numbers among all events of the name. A worker-offline event
     changes none of these.

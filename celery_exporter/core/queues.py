@@ -194,7 +194,9 @@ class _Poll(Struct, Generic[T]):
 
 
 class PollSchedule(Generic[T]):
-    """Selects the queues to query in each round, and keeps the answers. Times are of any monotonic clock.
+    """Selects the queues to query in each round, and keeps the results.
+
+    Times are of any monotonic clock.
 
     Queues that exist take turns. Of those that may not exist, the ones that were never queried come first.
     """

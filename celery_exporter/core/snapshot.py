@@ -1,4 +1,6 @@
-"""The snapshot: an immutable copy of everything that metrics and pages show. None means unknown, not shown.
+"""The snapshot: an immutable copy of everything that metrics and pages show.
+
+None means unknown: the value is not shown.
 
 Profiles, pages and sinks read a snapshot only. Times are epoch seconds of this machine.
 """

@@ -1,4 +1,4 @@
-"""Reads exceptions of events: the class name, and the name of a task that a worker does not register."""
+"""Reads exceptions of events: class names, and names of unregistered tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workers of a cluster by node name, the queues that they consume, and the tasks that they register."""
+"""The workers of a cluster by node name, with their queues and registered tasks."""
 
 from __future__ import annotations
 

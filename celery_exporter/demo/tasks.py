@@ -84,7 +84,9 @@ def outcome_store() -> OutcomeStore:
 
 
 def record(outcome: str, sender: Any, request: Any = None, **_: Any) -> None:
-    """Record an outcome in the process that decides it: a pool process, or for REVOKED the main process.
+    """Record an outcome in the process that decides it.
+
+    That is a pool process, or for REVOKED the main process.
 
     Celery sends the signal `task_revoked` where it publishes `task-revoked`, also for expired tasks. Only
     this signal and `task_retry` have a request; for the others it is that of the running task.

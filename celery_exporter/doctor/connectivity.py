@@ -1,4 +1,7 @@
-"""Connectivity checks: the steps from a URL to an event subscription, each of which needs the one before."""
+"""Connectivity checks: the steps from a URL to an event subscription.
+
+Each step needs the one before.
+"""
 
 from __future__ import annotations
 

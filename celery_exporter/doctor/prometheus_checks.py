@@ -1,4 +1,4 @@
-"""Checks of Prometheus: whether it scrapes an exporter, and whether its workers are those of this broker."""
+"""Check that Prometheus scrapes an exporter of the workers on this broker."""
 
 from __future__ import annotations
 

@@ -34,7 +34,10 @@ UPDATE_INTERVAL_SECONDS = 2.0
 
 
 class DoctorOptions(Struct, frozen=True, kw_only=True):
-    """The options of the command: seconds to listen, and the URLs of Prometheus and of the management API."""
+    """The options of the command.
+
+    They are the seconds to listen, and the URLs of Prometheus and of the management API.
+    """
 
     seconds: float
     prometheus: str | None = None

@@ -65,7 +65,10 @@ def select(names: Sequence[str], options: MetricOptions, prefix: str = PREFIX) -
 
 
 def _combined(tables: Iterable[tuple[Profile, list[MetricFamily]]], prefix: str) -> Iterable[MetricFamily]:
-    """Return the rows of all profiles, each name once, and the exporter's own, which are always exposed."""
+    """Return the rows of all profiles, each name once, and the exporter's own rows.
+
+    The exporter's own rows are always exposed.
+    """
     defined: dict[str, tuple[MetricFamily, Profile]] = {}
     for profile, rows in tables:
         for row in rows:

@@ -36,7 +36,9 @@ STABLE_SECONDS = 10.0
 
 
 class EventSubscription:
-    """Keeps one subscription open, and applies what it brings. `run` is a thread; the rest any thread reads.
+    """Keeps one subscription open, and applies its events.
+
+    `run` is a thread. Any thread reads the rest.
 
     `broker_url` returns the URL without secrets, for the log. `is_blocked` returns whether RabbitMQ blocks
     publishers: then no worker can send a heartbeat, and the listening clock stands still.

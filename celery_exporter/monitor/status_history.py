@@ -13,7 +13,10 @@ log = logging.getLogger("celery_exporter.status.checks")
 
 
 class StatusHistory:
-    """Recent counts and findings. `update` is of one thread, `growth` of any. Times are monotonic seconds."""
+    """Recent counts and findings. Times are monotonic seconds.
+
+    `update` is of one thread, `growth` of any.
+    """
 
     def __init__(self) -> None:
         self._recent = Recent()

@@ -364,7 +364,10 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _remove_leftover(beside: Path) -> None:
-    """Remove the new file of a process that was killed while it wrote; raise an error for any other file."""
+    """Remove the new file of a process that was killed during a write.
+
+    Any other file is an error.
+    """
     try:
         status = beside.lstat()
     except FileNotFoundError:

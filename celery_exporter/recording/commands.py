@@ -1,4 +1,7 @@
-"""The commands `record` and `replay`: the event stream of a broker to a file, and a file to a broker."""
+"""The commands `record` and `replay`.
+
+They write the events of a broker to a file, and publish a file to a broker.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the health checks can find: one row for each problem. A new check is a row here and a function.
+"""The problems that health checks can find: one row for each.
+
+A new check is a row here and a function.
 
 The functions fill the fields in `{}`: see broker_checks.py, worker_checks.py, queue_checks.py and
 threshold_checks.py. What only `doctor` can find is in doctor/problems.py. The table of checks in the docs is

@@ -1,4 +1,6 @@
-"""The thresholds of the alerts, and of the health checks that look for the same conditions. Pure data.
+"""The thresholds of the alerts, and of the health checks for the same conditions.
+
+This is pure data.
 
 `make alerts` writes them into `alerts/thresholds.libsonnet`, which the mixin imports.
 """

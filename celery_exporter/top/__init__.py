@@ -17,7 +17,10 @@ from celery_exporter.top.view import plain
 
 
 def show(source: Source) -> int:
-    """Show a source until the user quits, or print it once if there is no terminal. Return the exit code."""
+    """Show a source until the user quits; return the exit code.
+
+    Without a terminal, print it once.
+    """
     try:
         return _run(source) if _is_terminal() else _print(source)
     except NoStatusError as error:

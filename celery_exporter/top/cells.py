@@ -53,7 +53,10 @@ def bar(part: float, whole: float) -> str:
 
 
 def sparkline(points: Sequence[tuple[float, int | None]], now: float) -> str:
-    """Return the highest of (epoch seconds, length) in each minute of `LONG_WINDOW`, blank where unknown."""
+    """Return the highest length in each minute of `LONG_WINDOW`, blank where unknown.
+
+    `points` are pairs of epoch seconds and length.
+    """
     lengths: list[int | None] = [None] * SPARKLINE_CELLS
     for at, length in points:
         age = max(0, math.floor((now - at) * SPARKLINE_CELLS / LONG_WINDOW))

@@ -1,4 +1,7 @@
-"""Where `top` gets a `Status` from: the API of a running exporter, or a broker, watched in this process."""
+"""Sources of a `Status` for `top`: the API of an exporter, or a broker.
+
+The events of a broker are consumed in this process.
+"""
 
 from __future__ import annotations
 

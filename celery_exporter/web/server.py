@@ -61,7 +61,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server:
-    """Serves an ASGI application on a listening socket, with the TLS and the headers that `current` returns.
+    """Serves an ASGI application on a listening socket.
+
+    `current` returns the settings of TLS and the headers.
 
     `notifier` notifies systemd when the server is ready, and sends the watchdog message from the event loop.
     """

@@ -82,7 +82,10 @@ class BatchFull(Exception):  # noqa: N818  leaves a callback of a driver that wo
 
 
 class BaseConsumer(ABC):
-    """Connection, batches and signs of life. A subclass subscribes, and takes messages off the connection."""
+    """Connects, collects batches, and checks signs of life.
+
+    A subclass subscribes, and reads messages from the connection.
+    """
 
     def __init__(self, source: Source) -> None:
         self.last_alive = 0.0

@@ -19,7 +19,9 @@ MAX_SHORT_STRING_BYTES = 255
 
 
 class PassiveDeclareReader:
-    """See `QueueReader`. AMQP counts consumers; kombu's virtual transports always reply 0, which is ignored.
+    """Reads queue lengths with passive declarations.
+
+    AMQP counts consumers; kombu's virtual transports always reply 0, which is ignored.
 
     RabbitMQ logs each error, so one read ends after `MAX_PROBES` of them.
     """

@@ -1,4 +1,7 @@
-"""The triss profile: the names of an exporter that polls Flower's API. Its gauges show Flower's memory."""
+"""The triss profile: the names of an exporter that polls Flower's API.
+
+Its gauges show the tasks in Flower's memory.
+"""
 
 from __future__ import annotations
 

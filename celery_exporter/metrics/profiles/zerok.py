@@ -1,4 +1,7 @@
-"""The zerok profile: the names of zerok/celery-prometheus-exporter 1.7, now unmaintained (see its README)."""
+"""The zerok profile: the names of zerok/celery-prometheus-exporter 1.7.
+
+That exporter is unmaintained (see its README).
+"""
 
 from __future__ import annotations
 
