@@ -64,9 +64,12 @@ def object_of(message: Message, accept: Collection[str]) -> Any:
         raise UndecodableError(content_type) from error
 
 
-def events_of(message: Message, accept: Collection[str]) -> list[Event | Malformed]:
+def events_of(
+    message: Message, accept: Collection[str], schema: type[Event] = Event
+) -> list[Event | Malformed]:
     """Return the events in a message; `accept` are the content types that may be deserialized.
 
+    `schema` is the type of the events: `Event` or a subclass of it.
     Nothing else is ever deserialized: unpickling runs code that the sender chose.
     """
     content_type, encoding = message.content_type or JSON, message.content_encoding
@@ -80,8 +83,8 @@ def events_of(message: Message, accept: Collection[str]) -> list[Event | Malform
     try:
         body = _limited(decompress(message.body, compression) if compression else message.body)
         if content_type == JSON:
-            return decode(body)
-        return from_objects(load(body, content_type))
+            return decode(body, schema)
+        return from_objects(load(body, content_type), schema)
     except UndecodableError:
         return [Malformed("undecodable")]
 

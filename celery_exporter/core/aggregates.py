@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
@@ -139,6 +139,8 @@ class Aggregates:
         self.wait_bounds = tuple(wait_bounds)
         self.native_histograms = native_histograms
         self.exemplars = exemplars
+        #: Returns `Exemplar.root` of a task; None if exemplars have none.
+        self.root_of: Callable[[str], str] | None = None
         self._sample_rate = histogram_sample_rate
         self._latency = latency
         self.negative_waits = 0  # observations that were negative, and counted as 0 s
@@ -148,6 +150,11 @@ class Aggregates:
         self._clients = _SeriesQuota(MAX_CLIENTS, max_series)
         self._aggregates: dict[LabelSet, Aggregate] = {}
         self._unshared: dict[LabelSet, Aggregate] = {}  # those of them that no snapshot contains
+        #: The newest observations in seconds, never negative. A record of a transition takes them, and sets
+        #: them to None.
+        self.observed_queue_wait: float | None = None
+        self.observed_prefetch_wait: float | None = None
+        self.observed_runtime: float | None = None
 
     def snapshot(self) -> dict[LabelSet, Aggregate]:
         """Return all sums as they are now. Later changes do not affect the returned aggregates.
@@ -197,7 +204,7 @@ class Aggregates:
         histogram = aggregate.runtime.get(state)
         if histogram is None:
             histogram = aggregate.runtime[state] = self._histogram(self.runtime_bounds)
-        self._observe(histogram, self.runtime_bounds, seconds, uuid)
+        self.observed_runtime = self._observe(histogram, self.runtime_bounds, seconds, uuid)
 
     def observe_start(
         self, label_set: LabelSet, at: float, ready: float | None, received: float | None, uuid: str
@@ -223,7 +230,7 @@ class Aggregates:
         aggregate = self._unshared.get(label_set) or self._writable(label_set)
         if aggregate.queue_wait is None:
             aggregate.queue_wait = self._histogram(self.wait_bounds)
-        self._observe(aggregate.queue_wait, self.wait_bounds, seconds, uuid)
+        self.observed_queue_wait = self._observe(aggregate.queue_wait, self.wait_bounds, seconds, uuid)
 
     def observe_prefetch_wait(self, label_set: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from received (or eta) to started, on one worker."""
@@ -231,7 +238,7 @@ class Aggregates:
         if aggregate.prefetch_wait is None:
             aggregate.prefetch_wait = self._histogram(self.wait_bounds)
         aggregate.newest_prefetch_wait_seconds = seconds
-        self._observe(aggregate.prefetch_wait, self.wait_bounds, seconds, uuid)
+        self.observed_prefetch_wait = self._observe(aggregate.prefetch_wait, self.wait_bounds, seconds, uuid)
 
     def count_redelivery(self, label_set: LabelSet) -> None:
         """Count an attempt of a task that was received again."""
@@ -275,12 +282,15 @@ class Aggregates:
 
     def _observe(
         self, histogram: Histogram, bounds: Sequence[float], seconds: float, uuid: str | None
-    ) -> None:
+    ) -> float:
+        """Observe seconds unless the task is not sampled; return them, 0 if they were negative."""
         if seconds < 0:
             self.negative_waits += 1
             seconds = 0.0
         if self._sample_rate is None or is_sampled(uuid or "", self._sample_rate):
-            histogram.observe(bounds, seconds, uuid)
+            root = None if self.root_of is None else self.root_of(uuid or "")
+            histogram.observe(bounds, seconds, uuid, root)
+        return seconds
 
     def _absorb(self, label_set: LabelSet, other: Aggregate) -> None:
         aggregate = self._writable(label_set)

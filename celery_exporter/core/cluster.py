@@ -8,17 +8,20 @@ within the reorder window.
     apply → TaskLifecycle   puts the events of a task in order, and defers those that came too early
           → TaskUpdates     changes the state of the task, and counts
           → WorkerRegistry  workers, their queues and registered tasks
+          → MeasurementSums what tasks measure themselves
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from celery_exporter.core.aggregates import Aggregates
-from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event
+from celery_exporter.core.events import KNOWN_TYPES, MEASURED, WORKER_TYPES, Event
 from celery_exporter.core.label_sets import LabelSets, rest
 from celery_exporter.core.limits import Limits
+from celery_exporter.core.measurements import MeasurementSums
+from celery_exporter.core.records import MeasuredRecord, Record, RecordBuilder
 from celery_exporter.core.task_lifecycle import TaskLifecycle
 from celery_exporter.core.task_names import ShownAs
 from celery_exporter.core.tasks import Task
@@ -39,7 +42,7 @@ class Cluster:
     Sums go to the `aggregates`. `label_names` are the optional labels in use on task metrics, of "queue_name"
     and "worker". `show` returns the label value of a task name and `show_queue` that of a queue. `clients`
     says whether sendings are counted by the client's host, and `hosts` whether sums over the workers of a
-    host are shown.
+    host are shown. `records` makes records of transitions; None: no sink wants them.
     """
 
     def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
@@ -52,19 +55,27 @@ class Cluster:
         show_queue: ShownAs = str,
         clients: bool = False,
         hosts: bool = False,
+        records: RecordBuilder | None = None,
     ) -> None:
         self.limits = limits
         self.aggregates = aggregates
         self.label_sets = LabelSets(limits.max_series // len(State), label_names, show, show_queue)
-        self.events = dict.fromkeys((*TASK_TYPES, *WORKER_TYPES, OTHER), 0)
+        self.events = dict.fromkeys((*KNOWN_TYPES, OTHER), 0)
         self.fallbacks: Counter[str] = Counter({"task_name": 0, "queue_name": 0, "worker": 0})
         #: Tasks that were ended or requeued without an event, by reason; see core/reconcile.py.
         self.reconciled: Counter[str] = Counter()
+        self.measurements = MeasurementSums(limits.max_series)
         self.registry = WorkerRegistry(
             self.label_sets, self.fallbacks, limits.worker_timeout, limits.purge_offline_worker_metrics
         )
         self._lifecycle = TaskLifecycle(
-            limits, aggregates, self.label_sets, self.registry, self.fallbacks, clients=clients
+            limits,
+            aggregates,
+            self.label_sets,
+            self.registry,
+            self.fallbacks,
+            clients=clients,
+            records=records,
         )
         #: The parts that others read.
         self.tasks = self._lifecycle.tasks
@@ -75,12 +86,14 @@ class Cluster:
         self.repeated = self._lifecycle.updates.repeated
         self.counts_clients = clients
         self._hosts = hosts
+        self._records = records
         self._next_sweep = 0.0
         self._handlers: dict[str, Callable[[Event, Timestamp], None]] = {
             "task-sent": self._lifecycle.on_sent,
             **dict.fromkeys(EFFECTS, self._lifecycle.on_worker_action),
             "task-received": self._lifecycle.on_received,
             **dict.fromkeys(WORKER_TYPES, self.registry.on_worker_event),
+            MEASURED: self._on_measured,
         }
 
     # -- events, inspection, time --------------------------------------------------------------------
@@ -94,6 +107,18 @@ class Cluster:
         else:
             handler(event, now)
         self.events[kind] += 1
+
+    def restrict_records(self, states: Collection[State]) -> None:
+        """Make records only of transitions to these states."""
+        if self._records is not None:
+            self._records.states = frozenset(states)
+
+    def take_records(self, *, last: bool = False) -> list[Record | MeasuredRecord]:
+        """Return the records of all transitions and measurements since the last call.
+
+        `last` says that no event will follow, so that no record has to wait for one.
+        """
+        return self._records.take(last=last) if self._records is not None else []
 
     def record_inspection(
         self, infos: Mapping[str, WorkerInfo], now: Timestamp, starts: Mapping[str, int] | None = None
@@ -111,12 +136,35 @@ class Cluster:
     def expire(self, now: Timestamp) -> None:
         """Let time pass: end waits that took too long, and remove what is too old."""
         self._lifecycle.expire_waits(now)
+        if self._records is not None:
+            self._records.expire(now.listening, self.limits.task_ttl)
         if now.listening >= self._next_sweep:
             self._next_sweep = now.listening + SWEEP_SECONDS
             self._lifecycle.expire_tasks(now)
             self._remove_label_sets_of_workers(self.registry.expire(now))
             if self.limits.series_ttl is not None:
                 self._remove_idle_label_sets(now.listening - self.limits.series_ttl)
+                self.measurements.expire(now.listening - self.limits.series_ttl)
+
+    # -- measurements ------------------------------------------------------------------------------------
+
+    def _on_measured(self, event: Event, now: Timestamp) -> None:
+        """Add what a task measured. That is no sign of life of a worker, and no transition of the task."""
+        task = self.tasks.get(event.uuid or "")
+        name = self._name_of_measured(event, task)
+        if not name:  # excluded
+            return
+        self.measurements.observe(name, event.fields or {}, now.listening)
+        if self._records is not None:
+            is_over = task is not None and task.bucket.final is not None
+            self._records.add_measured(event, name, is_over=is_over)
+
+    def _name_of_measured(self, event: Event, task: Task | None) -> str:
+        """Return the label value for the name of the task; empty if it is excluded."""
+        is_identified = task is not None and task.bucket is not self.tasks.unidentified
+        label = task.bucket.group.label_set.task_name if task is not None and is_identified else UNKNOWN
+        # A task beyond --max-series is `other`, by whatever name.
+        return label if event.name is None or label == OTHER else self.label_sets.shown(event.name)
 
     # -- for reconciliation and the state file ---------------------------------------------------------
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 import msgspec
@@ -35,6 +36,10 @@ TASK_TYPES = (
     "task-cancelled",
 )
 WORKER_TYPES = ("worker-online", "worker-heartbeat", "worker-offline")
+#: The event of `celery_exporter.instrumentation`: what a task measured itself. It is about no state.
+MEASURED = "task-measured"
+#: The types that have a meaning here. Every other one is an application's own.
+KNOWN_TYPES = (*TASK_TYPES, *WORKER_TYPES, MEASURED)
 
 #: Why an event is rejected; the label values of celery_exporter_events_malformed_total.
 REASONS = ("undecodable", "content_type", "not_an_object", "missing_field", "bad_field")
@@ -54,33 +59,40 @@ _Retries = Annotated[int, Meta(ge=0, lt=2**31)]
 # Far more tasks than a worker process can run. Restarts add up, and the total has to stay below 2**53.
 _Tasks = Annotated[int, Meta(ge=0, lt=2**40)]
 _Load = Annotated[float, Meta(ge=0, lt=1e11)]
+#: Characters of arguments and results. Celery cuts them at 1,024 (celery/app/amqp.py, argsrepr_maxsize).
+MAX_ARGUMENT_CHARACTERS = 4_096
+# Entries of a `task-measured` event. `celery_exporter.instrumentation` sends no more, and no longer texts.
+MAX_TAGS, MAX_FIELDS = 20, 50
+# Far beyond any unit. A sum of as many as can be counted (2**53) is still finite.
+_Number = Annotated[float, Meta(ge=-1e100, le=1e100)]
 
 
 class Event(Struct, gc=False):
     """One event as its sender wrote it. Times are epoch seconds of the sender's clock.
 
-    An event of an application, with a type that Celery does not have, needs a type only.
+    An event of an application, with a type that Celery does not have, needs a type only. The fields are in
+    the order in which Celery writes them: the decoder looks for one after the one that it found before.
     """
 
     type: str
     timestamp: _Epoch
     hostname: _Text
+    pid: _Count | None = None
     uuid: _Text | None = None
     # task-sent, task-received
     name: _Text | None = None
-    queue: _Text | None = None
-    exchange: _Name | None = None
-    routing_key: _Name | None = None
     retries: _Retries | None = None
     eta: Annotated[str, Meta(max_length=255)] | None = None
     expires: Annotated[str, Meta(max_length=255)] | None = None
+    queue: _Text | None = None
+    exchange: _Name | None = None
+    routing_key: _Name | None = None
     # how a task ended
     runtime: Annotated[float, Meta(ge=0, lt=1e11)] | None = None
     exception: str | None = None
     traceback: str | None = None  # read if the exception is a wrapper, and then removed
     requeue: bool | None = None
     # worker events
-    pid: _Count | None = None
     freq: Annotated[float, Meta(ge=0, lt=1e9)] | None = None
     active: _Count | None = None
     processed: _Tasks | None = None
@@ -88,6 +100,30 @@ class Event(Struct, gc=False):
     sw_ident: _Text | None = None
     sw_ver: _Text | None = None
     sw_sys: _Text | None = None
+    # task-measured; other events may have any values under these names
+    tags: Annotated[dict[_Text, _Name], Meta(max_length=MAX_TAGS)] | None = None
+    fields: Annotated[dict[_Text, _Number | bool | _Name], Meta(max_length=MAX_FIELDS)] | None = None
+
+
+class EventWithAncestry(Event, gc=False):
+    """An event with the task that began the workflow, and the one that sent this task."""
+
+    root_id: _Text | None = None
+    parent_id: _Text | None = None
+
+
+class EventWithArguments(EventWithAncestry, gc=False):
+    """An event with what a task was called with and what it returned, each as the repr of its sender."""
+
+    args: str | None = None
+    kwargs: str | None = None
+    result: str | None = None
+
+    def clip_arguments(self) -> None:
+        """Cut these texts: they may have megabytes."""
+        self.args = self.args and self.args[:MAX_ARGUMENT_CHARACTERS]
+        self.kwargs = self.kwargs and self.kwargs[:MAX_ARGUMENT_CHARACTERS]
+        self.result = self.result and self.result[:MAX_ARGUMENT_CHARACTERS]
 
 
 class Malformed(Struct, frozen=True, gc=False):
@@ -107,21 +143,42 @@ MAX_INTEGER_DIGITS = 400
 #: Bytes of a body that cannot have more than `MAX_ITEMS` events: the shortest event is '{"type":""}'.
 _FEW_ITEMS_BYTES = 11 * MAX_ITEMS
 
-_TASK_TYPES = frozenset(TASK_TYPES)
-_CELERY_TYPES = frozenset(TASK_TYPES + WORKER_TYPES)
-_decode_body = msgspec.json.Decoder(Event | list[Event]).decode
-_decode_event = msgspec.json.Decoder(Event).decode
+_TASK_TYPES = frozenset((*TASK_TYPES, MEASURED))
+_KNOWN_TYPES = frozenset(KNOWN_TYPES)
+#: What is decoded: what no sink wants costs no time.
+_SCHEMAS = (Event, EventWithAncestry, EventWithArguments)
+_decode_body = {schema: msgspec.json.Decoder(schema | list[schema]).decode for schema in _SCHEMAS}  # type: ignore[valid-type]
+_decode_event = {schema: msgspec.json.Decoder(schema).decode for schema in _SCHEMAS}
+_DECODING_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _required = ("timestamp", "hostname")
+#: The fields that only a `task-measured` event has to have right.
+_MEASURED_FIELDS = ("tags", "fields")
 
 
-def decode(body: bytes) -> list[Event | Malformed]:
-    """Return the events of a JSON message body: one event, or a list of events (`task.multi`)."""
+def _without_measured_fields(schema: type[Event]) -> type[Struct]:
+    """Return a struct that skips the fields of `task-measured`, whatever they are."""
+    fields = (field for field in msgspec.structs.fields(schema) if field.name not in _MEASURED_FIELDS)
+    return msgspec.defstruct(
+        f"Bare{schema.__name__}",
+        [(field.name, field.type) if field.required else (field.name, field.type, None) for field in fields],
+        gc=False,
+    )
+
+
+_decode_bare = {schema: msgspec.json.Decoder(_without_measured_fields(schema)).decode for schema in _SCHEMAS}
+
+
+def decode(body: bytes, schema: type[Event] = Event) -> list[Event | Malformed]:
+    """Return the events of a JSON message body: one event, or a list of events (`task.multi`).
+
+    `schema` is the type of the events: `Event` or a subclass of it.
+    """
     if len(body) > _FEW_ITEMS_BYTES and body.count(b"{") > MAX_ITEMS:
-        return _decode_one_by_one(body)
+        return _decode_one_by_one(body, schema)
     try:
-        decoded = _decode_body(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _decode_one_by_one(body)
+        decoded = _decode_body[schema](body)
+    except _DECODING_ERRORS:
+        return _decode_one_by_one(body, schema)
     events = decoded if type(decoded) is list else [decoded]
     for event in events:
         uuid = event.uuid
@@ -130,7 +187,7 @@ def decode(body: bytes) -> list[Event | Malformed]:
             if uuid is None
             else len(uuid) > _SHORT_ID_LENGTH and not _has_valid_id(event)
         ):
-            return _decode_one_by_one(body)
+            return _decode_one_by_one(body, schema)
     return events
 
 
@@ -138,30 +195,42 @@ def _has_valid_id(event: Event) -> bool:
     """Return whether the id of a task has at most 255 bytes; other events may have any id."""
     uuid = event.uuid or ""
     is_short = len(uuid) <= _SHORT_ID_LENGTH or len(uuid.encode("utf-8", "replace")) <= MAX_VALUE_BYTES
-    return is_short or event.type not in _CELERY_TYPES
+    return is_short or event.type not in _KNOWN_TYPES
 
 
-def _decode_one_by_one(body: bytes) -> list[Event | Malformed]:
+def _decode_one_by_one(body: bytes, schema: type[Event]) -> list[Event | Malformed]:
     """Return the events of a batch that contains a bad one, each decoded on its own."""
-    return [_UNDECODABLE if item is None else _decode_item(item) for item in items(body)]
+    return [_UNDECODABLE if item is None else _decode_item(item, schema) for item in items(body)]
 
 
-def _decode_item(item: bytes) -> Event | Malformed:
+def _decode_item(item: bytes, schema: type[Event]) -> Event | Malformed:
+    event: Event | None
     try:
-        event = _decode_event(item)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _decode_loosely(item)
+        event = _decode_event[schema](item)
+    except _DECODING_ERRORS:
+        event = _decode_unmeasured(item, schema)
+    if event is None:
+        return _decode_loosely(item, schema)
     if event.uuid is None:
         return _MISSING_FIELD if event.type in _TASK_TYPES else event
     return event if _has_valid_id(event) else _BAD_FIELD
 
 
-def _decode_loosely(item: bytes) -> Event | Malformed:
+def _decode_unmeasured(item: bytes, schema: type[Event]) -> Event | None:
+    """Return an event without the fields of `task-measured`; None if it is such an event, or a bad one."""
+    try:
+        bare: Any = _decode_bare[schema](item)
+    except _DECODING_ERRORS:
+        return None
+    return None if bare.type == MEASURED else schema(**msgspec.structs.asdict(bare))
+
+
+def _decode_loosely(item: bytes, schema: type[Event]) -> Event | Malformed:
     """Return an item decoded by the standard parser: it accepts NaN, which `json.dumps` writes."""
     if len(item) > MAX_LOOSE_BYTES:
         return _UNDECODABLE
     try:
-        return _from_object(json.loads(item, parse_int=_parse_int))
+        return _from_object(json.loads(item, parse_int=_parse_int), schema)
     except (ValueError, RecursionError):
         return _UNDECODABLE
 
@@ -170,12 +239,14 @@ def _parse_int(digits: str) -> float:
     return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else math.inf
 
 
-def from_objects(loaded: Any) -> list[Event | Malformed]:
+def from_objects(loaded: Any, schema: type[Event] = Event) -> list[Event | Malformed]:
     """Return the events of a deserialized body, for serializers other than JSON."""
-    return [_from_object(item) for item in (loaded if isinstance(loaded, (list, tuple)) else [loaded])]
+    return [
+        _from_object(item, schema) for item in (loaded if isinstance(loaded, (list, tuple)) else [loaded])
+    ]
 
 
-def _from_object(item: Any) -> Event | Malformed:
+def _from_object(item: Any, schema: type[Event]) -> Event | Malformed:
     if not isinstance(item, dict):
         return _NOT_AN_OBJECT
     kind = item.get("type")
@@ -183,22 +254,53 @@ def _from_object(item: Any) -> Event | Malformed:
         return _MISSING_FIELD
     if not isinstance(kind, str):
         return _BAD_FIELD
-    if kind not in _CELERY_TYPES:
+    if kind not in _KNOWN_TYPES:
         return Event(type=kind, timestamp=0.0, hostname="")
     required = (*_required, "uuid") if kind in _TASK_TYPES else _required
     if any(item.get(field) is None for field in required):
         return _MISSING_FIELD
     try:
-        event = msgspec.convert(item, Event)
-        # Invalid characters in these texts must not make the event of a failure malformed.
-        event.exception, event.traceback = _without_surrogates(event.exception, event.traceback)
+        event = msgspec.convert(_with_valid_texts(item), schema)
         # str.encode rejects lone surrogates, which json.loads accepts. NaN is outside of all bounds.
-        "".join(value for value in msgspec.structs.astuple(event) if isinstance(value, str)).encode()
+        "".join(_texts(event)).encode()
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError):
         return _BAD_FIELD
     return event if _has_valid_id(event) else _BAD_FIELD
 
 
-def _without_surrogates(*texts: str | None) -> Iterator[str | None]:
-    for text in texts:
-        yield text and text.encode("utf-8", "replace").decode()
+def _texts(event: Event) -> Iterator[str]:
+    """Yield all texts of an event."""
+    for value in msgspec.structs.astuple(event):
+        if isinstance(value, dict):
+            yield from (text for item in value.items() for text in item if isinstance(text, str))
+        elif isinstance(value, str):
+            yield value
+
+
+def _with_valid_texts(item: dict[Any, Any]) -> dict[Any, Any]:
+    """Return an event that no text for people and records can make malformed: it has to be counted."""
+    unused = ("args", "kwargs", "result", *(() if item["type"] == MEASURED else _MEASURED_FIELDS))
+    ids = {name: _id(item[name]) for name in ("root_id", "parent_id") if name in item}
+    reprs = {name: item[name] for name in ("args", "kwargs", "result") if isinstance(item.get(name), str)}
+    texts = {name: item[name] for name in ("exception", "traceback") if isinstance(item.get(name), str)}
+    valid = {name: text.encode("utf-8", "replace").decode() for name, text in (texts | reprs).items()}
+    return {**item, **dict.fromkeys(unused), **ids, **valid}
+
+
+def _id(value: Any) -> str | None:
+    is_id = isinstance(value, str) and 0 < len(value) <= MAX_VALUE_BYTES
+    return value.encode("utf-8", "replace").decode() if is_id else None
+
+
+def epoch(eta: str | None) -> float:
+    """Return an ISO 8601 time as epoch seconds; 0.0 for None and for text that is not a time.
+
+    Celery writes UTC offsets (kombu.utils.json, celery/app/amqp.py). A time without an offset is UTC.
+    """
+    if not eta:
+        return 0.0
+    try:
+        parsed = datetime.fromisoformat(eta.replace("Z", "+00:00"))
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, OverflowError):
+        return 0.0

@@ -12,22 +12,38 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from celery_exporter.core.trace_ids import trace_id
+
 SCHEMA = 3
 _BUCKETS_PER_DOUBLING = 1 << SCHEMA
 #: Indexes of the first native bucket (the zero bucket) and of the last one: a microsecond to half a year.
 #: Smaller and larger values are counted in these two, so a histogram has at most 353 native buckets.
 ZERO_INDEX, MAX_INDEX = -20 * _BUCKETS_PER_DOUBLING, 24 * _BUCKETS_PER_DOUBLING
 ZERO_THRESHOLD = 2.0**-20
-#: The label of exemplars. Together with its value it may have 128 characters (OpenMetrics 1.0).
-EXEMPLAR_LABEL = "task_id"
-MAX_EXEMPLAR_ID_LENGTH = 128 - len(EXEMPLAR_LABEL)
+#: The labels of exemplars. Their names and values may have 128 characters altogether (OpenMetrics 1.0).
+EXEMPLAR_LABEL, TRACE_LABEL = "task_id", "trace_id"
+MAX_EXEMPLAR_LENGTH = 128
+MAX_EXEMPLAR_ID_LENGTH = MAX_EXEMPLAR_LENGTH - len(EXEMPLAR_LABEL)
 
 
 class Exemplar(Struct, frozen=True, gc=False):
-    """An observation in a bucket, with the uuid of its task."""
+    """An observation in a bucket, with the uuid of its task.
+
+    `root` is the id of the task that began the workflow, from which the id of the trace follows. None: no
+    spans are sent.
+    """
 
     uuid: str
     seconds: float
+    root: str | None = None
+
+    def labels(self) -> dict[str, str]:
+        """Return the labels: that of the trace is among them if it fits."""
+        labels = {EXEMPLAR_LABEL: self.uuid}
+        if self.root is None:
+            return labels
+        traced = {**labels, TRACE_LABEL: trace_id(self.root).hex()}
+        return traced if sum(map(len, (*traced, *traced.values()))) <= MAX_EXEMPLAR_LENGTH else labels
 
 
 class Histogram(Struct, gc=False):
@@ -42,8 +58,13 @@ class Histogram(Struct, gc=False):
     native: dict[int, int] | None = None
     exemplars: dict[int, Exemplar] | None = None
 
-    def observe(self, bounds: Sequence[float], value: float, uuid: str | None = None) -> None:
-        """Count a value in the first bucket whose upper bound is equal or greater."""
+    def observe(
+        self, bounds: Sequence[float], value: float, uuid: str | None = None, root: str | None = None
+    ) -> None:
+        """Count a value in the first bucket whose upper bound is equal or greater.
+
+        `uuid` and `root` are those of an exemplar.
+        """
         bucket = bisect_left(bounds, value)
         self.counts[bucket] += 1
         self.total += value
@@ -52,7 +73,7 @@ class Histogram(Struct, gc=False):
             self.native[index] = self.native.get(index, 0) + 1
         # Prometheus rejects a whole page for a NUL in an exemplar; other control characters are useless.
         if self.exemplars is not None and uuid and len(uuid) <= MAX_EXEMPLAR_ID_LENGTH and uuid.isprintable():
-            self.exemplars[bucket] = Exemplar(uuid, value)
+            self.exemplars[bucket] = Exemplar(uuid, value, root)
 
     def merge(self, other: Histogram) -> None:
         """Add the observations of another histogram with the same buckets."""

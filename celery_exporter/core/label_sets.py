@@ -144,15 +144,18 @@ class LabelSets:
 
     def restore(self, label_set: LabelSet) -> LabelSet:
         """Return a label set of the state file, with the labels and names in use now, admitted."""
-        name, queue = label_set.task_name, label_set.queue_name
-        if self.renamed and name not in {OTHER, UNKNOWN, EXCLUDED.task_name}:
-            name = self.show(name) or ""
+        name, queue = self.restored_name(label_set.task_name), label_set.queue_name
         if not name or name == EXCLUDED.task_name:
             return EXCLUDED
         queue = (queue or UNKNOWN) if self.by_queue else ""
         if self.queues_renamed and queue not in {"", OTHER, UNKNOWN}:
             queue = self.queue_label(queue)
         return self.admit(LabelSet(name, queue, label_set.worker if self.by_worker else ""))
+
+    def restored_name(self, name: str) -> str:
+        """Return a task name of the state file as it is shown now; empty if it is excluded."""
+        is_renamed = self.renamed and name not in {OTHER, UNKNOWN, EXCLUDED.task_name}
+        return self.show(name) or "" if is_renamed else name
 
     def without_worker(self, label_set: LabelSet) -> LabelSet:
         """Return the admitted label set of the tasks that a worker acted on."""

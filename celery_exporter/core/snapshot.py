@@ -13,6 +13,8 @@ from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregate, Failure
 from celery_exporter.core.cluster import Cluster
+from celery_exporter.core.histogram import Histogram
+from celery_exporter.core.measurements import Pair, Summary
 from celery_exporter.core.reconcile import REASONS
 from celery_exporter.core.tasks import TasksInState
 from celery_exporter.core.types import EXCLUDED, LabelSet
@@ -72,6 +74,25 @@ class JobView(Struct, frozen=True):
     error: str = ""  # of the last run; empty if it succeeded
 
 
+#: Upper bounds in seconds of the buckets of `SinkView.durations`.
+SINK_DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class SinkView(Struct, frozen=True):
+    """The accounts of one sink, in records: all that it got = the sum of `outcomes` + `buffered`."""
+
+    name: str
+    address: str  # without secrets
+    outcomes: Mapping[str, int]  # by `sinks.base.OUTCOMES`
+    lost: int  # of these outcomes: records that could not be delivered
+    buffered: int
+    limit: int  # of `buffered`
+    last_success: float | None
+    durations: Histogram  # of requests and writes, in seconds
+    error: str = ""  # of the last attempt; empty if it succeeded
+    failing_since: float | None = None  # None: the last attempt succeeded
+
+
 class QueueStats(Struct, frozen=True):
     """What a broker reports of a queue. None: this kind of broker does not report it."""
 
@@ -103,6 +124,7 @@ class ExporterState(Struct, frozen=True):
     missing: Collection[str] = ()  # queues that do not exist on the broker
     blocked: str | None = None  # why the broker blocks publishers; empty: it does not; None: unknown
     no_events: str = ""  # why events cannot arrive on this transport; empty: they can
+    sinks: Sequence[SinkView] = ()
     refused_replies: Collection[str] = ()  # serializers of inspection replies that are not accepted
 
 
@@ -113,6 +135,7 @@ class Snapshot(Struct, frozen=True):
     runtime_bounds: Sequence[float]
     wait_bounds: Sequence[float]
     aggregates: Mapping[LabelSet, Aggregate]
+    measurements: Mapping[Pair, Summary]  # of tasks themselves, by task name and field
     tasks: Sequence[TasksInState]
     #: Tasks that were received and not started, by label set and worker; None: not counted.
     prefetched: Mapping[tuple[LabelSet, str], int] | None
@@ -147,6 +170,7 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
         runtime_bounds=aggregates.runtime_bounds,
         wait_bounds=aggregates.wait_bounds,
         aggregates=_shown(aggregates.snapshot()),
+        measurements=cluster.measurements.snapshot(),
         tasks=[group for group in cluster.tasks.in_states() if group.label_set != EXCLUDED],
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(aggregates.failures)),
@@ -165,7 +189,9 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
         tasks_evicted=cluster.tasks.evicted,
         negative_waits=aggregates.negative_waits,
         series=len(cluster.label_sets),
-        series_overflowed=cluster.label_sets.overflowed + aggregates.overflowed,
+        series_overflowed=cluster.label_sets.overflowed
+        + aggregates.overflowed
+        + cluster.measurements.overflowed,
     )
 
 

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregates
-from celery_exporter.core.events import Event
+from celery_exporter.core.events import Event, EventWithArguments
 from celery_exporter.core.executions import ExecutionMatcher
 from celery_exporter.core.label_sets import LabelSets
 from celery_exporter.core.limits import Limits
+from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.task_exceptions import unwrap
 from celery_exporter.core.task_labels import TaskLabels
 from celery_exporter.core.task_updates import TaskUpdates
@@ -58,8 +59,9 @@ class TaskLifecycle:
         fallbacks: Counter[str],
         *,
         clients: bool,
+        records: RecordBuilder | None,
     ) -> None:
-        self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
+        self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES, None if records is None else records.details)
         self._limits = limits
         self._label_sets = label_sets
         self._workers = workers
@@ -73,6 +75,7 @@ class TaskLifecycle:
             self._executions,
             reorder_window=limits.reorder_window,
             clients=clients,
+            records=records,
         )
 
     # -- events ----------------------------------------------------------------------------------------
@@ -182,7 +185,9 @@ class TaskLifecycle:
     def _defer(self, task: Task, event: Event, now: Timestamp) -> None:
         if event.exception is not None:
             event.exception = event.exception[:MAX_DEFERRED_EXCEPTION]
-        event.traceback = None
+        event.traceback = event.tags = event.fields = None
+        if isinstance(event, EventWithArguments):
+            event.clip_arguments()
         event.uuid = task.uuid
         self.tasks.defer(task, [event], now.listening)
         if len(self.tasks.deferred[task.uuid]) >= MAX_DEFERRED_EVENTS:

@@ -12,13 +12,14 @@ from functools import partial
 
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.duplicates import ExecutionEnd, RecentEnds
-from celery_exporter.core.events import Event
+from celery_exporter.core.events import Event, epoch
 from celery_exporter.core.executions import ExecutionMatcher
 from celery_exporter.core.label_sets import LabelSets
+from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
 from celery_exporter.core.task_labels import TaskLabels
 from celery_exporter.core.tasks import Task, TaskTable
-from celery_exporter.core.transitions import EFFECTS, apply_sent, apply_usual_sent, epoch
+from celery_exporter.core.transitions import EFFECTS, apply_sent, apply_usual_sent
 from celery_exporter.core.types import State, Timestamp
 from celery_exporter.core.workers import host
 
@@ -32,6 +33,7 @@ class TaskUpdates:
     """Applies events to identified tasks, and counts them in the aggregates.
 
     `reorder_window` is in seconds; `clients` says whether sendings are counted by the client's host.
+    `records` is None while nothing is recorded.
     """
 
     def __init__(  # noqa: PLR0913  the parts of a cluster
@@ -44,6 +46,7 @@ class TaskUpdates:
         *,
         reorder_window: float,
         clients: bool,
+        records: RecordBuilder | None,
     ) -> None:
         self.ends = RecentEnds()
         #: Events that report an end that is counted already, by type.
@@ -55,6 +58,7 @@ class TaskUpdates:
         self._labels = labels
         self._executions = executions
         self._reorder_window = reorder_window
+        self._records = records
 
     def record_sent(self, task: Task, event: Event, now: Timestamp) -> None:
         """Count the sending of a task, or of a retry of it; the task keeps its state."""
@@ -64,6 +68,8 @@ class TaskUpdates:
             apply_sent(task.expand(), event, label_set_at, self._aggregates)
             task.compact()
         self._aggregates.count_transition(label_set, PENDING, min(event.timestamp, now.wall))
+        if self._records is not None:
+            self._records.add(event, label_set, PENDING, event.retries or 0)
         if self._clients:
             self._aggregates.count_sender(label_set, host(event.hostname))
         if event.expires is not None and (expires := epoch(event.expires)):
@@ -98,6 +104,8 @@ class TaskUpdates:
         usual[1](task, event, label_set, self._aggregates)
         at = event.timestamp
         self._aggregates.count_transition(label_set, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
+        if self._records is not None:
+            self._records.add(event, label_set, effect.counts, task.attempt)
         task.last_seen = now.listening
         if effect.next_state is None:
             return self._tasks.finish(task, task.bucket.group, effect.counts, at)
@@ -130,6 +138,8 @@ class TaskUpdates:
         is_successor = self._executions.is_successor(history, task, event)
         is_newest = effect.apply_to_history(history, event, delivery, label_set, self._aggregates)
         self._aggregates.count_transition(label_set, effect.counts, min(event.timestamp, now.wall))
+        if self._records is not None:
+            self._records.add(event, label_set, effect.counts, attempt)
         next_state = PENDING if event.requeue and effect.counts is REJECTED else effect.next_state
         if not is_newest or not (is_open or is_successor or self._reopens(task, event, now)):
             self._tasks.touch(task, now.listening)

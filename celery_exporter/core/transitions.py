@@ -24,13 +24,12 @@ of another delivery only adds to the sums, since the task has gone on already.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
 from operator import attrgetter
 
 from msgspec import Struct
 
 from celery_exporter.core.aggregates import Aggregates, Failure
-from celery_exporter.core.events import Event
+from celery_exporter.core.events import Event, epoch
 from celery_exporter.core.task_exceptions import exception_class
 from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory, generation_of
 from celery_exporter.core.tasks import Task
@@ -367,20 +366,6 @@ def _failure(label_set: LabelSet, event: Event) -> Failure:
 def _ready_at(event: Event) -> float:
     """Return since when (epoch seconds) a sent or received task waits: not before its eta."""
     return event.timestamp if event.eta is None else max(event.timestamp, epoch(event.eta))
-
-
-def epoch(eta: str | None) -> float:
-    """Return an ISO 8601 time as epoch seconds; 0.0 for None and for text that is not a time.
-
-    Celery writes UTC offsets (kombu.utils.json, celery/app/amqp.py). A time without an offset is UTC.
-    """
-    if not eta:
-        return 0.0
-    try:
-        parsed = datetime.fromisoformat(eta.replace("Z", "+00:00"))
-        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()
-    except (ValueError, OverflowError):
-        return 0.0
 
 
 # -- the table -------------------------------------------------------------------------------------------

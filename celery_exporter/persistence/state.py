@@ -20,6 +20,7 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.duplicates import MAX_ENDS, ExecutionEnd
 from celery_exporter.core.events import Event
 from celery_exporter.core.histogram import Histogram, bucket_indexes
+from celery_exporter.core.measurements import REST, Pair, Summary
 from celery_exporter.core.queues import Queue
 from celery_exporter.core.task_history import Delivery, Generation, TaskHistory
 from celery_exporter.core.tasks import AwaitingSent, Task, TaskTable
@@ -72,6 +73,7 @@ class Sums(Struct):
     evicted: int
     repeated: Mapping[str, int]
     reconciled: Mapping[str, int]
+    measurements_overflowed: int = 0
 
 
 class Changes(Struct):
@@ -91,6 +93,8 @@ class Changes(Struct):
     removed_queues: list[str] = []
     ends: list[ExecutionEnd] = []
     shadows: dict[str, str] | None = None
+    measurements: list[tuple[Pair, Summary]] = []
+    removed_measurements: list[Pair] = []
 
 
 class Recorder:
@@ -109,6 +113,7 @@ class Recorder:
         self._infos: dict[str, WorkerInfo] = {}
         self._queues: dict[str, bytes] = {}
         self._shadows: dict[str, str] = {}
+        self._measurements: dict[Pair, Summary] = {}
         cluster.tasks.changed = set()
 
     def changes(self, now: Timestamp) -> Changes:
@@ -134,6 +139,7 @@ class Recorder:
         changes.ends = cluster.ends.since(self._at)
         if cluster.label_sets.shadows != self._shadows:
             changes.shadows = self._shadows = cluster.label_sets.shadows.copy()
+        self._add_measurements(changes)
         self._at = now.listening
         return changes
 
@@ -161,6 +167,15 @@ class Recorder:
         before, self._infos = self._infos, {name: worker.info for name, worker in workers.items()}
         changes.infos = {name: info for name, info in self._infos.items() if before.get(name) is not info}
 
+    def _add_measurements(self, changes: Changes) -> None:
+        before, self._measurements = self._measurements, self._cluster.measurements.snapshot()
+        changes.measurements = [
+            (pair, summary)
+            for pair, summary in self._measurements.items()
+            if before.get(pair) is not summary  # they never change: a new one replaces it
+        ]
+        changes.removed_measurements = [*(before.keys() - self._measurements.keys())]
+
     def tasks(self, uuids: Iterable[str], now: Timestamp) -> Changes:
         """Return those of these tasks that still exist, as changes; encode them as above."""
         tasks = self._cluster.tasks
@@ -183,6 +198,7 @@ def _sums(cluster: Cluster) -> Sums:
         evicted=cluster.tasks.evicted,
         repeated=cluster.repeated,
         reconciled=cluster.reconciled,
+        measurements_overflowed=cluster.measurements.overflowed,
     )
 
 
@@ -219,12 +235,19 @@ def _record_of(task: Task, tasks: TaskTable) -> TaskRecord:
         history.skipped,
         history.deliveries,
         history.ended_by,
-        tasks.deferred.get(task.uuid),
+        _without_ancestry(tasks.deferred.get(task.uuid)),
         history.generations,
         tasks.expires.get(task.uuid),
         history.copied,
         tasks.awaiting_sent.get(task.uuid),
     )
+
+
+def _without_ancestry(events: list[Event] | None) -> list[Event] | None:
+    """Return events without what only records need: arguments may hold secrets, and no restart needs them."""
+    if events is None or all(type(event) is Event for event in events):
+        return events
+    return [Event(*(getattr(event, name) for name in Event.__struct_fields__)) for event in events]
 
 
 class SavedCluster:
@@ -242,6 +265,7 @@ class SavedCluster:
         self.queues: dict[str, Queue] = {}
         self.ends: list[ExecutionEnd] = []
         self.shadows: dict[str, str] = {}
+        self.measurements: dict[Pair, Summary] = {}
         self._label_sets: dict[LabelSet, LabelSet] = {}
         self._names: dict[str, str] = {}
 
@@ -267,6 +291,8 @@ class SavedCluster:
             del self.ends[:-MAX_ENDS]
         if changes.shadows is not None:
             self.shadows = changes.shadows
+        self.measurements.update(changes.measurements)
+        _remove(self.measurements, changes.removed_measurements)
 
     def _with_shared(self, task: TaskRecord) -> TaskRecord:
         """Replace equal label sets and worker names by one object each.
@@ -294,6 +320,7 @@ def restore(saved: SavedCluster, cluster: Cluster, now: Timestamp) -> None:
         raise ValueError("its beginning is missing")
     shift = now.listening - saved.at.listening
     _restore_aggregates(saved, saved.layout, cluster, now)
+    _restore_measurements(saved, cluster, now)
     aggregates, sums = cluster.aggregates, saved.sums
     aggregates.negative_waits, aggregates.overflowed = sums.negative_waits, sums.exceptions_overflowed
     _restore_workers(saved, cluster, shift, now)
@@ -309,6 +336,7 @@ def restore(saved: SavedCluster, cluster: Cluster, now: Timestamp) -> None:
         cluster.ends.add(msgspec.structs.replace(end, listening=end.listening + shift))
     cluster.ends.expire(now.listening)
     cluster.label_sets.overflowed, cluster.tasks.evicted = sums.overflowed, sums.evicted
+    cluster.measurements.overflowed = sums.measurements_overflowed
     _restore_tasks(saved, cluster, shift, max(0.0, now.wall - saved.at.wall), now)
 
 
@@ -324,6 +352,13 @@ def _restore_aggregates(
         group.last_seen = now.listening  # the time until it is idle starts now
     if not cluster.label_sets.renamed:
         cluster.label_sets.shadows.update(saved.shadows)
+
+
+def _restore_measurements(saved: SavedCluster, cluster: Cluster, now: Timestamp) -> None:
+    # `other` comes last, so that the limit admits the others first.
+    for (name, field), summary in sorted(saved.measurements.items(), key=lambda item: item[0] == REST):
+        if shown := cluster.label_sets.restored_name(name):
+            cluster.measurements.restore((shown, field), summary, now.listening)
 
 
 def _restore_workers(saved: SavedCluster, cluster: Cluster, shift: float, now: Timestamp) -> None:

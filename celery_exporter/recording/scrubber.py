@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
@@ -13,10 +14,11 @@ from msgspec import structs
 
 from celery_exporter.broker.codecs import JSON
 from celery_exporter.broker.message import Message, events_of
-from celery_exporter.core.events import TASK_TYPES, WORKER_TYPES, Event
+from celery_exporter.core.events import KNOWN_TYPES, MEASURED, WORKER_TYPES, Event
 from celery_exporter.core.task_exceptions import exception_class, unregistered_name, unwrap
 
-_CELERY_TYPES = frozenset(TASK_TYPES + WORKER_TYPES)
+#: Fields that are dropped, or handled on their own.
+_DROPPED = frozenset({"traceback", "tags", "fields"})
 #: What a worker reports about its software and system, unless an application changed it.
 _SOFTWARE = {
     "sw_ident": re.compile("py-celery"),
@@ -33,7 +35,8 @@ class Scrubber:
 
     Names are those of tasks, queues, nodes and hosts, event types of an application, and ids other than those
     that Celery generates (uuid4). Dropped are args, kwargs, results and tracebacks; the class of an exception
-    stays. `accept` are the content types that may be deserialized.
+    stays. Of what tasks measured, only how many numbers there were stays. `accept` are the content types that
+    may be deserialized.
     """
 
     def __init__(self, accept: Collection[str]) -> None:
@@ -50,9 +53,9 @@ class Scrubber:
 
     def _scrubbed(self, event: Event) -> dict[str, object]:
         unwrap(event)  # the class of a wrapped exception is in the traceback
-        fields = {name: value for name, value in structs.asdict(event).items() if value is not None}
-        fields.pop("traceback", None)
-        if event.type not in _CELERY_TYPES:
+        values = structs.asdict(event).items()
+        fields = {name: value for name, value in values if value is not None and name not in _DROPPED}
+        if event.type not in KNOWN_TYPES:
             fields["type"] = self._substitute("type", event.type)
         for field, pattern in _SOFTWARE.items():
             if event.type not in WORKER_TYPES or not pattern.fullmatch(str(fields.get(field))):
@@ -65,7 +68,7 @@ class Scrubber:
         for field, kind in (("name", "task"), ("queue", "queue")):
             if field in fields:
                 fields[field] = self._substitute(kind, fields[field])
-        fields |= self._route(event)
+        fields |= self._route(event) | self._measured(event)
         process, at, host = event.hostname.partition("@")
         fields["hostname"] = self._substitute("node", process) + (at and at + self._substitute("host", host))
         if "exception" in fields:
@@ -74,9 +77,9 @@ class Scrubber:
             fields["exception"] = f"{exception_class(event.exception) or 'Exception'}({argument})"
         return fields
 
-    def _route(self, event: Event) -> dict[str, str]:
+    def _route(self, event: Event) -> dict[str, Any]:
         """Return exchange and routing key with substitutes of queues, because the core compares them."""
-        route = {}
+        route: dict[str, Any] = {}
         if event.exchange:
             delayed = _DELAY_EXCHANGE.fullmatch(event.exchange)
             route["exchange"] = delayed[1] if delayed else self._substitute("queue", event.exchange)
@@ -86,6 +89,14 @@ class Scrubber:
             name = event.routing_key.removeprefix(prefix)
             route["routing_key"] = prefix + self._substitute("queue", name)
         return route
+
+    def _measured(self, event: Event) -> dict[str, Any]:
+        """Return 1 or -1 for each number that a task measured: the sign decides whether it is counted."""
+        if event.type != MEASURED or event.fields is None:
+            return {}
+        numbers = {name: value for name, value in event.fields.items() if isinstance(value, float)}
+        signs = {self._substitute("field", name): 1.0 if numbers[name] >= 0 else -1.0 for name in numbers}
+        return {"fields": signs}
 
     def _substitute(self, kind: str, name: str) -> str:
         names = self._names[kind]

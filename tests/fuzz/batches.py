@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from unit.core.cluster_driver import T0
 
-from celery_exporter.core.events import WORKER_TYPES
+from celery_exporter.core.events import MEASURED, WORKER_TYPES
 from celery_exporter.core.transitions import EFFECTS
 from celery_exporter.core.types import State
 
@@ -162,7 +162,9 @@ OPTIONAL = {
 }
 
 
-_KINDS = st.sampled_from(sorted(EFFECTS)) | st.sampled_from([*WORKER_TYPES, "shop-order-placed", ""])
+_KINDS = st.sampled_from(sorted(EFFECTS)) | st.sampled_from(
+    [*WORKER_TYPES, MEASURED, "shop-order-placed", ""]
+)
 
 
 @st.composite
@@ -198,9 +200,10 @@ def fields(draw: st.DrawFn, number: int, kinds: st.SearchStrategy[str]) -> tuple
 def valid(draw: st.DrawFn, number: int) -> Item:
     """Return a valid event with ignored fields and overridden values of the same name."""
     pairs, expected = draw(fields(number, _KINDS))
-    ignored = draw(
-        st.lists(st.tuples(st.sampled_from(["args", "x", "", "Type"]), st.sampled_from(IGNORED)), max_size=2)
-    )
+    names = ["args", "x", "", "Type"]
+    if json.loads(dict(pairs)["type"]) != MEASURED:
+        names += ["tags", "fields"]
+    ignored = draw(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(IGNORED)), max_size=2))
     overridden = draw(
         st.lists(
             st.sampled_from([(key, value) for key, values in INVALID.items() for value in values]), max_size=1

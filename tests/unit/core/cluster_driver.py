@@ -9,8 +9,9 @@ import msgspec
 
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
-from celery_exporter.core.events import Event, decode
+from celery_exporter.core.events import Event, EventWithAncestry, decode
 from celery_exporter.core.limits import Limits
+from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
 from celery_exporter.core.task_names import ShownAs
 from celery_exporter.core.types import LabelSet, State, Timestamp
@@ -32,6 +33,7 @@ class ClusterDriver:
         clients: bool = False,
         hosts: bool = False,
         aggregates: Aggregates | None = None,
+        records: RecordBuilder | None = None,
     ) -> None:
         self.aggregates = aggregates or Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.cluster = Cluster(
@@ -42,14 +44,16 @@ class ClusterDriver:
             show_queue=show_queue,
             clients=clients,
             hosts=hosts,
+            records=records,
         )
         self.labels = labels
+        self._schema = Event if records is None else EventWithAncestry
         self.clients = clients
         self.now = 100.0
         self.epoch = T0  # epoch seconds at which the listening clock was 0
 
     def apply(self, *events: dict) -> None:
-        for event in decode(json.dumps(list(events)).encode()):
+        for event in decode(json.dumps(list(events)).encode(), self._schema):
             assert isinstance(event, Event), event
             self.cluster.apply(event, self.timestamp())
 

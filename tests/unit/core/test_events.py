@@ -10,19 +10,27 @@ from hypothesis import strategies as st
 
 from celery_exporter.core.events import (
     MAX_LOOSE_BYTES,
+    MEASURED,
     REASONS,
     TASK_TYPES,
     Event,
+    EventWithArguments,
     Malformed,
     decode,
     from_objects,
 )
 from celery_exporter.core.task_exceptions import unregistered_name
 
-from .cluster_driver import failed, heartbeat, received, sent, succeeded
+from .cluster_driver import failed, heartbeat, received, sent, started, succeeded
 
 GOOD = sent()
 TEXT = json.dumps(GOOD).encode()
+GOOD_MEASURED = {
+    **GOOD,
+    "type": MEASURED,
+    "tags": {"a": "b"},
+    "fields": {"x": 1, "y": -2.5, "z": True, "s": ""},
+}
 
 
 def reasons(body: bytes) -> list[str]:
@@ -225,6 +233,69 @@ def test_a_lone_surrogate_in_a_traceback_does_not_make_the_failure_malformed():
     assert decoded.traceback == "? x"
 
 
+# -- measurements ------------------------------------------------------------------------------------------
+
+BAD_MEASUREMENTS = [
+    {"tags": []},
+    {"tags": {"a": 1}},
+    {"tags": {"a": None}},
+    {"tags": {"": "a"}},
+    {"tags": {"a" * 256: "b"}},
+    {"tags": {"a": "b" * 256}},
+    {"tags": {"a": "\ud800"}},
+    {"tags": {str(number): "" for number in range(21)}},
+    {"fields": "x"},
+    {"fields": {"x": None}},
+    {"fields": {"x": [1]}},
+    {"fields": {"x": "y" * 256}},
+    {"fields": {"x": float("nan")}},
+    {"fields": {"x": float("inf")}},
+    {"fields": {"x": 1e101}},
+    {"fields": {"x": -1e101}},
+    {"fields": {"x": 10**400}},
+    {"fields": {"\ud800": 1}},
+    {"fields": {str(number): number for number in range(51)}},
+]
+
+
+def test_a_measurement_has_tags_and_fields():
+    (event,) = decode(json.dumps(GOOD_MEASURED).encode())
+    assert from_objects(GOOD_MEASURED) == [event]
+    assert event.tags == {"a": "b"}
+    assert event.fields == {"x": 1.0, "y": -2.5, "z": True, "s": ""}
+    assert {*map(type, event.fields.values())} == {float, bool, str}
+    most = {
+        "tags": {f"{n:255}": "b" * 255 for n in range(20)},
+        "fields": {f"{n:255}": 1e100 for n in range(50)},
+    }
+    assert reasons(json.dumps(GOOD_MEASURED | most).encode()) == [MEASURED]
+
+
+@pytest.mark.parametrize("bad", BAD_MEASUREMENTS, ids=lambda bad: repr(bad)[:30])
+def test_only_of_a_measurement_tags_and_fields_are_checked(bad):
+    """Of an application's own event, or one of Celery's, they may have any value."""
+    assert reasons(json.dumps([GOOD, GOOD_MEASURED | bad, GOOD]).encode())[1] == "bad_field"
+    assert from_objects(GOOD_MEASURED | bad) == [Malformed("bad_field")]
+    custom = {"type": "order-shipped", **bad}
+    for event in (GOOD | bad, started() | bad, custom, GOOD | bad | {"args": "x" * MAX_LOOSE_BYTES}):
+        is_loose = any(text in json.dumps(event) for text in ("NaN", "Infinity", "\\ud800"))
+        if not (is_loose and len(event.get("args", "")) == MAX_LOOSE_BYTES):
+            assert reasons(json.dumps([GOOD, event]).encode())[1] == event["type"]
+            assert from_objects(event)[0].type == event["type"]
+
+
+@pytest.mark.parametrize("field", ["uuid", "timestamp", "hostname"])
+def test_a_measurement_needs_what_other_task_events_need(field):
+    assert reasons(json.dumps(GOOD_MEASURED | {field: None}).encode()) == ["missing_field"]
+    assert from_objects(GOOD_MEASURED | {field: None}) == [Malformed("missing_field")]
+
+
+def test_an_event_with_arguments_keeps_them_whatever_its_tags_are():
+    body = json.dumps(GOOD | {"args": "(1,)", "root_id": "r", "tags": 5}).encode()
+    (event,) = decode(body, EventWithArguments)
+    assert (event.args, event.root_id, event.queue, event.tags) == ("(1,)", "r", "q", None)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
     lambda children: (
@@ -234,8 +305,10 @@ json_values = st.recursive(
 )
 odd_events = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys((*GOOD, "runtime", "eta", "freq", "loadavg", "exception"), json_values)
-    | {"type": st.sampled_from(TASK_TYPES) | json_values},
+    optional=dict.fromkeys(
+        (*GOOD, "runtime", "eta", "freq", "loadavg", "exception", "tags", "fields"), json_values
+    )
+    | {"type": st.sampled_from((*TASK_TYPES, MEASURED)) | json_values},
 )
 
 

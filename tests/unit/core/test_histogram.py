@@ -51,6 +51,16 @@ def test_an_exemplar_and_its_label_have_at_most_128_characters():
     assert len(histogram.exemplars) == 1
 
 
+@pytest.mark.parametrize(("length", "has_trace"), [(36, True), (81, True), (82, False), (121, False)])
+def test_an_exemplar_names_the_trace_if_both_ids_fit(length, has_trace):
+    """The trace of the workflow is found by the id of its first task."""
+    exemplar = Exemplar("x" * length, 1.0, "8c9973a6-c3dc-4aff-a799-b6cff97bdfd0")
+    trace = {"trace_id": "8c9973a6c3dc4affa799b6cff97bdfd0"} if has_trace else {}
+    assert exemplar.labels() == {"task_id": "x" * length, **trace}
+    assert sum(map(len, (*exemplar.labels(), *exemplar.labels().values()))) <= 128
+    assert Exemplar("x" * length, 1.0).labels() == {"task_id": "x" * length}
+
+
 @pytest.mark.parametrize("uuid", ["a\0b", "a\nb", "\x1b[2J", "a\x85b", "a\u202eb", "\ufeff"])
 def test_an_exemplar_has_printable_characters_only(uuid):
     histogram = Histogram([0], exemplars={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import msgspec
@@ -10,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.events import EventWithArguments, decode
 from celery_exporter.core.limits import Limits
+from celery_exporter.core.measurements import REST, Summary
+from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.routing import Binding
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 from celery_exporter.core.worker_registry import REPLY_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.persistence import state
-from celery_exporter.persistence.state import SavedCluster
+from celery_exporter.persistence.state import Changes, Recorder, SavedCluster
 from unit.core.cluster_driver import (
     T0,
     ClusterDriver,
@@ -538,3 +542,86 @@ def test_shadow_names_survive_a_restart():
     driver.apply(received("u2", name="shadow"))
     driver.wait(3)
     assert driver.counts()["add", "unknown", "RECEIVED"] == 1
+
+
+def measured(name: str = "add", **fields: float) -> dict:
+    return task_event("measured", name=name, fields=fields)
+
+
+def test_measurements_survive_a_restart():
+    old = driver_after(measured(size=2, share=0.5), measured("mul", size=1), limits=Limits(max_series=2))
+    records = StateRecords(old)
+    old.apply(measured(size=3), measured("div", size=1))
+    records.save()
+    driver = ClusterDriver(Limits(max_series=4))
+    state.restore(records.saved, driver.cluster, driver.timestamp())
+    assert driver.shown().measurements == old.shown().measurements
+    assert driver.cluster.measurements.overflowed == old.cluster.measurements.overflowed == 2
+    assert driver.cluster.events["task-measured"] == 4
+    driver.apply(measured(size=4))
+    assert driver.shown().measurements["add", "size"] == Summary(3, 9.0)
+
+
+def test_idle_measurements_are_removed_after_a_restart_too():
+    old = driver_after(measured(size=2), limits=Limits(series_ttl=100))
+    records = StateRecords(old)
+    old.wait(50)
+    records.save()
+    driver = ClusterDriver(Limits(series_ttl=100))
+    state.restore(records.saved, driver.cluster, driver.timestamp())
+    driver.wait(90)
+    records = StateRecords(driver)
+    assert records.saved.measurements.keys() == {("add", "size")}
+    driver.wait(20)
+    records.save()
+    assert records.saved.measurements == {REST: Summary(1, 2.0)}
+
+
+@pytest.mark.parametrize("is_renamed", [False, True])
+def test_new_name_rules_apply_to_earlier_measurements(is_renamed):
+    names = ["job-1", "job-2", "shop", "unknown", "other"]
+    old = driver_after(*(measured(name, size=1) for name in names))
+    rules = shown_as(None, re.compile("shop|unknown|other"), [(re.compile("job-.*"), "job")])
+    driver = ClusterDriver(show=rules)
+    driver.cluster.label_sets.renamed = is_renamed
+    state.restore(saved_cluster(old), driver.cluster, driver.timestamp())
+    counts = {name: summary.count for (name, _), summary in driver.shown().measurements.items()}
+    shown = {"job": 2} if is_renamed else {"job-1": 1, "job-2": 1, "shop": 1}
+    assert counts == shown | {"unknown": 1, "other": 1}
+
+
+def test_a_smaller_limit_adds_earlier_measurements_to_other():
+    old = driver_after(
+        *(measured(f"job-{number}", size=1) for number in range(5)), limits=Limits(max_series=4)
+    )
+    driver = ClusterDriver(Limits(max_series=2))
+    state.restore(saved_cluster(old), driver.cluster, driver.timestamp())
+    counts = {pair: summary.count for pair, summary in driver.shown().measurements.items()}
+    assert counts == {("job-0", "size"): 1, ("job-1", "size"): 1, REST: 3}
+
+
+def test_a_file_from_before_measurements_is_read():
+    driver = driver_after(*LIFE)
+    encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+    changes = decode(encode(Recorder(driver.cluster).changes(driver.timestamp())))
+    for name in ("measurements", "removed_measurements"):
+        del changes[name]
+    del changes["sums"]["measurements_overflowed"]
+    saved = SavedCluster()
+    saved.apply(decode(encode(changes), type=Changes))
+    new = ClusterDriver()
+    state.restore(saved, new.cluster, new.timestamp())
+    assert new.by_state() == driver.by_state()
+
+
+def test_deferred_events_are_stored_without_arguments_and_ancestry():
+    driver = ClusterDriver(records=RecordBuilder(Aggregates((), ()), arguments=True))
+    event = received(args="('SECRET',)", root_id="ROOT")
+    for decoded in decode(json.dumps(event).encode(), EventWithArguments):
+        driver.cluster.apply(decoded, driver.timestamp())
+    recorder = state.Recorder(driver.cluster)
+    recorder.changes(driver.timestamp())
+    stored = msgspec.msgpack.encode(recorder.tasks(["u1"], driver.timestamp()))
+    assert b"u1" in stored
+    assert b"SECRET" not in stored
+    assert b"ROOT" not in stored

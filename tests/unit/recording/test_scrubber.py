@@ -135,6 +135,23 @@ def test_what_an_application_says_of_its_software_is_left_out(field):
     assert field not in scrubbed
 
 
+def test_of_measurements_only_the_count_and_the_sign_stay():
+    head = {"timestamp": 1.75e9, "hostname": "w@h", "uuid": ID, "tags": {"customer": "alice"}}
+    fields = {"turnover": 5e6, "profit": -3, "paid": True, "iban": "DE02"}
+    messages = [
+        {**head, "type": kind, "fields": fields} for kind in ("task-measured", "task-started", "order")
+    ]
+    measured, *others = json.loads(Scrubber({JSON}).scrub(Message(json.dumps(messages).encode(), JSON)).body)
+    assert measured == {
+        "type": "task-measured",
+        "timestamp": 1.75e9,
+        "hostname": "node-1@host-1",
+        "uuid": ID,
+        "fields": {"field-1": 1.0, "field-2": -1.0},
+    }
+    assert all({"tags", "fields"}.isdisjoint(other) for other in others)
+
+
 def test_what_cannot_be_read_is_not_in_a_scrubbed_recording():
     scrubber = Scrubber({JSON})
     assert scrubber.scrub(Message(b"secret", JSON)) is None

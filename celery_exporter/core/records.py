@@ -1,0 +1,392 @@
+"""Records of single tasks: what `celery_tasks_total` counts, one `Record` for each transition.
+
+A record is made where a transition is counted, so under its final label values and after the reorder window.
+Invariant: below --histogram-sample-rate 1 only the tasks that histograms observe have records; otherwise the
+records of a state, name and queue are as many as the counter says, and the waits and runtimes in them add up
+to the sums of the histograms. (Two deliveries of an attempt that both wait for a late task-sent have one
+record with the wait of one.) Tasks that --task-exclude excludes have none.
+
+Nothing is recorded while no sink is on: then `Cluster` has no `RecordBuilder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice, takewhile
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from celery_exporter.core.aggregates import Aggregates, is_sampled
+from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments, epoch
+from celery_exporter.core.measurements import PendingMeasurements, Value
+from celery_exporter.core.task_exceptions import exception_class
+from celery_exporter.core.task_history import MAX_ATTEMPTS
+from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet, State
+
+# Looking up a member of an enum is slow.
+PENDING, RECEIVED, STARTED, RETRY = State.PENDING, State.RECEIVED, State.STARTED, State.RETRY
+#: Attempts of one task whose times are kept: as many as deliveries (`transitions.MAX_DELIVERIES`).
+MAX_TIMED_ATTEMPTS = 8
+#: Listening seconds for which the last record of a task waits for late measurements. On RabbitMQ some of a
+#: hundred tasks that end right after they measure are late, by 0.06 s at most; on Redis none is.
+LATE_SECONDS = 0.5
+#: Such records at a time: 20,000 tasks a second. Beyond it the oldest does not wait any longer.
+MAX_HELD = 10_000
+#: Task names (label values) that are known to measure something.
+MAX_MEASURING_NAMES = 1_000
+
+
+class Arguments(Struct, frozen=True, gc=False):
+    """What a task was called with and what it returned, as Celery writes it into events (--record-arguments).
+
+    Each is the repr that the sender made, None if no event had it.
+    """
+
+    args: str | None = None
+    kwargs: str | None = None
+    result: str | None = None
+
+
+NO_ARGUMENTS = Arguments()
+
+
+class Measurements(Struct, frozen=True, gc=False):
+    """What a task measured itself and sent as `task-measured` events (celery_exporter.instrumentation)."""
+
+    tags: Mapping[str, str] = {}
+    fields: Mapping[str, Value] = {}
+
+
+NO_MEASUREMENTS = Measurements()
+
+
+class MeasuredRecord(Struct, frozen=True, gc=False):
+    """One `task-measured` event. `timestamp` is epoch seconds of the worker's clock; None: unknown."""
+
+    uuid: str
+    root: str | None
+    name: str
+    worker: str
+    timestamp: float
+    measurements: Measurements
+
+
+class Record(Struct, frozen=True, gc=False):
+    """One transition of a task, with what is known of its attempt by then. None: unknown.
+
+    Times are epoch seconds of the sender's clock, durations are seconds and never negative. `name` and
+    `queue` are label values. The record that ends an attempt (`ends_attempt`) has all of its times.
+    """
+
+    uuid: str
+    root: str | None  # root_id: the task that began the workflow
+    parent: str | None  # parent_id: the task that sent this one; None for a first task
+    name: str
+    queue: str | None
+    worker: str | None  # node name; None for PENDING, which a client reports
+    client: str | None  # node name of the client that sent the task
+    attempt: int | None  # `retries` of the task message
+    generation: int  # 0; 1 for the work that Task.replace() sent under the same uuid, and so on
+    state: State
+    timestamp: float  # when the task entered the state
+    exception: str | None = None  # class name
+    first_sent: float | None = None  # of attempt 0
+    sent: float | None = None
+    eta: float | None = None
+    received: float | None = None
+    started: float | None = None
+    queue_wait: float | None = None  # from sent, or eta, to started
+    prefetch_wait: float | None = None  # from received, or eta, to started
+    runtime: float | None = None
+    is_final: bool = False  # the task is finished, as far as is known
+    arguments: Arguments = NO_ARGUMENTS
+    measurements: Measurements = NO_MEASUREMENTS  # of all attempts so far; only if the task ends
+
+    @property
+    def ends_attempt(self) -> bool:
+        """Return whether the attempt is over."""
+        return self.state in ATTEMPT_ENDS
+
+
+#: States that end an attempt; all but RETRY end the task, too.
+ATTEMPT_ENDS = frozenset({State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED})
+
+
+class AttemptTimes(Struct, frozen=True, gc=False):
+    """When an attempt was sent, is due, was received and was started: epoch seconds of the sender's clock."""
+
+    sent: float | None = None
+    eta: float | None = None
+    received: float | None = None
+    started: float | None = None
+
+
+class TaskDetails(Struct, gc=False):
+    """What records need to know of a task besides its label set. It is removed together with the task.
+
+    The times are those of `attempt`, which the newest event is about. Those of other attempts that are not
+    over are in `others`.
+    """
+
+    uuid: str
+    attempt: int | None  # generations included; None: unknown
+    root: str | None = None
+    parent: str | None = None
+    client: str | None = None
+    first_sent: float | None = None
+    sent: float | None = None
+    eta: float | None = None
+    received: float | None = None
+    started: float | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    others: dict[int, AttemptTimes] | None = None
+
+    def switch(self, attempt: int | None) -> None:
+        """Put the times of this attempt into the fields; keep those that are there now, if any."""
+        times = AttemptTimes(self.sent, self.eta, self.received, self.started)
+        others = self.others or {}
+        if self.attempt is not None and times != NO_TIMES:
+            others[self.attempt] = times
+        times = NO_TIMES if attempt is None else others.pop(attempt, NO_TIMES)
+        if len(others) > MAX_TIMED_ATTEMPTS:
+            del others[min(others)]
+        self.sent, self.eta, self.received, self.started = (
+            times.sent,
+            times.eta,
+            times.received,
+            times.started,
+        )
+        self.attempt, self.others = attempt, others or None
+
+    def end_attempt(self) -> None:
+        """Drop the times of the attempt."""
+        self.sent = self.eta = self.received = self.started = None
+
+
+#: Of an attempt of which no event was seen.
+NO_TIMES = AttemptTimes()
+
+
+class _Held(Struct, gc=False):
+    record: Record
+    since: float  # listening time
+
+
+class LastRecords:
+    """The records that end tasks, with what these measured. Not thread-safe.
+
+    A task has another connection to the broker than its worker, which reports the end. So measurements may
+    come before anything else of their task, and after its end. The last record of a task waits for them for
+    `LATE_SECONDS`, if tasks of its name measure anything.
+    """
+
+    def __init__(self) -> None:
+        self._pending = PendingMeasurements()
+        self._held: dict[str, _Held] = {}  # by uuid, the oldest first
+        self.measuring: set[str] = set()  # label values of task names
+        self._listening = 0.0
+
+    def add_measured(self, event: Event, name: str, *, is_over: bool) -> None:
+        """Keep what a task measured for its last record, unless that was made: the task `is_over`."""
+        if len(self.measuring) < MAX_MEASURING_NAMES:
+            self.measuring.add(name)
+        uuid = event.uuid or ""
+        if not is_over or uuid in self._held:
+            self._pending.add(uuid, event.tags or {}, event.fields or {}, self._listening)
+
+    def add(self, record: Record) -> list[Record]:
+        """Add the last record of a task; return the records that wait no longer."""
+        uuid = record.uuid
+        if record.name not in self.measuring:
+            return [self._with_measurements(record)]
+        earlier = [uuid] if uuid in self._held else []  # it was delivered twice
+        if len(self._held) >= MAX_HELD:
+            earlier += islice(self._held, 1 + MAX_HELD // 100)
+        ready = self._release(dict.fromkeys(earlier))
+        self._held[uuid] = _Held(record, self._listening)
+        return ready
+
+    def expire(self, listening: float, task_ttl: float) -> list[Record]:
+        """Let time pass; return the records that wait no longer.
+
+        What tasks measured that never ended is removed after `task_ttl` seconds, as the tasks are.
+        """
+        self._listening = listening
+        self._pending.expire(listening - task_ttl)
+        if not self._held:
+            return []
+        before = listening - LATE_SECONDS
+        return self._release([*takewhile(lambda uuid: self._held[uuid].since <= before, self._held)])
+
+    def release(self) -> list[Record]:
+        """Return all records that wait."""
+        return self._release([*self._held])
+
+    def _release(self, uuids: Iterable[str]) -> list[Record]:
+        return [self._with_measurements(self._held.pop(uuid).record) for uuid in uuids]
+
+    def _with_measurements(self, record: Record) -> Record:
+        if record.uuid not in self._pending:
+            return record
+        return replace(record, measurements=Measurements(*self._pending.take(record.uuid)))
+
+
+class RecordBuilder:
+    """Makes the records of a cluster. Not thread-safe: the caller holds the lock of the cluster.
+
+    `sample_rate` is that of histograms; None means all tasks. `arguments` says whether events have the type
+    `EventWithArguments`, and records their arguments. `traces` says whether the records become spans: then
+    exemplars name the trace.
+    """
+
+    def __init__(
+        self,
+        aggregates: Aggregates,
+        sample_rate: float | None = None,
+        *,
+        arguments: bool = False,
+        traces: bool = False,
+    ) -> None:
+        #: By uuid. `TaskTable` removes those of the tasks that it removes.
+        self.details: dict[str, TaskDetails] = {}
+        #: States of the transitions that sinks want; of others no record is made.
+        self.states: Collection[State] = frozenset(State)
+        self._aggregates = aggregates
+        self._sample_rate = sample_rate
+        self._arguments = arguments
+        self._last = LastRecords()
+        self._records: list[Record | MeasuredRecord] = []
+        if traces:
+            aggregates.root_of = self._root_of
+
+    def take(self, *, last: bool = False) -> list[Record | MeasuredRecord]:
+        """Return the records since the last call, in the order of the transitions and measurements.
+
+        Those that wait for late measurements follow later, or now if this is the `last` call.
+        """
+        if last:
+            self._records += self._last.release()
+        records, self._records = self._records, []
+        return records
+
+    def add(self, event: Event, label_set: LabelSet, state: State, attempt: int | None) -> None:
+        """Add the record of a transition that was just counted under this label set."""
+        aggregates, uuid = self._aggregates, event.uuid or ""
+        queue_wait, prefetch_wait = aggregates.observed_queue_wait, aggregates.observed_prefetch_wait
+        observed = queue_wait, prefetch_wait, aggregates.observed_runtime
+        aggregates.observed_queue_wait = aggregates.observed_prefetch_wait = None
+        aggregates.observed_runtime = None
+        if label_set is EXCLUDED or not (self._sample_rate is None or is_sampled(uuid, self._sample_rate)):
+            return
+        details = self.details.get(uuid)
+        if details is None:
+            details = self.details[uuid] = TaskDetails(uuid, attempt)
+        elif details.attempt != attempt:
+            details.switch(attempt)
+        if state is STARTED:
+            details.started = event.timestamp
+        elif state is RECEIVED or state is PENDING:
+            _record_origin(details, event, state)
+        if state in self.states:
+            arguments = _arguments(details, event) if self._arguments else NO_ARGUMENTS
+            record = _record(details, event, label_set, state, observed, arguments)
+            if record.is_final and self._last.measuring:
+                self._records += self._last.add(record)
+            else:
+                self._records.append(record)
+        if state in ATTEMPT_ENDS and not event.requeue:
+            details.end_attempt()
+
+    def add_measured(self, event: Event, name: str, *, is_over: bool) -> None:
+        """Add the record of a `task-measured` event; `name` is the label value of its task.
+
+        What it has becomes part of the last record of the task, too, unless that was made already: the task
+        `is_over`.
+        """
+        uuid = event.uuid or ""
+        if not (self._sample_rate is None or is_sampled(uuid, self._sample_rate)):
+            return
+        details = self.details.get(uuid)
+        root = event.root_id if isinstance(event, EventWithAncestry) else None
+        root = root or (details.root if details else None)
+        measurements = Measurements(event.tags or {}, event.fields or {})
+        if name not in self._last.measuring and len(self._last.measuring) >= MAX_MEASURING_NAMES:
+            name = OTHER
+        self._records.append(MeasuredRecord(uuid, root, name, event.hostname, event.timestamp, measurements))
+        self._last.add_measured(event, name, is_over=is_over)
+
+    def expire(self, listening: float, task_ttl: float) -> None:
+        """Let time pass: add records that wait no longer, and remove measurements of tasks that are gone."""
+        self._records += self._last.expire(listening, task_ttl)
+
+    def _root_of(self, uuid: str) -> str:
+        details = self.details.get(uuid)
+        return (details and details.root) or uuid
+
+
+def _record(  # noqa: PLR0913, PLR0917  what a record has
+    details: TaskDetails,
+    event: Event,
+    label_set: LabelSet,
+    state: State,
+    observed: tuple[float | None, float | None, float | None],
+    arguments: Arguments,
+) -> Record:
+    """Return the record of a transition; `observed` are queue wait, prefetch wait and runtime."""
+    generation, retries = 0, details.attempt
+    if retries is not None and retries >= MAX_ATTEMPTS:
+        generation, retries = divmod(retries, MAX_ATTEMPTS)
+    queue_wait, prefetch_wait, runtime = observed
+    return Record(
+        details.uuid,  # one object for all records of the task
+        details.root,
+        details.parent,
+        label_set.task_name,
+        label_set.queue_name or None,
+        None if state is PENDING else event.hostname,
+        details.client,
+        retries,
+        generation,
+        state,
+        event.timestamp,
+        None if event.exception is None else exception_class(event.exception) or UNKNOWN,
+        details.first_sent,
+        details.sent,
+        details.eta,
+        details.received,
+        details.started,
+        queue_wait,
+        prefetch_wait,
+        runtime,
+        state in ATTEMPT_ENDS and state is not RETRY and not event.requeue,
+        arguments,
+    )
+
+
+def _record_origin(details: TaskDetails, event: Event, state: State) -> None:
+    """Record what only task-sent and task-received have."""
+    at = event.timestamp
+    if state is RECEIVED:  # another delivery, if it was received before
+        details.received, details.started = at, None
+    else:
+        details.sent, details.client = at, event.hostname
+        if details.first_sent is None or at < details.first_sent:
+            details.first_sent = at
+    if event.eta is not None:
+        details.eta = epoch(event.eta) or None
+    if isinstance(event, EventWithAncestry):  # one of the state file is not
+        if event.root_id is not None:
+            details.root = details.uuid if event.root_id == details.uuid else event.root_id
+        if event.parent_id is not None and event.parent_id != event.uuid:  # a retry has its own uuid there
+            details.parent = event.parent_id
+
+
+def _arguments(details: TaskDetails, event: Event) -> Arguments:
+    result = None
+    if isinstance(event, EventWithArguments):
+        event.clip_arguments()
+        details.args, details.kwargs = event.args or details.args, event.kwargs or details.kwargs
+        result = event.result
+    return Arguments(details.args, details.kwargs, result)
