@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from celery import Celery, signals
 
 from celery_exporter.demo.outcomes import OutcomeStore
+from celery_exporter.instrumentation import Measurements, monitor_time
 
 Decorator: TypeAlias = Callable[[Callable[..., None]], Any]
 
@@ -64,12 +65,17 @@ def sync_contacts(self: Any, retries: int) -> None:
 
 
 @task("report.build")
-def build_report(_self: Any, pages: int) -> None:
-    """Take 30 ms for each page, and fail on the 14th."""
-    for page in range(pages):
-        time.sleep(0.03)
-        if page == 13:
-            raise ZeroDivisionError("no sales on this page")
+def build_report(self: Any, pages: int) -> None:
+    """Take 30 ms for each page, and fail on the 14th. Measure how many pages there are, and their time."""
+    data = Measurements(tags={"size": "long" if pages > 10 else "short"}, fields={"pages": pages})
+    try:
+        with monitor_time(data, "render_seconds"):
+            for page in range(pages):
+                time.sleep(0.03)
+                if page == 13:
+                    raise ZeroDivisionError("no sales on this page")
+    finally:
+        data.send(self)
 
 
 @task("audit.log")

@@ -59,12 +59,13 @@ def running_demo(folder: Path, url: str, *, with_problems: bool = True) -> Itera
 
 
 @contextmanager
-def scraped_demo(folder: Path, url: str) -> Iterator[Prometheus]:
-    """Yield a Prometheus that scrapes an exporter of the running demo."""
+def scraped_demo(folder: Path, url: str, *options: str) -> Iterator[Prometheus]:
+    """Yield a Prometheus that scrapes an exporter of the running demo; it has these options."""
     web_config = folder / "web.yml"
     web_config.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
     files = ("--web.config.file", str(web_config), "--state-file", str(folder / "state"))
-    exporter = Exporter(folder / "exporter", url, *files)
+    records = ("--event-log", str(folder / "events.jsonl"))
+    exporter = Exporter(folder / "exporter", url, *files, *records, *options)
     prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
     with side_by_side(exporter, prometheus):
         exporter.connected()

@@ -16,6 +16,7 @@ from celery import Celery, Task
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.common import Broadcast
 
+from celery_exporter.instrumentation import Measurements, monitor_time
 from harness.delayed_events import DelayedDispatcher
 from harness.outcomes import Outcome, RedisOutcomes, outcomes_at, record_failure, record_signals
 from harness.waiting import eventually
@@ -178,6 +179,21 @@ def hold(self: RecordingTask, gate: str) -> None:  # noqa: ARG001
 def hold_late(self: RecordingTask, gate: str) -> None:  # noqa: ARG001
     """Wait until the test opens the gate, and acknowledge the message after that."""
     hold.run(gate)
+
+
+@app.task(bind=True, base=RecordingTask, name="tasks.measure")
+def measure(
+    self: RecordingTask, fields: dict[str, Any], tags: dict[str, str] | None = None, outcome: str = ""
+) -> None:
+    """Measure these fields and the time of an empty block; then fail or retry once if `outcome` says so."""
+    data = Measurements(tags or {}, fields)
+    with monitor_time(data, "block_seconds"):
+        pass
+    data.send(self)
+    if outcome == "fail":
+        raise ValueError("measured before")
+    if outcome == "retry" and self.request.retries == 0:
+        raise self.retry(countdown=0, exc=OSError("first time"))
 
 
 @app.task(bind=True, base=RecordingTask, name="tasks.ignore")

@@ -64,6 +64,9 @@ def test_a_demo_without_problems_has_none_on_the_page_in_the_log_in_doctor_and_i
     app, servers, url = scene
     with running_demo(tmp_path, url, with_problems=False):
         eventually(lambda: app.total("celery_tasks_total", state="SUCCESS") > MIN_TASKS, DEADLINE)
+        measured = app.samples().by("celery_task_measurement_sum", "task_name", "field")
+        assert measured.keys() == {("report.build", "pages"), ("report.build", "render_seconds")}
+        assert all(measured.values())
         until_equal(lambda: alerts(servers, "pending|firing"), [set(), set()], DEADLINE)
         until_equal(lambda: on_page(app), set(), DEADLINE)
         until_equal(lambda: by_doctor(url), set(), DEADLINE)
