@@ -14,8 +14,8 @@ from msgspec import Struct
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import UNKNOWN
 
-#: One sample: its label values, in the order of the row's labels, and its value. The value is a number, or a
-#: `Histogram` if the row has bounds.
+#: One sample: its label values, in the order of the row's labels, and its value. The value is a number, a
+#: `Histogram` if the row has bounds, or a `Summary` if it is a summary.
 Sample = tuple[tuple[str, ...], Any]
 #: Combines the values of two samples into one.
 Merge = Callable[[Any, Any], Any]
@@ -53,7 +53,7 @@ class MetricFamily(Struct, frozen=True):
     """
 
     name: str
-    type: Literal["counter", "gauge", "histogram"]
+    type: Literal["counter", "gauge", "histogram", "summary"]
     help: str
     labels: tuple[str, ...]
     samples: Callable[[Snapshot], Iterable[Sample]]

@@ -12,18 +12,18 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 
 from celery_exporter.core.histogram import (
-    EXEMPLAR_LABEL,
     SCHEMA,
     ZERO_INDEX,
     ZERO_THRESHOLD,
     Exemplar,
     Histogram,
 )
+from celery_exporter.core.measurements import Summary
 
 PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
 #: Type of a family → its number, and the field of a metric that holds its value.
-_TYPES = {"counter": (0, 3), "gauge": (1, 2), "histogram": (4, 7)}
+_TYPES = {"counter": (0, 3), "gauge": (1, 2), "summary": (2, 4), "histogram": (4, 7)}
 _VARINT, _DOUBLE, _BYTES = 0, 1, 2  # wire types
 
 
@@ -33,7 +33,7 @@ def family(name: str, type_: str, help_: str, metrics: Iterable[bytes]) -> Itera
     parts = [_text(4, metric) for metric in metrics]
     if parts:
         head = _text(1, name.encode()) + _text(2, help_.encode()) + _number(3, number)
-        yield _varint(len(head) + sum(map(len, parts))) + head
+        yield varint(len(head) + sum(map(len, parts))) + head
         yield from parts
 
 
@@ -53,6 +53,16 @@ def metric(type_: str, encoded_labels: bytes, value: float, created: float | Non
     _, field = _TYPES[type_]
     timestamp = b"" if created is None else _timestamp(3, created)
     return encoded_labels + _text(field, _double(1, value) + timestamp)
+
+
+def summary(encoded_labels: bytes, value: Summary, created: float | None = None) -> bytes:
+    """Return a metric whose value is a summary without quantiles.
+
+    `created` is the epoch second at which it was empty.
+    """
+    _, field = _TYPES["summary"]
+    timestamp = b"" if created is None else _timestamp(4, created)
+    return encoded_labels + _text(field, _number(1, value.count) + _double(2, value.total) + timestamp)
 
 
 def histogram(
@@ -80,7 +90,7 @@ def histogram(
 
 
 def _exemplar(exemplar: Exemplar) -> bytes:
-    return _text(3, labels({EXEMPLAR_LABEL: exemplar.uuid}) + _double(2, exemplar.seconds))
+    return _text(3, labels(exemplar.labels()) + _double(2, exemplar.seconds))
 
 
 def _native(counts: Mapping[int, int]) -> bytes:
@@ -101,7 +111,7 @@ def _native(counts: Mapping[int, int]) -> bytes:
             _double(6, ZERO_THRESHOLD),
             _number(7, counts.get(ZERO_INDEX, 0)),
             *(_text(12, _number(1, _zigzag(gap)) + _number(2, length)) for gap, length in spans),
-            _text(13, b"".join(_varint(_zigzag(delta)) for delta in deltas)) if deltas else b"",
+            _text(13, b"".join(varint(_zigzag(delta)) for delta in deltas)) if deltas else b"",
         )
     )
 
@@ -110,15 +120,15 @@ def _native(counts: Mapping[int, int]) -> bytes:
 
 
 def _text(field: int, data: bytes) -> bytes:
-    return _varint(field << 3 | _BYTES) + _varint(len(data)) + data
+    return varint(field << 3 | _BYTES) + varint(len(data)) + data
 
 
 def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3 | _VARINT) + _varint(value)
+    return varint(field << 3 | _VARINT) + varint(value)
 
 
 def _double(field: int, value: float) -> bytes:
-    return _varint(field << 3 | _DOUBLE) + struct.pack("<d", value)
+    return varint(field << 3 | _DOUBLE) + struct.pack("<d", value)
 
 
 def _timestamp(field: int, at: float) -> bytes:
@@ -131,7 +141,8 @@ def _zigzag(value: int) -> int:
     return value << 1 if value >= 0 else (-value << 1) - 1
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """Return an unsigned integer in groups of 7 bits, the lowest group first."""
     if value < 0x80:
         return bytes((value,))
     encoded = bytearray()

@@ -17,7 +17,8 @@ from prometheus_client import Metric, ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString as number  # noqa: N813  a number in Go's notation
 
-from celery_exporter.core.histogram import EXEMPLAR_LABEL, Histogram, bucket_indexes
+from celery_exporter.core.histogram import Histogram, bucket_indexes
+from celery_exporter.core.measurements import NOTHING, Summary
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.core.types import OTHER, LabelSet
 from celery_exporter.metrics.exposition import protobuf
@@ -119,7 +120,7 @@ class _Series(Struct, frozen=True, gc=False):
 
     id: int
     label_values: tuple[str, ...]
-    lines: bytes  # all lines, with the placeholders %d.0 for a number and %b for a histogram's sum
+    lines: bytes  # all lines, with the placeholders %d.0 for a number and %b for a sum
 
 
 class _Family:
@@ -137,8 +138,11 @@ class _Family:
 
     def lines(self, snapshot: Snapshot, session: ScrapeSession | None, *, exemplars: bool) -> Iterator[bytes]:
         """Yield the family's lines; those of one histogram together."""
-        histogram_lines = _with_exemplars if exemplars else _histogram_lines
-        format_lines = _number_line if self.row.bounds is None else histogram_lines
+        format_lines: Callable[[bytes, Any], bytes] = _number_line
+        if self.row.bounds is not None:
+            format_lines = _with_exemplars if exemplars else _histogram_lines
+        elif self.row.type == "summary":
+            format_lines = _summary_lines
         for series, value in self._exposed(snapshot, session):
             yield format_lines(series.lines, value)
 
@@ -154,10 +158,12 @@ class _Family:
             labels = cache.get(series.label_values) or self._add_labels(series.label_values)
             may_inherit = any_inherits or OTHER in series.label_values
             at = None if may_inherit and _inherits(row, series.label_values, snapshot) else created
-            if row.bounds is None:
-                yield protobuf.metric(row.type, labels, value, at)
-            else:
+            if row.bounds is not None:
                 yield protobuf.histogram(labels, self._bounds, value, at)
+            elif row.type == "summary":
+                yield protobuf.summary(labels, value, at)
+            else:
+                yield protobuf.metric(row.type, labels, value, at)
         if len(cache) > 2 * count + MAX_SPARE_SERIES:
             cache.clear()
 
@@ -201,10 +207,11 @@ class _Family:
     def _add_series(self, values: tuple[str, ...]) -> _Series:
         escaped = [_escape(value) for value in values]
         braces = self._braces.format(*escaped)
-        if self.row.bounds is None:
+        if self.row.bounds is None and self.row.type != "summary":
             lines = _percents(f"{self.name}{braces}") + _COUNT
         else:
-            counts = [*self._buckets(escaped), f"{self.name}_count{braces}"]
+            buckets = self._buckets(escaped) if self.row.bounds is not None else ()
+            counts = [*buckets, f"{self.name}_count{braces}"]
             lines = b"".join(_percents(sample) + _COUNT for sample in counts)
             lines += _percents(f"{self.name}_sum{braces}") + b" %b\n"
         series = self._series[values] = _Series(series_id(self.name, values), values, lines)
@@ -245,18 +252,28 @@ def _histogram_lines(lines: bytes, histogram: Histogram) -> bytes:
     return lines.replace(_COUNT, b" %b\n") % (*numbers, total)
 
 
+def _summary_lines(lines: bytes, summary: Summary) -> bytes:
+    total = _number(summary.total)
+    if summary.count < EXPONENT_FROM:
+        return lines % (summary.count, total)
+    return lines.replace(_COUNT, b" %b\n") % (_number(summary.count), total)
+
+
 def _with_exemplars(lines: bytes, histogram: Histogram) -> bytes:
     text = _histogram_lines(lines, histogram)
     if not histogram.exemplars:
         return text
     buckets = text.split(b"\n")
     for index, exemplar in histogram.exemplars.items():
-        suffix = f' # {{{EXEMPLAR_LABEL}="{_escape(exemplar.uuid)}"}} {number(exemplar.seconds)}'
+        labels = ",".join(f'{name}="{_escape(value)}"' for name, value in exemplar.labels().items())
+        suffix = f" # {{{labels}}} {number(exemplar.seconds)}"
         buckets[index] += _encoded(suffix)
     return b"\n".join(buckets)
 
 
-def _zero(value: float | Histogram) -> float | Histogram:
+def _zero(value: float | Histogram | Summary) -> float | Histogram | Summary:
+    if isinstance(value, Summary):
+        return NOTHING
     return value.empty() if isinstance(value, Histogram) else 0
 
 
@@ -273,6 +290,8 @@ def _inherits(row: MetricFamily, values: Sequence[str], snapshot: Snapshot) -> b
     labels = dict(zip(row.labels, values, strict=True))
     if any(labels.get(name) == OTHER for name in TASK_NAME_LABELS):
         return True
+    if row.type == "summary":  # these sums have label sets of their own, and move to `other` only
+        return False
     aggregate = snapshot.aggregates.get(LabelSet(*(labels.get(label, "") for label in LABEL_SET_NAMES)))
     # A row that adds up label sets has the same sum before and after one is merged into another.
     return row.merge is None and aggregate is not None and aggregate.inherited

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregate
-from celery_exporter.core.snapshot import JobView, QueueView, Snapshot, WorkerView
+from celery_exporter.core.snapshot import SINK_DURATION_BUCKETS, JobView, QueueView, Snapshot, WorkerView
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptions, Profile, add, of_each
 
@@ -18,6 +18,9 @@ from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptio
 STATES = tuple(state.name for state in State)
 _TIMED_STATES = (State.SUCCESS, State.FAILURE)
 
+
+#: When metrics of sinks have no sample.
+_NO_SINK = "No sink is on."
 
 #: Seconds: some of prometheus_client's bounds, and minutes, which tasks may take.
 RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -58,6 +61,7 @@ def _task_rows(options: MetricOptions) -> list[MetricFamily]:
         _OLDEST,
         _LAST,
         _redeliveries(options),
+        _MEASUREMENT,
     ]
 
 
@@ -210,6 +214,18 @@ _LAST = MetricFamily(
     merge=max,
     absent="No task of that name has entered the state since the exporter, or its state file, started.",
     example='time() - max by (task_name) (celery_task_last_timestamp_seconds{state="SUCCESS"}) > 86400',
+)
+
+
+_MEASUREMENT = MetricFamily(
+    "celery_task_measurement",
+    "summary",
+    "Numbers that tasks measured themselves (celery_exporter.instrumentation), except those below 0.",
+    ("task_name", "field"),
+    lambda snapshot: snapshot.measurements.items(),
+    absent="No task of that name has measured the field.",
+    example="sum by (task_name, field) (rate(celery_task_measurement_sum[5m])) / "
+    "sum by (task_name, field) (rate(celery_task_measurement_count[5m]))",
 )
 
 
@@ -538,6 +554,52 @@ def _collector(
     )
 
 
+_SINK_ROWS = [
+    MetricFamily(
+        "celery_exporter_sink_records_total",
+        "counter",
+        "Records of tasks that a sink got, by outcome: delivered, or why the record was dropped.",
+        ("sink", "outcome"),
+        lambda snapshot: (
+            ((sink.name, outcome), count)
+            for sink in snapshot.exporter.sinks
+            for outcome, count in sink.outcomes.items()
+        ),
+        absent=_NO_SINK,
+        example="sum by (sink, outcome) "
+        '(increase(celery_exporter_sink_records_total{outcome!~"delivered|incomplete"}[1h])) > 0',
+    ),
+    MetricFamily(
+        "celery_exporter_sink_buffered_records",
+        "gauge",
+        "Records of tasks that wait for their sink.",
+        ("sink",),
+        of_each("exporter.sinks", attrgetter("buffered")),
+        absent=_NO_SINK,
+        example="max_over_time(celery_exporter_sink_buffered_records[5m])",
+    ),
+    MetricFamily(
+        "celery_exporter_sink_last_success_timestamp_seconds",
+        "gauge",
+        "Time at which a sink last took records.",
+        ("sink",),
+        of_each("exporter.sinks", attrgetter("last_success")),
+        absent=f"{_NO_SINK} Or it has taken none yet.",
+        example="time() - celery_exporter_sink_last_success_timestamp_seconds",
+    ),
+    MetricFamily(
+        "celery_exporter_sink_request_duration_seconds",
+        "histogram",
+        "Duration of requests to a sink, or of writes to its file, failed ones included.",
+        ("sink",),
+        of_each("exporter.sinks", attrgetter("durations")),
+        bounds=lambda _: SINK_DURATION_BUCKETS,
+        absent=_NO_SINK,
+        example="histogram_quantile(0.95, sum by (sink, le) "
+        "(rate(celery_exporter_sink_request_duration_seconds_bucket[5m])))",
+    ),
+]
+
 #: Rows about the exporter itself, which every selection of profiles includes.
 EXPORTER_ROWS = [
     MetricFamily(
@@ -672,7 +734,8 @@ EXPORTER_ROWS = [
     _self(
         "series_overflow_total",
         "counter",
-        "Number of times a task name or an exception was counted as other because of --max-series.",
+        "Number of times a task name, an exception or a measured field was counted as other because of "
+        "--max-series.",
         attrgetter("series_overflowed"),
         example="increase(celery_exporter_series_overflow_total[1h]) > 0",
     ),
@@ -697,6 +760,7 @@ EXPORTER_ROWS = [
         absent="The job has not succeeded yet.",
         example="time() - celery_exporter_collector_last_success_timestamp_seconds > 120",
     ),
+    *_SINK_ROWS,
 ]
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_exporter.core.histogram import ZERO_INDEX, Histogram
+from celery_exporter.core.measurements import Summary
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import PROTOBUF, Exposition
 from unit.metrics.exposition.test_text import AWKWARD, BOUNDS, moment, row
@@ -123,10 +124,27 @@ def test_histogram_has_classic_and_native_buckets(values):
     }
 
 
+def test_an_exemplar_has_the_id_of_the_trace_beside_that_of_the_task():
+    observed = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
+    observed.observe(BOUNDS, 0.0, "u1", "8c9973a6-c3dc-4aff-a799-b6cff97bdfd0")
+    page = Exposition([row("celery_h", "histogram", [(("a",), observed)], bounds=lambda _: BOUNDS)])
+    _, (metric,) = families(page.render(moment(1.0), PROTOBUF))["celery_h"]
+    (bucket, *_) = (fields(value) for number, value in fields(dict(metric)[7]) if number == 3)
+    exemplar = fields(dict(bucket)[3])
+    assert labels(exemplar) == [["task_id", "u1"], ["trace_id", "8c9973a6c3dc4affa799b6cff97bdfd0"]]
+
+
+def test_summary_has_count_and_sum_and_no_quantiles():
+    page = Exposition([row("celery_m", "summary", [(("a", "b"), Summary(3, 0.5))], ("task_name", "field"))])
+    kind, (metric,) = families(page.render(moment(1.0), PROTOBUF))["celery_m"]
+    assert (kind, labels(metric)) == (2, [["field", "b"], ["task_name", "a"]])
+    assert fields(dict(metric)[4]) == [(1, 3), (2, 0.5)]
+
+
 def created(exposition: Exposition, snapshot: Any, tracker: SeriesTracker) -> dict[str, list[float | None]]:
     """Return the created timestamps that a Prometheus server reads, by family."""
     page = exposition.render(snapshot, PROTOBUF, tracker.begin("one", 1.0))
-    field = {0: (3, 3), 1: (2, 3), 4: (7, 15)}  # type → fields of the value, and of its timestamp
+    field = {0: (3, 3), 1: (2, 3), 2: (4, 4), 4: (7, 15)}  # type → fields of the value, and of its timestamp
     timestamps = {}
     for name, (kind, metrics) in families(page).items():
         value_field, timestamp_field = field[kind]
@@ -143,6 +161,7 @@ def test_only_counting_series_have_a_created_timestamp():
         row("celery_done_total", "counter", [(("a",), 7)], has_external_baseline=True),
         row("celery_level", "gauge", [(("a",), 7)]),
         row("celery_h", "histogram", [(("a",), Histogram([0] * (len(BOUNDS) + 1)))], bounds=lambda _: BOUNDS),
+        row("celery_m", "summary", [(("a",), Summary()), (("other",), Summary())]),
     ]
     timestamps = created(Exposition(rows), moment(1.0), SeriesTracker(0.0, 1_700_000_000.5))
     assert {name: values for name, values in timestamps.items() if name.startswith("celery_")} == {
@@ -150,4 +169,5 @@ def test_only_counting_series_have_a_created_timestamp():
         "celery_done_total": [None],
         "celery_level": [None],
         "celery_h": [1_700_000_000.5],
+        "celery_m": [1_700_000_000.5, None],
     }

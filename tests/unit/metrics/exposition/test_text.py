@@ -11,6 +11,7 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    SummaryMetricFamily,
     UnknownMetricFamily,
 )
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.limits import Limits
+from celery_exporter.core.measurements import Summary
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import (
     MAX_SPARE_SERIES,
@@ -30,10 +32,20 @@ from celery_exporter.metrics.exposition.text import (
 )
 from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import select
-from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent, started, succeeded
+from unit.core.cluster_driver import (
+    ClusterDriver,
+    failed,
+    heartbeat,
+    received,
+    sent,
+    started,
+    succeeded,
+    task_event,
+)
 
 AWKWARD = ["plain", 'quo"te', "back\\slash", "new\nline", "{brace}", "ünïcode ☃", "%s %d", ""]
 BOUNDS = (0.005, 0.1, 1.0, 30.0)
+SUMMARIES = [(0, 0.0), (1, 0.25), (999_999, 5.0), (10**6, 1e21), (2**53, 1e100)]
 
 
 def row(name, type_, samples, labels=("task_name",), **more) -> MetricFamily:
@@ -84,6 +96,12 @@ ROWS = [
         bounds=lambda _: BOUNDS,
     ),
     row(
+        "celery_measurement",
+        "summary",
+        [((text, str(count)), Summary(count, total)) for text in AWKWARD for count, total in SUMMARIES],
+        ("task_name", "field"),
+    ),
+    row(
         "celery_busy_seconds",
         "histogram",
         [
@@ -107,6 +125,10 @@ def oracle(rows, *, openmetrics=False, clashing=()):
                 cumulative = [sum(value.counts[: index + 1]) for index in range(len(value.counts))]
                 bounds = ["0.005", "0.1", "1", "30", "+Inf"]  # as Go writes them
                 family.add_metric(values, list(zip(bounds, cumulative, strict=True)), value.total)
+        elif row.type == "summary":
+            family = SummaryMetricFamily(name, row.help, labels=row.labels)
+            for values, value in samples:
+                family.add_metric(values, value.count, value.total)
         else:
             kind = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
             kind = UnknownMetricFamily if openmetrics and name in clashing else kind
@@ -254,6 +276,20 @@ def test_invariant_6_new_histogram_has_all_its_lines_at_0():
     assert server.scrape() == without_process(exposition.render(moment(1.0))).decode().splitlines()
 
 
+def test_invariant_6_new_summary_is_exposed_at_0_once():
+    driver = ClusterDriver(Limits(max_series=2))
+    server = Server(Exposition([native_row("celery_task_measurement")]), driver.shown)
+
+    def shown():
+        return [line.rpartition("} ")[2] for line in server.scrape() if not line.startswith("#")]
+
+    shown(), shown(), shown()
+    driver.apply(task_event("measured", name="add", fields={"size": 2.5}))
+    assert [shown(), shown()] == [["0.0", "0.0"], ["1.0", "2.5"]]
+    driver.apply(task_event("measured", name="add", fields={"size": 1, "wide": 5, "high": 7}))
+    assert shown() == ["2.0", "3.5", "0.0", "0.0", "1.0", "7.0"], "other has counts of earlier series"
+
+
 def test_cache_drops_series_that_are_gone():
     samples = [((str(number),), 1) for number in range(5 * MAX_SPARE_SERIES)]
     exposition = Exposition([row("celery_sent_total", "counter", samples)])
@@ -287,6 +323,19 @@ def test_exemplars_are_on_their_buckets_and_only_in_openmetrics():
     }
     assert exemplars == {("0.005", "a-uuid", 0.001), ("30", "back\\slash", 2.5), ("+Inf", "%d", 1e9)}
     assert b" # {" not in Exposition([wait]).render(moment(1.0), TEXT)
+
+
+def test_an_exemplar_has_the_id_of_the_trace_beside_that_of_the_task():
+    observed = Histogram([0] * (len(BOUNDS) + 1), exemplars={})
+    observed.observe(BOUNDS, 2.5, "u1", "8c9973a6-c3dc-4aff-a799-b6cff97bdfd0")
+    wait = row("celery_wait_seconds", "histogram", [(("x",), observed)], bounds=lambda _: BOUNDS)
+    text = Exposition([wait]).render(moment(1.0), OPENMETRICS).decode()
+    assert ' # {task_id="u1",trace_id="8c9973a6c3dc4affa799b6cff97bdfd0"} 2.5' in text
+    exemplars = [
+        sample.exemplar for family in text_string_to_metric_families(text) for sample in family.samples
+    ]
+    (labels,) = (exemplar.labels for exemplar in exemplars if exemplar)
+    assert labels == {"task_id": "u1", "trace_id": "8c9973a6c3dc4affa799b6cff97bdfd0"}
 
 
 def test_invalid_character_is_replaced_and_the_page_stays_readable():
