@@ -17,10 +17,11 @@ COPY requirements.lock ./
 RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.txt \
     && pip install --no-cache-dir --require-hashes -r uv.txt
 COPY pyproject.toml README.md LICENSE ./
-# The dependencies of the exporter, constrained by the lock file, which also contains development tools.
+# The dependencies of the exporter and of --otlp-endpoint, constrained by the lock file, which also contains development
+# tools.
 RUN uv venv /opt/celery-exporter \
     && uv pip install --python /opt/celery-exporter --compile-bytecode --only-binary :all: \
-        --require-hashes --constraints requirements.lock -r pyproject.toml
+        --require-hashes --constraints requirements.lock --extra otlp -r pyproject.toml
 COPY celery_exporter celery_exporter
 COPY hatch_build.py ./
 ARG REVISION=unknown

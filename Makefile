@@ -106,7 +106,7 @@ newer: servers  ## download RabbitMQ 4 and Prometheus 3 for the tests, because D
 
 lock:  ## update requirements.lock to the newest versions, with hashes
 	.venv/bin/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	  --no-annotate --upgrade --extra demo --extra top --group dev --group docs --group results -o requirements.lock pyproject.toml
+	  --no-annotate --upgrade --extra demo --extra top --extra otlp --group dev --group docs --group results -o requirements.lock pyproject.toml
 
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,dashboards/pictures}/node_modules
+	rm -rf .venv .venv-peer site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis {tests/browser,tests/dashboards/types,tests/harness/logql,dashboards/pictures}/node_modules

@@ -6,9 +6,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from starlette.applications import Starlette
+from starlette.routing import Route
 
 from celery_exporter import __version__
 from celery_exporter.broker.connection import check
@@ -23,9 +25,13 @@ from celery_exporter.runtime import malloc
 from celery_exporter.runtime.logging import configure
 from celery_exporter.runtime.signals import stop_signals
 from celery_exporter.runtime.systemd import STOPPING, SystemdNotifier
+from celery_exporter.sinks.factory import pushers_for, reopening
+from celery_exporter.sinks.http_request import HttpRequest
+from celery_exporter.sinks.pusher import Pusher
 from celery_exporter.web.app import build
 from celery_exporter.web.auth import require_auth
 from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.request_records import record_requests
 from celery_exporter.web.server import CannotListenError, Server, bind
 from celery_exporter.web.web_config_reloader import WebConfigReloader, no_security
 
@@ -54,33 +60,49 @@ def serve(settings: Settings) -> None:
         listener = bind(listen.host, listen.port)
     except CannotListenError as error:
         raise CannotServeError(str(error)) from None
+    pushers = pushers_for(settings.sinks)
     is_saved, notifier = config.state_file is not None, SystemdNotifier(os.environ)
     tracker = SeriesTracker(time.monotonic(), time.time(), is_saved=is_saved)
     try:
-        monitor = Monitor(config, tracker)
+        monitor = Monitor(config, tracker, pushers=pushers)
     except UnavailableError as error:
         raise CannotServeError(str(error)) from None
     except UnusablePathError as error:
         raise BadSettingError(f"--state-file: {error}") from None
     security = no_security if web_config is None else web_config.current
-    app = require_auth(_app(settings, monitor, tracker, web_config), security)
+    pages = _app(settings, monitor, tracker, web_config)
+    app = require_auth(pages, security)
+    if settings.sinks.influx.influx_url is not None:  # the only sink that wants requests
+        paths = {route.path for route in pages.routes if isinstance(route, Route)}
+        app = record_requests(app, paths, partial(_put, pushers))
     server = Server(app, listener, security, notifier)
     malloc.return_large()
     scheme = "http" if security().context is None else "https"
     server.start()
+    for pusher in pushers:
+        pusher.start()
     monitor.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
     malloc.trim()
-    stop_signal = _wait_for_signal(server.is_alive)
+    stop_signal = _wait_for_signal(server.is_alive, reopening(pushers))
     notifier.send(STOPPING)
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     server.stop()
     monitor.stop()
     server.join(deadline)
     monitor.join(deadline)
+    for pusher in pushers:
+        pusher.stop()
+    for pusher in pushers:
+        pusher.join()
     if stop_signal is None:
         raise CannotServeError("the HTTP server ended because of the error that is logged above")
     log.info("stopped by %s", stop_signal.name)
+
+
+def _put(pushers: Iterable[Pusher], request: HttpRequest) -> None:
+    for pusher in pushers:
+        pusher.put((request,))
 
 
 def _app(
@@ -100,13 +122,21 @@ def _app(
     )
 
 
-def _wait_for_signal(is_alive: Callable[[], bool]) -> signal.Signals | None:
-    """Return the stop signal that was received; None if the server is not alive any more."""
+def _wait_for_signal(
+    is_alive: Callable[[], bool], on_hang_up: Callable[[], None] | None
+) -> signal.Signals | None:
+    """Return the stop signal that was received; None if the server is not alive any more.
+
+    With `on_hang_up`, SIGHUP calls it, and is no stop signal.
+    """
     signals = stop_signals()
     while is_alive():
         # The signals are blocked (see __main__), so no signal handler can interrupt other code.
         info = signal.sigtimedwait(signals, ALIVE_CHECK_SECONDS)
         # A process that continues after SIGSTOP may get signal 0 here (CPython 3.11).
         if info is not None and info.si_signo in signals:
+            if info.si_signo == signal.SIGHUP and on_hang_up is not None:
+                on_hang_up()
+                continue
             return signal.Signals(info.si_signo)
     return None

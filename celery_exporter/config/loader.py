@@ -14,6 +14,12 @@ from msgspec import Struct
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.url_file import url_from_file
 from celery_exporter.config.options import OPTIONS, Option
+from celery_exporter.config.otel_variables import (
+    TRACES_ENDPOINT,
+    TRACES_PATH,
+    otlp_config,
+    without_traces_turned_off,
+)
 from celery_exporter.config.schema import Settings
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import Pattern, shown_as
@@ -23,6 +29,7 @@ from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.profiles.native import EXPORTER_ROWS
 from celery_exporter.metrics.registry import ProfilesClashError, Selection, select
 from celery_exporter.monitor.config import MonitorConfig
+from celery_exporter.sinks.config import InfluxConfig, LokiConfig, OtlpConfig, SinksConfig
 from celery_exporter.web.listen_config import ListenConfig
 
 C = TypeVar("C", bound=Struct)
@@ -40,6 +47,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 
     Raises BadSettingError; its text is one line with the option, the value and what the option expects.
     """
+    environ = without_traces_turned_off(environ)
     values = {option.key: _value(option, argv.get(option.key), environ) for option in OPTIONS}
     _resolve_url(values, argv)
     if values["event_queue_durable"] and values["event_consumer"] == "kombu":
@@ -52,6 +60,11 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     values["broker"] = _config(BrokerConfig, values)
     values["limits"] = _config(Limits, values)
     values["metrics"] = _config(MetricsConfig, values)
+    values |= {"influx": _config(InfluxConfig, values), "loki": _config(LokiConfig, values)}
+    values["otlp"] = _otlp_config(values, argv, environ)
+    values["sinks"] = _config(SinksConfig, values)
+    values["records"] = values["sinks"].is_any_on
+    values["traces"] = values["otlp"].otlp_endpoint is not None
     values["monitor"] = _config(MonitorConfig, values)
     values["listen"] = _config(ListenConfig, values)
     return _config(Settings, values)
@@ -109,10 +122,35 @@ def _check_static_labels(labels: Mapping[str, str], selection: Selection) -> Non
             raise BadSettingError(f"--static-label: got {pair!r}; it takes a name that metrics do not have")
 
 
+def _otlp_config(
+    values: Mapping[str, Any], argv: Mapping[str, Any], environ: Mapping[str, str]
+) -> OtlpConfig:
+    """Return where spans are sent, and how."""
+    url = values["otlp_endpoint"]
+    if url is None:
+        return OtlpConfig(otlp_endpoint=None)
+    is_complete = _source("otlp_endpoint", argv, environ) == TRACES_ENDPOINT
+    url = environ[TRACES_ENDPOINT].strip() if is_complete else url + TRACES_PATH
+    service = {"service.name": values["service_name"]}
+    attributes = {**values["static_label"], **(service if _source("service_name", argv, environ) else {})}
+    return otlp_config(url, service, attributes, environ)
+
+
+def _source(key: str, argv: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    """Return what sets an option: the option itself, one of its variables, or None for nothing."""
+    option = next(option for option in OPTIONS if option.key == key)
+    return f"--{option.name}" if argv.get(key) is not None else _variable(option, environ)
+
+
+def _variable(option: Option, environ: Mapping[str, str]) -> str | None:
+    """Return the variable that sets an option, if no argument does."""
+    return next((name for name in option.variables if _is_set(option, environ.get(name))), None)
+
+
 def _value(option: Option, argument: Any, environ: Mapping[str, str]) -> Any:
     source, text = f"--{option.name}", argument
     if argument is None or argument == ():
-        variable = next((name for name in option.variables if _is_set(option, environ.get(name))), None)
+        variable = _variable(option, environ)
         if variable is None:
             return option.default
         source = f"--{option.name} (from {variable})"

@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from celery_exporter.config import parsers
+from celery_exporter.config.otel_variables import ENDPOINT, TRACES_ENDPOINT
 from celery_exporter.core.task_lifecycle import TOMBSTONE_SECONDS
 from celery_exporter.core.task_names import QUEUE_NAME_RULES
 from celery_exporter.core.types import UNKNOWN
@@ -30,6 +31,9 @@ MIN_SERIES_TTL_SECONDS = 2 * TOMBSTONE_SECONDS
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOG_FORMATS = ("logfmt", "json")
 EVENT_CONSUMERS = ("auto", "kombu")
+#: Groups of options about one kind of sink.
+SINK_GROUPS = ("InfluxDB", "Loki", "Traces")
+INFLUX_LAYOUTS = ("fields", "luna")
 CONTENT_TYPES = ("json", "msgpack", "yaml", "pickle")
 #: Levels of other exporters → the level here that shows the same.
 _LEVELS = {"trace": "debug", "success": "warning"}
@@ -519,6 +523,167 @@ OPTIONS = (
         expects="a number above 0, 1 at most",
         metavar="NUMBER",
         parse=parsers.number(1e-6, 1),
+    ),
+    Option(
+        name="service-name",
+        group="Records of tasks",
+        help="Name of the application in records: the tag or label `service`, and service.name of spans.",
+        expects="a name",
+        parse=parsers.name,
+        default="celery",
+        env=("OTEL_SERVICE_NAME",),
+    ),
+    Option(
+        name="record-arguments",
+        group="Records of tasks",
+        help="Record arguments and results of tasks, which may hold secrets.",
+        expects="true or false",
+        parse=parsers.switch,
+        default=False,
+        is_flag=True,
+    ),
+    Option(
+        name="sink-buffer",
+        group="Records of tasks",
+        help="Limit of records in memory for each sink, 600 bytes each; the oldest are dropped.",
+        expects="a whole number, 1000 or more",
+        metavar="NUMBER",
+        parse=parsers.whole(1000, 10**8),
+        default=100_000,
+    ),
+    Option(
+        name="sink-flush-interval",
+        group="Records of tasks",
+        help="Longest time that a record waits for others before it is sent, in seconds.",
+        expects="seconds, 0.1 to 60",
+        metavar="SECONDS",
+        parse=parsers.number(0.1, 60),
+        default=1.0,
+    ),
+    Option(
+        name="event-log",
+        group="Records of tasks",
+        help="Append a JSON object for each transition of a task to this file; - is stdout.",
+        expects="a path in a writable directory, or -",
+        metavar="PATH",
+        parse=parsers.path,
+    ),
+    Option(
+        name="influx-url",
+        group="InfluxDB",
+        help="Write points to this InfluxDB, or another server that accepts its line protocol.",
+        expects="a URL such as http://influxdb:8086, without a login",
+        metavar="URL",
+        parse=parsers.http_url,
+    ),
+    Option(
+        name="influx-version",
+        group="InfluxDB",
+        help="Write path: 1 (/write), 2 (/api/v2/write) or 3 (/api/v3/write_lp).",
+        expects="1, 2 or 3",
+        metavar="NUMBER",
+        parse=parsers.whole(1, 3),
+        default=2,
+    ),
+    Option(
+        name="influx-database",
+        group="InfluxDB",
+        help="Database; versions 1 and 3.",
+        expects="a name",
+        parse=parsers.name,
+    ),
+    Option(
+        name="influx-user",
+        group="InfluxDB",
+        help="User name; version 1.",
+        expects="a name",
+        parse=parsers.name,
+    ),
+    Option(
+        name="influx-password-file",
+        group="InfluxDB",
+        help="A file with the password of the user; version 1. Reread for each request.",
+        expects="the path of a readable file",
+        metavar="PATH",
+        parse=parsers.path,
+    ),
+    Option(
+        name="influx-org",
+        group="InfluxDB",
+        help="Organization; version 2.",
+        expects="a name",
+        parse=parsers.name,
+    ),
+    Option(
+        name="influx-bucket",
+        group="InfluxDB",
+        help="Bucket; version 2.",
+        expects="a name",
+        parse=parsers.name,
+    ),
+    Option(
+        name="influx-token-file",
+        group="InfluxDB",
+        help="A file with the token; versions 2 and 3. Reread for each request.",
+        expects="the path of a readable file",
+        metavar="PATH",
+        parse=parsers.path,
+    ),
+    Option(
+        name="influx-layout",
+        group="InfluxDB",
+        help="Layout of points: fields keeps ids as fields, luna as tags, which is a series for each task.",
+        expects="fields or luna",
+        parse=parsers.one_of(INFLUX_LAYOUTS),
+        default="fields",
+        choices=INFLUX_LAYOUTS,
+    ),
+    Option(
+        name="loki-url",
+        group="Loki",
+        help="Push a log line for each transition of a task to this Loki.",
+        expects="a URL such as http://loki:3100, without a login",
+        metavar="URL",
+        parse=parsers.http_url,
+    ),
+    Option(
+        name="loki-tenant",
+        group="Loki",
+        help="Tenant (X-Scope-OrgID), if Loki has several.",
+        expects="a name",
+        parse=parsers.name,
+    ),
+    Option(
+        name="loki-user",
+        group="Loki",
+        help="User name of basic authentication.",
+        expects="a name",
+        parse=parsers.name,
+    ),
+    Option(
+        name="loki-password-file",
+        group="Loki",
+        help="A file with the password of the user. Reread for each request.",
+        expects="the path of a readable file",
+        metavar="PATH",
+        parse=parsers.path,
+    ),
+    Option(
+        name="loki-token-file",
+        group="Loki",
+        help="A file with a bearer token, instead of user and password. Reread for each request.",
+        expects="the path of a readable file",
+        metavar="PATH",
+        parse=parsers.path,
+    ),
+    Option(
+        name="otlp-endpoint",
+        group="Traces",
+        help="Send a span for each task and attempt to this OTLP receiver, over HTTP (extra `otlp`).",
+        expects="a URL such as http://tempo:4318, without a login",
+        metavar="URL",
+        parse=parsers.http_url,
+        env=(TRACES_ENDPOINT, ENDPOINT),
     ),
     Option(
         name="log-level",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery_exporter.broker.url_file import is_url
 from celery_exporter.core.task_names import QUEUE_NAME_RULES, Pattern
@@ -131,6 +132,17 @@ def url(text: str) -> str:
     if not is_url(text):
         raise ValueError(text)
     return text
+
+
+def http_url(text: str) -> str:
+    """Parse an http or https URL without a login: URLs are logged, and logins are read from files."""
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(text)
+    parts.port  # noqa: B018  raises for a port out of range
+    if parts.query or parts.fragment:
+        raise ValueError(text)
+    return text.rstrip("/")
 
 
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from celery_exporter.monitor.config import MonitorConfig
+from celery_exporter.sinks.config import SinksConfig
 from celery_exporter.web.listen_config import ListenConfig
 
 
@@ -16,6 +17,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     monitor: MonitorConfig
     listen: ListenConfig
+    sinks: SinksConfig
     no_status_page: bool
     log_level: str
     log_format: str

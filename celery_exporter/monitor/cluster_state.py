@@ -10,6 +10,7 @@ from celery_exporter.broker.connection import is_amqp
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.reconcile import Reconciler
+from celery_exporter.core.records import RecordBuilder
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.types import Timestamp
 from celery_exporter.monitor.config import MonitorConfig
@@ -56,6 +57,14 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         histogram_sample_rate=metrics.histogram_sample_rate,
         latency=selection.latency,
     )
+    records = None
+    if config.records:
+        records = RecordBuilder(
+            aggregates,
+            metrics.histogram_sample_rate,
+            arguments=config.record_arguments,
+            traces=config.traces,
+        )
     show_queue = shown_as(config.queue_include, config.queue_exclude, config.queue_name_rule)
     cluster = Cluster(
         config.limits,
@@ -65,6 +74,7 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         show_queue=show_queue,
         clients=selection.clients,
         hosts=selection.hosts,
+        records=records,
     )
     cluster.queues.request(name for name in config.queues if show_queue(name))
     return cluster

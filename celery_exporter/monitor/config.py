@@ -32,7 +32,11 @@ class MonitorConfig(Struct, frozen=True, kw_only=True):
     task_exclude: Pattern | None
     task_name_rule: tuple[tuple[Pattern, str], ...]
     state_file: Path | None
+    records: bool  # whether any sink wants records of tasks
+    traces: bool  # whether one of them sends spans
+    record_arguments: bool
 
     def read_only(self) -> MonitorConfig:
         """Return the config of a monitor that changes nothing on the broker and writes no file."""
-        return replace(self, broker=self.broker.read_only(), enable_events=False, state_file=None)
+        broker = self.broker.read_only()
+        return replace(self, broker=broker, enable_events=False, state_file=None, records=False, traces=False)

@@ -15,6 +15,7 @@ from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.consumers.base import EventConsumer
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
+from celery_exporter.core.records import MeasuredRecord, Record
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.runtime.backoff import back_off
 from celery_exporter.status.problems import ASK_DOCTOR
@@ -41,16 +42,20 @@ class EventSubscription:
     `run` is a thread. Any thread reads the rest.
 
     `broker_url` returns the URL without secrets, for the log. `is_blocked` returns whether RabbitMQ blocks
-    publishers: then no worker can send a heartbeat, and the listening clock stands still.
+    publishers: then no worker can send a heartbeat, and the listening clock stands still. `schema` is the
+    type of events. `on_records` gets the records of transitions, without the lock; it must not wait.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  where events come from, and where they go
         self,
         config: BrokerConfig,
         consumer: EventConsumer,
         state: ClusterState,
         broker_url: Callable[[], str],
         is_blocked: Callable[[], bool],
+        *,
+        schema: type[Event] = Event,
+        on_records: Callable[[list[Record | MeasuredRecord]], None] | None = None,
     ) -> None:
         self.is_open = False
         self.opened = 0  # times
@@ -65,6 +70,8 @@ class EventSubscription:
         self._state = state
         self._broker_url = broker_url
         self._is_blocked = is_blocked
+        self._schema = schema
+        self._on_records = on_records
         self._accept = {CONTENT_TYPES[name] for name in config.accept_content}
         self._has_read = False  # since it was opened
 
@@ -126,6 +133,7 @@ class EventSubscription:
                         save()
                 self.is_open = False
                 self._consumer.close()
+                self._pass_records_on(last=True)
             if self._has_read or time.monotonic() - start > STABLE_SECONDS:
                 waits = back_off(self._config.retry_interval)
             # Redis disconnects a slow reader: each moment without a subscription loses more events.
@@ -151,7 +159,7 @@ class EventSubscription:
         """Decode messages, apply their events, and let time pass."""
         events: list[Event | Malformed] = []
         for message in messages:  # not all at once: one may hold events of 100 MB
-            events += events_of(message, self._accept)
+            events += events_of(message, self._accept, self._schema)
             if len(events) >= CHUNK_EVENTS:
                 self.apply_events(events)
                 events = []
@@ -159,6 +167,16 @@ class EventSubscription:
         with self._state.lock:
             self._state.cluster.expire(self._state.now())
             self.mark = self._consumer.mark
+        self._pass_records_on()
+
+    def _pass_records_on(self, *, last: bool = False) -> None:
+        """Pass records to the sinks, after the `last` event also those that wait for one."""
+        if self._on_records is None:
+            return
+        with self._state.lock:
+            records = self._state.cluster.take_records(last=last)
+        if records:
+            self._on_records(records)
 
     def apply_events(self, events: list[Event | Malformed]) -> None:
         """Apply events, `CHUNK_EVENTS` under one hold of the lock."""
@@ -170,16 +188,18 @@ class EventSubscription:
         now = self._state.now()
         apply = self._state.cluster.apply
         for event in events:
-            if type(event) is Event:
+            if isinstance(event, Event):
                 try:
                     apply(event, now)
                 except Exception:  # noqa: BLE001  a fault of ours costs this event, not the subscription
                     self._count_not_applied()
-            elif type(event) is Malformed:
+            else:
                 self.malformed[event.reason] += 1
                 if event.reason == REFUSED:
                     self.last_refused = now.wall
-        newest = next((event for event in reversed(events) if type(event) is Event and event.hostname), None)
+        newest = next(
+            (event for event in reversed(events) if isinstance(event, Event) and event.hostname), None
+        )
         if newest is not None:
             self.last_event, self.event_lag = now.wall, now.wall - newest.timestamp
 

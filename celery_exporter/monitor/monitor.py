@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from msgspec.structs import replace
@@ -28,6 +28,8 @@ from celery_exporter.broker.connection import is_amqp, why_no_events
 from celery_exporter.broker.consumers.base import EventConsumer
 from celery_exporter.broker.consumers.factory import consumer_for
 from celery_exporter.broker.source import ConfigSource
+from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments
+from celery_exporter.core.records import MeasuredRecord, Record
 from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.monitor.checkpoint import CheckpointWriter, Restored, restore
@@ -39,6 +41,7 @@ from celery_exporter.monitor.naming import naming_of
 from celery_exporter.monitor.pollers import QueuePoller, WorkerPoller
 from celery_exporter.monitor.status_history import StatusHistory
 from celery_exporter.persistence.state_file import StateFile
+from celery_exporter.sinks.pusher import Pusher
 from celery_exporter.status.builder import build
 from celery_exporter.status.model import Status
 from celery_exporter.status.recent import SHORT_STEP_SECONDS, Growth
@@ -61,6 +64,7 @@ class Monitor:
     """Monitors one broker. Call `start`, then `snapshot` and `is_ready` from any thread, then `stop`.
 
     `tracker` holds the series that scrapers were shown. `consumer` replaces the one that the config names.
+    `pushers` get the records of tasks; the caller starts and stops them.
     Raises UnavailableError if another process has the state file.
     """
 
@@ -69,16 +73,20 @@ class Monitor:
         config: MonitorConfig,
         tracker: SeriesTracker | None = None,
         consumer: EventConsumer | None = None,
+        pushers: Sequence[Pusher] = (),
     ) -> None:
         self.no_events = why_no_events(config.broker)
         self._config = config
         self._started = time.time()
         self._stopping = threading.Event()
         self._source = ConfigSource(config.broker)
+        self._pushers = pushers
         self._tracker = tracker or SeriesTracker(time.monotonic(), time.time())
         self._file = None if config.state_file is None else StateFile(config.state_file)
         restored = self._file and restore(self._file, config, self._source.identity())
         self.state = ClusterState(restored.cluster if restored else new_cluster(config), config)
+        if pushers:
+            self.state.cluster.restrict_records({state for pusher in pushers for state in pusher.states})
         self._blocked = BlockedWatch(self._source)
         self.subscription = EventSubscription(
             config.broker,
@@ -86,6 +94,8 @@ class Monitor:
             self.state,
             self.broker_url,
             lambda: bool(self._blocked.reason),
+            schema=_schema(config),
+            on_records=self._push if config.records else None,
         )
         self._queues = QueuePoller(config, self._source, self.state)
         self.workers = WorkerPoller(config, self._source, self.state, lambda: self._blocked.reason)
@@ -173,6 +183,10 @@ class Monitor:
         """Return whether a durable queue keeps its messages until the state file has what they changed."""
         return self.checkpoint is not None and self.checkpoint.snapshot() is not None
 
+    def _push(self, records: list[Record | MeasuredRecord]) -> None:
+        for pusher in self._pushers:
+            pusher.put(records)
+
     def _reconcile(self) -> None:
         before = self.state.cluster.reconciled.copy()
         self.state.run(self.state.reconciler.reconcile(self.state.now()))
@@ -251,5 +265,13 @@ class Monitor:
             last_refused=subscription.last_refused,
             blocked=self._blocked.reason,
             no_events=self.no_events,
+            sinks=[pusher.view() for pusher in self._pushers],
             refused_replies=self.workers.refused_serializers,
         )
+
+
+def _schema(config: MonitorConfig) -> type[Event]:
+    """Return the type of events: with what records need, if a sink wants them."""
+    if not config.records:
+        return Event
+    return EventWithArguments if config.record_arguments else EventWithAncestry

@@ -23,7 +23,7 @@ MAX_STOP_SECONDS = 2.0  # time that it waits for a processor does not count
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SCRAPER = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}  # Prometheus sends it, curl does not
 #: Variables that set options of the exporter; those of the machine must not affect tests.
-OPTION_PREFIXES = ("CELERY_", "CE_", "PROMETHEUS_", "METRICS_")
+OPTION_PREFIXES = ("CELERY_", "CE_", "PROMETHEUS_", "METRICS_", "OTEL_")
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 

@@ -18,6 +18,7 @@ from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.config import MetricsConfig
 from celery_exporter.metrics.model import COMMON_BUCKETS, MetricOptions
 from celery_exporter.monitor.config import MonitorConfig
+from celery_exporter.sinks.config import InfluxConfig, LokiConfig, OtlpConfig, SinksConfig
 from celery_exporter.web.listen_config import ListenConfig
 
 URL = "redis://:pass@host:6379/0"
@@ -262,7 +263,10 @@ def test_urls_are_shown_without_secrets(url, shown):
 
 
 def test_every_option_is_a_field_of_the_same_name():
-    configs = (Settings, MonitorConfig, BrokerConfig, ListenConfig, MetricsConfig, Limits, MetricOptions)
+    configs = (
+        *(Settings, MonitorConfig, BrokerConfig, ListenConfig, MetricsConfig, Limits, MetricOptions),
+        *(SinksConfig, InfluxConfig, LokiConfig, OtlpConfig),
+    )
     fields = {name for config in configs for name in config.__struct_fields__}
     assert {option.key for option in OPTIONS} - fields == {"profile"}, "which becomes `selection`"
 

@@ -1,0 +1,1 @@
+"""Where records of single tasks are written to, one file per kind of sink; `factory` chooses."""
