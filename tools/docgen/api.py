@@ -11,14 +11,14 @@ from celery_exporter.status.model import Status
 from tools.docgen.markdown import table
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "reference" / "status-api.schema.json"
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 Schema = dict[str, Any]
 
 
 def made() -> dict[Path, str]:
     """Return the generated file and its text."""
-    schema = {"$schema": _DIALECT, **msgspec.json.schema(Status)}
+    schema = {"$schema": DIALECT, **msgspec.json.schema(Status)}
     return {PATH: msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n"}
 
 
@@ -28,10 +28,15 @@ def fields() -> str:
     return "\n\n".join([link, *map(_object, msgspec.json.schema(Status)["$defs"].values())])
 
 
-def _object(schema: Schema) -> str:
+def object_fields(schema: Schema) -> list[tuple[str, str, str]]:
+    """Return name, type and meaning of each field of an object."""
     fields = schema["properties"].items()
-    rows = [(f"`{name}`", _type(field), field["description"]) for name, field in fields]
-    return f"## {schema['title']}\n\n{schema['description']}\n\n{table(('field', 'type', 'meaning'), rows)}"
+    return [(f"`{name}`", _type(field), field["description"]) for name, field in fields]
+
+
+def _object(schema: Schema) -> str:
+    rows = table(("field", "type", "meaning"), object_fields(schema))
+    return f"## {schema['title']}\n\n{schema['description']}\n\n{rows}"
 
 
 def _type(schema: Schema) -> str:

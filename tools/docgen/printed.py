@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tools.docgen import api, checks, costs, layers, metrics, migrating, options, runbooks, thresholds
+from tools.docgen import (
+    api,
+    checks,
+    costs,
+    event_log,
+    layers,
+    metrics,
+    migrating,
+    options,
+    runbooks,
+    thresholds,
+)
 from tools.docgen.marks import filled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +32,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
         REFERENCE / "options.md": {"options": options.long()},
         REFERENCE / "metrics.md": {"metrics": metrics.long(), "profiles": metrics.others()},
         REFERENCE / "status-api.md": {"api": api.fields()},
+        REFERENCE / "records.md": {"fields": event_log.fields()},
         REFERENCE / "checks.md": {"checks": checks.table()},
         REFERENCE / "alerts.md": {"thresholds": thresholds.table(f"../{RUNBOOKS.name}")},
         RUNBOOKS: {"thresholds": thresholds.table()},
@@ -37,4 +49,4 @@ def made() -> Mapping[Path, str]:
     """Return what has to be in which file."""
     pages = {path: filled(path.read_text(), filling) for path, filling in parts().items()}
     served = {SERVED: runbooks.page(pages[RUNBOOKS])}
-    return {**pages, **served, **api.made(), **migrating.made(), **thresholds.made()}
+    return {**pages, **served, **api.made(), **event_log.made(), **migrating.made(), **thresholds.made()}
