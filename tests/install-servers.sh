@@ -13,6 +13,8 @@ declare -A package=(
   [amtool]=prometheus-alertmanager
   [prometheus-node-exporter]=prometheus-node-exporter
   [prometheus-redis-exporter]=prometheus-redis-exporter
+  [influxd]=influxdb
+  [victoria-metrics]=victoria-metrics
   [docker-compose]=docker-compose
   [faketime]=faketime
   [jsonnet]=jsonnet
@@ -22,6 +24,7 @@ declare -A package=(
   [curl]=curl
   [git]=git
   [jq]=jq
+  [logrotate]=logrotate
   [systemd-analyze]=systemd
   [strace]=strace
 )

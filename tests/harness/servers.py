@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -380,3 +381,108 @@ class Alertmanager(Process):
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+
+class InfluxServer(Process):
+    """InfluxDB 1.6 with an empty database `celery`. With a password it requires a login."""
+
+    name = "influxdb"
+    user = "admin"
+
+    def __init__(self, folder: Path, *, password: str = "") -> None:
+        super().__init__(folder)
+        self.program = need("influxd")
+        self.port, self.backup_port = free_port(), free_port()
+        self.password = password
+        (folder / "influxdb.conf").write_text(
+            f"""
+            bind-address = "127.0.0.1:{self.backup_port}"
+            reporting-disabled = true
+            [meta]
+              dir = "{folder}/meta"
+            [data]
+              dir = "{folder}/data"
+              wal-dir = "{folder}/wal"
+            [monitor]
+              store-enabled = false
+            [http]
+              bind-address = "127.0.0.1:{self.port}"
+              auth-enabled = {"true" if password else "false"}
+              log-enabled = false
+            """
+        )
+
+    def command(self) -> list[str]:
+        return [self.program, "-config", str(self.folder / "influxdb.conf")]
+
+    def ready(self) -> bool:
+        with contextlib.suppress(OSError):
+            if self.password:
+                self._query(f"CREATE USER {self.user} WITH PASSWORD '{self.password}' WITH ALL PRIVILEGES")
+            self._query("CREATE DATABASE celery")
+            return True
+        return False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def query(self, influxql: str) -> list[dict[str, Any]]:
+        """Return the rows of a query. Times are nanoseconds. With GROUP BY, rows have the tags as well."""
+        return [
+            {**series.get("tags", {}), **dict(zip(series["columns"], values, strict=True))}
+            for series in self._query(influxql).get("series", [])
+            for values in series["values"]
+        ]
+
+    def _query(self, influxql: str) -> dict[str, Any]:
+        form = urllib.parse.urlencode({"q": influxql, "db": "celery", "epoch": "ns"}).encode()
+        request = urllib.request.Request(f"{self.url}/query", data=form)
+        if self.password:
+            login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {login}")
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT) as answer:
+                result: dict[str, Any] = json.load(answer)["results"][0]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{influxql}: {error.read().decode()}") from None
+        assert "error" not in result, f"{influxql}: {result['error']}"
+        return result
+
+
+class VictoriaMetrics(Process):
+    """VictoriaMetrics, which accepts the line protocol on the write paths of InfluxDB 1 and 2."""
+
+    name = "victoria-metrics"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.program = need("victoria-metrics")
+        self.port = free_port()
+
+    def command(self) -> list[str]:
+        return [
+            self.program,
+            f"-storageDataPath={self.folder / 'data'}",
+            f"-httpListenAddr=127.0.0.1:{self.port}",
+            "-search.latencyOffset=0s",  # points can be queried at once
+        ]
+
+    def ready(self) -> bool:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{self.url}/health", timeout=ANSWER_TIMEOUT),
+        ):
+            return True
+        return False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def export(self, selector: str) -> list[dict[str, Any]]:
+        """Return all samples of series: [{"metric": labels, "values": [...], "timestamps": [...]}, ...]."""
+        query = urllib.parse.urlencode({"match[]": selector, "reduce_mem_usage": 1})
+        urllib.request.urlopen(f"{self.url}/internal/force_flush", timeout=ANSWER_TIMEOUT).close()
+        with urllib.request.urlopen(f"{self.url}/api/v1/export?{query}", timeout=ANSWER_TIMEOUT) as answer:
+            return [json.loads(line) for line in answer.read().splitlines()]
