@@ -523,5 +523,32 @@
       'but names are lost. ' +
       'Check for names of tasks, queues or exceptions that are generated at run time.',
     ),
+
+    // A sink that has never taken a record has no time of a last success.
+    alert(
+      'CelerySinkFailing',
+      'exporter',
+      |||
+        max by (%(exporter)s, sink) (celery_exporter_sink_buffered_records) > 0
+        unless
+        time() - max by (%(exporter)s, sink) (celery_exporter_sink_last_success_timestamp_seconds) < %(sinkFailingSeconds)s
+      |||,
+      'The sink {{ $labels.sink }} of Celery exporter {{ $labels.instance }} has taken no record for at least %(pending)s',
+      'Records that wait: {{ $value }}. When the buffer is full, the oldest are dropped. Metrics are not affected. ' +
+      'Check the receiver, and the log of the exporter, which has its answer.',
+    ),
+
+    alert(
+      'CelerySinkRecordsLost',
+      'exporter',
+      |||
+        sum by (%(exporter)s, sink)
+          (increase(celery_exporter_sink_records_total{outcome!~"delivered|incomplete"}[%(longWindow)s]))
+        > 0
+      |||,
+      'Celery exporter {{ $labels.instance }} loses records of its sink {{ $labels.sink }}',
+      'Records that were not delivered in the last %(longWindow)s: {{ printf "%%.0f" $value }}. Metrics are not affected. ' +
+      'celery_exporter_sink_records_total has the reason: check whether the receiver keeps up, and what it answers.',
+    ),
   ],
 }

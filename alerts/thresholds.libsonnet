@@ -11,6 +11,7 @@
   oldestWaitingSeconds: 900,
   silenceSeconds: 120,
   missedRatio: 0.01,
+  sinkFailingSeconds: 60,
   window: '5m',
   longWindow: '15m',
   pollingTasks: 'celery[.]chord_unlock',
@@ -35,5 +36,7 @@
     CeleryBrokerBlocked: { severity: 'critical', 'for': '2m' },
     CeleryEventsMissed: { severity: 'warning', 'for': '5m' },
     CelerySeriesOverflow: { severity: 'warning', 'for': '5m' },
+    CelerySinkFailing: { severity: 'warning', 'for': '5m' },
+    CelerySinkRecordsLost: { severity: 'warning', 'for': '5m' },
   },
 }

@@ -23,7 +23,8 @@ from celery_exporter.cli.common import (
 )
 from celery_exporter.cli.params import Number, Sections, parameter
 from celery_exporter.config.loader import load, load_listen
-from celery_exporter.config.options import OPTIONS
+from celery_exporter.config.options import OPTIONS, SINK_GROUPS
+from celery_exporter.config.otel_variables import without_opentelemetry
 from celery_exporter.config.schema import Settings
 from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.errors import BadSettingError
@@ -42,6 +43,12 @@ _BROKER_OPTIONS = frozenset(
         "control_exchange",
         "event_consumer",
     }
+)
+#: Options of records and their sinks, so that `doctor` takes those of the exporter.
+_SINK_OPTIONS = frozenset(
+    option.key
+    for option in OPTIONS
+    if option.group in {"Records of tasks", *SINK_GROUPS} or option.key == "static_label"
 )
 
 
@@ -122,7 +129,8 @@ def _broker_command(
     def callback(context: click.Context, /, **argv: Any) -> None:
         unblock_signals()
         values = {key: argv.pop(key) or _root_params(context).get(key) for key in list(argv) if key in keys}
-        context.exit(function(load(values, os.environ), **argv))
+        environ = os.environ if keys >= _SINK_OPTIONS else without_opentelemetry(os.environ)
+        context.exit(function(load(values, environ), **argv))
 
     options = [parameter(option) for option in OPTIONS if option.key in keys]
     return Sections(
@@ -213,9 +221,11 @@ def _doctor(
     from celery_exporter.doctor.report import as_json, printed  # noqa: PLC0415  only this command needs it
     from celery_exporter.doctor.runner import DoctorOptions, run_doctor  # noqa: PLC0415
     from celery_exporter.runtime.logging import forward  # noqa: PLC0415
+    from celery_exporter.sinks.factory import sinks_for  # noqa: PLC0415
 
+    sinks = sinks_for(settings.sinks)  # before the checks: contradicting settings end the command
     forward(print_progress, ignored="celery_exporter.status.checks")  # the report has all findings
-    options = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management)
+    options = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management, sinks=sinks)
     print_finding = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
     conditions: list[Callable[[], bool]] = []
 
@@ -228,7 +238,11 @@ def _doctor(
         return conditions[0]()
 
     report = run_doctor(
-        settings.monitor, options, report=print_finding, say=print_progress, is_stopped=is_stopped
+        settings.monitor,
+        options,
+        report=print_finding,
+        say=print_progress,
+        is_stopped=is_stopped,
     )
     if json:
         click.echo(as_json(report))
@@ -289,7 +303,7 @@ _DOCTOR = _broker_command(
         callback=_http_url,
         help="Management API of RabbitMQ, if not on port 15672.",
     ),
-    keys=_BROKER_OPTIONS | {"queues", "metric_prefix"},
+    keys=_BROKER_OPTIONS | _SINK_OPTIONS | {"queues", "metric_prefix"},
 )
 
 
@@ -314,7 +328,8 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
         raise BadSettingError("--url and --broker-url: got both; use one of the two")
     warnings: deque[str] = deque(maxlen=1)
     forward(warnings.append, ignored="celery_exporter.status.checks")  # the status has all findings
-    with broker(load(values, os.environ).monitor, warnings) as source:
+    settings = load(values, without_opentelemetry(os.environ))
+    with broker(settings.monitor, warnings) as source:
         code = show(source)
     context.exit(code)
 

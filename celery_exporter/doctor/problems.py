@@ -12,6 +12,22 @@ from celery_exporter.status.finding import Problem
 from celery_exporter.status.problems import ENABLE_TASK_SENT
 from celery_exporter.status.worker_checks import LONGEST_HEARTBEAT_INTERVAL_SECONDS
 
+# -- sinks -----------------------------------------------------------------------------------------------
+
+SINK_UNREACHABLE = Problem(
+    "sinks",
+    "warning",
+    "{sink} would take no records: {error}",
+    "check that {address} runs and is reachable from here, and its login; metrics do not depend on it",
+)
+EVENT_LOG_UNUSABLE = Problem(
+    "sinks",
+    "warning",
+    "{sink} would take no records: {error}",
+    "check that the directory of {address} exists, and that the exporter's user can write there, as which "
+    "doctor must run; a FIFO needs a reader; metrics do not depend on it",
+)
+
 # -- from the URL to the subscription --------------------------------------------------------------------
 
 UNUSABLE_URL = Problem("url", "critical", "{error}", "--broker-url: {remedy}")

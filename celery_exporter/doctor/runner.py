@@ -1,4 +1,4 @@
-"""Run the checks of `doctor` in order: the connection, the broker, events and workers, Prometheus.
+"""Run the checks of `doctor` in order: connection, broker, events and workers, sinks, Prometheus.
 
 Each part needs the one before: a critical finding of the connection ends the run. Events are judged by the
 exporter's own monitor and health checks, as on the status page and in the log.
@@ -7,7 +7,7 @@ exporter's own monitor and health checks, as on the status page and in the log.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,8 +22,10 @@ from celery_exporter.doctor.problems import QUERY_FAILED, TRANSIENT_QUEUES_DENIE
 from celery_exporter.doctor.prometheus_checks import run_prometheus_checks
 from celery_exporter.doctor.rabbitmq_checks import consider_workers, run_rabbitmq_checks
 from celery_exporter.doctor.remedies import broker_address, diagnose_command
+from celery_exporter.doctor.sink_checks import run_sink_checks
 from celery_exporter.metrics.config import MetricsConfig
 from celery_exporter.monitor.config import MonitorConfig
+from celery_exporter.sinks.base import Sink
 from celery_exporter.status.finding import Finding
 
 #: Exit code of the worst severity.
@@ -36,12 +38,14 @@ UPDATE_INTERVAL_SECONDS = 2.0
 class DoctorOptions(Struct, frozen=True, kw_only=True):
     """The options of the command.
 
-    They are the seconds to listen, and the URLs of Prometheus and of the management API.
+    They are the seconds to listen, the URLs of Prometheus and of the management API, and the sinks of the
+    exporter. None, or no sink, is not checked.
     """
 
     seconds: float
     prometheus: str | None = None
     management: str | None = None
+    sinks: Sequence[Sink] = ()
 
 
 class Report(Struct, frozen=True):
@@ -83,6 +87,9 @@ def run_doctor(
         workers = result.snapshot.workers
         add(consider_workers(finding, workers) for finding in transient)
         add(run_event_checks(result, config))
+        if options.sinks:
+            say("querying the sinks")
+            add(run_sink_checks(options.sinks))
         if options.prometheus is not None:
             say("querying Prometheus")
             up = {worker.name for worker in workers if worker.up}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.status import broker_checks as broker
 from celery_exporter.status import queue_checks as queues
+from celery_exporter.status import sink_checks as sinks
 from celery_exporter.status import threshold_checks as thresholds
 from celery_exporter.status import worker_checks as workers
 from celery_exporter.status.facts import can_receive_events
@@ -39,6 +40,7 @@ CHECKS: Sequence[Check] = (
     queues.queues_without_consumers,
     queues.unconsumed_messages,
     broker.state,
+    sinks.sinks,
 )
 THRESHOLD_CHECKS: Sequence[Check] = (
     thresholds.failures,
@@ -53,9 +55,14 @@ THRESHOLD_CHECKS: Sequence[Check] = (
     thresholds.silent_workers,
     thresholds.missed_events,
     thresholds.series,
+    sinks.sink_records,
 )
 #: Those that need no events.
-QUEUE_THRESHOLD_CHECKS: Sequence[Check] = (thresholds.queue_depth, thresholds.oldest_messages)
+QUEUE_THRESHOLD_CHECKS: Sequence[Check] = (
+    thresholds.queue_depth,
+    thresholds.oldest_messages,
+    sinks.sink_records,
+)
 
 
 def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
@@ -70,7 +77,7 @@ def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
 
 def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
     """Return whether each check that applies has decided, so that more time adds no finding."""
-    optional = {broker.state, broker.event_stream}
+    optional = {broker.state, broker.event_stream, sinks.sinks}
     if snapshot.exporter.blocked is None:
         optional.add(broker.publishers)
     return all(check(snapshot, growth) for check in _applicable(snapshot) if check not in optional)
@@ -79,9 +86,9 @@ def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
 def _applicable(snapshot: Snapshot) -> Sequence[Check]:
     exporter = snapshot.exporter
     if exporter.no_events:
-        return (broker.transport, queues.queue_lengths, broker.state)
+        return (broker.transport, queues.queue_lengths, broker.state, sinks.sinks)
     if not exporter.broker_up:
-        return (broker.subscription, broker.state)
+        return (broker.subscription, broker.state, sinks.sinks)
     if exporter.blocked:
-        return (broker.subscription, broker.publishers, queues.queue_lengths, broker.state)
+        return (broker.subscription, broker.publishers, queues.queue_lengths, broker.state, sinks.sinks)
     return CHECKS

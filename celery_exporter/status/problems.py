@@ -67,6 +67,25 @@ STATE_NOT_SAVED = Problem(
     "kind of file at the path of --state-file",
 )
 
+# -- sinks -----------------------------------------------------------------------------------------------
+
+SINK_FAILING = Problem(
+    "sinks",
+    "warning",
+    "no record was delivered for {seconds} to {sinks}",
+    "check that the receiver runs and takes the login: celery-exporter doctor with the same options asks it; "
+    "--sink-buffer limits how many records wait for it",
+    "CelerySinkFailing",
+)
+RECORDS_LOST = Problem(
+    "sink-records",
+    "warning",
+    "records that could not be delivered in {window}: {by_sink}",
+    "celery_exporter_sink_records_total has the outcome: buffer_full needs a receiver that keeps up, or a "
+    "larger --sink-buffer; for others the exporter's log has the receiver's answer",
+    "CelerySinkRecordsLost",
+)
+
 # -- workers ---------------------------------------------------------------------------------------------
 
 WORKERS_DOWN = Problem(

@@ -60,6 +60,7 @@ class Growth(Struct, frozen=True):
     long_seconds: float
     workers: Mapping[str, WorkerGrowth]
     overflowed: int  # counts under the name other because a limit was reached
+    lost: Mapping[str, int]  # records by sink that could not be delivered
     orphans: float | None  # started tasks that no worker reports, on average
     lengths: Sequence[
         tuple[float, Mapping[str, int | None]]
@@ -85,10 +86,11 @@ class _TaskSample(Struct, frozen=True):
 
 
 class _WorkerSample(Struct, frozen=True):
-    """The counts of all workers, and of series beyond the limit, at one time."""
+    """The counts of all workers and sinks, and of series beyond the limit, at one time."""
 
     workers: Mapping[str, tuple[int, int]]  # processed, missed
     overflowed: int
+    lost: Mapping[str, int]  # records by sink
 
 
 class _Window(Generic[T]):
@@ -141,6 +143,9 @@ class Recent:
             long_seconds=now - long_since,
             workers=_workers(snapshot, [sample for _, sample in self._workers.samples]),
             overflowed=max(0, snapshot.series_overflowed - long_first.overflowed),
+            lost={
+                sink.name: sink.lost - long_first.lost.get(sink.name, 0) for sink in snapshot.exporter.sinks
+            },
             orphans=_mean(self._orphans.samples, now),
             lengths=[lengths for at, lengths in self._lengths.samples if now - at < LONG_WINDOW],
         )
@@ -178,7 +183,8 @@ def _task_sample(snapshot: Snapshot) -> _TaskSample:
 
 def _worker_sample(snapshot: Snapshot) -> _WorkerSample:
     workers = {worker.name: (worker.processed_total, worker.missed) for worker in snapshot.workers}
-    return _WorkerSample(workers, snapshot.series_overflowed)
+    lost = {sink.name: sink.lost for sink in snapshot.exporter.sinks}
+    return _WorkerSample(workers, snapshot.series_overflowed, lost)
 
 
 def _orphans(snapshot: Snapshot) -> int | None:

@@ -49,5 +49,7 @@ TABLE = (
     Threshold("CeleryBrokerBlocked", "critical", 120),
     Threshold("CeleryEventsMissed", "warning", 300, "missedRatio", 0.01),
     Threshold("CelerySeriesOverflow", "warning", 300),
+    Threshold("CelerySinkFailing", "warning", 300, "sinkFailingSeconds", 60),
+    Threshold("CelerySinkRecordsLost", "warning", 300),
 )
 BY_ALERT = {row.alert: row for row in TABLE}

@@ -41,6 +41,8 @@ for row in select(("native",), MetricOptions()).rows:
     if row.type == "histogram":
         LABELS |= {f"{row.name}_bucket": {*row.labels, "le"}}
         LABELS |= {f"{row.name}_{part}": {*row.labels} for part in ("sum", "count")}
+    elif row.type == "summary":
+        LABELS |= {f"{row.name}_{part}": {*row.labels} for part in ("sum", "count")}
     else:
         LABELS[row.name] = {*row.labels}
 DASHBOARDS = {
@@ -48,6 +50,8 @@ DASHBOARDS = {
     "celery-tasks": {"job", "task"},
     "celery-workers": {"job", "worker"},
     "celery-exporter": {"job"},
+    "celery-task-log": {"job", "task", "worker", "queue", "state", "uuid"},
+    "celery-points": {"service", "task"},
 }
 
 

@@ -1,0 +1,50 @@
+"""Sinks that fail, and records that are lost."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from celery_exporter.core.histogram import Histogram
+from celery_exporter.core.snapshot import SinkView
+from celery_exporter.status.recent import Recent
+from celery_exporter.status.sink_checks import sink_records
+from celery_exporter.status.thresholds import BY_ALERT
+from unit.core.cluster_driver import T0, ClusterDriver
+from unit.status.scenario import findings
+
+NOW = T0 + ClusterDriver().now
+LIMIT = BY_ALERT["CelerySinkFailing"].limit
+INFLUX = SinkView("influxdb", "http://influx:8086", {"delivered": 5}, 0, 0, 100, NOW, Histogram([0]))
+FAILING = replace(INFLUX, error="no answer\x1b[31m from http://influx:8086", failing_since=NOW - LIMIT)
+
+
+def test_without_sinks_nothing_is_checked():
+    assert not {"sinks", "sink-records"} & findings().keys()
+
+
+def test_a_sink_that_works_is_ok():
+    assert findings(sinks=[INFLUX])["sinks"].severity == "ok"
+
+
+def test_a_sink_that_fails_for_long_is_reported_with_its_error_also_without_a_broker():
+    for broker_up in (True, False):
+        finding = findings(sinks=[INFLUX, FAILING], broker_up=broker_up)["sinks"]
+        assert finding.severity == "warning"
+        assert "influxdb (http://influx:8086: no answer" in finding.message
+        assert "\x1b" not in finding.message
+        assert finding.alert == "CelerySinkFailing"
+
+
+def test_a_receiver_that_restarts_is_not_reported():
+    recent = replace(FAILING, failing_since=NOW - LIMIT + 1)
+    assert findings(sinks=[recent])["sinks"].severity == "ok"
+
+
+def test_records_that_were_lost_in_the_window_are_reported():
+    recent, driver = Recent(), ClusterDriver()
+    before = driver.shown(sinks=[replace(INFLUX, lost=3)])
+    recent.add(before, 0.0)
+    assert sink_records(before, recent.growth(before, 60.0)).severity == "ok"
+    after = driver.shown(sinks=[replace(INFLUX, lost=1_003)])
+    finding = sink_records(after, recent.growth(after, 60.0))
+    assert (finding.severity, "influxdb 1,000" in finding.message) == ("warning", True)
