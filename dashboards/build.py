@@ -7,21 +7,26 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from grafana_foundation_sdk.builders import dashboard as sdk
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as model
-from grafana_foundation_sdk.models.common import DataSourceRef
-from grafana_foundation_sdk.models.prometheus import Dataquery
+from grafana_foundation_sdk.models import loki, prometheus
 
 from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
+from dashboards import influxql
 from dashboards.panels import Panel
+from dashboards.sources import INFLUXDB, LOKI, PROMETHEUS, TEMPO, Source
 
 Json = dict[str, Any]
+#: A variable that `VARIABLES` does not have.
+Variable: TypeAlias = sdk.QueryVariable | sdk.TextBoxVariable
 
-SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+#: Type of a query → its data source.
+SOURCES = {prometheus.Dataquery: PROMETHEUS, loki.Dataquery: LOKI, influxql.Query: INFLUXDB}
 GRAFANA = "12.0.0"  # the oldest version that reads this schema without a conversion
 
 #: Variable → its title, the label that it filters by, and the metric that has the values of the label.
@@ -50,9 +55,15 @@ class Board:
     uid: str  # must not change: other dashboards and alerts link to it
     title: str
     description: str
-    variables: Sequence[str]
+    variables: Sequence[str | Variable]  # those of `VARIABLES` by name
     rows: Mapping[str, Sequence[Panel]]
     links: Mapping[str, str]  # on each panel: title → uid of another dashboard
+    sources: Sequence[Source] = (PROMETHEUS,)
+
+    @property
+    def matchers(self) -> tuple[str, ...]:
+        """Return the variables of `VARIABLES` that filter the metrics of the panels."""
+        return tuple(name for name in self.variables if isinstance(name, str))
 
 
 def dashboard_url(uid: str) -> str:
@@ -64,6 +75,39 @@ def url_of_value(uid: str, variable: str, column: str) -> str:
     """Return the URL of another dashboard with this variable set to the value of the clicked cell."""
     setting = f"var-{variable}=${{__data.fields.{column}}}"
     return f"/d/{uid}?${{__url_time_range}}&var-datasource=${{datasource}}&${{job:queryparam}}&{setting}"
+
+
+def task_log_url(uuid: str) -> str:
+    """Return the URL of the task log with one task; `uuid` is a variable of Grafana."""
+    return f"/d/celery-task-log?${{__url_time_range}}&var-uuid={uuid}"
+
+
+def trace_url(uuid: str) -> str:
+    """Return the URL of the traces with one task; `uuid` is a variable of Grafana.
+
+    It searches for the attribute of spans, because a trace has the id of the first task of a workflow.
+    """
+    query = {
+        "refId": "A",
+        "datasource": {"type": TEMPO.plugin, "uid": TEMPO.ref.uid},
+        "queryType": "traceql",
+        "query": f'{{ span.messaging.message.id = "{uuid}" }}',
+    }
+    window = {"from": "${__from}", "to": "${__to}"}
+    panes = {"task": {"datasource": TEMPO.ref.uid, "queries": [query], "range": window}}
+    return f"/explore?schemaVersion=1&panes={_quoted(json.dumps(panes, separators=(',', ':')))}"
+
+
+def trace_link(title: str, uuid: str) -> sdk.DashboardLink:
+    """Return a link of a panel to the traces with one task."""
+    return sdk.DashboardLink(title).type(model.DashboardLinkType.LINK).url(trace_url(uuid))
+
+
+def _quoted(text: str) -> str:
+    """Return a part of a URL, in which Grafana still finds its variables."""
+    return "".join(
+        part if part.startswith("${") else quote(part, safe="") for part in re.split(r"(\$\{[\w.:]+\})", text)
+    )
 
 
 def filtered(expr: str, variables: Sequence[str]) -> str:
@@ -100,12 +144,15 @@ def provisioned(board: Board) -> Json:
         .refresh("30s")
         .timezone("browser")
         .link(_dashboard_links())
-        .with_variable(
-            sdk.DatasourceVariable("datasource").label("Data source").type("prometheus").multi(False)
-        )
     )
-    for name in board.variables:
-        builder = builder.with_variable(_variable(name))
+    for source in board.sources:
+        builder = builder.with_variable(
+            sdk.DatasourceVariable(source.variable).label(source.label).type(source.plugin).multi(False)
+        )
+    for variable in board.variables:
+        builder = builder.with_variable(
+            _variable(variable) if isinstance(variable, str) else deepcopy(variable)
+        )
     for title, panels in board.rows.items():
         builder = builder.with_row(sdk.Row(title))
         for panel in panels:
@@ -119,27 +166,36 @@ def provisioned(board: Board) -> Json:
 
 
 def importable(board: Board) -> Json:
-    """Return the dashboard for Grafana's import dialog, which asks for the data source."""
-    dashboard = json.loads(text(provisioned(board)).replace("${datasource}", "${DS_PROMETHEUS}"))
+    """Return the dashboard for Grafana's import dialog, which asks for the data sources that panels query."""
+    sources = [source for source in board.sources if source.content]
+    content = text(provisioned(board))
+    for source in sources:
+        content = content.replace(f"${{{source.variable}}}", f"${{{source.import_input}}}")
+    dashboard = json.loads(content)
     dashboard["editable"] = True
+    asked = {source.variable for source in sources}
     variables = dashboard["templating"]["list"]
-    dashboard["templating"]["list"] = [variable for variable in variables if variable["type"] != "datasource"]
+    dashboard["templating"]["list"] = [variable for variable in variables if variable["name"] not in asked]
     kinds = sorted({panel["type"] for panel in dashboard["panels"]} - {"row"})
     return {
         "__inputs": [
             {
-                "name": "DS_PROMETHEUS",
-                "label": "Prometheus",
-                "description": "The Prometheus that scrapes celery-exporter",
+                "name": source.import_input,
+                "label": source.name,
+                "description": source.content,
                 "type": "datasource",
-                "pluginId": "prometheus",
-                "pluginName": "Prometheus",
+                "pluginId": source.plugin,
+                "pluginName": source.name,
             }
+            for source in sources
         ],
         "__elements": {},
         "__requires": [
             {"type": "grafana", "id": "grafana", "name": "Grafana", "version": GRAFANA},
-            {"type": "datasource", "id": "prometheus", "name": "Prometheus", "version": "1.0.0"},
+            *(
+                {"type": "datasource", "id": source.plugin, "name": source.name, "version": "1.0.0"}
+                for source in sources
+            ),
             *({"type": "panel", "id": kind, "name": kind, "version": ""} for kind in kinds),
         ],
         "id": None,
@@ -154,13 +210,13 @@ def text(dashboard: Json) -> str:
 
 def _complete(panel: model.Panel, board: Board) -> None:
     """Set the data source, the links, and the matchers of the queries."""
-    panel.datasource = SOURCE
-    panel.links = [_panel_link(title, uid) for title, uid in board.links.items()]
+    panel.links = [*(panel.links or []), *(_panel_link(title, uid) for title, uid in board.links.items())]
     for index, target in enumerate(panel.targets or []):
-        if isinstance(target, Dataquery):
+        if isinstance(target, prometheus.Dataquery | loki.Dataquery | influxql.Query):
+            panel.datasource = target.datasource = SOURCES[type(target)].ref
             target.ref_id = chr(ord("A") + index)
-            target.datasource = SOURCE
-            target.expr = filtered(target.expr, board.variables)
+        if isinstance(target, prometheus.Dataquery):
+            target.expr = filtered(target.expr, board.matchers)
 
 
 def _variable(name: str) -> sdk.QueryVariable:
@@ -170,7 +226,7 @@ def _variable(name: str) -> sdk.QueryVariable:
     return (
         sdk.QueryVariable(name)
         .label(title)
-        .datasource(SOURCE)
+        .datasource(PROMETHEUS.ref)
         .query({"qryType": 1, "query": query, "refId": name})
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)

@@ -213,6 +213,50 @@ BOARD = Board(
                 },
             ),
         ],
+        "Records of tasks": [
+            lines(
+                "Records",
+                RATE,
+                "Records of tasks per second that each sink took or lost. The label outcome of the metric "
+                "says why they were lost. No line without a sink such as --influx-url or --loki-url.",
+                {
+                    f"{{{{sink}}}} {name}": q.rate(
+                        f"celery_exporter_sink_records_total{{outcome{outcomes}}}", "sink"
+                    )
+                    for name, outcomes in {
+                        "delivered": '="delivered"',
+                        "lost": '!~"delivered|incomplete"',
+                    }.items()
+                },
+                width=6,
+            ),
+            lines(
+                "Buffered records",
+                PLAIN,
+                "Records that wait for their sink. --sink-buffer limits them.",
+                {"{{sink}}": q.total("celery_exporter_sink_buffered_records", "sink")},
+                width=6,
+            ),
+            lines(
+                "Time since the last success",
+                SECONDS,
+                "Time since each sink took records.",
+                {"{{sink}}": q.since_last("celery_exporter_sink_last_success_timestamp_seconds", "sink")},
+                width=6,
+            ),
+            lines(
+                "Requests to sinks",
+                SECONDS,
+                "Median and 95th percentile of the duration of requests to sinks, or of writes to a file.",
+                {
+                    f"{{{{sink}}}} p{percent}": q.quantile(
+                        percent / 100, "celery_exporter_sink_request_duration_seconds", "sink"
+                    )
+                    for percent in (50, 95)
+                },
+                width=6,
+            ),
+        ],
         "Resources": [
             lines(
                 "CPU",

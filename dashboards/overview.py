@@ -20,7 +20,12 @@ BOARD = Board(
     title="Celery / Overview",
     description="A Celery cluster: workers, throughput, failures, queues, waiting times.",
     variables=("job", "queue", "task", "worker"),
-    links={"Tasks": "celery-tasks", "Workers": "celery-workers", "Exporter": "celery-exporter"},
+    links={
+        "Tasks": "celery-tasks",
+        "Workers": "celery-workers",
+        "Exporter": "celery-exporter",
+        "Task log": "celery-task-log",
+    },
     rows={
         "Now": [
             stat(

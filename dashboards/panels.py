@@ -6,22 +6,29 @@ both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from grafana_foundation_sdk.builders import common as look
 from grafana_foundation_sdk.builders import heatmap as heatmap_
-from grafana_foundation_sdk.builders import prometheus, timeseries
+from grafana_foundation_sdk.builders import logs as logs_
+from grafana_foundation_sdk.builders import loki, prometheus, timeseries
 from grafana_foundation_sdk.builders import stat as stat_
 from grafana_foundation_sdk.builders import table as table_
 from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
+from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-Panel: TypeAlias = stat_.Panel | timeseries.Panel | heatmap_.Panel | table_.Panel
+from dashboards import influxql
+
+Panel: TypeAlias = stat_.Panel | timeseries.Panel | heatmap_.Panel | table_.Panel | logs_.Panel
+#: Returns the query of a line, by its legend and its expression.
+Line: TypeAlias = Callable[[str, str], Builder[Dataquery]]
 Meanings: TypeAlias = Mapping[int, tuple[str, str]]  # value → text, colour
 
 # Units, by Grafana's names.
@@ -36,6 +43,8 @@ ONLINE: Meanings = {0: ("offline", "red"), 1: ("online", "green")}
 RECEIVING_STATES: Meanings = {0: ("missing events", "red"), 1: ("receiving", "green")}
 YES: Meanings = {0: ("no", "red"), 1: ("yes", "green")}
 
+#: Legends whose lines are named after states.
+STATE_LEGENDS = {"{{state}}", "$tag_status"}
 # The colour of each state in graphs.
 COLORS = {
     "PENDING": "purple",
@@ -57,6 +66,32 @@ MAX_DAYS = 24  # with a range up to this, a point is at most 3.5 minutes, which 
 
 STAT_HEIGHT = 4
 HEIGHT = 8
+EXEMPLAR_LEGEND = "p99"
+MIN_INFLUX_INTERVAL = "15s"  # between two points of a graph; without it, few points are in each
+LOG_HEIGHT = 16
+MAX_LOG_LINES = 500
+UUID_WIDTH = 290  # of a column, in pixels
+
+
+def promql_line(legend: str, expr: str) -> Builder[Dataquery]:
+    """Return a query of Prometheus over the time range."""
+    return prometheus.Dataquery().expr(expr).legend_format(legend).range()
+
+
+def with_exemplars(legend: str, expr: str) -> Builder[Dataquery]:
+    """Return a query of Prometheus, and exemplars for one legend: the others have the same buckets."""
+    query = prometheus.Dataquery().expr(expr).legend_format(legend).range()
+    return query.exemplar(True) if legend == EXEMPLAR_LEGEND else query
+
+
+def logql_line(legend: str, expr: str) -> Builder[Dataquery]:
+    """Return a query of Loki over the time range."""
+    return loki.Dataquery().expr(expr).legend_format(legend).query_type("range")
+
+
+def influxql_line(legend: str, query: str) -> Builder[Dataquery]:
+    """Return a query of InfluxDB over the time range."""
+    return influxql.Query(query, alias=legend)
 
 
 def stat(  # noqa: PLR0913  a row of a table; most rows use three
@@ -83,7 +118,32 @@ def stat(  # noqa: PLR0913  a row of a table; most rows use three
         description += (
             f" {average_seconds // 60}-minute average; longer if more than {MAX_DAYS} days are shown."
         )
-    panel = (
+    panel = _value(title, unit, description, query, width, no_value).thresholds(_steps(bad, good))
+    panel = panel.mappings(_mappings(meanings))
+    if average_seconds:
+        panel = panel.max_data_points(POINTS)
+    return panel.max(1).min(0) if unit == SHARE else panel
+
+
+def value_of_points(  # noqa: PLR0913
+    title: str,
+    unit: str,
+    description: str,
+    query: str,
+    *,
+    width: int = 4,
+    no_value: str,
+    bad: tuple[float, float] | None = None,
+) -> Panel:
+    """Return a panel with one value of InfluxDB for the time range of the dashboard."""
+    panel = _value(title, unit, description, influxql.Query(query), width, no_value)
+    return panel.thresholds(_steps(bad, None))
+
+
+def _value(  # noqa: PLR0913, PLR0917
+    title: str, unit: str, description: str, query: Builder[Dataquery], width: int, no_value: str
+) -> stat_.Panel:
+    return (
         stat_.Panel()
         .title(title)
         .description(description)
@@ -93,14 +153,9 @@ def stat(  # noqa: PLR0913  a row of a table; most rows use three
         .reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(common.BigValueGraphMode.NONE)
         .color_mode(common.BigValueColorMode.VALUE)
-        .thresholds(_steps(bad, good))
-        .mappings(_mappings(meanings))
         .span(width)
         .height(STAT_HEIGHT)
     )
-    if average_seconds:
-        panel = panel.max_data_points(POINTS)
-    return panel.max(1).min(0) if unit == SHARE else panel
 
 
 def lines(  # noqa: PLR0913
@@ -112,8 +167,13 @@ def lines(  # noqa: PLR0913
     width: int = 12,
     stacked: bool = False,
     signed: bool = False,
+    line: Line = promql_line,
+    no_value: str = "",
 ) -> Panel:
-    """Return a graph of lines, {legend: expression}, with a minimum of 0 unless `signed`."""
+    """Return a graph of lines, {legend: expression}, with a minimum of 0 unless `signed`.
+
+    `no_value` is the text without any line, if that is usual.
+    """
     panel = (
         timeseries.Panel()
         .title(title)
@@ -139,8 +199,12 @@ def lines(  # noqa: PLR0913
         .height(HEIGHT)
     )
     for legend, expr in queries.items():
-        panel = panel.with_target(prometheus.Dataquery().expr(expr).legend_format(legend).range())
-    if "{{state}}" in queries:
+        panel = panel.with_target(line(legend, expr))
+    if line is influxql_line:
+        panel = panel.interval(MIN_INFLUX_INTERVAL)
+    if no_value:
+        panel = panel.no_value(no_value)
+    if STATE_LEGENDS & queries.keys():
         for state, color in COLORS.items():
             fixed = {"mode": "fixed", "fixedColor": color}
             panel = panel.override_by_name(state, [_property("color", fixed)])
@@ -160,6 +224,7 @@ def heatmap(title: str, description: str, histogram: str, *, width: int = 12) ->
             .format(PromQueryFormat.HEATMAP)
             .legend_format("{{le}}")
             .range()
+            .exemplar(True)
         )
         .calculate(False)
         .color(heatmap_.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
@@ -170,6 +235,72 @@ def heatmap(title: str, description: str, histogram: str, *, width: int = 12) ->
         .span(width)
         .height(HEIGHT)
     )
+
+
+def log(  # noqa: PLR0913
+    title: str,
+    description: str,
+    expr: str,
+    *,
+    no_value: str,
+    oldest_first: bool = False,
+    width: int = 24,
+    links: Sequence[Builder[model.DashboardLink]] = (),
+) -> Panel:
+    """Return a panel with log lines of Loki. `no_value` is the text without any."""
+    order = common.LogsSortOrder.ASCENDING if oldest_first else common.LogsSortOrder.DESCENDING
+    return (
+        logs_.Panel()
+        .title(title)
+        .description(description)
+        .no_value(no_value)
+        .with_target(loki.Dataquery().expr(expr).query_type("range").max_lines(MAX_LOG_LINES))
+        .show_time(True)
+        .wrap_log_message(True)
+        .enable_log_details(True)
+        .sort_order(order)
+        .links([*links])
+        .span(width)
+        .height(LOG_HEIGHT)
+    )
+
+
+def rows(  # noqa: PLR0913
+    title: str,
+    description: str,
+    query: str,
+    *,
+    units: Mapping[str, str],
+    links: Mapping[str, Mapping[str, str]],
+    no_value: str,
+    highest: str = "Time",
+) -> Panel:
+    """Return a table of points of InfluxDB, whose columns the query names.
+
+    `units` and `links` are {column: unit} and {column: {title: URL}}. The rows with the highest values in
+    the column `highest` are first.
+    """
+    panel = (
+        table_.Panel()
+        .title(title)
+        .description(description)
+        .unit(PLAIN)
+        .no_value(no_value)
+        .with_target(influxql.Query(query, result_format="table"))
+        .show_header(True)
+        .min_width(60)
+        .cell_height(common.TableCellHeight.SM)
+        .sort_by([look.TableSortByFieldState().display_name(highest).desc(True)])
+        .span(24)
+        .height(HEIGHT)
+    )
+    for column, unit in units.items():
+        panel = panel.override_by_name(column, [_property("unit", unit)])
+    for column, urls in links.items():
+        targets = [{"title": text, "url": url, "targetBlank": False} for text, url in urls.items()]
+        properties = [_property("links", targets), _property("custom.minWidth", UUID_WIDTH)]
+        panel = panel.override_by_name(column, properties)
+    return panel
 
 
 @dataclass(frozen=True)

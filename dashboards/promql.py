@@ -27,9 +27,9 @@ def quantile(fraction: float, histogram: str, *by: str) -> str:
     return f"histogram_quantile({fraction}, {rate(f'{histogram}_bucket', 'le', *by)})"
 
 
-def mean(histogram: str) -> str:
-    """Return the mean over the last step of the graph."""
-    return share(rate(f"{histogram}_sum"), rate(f"{histogram}_count"))
+def mean(histogram: str, *by: str) -> str:
+    """Return the mean over the last step of the graph, of a histogram or a summary."""
+    return share(rate(f"{histogram}_sum", *by), rate(f"{histogram}_count", *by))
 
 
 def total(gauge: str, *by: str) -> str:

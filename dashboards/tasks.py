@@ -2,7 +2,19 @@
 
 from dashboards import promql as q
 from dashboards.build import Board, url_of_value
-from dashboards.panels import AGO, PLAIN, RATE, SECONDS, SHARE, Column, heatmap, lines, stat, table
+from dashboards.panels import (
+    AGO,
+    PLAIN,
+    RATE,
+    SECONDS,
+    SHARE,
+    Column,
+    heatmap,
+    lines,
+    stat,
+    table,
+    with_exemplars,
+)
 
 
 def quantiles_and_mean(histogram: str) -> dict[str, str]:
@@ -22,7 +34,12 @@ BOARD = Board(
     title="Celery / Tasks",
     description="Tasks by name. With several selected tasks, the panels show their sums.",
     variables=("job", "queue", "task"),
-    links={"Overview": "celery-overview", "Workers": "celery-workers"},
+    links={
+        "Overview": "celery-overview",
+        "Workers": "celery-workers",
+        "Task log": "celery-task-log",
+        "Points": "celery-points",
+    },
     rows={
         "Now": [
             stat(
@@ -114,8 +131,10 @@ BOARD = Board(
             lines(
                 "Run time",
                 SECONDS,
-                "Run time of executions that ended in SUCCESS, FAILURE or RETRY.",
+                "Run time of executions that ended in SUCCESS, FAILURE or RETRY. A dot is one of them "
+                "(--exemplars).",
                 quantiles_and_mean("celery_task_runtime_seconds"),
+                line=with_exemplars,
             ),
             heatmap(
                 "Run time, distribution",
@@ -129,6 +148,7 @@ BOARD = Board(
                 SECONDS,
                 "Time from sent (or eta) to started. Only for tasks whose client sends task-sent events.",
                 quantiles_and_mean("celery_task_queue_wait_seconds"),
+                line=with_exemplars,
             ),
             heatmap(
                 "Queue wait, distribution",
@@ -141,11 +161,26 @@ BOARD = Board(
                 "Time from received by a worker (or eta) to started. It is long if workers prefetch more "
                 "tasks than they can run.",
                 quantiles_and_mean("celery_task_prefetch_wait_seconds"),
+                line=with_exemplars,
             ),
             heatmap(
                 "Prefetch wait, distribution",
                 "Executions by the time that they waited in the worker.",
                 "celery_task_prefetch_wait_seconds",
+            ),
+        ],
+        "Measured by tasks": [
+            lines(
+                "Mean of each field",
+                PLAIN,
+                "Mean of the numbers that tasks measured themselves (celery_exporter.instrumentation).",
+                {"{{task_name}} {{field}}": q.mean("celery_task_measurement", "task_name", "field")},
+            ),
+            lines(
+                "Sum of each field",
+                RATE,
+                "Sum per second of the numbers that tasks measured themselves.",
+                {"{{task_name}} {{field}}": q.rate("celery_task_measurement_sum", "task_name", "field")},
             ),
         ],
         "In flight": [

@@ -27,7 +27,7 @@ BOARD = Board(
     title="Celery / Workers",
     description="Celery workers: up or down, the load of their pools, and the values that they report.",
     variables=("job", "worker"),
-    links={"Overview": "celery-overview", "Tasks": "celery-tasks"},
+    links={"Overview": "celery-overview", "Tasks": "celery-tasks", "Task log": "celery-task-log"},
     rows={
         "Now": [
             stat("Online", PLAIN, "Workers that are up.", "sum(celery_worker_up)", width=4, good=1),

@@ -21,9 +21,10 @@ put() { # NAME: writes standard input to the file, unless it exists
 }
 random() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; } # needs no escaping in a URL
 
-for name in redis rabbitmq postgres grafana flower; do
+for name in redis rabbitmq postgres grafana flower influxdb; do
   random | put "${name}_password"
 done
+random | put influxdb_token
 password() { printf %s "$(<"$1_password")"; }
 
 # The same passwords in the file formats of the programs.

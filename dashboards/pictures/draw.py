@@ -1,7 +1,8 @@
-"""Draws each dashboard with data of the demo from a real Prometheus (make screenshots).
+"""Draws dashboards with data of the demo from a real Prometheus and a real InfluxDB (make screenshots).
 
-A headless Chromium renders Grafana's panel components (@grafana/ui), which esbuild bundles. The frame that
-Grafana shows around them is missing. Needs node, npm and chromium. The test harness starts the servers.
+Task log is not drawn, because it needs a Loki. A headless Chromium renders Grafana's panel components
+(@grafana/ui), which esbuild bundles. The frame that Grafana shows around them is missing. Needs node, npm and
+chromium. The test harness starts the servers.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.demo import scraped_demo
+from harness.influxdb import PointsServer
 from harness.processes import ROOT, need
 from harness.servers import Prometheus, RedisServer
 
-from dashboards.panels import RATE_INTERVAL_STEPS
+from dashboards.panels import MIN_INFLUX_INTERVAL, RATE_INTERVAL_STEPS
 
 HERE = Path(__file__).parent
 BOARDS = ROOT / "dashboards" / "provisioning"
@@ -28,7 +30,9 @@ WIDTH_PIXELS = 1600
 POINTS = 200  # of a line
 # Chromium has no sandbox for root, and the page is ours. The budget is the virtual time for rendering, in ms.
 CHROMIUM = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000")
-ALL = {"job": ".+", "queue": ".*", "task": ".*", "worker": ".*"}
+ALL = {"job": ".+", "queue": ".*", "task": ".*", "worker": ".*", "service": ".*"}
+#: Dashboards whose data source is not installed.
+NOT_DRAWN = {"celery-task-log"}
 
 Json = dict[str, Any]
 
@@ -41,9 +45,14 @@ def main() -> None:
     bundle = build_script()
     with tempfile.TemporaryDirectory(prefix="pictures-") as name:
         folder = Path(name)
-        with RedisServer(folder / "redis") as redis, scraped_demo(folder, redis.url) as prometheus:
+        with (
+            RedisServer(folder / "redis") as redis,
+            PointsServer(folder / "influxdb") as influxdb,
+            scraped_demo(folder, redis.url, *influxdb.options) as prometheus,
+        ):
             time.sleep(seconds)
-            pages = [page(path, prometheus, seconds) for path in sorted(BOARDS.glob("*.json"))]
+            paths = [path for path in sorted(BOARDS.glob("*.json")) if path.stem not in NOT_DRAWN]
+            pages = [page(path, prometheus, influxdb, seconds) for path in paths]
         PICTURES.mkdir(parents=True, exist_ok=True)
         for data in pages:
             draw(data, bundle, folder)
@@ -62,13 +71,19 @@ def build_script() -> str:
     return subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout
 
 
-def page(path: Path, prometheus: Prometheus, seconds: int) -> Json:
+def page(path: Path, prometheus: Prometheus, influxdb: PointsServer, seconds: int) -> Json:
     """Return a dashboard and the results of its queries, with "All" selected in each variable."""
     board: Json = json.loads(path.read_text())
     end = time.time()
+    start = end - seconds
     answers = {
         panel["id"]: {
-            target["refId"]: query(prometheus, target, end - seconds, end) for target in panel["targets"]
+            target["refId"]: (
+                points(influxdb, panel, target, start, end)
+                if target["datasource"]["type"] == "influxdb"
+                else query(prometheus, target, start, end)
+            )
+            for target in panel["targets"]
         }
         for panel in board["panels"]
         if panel["type"] != "row"
@@ -76,7 +91,7 @@ def page(path: Path, prometheus: Prometheus, seconds: int) -> Json:
     return {
         "board": board,
         "answers": answers,
-        "from": (end - seconds) * 1000,
+        "from": start * 1000,
         "to": end * 1000,
         "width": WIDTH_PIXELS,
     }
@@ -88,10 +103,51 @@ def query(prometheus: Prometheus, target: Json, start: float, end: float) -> lis
     min_step = float(target.get("interval", "0s").removesuffix("s"))
     window = max(15, RATE_INTERVAL_STEPS * (min_step or step))  # as Grafana does
     values = {**ALL, "__rate_interval": f"{window:.0f}s", "__range": f"{end - start:.0f}s"}
-    expr = re.sub(r"\$(\w+)", lambda match: values[match[1]], target["expr"])
+    expr = with_values(target["expr"], values)
     if target["instant"]:
         return prometheus.query(expr, end)
     return prometheus.query_range(expr, start, end, step)
+
+
+def points(influxdb: PointsServer, panel: Json, target: Json, start: float, end: float) -> list[Json]:
+    """Return the result of a query of InfluxDB in the form of Prometheus; of a table, its columns.
+
+    The alias of the target becomes a legend in the form of Prometheus, too.
+    """
+    interval = MIN_INFLUX_INTERVAL.removesuffix("s")
+    values = {
+        **ALL,
+        "timeFilter": f"time >= {start * 1000:.0f}ms AND time <= {end * 1000:.0f}ms",
+        "__interval_ms": f"{interval}000",
+        "__interval": f"{interval}s",
+    }
+    series = influxdb.series(with_values(target["query"], values))
+    if panel["type"] == "table":
+        return [
+            {
+                "columns": ["Time", *one["columns"][1:]],
+                "values": [[row[0] / 1e6, *row[1:]] for row in one["values"]],
+            }
+            for one in series
+        ]
+    target["legendFormat"] = re.sub(r"\$(?:tag_)?(\w+)", r"{{\1}}", target.get("alias", ""))
+    lines = [
+        (
+            {**one.get("tags", {}), "col": column},
+            [[row[0] / 1e9, row[index]] for row in one["values"] if row[index] is not None],
+        )
+        for one in series
+        for index, column in enumerate(one["columns"])
+        if column != "time"
+    ]
+    if panel["type"] == "stat":
+        return [{"metric": labels, "value": samples[-1]} for labels, samples in lines if samples]
+    return [{"metric": labels, "values": samples} for labels, samples in lines]
+
+
+def with_values(text: str, values: dict[str, str]) -> str:
+    """Return a query with values in place of Grafana's variables."""
+    return re.sub(r"\$(\w+)", lambda match: values[match[1]], text)
 
 
 def draw(page: Json, bundle: str, folder: Path) -> None:

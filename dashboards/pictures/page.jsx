@@ -72,6 +72,7 @@ function Lines({ panel, width, height }) {
       });
     }),
   );
+  if (frames.length === 0) return <NoData panel={panel} />;
   return (
     <TimeSeries
       frames={displayed(frames)}
@@ -144,13 +145,42 @@ function Rows({ panel, width, height }) {
   return frame && <Table data={frame} width={width} height={height} cellHeight={panel.options.cellHeight} />;
 }
 
+// The columns of a query, without a transformation.
+function Points({ panel, width, height }) {
+  const [series] = answers[panel.id].A;
+  if (!series) return <NoData panel={panel} />;
+  const [frame] = displayed([
+    createDataFrame({
+      fields: series.columns.map((name, index) => {
+        const values = series.values.map((row) => row[index]);
+        const type = name === "Time" ? FieldType.time : FieldType[typeof values[0]];
+        return { name, type, values, config: { ...configOf(panel, name), displayName: name } };
+      }),
+    }),
+  ]);
+  return (
+    <Table
+      data={frame}
+      width={width}
+      height={height}
+      cellHeight={panel.options.cellHeight}
+      initialSortBy={panel.options.sortBy}
+    />
+  );
+}
+
+const NoData = ({ panel }) => (
+  <p style={{ padding: 16, color: theme.colors.text.secondary }}>{panel.fieldConfig.defaults.noValue ?? "No data"}</p>
+);
+
 const Unsupported = () => (
   <p style={{ padding: 16, color: theme.colors.text.secondary }}>
     A heatmap. Grafana does not publish this component, so only Grafana can draw it.
   </p>
 );
 
-const KINDS = { timeseries: Lines, stat: Stat, table: Rows, heatmap: Unsupported };
+const KINDS = { timeseries: Lines, stat: Stat, heatmap: Unsupported };
+const kindOf = (panel) => KINDS[panel.type] ?? (panel.transformations ? Rows : Points);
 
 function Placed({ panel }) {
   const { x, y, w, h } = panel.gridPos;
@@ -158,7 +188,7 @@ function Placed({ panel }) {
   if (panel.type === "row") {
     return <h4 style={{ ...place, margin: 0, paddingTop: 8 }}>{panel.title}</h4>;
   }
-  const Kind = KINDS[panel.type];
+  const Kind = kindOf(panel);
   return (
     <div style={place}>
       <PanelChrome title={panel.title} width={(w * width) / 24 - GAP} height={h * CELL - GAP}>

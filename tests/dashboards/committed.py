@@ -11,12 +11,9 @@ from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import select
 
 FOLDER = ROOT / "dashboards"
-UIDS = (
-    "celery-overview",
-    "celery-tasks",
-    "celery-workers",
-    "celery-exporter",
-)  # must not change: links depend on them
+#: They must not change: links depend on them.
+METRIC_UIDS = ("celery-overview", "celery-tasks", "celery-workers", "celery-exporter")
+UIDS = (*METRIC_UIDS, "celery-task-log", "celery-points")
 VARIANTS = ("provisioning", "import")
 
 Json = dict[str, Any]
@@ -40,11 +37,12 @@ def panels() -> Iterator[tuple[str, Json]]:
                 yield uid, panel
 
 
-def targets() -> Iterator[tuple[str, Json, Json]]:
-    """Yield (uid, panel, target) for each query."""
+def targets(plugin: str = "prometheus") -> Iterator[tuple[str, Json, Json]]:
+    """Yield (uid, panel, target) for each query of data sources of this kind."""
     for uid, panel in panels():
         for target in panel["targets"]:
-            yield uid, panel, target
+            if target["datasource"]["type"] == plugin:
+                yield uid, panel, target
 
 
 def variables(board: Json) -> dict[str, Json]:

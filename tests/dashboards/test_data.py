@@ -11,7 +11,7 @@ import pytest
 from harness.demo import JOB, scraped_demo
 from harness.waiting import eventually
 
-from dashboards.committed import BOARDS, label, panels, targets, variables
+from dashboards.committed import BOARDS, METRIC_UIDS, label, panels, targets, variables
 
 WINDOWS = {"__rate_interval": "15s", "__range": "1m"}  # Prometheus scrapes each second here
 CHOICES = {
@@ -20,6 +20,8 @@ CHOICES = {
     },
     "one": {"job": JOB, "queue": "emails", "task": "mail.send", "worker": "emails@demo"},
 }
+#: A task of the demo that measures something.
+MEASURING_TASK = "report.build"
 FALLBACK = r" or (?=0 \* |max by )"
 DEADLINE_SECONDS = 45.0  # for rare events, on two busy cores
 
@@ -33,6 +35,8 @@ def prometheus(redis_server, tmp_path_factory):
 def expand(query: str, choice: str) -> str:
     """Return a query with the values of a choice in place of the variables."""
     values = {**CHOICES[choice], **WINDOWS}
+    if choice == "one" and "celery_task_measurement" in query:
+        values["task"] = MEASURING_TASK
     return re.sub(r"\$(\w+)", lambda match: values[match[1]], query)
 
 
@@ -68,7 +72,8 @@ def test_a_query_with_a_fallback_has_data_without_it(prometheus, query):
 
 
 @pytest.mark.parametrize(
-    "panel", [pytest.param(p, id=label(uid, p)) for uid, p in panels() if p["type"] == "table"]
+    "panel",
+    [pytest.param(p, id=label(uid, p)) for uid, p in panels() if p["type"] == "table" and uid in METRIC_UIDS],
 )
 def test_a_column_of_a_table_has_a_source(prometheus, panel):
     values = {f"Value #{target['refId']}" for target in panel["targets"]}

@@ -5,21 +5,34 @@ broker, so the job identifies it.
 """
 
 import itertools
+import json
 import re
 from collections import Counter
 
 import pytest
 
-from dashboards.committed import BOARDS, IMPORTS, ROWS, UIDS, label, panels, targets, variables
+from dashboards.committed import BOARDS, IMPORTS, METRIC_UIDS, ROWS, UIDS, label, panels, targets, variables
 
-SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+#: Kind of data source → the variable that selects one, and its label.
+SOURCES = {
+    "prometheus": ("datasource", "Data source"),
+    "loki": ("loki", "Loki"),
+    "influxdb": ("influxdb", "InfluxDB"),
+    "tempo": ("tempo", "Traces"),
+}
+#: Only links use this one. An import does not ask for it.
+OPTIONAL = "tempo"
+#: Filled in by Grafana.
+BUILTIN = {"__rate_interval", "__range", "__auto", "__interval", "__interval_ms", "timeFilter"}
 UNITS = {"short", "ops", "s", "percentunit", "bytes", "dateTimeFromNow"}  # formats of Grafana
 MATCHERS = {"queue": "queue_name", "task": "task_name", "worker": "worker"}
 NAME = r"\b(?:celery|process)_\w+"
 COUNTERS = {row.name for row in ROWS.values() if row.type == "counter"} | {"process_cpu_seconds_total"}
 HISTOGRAMS = {row.name for row in ROWS.values() if row.type == "histogram"}
+SUMMED = HISTOGRAMS | {row.name for row in ROWS.values() if row.type == "summary"}
 
 boards = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+metric_boards = pytest.mark.parametrize("board", [BOARDS[uid] for uid in METRIC_UIDS], ids=METRIC_UIDS)
 every_panel = pytest.mark.parametrize(
     "panel", [pytest.param(panel, id=label(uid, panel)) for uid, panel in panels()]
 )
@@ -32,23 +45,48 @@ every_target = pytest.mark.parametrize(
 # -- template-…-rule -----------------------------------------------------------------------------------------
 
 
+def source(plugin):
+    """Return the reference to the data source that a variable selects."""
+    return {"type": plugin, "uid": f"${{{SOURCES[plugin][0]}}}"}
+
+
+def queries(board):
+    """Return all queries of a dashboard: of its panels and variables."""
+    texts = [
+        target.get("expr") or target["query"]
+        for panel in board["panels"]
+        for target in panel.get("targets", [])
+    ]
+    return [*texts, *(json.dumps(variable["query"]) for variable in board["templating"]["list"])]
+
+
 @boards
 def test_template_datasource_rule(board):
-    (source,) = [variable for variable in variables(board).values() if variable["type"] == "datasource"]
-    assert (source["name"], source["label"], source["query"]) == ("datasource", "Data source", "prometheus")
+    content = json.dumps(board)
+    used = {plugin for plugin, (name, _) in SOURCES.items() if f"${{{name}}}" in content}
+    found = {
+        variable["query"]: (variable["name"], variable["label"])
+        for variable in variables(board).values()
+        if variable["type"] == "datasource"
+    }
+    assert found == {plugin: SOURCES[plugin] for plugin in used}
 
 
 @boards
 def test_template_job_rule(board):
+    """Metrics have a job; points do not."""
+    if board["uid"] == "celery-points":
+        assert "job" not in variables(board)
+        return
     job = variables(board)["job"]
     assert (job["type"], job["label"], job["multi"], job["allValue"]) == ("query", "Job", True, ".+")
-    assert job["datasource"] == SOURCE
+    assert job["datasource"] == source("prometheus")
 
 
 @boards
 def test_template_label_promql_rule(board):
     for name, variable in variables(board).items():
-        if variable["type"] == "query":
+        if variable.get("datasource") == source("prometheus"):
             query = variable["query"]["query"]
             match = re.fullmatch(r"label_values\((celery_\w+)(\{job=~\"\$job\"\})?, (\w+)\)", query)
             assert match, query
@@ -58,20 +96,26 @@ def test_template_label_promql_rule(board):
 @boards
 def test_template_on_time_change_reload_rule(board):
     for variable in variables(board).values():
-        assert variable["type"] == "datasource" or variable["refresh"] == 2, variable["name"]
+        assert variable["type"] in {"datasource", "textbox"} or variable["refresh"] == 2, variable["name"]
 
 
 @boards
 def test_every_variable_is_used_in_a_query(board):
-    used = set(
-        re.findall(r"\$(\w+)", " ".join(t["expr"] for p in board["panels"] for t in p.get("targets", [])))
-    )
-    builtin = {"__rate_interval", "__range"}
-    assert used - builtin == variables(board).keys() - {"datasource"}
+    used = set(re.findall(r"\$(\w+)", " ".join(queries(board))))
+    sources = {name for name, variable in variables(board).items() if variable["type"] == "datasource"}
+    assert used - BUILTIN == variables(board).keys() - sources
 
 
 def test_overview_has_all_variables():
     assert set(variables(BOARDS["celery-overview"])) == {"datasource", "job", "queue", "task", "worker"}
+
+
+def test_equal_names_of_variables_have_equal_labels():
+    """Links between dashboards pass the values of all variables on."""
+    labels = {
+        (name, variable["label"]) for board in BOARDS.values() for name, variable in variables(board).items()
+    }
+    assert max(Counter(name for name, _ in labels).values()) == 1
 
 
 @boards
@@ -84,9 +128,8 @@ def test_uneditable_dashboard_rule(board):
 
 @every_panel
 def test_panel_datasource_rule(panel):
-    assert [panel["datasource"], *(target["datasource"] for target in panel["targets"])] == [SOURCE] * (
-        1 + len(panel["targets"])
-    )
+    used = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+    assert used == [source(panel["datasource"]["type"])] * len(used)
 
 
 @every_panel
@@ -97,6 +140,8 @@ def test_panel_title_description_rule(panel):
 
 @every_panel
 def test_panel_units_rule(panel):
+    if panel["type"] == "logs":
+        return
     assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
     for override in panel["fieldConfig"]["overrides"]:
         for item in override["properties"]:
@@ -106,20 +151,26 @@ def test_panel_units_rule(panel):
 @every_panel
 def test_panel_no_targets_rule(panel):
     assert panel["targets"]
-    assert all(target["expr"] for target in panel["targets"])
+    assert all(target.get("expr") or target["query"] for target in panel["targets"])
 
 
 @every_panel
 def test_a_panel_links_to_other_dashboards(panel):
-    links = [re.match(r"/d/([\w-]+)\?", link["url"]) for link in panel["links"]]
-    assert links
-    assert {link[1] for link in links if link} <= set(UIDS)
+    links = [re.match(r"/(?:d/([\w-]+)|explore)\?", link["url"]) for link in panel["links"]]
+    assert {link[1] for link in links} & set(UIDS)
+    assert {link[1] for link in links} <= {*UIDS, None}
+
+
+@every_panel
+def test_no_data_has_a_text(panel):
+    if panel["type"] == "stat" or panel["datasource"] != source("prometheus"):
+        assert panel["fieldConfig"]["defaults"]["noValue"]
 
 
 @every_panel
 def test_every_line_has_a_legend(panel):
     if panel["type"] == "timeseries":
-        legends = [target.get("legendFormat") for target in panel["targets"]]
+        legends = [target.get("legendFormat") or target.get("alias") for target in panel["targets"]]
         assert all(legends)
         assert len(set(legends)) == len(legends)
 
@@ -139,7 +190,7 @@ def test_target_rate_interval_rule(uid, expr):  # noqa: ARG001
 def test_an_average_covers_the_time_in_its_description(panel):
     """$__rate_interval is four times the minimum step, or that step plus the interval of a point."""
     (target, *_) = panel["targets"]
-    if panel["type"] != "stat" or "$__rate_interval" not in target["expr"]:
+    if panel["type"] != "stat" or "$__rate_interval" not in target.get("expr", ""):
         assert "average" not in panel["description"]
         return
     match = re.search(r"(\d+)-minute average; longer if more than (\d+) days", panel["description"])
@@ -147,6 +198,20 @@ def test_an_average_covers_the_time_in_its_description(panel):
     seconds, max_range_seconds = int(match[1]) * 60, int(match[2]) * 86_400
     assert max_range_seconds >= 7 * 86_400
     assert max(4 * step, step + max_range_seconds / panel["maxDataPoints"]) == seconds
+
+
+def test_exemplars_are_on_each_graph_of_times_of_tasks():
+    """Buckets have exemplars. Grafana draws those of several queries above each other."""
+    exemplars = Counter()
+    for uid, panel, target in targets():
+        if target.get("exemplar"):
+            (histogram,) = re.findall(r"(\w+)_bucket", target["expr"])
+            exemplars[uid, panel["title"], histogram] += 1
+    assert {histogram for _, _, histogram in exemplars} == {
+        name for name in HISTOGRAMS if name.startswith("celery_task_")
+    }
+    assert {uid for uid, _, _ in exemplars} == {"celery-tasks"}
+    assert set(exemplars.values()) == {1}
 
 
 @every_target
@@ -170,7 +235,7 @@ def test_target_counter_agg_rule(uid, expr):  # noqa: ARG001
     bare = without_matchers(expr)
     in_rate = set(re.findall(rf"(?:rate|increase)\(({NAME})\[", bare))
     for name in re.findall(NAME, bare):
-        is_counter = name in COUNTERS or re.sub("_(bucket|sum|count)$", "", name) in HISTOGRAMS
+        is_counter = name in COUNTERS or re.sub("_(bucket|sum|count)$", "", name) in SUMMED
         assert (name in in_rate) == is_counter, name
 
 
@@ -225,31 +290,31 @@ def test_a_dashboard_links_to_the_others(board):
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_an_import_differs_by_the_input_for_the_data_source_only(uid):
+def test_an_import_differs_by_the_inputs_for_data_sources_only(uid):
     board, imported = BOARDS[uid], dict(IMPORTS[uid])
-    (source,) = imported.pop("__inputs")
-    assert (source["name"], source["type"], source["pluginId"]) == (
-        "DS_PROMETHEUS",
-        "datasource",
-        "prometheus",
-    )
+    asked = {
+        variable["name"]: variable["query"]
+        for variable in variables(board).values()
+        if variable["type"] == "datasource" and variable["query"] != OPTIONAL
+    }
+    inputs = imported.pop("__inputs")
+    assert [(item["name"], item["type"], item["pluginId"]) for item in inputs] == [
+        (f"DS_{plugin.upper()}", "datasource", plugin) for plugin in asked.values()
+    ]
     required = {(plugin["type"], plugin["id"]) for plugin in imported.pop("__requires")}
     kinds = {("panel", panel["type"]) for panel in board["panels"] if panel["type"] != "row"}
-    assert required == {("grafana", "grafana"), ("datasource", "prometheus"), *kinds}
+    assert required == {
+        ("grafana", "grafana"),
+        *(("datasource", plugin) for plugin in asked.values()),
+        *kinds,
+    }
     assert imported.pop("__elements") == {}
     assert imported.pop("id") is None
     assert imported["editable"] is True
 
-    queries = [variable for variable in board["templating"]["list"] if variable["type"] != "datasource"]
-    expected = {**board, "editable": True, "templating": {"list": queries}}
-    assert imported == with_import_source(expected)
-    assert "${datasource}" not in str(imported)
-
-
-def with_import_source(node):
-    """Return JSON with the data source of the import variant."""
-    if isinstance(node, dict):
-        return {key: with_import_source(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [with_import_source(value) for value in node]
-    return node.replace("${datasource}", "${DS_PROMETHEUS}") if isinstance(node, str) else node
+    others = [variable for variable in board["templating"]["list"] if variable["name"] not in asked]
+    text = json.dumps({**board, "editable": True, "templating": {"list": others}})
+    for name, plugin in asked.items():
+        text = text.replace(f"${{{name}}}", f"${{DS_{plugin.upper()}}}")
+    assert imported == json.loads(text)
+    assert not any(f"${{{name}}}" in str(imported) for name in asked)

@@ -1,4 +1,4 @@
-"""The TypeScript compiler checks the dashboards against Grafana's types.
+"""The TypeScript compiler checks the dashboards against Grafana's types, and its grammar parses the LogQL.
 
 Without node, npm or the packages, the tests are skipped on a developer's machine and fail in CI.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from harness.processes import missing, need
 
-from dashboards.committed import BOARDS, Json
+from dashboards.committed import BOARDS, Json, targets
 
 TYPES = Path(__file__).parent / "types"
 MODULES = TYPES / "node_modules"
@@ -22,7 +22,7 @@ MODULES = TYPES / "node_modules"
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    """Install the two packages with locked versions and hashes, and return the path of node."""
+    """Install the packages with locked versions and hashes, and return the path of node."""
     program, npm, lock = need("node"), need("npm"), TYPES / "package-lock.json"
     installed = MODULES / ".package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
@@ -34,7 +34,7 @@ def node() -> str:
             check=False,
         )
         if result.returncode != 0:
-            missing(f"@grafana/schema (npm ci: {result.stderr.strip()[-300:]})")
+            missing(f"packages of npm (npm ci: {result.stderr.strip()[-300:]})")
         installed.touch()
     return program
 
@@ -99,3 +99,22 @@ def test_the_types_find_mistakes(compile_errors):
     boards = {f"mistake{index}": with_mistake(*mistake) for index, mistake in enumerate(MISTAKES.values())}
     with_errors = {line.partition(".ts(")[0] for line in compile_errors(boards)}
     assert boards.keys() - with_errors == set()
+
+
+def with_error(node: str, *expressions: str) -> list[str]:
+    """Return the expressions that are not LogQL."""
+    result = subprocess.run(
+        [node, TYPES / "logql.cjs"], input=json.dumps(expressions), capture_output=True, text=True, check=True
+    )
+    errors: list[str] = json.loads(result.stdout)
+    return errors
+
+
+def test_the_queries_of_loki_are_logql(node):
+    expressions = (target["expr"].replace("$__auto", "5m") for _, _, target in targets("loki"))
+    assert with_error(node, *expressions) == []
+
+
+def test_the_grammar_finds_mistakes(node):
+    mistakes = ['{state="FAILURE"', "{state=}", '{state="a"} | jsn', 'rate({state="a"})', "sum by state (1)"]
+    assert with_error(node, *mistakes) == mistakes

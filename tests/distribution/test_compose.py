@@ -14,7 +14,10 @@ from harness.dockerfile import context, steps
 from harness.processes import ROOT, need
 
 import celery_exporter
+from celery_exporter.config.loader import load
 from celery_exporter.config.options import OPTIONS
+from celery_exporter.config.schema import Settings
+from celery_exporter.sinks.factory import sinks_for
 
 STACK = compose.load()
 SERVICES = STACK["services"]
@@ -25,9 +28,20 @@ PROFILES = {
         *("prometheus", "alertmanager", "grafana", "loki", "alloy"),
         *("node-exporter", "redis-exporter", "postgres", "postgres-exporter", "worker-postgres"),
     },
+    "influxdb": {"influxdb"},
+    "tracing": {"tempo"},
     "with-flower": {"flower"},
 }
-PORTS = {9808, 9809, 9090, 9093, 3000, 3100, 9121, 9187, 5555}
+PORTS = {9808, 9809, 9090, 9093, 3000, 3100, 8086, 3200, 9121, 9187, 5555}
+#: Variables of .env that send records of tasks to services of the stack.
+RECORDS = {
+    "LOKI_URL": "http://loki:3100",
+    "INFLUX_URL": "http://influxdb:8086",
+    "INFLUX_ORG": "celery",
+    "INFLUX_BUCKET": "celery",
+    "INFLUX_TOKEN_FILE": "/run/secrets/influxdb_token",
+    "OTLP_ENDPOINT": "http://tempo:4318",
+}
 #: Services that only send tasks.
 NO_HEALTH_CHECK = {"client", "client-rabbitmq"}
 #: Folders of the host that a service may mount.
@@ -173,7 +187,7 @@ def test_every_volume_and_secret_is_used():
 
 @every_service
 def test_its_passwords_are_in_files_only(name):
-    service = SERVICES[name]
+    service = compose.load(**RECORDS)["services"][name]
     for key, value in environment(service).items():
         if re.search("PASS|SECRET|TOKEN|AUTH|KEY|BROKER|BACKEND", key):
             assert key.endswith("_FILE")
@@ -200,6 +214,8 @@ def test_secrets_are_not_in_the_repository_and_in_images(tmp_path):
 def test_every_variable_has_its_default_in_the_example():
     used = dict(compose.VARIABLE.findall(compose.FILE.read_text()))
     example = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert {name: example.pop(name) for name in RECORDS} == RECORDS
+    assert {name: used.pop(name) for name in RECORDS} == dict.fromkeys(RECORDS, ""), "off by default"
     assert example.pop("COMPOSE_PROFILES") in PROFILES
     assert (ROOT / f"deploy/prometheus/targets/{example.pop('CELERY_TARGETS')}.yml").exists()
     assert used.pop("CELERY_TARGETS") == "celery"
@@ -217,8 +233,40 @@ def test_built_images_have_stages_in_the_dockerfile():
 
 def test_exporters_are_started_with_options_that_exist():
     flags = {f"--{option.name}" for option in OPTIONS}
+    variables = {option.variables[0] for option in OPTIONS}
     for name in ("exporter", "exporter-rabbitmq"):
         assert {word.partition("=")[0] for word in SERVICES[name]["command"]} <= flags
+        assert environment(SERVICES[name]).keys() <= variables
+
+
+def settings(name, **variables) -> Settings:
+    """Return the settings of an exporter of the stack, with these variables in .env."""
+    service = compose.load(**variables)["services"][name]
+    return load({"broker_url": "memory://"}, environment(service))
+
+
+@pytest.mark.parametrize("name", ["exporter", "exporter-rabbitmq"])
+def test_records_of_tasks_go_nowhere_by_default(name):
+    assert sinks_for(settings(name).sinks) == []
+
+
+@pytest.mark.parametrize("name", ["exporter", "exporter-rabbitmq"])
+def test_records_of_tasks_go_to_services_of_profiles(name):
+    sinks = settings(name, **RECORDS).sinks
+    assert [sinks.loki.loki_url, sinks.influx.influx_url] == [RECORDS["LOKI_URL"], RECORDS["INFLUX_URL"]]
+    assert sinks.otlp.otlp_endpoint.startswith(RECORDS["OTLP_ENDPOINT"])
+    assert {"loki", "influxdb"} <= {sink.name for sink in sinks_for(sinks)}
+    database = environment(SERVICES["influxdb"])
+    assert sinks.influx.influx_version == 2
+    assert sinks.influx.influx_org == database["DOCKER_INFLUXDB_INIT_ORG"]
+    assert sinks.influx.influx_bucket == database["DOCKER_INFLUXDB_INIT_BUCKET"]
+    assert str(sinks.influx.influx_token_file) == database["DOCKER_INFLUXDB_INIT_ADMIN_TOKEN_FILE"]
+
+
+@pytest.mark.parametrize("name", ["exporter", "exporter-rabbitmq"])
+def test_graphs_link_to_tasks(name):
+    assert settings(name).monitor.metrics.exemplars
+    assert "--enable-feature=exemplar-storage" in SERVICES["prometheus"]["command"]
 
 
 def test_the_health_check_of_a_worker_has_its_node_name():

@@ -22,6 +22,8 @@ from redis.retry import Retry
 from celery_exporter.doctor.problems import NOT_SCRAPED
 
 SERVICES = compose.load()["services"]
+#: Services of other profiles, which Prometheus does not scrape: a target that is down would be an alert.
+NOT_SCRAPED_HERE = {"influxdb": "influxdb", "tempo": "tracing"}
 #: Ports of the services that others connect to.
 PORTS = {
     "exporter": 9808,
@@ -30,6 +32,8 @@ PORTS = {
     "alertmanager": 9093,
     "grafana": 3000,
     "loki": 3100,
+    "influxdb": 8086,
+    "tempo": 3200,
     "node-exporter": 9100,
     "redis-exporter": 9121,
     "postgres-exporter": 9187,
@@ -95,7 +99,7 @@ def test_prometheus_scrapes_all_services_with_metrics(mounted, targets, clusters
             services[job] = "prometheus"
         else:
             services[job] = service_of(address, profile="rabbitmq" if "rabbitmq" in job else "monitoring")
-    expected = PORTS.keys() - ({"exporter-rabbitmq"} if clusters == 1 else set())
+    expected = PORTS.keys() - NOT_SCRAPED_HERE.keys() - ({"exporter-rabbitmq"} if clusters == 1 else set())
     assert sorted(services.values()) == sorted(expected)
     assert len([job for job in services if re.fullmatch(".*celery.*", job)]) == clusters, "a job for each"
 
@@ -269,21 +273,75 @@ def test_grafana_is_provisioned_with_the_mounted_files(mounted):
     (provider,) = yaml.safe_load((provisioning / "dashboards/celery.yml").read_text())["providers"]
     boards = sorted((folder / provider["options"]["path"].lstrip("/")).glob("*.json"))
     assert [path.stem for path in boards] == [
-        *("celery-exporter", "celery-overview", "celery-tasks", "celery-workers"),
+        *("celery-exporter", "celery-overview", "celery-points"),
+        *("celery-task-log", "celery-tasks", "celery-workers"),
     ]
     sources = yaml.safe_load((provisioning / "datasources/stack.yml").read_text())["datasources"]
     for source in sources:
-        assert service_of(source["url"]) == source["type"] == source["uid"]
+        profile = NOT_SCRAPED_HERE.get(source["uid"], "monitoring")
+        assert service_of(source["url"], profile=profile) == source["type"] == source["uid"]
     (default,) = [source for source in sources if source.get("isDefault")]
+    assert default["type"] == "prometheus"
     types = {
         variable["query"]
         for path in boards
         for variable in json.loads(path.read_text())["templating"]["list"]
         if variable["type"] == "datasource"
     }
-    assert types == {default["type"]}
+    assert types == {source["type"] for source in sources} - {"alertmanager"}
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     assert default["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
+
+
+def as_grafana_reads(value, folder):
+    """Return a value with the content of files for $__file{…}, and $ for $$. No other $ may be in it."""
+    if isinstance(value, dict):
+        return {name: as_grafana_reads(item, folder) for name, item in value.items()}
+    if isinstance(value, list):
+        return [as_grafana_reads(item, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def content(match):
+        return (folder / match[1].lstrip("/")).read_text().strip()
+
+    parts = [re.sub(r"\$__file\{(.*?)\}", content, part) for part in value.split("$$")]
+    assert not any("$" in part for part in parts), value
+    return "$".join(parts)
+
+
+@pytest.fixture
+def sources(mounted):
+    """Return the data sources by uid, as Grafana reads them."""
+    folder = mounted("grafana")
+    file = folder / "etc/grafana/provisioning/datasources/stack.yml"
+    content = as_grafana_reads(yaml.safe_load(file.read_text()), folder)
+    return {source["uid"]: source for source in content["datasources"]}
+
+
+def test_grafana_reads_influxdb_with_the_token_of_the_stack(sources, secrets):
+    source, service = sources["influxdb"], SERVICES["influxdb"]["environment"]
+    token = (secrets / "influxdb_token").read_text().strip()
+    header = source["jsonData"]["httpHeaderName1"], source["secureJsonData"]["httpHeaderValue1"]
+    assert header == ("Authorization", f"Token {token}")
+    assert source["jsonData"]["dbName"] == service["DOCKER_INFLUXDB_INIT_BUCKET"]
+    assert token not in (ROOT / "deploy/grafana/provisioning/datasources/stack.yml").read_text()
+
+
+def test_links_lead_to_existing_data_sources_and_dashboards(sources):
+    text = json.dumps(sources)
+    assert set(re.findall(r'"datasourceUid": "(\w+)"', text)) == {"tempo", "loki"} <= sources.keys()
+    assert set(re.findall(r"/d/([\w-]+)\?", text)) == {"celery-task-log"}
+    assert (ROOT / "dashboards/provisioning/celery-task-log.json").exists()
+    destinations = sources["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
+    assert [destination["name"] for destination in destinations] == ["trace_id", "task_id"]
+    trace, log = sources["loki"]["jsonData"]["derivedFields"]
+    assert (trace["matcherRegex"], log["matcherRegex"]) == ("^uuid$", "^uuid$")
+    assert trace["url"] == '{ span.messaging.message.id = "${__value.raw}" }'
+    assert log["url"].endswith("?var-uuid=${__value.raw}")
+    logs = sources["tempo"]["jsonData"]["tracesToLogsV2"]
+    assert logs["tags"] == [{"key": "service.name", "value": "service"}]
+    assert logs["query"] == ('{${__tags}, state=~".+"} | uuid="${__span.tags["messaging.message.id"]}"')
 
 
 INTERVAL = "15s"
@@ -331,7 +389,18 @@ def test_loki_writes_to_its_volume(mounted):
     assert config["server"]["http_listen_port"] == PORTS["loki"]
 
 
-@pytest.mark.parametrize("name", ["prometheus", "alertmanager", "loki"])
+def test_tempo_receives_spans_and_writes_to_its_volume(mounted):
+    config = yaml.safe_load((mounted("tempo") / "etc/tempo/tempo.yml").read_text())
+    (volume,) = [target for _, target, mode in compose.volumes(SERVICES["tempo"]) if mode == "rw"]
+    storage = config["storage"]["trace"]
+    assert storage["wal"]["path"].startswith(volume)
+    assert storage["local"]["path"].startswith(volume)
+    assert config["server"]["http_listen_port"] == PORTS["tempo"]
+    protocols = config["distributor"]["receivers"]["otlp"]["protocols"]
+    assert protocols == {"http": {"endpoint": "0.0.0.0:4318"}}  # the port of OTLP_ENDPOINT in .env.example
+
+
+@pytest.mark.parametrize("name", ["prometheus", "alertmanager", "loki", "tempo"])
 def test_a_program_reads_its_mounted_file(name):
     flag = "--config.file" if name in {"prometheus", "alertmanager"} else "-config.file"
     path = option(name, flag)

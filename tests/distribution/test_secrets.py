@@ -28,7 +28,8 @@ def secrets(tmp_path):
 
 def passwords(secrets):
     """Return the generated passwords."""
-    return {name: text.strip() for name, text in secrets.items() if name.endswith("_password") and text}
+    generated = ("_password", "_token")
+    return {name: text.strip() for name, text in secrets.items() if name.endswith(generated) and text}
 
 
 def test_it_creates_all_files_of_the_stack(secrets):
@@ -39,7 +40,7 @@ def test_it_creates_all_files_of_the_stack(secrets):
 
 def test_passwords_are_long_and_unique(secrets, tmp_path):
     generated = [*passwords(secrets).values(), *passwords(create(tmp_path / "again")).values()]
-    assert len(generated) == len(set(generated)) == 10
+    assert len(generated) == len(set(generated)) == 14
     assert all(len(password) == 32 for password in generated)
 
 

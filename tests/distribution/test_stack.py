@@ -11,6 +11,7 @@ import urllib.request
 import psutil
 import pytest
 import yaml
+from harness import compose
 from harness.exporter import clean_environment
 from harness.processes import ROOT, Process, need
 from harness.waiting import ANSWER_TIMEOUT, eventually
@@ -28,6 +29,7 @@ class Stack(Process):
 
     name = "stack"
     deadline = 60.0
+    profiles = ""
 
     def command(self):
         return [sys.executable, ROOT / "deploy/stack.py"]
@@ -35,7 +37,8 @@ class Stack(Process):
     def environment(self):
         for program in PROGRAMS:
             need(program)
-        return clean_environment({"PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder)})
+        variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.folder), "COMPOSE_PROFILES": self.profiles}
+        return clean_environment(variables)
 
     def ready(self):
         return "Ctrl-C stops everything." in self.text()
@@ -92,6 +95,43 @@ def test_it_starts_and_stops(stack):
 
     children = stack.children()
     assert len(children) >= 8
+    assert stack.stop(signal.SIGINT) == 0
+    assert_clean(stack, children)
+
+
+def test_it_names_the_services_that_it_leaves_out(stack):
+    (names,) = re.findall(r"^left out, because they need Docker: (.*)$", stack.text(), re.MULTILINE)
+    (started,) = re.findall(r"^starting (.*)$", stack.text(), re.MULTILINE)
+    services = compose.load()["services"]
+    wanted = {name for name, service in services.items() if service.get("profiles") in (None, ["monitoring"])}
+    assert sorted([*names.split(", "), *started.split(", ")]) == sorted(wanted)
+
+
+class StackWithPoints(Stack):
+    """The stack with the profiles of records of tasks, of which one has a program here."""
+
+    profiles = "influxdb,tracing"
+
+    def environment(self):
+        need("influxd")
+        return super().environment()
+
+
+def test_a_profile_adds_influxdb_and_the_exporter_writes_points(tmp_path, running):
+    stack = running(StackWithPoints(tmp_path))
+    (names,) = re.findall(r"^left out, because they need Docker: (.*)$", stack.text(), re.MULTILINE)
+    assert {"loki", "tempo"} <= set(names.split(", "))
+    assert "influxdb" not in names
+
+    def has_points():
+        answer = stack.get_json(
+            "influxdb", "/query?db=celery&q=SELECT+count(execution_time)+FROM+subtask_final"
+        )
+        return answer["results"][0].get("series")
+
+    eventually(has_points, 30)
+    children = stack.children()
+    assert [child for child in children if child.name() == "influxd"]
     assert stack.stop(signal.SIGINT) == 0
     assert_clean(stack, children)
 

@@ -47,3 +47,15 @@ def test_prometheus_stores_the_counts_of_the_exporter(scene):
         scene.client.send_task("tasks.succeed", queue="celery")
     eventually(lambda: scene.exporter.total("celery_tasks_total", state="SUCCESS") == 7, 15)
     eventually(lambda: scene.prometheus.query('sum(celery_tasks_total{state="SUCCESS"}) == 7'), 15)
+
+
+def test_prometheus_stores_what_tasks_measure(scene):
+    """A summary, in protobuf for Prometheus 3 and as text for Prometheus 2."""
+    for _ in range(3):
+        scene.client.send_task("tasks.measure", ({"size": 2.5},), queue="celery")
+    of_size = 'task_name="tasks.measure",field="size"'
+    eventually(lambda: scene.prometheus.query(f"celery_task_measurement_sum{{{of_size}}} == 7.5"), 15)
+    assert scene.prometheus.query(f"celery_task_measurement_count{{{of_size}}} == 3")
+    eventually(
+        lambda: scene.prometheus.query(f"increase(celery_task_measurement_count{{{of_size}}}[1m]) > 2"), 15
+    )

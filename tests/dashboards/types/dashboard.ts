@@ -1,6 +1,8 @@
 // The type of a dashboard's JSON, by Grafana's types: the page, and for each panel the options of its plugin.
 import type { DataQuery, Dashboard, FieldConfigSource, Panel, RowPanel } from "@grafana/schema";
 import type * as heatmap from "@grafana/schema/dist/esm/raw/composable/heatmap/panelcfg/x/HeatmapPanelCfg_types.gen";
+import type * as logs from "@grafana/schema/dist/esm/raw/composable/logs/panelcfg/x/LogsPanelCfg_types.gen";
+import type * as loki from "@grafana/schema/dist/esm/raw/composable/loki/dataquery/x/LokiDataQuery_types.gen";
 import type * as stat from "@grafana/schema/dist/esm/raw/composable/stat/panelcfg/x/StatPanelCfg_types.gen";
 import type * as table from "@grafana/schema/dist/esm/raw/composable/table/panelcfg/x/TablePanelCfg_types.gen";
 import type * as timeseries from "@grafana/schema/dist/esm/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen";
@@ -15,7 +17,8 @@ export type Json<T> = unknown extends T
       : T;
 
 // The query type of Prometheus is in a separate package. These are the documented fields of its data source.
-interface Query extends DataQuery {
+interface PromQuery extends DataQuery {
+  exemplar?: boolean;
   expr: string;
   format?: "time_series" | "table" | "heatmap";
   instant?: boolean;
@@ -23,6 +26,16 @@ interface Query extends DataQuery {
   legendFormat?: string;
   range?: boolean;
 }
+
+// The query type of InfluxDB is not published. These are the fields of a raw query of its data source.
+interface InfluxQuery extends DataQuery {
+  alias?: string;
+  query: string;
+  rawQuery: true;
+  resultFormat: "time_series" | "table";
+}
+
+type Query = PromQuery | loki.LokiDataQuery | InfluxQuery;
 
 // FieldConfig accepts any custom option. This type accepts those of the plugin only.
 interface Fields<TCustom> extends Omit<FieldConfigSource, "defaults"> {
@@ -40,6 +53,7 @@ type AnyPanel =
   | Of<"stat", stat.Options, never>
   | Of<"timeseries", timeseries.Options, timeseries.FieldConfig>
   | Of<"heatmap", heatmap.Options, heatmap.FieldConfig>
+  | Of<"logs", logs.Options, never>
   | Of<"table", table.Options, Partial<table.FieldConfig>>
   | RowPanel;
 
