@@ -63,6 +63,7 @@ SUSTAINED = Target(">= 12 x peer", 12, at_least=True)
 SCRAPE = Target("8 x faster than prometheus_client", 8, at_least=True)
 STALL, IDLE, START = Target("<= 50 ms", 50), Target("<= 55 MB", 55), Target("<= 1,000 ms", 1_000)
 TASK = Target("<= 400 bytes", 400)
+SINK = Target("<= 2 us", 2)
 PROFILES = Target("<= 1.1 x one profile", 1.1)
 
 
@@ -279,6 +280,8 @@ def inside_lines(options: Options) -> list[Line]:
     stages = inside("stages", str(options.tasks))
     profiles = inside("profiles", str(options.tasks))
     single_profile, *_ = profiles.values()
+    sinks = inside("sinks", str(options.tasks))
+    no_sink = sinks.pop("no sink")
     stall = inside("stall", str(options.samples))
     task = inside("memory", str(options.in_flight))
     return [
@@ -288,6 +291,11 @@ def inside_lines(options: Options) -> list[Line]:
         *(
             Row(f"  {names}", "us", [cost], None, None, [(PROFILES, ratio(cost, single_profile))], "", 2)
             for names, cost in profiles.items()
+        ),
+        f"an event without a sink: {no_sink:.2f} us; with one, until it is delivered, so much more",
+        *(
+            Row(f"  {name}", "us", [cost - no_sink], None, None, [(SINK, cost - no_sink)], "", 2)
+            for name, cost in sinks.items()
         ),
         *lines,
         f"events while {stall['samples']:,} samples are scraped",

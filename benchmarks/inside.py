@@ -9,13 +9,17 @@ from __future__ import annotations
 import gc
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from typing import Any
 
 import hiredis
@@ -43,6 +47,7 @@ from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.registry import PROFILES, ProfilesClashError, Selection, select
 from celery_exporter.monitor.monitor import Monitor
 from celery_exporter.runtime import malloc
+from celery_exporter.sinks.factory import pushers_for
 
 #: Samples of a label set whose tasks succeed. The exporter has some hundred samples of its own.
 SAMPLES_PER_LABEL_SET = 64
@@ -58,12 +63,13 @@ OPEN = ("sent", "received", "started")
 class Exporter:
     """The exporter without its threads; the methods do their work."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: str) -> None:
         malloc.return_large()  # as cli.py does
-        config = load(
-            {"broker_url": "redis://127.0.0.1:1/0", "max_series": "10000000", "max_tasks": "2000000"}, {}
-        ).monitor
-        self._monitor = Monitor(config)
+        limits = {"max_series": "10000000", "max_tasks": "2000000"}
+        settings = load({"broker_url": "redis://127.0.0.1:1/0", **limits, **options}, {})
+        config = settings.monitor
+        self.pushers = pushers_for(settings.sinks)
+        self._monitor = Monitor(config, pushers=self.pushers)
         self._tracker = SeriesTracker(time.monotonic(), time.time())
         self._exposition = Exposition(config.metrics.selection.rows)
 
@@ -251,6 +257,84 @@ def profiles(tasks: int) -> dict[str, float]:
     return best
 
 
+def sinks(tasks: int) -> dict[str, float]:
+    """Return the us of an event without a sink, and with each kind of sink, encoding and sending included.
+
+    They take turns; the result has the best of each. Receivers run in another process.
+    """
+    messages = bodies(Cluster(tasks=tasks))
+    with answering() as url:
+        options = {"no sink": {}, **{name: fill(url) for name, fill in SINK_OPTIONS.items()}}
+        rounds = [
+            {name: sink_once(messages, chosen) for name, chosen in options.items()} for _ in range(SCRAPES)
+        ]
+    events = 4 * tasks
+    return {name: min(seconds[name] for seconds in rounds) / events * 1e6 for name in options}
+
+
+#: Sink → the options that turn it on, with the URL of a receiver that takes everything.
+SINK_OPTIONS: dict[str, Callable[[str], dict[str, str]]] = {
+    "event log": lambda _: {"event_log": os.devnull},
+    "InfluxDB": lambda url: {"influx_url": url, "influx_org": "bench", "influx_bucket": "bench"},
+    "Loki": lambda url: {"loki_url": url},
+    "OTLP": lambda url: {"otlp_endpoint": url},
+}
+
+
+def sink_once(messages: list[bytes], options: dict[str, str]) -> float:
+    """Return the CPU seconds of this process until all records of these messages are delivered."""
+    exporter = Exporter(**options)
+    start = time.process_time()
+    for pusher in exporter.pushers:
+        pusher.start()
+    for message in messages:
+        exporter.receive([message])
+    for pusher in exporter.pushers:
+        while pusher.view().buffered:  # a sink may limit its bytes a second
+            time.sleep(0.05)
+        pusher.stop()
+        pusher.join()
+    seconds = time.process_time() - start
+    for pusher in exporter.pushers:
+        if pusher.view().lost:
+            raise SystemExit(f"{pusher.name} lost records: {pusher.view().error}")
+    return seconds
+
+
+@contextmanager
+def answering() -> Iterator[str]:
+    """Run a server in another process that answers each POST with 204, and yield its URL."""
+    parent, child = multiprocessing.get_context("spawn").Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=answer, args=[child], daemon=True)
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{parent.recv()}"
+    finally:
+        server.terminate()
+        server.join()
+
+
+class Taker(BaseHTTPRequestHandler):
+    """Reads a body, and answers 204."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def answer(pipe: Connection) -> None:
+    """Serve until the process is terminated; send the port first."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taker) as server:
+        pipe.send(server.server_address[1])
+        server.serve_forever()
+
+
 def parse_batch(consumer: RedisConsumer) -> bool:
     """Parse a batch of messages, and return whether it is full."""
     consumer._start_batch()  # noqa: SLF001
@@ -270,5 +354,7 @@ def pushed(published: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    measurements = {function.__name__: function for function in (scrape, stall, memory, stages, profiles)}
+    measurements = {
+        function.__name__: function for function in (scrape, stall, memory, stages, profiles, sinks)
+    }
     print(json.dumps(measurements[sys.argv[1]](int(sys.argv[2]))))
