@@ -15,13 +15,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import jsonschema
 import msgspec
 import pytest
 import yaml
 from celery.app.defaults import NAMESPACES, flatten
+from harness import logql
 from harness.processes import ROOT, need
 from harness.statuses import serve_status
 from unit.test_golden_replay import exporter_state
@@ -31,10 +33,13 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster, Limits
 from celery_exporter.core.snapshot import take_snapshot
 from celery_exporter.doctor import problems as doctor_problems
+from celery_exporter.sinks import points as influxdb_points
+from celery_exporter.sinks.log_line import LogLine
+from celery_exporter.sinks.loki import LABELS, _Metadata
 from celery_exporter.status import problems as status_problems
 from celery_exporter.status.model import Status
 from celery_exporter.web import web_config
-from tools.docgen import checks, metrics, printed
+from tools.docgen import checks, event_log, metrics, printed
 from tools.docgen.marks import filled
 
 DOCS = ROOT / "docs"
@@ -277,8 +282,79 @@ def check_yaml(text: str, folder: Path) -> None:
             promtool("check", "config", "--syntax-only", str(path))
         elif "basic_auth_users" in document:
             web_config.parse(text.encode())
-        else:
-            assert "apiVersion" in document or "resources" in document, document.keys()
+        elif "sinks" in document:
+            check_vector(document)
+        elif "pipeline" in document:
+            check_fluent_bit(document)
+        else:  # of Kubernetes, of Grafana, or of Tempo
+            assert {"apiVersion", "resources", "distributor"} & document.keys(), document.keys()
+
+
+def check_vector(document: dict[str, Any]) -> None:
+    """Check that the components of Vector read from others. Vector itself is not available here."""
+    components = {**document["sources"], **document["transforms"], **document["sinks"]}
+    assert all(component["type"] for component in components.values())
+    readers = {**document["transforms"], **document["sinks"]}
+    assert {name for reader in readers.values() for name in reader["inputs"]} == (
+        components.keys() - document["sinks"].keys()
+    )
+
+
+def check_fluent_bit(document: dict[str, Any]) -> None:
+    """Check that parsers and tags of Fluent Bit exist. Fluent Bit itself is not available here."""
+    inputs, outputs = document["pipeline"]["inputs"], document["pipeline"]["outputs"]
+    assert {parser["name"] for parser in document["parsers"]} == {each["parser"] for each in inputs}
+    assert {each["tag"] for each in inputs} == {each["match"] for each in outputs}
+
+
+def check_alloy(text: str, _folder: Path) -> None:
+    """Check that brackets match and that components of Alloy exist. Alloy itself is not available here."""
+    without_texts = re.sub(r'"[^"\\]*"', "", text)
+    nested: list[str] = []
+    for bracket in re.findall(r"[\[\](){}]", without_texts):
+        assert bracket not in "])}" or nested.pop() == {"]": "[", ")": "(", "}": "{"}[bracket]
+        nested += [bracket] if bracket in "[({" else []
+    assert nested == []
+    defined = {f"{kind}.{name}" for kind, name in re.findall(r'^([a-z._]+) "(\w+)" {', text, re.MULTILINE)}
+    used = set(re.findall(r"\b([a-z]+\.[a-z_]+(?:\.\w+)?)\.receiver\b", text))
+    assert used == {name for name in defined if not name.startswith("loki.source.")}
+
+
+def check_logrotate(text: str, folder: Path) -> None:
+    """Check the file with logrotate, without running it."""
+    path = folder / "logrotate"
+    path.write_text(text)
+    path.chmod(0o644)  # logrotate ignores files that others can write to
+    command = [need("logrotate"), "--debug", "--state", folder / "status", path]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "error" not in result.stderr.lower(), result.stderr
+
+
+def check_logql(text: str, _folder: Path) -> None:
+    """Check the syntax of a query, and that its labels exist."""
+    assert logql.syntax_errors([text]) == []
+    names = {*LABELS, *_Metadata.__struct_fields__, *LogLine.__struct_fields__}
+    assert set(re.findall(r"(\w+)\s*(?:=~?|!=|>|<)", text)) | set(re.findall(r"by \((\w+)\)", text)) <= names
+
+
+def check_influxql(text: str, _folder: Path) -> None:
+    """Check that measurements, tags and fields exist; tests/integration/test_influxdb.py runs the query."""
+    measurements = {"worker_requests", "worker_queue", "subtask_errors", "subtask_final", "requests"}
+    assert set(re.findall(r"FROM (\w+)", text)) <= measurements
+    words = {"SELECT", "FROM", "WHERE", "AND", "GROUP", "BY", "now", "fill", "none", "tag"}
+    functions = {"count", "max", "mean", "percentile", "top"}
+    names = set(re.findall(r"\b[A-Za-z_]+\b", re.sub("'[^']*'", "", text))) - words - functions - measurements
+    assert names <= influxdb_points.NAMES, names
+
+
+def check_flux(text: str, _folder: Path) -> None:
+    """Check the shape of a query, and that its tags and fields exist. No server here knows Flux."""
+    first, *steps = text.splitlines()
+    assert re.fullmatch(r'from\(bucket: "\w+"\)', first)
+    assert all(re.fullmatch(r"  \|> \w+\(.+\)", step) for step in steps)
+    assert all(text.count(opening) == text.count(closing) for opening, closing in ("()", "[]"))
+    fields, columns = re.findall(r'r\._field == "(\w+)"', text), re.findall(r'columns: \["(\w+)"\]', text)
+    assert {*fields, *columns} <= influxdb_points.NAMES
 
 
 def check_python(text: str, _folder: Path) -> None:
@@ -293,7 +369,10 @@ def check_python(text: str, _folder: Path) -> None:
 
 
 def check_json(text: str, _folder: Path) -> None:
-    """Check that a response of the status API has all fields and no others."""
+    """Check that a response of the status API has all fields and no others, or that a line is valid."""
+    if "uuid" in json.loads(text):
+        jsonschema.validate(json.loads(text), json.loads(event_log.PATH.read_text()))
+        return
     status = msgspec.json.decode(text, type=Status, strict=True)
     assert json.loads(msgspec.json.encode(status)) == json.loads(text)
 
@@ -316,6 +395,11 @@ CHECKS: dict[str, Callable[[str, Path], None]] = {
     "yaml": check_yaml,
     "python": check_python,
     "json": check_json,
+    "alloy": check_alloy,
+    "logrotate": check_logrotate,
+    "logql": check_logql,
+    "influxql": check_influxql,
+    "flux": check_flux,
     "text": lambda _text, _folder: None,  # output of a program
 }
 
@@ -382,6 +466,7 @@ def test_a_wrong_example_is_found(tmp_path):
         subprocess.CalledProcessError,
         msgspec.ValidationError,
         web_config.BadWebConfigError,
+        jsonschema.ValidationError,
     )
     for language, text in [
         ("console", "$ celery-exporter --broker-uri redis://\n"),
@@ -395,6 +480,17 @@ def test_a_wrong_example_is_found(tmp_path):
         ("python", "app.conf.task_send_send_event = True\n"),
         ("python", "CELERY_SEND_TASK_EVENTS = True\n"),
         ("json", '{"version": 1}'),
+        ("json", '{"uuid": "u1"}'),
+        ("yaml", "sources: {a: {type: file}}\ntransforms: {}\nsinks: {b: {type: kafka, inputs: [c]}}\n"),
+        ("yaml", "parsers: []\npipeline: {inputs: [{parser: a, tag: b}], outputs: [{match: b}]}\n"),
+        ("alloy", 'loki.process "a" {\n  forward_to = [loki.write.b.receiver]\n}\n'),
+        ("alloy", 'loki.write "b" {\n  url = ["x"}\n'),
+        ("logrotate", "/var/log/x {\n    dayly\n}\n"),
+        ("logql", '{service="celery"} |= '),
+        ("logql", '{service="celery", task="x"} | nosuch="x"'),
+        ("influxql", "SELECT nosuch FROM subtask_final"),
+        ("influxql", "SELECT execution_time FROM nosuch"),
+        ("flux", 'from(bucket: "celery")\n  |> range(start: -1h\n'),
     ]:
         with pytest.raises(errors):
             CHECKS[language](text, tmp_path)

@@ -45,6 +45,7 @@ NOT_RUN = {
     "journalctl": "reads the log of the machine",
     "kubectl": "no cluster; tests/distribution/test_kubernetes.py",
     "make": "tests/integration/test_harness.py, tests/integration/test_benchmarks.py",
+    "pip": "installs a package",
     "py-spy": "not installed",
     "sed": "changes the rules; tests/alerts/test_rules.py runs it on a copy",
     "systemctl": "changes the machine; tests/distribution/test_systemd.py",

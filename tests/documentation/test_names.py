@@ -30,6 +30,7 @@ OTHER_FLAGS = {
     "dmesg, journalctl, systemctl": "--now --since",
     "kubectl": "--from-file --previous",
     "prometheus": "--enable-feature",
+    "pip": "--no-deps",
     "py-spy": "--pid",
     "redis-cli": "--askpass --user",
     "other exporters": "--addr --listen-address --transport-options --tz --use-ssl --verbose",

@@ -36,4 +36,5 @@ def _default(option: Option) -> str:
 
 
 def _help(option: Option) -> str:
-    return option.help + "".join(f" Also read from `{variable}`." for variable in option.env)
+    variables = " and ".join(f"`{variable}`" for variable in option.env)
+    return option.help + (f" Also read from {variables}." if variables else "")
