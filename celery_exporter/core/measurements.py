@@ -122,7 +122,7 @@ class PendingMeasurements:
         earlier_tags, earlier_fields = self.take(uuid)
         tags = _merged(earlier_tags, tags, MAX_TAGS)
         fields = _merged(earlier_fields, fields, MAX_FIELDS)
-        size = TASK_BYTES + _memory(tags) + _memory(fields)
+        size = TASK_BYTES + memory_of(tags) + memory_of(fields)
         self._pending[uuid] = _Pending(tags, fields, size, listening)
         self._size += size
         if self._size > self._limit:
@@ -144,7 +144,7 @@ class PendingMeasurements:
             self.take(uuid)
 
 
-def _memory(values: Mapping[str, Value]) -> int:
+def memory_of(values: Mapping[str, Value | None]) -> int:
     """Return the bytes of memory that names and values take at most."""
     texts = (text for pair in values.items() for text in pair if isinstance(text, str))
     characters = sum(len(text) if text.isascii() else 4 * len(text) for text in texts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from sys import getsizeof
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import asdict
 
+from celery_exporter.core.measurements import memory_of
 from celery_exporter.core.records import (
     NO_ARGUMENTS,
     NO_MEASUREMENTS,
@@ -48,18 +48,13 @@ def weight(record: Any) -> int:
     if type(record) is Record:
         if record.arguments is NO_ARGUMENTS and record.measurements is NO_MEASUREMENTS:
             return 1
-        return 1 + (_text_bytes(astuple(record.arguments)) + _size(record.measurements)) // RECORD_BYTES
-    return 1 + _size(record.measurements) // RECORD_BYTES if type(record) is MeasuredRecord else 1
+        large_bytes = memory_of(asdict(record.arguments)) + _memory_of(record.measurements)
+        return 1 + large_bytes // RECORD_BYTES
+    return 1 + _memory_of(record.measurements) // RECORD_BYTES if type(record) is MeasuredRecord else 1
 
 
-def _size(measurements: Measurements) -> int:
-    tags, fields = measurements.tags, measurements.fields
-    return _text_bytes((*tags, *tags.values(), *fields, *fields.values()))
-
-
-def _text_bytes(values: Iterable[Any]) -> int:
-    """Return the bytes of these values, as `sys.getsizeof` does: text of other alphabets takes more."""
-    return sum(getsizeof(value) for value in values)
+def _memory_of(measurements: Measurements) -> int:
+    return memory_of(measurements.tags) + memory_of(measurements.fields)
 
 
 class Payload(Struct, frozen=True):

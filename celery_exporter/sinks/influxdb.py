@@ -9,7 +9,6 @@ https://docs.influxdata.com/influxdb3/core/write-data/http-api/v3-write-lp/
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -21,7 +20,7 @@ from celery_exporter.sinks.base import TOO_LARGE, Payload, PermanentError
 from celery_exporter.sinks.config import InfluxConfig, SinksConfig
 from celery_exporter.sinks.http import HttpClient, check
 from celery_exporter.sinks.points import NAMES, STATES, FieldsEncoder, LunaEncoder, is_wanted
-from celery_exporter.sinks.secrets import read_secret, read_token
+from celery_exporter.sinks.secrets import basic_login, read_token
 
 #: InfluxDB 3 takes 10 MB at most by default, InfluxDB 1 takes 25 MB.
 MAX_BODY_BYTES = 8 * 2**20
@@ -113,8 +112,7 @@ class InfluxSink:
         headers = {"Content-Type": "text/plain; charset=utf-8"}
         influx = self._config
         if influx.influx_user is not None and influx.influx_password_file is not None:
-            login = f"{influx.influx_user}:{read_secret(influx.influx_password_file)}"
-            headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+            headers["Authorization"] = basic_login(influx.influx_user, influx.influx_password_file)
         elif influx.influx_token_file is not None:
             scheme = "Token" if influx.influx_version == 2 else "Bearer"
             headers["Authorization"] = f"{scheme} {read_token(influx.influx_token_file)}"

@@ -8,11 +8,9 @@ metadata, so another attempt after an answer that was lost is harmless.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,7 +24,7 @@ from celery_exporter.sinks.compression import gzipped
 from celery_exporter.sinks.config import LokiConfig
 from celery_exporter.sinks.http import MAX_SHOWN, HttpClient, Response, check
 from celery_exporter.sinks.log_line import encode_line
-from celery_exporter.sinks.secrets import read_secret, read_token
+from celery_exporter.sinks.secrets import basic_login, read_token
 
 PUSH_PATH = "/loki/api/v1/push"
 #: Bytes of a body before compression, and seconds in which so many are sent: a quarter of what Loki takes by
@@ -195,16 +193,10 @@ def _headers(config: LokiConfig) -> Callable[[], dict[str, str]]:
         if token_file is not None:
             return {**fixed, "Authorization": f"Bearer {read_token(token_file)}"}
         if user is not None and password_file is not None:
-            return {**fixed, "Authorization": _basic(user, password_file)}
+            return {**fixed, "Authorization": basic_login(user, password_file)}
         return fixed
 
     return headers
-
-
-def _basic(user: str, password_file: Path) -> str:
-    """Return the value of the header (RFC 7617, in UTF-8)."""
-    login = f"{user}:{read_secret(password_file)}"
-    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 # -- answers -------------------------------------------------------------------------------------------

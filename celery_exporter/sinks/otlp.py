@@ -37,6 +37,7 @@ class OtlpSink:
     name = "otlp"
     max_body_bytes = 16 * 2**20  # the OpenTelemetry Collector takes 20 MiB by default, after decompression
     min_interval = 0.0
+    states = tuple(ATTEMPT_ENDS)
 
     def __init__(self, url: str, config: OtlpConfig) -> None:
         self.address = url
@@ -53,8 +54,6 @@ class OtlpSink:
                 f"OTEL_EXPORTER_OTLP_CERTIFICATE: cannot use {str(config.certificate)!r}: {error.strerror}; "
                 "it takes a file with CA certificates in PEM format"
             ) from None
-
-    states = tuple(ATTEMPT_ENDS)
 
     def wants(self, record: Any) -> bool:
         """See `Sink`: the ends of attempts. Their records have all times of the attempt."""

@@ -80,7 +80,7 @@ class Pusher:
         self._last_success: float | None = None  # epoch seconds
         self._error = ""  # of the last attempt; empty if it succeeded
         self._failing_since: float | None = None  # epoch seconds
-        self._attempt_since: float | None = None  # epoch seconds, while an attempt is made
+        self._attempt_began: float | None = None  # monotonic time, while an attempt is made
         self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
 
     # -- from other threads --------------------------------------------------------------------------------
@@ -141,8 +141,9 @@ class Pusher:
         """Return a copy of the accounts."""
         with self._lock:
             error, failing_since = self._error, self._failing_since
-            if not error and self._attempt_since and time.time() - self._attempt_since > SEND_TIMEOUT_SECONDS:
-                error, failing_since = "an answer takes longer than the timeout", self._attempt_since
+            seconds = 0.0 if self._attempt_began is None else time.monotonic() - self._attempt_began
+            if not error and seconds > SEND_TIMEOUT_SECONDS:
+                error, failing_since = "an answer takes longer than the timeout", time.time() - seconds
             return SinkView(
                 name=self.name,
                 address=self._sink.address,
@@ -286,7 +287,7 @@ class Pusher:
             if timeout <= 0:
                 return False
             self._next_send = begin + self._sink.min_interval * len(body) / self._sink.max_body_bytes
-            self._attempt_since = time.time()
+            self._attempt_began = begin
             try:
                 self._sink.send(body, timeout)
             except TemporaryError as error:
@@ -315,7 +316,7 @@ class Pusher:
     def _observe(self, seconds: float, error: str) -> None:
         """Record how an attempt went; log the first failure, and the first success after one."""
         with self._lock:
-            self._attempt_since = None
+            self._attempt_began = None
             self._durations.observe(SINK_DURATION_BUCKETS, seconds)
             before, self._error = self._error, error
             if not error:

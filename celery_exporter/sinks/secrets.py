@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def read_token(path: Path) -> str:
     if not (token.isascii() and token.isprintable()):
         raise TemporaryError(f"{path} has characters that no HTTP header can have; it takes one token")
     return token
+
+
+def basic_login(user: str, password_file: Path) -> str:
+    """Return the value of the header Authorization (RFC 7617, in UTF-8); raise TemporaryError as above."""
+    login = f"{user}:{read_secret(password_file)}"
+    return f"Basic {base64.b64encode(login.encode()).decode()}"
 
 
 def _read(path: Path) -> bytes:

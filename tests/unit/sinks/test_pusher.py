@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -228,13 +227,16 @@ def test_a_receiver_with_a_limit_of_bytes_a_second_is_not_sent_more(running, max
 
     receiver.answer = answer
     pusher = running(receiver, limit=10 * MAX_BATCH)
+    begin = time.monotonic()
     put(pusher, range(records))
     eventually(is_empty(pusher), 30)
     put(pusher, range(1))
     eventually(is_empty(pusher), 30)
     assert len(attempts) >= 5
-    for (before, size), (after, _) in itertools.pairwise(attempts):
-        assert after - before > 0.99 * 0.5 * size / max_body_bytes
+    sent = 0
+    for at, size in attempts:  # a busy machine makes each of them later, and none earlier
+        assert at - begin >= 0.5 * sent / max_body_bytes
+        sent += size
 
 
 def test_the_last_records_are_sent_at_the_end():
@@ -251,9 +253,11 @@ def test_the_last_records_are_sent_at_the_end():
 
 @pytest.mark.parametrize("is_frozen", [True, False])
 def test_a_receiver_that_is_away_at_the_end_delays_it_for_a_bounded_time(is_frozen):
+    released = threading.Event()
+
     def answer(_: list[int]) -> None:
         if is_frozen:
-            time.sleep(60)
+            released.wait()
         raise TemporaryError("down")
 
     pusher = Pusher(Receiver(answer), limit=1_000, flush_interval=0.01)
@@ -265,6 +269,7 @@ def test_a_receiver_that_is_away_at_the_end_delays_it_for_a_bounded_time(is_froz
     assert time.monotonic() - begin < 30, "it is 5.5 s; this machine may be busy"
     assert outcomes(pusher.view()) == {SHUTDOWN: 10}
     assert pusher.view().buffered == 0
+    released.set()
 
 
 def test_large_records_fill_the_buffer_earlier_and_are_sent_in_smaller_payloads(running):
