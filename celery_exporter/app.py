@@ -7,10 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 
 from starlette.applications import Starlette
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from celery_exporter import __version__
 from celery_exporter.broker.connection import check
@@ -33,7 +33,7 @@ from celery_exporter.web.auth import require_auth
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.request_records import record_requests
 from celery_exporter.web.server import CannotListenError, Server, bind
-from celery_exporter.web.web_config_reloader import WebConfigReloader, no_security
+from celery_exporter.web.web_config_reloader import WebConfigReloader, WebSecurity, no_security
 
 log = logging.getLogger("celery_exporter")
 
@@ -70,11 +70,7 @@ def serve(settings: Settings) -> None:
     except UnusablePathError as error:
         raise BadSettingError(f"--state-file: {error}") from None
     security = no_security if web_config is None else web_config.current
-    pages = _app(settings, monitor, tracker, web_config)
-    app = require_auth(pages, security)
-    if settings.sinks.influx.influx_url is not None:  # the only sink that wants requests
-        paths = {route.path for route in pages.routes if isinstance(route, Route)}
-        app = record_requests(app, paths, partial(_put, pushers))
+    app = _with_records(_app(settings, monitor, tracker, web_config), security, pushers)
     server = Server(app, listener, security, notifier)
     malloc.return_large()
     scheme = "http" if security().context is None else "https"
@@ -100,9 +96,21 @@ def serve(settings: Settings) -> None:
     log.info("stopped by %s", stop_signal.name)
 
 
-def _put(pushers: Iterable[Pusher], request: HttpRequest) -> None:
-    for pusher in pushers:
-        pusher.put((request,))
+def _with_records(
+    pages: Starlette, security: Callable[[], WebSecurity], pushers: Iterable[Pusher]
+) -> ASGIApp:
+    """Return the application with authentication, and with records of requests for sinks that take them."""
+    app = require_auth(pages, security)
+    takers = [pusher for pusher in pushers if pusher.takes_requests]
+    if not takers:
+        return app
+
+    def put(request: HttpRequest) -> None:
+        for pusher in takers:
+            pusher.put((request,))
+
+    paths = {route.path for route in pages.routes if isinstance(route, Route)}
+    return record_requests(app, paths, put)
 
 
 def _app(

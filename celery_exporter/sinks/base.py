@@ -99,7 +99,8 @@ class Sink(Protocol):
     #: Seconds in which so many bytes are sent at most, in one body or several; 0 for as fast as possible.
     min_interval: float
 
-    #: The states of the transitions that it writes.
+    #: The states of the transitions that it writes. A sink may also have `takes_requests`, true if it writes
+    #: requests to this exporter, and `reopen`, which opens its file again.
     states: tuple[State, ...]
 
     def wants(self, record: Any) -> bool:

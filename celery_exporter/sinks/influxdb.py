@@ -60,6 +60,7 @@ class InfluxSink:
     name = "influxdb"
     max_body_bytes = MAX_BODY_BYTES
     states = STATES
+    takes_requests = True
     min_interval = 0.0
 
     def __init__(self, config: SinksConfig) -> None:

@@ -58,6 +58,8 @@ class Pusher:
         self.name = sink.name
         #: Opens the file of the sink again; None if it has none.
         self.reopen: Callable[[], None] | None = getattr(sink, "reopen", None)
+        #: Whether the sink writes requests to this exporter (`HttpRequest`).
+        self.takes_requests: bool = getattr(sink, "takes_requests", False)
         #: The states of the transitions that the sink writes.
         self.states = sink.states
         self._sink = sink
