@@ -87,14 +87,15 @@ def test_entries_are_as_many_as_the_metrics_say(running, pushing, worker, client
 @on_redis
 def test_at_most_a_mebibyte_a_second_is_sent(running, pushing, broker, loki):
     app = running(pushing("--sink-flush-interval", "0.1")).connected()
+    begin = time.monotonic()
     for start in range(0, 2_000, 100):
         publish(broker.url, *range(start, start + 100))
     until_equal(lambda: outcomes(app), {"delivered": 8_000}, 60)
-    assert len(loki.requests) > 4
+    assert len(loki.requests) > 1
     assert all(request.size <= MAX_BODY_BYTES for request in loki.requests)
     total = sum(request.size for request in loki.requests)
-    seconds = loki.requests[-1].at - loki.requests[0].at
-    assert total - loki.requests[-1].size < 1.1 * MAX_BODY_BYTES * seconds
+    seconds = loki.requests[-1].at - begin  # a busy machine makes it more, and never less
+    assert total - loki.requests[-1].size <= MAX_BODY_BYTES * seconds
     assert total > 4 * sum(request.compressed for request in loki.requests)
 
 
