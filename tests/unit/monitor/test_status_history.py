@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import logging
 
+from celery_exporter.core.snapshot import JobView, Snapshot
 from celery_exporter.monitor.status_history import StatusHistory
-from celery_exporter.status.finding import Finding
 from celery_exporter.status.notifier import HOLD_SECONDS
+from celery_exporter.status.problems import STATE_NOT_SAVED
 from unit.core.cluster_driver import ClusterDriver, sent
 
-PROBLEM = Finding("clock-skew", "warning", "the clock of w@h is 5 s ahead", "synchronize it")
-RESOLVED = Finding("clock-skew", "ok", "clocks agree")
+LOGGER = "celery_exporter.status.checks"
 
 
-def test_a_problem_is_logged_with_its_remedy_and_once_more_when_it_is_resolved(monkeypatch, caplog):
-    history, snapshot = StatusHistory(), ClusterDriver().shown()
-    with caplog.at_level(logging.INFO, "celery_exporter.status.checks"):
-        for now, finding in ((0, PROBLEM), (HOLD_SECONDS, PROBLEM), (HOLD_SECONDS + 1, RESOLVED)):
-            monkeypatch.setattr(
-                "celery_exporter.monitor.status_history.run_checks", lambda *_, result=finding: [result]
-            )
-            history.update(snapshot, now)
+def shown(*, is_saved: bool) -> Snapshot:
+    """Return the snapshot of an exporter without a broker, after the state was saved or not."""
+    return ClusterDriver().shown(broker_up=False, jobs=[JobView("state", is_saved, 0.1, None)])
+
+
+def test_a_problem_is_logged_with_its_remedy_and_once_more_when_it_is_resolved(caplog):
+    history = StatusHistory()
+    with caplog.at_level(logging.INFO, LOGGER):
+        for now, is_saved in ((0, False), (HOLD_SECONDS, False), (HOLD_SECONDS + 1, True)):
+            history.update(shown(is_saved=is_saved), now)
+    message = f"{STATE_NOT_SAVED.message}: {STATE_NOT_SAVED.remedy}"
     assert caplog.record_tuples == [
-        ("celery_exporter.status.checks", logging.WARNING, "the clock of w@h is 5 s ahead: synchronize it"),
-        ("celery_exporter.status.checks", logging.INFO, "resolved: clocks agree"),
+        (LOGGER, logging.WARNING, message),
+        (LOGGER, logging.INFO, "resolved: the state is saved"),
     ]
 
 
