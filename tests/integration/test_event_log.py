@@ -17,9 +17,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 from harness.broker_marks import on_redis
-from harness.events import publish_events, task_events
 from harness.exporter import Exporter, run_cli
 from harness.processes import ROOT, Process, need
+from harness.sinks import exposed, outcomes, publish, send_mixed_tasks
 from harness.waiting import BUSY_FACTOR, eventually, until_equal
 
 SCHEMA = json.loads((ROOT / "docs/reference/event-log.schema.json").read_text())
@@ -40,24 +40,9 @@ def counts(objects: list[dict]) -> dict[tuple[str, ...], int]:
     return Counter((line["state"], line["task_name"], line.get("queue_name", "")) for line in objects)
 
 
-def exposed(app: Exporter) -> dict[tuple[str, ...], float]:
-    sums = app.samples().by("celery_tasks_total", "state", "task_name", "queue_name")
-    return {key: count for key, count in sums.items() if count}
-
-
-def outcomes(app: Exporter) -> dict[str, float]:
-    sums = app.samples().by("celery_exporter_sink_records_total", "outcome", sink="event_log")
-    return {outcome: count for (outcome,), count in sums.items() if count}
-
-
 def is_written(app: Exporter, records: int) -> Callable[[], bool]:
     """Return whether all of so many records have an outcome."""
-    return lambda: sum(outcomes(app).values()) == records
-
-
-def publish(url: str, *numbers: int) -> None:
-    """Publish the four events of each of these tasks."""
-    publish_events(url, *(event for number in numbers for event in task_events(number)))
+    return lambda: sum(outcomes(app, "event_log").values()) == records
 
 
 @pytest.fixture
@@ -79,19 +64,13 @@ def test_lines_are_as_many_as_the_metrics_say(running, logging, worker, client, 
     """Real workers, with retries and failures. Each line is valid by the schema."""
     app = running(logging()).connected()
     running(worker("w@box", queues="left,right"))
-    for name, queue in [
-        ("tasks.succeed", "left"),
-        ("tasks.succeed", "right"),
-        ("tasks.fail_with_value_error", "left"),
-        ("tasks.retry_once", "right"),
-        ("tasks.retry_and_fail", "left"),
-        ("tasks.reject", "left"),
-    ]:
-        client.send_task(name, queue=queue)
+    send_mixed_tasks(client)
     eventually(lambda: app.total("celery_tasks_total", state="FAILURE") >= 2, 30)
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 3, 30)
-    until_equal(lambda: counts(lines(path)), exposed(app), 20)  # they are in /metrics before the file
-    until_equal(lambda: outcomes(app), {"delivered": len(lines(path))})
+    until_equal(
+        lambda: counts(lines(path)), exposed(app, "state", "task_name", "queue_name"), 20
+    )  # they are in /metrics before the file
+    until_equal(lambda: outcomes(app, "event_log"), {"delivered": len(lines(path))})
     for line in lines(path):
         jsonschema.validate(line, SCHEMA)
     (failure,) = [line for line in lines(path) if line.get("exception") == "ValueError"]
@@ -263,7 +242,7 @@ def test_a_full_disk_drops_and_counts_lines_until_there_is_space(running, loggin
         eventually(is_written(app, 4))
         publish(broker.url, *range(1, 100))
         eventually(is_written(app, 400))
-        assert outcomes(app)["not_written"] > 0
+        assert outcomes(app, "event_log")["not_written"] > 0
         assert b"\n" not in path.read_bytes()[-1:], "a tmpfs of 64 KiB ends within a line"
         assert app.get("/-/healthy").status == 200
         eventually(lambda: "No space left on device" in app.text())
@@ -271,10 +250,10 @@ def test_a_full_disk_drops_and_counts_lines_until_there_is_space(running, loggin
         publish(broker.url, 100)
         eventually(is_written(app, 404))
         assert not filler.exists()
-        until_equal(lambda: outcomes(app)["delivered"], len(lines(path)))
+        until_equal(lambda: outcomes(app, "event_log")["delivered"], len(lines(path)))
         assert [line["uuid"] for line in lines(path)][-4:] == ["task-100"] * 4
         until_equal(tail.shipped, lines(path))
-        assert outcomes(app).keys() == {"delivered", "not_written"}
+        assert outcomes(app, "event_log").keys() == {"delivered", "not_written"}
         app.stop_cleanly()
         tail.kill()
 
@@ -290,15 +269,15 @@ def test_a_file_that_may_not_grow_drops_and_counts_lines(running, logging, broke
     resource.prlimit(app.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     publish(broker.url, 100)
     eventually(is_written(app, 404))
-    until_equal(lambda: outcomes(app)["delivered"], len(lines(path)))
-    assert outcomes(app)["not_written"] == 404 - len(lines(path))
+    until_equal(lambda: outcomes(app, "event_log")["delivered"], len(lines(path)))
+    assert outcomes(app, "event_log")["not_written"] == 404 - len(lines(path))
 
 
 @on_redis
 def test_a_full_device_counts_all_lines(running, exporter, broker):
     app = running(exporter("--event-log", "/dev/full")).connected()
     publish(broker.url, 1)
-    until_equal(lambda: outcomes(app), {"not_written": 4})
+    until_equal(lambda: outcomes(app, "event_log"), {"not_written": 4})
 
 
 @on_redis

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from typing import Any
 
 import jsonschema
 import pytest
 from harness.broker_marks import on_redis
-from harness.events import publish_events, task_events
-from harness.exporter import Exporter, run_cli
+from harness.exporter import run_cli
 from harness.loki import Answer, Loki
 from harness.processes import ROOT
+from harness.sinks import exposed, outcomes, publish, send_mixed_tasks
 from harness.waiting import eventually, until_equal
 
 from celery_exporter.sinks.loki import MAX_BODY_BYTES
@@ -35,39 +34,15 @@ def pushing(exporter, loki):
     return lambda *arguments, **options: exporter("--loki-url", loki.url, *arguments, **options)
 
 
-def exposed(app: Exporter) -> dict[tuple[str, ...], float]:
-    sums = app.samples().by("celery_tasks_total", "state", "queue_name")
-    return {key: count for key, count in sums.items() if count}
-
-
-def outcomes(app: Exporter) -> dict[str, float]:
-    sums = app.samples().by("celery_exporter_sink_records_total", "outcome", sink="loki")
-    return {outcome: count for (outcome,), count in sums.items() if count}
-
-
-def publish(url: str, *numbers: int, **changes: Any) -> None:
-    """Publish the four events of each of these tasks; `offset` seconds are added to their times."""
-    offset = changes.pop("offset", 0)
-    events = [event | changes for number in numbers for event in task_events(number)]
-    publish_events(url, *(event | {"timestamp": event["timestamp"] + offset} for event in events))
-
-
 def test_entries_are_as_many_as_the_metrics_say(running, pushing, worker, client, loki):
     """Real workers, with retries and failures; the lines are those of the event log."""
     app = running(pushing("--service-name", "shop", "--static-label", "env=test")).connected()
     running(worker("w@box", queues="left,right"))
-    for name, queue in [
-        ("tasks.succeed", "left"),
-        ("tasks.succeed", "right"),
-        ("tasks.fail_with_value_error", "left"),
-        ("tasks.retry_once", "right"),
-        ("tasks.reject", "left"),
-    ]:
-        client.send_task(name, queue=queue)
-    eventually(lambda: app.total("celery_tasks_total", state="FAILURE") >= 1, 30)
+    send_mixed_tasks(client)
+    eventually(lambda: app.total("celery_tasks_total", state="FAILURE") >= 2, 30)
     until_equal(lambda: app.total("celery_tasks_total", state="SUCCESS"), 3, 30)
-    until_equal(lambda: loki.counts("state", "queue"), exposed(app), 20)
-    until_equal(lambda: outcomes(app), {"delivered": len(loki.entries)})
+    until_equal(lambda: loki.counts("state", "queue"), exposed(app, "state", "queue_name"), 20)
+    until_equal(lambda: outcomes(app, "loki"), {"delivered": len(loki.entries)})
     for entry in loki.entries:
         line, labels, metadata = json.loads(entry.line), dict(entry.labels), dict(entry.metadata)
         jsonschema.validate(line, SCHEMA)
@@ -90,7 +65,7 @@ def test_at_most_a_mebibyte_a_second_is_sent(running, pushing, broker, loki):
     begin = time.monotonic()
     for start in range(0, 2_000, 100):
         publish(broker.url, *range(start, start + 100))
-    until_equal(lambda: outcomes(app), {"delivered": 8_000}, 60)
+    until_equal(lambda: outcomes(app, "loki"), {"delivered": 8_000}, 60)
     assert len(loki.requests) > 1
     assert all(request.size <= MAX_BODY_BYTES for request in loki.requests)
     total = sum(request.size for request in loki.requests)
@@ -106,7 +81,7 @@ def test_refused_entries_are_counted_and_the_others_are_stored(running, pushing,
     publish(broker.url, 2, offset=-2 * WEEK)
     publish(broker.url, 3, offset=3_600)
     publish(broker.url, 4, offset=1e10)  # the year 2343, which no Loki can store
-    until_equal(lambda: outcomes(app), {"delivered": 4, "rejected": 12})
+    until_equal(lambda: outcomes(app, "loki"), {"delivered": 4, "rejected": 12})
     assert {dict(entry.metadata)["uuid"] for entry in loki.entries} == {"task-1"}
     assert "has timestamp too" in app.text()
 
@@ -129,7 +104,7 @@ def test_a_rate_limit_delays_entries_and_repeats_none(running, pushing, broker, 
     loki.before = refuse_after_storing
     app = running(pushing()).connected()
     publish(broker.url, *range(5))
-    until_equal(lambda: outcomes(app), {"delivered": 20}, 20)
+    until_equal(lambda: outcomes(app, "loki"), {"delivered": 20}, 20)
     assert (len(loki.entries), loki.repeated) == (20, 40)
     assert "status 429" in app.text()
 
@@ -145,7 +120,7 @@ def test_a_token_that_is_replaced_needs_no_restart(running, pushing, broker, lok
     token.write_text("old-token\n")
     eventually(lambda: "status 401" in app.text(), 60)
     token.write_text("new\n")
-    until_equal(lambda: outcomes(app), {"delivered": 4}, 60)
+    until_equal(lambda: outcomes(app, "loki"), {"delivered": 4}, 60)
     assert "old-token" not in app.text()
     assert "works again" in app.text()
 
@@ -162,8 +137,8 @@ def test_entries_wait_for_a_loki_that_is_away_and_metrics_do_not(running, pushin
     assert time.monotonic() - begin < 10
     loki.before = lambda *_: None
     until_equal(lambda: app.value("celery_exporter_sink_buffered_records", sink="loki"), 0, 60)
-    assert sum(outcomes(app).values()) == 2_000
-    assert outcomes(app)["delivered"] == len(loki.entries) >= 1_000
+    assert sum(outcomes(app, "loki").values()) == 2_000
+    assert outcomes(app, "loki")["delivered"] == len(loki.entries) >= 1_000
 
 
 def test_contradicting_options_end_the_start():
