@@ -76,7 +76,7 @@ class Record(Struct, frozen=True, gc=False):
     """One transition of a task, with what is known of its attempt by then. None: unknown.
 
     Times are epoch seconds of the sender's clock, durations are seconds and never negative. `name` and
-    `queue` are label values. The record that ends an attempt (`ends_attempt`) has all of its times.
+    `queue` are label values. The record that ends an attempt (`ATTEMPT_ENDS`) has all of its times.
     """
 
     uuid: str
@@ -102,11 +102,6 @@ class Record(Struct, frozen=True, gc=False):
     is_final: bool = False  # the task is finished, as far as is known
     arguments: Arguments = NO_ARGUMENTS
     measurements: Measurements = NO_MEASUREMENTS  # of all attempts so far; only if the task ends
-
-    @property
-    def ends_attempt(self) -> bool:
-        """Return whether the attempt is over."""
-        return self.state in ATTEMPT_ENDS
 
 
 #: States that end an attempt; all but RETRY end the task, too.

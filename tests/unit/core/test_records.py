@@ -14,6 +14,7 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.events import EventWithAncestry, EventWithArguments, decode
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.records import (
+    ATTEMPT_ENDS,
     LATE_SECONDS,
     MAX_HELD,
     NO_ARGUMENTS,
@@ -92,7 +93,7 @@ def test_records_do_not_depend_on_the_order_of_events_within_the_window(order):
 
 @pytest.mark.parametrize("life", [RETRY_LIFE, RETRY_ELSEWHERE])
 def test_each_attempt_of_a_retried_task_has_its_own_times(life):
-    ends = [record for record in records_of(*life) if record.ends_attempt]
+    ends = [record for record in records_of(*life) if record.state in ATTEMPT_ENDS]
     assert [(record.state.name, record.attempt, record.is_final) for record in ends] == [
         ("RETRY", 0, False),
         ("SUCCESS", 1, True),
