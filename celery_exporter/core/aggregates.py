@@ -150,8 +150,7 @@ class Aggregates:
         self._clients = _SeriesQuota(MAX_CLIENTS, max_series)
         self._aggregates: dict[LabelSet, Aggregate] = {}
         self._unshared: dict[LabelSet, Aggregate] = {}  # those of them that no snapshot contains
-        #: The newest observations in seconds, never negative. A record of a transition takes them, and sets
-        #: them to None.
+        #: What was observed of the newest transition, in seconds and never negative, for its record.
         self.observed_queue_wait: float | None = None
         self.observed_prefetch_wait: float | None = None
         self.observed_runtime: float | None = None
@@ -239,6 +238,10 @@ class Aggregates:
             aggregate.prefetch_wait = self._histogram(self.wait_bounds)
         aggregate.newest_prefetch_wait_seconds = seconds
         self.observed_prefetch_wait = self._observe(aggregate.prefetch_wait, self.wait_bounds, seconds, uuid)
+
+    def forget_observed(self) -> None:
+        """Forget what was observed of a transition: a record has it, or none is made."""
+        self.observed_queue_wait = self.observed_prefetch_wait = self.observed_runtime = None
 
     def count_redelivery(self, label_set: LabelSet) -> None:
         """Count an attempt of a task that was received again."""

@@ -111,7 +111,7 @@ class Cluster:
     def restrict_records(self, states: Collection[State]) -> None:
         """Make records only of transitions to these states."""
         if self._records is not None:
-            self._records.states = frozenset(states)
+            self._records.restrict(states)
 
     def take_records(self, *, last: bool = False) -> list[Record | MeasuredRecord]:
         """Return the records of all transitions and measurements since the last call.
@@ -156,8 +156,7 @@ class Cluster:
             return
         self.measurements.observe(name, event.fields or {}, now.listening)
         if self._records is not None:
-            is_over = task is not None and task.bucket.final is not None
-            self._records.add_measured(event, name, is_over=is_over)
+            self._records.add_measured(task, event, name)
 
     def _name_of_measured(self, event: Event, task: Task | None) -> str:
         """Return the label value for the name of the task; empty if it is excluded."""
@@ -165,6 +164,11 @@ class Cluster:
         label = task.bucket.group.label_set.task_name if task is not None and is_identified else UNKNOWN
         # A task beyond --max-series is `other`, by whatever name.
         return label if event.name is None or label == OTHER else self.label_sets.shown(event.name)
+
+    def root_of(self, uuid: str) -> str:
+        """Return the id of the task that began the workflow of a task: the same one if that is unknown."""
+        task = self.tasks.get(uuid)
+        return (task and task.details and task.details.root) or uuid
 
     # -- for reconciliation and the state file ---------------------------------------------------------
 

@@ -18,16 +18,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from celery_exporter.core.aggregates import Aggregates, is_sampled
-from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments, epoch
+from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments
 from celery_exporter.core.measurements import PendingMeasurements, Value
+from celery_exporter.core.task_details import TaskDetails
 from celery_exporter.core.task_exceptions import exception_class
 from celery_exporter.core.task_history import MAX_ATTEMPTS
+from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet, State
 
 # Looking up a member of an enum is slow.
 PENDING, RECEIVED, STARTED, RETRY = State.PENDING, State.RECEIVED, State.STARTED, State.RETRY
-#: Attempts of one task whose times are kept: as many as deliveries (`transitions.MAX_DELIVERIES`).
-MAX_TIMED_ATTEMPTS = 8
 #: Listening seconds for which the last record of a task waits for late measurements. On RabbitMQ some of a
 #: hundred tasks that end right after they measure are late, by 0.06 s at most; on Redis none is.
 LATE_SECONDS = 0.5
@@ -106,62 +106,7 @@ class Record(Struct, frozen=True, gc=False):
 
 #: States that end an attempt; all but RETRY end the task, too.
 ATTEMPT_ENDS = frozenset({State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED})
-
-
-class AttemptTimes(Struct, frozen=True, gc=False):
-    """When an attempt was sent, is due, was received and was started: epoch seconds of the sender's clock."""
-
-    sent: float | None = None
-    eta: float | None = None
-    received: float | None = None
-    started: float | None = None
-
-
-class TaskDetails(Struct, gc=False):
-    """What records need to know of a task besides its label set. It is removed together with the task.
-
-    The times are those of `attempt`, which the newest event is about. Those of other attempts that are not
-    over are in `others`.
-    """
-
-    uuid: str
-    attempt: int | None  # generations included; None: unknown
-    root: str | None = None
-    parent: str | None = None
-    client: str | None = None
-    first_sent: float | None = None
-    sent: float | None = None
-    eta: float | None = None
-    received: float | None = None
-    started: float | None = None
-    args: str | None = None
-    kwargs: str | None = None
-    others: dict[int, AttemptTimes] | None = None
-
-    def switch(self, attempt: int | None) -> None:
-        """Put the times of this attempt into the fields; keep those that are there now, if any."""
-        times = AttemptTimes(self.sent, self.eta, self.received, self.started)
-        others = self.others or {}
-        if self.attempt is not None and times != NO_TIMES:
-            others[self.attempt] = times
-        times = NO_TIMES if attempt is None else others.pop(attempt, NO_TIMES)
-        if len(others) > MAX_TIMED_ATTEMPTS:
-            del others[min(others)]
-        self.sent, self.eta, self.received, self.started = (
-            times.sent,
-            times.eta,
-            times.received,
-            times.started,
-        )
-        self.attempt, self.others = attempt, others or None
-
-    def end_attempt(self) -> None:
-        """Drop the times of the attempt."""
-        self.sent = self.eta = self.received = self.started = None
-
-
-#: Of an attempt of which no event was seen.
-NO_TIMES = AttemptTimes()
+TASK_ENDS = ATTEMPT_ENDS - {State.RETRY}
 
 
 class _Held(Struct, gc=False):
@@ -232,29 +177,22 @@ class RecordBuilder:
     """Makes the records of a cluster. Not thread-safe: the caller holds the lock of the cluster.
 
     `sample_rate` is that of histograms; None means all tasks. `arguments` says whether events have the type
-    `EventWithArguments`, and records their arguments. `traces` says whether the records become spans: then
-    exemplars name the trace.
+    `EventWithArguments`, and records their arguments.
     """
 
     def __init__(
-        self,
-        aggregates: Aggregates,
-        sample_rate: float | None = None,
-        *,
-        arguments: bool = False,
-        traces: bool = False,
+        self, aggregates: Aggregates, sample_rate: float | None = None, *, arguments: bool = False
     ) -> None:
-        #: By uuid. `TaskTable` removes those of the tasks that it removes.
-        self.details: dict[str, TaskDetails] = {}
-        #: States of the transitions that sinks want; of others no record is made.
-        self.states: Collection[State] = frozenset(State)
+        self._is_wanted = [True] * len(State)
         self._aggregates = aggregates
         self._sample_rate = sample_rate
         self._arguments = arguments
         self._last = LastRecords()
         self._records: list[Record | MeasuredRecord] = []
-        if traces:
-            aggregates.root_of = self._root_of
+
+    def restrict(self, states: Collection[State]) -> None:
+        """Make records only of transitions to these states."""
+        self._is_wanted = [state in states for state in State]
 
     def take(self, *, last: bool = False) -> list[Record | MeasuredRecord]:
         """Return the records since the last call, in the order of the transitions and measurements.
@@ -266,116 +204,93 @@ class RecordBuilder:
         records, self._records = self._records, []
         return records
 
-    def add(self, event: Event, label_set: LabelSet, state: State, attempt: int | None) -> None:
+    def add(self, task: Task, event: Event, label_set: LabelSet, state: State, attempt: int | None) -> None:
         """Add the record of a transition that was just counted under this label set."""
-        aggregates, uuid = self._aggregates, event.uuid or ""
-        queue_wait, prefetch_wait = aggregates.observed_queue_wait, aggregates.observed_prefetch_wait
-        observed = queue_wait, prefetch_wait, aggregates.observed_runtime
-        aggregates.observed_queue_wait = aggregates.observed_prefetch_wait = None
-        aggregates.observed_runtime = None
-        if label_set is EXCLUDED or not (self._sample_rate is None or is_sampled(uuid, self._sample_rate)):
-            return
-        details = self.details.get(uuid)
+        details = task.details
         if details is None:
-            details = self.details[uuid] = TaskDetails(uuid, attempt)
+            if label_set is EXCLUDED or not self._is_sampled(task.uuid):
+                self._aggregates.forget_observed()
+                return
+            details = task.details = TaskDetails(attempt)
         elif details.attempt != attempt:
             details.switch(attempt)
         if state is STARTED:
             details.started = event.timestamp
-        elif state is RECEIVED or state is PENDING:
-            _record_origin(details, event, state)
-        if state in self.states:
-            arguments = _arguments(details, event) if self._arguments else NO_ARGUMENTS
-            record = _record(details, event, label_set, state, observed, arguments)
-            if record.is_final and self._last.measuring:
-                self._records += self._last.add(record)
-            else:
-                self._records.append(record)
+        elif state is RECEIVED:
+            details.received, details.started = event.timestamp, None  # another delivery, if there was one
+            details.add_origin(task.uuid, event)
+        elif state is PENDING:
+            details.sent, details.client = event.timestamp, event.hostname
+            if details.first_sent is None or event.timestamp < details.first_sent:
+                details.first_sent = event.timestamp
+            details.add_origin(task.uuid, event)
+        if self._is_wanted[state] and label_set is not EXCLUDED:
+            self._add_record(task.uuid, details, event, label_set, state)
+        else:
+            self._aggregates.forget_observed()
         if state in ATTEMPT_ENDS and not event.requeue:
             details.end_attempt()
 
-    def add_measured(self, event: Event, name: str, *, is_over: bool) -> None:
+    def _add_record(
+        self, uuid: str, details: TaskDetails, event: Event, label_set: LabelSet, state: State
+    ) -> None:
+        generation, retries = 0, details.attempt
+        if retries is not None and retries >= MAX_ATTEMPTS:
+            generation, retries = divmod(retries, MAX_ATTEMPTS)
+        aggregates = self._aggregates
+        record = Record(
+            uuid,  # one object for all records of the task
+            details.root,
+            details.parent,
+            label_set.task_name,
+            label_set.queue_name or None,
+            None if state is PENDING else event.hostname,
+            details.client,
+            retries,
+            generation,
+            state,
+            event.timestamp,
+            None if event.exception is None else exception_class(event.exception) or UNKNOWN,
+            details.first_sent,
+            details.sent,
+            details.eta,
+            details.received,
+            details.started,
+            aggregates.observed_queue_wait,
+            aggregates.observed_prefetch_wait,
+            aggregates.observed_runtime,
+            state in TASK_ENDS and not event.requeue,
+            _arguments(details, event) if self._arguments else NO_ARGUMENTS,
+        )
+        aggregates.forget_observed()
+        if record.is_final and self._last.measuring:
+            self._records += self._last.add(record)
+        else:
+            self._records.append(record)
+
+    def add_measured(self, task: Task | None, event: Event, name: str) -> None:
         """Add the record of a `task-measured` event; `name` is the label value of its task.
 
-        What it has becomes part of the last record of the task, too, unless that was made already: the task
-        `is_over`.
+        What it has becomes part of the last record of the task, too, unless that was made already.
         """
         uuid = event.uuid or ""
-        if not (self._sample_rate is None or is_sampled(uuid, self._sample_rate)):
+        if not self._is_sampled(uuid):
             return
-        details = self.details.get(uuid)
         root = event.root_id if isinstance(event, EventWithAncestry) else None
-        root = root or (details.root if details else None)
+        root = root or (task.details.root if task and task.details else None)
         measurements = Measurements(event.tags or {}, event.fields or {})
         if name not in self._last.measuring and len(self._last.measuring) >= MAX_MEASURING_NAMES:
             name = OTHER
         self._records.append(MeasuredRecord(uuid, root, name, event.hostname, event.timestamp, measurements))
+        is_over = task is not None and task.bucket.final is not None
         self._last.add_measured(event, name, is_over=is_over)
 
     def expire(self, listening: float, task_ttl: float) -> None:
         """Let time pass: add records that wait no longer, and remove measurements of tasks that are gone."""
         self._records += self._last.expire(listening, task_ttl)
 
-    def _root_of(self, uuid: str) -> str:
-        details = self.details.get(uuid)
-        return (details and details.root) or uuid
-
-
-def _record(  # noqa: PLR0913, PLR0917  what a record has
-    details: TaskDetails,
-    event: Event,
-    label_set: LabelSet,
-    state: State,
-    observed: tuple[float | None, float | None, float | None],
-    arguments: Arguments,
-) -> Record:
-    """Return the record of a transition; `observed` are queue wait, prefetch wait and runtime."""
-    generation, retries = 0, details.attempt
-    if retries is not None and retries >= MAX_ATTEMPTS:
-        generation, retries = divmod(retries, MAX_ATTEMPTS)
-    queue_wait, prefetch_wait, runtime = observed
-    return Record(
-        details.uuid,  # one object for all records of the task
-        details.root,
-        details.parent,
-        label_set.task_name,
-        label_set.queue_name or None,
-        None if state is PENDING else event.hostname,
-        details.client,
-        retries,
-        generation,
-        state,
-        event.timestamp,
-        None if event.exception is None else exception_class(event.exception) or UNKNOWN,
-        details.first_sent,
-        details.sent,
-        details.eta,
-        details.received,
-        details.started,
-        queue_wait,
-        prefetch_wait,
-        runtime,
-        state in ATTEMPT_ENDS and state is not RETRY and not event.requeue,
-        arguments,
-    )
-
-
-def _record_origin(details: TaskDetails, event: Event, state: State) -> None:
-    """Record what only task-sent and task-received have."""
-    at = event.timestamp
-    if state is RECEIVED:  # another delivery, if it was received before
-        details.received, details.started = at, None
-    else:
-        details.sent, details.client = at, event.hostname
-        if details.first_sent is None or at < details.first_sent:
-            details.first_sent = at
-    if event.eta is not None:
-        details.eta = epoch(event.eta) or None
-    if isinstance(event, EventWithAncestry):  # one of the state file is not
-        if event.root_id is not None:
-            details.root = details.uuid if event.root_id == details.uuid else event.root_id
-        if event.parent_id is not None and event.parent_id != event.uuid:  # a retry has its own uuid there
-            details.parent = event.parent_id
+    def _is_sampled(self, uuid: str) -> bool:
+        return self._sample_rate is None or is_sampled(uuid, self._sample_rate)
 
 
 def _arguments(details: TaskDetails, event: Event) -> Arguments:

@@ -61,7 +61,7 @@ class TaskLifecycle:
         clients: bool,
         records: RecordBuilder | None,
     ) -> None:
-        self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES, None if records is None else records.details)
+        self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
         self._limits = limits
         self._label_sets = label_sets
         self._workers = workers

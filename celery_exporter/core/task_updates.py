@@ -69,7 +69,7 @@ class TaskUpdates:
             task.compact()
         self._aggregates.count_transition(label_set, PENDING, min(event.timestamp, now.wall))
         if self._records is not None:
-            self._records.add(event, label_set, PENDING, event.retries or 0)
+            self._records.add(task, event, label_set, PENDING, event.retries or 0)
         if self._clients:
             self._aggregates.count_sender(label_set, host(event.hostname))
         if event.expires is not None and (expires := epoch(event.expires)):
@@ -105,7 +105,7 @@ class TaskUpdates:
         at = event.timestamp
         self._aggregates.count_transition(label_set, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         if self._records is not None:
-            self._records.add(event, label_set, effect.counts, task.attempt)
+            self._records.add(task, event, label_set, effect.counts, task.attempt)
         task.last_seen = now.listening
         if effect.next_state is None:
             return self._tasks.finish(task, task.bucket.group, effect.counts, at)
@@ -139,7 +139,7 @@ class TaskUpdates:
         is_newest = effect.apply_to_history(history, event, delivery, label_set, self._aggregates)
         self._aggregates.count_transition(label_set, effect.counts, min(event.timestamp, now.wall))
         if self._records is not None:
-            self._records.add(event, label_set, effect.counts, attempt)
+            self._records.add(task, event, label_set, effect.counts, attempt)
         next_state = PENDING if event.requeue and effect.counts is REJECTED else effect.next_state
         if not is_newest or not (is_open or is_successor or self._reopens(task, event, now)):
             self._tasks.touch(task, now.listening)

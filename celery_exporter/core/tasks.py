@@ -14,7 +14,7 @@ from itertools import islice, takewhile
 from msgspec import Struct
 
 from celery_exporter.core.events import Event
-from celery_exporter.core.records import TaskDetails
+from celery_exporter.core.task_details import TaskDetails
 from celery_exporter.core.task_history import MAX_ATTEMPTS, Delivery, TaskHistory
 from celery_exporter.core.types import EXCLUDED, LabelSet, State
 
@@ -51,6 +51,7 @@ class Task(Struct, gc=False):
     # When it was received (not before its eta), and then when it was started. Without a worker: of the
     # attempt before, which was given back before it was started.
     at: float | None = None
+    details: TaskDetails | None = None  # for records; None while nothing is recorded
 
     def history(self) -> TaskHistory:
         """Return its history, made from its fields if it is not expanded."""
@@ -215,9 +216,7 @@ class TasksInState(Struct, frozen=True, gc=False):
 class TaskTable:
     """Tasks by uuid, bounded by count (`limit` unfinished ones) and by age. Not thread-safe."""
 
-    def __init__(
-        self, limit: int, tombstone_limit: int, details: dict[str, TaskDetails] | None = None
-    ) -> None:
+    def __init__(self, limit: int, tombstone_limit: int) -> None:
         self.limit = limit
         self.evicted = 0
         #: Tasks without a label set yet: nothing says their name and queue so far.
@@ -226,8 +225,6 @@ class TaskTable:
         self.awaiting_sent: dict[str, AwaitingSent] = {}
         self.deferred: dict[str, list[Event]] = {}  # events of both, by uuid
         self.expires: dict[str, float] = {}  # epoch seconds, of open tasks whose message expires
-        #: By uuid, for records; empty while nothing is recorded.
-        self.details: dict[str, TaskDetails] = {} if details is None else details
         self.finished: dict[str, Task] = {}  # tombstones of every group, in the order they finished
         #: Tombstones of tasks that ended without an event, which may be delivered again much later.
         self.ended_silently: dict[str, Task] = {}
@@ -339,8 +336,6 @@ class TaskTable:
             self.changed.add(task.uuid)
         if self.expires:
             self.expires.pop(task.uuid, None)
-        if self.details:
-            self.details.pop(task.uuid, None)
 
     def overdue(self, tasks: dict[str, Task], before: float) -> list[Task]:
         """Return the tasks at the head of a bucket that were last seen before a listening time."""

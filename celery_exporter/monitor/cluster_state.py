@@ -59,12 +59,7 @@ def new_cluster(config: MonitorConfig) -> Cluster:
     )
     records = None
     if config.records:
-        records = RecordBuilder(
-            aggregates,
-            metrics.histogram_sample_rate,
-            arguments=config.record_arguments,
-            traces=config.traces,
-        )
+        records = RecordBuilder(aggregates, metrics.histogram_sample_rate, arguments=config.record_arguments)
     show_queue = shown_as(config.queue_include, config.queue_exclude, config.queue_name_rule)
     cluster = Cluster(
         config.limits,
@@ -76,5 +71,7 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         hosts=selection.hosts,
         records=records,
     )
+    if config.traces:
+        aggregates.root_of = cluster.root_of
     cluster.queues.request(name for name in config.queues if show_queue(name))
     return cluster

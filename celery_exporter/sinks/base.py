@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -43,14 +43,22 @@ OUTCOMES = (DELIVERED, *LOST, INCOMPLETE)
 RECORD_BYTES = 600
 
 
-def weight(record: Any) -> int:
-    """Return for how many usual records a record counts: arguments and measurements may be long."""
+def weight(records: Sequence[Any]) -> int:
+    """Return for how many usual records these count: arguments and measurements may be long."""
+    large = [
+        record
+        for record in records
+        if type(record) is not Record
+        or record.arguments is not NO_ARGUMENTS
+        or record.measurements is not NO_MEASUREMENTS
+    ]
+    return len(records) + sum(_large_bytes(record) // RECORD_BYTES for record in large)
+
+
+def _large_bytes(record: Any) -> int:
     if type(record) is Record:
-        if record.arguments is NO_ARGUMENTS and record.measurements is NO_MEASUREMENTS:
-            return 1
-        large_bytes = memory_of(asdict(record.arguments)) + _memory_of(record.measurements)
-        return 1 + large_bytes // RECORD_BYTES
-    return 1 + _memory_of(record.measurements) // RECORD_BYTES if type(record) is MeasuredRecord else 1
+        return memory_of(asdict(record.arguments)) + _memory_of(record.measurements)
+    return _memory_of(record.measurements) if type(record) is MeasuredRecord else 0
 
 
 def _memory_of(measurements: Measurements) -> int:
@@ -88,7 +96,7 @@ class PermanentError(Exception):
 
 
 class Sink(Protocol):
-    """One receiver of records. All methods but `wants` are called by the thread of one `Pusher`."""
+    """One receiver of records. All methods but `select` are called by the thread of one `Pusher`."""
 
     #: The value of the label `sink`.
     name: str
@@ -103,8 +111,8 @@ class Sink(Protocol):
     #: requests to this exporter, and `reopen`, which opens its file again.
     states: tuple[State, ...]
 
-    def wants(self, record: Any) -> bool:
-        """Return whether the sink writes such a record; the others are not counted."""
+    def select(self, records: Iterable[Any]) -> list[Any]:
+        """Return the records that the sink writes; the others are not counted."""
 
     def encode(self, records: Sequence[Any]) -> Payload:
         """Return the payload of these records."""

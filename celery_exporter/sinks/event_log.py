@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ class EventLogSink:
         else:
             _check(self._path)
 
-    def wants(self, record: Any) -> bool:
+    def select(self, records: Iterable[Any]) -> list[Any]:
         """See `Sink`: transitions."""
-        return type(record) is Record
+        return [record for record in records if type(record) is Record]
 
     def encode(self, records: Sequence[Record]) -> Payload:
         """See `Sink`."""

@@ -9,7 +9,7 @@ https://docs.influxdata.com/influxdb3/core/write-data/http-api/v3-write-lp/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -77,9 +77,9 @@ class InfluxSink:
             config.service_name, config.static_label, distinct_names=influx.influx_version == 3
         )
 
-    def wants(self, record: Any) -> bool:
+    def select(self, records: Iterable[Any]) -> list[Any]:
         """See `Sink`: receipts, starts and ends of tasks, measurements, and HTTP requests."""
-        return is_wanted(record)
+        return [record for record in records if is_wanted(record)]
 
     def encode(self, records: Sequence[Any]) -> Payload:
         """See `Sink`."""

@@ -9,7 +9,7 @@ metadata, so another attempt after an answer that was lost is harmless.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -89,15 +89,14 @@ class LokiSink:
         self._push_url = url + PUSH_PATH
         self._client = HttpClient(self._push_url, _headers(config))
 
-    def wants(self, record: Any) -> bool:
+    def select(self, records: Iterable[Any]) -> list[Any]:
         """See `Sink`: transitions."""
-        return type(record) is Record
+        return [record for record in records if type(record) is Record]
 
     def encode(self, records: Sequence[Record]) -> Payload:
         """See `Sink`. The body is not compressed yet: Loki's limits are of the uncompressed size."""
-        usable = sorted(
-            (record for record in records if record.timestamp < MAX_TIMESTAMP), key=attrgetter("timestamp")
-        )
+        usable = [record for record in records if record.timestamp < MAX_TIMESTAMP]
+        usable.sort(key=attrgetter("timestamp"))
         streams: dict[tuple[State, str | None], list[_Entry]] = {}
         for record in usable:
             entry = _Entry(

@@ -8,7 +8,7 @@ buffered.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -55,9 +55,9 @@ class OtlpSink:
                 "it takes a file with CA certificates in PEM format"
             ) from None
 
-    def wants(self, record: Any) -> bool:
+    def select(self, records: Iterable[Any]) -> list[Any]:
         """See `Sink`: the ends of attempts. Their records have all times of the attempt."""
-        return type(record) is Record and record.state in ATTEMPT_ENDS
+        return [record for record in records if type(record) is Record and record.state in ATTEMPT_ENDS]
 
     def encode(self, records: Sequence[Record]) -> Payload:
         """See `Sink`."""

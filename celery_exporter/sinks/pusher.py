@@ -93,10 +93,10 @@ class Pusher:
 
     def put(self, records: Iterable[Any]) -> None:
         """Add the records that the sink wants to the buffer; drop the oldest if it is full."""
-        wanted = [record for record in records if self._sink.wants(record)]
+        wanted = self._sink.select(records)
         if not wanted:
             return
-        added = sum(map(weight, wanted))
+        added = weight(wanted)
         with self._lock:
             self._buffer.append(wanted)
             self._buffered += len(wanted)
@@ -116,7 +116,7 @@ class Pusher:
             first = self._buffer.popleft()
             count = 0
             while count < len(first) and self._weight > self._limit:
-                self._weight -= weight(first[count])
+                self._weight -= weight(first[count : count + 1])
                 count += 1
             if count < len(first):
                 del first[:count]
@@ -269,7 +269,7 @@ class Pusher:
 
     def _account(self, dropped: Mapping[str, int], batch: list[Any]) -> None:
         """Count the outcomes of a batch: those that were dropped, and the rest as delivered."""
-        total, released = len(batch), sum(map(weight, batch))
+        total, released = len(batch), weight(batch)
         with self._lock:
             if self._in_flight:  # otherwise `join` has counted them already
                 self._in_flight -= total
@@ -336,7 +336,7 @@ def _fitting(batch: list[Any]) -> int:
     """Return how many of these records make one payload: fewer if they are large, but one at least."""
     left = MAX_BATCH
     for count, record in enumerate(batch):
-        left -= weight(record)
+        left -= weight([record])
         if left < 0:
             return max(count, 1)
     return len(batch)

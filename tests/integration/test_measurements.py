@@ -1,7 +1,7 @@
 """What tasks of real workers measure: exact counts and sums on the page, and values in last records."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -80,8 +80,8 @@ class CollectingSink:
     def __init__(self) -> None:
         self.records: list[Any] = []
 
-    def wants(self, record: Any) -> bool:  # noqa: ARG002
-        return True
+    def select(self, records: Iterable[Any]) -> list[Any]:
+        return [*records]
 
     def encode(self, records: Sequence[Any]) -> Payload:
         self.records += records

@@ -62,7 +62,6 @@ def test_nothing_is_recorded_while_no_sink_wants_records():
     driver = ClusterDriver()
     driver.apply(*LIFE)
     assert driver.cluster.take_records() == []
-    assert driver.cluster.tasks.details == {}
 
 
 def test_a_task_has_a_record_for_each_transition_and_the_last_one_has_all_times():
@@ -155,14 +154,6 @@ def test_a_sample_rate_applies_to_tasks():
     assert sum(driver.aggregate().queue_wait.counts) == len({record.uuid for record in records})
 
 
-def test_details_are_removed_with_their_task():
-    driver = recording_driver(Limits(task_ttl=10))
-    driver.apply(*LIFE, sent("u2"))
-    assert set(driver.cluster.tasks.details) == {"u1", "u2"}
-    driver.wait(70)
-    assert driver.cluster.tasks.details == {}
-
-
 def test_arguments_are_recorded_on_request_only():
     events = [
         sent(args="('a',)", kwargs="{}"),
@@ -183,7 +174,9 @@ def test_arguments_are_recorded_on_request_only():
 @pytest.mark.parametrize("root", [ROOT, None])
 def test_exemplars_have_the_root_that_records_have_if_there_are_traces(traces, root):
     aggregates = Aggregates((), (), exemplars=True)
-    driver = ClusterDriver(aggregates=aggregates, records=RecordBuilder(aggregates, traces=traces))
+    driver = ClusterDriver(aggregates=aggregates, records=RecordBuilder(aggregates))
+    if traces:
+        aggregates.root_of = driver.cluster.root_of
     driver.apply(sent(root_id=root), received(root_id=root), started(), succeeded())
     expected = (root or "u1") if traces else None
     aggregate = driver.aggregate()
@@ -214,7 +207,8 @@ def test_records_add_up_to_the_sums_for_any_events(events):
         assert runtimes == {state: _count(histogram) for state, histogram in aggregate.runtime.items()}
         total = aggregate.prefetch_wait.total if aggregate.prefetch_wait else 0
         assert sum(record.prefetch_wait or 0.0 for record in own) == pytest.approx(total)
-    assert all(len(details.others or ()) <= 8 for details in driver.cluster.tasks.details.values())
+    tasks = [driver.cluster.tasks.get(uuid) for uuid in driver.cluster.tasks.uuids()]
+    assert all(len(task.details.others or ()) <= 8 for task in tasks if task.details)
 
 
 def _count(histogram) -> int:

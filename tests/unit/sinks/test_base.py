@@ -19,7 +19,7 @@ LONG = Measurements(
 
 
 def test_a_usual_record_counts_as_one():
-    assert weight(USUAL) == 1
+    assert weight([USUAL, USUAL]) == 2
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_long_texts_count_by_their_bytes(record):
         if not isinstance(record, Record) or record.measurements is LONG
         else [record.arguments.args, record.arguments.kwargs]
     )
-    assert weight(record) >= sum(map(sys.getsizeof, texts)) / RECORD_BYTES
+    assert weight([record]) >= sum(map(sys.getsizeof, texts)) / RECORD_BYTES
 
 
 def test_a_usual_record_takes_no_more_memory_than_assumed():

@@ -49,8 +49,8 @@ def sink(path: Path):
 
 
 def test_transitions_are_wanted_and_measurements_are_not(sink):
-    assert sink.wants(transition())
-    assert not sink.wants(MeasuredRecord("u", None, "n", "w", T0, Measurements()))
+    record, measured = transition(), MeasuredRecord("u", None, "n", "w", T0, Measurements())
+    assert sink.select([record, measured]) == [record]
 
 
 def test_lines_are_appended_also_after_a_restart(sink, path):

@@ -117,7 +117,7 @@ def test_layout_service_and_version_reach_the_points():
         is_final=True,
     )
     luna = sink(influx_layout="luna", service_name="shop", static_label=("env=prod",), **V3)
-    assert luna.wants(record)
+    assert luna.select([record]) == [record]
     error, final = read(luna.encode([record]).body)
     tags = {"service": "shop", "env": "prod", "task_type": "tasks.add", "error_code": "ValueError"}
     assert error.tags == {**tags, "task_id": "root", "subtask_id": "uuid"}

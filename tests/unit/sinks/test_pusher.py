@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 from harness.waiting import eventually
@@ -44,8 +44,8 @@ class Receiver:
         self.closed = False
         self.answer = answer
 
-    def wants(self, record: int) -> bool:
-        return record >= 0
+    def select(self, records: Iterable[int]) -> list[int]:
+        return [record for record in records if record >= 0]
 
     def encode(self, records: Sequence[int]) -> Payload:
         kept = [record for record in records if record % 1000 != 999]
@@ -278,8 +278,8 @@ def test_large_records_fill_the_buffer_earlier_and_are_sent_in_smaller_payloads(
     away, sizes = threading.Event(), []
 
     class Measured(Receiver):
-        def wants(self, _: object) -> bool:
-            return True
+        def select(self, records: Iterable[object]) -> list[object]:
+            return [*records]
 
         def encode(self, records: Sequence[object]) -> Payload:
             sizes.append(len(records))
@@ -292,10 +292,10 @@ def test_large_records_fill_the_buffer_earlier_and_are_sent_in_smaller_payloads(
     pusher = running(Measured(answer), limit=10_000)
     for _ in range(100):
         pusher.put([record] * 10)
-    assert pusher.view().buffered * weight(record) <= 10_000
+    assert pusher.view().buffered * weight([record]) <= 10_000
     away.set()
     eventually(is_empty(pusher), 60)
-    assert max(sizes) * weight(record) <= MAX_BATCH
+    assert max(sizes) * weight([record]) <= MAX_BATCH
     assert sum(pusher.view().outcomes.values()) == 1_000
 
 
