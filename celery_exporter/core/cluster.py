@@ -42,7 +42,8 @@ class Cluster:
     Sums go to the `aggregates`. `label_names` are the optional labels in use on task metrics, of "queue_name"
     and "worker". `show` returns the label value of a task name and `show_queue` that of a queue. `clients`
     says whether sendings are counted by the client's host, and `hosts` whether sums over the workers of a
-    host are shown. `records` makes records of transitions; None: no sink wants them.
+    host are shown. `records` keeps the details of tasks; None: nothing needs them. `kept_tasks` is the number
+    of tasks that are kept with their details after they were removed from the table.
     """
 
     def __init__(  # noqa: PLR0913  what is known, where it goes, and how it is shown
@@ -56,6 +57,7 @@ class Cluster:
         clients: bool = False,
         hosts: bool = False,
         records: RecordBuilder | None = None,
+        kept_tasks: int = 0,
     ) -> None:
         self.limits = limits
         self.aggregates = aggregates
@@ -76,6 +78,7 @@ class Cluster:
             self.fallbacks,
             clients=clients,
             records=records,
+            kept_tasks=kept_tasks,
         )
         #: The parts that others read.
         self.tasks = self._lifecycle.tasks
@@ -175,7 +178,7 @@ class Cluster:
     def end_silently(self, task: Task, reason: str, now: Timestamp) -> None:
         """Finish a task without an event; a receipt or a start that follows all the same reopens it."""
         self.reconciled[reason] += 1
-        self._lifecycle.end_silently(task, now)
+        self._lifecycle.end_silently(task, reason, now)
 
     def requeue(self, task: Task, now: Timestamp) -> None:
         """Put a task that its worker had received back to PENDING: the broker delivers it to another one."""

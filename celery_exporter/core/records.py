@@ -20,14 +20,14 @@ from msgspec.structs import replace
 from celery_exporter.core.aggregates import Aggregates, is_sampled
 from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments
 from celery_exporter.core.measurements import PendingMeasurements, Value
-from celery_exporter.core.task_details import TaskDetails
+from celery_exporter.core.task_details import FORGOTTEN, TaskDetails
 from celery_exporter.core.task_exceptions import exception_class
 from celery_exporter.core.task_history import MAX_ATTEMPTS
 from celery_exporter.core.tasks import Task
 from celery_exporter.core.types import EXCLUDED, OTHER, UNKNOWN, LabelSet, State
 
 # Looking up a member of an enum is slow.
-PENDING, RECEIVED, STARTED, RETRY = State.PENDING, State.RECEIVED, State.STARTED, State.RETRY
+PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STARTED, State.REJECTED
 #: Listening seconds for which the last record of a task waits for late measurements. On RabbitMQ some of a
 #: hundred tasks that end right after they measure are late, by 0.06 s at most; on Redis none is.
 LATE_SECONDS = 0.5
@@ -174,16 +174,19 @@ class LastRecords:
 
 
 class RecordBuilder:
-    """Makes the records of a cluster. Not thread-safe: the caller holds the lock of the cluster.
+    """Keeps the details of tasks, and makes records. Not thread-safe: the caller holds the lock.
 
     `sample_rate` is that of histograms; None means all tasks. `arguments` says whether events have the type
-    `EventWithArguments`, and records their arguments.
+    `EventWithArguments`, and keeps their arguments.
     """
 
     def __init__(
         self, aggregates: Aggregates, sample_rate: float | None = None, *, arguments: bool = False
     ) -> None:
+        #: Tasks that changed since someone emptied it, by uuid; None: changes are not noted.
+        self.changed: dict[str, Task] | None = None
         self._is_wanted = [True] * len(State)
+        self._is_any_wanted = True
         self._aggregates = aggregates
         self._sample_rate = sample_rate
         self._arguments = arguments
@@ -193,6 +196,7 @@ class RecordBuilder:
     def restrict(self, states: Collection[State]) -> None:
         """Make records only of transitions to these states."""
         self._is_wanted = [state in states for state in State]
+        self._is_any_wanted = any(self._is_wanted)
 
     def take(self, *, last: bool = False) -> list[Record | MeasuredRecord]:
         """Return the records since the last call, in the order of the transitions and measurements.
@@ -204,8 +208,10 @@ class RecordBuilder:
         records, self._records = self._records, []
         return records
 
-    def add(self, task: Task, event: Event, label_set: LabelSet, state: State, attempt: int | None) -> None:
-        """Add the record of a transition that was just counted under this label set."""
+    def add(  # noqa: C901, PLR0912  the hot path: calls are as few as they can be
+        self, task: Task, event: Event, label_set: LabelSet, state: State, attempt: int | None
+    ) -> None:
+        """Note a transition that was just counted under this label set, and make its record."""
         details = task.details
         if details is None:
             if label_set is EXCLUDED or not self._is_sampled(task.uuid):
@@ -214,22 +220,51 @@ class RecordBuilder:
             details = task.details = TaskDetails(attempt)
         elif details.attempt != attempt:
             details.switch(attempt)
-        if state is STARTED:
-            details.started = event.timestamp
-        elif state is RECEIVED:
-            details.received, details.started = event.timestamp, None  # another delivery, if there was one
-            details.add_origin(task.uuid, event)
-        elif state is PENDING:
+        if state is PENDING:
             details.sent, details.client = event.timestamp, event.hostname
             if details.first_sent is None or event.timestamp < details.first_sent:
                 details.first_sent = event.timestamp
             details.add_origin(task.uuid, event)
-        if self._is_wanted[state] and label_set is not EXCLUDED:
-            self._add_record(task.uuid, details, event, label_set, state)
         else:
+            if details.ended is not None:
+                details.close()
+            if state is STARTED:
+                details.started = event.timestamp
+            elif state is RECEIVED:
+                details.received, details.started = event.timestamp, None  # perhaps another delivery
+                details.add_origin(task.uuid, event)
+            elif not (event.requeue and state is REJECTED):  # that one goes back to its queue
+                details.ended, details.state, details.runtime = event.timestamp, state, event.runtime
+                details.worker, details.label_set = event.hostname, label_set
+                if event.exception is not None:
+                    details.exception = exception_class(event.exception) or UNKNOWN
+        if self._arguments and isinstance(event, EventWithArguments):
+            details.add_arguments(event)
+        if self._is_any_wanted:
+            if self._is_wanted[state] and label_set is not EXCLUDED:
+                self._add_record(task.uuid, details, event, label_set, state)
             self._aggregates.forget_observed()
-        if state in ATTEMPT_ENDS and not event.requeue:
-            details.end_attempt()
+        if self.changed is not None:
+            self.changed[task.uuid] = task
+
+    def note_end(self, task: Task, reason: str, at: float) -> None:
+        """Note that a task counts as over without an event, why, and since which epoch second."""
+        details = task.details
+        if details is not None and details.ended is None:
+            details.ended, details.reason = at, reason
+            details.worker, details.label_set = task.current_worker() or None, task.bucket.group.label_set
+        self.note_change(task)
+
+    def note_forgotten(self, task: Task) -> None:
+        """Note that an open task is removed, by --max-tasks or --task-ttl."""
+        if task.details is not None:
+            task.details.reason = FORGOTTEN
+        self.note_change(task)
+
+    def note_change(self, task: Task) -> None:
+        """Note that a task changed otherwise."""
+        if self.changed is not None and task.details is not None:
+            self.changed[task.uuid] = task
 
     def _add_record(
         self, uuid: str, details: TaskDetails, event: Event, label_set: LabelSet, state: State
@@ -250,7 +285,7 @@ class RecordBuilder:
             generation,
             state,
             event.timestamp,
-            None if event.exception is None else exception_class(event.exception) or UNKNOWN,
+            None if state is PENDING else details.exception,
             details.first_sent,
             details.sent,
             details.eta,
@@ -259,10 +294,9 @@ class RecordBuilder:
             aggregates.observed_queue_wait,
             aggregates.observed_prefetch_wait,
             aggregates.observed_runtime,
-            state in TASK_ENDS and not event.requeue,
-            _arguments(details, event) if self._arguments else NO_ARGUMENTS,
+            state in TASK_ENDS and not (event.requeue and state is REJECTED),
+            Arguments(details.args, details.kwargs, details.result) if self._arguments else NO_ARGUMENTS,
         )
-        aggregates.forget_observed()
         if record.is_final and self._last.measuring:
             self._records += self._last.add(record)
         else:
@@ -291,12 +325,3 @@ class RecordBuilder:
 
     def _is_sampled(self, uuid: str) -> bool:
         return self._sample_rate is None or is_sampled(uuid, self._sample_rate)
-
-
-def _arguments(details: TaskDetails, event: Event) -> Arguments:
-    result = None
-    if isinstance(event, EventWithArguments):
-        event.clip_arguments()
-        details.args, details.kwargs = event.args or details.args, event.kwargs or details.kwargs
-        result = event.result
-    return Arguments(details.args, details.kwargs, result)

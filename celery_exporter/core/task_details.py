@@ -1,32 +1,46 @@
-"""What records need to know of a task besides its state and label set."""
+"""What is known of one task besides its state, its label set and its worker, while anything wants to know it.
+
+Sinks make records of it, and the history shows it. All times are epoch seconds of the sender's clock.
+"""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-from celery_exporter.core.events import Event, EventWithAncestry, epoch
+from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments, epoch
+from celery_exporter.core.types import LabelSet, State
 
-#: Attempts of one task whose times are kept: as many as deliveries (`transitions.MAX_DELIVERIES`).
-MAX_TIMED_ATTEMPTS = 8
+#: Attempts of one task that are kept besides the newest one, and as many that are not over.
+MAX_ATTEMPTS_KEPT = 32
+MAX_OPEN_ATTEMPTS = 8
+#: The reason of a task that was removed while it was open.
+FORGOTTEN = "forgotten"
 
 
-class AttemptTimes(Struct, frozen=True, gc=False):
-    """When an attempt was sent, is due, was received and was started: epoch seconds of the sender's clock."""
+class Attempt(Struct, frozen=True, gc=False):
+    """One attempt of a task, or one delivery of it. None: unknown."""
 
+    number: int | None  # `retries` of the message, and generations as in `task_history.MAX_ATTEMPTS`
     sent: float | None = None
     eta: float | None = None
     received: float | None = None
     started: float | None = None
+    ended: float | None = None
+    state: State | None = None  # that ended it; None also if no event reported an end
+    reason: str | None = None  # why it counts as over then; see `reconcile.REASONS`
+    runtime: float | None = None
+    exception: str | None = None  # class name
+    worker: str | None = None
+    label_set: LabelSet | None = None
 
 
 class TaskDetails(Struct, gc=False):
-    """It is removed together with its task.
+    """The newest attempt in its fields, and the others. It is removed together with its task.
 
-    The times are those of `attempt`, which the newest event is about. Those of other attempts that are not
-    over are in `others`.
+    The newest attempt is the one that the newest event is about.
     """
 
-    attempt: int | None  # generations included; None: unknown
+    attempt: int | None
     root: str | None = None
     parent: str | None = None
     client: str | None = None
@@ -35,26 +49,51 @@ class TaskDetails(Struct, gc=False):
     eta: float | None = None
     received: float | None = None
     started: float | None = None
+    ended: float | None = None
+    state: State | None = None
+    reason: str | None = None
+    runtime: float | None = None
+    exception: str | None = None
+    worker: str | None = None  # that ended it
+    label_set: LabelSet | None = None  # once it is over
     args: str | None = None
     kwargs: str | None = None
-    others: dict[int, AttemptTimes] | None = None
+    result: str | None = None
+    over: list[Attempt] | None = None  # oldest first
+    others: dict[int, Attempt] | None = None  # that are not over
+
+    def newest(self) -> Attempt:
+        """Return the attempt in the fields."""
+        return Attempt(
+            self.attempt,
+            self.sent,
+            self.eta,
+            self.received,
+            self.started,
+            self.ended,
+            self.state,
+            self.reason,
+            self.runtime,
+            self.exception,
+            self.worker,
+            self.label_set,
+        )
 
     def switch(self, attempt: int | None) -> None:
-        """Put the times of this attempt into the fields; keep those that are there now, if any."""
-        times = AttemptTimes(self.sent, self.eta, self.received, self.started)
-        others = self.others or {}
-        if self.attempt is not None and times != NO_TIMES:
-            others[self.attempt] = times
-        times = NO_TIMES if attempt is None else others.pop(attempt, NO_TIMES)
-        if len(others) > MAX_TIMED_ATTEMPTS:
-            del others[min(others)]
-        self.sent, self.eta, self.received, self.started = (
-            times.sent,
-            times.eta,
-            times.received,
-            times.started,
-        )
-        self.attempt, self.others = attempt, others or None
+        """Put this attempt into the fields, and keep the one that is there."""
+        if self.ended is not None:
+            self.close()
+        elif self.attempt is not None and self._has_times():
+            self.others = {**(self.others or {}), self.attempt: self.newest()}
+            if len(self.others) > MAX_OPEN_ATTEMPTS:
+                del self.others[min(self.others)]
+        self._load((self.others or {}).pop(attempt, None) if attempt is not None else None)
+        self.attempt, self.others = attempt, self.others or None
+
+    def close(self) -> None:
+        """Keep the attempt in the fields, which is over, and begin another delivery of it."""
+        self.over = [*(self.over or ())[-MAX_ATTEMPTS_KEPT + 1 :], self.newest()]
+        self._load(None)
 
     def add_origin(self, uuid: str, event: Event) -> None:
         """Keep what only task-sent and task-received have; `uuid` is the object that the task has."""
@@ -64,10 +103,22 @@ class TaskDetails(Struct, gc=False):
             self.root = uuid if event.root_id == uuid else event.root_id
             self.parent = None if event.parent_id == uuid else event.parent_id  # as a retry writes it
 
-    def end_attempt(self) -> None:
-        """Drop the times of the attempt."""
-        self.sent = self.eta = self.received = self.started = None
+    def add_arguments(self, event: EventWithArguments) -> None:
+        """Keep what the task was called with, and what it returned."""
+        event.clip_arguments()
+        self.args, self.kwargs = event.args or self.args, event.kwargs or self.kwargs
+        self.result = event.result
+
+    def _has_times(self) -> bool:
+        return (self.sent or self.eta or self.received or self.started) is not None
+
+    def _load(self, attempt: Attempt | None) -> None:
+        """Put an open attempt into the fields; None is one of which nothing is known."""
+        loaded = attempt or _UNKNOWN
+        self.sent, self.eta = loaded.sent, loaded.eta
+        self.received, self.started = loaded.received, loaded.started
+        self.ended = self.state = self.reason = None
+        self.runtime = self.exception = self.worker = self.label_set = None
 
 
-#: Of an attempt of which no event was seen.
-NO_TIMES = AttemptTimes()
+_UNKNOWN = Attempt(None)

@@ -60,11 +60,13 @@ class TaskLifecycle:
         *,
         clients: bool,
         records: RecordBuilder | None,
+        kept_tasks: int,
     ) -> None:
-        self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES)
+        self.tasks = TaskTable(limits.max_tasks, MAX_TOMBSTONES, kept_tasks)
         self._limits = limits
         self._label_sets = label_sets
         self._workers = workers
+        self._records = records
         self._labels = TaskLabels(self.tasks, label_sets, workers, fallbacks)
         self._executions = ExecutionMatcher(self.tasks, label_sets, workers)
         self.updates = TaskUpdates(
@@ -353,13 +355,18 @@ class TaskLifecycle:
                 self._release(task, now)
             if self.tasks.get(task.uuid) is not task:
                 continue
-            self.tasks.evicted += task.bucket.state is not None
+            if task.bucket.state is not None:
+                self.tasks.evicted += 1
+                if self._records is not None:
+                    self._records.note_forgotten(task)
             self.tasks.remove(task)
 
     # -- without an event ----------------------------------------------------------------------------------
 
-    def end_silently(self, task: Task, now: Timestamp) -> None:
+    def end_silently(self, task: Task, reason: str, now: Timestamp) -> None:
         """Finish a task without an event; a receipt or a start that follows all the same reopens it."""
+        if self._records is not None:
+            self._records.note_end(task, reason, now.wall)
         task.last_seen = task.bucket.group.last_seen = now.listening
         self.evict(self.tasks.finish(task, task.bucket.group, None, now.wall), now)
 
@@ -368,6 +375,8 @@ class TaskLifecycle:
         task.expand().give_back(task.current_worker())
         self.tasks.move(task, task.bucket.group, PENDING, now.wall)
         task.compact()
+        if self._records is not None:
+            self._records.note_change(task)
 
 
 def _is_first_receipt(task: Task, event: Event) -> bool:

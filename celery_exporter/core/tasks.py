@@ -216,8 +216,11 @@ class TasksInState(Struct, frozen=True, gc=False):
 class TaskTable:
     """Tasks by uuid, bounded by count (`limit` unfinished ones) and by age. Not thread-safe."""
 
-    def __init__(self, limit: int, tombstone_limit: int) -> None:
+    def __init__(self, limit: int, tombstone_limit: int, kept_limit: int = 0) -> None:
         self.limit = limit
+        #: Tasks that were removed, if their details are known: the newest `kept_limit` ones, oldest first.
+        self.kept: dict[str, Task] = {}
+        self._kept_limit = kept_limit
         self.evicted = 0
         #: Tasks without a label set yet: nothing says their name and queue so far.
         self.unidentified = StateBucket(TaskGroup(EXCLUDED, {}), None, {})
@@ -252,6 +255,10 @@ class TaskTable:
     def new(self, uuid: str, last_seen: float, bucket: StateBucket, since: float = 0.0) -> Task:
         """Add a new task and return it."""
         task = self._tasks[uuid] = bucket.tasks[uuid] = Task(uuid, last_seen, bucket, since)
+        if self.kept and (former := self.kept.pop(uuid, None)):
+            task.details = former.details
+            if task.details is not None:
+                task.details.close()  # what comes now may be of another attempt
         if self.changed is not None:
             self.changed.add(uuid)
         return task
@@ -336,6 +343,16 @@ class TaskTable:
             self.changed.add(task.uuid)
         if self.expires:
             self.expires.pop(task.uuid, None)
+        if self._kept_limit and task.details is not None:
+            self._keep(task)
+
+    def _keep(self, task: Task) -> None:
+        self.kept.pop(task.uuid, None)
+        self.kept[task.uuid] = task
+        if len(self.kept) > self._kept_limit + self._kept_limit // 100:
+            # Some at once: each pass over the dict skips its deleted entries.
+            for uuid in list(islice(self.kept, len(self.kept) - self._kept_limit)):
+                del self.kept[uuid]
 
     def overdue(self, tasks: dict[str, Task], before: float) -> list[Task]:
         """Return the tasks at the head of a bucket that were last seen before a listening time."""

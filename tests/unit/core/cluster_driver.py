@@ -34,6 +34,7 @@ class ClusterDriver:
         hosts: bool = False,
         aggregates: Aggregates | None = None,
         records: RecordBuilder | None = None,
+        kept_tasks: int = 0,
     ) -> None:
         self.aggregates = aggregates or Aggregates((0.1, 1.0, 10.0), (0.1, 1.0, 10.0))
         self.cluster = Cluster(
@@ -45,6 +46,7 @@ class ClusterDriver:
             clients=clients,
             hosts=hosts,
             records=records,
+            kept_tasks=kept_tasks,
         )
         self.labels = labels
         self._schema = Event if records is None else EventWithAncestry

@@ -1,0 +1,199 @@
+"""What the exporter knows of one task, for people: the answer of /api/v1/tasks/<uuid>.
+
+The descriptions are those of its JSON Schema, docs/reference/task-api.schema.json. Times are Unix times in
+seconds, durations are seconds; null means unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from celery_exporter.core.task_details import Attempt, TaskDetails
+from celery_exporter.core.task_history import MAX_ATTEMPTS
+from celery_exporter.core.tasks import OPEN_STATES, Task
+from celery_exporter.core.types import UNKNOWN, LabelSet, State
+
+#: The state of a task that counts as over although no event reported its end.
+LOST = "LOST"
+#: The states of a task by name: those of Celery, and `LOST`.
+OPEN_STATE_NAMES = tuple(state.name for state in OPEN_STATES)
+STATE_NAMES = (*(state.name for state in State), LOST)
+_NAMES: dict[State | None, str] = {None: LOST, **{state: state.name for state in State}}
+#: The ends of attempts that were started.
+_WITH_RUNTIME = frozenset({State.SUCCESS, State.FAILURE, State.RETRY})
+
+
+class AttemptInfo(Struct, frozen=True):
+    """One attempt, or one delivery of it."""
+
+    state: Annotated[str, Meta(description="Its state now, or the one that ended it.")]
+    retries: Annotated[int | None, Meta(description="Number of the attempt; 0 is the first one.")] = None
+    generation: Annotated[
+        int, Meta(description="1 for the work that `Task.replace()` sent under the same id, and so on.")
+    ] = 0
+    queue_name: Annotated[str | None, Meta(description="Queue, as `/metrics` shows it.")] = None
+    worker: Annotated[str | None, Meta(description="Node name of the worker that has or had it.")] = None
+    sent: Annotated[float | None, Meta(description="When it was sent, by the clock of the client.")] = None
+    eta: Annotated[float | None, Meta(description="The time before which it must not start.")] = None
+    received: Annotated[float | None, Meta(description="When the worker received it.")] = None
+    started: Annotated[float | None, Meta(description="When it started.")] = None
+    ended: Annotated[float | None, Meta(description="When it ended.")] = None
+    queue_wait_seconds: Annotated[float | None, Meta(description="From sent, or the eta, to the start.")] = (
+        None
+    )
+    prefetch_wait_seconds: Annotated[
+        float | None, Meta(description="From received, or the eta, to the start.")
+    ] = None
+    runtime_seconds: Annotated[float | None, Meta(description="From the start to the end.")] = None
+    exception: Annotated[str | None, Meta(description="Class of the exception, without its module.")] = None
+    reason: Annotated[
+        str | None, Meta(description="Why it counts as over, if no event reported its end.")
+    ] = None
+
+
+class TaskInfo(Struct, frozen=True):
+    """One task. `state`, `since`, `worker` and `exception` are those of its newest attempt."""
+
+    uuid: Annotated[str, Meta(description="Id of the task.")]
+    task_name: Annotated[str | None, Meta(description="Name of the task, as `/metrics` shows it.")]
+    queue_name: Annotated[str | None, Meta(description="Queue, as `/metrics` shows it.")]
+    state: Annotated[str, Meta(description="Its state.", extra_json_schema={"enum": [*STATE_NAMES]})]
+    since: Annotated[float, Meta(description="When it entered this state.")]
+    worker: Annotated[str | None, Meta(description="Node name of the worker that has or had it.")] = None
+    client: Annotated[str | None, Meta(description="Node name of the process that sent it.")] = None
+    root_id: Annotated[str | None, Meta(description="Id of the task that began the workflow.")] = None
+    parent_id: Annotated[str | None, Meta(description="Id of the task that sent this one.")] = None
+    first_sent: Annotated[float | None, Meta(description="When it was sent first.")] = None
+    runtime_seconds: Annotated[float | None, Meta(description="Run time of the newest attempt.")] = None
+    exception: Annotated[str | None, Meta(description="Class of the newest exception.")] = None
+    reason: Annotated[
+        str | None, Meta(description="Why it is LOST: message_gone, expired, not_running or forgotten.")
+    ] = None
+    attempts: Annotated[Sequence[AttemptInfo], Meta(description="Attempts, the newest last.")] = ()
+    args: Annotated[str | None, Meta(description="Arguments (`--record-arguments`).")] = None
+    kwargs: Annotated[str | None, Meta(description="Keyword arguments (`--record-arguments`).")] = None
+    result: Annotated[str | None, Meta(description="Result (`--record-arguments`).")] = None
+
+
+def state_name(task: Task) -> str:
+    """Return the name of the state of an identified task, one of `STATE_NAMES`."""
+    return _NAMES[task.bucket.effective_state]
+
+
+def runtime_of(attempt: Attempt | TaskDetails) -> float | None:
+    """Return the runtime of an attempt in seconds, by its worker or from its times."""
+    if attempt.runtime is not None or attempt.state not in _WITH_RUNTIME:
+        return attempt.runtime
+    return _between(attempt.started, attempt.ended)
+
+
+def task_info(task: Task) -> TaskInfo:
+    """Return what is known of an identified task."""
+    label_set, state = task.bucket.group.label_set, state_name(task)
+    worker = task.current_worker() or task.ended_by() or None
+    details = task.details or TaskDetails(None)
+    newest = _newest(details.newest(), state, worker, label_set)
+    return TaskInfo(
+        uuid=task.uuid,
+        task_name=label_set.task_name,
+        queue_name=_known(label_set.queue_name),
+        state=state,
+        since=task.since,
+        worker=worker,
+        client=details.client,
+        root_id=details.root,
+        parent_id=details.parent,
+        first_sent=details.first_sent,
+        runtime_seconds=newest.runtime_seconds,
+        exception=newest.exception,
+        reason=newest.reason,
+        attempts=[*_earlier(task, details), newest] if task.details else [],
+        args=details.args,
+        kwargs=details.kwargs,
+        result=details.result,
+    )
+
+
+def _earlier(task: Task, details: TaskDetails) -> Iterator[AttemptInfo]:
+    """Yield the attempts that are over, and then those that workers still have."""
+    for attempt in details.over or ():
+        state = _open_state(attempt) if attempt.ended is None else _NAMES[attempt.state]
+        yield _attempt_info(attempt, state, attempt.worker, attempt.label_set)
+    workers = {delivery.attempt: delivery.worker for delivery in task.history().deliveries}
+    for number, attempt in (details.others or {}).items():
+        yield _attempt_info(attempt, _open_state(attempt), workers.get(number), task.label_set_of(number))
+
+
+def _newest(attempt: Attempt, state: str, worker: str | None, label_set: LabelSet) -> AttemptInfo:
+    if attempt.ended is not None:
+        return _attempt_info(attempt, _NAMES[attempt.state], attempt.worker, attempt.label_set)
+    is_sent_again = state == State.RETRY.name
+    return _attempt_info(attempt, _open_state(attempt) if is_sent_again else state, worker, label_set)
+
+
+def _open_state(attempt: Attempt) -> str:
+    """Return the state of an attempt that is not over, as far as its own events say."""
+    if attempt.started is not None:
+        return State.STARTED.name
+    return (State.PENDING if attempt.received is None else State.RECEIVED).name
+
+
+def _attempt_info(
+    attempt: Attempt, state: str, worker: str | None, label_set: LabelSet | None
+) -> AttemptInfo:
+    number = attempt.number
+    generation, retries = (0, None) if number is None else divmod(number, MAX_ATTEMPTS)
+    return AttemptInfo(
+        state=state,
+        retries=retries,
+        generation=generation,
+        queue_name=_known(label_set.queue_name) if label_set else None,
+        worker=worker or None,
+        sent=attempt.sent,
+        eta=attempt.eta,
+        received=attempt.received,
+        started=attempt.started,
+        ended=attempt.ended,
+        queue_wait_seconds=_wait(attempt.sent, attempt),
+        prefetch_wait_seconds=_wait(attempt.received, attempt),
+        runtime_seconds=runtime_of(attempt),
+        exception=_known(attempt.exception),
+        reason=attempt.reason,
+    )
+
+
+def _wait(since: float | None, attempt: Attempt) -> float | None:
+    """Return the seconds from a time, or from the eta if that is later, to the start."""
+    return None if since is None else _between(max(since, attempt.eta or 0.0), attempt.started)
+
+
+def _between(begin: float | None, end: float | None) -> float | None:
+    """Return the seconds between two times, 0 if two clocks disagree about the order."""
+    return None if begin is None or end is None else max(0.0, end - begin)
+
+
+def _known(label_value: str | None) -> str | None:
+    return None if label_value in {"", UNKNOWN} else label_value
+
+
+def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
+    """Return what two descriptions of one task say together: the older one fills in what is unknown.
+
+    After a restart the exporter knows less than the history file.
+    """
+    unknown = {name: getattr(older, name) for name in _KEPT if getattr(newer, name) is None}
+    known = {(attempt.generation, attempt.retries, attempt.started) for attempt in newer.attempts}
+    over = [
+        attempt
+        for attempt in older.attempts
+        if attempt.ended is not None and (attempt.generation, attempt.retries, attempt.started) not in known
+    ]
+    return replace(newer, **unknown, attempts=[*over, *newer.attempts])
+
+
+#: Fields that stay what they were once they are known.
+_KEPT = ("client", "root_id", "parent_id", "first_sent", "args", "kwargs", "result")

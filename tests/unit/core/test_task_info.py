@@ -1,0 +1,172 @@
+"""What is known of one task agrees with its events, its records and its state."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_exporter.core.aggregates import Aggregates
+from celery_exporter.core.limits import Limits
+from celery_exporter.core.records import ATTEMPT_ENDS, Record, RecordBuilder
+from celery_exporter.core.task_details import MAX_ATTEMPTS_KEPT
+from celery_exporter.core.task_info import LOST, OPEN_STATE_NAMES, STATE_NAMES, TaskInfo, merged, task_info
+from celery_exporter.core.task_search import find
+
+from .cluster_driver import T0, ClusterDriver, failed, received, retried, sent, started, succeeded, task_event
+from .lives import RETRY_ELSEWHERE, RETRY_LIFE, any_task_event
+
+
+def driver_with_details(limits: Limits | None = None, kept_tasks: int = 100, **options) -> ClusterDriver:
+    aggregates = Aggregates((), ())
+    records = RecordBuilder(aggregates, **options)
+    return ClusterDriver(limits, aggregates=aggregates, records=records, kept_tasks=kept_tasks)
+
+
+def info_of(*events: dict, uuid: str = "u1") -> TaskInfo:
+    driver = driver_with_details()
+    driver.apply(*events)
+    driver.wait(2.5)
+    return find(driver.cluster.tasks, [uuid])[0]
+
+
+def test_a_task_that_succeeded_has_all_of_its_times():
+    ids = {"root_id": "r1", "parent_id": "p1"}
+    info = info_of(sent(**ids), received(at=0.5, **ids), started(at=3), succeeded(at=7, runtime=3.5))
+    (attempt,) = info.attempts
+    assert (info.task_name, info.queue_name, info.state, info.since) == ("add", "q", "SUCCESS", T0 + 7)
+    assert (info.worker, info.client, info.root_id, info.parent_id) == ("w@h", "client@h", "r1", "p1")
+    times = (info.first_sent, attempt.sent, attempt.received, attempt.started, attempt.ended)
+    assert [time and time - T0 for time in times] == [0, 0, 0.5, 3, 7]
+    assert (attempt.queue_wait_seconds, attempt.prefetch_wait_seconds) == (3, 2.5)
+    assert (info.runtime_seconds, attempt.runtime_seconds, attempt.worker) == (3.5, 3.5, "w@h")
+
+
+def test_a_failure_names_its_exception_and_its_runtime_is_that_of_its_times():
+    info = info_of(sent(), received(), started(at=1), failed(at=4))
+    assert (info.state, info.exception, info.runtime_seconds) == ("FAILURE", "ValueError", 3)
+
+
+def test_an_open_task_says_what_it_waits_for():
+    assert [(each.state, each.worker) for each in info_of(sent()).attempts] == [("PENDING", None)]
+    waiting = info_of(sent(eta="2033-01-01T00:00:00+00:00"), received())
+    assert (waiting.state, waiting.worker, waiting.attempts[-1].eta) == ("RECEIVED", "w@h", 1_988_150_400)
+    running = info_of(sent(), received(), started())
+    assert (running.state, running.attempts[-1].ended, running.runtime_seconds) == ("STARTED", None, None)
+
+
+def test_each_attempt_of_a_retried_task_is_there():
+    for events, worker, queue in ((RETRY_LIFE, "w@h", "q"), (RETRY_ELSEWHERE, "r@h", "right")):
+        info = info_of(*events)
+        seen = [(each.retries, each.state, each.worker, each.queue_name) for each in info.attempts]
+        assert seen == [(0, "RETRY", "w@h", "q"), (1, "SUCCESS", worker, queue)]
+        assert all(None not in {each.sent, each.received, each.started, each.ended} for each in info.attempts)
+
+
+def test_a_task_that_waits_for_its_retry_has_a_pending_attempt():
+    info = info_of(sent(), received(), started(), retried(at=1), sent(at=1.1, retries=1))
+    assert info.state == "RETRY"
+    assert [(each.retries, each.state) for each in info.attempts] == [(0, "RETRY"), (1, "PENDING")]
+
+
+def test_an_unknown_exception_is_absent():
+    assert info_of(sent(), received(), started(), retried(exception="None")).exception is None
+
+
+def test_a_task_that_ended_without_an_event_is_lost_for_a_reason():
+    driver = driver_with_details()
+    driver.apply(sent(), received(), started())
+    task = driver.cluster.tasks.get("u1")
+    driver.cluster.end_silently(task, "not_running", driver.timestamp())
+    info = task_info(task)
+    assert (info.state, info.reason, info.worker) == (LOST, "not_running", "w@h")
+    assert [(each.state, each.ended) for each in info.attempts] == [(LOST, driver.timestamp().wall)]
+    driver.apply(received(at=9), started(at=10))
+    driver.wait(2.5)  # a task-sent of it might come
+    again = task_info(driver.cluster.tasks.get("u1"))
+    assert (again.state, again.reason) == ("STARTED", None)
+    assert [each.state for each in again.attempts] == [LOST, "STARTED"]
+
+
+def test_a_task_that_is_forgotten_while_it_runs_goes_on_when_its_end_comes():
+    driver = driver_with_details(Limits(task_ttl=10))
+    driver.apply(sent(), received(), started())
+    driver.wait(20)
+    assert driver.cluster.tasks.get("u1") is None
+    (info,) = find(driver.cluster.tasks, ["u1"])
+    assert (info.state, info.reason) == ("STARTED", "forgotten")
+    driver.apply(succeeded(at=30, name="add"))
+    driver.wait(2.5)
+    (info,) = find(driver.cluster.tasks, ["u1"])
+    seen = [(each.state, each.reason, each.started, each.ended) for each in info.attempts]
+    assert seen == [("STARTED", "forgotten", T0 + 0.2, None), ("SUCCESS", None, None, T0 + 30)]
+    assert (info.state, info.reason, len(driver.cluster.tasks.kept)) == ("SUCCESS", None, 0)
+
+
+def test_finished_tasks_are_kept_up_to_the_limit():
+    driver = driver_with_details(kept_tasks=100)
+    for number in range(300):
+        uuid = f"u{number}"
+        driver.apply(sent(uuid), received(uuid), started(uuid), succeeded(uuid))
+    driver.wait(70)
+    kept = driver.cluster.tasks.kept
+    assert len(driver.cluster.tasks.uuids()) == 0
+    assert 100 <= len(kept) <= 101
+    assert list(kept)[-1] == "u299"
+
+
+def test_arguments_are_kept_only_if_they_are_recorded():
+    assert info_of(sent(args="(1,)"), received(), started(), succeeded(result="2")).args is None
+
+
+def test_an_excluded_or_unidentified_task_is_not_shown():
+    aggregates = Aggregates((), ())
+    hides = lambda name: "" if name == "secret" else name  # noqa: E731
+    driver = ClusterDriver(
+        aggregates=aggregates, records=RecordBuilder(aggregates), show=hides, kept_tasks=10
+    )
+    driver.apply(sent(name="secret"), received(name="secret"), started(), task_event("started", "u2"))
+    assert find(driver.cluster.tasks, ["u1", "u2"]) == []
+    driver.wait(100)
+    assert find(driver.cluster.tasks, ["u1"]) == []
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(any_task_event, st.sampled_from([0.0, 0.5, 3.0, 70.0])), max_size=30))
+def test_for_any_events_each_recorded_end_is_an_attempt_of_the_task(events):
+    driver = driver_with_details(Limits(max_tasks=100))
+    records: list[Record] = []
+    tasks = driver.cluster.tasks
+    for event, pause in events:
+        driver.apply(event)
+        driver.wait(pause)
+        records += driver.cluster.take_records()
+        for info in find(tasks, [*tasks.uuids(), *tasks.kept]):
+            assert info.state in STATE_NAMES
+            assert msgspec.json.decode(msgspec.json.encode(info), type=TaskInfo) == info
+            task = tasks.get(info.uuid)
+            if task is not None and task.bucket.state is not None:
+                assert info.state in OPEN_STATE_NAMES
+    driver.wait(3)
+    records += driver.cluster.take_records()
+    for info in find(tasks, tasks.uuids()):
+        ends = [
+            record
+            for record in records
+            if record.uuid == info.uuid
+            and record.state in ATTEMPT_ENDS
+            and not (record.state.name == "REJECTED" and not record.is_final)
+        ]
+        expected = [(each.state.name, each.attempt, each.timestamp, each.started) for each in ends]
+        seen = [(each.state, each.retries, each.ended, each.started) for each in info.attempts if each.ended]
+        assert sorted(map(repr, seen)) == sorted(map(repr, expected[-MAX_ATTEMPTS_KEPT:]))
+
+
+def test_what_an_older_description_knows_is_kept():
+    ids = {"root_id": "r1", "parent_id": "p1"}
+    older = info_of(sent(**ids), received(**ids), started(), retried(at=1), sent(at=1.1, retries=1))
+    newer = info_of(received(at=5, retries=1), started(at=6), succeeded(at=7))
+    both = merged(newer, older)
+    assert (both.state, both.root_id, both.parent_id, both.client) == ("SUCCESS", "r1", "p1", "client@h")
+    assert [(each.retries, each.state) for each in both.attempts] == [(0, "RETRY"), (1, "SUCCESS")]
+    assert merged(newer, newer) == newer
