@@ -126,6 +126,7 @@ def _app(
         monitor.is_ready,
         monitor.broker_url,
         status=None if settings.no_status_page else monitor.status,
+        tasks=monitor.tasks if settings.monitor.history.is_on else None,
         no_events=monitor.no_events,
     )
 

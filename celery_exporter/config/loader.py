@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.broker.url_file import url_from_file
@@ -24,6 +25,7 @@ from celery_exporter.config.schema import Settings
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import Pattern, shown_as
 from celery_exporter.errors import BadSettingError
+from celery_exporter.history.config import HistoryConfig
 from celery_exporter.metrics.config import MetricsConfig
 from celery_exporter.metrics.model import MetricOptions
 from celery_exporter.metrics.profiles.native import EXPORTER_ROWS
@@ -63,6 +65,7 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     values |= {"influx": _config(InfluxConfig, values), "loki": _config(LokiConfig, values)}
     values["otlp"] = _otlp_config(values, argv, environ)
     values["sinks"] = _config(SinksConfig, values)
+    values["history"] = _history_config(values)
     values["records"] = values["sinks"].is_any_on
     values["traces"] = values["otlp"].otlp_endpoint is not None
     values["monitor"] = _config(MonitorConfig, values)
@@ -73,6 +76,14 @@ def load(argv: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
 def _config(config_type: type[C], values: Mapping[str, Any]) -> C:
     """Return a config, whose fields have the names of options."""
     return config_type(**{name: values[name] for name in config_type.__struct_fields__})
+
+
+def _history_config(values: Mapping[str, Any]) -> HistoryConfig:
+    """Return what is remembered of single tasks: nothing if no page shows it."""
+    config = _config(HistoryConfig, values)
+    if config.no_history and config.history_file is not None:
+        raise BadSettingError("--history-file: got --no-history, too; give one of them")
+    return replace(config, no_history=config.no_history or values["no_status_page"])
 
 
 def _resolve_url(values: dict[str, Any], argv: Mapping[str, Any]) -> None:

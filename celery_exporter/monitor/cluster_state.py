@@ -58,7 +58,7 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         latency=selection.latency,
     )
     records = None
-    if config.records:
+    if config.keeps_details:
         records = RecordBuilder(aggregates, metrics.histogram_sample_rate, arguments=config.record_arguments)
     show_queue = shown_as(config.queue_include, config.queue_exclude, config.queue_name_rule)
     cluster = Cluster(
@@ -70,6 +70,7 @@ def new_cluster(config: MonitorConfig) -> Cluster:
         clients=selection.clients,
         hosts=selection.hosts,
         records=records,
+        kept_tasks=config.history.history_memory if config.history.is_on else 0,
     )
     if config.traces:
         aggregates.root_of = cluster.root_of

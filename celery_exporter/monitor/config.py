@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from celery_exporter.broker.config import BrokerConfig
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import Pattern
+from celery_exporter.history.config import HistoryConfig
 from celery_exporter.metrics.config import MetricsConfig
 
 
@@ -35,8 +36,21 @@ class MonitorConfig(Struct, frozen=True, kw_only=True):
     records: bool  # whether any sink wants records of tasks
     traces: bool  # whether one of them sends spans
     record_arguments: bool
+    history: HistoryConfig
+
+    @property
+    def keeps_details(self) -> bool:
+        """Return whether anything is remembered of single tasks, for sinks or for the history."""
+        return self.records or self.history.is_on
 
     def read_only(self) -> MonitorConfig:
         """Return the config of a monitor that changes nothing on the broker and writes no file."""
-        broker = self.broker.read_only()
-        return replace(self, broker=broker, enable_events=False, state_file=None, records=False, traces=False)
+        return replace(
+            self,
+            broker=self.broker.read_only(),
+            enable_events=False,
+            state_file=None,
+            records=False,
+            traces=False,
+            history=replace(self.history, no_history=True, history_file=None),
+        )

@@ -40,6 +40,7 @@ from celery_exporter.monitor.job import PeriodicJob
 from celery_exporter.monitor.naming import naming_of
 from celery_exporter.monitor.pollers import QueuePoller, WorkerPoller
 from celery_exporter.monitor.status_history import StatusHistory
+from celery_exporter.monitor.task_finder import TaskFinder
 from celery_exporter.persistence.state_file import StateFile
 from celery_exporter.sinks.pusher import Pusher
 from celery_exporter.status.builder import build
@@ -85,8 +86,8 @@ class Monitor:
         self._file = None if config.state_file is None else StateFile(config.state_file)
         restored = self._file and restore(self._file, config, self._source.identity())
         self.state = ClusterState(restored.cluster if restored else new_cluster(config), config)
-        if pushers:
-            self.state.cluster.restrict_records({state for pusher in pushers for state in pusher.states})
+        self.state.cluster.restrict_records({state for pusher in pushers for state in pusher.states})
+        self.tasks = TaskFinder(self.state, lambda: None)
         self._blocked = BlockedWatch(self._source)
         self.subscription = EventSubscription(
             config.broker,
@@ -272,6 +273,6 @@ class Monitor:
 
 def _schema(config: MonitorConfig) -> type[Event]:
     """Return the type of events: with what records need, if a sink wants them."""
-    if not config.records:
+    if not config.keeps_details:
         return Event
     return EventWithArguments if config.record_arguments else EventWithAncestry

@@ -17,6 +17,8 @@ from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.status_page import POLICY
 from celery_exporter.web.status_routes import NOSNIFF, SAFE, Page, static_pages
 from celery_exporter.web.status_routes import pages as status_pages
+from celery_exporter.web.task_api import TaskFinder, Tasks
+from celery_exporter.web.task_api import pages as task_pages
 
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _RUNBOOKS = (resources.files(__package__) / "static" / "runbooks.html").read_text("utf-8")
@@ -46,18 +48,20 @@ async def _runbooks(_: Request) -> Response:
     return HTMLResponse(_RUNBOOKS, headers={**SAFE, "Content-Security-Policy": POLICY})
 
 
-def build(
+def build(  # noqa: PLR0913  what the pages show
     metrics: MetricsPage,
     is_ready: Callable[[], bool],
     broker: Callable[[], str],
     *,
     status: Callable[[], Status] | None = None,
+    tasks: TaskFinder | None = None,
     no_events: str = "",
 ) -> Starlette:
     """Return the ASGI application.
 
     `broker` returns the broker's URL without its password. With `status` there is a status page at /, without
-    it a landing page with links. `no_events` is the reason if the transport delivers no events.
+    it a landing page with links. `tasks` finds single tasks for /api/v1/tasks. `no_events` is the reason if
+    the transport delivers no events.
     """
 
     async def ready(_: Request) -> Response:
@@ -83,6 +87,8 @@ def build(
     }
     if status is not None:
         pages |= status_pages(status)
+    if tasks is not None:
+        pages |= task_pages(Tasks(tasks))
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
     app.router.redirect_slashes = False
     return app

@@ -15,6 +15,7 @@ from celery_exporter.config.schema import Settings
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_names import QUEUE_NAME_RULES
 from celery_exporter.errors import BadSettingError
+from celery_exporter.history.config import HistoryConfig
 from celery_exporter.metrics.config import MetricsConfig
 from celery_exporter.metrics.model import COMMON_BUCKETS, MetricOptions
 from celery_exporter.monitor.config import MonitorConfig
@@ -265,7 +266,7 @@ def test_urls_are_shown_without_secrets(url, shown):
 def test_every_option_is_a_field_of_the_same_name():
     configs = (
         *(Settings, MonitorConfig, BrokerConfig, ListenConfig, MetricsConfig, Limits, MetricOptions),
-        *(SinksConfig, InfluxConfig, LokiConfig, OtlpConfig),
+        *(SinksConfig, InfluxConfig, LokiConfig, OtlpConfig, HistoryConfig),
     )
     fields = {name for config in configs for name in config.__struct_fields__}
     assert {option.key for option in OPTIONS} - fields == {"profile"}, "which becomes `selection`"
@@ -298,3 +299,14 @@ def test_rules_for_queues_come_before_the_shipped_ones_which_an_empty_one_turns_
     rules = settings(environ, **argv).monitor.queue_name_rule
     assert [replacement for _, replacement in rules[: len(own)]] == own
     assert rules[len(own) :] == (QUEUE_NAME_RULES if shipped else ())
+
+
+def test_no_history_and_a_history_file_contradict():
+    complaint_text = complaint(no_history="true", history_file="/var/lib/history")
+    assert "--history-file: got --no-history, too; give one of them" in complaint_text
+
+
+@pytest.mark.parametrize("option", [None, "no_history", "no_status_page"])
+def test_tasks_are_remembered_only_if_a_page_shows_them(option):
+    argv = {} if option is None else {option: "true"}
+    assert settings(**argv).monitor.history.is_on == (option is None)

@@ -1,0 +1,1 @@
+"""The history of tasks: what a file keeps of them."""

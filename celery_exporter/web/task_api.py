@@ -1,0 +1,125 @@
+"""/api/v1/tasks and /api/v1/tasks/<uuid>: single tasks as JSON. Read-only: no request changes a task."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from celery_exporter.core.task_info import TaskInfo
+from celery_exporter.core.task_search import Cursor, TaskFilter
+from celery_exporter.core.task_search import Page as Found
+from celery_exporter.web.status_routes import SAFE, Page
+from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
+
+#: Why a task may be unknown, for people.
+NEVER_SEEN = (
+    "it has not been sent, or its id is another one",
+    "it was sent before the exporter listened, or while it did not",
+    "its events are off: workers need -E, and clients task_send_sent_event",
+    "--task-include, --task-exclude or --histogram-sample-rate leave it out",
+    "it ended so long ago that it was removed: --history-memory, --history-retention, --history-max-tasks",
+)
+
+_T = TypeVar("_T")
+
+
+class TaskList(Struct, frozen=True):
+    """The answer of /api/v1/tasks."""
+
+    tasks: Annotated[Sequence[TaskInfo], Meta(description="The tasks, the newest first.")]
+    next: Annotated[
+        str | None, Meta(description="The parameter `cursor` of the next page. Null: this is the last one.")
+    ]
+    is_complete: Annotated[
+        bool, Meta(description="False if there are more tasks in memory than were searched.")
+    ]
+
+
+class TaskAnswer(Struct, frozen=True):
+    """The answer of /api/v1/tasks/<uuid>."""
+
+    task: Annotated[TaskInfo, Meta(description="The task.")]
+    workflow: Annotated[
+        Sequence[TaskInfo],
+        Meta(description="All known tasks with the same root, this one included; 500 at most."),
+    ]
+
+
+class Problem(Struct, frozen=True):
+    """The answer to a request that has no other one."""
+
+    error: Annotated[str, Meta(description="What happened.")]
+    hints: Annotated[Sequence[str], Meta(description="What it can mean.")] = ()
+    tasks: Annotated[Sequence[str], Meta(description="The ids that begin with what was given.")] = ()
+
+
+class TaskFinder(Protocol):
+    """What finds tasks; see `monitor.task_finder`. It may wait for a lock and for a disk."""
+
+    def find(self, prefix: str) -> list[TaskInfo]:
+        """Return the tasks whose id begins with a text."""
+
+    def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> Found:
+        """Return the newest tasks after a place."""
+
+    def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
+        """Return the tasks of the workflow of a task."""
+
+
+class Tasks:
+    """Looks tasks up in a thread of its own, one request at a time."""
+
+    def __init__(self, finder: TaskFinder) -> None:
+        self._finder = finder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tasks")
+
+    async def list(self, parameters: dict[str, str]) -> TaskList:
+        """Return the tasks that the parameters of a URL ask for. Raises BadQueryError."""
+        query = parse_query(parameters, time.time())
+        page = await self._run(lambda: self._finder.search(query.wanted, query.limit, query.before))
+        return TaskList(page.tasks, cursor_text(page.next) if page.next else None, page.is_complete)
+
+    async def one(self, prefix: str) -> TaskAnswer | Problem:
+        """Return the task whose id is, or begins with, a text."""
+        return await self._run(lambda: self._one(prefix))
+
+    def _one(self, prefix: str) -> TaskAnswer | Problem:
+        found = self._finder.find(prefix)
+        if not found:
+            return Problem(f"no task with the id {prefix} is known", NEVER_SEEN)
+        if len(found) > 1:
+            return Problem(f"several tasks begin with {prefix}", (), [task.uuid for task in found])
+        return TaskAnswer(found[0], self._finder.workflow(found[0]))
+
+    async def _run(self, function: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def pages(tasks: Tasks) -> dict[str, Page]:
+    """Return the pages by path."""
+
+    async def listed(request: Request) -> Response:
+        try:
+            return _json(await tasks.list(dict(request.query_params)))
+        except BadQueryError as error:
+            return _json(Problem(str(error)), 400)
+
+    async def one(request: Request) -> Response:
+        answer = await tasks.one(request.path_params["uuid"])
+        if isinstance(answer, TaskAnswer):
+            return _json(answer)
+        return _json(answer, 300 if answer.tasks else 404)
+
+    return {"/api/v1/tasks": listed, "/api/v1/tasks/{uuid:path}": one}
+
+
+def _json(answer: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, SAFE, "application/json")
