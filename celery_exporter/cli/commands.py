@@ -317,13 +317,14 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     unblock_signals()
     from celery_exporter.runtime.logging import forward  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.top import show  # noqa: PLC0415
-    from celery_exporter.top.status_source import broker, exporter_at, local_url  # noqa: PLC0415
+    from celery_exporter.top.status_source import broker, exporter  # noqa: PLC0415
+    from celery_exporter.web.client import local_urls  # noqa: PLC0415
 
     root = _root_params(context)
     values = {key: argv[key] or root.get(key) for key in argv}
     if not (values["broker_url"] or values["broker_url_file"]):
-        url = url or os.environ.get("CELERY_EXPORTER_URL") or local_url(load_listen(root, os.environ))
-        context.exit(show(exporter_at(url)))
+        url = url or os.environ.get("CELERY_EXPORTER_URL") or local_urls(load_listen(root, os.environ))[0]
+        context.exit(show(exporter(url)))
     if url:
         raise BadSettingError("--url and --broker-url: got both; use one of the two")
     warnings: deque[str] = deque(maxlen=1)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 import click
 
 from celery_exporter.quoting import printable
-from celery_exporter.top.status_source import NoStatusError, Source
+from celery_exporter.top.status_source import Source
 from celery_exporter.top.view import plain
+from celery_exporter.web.client import NoAnswerError
+
+#: Seconds after which a script prints what it waits for.
+SLOW_SECONDS = 1.0
 
 
 def show(source: Source) -> int:
@@ -21,19 +26,10 @@ def show(source: Source) -> int:
 
     Without a terminal, print it once.
     """
-    try:
-        return _run(source) if _is_terminal() else _print(source)
-    except NoStatusError as error:
-        _say(str(error))
-        return 1
-
-
-def _is_terminal() -> bool:
     streams = (sys.stdin, sys.stdout, sys.stderr)  # Textual draws on stderr
-    return all(stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
-
-
-def _run(source: Source) -> int:
+    is_terminal = all(stream.isatty() for stream in streams) and os.environ.get("TERM") != "dumb"
+    if not is_terminal:
+        return _print(source)
     try:
         from celery_exporter.top.app import run  # noqa: PLC0415  needs an extra
     except ModuleNotFoundError as error:
@@ -45,7 +41,15 @@ def _run(source: Source) -> int:
 
 
 def _print(source: Source) -> int:
-    text = plain(source.read_once(_say))
+    timer = threading.Timer(SLOW_SECONDS, _say, [source.wait])
+    timer.start()
+    try:
+        text = plain(source.read_once())
+    except NoAnswerError as error:
+        _say(str(error))
+        return 1
+    finally:
+        timer.cancel()
     encoding = sys.stdout.encoding or "ascii"
     click.echo(text.encode(encoding, "replace").decode(encoding))
     return 0

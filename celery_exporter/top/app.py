@@ -19,7 +19,8 @@ from celery_exporter.status.columns import Table
 from celery_exporter.status.model import Status
 from celery_exporter.top import view
 from celery_exporter.top.cells import cell, clean, shorten
-from celery_exporter.top.status_source import NoStatusError, Source
+from celery_exporter.top.status_source import Source
+from celery_exporter.web.client import NoAnswerError
 
 #: Seconds between two reads: as the status page, and as often as the exporter renews its status.
 READ_INTERVAL_SECONDS = 2.0
@@ -224,7 +225,7 @@ class Top(App[None]):
 def _read(source: Source) -> tuple[Status | None, str]:
     try:
         return source.read(), ""
-    except NoStatusError as error:
+    except NoAnswerError as error:
         return None, str(error)
     except Exception as error:  # noqa: BLE001  a bug costs this read, not the screen
         return None, f"this is a bug, please report it: {error!r}"

@@ -1,1 +1,1 @@
-"""HTTP: everything served from memory."""
+"""HTTP: everything served from memory, and a client for commands."""

@@ -24,8 +24,9 @@ from celery_exporter.status.finding import Finding
 from celery_exporter.status.model import FailureStatus, Status
 from celery_exporter.top.app import StatusTable, Top
 from celery_exporter.top.cells import width
-from celery_exporter.top.status_source import NoStatusError, Source
+from celery_exporter.top.status_source import Source
 from celery_exporter.top.view import SECTIONS, plain
+from celery_exporter.web.client import NoAnswerError
 
 UPDATE = "UPDATE_GOLDEN" in os.environ
 GOLDEN = TESTS / "data/golden/top"
@@ -76,7 +77,7 @@ class Terminal:
 async def running(
     read: Callable[[], Status] = lambda: STATUS, size: tuple[int, int] = (80, 24)
 ) -> AsyncIterator[Terminal]:
-    app = Top(Source("http://127.0.0.1:9808/api/v1/status", read, lambda _: read()))
+    app = Top(Source("http://127.0.0.1:9808/api/v1/status", "", read, read))
     async with app.run_test(size=size) as pilot:
         terminal = Terminal(app, pilot)
         while not app.query("FooterKey") or not (app.status or app.problem.display):
@@ -350,7 +351,7 @@ def failing(error: Exception) -> Callable[[], Status]:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (NoStatusError("connection refused"), "connection refused"),
+        (NoAnswerError("connection refused"), "connection refused"),
         (ZeroDivisionError("never"), "this is a bug, please report it: ZeroDivisionError('never')"),
     ],
 )

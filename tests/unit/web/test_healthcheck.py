@@ -1,46 +1,11 @@
-"""The addresses and schemes that a health check uses. Its requests are in tests/distribution."""
+"""The reasons of a failed health check. tests/distribution has its requests, and test_client.py its URLs."""
 
 from __future__ import annotations
 
 import pytest
 
-from celery_exporter.web.healthcheck import _reason, _schemes, reachable
-from unit.web.configs import GOOD
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("0.0.0.0", "127.0.0.1"),
-        ("::", "::1"),
-        ("10.0.0.7", "10.0.0.7"),
-        ("::1", "::1"),
-        ("localhost", "localhost"),
-    ],
-)
-def test_listening_address_is_reachable_at(host, expected):
-    assert reachable(host) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (GOOD["TLS"], ("https", "http")),
-        ("{}", ("http", "https")),
-        ("invalid: [", ("https", "http")),
-        (None, ("https", "http")),
-    ],
-    ids=["TLS", "plain", "invalid", "missing"],
-)
-def test_scheme_of_the_file_is_tried_first(tmp_path, text, expected):
-    path = tmp_path / "web.yml"
-    if text is not None:
-        path.write_text(text)
-    assert _schemes(path) == expected
-
-
-def test_without_a_file_the_scheme_is_http():
-    assert _schemes(None) == ("http",)
+from celery_exporter.web.healthcheck import _reason, check_health
+from celery_exporter.web.listen_config import ListenConfig
 
 
 @pytest.mark.parametrize(
@@ -48,10 +13,13 @@ def test_without_a_file_the_scheme_is_http():
     [
         (TimeoutError(), "no answer in 2 s"),
         (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
-        (OSError(), "OSError"),
-        (ValueError("a\x1b[2J\nb" + "c" * 200), "a?[2J b" + "c" * 93),
     ],
-    ids=["timeout", "refused", "no text", "long text"],
+    ids=["timeout", "refused"],
 )
-def test_reason_is_one_printable_line(error, expected):
+def test_the_reason_of_a_failed_request(error, expected):
     assert _reason(error) == expected
+
+
+def test_any_free_port_cannot_be_checked():
+    is_healthy, line = check_health(ListenConfig(host="127.0.0.1", port=0, web_config_file=None))
+    assert (is_healthy, "--port: got 0" in line) == (False, True)
