@@ -1,4 +1,4 @@
-"""Escapes texts from external sources, for terminals, logs and shell commands.
+"""Escapes and shortens texts from external sources, for terminals, logs and shell commands.
 
 A terminal executes control sequences in a text: ESC and the C1 controls begin commands, and a carriage return
 or a bidirectional override makes a line look like another one. None of these is printable (str.isprintable).
@@ -7,6 +7,7 @@ or a bidirectional override makes a line look like another one. None of these is
 from __future__ import annotations
 
 import shlex
+import unicodedata
 
 
 def printable(text: str) -> str:
@@ -14,6 +15,35 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def visible(text: str) -> str:
+    """Return a text in which U+FFFD replaces what is invisible or combines with other characters, too.
+
+    So each character takes a known number of terminal cells.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() and unicodedata.category(character) not in {"Mn", "Me"}
+        else "\N{REPLACEMENT CHARACTER}"
+        for character in unicodedata.normalize("NFC", text)
+    )
+
+
+def terminal_cells(text: str) -> int:
+    """Return the number of terminal cells that a visible text takes."""
+    return len(text) + sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+
+
+def shorten(text: str, cells: int) -> str:
+    """Return a visible text in at most so many cells, 1 or more. A longer text has … in its middle."""
+    shown, kept = text, min(len(text), cells)
+    while terminal_cells(shown) > cells:
+        kept -= 1
+        shown = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return shown
 
 
 def printable_json(document: str) -> str:

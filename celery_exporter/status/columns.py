@@ -12,6 +12,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from celery_exporter.status.model import Status
+from celery_exporter.status.thresholds import LONG_WINDOW
+
 #: The text for an unknown value.
 UNKNOWN = "–"  # noqa: RUF001  a dash
 
@@ -32,7 +35,8 @@ class Column(Struct, frozen=True):
 class Table(Struct, frozen=True):
     """A table: its field of `Status`, its title, the text for no rows, and its columns.
 
-    At most `max_rows` rows are shown, since a browser needs long to draw more.
+    At most `max_rows` rows are shown, since a browser needs long to draw more. `key` is the field that
+    identifies a row.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Table(Struct, frozen=True):
     empty: str
     columns: Sequence[Column]
     max_rows: int = 200
+    key: str = "name"
 
 
 _RATE = "Per second, over the last 5 minutes."
@@ -54,6 +59,18 @@ BROKER = (
     Column("Unacknowledged", "broker.unacked", "count", "Messages that workers hold (Redis only)."),
     Column("Uptime", "started", "ago", "Of the exporter."),
 )
+#: When the status was made.
+AT = Column("", "at", "clock")
+
+FINDINGS = Table(
+    "findings",
+    "What to look at",
+    "No problems found.",
+    (Column("Message and remedy", "message", "finding"),),
+    key="check",
+)
+#: The table whose rows are filtered by name.
+FILTERED = "tasks"
 
 TABLES = (
     Table(
@@ -120,7 +137,14 @@ TABLES = (
             Column("Id", "uuid", "text"),
         ),
         max_rows=15,
+        key="uuid",
     ),
+)
+
+#: Fields that a narrow terminal shows after all others, in this order.
+DETAILS = (
+    *("clock_skew", "task_events", "version", "processes", "rates.PENDING", "rates.STARTED", "runtime_p50"),
+    *("wait_p50", "rates.RETRY", "rates.RECEIVED", "rates.REVOKED", "rates.REJECTED"),
 )
 
 
@@ -137,7 +161,33 @@ def text(column: Column, row: Any, now: float) -> str:
     if column.total_field:
         whole = get(row, column.total_field)
         return UNKNOWN if value is None else f"{value:,} / {UNKNOWN if whole is None else format(whole, ',')}"
-    return UNKNOWN if value is None else KINDS[column.kind](value, now)
+    try:
+        return UNKNOWN if value is None else KINDS[column.kind](value, now)
+    except (ValueError, OverflowError, OSError):  # not a time, or too large
+        return UNKNOWN
+
+
+def rows_of(status: Status, table: Table, sort: str = "", contains: str = "") -> Sequence[Any]:
+    """Return the problems, or the rows of another table; of tasks, those whose name contains a text.
+
+    The text may be in any case. `sort` is as in `ordered`, or "" for the order of the status.
+    """
+    rows: Sequence[Any] = getattr(status, table.name)
+    if table is FINDINGS:
+        return [finding for finding in rows if finding.severity != "ok"]
+    if table.name == FILTERED:
+        rows = [row for row in rows if contains.lower() in row.name.lower()]
+    return ordered(rows, sort) if sort else rows
+
+
+def first_sort(column: Column) -> str:
+    """Return the order that a column is sorted in first: texts ascending, numbers and times descending."""
+    return column.field if column.kind == "text" else f"-{column.field}"
+
+
+def reversed_sort(sort: str) -> str:
+    """Return the opposite order."""
+    return sort.removeprefix("-") if sort.startswith("-") else f"-{sort}"
 
 
 def ordered(rows: Sequence[Any], sort: str) -> list[Any]:
@@ -191,6 +241,28 @@ def _clock(value: float, _: float) -> str:
     return datetime.fromtimestamp(value, timezone.utc).strftime("%m-%d %H:%M:%S")
 
 
+def _sparkline(points: Sequence[tuple[float, int | None]], now: float) -> str:
+    lengths = [length for _, length in points if length is not None]
+    return f"{sparkline(points, now)} max {max(lengths):,}" if lengths else UNKNOWN
+
+
+def sparkline(points: Sequence[tuple[float, int | None]], now: float) -> str:
+    """Return the highest length in each minute of `LONG_WINDOW`, blank where unknown.
+
+    `points` are pairs of epoch seconds and length.
+    """
+    lengths: list[int | None] = [None] * SPARKLINE_CHARACTERS
+    for at, length in points:
+        age = max(0, math.floor((now - at) * SPARKLINE_CHARACTERS / LONG_WINDOW))
+        if length is not None and age < SPARKLINE_CHARACTERS:
+            lengths[-1 - age] = max(length, lengths[-1 - age] or 0)
+    scale = (len(_BLOCKS) - 1) / max(filter(None, lengths), default=1)
+    return "".join(" " if length is None else _BLOCKS[math.ceil(scale * length)] for length in lengths)
+
+
+SPARKLINE_CHARACTERS, _BLOCKS = 15, "▁▂▃▄▅▆▇█"
+
+
 def _skew(value: float, _: float) -> str:
     size = fixed(abs(value), 1)
     return f"{'' if size == '0.0' else '+' if value > 0 else '-'}{size} s"
@@ -210,5 +282,6 @@ KINDS: dict[str, Callable[[Any, float], str]] = {
     "skew": _skew,
     "clock": _clock,
     "sum": lambda value, _: f"{sum(value.values()):,}",
-    "line": lambda value, _: f"{len(value)} points",
+    "line": _sparkline,
+    "finding": lambda value, _: value,
 }

@@ -13,14 +13,19 @@ from typing import Any
 from urllib.parse import urlencode
 
 from celery_exporter.status.columns import (
+    AT,
     BROKER,
+    FILTERED,
+    FINDINGS,
     TABLES,
     UNKNOWN,
     Column,
     Table,
+    first_sort,
     fixed,
     get,
-    ordered,
+    reversed_sort,
+    rows_of,
     text,
 )
 from celery_exporter.status.model import Status
@@ -37,9 +42,7 @@ STATIC = {
     for name in ("status.css", "status.js", "icon.svg")
 }
 _DIGEST = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]
-#: The table that can be sorted and filtered.
-SORTED_TABLE = "tasks"
-#: The field that it is sorted by if the request names none.
+#: The field that tasks are sorted by if the request names none.
 SORT = "name"
 #: Size of the line chart of a queue's length, in SVG units.
 WIDTH, HEIGHT = 120, 24
@@ -65,7 +68,7 @@ _PAGE = """<!doctype html>
 <p id="fresh">As of <time id="at">{at}</time> UTC.<span id="why" role="status"></span></p>
 <dl id="broker" class="{state}">{broker}</dl>
 <section aria-labelledby="findings-title">
-<h2 id="findings-title">What to look at</h2>
+<h2 id="findings-title">{findings_title}</h2>
 <ul id="findings">{findings}</ul>
 </section>
 {tables}
@@ -103,15 +106,13 @@ def html(status: Status, *, sort: str = SORT, contains: str = "") -> str:
         title="up" if status.broker.up else "broker down",
         version=escape(status.exporter_version),
         digest=_DIGEST,
-        at=text(_AT, status, status.at),
+        at=text(AT, status, status.at),
         state="good" if status.broker.up else "bad",
         broker=_broker(status),
+        findings_title=FINDINGS.title,
         findings=_findings(status),
         tables="".join(_table(table, status, sort, contains) for table in TABLES),
     )
-
-
-_AT = Column("", "at", "clock")
 
 
 def _broker(status: Status) -> str:
@@ -128,15 +129,13 @@ def _meaning(column: Column) -> str:
 
 
 def _findings(status: Status) -> str:
-    problems = [finding for finding in status.findings if finding.severity != "ok"]
-    if not problems:
-        return '<li class="ok">No problems found.</li>'
-    return "".join(
+    problems = "".join(
         f'<li class="{finding.severity}"><b>{finding.severity}</b> '
         f"{escape(finding.message)}{_runbook(finding.alert)}"
         f"<br><code>{escape(finding.remedy)}</code></li>"
-        for finding in problems
+        for finding in rows_of(status, FINDINGS)
     )
+    return problems or f'<li class="ok">{FINDINGS.empty}</li>'
 
 
 def _runbook(alert: str) -> str:
@@ -147,15 +146,12 @@ def _runbook(alert: str) -> str:
 
 
 def _table(table: Table, status: Status, sort: str, contains: str) -> str:
-    rows: Sequence[Any] = getattr(status, table.name)
-    total, form, sort_attribute = len(rows), "", ""
-    if table.name == SORTED_TABLE:
-        rows = ordered([row for row in rows if contains.lower() in row.name.lower()], sort)
+    is_sortable, form, sort_attribute = table.name == FILTERED, "", ""
+    if is_sortable:
         form = _FORM.format(filter=escape(contains), sort=escape(sort))
         sort_attribute = f' data-sort="{escape(sort)}"'
-    heads = (
-        _head(column, sort, contains, is_sortable=table.name == SORTED_TABLE) for column in table.columns
-    )
+    total, rows = len(rows_of(status, table)), rows_of(status, table, sort if is_sortable else "", contains)
+    heads = (_head(column, sort, contains, is_sortable=is_sortable) for column in table.columns)
     cells = "".join(_row(table, row, status.at) for row in rows[: table.max_rows])
     empty = f'<tr><td colspan="{len(table.columns)}">{escape(table.empty)}</td></tr>'
     more = len(rows) - table.max_rows
@@ -179,9 +175,8 @@ def _head(column: Column, sort: str, contains: str, *, is_sortable: bool) -> str
     if not is_sortable:
         return f'<th scope="col" {data}{meaning}>{column.title}</th>'
     order = {column.field: "ascending", f"-{column.field}": "descending"}.get(sort, "none")
-    # The first click sorts texts ascending and numbers descending, the second one reverses the order.
-    first, second = (column.field, f"-{column.field}")[:: 1 if column.kind == "text" else -1]
-    query = urlencode({"sort": second if sort == first else first, "filter": contains})
+    first = first_sort(column)  # of the first click; the second one reverses the order
+    query = urlencode({"sort": reversed_sort(first) if sort == first else first, "filter": contains})
     link = f'<a href="?{escape(query)}#tasks-title">{column.title}</a>'
     return f'<th scope="col" aria-sort="{order}" {data}{meaning}>{link}</th>'
 
@@ -191,11 +186,11 @@ def _row(table: Table, row: Any, now: float) -> str:
 
 
 def _cell(column: Column, row: Any, now: float) -> str:
+    if column.kind == "line":
+        return f'<td class="line">{_line(get(row, column.field), now)}</td>'
     value = escape(text(column, row, now))
     if column.kind == "part":
         return f'<td class="part">{_meter(column, row)}{value}</td>'
-    if column.kind == "line":
-        return f'<td class="line">{_line(get(row, column.field), now)}</td>'
     return f'<td class="{column.kind} {value if column.kind in {"up", "yes"} else ""}">{value}</td>'
 
 

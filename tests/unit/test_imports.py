@@ -18,7 +18,7 @@ PURE = ("core", "status", "errors", "quoting")
 #: All that they import besides each other.
 ALLOWED = {
     "__future__", "bisect", "collections", "datetime", "enum", "functools", "hashlib", "heapq", "itertools",
-    "json", "math", "msgspec", "operator", "re", "shlex", "typing", "zlib",
+    "json", "math", "msgspec", "operator", "re", "shlex", "typing", "unicodedata", "zlib",
 }  # fmt: skip
 
 

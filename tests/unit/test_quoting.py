@@ -10,7 +10,7 @@ from fuzz.batches import AWKWARD
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.quoting import printable, printable_json, shell_word
+from celery_exporter.quoting import printable, printable_json, shell_word, shorten, terminal_cells, visible
 
 texts = st.text(st.sampled_from(AWKWARD) | st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -49,3 +49,20 @@ def test_json_document_is_printable_and_has_the_same_value(text):
     document = printable_json(json.dumps([text], ensure_ascii=False, indent=1))
     assert all(line.isprintable() for line in document.split("\n"))
     assert json.loads(document) == [text]
+
+
+def test_a_long_text_is_cut_in_its_middle():
+    assert shorten("shop.report.build_the_report", 12) == "shop.r…eport"
+    assert shorten("shop.report", 12) == "shop.report"
+    assert shorten("漢字漢字漢字", 8) == "漢字…字"
+
+
+@given(st.text(), st.integers(1, 30))
+def test_a_visible_text_is_printable_and_a_short_one_fits(text, cells):
+    assert visible(text).isprintable()
+    assert terminal_cells(shorten(visible(text), cells)) <= cells
+
+
+def test_a_visible_text_has_no_combining_characters():
+    assert visible("e\u0301") == "é"
+    assert visible("x\u0301\u0302") == "x\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
