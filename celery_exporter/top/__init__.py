@@ -1,7 +1,7 @@
 """The command `top`: the status page in a terminal, or its text where there is no terminal.
 
-`status_source` reads the status, `view` decides which rows and texts are shown, `cells` writes one cell, and
-`app` draws them with Textual, which is an extra that only `app` needs.
+`status_source` reads the status, `view` decides which rows and texts are shown, and `app` draws them with
+Textual, which is an extra that only `app` needs.
 """
 
 from __future__ import annotations

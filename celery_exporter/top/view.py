@@ -1,146 +1,143 @@
-"""A `Status` → what `top` shows: header, findings, and rows that are sorted and filtered. Pure."""
+"""A `Status` → what `top` shows: a header, and tables whose rows are sorted and filtered. Pure.
+
+Every client that can publish events chooses names. With `visible`, none of them controls the terminal.
+"""
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from celery_exporter.status.columns import BROKER, TABLES, Column, Table, ordered
+from celery_exporter.quoting import shorten, terminal_cells, visible
+from celery_exporter.status import columns as shared
+from celery_exporter.status.columns import FINDINGS, Column, Table
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.model import Status
-from celery_exporter.top.cells import cell, clean, width
 
 #: A text and its style in Rich.
 Part = tuple[str, str]
 
-FINDINGS = Table("findings", "What to look at", "No problems found.", ())
-#: The table whose rows are filtered by name.
-FILTERED = "tasks"
-#: Fields that come first: a narrow terminal shows no more without scrolling.
-_FIRST_FIELDS = {
-    "workers": ("name", "up", "active", "processed", "load", "heartbeat"),
-    "queues": ("name", "length", "oldest", "consumers", "lengths"),
-    "tasks": (
-        *("name", "rates.SUCCESS", "rates.FAILURE", "failure_share", "runtime_p95", "wait_p95", "open"),
-        *("oldest", "rates.PENDING", "rates.STARTED", "runtime_p50", "wait_p50", "rates.RETRY"),
-    ),
-}
-_AT = Column("", "at", "clock")
-_LEFT_KINDS = frozenset({"text", "up", "yes", "part", "line", "clock"})
+BAR_CELLS = 8
+#: Cells of a line in a file, where texts are whole.
+FILE_CELLS = 100_000
+_LEFT_KINDS = frozenset({"text", "up", "yes", "part", "line", "clock", "finding"})
+#: (kind of a column, text) → style of Rich.
+_STYLES = {("up", "up"): "green", ("up", "down"): "bold red", ("yes", "no"): "yellow"}
+_SEVERITY_STYLES = {"warning": "yellow", "critical": "bold red"}
+_RANKS = {field: rank for rank, field in enumerate(shared.DETAILS, 1)}
 
 
-def _reordered(table: Table) -> Table:
-    rank = {field: index for index, field in enumerate(_FIRST_FIELDS.get(table.name, ()))}
-    return replace(table, columns=sorted(table.columns, key=lambda column: rank.get(column.field, len(rank))))
+def _details_last(table: Table) -> Table:
+    return replace(table, columns=sorted(table.columns, key=lambda column: _RANKS.get(column.field, 0)))
 
 
 #: The tables from top to bottom.
-SECTIONS = (FINDINGS, *map(_reordered, TABLES))
+SECTIONS = (FINDINGS, *map(_details_last, shared.TABLES))
 
 
-class Rows(Struct, frozen=True):
-    """The rows of a table that are shown, or what is shown if there are none."""
+class ShownColumn(Struct, frozen=True):
+    """A column as it is shown: its title, its cells, which have parts, and its width in terminal cells."""
 
     title: str
-    rows: Sequence[Any]
-    empty: str
+    justify: Literal["left", "right"]
+    cells: Sequence[Sequence[Part]]
+    width: int
 
 
-def rows_of(status: Status, table: Table, sort: str = "", contains: str = "") -> Rows:
-    """Return at most `table.max_rows` rows; of tasks, those whose name contains a text in any case.
+def grid(
+    status: Status, table: Table, sort: str = "", contains: str = "", line_cells: int = FILE_CELLS
+) -> tuple[list[ShownColumn], list[str]]:
+    """Return the columns of a table, and what identifies each of its rows.
 
-    `sort` is a field, with a "-" before it for the largest first, or "" for the order of the status.
+    Rows are sorted and filtered as by `columns.rows_of`, at most `table.max_rows`. Without rows, the only
+    cell says so. `line_cells` is the width of the terminal.
     """
-    rows = getattr(status, table.name)
-    if table is FINDINGS:
-        rows = [finding for finding in rows if finding.severity != "ok"]
-    filtered = table.name == FILTERED and contains
-    matching = [row for row in rows if contains.lower() in row.name.lower()] if filtered else rows
-    shown = (ordered(matching, sort) if sort else matching)[: table.max_rows]
-    number = f"{len(shown):,} of {len(rows):,}" if len(shown) < len(rows) else f"{len(rows):,}"
-    return Rows(f"{table.title} {number}", shown, "No name contains this text." if rows else table.empty)
+    total = len(shared.rows_of(status, table))
+    rows = shared.rows_of(status, table, sort, contains)[: table.max_rows]
+    number = f"{len(rows):,} of {total:,}" if len(rows) < total else f"{total:,}"
+    nothing = [[("No name contains this text." if total else table.empty, "dim")]]
+    columns = table.columns if rows else table.columns[:1]
+    # The first column is equally wide in each table, so that the others align.
+    first_cells = line_cells // 5 + 4 if len(columns) > 1 else line_cells - 3
+    shown: list[ShownColumn] = []
+    for column in columns:
+        title = column.title if shown else f"{table.title} {number}"
+        title += {column.field: " ▲", f"-{column.field}": " ▼"}.get(sort, "")
+        limit = line_cells // 2 + 4 if shown else first_cells
+        cells = [_cell(column, row, status.at, limit) for row in rows] or nothing
+        widths = [terminal_cells(_joined(parts)) for parts in cells] if shown else [first_cells]
+        widest = max(terminal_cells(title), *widths)
+        shown.append(ShownColumn(title, "left" if column.kind in _LEFT_KINDS else "right", cells, widest))
+    return shown, [shared.get(row, table.key) for row in rows]
 
 
-def key_of(row: Any) -> str:
-    """Return what identifies a row in its table."""
-    return next(str(getattr(row, field)) for field in ("name", "uuid", "check") if hasattr(row, field))
+def _joined(parts: Sequence[Part]) -> str:
+    return "".join(content for content, _ in parts)
 
 
-def sort_after(table: Table, sort: str, step: int) -> str:
-    """Return the order by the column that is so many columns after the present one; 0 reverses the order.
-
-    Names are in alphabetical order, numbers and times from the largest.
-    """
-    if not step:
-        return sort.removeprefix("-") if sort.startswith("-") else f"-{sort}"
-    columns = [column for column in table.columns if column.kind != "line"]
-    index = [column.field for column in columns].index(sort.removeprefix("-"))
-    return first_sort(columns[(index + step) % len(columns)])
-
-
-def first_sort(column: Column) -> str:
-    """Return the order that a column is sorted in first."""
-    return column.field if column.kind == "text" else f"-{column.field}"
-
-
-def is_right(column: Column) -> bool:
-    """Return whether the cells of a column are aligned right, as numbers are."""
-    return column.kind not in _LEFT_KINDS
+def orders(table: Table) -> list[str]:
+    """Return the orders that a table can be sorted in, one for each column; "" if there is none."""
+    sortable = [column for column in table.columns if column.kind not in {"line", "finding"}]
+    return list(map(shared.first_sort, sortable)) or [""]
 
 
 def header(status: Status, *, outdated: bool = False) -> list[Part]:
     """Return two lines about the exporter, the broker and how events arrive."""
-    at, *facts = [cell(column, status, status.at)[0] for column in (_AT, *BROKER[2:])]
-    named = [f"{column.title.lower()} {fact}" for column, fact in zip(BROKER[2:], facts, strict=True)]
+    at = shared.text(shared.AT, status, status.at)
+    facts = [
+        f"{column.title.lower()} {shared.text(column, status, status.at)}" for column in shared.BROKER[2:]
+    ]
     return [
-        (f"celery-exporter {clean(status.exporter_version)}  ", "bold"),
+        (f"celery-exporter {visible(status.exporter_version)}  ", "bold"),
         ("up  ", "green") if status.broker.up else ("DOWN  ", "bold red"),
         (f"as of {at} UTC  ", "bold red" if outdated else ""),
-        (f"{clean(status.broker.url)}\n{'  '.join(named)}", ""),
+        (f"{visible(status.broker.url)}\n{'  '.join(facts)}", ""),
     ]
-
-
-def finding_parts(finding: Finding, cells: int = 10_000) -> list[Part]:
-    """Return a finding and its remedy on two lines, which are wrapped to so many terminal cells."""
-    indent = " " * 9
-    fill = partial(
-        textwrap.fill,
-        width=max(30, cells),
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-    )
-    message, remedy = (
-        fill(clean(content)).removeprefix(indent) for content in (finding.message, finding.remedy)
-    )
-    style = {"warning": "yellow", "critical": "bold red"}[finding.severity]
-    return [(f"{finding.severity:9}", style), (f"{message}\n", ""), ("      -> ", "dim"), (remedy, "")]
 
 
 def plain(status: Status) -> str:
     """Return the whole status as text, with all columns and whole names."""
-    lines = ["".join(content for content, _ in header(status))]
+    lines = [_joined(header(status))]
     for table in SECTIONS:
-        shown = rows_of(status, table)
-        if table is FINDINGS or not shown.rows:
-            findings = ["".join(content for content, _ in finding_parts(finding)) for finding in shown.rows]
-            lines += [shown.title, *(findings or [shown.empty])]
-        else:
-            lines += _plain_table(table, shown, status.at)
+        columns = [_padded(column) for column in grid(status, table)[0]]
+        lines += ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
     return "\n".join(lines)
 
 
-def _plain_table(table: Table, shown: Rows, now: float) -> list[str]:
-    columns: list[list[str]] = []
-    for column in table.columns:
-        title = column.title if columns else shown.title
-        texts = [title, *(cell(column, row, now)[0] for row in shown.rows)]
-        paddings = [" " * (max(map(width, texts)) - width(content)) for content in texts]
-        pairs = (paddings, texts) if is_right(column) else (texts, paddings)
-        columns.append(list(map("".join, zip(*pairs, strict=True))))
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+def _padded(column: ShownColumn) -> list[str]:
+    texts = [column.title, *map(_joined, column.cells)]
+    paddings = [" " * (max(map(terminal_cells, texts)) - terminal_cells(content)) for content in texts]
+    pairs = (paddings, texts) if column.justify == "right" else (texts, paddings)
+    return list(map("".join, zip(*pairs, strict=True)))
+
+
+def _cell(column: Column, row: Any, now: float, limit: int) -> list[Part]:
+    if column.kind == "finding":
+        return _finding(row, limit)
+    content = visible(shared.text(column, row, now))
+    style = _STYLES.get((column.kind, content), "")
+    part, whole = shared.get(row, column.field), shared.get(row, column.total_field)
+    if part is not None and whole:
+        content = f"{bar(part, whole)} {content}"
+    return [(shorten(content, limit), style)]
+
+
+def _finding(finding: Finding, limit: int) -> list[Part]:
+    """Return a finding and its remedy on lines of their own, each wrapped to so many terminal cells."""
+    message, remedy = (
+        textwrap.fill(text, max(30, limit), subsequent_indent=" " * 9, break_on_hyphens=False)
+        for text in (f"{finding.severity:9}{visible(finding.message)}", f"      -> {visible(finding.remedy)}")
+    )
+    style = _SEVERITY_STYLES[finding.severity]
+    return [(message[:9], style), (f"{message[9:]}\n", ""), (remedy[:9], "dim"), (remedy[9:], "")]
+
+
+def bar(part: float, whole: float) -> str:
+    """Return a bar that is full at the whole. A part above 0 fills at least one cell."""
+    full = max(0, min(BAR_CELLS, math.ceil(BAR_CELLS * part / whole)))
+    return "█" * full + "░" * (BAR_CELLS - full)

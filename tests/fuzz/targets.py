@@ -35,11 +35,10 @@ from celery_exporter.core.json_array import MAX_ITEMS, items
 from celery_exporter.core.task_names import clipped
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.doctor.report import printed
-from celery_exporter.quoting import printable, printable_json, shell_word
+from celery_exporter.quoting import printable, printable_json, shell_word, visible
 from celery_exporter.runtime.logging import LineFormatter
 from celery_exporter.status.checks import run_checks
 from celery_exporter.status.recent import Recent
-from celery_exporter.top.cells import clean
 
 from .pipeline import Pipeline
 
@@ -117,7 +116,7 @@ def terminal(data: bytes) -> None:
     """Print the output of doctor, top and the log to a terminal emulator, which must only draw it."""
     for text in _output_texts(data):
         record = logging.LogRecord("a", logging.INFO, "", 0, "%s", (text,), None)
-        for line in (clean(text), printable(text), LineFormatter("logfmt").format(record)):
+        for line in (visible(text), printable(text), LineFormatter("logfmt").format(record)):
             assert terminal_output(line) == (line, [])
 
 

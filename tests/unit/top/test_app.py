@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import os
 import random
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,10 +22,10 @@ from harness.processes import ROOT, TESTS
 from msgspec.structs import replace
 from textual.pilot import Pilot
 
+from celery_exporter.quoting import terminal_cells
 from celery_exporter.status.finding import Finding
 from celery_exporter.status.model import FailureStatus, Status
 from celery_exporter.top.app import StatusTable, Top
-from celery_exporter.top.cells import width
 from celery_exporter.top.status_source import Source
 from celery_exporter.top.view import SECTIONS, plain
 from celery_exporter.web.client import NoAnswerError
@@ -77,14 +79,22 @@ class Terminal:
 async def running(
     read: Callable[[], Status] = lambda: STATUS, size: tuple[int, int] = (80, 24)
 ) -> AsyncIterator[Terminal]:
-    app = Top(Source("http://127.0.0.1:9808/api/v1/status", "", read, read))
+    """Run `top`, which reads once: a test shows what else it wants to."""
+    reads, ended = itertools.count(), threading.Event()
+
+    def read_first() -> Status:
+        if next(reads):
+            ended.wait()
+        return read()
+
+    app = Top(Source("http://127.0.0.1:9808/api/v1/status", "", read_first, read))
     async with app.run_test(size=size) as pilot:
         terminal = Terminal(app, pilot)
         while not app.query("FooterKey") or not (app.status or app.problem.display):
             await pilot.pause()
-        app.on_unmount()  # a test shows what else it wants to
         await terminal.settle()
         yield terminal
+    ended.set()
 
 
 def asynchronous(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
@@ -109,7 +119,7 @@ def compare(path: Path, text: str) -> None:
 async def test_the_screen_is_the_golden_one(size):
     async with running(size=size) as terminal:
         assert len(terminal.lines) == size[1]
-        assert max(map(width, terminal.lines)) <= size[0]
+        assert max(map(terminal_cells, terminal.lines)) <= size[0]
         compare(GOLDEN / f"{size[0]}x{size[1]}.txt", terminal.text + "\n")
 
 
@@ -138,7 +148,7 @@ async def test_a_resized_terminal_is_drawn_in_its_new_size():
 async def test_each_size_is_filled_and_not_exceeded(size):
     async with running(size=size) as terminal:
         assert len(terminal.lines) == size[1]
-        assert max(map(width, terminal.lines)) <= size[0]
+        assert max(map(terminal_cells, terminal.lines)) <= size[0]
 
 
 @asynchronous
@@ -324,7 +334,7 @@ async def test_any_keys_in_any_size_leave_a_screen(seed):
             await terminal.press(*chance.choices(KEYS, k=10))
             await terminal.show(chance.choice([LARGE, STATUS, None]), chance.choice(["", "a problem"]))
             assert len(terminal.lines) == size[1]
-            assert max(map(width, terminal.lines)) <= size[0]
+            assert max(map(terminal_cells, terminal.lines)) <= size[0]
 
 
 # -- problems ------------------------------------------------------------------------------------------
@@ -397,6 +407,6 @@ async def test_no_name_controls_the_terminal(name):
     async with running(lambda: hostile, size=(100, 30)) as terminal:
         await terminal.show(hostile, name)
         assert all(line.isprintable() for line in terminal.lines)
-        assert max(map(width, terminal.lines)) <= 100
+        assert max(map(terminal_cells, terminal.lines)) <= 100
         if name.startswith("[red]"):
             assert name[:13] in terminal.text
