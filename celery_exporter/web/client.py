@@ -32,7 +32,14 @@ _T = TypeVar("_T")
 
 
 class NoAnswerError(Exception):
-    """There is no usable answer. The text says what happened and what to do."""
+    """There is no usable answer. The text says what happened and what to do.
+
+    `body` is that of an answer whose status is not 200, which may say more.
+    """
+
+    def __init__(self, text: str, body: bytes = b"") -> None:
+        super().__init__(text)
+        self.body = body
 
 
 class Exporter(Struct, frozen=True):
@@ -57,7 +64,8 @@ class Exporter(Struct, frozen=True):
             fault = next(text for kind, text in _FAULTS if isinstance(error, kind))
             raise NoAnswerError(f"{url}: {self._completed(fault, one_line(error))}") from None
         if status != 200:
-            raise NoAnswerError(f"{url} answered {status}: {self._completed(_REMEDIES.get(status, _REMEDY))}")
+            remedy = self._completed(_REMEDIES.get(status, _REMEDY))
+            raise NoAnswerError(f"{url} answered {status}: {remedy}", body)
         try:
             return msgspec.json.decode(body, type=answer_type)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -114,8 +122,9 @@ def http_get(
     timeout_seconds: float,
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
+    max_bytes: int = MAX_ANSWER_BYTES,
 ) -> tuple[int, bytes]:
-    """Return the status of an answer, and its body if the status is 200. Follow no redirect, use no proxy.
+    """Return the status and the body of an answer. Follow no redirect, use no proxy.
 
     Raise OSError, http.client.HTTPException or UnicodeError.
     """
@@ -129,7 +138,7 @@ def http_get(
     with closing(connection):
         connection.request("GET", f"{parts.path}?{parts.query}".rstrip("?"), headers=dict(headers or {}))
         answer = connection.getresponse()
-        return answer.status, answer.read(MAX_ANSWER_BYTES) if answer.status == 200 else b""
+        return answer.status, answer.read(max_bytes)
 
 
 def one_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ def check_health(listener: ListenConfig) -> tuple[bool, str]:
         url = f"{base}{PATH}"
         try:
             tls = _context_without_verification() if url.startswith("https:") else None
-            status, _ = http_get(url, timeout_seconds=TIMEOUT_SECONDS, tls=tls)
+            status, _ = http_get(url, timeout_seconds=TIMEOUT_SECONDS, tls=tls, max_bytes=0)
         except (ssl.SSLError, http.client.HTTPException, ConnectionError) as error:
             errors.append(f"unhealthy: {url}: {_reason(error)}")  # the exporter may use the other scheme
         except (OSError, ValueError) as error:

@@ -88,6 +88,12 @@ def test_the_error_of_an_unusable_answer_says_what_to_do(status, body, texts):
         assert part in str(error.value)
 
 
+def test_the_error_has_the_body_of_the_answer():
+    with answering(404, b'{"error":"no task"}') as place, pytest.raises(NoAnswerError) as error:
+        read(f"http://{place}")
+    assert error.value.body == b'{"error":"no task"}'
+
+
 def test_the_error_of_a_failed_connection_says_what_to_do():
     with pytest.raises(NoAnswerError, match=r"connection refused; .*correct --url, or ask"):
         read(f"http://127.0.0.1:{free_port()}")
