@@ -30,6 +30,7 @@ from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.registry import PROFILES, overview, table
 from celery_exporter.web.listen_config import ListenConfig
+from celery_exporter.web.task_query import PARAMETERS
 
 #: The options of subcommands that connect to the broker.
 _BROKER_OPTIONS = frozenset(
@@ -90,6 +91,13 @@ Examples:
   celery-exporter replay events.gz --broker-url redis://127.0.0.1:6379/1
   celery-exporter replay events.gz --speed 10 --broker-url redis://127.0.0.1/1
   celery-exporter replay events.gz --fast --broker-url amqp://127.0.0.1/test
+""",
+    "find": """\b
+Examples:
+  celery-exporter find d96e5adf-a2be-4e31-ac8b-e7d742840d2b
+  celery-exporter find d96e5adf
+  celery-exporter find --name shop.tasks.pay --state FAILURE --since 1h
+  celery-exporter find --worker celery@web-1 --state STARTED --json | jq .
 """,
     "top": """\b
 Examples:
@@ -349,6 +357,46 @@ _TOP = Sections(
 )
 
 
+@click.pass_context
+def _find(context: click.Context, /, uuid: str | None, url: str | None, json: bool, **query: Any) -> None:
+    """Find a task by its id, or tasks by name, state and more.
+
+    The first eight characters of an id are enough. Asks the exporter on this machine or at --url. Exit code
+    0: found; 1: not found, or no answer.
+    """
+    unblock_signals()
+    from celery_exporter.find import find  # noqa: PLC0415  only this command needs it
+    from celery_exporter.web.client import exporter_at, local_urls  # noqa: PLC0415
+
+    given = {name: text for name, text in query.items() if text is not None}
+    if uuid is not None and given:
+        raise BadSettingError(f"--{next(iter(given)).replace('_', '-')}: got an id, too; use one of the two")
+    root = _root_params(context)
+    url = url or os.environ.get("CELERY_EXPORTER_URL") or local_urls(load_listen(root, os.environ))[0]
+    context.exit(find(exporter_at(url, "find"), uuid, given, as_json=json))
+
+
+_FIND = Sections(
+    "find",
+    callback=_find,
+    epilog=_EPILOGS["find"],
+    params=[
+        click.Argument(["uuid"], required=False, metavar="[ID]"),
+        *(
+            click.Option(
+                [f"--{name.replace('_', '-')}"], metavar="TEXT", help=f"{expects[0].upper()}{expects[1:]}."
+            )
+            for name, (_, expects) in PARAMETERS.items()
+        ),
+        click.Option(["--json"], is_flag=True, help="Print the answer of the API."),
+        click.Option(
+            ["--url"], metavar="URL", help="URL of a running exporter. [default: http://127.0.0.1:9808]"
+        ),
+    ],
+    help=_find.__doc__,
+)
+
+
 @click.command()
 @click.argument("name", required=False, type=click.Choice(tuple(PROFILES)))
 def profiles(name: str | None) -> None:
@@ -392,6 +440,7 @@ COMMANDS: tuple[click.Command, ...] = (
     _REPLAY,
     _DOCTOR,
     _TOP,
+    _FIND,
     profiles,
     _HEALTHCHECK,
 )

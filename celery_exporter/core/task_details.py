@@ -5,6 +5,8 @@ Sinks make records of it, and the history shows it. All times are epoch seconds 
 
 from __future__ import annotations
 
+from math import inf
+
 from msgspec import Struct
 
 from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments, epoch
@@ -35,10 +37,7 @@ class Attempt(Struct, frozen=True, gc=False):
 
 
 class TaskDetails(Struct, gc=False):
-    """The newest attempt in its fields, and the others. It is removed together with its task.
-
-    The newest attempt is the one that the newest event is about.
-    """
+    """The attempt that the newest event is about in its fields, and the others."""
 
     attempt: int | None
     root: str | None = None
@@ -62,7 +61,7 @@ class TaskDetails(Struct, gc=False):
     over: list[Attempt] | None = None  # oldest first
     others: dict[int, Attempt] | None = None  # that are not over
 
-    def newest(self) -> Attempt:
+    def current(self) -> Attempt:
         """Return the attempt in the fields."""
         return Attempt(
             self.attempt,
@@ -79,12 +78,17 @@ class TaskDetails(Struct, gc=False):
             self.label_set,
         )
 
+    def attempts(self) -> list[Attempt]:
+        """Return all attempts, the newest last: events of an earlier one may come later."""
+        attempts = [*(self.over or ()), *(self.others or {}).values(), self.current()]
+        return attempts if len(attempts) == 1 else sorted(attempts, key=_place)
+
     def switch(self, attempt: int | None) -> None:
         """Put this attempt into the fields, and keep the one that is there."""
         if self.ended is not None:
             self.close()
         elif self.attempt is not None and self._has_times():
-            self.others = {**(self.others or {}), self.attempt: self.newest()}
+            self.others = {**(self.others or {}), self.attempt: self.current()}
             if len(self.others) > MAX_OPEN_ATTEMPTS:
                 del self.others[min(self.others)]
         self._load((self.others or {}).pop(attempt, None) if attempt is not None else None)
@@ -92,7 +96,7 @@ class TaskDetails(Struct, gc=False):
 
     def close(self) -> None:
         """Keep the attempt in the fields, which is over, and begin another delivery of it."""
-        self.over = [*(self.over or ())[-MAX_ATTEMPTS_KEPT + 1 :], self.newest()]
+        self.over = [*(self.over or ())[-MAX_ATTEMPTS_KEPT + 1 :], self.current()]
         self._load(None)
 
     def add_origin(self, uuid: str, event: Event) -> None:
@@ -122,3 +126,10 @@ class TaskDetails(Struct, gc=False):
 
 
 _UNKNOWN = Attempt(None)
+
+
+def _place(attempt: Attempt) -> tuple[float, float]:
+    """Return the place of an attempt: by number, and among deliveries of one number by time."""
+    times = (attempt.received, attempt.started, attempt.ended, attempt.sent)
+    at = next((time for time in times if time is not None), 0.0)
+    return (inf if attempt.number is None else attempt.number), at

@@ -6,7 +6,7 @@ seconds, durations are seconds; null means unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -84,7 +84,7 @@ def state_name(task: Task) -> str:
     return _NAMES[task.bucket.effective_state]
 
 
-def runtime_of(attempt: Attempt | TaskDetails) -> float | None:
+def runtime_of(attempt: Attempt) -> float | None:
     """Return the runtime of an attempt in seconds, by its worker or from its times."""
     if attempt.runtime is not None or attempt.state not in _WITH_RUNTIME:
         return attempt.runtime
@@ -96,7 +96,7 @@ def task_info(task: Task) -> TaskInfo:
     label_set, state = task.bucket.group.label_set, state_name(task)
     worker = task.current_worker() or task.ended_by() or None
     details = task.details or TaskDetails(None)
-    newest = _newest(details.newest(), state, worker, label_set)
+    attempts = _attempts(task, details, state, worker) if task.details else []
     return TaskInfo(
         uuid=task.uuid,
         task_name=label_set.task_name,
@@ -108,35 +108,40 @@ def task_info(task: Task) -> TaskInfo:
         root_id=details.root,
         parent_id=details.parent,
         first_sent=details.first_sent,
-        runtime_seconds=newest.runtime_seconds,
-        exception=newest.exception,
-        reason=newest.reason,
-        attempts=[*_earlier(task, details), newest] if task.details else [],
+        runtime_seconds=attempts[-1].runtime_seconds if attempts else None,
+        exception=attempts[-1].exception if attempts else None,
+        reason=attempts[-1].reason if attempts else None,
+        attempts=attempts,
         args=details.args,
         kwargs=details.kwargs,
         result=details.result,
     )
 
 
-def _earlier(task: Task, details: TaskDetails) -> Iterator[AttemptInfo]:
-    """Yield the attempts that are over, and then those that workers still have."""
-    for attempt in details.over or ():
-        state = _open_state(attempt) if attempt.ended is None else _NAMES[attempt.state]
-        yield _attempt_info(attempt, state, attempt.worker, attempt.label_set)
+def _attempts(task: Task, details: TaskDetails, state: str, worker: str | None) -> list[AttemptInfo]:
+    """Return the attempts of a task in this state; the newest one is at this worker."""
     workers = {delivery.attempt: delivery.worker for delivery in task.history().deliveries}
-    for number, attempt in (details.others or {}).items():
-        yield _attempt_info(attempt, _open_state(attempt), workers.get(number), task.label_set_of(number))
+    *earlier, newest = details.attempts()
+    infos = [
+        _attempt_info(
+            attempt,
+            _attempt_state(attempt),
+            attempt.worker or workers.get(attempt.number or 0),
+            attempt.label_set or task.label_set_of(attempt.number),
+        )
+        for attempt in earlier
+    ]
+    is_sent_again = state == State.RETRY.name  # and waits
+    newest_state = state if newest.ended is None and not is_sent_again else _attempt_state(newest)
+    label_set = newest.label_set or task.label_set_of(newest.number)
+    infos.append(_attempt_info(newest, newest_state, newest.worker or worker, label_set))
+    return infos
 
 
-def _newest(attempt: Attempt, state: str, worker: str | None, label_set: LabelSet) -> AttemptInfo:
+def _attempt_state(attempt: Attempt) -> str:
+    """Return the state of an attempt, as far as its own events say."""
     if attempt.ended is not None:
-        return _attempt_info(attempt, _NAMES[attempt.state], attempt.worker, attempt.label_set)
-    is_sent_again = state == State.RETRY.name
-    return _attempt_info(attempt, _open_state(attempt) if is_sent_again else state, worker, label_set)
-
-
-def _open_state(attempt: Attempt) -> str:
-    """Return the state of an attempt that is not over, as far as its own events say."""
+        return _NAMES[attempt.state]
     if attempt.started is not None:
         return State.STARTED.name
     return (State.PENDING if attempt.received is None else State.RECEIVED).name

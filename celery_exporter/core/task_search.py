@@ -144,9 +144,10 @@ def _are_details_wanted(details: TaskDetails | None, filter_: TaskFilter) -> boo
         return True
     if details is None:
         return False
-    runtime = runtime_of(details)
+    newest = details.attempts()[-1]
+    runtime = runtime_of(newest)
     return (
-        filter_.exception in {None, details.exception}
+        filter_.exception in {None, newest.exception}
         and filter_.root_id in {None, details.root}
         and filter_.parent_id in {None, details.parent}
         and (filter_.min_runtime is None or (runtime is not None and runtime >= filter_.min_runtime))

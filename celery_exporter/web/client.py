@@ -79,7 +79,7 @@ class Exporter(Struct, frozen=True):
 _REMEDIES: Mapping[int, str] = {
     401: "it requires a login: CELERY_EXPORTER_URL=http://user:password@host:9808",
     403: "it requires a client certificate, which {command} cannot send; use curl --cert{alternative}",
-    404: "it is no exporter, an old one, or one with --no-status-page; correct --url{alternative}",
+    404: "no exporter, an old one, or one with --no-status-page or --no-history; correct --url{alternative}",
     429: "too many logins at a time; try again",
 }
 _REMEDY = "this is no answer of the API; correct --url, or read the exporter's log"

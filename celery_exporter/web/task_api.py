@@ -6,10 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,6 +16,7 @@ from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_search import Cursor, TaskFilter
 from celery_exporter.core.task_search import Page as Found
 from celery_exporter.web.status_routes import SAFE, Page
+from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
 
 #: Why a task may be unknown, for people.
@@ -29,36 +29,6 @@ NEVER_SEEN = (
 )
 
 _T = TypeVar("_T")
-
-
-class TaskList(Struct, frozen=True):
-    """The answer of /api/v1/tasks."""
-
-    tasks: Annotated[Sequence[TaskInfo], Meta(description="The tasks, the newest first.")]
-    next: Annotated[
-        str | None, Meta(description="The parameter `cursor` of the next page. Null: this is the last one.")
-    ]
-    is_complete: Annotated[
-        bool, Meta(description="False if there are more tasks in memory than were searched.")
-    ]
-
-
-class TaskAnswer(Struct, frozen=True):
-    """The answer of /api/v1/tasks/<uuid>."""
-
-    task: Annotated[TaskInfo, Meta(description="The task.")]
-    workflow: Annotated[
-        Sequence[TaskInfo],
-        Meta(description="All known tasks with the same root, this one included; 500 at most."),
-    ]
-
-
-class Problem(Struct, frozen=True):
-    """The answer to a request that has no other one."""
-
-    error: Annotated[str, Meta(description="What happened.")]
-    hints: Annotated[Sequence[str], Meta(description="What it can mean.")] = ()
-    tasks: Annotated[Sequence[str], Meta(description="The ids that begin with what was given.")] = ()
 
 
 class TaskFinder(Protocol):

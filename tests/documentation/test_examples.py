@@ -60,7 +60,12 @@ RUN_SECONDS = 4
 #: The command whose error docs/how-to/migrate.md shows.
 CLASH = "celery-exporter --broker-url redis://127.0.0.1:6379/0 --profile native,danihodovic"
 #: Expected exit codes of commands whose code is a result.
-CODES = {"celery-exporter doctor": {0, 1}, CLASH: {2}}
+CODES = {
+    "celery-exporter doctor": {0, 1},
+    "celery-exporter find": {0, 1},
+    "curl -s http://127.0.0.1:9808/api/v1/tasks/": {0, 22},  # no such task
+    CLASH: {2},
+}
 
 
 def commands(page: str) -> list[str]:

@@ -1,0 +1,142 @@
+"""Single tasks as text for a terminal. Pure. Texts of events are made printable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+
+from celery_exporter.core.task_info import AttemptInfo, TaskInfo
+from celery_exporter.quoting import printable, shell_word
+from celery_exporter.status.columns import UNKNOWN, seconds
+from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
+
+#: Titles of the columns of a list.
+_TITLES = ("State", "Since (UTC)", "Task", "Queue", "Worker", "Run time", "Exception", "Id")
+
+
+def task_text(answer: TaskAnswer, now: float) -> str:
+    """Return a task, its attempts and its workflow; `now` is epoch seconds."""
+    task = answer.task
+    facts = [
+        ("task", task.task_name),
+        ("state", f"{task.state}, {_ago(task.since, now)}" + (f" ({task.reason})" if task.reason else "")),
+        ("queue", task.queue_name),
+        ("worker", task.worker),
+        ("sent by", task.client),
+        ("first sent", None if task.first_sent is None else _at(task.first_sent)),
+        ("exception", task.exception),
+        ("args", task.args),
+        ("kwargs", task.kwargs),
+        ("result", task.result),
+    ]
+    lines = [printable(task.uuid), *(f"  {name:11}{printable(text)}" for name, text in facts if text)]
+    if task.attempts:
+        lines += ["", *_aligned([_ATTEMPT_TITLES, *map(_attempt_row, task.attempts)])]
+    if len(answer.workflow) > 1:
+        lines += ["", "Workflow", *_tree(answer.workflow, task.uuid)]
+    return "\n".join(lines)
+
+
+def task_list_text(answer: TaskList, query: Mapping[str, str], now: float) -> str:
+    """Return a table of tasks, and the command that prints the next ones."""
+    if not answer.tasks:
+        return "No task is like this."
+    rows = [_TITLES, *(_list_row(task, now) for task in answer.tasks)]
+    lines = _aligned(rows)
+    if answer.next is not None:
+        options = {**query, "cursor": answer.next}
+        words = [f"--{name.replace('_', '-')} {shell_word(text)}" for name, text in options.items()]
+        lines += ["", f"More: celery-exporter find {' '.join(words)}"]
+    if not answer.is_complete:
+        lines.append("There are more tasks than were searched; give --name, --queue or --state.")
+    return "\n".join(lines)
+
+
+def problem_text(problem: Problem) -> str:
+    """Return what an exporter answered instead of a task."""
+    lines = [printable(problem.error), *(f"  {printable(uuid)}" for uuid in problem.tasks)]
+    if problem.hints:
+        lines += ["That can mean:", *(f"  - {printable(hint)}" for hint in problem.hints)]
+    return "\n".join(lines)
+
+
+def _list_row(task: TaskInfo, now: float) -> tuple[str, ...]:
+    return (
+        task.state,
+        f"{_at(task.since)[:19]} ({_ago(task.since, now)})",
+        task.task_name or UNKNOWN,
+        task.queue_name or UNKNOWN,
+        task.worker or UNKNOWN,
+        _duration(task.runtime_seconds),
+        task.exception or UNKNOWN,
+        task.uuid,
+    )
+
+
+_ATTEMPT_TITLES = ("Attempt", "State", "Queue", "Worker", "Sent (UTC)", "Due", "Received", "Started", "Ended",
+                   "Wait", "Run time", "Exception")  # fmt: skip
+
+
+def _attempt_row(attempt: AttemptInfo) -> tuple[str, ...]:
+    first = next((at for at in (attempt.sent, attempt.received, attempt.started, attempt.ended) if at), None)
+    times = (attempt.eta, attempt.received, attempt.started, attempt.ended)
+    return (
+        UNKNOWN if attempt.retries is None else str(attempt.retries),
+        attempt.state + (f" ({attempt.reason})" if attempt.reason else ""),
+        attempt.queue_name or UNKNOWN,
+        attempt.worker or UNKNOWN,
+        UNKNOWN if attempt.sent is None else _at(attempt.sent),
+        *(UNKNOWN if at is None or first is None else _offset(at - first) for at in times),
+        _duration(attempt.queue_wait_seconds),
+        _duration(attempt.runtime_seconds),
+        attempt.exception or UNKNOWN,
+    )
+
+
+def _tree(tasks: Sequence[TaskInfo], marked: str) -> Iterator[str]:
+    """Yield a line for each task of a workflow, below the one that sent it, the oldest first."""
+    ordered = sorted(tasks, key=lambda task: (task.first_sent or task.since, task.uuid))
+    uuids = {task.uuid for task in ordered}
+    children: dict[str | None, list[TaskInfo]] = {}
+    for task in ordered:
+        parent = task.parent_id if task.parent_id in uuids and task.parent_id != task.uuid else None
+        children.setdefault(parent, []).append(task)
+    open_tasks = [(task, 0) for task in reversed(children.get(None, []))]
+    shown: set[str] = set()
+    while open_tasks:
+        task, depth = open_tasks.pop()
+        if task.uuid in shown:
+            continue
+        shown.add(task.uuid)
+        mark = " <-" if task.uuid == marked else ""
+        name, indent = printable(task.task_name or UNKNOWN), "  " * (depth + 1)
+        yield f"{indent}{printable(task.uuid)}  {name}  {task.state}{mark}"
+        open_tasks += [(child, depth + 1) for child in reversed(children.get(task.uuid, []))]
+    for task in ordered:  # of a circle, which only a hostile client can send
+        if task.uuid not in shown:
+            yield f"  {printable(task.uuid)}  {printable(task.task_name or UNKNOWN)}  {task.state}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def _at(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _ago(at: float, now: float) -> str:
+    return f"in {seconds(at - now)}" if at > now else f"{seconds(now - at)} ago"
+
+
+def _offset(duration: float) -> str:
+    return f"{'-' if duration < 0 else '+'}{seconds(abs(duration))}"
+
+
+def _duration(value: float | None) -> str:
+    return UNKNOWN if value is None else seconds(value)

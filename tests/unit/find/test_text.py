@@ -1,0 +1,86 @@
+"""What `find` prints of tasks."""
+
+from __future__ import annotations
+
+import re
+
+from celery_exporter.core.task_info import TaskInfo
+from celery_exporter.find.text import problem_text, task_list_text, task_text
+from celery_exporter.status.columns import UNKNOWN
+from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
+from unit.core.cluster_driver import T0, failed, received, retried, sent, started, succeeded
+from unit.core.test_task_info import info_of
+
+NOW = T0 + 60
+
+
+def pending(uuid: str, parent: str | None = None, **fields) -> TaskInfo:
+    return TaskInfo(uuid, "add", "q", "PENDING", T0, parent_id=parent, **fields)
+
+
+def lines_of(task: TaskInfo, *others: TaskInfo) -> list[str]:
+    return task_text(TaskAnswer(task, [task, *others] if others else [task]), NOW).splitlines()
+
+
+def test_a_task_is_shown_with_each_attempt():
+    lines = lines_of(info_of(sent(), received(), started(), retried(at=1), sent(at=1.5, retries=1)))
+    assert lines[:7] == [
+        "u1",
+        "  task       add",
+        "  state      RETRY, 59.0 s ago",
+        "  queue      q",
+        "  sent by    client@h",
+        "  first sent 2023-11-14 22:13:20.000",
+        "",
+    ]
+    titles, first, second = (re.split("  +", line.replace(UNKNOWN, "?")) for line in lines[7:])
+    assert titles[:5] == ["Attempt", "State", "Queue", "Worker", "Sent (UTC)"]
+    assert titles[5:] == ["Due", "Received", "Started", "Ended", "Wait", "Run time", "Exception"]
+    assert first[:5] == ["0", "RETRY", "q", "w@h", "2023-11-14 22:13:20.000"]
+    assert first[5:] == ["?", "+100 ms", "+200 ms", "+1.0 s", "200 ms", "800 ms", "ValueError"]
+    assert second == ["1", "PENDING", "q", "?", "2023-11-14 22:13:21.500", *("?" * 7)]
+
+
+def test_a_workflow_is_a_tree_below_the_task_that_sent_the_others():
+    root, child = pending("root"), pending("child", "root")
+    lines = lines_of(child, root, pending("grandchild", "child"), pending("other", "gone"))
+    assert lines[lines.index("Workflow") + 1 :] == [
+        "  other  add  PENDING",
+        "  root  add  PENDING",
+        "    child  add  PENDING <-",
+        "      grandchild  add  PENDING",
+    ]
+
+
+def test_a_circle_of_hostile_parents_ends():
+    lines = lines_of(pending("a", "b"), pending("b", "a"), pending("c", "c"))
+    assert sorted(lines[lines.index("Workflow") + 1 :]) == [
+        "  a  add  PENDING",
+        "  b  add  PENDING",
+        "  c  add  PENDING",
+    ]
+
+
+def test_a_list_ends_with_the_command_for_the_next_tasks_which_can_be_pasted():
+    answer = TaskList([info_of(sent(), received(), started(), failed())], "12.5~it's", is_complete=False)
+    *_, more, hint = task_list_text(answer, {"min_runtime": "2m", "name": "a b"}, NOW).splitlines()
+    assert more == "More: celery-exporter find --min-runtime 2m --name 'a b' --cursor '12.5~it'\"'\"'s'"
+    assert "There are more tasks than were searched" in hint
+
+
+def test_a_list_has_a_line_for_each_task():
+    answer = TaskList([info_of(sent(), received(), started(), succeeded())], None, is_complete=True)
+    titles, line = task_list_text(answer, {}, NOW).splitlines()
+    assert titles.split()[0] == "State"
+    cells = ["SUCCESS", "2023-11-14 22:13:20 (59.7 s ago)", "add", "q", "w@h", "100 ms", UNKNOWN, "u1"]
+    assert re.split("  +", line) == cells
+
+
+def test_hostile_texts_do_not_control_the_terminal():
+    hostile = TaskInfo("u\x1b[2J", "n\x9b", "q\n", "PENDING", T0)
+    for text in (
+        task_text(TaskAnswer(hostile, [hostile, pending("x\r")]), NOW),
+        task_list_text(TaskList([hostile], "1~\x1b", is_complete=True), {"name": "\x1b"}, NOW),
+        problem_text(Problem("\x1b", ["\x9b"], ["\r"])),
+    ):
+        assert text.replace("\n", "").isprintable()
