@@ -93,6 +93,20 @@ class SinkView(Struct, frozen=True):
     failing_since: float | None = None  # None: the last attempt succeeded
 
 
+class HistoryView(Struct, frozen=True):
+    """The accounts of the history file, in tasks; a task that changes is written again."""
+
+    path: str
+    written: int
+    dropped: Mapping[str, int]  # by reason: `history.writer.DROPPED`
+    errors: int
+    last_success: float | None
+    tasks: int | None  # in the file; None while it is not open
+    size_bytes: int | None
+    error: str = ""  # of the last attempt; empty if it succeeded
+    failing_since: float | None = None  # None: the last attempt succeeded
+
+
 class QueueStats(Struct, frozen=True):
     """What a broker reports of a queue. None: this kind of broker does not report it."""
 
@@ -126,6 +140,7 @@ class ExporterState(Struct, frozen=True):
     no_events: str = ""  # why events cannot arrive on this transport; empty: they can
     sinks: Sequence[SinkView] = ()
     refused_replies: Collection[str] = ()  # serializers of inspection replies that are not accepted
+    history: HistoryView | None = None  # None without a history file
 
 
 class Snapshot(Struct, frozen=True):

@@ -25,6 +25,7 @@ STATE_NAMES = (*(state.name for state in State), LOST)
 _NAMES: dict[State | None, str] = {None: LOST, **{state: state.name for state in State}}
 #: The ends of attempts that were started.
 _WITH_RUNTIME = frozenset({State.SUCCESS, State.FAILURE, State.RETRY})
+_NAMES_WITH_RUNTIME = frozenset(state.name for state in _WITH_RUNTIME)
 
 
 class AttemptInfo(Struct, frozen=True):
@@ -147,6 +148,19 @@ def _attempt_state(attempt: Attempt) -> str:
     return (State.PENDING if attempt.received is None else State.RECEIVED).name
 
 
+def completed(attempt: AttemptInfo) -> AttemptInfo:
+    """Return an attempt with the waits and the runtime that follow from its times."""
+    runtime = attempt.runtime_seconds
+    if runtime is None and attempt.state in _NAMES_WITH_RUNTIME:
+        runtime = _between(attempt.started, attempt.ended)
+    return replace(
+        attempt,
+        queue_wait_seconds=_wait(attempt.sent, attempt),
+        prefetch_wait_seconds=_wait(attempt.received, attempt),
+        runtime_seconds=runtime,
+    )
+
+
 def _attempt_info(
     attempt: Attempt, state: str, worker: str | None, label_set: LabelSet | None
 ) -> AttemptInfo:
@@ -171,7 +185,7 @@ def _attempt_info(
     )
 
 
-def _wait(since: float | None, attempt: Attempt) -> float | None:
+def _wait(since: float | None, attempt: Attempt | AttemptInfo) -> float | None:
     """Return the seconds from a time, or from the eta if that is later, to the start."""
     return None if since is None else _between(max(since, attempt.eta or 0.0), attempt.started)
 
@@ -183,22 +197,3 @@ def _between(begin: float | None, end: float | None) -> float | None:
 
 def _known(label_value: str | None) -> str | None:
     return None if label_value in {"", UNKNOWN} else label_value
-
-
-def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
-    """Return what two descriptions of one task say together: the older one fills in what is unknown.
-
-    After a restart the exporter knows less than the history file.
-    """
-    unknown = {name: getattr(older, name) for name in _KEPT if getattr(newer, name) is None}
-    known = {(attempt.generation, attempt.retries, attempt.started) for attempt in newer.attempts}
-    over = [
-        attempt
-        for attempt in older.attempts
-        if attempt.ended is not None and (attempt.generation, attempt.retries, attempt.started) not in known
-    ]
-    return replace(newer, **unknown, attempts=[*over, *newer.attempts])
-
-
-#: Fields that stay what they were once they are known.
-_KEPT = ("client", "root_id", "parent_id", "first_sent", "args", "kwargs", "result")

@@ -7,7 +7,8 @@ from itertools import islice
 from typing import Protocol
 
 from celery_exporter.core import task_search
-from celery_exporter.core.task_info import TaskInfo, merged
+from celery_exporter.core.task_info import TaskInfo
+from celery_exporter.core.task_merge import merged
 from celery_exporter.core.task_search import Cursor, Page, Search, TaskFilter
 from celery_exporter.monitor.cluster_state import ClusterState
 

@@ -10,7 +10,7 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.records import ATTEMPT_ENDS, Record, RecordBuilder
 from celery_exporter.core.task_details import MAX_ATTEMPTS_KEPT
-from celery_exporter.core.task_info import LOST, OPEN_STATE_NAMES, STATE_NAMES, TaskInfo, merged, task_info
+from celery_exporter.core.task_info import LOST, OPEN_STATE_NAMES, STATE_NAMES, TaskInfo, task_info
 from celery_exporter.core.task_search import find
 
 from .cluster_driver import T0, ClusterDriver, failed, received, retried, sent, started, succeeded, task_event
@@ -160,13 +160,3 @@ def test_for_any_events_each_recorded_end_is_an_attempt_of_the_task(events):
         expected = [(each.state.name, each.attempt, each.timestamp, each.started) for each in ends]
         seen = [(each.state, each.retries, each.ended, each.started) for each in info.attempts if each.ended]
         assert sorted(map(repr, seen)) == sorted(map(repr, expected[-MAX_ATTEMPTS_KEPT:]))
-
-
-def test_what_an_older_description_knows_is_kept():
-    ids = {"root_id": "r1", "parent_id": "p1"}
-    older = info_of(sent(**ids), received(**ids), started(), retried(at=1), sent(at=1.1, retries=1))
-    newer = info_of(received(at=5, retries=1), started(at=6), succeeded(at=7))
-    both = merged(newer, older)
-    assert (both.state, both.root_id, both.parent_id, both.client) == ("SUCCESS", "r1", "p1", "client@h")
-    assert [(each.retries, each.state) for each in both.attempts] == [(0, "RETRY"), (1, "SUCCESS")]
-    assert merged(newer, newer) == newer

@@ -1,0 +1,79 @@
+"""Puts together what two descriptions say of one task.
+
+After a restart the exporter knows less than the history file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from celery_exporter.core.task_details import MAX_ATTEMPTS_KEPT, MAX_OPEN_ATTEMPTS
+from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
+
+#: Attempts of one task that are kept, the newest of them: as many as `TaskDetails` has.
+MAX_ATTEMPTS = MAX_ATTEMPTS_KEPT + MAX_OPEN_ATTEMPTS + 1
+#: Fields that stay what they were once they are known.
+_KEPT = ("task_name", "queue_name", "client", "root_id", "parent_id", "args", "kwargs", "result")
+_KEPT_OF_ATTEMPT = (
+    *("retries", "queue_name", "worker", "sent", "eta", "received", "started", "runtime_seconds"),
+    "exception",
+)
+#: What tells deliveries of one attempt apart.
+_TIMES = ("received", "started", "ended")
+
+
+def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
+    """Return what two descriptions of one task say together.
+
+    The older one fills in what the newer one does not know: where the task comes from, its arguments,
+    attempts that are over, and the times of an attempt that both have.
+    """
+    unknown = {name: getattr(older, name) for name in _KEPT if getattr(newer, name) is None}
+    sent = [time for time in (newer.first_sent, older.first_sent) if time is not None]
+    attempts = _merged_attempts(newer.attempts, older.attempts)
+    runtime = newer.runtime_seconds
+    if runtime is None and attempts and attempts[-1].state == newer.state:
+        runtime = attempts[-1].runtime_seconds
+    return replace(
+        newer, **unknown, first_sent=min(sent, default=None), runtime_seconds=runtime, attempts=attempts
+    )
+
+
+def _merged_attempts(newer: Sequence[AttemptInfo], older: Sequence[AttemptInfo]) -> list[AttemptInfo]:
+    """Return all attempts of the newer description, and before them those that only the older one has.
+
+    Of those only attempts that are over stay: the newer description knows what workers have now.
+    """
+    both, over = [*newer], []
+    free = [place for place, attempt in enumerate(newer) if attempt not in older]
+    for attempt in older:
+        if attempt in newer:
+            continue
+        same = next((place for place in free if _is_same(newer[place], attempt)), None)
+        if same is not None:
+            free.remove(same)
+            both[same] = _filled(newer[same], attempt)
+        elif attempt.ended is not None:
+            over.append(attempt)
+    return [*over, *both][-MAX_ATTEMPTS:]
+
+
+def _is_same(newer: AttemptInfo, older: AttemptInfo) -> bool:
+    """Return whether two descriptions are of one delivery of one attempt, as far as both know."""
+    if newer.retries != older.retries and None not in {newer.retries, older.retries}:
+        return False
+    times = [(getattr(newer, name), getattr(older, name)) for name in _TIMES]
+    known = [one == other for one, other in times if None not in {one, other}]
+    is_another = older.ended is not None and newer.ended is None and not known
+    return newer.generation == older.generation and all(known) and not is_another
+
+
+def _filled(newer: AttemptInfo, older: AttemptInfo) -> AttemptInfo:
+    unknown = {
+        name: value
+        for name in _KEPT_OF_ATTEMPT
+        if getattr(newer, name) is None and (value := getattr(older, name)) is not None
+    }
+    return completed(replace(newer, **unknown)) if unknown else newer

@@ -1,0 +1,264 @@
+"""The history file: tasks in SQLite, by id and the newest first.
+
+One thread writes (`open`, `write`, `prune`, `close`). Others read (`find`, `search`) at the same time, one after
+the other, each for a bounded time. A task has one row. What is written later replaces it, but for what the
+later one does not know.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from celery_exporter.core.task_info import TaskInfo
+from celery_exporter.core.task_merge import merged
+from celery_exporter.core.task_search import Cursor, Page, TaskFilter
+from celery_exporter.history import codec, file, query
+from celery_exporter.history.codec import units
+from celery_exporter.history.file import FileMovedError, HistoryFileError, QueryTimeoutError
+from celery_exporter.history.schema import COLUMNS
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a search may take, and wait for another one.
+READ_SECONDS = 5.0
+#: Steps of SQLite's virtual machine between two looks at the clock: some milliseconds.
+_STEPS = 200_000
+#: Rows that one call of `prune` removes at most: 0.1 s.
+MAX_PRUNED = 2_000
+#: Texts whose ids are in memory.
+_MAX_TEXTS = 10_000
+#: A text counts as used for so much longer than it is, so that it is seldom written.
+_USED_AHEAD = units(600.0)
+#: Seconds between two removals of texts.
+_TEXTS_INTERVAL_SECONDS = 600.0
+
+_ROW = f"({','.join('?' * len(COLUMNS))})"
+_UPDATES = ",".join(f"{column}=excluded.{column}" for column in COLUMNS if column != "id")
+#: Rows of one statement → the statement; one statement takes Python's global lock once.
+_UPSERTS = {
+    size: f"INSERT INTO task ({','.join(COLUMNS)}) VALUES {','.join([_ROW] * size)} "
+    f"ON CONFLICT (id) DO UPDATE SET {_UPDATES}"
+    for size in query.SIZES
+}
+
+_T = TypeVar("_T")
+
+
+class HistoryStore:
+    """The history file at a path. All methods raise HistoryFileError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.realpath(path))  # so that a symbolic link stays one
+        #: Tasks in the file, as of the last write.
+        self.count = 0
+        self._why = "it is not open yet"
+        self._descriptor: int | None = None  # of the locked file
+        self._writer: sqlite3.Connection | None = None
+        self._texts = _Texts()
+        self._next_text_prune = 0.0
+        self._read_lock = threading.Lock()  # guards the reader
+        self._reader: sqlite3.Connection | None = None
+
+    # -- the thread that writes --------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the file is open."""
+        return self._writer is not None
+
+    def open(self) -> None:
+        """Lock and open the file; create it if there is none. A file that is refused stays unchanged."""
+        try:
+            self._descriptor = file.lock(self.path)
+            writer = file.connect_writer(self.path)
+            self._writer = writer
+            with file.translated(self.path):
+                self.count = writer.execute("SELECT count(*) FROM task").fetchone()[0]
+        except HistoryFileError as error:
+            self.close(str(error))
+            raise
+
+    def close(self, why: str = "it is closed") -> None:
+        """Close the file, which releases its lock; it may be opened again. Searches then say `why`."""
+        self._why = why
+        reader = self._reader
+        if reader is not None:
+            reader.interrupt()
+        with self._read_lock:
+            for connection in (self._reader, self._writer):
+                if connection is not None:
+                    connection.close()
+            self._reader = self._writer = None
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor = None
+        self._texts.clear()
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes on disk."""
+        return file.bytes_on_disk(self.path)
+
+    def check_place(self) -> None:
+        """Raise FileMovedError if the file is no longer at the path."""
+        if self._descriptor is not None and not file.is_open_file_at(self.path, self._descriptor):
+            raise FileMovedError(f"{self.path} was removed or moved, and a new one is begun")
+
+    def write(self, infos: Sequence[TaskInfo]) -> None:
+        """Add tasks, or replace their rows, in one transaction."""
+        newest: dict[str, TaskInfo] = {}
+        for info in infos:
+            newest[info.uuid] = merged(info, newest[info.uuid]) if info.uuid in newest else info
+        added = 0
+        with self._transaction() as connection:
+            for chunk in query.chunks([*newest.values()]):
+                added += self._write_chunk(connection, chunk)
+        self.count += added
+
+    def _write_chunk(self, connection: sqlite3.Connection, infos: Sequence[TaskInfo]) -> int:
+        """Write some tasks; return how many have no row yet."""
+        rows = query.rows_of(connection, [info.uuid for info in infos])
+        older_infos = query.infos(connection, rows)
+        former = {info.uuid: (row.id, info) for row, info in zip(rows, older_infos, strict=True)}
+        self._texts.connection = connection
+        values: list[tuple[Any, ...]] = []
+        for info in infos:
+            number, older = former.get(info.uuid, (None, None))
+            both = merged(info, older) if older else info
+            values.append((number, *codec.encode(both, self._texts.id_of)))
+        start = 0
+        while start < len(values):
+            size = max(size for size in query.SIZES if size <= len(values) - start)
+            part = values[start : start + size]
+            connection.execute(_UPSERTS[size], [value for row in part for value in row])
+            start += size
+        return len(infos) - len(rows)
+
+    def prune(self, now: float, retention: float, max_tasks: int) -> int:
+        """Remove tasks that are older than `retention` seconds, and the oldest beyond `max_tasks`.
+
+        Return how many were removed, `MAX_PRUNED` at most; the others follow with the next calls.
+        """
+        with file.translated(self.path):
+            connection = self._connection()
+            oldest = connection.execute("SELECT min(since) FROM task").fetchone()[0]
+        cutoff, excess = units(now - retention), min(self.count - max_tasks, MAX_PRUNED)
+        if excess <= 0 and (oldest is None or oldest >= cutoff):
+            return 0
+        with self._transaction() as connection:
+            removed = 0
+            if excess > 0:
+                removed += _delete(connection, "1", excess)
+            if removed < MAX_PRUNED:
+                removed += _delete(connection, f"since < {cutoff}", MAX_PRUNED - removed)
+            if time.monotonic() >= self._next_text_prune:
+                self._next_text_prune = time.monotonic() + _TEXTS_INTERVAL_SECONDS
+                self._prune_texts(connection)
+        self.count -= removed
+        return removed
+
+    def _prune_texts(self, connection: sqlite3.Connection) -> None:
+        """Remove texts that no task refers to."""
+        oldest = connection.execute("SELECT min(since) FROM task").fetchone()[0]
+        if oldest is not None:
+            connection.execute("DELETE FROM text WHERE used < ?", (oldest,))
+            self._texts.clear()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with file.translated(self.path):
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                self._texts.clear()  # some may not be in the file
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._writer is None:
+            raise HistoryFileError(f"the history file cannot be read: {self._why}")
+        return self._writer
+
+    # -- other threads -----------------------------------------------------------------------------------
+
+    def find(self, prefix: str, limit: int) -> list[TaskInfo]:
+        """Return up to so many tasks whose id begins with a text; with a whole id, that one."""
+        return self._read(lambda connection: query.find(connection, prefix, limit))
+
+    def search(self, filter_: TaskFilter, limit: int, before: Cursor | None = None) -> Page:
+        """Return the newest tasks after a place that are like the filter says."""
+        return self._read(lambda connection: query.search(connection, filter_, limit, before))
+
+    def _read(self, function: Callable[[sqlite3.Connection], _T]) -> _T:
+        if not self._read_lock.acquire(timeout=READ_SECONDS):
+            raise QueryTimeoutError("another search takes long: try again")
+        try:
+            self._connection()
+            reader = self._reader = self._reader or file.connect_reader(self.path)
+            end = time.monotonic() + READ_SECONDS
+            reader.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+            with file.translated(self.path):
+                reader.execute("BEGIN")  # all queries of a search see one state of the file
+                try:
+                    return function(reader)
+                finally:
+                    reader.set_progress_handler(None, 0)
+                    if reader.in_transaction:
+                        reader.execute("COMMIT")
+        finally:
+            self._read_lock.release()
+
+
+class _Texts:
+    """The ids of texts, and until when each is used; those used lately are in memory."""
+
+    def __init__(self) -> None:
+        self.connection: sqlite3.Connection | None = None
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def id_of(self, text: str | None, since: int) -> int | None:
+        """Return the id of a text that a task with this `since` uses; None for None."""
+        if text is None:
+            return None
+        known = self._known.get(text)
+        if known is None or known[1] < since:
+            known = self._use(text, since)
+        return known[0]
+
+    def _use(self, text: str, since: int) -> tuple[int, int]:
+        assert self.connection is not None  # noqa: S101
+        used = since + _USED_AHEAD
+        self.connection.execute(
+            "INSERT INTO text (text, used) VALUES (?, ?) "
+            "ON CONFLICT (text) DO UPDATE SET used = max(used, excluded.used)",
+            (text, used),
+        )
+        if len(self._known) >= _MAX_TEXTS:
+            self._known.clear()
+        row = self.connection.execute("SELECT id, used FROM text WHERE text = ?", (text,)).fetchone()
+        self._known[text] = (row[0], row[1])
+        return self._known[text]
+
+
+def _delete(connection: sqlite3.Connection, where: str, limit: int) -> int:
+    """Remove the oldest tasks that fulfil a condition, so many at most; return their number."""
+    return connection.execute(
+        f"DELETE FROM task WHERE id IN (SELECT id FROM task INDEXED BY task_by_since WHERE {where} "  # noqa: S608
+        "ORDER BY since LIMIT ?)",
+        (limit,),
+    ).rowcount

@@ -1,0 +1,72 @@
+"""Two descriptions of a task together have what either one knows."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from msgspec.structs import replace
+
+from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
+from celery_exporter.core.task_merge import MAX_ATTEMPTS, merged
+from unit.history.task_infos import infos
+
+from .cluster_driver import T0, received, retried, sent, started, succeeded
+from .test_task_info import info_of
+
+IDS = {"root_id": "r1", "parent_id": "p1"}
+
+
+def test_what_an_older_description_knows_is_kept():
+    older = info_of(sent(**IDS), received(**IDS), started(), retried(at=1), sent(at=1.1, retries=1))
+    newer = info_of(received(at=5, retries=1), started(at=6), succeeded(at=7))
+    both = merged(newer, older)
+    assert (both.state, both.root_id, both.parent_id, both.client) == ("SUCCESS", "r1", "p1", "client@h")
+    assert (both.first_sent, both.queue_name) == (older.first_sent, "q")
+    assert [(each.retries, each.state) for each in both.attempts] == [(0, "RETRY"), (1, "SUCCESS")]
+    assert both.attempts[1].sent == T0 + 1.1
+    assert both.attempts[1].queue_wait_seconds == T0 + 6 - (T0 + 1.1)
+
+
+def test_a_task_that_ran_during_a_restart_has_the_times_from_before_it():
+    older = info_of(sent(**IDS), received(at=1, **IDS), started(at=2))
+    newer = info_of(succeeded(at=9))
+    (attempt,) = merged(newer, older).attempts
+    times = (attempt.sent, attempt.received, attempt.started, attempt.ended)
+    assert [time and time - T0 for time in times] == [0, 1, 2, 9]
+    assert (attempt.state, attempt.queue_wait_seconds) == ("SUCCESS", 2)
+
+
+def test_a_runtime_follows_from_times_that_two_descriptions_have():
+    older = TaskInfo("u", "add", "q", "STARTED", T0, attempts=[AttemptInfo("STARTED", 0, started=T0)])
+    failed = AttemptInfo("FAILURE", 0, ended=T0 + 4)
+    newer = TaskInfo("u", "add", "q", "FAILURE", T0 + 4, attempts=[failed])
+    both = merged(newer, older)
+    assert (both.runtime_seconds, both.attempts) == (4, [completed(replace(failed, started=T0))])
+
+
+def test_another_delivery_of_an_attempt_that_is_over_is_another_attempt():
+    over = AttemptInfo("SUCCESS", 0, received=T0, started=T0, ended=T0 + 1)
+    again = AttemptInfo("RECEIVED", 0, received=T0 + 5)
+    unknown = AttemptInfo("PENDING", 0, sent=T0 + 4)
+    for attempt in (again, unknown):
+        newer = TaskInfo("u", "add", "q", attempt.state, T0 + 5, attempts=[attempt])
+        older = TaskInfo("u", "add", "q", "SUCCESS", T0 + 1, attempts=[over])
+        assert merged(newer, older).attempts == [over, attempt]
+
+
+def test_an_open_attempt_that_the_newer_description_does_not_have_is_dropped():
+    older = TaskInfo("u", "add", "q", "STARTED", T0, attempts=[AttemptInfo("STARTED", 0, started=T0)])
+    newer = TaskInfo("u", "add", "q", "SUCCESS", T0 + 9, attempts=[AttemptInfo("SUCCESS", 1, ended=T0 + 9)])
+    assert merged(newer, older) == newer
+
+
+def test_the_attempts_are_bounded():
+    over = [AttemptInfo("RETRY", number, ended=T0 + number) for number in range(2 * MAX_ATTEMPTS)]
+    newest = AttemptInfo("STARTED", 2 * MAX_ATTEMPTS)
+    older = TaskInfo("u", "add", "q", "RETRY", T0, attempts=over)
+    newer = TaskInfo("u", "add", "q", "STARTED", T0 + 1, attempts=[newest])
+    assert merged(newer, older).attempts == [*over[1 - MAX_ATTEMPTS :], newest]
+
+
+@given(infos())
+def test_two_equal_descriptions_are_one(info):
+    assert merged(info, info) == info

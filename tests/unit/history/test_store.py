@@ -1,0 +1,174 @@
+"""The history file: what was written is found, merged, searched and removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_exporter.core.task_info import STATE_NAMES, TaskInfo
+from celery_exporter.core.task_merge import merged
+from celery_exporter.core.task_search import Cursor, TaskFilter
+from celery_exporter.history.store import HistoryStore
+from unit.history.task_infos import IDS, NOW, TEXTS, infos, listed, plain, texts, times
+
+LIMIT = 100
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = HistoryStore(tmp_path / "history")
+    opened.open()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A store that many examples use, one after the other."""
+    with TemporaryDirectory() as folder:
+        opened = HistoryStore(Path(folder) / "history")
+        opened.open()
+        yield opened
+        opened.close()
+
+
+def emptied(store: HistoryStore) -> HistoryStore:
+    while store.prune(NOW, 0, 0):
+        pass
+    assert store.count == 0
+    return store
+
+
+def everything(store: HistoryStore) -> list[TaskInfo]:
+    return store.search(TaskFilter(), 10_000).tasks
+
+
+@given(infos())
+@settings(max_examples=200, deadline=None)
+def test_any_task_is_read_as_it_was_written(shared, info):
+    store = emptied(shared)
+    store.write([info])
+    assert store.find(info.uuid, LIMIT) == [info]
+    assert everything(store) == [info]
+
+
+@given(st.lists(st.lists(infos(st.sampled_from(IDS)), max_size=5), max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_a_later_description_is_merged_with_the_one_before(shared, batches):
+    store, expected = emptied(shared), {}
+    for batch in batches:
+        store.write(batch)
+        for info in batch:
+            expected[info.uuid] = merged(info, expected[info.uuid]) if info.uuid in expected else info
+    assert {info.uuid: info for info in everything(store)} == expected
+    assert store.count == len(expected)
+
+
+# -- searches ----------------------------------------------------------------------------------------------
+
+filters = st.builds(
+    TaskFilter,
+    task_name=st.none() | st.sampled_from((*TEXTS, "unknown")),
+    queue_name=st.none() | st.sampled_from((*TEXTS, "unknown")),
+    states=st.none() | st.frozensets(st.sampled_from(STATE_NAMES)),
+    worker=st.none() | st.sampled_from(TEXTS),
+    exception=st.none() | st.sampled_from(TEXTS),
+    root_id=st.none() | st.sampled_from(IDS),
+    parent_id=st.none() | st.sampled_from(IDS),
+    since=st.none() | st.integers(-1, 6).map(lambda number: NOW + number),
+    until=st.none() | st.integers(-1, 6).map(lambda number: NOW + number),
+    min_runtime=st.none() | st.integers(0, 4).map(float),
+)
+
+
+def is_like(info: TaskInfo, filter_: TaskFilter) -> bool:
+    equal = ("task_name", "queue_name", "worker", "exception", "root_id", "parent_id")
+    return (
+        all(getattr(filter_, name) in {None, getattr(info, name)} for name in equal)
+        and (filter_.states is None or info.state in filter_.states)
+        and (filter_.since is None or info.since >= filter_.since)
+        and (filter_.until is None or info.since <= filter_.until)
+        and (
+            filter_.min_runtime is None
+            or (info.runtime_seconds is not None and info.runtime_seconds >= filter_.min_runtime)
+        )
+    )
+
+
+@given(st.lists(listed(), max_size=12), filters, st.integers(1, 4))
+@settings(max_examples=400, deadline=None)
+def test_pages_together_are_what_a_plain_filter_finds(shared, tasks, filter_, limit):
+    store = emptied(shared)
+    store.write(tasks)
+    written = everything(store)
+    expected = [info for info in written if is_like(info, filter_)]
+    expected.sort(key=lambda info: (info.since, info.uuid), reverse=True)
+    found, before = [], None
+    while True:
+        page = store.search(filter_, limit, before)
+        assert len(page.tasks) <= limit and page.is_complete
+        found += page.tasks
+        if page.next is None:
+            break
+        before = page.next
+        assert before == Cursor(found[-1].since, found[-1].uuid) and len(page.tasks) == limit
+    assert found == expected
+
+
+@given(st.sets(st.sampled_from(IDS)), st.sampled_from(IDS), st.integers(0, 36))
+@settings(max_examples=200, deadline=None)
+def test_tasks_are_found_by_the_beginning_of_their_id(shared, uuids, uuid, length):
+    store, prefix = emptied(shared), uuid[:length]
+    store.write([plain(uuid) for uuid in uuids])
+    expected = {prefix} if prefix in uuids else {uuid for uuid in uuids if uuid.startswith(prefix)}
+    assert {info.uuid for info in store.find(prefix, LIMIT)} == expected
+    assert len(store.find(prefix, 1)) == min(1, len(expected))
+
+
+@given(st.uuids().map(str), st.integers(0, 36), texts())
+@settings(max_examples=100, deadline=None)
+def test_any_beginning_finds_its_id_and_no_other(shared, uuid, length, text):
+    store = emptied(shared)
+    store.write([plain(uuid)])
+    assert [info.uuid for info in store.find(uuid[:length], LIMIT)] == [uuid]
+    assert [info.uuid for info in store.find(text, LIMIT)] == ([uuid] if uuid.startswith(text) else [])
+
+
+# -- removal -----------------------------------------------------------------------------------------------
+
+
+def test_old_tasks_are_removed_and_the_oldest_beyond_the_maximum(store):
+    store.write([plain(f"task-{number}", NOW + number) for number in range(10)])
+    assert store.prune(NOW + 9, 6.0, 100) == 3
+    assert store.prune(NOW + 9, 6.0, 4) == 3
+    assert store.prune(NOW + 9, 6.0, 4) == 0
+    assert [info.uuid for info in everything(store)] == ["task-9", "task-8", "task-7", "task-6"]
+    assert store.count == 4
+
+
+@given(st.lists(infos(), min_size=1, max_size=8), times())
+@settings(max_examples=100, deadline=None)
+def test_a_text_stays_while_a_task_refers_to_it(shared, tasks, now):
+    store = emptied(shared)
+    store.write(tasks)
+    store._next_text_prune = 0.0
+    store.prune(now, 0.0, 100)
+    written: dict[str, TaskInfo] = {}
+    for info in tasks:
+        written[info.uuid] = merged(info, written[info.uuid]) if info.uuid in written else info
+    assert {info.uuid: info for info in everything(store)} == {
+        uuid: info for uuid, info in written.items() if info.since >= now
+    }
+
+
+def test_texts_that_no_task_has_are_removed(store):
+    store.write([plain("old", NOW, client="client-of-old"), plain("new", NOW + 10_000)])
+    store.prune(NOW + 10_000, 60.0, 100)
+    left = {text for (text,) in store._writer.execute("SELECT text FROM text")}
+    assert left == {"app.add", "celery", "w@box", "web@box"}
+    store.write([plain("newer", NOW + 10_001, client="client-of-old")])
+    assert store.find("newer", 1)[0].client == "client-of-old"
