@@ -22,6 +22,7 @@ from celery_exporter.core.label_sets import LabelSets, rest
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.measurements import MeasurementSums
 from celery_exporter.core.records import MeasuredRecord, Record, RecordBuilder
+from celery_exporter.core.task_info import TaskInfo, is_shown, task_info
 from celery_exporter.core.task_lifecycle import TaskLifecycle
 from celery_exporter.core.task_names import ShownAs
 from celery_exporter.core.tasks import Task
@@ -122,6 +123,21 @@ class Cluster:
         `last` says that no event will follow, so that no record has to wait for one.
         """
         return self._records.take(last=last) if self._records is not None else []
+
+    def note_changes(self) -> None:
+        """Note from now on which tasks change, for `take_changed`."""
+        if self._records is not None and self._records.changed is None:
+            self._records.changed = {}
+
+    def take_changed(self, limit: int) -> tuple[list[TaskInfo], int]:
+        """Return up to so many tasks that changed since they were taken, and how many were left out.
+
+        Too many changed, then, since the last call.
+        """
+        if self._records is None:
+            return [], 0
+        tasks, surplus = self._records.take_changed(limit)
+        return [task_info(task) for task in tasks if is_shown(task)], surplus
 
     def record_inspection(
         self, infos: Mapping[str, WorkerInfo], now: Timestamp, starts: Mapping[str, int] | None = None

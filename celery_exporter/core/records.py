@@ -33,6 +33,8 @@ PENDING, RECEIVED, STARTED, REJECTED = State.PENDING, State.RECEIVED, State.STAR
 LATE_SECONDS = 0.5
 #: Such records at a time: 20,000 tasks a second. Beyond it the oldest does not wait any longer.
 MAX_HELD = 10_000
+#: Changed tasks that wait to be taken: 10,000 a second for ten seconds, or 60 MB.
+MAX_CHANGED = 100_000
 #: Task names (label values) that are known to measure something.
 MAX_MEASURING_NAMES = 1_000
 
@@ -183,8 +185,9 @@ class RecordBuilder:
     def __init__(
         self, aggregates: Aggregates, sample_rate: float | None = None, *, arguments: bool = False
     ) -> None:
-        #: Tasks that changed since someone emptied it, by uuid; None: changes are not noted.
+        #: Tasks that changed since they were taken, by uuid; None: changes are not noted.
         self.changed: dict[str, Task] | None = None
+        self._surplus = 0  # changed tasks that were left out, since there were too many
         self._is_wanted = [True] * len(State)
         self._is_any_wanted = True
         self._aggregates = aggregates
@@ -319,9 +322,21 @@ class RecordBuilder:
         is_over = task is not None and task.bucket.final is not None
         self._last.add_measured(event, name, is_over=is_over)
 
+    def take_changed(self, limit: int) -> tuple[list[Task], int]:
+        """Return up to so many tasks that changed, the first ones first, and how many were left out."""
+        changed = self.changed or {}
+        uuids = [*islice(changed, limit)]
+        surplus, self._surplus = self._surplus, 0
+        return [changed.pop(uuid) for uuid in uuids], surplus
+
     def expire(self, listening: float, task_ttl: float) -> None:
         """Let time pass: add records that wait no longer, and remove measurements of tasks that are gone."""
         self._records += self._last.expire(listening, task_ttl)
+        if self.changed is not None and len(self.changed) > MAX_CHANGED:
+            surplus = [*islice(self.changed, len(self.changed) - MAX_CHANGED)]
+            for uuid in surplus:
+                del self.changed[uuid]
+            self._surplus += len(surplus)
 
     def _is_sampled(self, uuid: str) -> bool:
         return self._sample_rate is None or is_sampled(uuid, self._sample_rate)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from celery_exporter.core.task_details import Attempt, TaskDetails
 from celery_exporter.core.task_history import MAX_ATTEMPTS
 from celery_exporter.core.tasks import OPEN_STATES, Task
-from celery_exporter.core.types import UNKNOWN, LabelSet, State
+from celery_exporter.core.types import EXCLUDED, UNKNOWN, LabelSet, State
 
 #: The state of a task that counts as over although no event reported its end.
 LOST = "LOST"
@@ -78,6 +78,11 @@ class TaskInfo(Struct, frozen=True):
     args: Annotated[str | None, Meta(description="Arguments (`--record-arguments`).")] = None
     kwargs: Annotated[str | None, Meta(description="Keyword arguments (`--record-arguments`).")] = None
     result: Annotated[str | None, Meta(description="Result (`--record-arguments`).")] = None
+
+
+def is_shown(task: Task) -> bool:
+    """Return whether a task may be shown: it is identified, and not excluded."""
+    return task.bucket.group.label_set != EXCLUDED
 
 
 def state_name(task: Task) -> str:

@@ -13,7 +13,14 @@ from itertools import islice
 from msgspec import Struct
 
 from celery_exporter.core.task_details import TaskDetails
-from celery_exporter.core.task_info import OPEN_STATE_NAMES, TaskInfo, runtime_of, state_name, task_info
+from celery_exporter.core.task_info import (
+    OPEN_STATE_NAMES,
+    TaskInfo,
+    is_shown,
+    runtime_of,
+    state_name,
+    task_info,
+)
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.types import EXCLUDED, LabelSet
 
@@ -119,11 +126,6 @@ def find(tasks: TaskTable, uuids: Iterable[str]) -> list[TaskInfo]:
 def all_uuids(tasks: TaskTable) -> list[str]:
     """Return the ids of all tasks, also of those that are kept after their end."""
     return [*tasks.uuids(), *tasks.kept]
-
-
-def is_shown(task: Task) -> bool:
-    """Return whether a task may be shown: it is identified, and not excluded."""
-    return task.bucket.group.label_set != EXCLUDED
 
 
 def matches(task: Task, filter_: TaskFilter) -> bool:

@@ -11,10 +11,13 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.reconcile import Reconciler
 from celery_exporter.core.records import RecordBuilder
+from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.types import Timestamp
 from celery_exporter.monitor.config import MonitorConfig
 
+#: Changed tasks that are described under one hold of the lock: 2 ms.
+CHUNK_TASKS = 200
 #: Longest step of the listening clock in seconds. A process that was frozen for longer did not listen.
 MAX_STEP_SECONDS = 1.0
 
@@ -35,6 +38,19 @@ class ClusterState:
     def advance(self, seconds: float) -> None:
         """Advance the listening clock, by `MAX_STEP_SECONDS` at most."""
         self.listening += min(seconds, MAX_STEP_SECONDS)
+
+    def take_changed(self, limit: int) -> tuple[list[TaskInfo], int]:
+        """Return up to so many tasks that changed since they were taken, and how many were left out."""
+        infos: list[TaskInfo] = []
+        surplus = 0
+        for start in range(0, limit, CHUNK_TASKS):
+            with self.lock:
+                some, more = self.cluster.take_changed(min(CHUNK_TASKS, limit - start))
+            infos += some
+            surplus += more
+            if not some:
+                break
+        return infos, surplus
 
     def run(self, steps: Iterator[None]) -> None:
         """Run these steps, and take the lock for each alone, so that others wait for one at most."""

@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_exporter.core import records
 from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.records import ATTEMPT_ENDS, Record, RecordBuilder
@@ -19,8 +20,8 @@ from .lives import RETRY_ELSEWHERE, RETRY_LIFE, any_task_event
 
 def driver_with_details(limits: Limits | None = None, kept_tasks: int = 100, **options) -> ClusterDriver:
     aggregates = Aggregates((), ())
-    records = RecordBuilder(aggregates, **options)
-    return ClusterDriver(limits, aggregates=aggregates, records=records, kept_tasks=kept_tasks)
+    builder = RecordBuilder(aggregates, **options)
+    return ClusterDriver(limits, aggregates=aggregates, records=builder, kept_tasks=kept_tasks)
 
 
 def info_of(*events: dict, uuid: str = "u1") -> TaskInfo:
@@ -135,12 +136,12 @@ def test_an_excluded_or_unidentified_task_is_not_shown():
 @given(st.lists(st.tuples(any_task_event, st.sampled_from([0.0, 0.5, 3.0, 70.0])), max_size=30))
 def test_for_any_events_each_recorded_end_is_an_attempt_of_the_task(events):
     driver = driver_with_details(Limits(max_tasks=100))
-    records: list[Record] = []
+    made: list[Record] = []
     tasks = driver.cluster.tasks
     for event, pause in events:
         driver.apply(event)
         driver.wait(pause)
-        records += driver.cluster.take_records()
+        made += driver.cluster.take_records()
         for info in find(tasks, [*tasks.uuids(), *tasks.kept]):
             assert info.state in STATE_NAMES
             assert msgspec.json.decode(msgspec.json.encode(info), type=TaskInfo) == info
@@ -148,11 +149,11 @@ def test_for_any_events_each_recorded_end_is_an_attempt_of_the_task(events):
             if task is not None and task.bucket.state is not None:
                 assert info.state in OPEN_STATE_NAMES
     driver.wait(3)
-    records += driver.cluster.take_records()
+    made += driver.cluster.take_records()
     for info in find(tasks, tasks.uuids()):
         ends = [
             record
-            for record in records
+            for record in made
             if record.uuid == info.uuid
             and record.state in ATTEMPT_ENDS
             and not (record.state.name == "REJECTED" and not record.is_final)
@@ -160,3 +161,36 @@ def test_for_any_events_each_recorded_end_is_an_attempt_of_the_task(events):
         expected = [(each.state.name, each.attempt, each.timestamp, each.started) for each in ends]
         seen = [(each.state, each.retries, each.ended, each.started) for each in info.attempts if each.ended]
         assert sorted(map(repr, seen)) == sorted(map(repr, expected[-MAX_ATTEMPTS_KEPT:]))
+
+
+def test_changed_tasks_are_taken_once_until_they_change_again():
+    driver = driver_with_details(Limits(task_ttl=30))
+    cluster = driver.cluster
+    driver.apply(sent("u0"))
+    assert cluster.take_changed(10) == ([], 0)
+    cluster.note_changes()
+    driver.apply(sent("u1"), sent("u2"), received("u1"))
+    assert [info.uuid for info in cluster.take_changed(1)[0]] == ["u1"]
+    assert [info.uuid for info in cluster.take_changed(5)[0]] == ["u2"]
+    assert cluster.take_changed(5) == ([], 0)
+    driver.apply(started("u1"))
+    assert [(info.uuid, info.state) for info in cluster.take_changed(5)[0]] == [("u1", "STARTED")]
+    cluster.end_silently(cluster.tasks.get("u1"), "not_running", driver.timestamp())
+    assert [(info.uuid, info.state) for info in cluster.take_changed(5)[0]] == [("u1", LOST)]
+    driver.wait(40)
+    assert {(info.uuid, info.reason) for info in cluster.take_changed(5)[0]} == {
+        ("u0", "forgotten"),
+        ("u2", "forgotten"),
+    }
+
+
+def test_of_too_many_changed_tasks_the_newest_wait_and_the_others_are_counted(monkeypatch):
+    monkeypatch.setattr(records, "MAX_CHANGED", 3)
+    driver = driver_with_details()
+    driver.cluster.note_changes()
+    for number in range(5):
+        driver.apply(sent(f"u{number}"))
+    driver.wait(0.25)
+    infos, surplus = driver.cluster.take_changed(10)
+    assert ([info.uuid for info in infos], surplus) == (["u2", "u3", "u4"], 2)
+    assert driver.cluster.take_changed(10) == ([], 0)
