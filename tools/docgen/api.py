@@ -1,4 +1,4 @@
-"""The JSON Schema of /api/v1/status, and a table for each object in it."""
+"""The JSON Schemas of the API, and a table for each object in them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,47 @@ from typing import Any
 import msgspec
 
 from celery_exporter.status.model import Status
-from tools.docgen.markdown import table
+from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
+from celery_exporter.web.task_query import PARAMETERS
+from tools.docgen.markdown import cell, table
 
-PATH = Path(__file__).resolve().parents[2] / "docs" / "reference" / "status-api.schema.json"
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+#: Page → the types of the answers on it.
+PAGES = {"status-api": (Status,), "task-api": (TaskList, TaskAnswer, Problem)}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 Schema = dict[str, Any]
 
 
 def made() -> dict[Path, str]:
-    """Return the generated file and its text."""
-    schema = {"$schema": DIALECT, **msgspec.json.schema(Status)}
-    return {PATH: msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n"}
+    """Return the generated files and their texts."""
+    return {REFERENCE / f"{page}.schema.json": _document(_schema(page)) for page in PAGES}
 
 
-def fields() -> str:
-    """Return a link to the schema, and a heading and a table for each object, the whole answer first."""
-    link = f"The tables are made from the [JSON Schema]({PATH.name}) of the answer."
-    return "\n\n".join([link, *map(_object, msgspec.json.schema(Status)["$defs"].values())])
+def fields(page: str) -> str:
+    """Return a link to the schema of a page, and a heading and a table for each object in it."""
+    link = f"The tables are made from the [JSON Schema]({page}.schema.json) of the answers."
+    return "\n\n".join([link, *map(_object, _schema(page)["$defs"].values())])
+
+
+def parameters() -> str:
+    """Return a table of the parameters of a search."""
+    rows = ((f"`{name}`", cell(expects)) for name, (_, expects) in PARAMETERS.items())
+    return table(("parameter", "takes"), rows)
+
+
+def _schema(page: str) -> Schema:
+    schemas, components = msgspec.json.schema_components(PAGES[page], ref_template="#/$defs/{name}")
+    return (
+        {"anyOf": [*schemas], "$defs": components}
+        if len(schemas) > 1
+        else {**schemas[0], "$defs": components}
+    )
+
+
+def _document(schema: Schema) -> str:
+    text = msgspec.json.format(msgspec.json.encode({"$schema": DIALECT, **schema}), indent=2).decode()
+    return text + "\n"
 
 
 def object_fields(schema: Schema) -> list[tuple[str, str, str]]:

@@ -31,7 +31,8 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
     return {
         REFERENCE / "options.md": {"options": options.long()},
         REFERENCE / "metrics.md": {"metrics": metrics.long(), "profiles": metrics.others()},
-        REFERENCE / "status-api.md": {"api": api.fields()},
+        REFERENCE / "status-api.md": {"api": api.fields("status-api")},
+        REFERENCE / "task-api.md": {"parameters": api.parameters(), "api": api.fields("task-api")},
         REFERENCE / "records.md": {"fields": event_log.fields()},
         REFERENCE / "checks.md": {"checks": checks.table()},
         REFERENCE / "alerts.md": {"thresholds": thresholds.table(f"../{RUNBOOKS.name}")},
