@@ -55,12 +55,21 @@ class Cursor(Struct, frozen=True, order=True):
 class Page(Struct, frozen=True):
     """The tasks found, newest first, and where the next page begins; None: this is the last one.
 
-    `is_complete` is false if there are more tasks than were searched.
+    `is_complete` is false if there are more tasks than were searched. `problem` says why a part of them was
+    not searched at all; empty if all were.
     """
 
     tasks: list[TaskInfo]
     next: Cursor | None
     is_complete: bool
+    problem: str = ""
+
+
+class Found(Struct, frozen=True):
+    """Tasks that were looked for by id; `problem` is that of a `Page`."""
+
+    tasks: list[TaskInfo]
+    problem: str = ""
 
 
 class Search:

@@ -34,19 +34,23 @@ def task_text(answer: TaskAnswer, now: float) -> str:
         lines += ["", *_aligned([_ATTEMPT_TITLES, *map(_attempt_row, task.attempts)])]
     if len(answer.workflow) > 1:
         lines += ["", "Workflow", *_tree(answer.workflow, task.uuid)]
+    if answer.problem:
+        lines += ["", printable(answer.problem)]
     return "\n".join(lines)
 
 
 def task_list_text(answer: TaskList, query: Mapping[str, str], now: float) -> str:
     """Return a table of tasks, and the command that prints the next ones."""
     if not answer.tasks:
-        return "No task is like this."
+        return "\n".join(["No task is like this.", *([printable(answer.problem)] if answer.problem else [])])
     rows = [_TITLES, *(_list_row(task, now) for task in answer.tasks)]
     lines = _aligned(rows)
     if answer.next is not None:
         options = {**query, "cursor": answer.next}
         words = [f"--{name.replace('_', '-')} {shell_word(text)}" for name, text in options.items()]
         lines += ["", f"More: celery-exporter find {' '.join(words)}"]
+    if answer.problem:
+        lines.append(printable(answer.problem))
     if not answer.is_complete:
         lines.append("There are more tasks than were searched; give --name, --queue or --state.")
     return "\n".join(lines)

@@ -31,6 +31,8 @@ from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments
 from celery_exporter.core.records import MeasuredRecord, Record
 from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
+from celery_exporter.history.config import HistoryConfig
+from celery_exporter.history.writer import HistoryWriter
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.monitor.checkpoint import CheckpointWriter, Restored, restore
 from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
@@ -59,6 +61,8 @@ LAST_READ_SECONDS = 3.0
 UNSUBSCRIBE_SAVE_SECONDS = 1.0
 #: Seconds between two comparisons of open tasks with what the broker and workers report.
 RECONCILE_INTERVAL_SECONDS = 0.5
+#: Seconds for the last write of the history file.
+LAST_WRITE_SECONDS = 1.0
 
 
 class Monitor:
@@ -87,7 +91,8 @@ class Monitor:
         restored = self._file and restore(self._file, config, self._source.identity())
         self.state = ClusterState(restored.cluster if restored else new_cluster(config), config)
         self.state.cluster.restrict_records({state for pusher in pushers for state in pusher.states})
-        self.tasks = TaskFinder(self.state, lambda: None)
+        self.history = _history_writer(config.history, self.state)
+        self.tasks = TaskFinder(self.state, self.history.store if self.history is not None else None)
         self._blocked = BlockedWatch(self._source)
         self.subscription = EventSubscription(
             config.broker,
@@ -155,6 +160,8 @@ class Monitor:
         """Start the threads; the broker need not be there."""
         for thread in self._threads:
             thread.start()
+        if self.history is not None:
+            self.history.start()
 
     def stop(self) -> None:
         """Ask the threads to end."""
@@ -171,6 +178,9 @@ class Monitor:
             thread.join(max(0.0, end - time.monotonic()))
             if thread.name == "state" and thread.is_alive():
                 log.error("the state was not saved in time: what was counted since the last saving is lost")
+        if self.history is not None:
+            self.history.stop()
+            self.history.join(max(deadline, time.monotonic()) + LAST_WRITE_SECONDS)
 
     def _run_subscription(self) -> None:
         if self.no_events:
@@ -268,7 +278,21 @@ class Monitor:
             no_events=self.no_events,
             sinks=[pusher.view() for pusher in self._pushers],
             refused_replies=self.workers.refused_serializers,
+            history=self.history.view() if self.history is not None else None,
         )
+
+
+def _history_writer(config: HistoryConfig, state: ClusterState) -> HistoryWriter | None:
+    """Return what writes the history file, None without one."""
+    if config.history_file is None:
+        return None
+    state.cluster.note_changes()
+    return HistoryWriter(
+        config.history_file,
+        state.take_changed,
+        retention=config.history_retention,
+        max_tasks=config.history_max_tasks,
+    )
 
 
 def _schema(config: MonitorConfig) -> type[Event]:

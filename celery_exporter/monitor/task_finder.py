@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Protocol
+from typing import TypeVar
 
 from celery_exporter.core import task_search
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_merge import merged
-from celery_exporter.core.task_search import Cursor, Page, Search, TaskFilter
+from celery_exporter.core.task_search import Cursor, Found, Page, Search, TaskFilter
+from celery_exporter.history.file import HistoryFileError
+from celery_exporter.history.store import HistoryStore
 from celery_exporter.monitor.cluster_state import ClusterState
 
 #: Characters of a UUID: no id of another length is looked for by its beginning.
@@ -19,32 +21,25 @@ MAX_ALIKE = 20
 #: Tasks of one workflow that are returned at most.
 MAX_RELATED = 500
 
-
-class History(Protocol):
-    """What a history file answers; see `TaskFinder`, which has the same methods."""
-
-    def find(self, prefix: str, limit: int) -> list[TaskInfo]:
-        """Return up to so many tasks whose id begins with a text."""
-
-    def search(self, wanted: TaskFilter, limit: int, before: Cursor | None) -> Page:
-        """Return the newest tasks after a place."""
+_T = TypeVar("_T")
+_NO_PAGE = Page([], None, is_complete=True)
 
 
 class TaskFinder:
-    """Finds tasks in the cluster and in the history file, if there is one; its errors are passed on."""
+    """Finds tasks in the cluster, and in the history file if there is one."""
 
-    def __init__(self, state: ClusterState, history: Callable[[], History | None]) -> None:
+    def __init__(self, state: ClusterState, history: HistoryStore | None) -> None:
         self._state = state
         self._history = history
 
-    def find(self, prefix: str, limit: int = MAX_ALIKE) -> list[TaskInfo]:
+    def find(self, prefix: str, limit: int = MAX_ALIKE) -> Found:
         """Return up to so many tasks whose id begins with a text; with a whole id, that one."""
         exact = self._find([prefix])
         live = exact or (self._find(self._uuids(prefix, limit)) if len(prefix) < WHOLE_LENGTH else [])
-        history = self._history()
-        stored = [] if history is None else history.find(prefix, limit)
+        none: list[TaskInfo] = []
+        stored, problem = self._ask(lambda history: history.find(prefix, limit), none)
         found = _together(live, stored)
-        return ([task for task in found if task.uuid == prefix] or found)[:limit]
+        return Found(([task for task in found if task.uuid == prefix] or found)[:limit], problem)
 
     def _uuids(self, prefix: str, limit: int) -> list[str]:
         with self._state.lock:
@@ -59,22 +54,33 @@ class TaskFinder:
         """Return the newest tasks after a place, `limit` at most."""
         search = Search(self._state.cluster.tasks, wanted, limit, before)
         self._state.run(search.steps())
-        live, history = search.page(), self._history()
-        if history is None:
-            return live
-        stored = history.search(wanted, limit, before)
+        live = search.page()
+        stored, problem = self._ask(lambda history: history.search(wanted, limit, before), _NO_PAGE)
         current = {task.uuid for task in self._find([task.uuid for task in stored.tasks])}  # and may differ
-        tasks = _together(live.tasks, [task for task in stored.tasks if task.uuid not in current])
-        tasks.sort(key=_place, reverse=True)
-        is_last = len(tasks) <= limit and live.next is None and stored.next is None
-        return Page(tasks[:limit], None if is_last else Cursor(*_place(tasks[:limit][-1])), live.is_complete)
+        both = _together(live.tasks, [task for task in stored.tasks if task.uuid not in current])
+        end = max((page.next for page in (live, stored) if page.next is not None), default=None)
+        tasks = sorted(
+            (task for task in both if end is None or _place(task) >= end), key=_place, reverse=True
+        )
+        if len(tasks) > limit:
+            end = _place(tasks[limit - 1])
+        return Page(tasks[:limit], end, live.is_complete and stored.is_complete, problem)
 
     def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
         """Return the tasks of the workflow of a task, itself included: all with its root, and that one."""
         root = task.root_id or task.uuid
         members = self.search(TaskFilter(root_id=root), MAX_RELATED).tasks
-        roots = [] if any(member.uuid == root for member in members) else self.find(root, 1)
+        roots = [] if any(member.uuid == root for member in members) else self.find(root, 1).tasks
         return _together(members, [*roots, task])
+
+    def _ask(self, ask: Callable[[HistoryStore], _T], otherwise: _T) -> tuple[_T, str]:
+        """Return what the history file answers, or why it does not."""
+        if self._history is None:
+            return otherwise, ""
+        try:
+            return ask(self._history), ""
+        except HistoryFileError as error:
+            return otherwise, str(error)
 
 
 def _together(newer: Sequence[TaskInfo], older: Sequence[TaskInfo]) -> list[TaskInfo]:
@@ -84,5 +90,5 @@ def _together(newer: Sequence[TaskInfo], older: Sequence[TaskInfo]) -> list[Task
     return [*both, *known.values()]
 
 
-def _place(task: TaskInfo) -> tuple[float, str]:
-    return task.since, task.uuid
+def _place(task: TaskInfo) -> Cursor:
+    return Cursor(task.since, task.uuid)

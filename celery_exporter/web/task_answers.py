@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 
 from celery_exporter.core.task_info import TaskInfo
 
+_PROBLEM = "Why the history file was not searched. Empty if it was, or if there is none."
+
 
 class TaskList(Struct, frozen=True):
     """The answer of /api/v1/tasks."""
@@ -20,6 +22,7 @@ class TaskList(Struct, frozen=True):
     is_complete: Annotated[
         bool, Meta(description="False if there are more tasks in memory than were searched.")
     ]
+    problem: Annotated[str, Meta(description=_PROBLEM)] = ""
 
 
 class TaskAnswer(Struct, frozen=True):
@@ -30,6 +33,7 @@ class TaskAnswer(Struct, frozen=True):
         Sequence[TaskInfo],
         Meta(description="All known tasks with the same root, this one included; 500 at most."),
     ]
+    problem: Annotated[str, Meta(description=_PROBLEM)] = ""
 
 
 class Problem(Struct, frozen=True):

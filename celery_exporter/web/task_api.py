@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from celery_exporter.core.task_info import TaskInfo
-from celery_exporter.core.task_search import Cursor, TaskFilter
-from celery_exporter.core.task_search import Page as Found
+from celery_exporter.core.task_search import Cursor, Found, TaskFilter
+from celery_exporter.core.task_search import Page as FoundPage
 from celery_exporter.web.status_routes import SAFE, Page
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
@@ -34,10 +34,10 @@ _T = TypeVar("_T")
 class TaskFinder(Protocol):
     """What finds tasks; see `monitor.task_finder`. It may wait for a lock and for a disk."""
 
-    def find(self, prefix: str) -> list[TaskInfo]:
+    def find(self, prefix: str) -> Found:
         """Return the tasks whose id begins with a text."""
 
-    def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> Found:
+    def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> FoundPage:
         """Return the newest tasks after a place."""
 
     def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
@@ -55,7 +55,8 @@ class Tasks:
         """Return the tasks that the parameters of a URL ask for. Raises BadQueryError."""
         query = parse_query(parameters, time.time())
         page = await self._run(lambda: self._finder.search(query.wanted, query.limit, query.before))
-        return TaskList(page.tasks, cursor_text(page.next) if page.next else None, page.is_complete)
+        cursor = cursor_text(page.next) if page.next else None
+        return TaskList(page.tasks, cursor, page.is_complete, page.problem)
 
     async def one(self, prefix: str) -> TaskAnswer | Problem:
         """Return the task whose id is, or begins with, a text."""
@@ -63,11 +64,12 @@ class Tasks:
 
     def _one(self, prefix: str) -> TaskAnswer | Problem:
         found = self._finder.find(prefix)
-        if not found:
-            return Problem(f"no task with the id {prefix} is known", NEVER_SEEN)
-        if len(found) > 1:
-            return Problem(f"several tasks begin with {prefix}", (), [task.uuid for task in found])
-        return TaskAnswer(found[0], self._finder.workflow(found[0]))
+        tasks, problems = found.tasks, [found.problem] if found.problem else []
+        if not tasks:
+            return Problem(f"no task with the id {prefix} is known", [*problems, *NEVER_SEEN])
+        if len(tasks) > 1:
+            return Problem(f"several tasks begin with {prefix}", problems, [task.uuid for task in tasks])
+        return TaskAnswer(tasks[0], self._finder.workflow(tasks[0]), found.problem)
 
     async def _run(self, function: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

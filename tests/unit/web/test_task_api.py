@@ -40,7 +40,7 @@ def cluster() -> ClusterDriver:
 def get(path: str, **query: str) -> tuple[int, bytes]:
     """Return the status and the body of an answer about this cluster."""
     config = load({"broker_url": "redis://"}, {}).monitor
-    routes = pages(Tasks(TaskFinder(ClusterState(cluster().cluster, config), lambda: None)))
+    routes = pages(Tasks(TaskFinder(ClusterState(cluster().cluster, config), None)))
     name, _, uuid = path.partition("/")
     route = routes["/api/v1/tasks/{uuid:path}" if uuid else "/api/v1/tasks"]
     request: Any = SimpleNamespace(query_params=query, path_params={"uuid": uuid})
