@@ -126,8 +126,8 @@ class Cluster:
 
     def note_changes(self) -> None:
         """Note from now on which tasks change, for `take_changed`."""
-        if self._records is not None and self._records.changed is None:
-            self._records.changed = {}
+        if self._records is not None:
+            self._records.note_changes()
 
     def take_changed(self, limit: int) -> tuple[list[TaskInfo], int]:
         """Return up to so many tasks that changed since they were taken, and how many were left out.

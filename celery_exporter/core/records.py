@@ -190,6 +190,7 @@ class RecordBuilder:
         self._surplus = 0  # changed tasks that were left out, since there were too many
         self._is_wanted = [True] * len(State)
         self._is_any_wanted = True
+        self._has_consumers = True
         self._aggregates = aggregates
         self._sample_rate = sample_rate
         self._arguments = arguments
@@ -200,6 +201,7 @@ class RecordBuilder:
         """Make records only of transitions to these states."""
         self._is_wanted = [state in states for state in State]
         self._is_any_wanted = any(self._is_wanted)
+        self._has_consumers = self._is_any_wanted or self._arguments or self.changed is not None
 
     def take(self, *, last: bool = False) -> list[Record | MeasuredRecord]:
         """Return the records since the last call, in the order of the transitions and measurements.
@@ -227,7 +229,8 @@ class RecordBuilder:
             details.sent, details.client = event.timestamp, event.hostname
             if details.first_sent is None or event.timestamp < details.first_sent:
                 details.first_sent = event.timestamp
-            details.add_origin(task.uuid, event)
+            if details.root is None or event.eta is not None:
+                details.add_origin(task.uuid, event)
         else:
             if details.ended is not None:
                 details.close()
@@ -235,20 +238,27 @@ class RecordBuilder:
                 details.started = event.timestamp
             elif state is RECEIVED:
                 details.received, details.started = event.timestamp, None  # perhaps another delivery
-                details.add_origin(task.uuid, event)
+                if details.root is None or event.eta is not None:
+                    details.add_origin(task.uuid, event)
             elif not (event.requeue and state is REJECTED):  # that one goes back to its queue
                 details.ended, details.state, details.runtime = event.timestamp, state, event.runtime
                 details.worker, details.label_set = event.hostname, label_set
                 if event.exception is not None:
                     details.exception = exception_class(event.exception) or UNKNOWN
+        if self._has_consumers:
+            self._pass_on(task, details, event, label_set, state)
+
+    def _pass_on(
+        self, task: Task, details: TaskDetails, event: Event, label_set: LabelSet, state: State
+    ) -> None:
+        """Make what sinks and the history file want of a transition."""
         if self._arguments and isinstance(event, EventWithArguments):
             details.add_arguments(event)
         if self._is_any_wanted:
             if self._is_wanted[state] and label_set is not EXCLUDED:
                 self._add_record(task.uuid, details, event, label_set, state)
             self._aggregates.forget_observed()
-        if self.changed is not None:
-            self.changed[task.uuid] = task
+        self.note_change(task)
 
     def note_end(self, task: Task, reason: str, at: float) -> None:
         """Note that a task counts as over without an event, why, and since which epoch second."""
@@ -321,6 +331,12 @@ class RecordBuilder:
         self._records.append(MeasuredRecord(uuid, root, name, event.hostname, event.timestamp, measurements))
         is_over = task is not None and task.bucket.final is not None
         self._last.add_measured(event, name, is_over=is_over)
+
+    def note_changes(self) -> None:
+        """Note from now on which tasks change, for `take_changed`."""
+        if self.changed is None:
+            self.changed = {}
+        self._has_consumers = True
 
     def take_changed(self, limit: int) -> tuple[list[Task], int]:
         """Return up to so many tasks that changed, the first ones first, and how many were left out."""
