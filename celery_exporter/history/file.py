@@ -22,10 +22,12 @@ from celery_exporter.history import schema
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which a connection waits for a lock of another one; a writer and readers do not lock each other.
+#: Seconds for which a connection waits for a lock of another one; writer and readers do not lock each other.
 _BUSY_SECONDS = 1.0
 #: Pages in memory, in KiB, of the connection that writes and of the one that reads.
 _WRITE_CACHE_KIB, _READ_CACHE_KIB = 8_192, 2_048
+#: Pages of PATH-wal: a batch of tasks has a thousand, and each copy of all into the file waits for the disk.
+_WAL_PAGES, _PAGE_BYTES = 4_000, 4_096
 _HEADER_BYTES, _SQLITE_MAGIC = 100, b"SQLite format 3\0"
 #: The last bytes of names of the files that SQLite keeps beside the file while it is open.
 BESIDE = ("-wal", "-shm")
@@ -108,10 +110,16 @@ def _check(path: Path, descriptor: int) -> None:
 def is_open_file_at(path: Path, descriptor: int) -> bool:
     """Return whether a descriptor is one of the file that is at a path now."""
     try:
-        at_path, opened = path.stat(), os.fstat(descriptor)
+        at_path = path.stat()
     except OSError:
         return False
-    return (at_path.st_dev, at_path.st_ino) == (opened.st_dev, opened.st_ino)
+    return (at_path.st_dev, at_path.st_ino) == identity(descriptor)
+
+
+def identity(descriptor: int) -> tuple[int, int]:
+    """Return what tells an open file apart from all others."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
@@ -124,7 +132,8 @@ def connect_writer(path: Path) -> sqlite3.Connection:
                 connection.executescript(f"BEGIN;{schema.CREATE}COMMIT")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")  # a power failure may cost the last seconds
-            connection.execute("PRAGMA journal_size_limit = 16777216")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * _PAGE_BYTES}")
         except BaseException:
             connection.close()
             raise

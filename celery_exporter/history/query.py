@@ -120,7 +120,8 @@ def _conditions(connection: sqlite3.Connection, filter_: TaskFilter) -> _Conditi
         root = codec.stored_id(filter_.root_id)
         conditions.append(
             (
-                f"id IN ({_BY_ROOT} UNION ALL SELECT id FROM task WHERE uuid = ? AND root = {schema.SAME_ID})",
+                f"id IN ({_BY_ROOT} UNION ALL SELECT id FROM task WHERE uuid = ? "
+                f"AND root = {schema.SAME_ID})",
                 [root, root],
             )
         )

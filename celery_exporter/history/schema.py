@@ -14,8 +14,8 @@ Measured by `benchmarks/history.py`; the results are in docs/explanation/perform
   each task that refers to it, so a text that is older than all tasks can be removed. Ids are never used
   again.
 
-A time or duration is an integer in units of 2^-22 seconds, the resolution of a double from 2004 to 2038: times
-of events are the same when they are read.
+A time or duration is an integer in units of 2^-22 seconds, the resolution of a double from 2004 to 2038:
+times of events are the same when they are read.
 """
 
 from __future__ import annotations

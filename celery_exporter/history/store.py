@@ -1,8 +1,8 @@
 """The history file: tasks in SQLite, by id and the newest first.
 
-One thread writes (`open`, `write`, `prune`, `close`). Others read (`find`, `search`) at the same time, one after
-the other, each for a bounded time. A task has one row. What is written later replaces it, but for what the
-later one does not know.
+One thread writes (`open`, `check`, `write`, `prune`, `close`). Others read (`find`, `search`) at the same
+time, one after the other, each for a bounded time. A task has one row. What is written later replaces it, but
+for what the later one does not know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +22,13 @@ from celery_exporter.core.task_merge import merged
 from celery_exporter.core.task_search import Cursor, Page, TaskFilter
 from celery_exporter.history import codec, file, query
 from celery_exporter.history.codec import units
-from celery_exporter.history.file import FileMovedError, HistoryFileError, QueryTimeoutError
+from celery_exporter.history.file import FileDamagedError, FileMovedError, HistoryFileError, QueryTimeoutError
 from celery_exporter.history.schema import COLUMNS
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a search may take, and wait for another one.
-READ_SECONDS = 5.0
+#: Seconds that a search may take, and those that it waits for another one.
+READ_SECONDS, _WAIT_SECONDS = 5.0, 5.0
 #: Steps of SQLite's virtual machine between two looks at the clock: some milliseconds.
 _STEPS = 200_000
 #: Rows that one call of `prune` removes at most: 0.1 s.
@@ -60,6 +60,9 @@ class HistoryStore:
         #: Tasks in the file, as of the last write.
         self.count = 0
         self._why = "it is not open yet"
+        #: Damage that was found: that file is not opened again.
+        self._damage: FileDamagedError | None = None
+        self._damaged: tuple[int, int] | None = None  # its identity
         self._descriptor: int | None = None  # of the locked file
         self._writer: sqlite3.Connection | None = None
         self._texts = _Texts()
@@ -78,9 +81,11 @@ class HistoryStore:
         """Lock and open the file; create it if there is none. A file that is refused stays unchanged."""
         try:
             self._descriptor = file.lock(self.path)
-            writer = file.connect_writer(self.path)
-            self._writer = writer
-            with file.translated(self.path):
+            if self._damage is not None and file.identity(self._descriptor) == self._damaged:
+                raise self._damage
+            self._damage = None
+            writer = self._writer = file.connect_writer(self.path)
+            with self._translated():
                 self.count = writer.execute("SELECT count(*) FROM task").fetchone()[0]
         except HistoryFileError as error:
             self.close(str(error))
@@ -107,9 +112,16 @@ class HistoryStore:
         """Return the bytes on disk."""
         return file.bytes_on_disk(self.path)
 
-    def check_place(self) -> None:
-        """Raise FileMovedError if the file is no longer at the path."""
+    def check(self) -> None:
+        """Raise FileDamagedError if a search found damage, or FileMovedError if the file was moved.
+
+        All that was written is in a file that was moved.
+        """
+        if self._damage is not None:
+            raise self._damage
         if self._descriptor is not None and not file.is_open_file_at(self.path, self._descriptor):
+            with suppress(sqlite3.Error):  # SQLite does not do so when such a file is closed
+                self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
             raise FileMovedError(f"{self.path} was removed or moved, and a new one is begun")
 
     def write(self, infos: Sequence[TaskInfo]) -> None:
@@ -147,7 +159,7 @@ class HistoryStore:
 
         Return how many were removed, `MAX_PRUNED` at most; the others follow with the next calls.
         """
-        with file.translated(self.path):
+        with self._translated():
             connection = self._connection()
             oldest = connection.execute("SELECT min(since) FROM task").fetchone()[0]
         cutoff, excess = units(now - retention), min(self.count - max_tasks, MAX_PRUNED)
@@ -174,7 +186,7 @@ class HistoryStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with file.translated(self.path):
+        with self._translated():
             connection = self._connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -191,6 +203,17 @@ class HistoryStore:
             raise HistoryFileError(f"the history file cannot be read: {self._why}")
         return self._writer
 
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn errors of SQLite into HistoryFileError, and note damage."""
+        try:
+            with file.translated(self.path):
+                yield
+        except FileDamagedError as error:
+            if self._descriptor is not None:
+                self._damage, self._damaged = error, file.identity(self._descriptor)
+            raise
+
     # -- other threads -----------------------------------------------------------------------------------
 
     def find(self, prefix: str, limit: int) -> list[TaskInfo]:
@@ -202,14 +225,14 @@ class HistoryStore:
         return self._read(lambda connection: query.search(connection, filter_, limit, before))
 
     def _read(self, function: Callable[[sqlite3.Connection], _T]) -> _T:
-        if not self._read_lock.acquire(timeout=READ_SECONDS):
+        if not self._read_lock.acquire(timeout=_WAIT_SECONDS):
             raise QueryTimeoutError("another search takes long: try again")
         try:
             self._connection()
             reader = self._reader = self._reader or file.connect_reader(self.path)
             end = time.monotonic() + READ_SECONDS
             reader.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
-            with file.translated(self.path):
+            with self._translated():
                 reader.execute("BEGIN")  # all queries of a search see one state of the file
                 try:
                     return function(reader)

@@ -115,7 +115,7 @@ class HistoryWriter:
         try:
             if not self.store.is_open and not self._open():
                 return
-            self.store.check_place()
+            self.store.check()
             is_more = True
             while is_more and time.monotonic() < min(end, self._deadline):
                 is_more = self._write()
@@ -128,7 +128,12 @@ class HistoryWriter:
         except HistoryFileError as error:
             self._fail(error)
         except Exception:
-            self._report_fault()
+            if time.monotonic() >= self._next_log:
+                self._next_log = time.monotonic() + LOG_INTERVAL_SECONDS
+                log.exception("history file: %d tasks are lost, please report this", len(self._pending))
+            self._drop(FAULT, len(self._pending))
+            self._pending = []
+            self._fail("a fault of the exporter: the log has it")
         else:
             self._succeed()
 
@@ -180,12 +185,3 @@ class HistoryWriter:
                 self._failing_since = time.time()
         if text != before:
             log.error("history file: %s. The exporter goes on without it", text)
-
-    def _report_fault(self) -> None:
-        """Drop the batch that could not be written because of a fault of ours."""
-        if time.monotonic() >= self._next_log:
-            self._next_log = time.monotonic() + LOG_INTERVAL_SECONDS
-            log.exception("history file: cannot write %d tasks, please report this", len(self._pending))
-        self._drop(FAULT, len(self._pending))
-        self._pending = []
-        self._fail("a fault of the exporter: the log has it")

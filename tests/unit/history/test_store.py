@@ -48,7 +48,7 @@ def everything(store: HistoryStore) -> list[TaskInfo]:
 
 
 @given(infos())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80)
 def test_any_task_is_read_as_it_was_written(shared, info):
     store = emptied(shared)
     store.write([info])
@@ -57,7 +57,7 @@ def test_any_task_is_read_as_it_was_written(shared, info):
 
 
 @given(st.lists(st.lists(infos(st.sampled_from(IDS)), max_size=5), max_size=4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40)
 def test_a_later_description_is_merged_with_the_one_before(shared, batches):
     store, expected = emptied(shared), {}
     for batch in batches:
@@ -100,7 +100,7 @@ def is_like(info: TaskInfo, filter_: TaskFilter) -> bool:
 
 
 @given(st.lists(listed(), max_size=12), filters, st.integers(1, 4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150)
 def test_pages_together_are_what_a_plain_filter_finds(shared, tasks, filter_, limit):
     store = emptied(shared)
     store.write(tasks)
@@ -120,7 +120,7 @@ def test_pages_together_are_what_a_plain_filter_finds(shared, tasks, filter_, li
 
 
 @given(st.sets(st.sampled_from(IDS)), st.sampled_from(IDS), st.integers(0, 36))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80)
 def test_tasks_are_found_by_the_beginning_of_their_id(shared, uuids, uuid, length):
     store, prefix = emptied(shared), uuid[:length]
     store.write([plain(uuid) for uuid in uuids])
@@ -130,7 +130,7 @@ def test_tasks_are_found_by_the_beginning_of_their_id(shared, uuids, uuid, lengt
 
 
 @given(st.uuids().map(str), st.integers(0, 36), texts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40)
 def test_any_beginning_finds_its_id_and_no_other(shared, uuid, length, text):
     store = emptied(shared)
     store.write([plain(uuid)])
@@ -151,7 +151,7 @@ def test_old_tasks_are_removed_and_the_oldest_beyond_the_maximum(store):
 
 
 @given(st.lists(infos(), min_size=1, max_size=8), times())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40)
 def test_a_text_stays_while_a_task_refers_to_it(shared, tasks, now):
     store = emptied(shared)
     store.write(tasks)

@@ -131,3 +131,108 @@ def test_a_directory_that_does_not_exist_yet_is_waited_for(tmp_path, start, capl
     path.parent.mkdir()
     eventually(lambda: writer.view().written == 1)
     assert writer.view().failing_since is None and "are written again" not in caplog.text
+
+
+def test_a_damaged_file_stays_and_a_new_one_is_begun_once_it_is_moved_away(tmp_path, start, caplog):
+    changes, path = Changes(), tmp_path / "history"
+    path.write_bytes(b"no database" * 1_000)
+    writer = start(path, changes)
+    eventually(lambda: writer.view().errors > 1)
+    assert "is not a history file of celery-exporter, and stays unchanged" in writer.view().error
+    assert caplog.text.count("stays unchanged") == 1
+    changes.add(*tasks(3))
+    path.rename(tmp_path / "other")
+    eventually(lambda: writer.view().written == 3)
+    assert (tmp_path / "other").read_bytes() == b"no database" * 1_000
+
+
+def test_damage_that_shows_while_the_file_is_open_closes_it(tmp_path, start):
+    changes, path = Changes(), tmp_path / "history"
+    changes.add(*tasks(2_000))
+    writer = start(path, changes)
+    eventually(lambda: writer.view().written == 2_000)
+    writer.store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(8_192)
+        file.write(b"\x55" * (path.stat().st_size - 8_192))
+    with pytest.raises(HistoryFileError, match="is damaged"):
+        writer.store.search(TaskFilter(), 2_000)
+    eventually(lambda: writer.view().errors > 2)
+    assert "is damaged" in writer.view().error, "the file is not opened again"
+    content = path.read_bytes()
+    with pytest.raises(HistoryFileError, match="cannot be read"):
+        writer.store.search(TaskFilter(), 10)
+    changes.add(*tasks(3))
+    path.rename(tmp_path / "damaged")
+    eventually(lambda: writer.view().tasks == 3)
+    assert (tmp_path / "damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_a_file_that_is_removed_or_moved_is_begun_anew(tmp_path, start, caplog, is_removed):
+    changes, path = Changes(), tmp_path / "history"
+    changes.add(*tasks(3))
+    writer = start(path, changes)
+    eventually(lambda: writer.view().written == 3)
+    if is_removed:
+        path.unlink()
+    else:
+        path.rename(tmp_path / "elsewhere")
+    eventually(lambda: writer.view().tasks == 0)
+    changes.add(*tasks(1, 10))
+    eventually(lambda: writer.view().tasks == 1)
+    assert writer.store.find("task-10", 1) == tasks(1, 10)
+    assert "was removed or moved, and a new one is begun" in caplog.text
+    assert writer.view().errors == 1
+
+
+def test_tasks_wait_while_the_disk_is_full(tmp_path, start):
+    changes, path = Changes(), tmp_path / "history"
+    changes.add(*tasks(3))
+    writer = start(path, changes)
+    eventually(lambda: writer.view().written == 3)
+    writer.store._writer.execute("PRAGMA max_page_count = 1")
+    changes.add(*tasks(2_500, 10))
+    eventually(lambda: writer.view().errors > 1)
+    view = writer.view()
+    assert "database or disk is full. Free space on its disk" in view.error
+    assert (view.written, view.tasks) == (3, 3)
+    assert writer.store.find("task-1", 1) == tasks(1, 1), "it can be searched meanwhile"
+    writer.store._writer.execute("PRAGMA max_page_count = 1000000")
+    eventually(lambda: writer.view().tasks == 2_503)
+    assert writer.view().dropped == {BUFFER_FULL: 0, FAULT: 0, SHUTDOWN: 0}
+
+
+def test_a_file_is_taken_over_when_the_exporter_before_ends(tmp_path, start):
+    changes, path = Changes(), tmp_path / "history"
+    first, second = start(path, Changes()), start(path, changes)
+    eventually(lambda: {first.view().tasks, second.view().tasks} == {0, None})
+    holder, waiter = (first, second) if first.store.is_open else (second, first)
+    assert "is in use by another exporter" in eventually(lambda: waiter.view().error)
+    stop(holder)
+    eventually(lambda: waiter.view().tasks == 0 and not waiter.view().error)
+
+
+def test_what_could_not_be_written_before_the_end_is_counted(tmp_path, start):
+    changes, path = Changes(), tmp_path / "history"
+    writer = start(path, changes)
+    eventually(lambda: writer.view().tasks == 0)
+    writer.store._writer.execute("PRAGMA query_only = ON")
+    changes.add(*tasks(3))
+    eventually(lambda: writer.view().error)
+    stop(writer)
+    assert writer.view().dropped[SHUTDOWN] == 3
+
+
+def test_a_clock_that_jumps_removes_no_more_than_the_retention_says(tmp_path, start, monkeypatch):
+    changes, now = Changes(), NOW + 100
+    monkeypatch.setattr(writer_module.time, "time", lambda: now)
+    changes.add(*tasks(100))
+    writer = start(tmp_path / "history", changes, retention=1_000)
+    eventually(lambda: writer.view().written == 100)
+    now = 0.0
+    changes.add(*tasks(100, 100))
+    eventually(lambda: writer.view().written == 200)
+    assert writer.view().tasks == 200, "tasks of the future stay"
+    now = NOW + 1_100
+    eventually(lambda: writer.view().tasks == 100)
