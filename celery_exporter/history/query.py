@@ -25,6 +25,7 @@ _BY_ROOT, _BY_PARENT = (
     f"SELECT id FROM task INDEXED BY task_by_{name} WHERE {name} = ? AND {name} != {schema.SAME_ID}"
     for name in ("root", "parent")
 )
+_ROOT_ITSELF = f"SELECT id FROM task WHERE uuid = ? AND root = {schema.SAME_ID}"
 _AGGREGATED = f"SELECT json_group_array(json({schema.ROW_JSON})) FROM"
 
 
@@ -120,8 +121,7 @@ def _conditions(connection: sqlite3.Connection, filter_: TaskFilter) -> _Conditi
         root = codec.stored_id(filter_.root_id)
         conditions.append(
             (
-                f"id IN ({_BY_ROOT} UNION ALL SELECT id FROM task WHERE uuid = ? "
-                f"AND root = {schema.SAME_ID})",
+                f"id IN ({_BY_ROOT} UNION ALL {_ROOT_ITSELF})",
                 [root, root],
             )
         )

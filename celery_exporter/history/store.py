@@ -281,7 +281,7 @@ class _Texts:
 def _delete(connection: sqlite3.Connection, where: str, limit: int) -> int:
     """Remove the oldest tasks that fulfil a condition, so many at most; return their number."""
     return connection.execute(
-        f"DELETE FROM task WHERE id IN (SELECT id FROM task INDEXED BY task_by_since WHERE {where} "  # noqa: S608
+        f"DELETE FROM task WHERE id IN (SELECT id FROM task INDEXED BY task_by_since WHERE {where} "
         "ORDER BY since LIMIT ?)",
         (limit,),
     ).rowcount

@@ -1,4 +1,4 @@
-"""Files that are not ours, damaged, in use or not writable stay as they are, with an error that says what to do."""
+"""Files that are not ours, damaged, in use or not writable stay as they are; the error says what to do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,17 @@ def opened(path: Path) -> HistoryStore:
     return store
 
 
+def open_and_read(store: HistoryStore) -> None:
+    store.open()
+    store.search(ALL, 10_000)
+
+
 def refused(path: Path, error: type[HistoryFileError] = HistoryFileError) -> str:
     """Expect that the file at a path is refused and stays as it is; return the error."""
     before = path.read_bytes()
     store = HistoryStore(path)
     with pytest.raises(error) as caught:
-        store.open()
-        store.search(ALL, 10_000)
+        open_and_read(store)
     store.close()
     assert path.read_bytes() == before
     text = str(caught.value)
@@ -113,14 +118,11 @@ def test_random_bytes_within_a_file_are_damage_or_do_no_harm(path, seed):
         content[start : start + 4_096] = generator.randbytes(4_096)
     path.write_bytes(content)
     store = HistoryStore(path)
-    try:
-        store.open()
-        store.search(ALL, 10_000)
+    with suppress(FileDamagedError):
+        open_and_read(store)
         store.find("task-17", 1)
         store.write([plain("task-17", NOW + 10_000)])
         store.prune(NOW, 0, 0)
-    except HistoryFileError as error:
-        assert "damaged" in str(error)
     store.close()
 
 
@@ -169,9 +171,7 @@ def test_a_file_that_must_not_be_written_is_reported(path):
 
 def test_a_second_exporter_is_kept_out(path):
     first = opened(path)
-    with pytest.raises(
-        HistoryFileError, match="is in use by another exporter. Give each exporter its own file"
-    ):
+    with pytest.raises(HistoryFileError, match=r"is in use by another exporter\. Give each exporter"):
         opened(path)
     first.write([plain()])
     first.close()
@@ -227,7 +227,7 @@ def test_a_full_disk_keeps_what_was_written(path):
     store.write([plain("task-0")])
     (pages,) = store._writer.execute("PRAGMA page_count").fetchone()
     store._writer.execute(f"PRAGMA max_page_count = {pages + 2}")
-    with pytest.raises(HistoryFileError, match="database or disk is full. Free space on its disk"):
+    with pytest.raises(HistoryFileError, match=r"database or disk is full\. Free space on its disk"):
         store.write([plain(f"task-{number}", client=f"c-{number}") for number in range(1, 1_000)])
     assert store.count == len(store.search(ALL, 10_000).tasks) == 1
     store._writer.execute("PRAGMA max_page_count = 1000000")
@@ -274,7 +274,8 @@ store = HistoryStore(Path(sys.argv[1]))
 store.open()
 number = store.count
 while True:
-    store.write([plain(f"task-{number + i}", NOW + number + i, client=f"client-{number + i}") for i in range(200)])
+    numbers = range(number, number + 200)
+    store.write([plain(f"task-{i}", NOW + i, client=f"client-{i}") for i in numbers])
     number += 200
     print(number, flush=True)
     store.prune(NOW + number, 20_000, 100_000)

