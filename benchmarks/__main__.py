@@ -282,6 +282,7 @@ def inside_lines(options: Options) -> list[Line]:
     single_profile, *_ = profiles.values()
     sinks = inside("sinks", str(options.tasks))
     no_sink = sinks.pop("no sink")
+    histories = inside("history", str(options.tasks))
     stall = inside("stall", str(options.samples))
     task = inside("memory", str(options.in_flight))
     return [
@@ -297,6 +298,8 @@ def inside_lines(options: Options) -> list[Line]:
             Row(f"  {name}", "us", [cost - no_sink], None, None, [(SINK, cost - no_sink)], "", 2)
             for name, cost in sinks.items()
         ),
+        "an event by its history",
+        *(Row(f"  {name}", "us", [cost], digits=2) for name, cost in histories.items()),
         *lines,
         f"events while {stall['samples']:,} samples are scraped",
         Row("  a message is late at worst, without scrapes", "ms", [stall["still"]]),

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -70,6 +71,7 @@ class Exporter:
         config = settings.monitor
         self.pushers = pushers_for(settings.sinks)
         self._monitor = Monitor(config, pushers=self.pushers)
+        self.history = self._monitor.history
         self._tracker = SeriesTracker(time.monotonic(), time.time())
         self._exposition = Exposition(config.metrics.selection.rows)
 
@@ -281,6 +283,41 @@ SINK_OPTIONS: dict[str, Callable[[str], dict[str, str]]] = {
 }
 
 
+def history(tasks: int) -> dict[str, float]:
+    """Return the us of an event without a history, in memory and with a file: of its thread, and of all.
+
+    They take turns; the result has the best of each.
+    """
+    messages = bodies(Cluster(tasks=tasks))
+    best: dict[str, float] = {}
+    for _ in range(SCRAPES):
+        for name in ("none", "memory", "file"):
+            for part, seconds in history_once(messages, name).items():
+                key = f"{name}, {part}"
+                best[key] = min(best.get(key, math.inf), seconds)
+    return {key: seconds / (4 * tasks) * 1e6 for key, seconds in best.items()}
+
+
+def history_once(messages: list[bytes], name: str) -> dict[str, float]:
+    """Return the CPU seconds of the event thread and of the process until all tasks are written."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"none": {"no_history": "true"}, "file": {"history_file": f"{folder}/history"}}
+        exporter = Exporter(**options.get(name, {}))
+        writer = exporter.history
+        thread, process = time.thread_time(), time.process_time()
+        if writer is not None:
+            writer.start()
+        for message in messages:
+            exporter.receive([message])
+        thread = time.thread_time() - thread
+        if writer is not None:
+            writer.stop()
+            writer.join(time.monotonic() + 60.0)
+            if writer.view().error or writer.view().written == 0:
+                raise SystemExit(f"the history file was not written: {writer.view().error}")
+        return {"event thread": thread, "process": time.process_time() - process}
+
+
 def sink_once(messages: list[bytes], options: dict[str, str]) -> float:
     """Return the CPU seconds of this process until all records of these messages are delivered."""
     exporter = Exporter(**options)
@@ -355,6 +392,6 @@ def pushed(published: bytes) -> bytes:
 
 if __name__ == "__main__":
     measurements = {
-        function.__name__: function for function in (scrape, stall, memory, stages, profiles, sinks)
+        function.__name__: function for function in (scrape, stall, memory, stages, profiles, sinks, history)
     }
     print(json.dumps(measurements[sys.argv[1]](int(sys.argv[2]))))
