@@ -33,6 +33,7 @@ from celery_exporter.web.auth import require_auth
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.request_records import record_requests
 from celery_exporter.web.server import CannotListenError, Server, bind
+from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.web_config_reloader import WebConfigReloader, WebSecurity, no_security
 
 log = logging.getLogger("celery_exporter")
@@ -126,7 +127,7 @@ def _app(
         monitor.is_ready,
         monitor.broker_url,
         status=None if settings.no_status_page else monitor.status,
-        tasks=monitor.tasks if settings.monitor.history.is_on else None,
+        tasks=Tasks(monitor.tasks, settings.trace_url) if settings.monitor.history.is_on else None,
         no_events=monitor.no_events,
     )
 

@@ -730,6 +730,14 @@ OPTIONS = (
         env=(TRACES_ENDPOINT, ENDPOINT),
     ),
     Option(
+        name="trace-url",
+        group="Traces",
+        help="URL of a trace in the tracing backend, for links on task pages; {trace_id} is replaced.",
+        expects="an http or https URL with {trace_id} in it",
+        metavar="URL",
+        parse=parsers.trace_url,
+    ),
+    Option(
         name="log-level",
         group="Log",
         help="Lowest level to log: debug, info, warning, error or critical.",

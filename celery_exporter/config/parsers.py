@@ -145,6 +145,15 @@ def http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def trace_url(text: str) -> str:
+    """Parse an http or https URL without a login that has {trace_id} in it."""
+    parts = urlsplit(text)
+    is_link = parts.scheme in {"http", "https"} and parts.hostname and "@" not in parts.netloc
+    if not is_link or "{trace_id}" not in text:
+        raise ValueError(text)
+    return text
+
+
 _TRUE, _FALSE = ("1", "true", "t", "yes", "y", "on"), ("0", "false", "f", "no", "n", "off", "")
 
 

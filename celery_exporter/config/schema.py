@@ -19,5 +19,6 @@ class Settings(Struct, frozen=True, kw_only=True):
     listen: ListenConfig
     sinks: SinksConfig
     no_status_page: bool
+    trace_url: str | None  # of a trace in the tracing backend, with {trace_id} in it
     log_level: str
     log_format: str

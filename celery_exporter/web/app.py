@@ -17,7 +17,7 @@ from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.status_page import POLICY
 from celery_exporter.web.status_routes import NOSNIFF, SAFE, Page, static_pages
 from celery_exporter.web.status_routes import pages as status_pages
-from celery_exporter.web.task_api import TaskFinder, Tasks
+from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.task_api import pages as task_pages
 
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,13 +54,13 @@ def build(  # noqa: PLR0913  what the pages show
     broker: Callable[[], str],
     *,
     status: Callable[[], Status] | None = None,
-    tasks: TaskFinder | None = None,
+    tasks: Tasks | None = None,
     no_events: str = "",
 ) -> Starlette:
     """Return the ASGI application.
 
     `broker` returns the broker's URL without its password. With `status` there is a status page at /, without
-    it a landing page with links. `tasks` finds single tasks for /api/v1/tasks. `no_events` is the reason if
+    it a landing page with links. `tasks` answers /api/v1/tasks. `no_events` is the reason if
     the transport delivers no events.
     """
 
@@ -88,7 +88,7 @@ def build(  # noqa: PLR0913  what the pages show
     if status is not None:
         pages |= status_pages(status)
     if tasks is not None:
-        pages |= task_pages(Tasks(tasks))
+        pages |= task_pages(tasks)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
     app.router.redirect_slashes = False
     return app

@@ -33,6 +33,9 @@ class TaskAnswer(Struct, frozen=True):
         Sequence[TaskInfo],
         Meta(description="All known tasks with the same root, this one included; 500 at most."),
     ]
+    trace_url: Annotated[
+        str | None, Meta(description="Its trace in the tracing backend (`--trace-url`).")
+    ] = None
     problem: Annotated[str, Meta(description=_PROBLEM)] = ""
 
 

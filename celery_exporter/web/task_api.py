@@ -15,6 +15,7 @@ from starlette.responses import Response
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_search import Cursor, Found, TaskFilter
 from celery_exporter.core.task_search import Page as FoundPage
+from celery_exporter.core.trace_ids import trace_id
 from celery_exporter.web.status_routes import SAFE, Page
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
@@ -27,6 +28,9 @@ NEVER_SEEN = (
     "--task-include, --task-exclude or --histogram-sample-rate leave it out",
     "it ended so long ago that it was removed: --history-memory, --history-retention, --history-max-tasks",
 )
+
+#: What a trace's id replaces in --trace-url.
+TRACE_ID = "{trace_id}"
 
 _T = TypeVar("_T")
 
@@ -45,10 +49,14 @@ class TaskFinder(Protocol):
 
 
 class Tasks:
-    """Looks tasks up in a thread of its own, one request at a time."""
+    """Looks tasks up in a thread of its own, one request at a time.
 
-    def __init__(self, finder: TaskFinder) -> None:
+    `trace_url` is that of a trace, with {trace_id} in it; None: there are no traces.
+    """
+
+    def __init__(self, finder: TaskFinder, trace_url: str | None = None) -> None:
         self._finder = finder
+        self._trace_url = trace_url
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tasks")
 
     async def list(self, parameters: dict[str, str]) -> TaskList:
@@ -69,7 +77,12 @@ class Tasks:
             return Problem(f"no task with the id {prefix} is known", [*problems, *NEVER_SEEN])
         if len(tasks) > 1:
             return Problem(f"several tasks begin with {prefix}", problems, [task.uuid for task in tasks])
-        return TaskAnswer(tasks[0], self._finder.workflow(tasks[0]), found.problem)
+        return TaskAnswer(tasks[0], self._finder.workflow(tasks[0]), self._trace(tasks[0]), found.problem)
+
+    def _trace(self, task: TaskInfo) -> str | None:
+        if self._trace_url is None:
+            return None
+        return self._trace_url.replace(TRACE_ID, trace_id(task.root_id or task.uuid).hex())
 
     async def _run(self, function: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

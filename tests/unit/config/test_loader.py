@@ -310,3 +310,22 @@ def test_no_history_and_a_history_file_contradict():
 def test_tasks_are_remembered_only_if_a_page_shows_them(option):
     argv = {} if option is None else {option: "true"}
     assert settings(**argv).monitor.history.is_on == (option is None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://jaeger/trace/{trace_id}",
+        "http://g:3000/explore?left={trace_id}#x",
+        "jaeger/{trace_id}",
+        "https://jaeger/trace/",
+        "https://me:secret@jaeger/{trace_id}",
+    ],
+)
+def test_a_trace_url_is_a_link_without_a_login_that_has_the_id_in_it(url):
+    if url.startswith(("https://jaeger/trace/{", "http://g")):
+        assert settings(trace_url=url).trace_url == url
+    else:
+        text = complaint(trace_url=url)
+        assert "an http or https URL with {trace_id} in it" in text
+        assert "secret" not in text

@@ -40,7 +40,8 @@ def cluster() -> ClusterDriver:
 def get(path: str, **query: str) -> tuple[int, bytes]:
     """Return the status and the body of an answer about this cluster."""
     config = load({"broker_url": "redis://"}, {}).monitor
-    routes = pages(Tasks(TaskFinder(ClusterState(cluster().cluster, config), None)))
+    finder = TaskFinder(ClusterState(cluster().cluster, config), None)
+    routes = pages(Tasks(finder, "https://traces/{trace_id}?tab=1"))
     name, _, uuid = path.partition("/")
     route = routes["/api/v1/tasks/{uuid:path}" if uuid else "/api/v1/tasks"]
     request: Any = SimpleNamespace(query_params=query, path_params={"uuid": uuid})
@@ -82,6 +83,7 @@ def test_a_task_comes_with_its_workflow(text):
     answer = msgspec.json.decode(body, type=TaskAnswer)
     assert (status, answer.task.uuid, answer.task.exception) == (200, IDS[1], "ValueError")
     assert sorted(task.uuid for task in answer.workflow) == IDS[:3]
+    assert answer.trace_url == f"https://traces/{IDS[0].replace('-', '')}?tab=1"
 
 
 def test_a_task_without_a_workflow_is_alone_in_it():
