@@ -45,11 +45,11 @@ _BROKER_OPTIONS = frozenset(
         "event_consumer",
     }
 )
-#: Options of records and their sinks, so that `doctor` takes those of the exporter.
-_SINK_OPTIONS = frozenset(
+#: Options of records, their sinks and the history file, so that `doctor` takes those of the exporter.
+_RECORD_OPTIONS = frozenset(
     option.key
     for option in OPTIONS
-    if option.group in {"Records of tasks", *SINK_GROUPS} or option.key == "static_label"
+    if option.group in {"Records of tasks", *SINK_GROUPS} or option.key in {"static_label", "history_file"}
 )
 
 
@@ -137,7 +137,7 @@ def _broker_command(
     def callback(context: click.Context, /, **argv: Any) -> None:
         unblock_signals()
         values = {key: argv.pop(key) or _root_params(context).get(key) for key in list(argv) if key in keys}
-        environ = os.environ if keys >= _SINK_OPTIONS else without_opentelemetry(os.environ)
+        environ = os.environ if keys >= _RECORD_OPTIONS else without_opentelemetry(os.environ)
         context.exit(function(load(values, environ), **argv))
 
     options = [parameter(option) for option in OPTIONS if option.key in keys]
@@ -233,7 +233,13 @@ def _doctor(
 
     sinks = sinks_for(settings.sinks)  # before the checks: contradicting settings end the command
     forward(print_progress, ignored="celery_exporter.status.checks")  # the report has all findings
-    options = DoctorOptions(seconds=seconds, prometheus=prometheus, management=management, sinks=sinks)
+    options = DoctorOptions(
+        seconds=seconds,
+        prometheus=prometheus,
+        management=management,
+        sinks=sinks,
+        history_file=settings.monitor.history.history_file,
+    )
     print_finding = (lambda _: None) if json else lambda finding: click.echo(printed(finding))
     conditions: list[Callable[[], bool]] = []
 
@@ -311,7 +317,7 @@ _DOCTOR = _broker_command(
         callback=_http_url,
         help="Management API of RabbitMQ, if not on port 15672.",
     ),
-    keys=_BROKER_OPTIONS | _SINK_OPTIONS | {"queues", "metric_prefix"},
+    keys=_BROKER_OPTIONS | _RECORD_OPTIONS | {"queues", "metric_prefix"},
 )
 
 

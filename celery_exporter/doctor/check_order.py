@@ -55,6 +55,6 @@ CHECKS_BY_SUBJECT: Mapping[str, Sequence[str]] = {
         "queue-waits",
         "oldest-messages",
     ],
-    "records": ["sinks", "sink-records"],
+    "records": ["sinks", "sink-records", "history"],
     "Prometheus": ["prometheus", "prometheus-agrees", "prometheus-native"],
 }

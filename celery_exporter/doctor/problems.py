@@ -27,6 +27,12 @@ EVENT_LOG_UNUSABLE = Problem(
     "check that the directory of {address} exists, and that the exporter's user can write there, as which "
     "doctor must run; a FIFO needs a reader; metrics do not depend on it",
 )
+HISTORY_UNUSABLE = Problem(
+    "history",
+    "warning",
+    "the history file cannot be used: {error}",
+    "the error says what helps; doctor must run as the exporter's user; metrics do not depend on it",
+)
 
 # -- from the URL to the subscription --------------------------------------------------------------------
 

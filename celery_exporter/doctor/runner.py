@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from celery_exporter.broker.connection import BrokerError, is_amqp, is_redis
 from celery_exporter.broker.url import masked
 from celery_exporter.doctor.connectivity import check_connectivity
 from celery_exporter.doctor.event_checks import run_event_checks
+from celery_exporter.doctor.history_checks import run_history_check
 from celery_exporter.doctor.listener import listen
 from celery_exporter.doctor.problems import QUERY_FAILED, TRANSIENT_QUEUES_DENIED
 from celery_exporter.doctor.prometheus_checks import run_prometheus_checks
@@ -38,14 +40,15 @@ UPDATE_INTERVAL_SECONDS = 2.0
 class DoctorOptions(Struct, frozen=True, kw_only=True):
     """The options of the command.
 
-    They are the seconds to listen, the URLs of Prometheus and of the management API, and the sinks of the
-    exporter. None, or no sink, is not checked.
+    They are the seconds to listen, the URLs of Prometheus and of the management API, and the sinks and the
+    history file of the exporter. None, or no sink, is not checked.
     """
 
     seconds: float
     prometheus: str | None = None
     management: str | None = None
     sinks: Sequence[Sink] = ()
+    history_file: Path | None = None
 
 
 class Report(Struct, frozen=True):
@@ -90,6 +93,8 @@ def run_doctor(
         if options.sinks:
             say("querying the sinks")
             add(run_sink_checks(options.sinks))
+        if options.history_file is not None:
+            add([run_history_check(options.history_file)])
         if options.prometheus is not None:
             say("querying Prometheus")
             up = {worker.name for worker in workers if worker.up}

@@ -39,6 +39,10 @@ class HistoryFileError(Exception):
     """The file cannot be read or written; the text is one line that says what to do."""
 
 
+class FileInUseError(HistoryFileError):
+    """Another process has locked the file."""
+
+
 class FileDamagedError(HistoryFileError):
     """SQLite cannot use the content of the file."""
 
@@ -71,6 +75,24 @@ def lock(path: Path) -> int:
     return descriptor
 
 
+def probe(path: Path) -> bool:
+    """Return whether an exporter has the file at a path open; raise HistoryFileError if none could use it.
+
+    Nothing is changed.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists():
+        try:
+            os.close(lock(path))
+        except FileInUseError:
+            return True
+    elif not path.parent.is_dir():
+        raise HistoryFileError(f"directory {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise HistoryFileError(f"directory {path.parent} is not writable: SQLite keeps PATH-wal there")
+    return False
+
+
 def _open_locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -78,7 +100,7 @@ def _open_locked(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise HistoryFileError(
+            raise FileInUseError(
                 f"{path} is in use by another exporter. Give each exporter its own file"
             ) from None
         except OSError as error:  # a file system without locks

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a search may take, and those that it waits for another one.
 READ_SECONDS, _WAIT_SECONDS = 5.0, 5.0
-#: Steps of SQLite's virtual machine between two looks at the clock: some milliseconds.
-_STEPS = 200_000
+#: Steps of SQLite's virtual machine between two looks at the clock, which take the global lock: 20 ms.
+_STEPS = 1_000_000
 #: Rows that one call of `prune` removes at most: 0.1 s.
 MAX_PRUNED = 2_000
 #: Texts whose ids are in memory.

@@ -21,6 +21,8 @@ from celery_exporter.status.recent import Growth
 
 Check = Callable[[Snapshot, Growth], Finding | None]
 
+#: Checks of what the exporter writes, whatever the broker does.
+_OF_FILES: Sequence[Check] = (broker.state, sinks.sinks, sinks.history)
 #: In the order in which they are shown.
 CHECKS: Sequence[Check] = (
     broker.subscription,
@@ -39,8 +41,7 @@ CHECKS: Sequence[Check] = (
     queues.queue_names,
     queues.queues_without_consumers,
     queues.unconsumed_messages,
-    broker.state,
-    sinks.sinks,
+    *_OF_FILES,
 )
 THRESHOLD_CHECKS: Sequence[Check] = (
     thresholds.failures,
@@ -77,7 +78,7 @@ def run_checks(snapshot: Snapshot, growth: Growth) -> list[Finding]:
 
 def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
     """Return whether each check that applies has decided, so that more time adds no finding."""
-    optional = {broker.state, broker.event_stream, sinks.sinks}
+    optional = {broker.event_stream, *_OF_FILES}
     if snapshot.exporter.blocked is None:
         optional.add(broker.publishers)
     return all(check(snapshot, growth) for check in _applicable(snapshot) if check not in optional)
@@ -86,9 +87,9 @@ def is_decided(snapshot: Snapshot, growth: Growth) -> bool:
 def _applicable(snapshot: Snapshot) -> Sequence[Check]:
     exporter = snapshot.exporter
     if exporter.no_events:
-        return (broker.transport, queues.queue_lengths, broker.state, sinks.sinks)
+        return (broker.transport, queues.queue_lengths, *_OF_FILES)
     if not exporter.broker_up:
-        return (broker.subscription, broker.state, sinks.sinks)
+        return (broker.subscription, *_OF_FILES)
     if exporter.blocked:
-        return (broker.subscription, broker.publishers, queues.queue_lengths, broker.state, sinks.sinks)
+        return (broker.subscription, broker.publishers, queues.queue_lengths, *_OF_FILES)
     return CHECKS

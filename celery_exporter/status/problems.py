@@ -67,7 +67,7 @@ STATE_NOT_SAVED = Problem(
     "kind of file at the path of --state-file",
 )
 
-# -- sinks -----------------------------------------------------------------------------------------------
+# -- sinks and the history file --------------------------------------------------------------------------
 
 SINK_FAILING = Problem(
     "sinks",
@@ -84,6 +84,14 @@ RECORDS_LOST = Problem(
     "celery_exporter_sink_records_total has the outcome: buffer_full needs a receiver that keeps up, or a "
     "larger --sink-buffer; for others the exporter's log has the receiver's answer",
     "CelerySinkRecordsLost",
+)
+
+HISTORY_FAILING = Problem(
+    "history",
+    "warning",
+    "the history file has not been written for {seconds}: {error}",
+    "the error says what helps; as soon as the file can be used, it is, without a restart; metrics do not "
+    "depend on it",
 )
 
 # -- workers ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Checks of the sinks of records. Pure."""
+"""Checks of the sinks of records, and of the history file. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.quoting import printable
 from celery_exporter.status.facts import short
 from celery_exporter.status.finding import Finding, count, duration, first_of
-from celery_exporter.status.problems import RECORDS_LOST, SINK_FAILING
+from celery_exporter.status.problems import HISTORY_FAILING, RECORDS_LOST, SINK_FAILING
 from celery_exporter.status.recent import Growth
 from celery_exporter.status.thresholds import BY_ALERT
+
+#: Seconds after which a history file that cannot be used is reported: another exporter may be about to stop.
+HISTORY_FAILING_SECONDS = 15.0
 
 
 def sinks(snapshot: Snapshot, _: Growth) -> Finding | None:
@@ -26,6 +29,19 @@ def sinks(snapshot: Snapshot, _: Growth) -> Finding | None:
     longest = max(exporter.at - sink.failing_since for sink in failing if sink.failing_since is not None)
     shown = first_of([f"{sink.name} ({printable(sink.address)}: {short(sink.error)})" for sink in failing])
     return SINK_FAILING.finding(seconds=duration(longest), sinks=shown)
+
+
+def history(snapshot: Snapshot, _: Growth) -> Finding | None:
+    """Check that the history file can be used."""
+    view = snapshot.exporter.history
+    if view is None or (view.last_success is None and view.failing_since is None):
+        return None
+    if view.failing_since is None:
+        return HISTORY_FAILING.ok(f"{count(view.tasks or 0, 'task')} in the history file")
+    seconds = snapshot.exporter.at - view.failing_since
+    if seconds < HISTORY_FAILING_SECONDS:
+        return None
+    return HISTORY_FAILING.finding(seconds=duration(seconds), error=printable(view.error))
 
 
 def sink_records(snapshot: Snapshot, growth: Growth) -> Finding | None:

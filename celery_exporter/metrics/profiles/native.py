@@ -6,7 +6,7 @@ have to edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregate
@@ -21,6 +21,7 @@ _TIMED_STATES = (State.SUCCESS, State.FAILURE)
 
 #: When metrics of sinks have no sample.
 _NO_SINK = "No sink is on."
+_NO_HISTORY_FILE = "--history-file is not set."
 
 #: Seconds: some of prometheus_client's bounds, and minutes, which tasks may take.
 RUNTIME_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -496,7 +497,7 @@ def _counts(  # noqa: PLR0913  a row has as many columns
     name: str,
     help_: str,
     label: str,
-    field: Callable[[Snapshot], dict[str, int]],
+    field: Callable[[Snapshot], Mapping[str, int]],
     *,
     absent: str = "",
     example: str = "",
@@ -597,6 +598,64 @@ _SINK_ROWS = [
         absent=_NO_SINK,
         example="histogram_quantile(0.95, sum by (sink, le) "
         "(rate(celery_exporter_sink_request_duration_seconds_bucket[5m])))",
+    ),
+]
+
+
+def _history(field: str) -> Callable[[Snapshot], float | None]:
+    """Return a function that returns a field of the accounts of the history file, None without a file."""
+    return lambda snapshot: getattr(snapshot.exporter.history, field, None)
+
+
+_HISTORY_ROWS = [
+    _self(
+        "history_tasks",
+        "gauge",
+        "Tasks in --history-file.",
+        _history("tasks"),
+        absent=f"{_NO_HISTORY_FILE} Or it cannot be used now.",
+        example="celery_exporter_history_tasks",
+    ),
+    _self(
+        "history_bytes",
+        "gauge",
+        "Size of --history-file on disk. Space of removed tasks is used again, so it does not shrink.",
+        _history("size_bytes"),
+        absent=f"{_NO_HISTORY_FILE} Or it cannot be used now.",
+        example="celery_exporter_history_bytes",
+    ),
+    _self(
+        "history_written_total",
+        "counter",
+        "Tasks written to --history-file; one that changes is written again.",
+        _history("written"),
+        absent=_NO_HISTORY_FILE,
+        example="rate(celery_exporter_history_written_total[5m])",
+    ),
+    _counts(
+        "history_dropped",
+        "Tasks whose last change was not written to --history-file, by reason: buffer_full (the file is too "
+        "slow, or cannot be used), fault (of the exporter), shutdown.",
+        "reason",
+        lambda snapshot: history.dropped if (history := snapshot.exporter.history) else {},
+        absent=_NO_HISTORY_FILE,
+        example="sum by (reason) (increase(celery_exporter_history_dropped_total[1h])) > 0",
+    ),
+    _self(
+        "history_errors_total",
+        "counter",
+        "Number of times --history-file could not be opened, read or written.",
+        _history("errors"),
+        absent=_NO_HISTORY_FILE,
+        example="increase(celery_exporter_history_errors_total[1h]) > 0",
+    ),
+    _self(
+        "history_last_success_timestamp_seconds",
+        "gauge",
+        "Time at which --history-file was last written, or there was nothing to write.",
+        _history("last_success"),
+        absent=f"{_NO_HISTORY_FILE} Or it could not be used yet.",
+        example="time() - celery_exporter_history_last_success_timestamp_seconds > 60",
     ),
 ]
 
@@ -761,6 +820,7 @@ EXPORTER_ROWS = [
         example="time() - celery_exporter_collector_last_success_timestamp_seconds > 120",
     ),
     *_SINK_ROWS,
+    *_HISTORY_ROWS,
 ]
 
 

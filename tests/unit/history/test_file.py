@@ -166,7 +166,7 @@ def test_a_file_that_must_not_be_written_is_reported(path):
     store.close()
 
 
-# -- several processes and readers -----------------------------------------------------------------------------
+# -- several processes and readers -----------------------------------------------------------------------
 
 
 def test_a_second_exporter_is_kept_out(path):
@@ -219,7 +219,7 @@ def test_a_search_that_takes_too_long_is_ended(path, monkeypatch):
     store.close()
 
 
-# -- faults while it is open -------------------------------------------------------------------------------------
+# -- faults while it is open -----------------------------------------------------------------------------
 
 
 def test_a_full_disk_keeps_what_was_written(path):

@@ -1,13 +1,13 @@
-"""Sinks that fail, and records that are lost."""
+"""Sinks that fail, records that are lost, and a history file that cannot be used."""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
 from celery_exporter.core.histogram import Histogram
-from celery_exporter.core.snapshot import SinkView
+from celery_exporter.core.snapshot import HistoryView, SinkView
 from celery_exporter.status.recent import Recent
-from celery_exporter.status.sink_checks import sink_records
+from celery_exporter.status.sink_checks import HISTORY_FAILING_SECONDS, sink_records
 from celery_exporter.status.thresholds import BY_ALERT
 from unit.core.cluster_driver import T0, ClusterDriver
 from unit.status.scenario import findings
@@ -48,3 +48,31 @@ def test_records_that_were_lost_in_the_window_are_reported():
     after = driver.shown(sinks=[replace(INFLUX, lost=1_003)])
     finding = sink_records(after, recent.growth(after, 60.0))
     assert (finding.severity, "influxdb 1,000" in finding.message) == ("warning", True)
+
+
+# -- the history file ----------------------------------------------------------------------------------------
+
+HISTORY = HistoryView("/var/lib/history", 5, {"fault": 0}, 0, NOW, 5, 4_096)
+
+
+def test_a_history_file_that_works_is_ok_and_without_one_nothing_is_checked():
+    assert "history" not in findings()
+    assert findings(history=HISTORY)["history"].message == "5 tasks in the history file"
+
+
+def test_a_history_file_that_cannot_be_used_is_reported_also_without_a_broker():
+    failing = replace(HISTORY, error="disk\x1b is full", failing_since=NOW - HISTORY_FAILING_SECONDS)
+    for broker_up in (True, False):
+        finding = findings(history=failing, broker_up=broker_up)["history"]
+        assert (finding.severity, "disk" in finding.message, "\x1b" in finding.message) == (
+            "warning",
+            True,
+            False,
+        )
+    recent = replace(failing, failing_since=NOW - HISTORY_FAILING_SECONDS + 1)
+    assert "history" not in findings(history=recent), "another exporter may be about to stop"
+
+
+def test_a_history_file_that_is_not_open_yet_is_not_reported():
+    new = replace(HISTORY, last_success=None, tasks=None, size_bytes=None)
+    assert "history" not in findings(history=new)
