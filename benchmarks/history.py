@@ -1,21 +1,24 @@
-"""Measures the history file: bytes and CPU time a task, and the time of searches, at a million tasks.
+"""Measures the history file: bytes and CPU time a task, and the time of searches, with a million tasks.
 
     PYTHONPATH=tests .venv/bin/python -m benchmarks.history [TASKS]
 
-Half of the tasks are standalone, the others are in workflows of ten. Each task is written when it has started
-and again when it has ended, a thousand a transaction, as if a thousand ended a second. Searches are measured with
-the file in the page cache. It takes three minutes, and 400 MB in a temporary folder.
+Half of the tasks are standalone, the others are in workflows of ten. One in twenty fails, and one in twenty
+was retried. Each task is written once it has started and again once it has ended, a thousand in a
+transaction. Then a third as many follow, and each removes the oldest. Searches find the file in the page
+cache, as it is after a write. CPU time is that of the thread, since other processes disturb wall times. It
+takes five minutes, and 400 MB in a temporary folder.
 """
 
 from __future__ import annotations
 
 import random
+import sqlite3
 import statistics
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +28,42 @@ from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
 from celery_exporter.core.task_search import TaskFilter
 from celery_exporter.history.store import HistoryStore
 
-TASKS, BATCH, RATE = 1_000_000, 1_000, 1_000
+TASKS, BATCH = 1_000_000, 1_000
+#: Tasks of a second, whose times are written.
+RATE = 1_000
 START = 1_790_000_000.0
-NAMES, WORKERS, CLIENTS = 200, 40, 40
+NAMES, QUEUES, WORKERS, CLIENTS, MEMBERS = 200, 5, 40, 40, 10
 EXCEPTIONS = ("ValueError", "TimeoutError", "ConnectionError", "OperationalError")
-#: Tasks of a workflow.
-MEMBERS = 10
-PAGE, MAX_PAGE = 50, 500
-ROUNDS = 5
-RARE, FREQUENT = 2_000, 0.3
+#: One task of so many has a name, queue, worker, exception and state that are rare.
+RARE = 20_000
+PAGE, MAX_PAGE, PAGES, ROUNDS = 50, 500, 20, 5
+UNKNOWN = str(uuid.UUID(int=7))
 
 
 def main() -> None:
-    """Measure, and print tables."""
+    """Measure, and print."""
     tasks = int(sys.argv[1]) if len(sys.argv) > 1 else TASKS
     with tempfile.TemporaryDirectory() as folder:
-        store = HistoryStore(Path(folder) / "history")
+        store, maker = HistoryStore(Path(folder) / "history"), Maker()
         store.open()
-        known = fill(store, tasks)
-        print_sizes(store, tasks)
-        searches(store, known, tasks)
-        steady(store, tasks)
+        print(
+            f"writer, CPU a task\n  written when it starts, and when it ends  {fill(store, maker, tasks):6.1f} us"
+        )
+        print(f"{tasks:,} tasks")
+        print_sizes(store)
+        cost = churn(store, maker, tasks)
+        print(f"after as many were removed as a third of them\n  {size(store)}")
+        print(f"  written once it has ended, the oldest removed  {cost:.1f} us CPU a task")
+        print(f"{'search with ' + format(store.count, ',') + ' tasks':46}   wall      CPU    longest  tasks")
+        middle = store.search(TaskFilter(until=START + tasks / RATE), 1).tasks[0]
+        for label, search in searches(store, middle):
+            print(timed(label, search))
         store.close()
 
 
-def fill(store: HistoryStore, tasks: int) -> list[TaskInfo]:
-    """Write tasks; return some of them."""
-    maker, kept, seconds, wall = Maker(), [], 0.0, time.monotonic()
+def fill(store: HistoryStore, maker: Maker, tasks: int) -> float:
+    """Write tasks when they start and when they end; return the microseconds of CPU time a task."""
+    seconds = 0.0
     for first in range(0, tasks, BATCH):
         ended = [maker.make(number) for number in range(first, first + BATCH)]
         started = [before_end(info) for info in ended]
@@ -59,26 +71,20 @@ def fill(store: HistoryStore, tasks: int) -> list[TaskInfo]:
         store.write(started)
         store.write(ended)
         seconds += time.thread_time() - begin
-        kept += ended[:1]
-    print(
-        f"written in {time.monotonic() - wall:.0f} s; writer, each task written twice: {seconds / tasks * 1e6:.1f} us a task"
-    )
-    return kept
+    return seconds / tasks * 1e6
 
 
-def steady(store: HistoryStore, tasks: int) -> None:
-    """Measure writing and pruning at the maximum number of tasks."""
-    maker, seconds, count = Maker(), 0.0, 0
-    for first in range(tasks, tasks + tasks // 5, BATCH):
+def churn(store: HistoryStore, maker: Maker, tasks: int) -> float:
+    """Write tasks and remove the oldest; return the microseconds of CPU time for each."""
+    seconds, count = 0.0, 0
+    for first in range(tasks, tasks + tasks // 3, BATCH):
         ended = [maker.make(number) for number in range(first, first + BATCH)]
         begin = time.thread_time()
         store.write(ended)
         while store.prune(START, 1e9, tasks):
             pass
-        seconds += time.thread_time() - begin
-        count += BATCH
-    print(f"written once, and one removed for each: {seconds / count * 1e6:.1f} us a task")
-    print(f"then: {store.count:,} tasks, {store.size_bytes / store.count:.0f} bytes a task")
+        seconds, count = seconds + time.thread_time() - begin, count + BATCH
+    return seconds / max(1, count) * 1e6
 
 
 class Maker:
@@ -86,65 +92,39 @@ class Maker:
 
     def __init__(self) -> None:
         self._random = random.Random(1)
-        self._root, self._parent = "", ""
+        self._root = self._parent = ""
 
     def make(self, number: int) -> TaskInfo:
+        """Return the task of this number."""
         pick = self._random
         own = str(uuid.UUID(int=pick.getrandbits(128), version=4))
-        place = number % (2 * MEMBERS)
-        root: str | None = own
-        parent = None
-        if place >= MEMBERS:
-            if place == MEMBERS:
-                self._root = own
-            else:
-                root, parent = self._root, pick.choice((self._root, self._parent))
-            self._parent = own
+        root, parent = self._ancestry(own, number % (2 * MEMBERS))
         name = min(int(pick.expovariate(8.0) * NAMES), NAMES - 1)
-        sent = START + number / RATE + pick.random() / RATE
+        queue, worker = f"queue-{name % QUEUES}", f"celery@worker-{pick.randrange(WORKERS)}"
+        state, exception = ("FAILURE", pick.choice(EXCEPTIONS)) if pick.random() < 0.05 else ("SUCCESS", None)
+        if number % RARE == 0:
+            name, queue, worker, state, exception = NAMES, "rare", "celery@rare", "REVOKED", "RareError"
+        sent = START + (number + pick.random()) / RATE
         received = sent + pick.expovariate(20.0)
         started = received + pick.expovariate(5.0)
         runtime = pick.expovariate(1.0)
-        state, exception = ("SUCCESS", None) if pick.random() < 0.95 else ("FAILURE", pick.choice(EXCEPTIONS))
-        queue, worker = f"queue-{name % 5}", f"celery@worker-{pick.randrange(WORKERS)}"
-        if number % RARE == 0:
-            name, queue, worker, exception = NAMES, "rare", "celery@rare", "RareError"
-            state = "REVOKED"
-        attempt = AttemptInfo(
-            state,
-            0,
-            0,
-            queue,
-            worker,
-            sent,
-            None,
-            received,
-            started,
-            started + runtime,
-            None,
-            None,
-            runtime,
-            exception,
-        )
-        attempts = [completed(attempt)]
+        ended = started + runtime
+        times = {"sent": sent, "received": received, "started": started, "ended": ended}
+        attempts = [
+            AttemptInfo(state, 0, 0, queue, worker, **times, runtime_seconds=runtime, exception=exception)
+        ]
         if pick.random() < 0.05:
-            earlier = replace(
-                attempt,
-                state="RETRY",
-                sent=sent - 20,
-                received=received - 20,
-                started=started - 20,
-                ended=started - 19,
-                runtime_seconds=1.0,
-                exception="TimeoutError",
-            )
-            attempts = [completed(earlier), replace(attempts[0], retries=1)]
+            before = {name: moment - 20 for name, moment in times.items()}
+            attempts = [
+                AttemptInfo("RETRY", 0, 0, queue, worker, **before, exception="TimeoutError"),
+                replace(attempts[0], retries=1),
+            ]
         return TaskInfo(
             own,
             f"app.tasks.task_{name}",
             queue,
             state,
-            started + runtime,
+            ended,
             worker,
             f"gen{pick.randrange(CLIENTS)}@web",
             root,
@@ -153,114 +133,116 @@ class Maker:
             runtime,
             exception,
             None,
-            attempts,
+            [completed(attempt) for attempt in attempts],
         )
+
+    def _ancestry(self, own: str, place: int) -> tuple[str, str | None]:
+        """Return the root and the parent of a task; the second half of the places is a workflow."""
+        root, parent = own, None
+        if place == MEMBERS:
+            self._root = own
+        elif place > MEMBERS:
+            root, parent = self._root, self._random.choice((self._root, self._parent))
+        self._parent = own
+        return root, parent
 
 
 def before_end(info: TaskInfo) -> TaskInfo:
+    """Return what was known of a task when it had started."""
     newest = info.attempts[-1]
-    started = replace(newest, state="STARTED", ended=None, runtime_seconds=None, exception=None)
+    open_attempt = replace(newest, state="STARTED", ended=None, runtime_seconds=None, exception=None)
+    attempts = [*info.attempts[:-1], open_attempt]
+    since = newest.started or 0.0
     return replace(
-        info,
-        state="STARTED",
-        since=newest.started,
-        runtime_seconds=None,
-        exception=None,
-        attempts=[*info.attempts[:-1], started],
+        info, state="STARTED", since=since, runtime_seconds=None, exception=None, attempts=attempts
     )
 
 
-def print_sizes(store: HistoryStore, tasks: int) -> None:
-    connection = store._writer
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    print(f"{store.count:,} tasks, {store.size_bytes:,} bytes: {store.size_bytes / tasks:.1f} a task")
+def size(store: HistoryStore) -> str:
+    store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # noqa: SLF001
+    return f"{store.size_bytes / store.count:.1f} bytes a task on disk"
+
+
+def print_sizes(store: HistoryStore) -> None:
+    """Print the size of the file, and that of its tables and indexes if SQLite can tell."""
+    print(f"  {size(store)}")
     try:
-        rows = connection.execute(
-            "SELECT name, sum(pgsize), sum(payload) FROM dbstat GROUP BY name ORDER BY 2 DESC"
-        ).fetchall()
-    except Exception:
+        sql = "SELECT name, sum(pgsize), sum(payload) FROM dbstat GROUP BY name ORDER BY 2 DESC LIMIT 5"
+        rows = store._writer.execute(sql).fetchall()  # noqa: SLF001
+    except sqlite3.OperationalError:
         return
-    for name, size, payload in rows:
-        print(f"  {name:20} {size / tasks:6.1f} bytes a task, {payload / size:4.0%} used")
+    for name, bytes_, payload in rows:
+        print(f"    {name:16} {bytes_ / store.count:6.1f}, of which {payload / bytes_:.0%} is used")
 
 
-def timed(function: Any) -> tuple[float, float, Any]:
-    """Return the median and the maximum of a call's milliseconds, and its result."""
-    times = []
+def timed(label: str, search: Callable[[], list[TaskInfo]]) -> str:
+    """Return a line with the milliseconds of a search."""
+    wall, cpu, tasks = [], [], []
     for _ in range(ROUNDS):
-        begin = time.perf_counter()
-        result = function()
-        times.append((time.perf_counter() - begin) * 1e3)
-    return statistics.median(times), max(times), result
+        begin, cpu_begin = time.perf_counter(), time.thread_time()
+        tasks = search()
+        cpu.append((time.thread_time() - cpu_begin) * 1e3)
+        wall.append((time.perf_counter() - begin) * 1e3)
+    median, cpu_median = statistics.median(wall), statistics.median(cpu)
+    return f"  {label:42} {median:6.1f} ms {cpu_median:6.1f} ms {max(wall):6.1f} ms  {len(tasks):5}"
 
 
-def searches(store: HistoryStore, known: Sequence[TaskInfo], tasks: int) -> None:
-    middle = known[len(known) // 2]
+def searches(store: HistoryStore, middle: TaskInfo) -> Iterator[tuple[str, Callable[[], list[TaskInfo]]]]:
+    """Yield searches with their labels."""
     for label, prefix in (
-        ("a whole id", middle.uuid),
-        ("the first 8 letters", middle.uuid[:8]),
-        ("3 letters", middle.uuid[:3]),
-        ("an unknown id", str(uuid.UUID(int=7))),
-        ("an unknown text", "import-7"),
+        ("whole id", middle.uuid),
+        ("first 8 letters of an id", middle.uuid[:8]),
+        ("first 3 letters of an id", middle.uuid[:3]),
+        ("unknown id", UNKNOWN),
     ):
-        median, worst, found = timed(lambda: store.find(prefix, 20))
-        print(f"  find {label:30} {median:8.2f} ms, at most {worst:8.2f}, {len(found)} tasks")
-    for label, filter_ in filters(middle, tasks):
-        for size in (PAGE, MAX_PAGE):
-            median, worst, page = timed(lambda: store.search(filter_, size))
-            print(f"  {label:35} {size:4} {median:8.2f} ms, at most {worst:8.2f}, {len(page.tasks)} tasks")
-        before, pages = page.next, 0
-        if before is not None:
-            for _ in range(20):
-                page = store.search(filter_, size, before)
-                if page.next is None:
-                    break
-                before, pages = page.next, pages + 1
-            median, worst, page = timed(lambda: store.search(filter_, PAGE, before))
-            print(
-                f"    after page {pages:3} {'':28} {median:8.2f} ms, at most {worst:8.2f}, {len(page.tasks)} tasks"
-            )
+        yield label, lambda prefix=prefix: store.find(prefix, 20)
+    for label, filter_ in filters(middle):
+        yield label, lambda filter_=filter_: store.search(filter_, PAGE).tasks
+    yield "no filter, 500 tasks", lambda: store.search(TaskFilter(), MAX_PAGE).tasks
+    for label, filter_ in filters(middle):
+        before = None
+        for _ in range(PAGES):
+            page = store.search(filter_, PAGE, before)
+            if page.next is None:
+                break
+            before = page.next
+        else:
+            yield f"page {PAGES + 1}: {label}", lambda f=filter_, b=before: store.search(f, PAGE, b).tasks
 
 
-def filters(middle: TaskInfo, tasks: int) -> Iterator[tuple[str, TaskFilter]]:
-    end = START + tasks / RATE
-    member = next
+def filters(middle: TaskInfo) -> Iterator[tuple[str, TaskFilter]]:
+    """Yield filters with their labels."""
     yield "no filter", TaskFilter()
-    for key, frequent, rare in (
-        ("task_name", "app.tasks.task_0", f"app.tasks.task_{NAMES}"),
-        ("queue_name", "queue-0", "rare"),
-        ("worker", "celery@worker-0", "celery@rare"),
-        ("exception", "ValueError", "RareError"),
-        ("states", frozenset({"SUCCESS"}), frozenset({"REVOKED"})),
-    ):
-        yield f"{key}, frequent", TaskFilter(**{key: frequent})
-        yield f"{key}, rare", TaskFilter(**{key: rare})
+    pairs: dict[str, tuple[Any, Any]] = {
+        "task_name": ("app.tasks.task_0", f"app.tasks.task_{NAMES}"),
+        "queue_name": ("queue-0", "rare"),
+        "worker": ("celery@worker-0", "celery@rare"),
+        "exception": ("ValueError", "RareError"),
+        "states": (frozenset({"SUCCESS"}), frozenset({"REVOKED"})),
+        "min_runtime": (1.0, 13.0),
+    }
+    for name, (frequent, rare) in pairs.items():
+        yield f"{name}, frequent", TaskFilter(**{name: frequent})
+        yield f"{name}, rare", TaskFilter(**{name: rare})
     yield "states, none found", TaskFilter(states=frozenset({"LOST"}))
-    yield "states, all but SUCCESS", TaskFilter(states=frozenset({"FAILURE", "RETRY", "REVOKED", "STARTED"}))
-    yield "worker, unknown", TaskFilter(worker="nobody")
-    yield "min_runtime, frequent", TaskFilter(min_runtime=1.0)
-    yield "min_runtime, rare", TaskFilter(min_runtime=11.0)
+    yield "worker that is unknown", TaskFilter(worker="nobody")
     yield "min_runtime, none found", TaskFilter(min_runtime=1e6)
-    yield "until the middle", TaskFilter(until=(START + end) / 2)
+    yield "all states but SUCCESS", TaskFilter(states=frozenset({"FAILURE", "RETRY", "REVOKED", "LOST"}))
+    yield "until the middle", TaskFilter(until=middle.since - 100)
+    minute = {"since": middle.since - 160, "until": middle.since - 100}
+    yield "a minute in the middle, rare state", TaskFilter(**minute, states=frozenset({"REVOKED"}))
     yield (
-        "a minute in the middle, rare",
-        TaskFilter(since=(START + end) / 2, until=(START + end) / 2 + 60, states=frozenset({"REVOKED"})),
-    )
-    yield "root_id", TaskFilter(root_id=middle.root_id)
-    yield "root_id, unknown", TaskFilter(root_id=str(uuid.UUID(int=7)))
-    yield "parent_id, unknown", TaskFilter(parent_id=str(uuid.UUID(int=7)))
-    yield (
-        "name and worker, each frequent, none",
-        TaskFilter(task_name="app.tasks.task_0", worker="celery@worker-0", states=frozenset({"LOST"})),
-    )
-    yield (
-        "name and queue that exclude each other",
+        "name and queue, frequent, none together",
         TaskFilter(task_name="app.tasks.task_0", queue_name="queue-1"),
     )
     yield (
         "name, exception and min_runtime",
-        TaskFilter(task_name="app.tasks.task_0", exception="ValueError", min_runtime=8.0),
+        TaskFilter("app.tasks.task_0", exception="ValueError", min_runtime=9.0),
     )
+    yield "root_id", TaskFilter(root_id=middle.root_id)
+    yield "root_id that is unknown", TaskFilter(root_id=UNKNOWN)
+    yield "parent_id", TaskFilter(parent_id=middle.parent_id or middle.root_id)
+    yield "parent_id that is unknown", TaskFilter(parent_id=UNKNOWN)
 
 
 if __name__ == "__main__":

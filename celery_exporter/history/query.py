@@ -87,11 +87,12 @@ def search(connection: sqlite3.Connection, filter_: TaskFilter, limit: int, befo
     index = "" if is_of_workflow else "INDEXED BY task_by_since"
     where = " AND ".join(text for text, _ in conditions) or "1"
     sql = (
-        f"{_AGGREGATED} (SELECT * FROM task {index} WHERE {where} "
+        f"{_AGGREGATED} task WHERE id IN (SELECT id FROM task {index} WHERE {where} "
         f"ORDER BY since DESC, {schema.UUID_TEXT} DESC LIMIT ?)"
     )
     parameters = [value for _, values in conditions for value in values]
     tasks = infos(connection, _rows(connection, sql, [*parameters, limit + 1]))
+    tasks.sort(key=lambda task: (task.since, task.uuid), reverse=True)
     last = tasks[limit - 1] if len(tasks) > limit else None
     return Page(tasks[:limit], Cursor(last.since, last.uuid) if last else None, is_complete=True)
 

@@ -63,22 +63,18 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 
 
-def _id_text(column: str) -> str:
-    """Return the expression of the text of an id as the order of pages needs it."""
-    digits = f"lower(hex({column}))"
-    parts = "||'-'||".join(
-        f"substr({digits},{start},{length})" for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
-    )
-    return f"CASE typeof({column}) WHEN 'text' THEN {column} ELSE {parts} END"
-
-
 def _id_json(column: str) -> str:
     """Return the expression of an id in JSON: digits, after a letter if it is no UUID; '' for `SAME_ID`."""
     cases = f"WHEN 'text' THEN 't'||hex({column}) WHEN 'blob' THEN hex({column}) WHEN 'integer' THEN ''"
     return f"CASE typeof({column}) {cases} END"
 
 
-UUID_TEXT = _id_text("uuid")
+#: The text of an id, by which tasks with the same `since` are ordered.
+UUID_TEXT = (
+    "CASE typeof(uuid) WHEN 'text' THEN uuid ELSE lower("
+    "hex(substr(uuid, 1, 4))||'-'||hex(substr(uuid, 5, 2))||'-'||hex(substr(uuid, 7, 2))||'-'||"
+    "hex(substr(uuid, 9, 2))||'-'||hex(substr(uuid, 11, 6))) END"
+)
 #: One row as JSON, and many rows as one: each row that SQLite returns by itself takes Python's global lock
 #: anew, for which a busy exporter lets it wait for up to 5 ms.
 ROW_JSON = (
