@@ -10,6 +10,9 @@ from celery_exporter.core.events import Event
 # A repr that is a sentence (pydantic's "1 validation error for …") has no class name in it.
 _class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*([^\W\d]\w*)")
 _REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
+#: `Retry.__repr__`, before the exception that caused the retry. Celery writes it in place of that exception if
+#: the worker does not run tasks in processes: it looks through one wrapper of two (celery/worker/request.py).
+_RETRY = "Retry(Retry(...), "
 _WRAPPER = "ExceptionWithTraceback()"
 _TRACEBACK_HEAD = "Traceback (most recent call last):\n"
 #: A thousand frames, which is Python's recursion limit, have some 100,000 characters.
@@ -21,9 +24,12 @@ _not_registered = re.compile(r"NotRegistered\(\s*(['\"])(.{1,255}?)\1")
 
 def exception_class(text: str | None) -> str | None:
     """Return the class name in the repr of an exception, without its module; None if there is none."""
-    if text and text.startswith(_REJECT):
+    if not text:
+        return None
+    if text.startswith(_REJECT):
         return "Reject"
-    match = _class_name.match(text, 0, 255) if text else None
+    start = len(_RETRY) if text.startswith(_RETRY) else 0
+    match = _class_name.match(text, start, start + 255)
     return match[1] if match else None
 
 

@@ -27,6 +27,8 @@ from .cluster_driver import (
         ("1 validation error for Model\nfield required", None),
         ("something (went) wrong", None),
         ("reject requeue=False: no", "Reject"),
+        ("Retry(Retry(...), socket.timeout('x'), 3)", "timeout"),
+        ("Retry(Retry(...), None, 3)", None),
         ("'quoted'", None),
         ("", None),
         (None, None),
