@@ -217,22 +217,26 @@ class RecordBuilder:
         self, task: Task, event: Event, label_set: LabelSet, state: State, attempt: int | None
     ) -> None:
         """Note a transition that was just counted under this label set, and make its record."""
-        details = task.details
+        details, is_current = task.details, False
         if details is None:
             if label_set is EXCLUDED or not self._is_sampled(task.uuid):
                 self._aggregates.forget_observed()
                 return
             details = task.details = TaskDetails(attempt)
+        elif attempt is None:
+            is_current = details.is_of_current(event.hostname, state)
+            if not is_current and details.attempt is not None:
+                details.switch(None)
         elif details.attempt != attempt:
             details.switch(attempt)
         if state is PENDING:
-            details.sent, details.client = event.timestamp, event.hostname
+            details.sent = event.timestamp
             if details.first_sent is None or event.timestamp < details.first_sent:
-                details.first_sent = event.timestamp
+                details.first_sent, details.client = event.timestamp, event.hostname
             if details.root is None or event.eta is not None:
                 details.add_origin(task.uuid, event)
         else:
-            if details.ended is not None:
+            if details.ended is not None and not is_current:
                 details.close()
             if state is STARTED:
                 details.started = event.timestamp
@@ -241,8 +245,9 @@ class RecordBuilder:
                 if details.root is None or event.eta is not None:
                     details.add_origin(task.uuid, event)
             elif not (event.requeue and state is REJECTED):  # that one goes back to its queue
-                details.ended, details.state, details.runtime = event.timestamp, state, event.runtime
-                details.worker, details.label_set = event.hostname, label_set
+                if details.ended is None:
+                    details.ended, details.state, details.runtime = event.timestamp, state, event.runtime
+                    details.worker, details.label_set = event.hostname, label_set
                 if event.exception is not None:
                     details.exception = exception_class(event.exception) or UNKNOWN
         if self._has_consumers:

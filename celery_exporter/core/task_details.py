@@ -83,6 +83,16 @@ class TaskDetails(Struct, gc=False):
         attempts = [*(self.over or ()), *(self.others or {}).values(), self.current()]
         return attempts if len(attempts) == 1 else sorted(attempts, key=_place)
 
+    def is_of_current(self, worker: str, state: State) -> bool:
+        """Return whether an end, of a delivery that is unknown, is of the attempt in the fields.
+
+        A worker sends no task-received for a task that it does not register, or that was revoked before. If
+        it rejects a task that failed, or fails one that it rejected, it reports both.
+        """
+        if self.ended is None:
+            return self.received is None and self.started is None
+        return worker == self.worker and {state, self.state} == {State.FAILURE, State.REJECTED}
+
     def switch(self, attempt: int | None) -> None:
         """Put this attempt into the fields, and keep the one that is there."""
         if self.ended is not None:

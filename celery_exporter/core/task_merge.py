@@ -32,9 +32,11 @@ def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
     """
     unknown = {name: getattr(older, name) for name in _KEPT if getattr(newer, name) is None}
     sent = [time for time in (newer.first_sent, older.first_sent) if time is not None]
+    if older.client is not None and older.first_sent == min(sent, default=None):
+        unknown["client"] = older.client  # a retry is sent by a worker
     attempts = _merged_attempts(newer.attempts, older.attempts)
     runtime = newer.runtime_seconds
-    if runtime is None and attempts and attempts[-1].state == newer.state:
+    if runtime is None and attempts != [*newer.attempts] and attempts[-1].state == newer.state:
         runtime = attempts[-1].runtime_seconds
     return replace(
         newer, **unknown, first_sent=min(sent, default=None), runtime_seconds=runtime, attempts=attempts
@@ -44,8 +46,11 @@ def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
 def _merged_attempts(newer: Sequence[AttemptInfo], older: Sequence[AttemptInfo]) -> list[AttemptInfo]:
     """Return all attempts of the newer description, and before them those that only the older one has.
 
-    Of those only attempts that are over stay: the newer description knows what workers have now.
+    Of those only attempts that are over stay: the newer description knows what workers have now. If it knows
+    no attempt, as after a restart, all stay.
     """
+    if not newer:
+        return [*older]
     both, over = [*newer], []
     free = [place for place, attempt in enumerate(newer) if attempt not in older]
     for attempt in older:

@@ -26,6 +26,13 @@ def test_what_an_older_description_knows_is_kept():
     assert both.attempts[1].queue_wait_seconds == T0 + 6 - (T0 + 1.1)
 
 
+def test_the_client_is_that_of_the_first_sending_that_is_known():
+    older = info_of(sent(**IDS), received(**IDS), started())
+    newer = info_of(retried(at=1), sent(at=1.1, retries=1) | {"hostname": "gen1@worker"})
+    assert (newer.client, merged(newer, older).client) == ("gen1@worker", "client@h")
+    assert merged(older, newer).client == "client@h"
+
+
 def test_a_task_that_ran_during_a_restart_has_the_times_from_before_it():
     older = info_of(sent(**IDS), received(at=1, **IDS), started(at=2))
     newer = info_of(succeeded(at=9))
@@ -41,6 +48,12 @@ def test_a_runtime_follows_from_times_that_two_descriptions_have():
     newer = TaskInfo("u", "add", "q", "FAILURE", T0 + 4, attempts=[failed])
     both = merged(newer, older)
     assert (both.runtime_seconds, both.attempts) == (4, [completed(replace(failed, started=T0))])
+
+
+def test_without_attempts_of_its_own_a_task_has_those_from_before_a_restart():
+    older = info_of(sent(**IDS), received(), started(), retried(at=1), sent(at=1.1, retries=1))
+    newer = TaskInfo("u1", "add", "q", "RETRY", T0 + 1, "w@h")
+    assert merged(newer, older).attempts == older.attempts
 
 
 def test_another_delivery_of_an_attempt_that_is_over_is_another_attempt():
