@@ -1,1 +1,1 @@
-"""I/O with one broker: event consumers, queue lengths, and worker inspection."""
+"""I/O with one broker: event consumers, queue lengths, message lookups, and worker inspection."""

@@ -47,6 +47,7 @@ class WorkerView(Struct, frozen=True):
     shared: bool = False  # several processes use this name
     left: bool = False  # it sent worker-offline
     down_for: float | None = None  # listening seconds
+    online: float | None = None  # timestamp, by its clock, of its newest worker-online
 
 
 class QueueView(Struct, frozen=True):
@@ -189,7 +190,7 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
         tasks=[group for group in cluster.tasks.in_states() if group.label_set != EXCLUDED],
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(aggregates.failures)),
-        workers=[_worker_view(worker, exporter.listening) for worker in cluster.workers.values()],
+        workers=[worker_view(worker, exporter.listening) for worker in cluster.workers.values()],
         queues=_queue_views(cluster, exporter, workers_by_queue),
         unconsumed=_unconsumed(cluster, exporter, workers_by_queue),
         requested=cluster.queues.requested,
@@ -307,7 +308,8 @@ def _sum_of_known(values: Iterable[int | None]) -> int | None:
     return sum(numbers) if numbers else None
 
 
-def _worker_view(worker: Worker, listening: float) -> WorkerView:
+def worker_view(worker: Worker, listening: float) -> WorkerView:
+    """Return a worker as it is shown; `listening` is the current listening time."""
     info = worker.info
     return WorkerView(
         name=worker.name,
@@ -331,4 +333,5 @@ def _worker_view(worker: Worker, listening: float) -> WorkerView:
         shared=worker.is_shared,
         left=worker.left,
         down_for=None if worker.down_since is None else listening - worker.down_since,
+        online=worker.online or None,
     )

@@ -16,18 +16,10 @@ from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_search import Cursor, Found, TaskFilter
 from celery_exporter.core.task_search import Page as FoundPage
 from celery_exporter.core.trace_ids import trace_id
+from celery_exporter.status.explain import NEVER_SEEN
 from celery_exporter.web.status_routes import SAFE, Page
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
-
-#: Why a task may be unknown, for people.
-NEVER_SEEN = (
-    "it has not been sent, or its id is another one",
-    "it was sent before the exporter listened, or while it did not",
-    "its events are off: workers need -E, and clients task_send_sent_event",
-    "--task-include, --task-exclude or --histogram-sample-rate leave it out",
-    "it ended so long ago that it was removed: --history-memory, --history-retention, --history-max-tasks",
-)
 
 #: What a trace's id replaces in --trace-url.
 TRACE_ID = "{trace_id}"

@@ -27,7 +27,12 @@ class AmqpMessageLookup:
     def __init__(self, connection: kombu.Connection) -> None:
         self._reader = PassiveDeclareReader(connection, counts_consumers=True)
 
-    def look_up(self, uuid: str, queues: Sequence[str]) -> MessageLocation:  # noqa: ARG002  ids cannot be read
+    def look_up(
+        self,
+        uuid: str,  # noqa: ARG002  ids cannot be read
+        queues: Sequence[str],
+        others: Sequence[str] = (),  # noqa: ARG002  and so other queues show nothing of the task
+    ) -> MessageLocation:
         """Return that the place is unknown, with the lengths and consumers of the queues."""
         budget = Budget.new()
         answers = self._read(queues[:MAX_QUEUES], budget)

@@ -25,10 +25,11 @@ MAX_SECONDS = 5.0
 class MessageLookup(Protocol):
     """Looks for the message of a task."""
 
-    def look_up(self, uuid: str, queues: Sequence[str]) -> MessageLocation:
-        """Return where the message of a task is, looking in these queues, the likeliest first.
+    def look_up(self, uuid: str, queues: Sequence[str], others: Sequence[str] = ()) -> MessageLocation:
+        """Return where the message of a task is.
 
-        Raises BrokerError if the broker does not answer.
+        `queues` are those to which it was sent, as far as is known; `others` are looked at after them if that
+        may show the message. Raises BrokerError if the broker does not answer.
         """
 
 

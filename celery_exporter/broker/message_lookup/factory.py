@@ -30,7 +30,7 @@ class _NoLookup:
     def __init__(self, driver: str) -> None:
         self._driver = driver
 
-    def look_up(self, uuid: str, queues: Sequence[str]) -> MessageLocation:  # noqa: ARG002
+    def look_up(self, uuid: str, queues: Sequence[str], others: Sequence[str] = ()) -> MessageLocation:  # noqa: ARG002
         """Return that the place is unknown."""
         return MessageLocation(
             "unknown", reason=f"kombu's {self._driver} transport cannot read a message without taking it"

@@ -50,14 +50,14 @@ class RedisMessageLookup:
         self._channel = connection.default_channel
         self._client = client_of(self._channel)
 
-    def look_up(self, uuid: str, queues: Sequence[str]) -> MessageLocation:
-        """Return where the message is; "absent" only if every message in these queues was read."""
-        queues = list(dict.fromkeys(queues))
+    def look_up(self, uuid: str, queues: Sequence[str], others: Sequence[str] = ()) -> MessageLocation:
+        """Return where the message is; "absent" only if every message in all of these queues was read."""
+        names = list(dict.fromkeys((*queues, *others)))
         with broker_errors(self._connection):
-            location = _Look(self._client, self._channel, uuid).run(queues)
+            location = _Look(self._client, self._channel, uuid).run(names)
             if location.place == "absent":
                 time.sleep(CONFIRM_SECONDS)
-                location = _Look(self._client, self._channel, uuid).run(queues)
+                location = _Look(self._client, self._channel, uuid).run(names)
         return location
 
 
@@ -79,6 +79,8 @@ class _Look:
 
     def run(self, queues: Sequence[str]) -> MessageLocation:
         """Look into these queues, and then into the hash."""
+        if not queues:
+            self._limits["no queue is known"] = None
         if len(queues) > MAX_QUEUES:
             self._limits[f"only {MAX_QUEUES} of {len(queues):,} queues were looked at"] = None
             queues = queues[:MAX_QUEUES]

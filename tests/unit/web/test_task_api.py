@@ -13,7 +13,8 @@ from celery_exporter.config.loader import load
 from celery_exporter.core.limits import Limits
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.monitor.task_finder import TaskFinder
-from celery_exporter.web.task_api import NEVER_SEEN, Problem, TaskAnswer, TaskList, Tasks, pages
+from celery_exporter.status.explain import NEVER_SEEN
+from celery_exporter.web.task_api import Problem, TaskAnswer, TaskList, Tasks, pages
 from unit.core.cluster_driver import ClusterDriver, failed, received, sent, started, succeeded
 from unit.core.test_task_info import driver_with_details
 

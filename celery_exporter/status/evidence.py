@@ -1,0 +1,180 @@
+"""What an explanation of a task follows from, and what limits it, in sentences. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+
+from celery_exporter.core.message_location import QueueLook
+from celery_exporter.core.snapshot import WorkerView
+from celery_exporter.quoting import printable
+from celery_exporter.status.explanation import Facts
+from celery_exporter.status.facts import short
+from celery_exporter.status.finding import count, duration, names
+
+#: Queues with a sentence of their own.
+MAX_LISTED_QUEUES = 5
+
+
+def at(timestamp: float) -> str:
+    """Return an epoch second as a time in UTC."""
+    try:
+        moment = datetime.fromtimestamp(timestamp, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return f"epoch second {timestamp:.0f}"
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def ago(timestamp: float, now: float) -> str:
+    """Return how long ago a time was; one that another clock puts into the future is now."""
+    return f"{duration(max(0.0, now - timestamp))} ago"
+
+
+def busy(workers: Sequence[WorkerView]) -> str:
+    """Return how many slots of workers are busy, empty if that is unknown of any of them."""
+    sizes = [worker.pool_size for worker in workers if worker.pool_size is not None]
+    active = [worker.active for worker in workers if worker.active is not None]
+    if not workers or len(sizes) < len(workers) or len(active) < len(workers):
+        return ""
+    return f"{sum(active):,} of {count(sum(sizes), 'slot')}"
+
+
+def evidence(facts: Facts) -> list[str]:
+    """Return what was seen, the most important first."""
+    return [line for lines in _EVIDENCE for line in lines(facts)]
+
+
+def limits(facts: Facts) -> list[str]:
+    """Return what limits this answer, besides what its verdict leaves open."""
+    return [line for lines in _LIMITS for line in lines(facts)]
+
+
+# -- evidence ----------------------------------------------------------------------------------------------
+
+
+def _events(facts: Facts) -> Iterator[str]:
+    task = facts.task
+    if task is None:
+        yield "events: none of this task"
+        return
+    by = f" by worker {printable(task.worker)}" if task.worker else ""
+    yield f"events: {task.state} at {at(task.since)}{by}"
+    attempt = facts.attempt
+    if attempt is not None and attempt.retries:
+        yield f"events: this is retry {attempt.retries}"
+
+
+def _message(facts: Facts) -> Iterator[str]:
+    location = facts.location
+    if location.place == "queue":
+        yield f"broker: its message is in queue {printable(location.queue or '')}"
+    elif location.place == "unacknowledged":
+        since = f", since {at(location.since)}" if location.since else ""
+        yield f"broker: a worker holds its message without acknowledgement{since}"
+
+
+def _times(facts: Facts) -> Iterator[str]:
+    if facts.eta is not None:
+        yield f"its eta is {at(facts.eta)}"
+    expires = facts.location.expires or facts.expires
+    if expires is not None:
+        yield f"it expires at {at(expires)}"
+
+
+def _queues(facts: Facts) -> Iterator[str]:
+    looks = sorted(facts.location.queues, key=lambda look: look is not facts.look)
+    yield from map(_queue, looks[:MAX_LISTED_QUEUES])
+    more = looks[MAX_LISTED_QUEUES:]
+    if more:
+        total = sum(look.length or 0 for look in more)
+        yield f"broker: {count(len(more), 'more queue')} with {count(total, 'message')}"
+
+
+def _queue(look: QueueLook) -> str:
+    text = f"broker: queue {printable(look.name)} "
+    if look.is_missing:
+        return f"{text}does not exist"
+    if look.length is None:
+        return f"{text}cannot be read"
+    text += f"has {count(look.length, 'message')}"
+    if look.consumers is not None:
+        text += f" and {count(look.consumers, 'consumer')}"
+    if look.examined:
+        text += f"; {look.examined:,} were read"
+    return text
+
+
+def _held(facts: Facts) -> Iterator[str]:
+    held = facts.location.unacknowledged
+    if held is not None and held.length is not None:
+        yield f"broker: workers hold {count(held.length, 'message')} without acknowledgement"
+    if facts.location.delayed is not None:
+        yield f"broker: {count(facts.location.delayed, 'message')} in the queues of delayed delivery"
+
+
+def _worker(facts: Facts) -> Iterator[str]:
+    if not facts.is_with_worker or facts.task is None or facts.task.worker is None:
+        return
+    worker, name = facts.worker, printable(facts.task.worker)
+    if worker is None:
+        yield f"worker {name} is unknown to the exporter, or was down for so long that it was removed"
+    elif worker.up:
+        yield f"worker {name} is up{_busy([worker])}"
+        if worker.online is not None and worker.online > facts.task.since:
+            yield f"worker {name} started or connected again at {at(worker.online)}, after that"
+    else:
+        how = "went offline" if worker.left else "sends no events"
+        since = f" since {duration(worker.down_for)}" if worker.down_for is not None else ""
+        yield f"worker {name} is down: it {how}{since}"
+
+
+def _consumers(facts: Facts) -> Iterator[str]:
+    if facts.consumers is None or facts.is_with_worker or not (facts.is_waiting or facts.location.queue):
+        return
+    if facts.consumers:
+        yield f"workers of the queue that are up: {names(facts.consumers)}{_busy(facts.consumers)}"
+    else:
+        yield "no worker that is up consumes the queue"
+
+
+def _busy(workers: Sequence[WorkerView]) -> str:
+    slots = busy(workers)
+    return f"; {slots} are busy" if slots else ""
+
+
+def _blocked(facts: Facts) -> Iterator[str]:
+    if facts.exporter.blocked:
+        yield f"RabbitMQ blocks publishers: {short(facts.exporter.blocked)}"
+
+
+_EVIDENCE: tuple[Callable[[Facts], Iterator[str]], ...] = (
+    *(_events, _message, _times, _worker, _consumers, _queues, _held, _blocked),
+)
+
+# -- limits ------------------------------------------------------------------------------------------------
+
+
+def _look(facts: Facts) -> Iterator[str]:
+    if facts.location.reason:
+        yield f"where its message is: {short(facts.location.reason)}"
+
+
+def _subscription(facts: Facts) -> Iterator[str]:
+    if facts.exporter.no_events:
+        yield f"what workers do: {short(facts.exporter.no_events)}"
+    elif not facts.exporter.broker_up:
+        yield "what happened since the exporter lost its event subscription"
+
+
+def _worker_events(facts: Facts) -> Iterator[str]:
+    silent = [worker for worker in facts.consumers or () if worker.events is False]
+    if silent and facts.is_waiting:
+        yield f"what workers without task events do: {names(silent)}"
+
+
+def _unknown_consumers(facts: Facts) -> Iterator[str]:
+    if facts.location.place == "queue" and facts.has_consumers is None:
+        yield "whether a worker consumes the queue: not all workers replied to inspection"
+
+
+_LIMITS = (_look, _subscription, _worker_events, _unknown_consumers)

@@ -1,0 +1,178 @@
+"""Why a task is where it is: what is known of it, and the answer of /api/v1/explain/<uuid>. Pure.
+
+Invariant: an answer says what was seen, and by whom. What no event and no look at the broker showed is listed
+as unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from celery_exporter.core.message_location import MessageLocation, QueueLook
+from celery_exporter.core.snapshot import ExporterState, WorkerView
+from celery_exporter.core.task_info import LOST, OPEN_STATE_NAMES, AttemptInfo, TaskInfo
+from celery_exporter.core.types import State
+
+PENDING, RECEIVED, STARTED = State.PENDING.name, State.RECEIVED.name, State.STARTED.name
+RETRY, REVOKED = State.RETRY.name, State.REVOKED.name
+#: Seconds within which events of what just happened may still be on their way.
+RECENT_SECONDS = 5.0
+#: Seconds by which a worker may take a message before or after it reports that.
+SAME_TIME_SECONDS = 5.0
+
+
+class BusyError(Exception):
+    """The broker is not looked at now: another look runs, or the pause after it. Ask again in `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"another task is being explained; ask again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Explanation(Struct, frozen=True):
+    """Why a task is where it is. Times are Unix times in seconds; null means unknown."""
+
+    uuid: Annotated[str, Meta(description="Id of the task.")]
+    at: Annotated[float, Meta(description="When the broker was looked at.")]
+    verdict: Annotated[str, Meta(description="The kind of the answer; see the table of verdicts.")]
+    sentence: Annotated[str, Meta(description="The answer for people. Its wording may change.")]
+    evidence: Annotated[Sequence[str], Meta(description="What the answer follows from.")]
+    unknown: Annotated[Sequence[str], Meta(description="What cannot be known, and what it may change.")]
+    location: Annotated[MessageLocation, Meta(description="What the look at the broker showed.")]
+
+
+class Facts(Struct, frozen=True):
+    """All that is known of one task. None: unknown. `now` and `expires` are epoch seconds.
+
+    `queue` is the own name of the task's queue, `worker` is the one that has the task by its events, and
+    `consumers` are the workers that are up and consume the queue.
+    """
+
+    uuid: str
+    now: float
+    exporter: ExporterState
+    location: MessageLocation
+    task: TaskInfo | None = None
+    queue: str | None = None
+    worker: WorkerView | None = None
+    consumers: Sequence[WorkerView] | None = None
+    expires: float | None = None
+
+    @property
+    def state(self) -> str | None:
+        """Return the state of the task, None if no event of it was seen."""
+        return self.task.state if self.task else None
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the task is not over by its events."""
+        return self.state in OPEN_STATE_NAMES
+
+    @property
+    def is_with_worker(self) -> bool:
+        """Return whether a worker has the task, by its events."""
+        return self.state in {RECEIVED, STARTED}
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether no worker has the task, by its events; also if there are none."""
+        return self.task is None or self.state in {PENDING, RETRY}
+
+    @property
+    def is_recent(self) -> bool:
+        """Return whether the task entered its state so recently that events may be on their way."""
+        return self.task is not None and self.now - self.task.since < RECENT_SECONDS
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether an event reported the end of the task."""
+        return self.task is not None and not self.is_open and self.state != LOST
+
+    @property
+    def attempt(self) -> AttemptInfo | None:
+        """Return the newest attempt that is not over."""
+        return open_attempt(self.task) if self.task else None
+
+    @property
+    def eta(self) -> float | None:
+        """Return the time before which the newest attempt must not start."""
+        attempt = self.attempt
+        return self.location.eta or (attempt.eta if attempt else None)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Return whether the task is not due."""
+        return self.eta is not None and self.eta > self.now
+
+    @property
+    def is_expired(self) -> bool:
+        """Return whether the message of the task has expired."""
+        expires = self.location.expires or self.expires
+        return expires is not None and expires < self.now
+
+    @property
+    def is_worker_down(self) -> bool:
+        """Return whether the worker that has the task is down, or removed since then."""
+        return self.is_with_worker and (self.worker is None or not self.worker.up)
+
+    @property
+    def is_held_by_worker(self) -> bool:
+        """Return whether the message that is not acknowledged was taken when this worker reported it."""
+        taken, attempt = self.location.since, self.attempt
+        if taken is None or attempt is None or attempt.received is None:
+            return False
+        return abs(taken - attempt.received) < SAME_TIME_SECONDS
+
+    @property
+    def is_worker_full(self) -> bool:
+        """Return whether all slots of the worker are busy, by its last heartbeat."""
+        return self.worker is not None and is_full(self.worker)
+
+    @property
+    def is_worker_idle(self) -> bool:
+        """Return whether the worker runs nothing, by a heartbeat that it sent since it reported the task."""
+        worker = self.worker
+        if worker is None or self.task is None or worker.heartbeat is None:
+            return False
+        reported = self.task.since - (worker.clock_skew or 0.0)
+        return worker.active == 0 and worker.heartbeat - reported > RECENT_SECONDS
+
+    @property
+    def look(self) -> QueueLook | None:
+        """Return what the broker reported of the task's queue."""
+        name = self.location.queue or self.queue
+        return None if name is None else self.location.look_at(name)
+
+    @property
+    def has_consumers(self) -> bool | None:
+        """Return whether anything consumes the task's queue."""
+        look = self.look
+        if look is not None and look.consumers is not None:
+            return look.consumers > 0
+        return None if self.consumers is None else bool(self.consumers)
+
+    @property
+    def silent(self) -> Sequence[WorkerView]:
+        """Return the workers of the queue with the solo pool that send no heartbeats: each runs a task."""
+        solo = [worker for worker in self.consumers or () if worker.pool == "solo"]
+        return [worker for worker in solo if self.now - (worker.heartbeat or 0.0) > RECENT_SECONDS]
+
+    @property
+    def are_consumers_full(self) -> bool:
+        """Return whether all slots of all workers of the queue are busy."""
+        return bool(self.consumers) and all(map(is_full, self.consumers or ()))
+
+
+def open_attempt(task: TaskInfo) -> AttemptInfo | None:
+    """Return the newest attempt that is not over; the last event may be about the end of another one."""
+    return next((attempt for attempt in reversed(task.attempts) if attempt.ended is None), None)
+
+
+def is_full(worker: WorkerView) -> bool:
+    """Return whether all slots of a worker are busy, by its last heartbeat."""
+    if worker.active is None or worker.pool_size is None:
+        return False
+    return worker.active >= worker.pool_size

@@ -1,0 +1,251 @@
+"""The table of verdicts: each row applies to the situation that it names, and no sentence has a gap."""
+
+from __future__ import annotations
+
+import re
+import string
+from itertools import product
+
+import pytest
+from msgspec.structs import replace
+
+from celery_exporter.core.message_location import MessageLocation, QueueLook, UnacknowledgedLook
+from celery_exporter.core.snapshot import ExporterState, WorkerView
+from celery_exporter.core.task_info import STATE_NAMES, AttemptInfo, TaskInfo
+from celery_exporter.status.explain import NEVER_SEEN, VERDICTS, explain
+from celery_exporter.status.explanation import Facts
+from unit.core.cluster_driver import ClusterDriver
+
+NOW = 1_800_000_000.0
+EXPORTER: ExporterState = ClusterDriver().shown().exporter
+
+
+def task(state: str = "PENDING", age: float = 600, **fields) -> TaskInfo:
+    """Return a task that entered its state so many seconds ago."""
+    attempt = {"eta": fields.pop("eta", None), "received": fields.pop("received", None)}
+    worker = None if state in {"PENDING", "RETRY"} else "w@h"
+    attempts = [AttemptInfo(state, 0, **attempt)]
+    defaults = {"worker": worker, "attempts": attempts}
+    return TaskInfo("u", "t", "q", state, NOW - age, **{**defaults, **fields})
+
+
+def worker(name: str = "w@h", active: int | None = 1, pool_size: int | None = 2, **fields) -> WorkerView:
+    view = WorkerView(
+        name, True, active, 0, 0, 0, None, NOW, 0.0, True, "", "", "", "prefork", pool_size, None, None
+    )
+    return replace(view, **fields)
+
+
+DOWN = worker(up=False, active=None, pool_size=None, down_for=130.0)
+FULL = worker(active=2)
+SILENT = worker("solo@h", pool="solo", heartbeat=NOW - 10)
+
+
+def queued(position: int = 3, **fields) -> MessageLocation:
+    looks = [QueueLook("q", 7, examined=7), QueueLook("other", 0)]
+    return MessageLocation(
+        "queue", "q", position, queues=looks, unacknowledged=UnacknowledgedLook(1, 1), **fields
+    )
+
+
+def held(since: float | None = NOW - 600, **fields) -> MessageLocation:
+    return MessageLocation("unacknowledged", since=since, queues=[QueueLook("q", 0)], **fields)
+
+
+ABSENT = MessageLocation("absent", queues=[QueueLook("q", 0)], unacknowledged=UnacknowledgedLook(0))
+
+
+def rabbit(length: int | None = 5, consumers: int | None = 1, **fields) -> MessageLocation:
+    looks = [QueueLook("q", length, consumers, is_missing=length is None)]
+    return MessageLocation("unknown", queues=looks, reason="RabbitMQ does not show it", **fields)
+
+
+def facts(task: TaskInfo | None, location: MessageLocation, **fields) -> Facts:
+    return Facts("u", NOW, EXPORTER, location, task, **{"queue": "q", **fields})
+
+
+LATER = NOW + 3_600
+#: Name of a verdict, what is known, and what the sentence says.
+CASES = [
+    (
+        "finished-and-queued",
+        facts(task("SUCCESS"), queued()),
+        "ended with SUCCESS 10 minutes ago, and a message",
+    ),
+    (
+        "started-and-queued",
+        facts(task("STARTED"), queued(), worker=worker()),
+        "Worker w@h started it 10 minutes",
+    ),
+    ("received-and-queued", facts(task("RECEIVED"), queued(), worker=worker()), "Worker w@h received it"),
+    ("expired-in-queue", facts(task(), queued(expires=NOW - 1)), "It has expired, and its message waits"),
+    ("no-consumer", facts(task(), queued(), consumers=()), "no worker consumes this queue"),
+    ("scheduled-in-queue", facts(task(), queued(eta=LATER)), "It is scheduled for 2027-01-15 09:00:00 UTC."),
+    (
+        "workers-busy",
+        facts(task(), queued(), consumers=[FULL, FULL]),
+        "the workers of this queue are full: 4 of 4 slots busy.",
+    ),
+    (
+        "waiting",
+        facts(task(), queued(), consumers=[FULL, worker()]),
+        "It waits in queue q at position 3 of 7.",
+    ),
+    ("waiting", facts(task(), queued()), "It waits in queue q at position 3 of 7."),
+    ("waiting", facts(None, queued()), "It waits in queue q at position 3 of 7."),
+    ("waiting", facts(task("RETRY"), queued()), "It waits in queue q at position 3 of 7."),
+    ("waiting", facts(task("LOST", reason="message_gone"), queued()), "It waits in queue q"),
+    (
+        "returns",
+        facts(task("STARTED", received=NOW - 601), held(), worker=DOWN),
+        "Worker w@h, which started it 10 minutes ago, is down and has not acknowledged it",
+    ),
+    ("returns", facts(task("RECEIVED", received=NOW - 600), held()), "which received it 10 minutes ago"),
+    ("taken", facts(task("RECEIVED", received=NOW - 900), held(), worker=DOWN), "A worker took its message"),
+    ("worker-lost", facts(task("STARTED"), ABSENT, worker=DOWN), "the broker has no message of it"),
+    ("worker-down", facts(task("STARTED"), rabbit(), worker=DOWN), "no end of the task was reported"),
+    ("worker-down-before-start", facts(task("RECEIVED"), rabbit(), worker=DOWN), "no start of the task"),
+    ("no-active-task", facts(task("STARTED"), ABSENT, worker=worker(active=0)), "it reports no active task"),
+    ("running", facts(task("STARTED"), ABSENT, worker=worker()), "By its events, worker w@h runs it"),
+    ("running", facts(task("STARTED", 1), ABSENT, worker=worker(active=0)), "the start 1 s ago"),
+    ("running", facts(task("STARTED"), ABSENT, worker=worker(active=0, heartbeat=NOW - 610)), "runs it"),
+    ("running", facts(task("STARTED"), held(), worker=worker()), "By its events, worker w@h runs it"),
+    (
+        "received-and-gone",
+        facts(task("RECEIVED"), ABSENT, worker=worker()),
+        "the broker has no message of it",
+    ),
+    (
+        "scheduled-at-worker",
+        facts(task("RECEIVED", eta=LATER), rabbit(), worker=FULL),
+        "Worker w@h received it 10 minutes ago, and holds it until then.",
+    ),
+    (
+        "reserved-by-full-worker",
+        facts(task("RECEIVED"), held(), worker=FULL),
+        "is full: 2 of 2 slots busy.",
+    ),
+    ("reserved", facts(task("RECEIVED"), held(), worker=worker()), "has not reported its start"),
+    ("reserved", facts(task("RECEIVED", 1), ABSENT, worker=worker()), "reserved it 1 s ago"),
+    ("revoked", facts(task("REVOKED"), ABSENT), "It was revoked 10 minutes ago at worker w@h."),
+    ("finished", facts(task("FAILURE"), rabbit()), "It ended with FAILURE 10 minutes ago at worker w@h."),
+    ("finished", facts(task("SUCCESS"), held()), "It ended with SUCCESS"),
+    ("scheduled-unreported", facts(None, held(eta=LATER)), "A worker holds its message until then."),
+    ("taken", facts(task(), held(NOW - 60)), "A worker took its message 60 s ago, and has not reported it."),
+    ("taken", facts(None, held(None)), "A worker took its message, and has not reported it."),
+    (
+        "message-gone",
+        facts(task("LOST", reason="message_gone"), ABSENT),
+        "10 minutes ago its queue was empty",
+    ),
+    ("expired", facts(task("LOST", reason="expired"), rabbit()), "It expired while it waited"),
+    (
+        "not-reported",
+        facts(task("LOST", reason="not_running"), ABSENT),
+        "Its worker w@h no longer had it 10 minutes ago, and",
+    ),
+    ("forgotten", facts(task("LOST", reason="forgotten"), ABSENT), "--max-tasks"),
+    ("over", facts(task("LOST", attempts=()), ABSENT), "It has counted as over for 10 minutes"),
+    ("just-sent", facts(task(age=2), ABSENT), "Its newest event, PENDING, is 2 s old"),
+    ("just-sent", facts(task(age=2), rabbit()), "Its newest event, PENDING, is 2 s old"),
+    (
+        "perhaps-unread",
+        facts(task(), ABSENT, consumers=[SILENT, worker()]),
+        "Worker solo@h (solo pool), which consumes its queue",
+    ),
+    ("no-message", facts(task(), ABSENT, consumers=[replace(SILENT, heartbeat=NOW)]), "neither in a queue"),
+    ("no-message", facts(task(), ABSENT), "neither in a queue (1 queue read) nor held by a worker"),
+    ("queue-missing", facts(task(), rabbit(None)), "queue q, which does not exist"),
+    ("expired-unreported", facts(task(eta=LATER), rabbit(), expires=NOW - 1), "It has expired"),
+    ("scheduled", facts(task(eta=LATER), rabbit(0)), "It is scheduled for 2027-01-15 09:00:00 UTC"),
+    ("not-in-queue", facts(task(), rabbit(0)), "Queue q, to which it was sent, is empty"),
+    ("queue-without-consumer", facts(task(), rabbit(5, 0)), "which has 5 messages and no consumer"),
+    (
+        "queue-with-busy-workers",
+        facts(task(), rabbit(), consumers=[FULL]),
+        "whose workers are full: 2 of 2 slots busy.",
+    ),
+    ("queue-with-messages", facts(task(), rabbit(1)), "queue q, which has 1 message."),
+    (
+        "unreported",
+        facts(task(), MessageLocation("unknown", reason="x"), queue=None),
+        "PENDING, 10 minutes ago",
+    ),
+    ("never-seen", facts(None, ABSENT), "No event and no message of this task was seen."),
+    ("never-seen", facts(None, rabbit()), "No event and no message of this task was seen."),
+]
+
+
+@pytest.mark.parametrize(("name", "known", "says"), CASES)
+def test_a_verdict_applies_to_its_situation(name, known, says):
+    explanation = explain(known)
+    assert explanation.verdict == name
+    assert says in explanation.sentence
+    assert explanation.evidence
+
+
+def test_every_verdict_has_a_case():
+    assert [verdict.name for verdict in VERDICTS if verdict.name not in {name for name, *_ in CASES}] == []
+
+
+def test_each_template_names_known_values_only():
+    known = {"state", "ago", "seconds", "worker", "by", "had", "queue", "position", "length", "messages"}
+    known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent"}
+    for verdict in VERDICTS:
+        assert {name for _, name, _, _ in string.Formatter().parse(verdict.sentence) if name} <= known
+
+
+TASKS = [None, *(task(state, age) for state in STATE_NAMES for age in (1, 600))]
+TASKS += [task("LOST", reason=reason) for reason in ("message_gone", "expired", "not_running", "forgotten")]
+TASKS += [task(state, eta=LATER) for state in ("PENDING", "RECEIVED", "RETRY")]
+TASKS += [replace(task("STARTED"), attempts=()), replace(task("RECEIVED"), attempts=())]
+LOCATIONS = [
+    *(queued(), queued(eta=LATER), queued(expires=NOW - 1), held(), held(None), held(eta=LATER), ABSENT),
+    *(rabbit(), rabbit(0), rabbit(None), rabbit(delayed=3), MessageLocation("unknown", reason="broker down")),
+    MessageLocation("unknown", queues=[QueueLook("q", None)]),
+]
+WORKERS = [None, worker(), FULL, DOWN, worker(active=None, pool_size=None), worker(online=NOW)]
+CONSUMERS = [None, (), (SILENT,), (FULL,), (worker(active=None),), (worker(events=False),)]
+
+
+def test_no_sentence_has_a_gap():
+    """Whatever is known: what a sentence names is there."""
+    for task_, location, worker_, consumers in product(TASKS, LOCATIONS, WORKERS, CONSUMERS):
+        known = facts(task_, location, worker=worker_, consumers=consumers)
+        for queue in (None, "q"):
+            explanation = explain(replace(known, queue=queue))
+            lines = (explanation.sentence, *explanation.evidence, *explanation.unknown)
+            gaps = [line for line in lines if re.search(r"  | ,| \.|^ | $|None|\(\)| 0 slots", line)]
+            assert not gaps, (gaps, known)
+
+
+def test_a_verdict_on_a_place_needs_that_place():
+    """No answer says that a message is in a queue, or with a worker, if the look did not see it there."""
+    for task_, location, worker_ in product(TASKS, LOCATIONS, WORKERS):
+        sentence = explain(facts(task_, location, worker=worker_)).sentence
+        if location.place != "queue":
+            assert not re.search(r"waits in queue|at position", sentence)
+        if location.place != "unacknowledged":
+            assert not re.search(r"[Aa] worker (took|holds) its message|not acknowledged", sentence)
+        if location.place != "absent":
+            assert not re.search(r"broker has no message of it", sentence)
+
+
+def test_what_is_unknown_is_listed():
+    known = facts(None, replace(rabbit(), reason="no permission"), consumers=(worker(events=False),))
+    unknown = explain(replace(known, exporter=replace(EXPORTER, broker_up=False))).unknown
+    assert unknown[:3] == [
+        "where its message is: no permission",
+        "what happened since the exporter lost its event subscription",
+        "what workers without task events do: w@h",
+    ]
+    assert tuple(unknown[3:]) == NEVER_SEEN
+
+
+def test_names_from_the_wire_are_printable():
+    hostile = "\x1b[31m{queue}\n"
+    location = replace(queued(), queue=hostile, queues=[QueueLook(hostile, 7)])
+    explanation = explain(facts(task("STARTED", worker=hostile), location, worker=None))
+    lines = (explanation.sentence, *explanation.evidence, *explanation.unknown)
+    assert all(line.isprintable() for line in lines)
+    assert "?[31m{queue}?" in explanation.sentence
