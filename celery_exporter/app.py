@@ -128,6 +128,7 @@ def _app(
         monitor.broker_url,
         status=None if settings.no_status_page else monitor.status,
         tasks=Tasks(monitor.tasks, settings.trace_url) if settings.monitor.history.is_on else None,
+        explain=None if settings.no_status_page else monitor.explainer.explain,
         no_events=monitor.no_events,
     )
 

@@ -38,6 +38,7 @@ from celery_exporter.monitor.checkpoint import CheckpointWriter, Restored, resto
 from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
 from celery_exporter.monitor.config import MonitorConfig
 from celery_exporter.monitor.event_subscription import READ_SECONDS, EventSubscription
+from celery_exporter.monitor.explainer import Explainer
 from celery_exporter.monitor.job import PeriodicJob
 from celery_exporter.monitor.naming import naming_of
 from celery_exporter.monitor.pollers import QueuePoller, WorkerPoller
@@ -105,6 +106,9 @@ class Monitor:
         )
         self._queues = QueuePoller(config, self._source, self.state)
         self.workers = WorkerPoller(config, self._source, self.state, lambda: self._blocked.reason)
+        self.explainer = Explainer(
+            self._source, self.state, self.tasks.find, partial(self._exporter_state, None)
+        )
         self._status = StatusHistory()
         if restored:
             self._continue(restored)

@@ -1,1 +1,1 @@
-"""The read model for people: health checks, thresholds, tables, verdicts on tasks. Pure."""
+"""The read model for people: health checks, thresholds, tables, diagnoses on tasks. Pure."""

@@ -45,7 +45,7 @@ def evidence(facts: Facts) -> list[str]:
 
 
 def limits(facts: Facts) -> list[str]:
-    """Return what limits this answer, besides what its verdict leaves open."""
+    """Return what limits this answer, besides what its diagnosis leaves open."""
     return [line for lines in _LIMITS for line in lines(facts)]
 
 

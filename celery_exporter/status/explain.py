@@ -1,4 +1,4 @@
-"""The table of verdicts: why a task is where it is. The first row that applies is the answer. Pure.
+"""The table of diagnoses: why a task is where it is. The first row that applies is the answer. Pure.
 
 A sentence says no more than its condition. What it leaves open is in the row, too.
 """
@@ -25,7 +25,7 @@ NEVER_SEEN = (
     "--task-include, --task-exclude or --histogram-sample-rate leave it out",
     "it ended so long ago that it was removed: --history-memory, --history-retention, --history-max-tasks",
 )
-#: What the verdicts leave open.
+#: What the diagnoses leave open.
 SENT_AGAIN = "whether the broker delivered it again, or a client sent this id again"
 TIMEOUT = (
     "when that is: the visibility timeout of the workers is 1 hour, unless their transport options change it"
@@ -47,7 +47,7 @@ PURGED = "whether the queue was purged"
 ELSEWHERE = "whether it was sent to a queue that was not looked at"
 
 
-class Verdict(Struct, frozen=True):
+class Diagnosis(Struct, frozen=True):
     """A row: when it applies, what it says, and what it leaves open."""
 
     name: str
@@ -100,236 +100,236 @@ _TAKEN = (
     (WHO_HOLDS, IS_ALIVE, NO_EVENTS),
 )
 
-VERDICTS = (
+DIAGNOSES = (
     # Its message is in a queue.
-    Verdict(
+    Diagnosis(
         "finished-and-queued",
         _in_queue(lambda facts: facts.is_over),
         f"It ended with {{state}} {{ago}}, and a message with its id waits in {_QUEUE}.",
         (SENT_AGAIN,),
     ),
-    Verdict(
+    Diagnosis(
         "started-and-queued",
         _in_queue(_in_state(STARTED)),
         f"Worker {{worker}} started it {{ago}}, and a message with its id waits in {_QUEUE}.",
         (SENT_AGAIN, "whether the worker still runs it"),
     ),
-    Verdict(
+    Diagnosis(
         "received-and-queued",
         _in_queue(_in_state(RECEIVED)),
         f"Worker {{worker}} received it {{ago}}, and a message with its id waits in {_QUEUE}.",
         (SENT_AGAIN, "whether the worker still has it, and runs it as well"),
     ),
-    Verdict(
+    Diagnosis(
         "expired-in-queue",
         _in_queue(lambda facts: facts.is_expired),
         f"It has expired, and its message waits in {_QUEUE}. The worker that takes it revokes it.",
     ),
-    Verdict(
+    Diagnosis(
         "no-consumer",
         _in_queue(lambda facts: facts.has_consumers is False),
         f"It waits in {_QUEUE}, and no worker consumes this queue.",
     ),
-    Verdict(
+    Diagnosis(
         "scheduled-in-queue",
         _in_queue(lambda facts: facts.is_scheduled),
         f"It is scheduled for {{eta}}. Until a worker takes it, it waits in {_QUEUE}.",
     ),
-    Verdict(
+    Diagnosis(
         "workers-busy",
         _in_queue(lambda facts: facts.are_consumers_full),
         f"It waits in {_QUEUE}, and the workers of this queue are full: {{busy}} busy.",
     ),
-    Verdict("waiting", _in_queue(), f"It waits in {_QUEUE}."),
+    Diagnosis("waiting", _in_queue(), f"It waits in {_QUEUE}."),
     # A worker has it, by its events.
-    Verdict(
+    Diagnosis(
         "returns",
         _held(lambda facts: facts.is_worker_down and facts.is_held_by_worker),
         f"{_HAD} and has not acknowledged it: another worker gets it after the visibility timeout.",
         (TIMEOUT, IS_UP),
     ),
-    Verdict(_TAKEN[0], _held(lambda facts: facts.is_worker_down), *_TAKEN[1:]),
-    Verdict(
+    Diagnosis(_TAKEN[0], _held(lambda facts: facts.is_worker_down), *_TAKEN[1:]),
+    Diagnosis(
         "worker-lost",
         _absent(lambda facts: facts.is_worker_down),
         f"{_HAD}, and the broker has no message of it for another worker.",
         ("whether it ended, and the event was lost", UNREAD, IS_UP),
     ),
-    Verdict(
+    Diagnosis(
         "worker-down",
         lambda facts: facts.is_worker_down and facts.state == STARTED,
         f"{_HAD}, and no end of the task was reported.",
         (ACKNOWLEDGED, IS_UP),
     ),
-    Verdict(
+    Diagnosis(
         "worker-down-before-start",
         lambda facts: facts.is_worker_down,
         f"{_HAD}, and no start of the task was reported.",
         (DELIVERED_AGAIN, IS_UP),
     ),
-    Verdict(
+    Diagnosis(
         "no-active-task",
         _in_state(STARTED, lambda facts: not facts.is_recent and facts.is_worker_idle),
         "Worker {worker} started it {ago} and reported no end, and now it reports no active task.",
         (NO_END,),
     ),
-    Verdict(
+    Diagnosis(
         "running",
         _in_state(STARTED),
         "By its events, worker {worker} runs it: it reported the start {ago}, and no end.",
         ("how far the task is: Celery does not report progress",),
     ),
-    Verdict(
+    Diagnosis(
         "received-and-gone",
         _absent(_in_state(RECEIVED, lambda facts: not facts.is_recent)),
         "Worker {worker} received it {ago} and reported no start, and the broker has no message of it.",
         ("whether it started, and the event is on its way or was lost", PURGED),
     ),
-    Verdict(
+    Diagnosis(
         "scheduled-at-worker",
         _in_state(RECEIVED, lambda facts: facts.is_scheduled),
         "It is scheduled for {eta}. Worker {worker} received it {ago}, and holds it until then.",
     ),
-    Verdict(
+    Diagnosis(
         "reserved-by-full-worker",
         _in_state(RECEIVED, lambda facts: facts.is_worker_full),
         "Worker {worker} reserved it {ago} and is full: {worker_busy} busy.",
         ("when a slot becomes free",),
     ),
-    Verdict(
+    Diagnosis(
         "reserved",
         _in_state(RECEIVED),
         "Worker {worker} reserved it {ago} and has not reported its start.",
         ("why: rate limits and the state of the pool are not in events",),
     ),
     # It is over, by its events.
-    Verdict(
+    Diagnosis(
         "revoked",
         _in_state(REVOKED),
         "It was revoked {ago}{by}.",
         ("whether a command revoked it, or it had expired",),
     ),
-    Verdict("finished", lambda facts: facts.is_over, "It ended with {state} {ago}{by}."),
+    Diagnosis("finished", lambda facts: facts.is_over, "It ended with {state} {ago}{by}."),
     # A worker has its message, and has not reported it.
-    Verdict(
+    Diagnosis(
         "scheduled-unreported",
         _held(lambda facts: facts.is_scheduled),
         "It is scheduled for {eta}. A worker holds its message until then.",
         (WHO_HOLDS, IS_ALIVE),
     ),
-    Verdict(_TAKEN[0], _held(), *_TAKEN[1:]),
+    Diagnosis(_TAKEN[0], _held(), *_TAKEN[1:]),
     # It counts as over, without an event.
-    Verdict(
+    Diagnosis(
         "message-gone",
         _lost(MESSAGE_GONE),
         "Its message is gone: {ago} its queue was empty, and by its events no worker that was up had it.",
         (PURGED, "whether the message expired", NO_EVENTS),
     ),
-    Verdict(
+    Diagnosis(
         "expired",
         _lost(EXPIRED),
         "It expired while it waited, and no worker reported it then. RabbitMQ drops expired messages.",
     ),
-    Verdict(
+    Diagnosis(
         "not-reported",
         _lost(NOT_RUNNING),
         "Its worker{named} no longer had it {ago}, and reported no end of it.",
         (NO_END,),
     ),
-    Verdict(
+    Diagnosis(
         "forgotten",
         _lost(FORGOTTEN),
         "The exporter removed it while it was open, because of --max-tasks or --task-ttl.",
         ("what happened since",),
     ),
-    Verdict(
+    Diagnosis(
         "over",
         _in_state(LOST),
         "It has counted as over for {seconds}: it expired, its message was gone, or its worker had lost it.",
         ("which of these: --no-history keeps no reasons",),
     ),
     # It was sent, and its message was not seen.
-    Verdict(
+    Diagnosis(
         "just-sent",
         _sent(lambda facts: facts.is_recent),
         "Its newest event, {state}, is {seconds} old: too new to tell where it is.",
         ("whether other events are on their way",),
     ),
-    Verdict(
+    Diagnosis(
         "perhaps-unread",
         _absent(lambda facts: facts.task is not None and bool(facts.silent)),
         "The broker has no message of it. Worker {silent} (solo pool), which consumes its queue, is busy: it "
         "may have taken the message, and reads it after its current task.",
         (PURGED, NO_EVENTS, ELSEWHERE),
     ),
-    Verdict(
+    Diagnosis(
         "no-message",
         _absent(lambda facts: facts.task is not None),
         "The broker has no message of it, neither in a queue ({queues} read) nor held by a worker.",
         (PURGED, NO_EVENTS, UNREAD, ELSEWHERE),
     ),
-    Verdict(
+    Diagnosis(
         "queue-missing",
         _sent(lambda facts: facts.look is not None and facts.look.is_missing),
         "It was sent to queue {queue}, which does not exist on the broker now.",
         ("whether a worker took it before",),
     ),
-    Verdict(
+    Diagnosis(
         "expired-unreported",
         _sent(lambda facts: facts.is_expired),
         "It has expired, and no worker has reported it since {state}.",
         ("whether its message is still on the broker",),
     ),
-    Verdict(
+    Diagnosis(
         "scheduled",
         _sent(lambda facts: facts.is_scheduled),
         "It is scheduled for {eta}, and no worker has reported it since {state}.",
         ("whether its message waits in its queue, in delayed delivery, or at a worker",),
     ),
-    Verdict(
+    Diagnosis(
         "not-in-queue",
         _sent(lambda facts: facts.look is not None and facts.look.length == 0),
         "Queue {queue}, to which it was sent, is empty, and no worker has reported it since {state}.",
         (PURGED, NO_EVENTS, UNREAD),
     ),
-    Verdict(
+    Diagnosis(
         "queue-without-consumer",
         _sent_to_messages(lambda facts: facts.has_consumers is False),
         "It was sent to queue {queue}, which has {messages} and no consumer.",
         (IS_IT_THERE,),
     ),
-    Verdict(
+    Diagnosis(
         "queue-with-busy-workers",
         _sent_to_messages(lambda facts: facts.are_consumers_full),
         "It was sent to queue {queue}, which has {messages}, and whose workers are full: {busy} busy.",
         (IS_IT_THERE,),
     ),
-    Verdict(
+    Diagnosis(
         "queue-with-messages",
         _sent_to_messages(),
         "It was sent to queue {queue}, which has {messages}.",
         (IS_IT_THERE,),
     ),
-    Verdict(
+    Diagnosis(
         "unreported",
         lambda facts: facts.task is not None,
         "Its newest event is {state}, {ago}; no worker has reported it since.",
         ("whether its message waits in a queue",),
     ),
-    Verdict("never-seen", _always, "No event and no message of this task was seen.", NEVER_SEEN),
+    Diagnosis("never-seen", _always, "No event and no message of this task was seen.", NEVER_SEEN),
 )
 
 
 def explain(facts: Facts) -> Explanation:
-    """Return why a task is where it is: the first of `VERDICTS` that applies."""
-    verdict = next(verdict for verdict in VERDICTS if verdict.applies(facts))
+    """Return why a task is where it is: the first of `DIAGNOSES` that applies."""
+    diagnosis = next(diagnosis for diagnosis in DIAGNOSES if diagnosis.applies(facts))
     return Explanation(
         facts.uuid,
         facts.now,
-        verdict.name,
-        verdict.sentence.format(**_values(facts)),
+        diagnosis.name,
+        diagnosis.sentence.format(**_values(facts)),
         evidence(facts),
-        [*limits(facts), *verdict.unknown],
+        [*limits(facts), *diagnosis.unknown],
         facts.location,
     )
 

@@ -32,12 +32,20 @@ class BusyError(Exception):
         self.seconds = seconds
 
 
+class AmbiguousIdError(Exception):
+    """Several tasks have an id that begins with what was given."""
+
+    def __init__(self, given: str, uuids: Sequence[str]) -> None:
+        super().__init__(f"several tasks begin with {given}")
+        self.uuids = uuids
+
+
 class Explanation(Struct, frozen=True):
     """Why a task is where it is. Times are Unix times in seconds; null means unknown."""
 
     uuid: Annotated[str, Meta(description="Id of the task.")]
     at: Annotated[float, Meta(description="When the broker was looked at.")]
-    verdict: Annotated[str, Meta(description="The kind of the answer; see the table of verdicts.")]
+    diagnosis: Annotated[str, Meta(description="The kind of the answer; see the table of diagnoses.")]
     sentence: Annotated[str, Meta(description="The answer for people. Its wording may change.")]
     evidence: Annotated[Sequence[str], Meta(description="What the answer follows from.")]
     unknown: Annotated[Sequence[str], Meta(description="What cannot be known, and what it may change.")]

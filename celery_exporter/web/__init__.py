@@ -1,1 +1,1 @@
-"""HTTP: everything served from memory, and a client for commands."""
+"""HTTP: everything served from memory except the explanation of a task, and a client for commands."""

@@ -1,4 +1,4 @@
-"""The routes of the web server. They answer from memory, without a request to the broker."""
+"""The routes of the web server. All but one answer from memory, without a request to the broker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from celery_exporter import __version__
+from celery_exporter.status.explanation import Explanation
 from celery_exporter.status.model import Status
+from celery_exporter.web.explain_api import pages as explain_pages
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.status_page import POLICY
 from celery_exporter.web.status_routes import NOSNIFF, SAFE, Page, static_pages
@@ -55,13 +57,15 @@ def build(  # noqa: PLR0913  what the pages show
     *,
     status: Callable[[], Status] | None = None,
     tasks: Tasks | None = None,
+    explain: Callable[[str], Explanation] | None = None,
     no_events: str = "",
 ) -> Starlette:
     """Return the ASGI application.
 
     `broker` returns the broker's URL without its password. With `status` there is a status page at /, without
-    it a landing page with links. `tasks` answers /api/v1/tasks. `no_events` is the reason if
-    the transport delivers no events.
+    it a landing page with links. `tasks` answers /api/v1/tasks, and `explain` looks at the broker for a task:
+    only /api/v1/explain does not answer from memory. `no_events` is the reason if the transport delivers no
+    events.
     """
 
     async def ready(_: Request) -> Response:
@@ -89,6 +93,8 @@ def build(  # noqa: PLR0913  what the pages show
         pages |= status_pages(status)
     if tasks is not None:
         pages |= task_pages(tasks)
+    if explain is not None:
+        pages |= explain_pages(explain)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
     app.router.redirect_slashes = False
     return app

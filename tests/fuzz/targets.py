@@ -28,6 +28,7 @@ from celery_exporter.broker.consumers import redis_consumer as redis
 from celery_exporter.broker.consumers.amqp_frames import Frames
 from celery_exporter.broker.consumers.base import BatchFull
 from celery_exporter.broker.message import Message, events_of
+from celery_exporter.broker.message_lookup.envelope import read_head, read_unacknowledged_head
 from celery_exporter.broker.queues import redis_queues
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event, Malformed, decode
@@ -297,11 +298,18 @@ def head(data: bytes) -> None:
     assert task_id is None or task_id.encode() is not None
 
 
+def waiting(data: bytes) -> None:
+    """Read the head of a message that waits on Redis, and of one that a worker holds."""
+    held = read_unacknowledged_head(b"[" + data + b"]")
+    for found in (read_head(data), read_unacknowledged_head(data), held):
+        assert found is None or found.id is None or isinstance(found.id, str)
+
+
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
         *(body, between, split, page, terminal, log, command, message, envelope, properties),
-        *(pushed, frames, deliveries, answer, head),
+        *(pushed, frames, deliveries, answer, head, waiting),
     )
 }
 

@@ -10,6 +10,7 @@ from tools.docgen import (
     checks,
     costs,
     event_log,
+    explanations,
     layers,
     metrics,
     migrating,
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 REFERENCE, EXPLANATION = DOCS / "reference", DOCS / "explanation"
 PERFORMANCE = EXPLANATION / "performance.md"
+STUCK_TASK = DOCS / "how-to" / "stuck-task.md"
 RUNBOOKS, SERVED = DOCS / "runbooks.md", ROOT / "celery_exporter/web/static/runbooks.html"
 
 
@@ -36,6 +38,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
         REFERENCE / "records.md": {"fields": event_log.fields()},
         REFERENCE / "checks.md": {"checks": checks.table()},
         REFERENCE / "alerts.md": {"thresholds": thresholds.table(f"../{RUNBOOKS.name}")},
+        STUCK_TASK: {"diagnoses": explanations.diagnoses(), "explain": explanations.fields()},
         RUNBOOKS: {"thresholds": thresholds.table()},
         PERFORMANCE: {"costs": costs.short(PERFORMANCE.read_text())},
         EXPLANATION / "architecture.md": {"layers": f"{layers.picture()}\n\n{layers.table()}"},
@@ -50,4 +53,12 @@ def made() -> Mapping[Path, str]:
     """Return what has to be in which file."""
     pages = {path: filled(path.read_text(), filling) for path, filling in parts().items()}
     served = {SERVED: runbooks.page(pages[RUNBOOKS])}
-    return {**pages, **served, **api.made(), **event_log.made(), **migrating.made(), **thresholds.made()}
+    return {
+        **pages,
+        **served,
+        **api.made(),
+        **event_log.made(),
+        **explanations.made(),
+        **migrating.made(),
+        **thresholds.made(),
+    }

@@ -1,4 +1,4 @@
-"""The table of verdicts: each row applies to the situation that it names, and no sentence has a gap."""
+"""The table of diagnoses: each row applies to the situation that it names, and no sentence has a gap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from celery_exporter.core.message_location import MessageLocation, QueueLook, UnacknowledgedLook
 from celery_exporter.core.snapshot import ExporterState, WorkerView
 from celery_exporter.core.task_info import STATE_NAMES, AttemptInfo, TaskInfo
-from celery_exporter.status.explain import NEVER_SEEN, VERDICTS, explain
+from celery_exporter.status.explain import DIAGNOSES, NEVER_SEEN, explain
 from celery_exporter.status.explanation import Facts
 from unit.core.cluster_driver import ClusterDriver
 
@@ -65,7 +65,7 @@ def facts(task: TaskInfo | None, location: MessageLocation, **fields) -> Facts:
 
 
 LATER = NOW + 3_600
-#: Name of a verdict, what is known, and what the sentence says.
+#: Name of a diagnosis, what is known, and what the sentence says.
 CASES = [
     (
         "finished-and-queued",
@@ -177,22 +177,24 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "known", "says"), CASES)
-def test_a_verdict_applies_to_its_situation(name, known, says):
+def test_a_diagnosis_applies_to_its_situation(name, known, says):
     explanation = explain(known)
-    assert explanation.verdict == name
+    assert explanation.diagnosis == name
     assert says in explanation.sentence
     assert explanation.evidence
 
 
-def test_every_verdict_has_a_case():
-    assert [verdict.name for verdict in VERDICTS if verdict.name not in {name for name, *_ in CASES}] == []
+def test_every_diagnosis_has_a_case():
+    assert [
+        diagnosis.name for diagnosis in DIAGNOSES if diagnosis.name not in {name for name, *_ in CASES}
+    ] == []
 
 
 def test_each_template_names_known_values_only():
     known = {"state", "ago", "seconds", "worker", "by", "had", "queue", "position", "length", "messages"}
     known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent"}
-    for verdict in VERDICTS:
-        assert {name for _, name, _, _ in string.Formatter().parse(verdict.sentence) if name} <= known
+    for diagnosis in DIAGNOSES:
+        assert {name for _, name, _, _ in string.Formatter().parse(diagnosis.sentence) if name} <= known
 
 
 TASKS = [None, *(task(state, age) for state in STATE_NAMES for age in (1, 600))]
@@ -219,7 +221,7 @@ def test_no_sentence_has_a_gap():
             assert not gaps, (gaps, known)
 
 
-def test_a_verdict_on_a_place_needs_that_place():
+def test_a_diagnosis_on_a_place_needs_that_place():
     """No answer says that a message is in a queue, or with a worker, if the look did not see it there."""
     for task_, location, worker_ in product(TASKS, LOCATIONS, WORKERS):
         sentence = explain(facts(task_, location, worker=worker_)).sentence

@@ -1,0 +1,68 @@
+"""/api/v1/explain/<uuid>: why a task is where it is. It looks at the broker: for people, not for scrapes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from celery_exporter.status.explanation import AmbiguousIdError, BusyError, Explanation
+from celery_exporter.web.status_routes import SAFE, Page
+from celery_exporter.web.task_answers import Problem
+
+#: Seconds for an answer: a broker that does not answer takes 13 for one URL.
+MAX_ANSWER_SECONDS = 20.0
+#: Characters of an id, as in events.
+MAX_ID_LENGTH = 255
+
+
+def pages(explain: Callable[[str], Explanation]) -> dict[str, Page]:
+    """Return the pages by path. `explain` may wait for the broker."""
+
+    async def answer(request: Request) -> Response:
+        uuid = request.path_params["uuid"]
+        if not 0 < len(uuid) <= MAX_ID_LENGTH:
+            return _json(Problem(f"the id of a task has 1 to {MAX_ID_LENGTH} characters"), 400)
+        try:
+            explanation = await asyncio.wait_for(_in_thread(lambda: explain(uuid)), MAX_ANSWER_SECONDS)
+        except AmbiguousIdError as error:
+            return _json(Problem(str(error), (), error.uuids), 300)
+        except BusyError as error:
+            return _json(Problem(str(error)), 429, {"Retry-After": str(math.ceil(error.seconds))})
+        except asyncio.TimeoutError:
+            return _json(Problem(f"no answer of the broker in {MAX_ANSWER_SECONDS:g} s"), 504)
+        return _json(explanation)
+
+    return {"/api/v1/explain/{uuid:path}": answer}
+
+
+async def _in_thread(function: Callable[[], Explanation]) -> Explanation:
+    """Return the result of a function that runs in a thread, which does not delay the end of the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Explanation] = loop.create_future()
+
+    def finish(set_: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_(value)
+
+    def run() -> None:
+        try:
+            outcome: tuple[Callable[[Any], None], Any] = future.set_result, function()
+        except Exception as error:  # noqa: BLE001  it is raised again where the answer is awaited
+            outcome = future.set_exception, error
+        with suppress(RuntimeError):  # the server has stopped
+            loop.call_soon_threadsafe(finish, *outcome)
+
+    threading.Thread(target=run, name="explain", daemon=True).start()
+    return await future
+
+
+def _json(answer: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(answer), status, {**SAFE, **(headers or {})}, "application/json")
