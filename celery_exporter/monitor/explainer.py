@@ -11,6 +11,7 @@ from celery_exporter.broker.message_lookup.factory import message_lookup_for
 from celery_exporter.core.message_location import MessageLocation
 from celery_exporter.core.snapshot import ExporterState, WorkerView, worker_view
 from celery_exporter.core.task_info import TaskInfo
+from celery_exporter.core.task_search import Found
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.status.explain import explain
 from celery_exporter.status.explanation import (
@@ -43,7 +44,7 @@ class Explainer:
         self,
         source: Source,
         state: ClusterState,
-        find: Callable[[str], Sequence[TaskInfo]],
+        find: Callable[[str], Found],
         exporter_state: Callable[[], ExporterState],
     ) -> None:
         self._state = state
@@ -64,7 +65,7 @@ class Explainer:
             begin = time.monotonic()
             if begin < self._next:
                 raise BusyError(self._next - begin)
-            found = self._find_all(uuid)
+            found = self._find_all(uuid).tasks
             if len(found) > 1:
                 raise AmbiguousIdError(uuid, [task.uuid for task in found])
             return self._explain(found[0].uuid if found else uuid, begin)
@@ -86,7 +87,7 @@ class Explainer:
         return explain(self._facts(uuid, task, location, queues))
 
     def _find(self, uuid: str) -> TaskInfo | None:
-        return next((task for task in self._find_all(uuid) if task.uuid == uuid), None)
+        return next((task for task in self._find_all(uuid).tasks if task.uuid == uuid), None)
 
     def _find_changed(self, uuid: str, before: TaskInfo | None, location: MessageLocation) -> TaskInfo | None:
         """Return what is known of the task after a look, which may have seen what events report later."""
