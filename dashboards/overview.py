@@ -77,8 +77,10 @@ BOARD = Board(
                 "Oldest waiting",
                 SECONDS,
                 "Time since the oldest task that has not started was sent or received. "
-                "This includes tasks with a countdown or eta.",
+                "This includes tasks with a countdown or eta. Without task-sent events, only tasks that a "
+                "worker has received are known.",
                 q.OLDEST_WAITING,
+                no_value="unknown",
                 bad=(60, 600),
             ),
             stat(
@@ -100,7 +102,8 @@ BOARD = Board(
             lines(
                 "Tasks by state",
                 RATE,
-                "Tasks that entered each state, per second. PENDING means sent.",
+                "Tasks that entered each state, per second. PENDING means sent, and is unknown without "
+                "task-sent events.",
                 {
                     "{{state}}": q.rate(
                         'celery_tasks_total{state=~"PENDING|STARTED|SUCCESS|FAILURE|RETRY"}', "state"

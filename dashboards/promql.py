@@ -52,9 +52,13 @@ def since_first(timestamp: str, *by: str) -> str:
     return f"clamp_min(time() - min{_by(by)}({timestamp}), 0)"
 
 
-def or_zero(age: str) -> str:
-    """Return an age that is 0 if there is no task, but only while the event subscription is open."""
-    return f"{age} or 0 * max(celery_broker_up == 1)"
+def or_zero(age: str, known: str = "") -> str:
+    """Return an age that is 0 if there is no task, but only while the event subscription is open.
+
+    `known` is a gauge without which it is unknown whether there is a task.
+    """
+    condition = f" and on () {maximum(known)}" if known else ""
+    return f"{age} or 0 * max(celery_broker_up == 1){condition}"
 
 
 FINISHED = rate('celery_tasks_total{state=~"SUCCESS|FAILURE"}')
@@ -66,7 +70,11 @@ SATURATION = share(
     f"sum(celery_worker_active_tasks and {POOL_LIMIT})",
     f"sum({POOL_LIMIT} and celery_worker_active_tasks)",
 )
-OLDEST_WAITING = or_zero(since_first('celery_task_oldest_timestamp_seconds{state=~"PENDING|RECEIVED"}'))
+# Without task-sent events it is unknown whether a task waits, and PENDING has no sample.
+OLDEST_WAITING = or_zero(
+    since_first('celery_task_oldest_timestamp_seconds{state=~"PENDING|RECEIVED"}'),
+    known='celery_tasks_in_flight{state="PENDING"}',
+)
 OLDEST_MESSAGE = (
     f"{since_first('celery_queue_oldest_timestamp_seconds', 'queue_name')}"
     f" or {maximum('celery_queue_length == 0', 'queue_name')}"

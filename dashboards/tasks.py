@@ -55,15 +55,18 @@ BOARD = Board(
             stat(
                 "In flight",
                 PLAIN,
-                "Tasks that have not finished: pending, received, started, or waiting for a retry.",
+                "Tasks that have not finished: pending, received, started, or waiting for a retry. Without "
+                "task-sent events, pending ones are unknown.",
                 "sum(celery_tasks_in_flight)",
                 width=4,
             ),
             stat(
                 "Oldest waiting",
                 SECONDS,
-                "Time since the oldest task that has not started was sent or received.",
+                "Time since the oldest task that has not started was sent or received. Without task-sent "
+                "events, only tasks that a worker has received are known.",
                 q.OLDEST_WAITING,
+                no_value="unknown",
                 bad=(60, 600),
                 width=4,
             ),
@@ -95,7 +98,8 @@ BOARD = Board(
             lines(
                 "Rate by state",
                 RATE,
-                "Tasks that entered each state, per second. PENDING means sent.",
+                "Tasks that entered each state, per second. PENDING means sent, and is unknown without "
+                "task-sent events.",
                 {"{{state}}": q.rate("celery_tasks_total", "state")},
             ),
             lines(

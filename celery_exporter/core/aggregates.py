@@ -43,6 +43,11 @@ class Aggregate(Struct, gc=False):
         """Return an aggregate whose sums are all 0."""
         return cls([0] * len(State), {}, {}, 0, {}, None, None)
 
+    @property
+    def sent(self) -> int | None:
+        """How many tasks were sent. None: no task-sent event was received, so the number is unknown."""
+        return self.transitions[State.PENDING] or None
+
     def merge(self, other: Aggregate) -> None:
         """Add the sums of another aggregate, except those by exception and client: they have a quota."""
         self.transitions = [sum(pair) for pair in zip(self.transitions, other.transitions, strict=True)]

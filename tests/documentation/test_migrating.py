@@ -159,10 +159,10 @@ def adapted(profile: str, samples: list[Sample]) -> Iterator[Sample]:
             for sample in samples
             if sample[0] != "celery_task_failed_total" or "exception" in sample[1]
         ]
-    if profile == "flower":  # a task that was never sent
-        idle = {"task": "tasks.idle", "type": "task-sent"}
-        sent["tasks.idle"] = ("flower_events_total", idle, 0)
     for name, labels, value in samples:
+        is_sent = labels.get("state") == "PENDING" or name == "celery_task_sent_total"
+        if is_sent and labels.get("name", labels.get("task_type")) == "tasks.idle":
+            continue  # never sent: other exporters show 0, and native metrics no sample
         if profile == "flower" and labels.get("type") == "task-sent":
             before = sent.get(labels["task"], (name, {}, 0))[2]
             without_worker = {label: text for label, text in labels.items() if label != "worker"}

@@ -20,7 +20,7 @@ from prometheus_client.utils import floatToGoString as number  # noqa: N813  a n
 from celery_exporter.core.histogram import Histogram, bucket_indexes
 from celery_exporter.core.measurements import NOTHING, Summary
 from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.core.types import OTHER, LabelSet
+from celery_exporter.core.types import OTHER, LabelSet, State
 from celery_exporter.metrics.exposition import protobuf
 from celery_exporter.metrics.exposition.protobuf import PROTOBUF
 from celery_exporter.metrics.exposition.series_tracker import ScrapeSession, series_id
@@ -291,6 +291,8 @@ def _inherits(row: MetricFamily, values: Sequence[str], snapshot: Snapshot) -> b
     if any(labels.get(name) == OTHER for name in TASK_NAME_LABELS):
         return True
     if row.type == "summary":  # these sums have label sets of their own, and move to `other` only
+        return False
+    if labels.get("state") == State.PENDING.name:  # clients send, and the sums that moved are of workers
         return False
     aggregate = snapshot.aggregates.get(LabelSet(*(labels.get(label, "") for label in LABEL_SET_NAMES)))
     # A row that adds up label sets has the same sum before and after one is merged into another.

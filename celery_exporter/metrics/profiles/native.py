@@ -17,6 +17,8 @@ from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptio
 #: The names of the states, by State. Reading the name of an enum member for each sample takes too long.
 STATES = tuple(state.name for state in State)
 _TIMED_STATES = (State.SUCCESS, State.FAILURE)
+#: The state whose counts are unknown without task-sent events: then it has no sample.
+_SENT = STATES[State.PENDING]
 
 
 #: When metrics of sinks have no sample.
@@ -84,17 +86,19 @@ def _transitions(options: MetricOptions) -> MetricFamily:
     return MetricFamily(
         "celery_tasks_total",
         "counter",
-        "Transitions of tasks into a state; PENDING means sent.",
+        "Transitions of tasks into a state; PENDING means sent, and is absent without task-sent events.",
         ("state", *task),
         lambda snapshot: (
             ((state, *task_values), count)
             for label_set, aggregate in snapshot.aggregates.items()
             for task_values in [values(label_set)]
             for state, count in zip(STATES, aggregate.transitions, strict=True)
+            if count or state != _SENT
         ),
         merge=add if options.needs_merge else None,
         absent="No event has named the task, and no worker that replies to inspection has registered it. "
-        "After that every state has a series, starting at 0.",
+        "After that every state has a series, starting at 0, but PENDING only from the first task-sent event "
+        "of these labels on.",
         example="sum by (task_name, state) (rate(celery_tasks_total[5m]))",
     )
 
@@ -179,12 +183,20 @@ def _in_flight(options: MetricOptions) -> MetricFamily:
         "Unfinished tasks by current state.",
         ("state", *labels),
         lambda snapshot: (
-            ((STATES[group.state], *values(group.label_set)), group.count) for group in snapshot.tasks
+            ((STATES[group.state], *values(group.label_set)), group.count)
+            for group in snapshot.tasks
+            if group.count or group.state is not State.PENDING or _is_sent_known(snapshot, group.label_set)
         ),
         merge=add if options.needs_merge else None,
-        absent="No event has named the task yet.",
+        absent="No event has named the task yet. PENDING also until a task-sent event of these labels was "
+        "received, unless a task has returned to its queue.",
         example='sum by (task_name) (celery_tasks_in_flight{state="STARTED"})',
     )
+
+
+def _is_sent_known(snapshot: Snapshot, label_set: LabelSet) -> bool:
+    aggregate = snapshot.aggregates.get(label_set)
+    return aggregate is not None and aggregate.sent is not None
 
 
 _OLDEST = MetricFamily(
