@@ -116,6 +116,13 @@ class QueueStats(Struct, frozen=True):
     oldest_ids: tuple[str, ...] = ()  # uuids of the tasks at the head, one for each priority
 
 
+class OutageView(Struct, frozen=True):
+    """Since when no event can be received, and why. `error` is that of the broker, empty before any."""
+
+    since: float  # of the last sign of life, or when the exporter was started
+    error: str  # without secrets
+
+
 class ExporterState(Struct, frozen=True):
     """The state of this exporter and of its connection to the broker."""
 
@@ -142,6 +149,7 @@ class ExporterState(Struct, frozen=True):
     sinks: Sequence[SinkView] = ()
     refused_replies: Collection[str] = ()  # serializers of inspection replies that are not accepted
     history: HistoryView | None = None  # None without a history file
+    outage: OutageView | None = None  # None: the event subscription is open, or there can be none
 
 
 class Snapshot(Struct, frozen=True):

@@ -16,6 +16,7 @@ from celery_exporter.broker.consumers.base import EventConsumer
 from celery_exporter.broker.message import Message, events_of
 from celery_exporter.core.events import REASONS, REFUSED, Event, Malformed
 from celery_exporter.core.records import MeasuredRecord, Record
+from celery_exporter.core.snapshot import OutageView
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.runtime.backoff import back_off
 from celery_exporter.status.problems import ASK_DOCTOR
@@ -74,6 +75,8 @@ class EventSubscription:
         self._on_records = on_records
         self._accept = {CONTENT_TYPES[name] for name in config.accept_content}
         self._has_read = False  # since it was opened
+        self._closed_since = time.time()  # epoch seconds; while it is not open
+        self._error = ""  # that closed it, or of the last attempt to open it
 
     def restore(self, malformed: Mapping[str, int], opened: int, unconfirmed: list[int]) -> None:
         """Continue the counts of the state file; expect `unconfirmed` messages of a durable queue again."""
@@ -84,6 +87,18 @@ class EventSubscription:
     def is_ready(self) -> bool:
         """Return whether the subscription is open and showed a sign of life recently."""
         return self.is_open and time.monotonic() - self._consumer.last_alive < READY_MAX_SILENCE_SECONDS
+
+    def outage(self) -> OutageView | None:
+        """Return since when and why the subscription is not ready; None if it is."""
+        if self.is_ready():
+            return None
+        if self.is_open:
+            return OutageView(self._last_alive(), "no sign of life on the event subscription")
+        return OutageView(self._closed_since, self._error)
+
+    def _last_alive(self) -> float:
+        """Return when the broker showed the last sign of life, in epoch seconds."""
+        return time.time() - (time.monotonic() - self._consumer.last_alive)
 
     def is_waiting(self) -> bool:
         """Return whether a durable queue holds messages back until the state file is written."""
@@ -122,15 +137,19 @@ class EventSubscription:
                 logged = ""
                 self._read(stopping, is_held_back)
             except BrokerError as error:
+                self._error = str(error)
                 if logged != (logged := str(error)):  # once, not at every attempt
                     log.warning("no event subscription on %s: %s; %s", self._broker_url(), error, ASK_DOCTOR)
             except Exception as error:
+                self._error = type(error).__name__  # its text may hold a secret
                 if logged != (logged := repr(error)):
                     log.exception("event subscription failed, trying again")
             finally:
                 if save is not None and self.mark is not None:
                     with suppress(Exception):  # then the messages come again; the job logs the reason
                         save()
+                if self.is_open:
+                    self._closed_since = self._last_alive()
                 self.is_open = False
                 self._consumer.close()
                 self._pass_records_on(last=True)
@@ -142,6 +161,7 @@ class EventSubscription:
     def _read(self, stopping: threading.Event, is_held_back: Callable[[], bool]) -> None:
         last = time.monotonic()
         self.is_open = True
+        self._error = ""
         while not stopping.is_set():
             messages = self._consumer.read(READ_SECONDS)
             now = time.monotonic()

@@ -259,11 +259,12 @@ class Monitor:
 
     def _exporter_state(self, web_config_up_to_date: bool | None) -> ExporterState:
         subscription, queues = self.subscription, self._queues
+        outage = subscription.outage()
         return ExporterState(
             at=time.time(),
             started=self._started,
             version=__version__,
-            broker_up=self.is_ready(),
+            broker_up=outage is None,
             queue_stats=queues.queue_stats(),
             unmeasured=queues.unmeasured(),
             missing=queues.missing(),
@@ -283,6 +284,7 @@ class Monitor:
             sinks=[pusher.view() for pusher in self._pushers],
             refused_replies=self.workers.refused_serializers,
             history=self.history.view() if self.history is not None else None,
+            outage=None if self.no_events else outage,
         )
 
 

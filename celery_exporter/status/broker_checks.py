@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from celery_exporter.core.snapshot import Snapshot
-from celery_exporter.status.facts import DISCOVERY_SECONDS, job, short, workers_up
+from celery_exporter.core.snapshot import OutageView, Snapshot
+from celery_exporter.status.facts import DISCOVERY_SECONDS, NO_ANSWER, job, short, workers_up
 from celery_exporter.status.finding import Finding, duration
 from celery_exporter.status.problems import (
     EVENTS_REJECTED,
@@ -52,7 +52,11 @@ def subscription(snapshot: Snapshot, _: Growth) -> Finding | None:
     exporter = snapshot.exporter
     if exporter.broker_up:
         return NOT_SUBSCRIBED.ok("the event subscription is open")
-    return NOT_SUBSCRIBED.finding() if exporter.at - exporter.started >= DISCOVERY_SECONDS else None
+    if exporter.at - exporter.started < DISCOVERY_SECONDS:
+        return None
+    outage = exporter.outage or OutageView(exporter.started, "")
+    error = short(outage.error) or NO_ANSWER
+    return NOT_SUBSCRIBED.finding(duration=duration(exporter.at - outage.since), error=error)
 
 
 def event_stream(snapshot: Snapshot, _: Growth) -> Finding | None:

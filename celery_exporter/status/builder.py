@@ -10,6 +10,7 @@ from msgspec import Struct
 from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
 from celery_exporter.core.types import State
 from celery_exporter.status.checks import run_checks
+from celery_exporter.status.facts import can_receive_events, short
 from celery_exporter.status.model import (
     VERSION,
     BrokerStatus,
@@ -27,6 +28,7 @@ _STATES = tuple(state.name for state in State)
 def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
     """Return the status at the time of a snapshot; `growth` has the counts of the last minutes."""
     exporter, window = snapshot.exporter, growth.seconds
+    is_current = can_receive_events(snapshot)
     return Status(
         version=VERSION,
         exporter_version=exporter.version,
@@ -39,14 +41,18 @@ def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
             exporter.reconnects,
             exporter.last_event,
             exporter.event_lag,
-            growth.events / window if window else None,
+            growth.events / window if window and is_current else None,
             exporter.unacked,
             None if exporter.blocked is None else bool(exporter.blocked),
+            exporter.outage.since if exporter.outage else None,
+            short(exporter.outage.error) or None if exporter.outage else None,
         ),
         findings=run_checks(snapshot, growth),
         workers=[_worker(worker) for worker in sorted(snapshot.workers, key=attrgetter("name"))],
         queues=[_queue(queue, exporter.at, growth.lengths) for queue in snapshot.queues],
-        tasks=_tasks(snapshot, growth),
+        # What happens now is unknown while no event can be received. A mean over the last minutes would be
+        # too low, and fall until it is 0.
+        tasks=_tasks(snapshot, growth.tasks, window if is_current else 0.0),
         failures=[
             FailureStatus(
                 failure.at, failure.label_set.task_name, failure.worker, failure.exception, failure.uuid
@@ -92,7 +98,8 @@ class _Open(Struct):
     oldest: float | None = None  # epoch seconds
 
 
-def _tasks(snapshot: Snapshot, growth: Growth) -> list[TaskStatus]:
+def _tasks(snapshot: Snapshot, growth: Mapping[str, TaskGrowth], window: float) -> list[TaskStatus]:
+    """Return the status of each task name; a window of 0 s is one in which nothing is known."""
     open_: dict[str, _Open] = {}
     for group in snapshot.tasks:
         if group.count:
@@ -100,20 +107,20 @@ def _tasks(snapshot: Snapshot, growth: Growth) -> list[TaskStatus]:
             tasks.states[group.state.name] = tasks.states.get(group.state.name, 0) + group.count
             tasks.oldest = min(filter(None, (group.since, tasks.oldest)), default=None)
     return [
-        _task(name, growth.tasks.get(name), growth.seconds, open_.get(name, _Open({})))
-        for name in sorted(growth.tasks.keys() | open_.keys())
+        _task(name, growth.get(name) if window else None, window, open_.get(name, _Open({})))
+        for name in sorted(growth.keys() | open_.keys())
     ]
 
 
 def _task(name: str, growth: TaskGrowth | None, window: float, open_: _Open) -> TaskStatus:
-    if growth is None:  # unfinished tasks, and no counts under this name
-        return TaskStatus(name, {}, None, None, None, None, None, open_.states, open_.oldest)
-    counts = zip(_STATES, growth.transitions, strict=True)
-    rates = {state: count / window for state, count in counts} if window else {}
+    if growth is None:
+        return TaskStatus(
+            name, dict.fromkeys(_STATES), None, None, None, None, None, open_.states, open_.oldest
+        )
     (runtime_p50, runtime_p95), (wait_p50, wait_p95) = growth.runtimes, growth.waits
     return TaskStatus(
         name,
-        rates,
+        _rates(growth, window),
         growth.failure_share,
         runtime_p50,
         runtime_p95,
@@ -122,3 +129,11 @@ def _task(name: str, growth: TaskGrowth | None, window: float, open_: _Open) -> 
         open_.states,
         open_.oldest,
     )
+
+
+def _rates(growth: TaskGrowth, window: float) -> dict[str, float | None]:
+    counts = zip(_STATES, growth.transitions, strict=True)
+    rates: dict[str, float | None] = {state: count / window for state, count in counts}
+    if all(aggregate.sent is None for aggregate in growth.aggregates):
+        rates[State.PENDING.name] = None
+    return rates

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from celery_exporter.status.facts import NO_ANSWER
 from celery_exporter.status.model import Status
 from celery_exporter.status.thresholds import LONG_WINDOW
 
@@ -209,6 +210,14 @@ def _rank(row: Any, field: str) -> Any:
 
 
 _TIMES = {column.field for table in TABLES for column in table.columns if column.kind == "ago"}
+
+
+def outage(status: Status) -> str:
+    """Return since when the event subscription is not open, and the broker's error; empty while it is."""
+    broker = status.broker
+    if broker.down_since is None:
+        return ""
+    return f"Not open since {_clock(broker.down_since, status.at)} UTC: {broker.error or NO_ANSWER}"
 
 
 # -- formats of values ---------------------------------------------------------------------------------

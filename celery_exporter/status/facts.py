@@ -8,6 +8,8 @@ from celery_exporter.quoting import printable
 #: Seconds of listening after which an event of each live worker has arrived: three heartbeats.
 DISCOVERY_SECONDS = 6.0
 
+#: The error of a broker that has neither answered nor refused yet.
+NO_ANSWER = "the broker has not answered yet"
 #: Characters of an error that the broker returned.
 _MAX_ERROR_LENGTH = 200
 

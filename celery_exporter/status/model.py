@@ -24,12 +24,22 @@ class BrokerStatus(Struct, frozen=True):
     reconnects: Annotated[int, Meta(description="Reconnects since the start of the exporter.")]
     last_event: Annotated[float | None, Meta(description="When the last event was received.")]
     event_lag: Annotated[float | None, Meta(description="Seconds from its timestamp until it was received.")]
-    events_per_second: Annotated[float | None, Meta(description="Events received in `window`, a second.")]
+    events_per_second: Annotated[
+        float | None,
+        Meta(description="Events received in `window`, a second. Null while no event can be received."),
+    ]
     unacked: Annotated[
         int | None, Meta(description="Messages that workers received and did not acknowledge. Redis only.")
     ]
     blocked: Annotated[
         bool | None, Meta(description="Whether the broker blocks publishers. RabbitMQ only.")
+    ] = None
+    down_since: Annotated[
+        float | None,
+        Meta(description="When it showed the last sign of life. Null while the subscription is open."),
+    ] = None
+    error: Annotated[
+        str | None, Meta(description="Its own error since then, without passwords. Null before any.")
     ] = None
 
 
@@ -65,12 +75,15 @@ class QueueStatus(Struct, frozen=True):
 
 
 class TaskStatus(Struct, frozen=True):
-    """One task name: what happened in `window`, and unfinished tasks."""
+    """One task name: what happened in `window` (null while unknown), and unfinished tasks."""
 
     name: Annotated[str, Meta(description="Name of the task.")]
     rates: Annotated[
-        Mapping[str, float],
-        Meta(description="Tasks a second that entered each Celery state. Empty right after the start."),
+        Mapping[str, float | None],
+        Meta(
+            description="Tasks a second that entered each Celery state. PENDING (sent) is null if no "
+            "task-sent event of the task was received."
+        ),
     ]
     failure_share: Annotated[float | None, Meta(description="FAILURE / (SUCCESS + FAILURE).")]
     runtime_p50: Annotated[float | None, Meta(description="Median run time in seconds.")]

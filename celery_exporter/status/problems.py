@@ -41,7 +41,7 @@ PUBLISHERS_BLOCKED = Problem(
 NOT_SUBSCRIBED = Problem(
     "subscription",
     "critical",
-    "the event subscription on the broker is not open",
+    "no event subscription on the broker for {duration}: {error}",
     ASK_DOCTOR,
     "CeleryExporterBlind",
 )

@@ -87,16 +87,18 @@ def orders(table: Table) -> list[str]:
 
 
 def header(status: Status, *, outdated: bool = False) -> list[Part]:
-    """Return two lines about the exporter, the broker and how events arrive."""
+    """Return two lines about the exporter, the broker and how events arrive, and a third one if none do."""
     at = shared.text(shared.AT, status, status.at)
     facts = [
         f"{column.title.lower()} {shared.text(column, status, status.at)}" for column in shared.BROKER[2:]
     ]
+    reason = shared.outage(status)
     return [
         (f"celery-exporter {visible(status.exporter_version)}  ", "bold"),
         ("up  ", "green") if status.broker.up else ("DOWN  ", "bold red"),
         (f"as of {at} UTC  ", "bold red" if outdated else ""),
         (f"{visible(status.broker.url)}\n{'  '.join(facts)}", ""),
+        *([(f"\n{visible(reason)}", "bold red")] if reason else []),
     ]
 
 

@@ -24,6 +24,7 @@ from celery_exporter.status.columns import (
     first_sort,
     fixed,
     get,
+    outage,
     reversed_sort,
     rows_of,
     text,
@@ -66,6 +67,7 @@ _PAGE = """<!doctype html>
 </header>
 <main>
 <p id="fresh">As of <time id="at">{at}</time> UTC.<span id="why" role="status"></span></p>
+<p id="outage">{outage}</p>
 <dl id="broker" class="{state}">{broker}</dl>
 <section aria-labelledby="findings-title">
 <h2 id="findings-title">{findings_title}</h2>
@@ -108,6 +110,7 @@ def html(status: Status, *, sort: str = SORT, contains: str = "") -> str:
         digest=_DIGEST,
         at=text(AT, status, status.at),
         state="good" if status.broker.up else "bad",
+        outage=escape(outage(status)),
         broker=_broker(status),
         findings_title=FINDINGS.title,
         findings=_findings(status),

@@ -77,7 +77,10 @@ def status(**fields: Any) -> Status:
 
 def broker(up: bool = True, value: float | None = None) -> BrokerStatus:
     whole = None if value is None else int(value)
-    return BrokerStatus("redis://127.0.0.1:6379/0", up, 0, value, value, value, whole)
+    since, error = (None, None) if up else (NOW - 75.25, "<b>Connection refused</b>")
+    return BrokerStatus(
+        "redis://127.0.0.1:6379/0", up, 0, value, value, value, whole, down_since=since, error=error
+    )
 
 
 def worker(name: str = "w@h", value: float | None = None, up: bool = True) -> WorkerStatus:
@@ -96,9 +99,9 @@ def queue(name: str = "q", value: float | None = None) -> QueueStatus:
 
 
 def task(name: str = "t", value: float | None = None) -> TaskStatus:
-    if value is None:
-        return TaskStatus(name, {}, None, None, None, None, None, {}, None)
     states = ("PENDING", "RECEIVED", "STARTED", "SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED")
+    if value is None:
+        return TaskStatus(name, dict.fromkeys(states), None, None, None, None, None, {}, None)
     rates = {state: value / (index + 1) for index, state in enumerate(states)}
     open_ = {"PENDING": int(value), "STARTED": 1}
     return TaskStatus(name, rates, value % 1, value, value * 2, value / 3, value * 7, open_, NOW - value)

@@ -16,7 +16,7 @@ from harness.waiting import eventually
 
 #: Passwords with characters that must be percent-encoded in a URL, of two brokers.
 SECRET, SECOND = "p@ss/w0rd:hunt&r2", "f%ilover#0042"
-PAGES = ("/", "/metrics", "/-/healthy", "/healthcheck", "/-/ready", "/health", "/nosuch")
+PAGES = ("/", "/api/v1/status", "/metrics", "/-/healthy", "/healthcheck", "/-/ready", "/health", "/nosuch")
 
 
 def quoted(text: str) -> str:

@@ -282,7 +282,7 @@ def test_missing_updates_are_reported_until_the_exporter_is_back(tmp_path, visit
 # -- layout ------------------------------------------------------------------------------------------------
 
 
-PARTS = ("#at", "#exporter", "#broker", "#findings", "#workers", "#queues", "#tasks", "#failures")
+PARTS = ("#at", "#exporter", "#outage", "#broker", "#findings", "#workers", "#queues", "#tasks", "#failures")
 
 
 def outlines(page: BrowserPage) -> list[str]:

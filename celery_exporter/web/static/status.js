@@ -154,11 +154,16 @@ function finding({ severity, message, remedy, alert }) {
   return make("li", { class: severity }, ...parts);
 }
 
+function outage({ down_since: since, error }) {
+  return since === null ? "" : `Not open since ${clock(since)} UTC: ${error ?? "the broker has not answered yet"}`;
+}
+
 function show(status) {
   newest = status;
   document.title = `${status.broker.up ? "up" : "broker down"} · celery-exporter`;
   byId("at").textContent = clock(status.at);
   byId("exporter").textContent = status.exporter_version;
+  byId("outage").textContent = outage(status.broker);
   byId("broker").className = status.broker.up ? "good" : "bad";
   for (const entry of byId("broker").querySelectorAll("dd")) entry.textContent = formatted(entry.dataset, status, status.at);
   const problems = status.findings.filter(({ severity }) => severity !== "ok").map(finding);

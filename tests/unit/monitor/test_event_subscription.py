@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 from harness.configs import monitor_config
@@ -12,7 +13,7 @@ from harness.waiting import eventually
 from celery_exporter.broker.connection import BrokerError
 from celery_exporter.broker.message import Message
 from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
-from celery_exporter.monitor.event_subscription import EventSubscription
+from celery_exporter.monitor.event_subscription import READY_MAX_SILENCE_SECONDS, EventSubscription
 
 HEARTBEAT = {"type": "worker-heartbeat", "hostname": "w@h", "timestamp": 1.7e9, "freq": 2.0}
 
@@ -79,6 +80,86 @@ def test_a_subscription_that_failed_without_events_waits_longer_each_time(opened
     quick, slow = opened(FailingConsumer(has_messages=True)), opened(FailingConsumer(has_messages=False))
     eventually(lambda: quick.opened > 60, 60)
     assert slow.opened < 12
+
+
+class ScriptedConsumer(FailingConsumer):
+    """A consumer whose attempts to open have these outcomes: an error, or None. `read` waits for the test."""
+
+    def __init__(self, *outcomes: Exception | None) -> None:
+        super().__init__(has_messages=False)
+        self._outcomes = iter(outcomes)
+        self.failure: Exception | None = None  # of the next read
+
+    def open(self) -> None:
+        error = next(self._outcomes, None)
+        if error is not None:
+            raise error
+        self.opened += 1
+        self.last_alive = time.monotonic()
+
+    def read(self, _timeout: float) -> list[Message]:
+        time.sleep(0.01)
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+        return []
+
+
+@pytest.fixture
+def running():
+    """Run a subscription in a thread, which tries again at once."""
+    stopping, threads = threading.Event(), []
+
+    def run(consumer: FailingConsumer) -> EventSubscription:
+        events = subscription(consumer, retry_interval="0.1")
+        threads.append(threading.Thread(target=events.run, args=[stopping]))
+        threads[-1].start()
+        return events
+
+    yield run
+    stopping.set()
+    for thread in threads:
+        thread.join(60)
+
+
+def test_an_outage_before_the_first_subscription_is_since_the_start(running):
+    before = time.time()
+    refused = [BrokerError("Connection refused")] * 1_000
+    events = running(ScriptedConsumer(*refused))
+    outage = eventually(lambda: (view := events.outage()) and view.error and view, 20)
+    assert outage.error == "Connection refused"
+    assert before <= outage.since <= before + 5
+
+
+def test_an_outage_has_the_newest_error_and_the_last_sign_of_life(running):
+    consumer = ScriptedConsumer(None, *[BrokerError("Connection refused")] * 30)
+    events = running(consumer)
+    eventually(lambda: events.is_ready() and events.outage() is None, 20)
+    alive = time.time()
+    consumer.last_alive = time.monotonic()
+    consumer.failure = BrokerError("the broker closed the connection")
+    outage = eventually(events.outage, 20)
+    assert outage.error in {"the broker closed the connection", "Connection refused"}
+    later = eventually(lambda: (view := events.outage()) and "refused" in view.error and view, 20)
+    assert outage.since == later.since == pytest.approx(alive, abs=1)
+    eventually(lambda: consumer.opened == 2 and events.outage() is None, 60)
+
+
+def test_a_subscription_without_a_sign_of_life_is_an_outage_since_the_last_one(running):
+    consumer = ScriptedConsumer()
+    events = running(consumer)
+    eventually(events.is_ready, 20)
+    consumer.last_alive -= READY_MAX_SILENCE_SECONDS + 8
+    outage = events.outage()
+    assert outage.error == "no sign of life on the event subscription"
+    assert outage.since == pytest.approx(time.time() - READY_MAX_SILENCE_SECONDS - 8, abs=5)
+
+
+def test_an_unexpected_error_is_shown_without_its_text(running):
+    """The text is that of another library, and could hold a password."""
+    events = running(ScriptedConsumer(*[ValueError("secret")] * 1_000))
+    outage = eventually(lambda: (view := events.outage()) and view.error and view, 20)
+    assert outage.error == "ValueError"
 
 
 def test_messages_become_events_and_unreadable_ones_are_counted():

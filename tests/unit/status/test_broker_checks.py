@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from celery_exporter.core.snapshot import JobView
+import pytest
+
+from celery_exporter.core.snapshot import JobView, OutageView
 from celery_exporter.status.broker_checks import REJECTED_RECENTLY_SECONDS
 from unit.core.cluster_driver import T0, ClusterDriver
 from unit.status.scenario import HEALTHY, findings, heartbeats
@@ -15,6 +17,25 @@ def test_a_state_that_cannot_be_saved_is_always_reported():
             by_check = findings(*heartbeats(), jobs=[*HEALTHY, saving], **around)
             assert by_check["state"].severity == level
     assert "state" not in findings(*heartbeats())
+
+
+@pytest.mark.parametrize(
+    ("outage", "message"),
+    [
+        (OutageView(T0 - 200, "Connection refused"), "for 5 minutes: Connection refused"),
+        (OutageView(T0 + 90, ""), "for 10 s: the broker has not answered yet"),
+        (None, "for 2 minutes: the broker has not answered yet"),
+    ],
+)
+def test_a_subscription_that_is_not_open(outage, message):
+    """The driver has run for 100 s; an exporter that has just started is given time."""
+    values = {"broker_up": False, "started": T0 - 20, "outage": outage}
+    finding = findings(**values)["subscription"]
+    assert (finding.severity, finding.message) == (
+        "critical",
+        f"no event subscription on the broker {message}",
+    )
+    assert "subscription" not in findings(**{**values, "started": T0 + 99})
 
 
 def test_events_in_a_serializer_that_is_not_accepted():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from celery_exporter.core.snapshot import QueueStats
+from celery_exporter.core.snapshot import OutageView, QueueStats
+from celery_exporter.core.types import State
 from celery_exporter.status.recent import SHORT_STEP_SECONDS, Recent
 from celery_exporter.status.thresholds import LONG_WINDOW
-from unit.core.cluster_driver import ClusterDriver, failed, heartbeat, received, sent
+from unit.core.cluster_driver import T0, ClusterDriver, failed, heartbeat, received, sent
 
 from .scenario import status, task_events
 
@@ -24,6 +25,50 @@ def test_rates_and_quantiles_cover_the_last_minutes():
     assert task.failure_share == 0
     assert task.runtime_p50 == pytest.approx(0.1 + 0.9 / 2)
     assert task.wait_p95 == pytest.approx(0.1 + 0.9 * 0.95)
+
+
+def test_without_task_sent_events_the_rate_of_sent_tasks_is_unknown():
+    driver, recent = ClusterDriver(), Recent()
+    recent.add(driver.shown(), driver.now)
+    _, *events = task_events(1, 0)
+    driver.apply(*events)
+    driver.wait(60)
+    (task,) = status(driver, recent).tasks
+    assert task.rates == dict.fromkeys((state.name for state in State), 0) | {
+        "PENDING": None,
+        **dict.fromkeys(("RECEIVED", "STARTED", "SUCCESS"), pytest.approx(1 / 60)),
+    }
+    driver.apply(*task_events(2, 10))
+    (task,) = status(driver, recent).tasks
+    assert task.rates["PENDING"] == pytest.approx(1 / 60), "as many as clients have published"
+
+
+@pytest.mark.parametrize(
+    "around", [{"broker_up": False}, {"blocked": "low on memory"}], ids=["broker down", "publishers blocked"]
+)
+def test_while_no_event_can_be_received_nothing_is_known_of_the_last_minutes(around):
+    """At once, since a mean over minutes of which some are unknown is too low."""
+    driver, recent = ClusterDriver(), Recent()
+    recent.add(driver.shown(), driver.now)
+    driver.apply(*task_events(1, 0), sent("open", at=5))
+    driver.now += 60
+    outage = status(driver, recent, **around)
+    (task,) = outage.tasks
+    assert set(task.rates.values()) == {None}
+    measured = (task.failure_share, task.runtime_p50, task.runtime_p95, task.wait_p50, task.wait_p95)
+    assert set(measured) == {None}
+    assert (task.open, outage.broker.events_per_second) == ({"PENDING": 1}, None)
+    recovered = status(driver, recent)
+    assert recovered.tasks[0].rates["SUCCESS"] == pytest.approx(1 / 60)
+    assert recovered.broker.events_per_second == pytest.approx(5 / 60)
+
+
+def test_the_status_of_a_broker_that_is_down_says_why_and_since_when():
+    driver = ClusterDriver()
+    assert (status(driver, Recent()).broker.down_since, status(driver, Recent()).broker.error) == (None, None)
+    for error, shown in (("refused\x1b[2J" + "x" * 999, "refused?[2J" + "x" * 189), ("", None)):
+        broker = status(driver, Recent(), broker_up=False, outage=OutageView(T0 + 7, error)).broker
+        assert (broker.up, broker.down_since, broker.error) == (False, T0 + 7, shown)
 
 
 def test_open_tasks_are_counted_by_state_and_have_the_oldest_time():

@@ -6,7 +6,7 @@ from harness.example_status import STATUS, task_status
 from msgspec.structs import replace
 
 from celery_exporter.status.columns import FINDINGS, TABLES, UNKNOWN
-from celery_exporter.top.view import BAR_CELLS, SECTIONS, Part, bar, grid, orders, plain
+from celery_exporter.top.view import BAR_CELLS, SECTIONS, Part, bar, grid, header, orders, plain
 
 TASKS = next(table for table in SECTIONS if table.name == "tasks")
 EMPTY = replace(STATUS, findings=[], workers=[], queues=[], tasks=[], failures=[])
@@ -19,6 +19,13 @@ def joined(parts: list[Part]) -> str:
 def test_each_column_of_the_status_page_is_there():
     assert [{*table.columns} for table in SECTIONS[1:]] == [{*table.columns} for table in TABLES]
     assert [table.columns[0] for table in SECTIONS[1:]] == [table.columns[0] for table in TABLES]
+
+
+def test_the_header_of_a_broker_that_is_down_says_why_and_since_when():
+    broker = replace(STATUS.broker, up=False, down_since=STATUS.at - 60, error="refused\x1b[2J")
+    *_, line = "".join(text for text, _ in header(replace(STATUS, broker=broker))).split("\n")
+    assert line == "Not open since 11-21 22:25:40 UTC: refused\N{REPLACEMENT CHARACTER}[2J"
+    assert "Not open" not in "".join(text for text, _ in header(STATUS))
 
 
 def test_each_column_but_findings_and_sparklines_can_be_sorted_by():

@@ -80,7 +80,7 @@ def test_texts_from_events_are_escaped():
     for name in HOSTILE_NAMES:
         broker = statuses.broker()
         shown = status(
-            broker=msgspec.structs.replace(broker, url=name),
+            broker=msgspec.structs.replace(broker, url=name, down_since=1.0, error=name),
             exporter_version=name,
             findings=[statuses.Finding(name, "critical", name, name)],
             workers=[msgspec.structs.replace(worker(), name=name, version=name)],
@@ -94,6 +94,17 @@ def test_texts_from_events_are_escaped():
         assert parsed.tables["failures"][1][1:] == [name] * 4
         assert [tag for tag, _ in parsed.elements if tag in {"script", "img", "b"}] == ["script", "b"]
         assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes)
+
+
+def test_the_page_of_a_broker_that_is_down_says_why_and_since_when():
+    down = msgspec.structs.replace(
+        statuses.broker(up=False), down_since=statuses.NOW - 75.25, error="<refused>"
+    )
+    page = status_page.html(status(broker=down))
+    assert '<p id="outage">Not open since 01-15 07:58:45 UTC: &lt;refused&gt;</p>' in page
+    page = status_page.html(status(broker=msgspec.structs.replace(down, error=None)))
+    assert "UTC: the broker has not answered yet</p>" in page
+    assert '<p id="outage"></p>' in status_page.html(status())
 
 
 @pytest.mark.parametrize("text", HOSTILE_NAMES)
