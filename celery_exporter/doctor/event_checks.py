@@ -168,12 +168,15 @@ def _task_events(result: ListenResult, finding: Finding | None) -> Finding | Non
 
 
 def _task_sent_events(result: ListenResult, finding: Finding | None) -> Finding | None:
-    """Use the configuration of workers where no task was sent meanwhile."""
+    """Use the configuration of workers where these received no task meanwhile."""
     if finding is not None or not result.configurations:
         return None
     if all(reply.task_send_sent_event for _, reply in result.configurations):
-        return TASK_SENT_EVENTS_OFF.ok("task_send_sent_event is on in the workers' configuration")
-    return TASK_SENT_EVENTS_OFF.finding()
+        return TASK_SENT_EVENTS_OFF.ok(
+            "workers received no task, so it is unknown whether clients publish task-sent; "
+            "task_send_sent_event is on in the workers' configuration"
+        )
+    return TASK_SENT_EVENTS_OFF.finding(seconds=result.snapshot.exporter.listening)
 
 
 def _queue_names(snapshot: Snapshot, config: MonitorConfig) -> Finding | None:

@@ -167,7 +167,7 @@ CONTENT_TYPE_REJECTED = Problem(
 TASK_SENT_EVENTS_OFF = Problem(
     "task-sent-events",
     "warning",
-    "no task was sent meanwhile, so it is unknown whether clients send task-sent events; "
+    "workers received no task in {seconds:.0f} s, so it is unknown whether clients publish task-sent; "
     "task_send_sent_event is off in the workers' configuration",
     ENABLE_TASK_SENT,
 )

@@ -64,6 +64,14 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def rate(number: int, seconds: float, noun: str) -> str:
+    """Return a number within some seconds as one a second, or a minute if there is less than one a second."""
+    per_second = number / seconds
+    value, unit = (per_second, "second") if per_second >= 0.95 else (60 * per_second, "minute")
+    text = f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0")
+    return f"{text} {noun}{'' if text == '1' else 's'} a {unit}"
+
+
 def duration(seconds: float) -> str:
     """Return a duration in the largest unit of which there are at least two."""
     for unit_seconds, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):

@@ -146,8 +146,15 @@ NO_TASK_EVENTS = Problem(
 NO_TASK_SENT_EVENTS = Problem(
     "task-sent-events",
     "warning",
-    "{tasks} received, but no task-sent event: waiting times are unknown, and so are the queues of tasks "
-    "on workers that consume several",
+    "workers received {tasks}; no client publishes task-sent: waiting times are unknown, and so are the "
+    "queues of tasks on workers that consume several",
+    ENABLE_TASK_SENT,
+)
+NO_TASK_SENT_EVENTS_YET = Problem(
+    "task-sent-events",
+    "warning",
+    "workers received {tasks}, and no task-sent event arrived in {duration}; messages wait, so all of these "
+    "may have been sent before, and it is unknown whether clients publish task-sent",
     ENABLE_TASK_SENT,
 )
 CLOCK_SKEW = Problem(

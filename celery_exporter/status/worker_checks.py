@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from celery_exporter.core.snapshot import Snapshot, WorkerView
+from celery_exporter.core.types import State
 from celery_exporter.quoting import printable
 from celery_exporter.status.facts import has_discovered, job, short, workers_up
-from celery_exporter.status.finding import Finding, Problem, count, first_of, names
+from celery_exporter.status.finding import Finding, Problem, count, duration, first_of, names, rate
 from celery_exporter.status.problems import (
     CHANGING_HOSTS,
     CLOCK_SKEW,
@@ -19,6 +20,7 @@ from celery_exporter.status.problems import (
     NO_REPLIES,
     NO_TASK_EVENTS,
     NO_TASK_SENT_EVENTS,
+    NO_TASK_SENT_EVENTS_YET,
     NO_WORKERS,
     REPLIES_REJECTED,
     SAME_HOST,
@@ -26,6 +28,7 @@ from celery_exporter.status.problems import (
     WORKERS_DOWN,
 )
 from celery_exporter.status.recent import Growth
+from celery_exporter.status.thresholds import LONG_WINDOW
 
 #: Longest --heartbeat-interval of workers that is expected.
 LONGEST_HEARTBEAT_INTERVAL_SECONDS = 60
@@ -105,14 +108,19 @@ def task_events(snapshot: Snapshot, _: Growth) -> Finding | None:
     return NO_TASK_EVENTS.ok("no task has run yet, so it is unknown whether workers send task events")
 
 
-def task_sent_events(snapshot: Snapshot, _: Growth) -> Finding | None:
-    """Check that clients send task-sent events."""
+def task_sent_events(snapshot: Snapshot, growth: Growth) -> Finding | None:
+    """Check that clients publish task-sent events."""
     if snapshot.events["task-sent"]:
-        return NO_TASK_SENT_EVENTS.ok("clients send task-sent events")
+        return NO_TASK_SENT_EVENTS.ok("clients publish task-sent events")
     received = snapshot.events["task-received"]
     if not received or not has_discovered(snapshot):
         return None
-    return NO_TASK_SENT_EVENTS.finding(tasks=count(received, "task"))
+    recent = sum(task.transitions[State.RECEIVED] for task in growth.tasks.values())
+    tasks = rate(recent, growth.seconds, "task") if recent and growth.seconds else count(received, "task")
+    listening = snapshot.exporter.listening
+    if listening < LONG_WINDOW and any(queue.length for queue in snapshot.queues):
+        return NO_TASK_SENT_EVENTS_YET.finding(tasks=tasks, duration=duration(listening))
+    return NO_TASK_SENT_EVENTS.finding(tasks=tasks)
 
 
 def clock_skew(snapshot: Snapshot, _: Growth) -> Finding | None:

@@ -640,7 +640,7 @@ def test_workers_and_their_versions_are_reported(misconfigured):
     [
         ("serializer", "critical", "application/x-yaml", "--accept-content json,yaml"),
         ("task-events", "warning", "no task events from worker w@pod", "control enable_events"),
-        ("task-sent-events", "warning", "no task-sent event", "task_send_sent_event = True"),
+        ("task-sent-events", "warning", "no task-sent event arrived in", "task_send_sent_event = True"),
         ("clock-skew", "warning", "w@pod.example.org by +120 s", "timedatectl set-ntp true"),
         ("worker-names", "warning", "w@pod, w@pod.example.org", "-n NAME@HOST"),
         ("queues-without-consumers", "warning", "empty queues without consumers: idle", "-Q idle"),

@@ -65,8 +65,11 @@ def test_the_configuration_of_an_idle_worker_may_tell_that_it_sends_task_events(
 
 def test_the_configuration_of_workers_may_tell_whether_task_sent_events_are_on():
     off, on = Configuration(), Configuration(task_send_sent_event=True)
-    assert findings(heartbeat(), replies={"w@h": off})["task-sent-events"].severity == "warning"
-    assert findings(heartbeat(), replies={"w@h": on})["task-sent-events"].severity == "ok"
+    finding = findings(heartbeat(), replies={"w@h": off})["task-sent-events"]
+    assert finding.severity == "warning"
+    assert finding.message.startswith("workers received no task in 6 s, so it is unknown whether clients")
+    finding = findings(heartbeat(), replies={"w@h": on})["task-sent-events"]
+    assert (finding.severity, "it is unknown whether clients" in finding.message) == ("ok", True)
     assert findings(heartbeat(), received(), replies={"w@h": on})["task-sent-events"].severity == "warning"
     assert "task-sent-events" not in findings(heartbeat())
 

@@ -7,12 +7,15 @@ import pytest
 from celery_exporter.core.snapshot import JobView, QueueStats
 from celery_exporter.core.workers import WorkerInfo
 from celery_exporter.status.finding import Finding
+from celery_exporter.status.recent import Recent
+from celery_exporter.status.thresholds import LONG_WINDOW
 from celery_exporter.status.worker_checks import (
     LONGEST_HEARTBEAT_INTERVAL_SECONDS,
     MIN_CHANGED_HOSTS,
     NO_REPLY,
+    task_sent_events,
 )
-from unit.core.cluster_driver import heartbeat, received
+from unit.core.cluster_driver import ClusterDriver, heartbeat, received
 from unit.status.scenario import HEALTHY, REPLIED, TASK, findings, heartbeats
 
 
@@ -97,9 +100,34 @@ def test_it_is_unknown_whether_idle_workers_send_task_events():
 
 
 def test_tasks_without_task_sent_events():
+    """The message says what was seen, and never that no task was sent."""
     finding = findings(*heartbeats(), received())["task-sent-events"]
     assert (finding.severity, "task_send_sent_event = True" in finding.remedy) == ("warning", True)
+    assert finding.message.startswith("workers received 1 task; no client publishes task-sent: waiting times")
     assert "task-sent-events" not in findings(*heartbeats())
+    assert findings(*heartbeats(), *TASK)["task-sent-events"].severity == "ok"
+
+
+@pytest.mark.parametrize(("count", "text"), [(480, "8 tasks a second"), (3, "3 tasks a minute")])
+def test_tasks_without_task_sent_events_have_a_rate(count, text):
+    driver, recent = ClusterDriver(), Recent()
+    driver.apply(*heartbeats())
+    recent.add(driver.shown(), driver.now)
+    driver.apply(*(received(f"u{number}", at=101) for number in range(count)))
+    driver.wait(60)
+    snapshot = driver.shown(listening=60.0)
+    finding = task_sent_events(snapshot, recent.growth(snapshot, driver.now))
+    assert finding.message.startswith(f"workers received {text}; no client publishes task-sent: ")
+
+
+def test_a_backlog_may_have_been_sent_before_the_exporter_listened():
+    backlog = {"queue_stats": {"q": QueueStats(500)}, "listening": 15.0}
+    finding = findings(*heartbeats(), received(), **backlog)["task-sent-events"]
+    assert (finding.severity, "no client publishes" in finding.message) == ("warning", False)
+    assert "no task-sent event arrived in 15 s; messages wait" in finding.message
+    backlog["listening"] = LONG_WINDOW
+    finding = findings(*heartbeats(), received(), **backlog)["task-sent-events"]
+    assert "no client publishes task-sent" in finding.message
 
 
 @pytest.mark.parametrize(("offset", "level"), [(0, "ok"), (-4, "ok"), (60, "warning"), (-3600, "warning")])
