@@ -11,7 +11,8 @@ from celery_exporter.core.events import Event
 _class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*([^\W\d]\w*)")
 _REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
 #: `Retry.__repr__`, before the exception that caused the retry. Celery writes it in place of that exception
-#: if the worker does not run tasks in processes: it looks through one wrapper of two (celery/worker/request.py).
+#: if the worker does not run tasks in processes: it looks through one wrapper of two
+#: (celery/worker/request.py).
 _RETRY = "Retry(Retry(...), "
 _WRAPPER = "ExceptionWithTraceback()"
 _TRACEBACK_HEAD = "Traceback (most recent call last):\n"

@@ -54,9 +54,8 @@ def test_the_beginning_of_several_ids_is_answered_with_these():
 
     response = get(ambiguous, "a")
     assert response.status_code == 300
-    assert msgspec.json.decode(response.body, type=Problem) == Problem(
-        "several tasks begin with a", (), ["ab", "ac"]
-    )
+    problem = msgspec.json.decode(response.body, type=Problem)
+    assert (problem.error, list(problem.tasks)) == ("several tasks begin with a", ["ab", "ac"])
 
 
 @pytest.mark.parametrize("uuid", ["", "x" * 256])
