@@ -46,10 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store, maker = HistoryStore(Path(folder) / "history"), Maker()
         store.open()
-        print(
-            f"writer, CPU a task\n  written when it starts, and when it ends  {fill(store, maker, tasks):6.1f} us"
-        )
-        print(f"{tasks:,} tasks")
+        print(f"{tasks:,} tasks, written when they start and when they end")
+        print(f"  {fill(store, maker, tasks):.1f} us CPU a task")
         print_sizes(store)
         cost = churn(store, maker, tasks)
         print(f"after as many were removed as a third of them\n  {size(store)}")
