@@ -223,7 +223,7 @@ def filters(middle: TaskInfo) -> Iterator[tuple[str, TaskFilter]]:
         yield f"{name}, frequent", TaskFilter(**{name: frequent})
         yield f"{name}, rare", TaskFilter(**{name: rare})
     yield "states, none found", TaskFilter(states=frozenset({"LOST"}))
-    yield "worker that is unknown", TaskFilter(worker="nobody")
+    yield "worker that is unknown", TaskFilter(worker="no worker")
     yield "min_runtime, none found", TaskFilter(min_runtime=1e6)
     yield "all states but SUCCESS", TaskFilter(states=frozenset({"FAILURE", "RETRY", "REVOKED", "LOST"}))
     yield "until the middle", TaskFilter(until=middle.since - 100)

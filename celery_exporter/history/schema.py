@@ -76,7 +76,7 @@ UUID_TEXT = (
     "hex(substr(uuid, 9, 2))||'-'||hex(substr(uuid, 11, 6))) END"
 )
 #: One row as JSON, and many rows as one: each row that SQLite returns by itself takes Python's global lock
-#: anew, for which a busy exporter lets it wait for up to 5 ms.
+#: again, for which a busy exporter lets it wait for up to 5 ms.
 ROW_JSON = (
     "json_array(id, since, name, queue, state, worker, exception, runtime, "
     f"{_id_json('uuid')}, {_id_json('root')}, {_id_json('parent')}, hex(details))"
