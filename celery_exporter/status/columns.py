@@ -62,6 +62,8 @@ BROKER = (
 )
 #: When the status was made.
 AT = Column("", "at", "clock")
+#: When the event subscription was lost.
+DOWN_SINCE = Column("", "broker.down_since", "clock")
 
 FINDINGS = Table(
     "findings",
@@ -214,10 +216,10 @@ _TIMES = {column.field for table in TABLES for column in table.columns if column
 
 def outage(status: Status) -> str:
     """Return since when the event subscription is not open, and the broker's error; empty while it is."""
-    broker = status.broker
-    if broker.down_since is None:
+    if status.broker.down_since is None:
         return ""
-    return f"Not open since {_clock(broker.down_since, status.at)} UTC: {broker.error or NO_ANSWER}"
+    since = text(DOWN_SINCE, status, status.at)
+    return f"Not open since {since} UTC: {status.broker.error or NO_ANSWER}"
 
 
 # -- formats of values ---------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ def test_the_header_of_a_broker_that_is_down_says_why_and_since_when():
     *_, line = "".join(text for text, _ in header(replace(STATUS, broker=broker))).split("\n")
     assert line == "Not open since 11-21 22:25:40 UTC: refused\N{REPLACEMENT CHARACTER}[2J"
     assert "Not open" not in "".join(text for text, _ in header(STATUS))
+    impossible = replace(STATUS, broker=replace(broker, down_since=1e300))
+    assert f"Not open since {UNKNOWN} UTC: " in "".join(text for text, _ in header(impossible))
 
 
 def test_each_column_but_findings_and_sparklines_can_be_sorted_by():
