@@ -60,7 +60,7 @@ def _merged_attempts(newer: Sequence[AttemptInfo], older: Sequence[AttemptInfo])
         if same is not None:
             free.remove(same)
             both[same] = _filled(newer[same], attempt)
-        elif attempt.ended is not None:
+        elif attempt.ended is not None or attempt.reason is not None:
             over.append(attempt)
     return [*over, *both][-MAX_ATTEMPTS:]
 

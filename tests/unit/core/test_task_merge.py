@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
 from celery_exporter.core.task_merge import MAX_ATTEMPTS, merged
+from celery_exporter.core.task_search import find
 from unit.history.task_infos import infos
 
 from .cluster_driver import T0, received, retried, sent, started, succeeded
-from .test_task_info import info_of
+from .lives import LIFE, RETRY_ELSEWHERE, RETRY_LIFE
+from .test_task_info import driver_with_details, info_of
 
 IDS = {"root_id": "r1", "parent_id": "p1"}
 
@@ -83,3 +86,18 @@ def test_the_attempts_are_bounded():
 @given(infos())
 def test_two_equal_descriptions_are_one(info):
     assert merged(info, info) == info
+
+
+@given(
+    st.sampled_from((LIFE, RETRY_LIFE, RETRY_ELSEWHERE)),
+    st.lists(st.sampled_from((0.0, 0.5, 3.0)), min_size=8),
+)
+def test_a_newer_description_of_one_process_has_all_that_the_older_ones_have(events, pauses):
+    """In the order of a real worker: where an event is late, the older description may know more."""
+    driver, together = driver_with_details(), None
+    for event, pause in zip(events, pauses, strict=False):
+        driver.apply(event)
+        driver.wait(pause)
+        for info in find(driver.cluster.tasks, ["u1"]):
+            together = info if together is None else merged(info, together)
+            assert together == info

@@ -170,7 +170,7 @@ def test_damage_that_shows_while_the_file_is_open_closes_it(tmp_path, start):
 
 
 @pytest.mark.parametrize("is_removed", [True, False])
-def test_a_file_that_is_removed_or_moved_is_replaced(tmp_path, start, caplog, is_removed):
+def test_a_file_that_is_removed_or_moved_has_a_successor(tmp_path, start, caplog, is_removed):
     changes, path = Changes(), tmp_path / "history"
     changes.add(*tasks(3))
     writer = start(path, changes)
