@@ -17,7 +17,7 @@ MAX_ATTEMPTS = MAX_ATTEMPTS_KEPT + MAX_OPEN_ATTEMPTS + 1
 #: Fields that stay what they were once they are known.
 _KEPT = ("task_name", "queue_name", "client", "root_id", "parent_id", "args", "kwargs", "result")
 _KEPT_OF_ATTEMPT = (
-    *("retries", "queue_name", "worker", "sent", "eta", "received", "started", "runtime_seconds"),
+    *("retries", "queue_name", "sent", "eta", "received", "started", "runtime_seconds"),
     "exception",
 )
 #: What tells deliveries of one attempt apart.
