@@ -267,7 +267,7 @@ class RecordBuilder:
 
     def note_end(self, task: Task, reason: str, at: float) -> None:
         """Note that a task counts as over without an event, why, and since which epoch second."""
-        details = task.details
+        details = task.details = task.details or self._new_details(task)
         if details is not None and details.ended is None:
             details.ended, details.reason = at, reason
             details.worker, details.label_set = task.current_worker() or None, task.bucket.group.label_set
@@ -275,14 +275,20 @@ class RecordBuilder:
 
     def note_forgotten(self, task: Task) -> None:
         """Note that an open task is removed, by --max-tasks or --task-ttl."""
-        if task.details is not None:
-            task.details.reason = FORGOTTEN
+        details = task.details = task.details or self._new_details(task)
+        if details is not None:
+            details.reason = FORGOTTEN
         self.note_change(task)
 
     def note_change(self, task: Task) -> None:
         """Note that a task changed otherwise."""
         if self.changed is not None and task.details is not None:
             self.changed[task.uuid] = task
+
+    def _new_details(self, task: Task) -> TaskDetails | None:
+        """Return details of a task that had no event since a restart; None if nothing is recorded of it."""
+        is_excluded = task.bucket.group.label_set is EXCLUDED
+        return None if is_excluded or not self._is_sampled(task.uuid) else TaskDetails(None)
 
     def _add_record(
         self, uuid: str, details: TaskDetails, event: Event, label_set: LabelSet, state: State

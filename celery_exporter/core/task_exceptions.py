@@ -10,9 +10,8 @@ from celery_exporter.core.events import Event
 # A repr that is a sentence (pydantic's "1 validation error for …") has no class name in it.
 _class_name = re.compile(r"(?:<(?=[\w.]+[\s>:(])|(?=[\w.]+\())(?:[^\W\d]\w*\.)*([^\W\d]\w*)")
 _REJECT = "reject requeue="  # celery.exceptions.Reject.__repr__
-#: `Retry.__repr__`, before the exception that caused the retry. Celery writes it in place of that exception
-#: if the worker does not run tasks in processes: it looks through one wrapper of two
-#: (celery/worker/request.py).
+#: The start of a `Retry`, before the exception that caused it. Celery writes it in place of that exception if
+#: the worker runs tasks in threads: it looks through one wrapper of two (celery/worker/request.py).
 _RETRY = "Retry(Retry(...), "
 _WRAPPER = "ExceptionWithTraceback()"
 _TRACEBACK_HEAD = "Traceback (most recent call last):\n"

@@ -16,6 +16,8 @@ from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
 MAX_ATTEMPTS = MAX_ATTEMPTS_KEPT + MAX_OPEN_ATTEMPTS + 1
 #: Fields that stay what they were once they are known.
 _KEPT = ("task_name", "queue_name", "client", "root_id", "parent_id", "args", "kwargs", "result")
+#: Fields that are those of the newest attempt.
+_OF_NEWEST = ("runtime_seconds", "exception", "reason", "worker")
 _KEPT_OF_ATTEMPT = (
     *("retries", "queue_name", "sent", "eta", "received", "started", "runtime_seconds"),
     "exception",
@@ -35,12 +37,10 @@ def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
     if older.client is not None and older.first_sent == min(sent, default=None):
         unknown["client"] = older.client  # a retry is sent by a worker
     attempts = _merged_attempts(newer.attempts, older.attempts)
-    runtime = newer.runtime_seconds
-    if runtime is None and attempts != [*newer.attempts] and attempts[-1].state == newer.state:
-        runtime = attempts[-1].runtime_seconds
-    return replace(
-        newer, **unknown, first_sent=min(sent, default=None), runtime_seconds=runtime, attempts=attempts
-    )
+    if attempts != [*newer.attempts] and attempts[-1].state == newer.state:
+        newest = {name: getattr(attempts[-1], name) for name in _OF_NEWEST if getattr(newer, name) is None}
+        unknown |= newest
+    return replace(newer, **unknown, first_sent=min(sent, default=None), attempts=attempts)
 
 
 def _merged_attempts(newer: Sequence[AttemptInfo], older: Sequence[AttemptInfo]) -> list[AttemptInfo]:

@@ -149,6 +149,19 @@ def matches(task: Task, filter_: TaskFilter) -> bool:
     )
 
 
+def is_wanted(info: TaskInfo, filter_: TaskFilter) -> bool:
+    """Return whether a description is like the filter says."""
+    equal = ("task_name", "queue_name", "worker", "exception", "root_id", "parent_id")
+    runtime = info.runtime_seconds
+    return (
+        all(getattr(filter_, name) in {None, getattr(info, name)} for name in equal)
+        and (filter_.states is None or info.state in filter_.states)
+        and (filter_.since is None or info.since >= filter_.since)
+        and (filter_.until is None or info.since <= filter_.until)
+        and (filter_.min_runtime is None or (runtime is not None and runtime >= filter_.min_runtime))
+    )
+
+
 def _are_details_wanted(details: TaskDetails | None, filter_: TaskFilter) -> bool:
     wanted = (filter_.exception, filter_.root_id, filter_.parent_id, filter_.min_runtime)
     if wanted == (None, None, None, None):

@@ -216,6 +216,16 @@ class HistoryStore:
 
     # -- other threads -----------------------------------------------------------------------------------
 
+    def tasks(self, uuids: Sequence[str]) -> list[TaskInfo]:
+        """Return the tasks with these ids, as far as the file has them."""
+        return self._read(
+            lambda connection: [
+                info
+                for chunk in query.chunks(uuids)
+                for info in query.infos(connection, query.rows_of(connection, chunk))
+            ]
+        )
+
     def find(self, prefix: str, limit: int) -> list[TaskInfo]:
         """Return up to so many tasks whose id begins with a text; with a whole id, that one."""
         return self._read(lambda connection: query.find(connection, prefix, limit))

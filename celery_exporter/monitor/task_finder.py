@@ -9,7 +9,7 @@ from typing import TypeVar
 from celery_exporter.core import task_search
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_merge import merged
-from celery_exporter.core.task_search import Cursor, Found, Page, Search, TaskFilter
+from celery_exporter.core.task_search import Cursor, Found, Page, Search, TaskFilter, is_wanted
 from celery_exporter.history.file import HistoryFileError
 from celery_exporter.history.store import HistoryStore
 from celery_exporter.monitor.cluster_state import ClusterState
@@ -51,20 +51,41 @@ class TaskFinder:
             return task_search.find(self._state.cluster.tasks, uuids)
 
     def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> Page:
-        """Return the newest tasks after a place, `limit` at most."""
+        """Return the newest tasks after a place, `limit` at most; a page may have fewer than the rest.
+
+        A task of both has its state and its place in the list from the cluster.
+        """
         search = Search(self._state.cluster.tasks, wanted, limit, before)
         self._state.run(search.steps())
         live = search.page()
         stored, problem = self._ask(lambda history: history.search(wanted, limit, before), _NO_PAGE)
-        current = {task.uuid for task in self._find([task.uuid for task in stored.tasks])}  # and may differ
-        both = _together(live.tasks, [task for task in stored.tasks if task.uuid not in current])
+        both = self._both(live.tasks, stored.tasks, wanted)
         end = max((page.next for page in (live, stored) if page.next is not None), default=None)
-        tasks = sorted(
-            (task for task in both if end is None or _place(task) >= end), key=_place, reverse=True
-        )
+        tasks = [
+            task
+            for task in sorted(both, key=_place, reverse=True)
+            if (end is None or _place(task) >= end) and (before is None or _place(task) < before)
+        ]
         if len(tasks) > limit:
             end = _place(tasks[limit - 1])
         return Page(tasks[:limit], end, live.is_complete and stored.is_complete, problem)
+
+    def _both(
+        self, live: Sequence[TaskInfo], stored: Sequence[TaskInfo], wanted: TaskFilter
+    ) -> list[TaskInfo]:
+        """Return the tasks of two pages, each with all that is known of it.
+
+        The other page may have a task in another place, or not at all. After a restart only the file knows
+        where a task comes from, so it may find tasks that the cluster has.
+        """
+        found, in_file = {task.uuid for task in live}, {task.uuid for task in stored}
+        none: list[TaskInfo] = []
+        missing = [uuid for uuid in found if uuid not in in_file]
+        more, _ = self._ask(lambda history: history.tasks(missing), none)
+        current = self._find([uuid for uuid in in_file if uuid not in found])
+        both = _together([*live, *current], [*stored, *more])
+        moved = {task.uuid for task in current}
+        return [task for task in both if task.uuid not in moved or is_wanted(task, wanted)]
 
     def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
         """Return the tasks of the workflow of a task, itself included: all with its root, and that one."""
