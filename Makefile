@@ -66,7 +66,7 @@ fuzz: .venv/synced  ## fuzz for twice 10 minutes (FUZZ_SECONDS=600), and print t
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) tests/fuzz/run_atheris.py
 
 mutants: .venv/synced  ## run mutation tests of the core
-	tests/mutants.sh
+	$(PY) tests/mutants.py
 
 golden: .venv/synced  ## update golden texts, Kubernetes manifests and generated parts of docs/ after an intended change
 	UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/unit/test_golden_replay.py tests/unit/top/test_app.py
