@@ -3,7 +3,7 @@
 mutmut writes the mutants. Pytest imports and collects once, and notes which tests run which lines. For each
 mutant, a fork runs tests of the changed lines, the fastest first, until one fails.
 
-    tests/mutants.py [--processes N] [PATTERN ...]    such as "transitions.*" or "tasks.TaskTable.find:*"
+    tests/mutants.py [--processes N] [--tests PATH] [PATTERN ...]    such as "tasks.*", "tasks.Task.expand:1"
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class MutationTests:
     """Plugin of pytest that runs the mutants in place of the collected tests."""
 
     def __init__(self, patterns: list[str], processes: int) -> None:
-        self._patterns, self._processes = patterns or ["*"], processes
+        self._patterns, self._processes = patterns, processes
         self._functions: list[tuple[FunctionType, dict[str, Any]]] = []
         trampoline.wrap_in_trampoline = collect_functions(self._functions)
 
@@ -260,6 +260,8 @@ class MutationTests:
             for mutant in mutants_of(function, by_name)
             if any(fnmatch(mutant.name, pattern) for pattern in self._patterns)
         ]
+        if not mutants:
+            raise pytest.UsageError(f"no mutant has a name like {' or '.join(self._patterns)}")
         start = time.monotonic()
         tests = Tests.measure(session.items, files)
         log(f"{len(session.items)} tests of the original took {time.monotonic() - start:.0f} s")
@@ -271,8 +273,9 @@ class MutationTests:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run mutation tests of the core.")
-    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", default=["*"])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--tests", action="append", metavar="PATH", help="in place of all tests of the core")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as copy:
         for name in ("celery_exporter", "tests"):
@@ -280,11 +283,22 @@ def main() -> int:
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, copy)
         os.chdir(copy)
-        for path in (path for pattern in SOURCES for path in Path().glob(pattern)):
+        modules = [pattern.partition(".")[0] for pattern in options.patterns]
+        paths = [path for pattern in SOURCES for path in Path().glob(pattern)]
+        for path in (path for path in paths if any(fnmatch(path.stem, module) for module in modules)):
             path.write_text(mutate_file_contents(str(path), path.read_text()).code)
         sys.path.insert(0, copy)
         selection = " and ".join(f"not {name}" for name in LEFT_OUT)
-        arguments = ["-q", "-s", "--tb=no", "-p", "no:cacheprovider", "-k", selection, *TESTS]
+        arguments = [
+            "-q",
+            "-s",
+            "--tb=no",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            selection,
+            *(options.tests or TESTS),
+        ]
         return int(pytest.main(arguments, plugins=[MutationTests(options.patterns, options.processes)]))
 
 
