@@ -12,6 +12,7 @@ from celery_exporter.core.workers import WorkerInfo
 
 from .cluster_driver import (
     ClusterDriver,
+    driver_after,
     failed,
     heartbeat,
     received,
@@ -57,6 +58,29 @@ def test_invariant_2_a_task_without_a_name_is_unknown_and_counted():
     driver.wait(2.5)
     assert driver.counts() == {("unknown", "unknown", state): 2 for state in ("STARTED", "SUCCESS")}
     assert driver.cluster.fallbacks == {"task_name": 2, "queue_name": 2, "worker": 0}
+
+
+def test_invariant_2_a_task_sent_without_a_name_is_unknown_in_its_own_queue():
+    driver = ClusterDriver()
+    driver.apply(sent(name=None))
+    assert driver.counts() == {("unknown", "q", "PENDING"): 1}
+    assert driver.cluster.fallbacks == {"task_name": 1, "queue_name": 0, "worker": 0}
+
+
+def test_invariant_2_a_retry_that_is_sent_without_a_name_keeps_that_of_its_task():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(), started(), retried(), sent(at=0.4, retries=1, name=None))
+    assert driver.by_state()["PENDING"] == 2
+    assert {name for name, *_ in driver.counts()} == {"add"}
+
+
+def test_invariant_2_other_work_under_an_id_from_a_worker_with_two_queues_is_unknown_and_counted():
+    driver = driver_after(
+        *(sent(), received(), started(), received(at=1, name="mul", **B), started(at=2, **B)),
+        queues=("q", "r"),
+    )
+    assert driver.counts()["mul", "unknown", "RECEIVED"] == 1
+    assert driver.cluster.fallbacks == {"task_name": 0, "queue_name": 1, "worker": 0}
 
 
 def test_invariant_2_a_task_sent_after_the_window_names_later_transitions():
@@ -111,6 +135,17 @@ def test_invariant_2_a_retry_without_task_sent_has_the_queue_of_the_task():
     assert driver.gauges() == {"STARTED": 1}
     driver.apply(succeeded(at=2))
     assert driver.by_state() == {"PENDING": 1, "RECEIVED": 2, "STARTED": 2, "RETRY": 1, "SUCCESS": 1}
+
+
+def test_a_late_task_sent_of_an_earlier_attempt_leaves_the_newest_one_in_its_queue():
+    driver = ClusterDriver()
+    driver.apply(received(), started(), retried(), received(at=0.4, retries=1))
+    driver.wait(2.5)
+    driver.apply(sent(), started(at=5))
+    shown = [group for group in driver.cluster.tasks.in_states() if group.count]
+    assert [(group.label_set.queue_name, group.state.name) for group in shown] == [("unknown", "STARTED")]
+    driver.apply(succeeded(at=6))
+    assert driver.counts()["add", "unknown", "SUCCESS"] == 1
 
 
 A, B = {"host": "a@h"}, {"host": "b@h"}
@@ -168,3 +203,63 @@ def test_a_container_that_restarted_with_another_queue_is_inspected_before_its_t
     )
     driver.wait(12)
     assert {queue for _, queue, _ in driver.counts()} == {"new"}
+
+
+# -- workers that have not replied yet -------------------------------------------------------------------
+
+
+def driver_of_a_worker_with_two_queues() -> ClusterDriver:
+    driver = ClusterDriver()
+    driver.apply(heartbeat("b@h"))
+    driver.cluster.record_inspection({"b@h": WorkerInfo(queues=("q", "right"))}, driver.timestamp())
+    return driver
+
+
+def test_a_redelivery_of_a_task_in_an_unknown_queue_awaits_the_reply_of_its_worker():
+    driver = driver_of_a_worker_with_two_queues()
+    driver.apply(received(**A))
+    driver.wait(2.5)
+    assert driver.counts() == {("add", "unknown", "RECEIVED"): 1}
+    driver.apply(heartbeat("b@h", at=4, kind="online"), received(at=5, **B))
+    assert driver.counts() == {("add", "unknown", "RECEIVED"): 1}, "counted before the worker has replied"
+    driver.cluster.record_inspection({"b@h": WorkerInfo(queues=("right",))}, driver.timestamp())
+    driver.wait(2.5)
+    assert driver.counts() == {("add", "unknown", "RECEIVED"): 1, ("add", "right", "RECEIVED"): 1}
+
+
+def test_a_redelivery_of_a_task_in_a_known_queue_awaits_no_reply():
+    driver = driver_of_a_worker_with_two_queues()
+    driver.apply(sent(), sent(at=0.05, retries=1), received(**A))
+    driver.apply(heartbeat("b@h", at=4, kind="online"), received(at=5, retries=1, **B))
+    assert driver.counts() == {("add", "q", "PENDING"): 2, ("add", "q", "RECEIVED"): 2}
+
+
+# -- shadow names ----------------------------------------------------------------------------------------
+
+
+def driver_of_a_worker_that_registers(*names: str) -> ClusterDriver:
+    driver = ClusterDriver()
+    driver.apply(heartbeat())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("q",), registered=names)}, driver.timestamp())
+    return driver
+
+
+def test_a_shadow_name_stands_for_the_task_that_was_sent():
+    driver = driver_of_a_worker_that_registers("add")
+    driver.apply(sent(), received(name="nightly"), received("u2", name="nightly"))
+    driver.wait(2.5)
+    assert driver.counts() == {("add", "q", "PENDING"): 1, ("add", "q", "RECEIVED"): 2}
+
+
+def test_a_shadow_name_does_not_stand_for_a_task_without_a_name():
+    driver = driver_of_a_worker_that_registers("add")
+    driver.apply(sent(name=None), received(name="nightly"), received("u2", name="nightly"))
+    driver.wait(2.5)
+    assert driver.counts()["nightly", "q", "RECEIVED"] == 1
+
+
+def test_a_name_that_the_worker_registers_is_no_shadow_name():
+    driver = driver_of_a_worker_that_registers("add", "mul")
+    driver.apply(sent(), received(name="mul"), received("u2", name="mul"))
+    driver.wait(2.5)
+    assert driver.counts()["mul", "q", "RECEIVED"] == 2
