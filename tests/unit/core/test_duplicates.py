@@ -98,6 +98,39 @@ def test_an_end_that_is_reported_twice_after_its_id_was_sent_again(apart):
     assert (driver.by_state()["FAILURE"], driver.gauges()) == (2, {})
 
 
+@pytest.mark.parametrize("after", [0.03, 5, 50])
+@pytest.mark.parametrize("end", [succeeded, failed])
+def test_a_finished_task_is_not_finished_again_by_the_same_worker(end, after):
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), end(at=2, **A), end(at=2 + after, **A))
+    assert (sum(driver.by_state().values()), driver.cluster.repeated.total()) == (4, 1)
+
+
+def test_a_repeated_end_is_detected_although_it_comes_late():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), task_event("revoked", at=5, **A))
+    driver.wait(2 * RETENTION_SECONDS)
+    driver.apply(task_event("revoked", at=5.03, **A))
+    assert (driver.by_state()["REVOKED"], driver.cluster.repeated["task-revoked"]) == (1, 1)
+
+
+def test_two_ends_with_different_runtimes_are_of_two_executions():
+    """The `task-started` of the second one was lost."""
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **A))
+    driver.wait(2.5)
+    driver.apply(succeeded(at=11, runtime=10, **A), succeeded(at=11.03, runtime=0.02, **A))
+    assert (driver.by_state()["SUCCESS"], driver.gauges()) == (2, {})
+
+
+def test_a_time_limit_that_is_reported_twice_while_a_redelivery_waits_is_one_failure():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **A))
+    driver.wait(2.5)
+    driver.apply(failed(at=11, **LIMIT, **A), failed(at=11.03, **LIMIT, **A))
+    assert (driver.by_state()["FAILURE"], driver.gauges()) == (1, {"RECEIVED": 1})
+
+
 def test_two_deliveries_that_one_process_starts_and_ends_within_a_second_are_two():
     driver = ClusterDriver()
     driver.apply(sent(), received(**A), started(at=1, **A), received(at=9, **A))
