@@ -135,8 +135,7 @@ class TaskLifecycle:
                 self._defer(task, event, now)
                 return
             self._labels.update_at_receipt(task, event)
-        if surplus := self.updates.apply(task, event, now):
-            self.evict(surplus, now)
+        self.updates.apply(task, event, now)  # a receipt finishes no task
 
     def on_worker_action(self, event: Event, now: Timestamp) -> None:
         """Apply any other task event of a worker."""
@@ -236,8 +235,7 @@ class TaskLifecycle:
 
     def _identify_by_worker(self, task: Task, event: Event, now: Timestamp) -> None:
         """Identify a task that was sent to an unknown queue, if the queues of its worker are known."""
-        deferred = self.tasks.deferred.get(task.uuid)
-        is_sent = bool(deferred) and deferred is not None and deferred[0].type == "task-sent"
+        is_sent = self.tasks.deferred[task.uuid][0].type == "task-sent"
         if is_sent and self._workers.is_info_current(event.hostname):
             self._release(task, now)
 
@@ -265,9 +263,8 @@ class TaskLifecycle:
                     return
                 self._labels.update_at_receipt(task, event)
                 if ended_by and not _is_outdated(task, event):
-                    surplus = self.updates.reopen(task, event, came, ended_by)
+                    self.updates.reopen(task, event, came, ended_by)
                     ended_by = ""
-                    self.evict(surplus or (), now)
                     continue
             self.evict(self.updates.apply(task, event, came) or (), now)
         if awaiting is not None and task.bucket.state is None:
@@ -289,7 +286,7 @@ class TaskLifecycle:
 
     def _is_worker_known(self, task: Task) -> bool:
         """Return whether the queues of a worker that received an unidentified task are known."""
-        deferred = self.tasks.deferred.get(task.uuid, ())
+        deferred = self.tasks.deferred[task.uuid]
         return any(self._workers.is_info_current(event.hostname) for event in deferred)
 
     def _waits_for_worker(self, task: Task, event: Event) -> bool:

@@ -112,14 +112,13 @@ class TaskUpdates:
         self._tasks.move(task, task.bucket.group, effect.next_state, at)
         return None
 
-    def reopen(self, task: Task, event: Event, now: Timestamp, ended_by: str) -> list[Task] | None:
+    def reopen(self, task: Task, event: Event, now: Timestamp, ended_by: str) -> None:
         """Apply a receipt that came before the end of another delivery, which was applied before it."""
         if task.bucket.state is None:
             self.ends.add_finished(task, now.listening)
             self._tasks.move(task, task.bucket.group, PENDING, task.since)
-        surplus = self.apply(task, event, now)
+        self.apply(task, event, now)
         task.expand().ended_by = ended_by
-        return surplus
 
     def _apply_to_history(
         self, history: TaskHistory, task: Task, event: Event, now: Timestamp
