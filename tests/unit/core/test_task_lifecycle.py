@@ -13,6 +13,7 @@ from celery_exporter.core import task_lifecycle
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.task_lifecycle import MAX_DEFERRED_EVENTS, TOMBSTONE_SECONDS
 from celery_exporter.core.types import LabelSet, State
+from celery_exporter.core.workers import WorkerInfo
 
 from .cluster_driver import (
     ClusterDriver,
@@ -387,3 +388,87 @@ def test_invariant_1_holds_for_any_interleaving_of_two_connections(places):
 
     assert sum(driver.aggregate().queue_wait.counts) == 2
     assert sum(driver.aggregate().prefetch_wait.counts) == 2
+
+
+# -- workers whose queues are known, or awaited --------------------------------------------------------------
+
+
+def inspected(**queues: tuple[str, ...]) -> ClusterDriver:
+    """Return a driver whose workers, by host, have replied that they consume these queues."""
+    driver = ClusterDriver()
+    for host, names in queues.items():
+        driver.apply(heartbeat(f"{host}@h"))
+        infos = {f"{host}@h": WorkerInfo(queues=names)}
+        driver.cluster.record_inspection(infos, driver.timestamp())
+    return driver
+
+
+def test_a_task_that_was_sent_to_an_unknown_queue_is_counted_when_a_worker_with_one_queue_receives_it():
+    driver = inspected(a=("right",))
+    driver.apply(sent(queue=None))
+    assert driver.counts() == {}
+    driver.apply(received(**A))
+    assert driver.counts() == {("add", "right", "PENDING"): 1, ("add", "right", "RECEIVED"): 1}
+
+
+def test_a_task_that_was_sent_to_an_unknown_queue_waits_for_the_receipt_of_a_worker_that_replied():
+    driver = inspected(a=("right",))
+    driver.apply(sent(queue=None), received(**B))
+    assert driver.counts() == {}, "counted although the queues of the worker are unknown"
+    driver.wait(2.5)
+    assert driver.counts() == {("add", "unknown", "PENDING"): 1, ("add", "unknown", "RECEIVED"): 1}
+
+
+def test_a_late_task_sent_without_a_queue_is_counted_at_once_if_the_worker_has_one_queue():
+    driver = inspected(a=("right",))
+    driver.apply(received(**A), sent(queue=None))
+    assert driver.counts() == {("add", "right", "PENDING"): 1, ("add", "right", "RECEIVED"): 1}
+
+
+def test_a_late_task_sent_without_a_queue_waits_if_the_queues_of_the_worker_are_unknown():
+    driver = inspected(a=("right",))
+    driver.apply(received(**B), sent(queue=None))
+    assert driver.counts() == {}
+    driver.wait(2.5)
+    assert driver.counts() == {("add", "unknown", "PENDING"): 1, ("add", "unknown", "RECEIVED"): 1}
+
+
+def test_a_task_that_two_workers_received_without_task_sent_has_the_queue_of_the_first():
+    driver = inspected(b=("right",))
+    driver.apply(received(**A), received(at=1, **B))
+    driver.wait(2.5)
+    assert driver.counts()["add", "unknown", "RECEIVED"] == 1
+    driver = inspected(a=("left",), b=("right",))
+    driver.apply(received(**B), received(at=1, **A))
+    driver.wait(2.5)
+    assert driver.gauges() == {"RECEIVED": 1}
+    assert driver.counts() == {("add", "right", "RECEIVED"): 1, ("add", "left", "RECEIVED"): 1}
+
+
+def test_only_the_tasks_of_a_restarted_worker_await_its_reply():
+    driver = inspected(a=("left",), b=("right",))
+    driver.apply(heartbeat("b@h", at=1, kind="online"), received(**A), received("u2", **B))
+    driver.wait(2.5)
+    assert driver.counts() == {("add", "left", "RECEIVED"): 1}
+
+
+# -- tasks beyond the task TTL -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("active", "events", "gauges"),
+    [
+        (1, [sent(), received(), started()], {"STARTED": 1}),
+        (0, [sent(), received(), started()], {}),
+        (None, [sent(), received(), started()], {}),
+        (5, [sent(), received()], {}),
+    ],
+    ids=["it runs", "nothing runs", "the worker does not say", "it is only received"],
+)
+def test_a_task_outlives_its_ttl_while_its_worker_reports_that_it_runs_one(active, events, gauges):
+    driver = ClusterDriver(Limits(task_ttl=60))
+    driver.apply(heartbeat(active=active), *events)
+    for at in range(10, 100, 10):
+        driver.wait(10)
+        driver.apply(heartbeat(at=at, active=active))
+    assert driver.gauges() == gauges
