@@ -6,8 +6,17 @@ import random
 
 import pytest
 
+from celery_exporter.core.executions import (
+    MAX_GENERATIONS,
+    add_predecessor,
+    add_successor,
+    find_received,
+    find_sent,
+    find_shadowed,
+)
 from celery_exporter.core.limits import Limits
 from celery_exporter.core.reconcile import LATE_EVENT_SECONDS, Reconciler
+from celery_exporter.core.task_history import MAX_ATTEMPTS, Generation, TaskHistory
 from celery_exporter.core.worker_registry import REPLY_SECONDS
 from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
@@ -547,3 +556,95 @@ def test_a_task_that_ended_silently_may_go_on_after_its_series_was_idle():
     assert driver.by_state()["SUCCESS"] == 1
     driver.wait(400)
     assert driver.cluster.tasks.get("u1") is None
+
+
+@pytest.mark.parametrize(
+    ("registered", "receipt", "waits"),
+    [
+        (("fetch", "process"), received(at=1.99, name="fetch", **A), True),
+        (("process",), received(at=1, name="nightly", **A), False),  # a shadow name
+        (None, received(at=1, name="fetch", **A), True),
+        (
+            None,
+            received(at=1.97, name="fetch", **A),
+            False,
+        ),  # the message was received before this was written
+        (("fetch", "process"), received(at=1, name="process", **A), False),
+        (("fetch", "process"), received(at=1, name=None, **A), False),
+        (("fetch", "process"), started(at=1, **A), False),
+    ],
+)
+def test_a_task_sent_of_other_work_than_the_receipt_before_it_waits_for_its_own(registered, receipt, waits):
+    driver = ClusterDriver()
+    driver.apply(heartbeat("a@h"))
+    infos = {"a@h": WorkerInfo(queues=("q", "other"), registered=registered)}
+    driver.cluster.record_inspection(infos, driver.timestamp())
+    driver.apply(receipt, sent(at=2, name="process", queue="other"))
+    assert (driver.counts() == {}) is waits
+    driver.wait(2.5)
+    assert driver.counts()["process", "other", "PENDING"] == 1
+
+
+# -- generations -------------------------------------------------------------------------------------------
+
+NEXT = MAX_ATTEMPTS  # the first attempt of the second generation
+ADDED_TWICE = [Generation(0, "add"), Generation(NEXT, "add")]
+ADDED_THEN_MULTIPLIED = [Generation(0, "add"), Generation(NEXT, "mul")]
+
+
+def history(received: int | None = None, **sent_at: float) -> TaskHistory:
+    """Return a history with the attempts that were sent, such as `first=1.0`, by their times."""
+    attempts = {"first": 0, "retry": 1, "next": NEXT, "next_retry": NEXT + 1}
+    return TaskHistory({attempts[name]: at for name, at in sent_at.items()}, received, [])
+
+
+@pytest.mark.parametrize(
+    ("sent_before", "name", "retries", "at", "attempt"),
+    [
+        ({}, "add", 0, 1.0, 0),
+        ({"first": 1.0}, "add", 0, 2.0, NEXT),
+        ({"first": 1.0, "next": 2.0}, "add", 0, 3.0, None),
+        ({"first": 1.0, "next": 5.0}, "add", 1, 3.0, 1),
+        ({"first": 1.0, "next": 5.0}, "add", 1, 5.0, NEXT + 1),
+        ({"first": 1.0, "next": 5.0}, "add", 1, 0.5, 1),
+        ({"first": 1.0, "next": 5.0, "next_retry": 6.0}, "add", 1, 7.0, 1),
+        ({"first": 1.0}, "mul", 0, 2.0, None),
+        ({"first": 1.0}, "unknown", 0, 2.0, NEXT),
+    ],
+)
+def test_a_task_sent_announces_the_oldest_attempt_of_its_name_or_the_retry_of_the_newest_sending(
+    sent_before, name, retries, at, attempt
+):
+    assert find_sent(ADDED_TWICE, history(**sent_before), name, retries, at) == attempt
+
+
+@pytest.mark.parametrize(
+    ("existing", "past", "name", "attempts"),
+    [
+        (ADDED_TWICE, history(), "add", [0, NEXT]),
+        (ADDED_TWICE, history(0), "add", [NEXT]),
+        (ADDED_TWICE, history(NEXT), "add", [NEXT]),
+        (ADDED_THEN_MULTIPLIED, history(NEXT, next=1.0), "add", [0]),
+        (ADDED_THEN_MULTIPLIED, history(NEXT), "add", []),
+        (ADDED_THEN_MULTIPLIED, history(NEXT), "mul", [NEXT]),
+        (ADDED_THEN_MULTIPLIED, history(), "other work", []),
+    ],
+)
+def test_a_receipt_is_of_an_attempt_without_one_or_of_the_newest_one(existing, past, name, attempts):
+    assert find_received(existing, past, name, 0) == attempts
+
+
+def test_a_receipt_under_a_shadow_name_is_of_the_oldest_attempt_that_was_sent():
+    assert find_shadowed(ADDED_TWICE, history(retry=1.0, next_retry=2.0), 1) == 1
+    assert find_shadowed(ADDED_TWICE, history(1, retry=1.0, next_retry=2.0), 1) == NEXT + 1
+    assert find_shadowed(ADDED_TWICE, history(), 1) is None
+
+
+@pytest.mark.parametrize(("add", "sign"), [(add_successor, 1), (add_predecessor, -1)])
+def test_generations_are_numbered_one_by_one_and_bounded(add, sign):
+    past, existing = history(), [Generation(0, "add")]
+    for number in range(1, 2 * MAX_GENERATIONS):
+        assert add(past, existing, "mul") == sign * number * MAX_ATTEMPTS
+        existing = past.generations
+        assert len(existing) == min(number + 1, MAX_GENERATIONS)
+        assert existing == sorted(existing, key=lambda generation: generation.base)
