@@ -20,11 +20,13 @@ from celery_exporter.core.limits import Limits
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import State
+from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import event_sequences, restarted, results
 
 from .cluster_driver import (
     T0,
     ClusterDriver,
+    heartbeat,
     received,
     rejected,
     retried,
@@ -298,3 +300,95 @@ def test_finished_tasks_do_not_count_towards_the_limit_of_tasks():
         driver.apply(sent(f"u{index}"), received(f"u{index}"), started(f"u{index}"), succeeded(f"u{index}"))
     driver.apply(*(sent(f"v{index}") for index in range(5)))
     assert (driver.gauges(), driver.cluster.tasks.evicted) == ({"PENDING": 5}, 0)
+
+
+# -- what changed, for the state file ------------------------------------------------------------------------
+
+
+def changes(driver: ClusterDriver) -> set[str] | None:
+    """Return the ids of the tasks that changed since the last call."""
+    changed, driver.cluster.tasks.changed = driver.cluster.tasks.changed, set()
+    return changed
+
+
+def test_each_change_of_a_task_is_recorded_under_its_id():
+    driver = ClusterDriver()
+    changes(driver)
+    for event in (sent(), received(), started(), succeeded(), started(at=5)):
+        driver.apply(sent("u2"), event)
+        assert changes(driver) >= {"u1"}, event
+    driver.wait(120)
+    assert changes(driver) == {"u1"}, "removed"
+
+
+def test_a_task_whose_events_are_deferred_and_released_has_changed():
+    driver = ClusterDriver()
+    changes(driver)
+    driver.apply(received())
+    assert changes(driver) == {"u1"}
+    driver.apply(started())
+    assert changes(driver) == {"u1"}
+    driver.wait(2.5)
+    assert changes(driver) == {"u1"}
+
+
+@pytest.mark.parametrize("tasks", [3, 4])
+def test_changes_are_recorded_no_longer_when_they_are_too_many(tasks, monkeypatch):
+    monkeypatch.setattr("celery_exporter.core.tasks.MAX_CHANGED", 3)
+    driver = ClusterDriver()
+    changes(driver)
+    driver.apply(*(sent(f"u{number}") for number in range(tasks)))
+    driver.wait(60)
+    assert (changes(driver) is None) is (tasks > 3)
+
+
+def test_a_redelivery_that_awaits_the_reply_of_its_worker_waits_from_its_receipt():
+    """Its worker restarted, and has not replied since. The task is in an unknown queue."""
+    driver = ClusterDriver()
+    driver.apply(heartbeat())
+    driver.cluster.record_inspection({"w@h": WorkerInfo(queues=("q", "right"))}, driver.timestamp())
+    driver.apply(received())
+    driver.wait(2.5)
+    driver.apply(heartbeat(at=4, kind="online"), received(at=5))
+    changes(driver)
+    driver.wait(5)
+    assert driver.by_state() == {"RECEIVED": 1}, "counted before the worker has replied"
+    assert changes(driver) == {"u1"}
+    starts = driver.cluster.workers["w@h"].starts
+    driver.cluster.record_inspection(
+        {"w@h": WorkerInfo(queues=("right",))}, driver.timestamp(), {"w@h": starts}
+    )
+    driver.wait(2.5)
+    assert driver.counts() == {("add", "unknown", "RECEIVED"): 1, ("add", "right", "RECEIVED"): 1}
+    assert driver.gauges() == {"RECEIVED": 1}
+
+
+# -- one task ------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_was_received_is_due_at_its_eta():
+    driver = ClusterDriver()
+    driver.apply(received(eta="2023-11-14T23:13:20+00:00"))  # an hour after T0
+    driver.wait(2.5)
+    (task,) = (driver.cluster.tasks.get(uuid) for uuid in driver.cluster.tasks.uuids())
+    assert task.is_due_after(T0 + 3599)
+    assert not task.is_due_after(T0 + 3600)
+    driver.apply(started(at=3601))
+    assert not task.is_due_after(T0 + 3602)
+
+
+def test_a_task_of_which_only_the_end_was_seen_is_due():
+    driver = ClusterDriver()
+    driver.apply(rejected(requeue=True))
+    driver.wait(2.5)
+    (task,) = (driver.cluster.tasks.get(uuid) for uuid in driver.cluster.tasks.uuids())
+    assert not task.is_due_after(T0)
+    assert task.current_worker() == ""
+
+
+def test_a_task_that_ended_silently_is_not_open():
+    driver = ClusterDriver()
+    driver.apply(sent(), sent("u2"))
+    task = driver.cluster.tasks.get("u1")
+    driver.cluster.end_silently(task, "message_gone", driver.timestamp())
+    assert len(driver.cluster.tasks) == 1
