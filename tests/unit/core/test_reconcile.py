@@ -9,7 +9,14 @@ import pytest
 
 from celery_exporter.core import reconcile
 from celery_exporter.core.limits import Limits
-from celery_exporter.core.reconcile import CHUNK_TASKS, LATE_EVENT_SECONDS, REASONS, Measurement, Reconciler
+from celery_exporter.core.reconcile import (
+    CHUNK_TASKS,
+    LATE_EVENT_SECONDS,
+    REASONS,
+    Measurement,
+    Reconciler,
+    measurement_of,
+)
 from celery_exporter.core.task_names import shown_as
 from celery_exporter.core.workers import WorkerInfo
 from unit.persistence.test_state import restarted
@@ -60,6 +67,36 @@ class ReconciledDriver(ClusterDriver):
 
 
 # -- messages that are gone --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lengths", "by_label"),
+    [
+        ({"mail.a": 2, "mail.b": 3, "q": 0}, {"mail": 5, "q": 0}),
+        ({"mail.b": 3, "mail.a": 0}, {"mail": 3}),
+        ({"mail.a": 2, "q": 4}, {"q": 4}),
+        ({"mail.a": 2, "mail.b": 3, "new": 1}, {"mail": 5, "new": 1}),
+        ({}, {}),
+    ],
+)
+def test_the_length_of_queues_with_one_label_is_known_if_all_of_them_were_read(lengths, by_label):
+    driver = ClusterDriver(show_queue=lambda name: name.partition(".")[0])
+    driver.apply(*(sent(queue, queue=queue) for queue in ("mail.a", "mail.b", "q")))
+    measurement = measurement_of(driver.cluster, lengths, 7, 12.5)
+    assert (measurement.at, measurement.lengths, measurement.unacked) == (12.5, by_label, 7)
+    assert set(measurement.labels) == {"mail", "q", *by_label}
+
+
+def test_a_worker_whose_queues_are_unknown_may_hold_a_message_of_any():
+    driver = ReconciledDriver()
+    driver.apply(heartbeat(), sent())
+    driver.wait(1)
+    for _ in range(3):
+        driver.measure(None, q=0)
+    assert driver.gauges() == {"PENDING": 1}
+    driver.apply(heartbeat(at=5))
+    driver.reconcile()
+    assert driver.gauges() == {}
 
 
 def test_a_task_whose_queue_is_empty_and_that_no_worker_has_is_ended():
@@ -370,6 +407,15 @@ def test_a_started_task_of_a_worker_that_sometimes_reports_one_stays():
     assert driver.gauges() == {"STARTED": 1}
 
 
+def test_each_task_that_a_worker_gives_back_is_counted():
+    driver = ReconciledDriver()
+    driver.apply(heartbeat(), sent("a"), received("a"), sent("b"), received("b"), heartbeat(kind="offline"))
+    driver.wait(LATE_EVENT_SECONDS + 1)
+    driver.reconcile()
+    assert driver.gauges() == {"PENDING": 2}
+    assert driver.reasons() == {"returned": 2}
+
+
 def test_a_received_task_is_pending_again_after_worker_offline():
     driver = ReconciledDriver()
     driver.apply(heartbeat(), sent("a"), received("a"), sent("b"), received("b"), started("b"))
@@ -547,6 +593,15 @@ def test_all_processes_of_an_inspected_worker_have_to_answer():
     assert driver.reconciler.workers_to_inspect(driver.timestamp()) == {"w@h": 3}
 
 
+def test_a_task_of_a_removed_worker_does_not_hide_those_of_others():
+    driver = ReconciledDriver(Limits(worker_timeout=20, purge_offline_worker_metrics=20))
+    driver.apply(heartbeat("gone@h"), heartbeat())
+    driver.apply(sent("a"), received("a", host="gone@h"), started("a", host="gone@h"))
+    driver.apply(*(event(uuid) for uuid in "bc" for event in (sent, received, started)))
+    driver.beat(100, active=1)
+    assert driver.inspect() == {"w@h"}
+
+
 # -- expired -----------------------------------------------------------------------------------------------
 
 
@@ -560,6 +615,15 @@ def test_a_task_that_expired_in_its_queue_is_ended_if_the_broker_drops_it(drops_
     driver.measure(None, q=3)
     assert driver.gauges() == {"PENDING": 2 if drops_expired else 3, "RECEIVED": 1}
     assert driver.reasons() == ({"expired": 1} if drops_expired else {})
+
+
+def test_a_task_is_not_ended_before_its_expiry_and_a_grace_period():
+    driver = ReconciledDriver(drops_expired=True)
+    driver.apply(sent(expires=SOON))
+    for seconds, gauges in ((5, {"PENDING": 1}), (17, {"PENDING": 1}), (4, {})):  # T0 + 5, 22 and 26 s
+        driver.wait(seconds)
+        driver.reconcile()
+        assert driver.gauges() == gauges
 
 
 def test_expiry_times_are_kept_for_open_tasks_only():
