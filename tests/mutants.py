@@ -36,8 +36,13 @@ from mutmut.mutation.file_mutation import mutate_file_contents
 ROOT = Path(__file__).parents[1]
 SOURCES = ("celery_exporter/core/*.py", "celery_exporter/persistence/state.py")
 TESTS = ("tests/unit/core", "tests/unit/persistence/test_state.py")
-#: Tests that take seconds: they measure memory, or read megabytes.
-LEFT_OUT = ("ten_megabytes", "large_body", "less_than_400_bytes", "take_no_memory")
+#: Tests that take half a second or more: those that measure memory or read megabytes, and most with hypothesis.
+LEFT_OUT = (
+    *("ten_megabytes", "large_body", "less_than_400_bytes", "take_no_memory"),
+    *("a_restart_after_any_events", "every_event_is_counted", "batch_of_anything", "any_bytes"),
+    *("records_add_up_to_the_sums", "observed_completely", "usual_transitions_and_those_with_history"),
+    *("after_a_common_silence", "one_pid_are_never_counted_twice"),
+)
 #: Of a hundred mutants, how many have to be noticed: of all, and of each module.
 GOAL, MODULE_GOAL = 90.0, 85.0
 #: Tests of other files that run for a mutant, and how long one of them may take. Of 100 mutants that any of
