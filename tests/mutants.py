@@ -36,7 +36,7 @@ from mutmut.mutation.file_mutation import mutate_file_contents
 ROOT = Path(__file__).parents[1]
 SOURCES = ("celery_exporter/core/*.py", "celery_exporter/persistence/state.py")
 TESTS = ("tests/unit/core", "tests/unit/persistence/test_state.py")
-#: Tests that take half a second or more: those that measure memory or read megabytes, and most with hypothesis.
+#: Tests that take half a second or more: they measure memory, read megabytes, or are many by hypothesis.
 LEFT_OUT = (
     *("ten_megabytes", "large_body", "less_than_400_bytes", "take_no_memory"),
     *("a_restart_after_any_events", "every_event_is_counted", "batch_of_anything", "any_bytes"),
