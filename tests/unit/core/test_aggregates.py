@@ -57,6 +57,35 @@ def test_waits_have_their_own_bounds():
     assert (aggregate.queue_wait.counts, aggregate.prefetch_wait.counts) == ([1, 1], [1, 0])
 
 
+@pytest.mark.parametrize(
+    ("ready", "received", "latency"),
+    [(15.0, 19.5, 5.0), (None, 19.5, 0.5), (15.0, None, 5.0), (21.0, 19.5, 0.0)],
+)
+def test_the_latency_is_the_time_since_sent_or_else_since_received(ready, received, latency):
+    aggregates = Aggregates((1.0,), (1.0, 10.0), latency=True)
+    aggregates.observe_start(A, 20.0, ready, received, "u1")
+    aggregates.observe_start(A, 20.0, None, None, "u2")
+    assert aggregates.snapshot()[A].latency.total == latency
+    assert sum(aggregates.snapshot()[A].latency.counts) == 1
+
+
+def test_there_is_no_latency_unless_a_profile_shows_it():
+    aggregates = Aggregates((1.0,), (1.0, 10.0))
+    aggregates.observe_start(A, 20.0, 15.0, 19.5, "u1")
+    assert aggregates.snapshot()[A].latency is None
+
+
+def test_the_latency_moves_with_the_other_sums_and_a_snapshot_keeps_its_own():
+    aggregates = Aggregates((1.0,), (1.0, 10.0), latency=True)
+    for label_set, ready in ((A, 15.0), (B, 18.0)):
+        aggregates.observe_start(label_set, 20.0, ready, None, "u1")
+    before = aggregates.snapshot()
+    aggregates.merge(A, B)
+    aggregates.merge(B, C)
+    assert aggregates.snapshot()[C].latency.total == 7.0
+    assert (before[A].latency.total, before[B].latency.total) == (5.0, 2.0)
+
+
 def test_a_negative_time_counts_as_0_and_is_counted():
     aggregates = aggregates_after(
         observe_runtime(A, State.RETRY, -1.0),

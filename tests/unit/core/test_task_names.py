@@ -240,6 +240,10 @@ def test_a_name_is_clipped_by_its_bytes(name, shown):
     assert len(shown.encode()) <= MAX_VALUE_BYTES
 
 
+def test_no_character_is_cut_in_two():
+    assert clipped("a" + "é" * MAX_VALUE_BYTES) == "a" + "é" * ((MAX_VALUE_BYTES - 4) // 2) + "…"
+
+
 def test_tasks_with_long_names_are_counted_under_clipped_names():
     driver = ClusterDriver()
     long = "\U0001f600" * 255
