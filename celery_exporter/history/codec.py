@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
 from celery_exporter.history.schema import SAME_ID, STATES, UNITS
@@ -107,7 +108,7 @@ def encode(info: TaskInfo, text_id: TextIds) -> tuple[Any, ...]:
             chain.difference(attempt.received),
             chain.difference(attempt.sent),
             None if attempt.eta is None else chain.last - round(attempt.eta * UNITS),
-            _stored_runtime(attempt.runtime_seconds, info.runtime_seconds),
+            _stored_runtime(attempt, info.runtime_seconds),
             _SAME if attempt.exception == info.exception else text_id(attempt.exception, since),
             attempt.reason,
         )
@@ -156,7 +157,7 @@ def decode(row: Row, details: Details, texts: Mapping[int | None, str]) -> TaskI
     """Return the task of a row; `texts` has those that it refers to."""
     uuid, text = _shown_id(row.uuid), texts.get
     queue, worker, exception = text(row.queue), text(row.worker), text(row.exception)
-    runtime = None if row.runtime is None else row.runtime / UNITS
+    runtime = _rounded(row.runtime)
     root = uuid if row.root == "" else row.root and _shown_id(row.root)
     chain = _Chain(row.since)
     attempts = []
@@ -226,16 +227,26 @@ class _Chain:
         return self.last / UNITS
 
 
-def _stored_runtime(seconds: float | None, of_task: float | None) -> int | None:
+def _stored_runtime(attempt: AttemptInfo, of_task: float | None) -> int | None:
+    """Return the runtime of an attempt in the file; None also if it follows from its times."""
+    seconds, started, ended = attempt.runtime_seconds, attempt.started, attempt.ended
     if seconds is None:
         return None
+    if started is not None and ended is not None and seconds == max(0.0, ended - started):
+        follows = completed(replace(attempt, runtime_seconds=None)).runtime_seconds is not None
+        return None if follows else round(seconds * UNITS)
     return -1 if seconds == of_task else round(seconds * UNITS)
 
 
 def _shown_runtime(stored: int | None, of_task: float | None) -> float | None:
     if stored is None or stored >= 0:
-        return None if stored is None else stored / UNITS
+        return _rounded(stored)
     return of_task
+
+
+def _rounded(stored: int | None) -> float | None:
+    """Return a runtime in the file as seconds, to the microsecond that it is accurate to."""
+    return None if stored is None else round(stored / UNITS, 6)
 
 
 def _shown_id(text: str) -> str:

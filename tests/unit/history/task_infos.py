@@ -36,7 +36,7 @@ def times(first: float = 1_104_537_600.0, last: float = 2**31 - 1) -> st.SearchS
     return st.integers(int(first) * UNITS, int(last) * UNITS).map(lambda number: number / UNITS)
 
 
-durations = st.integers(0, 10**16).map(lambda number: number / UNITS)
+durations = st.integers(0, 10**15).map(lambda number: number / 1_000_000)
 
 
 def texts() -> st.SearchStrategy[str]:
