@@ -17,7 +17,6 @@ from celery_exporter.core.aggregates import Aggregates
 from celery_exporter.core.duplicates import RETENTION_SECONDS
 from celery_exporter.core.events import decode
 from celery_exporter.core.limits import Limits
-from celery_exporter.core.records import TaskDetails
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.transitions import MAX_DELIVERIES
 from celery_exporter.core.types import LabelSet, State
@@ -395,13 +394,12 @@ def test_a_task_that_ended_silently_is_not_open():
     assert len(driver.cluster.tasks) == 1
 
 
-def test_a_removed_task_takes_its_expiry_and_its_details_along():
-    details = {uuid: TaskDetails(uuid, 0) for uuid in ("u1", "u2")}
-    table = TaskTable(10, 10, details)
+def test_a_removed_task_takes_its_expiry_along():
+    table = TaskTable(10, 10)
     table.expires = {"u1": 1.0, "u2": 2.0}
     bucket = table.group(LabelSet("add", "q")).buckets[State.PENDING]
     for uuid in ("u1", "u2", "without either"):
         table.new(uuid, 0.0, bucket)
     for uuid in ("u1", "without either"):
         table.remove(table.get(uuid))
-    assert (list(table.expires), list(details), table.uuids()) == (["u2"], ["u2"], ["u2"])
+    assert (list(table.expires), table.uuids()) == (["u2"], ["u2"])
