@@ -294,7 +294,7 @@ class RecordBuilder:
         self, uuid: str, details: TaskDetails, event: Event, label_set: LabelSet, state: State
     ) -> None:
         generation, retries = 0, details.attempt
-        if retries is not None and retries >= MAX_ATTEMPTS:
+        if retries is not None and not 0 <= retries < MAX_ATTEMPTS:  # a predecessor has a negative one
             generation, retries = divmod(retries, MAX_ATTEMPTS)
         aggregates = self._aggregates
         record = Record(
