@@ -230,9 +230,9 @@ class RecordBuilder:
         elif details.attempt != attempt:
             details.switch(attempt)
         if state is PENDING:
-            details.sent = event.timestamp
-            if details.first_sent is None or event.timestamp < details.first_sent:
+            if details.first_sent is None or (attempt == 0 and not details.is_first_known()):
                 details.first_sent, details.client = event.timestamp, event.hostname
+            details.sent = event.timestamp
             if details.root is None or event.eta is not None:
                 details.add_origin(task.uuid, event)
         else:

@@ -83,6 +83,13 @@ class TaskDetails(Struct, gc=False):
         attempts = [*(self.over or ()), *(self.others or {}).values(), self.current()]
         return attempts if len(attempts) == 1 else sorted(attempts, key=_place)
 
+    def is_first_known(self) -> bool:
+        """Return whether the sending of attempt 0 is known.
+
+        A client makes its event after it has sent the task. A fast worker may have sent a retry by then.
+        """
+        return any(attempt.number == 0 and attempt.sent is not None for attempt in self.attempts())
+
     def is_of_current(self, worker: str, state: State) -> bool:
         """Return whether an end, of a delivery that is unknown, is of the attempt in the fields.
 

@@ -105,7 +105,7 @@ def task_info(task: Task) -> TaskInfo:
     attempts = _attempts(task, details, state, worker) if task.details else []
     return TaskInfo(
         uuid=task.uuid,
-        task_name=label_set.task_name,
+        task_name=_known(label_set.task_name),
         queue_name=_known(label_set.queue_name),
         state=state,
         since=task.since,

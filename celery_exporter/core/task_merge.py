@@ -15,7 +15,7 @@ from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
 #: Attempts of one task that are kept, the newest of them: as many as `TaskDetails` has.
 MAX_ATTEMPTS = MAX_ATTEMPTS_KEPT + MAX_OPEN_ATTEMPTS + 1
 #: Fields that stay what they were once they are known.
-_KEPT = ("task_name", "queue_name", "client", "root_id", "parent_id", "args", "kwargs", "result")
+_KEPT = ("task_name", "queue_name", "root_id", "parent_id", "args", "kwargs", "result")
 #: Fields that are those of the newest attempt.
 _OF_NEWEST = ("runtime_seconds", "exception", "reason", "worker")
 _KEPT_OF_ATTEMPT = (
@@ -33,14 +33,19 @@ def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
     attempts that are over, and the times of an attempt that both have.
     """
     unknown = {name: getattr(older, name) for name in _KEPT if getattr(newer, name) is None}
-    sent = [time for time in (newer.first_sent, older.first_sent) if time is not None]
-    if older.client is not None and older.first_sent == min(sent, default=None):
-        unknown["client"] = older.client  # a retry is sent by a worker
+    first = next((info for info in (older, newer) if _is_first_known(info)), None)
+    first = first or (newer if older.first_sent is None else older)
+    client = first.client or newer.client or older.client
     attempts = _merged_attempts(newer.attempts, older.attempts)
     if attempts != [*newer.attempts] and attempts[-1].state == newer.state:
         newest = {name: getattr(attempts[-1], name) for name in _OF_NEWEST if getattr(newer, name) is None}
         unknown |= newest
-    return replace(newer, **unknown, first_sent=min(sent, default=None), attempts=attempts)
+    return replace(newer, **unknown, client=client, first_sent=first.first_sent, attempts=attempts)
+
+
+def _is_first_known(info: TaskInfo) -> bool:
+    """Return whether the sending of the first attempt is known; a worker sends the others."""
+    return any((each.retries, each.generation) == (0, 0) and each.sent is not None for each in info.attempts)
 
 
 def _merged_attempts(newer: Sequence[AttemptInfo], older: Sequence[AttemptInfo]) -> list[AttemptInfo]:

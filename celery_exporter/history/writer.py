@@ -123,7 +123,7 @@ class HistoryWriter:
             while self._prune() and time.monotonic() < min(end, self._deadline):
                 pass
         except (FileMovedError, FileDamagedError) as error:
-            self.store.close()
+            self.store.close(str(error))
             self._fail(error)
         except HistoryFileError as error:
             self._fail(error)

@@ -105,7 +105,13 @@ def test_a_task_that_failed_and_was_rejected_has_one_attempt_which_ended_first()
 def test_the_client_of_a_retried_task_sent_its_first_attempt():
     """The process of the first attempt sends the second one."""
     again = sent(at=1.1, retries=1) | {"hostname": "gen1@worker"}
-    assert info_of(sent(), received(), started(), retried(at=1), again).client == "client@h"
+    info = info_of(sent(), received(), started(), retried(at=1), again)
+    assert (info.client, info.first_sent) == ("client@h", T0)
+    late = sent(at=1.2)  # the client made its event when the task was retried already
+    info = info_of(late, received(), started(), retried(at=1), again)
+    assert (info.client, info.first_sent) == ("client@h", T0 + 1.2)
+    info = info_of(again, received(at=1.2, retries=1), late)
+    assert (info.client, info.first_sent) == ("client@h", T0 + 1.2)
 
 
 def test_an_unknown_exception_is_absent():

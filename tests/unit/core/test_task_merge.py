@@ -53,6 +53,14 @@ def test_a_runtime_follows_from_times_that_two_descriptions_have():
     assert (both.runtime_seconds, both.attempts) == (4, [completed(replace(failed, started=T0))])
 
 
+def test_an_end_whose_task_has_no_name_since_a_restart_keeps_the_name():
+    older = info_of(sent(**IDS), received(**IDS), started())
+    newer = info_of(succeeded(at=9))
+    both = merged(newer, older)
+    assert newer.task_name is None
+    assert (both.task_name, both.queue_name, both.state) == ("add", "q", "SUCCESS")
+
+
 def test_without_attempts_of_its_own_a_task_has_those_from_before_a_restart():
     older = info_of(sent(**IDS), received(), started(), retried(at=1), sent(at=1.1, retries=1))
     newer = TaskInfo("u1", "add", "q", "RETRY", T0 + 1, "w@h")
