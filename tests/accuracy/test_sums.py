@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from harness.outcomes import FileOutcomes, Outcome
+from harness.outcomes import Attempt, FileOutcomes, Outcome
 
 from .sums import (
     FAILURES,
@@ -86,6 +86,6 @@ def test_outcomes_in_a_file_have_the_same_counts(tmp_path):
     outcomes = FileOutcomes(tmp_path / "outcomes")
     assert outcomes.counts_by_worker() == {}
     for _ in range(2):
-        outcomes.record(Outcome("add", "q", "SUCCESS", WORKER))
+        outcomes.record(Outcome("add", "q", "SUCCESS", WORKER), Attempt("id", 0))
     assert outcomes.counts_by_worker() == entries(SUCCESS=2)
     assert (outcomes.total("SUCCESS"), outcomes.total("FAILURE")) == (2, 0)

@@ -1,13 +1,15 @@
 """Recorded outcomes: what clients, workers and tasks did, recorded where it happened.
 
-Tests compare the exporter's sums with these counts. Task bodies record their own state (see
-`tasks.RecordingTask`). For states without a task body, Celery's signals record them in the same process, next
-to the event. No count is taken from an event.
+Tests compare the exporter's sums with the counts, and its history with the entries. Task bodies record their
+own state (see `tasks.RecordingTask`). For states without a task body, Celery's signals record them in the
+same process, next to the event. No count and no entry is taken from an event.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -33,14 +35,36 @@ class Outcome(NamedTuple):
     worker: str
 
 
+class Attempt(NamedTuple):
+    """An attempt of a task, as its message has it."""
+
+    uuid: str
+    retries: int
+
+
+class Entry(NamedTuple):
+    """One outcome of one attempt, and when it was recorded (epoch seconds)."""
+
+    attempt: Attempt
+    outcome: Outcome
+    at: float
+    exception: str | None = None  # class name, of a failure or a retry
+    eta: str | None = None  # of a sent message, as it has it
+
+
 class RecordedOutcomes(ABC):
-    """Counts of outcomes, stored outside of all processes that record them, at `location`."""
+    """Counts of outcomes, stored outside of all processes that record them, at `location`.
+
+    Tasks can also wait there for a gate to open.
+    """
 
     location: str
 
     @abstractmethod
-    def record(self, outcome: Outcome) -> None:
-        """Count one outcome."""
+    def record(
+        self, outcome: Outcome, attempt: Attempt, *, exception: str | None = None, eta: str | None = None
+    ) -> None:
+        """Count one outcome of an attempt; keep it as an entry where entries are stored."""
 
     @abstractmethod
     def counts_by_worker(self) -> Counter[Outcome]:
@@ -49,6 +73,14 @@ class RecordedOutcomes(ABC):
     @abstractmethod
     def is_new(self, key: str) -> bool:
         """Return whether this is the first call with this key; True where calls are not stored."""
+
+    @abstractmethod
+    def open_gate(self, name: str) -> None:
+        """Let tasks continue that wait at this gate, and those that reach it later."""
+
+    @abstractmethod
+    def is_open(self, gate: str) -> bool:
+        """Return whether a gate is open."""
 
     def counts(self) -> Counter[tuple[str, str, str]]:
         """Return the counts by (task, queue, state)."""
@@ -80,7 +112,14 @@ class FileOutcomes(RecordedOutcomes):
         self.path = path
         self.location = str(path)
 
-    def record(self, outcome: Outcome) -> None:
+    def record(
+        self,
+        outcome: Outcome,
+        attempt: Attempt,  # noqa: ARG002
+        *,
+        exception: str | None = None,  # noqa: ARG002
+        eta: str | None = None,  # noqa: ARG002
+    ) -> None:
         """Append one line. O_APPEND keeps it whole when several processes write."""
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(file, f"{_SEPARATOR.join(outcome)}\n".encode())
@@ -93,18 +132,37 @@ class FileOutcomes(RecordedOutcomes):
     def is_new(self, key: str) -> bool:  # noqa: ARG002
         return True
 
+    def open_gate(self, name: str) -> None:
+        self._gate(name).touch()
+
+    def is_open(self, gate: str) -> bool:
+        return self._gate(gate).exists()
+
+    def _gate(self, name: str) -> Path:
+        return self.path.with_name(f"{self.path.name}-{name}")
+
 
 class RedisOutcomes(RecordedOutcomes):
-    """Counters in a Redis that is not the broker. Tasks can also wait there for a gate to open."""
+    """Counters and entries in a Redis that is not the broker."""
 
-    COUNTS, SEEN = "counts", "seen"
+    COUNTS, ENTRIES, SEEN = "counts", "entries", "seen"
 
     def __init__(self, url: str) -> None:
         self.location = url
         self.redis = redis.Redis.from_url(url, decode_responses=True)
 
-    def record(self, outcome: Outcome) -> None:
-        self.redis.hincrby(self.COUNTS, _SEPARATOR.join(outcome), 1)
+    def record(
+        self, outcome: Outcome, attempt: Attempt, *, exception: str | None = None, eta: str | None = None
+    ) -> None:
+        with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.hincrby(self.COUNTS, _SEPARATOR.join(outcome), 1)
+            pipeline.rpush(self.ENTRIES, json.dumps(Entry(attempt, outcome, time.time(), exception, eta)))
+            pipeline.execute()
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, in the order in which they were stored."""
+        lines = map(json.loads, self.redis.lrange(self.ENTRIES, 0, -1))
+        return [Entry(Attempt(*attempt), Outcome(*outcome), *rest) for attempt, outcome, *rest in lines]
 
     def counts_by_worker(self) -> Counter[Outcome]:
         counts: dict[str, str] = self.redis.hgetall(self.COUNTS)
@@ -114,7 +172,6 @@ class RedisOutcomes(RecordedOutcomes):
         return bool(self.redis.sadd(self.SEEN, key))
 
     def open_gate(self, name: str) -> None:
-        """Let tasks continue that wait at this gate, and those that reach it later."""
         self.redis.set(name, "open")
 
     def is_open(self, gate: str) -> bool:
@@ -129,46 +186,63 @@ def outcomes_at(location: str) -> RecordedOutcomes:
 # Receivers of Celery's signals. Each takes the outcomes and the signal's own arguments.
 
 
-def _on_published(outcomes: RecordedOutcomes, *, sender: str, routing_key: str, **_: Any) -> None:
+def attempt_of(request: Any) -> Attempt:
+    """Return the attempt of a request: of Celery's `Context`, or of the one that a worker has."""
+    retries = request.request_dict.get("retries") if hasattr(request, "request_dict") else request.retries
+    return Attempt(request.id, retries or 0)
+
+
+def _on_published(
+    outcomes: RecordedOutcomes, *, sender: str, routing_key: str, headers: dict[str, Any], **_: Any
+) -> None:
     """Record a sent message (celery/app/amqp.py). In the default exchange the routing key is the queue."""
-    outcomes.record(Outcome(sender, routing_key, "PENDING", ""))
+    attempt = Attempt(headers["id"], headers["retries"])
+    outcomes.record(Outcome(sender, routing_key, "PENDING", ""), attempt, eta=headers["eta"])
 
 
 def _on_received(outcomes: RecordedOutcomes, *, request: Any, **_: Any) -> None:
     outcome = Outcome(request.name, request.delivery_info["routing_key"], "RECEIVED", request.hostname)
-    outcomes.record(outcome)
-    if not outcomes.is_new(f"{request.id} {request.request_dict.get('retries', 0)}"):
-        outcomes.record(outcome._replace(state=REDELIVERED))
+    attempt = attempt_of(request)
+    outcomes.record(outcome, attempt)
+    if not outcomes.is_new(f"{attempt.uuid} {attempt.retries}"):
+        outcomes.record(outcome._replace(state=REDELIVERED), attempt)
 
 
-def _on_state(state: str, outcomes: RecordedOutcomes, *, request: Any, sender: Any, **_: Any) -> None:
-    outcomes.record(Outcome(sender.name, request.delivery_info["routing_key"], state, request.hostname))
+def _on_retry(outcomes: RecordedOutcomes, *, request: Any, sender: Any, reason: Any, **_: Any) -> None:
+    outcome = Outcome(sender.name, request.delivery_info["routing_key"], "RETRY", request.hostname)
+    outcomes.record(outcome, attempt_of(request), exception=type(reason.exc).__name__)
+
+
+def _on_revoked(outcomes: RecordedOutcomes, *, request: Any, sender: Any, **_: Any) -> None:
+    queue = request.delivery_info["routing_key"]
+    outcomes.record(Outcome(sender.name, queue, "REVOKED", request.hostname), attempt_of(request))
 
 
 def _on_failure(outcomes: RecordedOutcomes, *, sender: Any, exception: Exception, **_: Any) -> None:
     """Record the failure of a task whose process was killed. Task bodies record all other failures."""
     if isinstance(exception, WorkerLostError):
         request = sender.request
-        queue = request.delivery_info["routing_key"]
-        record_failure(outcomes, sender.name, queue, request.hostname, type(exception).__name__)
+        outcome = Outcome(sender.name, request.delivery_info["routing_key"], "FAILURE", request.hostname)
+        record_failure(outcomes, outcome, attempt_of(request), type(exception).__name__)
 
 
 def _on_unknown(outcomes: RecordedOutcomes, *, sender: Any, message: Any, name: str, **_: Any) -> None:
-    queue = message.delivery_info["routing_key"]
-    record_failure(outcomes, name, queue, sender.hostname, "NotRegistered")
+    outcome = Outcome(name, message.delivery_info["routing_key"], "FAILURE", sender.hostname)
+    attempt = Attempt(message.headers["id"], message.headers["retries"])
+    record_failure(outcomes, outcome, attempt, "NotRegistered")
 
 
-def record_failure(outcomes: RecordedOutcomes, task: str, queue: str, worker: str, exception: str) -> None:
+def record_failure(outcomes: RecordedOutcomes, outcome: Outcome, attempt: Attempt, exception: str) -> None:
     """Record a failure, and the class of its exception."""
-    for state in ("FAILURE", EXCEPTION_PREFIX + exception):
-        outcomes.record(Outcome(task, queue, state, worker))
+    for state in (outcome.state, EXCEPTION_PREFIX + exception):
+        outcomes.record(outcome._replace(state=state), attempt, exception=exception)
 
 
 RECEIVERS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (signals.after_task_publish, _on_published),
     (signals.task_received, _on_received),
-    (signals.task_retry, partial(_on_state, "RETRY")),
-    (signals.task_revoked, partial(_on_state, "REVOKED")),
+    (signals.task_retry, _on_retry),
+    (signals.task_revoked, _on_revoked),
     (signals.task_failure, _on_failure),
     (signals.task_unknown, _on_unknown),
 )

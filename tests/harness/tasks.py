@@ -18,12 +18,15 @@ from kombu.common import Broadcast
 
 from celery_exporter.instrumentation import Measurements, monitor_time
 from harness.delayed_events import DelayedDispatcher
-from harness.outcomes import Outcome, RedisOutcomes, outcomes_at, record_failure, record_signals
+from harness.event_times import NotingRequest, note_events
+from harness.outcomes import Outcome, RedisOutcomes, attempt_of, outcomes_at, record_failure, record_signals
 from harness.waiting import eventually
 
 OUTCOMES = "TEST_OUTCOMES"
 BROKER_URL = "TEST_BROKER_URL"
 CONFIGURATION = "TEST_CELERY_CONFIGURATION"
+#: If it is set, the worker notes when it makes events, with its recorded outcomes.
+EVENT_TIMES = "TEST_EVENT_TIMES"
 GATE_TIMEOUT_SECONDS = 60.0
 
 
@@ -48,22 +51,28 @@ app.set_current()  # a pool process of the worker uses the current app
 outcomes = outcomes_at(os.environ[OUTCOMES]) if OUTCOMES in os.environ else None
 if outcomes:
     record_signals(outcomes)
+if EVENT_TIMES in os.environ:
+    assert isinstance(outcomes, RedisOutcomes)
+    note_events(app, outcomes)
 
 
 class RecordingTask(Task):  # type: ignore[misc]
     """Records the start and the end of its body. Celery's signal records a retry (see `outcomes`)."""
 
+    if EVENT_TIMES in os.environ:
+        Request = NotingRequest
+
     def record(self, state: str) -> None:
         if outcomes:
-            outcomes.record(Outcome(self.name, self.queue_name, state, self.request.hostname))
+            outcomes.record(self.outcome(state), attempt_of(self.request))
 
     def record_failure(self, exception: str) -> None:
         if outcomes:
-            record_failure(outcomes, self.name, self.queue_name, self.request.hostname, exception)
+            record_failure(outcomes, self.outcome("FAILURE"), attempt_of(self.request), exception)
 
-    @property
-    def queue_name(self) -> str:
-        return str(self.request.delivery_info["routing_key"])
+    def outcome(self, state: str) -> Outcome:
+        request = self.request
+        return Outcome(self.name, str(request.delivery_info["routing_key"]), state, request.hostname)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.record("STARTED")
@@ -170,9 +179,17 @@ def requeue_once(self: RecordingTask) -> None:
 @app.task(bind=True, base=RecordingTask, name="tasks.hold")
 def hold(self: RecordingTask, gate: str) -> None:  # noqa: ARG001
     """Wait until the test opens the gate."""
-    assert isinstance(outcomes, RedisOutcomes)
+    assert outcomes
     gates = outcomes
     eventually(lambda: gates.is_open(gate), GATE_TIMEOUT_SECONDS, every=0.05, what=f"gate {gate}")
+
+
+@app.task(bind=True, base=RecordingTask, name="tasks.retry_and_hold")
+def retry_and_hold(self: RecordingTask, gate: str) -> None:
+    """Wait at the gate in the second attempt."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0, exc=OSError("first time"))
+    hold.run(gate)
 
 
 @app.task(bind=True, base=RecordingTask, name="tasks.hold_late", acks_late=True)
