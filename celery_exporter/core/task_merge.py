@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from celery_exporter.core.task_details import MAX_ATTEMPTS_KEPT, MAX_OPEN_ATTEMPTS
-from celery_exporter.core.task_info import AttemptInfo, TaskInfo, completed
+from celery_exporter.core.task_info import (
+    LOST,
+    OPEN_STATE_NAMES,
+    STATE_NAMES,
+    AttemptInfo,
+    TaskInfo,
+    completed,
+)
 
 #: Attempts of one task that are kept, the newest of them: as many as `TaskDetails` has.
 MAX_ATTEMPTS = MAX_ATTEMPTS_KEPT + MAX_OPEN_ATTEMPTS + 1
@@ -22,6 +29,8 @@ _KEPT_OF_ATTEMPT = (
     *("retries", "queue_name", "sent", "eta", "received", "started", "runtime_seconds"),
     "exception",
 )
+#: The states of a task whose end an event reported.
+_ENDED = frozenset(STATE_NAMES) - {*OPEN_STATE_NAMES, LOST}
 #: What tells deliveries of one attempt apart.
 _TIMES = ("received", "started", "ended")
 
@@ -32,6 +41,8 @@ def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
     The older one fills in what the newer one does not know: where the task comes from, its arguments,
     attempts that are over, and the times of an attempt that both have.
     """
+    if older.state in _ENDED and _is_outdated(newer, older):
+        return older
     unknown = {name: getattr(older, name) for name in _KEPT if getattr(newer, name) is None}
     first = next((info for info in (older, newer) if _is_first_known(info)), None)
     first = first or (newer if older.first_sent is None else older)
@@ -41,6 +52,20 @@ def merged(newer: TaskInfo, older: TaskInfo) -> TaskInfo:
         newest = {name: getattr(attempts[-1], name) for name in _OF_NEWEST if getattr(newer, name) is None}
         unknown |= newest
     return replace(newer, **unknown, client=client, first_sent=first.first_sent, attempts=attempts)
+
+
+def _is_outdated(newer: TaskInfo, older: TaskInfo) -> bool:
+    """Return whether a description is from a state file that was saved before the end of the task.
+
+    No event has come since the restart, so only the state then is known, or that the task does not run.
+    """
+    if newer.state == LOST:
+        return not any(_has_event(attempt) for attempt in newer.attempts)
+    return newer.state in OPEN_STATE_NAMES and not newer.attempts and newer.since <= older.since
+
+
+def _has_event(attempt: AttemptInfo) -> bool:
+    return attempt.state != LOST or any((attempt.sent, attempt.received, attempt.started))
 
 
 def _is_first_known(info: TaskInfo) -> bool:

@@ -53,13 +53,17 @@ class TaskFinder:
     def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> Page:
         """Return the newest tasks after a place, `limit` at most; a page may have fewer than the rest.
 
-        A task of both has its state and its place in the list from the cluster.
+        A task of both has its state and its place in the list from the cluster, unless the file has its end.
         """
         search = Search(self._state.cluster.tasks, wanted, limit, before)
         self._state.run(search.steps())
         live = search.page()
         stored, problem = self._ask(lambda history: history.search(wanted, limit, before), _NO_PAGE)
-        both = self._both(live.tasks, stored.tasks, wanted)
+        more: list[TaskInfo] = []
+        if not problem:
+            missing = {task.uuid for task in live.tasks} - {task.uuid for task in stored.tasks}
+            more, problem = self._ask(lambda history: history.tasks([*missing]), more)
+        both = self._both(live.tasks, [*stored.tasks, *more], wanted)
         end = max((page.next for page in (live, stored) if page.next is not None), default=None)
         tasks = [
             task
@@ -73,19 +77,14 @@ class TaskFinder:
     def _both(
         self, live: Sequence[TaskInfo], stored: Sequence[TaskInfo], wanted: TaskFilter
     ) -> list[TaskInfo]:
-        """Return the tasks of two pages, each with all that is known of it.
+        """Return the tasks of two sources that are like the filter says, with all that is known of each.
 
-        The other page may have a task in another place, or not at all. After a restart only the file knows
-        where a task comes from, so it may find tasks that the cluster has.
+        After a restart only the file knows where a task comes from, so it may find tasks of the cluster.
         """
-        found, in_file = {task.uuid for task in live}, {task.uuid for task in stored}
-        none: list[TaskInfo] = []
-        missing = [uuid for uuid in found if uuid not in in_file]
-        more, _ = self._ask(lambda history: history.tasks(missing), none)
-        current = self._find([uuid for uuid in in_file if uuid not in found])
-        both = _together([*live, *current], [*stored, *more])
-        moved = {task.uuid for task in current}
-        return [task for task in both if task.uuid not in moved or is_wanted(task, wanted)]
+        states = {task.uuid: task.state for task in live}
+        current = self._find([task.uuid for task in stored if task.uuid not in states])
+        both = _together([*live, *current], stored)
+        return [task for task in both if states.get(task.uuid) == task.state or is_wanted(task, wanted)]
 
     def workflow(self, task: TaskInfo) -> Sequence[TaskInfo]:
         """Return the tasks of the workflow of a task, itself included: all with its root, and that one."""

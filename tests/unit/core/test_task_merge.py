@@ -61,6 +61,26 @@ def test_an_end_whose_task_has_no_name_since_a_restart_keeps_the_name():
     assert (both.task_name, both.queue_name, both.state) == ("add", "q", "SUCCESS")
 
 
+def test_an_end_stays_if_the_newer_description_is_from_a_state_file_before_it():
+    """Both files are written once a second. A kill may come between the two."""
+    older = info_of(sent(**IDS), received(**IDS), started(), succeeded(at=1))
+    restored = TaskInfo("u1", "add", "q", "STARTED", T0 + 0.2, "w@h")
+    assert merged(restored, older) == older
+    lost = AttemptInfo("LOST", worker="w@h", ended=T0 + 60, reason="not_running")
+    ended_silently = replace(restored, state="LOST", since=T0 + 60, reason="not_running", attempts=[lost])
+    assert merged(ended_silently, older) == older
+
+
+def test_a_task_that_runs_again_is_not_over():
+    older = info_of(sent(**IDS), received(**IDS), started(), succeeded(at=1))
+    restored = TaskInfo("u1", "add", "q", "STARTED", T0 + 2, "w@h")
+    assert merged(restored, older).state == "STARTED"
+    again = TaskInfo("u1", "add", "q", "PENDING", T0, attempts=[AttemptInfo("PENDING", 0, sent=T0)])
+    assert merged(again, older).state == "PENDING"
+    lost = replace(again.attempts[0], state="LOST", ended=T0 + 9)
+    assert merged(replace(again, state="LOST", since=T0 + 9, attempts=[lost]), older).state == "LOST"
+
+
 def test_without_attempts_of_its_own_a_task_has_those_from_before_a_restart():
     older = info_of(sent(**IDS), received(), started(), retried(at=1), sent(at=1.1, retries=1))
     newer = TaskInfo("u1", "add", "q", "RETRY", T0 + 1, "w@h")

@@ -177,6 +177,25 @@ def test_a_task_that_ended_without_an_event_after_a_restart_is_lost_in_the_file_
     assert finder(driver, store).find("u1").tasks == [task]
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_task_that_ended_after_the_state_was_saved_last_is_over(store, is_lost):
+    """The state file has it as it was up to a second before a kill."""
+    former, driver = driver_with_details(), driver_with_details()
+    events = life("u1", "add", "u1", 0, partial(succeeded, runtime=0.125))
+    former.apply(*events)
+    store.write(all_pages(finder(former, None), TaskFilter(), LIMIT))
+    driver.apply(*events[:-1])
+    task = driver.cluster.tasks.get("u1")
+    task.details = None
+    if is_lost:
+        driver.cluster.end_silently(task, "not_running", driver.timestamp())
+    tasks, expected = finder(driver, store), store.find("u1", 1)
+    assert expected[0].state == "SUCCESS"
+    assert tasks.find("u1").tasks == all_pages(tasks, TaskFilter(), 1) == expected
+    assert all_pages(tasks, TaskFilter(states=frozenset({"SUCCESS"})), 1) == expected
+    assert all_pages(tasks, TaskFilter(states=frozenset({"LOST", "STARTED"})), 1) == []
+
+
 @pytest.mark.parametrize("prefix", ["0", "01", "012"])
 def test_an_id_is_found_by_its_beginning_in_both(store, prefix):
     driver = driver_with_details()
