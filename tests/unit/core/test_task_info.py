@@ -176,13 +176,13 @@ def test_an_excluded_or_unidentified_task_is_not_shown():
     assert find(driver.cluster.tasks, ["u1"]) == []
 
 
-def is_second_report(record: Record, earlier: list[Record]) -> bool:
-    """Return whether a failure is of an execution that was rejected before, or the other way round."""
-    return any(
-        {record.state, end.state} == {State.FAILURE, State.REJECTED}
-        and (record.worker, record.attempt, record.generation) == (end.worker, end.attempt, end.generation)
-        and (record.received, record.started) == (end.received, end.started)
-        for end in earlier
+def is_second_report(record: Record, before: Record | None) -> bool:
+    """Return whether a failure is of an execution that was rejected just before, or the other way round."""
+    return (
+        before is not None
+        and {record.state, before.state} == {State.FAILURE, State.REJECTED}
+        and (record.worker, record.attempt, record.generation)
+        == (before.worker, before.attempt, before.generation)
     )
 
 
@@ -205,15 +205,18 @@ def test_for_any_events_each_recorded_end_is_an_attempt_of_the_task(events):
     driver.wait(3)
     made += driver.cluster.take_records()
     for info in find(tasks, tasks.uuids()):
-        ends = [
+        of_task = [
             record
             for record in made
-            if isinstance(record, Record)
-            and record.uuid == info.uuid
-            and record.state in ATTEMPT_ENDS
-            and not (record.state is State.REJECTED and not record.is_final)
+            if isinstance(record, Record) and record.uuid == info.uuid and record.state is not State.PENDING
         ]
-        ends = [end for place, end in enumerate(ends) if not is_second_report(end, ends[:place])]
+        ends = [
+            record
+            for record, before in zip(of_task, [None, *of_task], strict=False)
+            if record.state in ATTEMPT_ENDS
+            and not (record.state is State.REJECTED and not record.is_final)
+            and not is_second_report(record, before)
+        ]
         expected = [(each.state.name, each.attempt, each.timestamp, each.started) for each in ends]
         seen = [(each.state, each.retries, each.ended, each.started) for each in info.attempts if each.ended]
         assert sorted(map(repr, seen)) == sorted(map(repr, expected[-MAX_ATTEMPTS_KEPT:]))
