@@ -4,7 +4,7 @@
     queues      QueuePoller         reads queue lengths
     workers     WorkerPoller        inspects workers
     reconcile   Reconciler          ends tasks that no event will end
-    status      StatusHistory       keeps recent counts, and logs new findings
+    status      StatusHistory       keeps recent counts and charts, and logs new findings
     blocked     BlockedWatch        finds out whether RabbitMQ blocks publishers
     state       CheckpointWriter    writes the state file, if there is one
 
@@ -47,8 +47,10 @@ from celery_exporter.monitor.task_finder import TaskFinder
 from celery_exporter.persistence.state_file import StateFile
 from celery_exporter.sinks.pusher import Pusher
 from celery_exporter.status.builder import build
+from celery_exporter.status.charts import ChartQuery, Charts
 from celery_exporter.status.model import Status
 from celery_exporter.status.recent import SHORT_STEP_SECONDS, Growth
+from celery_exporter.status.rings import SAMPLE_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ class Monitor:
         self.explainer = Explainer(
             self._source, self.state, self.tasks.find, partial(self._exporter_state, None)
         )
-        self._status = StatusHistory()
+        self._status = StatusHistory(min(config.update_interval, SHORT_STEP_SECONDS))
         if restored:
             self._continue(restored)
         self._jobs = self._new_jobs()
@@ -137,7 +139,7 @@ class Monitor:
             workers = self.workers
             jobs.append(PeriodicJob("workers", interval, workers.poll, workers.close, is_due=workers.is_due))
         jobs.append(PeriodicJob("reconcile", RECONCILE_INTERVAL_SECONDS, self._reconcile))
-        jobs.append(PeriodicJob("status", min(interval, SHORT_STEP_SECONDS), self._update_status))
+        jobs.append(PeriodicJob("status", min(interval, SAMPLE_SECONDS), self._update_status))
         if is_amqp(self._config.broker):
             jobs.append(PeriodicJob("blocked", INTERVAL_SECONDS, self._blocked.check, self._blocked.close))
         return jobs
@@ -246,6 +248,10 @@ class Monitor:
         """Return the current status, for people."""
         snapshot = self.snapshot(web_config_up_to_date=None)
         return build(snapshot, self.growth(snapshot), self.broker_url())
+
+    def charts(self, query: ChartQuery) -> Charts:
+        """Return the charts of a valid query up to now."""
+        return self._status.charts(query, time.monotonic(), time.time())
 
     def growth(self, snapshot: Snapshot) -> Growth:
         """Return what was counted in the last minutes up to a snapshot that was taken now."""

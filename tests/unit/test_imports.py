@@ -17,8 +17,8 @@ PACKAGE = Path(celery_exporter.__file__).parent
 PURE = ("core", "status", "errors", "quoting")
 #: All that they import besides each other.
 ALLOWED = {
-    "__future__", "bisect", "collections", "datetime", "enum", "functools", "hashlib", "heapq", "itertools",
-    "json", "math", "msgspec", "operator", "re", "shlex", "typing", "unicodedata", "zlib",
+    "__future__", "array", "bisect", "collections", "datetime", "enum", "functools", "hashlib", "heapq",
+    "itertools", "json", "math", "msgspec", "operator", "re", "shlex", "typing", "unicodedata", "zlib",
 }  # fmt: skip
 
 

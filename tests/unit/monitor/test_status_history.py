@@ -6,6 +6,7 @@ import logging
 
 from celery_exporter.core.snapshot import JobView, Snapshot
 from celery_exporter.monitor.status_history import StatusHistory
+from celery_exporter.status.charts import ChartQuery
 from celery_exporter.status.notifier import HOLD_SECONDS
 from celery_exporter.status.problems import STATE_NOT_SAVED
 from unit.core.cluster_driver import ClusterDriver, sent
@@ -36,3 +37,15 @@ def test_growth_is_that_since_the_first_snapshot():
     driver.apply(sent())
     growth = history.growth(driver.shown(), 10.0)
     assert (growth.seconds, growth.events) == (10.0, 1)
+
+
+def test_checks_run_less_often_than_samples_for_charts_are_taken(caplog):
+    history = StatusHistory(check_seconds=HOLD_SECONDS + 1)
+    with caplog.at_level(logging.INFO, LOGGER):
+        for now in (0, 5, HOLD_SECONDS):
+            history.update(shown(is_saved=False), now)
+        assert caplog.record_tuples == []
+        history.update(shown(is_saved=False), HOLD_SECONDS + 1)
+    assert len(caplog.record_tuples) == 1
+    (chart, *_) = history.charts(ChartQuery("queues"), HOLD_SECONDS + 1, 0.0).charts
+    assert chart.name == "length"
