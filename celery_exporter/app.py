@@ -33,6 +33,7 @@ from celery_exporter.web.auth import require_auth
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.request_records import record_requests
 from celery_exporter.web.server import CannotListenError, Server, bind
+from celery_exporter.web.status_routes import Sources
 from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.web_config_reloader import WebConfigReloader, WebSecurity, no_security
 
@@ -126,9 +127,9 @@ def _app(
         MetricsPage(snapshot, exposition, tracker),
         monitor.is_ready,
         monitor.broker_url,
-        status=None if settings.no_status_page else monitor.status,
         tasks=Tasks(monitor.tasks, settings.trace_url) if settings.monitor.history.is_on else None,
         explain=None if settings.no_status_page else monitor.explainer.explain,
+        sources=None if settings.no_status_page else Sources(monitor.status, monitor.charts),
         no_events=monitor.no_events,
     )
 

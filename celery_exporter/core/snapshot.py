@@ -16,6 +16,7 @@ from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.measurements import Pair, Summary
 from celery_exporter.core.reconcile import REASONS
+from celery_exporter.core.task_names import ShownAs
 from celery_exporter.core.tasks import TasksInState
 from celery_exporter.core.types import EXCLUDED, LabelSet
 from celery_exporter.core.workers import Worker
@@ -48,6 +49,7 @@ class WorkerView(Struct, frozen=True):
     left: bool = False  # it sent worker-offline
     down_for: float | None = None  # listening seconds
     online: float | None = None  # timestamp, by its clock, of its newest worker-online
+    queues: Sequence[str] | None = None  # that it consumes, by their shown names
 
 
 class QueueView(Struct, frozen=True):
@@ -198,7 +200,10 @@ def take_snapshot(cluster: Cluster, exporter: ExporterState, *, prefetched: bool
         tasks=[group for group in cluster.tasks.in_states() if group.label_set != EXCLUDED],
         prefetched=cluster.prefetched() if prefetched else None,
         failures=list(reversed(aggregates.failures)),
-        workers=[worker_view(worker, exporter.listening) for worker in cluster.workers.values()],
+        workers=[
+            worker_view(worker, exporter.listening, cluster.label_sets.show_queue)
+            for worker in cluster.workers.values()
+        ],
         queues=_queue_views(cluster, exporter, workers_by_queue),
         unconsumed=_unconsumed(cluster, exporter, workers_by_queue),
         requested=cluster.queues.requested,
@@ -316,7 +321,7 @@ def _sum_of_known(values: Iterable[int | None]) -> int | None:
     return sum(numbers) if numbers else None
 
 
-def worker_view(worker: Worker, listening: float) -> WorkerView:
+def worker_view(worker: Worker, listening: float, show_queue: ShownAs = str) -> WorkerView:
     """Return a worker as it is shown; `listening` is the current listening time."""
     info = worker.info
     return WorkerView(
@@ -342,4 +347,5 @@ def worker_view(worker: Worker, listening: float) -> WorkerView:
         left=worker.left,
         down_for=None if worker.down_since is None else listening - worker.down_since,
         online=worker.online or None,
+        queues=None if info.queues is None else sorted({*filter(None, map(show_queue, info.queues))}),
     )

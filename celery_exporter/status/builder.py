@@ -11,6 +11,7 @@ from celery_exporter.core.snapshot import QueueView, Snapshot, WorkerView
 from celery_exporter.core.types import State
 from celery_exporter.status.checks import run_checks
 from celery_exporter.status.facts import can_receive_events, short
+from celery_exporter.status.failure_groups import failure_groups
 from celery_exporter.status.model import (
     VERSION,
     BrokerStatus,
@@ -59,6 +60,7 @@ def build(snapshot: Snapshot, growth: Growth, broker_url: str) -> Status:
             )
             for failure in snapshot.failures
         ],
+        failure_groups=failure_groups(snapshot),
     )
 
 
@@ -75,6 +77,11 @@ def _worker(worker: WorkerView) -> WorkerStatus:
         worker.heartbeat,
         worker.version,
         worker.pool_max,
+        worker.pool,
+        worker.prefetch_count,
+        worker.restarts,
+        worker.max_resident_bytes,
+        worker.queues,
     )
 
 

@@ -1,6 +1,6 @@
 """The tables that the status page and `top` show of a `Status`, and the format of their values.
 
-web/static/status.js formats the same kinds of values. A test compares the two.
+web/static/format.js formats the same kinds of values. A test compares the two.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ UNKNOWN = "–"  # noqa: RUF001  a dash
 
 
 class Column(Struct, frozen=True):
-    """A column: its title, its field ("a.b" is b of a), its kind (see `KINDS`), and its tooltip.
+    """A column: its title, its field ("a.b" is b of a), its kind (see `KINDS`), its tooltip, and its unit.
 
-    `total_field` is the field with the total of which this one is a part.
+    `total_field` is the field with the total of which this one is a part. `link` is the beginning of the URL
+    that the value ends, relative to the start page. `unit` is that of the numbers, unless each has its own.
     """
 
     title: str
@@ -31,6 +32,8 @@ class Column(Struct, frozen=True):
     kind: str
     meaning: str = ""
     total_field: str = ""
+    link: str = ""
+    unit: str = ""
 
 
 class Table(Struct, frozen=True):
@@ -49,12 +52,14 @@ class Table(Struct, frozen=True):
 
 
 _RATE = "Per second, over the last 5 minutes."
+#: Beginnings of the URLs of pages; a name or an id is the end.
+_WORKER, _QUEUE, _NAME, _TASK = "workers/", "queues/", "tasks?name=", "task/"
 
 #: Fields of the broker and of the exporter. The first two are emphasised.
 BROKER = (
     Column("Broker", "broker.url", "text"),
     Column("Event subscription", "broker.up", "open", "Without it, no events arrive."),
-    Column("Events/s", "broker.events_per_second", "decimal", "Over the last 5 minutes."),
+    Column("Events", "broker.events_per_second", "decimal", "Over the last 5 minutes.", unit="/s"),
     Column("Event lag", "broker.event_lag", "seconds", "Age of the newest event, by its sender's clock."),
     Column("Reconnects", "broker.reconnects", "count", "Times the subscription was reopened."),
     Column("Unacknowledged", "broker.unacked", "count", "Messages that workers hold (Redis only)."),
@@ -75,73 +80,112 @@ FINDINGS = Table(
 #: The table whose rows are filtered by name.
 FILTERED = "tasks"
 
-TABLES = (
-    Table(
-        "workers",
-        "Workers",
-        "No worker has been seen yet.",
-        (
-            Column("Worker", "name", "text"),
-            Column("State", "up", "up", "Down: stopped, or without events for --worker-timeout."),
-            Column("Busy", "active", "part", "Running tasks, and the size of the pool.", "pool_size"),
-            Column("Processed", "processed", "count", "Tasks that the pool accepted, across restarts."),
-            Column("Load", "load", "decimal", "Load average of the host over one minute."),
-            Column("Clock", "clock_skew", "skew", "Clock of the worker minus clock of the exporter."),
-            Column("Task events", "task_events", "yes", "Whether the worker sends them (-E)."),
-            Column("Heartbeat", "heartbeat", "ago", "Time since the worker was last seen."),
-            Column("Celery", "version", "text"),
-        ),
+WORKERS = Table(
+    "workers",
+    "Workers",
+    "No worker has been seen yet.",
+    (
+        Column("Worker", "name", "text", link=_WORKER),
+        Column("State", "up", "up", "Down: stopped, or without events for --worker-timeout."),
+        Column("Busy", "active", "part", "Running tasks, and the size of the pool.", "pool_size"),
+        Column("Processed", "processed", "count", "Tasks that the pool accepted, across restarts."),
+        Column("Load", "load", "decimal", "Load average of the host over one minute."),
+        Column("Clock", "clock_skew", "skew", "Clock of the worker minus clock of the exporter."),
+        Column("Task events", "task_events", "yes", "Whether the worker sends them (-E)."),
+        Column("Heartbeat", "heartbeat", "ago", "Time since the worker was last seen."),
+        Column("Celery", "version", "text"),
     ),
-    Table(
-        "queues",
-        "Queues",
-        "No queue yet. Queues come from events, workers and --queues.",
-        (
-            Column("Queue", "name", "text"),
-            Column("Length", "length", "count", "Waiting messages."),
-            Column("Oldest", "oldest", "ago", "Time since the oldest message was sent."),
-            Column("Consumers", "consumers", "count", "Workers that consume the queue."),
-            Column("Processes", "processes", "count", "Tasks that these workers can run at once."),
-            Column("Last 15 minutes", "lengths", "line", "Length of the queue."),
-        ),
+)
+QUEUES = Table(
+    "queues",
+    "Queues",
+    "No queue yet. Queues come from events, workers and --queues.",
+    (
+        Column("Queue", "name", "text", link=_QUEUE),
+        Column("Length", "length", "count", "Waiting messages."),
+        Column("Oldest", "oldest", "ago", "Time since the oldest message was sent."),
+        Column("Consumers", "consumers", "count", "Workers that consume the queue."),
+        Column("Processes", "processes", "count", "Tasks that these workers can run at once."),
+        Column("Last 15 minutes", "lengths", "line", "Length of the queue."),
     ),
-    Table(
-        "tasks",
-        "Tasks",
-        "No task has been seen yet.",
-        (
-            Column("Task", "name", "text"),
-            Column("Sent", "rates.PENDING", "decimal", _RATE),
-            Column("Received", "rates.RECEIVED", "decimal", _RATE),
-            Column("Started", "rates.STARTED", "decimal", _RATE),
-            Column("Succeeded", "rates.SUCCESS", "decimal", _RATE),
-            Column("Failed", "rates.FAILURE", "decimal", _RATE),
-            Column("Retried", "rates.RETRY", "decimal", _RATE),
-            Column("Revoked", "rates.REVOKED", "decimal", _RATE),
-            Column("Rejected", "rates.REJECTED", "decimal", _RATE),
-            Column("Failures", "failure_share", "share", "Of the tasks that ended in SUCCESS or FAILURE."),
-            Column("Run p50", "runtime_p50", "seconds", "Median of the run time."),
-            Column("Run p95", "runtime_p95", "seconds", "95th percentile of the run time."),
-            Column("Wait p50", "wait_p50", "seconds", "Median of the time from sent (or eta) to started."),
-            Column("Wait p95", "wait_p95", "seconds", "95th percentile from sent (or eta) to started."),
-            Column("Open", "open", "sum", "Tasks that are sent, received, started or due for a retry."),
-            Column("Oldest", "oldest", "ago", "Longest time that an open task has been in its state."),
-        ),
+)
+TASKS = Table(
+    "tasks",
+    "Tasks",
+    "No task has been seen yet.",
+    (
+        Column("Task", "name", "text", link=_NAME),
+        Column("Sent", "rates.PENDING", "decimal", _RATE, unit="/s"),
+        Column("Received", "rates.RECEIVED", "decimal", _RATE, unit="/s"),
+        Column("Started", "rates.STARTED", "decimal", _RATE, unit="/s"),
+        Column("Succeeded", "rates.SUCCESS", "decimal", _RATE, unit="/s"),
+        Column("Failed", "rates.FAILURE", "decimal", _RATE, unit="/s"),
+        Column("Retried", "rates.RETRY", "decimal", _RATE, unit="/s"),
+        Column("Revoked", "rates.REVOKED", "decimal", _RATE, unit="/s"),
+        Column("Rejected", "rates.REJECTED", "decimal", _RATE, unit="/s"),
+        Column("Failures", "failure_share", "share", "Of the tasks that ended in SUCCESS or FAILURE."),
+        Column("Run p50", "runtime_p50", "seconds", "Median of the run time."),
+        Column("Run p95", "runtime_p95", "seconds", "95th percentile of the run time."),
+        Column("Wait p50", "wait_p50", "seconds", "Median of the time from sent (or eta) to started."),
+        Column("Wait p95", "wait_p95", "seconds", "95th percentile from sent (or eta) to started."),
+        Column("Open", "open", "sum", "Tasks that are sent, received, started or due for a retry."),
+        Column("Oldest", "oldest", "ago", "Longest time that an open task has been in its state."),
     ),
-    Table(
-        "failures",
-        "Recent failures",
-        "No failure since the exporter started.",
-        (
-            Column("Time (UTC)", "at", "clock", "By the worker's clock."),
-            Column("Task", "task", "text"),
-            Column("Worker", "worker", "text"),
-            Column("Exception", "exception", "text"),
-            Column("Id", "uuid", "text"),
-        ),
-        max_rows=15,
-        key="uuid",
+)
+FAILURES = Table(
+    "failures",
+    "Recent failures",
+    "No failure since the exporter started.",
+    (
+        Column("Time", "at", "clock", "By the worker's clock.", unit="UTC"),
+        Column("Task", "task", "text", link=_NAME),
+        Column("Worker", "worker", "text", link=_WORKER),
+        Column("Exception", "exception", "text"),
+        Column("Id", "uuid", "text", link=_TASK),
     ),
+    max_rows=50,
+    key="uuid",
+)
+#: What `top` shows, and the overview.
+TABLES = (WORKERS, QUEUES, TASKS, FAILURES)
+
+FAILURE_GROUPS = Table(
+    "failure_groups",
+    "Failures by exception and task",
+    "No failure since the counters began.",
+    (
+        Column("Exception", "exception", "text"),
+        Column("Task", "task", "text", link=_NAME),
+        Column("Failures", "total", "count", "Since the counters began."),
+        Column("Recent", "recent", "count", "Of the newest 50 failures of all tasks."),
+        Column("Last", "last", "ago", "Time since the newest one."),
+        Column("Worker of the last", "worker", "text", link=_WORKER),
+        Column("Id of the last", "uuid", "text", link=_TASK),
+    ),
+)
+
+#: Fields of one worker and of one queue.
+WORKER_FACTS = (
+    Column("Worker", "worker.name", "text"),
+    Column("State", "worker.up", "up", "Down: stopped, or without events for --worker-timeout."),
+    Column("Busy", "worker.active", "part", "Running tasks, and the size of the pool.", "worker.pool_size"),
+    Column("Processed", "worker.processed", "count", "Tasks that the pool accepted, across restarts."),
+    Column("Restarts", "worker.restarts", "count", "Since the exporter knows the worker."),
+    Column("Heartbeat", "worker.heartbeat", "ago", "Time since the worker was last seen."),
+    Column("Pool", "worker.pool", "text"),
+    Column("Prefetch", "worker.prefetch", "count", "Tasks that it takes from the broker at once."),
+    Column("Memory", "worker.max_resident_bytes", "bytes", "Largest memory of its main process."),
+    Column("Load", "worker.load", "decimal", "Load average of the host over one minute."),
+    Column("Clock", "worker.clock_skew", "skew", "Clock of the worker minus clock of the exporter."),
+    Column("Task events", "worker.task_events", "yes", "Whether the worker sends them (-E)."),
+    Column("Celery", "worker.version", "text"),
+)
+QUEUE_FACTS = (
+    Column("Queue", "queue.name", "text"),
+    Column("Length", "queue.length", "count", "Waiting messages."),
+    Column("Oldest", "queue.oldest", "ago", "Time since the oldest message was sent."),
+    Column("Consumers", "queue.consumers", "count", "Workers that consume the queue."),
+    Column("Processes", "queue.processes", "count", "Tasks that these workers can run at once."),
 )
 
 #: Fields that a narrow terminal shows after all others, in this order.
@@ -204,6 +248,16 @@ def ordered(rows: Sequence[Any], sort: str) -> list[Any]:
     return sorted(ranked, key=lambda row: _rank(row, field), reverse=sort.startswith("-")) + unknown
 
 
+def matches(table: Table, row: Any, contains: str) -> bool:
+    """Return whether a text of a row contains another one, in any case."""
+    sought = contains.lower()
+    return not sought or any(
+        sought in str(get(row, column.field) or "").lower()
+        for column in table.columns
+        if column.kind == "text"
+    )
+
+
 def _rank(row: Any, field: str) -> Any:
     value = get(row, field)
     if isinstance(value, dict):
@@ -211,7 +265,9 @@ def _rank(row: Any, field: str) -> Any:
     return -value if field in _TIMES and value is not None else value
 
 
-_TIMES = {column.field for table in TABLES for column in table.columns if column.kind == "ago"}
+_TIMES = {
+    column.field for table in (*TABLES, FAILURE_GROUPS) for column in table.columns if column.kind == "ago"
+}
 
 
 def outage(status: Status) -> str:
@@ -274,6 +330,15 @@ def sparkline(points: Sequence[tuple[float, int | None]], now: float) -> str:
 SPARKLINE_CHARACTERS, _BLOCKS = 15, "▁▂▃▄▅▆▇█"
 
 
+def _minute(value: float, _: float) -> str:
+    return datetime.fromtimestamp(value, timezone.utc).strftime("%H:%M")
+
+
+def utc(value: float) -> str:
+    """Return a time in UTC, for a tooltip."""
+    return datetime.fromtimestamp(value, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
 def _skew(value: float, _: float) -> str:
     size = fixed(abs(value), 1)
     return f"{'' if size == '0.0' else '+' if value > 0 else '-'}{size} s"
@@ -292,6 +357,8 @@ KINDS: dict[str, Callable[[Any, float], str]] = {
     "ago": lambda value, now: _ago(max(0.0, now - value)),
     "skew": _skew,
     "clock": _clock,
+    "minute": _minute,
+    "bytes": lambda value, _: f"{fixed(value / 1e6, 1)} MB",
     "sum": lambda value, _: f"{sum(value.values()):,}",
     "line": _sparkline,
     "finding": lambda value, _: value,

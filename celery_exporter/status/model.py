@@ -59,6 +59,15 @@ class WorkerStatus(Struct, frozen=True):
     heartbeat: Annotated[float | None, Meta(description="When the last heartbeat was received.")]
     version: Annotated[str, Meta(description="Version of its Celery. Empty if unknown.")]
     pool_max: Annotated[int | None, Meta(description="The `pool_size` up to which --autoscale grows.")] = None
+    pool: Annotated[str | None, Meta(description="Kind of its pool, such as prefork.")] = None
+    prefetch: Annotated[int | None, Meta(description="Tasks that it takes from the broker at once.")] = None
+    restarts: Annotated[int, Meta(description="Restarts since the exporter knows it.")] = 0
+    max_resident_bytes: Annotated[
+        int | None, Meta(description="Largest memory that its main process has used.")
+    ] = None
+    queues: Annotated[
+        Sequence[str] | None, Meta(description="Queues that it consumes, as shown by --queue-name-rule.")
+    ] = None
 
 
 class QueueStatus(Struct, frozen=True):
@@ -106,6 +115,18 @@ class FailureStatus(Struct, frozen=True):
     uuid: Annotated[str, Meta(description="Id of the task.")]
 
 
+class FailureGroup(Struct, frozen=True):
+    """The failures with one exception in tasks of one name."""
+
+    exception: Annotated[str, Meta(description="Class of the exception.")]
+    task: Annotated[str, Meta(description="Name of the task.")]
+    total: Annotated[int, Meta(description="Failures since the counters began.")]
+    recent: Annotated[int, Meta(description="Of these, those among the newest 50 of all failures.")]
+    last: Annotated[float | None, Meta(description="When the newest of `recent` was, by the worker's clock.")]
+    worker: Annotated[str, Meta(description="Node name of the worker of that one.")]
+    uuid: Annotated[str, Meta(description="Id of the task of that one.")]
+
+
 class Status(Struct, frozen=True):
     """The whole answer. Times are Unix times in seconds, by the exporter's clock. Null means unknown."""
 
@@ -126,3 +147,6 @@ class Status(Struct, frozen=True):
     failures: Annotated[
         Sequence[FailureStatus], Meta(description="At most 50 recent failures, the newest first.")
     ]
+    failure_groups: Annotated[
+        Sequence[FailureGroup], Meta(description="By exception and task, those with new failures first.")
+    ] = ()

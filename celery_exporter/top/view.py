@@ -90,7 +90,8 @@ def header(status: Status, *, outdated: bool = False) -> list[Part]:
     """Return two lines about the exporter, the broker and how events arrive, and a third one if none do."""
     at = shared.text(shared.AT, status, status.at)
     facts = [
-        f"{column.title.lower()} {shared.text(column, status, status.at)}" for column in shared.BROKER[2:]
+        f"{column.title.lower()}{column.unit} {shared.text(column, status, status.at)}"
+        for column in shared.BROKER[2:]
     ]
     reason = shared.outage(status)
     return [

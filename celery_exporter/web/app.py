@@ -13,11 +13,11 @@ from starlette.routing import Route
 
 from celery_exporter import __version__
 from celery_exporter.status.explanation import Explanation
-from celery_exporter.status.model import Status
+from celery_exporter.web.answers import NOSNIFF, SAFE, Page
 from celery_exporter.web.explain_api import pages as explain_pages
+from celery_exporter.web.pages.layout import POLICY
 from celery_exporter.web.render import MetricsPage
-from celery_exporter.web.status_page import POLICY
-from celery_exporter.web.status_routes import NOSNIFF, SAFE, Page, static_pages
+from celery_exporter.web.status_routes import Sources, static_pages
 from celery_exporter.web.status_routes import pages as status_pages
 from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.task_api import pages as task_pages
@@ -55,16 +55,16 @@ def build(  # noqa: PLR0913  what the pages show
     is_ready: Callable[[], bool],
     broker: Callable[[], str],
     *,
-    status: Callable[[], Status] | None = None,
     tasks: Tasks | None = None,
     explain: Callable[[str], Explanation] | None = None,
+    sources: Sources | None = None,
     no_events: str = "",
 ) -> Starlette:
     """Return the ASGI application.
 
-    `broker` returns the broker's URL without its password. With `status` there is a status page at /, without
-    it a landing page with links. `tasks` answers /api/v1/tasks, and `explain` looks at the broker for a task:
-    only /api/v1/explain does not answer from memory. `no_events` is the reason if the transport delivers no
+    `broker` returns the broker's URL without its password. With `sources` there are pages that show them,
+    without it a landing page with links. `tasks` answers /api/v1/tasks, and `explain` looks at the broker for
+    a task: only that does not answer from memory. `no_events` is the reason if the transport delivers no
     events.
     """
 
@@ -89,12 +89,12 @@ def build(  # noqa: PLR0913  what the pages show
         "/healthcheck": _healthy_as_flower,
         **static_pages(),
     }
-    if status is not None:
-        pages |= status_pages(status)
     if tasks is not None:
         pages |= task_pages(tasks)
     if explain is not None:
         pages |= explain_pages(explain)
+    if sources is not None:
+        pages |= status_pages(sources)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
     app.router.redirect_slashes = False
     return app

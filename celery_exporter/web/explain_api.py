@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from celery_exporter.status.explanation import AmbiguousIdError, BusyError, Explanation
-from celery_exporter.web.status_routes import SAFE, Page
+from celery_exporter.web.answers import SAFE, Page
 from celery_exporter.web.task_answers import Problem
 
 #: Seconds for an answer: a broker that does not answer takes 13 for one URL.

@@ -24,8 +24,8 @@ from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.metrics.exposition.negotiation import accepts_gzip, negotiate
 from celery_exporter.metrics.exposition.series_tracker import ScrapeSession, SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.web.answers import NOSNIFF
 from celery_exporter.web.connections import READ_TIMEOUT_SECONDS, Connection
-from celery_exporter.web.status_routes import NOSNIFF
 
 #: Pages that are rendered at a time. Two Prometheus servers are usual; more threads would share the same
 #: core.

@@ -1,67 +1,128 @@
-"""The routes of the status page, its static files, and the same data as JSON."""
+"""The routes of the pages, their static files, and the same data as JSON."""
 
 from __future__ import annotations
 
-import asyncio
-import gzip
-import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple
 
-import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from celery_exporter.metrics.exposition.negotiation import accepts_gzip
+from celery_exporter.status.charts import DEFAULT_RANGE, ChartQuery, Charts
 from celery_exporter.status.model import Status
-from celery_exporter.web import status_page
+from celery_exporter.web.answers import SAFE, Cache, Encoded, Page, Worker, encode, json_response
+from celery_exporter.web.pages import missing, site
+from celery_exporter.web.pages.layout import POLICY, STATIC
 
-#: Seconds for which a status is cached for all requests. Pages refresh every two: ten cost as much as one.
-CACHE_SECONDS = 1.9
-#: A status is cached for at least this many times the CPU seconds of making it. So the status of a cluster of
-#: any size needs at most 1 % of a core.
-CACHE_CPU_FACTOR = 100
-#: The longest text that tasks are filtered by, in characters.
-MAX_FILTER_LENGTH = 255
-
-_T = TypeVar("_T")
-Page = Callable[[Request], Awaitable[Response]]
-
-NOSNIFF = {"X-Content-Type-Options": "nosniff"}
-SAFE = {**NOSNIFF, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 _CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
+#: The end of the path of a route whose pages have names.
+_NAME = "{name:path}"
 
 
-def pages(status: Callable[[], Status]) -> dict[str, Page]:
-    """Return the pages by path. `status` is called in a thread, once for all requests at a time."""
-    cache = _StatusCache(status)
+class Sources(NamedTuple):
+    """Where the data of the pages comes from. The functions are called in a thread."""
 
-    async def html(request: Request) -> Response:
-        query = request.query_params
-        sort, contains = query.get("sort", status_page.SORT), query.get("filter", "")[:MAX_FILTER_LENGTH]
-        newest = (await cache.get()).status
-        text = await cache.run(lambda: status_page.html(newest, sort=sort, contains=contains))
-        return HTMLResponse(text, headers={**SAFE, "Content-Security-Policy": status_page.POLICY})
+    status: Callable[[], Status]
+    charts: Callable[[ChartQuery], Charts] | None = None
 
-    async def api(request: Request) -> Response:
-        encoded = await cache.get()
-        headers = {**SAFE, "Vary": "Accept-Encoding"}
-        if accepts_gzip(request.headers.get("accept-encoding", "")):
-            headers["Content-Encoding"] = "gzip"
-        body = encoded.zipped if "Content-Encoding" in headers else encoded.json
-        return Response(body, media_type="application/json", headers=headers)
 
-    return {"/": html, "/api/v1/status": api}
+class _Answers:
+    """The data of the pages and its JSON, cached for all requests."""
+
+    def __init__(self, sources: Sources) -> None:
+        self.worker = Worker()
+        self._status: Cache[None, Encoded] = Cache(self.worker, lambda _: encode(sources.status()))
+        self._charts: Cache[ChartQuery, Encoded] | None = None
+        if (charts := sources.charts) is not None:
+            self._charts = Cache(self.worker, lambda query: encode(charts(query)))
+
+    async def status(self) -> Encoded:
+        """Return the status and its JSON."""
+        return await self._status.get(None)
+
+    async def charts(self, query: ChartQuery) -> Encoded | None:
+        """Return charts and their JSON; None if there are no such charts."""
+        return await self._charts.get(query) if self._charts is not None and query.is_valid() else None
+
+
+def pages(sources: Sources) -> dict[str, Page]:
+    """Return the pages and their JSON by path."""
+    answers = _Answers(sources)
+
+    async def api_status(request: Request) -> Response:
+        return json_response(request, await answers.status())
+
+    async def api_charts(request: Request) -> Response:
+        page, name, range_name = map(request.query_params.get, ("page", "name", "range"))
+        encoded = await answers.charts(ChartQuery(page or "", name or "", range_name or DEFAULT_RANGE))
+        return _not_found("charts") if encoded is None else json_response(request, encoded)
+
+    apis = [page for page in site.PAGES if page.source != site.OVERVIEW.source]
+    return {
+        **{_path(page.path, page): _page(page, answers) for page in site.PAGES},
+        **{_path(f"/{page.source}", page): _api(page, answers) for page in apis},
+        f"/{site.OVERVIEW.source}": api_status,
+        "/api/v1/charts": api_charts,
+    }
 
 
 def static_pages() -> dict[str, Page]:
     """Return the static files of the pages, by path."""
-    return {f"/static/{name}": _static(name, body) for name, body in status_page.STATIC.items()}
+    return {f"/static/{name}": _static(name, body) for name, body in STATIC.items()}
+
+
+def _path(path: str, page: site.Page) -> str:
+    return f"{path}{_NAME}" if page.is_named else path
+
+
+def _name(request: Request) -> str:
+    return str(request.path_params.get("name", ""))
+
+
+def _page(page: site.Page, answers: _Answers) -> Page:
+    async def html(request: Request) -> Response:
+        query = page.query(request.query_params, _name(request), _root(request))
+        status: Status = (await answers.status()).value
+        range_name = query.parameters.get("range", DEFAULT_RANGE)
+        charts = await answers.charts(ChartQuery(page.charts, query.name, range_name))
+
+        def render() -> Response:
+            data = page.data(status, query.name)
+            if data is None:
+                return html_response(missing.html(status, page.title.lower(), query), 404)
+            return html_response(site.html(page, data, charts and charts.value, query))
+
+        return await answers.worker.run(render)
+
+    return html
+
+
+def _api(page: site.Page, answers: _Answers) -> Page:
+    async def api(request: Request) -> Response:
+        name = _name(request)
+        data = page.data((await answers.status()).value, name)
+        return _not_found(name) if data is None else json_response(request, encode(data))
+
+    return api
+
+
+def html_response(text: str, code: int = 200) -> Response:
+    """Return a page with the headers that protect it."""
+    return HTMLResponse(text, code, headers={**SAFE, "Content-Security-Policy": POLICY})
+
+
+def _not_found(name: str) -> Response:
+    return JSONResponse({"error": f"not found: {name}"}, 404, headers=SAFE)
+
+
+def _root(request: Request) -> str:
+    """Return the relative URL of the start page. A proxy may add a prefix that the exporter does not know."""
+    path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    return "../" * (path.count(b"/") - 1)
 
 
 def _static(name: str, body: bytes) -> Page:
@@ -73,41 +134,3 @@ def _static(name: str, body: bytes) -> Page:
         return Response(body, headers=headers)
 
     return static
-
-
-class _EncodedStatus(NamedTuple):
-    """A status, and its JSON: compressed for browsers, plain for scripts that accept no gzip."""
-
-    status: Status
-    json: bytes
-    zipped: bytes
-
-
-class _StatusCache:
-    """The newest status, made in one thread for all requests."""
-
-    def __init__(self, make: Callable[[], Status]) -> None:
-        self._make = make
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="status")
-        self._newest: asyncio.Task[_EncodedStatus] | None = None
-        self._expires = 0.0  # monotonic seconds
-
-    async def get(self) -> _EncodedStatus:
-        """Return the newest status, made now if the cached one has expired."""
-        if self._newest is None or (self._newest.done() and time.monotonic() > self._expires):
-            self._expires = time.monotonic() + CACHE_SECONDS
-            self._newest = asyncio.create_task(self.run(self._encode))
-        return await asyncio.shield(self._newest)
-
-    async def run(self, function: Callable[[], _T]) -> _T:
-        """Return the result of a function that runs in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
-
-    def _encode(self) -> _EncodedStatus:
-        started = time.thread_time()
-        status = self._make()
-        body = msgspec.json.encode(status)
-        encoded = _EncodedStatus(status, body, gzip.compress(body, 1))
-        cpu_seconds = time.thread_time() - started
-        self._expires = max(self._expires, time.monotonic() + CACHE_CPU_FACTOR * cpu_seconds)
-        return encoded

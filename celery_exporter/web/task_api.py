@@ -17,7 +17,7 @@ from celery_exporter.core.task_search import Cursor, Found, TaskFilter
 from celery_exporter.core.task_search import Page as FoundPage
 from celery_exporter.core.trace_ids import trace_id
 from celery_exporter.status.explain import NEVER_SEEN
-from celery_exporter.web.status_routes import SAFE, Page
+from celery_exporter.web.answers import SAFE, Page
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
 

@@ -51,7 +51,7 @@ class BrowserPage:
 
     def column(self, table: str, title: str) -> list[str]:
         """Return the texts of a column of a table, from top to bottom."""
-        titles = [text.rstrip(" ▲▼") for text in self.page.locator(f"#{table} th").all_text_contents()]
+        titles = self.page.locator(f"#{table} th").evaluate_all("all => all.map(head => head.dataset.title)")
         number = titles.index(title) + 1
         return self.page.locator(f"#{table} tbody td:nth-child({number})").all_text_contents()
 
@@ -79,7 +79,7 @@ class BrowserPage:
 #: Returns all rows of a table in one call, so that the page's script cannot change them in between.
 ROWS = """(id) => {
   const table = document.getElementById(id);
-  const titles = [...table.querySelectorAll("th")].map((cell) => cell.textContent);
+  const titles = [...table.querySelectorAll("th")].map((cell) => cell.dataset.title);
   return [...table.tBodies[0].rows].map((row) =>
     Object.fromEntries([...row.cells].map((cell, index) => [titles[index], cell.textContent.trim()])));
 }"""

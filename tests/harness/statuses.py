@@ -23,6 +23,8 @@ from celery_exporter.status.model import (
 from celery_exporter.web.app import build
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import Server, bind
+from celery_exporter.web.status_routes import Sources
+from harness import clusters
 
 NOW = 1_800_000_000.25
 HOSTILE_NAMES = (
@@ -166,7 +168,7 @@ def serve_status(first: Status) -> Iterator[StatusPages]:
     listener = bind("127.0.0.1", 0)
     pages = StatusPages(listener.getsockname()[1], first)
     metrics = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
-    app = build(metrics, lambda: True, str, status=pages)
+    app = build(metrics, lambda: True, str, sources=Sources(pages, clusters.charts))
     server = Server(app, listener)
     server.start()
     try:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import bcrypt
 import jsonschema
 import pytest
-from harness import statuses
+from harness import clusters, statuses
 from harness.browser import BrowserPage, chromium
 from harness.events import publish_events
 from harness.exporter import Exporter
@@ -31,7 +31,8 @@ from harness.workers import client as make_client
 
 from celery_exporter import __version__
 from celery_exporter.status.columns import TABLES
-from celery_exporter.web.status_page import POLICY
+from celery_exporter.web.pages import site
+from celery_exporter.web.pages.layout import POLICY, STATIC
 from tools.docgen.api import PATH as SCHEMA
 
 API = "/api/v1/status"
@@ -96,7 +97,7 @@ def status(cluster) -> dict[str, Any]:
 
 
 def test_rows_appear_and_numbers_change_without_a_reload(cluster, visit):
-    page = visit(cluster.url)
+    page = visit(f"{cluster.url}?rows=all")
     page.page.evaluate("window.marker = 'not reloaded'")
     until_equal(lambda: page.row("workers", "one@test").get("State"), "up", 20)
     until_equal(lambda: page.row("workers", "one@test").get("Busy"), "0 / 2", 20)
@@ -116,7 +117,7 @@ def test_rows_appear_and_numbers_change_without_a_reload(cluster, visit):
 
 def test_a_killed_worker_is_shown_as_down(cluster, visit, tmp_path, running):
     worker = running(Worker(tmp_path, cluster.server.url, "killed@test", queues="killed", concurrency=1))
-    page = visit(cluster.url)
+    page = visit(f"{cluster.url}?rows=all")
     until_equal(lambda: page.row("workers", "killed@test").get("State"), "up", 20)
     worker.kill()
     until_equal(lambda: page.row("workers", "killed@test").get("State"), "down", 20)
@@ -124,12 +125,15 @@ def test_a_killed_worker_is_shown_as_down(cluster, visit, tmp_path, running):
 
 
 def test_a_failure_is_shown_without_arguments_message_and_traceback(cluster, visit):
-    page, static = visit(cluster.url), visit(cluster.url, java_script_enabled=False)
+    page, static = (
+        visit(f"{cluster.url}?rows=all"),
+        visit(f"{cluster.url}?rows=all", java_script_enabled=False),
+    )
     task = cluster.client.send_task("tasks.fail_with_value_error", args=[SECRET], queue="celery")
     until_equal(lambda: page.row("failures", task.id).get("Exception"), "ValueError", 20)
     row = page.row("failures", task.id)
     assert (row["Task"], row["Worker"]) == ("tasks.fail_with_value_error", "one@test")
-    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d", row["Time (UTC)"])
+    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d", row["Time"])
     static.page.reload()
     assert static.row("failures", task.id) == row
     for text in (page.page.content(), static.page.content(), cluster.exporter.get(API).text):
@@ -147,11 +151,11 @@ def test_hostile_names_are_shown_as_text(cluster, visit):
     received = {**common, "type": "task-received", "name": HOSTILE_NAMES[0], "args": SECRET, "kwargs": "{}"}
     failed = {**common, "type": "task-failed", "exception": f"{HOSTILE_NAMES[0]}('x')"}
     publish_events(cluster.server.url, received, failed)
-    page = visit(cluster.url, viewport=PHONE)
+    page = visit(f"{cluster.url}?rows=all", viewport=PHONE)
     for name in HOSTILE_NAMES:
         eventually(lambda name=name: page.row("tasks", name), 20, what=name)
     eventually(lambda: page.row("failures", HOSTILE_NAMES[0]), 20)
-    static = visit(cluster.url, java_script_enabled=False, viewport=PHONE)
+    static = visit(f"{cluster.url}?rows=all", java_script_enabled=False, viewport=PHONE)
     for variant in (page, static):
         assert set(HOSTILE_NAMES) <= set(variant.column("tasks", "Task"))
         assert HOSTILE_NAMES[1] in variant.column("failures", "Worker")
@@ -162,19 +166,18 @@ def test_hostile_names_are_shown_as_text(cluster, visit):
 
 def test_the_page_works_without_javascript(cluster, visit):
     cluster.client.send_task("tasks.succeed", queue="second")
-    page = visit(cluster.url, java_script_enabled=False)
+    page = visit(f"{cluster.url}?rows=all", java_script_enabled=False)
     eventually(lambda: page.page.reload() and page.row("tasks", "tasks.succeed"), 20)
     eventually(lambda: page.page.reload() and page.row("workers", "two@test").get("Busy") == "0 / 1", 20)
     assert page.page.locator("table").count() == len(TABLES)
-    assert page.column("queues", "Queue") == sorted(page.column("queues", "Queue"))
-    assert page.page.locator("button").is_visible()
+    assert page.page.locator("#pause").is_hidden()
     assert page.page.locator("meta[http-equiv=refresh]").get_attribute("content") == "10"
-    page.page.get_by_role("searchbox").fill("SUCC")
-    page.page.get_by_role("button").click()
+    page.page.get_by_role("searchbox", name="Tasks with the text").fill("SUCC")
+    page.page.locator("form:has([data-table=tasks]) button").click()
     assert page.column("tasks", "Task") == ["tasks.succeed"]
-    page.page.get_by_role("link", name="Sent").click()
+    page.page.get_by_role("link", name="Sent /s").click()
     assert page.column("tasks", "Task") == ["tasks.succeed"], "sorting keeps the filter"
-    assert page.page.locator("th[aria-sort=descending]").inner_text() == "Sent"
+    assert page.page.locator("#tasks th[aria-sort=descending]").get_attribute("data-title") == "Sent"
 
 
 # -- sorting and filtering --------------------------------------------------------------------------------
@@ -192,14 +195,14 @@ def tasks():
 def test_a_click_on_a_heading_sorts_tasks(tasks, visit, has_script):
     page = visit(tasks.url, java_script_enabled=has_script)
     for title, order, direction in [
-        ("Task", ["c", "b", "a"], "descending"),
         ("Task", ["a", "b", "c"], "ascending"),
+        ("Task", ["c", "b", "a"], "descending"),
         ("Run p50", ["b", "a", "c"], "descending"),
         ("Run p50", ["a", "b", "c"], "ascending"),
         ("Oldest", ["b", "a", "c"], "descending"),
         ("Open", ["b", "a", "c"], "descending"),
     ]:
-        page.page.get_by_role("columnheader", name=title).get_by_role("link").click()
+        page.page.locator(f"#tasks th[data-title='{title}'] a").click()
         until_equal(lambda: page.column("tasks", "Task"), order)
         heading = page.page.locator("#tasks th:not([aria-sort=none])")
         assert heading.get_attribute("aria-sort") == direction
@@ -211,38 +214,38 @@ def test_a_click_on_a_heading_sorts_tasks(tasks, visit, has_script):
 def test_typing_filters_tasks_and_updates_keep_the_filter(tasks, visit):
     page = visit(f"{tasks.url}?filter=a&sort=-name")
     assert page.column("tasks", "Task") == ["a"]
-    page.page.get_by_role("searchbox").fill("B")
+    page.page.locator("[data-table=tasks]").fill("B")
     until_equal(lambda: page.column("tasks", "Task"), ["b"])
     before = len(tasks.requests)
     eventually(lambda: len(tasks.requests) > before + 1, 20, what="two more requests")
     assert page.column("tasks", "Task") == ["b"]
-    page.page.get_by_role("searchbox").press("Enter")
-    page.page.get_by_role("searchbox").fill("nosuch")
+    page.page.locator("[data-table=tasks]").press("Enter")
+    page.page.locator("[data-table=tasks]").fill("nosuch")
     until_equal(lambda: page.column("tasks", "Task"), ["No task has been seen yet."])
-    page.page.get_by_role("searchbox").fill("")
+    page.page.locator("[data-table=tasks]").fill("")
     until_equal(lambda: page.column("tasks", "Task"), ["c", "b", "a"])
 
 
 def test_the_url_contains_order_and_filter(tasks, visit):
     """So a reload keeps them, and a link can be shared."""
     page = visit(tasks.url)
-    page.page.get_by_role("searchbox").fill("&")
-    page.page.get_by_role("searchbox").fill("")
-    page.page.get_by_role("columnheader", name="Run p50").get_by_role("link").click()
+    page.page.locator("[data-table=tasks]").fill("&")
+    page.page.locator("[data-table=tasks]").fill("")
+    page.page.locator("#tasks th[data-title='Run p50'] a").click()
     until_equal(lambda: page.column("tasks", "Task"), ["b", "a", "c"])
-    assert page.page.url.endswith("/?sort=-runtime_p50&filter=")
-    page.page.get_by_role("searchbox").fill("B")
+    assert page.page.url.endswith("/?sort=-runtime_p50")
+    page.page.locator("[data-table=tasks]").fill("B")
     page.page.reload()
     assert page.column("tasks", "Task") == ["b"]
-    assert page.page.get_by_role("searchbox").input_value() == "B"
-    page.page.get_by_role("searchbox").fill("")
+    assert page.page.locator("[data-table=tasks]").input_value() == "B"
+    page.page.locator("[data-table=tasks]").fill("")
     until_equal(lambda: page.column("tasks", "Task"), ["b", "a", "c"])
 
 
 def test_updates_keep_focus_and_scroll_position(tasks, visit):
-    """On a phone, tables scroll horizontally."""
-    page = visit(tasks.url, viewport=PHONE)
-    page.page.get_by_role("columnheader", name="Run p50").get_by_role("link").focus()
+    """On a narrow window, tables scroll horizontally."""
+    page = visit(tasks.url, viewport={"width": 700, "height": 900})
+    page.page.locator("#tasks th[data-title='Run p50'] a").focus()
     page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft = 77")
     before = len(tasks.requests)
     tasks.status = statuses.status(tasks=[*tasks.status.tasks, statuses.task("d", 1.0)])
@@ -250,6 +253,156 @@ def test_updates_keep_focus_and_scroll_position(tasks, visit):
     eventually(lambda: page.row("tasks", "d"))
     assert page.page.evaluate("document.activeElement.textContent") == "Run p50"
     assert page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft") == 77
+
+
+def test_a_refresh_waits_while_text_is_selected_or_the_page_is_paused(tasks, visit):
+    page = visit(tasks.url)
+    shown = page.page.locator("#at")
+    pause = page.page.locator("#pause")
+
+    def set_time(at: float) -> None:
+        tasks.status = statuses.status(tasks=tasks.status.tasks, at=at)
+
+    def assert_unchanged() -> None:
+        before, at = len(tasks.requests), shown.inner_text()
+        set_time(tasks.status.at + 100)
+        other = visit(tasks.url)
+        until_equal(lambda: other.page.locator("#at").inner_text() != at, True, 20)
+        eventually(lambda: len(tasks.requests) > before + 1, 20, what="refreshes of the other page")
+        assert shown.inner_text() == at
+
+    def assert_refreshes() -> None:
+        at = shown.inner_text()
+        set_time(tasks.status.at + 100)
+        eventually(lambda: shown.inner_text() != at, 20)
+
+    assert_refreshes()
+    page.page.locator("h1").select_text()
+    until_equal(pause.inner_text, "Paused: text is selected")
+    assert_unchanged()
+    page.page.evaluate("getSelection().removeAllRanges()")
+    until_equal(pause.inner_text, "Pause")
+    assert_refreshes()
+    pause.click()
+    assert (pause.inner_text(), pause.get_attribute("aria-pressed")) == ("Resume", "true")
+    assert_unchanged()
+    pause.press("Enter")
+    assert_refreshes()
+
+
+# -- charts and times -------------------------------------------------------------------------------------
+
+
+def test_times_are_local_with_utc_as_tooltip(visit):
+    with serve_status(clusters.cluster(2, 2)) as pages:
+        page = visit(pages.url, timezone_id="Asia/Kolkata")
+        at = page.page.locator("#at")
+        until_equal(at.inner_text, "11-22 03:56:40")
+        assert at.get_attribute("title") == "2026-11-21 22:26:40 UTC"
+        assert set(page.page.locator(".zone").all_text_contents()) == {"GMT+5:30"}
+        until_equal(lambda: page.page.locator("#chart-wait .axis").inner_text().split()[-1], "03:56")
+        static = visit(pages.url, timezone_id="Asia/Kolkata", java_script_enabled=False)
+        assert static.page.locator("#fresh").inner_text().startswith("As of 11-21 22:26:40 UTC.")
+
+
+def test_cursor_keys_show_the_values_of_a_step(visit):
+    with serve_status(clusters.cluster(2, 2)) as pages:
+        page = visit(pages.url, timezone_id="UTC")
+        chart = page.page.locator("#chart-throughput")
+        newest = chart.locator(".legend").inner_text()
+        chart.focus()
+        chart.press("ArrowLeft")
+        until_equal(chart.locator(".when").inner_text, "11-21 22:26:35")
+        assert page.page.locator(".cursor").count() == page.page.locator(".chart").count(), "in all charts"
+        assert chart.locator(".legend").inner_text() != newest
+        chart.press("Escape")
+        until_equal(page.page.locator(".cursor").count, 0)
+        assert chart.locator(".legend").inner_text() == newest
+        chart.locator("svg").hover()
+        until_equal(lambda: bool(chart.locator(".when").inner_text()), True)
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "links"])
+def test_the_range_of_charts_can_be_chosen(visit, has_script):
+    with serve_status(clusters.cluster(2, 2)) as pages:
+        page = visit(f"{pages.url}?filter=shop", java_script_enabled=has_script)
+        line = page.page.locator("#chart-runtime path.warn")
+        before = line.get_attribute("d")
+        page.page.get_by_role("link", name="6 h").click()
+        until_equal(lambda: line.get_attribute("d") != before, True)
+        assert page.page.locator(".ranges [aria-current]").inner_text() == "6 h"
+        assert page.page.url.endswith("/?filter=shop&range=6h")
+
+
+def test_restarts_and_new_versions_are_marked_and_listed(visit):
+    with serve_status(clusters.cluster(2, 2)) as pages:
+        page = visit(pages.url, java_script_enabled=False)
+        titles = page.page.locator("#chart-wait title").all_text_contents()
+        assert titles == page.page.locator("#marks li").evaluate_all(
+            "all => all.map(item => item.lastChild.textContent.trim())"
+        )
+        assert titles[0].startswith("restart of 12 workers: emails@web-0, ")
+
+
+def test_charts_of_real_workers(cluster, visit):
+    page, static = visit(cluster.url), visit(cluster.url, java_script_enabled=False)
+    for variant in (page, static):
+        eventually(lambda variant=variant: drawn(variant, "busy"), 40, what="a line for processes")
+    cluster.client.send_task("tasks.succeed", queue="second")
+    eventually(lambda: drawn(page, "throughput"), 40, what="a line for throughput")
+    worker = visit(f"{cluster.url}workers/one@test")
+    eventually(lambda: drawn(worker, "busy"), 40, what="a line for one worker")
+    assert worker.column("queues", "Queue") == ["celery"]
+    queue = visit(f"{cluster.url}queues/second", java_script_enabled=False)
+    assert queue.column("workers", "Worker") == ["two@test"]
+
+
+def drawn(page: BrowserPage, chart: str) -> bool:
+    """Return whether a chart has lines, after a reload if the page does not refresh itself."""
+    if not page.page.locator(".scripted").count():
+        page.page.reload()
+    return any(
+        page.page.locator(f"#chart-{chart} path").evaluate_all(
+            "all => all.map(path => path.getAttribute('d'))"
+        )
+    )
+
+
+# -- pages of names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "links"])
+@pytest.mark.parametrize("kind", ["workers", "queues"])
+def test_links_lead_to_the_pages_of_hostile_names(visit, kind, has_script):
+    names = [*HOSTILE_NAMES, "a/b", "..%2f", "%2e%2e", "a?b#c"]
+    sample = statuses.status(
+        workers=[statuses.worker(name, 1.0) for name in names],
+        queues=[statuses.queue(name, 1.0) for name in names],
+    )
+    with serve_status(sample) as pages:
+        page = visit(f"{pages.url}{kind}", java_script_enabled=has_script)
+        for name in names:
+            page.page.locator(f"#{kind} td a").get_by_text(name, exact=True).click()
+            page.page.locator("#facts").wait_for()
+            assert page.page.locator("#facts dd").first.inner_text() == name
+            if has_script:
+                page.page.evaluate("update()")
+                assert "failed" not in page.page.locator("#fresh").inner_text()
+            page.page.get_by_role("link", name=kind.capitalize()).click()
+            page.page.locator(f"#{kind}").wait_for()
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "links"])
+def test_tables_are_collapsed_and_expand(visit, has_script):
+    with serve_status(LARGE) as pages:
+        page = visit(f"{pages.url}workers?filter=web", java_script_enabled=has_script)
+        assert len(page.column("workers", "Worker")) == 20
+        assert page.column("workers", "State")[:2] == ["down", "up"], "problems first"
+        page.page.get_by_role("link", name="show all 80").click()
+        until_equal(lambda: len(page.column("workers", "Worker")), 80)
+        assert page.page.url.split("#")[0].endswith("/workers?filter=web&rows=all")
+        page.page.get_by_role("link", name="show 20").click()
+        until_equal(lambda: len(page.column("workers", "Worker")), 20)
 
 
 # -- without updates --------------------------------------------------------------------------------------
@@ -282,45 +435,78 @@ def test_missing_updates_are_reported_until_the_exporter_is_back(tmp_path, visit
 # -- layout ------------------------------------------------------------------------------------------------
 
 
-PARTS = ("#at", "#exporter", "#outage", "#broker", "#findings", "#workers", "#queues", "#tasks", "#failures")
+PARTS = ("nav.pages", "#exporter", "#findings", "#facts", "#charts", "table", ".more")
+
+
+#: Pages, each with a name in the full status if it needs one.
+PAGES = [page.path + ("name-010" if page.is_named else "") for page in site.PAGES]
 
 
 def outlines(page: BrowserPage) -> list[str]:
-    """Return the HTML of the parts, and the headings with their counts."""
-    parts = [page.page.locator(part).evaluate("element => element.outerHTML") for part in PARTS]
-    texts = page.page.locator("h2, .more").all_text_contents()
+    """Return the HTML of the parts that the script refreshes."""
+    parts = [
+        element
+        for part in PARTS
+        for element in page.page.locator(part).evaluate_all("all => all.map(element => element.outerHTML)")
+    ]
+    texts = page.page.locator("h2, #fresh time").all_text_contents()
     return [page.page.title(), *texts, *itertools.chain.from_iterable(map(str.splitlines, parts))]
 
 
 @pytest.mark.parametrize(
-    "sample",
+    ("path", "sample"),
     [
-        statuses.full_status(),
-        statuses.small_status(),
-        statuses.status(broker=statuses.broker(up=False)),
+        *((path, statuses.full_status()) for path in PAGES),
+        ("/", statuses.small_status()),
+        ("/", clusters.cluster(80, 30)),
+        ("/", statuses.status(broker=statuses.broker(up=False))),
+        ("/?sort=name&workers.sort=-processed&queues.filter=Q&rows=all&range=6h", clusters.cluster(80, 30)),
     ],
-    ids=["full", "small", "broker down"],
+    ids=[*PAGES, "small", "large", "broker down", "chosen"],
 )
-def test_the_script_renders_the_same_html_as_the_server(visit, sample):
-    """The script updates a page of another status."""
-    with serve_status(statuses.status(tasks=[statuses.task("before")])) as pages:
-        page = visit(pages.url)
+def test_the_script_renders_the_same_html_as_the_server(visit, path, sample):
+    """The script updates a page of another status. In other zones than UTC it shows local times."""
+    before = statuses.status(
+        tasks=[statuses.task("before")],
+        workers=[statuses.worker("name-010", up=False)],
+        queues=[statuses.queue("name-010")],
+        at=statuses.NOW - 1_000,
+    )
+    with serve_status(before) as pages:
+        url = pages.url + path.removeprefix("/")
+        page = visit(url, timezone_id="UTC")
+        at = page.page.locator("#at").inner_text()
         pages.status = sample
-        until_equal(lambda: page.row("tasks", "before"), {})
-        static = visit(pages.url, java_script_enabled=False)
+        eventually(lambda: page.page.locator("#at").inner_text() != at, 20)
+        static = visit(url, java_script_enabled=False)
         by_script, by_server = ("\n".join(outlines(variant)).split("<td") for variant in (page, static))
         assert by_script == by_server
 
 
+LARGE = clusters.cluster(80, 30)
+LARGE_PAGES = [
+    "/?rows=all&workers.rows=all",
+    "/workers?rows=all",
+    "/queues?rows=all",
+    "/failures",
+    f"/workers/{LARGE.workers[0].name}",
+    f"/queues/{LARGE.queues[0].name}",
+]
+
+
 @pytest.mark.parametrize(
-    "sample",
-    [statuses.small_status(), statuses.status(), statuses.status(broker=statuses.broker(up=False))],
-    ids=["findings", "empty", "broker down"],
+    ("path", "sample"),
+    [
+        *((path, LARGE) for path in LARGE_PAGES),
+        *(("/", sample) for sample in (statuses.small_status(), statuses.status())),
+        ("/", statuses.status(broker=statuses.broker(up=False))),
+    ],
+    ids=[*LARGE_PAGES, "findings", "empty", "broker down"],
 )
-def test_axe_reports_no_serious_violation(visit, sample):
+def test_axe_reports_no_serious_violation(visit, path, sample):
     """In light and dark mode, on a desktop and on a phone."""
     with serve_status(sample) as pages:
-        page = visit(pages.url)
+        page = visit(pages.url + path.removeprefix("/"))
         for scheme, viewport in itertools.product(("light", "dark"), (DESKTOP, PHONE)):
             page.page.emulate_media(color_scheme=scheme)
             page.page.set_viewport_size(viewport)
@@ -330,7 +516,7 @@ def test_axe_reports_no_serious_violation(visit, sample):
 def test_axe_reports_low_contrast_and_a_missing_label(visit):
     with serve_status(statuses.small_status()) as pages:
         page = visit(pages.url)
-        page.page.evaluate("document.querySelector('label').replaceWith(document.createElement('input'))")
+        page.page.evaluate("document.querySelector('.filter').replaceWith(document.createElement('input'))")
         page.page.evaluate("document.querySelector('h1').style.color = '#eee'")
         assert {violation.partition(":")[0] for violation in page.axe()} == {
             "critical label",
@@ -338,21 +524,28 @@ def test_axe_reports_low_contrast_and_a_missing_label(visit):
         }
 
 
+#: Returns where elements are.
+BOXES = "all => all.map(element => element.getBoundingClientRect().toJSON())"
+
+
 @pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
-def test_on_a_phone_tables_scroll_and_the_page_does_not(visit, has_script):
+@pytest.mark.parametrize("path", PAGES)
+def test_on_a_phone_all_columns_are_visible_without_scrolling_sideways(visit, path, has_script):
     with serve_status(statuses.full_status()) as pages:
-        page = visit(pages.url, viewport=PHONE, java_script_enabled=has_script)
+        url = pages.url + path.removeprefix("/")
+        page = visit(url, viewport=PHONE, java_script_enabled=has_script)
         assert page.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
-        widths = page.page.locator(".wide").evaluate_all("all => all.map(table => table.scrollWidth)")
-        assert min(widths) > PHONE["width"]
+        for box in page.page.locator("td").evaluate_all(BOXES):
+            assert 0 <= box["left"] < box["right"] <= PHONE["width"]
+        assert page.page.locator("th a").first.is_visible(), "cards can be sorted"
 
 
 def test_up_and_down_have_different_colors(visit):
     with serve_status(statuses.small_status()) as pages:
         page = visit(pages.url)
         cells = page.page.locator("#workers td.up")
-        up, down, _ = cells.evaluate_all("all => all.map(cell => getComputedStyle(cell).color)")
-        assert page.column("workers", "State") == ["up", "down", "up"]
+        down, up, _ = cells.evaluate_all("all => all.map(cell => getComputedStyle(cell).color)")
+        assert page.column("workers", "State") == ["down", "up", "up"]
         assert up != down
 
 
@@ -362,20 +555,15 @@ def test_long_names_leave_space_for_other_columns(visit):
         assert page.page.locator("#failures td").last.bounding_box()["x"] < DESKTOP["width"]
 
 
-def test_on_a_phone_names_stay_visible_and_texts_wrap(visit):
-    with serve_status(statuses.small_status()) as pages:
+def test_on_a_phone_long_texts_wrap(visit):
+    with serve_status(statuses.status()) as pages:
         page = visit(pages.url, viewport=PHONE)
-        page.page.evaluate("document.querySelector('.wide:has(#tasks)').scrollLeft = 300")
-        box = page.page.locator("#tasks td").first.bounding_box()
-        assert 0 <= box["x"] < PHONE["width"]
-        pages.status = statuses.status()
-        until_equal(lambda: page.column("queues", "Queue"), [TABLES[1].empty])
         cell = page.page.locator("#queues td").bounding_box()
         assert cell["height"] > 1.5 * page.page.locator("#workers td").bounding_box()["height"], "two lines"
 
 
 def test_on_a_desktop_no_table_scrolls(visit):
-    with serve_status(statuses.small_status()) as pages:
+    with serve_status(LARGE) as pages:
         page = visit(pages.url)
         overflow = "all => all.map(table => table.scrollWidth - table.clientWidth)"
         assert page.page.locator(".wide").evaluate_all(overflow) == [0] * len(TABLES)
@@ -388,7 +576,7 @@ def test_security_headers_forbid_scripts_of_other_origins(cluster):
     page = cluster.exporter.get("/")
     assert page.headers["content-security-policy"] == POLICY
     assert "unsafe-inline" not in POLICY
-    for path in ("/", API, "/static/status.js", "/static/status.css", "/static/icon.svg"):
+    for path in ("/", API, *(f"/static/{name}" for name in STATIC)):
         response = cluster.exporter.get(path)
         assert (response.status, response.headers["x-content-type-options"]) == (200, "nosniff")
         assert cluster.exporter.get(path, method="POST").status == 405
@@ -419,7 +607,7 @@ def test_the_api_compresses_its_response(cluster):
 def test_no_status_page_disables_page_and_api(tmp_path, running):
     exporter = running(Exporter(tmp_path, unreachable_url(), "--no-status-page"))
     assert exporter.get(API).status == 404
-    assert exporter.get("/runbooks").status == exporter.get("/static/status.css").status == 200
+    assert exporter.get("/runbooks").status == exporter.get("/static/pages.css").status == 200
     landing = exporter.get("/")
     assert (landing.status, "<table" in landing.text, "/metrics" in landing.text) == (200, False, True)
     assert landing.headers["content-security-policy"].startswith("default-src 'none';")
@@ -428,7 +616,7 @@ def test_no_status_page_disables_page_and_api(tmp_path, running):
 
 def test_page_api_and_static_files_require_the_password(tmp_path, visit, running):
     exporter = running(WebConfigExporter(tmp_path, basic_auth_users={"prometheus": HASH}))
-    for path in ("/", API, "/static/status.js", "/static/status.css", "/static/icon.svg"):
+    for path in ("/", API, *(f"/static/{name}" for name in STATIC)):
         assert exporter.get(path).status == 401
         assert exporter.get(path, LOGIN).status == 200
     credentials = {"username": "prometheus", "password": PASSWORD}

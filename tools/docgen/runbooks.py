@@ -13,7 +13,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Runbooks · celery-exporter</title>
 <link rel="icon" href="static/icon.svg">
-<link rel="stylesheet" href="static/status.css">
+<link rel="stylesheet" href="static/pages.css">
 </head>
 <body>
 <header>

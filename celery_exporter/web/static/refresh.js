@@ -1,175 +1,52 @@
-// Refreshes the status page every two seconds from /api/v1/status. The table heads of the page define the columns.
-// Values are formatted as in celery_exporter/status/columns.py; a test compares the two.
+// Refreshes a page every two seconds from the JSON that it names, unless the person paused it or selects text.
 "use strict";
 
-const REFRESH_MS = 2000;
-const TIMEOUT_MS = 8000;
-const UNKNOWN = "–";
-const HISTORY_SECONDS = 900, WIDTH = 120, HEIGHT = 24; // as in status/thresholds.py and web/status_page.py
-
-const byId = (id) => document.getElementById(id);
-const grouped = (number) => number.toLocaleString("en-US");
-
-function fixed(value, digits) {
-  const scale = 10 ** digits;
-  const style = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return (Math.floor(value * scale + 0.5) / scale).toLocaleString("en-US", style);
-}
-
-const UNITS = [[0.9995, 0.001, "ms"], [59.95, 1, "s"], [3597, 60, "min"], [86220, 3600, "h"]];
-
-function seconds(value) {
-  for (const [below, unit, name] of UNITS)
-    if (value < below) return `${fixed(value / unit, name === "ms" ? 0 : 1)} ${name}`;
-  return `${fixed(value / 86400, 1)} d`;
-}
-
-const ago = (value) => (value < 60 ? `${Math.floor(value)} s` : seconds(value));
-const clock = (at) => new Date(at * 1000).toISOString().slice(5, 19).replace("T", " ");
-
-function skew(value) {
-  const size = fixed(Math.abs(value), 1);
-  return `${size === "0.0" ? "" : value > 0 ? "+" : "-"}${size} s`;
-}
-
-const total = (counts) => Object.values(counts).reduce((sum, count) => sum + count, 0);
-
-const KINDS = {
-  text: (value) => value || UNKNOWN,
-  up: (value) => (value ? "up" : "down"),
-  open: (value) => (value ? "open" : "not open"),
-  yes: (value) => (value ? "yes" : "no"),
-  count: grouped,
-  decimal: (value) => fixed(value, 2),
-  share: (value) => `${fixed(100 * value, 1)} %`,
-  seconds: (value) => seconds(Math.max(0, value)),
-  ago: (value, now) => ago(Math.max(0, now - value)),
-  skew: skew,
-  clock: clock,
-  sum: (value) => grouped(total(value)),
-};
-
-const get = (row, field) => field.split(".").reduce((value, name) => value?.[name] ?? null, row);
-
-function make(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-}
-
-// -- cells ----------------------------------------------------------------------------------------------
-
-function cell({ field, kind, totalField }, title, row, now) {
-  const value = get(row, field);
-  if (kind === "line") return make("td", { class: "line" }, ...line(value, now));
-  if (kind === "part") return make("td", { class: "part" }, ...part(value, get(row, totalField), title));
-  const text = formatted({ field, kind }, row, now);
-  const state = kind === "up" || kind === "yes" ? text : "";
-  return make("td", { class: `${kind} ${state}` }, text);
-}
-
-function formatted({ field, kind }, row, now) {
-  const value = get(row, field);
-  return value === null ? UNKNOWN : KINDS[kind](value, now);
-}
-
-function part(value, whole, title) {
-  if (value === null) return [UNKNOWN];
-  const text = `${grouped(value)} / ${whole === null ? UNKNOWN : grouped(whole)}`;
-  if (!whole) return [text];
-  return [make("meter", { min: 0, max: whole, value: value, "aria-label": title }), " ", text];
-}
-
-function line(points, now) {
-  const measured = points.filter(([, length]) => length !== null);
-  if (!measured.length) return [UNKNOWN];
-  const lengths = measured.map(([, length]) => length);
-  const least = Math.min(...lengths), most = Math.max(...lengths);
-  const scale = (HEIGHT - 2) / Math.max(most, 1);
-  const coordinates = ([at, length]) =>
-    `${fixed((1 - (now - at) / HISTORY_SECONDS) * WIDTH, 1)},${fixed(HEIGHT - 1 - length * scale, 1)}`;
-  const chart = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const properties = {
-    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, role: "img",
-    "aria-label": `between ${grouped(least)} and ${grouped(most)}`,
-  };
-  for (const [key, value] of Object.entries(properties)) chart.setAttribute(key, value);
-  const polyline = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-  polyline.setAttribute("points", measured.map(coordinates).join(" "));
-  chart.append(polyline);
-  return [chart, make("small", {}, `max ${grouped(most)}`)];
-}
-
-// -- tables ---------------------------------------------------------------------------------------------
-
-const tables = [...document.querySelectorAll("table")].map((table) => ({
-  table,
-  columns: [...table.querySelectorAll("th")].map((head) => ({ head, ...head.dataset })),
-}));
-const taskTable = byId("tasks");
-const search = document.querySelector("input[name=filter]");
-let newest = null; // the status on the page
+const REFRESH_MS = 2000, MIN_CHART_MS = 5000, MAX_CHART_MS = 60000, TIMEOUT_MS = 8000;
+const SEVERITIES = ["critical", "warning"];
+const { source, page } = document.body.dataset;
+const pause = byId("pause");
+let newest = null; // the data on the page
+let isPaused = false;
 let timer = null; // of the next refresh
+let chartsDue = 0; // when the charts are read again, in ms
 
-const timestamps = new Set([...taskTable.querySelectorAll("[data-kind=ago]")].map((head) => head.dataset.field));
-
-function rank(row, field) {
-  const value = get(row, field);
-  if (value === null) return null;
-  return typeof value === "object" ? total(value) : timestamps.has(field) ? -value : value;
+function problemsOf(findings) {
+  const rank = ({ severity }) => SEVERITIES.indexOf(severity);
+  return findings.filter((finding) => rank(finding) >= 0).sort((a, b) => rank(a) - rank(b));
 }
 
-function ordered(rows) {
-  const sort = taskTable.dataset.sort, field = sort.replace(/^-/, ""), sign = sort === field ? 1 : -1;
-  const compare = (a, b) => {
-    const [left, right] = [rank(a, field), rank(b, field)];
-    if (left === null || right === null) return (left === null) - (right === null);
-    return left < right ? -sign : left > right ? sign : 0;
-  };
-  return [...rows].sort(compare);
-}
-
-function fill({ table, columns }, status) {
-  let rows = status[table.id];
-  byId(`${table.id}-count`).textContent = grouped(rows.length);
-  if (table === taskTable) {
-    const contains = search.value.toLowerCase();
-    rows = ordered(rows.filter((row) => row.name.toLowerCase().includes(contains)));
-  }
-  const limit = Number(table.dataset.maxRows);
-  const lines = rows.slice(0, limit).map((row) =>
-    make("tr", {}, ...columns.map((column) => cell(column, column.head.textContent, row, status.at))));
-  if (!lines.length) lines.push(make("tr", {}, make("td", { colspan: columns.length }, table.dataset.empty)));
-  table.tBodies[0].replaceChildren(...lines);
-  byId(`${table.id}-more`).textContent =
-    rows.length > limit ? `and ${grouped(rows.length - limit)} more` : "";
-}
-
-// -- page -----------------------------------------------------------------------------------------------
-
-function finding({ severity, message, remedy, alert }) {
+function findingItem({ severity, message, remedy, alert }) {
   const runbook = alert ? [" ", make("a", { href: `runbooks#${alert.toLowerCase()}` }, alert)] : [];
   const parts = [make("b", {}, severity), ` ${message}`, ...runbook, make("br"), make("code", {}, remedy)];
   return make("li", { class: severity }, ...parts);
 }
 
-function outage({ down_since: since, error }) {
-  return since === null ? "" : `Not open since ${clock(since)} UTC: ${error ?? "the broker has not answered yet"}`;
+function showProblems({ findings, broker }) {
+  const problems = problemsOf(findings), count = problems.length;
+  const state = broker.up ? `${count} problem${count === 1 ? "" : "s"}` : "broker down";
+  document.title = `${count || !broker.up ? state : "ok"} · ${page} · celery-exporter`;
+  byId("problems").className = `badge ${count ? problems[0].severity : "ok"}`;
+  byId("problems").textContent = count || "ok";
+  const none = make("li", { class: "ok" }, "No problems found.");
+  byId("findings")?.replaceChildren(...(count ? problems.map(findingItem) : [none]));
 }
 
-function show(status) {
-  newest = status;
-  document.title = `${status.broker.up ? "up" : "broker down"} · celery-exporter`;
-  byId("at").textContent = clock(status.at);
-  byId("exporter").textContent = status.exporter_version;
-  byId("outage").textContent = outage(status.broker);
-  byId("broker").className = status.broker.up ? "good" : "bad";
-  for (const entry of byId("broker").querySelectorAll("dd")) entry.textContent = formatted(entry.dataset, status, status.at);
-  const problems = status.findings.filter(({ severity }) => severity !== "ok").map(finding);
-  const none = make("li", { class: "ok" }, "No problems found.");
-  byId("findings").replaceChildren(...(problems.length ? problems : [none]));
-  tables.forEach((table) => fill(table, status));
+function showTime(at) {
+  const shown = moment(at, clock(at));
+  shown.id = "at";
+  byId("at").replaceWith(shown);
+}
+
+function show(data) {
+  newest = data;
+  showProblems(data);
+  showTime(data.at);
+  byId("exporter").textContent = data.exporter_version;
+  for (const fact of document.querySelectorAll("#facts dd")) {
+    fact.className = cellClass(fact.dataset, data);
+    fact.replaceChildren(...content(fact.dataset, data, data.at));
+  }
+  tables.forEach((entry) => fillTable(entry, data));
 }
 
 function showError(reason) {
@@ -177,38 +54,73 @@ function showError(reason) {
   if (byId("why").textContent !== reason) byId("why").textContent = reason; // screen readers read each change
 }
 
+async function read(url) {
+  const answer = await fetch(root + url, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
+  if (!answer.ok) throw new Error(`status ${answer.status}`);
+  return answer.json();
+}
+
+async function readCharts() {
+  const { page, name } = chartSection.dataset;
+  const query = new URLSearchParams({ page, name, range: parameters.get("range") || "15m" });
+  const charts = await read(`api/v1/charts?${query}`);
+  chartsDue = Date.now() + Math.min(MAX_CHART_MS, Math.max(MIN_CHART_MS, 1000 * charts.step)) - REFRESH_MS / 2;
+  if (charts.range === query.get("range")) drawCharts(charts);
+}
+
+function isSelecting() {
+  const selection = getSelection();
+  return !selection.isCollapsed && byId("main").contains(selection.anchorNode);
+}
+
 async function update() {
-  try {
-    const answer = await fetch("api/v1/status", { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    show(await answer.json());
-    showError("");
-  } catch (error) {
-    showError(` Refresh failed: ${error.message}.`);
+  clearTimeout(timer);
+  if (!isPaused && !isSelecting()) {
+    try {
+      const data = await read(source);
+      if (!isPaused && !isSelecting()) show(data);
+      if (chartSection && Date.now() >= chartsDue) await readCharts();
+      showError("");
+    } catch (error) {
+      showError(` Refresh failed: ${error.message}.`);
+    }
   }
   clearTimeout(timer);
   if (!document.hidden) timer = setTimeout(update, REFRESH_MS);
 }
 
-function applyChoice() {
-  if (newest) show(newest);
-  const query = new URLSearchParams({ sort: taskTable.dataset.sort, filter: search.value });
-  history.replaceState(null, "", `?${query}`); // last: browsers throw an error if it is called too often
+function showPause() {
+  const isStopped = isPaused || isSelecting();
+  pause.textContent = isPaused ? "Resume" : isStopped ? "Paused: text is selected" : "Pause";
+  pause.setAttribute("aria-pressed", String(isPaused));
+  byId("fresh").classList.toggle("paused", isStopped);
 }
 
-function sortBy(event, { head, field, kind }) {
-  event.preventDefault();
-  const [first, second] = kind === "text" ? [field, `-${field}`] : [`-${field}`, field];
-  taskTable.dataset.sort = taskTable.dataset.sort === first ? second : first;
-  for (const other of taskTable.querySelectorAll("th")) other.setAttribute("aria-sort", "none");
-  head.setAttribute("aria-sort", taskTable.dataset.sort === field ? "ascending" : "descending");
-  applyChoice();
+function applyChoice() {
+  if (newest) show(newest);
+  if (chartSection && newestCharts?.range !== (parameters.get("range") || "15m")) {
+    chartsDue = 0;
+    update();
+  }
+  showParameters(); // last: it may throw an error
+}
+
+function showLocalZone() {
+  const zone = new Intl.DateTimeFormat("en", { timeZoneName: "short" })
+    .formatToParts().find(({ type }) => type === "timeZoneName").value;
+  for (const unit of document.querySelectorAll(".zone")) unit.textContent = zone;
 }
 
 document.body.classList.add("scripted");
-for (const column of tables.find(({ table }) => table === taskTable).columns)
-  column.head.querySelector("a").addEventListener("click", (event) => sortBy(event, column));
-search.addEventListener("input", applyChoice);
-byId("filter").addEventListener("submit", (event) => event.preventDefault());
+pause.hidden = false;
+pause.addEventListener("click", () => {
+  isPaused = !isPaused;
+  showPause();
+  if (!isPaused) update();
+});
+onChoice(applyChoice);
+document.addEventListener("selectionchange", showPause);
 document.addEventListener("visibilitychange", () => document.hidden || update());
+showLocalZone();
+showPause();
 update();

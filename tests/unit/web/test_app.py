@@ -12,6 +12,7 @@ from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.web.app import build
 from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.status_routes import Sources
 
 
 def get(
@@ -65,10 +66,10 @@ def test_without_a_status_there_is_a_landing_page_with_links():
     assert get("/api/v1/status")[0] == 404
 
 
-def test_with_a_status_there_is_a_status_page():
-    status = statuses.small_status
-    assert "<h1>celery-exporter" in get("/", status=status)[1]
-    assert get("/api/v1/status", status=status)[0] == 200
+def test_with_sources_there_are_pages():
+    sources = Sources(statuses.small_status)
+    assert "<h1>Overview" in get("/", sources=sources)[1]
+    assert get("/api/v1/status", sources=sources)[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/metrics/", "/nosuch", "/static/nosuch.js", "/static/../app.py"])

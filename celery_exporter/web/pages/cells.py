@@ -1,0 +1,100 @@
+"""The values of cells and facts as HTML. static/format.js makes the same of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+from celery_exporter.status.columns import UNKNOWN, Column, fixed, get, text, utc
+from celery_exporter.status.thresholds import LONG_WINDOW
+
+#: Size of the line of a queue's length, in SVG units.
+WIDTH, HEIGHT = 120, 24
+#: Characters that JavaScript's encodeURIComponent keeps, too.
+_SAFE = "!~*'()"
+#: Names that no segment of a path can be: browsers resolve them.
+_NO_SEGMENTS = frozenset({"", ".", ".."})
+#: The longest link to a name, in characters: the server rejects longer queries.
+MAX_LINK_LENGTH = 900
+#: Times after 1970 and before the year 10000. Others are no times.
+_MAX_TIME = 253_402_300_800
+#: A rate that is not worth a look.
+_ZERO = "0.00"
+#: Kinds whose text is also a class.
+_STATES = frozenset({"up", "yes", "open"})
+
+
+def cell_class(column: Column, row: Any) -> str:
+    """Return the class of a cell: its kind, and the state if it shows one, or that a rate is zero."""
+    value = get(row, column.field)
+    if column.kind == "decimal" and value is not None and text(column, row, 0.0) == _ZERO:
+        return "decimal zero"
+    return (
+        f"{column.kind} {text(column, row, 0.0)}"
+        if column.kind in _STATES and value is not None
+        else column.kind
+    )
+
+
+def content(column: Column, row: Any, now: float, root: str) -> str:
+    """Return a value as HTML.
+
+    `now` is the time of the row in epoch seconds, `root` the relative URL of the start page.
+    """
+    value = get(row, column.field)
+    if value is None:
+        return UNKNOWN
+    if column.kind == "line":
+        return _line(value, now)
+    if column.kind == "part":
+        return _meter(column, row) + escape(text(column, row, now))
+    if column.kind in {"ago", "clock"}:
+        return moment(value, text(column, row, now)) if _is_time(value) else UNKNOWN
+    shown = escape(text(column, row, now))
+    href = link(column.link, value) if column.link else ""
+    return f'<a href="{escape(root + href)}">{shown}</a>' if href else shown
+
+
+def link(beginning: str, name: str) -> str:
+    """Return the URL of the page of a name, relative to the start page; "" if there is none."""
+    quoted = quote(name, safe=_SAFE)
+    if len(quoted) > MAX_LINK_LENGTH or (beginning.endswith("/") and name in _NO_SEGMENTS):
+        return ""
+    return beginning + quoted
+
+
+def moment(at: float, shown: str) -> str:
+    """Return a time as HTML, with its UTC as tooltip; the script shows local times."""
+    iso = datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f'<time datetime="{iso}" title="{utc(at)}">{shown}</time>'
+
+
+def _is_time(value: float) -> bool:
+    return 0 <= value < _MAX_TIME
+
+
+def _meter(column: Column, row: Any) -> str:
+    part, whole = get(row, column.field), get(row, column.total_field)
+    if part is None or not whole:
+        return ""
+    return f'<meter min="0" max="{whole}" value="{part}" aria-label="{column.title}"></meter> '
+
+
+def _line(points: Sequence[tuple[float, int | None]], now: float) -> str:
+    lengths = [(at, length) for at, length in points if length is not None]
+    if not lengths:
+        return UNKNOWN
+    least, most = (extreme(length for _, length in lengths) for extreme in (min, max))
+    scale = (HEIGHT - 2) / max(most, 1)
+    coordinates = (
+        f"{fixed((1 - (now - at) / LONG_WINDOW) * WIDTH, 1)},{fixed(HEIGHT - 1 - length * scale, 1)}"
+        for at, length in lengths
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
+        f'aria-label="between {least:,} and {most:,}">'
+        f'<polyline points="{" ".join(coordinates)}"></polyline></svg><small>max {most:,}</small>'
+    )

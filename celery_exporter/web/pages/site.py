@@ -1,0 +1,130 @@
+"""The pages that show a status: what is on each of them, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from celery_exporter.status import details
+from celery_exporter.status.charts import Charts
+from celery_exporter.status.columns import (
+    BROKER,
+    FAILURE_GROUPS,
+    FAILURES,
+    QUEUE_FACTS,
+    QUEUES,
+    TASKS,
+    WORKER_FACTS,
+    WORKERS,
+    Column,
+)
+from celery_exporter.status.model import Status
+from celery_exporter.web.pages import charts as chart_pages
+from celery_exporter.web.pages import problems
+from celery_exporter.web.pages.cells import link
+from celery_exporter.web.pages.facts import facts
+from celery_exporter.web.pages.layout import Place, frame
+from celery_exporter.web.pages.query import Query, chosen, known_parameters
+from celery_exporter.web.pages.tables import ShownTable
+from celery_exporter.web.pages.tables import html as table_html
+
+#: Rows of the tables of the overview. Other pages show more.
+OVERVIEW_ROWS = 10
+
+
+def _whole(status: Status, _: str) -> Status:
+    return status
+
+
+class Page(Struct, frozen=True):
+    """A page.
+
+    Its JSON is at `source`, and `data` returns the same from a status; None: there is nothing of this name.
+    `charts` are those of `status.charts.PAGES`. The first of the tables is the main one. A page of one worker
+    or queue has its name in the path, and in the URL of its JSON.
+    """
+
+    path: str
+    title: str
+    navigation: str
+    source: str
+    charts: str
+    tables: Sequence[ShownTable]
+    facts: Sequence[Column] = ()
+    data: Callable[[Status, str], Any] = _whole
+    has_problems: bool = False
+    is_named: bool = False
+
+    def query(self, parameters: Mapping[str, str], name: str, root: str) -> Query:
+        """Return what a request for the page asks for."""
+        names = [shown.table.name for shown in self.tables]
+        known = known_parameters(names, names[0], ["range"])
+        return Query(chosen(parameters, known), names[0], name, root)
+
+
+OVERVIEW = Page(
+    "/",
+    "Overview",
+    "Overview",
+    "api/v1/status",
+    "overview",
+    (
+        ShownTable(TASKS, "-rates.FAILURE", OVERVIEW_ROWS, then="-rates.RECEIVED"),
+        ShownTable(QUEUES, "-length", OVERVIEW_ROWS, "queues"),
+        ShownTable(WORKERS, "up", OVERVIEW_ROWS, "workers"),
+        ShownTable(FAILURES, "-at", OVERVIEW_ROWS, "failures"),
+    ),
+    BROKER,
+    has_problems=True,
+)
+PAGES = (
+    OVERVIEW,
+    Page("/workers", "Workers", "Workers", "api/v1/status", "workers", (ShownTable(WORKERS, "up"),)),
+    Page("/queues", "Queues", "Queues", "api/v1/status", "queues", (ShownTable(QUEUES, "-length"),)),
+    Page(
+        "/failures",
+        "Failures",
+        "Failures",
+        "api/v1/failures",
+        "failures",
+        (ShownTable(FAILURE_GROUPS, "last"), ShownTable(FAILURES, "-at")),
+        data=details.failures,
+    ),
+    Page(
+        "/workers/",
+        "Worker",
+        "Workers",
+        "api/v1/workers/",
+        "worker",
+        (ShownTable(QUEUES, "-length"), ShownTable(FAILURES, "-at")),
+        WORKER_FACTS,
+        details.worker_detail,
+        is_named=True,
+    ),
+    Page(
+        "/queues/",
+        "Queue",
+        "Queues",
+        "api/v1/queues/",
+        "queue",
+        (ShownTable(WORKERS, "up"),),
+        QUEUE_FACTS,
+        details.queue_detail,
+        is_named=True,
+    ),
+)
+
+
+def html(page: Page, data: Any, charts: Charts | None, query: Query) -> str:
+    """Return a page with its data."""
+    parts = [
+        problems.html(data.findings) if page.has_problems else "",
+        facts(page.facts, data, query.root),
+        "" if charts is None else chart_pages.html(charts, page.charts, query),
+        *(table_html(shown, data, query) for shown in page.tables),
+    ]
+    heading = f"{page.title} {query.name}" if page.is_named else page.title
+    source = link(page.source, query.name) if page.is_named else page.source
+    return frame(data, "".join(parts), Place(heading, source, page.navigation, query.root))

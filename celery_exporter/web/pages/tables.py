@@ -1,0 +1,139 @@
+"""Tables as HTML: sorted, filtered and collapsed by the parameters of the URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from msgspec import Struct
+
+from celery_exporter.status.columns import Column, Table, first_sort, matches, ordered, reversed_sort
+from celery_exporter.web.pages.cells import cell_class, content
+from celery_exporter.web.pages.facts import attributes, label, meaning, unit
+from celery_exporter.web.pages.query import ALL, Query
+
+#: Rows of a table that is not expanded.
+COLLAPSED_ROWS = 20
+#: Kinds that have no order.
+_UNSORTED = frozenset({"line"})
+
+_TABLE = """<section aria-labelledby="{name}-title">
+<div class="head">
+<h2 id="{name}-title">{title} <small id="{name}-count">{count}</small></h2>
+{form}</div>
+<div class="wide" role="region" aria-labelledby="{name}-title" tabindex="0">
+<table id="{name}" role="table" data-prefix="{prefix}" data-sort="{sort}" data-then="{then}" \
+data-rows="{limit}" data-max-rows="{max_rows}" data-empty="{empty}">
+<thead role="rowgroup"><tr role="row">{heads}</tr></thead>
+<tbody role="rowgroup">{rows}</tbody>
+</table>
+</div>
+<p class="more" id="{name}-more">{more}</p>
+</section>
+"""
+_FORM = """<form method="get" class="filter" role="search">
+<label><span>{label}</span> <input type="search" name="{key}" value="{value}" placeholder="filter" \
+autocomplete="off" data-table="{table}"></label>
+{hidden}<button>show</button>
+</form>
+"""
+
+
+class ShownTable(Struct, frozen=True):
+    """A table on a page: the field that it is sorted by at first, and the rows that it has at first.
+
+    `then` is the field that orders rows with the same value. `link` is that of the page with more rows.
+    """
+
+    table: Table
+    sort: str
+    rows: int = COLLAPSED_ROWS
+    link: str = ""
+    then: str = ""
+
+
+def html(shown: ShownTable, data: Any, query: Query) -> str:
+    """Return a table with the rows of `data`."""
+    table = shown.table
+    rows: Sequence[Any] = getattr(data, table.name)
+    sort, contains = query.of(table.name, "sort"), query.of(table.name, "filter")
+    if sort.removeprefix("-") not in {
+        column.field for column in table.columns if column.kind not in _UNSORTED
+    }:
+        sort = shown.sort
+    matching = [row for row in rows if matches(table, row, contains)]
+    matching = ordered(ordered(matching, shown.then) if shown.then else matching, sort)
+    is_expanded = query.of(table.name, "rows") == ALL
+    limit = table.max_rows if is_expanded else shown.rows
+    cells = "".join(_row(table, row, data.at, query.root) for row in matching[:limit])
+    empty = f'<tr role="row"><td role="cell" colspan="{len(table.columns)}">{escape(table.empty)}</td></tr>'
+    title = f'<a href="{query.root}{shown.link}">{table.title}</a>' if shown.link else table.title
+    return _TABLE.format(
+        name=table.name,
+        title=title,
+        count=f"{len(rows):,}",
+        form=_form(table, contains, query),
+        prefix=query.key(table.name, ""),
+        sort=escape(shown.sort),
+        then=escape(shown.then),
+        limit=shown.rows,
+        max_rows=table.max_rows,
+        empty=escape(table.empty),
+        heads="".join(_head(table, column, sort, query) for column in table.columns),
+        rows=cells or empty,
+        more=_more(shown, len(matching), query, is_expanded=is_expanded),
+    )
+
+
+def _form(table: Table, contains: str, query: Query) -> str:
+    key = query.key(table.name, "filter")
+    others = ((name, value) for name, value in query.parameters.items() if name != key and value)
+    return _FORM.format(
+        label=f"{table.title} with the text",
+        key=escape(key),
+        value=escape(contains),
+        table=table.name,
+        hidden="".join(
+            f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">\n' for name, value in others
+        ),
+    )
+
+
+def _more(shown: ShownTable, count: int, query: Query, *, is_expanded: bool) -> str:
+    """Return how many rows are not shown, and the link that expands or collapses the table."""
+    table = shown.table
+    if count <= shown.rows:
+        return ""
+    key = query.key(table.name, "rows")
+    hidden = max(0, count - (table.max_rows if is_expanded else shown.rows))
+    most = min(count, table.max_rows)
+    label = f"show {shown.rows}" if is_expanded else f"show {'all ' if most == count else ''}{most:,}"
+    value = "" if is_expanded else ALL
+    url = query.url(**{key: value})
+    return (
+        f"{f'and {hidden:,} more: ' if hidden else ''}"
+        f'<a href="{escape(url)}#{table.name}-title" data-set="{key}={value}">{label}</a>'
+    )
+
+
+def _head(table: Table, column: Column, sort: str, query: Query) -> str:
+    title = f"{column.title}{unit(column)}"
+    if column.kind in _UNSORTED:
+        return f'<th scope="col" role="columnheader" {attributes(column)}{meaning(column)}>{title}</th>'
+    order = {column.field: "ascending", f"-{column.field}": "descending"}.get(sort, "none")
+    first = first_sort(column)  # of the first click; the second one reverses the order
+    url = query.url(**{query.key(table.name, "sort"): reversed_sort(first) if sort == first else first})
+    return (
+        f'<th scope="col" role="columnheader" aria-sort="{order}" {attributes(column)}{meaning(column)}>'
+        f'<a href="{escape(url)}#{table.name}-title">{title}</a></th>'
+    )
+
+
+def _row(table: Table, row: Any, now: float, root: str) -> str:
+    cells = (
+        f'<td role="cell" class="{cell_class(column, row)}" data-title="{label(column)}">'
+        f"{content(column, row, now, root)}</td>"
+        for column in table.columns
+    )
+    return f'<tr role="row">{"".join(cells)}</tr>'

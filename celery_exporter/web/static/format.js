@@ -1,0 +1,132 @@
+// Values as in celery_exporter/status/columns.py and web/pages/cells.py, with local times. A test compares the two.
+"use strict";
+
+const UNKNOWN = "–";
+const HISTORY_SECONDS = 900, LINE_WIDTH = 120, LINE_HEIGHT = 24; // as in status/thresholds.py and web/pages/cells.py
+const MAX_LINK_LENGTH = 900, MAX_TIME = 253402300800;
+const STATES = new Set(["up", "yes", "open"]);
+
+const byId = (id) => document.getElementById(id);
+const root = document.body.dataset.root;
+const grouped = (number) => number.toLocaleString("en-US");
+
+function fixed(value, digits) {
+  const scale = 10 ** digits;
+  const style = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return (Math.floor(value * scale + 0.5) / scale).toLocaleString("en-US", style);
+}
+
+const UNITS = [[0.9995, 0.001, "ms"], [59.95, 1, "s"], [3597, 60, "min"], [86220, 3600, "h"]];
+
+function seconds(value) {
+  for (const [below, unit, name] of UNITS)
+    if (value < below) return `${fixed(value / unit, name === "ms" ? 0 : 1)} ${name}`;
+  return `${fixed(value / 86400, 1)} d`;
+}
+
+const ago = (value) => (value < 60 ? `${Math.floor(value)} s` : seconds(value));
+const two = (number) => String(number).padStart(2, "0");
+
+function minute(at) {
+  const date = new Date(at * 1000);
+  return `${two(date.getHours())}:${two(date.getMinutes())}`;
+}
+
+function clock(at) {
+  const date = new Date(at * 1000);
+  return `${two(date.getMonth() + 1)}-${two(date.getDate())} ${minute(at)}:${two(date.getSeconds())}`;
+}
+
+function skew(value) {
+  const size = fixed(Math.abs(value), 1);
+  return `${size === "0.0" ? "" : value > 0 ? "+" : "-"}${size} s`;
+}
+
+const total = (counts) => Object.values(counts).reduce((sum, count) => sum + count, 0);
+
+const KINDS = {
+  text: (value) => value || UNKNOWN,
+  up: (value) => (value ? "up" : "down"),
+  open: (value) => (value ? "open" : "not open"),
+  yes: (value) => (value ? "yes" : "no"),
+  count: grouped,
+  decimal: (value) => fixed(value, 2),
+  share: (value) => `${fixed(100 * value, 1)} %`,
+  seconds: (value) => seconds(Math.max(0, value)),
+  ago: (value, now) => ago(Math.max(0, now - value)),
+  skew: skew,
+  clock: clock,
+  bytes: (value) => `${fixed(value / 1e6, 1)} MB`,
+  sum: (value) => grouped(total(value)),
+};
+
+const get = (row, field) => field.split(".").reduce((value, name) => value?.[name] ?? null, row);
+
+function make(name, properties = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(properties)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+function draw(name, properties, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(properties)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+// -- values as nodes --------------------------------------------------------------------------------------
+
+const text = ({ field, kind }, row, now) => KINDS[kind](get(row, field), now);
+
+function cellClass(column, row) {
+  const isKnown = get(row, column.field) !== null;
+  if (column.kind === "decimal" && isKnown && text(column, row, 0) === "0.00") return "decimal zero";
+  return STATES.has(column.kind) && isKnown ? `${column.kind} ${text(column, row, 0)}` : column.kind;
+}
+
+function content(column, row, now) {
+  const { field, kind, title, link } = column;
+  const value = get(row, field);
+  if (value === null) return [UNKNOWN];
+  if (kind === "line") return line(value, now);
+  if (kind === "part") return part(value, get(row, column.totalField), title);
+  if (kind === "ago" || kind === "clock")
+    return value >= 0 && value < MAX_TIME ? [moment(value, text(column, row, now))] : [UNKNOWN];
+  const href = link ? linkTo(link, value) : "";
+  return href ? [make("a", { href: root + href }, text(column, row, now))] : [text(column, row, now)];
+}
+
+function linkTo(beginning, name) {
+  const quoted = encodeURIComponent(name.toWellFormed?.() ?? name);
+  const isSegment = !["", ".", ".."].includes(name);
+  return quoted.length > MAX_LINK_LENGTH || (beginning.endsWith("/") && !isSegment) ? "" : beginning + quoted;
+}
+
+function moment(at, shown) {
+  const iso = `${new Date(at * 1000).toISOString().slice(0, 19)}Z`;
+  return make("time", { datetime: iso, title: `${iso.slice(0, 19).replace("T", " ")} UTC` }, shown);
+}
+
+function part(value, whole, title) {
+  const shown = `${grouped(value)} / ${whole === null ? UNKNOWN : grouped(whole)}`;
+  if (!whole) return [shown];
+  return [make("meter", { min: 0, max: whole, value: value, "aria-label": title }), ` ${shown}`];
+}
+
+function line(points, now) {
+  const measured = points.filter(([, length]) => length !== null);
+  if (!measured.length) return [UNKNOWN];
+  const lengths = measured.map(([, length]) => length);
+  const least = Math.min(...lengths), most = Math.max(...lengths);
+  const scale = (LINE_HEIGHT - 2) / Math.max(most, 1);
+  const coordinates = ([at, length]) =>
+    `${fixed((1 - (now - at) / HISTORY_SECONDS) * LINE_WIDTH, 1)},${fixed(LINE_HEIGHT - 1 - length * scale, 1)}`;
+  const properties = {
+    viewBox: `0 0 ${LINE_WIDTH} ${LINE_HEIGHT}`, width: LINE_WIDTH, height: LINE_HEIGHT, role: "img",
+    "aria-label": `between ${grouped(least)} and ${grouped(most)}`,
+  };
+  const chart = draw("svg", properties, draw("polyline", { points: measured.map(coordinates).join(" ") }));
+  return [chart, make("small", {}, `max ${grouped(most)}`)];
+}

@@ -1,0 +1,119 @@
+// Fills the tables of a page. Their heads define the columns, and the URL says how they are sorted, filtered and expanded.
+"use strict";
+
+const tables = [...document.querySelectorAll("table")].map((table) => ({
+  table,
+  search: document.querySelector(`input[data-table="${table.id}"]`),
+  columns: [...table.querySelectorAll("th")].map((head) => ({ head, ...head.dataset })),
+}));
+
+const parameters = new URLSearchParams(location.search); // those of the page now
+
+function setParameter(name, value) {
+  if (value) parameters.set(name, value);
+  else parameters.delete(name);
+}
+
+function showParameters() {
+  const query = parameters.toString();
+  history.replaceState(null, "", query ? `?${query}` : location.pathname); // browsers limit how often it is called
+}
+
+function rank(row, { field, kind }) {
+  const value = get(row, field);
+  if (value === null) return null;
+  return typeof value === "object" ? total(value) : kind === "ago" ? -value : value;
+}
+
+function ordered(rows, columns, sort) {
+  const field = sort.replace(/^-/, ""), sign = sort === field ? 1 : -1;
+  const column = columns.find((column) => column.field === field);
+  if (!column) return rows;
+  const compare = (a, b) => {
+    const [left, right] = [rank(a, column), rank(b, column)];
+    if (left === null || right === null) return (left === null) - (right === null);
+    return left < right ? -sign : left > right ? sign : 0;
+  };
+  return [...rows].sort(compare);
+}
+
+function matches(columns, row, contains) {
+  const sought = contains.toLowerCase();
+  const texts = columns.filter(({ kind }) => kind === "text").map(({ field }) => get(row, field) || "");
+  return !sought || texts.some((value) => value.toLowerCase().includes(sought));
+}
+
+function sortOf({ table, columns }) {
+  const wanted = parameters.get(`${table.dataset.prefix}sort`) || "";
+  const isField = columns.some(({ field, kind }) => kind !== "line" && field === wanted.replace(/^-/, ""));
+  return isField ? wanted : table.dataset.sort;
+}
+
+function fillTable(entry, data) {
+  const { table, columns } = entry;
+  const { prefix, rows: collapsed, maxRows } = table.dataset;
+  const sort = sortOf(entry);
+  const matching = data[table.id].filter((row) => matches(columns, row, parameters.get(`${prefix}filter`) || ""));
+  const isExpanded = parameters.get(`${prefix}rows`) === "all";
+  const rows = ordered(ordered(matching, columns, table.dataset.then), columns, sort);
+  const lines = rows.slice(0, Number(isExpanded ? maxRows : collapsed)).map((row) => tableRow(columns, row, data.at));
+  if (!lines.length) {
+    const cell = make("td", { role: "cell", colspan: columns.length }, table.dataset.empty);
+    lines.push(make("tr", { role: "row" }, cell));
+  }
+  byId(`${table.id}-count`).textContent = grouped(data[table.id].length);
+  table.tBodies[0].replaceChildren(...lines);
+  byId(`${table.id}-more`).replaceChildren(...more(table, rows.length, isExpanded));
+  for (const { head, field } of columns)
+    if (head.hasAttribute("aria-sort"))
+      head.setAttribute("aria-sort", { [field]: "ascending", [`-${field}`]: "descending" }[sort] ?? "none");
+}
+
+function tableRow(columns, row, now) {
+  const cells = columns.map((column) =>
+    make("td", { role: "cell", class: cellClass(column, row), "data-title": column.label }, ...content(column, row, now)));
+  return make("tr", { role: "row" }, ...cells);
+}
+
+function more(table, count, isExpanded) {
+  const collapsed = Number(table.dataset.rows), most = Math.min(count, Number(table.dataset.maxRows));
+  if (count <= collapsed) return [];
+  const hidden = count - (isExpanded ? most : collapsed);
+  const label = isExpanded ? `show ${collapsed}` : `show ${most === count ? "all " : ""}${grouped(most)}`;
+  const key = `${table.dataset.prefix}rows`, value = isExpanded ? "" : "all";
+  const query = new URLSearchParams(parameters);
+  if (value) query.set(key, value);
+  else query.delete(key);
+  const properties = { href: `?${query}#${table.id}-title`, "data-set": `${key}=${value}` };
+  return [hidden > 0 ? `and ${grouped(hidden)} more: ` : "", make("a", properties, label)];
+}
+
+// -- choices of the person --------------------------------------------------------------------------------
+
+function sortBy(entry, { field, kind }) {
+  const [first, second] = kind === "text" ? [field, `-${field}`] : [`-${field}`, field];
+  setParameter(`${entry.table.dataset.prefix}sort`, sortOf(entry) === first ? second : first);
+}
+
+function onChoice(apply) {
+  for (const entry of tables) {
+    for (const column of entry.columns)
+      column.head.querySelector("a")?.addEventListener("click", (event) => {
+        event.preventDefault();
+        sortBy(entry, column);
+        apply();
+      });
+    entry.search?.addEventListener("input", () => {
+      setParameter(entry.search.name, entry.search.value);
+      apply();
+    });
+    entry.search?.form.addEventListener("submit", (event) => event.preventDefault());
+  }
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[data-set]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    setParameter(...link.dataset.set.split("="));
+    apply();
+  });
+}
