@@ -53,6 +53,7 @@ def test_a_worker_is_shown_by_its_events_and_answers():
             pool_max=8,
             prefetch_count=16,
             max_resident_bytes=2**20,
+            queues=["q"],
         )
     ]
 
