@@ -53,7 +53,7 @@ class Table(Struct, frozen=True):
 
 _RATE = "Per second, over the last 5 minutes."
 #: Beginnings of the URLs of pages; a name or an id is the end.
-_WORKER, _QUEUE, _NAME, _TASK = "workers/", "queues/", "tasks?name=", "task/"
+WORKER_LINK, QUEUE_LINK, NAME_LINK, TASK_LINK = "workers/", "queues/", "tasks?name=", "task/"
 
 #: Fields of the broker and of the exporter. The first two are emphasised.
 BROKER = (
@@ -85,7 +85,7 @@ WORKERS = Table(
     "Workers",
     "No worker has been seen yet.",
     (
-        Column("Worker", "name", "text", link=_WORKER),
+        Column("Worker", "name", "text", link=WORKER_LINK),
         Column("State", "up", "up", "Down: stopped, or without events for --worker-timeout."),
         Column("Busy", "active", "part", "Running tasks, and the size of the pool.", "pool_size"),
         Column("Processed", "processed", "count", "Tasks that the pool accepted, across restarts."),
@@ -101,7 +101,7 @@ QUEUES = Table(
     "Queues",
     "No queue yet. Queues come from events, workers and --queues.",
     (
-        Column("Queue", "name", "text", link=_QUEUE),
+        Column("Queue", "name", "text", link=QUEUE_LINK),
         Column("Length", "length", "count", "Waiting messages."),
         Column("Oldest", "oldest", "ago", "Time since the oldest message was sent."),
         Column("Consumers", "consumers", "count", "Workers that consume the queue."),
@@ -114,7 +114,7 @@ TASKS = Table(
     "Tasks",
     "No task has been seen yet.",
     (
-        Column("Task", "name", "text", link=_NAME),
+        Column("Task", "name", "text", link=NAME_LINK),
         Column("Sent", "rates.PENDING", "decimal", _RATE, unit="/s"),
         Column("Received", "rates.RECEIVED", "decimal", _RATE, unit="/s"),
         Column("Started", "rates.STARTED", "decimal", _RATE, unit="/s"),
@@ -138,10 +138,10 @@ FAILURES = Table(
     "No failure since the exporter started.",
     (
         Column("Time", "at", "clock", "By the worker's clock.", unit="UTC"),
-        Column("Task", "task", "text", link=_NAME),
-        Column("Worker", "worker", "text", link=_WORKER),
+        Column("Task", "task", "text", link=NAME_LINK),
+        Column("Worker", "worker", "text", link=WORKER_LINK),
         Column("Exception", "exception", "text"),
-        Column("Id", "uuid", "text", link=_TASK),
+        Column("Id", "uuid", "text", link=TASK_LINK),
     ),
     max_rows=50,
     key="uuid",
@@ -155,12 +155,12 @@ FAILURE_GROUPS = Table(
     "No failure since the counters began.",
     (
         Column("Exception", "exception", "text"),
-        Column("Task", "task", "text", link=_NAME),
+        Column("Task", "task", "text", link=NAME_LINK),
         Column("Failures", "total", "count", "Since the counters began."),
         Column("Recent", "recent", "count", "Of the newest 50 failures of all tasks."),
         Column("Last", "last", "ago", "Time since the newest one."),
-        Column("Worker of the last", "worker", "text", link=_WORKER),
-        Column("Id of the last", "uuid", "text", link=_TASK),
+        Column("Worker of the last", "worker", "text", link=WORKER_LINK),
+        Column("Id of the last", "uuid", "text", link=TASK_LINK),
     ),
 )
 
@@ -334,6 +334,10 @@ def _minute(value: float, _: float) -> str:
     return datetime.fromtimestamp(value, timezone.utc).strftime("%H:%M")
 
 
+def _time(value: float, _: float) -> str:
+    return datetime.fromtimestamp(value, timezone.utc).strftime("%H:%M:%S")
+
+
 def utc(value: float) -> str:
     """Return a time in UTC, for a tooltip."""
     return datetime.fromtimestamp(value, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -358,6 +362,9 @@ KINDS: dict[str, Callable[[Any, float], str]] = {
     "skew": _skew,
     "clock": _clock,
     "minute": _minute,
+    "time": _time,
+    "state": lambda value, _: value,
+    "long": lambda value, _: value,
     "bytes": lambda value, _: f"{fixed(value / 1e6, 1)} MB",
     "sum": lambda value, _: f"{sum(value.values()):,}",
     "line": _sparkline,

@@ -62,7 +62,7 @@ def worker_detail(status: Status, name: str) -> WorkerDetail | None:
     if worker is None:
         return None
     return WorkerDetail(
-        **_common(status),
+        **common(status),
         worker=worker,
         queues=[queue for queue in status.queues if queue.name in (worker.queues or ())],
         failures=[failure for failure in status.failures if failure.worker == name],
@@ -75,15 +75,21 @@ def queue_detail(status: Status, name: str) -> QueueDetail | None:
     if queue is None:
         return None
     workers = [worker for worker in status.workers if name in (worker.queues or ())]
-    return QueueDetail(**_common(status), queue=queue, workers=workers)
+    return QueueDetail(**common(status), queue=queue, workers=workers)
+
+
+def summary(status: Status) -> Detail:
+    """Return what all pages show of a status."""
+    return Detail(**common(status))
 
 
 def failures(status: Status, _: str = "") -> Failures:
     """Return the failures of a status."""
-    return Failures(**_common(status), failure_groups=status.failure_groups, failures=status.failures)
+    return Failures(**common(status), failure_groups=status.failure_groups, failures=status.failures)
 
 
-def _common(status: Status) -> dict[str, Any]:
+def common(status: Status) -> dict[str, Any]:
+    """Return the fields of `Detail`."""
     return {
         "version": status.version,
         "exporter_version": status.exporter_version,

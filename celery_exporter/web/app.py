@@ -13,14 +13,12 @@ from starlette.routing import Route
 
 from celery_exporter import __version__
 from celery_exporter.status.explanation import Explanation
+from celery_exporter.web import explain_api, status_routes, task_api, task_pages
 from celery_exporter.web.answers import NOSNIFF, SAFE, Page
-from celery_exporter.web.explain_api import pages as explain_pages
 from celery_exporter.web.pages.layout import POLICY
 from celery_exporter.web.render import MetricsPage
-from celery_exporter.web.status_routes import Sources, static_pages
-from celery_exporter.web.status_routes import pages as status_pages
+from celery_exporter.web.status_routes import Answers, Sources, static_pages
 from celery_exporter.web.task_api import Tasks
-from celery_exporter.web.task_api import pages as task_pages
 
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _RUNBOOKS = (resources.files(__package__) / "static" / "runbooks.html").read_text("utf-8")
@@ -90,11 +88,12 @@ def build(  # noqa: PLR0913  what the pages show
         **static_pages(),
     }
     if tasks is not None:
-        pages |= task_pages(tasks)
+        pages |= task_api.pages(tasks)
     if explain is not None:
-        pages |= explain_pages(explain)
+        pages |= explain_api.pages(explain)
     if sources is not None:
-        pages |= status_pages(sources)
+        answers = Answers(sources)
+        pages |= status_routes.pages(answers) | task_pages.pages(answers, tasks)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
     app.router.redirect_slashes = False
     return app

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from celery_exporter.status.charts import DEFAULT_RANGE, ChartQuery, Charts
+from celery_exporter.status.details import summary
 from celery_exporter.status.model import Status
 from celery_exporter.web.answers import SAFE, Cache, Encoded, Page, Worker, encode, json_response
 from celery_exporter.web.pages import missing, site
@@ -30,7 +31,7 @@ class Sources(NamedTuple):
     charts: Callable[[ChartQuery], Charts] | None = None
 
 
-class _Answers:
+class Answers:
     """The data of the pages and its JSON, cached for all requests."""
 
     def __init__(self, sources: Sources) -> None:
@@ -49,12 +50,14 @@ class _Answers:
         return await self._charts.get(query) if self._charts is not None and query.is_valid() else None
 
 
-def pages(sources: Sources) -> dict[str, Page]:
+def pages(answers: Answers) -> dict[str, Page]:
     """Return the pages and their JSON by path."""
-    answers = _Answers(sources)
 
     async def api_status(request: Request) -> Response:
         return json_response(request, await answers.status())
+
+    async def api_summary(request: Request) -> Response:
+        return json_response(request, encode(summary((await answers.status()).value)))
 
     async def api_charts(request: Request) -> Response:
         page, name, range_name = map(request.query_params.get, ("page", "name", "range"))
@@ -67,6 +70,7 @@ def pages(sources: Sources) -> dict[str, Page]:
         **{_path(f"/{page.source}", page): _api(page, answers) for page in apis},
         f"/{site.OVERVIEW.source}": api_status,
         "/api/v1/charts": api_charts,
+        "/api/v1/summary": api_summary,
     }
 
 
@@ -83,9 +87,9 @@ def _name(request: Request) -> str:
     return str(request.path_params.get("name", ""))
 
 
-def _page(page: site.Page, answers: _Answers) -> Page:
+def _page(page: site.Page, answers: Answers) -> Page:
     async def html(request: Request) -> Response:
-        query = page.query(request.query_params, _name(request), _root(request))
+        query = page.query(request.query_params, _name(request), root_of(request))
         status: Status = (await answers.status()).value
         range_name = query.parameters.get("range", DEFAULT_RANGE)
         charts = await answers.charts(ChartQuery(page.charts, query.name, range_name))
@@ -101,7 +105,7 @@ def _page(page: site.Page, answers: _Answers) -> Page:
     return html
 
 
-def _api(page: site.Page, answers: _Answers) -> Page:
+def _api(page: site.Page, answers: Answers) -> Page:
     async def api(request: Request) -> Response:
         name = _name(request)
         data = page.data((await answers.status()).value, name)
@@ -119,7 +123,7 @@ def _not_found(name: str) -> Response:
     return JSONResponse({"error": f"not found: {name}"}, 404, headers=SAFE)
 
 
-def _root(request: Request) -> str:
+def root_of(request: Request) -> str:
     """Return the relative URL of the start page. A proxy may add a prefix that the exporter does not know."""
     path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     return "../" * (path.count(b"/") - 1)

@@ -6,6 +6,8 @@ import math
 import random
 from typing import ClassVar
 
+from celery_exporter.core.task_info import AttemptInfo, TaskInfo
+from celery_exporter.core.task_search import Cursor, Page, TaskFilter
 from celery_exporter.status.chart_history import Mark
 from celery_exporter.status.charts import ChartQuery, Charts, charts_of
 from celery_exporter.status.finding import Finding
@@ -85,6 +87,33 @@ def charts(query: ChartQuery, at: float = AT) -> Charts:
     return charts_of(query, MadeUpHistory(), MONOTONIC, at)  # type: ignore[arg-type]
 
 
+class MadeUpTasks:
+    """Finds tasks of such a cluster; it answers as a `TaskFinder` does."""
+
+    def __init__(self, status: Status, count: int = 120) -> None:
+        rng = random.Random(3)
+        names = [task.name for task in status.tasks]
+        workers = [worker.name for worker in status.workers]
+        self.tasks = [_task_info(rng, number, names, workers, status.at) for number in range(count)]
+
+    def find(self, prefix: str) -> list[TaskInfo]:
+        return [task for task in self.tasks if task.uuid.startswith(prefix)]
+
+    def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> Page:
+        tasks = [
+            task
+            for task in self.tasks
+            if wanted.task_name in {None, task.task_name}
+            and (wanted.states is None or task.state in wanted.states)
+            and (before is None or (task.since, task.uuid) < (before.since, before.uuid))
+        ]
+        last = tasks[limit - 1] if len(tasks) > limit else None
+        return Page(tasks[:limit], last and Cursor(last.since, last.uuid), is_complete=True)
+
+    def workflow(self, task: TaskInfo) -> list[TaskInfo]:
+        return [task, *(other for other in self.tasks if other.root_id == task.root_id and other is not task)]
+
+
 class MadeUpHistory:
     """Waves, with a gap, a failure and a deployment; it answers as a `ChartHistory` does."""
 
@@ -123,6 +152,31 @@ class MadeUpHistory:
             *(Mark(deployed, "version", f"emails@web-{number}", "5.5.3 → 5.6.0") for number in range(12)),
             Mark(MONOTONIC - seconds / 9, "restart", "reports@web-2"),
         ]
+
+
+STATES = ("SUCCESS", "SUCCESS", "STARTED", "FAILURE", "SUCCESS", "RETRY", "PENDING", "LOST", "RECEIVED")
+
+
+def _task_info(rng: random.Random, number: int, names: list[str], workers: list[str], at: float) -> TaskInfo:
+    state, since = STATES[number % len(STATES)], at - 7 * number - rng.random()
+    worker = None if state == "PENDING" else rng.choice(workers)
+    runtime = 10 ** rng.uniform(-2, 2) if state in {"SUCCESS", "FAILURE", "RETRY"} else None
+    exception = rng.choice(EXCEPTIONS) if state in {"FAILURE", "RETRY"} else None
+    reason = "not_running" if state == "LOST" else None
+    sent = since - (runtime or 0) - 1.5
+    first = AttemptInfo(
+        "RETRY", 0, 0, "emails", worker, sent - 30, None, sent - 29.9, sent - 29.5, sent - 20, 0.5, 0.4, 9.5,
+        "TimeoutError",
+    )  # fmt: skip
+    newest = AttemptInfo(
+        state, 1, 0, "emails", worker, sent, sent + 1, worker and sent + 0.2, worker and sent + 1.5,
+        runtime and since, worker and 0.5, worker and 0.5, runtime, exception, reason,
+    )  # fmt: skip
+    return TaskInfo(
+        _uuid(rng), rng.choice(names), "emails", state, since, worker, "web-1@gunicorn",
+        f"root-{number // 4}", f"root-{number // 4}", sent - 30, runtime, exception, reason, [first, newest],
+        "('order-4711', {'express': True})", "{}", "None" if state == "SUCCESS" else None,
+    )  # fmt: skip
 
 
 def _name(words: tuple[str, ...], number: int, first: int = 0) -> str:

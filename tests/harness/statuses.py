@@ -163,12 +163,12 @@ class StatusPages:
 
 
 @contextmanager
-def serve_status(first: Status) -> Iterator[StatusPages]:
-    """Serve the pages of a status. A test may replace the status."""
+def serve_status(first: Status, tasks: Any = None) -> Iterator[StatusPages]:
+    """Serve the pages of a status, and those of single tasks. A test may replace the status."""
     listener = bind("127.0.0.1", 0)
     pages = StatusPages(listener.getsockname()[1], first)
     metrics = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
-    app = build(metrics, lambda: True, str, sources=Sources(pages, clusters.charts))
+    app = build(metrics, lambda: True, str, sources=Sources(pages, clusters.charts), tasks=tasks)
     server = Server(app, listener)
     server.start()
     try:

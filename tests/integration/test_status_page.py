@@ -28,6 +28,7 @@ from harness.waiting import eventually, until_equal
 from harness.web_config import WebConfigExporter, unreachable_url
 from harness.workers import Worker
 from harness.workers import client as make_client
+from msgspec.structs import replace
 
 from celery_exporter import __version__
 from celery_exporter.status.columns import TABLES
@@ -405,6 +406,52 @@ def test_tables_are_collapsed_and_expand(visit, has_script):
         until_equal(lambda: len(page.column("workers", "Worker")), 20)
 
 
+# -- single tasks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
+def test_a_person_finds_out_what_became_of_a_task(cluster, visit, has_script):
+    """From a recent failure to the task, to others like it, by its id, and back."""
+    task = cluster.client.send_task("tasks.fail_with_value_error", args=[SECRET], queue="celery")
+    page = visit(f"{cluster.url}failures", java_script_enabled=has_script)
+    link = page.page.locator("#failures").get_by_role("link", name=task.id)
+    eventually(lambda: link.count() or (page.page.reload() and None), 20, what="the failure")
+    link.click()
+    page.page.locator("#attempts").wait_for()
+    assert page.page.locator("dd.state").inner_text() == "FAILURE"
+    assert page.page.locator("h1").inner_text() == "tasks.fail_with_value_error"
+    assert SECRET not in page.page.content()
+    page.page.locator("#facts").get_by_role("link", name="tasks.fail_with_value_error").click()
+    page.page.locator("#tasks").wait_for()
+    assert task.id in page.column("tasks", "Id")
+    page.page.get_by_label("State").select_option("SUCCESS")
+    page.page.get_by_role("button", name="Search").click()
+    page.page.wait_for_url("**state=SUCCESS**")
+    until_equal(lambda: page.column("tasks", "Since"), ["No task is like this."])
+    assert "name=tasks.fail_with_value_error" in page.page.url
+    page.page.get_by_label("Id, or how it begins").fill(task.id[:20])
+    page.page.get_by_role("button", name="Show").click()
+    page.page.locator(".id", has_text=task.id).wait_for()
+    page.page.locator("#attempts").get_by_role("link", name="one@test").click()
+    page.page.locator("h1", has_text="Worker one@test").wait_for()
+
+
+def test_a_search_refreshes_and_its_next_page_begins_where_it_ends(visit):
+    finder = clusters.MadeUpTasks(LARGE)
+    with serve_status(LARGE, finder) as pages:
+        page = visit(f"{pages.url}tasks")
+        before = page.page.locator("#older").get_attribute("href")
+        newest = replace(finder.tasks[0], uuid="new", since=LARGE.at + 1)
+        finder.tasks.insert(0, newest)
+        until_equal(lambda: page.column("tasks", "Id")[0], "new", 30)
+        assert page.page.locator("#older").get_attribute("href") != before
+        last = page.column("tasks", "Id")[-1]
+        page.page.locator("#older").click()
+        page.page.get_by_role("link", name="newest tasks").wait_for()
+        uuids = [task.uuid for task in finder.tasks]
+        assert page.column("tasks", "Id")[0] == uuids[uuids.index(last) + 1]
+
+
 # -- without updates --------------------------------------------------------------------------------------
 
 
@@ -440,6 +487,9 @@ PARTS = ("nav.pages", "#exporter", "#findings", "#facts", "#charts", "table", ".
 
 #: Pages, each with a name in the full status if it needs one.
 PAGES = [page.path + ("name-010" if page.is_named else "") for page in site.PAGES]
+LARGE = clusters.cluster(80, 30)
+SINGLE_TASKS = clusters.MadeUpTasks(LARGE)
+TASK_PAGES = ["/tasks", "/tasks?state=FAILURE&min_runtime=1s", f"/task/{SINGLE_TASKS.tasks[3].uuid}"]
 
 
 def outlines(page: BrowserPage) -> list[str]:
@@ -457,12 +507,13 @@ def outlines(page: BrowserPage) -> list[str]:
     ("path", "sample"),
     [
         *((path, statuses.full_status()) for path in PAGES),
+        *((path, LARGE) for path in TASK_PAGES),
         ("/", statuses.small_status()),
-        ("/", clusters.cluster(80, 30)),
+        ("/", LARGE),
         ("/", statuses.status(broker=statuses.broker(up=False))),
-        ("/?sort=name&workers.sort=-processed&queues.filter=Q&rows=all&range=6h", clusters.cluster(80, 30)),
+        ("/?sort=name&workers.sort=-processed&queues.filter=Q&rows=all&range=6h", LARGE),
     ],
-    ids=[*PAGES, "small", "large", "broker down", "chosen"],
+    ids=[*PAGES, *TASK_PAGES, "small", "large", "broker down", "chosen"],
 )
 def test_the_script_renders_the_same_html_as_the_server(visit, path, sample):
     """The script updates a page of another status. In other zones than UTC it shows local times."""
@@ -472,7 +523,7 @@ def test_the_script_renders_the_same_html_as_the_server(visit, path, sample):
         queues=[statuses.queue("name-010")],
         at=statuses.NOW - 1_000,
     )
-    with serve_status(before) as pages:
+    with serve_status(before, SINGLE_TASKS) as pages:
         url = pages.url + path.removeprefix("/")
         page = visit(url, timezone_id="UTC")
         at = page.page.locator("#at").inner_text()
@@ -483,8 +534,8 @@ def test_the_script_renders_the_same_html_as_the_server(visit, path, sample):
         assert by_script == by_server
 
 
-LARGE = clusters.cluster(80, 30)
 LARGE_PAGES = [
+    *TASK_PAGES,
     "/?rows=all&workers.rows=all",
     "/workers?rows=all",
     "/queues?rows=all",
@@ -505,7 +556,7 @@ LARGE_PAGES = [
 )
 def test_axe_reports_no_serious_violation(visit, path, sample):
     """In light and dark mode, on a desktop and on a phone."""
-    with serve_status(sample) as pages:
+    with serve_status(sample, SINGLE_TASKS) as pages:
         page = visit(pages.url + path.removeprefix("/"))
         for scheme, viewport in itertools.product(("light", "dark"), (DESKTOP, PHONE)):
             page.page.emulate_media(color_scheme=scheme)
@@ -529,15 +580,16 @@ BOXES = "all => all.map(element => element.getBoundingClientRect().toJSON())"
 
 
 @pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
-@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("path", [*PAGES, *TASK_PAGES])
 def test_on_a_phone_all_columns_are_visible_without_scrolling_sideways(visit, path, has_script):
-    with serve_status(statuses.full_status()) as pages:
+    with serve_status(statuses.full_status(), SINGLE_TASKS) as pages:
         url = pages.url + path.removeprefix("/")
         page = visit(url, viewport=PHONE, java_script_enabled=has_script)
         assert page.page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         for box in page.page.locator("td").evaluate_all(BOXES):
             assert 0 <= box["left"] < box["right"] <= PHONE["width"]
-        assert page.page.locator("th a").first.is_visible(), "cards can be sorted"
+        for link in page.page.locator("th a").all():
+            assert link.is_visible(), "cards can be sorted"
 
 
 def test_up_and_down_have_different_colors(visit):

@@ -19,12 +19,14 @@ _SAFE = "!~*'()"
 _NO_SEGMENTS = frozenset({"", ".", ".."})
 #: The longest link to a name, in characters: the server rejects longer queries.
 MAX_LINK_LENGTH = 900
+#: Kinds that show a time, or the time since then.
+_TIMES = frozenset({"ago", "clock", "time"})
 #: Times after 1970 and before the year 10000. Others are no times.
 _MAX_TIME = 253_402_300_800
 #: A rate that is not worth a look.
 _ZERO = "0.00"
 #: Kinds whose text is also a class.
-_STATES = frozenset({"up", "yes", "open"})
+_STATES = frozenset({"up", "yes", "open", "state"})
 
 
 def cell_class(column: Column, row: Any) -> str:
@@ -33,7 +35,7 @@ def cell_class(column: Column, row: Any) -> str:
     if column.kind == "decimal" and value is not None and text(column, row, 0.0) == _ZERO:
         return "decimal zero"
     return (
-        f"{column.kind} {text(column, row, 0.0)}"
+        escape(f"{column.kind} {text(column, row, 0.0)}")
         if column.kind in _STATES and value is not None
         else column.kind
     )
@@ -51,7 +53,7 @@ def content(column: Column, row: Any, now: float, root: str) -> str:
         return _line(value, now)
     if column.kind == "part":
         return _meter(column, row) + escape(text(column, row, now))
-    if column.kind in {"ago", "clock"}:
+    if column.kind in _TIMES:
         return moment(value, text(column, row, now)) if _is_time(value) else UNKNOWN
     shown = escape(text(column, row, now))
     href = link(column.link, value) if column.link else ""

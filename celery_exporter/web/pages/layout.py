@@ -29,6 +29,7 @@ _DIGEST = hashlib.sha256(b"".join(STATIC.values())).hexdigest()[:12]
 #: Title of a page in the navigation → its path.
 NAVIGATION = {
     "Overview": "./",
+    "Tasks": "tasks",
     "Workers": "workers",
     "Queues": "queues",
     "Failures": "failures",
@@ -42,9 +43,8 @@ _FRAME = """<!doctype html>
 <title>{title}</title>
 <link rel="icon" href="{root}static/icon.svg?{digest}">
 <link rel="stylesheet" href="{root}static/pages.css?{digest}">
-{scripts}<noscript><meta http-equiv="refresh" content="10"></noscript>
-</head>
-<body data-root="{root}" data-source="{source}" data-page="{heading}">
+{scripts}{reload}</head>
+<body data-root="{root}" data-source="{source}"{single} data-page="{heading}">
 <a class="skip" href="#main">Skip to the content</a>
 <header>
 <p class="brand"><b>celery-exporter</b> <small id="exporter">{version}</small></p>
@@ -63,6 +63,8 @@ _FRAME = """<!doctype html>
 </body>
 </html>
 """
+#: Without the script, a page reloads itself, unless a person may be filling in its form.
+_RELOAD = '<noscript><meta http-equiv="refresh" content="10"></noscript>\n'
 
 
 class Place(Struct, frozen=True):
@@ -75,6 +77,7 @@ class Place(Struct, frozen=True):
     source: str
     navigation: str
     root: str
+    is_single: bool = False  # its JSON has single tasks only
 
 
 def frame(data: Any, main: str, place: Place) -> str:
@@ -86,6 +89,8 @@ def frame(data: Any, main: str, place: Place) -> str:
         digest=_DIGEST,
         scripts="".join(f'<script src="{root}static/{name}?{_DIGEST}" defer></script>\n' for name in SCRIPTS),
         source=escape(place.source),
+        reload="" if place.is_single else _RELOAD,
+        single=" data-single" if place.is_single else "",
         version=escape(data.exporter_version),
         navigation=_navigation(data, root, place.navigation),
         heading=escape(heading),

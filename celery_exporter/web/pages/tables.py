@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter.status.columns import Column, Table, first_sort, matches, ordered, reversed_sort
+from celery_exporter.status.columns import Column, Table, first_sort, get, matches, ordered, reversed_sort
 from celery_exporter.web.pages.cells import cell_class, content
 from celery_exporter.web.pages.facts import attributes, label, meaning, unit
 from celery_exporter.web.pages.query import ALL, Query
@@ -24,7 +24,7 @@ _TABLE = """<section aria-labelledby="{name}-title">
 {form}</div>
 <div class="wide" role="region" aria-labelledby="{name}-title" tabindex="0">
 <table id="{name}" role="table" data-prefix="{prefix}" data-sort="{sort}" data-then="{then}" \
-data-rows="{limit}" data-max-rows="{max_rows}" data-empty="{empty}">
+data-field="{field}" data-rows="{limit}" data-max-rows="{max_rows}" data-empty="{empty}">
 <thead role="rowgroup"><tr role="row">{heads}</tr></thead>
 <tbody role="rowgroup">{rows}</tbody>
 </table>
@@ -43,6 +43,7 @@ autocomplete="off" data-table="{table}"></label>
 class ShownTable(Struct, frozen=True):
     """A table on a page: the field that it is sorted by at first, and the rows that it has at first.
 
+    Without `sort`, it has the order of the data, and no filter.
     `then` is the field that orders rows with the same value. `link` is that of the page with more rows.
     """
 
@@ -51,19 +52,21 @@ class ShownTable(Struct, frozen=True):
     rows: int = COLLAPSED_ROWS
     link: str = ""
     then: str = ""
+    field: str = ""  # with the rows, if it is not the name of the table
 
 
 def html(shown: ShownTable, data: Any, query: Query) -> str:
     """Return a table with the rows of `data`."""
     table = shown.table
-    rows: Sequence[Any] = getattr(data, table.name)
+    rows: Sequence[Any] = get(data, shown.field or table.name)
     sort, contains = query.of(table.name, "sort"), query.of(table.name, "filter")
-    if sort.removeprefix("-") not in {
+    if not shown.sort or sort.removeprefix("-") not in {
         column.field for column in table.columns if column.kind not in _UNSORTED
     }:
         sort = shown.sort
     matching = [row for row in rows if matches(table, row, contains)]
-    matching = ordered(ordered(matching, shown.then) if shown.then else matching, sort)
+    for order in filter(None, (shown.then, sort)):
+        matching = ordered(matching, order)
     is_expanded = query.of(table.name, "rows") == ALL
     limit = table.max_rows if is_expanded else shown.rows
     cells = "".join(_row(table, row, data.at, query.root) for row in matching[:limit])
@@ -73,7 +76,7 @@ def html(shown: ShownTable, data: Any, query: Query) -> str:
         name=table.name,
         title=title,
         count=f"{len(rows):,}",
-        form=_form(table, contains, query),
+        form=_form(table, contains, query) if shown.sort else "",
         prefix=query.key(table.name, ""),
         sort=escape(shown.sort),
         then=escape(shown.then),
@@ -81,6 +84,7 @@ def html(shown: ShownTable, data: Any, query: Query) -> str:
         max_rows=table.max_rows,
         empty=escape(table.empty),
         heads="".join(_head(table, column, sort, query) for column in table.columns),
+        field=escape(shown.field),
         rows=cells or empty,
         more=_more(shown, len(matching), query, is_expanded=is_expanded),
     )
@@ -119,7 +123,7 @@ def _more(shown: ShownTable, count: int, query: Query, *, is_expanded: bool) -> 
 
 def _head(table: Table, column: Column, sort: str, query: Query) -> str:
     title = f"{column.title}{unit(column)}"
-    if column.kind in _UNSORTED:
+    if column.kind in _UNSORTED or not sort:
         return f'<th scope="col" role="columnheader" {attributes(column)}{meaning(column)}>{title}</th>'
     order = {column.field: "ascending", f"-{column.field}": "descending"}.get(sort, "none")
     first = first_sort(column)  # of the first click; the second one reverses the order

@@ -4,7 +4,8 @@
 const UNKNOWN = "–";
 const HISTORY_SECONDS = 900, LINE_WIDTH = 120, LINE_HEIGHT = 24; // as in status/thresholds.py and web/pages/cells.py
 const MAX_LINK_LENGTH = 900, MAX_TIME = 253402300800;
-const STATES = new Set(["up", "yes", "open"]);
+const TIMES = new Set(["ago", "clock", "time"]);
+const STATES = new Set(["up", "yes", "open", "state"]);
 
 const byId = (id) => document.getElementById(id);
 const root = document.body.dataset.root;
@@ -32,9 +33,11 @@ function minute(at) {
   return `${two(date.getHours())}:${two(date.getMinutes())}`;
 }
 
+const time = (at) => `${minute(at)}:${two(new Date(at * 1000).getSeconds())}`;
+
 function clock(at) {
   const date = new Date(at * 1000);
-  return `${two(date.getMonth() + 1)}-${two(date.getDate())} ${minute(at)}:${two(date.getSeconds())}`;
+  return `${two(date.getMonth() + 1)}-${two(date.getDate())} ${time(at)}`;
 }
 
 function skew(value) {
@@ -56,6 +59,9 @@ const KINDS = {
   ago: (value, now) => ago(Math.max(0, now - value)),
   skew: skew,
   clock: clock,
+  time: time,
+  state: (value) => value,
+  long: (value) => value,
   bytes: (value) => `${fixed(value / 1e6, 1)} MB`,
   sum: (value) => grouped(total(value)),
 };
@@ -92,7 +98,7 @@ function content(column, row, now) {
   if (value === null) return [UNKNOWN];
   if (kind === "line") return line(value, now);
   if (kind === "part") return part(value, get(row, column.totalField), title);
-  if (kind === "ago" || kind === "clock")
+  if (TIMES.has(kind))
     return value >= 0 && value < MAX_TIME ? [moment(value, text(column, row, now))] : [UNKNOWN];
   const href = link ? linkTo(link, value) : "";
   return href ? [make("a", { href: root + href }, text(column, row, now))] : [text(column, row, now)];

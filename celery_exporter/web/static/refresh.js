@@ -1,13 +1,16 @@
 // Refreshes a page every two seconds from the JSON that it names, unless the person paused it or selects text.
 "use strict";
 
+// Searches for single tasks cost more than the status, which all pages share.
+const SEARCH_MS = 10000, MAX_SEARCH_MS = 60000, SEARCH_FACTOR = 200;
 const REFRESH_MS = 2000, MIN_CHART_MS = 5000, MAX_CHART_MS = 60000, TIMEOUT_MS = 8000;
 const SEVERITIES = ["critical", "warning"];
-const { source, page } = document.body.dataset;
+const { source, page, single } = document.body.dataset;
 const pause = byId("pause");
 let newest = null; // the data on the page
 let isPaused = false;
 let timer = null; // of the next refresh
+let searchMs = SEARCH_MS; // until the next refresh of single tasks
 let chartsDue = 0; // when the charts are read again, in ms
 
 function problemsOf(findings) {
@@ -47,6 +50,14 @@ function show(data) {
     fact.replaceChildren(...content(fact.dataset, data, data.at));
   }
   tables.forEach((entry) => fillTable(entry, data));
+  showOlder(data.next);
+}
+
+function showOlder(cursor) {
+  const link = byId("older"), query = new URLSearchParams(parameters);
+  if (!link || !cursor) return;
+  query.set("cursor", cursor);
+  link.href = `?${query}`;
 }
 
 function showError(reason) {
@@ -77,7 +88,7 @@ async function update() {
   clearTimeout(timer);
   if (!isPaused && !isSelecting()) {
     try {
-      const data = await read(source);
+      const data = single === undefined ? await read(source) : await readSingle();
       if (!isPaused && !isSelecting()) show(data);
       if (chartSection && Date.now() >= chartsDue) await readCharts();
       showError("");
@@ -86,7 +97,15 @@ async function update() {
     }
   }
   clearTimeout(timer);
-  if (!document.hidden) timer = setTimeout(update, REFRESH_MS);
+  if (!document.hidden) timer = setTimeout(update, single === undefined ? REFRESH_MS : searchMs);
+}
+
+async function readSingle() {
+  const summary = await read("api/v1/summary");
+  const begin = performance.now();
+  const tasks = await read(source);
+  searchMs = Math.min(MAX_SEARCH_MS, Math.max(SEARCH_MS, SEARCH_FACTOR * (performance.now() - begin)));
+  return { ...summary, ...tasks };
 }
 
 function showPause() {

@@ -44,7 +44,7 @@ function matches(columns, row, contains) {
 }
 
 function sortOf({ table, columns }) {
-  const wanted = parameters.get(`${table.dataset.prefix}sort`) || "";
+  const wanted = table.dataset.sort && (parameters.get(`${table.dataset.prefix}sort`) || "");
   const isField = columns.some(({ field, kind }) => kind !== "line" && field === wanted.replace(/^-/, ""));
   return isField ? wanted : table.dataset.sort;
 }
@@ -53,7 +53,8 @@ function fillTable(entry, data) {
   const { table, columns } = entry;
   const { prefix, rows: collapsed, maxRows } = table.dataset;
   const sort = sortOf(entry);
-  const matching = data[table.id].filter((row) => matches(columns, row, parameters.get(`${prefix}filter`) || ""));
+  const all = get(data, table.dataset.field || table.id);
+  const matching = all.filter((row) => matches(columns, row, parameters.get(`${prefix}filter`) || ""));
   const isExpanded = parameters.get(`${prefix}rows`) === "all";
   const rows = ordered(ordered(matching, columns, table.dataset.then), columns, sort);
   const lines = rows.slice(0, Number(isExpanded ? maxRows : collapsed)).map((row) => tableRow(columns, row, data.at));
@@ -61,7 +62,7 @@ function fillTable(entry, data) {
     const cell = make("td", { role: "cell", colspan: columns.length }, table.dataset.empty);
     lines.push(make("tr", { role: "row" }, cell));
   }
-  byId(`${table.id}-count`).textContent = grouped(data[table.id].length);
+  byId(`${table.id}-count`).textContent = grouped(all.length);
   table.tBodies[0].replaceChildren(...lines);
   byId(`${table.id}-more`).replaceChildren(...more(table, rows.length, isExpanded));
   for (const { head, field } of columns)

@@ -1,0 +1,88 @@
+"""The tables and facts that the pages show of single tasks. Their fields are those of `core.task_info`."""
+
+from __future__ import annotations
+
+from celery_exporter.status.columns import NAME_LINK, QUEUE_LINK, TASK_LINK, WORKER_LINK, Column, Table
+
+_STATE = Column("State", "state", "state")
+_TASK = Column("Task", "task_name", "text", link=NAME_LINK)
+_QUEUE = Column("Queue", "queue_name", "text", link=QUEUE_LINK)
+_WORKER = Column("Worker", "worker", "text", link=WORKER_LINK)
+_EXCEPTION = Column("Exception", "exception", "text")
+_RUN_TIME = Column("Run time", "runtime_seconds", "seconds", "From the start to the end.")
+_ID = Column("Id", "uuid", "text", link=TASK_LINK)
+
+#: The tasks that a search found.
+FOUND = Table(
+    "tasks",
+    "Tasks",
+    "No task is like this.",
+    (
+        Column("Since", "since", "clock", "When it entered its state.", unit="UTC"),
+        _STATE,
+        _TASK,
+        _QUEUE,
+        _WORKER,
+        _RUN_TIME,
+        _EXCEPTION,
+        _ID,
+    ),
+    max_rows=500,
+    key="uuid",
+)
+#: One task.
+TASK_FACTS = (
+    Column("Task", "task.task_name", "text", link=NAME_LINK),
+    Column("State", "task.state", "state"),
+    Column("Since", "task.since", "ago", "When it entered this state."),
+    Column("Queue", "task.queue_name", "text", link=QUEUE_LINK),
+    Column("Worker", "task.worker", "text", link=WORKER_LINK),
+    Column("Run time", "task.runtime_seconds", "seconds", "Of the newest attempt."),
+    Column("Exception", "task.exception", "text", "The newest one."),
+    Column("Reason", "task.reason", "text", "Why it counts as over without an event."),
+    Column("First sent", "task.first_sent", "clock", unit="UTC"),
+    Column("Sent by", "task.client", "text", "The process that sent it."),
+    Column("Parent", "task.parent_id", "text", "The task that sent it.", link=TASK_LINK),
+    Column("Root", "task.root_id", "text", "The task that began the workflow.", link=TASK_LINK),
+    Column("Arguments", "task.args", "long", "Only with --record-arguments."),
+    Column("Keyword arguments", "task.kwargs", "long", "Only with --record-arguments."),
+    Column("Result", "task.result", "long", "Only with --record-arguments."),
+)
+ATTEMPTS = Table(
+    "attempts",
+    "Attempts",
+    "No event of an attempt is known.",
+    (
+        Column("Attempt", "retries", "count", "0 is the first one."),
+        _STATE,
+        _QUEUE,
+        _WORKER,
+        Column("Sent", "sent", "clock", "By the clock of the client.", unit="UTC"),
+        Column("Due", "eta", "clock", "The time before which it must not start.", unit="UTC"),
+        Column("Received", "received", "time", unit="UTC"),
+        Column("Started", "started", "time", unit="UTC"),
+        Column("Ended", "ended", "time", unit="UTC"),
+        Column("Wait", "queue_wait_seconds", "seconds", "From sent, or the eta, to the start."),
+        Column("Prefetch", "prefetch_wait_seconds", "seconds", "From received, or the eta, to the start."),
+        _RUN_TIME,
+        _EXCEPTION,
+        Column("Reason", "reason", "text", "Why it counts as over without an event."),
+    ),
+)
+WORKFLOW = Table(
+    "workflow",
+    "Workflow",
+    "No other task of the workflow is known.",
+    (
+        _TASK,
+        _STATE,
+        Column("First sent", "first_sent", "clock", unit="UTC"),
+        Column("Since", "since", "clock", "When it entered its state.", unit="UTC"),
+        _WORKER,
+        _RUN_TIME,
+        _ID,
+        Column("Parent", "parent_id", "text", "The task that sent it.", link=TASK_LINK),
+    ),
+    max_rows=500,
+    key="uuid",
+)

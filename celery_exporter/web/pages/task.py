@@ -1,0 +1,62 @@
+"""The page of one task as HTML: its state, its attempts and its workflow; or what its id can mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from celery_exporter.core.task_info import TaskInfo
+from celery_exporter.status.columns import get
+from celery_exporter.status.details import Detail
+from celery_exporter.status.task_columns import ATTEMPTS, TASK_FACTS, WORKFLOW
+from celery_exporter.web.pages.cells import link
+from celery_exporter.web.pages.facts import facts
+from celery_exporter.web.pages.layout import Place, frame
+from celery_exporter.web.pages.query import Query
+from celery_exporter.web.pages.tables import ShownTable
+from celery_exporter.web.pages.tables import html as table_html
+from celery_exporter.web.task_answers import Problem
+
+MAIN = WORKFLOW.name
+_ATTEMPTS = ShownTable(ATTEMPTS, "", field="task.attempts")
+_WORKFLOW = ShownTable(WORKFLOW, "first_sent")
+TABLES = (ATTEMPTS.name, WORKFLOW.name)
+
+
+class TaskData(Detail, frozen=True, kw_only=True):
+    """What the page shows: a task, and the tasks of its workflow."""
+
+    task: TaskInfo
+    workflow: Sequence[TaskInfo]
+
+
+def html(data: TaskData, query: Query) -> str:
+    """Return the page of a task."""
+    columns = [
+        column for column in TASK_FACTS if column.kind != "long" or get(data, column.field) is not None
+    ]
+    parts = [
+        f'<p class="id"><code>{escape(data.task.uuid)}</code></p>\n',
+        facts(columns, data, query.root),
+        table_html(_ATTEMPTS, data, query),
+        table_html(_WORKFLOW, data, query) if len(data.workflow) > 1 else "",
+    ]
+    heading = data.task.task_name or "Task"
+    url = link("api/v1/tasks/", data.task.uuid)
+    return frame(data, "".join(parts), Place(heading, url, "Tasks", query.root, is_single=True))
+
+
+def problem_html(problem: Problem, status: Detail, query: Query) -> str:
+    """Return the page for an id that no task has, or several."""
+    hints = "".join(f"<li>{escape(hint)}</li>" for hint in problem.hints)
+    tasks = "".join(
+        f'<li><a href="{escape(query.root + link("task/", uuid))}"><code>{escape(uuid)}</code></a></li>'
+        for uuid in problem.tasks
+    )
+    main = (
+        f"<p>{escape(problem.error)}</p>\n"
+        f"{f'<p>That can mean:</p><ul class=dots>{hints}</ul>' if hints else ''}"
+        f"{f'<ul class=dots>{tasks}</ul>' if tasks else ''}"
+        f'<p><a href="{query.root}tasks">Search for tasks</a></p>\n'
+    )
+    return frame(status, main, Place("Unknown task", "api/v1/summary", "Tasks", query.root))

@@ -1,0 +1,210 @@
+"""The pages of single tasks: a search, one task, and what is shown if there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from harness import clusters, statuses
+from harness.statuses import HOSTILE_NAMES, no_snapshot
+from msgspec.structs import replace
+
+from celery_exporter.core.task_info import STATE_NAMES, TaskInfo
+from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
+from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS, WORKFLOW
+from celery_exporter.web.app import build
+from celery_exporter.web.pages import layout
+from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.status_routes import Sources
+from celery_exporter.web.task_api import NEVER_SEEN
+from celery_exporter.web.task_query import LIMIT, PARAMETERS
+from unit.web.pages.test_site import FOREIGN, Parsed
+
+CLUSTER = clusters.cluster(4, 2)
+FINDER = clusters.MadeUpTasks(CLUSTER)
+TASK = FINDER.tasks[3]
+
+
+def get(
+    path: str, finder: Any = FINDER, status: Any = CLUSTER, query: str = ""
+) -> tuple[int, str, dict[str, str]]:
+    """Return the status, the text and the headers of an answer."""
+
+    async def request() -> list[dict[str, Any]]:
+        page = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
+        app = build(page, lambda: True, str, sources=Sources(lambda: status, clusters.charts), tasks=finder)
+        messages: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            messages.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": []}
+        await app(
+            {**scope, "raw_path": b"/task/x" if path.startswith("/task/") else path.encode()}, None, send
+        )
+        return messages
+
+    start, *bodies = asyncio.run(request())
+    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    return start["status"], b"".join(body["body"] for body in bodies).decode(), headers
+
+
+# -- a search -----------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_listed_the_newest_first_and_pages_follow_each_other():
+    uuids, query = [], ""
+    while True:
+        code, text, _ = get("/tasks", query=query)
+        assert code == 200
+        parsed = Parsed(text)
+        uuids += parsed.column("tasks", "Id")
+        older = [attributes["href"] for tag, attributes in parsed.elements if attributes.get("id") == "older"]
+        if not older:
+            break
+        query = urlsplit(older[0] or "").query
+    assert uuids == [task.uuid for task in FINDER.tasks]
+    assert len(uuids) > 2 * LIMIT
+    assert ">newest tasks</a>" in text
+
+
+def test_the_form_has_what_was_searched():
+    code, text, _ = get("/tasks", query="name=x%26%22y&state=failure&until=1h&nosuch=1")
+    assert code == 200
+    parsed = Parsed(text)
+    values = {
+        attributes.get("name"): attributes.get("value")
+        for tag, attributes in parsed.elements
+        if tag == "input"
+    }
+    assert (values["name"], values["until"], values["worker"]) == ('x&"y', "1h", "")
+    selected = [attributes["value"] for tag, attributes in parsed.elements if "selected" in attributes]
+    assert selected == ["FAILURE"]
+    assert ("details", {"open": None}) in parsed.elements, "a field in it has a value"
+    assert "nosuch" not in text
+    names = {attributes.get("name") for tag, attributes in parsed.elements if tag in {"input", "select"}}
+    assert names - {"id"} == PARAMETERS.keys() - {"limit", "cursor"}
+
+
+def test_several_states_stay_chosen():
+    parsed = Parsed(get("/tasks", query="state=FAILURE,RETRY")[1])
+    options = [
+        attributes["value"]
+        for tag, attributes in parsed.elements
+        if tag == "option" and "selected" in attributes
+    ]
+    assert options == ["FAILURE,RETRY"]
+    assert set(parsed.column("tasks", "State")) == {"FAILURE", "RETRY"}
+
+
+@pytest.mark.parametrize("query", ["state=nosuch", "since=yesterday", "min_runtime=x", "limit=0", "cursor=x"])
+def test_a_bad_parameter_is_an_error_on_the_page(query):
+    code, text, _ = get("/tasks", query=query)
+    assert code == 400
+    assert 'role="alert"' in text
+    assert 'name="exception"' in text, "the form"
+    assert Parsed(text).tables == {}
+
+
+def test_an_incomplete_search_says_so():
+    class Finder(clusters.MadeUpTasks):
+        def search(self, *arguments: Any) -> Any:
+            return replace(super().search(*arguments), is_complete=False)
+
+    assert "more tasks than were searched" in get("/tasks", Finder(CLUSTER))[1]
+    assert "more tasks than were searched" not in get("/tasks")[1]
+
+
+# -- one task ----------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_shown_with_its_attempts_and_workflow():
+    code, text, _ = get(f"/task/{TASK.uuid}")
+    assert code == 200
+    parsed = Parsed(text)
+    assert parsed.column("attempts", "Attempt") == ["0", "1"]
+    assert parsed.column("attempts", "State") == ["RETRY", TASK.state]
+    assert TASK.uuid in parsed.column("workflow", "Id")
+    assert f"<h1>{TASK.task_name}</h1>" in text
+    links = {attributes.get("href") for tag, attributes in parsed.elements if tag == "a"}
+    worker, queue = (TASK.worker or "").replace("@", "%40"), TASK.queue_name
+    assert {f"../tasks?name={TASK.task_name}", f"../workers/{worker}", f"../queues/{queue}"} <= links
+
+
+def test_the_beginning_of_an_id_is_enough():
+    assert get(f"/task/{TASK.uuid[:8]}")[0] == 200
+
+
+def test_ids_that_begin_alike_are_listed():
+    twins = clusters.MadeUpTasks(CLUSTER)
+    twins.tasks = [replace(TASK, uuid=f"twin/{number}") for number in range(2)]
+    code, text, _ = get("/task/twin", twins)
+    assert code == 300
+    links = {attributes.get("href") for tag, attributes in Parsed(text).elements if tag == "a"}
+    assert {"../task/twin%2F0", "../task/twin%2F1"} <= links
+
+
+def test_an_unknown_id_is_explained():
+    code, text, _ = get("/task/nosuch")
+    assert code == 404
+    assert all(hint in text for hint in NEVER_SEEN)
+
+
+def test_the_form_for_an_id_leads_to_the_page_of_the_task():
+    code, _, headers = get("/task", query="id=+a%2Fb+")
+    assert (code, headers["location"]) == (303, "task/a%2Fb")
+    assert get("/task")[2]["location"] == "tasks"
+    assert get("/task", query="id=..")[2]["location"] == "tasks"
+
+
+def test_without_a_history_pages_say_why_there_are_no_tasks():
+    for path in ("/tasks", "/task/x"):
+        code, text, _ = get(path, None)
+        assert (code, "--no-history" in text) == (404, True)
+
+
+# -- hostile texts -----------------------------------------------------------------------------------------
+
+
+def hostile(name: str) -> TaskInfo:
+    attempt = replace(TASK.attempts[1], queue_name=name, worker=name, exception=name, reason=name)
+    return replace(
+        TASK, uuid=name, task_name=name, queue_name=name, worker=name, client=name, root_id=name,
+        parent_id=name, exception=name, reason=name, attempts=[attempt], args=name, kwargs=name, result=name,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+@pytest.mark.parametrize("path", ["/tasks", "/task/{name}", "/task/{name}2"])
+def test_texts_from_events_and_requests_are_escaped(path, name):
+    finder = clusters.MadeUpTasks(CLUSTER)
+    finder.tasks = [hostile(name), replace(hostile(name), uuid="other", root_id=name)]
+    status = statuses.status(
+        tasks=[statuses.task(name)], workers=[statuses.worker(name)], queues=[statuses.queue(name)]
+    )
+    query = "&".join(f"{key}=" for key in PARAMETERS)
+    code, text, headers = get(path.format(name=name) if "{name}" in path else path, finder, status, query)
+    assert code in {200, 404}
+    assert headers["content-security-policy"] == layout.POLICY
+    parsed = Parsed(text)
+    tags = [tag for tag, _ in parsed.elements]
+    assert tags.count("script") == len(layout.SCRIPTS)
+    assert FOREIGN.isdisjoint(tags)
+    assert not any(key.startswith("on") for _, attributes in parsed.elements for key in attributes)
+
+
+@pytest.mark.parametrize("text", HOSTILE_NAMES)
+def test_parameters_are_escaped(text):
+    for key in ("name", "state", "cursor", "since"):
+        parsed = Parsed(get("/tasks", query=f"{key}={quote(text)}")[1])
+        assert FOREIGN.isdisjoint(tag for tag, _ in parsed.elements)
+
+
+def test_columns_name_existing_fields():
+    for table, row in ((FOUND, TASK), (WORKFLOW, TASK), (ATTEMPTS, TASK.attempts[0])):
+        assert {column.field for column in table.columns} <= set(row.__struct_fields__)
+    assert {column.field.removeprefix("task.") for column in TASK_FACTS} <= set(TASK.__struct_fields__)
+    assert {*clusters.STATES} <= {*STATE_NAMES}
