@@ -27,9 +27,11 @@ from harness.exporter import Exporter, send_request
 from harness.servers import RedisServer
 from harness.waiting import ANSWER_TIMEOUT, until_equal
 
-API = "/api/v1/status"
-#: Open pages, and seconds between two requests of each, as in status.js.
+API, CHARTS = "/api/v1/status", "/api/v1/charts?page=overview"
+#: Open overviews, and seconds between two requests of each, as in refresh.js.
 PAGES, INTERVAL_SECONDS = 10, 2.0
+#: Requests for the status for each one for charts.
+CHART_INTERVALS = 3
 #: Task names: a few, and the maximum.
 NAMES = (50, 2_499)
 #: Task names whose events are published in one message.
@@ -113,9 +115,12 @@ def send_requests(exporter: Exporter, closed: threading.Event, phase: float) -> 
     """Send the requests of an open page, on one connection."""
     closed.wait(phase * INTERVAL_SECONDS)
     connection = http.client.HTTPConnection("127.0.0.1", exporter.port, timeout=ANSWER_TIMEOUT)
-    while not closed.is_set():
-        if send_request(connection, API, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
-            raise SystemExit("the exporter does not answer, so there is no result")
+    for number in itertools.count():
+        if closed.is_set():
+            break
+        for path in (API, CHARTS) if number % CHART_INTERVALS == 0 else (API,):
+            if send_request(connection, path, {"Accept-Encoding": "gzip, deflate, br"}).status != 200:
+                raise SystemExit("the exporter does not answer, so there is no result")
         closed.wait(INTERVAL_SECONDS)
     connection.close()
 

@@ -122,6 +122,7 @@ def _app(
         return monitor.snapshot(web_config_up_to_date=web_config.up_to_date if web_config else None)
 
     metrics = settings.monitor.metrics
+    sources = Sources(monitor.status, monitor.charts, settings.grafana_url or "")
     exposition = Exposition(metrics.selection.rows, metrics.metric_prefix, metrics.static_label)
     return build(
         MetricsPage(snapshot, exposition, tracker),
@@ -129,7 +130,7 @@ def _app(
         monitor.broker_url,
         tasks=Tasks(monitor.tasks, settings.trace_url) if settings.monitor.history.is_on else None,
         explain=None if settings.no_status_page else monitor.explainer.explain,
-        sources=None if settings.no_status_page else Sources(monitor.status, monitor.charts),
+        sources=None if settings.no_status_page else sources,
         no_events=monitor.no_events,
     )
 

@@ -435,11 +435,19 @@ OPTIONS = (
     Option(
         name="no-status-page",
         group="HTTP",
-        help="Serve a short page at / instead of the status page, and no /api/v1/status.",
+        help="Serve a short page at / instead of the pages, and no /api/v1/status.",
         expects="true or false",
         parse=parsers.switch,
         default=False,
         is_flag=True,
+    ),
+    Option(
+        name="grafana-url",
+        group="HTTP",
+        help="Grafana with the dashboards of this project, for links from the pages.",
+        expects="a URL such as https://grafana.example.com, without a login",
+        metavar="URL",
+        parse=parsers.http_url,
     ),
     Option(
         name="profile",

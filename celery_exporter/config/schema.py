@@ -20,5 +20,6 @@ class Settings(Struct, frozen=True, kw_only=True):
     sinks: SinksConfig
     no_status_page: bool
     trace_url: str | None  # of a trace in the tracing backend, with {trace_id} in it
+    grafana_url: str | None
     log_level: str
     log_format: str

@@ -66,7 +66,7 @@ def grid(
     first_cells = line_cells // 5 + 4 if len(columns) > 1 else line_cells - 3
     shown: list[ShownColumn] = []
     for column in columns:
-        title = column.title if shown else f"{table.title} {number}"
+        title = _title(column) if shown else f"{table.title} {number}"
         title += {column.field: " ▲", f"-{column.field}": " ▼"}.get(sort, "")
         limit = line_cells // 2 + 4 if shown else first_cells
         cells = [_cell(column, row, status.at, limit) for row in rows] or nothing
@@ -74,6 +74,10 @@ def grid(
         widest = max(terminal_cells(title), *widths)
         shown.append(ShownColumn(title, "left" if column.kind in _LEFT_KINDS else "right", cells, widest))
     return shown, [shared.get(row, table.key) for row in rows]
+
+
+def _title(column: Column) -> str:
+    return f"{column.title} (UTC)" if column.unit == "UTC" else column.title
 
 
 def _joined(parts: Sequence[Part]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from celery_exporter.status.model import Status
 from celery_exporter.web.answers import SAFE, Cache, Encoded, Page, Worker, encode, json_response
 from celery_exporter.web.pages import missing, site
 from celery_exporter.web.pages.layout import POLICY, STATIC
+from celery_exporter.web.pages.query import Query, chosen
 
 _CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
@@ -29,6 +30,7 @@ class Sources(NamedTuple):
 
     status: Callable[[], Status]
     charts: Callable[[ChartQuery], Charts] | None = None
+    grafana_url: str = ""
 
 
 class Answers:
@@ -36,10 +38,16 @@ class Answers:
 
     def __init__(self, sources: Sources) -> None:
         self.worker = Worker()
+        self._grafana_url = sources.grafana_url
         self._status: Cache[None, Encoded] = Cache(self.worker, lambda _: encode(sources.status()))
         self._charts: Cache[ChartQuery, Encoded] | None = None
         if (charts := sources.charts) is not None:
             self._charts = Cache(self.worker, lambda query: encode(charts(query)))
+
+    def query(self, request: Request, known: Collection[str], main: str) -> Query:
+        """Return what a request asks for, with the parameters that are known."""
+        name = _name(request)
+        return Query(chosen(request.query_params, known), main, name, _root(request), self._grafana_url)
 
     async def status(self) -> Encoded:
         """Return the status and its JSON."""
@@ -89,7 +97,7 @@ def _name(request: Request) -> str:
 
 def _page(page: site.Page, answers: Answers) -> Page:
     async def html(request: Request) -> Response:
-        query = page.query(request.query_params, _name(request), root_of(request))
+        query = answers.query(request, page.known_parameters(), page.main)
         status: Status = (await answers.status()).value
         range_name = query.parameters.get("range", DEFAULT_RANGE)
         charts = await answers.charts(ChartQuery(page.charts, query.name, range_name))
@@ -97,7 +105,7 @@ def _page(page: site.Page, answers: Answers) -> Page:
         def render() -> Response:
             data = page.data(status, query.name)
             if data is None:
-                return html_response(missing.html(status, page.title.lower(), query), 404)
+                return html_response(missing.html(status, page.title.lower(), page.navigation, query), 404)
             return html_response(site.html(page, data, charts and charts.value, query))
 
         return await answers.worker.run(render)
@@ -123,7 +131,7 @@ def _not_found(name: str) -> Response:
     return JSONResponse({"error": f"not found: {name}"}, 404, headers=SAFE)
 
 
-def root_of(request: Request) -> str:
+def _root(request: Request) -> str:
     """Return the relative URL of the start page. A proxy may add a prefix that the exporter does not know."""
     path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     return "../" * (path.count(b"/") - 1)

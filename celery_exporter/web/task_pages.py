@@ -11,10 +11,10 @@ from celery_exporter.status.details import common, summary
 from celery_exporter.status.model import Status
 from celery_exporter.status.task_columns import FOUND
 from celery_exporter.web.answers import SAFE, Page
-from celery_exporter.web.pages import query, task, tasks
+from celery_exporter.web.pages import task, tasks
 from celery_exporter.web.pages.cells import link
-from celery_exporter.web.pages.query import Query
-from celery_exporter.web.status_routes import Answers, html_response, root_of
+from celery_exporter.web.pages.query import Query, known_parameters
+from celery_exporter.web.status_routes import Answers, html_response
 from celery_exporter.web.task_answers import Problem, TaskAnswer
 from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.task_query import PARAMETERS, BadQueryError
@@ -29,17 +29,16 @@ def pages(answers: Answers, finder: Tasks | None) -> dict[str, Page]:
     async def search(request: Request) -> Response:
         status = (await answers.status()).value
         if finder is None:
-            return _problem(OFF, status, Query(root=root_of(request)))
+            return _problem(OFF, status, answers.query(request, (), FOUND.name))
         data, code = await _found(finder, status, request)
-        chosen = Query(query.chosen(request.query_params, PARAMETERS), FOUND.name, "", root_of(request))
+        chosen = answers.query(request, PARAMETERS, FOUND.name)
         text = await answers.worker.run(lambda: tasks.html(data, status, chosen))
         return html_response(text, code)
 
     async def one(request: Request) -> Response:
         status = (await answers.status()).value
-        parameters = query.chosen(request.query_params, query.known_parameters(task.TABLES, task.MAIN))
         uuid: str = request.path_params["uuid"]
-        chosen = Query(parameters, task.MAIN, uuid, root_of(request))
+        chosen = answers.query(request, known_parameters(task.TABLES, task.MAIN), task.MAIN)
         answer = OFF if finder is None else await finder.one(uuid)
         if isinstance(answer, Problem):
             return _problem(answer, status, chosen)

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from celery_exporter.status.charts import Charts
+from celery_exporter.status.details import Detail, Failures, QueueDetail, WorkerDetail
 from celery_exporter.status.model import Status
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import PARAMETERS
@@ -14,7 +16,11 @@ from tools.docgen.markdown import cell, table
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 #: Page → the types of the answers on it.
-PAGES = {"status-api": (Status,), "task-api": (TaskList, TaskAnswer, Problem)}
+PAGES = {
+    "status-api": (Status,),
+    "pages-api": (WorkerDetail, QueueDetail, Failures, Charts, Detail),
+    "task-api": (TaskList, TaskAnswer, Problem),
+}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 Schema = dict[str, Any]

@@ -34,6 +34,7 @@ def parts() -> Mapping[Path, Mapping[str, str]]:
         REFERENCE / "options.md": {"options": options.long()},
         REFERENCE / "metrics.md": {"metrics": metrics.long(), "profiles": metrics.others()},
         REFERENCE / "status-api.md": {"api": api.fields("status-api")},
+        REFERENCE / "pages-api.md": {"api": api.fields("pages-api")},
         REFERENCE / "task-api.md": {"parameters": api.parameters(), "api": api.fields("task-api")},
         REFERENCE / "records.md": {"fields": event_log.fields()},
         REFERENCE / "checks.md": {"checks": checks.table()},

@@ -12,6 +12,7 @@ from msgspec import Struct
 from celery_exporter.status.columns import KINDS
 from celery_exporter.web.pages.cells import moment
 from celery_exporter.web.pages.problems import problems, worst
+from celery_exporter.web.pages.query import Query
 
 #: Allows only the pages' own files: no inline script or style, no frame of another site.
 POLICY = (
@@ -33,6 +34,14 @@ NAVIGATION = {
     "Workers": "workers",
     "Queues": "queues",
     "Failures": "failures",
+}
+#: Title of a page in the navigation → uid of the dashboard with the same subject; see dashboards/.
+DASHBOARDS = {
+    "Overview": "celery-overview",
+    "Tasks": "celery-tasks",
+    "Workers": "celery-workers",
+    "Queues": "celery-overview",
+    "Failures": "celery-tasks",
 }
 
 _FRAME = """<!doctype html>
@@ -59,7 +68,7 @@ _FRAME = """<!doctype html>
 {main}</main>
 <footer><nav aria-label="Other pages"><a href="{root}runbooks">Runbooks of the alerts</a>
 <a href="{root}metrics">Metrics</a> <a href="{root}{source}">This page as JSON</a>
-<a href="{root}-/ready">Readiness</a></nav></footer>
+<a href="{root}-/ready">Readiness</a>{dashboard}</nav></footer>
 </body>
 </html>
 """
@@ -70,25 +79,26 @@ _RELOAD = '<noscript><meta http-equiv="refresh" content="10"></noscript>\n'
 class Place(Struct, frozen=True):
     """Where a page is: its heading, its title in the navigation, and URLs.
 
-    `source` is that of its JSON, relative to the start page, and `root` that of the start page.
+    `source` is that of its JSON, relative to the start page.
     """
 
     heading: str
     source: str
     navigation: str
-    root: str
+    query: Query
     is_single: bool = False  # its JSON has single tasks only
 
 
 def frame(data: Any, main: str, place: Place) -> str:
     """Return a page. `data` has the fields of `status.details.Detail`."""
-    heading, root = place.heading, place.root
+    heading, root = place.heading, place.query.root
     return _FRAME.format(
         title=escape(title(data, heading)),
         root=root,
         digest=_DIGEST,
         scripts="".join(f'<script src="{root}static/{name}?{_DIGEST}" defer></script>\n' for name in SCRIPTS),
         source=escape(place.source),
+        dashboard=_dashboard(place),
         reload="" if place.is_single else _RELOAD,
         single=" data-single" if place.is_single else "",
         version=escape(data.exporter_version),
@@ -97,6 +107,12 @@ def frame(data: Any, main: str, place: Place) -> str:
         at=moment(data.at, KINDS["clock"](data.at, 0.0)).replace("<time", '<time id="at"', 1),
         main=main,
     )
+
+
+def _dashboard(place: Place) -> str:
+    """Return the link to the dashboard of a page in Grafana, if there is one."""
+    url = place.query.grafana and f"{place.query.grafana}/d/{DASHBOARDS[place.navigation]}"
+    return f' <a href="{escape(url)}" rel="noreferrer">Dashboard in Grafana</a>' if url else ""
 
 
 def title(data: Any, heading: str) -> str:

@@ -14,7 +14,7 @@ Names are removed some time after they were last seen.</p>
 """
 
 
-def html(status: Status, kind: str, query: Query) -> str:
+def html(status: Status, kind: str, navigation: str, query: Query) -> str:
     """Return the page; `kind` is what the name is of, such as "worker"."""
     main = _TEXT.format(kind=kind, name=escape(query.name), root=query.root)
-    return frame(status, main, Place(f"Unknown {kind}", "api/v1/status", "", query.root))
+    return frame(status, main, Place(f"Unknown {kind}", "api/v1/status", navigation, query))

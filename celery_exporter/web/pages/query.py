@@ -19,13 +19,15 @@ class Query(Struct, frozen=True):
     """What a request asks for.
 
     Parameters of the main table have no prefix: `sort`, and not `workers.sort`. `name` is that of the worker
-    or queue in the path. `root` is the URL of the start page, relative to this one.
+    or queue in the path. `root` is the URL of the start page, relative to this one. `grafana` is the URL of a
+    Grafana with the dashboards of this project, "" if there is none.
     """
 
     parameters: Mapping[str, str] = {}
     main: str = ""
     name: str = ""
     root: str = ""
+    grafana: str = ""
 
     def key(self, table: str, name: str) -> str:
         """Return the parameter that is `name` for a table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ from celery_exporter.web.pages import problems
 from celery_exporter.web.pages.cells import link
 from celery_exporter.web.pages.facts import facts
 from celery_exporter.web.pages.layout import Place, frame
-from celery_exporter.web.pages.query import Query, chosen, known_parameters
+from celery_exporter.web.pages.query import Query, known_parameters
 from celery_exporter.web.pages.tables import ShownTable
 from celery_exporter.web.pages.tables import html as table_html
 
@@ -57,11 +57,14 @@ class Page(Struct, frozen=True):
     has_problems: bool = False
     is_named: bool = False
 
-    def query(self, parameters: Mapping[str, str], name: str, root: str) -> Query:
-        """Return what a request for the page asks for."""
-        names = [shown.table.name for shown in self.tables]
-        known = known_parameters(names, names[0], ["range"])
-        return Query(chosen(parameters, known), names[0], name, root)
+    @property
+    def main(self) -> str:
+        """Return the name of the main table."""
+        return self.tables[0].table.name
+
+    def known_parameters(self) -> frozenset[str]:
+        """Return the parameters that a request may have."""
+        return known_parameters((shown.table.name for shown in self.tables), self.main, ["range"])
 
 
 OVERVIEW = Page(
@@ -127,4 +130,4 @@ def html(page: Page, data: Any, charts: Charts | None, query: Query) -> str:
     ]
     heading = f"{page.title} {query.name}" if page.is_named else page.title
     source = link(page.source, query.name) if page.is_named else page.source
-    return frame(data, "".join(parts), Place(heading, source, page.navigation, query.root))
+    return frame(data, "".join(parts), Place(heading, source, page.navigation, query))

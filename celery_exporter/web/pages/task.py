@@ -43,7 +43,7 @@ def html(data: TaskData, query: Query) -> str:
     ]
     heading = data.task.task_name or "Task"
     url = link("api/v1/tasks/", data.task.uuid)
-    return frame(data, "".join(parts), Place(heading, url, "Tasks", query.root, is_single=True))
+    return frame(data, "".join(parts), Place(heading, url, "Tasks", query, is_single=True))
 
 
 def problem_html(problem: Problem, status: Detail, query: Query) -> str:
@@ -59,4 +59,4 @@ def problem_html(problem: Problem, status: Detail, query: Query) -> str:
         f"{f'<ul class=dots>{tasks}</ul>' if tasks else ''}"
         f'<p><a href="{query.root}tasks">Search for tasks</a></p>\n'
     )
-    return frame(status, main, Place("Unknown task", "api/v1/summary", "Tasks", query.root))
+    return frame(status, main, Place("Unknown task", "api/v1/summary", "Tasks", query))

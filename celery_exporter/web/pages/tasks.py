@@ -69,10 +69,10 @@ def html(data: TasksData, status: Status, query: Query) -> str:
     form = _form(query.parameters, status)
     if data.error:
         note = f'<p class="note critical" role="alert">{escape(data.error)}</p>\n'
-        return frame(data, form + note, Place("Tasks", "api/v1/summary", "Tasks", query.root))
+        return frame(data, form + note, Place("Tasks", "api/v1/summary", "Tasks", query))
     parts = [form, table_html(SHOWN, data, query), _pages(data, query)]
     url = f"api/v1/tasks?{urlencode(query.parameters)}"
-    return frame(data, "".join(parts), Place("Tasks", url, "Tasks", query.root, is_single=True))
+    return frame(data, "".join(parts), Place("Tasks", url, "Tasks", query, is_single=True))
 
 
 def _form(parameters: Mapping[str, str], status: Status) -> str:

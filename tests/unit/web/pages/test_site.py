@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,9 +17,10 @@ from celery_exporter.status.charts import ChartQuery, Charts
 from celery_exporter.status.columns import FAILURE_GROUPS, TABLES, TASKS, UNKNOWN, fixed, ordered, seconds
 from celery_exporter.status.model import FailureGroup, Status
 from celery_exporter.web.pages import layout, missing, site
-from celery_exporter.web.pages.query import Query
+from celery_exporter.web.pages.query import Query, chosen
 from celery_exporter.web.pages.tables import COLLAPSED_ROWS
 
+DASHBOARDS = Path(__file__).resolve().parents[4] / "dashboards" / "provisioning"
 VOID = {"meta", "link", "br", "input"}
 #: Tags that no page has, except for the scripts in its head.
 FOREIGN = {"img", "iframe", "object", "style", "base"}
@@ -75,7 +77,8 @@ def page_of(source: str) -> site.Page:
 
 def html(shown: Status, path: str = "/", name: str = "", root: str = "", **parameters: str) -> str:
     page = page_of(path)
-    query = page.query({key.replace("_", "."): value for key, value in parameters.items()}, name, root)
+    given = {key.replace("_", "."): value for key, value in parameters.items()}
+    query = Query(chosen(given, page.known_parameters()), page.main, name, root)
     data = page.data(shown, name)
     return site.html(page, data, clusters.charts(ChartQuery(page.charts, name)), query)
 
@@ -141,7 +144,7 @@ def test_texts_from_events_are_escaped(path, name, monkeypatch):
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_page_for_an_unknown_name_escapes_it(name):
-    parsed = Parsed(missing.html(status(), "worker", Query(name=name, root="../")))
+    parsed = Parsed(missing.html(status(), "worker", "Workers", Query(name=name, root="../")))
     assert FOREIGN.isdisjoint(tag for tag, _ in parsed.elements)
 
 
@@ -363,6 +366,20 @@ def test_failures_are_grouped():
     ]
 
 
+@pytest.mark.parametrize(("path", "name"), ALL)
+def test_pages_link_to_their_dashboards_if_grafana_is_known(path, name):
+    page = page_of(path)
+    data = page.data(statuses.full_status(), name)
+    query = Query(main=page.main, name=name, grafana='https://grafana.example.com/x?y="><b>')
+    links = [
+        attributes.get("href") for tag, attributes in Parsed(site.html(page, data, None, query)).elements
+    ]
+    uid = layout.DASHBOARDS[page.navigation]
+    assert f"{query.grafana}/d/{uid}" in links
+    assert (DASHBOARDS / f"{uid}.json").exists()
+    assert "grafana" not in site.html(page, data, None, Query(main=page.main, name=name))
+
+
 def test_without_charts_a_page_has_no_section_for_them():
     page = site.OVERVIEW
     assert 'id="charts"' not in site.html(page, status(), None, Query(main="tasks"))
@@ -371,7 +388,7 @@ def test_without_charts_a_page_has_no_section_for_them():
 def test_the_range_of_charts_is_in_the_url():
     charts: Charts = clusters.charts(ChartQuery("overview", "", "6h"))
     page = site.OVERVIEW
-    text = site.html(page, status(), charts, page.query({"range": "6h", "filter": "x"}, "", ""))
+    text = site.html(page, status(), charts, Query({"range": "6h", "filter": "x"}, page.main))
     assert '<a href="?range=6h&amp;filter=x" data-set="range=6h" aria-current="true">6 h</a>' in text
     assert '<a href="?filter=x" data-set="range=">15 min</a>' in text
     assert {chart.name for chart in chart_views.PAGES["overview"]} == {
