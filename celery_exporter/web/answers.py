@@ -79,10 +79,10 @@ class _Cached(Generic[T]):
 
 
 class Cache(Generic[K, T]):
-    """Answers by key. `make` runs in the thread of the worker."""
+    """Answers by key, each for some seconds. `make` runs in the thread of the worker."""
 
-    def __init__(self, worker: Worker, make: Callable[[K], T]) -> None:
-        self._worker, self._make = worker, make
+    def __init__(self, worker: Worker, make: Callable[[K], T], seconds: float = CACHE_SECONDS) -> None:
+        self._worker, self._make, self._seconds = worker, make, seconds
         self._cached: dict[K, _Cached[T]] = {}
 
     def get(self, key: K) -> Awaitable[T]:
@@ -92,7 +92,7 @@ class Cache(Generic[K, T]):
             self._cached.pop(key, None)
             while len(self._cached) >= MAX_CACHED:
                 del self._cached[next(iter(self._cached))]
-            cached = self._cached[key] = _Cached(CACHE_SECONDS)
+            cached = self._cached[key] = _Cached(self._seconds)
             cached.task = asyncio.create_task(self._worker.run(lambda: self._measured(key, cached)))
         assert cached.task is not None  # noqa: S101  set above
         return asyncio.shield(cached.task)

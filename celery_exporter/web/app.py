@@ -93,7 +93,7 @@ def build(  # noqa: PLR0913  what the pages show
         pages |= explain_api.pages(explain)
     if sources is not None:
         answers = Answers(sources)
-        pages |= status_routes.pages(answers) | task_pages.pages(answers, tasks)
+        pages |= status_routes.pages(answers) | task_pages.pages(answers, tasks, explain)
     app = Starlette(routes=[Route(path, page, methods=["GET"]) for path, page in pages.items()])
     app.router.redirect_slashes = False
     return app

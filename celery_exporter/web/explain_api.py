@@ -27,20 +27,26 @@ def pages(explain: Callable[[str], Explanation]) -> dict[str, Page]:
     """Return the pages by path. `explain` may wait for the broker."""
 
     async def answer(request: Request) -> Response:
-        uuid = request.path_params["uuid"]
-        if not 0 < len(uuid) <= MAX_ID_LENGTH:
-            return _json(Problem(f"the id of a task has 1 to {MAX_ID_LENGTH} characters"), 400)
-        try:
-            explanation = await asyncio.wait_for(_in_thread(lambda: explain(uuid)), MAX_ANSWER_SECONDS)
-        except AmbiguousIdError as error:
-            return _json(Problem(str(error), (), error.uuids), 300)
-        except BusyError as error:
-            return _json(Problem(str(error)), 429, {"Retry-After": str(math.ceil(error.seconds))})
-        except asyncio.TimeoutError:
-            return _json(Problem(f"no answer of the broker in {MAX_ANSWER_SECONDS:g} s"), 504)
-        return _json(explanation)
+        return _json(*await explained(explain, request.path_params["uuid"]))
 
     return {"/api/v1/explain/{uuid:path}": answer}
+
+
+async def explained(
+    explain: Callable[[str], Explanation], uuid: str
+) -> tuple[Explanation | Problem, int, dict[str, str]]:
+    """Return why a task is where it is, or why that is unknown; with status and headers of the answer."""
+    if not 0 < len(uuid) <= MAX_ID_LENGTH:
+        return Problem(f"the id of a task has 1 to {MAX_ID_LENGTH} characters"), 400, {}
+    try:
+        explanation = await asyncio.wait_for(_in_thread(lambda: explain(uuid)), MAX_ANSWER_SECONDS)
+    except AmbiguousIdError as error:
+        return Problem(str(error), (), error.uuids), 300, {}
+    except BusyError as error:
+        return Problem(str(error)), 429, {"Retry-After": str(math.ceil(error.seconds))}
+    except asyncio.TimeoutError:
+        return Problem(f"no answer of the broker in {MAX_ANSWER_SECONDS:g} s"), 504, {}
+    return explanation, 200, {}
 
 
 async def _in_thread(function: Callable[[], Explanation]) -> Explanation:

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from celery_exporter.status.charts import DEFAULT_RANGE, ChartQuery, Charts
 from celery_exporter.status.details import summary
 from celery_exporter.status.model import Status
+from celery_exporter.status.rings import SAMPLE_SECONDS
 from celery_exporter.web.answers import SAFE, Cache, Encoded, Page, Worker, encode, json_response
 from celery_exporter.web.pages import missing, site
 from celery_exporter.web.pages.layout import POLICY, STATIC
@@ -42,7 +43,7 @@ class Answers:
         self._status: Cache[None, Encoded] = Cache(self.worker, lambda _: encode(sources.status()))
         self._charts: Cache[ChartQuery, Encoded] | None = None
         if (charts := sources.charts) is not None:
-            self._charts = Cache(self.worker, lambda query: encode(charts(query)))
+            self._charts = Cache(self.worker, lambda query: encode(charts(query)), SAMPLE_SECONDS)
 
     def query(self, request: Request, known: Collection[str], main: str) -> Query:
         """Return what a request asks for, with the parameters that are known."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from celery_exporter.status.details import common, summary
+from celery_exporter.status.explanation import Explanation
 from celery_exporter.status.model import Status
 from celery_exporter.status.task_columns import FOUND
 from celery_exporter.web.answers import SAFE, Page
-from celery_exporter.web.pages import task, tasks
+from celery_exporter.web.explain_api import explained
+from celery_exporter.web.pages import explanation, task, tasks
 from celery_exporter.web.pages.cells import link
 from celery_exporter.web.pages.query import Query, known_parameters
 from celery_exporter.web.status_routes import Answers, html_response
@@ -23,8 +26,13 @@ from celery_exporter.web.task_query import PARAMETERS, BadQueryError
 OFF = Problem("single tasks are not remembered", ("the exporter was started with --no-history",))
 
 
-def pages(answers: Answers, finder: Tasks | None) -> dict[str, Page]:
-    """Return the pages by path. Without a finder, they say why there are no tasks."""
+def pages(
+    answers: Answers, finder: Tasks | None, explain: Callable[[str], Explanation] | None = None
+) -> dict[str, Page]:
+    """Return the pages by path.
+
+    Without a finder, they say why there are no tasks. `explain` looks at the broker, only when a person asks.
+    """
 
     async def search(request: Request) -> Response:
         status = (await answers.status()).value
@@ -40,9 +48,12 @@ def pages(answers: Answers, finder: Tasks | None) -> dict[str, Page]:
         uuid: str = request.path_params["uuid"]
         chosen = answers.query(request, known_parameters(task.TABLES, task.MAIN), task.MAIN)
         answer = OFF if finder is None else await finder.one(uuid)
+        section = await _explanation(
+            explain, answer, uuid, is_asked=explanation.PARAMETER in request.query_params
+        )
         if isinstance(answer, Problem):
-            return _problem(answer, status, chosen)
-        text = await answers.worker.run(lambda: task.html(_data(answer, status), chosen))
+            return _problem(answer, status, chosen, section)
+        text = await answers.worker.run(lambda: task.html(_data(answer, status), chosen, section))
         return html_response(text)
 
     async def chosen_id(request: Request) -> Response:
@@ -53,6 +64,16 @@ def pages(answers: Answers, finder: Tasks | None) -> dict[str, Page]:
     return {"/tasks": search, "/task": chosen_id, "/task/{uuid:path}": one}
 
 
+async def _explanation(
+    explain: Callable[[str], Explanation] | None, answer: TaskAnswer | Problem, uuid: str, *, is_asked: bool
+) -> str:
+    """Return the section about where a task is, as HTML; "" if several tasks are meant."""
+    if explain is None or (isinstance(answer, Problem) and answer.tasks):
+        return ""
+    whole = answer.task.uuid if isinstance(answer, TaskAnswer) else uuid
+    return explanation.html((await explained(explain, whole))[0] if is_asked else None)
+
+
 async def _found(finder: Tasks, status: Status, request: Request) -> tuple[tasks.TasksData, int]:
     parameters = {name: text for name, text in request.query_params.items() if name in PARAMETERS}
     try:
@@ -60,14 +81,25 @@ async def _found(finder: Tasks, status: Status, request: Request) -> tuple[tasks
     except BadQueryError as error:
         return tasks.TasksData(**common(status), error=str(error)), 400
     found = tasks.TasksData(
-        **common(status), tasks=answer.tasks, next=answer.next, is_complete=answer.is_complete
+        **common(status),
+        tasks=answer.tasks,
+        next=answer.next,
+        is_complete=answer.is_complete,
+        problem=answer.problem,
     )
     return found, 200
 
 
 def _data(answer: TaskAnswer, status: Status) -> task.TaskData:
-    return task.TaskData(**common(status), task=answer.task, workflow=answer.workflow)
+    return task.TaskData(
+        **common(status),
+        task=answer.task,
+        workflow=answer.workflow,
+        trace_url=answer.trace_url,
+        problem=answer.problem,
+    )
 
 
-def _problem(problem: Problem, status: Status, chosen: Query) -> Response:
-    return html_response(task.problem_html(problem, summary(status), chosen), 300 if problem.tasks else 404)
+def _problem(problem: Problem, status: Status, chosen: Query, section: str = "") -> Response:
+    text = task.problem_html(problem, summary(status), chosen, section)
+    return html_response(text, 300 if problem.tasks else 404)

@@ -7,7 +7,7 @@ import random
 from typing import ClassVar
 
 from celery_exporter.core.task_info import AttemptInfo, TaskInfo
-from celery_exporter.core.task_search import Cursor, Page, TaskFilter
+from celery_exporter.core.task_search import Cursor, Found, Page, TaskFilter
 from celery_exporter.status.chart_history import Mark
 from celery_exporter.status.charts import ChartQuery, Charts, charts_of
 from celery_exporter.status.finding import Finding
@@ -96,8 +96,8 @@ class MadeUpTasks:
         workers = [worker.name for worker in status.workers]
         self.tasks = [_task_info(rng, number, names, workers, status.at) for number in range(count)]
 
-    def find(self, prefix: str) -> list[TaskInfo]:
-        return [task for task in self.tasks if task.uuid.startswith(prefix)]
+    def find(self, prefix: str) -> Found:
+        return Found([task for task in self.tasks if task.uuid.startswith(prefix)])
 
     def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> Page:
         tasks = [

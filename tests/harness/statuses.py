@@ -24,6 +24,7 @@ from celery_exporter.web.app import build
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.server import Server, bind
 from celery_exporter.web.status_routes import Sources
+from celery_exporter.web.task_api import Tasks
 from harness import clusters
 
 NOW = 1_800_000_000.25
@@ -168,7 +169,9 @@ def serve_status(first: Status, tasks: Any = None) -> Iterator[StatusPages]:
     listener = bind("127.0.0.1", 0)
     pages = StatusPages(listener.getsockname()[1], first)
     metrics = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
-    app = build(metrics, lambda: True, str, sources=Sources(pages, clusters.charts), tasks=tasks)
+    app = build(
+        metrics, lambda: True, str, sources=Sources(pages, clusters.charts), tasks=tasks and Tasks(tasks)
+    )
     server = Server(app, listener)
     server.start()
     try:

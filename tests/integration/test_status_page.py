@@ -482,7 +482,7 @@ def test_missing_updates_are_reported_until_the_exporter_is_back(tmp_path, visit
 # -- layout ------------------------------------------------------------------------------------------------
 
 
-PARTS = ("nav.pages", "#exporter", "#findings", "#facts", "#charts", "table", ".more")
+PARTS = ("nav.pages", "#exporter", "#outage", "#findings", "#facts", "#charts", "table", ".more")
 
 
 #: Pages, each with a name in the full status if it needs one.

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from celery_exporter.status.columns import KINDS
+from celery_exporter.status.columns import KINDS, outage
 from celery_exporter.web.pages.cells import moment
 from celery_exporter.web.pages.problems import problems, worst
 from celery_exporter.web.pages.query import Query
@@ -65,6 +65,7 @@ _FRAME = """<!doctype html>
 <p id="fresh">As of {at} <span class="zone">UTC</span>.<span id="why" role="status"></span>
 <button type="button" id="pause" hidden>Pause</button></p>
 </div>
+<p id="outage">{outage}</p>
 {main}</main>
 <footer><nav aria-label="Other pages"><a href="{root}runbooks">Runbooks of the alerts</a>
 <a href="{root}metrics">Metrics</a> <a href="{root}{source}">This page as JSON</a>
@@ -105,6 +106,7 @@ def frame(data: Any, main: str, place: Place) -> str:
         navigation=_navigation(data, root, place.navigation),
         heading=escape(heading),
         at=moment(data.at, KINDS["clock"](data.at, 0.0)).replace("<time", '<time id="at"', 1),
+        outage=escape(outage(data)),
         main=main,
     )
 

@@ -28,16 +28,20 @@ class TaskData(Detail, frozen=True, kw_only=True):
 
     task: TaskInfo
     workflow: Sequence[TaskInfo]
+    trace_url: str | None = None
+    problem: str = ""
 
 
-def html(data: TaskData, query: Query) -> str:
-    """Return the page of a task."""
+def html(data: TaskData, query: Query, explanation: str = "") -> str:
+    """Return the page of a task; `explanation` is the section about where it is."""
     columns = [
         column for column in TASK_FACTS if column.kind != "long" or get(data, column.field) is not None
     ]
     parts = [
-        f'<p class="id"><code>{escape(data.task.uuid)}</code></p>\n',
+        f'<p class="id"><code>{escape(data.task.uuid)}</code>{_trace(data.trace_url)}</p>\n',
+        note(data.problem),
         facts(columns, data, query.root),
+        explanation,
         table_html(_ATTEMPTS, data, query),
         table_html(_WORKFLOW, data, query) if len(data.workflow) > 1 else "",
     ]
@@ -46,7 +50,16 @@ def html(data: TaskData, query: Query) -> str:
     return frame(data, "".join(parts), Place(heading, url, "Tasks", query, is_single=True))
 
 
-def problem_html(problem: Problem, status: Detail, query: Query) -> str:
+def _trace(url: str | None) -> str:
+    return f' <a href="{escape(url)}" rel="noreferrer">Trace of its workflow</a>' if url else ""
+
+
+def note(problem: str) -> str:
+    """Return why a part of the tasks was not searched, as HTML; "" if all were."""
+    return f'<p class="note warning">{escape(problem)}</p>\n' if problem else ""
+
+
+def problem_html(problem: Problem, status: Detail, query: Query, explanation: str = "") -> str:
     """Return the page for an id that no task has, or several."""
     hints = "".join(f"<li>{escape(hint)}</li>" for hint in problem.hints)
     tasks = "".join(
@@ -57,6 +70,7 @@ def problem_html(problem: Problem, status: Detail, query: Query) -> str:
         f"<p>{escape(problem.error)}</p>\n"
         f"{f'<p>That can mean:</p><ul class=dots>{hints}</ul>' if hints else ''}"
         f"{f'<ul class=dots>{tasks}</ul>' if tasks else ''}"
+        f"{explanation}"
         f'<p><a href="{query.root}tasks">Search for tasks</a></p>\n'
     )
-    return frame(status, main, Place("Unknown task", "api/v1/summary", "Tasks", query))
+    return frame(status, main, Place("Unknown task", "api/v1/summary", "Tasks", query, is_single=True))

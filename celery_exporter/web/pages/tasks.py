@@ -16,6 +16,7 @@ from celery_exporter.web.pages.layout import Place, frame
 from celery_exporter.web.pages.query import Query
 from celery_exporter.web.pages.tables import ShownTable
 from celery_exporter.web.pages.tables import html as table_html
+from celery_exporter.web.pages.task import note
 from celery_exporter.web.task_query import MAX_LIMIT
 
 #: Known names that a field of the form offers. A browser needs long for more.
@@ -30,6 +31,7 @@ class TasksData(Detail, frozen=True, kw_only=True):
     next: str | None = None
     is_complete: bool = True
     error: str = ""
+    problem: str = ""  # why the history file was not searched
 
 
 class _Field(Struct, frozen=True):
@@ -68,9 +70,9 @@ def html(data: TasksData, status: Status, query: Query) -> str:
     """Return the page. The parameters of the query are those of the search."""
     form = _form(query.parameters, status)
     if data.error:
-        note = f'<p class="note critical" role="alert">{escape(data.error)}</p>\n'
-        return frame(data, form + note, Place("Tasks", "api/v1/summary", "Tasks", query))
-    parts = [form, table_html(SHOWN, data, query), _pages(data, query)]
+        error = f'<p class="note critical" role="alert">{escape(data.error)}</p>\n'
+        return frame(data, form + error, Place("Tasks", "api/v1/summary", "Tasks", query))
+    parts = [form, note(data.problem), table_html(SHOWN, data, query), _pages(data, query)]
     url = f"api/v1/tasks?{urlencode(query.parameters)}"
     return frame(data, "".join(parts), Place("Tasks", url, "Tasks", query, is_single=True))
 

@@ -34,6 +34,11 @@ function showProblems({ findings, broker }) {
   byId("findings")?.replaceChildren(...(count ? problems.map(findingItem) : [none]));
 }
 
+function outage({ down_since: since, error }) {
+  if (since === null) return "";
+  return `Not open since ${clock(since)} ${zone}: ${error ?? "the broker has not answered yet"}`;
+}
+
 function showTime(at) {
   const shown = moment(at, clock(at));
   shown.id = "at";
@@ -44,6 +49,7 @@ function show(data) {
   newest = data;
   showProblems(data);
   showTime(data.at);
+  byId("outage").textContent = outage(data.broker);
   byId("exporter").textContent = data.exporter_version;
   for (const fact of document.querySelectorAll("#facts dd")) {
     fact.className = cellClass(fact.dataset, data);
@@ -124,9 +130,10 @@ function applyChoice() {
   showParameters(); // last: it may throw an error
 }
 
+const zone = new Intl.DateTimeFormat("en", { timeZoneName: "short" })
+  .formatToParts().find(({ type }) => type === "timeZoneName").value;
+
 function showLocalZone() {
-  const zone = new Intl.DateTimeFormat("en", { timeZoneName: "short" })
-    .formatToParts().find(({ type }) => type === "timeZoneName").value;
   for (const unit of document.querySelectorAll(".zone")) unit.textContent = zone;
 }
 

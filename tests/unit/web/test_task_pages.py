@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from html import escape
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -11,15 +12,18 @@ from harness import clusters, statuses
 from harness.statuses import HOSTILE_NAMES, no_snapshot
 from msgspec.structs import replace
 
+from celery_exporter.core.message_location import MessageLocation
 from celery_exporter.core.task_info import STATE_NAMES, TaskInfo
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.status.explain import NEVER_SEEN
+from celery_exporter.status.explanation import BusyError, Explanation
 from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS, WORKFLOW
 from celery_exporter.web.app import build
 from celery_exporter.web.pages import layout
 from celery_exporter.web.render import MetricsPage
 from celery_exporter.web.status_routes import Sources
-from celery_exporter.web.task_api import NEVER_SEEN
+from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.task_query import LIMIT, PARAMETERS
 from unit.web.pages.test_site import FOREIGN, Parsed
 
@@ -29,13 +33,21 @@ TASK = FINDER.tasks[3]
 
 
 def get(
-    path: str, finder: Any = FINDER, status: Any = CLUSTER, query: str = ""
+    path: str, finder: Any = FINDER, status: Any = CLUSTER, query: str = "", **options: Any
 ) -> tuple[int, str, dict[str, str]]:
     """Return the status, the text and the headers of an answer."""
+    tasks = finder and Tasks(finder, options.pop("trace_url", None))
 
     async def request() -> list[dict[str, Any]]:
         page = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
-        app = build(page, lambda: True, str, sources=Sources(lambda: status, clusters.charts), tasks=finder)
+        app = build(
+            page,
+            lambda: True,
+            str,
+            sources=Sources(lambda: status, clusters.charts),
+            tasks=tasks,
+            **options,
+        )
         messages: list[dict[str, Any]] = []
 
         async def send(message: dict[str, Any]) -> None:
@@ -132,6 +144,59 @@ def test_a_task_is_shown_with_its_attempts_and_workflow():
     links = {attributes.get("href") for tag, attributes in parsed.elements if tag == "a"}
     worker, queue = (TASK.worker or "").replace("@", "%40"), TASK.queue_name
     assert {f"../tasks?name={TASK.task_name}", f"../workers/{worker}", f"../queues/{queue}"} <= links
+
+
+def test_the_trace_of_a_task_and_a_problem_of_the_history_file_are_shown():
+    class Finder(clusters.MadeUpTasks):
+        def find(self, prefix: str) -> Any:
+            return replace(super().find(prefix), problem="<disk>")
+
+        def search(self, *arguments: Any) -> Any:
+            return replace(super().search(*arguments), problem="<disk>")
+
+    text = get(f"/task/{TASK.uuid}", Finder(CLUSTER), trace_url="https://tempo/{trace_id}?a&b")[1]
+    links = [attributes.get("href") or "" for tag, attributes in Parsed(text).elements if tag == "a"]
+    assert [link for link in links if link.startswith("https://tempo/") and link.endswith("?a&b")]
+    for page in (text, get("/tasks", Finder(CLUSTER))[1]):
+        assert "&lt;disk&gt;" in page
+    assert "tempo" not in get(f"/task/{TASK.uuid}")[1]
+
+
+def explained(name: str) -> Explanation:
+    location = MessageLocation("absent")
+    return Explanation(name, 1.0, "waiting", f"It waits: {name}", [name, "seen"], [name], location)
+
+
+@pytest.mark.parametrize("name", ["plain", *HOSTILE_NAMES])
+def test_a_person_asks_why_a_task_is_where_it_is(name):
+    asked: list[str] = []
+
+    def explain(uuid: str) -> Explanation:
+        asked.append(uuid)
+        return explained(name)
+
+    text = get(f"/task/{TASK.uuid}", explain=explain)[1]
+    assert 'href="?explain=1"' in text
+    assert asked == [], "the broker is looked at only when a person asks"
+    code, text, _ = get(f"/task/{TASK.uuid}", query="explain=1", explain=explain)
+    assert (code, asked) == (200, [TASK.uuid])
+    parsed = Parsed(text)
+    assert FOREIGN.isdisjoint(tag for tag, _ in parsed.elements)
+    assert f"It waits: {escape(name)}" in text
+    assert "?explain=1" not in get(f"/task/{TASK.uuid}")[1], "no explainer"
+
+
+def test_an_unknown_task_is_explained_too():
+    text = get("/task/nosuch", query="explain=1", explain=explained)[1]
+    assert "It waits: nosuch" in text
+
+
+def test_why_there_is_no_explanation_is_shown():
+    def busy(_: str) -> Explanation:
+        raise BusyError(3)
+
+    code, text, _ = get(f"/task/{TASK.uuid}", query="explain=1", explain=busy)
+    assert (code, "ask again in 3 s" in text) == (200, True)
 
 
 def test_the_beginning_of_an_id_is_enough():

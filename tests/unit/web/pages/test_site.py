@@ -92,7 +92,7 @@ def hostile_status(name: str) -> Status:
     """Return a status with a text in each field that has an external text."""
     broker = statuses.broker()
     return status(
-        broker=msgspec.structs.replace(broker, url=name),
+        broker=msgspec.structs.replace(broker, url=name, down_since=1.0, error=name),
         exporter_version=name,
         findings=[statuses.Finding(name, "critical", name, name)],
         workers=[msgspec.structs.replace(worker(), name=name, version=name, pool=name, queues=[name])],
@@ -378,6 +378,18 @@ def test_pages_link_to_their_dashboards_if_grafana_is_known(path, name):
     assert f"{query.grafana}/d/{uid}" in links
     assert (DASHBOARDS / f"{uid}.json").exists()
     assert "grafana" not in site.html(page, data, None, Query(main=page.main, name=name))
+
+
+def test_the_pages_of_a_broker_that_is_down_say_why_and_since_when():
+    down = msgspec.structs.replace(
+        statuses.broker(up=False), down_since=statuses.NOW - 75.25, error="<refused>"
+    )
+    for path in ("/", "/failures"):
+        page = html(status(broker=down), path)
+        assert '<p id="outage">Not open since 01-15 07:58:45 UTC: &lt;refused&gt;</p>' in page
+        page = html(status(broker=msgspec.structs.replace(down, error=None)), path)
+        assert "UTC: the broker has not answered yet</p>" in page
+        assert '<p id="outage"></p>' in html(status(), path)
 
 
 def test_without_charts_a_page_has_no_section_for_them():
