@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from celery_exporter.core.message_location import QueueLook
 from celery_exporter.core.snapshot import WorkerView
 from celery_exporter.quoting import printable
-from celery_exporter.status.explanation import Facts
+from celery_exporter.status.explanation import RECENT_SECONDS, Facts
 from celery_exporter.status.facts import short
 from celery_exporter.status.finding import count, duration, names
 
@@ -166,6 +166,12 @@ def _subscription(facts: Facts) -> Iterator[str]:
         yield "what happened since the exporter lost its event subscription"
 
 
+def _clock(facts: Facts) -> Iterator[str]:
+    skew = facts.worker.clock_skew if facts.worker else None
+    if skew is not None and abs(skew) > RECENT_SECONDS:
+        yield f"how long ago things happened: the clock of the worker differs by {skew:+.0f} s"
+
+
 def _worker_events(facts: Facts) -> Iterator[str]:
     silent = [worker for worker in facts.consumers or () if worker.events is False]
     if silent and facts.is_waiting:
@@ -177,4 +183,4 @@ def _unknown_consumers(facts: Facts) -> Iterator[str]:
         yield "whether a worker consumes the queue: not all workers replied to inspection"
 
 
-_LIMITS = (_look, _subscription, _worker_events, _unknown_consumers)
+_LIMITS = (_look, _subscription, _clock, _worker_events, _unknown_consumers)

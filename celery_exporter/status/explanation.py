@@ -92,7 +92,7 @@ class Facts(Struct, frozen=True):
     @property
     def is_recent(self) -> bool:
         """Return whether the task entered its state so recently that events may be on their way."""
-        return self.task is not None and self.now - self.task.since < RECENT_SECONDS
+        return self.task is not None and abs(self.now - self.task.since) < RECENT_SECONDS
 
     @property
     def is_over(self) -> bool:

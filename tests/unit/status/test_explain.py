@@ -244,6 +244,12 @@ def test_what_is_unknown_is_listed():
     assert tuple(unknown[3:]) == NEVER_SEEN
 
 
+def test_a_clock_that_is_wrong_is_named_and_makes_no_event_new():
+    known = facts(task("STARTED", -3_600), ABSENT, worker=worker(clock_skew=3_600.0))
+    assert not known.is_recent
+    assert "the clock of the worker differs by +3600 s" in explain(known).unknown[0]
+
+
 def test_names_from_the_wire_are_printable():
     hostile = "\x1b[31m{queue}\n"
     location = replace(queued(), queue=hostile, queues=[QueueLook(hostile, 7)])
