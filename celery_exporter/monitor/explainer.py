@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from celery_exporter.broker.connection import BrokerError, CachedConnection, Source
 from celery_exporter.broker.message_lookup.factory import message_lookup_for
 from celery_exporter.core.message_location import MessageLocation
@@ -65,15 +67,15 @@ class Explainer:
             begin = time.monotonic()
             if begin < self._next:
                 raise BusyError(self._next - begin)
-            found = self._find_all(uuid).tasks
-            if len(found) > 1:
-                raise AmbiguousIdError(uuid, [task.uuid for task in found])
-            return self._explain(found[0].uuid if found else uuid, begin)
+            found = self._find_all(uuid)
+            if len(found.tasks) > 1:
+                raise AmbiguousIdError(uuid, [task.uuid for task in found.tasks])
+            return self._explain(found.tasks[0].uuid if found.tasks else uuid, begin, found.problem)
         finally:
             self._lookup.close()  # the next look is minutes away
             self._looking.release()
 
-    def _explain(self, uuid: str, begin: float) -> Explanation:
+    def _explain(self, uuid: str, begin: float, history_problem: str) -> Explanation:
         task = self._find(uuid)
         for _ in range(MAX_LOOKS):
             queues = self._own_queues(task)
@@ -84,7 +86,8 @@ class Explainer:
             location = MessageLocation("unknown", reason="the task changed while the broker was looked at")
             if time.monotonic() - begin > MAX_LOOKING_SECONDS:
                 break
-        return explain(self._facts(uuid, task, location, queues))
+        facts = self._facts(uuid, task, location, queues)
+        return explain(replace(facts, history_problem=history_problem))
 
     def _find(self, uuid: str) -> TaskInfo | None:
         return next((task for task in self._find_all(uuid).tasks if task.uuid == uuid), None)

@@ -159,6 +159,11 @@ def _look(facts: Facts) -> Iterator[str]:
         yield f"where its message is: {short(facts.location.reason)}"
 
 
+def _history(facts: Facts) -> Iterator[str]:
+    if facts.history_problem and not facts.is_open:
+        yield f"what the history file has: {short(facts.history_problem)}"
+
+
 def _subscription(facts: Facts) -> Iterator[str]:
     if facts.exporter.no_events:
         yield f"what workers do: {short(facts.exporter.no_events)}"
@@ -183,4 +188,4 @@ def _unknown_consumers(facts: Facts) -> Iterator[str]:
         yield "whether a worker consumes the queue: not all workers replied to inspection"
 
 
-_LIMITS = (_look, _subscription, _clock, _worker_events, _unknown_consumers)
+_LIMITS = (_look, _history, _subscription, _clock, _worker_events, _unknown_consumers)

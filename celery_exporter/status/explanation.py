@@ -56,7 +56,8 @@ class Facts(Struct, frozen=True):
     """All that is known of one task. None: unknown. `now` and `expires` are epoch seconds.
 
     `queue` is the own name of the task's queue, `worker` is the one that has the task by its events, and
-    `consumers` are the workers that are up and consume the queue.
+    `consumers` are the workers that are up and consume the queue. `history_problem` says why the history file
+    was not asked; empty if it was, or if there is none.
     """
 
     uuid: str
@@ -68,6 +69,7 @@ class Facts(Struct, frozen=True):
     worker: WorkerView | None = None
     consumers: Sequence[WorkerView] | None = None
     expires: float | None = None
+    history_problem: str = ""
 
     @property
     def state(self) -> str | None:

@@ -354,3 +354,19 @@ def test_a_broker_that_does_not_answer_ends_an_answer_in_time(running, tmp_path)
             server.resume()
         assert explanation["diagnosis"] in {"unreported", "just-sent"}
         assert any("the broker does not answer" in line for line in explanation["unknown"])
+
+
+def test_the_exporter_stops_in_time_during_a_look(running, tmp_path):
+    server = running(RedisServer(tmp_path / "redis"))
+    app = running(Exporter(tmp_path / "exporter", server.url)).connected()
+    with ThreadPoolExecutor(2) as thread:
+        server.pause()
+        try:
+            asking = [thread.submit(app.get, "/api/v1/explain/x") for _ in range(2)]
+            eventually(
+                lambda: any(answer.done() for answer in asking), what="429, during the look of the other"
+            )
+            assert not all(answer.done() for answer in asking)
+            app.stop_cleanly()
+        finally:
+            server.resume()

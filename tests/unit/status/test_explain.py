@@ -235,13 +235,15 @@ def test_a_diagnosis_on_a_place_needs_that_place():
 
 def test_what_is_unknown_is_listed():
     known = facts(None, replace(rabbit(), reason="no permission"), consumers=(worker(events=False),))
+    known = replace(known, history_problem="the disk is full")
     unknown = explain(replace(known, exporter=replace(EXPORTER, broker_up=False))).unknown
-    assert unknown[:3] == [
+    assert unknown[:4] == [
         "where its message is: no permission",
+        "what the history file has: the disk is full",
         "what happened since the exporter lost its event subscription",
         "what workers without task events do: w@h",
     ]
-    assert tuple(unknown[3:]) == NEVER_SEEN
+    assert tuple(unknown[4:]) == NEVER_SEEN
 
 
 def test_a_clock_that_is_wrong_is_named_and_makes_no_event_new():
