@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_exporter.core import events, json_array
 from celery_exporter.core.events import (
     MAX_LOOSE_BYTES,
     MEASURED,
@@ -173,6 +174,24 @@ def test_a_lone_surrogate_in_an_exception_does_not_make_the_failure_malformed():
     assert unregistered_name(decoded.exception) == "?"
 
 
+IDS = {"r": "r", "\ud800x": "?x", "x" * 255: "x" * 255, "x" * 256: None, "": None, 5: None}
+REPRS = {"(1,)": "(1,)", "(\ud800)": "(?)", 5: None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "decoded"),
+    [
+        *((field, *item) for field in ("root_id", "parent_id") for item in IDS.items()),
+        *((field, *item) for field in ("args", "kwargs", "result") for item in REPRS.items()),
+    ],
+)
+def test_what_only_records_need_does_not_make_an_event_malformed(field, value, decoded):
+    body = json.dumps({**GOOD, "traceback": "\ud800", field: value}).encode()
+    (event,) = decode(body, EventWithArguments)
+    assert isinstance(event, EventWithArguments), event
+    assert getattr(event, field) == decoded
+
+
 def test_a_custom_event_needs_a_type_only():
     assert reasons(b'{"type": "order-shipped", "uuid": {"a": 1}, "timestamp": "monday"}') == ["order-shipped"]
 
@@ -180,6 +199,26 @@ def test_a_custom_event_needs_a_type_only():
 def test_a_large_body_and_a_large_batch_are_decoded():
     assert reasons(json.dumps({**GOOD, "args": "x" * 10_000_000}).encode()) == ["task-sent"]
     assert len(decode(json.dumps([GOOD] * 100_000).encode())) == 100_000
+
+
+@pytest.mark.parametrize(("end", "result"), [("abc", "task-sent"), ("abcd", "bad_field")])
+def test_the_id_of_a_task_has_at_most_255_bytes_however_it_is_decoded(end, result):
+    event = {**GOOD, "uuid": "\U0001f600" * 63 + end}
+    assert reasons(json.dumps(event).encode()) == [result]
+    assert reasons(json.dumps([event, 5]).encode()) == [result, "not_an_object"]
+    assert reasons(json.dumps({**event, "traceback": "\ud800"}).encode()) == [result]
+
+
+def test_a_worker_event_beside_a_bad_event_needs_no_id():
+    assert reasons(json.dumps([heartbeat(), 5]).encode()) == ["worker-heartbeat", "not_an_object"]
+
+
+def test_the_events_of_a_batch_are_bounded_before_they_are_decoded(monkeypatch):
+    for module in (events, json_array):
+        monkeypatch.setattr(module, "MAX_ITEMS", 2)
+    monkeypatch.setattr(events, "_FEW_ITEMS_BYTES", 10)
+    assert reasons(json.dumps([GOOD] * 2).encode()) == ["task-sent"] * 2
+    assert reasons(json.dumps([GOOD] * 5).encode()) == ["task-sent", "task-sent", "undecodable"]
 
 
 def test_objects_of_other_serializers_are_checked_alike():

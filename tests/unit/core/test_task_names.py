@@ -241,6 +241,8 @@ def test_a_name_is_clipped_by_its_bytes(name, shown):
 
 
 def test_no_character_is_cut_in_two():
+    longest = "a" + "é" * (MAX_VALUE_BYTES // 2)
+    assert clipped(longest) == longest
     assert clipped("a" + "é" * MAX_VALUE_BYTES) == "a" + "é" * ((MAX_VALUE_BYTES - 4) // 2) + "…"
 
 
