@@ -41,7 +41,6 @@ LEFT_OUT = (
     *("ten_megabytes", "large_body", "less_than_400_bytes", "take_no_memory"),
     *("a_restart_after_any_events", "every_event_is_counted", "batch_of_anything", "any_bytes"),
     *("records_add_up_to_the_sums", "observed_completely", "usual_transitions_and_those_with_history"),
-    *("after_a_common_silence", "one_pid_are_never_counted_twice"),
 )
 #: Functions that run at import, before a fork changes them.
 AT_IMPORT = {"events._without_measured_fields"}

@@ -23,7 +23,8 @@ class LabelSets:
 
     `label_names` are the optional labels in use on task metrics, of "queue_name" and "worker". `show` returns
     the label value of a task name, and `show_queue` that of a queue; an empty one excludes it. Tasks of an
-    excluded queue are still counted, under queue_name `other`: excluding one must not lower a sum over queues.
+    excluded queue are still counted, under queue_name `other`: excluding one must not lower a sum over
+    queues.
     """
 
     def __init__(
