@@ -26,6 +26,9 @@ BINDINGS = [
     Binding("left", "both", "fanout", ""),
     Binding("right", "both", "fanout", ""),
     Binding("hashed", "odd", "x-consistent-hash", "1"),
+    Binding("errors", "logs", "topic", "*.error"),
+    Binding("audits", "logs", "topic", "#.audit"),
+    Binding("news", "paper", "fanout", "today"),
 ]
 UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
 
@@ -53,6 +56,13 @@ UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
         ((None, DELAY, BITS + "mails"), Route("mails")),
         ((None, f"prefix_{DELAY}", BITS + "mails"), Route("mails")),
         ((None, DELAY, BITS + "feed.a"), Route("feeds")),
+        (("celery", "logs", "db.error"), Route("errors")),
+        (("celery", "logs", "db.users.audit"), Route("audits")),
+        ((None, DELAY, BITS + "db.error"), Route("errors")),
+        ((None, DELAY, BITS + "today"), Route("news", copied=True)),
+        ((None, DELAY, BITS + "celery"), Route(None)),  # Celery does not delay broadcasts
+        (("celery", "media", None), Route("celery")),
+        (("celery", None, "video"), Route("celery")),
         ((None, DELAY, BITS + "video"), Route(None)),  # delays need a topic exchange
         ((None, DELAY, BITS + "unbound"), Route(None)),
         ((None, DELAY, "mails"), Route(None)),
