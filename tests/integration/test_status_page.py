@@ -34,9 +34,10 @@ from celery_exporter import __version__
 from celery_exporter.status.columns import TABLES
 from celery_exporter.web.pages import site
 from celery_exporter.web.pages.layout import POLICY, STATIC
-from tools.docgen.api import PATH as SCHEMA
+from tools.docgen.api import REFERENCE
 
 API = "/api/v1/status"
+SCHEMA = REFERENCE / "status-api.schema.json"
 SECRET = "hunter2-in-arguments"
 PASSWORD = "open sesame"
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
@@ -434,6 +435,19 @@ def test_a_person_finds_out_what_became_of_a_task(cluster, visit, has_script):
     page.page.locator(".id", has_text=task.id).wait_for()
     page.page.locator("#attempts").get_by_role("link", name="one@test").click()
     page.page.locator("h1", has_text="Worker one@test").wait_for()
+
+
+@pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])
+def test_a_person_asks_why_a_task_waits(cluster, visit, has_script):
+    task = cluster.client.send_task("app.waits", queue="idle")
+    eventually(lambda: cluster.exporter.get(f"/task/{task.id}").status == 200, 20)
+    page = visit(f"{cluster.url}task/{task.id}", java_script_enabled=has_script)
+    page.page.get_by_role("link", name="Look at the broker now").click()
+    page.page.locator("#explain .note").wait_for()
+    assert "idle" in page.page.locator("#explain").inner_text()
+    assert "This follows from:" in page.page.locator("#explain").inner_text()
+    if has_script:  # axe needs it
+        assert page.axe() == []
 
 
 def test_a_search_refreshes_and_its_next_page_begins_where_it_ends(visit):
