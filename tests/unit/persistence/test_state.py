@@ -113,6 +113,20 @@ def test_an_unfinished_task_keeps_its_name_queue_and_times():
     assert [histogram.total for histogram in driver.aggregate().runtime.values()] == [3.0]
 
 
+def test_when_a_task_expires_survives_a_restart():
+    driver = ClusterDriver()
+    driver.apply(sent(expires="2023-11-14T22:13:40+00:00"))  # T0 + 20 s
+    assert restarted(driver).cluster.tasks.expires == {"u1": T0 + 20}
+
+
+def test_other_work_under_the_id_of_a_task_is_another_execution_after_a_restart():
+    driver = ClusterDriver()
+    driver.apply(sent(), received(), started(), sent(at=1, name="mul"))
+    driver = restarted(driver)
+    driver.apply(received(at=2, name="mul"), started(at=3), succeeded(at=4))
+    assert driver.counts()["mul", "q", "SUCCESS"] == 1
+
+
 def test_sums_by_client_survive_a_restart():
     old = driver_after(sent(), sent("u2", hostname="gen2@web"), clients=True)
     driver = restarted(old)
