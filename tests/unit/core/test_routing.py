@@ -28,7 +28,7 @@ BINDINGS = [
     Binding("hashed", "odd", "x-consistent-hash", "1"),
     Binding("errors", "logs", "topic", "*.error"),
     Binding("audits", "logs", "topic", "#.audit"),
-    Binding("news", "paper", "fanout", "today"),
+    Binding("papers", "press", "fanout", "today"),
 ]
 UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
 
@@ -59,7 +59,7 @@ UUID = "005a4369-8b0e-4f46-8ad5-0b5bdfb0fab8"
         (("celery", "logs", "db.error"), Route("errors")),
         (("celery", "logs", "db.users.audit"), Route("audits")),
         ((None, DELAY, BITS + "db.error"), Route("errors")),
-        ((None, DELAY, BITS + "today"), Route("news", copied=True)),
+        ((None, DELAY, BITS + "today"), Route("papers", copied=True)),
         ((None, DELAY, BITS + "celery"), Route(None)),  # Celery does not delay broadcasts
         (("celery", "media", None), Route("celery")),
         (("celery", None, "video"), Route("celery")),
