@@ -31,6 +31,7 @@ OTHER_FLAGS = {
     "kubectl": "--from-file --previous",
     "prometheus": "--enable-feature",
     "pip": "--no-deps",
+    "tests/mutants.sh": "--tests",
     "py-spy": "--pid",
     "redis-cli": "--askpass --user",
     "other exporters": "--addr --listen-address --transport-options --tz --use-ssl --verbose",
