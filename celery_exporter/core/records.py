@@ -241,7 +241,9 @@ class RecordBuilder:
             if state is STARTED:
                 details.started = event.timestamp
             elif state is RECEIVED:
-                details.received, details.started = event.timestamp, None  # perhaps another delivery
+                details.received = event.timestamp
+                if details.started is not None and details.started < event.timestamp:
+                    details.started = None  # it is another delivery
                 if details.root is None or event.eta is not None:
                     details.add_origin(task.uuid, event)
             elif not (event.requeue and state is REJECTED):  # that one goes back to its queue

@@ -114,6 +114,12 @@ def test_the_client_of_a_retried_task_sent_its_first_attempt():
     assert (info.client, info.first_sent) == ("client@h", T0 + 1.2)
 
 
+def test_a_receipt_that_comes_after_the_start_leaves_the_start():
+    (attempt,) = info_of(started(at=2), sent(), received(at=1), succeeded(at=3)).attempts
+    times = (attempt.received, attempt.started, attempt.ended)
+    assert [time and time - T0 for time in times] == [1, 2, 3]
+
+
 def test_an_unknown_exception_is_absent():
     assert info_of(sent(), received(), started(), retried(exception="None")).exception is None
 
