@@ -378,8 +378,9 @@ def _find(context: click.Context, /, uuid: str | None, url: str | None, json: bo
     if uuid is not None and given:
         raise BadSettingError(f"--{next(iter(given)).replace('_', '-')}: got an id, too; use one of the two")
     root = _root_params(context)
-    url = url or os.environ.get("CELERY_EXPORTER_URL") or local_urls(load_listen(root, os.environ))[0]
-    context.exit(find(exporter_at(url, "find"), uuid, given, as_json=json))
+    chosen = url or os.environ.get("CELERY_EXPORTER_URL") or local_urls(load_listen(root, os.environ))[0]
+    exporter = exporter_at(chosen, "find")
+    context.exit(find(exporter, uuid, given, as_json=json, is_remote=url is not None))
 
 
 _FIND = Sections(

@@ -5,8 +5,6 @@ Sinks make records of it, and the history shows it. All times are epoch seconds 
 
 from __future__ import annotations
 
-from math import inf
-
 from msgspec import Struct
 
 from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments, epoch
@@ -81,7 +79,10 @@ class TaskDetails(Struct, gc=False):
     def attempts(self) -> list[Attempt]:
         """Return all attempts, the newest last: events of an earlier one may come later."""
         attempts = [*(self.over or ()), *(self.others or {}).values(), self.current()]
-        return attempts if len(attempts) == 1 else sorted(attempts, key=_place)
+        if len(attempts) == 1:
+            return attempts
+        is_numbered = all(attempt.number is not None for attempt in attempts)
+        return sorted(attempts, key=_place if is_numbered else _begin)
 
     def is_first_known(self) -> bool:
         """Return whether the sending of attempt 0 is known.
@@ -147,6 +148,10 @@ _UNKNOWN = Attempt(None)
 
 def _place(attempt: Attempt) -> tuple[float, float]:
     """Return the place of an attempt: by number, and among deliveries of one number by time."""
+    return attempt.number or 0, _begin(attempt)
+
+
+def _begin(attempt: Attempt) -> float:
+    """Return the first time that is known of an attempt at a worker, or else when it was sent."""
     times = (attempt.received, attempt.started, attempt.ended, attempt.sent)
-    at = next((time for time in times if time is not None), 0.0)
-    return (inf if attempt.number is None else attempt.number), at
+    return next((time for time in times if time is not None), 0.0)

@@ -19,8 +19,13 @@ from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 PATH = f"{API}tasks"
 
 
-def find(exporter: Exporter, uuid: str | None, query: Mapping[str, str], *, as_json: bool) -> int:
-    """Print a task, or those that a query finds; return the exit code: 0, or 1 if nothing is found."""
+def find(
+    exporter: Exporter, uuid: str | None, query: Mapping[str, str], *, as_json: bool, is_remote: bool
+) -> int:
+    """Print a task, or those that a query finds; return the exit code: 0, or 1 if nothing is found.
+
+    `is_remote` says that the exporter is the one at --url.
+    """
     try:
         if uuid is not None:
             task = exporter.get(f"{PATH}/{quote(uuid, safe='')}", TaskAnswer)
@@ -30,7 +35,7 @@ def find(exporter: Exporter, uuid: str | None, query: Mapping[str, str], *, as_j
     except NoAnswerError as error:
         click.echo(f"find: {_reason(error)}", err=True)
         return 1
-    _print(tasks, as_json, task_list_text(tasks, query, time.time()))
+    _print(tasks, as_json, task_list_text(tasks, query, time.time(), exporter.url if is_remote else None))
     return 0 if tasks.tasks else 1
 
 

@@ -39,14 +39,14 @@ def task_text(answer: TaskAnswer, now: float) -> str:
     return "\n".join(lines)
 
 
-def task_list_text(answer: TaskList, query: Mapping[str, str], now: float) -> str:
-    """Return a table of tasks, and the command that prints the next ones."""
+def task_list_text(answer: TaskList, query: Mapping[str, str], now: float, url: str | None = None) -> str:
+    """Return a table of tasks, and the command that prints the next ones; `url` is that of --url."""
     if not answer.tasks:
         return "\n".join(["No task is like this.", *([printable(answer.problem)] if answer.problem else [])])
     rows = [_TITLES, *(_list_row(task, now) for task in answer.tasks)]
     lines = _aligned(rows)
     if answer.next is not None:
-        options = {**query, "cursor": answer.next}
+        options = {**query, **({"url": url} if url else {}), "cursor": answer.next}
         words = [f"--{name.replace('_', '-')} {shell_word(text)}" for name, text in options.items()]
         lines += ["", f"More: celery-exporter find {' '.join(words)}"]
     if answer.problem:

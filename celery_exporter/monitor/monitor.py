@@ -95,7 +95,11 @@ class Monitor:
         self.state = ClusterState(restored.cluster if restored else new_cluster(config), config)
         self.state.cluster.restrict_records({state for pusher in pushers for state in pusher.states})
         self.history = _history_writer(config.history, self.state)
-        self.tasks = TaskFinder(self.state, self.history.store if self.history is not None else None)
+        self.tasks = TaskFinder(
+            self.state,
+            self.history.store if self.history is not None else None,
+            arguments=config.record_arguments,
+        )
         self._blocked = BlockedWatch(self._source)
         self.subscription = EventSubscription(
             config.broker,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from celery_exporter.core import task_search
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_merge import merged
@@ -26,11 +28,15 @@ _NO_PAGE = Page([], None, is_complete=True)
 
 
 class TaskFinder:
-    """Finds tasks in the cluster, and in the history file if there is one."""
+    """Finds tasks in the cluster, and in the history file if there is one.
 
-    def __init__(self, state: ClusterState, history: HistoryStore | None) -> None:
+    Without `arguments`, those that an earlier exporter wrote into the file are not shown.
+    """
+
+    def __init__(self, state: ClusterState, history: HistoryStore | None, *, arguments: bool = False) -> None:
         self._state = state
         self._history = history
+        self._arguments = arguments
 
     def find(self, prefix: str, limit: int = MAX_ALIKE) -> Found:
         """Return up to so many tasks whose id begins with a text; with a whole id, that one."""
@@ -38,7 +44,7 @@ class TaskFinder:
         live = exact or (self._find(self._uuids(prefix, limit)) if len(prefix) < WHOLE_LENGTH else [])
         none: list[TaskInfo] = []
         stored, problem = self._ask(lambda history: history.find(prefix, limit), none)
-        found = _together(live, stored)
+        found = self._shown(_together(live, stored))
         return Found(([task for task in found if task.uuid == prefix] or found)[:limit], problem)
 
     def _uuids(self, prefix: str, limit: int) -> list[str]:
@@ -72,7 +78,13 @@ class TaskFinder:
         ]
         if len(tasks) > limit:
             end = _place(tasks[limit - 1])
-        return Page(tasks[:limit], end, live.is_complete and stored.is_complete, problem)
+        shown = self._shown(tasks[:limit])
+        return Page(shown, end, live.is_complete and stored.is_complete, problem)
+
+    def _shown(self, tasks: list[TaskInfo]) -> list[TaskInfo]:
+        if self._arguments:
+            return tasks
+        return [replace(task, args=None, kwargs=None, result=None) for task in tasks]
 
     def _both(
         self, live: Sequence[TaskInfo], stored: Sequence[TaskInfo], wanted: TaskFilter

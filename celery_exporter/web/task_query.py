@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -17,6 +16,8 @@ from celery_exporter.core.task_search import Cursor, TaskFilter
 LIMIT, MAX_LIMIT = 50, 500
 #: Characters of a value that are read. Names of events have 255, and a cursor has a number, too.
 MAX_PARSED_LENGTH = 300
+#: Larger times are milliseconds, or errors.
+MAX_SECONDS = 1e11
 #: Seconds of the units of durations.
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0, "w": 604_800.0}
 _duration = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(s|m|h|d|w)")
@@ -80,9 +81,9 @@ def _states(text: str, _: float) -> frozenset[str]:
 def _time(text: str, now: float) -> float:
     """Return the epoch seconds of a time, or of a duration ago."""
     if (seconds := _seconds_of(text)) is not None:
-        return now - seconds
+        return _bounded(now - seconds)
     try:
-        return _finite(float(text))
+        return _bounded(float(text))
     except ValueError:
         at = datetime.fromisoformat(text.replace("Z", "+00:00"))
         return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
@@ -90,7 +91,7 @@ def _time(text: str, now: float) -> float:
 
 def _seconds(text: str, _: float) -> float:
     seconds = _seconds_of(text)
-    return _finite(float(text)) if seconds is None else seconds
+    return _bounded(float(text) if seconds is None else seconds)
 
 
 def _seconds_of(text: str) -> float | None:
@@ -98,8 +99,9 @@ def _seconds_of(text: str) -> float | None:
     return float(match[1]) * _UNITS[match[2]] if match else None
 
 
-def _finite(number: float) -> float:
-    if not math.isfinite(number):
+def _bounded(number: float) -> float:
+    """Return a number of seconds that a task can have: events have times up to the year 5138."""
+    if not abs(number) < MAX_SECONDS:
         raise ValueError
     return number
 
@@ -115,7 +117,7 @@ def _cursor(text: str, _: float) -> Cursor:
     since, separator, uuid = text.partition("~")
     if not separator:
         raise ValueError
-    return Cursor(_finite(float(since)), uuid)
+    return Cursor(_bounded(float(since)), uuid)
 
 
 _TIME = "a time such as 2026-11-30T15:04:05Z, epoch seconds, or how long ago, such as 90s, 15m, 2h or 3d"

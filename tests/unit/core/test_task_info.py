@@ -120,6 +120,13 @@ def test_a_receipt_that_comes_after_the_start_leaves_the_start():
     assert [time and time - T0 for time in times] == [1, 2, 3]
 
 
+def test_an_attempt_with_an_unknown_number_is_ordered_by_time():
+    """The exporter was started while the task was retried."""
+    info = info_of(retried(at=1), received(at=2, retries=1), started(at=3), succeeded(at=10, runtime=7))
+    assert (info.state, info.exception, info.runtime_seconds) == ("SUCCESS", None, 7)
+    assert [(each.state, each.retries) for each in info.attempts] == [("RETRY", None), ("SUCCESS", 1)]
+
+
 def test_an_unknown_exception_is_absent():
     assert info_of(sent(), received(), started(), retried(exception="None")).exception is None
 

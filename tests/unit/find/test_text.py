@@ -66,6 +66,8 @@ def test_a_list_ends_with_the_command_for_the_next_tasks_which_can_be_pasted():
     *_, more, hint = task_list_text(answer, {"min_runtime": "2m", "name": "a b"}, NOW).splitlines()
     assert more == "More: celery-exporter find --min-runtime 2m --name 'a b' --cursor '12.5~it'\"'\"'s'"
     assert "There are more tasks than were searched" in hint
+    *_, more, _ = task_list_text(answer, {}, NOW, "https://x:9808").splitlines()
+    assert more.startswith("More: celery-exporter find --url https://x:9808 --cursor ")
 
 
 def test_a_list_has_a_line_for_each_task():

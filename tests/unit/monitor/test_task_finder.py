@@ -231,3 +231,15 @@ def test_without_a_file_there_is_no_problem():
     driver.apply(*life("u1", "add", None, 0, succeeded))
     page = finder(driver, None).search(TaskFilter(), LIMIT)
     assert ([task.uuid for task in page.tasks], page.next, page.problem) == (["u1"], None, "")
+
+
+@pytest.mark.parametrize("arguments", [False, True])
+def test_arguments_of_an_earlier_exporter_are_shown_only_if_arguments_are_recorded(tmp_path, arguments):
+    store = HistoryStore(tmp_path / "history")
+    store.open()
+    store.write([TaskInfo("u1", "add", "q", "SUCCESS", T0, args="('hunter2',)", kwargs="{}", result="1")])
+    finder = TaskFinder(ClusterState(driver_with_details().cluster, CONFIG), store, arguments=arguments)
+    found = [*finder.find("u1").tasks, *finder.search(TaskFilter(), 10).tasks]
+    expected = ("('hunter2',)", "{}", "1") if arguments else (None, None, None)
+    assert [(task.args, task.kwargs, task.result) for task in found] == [expected] * 2
+    store.close()
