@@ -24,8 +24,8 @@ from celery_exporter.core.task_info import (
 from celery_exporter.core.tasks import Task, TaskTable
 from celery_exporter.core.types import EXCLUDED, LabelSet
 
-#: Tasks of one name, queue and state that are searched, the newest of them: 1 ms.
-MAX_SEARCHED = 20_000
+#: Tasks of one name, queue and state that are searched, the newest of them, and of all.
+MAX_FILED, MAX_SEARCHED = 50_000, 200_000
 #: Tasks that are searched under one hold of the lock: a millisecond.
 CHUNK_TASKS = 1_000
 
@@ -91,16 +91,15 @@ class Search:
 
     def steps(self) -> Iterator[None]:
         """Search `CHUNK_TASKS` tasks at a time."""
-        candidates = [*self._candidates()]
-        for start in range(0, len(candidates), CHUNK_TASKS):
-            yield
-            for task in candidates[start : start + CHUNK_TASKS]:
-                place = Cursor(task.since, task.uuid)
-                if (self._before is None or place < self._before) and matches(task, self._filter):
-                    self._found.append((place, task))
-        yield
-        newest = nlargest(self._limit + 1, self._found, key=_place)
-        self._page = [task_info(task) for _, task in newest]
+        left = MAX_SEARCHED
+        for tasks in self._filed():
+            newest = [*islice(reversed(tasks.values()), min(left, MAX_FILED))]
+            self._is_complete = self._is_complete and len(newest) == len(tasks)
+            left -= len(newest)
+            for start in range(0, len(newest), CHUNK_TASKS):
+                self._add(newest[start : start + CHUNK_TASKS])
+                yield
+        self._page = [task_info(task) for _, task in self._found]
 
     def page(self) -> Page:
         """Return what was found."""
@@ -108,22 +107,28 @@ class Search:
         last = tasks[-1] if len(self._page) > self._limit else None
         return Page(tasks, Cursor(last.since, last.uuid) if last else None, self._is_complete)
 
-    def _candidates(self) -> Iterator[Task]:
-        """Yield the tasks that may match, by the name, queue and state that they are filed under."""
+    def _filed(self) -> list[dict[str, Task]]:
+        """Return the tasks that may match, by the name, queue and state that they are filed under."""
         states, table = self._filter.states, self._tasks
-        for bucket in table.buckets():
-            is_wanted = states is None or (bucket.state is not None and bucket.state.name in states)
-            if bucket.tasks and is_wanted and _is_label_set_wanted(bucket.group.label_set, self._filter):
-                yield from self._newest(bucket.tasks)
+        filed = [
+            bucket.tasks
+            for bucket in table.buckets()
+            if bucket.tasks
+            and (states is None or (bucket.state is not None and bucket.state.name in states))
+            and _is_label_set_wanted(bucket.group.label_set, self._filter)
+        ]
         if states is None or not states.issubset(OPEN_STATE_NAMES):
-            for tasks in (table.finished, table.ended_silently):
-                yield from self._newest(tasks)
-        yield from self._newest(table.kept)
+            filed += [table.finished, table.ended_silently]
+        return [*filed, table.kept]
 
-    def _newest(self, tasks: dict[str, Task]) -> Iterator[Task]:
-        if len(tasks) > MAX_SEARCHED:
-            self._is_complete = False
-        return islice(reversed(tasks.values()), MAX_SEARCHED)
+    def _add(self, tasks: Iterable[Task]) -> None:
+        """Keep the newest of those found so far and of these."""
+        found = (
+            (place, task)
+            for place, task in ((Cursor(task.since, task.uuid), task) for task in tasks)
+            if matches(task, self._filter) and (self._before is None or place < self._before)
+        )
+        self._found = nlargest(self._limit + 1, [*self._found, *found], key=_place)
 
 
 def find(tasks: TaskTable, uuids: Iterable[str]) -> list[TaskInfo]:

@@ -96,11 +96,12 @@ def test_pages_of_a_search_are_what_a_loop_over_all_tasks_finds(tasks, wanted, i
 
 def test_a_search_takes_the_lock_for_a_thousand_tasks_at_a_time():
     driver = driver_with([("add", "q", "w@h", None, 0, 1)] * 2_500)
-    assert len([*Search(driver.cluster.tasks, TaskFilter(), 10).steps()]) == 4
+    assert len([*Search(driver.cluster.tasks, TaskFilter(), 10).steps()]) == 3
 
 
-def test_a_search_over_too_many_tasks_says_so(monkeypatch):
-    monkeypatch.setattr(task_search, "MAX_SEARCHED", 5)
+@pytest.mark.parametrize("limit", ["MAX_FILED", "MAX_SEARCHED"])
+def test_a_search_over_too_many_tasks_says_so(monkeypatch, limit):
+    monkeypatch.setattr(task_search, limit, 5)
     driver = driver_with([("add", "q", "w@h", None, number, 0) for number in range(9)])
     page = search(driver, TaskFilter())
     assert not page.is_complete
