@@ -96,6 +96,7 @@ Examples:
 Examples:
   celery-exporter find d96e5adf-a2be-4e31-ac8b-e7d742840d2b
   celery-exporter find d96e5adf
+  celery-exporter find --why d96e5adf
   celery-exporter find --name shop.tasks.pay --state FAILURE --since 1h
   celery-exporter find --worker celery@web-1 --state STARTED --json | jq .
 """,
@@ -364,7 +365,9 @@ _TOP = Sections(
 
 
 @click.pass_context
-def _find(context: click.Context, /, uuid: str | None, url: str | None, json: bool, **query: Any) -> None:
+def _find(
+    context: click.Context, /, uuid: str | None, url: str | None, json: bool, why: bool, **query: Any
+) -> None:
     """Find a task by its id, or tasks by name, state and more.
 
     The first eight characters of an id are enough. Asks the exporter on this machine or at --url. Exit code
@@ -377,10 +380,12 @@ def _find(context: click.Context, /, uuid: str | None, url: str | None, json: bo
     given = {name: text for name, text in query.items() if text is not None}
     if uuid is not None and given:
         raise BadSettingError(f"--{next(iter(given)).replace('_', '-')}: got an id, too; use one of the two")
+    if why and uuid is None:
+        raise BadSettingError("--why: needs the id of a task")
     root = _root_params(context)
     chosen = url or os.environ.get("CELERY_EXPORTER_URL") or local_urls(load_listen(root, os.environ))[0]
     exporter = exporter_at(chosen, "find")
-    context.exit(find(exporter, uuid, given, as_json=json, is_remote=url is not None))
+    context.exit(find(exporter, uuid, given, why=why, as_json=json, is_remote=url is not None))
 
 
 _FIND = Sections(
@@ -395,6 +400,7 @@ _FIND = Sections(
             )
             for name, (_, expects) in PARAMETERS.items()
         ),
+        click.Option(["--why"], is_flag=True, help="Say why the task is there: look at the broker now."),
         click.Option(["--json"], is_flag=True, help="Print the answer of the API."),
         click.Option(
             ["--url"], metavar="URL", help="URL of a running exporter. [default: http://127.0.0.1:9808]"

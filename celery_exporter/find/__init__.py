@@ -10,8 +10,9 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from celery_exporter.find.text import problem_text, task_list_text, task_text
+from celery_exporter.find.text import explanation_text, problem_text, task_list_text, task_text
 from celery_exporter.quoting import printable, printable_json
+from celery_exporter.status.explanation import Explanation
 from celery_exporter.web.client import API, Exporter, NoAnswerError
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 
@@ -19,14 +20,25 @@ from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 PATH = f"{API}tasks"
 
 
-def find(
-    exporter: Exporter, uuid: str | None, query: Mapping[str, str], *, as_json: bool, is_remote: bool
+def find(  # noqa: PLR0913  what is asked, and how it is printed
+    exporter: Exporter,
+    uuid: str | None,
+    query: Mapping[str, str],
+    *,
+    why: bool = False,
+    as_json: bool,
+    is_remote: bool,
 ) -> int:
     """Print a task, or those that a query finds; return the exit code: 0, or 1 if nothing is found.
 
-    `is_remote` says that the exporter is the one at --url.
+    `why` asks where the message of the task is, which makes the exporter look at the broker. `is_remote` says
+    that the exporter is the one at --url.
     """
     try:
+        if uuid is not None and why:
+            explanation = exporter.get(f"{API}explain/{quote(uuid, safe='')}", Explanation)
+            _print(explanation, as_json, explanation_text(explanation))
+            return 0
         if uuid is not None:
             task = exporter.get(f"{PATH}/{quote(uuid, safe='')}", TaskAnswer)
             _print(task, as_json, task_text(task, time.time()))
@@ -47,7 +59,7 @@ def _reason(error: NoAnswerError) -> str:
         return printable(str(error))
 
 
-def _print(answer: TaskAnswer | TaskList, as_json: bool, text: str) -> None:
+def _print(answer: TaskAnswer | TaskList | Explanation, as_json: bool, text: str) -> None:
     if as_json:
         document = msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
         click.echo(printable_json(document))

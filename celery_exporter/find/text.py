@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
-from celery_exporter.core.task_info import AttemptInfo, TaskInfo
+from celery_exporter.core.task_info import OPEN_STATE_NAMES, AttemptInfo, TaskInfo
 from celery_exporter.quoting import printable, shell_word
 from celery_exporter.status.columns import UNKNOWN, seconds
+from celery_exporter.status.explanation import Explanation
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 
 #: Titles of the columns of a list.
@@ -36,6 +37,8 @@ def task_text(answer: TaskAnswer, now: float) -> str:
         lines += ["", "Workflow", *_tree(answer.workflow, task.uuid)]
     if answer.problem:
         lines += ["", printable(answer.problem)]
+    if task.state in OPEN_STATE_NAMES:
+        lines += ["", f"Why is it there: celery-exporter find --why {shell_word(task.uuid)}"]
     return "\n".join(lines)
 
 
@@ -53,6 +56,14 @@ def task_list_text(answer: TaskList, query: Mapping[str, str], now: float, url: 
         lines.append(printable(answer.problem))
     if not answer.is_complete:
         lines.append("There are more tasks than were searched; give --name, --queue or --state.")
+    return "\n".join(lines)
+
+
+def explanation_text(explanation: Explanation) -> str:
+    """Return why a task is where it is, with the evidence and what cannot be known."""
+    lines = [printable(explanation.sentence)]
+    for title, texts in (("Evidence", explanation.evidence), ("Unknown", explanation.unknown)):
+        lines += [f"{title}:", *(f"  - {printable(text)}" for text in texts)] if texts else []
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celery_exporter.status import details
 from celery_exporter.status.charts import Charts
@@ -82,6 +83,9 @@ OVERVIEW = Page(
     BROKER,
     has_problems=True,
 )
+_ITS_QUEUES = replace(QUEUES, empty="It consumes no queue that is known.")
+_ITS_FAILURES = replace(FAILURES, empty="None of the newest failures was on this worker.")
+_ITS_WORKERS = replace(WORKERS, empty="No worker that is known consumes it.")
 PAGES = (
     OVERVIEW,
     Page("/workers", "Workers", "Workers", "api/v1/status", "workers", (ShownTable(WORKERS, "up"),)),
@@ -101,7 +105,7 @@ PAGES = (
         "Workers",
         "api/v1/workers/",
         "worker",
-        (ShownTable(QUEUES, "-length"), ShownTable(FAILURES, "-at")),
+        (ShownTable(_ITS_QUEUES, "-length"), ShownTable(_ITS_FAILURES, "-at")),
         WORKER_FACTS,
         details.worker_detail,
         is_named=True,
@@ -112,7 +116,7 @@ PAGES = (
         "Queues",
         "api/v1/queues/",
         "queue",
-        (ShownTable(WORKERS, "up"),),
+        (ShownTable(_ITS_WORKERS, "up"),),
         QUEUE_FACTS,
         details.queue_detail,
         is_named=True,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+from celery_exporter.core.message_location import MessageLocation
 from celery_exporter.core.task_info import TaskInfo
-from celery_exporter.find.text import problem_text, task_list_text, task_text
+from celery_exporter.find.text import explanation_text, problem_text, task_list_text, task_text
 from celery_exporter.status.columns import UNKNOWN
+from celery_exporter.status.explanation import Explanation
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from unit.core.cluster_driver import T0, failed, received, retried, sent, started, succeeded
 from unit.core.test_task_info import info_of
@@ -24,6 +26,8 @@ def lines_of(task: TaskInfo, *others: TaskInfo) -> list[str]:
 
 def test_a_task_is_shown_with_each_attempt():
     lines = lines_of(info_of(sent(), received(), started(), retried(at=1), sent(at=1.5, retries=1)))
+    assert lines[-2:] == ["", "Why is it there: celery-exporter find --why u1"]
+    del lines[-2:]
     assert lines[:7] == [
         "u1",
         "  task       add",
@@ -44,7 +48,7 @@ def test_a_task_is_shown_with_each_attempt():
 def test_a_workflow_is_a_tree_below_the_task_that_sent_the_others():
     root, child = pending("root"), pending("child", "root")
     lines = lines_of(child, root, pending("grandchild", "child"), pending("other", "gone"))
-    assert lines[lines.index("Workflow") + 1 :] == [
+    assert lines[lines.index("Workflow") + 1 : -2] == [
         "  other  add  PENDING",
         "  root  add  PENDING",
         "    child  add  PENDING <-",
@@ -54,7 +58,7 @@ def test_a_workflow_is_a_tree_below_the_task_that_sent_the_others():
 
 def test_a_circle_of_hostile_parents_ends():
     lines = lines_of(pending("a", "b"), pending("b", "a"), pending("c", "c"))
-    assert sorted(lines[lines.index("Workflow") + 1 :]) == [
+    assert sorted(lines[lines.index("Workflow") + 1 : -2]) == [
         "  a  add  PENDING",
         "  b  add  PENDING",
         "  c  add  PENDING",
@@ -78,11 +82,18 @@ def test_a_list_has_a_line_for_each_task():
     assert re.split("  +", line) == cells
 
 
+def test_an_explanation_is_its_sentence_with_evidence_and_what_is_unknown():
+    location = MessageLocation("unknown", reason="x")
+    explanation = Explanation("u1", NOW, "running", "It runs.", ["a start"], [], location)
+    assert explanation_text(explanation) == "It runs.\nEvidence:\n  - a start"
+
+
 def test_hostile_texts_do_not_control_the_terminal():
     hostile = TaskInfo("u\x1b[2J", "n\x9b", "q\n", "PENDING", T0)
     for text in (
         task_text(TaskAnswer(hostile, [hostile, pending("x\r")]), NOW),
         task_list_text(TaskList([hostile], "1~\x1b", is_complete=True), {"name": "\x1b"}, NOW),
+        explanation_text(Explanation("u", NOW, "x", "\x1b", ["\r"], ["\x9b"], MessageLocation("unknown"))),
         problem_text(Problem("\x1b", ["\x9b"], ["\r"])),
     ):
         assert text.replace("\n", "").isprintable()
