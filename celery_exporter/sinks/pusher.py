@@ -42,7 +42,7 @@ MAX_BACK_OFF_SECONDS, MAX_RETRY_AFTER_SECONDS = 30.0, 300.0
 #: Seconds for one attempt.
 SEND_TIMEOUT_SECONDS = 10.0
 #: Seconds between two log lines about the errors of one outage: their texts may differ each time.
-LOG_INTERVAL_SECONDS = 60.0
+LOG_INTERVAL_SECONDS = 20.0
 #: Seconds for the last attempts after `stop`. Docker kills after 10.
 LAST_FLUSH_SECONDS = 5.0
 
@@ -70,6 +70,7 @@ class Pusher:
         self._stopping = threading.Event()
         self._stop_at: float | None = None  # monotonic time of the end of the last flush
         self._batch_limit = MAX_BATCH  # records of the next payload, so that it need not be divided
+        self._logged = ""  # the last error that was logged, while attempts fail
         self._next_log = 0.0  # monotonic time before which no further error is logged
         self._next_send = 0.0  # monotonic time before which no attempt begins
         # Guarded by the lock, for `view`.
@@ -320,16 +321,22 @@ class Pusher:
         with self._lock:
             self._attempt_began = None
             self._durations.observe(SINK_DURATION_BUCKETS, seconds)
-            before, self._error = self._error, error
+            self._error = error
             if not error:
                 self._last_success, self._failing_since = time.time(), None
             elif self._failing_since is None:
                 self._failing_since = time.time()
-        if error and (not before or (error != before and time.monotonic() >= self._next_log)):
+        self._log(error)
+
+    def _log(self, error: str) -> None:
+        """Log the first error of an outage, further ones with another text, and its end."""
+        if error and (not self._logged or (error != self._logged and time.monotonic() >= self._next_log)):
             self._next_log = time.monotonic() + LOG_INTERVAL_SECONDS
             log.warning("sink %s: %s", self.name, error)
-        elif before and not error:
+            self._logged = error
+        elif self._logged and not error:
             log.info("sink %s: %s works again", self.name, self._sink.address)
+            self._logged = ""
 
 
 def _fitting(batch: list[Any]) -> int:

@@ -12,6 +12,7 @@ from harness.waiting import eventually
 from celery_exporter.core.records import MeasuredRecord, Measurements
 from celery_exporter.core.snapshot import SinkView
 from celery_exporter.core.types import State
+from celery_exporter.sinks import pusher as pusher_module
 from celery_exporter.sinks.base import (
     BUFFER_FULL,
     DELIVERED,
@@ -322,3 +323,17 @@ def test_put_does_not_wait_for_a_frozen_receiver(running):
     assert not putting.is_alive()
     assert pusher.view().buffered == 1_000
     frozen.set()
+
+
+def test_another_error_of_an_outage_is_logged_as_soon_as_the_log_may_have_it(running, caplog, monkeypatch):
+    monkeypatch.setattr(pusher_module, "LOG_INTERVAL_SECONDS", 0.3)
+    begin = time.monotonic()
+
+    def answer(_: list[int]) -> None:
+        text = "no token" if time.monotonic() < begin + 0.1 else "status 401"
+        raise TemporaryError(text, retry_after=0.0)
+
+    pusher = running(Receiver(answer))
+    pusher.put([1])
+    eventually(lambda: any("status 401" in record.getMessage() for record in caplog.records), 60)
+    assert sum("no token" in record.getMessage() for record in caplog.records) == 1
