@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from celery_exporter.broker.connection import BrokerError, CachedConnection, Source
 from celery_exporter.broker.message_lookup.factory import message_lookup_for
+from celery_exporter.core.cluster import Cluster
 from celery_exporter.core.message_location import MessageLocation
 from celery_exporter.core.snapshot import ExporterState, WorkerView, worker_view
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.core.task_search import Found
+from celery_exporter.core.types import OTHER
 from celery_exporter.monitor.cluster_state import ClusterState
 from celery_exporter.status.explain import explain
 from celery_exporter.status.explanation import (
@@ -78,15 +80,14 @@ class Explainer:
     def _explain(self, uuid: str, begin: float, history_problem: str) -> Explanation:
         task = self._find(uuid)
         for _ in range(MAX_LOOKS):
-            queues = self._own_queues(task)
-            location = self._look(uuid, queues)
+            location = self._look(uuid, task)
             before, task = task, self._find_changed(uuid, task, location)
             if before == task:
                 break
             location = MessageLocation("unknown", reason="the task changed while the broker was looked at")
             if time.monotonic() - begin > MAX_LOOKING_SECONDS:
                 break
-        facts = self._facts(uuid, task, location, queues)
+        facts = self._facts(uuid, task, location)
         return explain(replace(facts, history_problem=history_problem))
 
     def _find(self, uuid: str) -> TaskInfo | None:
@@ -99,8 +100,9 @@ class Explainer:
             time.sleep(POLL_SECONDS)
         return task
 
-    def _look(self, uuid: str, own: Sequence[str]) -> MessageLocation:
+    def _look(self, uuid: str, task: TaskInfo | None) -> MessageLocation:
         with self._state.lock:
+            own = own_queues(task, self._state.cluster)
             others = [name for name in reversed(self._state.cluster.queues.names()) if name not in own]
         begin = time.monotonic()
         try:
@@ -112,21 +114,9 @@ class Explainer:
             end = time.monotonic()
             self._next = end + PAUSE_FACTOR * (end - begin)
 
-    def _own_queues(self, task: TaskInfo | None) -> list[str]:
-        """Return the queues, by their own names, that may be the one of the task: those with its label."""
-        attempt = open_attempt(task) if task else None
-        label = (attempt and attempt.queue_name) or (task and task.queue_name)
-        if label is None:
-            return []
+    def _facts(self, uuid: str, task: TaskInfo | None, location: MessageLocation) -> Facts:
         with self._state.lock:
-            cluster = self._state.cluster
-            return [name for name in cluster.queues.names() if cluster.label_sets.queue_label(name) == label]
-
-    def _facts(
-        self, uuid: str, task: TaskInfo | None, location: MessageLocation, queues: Sequence[str]
-    ) -> Facts:
-        queue = location.queue or (queues[0] if len(queues) == 1 else None)
-        with self._state.lock:
+            queue = location.queue or newest_queue(task, self._state.cluster)
             exporter = self._exporter_state()
             workers = self._state.cluster.workers
             worker = workers.get(task.worker) if task and task.worker else None
@@ -149,6 +139,47 @@ class Explainer:
             return None
         consumers = (worker for worker in up if queue in (worker.info.queues or ()))
         return [worker_view(worker, self._state.listening) for worker in consumers]
+
+
+def own_queues(task: TaskInfo | None, cluster: Cluster) -> list[str]:
+    """Return the queues, by their own names, that may be those of a task; that of its open attempt first.
+
+    A label value that is a name comes before the known queues that have it: only the history may know it.
+    """
+    queues: dict[str, None] = {}
+    for label in _labels(task):
+        if _is_name(label, cluster):
+            queues[label] = None
+        queues |= dict.fromkeys(_known_queues(label, cluster))
+    return list(queues)
+
+
+def newest_queue(task: TaskInfo | None, cluster: Cluster) -> str | None:
+    """Return the own name of the queue of a task's open attempt; None if it may be one of several."""
+    for label in _labels(task)[:1]:
+        known = _known_queues(label, cluster)
+        if len(known) == 1:
+            return known[0]
+        return label if not known and _is_name(label, cluster) else None
+    return None
+
+
+def _labels(task: TaskInfo | None) -> list[str]:
+    """Return the label values of the queues of a task, that of its open attempt first."""
+    if task is None:
+        return []
+    waiting = open_attempt(task)
+    attempts = [*([waiting] if waiting else ()), task, *reversed(task.attempts)]
+    return list(dict.fromkeys(attempt.queue_name for attempt in attempts if attempt.queue_name))
+
+
+def _known_queues(label: str, cluster: Cluster) -> list[str]:
+    return [name for name in cluster.queues.names() if cluster.label_sets.queue_label(name) == label]
+
+
+def _is_name(label: str, cluster: Cluster) -> bool:
+    """Return whether a label value may be the own name of a queue: it is shown as it is."""
+    return label != OTHER and cluster.label_sets.queue_label(label) == label
 
 
 def _is_ahead(task: TaskInfo | None, location: MessageLocation) -> bool:
