@@ -117,7 +117,9 @@ def _worker(facts: Facts) -> Iterator[str]:
         return
     worker, name = facts.worker, printable(facts.task.worker)
     if worker is None:
-        yield f"worker {name} is unknown to the exporter, or was down for so long that it was removed"
+        yield f"worker {name} has sent no event since the exporter's start, or was removed later"
+    elif facts.is_worker_unknown:
+        yield f"worker {name} has sent no event since the exporter's start"
     elif worker.up:
         yield f"worker {name} is up{_busy([worker])}"
         if worker.online is not None and worker.online > facts.task.since:

@@ -33,6 +33,10 @@ TIMEOUT = (
 WHO_HOLDS = "which worker holds the message: Redis does not say"
 IS_ALIVE = "whether that worker is alive: of a dead one, the message returns after the visibility timeout"
 IS_UP = "whether the worker runs, and only its events do not arrive"
+IS_KNOWN = (
+    "whether the worker runs: its next event may be on its way, or it was removed "
+    "(--purge-offline-worker-metrics)"
+)
 ACKNOWLEDGED = (
     "whether the message was acknowledged at the start, as by default; with acks_late another worker gets it"
 )
@@ -166,6 +170,12 @@ DIAGNOSES = (
         lambda facts: facts.is_worker_down,
         f"{_HAD}, and no start of the task was reported.",
         (DELIVERED_AGAIN, IS_UP),
+    ),
+    Diagnosis(
+        "worker-unknown",
+        lambda facts: facts.is_worker_unknown,
+        "Worker {worker}, which {had} it {ago}, is unknown to the exporter{unknown_since}.",
+        (IS_KNOWN, "whether the task ended"),
     ),
     Diagnosis(
         "no-active-task",
@@ -346,6 +356,7 @@ def _values(facts: Facts) -> Mapping[str, str]:
         "named": f" {printable(task.worker)}" if task and task.worker else "",
         "by": f" at worker {printable(task.worker)}" if task and task.worker else "",
         "had": "started" if facts.state == STARTED else "received",
+        "unknown_since": _unknown_since(facts),
         "queue": printable(location.queue or facts.queue or ""),
         "position": f"{location.position or 0:,}",
         "length": f"{look.length or 0:,}" if look else "",
@@ -357,3 +368,10 @@ def _values(facts: Facts) -> Mapping[str, str]:
         "busy": busy(facts.consumers or ()),
         "worker_busy": busy([facts.worker] if facts.worker else ()),
     }
+
+
+def _unknown_since(facts: Facts) -> str:
+    """Return since when the worker is unknown; it was known if the task has an event since then."""
+    if not facts.is_before_start:
+        return " now"
+    return f" since its start {ago(facts.exporter.started, facts.now)}"

@@ -15,6 +15,7 @@ from celery_exporter.core.message_location import MessageLocation, QueueLook
 from celery_exporter.core.snapshot import ExporterState, WorkerView
 from celery_exporter.core.task_info import LOST, OPEN_STATE_NAMES, AttemptInfo, TaskInfo
 from celery_exporter.core.types import State
+from celery_exporter.status.facts import DISCOVERY_SECONDS
 
 PENDING, RECEIVED, STARTED = State.PENDING.name, State.RECEIVED.name, State.STARTED.name
 RETRY, REVOKED = State.RETRY.name, State.REVOKED.name
@@ -125,8 +126,25 @@ class Facts(Struct, frozen=True):
 
     @property
     def is_worker_down(self) -> bool:
-        """Return whether the worker that has the task is down, or removed since then."""
-        return self.is_with_worker and (self.worker is None or not self.worker.up)
+        """Return whether the worker that has the task is known, and down."""
+        worker = self.worker
+        if not self.is_with_worker or worker is None or worker.up:
+            return False
+        return worker.left or self.exporter.listening >= DISCOVERY_SECONDS
+
+    @property
+    def is_worker_unknown(self) -> bool:
+        """Return whether it is unknown if the worker that has the task runs.
+
+        The exporter has received no event of it since its start, or has removed it.
+        """
+        is_up = self.worker is not None and self.worker.up
+        return self.is_with_worker and not is_up and not self.is_worker_down
+
+    @property
+    def is_before_start(self) -> bool:
+        """Return whether the newest event of the task is older than this exporter process."""
+        return self.task is not None and self.task.since < self.exporter.started
 
     @property
     def is_held_by_worker(self) -> bool:

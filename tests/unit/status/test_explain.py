@@ -17,7 +17,9 @@ from celery_exporter.status.explanation import Facts
 from unit.core.cluster_driver import ClusterDriver
 
 NOW = 1_800_000_000.0
-EXPORTER: ExporterState = ClusterDriver().shown().exporter
+EXPORTER: ExporterState = replace(ClusterDriver().shown().exporter, started=NOW - 86_400, listening=86_000.0)
+#: It has not listened for long enough that each worker was seen.
+YOUNG = replace(EXPORTER, started=NOW - 3, listening=2.0)
 
 
 def task(state: str = "PENDING", age: float = 600, **fields) -> TaskInfo:
@@ -61,7 +63,8 @@ def rabbit(length: int | None = 5, consumers: int | None = 1, **fields) -> Messa
 
 
 def facts(task: TaskInfo | None, location: MessageLocation, **fields) -> Facts:
-    return Facts("u", NOW, EXPORTER, location, task, **{"queue": "q", **fields})
+    exporter = fields.pop("exporter", EXPORTER)
+    return Facts("u", NOW, exporter, location, task, **{"queue": "q", **fields})
 
 
 LATER = NOW + 3_600
@@ -100,11 +103,35 @@ CASES = [
         facts(task("STARTED", received=NOW - 601), held(), worker=DOWN),
         "Worker w@h, which started it 10 minutes ago, is down and has not acknowledged it",
     ),
-    ("returns", facts(task("RECEIVED", received=NOW - 600), held()), "which received it 10 minutes ago"),
+    (
+        "returns",
+        facts(task("RECEIVED", received=NOW - 600), held(), worker=DOWN),
+        "which received it 10 minutes ago",
+    ),
     ("taken", facts(task("RECEIVED", received=NOW - 900), held(), worker=DOWN), "A worker took its message"),
     ("worker-lost", facts(task("STARTED"), ABSENT, worker=DOWN), "the broker has no message of it"),
     ("worker-down", facts(task("STARTED"), rabbit(), worker=DOWN), "no end of the task was reported"),
     ("worker-down-before-start", facts(task("RECEIVED"), rabbit(), worker=DOWN), "no start of the task"),
+    (
+        "worker-unknown",
+        facts(task("STARTED"), ABSENT, exporter=YOUNG),
+        "Worker w@h, which started it 10 minutes ago, is unknown to the exporter since its start 3 s ago.",
+    ),
+    (
+        "worker-unknown",
+        facts(task("RECEIVED", received=NOW - 600), held()),
+        "Worker w@h, which received it 10 minutes ago, is unknown to the exporter now.",
+    ),
+    (
+        "worker-unknown",
+        facts(task("STARTED"), rabbit(), worker=DOWN, exporter=YOUNG),
+        "since its start 3 s ago",
+    ),
+    (
+        "worker-down",
+        facts(task("STARTED"), rabbit(), worker=replace(DOWN, left=True), exporter=YOUNG),
+        "is down, and no end",
+    ),
     ("no-active-task", facts(task("STARTED"), ABSENT, worker=worker(active=0)), "it reports no active task"),
     ("running", facts(task("STARTED"), ABSENT, worker=worker()), "By its events, worker w@h runs it"),
     ("running", facts(task("STARTED", 1), ABSENT, worker=worker(active=0)), "the start 1 s ago"),
@@ -192,7 +219,7 @@ def test_every_diagnosis_has_a_case():
 
 def test_each_template_names_known_values_only():
     known = {"state", "ago", "seconds", "worker", "by", "had", "queue", "position", "length", "messages"}
-    known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent"}
+    known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent", "unknown_since"}
     for diagnosis in DIAGNOSES:
         assert {name for _, name, _, _ in string.Formatter().parse(diagnosis.sentence) if name} <= known
 
@@ -231,6 +258,12 @@ def test_a_diagnosis_on_a_place_needs_that_place():
             assert not re.search(r"[Aa] worker (took|holds) its message|not acknowledged", sentence)
         if location.place != "absent":
             assert not re.search(r"broker has no message of it", sentence)
+
+
+def test_only_a_worker_that_is_known_and_down_is_called_down():
+    for task_, location, exporter in product(TASKS, LOCATIONS, (EXPORTER, YOUNG)):
+        explanation = explain(facts(task_, location, exporter=exporter))
+        assert not re.search(r"is down", "\n".join([explanation.sentence, *explanation.evidence]))
 
 
 def test_what_is_unknown_is_listed():
