@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 
 from celery_exporter.core.reconcile import EXPIRED, MESSAGE_GONE, NOT_RUNNING
-from celery_exporter.core.task_details import FORGOTTEN
 from celery_exporter.core.task_info import LOST
 from celery_exporter.quoting import printable
 from celery_exporter.status.evidence import ago, at, busy, evidence, limits
@@ -145,6 +144,14 @@ DIAGNOSES = (
         f"It waits in {_QUEUE}, and the workers of this queue are full: {{busy}} busy.",
     ),
     Diagnosis("waiting", _in_queue(), f"It waits in {_QUEUE}."),
+    # It was open when the exporter removed it: its events are not the newest.
+    Diagnosis(
+        "forgotten",
+        lambda facts: facts.is_forgotten,
+        "The exporter stopped watching it: it had no event for --task-ttl, or more tasks than --max-tasks. "
+        "Its last state was {state}, {ago}{by}.",
+        ("what happened since then",),
+    ),
     # A worker has it, by its events.
     Diagnosis(
         "returns",
@@ -245,12 +252,6 @@ DIAGNOSES = (
         _lost(NOT_RUNNING),
         "Its worker{named} no longer had it {ago}, and reported no end of it.",
         (NO_END,),
-    ),
-    Diagnosis(
-        "forgotten",
-        _lost(FORGOTTEN),
-        "The exporter removed it while it was open, because of --max-tasks or --task-ttl.",
-        ("what happened since",),
     ),
     Diagnosis(
         "over",

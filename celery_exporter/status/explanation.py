@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from celery_exporter.core.message_location import MessageLocation, QueueLook
 from celery_exporter.core.snapshot import ExporterState, WorkerView
+from celery_exporter.core.task_details import FORGOTTEN
 from celery_exporter.core.task_info import LOST, OPEN_STATE_NAMES, AttemptInfo, TaskInfo
 from celery_exporter.core.types import State
 from celery_exporter.status.facts import DISCOVERY_SECONDS
@@ -81,6 +82,11 @@ class Facts(Struct, frozen=True):
     def is_open(self) -> bool:
         """Return whether the task is not over by its events."""
         return self.state in OPEN_STATE_NAMES
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Return whether the exporter removed the task while it was open; only the history has it."""
+        return self.task is not None and self.is_open and self.task.reason == FORGOTTEN
 
     @property
     def is_with_worker(self) -> bool:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from celery_exporter.core.message_location import MessageLocation, QueueLook, UnacknowledgedLook
 from celery_exporter.core.snapshot import ExporterState, WorkerView
-from celery_exporter.core.task_info import STATE_NAMES, AttemptInfo, TaskInfo
+from celery_exporter.core.task_info import OPEN_STATE_NAMES, STATE_NAMES, AttemptInfo, TaskInfo
 from celery_exporter.status.explain import DIAGNOSES, NEVER_SEEN, explain
 from celery_exporter.status.explanation import Facts
 from unit.core.cluster_driver import ClusterDriver
@@ -171,7 +171,15 @@ CASES = [
         facts(task("LOST", reason="not_running"), ABSENT),
         "Its worker w@h no longer had it 10 minutes ago, and",
     ),
-    ("forgotten", facts(task("LOST", reason="forgotten"), ABSENT), "--max-tasks"),
+    (
+        "forgotten",
+        facts(task("STARTED", reason="forgotten"), ABSENT, worker=worker()),
+        "than --max-tasks. Its last state was STARTED, 10 minutes ago at worker w@h.",
+    ),
+    ("forgotten", facts(task("STARTED", reason="forgotten"), ABSENT, worker=DOWN), "stopped watching it"),
+    ("forgotten", facts(task(reason="forgotten"), rabbit()), "Its last state was PENDING, 10 minutes ago."),
+    ("forgotten", facts(task("RETRY", 1, reason="forgotten"), held()), "Its last state was RETRY, 1 s ago"),
+    ("waiting", facts(task(reason="forgotten"), queued()), "It waits in queue q at position 3 of 7."),
     ("over", facts(task("LOST", attempts=()), ABSENT), "It has counted as over for 10 minutes"),
     ("just-sent", facts(task(age=2), ABSENT), "Its newest event, PENDING, is 2 s old"),
     ("just-sent", facts(task(age=2), rabbit()), "Its newest event, PENDING, is 2 s old"),
@@ -225,7 +233,8 @@ def test_each_template_names_known_values_only():
 
 
 TASKS = [None, *(task(state, age) for state in STATE_NAMES for age in (1, 600))]
-TASKS += [task("LOST", reason=reason) for reason in ("message_gone", "expired", "not_running", "forgotten")]
+TASKS += [task("LOST", reason=reason) for reason in ("message_gone", "expired", "not_running")]
+TASKS += [task(state, reason="forgotten") for state in OPEN_STATE_NAMES]
 TASKS += [task(state, eta=LATER) for state in ("PENDING", "RECEIVED", "RETRY")]
 TASKS += [replace(task("STARTED"), attempts=()), replace(task("RECEIVED"), attempts=())]
 LOCATIONS = [
