@@ -9,11 +9,11 @@ from celery_exporter.core.message_location import QueueLook
 from celery_exporter.core.snapshot import WorkerView
 from celery_exporter.quoting import printable
 from celery_exporter.status.explanation import RECENT_SECONDS, Facts
-from celery_exporter.status.facts import short
+from celery_exporter.status.facts import DISCOVERY_SECONDS, short
 from celery_exporter.status.finding import count, duration, names
 
-#: Queues with a sentence of their own.
-MAX_LISTED_QUEUES = 5
+#: Queues, and workers with an old heartbeat, with a sentence of their own.
+MAX_LISTED_QUEUES = MAX_LISTED_WORKERS = 5
 
 
 def at(timestamp: float) -> str:
@@ -121,13 +121,26 @@ def _worker(facts: Facts) -> Iterator[str]:
     elif facts.is_worker_unknown:
         yield f"worker {name} has sent no event since the exporter's start"
     elif worker.up:
-        yield f"worker {name} is up{_busy([worker])}"
+        yield f"worker {name} is up{_busy([worker])}{_old_heartbeat(worker, facts.now, '; ')}"
         if worker.online is not None and worker.online > facts.task.since:
             yield f"worker {name} started or connected again at {at(worker.online)}, after that"
     else:
-        how = "went offline" if worker.left else "sends no events"
-        since = f" since {duration(worker.down_for)}" if worker.down_for is not None else ""
-        yield f"worker {name} is down: it {how}{since}"
+        yield f"worker {name} is down: it {_silence(worker, facts)}"
+
+
+def _silence(worker: WorkerView, facts: Facts) -> str:
+    """Return since when a worker that is down has sent no event, as far as that is known."""
+    if worker.left:
+        return "went offline" + (f" {ago(worker.heartbeat, facts.now)}" if worker.heartbeat else "")
+    last = max(facts.reported_at or 0.0, worker.heartbeat or 0.0)
+    return f"has sent no event for {duration(max(0.0, facts.now - last))}"
+
+
+def _old_heartbeat(worker: WorkerView, now: float, before: str) -> str:
+    """Return the age of the last heartbeat, empty if the next one is not overdue by several."""
+    if worker.heartbeat is None or now - worker.heartbeat < DISCOVERY_SECONDS:
+        return ""
+    return f"{before}its last heartbeat came {ago(worker.heartbeat, now)}"
 
 
 def _consumers(facts: Facts) -> Iterator[str]:
@@ -135,6 +148,10 @@ def _consumers(facts: Facts) -> Iterator[str]:
         return
     if facts.consumers:
         yield f"workers of the queue that are up: {names(facts.consumers)}{_busy(facts.consumers)}"
+        ages = (
+            _old_heartbeat(each, facts.now, f"worker {printable(each.name)}: ") for each in facts.consumers
+        )
+        yield from [line for line in ages if line][:MAX_LISTED_WORKERS]
     else:
         yield "no worker that is up consumes the queue"
 

@@ -166,13 +166,19 @@ class Facts(Struct, frozen=True):
         return self.worker is not None and is_full(self.worker)
 
     @property
+    def reported_at(self) -> float | None:
+        """Return when the worker reported the newest event of the task, by the clock of the exporter."""
+        if self.worker is None or self.task is None:
+            return None
+        return self.task.since - (self.worker.clock_skew or 0.0)
+
+    @property
     def is_worker_idle(self) -> bool:
         """Return whether the worker runs nothing, by a heartbeat that it sent since it reported the task."""
         worker = self.worker
-        if worker is None or self.task is None or worker.heartbeat is None:
+        if worker is None or worker.heartbeat is None or self.reported_at is None:
             return False
-        reported = self.task.since - (worker.clock_skew or 0.0)
-        return worker.active == 0 and worker.heartbeat - reported > RECENT_SECONDS
+        return worker.active == 0 and worker.heartbeat - self.reported_at > RECENT_SECONDS
 
     @property
     def look(self) -> QueueLook | None:

@@ -301,3 +301,32 @@ def test_names_from_the_wire_are_printable():
     lines = (explanation.sentence, *explanation.evidence, *explanation.unknown)
     assert all(line.isprintable() for line in lines)
     assert "?[31m{queue}?" in explanation.sentence
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"heartbeat": NOW - 88, "down_for": 29.0}, "worker w@h is down: it has sent no event for 88 s"),
+        (
+            {"heartbeat": NOW - 700, "down_for": 29.0},
+            "worker w@h is down: it has sent no event for 10 minutes",
+        ),
+        ({"heartbeat": None, "down_for": 29.0}, "worker w@h is down: it has sent no event for 10 minutes"),
+        ({"heartbeat": NOW - 88, "left": True}, "worker w@h is down: it went offline 88 s ago"),
+        ({"heartbeat": None, "left": True}, "worker w@h is down: it went offline"),
+        ({"heartbeat": NOW - 88, "clock_skew": 560.0}, "worker w@h is down: it has sent no event for 88 s"),
+    ],
+)
+def test_the_silence_of_a_worker_counts_from_its_last_event(fields, line):
+    """It is seen to be down later. Its event of the task may be newer than its last heartbeat."""
+    assert line in explain(facts(task("STARTED"), ABSENT, worker=replace(DOWN, **fields))).evidence
+
+
+def test_an_old_heartbeat_of_a_worker_that_is_up_is_named():
+    for age, line in (
+        (40, "worker w@h is up; 1 of 2 slots are busy; its last heartbeat came 40 s ago"),
+        (4, "worker w@h is up; 1 of 2 slots are busy"),
+    ):
+        assert line in explain(facts(task("STARTED"), ABSENT, worker=worker(heartbeat=NOW - age))).evidence
+    known = facts(task(), queued(), consumers=[worker("a@h", heartbeat=NOW - 50), worker("b@h")])
+    assert "worker a@h: its last heartbeat came 50 s ago" in explain(known).evidence
