@@ -6,6 +6,7 @@ as unknown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -30,8 +31,11 @@ class BusyError(Exception):
     """The broker is not looked at now: another look runs, or the pause after it. Ask again in `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"another task is being explained; ask again in {seconds:.0f} s")
-        self.seconds = seconds
+        self.seconds = max(1, math.ceil(seconds))
+        super().__init__(
+            "another task is being explained, or was just now: each look at the broker is followed by a "
+            f"pause; ask again in {self.seconds} s"
+        )
 
 
 class AmbiguousIdError(Exception):

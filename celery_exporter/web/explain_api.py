@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,7 +42,7 @@ async def explained(
     except AmbiguousIdError as error:
         return Problem(str(error), (), error.uuids), 300, {}
     except BusyError as error:
-        return Problem(str(error)), 429, {"Retry-After": str(math.ceil(error.seconds))}
+        return Problem(str(error)), 429, {"Retry-After": str(error.seconds)}
     except asyncio.TimeoutError:
         return Problem(f"no answer of the broker in {MAX_ANSWER_SECONDS:g} s"), 504, {}
     return explanation, 200, {}

@@ -37,14 +37,16 @@ def test_an_explanation_is_json_that_no_cache_keeps():
     assert msgspec.json.decode(response.body, type=Explanation).uuid == "a/ü"
 
 
-def test_while_another_task_is_explained_the_answer_says_when_to_ask_again():
+@pytest.mark.parametrize(("seconds", "shown"), [(1.2, "2"), (0.004, "1"), (0.0, "1")])
+def test_while_the_broker_is_not_looked_at_the_answer_says_when_to_ask_again(seconds, shown):
     def busy(_: str) -> Explanation:
-        raise BusyError(1.2)
+        raise BusyError(seconds)
 
     response = get(busy)
-    assert (response.status_code, response.headers["retry-after"]) == (429, "2")
-    assert msgspec.json.decode(response.body, type=Problem).error.startswith(
-        "another task is being explained"
+    assert (response.status_code, response.headers["retry-after"]) == (429, shown)
+    assert msgspec.json.decode(response.body, type=Problem).error == (
+        "another task is being explained, or was just now: each look at the broker is followed by a pause; "
+        f"ask again in {shown} s"
     )
 
 
