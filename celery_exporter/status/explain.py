@@ -97,6 +97,7 @@ def _sent_to_messages(condition: Condition = _always) -> Condition:
 
 _QUEUE = "queue {queue} at position {position} of {length}"
 _HAD = "Worker {worker}, which {had} it {ago}, is down"
+_RETURNS = "on RabbitMQ at once, on Redis after the visibility timeout"
 _TAKEN = (
     "taken",
     "A worker took its message{taken}, and has not reported it.",
@@ -184,6 +185,22 @@ DIAGNOSES = (
         "Worker {worker}, which {had} it {ago}, is unknown to the exporter{unknown_since}.",
         (IS_KNOWN, "whether the task ended"),
     ),
+    Diagnosis(_TAKEN[0], _held(lambda facts: facts.is_taken_again), *_TAKEN[1:]),
+    Diagnosis(
+        "restarted",
+        _in_state(STARTED, lambda facts: facts.is_worker_restarted),
+        "Worker {worker} started it {ago} and reported no end, and the worker started or connected again "
+        "{online}. An earlier process had the task, unless only the connection was lost; with acks_late, its "
+        f"message returns to the queue: {_RETURNS}.",
+        (ACKNOWLEDGED, "whether only the connection was lost, and the worker still runs the task"),
+    ),
+    Diagnosis(
+        "restarted-before-start",
+        _in_state(RECEIVED, lambda facts: facts.is_worker_restarted and facts.location.place != "absent"),
+        "Worker {worker} received it {ago}, and started or connected again {online}. Its message returns to "
+        f"the queue: {_RETURNS}.",
+        (TIMEOUT, "whether another worker has it", "whether it started, and the event was lost"),
+    ),
     Diagnosis(
         "no-active-task",
         _in_state(STARTED, lambda facts: not facts.is_recent and facts.is_worker_idle),
@@ -198,7 +215,7 @@ DIAGNOSES = (
     ),
     Diagnosis(
         "received-and-gone",
-        _absent(_in_state(RECEIVED, lambda facts: not facts.is_recent)),
+        _absent(_in_state(RECEIVED, lambda facts: not facts.is_recent or facts.is_worker_restarted)),
         "Worker {worker} received it {ago} and reported no start, and the broker has no message of it.",
         ("whether it started, and the event is on its way or was lost", PURGED),
     ),
@@ -357,6 +374,7 @@ def _values(facts: Facts) -> Mapping[str, str]:
         "named": f" {printable(task.worker)}" if task and task.worker else "",
         "by": f" at worker {printable(task.worker)}" if task and task.worker else "",
         "had": "started" if facts.state == STARTED else "received",
+        "online": ago(facts.worker.online, facts.now) if facts.worker and facts.worker.online else "",
         "unknown_since": _unknown_since(facts),
         "queue": printable(location.queue or facts.queue or ""),
         "position": f"{location.position or 0:,}",

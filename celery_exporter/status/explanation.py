@@ -152,6 +152,28 @@ class Facts(Struct, frozen=True):
         return self.is_with_worker and not is_up and not self.is_worker_down
 
     @property
+    def is_worker_restarted(self) -> bool:
+        """Return whether the worker that has the task started or connected again since it reported that.
+
+        Both times are by the clock of the worker. Its consumer began without tasks then; see
+        `worker_registry.has_lost`. If several processes use its name, another one may have started.
+        """
+        worker = self.worker
+        if not self.is_with_worker or worker is None or not worker.up or worker.shared:
+            return False
+        attempt = self.attempt
+        reported = (attempt.started or attempt.received) if attempt else None
+        return worker.online is not None and worker.online > (
+            reported or (self.task.since if self.task else 0.0)
+        )
+
+    @property
+    def is_taken_again(self) -> bool:
+        """Return whether the message was taken after the worker that had the task started again."""
+        online = self.worker.online if self.worker else None
+        return self.is_worker_restarted and (self.location.since or 0.0) > (online or 0.0)
+
+    @property
     def is_before_start(self) -> bool:
         """Return whether the newest event of the task is older than this exporter process."""
         return self.task is not None and self.task.since < self.exporter.started

@@ -42,6 +42,7 @@ _BLANKS = {name: f"*{name}*" for name in ("state", "worker", "queue", "position"
     "by": " at worker *worker*",
     "named": " *worker*",
     "silent": "*worker*",
+    "online": "*some time* ago",
     "unknown_since": " since its start *some time* ago",
     "had": "started",
     "eta": "*time*",

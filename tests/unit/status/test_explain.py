@@ -40,6 +40,8 @@ def worker(name: str = "w@h", active: int | None = 1, pool_size: int | None = 2,
 
 DOWN = worker(up=False, active=None, pool_size=None, down_for=130.0)
 FULL = worker(active=2)
+#: It started or connected again after it reported the task.
+AGAIN = worker(online=NOW - 300)
 SILENT = worker("solo@h", pool="solo", heartbeat=NOW - 10)
 
 
@@ -131,6 +133,32 @@ CASES = [
         "worker-down",
         facts(task("STARTED"), rabbit(), worker=replace(DOWN, left=True), exporter=YOUNG),
         "is down, and no end",
+    ),
+    (
+        "restarted-before-start",
+        facts(task("RECEIVED", received=NOW - 600), held(), worker=AGAIN),
+        "again 5 minutes ago. Its message returns to the queue: on RabbitMQ at once, on Redis after the",
+    ),
+    ("restarted-before-start", facts(task("RECEIVED"), rabbit(), worker=AGAIN), "connected again"),
+    ("restarted-before-start", facts(task("RECEIVED", eta=LATER), held(), worker=AGAIN), "connected again"),
+    ("taken", facts(task("RECEIVED"), held(NOW - 60), worker=AGAIN), "A worker took its message 60 s ago"),
+    ("taken", facts(task("STARTED"), held(NOW - 60), worker=AGAIN), "A worker took its message 60 s ago"),
+    ("received-and-gone", facts(task("RECEIVED", 1), ABSENT, worker=worker(online=NOW)), "no message of it"),
+    (
+        "restarted",
+        facts(task("STARTED"), ABSENT, worker=replace(AGAIN, active=0)),
+        "An earlier process had the task, unless only the connection was lost; with acks_late, its message",
+    ),
+    ("restarted", facts(task("STARTED"), rabbit(), worker=AGAIN), "and reported no end"),
+    ("restarted", facts(task("STARTED"), held(), worker=AGAIN), "and reported no end"),
+    ("running", facts(task("STARTED"), rabbit(), worker=replace(AGAIN, shared=True)), "runs it"),
+    ("running", facts(task("STARTED"), rabbit(), worker=replace(AGAIN, online=NOW - 700)), "runs it"),
+    (
+        "running",
+        facts(
+            task("STARTED", attempts=[AttemptInfo("STARTED", 0, started=NOW - 200)]), rabbit(), worker=AGAIN
+        ),
+        "runs it",
     ),
     ("no-active-task", facts(task("STARTED"), ABSENT, worker=worker(active=0)), "it reports no active task"),
     ("running", facts(task("STARTED"), ABSENT, worker=worker()), "By its events, worker w@h runs it"),
@@ -227,7 +255,7 @@ def test_every_diagnosis_has_a_case():
 
 def test_each_template_names_known_values_only():
     known = {"state", "ago", "seconds", "worker", "by", "had", "queue", "position", "length", "messages"}
-    known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent", "unknown_since"}
+    known |= {"queues", "eta", "taken", "busy", "worker_busy", "named", "silent", "unknown_since", "online"}
     for diagnosis in DIAGNOSES:
         assert {name for _, name, _, _ in string.Formatter().parse(diagnosis.sentence) if name} <= known
 
