@@ -183,6 +183,12 @@ def _history(facts: Facts) -> Iterator[str]:
         yield f"what the history file has: {short(facts.history_problem)}"
 
 
+def _before_start(facts: Facts) -> Iterator[str]:
+    if facts.is_open and facts.is_before_start:
+        started = ago(facts.exporter.started, facts.now)
+        yield f"what happened while the exporter did not run: it started {started}, after its newest event"
+
+
 def _subscription(facts: Facts) -> Iterator[str]:
     if facts.exporter.no_events:
         yield f"what workers do: {short(facts.exporter.no_events)}"
@@ -207,4 +213,4 @@ def _unknown_consumers(facts: Facts) -> Iterator[str]:
         yield "whether a worker consumes the queue: not all workers replied to inspection"
 
 
-_LIMITS = (_look, _history, _subscription, _clock, _worker_events, _unknown_consumers)
+_LIMITS = (_look, _history, _before_start, _subscription, _clock, _worker_events, _unknown_consumers)

@@ -316,6 +316,17 @@ def test_what_is_unknown_is_listed():
     assert tuple(unknown[4:]) == NEVER_SEEN
 
 
+def test_what_happened_before_the_exporter_ran_is_unknown():
+    line = "what happened while the exporter did not run: it started 5 minutes ago, after its newest event"
+    late = replace(EXPORTER, started=NOW - 300)
+    for state in OPEN_STATE_NAMES:
+        known = facts(task(state), rabbit(), worker=worker(), exporter=late)
+        assert line in explain(known).unknown
+        assert line not in explain(replace(known, task=task(state, 200))).unknown
+    assert line not in explain(facts(task("SUCCESS"), rabbit(), exporter=late)).unknown
+    assert line not in explain(facts(None, rabbit(), exporter=late)).unknown
+
+
 def test_a_clock_that_is_wrong_is_named_and_makes_no_event_new():
     known = facts(task("STARTED", -3_600), ABSENT, worker=worker(clock_skew=3_600.0))
     assert not known.is_recent
