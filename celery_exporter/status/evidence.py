@@ -186,7 +186,7 @@ def _history(facts: Facts) -> Iterator[str]:
 def _before_start(facts: Facts) -> Iterator[str]:
     if facts.is_open and facts.is_before_start:
         started = ago(facts.exporter.started, facts.now)
-        yield f"what happened while the exporter did not run: it started {started}, after its newest event"
+        yield f"what happened while the exporter did not run: it started {started}, after the newest event"
 
 
 def _subscription(facts: Facts) -> Iterator[str]:

@@ -39,6 +39,7 @@ IS_KNOWN = (
 ACKNOWLEDGED = (
     "whether the message was acknowledged at the start, as by default; with acks_late another worker gets it"
 )
+STILL_RUNS = "whether only the connection was lost, and the worker still runs the task"
 DELIVERED_AGAIN = (
     "whether another worker has it: RabbitMQ delivers it again at once, Redis after the visibility timeout"
 )
@@ -98,6 +99,10 @@ def _sent_to_messages(condition: Condition = _always) -> Condition:
 _QUEUE = "queue {queue} at position {position} of {length}"
 _HAD = "Worker {worker}, which {had} it {ago}, is down"
 _RETURNS = "on RabbitMQ at once, on Redis after the visibility timeout"
+_RESTARTED = (
+    "Worker {worker} started it {ago} and reported no end, and the worker started or connected again "
+    "{online}. An earlier process had the task, unless only the connection was lost"
+)
 _TAKEN = (
     "taken",
     "A worker took its message{taken}, and has not reported it.",
@@ -149,8 +154,8 @@ DIAGNOSES = (
     Diagnosis(
         "forgotten",
         lambda facts: facts.is_forgotten,
-        "The exporter stopped watching it: it had no event for --task-ttl, or more tasks than --max-tasks. "
-        "Its last state was {state}, {ago}{by}.",
+        "The exporter stopped watching it: it had no event for --task-ttl, or there were more tasks than "
+        "--max-tasks. Its last state was {state}, {ago}{by}.",
         ("what happened since then",),
     ),
     # A worker has it, by its events.
@@ -187,12 +192,16 @@ DIAGNOSES = (
     ),
     Diagnosis(_TAKEN[0], _held(lambda facts: facts.is_taken_again), *_TAKEN[1:]),
     Diagnosis(
+        "restarted-and-gone",
+        _absent(_in_state(STARTED, lambda facts: facts.is_worker_restarted)),
+        f"{_RESTARTED}. The broker has no message of it for another worker.",
+        ("whether it ended, and the event was lost", STILL_RUNS),
+    ),
+    Diagnosis(
         "restarted",
         _in_state(STARTED, lambda facts: facts.is_worker_restarted),
-        "Worker {worker} started it {ago} and reported no end, and the worker started or connected again "
-        "{online}. An earlier process had the task, unless only the connection was lost; with acks_late, its "
-        f"message returns to the queue: {_RETURNS}.",
-        (ACKNOWLEDGED, "whether only the connection was lost, and the worker still runs the task"),
+        f"{_RESTARTED}; with acks_late, its message returns to the queue: {_RETURNS}.",
+        (ACKNOWLEDGED, STILL_RUNS),
     ),
     Diagnosis(
         "restarted-before-start",

@@ -145,8 +145,13 @@ CASES = [
     ("taken", facts(task("STARTED"), held(NOW - 60), worker=AGAIN), "A worker took its message 60 s ago"),
     ("received-and-gone", facts(task("RECEIVED", 1), ABSENT, worker=worker(online=NOW)), "no message of it"),
     (
-        "restarted",
+        "restarted-and-gone",
         facts(task("STARTED"), ABSENT, worker=replace(AGAIN, active=0)),
+        "unless only the connection was lost. The broker has no message of it for another worker.",
+    ),
+    (
+        "restarted",
+        facts(task("STARTED"), rabbit(), worker=replace(AGAIN, active=0)),
         "An earlier process had the task, unless only the connection was lost; with acks_late, its message",
     ),
     ("restarted", facts(task("STARTED"), rabbit(), worker=AGAIN), "and reported no end"),
@@ -202,7 +207,7 @@ CASES = [
     (
         "forgotten",
         facts(task("STARTED", reason="forgotten"), ABSENT, worker=worker()),
-        "than --max-tasks. Its last state was STARTED, 10 minutes ago at worker w@h.",
+        "there were more tasks than --max-tasks. Its last state was STARTED, 10 minutes ago at worker w@h.",
     ),
     ("forgotten", facts(task("STARTED", reason="forgotten"), ABSENT, worker=DOWN), "stopped watching it"),
     ("forgotten", facts(task(reason="forgotten"), rabbit()), "Its last state was PENDING, 10 minutes ago."),
@@ -317,7 +322,7 @@ def test_what_is_unknown_is_listed():
 
 
 def test_what_happened_before_the_exporter_ran_is_unknown():
-    line = "what happened while the exporter did not run: it started 5 minutes ago, after its newest event"
+    line = "what happened while the exporter did not run: it started 5 minutes ago, after the newest event"
     late = replace(EXPORTER, started=NOW - 300)
     for state in OPEN_STATE_NAMES:
         known = facts(task(state), rabbit(), worker=worker(), exporter=late)
