@@ -72,7 +72,11 @@ class TaskInfo(Struct, frozen=True):
     runtime_seconds: Annotated[float | None, Meta(description="Run time of the newest attempt.")] = None
     exception: Annotated[str | None, Meta(description="Class of the newest exception.")] = None
     reason: Annotated[
-        str | None, Meta(description="Why it is LOST: message_gone, expired, not_running or forgotten.")
+        str | None,
+        Meta(
+            description="Why it is LOST (message_gone, expired, not_running), "
+            "or forgotten in its last known state."
+        ),
     ] = None
     attempts: Annotated[Sequence[AttemptInfo], Meta(description="Attempts, the newest last.")] = ()
     args: Annotated[str | None, Meta(description="Arguments (`--record-arguments`).")] = None
