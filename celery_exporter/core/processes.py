@@ -114,11 +114,11 @@ class Processes(Struct, gc=False):
 
         A process that is silent while two events of each of the others arrive is gone.
         """
-        running = [process for process in self.tracked if not (process.left or process.replaced)]
-        silence = listening - self.tracked[-1].last_seen if len(running) > 1 else 0.0
-        if silence <= period:
+        if not self.tracked:
             return
-        discount = min(silence, 2 * (silence - period))  # a heartbeat may be a little late
+        running = [process for process in self.tracked if not (process.left or process.replaced)]
+        silence = listening - self.tracked[-1].last_seen
+        discount = max(0.0, min(silence, 2 * (silence - period)))  # a heartbeat may be a little late
         two_of_each = 2 * (len(running) - 1)
         for process in running:
             if self.events - 1 - process.last_event < two_of_each:
