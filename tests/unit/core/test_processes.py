@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import json
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_exporter.core.events import Event, decode
+from celery_exporter.core.processes import Processes
+from celery_exporter.core.types import Timestamp
 from celery_exporter.core.workers import WorkerInfo
 
-from .cluster_driver import ClusterDriver, heartbeat
+from .cluster_driver import T0, ClusterDriver, heartbeat
 
 
 def test_the_first_process_of_a_worker_is_no_restart():
@@ -345,3 +349,211 @@ def test_solo_processes_with_one_pid_are_counted_without_delay():
     assert (worker.processed_total, worker.restarts, worker.shared) == (20, 0, True)
     worker = alternate(driver, 14, 14, rounds=5)
     assert (worker.processed_total, worker.restarts, worker.shared) == (28, 0, True)
+
+
+def apply_at(driver, at, **fields):
+    """Apply a worker event of which the timestamp and the listening time are `at`; return the worker."""
+    driver.wait(at - driver.now)
+    driver.apply(heartbeat(at=at, **fields))
+    return driver.cluster.workers["w@h"]
+
+
+def active_of_running(driver):
+    """Return the active tasks that each running process reported, the one with the newest event last."""
+    return [process.active for process in driver.cluster.workers["w@h"].processes.alive(driver.now, 10)]
+
+
+@pytest.mark.parametrize(
+    ("beats", "restarts"),
+    [
+        ([(0, 1), (1, 2), (6, 2)], 0),
+        ([(0, 1), (1, 2), (3, 2), (8, 2)], 1),  # two heartbeats of process 2 without one of process 1
+        ([(0, 1), (0.7, 2), (1.3, 3), (7, 3)], 0),
+        ([(0, 1), (0.7, 2), (1.3, 3), (2.7, 2), (3.3, 3), (10.5, 3)], 1),
+        ([(0, 1), (1, 2), (3.5, 2), (5, 2)], 1),  # discounts 1 s of 2.5 s
+        ([(0, 1), (1, 2), (3.6, 2), (5.1, 2)], 0),  # discounts 1.2 s of 2.6 s
+        ([(0, 1), (1, 2), (3, 2), (4.6, 2)], 1),  # discounts nothing
+    ],
+)
+def test_a_silence_of_all_processes_of_a_name_is_not_counted_against_one(beats, restarts):
+    """A process is silent for too long after two periods, or after 10 s beside others that run."""
+    driver = ClusterDriver()
+    for at, pid in beats:
+        worker = apply_at(driver, 100 + at, pid=pid)
+    assert worker.restarts == restarts
+
+
+def test_a_process_that_left_is_not_awaited_after_a_common_silence():
+    driver = ClusterDriver()
+    for at, pid in ((0, 1), (0.7, 2), (1.3, 3)):
+        apply_at(driver, 100 + at, pid=pid)
+    apply_at(driver, 102, kind="offline", pid=1)
+    apply_at(driver, 103.3, pid=3)
+    worker = apply_at(driver, 109, pid=3)
+    assert worker.restarts == 2
+
+
+def test_a_process_of_a_shared_name_is_replaced_after_ten_seconds_of_silence():
+    driver = ClusterDriver()
+    start = driver.now + 8
+    worker = alternate(driver, 0, 0, pids=(7, 8))  # the last heartbeat of process 8 is 1 s before the end
+    restarts = []
+    for at, pid in ((0, 7), (2, 7), (4, 7), (4.5, 9), (6, 7), (6.5, 9), (8, 7), (8.5, 9), (10, 7)):
+        apply_at(driver, start + at, pid=pid)
+        restarts.append(worker.restarts)
+    assert restarts == [0] * 8 + [1]
+
+
+def test_the_first_event_of_each_process_is_new():
+    processes, is_new = Processes(), []
+    for at, pid in enumerate((1, 1, 2, 1, 2)):
+        (event,) = decode(json.dumps([heartbeat(at=2 * at, pid=pid)]).encode(), Event)
+        is_new.append(processes.observe(event, Timestamp(2.0 * at, T0 + 2 * at), 2.0, 10.0).is_new)
+    assert is_new == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "listening", "is_new"),
+    [(1.4, 1.4, True), (1.5, 1.4, False), (1.4, 1.5, False), (1.5, 1.5, False)],
+)
+def test_a_heartbeat_within_three_quarters_of_a_period_is_of_another_process(timestamp, listening, is_new):
+    processes = Processes()
+    first, second = decode(json.dumps([heartbeat(), heartbeat(at=timestamp)]).encode(), Event)
+    processes.observe(first, Timestamp(0.0, T0), 2.0, 10.0)
+    assert processes.observe(second, Timestamp(listening, T0 + listening), 2.0, 10.0).is_new == is_new
+
+
+def shared_by_two(driver):
+    """Let two processes with pid 1 send heartbeats 0.3 s apart; the second one has processed more."""
+    for at in range(100, 108, 2):
+        apply_at(driver, at, processed=5, active=1)
+        worker = apply_at(driver, at + 0.3, processed=900, active=3)
+    assert (worker.shared, worker.active) == (True, 4)
+    return worker
+
+
+def test_a_heartbeat_is_of_the_process_whose_heartbeat_is_due():
+    driver = ClusterDriver()
+    worker = shared_by_two(driver)
+    apply_at(driver, 108, processed=900, active=2)
+    assert worker.active == 5
+    apply_at(driver, 108.3, processed=901, active=7)
+    assert worker.active == 9
+
+
+def test_worker_offline_is_of_the_process_with_the_highest_count():
+    driver = ClusterDriver()
+    shared_by_two(driver)
+    apply_at(driver, 108, processed=6, active=2)
+    apply_at(driver, 109, kind="offline", processed=905, active=0)
+    assert active_of_running(driver) == [2]
+
+
+def test_worker_offline_adds_to_the_highest_count():
+    driver = ClusterDriver()
+    for at, kind, count in ((100, "heartbeat", 0), (100.3, "heartbeat", 1), (101, "offline", 5)):
+        worker = apply_at(driver, at, kind=kind, processed=count)
+    assert worker.processed_total == 5
+
+
+@pytest.mark.parametrize("between", [1, 2])
+def test_an_event_without_a_count_is_of_the_newest_process_with_its_pid(between):
+    driver = ClusterDriver()
+    for at in range(100, 108, 2):
+        apply_at(driver, at, processed=900, active=1)
+        apply_at(driver, at + 0.6, processed=8000, active=10, pid=between)
+        worker = apply_at(driver, at + 1.2, processed=5, active=100)
+    processed = worker.processed_total
+    apply_at(driver, 107.5, processed=None, active=200)
+    assert (worker.active, worker.restarts, worker.processed_total) == (211, 0, processed)
+
+
+def test_the_active_tasks_are_those_of_the_newest_event_that_has_them():
+    driver = ClusterDriver()
+    active = [
+        apply_at(driver, 100 + 2 * beat, active=count).active for beat, count in enumerate((3, 5, None, 1))
+    ]
+    assert active == [3, 5, 5, 1]
+
+
+def test_a_name_whose_first_event_is_worker_offline_is_down():
+    driver = ClusterDriver()
+    worker = apply_at(driver, 100, kind="offline", processed=7)
+    assert (worker.up, worker.processed_total, active_of_running(driver)) == (False, 7, [])
+
+
+@pytest.mark.parametrize(("offline", "total"), [(None, 80), (1, 90), (8, 90)])
+def test_a_ninth_process_is_counted_only_if_one_has_left(offline, total):
+    driver = ClusterDriver()
+    for pid in range(1, 9):
+        worker = apply_at(driver, 100 + pid / 10, pid=pid, processed=10)
+    if offline is not None:
+        apply_at(driver, 101, kind="offline", pid=offline, processed=10)
+    for beat in range(2):
+        apply_at(driver, 101.1 + beat / 10, kind="online", pid=9, processed=10)
+    assert worker.processed_total == total
+
+
+@pytest.mark.parametrize(
+    ("beats", "totals"),
+    [
+        ([(0, 5), (0.3, 900), (2, 5), (2.3, 900), (4, 5), (4.3, 900)], [5, 900, 900, 900, 900, 905]),
+        ([(0, 5), (1, 900), (3, 900), (3.5, 5), (5, 900), (5.5, 5)], [5, 900, 900, 900, 900, 905]),
+        ([(0, 5), (1, 900), (3, 900), (3.5, 5), (5, 5), (5.2, 900)], [5, 900, 900, 900, 900, 905]),
+    ],
+)
+def test_a_process_that_only_the_time_distinguishes_counts_when_each_sent_two_more_events(beats, totals):
+    driver = ClusterDriver()
+    assert [apply_at(driver, 100 + at, processed=count).processed_total for at, count in beats] == totals
+
+
+def test_a_process_beside_one_with_an_early_heartbeat_is_counted():
+    """The heartbeat at 4.5 s is of the first process, whose clock was set."""
+    driver = ClusterDriver()
+    for at in (0, 2, 4, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5, 16.5, 18.5):
+        apply_at(driver, 100 + at, processed=10)
+        if at > 9:
+            worker = apply_at(driver, 101 + at, processed=500)
+    assert (worker.processed_total, worker.shared, worker.restarts) == (510, True, 0)
+
+
+def test_one_process_replaces_one():
+    driver = ClusterDriver()
+    alternate(driver, 0, 0, pids=(7, 8))
+    for pid in (7, 8):
+        apply_at(driver, driver.now, kind="offline", pid=pid)
+    restarts = [apply_at(driver, driver.now + 1, kind="online", pid=pid).restarts for pid in (9, 10, 11)]
+    assert restarts == [1, 2, 2]
+
+
+def test_two_processes_that_are_killed_and_replaced_at_the_same_time_are_two_restarts():
+    driver = ClusterDriver()
+    apply_at(driver, 100, pid=7)
+    apply_at(driver, 100.5, pid=8)
+    restarts = []
+    for at in range(101, 113, 2):
+        apply_at(driver, at, pid=9)
+        restarts.append(apply_at(driver, at + 0.5, pid=10).restarts)
+    assert restarts == [0, 0, 0, 0, 0, 2]
+
+
+def test_a_name_is_shared_after_two_heartbeats_of_earlier_processes_until_one_is_left():
+    driver = ClusterDriver()
+    shared = [apply_at(driver, 100 + at, pid=7 + at % 2).shared for at in range(4)]
+    worker = apply_at(driver, driver.now, kind="offline", pid=8)
+    shared += [worker.shared, apply_at(driver, 104, pid=7).shared]
+    shared += [apply_at(driver, 105 + at, pid=8 - at % 2).shared for at in range(2)]
+    assert shared == [False, False, False, True, False, False, False, True]
+
+
+def test_a_process_runs_until_it_is_silent_for_longer_than_the_limit():
+    driver = ClusterDriver()
+    processes = apply_at(driver, 100).processes
+    assert [len(processes.alive(100 + silence, 10)) for silence in (0, 10, 10.5)] == [1, 1, 0]
+
+
+def test_a_process_is_not_silent_while_the_exporter_is_away():
+    driver = ClusterDriver()
+    processes = apply_at(driver, 100).processes
+    processes.restore(50.0)
+    assert [len(processes.alive(100 + silence, 10)) for silence in (50, 60, 60.5)] == [1, 1, 0]
