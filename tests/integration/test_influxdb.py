@@ -99,7 +99,12 @@ def test_every_row_of_the_table_can_be_queried(
     until_equal(lambda: count("subtask_execution"), 2)
     until_equal(lambda: count("errors WHERE route = 'GET:other'"), 1)  # `connected` may get some 503
 
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    def logged() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in log.read_text().splitlines()]
+
+    ends = {"SUCCESS", "FAILURE", "REVOKED"}  # they are written by another thread
+    until_equal(lambda: sum(line["state"] in ends for line in logged()), 9, 30)
+    lines = logged()
     by_state = defaultdict(list)
     for line in lines:
         by_state[line["state"]].append(line)
