@@ -257,6 +257,45 @@ BOARD = Board(
                 width=6,
             ),
         ],
+        "History of tasks": [
+            lines(
+                "Written tasks",
+                RATE,
+                "Tasks per second that were written into the history file or lost, and errors per second. A "
+                "task that changes is written again. No line without --history-file.",
+                {
+                    "written": q.rate("celery_exporter_history_written_total"),
+                    "lost": q.rate("celery_exporter_history_dropped_total"),
+                    "errors": q.rate("celery_exporter_history_errors_total"),
+                },
+                width=6,
+            ),
+            lines(
+                "Tasks in the file",
+                PLAIN,
+                "Tasks in the history file. --history-max-tasks limits them.",
+                {"tasks": q.total("celery_exporter_history_tasks")},
+                width=6,
+            ),
+            lines(
+                "Size of the file",
+                BYTES,
+                "Bytes of the history file on disk.",
+                {"size": q.total("celery_exporter_history_bytes")},
+                width=6,
+            ),
+            lines(
+                "Time since the last write",
+                SECONDS,
+                "Time since the history file was written.",
+                {
+                    "{{instance}}": q.since_last(
+                        "celery_exporter_history_last_success_timestamp_seconds", "instance"
+                    )
+                },
+                width=6,
+            ),
+        ],
         "Resources": [
             lines(
                 "CPU",
