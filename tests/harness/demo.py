@@ -64,7 +64,7 @@ def scraped_demo(folder: Path, url: str, *options: str) -> Iterator[Prometheus]:
     web_config = folder / "web.yml"
     web_config.write_text(json.dumps({"http_server_config": {"headers": {"X-Frame-Options": "deny"}}}))
     files = ("--web.config.file", str(web_config), "--state-file", str(folder / "state"))
-    records = ("--event-log", str(folder / "events.jsonl"))
+    records = ("--event-log", str(folder / "events.jsonl"), "--history-file", str(folder / "history"))
     exporter = Exporter(folder / "exporter", url, *files, *records, *options)
     prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{exporter.port}", job=JOB)
     with side_by_side(exporter, prometheus):

@@ -15,7 +15,7 @@ from harness.servers import RabbitServer, RedisServer
 from harness.waiting import eventually, until_equal
 from harness.workers import Worker
 from harness.workers import client as make_client
-from unit.web.test_status_page import Parsed
+from unit.web.pages.test_site import Parsed
 
 from celery_exporter.status.columns import UNKNOWN
 
