@@ -99,7 +99,7 @@ def cells(app: Exporter) -> dict[str, str]:
     """Return the cells of the task on the status page by the titles of the columns, without a script."""
     titles, *rows = Parsed(app.get("/").text).tables["tasks"]
     (row,) = [row for row in rows if row[0] == TASK]
-    return dict(zip((title.split(" ")[0] for title in titles), row, strict=True))
+    return dict(zip((title.removesuffix(" /s") for title in titles), row, strict=True))
 
 
 @pytest.fixture(params=[RedisServer, RabbitServer])
