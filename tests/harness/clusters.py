@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
+from celery_exporter.config.loader import load
 from celery_exporter.core.task_info import AttemptInfo, TaskInfo
-from celery_exporter.core.task_search import Cursor, Found, Page, TaskFilter
+from celery_exporter.core.task_search import TaskFilter
+from celery_exporter.history.store import HistoryStore
+from celery_exporter.monitor.cluster_state import ClusterState, new_cluster
+from celery_exporter.monitor.task_finder import TaskFinder
 from celery_exporter.status.chart_history import Mark
 from celery_exporter.status.charts import ChartQuery, Charts, charts_of
 from celery_exporter.status.finding import Finding
@@ -87,31 +93,31 @@ def charts(query: ChartQuery, at: float = AT) -> Charts:
     return charts_of(query, MadeUpHistory(), MONOTONIC, at)  # type: ignore[arg-type]
 
 
-class MadeUpTasks:
-    """Finds tasks of such a cluster; it answers as a `TaskFinder` does."""
+class MadeUpTasks(TaskFinder):
+    """Finds tasks of such a cluster, in a history file of its own; others may be added."""
 
     def __init__(self, status: Status, count: int = 120) -> None:
+        config = load({"broker_url": "redis://"}, {}).monitor
+        self._folder = TemporaryDirectory()  # removed together with this object
+        self._store = HistoryStore(Path(self._folder.name) / "history")
+        self._store.open()
+        super().__init__(ClusterState(new_cluster(config), config), self._store, arguments=True)
         rng = random.Random(3)
         names = [task.name for task in status.tasks]
         workers = [worker.name for worker in status.workers]
-        self.tasks = [_task_info(rng, number, names, workers, status.at) for number in range(count)]
+        self.add(*(_task_info(rng, number, names, workers, status.at) for number in range(count)))
 
-    def find(self, prefix: str) -> Found:
-        return Found([task for task in self.tasks if task.uuid.startswith(prefix)])
+    def add(self, *tasks: TaskInfo) -> None:
+        self._store.write(tasks)
 
-    def search(self, wanted: TaskFilter, limit: int, before: Cursor | None = None) -> Page:
-        tasks = [
-            task
-            for task in self.tasks
-            if wanted.task_name in {None, task.task_name}
-            and (wanted.states is None or task.state in wanted.states)
-            and (before is None or (task.since, task.uuid) < (before.since, before.uuid))
-        ]
-        last = tasks[limit - 1] if len(tasks) > limit else None
-        return Page(tasks[:limit], last and Cursor(last.since, last.uuid), is_complete=True)
+    def close(self, why: str) -> None:
+        """Close the file, so that it cannot be searched any more."""
+        self._store.close(why)
 
-    def workflow(self, task: TaskInfo) -> list[TaskInfo]:
-        return [task, *(other for other in self.tasks if other.root_id == task.root_id and other is not task)]
+    @property
+    def tasks(self) -> list[TaskInfo]:
+        """All tasks, the newest first."""
+        return self.search(TaskFilter(), 1_000).tasks
 
 
 class MadeUpHistory:

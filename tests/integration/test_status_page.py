@@ -456,7 +456,7 @@ def test_a_search_refreshes_and_its_next_page_begins_where_it_ends(visit):
         page = visit(f"{pages.url}tasks")
         before = page.page.locator("#older").get_attribute("href")
         newest = replace(finder.tasks[0], uuid="new", since=LARGE.at + 1)
-        finder.tasks.insert(0, newest)
+        finder.add(newest)
         until_equal(lambda: page.column("tasks", "Id")[0], "new", 30)
         assert page.page.locator("#older").get_attribute("href") != before
         last = page.column("tasks", "Id")[-1]

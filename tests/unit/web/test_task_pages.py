@@ -146,20 +146,19 @@ def test_a_task_is_shown_with_its_attempts_and_workflow():
     assert {f"../tasks?name={TASK.task_name}", f"../workers/{worker}", f"../queues/{queue}"} <= links
 
 
-def test_the_trace_of_a_task_and_a_problem_of_the_history_file_are_shown():
-    class Finder(clusters.MadeUpTasks):
-        def find(self, prefix: str) -> Any:
-            return replace(super().find(prefix), problem="<disk>")
-
-        def search(self, *arguments: Any) -> Any:
-            return replace(super().search(*arguments), problem="<disk>")
-
-    text = get(f"/task/{TASK.uuid}", Finder(CLUSTER), trace_url="https://tempo/{trace_id}?a&b")[1]
+def test_the_trace_of_a_task_is_linked():
+    text = get(f"/task/{TASK.uuid}", trace_url="https://tempo/{trace_id}?a&b")[1]
     links = [attributes.get("href") or "" for tag, attributes in Parsed(text).elements if tag == "a"]
     assert [link for link in links if link.startswith("https://tempo/") and link.endswith("?a&b")]
-    for page in (text, get("/tasks", Finder(CLUSTER))[1]):
-        assert "&lt;disk&gt;" in page
     assert "tempo" not in get(f"/task/{TASK.uuid}")[1]
+
+
+@pytest.mark.parametrize("path", ["/tasks", f"/task/{TASK.uuid}"])
+def test_why_the_history_file_was_not_searched_is_shown(path):
+    finder = clusters.MadeUpTasks(CLUSTER)
+    assert "cannot be read" not in get(path, finder)[1]
+    finder.close("<disk>")
+    assert "cannot be read: &lt;disk&gt;" in get(path, finder)[1]
 
 
 def explained(name: str) -> Explanation:
@@ -204,8 +203,8 @@ def test_the_beginning_of_an_id_is_enough():
 
 
 def test_ids_that_begin_alike_are_listed():
-    twins = clusters.MadeUpTasks(CLUSTER)
-    twins.tasks = [replace(TASK, uuid=f"twin/{number}") for number in range(2)]
+    twins = clusters.MadeUpTasks(CLUSTER, count=0)
+    twins.add(*(replace(TASK, uuid=f"twin/{number}") for number in range(2)))
     code, text, _ = get("/task/twin", twins)
     assert code == 300
     links = {attributes.get("href") for tag, attributes in Parsed(text).elements if tag == "a"}
@@ -245,8 +244,8 @@ def hostile(name: str) -> TaskInfo:
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 @pytest.mark.parametrize("path", ["/tasks", "/task/{name}", "/task/{name}2"])
 def test_texts_from_events_and_requests_are_escaped(path, name):
-    finder = clusters.MadeUpTasks(CLUSTER)
-    finder.tasks = [hostile(name), replace(hostile(name), uuid="other", root_id=name)]
+    finder = clusters.MadeUpTasks(CLUSTER, count=0)
+    finder.add(hostile(name), replace(hostile(name), uuid="other", root_id=name))
     status = statuses.status(
         tasks=[statuses.task(name)], workers=[statuses.worker(name)], queues=[statuses.queue(name)]
     )
