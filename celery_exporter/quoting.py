@@ -46,6 +46,12 @@ def shorten(text: str, cells: int) -> str:
     return shown
 
 
+def encodable(text: str, encoding: str | None) -> str:
+    """Return a text in which a question mark replaces what an encoding, or ASCII, does not have."""
+    chosen = encoding or "ascii"
+    return text.encode(chosen, "replace").decode(chosen)
+
+
 def printable_json(document: str) -> str:
     """Return a JSON document with the same value, whose characters that are not printable are escaped.
 

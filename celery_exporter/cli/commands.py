@@ -322,6 +322,20 @@ _DOCTOR = _broker_command(
 )
 
 
+def _url_option() -> click.Option:
+    return click.Option(
+        ["--url"], metavar="URL", help="URL of a running exporter. [default: http://127.0.0.1:9808]"
+    )
+
+
+def _running_exporter(context: click.Context) -> str:
+    """Return the URL of the exporter that the environment names, or else of the one on this machine."""
+    from celery_exporter.web.client import local_urls  # noqa: PLC0415  only some commands need it
+
+    named = os.environ.get("CELERY_EXPORTER_URL")
+    return named or local_urls(load_listen(_root_params(context), os.environ))[0]
+
+
 @click.pass_context
 def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     """Show the status page in the terminal; q quits.
@@ -333,13 +347,11 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     from celery_exporter.runtime.logging import forward  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.top import show  # noqa: PLC0415
     from celery_exporter.top.status_source import broker, exporter  # noqa: PLC0415
-    from celery_exporter.web.client import local_urls  # noqa: PLC0415
 
     root = _root_params(context)
     values = {key: argv[key] or root.get(key) for key in argv}
     if not (values["broker_url"] or values["broker_url_file"]):
-        url = url or os.environ.get("CELERY_EXPORTER_URL") or local_urls(load_listen(root, os.environ))[0]
-        context.exit(show(exporter(url)))
+        context.exit(show(exporter(url or _running_exporter(context))))
     if url:
         raise BadSettingError("--url and --broker-url: got both; use one of the two")
     warnings: deque[str] = deque(maxlen=1)
@@ -355,9 +367,7 @@ _TOP = Sections(
     callback=_top,
     epilog=_EPILOGS["top"],
     params=[
-        click.Option(
-            ["--url"], metavar="URL", help="URL of a running exporter. [default: http://127.0.0.1:9808]"
-        ),
+        _url_option(),
         *(parameter(option) for option in OPTIONS if option.key in _BROKER_OPTIONS | {"queues"}),
     ],
     help=_top.__doc__,
@@ -375,16 +385,14 @@ def _find(
     """
     unblock_signals()
     from celery_exporter.find import find  # noqa: PLC0415  only this command needs it
-    from celery_exporter.web.client import exporter_at, local_urls  # noqa: PLC0415
+    from celery_exporter.web.client import exporter_at  # noqa: PLC0415
 
     given = {name: text for name, text in query.items() if text is not None}
     if uuid is not None and given:
         raise BadSettingError(f"--{next(iter(given)).replace('_', '-')}: got an id, too; use one of the two")
     if why and uuid is None:
         raise BadSettingError("--why: needs the id of a task")
-    root = _root_params(context)
-    chosen = url or os.environ.get("CELERY_EXPORTER_URL") or local_urls(load_listen(root, os.environ))[0]
-    exporter = exporter_at(chosen, "find")
+    exporter = exporter_at(url or _running_exporter(context), "find")
     context.exit(find(exporter, uuid, given, why=why, as_json=json, is_remote=url is not None))
 
 
@@ -402,9 +410,7 @@ _FIND = Sections(
         ),
         click.Option(["--why"], is_flag=True, help="Say why the task is there: look at the broker now."),
         click.Option(["--json"], is_flag=True, help="Print the answer of the API."),
-        click.Option(
-            ["--url"], metavar="URL", help="URL of a running exporter. [default: http://127.0.0.1:9808]"
-        ),
+        _url_option(),
     ],
     help=_find.__doc__,
 )

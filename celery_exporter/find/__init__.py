@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from celery_exporter.find.text import explanation_text, problem_text, task_list_text, task_text
-from celery_exporter.quoting import printable, printable_json
+from celery_exporter.quoting import encodable, printable, printable_json
 from celery_exporter.status.explanation import Explanation
 from celery_exporter.web.client import API, Exporter, NoAnswerError
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
@@ -64,5 +64,4 @@ def _print(answer: TaskAnswer | TaskList | Explanation, as_json: bool, text: str
         document = msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
         click.echo(printable_json(document))
         return
-    encoding = sys.stdout.encoding or "ascii"
-    click.echo(text.encode(encoding, "replace").decode(encoding))
+    click.echo(encodable(text, sys.stdout.encoding))

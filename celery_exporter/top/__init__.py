@@ -12,7 +12,7 @@ import threading
 
 import click
 
-from celery_exporter.quoting import printable
+from celery_exporter.quoting import encodable, printable
 from celery_exporter.top.status_source import Source
 from celery_exporter.top.view import plain
 from celery_exporter.web.client import NoAnswerError
@@ -50,8 +50,7 @@ def _print(source: Source) -> int:
         return 1
     finally:
         timer.cancel()
-    encoding = sys.stdout.encoding or "ascii"
-    click.echo(text.encode(encoding, "replace").decode(encoding))
+    click.echo(encodable(text, sys.stdout.encoding))
     return 0
 
 

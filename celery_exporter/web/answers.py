@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -44,6 +44,11 @@ def encode(value: Any) -> Encoded:
     """Return a value with its JSON."""
     body = msgspec.json.encode(value)
     return Encoded(value, body, gzip.compress(body, 1))
+
+
+def plain_json(answer: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the JSON of an answer that one request gets, without compression."""
+    return Response(msgspec.json.encode(answer), status, {**SAFE, **(headers or {})}, "application/json")
 
 
 def json_response(request: Request, encoded: Encoded) -> Response:

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from celery_exporter.status.explanation import AmbiguousIdError, BusyError, Explanation
-from celery_exporter.web.answers import SAFE, Page
+from celery_exporter.web.answers import Page, plain_json
 from celery_exporter.web.task_answers import Problem
 
 #: Seconds for an answer: a broker that does not answer takes 13 for one URL.
@@ -26,7 +25,7 @@ def pages(explain: Callable[[str], Explanation]) -> dict[str, Page]:
     """Return the pages by path. `explain` may wait for the broker."""
 
     async def answer(request: Request) -> Response:
-        return _json(*await explained(explain, request.path_params["uuid"]))
+        return plain_json(*await explained(explain, request.path_params["uuid"]))
 
     return {"/api/v1/explain/{uuid:path}": answer}
 
@@ -67,7 +66,3 @@ async def _in_thread(function: Callable[[], Explanation]) -> Explanation:
 
     threading.Thread(target=run, name="explain", daemon=True).start()
     return await future
-
-
-def _json(answer: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(answer), status, {**SAFE, **(headers or {})}, "application/json")

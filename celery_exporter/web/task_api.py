@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +16,7 @@ from celery_exporter.core.task_search import Cursor, Found, TaskFilter
 from celery_exporter.core.task_search import Page as FoundPage
 from celery_exporter.core.trace_ids import trace_id
 from celery_exporter.status.explain import NEVER_SEEN
-from celery_exporter.web.answers import SAFE, Page
+from celery_exporter.web.answers import Page, plain_json
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 from celery_exporter.web.task_query import BadQueryError, cursor_text, parse_query
 
@@ -85,18 +84,14 @@ def pages(tasks: Tasks) -> dict[str, Page]:
 
     async def listed(request: Request) -> Response:
         try:
-            return _json(await tasks.list(dict(request.query_params)))
+            return plain_json(await tasks.list(dict(request.query_params)))
         except BadQueryError as error:
-            return _json(Problem(str(error)), 400)
+            return plain_json(Problem(str(error)), 400)
 
     async def one(request: Request) -> Response:
         answer = await tasks.one(request.path_params["uuid"])
         if isinstance(answer, TaskAnswer):
-            return _json(answer)
-        return _json(answer, 300 if answer.tasks else 404)
+            return plain_json(answer)
+        return plain_json(answer, 300 if answer.tasks else 404)
 
     return {"/api/v1/tasks": listed, "/api/v1/tasks/{uuid:path}": one}
-
-
-def _json(answer: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(answer), status, SAFE, "application/json")

@@ -10,7 +10,15 @@ from fuzz.batches import AWKWARD
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from celery_exporter.quoting import printable, printable_json, shell_word, shorten, terminal_cells, visible
+from celery_exporter.quoting import (
+    encodable,
+    printable,
+    printable_json,
+    shell_word,
+    shorten,
+    terminal_cells,
+    visible,
+)
 
 texts = st.text(st.sampled_from(AWKWARD) | st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -66,3 +74,8 @@ def test_a_visible_text_is_printable_and_a_short_one_fits(text, cells):
 def test_a_visible_text_has_no_combining_characters():
     assert visible("e\u0301") == "é"
     assert visible("x\u0301\u0302") == "x\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+
+
+def test_what_an_encoding_lacks_becomes_a_question_mark():
+    assert encodable("a–é", None) == encodable("a–é", "ascii") == "a??"  # noqa: RUF001
+    assert encodable("é", "latin-1") == encodable("é", "utf-8") == "é"
