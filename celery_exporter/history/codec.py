@@ -97,21 +97,7 @@ def encode(info: TaskInfo, text_id: TextIds) -> tuple[Any, ...]:
     runtime = None if info.runtime_seconds is None else round(info.runtime_seconds * UNITS)
     chain = _Chain(since)
     attempts = [
-        StoredAttempt(
-            _STATE_NUMBERS[attempt.state],
-            attempt.retries,
-            attempt.generation,
-            _SAME if attempt.queue_name == info.queue_name else text_id(attempt.queue_name, since),
-            _SAME if attempt.worker == info.worker else text_id(attempt.worker, since),
-            chain.difference(attempt.ended),
-            chain.difference(attempt.started),
-            chain.difference(attempt.received),
-            chain.difference(attempt.sent),
-            None if attempt.eta is None else chain.last - round(attempt.eta * UNITS),
-            _stored_runtime(attempt, info.runtime_seconds),
-            _SAME if attempt.exception == info.exception else text_id(attempt.exception, since),
-            attempt.reason,
-        )
+        _stored_attempt(attempt, info, chain, lambda text: text_id(text, since))
         for attempt in reversed(info.attempts)
     ]
     details = Details(
@@ -139,6 +125,27 @@ def encode(info: TaskInfo, text_id: TextIds) -> tuple[Any, ...]:
     )
 
 
+def _stored_attempt(
+    attempt: AttemptInfo, info: TaskInfo, chain: _Chain, text_id: Callable[[str | None], int | None]
+) -> StoredAttempt:
+    """Return an attempt as the file has it. The newest comes first, since times follow each other."""
+    return StoredAttempt(
+        _STATE_NUMBERS[attempt.state],
+        attempt.retries,
+        attempt.generation,
+        _SAME if attempt.queue_name == info.queue_name else text_id(attempt.queue_name),
+        _SAME if attempt.worker == info.worker else text_id(attempt.worker),
+        chain.difference(attempt.ended),
+        chain.difference(attempt.started),
+        chain.difference(attempt.received),
+        chain.difference(attempt.sent),
+        None if attempt.eta is None else chain.last - round(attempt.eta * UNITS),
+        _stored_runtime(attempt, info.runtime_seconds),
+        _SAME if attempt.exception == info.exception else text_id(attempt.exception),
+        attempt.reason,
+    )
+
+
 def text_ids_in(rows: Sequence[Row], details: Sequence[Details]) -> Iterator[int]:
     """Yield the ids of all texts that rows refer to."""
     for row, detail in zip(rows, details, strict=True):
@@ -156,54 +163,52 @@ def details_of(row: Row) -> Details:
 def decode(row: Row, details: Details, texts: Mapping[int | None, str]) -> TaskInfo:
     """Return the task of a row; `texts` has those that it refers to."""
     uuid, text = _shown_id(row.uuid), texts.get
-    queue, worker, exception = text(row.queue), text(row.worker), text(row.exception)
-    runtime = _rounded(row.runtime)
     root = uuid if row.root == "" else row.root and _shown_id(row.root)
-    chain = _Chain(row.since)
-    attempts = []
-    for stored in details.attempts:
-        ended, started, received, sent = (
-            chain.time(stored.ended),
-            chain.time(stored.started),
-            chain.time(stored.received),
-            chain.time(stored.sent),
-        )
-        attempt = AttemptInfo(
-            state=STATES[stored.state],
-            retries=stored.retries,
-            generation=stored.generation,
-            queue_name=queue if stored.queue == _SAME else text(stored.queue),
-            worker=worker if stored.worker == _SAME else text(stored.worker),
-            sent=sent,
-            eta=None if stored.eta is None else (chain.last - stored.eta) / UNITS,
-            received=received,
-            started=started,
-            ended=ended,
-            runtime_seconds=_shown_runtime(stored.runtime, runtime),
-            exception=exception if stored.exception == _SAME else text(stored.exception),
-            reason=stored.reason,
-        )
-        attempts.append(completed(attempt))
-    attempts.reverse()
-    return TaskInfo(
+    task = TaskInfo(
         uuid=uuid,
         task_name=text(row.name),
-        queue_name=queue,
+        queue_name=text(row.queue),
         state=STATES[row.state],
         since=row.since / UNITS,
-        worker=worker,
+        worker=text(row.worker),
         client=text(details.client),
         root_id=root,
         parent_id=root if row.parent == "" else row.parent and _shown_id(row.parent),
-        first_sent=chain.time(details.first_sent),
-        runtime_seconds=runtime,
-        exception=exception,
+        runtime_seconds=_rounded(row.runtime),
+        exception=text(row.exception),
         reason=details.reason,
-        attempts=attempts,
         args=details.args,
         kwargs=details.kwargs,
         result=details.result,
     )
+    chain = _Chain(row.since)
+    attempts = [_shown_attempt(stored, task, chain, texts) for stored in details.attempts]
+    return replace(task, first_sent=chain.time(details.first_sent), attempts=attempts[::-1])
+
+
+def _shown_attempt(
+    stored: StoredAttempt, task: TaskInfo, chain: _Chain, texts: Mapping[int | None, str]
+) -> AttemptInfo:
+    """Return an attempt of a task; the newest one is read first."""
+    text = texts.get
+    ended, started = chain.time(stored.ended), chain.time(stored.started)
+    received, sent = chain.time(stored.received), chain.time(stored.sent)
+    attempt = AttemptInfo(
+        state=STATES[stored.state],
+        retries=stored.retries,
+        generation=stored.generation,
+        queue_name=task.queue_name if stored.queue == _SAME else text(stored.queue),
+        worker=task.worker if stored.worker == _SAME else text(stored.worker),
+        sent=sent,
+        eta=None if stored.eta is None else (chain.last - stored.eta) / UNITS,
+        received=received,
+        started=started,
+        ended=ended,
+        runtime_seconds=_shown_runtime(stored.runtime, task.runtime_seconds),
+        exception=task.exception if stored.exception == _SAME else text(stored.exception),
+        reason=stored.reason,
+    )
+    return completed(attempt)
 
 
 class _Chain:

@@ -74,6 +74,8 @@ def attempts(draw: st.DrawFn) -> AttemptInfo:
 def infos(draw: st.DrawFn, uuids: st.SearchStrategy[str] | None = None) -> TaskInfo:
     optional, own = st.none() | texts(), draw(ids() if uuids is None else uuids)
     root = draw(st.none() | st.just(own) | ids())
+    # Both come from one event: what is merged depends on it.
+    client, first_sent = draw(st.just((None, None)) | st.tuples(texts(), times()))
     return TaskInfo(
         uuid=own,
         task_name=draw(optional),
@@ -81,10 +83,10 @@ def infos(draw: st.DrawFn, uuids: st.SearchStrategy[str] | None = None) -> TaskI
         state=draw(st.sampled_from(STATE_NAMES)),
         since=draw(times()),
         worker=draw(optional),
-        client=draw(optional),
+        client=client,
         root_id=root,
         parent_id=draw(st.just(root) | st.none() | ids()),
-        first_sent=draw(st.none() | times()),
+        first_sent=first_sent,
         runtime_seconds=draw(st.none() | durations),
         exception=draw(optional),
         reason=draw(optional),
