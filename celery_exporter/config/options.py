@@ -286,7 +286,7 @@ OPTIONS = (
     Option(
         name="max-tasks",
         group="Tasks",
-        help="Limit of unfinished tasks in memory, 400 bytes each; the oldest are dropped.",
+        help="Limit of unfinished tasks in memory, 500 bytes each; the oldest are dropped.",
         expects="a whole number, 1000 or more",
         metavar="NUMBER",
         parse=parsers.whole(1000, 10**9),

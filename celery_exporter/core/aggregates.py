@@ -218,27 +218,34 @@ class Aggregates:
         `ready` is when it was sent, `received` when its worker received it, both not before its eta. None
         means unknown.
         """
+        aggregate = self._unshared.get(label_set) or self._writable(label_set)
         if ready is not None:
-            self.observe_queue_wait(label_set, at - ready, uuid)
+            queue_wait = aggregate.queue_wait
+            if queue_wait is None:
+                queue_wait = aggregate.queue_wait = self._histogram(self.wait_bounds)
+            self.observed_queue_wait = self._observe(queue_wait, self.wait_bounds, at - ready, uuid)
         if received is not None:
-            self.observe_prefetch_wait(label_set, at - received, uuid)
+            prefetch_wait = aggregate.prefetch_wait
+            if prefetch_wait is None:
+                prefetch_wait = aggregate.prefetch_wait = self._histogram(self.wait_bounds)
+            seconds = aggregate.newest_prefetch_wait_seconds = at - received
+            self.observed_prefetch_wait = self._observe(prefetch_wait, self.wait_bounds, seconds, uuid)
         since = received if ready is None else ready
         if self._latency and since is not None:
-            aggregate = self._writable(label_set)
             if aggregate.latency is None:
                 aggregate.latency = self._histogram(self.wait_bounds)
             self._observe(aggregate.latency, self.wait_bounds, max(0.0, at - since), uuid)
 
     def observe_queue_wait(self, label_set: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from sent (or eta) to started."""
-        aggregate = self._unshared.get(label_set) or self._writable(label_set)
+        aggregate = self._writable(label_set)
         if aggregate.queue_wait is None:
             aggregate.queue_wait = self._histogram(self.wait_bounds)
         self.observed_queue_wait = self._observe(aggregate.queue_wait, self.wait_bounds, seconds, uuid)
 
     def observe_prefetch_wait(self, label_set: LabelSet, seconds: float, uuid: str | None = None) -> None:
         """Observe the time from received (or eta) to started, on one worker."""
-        aggregate = self._unshared.get(label_set) or self._writable(label_set)
+        aggregate = self._writable(label_set)
         if aggregate.prefetch_wait is None:
             aggregate.prefetch_wait = self._histogram(self.wait_bounds)
         aggregate.newest_prefetch_wait_seconds = seconds

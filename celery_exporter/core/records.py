@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from celery_exporter.core.aggregates import Aggregates, is_sampled
 from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments
 from celery_exporter.core.measurements import PendingMeasurements, Value
-from celery_exporter.core.task_details import FORGOTTEN, TaskDetails
+from celery_exporter.core.task_details import FORGOTTEN, AttemptEnd, TaskDetails
 from celery_exporter.core.task_exceptions import exception_class
 from celery_exporter.core.task_history import MAX_ATTEMPTS
 from celery_exporter.core.tasks import Task
@@ -35,6 +35,8 @@ LATE_SECONDS = 0.5
 MAX_HELD = 10_000
 #: Changed tasks that wait to be taken: 10,000 a second for ten seconds, or 60 MB.
 MAX_CHANGED = 100_000
+#: Names of clients that tasks share.
+MAX_CLIENTS = 1_000
 #: Task names (label values) that are known to measure something.
 MAX_MEASURING_NAMES = 1_000
 
@@ -106,6 +108,7 @@ class Record(Struct, frozen=True, gc=False):
     measurements: Measurements = NO_MEASUREMENTS  # of all attempts so far; only if the task ends
 
 
+_UNENDED = AttemptEnd(None)
 #: States that end an attempt; all but RETRY end the task, too.
 ATTEMPT_ENDS = frozenset({State.SUCCESS, State.FAILURE, State.RETRY, State.REVOKED, State.REJECTED})
 TASK_ENDS = ATTEMPT_ENDS - {State.RETRY}
@@ -189,8 +192,9 @@ class RecordBuilder:
         self.changed: dict[str, Task] | None = None
         self._surplus = 0  # changed tasks that were left out, since there were too many
         self._is_wanted = [True] * len(State)
+        self._clients: dict[str, str] = {}  # names of clients: one object for all tasks of each
         self._is_any_wanted = True
-        self._has_consumers = True
+        self._passes_on = True  # whether more than the details is wanted
         self._aggregates = aggregates
         self._sample_rate = sample_rate
         self._arguments = arguments
@@ -201,7 +205,7 @@ class RecordBuilder:
         """Make records only of transitions to these states."""
         self._is_wanted = [state in states for state in State]
         self._is_any_wanted = any(self._is_wanted)
-        self._has_consumers = self._is_any_wanted or self._arguments or self.changed is not None
+        self._passes_on = self._is_any_wanted or self._arguments
 
     def take(self, *, last: bool = False) -> list[Record | MeasuredRecord]:
         """Return the records since the last call, in the order of the transitions and measurements.
@@ -213,13 +217,31 @@ class RecordBuilder:
         records, self._records = self._records, []
         return records
 
+    def add_usual(self, task: Task, event: Event, label_set: LabelSet, state: State) -> None:
+        """Do the same as `add` for what a worker did to a task without an expanded history."""
+        details = task.details
+        if details is None or self._passes_on or details.attempt != task.attempt or details.end is not None:
+            self.add(task, event, label_set, state, task.attempt)
+            return
+        if state is STARTED:
+            details.started = event.timestamp
+        elif state is RECEIVED:
+            details.received, details.started = event.timestamp, None
+            if details.root is None or event.eta is not None:
+                details.add_origin(task.uuid, event)
+        else:
+            details.end = _end(event, label_set, state)
+        if self.changed is not None:
+            self.changed[task.uuid] = task
+
     def add(  # noqa: C901, PLR0912  the hot path: calls are as few as they can be
         self, task: Task, event: Event, label_set: LabelSet, state: State, attempt: int | None
     ) -> None:
         """Note a transition that was just counted under this label set, and make its record."""
         details, is_current = task.details, False
         if details is None:
-            if label_set is EXCLUDED or not self._is_sampled(task.uuid):
+            sample_rate = self._sample_rate
+            if label_set is EXCLUDED or not (sample_rate is None or is_sampled(task.uuid, sample_rate)):
                 self._aggregates.forget_observed()
                 return
             details = task.details = TaskDetails(attempt)
@@ -231,12 +253,13 @@ class RecordBuilder:
             details.switch(attempt)
         if state is PENDING:
             if details.first_sent is None or (attempt == 0 and not details.is_first_known()):
-                details.first_sent, details.client = event.timestamp, event.hostname
+                details.first_sent = event.timestamp
+                details.client = self._clients.get(event.hostname) or self._add_client(event.hostname)
             details.sent = event.timestamp
             if details.root is None or event.eta is not None:
                 details.add_origin(task.uuid, event)
         else:
-            if details.ended is not None and not is_current:
+            if details.end is not None and not is_current:
                 details.close()
             if state is STARTED:
                 details.started = event.timestamp
@@ -247,13 +270,14 @@ class RecordBuilder:
                 if details.root is None or event.eta is not None:
                     details.add_origin(task.uuid, event)
             elif not (event.requeue and state is REJECTED):  # that one goes back to its queue
-                if details.ended is None:
-                    details.ended, details.state, details.runtime = event.timestamp, state, event.runtime
-                    details.worker, details.label_set = event.hostname, label_set
-                if event.exception is not None:
-                    details.exception = exception_class(event.exception) or UNKNOWN
-        if self._has_consumers:
+                if details.end is None:
+                    details.end = _end(event, label_set, state)
+                elif event.exception is not None:  # a worker reported it as rejected before
+                    details.end = replace(details.end, exception=_exception(event))
+        if self._passes_on:
             self._pass_on(task, details, event, label_set, state)
+        if self.changed is not None:
+            self.changed[task.uuid] = task
 
     def _pass_on(
         self, task: Task, details: TaskDetails, event: Event, label_set: LabelSet, state: State
@@ -265,21 +289,20 @@ class RecordBuilder:
             if self._is_wanted[state] and label_set is not EXCLUDED:
                 self._add_record(task.uuid, details, event, label_set, state)
             self._aggregates.forget_observed()
-        self.note_change(task)
 
     def note_end(self, task: Task, reason: str, at: float) -> None:
         """Note that a task counts as over without an event, why, and since which epoch second."""
         details = task.details = task.details or self._new_details(task)
-        if details is not None and details.ended is None:
-            details.ended, details.reason = at, reason
-            details.worker, details.label_set = task.current_worker() or None, task.bucket.group.label_set
+        if details is not None and (details.end is None or details.end.ended is None):
+            worker, label_set = task.current_worker() or None, task.bucket.group.label_set
+            details.end = AttemptEnd(at, reason=reason, worker=worker, label_set=label_set)
         self.note_change(task)
 
     def note_forgotten(self, task: Task) -> None:
         """Note that an open task is removed, by --max-tasks or --task-ttl."""
         details = task.details = task.details or self._new_details(task)
         if details is not None:
-            details.reason = FORGOTTEN
+            details.end = replace(details.end or _UNENDED, reason=FORGOTTEN)
         self.note_change(task)
 
     def note_change(self, task: Task) -> None:
@@ -311,7 +334,7 @@ class RecordBuilder:
             generation,
             state,
             event.timestamp,
-            None if state is PENDING else details.exception,
+            None if state is PENDING or details.end is None else details.end.exception,
             details.first_sent,
             details.sent,
             details.eta,
@@ -321,7 +344,7 @@ class RecordBuilder:
             aggregates.observed_prefetch_wait,
             aggregates.observed_runtime,
             state in TASK_ENDS and not (event.requeue and state is REJECTED),
-            Arguments(details.args, details.kwargs, details.result) if self._arguments else NO_ARGUMENTS,
+            Arguments(*details.arguments()) if self._arguments else NO_ARGUMENTS,
         )
         if record.is_final and self._last.measuring:
             self._records += self._last.add(record)
@@ -349,7 +372,6 @@ class RecordBuilder:
         """Note from now on which tasks change, for `take_changed`."""
         if self.changed is None:
             self.changed = {}
-        self._has_consumers = True
 
     def take_changed(self, limit: int) -> tuple[list[Task], int]:
         """Return up to so many tasks that changed, the first ones first, and how many were left out."""
@@ -367,5 +389,21 @@ class RecordBuilder:
                 del self.changed[uuid]
             self._surplus += len(surplus)
 
+    def _add_client(self, name: str) -> str:
+        if len(self._clients) >= MAX_CLIENTS:
+            self._clients.clear()
+        self._clients[name] = name
+        return name
+
     def _is_sampled(self, uuid: str) -> bool:
         return self._sample_rate is None or is_sampled(uuid, self._sample_rate)
+
+
+def _end(event: Event, label_set: LabelSet, state: State) -> AttemptEnd:
+    """Return the end of an attempt that an event reports."""
+    exception = None if event.exception is None else _exception(event)
+    return AttemptEnd(event.timestamp, state, None, event.runtime, exception, event.hostname, label_set)
+
+
+def _exception(event: Event) -> str:
+    return exception_class(event.exception) or UNKNOWN

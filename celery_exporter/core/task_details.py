@@ -34,8 +34,39 @@ class Attempt(Struct, frozen=True, gc=False):
     label_set: LabelSet | None = None
 
 
+class AttemptEnd(Struct, frozen=True, gc=False):
+    """How an attempt ended; see `Attempt`. `ended` is None for a task that was removed while it was open."""
+
+    ended: float | None
+    state: State | None = None
+    reason: str | None = None
+    runtime: float | None = None
+    exception: str | None = None
+    worker: str | None = None
+    label_set: LabelSet | None = None
+
+
+_OPEN = AttemptEnd(None)
+
+
+class Rest(Struct, gc=False):
+    """What most tasks do not have: further attempts, and arguments."""
+
+    over: list[Attempt] = []  # oldest first
+    open: dict[int, Attempt] = {}  # by number
+    args: str | None = None
+    kwargs: str | None = None
+    result: str | None = None
+
+
+_NO_REST = Rest()
+
+
 class TaskDetails(Struct, gc=False):
-    """The attempt that the newest event is about in its fields, and the others."""
+    """The attempt that the newest event is about in its fields, and the others.
+
+    There may be a million of them, so it has few fields.
+    """
 
     attempt: int | None
     root: str | None = None
@@ -46,39 +77,37 @@ class TaskDetails(Struct, gc=False):
     eta: float | None = None
     received: float | None = None
     started: float | None = None
-    ended: float | None = None
-    state: State | None = None
-    reason: str | None = None
-    runtime: float | None = None
-    exception: str | None = None
-    worker: str | None = None  # that ended it
-    label_set: LabelSet | None = None  # once it is over
-    args: str | None = None
-    kwargs: str | None = None
-    result: str | None = None
-    over: list[Attempt] | None = None  # oldest first
-    others: dict[int, Attempt] | None = None  # that are not over
+    end: AttemptEnd | None = None
+    rest: Rest | None = None
 
     def current(self) -> Attempt:
         """Return the attempt in the fields."""
+        end = self.end or _OPEN
         return Attempt(
             self.attempt,
             self.sent,
             self.eta,
             self.received,
             self.started,
-            self.ended,
-            self.state,
-            self.reason,
-            self.runtime,
-            self.exception,
-            self.worker,
-            self.label_set,
+            end.ended,
+            end.state,
+            end.reason,
+            end.runtime,
+            end.exception,
+            end.worker,
+            end.label_set,
         )
+
+    def arguments(self) -> tuple[str | None, str | None, str | None]:
+        """Return its args, kwargs and result, as far as they are known."""
+        rest = self.rest or _NO_REST
+        return rest.args, rest.kwargs, rest.result
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, the newest last: events of an earlier one may come later."""
-        attempts = [*(self.over or ()), *(self.others or {}).values(), self.current()]
+        if self.rest is None:
+            return [self.current()]
+        attempts = [*self.rest.over, *self.rest.open.values(), self.current()]
         if len(attempts) == 1:
             return attempts
         is_numbered = all(attempt.number is not None for attempt in attempts)
@@ -97,24 +126,26 @@ class TaskDetails(Struct, gc=False):
         A worker sends no task-received for a task that it does not register, or that was revoked before. If
         it rejects a task that failed, or fails one that it rejected, it reports both.
         """
-        if self.ended is None:
+        if self.end is None:
             return self.received is None and self.started is None
-        return worker == self.worker and {state, self.state} == {State.FAILURE, State.REJECTED}
+        return worker == self.end.worker and {state, self.end.state} == {State.FAILURE, State.REJECTED}
 
     def switch(self, attempt: int | None) -> None:
         """Put this attempt into the fields, and keep the one that is there."""
-        if self.ended is not None:
+        if self.end is not None:
             self.close()
         elif self.attempt is not None and self._has_times():
-            self.others = {**(self.others or {}), self.attempt: self.current()}
-            if len(self.others) > MAX_OPEN_ATTEMPTS:
-                del self.others[min(self.others)]
-        self._load((self.others or {}).pop(attempt, None) if attempt is not None else None)
-        self.attempt, self.others = attempt, self.others or None
+            others = self._expand().open
+            others[self.attempt] = self.current()
+            if len(others) > MAX_OPEN_ATTEMPTS:
+                del others[min(others)]
+        self._load(self.rest.open.pop(attempt, None) if self.rest and attempt is not None else None)
+        self.attempt = attempt
 
     def close(self) -> None:
         """Keep the attempt in the fields, which is over, and begin another delivery of it."""
-        self.over = [*(self.over or ())[-MAX_ATTEMPTS_KEPT + 1 :], self.current()]
+        rest = self._expand()
+        rest.over = [*rest.over[1 - MAX_ATTEMPTS_KEPT :], self.current()]
         self._load(None)
 
     def add_origin(self, uuid: str, event: Event) -> None:
@@ -128,8 +159,14 @@ class TaskDetails(Struct, gc=False):
     def add_arguments(self, event: EventWithArguments) -> None:
         """Keep what the task was called with, and what it returned."""
         event.clip_arguments()
-        self.args, self.kwargs = event.args or self.args, event.kwargs or self.kwargs
-        self.result = event.result
+        rest = self._expand()
+        rest.args, rest.kwargs = event.args or rest.args, event.kwargs or rest.kwargs
+        rest.result = event.result
+
+    def _expand(self) -> Rest:
+        """Return the rest, to be changed."""
+        self.rest = self.rest or Rest()
+        return self.rest
 
     def _has_times(self) -> bool:
         return (self.sent or self.eta or self.received or self.started) is not None
@@ -138,9 +175,7 @@ class TaskDetails(Struct, gc=False):
         """Put an open attempt into the fields; None is one of which nothing is known."""
         loaded = attempt or _UNKNOWN
         self.sent, self.eta = loaded.sent, loaded.eta
-        self.received, self.started = loaded.received, loaded.started
-        self.ended = self.state = self.reason = None
-        self.runtime = self.exception = self.worker = self.label_set = None
+        self.received, self.started, self.end = loaded.received, loaded.started, None
 
 
 _UNKNOWN = Attempt(None)

@@ -107,6 +107,7 @@ def task_info(task: Task) -> TaskInfo:
     worker = task.current_worker() or task.ended_by() or None
     details = task.details or TaskDetails(None)
     attempts = _attempts(task, details, state, worker) if task.details else []
+    args, kwargs, result = details.arguments()
     return TaskInfo(
         uuid=task.uuid,
         task_name=_known(label_set.task_name),
@@ -122,9 +123,9 @@ def task_info(task: Task) -> TaskInfo:
         exception=attempts[-1].exception if attempts else None,
         reason=attempts[-1].reason if attempts else None,
         attempts=attempts,
-        args=details.args,
-        kwargs=details.kwargs,
-        result=details.result,
+        args=args,
+        kwargs=kwargs,
+        result=result,
     )
 
 

@@ -81,7 +81,8 @@ class TaskUpdates:
             group = self._tasks.group(task.label_set_of(event.retries))
             self._tasks.move(task, group, PENDING, event.timestamp)
         task.bucket.group.last_seen = now.listening
-        self._tasks.touch(task, now.listening)
+        if task.last_seen != now.listening or self._tasks.changed is not None:
+            self._tasks.touch(task, now.listening)
 
     def apply(self, task: Task, event: Event, now: Timestamp) -> list[Task] | None:
         """Count what a worker did to a task, and put the task in the state that the event reports.
@@ -89,28 +90,39 @@ class TaskUpdates:
         Return tombstones to remove, if there are too many.
         """
         effect = EFFECTS[event.type]
-        task.bucket.group.last_seen = now.listening
-        usual = effect.usual
-        if usual is None or task.expanded is not None or not usual[0](task, event):
-            if event.type in self.repeated and self.ends.is_repeated(task, event, effect.counts):
-                self.repeated[event.type] += 1
-                return None
-            surplus = self._apply_to_history(task.expand(), task, event, now)
-            task.compact()
-            return surplus
-        label_set = task.bucket.group.label_set
+        bucket, apply_usual, expected = task.bucket, effect.apply_usual, effect.expected
+        group = bucket.group
+        group.last_seen = now.listening
+        if apply_usual is None or task.expanded is not None:
+            return self._apply_unusual(task, event, now)
+        if expected is None:
+            is_usual = task.worker is None and (event.retries or 0) == task.attempt
+        else:
+            is_same_process = task.worker == event.hostname and task.pid == event.pid
+            is_usual = is_same_process and bucket.state is expected and task.at is not None
+        if not is_usual:
+            return self._apply_unusual(task, event, now)
+        label_set, aggregates, at = group.label_set, self._aggregates, event.timestamp
         if self._label_sets.by_worker:
             label_set = self._labels.at_worker(label_set, event.hostname)
-        usual[1](task, event, label_set, self._aggregates)
-        at = event.timestamp
-        self._aggregates.count_transition(label_set, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
+        apply_usual(task, event, label_set, aggregates)
+        aggregates.count_transition(label_set, effect.counts, at if at < now.wall else now.wall)  # noqa: FURB136  no call
         if self._records is not None:
-            self._records.add(task, event, label_set, effect.counts, task.attempt)
+            self._records.add_usual(task, event, label_set, effect.counts)
         task.last_seen = now.listening
         if effect.next_state is None:
-            return self._tasks.finish(task, task.bucket.group, effect.counts, at)
-        self._tasks.move(task, task.bucket.group, effect.next_state, at)
+            return self._tasks.finish(task, group, effect.counts, at)
+        self._tasks.move(task, group, effect.next_state, at)
         return None
+
+    def _apply_unusual(self, task: Task, event: Event, now: Timestamp) -> list[Task] | None:
+        """Do the same as `apply` for an event that is not the expected next one."""
+        if event.type in self.repeated and self.ends.is_repeated(task, event, EFFECTS[event.type].counts):
+            self.repeated[event.type] += 1
+            return None
+        surplus = self._apply_to_history(task.expand(), task, event, now)
+        task.compact()
+        return surplus
 
     def reopen(self, task: Task, event: Event, now: Timestamp, ended_by: str) -> None:
         """Apply a receipt that came before the end of another delivery, which was applied before it."""
@@ -123,7 +135,7 @@ class TaskUpdates:
     def _apply_to_history(
         self, history: TaskHistory, task: Task, event: Event, now: Timestamp
     ) -> list[Task] | None:
-        """Do the same as `apply` where the fields of the task cannot hold what is known of it."""
+        """Do the same as `apply` with the history of the task, which holds all that is known of it."""
         effect = EFFECTS[event.type]
         is_open = task.bucket.state is not None
         if not is_open:

@@ -40,11 +40,10 @@ MAX_DELIVERIES = 8
 #: Seconds from the end of a task's body to the event that reports it, on a worker that keeps up.
 MAX_END_DELAY_SECONDS = 0.5
 # Looking up a member of an enum is slow.
-RECEIVED, STARTED, SUCCESS, FAILURE = State.RECEIVED, State.STARTED, State.SUCCESS, State.FAILURE
+RECEIVED, SUCCESS, FAILURE = State.RECEIVED, State.SUCCESS, State.FAILURE
 
-#: Returns whether an event is the expected next one of a task without an expanded history.
-IsUsual = Callable[[Task, Event], bool]
-#: Adds such an event to the sums under a label set, and to the fields of the task.
+#: Adds the expected next event of a task without an expanded history to the sums under a label set, and to
+#: the fields of the task.
 ApplyUsual = Callable[[Task, Event, LabelSet, Aggregates], None]
 #: Returns the delivery that an event is about, None if it is unknown.
 FindDelivery = Callable[[TaskHistory, Event], Delivery | None]
@@ -62,25 +61,16 @@ def apply_usual_sent(task: Task, event: Event) -> bool:
     """Record since when the newest attempt waits; return False if the fields of the task cannot hold it."""
     if task.worker is not None or (event.retries or 0) != task.attempt:
         return False
-    task.sent, task.ready = task.attempt, _ready_at(event)
+    task.sent, task.ready = task.attempt, event.timestamp if event.eta is None else _ready_at(event)
     return True
 
 
-def _is_usual_receipt(task: Task, event: Event) -> bool:
-    return task.worker is None and (event.retries or 0) == task.attempt
-
-
 def _apply_usual_receipt(task: Task, event: Event, _: LabelSet, __: Aggregates) -> None:
-    at = _ready_at(event)
+    at = event.timestamp if event.eta is None else _ready_at(event)
     if task.sent != task.attempt:
         task.ready = epoch(event.eta) or None
     task.worker, task.pid = event.hostname, event.pid
     task.at = task.ready if task.ready == at else at  # one object for both, if it is the eta
-
-
-def _is_usual_start(task: Task, event: Event) -> bool:
-    is_same_process = task.worker == event.hostname and task.pid == event.pid
-    return is_same_process and task.bucket.state is RECEIVED and task.at is not None
 
 
 def _apply_usual_start(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
@@ -89,26 +79,18 @@ def _apply_usual_start(task: Task, event: Event, label_set: LabelSet, aggregates
     task.at = started
 
 
-def _is_usual_end(task: Task, event: Event) -> bool:
-    is_same_process = task.worker == event.hostname and task.pid == event.pid
-    return is_same_process and task.bucket.state is STARTED and task.at is not None
-
-
 def _apply_usual_success(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     if event.runtime is not None:
         aggregates.observe_runtime(label_set, SUCCESS, event.runtime, event.uuid)
-    _close_usual(task)
+    if task.ready is not None:  # otherwise its task-sent, and so its wait, is outstanding
+        task.at = None
 
 
 def _apply_usual_failure(task: Task, event: Event, label_set: LabelSet, aggregates: Aggregates) -> None:
     aggregates.count_failure(_failure(label_set, event))
     if task.at is not None:
         aggregates.observe_runtime(label_set, FAILURE, event.timestamp - task.at, event.uuid)
-    _close_usual(task)
-
-
-def _close_usual(task: Task) -> None:
-    if task.ready is not None:  # otherwise its task-sent, and so its wait, is outstanding
+    if task.ready is not None:
         task.at = None
 
 
@@ -372,13 +354,18 @@ def _ready_at(event: Event) -> float:
 
 
 class Effect(Struct, frozen=True):
-    """What an event of a worker does. `counts` is the state in which the event is counted."""
+    """What an event of a worker does. `counts` is the state in which the event is counted.
+
+    `apply_usual` is for the event that is expected next: a receipt of the newest attempt, which no worker
+    has; or the next event of the worker process that has it, whose task is in the state `expected`.
+    """
 
     counts: State
     find_delivery: FindDelivery
     apply_to_history: ApplyToHistory
     next_state: State | None = None  # of the task; None: it is finished
-    usual: tuple[IsUsual, ApplyUsual] | None = None  # None: such an event always needs the history
+    expected: State | None = None
+    apply_usual: ApplyUsual | None = None  # None: such an event always needs the history
 
 
 #: The transition table. Each row holds for all open states, since any event may be missing or late. Celery
@@ -389,20 +376,29 @@ EFFECTS = {
         _find_none,
         _apply_received,
         State.RECEIVED,
-        (_is_usual_receipt, _apply_usual_receipt),
+        apply_usual=_apply_usual_receipt,
     ),
     "task-started": Effect(
         State.STARTED,
         _find_or_add_unstarted,
         _apply_started,
         State.STARTED,
-        (_is_usual_start, _apply_usual_start),
+        expected=State.RECEIVED,
+        apply_usual=_apply_usual_start,
     ),
     "task-succeeded": Effect(
-        State.SUCCESS, _find_finished, _apply_success, usual=(_is_usual_end, _apply_usual_success)
+        State.SUCCESS,
+        _find_finished,
+        _apply_success,
+        expected=State.STARTED,
+        apply_usual=_apply_usual_success,
     ),
     "task-failed": Effect(
-        State.FAILURE, _find_finished, _apply_failure, usual=(_is_usual_end, _apply_usual_failure)
+        State.FAILURE,
+        _find_finished,
+        _apply_failure,
+        expected=State.STARTED,
+        apply_usual=_apply_usual_failure,
     ),
     "task-retried": Effect(State.RETRY, _find_continued, _apply_retry, State.RETRY),
     "task-revoked": Effect(State.REVOKED, _find_finished, _apply_end),

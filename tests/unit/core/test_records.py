@@ -208,7 +208,7 @@ def test_records_add_up_to_the_sums_for_any_events(events):
         total = aggregate.prefetch_wait.total if aggregate.prefetch_wait else 0
         assert sum(record.prefetch_wait or 0.0 for record in own) == pytest.approx(total)
     tasks = [driver.cluster.tasks.get(uuid) for uuid in driver.cluster.tasks.uuids()]
-    assert all(len(task.details.others or ()) <= 8 for task in tasks if task.details)
+    assert all(len(task.details.rest.open) <= 8 for task in tasks if task.details and task.details.rest)
 
 
 def _count(histogram) -> int:
