@@ -220,7 +220,7 @@ class RecordBuilder:
     def add_usual(self, task: Task, event: Event, label_set: LabelSet, state: State) -> None:
         """Do the same as `add` for what a worker did to a task without an expanded history."""
         details = task.details
-        if details is None or self._passes_on or details.attempt != task.attempt or details.end is not None:
+        if details is None or details.attempt != task.attempt or details.end is not None:
             self.add(task, event, label_set, state, task.attempt)
             return
         if state is STARTED:
@@ -231,6 +231,8 @@ class RecordBuilder:
                 details.add_origin(task.uuid, event)
         else:
             details.end = _end(event, label_set, state)
+        if self._passes_on:
+            self._pass_on(task, details, event, label_set, state)
         if self.changed is not None:
             self.changed[task.uuid] = task
 
