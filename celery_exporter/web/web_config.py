@@ -8,13 +8,13 @@ the reason where this parser rejects more.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
-import yaml
 from msgspec import Struct, field
 
 from celery_exporter.errors import BadSettingError
+from celery_exporter.runtime.yaml_tree import InvalidYamlError, load_yaml
 
 Version = Literal["TLS10", "TLS11", "TLS12", "TLS13"]
 Switch = Literal["true", "True", "yes", "on", "false", "False", "no", "off"]
@@ -49,7 +49,6 @@ _REQUIRING = frozenset({"RequireClientCert", "RequireAnyClientCert", "RequireAnd
 _VERIFYING = _REQUIRING | {"VerifyClientCertIfGiven"}
 #: The default of Go.
 _DEFAULT_MIN_VERSION: Version = "TLS12"
-_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BCRYPT = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 
@@ -147,7 +146,10 @@ def parse(text: bytes) -> WebConfig:
     if not text.strip():
         # The file is probably being written in place. Accepting it would disable authentication.
         raise BadWebConfigError("the file is empty; for a listener without authentication write {}")
-    tree = _tree(text)
+    try:
+        tree = load_yaml(text)
+    except InvalidYamlError as error:
+        raise BadWebConfigError(str(error)) from None
     try:
         config = msgspec.convert({} if tree is None else tree, WebConfig)
     except msgspec.ValidationError as error:
@@ -203,44 +205,6 @@ def _check_tls(tls: TLS) -> None:
             f"tls_server_config.curve_preferences: got {len(tls.curve_preferences)} curves; "
             "expected one, or none for OpenSSL's default order"
         )
-
-
-# -- from text to plain dicts -------------------------------------------------------------------------
-
-
-_DUPLICATE_KEY = "duplicate key"
-
-
-class _Loader(yaml.BaseLoader):
-    """Loads all scalars as text, so that 123 and yes are valid user names. Duplicate keys are errors.
-
-    Keys with an empty value are omitted.
-    """
-
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
-        text = super().construct_scalar(node)
-        return None if node.style is None and text in _NULLS else text
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(keys):
-            raise yaml.constructor.ConstructorError(None, None, _DUPLICATE_KEY, node.start_mark)
-        return {key: value for key, value in mapping.items() if value is not None}
-
-
-def _tree(text: bytes) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506  creates only texts, lists and dicts
-    except RecursionError:
-        raise BadWebConfigError("invalid YAML: nested too deeply") from None
-    except yaml.YAMLError as error:
-        # PyYAML's own message quotes the line, which may contain a hash or a key.
-        mark = getattr(error, "problem_mark", None)
-        is_duplicate = getattr(error, "problem", "") == _DUPLICATE_KEY
-        problem = "duplicate key in the mapping" if is_duplicate else "invalid YAML"
-        position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise BadWebConfigError(f"{problem}{position}") from None
 
 
 _EXPECTED: dict[str, tuple[str, ...]] = {
