@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct
 from prometheus_client import Metric, ProcessCollector
@@ -40,6 +40,8 @@ MAX_SPARE_SERIES = 1_000
 class Exposition:
     """Renders snapshots as pages: the rows, the metric prefix and the static labels. Thread-safe.
 
+    `broker_labels` are not on the metrics of the process, which several brokers share.
+
     It caches the text of each series, which is the same on each page.
     """
 
@@ -48,12 +50,14 @@ class Exposition:
         rows: Sequence[MetricFamily],
         prefix: str = PREFIX,
         static_labels: Mapping[str, str] | None = None,
+        broker_labels: Mapping[str, str] | None = None,
     ) -> None:
-        static = self._static = static_labels or {}
-        self._families = [_Family(row, row.full_name(prefix), static) for row in rows]
-        self._unlabelled = _template((), static).format()
+        self._process_labels = static_labels or {}
+        static = {**self._process_labels, **(broker_labels or {})}
+        self.families = [_Family(row, row.full_name(prefix), static) for row in rows]
+        self._unlabelled = _template((), self._process_labels).format()
         self._process = ProcessCollector(registry=CollectorRegistry())
-        names = {family.name for family in self._families}
+        names = {family.name for family in self.families}
         # OpenMetrics names a counter's family without _total. Then celery_tasks_total (a counter of the
         # native profile) and celery_tasks (a gauge of zerok) would be one family. Such a counter gets the
         # type unknown in OpenMetrics, which keeps the name of every sample.
@@ -66,15 +70,16 @@ class Exposition:
 
         `session` is that of a Prometheus server. Without one, no series is exposed at 0 before its value.
         """
-        chunks = self._messages if content_type == PROTOBUF else self._texts
-        return b"".join(chunks(snapshot, session, content_type == OPENMETRICS))
+        return render([Part(self, snapshot, session)], content_type)
 
-    def _texts(self, snapshot: Snapshot, session: ScrapeSession | None, openmetrics: bool) -> Iterator[bytes]:
-        for family in self._families:
+    def texts(self, parts: Sequence[Part], *, openmetrics: bool) -> Iterator[bytes]:
+        """Yield the chunks of a page in a text format."""
+        for index, family in enumerate(self.families):
             yield _text(self._head(family.name, family.row.type, family.row.help, openmetrics))
-            lines = family.lines(snapshot, session, exemplars=openmetrics)
-            while chunk := b"".join(islice(lines, SAMPLES_PER_CHUNK)):
-                yield chunk
+            for exposition, snapshot, session in parts:
+                lines = exposition.families[index].lines(snapshot, session, exemplars=openmetrics)
+                while chunk := b"".join(islice(lines, SAMPLES_PER_CHUNK)):
+                    yield chunk
         for name, metric in self._process_metrics():
             yield _text(self._head(name, metric.type, metric.documentation, openmetrics))
             yield _text(
@@ -83,11 +88,17 @@ class Exposition:
         if openmetrics:
             yield b"# EOF\n"
 
-    def _messages(self, snapshot: Snapshot, session: ScrapeSession | None, _: bool) -> Iterator[bytes]:
-        for family in self._families:
+    def messages(self, parts: Sequence[Part], *, openmetrics: bool) -> Iterator[bytes]:  # noqa: ARG002
+        """Yield the chunks of a page in protobuf."""
+        for index, family in enumerate(self.families):
             row = family.row
-            yield from protobuf.family(family.name, row.type, row.help, family.metrics(snapshot, session))
-        labels = protobuf.labels(self._static)
+            metrics = (
+                metric
+                for exposition, snapshot, session in parts
+                for metric in exposition.families[index].metrics(snapshot, session)
+            )
+            yield from protobuf.family(family.name, row.type, row.help, metrics)
+        labels = protobuf.labels(self._process_labels)
         for name, metric in self._process_metrics():
             values = (protobuf.metric(metric.type, labels, sample.value) for sample in metric.samples)
             yield from protobuf.family(name, metric.type, metric.documentation, values)
@@ -106,6 +117,16 @@ class Exposition:
         return f"# HELP {name} {help_.translate(escapes)}", f"# TYPE {name} {type_}"
 
 
+def render(parts: Sequence[Part], content_type: str = TEXT) -> bytes:
+    """Return a page of several snapshots; see `Exposition.render`.
+
+    Their expositions have the same rows and different static labels.
+    """
+    first = parts[0].exposition
+    chunks = first.messages if content_type == PROTOBUF else first.texts
+    return b"".join(chunks(parts, openmetrics=content_type == OPENMETRICS))
+
+
 def _text(lines: Iterable[str]) -> bytes:
     return _encoded("".join(f"{line}\n" for line in lines))
 
@@ -113,6 +134,14 @@ def _text(lines: Iterable[str]) -> bytes:
 def _encoded(text: str) -> bytes:
     # Texts from events can always be encoded. Should one be invalid, it must not prevent the whole page.
     return text.encode("utf-8", "replace")
+
+
+class Part(NamedTuple):
+    """A part of a page: a snapshot, and the exposition that renders it."""
+
+    exposition: Exposition
+    snapshot: Snapshot
+    session: ScrapeSession | None = None
 
 
 class _Series(Struct, frozen=True, gc=False):

@@ -29,6 +29,7 @@ from celery_exporter.metrics.exposition.text import (
     SAMPLES_PER_CHUNK,
     TEXT,
     Exposition,
+    Part,
 )
 from celery_exporter.metrics.model import MetricFamily, MetricOptions
 from celery_exporter.metrics.registry import select
@@ -294,7 +295,7 @@ def test_cache_drops_series_that_are_gone():
     samples = [((str(number),), 1) for number in range(5 * MAX_SPARE_SERIES)]
     exposition = Exposition([row("celery_sent_total", "counter", samples)])
     exposition.render(moment(1.0))
-    (family,) = exposition._families
+    (family,) = exposition.families
     assert len(family._series) == 5 * MAX_SPARE_SERIES
     del samples[1:]
     exposition.render(moment(1.0))
@@ -304,7 +305,7 @@ def test_cache_drops_series_that_are_gone():
 def test_page_is_joined_from_bounded_chunks():
     samples = [((str(number),), 1) for number in range(3 * SAMPLES_PER_CHUNK)]
     exposition = Exposition([row("celery_sent_total", "counter", samples)])
-    chunks = list(exposition._texts(moment(1.0), None, False))
+    chunks = list(exposition.texts([Part(exposition, moment(1.0))], openmetrics=False))
     assert max(chunk.count(b"\n") for chunk in chunks) == SAMPLES_PER_CHUNK <= 5_000
 
 
