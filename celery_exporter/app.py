@@ -5,36 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
-from starlette.applications import Starlette
-from starlette.routing import Route
+from msgspec.structs import replace
 from starlette.types import ASGIApp
 
 from celery_exporter import __version__
 from celery_exporter.broker.connection import check
+from celery_exporter.brokers import Brokers, CannotStartError
 from celery_exporter.config.schema import Settings
-from celery_exporter.core.snapshot import Snapshot
+from celery_exporter.core.snapshot import ConfigFileView, Snapshot
 from celery_exporter.errors import BadSettingError
-from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
-from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.monitor.monitor import Monitor
-from celery_exporter.persistence.state_file import UnavailableError, UnusablePathError
 from celery_exporter.runtime import malloc
 from celery_exporter.runtime.logging import configure
 from celery_exporter.runtime.signals import stop_signals
 from celery_exporter.runtime.systemd import STOPPING, SystemdNotifier
-from celery_exporter.sinks.factory import pushers_for, reopening
-from celery_exporter.sinks.http_request import HttpRequest
-from celery_exporter.sinks.pusher import Pusher
-from celery_exporter.web.app import build
 from celery_exporter.web.auth import require_auth
-from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.broker_pages import BrokerPages, Reload, ReloadError, broker_pages, paths
+from celery_exporter.web.render import MetricsPage, PageSource
 from celery_exporter.web.request_records import record_requests
 from celery_exporter.web.server import CannotListenError, Server, bind
-from celery_exporter.web.status_routes import Sources
-from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.web_config_reloader import WebConfigReloader, WebSecurity, no_security
 
 log = logging.getLogger("celery_exporter")
@@ -49,90 +44,114 @@ class CannotServeError(Exception):
     """The exporter cannot start, or its HTTP server ended; the text is one line."""
 
 
-def serve(settings: Settings) -> None:
+def serve(load: Callable[[], Settings]) -> None:
     """Run the exporter until a stop signal is received. The caller blocks these signals.
 
-    Raises CannotServeError, or BadSettingError for an invalid setting.
+    `load` returns the settings; at a reload it is called again. Raises CannotServeError, or BadSettingError
+    for an invalid setting.
     """
+    settings = load()
     configure(settings.log_level, settings.log_format)
-    config, listen = settings.monitor, settings.listen
-    check(config.broker)
+    listen = settings.listen
+    for broker in settings.brokers.values():
+        check(broker.monitor.broker)
     web_config = None if listen.web_config_file is None else WebConfigReloader(listen.web_config_file)
     try:
         listener = bind(listen.host, listen.port)
     except CannotListenError as error:
         raise CannotServeError(str(error)) from None
-    pushers = pushers_for(settings.sinks)
-    is_saved, notifier = config.state_file is not None, SystemdNotifier(os.environ)
-    tracker = SeriesTracker(time.monotonic(), time.time(), is_saved=is_saved)
+    config_file = ConfigFile(settings, load)
     try:
-        monitor = Monitor(config, tracker, pushers=pushers)
-    except UnavailableError as error:
+        brokers = Brokers(settings, partial(_snapshot, web_config, config_file))
+    except CannotStartError as error:
         raise CannotServeError(str(error)) from None
-    except UnusablePathError as error:
-        raise BadSettingError(f"--state-file: {error}") from None
+    reload = partial(config_file.reload, brokers) if settings.config_file is not None else None
     security = no_security if web_config is None else web_config.current
-    app = _with_records(_app(settings, monitor, tracker, web_config), security, pushers)
+    notifier = SystemdNotifier(os.environ)
+    app = _app(brokers, reload if settings.web_enable_lifecycle else None, security)
     server = Server(app, listener, security, notifier)
     malloc.return_large()
     scheme = "http" if security().context is None else "https"
     server.start()
-    for pusher in pushers:
-        pusher.start()
-    monitor.start()
+    brokers.start()
     log.info("celery-exporter %s serves %s://%s:%s/metrics", __version__, scheme, *listener.getsockname()[:2])
     malloc.trim()
-    stop_signal = _wait_for_signal(server.is_alive, reopening(pushers))
+    stop_signal = _wait_for_signal(server.is_alive, _on_hang_up(brokers, reload))
     notifier.send(STOPPING)
     deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
     server.stop()
-    monitor.stop()
+    brokers.stop(deadline)
     server.join(deadline)
-    monitor.join(deadline)
-    for pusher in pushers:
-        pusher.stop()
-    for pusher in pushers:
-        pusher.join()
     if stop_signal is None:
         raise CannotServeError("the HTTP server ended because of the error that is logged above")
     log.info("stopped by %s", stop_signal.name)
 
 
-def _with_records(
-    pages: Starlette, security: Callable[[], WebSecurity], pushers: Iterable[Pusher]
-) -> ASGIApp:
+class ConfigFile:
+    """Reads --config.file again, and knows whether that worked. Thread-safe."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Settings]) -> None:
+        self._settings, self._load = settings, load
+        self._lock = threading.Lock()
+        self.view = None if settings.config_file is None else ConfigFileView(True, time.time())
+
+    def reload(self, brokers: Brokers) -> None:
+        """Apply what changed to the brokers. Raises ReloadError, whose text is logged, too."""
+        with self._lock:
+            try:
+                settings = self._load()
+                _check_unchanged(self._settings, settings)
+                brokers.replace(settings)
+            except (BadSettingError, CannotStartError) as error:
+                if self.view is not None:
+                    self.view = replace(self.view, is_valid=False)
+                log.error("not reloaded, nothing was changed: %s", error)  # noqa: TRY400  its text says all
+                raise ReloadError(f"not reloaded, nothing was changed: {error}") from None
+            self.view = ConfigFileView(True, time.time())
+
+
+def _check_unchanged(before: Settings, now: Settings) -> None:
+    """Raise BadSettingError if the file changes more than brokers."""
+    keys = sorted({*before.given, *now.given})
+    changed = [key for key in keys if before.given.get(key) != now.given.get(key)]
+    if changed:
+        raise BadSettingError(f"{now.config_file}: {', '.join(changed)}: restart the exporter to change this")
+
+
+def _snapshot(web_config: WebConfigReloader | None, config_file: ConfigFile, monitor: Monitor) -> Snapshot:
+    up_to_date = web_config.up_to_date if web_config else None
+    return monitor.snapshot(web_config_up_to_date=up_to_date, config_file=config_file.view)
+
+
+def _app(brokers: Brokers, reload: Reload | None, security: Callable[[], WebSecurity]) -> ASGIApp:
     """Return the application with authentication, and with records of requests for sinks that take them."""
-    app = require_auth(pages, security)
-    takers = [pusher for pusher in pushers if pusher.takes_requests]
-    if not takers:
+
+    def pages() -> dict[str, BrokerPages]:
+        return {name: broker.pages for name, broker in brokers.by_name.items()}
+
+    def sources() -> list[PageSource]:
+        return [broker.source for broker in brokers.by_name.values()]
+
+    metrics = MetricsPage(sources, brokers.renderers, scope=" all")
+    app = require_auth(broker_pages(pages, metrics, reload), security)
+    first = next(iter(brokers.by_name.values()))
+    if not any(pusher.takes_requests for pusher in first.pushers):
         return app
-
-    def put(request: HttpRequest) -> None:
-        for pusher in takers:
-            pusher.put((request,))
-
-    paths = {route.path for route in pages.routes if isinstance(route, Route)}
-    return record_requests(app, paths, put)
+    return record_requests(app, paths(first.pages), brokers.put_request)
 
 
-def _app(
-    settings: Settings, monitor: Monitor, tracker: SeriesTracker, web_config: WebConfigReloader | None
-) -> Starlette:
-    def snapshot() -> Snapshot:
-        return monitor.snapshot(web_config_up_to_date=web_config.up_to_date if web_config else None)
+def _on_hang_up(brokers: Brokers, reload: Reload | None) -> Callable[[], None] | None:
+    """Return what SIGHUP does; None if it ends the exporter, since there is nothing to read or open again."""
+    has_files = any(pusher.reopen for broker in brokers.by_name.values() for pusher in broker.pushers)
+    if reload is None:
+        return brokers.reopen_files if has_files else None
 
-    metrics = settings.monitor.metrics
-    sources = Sources(monitor.status, monitor.charts, settings.grafana_url or "")
-    exposition = Exposition(metrics.selection.rows, metrics.metric_prefix, metrics.static_label)
-    return build(
-        MetricsPage(snapshot, exposition, tracker),
-        monitor.is_ready,
-        monitor.broker_url,
-        tasks=Tasks(monitor.tasks, settings.trace_url) if settings.monitor.history.is_on else None,
-        explain=None if settings.no_status_page else monitor.explainer.explain,
-        sources=None if settings.no_status_page else sources,
-        no_events=monitor.no_events,
-    )
+    def reload_and_reopen() -> None:
+        with suppress(ReloadError):  # it is logged
+            reload()
+        brokers.reopen_files()
+
+    return reload_and_reopen
 
 
 def _wait_for_signal(

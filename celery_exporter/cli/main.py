@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -38,14 +40,14 @@ value, such as an invalid broker URL.
 def _main(context: click.Context, /, **argv: Any) -> None:
     """Prometheus exporter for Celery: metrics of tasks, workers and queues."""
     if context.invoked_subcommand is None:
-        context.exit(_serve(load(argv, os.environ)))
+        context.exit(_serve(partial(load, argv, os.environ)))
 
 
-def _serve(settings: Settings) -> int:
+def _serve(load_settings: Callable[[], Settings]) -> int:
     from celery_exporter.app import CannotServeError, serve  # noqa: PLC0415  half a second of imports
 
     try:
-        serve(settings)
+        serve(load_settings)
     except CannotServeError as error:
         return fail(str(error), EXIT_FAILED)
     return 0

@@ -113,6 +113,14 @@ def _labels(texts: tuple[str, ...]) -> dict[str, str]:
 
 OPTIONS = (
     Option(
+        name="config.file",
+        group="Configuration",
+        help="A YAML file with options, and with several brokers; options and variables take precedence.",
+        expects="the path of a readable file",
+        metavar="PATH",
+        parse=parsers.path,
+    ),
+    Option(
         name="broker-url",
         group="Broker",
         help="The broker of Celery; several URLs for failover are separated by `;`.",
@@ -431,6 +439,15 @@ OPTIONS = (
         metavar="PATH",
         parse=parsers.path,
         allow_empty=True,  # an empty variable must not disable authentication
+    ),
+    Option(
+        name="web.enable-lifecycle",
+        group="HTTP",
+        help="Let POST /-/reload read --config.file again, as SIGHUP does.",
+        expects="true or false",
+        parse=parsers.switch,
+        default=False,
+        is_flag=True,
     ),
     Option(
         name="no-status-page",

@@ -125,6 +125,13 @@ class OutageView(Struct, frozen=True):
     error: str  # without secrets
 
 
+class ConfigFileView(Struct, frozen=True):
+    """Whether --config.file was valid when it was read last, and when it was (epoch seconds)."""
+
+    is_valid: bool
+    loaded: float
+
+
 class ExporterState(Struct, frozen=True):
     """The state of this exporter and of its connection to the broker."""
 
@@ -141,7 +148,7 @@ class ExporterState(Struct, frozen=True):
     last_event: float | None
     reconnects: int
     state_errors: Mapping[str, int]  # by operation; empty without a state file
-    web_config_up_to_date: bool | None  # None without a file
+    web_config_up_to_date: bool | None = None  # None without a file
     listening: float = 0.0  # seconds for which the event subscription was open
     last_refused: float | None = None  # time of the newest event in a serializer that is not accepted
     unmeasured: Collection[str] = ()  # queues that workers consume and that the broker reported no value for
@@ -152,6 +159,7 @@ class ExporterState(Struct, frozen=True):
     refused_replies: Collection[str] = ()  # serializers of inspection replies that are not accepted
     history: HistoryView | None = None  # None without a history file
     outage: OutageView | None = None  # None: the event subscription is open, or there can be none
+    config_file: ConfigFileView | None = None  # None without one
 
 
 class Snapshot(Struct, frozen=True):

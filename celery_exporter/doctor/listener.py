@@ -98,7 +98,7 @@ def listen(
         configurations = _inspect(config.broker, say)
         last_progress = 0.0
         while True:
-            snapshot = monitor.snapshot(web_config_up_to_date=None)
+            snapshot = monitor.snapshot()
             growth = monitor.growth(snapshot)
             now = time.monotonic()
             stopped_early = is_stopped()

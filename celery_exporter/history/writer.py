@@ -18,6 +18,7 @@ from celery_exporter.core.snapshot import HistoryView
 from celery_exporter.core.task_info import TaskInfo
 from celery_exporter.history.file import FileDamagedError, FileMovedError, HistoryFileError
 from celery_exporter.history.store import HistoryStore
+from celery_exporter.runtime.threads import new_thread
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class HistoryWriter:
         self._last_success: float | None = None  # epoch seconds
         self._error = ""
         self._failing_since: float | None = None  # epoch seconds
-        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._thread = new_thread("history", self._run)
 
     # -- from other threads ------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from celery_exporter.broker.consumers.factory import consumer_for
 from celery_exporter.broker.source import ConfigSource
 from celery_exporter.core.events import Event, EventWithAncestry, EventWithArguments
 from celery_exporter.core.records import MeasuredRecord, Record
-from celery_exporter.core.snapshot import ExporterState, Snapshot, take_snapshot
+from celery_exporter.core.snapshot import ConfigFileView, ExporterState, Snapshot, take_snapshot
 from celery_exporter.history.config import HistoryConfig
 from celery_exporter.history.writer import HistoryWriter
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
@@ -45,6 +45,7 @@ from celery_exporter.monitor.pollers import QueuePoller, WorkerPoller
 from celery_exporter.monitor.status_history import StatusHistory
 from celery_exporter.monitor.task_finder import TaskFinder
 from celery_exporter.persistence.state_file import StateFile
+from celery_exporter.runtime.threads import new_thread
 from celery_exporter.sinks.pusher import Pusher
 from celery_exporter.status.builder import build
 from celery_exporter.status.charts import ChartQuery, Charts
@@ -112,9 +113,7 @@ class Monitor:
         )
         self._queues = QueuePoller(config, self._source, self.state)
         self.workers = WorkerPoller(config, self._source, self.state, lambda: self._blocked.reason)
-        self.explainer = Explainer(
-            self._source, self.state, self.tasks.find, partial(self._exporter_state, None)
-        )
+        self.explainer = Explainer(self._source, self.state, self.tasks.find, self._exporter_state)
         self._status = StatusHistory(min(config.update_interval, SHORT_STEP_SECONDS))
         if restored:
             self._continue(restored)
@@ -124,7 +123,7 @@ class Monitor:
             self.checkpoint = self._new_checkpoint(self._file, holds_state=restored is not None)
         runs: dict[str, Callable[[], None]] = {"events": self._run_subscription}
         runs |= {job.name: partial(job.repeat, self._stopping) for job in self._jobs}
-        self._threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in runs.items()]
+        self._threads = [new_thread(name, run) for name, run in runs.items()]
 
     def _continue(self, restored: Restored) -> None:
         """Continue the counts of an earlier process."""
@@ -154,7 +153,7 @@ class Monitor:
             self.state,
             self.subscription,
             self._tracker,
-            take_snapshot=partial(self._take_snapshot, None),
+            take_snapshot=self._take_snapshot,
             broker=self._source.identity,
             naming=naming_of(self._config),
             holds_state=holds_state,
@@ -216,7 +215,7 @@ class Monitor:
 
     def _update_status(self) -> None:
         with self.state.lock:
-            snapshot, now = take_snapshot(self.state.cluster, self._exporter_state(None)), time.monotonic()
+            snapshot, now = take_snapshot(self.state.cluster, self._exporter_state()), time.monotonic()
         self._status.update(snapshot, now)
 
     def _save_last(self) -> None:
@@ -238,19 +237,26 @@ class Monitor:
         """Return the URL of the broker, without secrets."""
         return self._source.masked_url()
 
-    def snapshot(self, *, web_config_up_to_date: bool | None) -> Snapshot:
-        """Return a copy of all that is known now; with a state file, as of its last write."""
+    def snapshot(
+        self, *, web_config_up_to_date: bool | None = None, config_file: ConfigFileView | None = None
+    ) -> Snapshot:
+        """Return a copy of all that is known now; with a state file, as of its last write.
+
+        The arguments are what only the process knows.
+        """
         saved = self.checkpoint.snapshot() if self.checkpoint else None
         if saved is None:
             with self.state.lock:
                 saved = self.checkpoint.snapshot_or_unsaved() if self.checkpoint else None
-                if saved is None:
-                    return self._take_snapshot(web_config_up_to_date)
-        return replace(saved, exporter=replace(saved.exporter, web_config_up_to_date=web_config_up_to_date))
+                saved = saved or self._take_snapshot()
+        exporter = replace(
+            saved.exporter, web_config_up_to_date=web_config_up_to_date, config_file=config_file
+        )
+        return replace(saved, exporter=exporter)
 
     def status(self) -> Status:
         """Return the current status, for people."""
-        snapshot = self.snapshot(web_config_up_to_date=None)
+        snapshot = self.snapshot()
         return build(snapshot, self.growth(snapshot), self.broker_url())
 
     def charts(self, query: ChartQuery) -> Charts:
@@ -261,13 +267,11 @@ class Monitor:
         """Return what was counted in the last minutes up to a snapshot that was taken now."""
         return self._status.growth(snapshot, time.monotonic())
 
-    def _take_snapshot(self, web_config_up_to_date: bool | None) -> Snapshot:
+    def _take_snapshot(self) -> Snapshot:
         prefetched = self._config.metrics.selection.prefetched
-        return take_snapshot(
-            self.state.cluster, self._exporter_state(web_config_up_to_date), prefetched=prefetched
-        )
+        return take_snapshot(self.state.cluster, self._exporter_state(), prefetched=prefetched)
 
-    def _exporter_state(self, web_config_up_to_date: bool | None) -> ExporterState:
+    def _exporter_state(self) -> ExporterState:
         subscription, queues = self.subscription, self._queues
         outage = subscription.outage()
         return ExporterState(
@@ -286,7 +290,6 @@ class Monitor:
             last_event=subscription.last_event,
             reconnects=max(0, subscription.opened - 1),
             state_errors=dict(self._file.errors) if self._file else {},
-            web_config_up_to_date=web_config_up_to_date,
             listening=self.state.listening,
             last_refused=subscription.last_refused,
             blocked=self._blocked.reason,

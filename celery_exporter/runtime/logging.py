@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from celery_exporter.quoting import printable_json
+from celery_exporter.runtime.threads import BROKER
 
 
 class LineFormatter(logging.Formatter):
@@ -28,6 +29,7 @@ class LineFormatter(logging.Formatter):
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
+            **({"broker": broker} if (broker := BROKER.get()) else {}),
             "msg": record.getMessage(),
         }
         if record.exc_info:

@@ -54,6 +54,7 @@ class SinksConfig(Struct, frozen=True, kw_only=True):
     sink_flush_interval: float
     service_name: str
     static_label: Mapping[str, str]
+    broker: str | None  # the name of the broker whose records these are, None if it has none
     event_log: Path | None
     influx: InfluxConfig
     loki: LokiConfig

@@ -48,7 +48,8 @@ class EventLogSink:
     states = tuple(State)
     min_interval = 0.0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, broker: str | None = None) -> None:
+        self._broker = broker
         self._path = None if path == STDOUT else path
         self.address = "stdout" if self._path is None else str(path)
         #: Opens the file again before the next write, for any thread; None for stdout.
@@ -68,7 +69,7 @@ class EventLogSink:
 
     def encode(self, records: Sequence[Record]) -> Payload:
         """See `Sink`."""
-        return Payload(encode_lines(records))
+        return Payload(encode_lines(records, self._broker))
 
     def send(self, body: bytes, timeout: float) -> None:
         """See `Sink`. After a TemporaryError, the same body is continued where it was interrupted."""

@@ -17,7 +17,7 @@ def _event_log(config: SinksConfig) -> Sink | None:
         return None
     from celery_exporter.sinks.event_log import EventLogSink  # noqa: PLC0415  only where it is used
 
-    return EventLogSink(config.event_log)
+    return EventLogSink(config.event_log, config.broker)
 
 
 def _influxdb(config: SinksConfig) -> Sink | None:

@@ -60,13 +60,14 @@ class LogLine(Struct, omit_defaults=True, gc=False):
     eta: Annotated[_Epoch, Meta(description="The time before which it must not start.")] = None
     received: Annotated[_Epoch, Meta(description="When a worker received it.")] = None
     started: Annotated[_Epoch, Meta(description="When it started.")] = None
+    broker: Annotated[_Text, Meta(description="Name of the broker in `--config.file`.")] = None
     args: Annotated[_Text, Meta(description="Arguments (`--record-arguments`).")] = None
     kwargs: Annotated[_Text, Meta(description="Keyword arguments (`--record-arguments`).")] = None
     result: Annotated[_Text, Meta(description="Result (`--record-arguments`).")] = None
 
 
-def log_line(record: Record) -> LogLine:
-    """Return the JSON object of a record."""
+def log_line(record: Record, broker: str | None = None) -> LogLine:
+    """Return the JSON object of a record of a broker."""
     line = LogLine(
         datetime.fromtimestamp(record.timestamp, timezone.utc),
         _NAMES[record.state],
@@ -83,6 +84,7 @@ def log_line(record: Record) -> LogLine:
         record.queue_wait,
         record.prefetch_wait,
         record.runtime,
+        broker=broker,
     )
     if record.state in ATTEMPT_ENDS:
         line.sent, line.eta = record.sent, record.eta
@@ -92,9 +94,9 @@ def log_line(record: Record) -> LogLine:
     return line
 
 
-def encode_lines(records: Iterable[Record]) -> bytes:
-    """Return the lines of records, each followed by a newline; none has another one in it."""
-    return _encoder.encode_lines([log_line(record) for record in records])
+def encode_lines(records: Iterable[Record], broker: str | None = None) -> bytes:
+    """Return the lines of records of a broker, each followed by a newline; none has another one in it."""
+    return _encoder.encode_lines([log_line(record, broker) for record in records])
 
 
 def encode_line(record: Record) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from celery_exporter.core.histogram import Histogram
 from celery_exporter.core.snapshot import SINK_DURATION_BUCKETS, SinkView
 from celery_exporter.runtime.backoff import back_off
+from celery_exporter.runtime.threads import new_thread
 from celery_exporter.sinks.base import (
     BUFFER_FULL,
     DELIVERED,
@@ -84,7 +85,7 @@ class Pusher:
         self._error = ""  # of the last attempt; empty if it succeeded
         self._failing_since: float | None = None  # epoch seconds
         self._attempt_began: float | None = None  # monotonic time, while an attempt is made
-        self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
+        self._thread = new_thread(f"sink-{sink.name}", self._run)
 
     # -- from other threads --------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import asyncio
 import gzip
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 from msgspec import Struct
 from starlette.requests import Request
@@ -23,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from celery_exporter.core.snapshot import Snapshot
 from celery_exporter.metrics.exposition.negotiation import accepts_gzip, negotiate
 from celery_exporter.metrics.exposition.series_tracker import ScrapeSession, SeriesTracker
-from celery_exporter.metrics.exposition.text import Exposition
+from celery_exporter.metrics.exposition.text import Exposition, Part, render
 from celery_exporter.web.answers import NOSNIFF
 from celery_exporter.web.connections import READ_TIMEOUT_SECONDS, Connection
 
@@ -47,51 +48,68 @@ _GZIP = 16 + zlib.MAX_WBITS
 _PageKey = tuple[str, str | None]
 
 
+class PageSource(NamedTuple):
+    """What a page, or a part of it, is made of."""
+
+    snapshot: Callable[[], Snapshot]
+    exposition: Exposition
+    tracker: SeriesTracker
+
+
 class _Page(Struct, frozen=True):
-    """A rendered page, with its scrape session if it is for a Prometheus server."""
+    """A rendered page, with the scrape sessions of its parts if it is for a Prometheus server."""
 
     zipped: bytes
     length: int  # bytes before compression
-    session: ScrapeSession | None
+    sessions: tuple[tuple[SeriesTracker, ScrapeSession], ...]
+
+
+class Renderers:
+    """What all pages share: the threads that render them, and the limit of unread bytes."""
+
+    def __init__(self) -> None:
+        self.threads = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
+        self.free = asyncio.Semaphore(RENDERERS)
+        self.unread = _UnreadAnswers()
 
 
 class MetricsPage:
-    """Answers requests for /metrics, each from a new snapshot."""
+    """Answers requests for /metrics, each from new snapshots.
+
+    `sources` returns the parts of the page, one or more. `scope` tells scrapes of this page apart from those
+    of another one that shows the same series to the same Prometheus server.
+    """
 
     def __init__(
-        self, snapshot: Callable[[], Snapshot], exposition: Exposition, tracker: SeriesTracker
+        self, sources: Callable[[], Sequence[PageSource]], renderers: Renderers | None = None, scope: str = ""
     ) -> None:
-        self._snapshot = snapshot
-        self._exposition = exposition
-        self._tracker = tracker
-        self._renderers = ThreadPoolExecutor(RENDERERS, thread_name_prefix="render")
-        self._free = asyncio.Semaphore(RENDERERS)
+        self._sources = sources
+        self._renderers = renderers or Renderers()
+        self._scope = scope
         self._queued: dict[_PageKey, asyncio.Task[_Page]] = {}
-        self._unread = _UnreadAnswers()
 
     async def answer(self, request: Request) -> Response:
         """Return the page; status 503 if too many bytes of other pages are unread."""
         content_type = negotiate(request.headers.get("accept"))
         zipped = accepts_gzip(request.headers.get("accept-encoding", ""))
         scraper = _scraper(request)
-        if not await self._unread.wait_for_space():
-            reason = (
-                f"{self._unread.size()} bytes of other pages are unread; the limit is {MAX_UNREAD_BYTES}\n"
-            )
+        unread = self._renderers.unread
+        if not await unread.wait_for_space():
+            reason = f"{unread.size()} bytes of other pages are unread; the limit is {MAX_UNREAD_BYTES}\n"
             return PlainTextResponse(reason, 503, {**NOSNIFF, "Retry-After": "1"})
         page = await self._page((content_type, scraper))
-        session = page.session
         headers = {**NOSNIFF, "Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         headers |= {"Content-Encoding": "gzip"} if zipped else {"Content-Length": str(page.length)}
         connection: Connection | None = request.scope.get("state", {}).get("connection")
-        if session is not None and scraper is not None and request.method == "GET":
-            (connection.when_read if connection else _call)(partial(self._end, scraper, session))
+        if page.sessions and scraper is not None and request.method == "GET":
+            (connection.when_read if connection else _call)(partial(self._end, scraper, page))
         if connection is None:  # another server than ours
             return Response(page.zipped if zipped else gzip.decompress(page.zipped), headers=headers)
-        return _ChunkedPage(page, headers, connection, self._unread)
+        return _ChunkedPage(page, headers, connection, unread)
 
-    def _end(self, scraper: str, session: ScrapeSession) -> None:
-        self._tracker.end(scraper, session, time.monotonic())
+    def _end(self, scraper: str, page: _Page) -> None:
+        for tracker, session in page.sessions:
+            tracker.end(scraper + self._scope, session, time.monotonic())
 
     async def _page(self, key: _PageKey) -> _Page:
         # Equal requests share a page that is not being rendered yet. So many requests wait no longer than
@@ -101,15 +119,23 @@ class MetricsPage:
         return await asyncio.shield(self._queued[key])
 
     async def _make(self, key: _PageKey) -> _Page:
-        async with self._free:
+        async with self._renderers.free:
             del self._queued[key]  # later requests get a newer snapshot
             # In a thread, so that the event loop can answer other requests meanwhile.
-            return await asyncio.get_running_loop().run_in_executor(self._renderers, self._render, *key)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._renderers.threads, self._render, *key
+            )
 
     def _render(self, content_type: str, scraper: str | None) -> _Page:
-        session = None if scraper is None else self._tracker.begin(scraper, time.monotonic())
-        text = self._exposition.render(self._snapshot(), content_type, session)
-        return _Page(gzip.compress(text, 1), len(text), session)
+        parts, sessions = [], []
+        for snapshot, exposition, tracker in self._sources():
+            session = None
+            if scraper is not None:
+                session = tracker.begin(scraper + self._scope, time.monotonic())
+                sessions.append((tracker, session))
+            parts.append(Part(exposition, snapshot(), session))
+        text = render(parts, content_type)
+        return _Page(gzip.compress(text, 1), len(text), tuple(sessions))
 
 
 class _UnreadAnswers:

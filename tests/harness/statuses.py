@@ -21,7 +21,7 @@ from celery_exporter.status.model import (
     WorkerStatus,
 )
 from celery_exporter.web.app import build
-from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.render import MetricsPage, PageSource
 from celery_exporter.web.server import Server, bind
 from celery_exporter.web.status_routes import Sources
 from celery_exporter.web.task_api import Tasks
@@ -168,7 +168,7 @@ def serve_status(first: Status, tasks: Any = None) -> Iterator[StatusPages]:
     """Serve the pages of a status, and those of single tasks. A test may replace the status."""
     listener = bind("127.0.0.1", 0)
     pages = StatusPages(listener.getsockname()[1], first)
-    metrics = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
+    metrics = MetricsPage(lambda: [PageSource(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))])
     app = build(
         metrics, lambda: True, str, sources=Sources(pages, clusters.charts), tasks=tasks and Tasks(tasks)
     )

@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 
 from celery_exporter.core.aggregates import Aggregate
-from celery_exporter.core.snapshot import SINK_DURATION_BUCKETS, JobView, QueueView, Snapshot, WorkerView
+from celery_exporter.core.snapshot import (
+    SINK_DURATION_BUCKETS,
+    ConfigFileView,
+    JobView,
+    QueueView,
+    Snapshot,
+    WorkerView,
+)
 from celery_exporter.core.types import LabelSet, State
 from celery_exporter.metrics.model import TASK_LABELS, MetricFamily, MetricOptions, Profile, add, of_each
 
@@ -547,6 +554,11 @@ def _self(  # noqa: PLR0913  a row has as many columns
     )
 
 
+def _of_config_file(field: Callable[[ConfigFileView], float]) -> Callable[[Snapshot], float | None]:
+    """Return a function that returns a field of the configuration file; None without a file."""
+    return lambda snapshot: None if (view := snapshot.exporter.config_file) is None else field(view)
+
+
 def _collector(
     name: str,
     help_: str,
@@ -787,6 +799,22 @@ EXPORTER_ROWS = [
         attrgetter("exporter.web_config_up_to_date"),
         absent="--web.config.file is not set.",
         example="celery_exporter_web_config_up_to_date == 0",
+    ),
+    _self(
+        "config_last_reload_successful",
+        "gauge",
+        "1 if --config.file was valid when it was read last; 0 if not, and nothing was changed.",
+        _of_config_file(attrgetter("is_valid")),
+        absent="--config.file is not set.",
+        example="celery_exporter_config_last_reload_successful == 0",
+    ),
+    _self(
+        "config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "When --config.file was read last and was valid.",
+        _of_config_file(attrgetter("loaded")),
+        absent="--config.file is not set.",
+        example="time() - celery_exporter_config_last_reload_success_timestamp_seconds",
     ),
     _self(
         "negative_waits_total",

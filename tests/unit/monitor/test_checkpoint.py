@@ -65,7 +65,7 @@ class CountingMonitor:
         self.monitor.subscription.apply_events(events)
 
     def shown(self) -> int:
-        aggregates = self.monitor.snapshot(web_config_up_to_date=None).aggregates
+        aggregates = self.monitor.snapshot().aggregates
         return sum(sum(aggregate.transitions) for aggregate in aggregates.values())
 
     def restart(self) -> int:

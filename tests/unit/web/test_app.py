@@ -11,7 +11,7 @@ from harness import statuses
 from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.web.app import build
-from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.render import MetricsPage, PageSource
 from celery_exporter.web.status_routes import Sources
 
 
@@ -21,7 +21,7 @@ def get(
     """Return the status and the text of an answer."""
 
     async def request() -> list[dict[str, Any]]:
-        page = MetricsPage(lambda: None, Exposition([]), SeriesTracker(0.0, 0.0))
+        page = MetricsPage(lambda: [PageSource(lambda: None, Exposition([]), SeriesTracker(0.0, 0.0))])
         app = build(page, lambda: is_ready, lambda: broker, **options)
         scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
         messages: list[dict[str, Any]] = []

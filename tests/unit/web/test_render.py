@@ -14,7 +14,7 @@ from celery_exporter.metrics.exposition.series_tracker import SeriesTracker
 from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.metrics.model import MetricFamily
 from celery_exporter.web.app import build
-from celery_exporter.web.render import RENDERERS, MetricsPage
+from celery_exporter.web.render import RENDERERS, MetricsPage, PageSource
 
 TIMEOUT_SECONDS = 10.0  # for events that take milliseconds
 
@@ -33,7 +33,7 @@ class NumberedPages:
             (),
             lambda snapshot: [((), snapshot.number)],
         )
-        page = MetricsPage(self._snapshot, Exposition([row]), SeriesTracker(0.0, 0.0))
+        page = MetricsPage(lambda: [PageSource(self._snapshot, Exposition([row]), SeriesTracker(0.0, 0.0))])
         self.app = build(page, lambda: True, str)
 
     def _snapshot(self) -> Any:

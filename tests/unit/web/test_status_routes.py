@@ -17,7 +17,7 @@ from celery_exporter.metrics.exposition.text import Exposition
 from celery_exporter.status.model import Status
 from celery_exporter.web.app import build
 from celery_exporter.web.pages import site
-from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.render import MetricsPage, PageSource
 from celery_exporter.web.status_routes import Sources
 
 CLUSTER = clusters.cluster(6, 3)
@@ -27,7 +27,7 @@ def get(path: str, query: str = "", shown: Status = CLUSTER, *, raw_path: str = 
     """Return the status and the text of an answer. `path` is decoded, as by an ASGI server."""
 
     async def request() -> list[dict[str, Any]]:
-        page = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
+        page = MetricsPage(lambda: [PageSource(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))])
         app = build(page, lambda: True, str, sources=Sources(lambda: shown, clusters.charts))
         messages: list[dict[str, Any]] = []
 

@@ -21,7 +21,7 @@ from celery_exporter.status.explanation import BusyError, Explanation
 from celery_exporter.status.task_columns import ATTEMPTS, FOUND, TASK_FACTS, WORKFLOW
 from celery_exporter.web.app import build
 from celery_exporter.web.pages import layout
-from celery_exporter.web.render import MetricsPage
+from celery_exporter.web.render import MetricsPage, PageSource
 from celery_exporter.web.status_routes import Sources
 from celery_exporter.web.task_api import Tasks
 from celery_exporter.web.task_query import LIMIT, PARAMETERS
@@ -39,7 +39,7 @@ def get(
     tasks = finder and Tasks(finder, options.pop("trace_url", None))
 
     async def request() -> list[dict[str, Any]]:
-        page = MetricsPage(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))
+        page = MetricsPage(lambda: [PageSource(no_snapshot, Exposition([]), SeriesTracker(0.0, 0.0))])
         app = build(
             page,
             lambda: True,

@@ -400,6 +400,8 @@ def fields_of(config: Struct) -> dict[str, object]:
     """Return the values of a config, and of the configs in it, by name."""
     values = {name: getattr(config, name) for name in config.__struct_fields__}
     values.pop("selection", None)  # its functions differ in each instance
+    if "brokers" in values:
+        values |= values.pop("brokers")
     return {name: fields_of(value) if isinstance(value, Struct) else value for name, value in values.items()}
 
 
