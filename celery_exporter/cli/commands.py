@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import click
 
@@ -25,7 +25,7 @@ from celery_exporter.cli.params import Number, Sections, parameter
 from celery_exporter.config.loader import load, load_listen
 from celery_exporter.config.options import OPTIONS, SINK_GROUPS
 from celery_exporter.config.otel_variables import without_opentelemetry
-from celery_exporter.config.schema import Settings
+from celery_exporter.config.schema import BrokerSettings
 from celery_exporter.doctor.check_order import CHECKS_BY_SUBJECT
 from celery_exporter.errors import BadSettingError
 from celery_exporter.metrics.registry import PROFILES, overview, table
@@ -35,6 +35,7 @@ from celery_exporter.web.task_query import PARAMETERS
 #: The options of subcommands that connect to the broker.
 _BROKER_OPTIONS = frozenset(
     {
+        "config_file",
         "broker_url",
         "broker_url_file",
         "broker_transport_option",
@@ -126,6 +127,12 @@ def demo(context: click.Context, port: int, seconds: float | None, *, with_probl
     context.exit(run(port, seconds, with_problems=with_problems))
 
 
+def _broker_option() -> click.Option:
+    return click.Option(
+        ["--broker"], metavar="NAME", help="Name of the broker, if --config.file has several."
+    )
+
+
 def _broker_command(
     name: str,
     function: Callable[..., int],
@@ -135,17 +142,17 @@ def _broker_command(
     """Return a subcommand that connects to the broker, with these options of the exporter."""
 
     @click.pass_context
-    def callback(context: click.Context, /, **argv: Any) -> None:
+    def callback(context: click.Context, /, broker: str | None, **argv: Any) -> None:
         unblock_signals()
         values = {key: argv.pop(key) or _root_params(context).get(key) for key in list(argv) if key in keys}
         environ = os.environ if keys >= _RECORD_OPTIONS else without_opentelemetry(os.environ)
-        context.exit(function(load(values, environ), **argv))
+        context.exit(function(load(values, environ).broker(broker), **argv))
 
     options = [parameter(option) for option in OPTIONS if option.key in keys]
     return Sections(
         name,
         callback=callback,
-        params=[*parameters, *options],
+        params=[*parameters, _broker_option(), *options],
         help=function.__doc__,
         epilog=_EPILOGS[name],
     )
@@ -165,7 +172,7 @@ def _reject_url(file: str) -> None:
         raise BadSettingError("FILE: got a URL, expected a path; use --broker-url URL for the broker")
 
 
-def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool) -> int:
+def _record(settings: BrokerSettings, file: str, seconds: float | None, *, scrub: bool) -> int:
     """Record the events of a broker into FILE.
 
     The recording is compressed and includes the times; use it for a bug report, a test or a benchmark. FILE
@@ -194,7 +201,7 @@ def _record(settings: Settings, file: str, seconds: float | None, *, scrub: bool
     return 0
 
 
-def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -> int:
+def _replay(settings: BrokerSettings, file: str, speed: float | None, *, fast: bool) -> int:
     """Publish the events of FILE to a broker.
 
     They are published at the recorded speed or faster. All consumers on the broker receive them, including
@@ -220,7 +227,7 @@ def _replay(settings: Settings, file: str, speed: float | None, *, fast: bool) -
 
 
 def _doctor(
-    settings: Settings, seconds: float, prometheus: str | None, management: str | None, *, json: bool
+    settings: BrokerSettings, seconds: float, prometheus: str | None, management: str | None, *, json: bool
 ) -> int:
     """Find out why metrics are missing.
 
@@ -337,7 +344,7 @@ def _running_exporter(context: click.Context) -> str:
 
 
 @click.pass_context
-def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
+def _top(context: click.Context, /, url: str | None, broker: str | None, **argv: Any) -> None:
     """Show the status page in the terminal; q quits.
 
     Workers, queues, tasks, recent failures and problems of the exporter on this machine or at --url; with
@@ -346,18 +353,19 @@ def _top(context: click.Context, /, url: str | None, **argv: Any) -> None:
     unblock_signals()
     from celery_exporter.runtime.logging import forward  # noqa: PLC0415  the exporter does not need it
     from celery_exporter.top import show  # noqa: PLC0415
-    from celery_exporter.top.status_source import broker, exporter  # noqa: PLC0415
+    from celery_exporter.top.status_source import broker as subscribed  # noqa: PLC0415
+    from celery_exporter.top.status_source import exporter  # noqa: PLC0415
 
     root = _root_params(context)
     values = {key: argv[key] or root.get(key) for key in argv}
     if not (values["broker_url"] or values["broker_url_file"]):
-        context.exit(show(exporter(url or _running_exporter(context))))
+        context.exit(show(exporter(_of_broker(url or _running_exporter(context), broker))))
     if url:
         raise BadSettingError("--url and --broker-url: got both; use one of the two")
     warnings: deque[str] = deque(maxlen=1)
     forward(warnings.append, ignored="celery_exporter.status.checks")  # the status has all findings
     settings = load(values, without_opentelemetry(os.environ))
-    with broker(settings.monitor, warnings) as source:
+    with subscribed(settings.broker(broker).monitor, warnings) as source:
         code = show(source)
     context.exit(code)
 
@@ -368,6 +376,7 @@ _TOP = Sections(
     epilog=_EPILOGS["top"],
     params=[
         _url_option(),
+        _broker_option(),
         *(parameter(option) for option in OPTIONS if option.key in _BROKER_OPTIONS | {"queues"}),
     ],
     help=_top.__doc__,
@@ -375,16 +384,24 @@ _TOP = Sections(
 
 
 @click.pass_context
-def _find(
-    context: click.Context, /, uuid: str | None, url: str | None, json: bool, why: bool, **query: Any
+def _find(  # noqa: PLR0913  its options
+    context: click.Context,
+    /,
+    uuid: str | None,
+    url: str | None,
+    broker: str | None,
+    *,
+    json: bool,
+    why: bool,
+    **query: Any,
 ) -> None:
     """Find a task by its id, or tasks by name, state and more.
 
-    The first eight characters of an id are enough. Asks the exporter on this machine or at --url. Exit code
-    0: found; 1: not found, or no answer.
+    The first eight characters of an id are enough. Asks the exporter on this machine or at --url, about all
+    of its brokers or about --broker. Exit code 0: found; 1: not found, or no answer.
     """
     unblock_signals()
-    from celery_exporter.find import find  # noqa: PLC0415  only this command needs it
+    from celery_exporter.find import exporters_at, find  # noqa: PLC0415  only this command needs it
     from celery_exporter.web.client import exporter_at  # noqa: PLC0415
 
     given = {name: text for name, text in query.items() if text is not None}
@@ -392,8 +409,8 @@ def _find(
         raise BadSettingError(f"--{next(iter(given)).replace('_', '-')}: got an id, too; use one of the two")
     if why and uuid is None:
         raise BadSettingError("--why: needs the id of a task")
-    exporter = exporter_at(url or _running_exporter(context), "find")
-    context.exit(find(exporter, uuid, given, why=why, as_json=json, is_remote=url is not None))
+    exporter = exporter_at(_of_broker(url or _running_exporter(context), broker), "find")
+    context.exit(find(exporters_at(exporter), uuid, given, why=why, as_json=json, is_remote=url is not None))
 
 
 _FIND = Sections(
@@ -411,9 +428,38 @@ _FIND = Sections(
         click.Option(["--why"], is_flag=True, help="Say why the task is there: look at the broker now."),
         click.Option(["--json"], is_flag=True, help="Print the answer of the API."),
         _url_option(),
+        _broker_option(),
     ],
     help=_find.__doc__,
 )
+
+
+def _of_broker(url: str, broker: str | None) -> str:
+    """Return the URL at which the exporter has the pages of one broker."""
+    return url if broker is None else f"{url.rstrip('/')}/brokers/{quote(broker, safe='')}"
+
+
+@click.command("check-config")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.pass_context
+def check_config(context: click.Context, file: str) -> None:
+    """Check the configuration file FILE, with the variables of this environment.
+
+    Connects to nothing. Exit code 0: valid; 2: not valid.
+    """
+    unblock_signals()
+    from celery_exporter.broker.connection import check  # noqa: PLC0415  only this command needs it
+    from celery_exporter.broker.url import masked  # noqa: PLC0415
+    from celery_exporter.sinks.factory import sinks_for  # noqa: PLC0415
+
+    settings = load({"config_file": file}, os.environ)
+    for broker in settings.brokers.values():
+        check(broker.monitor.broker)
+        sinks_for(broker.sinks)
+    click.echo(f"{file}: valid, {len(settings.brokers)} broker{'s' if len(settings.brokers) > 1 else ''}")
+    for name, broker in settings.brokers.items():
+        click.echo(f"  {f'{name}: ' if name else ''}{masked(broker.monitor.broker.broker_url)}")
+    context.exit(0)
 
 
 @click.command()
@@ -461,5 +507,6 @@ COMMANDS: tuple[click.Command, ...] = (
     _TOP,
     _FIND,
     profiles,
+    check_config,
     _HEALTHCHECK,
 )

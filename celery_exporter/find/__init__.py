@@ -9,10 +9,12 @@ from urllib.parse import quote
 
 import click
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from celery_exporter.find.text import explanation_text, problem_text, task_list_text, task_text
 from celery_exporter.quoting import encodable, printable, printable_json
-from celery_exporter.status.explanation import Explanation
+from celery_exporter.status.explanation import UNSEEN, Explanation
 from celery_exporter.web.client import API, Exporter, NoAnswerError
 from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 
@@ -20,8 +22,32 @@ from celery_exporter.web.task_answers import Problem, TaskAnswer, TaskList
 PATH = f"{API}tasks"
 
 
+class _Named(Struct):
+    """A broker in /api/v1/brokers."""
+
+    name: str | None
+    path: str
+
+
+class _BrokerList(Struct):
+    brokers: list[_Named]
+
+
+def exporters_at(exporter: Exporter) -> dict[str, Exporter]:
+    """Return the exporter of each broker by its name, which is empty if the exporter has only one."""
+    try:
+        brokers = exporter.get(f"{API}brokers", _BrokerList).brokers
+    except NoAnswerError:  # an older exporter, or the URL is that of one broker
+        brokers = []
+    if len(brokers) < 2:
+        return {"": exporter}
+    return {
+        broker.name or "": replace(exporter, url=exporter.url + broker.path.rstrip("/")) for broker in brokers
+    }
+
+
 def find(  # noqa: PLR0913  what is asked, and how it is printed
-    exporter: Exporter,
+    exporters: Mapping[str, Exporter],
     uuid: str | None,
     query: Mapping[str, str],
     *,
@@ -31,24 +57,64 @@ def find(  # noqa: PLR0913  what is asked, and how it is printed
 ) -> int:
     """Print a task, or those that a query finds; return the exit code: 0, or 1 if nothing is found.
 
-    `why` asks where the message of the task is, which makes the exporter look at the broker. `is_remote` says
-    that the exporter is the one at --url.
+    `exporters` are those of brokers, by name; all are asked. `why` asks where the message of the task is,
+    which makes the exporter look at the broker. `is_remote` says that the exporter is the one at --url.
     """
+    asked = {name: _asked(exporter, uuid, query, why=why) for name, exporter in exporters.items()}
+    answers = {name: answer for name, answer in asked.items() if not isinstance(answer, NoAnswerError)}
+    found = {name: answer for name, answer in answers.items() if _is_found(answer)}
+    for name, error in asked.items() if not found else ():
+        if isinstance(error, NoAnswerError):
+            click.echo(f"find: {_headed(name, _reason(error))}", err=True)
+    shown = found or answers
+    if as_json and shown:
+        _print_json(shown[""] if "" in exporters else shown)
+        return 0 if found else 1
+    for name, answer in shown.items():
+        text = _text(answer, query, exporters[name].url if is_remote or name else None)
+        click.echo(encodable(_headed(name, text, "\n"), sys.stdout.encoding))
+    return 0 if found else 1
+
+
+_Answer = TaskAnswer | TaskList | Explanation
+
+
+def _asked(
+    exporter: Exporter, uuid: str | None, query: Mapping[str, str], *, why: bool
+) -> _Answer | NoAnswerError:
     try:
-        if uuid is not None and why:
-            explanation = exporter.get(f"{API}explain/{quote(uuid, safe='')}", Explanation)
-            _print(explanation, as_json, explanation_text(explanation))
-            return 0
-        if uuid is not None:
-            task = exporter.get(f"{PATH}/{quote(uuid, safe='')}", TaskAnswer)
-            _print(task, as_json, task_text(task, time.time()))
-            return 0
-        tasks = exporter.get(PATH, TaskList, query)
+        return _ask(exporter, uuid, query, why=why)
     except NoAnswerError as error:
-        click.echo(f"find: {_reason(error)}", err=True)
-        return 1
-    _print(tasks, as_json, task_list_text(tasks, query, time.time(), exporter.url if is_remote else None))
-    return 0 if tasks.tasks else 1
+        return error
+
+
+def _ask(exporter: Exporter, uuid: str | None, query: Mapping[str, str], *, why: bool) -> _Answer:
+    """Return the answer of an exporter. Raises NoAnswerError."""
+    if uuid is None:
+        return exporter.get(PATH, TaskList, query)
+    if why:
+        return exporter.get(f"{API}explain/{quote(uuid, safe='')}", Explanation)
+    return exporter.get(f"{PATH}/{quote(uuid, safe='')}", TaskAnswer)
+
+
+def _is_found(answer: _Answer) -> bool:
+    """Return whether an answer is about a task that the exporter or its broker knows."""
+    if isinstance(answer, TaskList):
+        return bool(answer.tasks)
+    return not isinstance(answer, Explanation) or answer.diagnosis != UNSEEN
+
+
+def _text(answer: _Answer, query: Mapping[str, str], url: str | None) -> str:
+    if isinstance(answer, TaskList):
+        return task_list_text(answer, query, time.time(), url)
+    if isinstance(answer, Explanation):
+        return explanation_text(answer)
+    return task_text(answer, time.time())
+
+
+def _headed(broker: str, text: str, separator: str = " ") -> str:
+    """Return a text with the name of its broker before it, if it has one."""
+    return f"broker {broker}:{separator}{text}" if broker else text
 
 
 def _reason(error: NoAnswerError) -> str:
@@ -59,9 +125,5 @@ def _reason(error: NoAnswerError) -> str:
         return printable(str(error))
 
 
-def _print(answer: TaskAnswer | TaskList | Explanation, as_json: bool, text: str) -> None:
-    if as_json:
-        document = msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
-        click.echo(printable_json(document))
-        return
-    click.echo(encodable(text, sys.stdout.encoding))
+def _print_json(answer: object) -> None:
+    click.echo(printable_json(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()))

@@ -13,7 +13,7 @@ from celery_exporter.core.reconcile import EXPIRED, MESSAGE_GONE, NOT_RUNNING
 from celery_exporter.core.task_info import LOST
 from celery_exporter.quoting import printable
 from celery_exporter.status.evidence import ago, at, busy, evidence, limits
-from celery_exporter.status.explanation import RECEIVED, REVOKED, STARTED, Explanation, Facts
+from celery_exporter.status.explanation import RECEIVED, REVOKED, STARTED, UNSEEN, Explanation, Facts
 from celery_exporter.status.finding import count, duration, names
 
 #: Why a task may be unknown, for people.
@@ -353,7 +353,7 @@ DIAGNOSES = (
         "Its newest event is {state}, {ago}; no worker has reported it since.",
         ("whether its message waits in a queue",),
     ),
-    Diagnosis("never-seen", _always, "No event and no message of this task was seen.", NEVER_SEEN),
+    Diagnosis(UNSEEN, _always, "No event and no message of this task was seen.", NEVER_SEEN),
 )
 
 

@@ -21,6 +21,8 @@ from celery_exporter.status.facts import DISCOVERY_SECONDS
 
 PENDING, RECEIVED, STARTED = State.PENDING.name, State.RECEIVED.name, State.STARTED.name
 RETRY, REVOKED = State.RETRY.name, State.REVOKED.name
+#: The diagnosis of a task that neither events nor the broker know.
+UNSEEN = "never-seen"
 #: Seconds within which events of what just happened may still be on their way.
 RECENT_SECONDS = 5.0
 #: Seconds by which a worker may take a message before or after it reports that.
